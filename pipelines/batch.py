@@ -1,0 +1,42 @@
+"""`Batch` and `Needs`: what a step of training receives, and what an objective asks for.
+
+`Needs` sits on the objective's config class, so the driver knows which columns to compute before any network exists, and
+the pipeline computes exactly those.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:  # data tasks do not wait three seconds for torch
+    from torch import Tensor
+
+
+class Batch(TypedDict, total=False):
+    """Columns of one worker's batch of b samples. Only what was asked for is there."""
+
+    image: Tensor  # [b, 3, H, W] uint8
+    text: Tensor  # [b, L] int64 token ids
+    text_mask: Tensor  # [b, L] int64, 1 for a token and 0 for padding
+    image_features: Tensor  # [b, F] float32, output of a locked image tower
+    text_features: Tensor  # [b, F] float32, output of a locked text tower
+    sample_id: Tensor  # [b] int64 in [0, num_samples)
+    image_id: Tensor  # [b] int64, equal for equal pictures
+    text_id: Tensor  # [b] int64, equal for equal captions
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective reads beside the embeddings."""
+
+    ids: bool = False  # sample_id, image_id, text_id
+
+
+def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
+    """The columns a batch must hold: those of the towers and those of the objective, no more."""
+    wanted = {"image_features"} if image_locked else {"image"}
+    wanted |= {"text_features"} if text_locked else {"text", "text_mask"}
+    if needs.ids:
+        wanted |= {"sample_id", "image_id", "text_id"}
+    return wanted

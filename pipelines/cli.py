@@ -1,0 +1,77 @@
+"""What the four programs have in common: CONFIG.yaml, key=value overrides, --quiet, --verbose, --show, and how errors end."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import yaml
+
+from pipelines.display import Display
+from pipelines.settings import Settings, UserError, describe, load, parse_overrides
+
+S = TypeVar("S", bound=Settings)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument errors in the same voice as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"error: {message}; see {self.prog} --help\n")
+        raise SystemExit(2)
+
+
+def run_program(
+    package: str,
+    purpose: str,
+    model: type[S],
+    action: Callable[[S, Display], None],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Parse, load, act. Exit code 0: done; 2: a mistake the user can put right, in one line; 130: interrupted."""
+    parser = _Parser(
+        prog=f"python -m {package}",
+        description=purpose,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_epilog(package, model),
+    )
+    parser.add_argument("config", metavar="CONFIG.yaml", help="what to do; the files that come along are listed below")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the config, such as seed=1")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--verbose", action="store_true", help="print Ray's own output too, and tracebacks of errors")
+    parser.add_argument("--show", action="store_true", help="print the config with every default filled in, and stop")
+    options = parser.parse_intermixed_args(arguments)
+    display = Display(quiet=options.quiet, verbose=options.verbose)
+    try:
+        settings = load(model, options.config, parse_overrides(options.overrides))
+        if options.show:
+            print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
+            return 0
+        action(settings, display)
+    except UserError as error:
+        if options.verbose:
+            traceback.print_exc()
+        display.close()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        display.close()
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    finally:
+        display.close()
+    return 0
+
+
+def _epilog(package: str, model: type[Settings]) -> str:
+    """Examples, the config files that come along with their first comment lines, and every key."""
+    folder = "sweeps" if package == "tuning" else "configs"
+    lines = ["config files:"]
+    for path in sorted((Path(__file__).parent.parent / package / folder).glob("*.yaml")):
+        comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").split("\n") if line.startswith("#")]
+        lines.append(f"  {package}/{folder}/{path.name}")
+        lines += [f"      {comment}" for comment in comments[:2]]
+    lines += ["", "keys (dots reach inside: optimizer.lr=1e-3):", describe(model)]
+    return "\n".join(lines)

@@ -1,0 +1,75 @@
+"""Ray, started one way for all programs: every environment variable and `DataContext` setting that matters, with its reason.
+
+`start()` joins the cluster that RAY_ADDRESS names (as inside `ray job submit`) or starts a local one. The settings are
+environment variables because Ray reads most of them in processes that it starts itself.
+"""
+
+import logging
+import os
+import warnings
+from typing import Any
+
+ENVIRONMENT = {
+    # No report to the vendor, and no notice about it.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # The train controller polls its workers this often: the default of 2 s delays metrics, checkpoints and the end of a run.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Else every print of a worker appears twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # We draw our own progress.
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Reader V2 packs small Parquet files into one or two tasks: no parallel decode, first batch at the very end.
+    "RAY_DATA_USE_DATASOURCE_V2": "0",
+    # Reserving CPUs per operator leaves half of a small machine idle.
+    "RAY_DATA_ENABLE_OP_RESOURCE_RESERVATION": "0",
+    # On a cloud, nodes take minutes to come up; the default of 60 s only fills the log with retries.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    # One notice a second about an actor state that needs the dashboard.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    # Keeps CUDA_VISIBLE_DEVICES as it is for tasks without GPUs, and silences the notice about it.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Each task tokenizes on the one CPU it was given; no notice about forks.
+    "TOKENIZERS_PARALLELISM": "false",
+    # transformers' load reports and bars would break the progress display; real errors are raised all the same.
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+def start(verbose: bool = False, cpus: int | None = None) -> None:
+    """Join or start Ray, once a process. `cpus`: logical CPUs of a local Ray, the machine's by default."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    import ray
+
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+    }
+    if "RAY_ADDRESS" in os.environ:
+        # The nodes' daemons were started by somebody else: our environment has to travel.
+        options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
+    else:
+        # Without an address Ray would attach to any cluster left running on this machine; the dashboard costs a second.
+        options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus or os.cpu_count()}
+    ray.init(**options)
+    configure_data(verbose)
+
+
+def configure_data(verbose: bool = False) -> None:
+    """Ray Data's settings in this process. Workers and controllers call it too: a `DataContext` does not travel."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    # Batches come in the order they were asked for, not as tasks happen to finish: the order is part of the result.
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.use_datasource_v2 = False
+    if not verbose:
+        context.print_on_execution_start = False
+        for name in ("ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)

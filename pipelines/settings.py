@@ -1,0 +1,185 @@
+"""From a YAML file and `key=value` overrides to a validated, frozen settings object, or one line that says what is wrong.
+
+A command line argument and a sweep's trial are the same thing: overrides, dotted paths to values. Every settings class in
+the project derives from `Settings`: unknown keys are errors, and an error names the key, the value and what is allowed.
+"""
+
+import difflib
+import hashlib
+import json
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class UserError(Exception):
+    """Something the user can put right. One line: what is wrong, and the way out. Programs print it and exit with 2."""
+
+
+class Settings(BaseModel):
+    """Base of every settings class: frozen, unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    def digest(self) -> str:
+        """Hex digest of the resolved values: equal settings, equal digest."""
+        return digest(self.model_dump(mode="json"))
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def digest(value: Any) -> str:
+    """32 hex digits of any JSON-able value, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `UserError` where the file is missing or not a mapping."""
+    if not path.exists():
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such file" + (f"; there are: {', '.join(near)}" if near else ""))
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(tree).__name__}")
+    return tree
+
+
+def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    """`["optimizer.lr=1e-3"]` to `{"optimizer.lr": "1e-3"}`; values are read as YAML, so lists and null work."""
+    overrides = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{argument}': expected key=value, for example optimizer.lr=1e-3")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            overrides[key] = value
+    return overrides
+
+
+def apply_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the tree with dotted keys set. Changing a `name` drops its siblings: they belonged to another class."""
+    result = json.loads(json.dumps(tree))
+    # `objective.name` before `objective.temperature`, whatever order they were typed in.
+    for dotted in sorted(overrides, key=lambda key: (not key.endswith(".name"), key.count("."))):
+        node, *parts = [result, *dotted.split(".")]
+        for part in parts[:-1]:
+            if not isinstance(node.get(part), dict):
+                node[part] = {}
+            node = node[part]
+        if parts[-1] == "name" and len(parts) > 1 and node.get("name") != overrides[dotted]:
+            node.clear()
+        node[parts[-1]] = overrides[dotted]
+    return result
+
+
+def load(model: type[S], path: str | Path, overrides: Mapping[str, Any] | None = None) -> S:
+    """Read, override, validate. Raises `UserError` in one line that names the key, the value and the way out."""
+    return validate(model, apply_overrides(read_yaml(Path(path)), overrides or {}), str(path))
+
+
+def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
+    """Validate a tree that is already read; `where` names it in errors."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(model, item) for item in error.errors()]
+        more = f" (and {len(lines) - 1} more: {'; '.join(lines[1:4])})" if len(lines) > 1 else ""
+        raise UserError(f"{where}: {lines[0]}{more}") from None
+
+
+def _explain(model: type[BaseModel], error: Any) -> str:
+    """One clause for one of pydantic's errors."""
+    location = [part for part in error["loc"] if isinstance(part, str | int)]
+    classes, shown = _walk(model, location)
+    key = ".".join(shown) or "config"
+    if error["type"] == "extra_forbidden":
+        known = sorted({name for cls in classes for name in cls.model_fields})
+        near = difflib.get_close_matches(str(shown[-1]), known, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        return f"{key}: unknown key (value {error['input']!r}){hint} Known keys here: {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"{key}: missing; add it to the file or pass {key}=VALUE"
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        context = error.get("ctx", {})
+        given = f"{context['tag']!r} is unknown" if "tag" in context else "missing"
+        names = ", ".join(sorted(_tags(classes))) or context.get("expected_tags", "")
+        return f"{key}.name: {given}; choose one of: {names}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{key}: {message}" if key != "config" else message
+    return f"{key}: {message[:1].lower()}{message[1:]} (value {error['input']!r})"
+
+
+def _classes(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes inside an annotation such as `Annotated[A | B, Field(...)] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType, Annotated, list, tuple, dict):
+        return [cls for part in get_args(annotation) for cls in _classes(part)]
+    return []
+
+
+def _tag(cls: type[BaseModel]) -> str | None:
+    """The value of a class's `name: Literal[...]` discriminator."""
+    field = cls.model_fields.get("name")
+    if field is None or get_origin(field.annotation) is not Literal:
+        return None
+    return get_args(field.annotation)[0]
+
+
+def _tags(classes: Iterable[type[BaseModel]]) -> set[str]:
+    return {tag for cls in classes if (tag := _tag(cls)) is not None}
+
+
+def _walk(model: type[BaseModel], location: list[str | int]) -> tuple[list[type[BaseModel]], list[str]]:
+    """Follow an error's location: the classes where it ends, and the key as the user wrote it (union tags left out)."""
+    classes, shown = [model], []
+    for position, part in enumerate(location):
+        fields = [cls.model_fields[part] for cls in classes if isinstance(part, str) and part in cls.model_fields]
+        last = position == len(location) - 1
+        if fields:
+            shown.append(str(part))
+            inner = [c for f in fields for c in _classes(f.annotation)]
+            if inner or not last:
+                classes = inner
+        elif any(_tag(cls) == part for cls in classes):
+            classes = [cls for cls in classes if _tag(cls) == part]
+        else:
+            shown.append(str(part))
+    return classes, shown
+
+
+def describe(model: type[BaseModel], indent: str = "  ") -> str:
+    """The keys of a settings class with their defaults and meaning, for `--help`."""
+    lines = []
+    for name, field in model.model_fields.items():
+        nested = _classes(field.annotation)
+        if field.is_required():
+            default = "required"
+        elif isinstance(field.get_default(call_default_factory=True), BaseModel):
+            default = ""
+        else:
+            default = f"default {json.dumps(field.get_default(call_default_factory=True), default=str)}"
+        about = " - ".join(part for part in (field.description or "", default) if part)
+        lines.append(f"{indent}{name}: {about}")
+        if len(nested) == 1:
+            lines.append(describe(nested[0], indent + "  "))
+        for cls in nested if len(nested) > 1 else []:
+            summary = (cls.__doc__ or "").strip().split("\n")[0]
+            lines.append(f"{indent}  name: {_tag(cls)} - {summary}")
+            inner = describe(cls, indent + "    ").split("\n")
+            lines += [line for line in inner if not line.strip().startswith("name:")]
+    return "\n".join(line for line in lines if line.strip())

@@ -1,0 +1,66 @@
+"""The one interface of all sources.
+
+A source lists units of work on the driver, cheaply, and reads one unit at a time in the cluster. A unit is what is best
+read in one go: a bunch of files, a tar, a row group. Reading a unit yields a `Pair` or a `Rejected` for every row: a bad
+row never stops the others.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.settings import Settings
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One picture with at least one caption, as found."""
+
+    key: str  # unique within the source
+    origin: str  # where it came from, for people: a path, a URL, a member of a tar
+    image: bytes  # encoded
+    captions: list[str]
+    group: str  # what must not be torn apart by a split: a concept, a product, a photographer
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that cannot be used, and why: `reason` is a short code, counted in the manifest."""
+
+    key: str
+    origin: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of reading. `data` is what `read` needs, as JSON values."""
+
+    data: Any
+    rows: int  # how many rows it will give, for the progress display
+
+
+class Source(Settings):
+    """Base of the source settings: what to read, and how."""
+
+    def title(self) -> str:
+        """The dataset's name in metrics, such as `openmoji`."""
+        raise NotImplementedError
+
+    def licence(self) -> str:
+        """Licence of the data."""
+        raise NotImplementedError
+
+    def attribution(self) -> str:
+        """What must stand beside the data wherever it is shown."""
+        raise NotImplementedError
+
+    def units(self) -> list[Unit]:
+        """All work, listed without reading it, in a fixed order. Raises `UserError` where nothing can be read."""
+        raise NotImplementedError
+
+    def read(self, unit: Any) -> Iterator[Pair | Rejected]:
+        """The rows of one unit's `data`, in a fixed order. Runs in the cluster."""
+        raise NotImplementedError

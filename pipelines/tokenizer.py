@@ -1,0 +1,84 @@
+"""Captions to token ids: a tokenizer that comes with a text tower, or a small one trained on the corpus.
+
+Either way it is a `tokenizer.json` of the `tokenizers` library, carried as text: it fits into a config, a task, a
+checkpoint, and needs no transformers where captions are tokenized.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipelines.artifacts import resolve
+from pipelines.settings import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_PADS = ("[PAD]", "<pad>", "<|endoftext|>")
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer and the length it pads and cuts to."""
+
+    json: str
+    max_tokens: int
+
+    @cached_property
+    def _tokenizer(self) -> "Tokenizer":
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(self.json)
+        pad = next((token for token in _PADS if tokenizer.token_to_id(token) is not None), None)
+        if pad is None:
+            raise UserError(f"text_tower.tokenizer: it has no padding token; expected one of {', '.join(_PADS)}")
+        tokenizer.enable_truncation(self.max_tokens)
+        tokenizer.enable_padding(length=self.max_tokens, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
+        return tokenizer
+
+    def __getstate__(self) -> dict:
+        return {"json": self.json, "max_tokens": self.max_tokens}
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids."""
+        return self._tokenizer.get_vocab_size()
+
+    def __call__(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and mask, both int64 [len(texts), max_tokens]."""
+        encoded = self._tokenizer.encode_batch(texts)
+        ids = np.asarray([e.ids for e in encoded], dtype=np.int64).reshape(len(texts), self.max_tokens)
+        mask = np.asarray([e.attention_mask for e in encoded], dtype=np.int64).reshape(len(texts), self.max_tokens)
+        return ids, mask
+
+
+def load_tokenizer(name: str, max_tokens: int, key: str) -> TextTokenizer:
+    """The `tokenizer.json` of a local folder, an installed package or a hub name."""
+    path = resolve(name, key)
+    if path is None:
+        from transformers import AutoTokenizer
+
+        try:
+            return TextTokenizer(AutoTokenizer.from_pretrained(name, use_fast=True).backend_tokenizer.to_str(), max_tokens)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{key}: {name} cannot be loaded from the hub ({str(error).splitlines()[0]}); give a local path") from None
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.exists():
+        raise UserError(f"{key}: {path} holds no tokenizer.json")
+    return TextTokenizer(file.read_text(encoding="utf-8"), max_tokens)
+
+
+def train_tokenizer(texts: list[str], vocabulary_size: int, max_tokens: int) -> TextTokenizer:
+    """A lower-casing WordPiece vocabulary of at most the given size, from the training captions."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return TextTokenizer(tokenizer.to_str(), max_tokens)
