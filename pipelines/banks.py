@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,59 +35,91 @@ def image_bank(
         return np.stack([eval_view(decode(data.as_py()), size) for data in prepared.rows(ids, ("image",))["image"]])
 
     about = {"of": "pictures by sample_id", "size": size, "encoder": identity, "dataset": prepared.fingerprint}
-    return _bank(prepared.path / "banks" / name, prepared.num_samples, load, encoder, arguments, about, actors, display)
+    bank = _Bank(prepared.path / "banks" / name, prepared.num_samples, about)
+    _compute([] if bank.exists else [bank], load, encoder, arguments, actors, display)
+    return bank.path
 
 
-def text_bank(
-    folder: Path, texts: Sequence[str], encoder: Callable, arguments: tuple, identity: Any, actors: int, display: Display
-) -> Path:
-    """Features of the given texts, rows in their order; `folder` is the prepared dataset's."""
-    name = digest({"texts": list(texts), "encoder": identity})
+def text_banks(
+    prepared: Prepared,
+    texts: Sequence[Sequence[str]],
+    encoder: Callable,
+    arguments: tuple,
+    identity: Any,
+    actors: int,
+    display: Display,
+) -> list[Path]:
+    """A bank for each list of texts, rows in their order. What is missing is computed in one pass: actors start slowly."""
+    names = [digest({"texts": list(part), "encoder": identity}) for part in texts]
+    banks = [
+        _Bank(
+            prepared.path / "banks" / name,
+            len(part),
+            {"of": "texts in order", "encoder": identity, "texts": digest(list(part))},
+        )
+        for name, part in zip(names, texts, strict=True)
+    ]
+    missing = [i for i, bank in enumerate(banks) if not bank.exists and bank.rows]
+    strings = [text for i in missing for text in texts[i]]
 
     def load(ids: np.ndarray) -> np.ndarray:
-        return np.asarray([texts[i] for i in ids], dtype=object)
+        return np.asarray([strings[i] for i in ids], dtype=object)
 
-    about = {"of": "texts in their order", "encoder": identity, "texts": digest(list(texts))}
-    return _bank(folder / "banks" / name, len(texts), load, encoder, arguments, about, actors, display)
+    _compute([banks[i] for i in missing], load, encoder, arguments, actors, display)
+    return [bank.path for bank in banks]
 
 
-def _bank(
-    path: Path,
-    rows: int,
+@dataclass(frozen=True)
+class _Bank:
+    path: Path
+    rows: int
+    about: dict[str, Any]
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "bank.json").exists()
+
+
+def _compute(
+    banks: list[_Bank],
     load: Callable[[np.ndarray], np.ndarray],
     encoder: Callable,
     arguments: tuple,
-    about: dict[str, Any],
     actors: int,
     display: Display,
-) -> Path:
-    """The bank at `path`, computed if it is not there: written aside and renamed."""
-    if (path / "bank.json").exists():
-        return path
-    aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+) -> None:
+    """Fill banks that lie one after another in `load`'s rows: written aside, renamed when all is there."""
+    if not banks:
+        return
+    rows = sum(bank.rows for bank in banks)
+    starts = np.cumsum([0] + [bank.rows for bank in banks])
+    aside = [bank.path.with_name(f"{bank.path.name}.partial-{os.getpid()}") for bank in banks]
+    out: list[np.memmap] = []
     try:
-        out, done = None, 0
-        with display.task(f"features of {about['of'].split()[0]}", rows) as task:
+        with display.task(f"features of {banks[0].about['of'].split()[0]}", rows) as task:
+            done = 0
             for ids, features in _features(rows, load, encoder, arguments, actors):
                 if not np.isfinite(features).all():
-                    raise ValueError(f"bank: the encoder gave a value that is not finite for row {ids[0]} or one after it")
-                if out is None:
-                    out = np.lib.format.open_memmap(
-                        aside / "rows.npy", mode="w+", dtype=np.float16, shape=(rows, features.shape[1])
-                    )
-                out[ids] = features
+                    raise ValueError(f"bank: the encoder gave a value that is not finite in rows {ids[0]} to {ids[-1]}")
+                for folder, bank in zip(aside if not out else (), banks, strict=False):
+                    folder.mkdir(parents=True)
+                    shape = (bank.rows, features.shape[1])
+                    out.append(np.lib.format.open_memmap(folder / "rows.npy", mode="w+", dtype=np.float16, shape=shape))
+                for bank_rows, start, end in zip(out, starts[:-1], starts[1:], strict=True):
+                    inside = (ids >= start) & (ids < end)
+                    bank_rows[ids[inside] - start] = features[inside]
                 done += len(ids)
                 task.update(done)
-        if out is None or done != rows:
+        if done != rows:
             raise ValueError(f"bank: {done} of {rows} rows were computed")
-        out.flush()
-        (aside / "bank.json").write_text(json.dumps(about | {"rows": rows, "width": out.shape[1]}, indent=1))
-        aside.rename(path)
+        for folder, bank, bank_rows in zip(aside, banks, out, strict=True):
+            bank_rows.flush()
+            about = bank.about | {"rows": bank.rows, "width": bank_rows.shape[1]}
+            (folder / "bank.json").write_text(json.dumps(about, indent=1))
+            folder.rename(bank.path)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return path
+        for folder in aside:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _features(
@@ -100,10 +133,12 @@ def _features(
             self.encode = encoder(*arguments)
 
         def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return {"id": batch["id"], "features": np.asarray(self.encode(load(batch["id"])), dtype=np.float32)}
+            ids = np.arange(batch["start"][0], batch["end"][0])
+            return {"id": ids, "features": np.asarray(self.encode(load(ids)), dtype=np.float32)}
 
-    blocks = max(1, min(-(-rows // _BATCH), 10_000))
-    dataset = ray.data.range(rows, override_num_blocks=blocks)
-    dataset = dataset.map_batches(Encode, batch_size=_BATCH, concurrency=min(actors, blocks), num_cpus=1)
+    # Items, not `range`: reading them takes no CPU, so actors may have all of them without a deadlock.
+    items = [{"start": start, "end": min(start + _BATCH, rows)} for start in range(0, rows, _BATCH)]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    dataset = dataset.map_batches(Encode, batch_size=1, concurrency=min(actors, len(items)), num_cpus=1)
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
         yield batch["id"], batch["features"]

@@ -6,7 +6,9 @@ environment variables because Ray reads most of them in processes that it starts
 
 import logging
 import os
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 ENVIRONMENT = {
@@ -57,7 +59,24 @@ def start(verbose: bool = False, cpus: int | None = None) -> None:
         # Without an address Ray would attach to any cluster left running on this machine; the dashboard costs a second.
         options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus or os.cpu_count()}
     ray.init(**options)
+    if not verbose:
+        _divert_native_errors(Path(ray._private.worker._global_node.get_logs_dir_path()) / "raylign-driver.err")
     configure_data(verbose)
+
+
+def _divert_native_errors(path: Path) -> None:
+    """Ray's C++ core writes notices about harmless things to file descriptor 2; they go to a file beside Ray's own logs.
+
+    Python's `sys.stderr`, and with it every traceback, stays on the terminal.
+    """
+    try:
+        if sys.stderr.fileno() != 2 or not path.parent.is_dir():
+            return
+    except (OSError, ValueError):  # captured, as in a test
+        return
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    with path.open("a") as file:
+        os.dup2(file.fileno(), 2)
 
 
 def configure_data(verbose: bool = False) -> None:

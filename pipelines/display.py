@@ -19,7 +19,12 @@ class Task:
         self._progress: Progress | None = None
         if display.live:
             columns = [TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn()]
-            columns += [TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+            columns += [
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            ]
             self._progress = Progress(*columns, console=display.console)
             self._progress.start()
             self._id = self._progress.add_task(title, total=total, note="")

@@ -89,7 +89,9 @@ def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
         return None
     if not (settings.output / MANIFEST).exists():
         if any(settings.output.iterdir()) and not settings.overwrite:
-            raise UserError(f"output: {settings.output} is not empty and no prepared dataset; choose another output or pass overwrite=true")
+            raise UserError(
+                f"output: {settings.output} is not empty and no prepared dataset; choose another output or pass overwrite=true"
+            )
         return None
     try:
         prepared = Prepared.open(settings.output)
@@ -103,7 +105,9 @@ def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
         return None
     changed = _difference(prepared.manifest["config"], settings.recipe())
     what = "; ".join(changed[:3]) if changed else "the source's files changed"
-    raise UserError(f"output: {settings.output} was prepared differently ({what}); choose another output or pass overwrite=true")
+    raise UserError(
+        f"output: {settings.output} was prepared differently ({what}); choose another output or pass overwrite=true"
+    )
 
 
 def _difference(old: Any, new: Any, key: str = "") -> list[str]:

@@ -1,8 +1,8 @@
 """A prepared dataset on disk: `manifest.json`, Parquet shards with dense sample ids, `rejected.parquet`, banks of features.
 
-    sample_id  int64, dense in [0, num_samples), in the order of the source
-    image_id   int64, equal for equal pictures; text_id list<int64>, one a caption, equal for equal captions
-    key, group string; image binary (encoded); captions list<string>; split string; label_NAME string
+sample_id  int64, dense in [0, num_samples), in the order of the source
+image_id   int64, equal for equal pictures; text_id list<int64>, one a caption, equal for equal captions
+key, group string; image binary (encoded); captions list<string>; split string; label_NAME string
 """
 
 import functools
@@ -45,7 +45,9 @@ class Prepared:
         """Raises `UserError` where there is no finished dataset."""
         path = Path(path).absolute()
         if not (path / MANIFEST).exists():
-            raise UserError(f"data.path: {path} is no prepared dataset; make it with: python -m pipelines CONFIG.yaml output={path}")
+            raise UserError(
+                f"data.path: {path} is no prepared dataset; make it with: python -m pipelines CONFIG.yaml output={path}"
+            )
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format_version"] != FORMAT_VERSION:
             raise UserError(
@@ -76,7 +78,9 @@ class Prepared:
 
     def table(self, *columns: str) -> pa.Table:
         """Light columns of all samples, in the order of sample ids. Not for `image`: see `rows`."""
-        return pa.concat_tables(pq.read_table(self.path / s["file"], columns=list(columns)) for s in self.manifest["shards"])
+        return pa.concat_tables(
+            pq.read_table(self.path / s["file"], columns=list(columns)) for s in self.manifest["shards"]
+        )
 
     def split_ids(self, seed: int | None = None) -> dict[str, np.ndarray]:
         """Sample ids of each split, sorted; `seed` splits anew with the same shares."""

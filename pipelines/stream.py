@@ -88,20 +88,23 @@ class Stream:
         if "text" in self.columns:
             assert self.tokenizer is not None
             captions = zip(table["captions"].to_pylist(), sample_ids, strict=True)
-            result["text"], result["text_mask"] = self.tokenizer([c[self._choice(len(c), epoch, int(i))] for c, i in captions])
+            result["text"], result["text_mask"] = self.tokenizer(
+                [c[self._choice(len(c), epoch, int(i))] for c, i in captions]
+            )
         return result
 
     def look_up(self, sample_ids: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
         """The columns that a worker looks up: ids, and rows of banks."""
-        image_ids, text_ids = _id_columns(str(self.prepared.path), self.prepared.fingerprint)
-        texts = np.asarray([text_ids[i][self._choice(len(text_ids[i]), epoch, int(i))] for i in sample_ids], dtype=np.int64)
-        result = {"sample_id": sample_ids, "image_id": image_ids[sample_ids], "text_id": texts}
-        result = {name: column for name, column in result.items() if name in self.columns}
+        result: dict[str, np.ndarray] = {}
         if "image_features" in self.columns:
             result["image_features"] = bank_rows(self.image_bank)[sample_ids].astype(np.float32)
+        if self.columns & {"text_features", "text_id"}:
+            image_ids, text_ids = _id_columns(str(self.prepared.path), self.prepared.fingerprint)
+            texts = [text_ids[i][self._choice(len(text_ids[i]), epoch, int(i))] for i in sample_ids]
+            result |= {"sample_id": sample_ids, "image_id": image_ids[sample_ids], "text_id": np.asarray(texts)}
         if "text_features" in self.columns:
-            result["text_features"] = bank_rows(self.text_bank)[texts].astype(np.float32)
-        return result
+            result["text_features"] = bank_rows(self.text_bank)[result["text_id"]].astype(np.float32)
+        return {name: column for name, column in result.items() if name in self.columns}
 
     def _view(self, picture: Any, epoch: int, sample_id: int) -> np.ndarray:
         if self.augment is None:

@@ -61,9 +61,13 @@ def load_tokenizer(name: str, max_tokens: int, key: str) -> TextTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return TextTokenizer(AutoTokenizer.from_pretrained(name, use_fast=True).backend_tokenizer.to_str(), max_tokens)
+            return TextTokenizer(
+                AutoTokenizer.from_pretrained(name, use_fast=True).backend_tokenizer.to_str(), max_tokens
+            )
         except (OSError, ValueError) as error:
-            raise UserError(f"{key}: {name} cannot be loaded from the hub ({str(error).splitlines()[0]}); give a local path") from None
+            raise UserError(
+                f"{key}: {name} cannot be loaded from the hub ({str(error).splitlines()[0]}); give a local path"
+            ) from None
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.exists():
         raise UserError(f"{key}: {path} holds no tokenizer.json")

@@ -1,0 +1,36 @@
+"""`Embedder`: pictures and strings in, unit rows out. Preprocessing and tokenizing belong to it."""
+
+import importlib
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from pipelines.settings import UserError
+
+
+class Embedder(Protocol):
+    """Anything that embeds pictures and texts into one space."""
+
+    def embed_images(self, images: list[Image.Image]) -> np.ndarray:
+        """RGB pictures to unit rows, float32 [n, D]."""
+
+    def embed_texts(self, texts: list[str]) -> np.ndarray:
+        """Strings to unit rows, float32 [n, D]."""
+
+
+def load_embedder(name: str, arguments: dict[str, Any]) -> Embedder:
+    """Call `module:function` with keyword arguments. Raises `UserError` where it cannot be found."""
+    module_name, colon, function = name.partition(":")
+    if not colon:
+        raise UserError(
+            f"embedder: '{name}' is not of the form module:function, such as training.checkpoint:load_embedder"
+        )
+    try:
+        return getattr(importlib.import_module(module_name), function)(**arguments)
+    except ImportError as error:
+        raise UserError(f"embedder: {module_name} cannot be imported: {error}") from None
+    except AttributeError:
+        raise UserError(f"embedder: {module_name} has no '{function}'") from None
+    except TypeError as error:
+        raise UserError(f"embedder: {name} does not take these arguments: {error}; see embedder_arguments") from None

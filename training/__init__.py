@@ -1,0 +1,1 @@
+"""One run: a dual encoder, an objective, Ray Train workers, checkpoints, a report."""

@@ -1,0 +1,119 @@
+"""What `python -m training CONFIG.yaml` is told. Each part's settings stand beside what they build; here they are composed."""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from evaluation.suite import SuiteSettings
+from pipelines.images import Augment
+from pipelines.settings import Settings
+from training.encoder import HeadUnion, LinearHead
+from training.objectives import ObjectiveUnion
+from training.objectives.clip import ClipSettings
+from training.optimizer import OptimizerSettings, ScheduleSettings
+from training.towers import ImageTowerUnion, TextTowerUnion
+
+
+class DataSettings(Settings):
+    """The prepared dataset."""
+
+    path: Path = Field(description="folder that python -m pipelines made")
+    split: str = Field("train", description="split to train on")
+    split_seed: int | None = Field(None, ge=0, description="hold out other groups than the dataset was prepared with")
+    augment: Augment | None = Field(Augment(), description="random views of training pictures; null: the centre view")
+
+
+class ResourceSettings(Settings):
+    """What is asked of the cluster. No part of a run's identity: a run may go on with other resources."""
+
+    num_workers: int = Field(1, ge=1, description="Ray Train workers; each takes an equal part of the global batch")
+    use_gpu: bool = Field(False, description="one GPU a worker")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs booked for a worker; 0.5 is possible")
+    data_cpus: float = Field(1, ge=1, description="CPUs that must be left for reading and decoding")
+    autoscale: bool = Field(False, description="the cluster may grow to what is asked for; do not refuse, wait")
+    max_failures: int = Field(
+        3, ge=-1, description="restarts from the last checkpoint after lost workers; -1: no limit"
+    )
+
+
+class CheckpointSettings(Settings):
+    """When the whole state is saved, and what is kept. It is always saved after an evaluation and at the end."""
+
+    every_steps: int | None = Field(None, ge=1, description="save every so many optimizer steps")
+    every_minutes: float | None = Field(10, gt=0, description="save every so many minutes")
+    keep: int = Field(2, ge=1, description="the newest so many are kept")
+    best: str | None = Field(None, description="keep the checkpoint with the best value of this metric in best/")
+    mode: Literal["max", "min"] = Field("max", description="which value of `best` is better")
+
+
+class EvaluationSettings(SuiteSettings):
+    """Scoring the held-out split during training."""
+
+    every_epochs: int = Field(1, ge=1, description="score every so many epochs, and always at the end")
+    batch_size: int = Field(256, ge=1, description="pictures or texts embedded at a time by one worker")
+
+
+class TrainSettings(Settings):
+    """One run."""
+
+    name: str = Field(description="the run writes under storage/name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    storage: Path = Field(Path("runs"), description="folder of all runs; on a cluster, one that every node shares")
+    data: DataSettings
+    seed: int = Field(0, ge=0, description="of initial weights, order, views and dropout")
+    image_tower: ImageTowerUnion = Field(description="the image half")
+    text_tower: TextTowerUnion = Field(description="the text half")
+    image_head: HeadUnion = Field(LinearHead(name="linear"), description="from image features to the joint space")
+    text_head: HeadUnion = Field(LinearHead(name="linear"), description="from text features to the joint space")
+    embed_dim: int = Field(256, ge=1, description="width of the joint space")
+    objective: ObjectiveUnion = Field(ClipSettings(), description="what training minimizes")
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    epochs: int = Field(ge=1, description="passes over the training split")
+    global_batch_size: int = Field(ge=2, description="pairs of one optimizer step, over all workers")
+    accumulate: int = Field(1, ge=1, description="forward in so many parts a step; the loss still sees the whole batch")
+    clip_norm: float | None = Field(None, gt=0, description="cap of the gradient's norm")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the encoder; losses are always fp32")
+    compile: bool = Field(False, description="torch.compile the encoder")
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    resources: ResourceSettings = ResourceSettings()
+    log_every: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
+    tensorboard: bool | None = Field(None, description="write event files; null: where tensorboard is installed")
+    overwrite: bool = Field(False, description="delete what an earlier run of this name left")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "TrainSettings":
+        workers, parts = self.resources.num_workers, self.accumulate
+        if self.global_batch_size % (workers * parts):
+            near = math.ceil(self.global_batch_size / (workers * parts)) * workers * parts
+            raise ValueError(
+                f"global_batch_size: {self.global_batch_size} is not divisible by resources.num_workers x accumulate = "
+                f"{workers} x {parts}; {near} would be"
+            )
+        if self.precision == "fp16" and not self.resources.use_gpu:
+            raise ValueError("precision: fp16 needs resources.use_gpu=true; bf16 and fp32 run on CPUs")
+        if not self.resources.use_gpu and workers > 1 and self.image_tower.mode == "trainable":
+            if self.image_tower.name == "timm" and self.image_tower.batch_norm == "train" and self._has_batch_norm():
+                raise ValueError(
+                    f"image_tower.batch_norm: {self.image_tower.model} has BatchNorm, whose statistics would differ between "
+                    f"{workers} CPU workers; pass image_tower.batch_norm=frozen, or resources.num_workers=1"
+                )
+        return self
+
+    def _has_batch_norm(self) -> bool:
+        import timm
+        import torch
+
+        model = getattr(self.image_tower, "model", "")
+        if not timm.is_model(model):
+            return False
+        with torch.device("meta"):
+            network = timm.create_model(model)
+        return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in network.modules())
+
+    def identity(self) -> dict:
+        """What makes a run this run. The rest (resources, log, checkpoints) may change when it is resumed."""
+        free = {"name", "storage", "resources", "checkpoint", "log_every", "tensorboard", "overwrite"}
+        return self.model_dump(mode="json", exclude=free)

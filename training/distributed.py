@@ -1,0 +1,98 @@
+"""The only place that talks to torch.distributed. Everything here is the identity where there is one worker.
+
+One convention for gradients, here and nowhere else: `Loss.total` is the mean over this worker's own rows; the backward of
+`all_gather` sums over workers; encoder and objective gradients are averaged over workers. Together that is exactly the
+gradient of the global batch's loss (Ray Train and DDP average; see tests/training/test_distributed.py).
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def world_size() -> int:
+    """Number of workers."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This worker's number, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+class _AllGather(torch.autograd.Function):
+    """Concatenate over workers; backward: sum over workers, take the own slice."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.size = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total[rank() * ctx.size : (rank() + 1) * ctx.size]
+
+
+def all_gather(rows: Tensor) -> Tensor:
+    """Rows of all workers in rank order, [world_size * b, ...], with gradient. Every worker must bring equally many."""
+    if world_size() == 1:
+        return rows
+    if rows.requires_grad:
+        return _AllGather.apply(rows)
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def first_row(rows: int) -> int:
+    """Index of this worker's first row in a gathered tensor, where each worker brings `rows`."""
+    return rank() * rows
+
+
+def mean(value: Tensor) -> Tensor:
+    """Mean over workers, without gradient."""
+    if world_size() == 1:
+        return value.detach()
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Average the gradients of a module that DDP does not wrap, such as an objective's temperature."""
+    if world_size() == 1:
+        return
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world_size()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every worker's picklable value, in rank order, on every worker."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def from_rank_zero(flags: Iterable[bool]) -> list[bool]:
+    """Rank 0's decisions, on every worker."""
+    values = list(flags)
+    if world_size() == 1:
+        return values
+    tensor = torch.tensor([float(v) for v in values])
+    if dist.get_backend() == "nccl":
+        tensor = tensor.cuda()
+    dist.broadcast(tensor, src=0)
+    return [bool(v) for v in tensor.tolist()]

@@ -1,0 +1,109 @@
+"""The dual encoder: two towers, two heads, unit rows in the joint space.
+
+A locked tower is not part of it while it trains: the batch holds the tower's features already.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipelines.batch import Batch
+from pipelines.settings import Settings
+from training.objectives.base import Embeddings
+from training.towers import ImageTowerSettings, TextTowerSettings
+from training.towers.base import Tower
+
+
+class LinearHead(Settings):
+    """One linear map."""
+
+    name: Literal["linear"]
+
+    def build(self, width: int, embed_dim: int) -> nn.Module:
+        return nn.Linear(width, embed_dim, bias=False)
+
+
+class MlpHead(Settings):
+    """LayerNorm, a hidden layer, and the joint space."""
+
+    name: Literal["mlp"]
+    hidden: int = Field(512, ge=1, description="width of the hidden layer")
+    dropout: float = Field(0.1, ge=0, lt=1, description="after the hidden layer")
+    input_dropout: float = Field(0.0, ge=0, lt=1, description="on the tower's features")
+
+    def build(self, width: int, embed_dim: int) -> nn.Module:
+        return nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Dropout(self.input_dropout),
+            nn.Linear(width, self.hidden),
+            nn.GELU(),
+            nn.Dropout(self.dropout),
+            nn.Linear(self.hidden, embed_dim),
+        )
+
+
+HeadUnion = Annotated[LinearHead | MlpHead, Field(discriminator="name")]
+
+
+class DualEncoder(nn.Module):
+    """Towers that are `None` are locked: their features come in the batch, or from the embedder at inference."""
+
+    def __init__(
+        self, image_tower: Tower | None, text_tower: Tower | None, image_head: nn.Module, text_head: nn.Module
+    ):
+        super().__init__()
+        self.image_tower, self.text_tower = image_tower, text_tower
+        self.image_head, self.text_head = image_head, text_head
+
+    def forward(self, batch: Batch) -> Embeddings:
+        """Both embeddings of a batch, float32 [b, D] unit rows."""
+        image = batch["image_features"] if self.image_tower is None else self.image_tower(batch["image"])
+        text = batch["text_features"] if self.text_tower is None else self.text_tower(batch["text"], batch["text_mask"])
+        return Embeddings(unit(self.image_head(image)), unit(self.text_head(text)))
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """uint8 [n, 3, H, W], or features [n, F] of a locked tower, to unit rows."""
+        return unit(self.image_head(images if self.image_tower is None else self.image_tower(images)))
+
+    def embed_texts(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Token ids and mask, or features [n, F] of a locked tower, to unit rows."""
+        return unit(self.text_head(ids if self.text_tower is None else self.text_tower(ids, mask)))
+
+    def train(self, mode: bool = True) -> "DualEncoder":
+        """Frozen towers stay in eval mode: no dropout, and BatchNorm as it was trained."""
+        super().train(mode)
+        for tower in (self.image_tower, self.text_tower):
+            if tower is not None and not any(p.requires_grad for p in tower.parameters()):
+                tower.eval()
+        return self
+
+
+def unit(rows: Tensor) -> Tensor:
+    """L2-normalised in float32, whatever precision the encoder runs in."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return F.normalize(rows.float(), dim=-1, eps=1e-12)
+
+
+def build_encoder(
+    image: ImageTowerSettings,
+    text: TextTowerSettings,
+    heads: tuple[LinearHead | MlpHead, LinearHead | MlpHead],
+    embed_dim: int,
+    widths: tuple[int | None, int | None],
+    vocabulary_size: int,
+) -> DualEncoder:
+    """`widths`: feature widths of locked towers, None for towers that are part of the encoder."""
+    image_tower = image.build() if widths[0] is None else None
+    text_tower = text.build(vocabulary_size) if widths[1] is None else None
+    for tower, settings in ((image_tower, image), (text_tower, text)):
+        if tower is not None and settings.mode == "frozen":
+            tower.requires_grad_(False)
+    image_width = widths[0] if image_tower is None else image_tower.width
+    text_width = widths[1] if text_tower is None else text_tower.width
+    assert image_width is not None and text_width is not None
+    return DualEncoder(
+        image_tower, text_tower, heads[0].build(image_width, embed_dim), heads[1].build(text_width, embed_dim)
+    )

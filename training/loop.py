@@ -1,0 +1,169 @@
+"""The training loop, as every Ray Train worker runs it; it reads downwards: batch, step, log, evaluate, checkpoint.
+
+`ray.train.report` is a barrier: all workers reach it at the same steps. Which steps is a function of the step, except for
+checkpoints by the clock, which rank 0 decides for all.
+"""
+
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+from torch import nn
+
+from pipelines.cluster import configure_data
+from pipelines.stream import Worker
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.config import TrainSettings
+from training.distributed import from_rank_zero, mean
+from training.plan import Plan
+from training.state import TrainState
+from training.step import train_step
+from training.validation import validate_held_out
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Train from the newest checkpoint to the last step. Returns what the driver must know of the end."""
+    plan: Plan = config["plan"]
+    settings = plan.settings
+    configure_data()
+    worker = _worker(config["data_cpus"])
+    encoder, state = _build(plan, worker)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            load_checkpoint(Path(folder), state, plan, worker.device)
+    clock = _Clock(settings)
+    encoder.train()
+    batches = plan.stream.training(plan.order, state.step, plan.total_steps, worker)
+    while state.step < plan.total_steps:
+        waited = time.perf_counter()
+        batch = next(batches)
+        clock.waited += time.perf_counter() - waited
+        lr = settings.schedule.lr_at(state.step, plan.total_steps, settings.optimizer.lr)
+        loss, norm = train_step(state, batch, settings, lr)
+        if not clock.reports(state.step, plan):
+            continue
+        total = float(mean(loss.total))
+        metrics = {"step": state.step, "epoch": state.step / plan.order.steps_per_epoch, "samples": state.samples}
+        metrics |= {"loss": total, "lr": lr, "grad_norm": float(norm)} | {k: float(v) for k, v in loss.metrics.items()}
+        metrics |= clock.read()
+        if not np.isfinite(total):
+            return {"failed": f"the loss is {total} at step {state.step}; a lower optimizer.lr or clip_norm=1 may help"}
+        last, evaluate = state.step == plan.total_steps, clock.evaluates(state.step, plan)
+        rows = None
+        if evaluate:
+            scores, rows = validate_held_out(encoder, plan, worker)
+            metrics |= scores.metrics
+            clock.restart()
+        with tempfile.TemporaryDirectory() as folder:
+            saved = None
+            if clock.saves(state.step, evaluate):
+                if worker.rank == 0:
+                    save_checkpoint(Path(folder), state, plan, metrics)
+                    if last and rows is not None:
+                        np.savez(
+                            Path(folder) / "held_out.npz", images=rows.images, texts=rows.texts, prompts=rows.prompts
+                        )
+                    saved = ray.train.Checkpoint.from_directory(folder)
+                ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=f"checkpoint_{state.step:08d}")
+            else:
+                ray.train.report(metrics)
+    return {"step": state.step, "samples": state.samples, "device": _device_name(worker.device)}
+
+
+def _worker(data_cpus: float) -> Worker:
+    context = ray.train.get_context()
+    size = context.get_world_size()
+    return Worker(context.get_world_rank(), size, ray.train.torch.get_device(), data_cpus / size)
+
+
+def _build(plan: Plan, worker: Worker) -> tuple[Any, TrainState]:
+    """The bare encoder, and the state around its distributed form."""
+    settings = plan.settings
+    encoder, objective = plan.build()
+    encoder.to(worker.device)
+    if worker.world_size > 1 and worker.device.type == "cuda":
+        encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+    distributed: nn.Module = encoder
+    if any(p.requires_grad for p in encoder.parameters()):
+        # Our objectives keep their state equal by gathering; broadcasting buffers every forward would be waste.
+        distributed = ray.train.torch.prepare_model(encoder, parallel_strategy_kwargs={"broadcast_buffers": False})
+    if settings.compile:
+        distributed = torch.compile(distributed)  # type: ignore[assignment]
+    objective.to(worker.device)
+    optimizer = settings.optimizer.build([encoder, objective])
+    scaler = torch.amp.GradScaler(worker.device.type, enabled=settings.precision == "fp16")
+    return encoder, TrainState(distributed, objective, optimizer, scaler)
+
+
+class _Clock:
+    """What is due at a step, and how the time since the last report was spent."""
+
+    def __init__(self, settings: TrainSettings):
+        self._settings = settings
+        self._saved = time.monotonic()
+        self.restart()
+
+    def restart(self) -> None:
+        """Measure from here on."""
+        self.waited = 0.0
+        self._start = time.perf_counter()
+        self._steps = 0
+
+    def reports(self, step: int, plan: Plan) -> bool:
+        """Whether this step is reported; every worker says the same."""
+        self._steps += 1
+        every = self._settings.checkpoint.every_steps
+        due = step % self._settings.log_every == 0 or (every is not None and step % every == 0)
+        return due or self.evaluates(step, plan)
+
+    def evaluates(self, step: int, plan: Plan) -> bool:
+        """At the end of every so many epochs, and of the run."""
+        return (
+            step % (plan.order.steps_per_epoch * self._settings.evaluation.every_epochs) == 0
+            or step == plan.total_steps
+        )
+
+    def saves(self, step: int, evaluated: bool) -> bool:
+        """Whether to save here; the clock is rank 0's."""
+        every, minutes = self._settings.checkpoint.every_steps, self._settings.checkpoint.every_minutes
+        late = minutes is not None and time.monotonic() - self._saved >= 60 * minutes
+        (late,) = from_rank_zero([late])
+        due = late or evaluated or (every is not None and step % every == 0)
+        if due:
+            self._saved = time.monotonic()
+        return due
+
+    def read(self) -> dict[str, float]:
+        """Speed and waiting since the last report, peak memory of this worker since its start."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        values = {
+            "samples_per_second": self._steps * self._settings.global_batch_size / elapsed,
+            "data_wait": min(1.0, self.waited / elapsed),
+            "peak_memory_gib": _peak_memory(),
+        }
+        self.restart()
+        return values
+
+
+def _peak_memory() -> float:
+    """GiB: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _device_name(device: torch.device) -> str:
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} thread(s) a worker"
+    )

@@ -1,0 +1,90 @@
+"""`metrics.jsonl`: one line a report, written by Ray Train's controller, read by the display and the report.
+
+After a restart steps come again; the lines from that step on are replaced, so the file always is one run's history.
+"""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+
+class MetricsLog:
+    """Appends lines; a step that is not after the last one drops what it replaces."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._last = max((line["step"] for line in read_metrics(path)), default=-1)
+
+    def append(self, metrics: dict[str, Any]) -> None:
+        """One line, readable at once."""
+        if metrics["step"] <= self._last:
+            kept = [line for line in read_metrics(self._path) if line["step"] < metrics["step"]]
+            aside = self._path.with_name(f"{self._path.name}.partial-{os.getpid()}")
+            aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            aside.rename(self._path)
+        self._last = metrics["step"]
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; the last may be cut short where a process was killed."""
+    lines = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").split("\n"):
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+    return lines
+
+
+class Recorder(ray.train.UserCallback):
+    """Writes what workers report: metrics.jsonl, TensorBoard events, restarts, and a copy of the best checkpoint."""
+
+    def __init__(self, run: Path, best: str | None, mode: str, tensorboard: bool):
+        self._run, self._best, self._mode, self._tensorboard = run, best, mode, tensorboard
+        self._log: MetricsLog | None = None
+        self._writer: Any = None
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Called in the controller once all workers have reported."""
+        line = metrics[0] | {"time": round(time.time(), 3)}
+        self._log = self._log or MetricsLog(self._run / "metrics.jsonl")
+        self._log.append(line)
+        if self._tensorboard:
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(self._run / "tensorboard"), purge_step=line["step"])
+            for name, value in line.items():
+                self._writer.add_scalar(name, value, line["step"])
+            self._writer.flush()
+        if checkpoint is not None and self._best is not None and self._best in line:
+            self._keep_best(line[self._best], line["step"], checkpoint)
+
+    def _keep_best(self, value: float, step: int, checkpoint: Any) -> None:
+        """Copy aside and rename, so that `best` is always whole."""
+        note = self._run / "best" / "best.json"
+        before = json.loads(note.read_text())["value"] if note.exists() else None
+        if before is not None and (value <= before if self._mode == "max" else value >= before):
+            return
+        aside, old = self._run / "best.partial", self._run / "best.old"
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.to_directory(str(aside))
+        (aside / "best.json").write_text(json.dumps({"metric": self._best, "value": value, "step": step}))
+        if (self._run / "best").exists():
+            (self._run / "best").rename(old)
+        aside.rename(self._run / "best")
+        shutil.rmtree(old, ignore_errors=True)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called in the controller before it restarts workers."""
+        with (self._run / "restarts.jsonl").open("a", encoding="utf-8") as file:
+            errors = {rank: str(error).strip().split("\n")[-1][:300] for rank, error in worker_exceptions.items()}
+            file.write(json.dumps({"time": round(time.time(), 3), "workers": errors}) + "\n")

@@ -1,0 +1,73 @@
+"""Optimizer by name, decay groups, and the learning rate as a function of the step."""
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import nn
+
+from pipelines.settings import Settings, UserError
+
+
+class OptimizerSettings(Settings):
+    """Any optimizer of timm by name: adamw, sgd (with Nesterov momentum), adam, lion, lamb, ..."""
+
+    name: str = Field("adamw", description="adamw, sgd, adam, or any of timm's optimizers")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.05, ge=0, description="of weights; biases, norms and temperatures are not decayed")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of optimizers that have one, such as sgd")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="passed on to the optimizer, such as {betas: [0.9, 0.98]}"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        from timm.optim import list_optimizers
+
+        known = list_optimizers()
+        if value not in known:
+            near = difflib.get_close_matches(value, known, n=3) or ["adamw", "sgd", "adam"]
+            raise ValueError(f"unknown optimizer '{value}'; did you mean {' or '.join(near)}? timm has {len(known)}")
+        return value
+
+    def build(self, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
+        """Two groups: weights with decay; biases, norms, scalars and everything else below two dimensions without."""
+        from timm.optim import create_optimizer_v2
+
+        parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        try:
+            return create_optimizer_v2(
+                [group for group in groups if group["params"]],
+                opt=self.name,
+                lr=self.lr,
+                weight_decay=self.weight_decay,
+                momentum=self.momentum,
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in self.options.items()},
+            )
+        except TypeError as error:
+            raise UserError(f"optimizer.options: {self.name}: {error}") from None
+
+
+class ScheduleSettings(Settings):
+    """The learning rate: linear warm-up, then a cosine or a constant."""
+
+    name: Literal["cosine", "constant"] = Field("cosine", description="what follows the warm-up")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    final_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
+
+    def lr_at(self, step: int, total: int, peak: float) -> float:
+        """Learning rate of a step; a function of the step alone, so that a resumed run continues it."""
+        if step < self.warmup_steps:
+            return peak * (step + 1) / self.warmup_steps
+        if self.name == "constant":
+            return peak
+        share = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
+        return self.final_lr + 0.5 * (peak - self.final_lr) * (1 + math.cos(math.pi * min(share, 1.0)))

@@ -1,0 +1,50 @@
+"""`TrainState`: everything that changes while training. What is not in it is not saved.
+
+The data cursor is `step`: the order of samples is a function of (seed, epoch), so the step says where the stream goes on.
+Random numbers need no state either: every step seeds them from (seed, step, rank).
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass
+class TrainState:
+    """`state_dict` walks the fields, so there is no list to forget."""
+
+    encoder: nn.Module
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0  # optimizer steps done; the next one is this one
+    samples: int = 0  # pairs seen, over all workers
+
+    def state_dict(self) -> dict[str, Any]:
+        """All fields: those with a state dict by it, numbers as they are."""
+        values = {field.name: unwrap(getattr(self, field.name)) for field in fields(self)}
+        return {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Raises `KeyError` where a field is missing."""
+        for field in fields(self):
+            value = unwrap(getattr(self, field.name))
+            if hasattr(value, "load_state_dict"):
+                value.load_state_dict(saved[field.name])
+            else:
+                setattr(self, field.name, saved[field.name])
+
+
+def unwrap(value: Any) -> Any:
+    """A module without DDP's and torch.compile's wrappers, so that any number of workers can load it; others as they are."""
+    while isinstance(value, nn.Module):
+        inner = getattr(value, "_orig_mod", None) or (
+            value.module if isinstance(value, DistributedDataParallel) else None
+        )
+        if inner is None:
+            break
+        value = inner
+    return value

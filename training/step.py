@@ -1,0 +1,83 @@
+"""One optimizer step, exact for contrastive losses at any number of workers and micro-batches.
+
+A contrastive loss of parts is not the loss of the whole. With `accumulate` parts (Gao et al., arXiv 2101.06983): embed all
+parts without graph, take the loss on all of them and its gradient with respect to the embeddings, then embed each part again
+with graph, under the same random numbers, and push that gradient through.
+"""
+
+from contextlib import nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines.batch import Batch
+from pipelines.randomness import torch_seed
+from training.config import TrainSettings
+from training.distributed import average_gradients, rank
+from training.objectives.base import Embeddings, Loss
+from training.state import TrainState, unwrap
+
+
+def train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: float) -> tuple[Loss, Tensor]:
+    """Forward, backward, clip, step, update. Returns the loss and the gradient's norm before clipping."""
+    for group in state.optimizer.param_groups:
+        # timm's layer-wise groups carry a scale of their own.
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+    state.optimizer.zero_grad(set_to_none=True)
+    seed = torch_seed("step", settings.seed, state.step, rank())
+    if settings.accumulate == 1:
+        torch.manual_seed(seed)
+        embeddings = _embed(state.encoder, batch, settings)
+        loss = state.objective(embeddings, batch)
+        state.scaler.scale(loss.total).backward()
+    else:
+        embeddings, loss = _accumulate(state, batch, settings, seed)
+    average_gradients(state.objective)
+    state.scaler.unscale_(state.optimizer)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or float("inf"))
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.objective.update(Embeddings(embeddings.image.detach(), embeddings.text.detach()), batch)
+    state.step += 1
+    state.samples += settings.global_batch_size
+    return loss, norm
+
+
+def _embed(encoder: nn.Module, batch: Batch, settings: TrainSettings) -> Embeddings:
+    """The encoder under autocast; its rows come out in float32."""
+    device = next(encoder.parameters()).device.type
+    dtype = torch.float16 if settings.precision == "fp16" else torch.bfloat16
+    with torch.autocast(device, dtype=dtype, enabled=settings.precision != "fp32"):
+        return encoder(batch)
+
+
+def _accumulate(state: TrainState, batch: Batch, settings: TrainSettings, seed: int) -> tuple[Embeddings, Loss]:
+    """The gradient of the whole batch's loss, `settings.accumulate` parts at a time."""
+    parts = _split(batch, settings.accumulate)
+    bare = unwrap(state.encoder)
+    found = []
+    for index, part in enumerate(parts):
+        torch.manual_seed(seed + index)
+        with torch.no_grad():
+            found.append(_embed(bare, part, settings))
+    whole = Embeddings(*(torch.cat(rows).requires_grad_() for rows in zip(*found, strict=True)))
+    loss = state.objective(whole, batch)
+    state.scaler.scale(loss.total).backward()
+    gradients = [cast(Tensor, rows.grad).chunk(len(parts)) for rows in whole]
+    for index, part in enumerate(parts):
+        torch.manual_seed(seed + index)
+        last = index == len(parts) - 1
+        waits = isinstance(state.encoder, DistributedDataParallel) and not last
+        context: Any = state.encoder.no_sync() if waits else nullcontext()  # type: ignore[operator, union-attr]
+        with context:
+            rows = _embed(state.encoder, part, settings)
+            torch.autograd.backward(list(rows), [gradient[index] for gradient in gradients])
+    return whole, loss
+
+
+def _split(batch: Batch, parts: int) -> list[Batch]:
+    chunks = {name: column.chunk(parts) for name, column in cast(dict[str, Tensor], batch).items()}
+    return [cast(Batch, {name: chunk[i] for name, chunk in chunks.items()}) for i in range(parts)]

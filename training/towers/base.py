@@ -1,0 +1,89 @@
+"""What all towers share: how they take part in training, and where weights come from.
+
+A tower maps uint8 pictures, or token ids and a mask, to one feature row a sample; normalising pictures belongs to it.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipelines.artifacts import fingerprint, resolve
+from pipelines.settings import Settings, UserError
+
+Mode = Literal["trainable", "frozen", "locked"]
+
+
+class Tower(nn.Module):
+    """`width`: features a row."""
+
+    width: int
+
+
+class TowerSettings(Settings):
+    """Settings of all towers."""
+
+    mode: Mode = Field(
+        "trainable",
+        description="trainable; frozen: run, not trained; locked: features are computed once and cached, only heads train",
+    )
+
+    def weights_name(self) -> str | None:
+        """Where pretrained weights come from, None for random ones."""
+        raise NotImplementedError
+
+    def identity(self, key: str) -> dict[str, Any]:
+        """What decides a locked tower's features, for the name of its bank."""
+        name = self.weights_name()
+        if name is None:
+            raise UserError(f"{key}.mode: locked needs pretrained weights; set {key}.weights, or {key}.mode=trainable")
+        path = resolve(name, f"{key}.weights")
+        settings = self.model_dump(mode="json", exclude={"mode"})
+        return settings | {"weights": fingerprint(path) if path else name}
+
+
+class Pixels(nn.Module):
+    """uint8 [b, 3, H, W] to normalised float32."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.float() - self.mean) / self.std
+
+
+def load_weights(module: nn.Module, path: Path, key: str) -> None:
+    """Load a state dict by name, or, where all names differ, by position if every shape agrees.
+
+    Raises `UserError` that names what does not fit.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        found = load_file(path)
+    else:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    found = found.get("state_dict", found)
+    own = module.state_dict()
+    if not own.keys() & found.keys():
+        # Ports of one network often rename every layer and keep their order.
+        shapes = [tuple(t.shape) for t in own.values()] == [tuple(t.shape) for t in found.values()]
+        if len(own) != len(found) or not shapes:
+            raise UserError(
+                f"{key}: {path.name} holds {len(found)} tensors of other names or shapes than the model's {len(own)}"
+            )
+        found = dict(zip(own, found.values(), strict=True))
+    try:
+        module.load_state_dict(found)
+    except RuntimeError as error:
+        raise UserError(f"{key}: {path.name} does not fit the model: {' '.join(str(error).split())[:300]}") from None
+
+
+def mean_over_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the hidden states of real tokens: [b, L, F] and [b, L] to [b, F]."""
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)

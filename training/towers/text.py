@@ -1,0 +1,148 @@
+"""Text towers: any Hugging Face text model, or small ones to train from scratch with a tokenizer trained on the corpus."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipelines.artifacts import resolve
+from pipelines.settings import UserError
+from pipelines.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
+from training.towers.base import Tower, TowerSettings, mean_over_tokens
+
+
+class TextTowerSettings(TowerSettings):
+    """Settings of all text towers."""
+
+    max_tokens: int = Field(32, ge=2, description="captions are cut and padded to this many tokens")
+
+    def tokenizer(self, corpus: list[str]) -> TextTokenizer:
+        """The tower's own, or one trained on the corpus of training captions."""
+        raise NotImplementedError
+
+    def build(self, vocabulary_size: int) -> "TextTower":
+        """The network with its weights."""
+        raise NotImplementedError
+
+
+class TextTower(Tower):
+    """Token ids and mask, int64 [b, L] each, to float [b, width]."""
+
+
+class HuggingFaceTextSettings(TextTowerSettings):
+    """Any text model of transformers, from the hub, a local folder or an installed package."""
+
+    name: Literal["huggingface"]
+    weights: str = Field(description="hub name, folder with config.json, or package:NAME/FILE.zip")
+    pooling: Literal["mean", "cls"] = Field("mean", description="how token states become one row")
+
+    def weights_name(self) -> str | None:
+        return self.weights
+
+    def tokenizer(self, corpus: list[str]) -> TextTokenizer:
+        return load_tokenizer(self.weights, self.max_tokens, "text_tower.weights")
+
+    def build(self, vocabulary_size: int) -> TextTower:
+        from transformers import AutoModel
+
+        path = resolve(self.weights, "text_tower.weights")
+        try:
+            network = AutoModel.from_pretrained(path or self.weights)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"text_tower.weights: {self.weights}: {str(error).splitlines()[0]}; give a folder or a hub name"
+            ) from None
+        network = getattr(network, "text_model", network)
+        if getattr(network, "pooler", None) is not None:
+            network.pooler = None  # we pool ourselves; left in, its weights would never get a gradient
+        return _HuggingFaceText(network, self.pooling)
+
+
+class _HuggingFaceText(TextTower):
+    def __init__(self, network: nn.Module, pooling: str):
+        super().__init__()
+        self.network = network
+        self.width = network.config.hidden_size
+        self._pooling = pooling
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.network(input_ids=ids, attention_mask=mask).last_hidden_state
+        return mean_over_tokens(hidden, mask) if self._pooling == "mean" else hidden[:, 0]
+
+
+class _FromScratch(TextTowerSettings):
+    width: int = Field(256, ge=8, description="of the token embeddings")
+    vocabulary_size: int = Field(
+        4000, ge=64, description="at most so many word pieces, trained on the training captions"
+    )
+
+    def weights_name(self) -> str | None:
+        return None
+
+    def tokenizer(self, corpus: list[str]) -> TextTokenizer:
+        return train_tokenizer(corpus, self.vocabulary_size, self.max_tokens)
+
+
+class BagSettings(_FromScratch):
+    """Mean of word-piece embeddings and an MLP, for training from scratch on little data."""
+
+    name: Literal["bag"]
+
+    def build(self, vocabulary_size: int) -> TextTower:
+        return _Bag(vocabulary_size, self.width)
+
+
+class _Bag(TextTower):
+    def __init__(self, vocabulary_size: int, width: int):
+        super().__init__()
+        self.width = width
+        self.embedding = nn.Embedding(vocabulary_size, width)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        pooled = mean_over_tokens(self.embedding(ids), mask)
+        return pooled + self.mlp(pooled)
+
+
+class TransformerSettings(_FromScratch):
+    """A small transformer, for training from scratch."""
+
+    name: Literal["transformer"]
+    layers: int = Field(4, ge=1, description="transformer blocks")
+    heads: int = Field(4, ge=1, description="attention heads")
+    dropout: float = Field(0.0, ge=0, lt=1, description="inside the blocks")
+
+    def build(self, vocabulary_size: int) -> TextTower:
+        if self.width % self.heads:
+            raise UserError(f"text_tower.heads: {self.heads} does not divide text_tower.width {self.width}")
+        return _Transformer(vocabulary_size, self)
+
+
+class _Transformer(TextTower):
+    def __init__(self, vocabulary_size: int, settings: TransformerSettings):
+        super().__init__()
+        self.width = settings.width
+        self.tokens = nn.Embedding(vocabulary_size, settings.width)
+        self.positions = nn.Parameter(torch.randn(settings.max_tokens, settings.width) * 0.02)
+        block = nn.TransformerEncoderLayer(
+            settings.width,
+            settings.heads,
+            4 * settings.width,
+            settings.dropout,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.blocks = nn.TransformerEncoder(
+            block, settings.layers, nn.LayerNorm(settings.width), enable_nested_tensor=False
+        )
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.blocks(self.tokens(ids) + self.positions, src_key_padding_mask=mask == 0)
+        return mean_over_tokens(hidden, mask)
+
+
+TextTowerUnion = Annotated[HuggingFaceTextSettings | BagSettings | TransformerSettings, Field(discriminator="name")]
