@@ -23,9 +23,7 @@ def load_embedder(name: str, arguments: dict[str, Any]) -> Embedder:
     """Call `module:function` with keyword arguments. Raises `UserError` where it cannot be found."""
     module_name, colon, function = name.partition(":")
     if not colon:
-        raise UserError(
-            f"embedder: '{name}' is not of the form module:function, such as training.checkpoint:load_embedder"
-        )
+        raise UserError(f"embedder: '{name}' is not of the form module:function, such as training.checkpoint:load_embedder")
     try:
         return getattr(importlib.import_module(module_name), function)(**arguments)
     except ImportError as error:

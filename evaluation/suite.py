@@ -23,9 +23,7 @@ class SuiteSettings(Settings):
     split: str = Field("test", description="the held-out split")
     recall_at: tuple[int, ...] = Field((1, 5, 10), description="k of R@k")
     templates: tuple[str, ...] = Field(("a photo of a {}.", "{}"), description="prompts of a class; {} is its name")
-    labels: tuple[str, ...] | None = Field(
-        None, description="label columns for zero-shot classification; all by default"
-    )
+    labels: tuple[str, ...] | None = Field(None, description="label columns for zero-shot classification; all by default")
 
     @field_validator("templates")
     @classmethod
@@ -105,9 +103,7 @@ def held_out(prepared: Prepared, settings: SuiteSettings, split_seed: int | None
     labels = list(settings.labels) if settings.labels is not None else known
     for label in labels:
         if label not in known:
-            raise UserError(
-                f"evaluation.labels: '{label}' is unknown; {prepared.path} has {', '.join(known) or 'no labels'}"
-            )
+            raise UserError(f"evaluation.labels: '{label}' is unknown; {prepared.path} has {', '.join(known) or 'no labels'}")
     table = prepared.table("captions", "text_id", *[f"label_{label}" for label in labels]).take(sample_ids)
     captions, text_ids = table["captions"].to_pylist(), table["text_id"].to_pylist()
     classes = {label: sorted(prepared.manifest["labels"][label]) for label in labels}
@@ -186,9 +182,7 @@ def gallery(data: HeldOut, images: np.ndarray, texts: np.ndarray, count: int = 1
             {
                 "caption": data.texts[t],
                 "right": int(data.sample_ids[data.image_of_text[t]]),
-                "found": [
-                    {"sample_id": int(data.sample_ids[i]), "hit": bool(i in data.images_of_text[t])} for i in found
-                ],
+                "found": [{"sample_id": int(data.sample_ids[i]), "hit": bool(i in data.images_of_text[t])} for i in found],
             }
             for t, found in zip(by_text, pictures, strict=True)
         ],

@@ -42,14 +42,10 @@ def _in_package(location: str, key: str) -> Path:
     # find_spec does not run the package: some print or import a lot.
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise UserError(
-            f"{key}: package {package} is not installed; pip install the package that provides it, or give a path"
-        )
+        raise UserError(f"{key}: package {package} is not installed; pip install the package that provides it, or give a path")
     path = Path(spec.origin).parent / inside
     if not path.exists():
-        raise UserError(
-            f"{key}: package {package} has no file {inside}; found: {sorted(p.name for p in path.parent.glob('*'))}"
-        )
+        raise UserError(f"{key}: package {package} has no file {inside}; found: {sorted(p.name for p in path.parent.glob('*'))}")
     return _unpacked(path)
 
 

@@ -28,9 +28,7 @@ class BadImage(Exception):  # noqa: N818 - it is a finding about data, not a pro
 class Augment(Settings):
     """The random view that training sees of a picture."""
 
-    crop_scale: tuple[float, float] = Field(
-        (0.5, 1.0), description="area of the random crop, as a share of the picture"
-    )
+    crop_scale: tuple[float, float] = Field((0.5, 1.0), description="area of the random crop, as a share of the picture")
     crop_ratio: tuple[float, float] = Field((0.75, 1.3333), description="width / height of the random crop")
     flip: bool = Field(True, description="mirror every second view")
 

@@ -105,9 +105,7 @@ def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
         return None
     changed = _difference(prepared.manifest["config"], settings.recipe())
     what = "; ".join(changed[:3]) if changed else "the source's files changed"
-    raise UserError(
-        f"output: {settings.output} was prepared differently ({what}); choose another output or pass overwrite=true"
-    )
+    raise UserError(f"output: {settings.output} was prepared differently ({what}); choose another output or pass overwrite=true")
 
 
 def _difference(old: Any, new: Any, key: str = "") -> list[str]:

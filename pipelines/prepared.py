@@ -78,9 +78,7 @@ class Prepared:
 
     def table(self, *columns: str) -> pa.Table:
         """Light columns of all samples, in the order of sample ids. Not for `image`: see `rows`."""
-        return pa.concat_tables(
-            pq.read_table(self.path / s["file"], columns=list(columns)) for s in self.manifest["shards"]
-        )
+        return pa.concat_tables(pq.read_table(self.path / s["file"], columns=list(columns)) for s in self.manifest["shards"])
 
     def split_ids(self, seed: int | None = None) -> dict[str, np.ndarray]:
         """Sample ids of each split, sorted; `seed` splits anew with the same shares."""

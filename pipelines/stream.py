@@ -88,9 +88,7 @@ class Stream:
         if "text" in self.columns:
             assert self.tokenizer is not None
             captions = zip(table["captions"].to_pylist(), sample_ids, strict=True)
-            result["text"], result["text_mask"] = self.tokenizer(
-                [c[self._choice(len(c), epoch, int(i))] for c, i in captions]
-            )
+            result["text"], result["text_mask"] = self.tokenizer([c[self._choice(len(c), epoch, int(i))] for c, i in captions])
         return result
 
     def look_up(self, sample_ids: np.ndarray, epoch: int) -> dict[str, np.ndarray]:

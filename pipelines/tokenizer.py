@@ -61,9 +61,7 @@ def load_tokenizer(name: str, max_tokens: int, key: str) -> TextTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return TextTokenizer(
-                AutoTokenizer.from_pretrained(name, use_fast=True).backend_tokenizer.to_str(), max_tokens
-            )
+            return TextTokenizer(AutoTokenizer.from_pretrained(name, use_fast=True).backend_tokenizer.to_str(), max_tokens)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{key}: {name} cannot be loaded from the hub ({str(error).splitlines()[0]}); give a local path"

@@ -71,9 +71,7 @@ class CheckpointEmbedder:
         settings = validate(TrainSettings, about["config"], str(folder / "checkpoint.json"))
         saved = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["encoder"]
         self._size = settings.image_tower.image_size
-        self._tokenizer = TextTokenizer(
-            (folder / "tokenizer.json").read_text(encoding="utf-8"), settings.text_tower.max_tokens
-        )
+        self._tokenizer = TextTokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), settings.text_tower.max_tokens)
         image_locked, text_locked = settings.image_tower.mode == "locked", settings.text_tower.mode == "locked"
         self._image_tower = ImageFeatures(settings.image_tower) if image_locked else None
         self._text_tower = TextFeatures(settings.text_tower, self._tokenizer) if text_locked else None
@@ -101,9 +99,7 @@ class CheckpointEmbedder:
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Strings to unit rows, float32 [n, D]."""
         if self._text_tower:
-            return self._encoder.embed_texts(
-                torch.from_numpy(self._text_tower(np.asarray(texts, dtype=object)))
-            ).numpy()
+            return self._encoder.embed_texts(torch.from_numpy(self._text_tower(np.asarray(texts, dtype=object)))).numpy()
         ids, mask = self._tokenizer(texts)
         return self._encoder.embed_texts(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
 
@@ -117,7 +113,5 @@ def load_embedder(checkpoint: str) -> CheckpointEmbedder:
     """`embedder=training.checkpoint:load_embedder`: from a run's folder, or one of its checkpoints."""
     folder = Path(checkpoint)
     if not folder.is_dir():
-        raise UserError(
-            f"checkpoint: {folder} is not a folder; give a run such as runs/demo, or one of its checkpoints"
-        )
+        raise UserError(f"checkpoint: {folder} is not a folder; give a run such as runs/demo, or one of its checkpoints")
     return CheckpointEmbedder(folder if (folder / "state.pt").exists() else newest_checkpoint(folder))

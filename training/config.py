@@ -33,9 +33,7 @@ class ResourceSettings(Settings):
     cpus_per_worker: float = Field(1, gt=0, description="CPUs booked for a worker; 0.5 is possible")
     data_cpus: float = Field(1, ge=1, description="CPUs that must be left for reading and decoding")
     autoscale: bool = Field(False, description="the cluster may grow to what is asked for; do not refuse, wait")
-    max_failures: int = Field(
-        3, ge=-1, description="restarts from the last checkpoint after lost workers; -1: no limit"
-    )
+    max_failures: int = Field(3, ge=-1, description="restarts from the last checkpoint after lost workers; -1: no limit")
 
 
 class CheckpointSettings(Settings):

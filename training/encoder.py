@@ -51,9 +51,7 @@ HeadUnion = Annotated[LinearHead | MlpHead, Field(discriminator="name")]
 class DualEncoder(nn.Module):
     """Towers that are `None` are locked: their features come in the batch, or from the embedder at inference."""
 
-    def __init__(
-        self, image_tower: Tower | None, text_tower: Tower | None, image_head: nn.Module, text_head: nn.Module
-    ):
+    def __init__(self, image_tower: Tower | None, text_tower: Tower | None, image_head: nn.Module, text_head: nn.Module):
         super().__init__()
         self.image_tower, self.text_tower = image_tower, text_tower
         self.image_head, self.text_head = image_head, text_head
@@ -104,6 +102,4 @@ def build_encoder(
     image_width = widths[0] if image_tower is None else image_tower.width
     text_width = widths[1] if text_tower is None else text_tower.width
     assert image_width is not None and text_width is not None
-    return DualEncoder(
-        image_tower, text_tower, heads[0].build(image_width, embed_dim), heads[1].build(text_width, embed_dim)
-    )
+    return DualEncoder(image_tower, text_tower, heads[0].build(image_width, embed_dim), heads[1].build(text_width, embed_dim))

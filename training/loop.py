@@ -68,9 +68,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
                 if worker.rank == 0:
                     save_checkpoint(Path(folder), state, plan, metrics)
                     if last and rows is not None:
-                        np.savez(
-                            Path(folder) / "held_out.npz", images=rows.images, texts=rows.texts, prompts=rows.prompts
-                        )
+                        np.savez(Path(folder) / "held_out.npz", images=rows.images, texts=rows.texts, prompts=rows.prompts)
                     saved = ray.train.Checkpoint.from_directory(folder)
                 ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=f"checkpoint_{state.step:08d}")
             else:
@@ -126,10 +124,7 @@ class _Clock:
 
     def evaluates(self, step: int, plan: Plan) -> bool:
         """At the end of every so many epochs, and of the run."""
-        return (
-            step % (plan.order.steps_per_epoch * self._settings.evaluation.every_epochs) == 0
-            or step == plan.total_steps
-        )
+        return step % (plan.order.steps_per_epoch * self._settings.evaluation.every_epochs) == 0 or step == plan.total_steps
 
     def saves(self, step: int, evaluated: bool) -> bool:
         """Whether to save here; the clock is rank 0's."""
@@ -162,8 +157,4 @@ def _peak_memory() -> float:
 
 
 def _device_name(device: torch.device) -> str:
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} thread(s) a worker"
-    )
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s) a worker"

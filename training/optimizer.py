@@ -19,9 +19,7 @@ class OptimizerSettings(Settings):
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(0.05, ge=0, description="of weights; biases, norms and temperatures are not decayed")
     momentum: float = Field(0.9, ge=0, lt=1, description="of optimizers that have one, such as sgd")
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="passed on to the optimizer, such as {betas: [0.9, 0.98]}"
-    )
+    options: dict[str, Any] = Field(default_factory=dict, description="passed on to the optimizer, such as {betas: [0.9, 0.98]}")
 
     @field_validator("name")
     @classmethod

@@ -47,9 +47,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     order = _order(settings, prepared)
     done = _earlier(folder, settings, prepared)
     if done is not None:
-        display.line(
-            f"{folder}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again"
-        )
+        display.line(f"{folder}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again")
         _show(done, display, folder)
         return done
     with _only_one(folder):
@@ -83,9 +81,7 @@ def _order(settings: TrainSettings, prepared: Prepared) -> Order:
     if settings.data.split not in known:
         raise UserError(f"data.split: '{settings.data.split}' is unknown; {prepared.path} has {', '.join(known)}")
     if settings.data.split == settings.evaluation.split:
-        raise UserError(
-            f"evaluation.split: '{settings.evaluation.split}' is what the run trains on; hold another split out"
-        )
+        raise UserError(f"evaluation.split: '{settings.evaluation.split}' is what the run trains on; hold another split out")
     order = Order(
         str(prepared.path),
         prepared.fingerprint,
@@ -108,9 +104,7 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
     old = yaml.safe_load((folder / "config.yaml").read_text())
     new = settings.model_dump(mode="json")
     changed = [
-        f"{key}: {old.get(key)!r} -> {new[key]!r}"
-        for key in settings.identity()
-        if _plain(old.get(key)) != _plain(new[key])
+        f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in settings.identity() if _plain(old.get(key)) != _plain(new[key])
     ]
     if changed:
         raise UserError(
@@ -171,18 +165,12 @@ def _check_metric(settings: TrainSettings, data: HeldOut) -> None:
         for way in ("image_to_text", "text_to_image")
         for k in data.settings.recall_at
     ]
-    labels = [
-        f"zero_shot/{data.dataset}_{label}/{m}" for label in data.classes for m in ("top1", "top5", "mean_per_class")
-    ]
+    labels = [f"zero_shot/{data.dataset}_{label}/{m}" for label in data.classes for m in ("top1", "top5", "mean_per_class")]
     if best not in (*ways, *labels, "loss"):
-        raise UserError(
-            f"checkpoint.best: '{best}' is no metric of this run; it has: loss, {', '.join([*ways, *labels])}"
-        )
+        raise UserError(f"checkpoint.best: '{best}' is no metric of this run; it has: loss, {', '.join([*ways, *labels])}")
 
 
-def _plan(
-    settings: TrainSettings, prepared: Prepared, data: HeldOut, order: Order, display: Display, size: Cluster
-) -> Plan:
+def _plan(settings: TrainSettings, prepared: Prepared, data: HeldOut, order: Order, display: Display, size: Cluster) -> Plan:
     """Tokenizer, banks of locked towers, streams."""
     image, text = settings.image_tower, settings.text_tower
     actors = max(1, int(size.cpus))
@@ -243,9 +231,7 @@ def _fit(plan: Plan, folder: Path, data_cpus: float, display: Display) -> dict[s
     settings, wanted = plan.settings, plan.settings.resources
     tensorboard = settings.tensorboard
     if tensorboard and find_spec("tensorboard") is None:
-        raise UserError(
-            "tensorboard: the package is not installed; pip install 'raylign[tensorboard]', or tensorboard=false"
-        )
+        raise UserError("tensorboard: the package is not installed; pip install 'raylign[tensorboard]', or tensorboard=false")
     if tensorboard is None:
         tensorboard = find_spec("tensorboard") is not None
     trainer = TorchTrainer(
@@ -314,9 +300,7 @@ class _Follower:
                 lines = read_metrics(self._path)
                 found = read_metrics(self._restarts)
                 for line in found[restarts:]:
-                    self._display.line(
-                        f"worker lost, going on from the last checkpoint: {'; '.join(line['workers'].values())}"
-                    )
+                    self._display.line(f"worker lost, going on from the last checkpoint: {'; '.join(line['workers'].values())}")
                 restarts = len(found)
                 if lines and lines[-1]["step"] != shown:
                     line = lines[-1]
@@ -363,8 +347,7 @@ def _result(plan: Plan, folder: Path, returned: dict[str, Any], phases: _Phases)
             "attribution": prepared.manifest["attribution"],
         },
         "seconds": phases.seconds,
-        "versions": {"python": platform.python_version(), "raylign": plan.code_version}
-        | {p: version(p) for p in packages},
+        "versions": {"python": platform.python_version(), "raylign": plan.code_version} | {p: version(p) for p in packages},
         "machine": {
             "cpus": os.cpu_count(),
             "processor": platform.machine(),

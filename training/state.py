@@ -41,9 +41,7 @@ class TrainState:
 def unwrap(value: Any) -> Any:
     """A module without DDP's and torch.compile's wrappers, so that any number of workers can load it; others as they are."""
     while isinstance(value, nn.Module):
-        inner = getattr(value, "_orig_mod", None) or (
-            value.module if isinstance(value, DistributedDataParallel) else None
-        )
+        inner = getattr(value, "_orig_mod", None) or (value.module if isinstance(value, DistributedDataParallel) else None)
         if inner is None:
             break
         value = inner

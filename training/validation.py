@@ -33,9 +33,7 @@ def embed_held_out(encoder: DualEncoder, plan: Plan, worker: Worker) -> HeldOutE
     if encoder.text_tower is None:
         captions = bank_rows(plan.text_bank)[data.text_ids].astype(np.float32)
         prompts = bank_rows(plan.prompt_bank).astype(np.float32) if data.prompts else captions[:0]
-        texts = [
-            encoder.embed_texts(torch.from_numpy(rows).to(worker.device)).cpu().numpy() for rows in (captions, prompts)
-        ]
+        texts = [encoder.embed_texts(torch.from_numpy(rows).to(worker.device)).cpu().numpy() for rows in (captions, prompts)]
     else:
         texts = [_embed_texts(encoder, plan, worker, strings) for strings in (data.texts, data.prompts)]
     encoder.train()

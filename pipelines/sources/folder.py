@@ -25,9 +25,7 @@ class FolderSource(Source):
     dataset: str = Field("", description="the dataset's name in metrics; the folder's name by default")
     extensions: tuple[str, ...] = Field((".jpg", ".jpeg", ".png", ".webp", ".gif", ".svg"), description="of pictures")
     caption_extension: str = Field(".txt", description="of caption files")
-    captions: Literal["first_line", "all_lines"] = Field(
-        "first_line", description="what of a caption file is a caption"
-    )
+    captions: Literal["first_line", "all_lines"] = Field("first_line", description="what of a caption file is a caption")
     exclude: tuple[str, ...] = Field((), description="patterns of paths to leave out, such as symbols/*")
     label: str | None = Field(None, description="name of a label that the first folder below `path` gives")
     unpaired: Literal["error", "reject"] = Field(

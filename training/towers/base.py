@@ -73,9 +73,7 @@ def load_weights(module: nn.Module, path: Path, key: str) -> None:
         # Ports of one network often rename every layer and keep their order.
         shapes = [tuple(t.shape) for t in own.values()] == [tuple(t.shape) for t in found.values()]
         if len(own) != len(found) or not shapes:
-            raise UserError(
-                f"{key}: {path.name} holds {len(found)} tensors of other names or shapes than the model's {len(own)}"
-            )
+            raise UserError(f"{key}: {path.name} holds {len(found)} tensors of other names or shapes than the model's {len(own)}")
         found = dict(zip(own, found.values(), strict=True))
     try:
         module.load_state_dict(found)

@@ -73,9 +73,7 @@ class TimmSettings(ImageTowerSettings):
         if self.weights and not hub:
             path = resolve(self.weights, "image_tower.weights")
             if path is None:
-                raise UserError(
-                    f"image_tower.weights: '{self.weights}' is no file; give a path, package:NAME/FILE, hub or null"
-                )
+                raise UserError(f"image_tower.weights: '{self.weights}' is no file; give a path, package:NAME/FILE, hub or null")
             load_weights(network, path, "image_tower.weights")
         network.reset_classifier(0)
         config = network.pretrained_cfg

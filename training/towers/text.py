@@ -73,9 +73,7 @@ class _HuggingFaceText(TextTower):
 
 class _FromScratch(TextTowerSettings):
     width: int = Field(256, ge=8, description="of the token embeddings")
-    vocabulary_size: int = Field(
-        4000, ge=64, description="at most so many word pieces, trained on the training captions"
-    )
+    vocabulary_size: int = Field(4000, ge=64, description="at most so many word pieces, trained on the training captions")
 
     def weights_name(self) -> str | None:
         return None
@@ -98,9 +96,7 @@ class _Bag(TextTower):
         super().__init__()
         self.width = width
         self.embedding = nn.Embedding(vocabulary_size, width)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         pooled = mean_over_tokens(self.embedding(ids), mask)
@@ -136,9 +132,7 @@ class _Transformer(TextTower):
             batch_first=True,
             norm_first=True,
         )
-        self.blocks = nn.TransformerEncoder(
-            block, settings.layers, nn.LayerNorm(settings.width), enable_nested_tensor=False
-        )
+        self.blocks = nn.TransformerEncoder(block, settings.layers, nn.LayerNorm(settings.width), enable_nested_tensor=False)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         hidden = self.blocks(self.tokens(ids) + self.positions, src_key_padding_mask=mask == 0)
