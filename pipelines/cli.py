@@ -54,7 +54,8 @@ def run_program(
         if options.verbose:
             traceback.print_exc()
         display.close()
-        print(f"error: {error}", file=sys.stderr)
+        # Raised inside a Ray task it comes back wrapped in the task's traceback.
+        print(f"error: {getattr(error, 'cause', error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         display.close()

@@ -39,11 +39,14 @@ ENVIRONMENT = {
 }
 
 
+# At import, not in `start`: Ray reads many of them when it is imported itself, which no module does before this one.
+for _name, _value in ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+
+
 def start(verbose: bool = False, cpus: int | None = None) -> None:
     """Join or start Ray, once a process. `cpus`: logical CPUs of a local Ray, the machine's by default."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     import ray
 
     if ray.is_initialized():

@@ -46,7 +46,7 @@ def decode(data: bytes, background: str = "white") -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image: Image.Image = Image.open(io.BytesIO(data))
             image.load()
             image = ImageOps.exif_transpose(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -92,9 +92,8 @@ def resize_shorter(image: Image.Image, size: int) -> Image.Image:
     shorter = min(image.size)
     if shorter <= size:
         return image
-    return image.resize(
-        tuple(max(1, round(side * size / shorter)) for side in image.size), Image.Resampling.BICUBIC, reducing_gap=3.0
-    )
+    width, height = (max(1, round(side * size / shorter)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def encode(image: Image.Image, file_format: ImageFormat, quality: int) -> bytes:

@@ -263,7 +263,8 @@ class _Writer:
         if rejected > settings.max_rejected_rate * self.read:
             raise UserError(
                 f"max_rejected_rate: {rejected} of {self.read} rows are unusable ({table}), more than "
-                f"{settings.max_rejected_rate:.0%}{example}; mend the source or pass max_rejected_rate={rejected / self.read + 0.01:.2f}"
+                f"{settings.max_rejected_rate:.0%}{example}; mend the source or pass "
+                f"max_rejected_rate={rejected / self.read + 0.01:.2f}"
             )
         self._flush(whole=False)
         pq.write_table(pa.Table.from_pylist(self._rejected, schema=_REJECTED), self._folder / "rejected.parquet")

@@ -132,8 +132,8 @@ class Stream:
                 ids, epoch = pick(item)
                 if not np.array_equal(computed.pop("sample_id").cpu().numpy(), ids):
                     raise RuntimeError(f"stream: the batch of item {item} holds other samples than the order says")
-                found = {name: torch.from_numpy(c).to(worker.device) for name, c in self.look_up(ids, epoch).items()}
-                yield cast(Batch, computed | found)
+                rest = {name: torch.from_numpy(c).to(worker.device) for name, c in self.look_up(ids, epoch).items()}
+                yield cast(Batch, computed | rest)
 
     def _computed(
         self, pick: Callable[[int], tuple[np.ndarray, int]], start: int, end: int, size: int, worker: Worker

@@ -46,8 +46,8 @@ def load_checkpoint(folder: Path, state: TrainState, plan: Plan, device: torch.d
     found, wanted = about["dataset"]["fingerprint"], plan.stream.prepared.fingerprint
     if found != wanted:
         raise UserError(
-            f"data.path: the checkpoint {folder} was trained on data {found[:12]}, {plan.stream.prepared.path} holds {wanted[:12]}; "
-            "give the run another name, or pass overwrite=true"
+            f"data.path: the checkpoint {folder} was trained on data {found[:12]}, "
+            f"{plan.stream.prepared.path} holds {wanted[:12]}; give the run another name, or pass overwrite=true"
         )
     state.load_state_dict(torch.load(folder / "state.pt", map_location=device, weights_only=True))
 

@@ -92,24 +92,7 @@ class TrainSettings(Settings):
             )
         if self.precision == "fp16" and not self.resources.use_gpu:
             raise ValueError("precision: fp16 needs resources.use_gpu=true; bf16 and fp32 run on CPUs")
-        if not self.resources.use_gpu and workers > 1 and self.image_tower.mode == "trainable":
-            if self.image_tower.name == "timm" and self.image_tower.batch_norm == "train" and self._has_batch_norm():
-                raise ValueError(
-                    f"image_tower.batch_norm: {self.image_tower.model} has BatchNorm, whose statistics would differ between "
-                    f"{workers} CPU workers; pass image_tower.batch_norm=frozen, or resources.num_workers=1"
-                )
         return self
-
-    def _has_batch_norm(self) -> bool:
-        import timm
-        import torch
-
-        model = getattr(self.image_tower, "model", "")
-        if not timm.is_model(model):
-            return False
-        with torch.device("meta"):
-            network = timm.create_model(model)
-        return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in network.modules())
 
     def identity(self) -> dict:
         """What makes a run this run. The rest (resources, log, checkpoints) may change when it is resumed."""

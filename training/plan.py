@@ -4,14 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from evaluation.suite import HeldOut
+from pipelines import banks
+from pipelines.batch import columns
+from pipelines.display import Display
 from pipelines.order import Order
+from pipelines.prepare import code_version
+from pipelines.prepared import Prepared
+from pipelines.settings import UserError
 from pipelines.stream import Stream, bank_rows
 from pipelines.tokenizer import TextTokenizer
 from training.config import TrainSettings
 from training.encoder import DualEncoder, build_encoder
 from training.objectives.base import Objective
+from training.towers import ImageFeatures, TextFeatures
 
 
 @dataclass(frozen=True)
@@ -49,3 +57,78 @@ class Plan:
             self.tokenizer.vocabulary_size,
         )
         return encoder, settings.objective.build(self.stream.prepared.num_samples)
+
+
+def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
+    """The training split's order. Raises `UserError` for an unknown split, or one that does not fill a batch."""
+    known = prepared.split_ids(settings.data.split_seed)
+    if settings.data.split not in known:
+        raise UserError(f"data.split: '{settings.data.split}' is unknown; {prepared.path} has {', '.join(known)}")
+    if settings.data.split == settings.evaluation.split:
+        raise UserError(f"evaluation.split: '{settings.evaluation.split}' is what the run trains on; hold another split out")
+    order = Order(
+        str(prepared.path),
+        prepared.fingerprint,
+        settings.data.split,
+        settings.data.split_seed,
+        settings.seed,
+        settings.global_batch_size,
+    )
+    order.check()
+    return order
+
+
+def check_build(plan: Plan) -> None:
+    """Build everything once on the driver, so that what cannot be built is said before any worker starts."""
+    settings = plan.settings
+    encoder, objective = plan.build()
+    settings.optimizer.build([encoder, objective])
+    workers, frozen = settings.resources.num_workers, settings.image_tower.batch_norm == "frozen"
+    if workers == 1 or settings.resources.use_gpu or frozen:
+        return
+    # torch synchronises BatchNorm on GPUs only.
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.weight.requires_grad for m in encoder.modules()):
+        raise UserError(
+            f"image_tower.batch_norm: this tower has BatchNorm, whose statistics would differ between {workers} CPU workers; "
+            "pass image_tower.batch_norm=frozen, or resources.num_workers=1"
+        )
+
+
+def make_plan(settings: TrainSettings, prepared: Prepared, data: HeldOut, order: Order, cpus: float, display: Display) -> Plan:
+    """Tokenizer, banks of locked towers, streams."""
+    image, text = settings.image_tower, settings.text_tower
+    actors = max(1, int(cpus))
+    tokenizer = _tokenizer(settings, prepared, order)
+    image_bank = text_bank = prompt_bank = None
+    if image.mode == "locked":
+        identity = image.identity("image_tower")
+        image_bank = banks.image_bank(prepared, image.image_size, ImageFeatures, (image,), identity, actors, display)
+    if text.mode == "locked":
+        identity = text.identity("text_tower")
+        text_bank, prompt_bank = banks.text_banks(
+            prepared, [prepared.texts(), data.prompts], TextFeatures, (text, tokenizer), identity, actors, display
+        )
+    wanted = columns(settings.objective.needs, image_bank is not None, text_bank is not None)
+    stream = Stream(
+        prepared=prepared,
+        columns=frozenset(wanted),
+        seed=settings.seed,
+        image_size=image.image_size,
+        augment=settings.data.augment,
+        tokenizer=tokenizer,
+        image_bank=image_bank,
+        text_bank=text_bank,
+    )
+    held_out_images = Stream(
+        prepared=prepared,
+        columns=frozenset({"image_features" if image_bank else "image"}),
+        image_size=image.image_size,
+        image_bank=image_bank,
+    )
+    return Plan(settings, order, stream, data, held_out_images, tokenizer, text_bank, prompt_bank, code_version())
+
+
+def _tokenizer(settings: TrainSettings, prepared: Prepared, order: Order) -> TextTokenizer:
+    """The text tower's own, or one trained on the training split's captions, in the order of sample ids."""
+    captions = prepared.table("captions").take(order.ids)["captions"].to_pylist()
+    return settings.text_tower.tokenizer([text for texts in captions for text in texts])

@@ -11,13 +11,15 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from training.objectives.base import Objective
+
 
 @dataclass
 class TrainState:
     """`state_dict` walks the fields, so there is no list to forget."""
 
     encoder: nn.Module
-    objective: nn.Module
+    objective: Objective
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0  # optimizer steps done; the next one is this one

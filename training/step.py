@@ -71,7 +71,7 @@ def _accumulate(state: TrainState, batch: Batch, settings: TrainSettings, seed: 
         torch.manual_seed(seed + index)
         last = index == len(parts) - 1
         waits = isinstance(state.encoder, DistributedDataParallel) and not last
-        context: Any = state.encoder.no_sync() if waits else nullcontext()  # type: ignore[operator, union-attr]
+        context: Any = cast(DistributedDataParallel, state.encoder).no_sync() if waits else nullcontext()
         with context:
             rows = _embed(state.encoder, part, settings)
             torch.autograd.backward(list(rows), [gradient[index] for gradient in gradients])

@@ -43,8 +43,8 @@ class Clip(Objective):
         targets = torch.arange(rows, device=images.device) + first_row(rows)
         excluded = None
         if self._mask:
-            own = batch["image_id"], batch["text_id"]
-            excluded = same_pair(*own, *(all_gather(ids) for ids in own), targets)
+            image_id, text_id = batch["image_id"], batch["text_id"]
+            excluded = same_pair(image_id, text_id, all_gather(image_id), all_gather(text_id), targets)
         scale = self.scale()
         image_to_text = info_nce(embeddings.image, texts, targets, scale, excluded)
         text_to_image = info_nce(embeddings.text, images, targets, scale, excluded)

@@ -47,6 +47,9 @@ class TowerSettings(Settings):
 class Pixels(nn.Module):
     """uint8 [b, 3, H, W] to normalised float32."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
@@ -64,7 +67,7 @@ def load_weights(module: nn.Module, path: Path, key: str) -> None:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        found = load_file(path)
+        found: dict[str, Any] = load_file(path)
     else:
         found = torch.load(path, map_location="cpu", weights_only=True)
     found = found.get("state_dict", found)

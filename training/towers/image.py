@@ -1,9 +1,10 @@
 """Image towers: any timm model, any Hugging Face vision model, or a small convolutional net to train from scratch."""
 
+import difflib
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from pipelines.artifacts import resolve
@@ -54,17 +55,22 @@ class TimmSettings(ImageTowerSettings):
     weights: str | None = Field(None, description="hub, a path, package:NAME/FILE, or null for random weights")
     options: dict[str, Any] = Field(default_factory=dict, description="passed on to timm.create_model")
 
+    @field_validator("model")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        import timm
+
+        if not timm.is_model(value):
+            near = difflib.get_close_matches(value, timm.list_models(), n=4, cutoff=0.5)
+            raise ValueError(f"timm has no '{value}'" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+        return value
+
     def weights_name(self) -> str | None:
         return self.weights
 
     def build(self) -> ImageTower:
         import timm
 
-        if not timm.is_model(self.model):
-            near = timm.list_models(f"*{self.model.split('_')[0]}*")[:8]
-            raise UserError(
-                f"image_tower.model: timm has no '{self.model}'" + (f"; it has {', '.join(near)}, ..." if near else "")
-            )
         hub = self.weights == "hub"
         options = dict(self.options)
         if self.model.startswith(("vit_", "deit", "eva", "beit")):

@@ -1,6 +1,6 @@
 """Text towers: any Hugging Face text model, or small ones to train from scratch with a tokenizer trained on the corpus."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -60,7 +60,7 @@ class HuggingFaceTextSettings(TextTowerSettings):
 
 
 class _HuggingFaceText(TextTower):
-    def __init__(self, network: nn.Module, pooling: str):
+    def __init__(self, network: Any, pooling: str):
         super().__init__()
         self.network = network
         self.width = network.config.hidden_size

@@ -1,0 +1,101 @@
+"""The one call of Ray Train of a run, with the display following along."""
+
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from pipelines.display import Display
+from pipelines.settings import UserError
+from training.loop import train_worker
+from training.metrics_log import Recorder, read_metrics
+from training.plan import Plan
+
+
+def fit(plan: Plan, folder: Path, data_cpus: float, display: Display) -> dict[str, Any]:
+    """The one call of Ray Train, with the display reading metrics.jsonl meanwhile."""
+    settings, wanted = plan.settings, plan.settings.resources
+    tensorboard = settings.tensorboard
+    if tensorboard and find_spec("tensorboard") is None:
+        raise UserError("tensorboard: the package is not installed; pip install 'raylign[tensorboard]', or tensorboard=false")
+    if tensorboard is None:
+        tensorboard = find_spec("tensorboard") is not None
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"plan": plan, "data_cpus": data_cpus},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=wanted.num_workers,
+            use_gpu=wanted.use_gpu,
+            resources_per_worker={"CPU": wanted.cpus_per_worker} | ({"GPU": 1} if wanted.use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            failure_config=ray.train.FailureConfig(max_failures=wanted.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=settings.checkpoint.keep),
+            callbacks=[Recorder(folder, settings.checkpoint.best, settings.checkpoint.mode, tensorboard)],
+            logging_config=ray.train.LoggingConfig(log_level="INFO" if display.verbose else "ERROR"),
+        ),
+    )
+    with _Follower(folder, plan, display):
+        try:
+            returned = trainer.fit().return_value
+        except (ray.train.TrainingFailedError, RuntimeError) as error:
+            if display.verbose:
+                raise
+            cause = _root_cause(error)
+            raise UserError(
+                f"training stopped: {cause}; --verbose shows all, the same command goes on from the last checkpoint"
+            ) from None
+    if "failed" in returned:
+        raise UserError(f"training stopped: {returned['failed']}")
+    return returned
+
+
+def _root_cause(error: BaseException) -> str:
+    failures = getattr(error, "worker_failures", None) or {}
+    first: BaseException = next(iter(failures.values()), error)
+    first = getattr(first, "cause", None) or first.__cause__ or first
+    return f"{type(first).__name__}: {str(first).strip().splitlines()[-1] if str(first).strip() else ''}"
+
+
+class _Follower:
+    """Draws progress from metrics.jsonl in a thread, while `fit` blocks."""
+
+    def __init__(self, folder: Path, plan: Plan, display: Display):
+        self._path, self._plan, self._display = folder / "metrics.jsonl", plan, display
+        self._restarts = folder / "restarts.jsonl"
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        restarts = len(read_metrics(self._restarts))
+        with self._display.task("train", self._plan.total_steps) as task:
+            shown = -1
+            while True:
+                ended = self._stop.wait(0.5)
+                lines = read_metrics(self._path)
+                found = read_metrics(self._restarts)
+                for line in found[restarts:]:
+                    self._display.line(f"worker lost, going on from the last checkpoint: {'; '.join(line['workers'].values())}")
+                restarts = len(found)
+                if lines and lines[-1]["step"] != shown:
+                    line = lines[-1]
+                    shown = line["step"]
+                    task.update(
+                        shown,
+                        f"loss {line['loss']:.3f}  {line['samples_per_second']:,.0f} samples/s  "
+                        f"waiting for data {line['data_wait']:.0%}",
+                    )
+                if ended:
+                    return
