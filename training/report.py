@@ -1,2 +1,379 @@
-def write_report(*a):
-    pass
+"""`report.html`: what a run trained on what, what it is worth, and pictures it found; one file that needs nothing else.
+
+`python -m training.report RUN` writes it again from what the run left on disk, without Ray and without training.
+"""
+
+import argparse
+import base64
+import io
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import yaml
+from PIL import Image
+
+from evaluation import retrieval
+from evaluation.suite import HeldOut, SuiteSettings, gallery, held_out
+from pipelines.prepared import Prepared
+from pipelines.settings import UserError, validate
+from training.metrics_file import read_metrics
+
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_THUMBNAIL = 128  # pixels of the longer side; shown at up to 96, so that dense screens stay sharp
+_WAYS = {"image_to_text": "Image to text", "text_to_image": "Text to image"}
+_MODES = {
+    "trainable": "trained",
+    "frozen": "frozen: it runs in every step, and only its head is trained",
+    "locked": "locked: its features are computed once, and only its head is trained",
+}
+_MEASURES = {
+    "top1": ("Top-1", "the best guess is right"),
+    "top5": ("Top-5", "the right class is among the five best guesses"),
+    "mean_per_class": ("Mean per class", "top-1, with every class counting the same"),
+}
+_HEALTH = {
+    "lr": ("Learning rate", ""),
+    "temperature": ("Temperature", ""),
+    "grad_norm": ("Norm of the gradient", ""),
+    "samples_per_second": ("Pairs per second", ""),
+    "data_wait": ("Time spent waiting for data", "%"),
+    "peak_memory_gib": ("Peak memory of a worker, GiB", ""),
+}
+_NO_CURVE = {"step", "epoch", "samples", "time", "loss"}
+
+
+def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
+    """Write `run/report.html`, aside and renamed. `result` is the content of `result.json`.
+
+    Raises `UserError` where the run's folder or its data lack something.
+    """
+    from training.checkpoint import newest_checkpoint  # brings torch along
+
+    prepared = Prepared.open(result["dataset"]["path"])
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    images, texts = _embeddings(newest_checkpoint(run) / "held_out.npz", data)
+    page = {
+        "name": result["name"],
+        "result": result,
+        "summary": _summary(result, config),
+        "headline": _headline(result, data),
+        "scores": _scores(result, data),
+        "gallery": _pictures(prepared, data, images, texts),
+        "curves": _curves(read_metrics(run / "metrics.jsonl"), result, data),
+        "dataset": _dataset(prepared, result),
+        "again": _again(config, prepared),
+        "restarts": _restarts(run / "restarts.jsonl"),
+    }
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"duration": _duration, "ordinal": _ordinal}
+    html = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(page)
+    aside = run / f"report.html.partial-{os.getpid()}"
+    aside.write_text(html, encoding="utf-8")
+    aside.rename(run / "report.html")
+
+
+def _embeddings(path: Path, data: HeldOut) -> tuple[np.ndarray, np.ndarray]:
+    """Unit rows of the held-out pictures and captions, as they were when training ended."""
+    try:
+        rows = np.load(path)
+        images, texts = rows["images"], rows["texts"]
+    except (OSError, KeyError, ValueError):
+        raise UserError(f"{path}: missing or not readable; let the training command finish, or train again") from None
+    if (len(images), len(texts)) != (len(data.sample_ids), len(data.texts)):
+        raise UserError(
+            f"{path}: holds {len(images)} pictures and {len(texts)} captions, the held-out split has {len(data.sample_ids)} and "
+            f"{len(data.texts)}; it was written with other data"
+        )
+    return images, texts
+
+
+def _summary(result: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """What was trained, in words."""
+    return {
+        "objective": config["objective"]["name"],
+        "towers": [
+            {
+                "side": side,
+                "name": _tower_name(tower),
+                "kind": tower["name"],
+                "mode": tower["mode"],
+                "about": _MODES[tower["mode"]],
+            }
+            for side, tower in (("Image", config["image_tower"]), ("Text", config["text_tower"]))
+        ],
+        "batch": config["global_batch_size"],
+        "workers": result["machine"]["workers"],
+        "seconds": math.fsum(result["seconds"].values()),
+    }
+
+
+def _tower_name(tower: dict[str, Any]) -> str:
+    """The model's name where it has one, the name of its weights, or what it is."""
+    weights = tower.get("weights")
+    if tower.get("model"):
+        return tower["model"] if weights else f"{tower['model']} from random weights"
+    if not weights:
+        return f"{tower['name']} from random weights"
+    if weights.startswith("package:"):
+        return weights.removeprefix("package:").split("/")[0]
+    path = Path(weights).expanduser()
+    return path.name if path.exists() else weights
+
+
+def _headline(result: dict[str, Any], data: HeldOut) -> dict[str, Any]:
+    """The figures that come first: R@k of both directions, and top-1 of the labels with most classes."""
+    ks = sorted(data.settings.recall_at)
+    tiles = [_mean_row(result, data, k) | {"title": f"R@{k}", "about": _recall_words(k)} for k in sorted({ks[0], ks[-1]})]
+    for label in sorted(data.classes, key=lambda label: -len(data.classes[label]))[:2]:
+        row = _row(result, f"zero_shot/{data.dataset}_{label}/top1", "", "")
+        tiles.append(
+            row | {"title": f"Zero-shot {label}", "about": f"right class of {len(data.classes[label])} on the first guess"}
+        )
+    queries = len(data.sample_ids)
+    share = tiles[0]["value"] / 100
+    # Of one direction: the two are about the same pairs, so their mean is hardly surer than either.
+    margin = 196 * math.sqrt(share * (1 - share) / queries)
+    return {"first": tiles[0], "k": ks[0], "tiles": tiles, "margin": margin, "queries": queries}
+
+
+def _scores(result: dict[str, Any], data: HeldOut) -> list[dict[str, Any]]:
+    """Groups of rows: every metric of the run, those of unknown kinds by their paths."""
+    ks = sorted(data.settings.recall_at)
+    pool = {
+        "image_to_text": ("picture", "caption", len(data.texts)),
+        "text_to_image": ("caption", "picture", len(data.sample_ids)),
+    }
+    groups, left = [], dict(result["metrics"])
+    for way, title in _WAYS.items():
+        query, wanted, count = pool[way]
+        paths = {k: f"retrieval/{data.dataset}/{way}_recall@{k}" for k in ks}
+        about = f"given a held-out {query}, its {wanted} is looked for among {count:,}"
+        groups.append({"title": title, "about": about, "rows": [_row(result, paths[k], f"R@{k}", _recall_words(k)) for k in ks]})
+        left = {path: value for path, value in left.items() if path not in paths.values()}
+    rows = [_mean_row(result, data, k) | {"name": f"R@{k}", "about": _recall_words(k)} for k in ks]
+    groups.append({"title": "Mean of both directions", "about": "", "rows": rows})
+    for row in rows:
+        left.pop(row["path"], None)
+    for label, names in data.classes.items():
+        rows = [_row(result, f"zero_shot/{data.dataset}_{label}/{m}", *words) for m, words in _MEASURES.items()]
+        prompts = len(data.settings.templates)
+        about = f"which of {len(names)} classes a held-out picture is of, by the classes' names in {_count(prompts, 'sentence')}"
+        groups.append({"title": f"Zero-shot: {label}", "about": about, "rows": rows})
+        for row in rows:
+            left.pop(row["path"], None)
+    if left:
+        groups.append({"title": "Other scores", "about": "", "rows": [_row(result, path, path, "") for path in left]})
+    return groups
+
+
+def _recall_words(k: int) -> str:
+    return "the right one comes first" if k == 1 else f"a right one is among the first {k}"
+
+
+def _row(result: dict[str, Any], path: str, name: str, about: str) -> dict[str, Any]:
+    """One score with all that it must be compared with."""
+    base = result["baselines"].get(path, {})
+    return {
+        "path": path,
+        "name": name,
+        "about": about,
+        "value": result["metrics"][path],
+        "chance": base.get("chance"),
+        "largest": base.get("largest_class"),
+        "n": f"{result['sample_sizes'][path]:,}" if path in result["sample_sizes"] else "",
+    }
+
+
+def _mean_row(result: dict[str, Any], data: HeldOut, k: int) -> dict[str, Any]:
+    """The mean of both directions, its chance being the mean of theirs."""
+    both = [_row(result, f"retrieval/{data.dataset}/{way}_recall@{k}", "", "") for way in _WAYS]
+    row = _row(result, f"retrieval/{data.dataset}/mean_recall@{k}", "", "")
+    return row | {"chance": math.fsum(r["chance"] for r in both) / 2, "n": " + ".join(r["n"] for r in both)}
+
+
+def _pictures(prepared: Prepared, data: HeldOut, images: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
+    """The gallery with thumbnails, and where the right one came where it is not among those shown."""
+    shown = gallery(data, images, texts)
+    wanted = {item["right"] for item in shown["captions"]} | {item["sample_id"] for item in shown["images"]}
+    wanted |= {found["sample_id"] for item in shown["captions"] for found in item["found"]}
+    thumbnails = _thumbnails(prepared, sorted(wanted))
+    index = {int(sample_id): i for i, sample_id in enumerate(data.sample_ids)}
+    first_text = {int(image): t for t, image in reversed(list(enumerate(data.image_of_text)))}
+
+    def picture(sample_id: int) -> dict[str, str]:
+        return {"src": thumbnails[sample_id], "alt": data.texts[first_text[index[sample_id]]]}
+
+    captions = []
+    for item in shown["captions"]:
+        own = np.flatnonzero(data.image_of_text == index[item["right"]])
+        t = next(t for t in own if data.texts[t] == item["caption"])
+        rank = retrieval.ranks(texts[[t]], images, [data.images_of_text[t]])[0]
+        found = [picture(f["sample_id"]) | {"hit": f["hit"]} for f in item["found"]]
+        captions.append({"caption": item["caption"], "found": found, "right": picture(item["right"])} | _place(found, rank))
+    queries = []
+    for item in shown["images"]:
+        i = index[item["sample_id"]]
+        rank = retrieval.ranks(images[[i]], texts, [data.texts_of_image[i]])[0]
+        queries.append({"picture": picture(item["sample_id"]), **item} | _place(item["found"], rank))
+    return {"captions": captions, "images": queries, "num_images": len(images), "num_texts": len(texts)}
+
+
+def _place(found: Sequence[dict[str, Any]], rank: int) -> dict[str, int | None]:
+    """`hit_at`: place of the first hit shown, from 1; `place`: of the right one where none is shown, None if it has none."""
+    hits = [place for place, f in enumerate(found, 1) if f["hit"]]
+    return {"hit_at": hits[0] if hits else None, "place": None if rank == retrieval.MISS else int(rank) + 1}
+
+
+def _thumbnails(prepared: Prepared, sample_ids: list[int]) -> dict[int, str]:
+    """Small pictures as data URIs, by sample id."""
+    result = {}
+    rows = prepared.rows(np.asarray(sample_ids, dtype=np.int64), ("image",))["image"].to_pylist()
+    for sample_id, data in zip(sample_ids, rows, strict=True):
+        small = Image.open(io.BytesIO(data)).convert("RGB")
+        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        file = io.BytesIO()
+        small.save(file, "WEBP", quality=85)
+        result[sample_id] = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return result
+
+
+def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut) -> dict[str, list[dict[str, Any]]]:
+    """Charts in two groups: how good it became, and how training went."""
+    from training.curves import Curve, chart  # brings matplotlib along
+
+    def curve(key: str, label: str = "", factor: float = 1.0) -> Curve:
+        lines = [line for line in history if key in line]
+        return Curve(label, [line["epoch"] for line in lines], [factor * line[key] for line in lines])
+
+    def draw(name: str, title: str, curves: list[Curve], **options: Any) -> list[dict[str, Any]]:
+        curves = [c for c in curves if len(c.y)]
+        if not curves:
+            return []
+        ends = ", ".join(f"{c.label} from {c.y[0]:.4g} to {c.y[-1]:.4g}".strip() for c in curves)
+        return [{"title": title, "svg": chart(name, f"{title} over {curves[0].x[-1]:g} epochs: {ends}", curves, **options)}]
+
+    learning = draw("loss", "Training loss", [curve("loss")])
+    recalls = {
+        way: [curve(f"retrieval/{data.dataset}/{way}_recall@{k}", f"R@{k}") for k in data.settings.recall_at] for way in _WAYS
+    }
+    # One height for both directions, so that they can be compared.
+    top = 1.08 * max([y for curves in recalls.values() for c in curves for y in c.y], default=100.0)
+    for way, title in _WAYS.items():
+        learning += draw(way, f"Recall, {title.lower()}", recalls[way][:3], unit="%", top=top or None)
+    for position, label in enumerate(data.classes):
+        path = f"zero_shot/{data.dataset}_{label}/"
+        curves = [curve(path + "top5", "top-5"), curve(path + "top1", "top-1"), curve(path + "mean_per_class", "per class")]
+        largest = result["baselines"][path + "top1"]["largest_class"]
+        learning += draw(f"label-{position}", f"Zero-shot, {label}", curves, unit="%", reference=("guess*", largest))
+    extra = {key for line in history for key in line if "/" not in key} - _NO_CURVE - _HEALTH.keys()
+    health = []
+    for key, (title, unit) in (_HEALTH | {key: (key, "") for key in sorted(extra)}).items():
+        health += draw(f"health-{key}", title, [curve(key, factor=100.0 if unit == "%" else 1.0)], unit=unit)
+    return {"learning": learning, "health": health}
+
+
+def _dataset(prepared: Prepared, result: dict[str, Any]) -> dict[str, Any]:
+    """What the data is, beyond what the result says."""
+    manifest = prepared.manifest
+    return result["dataset"] | {
+        "rejected": sorted(result["dataset"]["counts"]["rejected"].items(), key=lambda item: -item[1]),
+        "num_images": manifest["num_images"],
+        "num_texts": manifest["num_texts"],
+        "image": manifest["image"],
+        "created": manifest["created"],
+    }
+
+
+def _again(config: dict[str, Any], prepared: Prepared) -> dict[str, str]:
+    """Commands and configs that give this run once more."""
+    folder = f"{config['storage']}/{config['name']}"
+    return {
+        "train": f"python -m training {shlex.quote(f'{folder}/config.yaml')} name={config['name']}-again",
+        "report": f"python -m training.report {shlex.quote(folder)}",
+        "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        "data_config": yaml.safe_dump(prepared.manifest["config"], sort_keys=False, allow_unicode=True),
+    }
+
+
+def _restarts(path: Path) -> list[dict[str, Any]]:
+    """When workers were lost, and what they said."""
+    import time
+
+    return [
+        {"when": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(line["time"])), "workers": line["workers"]}
+        for line in read_metrics(path)
+    ]
+
+
+def _duration(seconds: float) -> str:
+    """A time for people: 4.2 s, 1 min 43 s, 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 11th, 1,022nd."""
+    last = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number:,}{last}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Write the page of a finished run again. Exit code 0, or 2 with one line that says what is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.report", description="Write report.html of a finished run again, from what the run left on disk."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, such as runs/demo")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="the prepared dataset, where it is no longer where it was")
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    try:
+        _rewrite(options.run, options.data)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"report: {options.run / 'report.html'}")
+    return 0
+
+
+def _rewrite(run: Path, data_path: Path | None) -> None:
+    """`write_report` with everything read from disk."""
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder; give a finished run, such as runs/demo")
+    try:
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{run}: no finished run, {Path(error.filename).name} is missing; the training command of the run finishes it"
+        ) from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{run}: result.json or config.yaml is not readable: {' '.join(str(error).split())}") from None
+    if data_path is not None:
+        result["dataset"]["path"] = str(data_path.absolute())
+    prepared = Prepared.open(result["dataset"]["path"])
+    if prepared.fingerprint != result["dataset"]["fingerprint"]:
+        raise UserError(
+            f"{prepared.path}: holds other data ({prepared.fingerprint[:12]}) than {run} was trained on "
+            f"({result['dataset']['fingerprint'][:12]}); name the folder that does with --data"
+        )
+    # Of the training config only what the suite knows, so that pages of old runs can be written by newer versions.
+    suite = {key: value for key, value in config["evaluation"].items() if key in SuiteSettings.model_fields}
+    settings = validate(SuiteSettings, suite, str(run / "config.yaml"))
+    write_report(run, result, held_out(prepared, settings, result["dataset"]["split_seed"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""The convention of training/distributed.py, in real processes: K workers give the gradient of one, and hence its step."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines.batch import Batch
+from tests.training.gloo import Gloo
+from training import distributed
+from training.config import TrainSettings
+from training.encoder import build_encoder
+from training.objectives import ObjectiveUnion
+from training.objectives.base import Embeddings, ObjectiveSettings
+from training.objectives.clip import ClipSettings
+from training.state import TrainState, unwrap
+from training.step import train_step
+
+ROWS, TOKENS, VOCABULARY, STEPS = 12, 5, 50, 3
+
+
+@pytest.fixture(scope="module")
+def gloo() -> Iterator[Gloo]:
+    with Gloo(3) as workers:
+        yield workers
+
+
+def objectives() -> list[type[ObjectiveSettings]]:
+    """Members of the registry, whether it has one or many."""
+    union = get_args(ObjectiveUnion)[0] if get_args(ObjectiveUnion) else ObjectiveUnion
+    return list(get_args(union)) or [union]
+
+
+every_objective = pytest.mark.parametrize("objective", [o.model_fields["name"].default for o in objectives()])
+world_sizes = pytest.mark.parametrize("world_size", [2, 3])
+
+
+def settings(objective: str, **changes: Any) -> TrainSettings:
+    """Small towers without dropout; plain momentum SGD, so that parameters move in proportion to gradients."""
+    tree: dict[str, Any] = {
+        "name": "test",
+        "data": {"path": "nowhere"},
+        "image_tower": {"name": "conv", "image_size": 8, "channels": [4, 8]},
+        "text_tower": {"name": "bag", "width": 8, "max_tokens": TOKENS},
+        "embed_dim": 6,
+        "objective": {"name": objective},
+        "optimizer": {"name": "sgd", "lr": 0.1, "weight_decay": 0.01},
+        "epochs": 1,
+        "global_batch_size": ROWS,
+    }
+    return TrainSettings.model_validate(tree | changes)
+
+
+def global_batch(step: int) -> dict[str, Tensor]:
+    """All columns that an objective may need. Captions and pictures repeat, within a worker's part and across parts."""
+    random = torch.Generator().manual_seed(step)
+    image_id = torch.arange(ROWS) + 100
+    text_id = torch.arange(ROWS) + 200
+    text_id[[4, 5, 11]] = 200
+    image_id[[3, 7]] = 101
+    pictures = torch.randint(256, (ROWS, 3, 8, 8), generator=random, dtype=torch.uint8)
+    texts = torch.randint(VOCABULARY, (ROWS, TOKENS), generator=random)
+    return {
+        "image": pictures[image_id - 100],
+        "text": texts[text_id - 200],
+        "text_mask": torch.ones(ROWS, TOKENS, dtype=torch.int64),
+        "sample_id": torch.randperm(ROWS, generator=random),
+        "image_id": image_id,
+        "text_id": text_id,
+    }
+
+
+@dataclass
+class Outcome:
+    """What a few steps did."""
+
+    encoder: dict[str, Tensor]  # how far each parameter moved
+    objective: dict[str, Tensor]  # parameters and state at the end
+    losses: list[float]  # over the global batch
+    norms: list[float]
+
+
+def train(settings: TrainSettings) -> Outcome:
+    """A few steps of `train_step` on this worker's part of each global batch, as the loop does them."""
+    torch.manual_seed(0)
+    image, text = settings.image_tower, settings.text_tower
+    heads = (settings.image_head, settings.text_head)
+    encoder: Any = build_encoder(image, text, heads, settings.embed_dim, (None, None), VOCABULARY)
+    objective = settings.objective.build(ROWS)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    if distributed.world_size() > 1:
+        encoder = DistributedDataParallel(encoder, broadcast_buffers=False)
+    optimizer = settings.optimizer.build([encoder, objective])
+    state = TrainState(encoder, objective, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    size = ROWS // distributed.world_size()
+    own = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
+    losses, norms = [], []
+    for step in range(STEPS):
+        part: Any = {name: column[own] for name, column in global_batch(step).items()}
+        loss, norm = train_step(state, Batch(**part), settings, settings.optimizer.lr)
+        losses.append(float(distributed.mean(loss.total)))
+        norms.append(float(norm))
+    assert (state.step, state.samples) == (STEPS, STEPS * ROWS)
+    moved = {name: value - before[name] for name, value in unwrap(encoder).state_dict().items()}
+    return Outcome(moved, {name: value.clone() for name, value in objective.state_dict().items()}, losses, norms)
+
+
+def assert_same(found: Outcome, expected: Outcome) -> None:
+    """Equal up to float32: each tensor against its own scale."""
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.norms, expected.norms, rtol=1e-4, atol=1e-6)
+    for ours, theirs in ((found.encoder, expected.encoder), (found.objective, expected.objective)):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            scale = float(theirs[name].abs().max()) if theirs[name].numel() else 0.0
+            torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-4 * scale, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@every_objective
+@pytest.mark.parametrize("accumulate", [1, 2])
+@world_sizes
+def test_workers_step_as_one(gloo: Gloo, objective: str, accumulate: int, world_size: int) -> None:
+    """Encoder and objective after three steps of K workers are those of one worker on the whole batches."""
+    expected = train(settings(objective))
+    assert all(value.abs().max() > 0 for value in expected.encoder.values()), "a parameter that never moves tests nothing"
+    found = gloo(world_size, train, settings(objective, accumulate=accumulate))
+    for outcome in found:
+        assert_same(outcome, expected)
+
+
+@every_objective
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_parts_step_as_the_whole(objective: str, accumulate: int) -> None:
+    """Accumulation on one worker: the loss still sees the whole batch."""
+    assert_same(train(settings(objective, accumulate=accumulate)), train(settings(objective)))
+
+
+def _clip_of_a_repeated_pair(same_caption: bool) -> float:
+    """CLIP's global loss of four pairs where the third looks like the first; they sit on different workers."""
+    rows = torch.eye(4)[[0, 1, 0, 3]]
+    image_id = torch.arange(4)
+    text_id = torch.tensor([0, 1, 0 if same_caption else 2, 3])
+    size = 4 // distributed.world_size()
+    own = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
+    batch = Batch(image_id=image_id[own], text_id=text_id[own])
+    objective = ClipSettings(temperature=0.05).build(4)
+    return float(distributed.mean(objective(Embeddings(rows[own], rows[own]), batch).total))
+
+
+def test_false_negatives_are_found_across_workers(gloo: Gloo) -> None:
+    """Two of four rows have a rival as near as their own: log 2 each, and nothing once it is known for the same caption."""
+    for same_caption, expected in ((True, 0.0), (False, math.log(2) / 2)):
+        for found in [_clip_of_a_repeated_pair(same_caption), *gloo(2, _clip_of_a_repeated_pair, same_caption)]:
+            assert found == pytest.approx(expected, abs=1e-6)
+
+
+def _all_gather_and_its_gradient() -> tuple[Tensor, Tensor, Tensor]:
+    """The gathered rows, the gradient of sum(weight_r * gathered) over ranks r, and gathered integers."""
+    own = distributed.rank()
+    rows = torch.arange(4.0).reshape(2, 2) + 10 * own
+    rows.requires_grad_()
+    gathered = distributed.all_gather(rows)
+    weight = (own + 1) * torch.arange(gathered.numel(), dtype=torch.float32).reshape(gathered.shape)
+    (gathered * weight).sum().backward()
+    assert rows.grad is not None
+    # A transposed view is not contiguous: gathering must not mix its rows up.
+    ids = distributed.all_gather(torch.tensor([[own, own], [10 + own, 20 + own]]).T[:, 1])
+    return gathered.detach(), rows.grad, ids
+
+
+@world_sizes
+def test_all_gather(gloo: Gloo, world_size: int) -> None:
+    found = gloo(world_size, _all_gather_and_its_gradient)
+    expected = torch.cat([torch.arange(4.0).reshape(2, 2) + 10 * rank for rank in range(world_size)])
+    total = sum(range(1, world_size + 1)) * torch.arange(expected.numel(), dtype=torch.float32).reshape(expected.shape)
+    for rank, (gathered, gradient, ids) in enumerate(found):
+        assert torch.equal(gathered, expected)
+        assert torch.equal(gradient, total[2 * rank : 2 * rank + 2])
+        assert ids.tolist() == [n for r in range(world_size) for n in (10 + r, 20 + r)]
+
+
+def _exchange() -> dict[str, Any]:
+    own = distributed.rank()
+    module = torch.nn.Module()
+    module.used, module.unused = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    module.frozen = torch.nn.Parameter(torch.zeros(2), requires_grad=False)
+    module.used.grad = torch.tensor([float(own), 1.0])
+    if own == 1:  # on the others it has no gradient at all
+        module.unused.grad = torch.tensor([6.0, 0.0])
+    distributed.average_gradients(module)
+    value = torch.tensor(float(own), requires_grad=True)
+    mean = distributed.mean(value)
+    return {
+        "place": (distributed.rank(), distributed.world_size(), distributed.first_row(5)),
+        "objects": distributed.gather_objects({"rank": own, "rows": [own] * own}),
+        "mean": (float(mean), mean.requires_grad, float(value)),
+        "flags": distributed.from_rank_zero([own == 0, own != 0, True]),
+        "used": module.used.grad.tolist(),
+        "unused": module.unused.grad.tolist(),
+        "frozen": module.frozen.grad,
+    }
+
+
+@world_sizes
+def test_exchange(gloo: Gloo, world_size: int) -> None:
+    for rank, found in enumerate(gloo(world_size, _exchange)):
+        assert found["place"] == (rank, world_size, 5 * rank)
+        assert found["objects"] == [{"rank": r, "rows": [r] * r} for r in range(world_size)]
+        assert found["mean"] == ((world_size - 1) / 2, False, rank)
+        assert found["flags"] == [True, False, True], "rank 0 decides for all"
+        assert found["used"] == [(world_size - 1) / 2, 1.0]
+        assert found["unused"] == [6.0 / world_size, 0.0]
+        assert found["frozen"] is None
+
+
+def test_one_worker_is_the_identity() -> None:
+    rows = torch.ones(2, 2, requires_grad=True)
+    assert distributed.all_gather(rows) is rows
+    assert (distributed.world_size(), distributed.rank(), distributed.first_row(7)) == (1, 0, 0)
+    assert distributed.gather_objects("a") == ["a"]
+    assert distributed.from_rank_zero([True, False]) == [True, False]
+    assert not distributed.mean(rows.sum()).requires_grad
