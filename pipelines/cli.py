@@ -19,6 +19,7 @@ class _Parser(argparse.ArgumentParser):
     """Argument errors in the same voice as all others."""
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace("CONFIG.yaml, key=value", "CONFIG.yaml")  # the overrides are optional
         sys.stderr.write(f"error: {message}; see {self.prog} --help\n")
         raise SystemExit(2)
 
