@@ -40,7 +40,8 @@ class HeldOut:
 
     dataset: str
     sample_ids: np.ndarray  # int64 [I]
-    text_ids: np.ndarray  # int64 [T], of the prepared dataset
+    image_ids: np.ndarray  # int64 [I], equal for equal pictures
+    text_ids: np.ndarray  # int64 [T], equal for equal captions
     texts: list[str]  # [T]
     image_of_text: np.ndarray  # int64 [T], index into sample_ids
     classes: dict[str, list[str]]  # label -> names of its classes
@@ -50,22 +51,23 @@ class HeldOut:
 
     @cached_property
     def texts_of_image(self) -> list[np.ndarray]:
-        """For each picture the captions that are right: its own, and equal captions of other pictures."""
-        by_text: dict[int, list[int]] = {}
-        for position, text_id in enumerate(self.text_ids):
-            by_text.setdefault(int(text_id), []).append(position)
-        own: list[set[int]] = [set() for _ in self.sample_ids]
-        for image, text_id in zip(self.image_of_text, self.text_ids, strict=True):
-            own[image].update(by_text[int(text_id)])
-        return [np.asarray(sorted(positions)) for positions in own]
+        """For each picture the captions that are right: its own, and those equal to a caption of an equal picture."""
+        captions: dict[int, set[int]] = {}
+        positions: dict[int, list[int]] = {}
+        for position, (image, text_id) in enumerate(zip(self.image_of_text, self.text_ids, strict=True)):
+            captions.setdefault(int(self.image_ids[image]), set()).add(int(text_id))
+            positions.setdefault(int(text_id), []).append(position)
+        right = {image_id: sorted(p for t in texts for p in positions[t]) for image_id, texts in captions.items()}
+        return [np.asarray(right[int(image_id)]) for image_id in self.image_ids]
 
     @cached_property
     def images_of_text(self) -> list[np.ndarray]:
-        """For each caption the pictures that are right: those that have this very caption."""
-        by_text: dict[int, list[int]] = {}
-        for image, text_id in zip(self.image_of_text, self.text_ids, strict=True):
-            by_text.setdefault(int(text_id), []).append(int(image))
-        return [np.asarray(by_text[int(text_id)]) for text_id in self.text_ids]
+        """For each caption the pictures that are right: the same pairs, seen from the other side."""
+        images: list[list[int]] = [[] for _ in self.texts]
+        for image, texts in enumerate(self.texts_of_image):
+            for text in texts:
+                images[text].append(image)
+        return [np.asarray(found) for found in images]
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def held_out(prepared: Prepared, settings: SuiteSettings, split_seed: int | None
     for label in labels:
         if label not in known:
             raise UserError(f"evaluation.labels: '{label}' is unknown; {prepared.path} has {', '.join(known) or 'no labels'}")
-    table = prepared.table("captions", "text_id", *[f"label_{label}" for label in labels]).take(sample_ids)
+    table = prepared.table("captions", "image_id", "text_id", *[f"label_{label}" for label in labels]).take(sample_ids)
     captions, text_ids = table["captions"].to_pylist(), table["text_id"].to_pylist()
     classes = {label: sorted(prepared.manifest["labels"][label]) for label in labels}
     targets = {}
@@ -114,6 +116,7 @@ def held_out(prepared: Prepared, settings: SuiteSettings, split_seed: int | None
     return HeldOut(
         dataset=prepared.name,
         sample_ids=sample_ids,
+        image_ids=table["image_id"].to_numpy(),
         text_ids=np.asarray([i for ids_ in text_ids for i in ids_], dtype=np.int64),
         texts=[text for texts in captions for text in texts],
         image_of_text=np.repeat(np.arange(len(captions)), [len(texts) for texts in captions]),

@@ -25,8 +25,16 @@ from pipelines.settings import digest
 _BATCH = 64
 
 
+@dataclass(frozen=True)
+class Pool:
+    """How many copies of an encoder; each books one CPU, and one GPU with `use_gpu`."""
+
+    actors: int
+    use_gpu: bool = False
+
+
 def image_bank(
-    prepared: Prepared, size: int, encoder: Callable, arguments: tuple, identity: Any, actors: int, display: Display
+    prepared: Prepared, size: int, encoder: Callable, arguments: tuple, identity: Any, pool: Pool, display: Display
 ) -> Path:
     """Features of every sample's centre view of `size` pixels, rows by sample_id. `identity`: the encoder's, JSON values."""
     name = digest({"image": prepared.fingerprint, "size": size, "encoder": identity})
@@ -36,7 +44,7 @@ def image_bank(
 
     about = {"of": "pictures by sample_id", "size": size, "encoder": identity, "dataset": prepared.fingerprint}
     bank = _Bank(prepared.path / "banks" / name, prepared.num_samples, about)
-    _compute([] if bank.exists else [bank], load, encoder, arguments, actors, display)
+    _compute([] if bank.exists else [bank], load, encoder, arguments, pool, display)
     return bank.path
 
 
@@ -46,7 +54,7 @@ def text_banks(
     encoder: Callable,
     arguments: tuple,
     identity: Any,
-    actors: int,
+    pool: Pool,
     display: Display,
 ) -> list[Path]:
     """A bank for each list of texts, rows in their order. What is missing is computed in one pass: actors start slowly."""
@@ -65,7 +73,7 @@ def text_banks(
     def load(ids: np.ndarray) -> np.ndarray:
         return np.asarray([strings[i] for i in ids], dtype=object)
 
-    _compute([banks[i] for i in missing], load, encoder, arguments, actors, display)
+    _compute([banks[i] for i in missing], load, encoder, arguments, pool, display)
     return [bank.path for bank in banks]
 
 
@@ -85,7 +93,7 @@ def _compute(
     load: Callable[[np.ndarray], np.ndarray],
     encoder: Callable,
     arguments: tuple,
-    actors: int,
+    pool: Pool,
     display: Display,
 ) -> None:
     """Fill banks that lie one after another in `load`'s rows: written aside, renamed when all is there."""
@@ -98,7 +106,7 @@ def _compute(
     try:
         with display.task(f"features of {banks[0].about['of'].split()[0]}", rows) as task:
             done = 0
-            for ids, features in _features(rows, load, encoder, arguments, actors):
+            for ids, features in _features(rows, load, encoder, arguments, pool):
                 if not np.isfinite(features).all():
                     raise ValueError(f"bank: the encoder gave a value that is not finite in rows {ids[0]} to {ids[-1]}")
                 for folder, bank in zip(aside if not out else (), banks, strict=False):
@@ -123,7 +131,7 @@ def _compute(
 
 
 def _features(
-    rows: int, load: Callable[[np.ndarray], np.ndarray], encoder: Callable, arguments: tuple, actors: int
+    rows: int, load: Callable[[np.ndarray], np.ndarray], encoder: Callable, arguments: tuple, pool: Pool
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(row ids, features) in batches, from a pool of actors that each hold the encoder."""
     import ray.data
@@ -139,6 +147,8 @@ def _features(
     # Items, not `range`: reading them takes no CPU, so actors may have all of them without a deadlock.
     items = [{"start": start, "end": min(start + _BATCH, rows)} for start in range(0, rows, _BATCH)]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    dataset = dataset.map_batches(Encode, batch_size=1, concurrency=min(actors, len(items)), num_cpus=1)
+    dataset = dataset.map_batches(
+        Encode, batch_size=1, concurrency=min(pool.actors, len(items)), num_cpus=1, num_gpus=1 if pool.use_gpu else None
+    )
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
         yield batch["id"], batch["features"]

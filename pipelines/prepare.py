@@ -56,6 +56,7 @@ def prepare(settings: PrepareSettings, display: Display) -> Prepared:
         return done
     start = time.monotonic()
     cluster.start(display.verbose)
+    _clear_leftovers(settings.output)
     aside = settings.output.with_name(f"{settings.output.name}.partial-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -114,6 +115,17 @@ def _difference(old: Any, new: Any, key: str = "") -> list[str]:
         keys = sorted(old.keys() | new.keys())
         return [line for k in keys for line in _difference(old.get(k), new.get(k), f"{key}.{k}" if key else k)]
     return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
+
+
+def _clear_leftovers(output: Path) -> None:
+    """Delete what killed processes left aside; a living one keeps its folder."""
+    for folder in output.parent.glob(f"{output.name}.partial-*"):
+        try:
+            os.kill(int(folder.name.rsplit("-", 1)[1]), 0)
+        except (ProcessLookupError, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
+        except PermissionError:  # alive, somebody else's
+            continue
 
 
 def _replace(output: Path, aside: Path) -> None:

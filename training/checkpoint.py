@@ -70,6 +70,7 @@ class CheckpointEmbedder:
         about = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         settings = validate(TrainSettings, about["config"], str(folder / "checkpoint.json"))
         saved = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["encoder"]
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._size = settings.image_tower.image_size
         self._tokenizer = TextTokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), settings.text_tower.max_tokens)
         image_locked, text_locked = settings.image_tower.mode == "locked", settings.text_tower.mode == "locked"
@@ -87,21 +88,25 @@ class CheckpointEmbedder:
             self._tokenizer.vocabulary_size,
         ).eval()
         self._encoder.load_state_dict(saved)
+        self._encoder.to(self._device)
 
     @torch.inference_mode()
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:
         """RGB pictures to unit rows, float32 [n, D]."""
         pixels = np.stack([eval_view(image, self._size) for image in images])
-        rows = torch.from_numpy(self._image_tower(pixels)) if self._image_tower else torch.from_numpy(pixels)
-        return self._encoder.embed_images(rows).numpy()
+        rows = self._tensor(self._image_tower(pixels) if self._image_tower else pixels)
+        return self._encoder.embed_images(rows).cpu().numpy()
 
     @torch.inference_mode()
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Strings to unit rows, float32 [n, D]."""
         if self._text_tower:
-            return self._encoder.embed_texts(torch.from_numpy(self._text_tower(np.asarray(texts, dtype=object)))).numpy()
+            return self._encoder.embed_texts(self._tensor(self._text_tower(np.asarray(texts, dtype=object)))).cpu().numpy()
         ids, mask = self._tokenizer(texts)
-        return self._encoder.embed_texts(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+        return self._encoder.embed_texts(self._tensor(ids), self._tensor(mask)).cpu().numpy()
+
+    def _tensor(self, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(rows).to(self._device)
 
 
 def _input_width(saved: dict[str, torch.Tensor], side: str) -> int:

@@ -39,27 +39,32 @@ def chart(
     unit: str = "",
     top: float | None = None,
     reference: tuple[str, float] | None = None,
+    width: float = 3.75,
 ) -> Markup:
     """One chart over epochs, from 0 up.
 
     Args:
         name: unique on the page; about: what a reader who cannot see it is told.
         reference: label and height of a horizontal line to compare with.
+        width: inches at which its letters are as large as the page's small print.
     """
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 8, "axes.unicode_minus": False}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 8.5, "axes.unicode_minus": False}):
         labelled = any(curve.label for curve in curves)
-        figure = Figure(figsize=(3.75, 2.3))
-        axes = figure.add_axes((0.125, 0.17, 0.655 if labelled else 0.845, 0.79))
+        figure = Figure(figsize=(width, 1 + 0.35 * width))
+        # Inches: numbers at the left, labels at the right, epochs below.
+        left, right, below, above = 0.48, 0.9 if labelled else 0.12, 0.42, 0.08
+        high = figure.get_figheight()
+        axes = figure.add_axes((left / width, below / high, 1 - (left + right) / width, 1 - (below + above) / high))
         for curve, colour, (line, marker) in zip(curves, _SERIES, _STYLES, strict=False):
             x, y = _thinned(curve.x), _thinned(curve.y)
             axes.plot(x, y, line, color=colour, linewidth=1.6, marker=marker if len(x) <= 40 else "", markersize=2.6)
         finite = [y for curve in curves for y in curve.y if math.isfinite(y)] + ([reference[1]] if reference else [])
         axes.set_ylim(min(0.0, *finite, 0.0), top or 1.08 * max([*finite, 0.0]) or 1.0)
         axes.set_xlim(0, max([x for curve in curves for x in curve.x], default=1) or 1)
-        ends = [(curve.y[-1], f"{curve.label} {_number(curve.y[-1])}", c) for curve, c in zip(curves, _SERIES, strict=False)]
+        ends = [(curve.y[-1], f"{curve.label} {number(curve.y[-1])}", c) for curve, c in zip(curves, _SERIES, strict=False)]
         if reference is not None:
             axes.axhline(reference[1], color=_INK, linewidth=1, linestyle=":")
-            ends.append((reference[1], f"{reference[0]} {_number(reference[1])}", _INK))
+            ends.append((reference[1], f"{reference[0]} {number(reference[1])}", _INK))
         _dress(axes, unit)
         if labelled:
             _label_ends(axes, ends)
@@ -74,9 +79,9 @@ def _thinned(values: Sequence[float]) -> list[float]:
     return [*values[:-1:stride], values[-1]]
 
 
-def _number(value: float) -> str:
-    """Short, for labels: 51.7, 0.061, 3,498."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+def number(value: float) -> str:
+    """Short, for labels: 3,498, 51.7, 7.5, 0.0613."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 5 else f"{value:.3g}"
 
 
 def _dress(axes: matplotlib.axes.Axes, unit: str) -> None:
@@ -88,7 +93,7 @@ def _dress(axes: matplotlib.axes.Axes, unit: str) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(colors=_INK, length=0, pad=4)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}{unit}"))
     axes.set_xlabel("epoch", color=_INK, labelpad=3)
 

@@ -11,7 +11,8 @@ from ray.train.torch import TorchTrainer
 from pipelines.display import Display
 from pipelines.settings import UserError
 from training.loop import train_worker
-from training.metrics_log import Recorder, read_metrics
+from training.metrics_file import read_metrics
+from training.metrics_log import Recorder
 from training.plan import Plan
 
 

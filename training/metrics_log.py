@@ -12,36 +12,31 @@ from typing import Any
 
 import ray.train
 
+from training.metrics_file import read_metrics
+
 
 class MetricsLog:
     """Appends lines; a step that is not after the last one drops what it replaces."""
 
     def __init__(self, path: Path):
         self._path = path
-        self._last = max((line["step"] for line in read_metrics(path)), default=-1)
+        lines = read_metrics(path)
+        self._last = max((line["step"] for line in lines), default=-1)
+        if path.exists() and not path.read_text(encoding="utf-8").endswith("\n"):
+            self._rewrite(lines)  # a process died while writing the last line
 
     def append(self, metrics: dict[str, Any]) -> None:
         """One line, readable at once."""
         if metrics["step"] <= self._last:
-            kept = [line for line in read_metrics(self._path) if line["step"] < metrics["step"]]
-            aside = self._path.with_name(f"{self._path.name}.partial-{os.getpid()}")
-            aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            aside.rename(self._path)
+            self._rewrite([line for line in read_metrics(self._path) if line["step"] < metrics["step"]])
         self._last = metrics["step"]
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; the last may be cut short where a process was killed."""
-    lines = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8").split("\n"):
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                continue
-    return lines
+    def _rewrite(self, lines: list[dict[str, Any]]) -> None:
+        aside = self._path.with_name(f"{self._path.name}.partial-{os.getpid()}")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        aside.rename(self._path)
 
 
 class Recorder(ray.train.UserCallback):

@@ -94,19 +94,20 @@ def check_build(plan: Plan) -> None:
         )
 
 
-def make_plan(settings: TrainSettings, prepared: Prepared, data: HeldOut, order: Order, cpus: float, display: Display) -> Plan:
+def make_plan(
+    settings: TrainSettings, prepared: Prepared, data: HeldOut, order: Order, pool: banks.Pool, display: Display
+) -> Plan:
     """Tokenizer, banks of locked towers, streams."""
     image, text = settings.image_tower, settings.text_tower
-    actors = max(1, int(cpus))
     tokenizer = _tokenizer(settings, prepared, order)
     image_bank = text_bank = prompt_bank = None
     if image.mode == "locked":
         identity = image.identity("image_tower")
-        image_bank = banks.image_bank(prepared, image.image_size, ImageFeatures, (image,), identity, actors, display)
+        image_bank = banks.image_bank(prepared, image.image_size, ImageFeatures, (image,), identity, pool, display)
     if text.mode == "locked":
         identity = text.identity("text_tower")
         text_bank, prompt_bank = banks.text_banks(
-            prepared, [prepared.texts(), data.prompts], TextFeatures, (text, tokenizer), identity, actors, display
+            prepared, [prepared.texts(), data.prompts], TextFeatures, (text, tokenizer), identity, pool, display
         )
     wanted = columns(settings.objective.needs, image_bank is not None, text_bank is not None)
     stream = Stream(

@@ -11,6 +11,8 @@ import math
 import os
 import shlex
 import sys
+import time
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,8 +46,8 @@ _HEALTH = {
     "temperature": ("Temperature", ""),
     "grad_norm": ("Norm of the gradient", ""),
     "samples_per_second": ("Pairs per second", ""),
-    "data_wait": ("Time spent waiting for data", "%"),
-    "peak_memory_gib": ("Peak memory of a worker, GiB", ""),
+    "data_wait": ("Waiting for data", "%"),
+    "peak_memory_gib": ("Peak memory, GiB", ""),
 }
 _NO_CURVE = {"step", "epoch", "samples", "time", "loss"}
 
@@ -85,7 +87,7 @@ def _embeddings(path: Path, data: HeldOut) -> tuple[np.ndarray, np.ndarray]:
     try:
         rows = np.load(path)
         images, texts = rows["images"], rows["texts"]
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         raise UserError(f"{path}: missing or not readable; let the training command finish, or train again") from None
     if (len(images), len(texts)) != (len(data.sample_ids), len(data.texts)):
         raise UserError(
@@ -124,8 +126,7 @@ def _tower_name(tower: dict[str, Any]) -> str:
         return f"{tower['name']} from random weights"
     if weights.startswith("package:"):
         return weights.removeprefix("package:").split("/")[0]
-    path = Path(weights).expanduser()
-    return path.name if path.exists() else weights
+    return Path(weights).name if weights.startswith(("/", ".", "~")) else weights
 
 
 def _headline(result: dict[str, Any], data: HeldOut) -> dict[str, Any]:
@@ -196,7 +197,9 @@ def _mean_row(result: dict[str, Any], data: HeldOut, k: int) -> dict[str, Any]:
     """The mean of both directions, its chance being the mean of theirs."""
     both = [_row(result, f"retrieval/{data.dataset}/{way}_recall@{k}", "", "") for way in _WAYS]
     row = _row(result, f"retrieval/{data.dataset}/mean_recall@{k}", "", "")
-    return row | {"chance": math.fsum(r["chance"] for r in both) / 2, "n": " + ".join(r["n"] for r in both)}
+    sizes = [r["n"] for r in both]
+    n = f"2 x {sizes[0]}" if sizes[0] == sizes[1] else " + ".join(sizes)
+    return row | {"chance": math.fsum(r["chance"] for r in both) / 2, "n": n}
 
 
 def _pictures(prepared: Prepared, data: HeldOut, images: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
@@ -247,18 +250,20 @@ def _thumbnails(prepared: Prepared, sample_ids: list[int]) -> dict[int, str]:
 
 def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut) -> dict[str, list[dict[str, Any]]]:
     """Charts in two groups: how good it became, and how training went."""
-    from training.curves import Curve, chart  # brings matplotlib along
+    from training.curves import Curve, chart, number  # brings matplotlib along
 
     def curve(key: str, label: str = "", factor: float = 1.0) -> Curve:
         lines = [line for line in history if key in line]
         return Curve(label, [line["epoch"] for line in lines], [factor * line[key] for line in lines])
 
-    def draw(name: str, title: str, curves: list[Curve], **options: Any) -> list[dict[str, Any]]:
+    def draw(name: str, title: str, curves: list[Curve], note: str = "", **options: Any) -> list[dict[str, Any]]:
         curves = [c for c in curves if len(c.y)]
         if not curves:
             return []
         ends = ", ".join(f"{c.label} from {c.y[0]:.4g} to {c.y[-1]:.4g}".strip() for c in curves)
-        return [{"title": title, "svg": chart(name, f"{title} over {curves[0].x[-1]:g} epochs: {ends}", curves, **options)}]
+        note = note or f"{number(curves[0].y[-1])}{options.get('unit', '')} at the end"
+        about = f"{title} over {curves[0].x[-1]:g} epochs: {ends}"
+        return [{"title": title, "note": note, "svg": chart(name, about, curves, **options)}]
 
     learning = draw("loss", "Training loss", [curve("loss")])
     recalls = {
@@ -267,23 +272,27 @@ def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut
     # One height for both directions, so that they can be compared.
     top = 1.08 * max([y for curves in recalls.values() for c in curves for y in c.y], default=100.0)
     for way, title in _WAYS.items():
-        learning += draw(way, f"Recall, {title.lower()}", recalls[way][:3], unit="%", top=top or None)
+        note = f"of {len(data.sample_ids):,} pictures" if way == "image_to_text" else f"of {len(data.texts):,} captions"
+        learning += draw(way, f"Recall, {title.lower()}", recalls[way][:3], note, unit="%", top=top or None)
     for position, label in enumerate(data.classes):
         path = f"zero_shot/{data.dataset}_{label}/"
         curves = [curve(path + "top5", "top-5"), curve(path + "top1", "top-1"), curve(path + "mean_per_class", "per class")]
         largest = result["baselines"][path + "top1"]["largest_class"]
-        learning += draw(f"label-{position}", f"Zero-shot, {label}", curves, unit="%", reference=("guess*", largest))
+        note = "dotted: top-1 of always naming the largest class"
+        learning += draw(f"label-{position}", f"Zero-shot, {label}", curves, note, unit="%", reference=("largest", largest))
     extra = {key for line in history for key in line if "/" not in key} - _NO_CURVE - _HEALTH.keys()
     health = []
     for key, (title, unit) in (_HEALTH | {key: (key, "") for key in sorted(extra)}).items():
-        health += draw(f"health-{key}", title, [curve(key, factor=100.0 if unit == "%" else 1.0)], unit=unit)
+        health += draw(f"health-{key}", title, [curve(key, factor=100.0 if unit == "%" else 1.0)], unit=unit, width=2.6)
     return {"learning": learning, "health": health}
 
 
 def _dataset(prepared: Prepared, result: dict[str, Any]) -> dict[str, Any]:
     """What the data is, beyond what the result says."""
     manifest = prepared.manifest
+    credit, licence = result["dataset"]["attribution"], result["dataset"]["licence"]
     return result["dataset"] | {
+        "credit": credit if licence in credit else f"{credit} (licence: {licence})",
         "rejected": sorted(result["dataset"]["counts"]["rejected"].items(), key=lambda item: -item[1]),
         "num_images": manifest["num_images"],
         "num_texts": manifest["num_texts"],
@@ -305,8 +314,6 @@ def _again(config: dict[str, Any], prepared: Prepared) -> dict[str, str]:
 
 def _restarts(path: Path) -> list[dict[str, Any]]:
     """When workers were lost, and what they said."""
-    import time
-
     return [
         {"when": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(line["time"])), "workers": line["workers"]}
         for line in read_metrics(path)

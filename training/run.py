@@ -25,13 +25,14 @@ import yaml
 
 from evaluation.suite import HeldOut, Scores, held_out, mean_recalls, score
 from pipelines import cluster
+from pipelines.banks import Pool
 from pipelines.display import Display
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError
 from training.checkpoint import newest_checkpoint
 from training.config import TrainSettings
 from training.fit import fit
-from training.metrics_log import read_metrics
+from training.metrics_file import read_metrics
 from training.plan import Plan, check_build, make_order, make_plan
 from training.report import write_report
 from training.resources import Cluster, plan_resources
@@ -57,7 +58,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         locked = settings.image_tower.mode == "locked" and settings.text_tower.mode == "locked"
         data_cpus = plan_resources(settings.resources, not locked, size)
         phases.end("start")
-        plan = make_plan(settings, prepared, data, order, size.cpus, display)
+        plan = make_plan(settings, prepared, data, order, _pool(settings, size), display)
         check_build(plan)
         phases.end("features")
         (folder / "config.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
@@ -65,6 +66,8 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         returned = fit(plan, folder, data_cpus, display)
         phases.end("training")
         result = _result(plan, folder, returned, phases)
+        # The result first: whatever happens to the page, a finished training is finished.
+        _write(folder / "result.json", json.dumps(result, indent=1))
         write_report(folder, result, plan.held_out)
         phases.end("report")
         result["seconds"] = phases.seconds
@@ -130,6 +133,12 @@ class _Phases:
 def _cluster(settings: TrainSettings) -> Cluster:
     found = ray.cluster_resources()
     return Cluster(found.get("CPU", 0), found.get("GPU", 0))
+
+
+def _pool(settings: TrainSettings, size: Cluster) -> Pool:
+    """Actors for features of locked towers: one a GPU, or one a CPU; before training starts all of them are free."""
+    gpu = settings.resources.use_gpu
+    return Pool(max(1, int(size.gpus if gpu else size.cpus)), gpu)
 
 
 def _check_metric(settings: TrainSettings, data: HeldOut) -> None:

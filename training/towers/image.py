@@ -32,7 +32,7 @@ class ImageTower(Tower):
         super().__init__()
         self.pixels = Pixels(mean, std)
         # Channels last: half the time of a convolutional forward on CPUs, and what tensor cores want.
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(memory_format=torch.channels_last)
         self.width = width
         self._freeze_batch_norm = freeze_batch_norm
 

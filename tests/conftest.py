@@ -1,0 +1,108 @@
+"""What tests share: one local Ray for the whole session, and two small real datasets, each prepared once."""
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines import cluster
+from pipelines.config import PrepareSettings
+from pipelines.display import Display
+from pipelines.prepare import prepare
+from pipelines.prepared import Prepared
+
+QUIET = Display(quiet=True)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray with two CPUs. Starting it takes seconds, so no test starts its own in this process."""
+    import ray
+
+    cluster.start(verbose=False, cpus=2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """96 emojis of OpenMoji at 48 pixels, a quarter of the concepts held out, two labels."""
+    settings = PrepareSettings.model_validate(
+        {
+            "source": {"name": "openmoji", "limit": 96},
+            "output": tmp_path_factory.mktemp("openmoji") / "prepared",
+            "image": {"size": 48, "format": "png"},
+            "splits": {"test": 0.25},
+        }
+    )
+    return prepare(settings, QUIET)
+
+
+@pytest.fixture(scope="session")
+def stamps_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder source of 40 usable pictures in three subfolders and one broken one.
+
+    Pictures 2i and 2i + 1 share their first caption, every third has a second one, and pictures 4 and 5 are the same file.
+    """
+    root = tmp_path_factory.mktemp("stamps")
+    files: dict[str, bytes | str] = {"tools/broken.png": b"\x89PNG\r\n\x1a\nbroken", "tools/broken.txt": "a broken thing"}
+    for i in range(40):
+        stem = f"{('animals', 'food', 'tools')[i % 3]}/{i:02d}"
+        number = 4 if i == 5 else i
+        pixels = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        files[f"{stem}.png"] = png(pixels)
+        files[f"{stem}.txt"] = f"A thing of kind {i // 2}" + (f"\npicture number {i}\n" if i % 3 == 0 else "")
+    write_files(root, files)
+    return root
+
+
+@pytest.fixture(scope="session")
+def stamps_config(stamps_folder: Path) -> dict:
+    """Settings of the stamps but for `output`: all lines are captions, seven rows a shard."""
+    source = {"name": "folder", "path": str(stamps_folder), "dataset": "stamps", "captions": "all_lines", "label": "kind"}
+    image = {"size": 16, "format": "png"}
+    return {"source": source, "image": image, "splits": {"test": 0.2, "val": 0.1}, "shard_rows": 7}
+
+
+@pytest.fixture(scope="session")
+def stamps(ray_session: None, stamps_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """The stamps, prepared: several shards, two held-out splits, several captions a picture, one label."""
+    output = tmp_path_factory.mktemp("stamps-prepared") / "prepared"
+    return prepare(PrepareSettings.model_validate(stamps_config | {"output": output}), QUIET)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Pixels as an encoded PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_files(root: Path, files: Mapping[str, bytes | str]) -> None:
+    """Files with their folders; strings as UTF-8."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@pytest.fixture(scope="session")
+def png_of() -> Callable[[np.ndarray], bytes]:
+    """Pixels to an encoded PNG."""
+    return png
+
+
+@pytest.fixture
+def folder_of(tmp_path: Path) -> Callable[[Mapping[str, bytes | str]], Path]:
+    """A function that writes named files into a fresh folder and returns it."""
+
+    def write(files: Mapping[str, bytes | str]) -> Path:
+        root = tmp_path / "source"
+        root.mkdir()
+        write_files(root, files)
+        return root
+
+    return write

@@ -1,0 +1,169 @@
+"""The suite: what must be embedded of a held-out split, and scores under the names that everything else reads."""
+
+import math
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from evaluation.suite import HeldOut, SuiteSettings, gallery, held_out, mean_recalls, prompt, score
+from pipelines.prepared import Prepared
+from pipelines.settings import UserError
+
+# Three pictures; the first has two captions, and the second caption of the first is also the third's.
+TEXTS = ["a cat", "a pet", "a dog", "a pet"]
+
+
+@pytest.fixture
+def data() -> HeldOut:
+    return HeldOut(
+        dataset="toy",
+        sample_ids=np.array([10, 4, 7]),
+        text_ids=np.array([5, 6, 8, 6]),
+        texts=TEXTS,
+        image_of_text=np.array([0, 0, 1, 2]),
+        classes={"kind": ["cat", "dog"]},
+        targets={"kind": np.array([0, 1, 0])},
+        prompts=["a photo of a cat", "cat", "a photo of a dog", "dog"],
+        settings=SuiteSettings(recall_at=(1, 2), templates=("a photo of a {}", "{}")),
+    )
+
+
+def test_equal_captions_are_right_for_one_another(data: HeldOut) -> None:
+    assert [r.tolist() for r in data.texts_of_image] == [[0, 1, 3], [2], [1, 3]]
+    assert [r.tolist() for r in data.images_of_text] == [[0], [0, 2], [1], [0, 2]]
+
+
+def angles(*degrees: float) -> np.ndarray:
+    return np.array([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees])
+
+
+def test_scores_have_paths_baselines_and_sizes(data: HeldOut) -> None:
+    """On a half circle, so that near means similar: pictures at 0, 60, 120 degrees."""
+    images, texts = angles(0, 60, 120), angles(50, 125, 65, 5)
+    prompts = angles(10, 20, 60, 70)
+    scores = score(data, images, texts, prompts)
+    # Picture 0 finds text 3 (5 degrees, a pet): right. Picture 60 finds text 2 (65): right. Picture 120 finds text 1: right.
+    assert scores.metrics["retrieval/toy/image_to_text_recall@1"] == 100
+    # Text 0 at 50 degrees finds picture 60 first, its own at 0 degrees second; the others find theirs.
+    assert scores.metrics["retrieval/toy/text_to_image_recall@1"] == 75
+    assert scores.metrics["retrieval/toy/text_to_image_recall@2"] == 100
+    # Classes at 15 and 65 degrees: pictures 0 and 60 are right, 120 (a cat) is nearer to dog.
+    assert scores.metrics["zero_shot/toy_kind/top1"] == pytest.approx(200 / 3)
+    assert scores.metrics["zero_shot/toy_kind/mean_per_class"] == pytest.approx(75)
+    assert set(scores.metrics) == {
+        *(f"retrieval/toy/{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 2)),
+        *(f"zero_shot/toy_kind/{measure}" for measure in ("top1", "top5", "mean_per_class")),
+    }
+    assert set(scores.baselines) == set(scores.sample_sizes) == set(scores.metrics)
+    # Texts: 3, 1 and 2 of 4 are right for the pictures; pictures: 1, 2, 1 and 2 of 3 for the texts.
+    assert scores.baselines["retrieval/toy/image_to_text_recall@1"]["chance"] == pytest.approx(100 * (3 / 4 + 1 / 4 + 2 / 4) / 3)
+    assert scores.baselines["retrieval/toy/text_to_image_recall@1"]["chance"] == pytest.approx(100 * (1 + 2 + 1 + 2) / 12)
+    assert scores.baselines["zero_shot/toy_kind/top1"] == pytest.approx({"chance": 50, "largest_class": 200 / 3})
+    assert scores.sample_sizes["retrieval/toy/text_to_image_recall@1"] == 4
+    assert scores.sample_sizes["retrieval/toy/image_to_text_recall@1"] == scores.sample_sizes["zero_shot/toy_kind/top1"] == 3
+    assert scores.classes == {"kind": 2}
+    rows = {row[0]: row[1:] for row in scores.rows()}
+    assert rows["retrieval/toy/text_to_image_recall@1"] == ["75.0", "50.0", "", "4"]
+    assert rows["zero_shot/toy_kind/top1"] == ["66.7", "50.0", "66.7", "3"]
+
+
+def test_the_mean_of_both_directions(data: HeldOut) -> None:
+    metrics = score(data, angles(0, 60, 120), angles(50, 125, 65, 5), angles(10, 20, 60, 70)).metrics
+    assert mean_recalls(metrics) == {"retrieval/toy/mean_recall@1": 87.5, "retrieval/toy/mean_recall@2": 100.0}
+
+
+@pytest.mark.parametrize(("images", "texts", "prompts"), [(2, 4, 4), (3, 3, 4), (3, 4, 5)])
+def test_embeddings_of_another_number_are_refused(data: HeldOut, images: int, texts: int, prompts: int) -> None:
+    with pytest.raises(ValueError, match=r"expected \[., 2\], got"):
+        score(data, np.ones((images, 2)), np.ones((texts, 2)), np.ones((prompts, 2)))
+
+
+def test_the_gallery_shows_what_the_ranks_count(data: HeldOut) -> None:
+    images, texts = angles(0, 60, 120), angles(50, 125, 65, 5)
+    shown = gallery(data, images, texts, count=10, k=2)
+    assert [entry["caption"] for entry in shown["captions"]] == TEXTS
+    assert [entry["right"] for entry in shown["captions"]] == [10, 10, 4, 7]
+    assert [[found["sample_id"] for found in entry["found"]] for entry in shown["captions"]] == [[4, 10], [7, 4], [4, 7], [10, 4]]
+    assert [[found["hit"] for found in entry["found"]] for entry in shown["captions"]] == [
+        [False, True],
+        [True, False],
+        [True, False],
+        [True, False],
+    ]
+    assert [entry["sample_id"] for entry in shown["images"]] == [10, 4, 7]
+    assert [entry["right"] for entry in shown["images"]] == [["a cat", "a pet"], ["a dog"], ["a pet"]]
+    assert [[found["caption"] for found in entry["found"]] for entry in shown["images"]] == [
+        ["a pet", "a cat"],
+        ["a dog", "a cat"],
+        ["a pet", "a dog"],
+    ]
+    assert [entry["found"][0]["hit"] for entry in shown["images"]] == [True, True, True]
+    metrics = score(data, images, texts, angles(10, 20, 60, 70)).metrics
+    first = np.mean([entry["found"][0]["hit"] for entry in shown["captions"]])
+    assert metrics["retrieval/toy/text_to_image_recall@1"] == 100 * first
+    assert len(gallery(data, images, texts, count=2, k=5)["captions"]) == 2
+
+
+# --- of a prepared dataset ---
+
+
+@pytest.mark.parametrize("seed", [None, 4])
+def test_a_held_out_split_is_read_whole(stamps: Prepared, seed: int | None) -> None:
+    settings = SuiteSettings(split="test", templates=("a photo of a {}", "{c}!"))
+    data = held_out(stamps, settings, seed)
+    assert np.array_equal(data.sample_ids, stamps.split_ids(seed)["test"]) and data.dataset == "stamps"
+    table = stamps.table("captions", "label_kind")
+    captions = [table["captions"][int(i)].as_py() for i in data.sample_ids]
+    assert data.texts == [text for texts in captions for text in texts]
+    assert [sum(data.image_of_text == i) for i in range(len(captions))] == [len(texts) for texts in captions]
+    assert [stamps.texts()[i] for i in data.text_ids] == data.texts
+    # Classes are all of the dataset's, so that scores of splits compare.
+    assert data.classes == {"kind": ["animals", "food", "tools"]}
+    assert [data.classes["kind"][t] for t in data.targets["kind"]] == [table["label_kind"][int(i)].as_py() for i in data.sample_ids]
+    names = ("animals", "food", "tools")
+    assert data.prompts == [p for name in names for p in (f"a photo of a {name}", f"{name}!")]
+
+
+def test_only_ties_keep_perfect_embeddings_from_perfect_scores(stamps: Prepared) -> None:
+    """Pictures come in pairs that share their first caption, and here their row; a second caption belongs to one of the two.
+
+    It ties with what is right for the other one: that picture, and the second caption itself, miss.
+    """
+    data = held_out(stamps, SuiteSettings(labels=()))
+    groups = stamps.table("group").take(data.sample_ids)["group"].to_pylist()
+    names = sorted(set(groups))
+    images = np.eye(len(names))[[names.index(g) for g in groups]]
+    second = sum(text.startswith("picture number") for text in data.texts)
+    texts = images[data.image_of_text]
+    metrics = score(data, images, texts, texts[:0]).metrics
+    assert set(metrics) == {f"retrieval/stamps/{w}_recall@{k}" for w in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+    assert 0 < second < len(images)
+    assert metrics["retrieval/stamps/image_to_text_recall@1"] == pytest.approx(100 * (1 - second / len(images)))
+    assert metrics["retrieval/stamps/text_to_image_recall@1"] == pytest.approx(100 * (1 - second / len(texts)))
+    assert metrics["retrieval/stamps/image_to_text_recall@5"] == metrics["retrieval/stamps/text_to_image_recall@5"] == 100
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"split": "dev"}, r"evaluation\.split: 'dev' is unknown; .* has train, test, val"),
+        ({"labels": ("colour",)}, r"evaluation\.labels: 'colour' is unknown; .* has kind"),
+    ],
+)
+def test_what_the_dataset_does_not_have_is_named(stamps: Prepared, changed: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        held_out(stamps, SuiteSettings(**changed))
+
+
+def test_an_empty_split_is_refused(stamps: Prepared) -> None:
+    nobody = Prepared(stamps.path, stamps.manifest | {"split_shares": {"test": 1e-12}})
+    with pytest.raises(UserError, match=r"evaluation\.split: 'test' of .* is empty; prepare with a larger share"):
+        held_out(nobody, SuiteSettings(), split_seed=1)
+
+
+def test_a_template_needs_a_place_for_the_name() -> None:
+    with pytest.raises(ValidationError, match="has no {} for the name of the class"):
+        SuiteSettings(templates=("a photo",))
+    assert prompt("a photo of a {}, {}", "food-drink_cups") == "a photo of a food drink cups, food drink cups"
+    assert prompt("{c}", "cat") == "cat"

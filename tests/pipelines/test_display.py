@@ -1,0 +1,35 @@
+"""Without a terminal: plain lines, each on its own; with --quiet nothing."""
+
+import pytest
+
+from pipelines.display import Display
+
+
+def test_plain_lines_in_a_log_file(capsys: pytest.CaptureFixture) -> None:
+    display = Display()
+    display.line("[bold] is no markup here")
+    with display.task("read", 3) as task:
+        task.update(1, "early")
+        task.update(3, "0 rejected")
+    display.detail("only with --verbose")
+    display.table("scores", ["score", "value"], [["top1", "12.3"], ["top5", "45.6"]])
+    out = capsys.readouterr().out
+    assert out.startswith("[bold] is no markup here\nread 3/3 0 rejected\nscores") and "\x1b" not in out and "\r" not in out
+    assert "only" not in out
+    assert [line.split() for line in out.rstrip().split("\n")[-2:]] == [["top1", "12.3"], ["top5", "45.6"]]
+
+
+def test_long_lines_are_not_broken(capsys: pytest.CaptureFixture) -> None:
+    Display().line("x" * 500)
+    assert capsys.readouterr().out == "x" * 500 + "\n"
+
+
+def test_quiet_is_quiet_and_verbose_tells_more(capsys: pytest.CaptureFixture) -> None:
+    quiet = Display(quiet=True)
+    quiet.line("a")
+    quiet.table("t", ["a"], [["b"]])
+    with quiet.task("read", 1) as task:
+        task.update(1)
+    assert capsys.readouterr().out == ""
+    Display(verbose=True).detail("more")
+    assert capsys.readouterr().out == "more\n"

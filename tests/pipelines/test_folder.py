@@ -1,0 +1,142 @@
+"""The folder source: which files pair up, what is said about those that do not, and what becomes of bad caption files."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.settings import UserError
+from pipelines.sources.base import Pair, Rejected
+from pipelines.sources.folder import FolderSource
+
+PICTURE = b"encoded"  # the source never looks inside
+
+
+def read(source: FolderSource) -> list[Pair | Rejected]:
+    return [found for unit in source.units() for found in source.read(unit.data)]
+
+
+def pairs(source: FolderSource) -> list[Pair]:
+    found = read(source)
+    assert all(isinstance(pair, Pair) for pair in found)
+    return [pair for pair in found if isinstance(pair, Pair)]
+
+
+def source_of(path: Path, **keys: object) -> FolderSource:
+    return FolderSource.model_validate({"name": "folder", "path": path, **keys})
+
+
+def test_pictures_pair_with_the_caption_file_of_the_same_stem(folder_of: Callable) -> None:
+    root = folder_of(
+        {
+            "b.JPG": b"jpg",
+            "b.txt": "  A Bee  \nand more\n",
+            "deep/er/a.svg": b"svg",
+            "deep/er/a.txt": "\n\n an ant\n",
+            "README.md": "no caption",
+        }
+    )
+    found = pairs(source_of(root))
+    assert [(p.key, p.image, p.captions, p.group) for p in found] == [
+        ("b.JPG", b"jpg", ["A Bee"], "a bee"),
+        ("deep/er/a.svg", b"svg", ["an ant"], "an ant"),
+    ]
+    assert found[0].origin == str(root / "b.JPG") and found[0].labels == {}
+
+
+def test_all_lines_can_be_captions(folder_of: Callable) -> None:
+    root = folder_of({"a.png": PICTURE, "a.txt": "\ufeffone\r\n\n  two \nthree"})
+    assert pairs(source_of(root, captions="all_lines"))[0].captions == ["one", "two", "three"]
+    assert pairs(source_of(root))[0].captions == ["one"]
+
+
+def test_excluded_paths_are_left_out_and_folders_can_be_labels(folder_of: Callable) -> None:
+    names = ["cats/tom", "cats/wild/leo", "symbols/x", "top"]
+    root = folder_of({f"{n}.png": PICTURE for n in names} | {f"{n}.txt": n for n in names})
+    found = pairs(source_of(root, exclude=["symbols/*"], label="kind"))
+    assert {p.key: p.labels for p in found} == {
+        "cats/tom.png": {"kind": "cats"},
+        "cats/wild/leo.png": {"kind": "cats"},
+        "top.png": {"kind": "(top)"},
+    }
+
+
+def test_other_extensions_can_be_asked_for(folder_of: Callable) -> None:
+    root = folder_of({"a.png": PICTURE, "a.caption": "x", "b.bmp": PICTURE, "b.caption": "y"})
+    first, second = read(source_of(root, extensions=[".bmp"], caption_extension=".caption", unpaired="reject"))
+    assert isinstance(first, Pair) and first.key == "b.bmp" and first.captions == ["y"]
+    assert isinstance(second, Rejected) and second.key == "a.caption"
+
+
+@pytest.mark.parametrize(
+    ("files", "named", "about"),
+    [
+        ({"a.png": PICTURE, "a.txt": "x", "sub/b.png": PICTURE}, "sub/b.png", "a picture without a .txt file beside it"),
+        ({"a.png": PICTURE, "a.txt": "x", "sub/c.txt": "y"}, "sub/c.txt", "a caption file without a picture beside it"),
+    ],
+)
+def test_a_lonely_file_stops_with_its_name_and_the_way_out(folder_of: Callable, files: dict, named: str, about: str) -> None:
+    root = folder_of(files)
+    with pytest.raises(UserError) as caught:
+        source_of(root).units()
+    assert str(caught.value).startswith(f"{root / named}: {about} (1 such files)")
+    assert "source.unpaired=reject" in str(caught.value)
+
+
+def test_lonely_files_can_be_rejected_rows(folder_of: Callable) -> None:
+    root = folder_of({"a.png": PICTURE, "a.txt": "x", "b.png": PICTURE, "c.txt": "y"})
+    found = {row.key: row for row in read(source_of(root, unpaired="reject"))}
+    assert isinstance(found["a.png"], Pair)
+    assert {k: r.reason for k, r in found.items() if isinstance(r, Rejected)} == {
+        "b.png": "missing_caption",
+        "c.txt": "missing_image",
+    }
+    assert found["b.png"].origin == str(root / "b.png")
+
+
+@pytest.mark.parametrize(
+    ("caption", "reason"), [("", "empty_caption"), (" \n\t\n", "empty_caption"), (b"caf\xe9", "unreadable_file")]
+)
+def test_a_bad_caption_file_is_a_rejected_row(folder_of: Callable, caption: bytes | str, reason: str) -> None:
+    root = folder_of({"a.png": PICTURE, "a.txt": caption, "b.png": PICTURE, "b.txt": "fine"})
+    first, second = read(source_of(root))
+    assert isinstance(first, Rejected) and (first.key, first.reason) == ("a.png", reason) and first.detail
+    assert isinstance(second, Pair)
+
+
+def test_a_file_that_vanished_since_the_listing_is_a_rejected_row(folder_of: Callable) -> None:
+    root = folder_of({"a.png": PICTURE, "a.txt": "x"})
+    source = source_of(root)
+    units = source.units()
+    (root / "a.png").unlink()
+    (row,) = source.read(units[0].data)
+    assert isinstance(row, Rejected) and row.reason == "unreadable_file"
+
+
+def test_words_that_tables_read_as_missing_are_captions(folder_of: Callable) -> None:
+    root = folder_of({f"{w}.png": PICTURE for w in ("NA", "null")} | {f"{w}.txt": w for w in ("NA", "null")})
+    assert [p.captions for p in pairs(source_of(root))] == [["NA"], ["null"]]
+
+
+def test_nothing_to_read_is_an_error_that_names_the_key(folder_of: Callable, tmp_path: Path) -> None:
+    root = folder_of({"a.txt": "x", "b.mp4": b"film"})
+    with pytest.raises(UserError, match=r"source\.path: no pictures \(\.jpg, .*\) in .*source"):
+        source_of(root).units()
+    with pytest.raises(UserError, match=r"source\.path: .* is not a folder"):
+        source_of(tmp_path / "nowhere").units()
+    with pytest.raises(UserError, match=r"source\.path: .* is not a folder"):
+        source_of(root / "a.txt").units()
+
+
+def test_a_changed_file_is_a_changed_listing(folder_of: Callable) -> None:
+    root = folder_of({"a.png": PICTURE, "a.txt": "x"})
+    source = source_of(root)
+    before = source.units()
+    assert source.units() == before
+    (root / "a.txt").write_text("other words")
+    assert source.units() != before
+
+
+def test_the_name_in_metrics_is_the_folders_or_the_given_one(tmp_path: Path) -> None:
+    assert source_of(tmp_path / "Stamps").title() == "stamps"
+    assert source_of(tmp_path / "Stamps", dataset="other").title() == "other"

@@ -1,0 +1,249 @@
+"""Preparing: dense ids, counts that add up, reasons for what is missing, and nothing half-done that looks finished."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipelines.config import PrepareSettings
+from pipelines.display import Display
+from pipelines.prepare import prepare
+from pipelines.prepared import Prepared
+from pipelines.settings import UserError, validate
+from pipelines.sources.base import Pair, Rejected
+from pipelines.sources.folder import FolderSource
+
+QUIET = Display(quiet=True)
+PIXELS = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+
+
+def settings_of(folder: Path, output: Path, **keys: Any) -> PrepareSettings:
+    source = {"name": "folder", "path": folder, "dataset": "small"} | keys.pop("source", {})
+    tree = {"source": source, "output": output, "image": {"size": 16, "format": "png"}, "splits": {"test": 0.5}}
+    return PrepareSettings.model_validate(tree | keys)
+
+
+def left_overs(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if "partial" in path.name or ".old-" in path.name)
+
+
+# --- what is written ---
+
+
+def test_counts_add_up_and_ids_are_dense(stamps: Prepared) -> None:
+    manifest = stamps.manifest
+    assert manifest["counts"] == {"read": 41, "kept": 40, "rejected": {"undecodable": 1}}
+    assert manifest["num_samples"] == 40 and manifest["name"] == "stamps"
+    assert sum(shard["rows"] for shard in manifest["shards"]) == 40
+    assert [s["rows"] for s in manifest["shards"]] == [7, 7, 7, 7, 7, 5]
+    splits = stamps.table("split")["split"].to_pylist()
+    assert manifest["splits"] == {name: splits.count(name) for name in ("train", "test", "val")}
+    assert manifest["labels"] == {"kind": {"animals": 14, "food": 13, "tools": 13}}
+    table = pq.read_table(stamps.path / "shard-00002.parquet")
+    assert table["sample_id"].to_pylist() == list(range(14, 21))
+    assert set(table.column_names) == set(manifest["schema"])
+
+
+def test_rows_keep_the_sources_order_and_content(stamps: Prepared, stamps_folder: Path) -> None:
+    table = stamps.rows(np.arange(40), ("key", "image", "captions", "group", "label_kind"))
+    keys = table["key"].to_pylist()
+    wanted = sorted(p.relative_to(stamps_folder).as_posix() for p in stamps_folder.rglob("*.png"))
+    assert keys == [key for key in wanted if key != "tools/broken.png"]
+    for row in table.to_pylist():
+        original = np.asarray(Image.open(stamps_folder / row["key"]))
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(row["image"]))), original)
+        lines = (stamps_folder / row["key"]).with_suffix(".txt").read_text().split("\n")
+        assert row["captions"] == [line for line in lines if line]
+        assert row["group"] == lines[0].lower() and row["label_kind"] == row["key"].split("/")[0]
+
+
+def test_equal_pictures_and_equal_captions_share_ids(stamps: Prepared) -> None:
+    table = stamps.rows(np.arange(40), ("key", "image", "captions", "image_id", "text_id"))
+    rows = {int(row["key"].split("/")[1][:2]): row for row in table.to_pylist()}
+    assert rows[4]["image_id"] == rows[5]["image_id"]
+    assert len({row["image_id"] for row in rows.values()}) == stamps.manifest["num_images"] == 39
+    assert {row["image_id"] for row in rows.values()} == set(range(39))
+    by_text: dict[str, set[int]] = {}
+    for row in rows.values():
+        for text, text_id in zip(row["captions"], row["text_id"], strict=True):
+            by_text.setdefault(text, set()).add(text_id)
+    # 20 shared first lines, and a second line for 0, 3, ..., 39.
+    assert len(by_text) == 34 == stamps.num_texts and all(len(ids) == 1 for ids in by_text.values())
+    assert {i for ids in by_text.values() for i in ids} == set(range(34))
+
+
+def test_rejected_rows_are_listed_with_their_reason(stamps: Prepared, stamps_folder: Path) -> None:
+    (row,) = pq.read_table(stamps.path / "rejected.parquet").to_pylist()
+    assert (row["key"], row["reason"]) == ("tools/broken.png", "undecodable")
+    assert row["origin"] == str(stamps_folder / "tools/broken.png") and row["detail"]
+
+
+def test_emojis_are_shrunk_and_lie_on_white(tiny_dataset: Prepared) -> None:
+    assert tiny_dataset.num_samples == 96 and set(tiny_dataset.manifest["labels"]) == {"group", "subgroup"}
+    assert "OpenMoji" in tiny_dataset.manifest["attribution"] and tiny_dataset.manifest["licence"] == "CC BY-SA 4.0"
+    corners = 0
+    for data in tiny_dataset.rows(np.arange(20), ("image",))["image"]:
+        picture = Image.open(io.BytesIO(data.as_py()))
+        assert picture.size == (48, 48) and picture.mode == "RGB"
+        corners += picture.getpixel((0, 0)) == (255, 255, 255)
+    assert corners > 15
+
+
+# --- again, elsewhere, differently ---
+
+
+def test_the_fingerprint_is_of_the_content(
+    ray_session: None, folder_of: Callable, png_of: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root = folder_of({f"{i}.png": png_of(PIXELS + i) for i in range(4)} | {f"{i}.txt": f"thing {i}" for i in range(4)})
+    one = prepare(settings_of(root, tmp_path / "one"), QUIET)
+    two = prepare(settings_of(root, tmp_path / "two", shard_rows=3), QUIET)
+    assert one.fingerprint == two.fingerprint and one.path != two.path
+    manifest = tmp_path / "one" / "manifest.json"
+    written = manifest.stat().st_mtime_ns
+
+    # The same again is done at once.
+    assert prepare(settings_of(root, tmp_path / "one"), Display()).manifest == one.manifest
+    assert "already prepared" in capsys.readouterr().out and manifest.stat().st_mtime_ns == written
+    # Neither the limit for rejected rows nor the permission to overwrite is part of what was prepared.
+    prepare(settings_of(root, tmp_path / "one", max_rejected_rate=0.5, overwrite=True), QUIET)
+    assert manifest.stat().st_mtime_ns == written
+
+    # Another config is refused with the key that differs, unless told otherwise.
+    other = {"image": {"size": 8, "format": "png"}}
+    with pytest.raises(UserError) as caught:
+        prepare(settings_of(root, tmp_path / "one", **other), QUIET)
+    assert "image.size: 16 -> 8" in str(caught.value) and "overwrite=true" in str(caught.value)
+    assert manifest.stat().st_mtime_ns == written
+    smaller = prepare(settings_of(root, tmp_path / "one", **other, overwrite=True), QUIET)
+    assert smaller.manifest["image"]["size"] == 8 and smaller.fingerprint != one.fingerprint
+    assert Prepared.open(tmp_path / "one").fingerprint == smaller.fingerprint
+
+    # Another picture: the listing has changed, and with it the content.
+    (root / "2.png").write_bytes(png_of(255 - PIXELS))
+    with pytest.raises(UserError, match="the source's files changed"):
+        prepare(settings_of(root, tmp_path / "two", shard_rows=3), QUIET)
+    changed = prepare(settings_of(root, tmp_path / "two", shard_rows=3, overwrite=True), QUIET)
+    assert changed.fingerprint != two.fingerprint
+    assert left_overs(tmp_path) == []
+
+
+def test_a_folder_with_something_else_in_it_is_not_touched(folder_of: Callable, png_of: Callable, tmp_path: Path) -> None:
+    root = folder_of({"a.png": png_of(PIXELS), "a.txt": "x"})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"output: .*out is not empty and no prepared dataset; choose another output"):
+        prepare(settings_of(root, tmp_path / "out"), QUIET)
+    assert (tmp_path / "out" / "thesis.tex").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(folder_of: Callable, png_of: Callable, tmp_path: Path) -> None:
+    root = folder_of({"a.png": png_of(PIXELS), "a.txt": "x"})
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="output: "):
+        prepare(settings_of(root, tmp_path / "out"), QUIET)
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+# --- what goes wrong ---
+
+
+def test_too_many_unusable_rows_stop_with_the_table_and_leave_nothing(
+    ray_session: None, folder_of: Callable, png_of: Callable, tmp_path: Path
+) -> None:
+    files: dict[str, bytes | str] = {f"{i}.png": png_of(PIXELS + i) for i in range(6)} | {f"{i}.txt": "x" for i in range(8)}
+    files |= {"6.png": b"no picture", "7.png": b"", "0.txt": "", "1.txt": "one two three four"}
+    root = folder_of(files)
+    with pytest.raises(UserError) as caught:
+        prepare(settings_of(root, tmp_path / "out", max_caption_words=3), QUIET)
+    message = str(caught.value)
+    assert message.startswith("max_rejected_rate: 4 of 8 rows are unusable") and "\n" not in message
+    for part in ("undecodable 1", "empty 1", "empty_caption 1", "caption_too_long 1", "more than 10%", str(root / "0.png")):
+        assert part in message
+    assert not (tmp_path / "out").exists() and left_overs(tmp_path) == []
+    # The way out that it names is one.
+    rate = float(message.rsplit("max_rejected_rate=", 1)[1])
+    done = prepare(settings_of(root, tmp_path / "out", max_caption_words=3, max_rejected_rate=rate), QUIET)
+    assert done.manifest["counts"]["kept"] == 4 and sum(done.manifest["counts"]["rejected"].values()) == 4
+
+
+def test_nothing_usable_at_all_is_an_error(ray_session: None, folder_of: Callable, tmp_path: Path) -> None:
+    root = folder_of({"a.png": b"no picture", "a.txt": "x"})
+    with pytest.raises(UserError, match=r"source: none of 1 rows is usable \(undecodable 1\); the first: .*a\.png: "):
+        prepare(settings_of(root, tmp_path / "out", max_rejected_rate=1.0), QUIET)
+    assert not (tmp_path / "out").exists() and left_overs(tmp_path) == []
+
+
+def test_an_empty_source_is_an_error_before_anything_starts(tmp_path: Path) -> None:
+    class Empty(FolderSource):
+        def units(self) -> list:
+            return []
+
+    (tmp_path / "in").mkdir()
+    settings = settings_of(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(UserError, match=r"source\.path: no pictures"):
+        prepare(settings, QUIET)
+    empty = settings.model_copy(update={"source": Empty(name="folder", path=tmp_path / "in", dataset="none")})
+    with pytest.raises(UserError, match="source: nothing to read for none"):
+        prepare(empty, QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_crash_leaves_nothing_that_looks_finished(
+    ray_session: None, folder_of: Callable, png_of: Callable, tmp_path: Path
+) -> None:
+    class Broken(FolderSource):
+        def read(self, unit: Any) -> Iterator[Pair | Rejected]:
+            yield from super().read(unit[:1])
+            raise ZeroDivisionError("the disk caught fire")
+
+    root = folder_of({f"{i}.png": png_of(PIXELS + i) for i in range(3)} | {f"{i}.txt": "x" for i in range(3)})
+    settings = settings_of(root, tmp_path / "out")
+    broken = settings.model_copy(update={"source": Broken(name="folder", path=root, dataset="small")})
+    with pytest.raises(Exception, match="the disk caught fire"):
+        prepare(broken, QUIET)
+    assert not (tmp_path / "out").exists() and left_overs(tmp_path) == []
+    with pytest.raises(UserError, match="is no prepared dataset"):
+        Prepared.open(tmp_path / "out")
+    # An older dataset survives a crash of the one that should replace it, and the same command then does it.
+    prepare(settings, QUIET)
+    with pytest.raises(Exception, match="the disk caught fire"):
+        prepare(broken.model_copy(update={"overwrite": True, "split_seed": 3}), QUIET)
+    assert Prepared.open(tmp_path / "out").num_samples == 3 and left_overs(tmp_path) == []
+
+
+def test_a_manifest_is_complete(stamps: Prepared) -> None:
+    manifest = json.loads((stamps.path / "manifest.json").read_text())
+    assert manifest == stamps.manifest
+    for key in ("format_version", "fingerprint", "counts", "image", "licence", "attribution", "code_version", "schema", "splits"):
+        assert key in manifest
+    assert manifest["split_shares"] == {"test": 0.2, "val": 0.1} and manifest["image"] == {"size": 16, "format": "png"}
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"splits": {"train": 0.5}}, "splits: 'train' is what the other splits leave"),
+        ({"splits": {"test": 0.6, "val": 0.4}}, "splits: shares must be positive and leave something for train"),
+        ({"splits": {"test": 0}}, "splits: shares must be positive"),
+        ({"image": {"background": "invisible"}}, "image.background: unknown color"),
+        ({"image": {"format": "bmp"}}, "image.format: input should be 'png', 'jpeg' or 'webp'"),
+        ({"output": "in"}, "output: in is the source itself"),
+        ({"source": {"name": "folders"}}, "source.name: 'folders' is unknown; choose one of: folder, openmoji"),
+        ({"source": {"name": "openmoji", "path": "x"}}, "source.path: unknown key"),
+    ],
+)
+def test_a_config_that_cannot_work_names_its_key(change: dict, message: str) -> None:
+    tree = {"source": {"name": "folder", "path": "in"}, "output": "out"}
+    with pytest.raises(UserError) as caught:
+        validate(PrepareSettings, tree | change, "c.yaml")
+    assert str(caught.value).startswith(f"c.yaml: {message}"), caught.value

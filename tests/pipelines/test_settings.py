@@ -1,0 +1,197 @@
+"""Settings: whatever a user gets wrong in a YAML file or an override comes back as one line with the key and the way out."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field, ValidationError
+
+from pipelines.settings import Settings, UserError, apply_overrides, describe, digest, load, parse_overrides, read_yaml, validate
+
+
+class Red(Settings):
+    """A red tower."""
+
+    name: Literal["red"]
+    depth: float = 1.0
+
+
+class Blue(Settings):
+    """A blue tower."""
+
+    name: Literal["blue"]
+    width: int = Field(3, ge=1, description="how wide")
+    tags: tuple[str, ...] = ()
+
+
+class Inner(Settings):
+    learning_rate: float = Field(0.1, description="of the optimizer")
+    steps: int = 10
+
+
+class Outer(Settings):
+    title: str
+    inner: Inner = Inner()
+    tower: Annotated[Red | Blue, Field(discriminator="name")]
+    sizes: tuple[int, ...] = (1, 2)
+    share: float | None = 0.5
+    splits: dict[str, float] = {}
+
+
+GOOD = {"title": "t", "tower": {"name": "red"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "fragments"),
+    [
+        ({"titel": "x"}, ["titel: unknown key", "'x'", "did you mean 'title'?", "inner, share, sizes, splits, title, tower"]),
+        ({"zzz": 1}, ["zzz: unknown key", "(value 1)", "Known keys here: inner, share"]),
+        ({"inner": {"learn_rate": 1}}, ["inner.learn_rate: unknown key", "did you mean 'learning_rate'?", "steps"]),
+        ({"inner": {"steps": "many"}}, ["inner.steps: input should be a valid integer", "'many'"]),
+        ({"inner": 3}, ["inner: ", "(value 3)"]),
+        ({"title": 5}, ["title: input should be a valid string (value 5)"]),
+        ({"sizes": [1, "a"]}, ["sizes.1: input should be a valid integer", "'a'"]),
+        ({"splits": {"test": "half"}}, ["splits.test: input should be a valid number", "'half'"]),
+        ({"tower": {"name": "green"}}, ["tower.name: 'green' is unknown; choose one of: blue, red"]),
+        ({"tower": {"depth": 1}}, ["tower.name: missing; choose one of: blue, red"]),
+        # A key of another member of the union is unknown here, and the member's own tag is no part of the key.
+        ({"tower": {"name": "red", "width": 2}}, ["tower.width: unknown key", "Known keys here: depth, name"]),
+        ({"tower": {"name": "blue", "widht": 2}}, ["tower.widht: unknown key", "did you mean 'width'?"]),
+        ({"tower": {"name": "blue", "width": 0}}, ["tower.width: ", "greater than or equal to 1", "(value 0)"]),
+    ],
+)
+def test_an_error_names_key_value_and_way_out(change: dict, fragments: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        validate(Outer, GOOD | change, "file.yaml")
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith("file.yaml: ")
+    for fragment in fragments:
+        assert fragment in message
+
+
+@pytest.mark.parametrize(("tree", "key"), [({"tower": {"name": "red"}}, "title"), ({"title": "t"}, "tower")])
+def test_a_missing_key_says_how_to_give_it(tree: dict, key: str) -> None:
+    with pytest.raises(UserError, match=rf"{key}: missing; add it to the file or pass {key}=VALUE"):
+        validate(Outer, tree, "file.yaml")
+
+
+def test_several_errors_are_counted_and_all_named() -> None:
+    with pytest.raises(UserError) as caught:
+        validate(Outer, GOOD | {"titel": 1, "sizes": "x", "inner": {"steps": None}}, "file.yaml")
+    message = str(caught.value)
+    assert "and 2 more" in message and "\n" not in message
+    assert all(key in message for key in ("titel: unknown key", "sizes: ", "inner.steps: "))
+
+
+def test_numbers_that_yaml_reads_as_strings_become_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("title: t\ntower: {name: red, depth: 2e-3}\ninner: {learning_rate: 1e-3}\n")
+    settings = load(Outer, file, parse_overrides(["share=5e-1"]))
+    assert settings.inner.learning_rate == pytest.approx(0.001, rel=1e-12)
+    assert isinstance(settings.tower, Red) and settings.tower.depth == pytest.approx(0.002, rel=1e-12)
+    assert settings.share == 0.5
+
+
+def test_overrides_are_read_as_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("title: t\ntower: {name: blue, width: 7}\nsizes: [9]\n")
+    given = ["sizes=[3, 4]", "share=null", "inner.steps=5", "title=a=b", "tower.tags=[x]", "splits.test=.25"]
+    settings = load(Outer, file, parse_overrides(given))
+    assert settings.sizes == (3, 4) and settings.share is None and settings.inner.steps == 5
+    assert settings.title == "a=b" and settings.splits == {"test": 0.25}
+    assert settings.tower == Blue(name="blue", width=7, tags=("x",))
+
+
+@pytest.mark.parametrize("order", [["tower.name=blue", "tower.width=5"], ["tower.width=5", "tower.name=blue"]])
+def test_another_name_drops_the_siblings_of_the_old_one(tmp_path: Path, order: list[str]) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("title: t\ntower: {name: red, depth: 4}\n")
+    assert load(Outer, file, parse_overrides(order)).tower == Blue(name="blue", width=5)
+    # The same name again is no change.
+    assert load(Outer, file, parse_overrides(["tower.name=red"])).tower == Red(name="red", depth=4)
+
+
+def test_overrides_leave_the_tree_alone() -> None:
+    tree = {"inner": {"steps": 1}, "sizes": [1]}
+    changed = apply_overrides(tree, {"inner.steps": 2, "splits.a": 0.5, "name": "n"})
+    assert tree == {"inner": {"steps": 1}, "sizes": [1]}
+    # A top-level `name`, such as a run's, has no siblings to drop.
+    assert changed == {"inner": {"steps": 2}, "sizes": [1], "splits": {"a": 0.5}, "name": "n"}
+
+
+@pytest.mark.parametrize("argument", ["epochs", "=3", ""])
+def test_an_override_without_a_key_is_explained(argument: str) -> None:
+    with pytest.raises(UserError, match="expected key=value"):
+        parse_overrides([argument])
+
+
+def test_a_missing_file_lists_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("x: 1")
+    with pytest.raises(UserError) as caught:
+        read_yaml(tmp_path / "b.yaml")
+    assert str(caught.value) == f"{tmp_path / 'b.yaml'}: no such file; there are: {tmp_path / 'a.yaml'}"
+    with pytest.raises(UserError, match=r"no such file$"):
+        read_yaml(tmp_path / "nowhere" / "b.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        (b"a: [1, 2", "not readable as YAML"),
+        (b"a: 1\n b: 2\n", "not readable as YAML"),
+        (b"\xff\xfe\x00", "not readable as YAML"),
+        (b"- 1\n- 2\n", "expected keys and values, found list"),
+        (b"just words", "expected keys and values, found str"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path, content: bytes, fragment: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load(Outer, file)
+    assert fragment in str(caught.value) and str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not readable as YAML"):
+        load(Outer, tmp_path)
+
+
+def test_an_empty_file_misses_its_keys(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("# nothing yet\n")
+    with pytest.raises(UserError, match="title: missing"):
+        load(Outer, file)
+
+
+@pytest.mark.parametrize("value", ["2026-07-01", "2026-07-01 12:00:00"])
+def test_a_value_that_json_does_not_know_is_an_error_of_its_key(tmp_path: Path, value: str) -> None:
+    """YAML reads an unquoted date as a date: a run that is named by its day must not end in a traceback."""
+    file = tmp_path / "c.yaml"
+    file.write_text(f"title: {value}\ntower: {{name: red}}\n")
+    with pytest.raises(UserError, match="title: "):
+        load(Outer, file)
+
+
+def test_settings_are_frozen_and_digested_by_value() -> None:
+    one = validate(Outer, GOOD, "x")
+    with pytest.raises(ValidationError):
+        one.title = "other"  # type: ignore[misc]
+    assert one.digest() == validate(Outer, GOOD | {"share": "0.5"}, "x").digest()
+    assert one.digest() != validate(Outer, GOOD | {"share": 0.25}, "x").digest()
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1}) != digest({"b": [2, 1], "a": 1})
+    assert len(digest(None)) == 32 and int(digest(None), 16)
+
+
+def test_help_lists_every_key_with_default_and_meaning() -> None:
+    text = describe(Outer)
+    lines = [line.strip() for line in text.split("\n")]
+    assert "title: required" in lines
+    assert "learning_rate: of the optimizer - default 0.1" in lines
+    assert "name: red - A red tower." in lines and "name: blue - A blue tower." in lines
+    assert "width: how wide - default 3" in lines
+    assert "sizes: default [1, 2]" in lines
+    # Nested keys stand deeper than their parent.
+    inner = next(line for line in text.split("\n") if "inner:" in line)
+    rate = next(line for line in text.split("\n") if "learning_rate" in line)
+    assert len(rate) - len(rate.lstrip()) > len(inner) - len(inner.lstrip())

@@ -1,0 +1,189 @@
+"""Streams: exactly the columns asked for, and a step's content that depends on neither workers nor where a run began."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.batch import Batch, Needs, columns
+from pipelines.images import Augment
+from pipelines.order import Order
+from pipelines.prepared import Prepared
+from pipelines.stream import Stream, Worker
+from pipelines.tokenizer import TextTokenizer, train_tokenizer
+
+ALONE = Worker(0, 1, torch.device("cpu"), 1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(stamps: Prepared) -> TextTokenizer:
+    return train_tokenizer(stamps.texts(), 200, 10)
+
+
+@pytest.fixture(scope="module")
+def order(stamps: Prepared) -> Order:
+    return Order(str(stamps.path), stamps.fingerprint, "train", None, seed=2, global_batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def banks(stamps: Prepared, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Made-up features whose first number is the row."""
+    folders = []
+    for name, rows in (("image", stamps.num_samples), ("text", stamps.num_texts)):
+        folder = tmp_path_factory.mktemp(f"bank-{name}")
+        features = np.random.default_rng(0).normal(size=(rows, 3))
+        features[:, 0] = np.arange(rows)
+        np.save(folder / "rows.npy", features.astype(np.float16))
+        folders.append(folder)
+    return folders[0], folders[1]
+
+
+def stream_of(stamps: Prepared, tokenizer: TextTokenizer, banks: tuple[Path, Path], wanted: set[str]) -> Stream:
+    return Stream(
+        prepared=stamps,
+        columns=frozenset(wanted),
+        seed=2,
+        image_size=12,
+        augment=Augment(),
+        tokenizer=tokenizer,
+        image_bank=banks[0],
+        text_bank=banks[1],
+    )
+
+
+def equal(one: list[Batch], two: list[Batch]) -> bool:
+    return len(one) == len(two) and all(
+        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)  # type: ignore[literal-required]
+        for a, b in zip(one, two, strict=True)
+    )
+
+
+@pytest.mark.parametrize("ids", [False, True])
+@pytest.mark.parametrize(("image_locked", "text_locked"), [(False, False), (True, False), (False, True), (True, True)])
+def test_a_batch_holds_exactly_the_columns_needed(
+    stamps: Prepared,
+    tokenizer: TextTokenizer,
+    banks: tuple[Path, Path],
+    order: Order,
+    image_locked: bool,
+    text_locked: bool,
+    ids: bool,
+) -> None:
+    wanted = columns(Needs(ids=ids), image_locked, text_locked)
+    stream = stream_of(stamps, tokenizer, banks, wanted)
+    assert stream.uses_tasks == (not (image_locked and text_locked))
+    (batch,) = stream.training(order, 1, 2, ALONE)
+    expected = {"image_features"} if image_locked else {"image"}
+    expected |= {"text_features"} if text_locked else {"text", "text_mask"}
+    expected |= {"sample_id", "image_id", "text_id"} if ids else set()
+    assert set(batch) == expected
+    kinds = {
+        "image": (torch.uint8, (8, 3, 12, 12)),
+        "text": (torch.int64, (8, 10)),
+        "text_mask": (torch.int64, (8, 10)),
+        "image_features": (torch.float32, (8, 3)),
+        "text_features": (torch.float32, (8, 3)),
+    }
+    for name, column in batch.items():
+        assert isinstance(column, torch.Tensor)
+        assert (column.dtype, tuple(column.shape)) == kinds.get(name, (torch.int64, (8,)))
+    if image_locked:
+        assert batch["image_features"][:, 0].tolist() == order.batch(1).tolist()
+    if text_locked and ids:
+        assert torch.equal(batch["text_features"][:, 0].long(), batch["text_id"])
+
+
+@pytest.fixture(scope="module")
+def whole(stamps: Prepared, tokenizer: TextTokenizer, banks: tuple[Path, Path], order: Order) -> tuple[Stream, list[Batch], int]:
+    """A stream of pictures and words, all its batches over two epochs for one worker, and their number."""
+    stream = stream_of(stamps, tokenizer, banks, columns(Needs(ids=True), False, False))
+    steps = 2 * order.steps_per_epoch
+    return stream, list(stream.training(order, 0, steps, ALONE)), steps
+
+
+def test_batches_follow_the_order_and_describe_their_samples(
+    stamps: Prepared, tokenizer: TextTokenizer, order: Order, whole: tuple[Stream, list[Batch], int]
+) -> None:
+    _, batches, steps = whole
+    assert len(batches) == steps
+    texts, image_ids = stamps.texts(), stamps.table("image_id")["image_id"].to_numpy()
+    captions = stamps.table("captions")["captions"].to_pylist()
+    for step, batch in enumerate(batches):
+        ids = order.batch(step)
+        assert batch["sample_id"].tolist() == ids.tolist()
+        assert batch["image_id"].tolist() == image_ids[ids].tolist()
+        shown = [texts[i] for i in batch["text_id"].tolist()]
+        assert all(text in captions[i] for text, i in zip(shown, ids, strict=True))
+        # The id that the objective sees belongs to the caption that the tower sees.
+        tokens, mask = tokenizer(shown)
+        assert np.array_equal(batch["text"].numpy(), tokens) and np.array_equal(batch["text_mask"].numpy(), mask)
+
+
+def test_every_epoch_shows_other_views_and_other_captions(whole: tuple[Stream, list[Batch], int]) -> None:
+    _, batches, steps = whole
+    seen: dict[int, list[tuple[torch.Tensor, int]]] = {}
+    for batch in batches:
+        for i, sample in enumerate(batch["sample_id"].tolist()):
+            seen.setdefault(sample, []).append((batch["image"][i], int(batch["text_id"][i])))
+    twice = [views for views in seen.values() if len(views) == 2]
+    assert len(twice) > 8
+    assert sum(torch.equal(a[0], b[0]) for a, b in twice) == 0
+    assert 0 < sum(a[1] != b[1] for a, b in twice) < len(twice)  # one caption for two samples of three
+
+
+def test_two_workers_share_what_one_would_get(order: Order, whole: tuple[Stream, list[Batch], int]) -> None:
+    stream, batches, steps = whole
+    parts = [list(stream.training(order, 0, steps, Worker(rank, 2, torch.device("cpu"), 0.5))) for rank in range(2)]
+    joined = [
+        {name: torch.cat([a[name], b[name]]) for name in a}  # type: ignore[literal-required]
+        for a, b in zip(*parts, strict=True)
+    ]
+    assert {len(part["image"]) for part in parts[0]} == {4}
+    assert equal(joined, batches)  # type: ignore[arg-type]
+
+
+def test_a_run_that_starts_in_the_middle_sees_what_it_would_have_seen(
+    order: Order, whole: tuple[Stream, list[Batch], int]
+) -> None:
+    stream, batches, steps = whole
+    first = order.steps_per_epoch - 1  # the end of one epoch and the beginning of the next
+    assert equal(list(stream.training(order, first, steps, ALONE)), batches[first:])
+
+
+def test_long_runs_are_cut_into_executions_without_a_seam(
+    order: Order, whole: tuple[Stream, list[Batch], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, batches, _ = whole
+    monkeypatch.setattr("pipelines.stream._SEGMENT", 2)
+    assert equal(list(stream.training(order, 1, 4, ALONE)), batches[1:4])
+
+
+def test_another_seed_shows_other_views(order: Order, whole: tuple[Stream, list[Batch], int]) -> None:
+    stream, batches, _ = whole
+    (batch,) = replace(stream, seed=3).training(order, 0, 1, ALONE)
+    assert torch.equal(batch["sample_id"], batches[0]["sample_id"])
+    assert not torch.equal(batch["image"], batches[0]["image"])
+
+
+def test_evaluation_shows_centre_views_once_and_ends_with_a_shorter_batch(stamps: Prepared, tokenizer: TextTokenizer) -> None:
+    stream = Stream(prepared=stamps, columns=frozenset({"image", "text", "text_mask"}), image_size=12, tokenizer=tokenizer)
+    ids = np.array([3, 39, 8, 0, 21, 20, 7])
+    batches = list(stream.evaluation(ids, 3, ALONE))
+    assert [len(batch["image"]) for batch in batches] == [3, 3, 1]
+    found = torch.cat([batch["image"] for batch in batches]).numpy()
+    rows = stamps.rows(ids, ("image", "captions"))
+    for pixels, data in zip(found, rows["image"], strict=True):
+        # Pictures are 16 x 12: the centre square is columns 2 to 14, and nothing is resized.
+        picture = np.asarray(Image.open(io.BytesIO(data.as_py())))
+        assert np.array_equal(pixels, picture[:, 2:14].transpose(2, 0, 1))
+    tokens, _ = tokenizer([captions[0] for captions in rows["captions"].to_pylist()])
+    assert np.array_equal(torch.cat([batch["text"] for batch in batches]).numpy(), tokens)
+
+
+def test_nothing_to_evaluate_gives_no_batch(stamps: Prepared) -> None:
+    stream = Stream(prepared=stamps, columns=frozenset({"image"}), image_size=12)
+    assert list(stream.evaluation(np.zeros(0, dtype=np.int64), 4, ALONE)) == []

@@ -1,0 +1,95 @@
+"""The tokenizer trained on captions, and the ones that come with pretrained towers."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.settings import UserError
+from pipelines.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
+
+CORPUS = [f"a {adjective} {noun}" for adjective in ("red", "green", "Big") for noun in ("cat", "dog", "house", "boat")] * 3
+PAD, UNKNOWN, CLS, SEP = 0, 1, 2, 3
+
+
+def words(tokenizer: TextTokenizer, ids: np.ndarray) -> list[str]:
+    from tokenizers import Tokenizer
+
+    vocabulary = {i: token for token, i in Tokenizer.from_str(tokenizer.json).get_vocab().items()}
+    return [vocabulary[int(i)] for i in ids]
+
+
+def test_training_is_a_function_of_the_corpus() -> None:
+    """A resumed run trains its tokenizer again: another numbering would scramble its embeddings."""
+    one, two = train_tokenizer(CORPUS, 100, 8), train_tokenizer(CORPUS, 100, 8)
+    assert one.json == two.json
+    assert train_tokenizer([*CORPUS, "zebra crossing"] * 2, 100, 8).json != one.json
+
+
+def test_training_cuts_a_large_vocabulary_the_same_way_each_time() -> None:
+    """Where pieces are equally frequent, which of them still fit must not be left to chance."""
+    random = np.random.default_rng(0)
+    corpus = ["".join(random.choice(list("abcdefghij"), size=6)) for _ in range(400)]
+    assert train_tokenizer(corpus, 150, 8).json == train_tokenizer(corpus, 150, 8).json
+
+
+def test_captions_are_lower_cased_framed_padded_and_masked() -> None:
+    tokenizer = train_tokenizer(CORPUS, 200, 8)
+    ids, mask = tokenizer(["A RED cat", "house"])
+    assert ids.shape == mask.shape == (2, 8) and ids.dtype == mask.dtype == np.int64
+    assert words(tokenizer, ids[0]) == ["[CLS]", "a", "red", "cat", "[SEP]", "[PAD]", "[PAD]", "[PAD]"]
+    assert mask.tolist() == [[1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0]]
+    assert ids.max() < tokenizer.vocabulary_size <= 200
+
+
+def test_long_captions_are_cut_and_still_end_with_their_mark() -> None:
+    tokenizer = train_tokenizer(CORPUS, 200, 5)
+    ids, mask = tokenizer(["red green big red green big"])
+    assert words(tokenizer, ids[0]) == ["[CLS]", "red", "green", "big", "[SEP]"] and mask.sum() == 5
+
+
+def test_unknown_signs_become_one_token_and_nothing_breaks() -> None:
+    tokenizer = train_tokenizer(CORPUS, 200, 6)
+    ids, mask = tokenizer(["\u732b cat", ""])
+    assert ids[0, :4].tolist() == [CLS, UNKNOWN, ids[0, 2], SEP] and ids[0, 2] > SEP
+    assert ids[1].tolist() == [CLS, SEP, PAD, PAD, PAD, PAD] and mask[1].sum() == 2
+    none, empty = tokenizer([])
+    assert none.shape == empty.shape == (0, 6)
+
+
+def test_the_vocabulary_has_the_size_asked_for_at_most() -> None:
+    assert train_tokenizer(CORPUS, 40, 8).vocabulary_size <= 40
+    assert train_tokenizer(CORPUS, 4000, 8).vocabulary_size < 200
+
+
+def test_a_used_tokenizer_travels() -> None:
+    tokenizer = train_tokenizer(CORPUS, 100, 8)
+    before = tokenizer(["a cat"])
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again == tokenizer
+    assert all(np.array_equal(a, b) for a, b in zip(again(["a cat"]), before, strict=True))
+
+
+def test_a_saved_tokenizer_is_loaded_from_its_folder_or_file(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(CORPUS, 100, 8)
+    (tmp_path / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+    assert load_tokenizer(str(tmp_path), 8, "k") == load_tokenizer(str(tmp_path / "tokenizer.json"), 8, "k") == tokenizer
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"text_tower\.weights: .*empty holds no tokenizer\.json"):
+        load_tokenizer(str(tmp_path / "empty"), 8, "text_tower.weights")
+
+
+def test_the_demos_tokenizer_pads_by_its_own_token() -> None:
+    tokenizer = load_tokenizer("package:all_minilm_l6_v2/model.zip", 7, "text_tower.weights")
+    ids, mask = tokenizer(["a cat", "a very long caption about a cat on a mat"])
+    assert mask.tolist() == [[1, 1, 1, 1, 0, 0, 0], [1] * 7]
+    assert ids[0].tolist() == [101, 1037, 4937, 102, 0, 0, 0] and ids[1, -1] == 102
+
+
+def test_a_tokenizer_without_padding_is_refused() -> None:
+    from tokenizers import Tokenizer, models
+
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    with pytest.raises(UserError, match="no padding token"):
+        TextTokenizer(tokenizer.to_str(), 4)(["a"])

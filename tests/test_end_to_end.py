@@ -1,0 +1,143 @@
+"""The README's own commands, run as a user would, on a small part of the data; and what they must leave behind."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+LOCKED = ["image_tower.image_size=64", "epochs=3", "global_batch_size=32", "evaluation.every_epochs=1", "log_every=2"]
+
+
+def readme_commands() -> dict[str, list[str]]:
+    """The README's lines that begin with the environment's python, by program."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\.venv/bin/python -m (\w+) +([^#\n]+)", text, flags=re.MULTILINE)
+    return {program: [program, *shlex.split(rest)] for program, rest in reversed(lines)}
+
+
+def program(*arguments: str) -> subprocess.CompletedProcess:
+    """Run `python -m ...` in the repository's root, without a terminal."""
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def succeed(*arguments: str) -> str:
+    done = program(*arguments)
+    assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared and trained by the README's first two commands."""
+    home = tmp_path_factory.mktemp("home")
+    commands = readme_commands()
+    succeed(*commands["pipelines"], f"output={home}/data", "source.limit=240", "image.size=64")
+    succeed(*commands["training"], "name=demo", f"storage={home}/runs", f"data.path={home}/data", *LOCKED)
+    return home
+
+
+@pytest.mark.e2e
+def test_a_run_leaves_all_it_promises(home: Path) -> None:
+    run = home / "runs" / "demo"
+    result = json.loads((run / "result.json").read_text())
+    manifest = json.loads((home / "data" / "manifest.json").read_text())
+    assert result["dataset"]["fingerprint"] == manifest["fingerprint"]
+    assert result["dataset"]["train_samples"] == manifest["splits"]["train"]
+    assert set(result["seconds"]) == {"start", "features", "training", "report"}
+    for path in ("retrieval/openmoji/image_to_text_recall@1", "retrieval/openmoji/text_to_image_recall@10"):
+        assert result["sample_sizes"][path] == manifest["splits"]["test"]
+        assert 0 <= result["baselines"][path]["chance"] <= result["metrics"][path] <= 100
+    assert "zero_shot/openmoji_subgroup/top1" in result["metrics"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = manifest["splits"]["train"] // 32 * 3
+    assert lines[-1]["step"] == steps == result["step"]
+    wanted = {"step", "epoch", "samples", "loss", "lr", "temperature", "grad_norm", "samples_per_second", "data_wait"}
+    assert all(wanted | {"peak_memory_gib"} <= set(line) for line in lines)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert manifest["attribution"] in (run / "report.html").read_text(encoding="utf-8")
+    assert (run / "config.yaml").exists() and any((run / "tensorboard").iterdir())
+    assert len(list(run.glob("checkpoint_*/state.pt"))) == 2
+
+
+@pytest.mark.e2e
+def test_the_same_commands_again_say_that_all_is_done(home: Path) -> None:
+    commands = readme_commands()
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("*.json")}
+    again = succeed(*commands["pipelines"], f"output={home}/data", "source.limit=240", "image.size=64")
+    assert "already prepared" in again
+    again = succeed(*commands["training"], "name=demo", f"storage={home}/runs", f"data.path={home}/data", *LOCKED)
+    assert "finished before" in again and "retrieval/openmoji/image_to_text_recall@1" in again
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*.json")} == before
+
+
+@pytest.mark.e2e
+def test_evaluation_from_pixels_gives_the_scores_of_the_run(home: Path) -> None:
+    """Training scores cached float16 features; evaluation runs the towers on the pictures again."""
+    output = home / "evaluation"
+    overrides = [f"checkpoint={home}/runs/demo", f"data={home}/data", f"output={output}"]
+    table = succeed(*readme_commands()["evaluation"], *overrides)
+    assert "zero_shot/openmoji_group/top1" in table
+    trained = json.loads((home / "runs" / "demo" / "result.json").read_text())
+    evaluated = json.loads((output / "result.json").read_text())
+    for path, count in evaluated["sample_sizes"].items():
+        # At most one item may move by the features' rounding.
+        assert abs(evaluated["metrics"][path] - trained["metrics"][path]) <= 100 / count * 1.001 or "per_class" in path
+
+
+@pytest.mark.e2e
+def test_a_sweep_tabulates_and_goes_on(home: Path) -> None:
+    sweep = home / "sweep.yaml"
+    sweep.write_text(
+        f"name: sweep\nstorage: {home}/sweeps\nbase: training/configs/openmoji.yaml\nseeds: [1]\n"
+        f"overrides: {{data.path: {home}/data, image_tower.image_size: 64, global_batch_size: 32, epochs: 1}}\n"
+        "grid: {optimizer.lr: [1e-3, 1e30]}\n"
+    )
+    succeed("tuning", str(sweep), "overrides.clip_norm=null")
+    trials = pd.read_csv(home / "sweeps" / "sweep" / "trials.csv").set_index("optimizer.lr")
+    assert trials.loc[1e-3, "status"] == "finished"
+    assert trials.loc[1e30, "status"] == "failed" and "loss is nan" in trials.loc[1e30, "reason"]
+    summary = pd.read_csv(home / "sweeps" / "sweep" / "summary.csv")
+    path = "retrieval/openmoji/image_to_text_recall@5"
+    row = summary[summary["metric"] == path].iloc[0]
+    assert row["n"] == 1 and row["mean"] == pytest.approx(trials.loc[1e-3, path])
+
+
+@pytest.mark.e2e
+def test_a_folder_of_pictures_prepares_with_its_bad_rows_listed(tmp_path: Path) -> None:
+    """What the README tells a user to do with data of their own."""
+    photos = tmp_path / "photos"
+    (photos / "garden").mkdir(parents=True)
+    for i in range(20):
+        Image.new("RGB", (40, 30), (10 * i, 0, 255 - 10 * i)).save(photos / "garden" / f"{i}.jpg")
+        (photos / "garden" / f"{i}.txt").write_text(f"a picture of shade {i}\n")
+    (photos / "broken.png").write_bytes(b"<html>not found</html>")
+    (photos / "broken.txt").write_text("a broken picture")
+    config = re.search(r"```yaml\n# mine.yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert config is not None
+    (tmp_path / "mine.yaml").write_text(config[1])
+    said = succeed("pipelines", str(tmp_path / "mine.yaml"), f"source.path={photos}", f"output={tmp_path}/mine")
+    assert "20 of 21 rows kept" in said
+    rejected = pq.read_table(tmp_path / "mine" / "rejected.parquet").to_pylist()
+    assert [(row["key"], row["reason"]) for row in rejected] == [("broken.png", "undecodable")]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("config", ["from-scratch", "finetune"])
+def test_towers_that_train_learn(home: Path, config: str) -> None:
+    """Pixels and tokens in, towers trained: one epoch, and the loss falls."""
+    small = ["epochs=4", "image_tower.image_size=32"] if config == "from-scratch" else ["epochs=1", "image_tower.image_size=48"]
+    overrides = [f"name={config}", f"storage={home}/runs", f"data.path={home}/data", "global_batch_size=16", "log_every=1"]
+    succeed("training", f"training/configs/{config}.yaml", *overrides, *small, "schedule.warmup_steps=2")
+    lines = (home / "runs" / config / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    quarter = len(losses) // 4
+    assert sum(losses[-quarter:]) / quarter < 0.95 * sum(losses[:quarter]) / quarter

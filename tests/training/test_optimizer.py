@@ -1,0 +1,104 @@
+"""Optimizers by name, which parameters decay, and the learning rate of a step."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pipelines.settings import UserError, validate
+from training.encoder import MlpHead
+from training.objectives.clip import ClipSettings
+from training.optimizer import OptimizerSettings, ScheduleSettings
+from training.towers.image import ConvSettings
+from training.towers.text import TransformerSettings
+
+
+def groups(optimizer: torch.optim.Optimizer) -> dict[int, float]:
+    """Weight decay by parameter."""
+    return {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_only_weights_of_two_and_more_dimensions_decay() -> None:
+    image, text = ConvSettings(name="conv").build(), TransformerSettings(name="transformer", width=16, layers=1).build(70)
+    head, clip = MlpHead(name="mlp").build(16, 8), ClipSettings().build(1)
+    modules: dict[str, nn.Module] = {"image": image, "text": text, "head": head, "objective": clip}
+    decay = groups(OptimizerSettings(weight_decay=0.05).build(modules.values()))
+    named = {f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters()}
+    assert len(decay) == len(named)
+    for name, parameter in named.items():
+        module = modules[name.split(".")[0]].get_submodule(".".join(name.split(".")[1:-1]))
+        exempt = name.endswith("bias") or isinstance(module, nn.LayerNorm | nn.GroupNorm) or name == "objective.scale.log"
+        assert decay[id(parameter)] == (0.0 if exempt else 0.05), name
+    assert decay[id(clip.scale.log)] == 0.0
+
+
+def test_what_is_frozen_is_not_given_to_the_optimizer() -> None:
+    layer = nn.Linear(3, 2)
+    layer.weight.requires_grad_(False)
+    assert set(groups(OptimizerSettings().build([layer]))) == {id(layer.bias)}
+
+
+def test_decay_alone_shrinks_weights_and_spares_the_rest() -> None:
+    """With zero gradients AdamW multiplies by 1 - lr * decay what decays, and nothing else moves."""
+    layer = nn.Linear(3, 2)
+    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    optimizer = OptimizerSettings(lr=0.1, weight_decay=0.5).build([layer])
+    for parameter in layer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.detach(), before["weight"] * 0.95)
+    assert torch.equal(layer.bias.detach(), before["bias"])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD), ("lion", object), ("lamb", object)],
+)
+def test_optimizers_by_name_take_a_step(name: str, kind: type) -> None:
+    layer = nn.Linear(3, 2)
+    optimizer = OptimizerSettings(name=name, lr=0.01).build([layer])
+    assert isinstance(optimizer, kind)
+    before = layer.weight.detach().clone()
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(layer.weight, before)
+
+
+def test_options_reach_the_optimizer_and_wrong_ones_are_named() -> None:
+    optimizer = OptimizerSettings(options={"betas": [0.9, 0.98], "eps": 1e-6}).build([nn.Linear(2, 2)])
+    assert optimizer.defaults["betas"] == (0.9, 0.98) and optimizer.defaults["eps"] == 1e-6
+    assert OptimizerSettings(name="sgd", momentum=0.7).build([nn.Linear(2, 2)]).defaults["momentum"] == 0.7
+    with pytest.raises(UserError, match=r"optimizer\.options: adamw: .*beta"):
+        OptimizerSettings(options={"beta": 0.5}).build([nn.Linear(2, 2)])
+
+
+def test_an_unknown_optimizer_gets_a_suggestion() -> None:
+    with pytest.raises(UserError, match=r"name: unknown optimizer 'adamv'; did you mean .*adamw"):
+        validate(OptimizerSettings, {"name": "adamv"}, "c.yaml")
+
+
+# --- schedule ---
+
+
+@pytest.mark.parametrize(("share", "value"), [(0.0, 1.0), (0.25, 0.853553), (0.5, 0.5), (0.75, 0.146447), (1.0, 0.0)])
+def test_the_cosine(share: float, value: float) -> None:
+    assert ScheduleSettings().lr_at(int(share * 1000), 1000, 1.0) == pytest.approx(value, abs=1e-6)
+    # The same between a peak and a floor, after a warm-up.
+    schedule = ScheduleSettings(warmup_steps=100, final_lr=0.2)
+    assert schedule.lr_at(100 + int(share * 1000), 1100, 3.0) == pytest.approx(0.2 + 2.8 * value, abs=1e-5)
+
+
+def test_the_warm_up_rises_linearly_to_the_peak_without_a_jump() -> None:
+    schedule = ScheduleSettings(warmup_steps=4)
+    assert [schedule.lr_at(step, 100, 2.0) for step in range(5)] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    falling = [schedule.lr_at(step, 100, 2.0) for step in range(4, 100)]
+    assert falling == sorted(falling, reverse=True) and 0 < falling[-1] < 0.01
+
+
+def test_a_constant_stays_and_a_long_warm_up_never_divides_by_zero() -> None:
+    schedule = ScheduleSettings(name="constant", warmup_steps=2)
+    assert [schedule.lr_at(step, 10, 0.3) for step in (0, 1, 2, 9)] == pytest.approx([0.15, 0.3, 0.3, 0.3])
+    all_warm = [ScheduleSettings(warmup_steps=50).lr_at(step, 10, 1.0) for step in range(10)]
+    assert all(math.isfinite(v) for v in all_warm) and all_warm[-1] == pytest.approx(0.2)
+    assert ScheduleSettings(warmup_steps=10).lr_at(10, 10, 1.0) == pytest.approx(1.0)

@@ -1,0 +1,63 @@
+"""Will it fit? What does not is refused with the arithmetic, and every number that is offered as a way out works."""
+
+import re
+
+import pytest
+
+from pipelines.settings import UserError
+from training.config import ResourceSettings
+from training.resources import Cluster, plan_resources
+
+
+@pytest.mark.parametrize(
+    ("wanted", "uses_tasks", "cpus", "left"),
+    [
+        ({}, True, 2, 1),
+        ({}, True, 16, 15),
+        ({"num_workers": 2, "cpus_per_worker": 0.5}, True, 2, 1),
+        ({"num_workers": 4, "data_cpus": 3}, True, 8, 4),
+        ({"num_workers": 2}, False, 2, 0),
+        ({"num_workers": 8, "autoscale": True, "data_cpus": 2}, True, 2, 2),
+    ],
+)
+def test_what_fits_is_told_how_much_is_left_for_data(wanted: dict, uses_tasks: bool, cpus: float, left: float) -> None:
+    assert plan_resources(ResourceSettings(**wanted), uses_tasks, Cluster(cpus, 0)) == left
+
+
+@pytest.mark.parametrize(
+    ("wanted", "uses_tasks", "cpus", "arithmetic"),
+    [
+        ({"num_workers": 2}, True, 2, "2 workers x 1 CPU + 1 for reading and decoding = 3 CPUs, and the cluster has 2"),
+        ({"num_workers": 3}, False, 2, "3 workers x 1 CPU = 3 CPUs, and the cluster has 2"),
+        ({"num_workers": 3, "cpus_per_worker": 1.5, "data_cpus": 2}, True, 6, "3 workers x 1.5 CPU + 2 for reading"),
+        ({"num_workers": 7, "cpus_per_worker": 2}, True, 4, "7 workers x 2 CPU + 1 for reading and decoding = 15 CPUs"),
+        ({"num_workers": 30}, True, 3, "30 workers x 1 CPU + 1 for reading and decoding = 31 CPUs"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_arithmetic_and_ways_out_that_work(
+    wanted: dict, uses_tasks: bool, cpus: float, arithmetic: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        plan_resources(ResourceSettings(**wanted), uses_tasks, Cluster(cpus, 0))
+    message = str(caught.value)
+    assert message.startswith(f"resources: {arithmetic}") and "\n" not in message
+    offered = re.findall(r"resources\.(\w+)=([\w.]+)", message)
+    assert len(offered) >= 2 and ("autoscale", "true") in offered
+    for key, value in offered:
+        plan_resources(ResourceSettings(**wanted | {key: value}), uses_tasks, Cluster(cpus, 0))
+
+
+def test_one_cpu_is_too_few_for_a_stream_and_the_sentence_is_whole() -> None:
+    with pytest.raises(UserError) as caught:
+        plan_resources(ResourceSettings(), True, Cluster(1, 0))
+    message = str(caught.value)
+    assert "= 2 CPUs, and the cluster has 1; pass resources.autoscale=true" in message
+    assert plan_resources(ResourceSettings(), False, Cluster(1, 0)) == 0
+
+
+def test_gpus_are_counted_too() -> None:
+    wanted = ResourceSettings(num_workers=2, use_gpu=True)
+    assert plan_resources(wanted, True, Cluster(8, 2)) == 6
+    with pytest.raises(UserError, match="2 workers x 1 GPU = 2 GPUs, and the cluster has 1; pass resources.use_gpu=false"):
+        plan_resources(wanted, True, Cluster(8, 1))
+    assert plan_resources(wanted.model_copy(update={"autoscale": True}), True, Cluster(8, 0)) == 6

@@ -1,0 +1,260 @@
+"""Runs of the real program: any number of workers gives one curve, and a killed run goes on where it was."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray  # noqa: F401  brings psutil along
+
+import psutil  # isort: skip
+import yaml
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 300  # seconds until a program that hangs is a failure
+
+STEPS_PER_EPOCH = 7  # 118 pairs in batches of 16
+EPOCHS = 3
+STEPS = STEPS_PER_EPOCH * EPOCHS
+
+CONFIG: dict[str, Any] = {
+    "image_tower": {"name": "conv", "image_size": 32, "channels": [16, 32, 64]},
+    "text_tower": {"name": "bag", "width": 64, "max_tokens": 16},
+    "embed_dim": 32,
+    "optimizer": {"name": "adamw", "lr": 3e-4},
+    "epochs": EPOCHS,
+    "global_batch_size": 16,
+    "log_every": 1,  # a report waits for the controller: a step takes a fifth of a second, time enough to be killed in
+    "evaluation": {"every_epochs": 2, "templates": ["a picture of {}"]},
+    "checkpoint": {"every_steps": 2},
+    "resources": {"num_workers": 1, "cpus_per_worker": 0.5},
+    "tensorboard": False,
+}
+
+
+class Program:
+    """`python -m training` in a process of its own."""
+
+    def __init__(self, config: Path, *overrides: str):
+        self.output = config.with_name(f"output-{time.time_ns()}.txt")
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        with self.output.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "training", str(config), *overrides],
+                cwd=ROOT,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._family: dict[int, psutil.Process] = {}
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def wait(self) -> int:
+        """The exit code."""
+        return self.process.wait(PATIENCE)
+
+    def family(self) -> list[psutil.Process]:
+        """The program's Ray processes."""
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        self._family |= {child.pid: child for child in found}
+        return found
+
+    def workers(self) -> list[psutil.Process]:
+        """Its Ray Train workers."""
+        return [child for child in self.family() if _title(child).startswith("ray::RayTrainWorker")]
+
+    def kill(self) -> None:
+        """End the program, and what it left behind: a driver that is killed cannot take its Ray down with it."""
+        if self.process.poll() is None:
+            self.family()
+            self.process.kill()
+            self.process.wait()
+        for child in self._family.values():
+            if child.is_running():  # compares start times too: no other process that got the number
+                child.kill()
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """160 emojis, small."""
+    output = tmp_path_factory.mktemp("data") / "tiny"
+    overrides = ["source.limit=160", "image.size=48", f"output={output}"]
+    command = [sys.executable, "-m", "pipelines", "pipelines/configs/openmoji.yaml", *overrides, "--quiet"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=PATIENCE)
+    return output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+Start = Callable[..., Program]
+
+
+@pytest.fixture(scope="module")
+def start(data: Path, folder: Path) -> Iterator[Start]:
+    """Start a run by name. Same name, same command."""
+    programs = []
+
+    def start(name: str, *overrides: str) -> Program:
+        config = folder / f"{name}.yaml"
+        config.write_text(yaml.safe_dump(CONFIG | {"name": name, "storage": str(folder), "data": {"path": str(data)}}))
+        programs.append(Program(config, *overrides))
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        program.kill()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(start: Start, folder: Path) -> list[dict[str, Any]]:
+    """The history of one worker that nobody disturbs."""
+    program = start("one")
+    assert program.wait() == 0, program.text()
+    return history(folder / "one")
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """What metrics.jsonl holds now; its last line may still be under way."""
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    """All of a finished run, where each step must stand once and in order."""
+    found = lines(run)
+    assert [line["step"] for line in found] == list(range(1, STEPS + 1))
+    assert [line["samples"] for line in found] == [16 * step for step in range(1, STEPS + 1)]
+    result = json.loads((run / "result.json").read_text())
+    assert (result["step"], result["samples"], result["loss"]) == (STEPS, 16 * STEPS, found[-1]["loss"])
+    return found
+
+
+def assert_same_curve(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        for name in ("loss", "lr", "temperature"):
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-4), f"{name} at step {ours['step']}"
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-2)
+        assert {n for n in ours if "/" in n} == {n for n in theirs if "/" in n}
+
+
+def wait_for_step(program: Program, run: Path, step: int) -> int:
+    """Until metrics.jsonl has this step; the last step that it has."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        assert program.process.poll() is None, f"ended before step {step}:\n{program.text()}"
+        if (found := lines(run)) and found[-1]["step"] >= step:
+            return found[-1]["step"]
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step} within {PATIENCE} s:\n{program.text()}")
+
+
+@dataclass
+class Killed:
+    """A run in which something was killed."""
+
+    program: Program
+    run: Path
+    step: int  # the last one in metrics.jsonl before
+    when: float
+
+
+def assert_went_on(killed: Killed) -> None:
+    """From the newest checkpoint: at most a handful of steps is done again."""
+    assert killed.step % STEPS_PER_EPOCH and killed.step < STEPS, "not in the middle of an epoch"
+    for line in history(killed.run):
+        if line["step"] <= killed.step - 5:
+            assert line["time"] <= killed.when, "began from the start"
+        elif line["step"] > killed.step + 5:
+            assert line["time"] > killed.when
+
+
+def test_one_worker_learns(uninterrupted: list[dict[str, Any]]) -> None:
+    """Else equal curves would mean little."""
+    losses = [line["loss"] for line in uninterrupted]
+    assert sum(losses[-5:]) < sum(losses[:5]) - 1
+    assert len({round(loss, 5) for loss in losses}) == STEPS
+
+
+@pytest.fixture(scope="module")
+def two_workers(start: Start, folder: Path) -> Killed:
+    """Two workers, of which one is killed in the middle of the second epoch."""
+    program, run = start("two", "resources.num_workers=2"), folder / "two"
+    step = wait_for_step(program, run, STEPS_PER_EPOCH + 2)
+    workers = program.workers()
+    assert len(workers) == 2
+    workers[0].kill()
+    killed = Killed(program, run, step, time.time())
+    assert program.wait() == 0, program.text()
+    assert not any(worker.is_running() for worker in workers), "both start anew"
+    return killed
+
+
+def test_two_workers_give_the_curve_of_one(two_workers: Killed, uninterrupted: list[dict[str, Any]]) -> None:
+    """From the first step on: more than an epoch before anything happens to them."""
+    before = [line for line in history(two_workers.run) if line["time"] <= two_workers.when]
+    assert len(before) >= STEPS_PER_EPOCH - 2
+    assert_same_curve(before, uninterrupted[: len(before)])
+    assert_same_curve(history(two_workers.run), uninterrupted)
+
+
+def test_killed_worker(two_workers: Killed, uninterrupted: list[dict[str, Any]]) -> None:
+    """The run goes on by itself, from the last checkpoint, and says so."""
+    assert_went_on(two_workers)
+    assert_same_curve(history(two_workers.run), uninterrupted)
+    assert len((two_workers.run / "restarts.jsonl").read_text().splitlines()) == 1
+    assert "worker lost" in two_workers.program.text()
+    assert "Traceback" not in two_workers.program.text()
+
+
+def test_killed_driver(start: Start, folder: Path, uninterrupted: list[dict[str, Any]]) -> None:
+    """The program is killed in the middle of the second epoch: the same command goes on, and after that says it is done."""
+    program, run = start("driver"), folder / "driver"
+    step = wait_for_step(program, run, STEPS_PER_EPOCH + 2)
+    program.family()
+    program.process.kill()
+    killed = Killed(program, run, step, time.time())
+    assert program.wait() == -signal.SIGKILL
+    again = start("driver")
+    assert again.wait() == 0, again.text()
+    assert_went_on(killed)
+    assert_same_curve(history(run), uninterrupted)
+
+    files = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    third = start("driver")
+    assert third.wait() == 0, third.text()
+    assert f"finished before, at step {STEPS}" in third.text()
+
+    other = start("driver", "optimizer.lr=0.1")
+    assert other.wait() == 2
+    assert len(other.text().splitlines()) == 1
+    assert "error: name:" in other.text() and "optimizer" in other.text() and "overwrite=true" in other.text()
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == files, "neither touches what is done"
+
+
+def test_loss_that_is_no_number_stops_the_run(start: Start) -> None:
+    program = start("nan", "optimizer.lr=1e30")
+    assert program.wait() == 2
+    (error,) = [line for line in program.text().splitlines() if line.startswith("error")]
+    assert "the loss is nan at step" in error and "optimizer.lr" in error
