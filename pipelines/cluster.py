@@ -33,6 +33,9 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Each task tokenizes on the one CPU it was given; no notice about forks.
     "TOKENIZERS_PARALLELISM": "false",
+    # Inside a job Ray refuses a variable that the job's own runtime environment names too, even with an equal value. We send
+    # what this process has, so what the job was submitted with stands.
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
     # transformers' load reports and bars would break the progress display; real errors are raised all the same.
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

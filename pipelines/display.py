@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 
@@ -18,13 +18,10 @@ class Task:
         self._last = time.monotonic()
         self._progress: Progress | None = None
         if display.live:
-            columns = [TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn()]
-            columns += [
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-            ]
+            # What matters fits into 80 columns; a wider terminal gets a longer bar.
+            bar = BarColumn(bar_width=max(8, min(30, display.console.width - 70)))
+            columns: list[ProgressColumn] = [TextColumn("{task.description}"), bar, MofNCompleteColumn()]
+            columns += [TextColumn("{task.fields[note]}"), TextColumn("left"), TimeRemainingColumn()]
             self._progress = Progress(*columns, console=display.console)
             self._progress.start()
             self._id = self._progress.add_task(title, total=total, note="")

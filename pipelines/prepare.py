@@ -24,7 +24,7 @@ from pipelines.config import PrepareSettings
 from pipelines.display import Display
 from pipelines.images import BadImage, decode, encode, resize_shorter
 from pipelines.prepared import FORMAT_VERSION, MANIFEST, Prepared, split_of
-from pipelines.settings import UserError, digest
+from pipelines.settings import UserError, difference, digest
 from pipelines.sources.base import Pair, Rejected, Unit
 
 _READ = pa.schema(
@@ -104,17 +104,9 @@ def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
         return prepared
     if settings.overwrite:
         return None
-    changed = _difference(prepared.manifest["config"], settings.recipe())
+    changed = difference(prepared.manifest["config"], settings.recipe())
     what = "; ".join(changed[:3]) if changed else "the source's files changed"
     raise UserError(f"output: {settings.output} was prepared differently ({what}); choose another output or pass overwrite=true")
-
-
-def _difference(old: Any, new: Any, key: str = "") -> list[str]:
-    """Dotted keys whose values differ, as `key: old -> new`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        return [line for k in keys for line in _difference(old.get(k), new.get(k), f"{key}.{k}" if key else k)]
-    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
 
 
 def _clear_leftovers(output: Path) -> None:

@@ -100,6 +100,14 @@ def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
         raise UserError(f"{where}: {lines[0]}{more}") from None
 
 
+def difference(old: Any, new: Any, key: str = "") -> list[str]:
+    """Dotted keys whose values differ, as `key: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [line for k in keys for line in difference(old.get(k), new.get(k), f"{key}.{k}" if key else k)]
+    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
+
+
 def _explain(model: type[BaseModel], error: Any) -> str:
     """One clause for one of pydantic's errors."""
     location = [part for part in error["loc"] if isinstance(part, str | int)]

@@ -76,11 +76,22 @@ def train_tokenizer(texts: list[str], vocabulary_size: int, max_tokens: int) -> 
     """A lower-casing WordPiece vocabulary of at most the given size, from the training captions."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    def blank(vocabulary: dict[str, int]) -> Tokenizer:
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return tokenizer
+
+    tokenizer = blank({})
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=special, show_progress=False)
+    # The trainer numbers "##" pieces as a hash table yields them, anew in every process, and breaks ties by number. Naming
+    # them up front, as if they were special, makes the vocabulary a function of the corpus.
+    normalize, split = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
+    words = {word for text in texts for word, _ in split(normalize(text))}
+    inner = sorted({f"##{sign}" for word in words for sign in word[1:]})
+    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=special + inner, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = blank(tokenizer.get_vocab())
+    tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return TextTokenizer(tokenizer.to_str(), max_tokens)

@@ -82,6 +82,7 @@ class _Follower:
     def _follow(self) -> None:
         restarts = len(read_metrics(self._restarts))
         with self._display.task("train", self._plan.total_steps) as task:
+            task.update(0, "starting workers")
             shown = -1
             while True:
                 ended = self._stop.wait(0.5)
@@ -96,7 +97,7 @@ class _Follower:
                     task.update(
                         shown,
                         f"loss {line['loss']:.3f}  {line['samples_per_second']:,.0f} samples/s  "
-                        f"waiting for data {line['data_wait']:.0%}",
+                        f"data wait {line['data_wait']:.0%}",
                     )
                 if ended:
                     return

@@ -28,7 +28,7 @@ from pipelines import cluster
 from pipelines.banks import Pool
 from pipelines.display import Display
 from pipelines.prepared import Prepared
-from pipelines.settings import UserError
+from pipelines.settings import UserError, difference
 from training.checkpoint import newest_checkpoint
 from training.config import TrainSettings
 from training.fit import fit
@@ -59,6 +59,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         data_cpus = plan_resources(settings.resources, not locked, size)
         phases.end("start")
         plan = make_plan(settings, prepared, data, order, _pool(settings, size), display)
+        _check_tokenizer(folder, plan)
         check_build(plan)
         phases.end("features")
         (folder / "config.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
@@ -84,13 +85,11 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
     if not (folder / "config.yaml").exists():
         return None
     old = yaml.safe_load((folder / "config.yaml").read_text())
-    new = settings.model_dump(mode="json")
-    changed = [
-        f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in settings.identity() if _plain(old.get(key)) != _plain(new[key])
-    ]
+    new = json.loads(json.dumps(settings.identity()))
+    changed = difference({key: old.get(key) for key in new}, new)
     if changed:
         raise UserError(
-            f"name: {folder} holds a run of another config ({'; '.join(changed)[:400]}); give another name=, or overwrite=true"
+            f"name: {folder} holds a run of another config ({'; '.join(changed[:4])}); give another name=, or overwrite=true"
         )
     for path in sorted(folder.glob("checkpoint_*/checkpoint.json")):
         found = json.loads(path.read_text())["dataset"]["fingerprint"]
@@ -101,10 +100,6 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
             )
     result = folder / "result.json"
     return json.loads(result.read_text()) if result.exists() else None
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
 
 
 @contextmanager
@@ -139,6 +134,16 @@ def _pool(settings: TrainSettings, size: Cluster) -> Pool:
     """Actors for features of locked towers: one a GPU, or one a CPU; before training starts all of them are free."""
     gpu = settings.resources.use_gpu
     return Pool(max(1, int(size.gpus if gpu else size.cpus)), gpu)
+
+
+def _check_tokenizer(folder: Path, plan: Plan) -> None:
+    """Other ids would feed a resumed run other words, without a sign of it."""
+    for path in folder.glob("checkpoint_*/tokenizer.json"):
+        if path.read_text(encoding="utf-8") != plan.tokenizer.json:
+            raise UserError(
+                f"text_tower: {path} differs from the tokenizer that this installation makes of the same captions; install the "
+                "versions that the run began with, give another name=, or overwrite=true"
+            )
 
 
 def _check_metric(settings: TrainSettings, data: HeldOut) -> None:

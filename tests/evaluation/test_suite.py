@@ -1,6 +1,7 @@
 """The suite: what must be embedded of a held-out split, and scores under the names that everything else reads."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ def data() -> HeldOut:
     return HeldOut(
         dataset="toy",
         sample_ids=np.array([10, 4, 7]),
+        image_ids=np.array([2, 1, 0]),
         text_ids=np.array([5, 6, 8, 6]),
         texts=TEXTS,
         image_of_text=np.array([0, 0, 1, 2]),
@@ -32,6 +34,13 @@ def data() -> HeldOut:
 def test_equal_captions_are_right_for_one_another(data: HeldOut) -> None:
     assert [r.tolist() for r in data.texts_of_image] == [[0, 1, 3], [2], [1, 3]]
     assert [r.tolist() for r in data.images_of_text] == [[0], [0, 2], [1], [0, 2]]
+
+
+def test_equal_pictures_share_their_captions(data: HeldOut) -> None:
+    """Pictures 0 and 1 are the same file: each may be found by the other's caption, and by whatever equals it."""
+    twins = replace(data, image_ids=np.array([2, 2, 0]))
+    assert [r.tolist() for r in twins.texts_of_image] == [[0, 1, 2, 3], [0, 1, 2, 3], [1, 3]]
+    assert [r.tolist() for r in twins.images_of_text] == [[0, 1], [0, 1, 2], [0, 1], [0, 1, 2]]
 
 
 def angles(*degrees: float) -> np.ndarray:
@@ -120,7 +129,9 @@ def test_a_held_out_split_is_read_whole(stamps: Prepared, seed: int | None) -> N
     assert [stamps.texts()[i] for i in data.text_ids] == data.texts
     # Classes are all of the dataset's, so that scores of splits compare.
     assert data.classes == {"kind": ["animals", "food", "tools"]}
-    assert [data.classes["kind"][t] for t in data.targets["kind"]] == [table["label_kind"][int(i)].as_py() for i in data.sample_ids]
+    assert [data.classes["kind"][t] for t in data.targets["kind"]] == [
+        table["label_kind"][int(i)].as_py() for i in data.sample_ids
+    ]
     names = ("animals", "food", "tools")
     assert data.prompts == [p for name in names for p in (f"a photo of a {name}", f"{name}!")]
 
@@ -163,7 +174,7 @@ def test_an_empty_split_is_refused(stamps: Prepared) -> None:
 
 
 def test_a_template_needs_a_place_for_the_name() -> None:
-    with pytest.raises(ValidationError, match="has no {} for the name of the class"):
+    with pytest.raises(ValidationError, match=r"has no \{\} for the name of the class"):
         SuiteSettings(templates=("a photo",))
     assert prompt("a photo of a {}, {}", "food-drink_cups") == "a photo of a food drink cups, food drink cups"
     assert prompt("{c}", "cat") == "cat"

@@ -31,7 +31,9 @@ def test_scores_agree_with_plain_loops() -> None:
     top5 = [label in order[:5] for order, label in zip(ranking, labels, strict=True)]
     recall = [np.mean([hit for hit, label in zip(top1, labels, strict=True) if label == c]) for c in set(labels.tolist())]
     found = classify(images, classes, labels)
-    assert found == pytest.approx({"top1": 100 * np.mean(top1), "top5": 100 * np.mean(top5), "mean_per_class": 100 * np.mean(recall)})
+    assert found == pytest.approx(
+        {"top1": 100 * np.mean(top1), "top5": 100 * np.mean(top5), "mean_per_class": 100 * np.mean(recall)}
+    )
     assert 20 < found["top1"] < 95
 
 

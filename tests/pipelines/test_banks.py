@@ -125,6 +125,6 @@ def test_values_that_cannot_be_kept_are_refused_and_leave_nothing(stamps: Prepar
             return rows
 
     before = folders(stamps)
-    with pytest.raises(ValueError, match="not finite|float16"):
+    with pytest.raises(ValueError, match=r"not finite|float16"):
         image_bank(stamps, 12, Odd, (), {"odd": str(value)}, Pool(1), QUIET)
     assert folders(stamps) == before

@@ -40,7 +40,10 @@ def test_variants_of_one_concept_share_a_group(annotations: list[str], expected:
 
 
 def test_things_that_only_sound_alike_stay_apart() -> None:
-    assert len({concept(a) for a in ("alarm clock", "timer clock", "clockwise vertical arrows", "womans hat", "manual wheelchair")}) == 5
+    assert (
+        len({concept(a) for a in ("alarm clock", "timer clock", "clockwise vertical arrows", "womans hat", "manual wheelchair")})
+        == 5
+    )
 
 
 def rows() -> list[dict[str, str]]:

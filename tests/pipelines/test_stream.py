@@ -124,7 +124,7 @@ def test_batches_follow_the_order_and_describe_their_samples(
 
 
 def test_every_epoch_shows_other_views_and_other_captions(whole: tuple[Stream, list[Batch], int]) -> None:
-    _, batches, steps = whole
+    _, batches, _ = whole
     seen: dict[int, list[tuple[torch.Tensor, int]]] = {}
     for batch in batches:
         for i, sample in enumerate(batch["sample_id"].tolist()):

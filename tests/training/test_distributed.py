@@ -45,7 +45,7 @@ def settings(objective: str, **changes: Any) -> TrainSettings:
     tree: dict[str, Any] = {
         "name": "test",
         "data": {"path": "nowhere"},
-        "image_tower": {"name": "conv", "image_size": 8, "channels": [4, 8]},
+        "image_tower": {"name": "conv", "image_size": 16, "channels": [16, 24]},
         "text_tower": {"name": "bag", "width": 8, "max_tokens": TOKENS},
         "embed_dim": 6,
         "objective": {"name": objective},
@@ -63,7 +63,7 @@ def global_batch(step: int) -> dict[str, Tensor]:
     text_id = torch.arange(ROWS) + 200
     text_id[[4, 5, 11]] = 200
     image_id[[3, 7]] = 101
-    pictures = torch.randint(256, (ROWS, 3, 8, 8), generator=random, dtype=torch.uint8)
+    pictures = torch.randint(256, (ROWS, 3, 16, 16), generator=random, dtype=torch.uint8)
     texts = torch.randint(VOCABULARY, (ROWS, TOKENS), generator=random)
     return {
         "image": pictures[image_id - 100],

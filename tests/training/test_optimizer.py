@@ -73,9 +73,19 @@ def test_options_reach_the_optimizer_and_wrong_ones_are_named() -> None:
         OptimizerSettings(options={"beta": 0.5}).build([nn.Linear(2, 2)])
 
 
+def test_sgd_may_have_no_momentum() -> None:
+    """The settings allow 0; timm's `sgd` is Nesterov's, which does not."""
+    layer = nn.Linear(2, 2, bias=False)
+    before = layer.weight.detach().clone()
+    optimizer = OptimizerSettings(name="sgd", momentum=0.0, lr=0.5, weight_decay=0.0).build([layer])
+    layer(torch.eye(2)).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.detach(), before - 0.5)
+
+
 def test_an_unknown_optimizer_gets_a_suggestion() -> None:
-    with pytest.raises(UserError, match=r"name: unknown optimizer 'adamv'; did you mean .*adamw"):
-        validate(OptimizerSettings, {"name": "adamv"}, "c.yaml")
+    with pytest.raises(UserError, match=r"name: unknown optimizer 'adamwx'; did you mean .*adamw"):
+        validate(OptimizerSettings, {"name": "adamwx"}, "c.yaml")
 
 
 # --- schedule ---

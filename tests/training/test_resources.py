@@ -58,6 +58,6 @@ def test_one_cpu_is_too_few_for_a_stream_and_the_sentence_is_whole() -> None:
 def test_gpus_are_counted_too() -> None:
     wanted = ResourceSettings(num_workers=2, use_gpu=True)
     assert plan_resources(wanted, True, Cluster(8, 2)) == 6
-    with pytest.raises(UserError, match="2 workers x 1 GPU = 2 GPUs, and the cluster has 1; pass resources.use_gpu=false"):
+    with pytest.raises(UserError, match=r"2 workers x 1 GPU = 2 GPUs, and the cluster has 1; pass resources\.use_gpu=false"):
         plan_resources(wanted, True, Cluster(8, 1))
     assert plan_resources(wanted.model_copy(update={"autoscale": True}), True, Cluster(8, 0)) == 6

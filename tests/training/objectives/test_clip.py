@@ -26,7 +26,7 @@ def objective(temperature: float, **keys: object) -> Clip:
 
 def loss_of(x: Tensor, y: Tensor, temperature: float, batch: Batch | None = None) -> Tensor:
     batch = batch or batch_of(list(range(len(x))), list(range(len(x))))
-    return objective(temperature)(Embeddings(x.float(), y.float()), batch).total
+    return objective(temperature)(Embeddings(x.float(), y.float()), batch).total.detach()
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,11 @@ def test_invariants() -> None:
     assert float(loss_of(x[order], y, 0.2)) != pytest.approx(base, abs=1e-3)
 
 
-def test_a_hot_scale_does_not_overflow_in_half_precision() -> None:
+def test_the_loss_is_taken_in_single_precision_whatever_surrounds_it() -> None:
+    """Rounding cosines to bfloat16 moves a logit at temperature 0.01 by a tenth."""
     x, y = random_pairs(6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = objective(0.01)(Embeddings(x.float(), y.float()), batch_of(list(range(6)), list(range(6)))).total
+        loss = objective(0.01)(Embeddings(x.float(), y.float()), batch_of(list(range(6)), list(range(6)))).total.detach()
     assert loss.dtype == torch.float32
     assert float(loss) == pytest.approx(float(loss_of(x, y, 0.01)), rel=1e-5)
 
@@ -110,7 +111,9 @@ def test_pairs_that_share_a_picture_or_a_caption_are_no_negatives(image_id: list
     x, y = random_pairs(6)
     batch = batch_of(image_id, text_id)
     assert float(loss_of(x, y, 0.2, batch)) == pytest.approx(naive_loss(x, y, 0.2, image_id, text_id), abs=1e-5)
-    plain = ClipSettings(temperature=0.2, mask_false_negatives=False).build(1)(Embeddings(x.float(), y.float()), {}).total
+    plain = (
+        ClipSettings(temperature=0.2, mask_false_negatives=False).build(1)(Embeddings(x.float(), y.float()), {}).total.detach()
+    )
     apart = list(range(6))
     assert float(plain) == pytest.approx(naive_loss(x, y, 0.2, apart, apart), abs=1e-5)
 
@@ -148,12 +151,12 @@ def test_the_temperature_is_learned_and_clamped() -> None:
     assert float(clip.scale.log.detach()) == pytest.approx(math.log(1 / 0.07), abs=1e-6)
     assert float(clip(Embeddings(x, y), batch).metrics["temperature"]) == pytest.approx(0.07, abs=1e-6)
     clip.update(Embeddings(x, y), batch)
-    assert float(clip.scale()) == pytest.approx(1 / 0.07, rel=1e-5) if 1 / 0.07 < 20 else 20
+    assert float(clip.scale().detach()) == pytest.approx(1 / 0.07, rel=1e-5)
     for start, end in ((5.0, 20.0), (-0.5, 1.0)):
         with torch.no_grad():
             clip.scale.log.fill_(start)
         clip.update(Embeddings(x, y), batch)
-        assert float(clip.scale()) == pytest.approx(end, rel=1e-5)
+        assert float(clip.scale().detach()) == pytest.approx(end, rel=1e-5)
 
 
 def test_a_fixed_temperature_stays_whatever_it_is() -> None:

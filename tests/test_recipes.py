@@ -1,0 +1,63 @@
+"""Every YAML that comes along loads, and its first two lines tell a reader how to run it and what it costs."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from pipelines.settings import load
+
+ROOT = Path(__file__).parent.parent
+MODELS = {
+    "pipelines": "pipelines.config:PrepareSettings",
+    "training": "training.config:TrainSettings",
+    "evaluation": "evaluation.config:EvaluateSettings",
+    "tuning": "tuning.config:SweepSettings",
+}
+RECIPES = sorted(
+    path.relative_to(ROOT)
+    for package in MODELS
+    for folder in ("configs", "sweeps")
+    for path in (ROOT / package / folder).glob("*.y*ml")
+)
+
+
+def test_every_program_has_a_recipe() -> None:
+    assert {path.parts[0] for path in RECIPES} == set(MODELS)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=str)
+def test_a_recipe_loads(path: Path) -> None:
+    module, name = MODELS[path.parts[0]].split(":")
+    settings = load(getattr(importlib.import_module(module), name), ROOT / path)
+    assert settings.digest()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=str)
+def test_a_recipe_begins_with_its_command_and_what_it_costs(path: Path) -> None:
+    first, second = (ROOT / path).read_text(encoding="utf-8").split("\n")[:2]
+    assert first == f"# python -m {path.parts[0]} {path}"
+    assert second.startswith("# ") and len(second.split()) > 5
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.parts[0] == "tuning"], ids=str)
+def test_every_trial_of_a_sweep_is_a_config_that_loads(path: Path) -> None:
+    """A grid over a key that does not exist would be found out after the first hours."""
+    from training.config import TrainSettings
+    from tuning.config import SweepSettings
+
+    sweep = load(SweepSettings, ROOT / path)
+    for cell in sweep.cells():
+        for seed in sweep.seeds:
+            load(TrainSettings, ROOT / sweep.base, sweep.overrides | cell | dict.fromkeys(sweep.seed_keys, seed))
+
+
+def test_what_training_reads_is_what_preparing_writes() -> None:
+    """Each training recipe's dataset is the output of a recipe that comes along."""
+    from pipelines.config import PrepareSettings
+    from training.config import TrainSettings
+
+    outputs = {load(PrepareSettings, ROOT / p).output for p in RECIPES if p.parts[0] == "pipelines"}
+    for path in RECIPES:
+        if path.parts[0] == "training":
+            assert load(TrainSettings, ROOT / path).data.path in outputs, path

@@ -1,0 +1,117 @@
+"""The dual encoder: unit rows, heads, and what frozen and locked towers leave out."""
+
+import pytest
+import torch
+
+from pipelines.batch import Batch
+from training.encoder import DualEncoder, LinearHead, MlpHead, build_encoder, unit
+from training.towers.image import ConvSettings, ImageTowerSettings, TimmSettings
+from training.towers.text import BagSettings, TextTowerSettings, TransformerSettings
+
+VOCABULARY, TOKENS, ROWS = 70, 6, 5
+LINEAR = LinearHead(name="linear")
+
+
+def encoder_of(
+    image: ImageTowerSettings | None = None,
+    text: TextTowerSettings | None = None,
+    widths: tuple[int | None, int | None] = (None, None),
+    heads: tuple = (LINEAR, LINEAR),
+) -> DualEncoder:
+    torch.manual_seed(0)
+    image = image or ConvSettings(name="conv", image_size=16, channels=(8, 16))
+    text = text or BagSettings(name="bag", width=16, max_tokens=TOKENS)
+    return build_encoder(image, text, heads, 12, widths, VOCABULARY)
+
+
+def batch_of(rows: int = ROWS) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "image": torch.randint(0, 256, (rows, 3, 16, 16), generator=generator, dtype=torch.uint8),
+        "text": torch.randint(0, VOCABULARY, (rows, TOKENS), generator=generator),
+        "text_mask": (torch.arange(TOKENS) < torch.arange(rows)[:, None] % TOKENS + 1).long(),
+        "image_features": torch.randn(rows, 9, generator=generator),
+        "text_features": torch.randn(rows, 7, generator=generator),
+    }
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_rows_are_unit_vectors_in_single_precision(autocast: bool) -> None:
+    encoder = encoder_of()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        image, text = encoder(batch_of())
+    for rows in (image, text):
+        assert rows.dtype == torch.float32 and rows.shape == (ROWS, 12)
+        torch.testing.assert_close(rows.norm(dim=1), torch.ones(ROWS), atol=1e-6, rtol=0)
+
+
+def test_the_same_rows_whether_a_batch_or_one_side_is_asked_for() -> None:
+    encoder, batch = encoder_of().eval(), batch_of()
+    image, text = encoder(batch)
+    torch.testing.assert_close(encoder.embed_images(batch["image"]), image)
+    torch.testing.assert_close(encoder.embed_texts(batch["text"], batch["text_mask"]), text)
+
+
+def test_a_row_of_zeros_stays_finite() -> None:
+    assert torch.equal(unit(torch.zeros(2, 3)), torch.zeros(2, 3))
+    torch.testing.assert_close(
+        unit(torch.tensor([[3e-6, 4e-6]], dtype=torch.float16)).norm(), torch.tensor(1.0), atol=1e-3, rtol=0
+    )
+
+
+def test_locked_towers_are_not_there_and_their_features_are_used() -> None:
+    encoder, batch = encoder_of(widths=(9, 7)), batch_of()
+    assert encoder.image_tower is None and encoder.text_tower is None
+    assert set(encoder.state_dict()) == {"image_head.weight", "text_head.weight"}
+    image, text = encoder(batch)
+    torch.testing.assert_close(image, unit(batch["image_features"] @ encoder.image_head.weight.T))
+    torch.testing.assert_close(text, encoder.embed_texts(batch["text_features"]))
+    half = encoder_of(widths=(None, 7))
+    assert not any(name.startswith("text_tower") for name in half.state_dict())
+    assert any(name.startswith("image_tower") for name in half.state_dict())
+    assert half(batch).text.shape == (ROWS, 12)
+
+
+def test_frozen_towers_get_no_gradient_and_never_change() -> None:
+    """BatchNorm would follow the data and dropout would be random, were they in training mode."""
+    image = TimmSettings(name="timm", model="test_efficientnet", image_size=32, mode="frozen")
+    text = TransformerSettings(name="transformer", width=16, layers=1, max_tokens=TOKENS, dropout=0.5, mode="frozen")
+    encoder, batch = encoder_of(image, text).train(), batch_of()
+    batch["image"] = torch.nn.functional.interpolate(batch["image"], size=32)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    assert any("running_mean" in name for name in before)
+    first, second = encoder(batch), encoder(batch)
+    assert torch.equal(first.image, second.image) and torch.equal(first.text, second.text)
+    (first.image.sum() + first.text.sum()).backward()
+    for name, parameter in encoder.named_parameters():
+        assert (parameter.grad is None) == ("_tower." in name), name
+    after = encoder.state_dict()
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+    assert encoder.training and encoder.image_head.training
+
+
+def test_trainable_towers_get_gradients_everywhere() -> None:
+    encoder = encoder_of(text=TransformerSettings(name="transformer", width=16, layers=1, max_tokens=TOKENS))
+    image, text = encoder(batch_of())
+    (image[:, 0].sum() + text[:, 0].sum()).backward()
+    assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
+
+
+def test_heads() -> None:
+    linear = LINEAR.build(6, 4)
+    assert [tuple(p.shape) for p in linear.parameters()] == [(4, 6)]  # no bias: it would move every row alike
+    torch.manual_seed(0)
+    head = MlpHead(name="mlp", hidden=10, dropout=0.5, input_dropout=0.5).build(6, 4)
+    rows = torch.randn(3, 6)
+    head.train()
+    assert not torch.equal(head(rows), head(rows))
+    head.eval()
+    assert torch.equal(head(rows), head(rows)) and head(rows).shape == (3, 4)
+    # LayerNorm comes first: neither the scale nor the offset of features matters.
+    torch.testing.assert_close(head(rows), head(5 * rows + 3), atol=1e-4, rtol=1e-4)
+
+
+def test_each_side_has_a_head_of_its_own() -> None:
+    encoder = encoder_of(heads=(LINEAR, MlpHead(name="mlp", hidden=8)))
+    assert isinstance(encoder.image_head, torch.nn.Linear) and isinstance(encoder.text_head, torch.nn.Sequential)
+    assert encoder.image_head.weight.shape == (12, 16)

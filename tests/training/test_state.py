@@ -1,0 +1,148 @@
+"""TrainState and checkpoints: all of it comes back, through wrappers, and only onto the data that it was trained on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from evaluation.suite import SuiteSettings, held_out
+from pipelines.batch import Batch
+from pipelines.images import decode, eval_view
+from pipelines.order import Order
+from pipelines.prepared import Prepared
+from pipelines.settings import UserError, validate
+from pipelines.stream import Stream
+from pipelines.tokenizer import TextTokenizer, train_tokenizer
+from training.checkpoint import load_checkpoint, load_embedder, save_checkpoint
+from training.config import TrainSettings
+from training.plan import Plan
+from training.state import TrainState, unwrap
+from training.step import train_step
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(stamps: Prepared) -> TextTokenizer:
+    return train_tokenizer(stamps.texts(), 100, 8)
+
+
+@pytest.fixture(scope="module")
+def plan(stamps: Prepared, tokenizer: TextTokenizer) -> Plan:
+    tree = {
+        "name": "t",
+        "data": {"path": str(stamps.path)},
+        "image_tower": {"name": "conv", "image_size": 12, "channels": [8, 16]},
+        "text_tower": {"name": "bag", "width": 16, "vocabulary_size": 100, "max_tokens": 8},
+        "image_head": {"name": "mlp", "hidden": 16, "dropout": 0.2},
+        "embed_dim": 8,
+        "epochs": 2,
+        "global_batch_size": 4,
+    }
+    settings = validate(TrainSettings, tree, "t")
+    order = Order(str(stamps.path), stamps.fingerprint, "train", None, 0, 4)
+    stream = Stream(stamps, frozenset({"image", "text", "text_mask", "image_id", "text_id"}), 0, 12, None, tokenizer)
+    pictures = Stream(stamps, frozenset({"image"}), image_size=12)
+    return Plan(settings, order, stream, held_out(stamps, SuiteSettings()), pictures, tokenizer, None, None, "test")
+
+
+def state_of(plan: Plan, seed: int = 0) -> TrainState:
+    torch.manual_seed(seed)
+    encoder, objective = replace(plan, settings=plan.settings.model_copy(update={"seed": seed})).build()
+    optimizer = plan.settings.optimizer.build([encoder, objective])
+    return TrainState(encoder.train(), objective, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+
+
+def batch_of(plan: Plan, step: int) -> Batch:
+    """A step's batch without Ray: what its task would compute, and what its worker would look up."""
+    ids = plan.order.batch(step)
+    found = plan.stream.compute(ids, 0) | plan.stream.look_up(ids, 0)
+    return {name: torch.from_numpy(np.asarray(column)) for name, column in found.items()}  # type: ignore[return-value]
+
+
+def advance(state: TrainState, plan: Plan, steps: int) -> list[float]:
+    return [float(train_step(state, batch_of(plan, state.step), plan.settings, 1e-2)[0].total.detach()) for _ in range(steps)]
+
+
+def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(plan: Plan, tmp_path: Path) -> None:
+    """Weights, moments of the optimizer, temperature, cursor: with any of them missing the losses would differ."""
+    straight = state_of(plan)
+    advance(straight, plan, 3)
+    save_checkpoint(tmp_path, straight, plan, {"loss": 1.0})
+    expected = advance(straight, plan, 3)
+    resumed = state_of(plan, seed=99)
+    load_checkpoint(tmp_path, resumed, plan, CPU)
+    assert (resumed.step, resumed.samples) == (3, 12)
+    assert advance(resumed, plan, 3) == expected
+    for a, b in zip(straight.encoder.parameters(), resumed.encoder.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(straight.objective.scale.log, resumed.objective.scale.log)
+
+
+def test_a_checkpoint_of_other_data_is_refused(plan: Plan, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, state_of(plan), plan, {})
+    prepared = plan.stream.prepared
+    other = replace(prepared, manifest=prepared.manifest | {"fingerprint": "f" * 32})
+    changed = replace(plan, stream=replace(plan.stream, prepared=other))
+    with pytest.raises(UserError, match=r"data\.path: the checkpoint .* was trained on data .*, .* holds ffffffffffff"):
+        load_checkpoint(tmp_path, state_of(plan), changed, CPU)
+
+
+def test_a_missing_field_is_an_error_not_a_fresh_start(plan: Plan) -> None:
+    saved = state_of(plan).state_dict()
+    assert set(saved) == {"encoder", "objective", "optimizer", "scaler", "step", "samples"}
+    del saved["optimizer"]
+    with pytest.raises(KeyError):
+        state_of(plan).load_state_dict(saved)
+
+
+class _Compiled(nn.Module):
+    """What torch.compile's wrapper looks like from outside."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self._orig_mod = module
+
+
+def test_wrappers_leave_no_trace_in_a_checkpoint(plan: Plan, tmp_path: Path) -> None:
+    """Saved by two compiled workers, loaded by one that is neither."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        state = state_of(plan)
+        bare = state.encoder
+        wrapped = nn.parallel.DistributedDataParallel(bare)
+        for module in (wrapped, _Compiled(wrapped), nn.parallel.DistributedDataParallel(_Compiled(bare)), torch.compile(bare)):
+            assert unwrap(module) is bare
+            assert replace(state, encoder=module).state_dict()["encoder"].keys() == bare.state_dict().keys()
+        fresh = state_of(plan, seed=5)
+        replace(fresh, encoder=nn.parallel.DistributedDataParallel(fresh.encoder)).load_state_dict(state.state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(fresh.encoder.parameters(), bare.parameters(), strict=True))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert unwrap(3) == 3 and unwrap(bare) is bare
+
+
+def test_the_embedder_of_a_checkpoint_gives_the_encoders_rows(plan: Plan, stamps: Prepared, tmp_path: Path) -> None:
+    state = state_of(plan)
+    advance(state, plan, 2)
+    save_checkpoint(tmp_path, state, plan, {})
+    embedder = load_embedder(str(tmp_path))
+    pictures = [decode(data.as_py()) for data in stamps.rows(np.arange(3), ("image",))["image"]]
+    pixels = torch.from_numpy(np.stack([eval_view(p, 12) for p in pictures]))
+    state.encoder.eval()
+    with torch.no_grad():
+        expected = state.encoder.embed_images(pixels).numpy()
+        texts = state.encoder.embed_texts(*(torch.from_numpy(a) for a in plan.tokenizer(["a thing", "picture number 3"]))).numpy()
+    assert embedder.embed_images(pictures) == pytest.approx(expected, abs=1e-6)
+    assert embedder.embed_texts(["a thing", "picture number 3"]) == pytest.approx(texts, abs=1e-6)
+
+
+def test_a_folder_without_checkpoint_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"checkpoint: .* holds no finished checkpoint; give a run's folder"):
+        load_embedder(str(tmp_path))
+    with pytest.raises(UserError, match=r"checkpoint: .*nowhere is not a folder"):
+        load_embedder(str(tmp_path / "nowhere"))
