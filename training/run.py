@@ -132,8 +132,11 @@ def _cluster(settings: TrainSettings) -> Cluster:
 
 def _pool(settings: TrainSettings, size: Cluster) -> Pool:
     """Actors for features of locked towers: one a GPU, or one a CPU; before training starts all of them are free."""
-    gpu = settings.resources.use_gpu
-    return Pool(max(1, int(size.gpus if gpu else size.cpus)), gpu)
+    wanted = settings.resources
+    there = size.gpus if wanted.use_gpu else size.cpus
+    if wanted.autoscale:  # nobody can count nodes that are still to come
+        there = max(there, wanted.num_workers if wanted.use_gpu else wanted.data_cpus)
+    return Pool(max(1, int(there)), wanted.use_gpu)
 
 
 def _check_tokenizer(folder: Path, plan: Plan) -> None:

@@ -251,10 +251,3 @@ def test_killed_driver(start: Start, folder: Path, uninterrupted: list[dict[str,
     assert len(other.text().splitlines()) == 1
     assert "error: name:" in other.text() and "optimizer" in other.text() and "overwrite=true" in other.text()
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == files, "neither touches what is done"
-
-
-def test_loss_that_is_no_number_stops_the_run(start: Start) -> None:
-    program = start("nan", "optimizer.lr=1e30")
-    assert program.wait() == 2
-    (error,) = [line for line in program.text().splitlines() if line.startswith("error")]
-    assert "the loss is nan at step" in error and "optimizer.lr" in error
