@@ -14,7 +14,8 @@ from pydantic import Field
 from pipelines.settings import Settings
 
 ImageFormat = Literal["png", "jpeg", "webp"]
-_SVG_SIZE = 512  # pixels of the longer side that an SVG is rendered at before it is resized
+_SVG_PROBE = 32  # pixels of width that an SVG is rendered at to learn its proportions
+_SVG_RATIO = 30  # longer than this it would be a bomb
 
 
 class BadImage(Exception):  # noqa: N818 - it is a finding about data, not a programming error
@@ -33,16 +34,17 @@ class Augment(Settings):
     flip: bool = Field(True, description="mirror every second view")
 
 
-def decode(data: bytes, background: str = "white") -> Image.Image:
+def decode(data: bytes, background: str = "white", svg_size: int = 512) -> Image.Image:
     """Encoded bytes (any format Pillow reads, or SVG) to RGB.
 
-    The EXIF orientation is applied, transparency is composited on `background` (a CSS colour), 16-bit grey is scaled
-    to 8 bits, an animation gives its first frame. Raises `BadImage`: empty, svg, undecodable, truncated, bomb.
+    The EXIF orientation is applied, transparency is composited on `background` (a CSS colour), 16-bit grey is scaled to 8
+    bits, an animation gives its first frame, an SVG is rendered with `svg_size` pixels on its shorter side. Raises
+    `BadImage`: empty, svg, undecodable, truncated, decompression_bomb.
     """
     if not data:
         raise BadImage("empty", "0 bytes")
     if _is_svg(data):
-        data = _render_svg(data)
+        data = _render_svg(data, svg_size)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -72,17 +74,19 @@ def _is_svg(data: bytes) -> bool:
     return head.startswith((b"<?xml", b"<svg", b"<!DOCTYPE svg", b"<!--", b"\xef\xbb\xbf<")) and b"<svg" in data[:65536]
 
 
-def _render_svg(data: bytes) -> bytes:
-    """An SVG as PNG, its longer side `_SVG_SIZE` pixels."""
+def _render_svg(data: bytes, size: int) -> bytes:
+    """An SVG as PNG, its shorter side `size` pixels."""
     import resvg_py
 
     try:
         text = data.decode("utf-8")
-        png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=_SVG_SIZE))
-        with Image.open(io.BytesIO(png)) as image:
-            if image.height > _SVG_SIZE:
-                png = bytes(resvg_py.svg_to_bytes(svg_string=text, height=_SVG_SIZE))
-        return png
+        with Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=text, width=_SVG_PROBE)))) as probe:
+            width, height = probe.size
+        if max(width, height) > _SVG_RATIO * min(width, height):
+            raise BadImage("svg", f"more than {_SVG_RATIO} times as long as wide")
+        if width <= height:
+            return bytes(resvg_py.svg_to_bytes(svg_string=text, width=size))
+        return bytes(resvg_py.svg_to_bytes(svg_string=text, height=size))
     except (ValueError, UnicodeDecodeError) as error:
         raise BadImage("svg", str(error)) from None
 

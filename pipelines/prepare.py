@@ -154,7 +154,7 @@ def _row(found: Pair | Rejected, image: Any, max_words: int) -> dict[str, Any]:
             found = Rejected(found.key, found.origin, *reason)
     if isinstance(found, Pair):
         try:
-            picture = resize_shorter(decode(found.image, image.background), image.size)
+            picture = resize_shorter(decode(found.image, image.background, svg_size=image.size), image.size)
             data = encode(picture, image.format, image.quality)
         except BadImage as bad:
             found = Rejected(found.key, found.origin, bad.reason, bad.detail)

@@ -190,19 +190,20 @@ def test_a_vector_picture_is_rendered_large_with_its_own_proportions() -> None:
     inside = '<rect width="40" height="20" fill="#ff0000"/><rect width="20" height="20" fill="#0000ff"/>'
     for size in ('width="40" height="20"', 'viewBox="0 0 40 20"'):
         picture = decode(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{inside}</svg>'.encode())
-        assert picture.size == (512, 256)
-        assert picture.getpixel((100, 128)) == (0, 0, 255) and picture.getpixel((400, 128)) == (255, 0, 0)
+        assert picture.size == (1024, 512)
+        assert picture.getpixel((200, 256)) == (0, 0, 255) and picture.getpixel((800, 256)) == (255, 0, 0)
     tall = decode(
         b'<?xml version="1.0"?>\n<!-- c --><svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 20 40"></svg>', "#00ff00"
     )
-    assert tall.size == (256, 512) and tall.getpixel((0, 0)) == (0, 255, 0)
+    assert tall.size == (512, 1024) and tall.getpixel((0, 0)) == (0, 255, 0)
 
 
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
 def test_a_thin_vector_picture_is_no_bomb() -> None:
     """Proportions of 1 : 400 must not be rendered at 512 pixels' width: that would be 105 million pixels."""
-    picture = decode(b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 400"><rect width="1" height="400"/></svg>')
-    assert max(picture.size) == 512
+    with pytest.raises(BadImage) as caught:
+        decode(b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 400"><rect width="1" height="400"/></svg>')
+    assert caught.value.reason == "svg"
 
 
 # --- resizing and encoding ---
