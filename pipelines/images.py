@@ -55,7 +55,7 @@ def decode(data: bytes, background: str = "white", svg_size: int = 512) -> Image
         raise BadImage("decompression_bomb", str(error)) from None
     except UnidentifiedImageError:
         raise BadImage("undecodable", f"not an image in a known format; begins with {data[:16]!r}") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # decoders raise what they like on damaged data: OSError, SyntaxError, RuntimeError, struct.error
         reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
         raise BadImage(reason, str(error)) from None
     if image.mode.startswith("I;16") or image.mode == "I":
