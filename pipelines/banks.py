@@ -67,7 +67,8 @@ def text_banks(
         )
         for name, part in zip(names, texts, strict=True)
     ]
-    missing = [i for i, bank in enumerate(banks) if not bank.exists and bank.rows]
+    first = {bank.path: i for i, bank in reversed(list(enumerate(banks)))}  # equal lists share a bank
+    missing = [i for i, bank in enumerate(banks) if not bank.exists and bank.rows and first[bank.path] == i]
     strings = [text for i in missing for text in texts[i]]
 
     def load(ids: np.ndarray) -> np.ndarray:
@@ -107,8 +108,10 @@ def _compute(
         with display.task(f"features of {banks[0].about['of'].split()[0]}", rows) as task:
             done = 0
             for ids, features in _features(rows, load, encoder, arguments, pool):
+                with np.errstate(over="ignore"):
+                    features = features.astype(np.float16)
                 if not np.isfinite(features).all():
-                    raise ValueError(f"bank: the encoder gave a value that is not finite in rows {ids[0]} to {ids[-1]}")
+                    raise ValueError(f"bank: rows {ids[0]} to {ids[-1]} hold a value that is not finite, or not in float16")
                 for folder, bank in zip(aside if not out else (), banks, strict=False):
                     folder.mkdir(parents=True)
                     shape = (bank.rows, features.shape[1])

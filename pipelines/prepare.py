@@ -88,6 +88,8 @@ def summary(prepared: Prepared) -> str:
 def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
     if not settings.output.exists():
         return None
+    if not settings.output.is_dir():
+        raise UserError(f"output: {settings.output} is a file; choose another output")
     if not (settings.output / MANIFEST).exists():
         if any(settings.output.iterdir()) and not settings.overwrite:
             raise UserError(

@@ -4,6 +4,7 @@ A command line argument and a sweep's trial are the same thing: overrides, dotte
 the project derives from `Settings`: unknown keys are errors, and an error names the key, the value and what is allowed.
 """
 
+import copy
 import difflib
 import hashlib
 import json
@@ -71,7 +72,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
 
 def apply_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of the tree with dotted keys set. Changing a `name` drops its siblings: they belonged to another class."""
-    result = json.loads(json.dumps(tree))
+    result: dict[str, Any] = copy.deepcopy(dict(tree))
     # `objective.name` before `objective.temperature`, whatever order they were typed in.
     for dotted in sorted(overrides, key=lambda key: (not key.endswith(".name"), key.count("."))):
         node, *parts = [result, *dotted.split(".")]

@@ -70,7 +70,8 @@ class Recorder(ray.train.UserCallback):
         if before is not None and (value <= before if self._mode == "max" else value >= before):
             return
         aside, old = self._run / "best.partial", self._run / "best.old"
-        shutil.rmtree(aside, ignore_errors=True)
+        for left in (aside, old):
+            shutil.rmtree(left, ignore_errors=True)
         checkpoint.to_directory(str(aside))
         (aside / "best.json").write_text(json.dumps({"metric": self._best, "value": value, "step": step}))
         if (self._run / "best").exists():

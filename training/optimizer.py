@@ -44,7 +44,8 @@ class OptimizerSettings(Settings):
         try:
             return create_optimizer_v2(
                 [group for group in groups if group["params"]],
-                opt=self.name,
+                # timm's sgd is Nesterov's, which has no meaning without momentum; its plain SGD is called momentum.
+                opt="momentum" if self.name == "sgd" and self.momentum == 0 else self.name,
                 lr=self.lr,
                 weight_decay=self.weight_decay,
                 momentum=self.momentum,

@@ -25,15 +25,17 @@ def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster)
     if wanted.autoscale:
         return max(wanted.data_cpus, cluster.cpus - workers)
     if workers + data > cluster.cpus:
-        fits = (cluster.cpus - data) / wanted.num_workers
-        share = f"resources.cpus_per_worker={int(fits * 100) / 100:g}, " if fits >= 0.1 else ""
+        ways = ["resources.autoscale=true on a cluster that grows"]
         fewer = int((cluster.cpus - data) // wanted.cpus_per_worker)
-        fewer_text = f"resources.num_workers={fewer}, " if fewer >= 1 else ""
+        if fewer >= 1:
+            ways.insert(0, f"resources.num_workers={fewer}")
+        share = int((cluster.cpus - data) / wanted.num_workers * 100) / 100
+        if share >= 0.1:
+            ways.insert(0, f"resources.cpus_per_worker={share:g}")
         raise UserError(
             f"resources: {wanted.num_workers} workers x {wanted.cpus_per_worker:g} CPU"
             + (f" + {data:g} for reading and decoding" if data else "")
-            + f" = {workers + data:g} CPUs, and the cluster has {cluster.cpus:g}; "
-            f"pass {share}{fewer_text}or resources.autoscale=true on a cluster that grows"
+            + f" = {workers + data:g} CPUs, and the cluster has {cluster.cpus:g}; pass {' or '.join(ways)}"
         )
     if wanted.use_gpu and wanted.num_workers > cluster.gpus:
         raise UserError(

@@ -78,9 +78,9 @@ def test_every_mode_becomes_rgb(data: bytes, left: tuple, right: tuple) -> None:
 
 
 def test_sixteen_bits_are_scaled_to_eight() -> None:
-    pixels = np.array([[0, 257, 25700, 65535]], dtype=np.uint16)
+    pixels = np.array([[0, 257, 51500, 65535]], dtype=np.uint16)
     picture = decode(encoded(Image.fromarray(pixels)))
-    assert [picture.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 1, 100, 255)]
+    assert [picture.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 1, 200, 255)]
 
 
 def test_a_cmyk_jpeg_keeps_its_colours() -> None:

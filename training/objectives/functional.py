@@ -12,10 +12,11 @@ def info_nce(queries: Tensor, keys: Tensor, targets: Tensor, scale: Tensor, excl
         queries: [b, D] unit rows; keys: [B, D] unit rows; targets: int64 [b]; scale: scalar.
         excluded: bool [b, B], candidates that are no negatives; never true at a target.
     """
-    logits = scale * queries.float() @ keys.float().T
-    if excluded is not None:
-        logits = logits.masked_fill(excluded, float("-inf"))
-    return F.cross_entropy(logits, targets)
+    with torch.autocast(queries.device.type, enabled=False):
+        logits = scale.float() * (queries.float() @ keys.float().T)
+        if excluded is not None:
+            logits = logits.masked_fill(excluded, float("-inf"))
+        return F.cross_entropy(logits, targets)
 
 
 def same_pair(image_id: Tensor, text_id: Tensor, all_image_id: Tensor, all_text_id: Tensor, targets: Tensor) -> Tensor:

@@ -64,13 +64,19 @@ def load_weights(module: nn.Module, path: Path, key: str) -> None:
 
     Raises `UserError` that names what does not fit.
     """
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    found: Any
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
 
-        found: dict[str, Any] = load_file(path)
-    else:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    found = found.get("state_dict", found)
+            found = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch each have errors of their own
+        raise UserError(f"{key}: {path} holds no weights that torch can load ({type(error).__name__})") from None
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise UserError(f"{key}: {path} holds {type(found).__name__}, not a state dict of tensors")
     own = module.state_dict()
     if not own.keys() & found.keys():
         # Ports of one network often rename every layer and keep their order.

@@ -54,6 +54,9 @@ class HuggingFaceTextSettings(TextTowerSettings):
                 f"text_tower.weights: {self.weights}: {str(error).splitlines()[0]}; give a folder or a hub name"
             ) from None
         network = getattr(network, "text_model", network)
+        positions = getattr(network.config, "max_position_embeddings", None)
+        if positions is not None and self.max_tokens > positions:
+            raise UserError(f"text_tower.max_tokens: {self.max_tokens} is more than this model's {positions} positions")
         if getattr(network, "pooler", None) is not None:
             network.pooler = None  # we pool ourselves; left in, its weights would never get a gradient
         return _HuggingFaceText(network, self.pooling)
