@@ -1,6 +1,7 @@
 """`Embedder`: pictures and strings in, unit rows out. Preprocessing and tokenizing belong to it."""
 
 import importlib
+import inspect
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,10 +26,14 @@ def load_embedder(name: str, arguments: dict[str, Any]) -> Embedder:
     if not colon:
         raise UserError(f"embedder: '{name}' is not of the form module:function, such as training.checkpoint:load_embedder")
     try:
-        return getattr(importlib.import_module(module_name), function)(**arguments)
+        module = importlib.import_module(module_name)
     except ImportError as error:
         raise UserError(f"embedder: {module_name} cannot be imported: {error}") from None
-    except AttributeError:
-        raise UserError(f"embedder: {module_name} has no '{function}'") from None
+    if not hasattr(module, function):
+        raise UserError(f"embedder: {module_name} has no '{function}'")
+    build = getattr(module, function)
+    try:
+        inspect.signature(build).bind(**arguments)
     except TypeError as error:
         raise UserError(f"embedder: {name} does not take these arguments: {error}; see embedder_arguments") from None
+    return build(**arguments)

@@ -14,7 +14,7 @@ from pydantic import Field
 from pipelines.settings import Settings
 
 ImageFormat = Literal["png", "jpeg", "webp"]
-_SVG_PROBE = 32  # pixels of width that an SVG is rendered at to learn its proportions
+_SVG_PROBE = 256  # pixels of the square that an SVG is fitted into to learn its proportions
 _SVG_RATIO = 30  # longer than this it would be a bomb
 
 
@@ -80,7 +80,7 @@ def _render_svg(data: bytes, size: int) -> bytes:
 
     try:
         text = data.decode("utf-8")
-        with Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=text, width=_SVG_PROBE)))) as probe:
+        with Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=text, width=_SVG_PROBE, height=_SVG_PROBE)))) as probe:
             width, height = probe.size
         if max(width, height) > _SVG_RATIO * min(width, height):
             raise BadImage("svg", f"more than {_SVG_RATIO} times as long as wide")

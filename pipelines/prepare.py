@@ -8,6 +8,7 @@ ids, writes shards and rejected rows into a folder aside, and renames it when al
 import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import subprocess
 import time
@@ -57,7 +58,7 @@ def prepare(settings: PrepareSettings, display: Display) -> Prepared:
     start = time.monotonic()
     cluster.start(display.verbose)
     _clear_leftovers(settings.output)
-    aside = settings.output.with_name(f"{settings.output.name}.partial-{os.getpid()}")
+    aside = _aside(settings.output)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
@@ -111,9 +112,14 @@ def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
     raise UserError(f"output: {settings.output} was prepared differently ({what}); choose another output or pass overwrite=true")
 
 
+def _aside(output: Path) -> Path:
+    """A folder beside the output that names its process; other machines may share the disk."""
+    return output.with_name(f"{output.name}.partial-{platform.node()}-{os.getpid()}")
+
+
 def _clear_leftovers(output: Path) -> None:
-    """Delete what killed processes left aside; a living one keeps its folder."""
-    for folder in output.parent.glob(f"{output.name}.partial-*"):
+    """Delete what killed processes of this machine left aside; a living one keeps its folder."""
+    for folder in output.parent.glob(f"{output.name}.partial-{platform.node()}-*"):
         try:
             os.kill(int(folder.name.rsplit("-", 1)[1]), 0)
         except (ProcessLookupError, ValueError):

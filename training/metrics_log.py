@@ -4,6 +4,7 @@ After a restart steps come again; the lines from that step on are replaced, so t
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -66,6 +67,8 @@ class Recorder(ray.train.UserCallback):
     def _keep_best(self, value: float, step: int, checkpoint: Any) -> None:
         """Copy aside and rename, so that `best` is always whole."""
         note = self._run / "best" / "best.json"
+        if not math.isfinite(value):
+            return
         before = json.loads(note.read_text())["value"] if note.exists() else None
         if before is not None and (value <= before if self._mode == "max" else value >= before):
             return

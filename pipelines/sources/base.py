@@ -5,6 +5,7 @@ read in one go: a bunch of files, a tar, a row group. Reading a unit yields a `P
 row never stops the others.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,22 +46,22 @@ class Unit:
 class Source(Settings):
     """Base of the source settings: what to read, and how."""
 
+    @abstractmethod
     def title(self) -> str:
         """The dataset's name in metrics, such as `openmoji`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def licence(self) -> str:
         """Licence of the data."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attribution(self) -> str:
         """What must stand beside the data wherever it is shown."""
-        raise NotImplementedError
 
+    @abstractmethod
     def units(self) -> list[Unit]:
         """All work, listed without reading it, in a fixed order. Raises `UserError` where nothing can be read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, unit: Any) -> Iterator[Pair | Rejected]:
         """The rows of one unit's `data`, in a fixed order. Runs in the cluster."""
-        raise NotImplementedError

@@ -47,23 +47,22 @@ class FolderSource(Source):
     def units(self) -> list[Unit]:
         if not self.path.is_dir():
             raise UserError(f"source.path: {self.path} is not a folder; pass source.path=FOLDER")
-        captions: set[str] = set()
+        captions: dict[str, str] = {}  # path without extension -> caption file
         images: list[str] = []
         for path in sorted(p for p in self.path.rglob("*") if p.is_file()):
             relative = path.relative_to(self.path).as_posix()
             if any(fnmatch(relative, pattern) for pattern in self.exclude):
                 continue
             if path.suffix.lower() == self.caption_extension:
-                captions.add(relative)
+                captions[str(Path(relative).with_suffix(""))] = relative
             elif path.suffix.lower() in self.extensions:
                 images.append(relative)
         if not images:
             kinds = ", ".join(self.extensions)
             raise UserError(f"source.path: no pictures ({kinds}) in {self.path}; check source.path and source.exclude")
-        caption_of = {image: str(Path(image).with_suffix(self.caption_extension)) for image in images}
-        used = set(caption_of.values())
-        rows = [[image, caption_of[image] if caption_of[image] in captions else None] for image in images]
-        alone: list[list[str | None]] = [[None, caption] for caption in sorted(captions - used)]
+        stems = {image: str(Path(image).with_suffix("")) for image in images}
+        rows = [[image, captions.get(stem)] for image, stem in stems.items()]
+        alone: list[list[str | None]] = [[None, captions[stem]] for stem in sorted(captions.keys() - set(stems.values()))]
         self._check_paired([r[0] for r in rows if r[1] is None and r[0]], [r[1] for r in alone if r[1]])
         # Size and time of every file are part of the listing, so that a changed file is a changed source.
         listing = [[image, caption, *self._stamp(image), *self._stamp(caption)] for image, caption in rows + alone]

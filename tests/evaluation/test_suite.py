@@ -82,6 +82,22 @@ def test_the_mean_of_both_directions(data: HeldOut) -> None:
     assert mean_recalls(metrics) == {"retrieval/toy/mean_recall@1": 87.5, "retrieval/toy/mean_recall@2": 100.0}
 
 
+def test_every_label_has_prompts_of_its_own(data: HeldOut) -> None:
+    """Two labels, two and three classes, two templates each: ten prompts, in this order."""
+    several = replace(
+        data,
+        classes={"kind": ["cat", "dog"], "size": ["large", "medium", "small"]},
+        targets={"kind": np.array([0, 1, 0]), "size": np.array([2, 1, 0])},
+        prompts=["p"] * 10,
+    )
+    texts = angles(50, 125, 65, 5)
+    kind, size = angles(0, 0, 90, 90), angles(120, 120, 60, 60, 0, 0)
+    metrics = score(several, angles(0, 60, 120), texts, np.concatenate([kind, size])).metrics
+    assert metrics["zero_shot/toy_size/top1"] == 100
+    # Pictures at 0, 60 and 120 degrees against cat at 0 and dog at 90: only the last, a cat, is wrong.
+    assert metrics["zero_shot/toy_kind/top1"] == pytest.approx(200 / 3)
+
+
 @pytest.mark.parametrize(("images", "texts", "prompts"), [(2, 4, 4), (3, 3, 4), (3, 4, 5)])
 def test_embeddings_of_another_number_are_refused(data: HeldOut, images: int, texts: int, prompts: int) -> None:
     with pytest.raises(ValueError, match=r"expected \[., 2\], got"):

@@ -198,12 +198,19 @@ def test_a_vector_picture_is_rendered_large_with_its_own_proportions() -> None:
     assert tall.size == (512, 1024) and tall.getpixel((0, 0)) == (0, 255, 0)
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 400), (400, 1), (1, 100_000)])
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
-def test_a_thin_vector_picture_is_no_bomb() -> None:
-    """Proportions of 1 : 400 must not be rendered at 512 pixels' width: that would be 105 million pixels."""
+def test_a_thin_vector_picture_is_no_bomb(width: int, height: int) -> None:
+    """A file of a hundred bytes must not become a picture of a hundred million pixels, not even to learn its proportions."""
     with pytest.raises(BadImage) as caught:
-        decode(b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 400"><rect width="1" height="400"/></svg>')
+        decode(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"></svg>'.encode())
     assert caught.value.reason == "svg"
+
+
+@pytest.mark.parametrize(("width", "height", "size"), [(40, 20, (48, 24)), (20, 30, (24, 36)), (7, 7, (24, 24))])
+def test_a_vector_picture_is_rendered_at_the_size_that_is_kept(width: int, height: int, size: tuple) -> None:
+    data = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"></svg>'.encode()
+    assert decode(data, svg_size=24).size == size
 
 
 # --- resizing and encoding ---

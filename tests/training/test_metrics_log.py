@@ -53,13 +53,14 @@ def checkpoint(folder: Path, content: str) -> ray.train.Checkpoint:
     return ray.train.Checkpoint.from_directory(str(folder))
 
 
-@pytest.mark.parametrize(("mode", "best"), [("max", [0, 2]), ("min", [0, 1])])
-def test_the_best_checkpoint_is_copied(tmp_path: Path, mode: str, best: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("mode", "values", "best"), [("max", [5.0, 4.0, 6.0, 6.0], [0, 2]), ("min", [5.0, 4.0, 4.0, 6.0], [0, 1])]
+)
+def test_the_best_checkpoint_is_copied(tmp_path: Path, mode: str, values: list[float], best: list[int]) -> None:
+    """As good as before is not better."""
     recorder = Recorder(tmp_path, "score", mode, tensorboard=False)
     kept = None
-    for number, value in enumerate([5.0, 4.0, 6.0, 5.0]):
-        if mode == "min" and number == 2:
-            value = 4.0  # as good as before is not better
+    for number, value in enumerate(values):
         metrics = {"step": number, "loss": 1.0, "score": value}
         recorder.after_report(None, [metrics], checkpoint(tmp_path / f"checkpoint_{number}", f"weights {number}"))
         kept = number if number in best else kept

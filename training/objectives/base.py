@@ -6,6 +6,7 @@ never sees ranks or Ray: it gathers through `training.distributed`, which is the
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -30,12 +31,12 @@ class Loss(NamedTuple):
     metrics: dict[str, Tensor]
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Base class. `forward` must not change state."""
 
+    @abstractmethod
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
         """The loss of this worker's rows against the global batch."""
-        raise NotImplementedError
 
     def update(self, embeddings: Embeddings, batch: Batch) -> None:
         """Write state, once after each optimizer step."""
@@ -46,9 +47,9 @@ class ObjectiveSettings(Settings):
 
     needs: ClassVar[Needs] = Needs()
 
+    @abstractmethod
     def build(self, num_samples: int) -> Objective:
         """The objective; `num_samples` is N, for those with state per sample."""
-        raise NotImplementedError
 
 
 class TemperatureSettings(ObjectiveSettings):

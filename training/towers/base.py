@@ -3,6 +3,7 @@
 A tower maps uint8 pictures, or token ids and a mask, to one feature row a sample; normalising pictures belongs to it.
 """
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,9 +31,9 @@ class TowerSettings(Settings):
         description="trainable; frozen: run, not trained; locked: features are computed once and cached, only heads train",
     )
 
+    @abstractmethod
     def weights_name(self) -> str | None:
         """Where pretrained weights come from, None for random ones."""
-        raise NotImplementedError
 
     def identity(self, key: str) -> dict[str, Any]:
         """What decides a locked tower's features, for the name of its bank."""

@@ -1,6 +1,7 @@
 """Image towers: any timm model, any Hugging Face vision model, or a small convolutional net to train from scratch."""
 
 import difflib
+from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
 import torch
@@ -20,9 +21,9 @@ class ImageTowerSettings(TowerSettings):
         "train", description="frozen: keep the pretrained BatchNorm statistics while the rest trains"
     )
 
+    @abstractmethod
     def build(self) -> "ImageTower":
         """The network with its weights."""
-        raise NotImplementedError
 
 
 class ImageTower(Tower):

@@ -1,5 +1,6 @@
 """Text towers: any Hugging Face text model, or small ones to train from scratch with a tokenizer trained on the corpus."""
 
+from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,13 +18,13 @@ class TextTowerSettings(TowerSettings):
 
     max_tokens: int = Field(32, ge=2, description="captions are cut and padded to this many tokens")
 
+    @abstractmethod
     def tokenizer(self, corpus: list[str]) -> TextTokenizer:
         """The tower's own, or one trained on the corpus of training captions."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self, vocabulary_size: int) -> "TextTower":
         """The network with its weights."""
-        raise NotImplementedError
 
 
 class TextTower(Tower):
