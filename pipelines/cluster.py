@@ -11,6 +11,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+# RAY_AUTH_MODE is left as it is: a local Ray makes itself a token and its processes find it; a job client has to be told
+# (docs/cluster.md).
 ENVIRONMENT = {
     # No report to the vendor, and no notice about it.
     "RAY_USAGE_STATS_ENABLED": "0",
