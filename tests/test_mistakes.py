@@ -70,6 +70,7 @@ def test_training(
     said = mistake("training", arguments[0], f"storage={tmp_path}", *small, *path, *arguments[1:])
     for part in named:
         assert part in said
+    assert not list(tmp_path.iterdir()), "a run that never began leaves no folder"
 
 
 def test_a_caption_file_without_a_picture(mistake: Callable[..., str], folder_of: Callable) -> None:

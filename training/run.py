@@ -81,7 +81,6 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
     """What an earlier run of this name left: its result, nothing, or a reason to refuse."""
     if settings.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.yaml").exists():
         return None
     old = yaml.safe_load((folder / "config.yaml").read_text())
@@ -104,13 +103,19 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """One process a run. The lock goes with the process, however it ends."""
+    """One process a run. The lock goes with the process, however it ends; a run that never began leaves no folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"name: another process is training {folder}; wait for it, or give another name=") from None
-        yield
+        try:
+            yield
+        except UserError:
+            if [path.name for path in folder.iterdir()] == [".lock"]:
+                shutil.rmtree(folder)
+            raise
 
 
 class _Phases:
