@@ -70,8 +70,10 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
-def apply_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the tree with dotted keys set. Changing a `name` drops its siblings: they belonged to another class."""
+def apply_overrides(
+    tree: Mapping[str, Any], overrides: Mapping[str, Any], model: type[BaseModel] | None = None
+) -> dict[str, Any]:
+    """A copy of the tree with dotted keys set. A `name` that picks another class of `model` drops its siblings."""
     result: dict[str, Any] = copy.deepcopy(dict(tree))
     # `objective.name` before `objective.temperature`, whatever order they were typed in.
     for dotted in sorted(overrides, key=lambda key: (not key.endswith(".name"), key.count("."))):
@@ -80,7 +82,7 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
             if not isinstance(node.get(part), dict):
                 node[part] = {}
             node = node[part]
-        if parts[-1] == "name" and len(parts) > 1 and node.get("name") != overrides[dotted]:
+        if parts[-1] == "name" and node.get("name") != overrides[dotted] and model and len(_walk(model, [*parts[:-1]])[0]) > 1:
             node.clear()
         node[parts[-1]] = overrides[dotted]
     return result
@@ -88,7 +90,7 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
 
 def load(model: type[S], path: str | Path, overrides: Mapping[str, Any] | None = None) -> S:
     """Read, override, validate. Raises `UserError` in one line that names the key, the value and the way out."""
-    return validate(model, apply_overrides(read_yaml(Path(path)), overrides or {}), str(path))
+    return validate(model, apply_overrides(read_yaml(Path(path)), overrides or {}, model), str(path))
 
 
 def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
@@ -117,7 +119,7 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     if error["type"] == "extra_forbidden":
         known = sorted({name for cls in classes for name in cls.model_fields})
         near = difflib.get_close_matches(str(shown[-1]), known, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = f"; did you mean '{near[0]}'?" if near else ";"
         return f"{key}: unknown key (value {error['input']!r}){hint} Known keys here: {', '.join(known)}"
     if error["type"] == "missing":
         return f"{key}: missing; add it to the file or pass {key}=VALUE"
