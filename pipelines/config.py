@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
+from pipelines.captions import CaptionSettings
 from pipelines.images import ImageFormat
 from pipelines.settings import Settings
 from pipelines.sources import SourceSettings
@@ -32,9 +33,9 @@ class PrepareSettings(Settings):
     source: SourceSettings = Field(description="where the pairs come from")
     output: Path = Field(description="folder of the prepared dataset")
     image: ImageSettings = ImageSettings()
+    captions: CaptionSettings = CaptionSettings()
     splits: dict[str, float] = Field({"test": 0.1}, description="share of each held-out split; the rest is train")
     split_seed: int = Field(0, ge=0, description="another seed, other held-out groups")
-    max_caption_words: int = Field(1000, ge=1, description="longer captions are rejected")
     max_rejected_rate: float = Field(0.1, ge=0, le=1, description="stop when a larger share of the rows is unusable")
     shard_rows: int = Field(2048, ge=1, description="rows of one Parquet shard")
     overwrite: bool = Field(False, description="replace a dataset prepared by another config")

@@ -21,10 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import cluster
+from pipelines.captions import CaptionSettings, exchange, usable
 from pipelines.config import PrepareSettings
 from pipelines.display import Display
 from pipelines.images import BadImage, decode, encode, resize_shorter
 from pipelines.prepared import FORMAT_VERSION, MANIFEST, Prepared, split_of
+from pipelines.randomness import generator
 from pipelines.settings import UserError, difference, digest
 from pipelines.sources.base import Pair, Rejected, Unit
 
@@ -83,7 +85,10 @@ def summary(prepared: Prepared) -> str:
     """One clause about a prepared dataset."""
     splits = ", ".join(f"{name} {count:,}" for name, count in prepared.manifest["splits"].items())
     counts = prepared.manifest["counts"]
-    return f"{counts['kept']:,} of {counts['read']:,} rows kept ({splits}), fingerprint {prepared.fingerprint[:12]}"
+    kept = f"{counts['kept']:,} of {counts['read']:,} rows kept ({splits})"
+    if prepared.manifest["config"]["captions"]["shuffled"]:
+        kept += f", captions of {prepared.shuffled:,} rows shuffled"
+    return f"{kept}, fingerprint {prepared.fingerprint[:12]}"
 
 
 def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
@@ -141,11 +146,11 @@ def _read(settings: PrepareSettings, units: list[Unit]) -> Iterator[pa.Table]:
     """All rows, kept and rejected, in the source's order."""
     import ray.data
 
-    source, image, max_words = settings.source, settings.image, settings.max_caption_words
+    source, image, captions = settings.source, settings.image, settings.captions
 
     def work(batch: pa.Table) -> Iterator[pa.Table]:
         for text in batch["unit"].to_pylist():
-            rows = [_row(found, image, max_words) for found in source.read(json.loads(text))]
+            rows = [_row(found, image, captions) for found in source.read(json.loads(text))]
             yield pa.Table.from_pylist(rows, schema=_READ)
 
     items = [{"unit": json.dumps(unit.data)} for unit in units]
@@ -154,12 +159,10 @@ def _read(settings: PrepareSettings, units: list[Unit]) -> Iterator[pa.Table]:
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
 
 
-def _row(found: Pair | Rejected, image: Any, max_words: int) -> dict[str, Any]:
+def _row(found: Pair | Rejected, image: Any, captions: CaptionSettings) -> dict[str, Any]:
     """One row as it goes to the driver: with a reason, or with its picture."""
     if isinstance(found, Pair):
-        reason = _bad_caption(found.captions, max_words)
-        if reason is not None:
-            found = Rejected(found.key, found.origin, *reason)
+        found = usable(found, captions)
     if isinstance(found, Pair):
         try:
             picture = resize_shorter(decode(found.image, image.background, svg_size=image.size), image.size)
@@ -179,13 +182,6 @@ def _row(found: Pair | Rejected, image: Any, max_words: int) -> dict[str, Any]:
     }
 
 
-def _bad_caption(captions: list[str], max_words: int) -> tuple[str, str] | None:
-    if not captions or not all(caption.strip() for caption in captions):
-        return "empty_caption", "no text"
-    longest = max(len(caption.split()) for caption in captions)
-    return ("caption_too_long", f"{longest} words") if longest > max_words else None
-
-
 class _Writer:
     """Numbers the rows and writes shards, `rejected.parquet` and the manifest into one folder."""
 
@@ -200,6 +196,7 @@ class _Writer:
         self._splits: Counter[str] = Counter()
         self._labels: dict[str, Counter[str]] = {}
         self._content: list[Any] = []
+        self._captions: Counter[str] = Counter(chosen=0, shuffled=0)
         self.read = 0
         self.kept = 0
         self.reasons: Counter[str] = Counter()
@@ -225,7 +222,6 @@ class _Writer:
         self._splits[split] += 1
         for name, value in labels.items():
             self._labels.setdefault(name, Counter())[value] += 1
-        self._content.append([row["key"], row["digest"], row["captions"], labels, row["group"], split])
         self._pending.append(
             {
                 "sample_id": self.kept,
@@ -236,6 +232,9 @@ class _Writer:
                 "split": split,
                 "image": row["image"],
                 "captions": row["captions"],
+                "shuffled": False,
+                "digest": row["digest"],
+                "labels": labels,
                 **{f"label_{name}": value for name, value in labels.items()},
             }
         )
@@ -246,6 +245,9 @@ class _Writer:
         size = self._settings.shard_rows
         while len(self._pending) >= size or (self._pending and not whole):
             rows, self._pending = self._pending[:size], self._pending[size:]
+            self._shuffle(rows)
+            content = ("key", "digest", "captions", "labels", "group", "split")
+            self._content += [[row[name] for name in content] for row in rows]
             name = f"shard-{len(self._shards):05d}.parquet"
             schema = pa.schema(
                 [
@@ -257,12 +259,24 @@ class _Writer:
                     ("split", pa.string()),
                     ("image", pa.binary()),
                     ("captions", pa.list_(pa.string())),
+                    *([("shuffled", pa.bool_())] if self._settings.captions.shuffled else []),
                     *[(f"label_{label}", pa.string()) for label in self._labels],
                 ]
             )
             # Encoded pictures do not compress again.
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), self._folder / name, compression="none")
             self._shards.append({"file": name, "rows": len(rows)})
+
+    def _shuffle(self, rows: list[dict[str, Any]]) -> None:
+        """Let some of a shard's training rows have one another's captions; a function of the seed and the shard."""
+        settings = self._settings.captions
+        rows = [row for row in rows if row["split"] == "train"]
+        found = [(row["captions"], row["text_id"]) for row in rows]
+        random = generator("captions", settings.shuffle_seed, len(self._shards))
+        for row, giver in exchange([tuple(ids) for _, ids in found], settings.shuffled, random).items():
+            rows[row]["captions"], rows[row]["text_id"] = found[giver]
+            rows[row]["shuffled"] = row != giver
+            self._captions.update(chosen=1, shuffled=int(row != giver))
 
     def finish(self, recipe: str) -> dict[str, Any]:
         """Write what is left. Raises `UserError` where nothing or too little was usable."""
@@ -292,6 +306,7 @@ class _Writer:
             "split_shares": settings.splits,
             "labels": {name: dict(sorted(counts.items())) for name, counts in self._labels.items()},
             "image": {"size": settings.image.size, "format": settings.image.format},
+            "captions": dict(self._captions),
             "fingerprint": digest(self._content),
             "counts": {"read": self.read, "kept": self.kept, "rejected": dict(self.reasons)},
             "licence": settings.source.licence(),

@@ -3,6 +3,7 @@
 sample_id  int64, dense in [0, num_samples), in the order of the source
 image_id   int64, equal for equal pictures; text_id list<int64>, one a caption, equal for equal captions
 key, group string; image binary (encoded); captions list<string>; split string; label_NAME string
+shuffled   bool, where the config shuffles captions: this row has another row's
 """
 
 import functools
@@ -76,12 +77,25 @@ class Prepared:
         """Digest of the content: keys, pictures, captions, labels, in order."""
         return self.manifest["fingerprint"]
 
+    @property
+    def shuffled(self) -> int:
+        """Number of training rows that have another row's captions."""
+        return self.manifest.get("captions", {}).get("shuffled", 0)  # not in manifests of earlier versions
+
     def table(self, *columns: str) -> pa.Table:
         """Light columns of all samples, in the order of sample ids. Not for `image`: see `rows`."""
         return pa.concat_tables(pq.read_table(self.path / s["file"], columns=list(columns)) for s in self.manifest["shards"])
 
     def split_ids(self, seed: int | None = None) -> dict[str, np.ndarray]:
-        """Sample ids of each split, sorted; `seed` splits anew with the same shares."""
+        """Sample ids of each split, sorted; `seed` splits anew with the same shares.
+
+        Raises `UserError` where that could hold out shuffled captions.
+        """
+        if seed is not None and self.shuffled and seed != self.manifest["config"]["split_seed"]:
+            raise UserError(
+                f"data.split_seed: {seed} could hold out some of the {self.shuffled} rows of {self.path} that have other rows' "
+                f"captions; prepare it again with split_seed={seed} and another output, and leave data.split_seed null"
+            )
         if seed is None:
             names = np.asarray(self.table("split")["split"].to_pylist(), dtype=object)
         else:

@@ -203,6 +203,7 @@ def _result(plan: Plan, folder: Path, returned: dict[str, Any], phases: _Phases)
             "held_out_samples": len(plan.held_out.sample_ids),
             "split_seed": plan.settings.data.split_seed,
             "counts": prepared.manifest["counts"],
+            "shuffled": prepared.shuffled,
             "licence": prepared.manifest["licence"],
             "attribution": prepared.manifest["attribution"],
         },

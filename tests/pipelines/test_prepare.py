@@ -161,7 +161,7 @@ def test_too_many_unusable_rows_stop_with_the_table_and_leave_nothing(
     files |= {"6.png": b"no picture", "7.png": b"", "0.txt": "", "1.txt": "one two three four"}
     root = folder_of(files)
     with pytest.raises(UserError) as caught:
-        prepare(settings_of(root, tmp_path / "out", max_caption_words=3), QUIET)
+        prepare(settings_of(root, tmp_path / "out", captions={"reject_words": 3}), QUIET)
     message = str(caught.value)
     assert message.startswith("max_rejected_rate: 4 of 8 rows are unusable") and "\n" not in message
     for part in ("undecodable 1", "empty 1", "empty_caption 1", "caption_too_long 1", "more than 10%", str(root / "0.png")):
@@ -169,7 +169,7 @@ def test_too_many_unusable_rows_stop_with_the_table_and_leave_nothing(
     assert not (tmp_path / "out").exists() and left_overs(tmp_path) == []
     # The way out that it names is one.
     rate = float(message.rsplit("max_rejected_rate=", 1)[1])
-    done = prepare(settings_of(root, tmp_path / "out", max_caption_words=3, max_rejected_rate=rate), QUIET)
+    done = prepare(settings_of(root, tmp_path / "out", captions={"reject_words": 3}, max_rejected_rate=rate), QUIET)
     assert done.manifest["counts"]["kept"] == 4 and sum(done.manifest["counts"]["rejected"].values()) == 4
 
 
@@ -195,17 +195,23 @@ def test_an_empty_source_is_an_error_before_anything_starts(tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_a_crash_leaves_nothing_that_looks_finished(
-    ray_session: None, folder_of: Callable, png_of: Callable, tmp_path: Path
-) -> None:
+def burning() -> type[FolderSource]:
+    """A class made where no fixtures are: pydantic keeps a class's surroundings, and they travel to Ray's workers with it."""
+
     class Broken(FolderSource):
         def read(self, unit: Any) -> Iterator[Pair | Rejected]:
             yield from super().read(unit[:1])
             raise ZeroDivisionError("the disk caught fire")
 
+    return Broken
+
+
+def test_a_crash_leaves_nothing_that_looks_finished(
+    ray_session: None, folder_of: Callable, png_of: Callable, tmp_path: Path
+) -> None:
     root = folder_of({f"{i}.png": png_of(PIXELS + i) for i in range(3)} | {f"{i}.txt": "x" for i in range(3)})
     settings = settings_of(root, tmp_path / "out")
-    broken = settings.model_copy(update={"source": Broken(name="folder", path=root, dataset="small")})
+    broken = settings.model_copy(update={"source": burning()(name="folder", path=root, dataset="small")})
     with pytest.raises(Exception, match="the disk caught fire"):
         prepare(broken, QUIET)
     assert not (tmp_path / "out").exists() and left_overs(tmp_path) == []

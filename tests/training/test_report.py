@@ -71,6 +71,7 @@ def prepare_by_hand(folder: Path, captions: list[list[str]], labels: bool = True
         "image": {"size": 24, "format": "png"},
         "fingerprint": HEX * 2,
         "counts": {"read": len(rows) + 1007, "kept": len(rows), "rejected": {"too_small": 7, "empty_caption": 1000}},
+        "captions": {"chosen": 1009, "shuffled": 1008},
         "licence": "CC0-1.0",
         "attribution": ATTRIBUTION,
         "config": {"source": {"name": "folder", "path": "squares"}},
@@ -298,7 +299,7 @@ def test_every_metric_stands_with_chance_largest_class_and_n(made: Made):
 
 def test_data_and_its_attribution_are_on_the_page(made: Made):
     section = next(s for s in made.page.all("section") if s.attributes["id"] == "data").text
-    for said in (ATTRIBUTION, "CC0-1.0", HEX * 2, "1,033", "too small", "empty caption 1,000", "26"):
+    for said in (ATTRIBUTION, "CC0-1.0", HEX * 2, "1,033", "too small", "empty caption 1,000", "26", "shuffled on purpose 1,008"):
         assert said in section
     pictures = next(s for s in made.page.all("section") if s.attributes["id"] == "pictures").text
     assert ATTRIBUTION in pictures and "CC0-1.0" in pictures
