@@ -1,7 +1,6 @@
 """Optimizer by name, decay groups, and the learning rate as a function of the step."""
 
 import difflib
-import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from pipelines.settings import Settings, UserError
+from training.cosine import half_cosine
 
 
 class OptimizerSettings(Settings):
@@ -58,15 +58,23 @@ class OptimizerSettings(Settings):
 class ScheduleSettings(Settings):
     """The learning rate: linear warm-up, then a cosine or a constant."""
 
-    name: Literal["cosine", "constant"] = Field("cosine", description="what follows the warm-up")
+    name: Literal["cosine", "epoch_cosine", "constant"] = Field(
+        "cosine", description="what follows the warm-up; epoch_cosine: over all epochs, in one stair an epoch"
+    )
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    warmup_stair: int = Field(1, ge=1, description="steps between two rises of the warm-up")
+    start_lr: float | None = Field(None, ge=0, description="learning rate of the first step of a warm-up; null: peak/steps")
     final_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
 
-    def lr_at(self, step: int, total: int, peak: float) -> float:
+    def lr_at(self, step: int, steps_per_epoch: int, total: int, peak: float) -> float:
         """Learning rate of a step; a function of the step alone, so that a resumed run continues it."""
         if step < self.warmup_steps:
-            return peak * (step + 1) / self.warmup_steps
+            stair = step // self.warmup_stair * self.warmup_stair
+            if self.start_lr is None:
+                return peak * (stair + 1) / self.warmup_steps
+            return self.start_lr + (peak - self.start_lr) * stair / self.warmup_steps
         if self.name == "constant":
             return peak
-        share = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
-        return self.final_lr + 0.5 * (peak - self.final_lr) * (1 + math.cos(math.pi * min(share, 1.0)))
+        if self.name == "epoch_cosine":
+            return half_cosine(peak, self.final_lr, step // steps_per_epoch * steps_per_epoch / total)
+        return half_cosine(peak, self.final_lr, (step - self.warmup_steps) / max(1, total - self.warmup_steps))

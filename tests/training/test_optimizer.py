@@ -8,6 +8,7 @@ from torch import nn
 
 from pipelines.settings import UserError, validate
 from training.encoder import MlpHead
+from training.objectives.base import Task
 from training.objectives.clip import ClipSettings
 from training.optimizer import OptimizerSettings, ScheduleSettings
 from training.towers.image import ConvSettings
@@ -21,7 +22,7 @@ def groups(optimizer: torch.optim.Optimizer) -> dict[int, float]:
 
 def test_only_weights_of_two_and_more_dimensions_decay() -> None:
     image, text = ConvSettings(name="conv").build(), TransformerSettings(name="transformer", width=16, layers=1).build(70)
-    head, clip = MlpHead(name="mlp").build(16, 8), ClipSettings().build(1)
+    head, clip = MlpHead(name="mlp").build(16, 8), ClipSettings().build(Task(1, 1, 8, 1, 1, 0))
     modules: dict[str, nn.Module] = {"image": image, "text": text, "head": head, "objective": clip}
     decay = groups(OptimizerSettings(weight_decay=0.05).build(modules.values()))
     named = {f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters()}
@@ -93,22 +94,53 @@ def test_an_unknown_optimizer_gets_a_suggestion() -> None:
 
 @pytest.mark.parametrize(("share", "value"), [(0.0, 1.0), (0.25, 0.853553), (0.5, 0.5), (0.75, 0.146447), (1.0, 0.0)])
 def test_the_cosine(share: float, value: float) -> None:
-    assert ScheduleSettings().lr_at(int(share * 1000), 1000, 1.0) == pytest.approx(value, abs=1e-6)
+    assert ScheduleSettings().lr_at(int(share * 1000), 7, 1000, 1.0) == pytest.approx(value, abs=1e-6)
     # The same between a peak and a floor, after a warm-up.
     schedule = ScheduleSettings(warmup_steps=100, final_lr=0.2)
-    assert schedule.lr_at(100 + int(share * 1000), 1100, 3.0) == pytest.approx(0.2 + 2.8 * value, abs=1e-5)
+    assert schedule.lr_at(100 + int(share * 1000), 7, 1100, 3.0) == pytest.approx(0.2 + 2.8 * value, abs=1e-5)
 
 
 def test_the_warm_up_rises_linearly_to_the_peak_without_a_jump() -> None:
     schedule = ScheduleSettings(warmup_steps=4)
-    assert [schedule.lr_at(step, 100, 2.0) for step in range(5)] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
-    falling = [schedule.lr_at(step, 100, 2.0) for step in range(4, 100)]
+    assert [schedule.lr_at(step, 10, 100, 2.0) for step in range(5)] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    falling = [schedule.lr_at(step, 10, 100, 2.0) for step in range(4, 100)]
     assert falling == sorted(falling, reverse=True) and 0 < falling[-1] < 0.01
 
 
 def test_a_constant_stays_and_a_long_warm_up_never_divides_by_zero() -> None:
     schedule = ScheduleSettings(name="constant", warmup_steps=2)
-    assert [schedule.lr_at(step, 10, 0.3) for step in (0, 1, 2, 9)] == pytest.approx([0.15, 0.3, 0.3, 0.3])
-    all_warm = [ScheduleSettings(warmup_steps=50).lr_at(step, 10, 1.0) for step in range(10)]
+    assert [schedule.lr_at(step, 5, 10, 0.3) for step in (0, 1, 2, 9)] == pytest.approx([0.15, 0.3, 0.3, 0.3])
+    all_warm = [ScheduleSettings(warmup_steps=50).lr_at(step, 5, 10, 1.0) for step in range(10)]
     assert all(math.isfinite(v) for v in all_warm) and all_warm[-1] == pytest.approx(0.2)
-    assert ScheduleSettings(warmup_steps=10).lr_at(10, 10, 1.0) == pytest.approx(1.0)
+    assert ScheduleSettings(warmup_steps=10).lr_at(10, 5, 10, 1.0) == pytest.approx(1.0)
+
+
+def test_stairs_of_a_warm_up_and_of_epochs() -> None:
+    """Three steps at a time from a start of one's own, then a cosine over all of the run, warm-up included, by epochs."""
+    schedule = ScheduleSettings(name="epoch_cosine", warmup_steps=6, warmup_stair=3, start_lr=0.0, final_lr=0.2)
+    found = [schedule.lr_at(step, 4, 16, 1.0) for step in range(16)]
+    second, third, fourth = (0.2 + 0.4 * (1 + math.cos(math.pi * epoch / 4)) for epoch in (1, 2, 3))
+    assert found == pytest.approx([0.0] * 3 + [0.5] * 3 + [second] * 2 + [third] * 4 + [fourth] * 4)
+    # Without a start of its own a warm-up rises by whole stairs too, and ends as it would have ended.
+    stairs = ScheduleSettings(name="constant", warmup_steps=4, warmup_stair=2)
+    assert [stairs.lr_at(step, 4, 16, 2.0) for step in range(5)] == pytest.approx([0.5, 0.5, 1.5, 1.5, 2.0])
+    # A constant and the plain cosine know no epochs.
+    for name in ("constant", "cosine"):
+        plain = ScheduleSettings(name=name)
+        assert [plain.lr_at(step, 4, 16, 1.0) for step in range(16)] == [plain.lr_at(step, 1, 16, 1.0) for step in range(16)]
+
+
+def test_the_schedule_of_small_batch_global_contrast_code() -> None:
+    """As public SogCLR code runs it: five stairs from 1e-5 to 2e-4, then a cosine to 1e-6 over thirty epochs of 781 steps."""
+    schedule = ScheduleSettings(name="epoch_cosine", warmup_steps=500, warmup_stair=100, start_lr=1e-5, final_lr=1e-6)
+
+    def at(step: int) -> float:
+        return schedule.lr_at(step, 781, 30 * 781, 2e-4)
+
+    stairs = [1e-5, 4.8e-5, 8.6e-5, 1.24e-4, 1.62e-4, 2e-4]
+    assert [at(100 * stair) for stair in range(6)] == pytest.approx(stairs, rel=1e-12)
+    assert [at(100 * stair + 99) for stair in range(5)] == pytest.approx(stairs[:5], rel=1e-12)
+    assert {at(step) for step in range(500, 781)} == {2e-4}
+    for epoch, lr in ((1, 1.99455e-4), (15, 1.005e-4), (29, 1.545e-6)):
+        for step in (0, 390, 780):
+            assert at(781 * epoch + step) == pytest.approx(lr, rel=3e-4)
