@@ -24,13 +24,16 @@ class Batch(TypedDict, total=False):
     sample_id: Tensor  # [b] int64 in [0, num_samples)
     image_id: Tensor  # [b] int64, equal for equal pictures
     text_id: Tensor  # [b] int64, equal for equal captions
+    teacher_image: Tensor  # [b, D] float32 unit rows, from the teacher
+    teacher_text: Tensor  # [b, D] float32 unit rows, from the teacher
 
 
 @dataclass(frozen=True)
 class Needs:
     """What an objective reads beside the embeddings."""
 
-    ids: bool = False  # sample_id, image_id, text_id
+    ids: bool = False  # image_id, text_id
+    sample_id: bool = False
 
 
 def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
@@ -38,5 +41,7 @@ def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
     wanted = {"image_features"} if image_locked else {"image"}
     wanted |= {"text_features"} if text_locked else {"text", "text_mask"}
     if needs.ids:
-        wanted |= {"sample_id", "image_id", "text_id"}
+        wanted |= {"image_id", "text_id"}
+    if needs.sample_id:
+        wanted.add("sample_id")
     return wanted

@@ -96,10 +96,12 @@ class Stream:
         result: dict[str, np.ndarray] = {}
         if "image_features" in self.columns:
             result["image_features"] = bank_rows(self.image_bank)[sample_ids].astype(np.float32)
+        if "sample_id" in self.columns:
+            result["sample_id"] = sample_ids
         if self.columns & {"text_features", "text_id"}:
             image_ids, text_ids = _id_columns(str(self.prepared.path), self.prepared.fingerprint)
             texts = [text_ids[i][self._choice(len(text_ids[i]), epoch, int(i))] for i in sample_ids]
-            result |= {"sample_id": sample_ids, "image_id": image_ids[sample_ids], "text_id": np.asarray(texts)}
+            result |= {"image_id": image_ids[sample_ids], "text_id": np.asarray(texts)}
         if "text_features" in self.columns:
             result["text_features"] = bank_rows(self.text_bank)[result["text_id"]].astype(np.float32)
         return {name: column for name, column in result.items() if name in self.columns}

@@ -5,7 +5,7 @@ One convention for gradients, here and nowhere else: `Loss.total` is the mean ov
 gradient of the global batch's loss (Ray Train and DDP average; see tests/training/test_distributed.py).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -49,6 +49,44 @@ def all_gather(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows) for _ in range(world_size())]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
+
+
+class _Pass(torch.autograd.Function):
+    """Rows go to the next worker and come from the one before; gradients go the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return _exchange(rows, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _exchange(gradients[0], -1)
+
+
+def _exchange(rows: Tensor, step: int) -> Tensor:
+    """Send to the worker `step` further round the ring, receive from the one as far behind."""
+    received, size = torch.empty_like(rows, memory_format=torch.contiguous_format), world_size()
+    send = dist.P2POp(dist.isend, rows.contiguous(), (rank() + step) % size)
+    receive = dist.P2POp(dist.irecv, received, (rank() - step) % size)
+    for request in dist.batch_isend_irecv([send, receive]):
+        request.wait()
+    return received
+
+
+def around(rows: Tensor, ring: bool) -> Iterator[Tensor]:
+    """Every worker's rows, one worker at a time, the own ones first, with gradient.
+
+    `ring`: passed on from worker to worker, so that two blocks are held at a time; else gathered at once.
+    """
+    size = world_size()
+    if not ring:
+        blocks = all_gather(rows).chunk(size)
+        yield from (blocks[(rank() - hop) % size] for hop in range(size))
+        return
+    for hop in range(size):
+        if hop:
+            rows = _Pass.apply(rows)
+        yield rows
 
 
 def first_row(rows: int) -> int:

@@ -57,10 +57,11 @@ class DualEncoder(nn.Module):
         self.image_head, self.text_head = image_head, text_head
 
     def forward(self, batch: Batch) -> Embeddings:
-        """Both embeddings of a batch, float32 [b, D] unit rows."""
+        """Both embeddings of a batch."""
         image = batch["image_features"] if self.image_tower is None else self.image_tower(batch["image"])
         text = batch["text_features"] if self.text_tower is None else self.text_tower(batch["text"], batch["text_mask"])
-        return Embeddings(unit(self.image_head(image)), unit(self.text_head(text)))
+        image, text = self.image_head(image).float(), self.text_head(text).float()
+        return Embeddings(unit(image), unit(text), image, text)
 
     def embed_images(self, images: Tensor) -> Tensor:
         """uint8 [n, 3, H, W], or features [n, F] of a locked tower, to unit rows."""

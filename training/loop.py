@@ -8,6 +8,8 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,38 @@ from training.distributed import from_rank_zero, mean
 from training.plan import Plan
 from training.state import TrainState
 from training.step import train_step
-from training.validation import validate_held_out
+from training.validation import HeldOutEmbeddings, validate_held_out
+
+Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Train from the newest checkpoint to the last step. Returns what the driver must know of the end."""
+    """What each Ray Train worker runs: `train` from the newest checkpoint on."""
     plan: Plan = config["plan"]
-    settings = plan.settings
     configure_data()
     worker = _worker(config["data_cpus"])
-    encoder, state = _build(plan, worker)
-    checkpoint = ray.train.get_checkpoint()
+
+    def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
+        if save is None:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            saved = None
+            if worker.rank == 0:
+                save(Path(folder))
+                saved = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=f"checkpoint_{metrics['step']:08d}")
+
+    return train(plan, worker, report, ray.train.get_checkpoint())
+
+
+def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Checkpoint | None = None) -> dict[str, Any]:
+    """Train to the last step. Needs no Ray where both towers are locked. Returns what the driver must know of the end.
+
+    `report(metrics, save)` is called on every worker at the same steps; `save(folder)`, where due, writes a checkpoint.
+    """
+    settings = plan.settings
+    encoder, state = build_state(plan, worker)
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             load_checkpoint(Path(folder), state, plan, worker.device)
@@ -46,13 +69,13 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         waited = time.perf_counter()
         batch = next(batches)
         clock.waited += time.perf_counter() - waited
-        lr = settings.schedule.lr_at(state.step, plan.total_steps, settings.optimizer.lr)
+        lr = settings.schedule.lr_at(state.step, plan.order.steps_per_epoch, plan.total_steps, settings.optimizer.lr)
         loss, norm = train_step(state, batch, settings, lr)
         if not clock.reports(state.step, plan):
             continue
         total = float(mean(loss.total))
         metrics = {"step": state.step, "epoch": state.step / plan.order.steps_per_epoch, "samples": state.samples}
-        metrics |= {"loss": total, "lr": lr, "grad_norm": float(norm)} | {k: float(v) for k, v in loss.metrics.items()}
+        metrics |= {"loss": total, "lr": lr, "grad_norm": float(norm)} | {k: float(mean(v)) for k, v in loss.metrics.items()}
         metrics |= clock.read()
         if not np.isfinite(total):
             return {"failed": f"the loss is {total} at step {state.step}; a lower optimizer.lr or clip_norm=1 may help"}
@@ -62,18 +85,16 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             scores, rows = validate_held_out(encoder, plan, worker)
             metrics |= scores.metrics
             clock.restart()
-        with tempfile.TemporaryDirectory() as folder:
-            saved = None
-            if clock.saves(state.step, evaluate):
-                if worker.rank == 0:
-                    save_checkpoint(Path(folder), state, plan, metrics)
-                    if last and rows is not None:
-                        np.savez(Path(folder) / "held_out.npz", images=rows.images, texts=rows.texts, prompts=rows.prompts)
-                    saved = ray.train.Checkpoint.from_directory(folder)
-                ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=f"checkpoint_{state.step:08d}")
-            else:
-                ray.train.report(metrics)
+        save = partial(_save, state, plan, metrics, rows if last else None) if clock.saves(state.step, evaluate) else None
+        report(metrics, save)
     return {"step": state.step, "samples": state.samples, "device": _device_name(worker.device)}
+
+
+def _save(state: TrainState, plan: Plan, metrics: dict[str, Any], rows: HeldOutEmbeddings | None, folder: Path) -> None:
+    """A checkpoint, and at the end the held-out embeddings beside it."""
+    save_checkpoint(folder, state, plan, metrics)
+    if rows is not None:
+        np.savez(folder / "held_out.npz", images=rows.images, texts=rows.texts, prompts=rows.prompts)
 
 
 def _worker(data_cpus: float) -> Worker:
@@ -82,23 +103,24 @@ def _worker(data_cpus: float) -> Worker:
     return Worker(context.get_world_rank(), size, ray.train.torch.get_device(), data_cpus / size)
 
 
-def _build(plan: Plan, worker: Worker) -> tuple[Any, TrainState]:
+def build_state(plan: Plan, worker: Worker) -> tuple[Any, TrainState]:
     """The bare encoder, and the state around its distributed form."""
     settings = plan.settings
-    encoder, objective = plan.build()
+    encoder, objective, teacher = plan.build()
     encoder.to(worker.device)
     if worker.world_size > 1 and worker.device.type == "cuda":
         encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
     distributed: nn.Module = encoder
-    if any(p.requires_grad for p in encoder.parameters()):
+    if worker.world_size > 1 and any(p.requires_grad for p in encoder.parameters()):
         # Our objectives keep their state equal by gathering; broadcasting buffers every forward would be waste.
         distributed = ray.train.torch.prepare_model(encoder, parallel_strategy_kwargs={"broadcast_buffers": False})
     if settings.compile:
         distributed = torch.compile(distributed)  # type: ignore[assignment]
     objective.to(worker.device)
+    teacher.to(worker.device)
     optimizer = settings.optimizer.build([encoder, objective])
     scaler = torch.amp.GradScaler(worker.device.type, enabled=settings.precision == "fp16")
-    return encoder, TrainState(distributed, objective, optimizer, scaler)
+    return encoder, TrainState(distributed, objective, teacher, optimizer, scaler)
 
 
 class _Clock:

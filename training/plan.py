@@ -18,7 +18,8 @@ from pipelines.stream import Stream, bank_rows
 from pipelines.tokenizer import TextTokenizer
 from training.config import TrainSettings
 from training.encoder import DualEncoder, build_encoder
-from training.objectives.base import Objective
+from training.objectives.base import Objective, Task
+from training.teacher import Teacher
 from training.towers import ImageFeatures, TextFeatures
 
 
@@ -41,7 +42,14 @@ class Plan:
         """Optimizer steps of the whole run."""
         return self.order.steps_per_epoch * self.settings.epochs
 
-    def build(self) -> tuple[DualEncoder, Objective]:
+    @property
+    def task(self) -> Task:
+        """What objective and teacher may know of the run."""
+        manifest, settings = self.stream.prepared.manifest, self.settings
+        sizes = manifest["num_images"], manifest["num_texts"], settings.embed_dim
+        return Task(*sizes, self.order.steps_per_epoch, self.total_steps, settings.seed)
+
+    def build(self) -> tuple[DualEncoder, Objective, Teacher]:
         """Networks with weights that are a function of the seed."""
         settings = self.settings
         torch.manual_seed(settings.seed)
@@ -56,7 +64,7 @@ class Plan:
             ),
             self.tokenizer.vocabulary_size,
         )
-        return encoder, settings.objective.build(self.stream.prepared.num_samples)
+        return encoder, settings.objective.build(self.task), settings.objective.build_teacher(encoder, self.task)
 
 
 def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
@@ -81,7 +89,7 @@ def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
 def check_build(plan: Plan) -> None:
     """Build everything once on the driver, so that what cannot be built is said before any worker starts."""
     settings = plan.settings
-    encoder, objective = plan.build()
+    encoder, objective, _ = plan.build()
     settings.optimizer.build([encoder, objective])
     workers, frozen = settings.resources.num_workers, settings.image_tower.batch_norm == "frozen"
     if workers == 1 or settings.resources.use_gpu or frozen:

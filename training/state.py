@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from training.objectives.base import Objective
+from training.teacher import Teacher
 
 
 @dataclass
@@ -20,6 +21,7 @@ class TrainState:
 
     encoder: nn.Module
     objective: Objective
+    teacher: Teacher
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0  # optimizer steps done; the next one is this one

@@ -21,26 +21,27 @@ from training.state import TrainState, unwrap
 
 
 def train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: float) -> tuple[Loss, Tensor]:
-    """Forward, backward, clip, step, update. Returns the loss and the gradient's norm before clipping."""
+    """Teacher, forward, backward, clip, step, updates. Returns the loss and the gradient's norm before clipping."""
     for group in state.optimizer.param_groups:
         # timm's layer-wise groups carry a scale of their own.
         group["lr"] = lr * group.get("lr_scale", 1.0)
     state.optimizer.zero_grad(set_to_none=True)
+    batch = _taught(state, batch, settings)
     seed = torch_seed("step", settings.seed, state.step, rank())
     if settings.accumulate == 1:
         torch.manual_seed(seed)
-        embeddings = _embed(state.encoder, batch, settings)
-        loss = state.objective(embeddings, batch)
+        loss = state.objective(_embed(state.encoder, batch, settings), batch)
         state.scaler.scale(loss.total).backward()
     else:
-        embeddings, loss = _accumulate(state, batch, settings, seed)
+        loss = _accumulate(state, batch, settings, seed)
     average_gradients(state.objective)
     state.scaler.unscale_(state.optimizer)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or float("inf"))
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    state.objective.update(Embeddings(embeddings.image.detach(), embeddings.text.detach()), batch)
+    state.objective.update(batch, loss)
+    state.teacher.update(unwrap(state.encoder), state.step)
     state.step += 1
     state.samples += settings.global_batch_size
     return loss, norm
@@ -48,13 +49,25 @@ def train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: flo
 
 def _embed(encoder: nn.Module, batch: Batch, settings: TrainSettings) -> Embeddings:
     """The encoder under autocast; its rows come out in float32."""
-    device = next(encoder.parameters()).device.type
-    dtype = torch.float16 if settings.precision == "fp16" else torch.bfloat16
-    with torch.autocast(device, dtype=dtype, enabled=settings.precision != "fp32"):
+    with _autocast(encoder, settings):
         return encoder(batch)
 
 
-def _accumulate(state: TrainState, batch: Batch, settings: TrainSettings, seed: int) -> tuple[Embeddings, Loss]:
+@torch.no_grad()
+def _taught(state: TrainState, batch: Batch, settings: TrainSettings) -> Batch:
+    """The batch with the teacher's columns, computed in as many parts as the student's."""
+    with _autocast(state.encoder, settings):
+        parts = [cast(dict[str, Tensor], state.teacher(part)) for part in _split(batch, settings.accumulate)]
+    return cast(Batch, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
+def _autocast(encoder: nn.Module, settings: TrainSettings) -> torch.autocast:
+    device = next(encoder.parameters()).device.type
+    dtype = torch.float16 if settings.precision == "fp16" else torch.bfloat16
+    return torch.autocast(device, dtype=dtype, enabled=settings.precision != "fp32")
+
+
+def _accumulate(state: TrainState, batch: Batch, settings: TrainSettings, seed: int) -> Loss:
     """The gradient of the whole batch's loss, `settings.accumulate` parts at a time."""
     parts = _split(batch, settings.accumulate)
     bare = unwrap(state.encoder)
@@ -66,7 +79,8 @@ def _accumulate(state: TrainState, batch: Batch, settings: TrainSettings, seed: 
     whole = Embeddings(*(torch.cat(rows).requires_grad_() for rows in zip(*found, strict=True)))
     loss = state.objective(whole, batch)
     state.scaler.scale(loss.total).backward()
-    gradients = [cast(Tensor, rows.grad).chunk(len(parts)) for rows in whole]
+    used = [index for index, rows in enumerate(whole) if rows.grad is not None]
+    gradients = [cast(Tensor, whole[index].grad).chunk(len(parts)) for index in used]
     for index, part in enumerate(parts):
         torch.manual_seed(seed + index)
         last = index == len(parts) - 1
@@ -74,8 +88,8 @@ def _accumulate(state: TrainState, batch: Batch, settings: TrainSettings, seed: 
         context: Any = cast(DistributedDataParallel, state.encoder).no_sync() if waits else nullcontext()
         with context:
             rows = _embed(state.encoder, part, settings)
-            torch.autograd.backward(list(rows), [gradient[index] for gradient in gradients])
-    return whole, loss
+            torch.autograd.backward([rows[i] for i in used], [gradient[index] for gradient in gradients])
+    return loss
 
 
 def _split(batch: Batch, parts: int) -> list[Batch]:

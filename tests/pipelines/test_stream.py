@@ -62,7 +62,7 @@ def equal(one: list[Batch], two: list[Batch]) -> bool:
     )
 
 
-@pytest.mark.parametrize("ids", [False, True])
+@pytest.mark.parametrize(("ids", "sample_id"), [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize(("image_locked", "text_locked"), [(False, False), (True, False), (False, True), (True, True)])
 def test_a_batch_holds_exactly_the_columns_needed(
     stamps: Prepared,
@@ -72,14 +72,16 @@ def test_a_batch_holds_exactly_the_columns_needed(
     image_locked: bool,
     text_locked: bool,
     ids: bool,
+    sample_id: bool,
 ) -> None:
-    wanted = columns(Needs(ids=ids), image_locked, text_locked)
+    wanted = columns(Needs(ids, sample_id), image_locked, text_locked)
     stream = stream_of(stamps, tokenizer, banks, wanted)
     assert stream.uses_tasks == (not (image_locked and text_locked))
     (batch,) = stream.training(order, 1, 2, ALONE)
     expected = {"image_features"} if image_locked else {"image"}
     expected |= {"text_features"} if text_locked else {"text", "text_mask"}
-    expected |= {"sample_id", "image_id", "text_id"} if ids else set()
+    expected |= {"image_id", "text_id"} if ids else set()
+    expected |= {"sample_id"} if sample_id else set()
     assert set(batch) == expected
     kinds = {
         "image": (torch.uint8, (8, 3, 12, 12)),
@@ -100,7 +102,7 @@ def test_a_batch_holds_exactly_the_columns_needed(
 @pytest.fixture(scope="module")
 def whole(stamps: Prepared, tokenizer: TextTokenizer, banks: tuple[Path, Path], order: Order) -> tuple[Stream, list[Batch], int]:
     """A stream of pictures and words, all its batches over two epochs for one worker, and their number."""
-    stream = stream_of(stamps, tokenizer, banks, columns(Needs(ids=True), False, False))
+    stream = stream_of(stamps, tokenizer, banks, columns(Needs(ids=True, sample_id=True), False, False))
     steps = 2 * order.steps_per_epoch
     return stream, list(stream.training(order, 0, steps, ALONE)), steps
 

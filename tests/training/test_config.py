@@ -33,7 +33,10 @@ def settings(**changes: object) -> TrainSettings:
         ({"epochs": 0}, "epochs: input should be greater than or equal to 1"),
         ({"global_batch_size": 1}, "global_batch_size: input should be greater than or equal to 2"),
         ({"optimizer": {"name": "adamx"}}, "optimizer.name: unknown optimizer 'adamx'"),
-        ({"objective": {"temprature": 1}}, "objective.temprature: unknown key (value 1); did you mean 'temperature'?"),
+        (
+            {"objective": {"name": "clip", "temprature": 1}},
+            "objective.temprature: unknown key (value 1); did you mean 'temperature'?",
+        ),
         ({"image_tower": {"name": "timm", "model": "resnet_50"}}, "image_tower.model: timm has no 'resnet_50'; did you mean"),
         ({"image_tower": {"name": "cnn"}}, "image_tower.name: 'cnn' is unknown; choose one of: conv, huggingface, timm"),
         ({"image_head": {"name": "mlp", "hiden": 3}}, "image_head.hiden: unknown key (value 3); did you mean 'hidden'?"),
@@ -72,7 +75,9 @@ def test_resources_and_logging_are_no_part_of_a_runs_identity() -> None:
         {"data": {"path": "data/x", "split_seed": 1}},
         {"optimizer": {"lr": 0.5}},
         {"accumulate": 2},
-        {"objective": {"temperature": 0.1}},
+        {"objective": {"name": "clip", "temperature": 0.1}},
+        {"objective": {"name": "siglip"}},
+        {"schedule": {"name": "epoch_cosine"}},
         {"image_head": {"name": "mlp"}},
     ):
         assert settings(**change).identity() != base.identity(), change

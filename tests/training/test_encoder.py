@@ -39,15 +39,18 @@ def batch_of(rows: int = ROWS) -> Batch:
 def test_rows_are_unit_vectors_in_single_precision(autocast: bool) -> None:
     encoder = encoder_of()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        image, text = encoder(batch_of())
-    for rows in (image, text):
-        assert rows.dtype == torch.float32 and rows.shape == (ROWS, 12)
+        found = encoder(batch_of())
+    for rows, projection in ((found.image, found.image_projection), (found.text, found.text_projection)):
+        assert rows.dtype == projection.dtype == torch.float32 and rows.shape == projection.shape == (ROWS, 12)
+        norms = projection.norm(dim=1, keepdim=True)
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(ROWS), atol=1e-6, rtol=0)
+        torch.testing.assert_close(projection, rows * norms, atol=1e-6, rtol=1e-6)
+        assert float((norms - 1).abs().min()) > 0.05, "a projection is not normalised"
 
 
 def test_the_same_rows_whether_a_batch_or_one_side_is_asked_for() -> None:
     encoder, batch = encoder_of().eval(), batch_of()
-    image, text = encoder(batch)
+    image, text, *_ = encoder(batch)
     torch.testing.assert_close(encoder.embed_images(batch["image"]), image)
     torch.testing.assert_close(encoder.embed_texts(batch["text"], batch["text_mask"]), text)
 
@@ -63,7 +66,8 @@ def test_locked_towers_are_not_there_and_their_features_are_used() -> None:
     encoder, batch = encoder_of(widths=(9, 7)), batch_of()
     assert encoder.image_tower is None and encoder.text_tower is None
     assert set(encoder.state_dict()) == {"image_head.weight", "text_head.weight"}
-    image, text = encoder(batch)
+    image, text, image_projection, _ = encoder(batch)
+    torch.testing.assert_close(image_projection, batch["image_features"] @ encoder.image_head.weight.T)
     torch.testing.assert_close(image, unit(batch["image_features"] @ encoder.image_head.weight.T))
     torch.testing.assert_close(text, encoder.embed_texts(batch["text_features"]))
     half = encoder_of(widths=(None, 7))
@@ -92,7 +96,7 @@ def test_frozen_towers_get_no_gradient_and_never_change() -> None:
 
 def test_trainable_towers_get_gradients_everywhere() -> None:
     encoder = encoder_of(text=TransformerSettings(name="transformer", width=16, layers=1, max_tokens=TOKENS))
-    image, text = encoder(batch_of())
+    image, text, *_ = encoder(batch_of())
     (image[:, 0].sum() + text[:, 0].sum()).backward()
     assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
 

@@ -50,10 +50,11 @@ def plan(stamps: Prepared, tokenizer: TextTokenizer) -> Plan:
 
 
 def state_of(plan: Plan, seed: int = 0) -> TrainState:
-    torch.manual_seed(seed)
-    encoder, objective = replace(plan, settings=plan.settings.model_copy(update={"seed": seed})).build()
+    """Weights of another seed, in the same run."""
+    encoder, _, _ = replace(plan, settings=plan.settings.model_copy(update={"seed": seed})).build()
+    objective, teacher = plan.settings.objective.build(plan.task), plan.settings.objective.build_teacher(encoder, plan.task)
     optimizer = plan.settings.optimizer.build([encoder, objective])
-    return TrainState(encoder.train(), objective, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    return TrainState(encoder.train(), objective, teacher, optimizer, torch.amp.GradScaler("cpu", enabled=False))
 
 
 def batch_of(plan: Plan, step: int) -> Batch:
@@ -67,8 +68,11 @@ def advance(state: TrainState, plan: Plan, steps: int) -> list[float]:
     return [float(train_step(state, batch_of(plan, state.step), plan.settings, 1e-2)[0].total.detach()) for _ in range(steps)]
 
 
-def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(plan: Plan, tmp_path: Path) -> None:
-    """Weights, moments of the optimizer, temperature, cursor: with any of them missing the losses would differ."""
+@pytest.mark.parametrize("objective", ["clip", "psd", "isogclr", "albef"])
+def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(plan: Plan, tmp_path: Path, objective: str) -> None:
+    """Weights, moments of the optimizer, objective, teacher, cursor: with any of them missing the losses would differ."""
+    settings = validate(TrainSettings, plan.settings.model_dump() | {"objective": {"name": objective}}, "t")
+    plan = replace(plan, settings=settings)
     straight = state_of(plan)
     advance(straight, plan, 3)
     save_checkpoint(tmp_path, straight, plan, {"loss": 1.0})
@@ -77,9 +81,10 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(plan: Plan, 
     load_checkpoint(tmp_path, resumed, plan, CPU)
     assert (resumed.step, resumed.samples) == (3, 12)
     assert advance(resumed, plan, 3) == expected
-    for a, b in zip(straight.encoder.parameters(), resumed.encoder.parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert torch.equal(straight.objective.scale.log, resumed.objective.scale.log)
+    for part in ("encoder", "objective", "teacher"):
+        ours, theirs = getattr(resumed, part).state_dict(), getattr(straight, part).state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert len(straight.teacher.state_dict()) == (len(straight.encoder.state_dict()) if objective in ("psd", "albef") else 0)
 
 
 def test_a_checkpoint_of_other_data_is_refused(plan: Plan, tmp_path: Path) -> None:
@@ -93,7 +98,7 @@ def test_a_checkpoint_of_other_data_is_refused(plan: Plan, tmp_path: Path) -> No
 
 def test_a_missing_field_is_an_error_not_a_fresh_start(plan: Plan) -> None:
     saved = state_of(plan).state_dict()
-    assert set(saved) == {"encoder", "objective", "optimizer", "scaler", "step", "samples"}
+    assert set(saved) == {"encoder", "objective", "teacher", "optimizer", "scaler", "step", "samples"}
     del saved["optimizer"]
     with pytest.raises(KeyError):
         state_of(plan).load_state_dict(saved)

@@ -12,7 +12,7 @@ from pipelines.randomness import torch_seed
 from pipelines.settings import validate
 from training.config import TrainSettings
 from training.encoder import build_encoder
-from training.objectives.base import Embeddings
+from training.objectives.base import Embeddings, Task
 from training.state import TrainState
 from training.step import train_step
 
@@ -43,9 +43,10 @@ def state_of(settings: TrainSettings) -> TrainState:
     torch.manual_seed(7)
     towers, heads = (settings.image_tower, settings.text_tower), (settings.image_head, settings.text_head)
     encoder = build_encoder(*towers, heads, settings.embed_dim, (None, None), VOCABULARY).train()
-    objective = settings.objective.build(100)
+    task = Task(num_images=100, num_texts=100, embed_dim=settings.embed_dim, steps_per_epoch=4, total_steps=8, seed=0)
+    objective, teacher = settings.objective.build(task), settings.objective.build_teacher(encoder, task)
     optimizer = settings.optimizer.build([encoder, objective])
-    return TrainState(encoder, objective, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    return TrainState(encoder, objective, teacher, optimizer, torch.amp.GradScaler("cpu", enabled=False))
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_with_dropout_the_gradient_is_that_of_the_loss_that_was_reported(batch: 
         torch.manual_seed(seed + part)
         rows = slice(part * size, (part + 1) * size)
         found.append(by_hand.encoder({name: column[rows] for name, column in batch.items()}))  # type: ignore[index]
-    embeddings = Embeddings(torch.cat([e.image for e in found]), torch.cat([e.text for e in found]))
+    embeddings = Embeddings(*(torch.cat(rows) for rows in zip(*found, strict=True)))
     total = by_hand.objective(embeddings, batch).total
     total.backward()
     assert float(loss.total.detach()) == pytest.approx(float(total.detach()), rel=1e-6)
@@ -141,9 +142,11 @@ def test_the_learning_rate_is_the_one_given_and_progress_is_counted(batch: Batch
 
 
 def test_the_objective_is_updated_after_the_step(batch: Batch) -> None:
-    """Its scale starts above its cap: after the step it is clamped."""
-    settings = settings_of(objective={"temperature": 0.01, "max_scale": 50.0})
+    """Its scale is above its cap: after the step it is clamped."""
+    settings = settings_of(objective={"name": "clip", "max_scale": 50.0})
     state = state_of(settings)
+    with torch.no_grad():
+        state.objective.scale.log.fill_(math.log(100))
     train_step(state, batch, settings, 1e-6)
     assert float(state.objective.scale().detach()) == pytest.approx(50.0, rel=1e-5)
 

@@ -1,5 +1,28 @@
 """Objectives, one file each. The union of their settings is the registry: a new objective is one file and one member."""
 
-from training.objectives.clip import ClipSettings
+from typing import Annotated
 
-ObjectiveUnion = ClipSettings
+from pydantic import Field
+
+from training.objectives.albef import AlbefSettings
+from training.objectives.clip import ClipSettings
+from training.objectives.fastclip import FastClipSettings
+from training.objectives.isogclr import ISogClrSettings
+from training.objectives.onlineclr import OnlineClrSettings
+from training.objectives.psd import PsdSettings
+from training.objectives.siglip import SigLipSettings
+from training.objectives.sogclr import SogClrSettings
+from training.objectives.vicreg import VicRegSettings
+
+ObjectiveUnion = Annotated[
+    ClipSettings
+    | SigLipSettings
+    | PsdSettings
+    | SogClrSettings
+    | ISogClrSettings
+    | FastClipSettings
+    | VicRegSettings
+    | OnlineClrSettings
+    | AlbefSettings,
+    Field(discriminator="name"),
+]

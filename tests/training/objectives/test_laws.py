@@ -1,0 +1,442 @@
+"""What every objective obeys: any number of workers and parts is one, forward can be replayed, state survives, it descends.
+
+In float64 with small networks, through `train_step`, in real processes.
+"""
+
+import io
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple, get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines.batch import Batch, columns
+from pipelines.settings import UserError, apply_overrides, parse_overrides, validate
+from tests.training.gloo import Gloo
+from training import distributed
+from training.config import TrainSettings
+from training.objectives import ObjectiveUnion
+from training.objectives.base import Embeddings, Needs, Objective, Task
+from training.state import TrainState
+from training.step import train_step
+
+ROWS, WIDTH, EMBED_DIM, STEPS = 12, 7, 5, 6
+TASK = Task(num_images=23, num_texts=29, embed_dim=EMBED_DIM, steps_per_epoch=2, total_steps=8, seed=3)
+
+# Pairs of a batch by picture and by caption: the same picture twice, the same caption twice, and one pair twice.
+IMAGES = torch.tensor([0, 0, 0, 1, 2, 3, 3, 4, 5, 6, 7, 7])
+TEXTS = torch.tensor([0, 1, 2, 2, 3, 4, 5, 5, 5, 6, 8, 8])
+
+NAMES = [settings.model_fields["name"].default for settings in get_args(get_args(ObjectiveUnion)[0])]
+
+# Temperatures at which every pair counts, schedules and teachers that move within a few steps.
+SOFT: dict[str, dict[str, Any]] = {name: {"name": name, "temperature": 0.2} for name in NAMES} | {
+    "vicreg": {"name": "vicreg", "invariance": 0.5, "variance": 1.0, "covariance": 0.1},
+    "siglip": {"name": "siglip", "temperature": 0.2, "bias": -1.0},
+    "isogclr": {"name": "isogclr", "temperature": 0.2, "max_temperature": 0.4, "rho": 0.5},
+    "fastclip": {"name": "fastclip", "temperature": 0.2, "temperature_lr": 0.01},
+    "albef": {"name": "albef", "temperature": 0.2, "teacher": {"name": "ema", "momentum": 0.6, "final_momentum": 0.6}},
+}
+VARIANTS = SOFT | {
+    "clip-unmasked": SOFT["clip"] | {"mask_false_negatives": False},
+    "siglip-gather": SOFT["siglip"] | {"exchange": "gather"},
+    "siglip-unmasked": SOFT["siglip"] | {"mask_false_negatives": False},
+    "psd-self": SOFT["psd"] | {"teacher": {"name": "self"}},
+    "psd-self-sharpened": SOFT["psd"] | {"teacher": {"name": "self"}, "swap": False, "sharpening": 0.5},
+    "psd-swap": SOFT["psd"] | {"swap": True, "schedule": "cosine"},
+    "psd-block": SOFT["psd"] | {"scope": "block", "schedule": "constant", "share": 0.5},
+    "sogclr-unit": SOFT["sogclr"] | {"grad_scale": "unit"},
+    "onlineclr-zero": SOFT["onlineclr"] | {"init": "zero"},
+    "onlineclr-unmasked": SOFT["onlineclr"] | {"mask_false_negatives": False},
+    "albef-wraps": SOFT["albef"] | {"queue": 17},
+    "albef-short": SOFT["albef"] | {"queue": 7},
+    "albef-no-queue": SOFT["albef"] | {"queue": 0},
+}
+
+every_objective = pytest.mark.parametrize("name", NAMES)
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+@pytest.fixture(scope="module")
+def gloo() -> Iterator[Gloo]:
+    with Gloo(3) as workers:
+        yield workers
+
+
+def settings_of(objective: dict[str, Any], accumulate: int = 1) -> TrainSettings:
+    tree: dict[str, Any] = {
+        "name": "laws",
+        "data": {"path": "nowhere"},
+        "image_tower": {"name": "conv"},
+        "text_tower": {"name": "bag"},
+        "embed_dim": EMBED_DIM,
+        "optimizer": {"name": "sgd", "lr": 0.1, "weight_decay": 0.0},
+        "epochs": 1,
+        "global_batch_size": ROWS,
+        "accumulate": accumulate,
+    }
+    return validate(TrainSettings, tree | {"objective": objective}, "laws")
+
+
+class Linear(nn.Module):
+    """Two linear maps in float64, which `DualEncoder` never is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.text = (nn.Linear(WIDTH, EMBED_DIM, dtype=torch.float64) for _ in range(2))
+
+    def forward(self, batch: Batch) -> Embeddings:
+        image, text = self.image(batch["image_features"]), self.text(batch["text_features"])
+        return Embeddings(F.normalize(image), F.normalize(text), image, text)
+
+
+def batch_of(step: int, shuffle: int = 0) -> Batch:
+    """A step's global batch. Samples come back in later steps, on other workers; `shuffle` deals them out in another way."""
+    image_id, text_id = (IMAGES + 5 * step) % TASK.num_images, (TEXTS + 5 * step) % TASK.num_texts
+    random = torch.Generator().manual_seed(100)
+    images, texts = torch.randn(2, TASK.num_texts, WIDTH, generator=random, dtype=torch.float64).unbind()
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1000 * shuffle + step))
+    batch = {"image_features": images[image_id], "text_features": texts[text_id], "image_id": image_id, "text_id": text_id}
+    return Batch(**{name: column[order] for name, column in batch.items()})  # type: ignore[typeddict-item]
+
+
+def part_of(batch: Batch) -> Batch:
+    """This worker's rows."""
+    size = ROWS // distributed.world_size()
+    own = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
+    return Batch(**{name: column[own] for name, column in batch.items()})  # type: ignore[typeddict-item,index]
+
+
+def state_of(settings: TrainSettings, seed: int = 0) -> TrainState:
+    """All of a run, in float64."""
+    torch.manual_seed(seed)
+    encoder: Any = Linear()
+    objective = settings.objective.build(TASK).double()
+    teacher = settings.objective.build_teacher(encoder, TASK)
+    if distributed.world_size() > 1:
+        encoder = DistributedDataParallel(encoder, broadcast_buffers=False)
+    optimizer = settings.optimizer.build([encoder, objective])
+    return TrainState(encoder, objective, teacher, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+
+
+class Outcome(NamedTuple):
+    """What some steps did."""
+
+    losses: list[Tensor]  # of the global batch, each step
+    gradients: list[list[Tensor]]  # of encoder and objective, each step
+    state: dict[str, Tensor]  # of encoder, objective and teacher, at the end
+    saved: bytes  # a checkpoint
+
+
+def steps(
+    objective: dict[str, Any], first: int, last: int, saved: bytes | None = None, accumulate: int = 1, shuffle: int = 0
+) -> Outcome:
+    """Train on this worker's rows of global batches, from a checkpoint where there is one."""
+    settings = settings_of(objective, accumulate)
+    state = state_of(settings, seed=0 if saved is None else 99)
+    if saved is not None:
+        state.load_state_dict(torch.load(io.BytesIO(saved), weights_only=True))
+    assert state.step == first
+    losses, gradients = [], []
+    for step in range(first, last):
+        loss, _ = train_step(state, part_of(batch_of(step, shuffle)), settings, settings.optimizer.lr)
+        assert loss.total.dtype == torch.float64
+        losses.append(distributed.mean(loss.total))
+        parameters = [p for module in (state.encoder, state.objective) for p in module.parameters() if p.requires_grad]
+        gradients.append([p.grad.clone() for p in parameters if p.grad is not None])
+        assert len(gradients[-1]) == len(parameters)
+    written = state.state_dict()
+    tensors = {f"{part}.{name}": t.clone() for part in ("encoder", "objective", "teacher") for name, t in written[part].items()}
+    assert {t.dtype for t in tensors.values()} <= {torch.float64, torch.int64}
+    file = io.BytesIO()
+    torch.save(written, file)
+    return Outcome(losses, gradients, tensors, file.getvalue())
+
+
+@cache
+def expected_of(variant: str) -> Outcome:
+    """One worker, whole batches."""
+    return steps(VARIANTS[variant], 0, STEPS)
+
+
+def assert_same(found: Outcome, expected: Outcome) -> None:
+    """Up to the rounding of float64: sums in float32 on the way would show."""
+    close = {"rtol": 1e-7, "atol": 1e-10}
+    number = len(found.losses)
+    torch.testing.assert_close(found.losses, expected.losses[-number:], **close)
+    torch.testing.assert_close(found.gradients, expected.gradients[-number:], **close)
+    assert found.state.keys() == expected.state.keys()
+    for name, value in found.state.items():
+        torch.testing.assert_close(value, expected.state[name], **close, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_batches_of_these_tests_hold_what_can_go_wrong() -> None:
+    """Same pictures and same captions on one worker and on two, and samples that meet another worker the next time."""
+    for name in ("image_id", "text_id"):
+        for world_size in (2, 3):
+            homes: dict[int, set[int]] = {}  # of a sample over all steps
+            within, across = [], []
+            for step in range(STEPS):
+                ids = batch_of(step)[name].tolist()  # type: ignore[literal-required]
+                for i in range(ROWS):
+                    home = i * world_size // ROWS
+                    homes.setdefault(ids[i], set()).add(home)
+                    for j in range(i):
+                        if ids[i] == ids[j]:
+                            (within if home == j * world_size // ROWS else across).append((step, i, j))
+            assert len(within) >= 3 and len(across) >= 3
+            assert sum(len(workers) > 1 for workers in homes.values()) > 5
+
+
+@every_variant
+def test_training_moves_all_there_is(variant: str) -> None:
+    """Else equal outcomes would mean little."""
+    found = expected_of(variant)
+    start = state_of(settings_of(VARIANTS[variant])).state_dict()
+    for name, value in found.state.items():
+        part, key = name.split(".", 1)
+        if variant != "albef-no-queue" or key not in ("images", "texts", "ids", "pushed"):
+            assert not torch.equal(value, start[part][key]), name
+    assert all(float(gradient.abs().max()) > 1e-4 for gradients in found.gradients for gradient in gradients if gradient.ndim)
+
+
+@every_variant
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_any_number_of_workers_is_one(gloo: Gloo, variant: str, world_size: int) -> None:
+    """Loss and gradients at every step, weights and state at the end, on every worker."""
+    for found in gloo(world_size, steps, VARIANTS[variant], 0, STEPS):
+        assert_same(found, expected_of(variant))
+
+
+@every_variant
+@pytest.mark.parametrize("parts", [2, 3])
+def test_any_number_of_parts_is_one(variant: str, parts: int) -> None:
+    assert_same(steps(VARIANTS[variant], 0, STEPS, None, parts), expected_of(variant))
+
+
+@every_variant
+def test_a_run_may_go_on_with_other_workers(gloo: Gloo, variant: str) -> None:
+    """Two workers, then three, then one, by checkpoints: as one worker all along."""
+    first = gloo(2, steps, VARIANTS[variant], 0, 2)[1]
+    second = gloo(3, steps, VARIANTS[variant], 2, 4, first.saved)[2]
+    third = steps(VARIANTS[variant], 4, STEPS, second.saved)
+    assert_same(third, expected_of(variant))
+
+
+@every_variant
+def test_a_checkpoint_holds_all_of_it(variant: str) -> None:
+    """To the last bit, into an objective and a teacher that were built anew."""
+    before = steps(VARIANTS[variant], 0, 3)
+    after = steps(VARIANTS[variant], 3, STEPS, before.saved)
+    expected = expected_of(variant)
+    assert all(torch.equal(a, b) for a, b in zip(after.losses, expected.losses[3:], strict=True))
+    for ours, theirs in zip(after.gradients, expected.gradients[3:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert all(torch.equal(value, expected.state[name]) for name, value in after.state.items())
+
+
+@every_variant
+def test_samples_may_be_dealt_out_in_any_order(gloo: Gloo, variant: str) -> None:
+    """Two workers and batches in another order: the same loss, gradients and state, sample by sample.
+
+    PSD chooses soft pairs by their place in the batch, so here it chooses all. A queue that a batch does not fill evenly loses
+    the pairs in the places that are written over, so here it takes two batches, and is compared as a set.
+    """
+    objective = VARIANTS[variant]
+    if objective["name"] == "psd":
+        objective = objective | {"share": 0.99, "schedule": "constant"}
+    if objective["name"] == "albef":
+        objective = objective | {"queue": min(objective.get("queue", ROWS), ROWS) // ROWS * ROWS}
+    expected = steps(objective, 0, STEPS)
+    for found in gloo(2, steps, objective, 0, STEPS, None, 1, 5):
+        assert_same(_as_sets(found), _as_sets(expected))
+
+
+def _as_sets(outcome: Outcome) -> Outcome:
+    """With products over the rows of ALBEF's queue, which do not know their order, in its place."""
+    state = dict(outcome.state)
+    if "objective.ids" in state:
+        queue = [state.pop(f"objective.{name}").double() for name in ("images", "texts", "ids")]
+        state["queue"] = torch.cat(queue, dim=1).T @ torch.cat(queue, dim=1)
+    return outcome._replace(state=state)
+
+
+def trained(objective: dict[str, Any]) -> tuple[TrainState, Batch, Embeddings]:
+    """After a few steps, the next batch with its teacher's columns, and what the encoder makes of it."""
+    settings = settings_of(objective)
+    state = state_of(settings)
+    for step in range(3):
+        train_step(state, batch_of(step), settings, settings.optimizer.lr)
+    with torch.no_grad():
+        batch = state.teacher(batch_of(3))
+        return state, batch, state.encoder(batch)
+
+
+@every_variant
+def test_forward_can_be_replayed(variant: str) -> None:
+    """Twice the same loss, metrics and gradient, and nothing has changed: no parameter, no state, no batch."""
+    state, batch, rows = trained(VARIANTS[variant])
+    objective, before = state.objective, {name: value.clone() for name, value in state.objective.state_dict().items()}
+    columns_before = {name: column.clone() for name, column in batch.items()}  # type: ignore[attr-defined]
+    found = []
+    for _ in range(2):
+        objective.zero_grad()
+        embeddings = Embeddings(*(part.clone().requires_grad_() for part in rows))
+        loss = objective(embeddings, batch)
+        loss.total.backward()
+        inputs = [*embeddings, *objective.parameters()]
+        found.append((loss, [torch.zeros(()) if p.grad is None else p.grad.clone() for p in inputs]))
+        assert any(bool(gradient.any()) for gradient in found[-1][1])
+    (first, first_gradients), (second, second_gradients) = found
+    assert torch.equal(first.total, second.total)
+    assert all(torch.equal(a, b) for a, b in zip(first_gradients, second_gradients, strict=True))
+    for one, other in ((first.metrics, second.metrics), (first.state, second.state)):
+        assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+    after = objective.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(torch.equal(batch[name], column) for name, column in columns_before.items())  # type: ignore[literal-required]
+    assert not any(v.requires_grad for v in (*first.metrics.values(), *first.state.values())), "a log must not hold the graph"
+    assert all(value.ndim == 0 for value in (first.total, *first.metrics.values()))
+    told = {name: value.clone() for name, value in second.metrics.items()}
+    objective.update(batch, second)
+    assert all(torch.equal(told[name], value) for name, value in second.metrics.items()), "what was found does not change later"
+
+
+class Recorded(dict[str, Tensor]):
+    """A batch that knows what was read of it."""
+
+    def __init__(self, columns: dict[str, Tensor]):
+        super().__init__(columns)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+@every_variant
+def test_it_asks_for_what_it_reads_and_no_more(variant: str) -> None:
+    """With its own columns and its teacher's it works, and reads each of them."""
+    state, batch, rows = trained(VARIANTS[variant])
+    needs = settings_of(VARIANTS[variant]).objective.needs
+    wanted = columns(needs, True, True) - {"image_features", "text_features"}
+    wanted |= set(batch) - set(batch_of(3))
+    assert wanted <= {"image_id", "text_id", "teacher_image", "teacher_text"}
+    recorded: Any = Recorded({name: batch[name] for name in wanted})  # type: ignore[literal-required]
+    embeddings = Embeddings(*(part.clone().requires_grad_() for part in rows))
+    state.objective.update(recorded, state.objective(embeddings, recorded))
+    assert recorded.read == wanted
+    if VARIANTS[variant].get("mask_false_negatives") is False:
+        assert needs == Needs()
+
+
+def objective_of(name: str, **changes: Any) -> Objective:
+    return settings_of(SOFT[name] | changes).objective.build(TASK)
+
+
+@every_objective
+def test_a_batch_without_negatives_is_finite_or_refused(name: str) -> None:
+    """One picture twelve times."""
+    rows = Embeddings(*(torch.randn(ROWS, EMBED_DIM, generator=torch.Generator().manual_seed(i)) for i in range(4)))
+    embeddings = Embeddings(*(F.normalize(part).requires_grad_() for part in rows[:2]), *(p.requires_grad_() for p in rows[2:]))
+    batch: Any = {"image_id": torch.full((ROWS,), 3), "text_id": torch.arange(ROWS)}
+    batch |= {"teacher_image": embeddings.image.detach(), "teacher_text": embeddings.text.detach()}
+    objective = objective_of(name)
+    if name == "onlineclr":
+        with pytest.raises(ValueError, match="onlineclr: all pairs of a batch have the same picture or caption"):
+            objective(embeddings, batch)
+        return
+    loss = objective(embeddings, batch)
+    loss.total.backward()
+    gradients = [part.grad for part in (*embeddings, *objective.parameters()) if part.grad is not None]
+    assert gradients and all(bool(value.isfinite().all()) for value in (loss.total, *gradients))
+    before = {key: value.clone() for key, value in objective.state_dict().items() if "log_u" in key or "velocity" in key}
+    objective.update(batch, loss)
+    assert all(torch.equal(objective.state_dict()[key], value) for key, value in before.items()), "nothing was learned"
+
+
+class Free(nn.Module):
+    """An embedding of its own for every picture and every caption."""
+
+    def __init__(self, size: int, width: int):
+        super().__init__()
+        self.image, self.text = nn.Embedding(size, width), nn.Embedding(size, width)
+
+    def forward(self, batch: Batch) -> Embeddings:
+        image, text = self.image(batch["image_id"]), self.text(batch["text_id"])
+        return Embeddings(F.normalize(image), F.normalize(text), image, text)
+
+
+def _margin(rows: Embeddings) -> float:
+    """Mean over pairs of the own cosine less the best other one, both ways."""
+    cosines = (rows.image @ rows.text.T).tolist()
+    size, total = len(cosines), 0.0
+    for i in range(size):
+        for other in ([cosines[i][j] for j in range(size) if j != i], [cosines[j][i] for j in range(size) if j != i]):
+            total += cosines[i][i] - max(other)
+    return total / (2 * size)
+
+
+# A teacher that keeps up with so short a run; ALBEF's own hardly moves in it.
+DESCENT = {name: {"name": name} for name in NAMES} | {
+    "albef": {"name": "albef", "teacher": {"name": "ema", "momentum": 0.5, "final_momentum": 0.5}}
+}
+
+
+@every_objective
+def test_it_descends(name: str) -> None:
+    """Twenty-four free pairs in batches of twelve: after some dozen steps pairs find one another, measured by itself."""
+    torch.manual_seed(1)
+    size, batches = 2 * ROWS, 60
+    task = Task(size, size, 16, 2, batches, 0)
+    settings = settings_of(DESCENT[name])
+    encoder = Free(size, 16)
+    objective, teacher = settings.objective.build(task), settings.objective.build_teacher(encoder, task)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *objective.parameters()])
+    state = TrainState(encoder, objective, teacher, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    everything: Any = {"image_id": torch.arange(size), "text_id": torch.arange(size)}
+    with torch.no_grad():
+        before = encoder(everything)
+    losses = []
+    for step in range(batches):
+        chosen = torch.randperm(size, generator=torch.Generator().manual_seed(step // 2))[step % 2 :: 2]
+        loss, _ = train_step(state, Batch(image_id=chosen, text_id=chosen), settings, 0.05)
+        losses.append(float(loss.total.detach()))
+    with torch.no_grad():
+        after = encoder(everything)
+    assert _margin(before) < -0.4
+    assert _margin(after) > 0.05
+    if name == "vicreg":
+        assert losses[-1] < 0.1 * losses[0]
+        distances = [float((rows.image_projection - rows.text_projection).square().mean()) for rows in (before, after)]
+        assert distances[1] < 0.1 * distances[0]
+        assert float(after.image_projection.std(0).mean()) > 0.5, "nothing has collapsed"
+
+
+@every_objective
+def test_its_name_is_all_that_a_config_must_say(name: str) -> None:
+    settings = settings_of({"name": name})
+    assert settings.objective.name == name
+    assert validate(TrainSettings, settings.model_dump(mode="json"), "again") == settings
+
+
+@every_objective
+def test_the_temperature_is_one_key_for_all(name: str) -> None:
+    """What is asked for on the command line is what the first step works at."""
+    tree = settings_of({"name": name}).model_dump(mode="json")
+    tree["objective"] = {"name": name}
+    tree = apply_overrides(tree, parse_overrides(["objective.temperature=0.05"]))
+    if name == "vicreg":
+        with pytest.raises(UserError, match=r"objective\.temperature: unknown key"):
+            validate(TrainSettings, tree, "laws")
+        return
+    settings = validate(TrainSettings, tree, "laws")
+    state = state_of(settings)
+    with torch.no_grad():
+        batch = state.teacher(batch_of(0))
+    found = state.objective(state.encoder(batch), batch).metrics["temperature"]
+    assert float(found) == pytest.approx(0.05, rel=1e-6)

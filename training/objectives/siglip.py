@@ -1,0 +1,64 @@
+"""SigLIP: every pair of an image and a text is a yes-or-no question of its own.
+
+Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, arXiv 2303.15343:
+
+    L = 1/B [ sum_ij softplus(z_ij) - sum_i z_ii ],   z = s X Y^T + bias
+
+Nothing is normalised over the batch, so texts can go round the workers (`exchange: ring`) and no worker ever holds more than
+two blocks of them. Pairs with the same picture or caption are left out (ours; a no-op without duplicates).
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import nn
+
+from pipelines.batch import Batch, Needs
+from training.distributed import around, first_row
+from training.objectives.base import Embeddings, LearnedTemperatureSettings, LogitScale, Loss, Objective, Task
+from training.objectives.blocks import Candidates
+from training.objectives.contrast import pair_ids
+from training.objectives.functional import exact, sigmoid_sums
+
+
+class SigLipSettings(LearnedTemperatureSettings):
+    """SigLIP, the pairwise sigmoid loss."""
+
+    name: Literal["siglip"] = "siglip"
+    temperature: float = Field(0.1, gt=0, description="1/temperature scales the cosines; its start where it is learned")
+    bias: float = Field(-10.0, description="start of the learned bias, about -log of the negatives a positive")
+    exchange: Literal["ring", "gather"] = Field("ring", description="texts go round the workers, or all to all at once")
+    mask_false_negatives: bool = Field(True, description="pairs with the same picture or caption are left out")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(ids=self.mask_false_negatives)
+
+    def build(self, task: Task) -> "SigLip":
+        return SigLip(self)
+
+
+class SigLip(Objective):
+    """No state but scale and bias."""
+
+    def __init__(self, settings: SigLipSettings):
+        super().__init__()
+        self._settings = settings
+        self.scale = LogitScale(settings)
+        self.bias = nn.Parameter(torch.tensor(settings.bias))
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
+        image, text = exact(embeddings.image), exact(embeddings.text)
+        ring, scale = self._settings.exchange == "ring", self.scale()
+        own = torch.arange(len(image), device=image.device)
+        # Without the ids of the data, a pair is alike itself and nothing else.
+        ids = pair_ids(batch) if self._settings.mask_false_negatives else (own + first_row(len(own)))[:, None].expand(-1, 2)
+        sums = F.softplus(-scale * (image * text).sum(1) - self.bias)
+        for texts, text_ids in zip(around(text, ring), around(ids, ring), strict=True):
+            sums = sums + sigmoid_sums(image, texts, scale, self.bias, Candidates(own, ids, text_ids))
+        return Loss(sums.mean(), {"temperature": 1 / scale.detach(), "bias": self.bias.detach()})
+
+    def update(self, batch: Batch, loss: Loss) -> None:
+        self.scale.clamp()

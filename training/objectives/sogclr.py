@@ -1,0 +1,99 @@
+"""SogCLR: every sample remembers its own normaliser over the whole data, so that a small batch follows the global contrast.
+
+Yuan et al., "Provable Stochastic Optimization for Global Contrastive Learning: Small Batch Does Not Harm Performance", ICML
+2022, arXiv 2202.12387; for two modalities as in Qiu et al., ICML 2023, arXiv 2305.11965. It follows
+
+    F = t mean_i [ log(eps + g_i^image) + log(eps + g_i^text) ],   g_i^image = mean_{j != i} exp((s_ij - s_ii) / t)
+
+with a moving average u_i in the place of g_i's denominator: u_i <- (1 - gamma) u_i + gamma g_i, first visit u_i = g_i. All in
+logarithms, where nothing overflows at any temperature. `total` is the estimate of F; its gradient is the method's.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipelines.batch import Batch, Needs
+from training.distributed import world_size
+from training.objectives.base import Embeddings, Loss, Objective, Task, TemperatureSettings
+from training.objectives.contrast import contrast, find_candidates
+from training.objectives.functional import following, log_blend
+from training.objectives.memory import Memory
+
+
+class GlobalSettings(TemperatureSettings):
+    """Settings of all objectives that estimate the global contrast."""
+
+    epsilon: float = Field(1e-14, gt=0, description="anchors whose mean falls below it are solved, and lose their weight")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(ids=True)
+
+
+class SogClrSettings(GlobalSettings):
+    """SogCLR: global contrast from per-sample running estimates, at a fixed temperature."""
+
+    name: Literal["sogclr"] = "sogclr"
+    temperature: float = Field(0.01, gt=0, description="fixed")
+    gamma: float = Field(0.8, gt=0, le=1, description="share of the new batch in a sample's running estimate")
+    grad_scale: Literal["source", "unit"] = Field(
+        "source", description="source: the gradient is 2 x temperature of CLIP's; unit: of CLIP's size, for SGD"
+    )
+
+    def build(self, task: Task) -> "SogClr":
+        return SogClr(self, task)
+
+
+class Estimates(NamedTuple):
+    """Of this worker's b pairs, each as image and as text: [2, b] but for `counted`."""
+
+    log_g: Tensor  # log of the batch's mean over negatives, with gradient
+    log_u: Tensor  # updated running estimate
+    weight: Tensor  # g / (eps + u), the anchor's share in the gradient
+    counted: Tensor  # bool [b]: it has negatives; elsewhere log_g and weight are 0 and log_u is as it was
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over pairs of the sum over both modalities of [2, b]; anchors without negatives count as 0."""
+        return torch.where(self.counted, values, 0.0).sum(0).mean()
+
+
+def estimate(
+    embeddings: Embeddings, batch: Batch, memory: Memory, temperatures: tuple[Tensor, Tensor], gamma: float, epsilon: float
+) -> Estimates:
+    """At temperatures of images and of texts: the same scalar twice, or [b] each."""
+    candidates = find_candidates(embeddings, batch, ids=True)
+    image_scale = 1 / temperatures[0]
+    text_scale = image_scale if temperatures[1] is temperatures[0] else 1 / temperatures[1]
+    found = contrast(embeddings, candidates, image_scale, text_scale, own=False)
+    negatives = candidates.negatives(world_size() * len(found.own))
+    counted = negatives > 0
+    sums = torch.stack([found.image - found.own * image_scale, found.text - found.own * text_scale])
+    log_g = torch.where(counted, sums - negatives.clamp(min=1).to(sums.dtype).log(), 0.0)
+    old = memory.read(batch).to(log_g.dtype)
+    log_u = torch.where(counted, log_blend(old, log_g.detach(), gamma), old)
+    weight = (log_g.detach() - torch.logaddexp(log_u, log_u.new_tensor(math.log(epsilon)))).exp()
+    return Estimates(log_g, log_u, torch.where(counted, weight, 0.0), counted)
+
+
+class SogClr(Objective):
+    """State: log u of every picture and of every caption."""
+
+    def __init__(self, settings: SogClrSettings, task: Task):
+        super().__init__()
+        self._settings = settings
+        self.log_u = Memory(task, -math.inf)
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
+        settings = self._settings
+        temperature = embeddings.image.new_tensor(settings.temperature)
+        found = estimate(embeddings, batch, self.log_u, (temperature, temperature), settings.gamma, settings.epsilon)
+        factor = temperature if settings.grad_scale == "source" else 0.5
+        total = following(factor * found.mean(found.log_u), factor * found.mean(found.weight * found.log_g))
+        return Loss(total, {"temperature": temperature}, {"log_u": found.log_u, "counted": found.counted})
+
+    def update(self, batch: Batch, loss: Loss) -> None:
+        self.log_u.write(batch, loss.state["log_u"], loss.state["counted"], log=True)

@@ -1,0 +1,87 @@
+"""Teachers: whoever says what the embeddings of a batch ought to be.
+
+A teacher only adds columns, `batch = teacher(batch)`: `teacher_image` and `teacher_text`, unit rows like the student's. It is
+part of TrainState, and is updated once after each optimizer step.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from pipelines.batch import Batch
+from pipelines.settings import Settings
+from training.cosine import half_cosine
+
+
+class Teacher(nn.Module, ABC):
+    """Called under no_grad and the student's autocast; always in eval mode."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Batch:
+        """The batch with the teacher's columns."""
+
+    def update(self, student: nn.Module, step: int) -> None:
+        """Follow the student after optimizer step `step`, from 0."""
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """No dropout, and BatchNorm as it stands, whatever the student does."""
+        return super().train(False)
+
+
+class NoTeacher(Teacher):
+    """The batch as it is."""
+
+    def forward(self, batch: Batch) -> Batch:
+        return batch
+
+
+class EmaSettings(Settings):
+    """The student's own moving average: one more forward without gradient a step."""
+
+    name: Literal["ema"] = "ema"
+    momentum: float | None = Field(
+        None, ge=0, le=1, description="share of the teacher that stays, at the first step; null: 0.996, less in a short run"
+    )
+    final_momentum: float = Field(1.0, ge=0, le=1, description="and at the last; in between a half cosine")
+
+    def build(self, student: nn.Module, total_steps: int) -> "EmaTeacher":
+        return EmaTeacher(self, student, total_steps)
+
+
+class EmaTeacher(Teacher):
+    """theta' <- m theta' + (1 - m) theta over parameters (Tarvainen and Valpola, arXiv 1703.01780); buffers are copied.
+
+    The same on every worker without a word exchanged: it follows parameters that are equal everywhere.
+    """
+
+    def __init__(self, settings: EmaSettings, student: nn.Module, total_steps: int):
+        super().__init__()
+        # What never changes is shared with the student, not copied.
+        shared = {id(p): p for p in student.parameters() if not p.requires_grad}
+        self.encoder = copy.deepcopy(student, shared).requires_grad_(False)
+        self._settings, self._total_steps = settings, total_steps
+        self.train(False)
+
+    def forward(self, batch: Batch) -> Batch:
+        found = self.encoder(batch)
+        return {**batch, "teacher_image": found.image, "teacher_text": found.text}
+
+    def momentum(self, step: int) -> float:
+        """m, from `momentum` to `final_momentum` on a half cosine."""
+        first = self._settings.momentum
+        if first is None:  # a teacher that remembers a quarter of the run at most
+            first = min(0.996, max(0.0, 1 - 4 / self._total_steps))
+        return half_cosine(first, self._settings.final_momentum, step / self._total_steps)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, step: int) -> None:
+        keep = self.momentum(step)
+        for own, other in zip(self.encoder.parameters(), student.parameters(), strict=True):
+            if own is not other:
+                own.lerp_(other, 1 - keep)
+        for copied, buffer in zip(self.encoder.buffers(), student.buffers(), strict=True):
+            copied.copy_(buffer)
