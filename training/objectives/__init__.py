@@ -6,6 +6,7 @@ from pydantic import Field
 
 from training.objectives.albef import AlbefSettings
 from training.objectives.clip import ClipSettings
+from training.objectives.cyclip import CyClipSettings
 from training.objectives.fastclip import FastClipSettings
 from training.objectives.isogclr import ISogClrSettings
 from training.objectives.onlineclr import OnlineClrSettings
@@ -21,6 +22,7 @@ ObjectiveUnion = Annotated[
     | SogClrSettings
     | ISogClrSettings
     | FastClipSettings
+    | CyClipSettings
     | VicRegSettings
     | OnlineClrSettings
     | AlbefSettings,
