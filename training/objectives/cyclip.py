@@ -17,7 +17,6 @@ from pipelines.batch import Batch
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip import Clip, ContrastiveSettings
-from training.objectives.functional import exact
 
 
 class CyClipSettings(ContrastiveSettings):
@@ -42,7 +41,7 @@ class CyClip(Clip):
         clip = super().forward(embeddings, batch)
         image, text = embeddings.image, embeddings.text
         within, across = inconsistencies(image, text, all_gather(image), all_gather(text))
-        in_modal, cross_modal = within.mean(), across.mean()
+        in_modal, cross_modal = within.mean().to(clip.total.dtype), across.mean().to(clip.total.dtype)
         total = clip.total + self._in_modal * in_modal + self._cross_modal * cross_modal
         found = {"clip": clip.total.detach(), "in_modal": in_modal.detach(), "cross_modal": cross_modal.detach()}
         return Loss(total, clip.metrics | found)
@@ -51,9 +50,10 @@ class CyClip(Clip):
 def inconsistencies(image: Tensor, text: Tensor, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
     """Both of the paper's sums over k, [b] each, of this worker's rows [b, D] among all [B, D].
 
-    Multiplied out, they are forms of three D x D matrices: nothing of size B x B is made.
+    Multiplied out, they are forms of three D x D matrices: nothing of size B x B is made. In float64, since large numbers cancel
+    where all rows point in nearly one direction, as those of dual encoders do.
     """
-    x, y, all_x, all_y = (exact(part) for part in (image, text, images, texts))
+    x, y, all_x, all_y = (part.double() for part in (image, text, images, texts))
     with torch.autocast(x.device.type, enabled=False):
         xx, yy, xy = all_x.T @ all_x, all_y.T @ all_y, all_x.T @ all_y
 
