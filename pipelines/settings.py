@@ -173,24 +173,25 @@ def _walk(model: type[BaseModel], location: list[str | int]) -> tuple[list[type[
     return classes, shown
 
 
-def describe(model: type[BaseModel], indent: str = "  ") -> str:
-    """The keys of a settings class with their defaults and meaning, for `--help`."""
+def describe(model: type[BaseModel], indent: str = "  ", defaults: BaseModel | None = None) -> str:
+    """The keys of a settings class with their meaning and defaults, for `--help`; `defaults`: an object that has others."""
     lines = []
     for name, field in model.model_fields.items():
         nested = _classes(field.annotation)
-        if field.is_required():
+        value = getattr(defaults, name) if defaults else field.get_default(call_default_factory=True)
+        if field.is_required() and not defaults:
             default = "required"
-        elif isinstance(field.get_default(call_default_factory=True), BaseModel):
-            default = ""
         else:
-            default = f"default {json.dumps(field.get_default(call_default_factory=True), default=str)}"
+            default = "" if isinstance(value, BaseModel) else f"default {json.dumps(value, default=str)}"
+        if isinstance(value, BaseModel) and len(nested) > 1:
+            default = f"default name: {_tag(type(value))}"
         about = " - ".join(part for part in (field.description or "", default) if part)
         lines.append(f"{indent}{name}: {about}")
         if len(nested) == 1:
-            lines.append(describe(nested[0], indent + "  "))
+            lines.append(describe(nested[0], indent + "  ", value if isinstance(value, BaseModel) else None))
         for cls in nested if len(nested) > 1 else []:
             summary = (cls.__doc__ or "").strip().split("\n")[0]
             lines.append(f"{indent}  name: {_tag(cls)} - {summary}")
             inner = describe(cls, indent + "    ").split("\n")
-            lines += [line for line in inner if not line.strip().startswith("name:")]
+            lines += [line for line in inner if not line.startswith(f"{indent}    name:")]
     return "\n".join(line for line in lines if line.strip())

@@ -195,3 +195,32 @@ def test_help_lists_every_key_with_default_and_meaning() -> None:
     inner = next(line for line in text.split("\n") if "inner:" in line)
     rate = next(line for line in text.split("\n") if "learning_rate" in line)
     assert len(rate) - len(rate.lstrip()) > len(inner) - len(inner.lstrip())
+
+
+class Quick(Settings):
+    """Fast."""
+
+    name: Literal["quick"] = "quick"
+    steps: int = 3
+
+
+class Slow(Settings):
+    """Sure."""
+
+    name: Literal["slow"] = "slow"
+    guide: Annotated[Quick | Red, Field(discriminator="name")] = Quick()
+    fixed: Quick = Quick(steps=7)
+
+
+class Nested(Settings):
+    """A choice within a choice."""
+
+    pace: Annotated[Quick | Slow, Field(discriminator="name")] = Slow()
+
+
+def test_help_shows_choices_within_choices_and_the_defaults_that_hold() -> None:
+    text = describe(Nested)
+    assert "pace: default name: slow" in text and "guide: default name: quick" in text
+    assert text.count("name: quick - Fast.") == 2 and "name: red" in text
+    # The class says 3, but where it stands alone its owner says 7.
+    assert text.count("steps: default 3") == 2 and text.count("steps: default 7") == 1
