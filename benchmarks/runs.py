@@ -27,7 +27,7 @@ def plan_of(config: Path, overrides: dict[str, Any], display: Display) -> Plan:
     """The plan of a run; features of locked towers are computed in the cluster where they are not cached yet."""
     settings = load(TrainSettings, config, overrides)
     prepared = Prepared.open(settings.data.path)
-    data = held_out(prepared, settings.evaluation, settings.data.split_seed)
+    data = held_out(prepared, settings.evaluation, settings.data.split_seed, settings.data.validation)
     cluster.start(display.verbose)
     return make_plan(settings, prepared, data, make_order(settings, prepared), Pool(os.cpu_count() or 1), display)
 

@@ -91,9 +91,11 @@ class Scores:
     HEADER = ["score, %", "value", "chance", "largest class", "n"]
 
 
-def held_out(prepared: Prepared, settings: SuiteSettings, split_seed: int | None = None) -> HeldOut:
+def held_out(
+    prepared: Prepared, settings: SuiteSettings, split_seed: int | None = None, validation: float | None = None
+) -> HeldOut:
     """Read what a split needs. Raises `UserError` for an unknown or empty split, or an unknown label."""
-    ids = prepared.split_ids(split_seed)
+    ids = prepared.split_ids(split_seed, validation)
     if settings.split not in ids:
         raise UserError(f"evaluation.split: '{settings.split}' is unknown; {prepared.path} has {', '.join(ids)}")
     sample_ids = ids[settings.split]

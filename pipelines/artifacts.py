@@ -4,6 +4,7 @@
 that exists on disk is a path; the rest is a hub name, for timm or transformers to fetch.
 """
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -27,9 +28,15 @@ def resolve(name: str, key: str) -> Path | None:
 
 
 def fingerprint(path: Path) -> str:
-    """Digest of a file, or of all files of a folder."""
+    """Digest of a file, or of all files of a folder. Read once a process, unless sizes or times change."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@functools.lru_cache(maxsize=32)
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+    for file, _, _ in files:
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):

@@ -27,7 +27,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Pool:
-    """How many copies of an encoder; each books one CPU, and one GPU with `use_gpu`."""
+    """How many copies of an encoder; each books one CPU, and one GPU with `use_gpu`. None: one copy, in this process."""
 
     actors: int
     use_gpu: bool = False
@@ -127,7 +127,11 @@ def _compute(
             bank_rows.flush()
             about = bank.about | {"rows": bank.rows, "width": bank_rows.shape[1]}
             (folder / "bank.json").write_text(json.dumps(about, indent=1))
-            folder.rename(bank.path)
+            try:
+                folder.rename(bank.path)
+            except OSError:  # another process was faster: two trials may miss the same bank
+                if not bank.exists:
+                    raise
     finally:
         for folder in aside:
             shutil.rmtree(folder, ignore_errors=True)
@@ -136,7 +140,13 @@ def _compute(
 def _features(
     rows: int, load: Callable[[np.ndarray], np.ndarray], encoder: Callable, arguments: tuple, pool: Pool
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(row ids, features) in batches, from a pool of actors that each hold the encoder."""
+    """(row ids, features) in batches, from a pool of actors that each hold the encoder, or from this process."""
+    if not pool.actors:
+        encode = encoder(*arguments)
+        for start in range(0, rows, _BATCH):
+            ids = np.arange(start, min(start + _BATCH, rows))
+            yield ids, np.asarray(encode(load(ids)), dtype=np.float32)
+        return
     import ray.data
 
     class Encode:

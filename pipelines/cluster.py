@@ -31,6 +31,13 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     # One notice a second about an actor state that needs the dashboard.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    # Trials run where the driver runs, so that relative paths mean the same; they log what the sweep's `loggers` name.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Ctrl-C ends a sweep at once: it can go on, and needs no state of Tune's for that.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     # Keeps CUDA_VISIBLE_DEVICES as it is for tasks without GPUs, and silences the notice about it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Each task tokenizes on the one CPU it was given; no notice about forks.

@@ -46,6 +46,7 @@ class Order:
     split_seed: int | None
     seed: int
     global_batch_size: int
+    validation: float | None = None  # share of the training groups that is held out for choosing
 
     def check(self) -> None:
         """Raises `UserError` where the split does not fill one global batch."""
@@ -59,7 +60,7 @@ class Order:
     @property
     def ids(self) -> np.ndarray:
         """Sample ids of the split, sorted."""
-        return _ids(self.path, self.fingerprint, self.split, self.split_seed)
+        return _ids(self.path, self.fingerprint, self.split, self.split_seed, self.validation)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -79,8 +80,8 @@ class Order:
 
 
 @functools.lru_cache(maxsize=4)
-def _ids(path: str, fingerprint: str, split: str, split_seed: int | None) -> np.ndarray:
-    return Prepared.open(path).split_ids(split_seed)[split]
+def _ids(path: str, fingerprint: str, split: str, split_seed: int | None, validation: float | None) -> np.ndarray:
+    return Prepared.open(path).split_ids(split_seed, validation)[split]
 
 
 @functools.lru_cache(maxsize=4)

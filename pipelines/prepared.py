@@ -86,22 +86,40 @@ class Prepared:
         """Light columns of all samples, in the order of sample ids. Not for `image`: see `rows`."""
         return pa.concat_tables(pq.read_table(self.path / s["file"], columns=list(columns)) for s in self.manifest["shards"])
 
-    def split_ids(self, seed: int | None = None) -> dict[str, np.ndarray]:
+    def split_ids(self, seed: int | None = None, validation: float | None = None) -> dict[str, np.ndarray]:
         """Sample ids of each split, sorted; `seed` splits anew with the same shares.
 
-        Raises `UserError` where that could hold out shuffled captions.
+        `validation`: this share of the training groups becomes a split of that name, and the others stay as they are.
+        Raises `UserError` where either could hold out shuffled captions, or there is a validation split already.
         """
         if seed is not None and self.shuffled and seed != self.manifest["config"]["split_seed"]:
             raise UserError(
                 f"data.split_seed: {seed} could hold out some of the {self.shuffled} rows of {self.path} that have other rows' "
                 f"captions; prepare it again with split_seed={seed} and another output, and leave data.split_seed null"
             )
+        splits = ["train", *sorted(self.manifest["split_shares"])]
         if seed is None:
             names = np.asarray(self.table("split")["split"].to_pylist(), dtype=object)
         else:
             groups = self.table("group")["group"].to_pylist()
             names = np.asarray([split_of(g, self.manifest["split_shares"], seed) for g in groups], dtype=object)
-        return {name: np.flatnonzero(names == name) for name in ["train", *sorted(self.manifest["split_shares"])]}
+        if validation is not None:
+            self._check_validation(splits)
+            groups = self.table("group")["group"].to_pylist()
+            salt = self.manifest["config"]["split_seed"] if seed is None else seed
+            apart = np.asarray([uniform_of(f"{group}\0validation", salt) < validation for group in groups])
+            names[(names == "train") & apart] = "validation"
+            splits.append("validation")
+        return {name: np.flatnonzero(names == name) for name in splits}
+
+    def _check_validation(self, splits: list[str]) -> None:
+        if "validation" in splits:
+            raise UserError(f"data.validation: {self.path} was prepared with a split of that name; leave data.validation null")
+        if self.shuffled:
+            raise UserError(
+                f"data.validation: may hold out some of the {self.shuffled} rows of {self.path} that have other rows' captions; "
+                "prepare it again with splits.validation and another output, and leave data.validation null"
+            )
 
     def shard_starts(self) -> np.ndarray:
         """First sample id of each shard, and N at the end."""

@@ -73,19 +73,30 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
 def apply_overrides(
     tree: Mapping[str, Any], overrides: Mapping[str, Any], model: type[BaseModel] | None = None
 ) -> dict[str, Any]:
-    """A copy of the tree with dotted keys set. A `name` that picks another class of `model` drops its siblings."""
+    """A copy of the tree with dotted keys set. A `name` that picks another class of `model` drops its siblings.
+
+    Where the tree itself has a key with dots (a sweep's `overrides: {optimizer.lr: 1e-3}`), that key is the one that is meant.
+    """
     result: dict[str, Any] = copy.deepcopy(dict(tree))
     # `objective.name` before `objective.temperature`, whatever order they were typed in.
     for dotted in sorted(overrides, key=lambda key: (not key.endswith(".name"), key.count("."))):
-        node, *parts = [result, *dotted.split(".")]
-        for part in parts[:-1]:
-            if not isinstance(node.get(part), dict):
-                node[part] = {}
-            node = node[part]
-        if parts[-1] == "name" and node.get("name") != overrides[dotted] and model and len(_walk(model, [*parts[:-1]])[0]) > 1:
+        node, last = _place(result, dotted.split("."))
+        above = dotted.split(".")[:-1]
+        if last == "name" and node.get("name") != overrides[dotted] and model and len(_walk(model, [*above])[0]) > 1:
             node.clear()
-        node[parts[-1]] = overrides[dotted]
+        node[last] = overrides[dotted]
     return result
+
+
+def _place(node: dict[str, Any], parts: list[str]) -> tuple[dict[str, Any], str]:
+    """The mapping that a dotted key ends in, made where it is missing, and its key there."""
+    longest = next((n for n in range(len(parts), 1, -1) if ".".join(parts[:n]) in node), 1)
+    key, rest = ".".join(parts[:longest]), parts[longest:]
+    if not rest:
+        return node, key
+    if not isinstance(node.get(key), dict):
+        node[key] = {}
+    return _place(node[key], rest)
 
 
 def load(model: type[S], path: str | Path, overrides: Mapping[str, Any] | None = None) -> S:

@@ -55,9 +55,11 @@ def load_checkpoint(folder: Path, state: TrainState, plan: Plan, device: torch.d
 def newest_checkpoint(run: Path) -> Path:
     """The newest finished checkpoint of a run's folder. Raises `UserError` where there is none."""
     try:
+        if not (run / _SNAPSHOT).exists():  # trained without Ray Train, which puts whole folders in place only
+            return max(run.glob("checkpoint_*"))
         snapshot = json.loads((run / _SNAPSHOT).read_text(encoding="utf-8"))
         return run / snapshot["latest_checkpoint_result"]["checkpoint_dir_name"]
-    except (OSError, KeyError, TypeError, json.JSONDecodeError):
+    except (OSError, KeyError, TypeError, ValueError):
         raise UserError(
             f"checkpoint: {run} holds no finished checkpoint; give a run's folder, or one checkpoint_... or best inside it"
         ) from None

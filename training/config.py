@@ -22,6 +22,9 @@ class DataSettings(Settings):
     path: Path = Field(description="folder that python -m pipelines made")
     split: str = Field("train", description="split to train on")
     split_seed: int | None = Field(None, ge=0, description="hold out other groups than the dataset was prepared with")
+    validation: float | None = Field(
+        None, gt=0, lt=1, description="hold out this share of the training groups as one more split, named validation"
+    )
     augment: Augment | None = Field(Augment(), description="random views of training pictures; null: the centre view")
 
 
@@ -69,6 +72,7 @@ class TrainSettings(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     epochs: int = Field(ge=1, description="passes over the training split")
+    max_minutes: float | None = Field(None, gt=0, description="end at the first evaluation after so many minutes of training")
     global_batch_size: int = Field(ge=2, description="pairs of one optimizer step, over all workers")
     accumulate: int = Field(1, ge=1, description="forward in so many parts a step; the loss still sees the whole batch")
     clip_norm: float | None = Field(None, gt=0, description="cap of the gradient's norm")

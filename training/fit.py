@@ -1,6 +1,7 @@
 """The one call of Ray Train of a run, with the display following along."""
 
 import threading
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ from ray.train.torch import TorchTrainer
 
 from pipelines.display import Display
 from pipelines.settings import UserError
-from training.loop import train_worker
+from training.loop import DivergenceError, train_worker
 from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
 from training.plan import Plan
 
 
-def fit(plan: Plan, folder: Path, data_cpus: float, display: Display) -> dict[str, Any]:
-    """The one call of Ray Train, with the display reading metrics.jsonl meanwhile."""
+def fit(
+    plan: Plan, folder: Path, data_cpus: float, display: Display, callbacks: Sequence[ray.train.UserCallback] = ()
+) -> dict[str, Any]:
+    """The one call of Ray Train, with the display reading metrics.jsonl meanwhile; `callbacks`: who else is told of reports."""
     settings, wanted = plan.settings, plan.settings.resources
     tensorboard = settings.tensorboard
     if tensorboard and find_spec("tensorboard") is None:
@@ -37,7 +40,7 @@ def fit(plan: Plan, folder: Path, data_cpus: float, display: Display) -> dict[st
             storage_path=str(folder.parent),
             failure_config=ray.train.FailureConfig(max_failures=wanted.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=settings.checkpoint.keep),
-            callbacks=[Recorder(folder, settings.checkpoint.best, settings.checkpoint.mode, tensorboard)],
+            callbacks=[Recorder(folder, settings.checkpoint.best, settings.checkpoint.mode, tensorboard), *callbacks],
             logging_config=ray.train.LoggingConfig(log_level="INFO" if display.verbose else "ERROR"),
         ),
     )
@@ -52,7 +55,7 @@ def fit(plan: Plan, folder: Path, data_cpus: float, display: Display) -> dict[st
                 f"training stopped: {cause}; --verbose shows all, the same command goes on from the last checkpoint"
             ) from None
     if "failed" in returned:
-        raise UserError(f"training stopped: {returned['failed']}")
+        raise DivergenceError(f"training stopped: {returned['failed']}")
     return returned
 
 

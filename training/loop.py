@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from pipelines.cluster import configure_data
+from pipelines.settings import UserError
 from pipelines.stream import Worker
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import TrainSettings
@@ -28,6 +29,11 @@ from training.plan import Plan
 from training.state import TrainState
 from training.step import train_step
 from training.validation import HeldOutEmbeddings, validate_held_out
+
+
+class DivergenceError(UserError):
+    """The loss is no longer a number."""
+
 
 Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
 
@@ -62,10 +68,10 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             load_checkpoint(Path(folder), state, plan, worker.device)
-    clock = _Clock(settings)
+    clock = _Clock(settings, state.seconds)
     encoder.train()
     batches = plan.stream.training(plan.order, state.step, plan.total_steps, worker)
-    while state.step < plan.total_steps:
+    while not state.ended:
         waited = time.perf_counter()
         batch = next(batches)
         clock.waited += time.perf_counter() - waited
@@ -79,13 +85,15 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
         metrics |= clock.read()
         if not np.isfinite(total):
             return {"failed": f"the loss is {total} at step {state.step}; a lower optimizer.lr or clip_norm=1 may help"}
-        last, evaluate = state.step == plan.total_steps, clock.evaluates(state.step, plan)
-        rows = None
+        evaluate, rows = clock.evaluates(state.step, plan), None
         if evaluate:
             scores, rows = validate_held_out(encoder, plan, worker)
             metrics |= scores.metrics
             clock.restart()
-        save = partial(_save, state, plan, metrics, rows if last else None) if clock.saves(state.step, evaluate) else None
+            state.ended = state.step == plan.total_steps or clock.out_of_time()
+        state.seconds = clock.total()
+        metrics["seconds"] = round(state.seconds, 3)
+        save = partial(_save, state, plan, metrics, rows if state.ended else None) if clock.saves(state.step, evaluate) else None
         report(metrics, save)
     return {"step": state.step, "samples": state.samples, "device": _device_name(worker.device)}
 
@@ -126,9 +134,10 @@ def build_state(plan: Plan, worker: Worker) -> tuple[Any, TrainState]:
 class _Clock:
     """What is due at a step, and how the time since the last report was spent."""
 
-    def __init__(self, settings: TrainSettings):
+    def __init__(self, settings: TrainSettings, seconds: float):
         self._settings = settings
         self._saved = time.monotonic()
+        self._zero = time.monotonic() - seconds
         self.restart()
 
     def restart(self) -> None:
@@ -136,6 +145,18 @@ class _Clock:
         self.waited = 0.0
         self._start = time.perf_counter()
         self._steps = 0
+
+    def total(self) -> float:
+        """Seconds of training in all sessions."""
+        return time.monotonic() - self._zero
+
+    def out_of_time(self) -> bool:
+        """Whether the run has had its minutes; the clock is rank 0's. Asked at evaluations only, so that a run ends with one."""
+        limit = self._settings.max_minutes
+        if limit is None:
+            return False
+        (spent,) = from_rank_zero([self.total() >= 60 * limit])
+        return spent
 
     def reports(self, step: int, plan: Plan) -> bool:
         """Whether this step is reported; every worker says the same."""

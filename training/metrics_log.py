@@ -50,7 +50,13 @@ class Recorder(ray.train.UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Called in the controller once all workers have reported."""
-        line = metrics[0] | {"time": round(time.time(), 3)}
+        line = self.write(metrics[0])
+        if checkpoint is not None:
+            self.keep_best(line, checkpoint)
+
+    def write(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """One line of metrics.jsonl, and its events. Returns the line."""
+        line = metrics | {"time": round(time.time(), 3)}
         self._log = self._log or MetricsLog(self._run / "metrics.jsonl")
         self._log.append(line)
         if self._tensorboard:
@@ -61,14 +67,14 @@ class Recorder(ray.train.UserCallback):
             for name, value in line.items():
                 self._writer.add_scalar(name, value, line["step"])
             self._writer.flush()
-        if checkpoint is not None and self._best is not None and self._best in line:
-            self._keep_best(line[self._best], line["step"], checkpoint)
+        return line
 
-    def _keep_best(self, value: float, step: int, checkpoint: Any) -> None:
-        """Copy aside and rename, so that `best` is always whole."""
-        note = self._run / "best" / "best.json"
-        if not math.isfinite(value):
+    def keep_best(self, line: dict[str, Any], checkpoint: Any) -> None:
+        """Copy a better checkpoint aside and rename, so that `best` is always whole."""
+        if self._best is None or not math.isfinite(line.get(self._best, math.nan)):
             return
+        value, step = line[self._best], line["step"]
+        note = self._run / "best" / "best.json"
         before = json.loads(note.read_text())["value"] if note.exists() else None
         if before is not None and (value <= before if self._mode == "max" else value >= before):
             return

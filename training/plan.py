@@ -69,7 +69,7 @@ class Plan:
 
 def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
     """The training split's order. Raises `UserError` for an unknown split, or one that does not fill a batch."""
-    known = prepared.split_ids(settings.data.split_seed)
+    known = prepared.split_ids(settings.data.split_seed, settings.data.validation)
     if settings.data.split not in known:
         raise UserError(f"data.split: '{settings.data.split}' is unknown; {prepared.path} has {', '.join(known)}")
     if settings.data.split == settings.evaluation.split:
@@ -81,6 +81,7 @@ def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
         settings.data.split_seed,
         settings.seed,
         settings.global_batch_size,
+        settings.data.validation,
     )
     order.check()
     return order

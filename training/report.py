@@ -380,7 +380,8 @@ def _rewrite(run: Path, data_path: Path | None) -> None:
     # Of the training config only what the suite knows, so that pages of old runs can be written by newer versions.
     suite = {key: value for key, value in config["evaluation"].items() if key in SuiteSettings.model_fields}
     settings = validate(SuiteSettings, suite, str(run / "config.yaml"))
-    write_report(run, result, held_out(prepared, settings, result["dataset"]["split_seed"]))
+    splits = result["dataset"]["split_seed"], result["dataset"].get("validation")  # not in results of earlier versions
+    write_report(run, result, held_out(prepared, settings, *splits))
 
 
 if __name__ == "__main__":

@@ -42,14 +42,14 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     """Train, or go on training, and return the content of `result.json`."""
     folder = (settings.storage / settings.name).absolute()
     prepared = Prepared.open(settings.data.path)
-    data = held_out(prepared, settings.evaluation, settings.data.split_seed)
+    data = held_out(prepared, settings.evaluation, settings.data.split_seed, settings.data.validation)
     order = make_order(settings, prepared)
     done = _earlier(folder, settings, prepared)
     if done is not None:
         display.line(f"{folder}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again")
         _show(done, display, folder)
         return done
-    with _only_one(folder):
+    with only_one(folder):
         phases = _Phases()
         cluster.start(display.verbose)
         _check_metric(settings, data)
@@ -66,7 +66,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         _announce(plan, display)
         returned = fit(plan, folder, data_cpus, display)
         phases.end("training")
-        result = _result(plan, folder, returned, phases)
+        result = result_of(plan, folder, returned, phases.seconds)
         # The result first: whatever happens to the page, a finished training is finished.
         _write(folder / "result.json", json.dumps(result, indent=1))
         write_report(folder, result, plan.held_out)
@@ -102,7 +102,7 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path) -> Iterator[None]:
     """One process a run. The lock goes with the process, however it ends; a run that never began leaves no folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
@@ -179,7 +179,7 @@ def _announce(plan: Plan, display: Display) -> None:
     )
 
 
-def _result(plan: Plan, folder: Path, returned: dict[str, Any], phases: _Phases) -> dict[str, Any]:
+def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
     """All that is known at the end; scores are of the last step, on the held-out split."""
     rows = np.load(newest_checkpoint(folder) / "held_out.npz")
     scores: Scores = score(plan.held_out, rows["images"], rows["texts"], rows["prompts"])
@@ -202,12 +202,13 @@ def _result(plan: Plan, folder: Path, returned: dict[str, Any], phases: _Phases)
             "train_samples": len(plan.order.ids),
             "held_out_samples": len(plan.held_out.sample_ids),
             "split_seed": plan.settings.data.split_seed,
+            "validation": plan.settings.data.validation,
             "counts": prepared.manifest["counts"],
             "shuffled": prepared.shuffled,
             "licence": prepared.manifest["licence"],
             "attribution": prepared.manifest["attribution"],
         },
-        "seconds": phases.seconds,
+        "seconds": seconds,
         "versions": {"python": platform.python_version(), "raylign": plan.code_version} | {p: version(p) for p in packages},
         "machine": {
             "cpus": os.cpu_count(),

@@ -26,6 +26,8 @@ class TrainState:
     scaler: torch.amp.GradScaler
     step: int = 0  # optimizer steps done; the next one is this one
     samples: int = 0  # pairs seen, over all workers
+    seconds: float = 0.0  # of training so far, evaluation included, in all sessions
+    ended: bool = False  # at the last step, or out of time
 
     def state_dict(self) -> dict[str, Any]:
         """All fields: those with a state dict by it, numbers as they are."""

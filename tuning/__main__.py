@@ -1,20 +1,44 @@
-"""`python -m tuning SWEEP.yaml`: many runs, one table."""
+"""`python -m tuning SWEEP.yaml`: many runs, one report. `python -m tuning report SWEEP`: write the report again."""
 
+import argparse
+import shlex
 import sys
+from pathlib import Path
 
 from pipelines.cli import run_program
 from pipelines.display import Display
+from pipelines.settings import UserError
 from tuning.config import SweepSettings
 
-PURPOSE = """Run a training config for every cell of a grid of overrides and every seed, one after another, and tabulate the
-scores: trials.csv, and summary.csv with mean and standard deviation over seeds. The same command again goes on."""
+PURPOSE = """Compare what a grid crosses (objective x optimizer, say) on equal terms: in every cell search hyperparameters on a
+validation split with Ray Tune and Optuna, train the best point with several seeds, test, and say what can be told apart.
+Writes trials.csv, summary.csv, pairwise.csv and report.html while it runs. The same command again goes on after whatever
+stopped it; more cells, trials or seeds extend a finished sweep. `python -m tuning report SWEEP` writes the report again."""
 
 
 def _run(settings: SweepSettings, display: Display) -> None:
     from tuning.sweep import sweep
 
-    sweep(settings, display)
+    sweep(settings, display, shlex.join(["python", "-m", "tuning", *sys.argv[1:]]))
+
+
+def report(arguments: list[str]) -> int:
+    """Write the report of a sweep again, from its tables alone. Exit code 0, or 2 with one line that says what is wrong."""
+    from tuning.report import write_report
+
+    parser = argparse.ArgumentParser(prog="python -m tuning report", description="Write a sweep's report again, from its tables.")
+    parser.add_argument("sweep", type=Path, metavar="SWEEP", help="the sweep's folder, such as runs/smoke-sweep")
+    folder = parser.parse_args(arguments).sweep
+    try:
+        write_report(folder)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"report: {folder / 'report.html'}")
+    return 0
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["report"]:
+        sys.exit(report(sys.argv[2:]))
     sys.exit(run_program("tuning", PURPOSE, SweepSettings, _run))

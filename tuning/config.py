@@ -1,24 +1,193 @@
-"""What `python -m tuning SWEEP.yaml` is told: a training config, a grid of overrides, and seeds."""
+"""What `python -m tuning SWEEP.yaml` is told: a training config, a grid of overrides, what to search in each cell, and seeds.
 
+There is no second configuration language: keys of the grid and of the search space are keys of the training config, and a
+trial is overrides of it.
+"""
+
+import math
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.settings import Settings
 
 
+class Dimension(Settings):
+    """Values of one key that the sampler may choose from: a range, or a list of choices."""
+
+    low: float | None = Field(None, description="lower end of a range")
+    high: float | None = Field(None, description="upper end of a range")
+    log: bool = Field(False, description="even over orders of magnitude, as learning rates want it")
+    integer: bool = Field(False, description="whole numbers only")
+    points: int | None = Field(None, ge=2, description="for sampler grid: so many values, evenly spread over the range")
+    choices: list[Any] | None = Field(None, min_length=1, description="in the place of a range")
+    when: dict[str, Any] = Field(
+        default_factory=dict, description="only where these keys have this value, or one of these: {objective.name: [clip, psd]}"
+    )
+
+    @model_validator(mode="after")
+    def _range_or_choices(self) -> "Dimension":
+        ends = (self.low, self.high)
+        if (self.choices is None) == (None in ends):
+            raise ValueError("give low and high, or choices")
+        if self.choices is not None and (ends != (None, None) or self.log or self.integer or self.points):
+            raise ValueError("choices take no low, high, log, integer or points")
+        if self.low is not None and self.high is not None:
+            if not self.low < self.high:
+                raise ValueError(f"low: {self.low:g} is not below high: {self.high:g}")
+            if self.log and self.low <= 0:
+                raise ValueError(f"low: {self.low:g} has no logarithm; with log: true it must be positive")
+            if self.integer and (self.low % 1 or self.high % 1):
+                raise ValueError(f"integer: the range {self.low:g} to {self.high:g} must begin and end with whole numbers")
+        return self
+
+    def spread(self) -> list[Any]:
+        """The values that a grid tries: the choices, or `points` values over the range."""
+        if self.choices is not None:
+            return self.choices
+        assert self.low is not None and self.high is not None and self.points is not None
+        shares = [i / (self.points - 1) for i in range(self.points)]
+        if self.log:
+            values = [math.exp(math.log(self.low) + s * (math.log(self.high) - math.log(self.low))) for s in shares]
+        else:
+            values = [self.low + s * (self.high - self.low) for s in shares]
+        return list(dict.fromkeys(self.tidy(value) for value in values))
+
+    def tidy(self, value: Any) -> Any:
+        """Four significant digits, within the range: what a person would type, and what the trial's command says."""
+        if self.choices is not None:
+            return value
+        assert self.low is not None and self.high is not None
+        if self.integer:
+            return round(value)
+        return min(max(float(f"{value:.4g}"), self.low), self.high)
+
+
+class TpeSettings(Settings):
+    """Optuna's tree of Parzen estimators: learns from each cell's earlier trials where good points lie."""
+
+    name: Literal["tpe"] = "tpe"
+    startup: int = Field(5, ge=1, description="points of a cell that are drawn at random first")
+    parallel: int = Field(
+        1, ge=1, description="points of a cell that may be under way at once; each is chosen without the others"
+    )
+    cost: Literal["seconds", "peak_memory_gib"] | None = Field(
+        None, description="search for a good trade of score against this cost; null: for the score alone"
+    )
+
+
+class CmaEsSettings(Settings):
+    """Optuna's CMA-ES: for several continuous keys and many trials."""
+
+    name: Literal["cmaes"]
+    startup: int = Field(5, ge=1, description="points of a cell that are drawn at random first")
+    parallel: int = Field(
+        1, ge=1, description="points of a cell that may be under way at once; each is chosen without the others"
+    )
+
+
+class RandomSettings(Settings):
+    """Independent draws."""
+
+    name: Literal["random"]
+
+
+class GridSettings(Settings):
+    """Every combination of the choices, and of `points` values of the ranges."""
+
+    name: Literal["grid"]
+
+
+SamplerUnion = Annotated[TpeSettings | CmaEsSettings | RandomSettings | GridSettings, Field(discriminator="name")]
+
+
+class NoScheduler(Settings):
+    """Every trial runs to its end."""
+
+    name: Literal["none"] = "none"
+
+
+class AshaSettings(Settings):
+    """Asynchronous successive halving: at each rung only the best share of all trials so far goes on."""
+
+    name: Literal["asha"]
+    grace_epochs: int = Field(1, ge=1, description="epochs before a trial can be stopped")
+    reduction_factor: float = Field(3, gt=1, description="one in so many goes on to the next rung, so many times further")
+
+
+class MedianSettings(Settings):
+    """Stops a trial whose best score so far is below the median of the others' means up to the same epoch."""
+
+    name: Literal["median"]
+    grace_epochs: int = Field(1, ge=1, description="epochs before a trial can be stopped")
+    min_trials: int = Field(3, ge=1, description="trials that must have come as far, for a median to count")
+
+
+class HyperbandSettings(Settings):
+    """Successive halving in brackets: trials wait for one another at each rung, and go on from their checkpoints."""
+
+    name: Literal["hyperband"]
+    reduction_factor: float = Field(3, gt=1, description="one in so many goes on to the next rung, so many times further")
+
+
+SchedulerUnion = Annotated[NoScheduler | AshaSettings | MedianSettings | HyperbandSettings, Field(discriminator="name")]
+
+
+class BudgetSettings(Settings):
+    """How much a trial may train. At most one of them; none: as the training config says."""
+
+    epochs: int | None = Field(None, ge=1, description="passes over the training split")
+    samples: int | None = Field(None, ge=1, description="pairs seen, rounded up to whole epochs")
+    minutes: float | None = Field(None, gt=0, description="time of training; a trial ends at the first evaluation after it")
+
+    @model_validator(mode="after")
+    def _one(self) -> "BudgetSettings":
+        if sum(value is not None for value in (self.epochs, self.samples, self.minutes)) > 1:
+            raise ValueError("give one of epochs, samples and minutes")
+        return self
+
+
 class SweepSettings(Settings):
-    """A training config, run once for every cell of the grid and every seed."""
+    """For every cell of a grid: search good hyperparameters on a validation split, train the best with several seeds, test."""
 
     name: str = Field(description="the sweep writes under storage/name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: Path = Field(Path("runs"), description="folder of all runs and sweeps")
+    storage: Path = Field(Path("runs"), description="folder of all runs and sweeps; on a cluster, one that every node shares")
     base: Path = Field(description="training config that every trial starts from")
     overrides: dict[str, Any] = Field(default_factory=dict, description="for all trials: key of the training config -> value")
     grid: dict[str, list[Any]] = Field(default_factory=dict, description="key of the training config -> values to cross")
-    seeds: list[int] = Field([0], min_length=1, description="every cell is run with each of them")
-    seed_keys: list[str] = Field(["seed", "data.split_seed"], description="keys that receive the seed: another split each time")
+    space: dict[str, Dimension | list[Dimension]] = Field(
+        default_factory=dict,
+        description="key of the training config -> what to search in each cell; a list: the one whose `when` holds",
+    )
+    sampler: SamplerUnion = Field(TpeSettings(), description="who chooses points of the space")
+    trials: int | None = Field(None, ge=1, description="points that are tried in each cell; null: 10, or all of a grid")
+    search_seed: int = Field(0, ge=0, description="seed of the search: of what is drawn, and of every trial's weights and order")
+    seeds: list[int] = Field([0], min_length=1, description="the best point of each cell is trained and tested with each of them")
+    seed_keys: list[str] = Field(
+        ["seed"], description="keys that receive the seed; with data.split_seed among them each seed tests on other pairs"
+    )
+    validation: str = Field("validation", description="split that points are chosen on; the training config's is for the seeds")
+    score: list[str] | None = Field(
+        None, description="metrics whose mean ranks trials and cells; null: R@1, mean of both directions"
+    )
+    mode: Literal["max", "min"] = Field("max", description="which score is better")
+    metrics: list[str] | None = Field(None, description="further metrics that the report shows; null: a selection")
+    budget: BudgetSettings = Field(BudgetSettings(), description="how much a trial may train")
+    scheduler: SchedulerUnion = Field(NoScheduler(), description="who stops trials of the search early")
+    concurrency: int | None = Field(None, ge=1, description="trials at a time; null: as many as the cluster holds")
+    retries: int = Field(1, ge=0, description="restarts of a trial whose process died; it goes on from its checkpoint")
+    loggers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        default_factory=list, description="Ray Tune's own loggers; each needs its package"
+    )
+    overwrite: bool = Field(False, description="delete what an earlier sweep of this name left")
+
+    @field_validator("overrides", "grid", "space", mode="before")
+    @classmethod
+    def _dotted(cls, value: Any) -> Any:
+        """`{optimizer: {lr: ...}}`, as dots on the command line make it, means `{optimizer.lr: ...}`."""
+        return _flat(value) if isinstance(value, dict) else value
 
     @field_validator("grid")
     @classmethod
@@ -26,8 +195,69 @@ class SweepSettings(Settings):
         for key, values in value.items():
             if not values:
                 raise ValueError(f"'{key}' has no values; list at least one, or remove the key")
+            labels = [label(key, v) for v in values]
+            if len(set(labels)) < len(labels):
+                twice = max(labels, key=labels.count)
+                raise ValueError(f"'{key}' has two values called '{twice}'; make what differs between them an axis of its own")
         return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"{value} names a seed twice")
+        return value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "SweepSettings":
+        both = sorted(self.grid.keys() & self.space.keys())
+        if both:
+            raise ValueError(f"space.{both[0]}: is an axis of the grid too; a key is either crossed or searched")
+        if self.sampler.name == "grid":
+            for key, dimensions in self.dimensions().items():
+                if any(d.choices is None and d.points is None for d in dimensions):
+                    raise ValueError(f"space.{key}: a grid needs choices, or points in its range")
+        if self.sampler.name == "grid" and self.trials is not None:
+            raise ValueError("trials: a grid tries all combinations; leave it null, or choose sampler.name=random")
+        if self.scheduler.name == "hyperband" and self.sampler.name not in ("random", "grid"):
+            raise ValueError(
+                "scheduler.name: hyperband lets points of a cell wait for one another, so none may depend on another's result; "
+                "choose sampler.name=random or grid, or scheduler.name=asha"
+            )
+        if self.trials is not None and not self.space:
+            raise ValueError("trials: there is nothing to try without a space; add one, or leave trials null")
+        return self
+
+    def dimensions(self) -> dict[str, list[Dimension]]:
+        """The space, each key with all its alternatives."""
+        return {key: value if isinstance(value, list) else [value] for key, value in self.space.items()}
 
     def cells(self) -> list[dict[str, Any]]:
         """Overrides of each cell, in the order of the grid."""
         return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
+
+    def identity(self) -> dict[str, Any]:
+        """What makes results comparable; the rest (more cells, trials, seeds; resources) may change when a sweep goes on."""
+        free = {"name", "storage", "grid", "trials", "seeds", "metrics", "concurrency", "retries", "loggers", "overwrite"}
+        return self.model_dump(mode="json", exclude=free) | {"axes": list(self.grid)}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of a nested mapping; a dimension of a space is a value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value and not value.keys() & Dimension.model_fields.keys():
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def label(key: str, value: Any) -> str:
+    """What people call a value of an axis: a name, or the last part of the key with a number."""
+    if isinstance(value, dict) and "name" in value:
+        return str(value["name"])
+    if isinstance(value, str):
+        return value
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{key.split('.')[-1]}={text}"

@@ -1,79 +1,206 @@
-"""Run every trial of a sweep and tabulate: `trials.csv`, a row a trial, and `summary.csv`, a row a cell and metric.
+"""One sweep, seen from the driver: check everything, book, cache features once, let Ray Tune run the schedule, tabulate, report.
 
-A trial is overrides, and its run is an ordinary run below `storage/name`: the same command again skips what is finished and
-goes on with the rest. A trial that cannot run is a row with its reason.
+The same call again goes on: the trials' folders are the state (`tuning.trials`), and the schedule is walked again.
 """
 
-import os
-from pathlib import Path
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from pipelines.display import Display
-from pipelines.settings import UserError, load
+from pipelines.settings import UserError, difference
 from training.config import TrainSettings
-from training.run import run
 from tuning.config import SweepSettings
+from tuning.plan import SweepPlan
+from tuning.report import write_report
+from tuning.results import about_of, test_sizes, write_about, write_tables
+from tuning.schedule import Schedule
+from tuning.trials import Trial, read_json, score_of
 
 
-def sweep(settings: SweepSettings, display: Display) -> pd.DataFrame:
-    """All trials, then both tables. Returns the summary."""
-    folder = settings.storage / settings.name
-    folder.mkdir(parents=True, exist_ok=True)
-    trials = [(cell, seed) for cell in settings.cells() for seed in settings.seeds]
-    # A mistake in the sweep file is one for all trials: say it before the first.
-    configs = [_trial(settings, cell, seed) for cell, seed in trials]
-    rows = []
-    with display.task(settings.name, len(trials)) as task:
-        for done, ((cell, seed), config) in enumerate(zip(trials, configs, strict=True), start=1):
-            row: dict[str, Any] = {"trial": config.name, **cell, "seed": seed}
-            try:
-                result = run(config, Display(quiet=True, verbose=display.verbose))
-                row |= {"status": "finished", "reason": "", "seconds": sum(result["seconds"].values())} | result["metrics"]
-            except UserError as error:
-                row |= {"status": "failed", "reason": str(error)}
-            rows.append(row)
-            _write(pd.DataFrame(rows), folder / "trials.csv")
-            task.update(done, f"{config.name} {row['status']}")
-    summary = summarize(pd.DataFrame(rows), list(settings.grid))
-    _write(summary, folder / "summary.csv")
-    header = ["cell", "metric", "n", "mean", "sd"]
-    cells = zip(*(summary[name] for name in header), strict=True)
-    table = [[str(cell), metric, str(n), f"{mean:.2f}", f"{sd:.2f}"] for cell, metric, n, mean, sd in cells]
-    display.table(f"{settings.name}: mean and standard deviation over seeds, %", header, table)
-    failed = [row for row in rows if row["status"] == "failed"]
-    for row in failed:
-        display.line(f"failed: {row['trial']}: {row['reason']}")
-    display.line(f"tables: {folder / 'trials.csv'}, {folder / 'summary.csv'}")
-    if len(failed) == len(rows):
-        raise UserError(f"{settings.name}: every trial failed; the first: {failed[0]['reason']}")
-    return summary
+def sweep(settings: SweepSettings, display: Display, command: str) -> None:
+    """Run what is left of a sweep, and write its tables and its report. `command`: what runs it, for the report."""
+    from training.run import only_one  # brings torch along
+
+    plan = SweepPlan(settings)
+    place = plan.folder.path
+    if settings.overwrite:
+        shutil.rmtree(place, ignore_errors=True)
+    before = read_json(place / "sweep.json")
+    if before is not None:
+        changed = difference(before["identity"], _plain(plan.identity()))
+        if changed:
+            raise UserError(
+                f"name: {place} holds a sweep of another kind ({'; '.join(changed[:4])}); values of the grid, trials and seeds "
+                "may be added, all else needs another name=, or overwrite=true"
+            )
+    schedule = Schedule(settings, plan.cells, plan.trees(), plan.score, plan.folder)
+    first = schedule.next()
+    if first is None and before is not None:
+        display.line(f"{place}: finished before; add seeds, trials or cells, give another name=, or overwrite=true to start anew")
+        _conclude(plan, schedule, before, display)
+        return
+    with only_one(place):
+        _run(plan, schedule, first, before, command, display)
 
 
-def _trial(settings: SweepSettings, cell: dict[str, Any], seed: int) -> TrainSettings:
-    label = [f"{key.split('.')[-1]}={value}" for key, value in cell.items()]
-    name = "-".join([*label, f"seed={seed}"]).replace("/", "_").replace(" ", "")
-    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
-    overrides = settings.overrides | cell | dict.fromkeys(settings.seed_keys, seed)
-    overrides |= {"name": name, "storage": str(settings.storage / settings.name)}
-    return load(TrainSettings, settings.base, overrides)
+def _run(
+    plan: SweepPlan, schedule: Schedule, first: Trial | None, before: Mapping[str, Any] | None, command: str, display: Display
+) -> None:
+    """Ray, from its start to its end."""
+    from pipelines import cluster
+    from tuning.feeder import loggers
+    from tuning.resources import booking_of, trials_at_a_time
+
+    settings, started = plan.settings, time.monotonic()
+    callbacks = loggers(settings, plan.folder.path)
+    cluster.start(display.verbose)
+    size = _cluster()
+    examples = [plan.build(plan.example(cell)) for cell in plan.cells]
+    at_once = trials_at_a_time(examples, size, settings.concurrency)
+    words = f"{at_once} at a time, each {booking_of(examples[0]).words()}, of {size.cpus:g} CPUs and {size.gpus:g} GPUs"
+    planned = schedule.planned
+    display.line(
+        f"{settings.name}: {len(plan.cells)} cells; {planned['search']} trials to search, {planned['final']} with seeds; {words}"
+    )
+    _cache_features(plan, size, display)
+    about = about_of(settings, plan.cells, plan.score) | {
+        "command": command,
+        "identity": plan.identity(),
+        "metrics": plan.shown,
+        "planned": planned,
+        "resources": words,
+        "budget": _budget(settings, examples[0]),
+        "datasets": plan.datasets,
+        "sessions": 1 + (before["sessions"] if before else 0),
+    }
+    spent = before["seconds"] if before else 0.0
+
+    def standing(state: str) -> dict[str, Any]:
+        return about | {"state": state, "seconds": round(spent + time.monotonic() - started, 1)}
+
+    write_about(plan.folder, standing("running") | test_sizes(plan.folder, []))
+    _tune(plan, schedule, first, at_once, callbacks, lambda: _write(plan, schedule, standing("running")), display)
+    if not schedule.done:
+        raise UserError(f"{settings.name}: Ray Tune ended before all trials had; the same command goes on, --verbose shows more")
+    _conclude(plan, schedule, standing("finished"), display)
 
 
-def summarize(trials: pd.DataFrame, grid: list[str]) -> pd.DataFrame:
-    """Mean and sample standard deviation of each metric over the finished trials of each cell.
+def _tune(
+    plan: SweepPlan, schedule: Schedule, first: Trial | None, at_once: int, callbacks: list[Any], write: Any, display: Display
+) -> None:
+    """Ray Tune runs what the schedule hands out; `write`: tables and report, as things stand."""
+    from ray import tune
 
-    Returns columns cell, metric, n, mean, sd; sd is NaN for a single trial.
-    """
-    finished = trials[trials["status"] == "finished"]
-    metrics = [name for name in trials.columns if "/" in name]
-    cells = finished[grid].astype(str).agg(", ".join, axis=1) if grid else pd.Series("all", index=finished.index)
-    long = finished[metrics].assign(cell=cells).melt(id_vars="cell", var_name="metric", value_name="value")
-    grouped = long.groupby(["cell", "metric"], sort=False)["value"]
-    return grouped.agg(n="count", mean="mean", sd="std").reset_index()
+    from tuning.entry import run_trial
+    from tuning.feeder import Feeder, Follow
+    from tuning.progress import Board, Refresher
+    from tuning.resources import booking_of
+    from tuning.scheduler import SearchOnly, build_scheduler
+
+    settings = plan.settings
+    examples = [plan.build(plan.example(cell)) for cell in plan.cells]
+    errors: dict[str, str] = {}
+    feeder = Feeder(settings, schedule, plan.folder, plan.build, plan.score, at_once, errors, first)
+    scheduler = SearchOnly(build_scheduler(settings.scheduler, settings.mode, max(e.epochs for e in examples)), errors)
+    ended = [name for name in schedule.outcomes if schedule.seen[name].phase == "search"]
+    scheduler.remind({name: [c | {"score": score_of(c, plan.score)} for c in plan.folder.curve(name)] for name in ended})
+
+    def name(trial: Any) -> str:
+        return trial.config["name"]
+
+    with Board(settings.name, schedule, at_once, display) as board, Refresher(write, display) as refresher:
+
+        def told() -> None:
+            board.update(list(feeder.out.values()), feeder.seconds)
+            refresher.hear(len(schedule.outcomes))
+
+        tuner = tune.Tuner(
+            tune.with_resources(run_trial, lambda config: tune.PlacementGroupFactory([config["bundle"]])),
+            tune_config=tune.TuneConfig(
+                search_alg=feeder,
+                scheduler=scheduler,
+                num_samples=sum(schedule.planned.values()),
+                # A function's thread cannot be stopped while it waits for a Ray Train run.
+                reuse_actors=all(booking_of(e).inline for e in examples),
+                trial_name_creator=name,
+                trial_dirname_creator=name,
+            ),
+            run_config=tune.RunConfig(
+                name=f"session-{time.strftime('%Y%m%d-%H%M%S')}",
+                storage_path=str(plan.folder.path / "tune"),
+                verbose=0,
+                callbacks=[Follow(told), *callbacks],
+                failure_config=tune.FailureConfig(max_failures=settings.retries),
+            ),
+        )
+        tuner.fit()
 
 
-def _write(table: pd.DataFrame, path: Path) -> None:
-    aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    table.to_csv(aside, index=False)
-    aside.rename(path)
+def _cluster() -> Any:
+    import ray
+
+    from training.resources import Cluster
+
+    found = ray.cluster_resources()
+    return Cluster(found.get("CPU", 0), found.get("GPU", 0))
+
+
+def _cache_features(plan: SweepPlan, size: Any, display: Display) -> None:
+    """Features of locked towers, once for all trials, with the whole cluster."""
+    from pipelines.banks import Pool
+    from tuning.worker import plan_of
+
+    for config in plan.groups():
+        gpu = config.resources.use_gpu
+        plan_of(config, Pool(max(1, int(size.gpus if gpu else size.cpus)), gpu), display)
+
+
+def _write(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any]) -> None:
+    """All tables and the report, as things stand."""
+    trials = list(schedule.seen.values())
+    write_tables(plan.folder, plan.settings, plan.cells, trials, {t.name: plan.overrides(t) for t in trials}, plan.score)
+    write_about(plan.folder, dict(about) | test_sizes(plan.folder, trials))
+    write_report(plan.folder.path)
+
+
+def _conclude(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any], display: Display) -> None:
+    """The last tables and report, and what came of it in the terminal. Raises `UserError` where no trial came to its end."""
+    _write(plan, schedule, dict(about) | {"state": "finished"})
+    place = plan.folder.path
+    summary = pd.read_csv(place / "summary.csv")
+    scores = summary[summary["metric"] == "score"].sort_values("rank")
+    rows = [
+        [
+            str(row["cell"]),
+            *(_figure(row[key], form) for key, form in (("rank", ".0f"), ("n", ".0f"), ("mean", ".1f"), ("sd", ".1f"))),
+        ]
+        for _, row in scores.iterrows()
+    ]
+    display.table(f"{plan.settings.name}: {about['score']['title']}", ["cell", "rank", "n", "mean", "sd"], rows)
+    failed = {name: o.reason for name, o in schedule.outcomes.items() if o.status == "failed"}
+    for name, reason in list(failed.items())[:5]:
+        display.line(f"failed: {name}: {reason}")
+    if len(failed) > 5:
+        display.line(f"failed: {len(failed) - 5} more, see {place / 'trials.csv'}")
+    display.line(f"report: {place / 'report.html'}")
+    if failed and not any(o.status == "finished" for o in schedule.outcomes.values()):
+        raise UserError(f"{plan.settings.name}: no trial came to its end; the first: {next(iter(failed.values()))}")
+
+
+def _figure(value: float, form: str) -> str:
+    return "" if math.isnan(value) else f"{value:{form}}"
+
+
+def _budget(settings: SweepSettings, example: TrainSettings) -> str:
+    return f"{example.epochs} epochs" if settings.budget.minutes is None else f"{settings.budget.minutes:g} minutes a trial"
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from a JSON file."""
+    return json.loads(json.dumps(value))

@@ -98,7 +98,7 @@ def test_a_checkpoint_of_other_data_is_refused(plan: Plan, tmp_path: Path) -> No
 
 def test_a_missing_field_is_an_error_not_a_fresh_start(plan: Plan) -> None:
     saved = state_of(plan).state_dict()
-    assert set(saved) == {"encoder", "objective", "teacher", "optimizer", "scaler", "step", "samples"}
+    assert set(saved) == {"encoder", "objective", "teacher", "optimizer", "scaler", "step", "samples", "seconds", "ended"}
     del saved["optimizer"]
     with pytest.raises(KeyError):
         state_of(plan).load_state_dict(saved)

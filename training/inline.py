@@ -1,0 +1,58 @@
+"""One run in this process: the plan, loop and files of a run through Ray Train, without its processes and their start.
+
+For small runs, of which a sweep has hundreds: both towers locked, one worker. Started again on the same folder it goes on
+from the newest checkpoint, as `fit` does.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+
+from pipelines.stream import Worker
+from training.loop import DivergenceError, train
+from training.metrics_log import Recorder
+from training.plan import Plan
+
+
+def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Train to the end; `heard(line)` is called after each line of metrics.jsonl. Returns what the loop returned.
+
+    Raises `DivergenceError` where the loss is no longer a number.
+    """
+    settings = plan.settings
+    for left in folder.glob("partial-*"):
+        shutil.rmtree(left)
+    recorder = Recorder(folder, settings.checkpoint.best, settings.checkpoint.mode, bool(settings.tensorboard))
+
+    def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
+        # The line first: after a kill between the two the step is done again, and its line replaced.
+        line = recorder.write(metrics)
+        if save is not None:
+            recorder.keep_best(line, _put(folder, metrics["step"], save, settings.checkpoint.keep))
+        heard(line)
+
+    newest = max(folder.glob("checkpoint_*"), default=None)
+    checkpoint = None if newest is None else ray.train.Checkpoint.from_directory(newest)
+    device = torch.device("cuda" if settings.resources.use_gpu else "cpu")
+    returned = train(plan, Worker(0, 1, device, settings.resources.data_cpus), report, checkpoint)
+    if "failed" in returned:
+        raise DivergenceError(f"training stopped: {returned['failed']}")
+    return returned
+
+
+def _put(folder: Path, step: int, save: Callable[[Path], None], keep: int) -> ray.train.Checkpoint:
+    """Write a checkpoint aside, rename, and drop all but the newest `keep`."""
+    place = folder / f"checkpoint_{step:08d}"
+    aside = folder / f"partial-{place.name}-{os.getpid()}"
+    aside.mkdir()
+    save(aside)
+    shutil.rmtree(place, ignore_errors=True)
+    aside.rename(place)
+    for old in sorted(folder.glob("checkpoint_*"))[:-keep]:
+        shutil.rmtree(old)
+    return ray.train.Checkpoint.from_directory(place)

@@ -1,0 +1,28 @@
+"""The report of a sweep: report.html and report.md for people, summary.csv and pairwise.csv for programs.
+
+Made from sweep.json, trials.parquet and curves.parquet alone, without Ray and without training, at any time: a sweep that
+runs writes its report again after every few trials.
+"""
+
+import os
+from pathlib import Path
+
+from tuning.report import markdown, page, record
+
+
+def write_report(folder: Path) -> None:
+    """Write the four files into a sweep's folder, each aside and renamed.
+
+    Raises `UserError` where the folder, or a file that it should hold, is missing or not readable.
+    """
+    sweep = record.read(folder)
+    files = {
+        "summary.csv": sweep.summary.to_csv(index=False),
+        "pairwise.csv": sweep.comparisons.to_csv(index=False),
+        "report.md": markdown.render(sweep),
+        "report.html": page.render(sweep),
+    }
+    for name, content in files.items():
+        aside = folder / f"{name}.partial-{os.getpid()}"
+        aside.write_text(content, encoding="utf-8", newline="")
+        aside.rename(folder / name)

@@ -1,0 +1,107 @@
+"""report.html: everything that the page shows, gathered for its template."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from tuning.report import answer, charts, grid, space, words
+from tuning.report.record import Sweep, records
+
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_TILES = 4  # in a row
+
+
+def render(sweep: Sweep) -> str:
+    """The whole file: one that needs nothing else, and has no script."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"duration": words.duration, "parameter": words.parameter}
+    environment.globals |= {"count": words.count}
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        sweep=sweep,
+        info=sweep.info,
+        answer=answer.answer(sweep),
+        certainty=answer.certainty(sweep),
+        facts=answer.facts(sweep),
+        tiles=_tiles(sweep),
+        heat_maps=grid.heat_maps(sweep),
+        columns=grid.paper_columns(sweep),
+        rows=grid.paper_rows(sweep),
+        chance=grid.chance_row(sweep),
+        sizes=_sizes(sweep),
+        pairs=grid.pairs(sweep),
+        learning=charts.learning(sweep),
+        sensitivity=charts.sensitivity(sweep),
+        edges=space.edges(sweep),
+        parallel=charts.parallel(sweep),
+        shades=range(charts.SHADES),
+        importances=space.importances(sweep),
+        min_trials=space.MIN_TRIALS,
+        cost=charts.cost(sweep),
+        failures=failures(sweep),
+        stopped=len(sweep.with_status("stopped")),
+        trials=_trials(sweep),
+        again=commands(sweep),
+        settings=yaml.safe_dump(sweep.info["settings"], sort_keys=False, allow_unicode=True),
+    )
+
+
+def failures(sweep: Sweep) -> list[dict[str, Any]]:
+    """What went wrong, the most frequent first: reason, and the names of the trials that it befell."""
+    groups: dict[str, list[str]] = {}
+    for row in records(sweep.with_status("failed")):
+        groups.setdefault(row["reason"], []).append(row["trial"])
+    return [{"reason": reason, "trials": groups[reason]} for reason in sorted(groups, key=lambda reason: -len(groups[reason]))]
+
+
+def commands(sweep: Sweep) -> dict[str, str]:
+    """How to resume, extend, and write this page again."""
+    return {
+        "resume": sweep.info["command"],
+        "extend": answer.more_seeds(sweep.info),
+        "report": f"python -m tuning report {shlex.quote(str(sweep.folder))}",
+    }
+
+
+def _tiles(sweep: Sweep) -> list[dict[str, str]]:
+    """The leader's figures: the score, what it is the mean of, and other metrics where there is room."""
+    leader = sweep.verdict.leader
+    if leader is None:
+        return []
+    *columns, score = grid.paper_columns(sweep)  # those of the score come first
+    tiles = []
+    for column in [score, *columns][: max(_TILES, 1 + len(sweep.info["score"]["metrics"]))]:
+        row = sweep.figures[leader, column["metric"]]
+        percent = sweep.percent if column["metric"] == "score" else words.is_percent(column["metric"])
+        spread = f"sd {words.value(row['sd'], percent)} over {int(row['n'])} seeds" if row["n"] > 1 else "one seed"
+        tile = {"title": column["title"], "path": column["path"], "value": words.value(row["mean"], percent)}
+        tiles.append(tile | {"unit": "%" if percent else "", "about": spread})
+    return tiles
+
+
+def _sizes(sweep: Sweep) -> dict[int, list[str]]:
+    """Number of items of the test split -> names of the metrics that are of so many."""
+    sizes: dict[int, list[str]] = {}
+    for path, size in sweep.info["sample_sizes"].items():
+        if path in sweep.names:
+            sizes.setdefault(size, []).append(sweep.names[path])
+    return sizes
+
+
+def _trials(sweep: Sweep) -> list[dict[str, Any]]:
+    """Every trial as a row of strings, in the order of the table."""
+    return [
+        {
+            "trial": row["trial"],
+            "status": row["status"],
+            "point": [(p["title"], words.parameter(row[p["key"]])) for p in sweep.parameters if words.parameter(row[p["key"]])],
+            "score": words.value(row["score"], sweep.percent),
+            "split": row["split"],
+            "epochs": words.parameter(row["epochs"]),
+            "seconds": words.duration(row["seconds"]),
+            "command": row["command"],
+        }
+        for row in records(sweep.trials)
+    ]

@@ -1,0 +1,159 @@
+"""From a sweep's folder to its tables: one row a trial, one row an evaluation, and what must be known of the sweep itself.
+
+    trials.parquet, trials.csv   curves.parquet   sweep.json
+
+The report is made of these alone (`python -m tuning report SWEEP`).
+"""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipelines.prepare import code_version
+from pipelines.prepared import Prepared
+from tuning.config import SweepSettings
+from tuning.trials import Cell, Folder, Trial, command, read_json, score_of, write
+
+_PACKAGES = ("ray", "torch", "torchvision", "transformers", "timm", "optuna", "pandas")
+
+
+def write_tables(
+    folder: Folder,
+    settings: SweepSettings,
+    cells: Sequence[Cell],
+    trials: Iterable[Trial],
+    overrides: Mapping[str, Mapping[str, Any]],
+    score: Sequence[str],
+) -> None:
+    """`trials.parquet`, `trials.csv` and `curves.parquet`, aside and renamed.
+
+    Args:
+        trials: those handed out so far, ended or not. overrides: of each trial's training config, by name.
+    """
+    by_label = {cell.label: cell for cell in cells}
+    rows: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
+    for trial in trials:
+        cell, curve = by_label[trial.cell], folder.curve(trial.name)
+        rows.append(_row(folder, settings, trial, cell, overrides[trial.name], score))
+        kept = [{key: v for key, v in line.items() if "/" in key or key in ("epoch", "samples", "loss")} for line in curve]
+        lines += [{"trial": trial.name} | line | {"score": score_of(line, score)} for line in kept]
+    table = pd.DataFrame(rows, columns=None if rows else list(_row_keys(settings)))
+    first = [key for key in _row_keys(settings) if key in table]
+    table = table[[*first, *sorted(str(key) for key in table if key not in first)]]
+    for name in settings.space:  # a column has one type: choices may be words
+        if name in table and not pd.api.types.is_numeric_dtype(table[name]):
+            table[name] = [None if _missing(v) else str(v) for v in table[name]]
+    curves = pd.DataFrame(lines, columns=None if lines else ["trial", "epoch", "samples", "loss", "score"])
+    _put(folder.path / "trials.csv", lambda path: table.to_csv(path, index=False))
+    _put(folder.path / "trials.parquet", lambda path: table.to_parquet(path, index=False))
+    _put(folder.path / "curves.parquet", lambda path: curves.to_parquet(path, index=False))
+
+
+def _row_keys(settings: SweepSettings) -> list[str]:
+    start = ["trial", "cell", "phase", "point", "seed", *settings.grid, *settings.space, "status", "reason", "split", "score"]
+    return [*start, "epochs", "samples", "seconds", "peak_memory_gib", "loss", "started", "command"]
+
+
+def _row(
+    folder: Folder, settings: SweepSettings, trial: Trial, cell: Cell, overrides: Mapping[str, Any], score: Sequence[str]
+) -> dict[str, Any]:
+    """One row of trials.csv: what it is, how it ended, all its metrics."""
+    outcome = folder.ended(trial.name)
+    status = "running" if outcome is None else outcome.status
+    outcome = outcome or folder.so_far(trial.name)
+    row: dict[str, Any] = {
+        "trial": trial.name,
+        "cell": trial.cell,
+        "phase": trial.phase,
+        "point": trial.point,
+        "seed": trial.seed,
+    }
+    row |= dict(zip(settings.grid, cell.labels, strict=True))
+    row |= {key: trial.params.get(key, math.nan) for key in settings.space}
+    row |= {"status": status, "reason": outcome.reason}
+    row |= {"split": settings.validation if trial.phase == "search" else overrides.get("evaluation.split", "test")}
+    row |= {"score": score_of(outcome.metrics, score), "epochs": outcome.epochs, "samples": outcome.samples}
+    row |= {"seconds": outcome.seconds, "peak_memory_gib": outcome.peak_memory_gib, "loss": outcome.loss}
+    row |= {"started": (folder.of(trial.name) / "trial.json").stat().st_mtime}
+    row |= {"command": command(settings.base, trial.name, overrides)}
+    return row | outcome.metrics
+
+
+def write_about(folder: Folder, about: Mapping[str, Any]) -> None:
+    """`sweep.json`."""
+    write(folder.path / "sweep.json", json.dumps(about, indent=1))
+
+
+def about_of(settings: SweepSettings, cells: Sequence[Cell], score: Sequence[str]) -> dict[str, Any]:
+    """What is known of a sweep before it runs."""
+    axes = [
+        {"key": key, "title": _title(key), "labels": list(dict.fromkeys(cell.labels[i] for cell in cells))}
+        for i, key in enumerate(settings.grid)
+    ]
+    space = [
+        {"key": key, "title": _title(key), "log": alternatives[0].log, "choices": alternatives[0].choices}
+        for key, alternatives in settings.dimensions().items()
+    ]
+    return {
+        "name": settings.name,
+        "settings": settings.model_dump(mode="json"),
+        "axes": axes,
+        "cells": [{"cell": cell.label, "labels": list(cell.labels)} for cell in cells],
+        "space": space,
+        "score": {"title": score[0] if len(score) == 1 else "Average", "metrics": list(score), "mode": settings.mode},
+        "seeds": settings.seeds,
+        "seed_keys": settings.seed_keys,
+        "sampler": settings.sampler.name,
+        "scheduler": settings.scheduler.name,
+        "versions": {"python": platform.python_version(), "raylign": code_version()} | {p: version(p) for p in _PACKAGES},
+        "machine": {"cpus": os.cpu_count(), "processor": platform.machine()},
+    }
+
+
+def dataset_of(prepared: Prepared, train: int, validation: int, test: int) -> dict[str, Any]:
+    """What the report says of the data."""
+    manifest = prepared.manifest
+    return {
+        "name": prepared.name,
+        "path": str(prepared.path),
+        "fingerprint": prepared.fingerprint,
+        "licence": manifest["licence"],
+        "attribution": manifest["attribution"],
+        "counts": manifest["counts"],
+        "train_samples": train,
+        "validation_samples": validation,
+        "test_samples": test,
+        "shuffled": prepared.shuffled,
+    }
+
+
+def test_sizes(folder: Folder, trials: Iterable[Trial]) -> dict[str, Any]:
+    """Baselines and sample sizes of the test split, from the first seed's run that has ended; empty before."""
+    for trial in trials:
+        if trial.phase == "final" and (result := read_json(folder.of(trial.name) / "result.json")):
+            return {"baselines": result["baselines"], "sample_sizes": result["sample_sizes"]}
+    return {"baselines": {}, "sample_sizes": {}}
+
+
+def _title(key: str) -> str:
+    """`objective.name` is the objective; of other keys the last part says enough."""
+    parts = key.split(".")
+    return (parts[-2] if parts[-1] == "name" and len(parts) > 1 else parts[-1]).replace("_", " ")
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _put(path: Path, save: Any) -> None:
+    aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    save(aside)
+    aside.rename(path)

@@ -1,0 +1,174 @@
+"""The points of one cell: an Optuna study whose suggestions are a function of (sweep, seed, cell, point), not of scheduling.
+
+Point k is chosen from the results of points 0 to k - parallel, whichever trials have ended meanwhile, by a sampler that is
+seeded for this point alone. So a sweep that was killed, or ran on another number of CPUs, tries the same points; and a study
+need not be saved: asked again in the same order, with the same results, it is the same study.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+
+from pipelines.randomness import torch_seed
+from pipelines.settings import UserError
+from tuning.config import CmaEsSettings, Dimension, GridSettings, RandomSettings, SweepSettings, TpeSettings
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+class Points:
+    """What to try next in one cell.
+
+    `settings`: the sweep; `cell`: its label, which the random numbers belong to; `config`: the resolved training config of the
+    cell, as a tree, which `when` conditions look at.
+    """
+
+    def __init__(self, settings: SweepSettings, cell: str, config: Mapping[str, Any]):
+        self._settings, self._cell, self._config = settings, cell, config
+        sampler = settings.sampler
+        self._grid = _combinations(settings.dimensions(), config) if isinstance(sampler, GridSettings) else None
+        self._costly = isinstance(sampler, TpeSettings) and sampler.cost is not None
+        direction = optuna.study.StudyDirection.MAXIMIZE if settings.mode == "max" else optuna.study.StudyDirection.MINIMIZE
+        self._study = optuna.create_study(directions=[direction, optuna.study.StudyDirection.MINIMIZE][: 1 + self._costly])
+        self._asked: list[optuna.Trial] = []
+        self._told = 0
+        self._results: dict[int, Result] = {}
+
+    @property
+    def total(self) -> int:
+        """Number of points that the sweep asks for."""
+        if not self._settings.space:
+            return 0
+        if self._grid is not None:
+            return len(self._grid)
+        return self._settings.trials or 10
+
+    def ready(self) -> bool:
+        """Whether the next point can be chosen now: all results that it depends on are there."""
+        return len(self._asked) < self.total and all(k in self._results for k in range(self._depends_on()))
+
+    def ask(self, recorded: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The next point: overrides, and the sampler's exact values, to be handed in as `recorded` when it is asked again."""
+        number = len(self._asked)
+        if self._grid is not None:
+            self._asked.append(self._study.ask())
+            return self._grid[number], {}
+        while self._told < self._depends_on():
+            self._tell(self._told)
+            self._told += 1
+        self._study.sampler = self._sampler(number)
+        # CMA-ES keeps its own state in its suggestions, so it makes them again.
+        if recorded is not None and not isinstance(self._settings.sampler, CmaEsSettings):
+            self._study.enqueue_trial(dict(recorded))
+        trial = self._study.ask()
+        self._asked.append(trial)
+        point: dict[str, Any] = {}
+        for key, alternatives in self._settings.dimensions().items():
+            index = _alternative(key, alternatives, self._config, point)
+            if index is not None:
+                # A name for each alternative: Optuna wants one range a name.
+                name = key if len(alternatives) == 1 else f"{key}@{index}"
+                point[key] = alternatives[index].tidy(_suggest(trial, name, alternatives[index]))
+        return point, dict(trial.params)
+
+    def tell(self, point: int, result: "Result") -> None:
+        """What became of a point."""
+        self._results[point] = result
+
+    def _depends_on(self) -> int:
+        """How many of the first points must have ended before the next one is chosen."""
+        sampler, number = self._settings.sampler, len(self._asked)
+        if isinstance(sampler, RandomSettings | GridSettings) or number < sampler.startup:
+            return 0
+        return max(0, number - sampler.parallel + 1)
+
+    def _tell(self, number: int) -> None:
+        trial, result = self._asked[number], self._results[number]
+        if result.values is not None:
+            self._study.tell(trial, result.values if self._costly else result.values[:1])
+            return
+        # Stopped or diverged: worse than all that came further. Anything else says nothing about the point.
+        pruned = result.diverged or bool(result.curve)
+        if not self._costly:
+            for epoch, score in result.curve:
+                trial.report(score, round(epoch))
+        self._study.tell(trial, state=optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.FAIL)
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        sampler = self._settings.sampler
+        seed = torch_seed(f"point of {self._cell}", self._settings.search_seed, number) % 2**32
+        if isinstance(sampler, TpeSettings):
+            return optuna.samplers.TPESampler(n_startup_trials=sampler.startup, multivariate=True, seed=seed)
+        if isinstance(sampler, CmaEsSettings):
+            return optuna.samplers.CmaEsSampler(n_startup_trials=sampler.startup, seed=seed, warn_independent_sampling=False)
+        return optuna.samplers.RandomSampler(seed=seed)
+
+
+class Result:
+    """What a study is told of a point.
+
+    values: score and cost of a trial that came to its end; None for all others. curve: (epoch, score) of one that was stopped.
+    diverged: its loss was not a number.
+    """
+
+    def __init__(
+        self, values: tuple[float, float] | None, curve: list[tuple[float, float]] | None = None, diverged: bool = False
+    ):
+        self.values, self.curve, self.diverged = values, curve or [], diverged
+
+
+def _suggest(trial: optuna.Trial, name: str, dimension: Dimension) -> Any:
+    if dimension.choices is not None:
+        return dimension.choices[trial.suggest_categorical(name, range(len(dimension.choices)))]
+    assert dimension.low is not None and dimension.high is not None
+    if dimension.integer:
+        return trial.suggest_int(name, round(dimension.low), round(dimension.high), log=dimension.log)
+    return trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log)
+
+
+def _alternative(key: str, alternatives: list[Dimension], config: Mapping[str, Any], point: Mapping[str, Any]) -> int | None:
+    """Index of the dimension that applies. Raises `UserError` where several do."""
+    found = [i for i, d in enumerate(alternatives) if all(_holds(k, v, config, point) for k, v in d.when.items())]
+    if len(found) > 1:
+        raise UserError(f"space.{key}: {len(found)} of its {len(alternatives)} ranges apply at once; narrow their `when`")
+    return found[0] if found else None
+
+
+def _holds(key: str, wanted: Any, config: Mapping[str, Any], point: Mapping[str, Any]) -> bool:
+    value = point[key] if key in point else value_at(config, key)
+    return value in (wanted if isinstance(wanted, list) else [wanted])
+
+
+def value_at(tree: Any, key: str) -> Any:
+    """The value of a dotted key in a tree; None where there is none."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def corners(space: dict[str, list[Dimension]], config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Points that together hold both ends of every range and every choice: what cannot be built fails before the first trial."""
+    sides: list[dict[str, Any]] = []
+    length = max((len(d.choices or [0, 0]) for alternatives in space.values() for d in alternatives), default=0)
+    for turn in range(length):
+        point: dict[str, Any] = {}
+        for key, alternatives in space.items():
+            index = _alternative(key, alternatives, config, point)
+            if index is not None:
+                values = alternatives[index].choices or [alternatives[index].low, alternatives[index].high]
+                point[key] = alternatives[index].tidy(values[turn % len(values)])
+        sides.append(point)
+    return sides
+
+
+def _combinations(space: dict[str, list[Dimension]], config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All points of a grid; conditions may look at the cell and at keys that stand before theirs."""
+    points: list[dict[str, Any]] = [{}]
+    for key, alternatives in space.items():
+        grown = []
+        for point in points:
+            index = _alternative(key, alternatives, config, point)
+            grown += [point] if index is None else [point | {key: value} for value in alternatives[index].spread()]
+        points = grown
+    return points

@@ -1,0 +1,228 @@
+"""What a sweep's trials say: best points, means with intervals over seeds, paired tests corrected for their number, a verdict.
+
+Everything is computed from the table of trials (`trials.parquet`), which may be incomplete: a value that is missing or not
+finite counts as not there, and `n` says how many were. No function changes its input, and none depends on the order of rows.
+`mode` is "max" or "min": which scores are better.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations, combinations_with_replacement, product
+from statistics import mean, median, stdev  # exact sums: equal values have no spread, and the order of rows leaves no trace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats  # type: ignore[import-untyped]
+
+ALPHA = 0.05
+_SIGN = {"max": 1, "min": -1}
+_DIGITS = 9  # scores that differ by less are equal: the rest is rounding, as of two means of the same hits
+_MOST_RESAMPLES = 50_000
+_DRAWS = 10_000
+_COLUMNS = ["cell", "phase", "point", "seed", "status", "score", "seconds"]
+_PAIR = {"better": str, "worse": str, "n": int, "difference": float, "sd": float, "p": float}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be said of the cells' scores. All cells with results are the leader, in `level_with` or in `ahead_of`."""
+
+    leader: str | None  # the best mean; of equal ones the first by name; None where nothing has a result
+    value: float  # its mean score
+    n: int  # its seeds
+    level_with: list[str]  # the leader cannot be called better than these; best first
+    ahead_of: list[str]  # these it can; best first
+    comparisons: int  # pairs that could be tested, which is what p was corrected for
+    resolution: float | None  # a smaller mean difference could not have been told from chance; None where nothing could be tested
+
+
+def average(trials: pd.DataFrame, metrics: Sequence[str]) -> pd.Series:
+    """Plain mean of the metrics of each row; NaN where any of them, or its column, is missing."""
+    return trials.reindex(columns=list(metrics)).astype(float).mean(axis=1, skipna=False)
+
+
+def best_points(trials: pd.DataFrame, mode: str = "max") -> dict[str, int]:
+    """The point of each cell that its finished search trials score best; of equal ones the lowest.
+
+    A cell without search trials has the point of its final ones. A cell whose search trials have no score is left out.
+    """
+    if trials.empty:
+        return {}
+    search, final = trials[trials["phase"] == "search"], trials[trials["phase"] == "final"]
+    judged = search[(search["status"] == "finished") & np.isfinite(search["score"].astype(float))]
+    keyed = judged.assign(score=(-_SIGN[mode] * judged["score"]).round(_DIGITS)).sort_values(["score", "point"])
+    best = keyed.drop_duplicates("cell").set_index("cell")["point"].to_dict()
+    unsearched = final[~final["cell"].isin(search["cell"])].groupby("cell")["point"].min().to_dict()
+    return {str(cell): int(point) for cell, point in (best | unsearched).items()}
+
+
+def results(trials: pd.DataFrame, mode: str = "max") -> pd.DataFrame:
+    """The rows that count for the report: final trials of each cell's best point, finished."""
+    if trials.empty:
+        return trials.reindex(columns=[*trials.columns, *(name for name in _COLUMNS if name not in trials)])
+    best = trials["cell"].map(best_points(trials, mode))
+    return trials[(trials["phase"] == "final") & (trials["status"] == "finished") & (trials["point"] == best)]
+
+
+def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the mean over resamples of `values`; NaN, NaN for fewer than two.
+
+    Exact (all n^n resamples) up to n = 6, else from seeded draws. Few seeds make it too narrow: for n <= 3 it is the smallest
+    and the largest value, between which the true mean of symmetric values lies in 1 - 2^(1-n) of all cases, 75 % for n = 3.
+    """
+    known = np.sort(_finite(values))
+    n = len(known)
+    if n < 2:
+        return math.nan, math.nan
+    counts, ways = _resamples(n)
+    means = known[0] + counts @ (known - known[0]) / n  # so that equal values give exactly themselves
+    order = np.argsort(means, kind="stable")
+    means, ways = means[order], ways[order]
+    tail = (1 - level) / 2 * ways.sum()
+    low = means[np.searchsorted(ways.cumsum(), tail)]
+    high = means[::-1][np.searchsorted(ways[::-1].cumsum(), tail)]
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=8)
+def _resamples(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Resamples of n values as int counts [R, n], and in how many ways each can be drawn, int [R]."""
+    if n**n > _MOST_RESAMPLES:
+        return np.random.default_rng(0).multinomial(n, [1 / n] * n, size=_DRAWS), np.ones(_DRAWS, int)
+    counts = [[draw.count(i) for i in range(n)] for draw in combinations_with_replacement(range(n), n)]
+    ways = [math.factorial(n) // math.prod(math.factorial(count) for count in row) for row in counts]
+    return np.array(counts), np.array(ways)
+
+
+def summarize(trials: pd.DataFrame, cells: Sequence[str], metrics: Sequence[str], mode: str = "max") -> pd.DataFrame:
+    """A row a cell and metric, in the order given, with "score" as the first metric of each cell.
+
+    Returns columns cell; point (NaN where there is no best one); metric; n; mean; sd (n - 1; NaN for n < 2); low, high
+    (`bootstrap_interval`); rank (of the cell, by its mean score: 1 is best, equal ones share the lowest number, NaN without
+    results); seconds (mean training time of its results); total_seconds (of all its trials, whatever their phase and status).
+    """
+    finals, points = results(trials, mode), best_points(trials, mode)
+    ranks = _ranks(_by_cell(finals, "score"), mode)
+    seconds = {cell: mean(times.values()) for cell, times in _by_cell(finals, "seconds").items()}
+    spent = {} if trials.empty else trials.groupby("cell")["seconds"].sum().to_dict()
+    names = ["score", *(name for name in metrics if name != "score")]
+    found = {name: _by_cell(finals, name) for name in names}
+    rows: list[dict[str, Any]] = []
+    for cell, name in product(cells, names):
+        values = list(found[name].get(cell, {}).values())
+        low, high = bootstrap_interval(values)
+        rows.append(
+            {"cell": cell, "point": points.get(cell, math.nan), "metric": name, "n": len(values)}
+            | {"mean": mean(values) if values else math.nan, "sd": stdev(values) if len(values) > 1 else math.nan}
+            | {"low": low, "high": high, "rank": ranks.get(cell, math.nan)}
+            | {"seconds": seconds.get(cell, math.nan), "total_seconds": float(spent.get(cell, 0.0))}
+        )
+    columns = ["cell", "point", "metric", "n", "mean", "sd", "low", "high", "rank", "seconds", "total_seconds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def compare(trials: pd.DataFrame, value: str = "score", mode: str = "max") -> pd.DataFrame:
+    """Every pair of cells with results, tested on the seeds that both have; the pairs of the best cell first.
+
+    Args:
+        value: column that is compared. `mode` is the score's, and counts for both: which point is best, which value is.
+
+    Returns columns better, worse (by the mean over shared seeds; over all seeds where none is shared); n (shared seeds);
+    difference (mean of the paired differences, >= 0); sd (of these, n - 1); p (two-sided paired t-test); p_adjusted (Holm,
+    over all pairs with a p); distinguishable (p_adjusted < ALPHA). p is NaN for n < 2, and where the differences have no
+    spread: the t-test is undefined there, and seeds that change nothing are no evidence.
+    """
+    found = _by_cell(results(trials, mode), value)
+    pairs = [_pair(first, second, found, mode) for first, second in combinations(_best_first(found, mode), 2)]
+    table = pd.DataFrame(pairs, columns=list(_PAIR)).astype(_PAIR)
+    table["p_adjusted"] = holm(table["p"].tolist())
+    return table.assign(p_adjusted=table["p_adjusted"].astype(float), distinguishable=table["p_adjusted"] < ALPHA)
+
+
+def _pair(first: str, second: str, found: Mapping[str, Mapping[int, float]], mode: str) -> dict[str, Any]:
+    """A row of `compare`; `first` is the better one over all its seeds."""
+    shared = sorted(found[first].keys() & found[second].keys())
+    differences = [_SIGN[mode] * (found[first][seed] - found[second][seed]) for seed in shared]
+    n = len(differences)
+    difference = mean(differences) if n else math.nan
+    sd = stdev(differences) if n > 1 else math.nan
+    if sd < 10**-_DIGITS:
+        sd = 0.0
+    better, worse = (second, first) if round(difference, _DIGITS) < 0 else (first, second)
+    p = 2 * stats.t.sf(abs(difference) / sd * math.sqrt(n), n - 1) if sd > 0 else math.nan
+    return {"better": better, "worse": worse, "n": n, "difference": abs(difference), "sd": sd, "p": p}
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p values, in the order given; NaN stays NaN and is not counted."""
+    tested = sorted((value, i) for i, value in enumerate(p) if not math.isnan(value))
+    adjusted = [math.nan] * len(p)
+    largest = 0.0
+    for step, (value, i) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - step) * value))
+        adjusted[i] = largest
+    return adjusted
+
+
+def verdict(trials: pd.DataFrame, mode: str = "max") -> Verdict:
+    """Who leads by mean score, and what of that is more than chance.
+
+    The resolution is the difference that Holm's first step, at ALPHA over the number of comparisons, would just have passed
+    with the median spread of the pairs: median of sd / sqrt(n) x the two-sided quantile of t with n - 1 degrees of freedom.
+    """
+    found = _by_cell(results(trials, mode), "score")
+    if not found:
+        return Verdict(None, math.nan, 0, [], [], 0, None)
+    leader, *others = _best_first(found, mode)
+    pairs = compare(trials, mode=mode)
+    ahead = set(pairs.loc[(pairs["better"] == leader) & pairs["distinguishable"], "worse"])
+    tested = pairs[pairs["p"].notna()]
+    level = ALPHA / max(len(tested), 1)
+    needed = [sd / math.sqrt(n) * stats.t.isf(level / 2, n - 1) for sd, n in zip(tested["sd"], tested["n"], strict=True)]
+    return Verdict(
+        leader=leader,
+        value=mean(found[leader].values()),
+        n=len(found[leader]),
+        level_with=[cell for cell in others if cell not in ahead],
+        ahead_of=[cell for cell in others if cell in ahead],
+        comparisons=len(tested),
+        resolution=float(median(needed)) if needed else None,
+    )
+
+
+def pareto(values: Sequence[float], costs: Sequence[float], mode: str = "max") -> list[bool]:
+    """Whether nothing else is at least as good at no more cost, and better in one of both; False for NaN."""
+    points = [(_SIGN[mode] * value, -cost) for value, cost in zip(values, costs, strict=True)]
+    return [
+        not math.isnan(value + cost) and not any(v >= value and c >= cost and (v, c) != (value, cost) for v, c in points)
+        for value, cost in points
+    ]
+
+
+def _finite(values: Sequence[float]) -> np.ndarray:
+    array = np.asarray(values, dtype=float)
+    return array[np.isfinite(array)]
+
+
+def _by_cell(finals: pd.DataFrame, value: str) -> dict[str, dict[int, float]]:
+    """Cell -> seed -> value, of the finite values only: cells without any are left out."""
+    if value not in finals:
+        return {}
+    found: dict[str, dict[int, float]] = {}
+    for cell, seed, number in zip(finals["cell"], finals["seed"], finals[value].astype(float), strict=True):
+        if math.isfinite(number):
+            found.setdefault(str(cell), {})[int(seed)] = number
+    return found
+
+
+def _best_first(found: Mapping[str, Mapping[int, float]], mode: str) -> list[str]:
+    """Cells by their mean; equal ones by name."""
+    return sorted(found, key=lambda cell: (round(-_SIGN[mode] * mean(found[cell].values()), _DIGITS), cell))
+
+
+def _ranks(found: Mapping[str, Mapping[int, float]], mode: str) -> dict[str, int]:
+    means = {cell: round(_SIGN[mode] * mean(values.values()), _DIGITS) for cell, values in found.items()}
+    return {cell: 1 + sum(other > own for other in means.values()) for cell, own in means.items()}

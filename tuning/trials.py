@@ -1,0 +1,192 @@
+"""Cells and trials: what each is called, which overrides it stands for, and what a sweep keeps of it on disk.
+
+SWEEP/trials/NAME/trial.json     cell, phase, point, seed, overrides; written before it starts
+                  metrics.jsonl  one line a report
+                  outcome.json   how it ended; written last, so that a trial without one goes on when the sweep does
+                  checkpoint_... of the seeds' runs, and of what is under way
+"""
+
+import json
+import math
+import os
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from evaluation.suite import mean_recalls
+from pipelines.settings import digest
+from training.metrics_file import read_metrics
+from tuning.config import SweepSettings, label
+from tuning.space import Result
+
+Phase = Literal["search", "final"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of the grid's values."""
+
+    labels: tuple[str, ...]  # one an axis
+    overrides: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """What people read."""
+        return ", ".join(self.labels) or "all"
+
+    @property
+    def slug(self) -> str:
+        """What trials and folders are called; characters that a file name should not have are told apart by a digest."""
+        plain = "-".join(self.labels) or "all"
+        name = "".join(c if c.isalnum() or c in "._=-" else "_" for c in plain)
+        return name if name == plain else f"{name}-{digest(plain)[:6]}"
+
+
+def cells_of(settings: SweepSettings) -> list[Cell]:
+    """All cells, in the order of the grid."""
+    return [Cell(tuple(label(key, value) for key, value in cell.items()), cell) for cell in settings.cells()]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run of a sweep."""
+
+    cell: str
+    phase: Phase
+    point: int
+    seed: int
+    params: dict[str, Any]  # the point: key of the training config -> value
+    asked: dict[str, Any]  # the same in the sampler's own names and full precision
+    slug: str
+
+    @property
+    def name(self) -> str:
+        """Unique in the sweep: the cell, the point, and for the seeds' runs the seed."""
+        parts = [self.slug, f"p{self.point}"] + ([f"seed{self.seed}"] if self.phase == "final" else [])
+        return "-".join(parts)
+
+    def overrides(self, settings: SweepSettings, cell: Cell, budget: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the base config; without name and storage."""
+        split = {"evaluation.split": settings.validation} if self.phase == "search" else {}
+        seeds = dict.fromkeys(settings.seed_keys, self.seed)
+        return settings.overrides | cell.overrides | self.params | seeds | dict(budget) | split
+
+
+def command(base: Path, name: str, overrides: Mapping[str, Any]) -> str:
+    """The command that trains exactly this trial again, as a run of its own."""
+    values = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()]
+    return shlex.join(["python", "-m", "training", str(base), f"name={name}", *values])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended."""
+
+    status: Literal["finished", "stopped", "failed"]
+    reason: str = ""
+    diverged: bool = False
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    epochs: float = math.nan
+    samples: float = math.nan
+    seconds: float = math.nan  # of training, in all sessions
+    loss: float = math.nan
+    peak_memory_gib: float = math.nan
+
+
+class Folder:
+    """A sweep's folder: what is known of its trials."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def of(self, name: str) -> Path:
+        """A trial's folder."""
+        return self.path / "trials" / name
+
+    def begin(self, trial: Trial) -> None:
+        """Keep what the trial is, before it starts."""
+        self.of(trial.name).mkdir(parents=True, exist_ok=True)
+        write(self.of(trial.name) / "trial.json", json.dumps(asdict(trial), indent=1))
+
+    def begun(self, name: str) -> dict[str, Any] | None:
+        """What `begin` kept, where it was called."""
+        return read_json(self.of(name) / "trial.json")
+
+    def end(self, name: str, outcome: Outcome) -> None:
+        """Keep how it ended. A search's checkpoints are of no use any more: the command makes them again."""
+        write(self.of(name) / "outcome.json", json.dumps(asdict(outcome), indent=1))
+        begun = self.begun(name)
+        if begun is None or begun["phase"] == "search" or outcome.status != "finished":
+            for left in (*self.of(name).glob("checkpoint_*"), *self.of(name).glob("partial-*")):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def ended(self, name: str) -> Outcome | None:
+        """What `end` kept, where it was called."""
+        found = read_json(self.of(name) / "outcome.json")
+        return None if found is None else Outcome(**found)
+
+    def so_far(self, name: str) -> Outcome:
+        """What a trial without an outcome has reached, as that of a stopped one."""
+        return outcome_of("stopped", "", read_metrics(self.of(name) / "metrics.jsonl"))
+
+    def curve(self, name: str) -> list[dict[str, Any]]:
+        """Its evaluations."""
+        return evaluations(read_metrics(self.of(name) / "metrics.jsonl"))
+
+
+def evaluations(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that hold scores, with means of both directions."""
+    return [line | mean_recalls(line) for line in lines if any("/" in key for key in line)]
+
+
+def outcome_of(
+    status: Literal["finished", "stopped", "failed"], reason: str, lines: Sequence[dict[str, Any]], diverged: bool = False
+) -> Outcome:
+    """An outcome from the lines of metrics.jsonl."""
+    if not lines:
+        return Outcome(status, reason, diverged)
+    last, scored = lines[-1], evaluations(lines)
+    return Outcome(
+        status,
+        reason,
+        diverged,
+        {key: value for key, value in scored[-1].items() if "/" in key} if scored else {},
+        last["epoch"],
+        last["samples"],
+        last["seconds"],
+        last["loss"],
+        max(line["peak_memory_gib"] for line in lines),
+    )
+
+
+def score_of(metrics: Mapping[str, float], names: Sequence[str]) -> float:
+    """Mean of the named metrics; NaN where one is missing."""
+    return math.fsum(metrics.get(name, math.nan) for name in names) / len(names)
+
+
+def result_of_point(outcome: Outcome, curve: Sequence[dict[str, Any]], names: Sequence[str], cost: str | None) -> Result:
+    """What the sampler is told."""
+    if outcome.status == "finished":
+        return Result((score_of(outcome.metrics, names), getattr(outcome, cost) if cost else 0.0))
+    shown = [(line["epoch"], score_of(line, names)) for line in curve] if outcome.status == "stopped" else []
+    return Result(None, shown, outcome.diverged)
+
+
+def write_result(place: Path, result: dict[str, Any]) -> None:
+    """`result.json` of a trial, as any other run has it."""
+    write(place / "result.json", json.dumps(result, indent=1))
+
+
+def write(path: Path, text: str) -> None:
+    """Aside, then renamed."""
+    aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.rename(path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; None where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

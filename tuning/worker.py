@@ -1,0 +1,99 @@
+"""What a Tune trial runs: one training run, to its end, its stop, or its failure; and what it tells Tune meanwhile.
+
+Whatever goes wrong in training is an outcome with a reason, written by the trial itself. Only a process that dies writes
+nothing: Tune starts it again, and it goes on from its newest checkpoint.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from evaluation.suite import held_out
+from pipelines.banks import Pool
+from pipelines.display import Display
+from pipelines.prepared import Prepared
+from pipelines.settings import UserError, validate
+from training.config import TrainSettings
+from training.fit import fit
+from training.inline import fit_inline
+from training.loop import DivergenceError
+from training.metrics_file import read_metrics
+from training.plan import Plan, make_order, make_plan
+from training.run import result_of
+from tuning.trials import Folder, Outcome, evaluations, outcome_of, score_of, write_result
+
+QUIET = Display(quiet=True)
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """Tune's function. `config`: name, tree (a whole training config), inline, data_cpus, score, storage."""
+    folder = Folder(Path(config["storage"]))
+    try:
+        outcome = _train(config, folder)
+    except Exception as error:
+        outcome = _failure(error, read_metrics(folder.of(config["name"]) / "metrics.jsonl"))
+    folder.end(config["name"], outcome)
+
+
+def plan_of(settings: TrainSettings, pool: Pool, display: Display) -> Plan:
+    """The plan of a trial; features that the sweep has cached are found, others computed."""
+    prepared = Prepared.open(settings.data.path)
+    data = held_out(prepared, settings.evaluation, settings.data.split_seed, settings.data.validation)
+    return make_plan(settings, prepared, data, make_order(settings, prepared), pool, display)
+
+
+def _train(config: dict[str, Any], folder: Folder) -> Outcome:
+    settings = validate(TrainSettings, config["tree"], config["name"])
+    # In this process: the cluster's CPUs belong to the trials that run.
+    plan = plan_of(settings, Pool(0, settings.resources.use_gpu), QUIET)
+    place = folder.of(config["name"])
+
+    def heard(line: dict[str, Any]) -> None:
+        if found := _told(line, config["score"], settings.epochs):
+            tune.report(found)
+
+    if config["inline"]:
+        returned = fit_inline(plan, place, heard)
+    else:
+        returned = fit(plan, place, config["data_cpus"], QUIET, [_Tell(config["score"], settings.epochs)])
+    lines = read_metrics(place / "metrics.jsonl")
+    outcome = outcome_of("finished", "", lines)
+    result = result_of(plan, place, returned, {"training": outcome.seconds})
+    write_result(place, result)
+    # The embeddings' scores, not the last line's: a line can be lost where a driver dies, the checkpoint is whole.
+    return Outcome(**vars(outcome) | {"metrics": result["metrics"]})
+
+
+class _Tell(TuneReportCallback):
+    """Passes on evaluations of a Ray Train run, from its controller to the trial that started it."""
+
+    def __init__(self, score: Sequence[str], epochs: int):
+        super().__init__()
+        self._score, self._epochs = score, epochs
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: ray.train.Checkpoint | None) -> None:
+        if found := _told(metrics[0], self._score, self._epochs):
+            super().after_report(run_context, [found], None)
+
+
+def _told(line: dict[str, Any], score: Sequence[str], epochs: int) -> dict[str, Any]:
+    """What Tune, its schedulers and loggers learn of an evaluation; empty for other lines."""
+    scored = evaluations([line])
+    return scored[0] | {"score": score_of(scored[0], score), "last": line["epoch"] >= epochs} if scored else {}
+
+
+def _failure(error: Exception, lines: list[dict[str, Any]]) -> Outcome:
+    """A reason for people: what happened and, where we know one, the way out."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        reason = text
+    elif isinstance(error, torch.OutOfMemoryError | MemoryError):
+        reason = f"out of memory: {text[:200]}; a smaller global_batch_size, or a larger accumulate, needs less"
+    else:
+        reason = f"{type(error).__name__}: {text[:400]}"
+    return outcome_of("failed", reason, lines, isinstance(error, DivergenceError))
