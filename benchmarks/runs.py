@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from evaluation.suite import held_out, mean_recalls
+from evaluation.suite import mean_recalls
 from pipelines import cluster
 from pipelines.banks import Pool
 from pipelines.display import Display
@@ -20,15 +20,15 @@ from pipelines.settings import load
 from pipelines.stream import Worker
 from training.config import TrainSettings
 from training.loop import train
-from training.plan import Plan, make_order, make_plan
+from training.plan import Plan, held_out_data, make_order, make_plan
 
 
 def plan_of(config: Path, overrides: dict[str, Any], display: Display) -> Plan:
     """The plan of a run; features of locked towers are computed in the cluster where they are not cached yet."""
     settings = load(TrainSettings, config, overrides)
     prepared = Prepared.open(settings.data.path)
-    data = held_out(prepared, settings.evaluation, settings.data.split_seed, settings.data.validation)
     cluster.start(display.verbose)
+    data = held_out_data(settings, prepared)
     return make_plan(settings, prepared, data, make_order(settings, prepared), Pool(os.cpu_count() or 1), display)
 
 

@@ -92,9 +92,16 @@ class Scores:
 
 
 def held_out(
-    prepared: Prepared, settings: SuiteSettings, split_seed: int | None = None, validation: float | None = None
+    prepared: Prepared,
+    settings: SuiteSettings,
+    split_seed: int | None = None,
+    validation: float | None = None,
+    retrieval: bool = True,
 ) -> HeldOut:
-    """Read what a split needs. Raises `UserError` for an unknown or empty split, or an unknown label."""
+    """Read what a split needs; without `retrieval` no captions.
+
+    Raises `UserError` for an unknown or empty split, or an unknown label.
+    """
     ids = prepared.split_ids(split_seed, validation)
     if settings.split not in ids:
         raise UserError(f"evaluation.split: '{settings.split}' is unknown; {prepared.path} has {', '.join(ids)}")
@@ -109,7 +116,8 @@ def held_out(
         if label not in known:
             raise UserError(f"evaluation.labels: '{label}' is unknown; {prepared.path} has {', '.join(known) or 'no labels'}")
     table = prepared.table("captions", "image_id", "text_id", *[f"label_{label}" for label in labels]).take(sample_ids)
-    captions, text_ids = table["captions"].to_pylist(), table["text_id"].to_pylist()
+    none: list[list] = [[] for _ in sample_ids]
+    captions, text_ids = (table["captions"].to_pylist(), table["text_id"].to_pylist()) if retrieval else (none, none)
     classes = {label: sorted(prepared.manifest["labels"][label]) for label in labels}
     targets = {}
     for label in labels:
@@ -121,12 +129,19 @@ def held_out(
         image_ids=table["image_id"].to_numpy(),
         text_ids=np.asarray([i for ids_ in text_ids for i in ids_], dtype=np.int64),
         texts=[text for texts in captions for text in texts],
-        image_of_text=np.repeat(np.arange(len(captions)), [len(texts) for texts in captions]),
+        image_of_text=np.repeat(np.arange(len(captions)), [len(texts) for texts in captions]).astype(np.int64),
         classes=classes,
         targets=targets,
         prompts=[prompt(t, name) for label in labels for name in classes[label] for t in settings.templates],
         settings=settings,
     )
+
+
+def metric_names(data: HeldOut) -> list[str]:
+    """All that `score` returns for this split, and what `mean_recalls` adds."""
+    ways = ("image_to_text", "text_to_image", "mean") if data.texts else ()
+    names = [f"retrieval/{data.dataset}/{way}_recall@{k}" for way in ways for k in data.settings.recall_at]
+    return names + [f"zero_shot/{data.dataset}_{label}/{m}" for label in data.classes for m in ("top1", "top5", "mean_per_class")]
 
 
 def prompt(template: str, class_name: str) -> str:
@@ -150,10 +165,11 @@ def score(data: HeldOut, images: np.ndarray, texts: np.ndarray, prompts: np.ndar
     metrics: dict[str, float] = {}
     base: dict[str, dict[str, float]] = {}
     sizes: dict[str, int] = {}
-    ways = [
-        ("image_to_text", images, texts, data.texts_of_image),
-        ("text_to_image", texts, images, data.images_of_text),
-    ]
+    ways = (
+        [("image_to_text", images, texts, data.texts_of_image), ("text_to_image", texts, images, data.images_of_text)]
+        if data.texts
+        else []
+    )
     for way, queries, candidates, right in ways:
         found = retrieval.ranks(queries, candidates, right)
         for k, value in retrieval.recalls(found, data.settings.recall_at).items():

@@ -49,9 +49,19 @@ class CheckpointSettings(Settings):
     mode: Literal["max", "min"] = Field("max", description="which value of `best` is better")
 
 
+class OtherData(Settings):
+    """One more prepared dataset that is scored: the split of the same name as the run's own."""
+
+    path: Path = Field(description="folder that python -m pipelines made")
+    retrieval: bool = Field(True, description="score retrieval; false where captions say no more than the class")
+    labels: tuple[str, ...] | None = Field(None, description="label columns for zero-shot classification; all by default")
+    templates: tuple[str, ...] | None = Field(None, description="prompts of a class; null: the run's own")
+
+
 class EvaluationSettings(SuiteSettings):
     """Scoring the held-out split during training."""
 
+    also: tuple[OtherData, ...] = Field((), description="further datasets to score, such as MS-COCO and ImageNet")
     every_epochs: int = Field(1, ge=1, description="score every so many epochs, and always at the end")
     batch_size: int = Field(256, ge=1, description="pictures or texts embedded at a time by one worker")
 

@@ -88,7 +88,7 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
         evaluate, rows = clock.evaluates(state.step, plan), None
         if evaluate:
             scores, rows = validate_held_out(encoder, plan, worker)
-            metrics |= scores.metrics
+            metrics |= {name: value for found in scores for name, value in found.metrics.items()}
             clock.restart()
             state.ended = state.step == plan.total_steps or clock.out_of_time()
         state.seconds = clock.total()
@@ -98,11 +98,11 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
     return {"step": state.step, "samples": state.samples, "device": _device_name(worker.device)}
 
 
-def _save(state: TrainState, plan: Plan, metrics: dict[str, Any], rows: HeldOutEmbeddings | None, folder: Path) -> None:
-    """A checkpoint, and at the end the held-out embeddings beside it."""
+def _save(state: TrainState, plan: Plan, metrics: dict[str, Any], rows: list[HeldOutEmbeddings] | None, folder: Path) -> None:
+    """A checkpoint, and at the end the held-out embeddings beside it: the run's own, and those of further datasets by name."""
     save_checkpoint(folder, state, plan, metrics)
-    if rows is not None:
-        np.savez(folder / "held_out.npz", images=rows.images, texts=rows.texts, prompts=rows.prompts)
+    for scored, found in zip(plan.scored, rows or [], strict=False):
+        np.savez(folder / scored.file, images=found.images, texts=found.texts, prompts=found.prompts)
 
 
 def _worker(data_cpus: float) -> Worker:

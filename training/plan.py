@@ -1,12 +1,13 @@
 """The plan of a run: all that the driver finds out before any worker starts, and the workers need to know."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from evaluation.suite import HeldOut
+from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines import banks
 from pipelines.batch import columns
 from pipelines.display import Display
@@ -24,18 +25,31 @@ from training.towers import ImageFeatures, TextFeatures
 
 
 @dataclass(frozen=True)
+class Scored:
+    """One held-out split, and where its pictures and texts come from."""
+
+    data: HeldOut
+    images: Stream
+    text_bank: Path | None  # features of all captions by text_id, where the text tower is locked
+    prompt_bank: Path | None  # features of all prompts, where the text tower is locked
+    file: str  # in the last checkpoint, for its embeddings: held_out.npz for the run's own split
+
+
+@dataclass(frozen=True)
 class Plan:
     """Picklable; the same on every worker."""
 
     settings: TrainSettings
     order: Order
     stream: Stream  # training batches
-    held_out: HeldOut
-    held_out_images: Stream  # held-out pictures
+    scored: tuple[Scored, ...]  # the run's own held-out split, and those of further datasets
     tokenizer: TextTokenizer
-    text_bank: Path | None  # features of all captions by text_id, where the text tower is locked
-    prompt_bank: Path | None  # features of all prompts, where the text tower is locked
     code_version: str
+
+    @property
+    def held_out(self) -> HeldOut:
+        """The run's own."""
+        return self.scored[0].data
 
     @property
     def total_steps(self) -> int:
@@ -60,7 +74,7 @@ class Plan:
             settings.embed_dim,
             (
                 bank_rows(self.stream.image_bank).shape[1] if self.stream.image_bank else None,
-                bank_rows(self.text_bank).shape[1] if self.text_bank else None,
+                bank_rows(self.stream.text_bank).shape[1] if self.stream.text_bank else None,
             ),
             self.tokenizer.vocabulary_size,
         )
@@ -103,22 +117,61 @@ def check_build(plan: Plan) -> None:
         )
 
 
+def held_out_data(settings: TrainSettings, prepared: Prepared) -> list[tuple[Prepared, HeldOut]]:
+    """The run's own held-out split, then those of further datasets.
+
+    Raises `UserError` for a missing dataset, an unknown split or label, or two datasets of one name.
+    """
+    suite = settings.evaluation
+    found = [(prepared, held_out(prepared, suite, settings.data.split_seed, settings.data.validation))]
+    for other in suite.also:
+        theirs = Prepared.open(other.path)
+        if theirs.name in [data.dataset for _, data in found]:
+            raise UserError(f"evaluation.also: two datasets are called '{theirs.name}'; prepare one of them with another name")
+        own = SuiteSettings(
+            split=suite.split, recall_at=suite.recall_at, templates=other.templates or suite.templates, labels=other.labels
+        )
+        found.append((theirs, held_out(theirs, own, retrieval=other.retrieval)))
+    return found
+
+
 def make_plan(
-    settings: TrainSettings, prepared: Prepared, data: HeldOut, order: Order, pool: banks.Pool, display: Display
+    settings: TrainSettings,
+    prepared: Prepared,
+    data: Sequence[tuple[Prepared, HeldOut]],
+    order: Order,
+    pool: banks.Pool,
+    display: Display,
 ) -> Plan:
-    """Tokenizer, banks of locked towers, streams."""
+    """Tokenizer, banks of locked towers, streams. `data`: of `held_out_data`."""
     image, text = settings.image_tower, settings.text_tower
     tokenizer = _tokenizer(settings, prepared, order)
-    image_bank = text_bank = prompt_bank = None
-    if image.mode == "locked":
-        identity = image.identity("image_tower")
-        image_bank = banks.image_bank(prepared, image.image_size, ImageFeatures, (image,), identity, pool, display)
-    if text.mode == "locked":
-        identity = text.identity("text_tower")
-        text_bank, prompt_bank = banks.text_banks(
-            prepared, [prepared.texts(), data.prompts], TextFeatures, (text, tokenizer), identity, pool, display
+
+    def image_bank(of: Prepared) -> Path | None:
+        if image.mode != "locked":
+            return None
+        return banks.image_bank(of, image.image_size, ImageFeatures, (image,), image.identity("image_tower"), pool, display)
+
+    def text_banks(of: Prepared, what: HeldOut) -> list[Path] | list[None]:
+        if text.mode != "locked":
+            return [None, None]
+        texts = [of.texts(), what.prompts] if what.texts else [what.texts, what.prompts]
+        return banks.text_banks(of, texts, TextFeatures, (text, tokenizer), text.identity("text_tower"), pool, display)
+
+    scored: list[Scored] = []
+    for of, what in data:
+        bank = image_bank(of)
+        pictures = Stream(
+            prepared=of,
+            columns=frozenset({"image_features" if bank else "image"}),
+            image_size=image.image_size,
+            image_bank=bank,
         )
-    wanted = columns(settings.objective.needs, image_bank is not None, text_bank is not None)
+        file = f"held_out-{what.dataset}.npz" if scored else "held_out.npz"
+        texts, prompts = text_banks(of, what)
+        scored.append(Scored(what, pictures, texts, prompts, file))
+    own = scored[0]
+    wanted = columns(settings.objective.needs, own.images.image_bank is not None, own.text_bank is not None)
     stream = Stream(
         prepared=prepared,
         columns=frozenset(wanted),
@@ -126,16 +179,10 @@ def make_plan(
         image_size=image.image_size,
         augment=settings.data.augment,
         tokenizer=tokenizer,
-        image_bank=image_bank,
-        text_bank=text_bank,
+        image_bank=own.images.image_bank,
+        text_bank=own.text_bank,
     )
-    held_out_images = Stream(
-        prepared=prepared,
-        columns=frozenset({"image_features" if image_bank else "image"}),
-        image_size=image.image_size,
-        image_bank=image_bank,
-    )
-    return Plan(settings, order, stream, data, held_out_images, tokenizer, text_bank, prompt_bank, code_version())
+    return Plan(settings, order, stream, tuple(scored), tokenizer, code_version())
 
 
 def _tokenizer(settings: TrainSettings, prepared: Prepared, order: Order) -> TextTokenizer:

@@ -23,7 +23,7 @@ import numpy as np
 import ray
 import yaml
 
-from evaluation.suite import HeldOut, Scores, held_out, mean_recalls, score
+from evaluation.suite import HeldOut, Scores, mean_recalls, metric_names, score
 from pipelines import cluster
 from pipelines.banks import Pool
 from pipelines.display import Display
@@ -33,7 +33,7 @@ from training.checkpoint import newest_checkpoint
 from training.config import TrainSettings
 from training.fit import fit
 from training.metrics_file import read_metrics
-from training.plan import Plan, check_build, make_order, make_plan
+from training.plan import Plan, check_build, held_out_data, make_order, make_plan
 from training.report import write_report
 from training.resources import Cluster, plan_resources
 
@@ -42,7 +42,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     """Train, or go on training, and return the content of `result.json`."""
     folder = (settings.storage / settings.name).absolute()
     prepared = Prepared.open(settings.data.path)
-    data = held_out(prepared, settings.evaluation, settings.data.split_seed, settings.data.validation)
+    data = held_out_data(settings, prepared)
     order = make_order(settings, prepared)
     done = _earlier(folder, settings, prepared)
     if done is not None:
@@ -52,7 +52,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     with only_one(folder):
         phases = _Phases()
         cluster.start(display.verbose)
-        _check_metric(settings, data)
+        _check_metric(settings, [theirs for _, theirs in data])
         size = _cluster(settings)
         # Refuse before the first picture is decoded.
         locked = settings.image_tower.mode == "locked" and settings.text_tower.mode == "locked"
@@ -154,19 +154,14 @@ def _check_tokenizer(folder: Path, plan: Plan) -> None:
             )
 
 
-def _check_metric(settings: TrainSettings, data: HeldOut) -> None:
+def _check_metric(settings: TrainSettings, data: list[HeldOut]) -> None:
     """A misspelt `checkpoint.best` would keep nothing and say nothing."""
     best = settings.checkpoint.best
     if best is None:
         return
-    ways = [
-        f"retrieval/{data.dataset}/{way}_recall@{k}"
-        for way in ("image_to_text", "text_to_image")
-        for k in data.settings.recall_at
-    ]
-    labels = [f"zero_shot/{data.dataset}_{label}/{m}" for label in data.classes for m in ("top1", "top5", "mean_per_class")]
-    if best not in (*ways, *labels, "loss"):
-        raise UserError(f"checkpoint.best: '{best}' is no metric of this run; it has: loss, {', '.join([*ways, *labels])}")
+    known = [name for theirs in data for name in metric_names(theirs) if "/mean_recall@" not in name]
+    if best not in (*known, "loss"):
+        raise UserError(f"checkpoint.best: '{best}' is no metric of this run; it has: loss, {', '.join(known)}")
 
 
 def _announce(plan: Plan, display: Display) -> None:
@@ -181,8 +176,7 @@ def _announce(plan: Plan, display: Display) -> None:
 
 def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
     """All that is known at the end; scores are of the last step, on the held-out split."""
-    rows = np.load(newest_checkpoint(folder) / "held_out.npz")
-    scores: Scores = score(plan.held_out, rows["images"], rows["texts"], rows["prompts"])
+    scores = _scores(plan, newest_checkpoint(folder))
     history = read_metrics(folder / "metrics.jsonl")
     prepared = plan.stream.prepared
     packages = ("ray", "torch", "torchvision", "transformers", "timm", "pandas", "pillow", "optuna")
@@ -218,6 +212,18 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
         | {"device": returned["device"]},
         "seed": plan.settings.seed,
     }
+
+
+def _scores(plan: Plan, checkpoint: Path) -> Scores:
+    """Of all datasets together, from the embeddings that the last checkpoint holds."""
+    metrics: dict[str, float] = {}
+    baselines: dict[str, dict[str, float]] = {}
+    sizes: dict[str, int] = {}
+    for scored in plan.scored:
+        rows = np.load(checkpoint / scored.file)
+        found = score(scored.data, rows["images"], rows["texts"], rows["prompts"])
+        metrics, baselines, sizes = metrics | found.metrics, baselines | found.baselines, sizes | found.sample_sizes
+    return Scores(metrics, baselines, sizes)
 
 
 def _write(path: Path, text: str) -> None:

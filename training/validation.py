@@ -1,6 +1,7 @@
-"""Scoring the held-out split with the encoder as it is, all workers sharing the work."""
+"""Scoring held-out splits with the encoder as it is, all workers sharing the work."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from evaluation.suite import Scores, score
 from pipelines.stream import Worker, bank_rows
 from training.distributed import gather_objects
 from training.encoder import DualEncoder
-from training.plan import Plan
+from training.plan import Plan, Scored
 
 
 @dataclass(frozen=True)
@@ -22,23 +23,33 @@ class HeldOutEmbeddings:
 
 
 @torch.inference_mode()
-def embed_held_out(encoder: DualEncoder, plan: Plan, worker: Worker) -> HeldOutEmbeddings:
+def embed_held_out(encoder: DualEncoder, plan: Plan, scored: Scored, worker: Worker) -> HeldOutEmbeddings:
     """Every worker embeds its part of the split and receives the others' parts."""
     encoder.eval()
-    data, size = plan.held_out, plan.settings.evaluation.batch_size
+    data, size = scored.data, plan.settings.evaluation.batch_size
     mine = np.array_split(np.arange(len(data.sample_ids)), worker.world_size)[worker.rank]
     column = "image" if encoder.image_tower is not None else "image_features"
-    batches = plan.held_out_images.evaluation(data.sample_ids[mine], size, worker)
+    batches = scored.images.evaluation(data.sample_ids[mine], size, worker)
     images = [encoder.embed_images(batch[column]).cpu().numpy() for batch in batches]  # type: ignore[literal-required]
     if encoder.text_tower is None:
-        captions = bank_rows(plan.text_bank)[data.text_ids].astype(np.float32)
-        prompts = bank_rows(plan.prompt_bank).astype(np.float32) if data.prompts else captions[:0]
-        texts = [encoder.embed_texts(torch.from_numpy(rows).to(worker.device)).cpu().numpy() for rows in (captions, prompts)]
+        rows = [_rows(scored.text_bank, data.text_ids), _rows(scored.prompt_bank, np.arange(len(data.prompts)))]
+        texts = [_embed_features(encoder, plan, worker, features) for features in rows]
     else:
         texts = [_embed_texts(encoder, plan, worker, strings) for strings in (data.texts, data.prompts)]
     encoder.train()
     gathered = [part for part in gather_objects(np.concatenate(images) if images else None) if part is not None]
     return HeldOutEmbeddings(np.concatenate(gathered), *texts)
+
+
+def _rows(bank: Path | None, ids: np.ndarray) -> np.ndarray | None:
+    """Rows of a bank; None where none are asked for, for then there may be no bank."""
+    return bank_rows(bank)[ids].astype(np.float32) if len(ids) else None
+
+
+def _embed_features(encoder: DualEncoder, plan: Plan, worker: Worker, features: np.ndarray | None) -> np.ndarray:
+    if features is None:
+        return np.zeros((0, plan.settings.embed_dim), dtype=np.float32)
+    return encoder.embed_texts(torch.from_numpy(features).to(worker.device)).cpu().numpy()
 
 
 def _embed_texts(encoder: DualEncoder, plan: Plan, worker: Worker, strings: list[str]) -> np.ndarray:
@@ -50,7 +61,7 @@ def _embed_texts(encoder: DualEncoder, plan: Plan, worker: Worker, strings: list
     return np.concatenate(rows)
 
 
-def validate_held_out(encoder: DualEncoder, plan: Plan, worker: Worker) -> tuple[Scores, HeldOutEmbeddings]:
-    """All scores, equal on every worker."""
-    rows = embed_held_out(encoder, plan, worker)
-    return score(plan.held_out, rows.images, rows.texts, rows.prompts), rows
+def validate_held_out(encoder: DualEncoder, plan: Plan, worker: Worker) -> tuple[list[Scores], list[HeldOutEmbeddings]]:
+    """All scores of each dataset, equal on every worker, and the rows that they are of."""
+    rows = [embed_held_out(encoder, plan, scored, worker) for scored in plan.scored]
+    return [score(s.data, r.images, r.texts, r.prompts) for s, r in zip(plan.scored, rows, strict=True)], rows

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from evaluation.suite import HeldOut, held_out
+from evaluation.suite import HeldOut, metric_names
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, apply_overrides, digest, read_yaml, validate
 from training.config import TrainSettings
-from training.plan import make_order
+from training.plan import held_out_data, make_order
 from tuning.config import SweepSettings
 from tuning.results import dataset_of
 from tuning.space import corners
@@ -44,20 +44,21 @@ class SweepPlan:
             apply_overrides(self.base, self.overrides(trial) | given, TrainSettings),
             f"{self.settings.base}, {trial.cell}",
         )
-        path = {"path": settings.data.path.absolute()}
+        also = tuple(other.model_copy(update={"path": other.path.absolute()}) for other in settings.evaluation.also)
+        absolute = {
+            "data": settings.data.model_copy(update={"path": settings.data.path.absolute()}),
+            "evaluation": settings.evaluation.model_copy(update={"also": also}),
+        }
         # Tune's loggers write events; a trial's own would be the same again.
-        return settings.model_copy(
-            update={"data": settings.data.model_copy(update=path), "tensorboard": settings.tensorboard or False}
-        )
+        return settings.model_copy(update=absolute | {"tensorboard": settings.tensorboard or False})
 
     @cached_property
     def score(self) -> list[str]:
         """The metrics whose mean counts. Raises `UserError` for one that the runs do not have."""
         data = self._held_out(self.build(self.example(self.cells[0])))
-        known = metrics_of(data)
+        known = [name for theirs in data for name in metric_names(theirs)]
         if self.settings.score is None:
-            k = min(data.settings.recall_at)
-            return [f"retrieval/{data.dataset}/mean_recall@{k}"]
+            return [f"retrieval/{data[0].dataset}/mean_recall@{min(data[0].settings.recall_at)}"]
         for name in [*self.settings.score, *(self.settings.metrics or [])]:
             if name not in known:
                 raise UserError(f"score: '{name}' is no metric of these runs; they have: {', '.join(known)}")
@@ -68,11 +69,8 @@ class SweepPlan:
         """Metrics of the report's tables, those of the score first."""
         if self.settings.metrics is not None:
             return list(dict.fromkeys([*self.score, *self.settings.metrics]))
-        data = self._held_out(self.build(self.example(self.cells[0])))
-        ks = data.settings.recall_at
-        more = [f"retrieval/{data.dataset}/{way}_recall@{k}" for k in (min(ks),) for way in ("image_to_text", "text_to_image")]
-        more += [f"retrieval/{data.dataset}/mean_recall@{max(ks)}"]
-        more += [f"zero_shot/{data.dataset}_{label}/top1" for label in data.classes]
+        known = [name for data in self._held_out(self.build(self.example(self.cells[0]))) for name in metric_names(data)]
+        more = [name for name in known if name.endswith("/top1") or "/mean_recall@" in name]
         return list(dict.fromkeys([*self.score, *more]))
 
     def identity(self) -> dict[str, Any]:
@@ -91,7 +89,8 @@ class SweepPlan:
             for phase in ("search", "final") if self.settings.space else ("final",):
                 settings = self.build(self.example(cell, phase))
                 tree = settings.model_dump(mode="json", include={"data", "image_tower", "text_tower", "evaluation"})
-                tree["data"], tree["evaluation"] = tree["data"]["path"], [tree["evaluation"][k] for k in ("templates", "labels")]
+                tree["data"] = tree["data"]["path"]
+                tree["evaluation"] = [tree["evaluation"][key] for key in ("templates", "labels", "also")]
                 found.setdefault(digest(tree), settings)
         return list(found.values())
 
@@ -104,25 +103,18 @@ class SweepPlan:
     def _cell(self, label: str) -> Cell:
         return next(cell for cell in self.cells if cell.label == label)
 
-    def _held_out(self, settings: TrainSettings) -> HeldOut:
-        prepared = self.prepared[str(settings.data.path)]
-        return held_out(prepared, settings.evaluation, settings.data.split_seed, settings.data.validation)
+    def _held_out(self, settings: TrainSettings) -> list[HeldOut]:
+        found = held_out_data(settings, self.prepared[str(settings.data.path)])
+        self.prepared |= {str(prepared.path): prepared for prepared, _ in found}
+        return [data for _, data in found]
 
     def _check(self, cell: Cell) -> None:
         """Data, splits, budget, and both ends of every range: what is wrong here is wrong for all trials of the cell."""
         settings = self.build(self.example(cell))
         path = str(settings.data.path)
         if path not in self.prepared:
-            prepared = self.prepared[path] = Prepared.open(path)
-            ids = prepared.split_ids(settings.data.split_seed, settings.data.validation)
-            if self.settings.space and self.settings.validation not in ids:
-                raise UserError(
-                    f"validation: {path} has no split '{self.settings.validation}' to choose on, but {', '.join(ids)}; hold one "
-                    "out with overrides: {data.validation: 0.15}, or prepare the data with splits.validation"
-                )
-            test = self.build(self.example(cell, "final")).evaluation.split
-            sizes = [len(ids.get(name, ())) for name in (settings.data.split, self.settings.validation, test)]
-            self.datasets.append(dataset_of(prepared, *sizes))
+            self.prepared[path] = Prepared.open(path)
+            self.datasets.append(self._describe(self.prepared[path], cell))
         self.budgets[cell.label] = self._budget(settings)
         tree = settings.model_dump(mode="json")
         for params in corners(self.settings.dimensions(), tree):
@@ -131,6 +123,18 @@ class SweepPlan:
             tried = self.build(self.example(cell, phase))
             make_order(tried, self.prepared[path])
             self._held_out(tried)
+
+    def _describe(self, prepared: Prepared, cell: Cell) -> dict[str, Any]:
+        """What the report says of a dataset. Raises `UserError` where it has no split to choose on."""
+        settings, test = (self.build(self.example(cell, phase)) for phase in ("search", "final"))
+        ids = prepared.split_ids(settings.data.split_seed, settings.data.validation)
+        if self.settings.space and self.settings.validation not in ids:
+            raise UserError(
+                f"validation: {prepared.path} has no split '{self.settings.validation}' to choose on, but {', '.join(ids)}; hold "
+                "one out with overrides: {data.validation: 0.15}, or prepare the data with splits.validation"
+            )
+        names = settings.data.split, self.settings.validation, test.evaluation.split
+        return dataset_of(prepared, *(len(ids.get(name, ())) for name in names))
 
     def _budget(self, settings: TrainSettings) -> dict[str, Any]:
         budget = self.settings.budget
@@ -142,10 +146,3 @@ class SweepPlan:
             return {}
         order = make_order(settings, self.prepared[str(settings.data.path)])
         return {"epochs": math.ceil(budget.samples / (order.steps_per_epoch * settings.global_batch_size))}
-
-
-def metrics_of(data: HeldOut) -> list[str]:
-    """Names of all scores of a held-out split."""
-    ways = ("image_to_text", "text_to_image", "mean")
-    names = [f"retrieval/{data.dataset}/{way}_recall@{k}" for way in ways for k in data.settings.recall_at]
-    return names + [f"zero_shot/{data.dataset}_{label}/{m}" for label in data.classes for m in ("top1", "top5", "mean_per_class")]

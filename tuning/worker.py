@@ -13,7 +13,6 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from evaluation.suite import held_out
 from pipelines.banks import Pool
 from pipelines.display import Display
 from pipelines.prepared import Prepared
@@ -23,7 +22,7 @@ from training.fit import fit
 from training.inline import fit_inline
 from training.loop import DivergenceError
 from training.metrics_file import read_metrics
-from training.plan import Plan, make_order, make_plan
+from training.plan import Plan, held_out_data, make_order, make_plan
 from training.run import result_of
 from tuning.trials import Folder, Outcome, evaluations, outcome_of, score_of, write_result
 
@@ -43,8 +42,7 @@ def run_trial(config: dict[str, Any]) -> None:
 def plan_of(settings: TrainSettings, pool: Pool, display: Display) -> Plan:
     """The plan of a trial; features that the sweep has cached are found, others computed."""
     prepared = Prepared.open(settings.data.path)
-    data = held_out(prepared, settings.evaluation, settings.data.split_seed, settings.data.validation)
-    return make_plan(settings, prepared, data, make_order(settings, prepared), pool, display)
+    return make_plan(settings, prepared, held_out_data(settings, prepared), make_order(settings, prepared), pool, display)
 
 
 def _train(config: dict[str, Any], folder: Folder) -> Outcome:

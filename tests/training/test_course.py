@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation.suite import held_out
 from pipelines.banks import Pool
 from pipelines.display import Display
 from pipelines.prepared import Prepared
@@ -18,7 +17,7 @@ from pipelines.stream import Worker
 from pipelines.tokenizer import train_tokenizer
 from training.config import TrainSettings
 from training.loop import train
-from training.plan import make_order, make_plan
+from training.plan import held_out_data, make_order, make_plan
 
 PRESET = Path(__file__).parent.parent.parent / "training" / "configs" / "course.yaml"
 # What the comments of the preset tell a reader to pass.
@@ -57,7 +56,7 @@ def one_step(toy: dict[str, Any], tiny_dataset: Prepared, tmp_path_factory: pyte
 
     def run(*overrides: str) -> tuple[TrainSettings, dict[str, float], dict, dict]:
         settings = load(TrainSettings, PRESET, toy | parse_overrides(overrides))
-        data = held_out(tiny_dataset, settings.evaluation, settings.data.split_seed)
+        data = held_out_data(settings, tiny_dataset)
         plan = make_plan(settings, tiny_dataset, data, make_order(settings, tiny_dataset), Pool(1, False), Display(quiet=True))
         assert plan.total_steps == 1
         reported: list[dict[str, Any]] = []

@@ -18,7 +18,7 @@ from pipelines.stream import Stream
 from pipelines.tokenizer import TextTokenizer, train_tokenizer
 from training.checkpoint import load_checkpoint, load_embedder, save_checkpoint
 from training.config import TrainSettings
-from training.plan import Plan
+from training.plan import Plan, Scored
 from training.state import TrainState, unwrap
 from training.step import train_step
 
@@ -46,7 +46,8 @@ def plan(stamps: Prepared, tokenizer: TextTokenizer) -> Plan:
     order = Order(str(stamps.path), stamps.fingerprint, "train", None, 0, 4)
     stream = Stream(stamps, frozenset({"image", "text", "text_mask", "image_id", "text_id"}), 0, 12, None, tokenizer)
     pictures = Stream(stamps, frozenset({"image"}), image_size=12)
-    return Plan(settings, order, stream, held_out(stamps, SuiteSettings()), pictures, tokenizer, None, None, "test")
+    scored = Scored(held_out(stamps, SuiteSettings()), pictures, None, None, "held_out.npz")
+    return Plan(settings, order, stream, (scored,), tokenizer, "test")
 
 
 def state_of(plan: Plan, seed: int = 0) -> TrainState:

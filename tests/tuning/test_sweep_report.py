@@ -147,6 +147,16 @@ def test_the_best_mean_of_every_column_is_bold_and_chance_stands_below(page: Ele
     heads = {head.text: head.attributes.get("title", "") for head in table.all("th") if head.attributes["scope"] == "col"}
     assert heads["image to text R@1"] == I2T and heads["zero-shot subgroup top-1"] == MORE
     assert heads["Average"] == f"{I2T} + {T2I}" and heads["lr"] == "optimizer.lr"
+    assert "a metric is of: 331." in plain(section(page, "cells"))
+
+
+def test_chance_of_a_mean_over_both_directions_is_the_mean_of_theirs(tmp_path: Path):
+    mean = "retrieval/emoji/mean_recall@1"
+    trials = [trial | {mean: trial["score"]} for trial in final_rows()]
+    score = {"title": mean, "metrics": [mean], "mode": "max"}
+    part = section(page_of(tmp_path, trials, score=score, metrics=[mean, I2T], sample_sizes={mean: 662, I2T: 331}), "cells")
+    assert table_rows(part.all("table")[0])[-1] == ["chance", "0.3", "0.4", ""]
+    assert "a metric is of: 662 (mean R@1); 331 (image to text R@1)." in plain(part)
 
 
 def test_the_heat_map_shows_mean_interval_and_n_and_why_a_cell_is_empty(page: Element):
@@ -218,6 +228,12 @@ def test_markdown_has_the_same_numbers(folder: Path, page: Element):
     for line, expected in zip(of_markdown, of_page, strict=True):
         assert [cell for cell in line if cell] == [cell for cell in expected if cell]
     assert all(len(line) == len(tables["Cells"][0]) for line in tables["Cells"])
+    assert [cell for line in tables["Cells"] for cell in line if cell.startswith("**")] == [
+        "**27.0** (1.0)",
+        "**17.0** (1.0)",
+        "**44.0** (2.0)",
+        "**22.0** (1.0)",
+    ]
     assert tables["sogclr, adamw against every other"][2] == ["clip, adamw", "5.0", "1.7", "3", "0.038", "0.038", "better"]
     assert NAN_REASON in tables["Failures"][2][0] and "sogclr-adamw-p8" in tables["Failures"][2][1]
     assert "2 search trials ended early by the scheduler" in text and "0.0.1+abc" in text and "0123456789abcdef" in text

@@ -13,7 +13,7 @@ from tuning.config import label
 from tuning.report import svg, words
 from tuning.report.record import Sweep, records
 
-MIN_TRIALS = 7  # finished ones, for importances
+MIN_TRIALS = 8  # finished ones, for importances
 _EDGE = 0.05  # of the range
 _TOP = 5  # optuna asks for at least so many trials above its quantile
 
