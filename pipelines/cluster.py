@@ -37,6 +37,8 @@ ENVIRONMENT = {
     # Ctrl-C ends a sweep at once: it can go on, and needs no state of Tune's for that.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "600",
+    # A trial may fail before its first evaluation, and has no score then.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     # Keeps CUDA_VISIBLE_DEVICES as it is for tasks without GPUs, and silences the notice about it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -57,8 +59,11 @@ for _name, _value in ENVIRONMENT.items():
 warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
 
 
-def start(verbose: bool = False, cpus: int | None = None) -> None:
-    """Join or start Ray, once a process. `cpus`: logical CPUs of a local Ray, the machine's by default."""
+def start(verbose: bool = False, cpus: int | None = None, state_api: bool = False) -> None:
+    """Join or start Ray, once a process. `cpus`: logical CPUs of a local Ray, the machine's by default.
+
+    `state_api`: Ray Train asks it whether a run that was stopped from outside still lives, before it gives the run's CPUs back.
+    """
     import ray
 
     if ray.is_initialized():
@@ -72,7 +77,7 @@ def start(verbose: bool = False, cpus: int | None = None) -> None:
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
     else:
         # Without an address Ray would attach to any cluster left running on this machine; the dashboard costs a second.
-        options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus or os.cpu_count()}
+        options |= {"address": "local", "include_dashboard": state_api, "num_cpus": cpus or os.cpu_count()}
     ray.init(**options)
     if not verbose:
         _divert_native_errors(Path(ray._private.worker._global_node.get_logs_dir_path()) / "raylign-driver.err")

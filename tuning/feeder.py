@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray.tune import Callback
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from training.config import TrainSettings
@@ -92,11 +92,12 @@ class Feeder(Searcher):
         """Nothing, as `save`."""
 
 
-class Follow(Callback):
-    """Calls `told` at every turn of Tune's loop."""
+class Follow(TrialProgressCallback):
+    """In the place of Tune's own progress: `told` is called at every turn of its loop, `lost` with the name of a trial that died."""
 
-    def __init__(self, told: Callable[[], None]):
-        self._told = told
+    def __init__(self, told: Callable[[], None], lost: Callable[[str], None]):
+        super().__init__()
+        self._told, self._lost = told, lost
 
     def __getstate__(self) -> dict[str, Any]:
         """As the feeder's."""
@@ -104,6 +105,18 @@ class Follow(Callback):
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         self._told()
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._lost(trial.config["name"])
+
+    def on_trial_result(self, *_: Any, **info: Any) -> None:
+        """Nothing to print."""
+
+    def on_trial_error(self, *_: Any, **info: Any) -> None:
+        """Nothing to print."""
+
+    def on_trial_complete(self, *_: Any, **info: Any) -> None:
+        """Nothing to print."""
 
 
 def loggers(settings: SweepSettings, folder: Path) -> list[Any]:

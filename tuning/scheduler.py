@@ -4,6 +4,7 @@ A scheduler compares all trials of the search with one another, whichever cell t
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -64,7 +65,8 @@ class SearchOnly(TrialScheduler):
             self._inner.on_trial_error(tune_controller, trial)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
-        if _searched(trial):
+        # The median rule would look for the score of a trial that failed before it had one.
+        if _searched(trial) and ("score" in result or not isinstance(self._inner, MedianStoppingRule)):
             self._inner.on_trial_complete(tune_controller, trial, result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
@@ -92,7 +94,7 @@ def _searched(trial: Trial) -> bool:
 
 def _death(trial: Trial) -> str:
     """A reason for people: trials that raise have written their own, so this one's process is gone."""
-    error = trial.get_pickled_error()
-    text = " ".join(str(error).split())[:300] if error is not None else "no word from it"
+    told = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
     times = trial.run_metadata.num_failures
-    return f"its process died (killed, or out of memory{f', {times} times' if times > 1 else ''}): {text}"
+    how = "out of memory: the node ran low" if "low on memory" in told else "killed from outside, or out of memory"
+    return f"its process died{f' {times} times' if times > 1 else ''} ({how}); a trial that needs less may live"

@@ -59,9 +59,9 @@ def _run(
 
     settings, started = plan.settings, time.monotonic()
     callbacks = loggers(settings, plan.folder.path)
-    cluster.start(display.verbose)
-    size = _cluster()
     examples = [plan.build(plan.example(cell)) for cell in plan.cells]
+    cluster.start(display.verbose, state_api=not all(booking_of(e).inline for e in examples))
+    size = _cluster()
     at_once = trials_at_a_time(examples, size, settings.concurrency)
     words = f"{at_once} at a time, each {booking_of(examples[0]).words()}, of {size.cpus:g} CPUs and {size.gpus:g} GPUs"
     planned = schedule.planned
@@ -120,6 +120,9 @@ def _tune(
             board.update(list(feeder.out.values()), feeder.seconds)
             refresher.hear(len(schedule.outcomes))
 
+        def lost(trial: str) -> None:
+            display.line(f"{trial}: its process died; going on from its newest checkpoint")
+
         tuner = tune.Tuner(
             tune.with_resources(run_trial, lambda config: tune.PlacementGroupFactory([config["bundle"]])),
             tune_config=tune.TuneConfig(
@@ -135,7 +138,7 @@ def _tune(
                 name=f"session-{time.strftime('%Y%m%d-%H%M%S')}",
                 storage_path=str(plan.folder.path / "tune"),
                 verbose=0,
-                callbacks=[Follow(told), *callbacks],
+                callbacks=[Follow(told, lost), *callbacks],
                 failure_config=tune.FailureConfig(max_failures=settings.retries),
             ),
         )

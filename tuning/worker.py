@@ -4,7 +4,10 @@ Whatever goes wrong in training is an outcome with a reason, written by the tria
 nothing: Tune starts it again, and it goes on from its newest checkpoint.
 """
 
-from collections.abc import Sequence
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +35,27 @@ QUIET = Display(quiet=True)
 def run_trial(config: dict[str, Any]) -> None:
     """Tune's function. `config`: name, tree (a whole training config), inline, data_cpus, score, storage."""
     folder = Folder(Path(config["storage"]))
-    try:
-        outcome = _train(config, folder)
-    except Exception as error:
-        outcome = _failure(error, read_metrics(folder.of(config["name"]) / "metrics.jsonl"))
-    folder.end(config["name"], outcome)
+    name = config["name"]
+    with _alone(folder.of(name)):
+        if folder.ended(name) is not None:  # the one before brought it to its end after all
+            return
+        try:
+            outcome = _train(config, folder)
+        except Exception as error:
+            outcome = _failure(error, read_metrics(folder.of(name) / "metrics.jsonl"))
+        # A run that was stopped from outside may come apart after the sweep has noted that it was.
+        if folder.ended(name) is None:
+            folder.end(name, outcome)
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """One process a trial: where a driver was killed, its trials live on for some seconds, while the next driver starts them."""
+    with (place / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def plan_of(settings: TrainSettings, pool: Pool, display: Display) -> Plan:
