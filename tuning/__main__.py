@@ -30,10 +30,11 @@ def report(arguments: list[str]) -> int:
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="the sweep's folder, such as runs/smoke-sweep")
     folder = parser.parse_args(arguments).sweep
     try:
-        write_report(folder)
+        answer = write_report(folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    print(answer)
     print(f"report: {folder / 'report.html'}")
     return 0
 

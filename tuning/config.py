@@ -224,6 +224,8 @@ class SweepSettings(Settings):
                 "scheduler.name: hyperband lets points of a cell wait for one another, so none may depend on another's result; "
                 "choose sampler.name=random or grid, or scheduler.name=asha"
             )
+        if self.scheduler.name == "hyperband" and self.concurrency is not None:
+            raise ValueError("concurrency: hyperband pauses trials, and runs as many as there are CPUs for; leave it null")
         if self.trials is not None and not self.space:
             raise ValueError("trials: there is nothing to try without a space; add one, or leave trials null")
         return self

@@ -16,9 +16,10 @@ from tuning.trials import Folder, Outcome, Trial
 
 
 class Feeder(Searcher):
-    """At most `at_once` trials are out. `build`: the training config of a trial; `errors`: why trials died, by Tune's id.
+    """At most `at_once` trials are out; None: as many as Tune takes.
 
-    `first`: a trial that was taken from the schedule already.
+    build: the training config of a trial. errors: why trials died, by Tune's id. first: a trial that was taken from the
+    schedule already.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class Feeder(Searcher):
         folder: Folder,
         build: Callable[[Trial], TrainSettings],
         score: Sequence[str],
-        at_once: int,
+        at_once: int | None,
         errors: dict[str, str],
         first: Trial | None,
     ):
@@ -42,7 +43,7 @@ class Feeder(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config; None: not now."""
-        if len(self.out) >= self._at_once:
+        if self._at_once is not None and len(self.out) >= self._at_once:
             return None
         trial, self._first = self._first or self._schedule.next(), None
         if trial is None:
@@ -72,7 +73,7 @@ class Feeder(Searcher):
             if error:
                 outcome = Outcome(**vars(so_far) | {"status": "failed", "reason": self._errors.get(trial_id, "its process died")})
             else:
-                reason = f"by {self._settings.scheduler.name} after {so_far.epochs:g} epochs"
+                reason = f"by {self._settings.scheduler.name} after {so_far.epochs:g} epoch{'' if so_far.epochs == 1 else 's'}"
                 outcome = Outcome(**vars(so_far) | {"reason": reason})
             self._folder.end(trial.name, outcome)
         self.seconds.append(time.monotonic() - self._begun.pop(trial_id))
@@ -93,7 +94,7 @@ class Feeder(Searcher):
 
 
 class Follow(TrialProgressCallback):
-    """In the place of Tune's own progress: `told` is called at every turn of its loop, `lost` with the name of a trial that died."""
+    """In the place of Tune's own progress: `told` is called at every turn of its loop, `lost` with the name of a dead trial."""
 
     def __init__(self, told: Callable[[], None], lost: Callable[[str], None]):
         super().__init__()

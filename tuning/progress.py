@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rich.live import Live
 from rich.table import Table
@@ -95,7 +96,7 @@ class Board:
 class Refresher:
     """Writes the report of a running sweep in a thread, when there is news, and never so often that trials would feel it."""
 
-    def __init__(self, write: Callable[[], None], display: Display):
+    def __init__(self, write: Callable[[], Any], display: Display):
         self._write, self._display, self._ended = write, display, 0
         self._news, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)

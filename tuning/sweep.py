@@ -5,6 +5,7 @@ The same call again goes on: the trials' folders are the state (`tuning.trials`)
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -60,7 +61,12 @@ def _run(
     settings, started = plan.settings, time.monotonic()
     callbacks = loggers(settings, plan.folder.path)
     examples = [plan.build(plan.example(cell)) for cell in plan.cells]
-    cluster.start(display.verbose, state_api=not all(booking_of(e).inline for e in examples))
+    small = all(booking_of(e).inline for e in examples)
+    if settings.scheduler.name == "hyperband" and not small:
+        raise UserError(
+            "scheduler.name: hyperband pauses trials, and these would start Ray Train anew each time they go on; choose asha"
+        )
+    cluster.start(display.verbose, state_api=not small)
     size = _cluster()
     at_once = trials_at_a_time(examples, size, settings.concurrency)
     words = f"{at_once} at a time, each {booking_of(examples[0]).words()}, of {size.cpus:g} CPUs and {size.gpus:g} GPUs"
@@ -106,7 +112,11 @@ def _tune(
     settings = plan.settings
     examples = [plan.build(plan.example(cell)) for cell in plan.cells]
     errors: dict[str, str] = {}
-    feeder = Feeder(settings, schedule, plan.folder, plan.build, plan.score, at_once, errors, first)
+    together = settings.scheduler.name == "hyperband"
+    limit = None if together else at_once
+    if together:  # a bracket compares what Tune has been given: all of the search at once
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(schedule.planned["search"])
+    feeder = Feeder(settings, schedule, plan.folder, plan.build, plan.score, limit, errors, first)
     scheduler = SearchOnly(build_scheduler(settings.scheduler, settings.mode, max(e.epochs for e in examples)), errors)
     ended = [name for name in schedule.outcomes if schedule.seen[name].phase == "search"]
     scheduler.remind({name: [c | {"score": score_of(c, plan.score)} for c in plan.folder.curve(name)] for name in ended})
@@ -164,17 +174,17 @@ def _cache_features(plan: SweepPlan, size: Any, display: Display) -> None:
         plan_of(config, Pool(max(1, int(size.gpus if gpu else size.cpus)), gpu), display)
 
 
-def _write(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any]) -> None:
-    """All tables and the report, as things stand."""
+def _write(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any]) -> str:
+    """All tables and the report, as things stand. Returns its first sentence."""
     trials = list(schedule.seen.values())
     write_tables(plan.folder, plan.settings, plan.cells, trials, {t.name: plan.overrides(t) for t in trials}, plan.score)
     write_about(plan.folder, dict(about) | test_sizes(plan.folder, trials))
-    write_report(plan.folder.path)
+    return write_report(plan.folder.path)
 
 
 def _conclude(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any], display: Display) -> None:
     """The last tables and report, and what came of it in the terminal. Raises `UserError` where no trial came to its end."""
-    _write(plan, schedule, dict(about) | {"state": "finished"})
+    answer = _write(plan, schedule, dict(about) | {"state": "finished"})
     place = plan.folder.path
     summary = pd.read_csv(place / "summary.csv")
     scores = summary[summary["metric"] == "score"].sort_values("rank")
@@ -186,6 +196,7 @@ def _conclude(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any], dis
         for _, row in scores.iterrows()
     ]
     display.table(f"{plan.settings.name}: {about['score']['title']}", ["cell", "rank", "n", "mean", "sd"], rows)
+    display.line(answer)
     failed = {name: o.reason for name, o in schedule.outcomes.items() if o.status == "failed"}
     for name, reason in list(failed.items())[:5]:
         display.line(f"failed: {name}: {reason}")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from evaluation.suite import HeldOut, SuiteSettings, gallery, held_out, mean_recalls, prompt, score
+from evaluation.suite import HeldOut, SuiteSettings, gallery, held_out, mean_recalls, metric_names, prompt, score
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError
 
@@ -194,3 +194,49 @@ def test_a_template_needs_a_place_for_the_name() -> None:
         SuiteSettings(templates=("a photo",))
     assert prompt("a photo of a {}, {}", "food-drink_cups") == "a photo of a food drink cups, food drink cups"
     assert prompt("{c}", "cat") == "cat"
+
+
+def embedded(data: HeldOut) -> dict[str, float]:
+    """All scores of random rows."""
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(size=(len(of), 4)) for of in (data.sample_ids, data.texts, data.prompts)]
+    metrics = score(data, *(array / np.linalg.norm(array, axis=1, keepdims=True) for array in rows)).metrics
+    return metrics | mean_recalls(metrics)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SuiteSettings(),
+        SuiteSettings(recall_at=(3,), templates=("{}",)),
+        SuiteSettings(labels=()),
+        SuiteSettings(recall_at=()),
+    ],
+    ids=["defaults", "one", "no-labels", "no-recalls"],
+)
+@pytest.mark.parametrize("retrieval", [True, False])
+def test_the_names_of_all_metrics_are_known_before_any_is_computed(
+    stamps: Prepared, tiny_dataset: Prepared, settings: SuiteSettings, retrieval: bool
+) -> None:
+    """A sweep is ranked by one of them, and refuses what is none of them."""
+    for prepared in (stamps, tiny_dataset):
+        data = held_out(prepared, settings, retrieval=retrieval)
+        names = metric_names(data)
+        assert len(set(names)) == len(names) and set(names) == set(embedded(data))
+
+
+def test_without_retrieval_no_caption_is_read_and_none_is_scored(stamps: Prepared) -> None:
+    """As for ImageNet, whose captions say no more than its classes."""
+    whole, classes = held_out(stamps, SuiteSettings()), held_out(stamps, SuiteSettings(), retrieval=False)
+    assert classes.texts == [] and classes.text_ids.shape == classes.image_of_text.shape == (0,)
+    assert classes.text_ids.dtype == classes.image_of_text.dtype == np.int64
+    assert np.array_equal(classes.sample_ids, whole.sample_ids) and classes.prompts == whole.prompts
+    assert np.array_equal(classes.targets["kind"], whole.targets["kind"])
+    assert set(embedded(classes)) == {f"zero_shot/stamps_kind/{measure}" for measure in ("top1", "top5", "mean_per_class")}
+
+
+def test_a_validation_split_can_be_held_out(stamps: Prepared) -> None:
+    data = held_out(stamps, SuiteSettings(split="validation"), 1, 0.4)
+    assert np.array_equal(data.sample_ids, stamps.split_ids(1, 0.4)["validation"]) and len(data.texts) >= len(data.sample_ids)
+    with pytest.raises(UserError, match=r"evaluation\.split: 'validation' is unknown; .* has train, test, val$"):
+        held_out(stamps, SuiteSettings(split="validation"), 1)

@@ -1,5 +1,6 @@
 """Where weights come from: paths, files of installed packages, zips, hub names; and what is said when nothing is there."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -61,3 +62,28 @@ def test_a_fingerprint_is_of_content_and_names(tmp_path: Path) -> None:
     (tmp_path / "two" / "sub" / "b").write_bytes(b"3")
     assert fingerprint(tmp_path / "two") != same
     assert fingerprint(tmp_path / "one" / "a") != fingerprint(tmp_path / "one" / "sub" / "b")
+
+
+def test_a_fingerprint_notices_what_changes_while_the_process_lives(tmp_path: Path) -> None:
+    """Read once is not read for ever: new content of the same length, new names, files that come and go."""
+    file, folder = tmp_path / "w.pth", tmp_path / "model"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"1")
+    file.write_bytes(b"1234")
+    seen, before = [fingerprint(file)], fingerprint(folder)
+    assert fingerprint(file) == seen[0] and len(seen[0]) == 32
+    file.write_bytes(b"1235")
+    os.utime(file, ns=(10**18, 10**18))
+    seen.append(fingerprint(file))
+    file.write_bytes(b"12345")
+    seen.append(fingerprint(file))
+    assert len(set(seen)) == 3
+    (folder / "b").write_bytes(b"2")
+    more = fingerprint(folder)
+    (folder / "b").rename(folder / "c")
+    assert len({before, more, fingerprint(folder)}) == 3
+    (folder / "c").unlink()
+    assert fingerprint(folder) == before
+    # The same content is the same, whenever it was written.
+    os.utime(folder / "a", ns=(10**18, 10**18))
+    assert fingerprint(folder) == before

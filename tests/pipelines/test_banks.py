@@ -1,6 +1,7 @@
 """Banks: the features of a frozen encoder, row by row what it gives directly, and nothing half-done or wrong is kept."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,4 +128,59 @@ def test_values_that_cannot_be_kept_are_refused_and_leave_nothing(stamps: Prepar
     before = folders(stamps)
     with pytest.raises(ValueError, match=r"not finite|float16"):
         image_bank(stamps, 12, Odd, (), {"odd": str(value)}, Pool(1), QUIET)
+    assert folders(stamps) == before
+
+
+def test_a_pool_of_nobody_computes_the_same_in_this_process(
+    tiny_dataset: Prepared, colours: Path, pictures: Callable, words: Callable, stamps: Prepared, tmp_path: Path
+) -> None:
+    """The same name, the same rows to the last bit, and no actor: a bank does not tell who computed it."""
+    (tmp_path / "own").mkdir()
+    for shard in tiny_dataset.manifest["shards"]:
+        (tmp_path / "own" / shard["file"]).symlink_to(tiny_dataset.path / shard["file"])
+    moved = replace(tiny_dataset, path=tmp_path / "own")
+    alone = image_bank(moved, 24, pictures, (0.5,), {"weights": "abc"}, Pool(0), QUIET)
+    assert alone.name == colours.name and alone.parent == tmp_path / "own" / "banks"
+    assert np.array_equal(np.load(alone / "rows.npy"), np.load(colours / "rows.npy"))
+    assert (alone / "bank.json").read_text() == (colours / "bank.json").read_text()
+    log = tmp_path / "seen"
+    with_actors, without = (
+        text_banks(stamps, TEXTS, words, (log,), {"pool": f"{tmp_path}{actors}"}, Pool(actors), QUIET) for actors in (2, 0)
+    )
+    for one, other in zip(with_actors, without, strict=True):
+        assert one != other and np.array_equal(np.load(one / "rows.npy"), np.load(other / "rows.npy"))
+
+
+def test_two_that_write_one_bank_at_once_end_with_one_whole_bank(
+    stamps: Prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two trials may miss the same features. Here the second begins and ends while the first is under way."""
+    identity, calls = {"race": str(tmp_path)}, []
+
+    def bank() -> Path:
+        return image_bank(stamps, 12, Counts, (), identity, Pool(0), Display(quiet=True))
+
+    class Counts:
+        def __call__(self, images: np.ndarray) -> np.ndarray:
+            calls.append(len(images))
+            if len(calls) == 1:
+                with monkeypatch.context() as other:
+                    other.setattr("pipelines.banks.os.getpid", lambda: 10**9)  # as another process has its own
+                    calls.append(bank())
+            return images.reshape(len(images), -1)[:, :3].astype(np.float32)
+
+    before = folders(stamps)
+    path = bank()
+    assert calls == [40, 40, path] and folders(stamps) == before | {path.name}
+    assert np.load(path / "rows.npy").shape == (40, 3)
+    assert bank() == path and len(calls) == 3
+
+
+def test_a_bank_that_cannot_be_put_in_place_is_an_error(stamps: Prepared, pictures: Callable, tmp_path: Path) -> None:
+    """Something else lies where it belongs: nobody was faster, and training on it would read nonsense."""
+    where = image_bank(stamps, 12, pictures, (1.0,), {"blocked": str(tmp_path)}, Pool(0), QUIET)
+    (where / "bank.json").unlink()
+    before = folders(stamps)
+    with pytest.raises(OSError):
+        image_bank(stamps, 12, pictures, (1.0,), {"blocked": str(tmp_path)}, Pool(0), QUIET)
     assert folders(stamps) == before

@@ -1,9 +1,12 @@
 """Reading a prepared dataset: rows in the order asked for, texts by id, splits by any seed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.prepared import Prepared, split_of
@@ -71,3 +74,73 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"format_version": 99}))
     with pytest.raises(UserError, match="has format 99, this version reads"):
         Prepared.open(tmp_path)
+
+
+# A validation split at run time
+
+
+def groups_of(prepared: Prepared, ids: np.ndarray) -> set[str]:
+    groups = prepared.table("group")["group"].to_pylist()
+    return {groups[i] for i in ids}
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+def test_validation_takes_whole_groups_from_training_and_from_nothing_else(
+    stamps: Prepared, seed: int | None, share: float
+) -> None:
+    before, after = stamps.split_ids(seed), stamps.split_ids(seed, share)
+    assert list(after) == ["train", "test", "val", "validation"]
+    assert all(np.array_equal(after[name], before[name]) for name in ("test", "val"))
+    assert np.array_equal(np.sort(np.concatenate([after["train"], after["validation"]])), before["train"])
+    assert np.array_equal(after["validation"], np.sort(after["validation"]))
+    assert not groups_of(stamps, after["train"]) & groups_of(stamps, after["validation"])
+
+
+def test_a_validation_split_is_a_function_of_group_and_seed(stamps: Prepared) -> None:
+    """A larger share holds the smaller one; another seed is another choice; without a seed the prepared one counts."""
+
+    def held(share: float, seed: int | None = None) -> set[str]:
+        return groups_of(stamps, stamps.split_ids(seed, share)["validation"])
+
+    assert held(0.2) <= held(0.5) <= held(0.9) and len(held(0.2)) < len(held(0.9))
+    assert held(0.5) == held(0.5, 0)
+    assert len({frozenset(held(0.5, seed)) for seed in range(5)}) > 1
+    other = replace(stamps, manifest=stamps.manifest | {"config": stamps.manifest["config"] | {"split_seed": 3}})
+    # The stored splits stay, so of them the same training groups are drawn from, by the seed that the manifest names.
+    assert groups_of(stamps, other.split_ids(None, 0.5)["validation"]) != held(0.5)
+
+
+def test_validation_is_the_share_that_was_asked_for(tmp_path: Path) -> None:
+    """Of 4000 training groups, and as much of every other seed's test split: the two choices know nothing of one another."""
+    names = [f"group {i}" for i in range(5000)]
+    table = pa.table({"group": names, "split": [split_of(name, {"test": 0.2}, 0) for name in names]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    manifest = {"split_shares": {"test": 0.2}, "config": {"split_seed": 0}, "shards": [{"file": "a.parquet", "rows": 5000}]}
+    prepared = Prepared(tmp_path, manifest)
+    for seed in (None, 1):
+        found = prepared.split_ids(seed, 0.15)
+        assert len(found["validation"]) == pytest.approx(0.15 * 4000, abs=75)
+        tested = set(prepared.split_ids(2)["test"])
+        assert len(tested & set(found["validation"])) == pytest.approx(0.2 * len(found["validation"]), abs=40)
+
+
+def test_a_second_validation_split_is_refused(stamps: Prepared) -> None:
+    has_one = replace(stamps, manifest=stamps.manifest | {"split_shares": {"test": 0.2, "validation": 0.1}})
+    assert list(has_one.split_ids()) == ["train", "test", "validation"]
+    with pytest.raises(UserError) as caught:
+        has_one.split_ids(validation=0.1)
+    assert str(caught.value) == (
+        f"data.validation: {stamps.path} was prepared with a split of that name; leave data.validation null"
+    )
+
+
+def test_shuffled_captions_are_never_held_out_for_validation(stamps: Prepared) -> None:
+    shuffled = replace(stamps, manifest=stamps.manifest | {"captions": {"shuffled": 5}})
+    assert list(shuffled.split_ids()) == ["train", "test", "val"]
+    with pytest.raises(UserError) as caught:
+        shuffled.split_ids(validation=0.1)
+    assert str(caught.value) == (
+        f"data.validation: may hold out some of the 5 rows of {stamps.path} that have other rows' captions; "
+        "prepare it again with splits.validation and another output, and leave data.validation null"
+    )

@@ -224,3 +224,49 @@ def test_help_shows_choices_within_choices_and_the_defaults_that_hold() -> None:
     assert text.count("name: quick - Fast.") == 2 and "name: red" in text
     # The class says 3, but where it stands alone its owner says 7.
     assert text.count("steps: default 3") == 2 and text.count("steps: default 7") == 1
+
+
+# Keys with dots, as a sweep's file has them
+
+
+@pytest.mark.parametrize(
+    ("tree", "key", "expected"),
+    [
+        ({"overrides": {"optimizer.lr": 1}}, "overrides.optimizer.lr", {"overrides": {"optimizer.lr": 2}}),
+        ({"space": {"a.b": {"low": 1}}}, "space.a.b.low", {"space": {"a.b": {"low": 2}}}),
+        ({"space": {"a.b": {"low": 1}}}, "space.a.b.high", {"space": {"a.b": {"low": 1, "high": 2}}}),
+        ({"space": {"a.b": {"low": 1}}}, "space.a.b", {"space": {"a.b": 2}}),
+        # The longest key that is there is the one that is meant.
+        ({"a": {"b": {"c": 1}}, "a.b": {"c": 1}}, "a.b.c", {"a": {"b": {"c": 1}}, "a.b": {"c": 2}}),
+        ({"a.b": {"c": 1}, "a.b.c": 1}, "a.b.c", {"a.b": {"c": 1}, "a.b.c": 2}),
+        ({"x": {"a.b": {"c.d": {"e": 1}}}}, "x.a.b.c.d.e", {"x": {"a.b": {"c.d": {"e": 2}}}}),
+        # What only begins alike is another key.
+        ({"x": {"a.bc": 1}}, "x.a.b", {"x": {"a.bc": 1, "a": {"b": 2}}}),
+        ({"x": {"a.b": 1}}, "x.a.c", {"x": {"a.b": 1, "a": {"c": 2}}}),
+        # A value gives way to a mapping where the key goes on.
+        ({"x": {"a.b": [1]}}, "x.a.b.c", {"x": {"a.b": {"c": 2}}}),
+        ({"x": None}, "x.a", {"x": {"a": 2}}),
+        ({}, "x.a.b", {"x": {"a": {"b": 2}}}),
+    ],
+)
+def test_an_override_means_the_dotted_key_that_is_there(tree: dict, key: str, expected: dict) -> None:
+    assert apply_overrides(tree, {key: 2}) == expected
+
+
+def test_a_name_among_dotted_keys_has_no_siblings_to_drop() -> None:
+    """`grid: {tower.name: [...]}` is an axis of its own; `grid: {tower.depth: [...]}` stays beside it."""
+
+    class Grid(Settings):
+        grid: dict[str, list] = {}
+        tower: Annotated[Red | Blue, Field(discriminator="name")]
+
+    tree = {"grid": {"tower.name": ["red"], "tower.depth": [1]}, "tower": {"name": "red", "depth": 2}}
+    changed = apply_overrides(tree, {"grid.tower.name": ["red", "blue"], "tower.name": "blue"}, Grid)
+    assert changed == {"grid": {"tower.name": ["red", "blue"], "tower.depth": [1]}, "tower": {"name": "blue"}}
+
+
+def test_overrides_that_meet_leave_their_owner_alone() -> None:
+    """A sweep's cell may set a whole part and its point a key of it; the next point must find the cell as it was."""
+    overrides = {"tower": {"name": "red", "depth": 1.0}, "tower.depth": 5.0}
+    assert apply_overrides({}, overrides, Outer) == {"tower": {"name": "red", "depth": 5.0}}
+    assert overrides == {"tower": {"name": "red", "depth": 1.0}, "tower.depth": 5.0}

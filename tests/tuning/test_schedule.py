@@ -13,7 +13,7 @@ from pipelines.display import Display
 from pipelines.settings import UserError, validate
 from tests.training.test_report import prepare_by_hand
 from tests.tuning.trainer import Judge, Run, failed, finished, listed, rough, run, schedule_of, settings, smooth
-from tuning import sweep
+from tuning import sweep as driver
 from tuning.config import SweepSettings
 from tuning.plan import SweepPlan
 from tuning.results import write_about
@@ -322,17 +322,17 @@ def test_a_value_that_changes_under_its_name_does_not_keep_its_results(tmp_path:
         return validate(SweepSettings, tree, "sweep.yaml")
 
     ran: list[Trial | None] = []
-    monkeypatch.setattr(sweep, "_run", lambda plan, schedule, first, *rest: ran.append(first))
-    monkeypatch.setattr(sweep, "_conclude", lambda *rest: None)
+    monkeypatch.setattr(driver, "_run", lambda plan, schedule, first, *rest: ran.append(first))
+    monkeypatch.setattr(driver, "_conclude", lambda *rest: None)
     quiet = Display(quiet=True)
-    sweep.sweep(sweep_of(0.07), quiet, "")
+    driver.sweep(sweep_of(0.07), quiet, "")
     assert [trial.name for trial in ran if trial] == ["clip-p0-seed0"]
     folder = SweepPlan(sweep_of(0.07)).folder
     write_about(folder, {"identity": SweepPlan(sweep_of(0.07)).identity()})
     folder.begin(ran[0])
     folder.end("clip-p0-seed0", finished(1))
-    sweep.sweep(sweep_of(0.07), quiet, "")
+    driver.sweep(sweep_of(0.07), quiet, "")
     assert len(ran) == 1  # the same again has nothing left to run
     with contextlib.suppress(UserError):
-        sweep.sweep(sweep_of(0.02), quiet, "")
+        driver.sweep(sweep_of(0.02), quiet, "")
         assert len(ran) == 2, "the result at 0.07 is taken for one at 0.02"

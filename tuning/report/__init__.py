@@ -7,11 +7,11 @@ runs writes its report again after every few trials.
 import os
 from pathlib import Path
 
-from tuning.report import markdown, page, record
+from tuning.report import answer, markdown, page, record
 
 
-def write_report(folder: Path) -> None:
-    """Write the four files into a sweep's folder, each aside and renamed.
+def write_report(folder: Path) -> str:
+    """Write the four files into a sweep's folder, each aside and renamed. Returns the answer, a sentence or two.
 
     Raises `UserError` where the folder, or a file that it should hold, is missing or not readable.
     """
@@ -26,3 +26,4 @@ def write_report(folder: Path) -> None:
         aside = folder / f"{name}.partial-{os.getpid()}"
         aside.write_text(content, encoding="utf-8", newline="")
         aside.rename(folder / name)
+    return f"{answer.answer(sweep).striptags()}."

@@ -1,0 +1,407 @@
+"""A run in one process: whatever interrupts it, the same curve; its checkpoints, its end by the clock, its further datasets.
+
+Real locked towers, tiny and untrained, on datasets of a few coloured squares. No Ray.
+"""
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from evaluation.suite import score
+from pipelines.banks import Pool
+from pipelines.display import Display
+from pipelines.prepared import Prepared
+from pipelines.settings import UserError, apply_overrides, validate
+from pipelines.tokenizer import train_tokenizer
+from tests.conftest import png
+from training import loop
+from training.config import TrainSettings
+from training.inline import fit_inline
+from training.loop import DivergenceError
+from training.metrics_file import read_metrics
+from training.plan import Plan, held_out_data, make_order, make_plan
+
+TRAIN, TEST, BATCH, EPOCHS = 24, 10, 8, 4
+STEPS = TRAIN // BATCH * EPOCHS  # 12
+TIMES = {"samples_per_second", "data_wait", "peak_memory_gib", "seconds", "time"}
+BEST = "retrieval/squares/image_to_text_recall@1"
+
+
+def prepared_by_hand(folder: Path, name: str, first: int = 0) -> Prepared:
+    """24 training and 10 test squares, each of a colour and with a caption of its own."""
+    folder.mkdir()
+    rows = []
+    for i in range(TRAIN + TEST):
+        colour = np.random.default_rng(first + i).integers(0, 256, 3, dtype=np.uint8)
+        row = {"sample_id": i, "image_id": i, "text_id": [i], "key": f"k{i}", "group": f"g{i}"}
+        row |= {"split": "train" if i < TRAIN else "test", "captions": [f"a square of colour {first + i}"]}
+        rows.append(row | {"image": png(np.tile(colour, (8, 8, 1))), "label_hue": ("red", "green", "blue")[int(colour.argmax())]})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
+    labels = [row["label_hue"] for row in rows]
+    manifest = {
+        **{"format_version": 1, "name": name, "fingerprint": f"{first:032d}", "config": {"split_seed": 0}},
+        **{"num_samples": len(rows), "num_images": len(rows), "num_texts": len(rows), "split_shares": {"test": 0.3}},
+        **{"labels": {"hue": {hue: labels.count(hue) for hue in sorted(set(labels))}}},
+        **{"shards": [{"file": "a.parquet", "rows": len(rows)}]},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return Prepared.open(folder)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three datasets, two of which have one name, and weights of two towers."""
+    import timm
+    from transformers import DistilBertConfig, DistilBertModel
+
+    root = tmp_path_factory.mktemp("inline")
+    squares = prepared_by_hand(root / "squares", "squares")
+    prepared_by_hand(root / "others", "others", 100)
+    prepared_by_hand(root / "again", "squares", 200)
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet").state_dict(), root / "image.pth")
+    tokenizer = train_tokenizer(squares.texts(), 100, 8)
+    sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 8}
+    config = DistilBertConfig(**sizes, vocab_size=tokenizer.vocabulary_size)
+    DistilBertModel(config).save_pretrained(root / "text")
+    (root / "text" / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def plan_of(root: Path) -> Callable[..., Plan]:
+    """A function from overrides (`__` is a dot) to a plan. Features are computed once, in this process."""
+    tree: dict[str, Any] = {
+        "name": "run",
+        "data": {"path": str(root / "squares")},
+        "image_tower": {
+            **{"name": "timm", "model": "test_resnet", "weights": str(root / "image.pth")},
+            **{"image_size": 32, "mode": "locked"},
+        },
+        "text_tower": {"name": "huggingface", "weights": str(root / "text"), "max_tokens": 8, "mode": "locked"},
+        "image_head": {"name": "mlp", "hidden": 16, "dropout": 0.2},
+        "embed_dim": 8,
+        "optimizer": {"name": "adamw", "lr": 1e-2},
+        "epochs": EPOCHS,
+        "global_batch_size": BATCH,
+        "log_every": 1,
+        "evaluation": {"every_epochs": 2, "recall_at": [1, 2], "templates": ["a {}"]},
+        "checkpoint": {"every_steps": 2, "best": BEST},
+        "tensorboard": False,
+    }
+
+    def make(**overrides: Any) -> Plan:
+        given = {key.replace("__", "."): value for key, value in overrides.items()}
+        settings = validate(TrainSettings, apply_overrides(tree, given, TrainSettings), "run")
+        prepared = Prepared.open(settings.data.path)
+        data, order = held_out_data(settings, prepared), make_order(settings, prepared)
+        return make_plan(settings, prepared, data, order, Pool(0), Display(quiet=True))
+
+    return make
+
+
+class ProcessDiedError(Exception):
+    """The process dies."""
+
+
+def train(plan: Plan, folder: Path, until: int | None = None) -> tuple[dict[str, Any] | None, list[int]]:
+    """What `fit_inline` returned, and the steps that it told of; it dies after it told of step `until`."""
+    folder.mkdir(exist_ok=True)
+    heard: list[int] = []
+
+    def hear(line: dict[str, Any]) -> None:
+        # What is told is written already.
+        assert read_metrics(folder / "metrics.jsonl")[-1] == line
+        heard.append(line["step"])
+        if line["step"] == until:
+            raise ProcessDiedError
+
+    try:
+        return fit_inline(plan, folder, hear), heard
+    except ProcessDiedError:
+        return None, heard
+
+
+def steps(folder: Path) -> list[int]:
+    """Of the checkpoints that are there."""
+    return sorted(int(path.name.removeprefix("checkpoint_")) for path in folder.glob("checkpoint_*"))
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what the clock says."""
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def last(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, np.ndarray]]:
+    """Weights and held-out embeddings of the last checkpoint."""
+    place = max(folder.glob("checkpoint_*"))
+    return torch.load(place / "state.pt", weights_only=True)["encoder"], dict(np.load(place / "held_out.npz"))
+
+
+@pytest.fixture(scope="module")
+def straight(plan_of: Callable[..., Plan], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("straight")
+    result, heard = train(plan_of(), folder)
+    assert result is not None and heard == list(range(1, STEPS + 1))
+    return folder, result
+
+
+def assert_equal_runs(folder: Path, other: Path) -> None:
+    assert curve(folder) == curve(other)
+    for ours, theirs in zip(last(folder), last(other), strict=True):
+        assert ours.keys() == theirs.keys() and len(ours) > 2
+        assert all(np.array_equal(value, theirs[name]) for name, value in ours.items())
+    assert (folder / "best" / "best.json").read_text() == (other / "best" / "best.json").read_text()
+    assert steps(folder) == steps(other)
+
+
+def test_a_run_writes_its_curve_and_returns_what_the_loop_says(straight: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = straight
+    assert (result["step"], result["samples"]) == (STEPS, STEPS * BATCH) and result["device"].startswith("CPU")
+    lines = read_metrics(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [line["epoch"] for line in lines] == [pytest.approx(step / 3) for step in range(1, STEPS + 1)]
+    assert [line["step"] for line in lines if BEST in line] == [6, 12]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert all(line["seconds"] >= before["seconds"] for before, line in pairwise(lines))
+
+
+@pytest.mark.parametrize("until", range(1, STEPS + 1))
+def test_an_interrupted_run_goes_on_to_the_same_end(
+    plan_of: Callable[..., Plan], straight: tuple[Path, dict[str, Any]], tmp_path: Path, until: int
+) -> None:
+    """After any report. It goes on from the last checkpoint, of an even step; lines after it come again."""
+    folder, result = straight
+    assert train(plan_of(), tmp_path, until) == (None, list(range(1, until + 1)))
+    saved = until - until % 2
+    assert steps(tmp_path) == [step for step in (saved - 2, saved) if step > 0]
+    assert train(plan_of(), tmp_path) == (result, list(range(saved + 1, STEPS + 1)))
+    assert_equal_runs(tmp_path, folder)
+
+
+def test_a_run_that_dies_again_and_again_ends_the_same(
+    plan_of: Callable[..., Plan], straight: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, result = straight
+    for until in (1, 3, 3, 4, 7, 11, 12):
+        train(plan_of(), tmp_path, until)
+    assert train(plan_of(), tmp_path) == (result, [])
+    assert_equal_runs(tmp_path, folder)
+
+
+@pytest.mark.parametrize("step", [2, 6, 12])
+def test_a_checkpoint_that_was_cut_off_counts_for_nothing(
+    plan_of: Callable[..., Plan],
+    straight: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+) -> None:
+    """The process dies while it writes one, after the step's line: half a folder is left, which nobody reads."""
+    whole = loop.save_checkpoint
+
+    def half(folder: Path, state: Any, *rest: Any) -> None:
+        whole(folder, state, *rest)
+        if state.step == step:
+            (folder / "state.pt").write_bytes(b"half")
+            raise ProcessDiedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "save_checkpoint", half)
+        assert train(plan_of(), tmp_path)[0] is None
+    assert len(curve(tmp_path)) == step and step not in steps(tmp_path) and len(list(tmp_path.glob("partial-*"))) == 1
+    result, heard = train(plan_of(), tmp_path)
+    assert heard[0] == step - 1 and result == straight[1] and not list(tmp_path.glob("partial-*"))
+    assert_equal_runs(tmp_path, straight[0])
+
+
+def test_a_finished_run_is_not_trained_again(
+    plan_of: Callable[..., Plan], straight: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    train(plan_of(), tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    assert train(plan_of(), tmp_path) == (straight[1], [])
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, [10, 12]),
+        ({"checkpoint__keep": 1}, [12]),
+        ({"checkpoint__keep": 50}, [2, 4, 6, 8, 10, 12]),
+        ({"checkpoint__every_steps": None}, [6, 12]),
+        ({"checkpoint__every_steps": 5, "checkpoint__keep": 9}, [5, 6, 10, 12]),
+    ],
+    ids=str,
+)
+def test_the_newest_checkpoints_are_kept(plan_of: Callable[..., Plan], tmp_path: Path, changes: dict, kept: list[int]) -> None:
+    most = changes.get("checkpoint__keep", 2)
+    counts: list[int] = []
+    fit_inline(plan_of(**changes), tmp_path, lambda line: counts.append(len(steps(tmp_path))))
+    assert steps(tmp_path) == kept and max(counts) <= most
+    # The embeddings of the held-out split are those of the end.
+    assert [path.parent.name for path in tmp_path.glob("checkpoint_*/held_out.npz")] == [f"checkpoint_{STEPS:08d}"]
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize("metric", [BEST, "loss"])
+def test_the_best_checkpoint_outlives_the_newest(plan_of: Callable[..., Plan], tmp_path: Path, metric: str, mode: str) -> None:
+    plan = plan_of(checkpoint__best=metric, checkpoint__mode=mode, checkpoint__keep=1)
+    states: dict[int, dict[str, torch.Tensor]] = {}
+
+    def hear(line: dict[str, Any]) -> None:
+        if line["step"] in steps(tmp_path):
+            states[line["step"]] = torch.load(tmp_path / f"checkpoint_{line['step']:08d}" / "state.pt", weights_only=True)[
+                "encoder"
+            ]
+
+    fit_inline(plan, tmp_path, hear)
+    found = {line["step"]: line[metric] for line in curve(tmp_path) if line["step"] in states and metric in line}
+    value = (max if mode == "max" else min)(found.values())
+    step = next(step for step in found if found[step] == value)
+    assert json.loads((tmp_path / "best" / "best.json").read_text()) == {"metric": metric, "value": value, "step": step}
+    best = torch.load(tmp_path / "best" / "state.pt", weights_only=True)["encoder"]
+    assert all(torch.equal(tensor, states[step][name]) for name, tensor in best.items())
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "best", f"checkpoint_{STEPS:08d}"}
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_the_reason(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = plan_of(optimizer__name="sgd", optimizer__lr=1e30)
+    with pytest.raises(
+        DivergenceError, match=r"^training stopped: the loss is (nan|inf) at step \d+; a lower optimizer\.lr or clip_norm"
+    ):
+        train(plan, tmp_path)
+    assert all(np.isfinite(line["loss"]) for line in curve(tmp_path)) and len(curve(tmp_path)) < STEPS
+    # And it says so again, whoever starts it again.
+    with pytest.raises(DivergenceError):
+        train(plan, tmp_path)
+
+
+# By the clock
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock by which a step takes half a minute, and nothing else takes time."""
+    now = SimpleNamespace(seconds=1000.0)
+    step = loop.train_step
+
+    def slow(*arguments: Any) -> Any:
+        now.seconds += 30
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", slow)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now.seconds, perf_counter=lambda: now.seconds))
+    return now
+
+
+@pytest.mark.parametrize(("minutes", "end"), [(0.01, 3), (1.5, 3), (1.51, 6), (2.9, 6), (4, 9), (5.5, 12), (100, 12)])
+def test_time_is_up_at_the_first_evaluation_after_it(
+    plan_of: Callable[..., Plan], tmp_path: Path, clock: SimpleNamespace, minutes: float, end: int
+) -> None:
+    """Evaluations are at steps 3, 6, 9 and 12, after 1.5, 3, 4.5 and 6 minutes."""
+    plan = plan_of(max_minutes=minutes, evaluation__every_epochs=1)
+    result, heard = train(plan, tmp_path)
+    assert result is not None and (result["step"], result["samples"]) == (end, end * BATCH)
+    lines = curve(tmp_path)
+    assert heard == [line["step"] for line in lines] == list(range(1, end + 1)) and BEST in lines[-1]
+    assert "images" in last(tmp_path)[1] and steps(tmp_path)[-1] == end
+    # Who comes back finds it ended, however much later.
+    clock.seconds += 10**6
+    assert train(plan, tmp_path) == (result, []) and curve(tmp_path) == lines
+
+
+def test_a_run_that_goes_on_has_only_the_time_that_is_left(
+    plan_of: Callable[..., Plan], tmp_path: Path, clock: SimpleNamespace
+) -> None:
+    """Dead between steps 4 and 5, an hour of nothing: by its own clock it ends where it would have ended."""
+    plan = plan_of(max_minutes=4, evaluation__every_epochs=1)
+    assert train(plan, tmp_path, until=5)[0] is None
+    clock.seconds += 3600
+    result, heard = train(plan, tmp_path)
+    assert result is not None and result["step"] == 9 and heard == [5, 6, 7, 8, 9]
+
+
+def test_seconds_of_training_add_up_over_all_sessions(
+    plan_of: Callable[..., Plan], tmp_path: Path, clock: SimpleNamespace
+) -> None:
+    """Half a minute a step; time between sessions, and steps that were lost with a session, count for nothing."""
+    for until in (1, 5, 8, None):
+        train(plan_of(), tmp_path, until)
+        clock.seconds += 12345
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["seconds"] for line in lines] == [30 * step for step in range(1, STEPS + 1)]
+
+
+# Further datasets
+
+
+def test_further_datasets_are_scored_beside_the_runs_own(
+    plan_of: Callable[..., Plan], straight: tuple[Path, dict[str, Any]], root: Path, tmp_path: Path
+) -> None:
+    """Without a word on the training itself; each one's embeddings are kept, and are what its scores are of."""
+    plan = plan_of(evaluation__also=[{"path": str(root / "others"), "templates": ["one {}", "{}"]}])
+    assert train(plan, tmp_path)[0] == straight[1]
+    before, after = curve(straight[0]), curve(tmp_path)
+    added = [set(line) - set(old) for line, old in zip(after, before, strict=True)]
+    names = {
+        *(f"retrieval/others/{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 2)),
+        *(f"zero_shot/others_hue/{measure}" for measure in ("top1", "top5", "mean_per_class")),
+    }
+    assert added == [names if BEST in line else set() for line in before]
+    assert [{key: line[key] for key in old} for line, old in zip(after, before, strict=True)] == before
+    place = max(tmp_path.glob("checkpoint_*"))
+    assert {path.name for path in place.glob("*.npz")} == {"held_out.npz", "held_out-others.npz"}
+    for scored, file in zip(plan.scored, ("held_out.npz", "held_out-others.npz"), strict=True):
+        metrics = score(scored.data, **np.load(place / file)).metrics
+        assert len(metrics) == 7 and metrics.items() <= after[-1].items()
+    ours, theirs = (np.load(place / name)["images"] for name in ("held_out.npz", "held_out-others.npz"))
+    assert ours.shape == theirs.shape == (TEST, 8) and not np.allclose(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [({"retrieval": False}, {"zero_shot/others_hue"}), ({"labels": []}, {"retrieval/others"})],
+    ids=["classes-only", "retrieval-only"],
+)
+def test_a_further_dataset_may_have_only_one_kind_of_score(
+    plan_of: Callable[..., Plan], root: Path, tmp_path: Path, changes: dict, kinds: set[str]
+) -> None:
+    plan = plan_of(evaluation__also=[{"path": str(root / "others")} | changes], epochs=1)
+    train(plan, tmp_path)
+    assert {name.rpartition("/")[0] for name in curve(tmp_path)[-1] if "others" in name} == kinds
+    rows = np.load(max(tmp_path.glob("checkpoint_*")) / "held_out-others.npz")
+    assert rows["images"].shape == (TEST, 8)
+    assert len(rows["texts"]) == (0 if "retrieval" in changes else TEST) and len(rows["prompts"]) == (
+        3 if "retrieval" in changes else 0
+    )
+
+
+@pytest.mark.parametrize("others", [["again"], ["squares"], ["others", "others"]])
+def test_two_datasets_of_one_name_are_refused(plan_of: Callable[..., Plan], root: Path, others: list[str]) -> None:
+    """Their scores would have one name, and their embeddings one file."""
+    name = "others" if "others" in others else "squares"
+    with pytest.raises(UserError) as caught:
+        plan_of(evaluation__also=[{"path": str(root / other)} for other in others])
+    assert str(caught.value) == (f"evaluation.also: two datasets are called '{name}'; prepare one of them with another name")
+
+
+def test_what_a_further_dataset_lacks_is_named(plan_of: Callable[..., Plan], root: Path) -> None:
+    with pytest.raises(UserError, match=rf"'colour' is unknown; {root / 'others'} has hue"):
+        plan_of(evaluation__also=[{"path": str(root / "others"), "labels": ["colour"]}])
+    with pytest.raises(UserError, match=r"nowhere is no prepared dataset"):
+        plan_of(evaluation__also=[{"path": str(root / "nowhere")}])
