@@ -99,16 +99,20 @@ def test_a_sweep_tabulates_and_goes_on(home: Path) -> None:
     sweep.write_text(
         f"name: sweep\nstorage: {home}/sweeps\nbase: training/configs/openmoji.yaml\nseeds: [1]\n"
         f"overrides: {{data.path: {home}/data, image_tower.image_size: 64, global_batch_size: 32, epochs: 1}}\n"
-        "grid: {optimizer.lr: [1e-3, 1e30]}\n"
+        "grid: {objective.name: [clip, siglip]}\n"
     )
-    succeed("tuning", str(sweep), "overrides.clip_norm=null")
-    trials = pd.read_csv(home / "sweeps" / "sweep" / "trials.csv").set_index("optimizer.lr")
-    assert trials.loc[1e-3, "status"] == "finished"
-    assert trials.loc[1e30, "status"] == "failed" and "loss is nan" in trials.loc[1e30, "reason"]
-    summary = pd.read_csv(home / "sweeps" / "sweep" / "summary.csv")
-    path = "retrieval/openmoji/image_to_text_recall@5"
-    row = summary[summary["metric"] == path].iloc[0]
-    assert row["n"] == 1 and row["mean"] == pytest.approx(trials.loc[1e-3, path])
+    said = succeed("tuning", str(sweep))
+    assert "2 at a time, each 1 worker x 1 CPU" in said and "with one seed a cell no difference can be told from chance" in said
+    trials = pd.read_csv(home / "sweeps" / "sweep" / "trials.csv").set_index("objective.name")
+    assert (trials["status"] == "finished").all() and (trials["split"] == "test").all()
+    summary = pd.read_csv(home / "sweeps" / "sweep" / "summary.csv").query("metric == 'score'").set_index("cell")
+    for cell in ("clip", "siglip"):
+        assert summary.loc[cell, "n"] == 1
+        assert summary.loc[cell, "mean"] == pytest.approx(trials.loc[cell, "retrieval/openmoji/mean_recall@1"])
+    page = home / "sweeps" / "sweep" / "report.html"
+    assert "finished before" in succeed("tuning", str(sweep))
+    page.unlink()
+    assert str(page) in succeed("tuning", "report", str(page.parent)) and page.exists()
 
 
 @pytest.mark.e2e

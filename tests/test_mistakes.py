@@ -1,5 +1,6 @@
 """The mistakes a newcomer makes: each one line that names the key or the file and the way out, exit code 2, no traceback."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +10,12 @@ from pipelines.__main__ import _run as run_pipelines
 from pipelines.cli import run_program
 from pipelines.config import PrepareSettings
 from pipelines.prepared import Prepared
+from pipelines.settings import load, parse_overrides
 from training.__main__ import _run as run_training
 from training.config import TrainSettings
+from tuning.__main__ import _run as run_tuning
+from tuning.config import SweepSettings
+from tuning.plan import SweepPlan
 
 ROOT = Path(__file__).parent.parent
 OPENMOJI = "training/configs/openmoji.yaml"
@@ -25,6 +30,8 @@ def mistake(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ca
     def run(program: str, *arguments: str) -> str:
         if program == "pipelines":
             code = run_program(program, "", PrepareSettings, run_pipelines, arguments)
+        elif program == "tuning":
+            code = run_program(program, "", SweepSettings, run_tuning, arguments)
         else:
             code = run_program(program, "", TrainSettings, run_training, arguments)
         said = capfd.readouterr().err.strip()
@@ -71,6 +78,51 @@ def test_training(
     for part in named:
         assert part in said
     assert not list(tmp_path.iterdir()), "a run that never began leaves no folder"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["sede=[1]"], ["sede", "did you mean 'seeds'"]),
+        (["sampler.name=bayes"], ["sampler.name", "'bayes'", "cmaes, grid, random, tpe"]),
+        (["grid.optimizer.name=[adamw,adamx]"], ["optimizer.name", "adamx", "adamw"]),
+        (["grid.objective.name=[]"], ["grid", "'objective.name' has no values"]),
+        (["grid.objektive.name=[clip]"], ["objektive", "did you mean 'objective'"]),
+        (["space.optimizer.learning_rate={low: 1, high: 2}"], ["optimizer.learning_rate", "unknown key"]),
+        (["space.objective.temperature={low: 2, high: 1}"], ["space.objective.temperature", "low: 2 is not below high: 1"]),
+        (["space.optimizer.name={choices: [adam]}"], ["space.optimizer.name", "axis of the grid"]),
+        (["overrides.data.validation=null"], ["validation", "train, test", "data.validation: 0.15"]),
+        (["score=[accuracy]"], ["score", "'accuracy'", "zero_shot/openmoji_group/top1"]),
+        (["budget.minutes=1"], ["budget", "one of epochs, samples and minutes"]),
+        (["concurrency=3"], ["concurrency", "3 trials x (1 worker x 1 CPU)", "2 fit"]),
+        (["overrides.resources.num_workers=4"], ["4 workers x 1 CPU", "has 2"]),
+        (["loggers=[mlflow]"], ["loggers", "mlflow", "raylign[mlflow]"]),
+        (["seeds=[1,1]"], ["seeds", "twice"]),
+        (["scheduler.name=hyperband"], ["scheduler.name", "hyperband", "sampler.name=random"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) and "=" in value[-1] else None,
+)
+def test_tuning(
+    arguments: list[str], named: list[str], mistake: Callable[..., str], tiny_dataset: Prepared, tmp_path: Path
+) -> None:
+    small = [f"storage={tmp_path}", f"overrides.data.path={tiny_dataset.path}", "overrides.global_batch_size=16"]
+    said = mistake("tuning", "tuning/sweeps/smoke.yaml", *small, *arguments)
+    for part in named:
+        assert part in said
+    assert not list(tmp_path.iterdir()), "a sweep that never began leaves no folder"
+
+
+def test_a_sweep_of_another_kind_is_not_mixed_in(mistake: Callable[..., str], tiny_dataset: Prepared, tmp_path: Path) -> None:
+    """Told by the key that differs; here the folder is one that a killed sweep would have left."""
+    small = [f"storage={tmp_path}", f"overrides.data.path={tiny_dataset.path}", "overrides.global_batch_size=16"]
+    settings = load(SweepSettings, ROOT / "tuning/sweeps/smoke.yaml", parse_overrides(small))
+    (tmp_path / "smoke-sweep").mkdir()
+    identity = SweepPlan(settings).identity()
+    (tmp_path / "smoke-sweep" / "sweep.json").write_text(json.dumps({"identity": identity}))
+    said = mistake("tuning", "tuning/sweeps/smoke.yaml", *small, "budget.epochs=11", "seeds=[4,5]")
+    assert (
+        "sweep.budget.epochs: 10 -> 11" in said and "overwrite=true" in said and "seeds" not in said.split("(")[1].split(")")[0]
+    )
 
 
 def test_a_caption_file_without_a_picture(mistake: Callable[..., str], folder_of: Callable) -> None:

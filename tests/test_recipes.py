@@ -45,19 +45,28 @@ def test_every_trial_of_a_sweep_is_a_config_that_loads(path: Path) -> None:
     """A grid over a key that does not exist would be found out after the first hours."""
     from training.config import TrainSettings
     from tuning.config import SweepSettings
+    from tuning.space import corners
 
     sweep = load(SweepSettings, ROOT / path)
     for cell in sweep.cells():
-        for seed in sweep.seeds:
-            load(TrainSettings, ROOT / sweep.base, sweep.overrides | cell | dict.fromkeys(sweep.seed_keys, seed))
+        tree = load(TrainSettings, ROOT / sweep.base, sweep.overrides | cell).model_dump(mode="json")
+        for point in [{}, *corners(sweep.dimensions(), tree)]:
+            for seed in [sweep.search_seed, *sweep.seeds]:
+                seeds = dict.fromkeys(sweep.seed_keys, seed)
+                assert load(TrainSettings, ROOT / sweep.base, sweep.overrides | cell | point | seeds).seed == seed
 
 
 def test_what_training_reads_is_what_preparing_writes() -> None:
     """Each training recipe's dataset is the output of a recipe that comes along."""
     from pipelines.config import PrepareSettings
     from training.config import TrainSettings
+    from tuning.config import SweepSettings
 
     outputs = {load(PrepareSettings, ROOT / p).output for p in RECIPES if p.parts[0] == "pipelines"}
     for path in RECIPES:
         if path.parts[0] == "training":
             assert load(TrainSettings, ROOT / path).data.path in outputs, path
+        if path.parts[0] == "tuning":
+            sweep = load(SweepSettings, ROOT / path)
+            settings = load(TrainSettings, ROOT / sweep.base, sweep.overrides)
+            assert {settings.data.path, *(other.path for other in settings.evaluation.also)} <= outputs, path

@@ -1,1 +1,1 @@
-"""Many runs, one table: a grid of overrides over a training config, each cell repeated over seeds."""
+"""Sweeps: a grid of cells, a search in each, seeds for the best points, and a report that says what can be told apart."""

@@ -19,7 +19,9 @@ stopped it; more cells, trials or seeds extend a finished sweep. `python -m tuni
 def _run(settings: SweepSettings, display: Display) -> None:
     from tuning.sweep import sweep
 
-    sweep(settings, display, shlex.join(["python", "-m", "tuning", *sys.argv[1:]]))
+    # For the report, which says how to go on: never by deleting what is there.
+    told = [argument for argument in sys.argv[1:] if not argument.startswith("overwrite=")]
+    sweep(settings, display, shlex.join(["python", "-m", "tuning", *told]))
 
 
 def report(arguments: list[str]) -> int:

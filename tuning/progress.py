@@ -14,7 +14,8 @@ from pipelines.display import Display
 from tuning.schedule import Schedule
 from tuning.trials import Trial
 
-_EVERY = 10.0  # seconds between two lines where there is no terminal
+_EVERY = 10.0  # seconds between two lines where there is no terminal, at least
+_LINES = 20  # in the time so far, at most, from then on
 _REFRESH = 30.0  # seconds between two reports, at least
 _SHARE = 0.05  # of the time, at most, in which one is written
 
@@ -24,7 +25,7 @@ class Board:
 
     def __init__(self, name: str, schedule: Schedule, at_once: int, display: Display):
         self._name, self._schedule, self._at_once, self._display = name, schedule, at_once, display
-        self._shown = time.monotonic()
+        self._begun = self._shown = time.monotonic()
         self._live: Live | None = None
         self._seconds: Sequence[float] = ()
 
@@ -42,7 +43,7 @@ class Board:
         """Show where the sweep stands, not too often; `seconds`: how long each trial of this session took."""
         self._seconds = seconds
         now = time.monotonic()
-        if now - self._shown < (0.5 if self._live else _EVERY):
+        if now - self._shown < (0.5 if self._live else max(_EVERY, (now - self._begun) / _LINES)):
             return
         self._shown = now
         if self._live is not None:

@@ -1,0 +1,318 @@
+"""Whole sweeps through Ray Tune on real, small data: killed drivers, failing trials, early stopping, small and large trials."""
+
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import ray
+import torch
+import yaml
+from transformers import DistilBertConfig, DistilBertModel
+
+from pipelines.config import PrepareSettings
+from pipelines.display import Display
+from pipelines.prepare import prepare
+from pipelines.prepared import Prepared
+from pipelines.settings import load, parse_overrides
+from pipelines.tokenizer import train_tokenizer
+from training.config import TrainSettings
+from training.run import run
+from tuning.config import SweepSettings
+from tuning.sweep import sweep
+from tuning.trials import Folder
+
+ROOT = Path(__file__).parent.parent.parent
+QUIET = Display(quiet=True)
+PATIENCE = 240  # seconds until something that hangs is a failure
+R1 = "retrieval/openmoji/mean_recall@1"
+
+
+@pytest.fixture(scope="module")
+def emojis(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 emojis; the first sweep caches their features beside them."""
+    output = tmp_path_factory.mktemp("sweeps") / "data"
+    tree = {"source": {"name": "openmoji", "limit": 240}, "output": output, "image": {"size": 64, "format": "png"}}
+    prepare(PrepareSettings.model_validate(tree | {"splits": {"test": 0.2}}), QUIET)
+    return output
+
+
+@pytest.fixture(scope="module")
+def sweep_file(emojis: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function from a name and keys to a sweep file over locked towers, whose folder is beside it."""
+    home = tmp_path_factory.mktemp("runs")
+
+    def write(name: str, **keys: Any) -> Path:
+        overrides = {"data.path": str(emojis), "data.validation": 0.2, "image_tower.image_size": 64}
+        overrides |= {"global_batch_size": 32, "evaluation.every_epochs": 1}
+        tree = {"name": name, "storage": str(home), "base": str(ROOT / "training/configs/openmoji.yaml")}
+        path = home / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(tree | keys | {"overrides": overrides | keys.get("overrides", {})}))
+        return path
+
+    return write
+
+
+TWELVE: dict[str, Any] = {
+    "grid": {"objective.name": ["clip", "sogclr"]},
+    "space": {
+        "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+        "objective.temperature": {"low": 0.02, "high": 0.2, "log": True},
+    },
+    "sampler": {"name": "tpe", "startup": 2},
+    "trials": 4,
+    "seeds": [0, 1],
+    "budget": {"epochs": 25},
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sweep_file: Callable[..., Path]) -> Path:
+    """The folder of a sweep of 12 trials that nobody disturbed."""
+    path = sweep_file("undisturbed", **TWELVE)
+    settings = load(SweepSettings, path)
+    sweep(settings, QUIET, "python -m tuning undisturbed.yaml")
+    return settings.storage / settings.name
+
+
+def table(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "trials.csv").set_index("trial").sort_index()
+
+
+@pytest.mark.e2e
+def test_a_driver_killed_three_times_ends_with_the_trials_of_one_that_was_not(
+    undisturbed: Path, sweep_file: Callable[..., Path]
+) -> None:
+    path = sweep_file("killed", **TWELVE)
+    folder = path.parent / "killed"
+    moments = random.Random(4)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    command = [sys.executable, "-m", "tuning", str(path)]
+    seen: dict[Path, int] = {}  # outcomes and when they were written
+    for turn in range(4):
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        if turn == 3:
+            output, _ = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 0, output
+            break
+        goal, end = len(seen) + moments.randint(1, 3), time.monotonic() + PATIENCE
+        while len(list(folder.glob("trials/*/outcome.json"))) < goal:
+            assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0, 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert (folder / "sweep.json").exists()
+        for outcome, written in seen.items():
+            assert outcome.stat().st_mtime_ns == written, "a trial that had ended ran again"
+        # Trials live on for some seconds after their driver; what they still bring to its end counts.
+        seen = {outcome: outcome.stat().st_mtime_ns for outcome in folder.glob("trials/*/outcome.json")}
+    ours, theirs = table(folder), table(undisturbed)
+    assert list(ours.index) == list(theirs.index) and len(ours) == 12
+    assert (ours["status"] == "finished").all()
+    same = ["cell", "phase", "point", "seed", "optimizer.lr", "objective.temperature", "score", "loss", "epochs", "samples"]
+    pd.testing.assert_frame_equal(ours[same], theirs[same], rtol=1e-9)
+    assert json.loads((folder / "sweep.json").read_text())["sessions"] == 4
+    for outcome in folder.glob("trials/*/metrics.jsonl"):
+        steps = [json.loads(line)["step"] for line in outcome.read_text().splitlines()]
+        assert steps == sorted(set(steps)), "every step once"
+    # The sampler went on with its history: the points are not those of a sampler that begins anew.
+    assert ours[ours["phase"] == "search"]["optimizer.lr"].nunique() == 8
+
+
+@pytest.mark.e2e
+def test_a_sweep_that_has_ended_can_be_extended_and_its_trials_reproduced(
+    undisturbed: Path, sweep_file: Callable[..., Path]
+) -> None:
+    copy = undisturbed.parent / "extended"
+    shutil.copytree(undisturbed, copy)
+    path = sweep_file("extended", **TWELVE | {"seeds": [0, 1, 2], "grid": {"objective.name": ["clip", "sogclr", "cyclip"]}})
+    before = {outcome: outcome.stat().st_mtime_ns for outcome in copy.glob("trials/*/outcome.json")}
+    sweep(load(SweepSettings, path, {"trials": 4}), QUIET, "")
+    assert all(outcome.stat().st_mtime_ns == written for outcome, written in before.items())
+    trials = table(copy)
+    assert len(trials) == 3 * (4 + 3) and (trials["status"] == "finished").all()
+    old = table(undisturbed)
+    pd.testing.assert_series_equal(trials.loc[old.index, "score"], old["score"])
+    summary = pd.read_csv(copy / "summary.csv").query("metric == 'score'").set_index("cell")
+    assert list(summary["n"]) == [3, 3, 3]
+    finals = trials[(trials["phase"] == "final") & (trials["cell"] == "cyclip")]
+    assert summary.loc["cyclip", "mean"] == pytest.approx(finals[R1].mean())
+    # The command in the table, as a run of its own through Ray Train: the same figures.
+    words = shlex.split(finals.iloc[0]["command"])
+    assert words[:3] == ["python", "-m", "training"]
+    settings = load(TrainSettings, words[3], parse_overrides(words[4:]) | {"storage": str(copy.parent / "again")})
+    result = run(settings, QUIET)
+    for metric in [column for column in trials.columns if "/" in column]:
+        assert result["metrics"][metric] == pytest.approx(finals.iloc[0][metric]), metric
+    assert result["loss"] == pytest.approx(finals.iloc[0]["loss"], rel=1e-5)
+
+
+@pytest.mark.e2e
+def test_failures_are_rows_with_reasons_and_leave_nothing_behind(sweep_file: Callable[..., Path]) -> None:
+    """One trial raises, one diverges, one is killed, one is fine."""
+    optimizers = [
+        {"name": "adamw", "lr": 1e-3},
+        {"name": "adam", "lr": 1e-3, "options": {"betas": [2.0, 2.0]}},
+        {"name": "sgd", "lr": 1e30},
+        {"name": "lion", "lr": 1e-4},
+    ]
+    path = sweep_file(
+        "failures", grid={"optimizer": optimizers}, seeds=[0], retries=0, budget={"epochs": 60}, overrides={"clip_norm": None}
+    )
+    settings = load(SweepSettings, path)
+    victim = settings.storage / "failures" / "trials" / "lion-p0-seed0"
+    stop = threading.Event()
+
+    def kill() -> None:
+        while not stop.wait(0.05):
+            if (victim / "metrics.jsonl").exists():
+                os.kill(int((victim / ".lock").read_text()), signal.SIGKILL)
+                return
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        sweep(settings, QUIET, "")
+    finally:
+        stop.set()
+        thread.join()
+    trials = table(settings.storage / "failures")
+    assert trials["status"].to_dict() == {
+        "adamw-p0-seed0": "finished",
+        "adam-p0-seed0": "failed",
+        "sgd-p0-seed0": "failed",
+        "lion-p0-seed0": "failed",
+    }
+    assert "Invalid beta parameter at index 0: 2.0" in trials.loc["adam-p0-seed0", "reason"]
+    assert "the loss is nan at step" in trials.loc["sgd-p0-seed0", "reason"]
+    assert "its process died" in trials.loc["lion-p0-seed0", "reason"]
+    page = (settings.storage / "failures" / "report.html").read_text()
+    assert all(word in page for word in ("Invalid beta parameter", "the loss is nan", "its process died"))
+    # The one that lived is as it would have been alone.
+    assert trials.loc["adamw-p0-seed0", "epochs"] == 60 and trials.loc["adamw-p0-seed0", R1] > 0
+    _nothing_is_taken()
+
+
+def _nothing_is_taken() -> None:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        groups = [g for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
+        if not groups and ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"still taken: {groups}, {ray.available_resources()}")
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband"])
+def test_losers_are_stopped_early_and_the_winner_is_not(scheduler: str, sweep_file: Callable[..., Path]) -> None:
+    """Of eight learning rates, three of which cannot learn in nine epochs."""
+    rates = {"choices": [1e-9, 1e-3, 1e-8, 2e-3, 1e-7, 5e-4, 1e-6, 4e-3]}
+    path = sweep_file(
+        scheduler, space={"optimizer.lr": rates}, sampler={"name": "grid"}, seeds=[0], budget={"epochs": 9},
+        scheduler={"name": scheduler},
+    )  # fmt: skip
+    settings = load(SweepSettings, path)
+    sweep(settings, QUIET, "")
+    trials = table(settings.storage / scheduler)
+    search = trials[trials["phase"] == "search"]
+    stopped, finished = search[search["status"] == "stopped"], search[search["status"] == "finished"]
+    assert len(stopped) >= 3 and len(finished) >= 1 and len(search) == 8
+    assert (stopped["epochs"] < 9).all() and (finished["epochs"] == 9).all()
+    assert stopped["reason"].str.contains(f"by {scheduler} after").all()
+    assert search["epochs"].sum() <= 0.6 * 9 * 8
+    (final,) = trials[trials["phase"] == "final"].itertuples()
+    best = finished.loc[finished["score"].idxmax()]
+    assert final.point == best["point"] and final.epochs == 9
+    assert best["optimizer.lr"] > 1e-4
+    _nothing_is_taken()
+
+
+@pytest.fixture(scope="module")
+def course(emojis: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Overrides that make the course's sweep small: toy towers, and small datasets in the places of MS-COCO and ImageNet."""
+    home = tmp_path_factory.mktemp("course")
+    captions = Prepared.open(emojis).texts()
+    tokenizer = train_tokenizer(captions, 300, 30)
+    sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 32}
+    torch.manual_seed(0)
+    DistilBertModel(DistilBertConfig(**sizes, vocab_size=tokenizer.vocabulary_size)).save_pretrained(home / "bert")
+    (home / "bert" / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+    for name, lines, label in (("coco", 5, None), ("imagenet", 1, "class")):
+        folder = home / f"{name}-pictures"
+        table = Prepared.open(emojis).rows(list(range(40)), ("image",))  # type: ignore[arg-type]
+        for i, picture in enumerate(table["image"].to_pylist()):
+            place = folder / ("shark", "clock", "tree")[i % 3] / f"{i}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(picture)
+            place.with_suffix(".txt").write_text("\n".join(f"picture {i} seen {k} times" for k in range(lines)))
+        source = {"name": "folder", "path": str(folder), "dataset": name, "captions": "all_lines", "label": label}
+        tree = {"source": source, "output": home / name, "image": {"size": 32, "format": "png"}}
+        prepare(PrepareSettings.model_validate(tree | {"splits": {"test": 0.5, "validation": 0.3}}), QUIET)
+    also = [{"path": str(home / "coco"), "labels": []}, {"path": str(home / "imagenet"), "retrieval": False}]
+    yield [
+        f"storage={home}",
+        f"overrides.data.path={emojis}",
+        "overrides.data.validation=0.2",
+        f"overrides.evaluation.also={json.dumps(also)}",
+        "overrides.evaluation.every_epochs=1",
+        "overrides.image_tower.model=test_resnet",
+        "overrides.image_tower.weights=null",
+        "overrides.image_tower.image_size=32",
+        f"overrides.text_tower.weights={home}/bert",
+        "overrides.precision=fp32",
+        "overrides.global_batch_size=64",
+        "overrides.resources.use_gpu=false",
+        "overrides.resources.cpus_per_worker=1",
+        "overrides.resources.data_cpus=1",
+        "budget.epochs=2",
+        "scheduler.grace_epochs=1",
+    ]
+
+
+@pytest.mark.e2e
+def test_the_courses_sweep_at_toy_size_with_a_ray_train_run_for_each_trial(course: list[str]) -> None:
+    """The first trial's process is killed: its Ray Train run must give its CPU back, or the second would wait for ever."""
+    objective = "{name: sogclr, temperature: 0.01, gamma: 0.8, epsilon: 1e-8}"
+    small = [f"grid.objective=[{objective}]", "grid.optimizer.name=[adamw]", "trials=2", "seeds=[0]", "retries=0"]
+    command = [sys.executable, "-m", "tuning", "tuning/sweeps/course.yaml", *course, *small]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    folder = Path(course[0].removeprefix("storage=")) / "course"
+    first, end = folder / "trials" / "sogclr-adamw-p0", time.monotonic() + PATIENCE
+    while not (first / "metrics.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
+        time.sleep(0.05)
+    os.kill(int((first / ".lock").read_text()), signal.SIGKILL)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    assert "1 at a time, each 1 worker x 1 CPU + 1 CPU for reading and decoding" in output
+    trials = table(folder)
+    assert trials["status"].to_dict() == {
+        "sogclr-adamw-p0": "failed",
+        "sogclr-adamw-p1": "finished",
+        "sogclr-adamw-p1-seed0": "finished",
+    }
+    ways = ["retrieval/coco/image_to_text_recall@1", "retrieval/coco/text_to_image_recall@1", "zero_shot/imagenet_class/top1"]
+    ended = trials[trials["status"] == "finished"]
+    assert ended["score"].to_list() == pytest.approx(ended[ways].mean(axis=1).to_list())
+    sizes = json.loads((folder / "sweep.json").read_text())["sample_sizes"]
+    coco = Prepared.open(folder.parent / "coco").split_ids()["test"]
+    assert sizes[ways[0]] == len(coco) and sizes[ways[1]] == 5 * len(coco)
+    assert not [c for c in trials.columns if c.startswith("retrieval/imagenet")]
+    assert list(Folder(folder).of("sogclr-adamw-p1-seed0").glob("checkpoint_*")), "the seeds' runs keep their weights"
+    assert not list(folder.glob("trials/*-p1/checkpoint_*")), "those of the search do not"
