@@ -6,6 +6,7 @@ finite counts as not there, and `n` says how many were. No function changes its 
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +24,7 @@ _DIGITS = 9  # scores that differ by less are equal: the rest is rounding, as of
 _MOST_RESAMPLES = 50_000
 _DRAWS = 10_000
 _COLUMNS = ["cell", "phase", "point", "seed", "status", "score", "seconds"]
-_PAIR = {"better": str, "worse": str, "n": int, "difference": float, "sd": float, "p": float}
+_PAIR = {"better": str, "worse": str, "n": int, "difference": float, "sd": float, "p_alone": float}
 
 
 @dataclass(frozen=True)
@@ -130,14 +131,22 @@ def compare(trials: pd.DataFrame, value: str = "score", mode: str = "max") -> pd
     Args:
         value: column that is compared. `mode` is the score's, and counts for both: which point is best, which value is.
 
+    A handful of seeds says little about the spread of one pair: with three, a paired t-test has two degrees of freedom, and no
+    difference survives the correction for many pairs. So p sets the mean difference against the spread that all pairs show
+    together, or the pair's own where that is larger, for cells are not equally noisy. The pooled spread is the root mean square
+    of the pairs' sds; where every cell has every seed its square is exactly twice the residual variance of the two-way layout
+    cells x seeds, with (cells - 1)(seeds - 1) degrees of freedom. With two cells p is the paired t-test.
+
     Returns columns better, worse (by the mean over shared seeds; over all seeds where none is shared); n (shared seeds);
-    difference (mean of the paired differences, >= 0); sd (of these, n - 1); p (two-sided paired t-test); p_adjusted (Holm,
-    over all pairs with a p); distinguishable (p_adjusted < ALPHA). p is NaN for n < 2, and where the differences have no
-    spread: the t-test is undefined there, and seeds that change nothing are no evidence.
+    difference (mean of the paired differences, >= 0); sd (of these, n - 1); p_alone (two-sided paired t-test of this pair
+    alone); p; p_adjusted (p corrected by Holm over all pairs that have one); distinguishable (p_adjusted < ALPHA). Both p are
+    NaN for n < 2, and where there is no spread to set a difference against.
     """
     found = _by_cell(results(trials, mode), value)
     pairs = [_pair(first, second, found, mode) for first, second in combinations(_best_first(found, mode), 2)]
     table = pd.DataFrame(pairs, columns=list(_PAIR)).astype(_PAIR)
+    spread, freedom = _spread(table, found)
+    table["p"] = 2 * stats.t.sf(table["difference"] / spread * np.sqrt(table["n"]), freedom)
     table["p_adjusted"] = holm(table["p"].tolist())
     return table.assign(p_adjusted=table["p_adjusted"].astype(float), distinguishable=table["p_adjusted"] < ALPHA)
 
@@ -153,7 +162,23 @@ def _pair(first: str, second: str, found: Mapping[str, Mapping[int, float]], mod
         sd = 0.0
     better, worse = (second, first) if round(difference, _DIGITS) < 0 else (first, second)
     p = 2 * stats.t.sf(abs(difference) / sd * math.sqrt(n), n - 1) if sd > 0 else math.nan
-    return {"better": better, "worse": worse, "n": n, "difference": abs(difference), "sd": sd, "p": p}
+    return {"better": better, "worse": worse, "n": n, "difference": abs(difference), "sd": sd, "p_alone": p}
+
+
+def _spread(pairs: pd.DataFrame, found: Mapping[str, Mapping[int, float]]) -> tuple[pd.Series, int]:
+    """What each pair's difference is set against (NaN: nothing), and the degrees of freedom of the pooled part of it."""
+    weights = (pairs["n"] - 1).clip(lower=0)
+    pooled = math.sqrt((weights * pairs["sd"].fillna(0.0) ** 2).sum() / weights.sum()) if weights.sum() else 0.0
+    spread = pairs["sd"].clip(lower=pooled)  # NaN where a pair shares fewer than two seeds
+    return spread.where(spread > 0), _freedom(found)
+
+
+def _freedom(found: Mapping[str, Mapping[int, float]]) -> int:
+    """Of the residuals where every cell and every seed has a mean of its own; cells and seeds that stand alone add none."""
+    seeds = Counter(seed for values in found.values() for seed in values)
+    cells = [kept for values in found.values() if (kept := [seed for seed in values if seeds[seed] > 1])]
+    shared = {seed for kept in cells for seed in kept}
+    return max(1, sum(map(len, cells)) - len(cells) - len(shared) + 1)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -171,7 +196,7 @@ def verdict(trials: pd.DataFrame, mode: str = "max") -> Verdict:
     """Who leads by mean score, and what of that is more than chance.
 
     The resolution is the difference that Holm's first step, at ALPHA over the number of comparisons, would just have passed
-    with the median spread of the pairs: median of sd / sqrt(n) x the two-sided quantile of t with n - 1 degrees of freedom.
+    with the median spread of the pairs: median of spread / sqrt(n) x the two-sided quantile of t.
     """
     found = _by_cell(results(trials, mode), "score")
     if not found:
@@ -180,8 +205,9 @@ def verdict(trials: pd.DataFrame, mode: str = "max") -> Verdict:
     pairs = compare(trials, mode=mode)
     ahead = set(pairs.loc[(pairs["better"] == leader) & pairs["distinguishable"], "worse"])
     tested = pairs[pairs["p"].notna()]
-    level = ALPHA / max(len(tested), 1)
-    needed = [sd / math.sqrt(n) * stats.t.isf(level / 2, n - 1) for sd, n in zip(tested["sd"], tested["n"], strict=True)]
+    spread, freedom = _spread(pairs, found)
+    quantile = stats.t.isf(ALPHA / max(len(tested), 1) / 2, freedom)
+    needed = [quantile * s / math.sqrt(n) for s, n in zip(spread[tested.index], tested["n"], strict=True)]
     return Verdict(
         leader=leader,
         value=mean(found[leader].values()),

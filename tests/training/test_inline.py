@@ -355,6 +355,7 @@ def test_further_datasets_are_scored_beside_the_runs_own(
 ) -> None:
     """Without a word on the training itself; each one's embeddings are kept, and are what its scores are of."""
     plan = plan_of(evaluation__also=[{"path": str(root / "others"), "templates": ["one {}", "{}"]}])
+    assert plan.scored[1].data.prompts == [prompt for hue in ("blue", "green", "red") for prompt in (f"one {hue}", hue)]
     assert train(plan, tmp_path)[0] == straight[1]
     before, after = curve(straight[0]), curve(tmp_path)
     added = [set(line) - set(old) for line, old in zip(after, before, strict=True)]

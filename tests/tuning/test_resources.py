@@ -71,7 +71,7 @@ def test_a_waiting_actor_books_next_to_nothing() -> None:
     [
         ([LOCKED], Cluster(2, 0), None, 2),
         ([LOCKED], Cluster(2.9, 0), None, 2),
-        ([{"cpus_per_worker": 0.3}], Cluster(0.9, 0), None, 3),  # 0.9 / 0.3 is 2.9999... to a computer
+        ([{"cpus_per_worker": 0.2}], Cluster(0.6, 0), None, 3),  # 0.6 / 0.2 is 2.9999... to a computer
         ([{"cpus_per_worker": 0.1}], Cluster(1, 0), None, 10),
         ([LOCKED], Cluster(16, 0), 3, 3),
         ([LOCKED], Cluster(3, 0), 3, 3),

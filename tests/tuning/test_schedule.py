@@ -1,6 +1,7 @@
 """The schedule: one set of trials whatever ends first and however often the driver dies, and the best points by validation."""
 
 import contextlib
+import json
 import math
 import random
 from collections.abc import Callable
@@ -104,12 +105,38 @@ def test_a_trial_that_was_begun_is_handed_out_again_with_what_was_recorded(fresh
     ran = Run(folder, smooth)
     ran.session(schedule_of(sweep, folder), 2, ends=0)
     path = folder / "trials" / "clip-adamw-p0" / "trial.json"
-    text = path.read_text()
-    lr = ran.handed[0].params["optimizer.lr"]
-    assert f"{lr}" in text
-    path.write_text(text.replace(f'"optimizer.lr": {lr}', '"optimizer.lr": 0.0123'))
+    noted = json.loads(path.read_text())
+    noted["params"]["optimizer.lr"], noted["asked"]["optimizer.lr"] = 0.0123, 0.01234567
+    path.write_text(json.dumps(noted))
     again = schedule_of(sweep, folder).next()
-    assert again is not None and again.name == "clip-adamw-p0" and again.params["optimizer.lr"] == 0.0123
+    assert again is not None and again.name == "clip-adamw-p0"
+    assert again.params == ran.handed[0].params | {"optimizer.lr": 0.0123}
+    assert again.asked == ran.handed[0].asked | {"optimizer.lr": 0.01234567}
+
+
+def test_the_sampler_is_told_of_costs_and_of_curves(fresh: Callable[[], Path]) -> None:
+    """Trials that differ in these alone lead to other points, where a sampler asks for them."""
+
+    def points(judge: Judge, **sampler: Any) -> list[dict[str, Any]]:
+        sweep = settings(grid={}, sampler={"name": "tpe", "startup": 2} | sampler, trials=8)
+        return [trial.params for trial in run(sweep, fresh(), judge)[0].handed if trial.phase == "search"]
+
+    def quick(trial: Trial) -> Outcome:
+        return finished(trial.point, seconds=1.0 + trial.point)
+
+    def slow(trial: Trial) -> Outcome:
+        return finished(trial.point, seconds=10.0 - trial.point)
+
+    assert points(quick, cost="seconds") != points(slow, cost="seconds")
+    assert points(quick) == points(slow)
+
+    def stopped(trial: Trial) -> Outcome:
+        return STOPPED if trial.point == 1 else finished(trial.point)
+
+    def broken(trial: Trial) -> Outcome:
+        return FAILED if trial.point == 1 else finished(trial.point)
+
+    assert points(stopped) != points(broken)
 
 
 # What is planned

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t as student_t
 from scipy.stats import ttest_rel
 
 from tuning.statistics import ALPHA, average, best_points, bootstrap_interval, compare, holm, pareto, results, summarize, verdict
@@ -45,6 +46,12 @@ def pair(compared: pd.DataFrame, *cells: str) -> pd.Series:
 def student(t: float, n: int) -> float:
     """Two-sided p in closed form, which there is for 1 and 2 degrees of freedom."""
     return 1 - 2 / math.pi * math.atan(t) if n == 2 else 1 - t / math.sqrt(t * t + 2)
+
+
+def student_4(t: float) -> float:
+    """The same for 4 degrees of freedom: 1 - sin x (1 + cos^2 x / 2), tan x = t / 2."""
+    angle = math.atan(t / 2)
+    return 1 - math.sin(angle) * (1 + math.cos(angle) ** 2 / 2)
 
 
 # --- the average, and which rows count ---
@@ -221,21 +228,74 @@ def test_paired_t_test_worked_by_hand() -> None:
     assert two[["difference", "sd", "p"]].tolist() == pytest.approx([2.5, 1.5 * math.sqrt(2), student(5 / 3, 2)])
 
 
-def test_p_values_are_those_of_scipy_and_are_corrected_for_all_pairs() -> None:
+def residual_variance(cells: dict[str, dict[int, float]]) -> tuple[float, int]:
+    """Of the two-way layout cells x seeds, by least squares on dummies; and its degrees of freedom, from the rank."""
+    names, seeds = list(cells), sorted({seed for values in cells.values() for seed in values})
+    rows, values = [], []
+    for name, of_seed in cells.items():
+        for seed, value in of_seed.items():
+            rows.append([float(name == other) for other in names] + [float(seed == other) for other in seeds])
+            values.append(value)
+    solution, _, rank, _ = np.linalg.lstsq(np.array(rows), np.array(values))
+    residuals = np.array(values) - np.array(rows) @ solution
+    return float(residuals @ residuals) / (len(values) - int(rank)), len(values) - int(rank)
+
+
+def test_p_values_are_of_the_spread_of_all_pairs_and_are_corrected_for_their_number() -> None:
+    """Three quiet cells and a noisy one, whose pairs are judged by their own spread. The reference is an analysis of variance."""
     rng = np.random.default_rng(3)
-    cells = {name: (level + rng.normal(0, 1, 5)).tolist() for name, level in zip("abcd", (40, 43, 41, 30), strict=True)}
+    levels = zip("abcd", (40, 43, 41, 36), (0.5, 0.5, 0.5, 3.0), strict=True)
+    cells = {name: (level + rng.normal(0, noise, 5)).tolist() for name, level, noise in levels}
     compared = compare(finals(cells))
-    assert len(compared) == 6
+    variance, freedom = residual_variance({name: dict(enumerate(values)) for name, values in cells.items()})
+    assert len(compared) == 6 and freedom == 12
+    own = 0
     for _, found in compared.iterrows():
         better, worse = cells[found["better"]], cells[found["worse"]]
         assert np.mean(better) >= np.mean(worse)
-        assert found["p"] == pytest.approx(ttest_rel(better, worse).pvalue)
+        assert found["p_alone"] == pytest.approx(ttest_rel(better, worse).pvalue)
         assert found["sd"] == pytest.approx(np.std(np.subtract(better, worse), ddof=1))
+        spread = max(found["sd"], math.sqrt(2 * variance))
+        own += spread == found["sd"]
+        t_value = (np.mean(better) - np.mean(worse)) / (spread / math.sqrt(5))
+        assert found["p"] == pytest.approx(2 * student_t(freedom).sf(t_value))
         assert found["distinguishable"] == (found["p_adjusted"] < ALPHA)
+    assert own == 3, "the pairs of the noisy cell"
     assert compared["p_adjusted"].tolist() == holm(compared["p"].tolist())
     assert 0 < compared["distinguishable"].sum() < 6
-    # One that is distinguishable alone is not among six comparisons.
-    assert ((compared["p"] < ALPHA) & ~compared["distinguishable"]).any()
+
+
+def test_two_cells_are_compared_by_the_paired_t_test() -> None:
+    (found,) = compare(finals({"a": [3.0, 4.0, 5.5], "b": [1.0, 2.1, 2.9]})).to_dict("records")
+    expected = ttest_rel([3.0, 4.0, 5.5], [1.0, 2.1, 2.9]).pvalue
+    assert found["p"] == pytest.approx(expected) and found["p_alone"] == found["p"] == found["p_adjusted"]
+
+
+def test_degrees_of_freedom_with_missing_seeds_are_those_of_the_layout() -> None:
+    """d has one seed only, e one that nobody shares: they say nothing about the spread."""
+    cells = {"a": {0: 1.0, 1: 2.5, 2: 3.0}, "b": {0: 2.0, 1: 2.0, 2: 4.5}, "c": {0: 3.0, 1: 4.0}, "d": {0: 5.0}, "e": {9: 1.0}}
+    rows = [row(name, seed, value) for name, values in cells.items() for seed, value in values.items()]
+    compared = compare(table(*rows))
+    _, freedom = residual_variance(cells)
+    assert freedom == 3
+    shared = compared[compared["n"] > 1]
+    pooled = math.sqrt(np.average(shared["sd"] ** 2, weights=shared["n"] - 1))
+    for _, found in shared.iterrows():
+        t_value = found["difference"] / max(found["sd"], pooled) * math.sqrt(found["n"])
+        assert found["p"] == pytest.approx(2 * student_t(freedom).sf(t_value))
+    assert compared[compared["n"] < 2]["p"].isna().all() and len(shared) == 3
+
+
+def test_equal_cells_are_rarely_called_different() -> None:
+    """What a level of 5 % over all pairs promises, with cells of equal and of very unequal spread."""
+    rng = np.random.default_rng(0)
+    for noises in ([1.0] * 6, [0.1, 0.1, 0.1, 1.0, 1.0, 1.0]):
+        wrong = 0
+        for _ in range(200):
+            common = rng.normal(size=3)
+            cells = {name: (50 + common + rng.normal(0, s, 3)).tolist() for name, s in zip("abcdef", noises, strict=True)}
+            wrong += bool(compare(finals(cells))["distinguishable"].any())
+        assert wrong <= 0.08 * 200
 
 
 def test_another_column_is_compared_by_the_points_that_the_score_chose() -> None:
@@ -332,18 +392,17 @@ def test_holm_agrees_with_its_definition(p: list[float]) -> None:
 
 
 def test_verdict_worked_by_hand() -> None:
-    """Differences a-b 1, -0.5, 1.5; a-c 20, 19.5, 19.5; b-c 19, 20, 18.
+    """Differences a-b 1, -0.5, 1.5; a-c 20, 19.5, 19.5; b-c 19, 20, 18: squared sds 13/12, 1/12 and 1.
 
-    Sds sqrt(13/12), sqrt(1/12) and 1, the median. With 2 degrees of freedom P(|T| < t) = t / sqrt(2 + t^2) =: q, so
-    t = q sqrt(2) / sqrt(1 - q^2), at q = 1 - 0.05/3.
+    Their mean, 13/18, is the pooled one, which is larger than a-c's own; the median spread is then b-c's, 1. Degrees of freedom:
+    (3 - 1)(3 - 1) = 4.
     """
     trials = finals({"c": [10.0, 11.5, 12.5], "b": [29.0, 31.5, 30.5], "a": [30.0, 31.0, 32.0]})
     said = verdict(trials)
     assert (said.leader, said.value, said.n) == ("a", 31.0, 3)
     assert (said.level_with, said.ahead_of, said.comparisons) == (["b"], ["c"], 3)
-    q = 1 - 0.05 / 3
-    assert said.resolution == pytest.approx(1 / math.sqrt(3) * q * math.sqrt(2) / math.sqrt(1 - q * q))
-    p = [student(118, 3), student(19 * math.sqrt(3), 3), student(2 / 3 / math.sqrt(13 / 36), 3)]
+    assert said.resolution is not None and student_4(said.resolution * math.sqrt(3)) == pytest.approx(0.05 / 3)
+    p = [student_4(59 / 3 / math.sqrt(13 / 54)), student_4(19 * math.sqrt(3)), student_4(2 / 3 / math.sqrt(13 / 36))]
     compared = compare(trials)
     found = [pair(compared, *cells)["p_adjusted"] for cells in ("ac", "bc", "ab")]
     assert found == pytest.approx([3 * p[0], 2 * p[1], p[2]])
@@ -359,11 +418,13 @@ def test_the_resolution_is_where_a_difference_begins_to_count() -> None:
 
 
 def test_what_another_cell_is_ahead_of_the_leader_need_not_be() -> None:
-    """a leads with seeds so far apart that nothing can be said of it, while b is clearly better than c."""
-    trials = finals({"a": [20.0, 40.0, 60.0], "b": [30.0, 31.1, 31.9], "c": [10.0, 11.0, 12.0]})
+    """a leads with seeds that lie apart, so that it is judged by its own spread, while b is clearly better than c."""
+    trials = finals({"a": [26.0, 31.0, 36.0], "b": [30.0, 31.1, 29.0], "c": [10.0, 11.0, 9.3], "d": [29.5, 30.0, 29.8]})
     said = verdict(trials)
-    assert (said.leader, said.level_with, said.ahead_of) == ("a", ["b", "c"], [])
-    assert pair(compare(trials), "b", "c")["distinguishable"]
+    compared = compare(trials)
+    assert said.leader == "a" and "b" in said.level_with and "d" in said.level_with
+    assert pair(compared, "b", "c")["p"] < pair(compared, "a", "c")["p"]
+    assert pair(compared, "b", "c")["distinguishable"]
 
 
 def test_cells_stand_best_first_and_equal_ones_by_name() -> None:
@@ -395,7 +456,7 @@ def test_without_results_nothing_is_claimed(trials: pd.DataFrame) -> None:
     assert summary[["mean", "sd", "low", "high", "rank", "seconds"]].isna().all(axis=None)
     compared = compare(trials)
     assert len(compared) == 0
-    expected = ["better", "worse", "n", "difference", "sd", "p", "p_adjusted", "distinguishable"]
+    expected = ["better", "worse", "n", "difference", "sd", "p_alone", "p", "p_adjusted", "distinguishable"]
     assert compared.columns.tolist() == expected and compared["distinguishable"].dtype == bool
     assert len(results(trials)) == 0 and len(average(trials, [TOP1])) == len(trials)
 

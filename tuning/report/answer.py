@@ -112,11 +112,12 @@ def certainty(sweep: Sweep) -> list[Markup]:
         more = len(_more(sweep.info["seeds"]))
         told.append(
             Markup(
-                "Two cells are compared by a paired t-test on the seeds that both have, and the probabilities are corrected for "
-                "{} by Holm's method; a difference counts where the corrected probability is below {:g}. With {} and the usual "
-                "(median) spread between seeds, a difference of less than about <b>{}</b> could not have been told from chance; "
+                "Two cells are compared by a paired t-test on the seeds that both have{}, and the probabilities are corrected "
+                "for {} by Holm's method; a difference counts where the corrected probability is below {:g}. With {} and the "
+                "usual (median) spread between seeds, a difference of less than about <b>{}</b> could not have been told from chance; "
                 "with {} and the same spread that would be about {}."
             ).format(
+                ", against the spread of all pairs together or their own where that is larger" if verdict.comparisons > 1 else "",
                 words.count(verdict.comparisons, "comparison"),
                 statistics.ALPHA,
                 words.count(verdict.n, "seed"),
@@ -134,10 +135,10 @@ def _points(sweep: Sweep, difference: float) -> str:
 
 
 def _resolution_with(seeds: int, verdict: statistics.Verdict) -> float:
-    """The verdict's resolution, had there been so many seeds: t quantile / sqrt(n) in place of what it was."""
+    """The verdict's resolution, had every cell so many seeds: t quantile / sqrt(n) in place of what it was."""
     assert verdict.resolution is not None
-    tail = statistics.ALPHA / verdict.comparisons / 2
-    then, now = (stats.t.isf(tail, n - 1) / math.sqrt(n) for n in (seeds, verdict.n))
+    tail, others = statistics.ALPHA / verdict.comparisons / 2, len(verdict.level_with) + len(verdict.ahead_of)
+    then, now = (stats.t.isf(tail, others * (n - 1)) / math.sqrt(n) for n in (seeds, verdict.n))
     return float(verdict.resolution * then / now)
 
 
