@@ -114,7 +114,8 @@ def certainty(sweep: Sweep) -> list[Markup]:
             Markup(
                 "Two cells are compared by a paired t-test on the seeds that both have{}, and the probabilities are corrected "
                 "for {} by Holm's method; a difference counts where the corrected probability is below {:g}. With {} and the "
-                "usual (median) spread between seeds, a difference of less than about <b>{}</b> could not have been told from chance; "
+                "usual (median) spread between seeds, a difference of less than about <b>{}</b> could not have been told from "
+                "chance; "
                 "with {} and the same spread that would be about {}."
             ).format(
                 ", against the spread of all pairs together or their own where that is larger" if verdict.comparisons > 1 else "",
