@@ -305,7 +305,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return step(*arguments)
 
     monkeypatch.setattr(loop, "train_step", slow)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now.seconds, perf_counter=lambda: now.seconds))
+    monkeypatch.setattr("training.clock.time", SimpleNamespace(monotonic=lambda: now.seconds, perf_counter=lambda: now.seconds))
     return now
 
 

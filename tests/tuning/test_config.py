@@ -155,6 +155,10 @@ def test_values_are_tidied_to_four_digits_within_the_range(dimension: dict, valu
             "scheduler.name: hyperband lets points of a cell wait for one another, so none may depend on another's result; "
             "choose sampler.name=random or grid, or scheduler.name=asha",
         ),
+        (
+            {"space": {"lr": RATE}, "sampler": {"name": "random"}, "scheduler": {"name": "hyperband"}, "concurrency": 2},
+            "concurrency: hyperband pauses trials, and runs as many as there are CPUs for; leave it null",
+        ),
         ({"trials": 3}, "trials: there is nothing to try without a space; add one, or leave trials null"),
         ({"budget": {"epochs": 2, "samples": 5}}, "budget: give one of epochs, samples and minutes"),
         ({"budget": {"epochs": 2, "minutes": 0.5}}, "budget: give one of epochs, samples and minutes"),

@@ -61,7 +61,7 @@ def commands(sweep: Sweep) -> dict[str, str]:
     return {
         "resume": sweep.info["command"],
         "extend": answer.more_seeds(sweep.info),
-        "report": f"python -m tuning report {shlex.quote(str(sweep.folder))}",
+        "report": shlex.join(["python", "-m", "tuning", "report", _from_here(sweep.folder)]),
     }
 
 
@@ -105,3 +105,9 @@ def _trials(sweep: Sweep) -> list[dict[str, Any]]:
         }
         for row in records(sweep.trials)
     ]
+
+
+def _from_here(folder: Path) -> str:
+    """As somebody in this folder would type it: no path of one machine where a relative one does."""
+    here = Path.cwd()
+    return str(folder.absolute().relative_to(here)) if folder.absolute().is_relative_to(here) else str(folder)
