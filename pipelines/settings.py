@@ -84,7 +84,7 @@ def apply_overrides(
         above = dotted.split(".")[:-1]
         if last == "name" and node.get("name") != overrides[dotted] and model and len(_walk(model, [*above])[0]) > 1:
             node.clear()
-        node[last] = overrides[dotted]
+        node[last] = copy.deepcopy(overrides[dotted])
     return result
 
 

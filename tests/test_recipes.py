@@ -50,7 +50,7 @@ def test_every_trial_of_a_sweep_is_a_config_that_loads(path: Path) -> None:
     sweep = load(SweepSettings, ROOT / path)
     for cell in sweep.cells():
         tree = load(TrainSettings, ROOT / sweep.base, sweep.overrides | cell).model_dump(mode="json")
-        for point in [{}, *corners(sweep.dimensions(), tree)]:
+        for point in [{}, *corners(sweep.space, tree)]:
             for seed in [sweep.search_seed, *sweep.seeds]:
                 seeds = dict.fromkeys(sweep.seed_keys, seed)
                 assert load(TrainSettings, ROOT / sweep.base, sweep.overrides | cell | point | seeds).seed == seed

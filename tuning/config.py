@@ -157,9 +157,9 @@ class SweepSettings(Settings):
     base: Path = Field(description="training config that every trial starts from")
     overrides: dict[str, Any] = Field(default_factory=dict, description="for all trials: key of the training config -> value")
     grid: dict[str, list[Any]] = Field(default_factory=dict, description="key of the training config -> values to cross")
-    space: dict[str, Dimension | list[Dimension]] = Field(
+    space: dict[str, Annotated[list[Dimension], Field(min_length=1)]] = Field(
         default_factory=dict,
-        description="key of the training config -> what to search in each cell; a list: the one whose `when` holds",
+        description="key of the training config -> what to search in each cell; of several, the one whose `when` holds",
     )
     sampler: SamplerUnion = Field(TpeSettings(), description="who chooses points of the space")
     trials: int | None = Field(None, ge=1, description="points that are tried in each cell; null: 10, or all of a grid")
@@ -183,11 +183,24 @@ class SweepSettings(Settings):
     )
     overwrite: bool = Field(False, description="delete what an earlier sweep of this name left")
 
-    @field_validator("overrides", "grid", "space", mode="before")
+    @field_validator("overrides", "grid", mode="before")
     @classmethod
     def _dotted(cls, value: Any) -> Any:
         """`{optimizer: {lr: ...}}`, as dots on the command line make it, means `{optimizer.lr: ...}`."""
         return _flat(value) if isinstance(value, dict) else value
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        """A dimension that stands alone needs no brackets."""
+        if not isinstance(value, dict):
+            return value
+        return {key: [found] if isinstance(found, dict | Dimension) else found for key, found in _flat(value).items()}
+
+    @field_validator("sampler", mode="before")
+    @classmethod
+    def _tpe_by_default(cls, value: Any) -> Any:
+        return {"name": "tpe"} | value if isinstance(value, dict) else value
 
     @field_validator("grid")
     @classmethod
@@ -214,7 +227,7 @@ class SweepSettings(Settings):
         if both:
             raise ValueError(f"space.{both[0]}: is an axis of the grid too; a key is either crossed or searched")
         if self.sampler.name == "grid":
-            for key, dimensions in self.dimensions().items():
+            for key, dimensions in self.space.items():
                 if any(d.choices is None and d.points is None for d in dimensions):
                     raise ValueError(f"space.{key}: a grid needs choices, or points in its range")
         if self.sampler.name == "grid" and self.trials is not None:
@@ -229,10 +242,6 @@ class SweepSettings(Settings):
         if self.trials is not None and not self.space:
             raise ValueError("trials: there is nothing to try without a space; add one, or leave trials null")
         return self
-
-    def dimensions(self) -> dict[str, list[Dimension]]:
-        """The space, each key with all its alternatives."""
-        return {key: value if isinstance(value, list) else [value] for key, value in self.space.items()}
 
     def cells(self) -> list[dict[str, Any]]:
         """Overrides of each cell, in the order of the grid."""

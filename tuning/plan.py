@@ -73,10 +73,16 @@ class SweepPlan:
         more = [name for name in known if name.endswith("/top1") or "/mean_recall@" in name]
         return list(dict.fromkeys([*self.score, *more]))
 
+    @property
+    def test_split(self) -> str:
+        """Where the seeds' runs are scored."""
+        return self.build(self.example(self.cells[0], "final")).evaluation.split
+
     def identity(self) -> dict[str, Any]:
         """What must not change when a sweep goes on."""
         prints = {path: prepared.fingerprint for path, prepared in self.prepared.items()}
-        return {"sweep": self.settings.identity(), "base": self.base, "data": prints}
+        cells = {cell.label: cell.overrides for cell in self.cells}
+        return {"sweep": self.settings.identity(), "base": self.base, "data": prints, "cells": cells}
 
     def trees(self) -> list[dict[str, Any]]:
         """Each cell's config, for the conditions of the space."""
@@ -117,7 +123,7 @@ class SweepPlan:
             self.datasets.append(self._describe(self.prepared[path], cell))
         self.budgets[cell.label] = self._budget(settings)
         tree = settings.model_dump(mode="json")
-        for params in corners(self.settings.dimensions(), tree):
+        for params in corners(self.settings.space, tree):
             self.build(self.example(cell, params=params))
         for phase in ("search", "final") if self.settings.space else ("final",):
             tried = self.build(self.example(cell, phase))

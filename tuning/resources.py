@@ -58,7 +58,14 @@ def trials_at_a_time(trials: Sequence[TrainSettings], cluster: Cluster, wanted: 
     found = []
     for settings in trials:
         booking = booking_of(settings)
-        plan_resources(settings.resources, bool(booking.data_cpus), cluster)  # refuses what does not fit at all
+        try:
+            plan_resources(settings.resources, bool(booking.data_cpus), cluster)
+        except UserError as error:  # not one fits; its keys are those of a training config
+            raise UserError(
+                str(error)
+                .replace("pass resources.", "pass overrides.resources.")
+                .replace("or resources.", "or overrides.resources.")
+            ) from None
         fits = int((cluster.cpus + 1e-9) / (booking.cpus + booking.data_cpus))
         fits = min(fits, int(cluster.gpus / booking.gpus)) if booking.gpus else fits
         if settings.resources.autoscale and wanted is not None:

@@ -31,6 +31,7 @@ def write_tables(
     trials: Iterable[Trial],
     overrides: Mapping[str, Mapping[str, Any]],
     score: Sequence[str],
+    test_split: str = "test",
 ) -> None:
     """`trials.parquet`, `trials.csv` and `curves.parquet`, aside and renamed.
 
@@ -42,13 +43,13 @@ def write_tables(
     lines: list[dict[str, Any]] = []
     for trial in trials:
         cell, curve = by_label[trial.cell], folder.curve(trial.name)
-        rows.append(_row(folder, settings, trial, cell, overrides[trial.name], score))
+        rows.append(_row(folder, settings, trial, cell, overrides[trial.name], score, test_split))
         kept = [{key: v for key, v in line.items() if "/" in key or key in ("epoch", "samples", "loss")} for line in curve]
         lines += [{"trial": trial.name} | line | {"score": score_of(line, score)} for line in kept]
     table = pd.DataFrame(rows, columns=None if rows else list(_row_keys(settings)))
     first = [key for key in _row_keys(settings) if key in table]
     table = table[[*first, *sorted(str(key) for key in table if key not in first)]]
-    for name in settings.space:  # a column has one type: choices may be words
+    for name in map(_column, settings.space):  # a column has one type: choices may be words
         if name in table and not pd.api.types.is_numeric_dtype(table[name]):
             table[name] = [None if _missing(v) else str(v) for v in table[name]]
     curves = pd.DataFrame(lines, columns=None if lines else ["trial", "epoch", "samples", "loss", "score"])
@@ -58,12 +59,19 @@ def write_tables(
 
 
 def _row_keys(settings: SweepSettings) -> list[str]:
-    start = ["trial", "cell", "phase", "point", "seed", *settings.grid, *settings.space, "status", "reason", "split", "score"]
+    start = ["trial", "cell", "phase", "point", "seed"]
+    start += [*map(_column, settings.grid), *map(_column, settings.space), "status", "reason", "split", "score"]
     return [*start, "epochs", "samples", "seconds", "peak_memory_gib", "loss", "started", "command"]
 
 
 def _row(
-    folder: Folder, settings: SweepSettings, trial: Trial, cell: Cell, overrides: Mapping[str, Any], score: Sequence[str]
+    folder: Folder,
+    settings: SweepSettings,
+    trial: Trial,
+    cell: Cell,
+    overrides: Mapping[str, Any],
+    score: Sequence[str],
+    test_split: str,
 ) -> dict[str, Any]:
     """One row of trials.csv: what it is, how it ended, all its metrics."""
     outcome = folder.ended(trial.name)
@@ -76,10 +84,10 @@ def _row(
         "point": trial.point,
         "seed": trial.seed,
     }
-    row |= dict(zip(settings.grid, cell.labels, strict=True))
-    row |= {key: trial.params.get(key, math.nan) for key in settings.space}
+    row |= dict(zip(map(_column, settings.grid), cell.labels, strict=True))
+    row |= {_column(key): trial.params.get(key, math.nan) for key in settings.space}
     row |= {"status": status, "reason": outcome.reason}
-    row |= {"split": settings.validation if trial.phase == "search" else overrides.get("evaluation.split", "test")}
+    row |= {"split": settings.validation if trial.phase == "search" else test_split}
     row |= {"score": score_of(outcome.metrics, score), "epochs": outcome.epochs, "samples": outcome.samples}
     row |= {"seconds": outcome.seconds, "peak_memory_gib": outcome.peak_memory_gib, "loss": outcome.loss}
     row |= {"started": (folder.of(trial.name) / "trial.json").stat().st_mtime}
@@ -95,12 +103,12 @@ def write_about(folder: Folder, about: Mapping[str, Any]) -> None:
 def about_of(settings: SweepSettings, cells: Sequence[Cell], score: Sequence[str]) -> dict[str, Any]:
     """What is known of a sweep before it runs."""
     axes = [
-        {"key": key, "title": _title(key), "labels": list(dict.fromkeys(cell.labels[i] for cell in cells))}
+        {"key": _column(key), "title": _title(key), "labels": list(dict.fromkeys(cell.labels[i] for cell in cells))}
         for i, key in enumerate(settings.grid)
     ]
     space = [
-        {"key": key, "title": _title(key), "log": alternatives[0].log, "choices": alternatives[0].choices}
-        for key, alternatives in settings.dimensions().items()
+        {"key": _column(key), "title": _title(key), "log": alternatives[0].log, "choices": alternatives[0].choices}
+        for key, alternatives in settings.space.items()
     ]
     return {
         "name": settings.name,
@@ -141,6 +149,11 @@ def test_sizes(folder: Folder, trials: Iterable[Trial]) -> dict[str, Any]:
         if trial.phase == "final" and (result := read_json(folder.of(trial.name) / "result.json")):
             return {"baselines": result["baselines"], "sample_sizes": result["sample_sizes"]}
     return {"baselines": {}, "sample_sizes": {}}
+
+
+def _column(key: str) -> str:
+    """What a key's column is called: a key without dots, such as epochs, might be a column already."""
+    return key if "." in key else f"config.{key}"
 
 
 def _title(key: str) -> str:

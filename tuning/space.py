@@ -5,7 +5,7 @@ seeded for this point alone. So a sweep that was killed, or ran on another numbe
 need not be saved: asked again in the same order, with the same results, it is the same study.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -15,6 +15,8 @@ from pipelines.settings import UserError
 from tuning.config import CmaEsSettings, Dimension, GridSettings, RandomSettings, SweepSettings, TpeSettings
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+_MOST_CORNERS = 200
 
 
 class Points:
@@ -27,7 +29,7 @@ class Points:
     def __init__(self, settings: SweepSettings, cell: str, config: Mapping[str, Any]):
         self._settings, self._cell, self._config = settings, cell, config
         sampler = settings.sampler
-        self._grid = _combinations(settings.dimensions(), config) if isinstance(sampler, GridSettings) else None
+        self._grid = _combinations(settings.space, config) if isinstance(sampler, GridSettings) else None
         self._costly = isinstance(sampler, TpeSettings) and sampler.cost is not None
         direction = optuna.study.StudyDirection.MAXIMIZE if settings.mode == "max" else optuna.study.StudyDirection.MINIMIZE
         self._study = optuna.create_study(directions=[direction, optuna.study.StudyDirection.MINIMIZE][: 1 + self._costly])
@@ -64,7 +66,7 @@ class Points:
         trial = self._study.ask()
         self._asked.append(trial)
         point: dict[str, Any] = {}
-        for key, alternatives in self._settings.dimensions().items():
+        for key, alternatives in self._settings.space.items():
             index = _alternative(key, alternatives, self._config, point)
             if index is not None:
                 # A name for each alternative: Optuna wants one range a name.
@@ -148,27 +150,36 @@ def value_at(tree: Any, key: str) -> Any:
 
 
 def corners(space: dict[str, list[Dimension]], config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Points that together hold both ends of every range and every choice: what cannot be built fails before the first trial."""
-    sides: list[dict[str, Any]] = []
-    length = max((len(d.choices or [0, 0]) for alternatives in space.values() for d in alternatives), default=0)
-    for turn in range(length):
-        point: dict[str, Any] = {}
-        for key, alternatives in space.items():
-            index = _alternative(key, alternatives, config, point)
-            if index is not None:
-                values = alternatives[index].choices or [alternatives[index].low, alternatives[index].high]
-                point[key] = alternatives[index].tidy(values[turn % len(values)])
-        sides.append(point)
-    return sides
+    """Points that together hold both ends of every range and every choice: what cannot be built fails before the first trial.
+
+    Of very many combinations of choices only the first are among them.
+    """
+    if not space:
+        return []
+
+    def at(end: str) -> list[dict[str, Any]]:
+        return _walk(space, config, lambda dimension: dimension.choices or [getattr(dimension, end)])
+
+    return at("low")[:_MOST_CORNERS] + at("high")[:_MOST_CORNERS]
 
 
 def _combinations(space: dict[str, list[Dimension]], config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """All points of a grid; conditions may look at the cell and at keys that stand before theirs."""
+    """All points of a grid."""
+    return _walk(space, config, lambda dimension: dimension.spread())
+
+
+def _walk(
+    space: dict[str, list[Dimension]], config: Mapping[str, Any], values: Callable[[Dimension], Sequence[Any]]
+) -> list[dict[str, Any]]:
+    """Points of all these values of the dimensions that apply; conditions may look at keys that stand before theirs."""
     points: list[dict[str, Any]] = [{}]
     for key, alternatives in space.items():
         grown = []
         for point in points:
             index = _alternative(key, alternatives, config, point)
-            grown += [point] if index is None else [point | {key: value} for value in alternatives[index].spread()]
+            if index is None:
+                grown.append(point)
+            else:
+                grown += [point | {key: alternatives[index].tidy(value)} for value in values(alternatives[index])]
         points = grown
     return points

@@ -34,7 +34,7 @@ def sweep(settings: SweepSettings, display: Display, command: str) -> None:
         shutil.rmtree(place, ignore_errors=True)
     before = read_json(place / "sweep.json")
     if before is not None:
-        changed = difference(before["identity"], _plain(plan.identity()))
+        changed = _changed(before["identity"], json.loads(json.dumps(plan.identity())))
         if changed:
             raise UserError(
                 f"name: {place} holds a sweep of another kind ({'; '.join(changed[:4])}); values of the grid, trials and seeds "
@@ -177,7 +177,9 @@ def _cache_features(plan: SweepPlan, size: Any, display: Display) -> None:
 def _write(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any]) -> str:
     """All tables and the report, as things stand. Returns its first sentence."""
     trials = list(schedule.seen.values())
-    write_tables(plan.folder, plan.settings, plan.cells, trials, {t.name: plan.overrides(t) for t in trials}, plan.score)
+    write_tables(
+        plan.folder, plan.settings, plan.cells, trials, {t.name: plan.overrides(t) for t in trials}, plan.score, plan.test_split
+    )
     write_about(plan.folder, dict(about) | test_sizes(plan.folder, trials))
     return write_report(plan.folder.path)
 
@@ -215,6 +217,8 @@ def _budget(settings: SweepSettings, example: TrainSettings) -> str:
     return f"{example.epochs} epochs" if settings.budget.minutes is None else f"{settings.budget.minutes:g} minutes a trial"
 
 
-def _plain(value: Any) -> Any:
-    """As it comes back from a JSON file."""
-    return json.loads(json.dumps(value))
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What must not change and did. Cells may come and go, but not keep their name with another value."""
+    both = old["cells"].keys() & new["cells"].keys()
+    old, new = ({**tree, "cells": {cell: tree["cells"][cell] for cell in both}} for tree in (old, new))
+    return difference(old, new)

@@ -11,13 +11,16 @@ import math
 import os
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from evaluation.suite import mean_recalls
-from pipelines.settings import digest
+from pipelines.settings import UserError, digest
 from training.metrics_file import read_metrics
 from tuning.config import SweepSettings, label
 from tuning.space import Result
@@ -39,15 +42,21 @@ class Cell:
 
     @property
     def slug(self) -> str:
-        """What trials and folders are called; characters that a file name should not have are told apart by a digest."""
+        """What trials and folders are called: ASCII letters, digits, `.`, `_` and `-`; what that loses stands in a digest."""
         plain = "-".join(self.labels) or "all"
-        name = "".join(c if c.isalnum() or c in "._=-" else "_" for c in plain)
-        return name if name == plain else f"{name}-{digest(plain)[:6]}"
+        safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in plain)
+        safe = safe if safe[0].isalnum() else f"x{safe}"
+        return safe if safe == plain else f"{safe}-{digest(list(self.labels))[:6]}"
 
 
 def cells_of(settings: SweepSettings) -> list[Cell]:
-    """All cells, in the order of the grid."""
-    return [Cell(tuple(label(key, value) for key, value in cell.items()), cell) for cell in settings.cells()]
+    """All cells, in the order of the grid. Raises `UserError` where two would be called the same."""
+    cells = [Cell(tuple(label(key, value) for key, value in cell.items()), cell) for cell in settings.cells()]
+    for name in ("label", "slug"):
+        twice = [value for value, count in Counter(getattr(cell, name) for cell in cells).items() if count > 1]
+        if twice:
+            raise UserError(f"grid: two of its cells would be called '{twice[0]}'; choose values whose names say which is which")
+    return cells
 
 
 @dataclass(frozen=True)
@@ -77,8 +86,19 @@ class Trial:
 
 def command(base: Path, name: str, overrides: Mapping[str, Any]) -> str:
     """The command that trains exactly this trial again, as a run of its own."""
-    values = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()]
+    values = [f"{key}={_typed(value)}" for key, value in overrides.items()]
     return shlex.join(["python", "-m", "training", str(base), f"name={name}", *values])
+
+
+def _typed(value: Any) -> str:
+    """As it is typed on a command line, where it is read as YAML."""
+    if isinstance(value, str) and yaml.safe_load(value) == value:
+        return value
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
+        .removesuffix("\n")
+        .removesuffix("\n...")
+    )
 
 
 @dataclass(frozen=True)
@@ -120,7 +140,7 @@ class Folder:
         write(self.of(name) / "outcome.json", json.dumps(asdict(outcome), indent=1))
         begun = self.begun(name)
         if begun is None or begun["phase"] == "search" or outcome.status != "finished":
-            for left in (*self.of(name).glob("checkpoint_*"), *self.of(name).glob("partial-*")):
+            for left in [path for kind in ("checkpoint_*", "partial-*", "best") for path in self.of(name).glob(kind)]:
                 shutil.rmtree(left, ignore_errors=True)
 
     def ended(self, name: str) -> Outcome | None:

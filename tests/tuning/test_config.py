@@ -215,7 +215,7 @@ def test_nested_keys_mean_dotted_ones() -> None:
     assert nested.overrides == {"data.validation": 0.2, "optimizer.options.betas": [0.9, 0.98], "optimizer.name": "sgd"}
     assert nested.grid == {"objective.name": ["clip"], "image_tower.mode": ["locked", "frozen"]}
     assert list(nested.space) == ["optimizer.lr", "objective.temperature", "objective.psd.share"]
-    assert nested.dimensions() == {
+    assert nested.space == {
         "optimizer.lr": [Dimension(**RATE)],
         "objective.temperature": [Dimension(**RATE)],
         "objective.psd.share": [Dimension(choices=[0.1])],
@@ -243,12 +243,12 @@ HEAT = Dimension(low=0.01, high=0.2, when={"objective.name": "clip"})
         (
             "space.optimizer.lr.low=1e-4",
             "space",
-            {"optimizer.lr": Dimension(low=1e-4, high=3e-2, log=True), "objective.temperature": HEAT},
+            {"optimizer.lr": [Dimension(low=1e-4, high=3e-2, log=True)], "objective.temperature": [HEAT]},
         ),
         (
             "space.optimizer.lr={choices: [1, 2]}",
             "space",
-            {"optimizer.lr": Dimension(choices=[1, 2]), "objective.temperature": HEAT},
+            {"optimizer.lr": [Dimension(choices=[1, 2])], "objective.temperature": [HEAT]},
         ),
         ("sampler.name=random", "sampler", RandomSettings(name="random")),
         ("budget.epochs=3", "budget", BudgetSettings(epochs=3)),
@@ -264,8 +264,8 @@ def test_what_is_typed_reaches_the_files_dotted_keys(file: Path, argument: str, 
 def test_several_overrides_of_one_dimension_add_up(file: Path) -> None:
     typed = ["space.optimizer.lr.low=1e-3", "space.optimizer.lr.high=1e-1", "space.embed_dim.choices=[64, 128]"]
     found = load(SweepSettings, file, parse_overrides(typed)).space
-    assert found["optimizer.lr"] == Dimension(low=1e-3, high=1e-1, log=True)
-    assert found["embed_dim"] == Dimension(choices=[64, 128])
+    assert found["optimizer.lr"] == [Dimension(low=1e-3, high=1e-1, log=True)]
+    assert found["embed_dim"] == [Dimension(choices=[64, 128])]
     assert list(found) == ["optimizer.lr", "objective.temperature", "embed_dim"]
 
 
@@ -336,7 +336,7 @@ def test_cells_trials_seeds_and_what_touches_no_result_may_change(file: Path, sw
         ("base=b.yaml", "base"),
         ("overrides.data.validation=0.2", "overrides.data.validation"),
         ("grid.epochs=[1, 2]", "axes"),
-        ("space.optimizer.lr.high=1", "space.optimizer.lr.high"),
+        ("space.optimizer.lr.high=1", "space.optimizer.lr"),
         ("sampler={name: tpe, parallel: 2}", "sampler.parallel"),
         ("search_seed=1", "search_seed"),
         ("seed_keys=[seed, data.split_seed]", "seed_keys"),

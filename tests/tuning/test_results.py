@@ -37,12 +37,14 @@ def put(folder: Folder, trial: Trial, lines: Sequence[dict[str, Any]] = (), outc
     return trial
 
 
-def tables(folder: Folder, sweep: SweepSettings, trials: Sequence[Trial], score: Sequence[str] = SCORE) -> tuple:
+def tables(
+    folder: Folder, sweep: SweepSettings, trials: Sequence[Trial], score: Sequence[str] = SCORE, test_split: str = "test"
+) -> tuple:
     """As the sweep writes them, read back."""
     cells = cells_of(sweep)
     by_label = {cell.label: cell for cell in cells}
     overrides = {trial.name: trial.overrides(sweep, by_label[trial.cell], {"epochs": 2}) for trial in trials}
-    write_tables(folder, sweep, cells, trials, overrides, score)
+    write_tables(folder, sweep, cells, trials, overrides, score, test_split)
     assert not [path.name for path in folder.path.iterdir() if "partial" in path.name]
     return pd.read_parquet(folder.path / "trials.parquet"), pd.read_parquet(folder.path / "curves.parquet")
 
@@ -161,8 +163,8 @@ def test_the_command_is_of_exactly_this_trial(folder: Folder, sweep: SweepSettin
 
 
 def test_a_final_row_says_the_split_that_the_sweep_names(folder: Folder, trials: list[Trial]) -> None:
-    sweep = settings(space=SPACE, overrides={"evaluation.split": "dev"}, validation="val")
-    table, _ = tables(folder, sweep, trials)
+    sweep = settings(space=SPACE, validation="val")
+    table, _ = tables(folder, sweep, trials, test_split="dev")
     assert table["split"].tolist() == ["val"] * 5 + ["dev"]
 
 
@@ -219,8 +221,9 @@ def test_choices_of_several_kinds_become_words(folder: Folder) -> None:
         for i, (value, flag) in enumerate(zip(values, flags, strict=True))
     ]
     table, _ = tables(folder, sweep, trials)
-    assert table["k"].tolist()[:3] == ["0.5", "auto", "[1, 2]"] and table["k"].isna().tolist()[3] and table["k"][4] == "True"
-    assert table["flag"].astype(str).tolist() == ["True", "False", "True", "False", "True"]
+    column = table["config.k"]
+    assert column.tolist()[:3] == ["0.5", "auto", "[1, 2]"] and column.isna().tolist()[3] and column[4] == "True"
+    assert table["config.flag"].astype(str).tolist() == ["True", "False", "True", "False", "True"]
 
 
 @pytest.mark.parametrize("part", ["grid", "space"])
@@ -270,7 +273,7 @@ def test_what_is_known_of_a_sweep_before_it_runs(folder: Folder) -> None:
     assert about_of(sweep, [], ["m/a"])["score"]["title"] == "m/a"
     assert (about["seeds"], about["seed_keys"]) == ([3, 5], ["seed", "data.split_seed"])
     assert (about["sampler"], about["scheduler"]) == ("random", "asha")
-    assert about["settings"]["space"]["optimizer.lr"]["low"] == 1e-4 and about["settings"]["base"] == "base.yaml"
+    assert about["settings"]["space"]["optimizer.lr"][0]["low"] == 1e-4 and about["settings"]["base"] == "base.yaml"
     assert {"python", "ray", "torch", "optuna", "raylign"} <= about["versions"].keys()
     assert about["machine"].keys() == {"cpus", "processor"}
 

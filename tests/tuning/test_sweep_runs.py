@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import ray
@@ -253,7 +254,7 @@ def course(emojis: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
     (home / "bert" / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
     for name, lines, label in (("coco", 5, None), ("imagenet", 1, "class")):
         folder = home / f"{name}-pictures"
-        table = Prepared.open(emojis).rows(list(range(40)), ("image",))  # type: ignore[arg-type]
+        table = Prepared.open(emojis).rows(np.arange(40), ("image",))
         for i, picture in enumerate(table["image"].to_pylist()):
             place = folder / ("shark", "clock", "tree")[i % 3] / f"{i}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
