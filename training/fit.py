@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.util
+from ray._raylet import PlacementGroupID
 from ray.train.torch import TorchTrainer
+from ray.util.placement_group import PlacementGroup
 
 from pipelines.display import Display
 from pipelines.settings import UserError
-from training.loop import DivergenceError, train_worker
+from training.loop import HELD, DivergenceError, train_worker
 from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
 from training.plan import Plan
@@ -29,7 +32,7 @@ def fit(
         tensorboard = find_spec("tensorboard") is not None
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"plan": plan, "data_cpus": data_cpus},
+        train_loop_config={"plan": plan, "data_cpus": data_cpus, "folder": folder},
         scaling_config=ray.train.ScalingConfig(
             num_workers=wanted.num_workers,
             use_gpu=wanted.use_gpu,
@@ -57,6 +60,19 @@ def fit(
     if "failed" in returned:
         raise DivergenceError(f"training stopped: {returned['failed']}")
     return returned
+
+
+def give_back(folder: Path) -> None:
+    """Free what a run's workers hold whose starter was killed or stopped; nothing where there is nothing.
+
+    Ray Train has a watcher for that, but it dies where two Rays run on one machine.
+    """
+    held = folder / HELD
+    if held.exists():
+        group = PlacementGroup(PlacementGroupID.from_hex(held.read_text()))
+        if ray.util.placement_group_table(group).get("state") not in (None, "REMOVED"):
+            ray.util.remove_placement_group(group)
+        held.unlink()
 
 
 def _root_cause(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
 from torch import nn
 
@@ -33,6 +34,7 @@ class DivergenceError(UserError):
     """The loss is no longer a number."""
 
 
+HELD = "placement_group"  # file in a run's folder: what its workers hold in the cluster
 Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
 
 
@@ -41,6 +43,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     plan: Plan = config["plan"]
     configure_data()
     worker = _worker(config["data_cpus"])
+    group = ray.util.get_current_placement_group()
+    if worker.rank == 0 and group is not None:
+        (config["folder"] / HELD).write_text(group.id.hex())
 
     def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
         if save is None:

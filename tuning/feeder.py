@@ -9,6 +9,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from training.config import TrainSettings
+from training.fit import give_back
 from tuning.config import SweepSettings
 from tuning.resources import booking_of
 from tuning.schedule import Schedule
@@ -69,6 +70,7 @@ class Feeder(Searcher):
         trial = self.out.pop(trial_id)
         outcome = self._folder.ended(trial.name)
         if outcome is None:
+            give_back(self._folder.of(trial.name))
             so_far = self._folder.so_far(trial.name)
             if error:
                 outcome = Outcome(**vars(so_far) | {"status": "failed", "reason": self._errors.get(trial_id, "its process died")})

@@ -103,6 +103,7 @@ def _tune(
     """Ray Tune runs what the schedule hands out; `write`: tables and report, as things stand."""
     from ray import tune
 
+    from training.fit import give_back
     from tuning.entry import run_trial
     from tuning.feeder import Feeder, Follow
     from tuning.progress import Board, Refresher
@@ -131,6 +132,7 @@ def _tune(
             refresher.hear(len(schedule.outcomes))
 
         def lost(trial: str) -> None:
+            give_back(plan.folder.of(trial))
             display.line(f"{trial}: its process died; going on from its newest checkpoint")
 
         tuner = tune.Tuner(

@@ -141,7 +141,10 @@ class Folder:
         begun = self.begun(name)
         if begun is None or begun["phase"] == "search" or outcome.status != "finished":
             for left in [path for kind in ("checkpoint_*", "partial-*", "best") for path in self.of(name).glob(kind)]:
-                shutil.rmtree(left, ignore_errors=True)
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:  # Ray Train's list of checkpoints
+                    left.unlink(missing_ok=True)
 
     def ended(self, name: str) -> Outcome | None:
         """What `end` kept, where it was called."""

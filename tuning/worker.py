@@ -101,7 +101,11 @@ class _Tell(TuneReportCallback):
 def _told(line: dict[str, Any], score: Sequence[str], epochs: int) -> dict[str, Any]:
     """What Tune, its schedulers and loggers learn of an evaluation; empty for other lines."""
     scored = evaluations([line])
-    return scored[0] | {"score": score_of(scored[0], score), "last": line["epoch"] >= epochs} if scored else {}
+    if not scored:
+        return {}
+    # MLflow takes no @ in names.
+    plain = {name.replace("@", "_at_"): value for name, value in scored[0].items()}
+    return plain | {"score": score_of(scored[0], score), "last": line["epoch"] >= epochs}
 
 
 def _failure(error: Exception, lines: list[dict[str, Any]]) -> Outcome:

@@ -225,7 +225,7 @@ def test_losers_are_stopped_early_and_the_winner_is_not(scheduler: str, sweep_fi
     rates = {"choices": [1e-9, 1e-3, 1e-8, 2e-3, 1e-7, 5e-4, 1e-6, 4e-3]}
     path = sweep_file(
         scheduler, space={"optimizer.lr": rates}, sampler={"name": "grid"}, seeds=[0], budget={"epochs": 9},
-        scheduler={"name": scheduler},
+        scheduler={"name": scheduler}, loggers=["tensorboard"],
     )  # fmt: skip
     settings = load(SweepSettings, path)
     sweep(settings, QUIET, "")
@@ -239,6 +239,8 @@ def test_losers_are_stopped_early_and_the_winner_is_not(scheduler: str, sweep_fi
     best = finished.loc[finished["score"].idxmax()]
     assert final.point == best["point"] and final.epochs == 9
     assert best["optimizer.lr"] > 1e-4
+    logged = {path.parent.name for path in (settings.storage / scheduler).glob("tune/*/*/events.out.*")}
+    assert logged == set(trials.index), "the loggers that the sweep names, and each trial in them"
     _nothing_is_taken()
 
 

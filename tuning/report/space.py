@@ -50,7 +50,7 @@ def range_of(sweep: Sweep, cell: str, parameter: Mapping[str, Any]) -> Range | N
 
 def _entry(sweep: Sweep, cell: str, key: str) -> Mapping[str, Any] | None:
     """The part of the settings' space that holds in a cell; None where that cannot be said."""
-    space = sweep.info["settings"].get("space", {}).get(key)
+    space = sweep.info["settings"].get("space", {}).get(key.removeprefix("config."))
     for entry in space if isinstance(space, list) else [space]:
         conditions = (entry or {}).get("when") or {}
         if entry and all(_holds(sweep, cell, name, wanted) for name, wanted in conditions.items()):
@@ -63,7 +63,7 @@ def _holds(sweep: Sweep, cell: str, condition: str, wanted: Any) -> bool:
     settings = sweep.info["settings"]
     values = dict(settings.get("overrides", {}))
     for axis, chosen in zip(sweep.axes, sweep.cells[cell], strict=True):
-        key = axis["key"]
+        key = axis["key"].removeprefix("config.")  # of a column; the settings know no such prefix
         value = next((value for value in settings["grid"][key] if label(key, value) == chosen), None)
         values[key] = value
         values |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {}
