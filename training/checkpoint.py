@@ -23,6 +23,7 @@ from training.state import TrainState
 from training.towers import ImageFeatures, TextFeatures
 
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of registered checkpoints
+NEWEST = "newest_checkpoint.json"  # the name of one, where a run was trained without Ray Train
 
 
 def save_checkpoint(folder: Path, state: TrainState, plan: Plan, metrics: dict[str, Any]) -> None:
@@ -55,8 +56,8 @@ def load_checkpoint(folder: Path, state: TrainState, plan: Plan, device: torch.d
 def newest_checkpoint(run: Path) -> Path:
     """The newest finished checkpoint of a run's folder. Raises `UserError` where there is none."""
     try:
-        if not (run / _SNAPSHOT).exists():  # trained without Ray Train, which puts whole folders in place only
-            return max(run.glob("checkpoint_*"))
+        if (run / NEWEST).exists():
+            return run / json.loads((run / NEWEST).read_text(encoding="utf-8"))
         snapshot = json.loads((run / _SNAPSHOT).read_text(encoding="utf-8"))
         return run / snapshot["latest_checkpoint_result"]["checkpoint_dir_name"]
     except (OSError, KeyError, TypeError, ValueError):

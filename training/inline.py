@@ -4,6 +4,7 @@ For small runs, of which a sweep has hundreds: both towers locked, one worker. S
 from the newest checkpoint, as `fit` does.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import ray.train
 import torch
 
 from pipelines.stream import Worker
+from training.checkpoint import NEWEST, newest_checkpoint
 from training.loop import DivergenceError, train
 from training.metrics_log import Recorder
 from training.plan import Plan
@@ -26,7 +28,7 @@ def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]
     """
     settings = plan.settings
     for left in folder.glob("partial-*"):
-        shutil.rmtree(left)
+        left.unlink() if left.is_file() else shutil.rmtree(left)
     recorder = Recorder(folder, settings.checkpoint.best, settings.checkpoint.mode, bool(settings.tensorboard))
 
     def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
@@ -36,8 +38,7 @@ def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]
             recorder.keep_best(line, _put(folder, metrics["step"], save, settings.checkpoint.keep))
         heard(line)
 
-    newest = max(folder.glob("checkpoint_*"), default=None)
-    checkpoint = None if newest is None else ray.train.Checkpoint.from_directory(newest)
+    checkpoint = ray.train.Checkpoint.from_directory(newest_checkpoint(folder)) if (folder / NEWEST).exists() else None
     device = torch.device("cuda" if settings.resources.use_gpu else "cpu")
     returned = train(plan, Worker(0, 1, device, settings.resources.data_cpus), report, checkpoint)
     if "failed" in returned:
@@ -53,6 +54,9 @@ def _put(folder: Path, step: int, save: Callable[[Path], None], keep: int) -> ra
     save(aside)
     shutil.rmtree(place, ignore_errors=True)
     aside.rename(place)
+    note = folder / f"partial-{NEWEST}-{os.getpid()}"
+    note.write_text(json.dumps(place.name), encoding="utf-8")
+    note.rename(folder / NEWEST)
     for old in sorted(folder.glob("checkpoint_*"))[:-keep]:
         shutil.rmtree(old)
     return ray.train.Checkpoint.from_directory(place)

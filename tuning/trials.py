@@ -140,10 +140,10 @@ class Folder:
         write(self.of(name) / "outcome.json", json.dumps(asdict(outcome), indent=1))
         begun = self.begun(name)
         if begun is None or begun["phase"] == "search" or outcome.status != "finished":
-            for left in [path for kind in ("checkpoint_*", "partial-*", "best") for path in self.of(name).glob(kind)]:
+            for left in [path for kind in ("*checkpoint*", "partial-*", "best") for path in self.of(name).glob(kind)]:
                 if left.is_dir():
                     shutil.rmtree(left, ignore_errors=True)
-                else:  # Ray Train's list of checkpoints
+                else:  # the list of checkpoints
                     left.unlink(missing_ok=True)
 
     def ended(self, name: str) -> Outcome | None:
