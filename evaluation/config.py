@@ -7,6 +7,7 @@ from pydantic import Field
 
 from evaluation.suite import SuiteSettings
 from pipelines.settings import Settings
+from pipelines.storage import Place
 
 
 class EvaluateSettings(Settings):
@@ -17,7 +18,7 @@ class EvaluateSettings(Settings):
         None, description="passed to the embedder: a run such as runs/demo, or one of its checkpoints"
     )
     embedder_arguments: dict[str, Any] = Field(default_factory=dict, description="passed to the embedder as keywords")
-    data: Path = Field(description="folder that python -m pipelines made")
+    data: Place = Field(description="folder that python -m pipelines made")
     split_seed: int | None = Field(None, ge=0, description="hold out other groups than the dataset was prepared with")
     suite: SuiteSettings = Field(SuiteSettings(), description="what is scored")
     output: Path = Field(description="folder for result.json")

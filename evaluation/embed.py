@@ -9,8 +9,8 @@ from evaluation.config import EvaluateSettings
 from evaluation.embedder import load_embedder
 from evaluation.suite import HeldOut
 from pipelines.display import Display
-from pipelines.images import decode
 from pipelines.prepared import Prepared
+from pipelines.stream import whole_pictures
 
 
 class _Embed:
@@ -23,8 +23,7 @@ class _Embed:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         ids = batch["ids"][0]
         if batch["kind"][0] == "images":
-            pictures = [decode(data.as_py()) for data in self._prepared.rows(ids, ("image",))["image"]]
-            rows = self._embedder.embed_images(pictures)
+            rows = self._embedder.embed_images(list(whole_pictures(self._prepared, ids)))
         else:
             rows = self._embedder.embed_texts([self._texts[i] for i in ids])
         rows = np.asarray(rows, dtype=np.float32)

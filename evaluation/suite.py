@@ -45,7 +45,7 @@ class HeldOut:
     texts: list[str]  # [T]
     image_of_text: np.ndarray  # int64 [T], index into sample_ids
     classes: dict[str, list[str]]  # label -> names of its classes
-    targets: dict[str, np.ndarray]  # label -> int64 [I]
+    targets: dict[str, np.ndarray]  # label -> int64 [I]; -1 for a picture without this label, which no score of it counts
     prompts: list[str]  # all classes of all labels x templates, in this order
     settings: SuiteSettings
 
@@ -121,7 +121,7 @@ def held_out(
     classes = {label: sorted(prepared.manifest["labels"][label]) for label in labels}
     targets = {}
     for label in labels:
-        index = {name: i for i, name in enumerate(classes[label])}
+        index = {None: -1} | {name: i for i, name in enumerate(classes[label])}
         targets[label] = np.asarray([index[name] for name in table[f"label_{label}"].to_pylist()], dtype=np.int64)
     return HeldOut(
         dataset=prepared.name,
@@ -181,10 +181,12 @@ def score(data: HeldOut, images: np.ndarray, texts: np.ndarray, prompts: np.ndar
         count = len(names) * len(data.settings.templates)
         vectors = prompts[start : start + count].reshape(len(names), len(data.settings.templates), -1)
         start += count
-        found_base = zero_shot.baselines(len(names), data.targets[label])
-        for measure, value in zero_shot.classify(images, zero_shot.class_vectors(vectors), data.targets[label]).items():
+        labelled = data.targets[label] >= 0
+        targets = data.targets[label][labelled]
+        found_base = zero_shot.baselines(len(names), targets)
+        for measure, value in zero_shot.classify(images[labelled], zero_shot.class_vectors(vectors), targets).items():
             path = f"zero_shot/{data.dataset}_{label}/{measure}"
-            metrics[path], sizes[path], base[path] = value, len(images), found_base[measure]
+            metrics[path], sizes[path], base[path] = value, len(targets), found_base[measure]
     return Scores(metrics, base, sizes, {label: len(names) for label, names in data.classes.items()})
 
 

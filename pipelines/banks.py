@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.display import Display
-from pipelines.images import decode, eval_view
 from pipelines.prepared import Prepared
 from pipelines.settings import digest
+from pipelines.stream import Item, Stream
 
 _BATCH = 64
 
@@ -40,10 +40,10 @@ def image_bank(
     name = digest({"image": prepared.fingerprint, "size": size, "encoder": identity})
 
     def load(ids: np.ndarray) -> np.ndarray:
-        return np.stack([eval_view(decode(data.as_py()), size) for data in prepared.rows(ids, ("image",))["image"]])
+        return Stream(prepared, frozenset({"image"}), image_size=size).compute(Item(ids, 0))["image"]
 
     about = {"of": "pictures by sample_id", "size": size, "encoder": identity, "dataset": prepared.fingerprint}
-    bank = _Bank(prepared.path / "banks" / name, prepared.num_samples, about)
+    bank = _Bank(_folder(prepared) / name, prepared.num_samples, about)
     _compute([] if bank.exists else [bank], load, encoder, arguments, pool, display)
     return bank.path
 
@@ -61,7 +61,7 @@ def text_banks(
     names = [digest({"texts": list(part), "encoder": identity}) for part in texts]
     banks = [
         _Bank(
-            prepared.path / "banks" / name,
+            _folder(prepared) / name,
             len(part),
             {"of": "texts in order", "encoder": identity, "texts": digest(list(part))},
         )
@@ -76,6 +76,10 @@ def text_banks(
 
     _compute([banks[i] for i in missing], load, encoder, arguments, pool, display)
     return [bank.path for bank in banks]
+
+
+def _folder(prepared: Prepared) -> Path:
+    return prepared.local_folder("a locked tower") / "banks"
 
 
 @dataclass(frozen=True)

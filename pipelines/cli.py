@@ -30,8 +30,12 @@ def run_program(
     model: type[S],
     action: Callable[[S, Display], None],
     arguments: Sequence[str] | None = None,
+    check: Callable[[S, Display], bool] | None = None,
 ) -> int:
-    """Parse, load, act. Exit code 0: done; 2: a mistake the user can put right, in one line; 130: interrupted."""
+    """Parse, load, act. Exit code 0: done; 2: a mistake the user can put right, in one line; 130: interrupted.
+
+    `check`: what --check does instead of `action`; exit code 1 where it is not content.
+    """
     parser = _Parser(
         prog=f"python -m {package}",
         description=purpose,
@@ -43,6 +47,8 @@ def run_program(
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--verbose", action="store_true", help="print Ray's own output too, and tracebacks of errors")
     parser.add_argument("--show", action="store_true", help="print the config with every default filled in, and stop")
+    if check is not None:
+        parser.add_argument("--check", action="store_true", help="look at headers and a sample, tell what would happen, and stop")
     options = parser.parse_intermixed_args(arguments)
     display = Display(quiet=options.quiet, verbose=options.verbose)
     try:
@@ -50,6 +56,8 @@ def run_program(
         if options.show:
             print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
             return 0
+        if check is not None and options.check:
+            return 0 if check(settings, display) else 1
         action(settings, display)
     except UserError as error:
         if options.verbose:

@@ -25,8 +25,6 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     # Reader V2 packs small Parquet files into one or two tasks: no parallel decode, first batch at the very end.
     "RAY_DATA_USE_DATASOURCE_V2": "0",
-    # Reserving CPUs per operator leaves half of a small machine idle.
-    "RAY_DATA_ENABLE_OP_RESOURCE_RESERVATION": "0",
     # On a cloud, nodes take minutes to come up; the default of 60 s only fills the log with retries.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     # One notice a second about an actor state that needs the dashboard.

@@ -1,6 +1,7 @@
 """What `python -m pipelines CONFIG.yaml` is told: a source, and how its pairs are kept."""
 
-from pathlib import Path
+from importlib.util import find_spec
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -8,6 +9,7 @@ from pipelines.captions import CaptionSettings
 from pipelines.images import ImageFormat
 from pipelines.settings import Settings
 from pipelines.sources import SourceSettings
+from pipelines.storage import Place
 
 
 class ImageSettings(Settings):
@@ -27,17 +29,66 @@ class ImageSettings(Settings):
         return value
 
 
+class FilterSettings(Settings):
+    """Pairs that are left out on purpose; each is counted and listed, and none is part of max_rejected_rate."""
+
+    min_side: int | None = Field(None, ge=1, description="pixels that the shorter side must have")
+    max_aspect: float | None = Field(None, ge=1, description="how many times as long as wide a picture may be")
+    min_words: int | None = Field(None, ge=1, description="words that every caption must have")
+    languages: tuple[str, ...] | None = Field(
+        None, description="ISO 639-1 codes of the languages that captions may be in, such as [en]; needs raylign[curation]"
+    )
+
+    @field_validator("languages")
+    @classmethod
+    def _can_be_told(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and find_spec("py3langid") is None:
+            raise ValueError("py3langid is not installed; pip install 'raylign[curation]', or leave filters.languages null")
+        return value
+
+
+class DeduplicateSettings(Settings):
+    """Pairs that are left out because an earlier one is the same; like filters."""
+
+    exact: Literal["none", "pair", "picture"] = Field(
+        "none", description="pair: the same picture with the same captions; picture: the same picture, whatever the captions"
+    )
+    near: int | None = Field(
+        None,
+        ge=0,
+        le=16,
+        description="bits of 64 in which perceptual hashes of equal pictures may differ; needs raylign[curation]",
+    )
+
+    @field_validator("near")
+    @classmethod
+    def _can_be_told(cls, value: int | None) -> int | None:
+        if value is not None and find_spec("imagehash") is None:
+            raise ValueError("imagehash is not installed; pip install 'raylign[curation]', or leave deduplicate.near null")
+        return value
+
+
 class PrepareSettings(Settings):
     """Source in, prepared dataset out."""
 
     source: SourceSettings = Field(description="where the pairs come from")
-    output: Path = Field(description="folder of the prepared dataset")
+    output: Place = Field(description="folder of the prepared dataset; s3:// and gs:// too")
+    way: Literal["copy", "index"] = Field(
+        "copy",
+        description="copy: decode, resize and write every picture once; index: leave them where they are and note their places",
+    )
+    verify: Literal["held_out", "all"] = Field(
+        "held_out",
+        description="of way index: decode the held-out splits' pictures now, or all; what fails later is replaced while training",
+    )
     image: ImageSettings = ImageSettings()
     captions: CaptionSettings = CaptionSettings()
+    filters: FilterSettings = FilterSettings()
+    deduplicate: DeduplicateSettings = DeduplicateSettings()
     splits: dict[str, float] = Field({"test": 0.1}, description="share of each held-out split; the rest is train")
     split_seed: int = Field(0, ge=0, description="another seed, other held-out groups")
     max_rejected_rate: float = Field(0.1, ge=0, le=1, description="stop when a larger share of the rows is unusable")
-    shard_rows: int = Field(2048, ge=1, description="rows of one Parquet shard")
+    shard_rows: int = Field(2048, ge=1, description="rows that one shard gathers, unless a single file of the source has more")
     overwrite: bool = Field(False, description="replace a dataset prepared by another config")
 
     @field_validator("splits")

@@ -1,15 +1,16 @@
-"""From a source to a prepared dataset: read, decode, resize and encode in the cluster, number and write here.
+"""From a source to a prepared dataset: parts are read in the cluster, rows are numbered here, the manifest makes it a dataset.
 
-Ray Data reads the source's units in parallel and hands the rows back in the source's order; the driver gives out dense
-ids, writes shards and rejected rows into a folder aside, and renames it when all is done. A folder without
-`manifest.json` is never taken for a dataset.
+    OUTPUT/content-RECIPE/00012.tar, 00012.parquet     pictures (way copy) and light columns of each shard
+    OUTPUT/rejected.parquet                            every row that was left out, and why
+    OUTPUT/manifest.json                               written last; a folder without it is no dataset
+
+The content folder is named after the recipe (config and source listing), so a killed prepare goes on with the parts that
+are missing, and a dataset that is prepared anew stays whole until the new one takes its place.
 """
 
 import importlib.metadata
 import json
-import os
-import platform
-import shutil
+import re
 import subprocess
 import time
 from collections import Counter
@@ -17,40 +18,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipelines import cluster
-from pipelines.captions import CaptionSettings, exchange, usable
+from pipelines import cluster, storage
 from pipelines.config import PrepareSettings
 from pipelines.display import Display
-from pipelines.images import BadImage, decode, encode, resize_shorter
-from pipelines.prepared import FORMAT_VERSION, MANIFEST, Prepared, split_of
-from pipelines.randomness import generator
+from pipelines.examine import FILTERED, NOT_FOUND
+from pipelines.number import Numbered, number
+from pipelines.parts import Part, counts_of, cut, found_file, read_parts
+from pipelines.prepared import FORMAT_VERSION, MANIFEST, Prepared
 from pipelines.settings import UserError, difference, digest
-from pipelines.sources.base import Pair, Rejected, Unit
+from pipelines.sources.base import Unit
+from pipelines.storage import Place
 
-_READ = pa.schema(
-    [
-        ("key", pa.string()),
-        ("origin", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("image", pa.binary()),
-        ("digest", pa.string()),
-        ("captions", pa.list_(pa.string())),
-        ("group", pa.string()),
-        ("labels", pa.string()),
-    ]
-)
-_REJECTED = pa.schema([(name, pa.string()) for name in ("key", "origin", "reason", "detail")])
+REJECTED_FILE = "rejected.parquet"
+# What preparing itself puts into a folder: a run that was killed may have left any of it, and no manifest.
+_OURS = re.compile(r"content-[0-9a-f]{12}/|rejected\.parquet|manifest\.json\.partial-")
+_ENOUGH = 1000  # rows to have seen before a rate of rejected ones says something
 
 
 def prepare(settings: PrepareSettings, display: Display) -> Prepared:
-    """Prepare, or say that it was done before. Raises `UserError` for an empty source or too many unusable rows."""
+    """Prepare, go on, or say that it was done before. Raises `UserError` for an empty source or too many unusable rows."""
     units = settings.source.units()
-    total = sum(unit.rows for unit in units)
-    if total == 0:
+    if not units or all(unit.rows == 0 for unit in units):
         raise UserError(f"source: nothing to read for {settings.source.title()}; check the source's keys")
     recipe = digest({"config": settings.recipe(), "listing": [unit.data for unit in units], "format": FORMAT_VERSION})
     done = _prepared_before(settings, recipe)
@@ -58,52 +46,134 @@ def prepare(settings: PrepareSettings, display: Display) -> Prepared:
         display.line(f"{settings.output}: already prepared by this config from this source, {summary(done)}")
         return done
     start = time.monotonic()
-    cluster.start(display.verbose)
-    _clear_leftovers(settings.output)
-    aside = _aside(settings.output)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        writer = _Writer(settings, aside)
-        with display.task(f"prepare {settings.source.title()}", total) as task:
-            for table in _read(settings, units):
-                writer.add(table)
-                task.update(writer.read, f"{sum(writer.reasons.values())} rejected")
-        manifest = writer.finish(recipe)
-        _replace(settings.output, aside)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    prepared = Prepared(settings.output.absolute(), manifest)
+    content = storage.join(settings.output, f"content-{recipe[:12]}")
+    parts = cut(units, settings.shard_rows)
+    counts = _read(parts, content, settings, display)
+    if counts.kept == 0:
+        raise UserError(f"source: none of {counts.read} rows is usable ({counts.table()}){_example(parts, content)}")
+    numbered = number(parts, content, settings, storage.join(settings.output, REJECTED_FILE))
+    counts.reasons = numbered.reasons
+    _check_rate(counts, parts, content, settings, last=True)
+    manifest = _manifest(settings, recipe, units, counts, numbered)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    if _fingerprint(settings.output) != numbered.fingerprint:
+        storage.delete(storage.join(settings.output, "banks"))  # features of the content that goes away
+    with storage.written(storage.join(settings.output, MANIFEST)) as path:
+        path.write_text(text, encoding="utf-8")
+    _tidy(settings.output, content)
+    prepared = Prepared.open(settings.output)
     display.line(f"{settings.output}: prepared in {time.monotonic() - start:.0f} s, {summary(prepared)}")
-    if writer.reasons:
-        rows = [[reason, str(count)] for reason, count in writer.reasons.most_common()]
-        display.table(f"rejected rows, listed in {settings.output / 'rejected.parquet'}", ["reason", "rows"], rows)
+    if numbered.reasons:
+        rows = [[reason, f"{count:,}"] for reason, count in numbered.reasons.most_common()]
+        display.table(f"left out, listed in {storage.join(settings.output, REJECTED_FILE)}", ["reason", "rows"], rows)
     return prepared
 
 
 def summary(prepared: Prepared) -> str:
     """One clause about a prepared dataset."""
     splits = ", ".join(f"{name} {count:,}" for name, count in prepared.manifest["splits"].items())
-    counts = prepared.manifest["counts"]
-    kept = f"{counts['kept']:,} of {counts['read']:,} rows kept ({splits})"
+    kept = f"{coverage(prepared.manifest)} ({splits})"
     if prepared.manifest["config"]["captions"]["shuffled"]:
         kept += f", captions of {prepared.shuffled:,} rows shuffled"
     return f"{kept}, fingerprint {prepared.fingerprint[:12]}"
 
 
+def coverage(manifest: dict[str, Any]) -> str:
+    """How much of what was listed is there: "901 of 1,000 rows kept", and where they were lost if they were."""
+    counts = manifest["counts"]
+    text = f"{counts['kept']:,} of {counts['listed']:,} rows kept"
+    return text if counts["found"] == counts["listed"] else f"{text}, {counts['found']:,} found"
+
+
+class _Counts:
+    """Of all parts that are done."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.reasons: Counter[str] = Counter()
+
+    @property
+    def kept(self) -> int:
+        return self.read - self.reasons.total()
+
+    @property
+    def unusable(self) -> int:
+        """Rows that nobody asked to leave out."""
+        return sum(count for reason, count in self.reasons.items() if reason not in FILTERED)
+
+    def add(self, rows: int, reasons: Counter[str]) -> None:
+        self.read += rows
+        self.reasons += reasons
+
+    def table(self) -> str:
+        return ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common()) or "none"
+
+
+def _read(parts: list[Part], content: Place, settings: PrepareSettings, display: Display) -> _Counts:
+    """Read the parts that are not done yet. Raises `UserError` as soon as too many rows are unusable."""
+    counts, missing = _Counts(), []
+    done = {file.path.rpartition("/")[2] for file in storage.files_below(content)}
+    for part in parts:
+        if storage.name_of(found_file(content, part)) in done:
+            counts.add(*counts_of(content, part))
+        else:
+            missing.append(part)
+    if missing != parts:
+        display.line(f"{settings.output}: going on, {len(parts) - len(missing)} of {len(parts)} parts are done")
+    _check_rate(counts, parts, content, settings, last=not missing)
+    if not missing:
+        return counts
+    cluster.start(display.verbose)
+    known = [part.rows for part in parts if part.rows is not None]
+    total = sum(known) if len(known) == len(parts) else None
+    with display.task(f"prepare {settings.source.title()}", total or len(parts)) as task:
+        for finished, (rows, reasons) in enumerate(read_parts(missing, content, settings), len(parts) - len(missing) + 1):
+            counts.add(rows, reasons)
+            note = f"{counts.reasons.total():,} left out"
+            task.update(counts.read if total else finished, note if total else f"parts, {counts.read:,} rows, {note}")
+            _check_rate(counts, parts, content, settings, last=finished == len(parts))
+    return counts
+
+
+def _check_rate(counts: _Counts, parts: list[Part], content: Place, settings: PrepareSettings, last: bool) -> None:
+    if (counts.read < _ENOUGH and not last) or counts.kept == 0 or counts.unusable <= settings.max_rejected_rate * counts.read:
+        return
+    raise UserError(
+        f"max_rejected_rate: {counts.unusable} of {counts.read} rows are unusable ({counts.table()}), more than "
+        f"{settings.max_rejected_rate:.0%}{_example(parts, content)}; mend the source or pass "
+        f"max_rejected_rate={min(1.0, counts.unusable / counts.read + 0.01):.2f}"
+    )
+
+
+def _example(parts: list[Part], content: Place) -> str:
+    """The first rejected row."""
+    for row in _rejected_rows(parts, content):
+        return f"; the first: {row['origin']}: {row['detail']}"
+    return ""
+
+
+def _rejected_rows(parts: list[Part], content: Place) -> Iterator[dict[str, Any]]:
+    done = {file.path.rpartition("/")[2] for file in storage.files_below(content)}
+    for part in parts:
+        if storage.name_of(found_file(content, part)) in done:
+            rows = storage.read_table(found_file(content, part), ["origin", "reason", "detail"]).to_pylist()
+            yield from (row for row in rows if row["reason"] is not None and row["reason"] not in FILTERED)
+
+
 def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
-    if not settings.output.exists():
-        return None
-    if not settings.output.is_dir():
-        raise UserError(f"output: {settings.output} is a file; choose another output")
-    if not (settings.output / MANIFEST).exists():
-        if any(settings.output.iterdir()) and not settings.overwrite:
+    output = settings.output
+    if isinstance(output, Path) and output.is_file():
+        raise UserError(f"output: {output} is a file; choose another output")
+    if not storage.exists(storage.join(output, MANIFEST)):
+        strangers = [name for name in _names_below(output) if not _OURS.match(name)]
+        if strangers and not settings.overwrite:
             raise UserError(
-                f"output: {settings.output} is not empty and no prepared dataset; choose another output or pass overwrite=true"
+                f"output: {output} is not empty and no prepared dataset ({strangers[0]}); choose another output or pass "
+                "overwrite=true"
             )
         return None
     try:
-        prepared = Prepared.open(settings.output)
+        prepared = Prepared.open(output)
     except UserError:
         if settings.overwrite:
             return None
@@ -114,211 +184,65 @@ def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
         return None
     changed = difference(prepared.manifest["config"], settings.recipe())
     what = "; ".join(changed[:3]) if changed else "the source's files changed"
-    raise UserError(f"output: {settings.output} was prepared differently ({what}); choose another output or pass overwrite=true")
+    raise UserError(f"output: {output} was prepared differently ({what}); choose another output or pass overwrite=true")
 
 
-def _aside(output: Path) -> Path:
-    """A folder beside the output that names its process; other machines may share the disk."""
-    return output.with_name(f"{output.name}.partial-{platform.node()}-{os.getpid()}")
+def _fingerprint(output: Place) -> str | None:
+    """Of the dataset that is to be replaced; None where there is none that this version reads."""
+    try:
+        return Prepared.open(output).fingerprint
+    except UserError:
+        return None
 
 
-def _clear_leftovers(output: Path) -> None:
-    """Delete what killed processes of this machine left aside; a living one keeps its folder."""
-    for folder in output.parent.glob(f"{output.name}.partial-{platform.node()}-*"):
-        try:
-            os.kill(int(folder.name.rsplit("-", 1)[1]), 0)
-        except (ProcessLookupError, ValueError):
-            shutil.rmtree(folder, ignore_errors=True)
-        except PermissionError:  # alive, somebody else's
-            continue
+def _tidy(output: Place, content: Place) -> None:
+    """Delete what the dataset does not need: what parts found, what a killed run had begun, and what other recipes left."""
+    mine = storage.name_of(content)
+    names = [name for name in _names_below(output) if _OURS.match(name)]
+    for folder in {name.split("/")[0] for name in names if "/" in name} - {mine}:
+        storage.delete(storage.join(output, folder))
+    for name in names:
+        if name.split("/")[0] in (mine, name) and (name.endswith(".found.parquet") or ".partial-" in name):
+            storage.delete(storage.join(output, *name.split("/")))
 
 
-def _replace(output: Path, aside: Path) -> None:
-    """Put the finished folder in place; an old dataset goes away only after the new one is there."""
-    old = output.with_name(f"{output.name}.old-{os.getpid()}")
-    if output.exists():
-        output.rename(old)
-    aside.rename(output)
-    shutil.rmtree(old, ignore_errors=True)
+def _names_below(output: Place) -> list[str]:
+    """Files below a folder, as paths relative to it."""
+    return [file.path[len(str(output)) :].lstrip("/") for file in storage.files_below(output)]
 
 
-def _read(settings: PrepareSettings, units: list[Unit]) -> Iterator[pa.Table]:
-    """All rows, kept and rejected, in the source's order."""
-    import ray.data
-
-    source, image, captions = settings.source, settings.image, settings.captions
-
-    def work(batch: pa.Table) -> Iterator[pa.Table]:
-        for text in batch["unit"].to_pylist():
-            rows = [_row(found, image, captions) for found in source.read(json.loads(text))]
-            yield pa.Table.from_pylist(rows, schema=_READ)
-
-    items = [{"unit": json.dumps(unit.data)} for unit in units]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    dataset = dataset.map_batches(work, batch_size=1, batch_format="pyarrow", zero_copy_batch=True)
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-
-
-def _row(found: Pair | Rejected, image: Any, captions: CaptionSettings) -> dict[str, Any]:
-    """One row as it goes to the driver: with a reason, or with its picture."""
-    if isinstance(found, Pair):
-        found = usable(found, captions)
-    if isinstance(found, Pair):
-        try:
-            picture = resize_shorter(decode(found.image, image.background, svg_size=image.size), image.size)
-            data = encode(picture, image.format, image.quality)
-        except BadImage as bad:
-            found = Rejected(found.key, found.origin, bad.reason, bad.detail)
-    if isinstance(found, Rejected):
-        return {"key": found.key, "origin": found.origin, "reason": found.reason, "detail": found.detail}
+def _manifest(settings: PrepareSettings, recipe: str, units: list[Unit], counts: _Counts, found: Numbered) -> dict[str, Any]:
+    absent = sum(unit.absent for unit in units)
+    lost = sum(found.reasons[reason] for reason in NOT_FOUND)
     return {
-        "key": found.key,
-        "origin": found.origin,
-        "image": data,
-        "digest": digest([data.hex()]),
-        "captions": found.captions,
-        "group": found.group,
-        "labels": json.dumps(found.labels),
+        "format_version": FORMAT_VERSION,
+        "name": settings.source.title(),
+        "way": settings.way,
+        "tables": found.tables,
+        "num_samples": found.kept,
+        "num_images": found.images,
+        "num_texts": found.texts,
+        "splits": {name: found.splits[name] for name in ["train", *sorted(settings.splits)]},
+        "split_shares": settings.splits,
+        "labels": {name: dict(sorted(values.items())) for name, values in found.labels.items()},
+        "image": {"size": settings.image.size, "format": settings.image.format, "background": settings.image.background},
+        "captions": dict(found.captions),
+        "fingerprint": found.fingerprint,
+        "counts": {
+            "listed": counts.read + absent,
+            "found": counts.read - lost,
+            "read": counts.read,
+            "kept": found.kept,
+            "rejected": dict(found.reasons),
+        },
+        "licence": settings.source.licence(),
+        "attribution": settings.source.attribution(),
+        "recipe": recipe,
+        "config": settings.recipe(),
+        "code_version": code_version(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "shards": found.shards,
     }
-
-
-class _Writer:
-    """Numbers the rows and writes shards, `rejected.parquet` and the manifest into one folder."""
-
-    def __init__(self, settings: PrepareSettings, folder: Path):
-        self._settings, self._folder = settings, folder
-        self._pending: list[dict[str, Any]] = []
-        self._rejected: list[dict[str, Any]] = []
-        self._image_ids: dict[str, int] = {}
-        self._text_ids: dict[str, int] = {}
-        self._keys: set[str] = set()
-        self._shards: list[dict[str, Any]] = []
-        self._splits: Counter[str] = Counter()
-        self._labels: dict[str, Counter[str]] = {}
-        self._content: list[Any] = []
-        self._captions: Counter[str] = Counter(chosen=0, shuffled=0)
-        self.read = 0
-        self.kept = 0
-        self.reasons: Counter[str] = Counter()
-
-    def add(self, table: pa.Table) -> None:
-        """Rows in the source's order."""
-        for row in table.to_pylist():
-            self.read += 1
-            if row["reason"] is None and row["key"] in self._keys:
-                row |= {"reason": "duplicate_key", "detail": "another row of the source has this key"}
-            if row["reason"] is not None:
-                self._rejected.append({name: row[name] for name in _REJECTED.names})
-                self.reasons[row["reason"]] += 1
-            else:
-                self._keep(row)
-        if len(self._pending) >= self._settings.shard_rows:
-            self._flush(whole=True)
-
-    def _keep(self, row: dict[str, Any]) -> None:
-        labels = json.loads(row["labels"])
-        split = split_of(row["group"], self._settings.splits, self._settings.split_seed)
-        self._keys.add(row["key"])
-        self._splits[split] += 1
-        for name, value in labels.items():
-            self._labels.setdefault(name, Counter())[value] += 1
-        self._pending.append(
-            {
-                "sample_id": self.kept,
-                "image_id": self._image_ids.setdefault(row["digest"], len(self._image_ids)),
-                "text_id": [self._text_ids.setdefault(text, len(self._text_ids)) for text in row["captions"]],
-                "key": row["key"],
-                "group": row["group"],
-                "split": split,
-                "image": row["image"],
-                "captions": row["captions"],
-                "shuffled": False,
-                "digest": row["digest"],
-                "labels": labels,
-                **{f"label_{name}": value for name, value in labels.items()},
-            }
-        )
-        self.kept += 1
-
-    def _flush(self, whole: bool) -> None:
-        """Write full shards; with `whole` false also the last, shorter one."""
-        size = self._settings.shard_rows
-        while len(self._pending) >= size or (self._pending and not whole):
-            rows, self._pending = self._pending[:size], self._pending[size:]
-            self._shuffle(rows)
-            content = ("key", "digest", "captions", "labels", "group", "split")
-            self._content += [[row[name] for name in content] for row in rows]
-            name = f"shard-{len(self._shards):05d}.parquet"
-            schema = pa.schema(
-                [
-                    ("sample_id", pa.int64()),
-                    ("image_id", pa.int64()),
-                    ("text_id", pa.list_(pa.int64())),
-                    ("key", pa.string()),
-                    ("group", pa.string()),
-                    ("split", pa.string()),
-                    ("image", pa.binary()),
-                    ("captions", pa.list_(pa.string())),
-                    *([("shuffled", pa.bool_())] if self._settings.captions.shuffled else []),
-                    *[(f"label_{label}", pa.string()) for label in self._labels],
-                ]
-            )
-            # Encoded pictures do not compress again.
-            pq.write_table(pa.Table.from_pylist(rows, schema=schema), self._folder / name, compression="none")
-            self._shards.append({"file": name, "rows": len(rows)})
-
-    def _shuffle(self, rows: list[dict[str, Any]]) -> None:
-        """Let some of a shard's training rows have one another's captions; a function of the seed and the shard."""
-        settings = self._settings.captions
-        rows = [row for row in rows if row["split"] == "train"]
-        found = [(row["captions"], row["text_id"]) for row in rows]
-        random = generator("captions", settings.shuffle_seed, len(self._shards))
-        for row, giver in exchange([tuple(ids) for _, ids in found], settings.shuffled, random).items():
-            rows[row]["captions"], rows[row]["text_id"] = found[giver]
-            rows[row]["shuffled"] = row != giver
-            self._captions.update(chosen=1, shuffled=int(row != giver))
-
-    def finish(self, recipe: str) -> dict[str, Any]:
-        """Write what is left. Raises `UserError` where nothing or too little was usable."""
-        settings = self._settings
-        table = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common()) or "none"
-        rejected = sum(self.reasons.values())
-        example = f"; the first: {self._rejected[0]['origin']}: {self._rejected[0]['detail']}" if self._rejected else ""
-        if self.kept == 0:
-            raise UserError(f"source: none of {self.read} rows is usable ({table}){example}")
-        if rejected > settings.max_rejected_rate * self.read:
-            raise UserError(
-                f"max_rejected_rate: {rejected} of {self.read} rows are unusable ({table}), more than "
-                f"{settings.max_rejected_rate:.0%}{example}; mend the source or pass "
-                f"max_rejected_rate={rejected / self.read + 0.01:.2f}"
-            )
-        self._flush(whole=False)
-        pq.write_table(pa.Table.from_pylist(self._rejected, schema=_REJECTED), self._folder / "rejected.parquet")
-        schema = pq.read_schema(self._folder / self._shards[0]["file"])
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "name": settings.source.title(),
-            "num_samples": self.kept,
-            "num_images": len(self._image_ids),
-            "num_texts": len(self._text_ids),
-            "schema": {field.name: str(field.type) for field in schema},
-            "splits": {name: self._splits[name] for name in ["train", *sorted(settings.splits)]},
-            "split_shares": settings.splits,
-            "labels": {name: dict(sorted(counts.items())) for name, counts in self._labels.items()},
-            "image": {"size": settings.image.size, "format": settings.image.format},
-            "captions": dict(self._captions),
-            "fingerprint": digest(self._content),
-            "counts": {"read": self.read, "kept": self.kept, "rejected": dict(self.reasons)},
-            "licence": settings.source.licence(),
-            "attribution": settings.source.attribution(),
-            "recipe": recipe,
-            "config": settings.recipe(),
-            "code_version": code_version(),
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "shards": self._shards,
-        }
-        (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-        return manifest
 
 
 def code_version() -> str:

@@ -1,27 +1,36 @@
-"""A prepared dataset on disk: `manifest.json`, Parquet shards with dense sample ids, `rejected.parquet`, banks of features.
+"""A prepared dataset: `manifest.json`, shards of light columns, pictures by their places, `rejected.parquet`, banks of features.
 
 sample_id  int64, dense in [0, num_samples), in the order of the source
 image_id   int64, equal for equal pictures; text_id list<int64>, one a caption, equal for equal captions
-key, group string; image binary (encoded); captions list<string>; split string; label_NAME string
+key, group string; captions list<string>; split string; label_NAME string
+file, start, length, column: where the encoded picture is (`locations.Location`); a relative file lies in the dataset's folder
 shuffled   bool, where the config shuffles captions: this row has another row's
+
+Whether pictures were copied or only indexed makes no difference to who reads them.
 """
 
 import functools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipelines import storage
+from pipelines.locations import Location, read_locations
 from pipelines.randomness import uniform_of
 from pipelines.settings import UserError
+from pipelines.storage import Missing, Place
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-_CACHED_SHARDS = 32  # per process; a shard of 2,048 small pictures is some 20 MB
+_CACHED_SHARDS = 40  # light columns of so many are kept, per process; 2,048 rows are some 400 kB
+_PLACE = ("file", "start", "length", "column")
+_WINDOW = 65536  # rows that are permuted among one another
+_WINDOW_OF_TABLES = 2048  # tables are read by row group: those of a window should fit into memory
 
 
 def split_of(group: str, splits: dict[str, float], seed: int) -> str:
@@ -38,18 +47,18 @@ def split_of(group: str, splits: dict[str, float], seed: int) -> str:
 class Prepared:
     """An opened prepared dataset. Cheap to send to workers: a path and the manifest."""
 
-    path: Path
+    path: Place
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, path: str | Path) -> "Prepared":
+    def open(cls, path: Place) -> "Prepared":
         """Raises `UserError` where there is no finished dataset."""
-        path = Path(path).absolute()
-        if not (path / MANIFEST).exists():
+        path = storage.absolute(path)
+        if not storage.exists(storage.join(path, MANIFEST)):
             raise UserError(
                 f"data.path: {path} is no prepared dataset; make it with: python -m pipelines CONFIG.yaml output={path}"
             )
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(storage.read(storage.join(path, MANIFEST)))
         if manifest["format_version"] != FORMAT_VERSION:
             raise UserError(
                 f"data.path: {path} has format {manifest['format_version']}, this version reads {FORMAT_VERSION}; "
@@ -74,17 +83,28 @@ class Prepared:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the content: keys, pictures, captions, labels, in order."""
+        """Digest of the content: keys, pictures, captions, labels, in order, and where shards end."""
         return self.manifest["fingerprint"]
 
     @property
     def shuffled(self) -> int:
         """Number of training rows that have another row's captions."""
-        return self.manifest.get("captions", {}).get("shuffled", 0)  # not in manifests of earlier versions
+        return self.manifest["captions"]["shuffled"]
+
+    @property
+    def window(self) -> int:
+        """Rows that the order of samples permutes among one another, at least: as many as can be read at random."""
+        return _WINDOW_OF_TABLES if self.manifest["tables"] else _WINDOW
+
+    def local_folder(self, why: str) -> Path:
+        """The dataset's folder, for what must lie on a disk. Raises `UserError` where it is in an object store."""
+        if isinstance(self.path, str):
+            raise UserError(f"data.path: {why} needs the dataset on a disk that all nodes share, not in {self.path}")
+        return self.path
 
     def table(self, *columns: str) -> pa.Table:
-        """Light columns of all samples, in the order of sample ids. Not for `image`: see `rows`."""
-        return pa.concat_tables(pq.read_table(self.path / s["file"], columns=list(columns)) for s in self.manifest["shards"])
+        """Light columns of all samples, in the order of sample ids; they must fit into memory."""
+        return pa.concat_tables(storage.read_table(self._file(shard), columns) for shard in range(len(self.manifest["shards"])))
 
     def split_ids(self, seed: int | None = None, validation: float | None = None) -> dict[str, np.ndarray]:
         """Sample ids of each split, sorted; `seed` splits anew with the same shares.
@@ -92,28 +112,39 @@ class Prepared:
         `validation`: this share of the training groups becomes a split of that name, and the others stay as they are.
         Raises `UserError` where either could hold out shuffled captions, or there is a validation split already.
         """
+        shards = [self.split_names(shard, seed, validation) for shard in range(len(self.manifest["shards"]))]
+        names = np.concatenate(shards)
+        return {name: np.flatnonzero(names == name) for name in self.split_list(validation)}
+
+    def split_list(self, validation: float | None = None) -> list[str]:
+        """Names of the splits."""
+        return ["train", *sorted(self.manifest["split_shares"])] + ([] if validation is None else ["validation"])
+
+    def split_names(self, shard: int, seed: int | None = None, validation: float | None = None) -> np.ndarray:
+        """The split of each row of a shard, objects [rows]; arguments as of `split_ids`."""
+        self._check_splits(seed, validation)
+        table = shard_rows(self._file(shard), ("group", "split"))
+        names = np.asarray(table["split"].to_pylist(), dtype=object)
+        if seed is None and validation is None:
+            return names
+        groups = table["group"].to_pylist()
+        if seed is not None:
+            names = np.asarray([split_of(group, self.manifest["split_shares"], seed) for group in groups], dtype=object)
+        if validation is not None:
+            salt = self.manifest["config"]["split_seed"] if seed is None else seed
+            apart = np.asarray([uniform_of(f"{group}\0validation", salt) < validation for group in groups])
+            names[(names == "train") & apart] = "validation"
+        return names
+
+    def _check_splits(self, seed: int | None, validation: float | None) -> None:
         if seed is not None and self.shuffled and seed != self.manifest["config"]["split_seed"]:
             raise UserError(
                 f"data.split_seed: {seed} could hold out some of the {self.shuffled} rows of {self.path} that have other rows' "
                 f"captions; prepare it again with split_seed={seed} and another output, and leave data.split_seed null"
             )
-        splits = ["train", *sorted(self.manifest["split_shares"])]
-        if seed is None:
-            names = np.asarray(self.table("split")["split"].to_pylist(), dtype=object)
-        else:
-            groups = self.table("group")["group"].to_pylist()
-            names = np.asarray([split_of(g, self.manifest["split_shares"], seed) for g in groups], dtype=object)
-        if validation is not None:
-            self._check_validation(splits)
-            groups = self.table("group")["group"].to_pylist()
-            salt = self.manifest["config"]["split_seed"] if seed is None else seed
-            apart = np.asarray([uniform_of(f"{group}\0validation", salt) < validation for group in groups])
-            names[(names == "train") & apart] = "validation"
-            splits.append("validation")
-        return {name: np.flatnonzero(names == name) for name in splits}
-
-    def _check_validation(self, splits: list[str]) -> None:
-        if "validation" in splits:
+        if validation is None:
+            return
+        if "validation" in self.manifest["split_shares"]:
             raise UserError(f"data.validation: {self.path} was prepared with a split of that name; leave data.validation null")
         if self.shuffled:
             raise UserError(
@@ -126,17 +157,27 @@ class Prepared:
         return np.cumsum([0] + [shard["rows"] for shard in self.manifest["shards"]])
 
     def rows(self, sample_ids: np.ndarray, columns: tuple[str, ...]) -> pa.Table:
-        """The named columns of the given samples, in the given order; shards are read whole and a few are kept."""
+        """The named light columns of the given samples, in the given order; a few shards are kept."""
         starts = self.shard_starts()
         shards = np.searchsorted(starts, sample_ids, side="right") - 1
         pieces, positions = [], []
         for shard in np.unique(shards):
             where = np.flatnonzero(shards == shard)
-            table = _shard(str(self.path / self.manifest["shards"][shard]["file"]), columns)
+            table = shard_rows(self._file(shard), columns)
             pieces.append(table.take(pa.array(sample_ids[where] - starts[shard])))
             positions.append(where)
         order = np.argsort(np.concatenate(positions))
         return pa.concat_tables(pieces).take(pa.array(order))
+
+    def places(self, sample_ids: np.ndarray) -> list[Location]:
+        """Where the pictures of the given samples are."""
+        places = self.rows(sample_ids, _PLACE).to_pydict()
+        files = [file if _absolute(file) else str(storage.join(self.path, file)) for file in places["file"]]
+        return [Location(*place) for place in zip(files, *(places[name] for name in _PLACE[1:]), strict=True)]
+
+    def pictures(self, sample_ids: np.ndarray) -> Iterator[bytes | Missing]:
+        """Encoded pictures of the given samples, in the given order; `Missing` where one cannot be had any more."""
+        return read_locations(self.places(sample_ids))
 
     def texts(self) -> list[str]:
         """All different captions, in the order of text ids."""
@@ -146,7 +187,12 @@ class Prepared:
             texts.update(zip(ids, captions, strict=True))
         return [texts[i] for i in range(self.num_texts)]
 
+    def _file(self, shard: int) -> str:
+        return str(storage.join(self.path, self.manifest["shards"][shard]["file"]))
 
-@functools.lru_cache(maxsize=_CACHED_SHARDS)
-def _shard(path: str, columns: tuple[str, ...]) -> pa.Table:
-    return pq.read_table(path, columns=list(columns))
+
+def _absolute(file: str) -> bool:
+    return file.startswith("/") or storage.is_remote(file)
+
+
+shard_rows = functools.lru_cache(maxsize=_CACHED_SHARDS)(storage.read_table)

@@ -5,6 +5,9 @@ augments and tokenizes them, and hands over the finished batch: uint8 pictures a
 Epochs follow one another without a stall; a run that starts at step t asks for step t, and nothing before it is read. No
 step's content depends on the number of workers or on scheduling.
 
+A picture that was only indexed may turn out to be unusable here. A stand-in, chosen by the order, takes its row, so the batch
+keeps its size; the row that failed is handed on with its reason, to be counted and listed.
+
 Features of locked towers are not streamed: every worker maps the bank into memory and looks its rows up by id. Where both
 towers are locked there is nothing to decode, and no stream at all.
 """
@@ -12,6 +15,7 @@ towers are locked there is nothing to decode, and no stream at all.
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,17 +23,40 @@ import numpy as np
 
 from pipelines.batch import Batch
 from pipelines.cluster import configure_data
-from pipelines.images import Augment, decode, eval_view, train_view
+from pipelines.images import REASONS, Augment, BadImage, Opened, eval_view, open_picture, train_view
 from pipelines.order import Order
 from pipelines.prepared import Prepared
 from pipelines.randomness import generator
+from pipelines.settings import UserError
+from pipelines.storage import Missing
 from pipelines.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 _SEGMENT = 2000  # steps of one Ray Data execution: planning stays small however long the run is
 _PREFETCH = 3  # batches that wait on the worker
+_SPARES = 32  # stand-ins that are tried
+_ABOUT = ("sample_id", "failed", "reason")  # columns about rows, beside those that a batch has
+_REASONS = ("", "missing_image", *REASONS)  # in a batch, why a row failed is an index into this
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A row of the dataset that a batch had to do without."""
+
+    sample_id: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """What one batch is made of: samples of an epoch, and who stands in for a row that fails (nobody, where scores are made)."""
+
+    sample_ids: np.ndarray
+    epoch: int
+    spares: Callable[[int], Iterator[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,36 +87,76 @@ class Stream:
         """Whether anything has to be computed in the cluster."""
         return bool(self.columns & {"image", "text", "text_mask"})
 
-    def training(self, order: Order, first: int, last: int, worker: Worker) -> Iterator[Batch]:
-        """A worker's batches of steps [first, last)."""
+    def training(
+        self, order: Order, first: int, last: int, worker: Worker, failed: Callable[[Unusable], None] | None = None
+    ) -> Iterator[Batch]:
+        """A worker's batches of steps [first, last). `failed` is told of every row that a stand-in had to replace."""
 
-        def pick(step: int) -> tuple[np.ndarray, int]:
-            return order.batch(step, worker.rank, worker.world_size), order.epoch_of(step)
+        def pick(step: int) -> Item:
+            def spares(row: int) -> Iterator[int]:
+                return order.spares(step, worker.rank, worker.world_size, row)
 
-        return self._batches(pick, first, last, order.global_batch_size // worker.world_size, worker)
+            return Item(order.batch(step, worker.rank, worker.world_size), order.epoch_of(step), spares)
+
+        return self._batches(pick, first, last, order.global_batch_size // worker.world_size, worker, failed)
 
     def evaluation(self, sample_ids: np.ndarray, batch_size: int, worker: Worker) -> Iterator[Batch]:
-        """The given samples in the given order, once; the last batch may be shorter."""
+        """The given samples in the given order, once; the last batch may be shorter. Raises `UserError` for unusable pictures."""
 
-        def pick(index: int) -> tuple[np.ndarray, int]:
-            return sample_ids[index * batch_size : (index + 1) * batch_size], 0
+        def pick(index: int) -> Item:
+            return Item(sample_ids[index * batch_size : (index + 1) * batch_size], 0)
 
         return self._batches(pick, 0, -(-len(sample_ids) // batch_size), batch_size, worker)
 
-    def compute(self, sample_ids: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
-        """The columns that tasks compute, for these samples in this epoch."""
-        wanted = ["image"] if "image" in self.columns else []
-        wanted += ["captions"] if "text" in self.columns else []
-        table = self.prepared.rows(sample_ids, tuple(wanted))
-        result: dict[str, np.ndarray] = {"sample_id": sample_ids}
+    def compute(self, item: Item) -> dict[str, np.ndarray]:
+        """The columns that tasks compute. Raises `UserError` for a picture that can neither be used nor replaced."""
+        result = self._attempt(item)
+        self._check(item, *(result[name] for name in _ABOUT))
+        return result
+
+    def _attempt(self, item: Item) -> dict[str, np.ndarray]:
+        """The columns, and of each row: its sample_id, the id that failed in its place (or -1), and why.
+
+        Where nobody stands in, the two ids are equal.
+        """
+        ids = item.sample_ids.copy()
+        failed, reasons = np.full(len(ids), -1), np.zeros(len(ids), dtype=np.int64)
+        result: dict[str, np.ndarray] = {"sample_id": ids, "failed": failed, "reason": reasons}
         if "image" in self.columns:
-            pictures = zip((decode(data.as_py()) for data in table["image"]), sample_ids, strict=True)
-            result["image"] = np.stack([self._view(picture, epoch, int(i)) for picture, i in pictures])
+            views = np.zeros((len(ids), 3, self.image_size, self.image_size), dtype=np.uint8)
+            for row, data in enumerate(self.prepared.pictures(ids)):
+                try:
+                    views[row] = self._view(data, item.epoch, int(ids[row]))
+                except BadImage as bad:
+                    failed[row], reasons[row] = ids[row], _REASONS.index(bad.reason)
+                    ids[row], views[row] = self._stand_in(item, row) or (ids[row], 0)
+            result["image"] = views
         if "text" in self.columns:
             assert self.tokenizer is not None
-            captions = zip(table["captions"].to_pylist(), sample_ids, strict=True)
-            result["text"], result["text_mask"] = self.tokenizer([c[self._choice(len(c), epoch, int(i))] for c, i in captions])
+            captions = zip(self.prepared.rows(ids, ("captions",))["captions"].to_pylist(), ids, strict=True)
+            texts = [found[self._choice(len(found), item.epoch, int(i))] for found, i in captions]
+            result["text"], result["text_mask"] = self.tokenizer(texts)
         return result
+
+    def _stand_in(self, item: Item, row: int) -> tuple[int, np.ndarray] | None:
+        """The first spare sample that can be used, and its view."""
+        for spare in islice(item.spares(row), _SPARES) if item.spares is not None else ():
+            (data,) = self.prepared.pictures(np.asarray([spare]))
+            try:
+                return spare, self._view(data, item.epoch, spare)
+            except BadImage:
+                continue
+        return None
+
+    def _check(self, item: Item, ids: np.ndarray, failed: np.ndarray, reasons: np.ndarray) -> None:
+        """Raises `UserError` where a row failed and nobody stands in for it."""
+        for row in np.flatnonzero(failed == ids):
+            if item.spares is None:
+                raise _unusable(self.prepared, int(ids[row]), _REASONS[reasons[row]])
+            raise UserError(
+                f"data.path: the picture of sample {ids[row]} of {self.prepared.path} cannot be used ({_REASONS[reasons[row]]}), "
+                f"nor can the {_SPARES} that might stand in for it; see where the pictures have gone, and prepare again"
+            )
 
     def look_up(self, sample_ids: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
         """The columns that a worker looks up: ids, and rows of banks."""
@@ -106,7 +173,8 @@ class Stream:
             result["text_features"] = bank_rows(self.text_bank)[result["text_id"]].astype(np.float32)
         return {name: column for name, column in result.items() if name in self.columns}
 
-    def _view(self, picture: Any, epoch: int, sample_id: int) -> np.ndarray:
+    def _view(self, data: bytes | Missing, epoch: int, sample_id: int) -> np.ndarray:
+        picture = _opened(self.prepared, data)
         if self.augment is None:
             return eval_view(picture, self.image_size)
         return train_view(picture, self.image_size, self.augment, generator("view", self.seed, epoch, sample_id, 0))
@@ -118,41 +186,80 @@ class Stream:
         return int(generator("caption", self.seed, epoch, sample_id).integers(count))
 
     def _batches(
-        self, pick: Callable[[int], tuple[np.ndarray, int]], first: int, last: int, size: int, worker: Worker
+        self,
+        pick: Callable[[int], Item],
+        first: int,
+        last: int,
+        size: int,
+        worker: Worker,
+        failed: Callable[[Unusable], None] | None = None,
     ) -> Iterator[Batch]:
-        """Batches of items [first, last); `pick` gives an item's sample ids and epoch."""
+        """Batches of items [first, last)."""
         import torch
 
         if not self.uses_tasks:
-            for item in range(first, last):
-                found = self.look_up(*pick(item))
+            for index in range(first, last):
+                item = pick(index)
+                found = self.look_up(item.sample_ids, item.epoch)
                 yield cast(Batch, {name: torch.from_numpy(c).to(worker.device) for name, c in found.items()})
             return
         for start in range(first, last, _SEGMENT):
             end = min(start + _SEGMENT, last)
-            for item, computed in zip(range(start, end), self._computed(pick, start, end, size, worker), strict=True):
-                ids, epoch = pick(item)
-                if not np.array_equal(computed.pop("sample_id").cpu().numpy(), ids):
-                    raise RuntimeError(f"stream: the batch of item {item} holds other samples than the order says")
-                rest = {name: torch.from_numpy(c).to(worker.device) for name, c in self.look_up(ids, epoch).items()}
+            for index, computed in zip(range(start, end), self._computed(pick, start, end, size, worker), strict=True):
+                item = pick(index)
+                ids, missed, reasons = (computed.pop(name).cpu().numpy() for name in _ABOUT)
+                if not np.array_equal(np.where(missed < 0, ids, missed), item.sample_ids):
+                    raise RuntimeError(f"stream: the batch of item {index} holds other samples than the order says")
+                self._check(item, ids, missed, reasons)  # here, not in the task: Ray would wrap what it raises
+                for row in np.flatnonzero(missed >= 0):
+                    if failed is not None:
+                        failed(Unusable(int(missed[row]), _REASONS[reasons[row]]))
+                rest = {name: torch.from_numpy(c).to(worker.device) for name, c in self.look_up(ids, item.epoch).items()}
                 yield cast(Batch, computed | rest)
 
-    def _computed(
-        self, pick: Callable[[int], tuple[np.ndarray, int]], start: int, end: int, size: int, worker: Worker
-    ) -> Iterator[dict[str, Any]]:
+    def _computed(self, pick: Callable[[int], Item], start: int, end: int, size: int, worker: Worker) -> Iterator[dict[str, Any]]:
         """Ray Data's part of the batches of items [start, end)."""
         import ray.data
 
         configure_data()
         context = ray.data.DataContext.get_current()
-        # Every worker runs an execution of its own; each keeps to its share of the CPUs that are left for data.
-        context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=max(1.0, worker.data_cpus))
+        # Every worker runs an execution of its own; each keeps to its share of the CPUs that are left for data, and no more
+        # batches lie in the object store than keep them busy.
+        cpus = max(1.0, worker.data_cpus)
+        batch_bytes = size * (3 * self.image_size**2 + 1024)
+        context.execution_options.resource_limits = ray.data.ExecutionResources(
+            cpu=cpus, object_store_memory=(2 * cpus + 4) * batch_bytes
+        )
 
         def make(items: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return self.compute(*pick(start + int(items["id"][0])))
+            return self._attempt(pick(start + int(items["id"][0])))
 
         dataset = ray.data.range(end - start, override_num_blocks=end - start).map_batches(make, batch_size=1)
         yield from dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device)
+
+
+def whole_pictures(prepared: Prepared, sample_ids: np.ndarray) -> "Iterator[Image.Image]":
+    """The samples' pictures in RGB, as they are kept. Raises `UserError` for one that cannot be used."""
+    for sample_id, data in zip(sample_ids, prepared.pictures(sample_ids), strict=True):
+        try:
+            yield _opened(prepared, data).rgb()
+        except BadImage as bad:
+            raise _unusable(prepared, int(sample_id), f"{bad.reason}, {bad.detail}") from None
+
+
+def _opened(prepared: Prepared, data: bytes | Missing) -> Opened:
+    if isinstance(data, Missing):
+        raise BadImage("missing_image", str(data))
+    image = prepared.manifest["image"]
+    return open_picture(data, image["background"], svg_size=image["size"])
+
+
+def _unusable(prepared: Prepared, sample_id: int, why: str) -> UserError:
+    place = prepared.places(np.asarray([sample_id]))[0]
+    return UserError(
+        f"data.path: the picture of sample {sample_id} ({place.file}) of {prepared.path} cannot be used: {why}; "
+        "scores and banks need every picture: prepare with verify=all, or way=copy"
+    )
 
 
 @functools.lru_cache(maxsize=2)

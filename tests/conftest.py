@@ -61,10 +61,10 @@ def stamps_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stamps_config(stamps_folder: Path) -> dict:
-    """Settings of the stamps but for `output`: all lines are captions, seven rows a shard."""
+    """Settings of the stamps but for `output`: all lines are captions, one unit of the source, 16 rows, a shard."""
     source = {"name": "folder", "path": str(stamps_folder), "dataset": "stamps", "captions": "all_lines", "label": "kind"}
     image = {"size": 16, "format": "png"}
-    return {"source": source, "image": image, "splits": {"test": 0.2, "val": 0.1}, "shard_rows": 7}
+    return {"source": source, "image": image, "splits": {"test": 0.2, "val": 0.1}, "shard_rows": 16}
 
 
 @pytest.fixture(scope="session")

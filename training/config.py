@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from evaluation.suite import SuiteSettings
 from pipelines.images import Augment
 from pipelines.settings import Settings
+from pipelines.storage import Place
 from training.encoder import HeadUnion, LinearHead
 from training.objectives import ObjectiveUnion
 from training.objectives.clip import ClipSettings
@@ -19,11 +20,14 @@ from training.towers import ImageTowerUnion, TextTowerUnion
 class DataSettings(Settings):
     """The prepared dataset."""
 
-    path: Path = Field(description="folder that python -m pipelines made")
+    path: Place = Field(description="folder that python -m pipelines made; s3:// and gs:// too")
     split: str = Field("train", description="split to train on")
     split_seed: int | None = Field(None, ge=0, description="hold out other groups than the dataset was prepared with")
     validation: float | None = Field(
         None, gt=0, lt=1, description="hold out this share of the training groups as one more split, named validation"
+    )
+    max_unusable_rate: float = Field(
+        0.1, ge=0, le=1, description="of indexed data: stop when a larger share of the rows met cannot be used"
     )
     augment: Augment | None = Field(Augment(), description="random views of training pictures; null: the centre view")
 
@@ -52,7 +56,7 @@ class CheckpointSettings(Settings):
 class OtherData(Settings):
     """One more prepared dataset that is scored: the split of the same name as the run's own."""
 
-    path: Path = Field(description="folder that python -m pipelines made")
+    path: Place = Field(description="folder that python -m pipelines made")
     retrieval: bool = Field(True, description="score retrieval; false where captions say no more than the class")
     labels: tuple[str, ...] | None = Field(None, description="label columns for zero-shot classification; all by default")
     templates: tuple[str, ...] | None = Field(None, description="prompts of a class; null: the run's own")

@@ -20,10 +20,11 @@ from torch import nn
 
 from pipelines.cluster import configure_data
 from pipelines.settings import UserError
-from pipelines.stream import Worker
+from pipelines.stream import Unusable, Worker
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.clock import Clock
 from training.distributed import mean
+from training.metrics_file import UNUSABLE, UNUSABLE_ROWS
 from training.plan import Plan
 from training.state import TrainState
 from training.step import train_step
@@ -34,6 +35,7 @@ class DivergenceError(UserError):
     """The loss is no longer a number."""
 
 
+_ENOUGH = 1000  # samples to have seen before a rate of unusable ones says something
 HELD = "placement_group"  # file in a run's folder: what its workers hold in the cluster
 Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
 
@@ -73,7 +75,8 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
             load_checkpoint(Path(folder), state, plan, worker.device)
     clock = Clock(settings, state.seconds)
     encoder.train()
-    batches = plan.stream.training(plan.order, state.step, plan.total_steps, worker)
+    failed: list[Unusable] = []  # rows of this worker, since the last report
+    batches = plan.stream.training(plan.order, state.step, plan.total_steps, worker, failed.append)
     while not state.ended:
         waited = time.perf_counter()
         batch = next(batches)
@@ -83,7 +86,7 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
         if not clock.reports(state.step, plan):
             continue
         total = float(mean(loss.total))
-        metrics = {"step": state.step, "epoch": state.step / plan.order.steps_per_epoch, "samples": state.samples}
+        metrics: dict[str, Any] = {"step": state.step, "epoch": state.step / plan.order.steps_per_epoch, "samples": state.samples}
         metrics |= {"loss": total, "lr": lr, "grad_norm": float(norm)} | {k: float(mean(v)) for k, v in loss.metrics.items()}
         metrics |= clock.read()
         if not np.isfinite(total):
@@ -94,11 +97,25 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
             metrics |= {name: value for found in scores for name, value in found.metrics.items()}
             clock.restart()
             state.ended = state.step == plan.total_steps or clock.out_of_time()
+        state.unusable += round(float(mean(torch.tensor(float(len(failed)), device=worker.device))) * worker.world_size)
+        metrics |= {"unusable": state.unusable, UNUSABLE_ROWS: [[row.sample_id, row.reason] for row in failed]}
+        failed.clear()
         state.seconds = clock.total()
         metrics["seconds"] = round(state.seconds, 3)
         save = partial(_save, state, plan, metrics, rows if state.ended else None) if clock.saves(state.step, evaluate) else None
         report(metrics, save)
+        if state.samples >= _ENOUGH and state.unusable > settings.data.max_unusable_rate * state.samples:
+            return {"failed": _too_many(plan, state)}
     return {"step": state.step, "samples": state.samples, "device": _device_name(worker.device)}
+
+
+def _too_many(plan: Plan, state: TrainState) -> str:
+    data = plan.settings.data
+    return (
+        f"{state.unusable:,} of {state.samples:,} rows could not be used, more than "
+        f"data.max_unusable_rate={data.max_unusable_rate}; {UNUSABLE} in the run's folder lists them with reasons; "
+        f"see where the pictures of {data.path} have gone, or allow more"
+    )
 
 
 def _save(state: TrainState, plan: Plan, metrics: dict[str, Any], rows: list[HeldOutEmbeddings] | None, folder: Path) -> None:

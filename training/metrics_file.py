@@ -1,8 +1,12 @@
 """Reading `metrics.jsonl` and its like, apart from what writes it, so that the report needs no Ray."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+UNUSABLE = "unusable.jsonl"  # rows of indexed data that could not be used when their turn came, each once, with its reason
+UNUSABLE_ROWS = "unusable_rows"  # key of the reports that bring them
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -15,3 +19,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 continue
     return lines
+
+
+def unusable_reasons(run: Path) -> dict[str, int]:
+    """How many rows of the dataset the run found unusable, by reason, the most frequent first."""
+    return dict(Counter(line["reason"] for line in read_metrics(run / UNUSABLE)).most_common())

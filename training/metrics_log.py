@@ -13,7 +13,7 @@ from typing import Any
 
 import ray.train
 
-from training.metrics_file import read_metrics
+from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, read_metrics
 
 
 class MetricsLog:
@@ -47,16 +47,18 @@ class Recorder(ray.train.UserCallback):
         self._run, self._best, self._mode, self._tensorboard = run, best, mode, tensorboard
         self._log: MetricsLog | None = None
         self._writer: Any = None
+        self._unusable: set[int] | None = None
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Called in the controller once all workers have reported."""
-        line = self.write(metrics[0])
+        line = self.write(*metrics)
         if checkpoint is not None:
             self.keep_best(line, checkpoint)
 
-    def write(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        """One line of metrics.jsonl, and its events. Returns the line."""
-        line = metrics | {"time": round(time.time(), 3)}
+    def write(self, metrics: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
+        """One line of metrics.jsonl from rank 0's report, and its events; all workers' unusable rows. Returns the line."""
+        self._list_unusable([row for report in (metrics, *others) for row in report.get(UNUSABLE_ROWS, [])])
+        line = {key: value for key, value in metrics.items() if key != UNUSABLE_ROWS} | {"time": round(time.time(), 3)}
         self._log = self._log or MetricsLog(self._run / "metrics.jsonl")
         self._log.append(line)
         if self._tensorboard:
@@ -68,6 +70,19 @@ class Recorder(ray.train.UserCallback):
                 self._writer.add_scalar(name, value, line["step"])
             self._writer.flush()
         return line
+
+    def _list_unusable(self, rows: list[list[Any]]) -> None:
+        """Each row once, however often epochs and restarts come past it."""
+        path = self._run / UNUSABLE
+        if not rows:
+            return
+        if self._unusable is None:
+            self._unusable = {line["sample_id"] for line in read_metrics(path)}
+        with path.open("a", encoding="utf-8") as file:
+            for sample_id, reason in rows:
+                if sample_id not in self._unusable:
+                    self._unusable.add(sample_id)
+                    file.write(json.dumps({"sample_id": sample_id, "reason": reason}) + "\n")
 
     def keep_best(self, line: dict[str, Any], checkpoint: Any) -> None:
         """Copy a better checkpoint aside and rename, so that `best` is always whole."""

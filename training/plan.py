@@ -83,13 +83,13 @@ class Plan:
 
 def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
     """The training split's order. Raises `UserError` for an unknown split, or one that does not fill a batch."""
-    known = prepared.split_ids(settings.data.split_seed, settings.data.validation)
+    known = prepared.split_list(settings.data.validation)
     if settings.data.split not in known:
         raise UserError(f"data.split: '{settings.data.split}' is unknown; {prepared.path} has {', '.join(known)}")
     if settings.data.split == settings.evaluation.split:
         raise UserError(f"evaluation.split: '{settings.evaluation.split}' is what the run trains on; hold another split out")
     order = Order(
-        str(prepared.path),
+        prepared.path,
         prepared.fingerprint,
         settings.data.split,
         settings.data.split_seed,
@@ -187,5 +187,9 @@ def make_plan(
 
 def _tokenizer(settings: TrainSettings, prepared: Prepared, order: Order) -> TextTokenizer:
     """The text tower's own, or one trained on the training split's captions, in the order of sample ids."""
-    captions = prepared.table("captions").take(order.ids)["captions"].to_pylist()
-    return settings.text_tower.tokenizer([text for texts in captions for text in texts])
+
+    def corpus() -> list[str]:
+        captions = prepared.table("captions").take(order.ids)["captions"].to_pylist()
+        return [text for texts in captions for text in texts]
+
+    return settings.text_tower.tokenizer(corpus)

@@ -20,12 +20,12 @@ from typing import Any
 import jinja2
 import numpy as np
 import yaml
-from PIL import Image
 
 from evaluation import retrieval
 from evaluation.suite import HeldOut, SuiteSettings, gallery, held_out
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, validate
+from pipelines.stream import whole_pictures
 from training.metrics_file import read_metrics
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -238,9 +238,8 @@ def _place(found: Sequence[dict[str, Any]], rank: int) -> dict[str, int | None]:
 def _thumbnails(prepared: Prepared, sample_ids: list[int]) -> dict[int, str]:
     """Small pictures as data URIs, by sample id."""
     result = {}
-    rows = prepared.rows(np.asarray(sample_ids, dtype=np.int64), ("image",))["image"].to_pylist()
-    for sample_id, data in zip(sample_ids, rows, strict=True):
-        small = Image.open(io.BytesIO(data)).convert("RGB")
+    pictures = whole_pictures(prepared, np.asarray(sample_ids, dtype=np.int64))
+    for sample_id, small in zip(sample_ids, pictures, strict=True):
         small.thumbnail((_THUMBNAIL, _THUMBNAIL))
         file = io.BytesIO()
         small.save(file, "WEBP", quality=85)

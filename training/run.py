@@ -32,7 +32,7 @@ from pipelines.settings import UserError, difference
 from training.checkpoint import newest_checkpoint
 from training.config import TrainSettings
 from training.fit import fit
-from training.metrics_file import read_metrics
+from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import Plan, check_build, held_out_data, make_order, make_plan
 from training.report import write_report
 from training.resources import Cluster, plan_resources
@@ -166,9 +166,9 @@ def _check_metric(settings: TrainSettings, data: list[HeldOut]) -> None:
 
 def _announce(plan: Plan, display: Display) -> None:
     settings, order = plan.settings, plan.order
-    left = len(order.ids) - order.steps_per_epoch * settings.global_batch_size
+    left = order.rows - order.steps_per_epoch * settings.global_batch_size
     display.line(
-        f"{settings.name}: {settings.objective.name} on {plan.stream.prepared.name}, {len(order.ids):,} pairs, "
+        f"{settings.name}: {settings.objective.name} on {plan.stream.prepared.name}, {order.rows:,} pairs, "
         f"{settings.epochs} epochs x {order.steps_per_epoch} steps of {settings.global_batch_size}"
         + (f" ({left} pairs left over in each epoch, others each time)" if left else "")
     )
@@ -193,11 +193,11 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
             "name": prepared.name,
             "path": str(prepared.path),
             "fingerprint": prepared.fingerprint,
-            "train_samples": len(plan.order.ids),
+            "train_samples": plan.order.rows,
             "held_out_samples": len(plan.held_out.sample_ids),
             "split_seed": plan.settings.data.split_seed,
             "validation": plan.settings.data.validation,
-            "counts": prepared.manifest["counts"],
+            "counts": prepared.manifest["counts"] | {"unusable": unusable_reasons(folder)},
             "shuffled": prepared.shuffled,
             "licence": prepared.manifest["licence"],
             "attribution": prepared.manifest["attribution"],

@@ -26,6 +26,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     step: int = 0  # optimizer steps done; the next one is this one
     samples: int = 0  # pairs seen, over all workers
+    unusable: int = 0  # rows that could not be used when their turn came, over all workers; others stood in for them
     seconds: float = 0.0  # of training so far, evaluation included, in all sessions
     ended: bool = False  # at the last step, or out of time
 

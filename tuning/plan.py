@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from evaluation.suite import HeldOut, metric_names
+from pipelines import storage
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, apply_overrides, digest, read_yaml, validate
 from training.config import TrainSettings
@@ -44,9 +45,9 @@ class SweepPlan:
             apply_overrides(self.base, self.overrides(trial) | given, TrainSettings),
             f"{self.settings.base}, {trial.cell}",
         )
-        also = tuple(other.model_copy(update={"path": other.path.absolute()}) for other in settings.evaluation.also)
+        also = tuple(other.model_copy(update={"path": storage.absolute(other.path)}) for other in settings.evaluation.also)
         absolute = {
-            "data": settings.data.model_copy(update={"path": settings.data.path.absolute()}),
+            "data": settings.data.model_copy(update={"path": storage.absolute(settings.data.path)}),
             "evaluation": settings.evaluation.model_copy(update={"also": also}),
         }
         # Tune's loggers write events; a trial's own would be the same again.

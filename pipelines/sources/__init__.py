@@ -4,7 +4,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipelines.sources.folder import FolderSource
-from pipelines.sources.openmoji import OpenMojiSource
+from pipelines.sources.mix import MixSource, PlainSource
 
-SourceSettings = Annotated[OpenMojiSource | FolderSource, Field(discriminator="name")]
+SourceSettings = Annotated[PlainSource | MixSource, Field(discriminator="name")]

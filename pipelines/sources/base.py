@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import Field
+
+from pipelines.locations import Location
 from pipelines.settings import Settings
 
 
@@ -19,10 +22,11 @@ class Pair:
 
     key: str  # unique within the source
     origin: str  # where it came from, for people: a path, a URL, a member of a tar
-    image: bytes  # encoded
+    location: Location  # where the picture's encoded bytes are
     captions: list[str]
     group: str  # what must not be torn apart by a split: a concept, a product, a photographer
     labels: dict[str, str] = field(default_factory=dict)
+    image: bytes | None = None  # encoded, where the source had them at hand; else they are read from `location`
 
 
 @dataclass(frozen=True)
@@ -37,31 +41,40 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece of reading. `data` is what `read` needs, as JSON values."""
+    """One piece of reading. `data` is what `read` needs, as JSON values; what makes its content change is part of it."""
 
     data: Any
-    rows: int  # how many rows it will give, for the progress display
+    rows: int | None  # how many rows it will give; None: not known before it is read
+    absent: int = 0  # rows that whoever fetched the data listed, and could not fetch
+    weight: float = 1.0  # how often an epoch shows its pairs
 
 
 class Source(Settings):
     """Base of the source settings: what to read, and how."""
 
+    dataset: str = Field("", description="the dataset's name in metrics; by default taken from the path")
+    data_licence: str = Field("unknown", description="licence of the data")
+    data_attribution: str = Field("", description="what must stand beside the data where it is shown")
+
     @abstractmethod
     def title(self) -> str:
         """The dataset's name in metrics, such as `openmoji`."""
 
-    @abstractmethod
     def licence(self) -> str:
         """Licence of the data."""
+        return self.data_licence
 
-    @abstractmethod
     def attribution(self) -> str:
         """What must stand beside the data wherever it is shown."""
+        return self.data_attribution
 
     @abstractmethod
     def units(self) -> list[Unit]:
         """All work, listed without reading it, in a fixed order. Raises `UserError` where nothing can be read."""
 
     @abstractmethod
-    def read(self, unit: Any) -> Iterator[Pair | Rejected]:
-        """The rows of one unit's `data`, in a fixed order. Runs in the cluster."""
+    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+        """The rows of one unit's `data`, in a fixed order. Runs in the cluster.
+
+        `pictures`: the encoded pictures are wanted too; a source that passes them anyway fills `Pair.image`.
+        """

@@ -11,18 +11,20 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from pipelines import storage
+from pipelines.locations import Location
 from pipelines.settings import UserError
 from pipelines.sources.base import Pair, Rejected, Source, Unit
+from pipelines.storage import Missing, Place
 
-_ROWS_PER_UNIT = 64
+_ROWS_PER_UNIT = 16
 
 
 class FolderSource(Source):
     """Pictures in a folder, each with a caption file beside it."""
 
     name: Literal["folder"]
-    path: Path = Field(description="the folder, searched with all its subfolders")
-    dataset: str = Field("", description="the dataset's name in metrics; the folder's name by default")
+    path: Place = Field(description="the folder, searched with all its subfolders")
     extensions: tuple[str, ...] = Field((".jpg", ".jpeg", ".png", ".webp", ".gif", ".svg"), description="of pictures")
     caption_extension: str = Field(".txt", description="of caption files")
     captions: Literal["first_line", "all_lines"] = Field("first_line", description="what of a caption file is a caption")
@@ -32,30 +34,24 @@ class FolderSource(Source):
         "error",
         description="a picture without caption file or a caption file without picture: stop, or list as rejected",
     )
-    data_licence: str = Field("unknown", description="licence of the data")
-    data_attribution: str = Field("", description="what must stand beside the data where it is shown")
 
     def title(self) -> str:
-        return self.dataset or self.path.name.lower()
-
-    def licence(self) -> str:
-        return self.data_licence
-
-    def attribution(self) -> str:
-        return self.data_attribution
+        return self.dataset or storage.name_of(self.path).lower()
 
     def units(self) -> list[Unit]:
-        if not self.path.is_dir():
-            raise UserError(f"source.path: {self.path} is not a folder; pass source.path=FOLDER")
+        files = {file.path[len(str(self.path)) :].lstrip("/"): file for file in storage.files_below(self.path)}
+        if not files:
+            raise UserError(f"source.path: {self.path} is not a folder with files; pass source.path=FOLDER")
         captions: dict[str, str] = {}  # path without extension -> caption file
         images: list[str] = []
-        for path in sorted(p for p in self.path.rglob("*") if p.is_file()):
-            relative = path.relative_to(self.path).as_posix()
+        # Folder by folder, as people sort them.
+        for relative in sorted(files, key=lambda name: name.split("/")):
             if any(fnmatch(relative, pattern) for pattern in self.exclude):
                 continue
-            if path.suffix.lower() == self.caption_extension:
+            suffix = Path(relative).suffix.lower()
+            if suffix == self.caption_extension:
                 captions[str(Path(relative).with_suffix(""))] = relative
-            elif path.suffix.lower() in self.extensions:
+            elif suffix in self.extensions:
                 images.append(relative)
         if not images:
             kinds = ", ".join(self.extensions)
@@ -65,7 +61,7 @@ class FolderSource(Source):
         alone: list[list[str | None]] = [[None, captions[stem]] for stem in sorted(captions.keys() - set(stems.values()))]
         self._check_paired([r[0] for r in rows if r[1] is None and r[0]], [r[1] for r in alone if r[1]])
         # Size and time of every file are part of the listing, so that a changed file is a changed source.
-        listing = [[image, caption, *self._stamp(image), *self._stamp(caption)] for image, caption in rows + alone]
+        listing = [row + [n for name in row if name for n in (files[name].size, files[name].changed)] for row in rows + alone]
         chunks = [listing[start : start + _ROWS_PER_UNIT] for start in range(0, len(listing), _ROWS_PER_UNIT)]
         return [Unit(data=chunk, rows=len(chunk)) for chunk in chunks]
 
@@ -75,24 +71,18 @@ class FolderSource(Source):
         out = "or pass source.unpaired=reject to list them in rejected.parquet and go on"
         if captions:
             raise UserError(
-                f"{self.path / captions[0]}: a caption file without a picture beside it ({len(captions)} such files); "
-                f"add the picture, delete the file, {out}"
+                f"{storage.join(self.path, captions[0])}: a caption file without a picture beside it "
+                f"({len(captions)} such files); add the picture, delete the file, {out}"
             )
         if images:
             raise UserError(
-                f"{self.path / images[0]}: a picture without a {self.caption_extension} file beside it "
+                f"{storage.join(self.path, images[0])}: a picture without a {self.caption_extension} file beside it "
                 f"({len(images)} such files); add the caption, delete the picture, {out}"
             )
 
-    def _stamp(self, relative: str | None) -> list[int]:
-        if relative is None:
-            return []
-        status = (self.path / relative).stat()
-        return [status.st_size, status.st_mtime_ns]
-
-    def read(self, unit: Any) -> Iterator[Pair | Rejected]:
+    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
         for image, caption, *_ in unit:
-            origin = str(self.path / (image or caption))
+            origin = str(storage.join(self.path, image or caption))
             if image is None:
                 yield Rejected(caption, origin, "missing_image", "a caption file without a picture beside it")
                 continue
@@ -100,9 +90,8 @@ class FolderSource(Source):
                 yield Rejected(image, origin, "missing_caption", f"no {self.caption_extension} file beside it")
                 continue
             try:
-                text = (self.path / caption).read_text(encoding="utf-8-sig")
-                data = (self.path / image).read_bytes()
-            except (OSError, UnicodeDecodeError) as error:
+                text = storage.read(storage.join(self.path, caption)).decode("utf-8-sig")
+            except (Missing, UnicodeDecodeError) as error:
                 yield Rejected(image, origin, "unreadable_file", str(error))
                 continue
             lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -112,4 +101,4 @@ class FolderSource(Source):
                 continue
             folder = image.split("/")[0] if "/" in image else ""
             labels = {self.label: folder or "(top)"} if self.label else {}
-            yield Pair(image, origin, image=data, captions=lines, group=lines[0].lower(), labels=labels)
+            yield Pair(image, origin, Location(origin), captions=lines, group=lines[0].lower(), labels=labels)

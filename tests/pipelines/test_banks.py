@@ -61,10 +61,7 @@ def colours(tiny_dataset: Prepared, pictures: Callable) -> Path:
 def test_rows_are_what_the_encoder_gives_for_each_centre_view(tiny_dataset: Prepared, colours: Path) -> None:
     rows = np.load(colours / "rows.npy")
     assert rows.dtype == np.float16 and rows.shape == (96, 6)
-    views = [
-        eval_view(decode(data.as_py()), 24).astype(np.float64) * 0.5
-        for data in tiny_dataset.rows(np.arange(96), ("image",))["image"]
-    ]
+    views = [eval_view(decode(data), 24).astype(np.float64) * 0.5 for data in tiny_dataset.pictures(np.arange(96))]
     direct = np.stack([np.concatenate([v.mean(axis=(1, 2)), v.std(axis=(1, 2))]) for v in views])
     assert np.abs(rows - direct).max() < 0.1  # float16 steps by 0.0625 near 100
     assert colours.parent == tiny_dataset.path / "banks" and (colours / "bank.json").exists()
@@ -136,8 +133,8 @@ def test_a_pool_of_nobody_computes_the_same_in_this_process(
 ) -> None:
     """The same name, the same rows to the last bit, and no actor: a bank does not tell who computed it."""
     (tmp_path / "own").mkdir()
-    for shard in tiny_dataset.manifest["shards"]:
-        (tmp_path / "own" / shard["file"]).symlink_to(tiny_dataset.path / shard["file"])
+    for content in tiny_dataset.path.glob("content-*"):
+        (tmp_path / "own" / content.name).symlink_to(content)
     moved = replace(tiny_dataset, path=tmp_path / "own")
     alone = image_bank(moved, 24, pictures, (0.5,), {"weights": "abc"}, Pool(0), QUIET)
     assert alone.name == colours.name and alone.parent == tmp_path / "own" / "banks"

@@ -13,7 +13,7 @@ from pipelines.captions import CaptionSettings, clean, cut, exchange, usable
 from pipelines.config import PrepareSettings
 from pipelines.display import Display
 from pipelines.prepare import prepare, summary
-from pipelines.prepared import Prepared
+from pipelines.prepared import Prepared, split_of
 from pipelines.settings import UserError, validate
 from pipelines.sources.base import Pair, Rejected
 
@@ -183,25 +183,26 @@ def test_captions_are_cleaned_where_a_dataset_is_prepared(plain: Prepared) -> No
     rows = [row for shard in shards_of(plain) for row in shard]
     wanted = [[f"a thing {i}", f"thing {i} again"] if i % 3 == 0 else [f"a thing {i}"] for i in range(ROWS)]
     assert [row["captions"] for row in rows] == wanted and [row["group"] for row in rows] == [texts[0] for texts in wanted]
-    assert plain.shuffled == 0 and "shuffled" not in plain.manifest["schema"] and "shuffled" not in summary(plain)
+    assert plain.shuffled == 0 and "shuffled" not in rows[0] and "shuffled" not in summary(plain)
     assert plain.manifest["config"]["captions"] == CaptionSettings(clean=True).model_dump()
 
 
-def test_the_share_is_exact_in_every_shard_and_the_rest_is_untouched(plain: Prepared, noisy: Prepared) -> None:
-    total = 0
-    for before, after in zip(shards_of(plain), shards_of(noisy), strict=True):
-        train = sum(row["split"] == "train" for row in before)
-        moved = [(old, new) for old, new in zip(before, after, strict=True) if old["captions"] != new["captions"]]
-        assert 1 < len(moved) == round(SHARE * train) < train
-        assert all(old["split"] == new["split"] == "train" for old, new in moved)
-        assert sorted(old["captions"] for old, _ in moved) == sorted(new["captions"] for _, new in moved)
-        assert [row["shuffled"] for row in after] == [
-            old["captions"] != new["captions"] for old, new in zip(before, after, strict=True)
-        ]
-        for old, new in zip(before, after, strict=True):
-            for name in ("sample_id", "image_id", "key", "group", "split", "image"):
-                assert old[name] == new[name]
-        total += len(moved)
+def test_the_share_is_exact_and_the_rest_is_untouched(plain: Prepared, noisy: Prepared) -> None:
+    before, after = ([row for shard in shards_of(prepared) for row in shard] for prepared in (plain, noisy))
+    assert len(plain.manifest["shards"]) > 1, "captions wander between shards too"
+    train = sum(row["split"] == "train" for row in before)
+    moved = [(old, new) for old, new in zip(before, after, strict=True) if old["captions"] != new["captions"]]
+    total = len(moved)
+    assert 1 < total == round(SHARE * train) < train
+    assert all(old["split"] == new["split"] == "train" for old, new in moved)
+    assert sorted(old["captions"] for old, _ in moved) == sorted(new["captions"] for _, new in moved)
+    assert [row["shuffled"] for row in after] == [
+        old["captions"] != new["captions"] for old, new in zip(before, after, strict=True)
+    ]
+    for old, new in zip(before, after, strict=True):
+        for name in ("sample_id", "image_id", "key", "group", "split", "start", "length"):
+            assert old[name] == new[name]
+    assert list(noisy.pictures(np.arange(ROWS))) == list(plain.pictures(np.arange(ROWS)))
     assert noisy.manifest["captions"] == {"chosen": total, "shuffled": total} and noisy.shuffled == total
     assert f"captions of {total} rows shuffled" in summary(noisy)
     assert noisy.manifest["config"]["captions"] == CaptionSettings(clean=True, shuffled=SHARE).model_dump()
@@ -249,13 +250,15 @@ def test_another_split_of_shuffled_captions_is_refused(plain: Prepared, noisy: P
 
 
 def test_a_single_training_row_is_left_alone_and_counted(ray_session: None, folder: Path, tmp_path: Path) -> None:
-    found = prepare(settings_of(folder, tmp_path / "out", {"shuffled": 1.0}, shard_rows=1), QUIET)
-    train = found.manifest["splits"]["train"]
-    assert found.manifest["captions"] == {"chosen": train, "shuffled": 0} and 20 < train < ROWS
+    splits, groups = {"test": 0.5, "val": 0.47}, [f"a thing: {i}!" for i in range(ROWS)]
+    seed = next(s for s in range(200) if [split_of(group, splits, s) for group in groups].count("train") == 1)
+    found = prepare(settings_of(folder, tmp_path / "out", {"shuffled": 1.0}, splits=splits, split_seed=seed), QUIET)
+    assert found.manifest["splits"]["train"] == 1
+    assert found.manifest["captions"] == {"chosen": 1, "shuffled": 0}
     assert found.table("shuffled")["shuffled"].to_pylist() == [False] * ROWS
     assert found.table("captions")["captions"].to_pylist()[1] == ["A Thing: 1!"]
     assert "captions of 0 rows shuffled" in summary(found)
-    assert set(found.split_ids(3)) == {"train", "test", "val"}
+    assert set(found.split_ids(seed + 1)) == {"train", "test", "val"}
 
 
 def test_rows_that_cleaning_empties_are_listed(ray_session: None, tmp_path: Path, png_of: Any) -> None:
@@ -266,7 +269,8 @@ def test_rows_that_cleaning_empties_are_listed(ray_session: None, tmp_path: Path
         (root / f"{name}.txt").write_text(text)
     captions = {"clean": True, "max_words": 2}
     found = prepare(settings_of(root, tmp_path / "out", captions, max_rejected_rate=0.5), QUIET)
-    assert found.manifest["counts"] == {"read": 3, "kept": 2, "rejected": {"empty_caption": 1}}
+    counts = {"listed": 3, "found": 3, "read": 3, "kept": 2, "rejected": {"empty_caption": 1}}
+    assert found.manifest["counts"] == counts
     assert found.texts() == ["a cat", "a dog"]
     (row,) = pq.read_table(found.path / "rejected.parquet").to_pylist()
     assert (row["key"], row["reason"]) == ("b.png", "empty_caption")

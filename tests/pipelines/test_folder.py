@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.locations import read_location
 from pipelines.settings import UserError
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.folder import FolderSource
+from pipelines.storage import Missing
 
 PICTURE = b"encoded"  # the source never looks inside
 
 
 def read(source: FolderSource) -> list[Pair | Rejected]:
-    return [found for unit in source.units() for found in source.read(unit.data)]
+    return [found for unit in source.units() for found in source.read(unit.data, pictures=True)]
 
 
 def pairs(source: FolderSource) -> list[Pair]:
@@ -37,7 +39,7 @@ def test_pictures_pair_with_the_caption_file_of_the_same_stem(folder_of: Callabl
         }
     )
     found = pairs(source_of(root))
-    assert [(p.key, p.image, p.captions, p.group) for p in found] == [
+    assert [(p.key, read_location(p.location), p.captions, p.group) for p in found] == [
         ("b.JPG", b"jpg", ["A Bee"], "a bee"),
         ("deep/er/a.svg", b"svg", ["an ant"], "an ant"),
     ]
@@ -105,12 +107,17 @@ def test_a_bad_caption_file_is_a_rejected_row(folder_of: Callable, caption: byte
 
 
 def test_a_file_that_vanished_since_the_listing_is_a_rejected_row(folder_of: Callable) -> None:
-    root = folder_of({"a.png": PICTURE, "a.txt": "x"})
+    root = folder_of({f"{name}.{kind}": PICTURE for name in "ab" for kind in ("png", "txt")})
     source = source_of(root)
     units = source.units()
-    (root / "a.png").unlink()
-    (row,) = source.read(units[0].data)
-    assert isinstance(row, Rejected) and row.reason == "unreadable_file"
+    (root / "a.txt").unlink()
+    (root / "b.png").unlink()
+    lost, pair = source.read(units[0].data, pictures=True)
+    assert isinstance(lost, Rejected) and lost.reason == "unreadable_file"
+    # Pictures are fetched by whoever needs them, who rejects the row.
+    assert isinstance(pair, Pair)
+    with pytest.raises(Missing):
+        read_location(pair.location)
 
 
 def test_words_that_tables_read_as_missing_are_captions(folder_of: Callable) -> None:

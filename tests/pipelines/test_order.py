@@ -1,72 +1,164 @@
 """The order of samples: a permutation that is a function of (seed, epoch), the same whatever the number of workers."""
 
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from pipelines.order import Order, epoch_order
+from pipelines import storage
+from pipelines.order import Order
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError
 
 
-def layout(rows: list[int], keep: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted ids of a split that holds every `keep`-th sample or so, and the starts of the shards."""
-    starts = np.cumsum([0, *rows])
-    ids = np.flatnonzero(np.random.default_rng(seed).integers(keep, size=starts[-1]) == 0)
-    return ids, starts
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Order]:
+    """An order over a dataset whose shards hold given numbers of rows, every `keep`-th of them or so in the train split."""
+
+    def make(rows: list[int], keep: int = 1, weights: Sequence[float] = (), tables: bool = False, **keys: Any) -> Order:
+        folder = tmp_path_factory.mktemp("shards")
+        shards, first = [], 0
+        for index, count in enumerate(rows):
+            split = np.where(np.random.default_rng(index).integers(keep, size=count) == 0, "train", "test")
+            ids = np.arange(first, first + count)
+            first += count
+            table = pa.table({"sample_id": ids, "group": [f"g{i}" for i in ids], "split": split})
+            pq.write_table(table, folder / f"{index}.parquet")
+            splits = {name: int((split == name).sum()) for name in ("train", "test")}
+            weight = {"weight": weights[index]} if weights else {}
+            shards.append({"file": f"{index}.parquet", "rows": count, "splits": splits} | weight)
+        manifest = {
+            "format_version": 2,
+            "fingerprint": f"{folder}",
+            "tables": tables,
+            "captions": {"shuffled": 0},
+            "config": {"split_seed": 0},
+            "split_shares": {"test": 0.5},
+            "shards": shards,
+        }
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        return Order(folder, f"{folder}", "train", None, **({"seed": 0, "global_batch_size": 1} | keys))
+
+    return make
 
 
-layouts = st.builds(layout, st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 4), st.integers(0, 5))
+def epoch_of(order: Order, epoch: int) -> np.ndarray:
+    """The whole order of an epoch."""
+    return order.take(epoch, np.arange(order.rows))
 
 
-@settings(max_examples=80, deadline=None)
-@given(layouts, st.integers(0, 3), st.integers(0, 3), st.integers(1, 100))
-def test_every_sample_once_and_the_same_again(found: tuple, seed: int, epoch: int, window: int) -> None:
-    ids, starts = found
-    order = epoch_order(ids, starts, seed, epoch, window)
-    assert np.array_equal(np.sort(order), ids)
-    assert np.array_equal(order, epoch_order(ids, starts, seed, epoch, window))
+def small_window(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr("pipelines.prepared._WINDOW", rows)
 
 
-@settings(max_examples=80, deadline=None)
-@given(layouts, st.integers(0, 3), st.integers(1, 60))
-def test_reading_stays_within_a_window_of_shards(found: tuple, seed: int, window: int) -> None:
+@pytest.mark.parametrize("window", [1, 7, 40, 1000])
+@pytest.mark.parametrize("keep", [1, 3])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_every_sample_once_and_the_same_in_pieces(
+    dataset: Callable, monkeypatch: pytest.MonkeyPatch, window: int, keep: int, epoch: int
+) -> None:
+    small_window(monkeypatch, window)
+    order = dataset([5, 1, 30, 12, 8, 9, 2, 17], keep, seed=window)
+    whole = epoch_of(order, epoch)
+    assert np.array_equal(np.sort(whole), order.ids) and len(whole) == order.rows
+    if keep == 1:
+        assert order.rows == 84
+    # Asked for backwards, one by one: nothing depends on what was asked before.
+    assert [int(order.take(epoch, np.asarray([i]))[0]) for i in reversed(range(order.rows))] == whole[::-1].tolist()
+
+
+@pytest.mark.parametrize("window", [3, 20, 50])
+def test_reading_stays_within_a_window_of_shards(dataset: Callable, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     """Wherever all shards touched so far are used up, one may cut; between two cuts lies at most one window of rows.
 
     Shards join a window until it holds `window` rows, so it has fewer than `window` rows more than its largest shard.
     """
-    ids, starts = found
-    order = epoch_order(ids, starts, seed, 0, window)
-    shard_of = np.searchsorted(starts, order, side="right") - 1
+    small_window(monkeypatch, window)
+    rows = [5, 1, 30, 12, 8, 9, 2, 17, 25, 25, 3]
+    order = epoch_of(dataset(rows), 0)
+    shard_of = np.searchsorted(np.cumsum([0, *rows]), order, side="right") - 1
     last = {int(shard): int(np.flatnonzero(shard_of == shard)[-1]) for shard in np.unique(shard_of)}
-    begin, end = 0, -1
+    begin, end, cuts = 0, -1, 0
     for position, shard in enumerate(shard_of):
         end = max(end, last[int(shard)])
         if position == end:
-            assert position + 1 - begin < window + max(np.bincount(shard_of))
-            begin = position + 1
+            assert position + 1 - begin < window + max(rows)
+            begin, cuts = position + 1, cuts + 1
+    assert cuts > 1
 
 
-def test_a_small_dataset_is_permuted_as_a_whole() -> None:
+def test_tables_have_a_smaller_window(dataset: Callable) -> None:
+    """Row groups of a window have to fit into memory: of 40,000 rows, neighbours in the order are of neighbouring shards."""
+    rows = [1000] * 40
+    apart = [np.ptp(epoch_of(dataset(rows, tables=tables), 0)[:2000]) for tables in (True, False)]
+    spread = [len(np.unique(epoch_of(dataset(rows, tables=tables), 0)[:2000] // 1000)) for tables in (True, False)]
+    assert spread[0] <= 3 and spread[1] == 40 and apart[1] > 39_000
+
+
+def test_a_small_dataset_is_permuted_as_a_whole_however_it_is_cut(dataset: Callable) -> None:
     """Any place may hold any sample: over many epochs positions and samples are unrelated."""
-    ids, starts = np.arange(60), np.array([0, 20, 40, 60])
-    places = np.stack([np.argsort(epoch_order(ids, starts, 0, epoch)) for epoch in range(200)])
+    order = dataset([20, 20, 20])
+    places = np.stack([np.argsort(epoch_of(order, epoch)) for epoch in range(200)])
     assert np.abs(places.mean(axis=0) - 29.5).max() < 5  # standard error 1.2
     assert len({tuple(row) for row in places}) == 200
+    assert np.array_equal(epoch_of(dataset([60]), 3), epoch_of(dataset([11, 40, 9]), 3))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    ids, starts = np.arange(50), np.array([0, 50])
-    orders = {(s, e): tuple(epoch_order(ids, starts, s, e)) for s in range(3) for e in range(3)}
+def test_epochs_and_seeds_have_orders_of_their_own(dataset: Callable) -> None:
+    orders = {(s, e): tuple(epoch_of(dataset([50], seed=s), e)) for s in range(3) for e in range(3)}
     assert len(set(orders.values())) == 9
+
+
+def test_weights_say_how_often_an_epoch_shows_a_pair(dataset: Callable) -> None:
+    """Weights 1, 2, 0.25 and 1.5 on shards of 10, 10, 20 and 6: 10 + 20 + 5 + 9 rows in each epoch, exactly."""
+    order = dataset([10, 10, 20, 6], weights=[1, 2, 0.25, 1.5])
+    assert order.rows == 44 and order.ids.tolist() == list(range(46))
+    seen = np.zeros(46, dtype=int)
+    for epoch in range(40):
+        counts = np.bincount(epoch_of(order, epoch), minlength=46)
+        assert counts[:10].tolist() == [1] * 10 and counts[10:20].tolist() == [2] * 10
+        assert counts[20:40].sum() == 5 and counts[20:40].max() == 1
+        assert counts[40:].sum() == 9 and set(counts[40:]) == {1, 2}
+        seen += counts
+    assert seen[20:40].min() > 0 and seen[40:].min() >= 40  # other rows take their turn
+
+
+def test_starting_late_reads_nothing_before(dataset: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last batch of an epoch of 50 shards opens the shards of its own window, and no other."""
+    small_window(monkeypatch, 20)
+    order = dataset([10] * 50, global_batch_size=10)
+    opened: list[str] = []
+
+    def spy(path: Any, *arguments: Any) -> Any:
+        opened.append(str(path))
+        return storage.read_table(path, *arguments)
+
+    monkeypatch.setattr("pipelines.prepared.shard_rows", spy)
+    order.batch(49)
+    assert 1 <= len(set(opened)) <= 2
+
+
+def test_stand_ins_are_of_other_batches_and_differ_within_one(dataset: Callable) -> None:
+    order = dataset([40, 27], global_batch_size=8)
+    for step in (0, 5, order.steps_per_epoch + 2):
+        whole = order.batch(step)
+        first = [next(order.spares(step, rank, 2, row)) for rank in range(2) for row in range(4)]
+        assert len(set(first)) == 8 and not set(first) & set(whole.tolist())
+        # The same whoever asks: one worker of one, or one of two.
+        assert first == [next(order.spares(step, 0, 1, row)) for row in range(8)]
+    everything = list(order.spares(0, 0, 1, 3))
+    own = int(order.batch(0)[3])
+    assert own not in everything and len(everything) == len(set(everything)) == order.steps_per_epoch - 1 + 7
 
 
 @pytest.fixture
 def order(stamps: Prepared) -> Order:
-    return Order(str(stamps.path), stamps.fingerprint, "train", None, seed=3, global_batch_size=8)
+    return Order(stamps.path, stamps.fingerprint, "train", None, seed=3, global_batch_size=8)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])

@@ -1,19 +1,17 @@
 """Streams: exactly the columns asked for, and a step's content that depends on neither workers nor where a run began."""
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from pipelines.batch import Batch, Needs, columns
 from pipelines.images import Augment
 from pipelines.order import Order
 from pipelines.prepared import Prepared
-from pipelines.stream import Stream, Worker
+from pipelines.stream import Stream, Worker, whole_pictures
 from pipelines.tokenizer import TextTokenizer, train_tokenizer
 
 ALONE = Worker(0, 1, torch.device("cpu"), 1)
@@ -177,12 +175,10 @@ def test_evaluation_shows_centre_views_once_and_ends_with_a_shorter_batch(stamps
     batches = list(stream.evaluation(ids, 3, ALONE))
     assert [len(batch["image"]) for batch in batches] == [3, 3, 1]
     found = torch.cat([batch["image"] for batch in batches]).numpy()
-    rows = stamps.rows(ids, ("image", "captions"))
-    for pixels, data in zip(found, rows["image"], strict=True):
+    for pixels, picture in zip(found, whole_pictures(stamps, ids), strict=True):
         # Pictures are 16 x 12: the centre square is columns 2 to 14, and nothing is resized.
-        picture = np.asarray(Image.open(io.BytesIO(data.as_py())))
-        assert np.array_equal(pixels, picture[:, 2:14].transpose(2, 0, 1))
-    tokens, _ = tokenizer([captions[0] for captions in rows["captions"].to_pylist()])
+        assert np.array_equal(pixels, np.asarray(picture)[:, 2:14].transpose(2, 0, 1))
+    tokens, _ = tokenizer([captions[0] for captions in stamps.rows(ids, ("captions",))["captions"].to_pylist()])
     assert np.array_equal(torch.cat([batch["text"] for batch in batches]).numpy(), tokens)
 
 

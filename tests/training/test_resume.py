@@ -1,7 +1,6 @@
 """Runs of the real program: any number of workers gives one curve, and a killed run goes on where it was."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,15 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray  # noqa: F401  brings psutil along
-
-import psutil  # isort: skip
+import torch
 import yaml
+from program import PATIENCE, ROOT, Program
 
 pytestmark = pytest.mark.e2e
-
-ROOT = Path(__file__).parents[2]
-PATIENCE = 300  # seconds until a program that hangs is a failure
 
 STEPS_PER_EPOCH = 7  # 118 pairs in batches of 16
 EPOCHS = 3
@@ -39,58 +34,6 @@ CONFIG: dict[str, Any] = {
     "resources": {"num_workers": 1, "cpus_per_worker": 0.5},
     "tensorboard": False,
 }
-
-
-class Program:
-    """`python -m training` in a process of its own."""
-
-    def __init__(self, config: Path, *overrides: str):
-        self.output = config.with_name(f"output-{time.time_ns()}.txt")
-        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        with self.output.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "training", str(config), *overrides],
-                cwd=ROOT,
-                env=environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._family: dict[int, psutil.Process] = {}
-
-    def text(self) -> str:
-        return self.output.read_text()
-
-    def wait(self) -> int:
-        """The exit code."""
-        return self.process.wait(PATIENCE)
-
-    def family(self) -> list[psutil.Process]:
-        """The program's Ray processes."""
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        self._family |= {child.pid: child for child in found}
-        return found
-
-    def workers(self) -> list[psutil.Process]:
-        """Its Ray Train workers."""
-        return [child for child in self.family() if _title(child).startswith("ray::RayTrainWorker")]
-
-    def kill(self) -> None:
-        """End the program, and what it left behind: a driver that is killed cannot take its Ray down with it."""
-        if self.process.poll() is None:
-            self.family()
-            self.process.kill()
-            self.process.wait()
-        for child in self._family.values():
-            if child.is_running():  # compares start times too: no other process that got the number
-                child.kill()
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +183,10 @@ def test_killed_driver(start: Start, folder: Path, uninterrupted: list[dict[str,
     assert again.wait() == 0, again.text()
     assert_went_on(killed)
     assert_same_curve(history(run), uninterrupted)
+    last = f"checkpoint_{STEPS:08d}/state.pt"
+    ours, theirs = (torch.load(folder / name / last, weights_only=True) for name in ("driver", "one"))
+    for name, weight in theirs["encoder"].items():
+        assert torch.equal(ours["encoder"][name], weight), f"{name}: equal to the last bit"
 
     files = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     third = start("driver")

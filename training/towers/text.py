@@ -1,6 +1,7 @@
 """Text towers: any Hugging Face text model, or small ones to train from scratch with a tokenizer trained on the corpus."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
@@ -19,8 +20,8 @@ class TextTowerSettings(TowerSettings):
     max_tokens: int = Field(32, ge=2, description="captions are cut and padded to this many tokens")
 
     @abstractmethod
-    def tokenizer(self, corpus: list[str]) -> TextTokenizer:
-        """The tower's own, or one trained on the corpus of training captions."""
+    def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
+        """The tower's own, or one trained on the training captions, which `corpus()` reads."""
 
     @abstractmethod
     def build(self, vocabulary_size: int) -> "TextTower":
@@ -41,7 +42,7 @@ class HuggingFaceTextSettings(TextTowerSettings):
     def weights_name(self) -> str | None:
         return self.weights
 
-    def tokenizer(self, corpus: list[str]) -> TextTokenizer:
+    def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
         return load_tokenizer(self.weights, self.max_tokens, "text_tower.weights")
 
     def build(self, vocabulary_size: int) -> TextTower:
@@ -82,8 +83,8 @@ class _FromScratch(TextTowerSettings):
     def weights_name(self) -> str | None:
         return None
 
-    def tokenizer(self, corpus: list[str]) -> TextTokenizer:
-        return train_tokenizer(corpus, self.vocabulary_size, self.max_tokens)
+    def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
+        return train_tokenizer(corpus(), self.vocabulary_size, self.max_tokens)
 
 
 class BagSettings(_FromScratch):

@@ -153,8 +153,9 @@ def _again(sweep: Sweep) -> list[str]:
         counts = dataset["counts"]
         rejected = sum(counts["rejected"].values())
         data.append(
-            f"{_plain(dataset['name'])}: {counts['kept']:,} of {counts['read']:,} rows kept, {rejected:,} rejected; fingerprint "
-            f"`{dataset['fingerprint']}`; {_plain(dataset['attribution'])} (licence: {_plain(dataset['licence'])})"
+            f"{_plain(dataset['name'])}: {counts['kept']:,} of {counts['listed']:,} rows kept, {counts['found']:,} found, "
+            f"{rejected:,} rejected; fingerprint `{dataset['fingerprint']}`; {_plain(dataset['attribution'])} "
+            f"(licence: {_plain(dataset['licence'])})"
         )
     return [
         "## Do it again",

@@ -1,0 +1,160 @@
+"""The first half of preparing: a source's units gathered into parts, each read once somewhere in the cluster.
+
+A part leaves two files in the dataset's content folder: `00012.tar` with the pictures that are kept (way copy only), in the
+WebDataset layout that others read too, and `00012.found.parquet` with a row of `examine.FOUND` for every row of the source.
+The second is put there last: a part that has it is done, so a killed run goes on with the parts that have not.
+"""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import storage
+from pipelines.config import PrepareSettings
+from pipelines.examine import FOUND, Row, examine
+from pipelines.sources.base import Unit
+from pipelines.storage import Place
+
+_PARTS = 16  # a small source is cut into so many, to be read in parallel
+_ROWS_AT_ONCE = 1024  # rows in memory before they are written
+_EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive units of a source that make one shard."""
+
+    index: int
+    units: tuple[Any, ...]  # their `data`
+    rows: int | None  # where it is known beforehand
+    absent: int
+    weight: float
+
+    @property
+    def name(self) -> str:
+        """The name of its files, without suffixes."""
+        return f"{self.index:05d}"
+
+
+def cut(units: list[Unit], shard_rows: int) -> list[Part]:
+    """Parts of about `shard_rows` rows each, fewer where the source is small; no unit is torn, none has units of two weights."""
+    known = [unit.rows for unit in units if unit.rows is not None]
+    size = min(shard_rows, -(-sum(known) // _PARTS)) if len(known) == len(units) else shard_rows
+    gathered: list[list[Unit]] = []
+    rows = 0
+    for unit in units:
+        # A unit of unknown size (a tar) is a part of its own.
+        if not gathered or rows >= size or unit.rows is None or unit.weight != gathered[-1][-1].weight:
+            gathered.append([])
+            rows = 0
+        gathered[-1].append(unit)
+        rows += unit.rows if unit.rows is not None else size
+    return [
+        Part(
+            index,
+            tuple(unit.data for unit in some),
+            None if any(unit.rows is None for unit in some) else sum(unit.rows or 0 for unit in some),
+            sum(unit.absent for unit in some),
+            some[0].weight,
+        )
+        for index, some in enumerate(gathered)
+    ]
+
+
+def found_file(content: Place, part: Part) -> Place:
+    """What says that a part is done."""
+    return storage.join(content, f"{part.name}.found.parquet")
+
+
+def read_parts(parts: list[Part], content: Place, settings: PrepareSettings) -> Iterator[tuple[int, Counter[str]]]:
+    """Read parts in the cluster; (rows, reasons of the rejected) as each is done. What is kept never passes this process."""
+    import ray.data
+
+    def work(batch: dict[str, Any]) -> dict[str, Any]:
+        part = Part(**json.loads(batch["part"][0]))
+        counts = read_part(part, content, settings)
+        return {"counts": [json.dumps(counts)]}
+
+    items = [{"part": json.dumps(vars(part))} for part in parts]
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = False  # as they are done
+    with ray.data.DataContext.current(context):
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(work, batch_size=1)
+        for row in dataset.iter_rows():
+            counts = Counter(json.loads(row["counts"]))
+            yield counts.pop(""), counts
+
+
+def read_part(part: Part, content: Place, settings: PrepareSettings) -> dict[str, int]:
+    """Read one part and write its files. Returns the number of rows by reason; the empty reason counts all rows."""
+    counts: Counter[str] = Counter({"": 0})
+    with storage.written(found_file(content, part)) as found:
+        if settings.way == "copy":
+            with storage.written(storage.join(content, f"{part.name}.tar")) as tar:
+                _write(_copied(part, settings, tar, content), found, counts)
+        else:
+            _write(_indexed(part, settings), found, counts)
+    return dict(counts)
+
+
+def counts_of(content: Place, part: Part) -> tuple[int, Counter[str]]:
+    """(rows, reasons of the rejected) of a part that is done."""
+    reasons = storage.read_table(found_file(content, part), ["reason"])["reason"]
+    return len(reasons), Counter(reason for reason in reasons.to_pylist() if reason is not None)
+
+
+def _pairs(part: Part, settings: PrepareSettings) -> Iterator[Row]:
+    for unit in part.units:
+        yield from examine(settings.source.read(unit, pictures=settings.way == "copy"), settings)
+
+
+def _indexed(part: Part, settings: PrepareSettings) -> Iterator[dict[str, Any]]:
+    for row in _pairs(part, settings):
+        file = row.columns.get("file")
+        yield row.columns | ({"file": str(storage.absolute(file))} if file else {})
+
+
+def _copied(part: Part, settings: PrepareSettings, path: Path, content: Place) -> Iterator[dict[str, Any]]:
+    """Write the pictures into a tar; their rows say where in it they are."""
+    folder = storage.name_of(content)
+    extension = _EXTENSIONS[settings.image.format]
+    with tarfile.open(path, "w") as tar:
+        for index, row in enumerate(_pairs(part, settings)):
+            if row.picture is None:
+                yield row.columns
+                continue
+            stem = f"{part.name}{index:06d}"
+            start = _add(tar, f"{stem}.{extension}", row.picture)
+            _add(tar, f"{stem}.txt", "\n".join(" ".join(text.split()) for text in row.columns["captions"]).encode())
+            yield row.columns | {"file": f"{folder}/{part.name}.tar", "start": start, "length": len(row.picture), "column": ""}
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Add a member; where its content begins."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+    blocks = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return tar.offset - blocks
+
+
+def _write(rows: Iterator[dict[str, Any]], path: Path, counts: Counter[str]) -> None:
+    with pq.ParquetWriter(path, FOUND) as writer:
+        waiting: list[dict[str, Any]] = []
+        for row in rows:
+            counts[""] += 1
+            if row.get("reason") is not None:
+                counts[row["reason"]] += 1
+            waiting.append(row)
+            if len(waiting) >= _ROWS_AT_ONCE:
+                writer.write_table(pa.Table.from_pylist(waiting, schema=FOUND))
+                waiting = []
+        writer.write_table(pa.Table.from_pylist(waiting, schema=FOUND))

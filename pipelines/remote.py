@@ -1,0 +1,61 @@
+"""What is remote, and what is done about its failures: the passing ones are tried again, the others are findings about data.
+
+An object store answers with errors and cut bodies now and then, and says so only by an error's text.
+"""
+
+import random
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_ATTEMPTS = 8
+_FIRST_WAIT = 0.1  # seconds; doubles with every attempt, some 12 s in all
+_PATIENCE = 120  # seconds, after which no further attempt begins
+_FINAL = re.compile(
+    r"AWS Error (ACCESS_DENIED|NO_SUCH_BUCKET|NO_SUCH_KEY|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH)"
+    r"|HTTP status 4(?!08|29)\d\d"
+)
+
+
+class Missing(Exception):  # noqa: N818 - it is a finding about data, not a programming error
+    """A file that is not there, or that nobody hands out."""
+
+
+def is_remote(path: Path | str) -> bool:
+    """Whether a path is the URI of something that is not on this machine's disks."""
+    return "://" in str(path) and not str(path).startswith("file://")
+
+
+def retried(work: Callable[[], T], path: Path | str | None = None, attempts: int = _ATTEMPTS) -> T:
+    """Do it, again after an error of the connection or the server; on this machine's disks once.
+
+    Args:
+        work: raises `OSError` where it fails.
+        path: what is read; without it, what is of no use to try again is raised as `OSError`.
+
+    Raises `Missing` where it is of no use.
+    """
+    started = time.monotonic()
+    if path is not None and not is_remote(path):
+        attempts = 1
+    for attempt in range(1, attempts + 1):
+        try:
+            return work()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            if path is None:
+                raise
+            raise Missing(f"{error.strerror or error}") from None
+        except OSError as error:
+            text, seconds = str(error), time.monotonic() - started
+            hopeless = attempts == 1 or _FINAL.search(text)
+            if hopeless or attempt == attempts or seconds > _PATIENCE:
+                if not hopeless:
+                    text = f"given up after {attempt} attempts in {seconds:.0f} s: {text}"
+                raise (OSError(text) if path is None else Missing(text)) from None
+            # How long to wait changes no result.
+            time.sleep(_FIRST_WAIT * 2 ** (attempt - 1) * (0.5 + random.random()))
+    raise AssertionError("unreachable")

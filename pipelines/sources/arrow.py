@@ -1,0 +1,92 @@
+"""Arrow streams, as Hugging Face's `save_to_disk` writes them: record batches, one behind the other.
+
+On this machine's disks a stream is mapped: batches that are passed over, and pictures that are not wanted, are not read. One
+elsewhere is a single unit, and is copied for as long as it is read.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+
+from pipelines import storage
+from pipelines.remote import retried
+from pipelines.sources.base import Pair, Rejected, Unit
+from pipelines.sources.columns import ColumnsSource, Start, check_one_by_one
+from pipelines.sources.rows import Unreadable
+from pipelines.storage import File, Missing
+
+_ROWS_PER_UNIT = 512  # to which smaller batches are joined
+_DAMAGED = (pa.ArrowException, OSError)
+
+
+def units_of(source: ColumnsSource, file: File, prefix: str) -> list[Unit]:
+    """The units of one stream. Raises `Unreadable`, `Missing`."""
+    data = {"file": file.path, "prefix": prefix, "size": file.size, "changed": file.changed}
+    if storage.is_remote(file.path):
+        source.layout(retried(lambda: _schema(file.path), file.path))
+        return [Unit({**data, "batches": None, "first": 0, "number": 1}, rows=None)]
+    sizes: list[int] = []
+    damage = ""
+    try:
+        with _stream(Path(file.path)) as batches:
+            source.layout(batches.schema)
+            sizes.extend(map(len, batches))
+    except _DAMAGED as error:
+        if not sizes:
+            raise Unreadable(f"is not an Arrow stream: {error}") from None
+        damage = str(error)
+    units: list[Unit] = []
+    first, number = 0, 1
+    while first < len(sizes):
+        end = first + 1
+        while end < len(sizes) and sum(sizes[first : end + 1]) <= _ROWS_PER_UNIT:
+            end += 1
+        count = sum(sizes[first:end])
+        units.append(Unit({**data, "batches": sizes[first:end], "first": first, "number": number}, rows=count))
+        first, number = end, number + count
+    if damage:
+        units.append(Unit({**data, "batches": [], "first": first, "number": number, "cut": damage}, rows=1))
+    return units
+
+
+def _schema(path: str) -> pa.Schema:
+    """Raises `OSError`, `Missing`, `Unreadable`."""
+    with storage.open_random(path) as file:
+        try:
+            return pa.ipc.open_stream(file).schema
+        except pa.ArrowException as error:
+            raise Unreadable(f"is not an Arrow stream: {error}") from None
+
+
+def read_unit(source: ColumnsSource, key: str, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+    """The rows of a unit. Raises `UserError`, naming `key`, where single pictures are wanted and cannot be read."""
+    file, prefix, sizes = unit["file"], unit["prefix"], unit["batches"]
+    done, end = 0, None if sizes is None else unit["first"] + len(sizes)
+    try:
+        if "cut" in unit:
+            raise pa.ArrowInvalid(unit["cut"])
+        with storage.local_copy(file) as copy, _stream(copy) as batches:
+            layout = source.layout(batches.schema)
+            if not pictures:
+                check_one_by_one(key, file, layout, "it is not on this machine's disks" if storage.is_remote(file) else "")
+            for index, batch in enumerate(islice(batches, unit["first"], end), unit["first"]):
+                yield from source.pairs(batch, layout, Start(file, prefix, index, 0, unit["number"] + done), pictures)
+                done += len(batch)
+        if sizes is not None and done < sum(sizes):
+            raise Unreadable(f"has lost {sum(sizes) - done} rows since it was listed")
+    except (Missing, Unreadable) as error:
+        yield Rejected(prefix, file, "unreadable_file", str(error))
+    except _DAMAGED as error:
+        yield Rejected(prefix, file, "truncated_archive", f"{error}; what comes before is kept")
+
+
+@contextmanager
+def _stream(path: Path) -> Iterator[pa.RecordBatchReader]:
+    """A stream on disk, mapped into memory. Raises `OSError`, `ArrowException`."""
+    with pa.memory_map(str(path)) as mapped, pa.ipc.open_stream(mapped) as batches:
+        yield batches

@@ -1,0 +1,109 @@
+"""A folder of pictures by class, `dogs/rex.jpg`: the folder's name is the class, and templates make captions of it.
+
+Pictures may lie any number of folders below that of their class. Every picture is a group of its own, so that a split has
+pictures of a class on both sides. A class's folder without pictures is none: an object store does not even know it.
+"""
+
+import json
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from pipelines import storage
+from pipelines.locations import Location
+from pipelines.settings import UserError
+from pipelines.sources.base import Pair, Rejected, Source, Unit
+from pipelines.sources.rows import title_of
+from pipelines.storage import Missing, Place
+
+_ROWS_PER_UNIT = 256
+
+
+class ClassesSource(Source):
+    """Pictures in one folder per class, with captions made of the class's name."""
+
+    name: Literal["classes"]
+    path: Place = Field(description="the folder with a folder for every class")
+    templates: tuple[str, ...] = Field(
+        ("a photo of a {}.",), min_length=1, description="captions of every picture; {} or {c} is the class's name"
+    )
+    label: str = Field("class", min_length=1, description="name of the label that holds the class, as its folder is called")
+    names: Place | None = Field(
+        None,
+        description="file of names for the folders: JSON {folder: name}, or lines of a folder, a space and its name;"
+        " null: the folders' own, with spaces for - and _",
+    )
+    extensions: tuple[str, ...] = Field((".jpg", ".jpeg", ".png", ".webp", ".gif", ".svg"), description="of pictures")
+    exclude: tuple[str, ...] = Field((), description="patterns of paths to leave out, such as */masks/*")
+
+    @field_validator("templates")
+    @classmethod
+    def _has_place_for_the_name(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if "{}" not in template and "{c}" not in template:
+                raise ValueError(f"{template!r} has no {{}} for the class's name; write, for example, 'a photo of a {{}}.'")
+        return templates
+
+    def title(self) -> str:
+        return self.dataset or title_of(str(self.path))
+
+    def units(self) -> list[Unit]:
+        files = {file.path[len(str(self.path)) :].lstrip("/"): file for file in storage.files_below(self.path)}
+        # Folder by folder, as people sort them.
+        pictures = [
+            name
+            for name in sorted(files, key=lambda name: name.split("/"))
+            if PurePosixPath(name).suffix.lower() in self.extensions and not any(fnmatch(name, p) for p in self.exclude)
+        ]
+        if not pictures:
+            kinds = ", ".join(self.extensions)
+            raise UserError(f"source.path: no pictures ({kinds}) in {self.path}; check source.path and source.exclude")
+        named = self._names({folder for name in pictures if (folder := _folder(name))})
+        rows = [[name, named.get(_folder(name), ""), files[name].size, files[name].changed] for name in pictures]
+        chunks = [rows[start : start + _ROWS_PER_UNIT] for start in range(0, len(rows), _ROWS_PER_UNIT)]
+        return [Unit(data=chunk, rows=len(chunk)) for chunk in chunks]
+
+    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+        for name, of_class, *_ in unit:
+            path, folder = str(storage.join(self.path, name)), _folder(name)
+            if not folder:
+                yield Rejected(name, path, "no_class", "not in a folder of a class")
+                continue
+            captions = [template.replace("{c}", "{}").replace("{}", of_class) for template in self.templates]
+            yield Pair(name, path, Location(path), captions, group=name, labels={self.label: folder})
+
+    def _names(self, folders: set[str]) -> dict[str, str]:
+        """What each folder's class is called. Raises `UserError`."""
+        if self.names is None:
+            return {folder: " ".join(folder.replace("-", " ").replace("_", " ").split()) or folder for folder in folders}
+        known = _read_names(self.names)
+        unknown = sorted(folder for folder in folders if not known.get(folder, "").strip())
+        if unknown:
+            raise UserError(
+                f"source.names: {self.names} has no name for the folder '{unknown[0]}' of {self.path} ({len(unknown)} such"
+                f" folders); add it, or pass source.exclude=['{unknown[0]}/*']"
+            )
+        return known
+
+
+def _folder(name: str) -> str:
+    """The class's folder of a picture; empty for one that is in none."""
+    return name.partition("/")[0] if "/" in name else ""
+
+
+def _read_names(path: Place) -> dict[str, str]:
+    """Folder -> name, of a JSON object or of lines. Raises `UserError`."""
+    try:
+        text = storage.read(path).decode("utf-8-sig")
+        if not str(path).endswith(".json"):
+            words = [line.split(maxsplit=1) for line in text.splitlines()]
+            return {folder: name[0].strip() for folder, *name in filter(None, words) if name}
+        names = json.loads(text)
+    except (Missing, ValueError) as error:
+        raise UserError(f"source.names: {path} cannot be read: {error}") from None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f'source.names: {path} is not a JSON object {{"folder": "name"}}')
+    return names

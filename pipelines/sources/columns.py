@@ -1,0 +1,211 @@
+"""Rows of Parquet and Arrow: which column holds what, and what a row's values mean.
+
+The picture is bytes in the table (a column of its own, or the field of Hugging Face's struct {bytes, path}), or a path or URL.
+Text comes out as it is in the table; what is not UTF-8 costs its row only.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from pipelines.locations import Location
+from pipelines.settings import UserError
+from pipelines.sources import rows
+from pipelines.sources.base import Pair, Rejected, Source
+from pipelines.sources.rows import Unreadable
+from pipelines.storage import Place
+
+IMAGES = ("image", "jpg", "jpeg", "png", "webp", "bytes", "image_path", "filepath", "file_name", "path", "url", "URL")
+CAPTIONS = ("caption", "captions", "text", "TEXT", "txt", "title")
+_ERROR = "error_message"  # img2dataset's column of why there is no picture
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is in which column of one file."""
+
+    encoded: tuple[str, ...] | None  # the picture's bytes: a column, or a column and the field of its struct
+    path: tuple[str, ...] | None  # likewise, its path or URL
+    columns: dict[str, str]  # of caption, label, group, key and error, where there is one
+    label_names: tuple[str, ...] | None  # where labels are numbers that stand for names
+
+    def dotted(self, encoded: bool) -> list[str]:
+        """Everything that is to be read of a table, with or without the encoded pictures."""
+        leaves = [self.path, self.encoded if encoded else None]
+        return [*dict.fromkeys(self.columns.values()), *(".".join(leaf) for leaf in leaves if leaf)]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the rows of a batch begin."""
+
+    file: str
+    prefix: str  # of keys
+    group: int  # row group, or record batch
+    row: int  # of the first row, within the group
+    number: int  # of the first row, within the file, from 1
+
+    def lost(self, index: int, reason: str, detail: str) -> Rejected:
+        """A row of the batch that cannot be used."""
+        return Rejected(self.key(index), self.origin(index), reason, detail)
+
+    def key(self, index: int) -> str:
+        return f"{self.prefix}:{self.number + index}"
+
+    def origin(self, index: int) -> str:
+        return f"{self.file}, row {self.number + index}"
+
+
+class ColumnsSource(Source):
+    """Base of the sources that read Parquet and Arrow: the names of the columns."""
+
+    image: str | None = Field(
+        None, description=f"column of pictures (bytes, or {{bytes, path}}), paths or URLs; null: {', '.join(IMAGES)}"
+    )
+    caption: str | None = Field(None, description=f"column of captions, one or a list; null: {', '.join(CAPTIONS)}")
+    label: str | None = Field(None, description="column of a label")
+    group: str | None = Field(None, description="column of what a split must not tear apart; null: the first caption")
+    key: str | None = Field(None, description="column of unique names of the rows; null: FILE:ROW")
+    root: Place | None = Field(None, description="where relative paths of pictures start; null: the file's folder")
+
+    def layout(self, schema: pa.Schema) -> Layout:
+        """Which column holds what in a file of this schema. Raises `Unreadable`."""
+        names = schema.names
+        image = self.image or rows.usual_name("image", IMAGES, names)
+        wanted = {"caption": self.caption or rows.usual_name("caption", CAPTIONS, names)}
+        wanted |= {key: name for key in ("label", "group", "key") if (name := getattr(self, key)) is not None}
+        for key, name in {"image": image, **wanted}.items():
+            if names.count(name) != 1:
+                problem = "no column" if name not in names else "several columns"
+                raise Unreadable(f"has {problem} '{name}'; its columns are: {', '.join(map(repr, names))}", key)
+        caption = schema.field(wanted["caption"])
+        if not (_is_text(caption.type) or (_is_list(caption.type) and _is_text(caption.type.value_type))):
+            raise Unreadable(f"has no captions in column '{caption.name}': its type is {caption.type}, not text", "caption")
+        for key in wanted.keys() - {"caption"}:
+            kind = schema.field(wanted[key]).type
+            if pa.types.is_nested(kind) or _is_binary(kind):
+                raise Unreadable(f"has no {key} in column '{wanted[key]}': its type is {kind}, not text or a number", key)
+        if names.count(_ERROR) == 1 and _is_text(schema.field(_ERROR).type):
+            wanted["error"] = _ERROR
+        return Layout(*_picture_leaves(schema.field(image)), wanted, _label_names(schema, self.label))
+
+    def pairs(self, batch: pa.RecordBatch, layout: Layout, start: Start, pictures: bool) -> Iterator[Pair | Rejected]:
+        """The rows of a batch. One without the pictures' column is of a file in which no picture is null."""
+        cells = {name: _values(batch.column(column)) for name, column in layout.columns.items()}
+        empty = [None] * len(batch)
+        encoded = _leaf(batch, layout.encoded)
+        there = [layout.encoded is not None] * len(batch) if encoded is None else encoded.is_valid().to_pylist()
+        paths = _leaf(batch, layout.path)
+        for index, (path, *values) in enumerate(
+            zip(
+                empty if paths is None else _values(paths),
+                *(cells.get(name, empty) for name in ("caption", "label", "group", "key", "error")),
+                strict=True,
+            )
+        ):
+            captions, label, group, key, error = values
+            if not there[index] and path is None:
+                yield start.lost(index, "missing_image", str(error or "no picture"))
+                continue
+            found = rows.pair_of(
+                start.key(index),
+                start.origin(index),
+                self.root or rows.folder_of(start.file),
+                image=start.file if there[index] else path,
+                captions=captions,
+                key=key,
+                group=group,
+                labels={self.label: _name(label, layout.label_names)} if self.label else {},
+            )
+            if isinstance(found, Pair) and there[index] and layout.encoded:
+                found = replace(
+                    found,
+                    origin=start.origin(index),
+                    location=Location(start.file, start.group, start.row + index, ".".join(layout.encoded)),
+                    image=encoded[index].as_py() if pictures and encoded is not None else None,
+                )
+            yield found
+
+
+def check_one_by_one(key: str, file: str, layout: Layout, why: str) -> None:
+    """Raises `UserError` where pictures are to stay in a table, and `why` (or their column's name) speaks against it."""
+    if layout.encoded and "." in "".join(layout.encoded):
+        why = f"column '{layout.encoded[0]}' has a dot in its name"
+    if layout.encoded and why:
+        raise UserError(f"source.{key}: {file}: {why}, so its pictures cannot be read one by one; prepare with way=copy")
+
+
+def _picture_leaves(field: pa.Field) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """Where the bytes are, and where the path. Raises `Unreadable`."""
+    if _is_binary(field.type):
+        return (field.name,), None
+    if _is_text(field.type):
+        return None, (field.name,)
+    if pa.types.is_struct(field.type):
+        types = {inner.name: inner.type for inner in field.type}
+        encoded = (field.name, "bytes") if "bytes" in types and _is_binary(types["bytes"]) else None
+        path = (field.name, "path") if "path" in types and _is_text(types["path"]) else None
+        if encoded or path:
+            return encoded, path
+    wanted = "bytes, {bytes, path}, a path"
+    raise Unreadable(f"has no pictures in column '{field.name}': its type is {field.type}, not one of {wanted}", "image")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    types = pa.types
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind) or types.is_fixed_size_binary(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _label_names(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
+    """Hugging Face's names of the classes, which the columns hold as numbers."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(map(str, features[label]["names"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _name(label: Any, names: Sequence[str] | None) -> Any:
+    if names is None or not isinstance(label, int):
+        return label
+    return names[label] if 0 <= label < len(names) else None
+
+
+def _leaf(batch: pa.RecordBatch, leaf: tuple[str, ...] | None) -> pa.Array | None:
+    """A column, or the field of a struct; None where the batch has it not."""
+    if leaf is None or leaf[0] not in batch.schema.names:
+        return None
+    column = batch.column(leaf[0])
+    if len(leaf) == 1:
+        return column
+    return pc.struct_field(column, leaf[1]) if column.type.get_field_index(leaf[1]) >= 0 else None
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Values of a column; of text that is not UTF-8, the bytes as surrogates, which no text that is valid has."""
+    if _is_text(column.type):
+        return [_text(value) for value in column.cast(pa.large_binary()).to_pylist()]
+    if _is_list(column.type) and _is_text(column.type.value_type):
+        lists = column.cast(pa.large_list(pa.large_binary())).to_pylist()
+        return [None if value is None else [_text(item) for item in value] for value in lists]
+    return column.to_pylist()
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "surrogateescape")

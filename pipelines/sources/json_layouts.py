@@ -1,0 +1,86 @@
+"""Documents of captioned pictures, each layout turned into the same: objects with the path of a picture and its captions.
+
+list      [{"image": "a.jpg", "caption": "a cat"}]
+coco      {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "a cat"}]}
+karpathy  {"images": [{"filepath": "val", "filename": "a.jpg", "split": "train", "sentences": [{"raw": "a cat"}]}]}
+"""
+
+import json
+from typing import Any
+
+from pipelines.sources.rows import Unreadable
+
+Found = list[tuple[int, Any]]
+"""Each picture's index in its document, and what the document says of it: an object, if it is in order."""
+
+
+def layout_of(document: Any) -> str:
+    """`list`, `coco` or `karpathy`. Raises `Unreadable`."""
+    if isinstance(document, list):
+        return "list"
+    images = document.get("images") if isinstance(document, dict) else None
+    if isinstance(images, list):
+        if any(isinstance(item, dict) and "sentences" in item for item in images):
+            return "karpathy"
+        if "annotations" in document:
+            return "coco"
+    keys = f" with the keys {', '.join(map(repr, list(document)[:10]))}" if isinstance(document, dict) else ""
+    raise Unreadable(f"is neither a list nor COCO's or Karpathy's captions, but {type(document).__name__}{keys}", "layout")
+
+
+def listed(document: Any) -> Found:
+    """The members of a list. Raises `Unreadable`."""
+    if not isinstance(document, list):
+        raise Unreadable("is not a list", "layout")
+    return list(enumerate(document))
+
+
+def coco(document: Any, field: str) -> tuple[Found, list[tuple[int, str]]]:
+    """The images, each with its list of `captions`, and the index and image id of the annotations whose image is not there.
+
+    Args:
+        document: COCO's.
+        field: of an annotation, that holds the caption.
+
+    Raises `Unreadable`.
+    """
+    notes = _members(document, "annotations")
+    if not any(isinstance(note, dict) and field in note for note in notes):
+        raise Unreadable(f"has no annotation with the field '{field}'", "caption")
+    captions: dict[str, list[tuple[int, Any]]] = {}
+    for index, note in enumerate(notes):
+        image, caption = (note.get("image_id"), note.get(field)) if isinstance(note, dict) else (None, None)
+        captions.setdefault(json.dumps(image), []).append((index, caption))
+    found: Found = []
+    for index, item in enumerate(_members(document, "images")):
+        if isinstance(item, dict):
+            own = captions.pop(json.dumps(item["id"]), []) if "id" in item else []
+            item = {**item, "captions": [caption for _, caption in own]}
+        found.append((index, item))
+    return found, [(index, image) for image, others in captions.items() for index, _ in others]
+
+
+def karpathy(document: Any, splits: tuple[str, ...]) -> Found:
+    """The images of these splits, or all, each with its path as `image`. Raises `Unreadable`."""
+    images = _members(document, "images")
+    there = {str(item.get("split")) for item in images if isinstance(item, dict)}
+    # One of them is enough: not every list has COCO's restval.
+    if splits and not there & set(splits):
+        raise Unreadable(f"has no split {' or '.join(splits)}; its splits are: {', '.join(map(repr, sorted(there)))}", "split")
+    found: Found = []
+    for index, item in enumerate(images):
+        if isinstance(item, dict):
+            if splits and item.get("split") not in splits:
+                continue
+            # Flickr30k's has no folders.
+            folder, name = item.get("filepath"), item.get("filename")
+            item = {**item, "image": f"{folder}/{name}" if folder and isinstance(name, str) else name}
+        found.append((index, item))
+    return found
+
+
+def _members(document: Any, key: str) -> list[Any]:
+    members = document.get(key) if isinstance(document, dict) else None
+    if not isinstance(members, list):
+        raise Unreadable(f"has no list '{key}'", "layout")
+    return members

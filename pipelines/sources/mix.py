@@ -1,0 +1,95 @@
+"""Several sources as one, each with a weight: how often an epoch shows its pairs.
+
+Pairs follow one another source by source. A key begins with its source's title; captions, groups and labels are as they were,
+so equal captions of two sources stay in one split.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipelines.settings import Settings, UserError
+from pipelines.sources.base import Pair, Rejected, Source, Unit
+from pipelines.sources.classes import ClassesSource
+from pipelines.sources.folder import FolderSource
+from pipelines.sources.huggingface import HuggingFaceSource
+from pipelines.sources.json_lists import JsonSource
+from pipelines.sources.openmoji import OpenMojiSource
+from pipelines.sources.parquet import ParquetSource
+from pipelines.sources.table import TableSource
+from pipelines.sources.webdataset import WebDatasetSource
+
+PlainSource = (
+    OpenMojiSource
+    | FolderSource
+    | WebDatasetSource
+    | ParquetSource
+    | TableSource
+    | JsonSource
+    | HuggingFaceSource
+    | ClassesSource
+)
+
+
+class Weighted(Settings):
+    """A source of a mix, and its weight."""
+
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="how often an epoch shows each of its pairs")
+    source: Annotated[
+        PlainSource,
+        Field(discriminator="name", description="where its pairs come from; any source but a mix"),
+    ]
+
+
+class MixSource(Source):
+    """Several sources as one, each with a weight."""
+
+    name: Literal["mix"]
+    sources: tuple[Weighted, ...] = Field(min_length=1, description="the sources, in order, each with its weight")
+
+    def title(self) -> str:
+        return self.dataset or "+".join(self._titles())
+
+    def licence(self) -> str:
+        """The mix's own, where it is given, else the licence of each source."""
+        return (
+            self.data_licence if "data_licence" in self.model_fields_set else self._joined([s.licence() for s in self._inner()])
+        )
+
+    def attribution(self) -> str:
+        return self.data_attribution or self._joined([source.attribution() for source in self._inner()])
+
+    def units(self) -> list[Unit]:
+        titles = self._titles()
+        for index, title in enumerate(titles):
+            if title in titles[:index]:
+                raise UserError(
+                    f"source.sources[{index}].source.dataset: source.sources[{titles.index(title)}] is named '{title}' too;"
+                    " give one of them another name, as dataset: NAME"
+                )
+        units: list[Unit] = []
+        for index, part in enumerate(self.sources):
+            try:
+                found = part.source.units()
+            except UserError as error:
+                raise UserError(f"source.sources[{index}]: {error}") from None
+            units += [replace(unit, data=[index, unit.data], weight=part.weight) for unit in found]
+        return units
+
+    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+        index, data = unit
+        source = self.sources[index].source
+        title = source.title()
+        for row in source.read(data, pictures):
+            yield replace(row, key=f"{title}/{row.key}")
+
+    def _inner(self) -> list[Source]:
+        return [part.source for part in self.sources]
+
+    def _titles(self) -> list[str]:
+        return [source.title() for source in self._inner()]
+
+    def _joined(self, texts: list[str]) -> str:
+        return "; ".join(f"{title}: {text}" for title, text in zip(self._titles(), texts, strict=True) if text)

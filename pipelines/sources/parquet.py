@@ -1,0 +1,132 @@
+"""Parquet files with a row a picture: Hugging Face's, img2dataset's, tables of paths or URLs.
+
+The driver reads the footers only; row groups are read apart, a few rows at a time. With way=index the pictures' column is read
+only where the file's statistics say that some are null.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from pipelines import storage
+from pipelines.remote import retried
+from pipelines.sources import rows
+from pipelines.sources.base import Pair, Rejected, Unit
+from pipelines.sources.columns import ColumnsSource, Layout, Start, check_one_by_one
+from pipelines.sources.rows import Paths, Unreadable
+from pipelines.storage import File, Missing
+from pipelines.web import is_web
+
+_ROWS_PER_UNIT = 512  # to which smaller row groups are joined
+_ROWS_AT_ONCE = 64
+_BUFFER = 8 << 20  # bytes of a column in flight
+_LARGEST = 64 << 20  # bytes of pictures in a row group of which single rows are wanted
+
+
+class ParquetSource(ColumnsSource):
+    """Rows of Parquet files: a picture, or its path or URL, and its captions."""
+
+    name: Literal["parquet"]
+    paths: Paths = Field(description="files, as paths, globs, {00..99} or {a,b}; a folder stands for the .parquet files below it")
+
+    def title(self) -> str:
+        return self.dataset or rows.title_of(self.paths[0])
+
+    def units(self) -> list[Unit]:
+        return rows.list_units(self.paths, (".parquet",), lambda file, prefix: units_of(self, file, prefix))
+
+    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+        yield from read_unit(self, "paths", unit, pictures)
+
+
+def units_of(source: ColumnsSource, file: File, prefix: str) -> list[Unit]:
+    """The units of one file, by its footer. Raises `Unreadable`, `Missing`."""
+    try:
+        opened = retried(_Table(file.path).opened, file.path)
+        source.layout(opened.schema_arrow)
+    except pa.ArrowException as error:
+        raise Unreadable(f"is not Parquet: {error}") from None
+    sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
+    data = {"file": file.path, "prefix": prefix, "size": file.size, "changed": file.changed}
+    units: list[Unit] = []
+    first, number = 0, 1
+    for group in range(len(sizes)):
+        joined = sum(sizes[first : group + 1])
+        # From the web a file comes as a whole.
+        if group + 1 == len(sizes) or (joined + sizes[group + 1] > _ROWS_PER_UNIT and not is_web(file.path)):
+            units.append(Unit({**data, "groups": sizes[first : group + 1], "first": first, "number": number}, rows=joined))
+            first, number = group + 1, number + joined
+    return [unit for unit in units if unit.rows]
+
+
+def read_unit(source: ColumnsSource, key: str, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+    """The rows of a unit. Raises `UserError`, naming `key`, where single pictures are wanted and cannot be read."""
+    if "damage" in unit:
+        yield Rejected(unit["prefix"], unit["file"], "unreadable_file", unit["damage"])
+        return
+    file, number, table = unit["file"], unit["number"], _Table(unit["file"])
+    for group, size in enumerate(unit["groups"], unit["first"]):
+        done = 0
+        try:
+            layout = source.layout(retried(table.opened, file).schema_arrow)
+            columns = layout.dotted(pictures or _some_are_null(table.opened(), group, layout, key, file))
+            while (batch := retried(lambda: table.batch(group, done, columns), file)) is not None:  # noqa: B023 - called at once
+                yield from source.pairs(batch, layout, Start(file, unit["prefix"], group, done, number + done), pictures)
+                done += len(batch)
+            problem = "the row group ends too early"
+        except (Missing, Unreadable, pa.ArrowException) as error:
+            problem = str(error)
+        for row in range(done, size):
+            yield Start(file, unit["prefix"], group, 0, number).lost(row, "unreadable_file", problem)
+        number += size
+
+
+def _some_are_null(table: pq.ParquetFile, group: int, layout: Layout, key: str, path: str) -> bool:
+    """Whether only the pictures' column itself says which pictures are there. Raises `UserError` as `read_unit` does."""
+    if layout.encoded is None:
+        return False
+    found, leaf = table.metadata.row_group(group), ".".join(layout.encoded)
+    chunk = next(c for c in map(found.column, range(found.num_columns)) if c.path_in_schema == leaf)
+    size = chunk.total_uncompressed_size
+    large = f"row group {group} holds {size >> 20} MiB of pictures" if size > _LARGEST else ""
+    check_one_by_one(key, path, layout, "it lies behind http(s)" if is_web(path) else large)
+    return not (chunk.statistics and chunk.statistics.has_null_count and chunk.statistics.null_count == 0)
+
+
+class _Table:
+    """An open file, read batch after batch. After a failure it is opened anew, and goes on where it was."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._opened: pq.ParquetFile | None = None
+        self._at: tuple[int, int] | None = None  # row group, and row in it, of the next batch
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+
+    def opened(self) -> pq.ParquetFile:
+        """Raises `OSError`, `Missing`, `ArrowException`."""
+        if self._opened is None:
+            self._opened = pq.ParquetFile(storage.open_random(self._path), buffer_size=_BUFFER, pre_buffer=False)
+        return self._opened
+
+    def batch(self, group: int, row: int, columns: list[str]) -> pa.RecordBatch | None:
+        """Rows of a group from `row` on, where another batch ended; None at its end. Raises like `opened`."""
+        try:
+            if self._at != (group, row):
+                found = self.opened().iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns)
+                self._batches = (batch for batch, end in _with_ends(found) if end > row)
+            batch = next(self._batches, None)
+        except BaseException:
+            self._opened = self._at = None
+            raise
+        self._at = (group, row + len(batch)) if batch is not None else None
+        return batch
+
+
+def _with_ends(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, int]]:
+    end = 0
+    for batch in batches:
+        end += len(batch)
+        yield batch, end

@@ -1,0 +1,260 @@
+"""Rows that name a picture: what tables and JSON files have in common.
+
+How text files are found and cut into units that are read apart, and what a row's values mean: which file the picture is,
+what is a caption, and why a row is none.
+"""
+
+import gzip
+import io
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, BinaryIO, cast
+
+from pydantic import BeforeValidator, Field
+
+from pipelines import storage
+from pipelines.locations import Location
+from pipelines.settings import UserError
+from pipelines.sources.base import Pair, Rejected, Unit
+from pipelines.storage import File, Missing, Place
+
+# Columns of open_clip (filepath, title), CyCLIP (image, caption), img2dataset (url, caption), LAION (URL, TEXT) and others.
+IMAGE_NAMES = ("filepath", "image", "image_path", "path", "file_name", "url", "URL")
+CAPTION_NAMES = ("caption", "text", "TEXT", "title")
+ROWS_PER_UNIT = 256
+LONGEST = 1 << 20  # bytes of a row
+DAMAGED = (EOFError, OSError, zlib.error)  # what reading a damaged gzip file raises
+
+
+def _several(value: Any) -> Any:
+    return (str(value),) if isinstance(value, str | Path) else value
+
+
+Paths = Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)]
+"""Files by path, glob or braces; one alone need not be a list."""
+
+
+class Unreadable(Exception):  # noqa: N818 - it is a finding about data, not a programming error
+    """A file that is not what the settings say; `key` is the setting that it contradicts."""
+
+    def __init__(self, problem: str, key: str = "paths") -> None:
+        super().__init__(problem)
+        self.key = key
+
+
+class _Bad(Exception):  # noqa: N818 - it is a finding about data, not a programming error
+    """A row that is no pair."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def title_of(pattern: str) -> str:
+    """A dataset's name from a path or pattern: its file's stem, or, where that is all wildcards, the folder's name."""
+    for part in reversed(PurePosixPath(pattern.split("?")[0] if storage.is_remote(pattern) else pattern).parts):
+        name = re.sub(r"[^a-z0-9_-]+", "-", re.sub(r"\{.*?\}|\[.*?\]|[*?]", "", stem(part)).lower()).strip("-_")
+        if name:
+            return name
+    return "pairs"
+
+
+def stem(path: str) -> str:
+    """`captions` of `some/captions.csv.gz`."""
+    name = storage.name_of(path)
+    return PurePosixPath(name.removesuffix(".gz")).stem or name
+
+
+def list_units(paths: tuple[str, ...], kinds: Sequence[str], units_of: Callable[[File, str], list[Unit]]) -> list[Unit]:
+    """The units of every file, in order. `units_of` takes a file and what its keys begin with, and may raise `Unreadable`.
+
+    Of a pattern that finds files of these kinds (endings) and others, only those count: a folder may hold the pictures too. The
+    first file must be readable, else it is the settings that are wrong: `UserError`. Another gives one rejected row.
+    """
+    found: dict[str, File] = {}
+    for path in paths:
+        files = storage.find(path, "source.paths")
+        found |= {file.path: file for file in [f for f in files if f.path.removesuffix(".gz").endswith(tuple(kinds))] or files}
+    prefixes = prefixes_of(list(found))
+    units: list[Unit] = []
+    for number, file in enumerate(found.values()):
+        try:
+            if file.size == 0:
+                raise Unreadable("is empty")
+            units += units_of(file, prefixes[file.path])
+        except (Unreadable, Missing) as error:
+            if number == 0:
+                key = error.key if isinstance(error, Unreadable) else "paths"
+                raise UserError(f"source.{key}: {file.path} {error}") from None
+            data = {"file": file.path, "prefix": prefixes[file.path], "size": file.size, "changed": file.changed}
+            units.append(Unit({**data, "damage": str(error)}, rows=1))
+    if not units:
+        raise UserError(f"source.paths: there are no rows in {', '.join(paths)}; check the paths")
+    return units
+
+
+def prefixes_of(paths: list[str]) -> dict[str, str]:
+    """What keys of each file begin with: its stem, and where several have the same, as many folders as tell them apart."""
+    parts = {path: (*PurePosixPath(path).parts[:-1], stem(path)) for path in paths}
+    result: dict[str, str] = {}
+    for length in range(1, max(len(p) for p in parts.values()) + 1):
+        names = {path: "/".join(parts[path][-length:]) for path in paths if path not in result}
+        count = Counter(names.values())
+        result |= {path: name for path, name in names.items() if count[name] == 1}
+    # Left are files that differ only in what follows the stem, such as a.csv and a.tsv.
+    return {path: result.get(path, path) for path in paths}
+
+
+def usual_name(key: str, usual: Sequence[str], names: Sequence[str]) -> str:
+    """The first of the usual names that is among these. Raises `Unreadable`."""
+    for name in usual:
+        if name in names:
+            return name
+    found = ", ".join(map(repr, names))
+    raise Unreadable(f"has none of {', '.join(usual)}, but: {found}; pass source.{key}=NAME", key)
+
+
+def in_one_piece(path: str) -> bool:
+    """Whether a file can only be read from its beginning on."""
+    return path.endswith(".gz") or path.startswith(("http://", "https://"))
+
+
+@contextmanager
+def stream(path: str) -> Iterator[BinaryIO]:
+    """A file's bytes from the beginning on, decompressed. Raises `Missing`."""
+    if path.startswith(("http://", "https://")):
+        with io.BytesIO(storage.read(path)) as raw:
+            yield _decompressed(raw, path)
+        return
+    with storage.local_copy(path) as local:
+        try:
+            opened = local.open("rb", buffering=1 << 20)
+        except OSError as error:
+            raise Missing(f"{error.strerror or error}") from None
+        with opened as raw:
+            yield _decompressed(raw, path)
+
+
+def _decompressed(raw: BinaryIO, path: str) -> BinaryIO:
+    return cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if path.endswith(".gz") else raw
+
+
+def read_unit(unit: Any, read: Callable[[BinaryIO, Any], Iterator[Pair | Rejected]]) -> Iterator[Pair | Rejected]:
+    """The rows that `read` finds in a unit's bytes; where they cannot be had to the end, one rejected row says so."""
+    file, prefix = unit["file"], unit["prefix"]
+    if "damage" in unit:
+        yield Rejected(prefix, file, "unreadable_file", unit["damage"])
+        return
+    try:
+        if unit["bytes"] is None:
+            with stream(file) as whole:
+                yield from read(whole, unit)
+        else:
+            yield from read(io.BytesIO(storage.read(file, unit["start"], unit["bytes"])), unit)
+    except Missing as missing:
+        yield Rejected(prefix, file, "unreadable_file", str(missing))
+    except DAMAGED as error:
+        yield Rejected(prefix, file, "truncated_archive", f"{error}; what comes before is kept")
+
+
+def lines(source: BinaryIO, start: int) -> Iterator[tuple[bytes, int]]:
+    """Each line with its length in bytes; of a line above `LONGEST` the text is cut. A byte order mark at 0 is left out."""
+    while line := source.readline(LONGEST + 1):
+        length = len(line)
+        if length > LONGEST:
+            while not line.endswith(b"\n") and (line := source.readline(LONGEST)):
+                length += len(line)
+            line = b""
+        if start == 0 and line.startswith(b"\xef\xbb\xbf"):
+            line = line[3:]
+        start += length
+        yield line, length
+
+
+def byte_ranges(rows: Iterable[tuple[int, int]], start: int) -> Iterator[tuple[dict[str, int], int]]:
+    """Ranges of `ROWS_PER_UNIT` rows, each with how many rows are in it; `rows` gives each row's number and where it ends.
+
+    A range is part of a unit's data: its `start` in the file, its `bytes`, and the number of its `first` row.
+    """
+    rows = iter(rows)
+    while some := list(islice(rows, ROWS_PER_UNIT)):
+        end = some[-1][1]
+        yield {"start": start, "bytes": end - start, "first": some[0][0]}, len(some)
+        start = end
+
+
+def folder_of(path: str) -> Place:
+    """The folder that a file is in."""
+    return path.rpartition("/")[0] if storage.is_remote(path) else Path(path.removeprefix("file://")).parent
+
+
+def pair_of(
+    number: str,
+    origin: str,
+    root: Place,
+    *,
+    image: Any,
+    captions: Any,
+    key: Any = None,
+    group: Any = None,
+    labels: dict[str, Any],
+) -> Pair | Rejected:
+    """The pair of a row's values, or why it is none.
+
+    Args:
+        number: the key of a row that has no other.
+        origin: names the row, should it be rejected; a pair is named by its picture.
+        root: where relative paths start.
+        image: a path or URL.
+        captions: one, or a list; in a list, nulls are left out, and empty ones as long as another remains.
+        key, group, labels: text or numbers; null or empty means there is none.
+    """
+    try:
+        if image is None or (isinstance(image, str) and not image.strip()):
+            raise _Bad("missing_image", "no path")
+        if not isinstance(image, str):
+            raise _Bad("bad_row", f"the image is {_kind(image)}")
+        if "\0" in image:
+            raise _Bad("bad_row", "a NUL in the path of the image")
+        texts = _captions(captions)
+        found = {name: text for name, value in labels.items() if (text := _text(value, f"label '{name}'")) is not None}
+        own, torn = _text(key, "key"), _text(group, "group")
+        "".join([image, *texts, *found.values(), own or "", torn or ""]).encode()
+    except _Bad as bad:
+        return Rejected(number, origin, bad.reason, str(bad))
+    except UnicodeEncodeError:
+        return Rejected(number, origin, "bad_row", "text that is not valid UTF-8")
+    file = image if storage.is_remote(image) or image.startswith(("/", "file://")) else str(storage.join(root, image))
+    return Pair(own or number, file, Location(file), texts, torn or texts[0].lower(), found)
+
+
+def _captions(value: Any) -> list[str]:
+    texts: list[str] = []
+    for item in value if isinstance(value, list) else [value]:
+        # {"raw": caption} is how Karpathy's splits hold one.
+        text = item["raw"] if isinstance(item, dict) and "raw" in item else item
+        if isinstance(text, str):
+            texts.append(text)
+        elif text is not None:
+            raise _Bad("bad_row", f"the caption is {_kind(text)}")
+    if not texts:
+        raise _Bad("missing_caption", "no caption")
+    return [text for text in texts if text.strip()] or texts[:1]
+
+
+def _text(value: Any, what: str) -> str | None:
+    if isinstance(value, list | dict):
+        raise _Bad("bad_row", f"the {what} is {_kind(value)}")
+    if isinstance(value, bool):
+        return str(value).lower()
+    return None if value is None or value == "" else str(value)
+
+
+def _kind(value: Any) -> str:
+    """A JSON value's type in words."""
+    return {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}[type(value)]

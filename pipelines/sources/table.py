@@ -1,0 +1,232 @@
+"""A table in text files, .csv or .tsv (also .gz), with a column of paths or URLs of pictures, and columns of captions.
+
+A file is streamed once to find where its rows end; then it is read in ranges of bytes, each apart. Compressed files, and those
+behind http(s), are read in one piece.
+
+With quoting, a quote must close, followed by a separator or the row's end. Where it does not, or where a row of several lines
+has the wrong number of fields, its first line is a bad row, and reading goes on with the next line: nothing is swallowed.
+"""
+
+import csv
+import re
+from collections.abc import Iterator
+from itertools import chain
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipelines.sources import rows
+from pipelines.sources.base import Pair, Rejected, Source, Unit
+from pipelines.sources.rows import CAPTION_NAMES, IMAGE_NAMES, Paths, Unreadable
+from pipelines.storage import File, Place
+
+Column = Annotated[int, Field(ge=0)] | str
+# Shells and editors make a tab hard to type.
+Separator = Annotated[str, BeforeValidator(lambda value: "\t" if value == "\\t" else value), Field(pattern=r'^[^"\r\n]$')]
+_INVALID = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, as they are decoded here
+
+
+class TableSource(Source):
+    """Rows of .csv or .tsv files: a path or URL of a picture, and its captions."""
+
+    name: Literal["table"]
+    paths: Paths = Field(description="files, as paths, globs, {00..99} or {a,b}; a folder stands for the tables below it")
+    separator: Separator | None = Field(None, description="between fields; null: tab for .tsv, comma for others")
+    quoting: bool | None = Field(None, description="whether quotes enclose fields; null: not for .tsv, yes for others")
+    header: bool | None = Field(None, description="whether the first row names the columns; null: unless columns are numbers")
+    image: Column | None = Field(
+        None, description=f"column of paths or URLs, or its position from 0; null: {', '.join(IMAGE_NAMES)}"
+    )
+    caption: Column | tuple[Column, ...] | None = Field(
+        None, description=f"column of captions, or several such columns; null: {', '.join(CAPTION_NAMES)}"
+    )
+    root: Place | None = Field(None, description="where relative paths of pictures start; null: the table's folder")
+    label: Column | None = Field(None, description="column of a label")
+    group: Column | None = Field(None, description="column of what a split must not tear apart; null: the first caption")
+    key: Column | None = Field(None, description="column of unique names of the rows; null: FILE:ROW")
+
+    @model_validator(mode="after")
+    def _columns_are_numbers_without_header(self) -> "TableSource":
+        if not self._has_header():
+            if self.image is None or self.caption is None:
+                raise ValueError("without a header the columns are numbers; pass, for example, source.image=0 source.caption=1")
+            for key, column in self._columns():
+                if isinstance(column, str):
+                    raise ValueError(f"source.{key}={column}: without a header the columns are numbers, from 0")
+        return self
+
+    def title(self) -> str:
+        return self.dataset or rows.title_of(self.paths[0])
+
+    def units(self) -> list[Unit]:
+        return rows.list_units(self.paths, (".csv", ".tsv"), self._units_of)
+
+    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+        yield from rows.read_unit(unit, self._read)
+
+    def _units_of(self, file: File, prefix: str) -> list[Unit]:
+        with rows.stream(file.path) as source:
+            records = _records(source, 0, *self._form(file.path))
+            # The columns are known by the header, or else by the first row that is in order.
+            head: list[_Record] = []
+            try:
+                for record in records:
+                    head.append(record)
+                    if self._has_header() or not record.problem:
+                        break
+            except rows.DAMAGED as error:
+                raise Unreadable(f"cannot be read: {error}") from None
+            if not head:
+                raise Unreadable("is empty")
+            columns = self._layout(head[-1])
+            data = {"file": file.path, "prefix": prefix, "size": file.size, "changed": file.changed, "columns": columns}
+            if rows.in_one_piece(file.path):
+                return [Unit({**data, "bytes": None, "start": 0, "first": 1}, rows=None)]
+            after = head[0].end if self._has_header() else 0
+            numbered = enumerate(records if after else chain(head, records), 1)
+            ranges = rows.byte_ranges(((number, record.end) for number, record in numbered), after)
+            return [Unit({**data, **found}, rows=count) for found, count in ranges]
+
+    def _read(self, source: BinaryIO, unit: Any) -> Iterator[Pair | Rejected]:
+        records = _records(source, unit["start"], *self._form(unit["file"]), unit["columns"]["width"])
+        if unit["bytes"] is None and self._has_header():
+            next(records, None)
+        for number, record in enumerate(records, unit["first"]):
+            yield self._pair(record, unit, number)
+
+    def _pair(self, record: "_Record", unit: Any, number: int) -> Pair | Rejected:
+        key, origin, columns = f"{unit['prefix']}:{number}", f"{unit['file']}, row {number}", unit["columns"]
+        if record.problem:
+            return Rejected(key, origin, "bad_row", record.problem)
+        cells = {
+            name: None if columns[name] is None else record.fields[columns[name]] for name in ("image", "label", "group", "key")
+        }
+        captions = [record.fields[column] for column in columns["caption"]]
+        if any("\0" in text for text in captions):
+            return Rejected(key, origin, "bad_row", "a NUL byte in the caption")
+        label = self.label if isinstance(self.label, str) else "label"
+        return rows.pair_of(
+            key,
+            origin,
+            self.root or rows.folder_of(unit["file"]),
+            image=cells["image"],
+            captions=captions,
+            key=cells["key"],
+            group=cells["group"],
+            labels={label: cells["label"]},
+        )
+
+    def _form(self, path: str) -> tuple[str, bool]:
+        """Separator and quoting of a file."""
+        tabs = path.removesuffix(".gz").endswith(".tsv")
+        return self.separator or ("\t" if tabs else ","), not tabs if self.quoting is None else self.quoting
+
+    def _columns(self) -> list[tuple[str, str | int]]:
+        """The settings that name a column, each with the column."""
+        captions = self.caption if isinstance(self.caption, tuple) else (self.caption,)
+        pairs = [("image", self.image), ("label", self.label), ("group", self.group), ("key", self.key)]
+        return [(key, column) for key, column in [*pairs, *(("caption", c) for c in captions)] if column is not None]
+
+    def _has_header(self) -> bool:
+        return not any(isinstance(column, int) for _, column in self._columns()) if self.header is None else self.header
+
+    def _layout(self, first: "_Record") -> dict[str, Any]:
+        """How many fields a row has (`width`), and the positions of the columns, from the first row of a file."""
+        names = [field.strip() for field in first.fields] if self._has_header() else []
+        text, width = "".join(names), len(first.fields)
+        if first.problem:
+            raise Unreadable(f"does not begin with a row: {first.problem}")
+        if "\0" in text or _INVALID.search(text):
+            raise Unreadable("is not text in UTF-8")
+        if width == 1:
+            raise Unreadable(f"has one column only, beginning with {first.fields[0][:80]!r}; check source.separator", "separator")
+        wanted = self._columns()
+        for key, usual in (("image", IMAGE_NAMES), ("caption", CAPTION_NAMES)):
+            if not any(key == other for other, _ in wanted):
+                wanted.append((key, rows.usual_name(key, usual, names)))
+        positions = [(key, _position(key, column, names, width)) for key, column in wanted]
+        found: dict[str, Any] = {"width": width, "label": None, "group": None, "key": None, **dict(positions)}
+        return found | {"caption": [position for key, position in positions if key == "caption"]}
+
+
+def _position(key: str, column: str | int, names: list[str], width: int) -> int:
+    if isinstance(column, int):
+        if column >= width:
+            raise Unreadable(f"has {width} columns, so there is none at position {column}", key)
+        return column
+    if column not in names:
+        raise Unreadable(f"has no column '{column}'; its columns are: {', '.join(map(repr, names))}", key)
+    return names.index(column)
+
+
+class _Record(NamedTuple):
+    """A row's fields, what is wrong with it, and the offset of its end in the file."""
+
+    fields: list[str]
+    problem: str
+    end: int
+
+
+def _records(source: BinaryIO, start: int, separator: str, quoting: bool, width: int | None = None) -> Iterator[_Record]:
+    """The rows from an offset of the file on, without blank lines. Rows have `width` fields, by default as many as the first."""
+    feed, end = _Feed(source, start), start
+    parsed = csv.reader(feed, delimiter=separator, strict=True)
+    while True:
+        fields, problem = [], ""
+        try:
+            fields = next(parsed) if quoting else next(feed).removesuffix("\n").removesuffix("\r").split(separator)
+        except StopIteration:
+            if feed.damage:
+                raise feed.damage from None
+            return
+        except csv.Error as error:
+            problem = str(error)
+        blank = not problem and fields in ([], [""])
+        if not problem and not blank and width is not None and len(fields) != width:
+            problem = f"{len(fields)} fields instead of {width}"
+        if problem and (feed.several() or problem == "unexpected end of data"):
+            problem = "a quote that does not close where a field ends"
+        end += feed.settle(first_only=bool(problem))
+        if not blank:
+            width = len(fields) if width is None and not problem else width
+            yield _Record(fields, problem, end)
+
+
+class _Feed:
+    """Lines for csv, which are counted, and read again where a quote turns out not to close."""
+
+    def __init__(self, source: BinaryIO, start: int) -> None:
+        self._lines = rows.lines(source, start)
+        self._again: list[tuple[bytes, int]] = []  # last first
+        self._taken: list[tuple[bytes, int]] = []  # of the row at hand
+        self._size = 0
+        self.damage: Exception | None = None  # what ended the lines too early
+
+    def __iter__(self) -> "_Feed":
+        return self
+
+    def __next__(self) -> str:
+        try:
+            line, length = self._again.pop() if self._again else next(self._lines)
+        except rows.DAMAGED as error:
+            self.damage = error
+            raise StopIteration from None
+        self._taken.append((line, length))
+        self._size += length
+        if self._size > rows.LONGEST:
+            raise csv.Error(f"longer than {rows.LONGEST} bytes")
+        return line.decode("utf-8", "surrogateescape")
+
+    def several(self) -> bool:
+        """Whether the row took several lines."""
+        return len(self._taken) > 1
+
+    def settle(self, first_only: bool) -> int:
+        """The row is over: the bytes it took, of all its lines or only of the first; the others are read again."""
+        if first_only:
+            self._again += reversed(self._taken[1:])
+            del self._taken[1:]
+        size = sum(length for _, length in self._taken)
+        self._taken.clear()
+        self._size = 0
+        return size

@@ -1,0 +1,206 @@
+"""WebDataset's tars: `a/001.jpg` and `a/001.txt` or `a/001.json` are one sample, wherever in the tar they stand.
+
+Of several pictures of a sample the first by `image_extensions` counts, and the others are no matter. A sample with neither
+picture nor caption is rejected as unknown_member.
+
+A plain tar on disk is read by its headers and its texts: the pictures stay where they are. A remote one is copied for as long as
+it is read, and a compressed one decompressed. Of a tar cut short the complete members are kept.
+"""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
+
+from pydantic import AfterValidator, Field
+
+from pipelines import storage
+from pipelines.locations import Location
+from pipelines.settings import UserError
+from pipelines.sources import rows
+from pipelines.sources.base import Pair, Rejected, Source, Unit
+from pipelines.sources.rows import Paths, Unreadable
+from pipelines.sources.shard_counts import counts_beside
+from pipelines.sources.tar_samples import GZIP, Member, Sample, decompressed, index
+from pipelines.storage import File, Missing
+from pipelines.web import is_web
+
+_COMPRESSED = (".tar.gz", ".tgz")
+_KINDS = (".tar", *_COMPRESSED)
+_LINE_END = re.compile(r"\r\n|\n|\r")
+
+
+def _without_dots(value: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(extension.lower().removeprefix(".") for extension in value)
+
+
+class WebDatasetSource(Source):
+    """Samples of WebDataset's tars: a picture, and its captions in a text or JSON member."""
+
+    name: Literal["webdataset"]
+    paths: Paths = Field(
+        description="tars, also .tar.gz and .tgz, as paths, globs, {00..99} or {a,b}; a folder stands for the tars below it"
+    )
+    image_extensions: Annotated[tuple[str, ...], AfterValidator(_without_dots), Field(min_length=1)] = Field(
+        ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "svg"), description="of members that are pictures"
+    )
+    caption: str = Field("txt", min_length=1, description="extension of the member that holds the caption")
+    captions: Literal["first_line", "all_lines"] = Field("first_line", description="what of that member is a caption")
+    caption_field: str | None = Field(
+        None, description="field of the json member that holds the caption, or a list; null: the member named by `caption` does"
+    )
+    label: str | None = Field(None, description="field of the json member that is a label; cls: the member of that extension")
+    group: str | None = Field(
+        None, description="field of the json member with what a split must not tear apart; null: the first caption"
+    )
+
+    def title(self) -> str:
+        return self.dataset or rows.title_of(self.paths[0])
+
+    def units(self) -> list[Unit]:
+        units = rows.list_units(self.paths, _KINDS, _units_of)
+        counts = counts_beside([unit.data["file"] for unit in units])
+        return [unit if "damage" in unit.data else replace(unit, **counts[unit.data["file"]]) for unit in units]
+
+    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+        file, prefix = unit["file"], unit["prefix"]
+        if "damage" in unit:
+            yield Rejected(prefix, file, "unreadable_file", unit["damage"])
+            return
+        if not pictures and is_web(file):
+            raise _not_one_by_one(file, "lies behind http(s)")
+        if not pictures and file.endswith(_COMPRESSED):
+            raise _not_one_by_one(file, "is compressed")
+        try:
+            with storage.local_copy(file) as copy, _opened(copy) as raw:
+                compressed = raw.read(len(GZIP)) == GZIP
+                raw.seek(0)
+                if not compressed:
+                    yield from self._samples(_Tar(file, prefix, raw, False), "", pictures)
+                    return
+                if not pictures:
+                    raise _not_one_by_one(file, "is compressed")
+                with decompressed(raw) as (content, damage):
+                    yield from self._samples(_Tar(file, prefix, content, True), damage, pictures)
+        except (Missing, tarfile.TarError) as error:
+            yield Rejected(prefix, file, "unreadable_file", str(error))
+
+    def _samples(self, tar: "_Tar", damage: str, pictures: bool) -> Iterator[Pair | Rejected]:
+        found = index(tar.content)
+        damage = found.damage or damage
+        for key, sample in found.samples.items():
+            row = self._row(tar, key, sample, pictures)
+            # What the sample at which a tar is cut would have had, nobody knows.
+            if isinstance(row, Pair) or not (damage and key == found.last):
+                yield row
+            for _ in range(max(sample.again.values(), default=0)):
+                yield tar.rejected(key, "duplicate_key", f"another {_listed(sample.again)} of this name in the tar")
+        if damage:
+            yield Rejected(tar.prefix, tar.file, "truncated_archive", f"{damage}; what comes before is kept")
+
+    def _row(self, tar: "_Tar", key: str, sample: Sample, pictures: bool) -> Pair | Rejected:
+        members = sample.members
+        image = next((members[extension] for extension in self.image_extensions if extension in members), None)
+        if image is None:
+            captioned = self.caption in members or "json" in members
+            return tar.rejected(key, "missing_image" if captioned else "unknown_member", f"holds {_listed(members)} only")
+        try:
+            fields = self._fields(tar, sample)
+        except ValueError as error:
+            return tar.rejected(key, "bad_row", f".json: {error}")
+        captions = fields.get(self.caption_field) if self.caption_field else self._lines(tar, sample)
+        if captions is None:
+            where = f"'{self.caption_field}' in .json" if self.caption_field else f".{self.caption}"
+            return tar.rejected(key, "missing_caption", f"no {where}; holds {_listed(members)}")
+        found = rows.pair_of(
+            tar.key(key),
+            tar.origin(key),
+            rows.folder_of(tar.file),
+            image=tar.file,
+            captions=captions,
+            group=fields.get(self.group) if self.group else None,
+            labels={self.label: self._label(tar, sample, fields)} if self.label else {},
+        )
+        return tar.placed(found, image, pictures) if isinstance(found, Pair) else found
+
+    def _fields(self, tar: "_Tar", sample: Sample) -> dict[str, Any]:
+        """What the json member says, where it is asked. Raises `ValueError`."""
+        asked = self.caption_field or self.group or (self.label and self.label != "cls")
+        if not asked or "json" not in sample.members:
+            return {}
+        try:
+            found = json.loads(tar.read(sample.members["json"]).decode("utf-8-sig"))
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+        return found
+
+    def _lines(self, tar: "_Tar", sample: Sample) -> list[str] | None:
+        if self.caption not in sample.members:
+            return None
+        lines = _LINE_END.split(tar.text(sample.members[self.caption]))
+        found = [line for line in lines if line.strip()] or lines[:1]
+        return found[:1] if self.captions == "first_line" else found
+
+    def _label(self, tar: "_Tar", sample: Sample, fields: dict[str, Any]) -> Any:
+        if self.label != "cls":
+            return fields.get(self.label or "")
+        return tar.text(sample.members["cls"]).strip() if "cls" in sample.members else None
+
+
+@dataclass(frozen=True)
+class _Tar:
+    """A tar that is being read."""
+
+    file: str
+    prefix: str  # of keys
+    content: BinaryIO
+    compressed: bool
+
+    def key(self, sample: str) -> str:
+        return f"{self.prefix}/{sample}"
+
+    def origin(self, name: str) -> str:
+        return f"{self.file}/{name}"
+
+    def rejected(self, sample: str, reason: str, detail: str) -> Rejected:
+        return Rejected(self.key(sample), self.origin(sample), reason, detail)
+
+    def placed(self, pair: Pair, image: Member, pictures: bool) -> Pair:
+        """The pair with its picture's place, and with the picture where reading it from there would cost more."""
+        passes = pictures and (self.compressed or storage.is_remote(self.file))
+        location = Location(self.file) if self.compressed else Location(self.file, image.start, image.length)
+        return replace(pair, origin=self.origin(image.name), location=location, image=self.read(image) if passes else None)
+
+    def read(self, member: Member) -> bytes:
+        self.content.seek(member.start)
+        return self.content.read(member.length)
+
+    def text(self, member: Member) -> str:
+        """Text without a byte order mark; bytes that are not UTF-8 as surrogates, which no valid text has."""
+        return self.read(member).decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+
+
+def _not_one_by_one(file: str, why: str) -> UserError:
+    return UserError(f"source.paths: {file} {why}, so its pictures cannot be read one by one; prepare with way=copy")
+
+
+def _listed(extensions: Any) -> str:
+    return ", ".join(f".{extension}" for extension in extensions)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise Missing(f"{error.strerror or error}") from None
+
+
+def _units_of(file: File, prefix: str) -> list[Unit]:
+    if not storage.name_of(file.path).endswith(_KINDS):
+        raise Unreadable(f"is no tar by its name; there must be one that ends in {', '.join(_KINDS)}")
+    return [Unit({"file": file.path, "prefix": prefix, "size": file.size, "changed": file.changed}, rows=None)]

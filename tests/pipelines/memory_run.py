@@ -1,0 +1,67 @@
+"""An epoch of a stream with a small object store, and what it took: a program for the memory test, run as a script."""
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+import ray
+from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+import psutil  # isort: skip  comes with ray
+import torch
+
+from pipelines.cluster import configure_data
+from pipelines.images import Augment
+from pipelines.order import Order
+from pipelines.prepared import Prepared
+from pipelines.stream import Stream, Worker
+
+STORE = 75 << 20  # bytes
+BATCH = 16
+
+
+def used() -> dict[str, float]:
+    """MiB: private memory of this process and its Ray workers, the object store's content, and what was spilled in all."""
+    private = 0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        try:
+            if process.pid == os.getpid() or "ray::" in " ".join(process.cmdline()):
+                memory = process.memory_info()
+                private += memory.rss - memory.shared
+        except psutil.Error:
+            continue
+    stats = get_memory_info_reply(get_state_from_address(ray.get_runtime_context().gcs_address)).store_stats
+    return {
+        "workers": private / 2**20,
+        "store": stats.object_store_bytes_used / 2**20,
+        "spilled": stats.spilled_bytes_total / 2**20,
+    }
+
+
+def main(path: str) -> None:
+    ray.init(address="local", num_cpus=2, object_store_memory=STORE, include_dashboard=False, log_to_driver=False)
+    configure_data()
+    prepared = Prepared.open(Path(path))
+    order = Order(prepared.path, prepared.fingerprint, "train", None, seed=0, global_batch_size=BATCH)
+    stream = Stream(prepared, frozenset({"image"}), image_size=224, augment=Augment())
+    peak: dict[str, float] = {}
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            for name, value in used().items():
+                peak[name] = max(value, peak.get(name, 0))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    steps = order.steps_per_epoch
+    rows = sum(len(batch["image"]) for batch in stream.training(order, 0, steps, Worker(0, 1, torch.device("cpu"), 2)))
+    done.set()
+    thread.join()
+    print(json.dumps(peak | {"rows": rows, "decoded": rows * 3 * 224 * 224 / 2**20}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,47 @@
+"""Memory does not grow with the dataset: ten times the data, decoded through an object store that holds a twentieth of it."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.config import PrepareSettings
+from pipelines.display import Display
+from pipelines.prepare import prepare
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+ROWS = 1200
+
+
+def peak_of(folder: Path, rows: int) -> dict[str, float]:
+    """Prepare so many rows of forty pictures, and stream an epoch in a process of its own."""
+    with (folder / f"{rows}.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["filepath", "title"])
+        writer.writerows([f"{i % 40}.jpg", f"thing {i}"] for i in range(rows))
+    tree = {"source": {"name": "table", "paths": str(folder / f"{rows}.csv")}, "output": folder / f"data-{rows}", "way": "index"}
+    prepare(PrepareSettings.model_validate(tree), Display(quiet=True))
+    script = str(Path(__file__).parent / "memory_run.py")
+    command = [sys.executable, script, str(folder / f"data-{rows}")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def test_memory_is_flat_from_one_to_ten_times_the_data(ray_session: None, tmp_path: Path) -> None:
+    for i in range(40):
+        pixels = np.random.default_rng(i).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((400, 300)).save(tmp_path / f"{i}.jpg")
+    small, large = peak_of(tmp_path, ROWS), peak_of(tmp_path, 10 * ROWS)
+    assert large["rows"] > 8 * small["rows"]
+    assert small["decoded"] > 75 and large["decoded"] > 10 * 75, "more than the object store holds"
+    assert large["workers"] < 1.1 * small["workers"], (small, large)
+    assert large["store"] < 1.1 * small["store"], (small, large)
+    assert small["spilled"] == large["spilled"] == 0

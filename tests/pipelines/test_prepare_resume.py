@@ -1,0 +1,220 @@
+"""Preparing that is killed, in processes of its own: the same command goes on, redoes next to nothing, and ends the same."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray  # noqa: F401  brings psutil along
+import yaml
+from PIL import Image
+
+from pipelines.prepared import Prepared
+
+import psutil  # isort: skip
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 300  # seconds until a program that hangs is a failure
+ROWS = 100_000
+PICTURES = 400
+KILLS = 3
+
+
+class Preparing:
+    """`python -m pipelines CONFIG.yaml output=...` with all that it starts."""
+
+    def __init__(self, config: Path, output: Path):
+        self._output = config.with_name(f"output-{time.time_ns()}.txt")
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        with self._output.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pipelines", str(config), f"output={output}"],
+                cwd=ROOT,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def text(self) -> str:
+        return self._output.read_text()
+
+    def wait(self) -> str:
+        """What it said, after it ended well."""
+        assert self.process.wait(PATIENCE) == 0, self.text()
+        return self.text()
+
+    def kill(self) -> None:
+        """End the program and its Ray at one blow, so that nobody finishes anything."""
+        if self.process.poll() is not None:
+            return
+        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        for process in family:
+            try:
+                process.suspend()
+            except psutil.Error:
+                continue
+        for process in family:
+            try:
+                process.kill()
+            except psutil.Error:
+                continue
+        assert self.process.wait(PATIENCE) == -signal.SIGKILL
+        psutil.wait_procs(family, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of 100,000 captions for 400 little photographs; every 1,000th picture is not there."""
+    folder = tmp_path_factory.mktemp("source")
+    for i in range(PICTURES):
+        pixels = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((16, 16)).save(folder / f"{i}.jpg", quality=80)
+    lines = [f"{i % PICTURES if i % 1000 else 'gone'}.jpg\tthing number {i}\n" for i in range(ROWS)]
+    (folder / "pairs.tsv").write_text("filepath\ttitle\n" + "".join(lines))
+    tree = {
+        "source": {"name": "table", "paths": str(folder / "pairs.tsv")},
+        "output": "unused",
+        "image": {"size": 16, "format": "jpeg"},
+        "shard_rows": 2048,
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+Start = Callable[[Path], Preparing]
+
+
+@pytest.fixture(scope="module")
+def start(config: Path) -> Iterator[Start]:
+    """Start preparing into a folder. Same folder, same command."""
+    programs: list[Preparing] = []
+
+    def start(output: Path) -> Preparing:
+        programs.append(Preparing(config, output))
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        program.kill()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    said = start(output).wait()
+    assert "going on" not in said
+    return Prepared.open(output)
+
+
+Identity = tuple[int, int]  # of a file: another one when it is written again
+
+
+def done(output: Path) -> dict[str, dict[str, Identity]]:
+    """The parts that are done, each with its files."""
+    names = {path.name.split(".")[0] for path in output.glob("content-*/*.found.parquet")}
+    return {name: {path.name: identity(path) for path in output.glob(f"content-*/{name}.*")} for name in names}
+
+
+def identity(path: Path) -> Identity:
+    return path.stat().st_ino, path.stat().st_mtime_ns
+
+
+def begun(output: Path) -> set[Path]:
+    """Files that somebody was writing to when it ended."""
+    return set(output.glob("content-*/*.partial-*"))
+
+
+def shards(output: Path) -> list[Path]:
+    """Shards that have been numbered."""
+    return [path for path in output.glob("content-*/*.parquet") if ".found." not in path.name]
+
+
+def wait_for(program: Preparing, reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not reached():
+        assert program.process.poll() is None, f"ended too early:\n{program.text()}"
+        assert time.monotonic() < end, program.text()
+        time.sleep(0.002)
+
+
+def kill_at_random(start: Start, output: Path, parts: int, choose: random.Random) -> None:
+    """Start, and kill while parts are being written; what was done before must not be touched."""
+    before, left = done(output), begun(output)
+    program = start(output)
+    wanted = len(before) + choose.randint(1, (parts - len(before)) // 3)
+    wait_for(program, lambda: len(list(output.glob("content-*/*.found.parquet"))) >= wanted)
+    time.sleep(choose.uniform(0, 0.2))
+    program.kill()
+    after = done(output)
+    assert len(before) < len(after) < parts and not (output / "manifest.json").exists()
+    assert before.items() <= after.items(), "what was done is not done again"
+    assert len({path.name.split(".")[0] for path in begun(output) - left}) <= (os.cpu_count() or 1), "and in flight are few"
+
+
+def without_time(prepared: Prepared) -> dict[str, Any]:
+    return {name: value for name, value in prepared.manifest.items() if name != "created"}
+
+
+def contents(prepared: Prepared) -> dict[str, bytes]:
+    """All files but the manifest, which holds a time."""
+    files = [path for path in prepared.path.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    return {path.relative_to(prepared.path).as_posix(): path.read_bytes() for path in files}
+
+
+def test_killed_at_any_moment_the_same_command_ends_with_the_same_dataset(
+    start: Start, undisturbed: Prepared, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    parts = len(undisturbed.manifest["shards"])
+    assert parts >= 40
+    choose = random.Random(20261125)
+    for _ in range(KILLS):
+        kill_at_random(start, output, parts, choose)
+    before = done(output)
+
+    # Between the parts and the manifest: as soon as all parts are done, and when some shards are numbered.
+    program = start(output)
+    wait_for(program, lambda: len(list(output.glob("content-*/*.found.parquet"))) == parts)
+    program.kill()
+    every = done(output)
+    assert before.items() <= every.items() and len(every) == parts
+    for path in shards(output):
+        path.unlink()
+    program = start(output)
+    wait_for(program, lambda: len(shards(output)) > 3)
+    program.kill()
+    assert len(shards(output)) > 3 and not (output / "manifest.json").exists()
+    assert list(output.glob("rejected.parquet*")), "this is left too, and is no stranger's"
+
+    said = start(output).wait()
+    assert f"going on, {parts} of {parts} parts are done" in said
+    after = Prepared.open(output)
+    assert after.fingerprint == undisturbed.fingerprint and without_time(after) == without_time(undisturbed)
+    kept = ROWS - ROWS // 1000
+    counts = {"listed": ROWS, "found": kept, "read": ROWS, "kept": kept, "rejected": {"missing_image": ROWS // 1000}}
+    assert after.manifest["counts"] == counts
+    tars = {path.name: identity(path) for path in output.glob("content-*/*.tar")}
+    assert tars.items() <= {name: found for files in every.values() for name, found in files.items()}.items()
+    ours, theirs = contents(after), contents(undisturbed)
+    assert ours.keys() == theirs.keys(), "nothing is left of what was begun"
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+    assert not [name for name in ours if ".partial-" in name or ".found." in name]
+
+
+def test_what_was_prepared_is_left_alone(start: Start, undisturbed: Prepared) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.path.rglob("*")}
+    assert "already prepared by this config" in start(undisturbed.path).wait()
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.path.rglob("*")} == before
+    assert json.loads((undisturbed.path / "manifest.json").read_text()) == undisturbed.manifest

@@ -1,0 +1,325 @@
+"""The Parquet source: pictures in the table and beside it, columns found by name, row groups read apart, and damage."""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipelines import remote, storage
+from pipelines.locations import Location, read_location
+from pipelines.settings import UserError, validate
+from pipelines.sources import parquet
+from pipelines.sources.base import Pair, Rejected
+from pipelines.sources.parquet import ParquetSource
+from tests.object_store import Store, object_store
+
+
+def picture(number: int) -> bytes:
+    """A PNG, another one for each number."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (number % 256, number // 256, 99)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+A, B, C = picture(1), picture(2), picture(3)
+
+
+def put(path: Path, columns: dict[str, Any], **keys: Any) -> Path:
+    """Writes columns as a Parquet file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, **keys)
+    return path
+
+
+def source_of(*paths: Path | str, **keys: object) -> ParquetSource:
+    return validate(ParquetSource, {"name": "parquet", "paths": [str(path) for path in paths], **keys}, "test")
+
+
+def read(source: ParquetSource, pictures: bool = True) -> list[Pair | Rejected]:
+    """All rows, each unit as the real caller passes it: as JSON."""
+    found = []
+    for unit in source.units():
+        rows = list(source.read(json.loads(json.dumps(unit.data)), pictures))
+        assert unit.rows == len(rows)
+        found += rows
+    return found
+
+
+def told(found: Sequence[Pair | Rejected]) -> list[tuple[str, object]]:
+    """Keys with the captions, or with the reason."""
+    return [(row.key, row.reason if isinstance(row, Rejected) else row.captions) for row in found]
+
+
+def pairs(found: Sequence[Pair | Rejected]) -> list[Pair]:
+    assert all(isinstance(row, Pair) for row in found), found
+    return [row for row in found if isinstance(row, Pair)]
+
+
+KINDS = {
+    "binary": pa.binary(),
+    "large": pa.large_binary(),
+    "struct": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pictures", [True, False])
+def test_pictures_in_the_table(tmp_path: Path, kind: str, pictures: bool) -> None:
+    values: list[Any] = [A, B, C]
+    if kind == "struct":
+        values = [{"bytes": value, "path": f"{i}.png"} for i, value in enumerate(values)]
+    file = put(tmp_path / "x.parquet", {"caption": ["One", "two", "3"], "image": pa.array(values, KINDS[kind])}, row_group_size=2)
+    found = pairs(read(source_of(file), pictures))
+    column = "image.bytes" if kind == "struct" else "image"
+    assert [pair.location for pair in found] == [
+        Location(str(file), group, row, column) for group, row in [(0, 0), (0, 1), (1, 0)]
+    ]
+    assert [read_location(pair.location) for pair in found] == [A, B, C]
+    assert [pair.image for pair in found] == ([A, B, C] if pictures else [None] * 3)
+    assert told(found) == [("x:1", ["One"]), ("x:2", ["two"]), ("x:3", ["3"])]
+    assert (found[2].origin, found[0].group) == (f"{file}, row 3", "one")
+
+
+def test_paths_and_urls_start_at_the_file_or_the_root(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "a.png").write_bytes(A)
+    paths = ["a.png", "/abs/b.png", "https://h/c.png", "s3://b/d.png", None, ""]
+    file = put(tmp_path / "tables" / "x.parquet", {"URL": paths, "TEXT": list("abcdef")})
+    found = read(source_of(file))
+    assert told(found[4:]) == [("x:5", "missing_image"), ("x:6", "missing_image")]
+    assert [pair.location for pair in pairs(found[:4])] == [
+        Location(place) for place in (str(tmp_path / "tables" / "a.png"), *map(str, paths[1:4]))
+    ]
+    assert read_location(pairs(found[:1])[0].location) == A
+    (first, *_) = pairs(read(source_of(file, root="s3://other"))[:1])
+    assert first.location == Location("s3://other/a.png")
+
+
+@pytest.mark.parametrize("pictures", [True, False])
+def test_a_struct_without_bytes_is_a_path(tmp_path: Path, pictures: bool) -> None:
+    (tmp_path / "b.png").write_bytes(B)
+    image = pa.array(
+        [{"bytes": A, "path": "gone.png"}, {"bytes": None, "path": "b.png"}, {"bytes": None, "path": None}, None], KINDS["struct"]
+    )
+    found = read(source_of(put(tmp_path / "x.parquet", {"image": image, "text": list("abcd")})), pictures)
+    assert told(found) == [("x:1", ["a"]), ("x:2", ["b"]), ("x:3", "missing_image"), ("x:4", "missing_image")]
+    assert [pair.location for pair in pairs(found[:2])] == [
+        Location(str(tmp_path / "x.parquet"), 0, 0, "image.bytes"),
+        Location(str(tmp_path / "b.png")),
+    ]
+    assert [read_location(pair.location) for pair in pairs(found[:2])] == [A, B]
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_rows_that_img2dataset_could_not_download(tmp_path: Path, statistics: bool) -> None:
+    columns = {
+        "url": ["http://h/0", "http://h/1", "http://h/2"],
+        "jpg": pa.array([A, None, B]),
+        "caption": ["a", "b", None],
+        "key": ["000000000", "000000001", "000000002"],
+        "status": ["success", "failed_to_download", "success"],
+        "error_message": [None, "HTTP Error 404: Not Found", None],
+    }
+    file = put(tmp_path / "00000.parquet", columns, write_statistics=statistics)
+    for pictures in (True, False):
+        found = read(source_of(file, key="key"), pictures)
+        assert told(found) == [("000000000", ["a"]), ("00000:2", "missing_image"), ("00000:3", "missing_caption")]
+        assert isinstance(found[1], Rejected) and found[1].detail == "HTTP Error 404: Not Found"
+
+
+def test_without_nulls_no_picture_is_read_for_an_index(tmp_path: Path) -> None:
+    noise = [np.random.default_rng(i).bytes(50_000) for i in range(64)]
+    file = put(tmp_path / "x.parquet", {"image": noise, "caption": [str(i) for i in range(64)]}, use_dictionary=False)
+    content = bytearray(file.read_bytes())
+    # What is damaged there shows whether it was looked at.
+    place = pq.ParquetFile(file).metadata.row_group(0).column(0).data_page_offset
+    content[place : place + 20_000] = b"\xff" * 20_000
+    file.write_bytes(content)
+    assert len(pairs(read(source_of(file), pictures=False))) == 64
+    assert {row.reason for row in read(source_of(file), pictures=True) if isinstance(row, Rejected)} == {"unreadable_file"}
+
+
+def test_captions_are_text_as_it_is(tmp_path: Path) -> None:
+    texts = ["NA", "null", "1e5", "true", "007", "  padded  ", "two\nlines", "\u05e9\u05dc\u05d5\u05dd", "", None]
+    columns = {"image": [A] * len(texts), "caption": pa.array(texts).dictionary_encode()}
+    found = read(source_of(put(tmp_path / "x.parquet", columns)))
+    assert [row.captions for row in pairs(found[:-1])] == [[text] for text in texts[:-1]]
+    assert told(found[-1:]) == [("x:10", "missing_caption")]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.large_string())])
+def test_lists_of_captions(tmp_path: Path, kind: pa.DataType) -> None:
+    lists = [["one", None, "two"], [], None, [None], ["", "x"]]
+    columns = {"image": [A] * 5, "captions": pa.array(lists, kind)}
+    found = read(source_of(put(tmp_path / "x.parquet", columns)))
+    assert [value for _, value in told(found)] == [["one", "two"], *["missing_caption"] * 3, ["x"]]
+
+
+def test_text_that_is_not_utf8_costs_its_row(tmp_path: Path) -> None:
+    raw = pa.array([b"good", b"\xff\xfe", "caf\u00e9".encode()]).view(pa.string())
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), raw)
+    for number, captions in enumerate((raw, lists)):
+        file = put(tmp_path / f"{number}.parquet", {"image": [A] * 3, "caption": captions})
+        assert [value for _, value in told(read(source_of(file)))] == [["good"], "bad_row", ["caf\u00e9"]]
+
+
+def test_labels_groups_and_keys(tmp_path: Path) -> None:
+    columns = {
+        "image": [A, B, C],
+        "caption": ["a", "b", "c"],
+        "kind": [3, None, 5],
+        "owner": ["x", "y", None],
+        "sku": ["k1", "k2", None],
+    }
+    file = put(tmp_path / "x.parquet", columns)
+    found = pairs(read(source_of(file, label="kind", group="owner", key="sku")))
+    assert [(pair.key, pair.group, pair.labels) for pair in found] == [
+        ("k1", "x", {"kind": "3"}),
+        ("k2", "y", {}),
+        ("x:3", "c", {"kind": "5"}),
+    ]
+
+
+def test_labels_have_the_names_that_hugging_face_gives_them(tmp_path: Path) -> None:
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    table = pa.table({"image": [A, B, C, A], "text": list("abcd"), "label": [1, 0, -1, 2]})
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), tmp_path / "x.parquet"
+    )
+    found = pairs(read(source_of(tmp_path, label="label")))
+    assert [pair.labels for pair in found] == [{"label": "dog"}, {"label": "cat"}, {}, {}]
+
+
+def test_small_row_groups_are_joined_and_every_row_is_read_once(tmp_path: Path) -> None:
+    columns = {"image": [picture(i) for i in range(1500)], "caption": [str(i) for i in range(1500)]}
+    file = put(tmp_path / "x.parquet", columns, row_group_size=200)
+    source = source_of(file)
+    assert [unit.rows for unit in source.units()] == [400, 400, 400, 300]
+    found = pairs(read(source))
+    assert [(pair.key, pair.captions) for pair in found] == [(f"x:{i + 1}", [str(i)]) for i in range(1500)]
+    assert [pair.image for pair in found] == columns["image"]
+    assert [read_location(found[i].location) for i in (0, 199, 200, 1499)] == [picture(i) for i in (0, 199, 200, 1499)]
+
+
+def test_large_row_groups_cannot_serve_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = [np.random.default_rng(i).bytes(10_000) for i in range(40)]
+    file = put(tmp_path / "x.parquet", {"jpg": noise, "caption": ["c"] * 40})
+    paths = put(tmp_path / "y.parquet", {"url": [f"https://h/{'x' * 10_000}/{i}" for i in range(40)], "caption": ["c"] * 40})
+    monkeypatch.setattr(parquet, "_LARGEST", 399_000)
+    with pytest.raises(UserError, match=r"source\.paths: .*x\.parquet: row group 0 holds .* prepare with way=copy"):
+        read(source_of(file), pictures=False)
+    assert [pair.image for pair in pairs(read(source_of(file), pictures=True))] == noise
+    assert len(pairs(read(source_of(paths), pictures=False))) == 40
+    monkeypatch.setattr(parquet, "_LARGEST", 401_000)
+    assert len(pairs(read(source_of(file), pictures=False))) == 40
+
+
+def test_a_dot_in_the_columns_name(tmp_path: Path) -> None:
+    file = put(tmp_path / "x.parquet", {"my.image": [A, B], "my.text": ["a", "b"]})
+    source = source_of(file, image="my.image", caption="my.text")
+    assert [(pair.image, pair.captions) for pair in pairs(read(source))] == [(A, ["a"]), (B, ["b"])]
+    with pytest.raises(UserError, match=r"column 'my\.image' has a dot in its name"):
+        read(source, pictures=False)
+
+
+@pytest.mark.parametrize(
+    ("columns", "keys", "problem"),
+    [
+        ({"picture": [A], "caption": ["a"]}, {}, r"source\.image: .* has none of image, jpg.*'picture', 'caption'"),
+        ({"image": [A], "words": ["a"]}, {}, r"source\.caption: .* has none of caption.*'image', 'words'.*source\.caption=NAME"),
+        (
+            {"image": [A], "caption": ["a"]},
+            {"caption": "alt"},
+            r"source\.caption: .* no column 'alt'; its columns are: 'image', 'cap",
+        ),
+        ({"image": [A], "caption": ["a"]}, {"label": "kind"}, r"source\.label: .* no column 'kind'"),
+        ({"image": [7], "caption": ["a"]}, {}, r"source\.image: .* no pictures in column 'image': its type is int64"),
+        ({"image": [A], "caption": [7]}, {}, r"source\.caption: .* no captions in column 'caption': its type is int64"),
+        ({"image": [A], "caption": ["a"], "tags": [["x"]]}, {"label": "tags"}, r"source\.label: .* its type is list"),
+    ],
+)
+def test_columns_that_do_not_fit(tmp_path: Path, columns: dict[str, Any], keys: dict[str, str], problem: str) -> None:
+    file = put(tmp_path / "x.parquet", columns)
+    with pytest.raises(UserError, match=problem) as error:
+        source_of(file, **keys).units()
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_does_not_fit_does_not_stop_the_others(tmp_path: Path) -> None:
+    for name in ("a", "f"):
+        put(tmp_path / f"{name}.parquet", {"image": [A], "caption": [name]})
+    put(tmp_path / "b.parquet", {"image": [A], "words": ["b"]})
+    (tmp_path / "c.parquet").write_text("<html>404</html>")
+    (tmp_path / "d.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
+    (tmp_path / "e.parquet").write_bytes(b"")
+    found = read(source_of(tmp_path))
+    bad = [(name, "unreadable_file") for name in "bcde"]
+    assert told(found) == [("a:1", ["a"]), *bad, ("f:1", ["f"])]
+    for name in "cde":
+        with pytest.raises(UserError, match=rf"source\.paths: .*{name}\.parquet is "):
+            source_of(tmp_path / f"{name}.parquet").units()
+    put(tmp_path / "g.parquet", {"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())})
+    with pytest.raises(UserError, match=r"source\.paths: there are no rows"):
+        source_of(tmp_path / "g.parquet").units()
+
+
+def test_a_damaged_row_group_costs_its_rows(tmp_path: Path) -> None:
+    noise = [np.random.default_rng(i).bytes(2000) for i in range(90)]
+    file = put(tmp_path / "x.parquet", {"image": noise, "caption": [str(i) for i in range(90)]}, row_group_size=30)
+    content = bytearray(file.read_bytes())
+    place = pq.ParquetFile(file).metadata.row_group(1).column(0).data_page_offset
+    content[place : place + 1000] = b"\xff" * 1000
+    file.write_bytes(content)
+    found = read(source_of(file))
+    assert [key for key, _ in told(found)] == [f"x:{i + 1}" for i in range(90)]
+    assert [row.image for row in pairs(found[:30] + found[60:])] == noise[:30] + noise[60:]
+    assert {value for _, value in told(found[30:60])} == {"unreadable_file"}
+
+
+def test_a_changed_file_is_a_changed_unit(tmp_path: Path) -> None:
+    file = put(tmp_path / "x.parquet", {"image": [A], "caption": ["a"]})
+    (before,) = source_of(file).units()
+    put(file, {"image": [A], "caption": ["abc"]})
+    (after,) = source_of(file).units()
+    assert before.data != after.data
+    file.unlink()
+    assert told(list(source_of(tmp_path).read(after.data, True))) == [("x:1", "unreadable_file")]
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with object_store() as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.environment.items():
+            patch.setenv(name, value)
+        yield running
+
+
+def test_a_failing_store_changes_nothing(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_FIRST_WAIT", 0.001)
+    monkeypatch.setattr(parquet, "_BUFFER", 1 << 16)
+    # The client's own attempts would hide most of it.
+    monkeypatch.setattr(storage, "_REQUEST_ATTEMPTS", 1)
+    storage._remote_system.cache_clear()
+    noise = [np.random.default_rng(i).bytes(5000) for i in range(600)]
+    content = put(
+        tmp_path / "x.parquet",
+        {"image": noise, "caption": [str(i) for i in range(600)]},
+        row_group_size=200,
+        data_page_size=1 << 16,
+    ).read_bytes()
+    uri = store.folder("parquet").put("x.parquet", content)
+    source = source_of(uri)
+    store.forget()
+    with store.faulty(errors=0.04, resets=0.04, stalls=0):
+        found = pairs(read(source))
+    assert sum(store.faults().values()) >= 3
+    assert [(pair.key, pair.image) for pair in found] == [(f"x:{i + 1}", noise[i]) for i in range(600)]
+    assert read_location(found[599].location) == noise[599]
+    storage._remote_system.cache_clear()

@@ -1,0 +1,189 @@
+"""Downloads from servers as the web has them: each kind of failure is tried again or not, and said in words, in a sane time."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import remote, storage, web
+from pipelines.remote import Missing
+
+PICTURE = np.random.default_rng(0).bytes(70_000)
+DROPS = 40
+
+
+class Site(ThreadingHTTPServer):
+    """What each path answers is in its name."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Pages)
+        self.asked: Counter[str] = Counter()
+        self.files: dict[str, bytes] = {"/picture.jpg": PICTURE}
+        self.ended = threading.Event()
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}{path}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients leave."""
+
+
+class _Pages(BaseHTTPRequestHandler):
+    server: Site
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        self.server.asked[path] += 1
+        times = self.server.asked[path]
+        if path in self.server.files:
+            self._answer(200, self.server.files[path])
+        elif path.startswith("/status-"):
+            self._answer(int(path[8:]), b"")
+        elif path == "/third-time.jpg":
+            self._answer(500 if times < 3 else 200, PICTURE)
+        elif path == "/moved.jpg":
+            self._answer(302, b"", Location="/picture.jpg")
+        elif path in ("/cut.jpg", "/cut-once.jpg"):
+            self._answer(200, PICTURE, cut=path == "/cut.jpg" or times == 1)
+        elif path == "/cut-chunks.jpg":
+            self._start(200, {"Transfer-Encoding": "chunked"})
+            self.wfile.write(b"5\r\nhello\r\n5\r\nhe")
+            self.close_connection = True
+        elif path == "/until-the-end.jpg":
+            self._start(200, {})
+            self.wfile.write(PICTURE)
+            self.close_connection = True
+        elif path == "/not-http":
+            self.wfile.write(b"220 mail.example ESMTP\r\n")
+            self.close_connection = True
+        elif path == "/announced.jpg":
+            self._start(200, {"Content-Length": str(1 << 40)})
+            self.server.ended.wait(60)
+        elif path == "/hangs":
+            self.server.ended.wait(60)
+        elif path == "/drips":
+            self._start(200, {"Content-Length": "1000000"})
+            for _ in range(DROPS):
+                self.wfile.write(b".")
+                time.sleep(0.1)
+        else:
+            self._answer(404, b"no such page")
+
+    def _answer(self, status: int, data: bytes, cut: bool = False, **headers: str) -> None:
+        self._start(status, headers | {"Content-Length": str(len(data))})
+        self.wfile.write(data[: len(data) // 2] if cut else data)
+        self.close_connection = cut
+
+    def _start(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(remote, "_FIRST_WAIT", 0.001)
+    with Site() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.ended.set()
+        server.shutdown()
+
+
+@pytest.mark.parametrize("path", ["/picture.jpg", "/picture.jpg?w=1&h=2", "/moved.jpg", "/until-the-end.jpg"])
+def test_what_is_there(site: Site, path: str) -> None:
+    assert storage.read(site.url(path)) == PICTURE
+    assert storage.read(site.url(path), 100, 50) == PICTURE[100:150]
+
+
+@pytest.mark.parametrize(("path", "times"), [("/third-time.jpg", 3), ("/cut-once.jpg", 2)])
+def test_what_fails_at_first_is_asked_for_again(site: Site, path: str, times: int) -> None:
+    assert storage.read(site.url(path)) == PICTURE
+    assert site.asked[path] == times
+
+
+@pytest.mark.parametrize(
+    ("path", "times", "words"),
+    [
+        ("/none.jpg", 1, "^HTTP 404 Not Found$"),
+        ("/status-403", 1, "^HTTP 403 Forbidden$"),
+        ("/status-410", 1, "^HTTP 410 Gone$"),
+        ("/status-429", 4, "given up after 4 attempts in 0 s: HTTP 429"),
+        ("/status-503", 4, "given up after 4 attempts in 0 s: HTTP 503 Service Unavailable"),
+        ("/cut.jpg", 4, "given up after 4 attempts in 0 s: 35000 of 70000 bytes came"),
+        ("/cut-chunks.jpg", 4, "given up after 4 attempts in 0 s: not the answer of a web server: IncompleteRead"),
+        ("/not-http", 4, "given up after 4 attempts in 0 s: not the answer of a web server: BadStatusLine"),
+        ("/announced.jpg", 1, "^more than 100 MiB$"),
+    ],
+)
+def test_what_cannot_be_had_says_why(site: Site, path: str, times: int, words: str) -> None:
+    with pytest.raises(Missing, match=words):
+        storage.read(site.url(path))
+    assert site.asked[path] == times
+
+
+def test_a_body_without_a_length_that_is_too_large(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_MAX_BYTES", len(PICTURE) - 1)
+    with pytest.raises(Missing, match="more than"):
+        storage.read(site.url("/until-the-end.jpg"))
+    monkeypatch.setattr(web, "_MAX_BYTES", len(PICTURE))
+    assert storage.read(site.url("/until-the-end.jpg")) == PICTURE
+
+
+@pytest.mark.parametrize(("path", "words"), [("/hangs", "timed out"), ("/drips", "slower than 1024 bytes a second")])
+def test_a_server_that_takes_its_time(site: Site, monkeypatch: pytest.MonkeyPatch, path: str, words: str) -> None:
+    assert web._TIMEOUT * web._ATTEMPTS < 90, "seconds that a dead server costs"
+    monkeypatch.setattr(web, "_TIMEOUT", 0.3)
+    with pytest.raises(Missing, match=f"given up after 4 attempts in . s: .*{words}"):
+        storage.read(site.url(path))
+    assert site.asked[path] == 4
+
+
+def test_dead_hosts_and_what_is_no_address(site: Site) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as closed:
+        port = closed.server_address[1]
+    with pytest.raises(Missing, match=r"given up after 4 attempts.*refused"):
+        storage.read(f"http://127.0.0.1:{port}/a.jpg")
+    for url in (
+        "http://",
+        "http://host with spaces/a.jpg",
+        "http://[::1/a.jpg",
+        "http://127.0.0.1:port/",
+        site.url("/a b\n.jpg"),
+    ):
+        with pytest.raises(Missing):
+            storage.read(url)
+
+
+def test_larger_files_come_as_copies(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_MAX_BYTES", 1000)
+    for path in ("/picture.jpg", "/cut-once.jpg", "/until-the-end.jpg"):
+        with storage.local_copy(site.url(path)) as copy:
+            assert copy.read_bytes() == PICTURE
+    with pytest.raises(Missing, match="404"), storage.local_copy(site.url("/none.tar")):
+        raise AssertionError("not reached")
+
+
+def test_tables_and_names(site: Site) -> None:
+    table = pa.table({"url": ["a", "b"], "width": [1, 2]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    site.files["/t.parquet"] = sink.getvalue().to_pybytes()
+    assert storage.read_table(site.url("/t.parquet"), ["width"]).equals(table.select(["width"]))
+    urls = (site.url("/{b,a}.json?x=*"), site.url("/t.parquet"))
+    assert [file.path for file in storage.find(urls, "k")] == [site.url(p) for p in ("/b.json?x=*", "/a.json?x=*", "/t.parquet")]
+    assert storage.name_of(site.url("/t.parquet?x=/y")) == "t.parquet"

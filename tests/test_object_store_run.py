@@ -1,0 +1,142 @@
+"""From S3 to S3 and into training, through a store that fails now and then: nothing is lost, and the result is that of a disk."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from object_store import Store, object_store
+from PIL import Image
+
+import pipelines.prepare
+from pipelines.config import PrepareSettings
+from pipelines.display import Display
+from pipelines.prepared import Prepared
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[1]
+TARS, ROWS = 4, 40  # tars, and samples of each
+BROKEN = {(1, 7), (3, 20)}
+
+
+def tar_of(number: int) -> bytes:
+    """A tar of pictures and captions; two pictures of all are broken."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for row in range(ROWS):
+            pixels = np.random.default_rng([number, row]).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            picture = io.BytesIO()
+            Image.fromarray(pixels).save(picture, "PNG")
+            data = picture.getvalue()[: 300 if (number, row) in BROKEN else None]
+            for extension, content in (("png", data), ("txt", f"thing {row} of {number}".encode())):
+                member = tarfile.TarInfo(f"{number}{row:04d}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with object_store() as store:
+        for number in range(TARS):
+            store.put(f"web/{number:05d}.tar", tar_of(number))
+        yield store
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("disk")
+    for number in range(TARS):
+        (folder / f"{number:05d}.tar").write_bytes(tar_of(number))
+    return folder
+
+
+def program(store: Store, folder: Path, package: str, name: str, tree: dict[str, Any], *overrides: str) -> None:
+    config = folder / f"{name}.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | store.environment
+    command = [sys.executable, "-m", package, str(config), *overrides]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def settings(paths: str, output: str, way: str) -> dict[str, Any]:
+    return {
+        "source": {"name": "webdataset", "paths": paths, "dataset": "web"},
+        "output": output,
+        "way": way,
+        "image": {"size": 32, "format": "png"},
+        "splits": {"test": 0.2},
+    }
+
+
+def prepare(store: Store, folder: Path, name: str, paths: str, output: str, way: str) -> None:
+    program(store, folder, "pipelines", name, settings(paths, output, way))
+
+
+def train(store: Store, folder: Path, name: str, data: str) -> list[float]:
+    """A short run with pixels in, two workers. Returns its losses."""
+    tree = {
+        "name": name,
+        "storage": str(folder / "runs"),
+        "data": {"path": data},
+        "image_tower": {"name": "conv", "image_size": 24, "channels": [8, 16]},
+        "text_tower": {"name": "bag", "width": 16, "max_tokens": 8},
+        "embed_dim": 16,
+        "epochs": 2,
+        "evaluation": {"every_epochs": 2},
+        "global_batch_size": 20,
+        "log_every": 1,
+        "resources": {"num_workers": 2, "cpus_per_worker": 0.4},
+        "tensorboard": False,
+    }
+    program(store, folder, "training", name, tree)
+    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def on_disk(ray_session: None, disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Prepared]:
+    """The same tars prepared from a disk to a disk."""
+    folder = tmp_path_factory.mktemp("prepared")
+
+    def make(way: str) -> Prepared:
+        tree = settings(str(disk / "{00000..00003}.tar"), str(folder / way), way)
+        return pipelines.prepare.prepare(PrepareSettings.model_validate(tree), Display(quiet=True))
+
+    return make
+
+
+@pytest.mark.parametrize("way", ["copy", "index"])
+def test_preparing_through_faults_gives_what_a_disk_gives(store: Store, on_disk: Callable, tmp_path: Path, way: str) -> None:
+    store.forget()
+    with store.faulty(errors=0.1, stalls=0.04, resets=0.1):
+        prepare(store, tmp_path, "s3", store.uri("web", "{00000..00003}.tar"), store.uri(way), way)
+    faults = store.faults()
+    assert sum(faults.values()) > 3 and faults["500"] + faults["503"] and faults["reset"], faults
+    there, here = json.loads(store.get(f"{way}/manifest.json") or b""), on_disk(way).manifest
+    assert there["fingerprint"] == here["fingerprint"] and there["counts"] == here["counts"]
+    counts = there["counts"]
+    assert counts["read"] == counts["kept"] + sum(counts["rejected"].values()) == TARS * ROWS
+    if way == "copy":
+        assert counts["rejected"] == {"truncated": len(BROKEN)}
+
+
+def test_training_through_faults_gives_what_a_disk_gives(store: Store, on_disk: Callable, tmp_path: Path) -> None:
+    prepare(store, tmp_path, "s3", store.uri("web", "{00000..00003}.tar"), store.uri("trained"), "index")
+    store.forget()
+    with store.faulty(errors=0.05, stalls=0.02, resets=0.05):
+        losses = train(store, tmp_path, "s3", store.uri("trained"))
+    assert all(count > 0 for count in store.faults().values()), store.faults()
+    assert len(losses) >= 10 and losses == train(store, tmp_path, "disk", str(on_disk("index").path))
+    unusable = (tmp_path / "runs" / "s3" / "unusable.jsonl").read_text()
+    assert unusable == (tmp_path / "runs" / "disk" / "unusable.jsonl").read_text() and "truncated" in unusable
