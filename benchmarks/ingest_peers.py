@@ -5,6 +5,7 @@ one kind of view: a crop of half the picture to all of it, mirrored every second
 in a peer's loader; the other form of each peer is what its users write.
 """
 
+import functools
 import io
 import multiprocessing
 import os
@@ -112,8 +113,11 @@ def web_dataset(job: Job, torchvision: bool) -> Batches:
 def open_clip_loader(job: Job, own: bool) -> Batches:
     """open_clip's training loader; `own`: with its own views, which it normalises to float32 and does not mirror."""
     import open_clip
-    from open_clip_train.data import get_wds_dataset  # type: ignore[import-untyped]
+    from open_clip_train import data  # type: ignore[import-untyped]
 
+    # open_clip 3.3 asks for webdataset 0.2.86: later ones mark the end of a tar with an empty sample, on which it fails, unless
+    # they are told not to.
+    data.tar_file_expander = functools.partial(data.tar_file_expander, eof_value=None)
     first, last = (path.removesuffix(".tar")[-5:] for path in (job.corpus.tars[0], job.corpus.tars[-1]))
     told = Namespace(
         train_data=f"{job.corpus.folder}/shards/{{{first}..{last}}}.tar",
@@ -126,8 +130,8 @@ def open_clip_loader(job: Job, own: bool) -> Batches:
         seed=0,
     )
     view = open_clip.image_transform(job.size, is_train=True, aug_cfg={"scale": AUGMENT.crop_scale}) if own else job.view
-    data = get_wds_dataset(told, view, is_train=True, tokenizer=lambda text: job.tokenizer([text])[0])
-    for image, text in data.dataloader:
+    info = data.get_wds_dataset(told, view, is_train=True, tokenizer=lambda text: job.tokenizer([text])[0])
+    for image, text in info.dataloader:
         yield torch.as_tensor(image), torch.as_tensor(text)
 
 

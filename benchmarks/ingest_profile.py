@@ -1,5 +1,6 @@
-"""Where our time goes from a step's number to a batch on the worker: each piece of work alone, and Ray Data's account of a run."""
+"""Where our time goes from a step's number to a batch on the worker: each piece of work alone, and Ray's account of a run."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.ingest_peers import AUGMENT, Job, ours
+from benchmarks.process_tree import Sampled
 from pipelines import cluster
 from pipelines.images import Opened, open_picture, train_view
 from pipelines.locations import read_locations
@@ -36,6 +38,7 @@ def _pieces(job: Job) -> dict[str, float]:
     """Median seconds of each piece of work of a batch, in this process."""
     import ray
     from ray.data.block import BlockAccessor
+    from ray.data.util.torch_utils import arrow_batch_to_tensors
 
     prepared = job.corpus.prepared("indexed")
     columns = frozenset({"image", "text", "text_mask"})
@@ -71,8 +74,7 @@ def _pieces(job: Job) -> dict[str, float]:
         block = timed("task: to a block", BlockAccessor.batch_to_block, made)
         put = timed("task: into the object store", ray.put, block)
         block = timed("worker: out of the object store", ray.get, put)
-        batch = timed("worker: to arrays", lambda found: BlockAccessor.for_block(found).to_numpy(), block)
-        timed("worker: to tensors", lambda found: {k: torch.as_tensor(np.array(v)) for k, v in found.items()}, batch)
+        timed("worker: to tensors", lambda found: arrow_batch_to_tensors(found, combine_chunks=True), block)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -89,10 +91,18 @@ def _run(job: Job) -> list[str]:
 
     ray.data.Dataset.iter_torch_batches = noted
     try:
-        start = time.monotonic()
-        for _ in ours(job, "indexed"):
-            pass
-        rate = job.steps * job.batch / (time.monotonic() - start)
+        with Sampled(os.getpid()) as tree:
+            before = tree.cpu_by_name()
+            start = time.monotonic()
+            for image, _ in ours(job, "indexed"):
+                image.sum()
+            seconds = time.monotonic() - start
     finally:
         ray.data.Dataset.iter_torch_batches = iterate
-    return [f"{rate:,.0f} pictures/s with start", *seen[-1].stats().splitlines()]
+    pictures = job.steps * job.batch
+    used = {name: total - before.get(name, 0.0) for name, total in tree.cpu_by_name().items()}
+    lines = [f"{pictures / seconds:,.0f} pictures/s with start; CPU of processes by name"]
+    lines += [
+        f"{name:48} {1000 * cpu / pictures:8.2f} ms a picture" for name, cpu in sorted(used.items(), key=lambda item: -item[1])
+    ]
+    return [*lines, "", *seen[-1].stats().splitlines()]

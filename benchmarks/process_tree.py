@@ -17,6 +17,7 @@ class Sampled:
     def __init__(self, pid: int):
         self._pid = pid
         self._cpu: dict[int, float] = {}  # of every process ever seen, so that those that ended still count
+        self._names: dict[int, str] = {}  # the newest of each: Ray's workers are named after what they do
         self._times: list[float] = []  # time.monotonic, which all processes share
         self._totals: list[float] = []
         self.peak_mib = 0.0  # of the tree's memory; a page that n processes share counts 1/n in each
@@ -24,6 +25,7 @@ class Sampled:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "Sampled":
+        self._sample()
         self._thread.start()
         return self
 
@@ -36,18 +38,29 @@ class Sampled:
         at_start, at_end = np.interp([start, end], self._times, self._totals)
         return float(at_end - at_start)
 
+    def cpu_by_name(self) -> dict[str, float]:
+        """CPU seconds so far of the processes of each name, of those that used any."""
+        found: dict[str, float] = {}
+        for pid, seconds in self._cpu.items():
+            found[self._names[pid]] = found.get(self._names[pid], 0.0) + seconds
+        return {name: seconds for name, seconds in found.items() if seconds > 0}
+
     def _run(self) -> None:
         while not self._over.wait(_EVERY):
-            tree = _descendants(self._pid)
-            self._cpu |= tree
-            self._times.append(time.monotonic())
-            self._totals.append(sum(self._cpu.values()))
-            self.peak_mib = max(self.peak_mib, sum(map(_mib, tree)))
+            self._sample()
+
+    def _sample(self) -> None:
+        tree = _descendants(self._pid)
+        self._cpu |= {pid: seconds for pid, (seconds, _) in tree.items()}
+        self._names |= {pid: name for pid, (_, name) in tree.items()}
+        self._times.append(time.monotonic())
+        self._totals.append(sum(self._cpu.values()))
+        self.peak_mib = max(self.peak_mib, sum(map(_mib, tree)))
 
 
-def _descendants(root: int) -> dict[int, float]:
-    """CPU seconds of each process of the tree."""
-    parents, seconds = {}, {}
+def _descendants(root: int) -> dict[int, tuple[float, str]]:
+    """CPU seconds and name of each process of the tree."""
+    parents, found = {}, {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
@@ -55,16 +68,17 @@ def _descendants(root: int) -> dict[int, float]:
             stat = (folder / "stat").read_text()
         except OSError:  # it has ended
             continue
-        fields = stat.rpartition(")")[2].split()  # from the state on; a program's name may hold spaces
+        head, _, rest = stat.rpartition(")")  # a program's name may hold anything
+        fields = rest.split()  # from the state on
         parents[int(folder.name)] = int(fields[1])
-        seconds[int(folder.name)] = (int(fields[11]) + int(fields[12])) / _TICKS
-    tree: dict[int, float] = {}
+        found[int(folder.name)] = (int(fields[11]) + int(fields[12])) / _TICKS, head.partition("(")[2]
+    tree = {}
     for pid in parents:
         ancestor = pid
         while ancestor not in (root, 0):
             ancestor = parents.get(ancestor, 0)
         if ancestor == root:
-            tree[pid] = seconds[pid]
+            tree[pid] = found[pid]
     return tree
 
 

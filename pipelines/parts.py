@@ -126,7 +126,7 @@ def _copied(part: Part, settings: PrepareSettings, path: Path, content: Place) -
     """Write the pictures into a tar; their rows say where in it they are."""
     folder = storage.name_of(content)
     extension = _EXTENSIONS[settings.image.format]
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for index, row in enumerate(_pairs(part, settings)):
             if row.picture is None:
                 yield row.columns

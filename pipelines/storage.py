@@ -249,6 +249,8 @@ def files_below(folder: Path | str) -> list[File]:
 
 def _files(folder: Path | str, recursive: bool) -> list[File]:
     system, inside = _system(folder)
+    if not is_remote(folder) and Path(inside).is_file():
+        return []
     selector = pafs.FileSelector(inside, recursive=recursive, allow_not_found=True)
     infos = retried(lambda: system.get_file_info(selector))
     prefix = _prefix(folder, inside)

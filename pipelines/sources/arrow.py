@@ -16,11 +16,10 @@ import pyarrow.ipc
 from pipelines import storage
 from pipelines.remote import retried
 from pipelines.sources.base import Pair, Rejected, Unit
-from pipelines.sources.columns import ColumnsSource, Start, check_one_by_one
+from pipelines.sources.columns import ColumnsSource, Start, check_one_by_one, units_in
 from pipelines.sources.rows import Unreadable
 from pipelines.storage import File, Missing
 
-_ROWS_PER_UNIT = 512  # to which smaller batches are joined
 _DAMAGED = (pa.ArrowException, OSError)
 
 
@@ -40,17 +39,12 @@ def units_of(source: ColumnsSource, file: File, prefix: str) -> list[Unit]:
         if not sizes:
             raise Unreadable(f"is not an Arrow stream: {error}") from None
         damage = str(error)
-    units: list[Unit] = []
-    first, number = 0, 1
-    while first < len(sizes):
-        end = first + 1
-        while end < len(sizes) and sum(sizes[first : end + 1]) <= _ROWS_PER_UNIT:
-            end += 1
-        count = sum(sizes[first:end])
-        units.append(Unit({**data, "batches": sizes[first:end], "first": first, "number": number}, rows=count))
-        first, number = end, number + count
+    units = [
+        Unit({**data, "batches": some, "first": first, "number": number}, rows=sum(some))
+        for first, number, some in units_in(sizes)
+    ]
     if damage:
-        units.append(Unit({**data, "batches": [], "first": first, "number": number, "cut": damage}, rows=1))
+        units.append(Unit({**data, "batches": [], "first": 0, "number": 1, "cut": damage}, rows=1))
     return units
 
 
@@ -87,6 +81,10 @@ def read_unit(source: ColumnsSource, key: str, unit: Any, pictures: bool) -> Ite
 
 @contextmanager
 def _stream(path: Path) -> Iterator[pa.RecordBatchReader]:
-    """A stream on disk, mapped into memory. Raises `OSError`, `ArrowException`."""
-    with pa.memory_map(str(path)) as mapped, pa.ipc.open_stream(mapped) as batches:
+    """A stream on disk, mapped into memory. Raises `Missing`, and what `_DAMAGED` is."""
+    try:
+        opened = pa.memory_map(str(path))
+    except OSError as error:
+        raise Missing(f"{error.strerror or error}") from None
+    with opened as mapped, pa.ipc.open_stream(mapped) as batches:
         yield batches

@@ -22,6 +22,7 @@ from pipelines.storage import Place
 
 IMAGES = ("image", "jpg", "jpeg", "png", "webp", "bytes", "image_path", "filepath", "file_name", "path", "url", "URL")
 CAPTIONS = ("caption", "captions", "text", "TEXT", "txt", "title")
+ROWS_PER_UNIT = 512  # to which smaller row groups and record batches are joined
 _ERROR = "error_message"  # img2dataset's column of why there is no picture
 
 
@@ -130,6 +131,22 @@ class ColumnsSource(Source):
                     image=encoded[index].as_py() if pictures and encoded is not None else None,
                 )
             yield found
+
+
+def units_in(sizes: Sequence[int], limit: int | None = ROWS_PER_UNIT) -> Iterator[tuple[int, int, list[int]]]:
+    """Consecutive groups of these sizes, joined to units of up to `limit` rows, of any number where it is None.
+
+    For each unit: its first group, the number of its first row from 1, and the sizes of its groups. None is without rows.
+    """
+    first, number = 0, 1
+    while first < len(sizes):
+        end = first + 1
+        while end < len(sizes) and (limit is None or sum(sizes[first : end + 1]) <= limit):
+            end += 1
+        some = list(sizes[first:end])
+        if any(some):
+            yield first, number, some
+        first, number = end, number + sum(some)
 
 
 def check_one_by_one(key: str, file: str, layout: Layout, why: str) -> None:

@@ -40,8 +40,8 @@ class FolderSource(Source):
 
     def units(self) -> list[Unit]:
         files = {file.path[len(str(self.path)) :].lstrip("/"): file for file in storage.files_below(self.path)}
-        if not files:
-            raise UserError(f"source.path: {self.path} is not a folder with files; pass source.path=FOLDER")
+        if not files and not (isinstance(self.path, Path) and self.path.is_dir()):
+            raise UserError(f"source.path: {self.path} is not a folder; pass source.path=FOLDER")
         captions: dict[str, str] = {}  # path without extension -> caption file
         images: list[str] = []
         # Folder by folder, as people sort them.

@@ -15,12 +15,11 @@ from pipelines import storage
 from pipelines.remote import retried
 from pipelines.sources import rows
 from pipelines.sources.base import Pair, Rejected, Unit
-from pipelines.sources.columns import ColumnsSource, Layout, Start, check_one_by_one
+from pipelines.sources.columns import ROWS_PER_UNIT, ColumnsSource, Layout, Start, check_one_by_one, units_in
 from pipelines.sources.rows import Paths, Unreadable
 from pipelines.storage import File, Missing
 from pipelines.web import is_web
 
-_ROWS_PER_UNIT = 512  # to which smaller row groups are joined
 _ROWS_AT_ONCE = 64
 _BUFFER = 8 << 20  # bytes of a column in flight
 _LARGEST = 64 << 20  # bytes of pictures in a row group of which single rows are wanted
@@ -51,15 +50,9 @@ def units_of(source: ColumnsSource, file: File, prefix: str) -> list[Unit]:
         raise Unreadable(f"is not Parquet: {error}") from None
     sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
     data = {"file": file.path, "prefix": prefix, "size": file.size, "changed": file.changed}
-    units: list[Unit] = []
-    first, number = 0, 1
-    for group in range(len(sizes)):
-        joined = sum(sizes[first : group + 1])
-        # From the web a file comes as a whole.
-        if group + 1 == len(sizes) or (joined + sizes[group + 1] > _ROWS_PER_UNIT and not is_web(file.path)):
-            units.append(Unit({**data, "groups": sizes[first : group + 1], "first": first, "number": number}, rows=joined))
-            first, number = group + 1, number + joined
-    return [unit for unit in units if unit.rows]
+    # From the web a file comes as a whole.
+    found = units_in(sizes, None if is_web(file.path) else ROWS_PER_UNIT)
+    return [Unit({**data, "groups": some, "first": first, "number": number}, rows=sum(some)) for first, number, some in found]
 
 
 def read_unit(source: ColumnsSource, key: str, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
@@ -72,6 +65,8 @@ def read_unit(source: ColumnsSource, key: str, unit: Any, pictures: bool) -> Ite
         done = 0
         try:
             layout = source.layout(retried(table.opened, file).schema_arrow)
+            if group >= table.opened().num_row_groups:
+                raise Unreadable("has fewer row groups than when it was listed")
             columns = layout.dotted(pictures or _some_are_null(table.opened(), group, layout, key, file))
             while (batch := retried(lambda: table.batch(group, done, columns), file)) is not None:  # noqa: B023 - called at once
                 yield from source.pairs(batch, layout, Start(file, unit["prefix"], group, done, number + done), pictures)

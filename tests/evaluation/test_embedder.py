@@ -9,9 +9,9 @@ from evaluation.embed import embed
 from evaluation.embedder import load_embedder
 from evaluation.suite import SuiteSettings, held_out
 from pipelines.display import Display
-from pipelines.images import decode
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError
+from pipelines.stream import whole_pictures
 
 STRANGER = "tests.evaluation.stranger"
 QUIET = Display(quiet=True)
@@ -55,7 +55,7 @@ def test_a_split_is_embedded_in_order_through_ray(stamps: Prepared) -> None:
     assert images.dtype == texts.dtype == prompts.dtype == np.float32
     assert texts[:, 0].tolist() == [len(text) for text in data.texts]
     assert prompts[:, 0].tolist() == [len(text) for text in data.prompts]
-    pictures = [decode(row.as_py()) for row in stamps.rows(data.sample_ids, ("image",))["image"]]
+    pictures = list(whole_pictures(stamps, data.sample_ids))
     assert images == pytest.approx(np.stack([np.asarray(p).mean(axis=(0, 1)) / 2 for p in pictures]), rel=1e-6)
 
 

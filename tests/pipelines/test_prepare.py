@@ -251,7 +251,7 @@ def test_an_empty_source_is_an_error_before_anything_starts(tmp_path: Path) -> N
 
     (tmp_path / "in").mkdir()
     settings = settings_of(tmp_path / "in", tmp_path / "out")
-    with pytest.raises(UserError, match=r"source\.path: .* is not a folder with files"):
+    with pytest.raises(UserError, match=r"source\.path: no pictures"):
         prepare(settings, QUIET)
     empty = settings.model_copy(update={"source": Empty(name="folder", path=tmp_path / "in", dataset="none")})
     with pytest.raises(UserError, match="source: nothing to read for none"):

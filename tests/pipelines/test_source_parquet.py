@@ -289,6 +289,11 @@ def test_a_changed_file_is_a_changed_unit(tmp_path: Path) -> None:
     put(file, {"image": [A], "caption": ["abc"]})
     (after,) = source_of(file).units()
     assert before.data != after.data
+    source = source_of(put(file, {"image": [A, B], "caption": ["a", "b"]}, row_group_size=1))
+    (joined,) = source.units()
+    put(file, {"image": [C], "caption": ["c"]})
+    for pictures in (True, False):
+        assert told(list(source.read(joined.data, pictures))) == [("x:1", ["c"]), ("x:2", "unreadable_file")]
     file.unlink()
     assert told(list(source_of(tmp_path).read(after.data, True))) == [("x:1", "unreadable_file")]
 
@@ -313,11 +318,13 @@ def test_a_failing_store_changes_nothing(store: Store, tmp_path: Path, monkeypat
         {"image": noise, "caption": [str(i) for i in range(600)]},
         row_group_size=200,
         data_page_size=1 << 16,
+        use_dictionary=False,
+        write_batch_size=8,
     ).read_bytes()
     uri = store.folder("parquet").put("x.parquet", content)
     source = source_of(uri)
     store.forget()
-    with store.faulty(errors=0.04, resets=0.04, stalls=0):
+    with store.faulty(errors=0.03, resets=0.03, stalls=0):
         found = pairs(read(source))
     assert sum(store.faults().values()) >= 3
     assert [(pair.key, pair.image) for pair in found] == [(f"x:{i + 1}", noise[i]) for i in range(600)]

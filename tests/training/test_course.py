@@ -116,7 +116,7 @@ def test_a_caption_is_its_first_token(toy: dict[str, Any]) -> None:
     from transformers import DistilBertModel
 
     settings = load(TrainSettings, PRESET, toy)
-    tokenizer = settings.text_tower.tokenizer([])
+    tokenizer = settings.text_tower.tokenizer(list)
     ids, mask = (torch.from_numpy(a) for a in tokenizer(["a red apple", "apple"]))
     assert ids.shape == (2, TOKENS)
     states = DistilBertModel.from_pretrained(toy["text_tower.weights"]).eval()(input_ids=ids, attention_mask=mask)

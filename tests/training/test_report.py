@@ -42,6 +42,7 @@ def prepare_by_hand(folder: Path, captions: list[list[str]], labels: bool = True
     for sample_id, texts in enumerate(every):
         file = io.BytesIO()
         Image.new("RGB", (48, 24 + 24 * (sample_id % 2)), colour(sample_id)).save(file, "PNG")
+        (folder / f"{sample_id}.png").write_bytes(file.getvalue())
         rows.append(
             {
                 "sample_id": sample_id,
@@ -50,8 +51,11 @@ def prepare_by_hand(folder: Path, captions: list[list[str]], labels: bool = True
                 "key": f"k{sample_id}",
                 "group": f"g{sample_id}",
                 "split": "train" if sample_id < TRAIN else "test",
-                "image": file.getvalue(),
                 "captions": texts,
+                "file": f"{sample_id}.png",
+                "start": 0,
+                "length": -1,
+                "column": "",
             }
             | ({"label_shape": "<i>round</i>" if sample_id % 3 else "square"} if labels else {})
         )
@@ -60,7 +64,7 @@ def prepare_by_hand(folder: Path, captions: list[list[str]], labels: bool = True
         pq.write_table(pa.Table.from_pylist(part), folder / name)
     found = [row["label_shape"] for row in rows] if labels else []
     manifest = {
-        "format_version": 1,
+        "format_version": 2,
         "name": "squares",
         "num_samples": len(rows),
         "num_images": len(rows),
@@ -68,9 +72,15 @@ def prepare_by_hand(folder: Path, captions: list[list[str]], labels: bool = True
         "splits": {"train": TRAIN, "test": len(captions)},
         "split_shares": {"test": 0.5},
         "labels": {"shape": {name: found.count(name) for name in sorted(set(found))}} if labels else {},
-        "image": {"size": 24, "format": "png"},
+        "image": {"size": 24, "format": "png", "background": "white"},
         "fingerprint": HEX * 2,
-        "counts": {"read": len(rows) + 1007, "kept": len(rows), "rejected": {"too_small": 7, "empty_caption": 1000}},
+        "counts": {
+            "listed": len(rows) + 2007,
+            "found": len(rows) + 1007,
+            "read": len(rows) + 1007,
+            "kept": len(rows),
+            "rejected": {"too_small": 7, "empty_caption": 1000},
+        },
         "captions": {"chosen": 1009, "shuffled": 1008},
         "licence": "CC0-1.0",
         "attribution": ATTRIBUTION,
@@ -137,7 +147,7 @@ def run_by_hand(
             "train_samples": TRAIN,
             "held_out_samples": len(data.sample_ids),
             "split_seed": None,
-            "counts": prepared.manifest["counts"],
+            "counts": prepared.manifest["counts"] | {"unusable": {"truncated": 3}},
             "licence": prepared.manifest["licence"],
             "attribution": prepared.manifest["attribution"],
         },

@@ -158,7 +158,7 @@ def info() -> dict[str, Any]:
                 "fingerprint": "0123456789abcdef" * 2,
                 "licence": "CC0-1.0",
                 "attribution": "Drawn by A. Painter & friends",
-                "counts": {"read": 1650, "kept": 1643, "rejected": {"too_small": 7}},
+                "counts": {"listed": 1700, "found": 1650, "read": 1650, "kept": 1643, "rejected": {"too_small": 7}},
                 "train_samples": 1100,
                 "validation_samples": 212,
                 "test_samples": 331,

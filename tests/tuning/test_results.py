@@ -296,7 +296,11 @@ def test_baselines_are_of_the_first_seeds_run_that_has_a_result(folder: Folder, 
 def test_what_is_said_of_the_data() -> None:
     manifest = {
         **{"name": "emoji", "fingerprint": "f" * 32, "licence": "CC0-1.0", "attribution": "A. Painter"},
-        **{"counts": {"read": 10, "kept": 9, "rejected": {"undecodable": 1}}, "captions": {"shuffled": 4}, "more": 1},
+        **{
+            "counts": {"listed": 12, "found": 10, "read": 10, "kept": 9, "rejected": {"undecodable": 1}},
+            "captions": {"shuffled": 4},
+            "more": 1,
+        },
     }
     assert dataset_of(Prepared(Path("/data/emoji"), manifest), 6, 1, 2) == {
         **{"name": "emoji", "path": "/data/emoji", "fingerprint": "f" * 32, "licence": "CC0-1.0", "attribution": "A. Painter"},

@@ -265,7 +265,7 @@ def test_what_is_needed_to_do_it_again_is_on_the_page(page: Element, folder: Pat
         f"python -m tuning report '{folder}'",  # a folder with a space in its name
     ]
     for said in (
-        "1,650 read, 1,643 kept",
+        "1,700 listed, 1,650 found, 1,643 kept",
         "too small 7",
         "0123456789abcdef" * 2,
         "CC0-1.0",

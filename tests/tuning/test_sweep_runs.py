@@ -256,10 +256,10 @@ def course(emojis: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
     (home / "bert" / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
     for name, lines, label in (("coco", 5, None), ("imagenet", 1, "class")):
         folder = home / f"{name}-pictures"
-        table = Prepared.open(emojis).rows(np.arange(40), ("image",))
-        for i, picture in enumerate(table["image"].to_pylist()):
+        for i, picture in enumerate(Prepared.open(emojis).pictures(np.arange(40))):
             place = folder / ("shark", "clock", "tree")[i % 3] / f"{i}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
+            assert isinstance(picture, bytes)
             place.write_bytes(picture)
             place.with_suffix(".txt").write_text("\n".join(f"picture {i} seen {k} times" for k in range(lines)))
         source = {"name": "folder", "path": str(folder), "dataset": name, "captions": "all_lines", "label": label}

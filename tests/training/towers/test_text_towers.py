@@ -23,7 +23,7 @@ SMALL = {
 @pytest.mark.parametrize("kind", SMALL)
 def test_tokens_in_features_out_and_gradients_back(kind: str) -> None:
     settings = SMALL[kind]
-    tokenizer = settings.tokenizer(CORPUS)
+    tokenizer = settings.tokenizer(lambda: CORPUS)
     tower = settings.build(tokenizer.vocabulary_size).train()
     ids, mask = (torch.from_numpy(a) for a in tokenizer(["a red cat", "house", "green green dog"]))
     features = tower(ids, mask)
@@ -60,7 +60,7 @@ def test_the_mean_is_over_real_tokens_only() -> None:
 
 
 def test_the_vocabulary_is_the_corpus_and_no_larger_than_asked_for() -> None:
-    tokenizer = BagSettings(name="bag", vocabulary_size=64, max_tokens=5).tokenizer(CORPUS * 3)
+    tokenizer = BagSettings(name="bag", vocabulary_size=64, max_tokens=5).tokenizer(lambda: CORPUS * 3)
     assert tokenizer.vocabulary_size <= 64 and tokenizer.max_tokens == 5
 
 
@@ -91,7 +91,7 @@ def test_a_hugging_face_model_from_a_folder(bert: Path, pooling: str) -> None:
     settings = HuggingFaceTextSettings.model_validate(
         {"name": "huggingface", "weights": str(bert), "max_tokens": TOKENS, "pooling": pooling}
     )
-    tokenizer = settings.tokenizer(["never looked at"])
+    tokenizer = settings.tokenizer(lambda: ["never looked at"])
     assert tokenizer == train_tokenizer_of(bert)
     tower = settings.build(tokenizer.vocabulary_size).eval()
     ids, mask = (torch.from_numpy(a) for a in tokenizer(["a red cat", "house"]))
@@ -121,19 +121,19 @@ def test_more_tokens_than_the_model_has_positions_are_refused_with_the_way_out(b
 def test_a_folder_without_model_is_refused(tmp_path: Path) -> None:
     settings = HuggingFaceTextSettings(name="huggingface", weights=str(tmp_path))
     with pytest.raises(UserError, match=r"text_tower\.weights: .* holds no tokenizer\.json"):
-        settings.tokenizer([])
+        settings.tokenizer(list)
     with pytest.raises(UserError, match=r"text_tower\.weights: .*; give a folder or a hub name"):
         settings.build(100)
 
 
 def test_the_demos_tower_finds_words_of_like_meaning_alike() -> None:
     settings = HuggingFaceTextSettings(name="huggingface", weights="package:all_minilm_l6_v2/model.zip", max_tokens=16)
-    features = TextFeatures(settings, settings.tokenizer([]))
+    features = TextFeatures(settings, settings.tokenizer(list))
     rows = features(np.asarray(["a kitten", "a small cat", "a fast car"], dtype=object))
     assert rows.shape == (3, 384) and rows.dtype == np.float32
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     assert rows[0] @ rows[1] > 0.6 > 0.4 > rows[0] @ rows[2]
     # Padding to another length changes nothing.
     longer = settings.model_copy(update={"max_tokens": 32})
-    again = TextFeatures(longer, longer.tokenizer([]))(np.asarray(["a kitten"], dtype=object))
+    again = TextFeatures(longer, longer.tokenizer(list))(np.asarray(["a kitten"], dtype=object))
     assert again[0] / np.linalg.norm(again[0]) == pytest.approx(rows[0], abs=1e-4)
