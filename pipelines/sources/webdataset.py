@@ -28,8 +28,7 @@ from pipelines.sources.tar_samples import GZIP, Member, Sample, decompressed, in
 from pipelines.storage import File, Missing
 from pipelines.web import is_web
 
-_COMPRESSED = (".tar.gz", ".tgz")
-_KINDS = (".tar", *_COMPRESSED)
+_KINDS = (".tar", ".tar.gz", ".tgz")
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
@@ -72,8 +71,6 @@ class WebDatasetSource(Source):
             return
         if not pictures and is_web(file):
             raise _not_one_by_one(file, "lies behind http(s)")
-        if not pictures and file.endswith(_COMPRESSED):
-            raise _not_one_by_one(file, "is compressed")
         try:
             with storage.local_copy(file) as copy, _opened(copy) as raw:
                 compressed = raw.read(len(GZIP)) == GZIP

@@ -44,14 +44,17 @@ def prepared_by_hand(folder: Path, name: str, first: int = 0) -> Prepared:
         colour = np.random.default_rng(first + i).integers(0, 256, 3, dtype=np.uint8)
         row = {"sample_id": i, "image_id": i, "text_id": [i], "key": f"k{i}", "group": f"g{i}"}
         row |= {"split": "train" if i < TRAIN else "test", "captions": [f"a square of colour {first + i}"]}
-        rows.append(row | {"image": png(np.tile(colour, (8, 8, 1))), "label_hue": ("red", "green", "blue")[int(colour.argmax())]})
+        (folder / f"{i}.png").write_bytes(png(np.tile(colour, (8, 8, 1))))
+        row |= {"file": f"{i}.png", "start": 0, "length": -1, "column": ""}
+        rows.append(row | {"label_hue": ("red", "green", "blue")[int(colour.argmax())]})
     pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
     labels = [row["label_hue"] for row in rows]
     manifest = {
-        **{"format_version": 1, "name": name, "fingerprint": f"{first:032d}", "config": {"split_seed": 0}},
+        **{"format_version": 2, "name": name, "fingerprint": f"{first:032d}", "config": {"split_seed": 0}},
         **{"num_samples": len(rows), "num_images": len(rows), "num_texts": len(rows), "split_shares": {"test": 0.3}},
         **{"labels": {"hue": {hue: labels.count(hue) for hue in sorted(set(labels))}}},
-        **{"shards": [{"file": "a.parquet", "rows": len(rows)}]},
+        **{"shards": [{"file": "a.parquet", "rows": len(rows), "splits": {"train": TRAIN, "test": TEST}}]},
+        **{"image": {"size": 8, "format": "png", "background": "white"}, "tables": False, "captions": {"shuffled": 0}},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return Prepared.open(folder)
