@@ -8,6 +8,7 @@ import numpy as np
 from evaluation.config import EvaluateSettings
 from evaluation.embedder import load_embedder
 from evaluation.suite import HeldOut
+from pipelines.cluster import blocks, telling
 from pipelines.display import Display
 from pipelines.prepared import Prepared
 from pipelines.stream import whole_pictures
@@ -20,6 +21,7 @@ class _Embed:
         self._embedder = load_embedder(settings.embedder, settings.arguments())
         self._prepared, self._texts = prepared, texts
 
+    @telling
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         ids = batch["ids"][0]
         if batch["kind"][0] == "images":
@@ -52,7 +54,7 @@ def embed(
     found: dict[str, list[np.ndarray]] = {"images": [], "texts": []}
     with display.task("embed", len(data.sample_ids) + len(strings)) as task:
         done = 0
-        for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+        for batch in blocks(dataset):
             found[str(batch["kind"][0])].append(batch["rows"])
             done += len(batch["rows"])
             task.update(done)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.cluster import blocks, telling
 from pipelines.display import Display
 from pipelines.prepared import Prepared
 from pipelines.settings import digest
@@ -157,6 +158,7 @@ def _features(
         def __init__(self) -> None:
             self.encode = encoder(*arguments)
 
+        @telling
         def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             ids = np.arange(batch["start"][0], batch["end"][0])
             return {"id": ids, "features": np.asarray(self.encode(load(ids)), dtype=np.float32)}
@@ -167,5 +169,5 @@ def _features(
     dataset = dataset.map_batches(
         Encode, batch_size=1, concurrency=min(pool.actors, len(items)), num_cpus=1, num_gpus=1 if pool.use_gpu else None
     )
-    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+    for batch in blocks(dataset):
         yield batch["id"], batch["features"]

@@ -57,9 +57,9 @@ def _scan(units: list[Unit], settings: PrepareSettings) -> Iterator[dict[str, An
         return {"found": [json.dumps(scan_unit(json.loads(batch["unit"][0]), per_unit, settings))]}
 
     items = [{"unit": json.dumps(unit.data)} for unit in units]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(work, batch_size=1)
-    for row in dataset.iter_rows():
-        yield json.loads(row["found"])
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(cluster.telling(work), batch_size=1)
+    for block in cluster.blocks(dataset):
+        yield json.loads(block["found"][0])
 
 
 def scan_unit(data: Any, pictures: int, settings: PrepareSettings) -> dict[str, Any]:

@@ -4,12 +4,23 @@
 environment variables because Ray reads most of them in processes that it starts itself.
 """
 
+import functools
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.settings import UserError
+
+if TYPE_CHECKING:  # the environment below has to be set first
+    import ray.data
+
+_MISTAKE = "mistake"  # column of a block that brings a user's mistake
 
 # RAY_AUTH_MODE is left as it is: a local Ray makes itself a token and its processes find it; a job client has to be told
 # (docs/cluster.md).
@@ -80,6 +91,27 @@ def start(verbose: bool = False, cpus: int | None = None, state_api: bool = Fals
     if not verbose:
         _divert_native_errors(Path(ray._private.worker._global_node.get_logs_dir_path()) / "raylign-driver.err")
     configure_data(verbose)
+
+
+def telling(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """`work` for a task of Ray Data: a `UserError` becomes a block that says so. Ray would log a failed task at length."""
+
+    @functools.wraps(work)
+    def tell(*arguments: Any) -> dict[str, Any]:
+        try:
+            return work(*arguments)
+        except UserError as error:
+            return {_MISTAKE: [str(error)]}
+
+    return tell
+
+
+def blocks(dataset: "ray.data.Dataset") -> Iterator[dict[str, np.ndarray]]:
+    """The blocks of a dataset of `telling` tasks, as they come. Raises the `UserError` that one of them met."""
+    for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+        if _MISTAKE in block:
+            raise UserError(str(block[_MISTAKE][0]))
+        yield block
 
 
 def _divert_native_errors(path: Path) -> None:

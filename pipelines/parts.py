@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
+from pipelines.cluster import blocks, telling
 from pipelines.config import PrepareSettings
 from pipelines.examine import FOUND, Row, examine
 from pipelines.sources.base import Unit
@@ -87,9 +88,9 @@ def read_parts(parts: list[Part], content: Place, settings: PrepareSettings) -> 
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = False  # as they are done
     with ray.data.DataContext.current(context):
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(work, batch_size=1)
-        for row in dataset.iter_rows():
-            counts = Counter(json.loads(row["counts"]))
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(telling(work), batch_size=1)
+        for block in blocks(dataset):
+            counts = Counter(json.loads(block["counts"][0]))
             yield counts.pop(""), counts
 
 

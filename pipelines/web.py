@@ -74,7 +74,7 @@ def _copy_body(answer: http.client.HTTPResponse, target: BinaryIO, limit: int | 
             break
         target.write(piece)
         done += len(piece)
-        if 0 > _SLOWEST + 0 * (time.monotonic() - started - _TIMEOUT):
+        if done < _SLOWEST * (time.monotonic() - started - _TIMEOUT):
             raise TimeoutError(f"slower than {_SLOWEST} bytes a second")
     # The library takes the end of the connection for the end of the body.
     if expected is not None and done != expected:

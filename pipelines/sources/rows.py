@@ -10,6 +10,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -81,18 +82,26 @@ def list_units(paths: tuple[str, ...], kinds: Sequence[str], units_of: Callable[
         files = storage.find(path, "source.paths")
         found |= {file.path: file for file in [f for f in files if f.path.removesuffix(".gz").endswith(tuple(kinds))] or files}
     prefixes = prefixes_of(list(found))
-    units: list[Unit] = []
-    for number, file in enumerate(found.values()):
+
+    def attempt(file: File) -> list[Unit] | Unreadable | Missing:
         try:
             if file.size == 0:
                 raise Unreadable("is empty")
-            units += units_of(file, prefixes[file.path])
+            return units_of(file, prefixes[file.path])
         except (Unreadable, Missing) as error:
-            if number == 0:
-                key = error.key if isinstance(error, Unreadable) else "paths"
-                raise UserError(f"source.{key}: {file.path} {error}") from None
-            data = {"file": file.path, "prefix": prefixes[file.path], "size": file.size, "changed": file.changed}
-            units.append(Unit({**data, "damage": str(error)}, rows=1))
+            return error
+
+    units: list[Unit] = []
+    # A remote file takes its time to answer; many of them answer at once.
+    with ThreadPoolExecutor(32 if any(map(storage.is_remote, found)) else 1) as pool:
+        for number, (file, made) in enumerate(zip(found.values(), pool.map(attempt, found.values()), strict=True)):
+            if not isinstance(made, list):
+                if number == 0:
+                    key = made.key if isinstance(made, Unreadable) else "paths"
+                    raise UserError(f"source.{key}: {file.path} {made}") from None
+                data = {"file": file.path, "prefix": prefixes[file.path], "size": file.size, "changed": file.changed}
+                made = [Unit({**data, "damage": str(made)}, rows=1)]
+            units += made
     if not units:
         raise UserError(f"source.paths: there are no rows in {', '.join(paths)}; check the paths")
     return units

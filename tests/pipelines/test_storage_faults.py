@@ -170,7 +170,7 @@ def test_an_answer_that_never_goes_on_is_asked_for_again(bucket: Folder, monkeyp
         waiting = ThreadPoolExecutor(1).submit(storage.read, path, 0, 50_000)
         while bucket.store.faults()["stall"] == 0:
             time.sleep(0.01)
-    assert waiting.result(timeout=50) == data[:50_000]
+    assert waiting.result(timeout=25) == data[:50_000]
 
 
 def test_a_store_that_is_down_is_given_up(bucket: Folder, impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
