@@ -1,10 +1,12 @@
 """The README's own commands, run as a user would, on a small part of the data; and what they must leave behind."""
 
+import io
 import json
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pandas as pd
@@ -116,22 +118,29 @@ def test_a_sweep_tabulates_and_goes_on(home: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_a_folder_of_pictures_prepares_with_its_bad_rows_listed(tmp_path: Path) -> None:
+def test_own_shards_are_checked_and_prepared_with_their_bad_rows_listed(tmp_path: Path) -> None:
     """What the README tells a user to do with data of their own."""
-    photos = tmp_path / "photos"
-    (photos / "garden").mkdir(parents=True)
-    for i in range(20):
-        Image.new("RGB", (40, 30), (10 * i, 0, 255 - 10 * i)).save(photos / "garden" / f"{i}.jpg")
-        (photos / "garden" / f"{i}.txt").write_text(f"a picture of shade {i}\n")
-    (photos / "broken.png").write_bytes(b"<html>not found</html>")
-    (photos / "broken.txt").write_text("a broken picture")
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard:05d}.tar", "w") as tar:
+            for i in range(20):
+                file = io.BytesIO()
+                Image.new("RGB", (40, 30), (10 * i, 99 * shard, 255 - 10 * i)).save(file, "JPEG")
+                data = b"<html>not found</html>" if (shard, i) == (1, 3) else file.getvalue()
+                for name, content in ((f"{i}.jpg", data), (f"{i}.txt", f"shade {i} of {shard}".encode())):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
     config = re.search(r"```yaml\n# mine.yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     assert config is not None
     (tmp_path / "mine.yaml").write_text(config[1])
-    said = succeed("pipelines", str(tmp_path / "mine.yaml"), f"source.path={photos}", f"output={tmp_path}/mine")
-    assert "20 of 21 rows kept" in said
+    overrides = [f"source.paths={tmp_path}/{{00000..00001}}.tar", f"output={tmp_path}/mine", "splits.test=0.2"]
+    said = succeed("pipelines", str(tmp_path / "mine.yaml"), "--check", *overrides)
+    assert "2 of 2 units scanned, 40 rows, 40 pictures decoded" in said and "html" in said and "JPEG 100%" in said
+    assert not (tmp_path / "mine").exists()
+    said = succeed("pipelines", str(tmp_path / "mine.yaml"), *overrides)
+    assert "39 of 40 rows kept" in said
     rejected = pq.read_table(tmp_path / "mine" / "rejected.parquet").to_pylist()
-    assert [(row["key"], row["reason"]) for row in rejected] == [("broken.png", "undecodable")]
+    assert [(row["key"], row["reason"]) for row in rejected] == [("00001/3", "html")]
 
 
 @pytest.mark.e2e
