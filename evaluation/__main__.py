@@ -32,7 +32,8 @@ def evaluate(settings: EvaluateSettings, display: Display) -> dict:
         "embedder": settings.embedder,
         "arguments": settings.arguments(),
         "dataset": {"name": prepared.name, "fingerprint": prepared.fingerprint, "split": settings.suite.split}
-        | {"split_seed": settings.split_seed, "attribution": prepared.manifest["attribution"]},
+        | {"split_seed": settings.split_seed, "counts": prepared.manifest["counts"]}
+        | {"attribution": prepared.manifest["attribution"]},
         "metrics": scores.metrics | mean_recalls(scores.metrics),
         "baselines": scores.baselines,
         "sample_sizes": scores.sample_sizes,

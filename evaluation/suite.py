@@ -115,7 +115,7 @@ def held_out(
     for label in labels:
         if label not in known:
             raise UserError(f"evaluation.labels: '{label}' is unknown; {prepared.path} has {', '.join(known) or 'no labels'}")
-    table = prepared.table("captions", "image_id", "text_id", *[f"label_{label}" for label in labels]).take(sample_ids)
+    table = prepared.rows(sample_ids, ("captions", "image_id", "text_id", *(f"label_{label}" for label in labels)))
     none: list[list] = [[] for _ in sample_ids]
     captions, text_ids = (table["captions"].to_pylist(), table["text_id"].to_pylist()) if retrieval else (none, none)
     classes = {label: sorted(prepared.manifest["labels"][label]) for label in labels}

@@ -112,9 +112,12 @@ class Prepared:
         `validation`: this share of the training groups becomes a split of that name, and the others stay as they are.
         Raises `UserError` where either could hold out shuffled captions, or there is a validation split already.
         """
-        shards = [self.split_names(shard, seed, validation) for shard in range(len(self.manifest["shards"]))]
-        names = np.concatenate(shards)
-        return {name: np.flatnonzero(names == name) for name in self.split_list(validation)}
+        found: dict[str, list[np.ndarray]] = {name: [] for name in self.split_list(validation)}
+        for shard, first in enumerate(self.shard_starts()[:-1]):
+            names = self.split_names(shard, seed, validation)
+            for name, ids in found.items():
+                ids.append(first + np.flatnonzero(names == name))
+        return {name: np.concatenate(ids) for name, ids in found.items()}
 
     def split_list(self, validation: float | None = None) -> list[str]:
         """Names of the splits."""

@@ -328,7 +328,7 @@ def _remote_system(scheme: str, bucket: str) -> pafs.FileSystem:
     else:
         where = {"region": region or retried(lambda: pafs.resolve_s3_region(bucket))}
     strategy = pafs.AwsStandardS3RetryStrategy(max_attempts=_REQUEST_ATTEMPTS)
-    return pafs.S3FileSystem(connect_timeout=_CONNECT_TIMEOUT, request_timeout=30, retry_strategy=strategy, **where)
+    return pafs.S3FileSystem(connect_timeout=_CONNECT_TIMEOUT, request_timeout=_TIMEOUT, retry_strategy=strategy, **where)
 
 
 @functools.lru_cache(maxsize=_OPEN_FILES)
