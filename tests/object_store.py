@@ -234,6 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = 1 << 16
+    _alike: tuple[str, str, str] | None = None  # the request that is being answered
     _upstream: http.client.HTTPConnection | None = None  # one a client's connection
 
     def _serve(self) -> None:
@@ -241,14 +242,20 @@ class _Handler(BaseHTTPRequestHandler):
             self._control(self.path.removeprefix(_CONTROL))
             return
         bucket_and_key = unquote(self.path.partition("?")[0]).lstrip("/").partition("/")
-        alike = (self.command, bucket_and_key[2], self.headers.get("Range", ""))
-        fault, answered = self.server.begin(alike, f"{self.command} {self.path}"), 0
+        self._alike = (self.command, bucket_and_key[2], self.headers.get("Range", ""))
+        fault = self.server.begin(self._alike, f"{self.command} {self.path}")
         try:
-            answered = self._pass_on(fault)
+            self._pass_on(fault)
         finally:
-            self.server.end(alike, answered)
+            self._count(0)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815
+
+    def _count(self, answered: int) -> None:
+        """The request is over. Said before the client can know it, who may ask for the counts at once."""
+        if self._alike is not None:
+            self.server.end(self._alike, answered)
+            self._alike = None
 
     def handle_expect_100(self) -> bool:
         """Whoever sends a large body waits for this a second long."""
@@ -256,19 +263,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         return True
 
-    def _pass_on(self, fault: str) -> int:
+    def _pass_on(self, fault: str) -> None:
         length = int(self.headers.get("Content-Length", 0))
         if fault == "reset" and length > 1 << 16:
             self.rfile.read(length // 2)
-            self._reset()
-            return 0
+            self._reset(0)
+            return
         body = self._chunks() if "chunked" in self.headers.get("Transfer-Encoding", "") else self.rfile.read(length)
         policy = self.server.policy
         time.sleep(policy.latency)
         if fault in ("500", "503"):
-            return self._fail(int(fault))
+            self._fail(int(fault))
+            return
         status, headers, data = self._ask(body)
-        return self._answer(status, headers, data, fault, policy.stall_seconds)
+        self._answer(status, headers, data, fault, policy.stall_seconds)
 
     def _chunks(self) -> bytes:
         pieces = []
@@ -290,7 +298,7 @@ class _Handler(BaseHTTPRequestHandler):
             kept.append(("Content-Length", size))
         return answer.status, kept, answer.read()
 
-    def _answer(self, status: int, headers: list[tuple[str, str]], data: bytes, fault: str, stall: float) -> int:
+    def _answer(self, status: int, headers: list[tuple[str, str]], data: bytes, fault: str, stall: float) -> None:
         self.send_response(status)
         for name, value in headers:
             self.send_header(name, value)
@@ -302,19 +310,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[:half])
             self.wfile.flush()
         if fault == "reset":
-            self._reset()
-            return half
+            self._reset(half)
+            return
         if fault == "stall":
             time.sleep(stall)
+        self._count(len(data))
         if half and fault:
             self.wfile.write(data[half:])
         else:
             self.end_headers()
             self.wfile.write(data)
         self.wfile.flush()
-        return len(data)
 
-    def _fail(self, status: int) -> int:
+    def _fail(self, status: int) -> None:
         code = {500: "InternalError", 503: "SlowDown"}[status]
         data = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>on purpose</Message></Error>'.encode()
         data = b"" if self.command == "HEAD" else data
@@ -322,11 +330,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        self._count(len(data))
         self.wfile.write(data)
-        return len(data)
 
-    def _reset(self) -> None:
+    def _reset(self, answered: int) -> None:
         """Close so that the other side sees a reset: what is still to send is thrown away."""
+        self._count(answered)
         time.sleep(0.005)  # what was sent before arrives
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         # The duplicates that the files of this handler hold would keep it open.

@@ -18,8 +18,9 @@ from pipelines.order import Order
 from pipelines.prepared import Prepared
 from pipelines.stream import Stream, Worker
 
-STORE = 75 << 20  # bytes
-BATCH = 16
+STORE = 75 << 20  # bytes, the least that Ray allows
+SIZE = 448  # pixels
+BATCH = 4
 
 
 def used() -> dict[str, float]:
@@ -45,7 +46,7 @@ def main(path: str) -> None:
     configure_data()
     prepared = Prepared.open(Path(path))
     order = Order(prepared.path, prepared.fingerprint, "train", None, seed=0, global_batch_size=BATCH)
-    stream = Stream(prepared, frozenset({"image"}), image_size=224, augment=Augment())
+    stream = Stream(prepared, frozenset({"image"}), image_size=SIZE, augment=Augment())
     peak: dict[str, float] = {}
     done = threading.Event()
 
@@ -60,7 +61,7 @@ def main(path: str) -> None:
     rows = sum(len(batch["image"]) for batch in stream.training(order, 0, steps, Worker(0, 1, torch.device("cpu"), 2)))
     done.set()
     thread.join()
-    print(json.dumps(peak | {"rows": rows, "decoded": rows * 3 * 224 * 224 / 2**20}))
+    print(json.dumps(peak | {"rows": rows, "decoded": rows * 3 * SIZE**2 / 2**20}))
 
 
 if __name__ == "__main__":
