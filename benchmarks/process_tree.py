@@ -17,7 +17,7 @@ class Sampled:
     def __init__(self, pid: int):
         self._pid = pid
         self._cpu: dict[int, float] = {}  # of every process ever seen, so that those that ended still count
-        self._names: dict[int, str] = {}  # the newest of each: Ray's workers are named after what they do
+        self._names: dict[int, str] = {}  # the newest of each: Ray's workers are named after what they did last
         self._times: list[float] = []  # time.monotonic, which all processes share
         self._totals: list[float] = []
         self.peak_mib = 0.0  # of the tree's memory; a page that n processes share counts 1/n in each
@@ -38,12 +38,16 @@ class Sampled:
         at_start, at_end = np.interp([start, end], self._times, self._totals)
         return float(at_end - at_start)
 
-    def cpu_by_name(self) -> dict[str, float]:
-        """CPU seconds so far of the processes of each name, of those that used any."""
+    def cpu_so_far(self) -> dict[int, float]:
+        """CPU seconds of each process, by its id."""
+        return dict(self._cpu)
+
+    def cpu_by_name(self, before: dict[int, float]) -> dict[str, float]:
+        """CPU seconds since then of the processes of each name."""
         found: dict[str, float] = {}
         for pid, seconds in self._cpu.items():
-            found[self._names[pid]] = found.get(self._names[pid], 0.0) + seconds
-        return {name: seconds for name, seconds in found.items() if seconds > 0}
+            found[self._names[pid]] = found.get(self._names[pid], 0.0) + seconds - before.get(pid, 0.0)
+        return found
 
     def _run(self) -> None:
         while not self._over.wait(_EVERY):
@@ -52,7 +56,7 @@ class Sampled:
     def _sample(self) -> None:
         tree = _descendants(self._pid)
         self._cpu |= {pid: seconds for pid, (seconds, _) in tree.items()}
-        self._names |= {pid: name for pid, (_, name) in tree.items()}
+        self._names |= {pid: name for pid, (_, name) in tree.items() if name != "ray::IDLE" or pid not in self._names}
         self._times.append(time.monotonic())
         self._totals.append(sum(self._cpu.values()))
         self.peak_mib = max(self.peak_mib, sum(map(_mib, tree)))

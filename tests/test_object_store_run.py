@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from object_store import Store, object_store
 from PIL import Image
 
 import pipelines.prepare
 from pipelines.config import PrepareSettings
 from pipelines.display import Display
 from pipelines.prepared import Prepared
+from tests.object_store import Store, object_store
 
 pytestmark = pytest.mark.e2e
 

@@ -5,7 +5,7 @@ import re
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,24 +17,10 @@ import pytest
 from pipelines import locations, remote, storage
 from pipelines.locations import Location, read_group, read_location, read_locations
 from pipelines.storage import Missing
-from tests.object_store import Folder, Store, object_store
+from tests.object_store import Folder
 
 GROUP = 10  # rows of a group
 ROWS = [np.random.default_rng(i).bytes(1000 + i) for i in range(45)]
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    with object_store() as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.environment.items():
-            patch.setenv(name, value)
-        yield running
-
-
-@pytest.fixture
-def bucket(store: Store, request: pytest.FixtureRequest) -> Folder:
-    store.forget()
-    return store.folder(re.sub(r"\W+", "-", request.node.name))
 
 
 @pytest.fixture(params=["disk", "s3"])

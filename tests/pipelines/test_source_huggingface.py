@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipelines.locations import Location, read_location
 from pipelines.settings import UserError, validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.huggingface import HuggingFaceSource
-from tests.object_store import Store, object_store
+from tests.object_store import Store
 
 
 def picture(number: int) -> bytes:
@@ -260,14 +260,6 @@ def test_a_damaged_file_of_a_snapshot_does_not_stop_the_others(tmp_path: Path) -
         dataset(number, number + 1).to_parquet(tmp_path / f"train-0000{number}-of-00003.parquet")
     put(tmp_path / "train-00001-of-00003.parquet", "<html>")
     assert [value for _, value in told(read(source_of(tmp_path)))] == [["Text 0"], "unreadable_file", ["Text 2"]]
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    with object_store() as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.environment.items():
-            patch.setenv(name, value)
-        yield running
 
 
 def test_a_saved_dataset_in_a_bucket(store: Store, saved: Path) -> None:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pipelines.settings import UserError, validate
 from pipelines.sources import parquet
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.parquet import ParquetSource
-from tests.object_store import Store, object_store
+from tests.object_store import Store
 
 
 def picture(number: int) -> bytes:
@@ -296,14 +296,6 @@ def test_a_changed_file_is_a_changed_unit(tmp_path: Path) -> None:
         assert told(list(source.read(joined.data, pictures))) == [("x:1", ["c"]), ("x:2", "unreadable_file")]
     file.unlink()
     assert told(list(source_of(tmp_path).read(after.data, True))) == [("x:1", "unreadable_file")]
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    with object_store() as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.environment.items():
-            patch.setenv(name, value)
-        yield running
 
 
 def test_a_failing_store_changes_nothing(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from pipelines.locations import Location, read_location
 from pipelines.settings import UserError, validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.webdataset import WebDatasetSource
-from tests.object_store import Store, object_store
+from tests.object_store import Store
 
 
 def picture(number: int) -> bytes:
@@ -365,14 +365,6 @@ def test_settings_that_fit_nothing_are_said_before_anything_is_read(tmp_path: Pa
     (tmp_path / "0.tar").write_bytes(b"")
     with pytest.raises(UserError, match=r"source\.paths: .*0\.tar is empty"):
         source_of(tmp_path / "0.tar").units()
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    with object_store() as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.environment.items():
-            patch.setenv(name, value)
-        yield running
 
 
 def test_a_remote_tar_is_read_once_and_keeps_its_name(store: Store) -> None:

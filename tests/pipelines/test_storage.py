@@ -1,7 +1,5 @@
 """Files wherever they are: a disk and an object store give the same answers, and what is written is there whole or not at all."""
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 from pipelines import remote, storage
 from pipelines.remote import Missing
 from pipelines.settings import UserError
-from tests.object_store import Folder, Store, object_store
+from tests.object_store import Folder
 
 
 @dataclass(frozen=True)
@@ -37,20 +35,6 @@ class Disk:
 
 
 Home = Disk | Folder
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    with object_store() as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.environment.items():
-            patch.setenv(name, value)
-        yield running
-
-
-@pytest.fixture
-def bucket(store: Store, request: pytest.FixtureRequest) -> Folder:
-    store.forget()
-    return store.folder(re.sub(r"\W+", "-", request.node.name))
 
 
 @pytest.fixture(params=["disk", "s3"])

@@ -1,7 +1,6 @@
 """An object store that fails: passing faults go unnoticed, lasting ones are said in time, and no file is ever there in part."""
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -15,24 +14,10 @@ import pytest
 
 from pipelines import remote, storage
 from pipelines.remote import Missing
-from tests.object_store import Folder, Store, object_store
+from tests.object_store import Folder
 
 ROOT = Path(__file__).parents[2]
 SECOND_PART = "PUT .*partNumber=2"
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    with object_store() as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.environment.items():
-            patch.setenv(name, value)
-        yield running
-
-
-@pytest.fixture
-def bucket(store: Store, request: pytest.FixtureRequest) -> Folder:
-    store.forget()
-    return store.folder(re.sub(r"\W+", "-", request.node.name))
 
 
 def noise(size: int, seed: int = 0) -> bytes:
