@@ -179,8 +179,8 @@ def page(found: dict[str, list[dict[str, float]]], told: argparse.Namespace) -> 
         f"{told.batch} views of {told.size} pixels and 32 tokens, {told.cores} cores; median (range) of {told.repeats} rounds;",
         f"ratios are taken within a round. Speed: from batch {UNCOUNTED} to the last, with more behind it. With start: from",
         "nothing (ours: from a process that has joined Ray) to the last. Waits: share of its time that a consumer waits which is",
-        "busy with each batch for as long as drafted bare Pillow takes for one. CPU: of all processes. Memory: their peak, shared",
-        "pages once.",
+        "busy with each batch for as long as drafted bare Pillow takes for one. CPU: of all processes. Memory: their peak,",
+        "shared pages once.",
         "",
         "| | pictures/s | of bare Pillow, drafted | of bare Pillow | of the best peer | pictures/s with start | first batch "
         "| waits | CPU a picture | memory | object store |",
