@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.remote import Unreachable
 from pipelines.settings import UserError
 
 if TYPE_CHECKING:  # the environment below has to be set first
@@ -94,13 +95,16 @@ def start(verbose: bool = False, cpus: int | None = None, state_api: bool = Fals
 
 
 def telling(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """`work` for a task of Ray Data: a `UserError` becomes a block that says so. Ray would log a failed task at length."""
+    """`work` for a task of Ray Data: a `UserError`, or a store that does not answer, becomes a block that says so.
+
+    Ray would log a failed task at length.
+    """
 
     @functools.wraps(work)
     def tell(*arguments: Any) -> dict[str, Any]:
         try:
             return work(*arguments)
-        except UserError as error:
+        except (UserError, Unreachable) as error:
             return {_MISTAKE: [str(error)]}
 
     return tell

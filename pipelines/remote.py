@@ -18,11 +18,16 @@ _PATIENCE = 120  # seconds, after which no further attempt begins
 _FINAL = re.compile(
     r"AWS Error (ACCESS_DENIED|NO_SUCH_BUCKET|NO_SUCH_KEY|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH)"
     r"|HTTP status 4(?!08|29)\d\d"
+    r"|Invalid IPC|thrift|[Cc]orrupt"  # what came is no Arrow or Parquet file
 )
 
 
 class Missing(Exception):  # noqa: N818 - it is a finding about data, not a programming error
     """A file that is not there, or that nobody hands out."""
+
+
+class Unreachable(OSError):  # noqa: N818 - as above
+    """A store that did not answer, however often it was asked. Nobody takes its files for missing."""
 
 
 def is_remote(path: Path | str) -> bool:
@@ -37,7 +42,7 @@ def retried(work: Callable[[], T], path: Path | str | None = None, attempts: int
         work: raises `OSError` where it fails.
         path: what is read; without it, what is of no use to try again is raised as `OSError`.
 
-    Raises `Missing` where it is of no use.
+    Raises `Missing` where it is of no use, and `Unreachable` where it was tried often enough: an outage says nothing about data.
     """
     started = time.monotonic()
     if path is not None and not is_remote(path):
@@ -54,7 +59,8 @@ def retried(work: Callable[[], T], path: Path | str | None = None, attempts: int
             hopeless = attempts == 1 or _FINAL.search(text)
             if hopeless or attempt == attempts or seconds > _PATIENCE:
                 if not hopeless:
-                    text = f"given up after {attempt} attempts in {seconds:.0f} s: {text}"
+                    what = f"{path}: " if path is not None else ""
+                    raise Unreachable(f"{what}given up after {attempt} attempts in {seconds:.0f} s: {text}") from None
                 raise (OSError(text) if path is None else Missing(text)) from None
             # How long to wait changes no result.
             time.sleep(_FIRST_WAIT * 2 ** (attempt - 1) * (0.5 + random.random()))

@@ -5,9 +5,12 @@ import io
 import time
 import urllib.error
 import urllib.request
-from typing import BinaryIO
+from collections.abc import Callable
+from typing import BinaryIO, TypeVar
 
-from pipelines.remote import Missing, retried
+from pipelines.remote import Missing, Unreachable, retried
+
+T = TypeVar("T")
 
 _ATTEMPTS = 4  # the web has many dead servers, and each takes its time
 _TIMEOUT = 20  # seconds without a byte
@@ -28,7 +31,7 @@ def fetch(url: str) -> bytes:
         _copy(url, target, _MAX_BYTES)
         return target.getvalue()
 
-    return retried(get, url, _ATTEMPTS)
+    return _patiently(get, url)
 
 
 def download(url: str, target: BinaryIO) -> None:
@@ -39,7 +42,15 @@ def download(url: str, target: BinaryIO) -> None:
         target.truncate()
         _copy(url, target, None)
 
-    retried(get, url, _ATTEMPTS)
+    _patiently(get, url)
+
+
+def _patiently(get: Callable[[], T], url: str) -> T:
+    """Of the web's servers many are gone for good: one that does not answer has no picture for us."""
+    try:
+        return retried(get, url, _ATTEMPTS)
+    except Unreachable as error:
+        raise Missing(str(error)) from None
 
 
 def _copy(url: str, target: BinaryIO, limit: int | None) -> None:

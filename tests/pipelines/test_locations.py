@@ -159,7 +159,7 @@ def test_leaving_early_waits_for_nothing_and_cancels_what_waits(bucket: Folder) 
     storage.read(slow, 0, 1)
     bucket.store.forget()
     pictures = read_locations([Location(quick), *[Location(slow, i, 1) for i in range(99)], *[Location(slow, 0, 2)] * 100])
-    with bucket.store.faulty(errors=0, resets=0, stalls=1.0, stall_seconds=3, only="slow"):
+    with bucket.store.faulty(errors=0, resets=0, stalls=1.0, stall_seconds=10, only="slow"):
         assert next(pictures) == b"q"
         pictures.close()
         assert sum(request.bytes for request in bucket.store.requests() if request.key.endswith("slow")) == 0, "close waited"

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from pipelines import remote, storage
-from pipelines.remote import Missing
+from pipelines.locations import Location, read_locations
+from pipelines.remote import Missing, Unreachable
 from tests.object_store import Folder
 
 ROOT = Path(__file__).parents[2]
@@ -162,12 +163,14 @@ def test_a_store_that_is_down_is_given_up(bucket: Folder, impatient: None, monke
     monkeypatch.setattr(storage, "_REQUEST_ATTEMPTS", 1)
     path = bucket.put("a.bin", b"there")
     with bucket.store.faulty(errors=1.0):
-        with pytest.raises(Missing, match=r"given up after 8 attempts in \d+ s: .*HTTP status 50"):
+        with pytest.raises(Unreachable, match=r"a\.bin: given up after 8 attempts in \d+ s: .*HTTP status 50"):
             storage.read(path)
+        with pytest.raises(Unreachable):  # an outage is no finding about a picture
+            list(read_locations([Location(path, 0, 3)]))
         with pytest.raises(OSError, match="given up after 8 attempts"):
             storage.exists(path)
         monkeypatch.setattr(remote, "_PATIENCE", -1)
-        with pytest.raises(Missing, match="given up after 1 attempts"):
+        with pytest.raises(Unreachable, match="given up after 1 attempts"):
             storage.read(path)
     assert storage.read(path) == b"there", "and it may come back"
 
@@ -199,7 +202,7 @@ def test_errors_that_will_not_pass_are_not_tried_again(text: str, final: bool, i
         calls.append(1)
         raise OSError(text)
 
-    with pytest.raises(Missing, match=r"^When|^AWS" if final else "^given up after 8 attempts"):
+    with pytest.raises(Missing if final else Unreachable, match=r"^When|^AWS" if final else "given up after 8 attempts"):
         remote.retried(work, "s3://bucket/key")
     assert len(calls) == (1 if final else 8)
 
