@@ -1,4 +1,4 @@
-"""Memory does not grow with the dataset: ten times the data, decoded through an object store that holds a fortieth of it."""
+"""Memory does not grow with the dataset: ten times the data, decoded through an object store that holds a thirtieth of it."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from pipelines.prepare import prepare
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-ROWS = 600
+ROWS = 400
 
 
 def peak_of(folder: Path, rows: int) -> dict[str, float]:
@@ -30,7 +30,7 @@ def peak_of(folder: Path, rows: int) -> dict[str, float]:
     prepare(PrepareSettings.model_validate(tree), Display(quiet=True))
     script = str(Path(__file__).parent / "memory_run.py")
     command = [sys.executable, script, str(folder / f"data-{rows}")]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])
 
@@ -41,7 +41,7 @@ def test_memory_is_flat_from_one_to_ten_times_the_data(ray_session: None, tmp_pa
         Image.fromarray(pixels).resize((400, 300)).save(tmp_path / f"{i}.jpg")
     small, large = peak_of(tmp_path, ROWS), peak_of(tmp_path, 10 * ROWS)
     assert large["rows"] > 8 * small["rows"]
-    assert small["decoded"] > 3 * 75 and large["decoded"] > 30 * 75, "more than the object store holds"
+    assert small["decoded"] > 2 * 75 and large["decoded"] > 20 * 75, "more than the object store holds"
     assert large["workers"] < 1.1 * small["workers"], (small, large)
     assert large["store"] < 1.1 * small["store"], (small, large)
     assert small["spilled"] == large["spilled"] == 0

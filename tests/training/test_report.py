@@ -60,8 +60,11 @@ def prepare_by_hand(folder: Path, captions: list[list[str]], labels: bool = True
             | ({"label_shape": "<i>round</i>" if sample_id % 3 else "square"} if labels else {})
         )
     half = len(rows) // 2
+    shards = []
     for name, part in (("a.parquet", rows[:half]), ("b.parquet", rows[half:])):
         pq.write_table(pa.Table.from_pylist(part), folder / name)
+        splits = [row["split"] for row in part]
+        shards.append({"file": name, "rows": len(part), "splits": {s: splits.count(s) for s in ("train", "test")}})
     found = [row["label_shape"] for row in rows] if labels else []
     manifest = {
         "format_version": 2,
@@ -86,7 +89,8 @@ def prepare_by_hand(folder: Path, captions: list[list[str]], labels: bool = True
         "attribution": ATTRIBUTION,
         "config": {"source": {"name": "folder", "path": "squares"}},
         "created": "2026-01-02T03:04:05Z",
-        "shards": [{"file": "a.parquet", "rows": half}, {"file": "b.parquet", "rows": len(rows) - half}],
+        "tables": False,
+        "shards": shards,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return Prepared.open(folder)
