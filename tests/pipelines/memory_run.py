@@ -24,13 +24,13 @@ BATCH = 4
 
 
 def used() -> dict[str, float]:
-    """MiB: private memory of this process and its Ray workers, the object store's content, and what was spilled in all."""
+    """MiB: private memory of the largest of this process and its Ray workers, the object store's content, and what was spilled in all."""
     private = 0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         try:
             if process.pid == os.getpid() or "ray::" in " ".join(process.cmdline()):
                 memory = process.memory_info()
-                private += memory.rss - memory.shared
+                private = max(private, memory.rss - memory.shared)
         except psutil.Error:
             continue
     stats = get_memory_info_reply(get_state_from_address(ray.get_runtime_context().gcs_address)).store_stats
