@@ -24,7 +24,7 @@ BATCH = 4
 
 
 def used() -> dict[str, float]:
-    """MiB: private memory of the largest of this process and its Ray workers, the object store's content, and what was spilled in all."""
+    """MiB: private memory of the largest process, the object store's content, and what was spilled in all."""
     private = 0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         try:
