@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-_EVERY = 0.2  # seconds
+_EVERY = 1.0  # seconds; reading the memory of a process holds it up
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 

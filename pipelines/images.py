@@ -251,4 +251,4 @@ def eval_view(picture: Opened | Image.Image, size: int) -> np.ndarray:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
+    return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)  # not contiguous: whoever puts it into a batch copies it anyhow

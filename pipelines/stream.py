@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines.batch import Batch
 from pipelines.cluster import configure_data
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 _SEGMENT = 2000  # steps of one Ray Data execution: planning stays small however long the run is
 _PREFETCH = 3  # batches that wait on the worker
+# A task makes several steps: Ray Data looks at its tasks ten times a second, and takes two looks until a place is free again, so
+# that a task of one small batch would leave its CPU idle most of the time.
+_TASK_ROWS = 512
+_TASK_BYTES = 80 << 20  # at most, as long as one step is not more
 _SPARES = 32  # stand-ins that are tried
 _ABOUT = ("sample_id", "failed", "reason")  # columns about rows, beside those that a batch has
 _REASONS = ("", "missing_image", *REASONS)  # in a batch, why a row failed is an index into this
@@ -91,14 +96,15 @@ class Stream:
         self, order: Order, first: int, last: int, worker: Worker, failed: Callable[[Unusable], None] | None = None
     ) -> Iterator[Batch]:
         """A worker's batches of steps [first, last). `failed` is told of every row that a stand-in had to replace."""
+        rank, world_size = worker.rank, worker.world_size  # `worker` itself would bring torch into every task
 
         def pick(step: int) -> Item:
             def spares(row: int) -> Iterator[int]:
-                return order.spares(step, worker.rank, worker.world_size, row)
+                return order.spares(step, rank, world_size, row)
 
-            return Item(order.batch(step, worker.rank, worker.world_size), order.epoch_of(step), spares)
+            return Item(order.batch(step, rank, world_size), order.epoch_of(step), spares)
 
-        return self._batches(pick, first, last, order.global_batch_size // worker.world_size, worker, failed)
+        return self._batches(pick, first, last, order.global_batch_size // world_size, worker, failed)
 
     def evaluation(self, sample_ids: np.ndarray, batch_size: int, worker: Worker) -> Iterator[Batch]:
         """The given samples in the given order, once; the last batch may be shorter. Raises `UserError` for unusable pictures."""
@@ -226,17 +232,28 @@ class Stream:
         # Every worker runs an execution of its own; each keeps to its share of the CPUs that are left for data, and no more
         # batches lie in the object store than keep them busy.
         cpus = max(1.0, worker.data_cpus)
+        at_once = int(cpus) + 1  # one more than there are CPUs: it works while another's place is not yet free
         batch_bytes = size * (3 * self.image_size**2 + 1024)
+        together = max(1, min(_TASK_ROWS // size, _TASK_BYTES // batch_bytes))
         context.execution_options.resource_limits = ray.data.ExecutionResources(
-            cpu=cpus, object_store_memory=(2 * cpus + 4) * batch_bytes
+            cpu=cpus, object_store_memory=(2 * at_once + 2) * together * batch_bytes
         )
 
         def make(items: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return self._attempt(pick(start + int(items["id"][0])))
+            return self._attempt(pick(int(items["item"][0])))
 
-        # Half a CPU a task: while one hands its batch over, another that is already there decodes.
-        dataset = ray.data.range(end - start, override_num_blocks=end - start).map_batches(make, batch_size=1, num_cpus=0.5)
+        items = ray.data.from_arrow([pa.table({"item": part}) for part in _parts(start, end, together, at_once)])
+        dataset = items.map_batches(make, batch_size=1, num_cpus=cpus / at_once)
         yield from dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device)
+
+
+def _parts(start: int, end: int, together: int, at_once: int) -> Iterator[np.ndarray]:
+    """The items of each task, in order: one at first, so that the first batch is there soon, up to `together`."""
+    number = 0
+    while start < end:
+        count = min(together, 2 ** (number // at_once), end - start)
+        yield np.arange(start, start + count)
+        start, number = start + count, number + 1
 
 
 def whole_pictures(prepared: Prepared, sample_ids: np.ndarray) -> "Iterator[Image.Image]":
