@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import ray
@@ -18,30 +19,32 @@ from pipelines.order import Order
 from pipelines.prepared import Prepared
 from pipelines.stream import Stream, Worker
 
-STORE = 75 << 20  # bytes, the least that Ray allows
-SIZE = 448  # pixels
-BATCH = 4
+STORE = 150 << 20  # bytes
+SIZE = 96  # pixels
+BATCH = 128
+SLOW = range(20, 36)  # batches for which the consumer takes its time, so that the store fills as far as it may
 
 
 def used() -> dict[str, float]:
-    """MiB: private memory of the largest process, the object store's content, and what was spilled in all."""
-    private = 0
+    """MiB: private memory of the five largest processes, the object store's content, and what was spilled in all."""
+    private = []
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         try:
             if process.pid == os.getpid() or "ray::" in " ".join(process.cmdline()):
                 memory = process.memory_info()
-                private = max(private, memory.rss - memory.shared)
+                private.append(memory.rss - memory.shared)
         except psutil.Error:
             continue
     stats = get_memory_info_reply(get_state_from_address(ray.get_runtime_context().gcs_address)).store_stats
     return {
-        "workers": private / 2**20,
+        "workers": sum(sorted(private)[-5:]) / 2**20,
         "store": stats.object_store_bytes_used / 2**20,
         "spilled": stats.spilled_bytes_total / 2**20,
     }
 
 
 def main(path: str) -> None:
+    os.environ["RAY_free_objects_period_milliseconds"] = "100"  # else the store holds a second more of what is done with
     ray.init(address="local", num_cpus=2, object_store_memory=STORE, include_dashboard=False, log_to_driver=False)
     configure_data()
     prepared = Prepared.open(Path(path))
@@ -58,7 +61,10 @@ def main(path: str) -> None:
     thread = threading.Thread(target=watch)
     thread.start()
     steps = order.steps_per_epoch
-    rows = sum(len(batch["image"]) for batch in stream.training(order, 0, steps, Worker(0, 1, torch.device("cpu"), 2)))
+    rows = 0
+    for step, batch in enumerate(stream.training(order, 0, steps, Worker(0, 1, torch.device("cpu"), 2))):
+        rows += len(batch["image"])
+        time.sleep(0.3 if step in SLOW else 0)
     done.set()
     thread.join()
     print(json.dumps(peak | {"rows": rows, "decoded": rows * 3 * SIZE**2 / 2**20}))
