@@ -44,7 +44,7 @@ def used() -> dict[str, float]:
 
 
 def main(path: str) -> None:
-    os.environ["RAY_free_objects_period_milliseconds"] = "100"  # else the store holds a second more of what is done with
+    os.environ["RAY_free_objects_period_milliseconds"] = "100"  # noqa: SIM112  Ray's name; else what is done with stays a second
     ray.init(address="local", num_cpus=2, object_store_memory=STORE, include_dashboard=False, log_to_driver=False)
     configure_data()
     prepared = Prepared.open(Path(path))
