@@ -21,10 +21,11 @@ import torch
 from PIL import Image
 
 from benchmarks.ingest_corpus import Corpus, Member
-from pipelines.images import Augment, open_picture, train_view
+from pipelines.images import open_picture
 from pipelines.order import Order
 from pipelines.stream import Stream, Worker
 from pipelines.tokenizer import TextTokenizer
+from pipelines.views import Augment, train_view
 
 AUGMENT = Augment()
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]

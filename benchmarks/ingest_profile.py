@@ -12,11 +12,12 @@ import torch
 from benchmarks.ingest_peers import AUGMENT, Job, ours
 from benchmarks.process_tree import Sampled
 from pipelines import cluster
-from pipelines.images import Opened, open_picture, train_view
+from pipelines.images import Opened, open_picture
 from pipelines.locations import read_locations
 from pipelines.order import Order
 from pipelines.randomness import generator
 from pipelines.stream import Item, Stream
+from pipelines.views import train_view
 
 _STEPS = 8
 _WHOLE = "all of a task's work, in one go"

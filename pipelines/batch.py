@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
+from pipelines.views import StrongViews
+
 if TYPE_CHECKING:  # data tasks do not wait three seconds for torch
     from torch import Tensor
 
@@ -17,6 +19,8 @@ class Batch(TypedDict, total=False):
     """Columns of one worker's batch of b samples. Only what was asked for is there."""
 
     image: Tensor  # [b, 3, H, W] uint8
+    strong: Tensor  # [b, V, 3, H, W] uint8, strong views
+    codes: Tensor  # [b, 1 + V, 13] float32, what was done to the plain view and to the strong ones
     text: Tensor  # [b, L] int64 token ids
     text_mask: Tensor  # [b, L] int64, 1 for a token and 0 for padding
     image_features: Tensor  # [b, F] float32, output of a locked image tower
@@ -34,6 +38,8 @@ class Needs:
 
     ids: bool = False  # image_id, text_id
     sample_id: bool = False
+    strong: StrongViews | None = None
+    codes: bool = False  # of all views
 
 
 def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
@@ -44,4 +50,8 @@ def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
         wanted |= {"image_id", "text_id"}
     if needs.sample_id:
         wanted.add("sample_id")
+    if needs.strong is not None:
+        wanted.add("strong")
+    if needs.codes:
+        wanted.add("codes")
     return wanted

@@ -1,4 +1,4 @@
-"""Pictures: bytes to RGB on a chosen background, resizing, encoding, and the views that training and evaluation see.
+"""Pictures: bytes to RGB on a chosen background, resizing and encoding.
 
 Pure functions. What cannot be decoded raises `BadImage` with a short reason, which becomes a row of `rejected.parquet`.
 """
@@ -10,10 +10,7 @@ import warnings
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageColor, ImageFile, ImageOps, UnidentifiedImageError
-from pydantic import Field
-
-from pipelines.settings import Settings
+from PIL import Image, ImageColor, ImageFile, UnidentifiedImageError
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -51,14 +48,6 @@ class BadImage(Exception):  # noqa: N818 - it is a finding about data, not a pro
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
-
-
-class Augment(Settings):
-    """The random view that training sees of a picture."""
-
-    crop_scale: tuple[float, float] = Field((0.5, 1.0), description="area of the random crop, as a share of the picture")
-    crop_ratio: tuple[float, float] = Field((0.75, 1.3333), description="width / height of the random crop")
-    flip: bool = Field(True, description="mirror every second view")
 
 
 class Opened:
@@ -215,40 +204,3 @@ def encode(image: Image.Image, file_format: ImageFormat, quality: int) -> bytes:
         width, height = image.size
         raise BadImage("too_large", f"{width} x {height} pixels as {file_format}: {error}") from None
     return buffer.getvalue()
-
-
-def train_view(picture: Opened | Image.Image, size: int, augment: Augment, random: np.random.Generator) -> np.ndarray:
-    """A random crop of the chosen area and ratio, resized to `size`, perhaps mirrored; uint8 [3, size, size].
-
-    A JPEG is decoded no larger than the crop needs.
-    """
-    width, height = picture.size
-    box = (0.0, 0.0, float(width), float(height))
-    for _ in range(10):
-        area = random.uniform(*augment.crop_scale) * width * height
-        ratio = np.exp(random.uniform(*np.log(augment.crop_ratio)))
-        w, h = np.sqrt(area * ratio), np.sqrt(area / ratio)
-        if w <= width and h <= height:
-            x, y = random.uniform(0, width - w), random.uniform(0, height - h)
-            box = (x, y, x + w, y + h)
-            break
-    if isinstance(picture, Opened):
-        # So small that the crop still has `size` pixels on both sides.
-        image = picture.rgb((width * size / (box[2] - box[0]), height * size / (box[3] - box[1])))
-        box = picture.reduced(box, image)
-    else:
-        image = picture
-    view = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    if augment.flip and random.random() < 0.5:
-        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return _pixels(view)
-
-
-def eval_view(picture: Opened | Image.Image, size: int) -> np.ndarray:
-    """The centre square, resized to `size`; uint8 [3, size, size]. Decoded in full: scores depend on no decoder's shortcut."""
-    image = picture.rgb() if isinstance(picture, Opened) else picture
-    return _pixels(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)  # not contiguous: whoever puts it into a batch copies it anyhow

@@ -13,6 +13,7 @@ towers are locked there is nothing to decode, and no stream at all.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -24,13 +25,14 @@ import pyarrow as pa
 
 from pipelines.batch import Batch
 from pipelines.cluster import configure_data
-from pipelines.images import REASONS, Augment, BadImage, Opened, eval_view, open_picture, train_view
+from pipelines.images import REASONS, BadImage, Opened, open_picture
 from pipelines.order import Order
 from pipelines.prepared import Prepared
 from pipelines.randomness import generator
 from pipelines.settings import UserError
 from pipelines.storage import Missing
 from pipelines.tokenizer import TextTokenizer
+from pipelines.views import UNCHANGED, Augment, StrongViews, apply, draw, draw_strong, eval_view
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +88,7 @@ class Stream:
     tokenizer: TextTokenizer | None = None
     image_bank: Path | None = None
     text_bank: Path | None = None
+    strong: StrongViews | None = None  # of the column of that name
 
     @property
     def uses_tasks(self) -> bool:
@@ -129,14 +132,20 @@ class Stream:
         failed, reasons = np.full(len(ids), -1), np.zeros(len(ids), dtype=np.int64)
         result: dict[str, np.ndarray] = {"sample_id": ids, "failed": failed, "reason": reasons}
         if "image" in self.columns:
-            views = np.zeros((len(ids), 3, self.image_size, self.image_size), dtype=np.uint8)
+            shape = (3, self.image_size, self.image_size)
+            views = np.zeros((len(ids), 1 + self._strong_count, *shape), dtype=np.uint8)
+            codes = np.zeros((len(ids), 1 + self._strong_count, len(UNCHANGED)), dtype=np.float32)
             for row, data in enumerate(self.prepared.pictures(ids)):
                 try:
-                    views[row] = self._view(data, item.epoch, int(ids[row]))
+                    self._write_views(views[row], codes[row], data, item.epoch, int(ids[row]))
                 except BadImage as bad:
                     failed[row], reasons[row] = ids[row], _REASONS.index(bad.reason)
-                    ids[row], views[row] = self._stand_in(item, row) or (ids[row], 0)
-            result["image"] = views
+                    ids[row] = self._stand_in(views[row], codes[row], item, row)
+            result["image"] = views[:, 0]
+            if self.strong is not None:
+                result["strong"] = views[:, 1:]
+            if "codes" in self.columns:
+                result["codes"] = codes
         if "text" in self.columns:
             assert self.tokenizer is not None
             captions = zip(self.prepared.rows(ids, ("captions",))["captions"].to_pylist(), ids, strict=True)
@@ -144,15 +153,16 @@ class Stream:
             result["text"], result["text_mask"] = self.tokenizer(texts)
         return result
 
-    def _stand_in(self, item: Item, row: int) -> tuple[int, np.ndarray] | None:
-        """The first spare sample that can be used, and its view."""
+    def _stand_in(self, views: np.ndarray, codes: np.ndarray, item: Item, row: int) -> int:
+        """The first spare sample that can be used, whose views it writes; the sample itself, where there is none."""
         for spare in islice(item.spares(row), _SPARES) if item.spares is not None else ():
             (data,) = self.prepared.pictures(np.asarray([spare]))
             try:
-                return spare, self._view(data, item.epoch, spare)
+                self._write_views(views, codes, data, item.epoch, spare)
             except BadImage:
                 continue
-        return None
+            return spare
+        return int(item.sample_ids[row])
 
     def _check(self, item: Item, ids: np.ndarray, failed: np.ndarray, reasons: np.ndarray) -> None:
         """Raises `UserError` where a row failed and nobody stands in for it."""
@@ -179,11 +189,25 @@ class Stream:
             result["text_features"] = bank_rows(self.text_bank)[result["text_id"]].astype(np.float32)
         return {name: column for name, column in result.items() if name in self.columns}
 
-    def _view(self, data: bytes | Missing, epoch: int, sample_id: int) -> np.ndarray:
-        picture = _opened(self.prepared, data)
+    @property
+    def _strong_count(self) -> int:
+        return 0 if self.strong is None else self.strong.count
+
+    def _write_views(self, views: np.ndarray, codes: np.ndarray, data: bytes | Missing, epoch: int, sample_id: int) -> None:
+        """All views of a picture, into uint8 [1 + strong ones, 3, size, size], and what was done to them."""
+        picture: Any = _opened(self.prepared, data)
+        key, drawn = (self.seed, epoch, sample_id), []
         if self.augment is None:
-            return eval_view(picture, self.image_size)
-        return train_view(picture, self.image_size, self.augment, generator("view", self.seed, epoch, sample_id, 0))
+            picture = picture.rgb()
+            views[0], codes[0] = eval_view(picture, self.image_size), UNCHANGED
+        else:
+            drawn.append(draw(picture.size, self.augment, generator("view", *key, 0)))
+        if self.strong is not None:
+            for number in range(self.strong.count):
+                drawn.append(draw_strong(picture.size, self.strong.augment, generator("strong", *key, number)))
+        if drawn:
+            made = slice(len(views) - len(drawn), None)
+            views[made], codes[made] = apply(picture, self.image_size, drawn), [one.code(picture.size) for one in drawn]
 
     def _choice(self, count: int, epoch: int, sample_id: int) -> int:
         """Which of a sample's captions this epoch shows."""
@@ -233,7 +257,7 @@ class Stream:
         # batches lie in the object store than keep them busy.
         cpus = max(1.0, worker.data_cpus)
         at_once = int(cpus) + 1  # one more than there are CPUs: it works while another's place is not yet free
-        batch_bytes = size * (3 * self.image_size**2 + 1024)
+        batch_bytes = size * ((1 + self._strong_count) * 3 * self.image_size**2 + 1024)
         together = max(1, min(_TASK_ROWS // size, _TASK_BYTES // batch_bytes))
         context.execution_options.resource_limits = ray.data.ExecutionResources(
             cpu=cpus, object_store_memory=(2 * at_once + 2) * together * batch_bytes
@@ -243,7 +267,8 @@ class Stream:
             return self._attempt(pick(int(items["item"][0])))
 
         items = ray.data.from_arrow([pa.table({"item": part}) for part in _parts(start, end, together, at_once)])
-        dataset = items.map_batches(make, batch_size=1, num_cpus=cpus / at_once)
+        share = math.floor(100 * cpus / at_once) / 100  # rounded down: a sum that exceeds `cpus` would leave one out
+        dataset = items.map_batches(make, batch_size=1, num_cpus=share)
         yield from dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device)
 
 

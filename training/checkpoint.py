@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.images import eval_view
 from pipelines.settings import UserError, validate
 from pipelines.tokenizer import TextTokenizer
+from pipelines.views import eval_view
 from training.config import TrainSettings
 from training.encoder import build_encoder
 from training.plan import Plan
@@ -82,7 +82,7 @@ class CheckpointEmbedder:
         self._encoder = build_encoder(
             settings.image_tower,
             settings.text_tower,
-            (settings.image_head, settings.text_head),
+            settings.heads,
             settings.embed_dim,
             (
                 _input_width(saved, "image") if image_locked else None,

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from evaluation.suite import SuiteSettings
-from pipelines.images import Augment
 from pipelines.settings import Settings
 from pipelines.storage import Place
-from training.encoder import HeadUnion, LinearHead
+from pipelines.views import Augment
+from training.encoder import AugmentedHead, HeadSettings, HeadUnion, LinearHead
 from training.objectives import ObjectiveUnion
 from training.objectives.clip import ClipSettings
 from training.optimizer import OptimizerSettings, ScheduleSettings
@@ -79,7 +79,10 @@ class TrainSettings(Settings):
     seed: int = Field(0, ge=0, description="of initial weights, order, views and dropout")
     image_tower: ImageTowerUnion = Field(description="the image half")
     text_tower: TextTowerUnion = Field(description="the text half")
-    image_head: HeadUnion = Field(LinearHead(name="linear"), description="from image features to the joint space")
+    image_head: HeadUnion | None = Field(
+        None,
+        description="from image features to the joint space; null: linear, or augmented where the objective asks for it",
+    )
     text_head: HeadUnion = Field(LinearHead(name="linear"), description="from text features to the joint space")
     embed_dim: int = Field(256, ge=1, description="width of the joint space")
     objective: ObjectiveUnion = Field(ClipSettings(), description="what training minimizes")
@@ -108,9 +111,31 @@ class TrainSettings(Settings):
                 f"global_batch_size: {self.global_batch_size} is not divisible by resources.num_workers x accumulate = "
                 f"{workers} x {parts}; {near} would be"
             )
+        objective, mode = self.objective, self.image_tower.mode
+        if self.global_batch_size < objective.least_batch:
+            raise ValueError(
+                f"global_batch_size: {self.global_batch_size} is too small for objective.name={objective.name}, whose head "
+                f"normalises over the batch: the spread of fewer than {objective.least_batch} pairs says little"
+            )
+        if objective.needs.strong is not None and mode in ("locked", "frozen"):
+            raise ValueError(
+                f"objective.name: {objective.name} teaches the image tower by strong views of pictures, and "
+                f"image_tower.mode={mode} does not train it; choose trainable, or another objective"
+            )
+        if objective.needs.codes and self.heads[0].name != "augmented":
+            raise ValueError(
+                f"image_head.name: objective.name={objective.name} tells the head what was done to a view, which "
+                f"{self.heads[0].name} does not read; leave image_head out, or choose augmented"
+            )
         if self.precision == "fp16" and not self.resources.use_gpu:
             raise ValueError("precision: fp16 needs resources.use_gpu=true; bf16 and fp32 run on CPUs")
         return self
+
+    @property
+    def heads(self) -> tuple[HeadSettings, HeadSettings]:
+        """Of images and texts."""
+        image = AugmentedHead(name="augmented") if self.objective.needs.codes else LinearHead(name="linear")
+        return self.image_head or image, self.text_head
 
     def identity(self) -> dict:
         """What makes a run this run. The rest (resources, log, checkpoints) may change when it is resumed."""

@@ -6,13 +6,13 @@ A locked tower is not part of it while it trains: the batch holds the tower's fe
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.batch import Batch
 from pipelines.settings import Settings
-from training.objectives.base import Embeddings
+from pipelines.views import UNCHANGED
+from training.objectives.base import Embeddings, unit
 from training.towers import ImageTowerSettings, TextTowerSettings
 from training.towers.base import Tower
 
@@ -45,7 +45,46 @@ class MlpHead(Settings):
         )
 
 
-HeadUnion = Annotated[LinearHead | MlpHead, Field(discriminator="name")]
+class AugmentedHead(Settings):
+    """A residual MLP that is told what was done to a view (UniCLIP); at inference nothing was."""
+
+    name: Literal["augmented"]
+    hidden: int = Field(64, ge=1, description="width of the augmentation's code, and of the layers that make it")
+    blocks: int = Field(3, ge=0, description="residual blocks before the joint space")
+
+    def build(self, width: int, embed_dim: int) -> nn.Module:
+        return CodedHead(width, self.hidden, self.blocks, embed_dim)
+
+
+HeadSettings = LinearHead | MlpHead | AugmentedHead
+HeadUnion = Annotated[HeadSettings, Field(discriminator="name")]
+
+
+class CodedHead(nn.Module):
+    """From features and the code of an augmentation to the joint space. UniCLIP's idea, in a size of ours."""
+
+    identity: Tensor
+
+    def __init__(self, width: int, hidden: int, blocks: int, embed_dim: int):
+        super().__init__()
+        self.register_buffer("identity", torch.tensor(UNCHANGED), persistent=False)
+        layers = [nn.Linear(len(UNCHANGED), hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden)]
+        self.code = nn.Sequential(*layers)
+        self.blocks = nn.ModuleList(_Residual(width + hidden) for _ in range(blocks))
+        self.out = nn.Linear(width + hidden, embed_dim, bias=False)
+
+    def forward(self, features: Tensor, codes: Tensor | None = None) -> Tensor:
+        """Features [n, F] and codes [n, 13], of no change where there are none, to [n, D]."""
+        codes = self.identity.expand(len(features), -1) if codes is None else codes
+        rows = torch.cat([features, self.code(codes).to(features.dtype)], dim=1)
+        for block in self.blocks:
+            rows = rows + block(rows)
+        return self.out(rows)
+
+
+class _Residual(nn.Sequential):
+    def __init__(self, width: int):
+        super().__init__(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
 
 
 class DualEncoder(nn.Module):
@@ -59,9 +98,21 @@ class DualEncoder(nn.Module):
     def forward(self, batch: Batch) -> Embeddings:
         """Both embeddings of a batch."""
         image = batch["image_features"] if self.image_tower is None else self.image_tower(batch["image"])
+        codes = {"codes": batch["codes"][:, 0]} if "codes" in batch else {}
         text = batch["text_features"] if self.text_tower is None else self.text_tower(batch["text"], batch["text_mask"])
-        image, text = self.image_head(image).float(), self.text_head(text).float()
-        return Embeddings(unit(image), unit(text), image, text)
+        image, text = self.image_head(image, **codes).float(), self.text_head(text).float()
+        return Embeddings(unit(image), unit(text), image, text, *self._strong(batch))
+
+    def _strong(self, batch: Batch) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Features [b, V, F] and projections [b, V, D] of the strong views, where there are some."""
+        if "strong" not in batch:
+            return None, None
+        assert self.image_tower is not None
+        views = batch["strong"]
+        codes = {"codes": batch["codes"][:, 1:].flatten(0, 1)} if "codes" in batch else {}
+        features = self.image_tower(views.flatten(0, 1))
+        projection = self.image_head(features, **codes)
+        return features.float().unflatten(0, views.shape[:2]), projection.float().unflatten(0, views.shape[:2])
 
     def embed_images(self, images: Tensor) -> Tensor:
         """uint8 [n, 3, H, W], or features [n, F] of a locked tower, to unit rows."""
@@ -80,16 +131,10 @@ class DualEncoder(nn.Module):
         return self
 
 
-def unit(rows: Tensor) -> Tensor:
-    """L2-normalised in float32, whatever precision the encoder runs in."""
-    with torch.autocast(rows.device.type, enabled=False):
-        return F.normalize(rows.float(), dim=-1, eps=1e-12)
-
-
 def build_encoder(
     image: ImageTowerSettings,
     text: TextTowerSettings,
-    heads: tuple[LinearHead | MlpHead, LinearHead | MlpHead],
+    heads: tuple[HeadSettings, HeadSettings],
     embed_dim: int,
     widths: tuple[int | None, int | None],
     vocabulary_size: int,

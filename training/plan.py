@@ -56,11 +56,11 @@ class Plan:
         """Optimizer steps of the whole run."""
         return self.order.steps_per_epoch * self.settings.epochs
 
-    @property
-    def task(self) -> Task:
+    def task(self, encoder: DualEncoder) -> Task:
         """What objective and teacher may know of the run."""
-        manifest, settings = self.stream.prepared.manifest, self.settings
-        sizes = manifest["num_images"], manifest["num_texts"], settings.embed_dim
+        manifest, settings, tower = self.stream.prepared.manifest, self.settings, encoder.image_tower
+        width = bank_rows(self.stream.image_bank).shape[1] if tower is None else tower.width
+        sizes = manifest["num_images"], manifest["num_texts"], settings.embed_dim, width
         return Task(*sizes, self.order.steps_per_epoch, self.total_steps, settings.seed)
 
     def build(self) -> tuple[DualEncoder, Objective, Teacher]:
@@ -70,7 +70,7 @@ class Plan:
         encoder = build_encoder(
             settings.image_tower,
             settings.text_tower,
-            (settings.image_head, settings.text_head),
+            settings.heads,
             settings.embed_dim,
             (
                 bank_rows(self.stream.image_bank).shape[1] if self.stream.image_bank else None,
@@ -78,7 +78,8 @@ class Plan:
             ),
             self.tokenizer.vocabulary_size,
         )
-        return encoder, settings.objective.build(self.task), settings.objective.build_teacher(encoder, self.task)
+        task = self.task(encoder)
+        return encoder, settings.objective.build(task), settings.objective.build_teacher(encoder, task)
 
 
 def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
@@ -178,6 +179,7 @@ def make_plan(
         seed=settings.seed,
         image_size=image.image_size,
         augment=settings.data.augment,
+        strong=settings.objective.needs.strong,
         tokenizer=tokenizer,
         image_bank=own.images.image_bank,
         text_bank=own.text_bank,

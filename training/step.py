@@ -76,18 +76,20 @@ def _accumulate(state: TrainState, batch: Batch, settings: TrainSettings, seed: 
         torch.manual_seed(seed + index)
         with torch.no_grad():
             found.append(_embed(bare, part, settings))
-    whole = Embeddings(*(torch.cat(rows).requires_grad_() for rows in zip(*found, strict=True)))
+    whole: Any = Embeddings._make(
+        None if rows[0] is None else torch.cat(rows).requires_grad_() for rows in zip(*found, strict=True)
+    )
     loss = state.objective(whole, batch)
     state.scaler.scale(loss.total).backward()
-    used = [index for index, rows in enumerate(whole) if rows.grad is not None]
-    gradients = [cast(Tensor, whole[index].grad).chunk(len(parts)) for index in used]
+    used = [index for index, rows in enumerate(whole) if rows is not None and rows.grad is not None]
+    gradients = [whole[index].grad.chunk(len(parts)) for index in used]
     for index, part in enumerate(parts):
         torch.manual_seed(seed + index)
         last = index == len(parts) - 1
         waits = isinstance(state.encoder, DistributedDataParallel) and not last
         context: Any = cast(DistributedDataParallel, state.encoder).no_sync() if waits else nullcontext()
         with context:
-            rows = _embed(state.encoder, part, settings)
+            rows: Any = _embed(state.encoder, part, settings)
             torch.autograd.backward([rows[i] for i in used], [gradient[index] for gradient in gradients])
     return loss
 

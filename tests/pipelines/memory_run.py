@@ -14,10 +14,10 @@ import psutil  # isort: skip  comes with ray
 import torch
 
 from pipelines.cluster import configure_data
-from pipelines.images import Augment
 from pipelines.order import Order
 from pipelines.prepared import Prepared
 from pipelines.stream import Stream, Worker
+from pipelines.views import Augment
 
 STORE = 150 << 20  # bytes
 SIZE = 96  # pixels

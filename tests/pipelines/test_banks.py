@@ -9,8 +9,9 @@ import pytest
 
 from pipelines.banks import Pool, image_bank, text_banks
 from pipelines.display import Display
-from pipelines.images import decode, eval_view
+from pipelines.images import decode
 from pipelines.prepared import Prepared
+from pipelines.views import eval_view
 
 QUIET = Display(quiet=True)
 TEXTS = [[f"caption {i}" * (i % 5 + 1) for i in range(70)], ["a photo of a cat", "a photo of a dog"], ["one more"]]

@@ -17,12 +17,12 @@ from PIL import Image
 from pipelines.batch import Batch
 from pipelines.config import PrepareSettings
 from pipelines.display import Display
-from pipelines.images import Augment
 from pipelines.order import Order
 from pipelines.prepare import prepare
 from pipelines.prepared import Prepared
 from pipelines.stream import Stream, Worker, whole_pictures
 from pipelines.tokenizer import TextTokenizer, train_tokenizer
+from pipelines.views import Augment
 
 QUIET = Display(quiet=True)
 PAIRS, BATCH = 70, 16

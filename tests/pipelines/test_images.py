@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.images import Augment, BadImage, decode, encode, open_picture, resize_shorter, train_view
+from pipelines.images import BadImage, decode, encode, open_picture, resize_shorter
 from pipelines.randomness import generator
+from pipelines.views import Augment, train_view
 from tests.pipelines.corpus import encoded
 
 

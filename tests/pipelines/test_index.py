@@ -11,7 +11,6 @@ from pipelines.banks import Pool, image_bank
 from pipelines.batch import Batch
 from pipelines.config import PrepareSettings
 from pipelines.display import Display
-from pipelines.images import Augment, train_view
 from pipelines.order import Order
 from pipelines.prepare import prepare
 from pipelines.prepared import Prepared
@@ -19,6 +18,7 @@ from pipelines.randomness import generator
 from pipelines.settings import UserError
 from pipelines.stream import Stream, Unusable, Worker, whole_pictures
 from pipelines.tokenizer import TextTokenizer, train_tokenizer
+from pipelines.views import Augment, train_view
 
 QUIET = Display(quiet=True)
 ROWS, BATCH, SIZE, SEED = 60, 8, 12, 5

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from pipelines.batch import Batch, Needs, columns
-from pipelines.images import Augment
 from pipelines.order import Order
 from pipelines.prepared import Prepared
 from pipelines.stream import Stream, Worker, whole_pictures
 from pipelines.tokenizer import TextTokenizer, train_tokenizer
+from pipelines.views import Augment
 
 ALONE = Worker(0, 1, torch.device("cpu"), 1)
 

@@ -22,7 +22,7 @@ from training.state import TrainState, unwrap
 from training.step import train_step
 
 ROWS, TOKENS, VOCABULARY, STEPS = 12, 5, 50, 3
-TASK = Task(num_images=30, num_texts=40, embed_dim=6, steps_per_epoch=2, total_steps=6, seed=0)
+TASK = Task(num_images=30, num_texts=40, embed_dim=6, image_width=24, steps_per_epoch=2, total_steps=6, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,10 @@ every_objective = pytest.mark.parametrize("objective", [o.model_fields["name"].d
 world_sizes = pytest.mark.parametrize("world_size", [2, 3])
 
 
+# What VICReg has none of, and a head no larger than the towers.
+OTHER: dict[str, dict[str, Any]] = {"vicreg": {}, "slip": {"temperature": 0.05, "hidden": 16, "width": 8}}
+
+
 def settings(objective: str, **changes: Any) -> TrainSettings:
     """Small towers without dropout; plain momentum SGD, so that parameters move in proportion to gradients."""
     tree: dict[str, Any] = {
@@ -49,7 +53,7 @@ def settings(objective: str, **changes: Any) -> TrainSettings:
         "image_tower": {"name": "conv", "image_size": 16, "channels": [16, 24]},
         "text_tower": {"name": "bag", "width": 8, "max_tokens": TOKENS},
         "embed_dim": 6,
-        "objective": {"name": objective} | ({} if objective == "vicreg" else {"temperature": 0.05}),
+        "objective": {"name": objective} | OTHER.get(objective, {"temperature": 0.05}),
         # Of what falls to it in float32, VICReg's steep loss would make much.
         "optimizer": {"name": "sgd", "lr": 0.01 if objective == "vicreg" else 0.1, "weight_decay": 0.01},
         "epochs": 1,
@@ -73,6 +77,8 @@ def global_batch(step: int) -> dict[str, Tensor]:
         "text_mask": torch.ones(ROWS, TOKENS, dtype=torch.int64),
         "image_id": image_id,
         "text_id": text_id,
+        "strong": torch.randint(256, (ROWS, 2, 3, 16, 16), generator=random, dtype=torch.uint8),
+        "codes": torch.rand(ROWS, 3, 13, generator=random),
     }
 
 
@@ -91,8 +97,7 @@ def train(settings: TrainSettings) -> Outcome:
     """A few steps of `train_step` on this worker's part of each global batch, as the loop does them."""
     torch.manual_seed(0)
     image, text = settings.image_tower, settings.text_tower
-    heads = (settings.image_head, settings.text_head)
-    encoder: Any = build_encoder(image, text, heads, settings.embed_dim, (None, None), VOCABULARY)
+    encoder: Any = build_encoder(image, text, settings.heads, settings.embed_dim, (None, None), VOCABULARY)
     objective, teacher = settings.objective.build(TASK), settings.objective.build_teacher(encoder, TASK)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     if distributed.world_size() > 1:
@@ -103,7 +108,10 @@ def train(settings: TrainSettings) -> Outcome:
     own = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
     losses, norms = [], []
     for step in range(STEPS):
-        part: Any = {name: column[own] for name, column in global_batch(step).items()}
+        unused = (set() if settings.objective.needs.strong else {"strong"}) | (
+            set() if settings.objective.needs.codes else {"codes"}
+        )
+        part: Any = {name: column[own] for name, column in global_batch(step).items() if name not in unused}
         loss, norm = train_step(state, Batch(**part), settings, settings.optimizer.lr)
         losses.append(float(distributed.mean(loss.total)))
         norms.append(float(norm))

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pipelines.batch import Batch
-from training.encoder import DualEncoder, LinearHead, MlpHead, build_encoder, unit
+from pipelines.views import UNCHANGED
+from training.encoder import AugmentedHead, DualEncoder, LinearHead, MlpHead, build_encoder, unit
 from training.towers.image import ConvSettings, ImageTowerSettings, TimmSettings
 from training.towers.text import BagSettings, TextTowerSettings, TransformerSettings
 
@@ -66,7 +67,7 @@ def test_locked_towers_are_not_there_and_their_features_are_used() -> None:
     encoder, batch = encoder_of(widths=(9, 7)), batch_of()
     assert encoder.image_tower is None and encoder.text_tower is None
     assert set(encoder.state_dict()) == {"image_head.weight", "text_head.weight"}
-    image, text, image_projection, _ = encoder(batch)
+    image, text, image_projection, *_ = encoder(batch)
     torch.testing.assert_close(image_projection, batch["image_features"] @ encoder.image_head.weight.T)
     torch.testing.assert_close(image, unit(batch["image_features"] @ encoder.image_head.weight.T))
     torch.testing.assert_close(text, encoder.embed_texts(batch["text_features"]))
@@ -74,6 +75,30 @@ def test_locked_towers_are_not_there_and_their_features_are_used() -> None:
     assert not any(name.startswith("text_tower") for name in half.state_dict())
     assert any(name.startswith("image_tower") for name in half.state_dict())
     assert half(batch).text.shape == (ROWS, 12)
+
+
+def test_strong_views_go_through_the_same_tower_and_head() -> None:
+    encoder, batch = encoder_of().eval(), batch_of()
+    strong = torch.stack([batch["image"].flip(0), batch["image"]], dim=1)
+    found = encoder({**batch, "strong": strong})
+    assert found.strong_features.shape == (ROWS, 2, 16) and found.strong_projection.shape == (ROWS, 2, 12)
+    torch.testing.assert_close(found.strong_projection[:, 0], found.image_projection.flip(0))
+    torch.testing.assert_close(found.strong_projection[:, 1], encoder.image_head(found.strong_features[:, 1]))
+    assert encoder(batch).strong_features is None
+
+
+def test_an_augmented_head_reads_what_was_done_and_infers_as_if_nothing_was() -> None:
+    encoder = encoder_of(heads=(AugmentedHead(name="augmented", hidden=8), LINEAR)).eval()
+    batch = batch_of()
+    codes = torch.tensor(UNCHANGED).repeat(ROWS, 3, 1)
+    codes[:, 1, 4] = 1.0  # mirrored
+    strong = torch.stack([batch["image"]] * 2, dim=1)
+    found = encoder({**batch, "strong": strong, "codes": codes})
+    torch.testing.assert_close(encoder.embed_images(batch["image"]), found.image)
+    torch.testing.assert_close(found.strong_projection[:, 1], found.image_projection)
+    assert not torch.allclose(found.strong_projection[:, 0], found.image_projection, atol=1e-3)
+    found.strong_projection.sum().backward()
+    assert all(bool(p.grad.abs().sum() > 0) for p in encoder.image_head.parameters())
 
 
 def test_frozen_towers_get_no_gradient_and_never_change() -> None:

@@ -22,7 +22,7 @@ def groups(optimizer: torch.optim.Optimizer) -> dict[int, float]:
 
 def test_only_weights_of_two_and_more_dimensions_decay() -> None:
     image, text = ConvSettings(name="conv").build(), TransformerSettings(name="transformer", width=16, layers=1).build(70)
-    head, clip = MlpHead(name="mlp").build(16, 8), ClipSettings().build(Task(1, 1, 8, 1, 1, 0))
+    head, clip = MlpHead(name="mlp").build(16, 8), ClipSettings().build(Task(1, 1, 8, 16, 1, 1, 0))
     modules: dict[str, nn.Module] = {"image": image, "text": text, "head": head, "objective": clip}
     decay = groups(OptimizerSettings(weight_decay=0.05).build(modules.values()))
     named = {f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters()}

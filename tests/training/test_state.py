@@ -10,12 +10,12 @@ from torch import nn
 
 from evaluation.suite import SuiteSettings, held_out
 from pipelines.batch import Batch
-from pipelines.images import eval_view
 from pipelines.order import Order
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, validate
 from pipelines.stream import Item, Stream, whole_pictures
 from pipelines.tokenizer import TextTokenizer, train_tokenizer
+from pipelines.views import eval_view
 from training.checkpoint import load_checkpoint, load_embedder, save_checkpoint
 from training.config import TrainSettings
 from training.plan import Plan, Scored
@@ -53,7 +53,8 @@ def plan(stamps: Prepared, tokenizer: TextTokenizer) -> Plan:
 def state_of(plan: Plan, seed: int = 0) -> TrainState:
     """Weights of another seed, in the same run."""
     encoder, _, _ = replace(plan, settings=plan.settings.model_copy(update={"seed": seed})).build()
-    objective, teacher = plan.settings.objective.build(plan.task), plan.settings.objective.build_teacher(encoder, plan.task)
+    task = plan.task(encoder)
+    objective, teacher = plan.settings.objective.build(task), plan.settings.objective.build_teacher(encoder, task)
     optimizer = plan.settings.optimizer.build([encoder, objective])
     return TrainState(encoder.train(), objective, teacher, optimizer, torch.amp.GradScaler("cpu", enabled=False))
 

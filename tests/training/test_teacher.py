@@ -22,7 +22,7 @@ from training.step import train_step
 from training.teacher import EmaSettings, EmaTeacher, NoTeacher
 
 ROWS, TOKENS, VOCABULARY, STEPS = 8, 6, 70, 4
-TASK = Task(num_images=12, num_texts=12, embed_dim=6, steps_per_epoch=2, total_steps=STEPS, seed=0)
+TASK = Task(num_images=12, num_texts=12, embed_dim=6, image_width=6, steps_per_epoch=2, total_steps=STEPS, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def settings_of(objective: str, **changes: Any) -> TrainSettings:
 
 def state_of(settings: TrainSettings, seed: int = 0) -> tuple[TrainState, DualEncoder]:
     torch.manual_seed(seed)
-    towers, heads = (settings.image_tower, settings.text_tower), (settings.image_head, settings.text_head)
+    towers, heads = (settings.image_tower, settings.text_tower), settings.heads
     bare = build_encoder(*towers, heads, settings.embed_dim, (None, None), VOCABULARY).train()
     objective, teacher = settings.objective.build(TASK), settings.objective.build_teacher(bare, TASK)
     wrapped = DistributedDataParallel(bare, broadcast_buffers=False) if distributed.world_size() > 1 else bare

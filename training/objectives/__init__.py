@@ -12,7 +12,9 @@ from training.objectives.isogclr import ISogClrSettings
 from training.objectives.onlineclr import OnlineClrSettings
 from training.objectives.psd import PsdSettings
 from training.objectives.siglip import SigLipSettings
+from training.objectives.slip import SlipSettings
 from training.objectives.sogclr import SogClrSettings
+from training.objectives.uniclip import UniClipSettings
 from training.objectives.vicreg import VicRegSettings
 
 ObjectiveUnion = Annotated[
@@ -25,6 +27,8 @@ ObjectiveUnion = Annotated[
     | CyClipSettings
     | VicRegSettings
     | OnlineClrSettings
-    | AlbefSettings,
+    | AlbefSettings
+    | SlipSettings
+    | UniClipSettings,
     Field(discriminator="name"),
 ]

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from pipelines.batch import Batch, Needs
 from training.distributed import all_gather
-from training.objectives.base import Embeddings, LearnedTemperatureSettings, LogitScale, Loss, Objective, Task
+from training.objectives.base import Embeddings, Loss, Objective, Task
 from training.objectives.blocks import Candidates
 from training.objectives.contrast import find_candidates, pair_ids
 from training.objectives.functional import soft_cross_entropy
+from training.objectives.temperature import LearnedTemperatureSettings, LogitScale
 from training.teacher import EmaSettings, Teacher
 
 

@@ -6,29 +6,31 @@ never sees ranks or Ray: it gathers through `training.distributed`, which is the
 it is, reaches an objective as two more columns of the batch.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelines.batch import Batch, Needs
 from pipelines.settings import Settings
+from training.objectives.functional import exact
 from training.teacher import NoTeacher, Teacher
 
 
 class Embeddings(NamedTuple):
-    """float32 [b, D] each: unit rows in the joint space, and the projections they were made from."""
+    """What the encoder makes of a batch, float32: unit rows in the joint space, and the projections they were made from."""
 
-    image: Tensor
-    text: Tensor
-    image_projection: Tensor
-    text_projection: Tensor
+    image: Tensor  # [b, D]
+    text: Tensor  # [b, D]
+    image_projection: Tensor  # [b, D]
+    text_projection: Tensor  # [b, D]
+    strong_features: Tensor | None = None  # [b, V, F] of the image tower, for strong views; None where there are none
+    strong_projection: Tensor | None = None  # [b, V, D]
 
 
 class Loss(NamedTuple):
@@ -44,6 +46,12 @@ class Loss(NamedTuple):
     state: Mapping[str, Tensor] = MappingProxyType({})
 
 
+def unit(rows: Tensor) -> Tensor:
+    """L2-normalised, in float32 whatever precision the encoder runs in."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return F.normalize(exact(rows), dim=-1, eps=1e-12)
+
+
 @dataclass(frozen=True)
 class Task:
     """What an objective or a teacher may know of the run it serves."""
@@ -51,6 +59,7 @@ class Task:
     num_images: int  # image ids lie in [0, num_images)
     num_texts: int  # text ids lie in [0, num_texts)
     embed_dim: int  # D
+    image_width: int  # F, of the image tower's features
     steps_per_epoch: int
     total_steps: int
     seed: int
@@ -75,6 +84,11 @@ class ObjectiveSettings(Settings):
         """What it reads beside the embeddings and its teacher's."""
         return Needs()
 
+    @property
+    def least_batch(self) -> int:
+        """Pairs that the global batch must hold at least."""
+        return 2
+
     def build_teacher(self, encoder: nn.Module, task: Task) -> Teacher:
         """Who adds `teacher_image` and `teacher_text` to the batch."""
         return NoTeacher()
@@ -82,45 +96,3 @@ class ObjectiveSettings(Settings):
     @abstractmethod
     def build(self, task: Task) -> Objective:
         """The objective, with its state at the start."""
-
-
-class TemperatureSettings(ObjectiveSettings):
-    """Settings of all objectives with a temperature: one key, whatever becomes of it."""
-
-    temperature: float = Field(0.07, gt=0, description="of the softmax; where it is learned, its start")
-
-
-class LearnedTemperatureSettings(TemperatureSettings):
-    """Settings of all objectives whose temperature is a parameter."""
-
-    learn_temperature: bool = Field(True, description="learn it; false: keep it fixed")
-    max_scale: float = Field(100.0, gt=0, description="cap of the logit scale 1/temperature")
-
-    @model_validator(mode="after")
-    def _start_within(self) -> Self:
-        if self.learn_temperature and not 1 <= 1 / self.temperature <= self.max_scale * (1 + 1e-9):
-            raise ValueError(
-                f"temperature: {self.temperature} is outside 1/max_scale = {1 / self.max_scale:g} to 1, where a learned one is "
-                "kept; change it or max_scale, or pass learn_temperature=false"
-            )
-        return self
-
-
-class LogitScale(nn.Module):
-    """exp(log), log = ln(1/temperature), clamped to [0, ln max_scale] after every optimizer step."""
-
-    def __init__(self, settings: LearnedTemperatureSettings):
-        super().__init__()
-        start = torch.tensor(math.log(1 / settings.temperature))
-        self.log = nn.Parameter(start, requires_grad=settings.learn_temperature)
-        self._limit = math.log(settings.max_scale)
-
-    def forward(self) -> Tensor:
-        """The logit scale, a scalar."""
-        return self.log.exp()
-
-    @torch.no_grad()
-    def clamp(self) -> None:
-        """Keep a learnable scale within its bounds."""
-        if self.log.requires_grad:
-            self.log.clamp_(0.0, self._limit)

@@ -12,8 +12,9 @@ from typing import Literal
 from pydantic import Field
 
 from pipelines.batch import Batch, Needs
-from training.objectives.base import Embeddings, LearnedTemperatureSettings, LogitScale, Loss, Objective, Task
+from training.objectives.base import Embeddings, Loss, Objective, Task
 from training.objectives.contrast import contrast, find_candidates
+from training.objectives.temperature import LearnedTemperatureSettings, LogitScale
 
 
 class ContrastiveSettings(LearnedTemperatureSettings):

@@ -21,10 +21,11 @@ from pipelines.randomness import generator
 from pipelines.settings import Settings
 from training.cosine import half_cosine
 from training.distributed import all_gather, first_row, world_size
-from training.objectives.base import Embeddings, LogitScale, Loss, Objective, Task
+from training.objectives.base import Embeddings, Loss, Objective, Task
 from training.objectives.clip import ContrastiveSettings
 from training.objectives.contrast import find_candidates
 from training.objectives.functional import soft_cross_entropy
+from training.objectives.temperature import LogitScale
 from training.teacher import EmaSettings, NoTeacher, Teacher
 
 

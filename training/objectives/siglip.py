@@ -17,10 +17,11 @@ from torch import nn
 
 from pipelines.batch import Batch, Needs
 from training.distributed import around, first_row
-from training.objectives.base import Embeddings, LearnedTemperatureSettings, LogitScale, Loss, Objective, Task
+from training.objectives.base import Embeddings, Loss, Objective, Task
 from training.objectives.blocks import Candidates
 from training.objectives.contrast import pair_ids
 from training.objectives.functional import exact, sigmoid_sums
+from training.objectives.temperature import LearnedTemperatureSettings, LogitScale
 
 
 class SigLipSettings(LearnedTemperatureSettings):

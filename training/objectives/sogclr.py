@@ -18,10 +18,11 @@ from torch import Tensor
 
 from pipelines.batch import Batch, Needs
 from training.distributed import world_size
-from training.objectives.base import Embeddings, Loss, Objective, Task, TemperatureSettings
+from training.objectives.base import Embeddings, Loss, Objective, Task
 from training.objectives.contrast import contrast, find_candidates
 from training.objectives.functional import following, log_blend
 from training.objectives.memory import Memory
+from training.objectives.temperature import TemperatureSettings
 
 
 class GlobalSettings(TemperatureSettings):

@@ -45,9 +45,8 @@ def taught(batch: Batch, images: Tensor, texts: Tensor) -> Batch:
 
 def task(**changes: int) -> Task:
     """A small run."""
-    return Task(
-        **{"num_images": 10, "num_texts": 10, "embed_dim": 5, "steps_per_epoch": 10, "total_steps": 100, "seed": 0} | changes
-    )
+    sizes = {"num_images": 10, "num_texts": 10, "embed_dim": 5, "image_width": 5}
+    return Task(**sizes | {"steps_per_epoch": 10, "total_steps": 100, "seed": 0} | changes)
 
 
 def build(settings: ObjectiveSettings, **changes: int) -> Any:

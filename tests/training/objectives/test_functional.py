@@ -431,7 +431,7 @@ def test_log_blend() -> None:
 
 # --- Memory ---
 
-TASK = Task(num_images=5, num_texts=7, embed_dim=WIDTH, steps_per_epoch=1, total_steps=1, seed=0)
+TASK = Task(num_images=5, num_texts=7, embed_dim=WIDTH, image_width=WIDTH, steps_per_epoch=1, total_steps=1, seed=0)
 
 
 @pytest.fixture(scope="module")

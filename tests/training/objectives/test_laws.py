@@ -20,12 +20,12 @@ from tests.training.gloo import Gloo
 from training import distributed
 from training.config import TrainSettings
 from training.objectives import ObjectiveUnion
-from training.objectives.base import Embeddings, Needs, Objective, Task
+from training.objectives.base import Embeddings, Objective, Task
 from training.state import TrainState
 from training.step import train_step
 
 ROWS, WIDTH, EMBED_DIM, STEPS = 12, 7, 5, 6
-TASK = Task(num_images=23, num_texts=29, embed_dim=EMBED_DIM, steps_per_epoch=2, total_steps=8, seed=3)
+TASK = Task(num_images=23, num_texts=29, embed_dim=EMBED_DIM, image_width=EMBED_DIM, steps_per_epoch=2, total_steps=8, seed=3)
 
 # Pairs of a batch by picture and by caption: the same picture twice, the same caption twice, and one pair twice.
 IMAGES = torch.tensor([0, 0, 0, 1, 2, 3, 3, 4, 5, 6, 7, 7])
@@ -40,6 +40,8 @@ SOFT: dict[str, dict[str, Any]] = {name: {"name": name, "temperature": 0.2} for 
     "isogclr": {"name": "isogclr", "temperature": 0.2, "max_temperature": 0.4, "rho": 0.5},
     "fastclip": {"name": "fastclip", "temperature": 0.2, "temperature_lr": 0.01},
     "albef": {"name": "albef", "temperature": 0.2, "teacher": {"name": "ema", "momentum": 0.6, "final_momentum": 0.6}},
+    "slip": {"name": "slip", "temperature": 0.2, "view_temperature": 0.5, "hidden": 6, "width": 4},
+    "uniclip": {"name": "uniclip", "temperature": 0.2, "image_temperature": 0.3, "text_temperature": 0.4},
 }
 VARIANTS = SOFT | {
     "clip-unmasked": SOFT["clip"] | {"mask_false_negatives": False},
@@ -55,6 +57,9 @@ VARIANTS = SOFT | {
     "albef-wraps": SOFT["albef"] | {"queue": 17},
     "albef-short": SOFT["albef"] | {"queue": 7},
     "albef-no-queue": SOFT["albef"] | {"queue": 0},
+    "slip-unmasked": SOFT["slip"] | {"mask_false_negatives": False},
+    "uniclip-others-only": SOFT["uniclip"] | {"self_pair": False},
+    "uniclip-unmasked": SOFT["uniclip"] | {"mask_false_negatives": False},
 }
 
 every_objective = pytest.mark.parametrize("name", NAMES)
@@ -91,7 +96,8 @@ class Linear(nn.Module):
 
     def forward(self, batch: Batch) -> Embeddings:
         image, text = self.image(batch["image_features"]), self.text(batch["text_features"])
-        return Embeddings(F.normalize(image), F.normalize(text), image, text)
+        strong = self.image(batch["strong"])
+        return Embeddings(F.normalize(image), F.normalize(text), image, text, strong, strong)
 
 
 def batch_of(step: int, shuffle: int = 0) -> Batch:
@@ -101,6 +107,8 @@ def batch_of(step: int, shuffle: int = 0) -> Batch:
     images, texts = torch.randn(2, TASK.num_texts, WIDTH, generator=random, dtype=torch.float64).unbind()
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1000 * shuffle + step))
     batch = {"image_features": images[image_id], "text_features": texts[text_id], "image_id": image_id, "text_id": text_id}
+    shifts = torch.randn(ROWS, 2, WIDTH, generator=torch.Generator().manual_seed(200 + step), dtype=torch.float64)
+    batch["strong"] = batch["image_features"][:, None] + 0.5 * shifts
     return Batch(**{name: column[order] for name, column in batch.items()})  # type: ignore[typeddict-item]
 
 
@@ -323,7 +331,7 @@ def test_it_asks_for_what_it_reads_and_no_more(variant: str) -> None:
     """With its own columns and its teacher's it works, and reads each of them."""
     state, batch, rows = trained(VARIANTS[variant])
     needs = settings_of(VARIANTS[variant]).objective.needs
-    wanted = columns(needs, True, True) - {"image_features", "text_features"}
+    wanted = columns(needs, True, True) - {"image_features", "text_features", "strong", "codes"}
     wanted |= set(batch) - set(batch_of(3))
     assert wanted <= {"image_id", "text_id", "teacher_image", "teacher_text"}
     recorded: Any = Recorded({name: batch[name] for name in wanted})  # type: ignore[literal-required]
@@ -331,7 +339,7 @@ def test_it_asks_for_what_it_reads_and_no_more(variant: str) -> None:
     state.objective.update(recorded, state.objective(embeddings, recorded))
     assert recorded.read == wanted
     if VARIANTS[variant].get("mask_false_negatives") is False:
-        assert needs == Needs()
+        assert not needs.ids
 
 
 def objective_of(name: str, **changes: Any) -> Objective:
@@ -342,7 +350,9 @@ def objective_of(name: str, **changes: Any) -> Objective:
 def test_a_batch_without_negatives_is_finite_or_refused(name: str) -> None:
     """One picture twelve times."""
     rows = Embeddings(*(torch.randn(ROWS, EMBED_DIM, generator=torch.Generator().manual_seed(i)) for i in range(4)))
-    embeddings = Embeddings(*(F.normalize(part).requires_grad_() for part in rows[:2]), *(p.requires_grad_() for p in rows[2:]))
+    strong = torch.randn(ROWS, 2, EMBED_DIM, generator=torch.Generator().manual_seed(9))
+    parts = [*(F.normalize(part) for part in rows[:2]), *rows[2:4], strong, strong.clone()]
+    embeddings = Embeddings(*(part.requires_grad_() for part in parts))
     batch: Any = {"image_id": torch.full((ROWS,), 3), "text_id": torch.arange(ROWS)}
     batch |= {"teacher_image": embeddings.image.detach(), "teacher_text": embeddings.text.detach()}
     objective = objective_of(name)
@@ -365,10 +375,12 @@ class Free(nn.Module):
     def __init__(self, size: int, width: int):
         super().__init__()
         self.image, self.text = nn.Embedding(size, width), nn.Embedding(size, width)
+        self.shifts = nn.Buffer(0.1 * torch.randn(size, 2, width))
 
     def forward(self, batch: Batch) -> Embeddings:
         image, text = self.image(batch["image_id"]), self.text(batch["text_id"])
-        return Embeddings(F.normalize(image), F.normalize(text), image, text)
+        strong = image[:, None] + self.shifts[batch["image_id"]]
+        return Embeddings(F.normalize(image), F.normalize(text), image, text, strong, strong)
 
 
 def _margin(rows: Embeddings) -> float:
@@ -392,7 +404,7 @@ def test_it_descends(name: str) -> None:
     """Twenty-four free pairs in batches of twelve: after some dozen steps pairs find one another, measured by itself."""
     torch.manual_seed(1)
     size, batches = 2 * ROWS, 60
-    task = Task(size, size, 16, 2, batches, 0)
+    task = Task(size, size, 16, 16, 2, batches, 0)
     settings = settings_of(DESCENT[name])
     encoder = Free(size, 16)
     objective, teacher = settings.objective.build(task), settings.objective.build_teacher(encoder, task)

@@ -1,0 +1,185 @@
+"""Strong views: a function of their key, as told by what was drawn, and as torchvision makes them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional as tv  # type: ignore[import-untyped]
+
+from pipelines.batch import Batch, Needs, columns
+from pipelines.images import open_picture
+from pipelines.order import Order
+from pipelines.prepared import Prepared
+from pipelines.randomness import generator
+from pipelines.stream import Stream, Worker
+from pipelines.views import UNCHANGED, Augment, Drawn, Jitter, StrongAugment, StrongViews, apply, draw, draw_strong, eval_view
+from tests.pipelines.corpus import encoded
+from tests.pipelines.test_images import gradient, noise
+
+PLAIN = StrongAugment(jitter=0, gray=0, blur=0)
+TWO = StrongViews(StrongAugment(crop_scale=(0.2, 1.0)), 2)
+
+
+def drawn(augment: StrongAugment, count: int = 1000) -> list[Drawn]:
+    return [draw_strong((100, 80), augment, generator("strong", 0, 0, sample, 0)) for sample in range(count)]
+
+
+def show(picture: Image.Image, size: int, one: Drawn) -> np.ndarray:
+    (view,) = apply(picture, size, [one])
+    return view.transpose(1, 2, 0)
+
+
+def test_each_change_is_made_as_often_and_as_much_as_was_asked_for() -> None:
+    found = drawn(StrongAugment(), 2000)
+    jitters = [one.jitter for one in found if one.jitter is not None]
+    sigmas = [one.sigma for one in found if one.sigma is not None]
+    for share, expected in [
+        (len(jitters), 0.8),
+        (sum(one.gray for one in found), 0.2),
+        (len(sigmas), 0.5),
+        (sum(one.flip for one in found), 0.5),
+    ]:
+        assert abs(share / 2000 - expected) < 0.05
+    for values, low, high in [
+        ([j.brightness for j in jitters], 0.6, 1.4),
+        ([j.contrast for j in jitters], 0.6, 1.4),
+        ([j.saturation for j in jitters], 0.6, 1.4),
+        ([j.hue for j in jitters], -0.1, 0.1),
+        (sigmas, 0.1, 2.0),
+        ([(r - x) * (b - y) / (100 * 80) for x, y, r, b in (one.box for one in found)], 0.08, 1.0),
+    ]:
+        margin = 0.02 * (high - low)
+        assert low <= min(values) < low + margin and high - 5 * margin < max(values) <= high + 1e-9
+    assert len({j.order for j in jitters}) == 24, "colours change in any order"
+
+
+def test_a_setting_changes_nothing_else_that_is_drawn() -> None:
+    for one, other in zip(drawn(StrongAugment(), 50), drawn(PLAIN, 50), strict=True):
+        assert replace(one, jitter=None, gray=False, sigma=None) == other
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)])
+def test_colours_change_as_in_torchvision(order: tuple[int, ...]) -> None:
+    picture = Image.fromarray(noise(40, 40)).resize((32, 32))
+    for seed in range(10):
+        factors = np.random.default_rng(seed).uniform(0.6, 1.4, 3).tolist()
+        hue = float(np.random.default_rng(seed).uniform(-0.1, 0.1))
+        steps = [
+            lambda image, f=factors: tv.adjust_brightness(image, f[0]),
+            lambda image, f=factors: tv.adjust_contrast(image, f[1]),
+            lambda image, f=factors: tv.adjust_saturation(image, f[2]),
+            lambda image, h=hue: tv.adjust_hue(image, h),
+        ]
+        expected = picture
+        for step in order:
+            expected = steps[step](expected)
+        found = show(picture, 32, Drawn((0, 0, 32, 32), jitter=Jitter(*factors, hue, order)))
+        assert np.array_equal(found, np.asarray(expected))
+
+
+def test_gray_has_no_colour_and_blur_is_a_gaussian() -> None:
+    picture = Image.fromarray(noise(40, 40)).resize((32, 32))
+    gray = show(picture, 32, Drawn((0, 0, 32, 32), gray=True))
+    assert np.array_equal(gray, np.asarray(tv.to_grayscale(picture, 3)))
+    blurred = show(picture, 32, Drawn((0, 0, 32, 32), sigma=1.5)).astype(float)
+    expected = np.asarray(tv.gaussian_blur(picture, [13, 13], [1.5, 1.5])).astype(float)
+    assert np.abs(blurred - expected)[8:-8, 8:-8].mean() < 1.5, "Pillow's is made of boxes"
+    assert np.abs(np.asarray(picture).astype(float) - expected)[8:-8, 8:-8].mean() > 10
+
+
+def test_what_was_drawn_tells_the_view() -> None:
+    """On a picture whose colours are coordinates: the crop that is told is the crop that is shown."""
+    picture, size = gradient(256, 128), 32
+    centres = (np.arange(size) + 0.5) / size
+    for one in [draw_strong(picture.size, PLAIN, generator("strong", 0, 0, sample, 0)) for sample in range(50)]:
+        left, top, right, bottom = one.box
+        across = left + centres * (right - left)
+        view = show(picture, size, one).astype(float)
+        pixels = np.asarray(picture).astype(float)
+        expected_x = np.interp((across[::-1] if one.flip else across) - 0.5, np.arange(256), pixels[0, :, 0])
+        expected_y = np.interp(top + centres * (bottom - top) - 0.5, np.arange(128), pixels[:, 0, 1])
+        inside = slice(3, -3)
+        assert np.abs(view[size // 2, inside, 0] - expected_x[inside]).max() < 3
+        assert np.abs(view[inside, size // 2, 1] - expected_y[inside]).max() < 3
+
+
+def test_a_code_is_enough_to_make_the_view_again() -> None:
+    """Of all that a code holds: colours change here in one order, which it does not tell."""
+    picture = Image.fromarray(noise(24, 30)).resize((240, 192), Image.Resampling.BICUBIC)
+    for sample in range(40):
+        one = draw_strong(picture.size, StrongAugment(), generator("strong", 0, 0, sample, 0))
+        if one.jitter is not None:
+            one = replace(one, jitter=replace(one.jitter, order=(0, 1, 2, 3)))
+        code = np.asarray(one.code(picture.size), dtype=np.float32)
+        assert code.shape == (len(UNCHANGED),)
+        x, y, w, h, flip, recoloured, brightness, contrast, saturation, hue, gray, blurred, half = code.tolist()
+        again = Drawn(
+            (x * 240, y * 192, (x + w) * 240, (y + h) * 192),
+            bool(flip),
+            Jitter(brightness + 1, contrast + 1, saturation + 1, hue, (0, 1, 2, 3)) if recoloured else None,
+            bool(gray),
+            2 * half if blurred else None,
+        )
+        difference = np.abs(show(picture, 32, one).astype(float) - show(picture, 32, again))
+        assert difference.max() <= 8 and difference.mean() < 0.2
+    assert Drawn((0, 0, 240, 192)).code(picture.size) == list(UNCHANGED)
+
+
+def test_one_decoding_serves_all_views() -> None:
+    """Of a PNG each is what it would be alone; a JPEG is decoded as large as the smallest crop needs."""
+    one = draw((200, 160), Augment(), generator("view", 0))
+    others = [draw_strong((200, 160), TWO.augment, generator("strong", 0, number)) for number in range(3)]
+    png = encoded(Image.fromarray(noise(160, 200)), "PNG")
+    together = apply(open_picture(png), 24, [one, *others])
+    for view, alone in zip(together, [one, *others], strict=True):
+        assert np.array_equal(view, apply(open_picture(png), 24, [alone])[0])
+    smooth = Image.fromarray(noise(20, 25)).resize((200, 160), Image.Resampling.BICUBIC)
+    jpeg = encoded(smooth, "JPEG", quality=95)
+    for view, expected in zip(apply(open_picture(jpeg), 24, [one, *others]), apply(smooth, 24, [one, *others]), strict=True):
+        assert np.abs(view.astype(float) - expected).mean() < 4
+
+
+def batches(stamps: Prepared, strong: StrongViews | None, augment: Augment | None, worker: Worker, first: int = 0) -> list[Batch]:
+    """With codes where there are strong views."""
+    order = Order(str(stamps.path), stamps.fingerprint, "train", None, seed=2, global_batch_size=8)
+    wanted = columns(Needs(sample_id=True, strong=strong, codes=strong is not None), False, True) - {"text_features"}
+    stream = Stream(stamps, frozenset(wanted), 2, 12, augment, strong=strong)
+    return list(stream.training(order, first, 2 * order.steps_per_epoch, worker))
+
+
+def test_strong_views_of_a_stream_do_not_depend_on_workers(stamps: Prepared) -> None:
+    """They are those of their key, the plain view stays what it is without them, and epochs differ."""
+    alone = batches(stamps, TWO, Augment(), Worker(0, 1, torch.device("cpu"), 1))
+    plain = batches(stamps, None, Augment(), Worker(0, 1, torch.device("cpu"), 1))
+    halves = [batches(stamps, TWO, Augment(), Worker(rank, 2, torch.device("cpu"), 1), first=1) for rank in range(2)]
+    for whole, left, right in zip(alone[1:], *halves, strict=True):
+        assert torch.equal(whole["strong"], torch.cat([left["strong"], right["strong"]]))
+    seen: dict[int, list[torch.Tensor]] = {}
+    pictures = dict(zip(range(stamps.num_samples), stamps.pictures(np.arange(stamps.num_samples)), strict=True))
+    for step, (batch, without) in enumerate(zip(alone, plain, strict=True)):
+        assert torch.equal(batch["image"], without["image"])
+        assert batch["strong"].shape == (8, 2, 3, 12, 12) and batch["strong"].dtype == torch.uint8
+        epoch = step // (len(alone) // 2)
+        for sample, views, codes in zip(batch["sample_id"].tolist(), batch["strong"], batch["codes"], strict=True):
+            seen.setdefault(sample, []).append(views)
+            data = pictures[sample]
+            assert isinstance(data, bytes)
+            picture = open_picture(data)
+            for number in range(2):
+                one = draw_strong(picture.size, TWO.augment, generator("strong", 2, epoch, sample, number))
+                assert np.array_equal(views[number].numpy(), apply(open_picture(data), 12, [one])[0])
+                torch.testing.assert_close(codes[1 + number], torch.tensor(one.code(picture.size), dtype=torch.float32))
+            plain_one = draw(picture.size, Augment(), generator("view", 2, epoch, sample, 0))
+            torch.testing.assert_close(codes[0], torch.tensor(plain_one.code(picture.size), dtype=torch.float32))
+    assert any(not torch.equal(found[0], found[1]) for found in seen.values() if len(found) > 1)
+
+
+def test_strong_views_beside_the_centre_view(stamps: Prepared) -> None:
+    (batch, *_) = batches(stamps, TWO, None, Worker(0, 1, torch.device("cpu"), 1))
+    (data,) = stamps.pictures(batch["sample_id"][:1].numpy())
+    assert isinstance(data, bytes)
+    assert np.array_equal(batch["image"][0].numpy(), eval_view(open_picture(data), 12))
+    assert batch["strong"][0].float().std() > 0
+    assert batch["codes"][0, 0].tolist() == list(UNCHANGED)

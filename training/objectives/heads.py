@@ -1,0 +1,42 @@
+"""Networks that an objective puts behind the towers, and drops when training ends.
+
+They see the rows of a whole step, whatever `accumulate` says, and normalise over those of all workers: so they are exact at any
+number of either. torch's own SyncBatchNorm wants GPUs.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from training.distributed import all_gather, world_size
+from training.objectives.functional import exact
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm over the rows [b, F] of all workers (Ioffe and Szegedy, arXiv 1502.03167), at least in float32.
+
+    It keeps no running statistics: nothing of it is left at inference.
+    """
+
+    def __init__(self, width: int, affine: bool = True, eps: float = 1e-5):
+        super().__init__()
+        self._eps = eps
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(width)) if affine else None
+
+    def forward(self, rows: Tensor) -> Tensor:
+        rows = exact(rows)
+        count = len(rows) * world_size()
+        centred = rows - all_gather(rows.sum(0, keepdim=True)).sum(0) / count
+        variance = all_gather(centred.square().sum(0, keepdim=True)).sum(0) / count
+        rows = centred * torch.rsqrt(variance + self._eps)
+        return rows if self.weight is None or self.bias is None else torch.addcmul(self.bias, rows, self.weight)
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear maps, with BatchNorm and ReLU between them."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths[:-1]):
+        layers += [nn.Linear(before, after, bias=False), BatchNorm(after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
