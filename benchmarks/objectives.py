@@ -22,7 +22,7 @@ from torch import nn
 
 from benchmarks.memory import peak_of
 from benchmarks.runs import machine, plan_of, score, worker
-from pipelines.batch import Batch
+from pipelines.batch import Batch, Needs
 from pipelines.display import Display
 from training.loop import build_state
 from training.objectives import ObjectiveUnion
@@ -52,8 +52,9 @@ CHANGED: dict[str, dict[str, Any]] = {
 
 
 def members() -> dict[str, type[ObjectiveSettings]]:
-    """The registry, by name."""
-    return {member.model_fields["name"].default: member for member in get_args(get_args(ObjectiveUnion)[0])}
+    """Of the registry, by name, those that see one view of a picture and no bank."""
+    everything = {member.model_fields["name"].default: member for member in get_args(get_args(ObjectiveUnion)[0])}
+    return {name: member for name, member in everything.items() if member().needs in (Needs(), Needs(ids=True))}
 
 
 def plan(name: str, seed: int, display: Display, changed: dict[str, Any] | None = None) -> Plan:

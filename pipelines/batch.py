@@ -28,6 +28,9 @@ class Batch(TypedDict, total=False):
     sample_id: Tensor  # [b] int64 in [0, num_samples)
     image_id: Tensor  # [b] int64, equal for equal pictures
     text_id: Tensor  # [b] int64, equal for equal captions
+    guide_ids: Tensor  # [b, 3] int64: the sample itself, and those nearest to its picture and to its caption, -1 for none
+    guide_images: Tensor  # [b, 3, F] float32 unit rows of a frozen encoder, of their pictures
+    guide_texts: Tensor  # [b, 3, G] float32 unit rows of another, of their captions
     teacher_image: Tensor  # [b, D] float32 unit rows, from the teacher
     teacher_text: Tensor  # [b, D] float32 unit rows, from the teacher
 
@@ -40,6 +43,7 @@ class Needs:
     sample_id: bool = False
     strong: StrongViews | None = None
     codes: bool = False  # of all views
+    guides: bool = False
 
 
 def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
@@ -54,4 +58,6 @@ def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
         wanted.add("strong")
     if needs.codes:
         wanted.add("codes")
+    if needs.guides:
+        wanted |= {"guide_ids", "guide_images", "guide_texts"}
     return wanted

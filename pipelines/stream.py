@@ -12,7 +12,6 @@ Features of locked towers are not streamed: every worker maps the bank into memo
 towers are locked there is nothing to decode, and no stream at all.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +24,9 @@ import pyarrow as pa
 
 from pipelines.batch import Batch
 from pipelines.cluster import configure_data
+from pipelines.guides import Guides
 from pipelines.images import REASONS, BadImage, Opened, open_picture
+from pipelines.lookup import bank_rows, id_columns
 from pipelines.order import Order
 from pipelines.prepared import Prepared
 from pipelines.randomness import generator
@@ -89,6 +90,7 @@ class Stream:
     image_bank: Path | None = None
     text_bank: Path | None = None
     strong: StrongViews | None = None  # of the column of that name
+    guides: Guides | None = None  # of the columns whose names begin so
 
     @property
     def uses_tasks(self) -> bool:
@@ -174,15 +176,17 @@ class Stream:
                 f"nor can the {_SPARES} that might stand in for it; see where the pictures have gone, and prepare again"
             )
 
-    def look_up(self, sample_ids: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
-        """The columns that a worker looks up: ids, and rows of banks."""
+    def look_up(self, sample_ids: np.ndarray, epoch: int, device: str = "cpu") -> dict[str, np.ndarray]:
+        """The columns that a worker looks up: ids, and rows of banks. `device`: where neighbours are searched."""
         result: dict[str, np.ndarray] = {}
+        if self.guides is not None:
+            result |= self.guides.columns(sample_ids, epoch, device)
         if "image_features" in self.columns:
             result["image_features"] = bank_rows(self.image_bank)[sample_ids].astype(np.float32)
         if "sample_id" in self.columns:
             result["sample_id"] = sample_ids
         if self.columns & {"text_features", "text_id"}:
-            image_ids, text_ids = _id_columns(str(self.prepared.path), self.prepared.fingerprint)
+            image_ids, text_ids = id_columns(str(self.prepared.path), self.prepared.fingerprint)
             texts = [text_ids[i][self._choice(len(text_ids[i]), epoch, int(i))] for i in sample_ids]
             result |= {"image_id": image_ids[sample_ids], "text_id": np.asarray(texts)}
         if "text_features" in self.columns:
@@ -230,7 +234,7 @@ class Stream:
         if not self.uses_tasks:
             for index in range(first, last):
                 item = pick(index)
-                found = self.look_up(item.sample_ids, item.epoch)
+                found = self.look_up(item.sample_ids, item.epoch, str(worker.device))
                 yield cast(Batch, {name: torch.from_numpy(c).to(worker.device) for name, c in found.items()})
             return
         for start in range(first, last, _SEGMENT):
@@ -244,7 +248,8 @@ class Stream:
                 for row in np.flatnonzero(missed >= 0):
                     if failed is not None:
                         failed(Unusable(int(missed[row]), _REASONS[reasons[row]]))
-                rest = {name: torch.from_numpy(c).to(worker.device) for name, c in self.look_up(ids, item.epoch).items()}
+                rows = self.look_up(ids, item.epoch, str(worker.device))
+                rest = {name: torch.from_numpy(column).to(worker.device) for name, column in rows.items()}
                 yield cast(Batch, computed | rest)
 
     def _computed(self, pick: Callable[[int], Item], start: int, end: int, size: int, worker: Worker) -> Iterator[dict[str, Any]]:
@@ -303,16 +308,3 @@ def _unusable(prepared: Prepared, sample_id: int, why: str) -> UserError:
         f"data.path: the picture of sample {sample_id} ({place.file}) of {prepared.path} cannot be used: {why}; "
         "scores and banks need every picture: prepare with verify=all, or way=copy"
     )
-
-
-@functools.lru_cache(maxsize=2)
-def _id_columns(path: str, fingerprint: str) -> tuple[np.ndarray, list[list[int]]]:
-    table = Prepared.open(path).table("image_id", "text_id")
-    return table["image_id"].to_numpy(), table["text_id"].to_pylist()
-
-
-@functools.lru_cache(maxsize=8)
-def bank_rows(path: Path | None) -> np.ndarray:
-    """A bank's rows, float16 [rows, F], mapped into memory."""
-    assert path is not None
-    return np.load(path / "rows.npy", mmap_mode="r")

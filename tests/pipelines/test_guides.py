@@ -1,0 +1,95 @@
+"""Guides: the neighbours that a plain search finds, the same whoever asks, and never of another split."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.batch import Needs, columns
+from pipelines.guides import Guides, nearest
+from pipelines.order import Order
+from pipelines.prepared import Prepared
+from pipelines.stream import Stream, Worker
+
+
+@pytest.fixture(scope="module")
+def guides(stamps: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Guides:
+    folders = []
+    for rows, width in ((stamps.num_samples, 6), (stamps.num_texts, 4)):
+        folders.append(tmp_path_factory.mktemp("bank"))
+        np.save(folders[-1] / "rows.npy", np.random.default_rng(width).normal(size=(rows, width)).astype(np.float16))
+    order = Order(str(stamps.path), stamps.fingerprint, "train", None, seed=2, global_batch_size=8)
+    return Guides(order, folders[0], folders[1], support=10_000)
+
+
+def naive(stamps: Prepared, guides: Guides, sample: int, support: list[int]) -> tuple[int, int]:
+    """The nearest of the support set by picture and by first caption, by cosines one at a time."""
+    table = stamps.table("image_id", "text_id").to_pylist()
+    banks = [np.load(bank / "rows.npy").astype(float) for bank in (guides.image_bank, guides.text_bank)]
+
+    def feature(side: int, row: int) -> np.ndarray:
+        found = banks[side][table[row]["text_id"][0] if side else row]
+        return found / np.linalg.norm(found)
+
+    others = [row for row in support if table[row]["image_id"] != table[sample]["image_id"]]
+    one, other = (max(others, key=lambda row: (float(feature(side, sample) @ feature(side, row)), -row)) for side in (0, 1))
+    return one, other
+
+
+def test_each_sample_gets_the_nearest_of_the_training_split(stamps: Prepared, guides: Guides) -> None:
+    everybody = np.arange(stamps.num_samples)
+    training = guides.order.ids.tolist()
+    assert len(training) < stamps.num_samples
+    found = guides.columns(everybody, 0, "cpu")
+    for sample in everybody.tolist():
+        assert tuple(found["guide_ids"][sample]) == (sample, *naive(stamps, guides, sample, training))
+    images = np.load(guides.image_bank / "rows.npy").astype(np.float32)
+    expected = images[found["guide_ids"]]
+    np.testing.assert_allclose(found["guide_images"], expected / np.linalg.norm(expected, axis=-1, keepdims=True), rtol=1e-5)
+    assert found["guide_texts"].shape == (len(everybody), 3, 4) and found["guide_texts"].dtype == np.float32
+    assert all(np.array_equal(found[name], column) for name, column in guides.columns(everybody, 1, "cpu").items())
+
+
+def test_a_smaller_support_set_is_drawn_anew_in_every_epoch(stamps: Prepared, guides: Guides) -> None:
+    few, everybody = replace(guides, support=9), np.arange(stamps.num_samples)
+    sets = []
+    for epoch in range(3):
+        found = few.columns(everybody, epoch, "cpu")["guide_ids"]
+        used = sorted(set(found[:, 1:].ravel().tolist()))
+        assert len(used) <= 9 and set(used) <= set(guides.order.ids.tolist())
+        sets.append(used)
+    assert sets[0] != sets[1] != sets[2]
+    alone = few.columns(everybody[5:6], 2, "cpu")["guide_ids"]
+    assert np.array_equal(alone, found[5:6]), "whoever else is in the batch"
+
+
+def test_only_itself_leaves_no_neighbour() -> None:
+    rows = np.eye(3, dtype=np.float32)
+    assert nearest(rows, rows[:1], np.asarray([7, 8, 9]), np.asarray([7])).tolist() == [-1, 0, 0]
+    assert nearest(rows, rows[:0], np.asarray([7, 8, 9]), np.asarray([], dtype=np.int64)).tolist() == [-1, -1, -1]
+
+
+def test_the_first_of_equal_neighbours_in_blocks_or_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    queries, keys = random.normal(size=(40, 5)).astype(np.float32), random.normal(size=(30, 5)).astype(np.float32)
+    keys[20] = keys[3]
+    groups, key_groups = np.arange(40), np.arange(30)
+    found = nearest(queries, keys, groups, key_groups)
+    assert 20 not in found[[i for i in range(40) if i != 3]]
+    monkeypatch.setattr("pipelines.guides._BYTES", 4 * 30 * 7)
+    assert np.array_equal(nearest(queries, keys, groups, key_groups), found)
+
+
+def test_a_stream_hands_them_on_whatever_the_workers(stamps: Prepared, guides: Guides) -> None:
+    """Nothing has to be computed in the cluster for them."""
+    wanted = columns(Needs(sample_id=True, guides=True), True, True) - {"image_features", "text_features"}
+    stream = Stream(stamps, frozenset(wanted), seed=2, guides=guides)
+    assert not stream.uses_tasks
+    whole = list(stream.training(guides.order, 0, 4, Worker(0, 1, torch.device("cpu"), 1)))
+    halves = [list(stream.training(guides.order, 2, 4, Worker(rank, 2, torch.device("cpu"), 1))) for rank in range(2)]
+    for batch, left, right in zip(whole[2:], *halves, strict=True):
+        assert set(batch) == wanted
+        assert torch.equal(batch["guide_ids"][:, 0], batch["sample_id"])
+        for name in wanted:
+            assert torch.equal(batch[name], torch.cat([left[name], right[name]]))  # type: ignore[literal-required]

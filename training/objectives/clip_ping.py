@@ -1,0 +1,110 @@
+"""CLIP-PING: a small encoder guided by the neighbours that frozen encoders of one modality see.
+
+Thwal et al., "CLIP-PING: Boosting Lightweight Vision-Language Models with Proximus Intrinsic Neighbors Guidance", arXiv
+2412.03871. For sample k a frozen image encoder names the sample n whose picture is nearest to k's, a frozen text encoder the
+sample m whose caption is nearest (`pipelines.guides`). Beside CLIP, two heads on the student's projections contrast it with the
+features A^I, A^T of nearest neighbours (NN) and of cross nearest neighbours (XNN):
+
+    L = L_CLIP + nn [ G(p^I, A^I_n) + G(p^T, A^T_m) ] / 2 + xnn [ G(p^I, A^I_m) + G(p^T, A^T_n) ] / 2
+    G(p, f): symmetric InfoNCE of the batch's p and f at a temperature of its own; same neighbours are no negatives
+
+The paper prints no equations and has no public code: these losses are our reading of its text. With `cross: other_modality` XNN
+is G(p^I, A^T_n) + G(p^T, A^I_m), by two more heads.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipelines.batch import Batch, Needs
+from training.distributed import all_gather, world_size
+from training.objectives.base import Embeddings, Loss, Task, unit
+from training.objectives.blocks import Candidates
+from training.objectives.clip import Clip, ContrastiveSettings
+from training.objectives.contrast import contrast, find_candidates
+from training.objectives.temperature import LogitScale
+
+_OWN, _BY_IMAGE, _BY_TEXT = range(3)  # in the columns of guides: the sample, its picture's neighbour n, its caption's neighbour m
+
+
+class ClipPingSettings(ContrastiveSettings):
+    """CLIP-PING: CLIP, and the neighbours that frozen image and text encoders see."""
+
+    name: Literal["clip-ping"] = "clip-ping"
+    nn: float = Field(1.0, ge=0, description="weight of nearest neighbours")
+    xnn: float = Field(1.0, ge=0, description="weight of cross nearest neighbours")
+    own: float = Field(0.0, ge=0, description="weight of the sample's own features, as in distillation")
+    cross: Literal["same_modality", "other_modality"] = Field(
+        "same_modality", description="what an image is compared with for XNN: the picture of m; or the caption of n"
+    )
+    neighbour_temperature: float = Field(0.07, gt=0, description="of the contrast with neighbours; learned as `temperature` is")
+
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, guides=True)
+
+    def build(self, task: Task) -> "ClipPing":
+        return ClipPing(self, task)
+
+
+class ClipPing(Clip):
+    """No state but two temperatures and the heads."""
+
+    def __init__(self, settings: ClipPingSettings, task: Task):
+        super().__init__(settings)
+        self._settings = settings
+        self.neighbour_scale = LogitScale(settings.model_copy(update={"temperature": settings.neighbour_temperature}))
+        image_width, text_width = task.guide_widths
+        self.image_head, self.text_head = nn.Linear(task.embed_dim, image_width), nn.Linear(task.embed_dim, text_width)
+        if settings.cross == "other_modality":
+            self.image_cross, self.text_cross = nn.Linear(task.embed_dim, text_width), nn.Linear(task.embed_dim, image_width)
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
+        settings, clip = self._settings, super().forward(embeddings, batch)
+        ids, images, texts = (batch[name] for name in ("guide_ids", "guide_images", "guide_texts"))
+        projections = embeddings.image_projection, embeddings.text_projection
+        image, text = unit(self.image_head(projections[0])), unit(self.text_head(projections[1]))
+
+        def guide(rows: Tensor, features: Tensor, which: int) -> Tensor:
+            return guidance(rows, features[:, which], ids[:, which], self.neighbour_scale())
+
+        total, metrics = clip.total, {"clip": clip.total.detach()}
+        if settings.nn:
+            nearest = (guide(image, images, _BY_IMAGE) + guide(text, texts, _BY_TEXT)) / 2
+            total, metrics["nn"] = total + settings.nn * nearest, nearest.detach()
+        if settings.xnn:
+            if settings.cross == "same_modality":
+                cross = (guide(image, images, _BY_TEXT) + guide(text, texts, _BY_IMAGE)) / 2
+            else:
+                image_too, text_too = unit(self.image_cross(projections[0])), unit(self.text_cross(projections[1]))
+                cross = (guide(image_too, texts, _BY_IMAGE) + guide(text_too, images, _BY_TEXT)) / 2
+            total, metrics["xnn"] = total + settings.xnn * cross, cross.detach()
+        if settings.own:
+            own = (guide(image, images, _OWN) + guide(text, texts, _OWN)) / 2
+            total, metrics["own"] = total + settings.own * own, own.detach()
+        return Loss(total, clip.metrics | metrics)
+
+    def update(self, batch: Batch, loss: Loss) -> None:
+        super().update(batch, loss)
+        self.neighbour_scale.clamp()
+
+
+def guidance(rows: Tensor, features: Tensor, ids: Tensor, scale: Tensor) -> Tensor:
+    """G: symmetric InfoNCE of this worker's unit rows [b, F] with features [b, F] of samples `ids` [b], against all workers'.
+
+    Rows of one id are no negatives of one another; a row with id -1 has no guide and takes no part.
+    """
+    there = ids >= 0
+    everywhere = all_gather(there)
+    features = features.to(rows.dtype)
+    pairs = Embeddings(rows, features, rows, features)
+    candidates = find_candidates(pairs, {}, ids=False)
+    columns = torch.stack([ids, ids], dim=1)
+    candidates = Candidates(candidates.targets, columns, all_gather(columns), there, everywhere)
+    found = contrast(pairs, candidates, scale, scale)
+    losses = (found.image + found.text) / 2 - scale * found.own
+    # The mean over rows with a guide, of all workers; each worker hands over its share of it.
+    return torch.where(there, losses, 0.0).sum() * world_size() / everywhere.sum().clamp(min=1)
