@@ -133,6 +133,14 @@ def assert_went_on(killed: Killed) -> None:
             assert line["time"] > killed.when
 
 
+def assert_same_weights(run: Path, other: Path) -> None:
+    """At the end, to the last bit."""
+    ours, theirs = (torch.load(r / f"checkpoint_{STEPS:08d}/state.pt", weights_only=True)["encoder"] for r in (run, other))
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        assert torch.equal(ours[name], weight), name
+
+
 def test_one_worker_learns(uninterrupted: list[dict[str, Any]]) -> None:
     """Else equal curves would mean little."""
     losses = [line["loss"] for line in uninterrupted]
@@ -171,6 +179,12 @@ def test_killed_worker(two_workers: Killed, uninterrupted: list[dict[str, Any]])
     assert "Traceback" not in two_workers.program.text()
 
 
+def test_two_workers_end_with_the_weights_of_two_that_nobody_disturbs(two_workers: Killed, start: Start, folder: Path) -> None:
+    undisturbed = start("two-undisturbed", "resources.num_workers=2")
+    assert undisturbed.wait() == 0, undisturbed.text()
+    assert_same_weights(two_workers.run, folder / "two-undisturbed")
+
+
 def test_killed_driver(start: Start, folder: Path, uninterrupted: list[dict[str, Any]]) -> None:
     """The program is killed in the middle of the second epoch: the same command goes on, and after that says it is done."""
     program, run = start("driver"), folder / "driver"
@@ -183,10 +197,7 @@ def test_killed_driver(start: Start, folder: Path, uninterrupted: list[dict[str,
     assert again.wait() == 0, again.text()
     assert_went_on(killed)
     assert_same_curve(history(run), uninterrupted)
-    last = f"checkpoint_{STEPS:08d}/state.pt"
-    ours, theirs = (torch.load(folder / name / last, weights_only=True) for name in ("driver", "one"))
-    for name, weight in theirs["encoder"].items():
-        assert torch.equal(ours["encoder"][name], weight), f"{name}: equal to the last bit"
+    assert_same_weights(folder / "driver", folder / "one")
 
     files = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     third = start("driver")
