@@ -23,6 +23,8 @@ class Batch(TypedDict, total=False):
     codes: Tensor  # [b, 1 + V, 13] float32, what was done to the plain view and to the strong ones
     text: Tensor  # [b, L] int64 token ids
     text_mask: Tensor  # [b, L] int64, 1 for a token and 0 for padding
+    masked_text: Tensor  # [b, L] int64 token ids, some of them hidden
+    masked_labels: Tensor  # [b, L] int64, what was hidden, -100 elsewhere
     image_features: Tensor  # [b, F] float32, output of a locked image tower
     text_features: Tensor  # [b, F] float32, output of a locked text tower
     sample_id: Tensor  # [b] int64 in [0, num_samples)
@@ -33,6 +35,7 @@ class Batch(TypedDict, total=False):
     guide_texts: Tensor  # [b, 3, G] float32 unit rows of another, of their captions
     teacher_image: Tensor  # [b, D] float32 unit rows, from the teacher
     teacher_text: Tensor  # [b, D] float32 unit rows, from the teacher
+    teacher_strong: Tensor  # [b, V, D] float32 unit rows, from the teacher, of strong views
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Needs:
     strong: StrongViews | None = None
     codes: bool = False  # of all views
     guides: bool = False
+    masked: bool = False  # masked_text, masked_labels
 
 
 def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
@@ -58,6 +62,8 @@ def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
         wanted.add("strong")
     if needs.codes:
         wanted.add("codes")
+    if needs.masked:
+        wanted |= {"masked_text", "masked_labels"}
     if needs.guides:
         wanted |= {"guide_ids", "guide_images", "guide_texts"}
     return wanted

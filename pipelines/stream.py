@@ -153,6 +153,9 @@ class Stream:
             captions = zip(self.prepared.rows(ids, ("captions",))["captions"].to_pylist(), ids, strict=True)
             texts = [found[self._choice(len(found), item.epoch, int(i))] for found, i in captions]
             result["text"], result["text_mask"] = self.tokenizer(texts)
+            if "masked_text" in self.columns:
+                randoms = [generator("mask", self.seed, item.epoch, int(i)) for i in ids]
+                result["masked_text"], result["masked_labels"] = self.tokenizer.mask(result["text"], randoms)
         return result
 
     def _stand_in(self, views: np.ndarray, codes: np.ndarray, item: Item, row: int) -> int:

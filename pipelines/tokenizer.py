@@ -4,6 +4,7 @@ Either way it is a `tokenizer.json` of the `tokenizers` library, carried as text
 checkpoint, and needs no transformers where captions are tokenized.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from pipelines.settings import UserError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_MASKS = ("[MASK]", "<mask>")
 _PADS = ("[PAD]", "<pad>", "<|endoftext|>")
 
 
@@ -52,6 +54,41 @@ class TextTokenizer:
         ids = np.asarray([e.ids for e in encoded], dtype=np.int64).reshape(len(texts), self.max_tokens)
         mask = np.asarray([e.attention_mask for e in encoded], dtype=np.int64).reshape(len(texts), self.max_tokens)
         return ids, mask
+
+    def mask(self, ids: np.ndarray, randoms: Sequence[np.random.Generator]) -> tuple[np.ndarray, np.ndarray]:
+        """Hide some words, each row by its own generator, as BERT does (Devlin et al., arXiv 1810.04805).
+
+        Each token but special ones is chosen with probability 0.15; of those, 80 % become the mask token, 10 % another token of
+        the vocabulary, 10 % stay.
+
+        Returns: the ids, and what they were where they were chosen, -100 elsewhere; int64 [n, L] each.
+        """
+        special, hidden, labels = self._special, ids.copy(), np.full_like(ids, -100)
+        words = np.setdiff1d(np.arange(self.vocabulary_size), special)
+        for row, random in enumerate(randoms):
+            chosen = (random.random(ids.shape[1]) < 0.15) & ~np.isin(ids[row], special)
+            fate, others = random.random(ids.shape[1]), random.choice(words, ids.shape[1])
+            labels[row, chosen] = ids[row, chosen]
+            hidden[row, chosen & (fate < 0.8)] = self.mask_id
+            replaced = chosen & (fate >= 0.8) & (fate < 0.9)
+            hidden[row, replaced] = others[replaced]
+        return hidden, labels
+
+    @property
+    def mask_id(self) -> int:
+        """The token that stands for a hidden word. Raises `UserError` where there is none."""
+        found = next((i for token in _MASKS if (i := self._tokenizer.token_to_id(token)) is not None), None)
+        if found is None:
+            raise UserError(
+                f"text_tower.tokenizer: it has no mask token ({', '.join(_MASKS)}), which masked words need; pass objective.mlm=0"
+            )
+        return found
+
+    @cached_property
+    def _special(self) -> np.ndarray:
+        """Ids that are never hidden, and never stand for a word."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return np.asarray(sorted(i for i, token in added.items() if token.special))
 
 
 def load_tokenizer(name: str, max_tokens: int, key: str) -> TextTokenizer:

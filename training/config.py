@@ -142,6 +142,11 @@ class TrainSettings(Settings):
                 f"objective.name: {objective.name} teaches the image tower by strong views of pictures, and "
                 f"image_tower.mode={mode} does not train it; choose trainable, or another objective"
             )
+        if objective.needs.masked and self.text_tower.mode in ("locked", "frozen"):
+            raise ValueError(
+                f"objective.mlm: {objective.name} hides words from the text tower, and text_tower.mode={self.text_tower.mode} "
+                "does not train it; pass objective.mlm=0, or text_tower.mode=trainable"
+            )
         if objective.needs.codes and self.heads[0].name != "augmented":
             raise ValueError(
                 f"image_head.name: objective.name={objective.name} tells the head what was done to a view, which "

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from pipelines.batch import Batch
 from pipelines.settings import Settings
 from pipelines.views import UNCHANGED
-from training.objectives.base import Embeddings, unit
+from training.objectives.base import Embeddings
+from training.precision import unit
 from training.towers import ImageTowerSettings, TextTowerSettings
 from training.towers.base import Tower
+from training.towers.text import TextTower
 
 
 class LinearHead(Settings):
@@ -90,29 +92,36 @@ class _Residual(nn.Sequential):
 class DualEncoder(nn.Module):
     """Towers that are `None` are locked: their features come in the batch, or from the embedder at inference."""
 
-    def __init__(self, image_tower: Tower | None, text_tower: Tower | None, image_head: nn.Module, text_head: nn.Module):
+    def __init__(self, image_tower: Tower | None, text_tower: TextTower | None, image_head: nn.Module, text_head: nn.Module):
         super().__init__()
         self.image_tower, self.text_tower = image_tower, text_tower
         self.image_head, self.text_head = image_head, text_head
 
     def forward(self, batch: Batch) -> Embeddings:
-        """Both embeddings of a batch."""
-        image = batch["image_features"] if self.image_tower is None else self.image_tower(batch["image"])
-        codes = {"codes": batch["codes"][:, 0]} if "codes" in batch else {}
+        """Both embeddings of a batch, and what it has beside them: strong views, captions with hidden words."""
+        image, strong_features, strong = self.images(batch)
         text = batch["text_features"] if self.text_tower is None else self.text_tower(batch["text"], batch["text_mask"])
-        image, text = self.image_head(image, **codes).float(), self.text_head(text).float()
-        return Embeddings(unit(image), unit(text), image, text, *self._strong(batch))
+        text, states = self.text_head(text).float(), None
+        if "masked_text" in batch:
+            assert self.text_tower is not None
+            states = self.text_tower.states(batch["masked_text"], batch["text_mask"]).float()
+        return Embeddings(unit(image), unit(text), image, text, strong_features, strong, states)
 
-    def _strong(self, batch: Batch) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Features [b, V, F] and projections [b, V, D] of the strong views, where there are some."""
+    def images(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Projections [b, D] of pictures; features [b, V, F] and projections [b, V, D] of strong views, where there are some."""
+        codes = batch.get("codes")
+        image = batch["image_features"] if self.image_tower is None else self.image_tower(batch["image"])
+        image = self._project(image, None if codes is None else codes[:, 0])
         if "strong" not in batch:
-            return None, None
+            return image, None, None
         assert self.image_tower is not None
         views = batch["strong"]
-        codes = {"codes": batch["codes"][:, 1:].flatten(0, 1)} if "codes" in batch else {}
         features = self.image_tower(views.flatten(0, 1))
-        projection = self.image_head(features, **codes)
-        return features.float().unflatten(0, views.shape[:2]), projection.float().unflatten(0, views.shape[:2])
+        projection = self._project(features, None if codes is None else codes[:, 1:].flatten(0, 1))
+        return image, features.float().unflatten(0, views.shape[:2]), projection.unflatten(0, views.shape[:2])
+
+    def _project(self, features: Tensor, codes: Tensor | None) -> Tensor:
+        return (self.image_head(features) if codes is None else self.image_head(features, codes)).float()
 
     def embed_images(self, images: Tensor) -> Tensor:
         """uint8 [n, 3, H, W], or features [n, F] of a locked tower, to unit rows."""

@@ -62,9 +62,11 @@ class Plan:
         """What objective and teacher may know of the run."""
         manifest, settings, tower = self.stream.prepared.manifest, self.settings, encoder.image_tower
         width = bank_rows(self.stream.image_bank).shape[1] if tower is None else tower.width
+        text_width = encoder.text_tower.width if encoder.text_tower else bank_rows(self.stream.text_bank).shape[1]
         sizes = manifest["num_images"], manifest["num_texts"], settings.embed_dim, width
         guides = self.stream.guides.widths if self.stream.guides else (0, 0)
-        return Task(*sizes, self.order.steps_per_epoch, self.total_steps, settings.seed, guides)
+        words = text_width, self.tokenizer.vocabulary_size
+        return Task(*sizes, self.order.steps_per_epoch, self.total_steps, settings.seed, *words, guides)
 
     def build(self) -> tuple[DualEncoder, Objective, Teacher]:
         """Networks with weights that are a function of the seed."""
@@ -176,6 +178,8 @@ def make_plan(
         scored.append(Scored(what, pictures, texts, prompts, file))
     own = scored[0]
     wanted = columns(settings.objective.needs, own.images.image_bank is not None, own.text_bank is not None)
+    if "masked_text" in wanted:
+        tokenizer.mask_id  # noqa: B018  raises where there is none
     stream = Stream(
         prepared=prepared,
         columns=frozenset(wanted),

@@ -6,7 +6,7 @@ part of TrainState, and is updated once after each optimizer step.
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from torch import nn
 from pipelines.batch import Batch
 from pipelines.settings import Settings
 from training.cosine import half_cosine
+from training.precision import unit
 
 
 class Teacher(nn.Module, ABC):
@@ -48,8 +49,8 @@ class EmaSettings(Settings):
     )
     final_momentum: float = Field(1.0, ge=0, le=1, description="and at the last; in between a half cosine")
 
-    def build(self, student: nn.Module, total_steps: int) -> "EmaTeacher":
-        return EmaTeacher(self, student, total_steps)
+    def build(self, student: nn.Module, total_steps: int, images_only: bool = False) -> "EmaTeacher":
+        return EmaTeacher(self, student, total_steps, images_only)
 
 
 class EmaTeacher(Teacher):
@@ -58,15 +59,18 @@ class EmaTeacher(Teacher):
     The same on every worker without a word exchanged: it follows parameters that are equal everywhere.
     """
 
-    def __init__(self, settings: EmaSettings, student: nn.Module, total_steps: int):
+    def __init__(self, settings: EmaSettings, student: nn.Module, total_steps: int, images_only: bool = False):
         super().__init__()
         # What never changes is shared with the student, not copied.
         shared = {id(p): p for p in student.parameters() if not p.requires_grad}
         self.encoder = copy.deepcopy(student, shared).requires_grad_(False)
-        self._settings, self._total_steps = settings, total_steps
+        self._settings, self._total_steps, self._images_only = settings, total_steps, images_only
         self.train(False)
 
     def forward(self, batch: Batch) -> Batch:
+        if self._images_only:
+            image, _, strong = cast(Any, self.encoder).images(batch)
+            return {**batch, "teacher_image": unit(image), "teacher_strong": unit(strong)}
         found = self.encoder(batch)
         return {**batch, "teacher_image": found.image, "teacher_text": found.text}
 

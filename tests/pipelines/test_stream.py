@@ -10,6 +10,7 @@ import torch
 from pipelines.batch import Batch, Needs, columns
 from pipelines.order import Order
 from pipelines.prepared import Prepared
+from pipelines.randomness import generator
 from pipelines.stream import Stream, Worker, whole_pictures
 from pipelines.tokenizer import TextTokenizer, train_tokenizer
 from pipelines.views import Augment
@@ -103,6 +104,24 @@ def whole(stamps: Prepared, tokenizer: TextTokenizer, banks: tuple[Path, Path], 
     stream = stream_of(stamps, tokenizer, banks, columns(Needs(ids=True, sample_id=True), False, False))
     steps = 2 * order.steps_per_epoch
     return stream, list(stream.training(order, 0, steps, ALONE)), steps
+
+
+def test_hidden_words_are_those_of_sample_and_epoch(
+    stamps: Prepared, tokenizer: TextTokenizer, banks: tuple[Path, Path], order: Order, whole: tuple[Stream, list[Batch], int]
+) -> None:
+    """On any number of workers; the captions themselves stay."""
+    stream = stream_of(stamps, tokenizer, banks, columns(Needs(ids=True, sample_id=True, masked=True), False, False))
+    _, plain, steps = whole
+    found = list(stream.training(order, 0, steps, ALONE))
+    half = list(stream.training(order, 3, steps, Worker(1, 2, torch.device("cpu"), 1)))
+    for step, (batch, without) in enumerate(zip(found, plain, strict=True)):
+        assert torch.equal(batch["text"], without["text"])
+        randoms = [generator("mask", 2, step // order.steps_per_epoch, i) for i in batch["sample_id"].tolist()]
+        hidden, labels = tokenizer.mask(batch["text"].numpy(), randoms)
+        assert np.array_equal(batch["masked_text"].numpy(), hidden) and np.array_equal(batch["masked_labels"].numpy(), labels)
+        if step >= 3:
+            assert torch.equal(half[step - 3]["masked_text"], batch["masked_text"][4:])
+    assert any(bool((batch["masked_labels"] >= 0).any()) for batch in found)
 
 
 def test_batches_follow_the_order_and_describe_their_samples(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.randomness import generator
 from pipelines.settings import UserError
 from pipelines.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 
@@ -93,3 +94,31 @@ def test_a_tokenizer_without_padding_is_refused() -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     with pytest.raises(UserError, match="no padding token"):
         TextTokenizer(tokenizer.to_str(), 4)(["a"])
+
+
+def test_hidden_words_follow_the_recipe_and_their_generators() -> None:
+    """Of 15 % of the words 80 % are masked, 10 % replaced by another word and 10 % left; special tokens never take part."""
+    tokenizer = train_tokenizer(CORPUS, 200, 8)
+    ids, _ = tokenizer(["red cat green house", "big"] * 2000)
+    hidden, labels = tokenizer.mask(ids, [generator("mask", row) for row in range(len(ids))])
+    special = np.isin(ids, [0, 1, 2, 3, 4])
+    chosen = labels >= 0
+    assert not chosen[special].any() and np.array_equal(hidden[~chosen], ids[~chosen])
+    assert np.array_equal(labels[chosen], ids[chosen])
+    words = int((~special).sum())
+    assert abs(chosen.sum() / words - 0.15) < 0.01
+    masked, kept = hidden[chosen] == tokenizer.mask_id, hidden[chosen] == ids[chosen]
+    assert abs(masked.mean() - 0.8) < 0.03
+    # A random word may be the same one.
+    assert abs(kept.mean() - 0.1) < 0.03
+    replaced = hidden[chosen][~masked & ~kept]
+    assert abs(len(replaced) / chosen.sum() - 0.1) < 0.03 and not np.isin(replaced, [0, 1, 2, 3, 4]).any()
+    alone, _ = tokenizer.mask(ids[7:8], [generator("mask", 7)])
+    assert np.array_equal(alone, hidden[7:8]), "whatever else is in the batch"
+
+
+def test_a_tokenizer_without_a_mask_is_named_with_the_way_out() -> None:
+    tokenizer = train_tokenizer(CORPUS, 200, 8)
+    without = TextTokenizer(tokenizer.json.replace("[MASK]", "[HIDE]"), 8)
+    with pytest.raises(UserError, match=r"no mask token .*objective\.mlm=0"):
+        without.mask(np.zeros((1, 8), dtype=np.int64), [generator("mask", 0)])

@@ -37,6 +37,27 @@ def settings(**changes: object) -> TrainSettings:
             {"objective": {"name": "clip", "temprature": 1}},
             "objective.temprature: unknown key (value 1); did you mean 'temperature'?",
         ),
+        (
+            {"objective": {"name": "slip"}, "global_batch_size": 4},
+            "global_batch_size: 4 is too small for objective.name=slip, whose head normalises over the batch",
+        ),
+        (
+            {"objective": {"name": "slip"}, "image_tower": {"name": "conv", "mode": "frozen"}},
+            "objective.name: slip teaches the image tower by strong views of pictures, and "
+            "image_tower.mode=frozen does not train it; "
+            "choose trainable, or another objective",
+        ),
+        (
+            {"objective": {"name": "mcd"}, "text_tower": {"name": "bag", "mode": "frozen"}},
+            "objective.mlm: mcd hides words from the text tower, and text_tower.mode=frozen does not train it; "
+            "pass objective.mlm=0, or text_tower.mode=trainable",
+        ),
+        (
+            {"objective": {"name": "uniclip"}, "image_head": {"name": "linear"}},
+            "image_head.name: objective.name=uniclip tells the head what was done to a view, "
+            "which linear does not read; "
+            "leave image_head out, or choose augmented",
+        ),
         ({"image_tower": {"name": "timm", "model": "resnet_50"}}, "image_tower.model: timm has no 'resnet_50'; did you mean"),
         ({"image_tower": {"name": "cnn"}}, "image_tower.name: 'cnn' is unknown; choose one of: conv, huggingface, timm"),
         ({"image_head": {"name": "mlp", "hiden": 3}}, "image_head.hiden: unknown key (value 3); did you mean 'hidden'?"),
@@ -87,3 +108,9 @@ def test_views_can_be_switched_off_and_settings_cannot_be_changed() -> None:
     assert settings(data={"path": "x", "augment": None}).data.augment is None
     with pytest.raises(ValidationError):
         settings().seed = 3  # type: ignore[misc]
+
+
+def test_the_image_head_is_the_one_that_the_objective_asks_for() -> None:
+    assert [head.name for head in settings().heads] == ["linear", "linear"]
+    assert [head.name for head in settings(objective={"name": "uniclip"}).heads] == ["augmented", "linear"]
+    assert settings(image_head={"name": "mlp"}).heads[0].name == "mlp"

@@ -23,7 +23,16 @@ from training.step import train_step
 
 ROWS, TOKENS, VOCABULARY, STEPS = 12, 5, 50, 3
 TASK = Task(
-    num_images=30, num_texts=40, embed_dim=6, image_width=24, steps_per_epoch=2, total_steps=6, seed=0, guide_widths=(7, 4)
+    num_images=30,
+    num_texts=40,
+    embed_dim=6,
+    image_width=24,
+    steps_per_epoch=2,
+    total_steps=6,
+    seed=0,
+    text_width=8,
+    vocabulary_size=VOCABULARY,
+    guide_widths=(7, 4),
 )
 
 
@@ -73,6 +82,7 @@ def global_batch(step: int) -> dict[str, Tensor]:
     image_id[[3, 7]] = 11
     pictures = torch.randint(256, (ROWS, 3, 16, 16), generator=random, dtype=torch.uint8)
     texts = torch.randint(VOCABULARY, (ROWS, TOKENS), generator=random)
+    hidden = torch.rand(ROWS, TOKENS, generator=random) < 0.3
     return {
         "image": pictures[image_id - 10],
         "text": texts[text_id - 20],
@@ -81,6 +91,8 @@ def global_batch(step: int) -> dict[str, Tensor]:
         "text_id": text_id,
         "strong": torch.randint(256, (ROWS, 2, 3, 16, 16), generator=random, dtype=torch.uint8),
         "codes": torch.rand(ROWS, 3, 13, generator=random),
+        "masked_text": texts[text_id - 20].masked_fill(hidden, 0),
+        "masked_labels": texts[text_id - 20].masked_fill(~hidden, -100),
         "guide_ids": torch.stack([image_id, image_id // 2, text_id // 2], dim=1),
         "guide_images": torch.nn.functional.normalize(torch.randn(ROWS, 3, 7, generator=random), dim=-1),
         "guide_texts": torch.nn.functional.normalize(torch.randn(ROWS, 3, 4, generator=random), dim=-1),
@@ -113,9 +125,9 @@ def train(settings: TrainSettings) -> Outcome:
     own = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
     losses, norms = [], []
     for step in range(STEPS):
-        unused = (set() if settings.objective.needs.strong else {"strong"}) | (
-            set() if settings.objective.needs.codes else {"codes"}
-        )
+        needs = settings.objective.needs
+        used = {"strong": needs.strong, "codes": needs.codes, "masked_text": needs.masked}
+        unused = {name for name, need in used.items() if not need}
         part: Any = {name: column[own] for name, column in global_batch(step).items() if name not in unused}
         loss, norm = train_step(state, Batch(**part), settings, settings.optimizer.lr)
         losses.append(float(distributed.mean(loss.total)))

@@ -5,7 +5,8 @@ import torch
 
 from pipelines.batch import Batch
 from pipelines.views import UNCHANGED
-from training.encoder import AugmentedHead, DualEncoder, LinearHead, MlpHead, build_encoder, unit
+from training.encoder import AugmentedHead, DualEncoder, LinearHead, MlpHead, build_encoder
+from training.precision import unit
 from training.towers.image import ConvSettings, ImageTowerSettings, TimmSettings
 from training.towers.text import BagSettings, TextTowerSettings, TransformerSettings
 
@@ -85,6 +86,18 @@ def test_strong_views_go_through_the_same_tower_and_head() -> None:
     torch.testing.assert_close(found.strong_projection[:, 0], found.image_projection.flip(0))
     torch.testing.assert_close(found.strong_projection[:, 1], encoder.image_head(found.strong_features[:, 1]))
     assert encoder(batch).strong_features is None
+
+
+@pytest.mark.parametrize("text", [None, TransformerSettings(name="transformer", width=16, layers=1, heads=2, max_tokens=TOKENS)])
+def test_captions_with_hidden_words_leave_their_states(text: TextTowerSettings | None) -> None:
+    """Beside the caption's own embedding, which does not change."""
+    encoder, batch = encoder_of(text=text).eval(), batch_of()
+    masked = batch["text"].roll(1, dims=1)
+    found = encoder({**batch, "masked_text": masked})
+    assert found.text_states.shape == (ROWS, TOKENS, 16) and encoder(batch).text_states is None
+    torch.testing.assert_close(found.text, encoder(batch).text)
+    pooled = encoder.text_tower.pool(found.text_states, batch["text_mask"])
+    torch.testing.assert_close(pooled, encoder.text_tower(masked, batch["text_mask"]))
 
 
 def test_an_augmented_head_reads_what_was_done_and_infers_as_if_nothing_was() -> None:

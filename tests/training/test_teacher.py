@@ -82,6 +82,31 @@ def test_an_update_by_hand(student: Student) -> None:
         assert student.image.weight.tolist() == [[10.0] * 3] * 2
 
 
+def test_a_teacher_of_images_runs_no_texts() -> None:
+    """It embeds pictures and strong views, as its copy of the encoder does."""
+
+    class Images(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def images(self, batch: Batch) -> tuple[torch.Tensor, None, torch.Tensor]:
+            return self.layer(batch["image_features"]), None, self.layer(batch["strong"])
+
+    student = Images()
+    teacher = EmaSettings(momentum=0.5, final_momentum=0.5).build(student, 10, images_only=True)
+    before = student.layer.weight.detach().clone()
+    with torch.no_grad():
+        student.layer.weight += 1
+    teacher.update(student, 0)
+    batch: Batch = {"image_features": torch.randn(4, 3), "strong": torch.randn(4, 2, 3)}
+    found = teacher(batch)
+    assert set(found) == {"image_features", "strong", "teacher_image", "teacher_strong"}
+    expected = nn.functional.linear(batch["strong"], before + 0.5, student.layer.bias)
+    torch.testing.assert_close(found["teacher_strong"], nn.functional.normalize(expected, dim=-1))
+    torch.testing.assert_close(found["teacher_image"].norm(dim=-1), torch.ones(4))
+
+
 def test_momentum_rises_on_a_half_cosine(student: Student) -> None:
     teacher = teacher_of(student, 0.996, 1.0, total_steps=8)
     found = [teacher.momentum(step) for step in (0, 2, 4, 6, 8)]

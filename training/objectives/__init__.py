@@ -10,6 +10,7 @@ from training.objectives.clip_ping import ClipPingSettings
 from training.objectives.cyclip import CyClipSettings
 from training.objectives.fastclip import FastClipSettings
 from training.objectives.isogclr import ISogClrSettings
+from training.objectives.mcd import McdSettings
 from training.objectives.onlineclr import OnlineClrSettings
 from training.objectives.psd import PsdSettings
 from training.objectives.siglip import SigLipSettings
@@ -31,6 +32,7 @@ ObjectiveUnion = Annotated[
     | AlbefSettings
     | SlipSettings
     | UniClipSettings
-    | ClipPingSettings,
+    | ClipPingSettings
+    | McdSettings,
     Field(discriminator="name"),
 ]

@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelines.batch import Batch, Needs
 from pipelines.settings import Settings
-from training.objectives.functional import exact
 from training.teacher import NoTeacher, Teacher
 
 
@@ -31,6 +28,7 @@ class Embeddings(NamedTuple):
     text_projection: Tensor  # [b, D]
     strong_features: Tensor | None = None  # [b, V, F] of the image tower, for strong views; None where there are none
     strong_projection: Tensor | None = None  # [b, V, D]
+    text_states: Tensor | None = None  # [b, L, G] of the text tower, of captions with hidden words
 
 
 class Loss(NamedTuple):
@@ -46,12 +44,6 @@ class Loss(NamedTuple):
     state: Mapping[str, Tensor] = MappingProxyType({})
 
 
-def unit(rows: Tensor) -> Tensor:
-    """L2-normalised, in float32 whatever precision the encoder runs in."""
-    with torch.autocast(rows.device.type, enabled=False):
-        return F.normalize(exact(rows), dim=-1, eps=1e-12)
-
-
 @dataclass(frozen=True)
 class Task:
     """What an objective or a teacher may know of the run it serves."""
@@ -63,6 +55,8 @@ class Task:
     steps_per_epoch: int
     total_steps: int
     seed: int
+    text_width: int = 0  # G, of the text tower's features and states
+    vocabulary_size: int = 0
     guide_widths: tuple[int, int] = (0, 0)  # of the columns guide_images and guide_texts
 
 

@@ -20,12 +20,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.batch import Batch, Needs
-from training.distributed import all_gather, world_size
-from training.objectives.base import Embeddings, Loss, Task, unit
+from training.distributed import all_gather
+from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.blocks import Candidates
 from training.objectives.clip import Clip, ContrastiveSettings
 from training.objectives.contrast import contrast, find_candidates
+from training.objectives.means import mean_over_workers
 from training.objectives.temperature import LogitScale
+from training.precision import unit
 
 _OWN, _BY_IMAGE, _BY_TEXT = range(3)  # in the columns of guides: the sample, its picture's neighbour n, its caption's neighbour m
 
@@ -106,5 +108,4 @@ def guidance(rows: Tensor, features: Tensor, ids: Tensor, scale: Tensor) -> Tens
     candidates = Candidates(candidates.targets, columns, all_gather(columns), there, everywhere)
     found = contrast(pairs, candidates, scale, scale)
     losses = (found.image + found.text) / 2 - scale * found.own
-    # The mean over rows with a guide, of all workers; each worker hands over its share of it.
-    return torch.where(there, losses, 0.0).sum() * world_size() / everywhere.sum().clamp(min=1)
+    return mean_over_workers(torch.where(there, losses, 0.0), there)

@@ -14,7 +14,8 @@ from pipelines.batch import Batch
 from training.distributed import all_gather, first_row
 from training.objectives.base import Embeddings
 from training.objectives.blocks import Candidates
-from training.objectives.functional import exact, log_sums
+from training.objectives.functional import log_sums
+from training.precision import exact
 
 
 class Contrast(NamedTuple):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.objectives.blocks import NEVER, Candidates, in_blocks, same
+from training.precision import exact
 
 
 def log_sums(
@@ -92,11 +93,6 @@ def sigmoid_sums(queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, can
             return F.softplus(logits.masked_fill_(same(candidates.ids, candidates.all_ids), NEVER)).sum(1)
 
     return torch.cat(in_blocks(block, len(keys), candidates, queries))
-
-
-def exact(rows: Tensor) -> Tensor:
-    """float32 where it was less; rounding cosines to bfloat16 changes exponentials by a tenth."""
-    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
 
 
 def following(value: Tensor, path: Tensor) -> Tensor:

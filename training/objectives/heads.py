@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.distributed import all_gather, world_size
-from training.objectives.functional import exact
+from training.precision import exact
 
 
 class BatchNorm(nn.Module):

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from training.distributed import all_gather
 from training.objectives.blocks import Candidates
-from training.objectives.functional import exact, log_sums
+from training.objectives.functional import log_sums
+from training.precision import exact
 
 
 def mp_nce(

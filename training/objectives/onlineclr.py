@@ -19,8 +19,9 @@ from pipelines.batch import Batch, Needs
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Objective, Task
 from training.objectives.contrast import find_candidates
-from training.objectives.functional import exact, following, log_blend, log_sums
+from training.objectives.functional import following, log_blend, log_sums
 from training.objectives.temperature import TemperatureSettings
+from training.precision import exact
 
 
 class OnlineClrSettings(TemperatureSettings):

@@ -20,8 +20,9 @@ from training.distributed import around, first_row
 from training.objectives.base import Embeddings, Loss, Objective, Task
 from training.objectives.blocks import Candidates
 from training.objectives.contrast import pair_ids
-from training.objectives.functional import exact, sigmoid_sums
+from training.objectives.functional import sigmoid_sums
 from training.objectives.temperature import LearnedTemperatureSettings, LogitScale
+from training.precision import exact
 
 
 class SigLipSettings(LearnedTemperatureSettings):

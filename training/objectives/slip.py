@@ -21,11 +21,12 @@ from torch import Tensor
 from pipelines.batch import Batch, Needs
 from pipelines.views import StrongAugment, StrongViews
 from training.distributed import all_gather, first_row, world_size
-from training.objectives.base import Embeddings, Loss, Task, unit
+from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.blocks import Candidates
 from training.objectives.clip import Clip, ContrastiveSettings
-from training.objectives.functional import exact, log_sums
+from training.objectives.functional import log_sums
 from training.objectives.heads import mlp
+from training.precision import exact, unit
 
 
 class SlipSettings(ContrastiveSettings):

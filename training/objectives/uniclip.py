@@ -20,11 +20,12 @@ from torch import nn
 
 from pipelines.batch import Batch, Needs
 from pipelines.views import StrongAugment, StrongViews
-from training.objectives.base import Embeddings, Loss, Objective, Task, unit
+from training.objectives.base import Embeddings, Loss, Objective, Task
 from training.objectives.clip import ContrastiveSettings
 from training.objectives.contrast import find_candidates
 from training.objectives.mp_nce import mp_nce
 from training.objectives.temperature import LogitScale
+from training.precision import unit
 
 
 class UniClipSettings(ContrastiveSettings):

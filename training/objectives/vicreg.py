@@ -18,7 +18,7 @@ from torch import Tensor
 from pipelines.batch import Batch
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Objective, ObjectiveSettings, Task
-from training.objectives.functional import exact
+from training.precision import exact
 
 
 class VicRegSettings(ObjectiveSettings):

@@ -31,6 +31,17 @@ class TextTowerSettings(TowerSettings):
 class TextTower(Tower):
     """Token ids and mask, int64 [b, L] each, to float [b, width]."""
 
+    @abstractmethod
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """A state for every token, float [b, L, width]."""
+
+    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        """States to one row, float [b, width]: their mean."""
+        return mean_over_tokens(states, mask)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.pool(self.states(ids, mask), mask)
+
 
 class HuggingFaceTextSettings(TextTowerSettings):
     """Any text model of transformers, from the hub, a local folder or an installed package."""
@@ -71,9 +82,11 @@ class _HuggingFaceText(TextTower):
         self.width = network.config.hidden_size
         self._pooling = pooling
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        hidden = self.network(input_ids=ids, attention_mask=mask).last_hidden_state
-        return mean_over_tokens(hidden, mask) if self._pooling == "mean" else hidden[:, 0]
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.network(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        return super().pool(states, mask) if self._pooling == "mean" else states[:, 0]
 
 
 class _FromScratch(TextTowerSettings):
@@ -103,8 +116,11 @@ class _Bag(TextTower):
         self.embedding = nn.Embedding(vocabulary_size, width)
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        pooled = mean_over_tokens(self.embedding(ids), mask)
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.embedding(ids)
+
+    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        pooled = super().pool(states, mask)
         return pooled + self.mlp(pooled)
 
 
@@ -139,9 +155,8 @@ class _Transformer(TextTower):
         )
         self.blocks = nn.TransformerEncoder(block, settings.layers, nn.LayerNorm(settings.width), enable_nested_tensor=False)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        hidden = self.blocks(self.tokens(ids) + self.positions, src_key_padding_mask=mask == 0)
-        return mean_over_tokens(hidden, mask)
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.blocks(self.tokens(ids) + self.positions, src_key_padding_mask=mask == 0)
 
 
 TextTowerUnion = Annotated[HuggingFaceTextSettings | BagSettings | TransformerSettings, Field(discriminator="name")]

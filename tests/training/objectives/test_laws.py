@@ -33,6 +33,8 @@ TASK = Task(
     steps_per_epoch=2,
     total_steps=8,
     seed=3,
+    text_width=EMBED_DIM,
+    vocabulary_size=11,
     guide_widths=(6, 4),
 )
 
@@ -50,6 +52,7 @@ SOFT: dict[str, dict[str, Any]] = {name: {"name": name, "temperature": 0.2} for 
     "fastclip": {"name": "fastclip", "temperature": 0.2, "temperature_lr": 0.01},
     "albef": {"name": "albef", "temperature": 0.2, "teacher": {"name": "ema", "momentum": 0.6, "final_momentum": 0.6}},
     "slip": {"name": "slip", "temperature": 0.2, "view_temperature": 0.5, "hidden": 6, "width": 4},
+    "mcd": {"name": "mcd", "temperature": 0.2, "teacher": {"name": "ema", "momentum": 0.6, "final_momentum": 0.6}},
     "clip-ping": {"name": "clip-ping", "temperature": 0.2, "neighbour_temperature": 0.3},
     "uniclip": {"name": "uniclip", "temperature": 0.2, "image_temperature": 0.3, "text_temperature": 0.4},
 }
@@ -71,6 +74,8 @@ VARIANTS = SOFT | {
     "uniclip-others-only": SOFT["uniclip"] | {"self_pair": False},
     "clip-ping-crossed": SOFT["clip-ping"] | {"cross": "other_modality", "own": 0.5, "nn": 2.0},
     "clip-ping-unmasked": SOFT["clip-ping"] | {"mask_false_negatives": False},
+    "mcd-huber": SOFT["mcd"] | {"distance": "huber", "mlm": 0},
+    "mcd-unmasked": SOFT["mcd"] | {"distance": "absolute", "mask_false_negatives": False},
     "uniclip-unmasked": SOFT["uniclip"] | {"mask_false_negatives": False},
 }
 
@@ -99,6 +104,9 @@ def settings_of(objective: dict[str, Any], accumulate: int = 1) -> TrainSettings
     return validate(TrainSettings, tree | {"objective": objective}, "laws")
 
 
+WORDS = torch.randn(TASK.vocabulary_size, WIDTH, generator=torch.Generator().manual_seed(400), dtype=torch.float64)
+
+
 class Linear(nn.Module):
     """Two linear maps in float64, which `DualEncoder` never is."""
 
@@ -108,8 +116,13 @@ class Linear(nn.Module):
 
     def forward(self, batch: Batch) -> Embeddings:
         image, text = self.image(batch["image_features"]), self.text(batch["text_features"])
+        _, strong, _ = self.images(batch)
+        states = self.text(WORDS[batch["masked_text"]])
+        return Embeddings(F.normalize(image), F.normalize(text), image, text, strong, strong, states)
+
+    def images(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         strong = self.image(batch["strong"])
-        return Embeddings(F.normalize(image), F.normalize(text), image, text, strong, strong)
+        return self.image(batch["image_features"]), strong, strong
 
 
 def guides_of(ids: Tensor, image_width: int, text_width: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -119,6 +132,14 @@ def guides_of(ids: Tensor, image_width: int, text_width: int, dtype: torch.dtype
     widths = {"guide_images": image_width, "guide_texts": text_width}
     tables = {name: torch.randn(100, width, generator=random, dtype=torch.float64) for name, width in widths.items()}
     return {"guide_ids": found} | {name: F.normalize(table[found], dim=-1).to(dtype) for name, table in tables.items()}
+
+
+def hidden_words(step: int) -> dict[str, Tensor]:
+    """Captions of five words, unequally many of them hidden, and none at all on the first worker of three."""
+    random = torch.Generator().manual_seed(500 + step)
+    texts = torch.randint(TASK.vocabulary_size, (ROWS, 5), generator=random)
+    hidden = (torch.rand(ROWS, 5, generator=random) < 0.4) & (torch.arange(ROWS)[:, None] >= 4)
+    return {"masked_text": texts.masked_fill(hidden, 1), "masked_labels": texts.masked_fill(~hidden, -100)}
 
 
 def batch_of(step: int, shuffle: int = 0) -> Batch:
@@ -131,6 +152,7 @@ def batch_of(step: int, shuffle: int = 0) -> Batch:
     shifts = torch.randn(ROWS, 2, WIDTH, generator=torch.Generator().manual_seed(200 + step), dtype=torch.float64)
     batch |= guides_of(image_id, *TASK.guide_widths, torch.float64)
     batch["guide_ids"][step % ROWS, 1] = -1  # a picture that nothing is near to
+    batch |= hidden_words(step)
     batch["strong"] = batch["image_features"][:, None] + 0.5 * shifts
     return Batch(**{name: column[order] for name, column in batch.items()})  # type: ignore[typeddict-item]
 
@@ -354,10 +376,11 @@ def test_it_asks_for_what_it_reads_and_no_more(variant: str) -> None:
     """With its own columns and its teacher's it works, and reads each of them."""
     state, batch, rows = trained(VARIANTS[variant])
     needs = settings_of(VARIANTS[variant]).objective.needs
-    wanted = columns(needs, True, True) - {"image_features", "text_features", "strong", "codes"}
+    wanted = columns(needs, True, True) - {"image_features", "text_features", "strong", "codes", "masked_text"}
     wanted |= set(batch) - set(batch_of(3))
     guides = {"guide_ids", "guide_images", "guide_texts"} if needs.guides else set()
-    assert wanted <= {"image_id", "text_id", "teacher_image", "teacher_text"} | guides
+    own = {"image_id", "text_id", "masked_labels"} | guides
+    assert wanted <= own | {"teacher_image", "teacher_text", "teacher_strong"}
     recorded: Any = Recorded({name: batch[name] for name in wanted})  # type: ignore[literal-required]
     embeddings = Embeddings(*(part.clone().requires_grad_() for part in rows))
     state.objective.update(recorded, state.objective(embeddings, recorded))
@@ -375,10 +398,12 @@ def test_a_batch_without_negatives_is_finite_or_refused(name: str) -> None:
     """One picture twelve times."""
     rows = Embeddings(*(torch.randn(ROWS, EMBED_DIM, generator=torch.Generator().manual_seed(i)) for i in range(4)))
     strong = torch.randn(ROWS, 2, EMBED_DIM, generator=torch.Generator().manual_seed(9))
-    parts = [*(F.normalize(part) for part in rows[:2]), *rows[2:4], strong, strong.clone()]
+    states = torch.randn(ROWS, 5, EMBED_DIM, generator=torch.Generator().manual_seed(10))
+    parts = [*(F.normalize(part) for part in rows[:2]), *rows[2:4], strong, strong.clone(), states]
     embeddings = Embeddings(*(part.requires_grad_() for part in parts))
     batch: Any = {"image_id": torch.full((ROWS,), 3), "text_id": torch.arange(ROWS)}
     batch |= {"teacher_image": embeddings.image.detach(), "teacher_text": embeddings.text.detach()}
+    batch |= {"teacher_strong": F.normalize(strong, dim=-1)} | hidden_words(0)
     batch |= guides_of(batch["image_id"], *TASK.guide_widths, torch.float32)
     objective = objective_of(name)
     if name == "onlineclr":
@@ -403,9 +428,13 @@ class Free(nn.Module):
         self.shifts = nn.Buffer(0.1 * torch.randn(size, 2, width))
 
     def forward(self, batch: Batch) -> Embeddings:
-        image, text = self.image(batch["image_id"]), self.text(batch["text_id"])
-        strong = image[:, None] + self.shifts[batch["image_id"]]
+        (image, strong, _), text = self.images(batch), self.text(batch["text_id"])
         return Embeddings(F.normalize(image), F.normalize(text), image, text, strong, strong)
+
+    def images(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        image = self.image(batch["image_id"])
+        strong = image[:, None] + self.shifts[batch["image_id"]]
+        return image, strong, strong
 
 
 def _margin(rows: Embeddings) -> float:
@@ -420,7 +449,8 @@ def _margin(rows: Embeddings) -> float:
 
 # A teacher that keeps up with so short a run; ALBEF's own hardly moves in it.
 DESCENT = {name: {"name": name} for name in NAMES} | {
-    "albef": {"name": "albef", "teacher": {"name": "ema", "momentum": 0.5, "final_momentum": 0.5}}
+    "albef": {"name": "albef", "teacher": {"name": "ema", "momentum": 0.5, "final_momentum": 0.5}},
+    "mcd": {"name": "mcd", "mlm": 0},
 }
 
 
@@ -429,7 +459,7 @@ def test_it_descends(name: str) -> None:
     """Twenty-four free pairs in batches of twelve: after some dozen steps pairs find one another, measured by itself."""
     torch.manual_seed(1)
     size, batches = 2 * ROWS, 60
-    task = Task(size, size, 16, 16, 2, batches, 0, (16, 16))
+    task = Task(size, size, 16, 16, 2, batches, 0, guide_widths=(16, 16))
     settings = settings_of(DESCENT[name])
     encoder = Free(size, 16)
     objective, teacher = settings.objective.build(task), settings.objective.build_teacher(encoder, task)

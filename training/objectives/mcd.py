@@ -1,0 +1,127 @@
+"""MCD: misalign pictures by strong views, contrast all, and distil how far they went astray.
+
+Kim, Jo, Kim and Kim, "Misalign, Contrast then Distill: Rethinking Misalignments in Language-Image Pretraining", ICCV 2023, arXiv
+2312.12661. A strong view x' of picture x may no longer fit caption y. How much less is what a moving average of the image tower
+sees, and the student learns by log-ratios of distances, D(u, v) = |u - v| (equations 5 to 13):
+
+    L = L_con(l) + l [L_pos + L_neg + L_noisy] + mlm L_MLM,   l from 0 to 1 on a half cosine
+    LR_i(u, v) = h( log D(y_i, u) / D(y_i, v) - the teacher's )
+    L_pos = mean_i LR_i(x_i, x'_i),  L_neg = mean_{i != j} LR_i(x_j, x'_j),  L_noisy = mean_{i != j} LR_i(x_i, x_j)
+
+L_con is MP-NCE over x, y and x', in which a positive pair with a strong view weighs 1 - l. Inference uses the student. The
+distances' floor, h, the weight of L_MLM and the teacher's momentum are ours where the paper's text that we have gives none.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipelines.batch import Batch, Needs
+from pipelines.views import StrongAugment, StrongViews
+from training.cosine import half_cosine
+from training.distributed import all_gather
+from training.objectives.base import Embeddings, Loss, Task
+from training.objectives.blocks import Candidates, in_blocks
+from training.objectives.clip import Clip, ContrastiveSettings
+from training.objectives.contrast import find_candidates
+from training.objectives.means import mean_over_workers
+from training.objectives.mlm import masked_loss
+from training.objectives.mp_nce import mp_nce
+from training.precision import exact, unit
+from training.teacher import EmaSettings, Teacher
+
+_FLOOR = 1e-6  # of squared distances: the logarithm's slope stays finite where a picture lies on its caption
+
+
+class McdSettings(ContrastiveSettings):
+    """MCD: contrast over pictures, captions and strong views, and distillation of their misalignment."""
+
+    name: Literal["mcd"] = "mcd"
+    distance: Literal["square", "absolute", "huber"] = Field("square", description="h, of differences of log-ratios")
+    mlm: float = Field(0.2, ge=0, description="weight of masked words; 0: none, and one forward of the text tower less")
+    teacher: EmaSettings = Field(EmaSettings(), description="moving average of the encoder, whose image half is used")
+    strong: StrongAugment = Field(StrongAugment(), description="the strong view")
+
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, strong=StrongViews(self.strong, 1), masked=self.mlm > 0)
+
+    def build_teacher(self, encoder: nn.Module, task: Task) -> Teacher:
+        return self.teacher.build(encoder, task.total_steps, images_only=True)
+
+    def build(self, task: Task) -> "Mcd":
+        return Mcd(self, task)
+
+
+class Mcd(Clip):
+    """State: the number of steps done."""
+
+    step: Tensor
+
+    def __init__(self, settings: McdSettings, task: Task):
+        super().__init__(settings)
+        self._settings, self._total_steps = settings, task.total_steps
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        if settings.mlm:
+            self.words = nn.Linear(task.text_width, task.vocabulary_size)
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
+        assert embeddings.strong_projection is not None
+        scale, candidates = self.scale(), find_candidates(embeddings, batch, self._mask)
+        grown = half_cosine(0.0, 1.0, int(self.step) / self._total_steps)
+        strong = unit(embeddings.strong_projection[:, 0])
+        rows = [embeddings.image, embeddings.text, strong]
+        tables = scale.expand(3, 3), scale.new_zeros(3, 3), scale.new_ones(3, 3)
+        tables[2][2, :] = tables[2][:, 2] = 1 - grown
+        contrast = mp_nce(rows, *tables, candidates).mean()
+        positive, negative, noisy = self._distances(embeddings, strong, batch, candidates)
+        distil = positive + negative + noisy
+        total = contrast + grown * distil
+        found = {"temperature": 1 / scale.detach(), "contrast": contrast.detach(), "distil": distil.detach()}
+        if self._settings.mlm:
+            assert embeddings.text_states is not None
+            words = masked_loss(self.words, embeddings.text_states, batch["masked_labels"])
+            total, found["mlm"] = total + self._settings.mlm * words, words.detach()
+        return Loss(total, found)
+
+    def _distances(self, embeddings: Embeddings, strong: Tensor, batch: Batch, candidates: Candidates) -> tuple[Tensor, ...]:
+        """L_pos, L_neg and L_noisy."""
+        images = [exact(part) for part in (embeddings.image, strong, batch["teacher_image"], batch["teacher_strong"][:, 0])]
+        keys = [all_gather(part) for part in images]
+        width = len(keys[0])
+
+        def block(candidates: Candidates, texts: Tensor) -> tuple[Tensor, ...]:
+            with torch.autocast(texts.device.type, enabled=False):
+                # Log-distances [b, B] of the student's x and x' and the teacher's; no gradient passes through the teacher.
+                x, a = (_log_distance(texts @ part.T) for part in keys[:2])
+                taught_x, taught_a = (_log_distance(texts.detach() @ part.T) for part in keys[2:])
+                shift, targets = (x - a) - (taught_x - taught_a), candidates.targets[:, None]
+                own = (x - taught_x).gather(1, targets) - (x - taught_x)
+                excluded = candidates.excluded()
+                others = torch.ones_like(x, dtype=torch.bool) if excluded is None else ~excluded
+                others = others.scatter(1, targets, False)
+                negative, noisy = (torch.where(others, self._h(part), 0.0).sum(1) for part in (shift, own))
+                return self._h(shift).gather(1, targets)[:, 0], negative, noisy, others.sum(1).to(x.dtype)
+
+        parts = in_blocks(block, width, candidates, exact(embeddings.text))
+        positive, negative, noisy, counts = (torch.cat(part) for part in zip(*parts, strict=True))
+        return positive.mean(), mean_over_workers(negative, counts), mean_over_workers(noisy, counts)
+
+    def _h(self, difference: Tensor) -> Tensor:
+        if self._settings.distance == "square":
+            return difference.square()
+        if self._settings.distance == "absolute":
+            return difference.abs()
+        return F.huber_loss(difference, torch.zeros_like(difference), reduction="none")
+
+    def update(self, batch: Batch, loss: Loss) -> None:
+        super().update(batch, loss)
+        self.step += 1
+
+
+def _log_distance(cosines: Tensor) -> Tensor:
+    return 0.5 * ((2 - 2 * cosines).clamp(min=0) + _FLOOR).log()
