@@ -1,28 +1,17 @@
 """The Hugging Face source: folders as `save_to_disk` writes them, snapshots with Parquet files, and imagefolders."""
 
-import io
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
-from PIL import Image
 
 from pipelines.locations import Location, read_location
 from pipelines.settings import UserError, validate
-from pipelines.sources.base import Pair, Rejected
+from pipelines.sources.base import Pair
 from pipelines.sources.huggingface import HuggingFaceSource
 from tests.object_store import Store
-
-
-def picture(number: int) -> bytes:
-    """A PNG, another one for each number."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), (number % 256, number // 256, 99)).save(buffer, format="PNG")
-    return buffer.getvalue()
-
+from tests.pipelines.rows import pairs, picture, read, told
 
 FEATURES = datasets.Features(
     {"image": datasets.Image(), "caption": datasets.Value("string"), "kind": datasets.ClassLabel(names=["cat", "dog"])}
@@ -42,26 +31,6 @@ def dataset(first: int, end: int) -> datasets.Dataset:
 
 def source_of(path: Path | str, **keys: object) -> HuggingFaceSource:
     return validate(HuggingFaceSource, {"name": "huggingface", "path": str(path), **keys}, "test")
-
-
-def read(source: HuggingFaceSource, pictures: bool = True) -> list[Pair | Rejected]:
-    """All rows, each unit as the real caller passes it: as JSON."""
-    found = []
-    for unit in source.units():
-        rows = list(source.read(json.loads(json.dumps(unit.data)), pictures))
-        assert unit.rows in (None, len(rows))
-        found += rows
-    return found
-
-
-def told(found: Sequence[Pair | Rejected]) -> list[tuple[str, object]]:
-    """Keys with the captions, or with the reason."""
-    return [(row.key, row.reason if isinstance(row, Rejected) else row.captions) for row in found]
-
-
-def pairs(found: Sequence[Pair | Rejected]) -> list[Pair]:
-    assert all(isinstance(row, Pair) for row in found), found
-    return [row for row in found if isinstance(row, Pair)]
 
 
 def put(path: Path, content: str | bytes) -> Path:

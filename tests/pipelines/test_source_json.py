@@ -11,6 +11,7 @@ from pipelines.locations import Location, read_location
 from pipelines.settings import UserError, validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.json_lists import JsonSource
+from tests.pipelines.rows import read, told
 
 COCO = {
     "info": {"year": 2014},
@@ -48,27 +49,12 @@ def source_of(*paths: Path | str, **keys: object) -> JsonSource:
     return validate(JsonSource, {"name": "json", "paths": [str(path) for path in paths], **keys}, "test")
 
 
-def read(source: JsonSource) -> list[Pair | Rejected]:
-    """All rows, each unit as the real caller passes it: as JSON."""
-    found = []
-    for unit in source.units():
-        rows = list(source.read(json.loads(json.dumps(unit.data, ensure_ascii=False).encode()), pictures=False))
-        assert unit.rows in (None, len(rows))
-        found += rows
-    return found
-
-
 def file(path: Path, content: Any) -> Path:
     """Writes text, bytes, or a JSON document."""
     text = content if isinstance(content, str | bytes) else json.dumps(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
-
-
-def told(found: list[Pair | Rejected]) -> list[tuple[str, Any]]:
-    """Keys with the captions, or with the reason."""
-    return [(row.key, row.reason if isinstance(row, Rejected) else row.captions) for row in found]
 
 
 def test_lines_are_objects_with_pictures_beside_the_file(tmp_path: Path) -> None:

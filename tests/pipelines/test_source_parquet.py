@@ -1,8 +1,6 @@
 """The Parquet source: pictures in the table and beside it, columns found by name, row groups read apart, and damage."""
 
-import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from pipelines import remote, storage
 from pipelines.locations import Location, read_location
 from pipelines.settings import UserError, validate
 from pipelines.sources import parquet
-from pipelines.sources.base import Pair, Rejected
+from pipelines.sources.base import Rejected
 from pipelines.sources.parquet import ParquetSource
 from tests.object_store import Store
-
-
-def picture(number: int) -> bytes:
-    """A PNG, another one for each number."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), (number % 256, number // 256, 99)).save(buffer, format="PNG")
-    return buffer.getvalue()
-
+from tests.pipelines.rows import pairs, picture, read, told
 
 A, B, C = picture(1), picture(2), picture(3)
 
@@ -40,26 +30,6 @@ def put(path: Path, columns: dict[str, Any], **keys: Any) -> Path:
 
 def source_of(*paths: Path | str, **keys: object) -> ParquetSource:
     return validate(ParquetSource, {"name": "parquet", "paths": [str(path) for path in paths], **keys}, "test")
-
-
-def read(source: ParquetSource, pictures: bool = True) -> list[Pair | Rejected]:
-    """All rows, each unit as the real caller passes it: as JSON."""
-    found = []
-    for unit in source.units():
-        rows = list(source.read(json.loads(json.dumps(unit.data)), pictures))
-        assert unit.rows == len(rows)
-        found += rows
-    return found
-
-
-def told(found: Sequence[Pair | Rejected]) -> list[tuple[str, object]]:
-    """Keys with the captions, or with the reason."""
-    return [(row.key, row.reason if isinstance(row, Rejected) else row.captions) for row in found]
-
-
-def pairs(found: Sequence[Pair | Rejected]) -> list[Pair]:
-    assert all(isinstance(row, Pair) for row in found), found
-    return [row for row in found if isinstance(row, Pair)]
 
 
 KINDS = {

@@ -19,6 +19,7 @@ from pipelines.settings import UserError, validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.webdataset import WebDatasetSource
 from tests.object_store import Store
+from tests.pipelines.rows import pairs, read, told
 
 
 def picture(number: int) -> bytes:
@@ -51,22 +52,6 @@ def put(path: Path, members: Sequence[tuple[str, bytes | str]], **keys: int) -> 
 
 def source_of(*paths: Path | str, **keys: object) -> WebDatasetSource:
     return validate(WebDatasetSource, {"name": "webdataset", "paths": [str(path) for path in paths], **keys}, "test")
-
-
-def read(source: WebDatasetSource, pictures: bool = True) -> list[Pair | Rejected]:
-    """All rows, each unit as the real caller passes it: as JSON."""
-    units = [json.loads(json.dumps(unit.data)) for unit in source.units()]
-    return [row for unit in units for row in source.read(unit, pictures)]
-
-
-def told(found: Sequence[Pair | Rejected]) -> list[tuple[str, object]]:
-    """Keys with the captions, or with the reason."""
-    return [(row.key, row.reason if isinstance(row, Rejected) else row.captions) for row in found]
-
-
-def pairs(found: Sequence[Pair | Rejected]) -> list[Pair]:
-    assert all(isinstance(row, Pair) for row in found), found
-    return [row for row in found if isinstance(row, Pair)]
 
 
 PLAIN = [("a/1.jpg", A), ("a/1.txt", "One\n"), ("a/2.png", B), ("a/2.txt", "two")]
