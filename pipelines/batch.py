@@ -7,7 +7,7 @@ the pipeline computes exactly those.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from pipelines.views import StrongViews
 
@@ -23,6 +23,8 @@ class Batch(TypedDict, total=False):
     codes: Tensor  # [b, 1 + V, 13] float32, what was done to the plain view and to the strong ones
     text: Tensor  # [b, L] int64 token ids
     text_mask: Tensor  # [b, L] int64, 1 for a token and 0 for padding
+    other_text: Tensor  # [b, L] int64, the caption in other words
+    other_mask: Tensor  # [b, L] int64
     masked_text: Tensor  # [b, L] int64 token ids, some of them hidden
     masked_labels: Tensor  # [b, L] int64, what was hidden, -100 elsewhere
     image_features: Tensor  # [b, F] float32, output of a locked image tower
@@ -47,7 +49,8 @@ class Needs:
     strong: StrongViews | None = None
     codes: bool = False  # of all views
     guides: bool = False
-    masked: bool = False  # masked_text, masked_labels
+    masked: Literal["no", "apart", "shared"] = "no"  # hidden words: in a copy of the caption, or in the caption itself
+    other_words: bool = False
 
 
 def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
@@ -62,8 +65,10 @@ def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
         wanted.add("strong")
     if needs.codes:
         wanted.add("codes")
-    if needs.masked:
-        wanted |= {"masked_text", "masked_labels"}
+    if needs.masked != "no":
+        wanted |= {"masked_labels"} | ({"masked_text"} if needs.masked == "apart" else set())
+    if needs.other_words:
+        wanted |= {"other_text", "other_mask"}
     if needs.guides:
         wanted |= {"guide_ids", "guide_images", "guide_texts"}
     return wanted

@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from pipelines.batch import Batch
 from pipelines.cluster import configure_data
+from pipelines.eda import other_words
 from pipelines.guides import Guides
 from pipelines.images import REASONS, BadImage, Opened, open_picture
 from pipelines.lookup import bank_rows, id_columns
@@ -33,7 +34,7 @@ from pipelines.randomness import generator
 from pipelines.settings import UserError
 from pipelines.storage import Missing
 from pipelines.tokenizer import TextTokenizer
-from pipelines.views import UNCHANGED, Augment, StrongViews, apply, draw, draw_strong, eval_view
+from pipelines.views import UNCHANGED, Augment, Drawn, StrongViews, apply, draw, draw_strong, eval_view
 
 if TYPE_CHECKING:
     import torch
@@ -153,9 +154,15 @@ class Stream:
             captions = zip(self.prepared.rows(ids, ("captions",))["captions"].to_pylist(), ids, strict=True)
             texts = [found[self._choice(len(found), item.epoch, int(i))] for found, i in captions]
             result["text"], result["text_mask"] = self.tokenizer(texts)
-            if "masked_text" in self.columns:
+            if "masked_labels" in self.columns:
                 randoms = [generator("mask", self.seed, item.epoch, int(i)) for i in ids]
-                result["masked_text"], result["masked_labels"] = self.tokenizer.mask(result["text"], randoms)
+                hidden = "masked_text" if "masked_text" in self.columns else "text"
+                result[hidden], result["masked_labels"] = self.tokenizer.mask(result["text"], randoms)
+            if "other_text" in self.columns:
+                others = [
+                    other_words(t, generator("eda", self.seed, item.epoch, int(i))) for t, i in zip(texts, ids, strict=True)
+                ]
+                result["other_text"], result["other_mask"] = self.tokenizer(others)
         return result
 
     def _stand_in(self, views: np.ndarray, codes: np.ndarray, item: Item, row: int) -> int:
@@ -208,13 +215,20 @@ class Stream:
             picture = picture.rgb()
             views[0], codes[0] = eval_view(picture, self.image_size), UNCHANGED
         else:
-            drawn.append(draw(picture.size, self.augment, generator("view", *key, 0)))
+            drawn.append(self._first(picture.size, key))
         if self.strong is not None:
             for number in range(self.strong.count):
                 drawn.append(draw_strong(picture.size, self.strong.augment, generator("strong", *key, number)))
         if drawn:
             made = slice(len(views) - len(drawn), None)
             views[made], codes[made] = apply(picture, self.image_size, drawn), [one.code(picture.size) for one in drawn]
+
+    def _first(self, size: tuple[int, int], key: tuple[int, int, int]) -> Drawn:
+        """The view of the column image."""
+        assert self.augment is not None
+        if self.strong is not None and self.strong.all_strong:
+            return draw_strong(size, self.strong.augment, generator("strong", *key, self.strong.count))
+        return draw(size, self.augment, generator("view", *key, 0))
 
     def _choice(self, count: int, epoch: int, sample_id: int) -> int:
         """Which of a sample's captions this epoch shows."""

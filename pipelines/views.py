@@ -45,6 +45,7 @@ class StrongViews:
 
     augment: StrongAugment
     count: int
+    all_strong: bool = False  # the plain view is a strong one too
 
 
 @dataclass(frozen=True)

@@ -142,10 +142,15 @@ class TrainSettings(Settings):
                 f"objective.name: {objective.name} teaches the image tower by strong views of pictures, and "
                 f"image_tower.mode={mode} does not train it; choose trainable, or another objective"
             )
-        if objective.needs.masked and self.text_tower.mode in ("locked", "frozen"):
+        if objective.needs.masked != "no" and self.text_tower.mode in ("locked", "frozen"):
             raise ValueError(
                 f"objective.mlm: {objective.name} hides words from the text tower, and text_tower.mode={self.text_tower.mode} "
                 "does not train it; pass objective.mlm=0, or text_tower.mode=trainable"
+            )
+        if objective.needs.other_words and self.text_tower.mode == "locked":
+            raise ValueError(
+                f"objective.name: {objective.name} shows the text tower captions in other words, whose features text_tower.mode="
+                "locked does not have; choose trainable, or another objective"
             )
         if objective.needs.codes and self.heads[0].name != "augmented":
             raise ValueError(

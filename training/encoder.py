@@ -100,12 +100,24 @@ class DualEncoder(nn.Module):
     def forward(self, batch: Batch) -> Embeddings:
         """Both embeddings of a batch, and what it has beside them: strong views, captions with hidden words."""
         image, strong_features, strong = self.images(batch)
-        text = batch["text_features"] if self.text_tower is None else self.text_tower(batch["text"], batch["text_mask"])
-        text, states = self.text_head(text).float(), None
-        if "masked_text" in batch:
+        text, states = self._texts(batch)
+        text, other = self.text_head(text).float(), None
+        if "other_text" in batch:
             assert self.text_tower is not None
-            states = self.text_tower.states(batch["masked_text"], batch["text_mask"]).float()
-        return Embeddings(unit(image), unit(text), image, text, strong_features, strong, states)
+            other = self.text_head(self.text_tower(batch["other_text"], batch["other_mask"])).float()
+        return Embeddings(unit(image), unit(text), image, text, strong_features, strong, states, other)
+
+    def _texts(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Features [b, G] of captions, and, where words are hidden, states [b, L, G] of those captions."""
+        if self.text_tower is None:
+            return batch["text_features"], None
+        text, mask = batch["text"], batch["text_mask"]
+        if "masked_labels" not in batch:
+            return self.text_tower(text, mask), None
+        if "masked_text" in batch:
+            return self.text_tower(text, mask), self.text_tower.states(batch["masked_text"], mask).float()
+        states = self.text_tower.states(text, mask)
+        return self.text_tower.pool(states, mask), states.float()
 
     def images(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Projections [b, D] of pictures; features [b, V, F] and projections [b, V, D] of strong views, where there are some."""

@@ -178,7 +178,7 @@ def make_plan(
         scored.append(Scored(what, pictures, texts, prompts, file))
     own = scored[0]
     wanted = columns(settings.objective.needs, own.images.image_bank is not None, own.text_bank is not None)
-    if "masked_text" in wanted:
+    if "masked_labels" in wanted:
         tokenizer.mask_id  # noqa: B018  raises where there is none
     stream = Stream(
         prepared=prepared,

@@ -154,13 +154,17 @@ def test_what_was_read_is_not_kept(bucket: Folder) -> None:
     assert 10 * size < most < (locations._AHEAD + 3 * locations._THREADS) * size
 
 
-def test_leaving_early_waits_for_nothing_and_cancels_what_waits(bucket: Folder) -> None:
+def test_leaving_early_waits_for_nothing_and_cancels_what_waits(bucket: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer threads than the store's client has connections, so that the slow ones cannot take all of them."""
+    monkeypatch.setattr(locations, "_THREADS", 8)
     quick, slow = bucket.put("quick", b"q"), bucket.put("slow", bytes(100))
     storage.read(slow, 0, 1)
     bucket.store.forget()
     pictures = read_locations([Location(quick), *[Location(slow, i, 1) for i in range(99)], *[Location(slow, 0, 2)] * 100])
     with bucket.store.faulty(errors=0, resets=0, stalls=1.0, stall_seconds=10, only="slow"):
         assert next(pictures) == b"q"
+        while bucket.store.most_in_flight() < 2:  # slow ones are out
+            time.sleep(0.01)
         pictures.close()
         assert sum(request.bytes for request in bucket.store.requests() if request.key.endswith("slow")) == 0, "close waited"
         while any(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate()):

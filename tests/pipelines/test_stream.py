@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipelines.batch import Batch, Needs, columns
+from pipelines.eda import other_words
 from pipelines.order import Order
 from pipelines.prepared import Prepared
 from pipelines.randomness import generator
@@ -110,7 +111,7 @@ def test_hidden_words_are_those_of_sample_and_epoch(
     stamps: Prepared, tokenizer: TextTokenizer, banks: tuple[Path, Path], order: Order, whole: tuple[Stream, list[Batch], int]
 ) -> None:
     """On any number of workers; the captions themselves stay."""
-    stream = stream_of(stamps, tokenizer, banks, columns(Needs(ids=True, sample_id=True, masked=True), False, False))
+    stream = stream_of(stamps, tokenizer, banks, columns(Needs(ids=True, sample_id=True, masked="apart"), False, False))
     _, plain, steps = whole
     found = list(stream.training(order, 0, steps, ALONE))
     half = list(stream.training(order, 3, steps, Worker(1, 2, torch.device("cpu"), 1)))
@@ -122,6 +123,24 @@ def test_hidden_words_are_those_of_sample_and_epoch(
         if step >= 3:
             assert torch.equal(half[step - 3]["masked_text"], batch["masked_text"][4:])
     assert any(bool((batch["masked_labels"] >= 0).any()) for batch in found)
+
+
+def test_hidden_words_may_be_those_of_the_caption_itself_and_it_may_be_said_otherwise(
+    stamps: Prepared, tokenizer: TextTokenizer, banks: tuple[Path, Path], order: Order, whole: tuple[Stream, list[Batch], int]
+) -> None:
+    """Other words are made of the whole caption, by a key of their own."""
+    wanted = columns(Needs(ids=True, sample_id=True, masked="shared", other_words=True), False, False)
+    assert "masked_text" not in wanted
+    captions = stamps.table("captions")["captions"].to_pylist()
+    text_ids = stamps.table("text_id")["text_id"].to_pylist()
+    found = list(stream_of(stamps, tokenizer, banks, wanted).training(order, 0, whole[2], ALONE))
+    for step, (batch, without) in enumerate(zip(found, whole[1], strict=True)):
+        ids, epoch = batch["sample_id"].tolist(), step // order.steps_per_epoch
+        hidden, labels = tokenizer.mask(without["text"].numpy(), [generator("mask", 2, epoch, i) for i in ids])
+        assert np.array_equal(batch["text"].numpy(), hidden) and np.array_equal(batch["masked_labels"].numpy(), labels)
+        shown = [captions[i][text_ids[i].index(text)] for i, text in zip(ids, batch["text_id"].tolist(), strict=True)]
+        others, mask = tokenizer([other_words(t, generator("eda", 2, epoch, i)) for t, i in zip(shown, ids, strict=True)])
+        assert np.array_equal(batch["other_text"].numpy(), others) and np.array_equal(batch["other_mask"].numpy(), mask)
 
 
 def test_batches_follow_the_order_and_describe_their_samples(

@@ -176,6 +176,16 @@ def test_strong_views_of_a_stream_do_not_depend_on_workers(stamps: Prepared) -> 
     assert any(not torch.equal(found[0], found[1]) for found in seen.values() if len(found) > 1)
 
 
+def test_all_views_may_be_strong(stamps: Prepared) -> None:
+    """The plain one is then one more of them, by the next number."""
+    (batch, *_) = batches(stamps, replace(TWO, all_strong=True), Augment(), Worker(0, 1, torch.device("cpu"), 1))
+    (sample, *_), (data, *_) = batch["sample_id"].tolist(), stamps.pictures(batch["sample_id"][:1].numpy())
+    assert isinstance(data, bytes)
+    for number, view in enumerate([*batch["strong"][0], batch["image"][0]]):
+        one = draw_strong(open_picture(data).size, TWO.augment, generator("strong", 2, 0, sample, number))
+        assert np.array_equal(view.numpy(), apply(open_picture(data), 12, [one])[0])
+
+
 def test_strong_views_beside_the_centre_view(stamps: Prepared) -> None:
     (batch, *_) = batches(stamps, TWO, None, Worker(0, 1, torch.device("cpu"), 1))
     (data,) = stamps.pictures(batch["sample_id"][:1].numpy())

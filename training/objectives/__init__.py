@@ -8,6 +8,7 @@ from training.objectives.albef import AlbefSettings
 from training.objectives.clip import ClipSettings
 from training.objectives.clip_ping import ClipPingSettings
 from training.objectives.cyclip import CyClipSettings
+from training.objectives.declip import DeclipSettings
 from training.objectives.fastclip import FastClipSettings
 from training.objectives.isogclr import ISogClrSettings
 from training.objectives.mcd import McdSettings
@@ -33,6 +34,7 @@ ObjectiveUnion = Annotated[
     | SlipSettings
     | UniClipSettings
     | ClipPingSettings
-    | McdSettings,
+    | McdSettings
+    | DeclipSettings,
     Field(discriminator="name"),
 ]

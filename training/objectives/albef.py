@@ -22,6 +22,7 @@ from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Objective, Task
 from training.objectives.blocks import Candidates
 from training.objectives.contrast import find_candidates, pair_ids
+from training.objectives.fifo import push
 from training.objectives.functional import soft_cross_entropy
 from training.objectives.temperature import LearnedTemperatureSettings, LogitScale
 from training.teacher import EmaSettings, Teacher
@@ -89,13 +90,8 @@ class Albef(Objective):
     def update(self, batch: Batch, loss: Loss) -> None:
         self.scale.clamp()
         self.step += 1
-        size, new = len(self.ids), len(loss.state["ids"])
-        if not size:
-            return
-        # A batch longer than the queue leaves its end there.
-        kept = slice(max(0, new - size), new)
-        places = (self.pushed + torch.arange(new, device=self.ids.device)[kept]) % size
-        self.images[places] = loss.state["teacher_image"][kept].to(self.images.dtype)
-        self.texts[places] = loss.state["teacher_text"][kept].to(self.texts.dtype)
-        self.ids[places] = loss.state["ids"][kept]
-        self.pushed += new
+        if len(self.ids):
+            kept, places = push(self.pushed, len(loss.state["ids"]), len(self.ids))
+            self.images[places] = loss.state["teacher_image"][kept].to(self.images.dtype)
+            self.texts[places] = loss.state["teacher_text"][kept].to(self.texts.dtype)
+            self.ids[places] = loss.state["ids"][kept]

@@ -29,6 +29,7 @@ class Embeddings(NamedTuple):
     strong_features: Tensor | None = None  # [b, V, F] of the image tower, for strong views; None where there are none
     strong_projection: Tensor | None = None  # [b, V, D]
     text_states: Tensor | None = None  # [b, L, G] of the text tower, of captions with hidden words
+    other_projection: Tensor | None = None  # [b, D], of captions in other words
 
 
 class Loss(NamedTuple):

@@ -34,9 +34,9 @@ class BatchNorm(nn.Module):
         return rows if self.weight is None or self.bias is None else torch.addcmul(self.bias, rows, self.weight)
 
 
-def mlp(*widths: int) -> nn.Sequential:
-    """Linear maps, with BatchNorm and ReLU between them."""
+def mlp(*widths: int, last_bias: bool = True) -> nn.Sequential:
+    """Linear maps, with BatchNorm and ReLU between them. `last_bias`: false where BatchNorm follows, which takes it away."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths[:-1]):
         layers += [nn.Linear(before, after, bias=False), BatchNorm(after), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], bias=last_bias))

@@ -48,7 +48,7 @@ class McdSettings(ContrastiveSettings):
 
     @property
     def needs(self) -> Needs:
-        return replace(super().needs, strong=StrongViews(self.strong, 1), masked=self.mlm > 0)
+        return replace(super().needs, strong=StrongViews(self.strong, 1), masked="apart" if self.mlm else "no")
 
     def build_teacher(self, encoder: nn.Module, task: Task) -> Teacher:
         return self.teacher.build(encoder, task.total_steps, images_only=True)

@@ -53,6 +53,7 @@ SOFT: dict[str, dict[str, Any]] = {name: {"name": name, "temperature": 0.2} for 
     "albef": {"name": "albef", "temperature": 0.2, "teacher": {"name": "ema", "momentum": 0.6, "final_momentum": 0.6}},
     "slip": {"name": "slip", "temperature": 0.2, "view_temperature": 0.5, "hidden": 6, "width": 4},
     "mcd": {"name": "mcd", "temperature": 0.2, "teacher": {"name": "ema", "momentum": 0.6, "final_momentum": 0.6}},
+    "declip": {"name": "declip", "temperature": 0.2, "hidden": 6, "queue": 31, "image": 0.5},
     "clip-ping": {"name": "clip-ping", "temperature": 0.2, "neighbour_temperature": 0.3},
     "uniclip": {"name": "uniclip", "temperature": 0.2, "image_temperature": 0.3, "text_temperature": 0.4},
 }
@@ -76,6 +77,8 @@ VARIANTS = SOFT | {
     "clip-ping-unmasked": SOFT["clip-ping"] | {"mask_false_negatives": False},
     "mcd-huber": SOFT["mcd"] | {"distance": "huber", "mlm": 0},
     "mcd-unmasked": SOFT["mcd"] | {"distance": "absolute", "mask_false_negatives": False},
+    "declip-short": SOFT["declip"] | {"queue": 7, "mlm": 0},
+    "declip-unmasked": SOFT["declip"] | {"mask_false_negatives": False},
     "uniclip-unmasked": SOFT["uniclip"] | {"mask_false_negatives": False},
 }
 
@@ -118,7 +121,9 @@ class Linear(nn.Module):
         image, text = self.image(batch["image_features"]), self.text(batch["text_features"])
         _, strong, _ = self.images(batch)
         states = self.text(WORDS[batch["masked_text"]])
-        return Embeddings(F.normalize(image), F.normalize(text), image, text, strong, strong, states)
+        return Embeddings(
+            F.normalize(image), F.normalize(text), image, text, strong, strong, states, self.text(batch["other_text"])
+        )
 
     def images(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         strong = self.image(batch["strong"])
@@ -152,7 +157,7 @@ def batch_of(step: int, shuffle: int = 0) -> Batch:
     shifts = torch.randn(ROWS, 2, WIDTH, generator=torch.Generator().manual_seed(200 + step), dtype=torch.float64)
     batch |= guides_of(image_id, *TASK.guide_widths, torch.float64)
     batch["guide_ids"][step % ROWS, 1] = -1  # a picture that nothing is near to
-    batch |= hidden_words(step)
+    batch |= hidden_words(step) | {"other_text": texts[text_id].flip(1)}
     batch["strong"] = batch["image_features"][:, None] + 0.5 * shifts
     return Batch(**{name: column[order] for name, column in batch.items()})  # type: ignore[typeddict-item]
 
@@ -302,6 +307,8 @@ def test_samples_may_be_dealt_out_in_any_order(gloo: Gloo, variant: str) -> None
     objective = VARIANTS[variant]
     if objective["name"] == "psd":
         objective = objective | {"share": 0.99, "schedule": "constant"}
+    if objective["name"] == "declip":
+        objective = objective | {"queue": 2 * ROWS}
     if objective["name"] == "albef":
         objective = objective | {"queue": min(objective.get("queue", ROWS), ROWS) // ROWS * ROWS}
     expected = steps(objective, 0, STEPS)
@@ -312,6 +319,8 @@ def test_samples_may_be_dealt_out_in_any_order(gloo: Gloo, variant: str) -> None
 def _as_sets(outcome: Outcome) -> Outcome:
     """With products over the rows of ALBEF's queue, which do not know their order, in its place."""
     state = dict(outcome.state)
+    if "objective.pushed" in state and "objective.queue" in state:
+        state["queue"] = state.pop("objective.queue").T @ outcome.state["objective.queue"]
     if "objective.ids" in state:
         queue = [state.pop(f"objective.{name}").double() for name in ("images", "texts", "ids")]
         state["queue"] = torch.cat(queue, dim=1).T @ torch.cat(queue, dim=1)
@@ -376,7 +385,15 @@ def test_it_asks_for_what_it_reads_and_no_more(variant: str) -> None:
     """With its own columns and its teacher's it works, and reads each of them."""
     state, batch, rows = trained(VARIANTS[variant])
     needs = settings_of(VARIANTS[variant]).objective.needs
-    wanted = columns(needs, True, True) - {"image_features", "text_features", "strong", "codes", "masked_text"}
+    wanted = columns(needs, True, True) - {
+        "image_features",
+        "text_features",
+        "strong",
+        "codes",
+        "masked_text",
+        "other_text",
+        "other_mask",
+    }
     wanted |= set(batch) - set(batch_of(3))
     guides = {"guide_ids", "guide_images", "guide_texts"} if needs.guides else set()
     own = {"image_id", "text_id", "masked_labels"} | guides
@@ -399,7 +416,7 @@ def test_a_batch_without_negatives_is_finite_or_refused(name: str) -> None:
     rows = Embeddings(*(torch.randn(ROWS, EMBED_DIM, generator=torch.Generator().manual_seed(i)) for i in range(4)))
     strong = torch.randn(ROWS, 2, EMBED_DIM, generator=torch.Generator().manual_seed(9))
     states = torch.randn(ROWS, 5, EMBED_DIM, generator=torch.Generator().manual_seed(10))
-    parts = [*(F.normalize(part) for part in rows[:2]), *rows[2:4], strong, strong.clone(), states]
+    parts = [*(F.normalize(part) for part in rows[:2]), *rows[2:4], strong, strong.clone(), states, rows[3].clone()]
     embeddings = Embeddings(*(part.requires_grad_() for part in parts))
     batch: Any = {"image_id": torch.full((ROWS,), 3), "text_id": torch.arange(ROWS)}
     batch |= {"teacher_image": embeddings.image.detach(), "teacher_text": embeddings.text.detach()}
@@ -429,7 +446,8 @@ class Free(nn.Module):
 
     def forward(self, batch: Batch) -> Embeddings:
         (image, strong, _), text = self.images(batch), self.text(batch["text_id"])
-        return Embeddings(F.normalize(image), F.normalize(text), image, text, strong, strong)
+        other = text + 0.1 * text.detach().flip(1)
+        return Embeddings(F.normalize(image), F.normalize(text), image, text, strong, strong, None, other)
 
     def images(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         image = self.image(batch["image_id"])
@@ -451,6 +469,7 @@ def _margin(rows: Embeddings) -> float:
 DESCENT = {name: {"name": name} for name in NAMES} | {
     "albef": {"name": "albef", "teacher": {"name": "ema", "momentum": 0.5, "final_momentum": 0.5}},
     "mcd": {"name": "mcd", "mlm": 0},
+    "declip": {"name": "declip", "mlm": 0},
 }
 
 

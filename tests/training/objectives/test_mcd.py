@@ -213,4 +213,4 @@ def test_hidden_words_add_to_the_total() -> None:
     without, _ = mcd(x, y, a, taught)
     words = float(masked_loss(objective.words, states, labels).detach())
     assert_near(found.total - without.total, 0.2 * words, 1e-10)
-    assert not settings.model_copy(update={"mlm": 0.0}).needs.masked and settings.needs.masked
+    assert settings.model_copy(update={"mlm": 0.0}).needs.masked == "no" and settings.needs.masked == "apart"

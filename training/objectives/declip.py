@@ -1,0 +1,130 @@
+"""DeCLIP: supervision from everywhere in a pair: its other view, its other words, its hidden words, its neighbours.
+
+Li et al., "Supervision Exists Everywhere: A Data Efficient Contrastive Language-Image Pre-training Paradigm", ICLR 2022, arXiv
+2110.05208. For two strong views x, a of a picture, its caption y, of which some words are hidden, and its caption in other words
+y~ (`pipelines.eda`):
+
+    L = plain L_CLIP(x, y) + views mean[others of x, a and y, y~] + image L_ISS + mlm L_MLM + neighbours L_NNS
+    L_ISS = -1/2 mean[cos(p_x, sg z_a) + cos(p_a, sg z_x)],  z = projector(image), p = predictor(z)   (SimSiam, arXiv 2011.10566)
+    L_NNS = mean over v in {x, a} and t in {y, y~} of CE(s v NN(t)^T),  NN(t): the nearest of a queue of past captions
+
+Weights are those of the public code, 0.1 for each of the four contrasts; the paper's text says plain 0.4 and views 0.2. The queue
+is one for all workers, and is saved; nothing is compared with entries that were never filled.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipelines.batch import Batch, Needs
+from pipelines.views import StrongAugment, StrongViews
+from training.distributed import all_gather
+from training.objectives.base import Embeddings, Loss, Task
+from training.objectives.blocks import Candidates
+from training.objectives.clip import Clip, ContrastiveSettings
+from training.objectives.contrast import contrast, find_candidates
+from training.objectives.fifo import push
+from training.objectives.functional import log_sums
+from training.objectives.heads import BatchNorm, mlp
+from training.objectives.mlm import masked_loss
+from training.precision import exact, unit
+
+
+class DeclipSettings(ContrastiveSettings):
+    """DeCLIP: CLIP over two views and two wordings, SimSiam, masked words, and neighbours from a queue."""
+
+    name: Literal["declip"] = "declip"
+    plain: float = Field(0.1, ge=0, description="weight of the contrast of a picture with its caption")
+    views: float = Field(0.3, ge=0, description="weight of the mean of the three with the other view or the other words")
+    image: float = Field(0.2, ge=0, description="weight of SimSiam between the views")
+    mlm: float = Field(0.2, ge=0, description="weight of masked words; 0: none is hidden")
+    neighbours: float = Field(0.2, ge=0, description="weight of the contrast with the captions' nearest neighbours")
+    queue: int = Field(65536, ge=1, description="past captions among which neighbours are looked for")
+    hidden: int = Field(1024, ge=1, description="width of SimSiam's projector; its predictor has half of it")
+    strong: StrongAugment = Field(StrongAugment(crop_scale=(0.2, 1.0)), description="both views of a picture")
+
+    @property
+    def needs(self) -> Needs:
+        masked: Literal["no", "shared"] = "shared" if self.mlm else "no"
+        return replace(super().needs, strong=StrongViews(self.strong, 1, all_strong=True), masked=masked, other_words=True)
+
+    @property
+    def least_batch(self) -> int:
+        return 8
+
+    def build(self, task: Task) -> "Declip":
+        return Declip(self, task)
+
+
+class Declip(Clip):
+    """State: the queue of caption embeddings, and how many were ever pushed."""
+
+    queue: Tensor
+    pushed: Tensor
+
+    def __init__(self, settings: DeclipSettings, task: Task):
+        super().__init__(settings)
+        self._settings, width = settings, settings.hidden
+        projector = mlp(task.embed_dim, width, width, width, last_bias=False)
+        self.projector = nn.Sequential(*projector, BatchNorm(width, affine=False))
+        self.predictor = mlp(width, max(1, width // 2), width)
+        if settings.mlm:
+            self.words = nn.Linear(task.text_width, task.vocabulary_size)
+        self.register_buffer("queue", torch.zeros(settings.queue, task.embed_dim))
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
+        settings, scale = self._settings, self.scale()
+        assert embeddings.strong_projection is not None and embeddings.other_projection is not None
+        candidates = find_candidates(embeddings, batch, self._mask)
+        views = [embeddings.image, unit(embeddings.strong_projection[:, 0])]
+        texts = [embeddings.text, unit(embeddings.other_projection)]
+
+        def clip(view: Tensor, text: Tensor) -> Tensor:
+            found = contrast(embeddings._replace(image=view, text=text), candidates, scale, scale)
+            return ((found.image + found.text) / 2 - scale * found.own).mean()
+
+        plain, *others = (clip(view, text) for text in texts for view in views)
+        z = [self.projector(rows) for rows in (embeddings.image_projection, embeddings.strong_projection[:, 0])]
+        found = {"plain": plain, "views": torch.stack(others).mean()}
+        found["image"] = simsiam(*(self.predictor(rows) for rows in z), *z)
+        found["neighbours"] = self._neighbours(views, texts, candidates, scale)
+        if settings.mlm:
+            assert embeddings.text_states is not None
+            found["mlm"] = masked_loss(self.words, embeddings.text_states, batch["masked_labels"])
+        total = torch.stack([getattr(settings, name) * value for name, value in found.items()]).sum()
+        found["spread"] = all_gather(unit(z[0].detach())).std(0).mean()
+        metrics = {"temperature": 1 / scale.detach()} | {name: value.detach() for name, value in found.items()}
+        return Loss(total, metrics, {"texts": all_gather(texts[0].detach()), "others": all_gather(texts[1].detach())})
+
+    def _neighbours(self, views: list[Tensor], texts: list[Tensor], candidates: Candidates, scale: Tensor) -> Tensor:
+        """L_NNS; 0 while the queue is empty."""
+        filled = min(int(self.pushed), len(self.queue))
+        losses = [] if filled else [0.0 * scale]
+        for text in texts if filled else ():
+            keys = all_gather(near := nearest(text.detach(), self.queue[:filled]))
+            for view in views:
+                sums, _ = log_sums(view, keys, scale, None, candidates)
+                losses.append((sums - scale * (exact(view) * near).sum(1)).mean())
+        return torch.stack(losses).mean()
+
+    def update(self, batch: Batch, loss: Loss) -> None:
+        super().update(batch, loss)
+        for name in ("others", "texts"):
+            kept, places = push(self.pushed, len(loss.state[name]), len(self.queue))
+            self.queue[places] = loss.state[name][kept].to(self.queue.dtype)
+
+
+def simsiam(p: Tensor, other_p: Tensor, z: Tensor, other_z: Tensor) -> Tensor:
+    """L_ISS of predictions and projections [b, F] of both views; projections get no gradient."""
+    return -(F.cosine_similarity(p, other_z.detach()) + F.cosine_similarity(other_p, z.detach())).mean() / 2
+
+
+def nearest(rows: Tensor, queue: Tensor) -> Tensor:
+    """Of each row [b, D], the entry of the queue [Q, D] with the largest cosine, as a unit row."""
+    entries = unit(queue).to(rows.dtype)
+    return torch.cat([entries[(part @ entries.T).argmax(1)] for part in unit(rows).split(1024)])
