@@ -93,11 +93,22 @@ def test_captions_with_hidden_words_leave_their_states(text: TextTowerSettings |
     """Beside the caption's own embedding, which does not change."""
     encoder, batch = encoder_of(text=text).eval(), batch_of()
     masked = batch["text"].roll(1, dims=1)
-    found = encoder({**batch, "masked_text": masked})
+    labels = torch.full_like(masked, -100)
+    found = encoder({**batch, "masked_text": masked, "masked_labels": labels})
     assert found.text_states.shape == (ROWS, TOKENS, 16) and encoder(batch).text_states is None
     torch.testing.assert_close(found.text, encoder(batch).text)
     pooled = encoder.text_tower.pool(found.text_states, batch["text_mask"])
     torch.testing.assert_close(pooled, encoder.text_tower(masked, batch["text_mask"]))
+    shared = encoder({**batch, "text": masked, "masked_labels": labels})
+    torch.testing.assert_close(shared.text_states, found.text_states)
+    torch.testing.assert_close(shared.text_projection, encoder.text_head(pooled))
+
+
+def test_a_caption_in_other_words_goes_through_the_same_tower_and_head() -> None:
+    encoder, batch = encoder_of().eval(), batch_of()
+    found = encoder({**batch, "other_text": batch["text"].flip(0), "other_mask": batch["text_mask"].flip(0)})
+    torch.testing.assert_close(found.other_projection, found.text_projection.flip(0))
+    assert encoder(batch).other_projection is None
 
 
 def test_an_augmented_head_reads_what_was_done_and_infers_as_if_nothing_was() -> None:
