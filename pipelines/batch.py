@@ -33,8 +33,10 @@ class Batch(TypedDict, total=False):
     image_id: Tensor  # [b] int64, equal for equal pictures
     text_id: Tensor  # [b] int64, equal for equal captions
     guide_ids: Tensor  # [b, 3] int64: the sample itself, and those nearest to its picture and to its caption, -1 for none
-    guide_images: Tensor  # [b, 3, F] float32 unit rows of a frozen encoder, of their pictures
-    guide_texts: Tensor  # [b, 3, G] float32 unit rows of another, of their captions
+    guide_images: Tensor  # [b, 1 or 3, F] float32 unit rows of a frozen encoder, of the sample's picture, or of all three
+    guide_texts: Tensor  # [b, 1 or 3, G] float32 unit rows of another, of captions
+    guide_text: Tensor  # [b, L'] int64 token ids of the frozen text encoder, where it runs in the step
+    guide_mask: Tensor  # [b, L'] int64
     teacher_image: Tensor  # [b, D] float32 unit rows, from the teacher
     teacher_text: Tensor  # [b, D] float32 unit rows, from the teacher
     teacher_strong: Tensor  # [b, V, D] float32 unit rows, from the teacher, of strong views
@@ -48,7 +50,8 @@ class Needs:
     sample_id: bool = False
     strong: StrongViews | None = None
     codes: bool = False  # of all views
-    guides: bool = False
+    # Features of frozen encoders: of the sample, from banks; of its neighbours too; or of what the student sees, in the step.
+    guides: Literal["no", "own", "neighbours", "live"] = "no"
     masked: Literal["no", "apart", "shared"] = "no"  # hidden words: in a copy of the caption, or in the caption itself
     other_words: bool = False
 
@@ -69,6 +72,8 @@ def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
         wanted |= {"masked_labels"} | ({"masked_text"} if needs.masked == "apart" else set())
     if needs.other_words:
         wanted |= {"other_text", "other_mask"}
-    if needs.guides:
-        wanted |= {"guide_ids", "guide_images", "guide_texts"}
+    if needs.guides == "live":
+        wanted |= {"guide_text", "guide_mask"}
+    elif needs.guides != "no":
+        wanted |= {"guide_images", "guide_texts"} | ({"guide_ids"} if needs.guides == "neighbours" else set())
     return wanted

@@ -91,7 +91,8 @@ class Stream:
     image_bank: Path | None = None
     text_bank: Path | None = None
     strong: StrongViews | None = None  # of the column of that name
-    guides: Guides | None = None  # of the columns whose names begin so
+    guides: Guides | None = None  # of the columns guide_ids, guide_images, guide_texts
+    guide_tokenizer: TextTokenizer | None = None  # of the columns guide_text, guide_mask
 
     @property
     def uses_tasks(self) -> bool:
@@ -163,6 +164,8 @@ class Stream:
                     other_words(t, generator("eda", self.seed, item.epoch, int(i))) for t, i in zip(texts, ids, strict=True)
                 ]
                 result["other_text"], result["other_mask"] = self.tokenizer(others)
+            if self.guide_tokenizer is not None:
+                result["guide_text"], result["guide_mask"] = self.guide_tokenizer(texts)
         return result
 
     def _stand_in(self, views: np.ndarray, codes: np.ndarray, item: Item, row: int) -> int:
@@ -189,16 +192,18 @@ class Stream:
     def look_up(self, sample_ids: np.ndarray, epoch: int, device: str = "cpu") -> dict[str, np.ndarray]:
         """The columns that a worker looks up: ids, and rows of banks. `device`: where neighbours are searched."""
         result: dict[str, np.ndarray] = {}
-        if self.guides is not None:
+        if self.guides is not None and "guide_ids" in self.columns:
             result |= self.guides.columns(sample_ids, epoch, device)
         if "image_features" in self.columns:
             result["image_features"] = bank_rows(self.image_bank)[sample_ids].astype(np.float32)
         if "sample_id" in self.columns:
             result["sample_id"] = sample_ids
-        if self.columns & {"text_features", "text_id"}:
+        if self.columns & {"text_features", "text_id", "guide_images"}:
             image_ids, text_ids = id_columns(str(self.prepared.path), self.prepared.fingerprint)
             texts = [text_ids[i][self._choice(len(text_ids[i]), epoch, int(i))] for i in sample_ids]
             result |= {"image_id": image_ids[sample_ids], "text_id": np.asarray(texts)}
+        if self.guides is not None and "guide_ids" not in self.columns:
+            result |= self.guides.own(sample_ids, result["text_id"])
         if "text_features" in self.columns:
             result["text_features"] = bank_rows(self.text_bank)[result["text_id"]].astype(np.float32)
         return {name: column for name, column in result.items() if name in self.columns}

@@ -197,7 +197,7 @@ def make_plan(
 
 def _guides(settings: TrainSettings, prepared: Prepared, order: Order, pool: banks.Pool, display: Display) -> Guides | None:
     """Banks of frozen encoders, where the objective asks for neighbours."""
-    if not settings.objective.needs.guides:
+    if settings.objective.needs.guides not in ("own", "neighbours"):
         return None
     guides = settings.guides or GuideSettings()
     image, text = guides.image_encoder, guides.text_encoder

@@ -10,7 +10,9 @@ from pipelines.batch import Needs, columns
 from pipelines.guides import Guides, nearest
 from pipelines.order import Order
 from pipelines.prepared import Prepared
-from pipelines.stream import Stream, Worker
+from pipelines.stream import Item, Stream, Worker
+from pipelines.tokenizer import train_tokenizer
+from pipelines.views import Augment
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_the_first_of_equal_neighbours_in_blocks_or_at_once(monkeypatch: pytest.
 
 def test_a_stream_hands_them_on_whatever_the_workers(stamps: Prepared, guides: Guides) -> None:
     """Nothing has to be computed in the cluster for them."""
-    wanted = columns(Needs(sample_id=True, guides=True), True, True) - {"image_features", "text_features"}
+    wanted = columns(Needs(sample_id=True, guides="neighbours"), True, True) - {"image_features", "text_features"}
     stream = Stream(stamps, frozenset(wanted), seed=2, guides=guides)
     assert not stream.uses_tasks
     whole = list(stream.training(guides.order, 0, 4, Worker(0, 1, torch.device("cpu"), 1)))
@@ -93,3 +95,37 @@ def test_a_stream_hands_them_on_whatever_the_workers(stamps: Prepared, guides: G
         assert torch.equal(batch["guide_ids"][:, 0], batch["sample_id"])
         for name in wanted:
             assert torch.equal(batch[name], torch.cat([left[name], right[name]]))  # type: ignore[literal-required]
+
+
+def test_own_features_are_those_of_the_caption_that_is_shown(stamps: Prepared, guides: Guides) -> None:
+    """A sample with several captions shows another one in another epoch, and its feature goes along."""
+    wanted = columns(Needs(ids=True, sample_id=True, guides="own"), True, True) - {"image_features", "text_features"}
+    stream = Stream(stamps, frozenset(wanted), seed=2, augment=Augment(), guides=guides)
+    images, texts = (np.load(bank / "rows.npy").astype(float) for bank in (guides.image_bank, guides.text_bank))
+    seen = set()
+    for epoch in range(6):
+        found = stream.look_up(np.arange(stamps.num_samples), epoch)
+        assert set(found) == wanted
+        for sample, text in enumerate(found["text_id"]):
+            seen.add((sample, int(text)))
+            for rows, row, name in ((images, sample, "guide_images"), (texts, text, "guide_texts")):
+                np.testing.assert_allclose(found[name][sample, 0], rows[row] / np.linalg.norm(rows[row]), atol=1e-6)
+    assert len(seen) > stamps.num_samples, "some samples have shown more than one caption"
+
+
+def test_a_second_tokenizer_reads_the_same_captions(stamps: Prepared) -> None:
+    """The student's and the frozen encoder's tokens are of one text."""
+    first, second = (train_tokenizer(stamps.texts(), size, 16) for size in (90, 300))
+    wanted = columns(Needs(guides="live"), False, False)
+    assert wanted == {"image", "text", "text_mask", "guide_text", "guide_mask"}
+    stream = Stream(stamps, frozenset(wanted), 2, 8, Augment(), first, guide_tokenizer=second)
+    captions = stamps.table("captions")["captions"].to_pylist()
+    several = next(sample for sample, texts in enumerate(captions) if len(texts) > 1)
+    shown = set()
+    for epoch in range(8):
+        found = stream.compute(Item(np.asarray([several]), epoch))
+        matches = [t for t in captions[several] if np.array_equal(first([t])[0], found["text"])]
+        assert np.array_equal(second(matches[:1])[0], found["guide_text"])
+        assert np.array_equal(second(matches[:1])[1], found["guide_mask"])
+        shown.add(matches[0])
+    assert len(shown) > 1

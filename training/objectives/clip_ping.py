@@ -46,7 +46,7 @@ class ClipPingSettings(ContrastiveSettings):
 
     @property
     def needs(self) -> Needs:
-        return replace(super().needs, guides=True)
+        return replace(super().needs, guides="neighbours")
 
     def build(self, task: Task) -> "ClipPing":
         return ClipPing(self, task)
