@@ -52,6 +52,7 @@ class Needs:
     codes: bool = False  # of all views
     # Features of frozen encoders: of the sample, from banks; of its neighbours too; or of what the student sees, in the step.
     guides: Literal["no", "own", "neighbours", "live"] = "no"
+    one_space: bool = False  # the frozen encoders are a dual encoder
     masked: Literal["no", "apart", "shared"] = "no"  # hidden words: in a copy of the caption, or in the caption itself
     other_words: bool = False
 

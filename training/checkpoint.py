@@ -7,7 +7,7 @@ tokenizer.json   the text tower's
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,9 @@ from pipelines.settings import UserError, validate
 from pipelines.tokenizer import TextTokenizer
 from pipelines.views import eval_view
 from training.config import TrainSettings
-from training.encoder import build_encoder
+from training.encoder import DualEncoder, build_encoder
 from training.plan import Plan
 from training.state import TrainState
-from training.towers import ImageFeatures, TextFeatures
 
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of registered checkpoints
 NEWEST = "newest_checkpoint.json"  # the name of one, where a run was trained without Ray Train
@@ -66,45 +65,56 @@ def newest_checkpoint(run: Path) -> Path:
         ) from None
 
 
+class Trained(NamedTuple):
+    """A checkpoint's dual encoder with both towers, locked ones too, on the CPU and in eval mode; and how it was trained."""
+
+    encoder: DualEncoder
+    settings: TrainSettings
+    tokenizer: TextTokenizer
+
+
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint, or the newest one of a run's folder. Raises `UserError` where there is none."""
+    if not path.is_dir():
+        raise UserError(f"checkpoint: {path} is not a folder; give a run such as runs/demo, or one of its checkpoints")
+    return path if (path / "state.pt").exists() else newest_checkpoint(path)
+
+
+def load_encoder(folder: Path) -> Trained:
+    """Of a checkpoint. Raises `UserError` where its weights do not fit its config."""
+    file = folder / "checkpoint.json"
+    settings = validate(TrainSettings, json.loads(file.read_text(encoding="utf-8"))["config"], str(file))
+    image, text = settings.image_tower, settings.text_tower
+    tokenizer = TextTokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), text.max_tokens)
+    towers = image, text, settings.heads, settings.embed_dim, (None, None), tokenizer.vocabulary_size
+    encoder = build_encoder(*towers).eval()
+    saved = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["encoder"]
+    locked = tuple(f"{side}_tower." for side, tower in (("image", image), ("text", text)) if tower.mode == "locked")
+    missing, unexpected = encoder.load_state_dict(saved, strict=False)
+    wrong = [name for name in missing if not name.startswith(locked)] + list(unexpected)
+    if wrong:
+        raise UserError(f"checkpoint: {folder} does not fit its config: {', '.join(wrong[:4])}")
+    return Trained(encoder, settings, tokenizer)
+
+
 class CheckpointEmbedder:
     """A trained dual encoder, towers and heads, on its own."""
 
     def __init__(self, folder: Path):
-        about = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
-        settings = validate(TrainSettings, about["config"], str(folder / "checkpoint.json"))
-        saved = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["encoder"]
+        self._encoder, settings, self._tokenizer = load_encoder(folder)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._size = settings.image_tower.image_size
-        self._tokenizer = TextTokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), settings.text_tower.max_tokens)
-        image_locked, text_locked = settings.image_tower.mode == "locked", settings.text_tower.mode == "locked"
-        self._image_tower = ImageFeatures(settings.image_tower) if image_locked else None
-        self._text_tower = TextFeatures(settings.text_tower, self._tokenizer) if text_locked else None
-        self._encoder = build_encoder(
-            settings.image_tower,
-            settings.text_tower,
-            settings.heads,
-            settings.embed_dim,
-            (
-                _input_width(saved, "image") if image_locked else None,
-                _input_width(saved, "text") if text_locked else None,
-            ),
-            self._tokenizer.vocabulary_size,
-        ).eval()
-        self._encoder.load_state_dict(saved)
         self._encoder.to(self._device)
 
     @torch.inference_mode()
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:
         """RGB pictures to unit rows, float32 [n, D]."""
         pixels = np.stack([eval_view(image, self._size) for image in images])
-        rows = self._tensor(self._image_tower(pixels) if self._image_tower else pixels)
-        return self._encoder.embed_images(rows).cpu().numpy()
+        return self._encoder.embed_images(self._tensor(pixels)).cpu().numpy()
 
     @torch.inference_mode()
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Strings to unit rows, float32 [n, D]."""
-        if self._text_tower:
-            return self._encoder.embed_texts(self._tensor(self._text_tower(np.asarray(texts, dtype=object)))).cpu().numpy()
         ids, mask = self._tokenizer(texts)
         return self._encoder.embed_texts(self._tensor(ids), self._tensor(mask)).cpu().numpy()
 
@@ -112,14 +122,6 @@ class CheckpointEmbedder:
         return torch.from_numpy(rows).to(self._device)
 
 
-def _input_width(saved: dict[str, torch.Tensor], side: str) -> int:
-    """Width of a head's input: the last axis of its first weight."""
-    return next(tensor for name, tensor in saved.items() if name.startswith(f"{side}_head.")).shape[-1]
-
-
 def load_embedder(checkpoint: str) -> CheckpointEmbedder:
     """`embedder=training.checkpoint:load_embedder`: from a run's folder, or one of its checkpoints."""
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        raise UserError(f"checkpoint: {folder} is not a folder; give a run such as runs/demo, or one of its checkpoints")
-    return CheckpointEmbedder(folder if (folder / "state.pt").exists() else newest_checkpoint(folder))
+    return CheckpointEmbedder(find_checkpoint(Path(checkpoint)))

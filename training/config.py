@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -38,17 +38,21 @@ class DataSettings(Settings):
 
 
 class GuideSettings(Settings):
-    """Frozen encoders, and where they look for the neighbours that an objective asks for."""
+    """Frozen encoders whose features an objective learns from, and where they look for neighbours."""
 
     image_encoder: ImageTowerUnion = Field(
         default_factory=lambda: TimmSettings(name="timm", model="tf_efficientnet_lite0", weights=_LITE0, image_size=192),
-        description="its features of all pictures are computed once; by default EfficientNet-Lite0",
+        description="its features of pictures, computed once or in the step; by default EfficientNet-Lite0",
     )
     text_encoder: TextTowerUnion = Field(
         default_factory=lambda: HuggingFaceTextSettings(name="huggingface", weights=_MINILM, max_tokens=48),
         description="the same, of captions; by default MiniLM",
     )
     support: int = Field(65536, ge=1, description="training samples among which neighbours are found, others in every epoch")
+
+    def identities(self) -> list[dict[str, Any]]:
+        """What decides the features of pictures and captions. Raises `UserError` for an encoder without pretrained weights."""
+        return [self.image_encoder.identity("guides.image_encoder"), self.text_encoder.identity("guides.text_encoder")]
 
 
 class ResourceSettings(Settings):
@@ -105,7 +109,9 @@ class TrainSettings(Settings):
     text_head: HeadUnion = Field(LinearHead(name="linear"), description="from text features to the joint space")
     embed_dim: int = Field(256, ge=1, description="width of the joint space")
     objective: ObjectiveUnion = Field(ClipSettings(), description="what training minimizes")
-    guides: GuideSettings | None = Field(None, description="frozen encoders for an objective with neighbours; null: the defaults")
+    guides: GuideSettings | None = Field(
+        None, description="frozen encoders for an objective that learns from some; null: the defaults"
+    )
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     epochs: int = Field(ge=1, description="passes over the training split")
@@ -151,6 +157,16 @@ class TrainSettings(Settings):
             raise ValueError(
                 f"objective.name: {objective.name} shows the text tower captions in other words, whose features text_tower.mode="
                 "locked does not have; choose trainable, or another objective"
+            )
+        if objective.needs.one_space and self.guides is None:
+            raise ValueError(
+                f"guides: objective.name={objective.name} learns from a teacher; name its halves as guides.image_encoder and "
+                "guides.text_encoder, such as {name: run, path: runs/demo} or {name: open_clip, model: ViT-B-32, weights: TAG}"
+            )
+        if objective.needs.guides == "live" and "locked" in (mode, self.text_tower.mode):
+            raise ValueError(
+                f"objective.name: {objective.name} runs frozen encoders on what the towers see, and a locked tower sees nothing; "
+                "choose trainable or frozen for both, or take features from banks: clip-ping, or objective.live=false"
             )
         if objective.needs.codes and self.heads[0].name != "augmented":
             raise ValueError(

@@ -16,13 +16,13 @@ from pipelines.lookup import bank_rows
 from pipelines.order import Order
 from pipelines.prepare import code_version
 from pipelines.prepared import Prepared
-from pipelines.settings import UserError
+from pipelines.settings import UserError, digest
 from pipelines.stream import Stream
 from pipelines.tokenizer import TextTokenizer
 from training.config import GuideSettings, TrainSettings
 from training.encoder import DualEncoder, build_encoder
 from training.objectives.base import Objective, Task
-from training.teacher import Teacher
+from training.teacher import FrozenEncoders, Teacher
 from training.towers import ImageFeatures, TextFeatures
 
 
@@ -58,13 +58,13 @@ class Plan:
         """Optimizer steps of the whole run."""
         return self.order.steps_per_epoch * self.settings.epochs
 
-    def task(self, encoder: DualEncoder) -> Task:
+    def task(self, encoder: DualEncoder, frozen: FrozenEncoders | None = None) -> Task:
         """What objective and teacher may know of the run."""
         manifest, settings, tower = self.stream.prepared.manifest, self.settings, encoder.image_tower
         width = bank_rows(self.stream.image_bank).shape[1] if tower is None else tower.width
         text_width = encoder.text_tower.width if encoder.text_tower else bank_rows(self.stream.text_bank).shape[1]
         sizes = manifest["num_images"], manifest["num_texts"], settings.embed_dim, width
-        guides = self.stream.guides.widths if self.stream.guides else (0, 0)
+        guides = frozen.widths if frozen else self.stream.guides.widths if self.stream.guides else (0, 0)
         words = text_width, self.tokenizer.vocabulary_size
         return Task(*sizes, self.order.steps_per_epoch, self.total_steps, settings.seed, *words, guides)
 
@@ -83,8 +83,17 @@ class Plan:
             ),
             self.tokenizer.vocabulary_size,
         )
-        task = self.task(encoder)
-        return encoder, settings.objective.build(task), settings.objective.build_teacher(encoder, task)
+        frozen = self._frozen() if settings.objective.needs.guides == "live" else None
+        task = self.task(encoder, frozen)
+        return encoder, settings.objective.build(task), frozen or settings.objective.build_teacher(encoder, task)
+
+    def _frozen(self) -> FrozenEncoders:
+        """Frozen encoders that run in the step."""
+        guides, tokenizer = self.settings.guides or GuideSettings(), self.stream.guide_tokenizer
+        assert tokenizer is not None
+        image, text = guides.image_encoder.build(), guides.text_encoder.build(tokenizer.vocabulary_size)
+        widths, size = (image.width, text.width), guides.image_encoder.image_size
+        return FrozenEncoders(image, text, widths, size, digest(guides.identities()))
 
 
 def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
@@ -188,6 +197,7 @@ def make_plan(
         augment=settings.data.augment,
         strong=settings.objective.needs.strong,
         guides=_guides(settings, prepared, order, pool, display),
+        guide_tokenizer=_guide_tokenizer(settings),
         tokenizer=tokenizer,
         image_bank=own.images.image_bank,
         text_bank=own.text_bank,
@@ -201,10 +211,17 @@ def _guides(settings: TrainSettings, prepared: Prepared, order: Order, pool: ban
         return None
     guides = settings.guides or GuideSettings()
     image, text = guides.image_encoder, guides.text_encoder
-    arguments, keys = (text, text.tokenizer(lambda: [])), ("guides.image_encoder", "guides.text_encoder")
-    images = banks.image_bank(prepared, image.image_size, ImageFeatures, (image,), image.identity(keys[0]), pool, display)
-    (texts,) = banks.text_banks(prepared, [prepared.texts()], TextFeatures, arguments, text.identity(keys[1]), pool, display)
+    arguments, identities = (text, text.tokenizer(lambda: [])), guides.identities()
+    images = banks.image_bank(prepared, image.image_size, ImageFeatures, (image,), identities[0], pool, display)
+    (texts,) = banks.text_banks(prepared, [prepared.texts()], TextFeatures, arguments, identities[1], pool, display)
     return Guides(order, images, texts, guides.support)
+
+
+def _guide_tokenizer(settings: TrainSettings) -> TextTokenizer | None:
+    """Of a frozen text encoder that runs in the step."""
+    if settings.objective.needs.guides != "live":
+        return None
+    return (settings.guides or GuideSettings()).text_encoder.tokenizer(lambda: [])
 
 
 def _tokenizer(settings: TrainSettings, prepared: Prepared, order: Order) -> TextTokenizer:

@@ -1,7 +1,7 @@
 """Teachers: whoever says what the embeddings of a batch ought to be.
 
-A teacher only adds columns, `batch = teacher(batch)`: `teacher_image` and `teacher_text`, unit rows like the student's. It is
-part of TrainState, and is updated once after each optimizer step.
+A teacher only adds columns, `batch = teacher(batch)`: `teacher_image` and `teacher_text`, unit rows like the student's, or
+features of frozen encoders. It is part of TrainState, and is updated once after each optimizer step.
 """
 
 import copy
@@ -9,11 +9,12 @@ from abc import ABC, abstractmethod
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from pipelines.batch import Batch
-from pipelines.settings import Settings
+from pipelines.settings import Settings, UserError
 from training.cosine import half_cosine
 from training.precision import unit
 
@@ -89,3 +90,42 @@ class EmaTeacher(Teacher):
                 own.lerp_(other, 1 - keep)
         for copied, buffer in zip(self.encoder.buffers(), student.buffers(), strict=True):
             copied.copy_(buffer)
+
+
+class FrozenEncoders(Teacher):
+    """Two frozen encoders, run on what the student sees: `guide_images` [b, 1, F] and `guide_texts` [b, 1, G], unit rows.
+
+    Their weights are no part of a checkpoint, only what they are: a run goes on with the same ones, or not at all.
+    """
+
+    def __init__(self, image: nn.Module, text: nn.Module, widths: tuple[int, int], image_size: int, identity: str):
+        """`widths`: F and G. `image_size`: pixels that `image` sees; other views are resized. `identity`: a digest of both."""
+        super().__init__()
+        self._networks = [network.requires_grad_(False).eval() for network in (image, text)]  # in a list: not in a state dict
+        self.widths, self._image_size, self._identity = widths, image_size, identity
+
+    def forward(self, batch: Batch) -> Batch:
+        pixels: Tensor = batch["image"]
+        if pixels.shape[-1] != self._image_size:
+            size = (self._image_size, self._image_size)
+            pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
+        image, text = self._networks
+        images, texts = unit(image(pixels)), unit(text(batch["guide_text"], batch["guide_mask"]))
+        return {**batch, "guide_images": images[:, None], "guide_texts": texts[:, None]}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FrozenEncoders":
+        for network in self._networks:
+            network._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def get_extra_state(self) -> str:
+        """What the networks are."""
+        return self._identity
+
+    def set_extra_state(self, state: str) -> None:
+        """Raises `UserError` where a checkpoint was made with other networks."""
+        if state != self._identity:
+            raise UserError(
+                "guides: this run was trained with frozen encoders of other weights than are there now; "
+                "put the former ones back, or give the run another name"
+            )

@@ -32,7 +32,7 @@ TASK = Task(
     seed=0,
     text_width=8,
     vocabulary_size=VOCABULARY,
-    guide_widths=(7, 4),
+    guide_widths=(7, 7),
 )
 
 
@@ -71,6 +71,8 @@ def settings(objective: str, **changes: Any) -> TrainSettings:
         "epochs": 1,
         "global_batch_size": ROWS,
     }
+    if objective == "distill":
+        tree["guides"] = {"image_encoder": {"name": "conv"}, "text_encoder": {"name": "bag"}}  # never built
     return TrainSettings.model_validate(tree | changes)
 
 
@@ -96,9 +98,10 @@ def global_batch(step: int) -> dict[str, Tensor]:
         "masked_labels": texts[text_id - 20].masked_fill(~hidden, -100),
         "other_text": texts[text_id - 20].flip(1),
         "other_mask": torch.ones(ROWS, TOKENS, dtype=torch.int64),
+        "sample_id": 50 + torch.arange(ROWS),
         "guide_ids": torch.stack([image_id, image_id // 2, text_id // 2], dim=1),
         "guide_images": torch.nn.functional.normalize(torch.randn(ROWS, 3, 7, generator=random), dim=-1),
-        "guide_texts": torch.nn.functional.normalize(torch.randn(ROWS, 3, 4, generator=random), dim=-1),
+        "guide_texts": torch.nn.functional.normalize(torch.randn(ROWS, 3, 7, generator=random), dim=-1),
     }
 
 

@@ -4,11 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
+from training.objectives.a_clip_ping import AClipPingSettings
 from training.objectives.albef import AlbefSettings
 from training.objectives.clip import ClipSettings
 from training.objectives.clip_ping import ClipPingSettings
 from training.objectives.cyclip import CyClipSettings
 from training.objectives.declip import DeclipSettings
+from training.objectives.distill import DistillSettings
 from training.objectives.fastclip import FastClipSettings
 from training.objectives.isogclr import ISogClrSettings
 from training.objectives.mcd import McdSettings
@@ -34,7 +36,9 @@ ObjectiveUnion = Annotated[
     | SlipSettings
     | UniClipSettings
     | ClipPingSettings
+    | AClipPingSettings
     | McdSettings
-    | DeclipSettings,
+    | DeclipSettings
+    | DistillSettings,
     Field(discriminator="name"),
 ]

@@ -27,7 +27,7 @@ from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.blocks import Candidates
 from training.objectives.clip import Clip, ContrastiveSettings
 from training.objectives.contrast import contrast, find_candidates
-from training.objectives.fifo import push
+from training.objectives.fifo import nearest, push
 from training.objectives.functional import log_sums
 from training.objectives.heads import BatchNorm, mlp
 from training.objectives.mlm import masked_loss
@@ -106,7 +106,7 @@ class Declip(Clip):
         filled = min(int(self.pushed), len(self.queue))
         losses = [] if filled else [0.0 * scale]
         for text in texts if filled else ():
-            keys = all_gather(near := nearest(text.detach(), self.queue[:filled]))
+            keys = all_gather(near := neighbours(text.detach(), self.queue[:filled]))
             for view in views:
                 sums, _ = log_sums(view, keys, scale, None, candidates)
                 losses.append((sums - scale * (exact(view) * near).sum(1)).mean())
@@ -124,7 +124,7 @@ def simsiam(p: Tensor, other_p: Tensor, z: Tensor, other_z: Tensor) -> Tensor:
     return -(F.cosine_similarity(p, other_z.detach()) + F.cosine_similarity(other_p, z.detach())).mean() / 2
 
 
-def nearest(rows: Tensor, queue: Tensor) -> Tensor:
+def neighbours(rows: Tensor, queue: Tensor) -> Tensor:
     """Of each row [b, D], the entry of the queue [Q, D] with the largest cosine, as a unit row."""
     entries = unit(queue).to(rows.dtype)
-    return torch.cat([entries[(part @ entries.T).argmax(1)] for part in unit(rows).split(1024)])
+    return entries[nearest(unit(rows), entries)]

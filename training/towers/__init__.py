@@ -1,11 +1,25 @@
 """The halves of a dual encoder, and the actors that compute a locked tower's features."""
 
+from typing import Annotated
+
 import numpy as np
 import torch
+from pydantic import Field
 
 from pipelines.tokenizer import TextTokenizer
-from training.towers.image import ImageTowerSettings, ImageTowerUnion
-from training.towers.text import TextTowerSettings, TextTowerUnion
+from training.towers.image import ConvSettings, HuggingFaceVisionSettings, ImageTowerSettings, TimmSettings
+from training.towers.open_clip import OpenClipImageSettings, OpenClipTextSettings
+from training.towers.run import RunImageSettings, RunTextSettings
+from training.towers.text import BagSettings, HuggingFaceTextSettings, TextTowerSettings, TransformerSettings
+
+ImageTowerUnion = Annotated[
+    TimmSettings | HuggingFaceVisionSettings | ConvSettings | OpenClipImageSettings | RunImageSettings,
+    Field(discriminator="name"),
+]
+TextTowerUnion = Annotated[
+    HuggingFaceTextSettings | BagSettings | TransformerSettings | OpenClipTextSettings | RunTextSettings,
+    Field(discriminator="name"),
+]
 
 __all__ = [
     "ImageFeatures",

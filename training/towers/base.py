@@ -39,7 +39,9 @@ class TowerSettings(Settings):
         """What decides a locked tower's features, for the name of its bank."""
         name = self.weights_name()
         if name is None:
-            raise UserError(f"{key}.mode: locked needs pretrained weights; set {key}.weights, or {key}.mode=trainable")
+            raise UserError(
+                f"{key}: features of random weights are worth nothing; set {key}.weights, or {key}.mode=trainable for a tower"
+            )
         path = resolve(name, f"{key}.weights")
         settings = self.model_dump(mode="json", exclude={"mode"})
         return settings | {"weights": fingerprint(path) if path else name}

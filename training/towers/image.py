@@ -2,7 +2,7 @@
 
 import difflib
 from abc import abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -95,6 +95,7 @@ class HuggingFaceVisionSettings(ImageTowerSettings):
 
     name: Literal["huggingface"]
     weights: str = Field(description="hub name, folder with config.json, or package:NAME/FILE.zip")
+    projected: bool = Field(False, description="of a CLIP-like model: its image half with the projection into the joint space")
 
     def weights_name(self) -> str | None:
         return self.weights
@@ -109,23 +110,33 @@ class HuggingFaceVisionSettings(ImageTowerSettings):
             raise UserError(
                 f"image_tower.weights: {self.weights}: {str(error).splitlines()[0]}; give a folder or a hub name"
             ) from None
-        network = getattr(network, "vision_model", network)
+        if self.projected:
+            if not hasattr(network, "get_image_features"):
+                raise UserError(f"image_tower.projected: {self.weights} is no CLIP-like model; pass projected=false")
+            network.text_model = None
+        else:
+            network = getattr(network, "vision_model", network)
         try:
             processor = AutoImageProcessor.from_pretrained(path or self.weights)
             mean, std = tuple(processor.image_mean), tuple(processor.image_std)
         except (OSError, ValueError, ImportError):  # a folder without preprocessor_config.json
             mean = std = (0.5, 0.5, 0.5)
-        return ImageTower(_Pooled(network), network.config.hidden_size, mean, std, self.batch_norm == "frozen")
+        pooled = _Pooled(network, self.projected)
+        with torch.no_grad():
+            width = pooled.eval()(torch.zeros(1, 3, self.image_size, self.image_size)).shape[-1]
+        return ImageTower(pooled, width, mean, std, self.batch_norm == "frozen")
 
 
 class _Pooled(nn.Module):
-    """The pooled output where a model has one, else its first token."""
+    """The pooled output where a model has one, else its first token; or the joint space."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: Any, projected: bool):
         super().__init__()
-        self.network = network
+        self.network, self._projected = network, projected
 
     def forward(self, pixels: Tensor) -> Tensor:
+        if self._projected:
+            return self.network.get_image_features(pixel_values=pixels).pooler_output
         out = self.network(pixel_values=pixels)
         pooled = getattr(out, "pooler_output", None)
         return out.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
@@ -173,6 +184,3 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
-
-
-ImageTowerUnion = Annotated[TimmSettings | HuggingFaceVisionSettings | ConvSettings, Field(discriminator="name")]

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -49,6 +49,9 @@ class HuggingFaceTextSettings(TextTowerSettings):
     name: Literal["huggingface"]
     weights: str = Field(description="hub name, folder with config.json, or package:NAME/FILE.zip")
     pooling: Literal["mean", "cls"] = Field("mean", description="how token states become one row")
+    projected: bool = Field(
+        False, description="of a CLIP-like model: its text half as it was trained, pooled and projected into the joint space"
+    )
 
     def weights_name(self) -> str | None:
         return self.weights
@@ -66,13 +69,18 @@ class HuggingFaceTextSettings(TextTowerSettings):
             raise UserError(
                 f"text_tower.weights: {self.weights}: {str(error).splitlines()[0]}; give a folder or a hub name"
             ) from None
-        network = getattr(network, "text_model", network)
-        positions = getattr(network.config, "max_position_embeddings", None)
+        if self.projected and not hasattr(network, "get_text_features"):
+            raise UserError(f"text_tower.projected: {self.weights} is no CLIP-like model; pass projected=false")
+        inner = getattr(network, "text_model", network)
+        positions = getattr(inner.config, "max_position_embeddings", None)
         if positions is not None and self.max_tokens > positions:
             raise UserError(f"text_tower.max_tokens: {self.max_tokens} is more than this model's {positions} positions")
-        if getattr(network, "pooler", None) is not None:
-            network.pooler = None  # we pool ourselves; left in, its weights would never get a gradient
-        return _HuggingFaceText(network, self.pooling)
+        if self.projected:
+            network.vision_model = None
+            return _ProjectedText(network)
+        if getattr(inner, "pooler", None) is not None:
+            inner.pooler = None  # we pool ourselves; left in, its weights would never get a gradient
+        return _HuggingFaceText(inner, self.pooling)
 
 
 class _HuggingFaceText(TextTower):
@@ -87,6 +95,20 @@ class _HuggingFaceText(TextTower):
 
     def pool(self, states: Tensor, mask: Tensor) -> Tensor:
         return super().pool(states, mask) if self._pooling == "mean" else states[:, 0]
+
+
+class _ProjectedText(TextTower):
+    def __init__(self, network: Any):
+        super().__init__()
+        self.network = network
+        with torch.no_grad():
+            self.width = self(*torch.ones(2, 1, 2, dtype=torch.int64)).shape[-1]
+
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.network.text_model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.network.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
 
 
 class _FromScratch(TextTowerSettings):
@@ -157,6 +179,3 @@ class _Transformer(TextTower):
 
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.blocks(self.tokens(ids) + self.positions, src_key_padding_mask=mask == 0)
-
-
-TextTowerUnion = Annotated[HuggingFaceTextSettings | BagSettings | TransformerSettings, Field(discriminator="name")]

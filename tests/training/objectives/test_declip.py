@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests.training.objectives.reference import A, M, X, Y, assert_near, build, clip_loss, ids, random_pairs, unit
 from training.objectives.base import Embeddings, Loss
 from training.objectives.contrast import find_candidates
-from training.objectives.declip import Declip, DeclipSettings, nearest, simsiam
+from training.objectives.declip import Declip, DeclipSettings, neighbours, simsiam
 from training.objectives.fifo import push
 
 N = unit([[2, 1, 1], [0, 3, 1], [1, 0, 3]])  # captions in other words, and projections of the second view
@@ -32,7 +32,7 @@ def test_neighbours_in_the_queue() -> None:
     """Whatever the length of its entries."""
     lengths = torch.tensor([[1.0], [5.0], [0.1], [2.0]], dtype=torch.float64)
     for rows, places in ((Y, [2, 0, 3]), (N, [3, 1, 2])):
-        assert_near(nearest(rows, QUEUE * lengths), unit(QUEUE.tolist())[places])
+        assert_near(neighbours(rows, QUEUE * lengths), unit(QUEUE.tolist())[places])
 
 
 def test_the_contrast_with_neighbours() -> None:

@@ -1,0 +1,83 @@
+"""A-CLIP-PING: CLIP-PING whose frozen encoders run in the step, on the very views that the student sees.
+
+Thwal et al., arXiv 2412.03871, of which `clip_ping` is the other member. There is no bank: features are computed when a pair's
+turn comes, and neighbours are looked for among those of past pairs, in a queue that all workers share:
+
+    A^I, A^T of the batch  ->  n, m: nearest entries of another picture  ->  the losses of CLIP-PING  ->  A^I, A^T into the queue
+
+"Active" is read as run, not as trained: the frozen encoders' weights never change (ours; the paper prints no code). Two more
+forwards a step, without gradient.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipelines.batch import Batch, Needs
+from training.distributed import all_gather
+from training.objectives.base import Embeddings, Loss, Task
+from training.objectives.clip_ping import ClipPing, ClipPingSettings
+from training.objectives.fifo import nearest, push
+
+
+class AClipPingSettings(ClipPingSettings):
+    """A-CLIP-PING: CLIP-PING with frozen encoders that run in the step, and a queue in the place of banks."""
+
+    name: Literal["a-clip-ping"] = "a-clip-ping"  # type: ignore[assignment]
+    queue: int = Field(
+        65536, ge=1, description="past pairs among which neighbours are found; at most as many as there are pictures"
+    )
+
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, ids=True, sample_id=True, guides="live")
+
+    def build(self, task: Task) -> "AClipPing":
+        return AClipPing(self, task)
+
+
+class AClipPing(ClipPing):
+    """State: the queue, unit rows in float16 with sample and picture ids, and how many were ever pushed."""
+
+    images: Tensor
+    texts: Tensor
+    ids: Tensor
+    pushed: Tensor
+
+    def __init__(self, settings: AClipPingSettings, task: Task):
+        super().__init__(settings, task)
+        size = min(settings.queue, task.num_images)
+        for name, width in zip(("images", "texts"), task.guide_widths, strict=True):
+            self.register_buffer(name, torch.zeros(size, width, dtype=torch.float16))
+        self.register_buffer("ids", torch.zeros(size, 2, dtype=torch.int64))
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
+        filled = min(int(self.pushed), len(self.ids))
+        ids, queues = self.ids[:filled], (self.images[:filled], self.texts[:filled])
+        own = batch["guide_images"][:, 0], batch["guide_texts"][:, 0]
+        places = [nearest(rows, queue, batch["image_id"], ids[:, 1]) for rows, queue in zip(own, queues, strict=True)]
+        guided = batch.copy()
+        for name, rows, queue in zip(("guide_images", "guide_texts"), own, queues, strict=True):
+            found = [_at(queue, place).to(rows.dtype) for place in places]
+            guided[name] = torch.stack([rows, *found], dim=1)  # type: ignore[literal-required]
+        named = [torch.where(place < 0, -1, _at(ids[:, 0], place)) for place in places]
+        guided["guide_ids"] = torch.stack([batch["sample_id"], *named], dim=1)
+        loss = super().forward(embeddings, guided)
+        new = all_gather(torch.stack([batch["sample_id"], batch["image_id"]], dim=1)), *map(all_gather, own)
+        state = dict(zip(("ids", "images", "texts"), new, strict=True))
+        return Loss(loss.total, loss.metrics | {"queue": loss.total.new_tensor(filled)}, state)
+
+    def update(self, batch: Batch, loss: Loss) -> None:
+        super().update(batch, loss)
+        kept, places = push(self.pushed, len(loss.state["ids"]), len(self.ids))
+        for name, queue in (("ids", self.ids), ("images", self.images), ("texts", self.texts)):
+            queue[places] = loss.state[name][kept].to(queue.dtype)
+
+
+def _at(rows: Tensor, places: Tensor) -> Tensor:
+    """Rows at places; anything where the place is -1, zeros where there are no rows."""
+    return rows[places.clamp(min=0)] if len(rows) else rows.new_zeros(len(places), *rows.shape[1:])

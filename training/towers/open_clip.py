@@ -1,0 +1,120 @@
+"""Either half of an open_clip model, into the joint space it was trained for: a teacher, an encoder of guides, or a start."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipelines.artifacts import resolve
+from pipelines.settings import UserError
+from pipelines.tokenizer import TextTokenizer
+from training.towers.base import TowerSettings
+from training.towers.image import ImageTower, ImageTowerSettings
+from training.towers.text import TextTower, TextTowerSettings
+
+
+class _OpenClipSettings(TowerSettings):
+    name: Literal["open_clip"]
+    model: str = Field(description="open_clip's name of the model, such as ViT-B-32; needs raylign[open_clip]")
+    weights: str | None = Field(
+        None, description="open_clip's tag, such as laion2b_s34b_b79k, a path, or null for random weights"
+    )
+
+    def weights_name(self) -> str | None:
+        return self.weights
+
+    def identity(self, key: str) -> dict[str, Any]:
+        self.config()
+        return super().identity(key)
+
+    def config(self) -> dict[str, Any]:
+        """open_clip's description of the model. Raises `UserError` where it, or the package, is not there."""
+        try:
+            import open_clip
+        except ImportError:
+            raise UserError(f"model: {self.model} needs open_clip; pip install 'raylign[open_clip]'") from None
+        found = open_clip.get_model_config(self.model)
+        if found is None:
+            near = difflib.get_close_matches(self.model, open_clip.list_models(), n=4, cutoff=0.5)
+            raise UserError(f"model: open_clip has no '{self.model}'" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+        return found
+
+    def load(self) -> nn.Module:
+        """The whole model."""
+        import open_clip
+
+        self.config()
+        if self.weights is None:
+            return open_clip.create_model(self.model, load_weights=False)
+        path = resolve(self.weights, "weights")
+        try:
+            return open_clip.create_model(self.model, pretrained=str(path or self.weights))
+        except Exception as error:  # the hub, torch and open_clip each have errors of their own
+            why = " ".join(str(error).split())[:300]
+            raise UserError(f"weights: '{self.weights}' cannot be loaded into open_clip's {self.model}: {why}") from None
+
+
+class OpenClipImageSettings(_OpenClipSettings, ImageTowerSettings):
+    """The image half of an open_clip model, with its projection."""
+
+    def build(self) -> ImageTower:
+        sees = self.config()["vision_cfg"]["image_size"]
+        if sees != self.image_size:
+            raise UserError(
+                f"image_size: {self.image_size}, but open_clip's {self.model} sees {sees} pixels; pass image_size={sees}"
+            )
+        model: Any = self.load()
+        config = model.visual.preprocess_cfg
+        width = self.config()["embed_dim"]
+        return ImageTower(model.visual, width, config["mean"], config["std"], self.batch_norm == "frozen")
+
+
+class OpenClipTextSettings(_OpenClipSettings, TextTowerSettings):
+    """The text half of an open_clip model, with its projection."""
+
+    max_tokens: int = Field(77, ge=2, description="captions are cut and padded to this many tokens")
+
+    def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
+        text = self.config()["text_cfg"]
+        if text.get("hf_tokenizer_name") or text.get("hf_model_name"):
+            raise UserError(
+                f"model: the text half of open_clip's {self.model} has a tokenizer of its own, which is not read here"
+            )
+        context = text.get("context_length", 77)
+        if self.max_tokens > context:
+            raise UserError(f"max_tokens: {self.max_tokens} is more than the {context} of open_clip's {self.model}")
+        return TextTokenizer(_byte_pairs(), self.max_tokens)
+
+    def build(self, vocabulary_size: int) -> TextTower:
+        config = self.config()
+        return _OpenClipText(self.load(), config["embed_dim"], config["text_cfg"].get("context_length", 77))
+
+
+class _OpenClipText(TextTower):
+    def __init__(self, model: Any, width: int, context: int):
+        super().__init__()
+        model.visual = None
+        self.model, self.width, self._context = model, width, context
+
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        raise UserError("text_tower.name: open_clip's text half has no states of single tokens for masked words")
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        # It reads the row at the first end of text, and nothing behind: what the rest is filled with does not matter.
+        return self.model.encode_text(F.pad(ids, (0, self._context - ids.shape[1])))
+
+
+def _byte_pairs() -> str:
+    """CLIP's vocabulary, which open_clip carries, as a `tokenizer.json`."""
+    from open_clip.tokenizer import SimpleTokenizer
+    from transformers import CLIPTokenizer
+
+    carried = SimpleTokenizer()
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {names.get(token, token): number for token, number in carried.encoder.items()}
+    merges = sorted(carried.bpe_ranks, key=carried.bpe_ranks.get)
+    tokenizer: Any = CLIPTokenizer(vocab=vocabulary, merges=merges)
+    return tokenizer.backend_tokenizer.to_str()

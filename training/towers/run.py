@@ -1,0 +1,84 @@
+"""Either half of a dual encoder that raylign trained, tower and head: a teacher, an encoder of guides, or a start."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipelines.settings import UserError
+from pipelines.tokenizer import TextTokenizer
+from training.towers.base import TowerSettings
+from training.towers.image import ImageTower, ImageTowerSettings
+from training.towers.text import TextTower, TextTowerSettings
+
+if TYPE_CHECKING:
+    from training.checkpoint import Trained
+
+
+class _RunSettings(TowerSettings):
+    name: Literal["run"]
+    path: Path = Field(description="folder of a run, or one of its checkpoints")
+
+    def weights_name(self) -> str | None:
+        from training.checkpoint import find_checkpoint  # a checkpoint has towers, which may be these
+
+        return str(find_checkpoint(self.path).absolute())
+
+    def load(self) -> "Trained":
+        """The whole encoder."""
+        from training.checkpoint import find_checkpoint, load_encoder
+
+        return load_encoder(find_checkpoint(self.path))
+
+
+class RunImageSettings(_RunSettings, ImageTowerSettings):
+    """The image half of a run, tower and head."""
+
+    def build(self) -> ImageTower:
+        found = self.load()
+        sees = found.settings.image_tower.image_size
+        if sees != self.image_size:
+            raise UserError(f"image_size: {self.image_size}, but {self.path} sees {sees} pixels; pass image_size={sees}")
+        assert isinstance(found.encoder.image_tower, ImageTower)
+        return _RunImage(found.encoder.image_tower, found.encoder.image_head, found.settings.embed_dim)
+
+
+class RunTextSettings(_RunSettings, TextTowerSettings):
+    """The text half of a run, tower and head."""
+
+    def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
+        found = self.load().tokenizer
+        if found.max_tokens != self.max_tokens:
+            raise UserError(
+                f"max_tokens: {self.max_tokens}, but {self.path} was trained with {found.max_tokens}; "
+                f"pass max_tokens={found.max_tokens}"
+            )
+        return found
+
+    def build(self, vocabulary_size: int) -> TextTower:
+        found = self.load()
+        assert found.encoder.text_tower is not None
+        return _RunText(found.encoder.text_tower, found.encoder.text_head, found.settings.embed_dim)
+
+
+class _RunImage(ImageTower):
+    def __init__(self, tower: ImageTower, head: nn.Module, width: int):
+        nn.Module.__init__(self)
+        self.tower, self.head, self.width, self._freeze_batch_norm = tower, head, width, False
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.tower(images))
+
+
+class _RunText(TextTower):
+    def __init__(self, tower: TextTower, head: nn.Module, width: int):
+        super().__init__()
+        self.tower, self.head, self.width = tower, head, width
+
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.tower.states(ids, mask)
+
+    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        return self.head(self.tower.pool(states, mask))
