@@ -7,8 +7,8 @@
     python -m benchmarks.from_scratch page      # docs/benchmarks/from_scratch.md of all that was measured
 
 Needs data/openmoji, data/tuxpaint and data/drawings (pipelines/configs). Towers, optimizer and batch are those of
-training/configs/from-scratch.yaml; a seed is also that of the split, so that spreads include which concepts are held out. Nothing is
-chosen on the test split, nor on any: objectives run at their defaults. Runs that are in the table already are not made again.
+training/configs/from-scratch.yaml; a seed is also that of the split, so that spreads include which concepts are held out. Nothing
+is chosen on the test split, nor on any: objectives run at their defaults. Runs that are in the table are not made again.
 """
 
 import argparse

@@ -47,7 +47,7 @@ class Guides:
         return {"guide_ids": ids, "guide_images": images.reshape(shape), "guide_texts": texts.reshape(shape)}
 
     def own(self, sample_ids: np.ndarray, text_ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Unit features of each sample's picture and of one of its captions: `guide_images` [b, 1, F], `guide_texts` [b, 1, G]."""
+        """Unit features of each sample's picture and one of its captions: `guide_images` [b, 1, F], `guide_texts` [b, 1, G]."""
         images, texts = bank_rows(self.image_bank)[sample_ids], bank_rows(self.text_bank)[text_ids]
         return {"guide_images": _unit(images)[:, None], "guide_texts": _unit(texts)[:, None]}
 
