@@ -79,9 +79,10 @@ def _epilog(package: str, model: type[Settings]) -> str:
     """Examples, the config files that come along with their first comment lines, and every key."""
     folder = "sweeps" if package == "tuning" else "configs"
     lines = ["config files:"]
-    for path in sorted((Path(__file__).parent.parent / package / folder).glob("*.yaml")):
+    root = Path(__file__).parent.parent
+    for path in sorted((root / package / folder).rglob("*.yaml")):
         comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").split("\n") if line.startswith("#")]
-        lines.append(f"  {package}/{folder}/{path.name}")
+        lines.append(f"  {path.relative_to(root)}")
         lines += [f"      {comment}" for comment in comments[:2]]
     lines += ["", "keys (dots reach inside: optimizer.lr=1e-3):", describe(model)]
     return "\n".join(lines)

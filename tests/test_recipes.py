@@ -18,7 +18,7 @@ RECIPES = sorted(
     path.relative_to(ROOT)
     for package in MODELS
     for folder in ("configs", "sweeps")
-    for path in (ROOT / package / folder).glob("*.y*ml")
+    for path in (ROOT / package / folder).rglob("*.y*ml")
 )
 
 

@@ -32,6 +32,19 @@ class OptimizerSettings(Settings):
             raise ValueError(f"unknown optimizer '{value}'; did you mean {' or '.join(near)}? timm has {len(known)}")
         return value
 
+    @field_validator("options")
+    @classmethod
+    def _numbers(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """YAML takes 1e-8, which has no dot, for text."""
+
+        def number(found: Any) -> Any:
+            try:
+                return float(found) if isinstance(found, str) else found
+            except ValueError:
+                return found
+
+        return {name: number(found) for name, found in value.items()}
+
     def build(self, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
         """Two groups: weights with decay; biases, norms, scalars and everything else below two dimensions without."""
         from timm.optim import create_optimizer_v2

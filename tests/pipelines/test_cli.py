@@ -13,6 +13,7 @@ from pipelines.display import Display
 from pipelines.settings import UserError, load
 from training.config import TrainSettings
 
+ROOT = Path(__file__).parent.parent.parent
 CONFIG = "source: {name: openmoji, limit: 5}\noutput: data/o\n"
 
 
@@ -39,6 +40,7 @@ def test_help_names_the_program_its_configs_and_every_key(package: str, model: t
     assert ended.returncode == 0 and ended.stderr == ""
     assert f"python -m {package}" in ended.stdout and f"{package}/configs/openmoji.yaml" in ended.stdout
     lines = [line.strip() for line in ended.stdout.split("\n")]
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / package / "configs").rglob("*.yaml")} <= set(lines)
     for key in model.model_fields:
         assert any(line.startswith(f"{key}:") for line in lines), key
     nested = {"pipelines": ["unpaired:", "background:"], "training": ["temperature:", "warmup_steps:", "data_cpus:"]}[package]

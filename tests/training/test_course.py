@@ -9,15 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.banks import Pool
-from pipelines.display import Display
 from pipelines.prepared import Prepared
 from pipelines.settings import load, parse_overrides
-from pipelines.stream import Worker
 from pipelines.tokenizer import train_tokenizer
+from tests.training.one_step import one_step as take_one_step
 from training.config import TrainSettings
-from training.loop import train
-from training.plan import held_out_data, make_order, make_plan
 
 PRESET = Path(__file__).parent.parent.parent / "training" / "configs" / "course.yaml"
 # What the comments of the preset tell a reader to pass.
@@ -56,21 +52,10 @@ def one_step(toy: dict[str, Any], tiny_dataset: Prepared, tmp_path_factory: pyte
 
     def run(*overrides: str) -> tuple[TrainSettings, dict[str, float], dict, dict]:
         settings = load(TrainSettings, PRESET, toy | parse_overrides(overrides))
-        data = held_out_data(settings, tiny_dataset)
-        plan = make_plan(settings, tiny_dataset, data, make_order(settings, tiny_dataset), Pool(1, False), Display(quiet=True))
-        assert plan.total_steps == 1
-        reported: list[dict[str, Any]] = []
         folder = tmp_path_factory.mktemp("checkpoint")
-
-        def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
-            reported.append(metrics)
-            assert save is not None
-            save(folder)
-
-        ended = train(plan, Worker(0, 1, torch.device("cpu"), 1.0), report)
-        assert ended["step"] == 1 and len(reported) == 1
+        plan, metrics, _ = take_one_step(settings, tiny_dataset, folder)
         before = plan.build()[0].state_dict()
-        return settings, reported[0], before, torch.load(folder / "state.pt", weights_only=True)["encoder"]
+        return settings, metrics, before, torch.load(folder / "state.pt", weights_only=True)["encoder"]
 
     return run
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from pipelines.settings import UserError, validate
@@ -72,6 +73,10 @@ def test_options_reach_the_optimizer_and_wrong_ones_are_named() -> None:
     assert OptimizerSettings(name="sgd", momentum=0.7).build([nn.Linear(2, 2)]).defaults["momentum"] == 0.7
     with pytest.raises(UserError, match=r"optimizer\.options: adamw: .*beta"):
         OptimizerSettings(options={"beta": 0.5}).build([nn.Linear(2, 2)])
+
+
+def test_a_number_without_a_dot_which_yaml_takes_for_text_is_a_number() -> None:
+    assert OptimizerSettings(options=yaml.safe_load("{eps: 1e-6}")).build([nn.Linear(2, 2)]).defaults["eps"] == 1e-6
 
 
 def test_sgd_may_have_no_momentum() -> None:

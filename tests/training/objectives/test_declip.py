@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightly.loss import NegativeCosineSimilarity
+from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
 from torch import Tensor, nn
 
 from tests.training.objectives.reference import A, M, X, Y, assert_near, build, clip_loss, ids, random_pairs, unit
@@ -56,6 +58,36 @@ def test_projections_get_no_gradient() -> None:
     p, other_p, z, other_z = (part.clone().requires_grad_() for part in (X, A, M, N))
     simsiam(p, other_p, z, other_z).backward()
     assert p.grad is not None and other_p.grad is not None and z.grad is None and other_z.grad is None
+
+
+def test_simsiam_is_lightlys_with_its_heads_and_gradients() -> None:
+    """The whole term, from projections of two views: heads with BatchNorm, the stopped gradient, both directions."""
+    objective = build(SETTINGS, embed_dim=5)
+    heads = SimSiamProjectionHead(5, 6, 6).double(), SimSiamPredictionHead(6, 3, 6).double()
+    pairs = [
+        (own, theirs)
+        for ours, head in zip((objective.projector, objective.predictor), heads, strict=True)
+        for own, theirs in zip(ours.parameters(), head.parameters(), strict=True)
+    ]
+    assert len(pairs) == 12
+    for own, theirs in pairs:
+        own.data.copy_(torch.randn(own.shape, generator=torch.Generator().manual_seed(own.numel())))
+        theirs.data.copy_(own)
+    views = [3 * part for part in random_pairs(8)]
+
+    def term(projector: nn.Module, predictor: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        z = [projector(view) for view in views]
+        return [predictor(rows) for rows in z], z
+
+    p, z = term(objective.projector, objective.predictor)
+    (ours := simsiam(*p, *z)).backward()
+    p, z = term(*heads)
+    distance = NegativeCosineSimilarity()
+    (theirs := (distance(p[0], z[1].detach()) + distance(p[1], z[0].detach())) / 2).backward()
+    assert_near(ours, theirs, 1e-10)
+    for own, other in pairs:
+        assert own.grad is not None and other.grad is not None and bool(other.grad.any())
+        assert_near(own.grad, other.grad, 1e-10)
 
 
 @pytest.mark.parametrize(("weights", "expected"), [((0.1, 0.3), 0.665877), ((0.4, 0.2), 0.842420)])

@@ -1,0 +1,42 @@
+"""A preset's one optimizer step at toy size, by the loop that a run's workers run, in this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.banks import Pool
+from pipelines.display import Display
+from pipelines.prepared import Prepared
+from pipelines.stream import Worker
+from training import loop
+from training.config import TrainSettings
+from training.plan import Plan, held_out_data, make_order, make_plan
+from training.state import TrainState
+
+
+def one_step(settings: TrainSettings, prepared: Prepared, folder: Path) -> tuple[Plan, dict[str, Any], TrainState]:
+    """The plan, the step's metrics and the state after it, whose gradients are still there. A checkpoint is left in `folder`."""
+    data, order = held_out_data(settings, prepared), make_order(settings, prepared)
+    plan = make_plan(settings, prepared, data, order, Pool(0), Display(quiet=True))
+    assert plan.total_steps == 1
+    reported: list[dict[str, Any]] = []
+    states: list[TrainState] = []
+    step = loop.train_step
+
+    def remember(state: TrainState, *rest: Any) -> Any:
+        states.append(state)
+        return step(state, *rest)
+
+    def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
+        reported.append(metrics)
+        assert save is not None
+        save(folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", remember)
+        ended = loop.train(plan, Worker(0, 1, torch.device("cpu"), 1.0), report)
+    assert ended["step"] == 1 and len(reported) == len(states) == 1
+    return plan, reported[0], states[0]

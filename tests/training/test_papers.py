@@ -1,0 +1,131 @@
+"""Presets of the papers' recipes: each says what it is, fits the cluster that it names, and takes a real step at toy size."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.prepared import Prepared
+from pipelines.settings import UserError, load, parse_overrides
+from pipelines.tokenizer import train_tokenizer
+from tests.training.one_step import one_step
+from training.config import TrainSettings
+from training.resources import Cluster, plan_resources
+
+FOLDER = Path(__file__).parent.parent.parent / "training" / "configs" / "papers"
+PRESETS = sorted(FOLDER.glob("*.yaml"))
+every_preset = pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+
+
+def comment(path: Path, pattern: str) -> tuple[float, ...]:
+    """The numbers of the one comment line that matches."""
+    (found,) = re.findall(rf"^# {pattern}$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return tuple(map(float, found))
+
+
+def test_there_is_a_preset_of_every_recipe() -> None:
+    both = {f"{name}-{data}" for name in ("slip", "declip", "uniclip", "mcd") for data in ("cc3m", "yfcc15m")}
+    assert {path.stem for path in PRESETS} == both | {"clip-ping-coco-cc3m", "cyclip-cc3m"}
+
+
+@every_preset
+def test_a_preset_is_named_as_its_file_and_does_not_pretend_to_have_been_run(path: Path) -> None:
+    settings = load(TrainSettings, path)
+    assert settings.name == path.stem and path.stem.startswith(f"{settings.objective.name}-")
+    second = path.read_text(encoding="utf-8").split("\n")[1]
+    assert "never run here at full size" in second and f"{settings.resources.num_workers} GPU" in second.replace("one", "1")
+    assert f" {settings.epochs} epochs " in second
+
+
+@every_preset
+def test_a_preset_fits_its_cluster_and_not_one_with_a_gpu_less(path: Path) -> None:
+    nodes, gpus, _, cpus = comment(path, r"cluster: (\d+) nodes?(?:, each)? with (\d+) A100 of (\d+) GB and (\d+) CPUs")
+    wanted = load(TrainSettings, path).resources
+    assert plan_resources(wanted, True, Cluster(nodes * cpus, nodes * gpus)) >= wanted.data_cpus
+    with pytest.raises(UserError, match=r"GPUs, and the cluster has"):
+        plan_resources(wanted, True, Cluster(nodes * cpus, nodes * gpus - 1))
+
+
+@every_preset
+def test_towers_have_as_many_parameters_as_the_preset_says(path: Path) -> None:
+    settings = load(TrainSettings, path)
+    with torch.device("meta"):  # shapes without numbers
+        assert settings.text_tower.weights_name() is None
+        towers = settings.image_tower.build(), settings.text_tower.build(settings.text_tower.vocabulary_size)
+    found = [round(sum(parameter.numel() for parameter in tower.parameters()) / 1e6, 1) for tower in towers]
+    assert tuple(found) == comment(path, r"parameters: ([\d.]+) M in the image tower, ([\d.]+) M in the text tower")
+
+
+@every_preset
+def test_further_data_that_a_preset_offers_to_score_loads(path: Path) -> None:
+    (offered,) = re.findall(r"(evaluation\.also='.*?')", path.read_text(encoding="utf-8"))
+    also = load(TrainSettings, path, parse_overrides(shlex.split(offered))).evaluation.also
+    assert Path("data/imagenet") in [Path(str(other.path)) for other in also]
+
+
+@pytest.fixture(scope="module")
+def toy(tiny_dataset: Prepared) -> dict[str, Any]:
+    """What makes any preset small. Only sizes change: kinds of networks, objective, optimizer and schedule are the preset's."""
+    return {
+        "data.path": str(tiny_dataset.path),
+        "image_tower.image_size": 32,
+        "text_tower.layers": 1,
+        "text_tower.width": 16,
+        "text_tower.heads": 2,
+        "text_tower.vocabulary_size": 300,
+        "embed_dim": 16,
+        "epochs": 1,
+        "global_batch_size": tiny_dataset.manifest["splits"]["train"],
+        "precision": "bf16",  # CPUs have no fp16
+        "resources": {"num_workers": 1, "use_gpu": False, "data_cpus": 1},
+    }
+
+
+_SMALL = {
+    "slip": {"objective.hidden": 32, "objective.width": 8},
+    "declip": {"objective.hidden": 32, "objective.queue": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def guides(tiny_dataset: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Frozen encoders from disk: no hub."""
+    import timm
+    from transformers import DistilBertConfig, DistilBertModel
+
+    folder = tmp_path_factory.mktemp("guides")
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet").state_dict(), folder / "image.pth")
+    tokenizer = train_tokenizer(tiny_dataset.texts(), 100, 8)
+    sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 8}
+    DistilBertModel(DistilBertConfig(**sizes, vocab_size=tokenizer.vocabulary_size)).save_pretrained(folder / "text")
+    (folder / "text" / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+    image = {"name": "timm", "model": "test_resnet", "weights": str(folder / "image.pth"), "image_size": 32}
+    return {"image_encoder": image, "text_encoder": {"name": "huggingface", "weights": str(folder / "text"), "max_tokens": 8}}
+
+
+@every_preset
+def test_one_step_at_toy_size(
+    path: Path, toy: dict[str, Any], guides: dict[str, Any], tiny_dataset: Prepared, tmp_path: Path
+) -> None:
+    """A real optimizer step, whose gradient reaches every parameter that trains."""
+    full = load(TrainSettings, path)
+    vit = full.image_tower.model.startswith("vit_")
+    # A ResNet's branches begin at zero, and their first layers get no gradient in the first step: not so here.
+    options = {"embed_dim": 16, "depth": 1, "num_heads": 2} if vit else {"img_size": 32, "zero_init_last": False}
+    overrides = toy | {"image_tower.options": options} | _SMALL.get(full.objective.name, {})
+    if full.guides is not None:
+        overrides["guides"] = guides
+    settings = load(TrainSettings, path, overrides)
+    _, metrics, state = one_step(settings, tiny_dataset, tmp_path)
+    assert metrics["loss"] == pytest.approx(metrics["loss"]) and 0 < metrics["grad_norm"] < float("inf")
+    start = full.schedule.start_lr or full.optimizer.lr / full.schedule.warmup_steps
+    assert metrics["lr"] == pytest.approx(start)
+    trained = {**dict(state.encoder.named_parameters()), **dict(state.objective.named_parameters(prefix="objective"))}
+    assert len(trained) > 20
+    for name, parameter in trained.items():
+        assert parameter.requires_grad and parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()) and bool(parameter.grad.any()), name
