@@ -1,8 +1,8 @@
 """Every objective from scratch: pixels and word pieces in, both towers trained, at its defaults.
 
-    python -m benchmarks.from_scratch table     # every objective, 5 epochs, 3 seeds, on OpenMoji and on Tux Paint; some 40 minutes
-    python -m benchmarks.from_scratch views     # objectives with strong views at equal image forwards, 3 seeds, on both together
-    python -m benchmarks.from_scratch ping      # CLIP-PING and A-CLIP-PING against CLIP, 5 seeds, on OpenMoji; with curves
+    python -m benchmarks.from_scratch table     # every objective, 5 epochs, 3 seeds, on OpenMoji and Tux Paint
+    python -m benchmarks.from_scratch views     # those with strong views, at equal image forwards, 3 seeds, on both together
+    python -m benchmarks.from_scratch ping      # CLIP-PING and A-CLIP-PING beside CLIP, 5 seeds, OpenMoji; with curves
     python -m benchmarks.from_scratch costs     # time and memory of a step, and the forwards in it, counted
     python -m benchmarks.from_scratch page      # docs/benchmarks/from_scratch.md of all that was measured
 

@@ -93,6 +93,13 @@ def load_weights(module: nn.Module, path: Path, key: str) -> None:
         raise UserError(f"{key}: {path.name} does not fit the model: {' '.join(str(error).split())[:300]}") from None
 
 
+def freeze_all_but(network: nn.Module, *parts: str) -> None:
+    """Where only these parts of a network run: a parameter that never gets a gradient would stop several workers."""
+    for name, parameter in network.named_parameters():
+        if not name.startswith(parts):
+            parameter.requires_grad_(False)
+
+
 def mean_over_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
     """Mean of the hidden states of real tokens: [b, L, F] and [b, L] to [b, F]."""
     weights = mask.unsqueeze(-1).to(hidden.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipelines.artifacts import resolve
 from pipelines.settings import UserError
-from training.towers.base import Pixels, Tower, TowerSettings, load_weights
+from training.towers.base import Pixels, Tower, TowerSettings, freeze_all_but, load_weights
 
 
 class ImageTowerSettings(TowerSettings):
@@ -114,6 +114,7 @@ class HuggingFaceVisionSettings(ImageTowerSettings):
             if not hasattr(network, "get_image_features"):
                 raise UserError(f"image_tower.projected: {self.weights} is no CLIP-like model; pass projected=false")
             network.text_model = None
+            freeze_all_but(network, "vision_model", "visual_projection")
         else:
             network = getattr(network, "vision_model", network)
         try:

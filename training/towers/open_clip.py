@@ -97,6 +97,9 @@ class _OpenClipText(TextTower):
     def __init__(self, model: Any, width: int, context: int):
         super().__init__()
         model.visual = None
+        for name, parameter in model.named_parameters():
+            if name.startswith("logit_"):
+                parameter.requires_grad_(False)
         self.model, self.width, self._context = model, width, context
 
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipelines.artifacts import resolve
 from pipelines.settings import UserError
 from pipelines.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
-from training.towers.base import Tower, TowerSettings, mean_over_tokens
+from training.towers.base import Tower, TowerSettings, freeze_all_but, mean_over_tokens
 
 
 class TextTowerSettings(TowerSettings):
@@ -77,6 +77,7 @@ class HuggingFaceTextSettings(TextTowerSettings):
             raise UserError(f"text_tower.max_tokens: {self.max_tokens} is more than this model's {positions} positions")
         if self.projected:
             network.vision_model = None
+            freeze_all_but(network, "text_model", "text_projection")
             return _ProjectedText(network)
         if getattr(inner, "pooler", None) is not None:
             inner.pooler = None  # we pool ourselves; left in, its weights would never get a gradient
