@@ -1,16 +1,107 @@
 """Zero-shot classification: prompts to class vectors, nearest class by cosine (CLIP, arXiv 2103.00020, section 3.1.4)."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
+
+from evaluation.classification import METRICS, Outcome, check, judge, measures
+from pipelines.settings import UserError
+
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a set's classes, to be embedded in this order: class by class, template by template, name by name."""
+
+    texts: list[str]  # [P]
+    class_of: np.ndarray  # int64 [P], ascending
+    template_of: np.ndarray  # int64 [P]
+    templates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One metric in percent by each template alone: how much of a score is the wording."""
+
+    scores: tuple[float, ...]  # one a template
+    mean: float
+    sd: float | None  # sample standard deviation; None with one template
+    min: float
+    max: float
+
+
+def build_prompts(classes: Sequence[str | Sequence[str]], templates: Sequence[str]) -> Prompts:
+    """Every name of every class in every template.
+
+    Args:
+        classes: a name, or several names, a class. templates: `{}` or `{c}` stands for the name, wherever it occurs.
+    """
+    if not templates:
+        raise UserError("templates: there is none; '{}' is the plain name")
+    for template in templates:
+        if "{}" not in template and "{c}" not in template:
+            raise UserError(f"templates: '{template}' has no {{}} or {{c}} for the name of the class")
+    texts, class_of, template_of = [], [], []
+    for c, given in enumerate(classes):
+        names = [given] if isinstance(given, str) else given
+        if len(names) == 0:
+            raise UserError(f"classes: class {c} has no name; give it at least one")
+        for t, template in enumerate(templates):
+            texts += [template.replace("{c}", "{}").replace("{}", name) for name in names]
+            class_of += [c] * len(names)
+            template_of += [t] * len(names)
+    return Prompts(texts, np.asarray(class_of, dtype=np.int64), np.asarray(template_of, dtype=np.int64), tuple(templates))
+
+
+def ensemble(prompts: Prompts, embeddings: np.ndarray, template: int | None = None) -> np.ndarray:
+    """Unit vectors of classes, float [C, D]: prompts normalised, averaged over templates and names, normalised again.
+
+    Args:
+        embeddings: float [P, D], in the order of `prompts.texts`. template: only this one's prompts.
+    """
+    if len(embeddings) != len(prompts.texts):
+        raise UserError(f"embedder: gave {len(embeddings)} rows for {len(prompts.texts)} prompts; give one a prompt")
+    kept = slice(None) if template is None else prompts.template_of == template
+    class_of = prompts.class_of[kept]
+    starts = np.flatnonzero(np.diff(class_of, prepend=-1))
+    sums = np.add.reduceat(_unit(embeddings[kept]), starts, axis=0)
+    return _unit(sums / np.bincount(class_of)[:, None])
 
 
 def class_vectors(prompts: np.ndarray) -> np.ndarray:
-    """Unit vectors of classes from unit embeddings of their prompts.
+    """`ensemble` for classes of equally many prompts.
 
     Args:
         prompts: float [classes, templates, D]; each row is normalised, averaged over templates, normalised again.
     """
     mean = _unit(prompts).mean(axis=1)
     return _unit(mean)
+
+
+def outcome(images: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> Outcome:
+    """Rank of the right class and the predicted class of each picture, by cosine.
+
+    Args:
+        images: float [n, D] unit rows; classes: float [C, D] unit rows; labels: int [n] in [0, C).
+    """
+    check(images, labels, len(classes))
+    if images.shape[1] != classes.shape[1]:
+        raise UserError(
+            f"embedder: pictures are {images.shape[1]} wide and prompts {classes.shape[1]}; both must be embedded into one space"
+        )
+    columns = classes.astype(np.float32).T
+    blocks = [
+        judge(images[start : start + _BLOCK].astype(np.float32) @ columns, labels[start : start + _BLOCK])
+        for start in range(0, max(1, len(images)), _BLOCK)
+    ]
+    return Outcome(
+        np.asarray(labels, dtype=np.int64),
+        np.concatenate([block.ranks for block in blocks]),
+        np.concatenate([block.predicted for block in blocks]),
+        len(classes),
+    )
 
 
 def classify(images: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -22,18 +113,24 @@ def classify(images: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> dic
     Args:
         images: float [n, D] unit rows; classes: float [C, D] unit rows; labels: int [n] in [0, C).
     """
-    scores = images.astype(np.float32) @ classes.astype(np.float32).T
-    right = scores[np.arange(len(labels)), labels][:, None]
-    wrong = ~(scores < right)
-    wrong[np.arange(len(labels)), labels] = False
-    rank = np.where(np.isnan(right[:, 0]), len(classes), wrong.sum(axis=1))
-    hit = rank < 1
-    per_class = [hit[labels == c].mean() for c in np.unique(labels)]
-    return {
-        "top1": 100.0 * float(hit.mean()),
-        "top5": 100.0 * float((rank < 5).mean()),
-        "mean_per_class": 100.0 * float(np.mean(per_class)),
-    }
+    return measures(outcome(images, classes, labels))
+
+
+def prompt_sensitivity(
+    images: np.ndarray, prompts: Prompts, embeddings: np.ndarray, labels: np.ndarray, metric: str
+) -> Sensitivity:
+    """The metric by every single template, and its spread. Names are still averaged.
+
+    Args:
+        images: float [n, D] unit rows; embeddings: float [P, D]; labels: int [n]; metric: of METRICS.
+    """
+    if metric not in METRICS:
+        raise UserError(f"metric: '{metric}' is unknown; there are {', '.join(METRICS)}")
+    scores = [
+        classify(images, ensemble(prompts, embeddings, template), labels)[metric] for template in range(len(prompts.templates))
+    ]
+    sd = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
+    return Sensitivity(tuple(scores), float(np.mean(scores)), sd, min(scores), max(scores))
 
 
 def baselines(num_classes: int, labels: np.ndarray) -> dict[str, dict[str, float]]:

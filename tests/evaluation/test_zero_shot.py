@@ -1,9 +1,13 @@
 """Zero-shot classification: class vectors and scores against a derivation in plain loops."""
 
+import re
+
 import numpy as np
 import pytest
 
-from evaluation.zero_shot import baselines, class_vectors, classify
+from evaluation import zero_shot
+from evaluation.zero_shot import baselines, build_prompts, class_vectors, classify, ensemble, outcome, prompt_sensitivity
+from pipelines.settings import UserError
 
 
 def unit(row: np.ndarray) -> np.ndarray:
@@ -64,3 +68,93 @@ def test_baselines_are_the_uniform_and_the_best_constant_guess() -> None:
     assert constant["top1"] == found["top1"]["largest_class"]
     assert constant["mean_per_class"] == pytest.approx(found["mean_per_class"]["largest_class"])
     assert baselines(3, np.array([0, 1, 2]))["top5"] == pytest.approx({"chance": 100.0, "largest_class": 100.0})
+
+
+def test_prompts_name_every_name_of_every_class_in_both_notations() -> None:
+    prompts = build_prompts(["ibis", ("happy", "smiling")], ["a {}", "{c}, yes {c}", "{}"])
+    assert prompts.texts == [
+        *("a ibis", "ibis, yes ibis", "ibis"),
+        *("a happy", "a smiling", "happy, yes happy", "smiling, yes smiling", "happy", "smiling"),
+    ]
+    assert prompts.class_of.tolist() == [0] * 3 + [1] * 6
+    assert prompts.template_of.tolist() == [0, 1, 2, 0, 0, 1, 1, 2, 2]
+
+
+def test_a_name_keeps_its_hyphens() -> None:
+    """CLIP's prompts have 'a photo of a 707-320, a type of aircraft.'"""
+    assert build_prompts(["707-320"], ["a {}."]).texts == ["a 707-320."]
+
+
+@pytest.mark.parametrize(
+    ("classes", "templates", "message"),
+    [
+        (["cat"], ["a photo"], "templates: 'a photo' has no {} or {c}"),
+        (["cat"], [], "templates: there is none"),
+        (["cat", []], ["{}"], "classes: class 1 has no name"),
+    ],
+)
+def test_mistakes_in_prompts_are_named(classes: list, templates: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        build_prompts(classes, templates)
+
+
+def test_classes_of_several_names_are_ensembled_as_plain_loops_do() -> None:
+    random = np.random.default_rng(2)
+    prompts = build_prompts([["a"], ["b", "c", "d"], ["e", "f"]], ["{}", "x {}"])
+    embeddings = random.normal(size=(12, 5)) * random.uniform(0.1, 10, size=(12, 1))
+    of_class = [[0, 1], [2, 3, 4, 5, 6, 7], [8, 9, 10, 11]]
+    of_second_template = [[1], [5, 6, 7], [10, 11]]
+    for template, rows in ((None, of_class), (1, of_second_template)):
+        expected = [unit(sum(unit(embeddings[i]) for i in mine) / len(mine)) for mine in rows]
+        assert ensemble(prompts, embeddings, template) == pytest.approx(np.stack(expected))
+
+
+def test_one_name_a_class_gives_the_class_vectors_of_a_full_array() -> None:
+    embeddings = np.random.default_rng(3).normal(size=(4, 3, 5))
+    prompts = build_prompts(list("abcd"), ["{}", "a {}", "b {}"])
+    assert ensemble(prompts, embeddings.reshape(12, 5)) == pytest.approx(class_vectors(embeddings))
+
+
+def test_prompt_sensitivity_is_the_score_of_each_template_alone() -> None:
+    """Template 0 is right about all, 1 swaps the two classes, 2 cannot tell them apart."""
+    prompts = build_prompts(["cat", "dog"], ["{}", "no {}", "some {}"])
+    embeddings = np.array([[1.0, 0], [0, 1], [1, 1], [0, 1], [1, 0], [1, 1]])
+    images, labels = np.eye(2)[[0, 0, 0, 1]], np.array([0, 0, 0, 1])
+    found = prompt_sensitivity(images, prompts, embeddings, labels, "top1")
+    assert found.scores == (100.0, 0.0, 0.0)
+    assert (found.mean, found.sd, found.min, found.max) == pytest.approx((100 / 3, 100 / np.sqrt(3), 0.0, 100.0))
+    # By metric, not always top-1: one class of two right.
+    half = prompt_sensitivity(np.eye(2)[[0, 0, 0, 0]], prompts, embeddings, labels, "mean_per_class")
+    assert half.scores[0] == 50.0
+    assert prompt_sensitivity(images, build_prompts(["cat", "dog"], ["{}"]), np.eye(2), labels, "top1").sd is None
+
+
+def test_blocks_do_not_change_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(4)
+    classes, images = random.normal(size=(6, 8)), random.normal(size=(50, 8))
+    labels = random.integers(0, 6, 50)
+    whole = outcome(images, classes, labels)
+    monkeypatch.setattr(zero_shot, "_BLOCK", 7)
+    parts = outcome(images, classes, labels)
+    assert parts.ranks.tolist() == whole.ranks.tolist() and parts.predicted.tolist() == whole.predicted.tolist()
+    assert whole.predicted.tolist() == np.argmax(images @ classes.T, axis=1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.eye(3), np.array([0, 1]), "labels: 2 for 3 pictures"),
+        (np.eye(3), np.array([0, 1, 3]), "labels: 3 is no class; 3 classes have the labels 0 to 2"),
+        (np.eye(3), np.array([0, -1, 2]), "labels: -1 is no class"),
+        (np.eye(3), np.array([0.0, 1.0, 2.0]), "labels: expected whole numbers, got float64"),
+        (np.ones((3, 4)), np.array([0, 1, 2]), "pictures are 4 wide and prompts 3"),
+    ],
+)
+def test_labels_and_widths_that_do_not_fit_are_named(images: np.ndarray, labels: np.ndarray, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        classify(images, np.eye(3), labels)
+
+
+def test_an_embedder_that_loses_a_prompt_is_named() -> None:
+    with pytest.raises(UserError, match="gave 3 rows for 4 prompts"):
+        ensemble(build_prompts(["a", "b"], ["{}", "x {}"]), np.eye(3))
