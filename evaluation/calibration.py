@@ -1,0 +1,77 @@
+"""Expected calibration error: is a classifier right as often as it is sure? (Guo et al., arXiv 1706.04599, section 2)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluation.zero_shot import outcome
+from pipelines.settings import UserError
+
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Pictures whose confidence is in (low, high], and how often they are classified right; in percent."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float | None  # mean; None for an empty bin
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """In percent: the expected calibration error, what it is made of, and the overall means."""
+
+    error: float
+    confidence: float
+    accuracy: float
+    bins: list[Bin]
+
+
+def zero_shot_calibration(images: np.ndarray, classes: np.ndarray, labels: np.ndarray, scale: float) -> Calibration:
+    """Calibration of softmax(scale * cosine) over classes.
+
+    Args:
+        images: float [n, D] unit rows; classes: float [C, D] unit rows; labels: int [n] in [0, C).
+        scale: the model's own, 1 / temperature: 100 for OpenAI's CLIP. Accuracy does not depend on it, calibration does.
+
+    Raises `UserError` for embeddings that are NaN or infinite: their probabilities are not defined.
+    """
+    if not scale > 0:
+        raise UserError(f"scale: {scale} is not above 0; give the model's 1 / temperature, such as 100")
+    for name, rows in (("pictures", images), ("classes", classes)):
+        bad = int((~np.isfinite(rows)).any(axis=1).sum())
+        if bad:
+            raise UserError(f"calibration: {bad} of {len(rows)} {name} have NaN or infinite embeddings; check the embedder")
+    correct = outcome(images, classes, labels).ranks == 0
+    columns = classes.astype(np.float32).T
+    confidence = []
+    for start in range(0, len(images), _BLOCK):
+        logits = scale * (images[start : start + _BLOCK].astype(np.float32) @ columns).astype(np.float64)
+        # The largest probability: exp(0) over the sum.
+        confidence.append(1.0 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1))
+    return calibration(np.concatenate(confidence), correct)
+
+
+def calibration(confidence: np.ndarray, correct: np.ndarray, num_bins: int = 15) -> Calibration:
+    """Sum over equally wide bins of (share of pictures) * |accuracy - mean confidence|.
+
+    Args:
+        confidence: float [n], the predicted class's probability in [0, 1]; correct: bool [n].
+    """
+    edges = np.linspace(0.0, 1.0, num_bins + 1)
+    place = np.clip(np.digitize(confidence, edges, right=True) - 1, 0, num_bins - 1)
+    bins, error = [], 0.0
+    for b in range(num_bins):
+        mine = place == b
+        low, high, count = 100.0 * float(edges[b]), 100.0 * float(edges[b + 1]), int(mine.sum())
+        if count == 0:
+            bins.append(Bin(low, high, 0, None, None))
+            continue
+        sure, right = 100.0 * float(confidence[mine].mean()), 100.0 * float(correct[mine].mean())
+        bins.append(Bin(low, high, count, sure, right))
+        error += count / len(confidence) * abs(right - sure)
+    return Calibration(error, 100.0 * float(np.mean(confidence)), 100.0 * float(np.mean(correct)), bins)
