@@ -34,6 +34,9 @@ def test_the_worst_classes_and_what_they_are_taken_for() -> None:
     assert [(w.name, w.images, w.recall) for w in worst] == [("dog", 4, 25.0), ("cat", 4, 75.0)]
     assert worst[0].taken_for == [("cat", 50.0), ("fox", 25.0)]
     assert worst[1].taken_for == [("dog", 25.0)]
+    # A picture that nothing can be compared for is missed, but taken for no class.
+    (lost,) = worst_classes(judge(np.full((1, 4), NAN), np.array([2])), names)
+    assert (lost.name, lost.recall, lost.taken_for) == ("fox", 0.0, [])
 
 
 def test_a_class_without_pictures_is_named_and_left_out_of_the_mean() -> None:

@@ -151,7 +151,7 @@ def test_few_shots_are_k_a_class_and_more_contain_fewer() -> None:
 
 
 def test_few_shot_probes_are_fitted_on_the_shots_alone() -> None:
-    train, test = blobs({0: 40, 1: 40, 2: 6}, 0, 3.0), blobs({0: 60, 1: 60, 2: 60}, 1, 3.0)
+    train, test = blobs({0: 16, 1: 40, 2: 6}, 0, 3.0), blobs({0: 60, 1: 60, 2: 60}, 1, 3.0)
     validation = blobs({0: 40, 1: 40, 2: 40}, 2, 3.0)
     found = few_shot(train, test, "top1", validation, shots=(1, 16), seeds=(0, 1, 2))
     assert [result.shots for result in found] == [1, 16] and [result.short for result in found] == [[], [2]]
