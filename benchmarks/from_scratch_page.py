@@ -81,19 +81,20 @@ def write(machine: str) -> str:
     lines += [f"`python -m benchmarks.from_scratch table | views | ping | costs`; {machine}.", ""]
     lines += [
         "Pixels and word pieces in, both towers trained from random weights: the small towers of"
-        " `training/configs/from-scratch.yaml` at 48 pixels, AdamW 1e-3, batch 128, every objective at its defaults. A seed is also that of the split. Scores in %,"
-        " of the last step, on the held-out split: mean recall of both directions, and zero-shot top-1 of OpenMoji's 8 groups or"
+        " `training/configs/from-scratch.yaml` at 48 pixels, AdamW 1e-3, batch 128, every objective at its"
+        " defaults. A seed is also that of the split. Scores in %, of the last step, on the held-out split: mean recall of both directions, and zero-shot top-1 of OpenMoji's 8 groups or"
         " Tux Paint's 15 categories. Nothing was chosen on any split."
     ]
     table = last(runs, "table")
     seeds = table["seed"].nunique()
     lines += ["", f"## All of them, {TABLE_EPOCHS} epochs", ""]
+    time, memory = f"{costs.loc['clip', 'step ms']:.0f} ms", f"{costs.loc['clip', 'step MiB']:.0f} MiB"
     lines += [
         f"Mean (sd) over {seeds} seeds, of {TABLE_EPOCHS} epochs: enough to see that each learns, too little to rank"
-        f" them. Step time and memory relative to CLIP's ({costs.loc['clip', 'step ms']:.0f} ms, {costs.loc['clip', 'step MiB']:.0f} MiB of tensors"
+        f" them. Step time and memory relative to CLIP's ({time}, {memory} of tensors"
         " at the peak, beyond weights and state) on OpenMoji; forwards are rows through a tower for each pair, counted by"
-        " hooks, and of them those of a teacher, without gradient. clip-ping finds its features in banks; distill learns from a run with"
-        " locked EfficientNet-Lite0 and MiniLM on the same split."
+        " hooks, and of them those of a teacher, without gradient. clip-ping finds its features in banks; distill"
+        " learns from a run with locked EfficientNet-Lite0 and MiniLM on the same split."
     ]
     head = ["OpenMoji R@10", "OpenMoji zero-shot", "Tux Paint R@10", "Tux Paint zero-shot", "step time", "step memory"]
     lines += ["", f"| objective | {' | '.join([*head, 'image forwards', 'text forwards', 'teacher'])} |", "|---|" + "---|" * 9]
@@ -122,8 +123,8 @@ def write(machine: str) -> str:
     ping = last(runs, "ping")
     lines += ["", "## CLIP-PING", ""]
     lines += [
-        f"OpenMoji, {PING_EPOCHS} epochs, {ping['seed'].nunique()} seeds, as above. Banks and live encoders are EfficientNet-Lite0"
-        " and MiniLM; live ones see the student's view of 48 pixels enlarged to 64, and 24 tokens.",
+        f"OpenMoji, {PING_EPOCHS} epochs, {ping['seed'].nunique()} seeds, as above. Banks and live encoders are"
+        " EfficientNet-Lite0 and MiniLM; live ones see the student's view of 48 pixels enlarged to 64, and 24 tokens.",
         "",
     ]
     lines += differences(ping, PING[1:])
