@@ -81,9 +81,9 @@ def write(machine: str) -> str:
     lines += [f"`python -m benchmarks.from_scratch table | views | ping | costs`; {machine}.", ""]
     lines += [
         "Pixels and word pieces in, both towers trained from random weights: the small towers of"
-        " `training/configs/from-scratch.yaml` at 48 pixels, AdamW 1e-3, batch 128, every objective at its"
-        " defaults. A seed is also that of the split. Scores in %, of the last step, on the held-out split: mean recall of both directions, and zero-shot top-1 of OpenMoji's 8 groups or"
-        " Tux Paint's 15 categories. Nothing was chosen on any split."
+        " `training/configs/from-scratch.yaml` at 48 pixels, AdamW 1e-3, batch 128, every objective at its defaults. A seed is"
+        " also that of the split. Scores in %, of the last step, on the held-out split: mean recall of both directions, and"
+        " zero-shot top-1 of OpenMoji's 8 groups or Tux Paint's 15 categories. Nothing was chosen on any split."
     ]
     table = last(runs, "table")
     seeds = table["seed"].nunique()
