@@ -78,7 +78,7 @@ def main() -> None:
         "# Neighbours: an approximate index beside the exact search",
         "",
         f"`python -m benchmarks.neighbours --queries {told.queries}`; {machine()}.",
-        "`guides.search: approximate` is faiss's inverted lists of 8-bit codes: 32 candidates a query, the best of which is chosen",
+        "`guides.search: approximate` is faiss's inverted lists of 8-bit codes: 32 candidates a query, the best is chosen",
         "by the rows. Exact: one product with all rows, on the CPU. Seconds are CPU seconds of all threads. Cosine lost: of a",
         "neighbour, on average over all queries.",
         "",
