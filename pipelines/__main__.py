@@ -1,21 +1,54 @@
-"""`python -m pipelines CONFIG.yaml`: prepare a dataset."""
+"""`python -m pipelines CONFIG.yaml`: prepare a dataset, or compute banks of a prepared one."""
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from pipelines.check import check
 from pipelines.cli import run_program
 from pipelines.config import PrepareSettings
 from pipelines.display import Display
 from pipelines.prepare import prepare
+from pipelines.settings import UserError, parse_overrides, read_yaml
 
 PURPOSE = """Prepare a dataset: read image-text pairs from a source with Ray Data, decode and resize every picture once into
 shards (or only note where each lies), number the rows, and list the rejected ones. Killed, the same command goes on; asked again
-for the same, it says so and returns."""
+for the same, it says so and returns.
+
+A config with the key dataset instead of source computes banks of that prepared dataset: frozen encoders' features of all pictures
+and captions, once, for runs with locked towers or guides. Killed, the same command goes on. Its keys:
+python -m pipelines pipelines/configs/openmoji-banks.yaml --help"""
+
+BANKS = """Compute banks: a frozen encoder's features of all pictures or captions of a prepared dataset, with Ray Data actors,
+and the neighbours that they name. Runs with the same encoders find them. Killed, the same command goes on; what is there is
+checked."""
 
 
 def _run(settings: PrepareSettings, display: Display) -> None:
     prepare(settings, display)
 
 
+def _of_banks(arguments: Sequence[str]) -> bool:
+    """Whether the config has the key `dataset`, and not `source`."""
+    given = [argument for argument in arguments if not argument.startswith("-")]
+    try:
+        keys = set(read_yaml(Path(given[0]))) | {key.split(".")[0] for key in parse_overrides(given[1:])}
+    except (UserError, IndexError):  # the program says so itself
+        return False
+    return "dataset" in keys and "source" not in keys
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code."""
+    if not _of_banks(arguments):
+        return run_program("pipelines", PURPOSE, PrepareSettings, _run, arguments, check=check)
+    from training.banks import BankSettings, compute_banks  # torch and all encoders come with it
+
+    def run(settings: BankSettings, display: Display) -> None:
+        compute_banks(settings, display)
+
+    return run_program("pipelines", BANKS, BankSettings, run, arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(run_program("pipelines", PURPOSE, PrepareSettings, _run, check=check))
+    sys.exit(main(sys.argv[1:]))

@@ -1,21 +1,25 @@
 """Guides: for every sample, the samples that two frozen encoders find nearest to it, and their features.
 
 The encoders' features lie in banks (`pipelines.banks`). Neighbours are looked for in a support set: samples of the training
-split, chosen anew in every epoch, the same on every worker without a word exchanged. The search is exact: one product of a
-batch's features with those of the support set, on the worker's device.
+split, chosen anew in every epoch, the same on every worker without a word exchanged. The search is exact, one product of a
+batch's features with those of the support set on the worker's device, unless an approximate index is asked for. Where the
+support set is the whole split, neighbours may have been looked up once for all epochs (`pipelines.neighbours`).
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from pipelines.lookup import bank_rows, id_columns
+from pipelines.nearest import Approximate, nearest
 from pipelines.order import Order
 from pipelines.randomness import generator
 
-_BYTES = 1 << 28  # of one block of similarities
+Search = Literal["exact", "approximate"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Guides:
     image_bank: Path  # rows by sample_id
     text_bank: Path  # rows by text_id; a sample's first caption stands for it
     support: int  # samples in the support set, at most the split's
+    search: Search = "exact"
+    neighbours: Path | None = None  # rows by sample_id of what a search in the whole split finds
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -36,27 +42,32 @@ class Guides:
         """`guide_ids` int64 [b, 3]: each sample, and those nearest to its picture and to its caption (-1: there is none); and the
         unit features of all three, `guide_images` [b, 3, F] and `guide_texts` [b, 3, G].
         """
-        support = _support(self, epoch)
-        own = _features(self, sample_ids)
-        image_ids = id_columns(str(self.order.path), self.order.fingerprint)[0]
-        same = image_ids[sample_ids]
-        near = [nearest(query, keys, same, support.image_ids, device) for query, keys in zip(own, support.features, strict=True)]
-        ids = np.stack([sample_ids, *(np.where(place < 0, -1, support.ids[place]) for place in near)], axis=1)
-        images, texts = _features(self, np.where(ids < 0, sample_ids[:, None], ids).ravel())
+        found = self.near(sample_ids, epoch, device) if self.neighbours is None else bank_rows(self.neighbours)[sample_ids]
+        ids = np.concatenate([sample_ids[:, None], found], axis=1)
+        named = np.where(ids < 0, sample_ids[:, None], ids).ravel()
         shape = (len(sample_ids), 3, -1)
-        return {"guide_ids": ids, "guide_images": images.reshape(shape), "guide_texts": texts.reshape(shape)}
+        images, texts = _image_rows(self, named).reshape(shape), _text_rows(self, named).reshape(shape)
+        return {"guide_ids": ids, "guide_images": images, "guide_texts": texts}
+
+    def near(self, sample_ids: np.ndarray, epoch: int, device: str) -> np.ndarray:
+        """int64 [b, 2]: of the epoch's support set, the samples nearest to each one's picture and to its caption, -1 for none."""
+        support = _support(self, epoch)
+        groups = id_columns(str(self.order.path), self.order.fingerprint)[0][sample_ids]
+        own = _image_rows(self, sample_ids), _text_rows(self, sample_ids)
+        places = [find(queries, groups, device) for find, queries in zip(support.finders, own, strict=True)]
+        return np.stack([np.where(place < 0, -1, support.ids[place]) for place in places], axis=1)
 
     def own(self, sample_ids: np.ndarray, text_ids: np.ndarray) -> dict[str, np.ndarray]:
         """Unit features of each sample's picture and one of its captions: `guide_images` [b, 1, F], `guide_texts` [b, 1, G]."""
         images, texts = bank_rows(self.image_bank)[sample_ids], bank_rows(self.text_bank)[text_ids]
-        return {"guide_images": _unit(images)[:, None], "guide_texts": _unit(texts)[:, None]}
+        return {"guide_images": unit(images)[:, None], "guide_texts": unit(texts)[:, None]}
 
 
 @dataclass(frozen=True)
 class _Support:
     ids: np.ndarray  # [Q] sample ids, ascending
-    image_ids: np.ndarray  # [Q]
-    features: tuple[np.ndarray, np.ndarray]  # unit rows [Q, F] and [Q, G]
+    # By pictures and by captions: unit rows [n, F], image ids [n] and a device to places [n] among the ids.
+    finders: tuple[Callable[[np.ndarray, np.ndarray, str], np.ndarray], ...]
 
 
 @functools.lru_cache(maxsize=2)
@@ -67,39 +78,29 @@ def _support(guides: Guides, epoch: int) -> _Support:
         ids = np.sort(generator("support", order.seed, epoch).choice(ids, guides.support, replace=False))
     elif epoch:
         return _support(guides, 0)  # all of them, whatever the epoch
-    return _Support(ids, id_columns(str(order.path), order.fingerprint)[0][ids], _features(guides, ids))
+    groups = id_columns(str(order.path), order.fingerprint)[0][ids]
+
+    def finder(rows: Callable[[Guides, np.ndarray], np.ndarray]) -> Callable[[np.ndarray, np.ndarray, str], np.ndarray]:
+        if guides.search == "approximate":
+            return Approximate(lambda places: rows(guides, ids[places]), groups).nearest
+        keys = rows(guides, ids)
+        return lambda queries, own, device: nearest(queries, keys, own, groups, device)
+
+    return _Support(ids, (finder(_image_rows), finder(_text_rows)))
 
 
-def _features(guides: Guides, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows of pictures and of first captions, float32."""
+def _image_rows(guides: Guides, sample_ids: np.ndarray) -> np.ndarray:
+    """Unit rows of pictures, float32 [n, F]."""
+    return unit(bank_rows(guides.image_bank)[sample_ids])
+
+
+def _text_rows(guides: Guides, sample_ids: np.ndarray) -> np.ndarray:
+    """Unit rows of first captions, float32 [n, G]."""
     text_ids = id_columns(str(guides.order.path), guides.order.fingerprint)[1]
-    firsts = np.asarray([text_ids[i][0] for i in sample_ids])
-    return _unit(bank_rows(guides.image_bank)[sample_ids]), _unit(bank_rows(guides.text_bank)[firsts])
+    return unit(bank_rows(guides.text_bank)[np.asarray([text_ids[i][0] for i in sample_ids])])
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float32 [n, F]; a row of zeros stays one."""
     rows = rows.astype(np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-
-
-def nearest(queries: np.ndarray, keys: np.ndarray, groups: np.ndarray, key_groups: np.ndarray, device: str = "cpu") -> np.ndarray:
-    """int64 [n]: of each query, the key with the largest product that is of another group; the first of equal ones, -1 for none.
-
-    Args:
-        queries, keys: float32 [n, F] and [Q, F].
-        groups, key_groups: int64 [n] and [Q].
-    """
-    import torch
-
-    found = np.full(len(queries), -1)
-    if not len(keys):
-        return found
-    there, there_groups = torch.from_numpy(keys).to(device), torch.from_numpy(key_groups).to(device)
-    step = max(1, _BYTES // (4 * len(keys)))
-    for start in range(0, len(queries), step):
-        part = slice(start, start + step)
-        products = torch.from_numpy(queries[part]).to(device) @ there.T
-        products.masked_fill_(torch.from_numpy(groups[part]).to(device)[:, None] == there_groups, -torch.inf)
-        best, place = products.max(1)
-        found[part] = torch.where(best.isinf(), -1, place).cpu().numpy()
-    return found

@@ -1,6 +1,7 @@
 """What workers look up by id: rows of banks, and the ids of pictures and captions."""
 
 import functools
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,18 @@ def bank_rows(path: Path | None) -> np.ndarray:
     """A bank's rows, float16 [rows, F], mapped into memory."""
     assert path is not None
     return np.load(path / "rows.npy", mmap_mode="r")
+
+
+def digest_of_rows(path: Path) -> str:
+    """Hex digest of a bank's rows.npy, which is read once as long as it is the same file: the trials of a sweep share banks."""
+    stat = (path / "rows.npy").stat()
+    return _digest(path / "rows.npy", stat.st_ino, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: Path, number: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 @functools.lru_cache(maxsize=2)

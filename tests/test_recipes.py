@@ -5,30 +5,36 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.settings import load
+from pipelines.settings import load, read_yaml
 
 ROOT = Path(__file__).parent.parent
 MODELS = {
     "pipelines": "pipelines.config:PrepareSettings",
+    "banks": "training.banks:BankSettings",
     "training": "training.config:TrainSettings",
     "evaluation": "evaluation.config:EvaluateSettings",
     "tuning": "tuning.config:SweepSettings",
 }
 RECIPES = sorted(
     path.relative_to(ROOT)
-    for package in MODELS
+    for package in ("pipelines", "training", "evaluation", "tuning")
     for folder in ("configs", "sweeps")
     for path in (ROOT / package / folder).rglob("*.y*ml")
 )
 
 
+def kind(path: Path) -> str:
+    """What a recipe is for: its package, or banks."""
+    return "banks" if path.parts[0] == "pipelines" and "dataset" in read_yaml(ROOT / path) else path.parts[0]
+
+
 def test_every_program_has_a_recipe() -> None:
-    assert {path.parts[0] for path in RECIPES} == set(MODELS)
+    assert {kind(path) for path in RECIPES} == set(MODELS)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)
 def test_a_recipe_loads(path: Path) -> None:
-    module, name = MODELS[path.parts[0]].split(":")
+    module, name = MODELS[kind(path)].split(":")
     settings = load(getattr(importlib.import_module(module), name), ROOT / path)
     assert settings.digest()
 
@@ -59,11 +65,14 @@ def test_every_trial_of_a_sweep_is_a_config_that_loads(path: Path) -> None:
 def test_what_training_reads_is_what_preparing_writes() -> None:
     """Each training recipe's dataset is the output of a recipe that comes along."""
     from pipelines.config import PrepareSettings
+    from training.banks import BankSettings
     from training.config import TrainSettings
     from tuning.config import SweepSettings
 
-    outputs = {load(PrepareSettings, ROOT / p).output for p in RECIPES if p.parts[0] == "pipelines"}
+    outputs = {load(PrepareSettings, ROOT / p).output for p in RECIPES if kind(p) == "pipelines"}
     for path in RECIPES:
+        if kind(path) == "banks":
+            assert load(BankSettings, ROOT / path).dataset in outputs, path
         if path.parts[0] == "training":
             assert load(TrainSettings, ROOT / path).data.path in outputs, path
         if path.parts[0] == "tuning":

@@ -1,12 +1,14 @@
 """What `python -m training CONFIG.yaml` is told. Each part's settings stand beside what they build; here they are composed."""
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from evaluation.suite import SuiteSettings
+from pipelines.guides import Search
 from pipelines.settings import Settings
 from pipelines.storage import Place
 from pipelines.views import Augment
@@ -49,6 +51,14 @@ class GuideSettings(Settings):
         description="the same, of captions; by default MiniLM",
     )
     support: int = Field(65536, ge=1, description="training samples among which neighbours are found, others in every epoch")
+    search: Search = Field("exact", description="approximate: by an index, for supports beyond memory; needs raylign[ann]")
+
+    @field_validator("search")
+    @classmethod
+    def _has_index(cls, value: Search) -> Search:
+        if value == "approximate" and find_spec("faiss") is None:
+            raise ValueError("faiss is not installed; pip install 'raylign[ann]', or leave guides.search exact")
+        return value
 
     def identities(self) -> list[dict[str, Any]]:
         """What decides the features of pictures and captions. Raises `UserError` for an encoder without pretrained weights."""

@@ -13,6 +13,7 @@ from pipelines.batch import columns
 from pipelines.display import Display
 from pipelines.guides import Guides
 from pipelines.lookup import bank_rows
+from pipelines.neighbours import with_neighbours
 from pipelines.order import Order
 from pipelines.prepare import code_version
 from pipelines.prepared import Prepared
@@ -214,7 +215,7 @@ def _guides(settings: TrainSettings, prepared: Prepared, order: Order, pool: ban
     arguments, identities = (text, text.tokenizer(lambda: [])), guides.identities()
     images = banks.image_bank(prepared, image.image_size, ImageFeatures, (image,), identities[0], pool, display)
     (texts,) = banks.text_banks(prepared, [prepared.texts()], TextFeatures, arguments, identities[1], pool, display)
-    return Guides(order, images, texts, guides.support)
+    return with_neighbours(Guides(order, images, texts, guides.support, guides.search), prepared)
 
 
 def _guide_tokenizer(settings: TrainSettings) -> TextTokenizer | None:

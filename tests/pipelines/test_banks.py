@@ -1,6 +1,7 @@
 """Banks: the features of a frozen encoder, row by row what it gives directly, and nothing half-done or wrong is kept."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pipelines.banks import Pool, image_bank, text_banks
 from pipelines.display import Display
 from pipelines.images import decode
 from pipelines.prepared import Prepared
+from pipelines.settings import UserError
 from pipelines.views import eval_view
 
 QUIET = Display(quiet=True)
@@ -149,9 +151,7 @@ def test_a_pool_of_nobody_computes_the_same_in_this_process(
         assert one != other and np.array_equal(np.load(one / "rows.npy"), np.load(other / "rows.npy"))
 
 
-def test_two_that_write_one_bank_at_once_end_with_one_whole_bank(
-    stamps: Prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_two_that_write_one_bank_at_once_end_with_one_whole_bank(stamps: Prepared, tmp_path: Path) -> None:
     """Two trials may miss the same features. Here the second begins and ends while the first is under way."""
     identity, calls = {"race": str(tmp_path)}, []
 
@@ -162,9 +162,7 @@ def test_two_that_write_one_bank_at_once_end_with_one_whole_bank(
         def __call__(self, images: np.ndarray) -> np.ndarray:
             calls.append(len(images))
             if len(calls) == 1:
-                with monkeypatch.context() as other:
-                    other.setattr("pipelines.banks.os.getpid", lambda: 10**9)  # as another process has its own
-                    calls.append(bank())
+                calls.append(bank())
             return images.reshape(len(images), -1)[:, :3].astype(np.float32)
 
     before = folders(stamps)
@@ -174,11 +172,80 @@ def test_two_that_write_one_bank_at_once_end_with_one_whole_bank(
     assert bank() == path and len(calls) == 3
 
 
-def test_a_bank_that_cannot_be_put_in_place_is_an_error(stamps: Prepared, pictures: Callable, tmp_path: Path) -> None:
-    """Something else lies where it belongs: nobody was faster, and training on it would read nonsense."""
+def test_a_folder_that_is_no_bank_is_refused_before_anything_is_computed(
+    stamps: Prepared, pictures: Callable, crashing: Callable, tmp_path: Path
+) -> None:
+    """Something else lies where it belongs: training on it would read nonsense."""
     where = image_bank(stamps, 12, pictures, (1.0,), {"blocked": str(tmp_path)}, Pool(0), QUIET)
     (where / "bank.json").unlink()
     before = folders(stamps)
-    with pytest.raises(OSError):
-        image_bank(stamps, 12, pictures, (1.0,), {"blocked": str(tmp_path)}, Pool(0), QUIET)
+    with pytest.raises(UserError, match=f"{where}: there is no bank.json in it"):
+        image_bank(stamps, 12, crashing, (), {"blocked": str(tmp_path)}, Pool(0), QUIET)
     assert folders(stamps) == before
+    shutil.rmtree(where)
+    assert image_bank(stamps, 12, pictures, (1.0,), {"blocked": str(tmp_path)}, Pool(0), QUIET) == where
+
+
+@pytest.fixture
+def bank(stamps: Prepared, pictures: Callable, tmp_path: Path) -> Iterator[Callable[[], Path]]:
+    """A function that opens a bank, which is there and has no part in other tests."""
+
+    def open_it() -> Path:
+        return image_bank(stamps, 12, pictures, (1.0,), {"weights": str(tmp_path)}, Pool(0), QUIET)
+
+    path = open_it()
+    yield open_it
+    shutil.rmtree(path)
+
+
+def refusal(bank: Callable[[], Path]) -> str:
+    with pytest.raises(UserError) as caught:
+        bank()
+    assert "delete the folder" in str(caught.value) and "python -m pipelines" in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_a_missing_row_is_refused_by_name(bank: Callable[[], Path], value: float) -> None:
+    rows = np.load(bank() / "rows.npy", mmap_mode="r+")
+    rows[[17, 30]] = value
+    rows.flush()
+    message = refusal(bank)
+    assert "row 17 is missing (2 in all)" in message and "pictures by sample_id" in message
+
+
+def test_fewer_rows_half_a_file_and_changed_rows_are_refused(bank: Callable[[], Path]) -> None:
+    file = bank() / "rows.npy"
+    rows, whole = np.load(file), file.read_bytes()
+    np.save(file, rows[:-1])
+    assert "rows.npy is float16 [39, 6], not float16 [40, 6]" in refusal(bank)
+    file.write_bytes(whole[:-100])
+    assert "rows.npy cannot be read" in refusal(bank)
+    np.save(file, rows[::-1])
+    assert "some were changed" in refusal(bank)
+    np.save(file, rows)
+    assert bank() == file.parent
+
+
+def test_a_bank_of_another_encoder_or_of_other_data_is_refused_by_name(
+    bank: Callable[[], Path], stamps: Prepared, tiny_dataset: Prepared, pictures: Callable, words: Callable, tmp_path: Path
+) -> None:
+    """Whoever puts one bank's files where another belongs is told of both."""
+    path = bank()
+
+    def put(other: Path) -> str:
+        shutil.rmtree(path)
+        shutil.copytree(other, path)
+        return refusal(bank)
+
+    message = put(image_bank(stamps, 12, pictures, (1.0,), {"weights": "other weights"}, Pool(0), QUIET))
+    assert str(path) in message and f"encoder.weights: 'other weights' -> '{tmp_path}'" in message
+    message = put(image_bank(tiny_dataset, 12, pictures, (1.0,), {"weights": str(tmp_path)}, Pool(0), QUIET))
+    assert f"dataset: '{tiny_dataset.fingerprint}' -> '{stamps.fingerprint}'" in message
+    (texts,) = text_banks(stamps, [TEXTS[1]], words, (tmp_path / "log",), {"weights": str(tmp_path)}, Pool(0), QUIET)
+    assert "holds texts in order" in put(texts)
+    (others,) = text_banks(stamps, [TEXTS[2]], words, (tmp_path / "log",), {"weights": str(tmp_path)}, Pool(0), QUIET)
+    shutil.copy(others / "rows.npy", texts / "rows.npy")
+    with pytest.raises(UserError, match=r"rows.npy is float16 \[1, 2\], not float16 \[2, 2\]"):
+        text_banks(stamps, [TEXTS[1]], words, (tmp_path / "log",), {"weights": str(tmp_path)}, Pool(0), QUIET)
+    shutil.rmtree(texts)

@@ -1,15 +1,21 @@
 """Guides: the neighbours that a plain search finds, the same whoever asks, and never of another split."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from pipelines.banks import Pool
 from pipelines.batch import Needs, columns
-from pipelines.guides import Guides, nearest
+from pipelines.display import Display
+from pipelines.guides import Guides
+from pipelines.nearest import nearest
+from pipelines.neighbours import find_neighbours, with_neighbours
 from pipelines.order import Order
 from pipelines.prepared import Prepared
+from pipelines.settings import UserError
 from pipelines.stream import Item, Stream, Worker
 from pipelines.tokenizer import train_tokenizer
 from pipelines.views import Augment
@@ -19,7 +25,8 @@ from pipelines.views import Augment
 def guides(stamps: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Guides:
     folders = []
     for rows, width in ((stamps.num_samples, 6), (stamps.num_texts, 4)):
-        folders.append(tmp_path_factory.mktemp("bank"))
+        folders.append(tmp_path_factory.mktemp("banks") / f"bank-{width}")
+        folders[-1].mkdir()
         np.save(folders[-1] / "rows.npy", np.random.default_rng(width).normal(size=(rows, width)).astype(np.float16))
     order = Order(str(stamps.path), stamps.fingerprint, "train", None, seed=2, global_batch_size=8)
     return Guides(order, folders[0], folders[1], support=10_000)
@@ -79,7 +86,7 @@ def test_the_first_of_equal_neighbours_in_blocks_or_at_once(monkeypatch: pytest.
     groups, key_groups = np.arange(40), np.arange(30)
     found = nearest(queries, keys, groups, key_groups)
     assert 20 not in found[[i for i in range(40) if i != 3]]
-    monkeypatch.setattr("pipelines.guides._BYTES", 4 * 30 * 7)
+    monkeypatch.setattr("pipelines.nearest._BYTES", 4 * 30 * 7)
     assert np.array_equal(nearest(queries, keys, groups, key_groups), found)
 
 
@@ -129,3 +136,49 @@ def test_a_second_tokenizer_reads_the_same_captions(stamps: Prepared) -> None:
         assert np.array_equal(second(matches[:1])[1], found["guide_mask"])
         shown.add(matches[0])
     assert len(shown) > 1
+
+
+def test_neighbours_looked_up_beforehand_are_those_of_the_search(stamps: Prepared, guides: Guides) -> None:
+    assert with_neighbours(guides, stamps) is guides, "nobody has looked yet"
+    path = find_neighbours(guides, stamps, Pool(2), Display(quiet=True))
+    found, everybody = with_neighbours(guides, stamps), np.arange(stamps.num_samples)
+    assert found.neighbours == path and np.load(path / "rows.npy").dtype == np.int64
+    for part, epoch in ((everybody, 0), (everybody[::-3], 4)):
+        searched, stored = guides.columns(part, epoch, "cpu"), pickle.loads(pickle.dumps(found)).columns(part, epoch, "cpu")
+        assert searched.keys() == stored.keys()
+        for name, column in searched.items():
+            assert np.array_equal(stored[name], column) and stored[name].dtype == column.dtype, name
+    assert with_neighbours(replace(guides, support=9), stamps).neighbours is None, "a part of the split has others"
+    assert find_neighbours(replace(guides, support=9, search="approximate"), stamps, Pool(0), Display(quiet=True)) == path
+
+
+def test_neighbours_of_another_split_or_bank_are_not_taken(stamps: Prepared, guides: Guides) -> None:
+    """Whatever decides who is in the split: its name, the seed of the splits, the share of the validation split."""
+    find_neighbours(guides, stamps, Pool(0), Display(quiet=True))
+    order = guides.order
+    others = [replace(order, split="test"), replace(order, split_seed=5), replace(order, validation=0.3)]
+    for other in [*(replace(guides, order=order) for order in others), replace(guides, image_bank=guides.text_bank)]:
+        assert with_neighbours(other, stamps).neighbours is None
+    same = replace(guides, order=replace(order, seed=77, global_batch_size=4))
+    assert with_neighbours(same, stamps).neighbours is not None, "the order of samples has no part in it"
+
+
+def test_damaged_neighbours_are_refused(stamps: Prepared, guides: Guides) -> None:
+    file = find_neighbours(guides, stamps, Pool(0), Display(quiet=True)) / "rows.npy"
+    rows = np.load(file)
+    np.save(file, rows[::-1])
+    with pytest.raises(UserError, match="some were changed; delete the folder"):
+        with_neighbours(guides, stamps)
+    np.save(file, rows)
+
+
+def test_an_index_is_asked_where_the_config_says_so(stamps: Prepared, guides: Guides) -> None:
+    """So few are all looked at: it must find the very same, in every epoch and on every worker."""
+    pytest.importorskip("faiss")
+    everybody = np.arange(stamps.num_samples)
+    for support in (10_000, 9):
+        exact = replace(guides, support=support)
+        quick = replace(exact, search="approximate")
+        for epoch in (0, 1):
+            searched = exact.columns(everybody, epoch, "cpu")["guide_ids"]
+            assert np.array_equal(quick.columns(everybody, epoch, "cpu")["guide_ids"], searched)
