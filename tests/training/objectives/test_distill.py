@@ -103,5 +103,5 @@ def test_the_teachers_length_and_direction_are_what_features_follow() -> None:
 
 
 def test_encoders_of_two_spaces_are_no_teacher() -> None:
-    with pytest.raises(UserError, match="guides: distill needs a dual encoder, .* widths 1280 and 384"):
+    with pytest.raises(UserError, match=r"guides: distill needs a dual encoder, .* widths 1280 and 384"):
         build(DistillSettings(), guide_widths=(1280, 384))
