@@ -7,7 +7,7 @@ model has beyond that (section 2 of the paper). The reference is accuracy on the
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,7 @@ def robustness(line: Line, reference: float, shift: float) -> Robustness:
     """Effective robustness of a model with these accuracies in percent. Raises `UserError` where they are no percentages."""
     reference, shift = _percent(reference), _percent(shift)
     with np.errstate(divide="ignore", over="ignore"):  # 0 and 100 % are at the ends of the scale
-        prediction = float(100.0 / (1.0 + np.exp(-(line.slope * _logit(np.float64(reference)) + line.intercept))))
+        prediction = float(100.0 / (1.0 + np.exp(-(line.slope * _logit(np.array(reference)) + line.intercept))))
     return Robustness(prediction, shift - prediction, not line.lowest <= reference <= line.highest)
 
 
@@ -82,9 +82,19 @@ def shipped_lines() -> dict[str, Line]:
 
     They are lines and not models; `baselines/README.md` has their source, licence and what each reference accuracy is.
     """
-    kinds = {field.name: int if field.name in ("models", "left_out") else float for field in fields(Line)}
     with LINES.open(encoding="utf-8", newline="") as file:
-        return {row["shift"]: Line(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in csv.DictReader(file)}
+        return {
+            row["shift"]: Line(
+                slope=float(row["slope"]),
+                intercept=float(row["intercept"]),
+                r2=float(row["r2"]),
+                models=int(row["models"]),
+                left_out=int(row["left_out"]),
+                lowest=float(row["lowest"]),
+                highest=float(row["highest"]),
+            )
+            for row in csv.DictReader(file)
+        }
 
 
 def read_baselines(path: Path, reference: str, shift: str) -> tuple[list[float], list[float]]:

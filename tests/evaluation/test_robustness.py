@@ -106,7 +106,7 @@ def test_the_data_says_where_it_comes_from() -> None:
         assert fact in about
 
 
-TABLE = "model,greyscale,val,imagenet-r\na,1,60,48\nb,,70.0, 58\nc,3,76,64\nd,4,80,69\nno shift,5,99,\nno reference,6,,1\n"
+TABLE = "val,model,greyscale,imagenet-r\n60,a,1,48\n70.0,b,, 58\n76,c,3,64\n80,d,4,69\n99,no shift,5,\n,no reference,6,1\n"
 
 
 def test_two_columns_of_a_table_of_ones_own_make_the_line(tmp_path: Path) -> None:
