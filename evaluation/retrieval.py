@@ -1,40 +1,62 @@
-"""Retrieval: R@k both ways, several captions an image, pessimistic ties, in blocks.
+"""Retrieval: ranks both ways, several captions an image, pessimistic ties, in tiles of queries and candidates.
 
 A query's rank is the number of wrong candidates that do not score strictly less than its best right candidate: ties and
-NaN go against the model, so a collapsed one scores 0 and not 100. The right candidate's score is taken from the same matrix
-product as the others': computed apart, rounding alone costs several points.
+NaN go against the model, so a collapsed one scores 0 and not 100. Every figure is a function of these ranks, one a query, so
+R@k, the median and intervals over queries all start from them.
+
+The matrix of scores is computed tile by tile and never held. Its single precision values differ in the last bits with the
+shape of the tile, and would decide between equal candidates by chance; that alone costs several points. So they decide only
+where they are further from the right candidate's score than rounding reaches. What lies nearer is scored again by itself, in
+double precision, as the right candidate is: equal rows tie exactly, and no size of tile, thread or library changes a rank.
 """
 
+import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import comb
+from threading import Lock
 
 import numpy as np
 
 MISS = np.iinfo(np.int64).max
-_BLOCK = 1024
+_TILE = 1024  # rows and columns of a tile: 4 MiB of scores, which stay in a core's cache while they are counted
+_NUMBERS = 2**20  # double precision numbers at a time where pairs are scored by themselves
 
 
-def ranks(queries: np.ndarray, candidates: np.ndarray, right: Sequence[np.ndarray]) -> np.ndarray:
-    """Rank of each query's best right candidate, from 0; `MISS` where its score is NaN.
+def ranks(queries: np.ndarray, candidates: np.ndarray, right: Sequence[np.ndarray], tile: int = _TILE) -> np.ndarray:
+    """Rank of each query's best right candidate, from 0, int64 [Q]; `MISS` where the score of any of them is NaN.
 
     Args:
-        queries: float [Q, D]; candidates: float [C, D].
-        right: for each query the indices of its right candidates, at least one.
+        queries: float [Q, D]; candidates: float [C, D]; both are read in single precision.
+        right: for each query the indices of its right candidates, each once, at least one.
+        tile: queries and candidates at a time; the ranks do not depend on it.
     """
-    result = np.empty(len(queries), dtype=np.int64)
-    for start in range(0, len(queries), _BLOCK):
-        scores = queries[start : start + _BLOCK].astype(np.float32) @ candidates.astype(np.float32).T
-        for row, query in zip(scores, range(start, start + len(scores)), strict=True):
-            best = np.max(row[right[query]])  # NaN if any of them is
-            wrong = ~(row < best)
-            wrong[right[query]] = False
-            result[query] = MISS if np.isnan(best) else int(wrong.sum())
-    return result
+    return _ranks(queries, candidates, _pairs(right, queries, candidates), False, tile)[0]
+
+
+def both_ranks(
+    images: np.ndarray, texts: np.ndarray, right: Sequence[np.ndarray], tile: int = _TILE
+) -> tuple[np.ndarray, np.ndarray]:
+    """`ranks` of images among texts and of texts among images, int64 [I] and [T], from one pass over the scores.
+
+    Args:
+        images: float [I, D]; texts: float [T, D].
+        right: for each image the indices of its texts. Every text belongs to at least one image.
+        tile: images and texts at a time.
+    """
+    by_image, by_text = _ranks(images, texts, _pairs(right, images, texts), True, tile)
+    return by_image, by_text
 
 
 def recalls(ranks_: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
     """Percentage of queries whose rank is below k."""
     return {k: 100.0 * float(np.mean(ranks_ < k)) for k in ks}
+
+
+def median_rank(ranks_: np.ndarray) -> float:
+    """Median place of the best right candidate, where the first place is 1; infinite where half of the queries miss."""
+    return float(np.median(np.where(ranks_ == MISS, math.inf, ranks_ + 1.0)))
 
 
 def chance(num_candidates: int, num_right: Sequence[int], k: int) -> float:
@@ -44,7 +66,121 @@ def chance(num_candidates: int, num_right: Sequence[int], k: int) -> float:
     return 100.0 * (1.0 - float(np.mean(missed)))
 
 
-def top(queries: np.ndarray, candidates: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the k best candidates of each query, best first, int64 [Q, k]."""
-    scores = queries.astype(np.float32) @ candidates.astype(np.float32).T
-    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+def top(queries: np.ndarray, candidates: np.ndarray, k: int, tile: int = _TILE) -> np.ndarray:
+    """Indices of the k best candidates of each query, best first, the earlier of equals, int64 [Q, k]; NaN comes last."""
+    result = np.empty((len(queries), min(k, len(candidates))), dtype=np.int64)
+    for q in range(0, len(queries), tile):
+        rows = queries[q : q + tile].astype(np.float32, copy=False)
+        scores, places = np.empty((len(rows), 0), np.float32), np.empty((len(rows), 0), np.int64)
+        for c in range(0, len(candidates), tile):
+            new = rows @ candidates[c : c + tile].astype(np.float32, copy=False).T
+            indices = np.broadcast_to(np.arange(c, c + new.shape[1]), new.shape)
+            scores, places = np.concatenate([scores, new], axis=1), np.concatenate([places, indices], axis=1)
+            # What is kept from earlier tiles stands first, so a stable sort prefers it among equals.
+            best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+            scores, places = np.take_along_axis(scores, best, axis=1), np.take_along_axis(places, best, axis=1)
+        result[q : q + tile] = places
+    return result
+
+
+def _pairs(right: Sequence[np.ndarray], queries: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All right pairs as two arrays of indices. Raises `ValueError` where they are not a list a query, or one comes twice."""
+    if len(right) != len(queries):
+        raise ValueError(f"right: {len(right)} lists for {len(queries)} queries")
+    owners = np.repeat(np.arange(len(right)), [len(indices) for indices in right])
+    indices = np.concatenate([np.empty(0, np.int64), *right]).astype(np.int64)
+    if len(np.unique(owners * len(candidates) + indices)) != len(indices):
+        raise ValueError("right: a candidate is listed twice for the same query")
+    return owners, indices
+
+
+def _ranks(
+    queries: np.ndarray, candidates: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], both: bool, tile: int
+) -> list[np.ndarray]:
+    """Ranks of the queries, and of the candidates as queries where `both` ways are asked for."""
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN is an expected guest
+        exact = _exact(queries, candidates, *pairs)
+        reach = _reach(queries, candidates)
+        sides = [_Side(len(queries), pairs[0], exact, reach[0])]
+        if both:
+            sides.append(_Side(len(candidates), pairs[1], exact, reach[1]))
+
+    def count(q: int) -> None:
+        rows = queries[q : q + tile].astype(np.float32, copy=False)
+        with np.errstate(invalid="ignore", over="ignore"):  # of this thread
+            for c in range(0, len(candidates), tile):
+                scores = rows @ candidates[c : c + tile].astype(np.float32, copy=False).T
+                for axis, side in enumerate(sides):
+                    start = (q, c)[axis]
+                    surely, unsure = side.judge(scores, axis, start)
+                    i, j = np.divmod(unsure, scores.shape[1])
+                    side.settle(surely, _exact(queries, candidates, q + i, c + j), (i, j)[axis], start)
+
+    # The product of one tile uses all cores, counting only one: so others are multiplied meanwhile.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(count, range(0, len(queries), tile)))
+    return [side.ranks() for side in sides]
+
+
+class _Side:
+    """One way of retrieval: a threshold a query, and how many candidates stand at or above it so far."""
+
+    def __init__(self, count: int, owners: np.ndarray, exact: np.ndarray, reach: np.ndarray):
+        best, found = np.full(count, -np.inf), np.zeros(count, dtype=bool)
+        np.maximum.at(best, owners, exact)  # NaN if any of them is
+        found[owners] = True
+        if not found.all():
+            raise ValueError(f"right: query {int(np.argmin(found))} has no right candidate")
+        self.best, self.lock = best, Lock()
+        self.low, self.high = (best - reach).astype(np.float32), (best + reach).astype(np.float32)
+        # The right ones that will be counted with the others: the best, and those that equal it.
+        self.counted = -np.bincount(owners[exact == best[owners]], minlength=count)
+
+    def judge(self, scores: np.ndarray, axis: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each query of a tile how many are surely at or above; and those that cannot be told, as flat indices."""
+        own = slice(start, start + scores.shape[axis])
+        low, high = np.expand_dims(self.low[own], 1 - axis), np.expand_dims(self.high[own], 1 - axis)
+        below, not_above = scores < low, scores <= high
+        surely = scores.shape[1 - axis] - not_above.sum(axis=1 - axis, dtype=np.int32)
+        return surely, np.flatnonzero(below ^ not_above)
+
+    def settle(self, surely: np.ndarray, exact: np.ndarray, owners: np.ndarray, start: int) -> None:
+        """Count a tile: what is surely at or above, and the unsure by their exact scores; `owners` count from `start`."""
+        best = self.best[start : start + len(surely)]
+        unsure = np.bincount(owners[~(exact < best[owners])], minlength=len(best))
+        with self.lock:
+            self.counted[start : start + len(surely)] += surely + unsure
+
+    def ranks(self) -> np.ndarray:
+        return np.where(np.isnan(self.best), MISS, self.counted)
+
+
+def _exact(queries: np.ndarray, candidates: np.ndarray, q: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Scores of pairs of rows, float64 [P], each by the same additions in the same order wherever it stands."""
+    result = np.empty(len(q))
+    step = max(1, _NUMBERS // queries.shape[1])
+    for start in range(0, len(q), step):
+        part = slice(start, start + step)
+        left, right = (rows.astype(np.float32, copy=False) for rows in (queries[q[part]], candidates[c[part]]))
+        result[part] = (left.astype(np.float64) * right).sum(axis=1)
+    return result
+
+
+def _reach(queries: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How far rounding can carry a single precision score, for each query and for each candidate, float64.
+
+    A sum of D products in any order is wrong by at most D u |q| |c| to first order, with u half the distance from 1 to the
+    next number (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1). Eight more u cover the higher
+    orders and the rounding of the thresholds.
+    """
+    unit = np.finfo(np.float32).eps / 2
+    norms = [_norms(rows) for rows in (queries, candidates)]
+    largest = [float(np.max(of, where=np.isfinite(of), initial=0.0)) for of in norms]
+    terms = (queries.shape[1] + 8) * unit
+    return terms * norms[0] * largest[1], terms * norms[1] * largest[0]
+
+
+def _norms(rows: np.ndarray) -> np.ndarray:
+    """Lengths of rows, float64 [n], without a copy of all of them."""
+    parts = [np.linalg.norm(rows[i : i + _TILE].astype(np.float64), axis=1) for i in range(0, len(rows), _TILE)]
+    return np.concatenate(parts) if parts else np.empty(0)
