@@ -49,7 +49,7 @@ def mistake(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ca
         ([OPENMOJI, "image_tower.wieghts=x"], ["image_tower.wieghts", "did you mean 'weights'"]),
         ([OPENMOJI, "epochs=ten"], ["epochs", "'ten'", "integer"]),
         ([OPENMOJI, "objective.name=clipp"], ["objective.name", "'clipp'", "clip"]),
-        ([OPENMOJI, "image_tower.name=resnet"], ["image_tower.name", "'resnet'", "conv, huggingface, timm"]),
+        ([OPENMOJI, "image_tower.name=resnet"], ["image_tower.name", "'resnet'", "conv, huggingface, open_clip, run, timm"]),
         ([OPENMOJI, "optimizer.name=adamww"], ["optimizer.name", "adamww", "adamw"]),
         (["training/configs/nope.yaml"], ["training/configs/nope.yaml", "no such file", OPENMOJI]),
         ([OPENMOJI, "data.path=nowhere"], ["data.path", "nowhere", "python -m pipelines"]),

@@ -39,9 +39,9 @@ class TowerSettings(Settings):
         """What decides a locked tower's features, for the name of its bank."""
         name = self.weights_name()
         if name is None:
-            raise UserError(
-                f"{key}: features of random weights are worth nothing; set {key}.weights, or {key}.mode=trainable for a tower"
-            )
+            encoder = key.endswith("encoder")  # frozen by its nature
+            what, other = ("a frozen encoder", "") if encoder else ("a locked tower", f", or {key}.mode=trainable")
+            raise UserError(f"{key}: {what} needs pretrained weights; set {key}.weights{other}")
         path = resolve(name, f"{key}.weights")
         settings = self.model_dump(mode="json", exclude={"mode"})
         return settings | {"weights": fingerprint(path) if path else name}

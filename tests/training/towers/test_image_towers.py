@@ -193,5 +193,5 @@ def test_what_a_locked_towers_features_depend_on(vit: Path, tmp_path: Path) -> N
     assert settings.model_copy(update={"image_size": 64}).identity("k") != base
     torch.save({"a": torch.ones(1)}, tmp_path / "one.pth")
     assert settings.identity("k") != base
-    with pytest.raises(UserError, match=r"image_tower: features of random weights are worth nothing; set image_tower\.weights"):
+    with pytest.raises(UserError, match=r"image_tower: a locked tower needs pretrained weights; set image_tower\.weights"):
         TINY.identity("image_tower")
