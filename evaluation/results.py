@@ -1,0 +1,78 @@
+"""Results on disk: OUTPUT/MODEL/DATASET/TASK/result.json, one a task, whole or not there at all; the page is made of them alone.
+
+A file has the fields of CLIP_benchmark's results (`dataset`, `model`, `pretrained`, `task`, `language`, and `metrics` under its
+names, as fractions), so that tables of others read it. Beside them stand ours, in percent: `scores` with `intervals`,
+`baselines` and `sample_sizes`, the name of the `main` one, and `details`, whatever a task has to show.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.settings import UserError
+
+# Task -> what a table calls it.
+TASKS = {
+    "zeroshot_classification": "Zero-shot classification",
+    "linear_probe": "Linear probe",
+    "few_shot": "Few-shot probe",
+    "zeroshot_retrieval": "Retrieval",
+    "image_caption_selection": "SugarCrepe",
+    "effective_robustness": "Effective robustness",
+    "corruption": "Corruptions",
+}
+_THEIRS = {"top1": "acc1", "top5": "acc5", "mean_per_class": "mean_per_class_recall", "micro": "acc"}
+_WAYS = {"image_to_text_recall@": "text_retrieval_recall@", "text_to_image_recall@": "image_retrieval_recall@"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one task says of one model on one set."""
+
+    model: str
+    dataset: str  # the entry of the config's `data`, with _LABEL where the entry has several labels
+    task: str  # of TASKS
+    main: str  # the score that stands for the task
+    scores: dict[str, float]  # percent; of effective_robustness percentage points
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # 95 %, bootstrap over items
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)  # score -> chance, largest_class
+    sample_sizes: dict[str, int] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)  # JSON values
+    about: dict[str, Any] = field(default_factory=dict)  # model and data: what was scored, fingerprints, attribution, coverage
+
+    def write(self, output: Path) -> Path:
+        """Write it into the folder of its model, set and task."""
+        path = output / self.model / self.dataset / self.task / "result.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tree = {"language": "en", "pretrained": str(self.about.get("pretrained", "")), "metrics": _metrics(self.scores)}
+        aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
+        aside.write_text(json.dumps(asdict(self) | tree, indent=1), encoding="utf-8")
+        aside.rename(path)
+        return path
+
+
+def read_results(output: Path) -> list[Result]:
+    """All results below a folder, by model, set and task. Raises `UserError` where there is none, or one is not readable."""
+    found = []
+    for path in sorted(output.glob("*/*/*/result.json")):
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+            tree["intervals"] = {name: (low, high) for name, (low, high) in tree["intervals"].items()}
+            found.append(Result(**{name: tree[name] for name in Result.__dataclass_fields__}))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: not a result of python -m evaluation ({error}); delete it and evaluate again") from None
+    if not found:
+        raise UserError(f"output: there is no result in {output}; run python -m evaluation CONFIG.yaml first")
+    return found
+
+
+def _metrics(scores: dict[str, float]) -> dict[str, float]:
+    """Fractions, under CLIP_benchmark's names where it has one."""
+    renamed = {}
+    for name, value in scores.items():
+        for ours, theirs in _WAYS.items():
+            name = name.replace(ours, theirs)
+        renamed[_THEIRS.get(name, name)] = value / 100
+    return renamed
