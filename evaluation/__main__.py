@@ -1,51 +1,120 @@
-"""`python -m evaluation CONFIG.yaml`: score an embedder on a prepared dataset's held-out split."""
+"""`python -m evaluation CONFIG.yaml`: set tasks to models, and write what came of it down for tables and for people."""
 
-import json
-import os
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from evaluation.config import EvaluateSettings
-from evaluation.suite import Scores, held_out, mean_recalls, score
+from evaluation.models import ModelSettings
+from evaluation.plan import plan, read_data
+from evaluation.results import TASKS, Result, find_result
+from evaluation.rows import Rows
+from evaluation.tasks.base import Task
 from pipelines.cli import run_program
 from pipelines.display import Display
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError
+from pipelines.settings import digest
 
-PURPOSE = """Score anything that embeds pictures and texts on the held-out split of a prepared dataset: retrieval both ways and
-zero-shot classification, each beside chance. Embeds with Ray Data; writes result.json and prints a table."""
+PURPOSE = """Score anything that embeds pictures and texts: zero-shot classification, retrieval, SugarCrepe, linear and few-shot
+probes, corruptions and effective robustness, on prepared datasets and on the layouts of others. Embeds with Ray Data, once for
+all tasks; writes OUTPUT/MODEL/DATASET/TASK/result.json and OUTPUT/report.html, which compares all models there. Nothing is
+downloaded."""
+
+_FORMAT = 1  # of results; another one, and all are scored anew
 
 
-def evaluate(settings: EvaluateSettings, display: Display) -> dict:
-    """Embed, score, write `result.json` and return its content."""
-    from evaluation.embed import embed
-    from pipelines import cluster
+def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
+    """Embed, score, write results and the page, and return all that was asked for."""
+    from evaluation.embed import embed, forget
+    from evaluation.precomputed import precomputed
+    from evaluation.report import write_report
+    from pipelines import banks, cluster
 
-    prepared = Prepared.open(settings.data)
-    if settings.checkpoint is not None and not settings.checkpoint.exists():
-        raise UserError(
-            f"checkpoint: {settings.checkpoint} does not exist; give a run such as runs/demo, or one of its checkpoints"
-        )
-    data = held_out(prepared, settings.suite, settings.split_seed)
-    cluster.start(display.verbose)
-    scores = score(data, *embed(settings, prepared, data, display))
-    result = {
-        "embedder": settings.embedder,
-        "arguments": settings.arguments(),
-        "dataset": {"name": prepared.name, "fingerprint": prepared.fingerprint, "split": settings.suite.split}
-        | {"split_seed": settings.split_seed, "counts": prepared.manifest["counts"]}
-        | {"attribution": prepared.manifest["attribution"]},
-        "metrics": scores.metrics | mean_recalls(scores.metrics),
-        "baselines": scores.baselines,
-        "sample_sizes": scores.sample_sizes,
+    contents = read_data(settings)
+    tasks = plan(settings, contents)
+    wanted = list({one.fingerprint: one for task in tasks for one in task.wanted()}.values())
+    data = {
+        name: {
+            "attribution": content.attribution,
+            "coverage": content.coverage,
+            "settings": settings.data[name].model_dump(mode="json"),
+        }
+        for name, content in contents.items()
     }
-    settings.output.mkdir(parents=True, exist_ok=True)
-    aside = settings.output / f"result.json.partial-{os.getpid()}"
-    aside.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    aside.rename(settings.output / "result.json")
-    title = f"{settings.embedder} on {len(data.sample_ids)} pairs of {prepared.name}, split {settings.suite.split}"
-    display.table(title, Scores.HEADER, scores.rows())
-    display.line(f"result: {settings.output / 'result.json'}")
-    return result
+    models = settings.all_models()
+    if any(model.embeddings is None for model in models.values()):
+        cluster.start(display.verbose)
+    pool = banks.Pool(settings.actors, settings.use_gpu, settings.cpus_per_actor)
+    results = []
+    for name, model in models.items():
+        key = settings.key_of(name)
+        if model.embeddings is None:
+            rows = embed(key, model, wanted, settings.cache, pool, display)
+        else:
+            rows = precomputed(key, model, wanted, settings.output / "inputs")
+        rows.check_widths(wanted, key)
+        found = _score(name, model, tasks, rows, data, settings, display)
+        forget(rows, settings.cache)
+        display.table(f"{name}, %", ["set", "task", "score", "value", "95 %", "chance", "n"], _table(found))
+        results += found
+    write_report(settings.output)
+    display.line(f"results: {settings.output}/*/*/*/result.json")
+    display.line(f"page: {settings.output / 'report.html'}")
+    return results
+
+
+def _score(
+    name: str,
+    model: ModelSettings,
+    tasks: Sequence[Task],
+    rows: Rows,
+    data: dict[str, Any],
+    settings: EvaluateSettings,
+    display: Display,
+) -> list[Result]:
+    """Set all tasks to one model; what was scored before, of the same rows, is taken from disk."""
+    results = []
+    with display.task(f"score {name}", len(tasks)) as progress:
+        for done, task in enumerate(tasks):
+            progress.update(done, f"{TASKS[task.name].lower()} of {task.dataset}")
+            identity = digest(
+                [_FORMAT, rows.fingerprint, rows.scale, [one.fingerprint for one in task.wanted()], task.name, task.identity]
+            )
+            result = find_result(settings.output, name, task.dataset, task.name, identity)
+            if result is None:
+                scored = task.score(rows)
+                about = {
+                    "identity": identity,
+                    "pretrained": model.pretrained,
+                    "embedder": str(model.embeddings or model.embedder),
+                    "arguments": {} if model.embeddings else model.arguments(),
+                    "fingerprint": rows.fingerprint,
+                    "data": data[task.place] | {"fingerprint": digest([one.fingerprint for one in task.wanted()])},
+                }
+                result = Result(name, task.dataset, task.name, about=about, **vars(scored))
+                result.write(settings.output)
+            results.append(result)
+        progress.update(len(tasks))
+    return results
+
+
+def _table(results: Sequence[Result]) -> list[list[str]]:
+    rows = []
+    for result in results:
+        name = result.main
+        low, high = result.intervals.get(name, (None, None))
+        base = result.baselines.get(name, {})
+        rows.append(
+            [
+                result.dataset,
+                TASKS[result.task],
+                name,
+                f"{result.scores[name]:.1f}",
+                "" if low is None else f"{low:.1f} to {high:.1f}",
+                f"{base['chance']:.1f}" if "chance" in base else "",
+                f"{result.sample_sizes[name]:,}" if name in result.sample_sizes else "",
+            ]
+        )
+    return rows
 
 
 def _run(settings: EvaluateSettings, display: Display) -> None:

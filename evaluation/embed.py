@@ -1,67 +1,123 @@
-"""Embed a held-out split through Ray Data: a pool of actors, each holding the embedder once."""
+"""From what tasks want to rows: embedded once through Ray Data, kept on disk, found again by whoever wants the same.
 
-from collections.abc import Iterator
-from typing import Any
+    CACHE/IDENTITY/rows.npy            float32 [n, D]; beside it what it was computed from, as for any bank of features
+
+The identity is a digest of the embedder's fingerprint and of the pictures' or texts'. All that a model lacks is computed in one
+pass of actors; killed, the same command goes on. An embedder that has no `fingerprint` is embedded anew by each command, for
+nobody can tell whether it is still the same.
+"""
+
+import shutil
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluation.config import EvaluateSettings
+from evaluation.data.base import Pictures
 from evaluation.embedder import load_embedder
-from evaluation.suite import HeldOut
-from pipelines.cluster import blocks, telling
+from evaluation.models import ModelSettings
+from evaluation.rows import Rows, Wanted, refuse_nan
+from pipelines import banks
 from pipelines.display import Display
-from pipelines.prepared import Prepared
-from pipelines.stream import whole_pictures
+from pipelines.settings import UserError
+
+_ANEW = "anew-"  # fingerprint of an embedder that has none
 
 
-class _Embed:
-    """An actor. An item is a piece of one kind of work: pictures by sample id, or texts by position."""
+class About(NamedTuple):
+    """What an embedder tells of itself."""
 
-    def __init__(self, settings: EvaluateSettings, prepared: Prepared, texts: list[str]):
-        self._embedder = load_embedder(settings.embedder, settings.arguments())
-        self._prepared, self._texts = prepared, texts
+    fingerprint: str | None
+    scale: float | None
+    has_features: bool
 
-    @telling
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        ids = batch["ids"][0]
-        if batch["kind"][0] == "images":
-            rows = self._embedder.embed_images(list(whole_pictures(self._prepared, ids)))
-        else:
-            rows = self._embedder.embed_texts([self._texts[i] for i in ids])
-        rows = np.asarray(rows, dtype=np.float32)
-        if rows.ndim != 2 or len(rows) != len(ids):
-            raise ValueError(f"embedder: {len(ids)} {batch['kind'][0]} gave an array of shape {list(rows.shape)}")
-        return {"kind": np.repeat(batch["kind"], len(ids)), "rows": rows}
+
+def describe(settings: ModelSettings) -> About:
+    """Load an embedder somewhere in the cluster, and ask it. Raises `UserError` where it cannot be loaded."""
+    import ray
+
+    @ray.remote(num_cpus=1, max_calls=1)
+    def ask() -> About:
+        embedder = load_embedder(settings.embedder, settings.arguments())
+        fingerprint, scale = getattr(embedder, "fingerprint", None), getattr(embedder, "scale", None)
+        return About(fingerprint, None if scale is None else float(scale), hasattr(embedder, "image_features"))
+
+    return ray.get(ask.remote())
 
 
 def embed(
-    settings: EvaluateSettings, prepared: Prepared, data: HeldOut, display: Display
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pictures, captions and prompts, each float32 [n, D]."""
-    import ray.data
+    key: str,
+    settings: ModelSettings,
+    wanted: Sequence[Wanted],
+    cache: Path,
+    pool: banks.Pool,
+    display: Display,
+) -> Rows:
+    """Compute what is missing, in one pass. `key`: where the config names the model, for errors.
 
-    strings = [*data.texts, *data.prompts]
-    items = [*_pieces("images", data.sample_ids, settings.batch_size)]
-    items += _pieces("texts", np.arange(len(strings)), settings.batch_size)
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _Embed,
-        fn_constructor_args=(settings, prepared, strings),
-        batch_size=1,
-        concurrency=min(settings.actors, len(items)),
-        num_cpus=1,
-        num_gpus=1 if settings.use_gpu else None,
-    )
-    found: dict[str, list[np.ndarray]] = {"images": [], "texts": []}
-    with display.task("embed", len(data.sample_ids) + len(strings)) as task:
-        done = 0
-        for batch in blocks(dataset):
-            found[str(batch["kind"][0])].append(batch["rows"])
-            done += len(batch["rows"])
-            task.update(done)
-    images, texts = np.concatenate(found["images"]), np.concatenate(found["texts"])
-    return images, texts[: len(data.texts)], texts[len(data.texts) :]
+    Features are embeddings where the embedder has none. Raises `UserError`, also for rows that are NaN or infinite.
+    """
+    about = describe(settings)
+    if about.fingerprint is None:
+        display.line(f"{key}: the embedder has no fingerprint, so all is embedded anew")
+    rows = Rows(about.fingerprint or f"{_ANEW}{uuid.uuid4().hex}", settings.scale or about.scale)
+    folder = cache if about.fingerprint else cache / rows.fingerprint
+    asked = [one if about.has_features else one.embeddings for one in wanted]
+    encoder = {"model": settings.embedder, "fingerprint": rows.fingerprint}
+    found = [
+        banks.Bank(folder, len(one.of), {"of": f"{one.kind} in order", "encoder": encoder, "data": one.fingerprint}, np.float32)
+        for one in asked
+    ]
+
+    def load(number: int, ids: np.ndarray) -> Any:
+        return _Piece(asked[number], ids)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    banks.compute(found, load, _Encoder, (settings, key, pool.threads), pool, display, title=f"embed {key}")
+    for one, given, bank in zip(wanted, asked, found, strict=True):
+        rows.add(one, bank.path / "rows.npy", stand_in=one.kind != given.kind)
+    return rows
 
 
-def _pieces(kind: str, ids: np.ndarray, size: int) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(ids), size):
-        yield {"kind": kind, "ids": ids[start : start + size]}
+def forget(rows: Rows, cache: Path) -> None:
+    """Delete rows that nobody could find again."""
+    if rows.fingerprint.startswith(_ANEW):
+        shutil.rmtree(cache / rows.fingerprint, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    wanted: Wanted
+    ids: np.ndarray
+
+
+class _Encoder:
+    """In an actor: the embedder, and threads that decode for it."""
+
+    def __init__(self, settings: ModelSettings, key: str, threads: int):
+        self._embedder: Any = load_embedder(settings.embedder, settings.arguments())
+        self._key, self._threads = key, ThreadPoolExecutor(threads)
+
+    def __call__(self, piece: _Piece) -> np.ndarray:
+        """float32 [n, D]."""
+        wanted, ids = piece.wanted, piece.ids
+        if wanted.kind == "texts":
+            rows = self._embedder.embed_texts([wanted.of[i] for i in ids])
+        else:
+            work = self._embedder.image_features if wanted.kind == "features" else self._embedder.embed_images
+            rows = work(list(self._threads.map(_picture, repeat(wanted.of), ids)))
+        rows = np.asarray(rows, dtype=np.float32)
+        if rows.ndim != 2 or len(rows) != len(ids):
+            raise UserError(f"{self._key}: {len(ids)} {wanted.kind} of {wanted.name} gave an array of shape {list(rows.shape)}")
+        refuse_nan(self._key, wanted, rows, ids)
+        return rows
+
+
+def _picture(pictures: Pictures, index: int) -> Any:
+    (image,) = pictures.read(np.asarray([index]))
+    return image

@@ -55,17 +55,28 @@ class Result:
 
 def read_results(output: Path) -> list[Result]:
     """All results below a folder, by model, set and task. Raises `UserError` where there is none, or one is not readable."""
-    found = []
-    for path in sorted(output.glob("*/*/*/result.json")):
-        try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
-            tree["intervals"] = {name: (low, high) for name, (low, high) in tree["intervals"].items()}
-            found.append(Result(**{name: tree[name] for name in Result.__dataclass_fields__}))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: not a result of python -m evaluation ({error}); delete it and evaluate again") from None
+    found = [_read(path) for path in sorted(output.glob("*/*/*/result.json"))]
     if not found:
         raise UserError(f"output: there is no result in {output}; run python -m evaluation CONFIG.yaml first")
     return found
+
+
+def find_result(output: Path, model: str, dataset: str, task: str, identity: str) -> Result | None:
+    """An earlier result, if it is of the same rows and the same question: `about.identity` says so."""
+    path = output / model / dataset / task / "result.json"
+    if not path.exists():
+        return None
+    result = _read(path)
+    return result if result.about.get("identity") == identity else None
+
+
+def _read(path: Path) -> Result:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree["intervals"] = {name: (low, high) for name, (low, high) in tree["intervals"].items()}
+        return Result(**{name: tree[name] for name in Result.__dataclass_fields__})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a result of python -m evaluation ({error}); delete it and evaluate again") from None
 
 
 def _metrics(scores: dict[str, float]) -> dict[str, float]:

@@ -38,10 +38,11 @@ _FORMAT = 2  # another one, other names
 
 @dataclass(frozen=True)
 class Pool:
-    """How many copies of an encoder; each books one CPU, and one GPU with `use_gpu`. None: one copy, in this process."""
+    """How many copies of an encoder; each books `threads` CPUs, and one GPU with `use_gpu`. 0: one copy, in this process."""
 
     actors: int
     use_gpu: bool = False
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -153,16 +154,18 @@ def folder_of(prepared: Prepared) -> Path:
 
 def compute(
     banks: Sequence[Bank],
-    load: Callable[[int, np.ndarray], np.ndarray],
+    load: Callable[[int, np.ndarray], Any],
     encoder: Callable,
     arguments: tuple,
     pool: Pool,
     display: Display,
+    title: str | None = None,
 ) -> None:
-    """Compute what is missing of banks of one kind, and check those that are there.
+    """Compute what is missing of banks of one encoder, and check those that are there.
 
     Args:
         load: of a bank's number and row ids [n], what the encoder is to see.
+        title: of the progress line; by default what the first bank is of.
     """
     first = {bank.path: number for number, bank in reversed(list(enumerate(banks)))}  # equal lists share a bank
     todo = {number: banks[number] for number in sorted(first.values()) if banks[number].rows and not banks[number].exists}
@@ -174,11 +177,11 @@ def compute(
             raise UserError(f"bank {bank.path}: there is no bank.json in it, so it is no bank; delete the folder")
     parts = [_Part(number, bank, start) for number, bank in todo.items() for start in range(0, bank.rows, _PART)]
     missing = [part for part in parts if not part.done]
-    kind = banks[0].about["of"].split()[0] if banks else ""
+    title = title or (f"bank of {banks[0].about['of'].split()[0]}" if banks else "")
     if len(missing) < len(parts):
-        display.line(f"bank of {kind}: going on, {len(parts) - len(missing)} of {len(parts)} parts are done")
+        display.line(f"{title}: going on, {len(parts) - len(missing)} of {len(parts)} parts are done")
     if missing:
-        _fill(missing, load, encoder, arguments, pool, kind, display)
+        _fill(missing, load, encoder, arguments, pool, title, display)
     for bank in todo.values():
         _put_in_place(bank)
 
@@ -209,11 +212,11 @@ class _Part:
 
 def _fill(
     parts: Sequence[_Part],
-    load: Callable[[int, np.ndarray], np.ndarray],
+    load: Callable[[int, np.ndarray], Any],
     encoder: Callable,
     arguments: tuple,
     pool: Pool,
-    kind: str,
+    title: str,
     display: Display,
 ) -> None:
     """Compute parts and put each in place as soon as its last batch has come; batches come in order."""
@@ -221,7 +224,7 @@ def _fill(
     results = _computed([(part.number, start, end) for part, start, end in batches], load, encoder, arguments, pool)
     total = sum({part.number: part.bank.rows for part in parts}.values())
     done = total - sum(part.end - part.start for part in parts)
-    with display.task(f"bank of {kind}", total) as task:
+    with display.task(title, total) as task:
         waiting: list[np.ndarray] = []
         for (part, start, end), rows in zip(batches, results, strict=True):
             waiting.append(_kept(rows, part.bank.dtype, start, end))
@@ -278,7 +281,7 @@ def _put_in_place(bank: Bank) -> None:
 
 def _computed(
     batches: Sequence[tuple[int, int, int]],
-    load: Callable[[int, np.ndarray], np.ndarray],
+    load: Callable[[int, np.ndarray], Any],
     encoder: Callable,
     arguments: tuple,
     pool: Pool,
@@ -304,7 +307,11 @@ def _computed(
     items = [{"bank": number, "start": start, "end": end} for number, start, end in batches]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset = dataset.map_batches(
-        Encode, batch_size=1, concurrency=min(pool.actors, len(items)), num_cpus=1, num_gpus=1 if pool.use_gpu else None
+        Encode,
+        batch_size=1,
+        concurrency=min(pool.actors, len(items)),
+        num_cpus=pool.threads,
+        num_gpus=1 if pool.use_gpu else None,
     )
     for batch in blocks(dataset):
         yield batch["rows"]

@@ -17,9 +17,14 @@ def bank_rows(path: Path | None) -> np.ndarray:
 
 
 def digest_of_rows(path: Path) -> str:
-    """Hex digest of a bank's rows.npy, which is read once as long as it is the same file: the trials of a sweep share banks."""
-    stat = (path / "rows.npy").stat()
-    return _digest(path / "rows.npy", stat.st_ino, stat.st_mtime_ns)
+    """Hex digest of a bank's rows.npy."""
+    return digest_of_file(path / "rows.npy")
+
+
+def digest_of_file(path: Path) -> str:
+    """Hex digest of a file, which is read once as long as it is the same file: the trials of a sweep share banks."""
+    stat = path.stat()
+    return _digest(path, stat.st_ino, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=64)

@@ -18,8 +18,9 @@ from evaluation.sugarcrepe import Item
 class Pictures(Protocol):
     """Pictures in a fixed order. Picklable and small: it travels to the processes that read them."""
 
-    fingerprint: str
-    """Another one where any picture, or their order, may have changed."""
+    @property
+    def fingerprint(self) -> str:
+        """Another one where any picture, or their order, may have changed."""
 
     def __len__(self) -> int: ...
 

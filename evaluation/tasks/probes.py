@@ -1,0 +1,108 @@
+"""Linear probes on features of pictures, on all training pictures or on a few a class."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from evaluation import classification, linear_probe, zero_shot
+from evaluation.data.base import Classification, LabelledPictures
+from evaluation.data.derived import with_labels
+from evaluation.linear_probe import Labelled
+from evaluation.rows import Rows, Wanted
+from evaluation.tasks.base import Scored, of_classes
+
+
+class _Probe:
+    """What both probes read."""
+
+    def __init__(self, dataset: str, content: Classification, place: str):
+        assert content.train is not None
+        self.dataset, self.place, self.content = dataset, place, content
+        parts = {"train": content.train, "validation": content.validation, "test": content.test}
+        self._parts = {part: with_labels(given) for part, given in parts.items() if given is not None}
+        self._wanted = {part: Wanted("features", given.pictures, f"{place}/{part}") for part, given in self._parts.items()}
+        self.identity: list[Any] = [{p: g.labels.tolist() for p, g in self._parts.items()}, content.metric]
+
+    def wanted(self) -> Sequence[Wanted]:
+        return list(self._wanted.values())
+
+    def data(self, rows: Rows) -> tuple[Labelled, Labelled, Labelled | None]:
+        """Training, test and validation data; the last may be missing."""
+        found = {part: Labelled(rows[self._wanted[part]], given.labels) for part, given in self._parts.items()}
+        return found["train"], found["test"], found.get("validation")
+
+    def about(self, rows: Rows) -> dict[str, Any]:
+        train = rows[self._wanted["train"]]
+        sizes = {part: len(given.labels) for part, given in self._parts.items()}
+        kind = "features before the joint space" if rows.has_features(self._wanted["train"]) else "embeddings"
+        return {"width": train.shape[1], "of": kind} | sizes
+
+
+class LinearProbe(_Probe):
+    """On all training pictures."""
+
+    name = "linear_probe"
+
+    def score(self, rows: Rows) -> Scored:
+        train, test, validation = self.data(rows)
+        metric = self.content.metric
+        found = linear_probe.linear_probe(train, test, metric, validation)
+        names = [self.content.classes[label][0] for label in found.classes]
+        result = classification.result(found.outcome, names, metric)
+        search = {
+            "l2": found.l2,
+            "c": 1 / found.l2,
+            "tried": {str(l2): value for l2, value in found.tried.items()},
+            "converged": found.converged,
+            "not_converged": found.not_converged,
+        }
+        return Scored(
+            main=metric,
+            scores=result.scores,
+            intervals=result.intervals,
+            baselines=zero_shot.baselines(len(self.content.classes), test.labels),
+            sample_sizes=dict.fromkeys(result.scores, len(test.labels)),
+            details=of_classes(result) | search | self.about(rows),
+        )
+
+
+class FewShot(_Probe):
+    """On k training pictures a class."""
+
+    name = "few_shot"
+
+    def __init__(self, dataset: str, content: Classification, place: str, shots: Sequence[int], seeds: Sequence[int]):
+        super().__init__(dataset, content, place)
+        self._shots, self._seeds = tuple(shots), tuple(seeds)
+        self.identity += [self._shots, self._seeds]
+
+    def score(self, rows: Rows) -> Scored:
+        train, test, validation = self.data(rows)
+        metric = self.content.metric
+        found = linear_probe.few_shot(train, test, metric, validation, self._shots, self._seeds)
+        chance = zero_shot.baselines(len(self.content.classes), test.labels)[metric]
+        names = [f"{metric}@{few.shots}" for few in found]
+        shown = [
+            {
+                "shots": few.shots,
+                "scores": few.scores,
+                "mean": few.mean,
+                "sd": few.sd,
+                "converged": few.converged,
+                "short": [self.content.classes[label][0] for label in few.short],
+            }
+            for few in found
+        ]
+        return Scored(
+            main=names[int(np.argmax(self._shots))],
+            scores={name: few.mean for name, few in zip(names, found, strict=True)},
+            baselines=dict.fromkeys(names, chance),
+            sample_sizes=dict.fromkeys(names, len(test.labels)),
+            details={"shots": shown, "seeds": list(self._seeds), "metric": metric} | self.about(rows),
+        )
+
+
+def has_training(part: LabelledPictures | None) -> bool:
+    """Whether a probe can be fitted: two classes or more."""
+    return part is not None and len(np.unique(part.labels[part.labels >= 0])) > 1

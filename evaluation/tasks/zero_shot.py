@@ -1,0 +1,47 @@
+"""Zero-shot classification of a set: the ensemble's scores, each template's alone, calibration, and the worst classes."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from evaluation import calibration, classification, zero_shot
+from evaluation.data.base import Classification
+from evaluation.data.derived import with_labels
+from evaluation.rows import Rows, Wanted
+from evaluation.tasks.base import Scored, of_classes
+
+
+class ZeroShot:
+    """Prompts of all classes against the test pictures."""
+
+    name = "zeroshot_classification"
+
+    def __init__(self, dataset: str, content: Classification, place: str):
+        self.dataset, self.place, self.content = dataset, place, content
+        self.test = with_labels(content.test)
+        self.prompts = zero_shot.build_prompts(content.classes, content.templates)
+        self.images = Wanted("images", self.test.pictures, f"{place}/test")
+        self.texts = Wanted("texts", tuple(self.prompts.texts), f"{dataset}/prompts")
+        self.identity = [self.test.labels.tolist(), content.classes, content.templates, content.metric]
+
+    def wanted(self) -> Sequence[Wanted]:
+        return self.images, self.texts
+
+    def score(self, rows: Rows) -> Scored:
+        images, prompts, labels, metric = rows[self.images], rows[self.texts], self.test.labels, self.content.metric
+        classes = zero_shot.ensemble(self.prompts, prompts)
+        names = [given[0] for given in self.content.classes]
+        result = classification.result(zero_shot.outcome(images, classes, labels), names, metric)
+        details = of_classes(result) | {"templates": list(self.content.templates)}
+        spread = zero_shot.prompt_sensitivity(images, self.prompts, prompts, labels, metric)
+        details["sensitivity"] = {"metric": metric} | asdict(spread)
+        if rows.scale is not None:
+            found = calibration.zero_shot_calibration(images, classes, labels, rows.scale)
+            details["calibration"] = {"scale": rows.scale} | asdict(found)
+        return Scored(
+            main=metric,
+            scores=result.scores,
+            intervals=result.intervals,
+            baselines=zero_shot.baselines(len(classes), labels),
+            sample_sizes=dict.fromkeys(result.scores, len(labels)),
+            details=details,
+        )

@@ -1,0 +1,82 @@
+"""Embeddings from disk: what each file must hold is listed, and a wrong one is refused by name."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation.models import ModelSettings
+from evaluation.precomputed import precomputed
+from evaluation.rows import Rows, Wanted
+from pipelines.settings import UserError
+from tests.evaluation.lists import Plain
+
+IMAGES, TEXTS = Wanted("images", Plain(3), "set/test"), Wanted("texts", ("a cat", "two\ndogs"), "set/captions")
+FEATURES = Wanted("features", Plain(3), "set/test")
+
+
+def read(tmp_path: Path, *wanted: Wanted) -> Rows:
+    return precomputed("models.theirs", ModelSettings(embeddings=tmp_path / "rows"), wanted, tmp_path / "inputs")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Rows of three pictures and two texts."""
+    path = tmp_path / "rows" / "set"
+    path.mkdir(parents=True)
+    np.save(path / "test.images.npy", np.asarray([[3, 4], [0, 2], [-1, 0]], dtype=np.float64))
+    np.save(path / "captions.texts.npy", np.asarray([[1, 0], [0, 1]], dtype=np.float32))
+    return path
+
+
+def test_rows_are_read_and_their_order_is_listed(folder: Path, tmp_path: Path) -> None:
+    rows = read(tmp_path, IMAGES, TEXTS)
+    assert rows[IMAGES] == pytest.approx(np.asarray([[0.6, 0.8], [0, 1], [-1, 0]])) and rows[TEXTS].tolist() == [[1, 0], [0, 1]]
+    assert (tmp_path / "inputs" / "set" / "test.images.txt").read_text() == "picture 0\npicture 1\npicture 2\n"
+    assert (tmp_path / "inputs" / "set" / "captions.texts.txt").read_text() == "a cat\ntwo dogs\n"
+
+
+def test_other_rows_are_another_model(folder: Path, tmp_path: Path) -> None:
+    before = read(tmp_path, IMAGES, TEXTS).fingerprint
+    assert read(tmp_path, IMAGES, TEXTS).fingerprint == before
+    np.save(folder / "captions.texts.npy", np.asarray([[1, 0], [0.1, 1]], dtype=np.float32))
+    assert read(tmp_path, IMAGES, TEXTS).fingerprint != before
+
+
+def test_features_are_their_own_or_else_the_embeddings(folder: Path, tmp_path: Path) -> None:
+    rows = read(tmp_path, FEATURES)
+    assert not rows.has_features(FEATURES) and rows[FEATURES].shape == (3, 2)
+    np.save(folder / "test.features.npy", np.full((3, 5), 9.0))
+    rows = read(tmp_path, FEATURES)
+    assert rows.has_features(FEATURES) and np.array_equal(rows[FEATURES], np.full((3, 5), 9.0))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (None, r"test.images.npy is missing; save floats \[3, width\] there, rows in the order of .*inputs/set/test.images.txt"),
+        (
+            np.ones((2, 4)),
+            r"test.images.npy is float64 \[2, 4\]; expected floats \[3, width\], rows in the order of .*images.txt",
+        ),
+        (np.ones(3), r"is float64 \[3\]; expected floats \[3, width\]"),
+        (np.ones((3, 4), dtype=np.int64), r"is int64 \[3, 4\]; expected floats"),
+        (
+            np.asarray([[1, 1], [1, np.nan], [np.inf, 1]]),
+            r"2 of 3 rows of set/test \(images\) are NaN .*, the first that of picture 1",
+        ),
+    ],
+)
+def test_a_wrong_file_is_refused(folder: Path, tmp_path: Path, rows: np.ndarray | None, message: str) -> None:
+    (folder / "test.images.npy").unlink()
+    if rows is not None:
+        np.save(folder / "test.images.npy", rows)
+    with pytest.raises(UserError, match=f"^models.theirs: .*{message}"):
+        read(tmp_path, IMAGES, TEXTS)
+    assert (tmp_path / "inputs" / "set" / "test.images.txt").exists(), "the list is there for whoever makes the file"
+
+
+def test_a_file_that_is_no_array_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "test.images.npy").write_text("0.1 0.2")
+    with pytest.raises(UserError, match=r"test.images.npy cannot be read as an array: .*; write it with numpy.save"):
+        read(tmp_path, IMAGES)
