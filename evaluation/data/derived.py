@@ -12,7 +12,7 @@ from evaluation.data.base import LabelledPictures, Pictures
 from pipelines.settings import digest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chosen:
     """Some pictures, in the order of `indices`, int64 [n]."""
 

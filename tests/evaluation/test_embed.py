@@ -76,9 +76,7 @@ def test_embeddings_stand_in_for_features(ray_session: None, tmp_path: Path) -> 
 def test_what_was_done_before_an_error_is_not_done_again(ray_session: None, tmp_path: Path) -> None:
     """Rows are put down in parts of 4,096."""
     texts = Wanted("texts", tuple(f"text {i}" for i in range(5000)), "set/captions")
-    with pytest.raises(
-        UserError, match=r"models.known: 1 of 64 rows of set/captions \(texts\) are NaN .* that of text 4500; mend"
-    ):
+    with pytest.raises(UserError, match=r"known: 1 of 64 rows of set/captions \(texts\) are NaN .* that of text 4500; mend"):
         embedded(tmp_path, [texts], model("known", seen=str(tmp_path / "seen"), bad="text 4500"))
     assert seen(tmp_path)["text"] >= 4096
     rows = embedded(tmp_path, [texts], model("known", seen=str(tmp_path / "seen")))
