@@ -1,0 +1,160 @@
+"""Folders of pictures by class, `test/dogs/rex.jpg`: ImageNet and its shifts, and whatever else is packed so.
+
+Where `path` has folders train, val or test, they are the splits: the test is `test`, or, as ImageNet has it, `val` where there is
+no `test`. Else `path` itself has the classes' folders and is the test. A class is a folder with pictures at any depth below it,
+and keeps its place where a split has none of it: a test without pictures of a class leaves it out of `mean_per_class` and names it.
+Class folders are sorted as text, capitals first, and as numbers where all are numbers. With `labels` a file says of which class
+each picture is, and folders mean nothing.
+"""
+
+import csv
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from evaluation.class_sets import ClassSet
+from evaluation.data.base import Classification, Content, LabelledPictures
+from evaluation.data.class_names import NamedSettings, positions, readable
+from evaluation.data.located import Located, changes, files_in, fingerprint, is_picture, read_text
+from pipelines import storage
+from pipelines.settings import UserError
+from pipelines.storage import File, Place
+
+_SPLITS = ("test", "val", "train")
+_LAYOUT = "a folder of pictures for every class, or test/ and train/ with such folders"
+
+
+class FolderData(NamedSettings):
+    """Pictures in a folder for every class, or with a file of labels."""
+
+    name: Literal["folder"]
+    path: Place = Field(description="folder with the classes' folders, or with test (or val) and train, which have them")
+    labels: Place | None = Field(
+        None,
+        description="file that says of which class each picture below path is: .csv has FILE,LABEL lines, any other one LABEL a"
+        " line in the order of the sorted files; a label is a class's name, or its number from 0",
+    )
+
+    def read(self, key: str) -> Content:
+        """A classification, with `train`, and `val` beside `test`, where they are there. Raises `UserError`."""
+        files = files_in(self.path, key, _LAYOUT)
+        known = self.known(key)
+        if self.labels is not None:
+            return self._by_file(key, known, files, self.labels)
+        splits = [split for split in _SPLITS if any(name.startswith(f"{split}/") for name in files)]
+        if splits == ["train"]:
+            raise UserError(f"{key}: {self.path} has a folder train and neither test nor val; put there what is to be scored")
+        roots = {split: f"{split}/" for split in splits} or {"test": ""}
+        found = {split: _by_folder(files, root) for split, root in roots.items()}
+        folders = _sorted({folder for pictures in found.values() for folder in pictures} | self._empty(roots))
+        if known is not None and known.folders is not None:
+            folders = self._scored(key, known, folders)
+        if not folders:
+            raise UserError(f"{key}: {self.path} has no pictures in folders of classes; put there: {_LAYOUT}")
+        names = self.names(known, [readable(folder) for folder in folders])
+        order = np.arange(len(folders)) if known is None else positions(folders, known, key, str(self.path))
+        parts = {
+            split: self._labelled(key, files, roots[split], pictures, dict(zip(folders, order, strict=True)))
+            for split, pictures in found.items()
+        }
+        test = parts.pop("test" if "test" in parts else "val")
+        rest = {"train": parts.get("train"), "validation": parts.get("val")}
+        if len(test.labels) == 0:
+            raise UserError(f"{key}: {test.pictures.folder} has no pictures in folders of classes; put there: {_LAYOUT}")
+        return Content({"": Classification(**names._asdict(), test=test, **rest)})
+
+    def _empty(self, roots: dict[str, str]) -> set[str]:
+        """Folders on a disk even if nothing is in them; an object store has no such folders."""
+        if not isinstance(self.path, Path):
+            return set()
+        places = [self.path / root for root in roots.values()]
+        return {place.name for folder in places for place in folder.iterdir() if place.is_dir() and not place.name.startswith(".")}
+
+    def _scored(self, key: str, known: ClassSet, folders: list[str]) -> list[str]:
+        """The folders of the set's classes, among others."""
+        missing = [folder for folder in known.folders or () if folder not in folders]
+        if missing:
+            raise UserError(
+                f"{key}: {self.path} has no folder '{missing[0]}' ({len(missing)} of the {len(known.classes)} classes of "
+                f"{known.name} have none); complete the copy"
+            )
+        return list(known.folders or ())
+
+    def _labelled(
+        self, key: str, files: dict[str, File], root: str, pictures: dict[str, list[str]], order: dict[str, int]
+    ) -> LabelledPictures:
+        rows = [(name, order[folder]) for folder in _sorted(set(pictures)) if folder in order for name in pictures[folder]]
+        labels = np.asarray([label for _, label in rows], dtype=np.int64)
+        folder = storage.join(self.path, root.rstrip("/")) if root else self.path
+        changed = changes((root + name for name, _ in rows), files)
+        digest = fingerprint([*changed, labels.tolist()])
+        return LabelledPictures(Located(key, folder, tuple(name for name, _ in rows), digest), labels)
+
+    def _by_file(self, key: str, known: ClassSet | None, files: dict[str, File], path: Place) -> Content:
+        names = [name for name in files if is_picture(name)]
+        given = _read_labels(path, names, key, self.path)
+        labels, classes = _numbers(given, known, key, path)
+        digest = fingerprint([*changes(names, files), labels.tolist()])
+        test = LabelledPictures(Located(key, self.path, tuple(names), digest), labels)
+        return Content({"": Classification(**self.names(known, classes)._asdict(), test=test)})
+
+
+def _by_folder(files: dict[str, File], root: str) -> dict[str, list[str]]:
+    """Pictures of each class's folder, named from the split's folder on."""
+    found: dict[str, list[str]] = {}
+    for name in files:
+        if name.startswith(root) and is_picture(name) and "/" in name[len(root) :]:
+            found.setdefault(name[len(root) :].partition("/")[0], []).append(name[len(root) :])
+    return found
+
+
+def _sorted(folders: set[str]) -> list[str]:
+    numbers = all(folder.isdecimal() for folder in folders)
+    return sorted(folders, key=lambda folder: (int(folder), folder) if numbers else (0, folder))
+
+
+def _read_labels(path: Place, names: list[str], key: str, folder: Place) -> list[str]:
+    """The label of each picture. Raises `UserError` unless there is one for each."""
+    lines = read_text(path, f"{key}.labels", "a label a picture").splitlines()
+    if not str(path).lower().endswith(".csv"):
+        given = [line.strip() for line in lines if line.strip()]
+        if len(given) != len(names):
+            raise UserError(f"{key}.labels: {path} has {len(given)} labels for {len(names)} pictures in {folder}; give one a picture")
+        return given
+    rows = [[value.strip() for value in row] for row in csv.reader(lines) if row]
+    if any(len(row) != 2 for row in rows):
+        wrong = next(row for row in rows if len(row) != 2)
+        raise UserError(f"{key}.labels: {path} has the line '{','.join(wrong)}'; every line must be FILE,LABEL")
+    of_file = dict(rows[1:] if rows and rows[0][0] not in names else rows)  # a first line that names no picture is a header
+    without = [name for name in names if name not in of_file]
+    unknown = [name for name in of_file if name not in set(names)]
+    if without or unknown:
+        what = f"'{without[0]}' has no label" if without else f"'{unknown[0]}' is no picture there"
+        raise UserError(
+            f"{key}.labels: {path} has {len(of_file)} labels for {len(names)} pictures in {folder}, and {what}; give one a picture"
+        )
+    return [of_file[name] for name in names]
+
+
+def _numbers(given: list[str], known: ClassSet | None, key: str, path: Place) -> tuple[np.ndarray, list[str]]:
+    """Class numbers of labels, and, without a class set, what the classes are called."""
+    if known is None:
+        classes = _sorted(set(given))
+        order = {name: position for position, name in enumerate(classes)}
+        return np.asarray([order[label] for label in given], dtype=np.int64), [readable(name) for name in classes]
+    count = len(known.classes)
+    if all(label.isdecimal() for label in given):
+        numbers = np.asarray([int(label) for label in given], dtype=np.int64)
+        if len(numbers) and numbers.max() >= count:
+            raise UserError(
+                f"{key}.labels: {path} has the label {numbers.max()}; the {count} classes of {known.name} have the numbers 0 to "
+                f"{count - 1}, in this order: {known.order}"
+            )
+        return numbers, []
+    places = {name: position for position, names in enumerate(known.classes) for name in names}
+    unknown = [label for label in given if label not in places]
+    if unknown:
+        raise UserError(f"{key}.labels: {path} has the label '{unknown[0]}', which {known.name} does not know; numbers always do")
+    return np.asarray([places[label] for label in given], dtype=np.int64), []
