@@ -27,8 +27,8 @@ from pipelines.sources.rows import Unreadable
 from pipelines.storage import File, Place
 
 _CAPTIONS = (
-    "annotations/captions_val2017.json of COCO (https://cocodataset.org/#download), dataset_coco.json or dataset_flickr30k.json of "
-    "https://cs.stanford.edu/people/karpathy/deepimagesent/, or Flickr30k's results_20130124.token"
+    "annotations/captions_val2017.json of COCO (https://cocodataset.org/#download), dataset_coco.json or dataset_flickr30k.json "
+    "of https://cs.stanford.edu/people/karpathy/deepimagesent/, or Flickr30k's results_20130124.token"
 )
 _PICTURES = (
     "COCO's val2017.zip or val2014.zip (https://cocodataset.org/#download), or flickr30k-images (asked for at "
@@ -76,7 +76,9 @@ class CaptionsData(Settings):
             )
         several = next((there for there in found if len(there) > 1), None)
         if several:
-            raise UserError(f"{key}.images: which of {' and '.join(several[:2])} in {self.images} is meant? Keep one of them there")
+            raise UserError(
+                f"{key}.images: which of {' and '.join(several[:2])} in {self.images} is meant? Keep one of them there"
+            )
         return [there[0] for there in found]
 
     def _rows(self, text: str, key: str) -> Iterator[tuple[str, list[str]]]:
@@ -100,14 +102,16 @@ class CaptionsData(Settings):
         layout = json_layouts.layout_of(document)
         if layout == "karpathy":
             for _, item in json_layouts.karpathy(document, (self.split or "test",)):
-                yield item["image"], [sentence.get("raw") for sentence in item.get("sentences", [])]
+                yield item.get("image"), [sentence.get("raw") for sentence in item.get("sentences", [])]
             return
         self._no_splits(key)
         if layout == "list":
             raise Unreadable("is a list, neither COCO's nor Karpathy's captions")
         items, alone = json_layouts.coco(document, "caption")
         if alone:
-            raise UserError(f"{key}.path: annotation {alone[0][0]} of {self.path} is of image {alone[0][1]}, which it does not list")
+            raise UserError(
+                f"{key}.path: annotation {alone[0][0]} of {self.path} is of image {alone[0][1]}, which it does not list"
+            )
         for _, item in items:
             yield item.get("file_name"), item["captions"]
 
@@ -125,7 +129,7 @@ class CaptionsData(Settings):
         for number, line in enumerate(lines):
             found = form.fullmatch(line)
             if found:
-                captions.setdefault(found[1], []).append(found[2].strip().strip('"'))
+                captions.setdefault(found[1], []).append(_unquoted(found[2].strip()))
             elif number > 0:  # the first may be a header
                 raise Unreadable(f"has the line '{line[:80]}', unlike the lines before it")
         yield from captions.items()
@@ -146,3 +150,8 @@ class CaptionsData(Settings):
     def _no_splits(self, key: str) -> None:
         if self.split is not None:
             raise UserError(f"{key}.split: {self.path} has no splits; leave {key}.split null")
+
+
+def _unquoted(text: str) -> str:
+    """As csv quotes what has commas in it."""
+    return text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text

@@ -43,7 +43,8 @@ class NamedSettings(Settings):
         None, description="shipped class set whose names, templates and metric count, such as imagenet; null: those of the data"
     )
     templates: Templates | None = Field(
-        None, description="prompts of a class; {} or {c} is its name; null: those of the class set, or of the data, or two plain ones"
+        None,
+        description="prompts of a class; {} or {c} is its name; null: those of the class set, or of the data, or two plain ones",
     )
     metric: Literal["top1", "mean_per_class"] | None = Field(
         None, description="the main score; null: what papers report of the class set, or top1"

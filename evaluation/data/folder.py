@@ -1,8 +1,8 @@
 """Folders of pictures by class, `test/dogs/rex.jpg`: ImageNet and its shifts, and whatever else is packed so.
 
-Where `path` has folders train, val or test, they are the splits: the test is `test`, or, as ImageNet has it, `val` where there is
-no `test`. Else `path` itself has the classes' folders and is the test. A class is a folder with pictures at any depth below it,
-and keeps its place where a split has none of it: a test without pictures of a class leaves it out of `mean_per_class` and names it.
+Where `path` has folders train, val or test, they are the splits: the test is `test`, or, as ImageNet has it, `val` where there
+is no `test`. Else `path` itself has the classes' folders and is the test. A class is a folder with pictures at any depth below
+it, or an empty one, in any split: where the test has no picture of a class, scores leave it out of `mean_per_class` and name it.
 Class folders are sorted as text, capitals first, and as numbers where all are numbers. With `labels` a file says of which class
 each picture is, and folders mean nothing.
 """
@@ -48,7 +48,7 @@ class FolderData(NamedSettings):
             raise UserError(f"{key}: {self.path} has a folder train and neither test nor val; put there what is to be scored")
         roots = {split: f"{split}/" for split in splits} or {"test": ""}
         found = {split: _by_folder(files, root) for split, root in roots.items()}
-        folders = _sorted({folder for pictures in found.values() for folder in pictures} | self._empty(roots))
+        folders = _sorted({folder for pictures in found.values() for folder in pictures} | self._empty(files, roots))
         if known is not None and known.folders is not None:
             folders = self._scored(key, known, folders)
         if not folders:
@@ -65,12 +65,17 @@ class FolderData(NamedSettings):
             raise UserError(f"{key}: {test.pictures.folder} has no pictures in folders of classes; put there: {_LAYOUT}")
         return Content({"": Classification(**names._asdict(), test=test, **rest)})
 
-    def _empty(self, roots: dict[str, str]) -> set[str]:
-        """Folders on a disk even if nothing is in them; an object store has no such folders."""
+    def _empty(self, files: dict[str, File], roots: dict[str, str]) -> set[str]:
+        """Folders with nothing in them, which are on a disk even so; an object store has no such folders."""
         if not isinstance(self.path, Path):
             return set()
-        places = [self.path / root for root in roots.values()]
-        return {place.name for folder in places for place in folder.iterdir() if place.is_dir() and not place.name.startswith(".")}
+        full = {name[: name.find("/", len(root))] for root in roots.values() for name in files if name.startswith(root)}
+        return {
+            place.name
+            for root in roots.values()
+            for place in (self.path / root).iterdir()
+            if place.is_dir() and root + place.name not in full and not place.name.startswith(".")
+        }
 
     def _scored(self, key: str, known: ClassSet, folders: list[str]) -> list[str]:
         """The folders of the set's classes, among others."""
@@ -121,7 +126,9 @@ def _read_labels(path: Place, names: list[str], key: str, folder: Place) -> list
     if not str(path).lower().endswith(".csv"):
         given = [line.strip() for line in lines if line.strip()]
         if len(given) != len(names):
-            raise UserError(f"{key}.labels: {path} has {len(given)} labels for {len(names)} pictures in {folder}; give one a picture")
+            raise UserError(
+                f"{key}.labels: {path} has {len(given)} labels for {len(names)} pictures in {folder}; give one a picture"
+            )
         return given
     rows = [[value.strip() for value in row] for row in csv.reader(lines) if row]
     if any(len(row) != 2 for row in rows):
@@ -133,7 +140,7 @@ def _read_labels(path: Place, names: list[str], key: str, folder: Place) -> list
     if without or unknown:
         what = f"'{without[0]}' has no label" if without else f"'{unknown[0]}' is no picture there"
         raise UserError(
-            f"{key}.labels: {path} has {len(of_file)} labels for {len(names)} pictures in {folder}, and {what}; give one a picture"
+            f"{key}.labels: {path} has {len(of_file)} labels for {len(names)} pictures in {folder}, and {what}; give each one"
         )
     return [of_file[name] for name in names]
 

@@ -51,7 +51,9 @@ class WebdatasetData(NamedSettings):
         known = self.known(key)
         given = self._lines(key, files, _CLASSES)
         if known is None and not given:
-            raise UserError(f"{key}: {self.path} has no {_CLASSES}; put it there, a class a line, or name a shipped set as classes")
+            raise UserError(
+                f"{key}: {self.path} has no {_CLASSES}; put it there, a class a line, or name a shipped set as classes"
+            )
         places = self._places(key, known, given)
         templates = [line for line in self._lines(key, files, _TEMPLATES) if line]
         names = self.names(known, given, self._checked(key, templates) or PLAIN_TEMPLATES)
@@ -150,7 +152,9 @@ def _samples(path: Place, name: str, tar: str, key: str) -> Iterator[tuple[Membe
                 picture = _picture(sample)
                 if picture is None or sample.again:
                     wrong = f"two members .{next(iter(sample.again))}" if sample.again else f"no {', '.join(_PICTURES)}"
-                    raise UserError(f"{where}: sample {sample_name} has {wrong}, only .{', .'.join(sample.members)}; write it anew")
+                    raise UserError(
+                        f"{where}: sample {sample_name} has {wrong}, only .{', .'.join(sample.members)}; write it anew"
+                    )
                 texts = {kind: _bytes(file, sample.members[kind]) for kind in ("cls", "txt") if kind in sample.members}
                 yield picture, texts | ({"npy": b""} if "npy" in sample.members else {})
     except (Missing, OSError, tarfile.TarError) as error:
@@ -171,7 +175,11 @@ def _labelled(split: _Split, places: np.ndarray) -> LabelledPictures:
     for row, texts in enumerate(split.texts):
         where = f"{split.pictures.key}: {split.pictures.names[row]} in {split.pictures.folder}"
         if "cls" not in texts:
-            why = "a .npy of several classes; such sets are not scored" if "npy" in texts else "no .cls with the number of its class"
+            why = (
+                "a .npy of several classes; such sets are not scored"
+                if "npy" in texts
+                else "no .cls with the number of its class"
+            )
             raise UserError(f"{where} has {why}" + ("" if "npy" in texts else f"; captions need a {_TYPE} that says retrieval"))
         text = texts["cls"].decode("utf-8", "replace").strip()
         if not text.isdecimal() or int(text) >= len(places):
