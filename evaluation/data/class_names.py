@@ -5,12 +5,13 @@ Numbers that are taken over without a look at the names would score at chance, a
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
 
 from evaluation.class_sets import ClassSet, class_set
+from evaluation.data.base import Classification, LabelledPictures
 from pipelines.settings import Settings, UserError
 
 PLAIN_TEMPLATES = ("a photo of a {}.", "{}")  # for classes of which nothing is known
@@ -25,15 +26,6 @@ def _have_a_place(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
 
 Templates = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_have_a_place)]
 """Prompts of a class; `{}` or `{c}` stands for its name."""
-
-
-class Names(NamedTuple):
-    """How a set's classes are put into words."""
-
-    classes: tuple[tuple[str, ...], ...]
-    templates: tuple[str, ...]
-    metric: str
-    imagenet: tuple[tuple[int, ...], ...] | None
 
 
 class NamedSettings(Settings):
@@ -59,11 +51,25 @@ class NamedSettings(Settings):
         except UserError as error:
             raise UserError(f"{key}.classes: {str(error).removeprefix('class set: ')}") from None
 
-    def names(self, known: ClassSet | None, given: Sequence[str], templates: Sequence[str] = PLAIN_TEMPLATES) -> Names:
-        """The words of the shipped set, or, without one, those of the data; settings go before both."""
+    def classification(
+        self,
+        known: ClassSet | None,
+        given: Sequence[str],
+        test: LabelledPictures,
+        train: LabelledPictures | None = None,
+        validation: LabelledPictures | None = None,
+        templates: Sequence[str] = PLAIN_TEMPLATES,
+    ) -> Classification:
+        """With the words of the shipped set, or, without one, those of the data; settings go before both.
+
+        Args:
+            given: the data's names of all classes; templates: the data's.
+        """
         if known is None:
-            return Names(tuple((name,) for name in given), self.templates or tuple(templates), self.metric or "top1", None)
-        return Names(known.classes, self.templates or known.templates, self.metric or known.metric, known.imagenet)
+            classes = tuple((name,) for name in given)
+            return Classification(classes, self.templates or tuple(templates), self.metric or "top1", test, train, validation)
+        prompts, metric = self.templates or known.templates, self.metric or known.metric
+        return Classification(known.classes, prompts, metric, test, train, validation, known.imagenet)
 
 
 def readable(name: str) -> str:

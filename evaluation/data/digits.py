@@ -15,7 +15,7 @@ from evaluation.data.base import Classification, Content, LabelledPictures
 from pipelines.settings import digest
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_SPLITS = {"train": range(6), "validation": range(6, 8), "test": range(8, 10)}  # of every ten of a digit
+_TRAIN, _VALIDATION, _TEST = range(6), range(6, 8), range(8, 10)  # of every ten of a digit
 _ATTRIBUTION = (
     "E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998, CC BY 4.0 "
     "(https://archive.ics.uci.edu/dataset/80); its test set, as packaged with scikit-learn"
@@ -28,21 +28,20 @@ def digits() -> Content:
     order = np.zeros(len(labels), dtype=np.int64)  # which picture of its digit each is
     for digit in range(10):
         order[labels == digit] = np.arange((labels == digit).sum())
-    parts = {}
-    for split, places in _SPLITS.items():
+
+    def part(places: range) -> LabelledPictures:
         indices = np.flatnonzero(np.isin(order % 10, places))
         pictures = _Digits(indices, digest(["scikit-learn's digits", indices.tolist()]))
-        parts[split] = LabelledPictures(pictures, labels[indices])
+        return LabelledPictures(pictures, labels[indices])
+
+    classes = tuple((word, str(digit)) for digit, word in enumerate(_WORDS))
     classification = Classification(
-        classes=tuple((word, str(digit)) for digit, word in enumerate(_WORDS)),
-        templates=('a photo of the number: "{}".',),
-        metric="top1",
-        **parts,
+        classes, ('a photo of the number: "{}".',), "top1", part(_TEST), part(_TRAIN), part(_VALIDATION)
     )
     return Content({"": classification}, attribution=_ATTRIBUTION)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Digits:
     """Some of the pictures, white on black."""
 

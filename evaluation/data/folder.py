@@ -1,7 +1,7 @@
 """Folders of pictures by class, `test/dogs/rex.jpg`: ImageNet and its shifts, and whatever else is packed so.
 
 Where `path` has folders train, val or test, they are the splits: the test is `test`, or, as ImageNet has it, `val` where there
-is no `test`. Else `path` itself has the classes' folders and is the test. A class is a folder with pictures at any depth below
+is no `test` with folders. Else `path` itself has the classes' folders and is the test. A class is a folder with pictures at any depth below
 it, or an empty one, in any split: where the test has no picture of a class, scores leave it out of `mean_per_class` and name it.
 Class folders are sorted as text, capitals first, and as numbers where all are numbers. With `labels` a file says of which class
 each picture is, and folders mean nothing.
@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from evaluation.class_sets import ClassSet
-from evaluation.data.base import Classification, Content, LabelledPictures
+from evaluation.data.base import Content, LabelledPictures
 from evaluation.data.class_names import NamedSettings, positions, readable
 from evaluation.data.located import Located, changes, files_in, fingerprint, is_picture, read_text
 from pipelines import storage
@@ -43,27 +43,24 @@ class FolderData(NamedSettings):
         known = self.known(key)
         if self.labels is not None:
             return self._by_file(key, known, files, self.labels)
-        splits = [split for split in _SPLITS if any(name.startswith(f"{split}/") for name in files)]
-        if splits == ["train"]:
-            raise UserError(f"{key}: {self.path} has a folder train and neither test nor val; put there what is to be scored")
-        roots = {split: f"{split}/" for split in splits} or {"test": ""}
-        found = {split: _by_folder(files, root) for split, root in roots.items()}
+        found = {split: pictures for split in _SPLITS if (pictures := _by_folder(files, f"{split}/"))}
+        if list(found) == ["train"]:
+            raise UserError(f"{key}: {self.path} has no pictures in test or val, only in train; put there: {_LAYOUT}")
+        roots = {split: f"{split}/" for split in found} or {"test": ""}
+        found = found or {"test": _by_folder(files, "")}
         folders = _sorted({folder for pictures in found.values() for folder in pictures} | self._empty(files, roots))
         if known is not None and known.folders is not None:
             folders = self._scored(key, known, folders)
         if not folders:
             raise UserError(f"{key}: {self.path} has no pictures in folders of classes; put there: {_LAYOUT}")
-        names = self.names(known, [readable(folder) for folder in folders])
-        order = np.arange(len(folders)) if known is None else positions(folders, known, key, str(self.path))
-        parts = {
-            split: self._labelled(key, files, roots[split], pictures, dict(zip(folders, order, strict=True)))
-            for split, pictures in found.items()
-        }
+        numbers = np.arange(len(folders)) if known is None else positions(folders, known, key, str(self.path))
+        order = {folder: int(number) for folder, number in zip(folders, numbers, strict=True)}
+        parts = {split: self._labelled(key, files, roots[split], pictures, order) for split, pictures in found.items()}
         test = parts.pop("test" if "test" in parts else "val")
-        rest = {"train": parts.get("train"), "validation": parts.get("val")}
         if len(test.labels) == 0:
-            raise UserError(f"{key}: {test.pictures.folder} has no pictures in folders of classes; put there: {_LAYOUT}")
-        return Content({"": Classification(**names._asdict(), test=test, **rest)})
+            raise UserError(f"{key}: the test in {self.path} has no pictures in folders of classes; put there: {_LAYOUT}")
+        given = [readable(folder) for folder in folders]
+        return Content({"": self.classification(known, given, test, parts.get("train"), parts.get("val"))})
 
     def _empty(self, files: dict[str, File], roots: dict[str, str]) -> set[str]:
         """Folders with nothing in them, which are on a disk even so; an object store has no such folders."""
@@ -103,7 +100,7 @@ class FolderData(NamedSettings):
         labels, classes = _numbers(given, known, key, path)
         digest = fingerprint([*changes(names, files), labels.tolist()])
         test = LabelledPictures(Located(key, self.path, tuple(names), digest), labels)
-        return Content({"": Classification(**self.names(known, classes)._asdict(), test=test)})
+        return Content({"": self.classification(known, classes, test)})
 
 
 def _by_folder(files: dict[str, File], root: str) -> dict[str, list[str]]:

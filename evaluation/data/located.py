@@ -19,7 +19,7 @@ from pipelines.web import is_web
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Located:
     """Pictures that are files below a folder."""
 

@@ -40,38 +40,34 @@ class PreparedData(Settings):
         """
         with _named(key):
             prepared = Prepared.open(self.path)
+            ids = prepared.split_ids(self.split_seed)
             data = self._held_out(prepared, self.split, self.retrieval)
-            splits = prepared.split_list()
-            train = self._held_out(prepared, "train", False) if data.classes and self.split != "train" else None
-            chosen = next((name for name in _VALIDATION if name in splits and name != self.split), None)
-            validation = self._held_out(prepared, chosen, False) if data.classes and chosen else None
-        if not data.classes and not self.retrieval:
-            raise UserError(f"{key}: neither labels nor captions of {self.path} are to be scored; set retrieval, or name labels")
-        sets = {
-            split.settings.split: (split, self._pictures(key, prepared, split)) for split in (data, train, validation) if split
-        }
+            if not data.classes and not self.retrieval:
+                raise UserError(f"{key}: {self.path} has no labels to score, and retrieval is false; set retrieval=true")
+            chosen = next((name for name in _VALIDATION if name in ids), "")
+            sides = [name for name in ("train", chosen) if data.classes and name != self.split and len(ids.get(name, ())) > 0]
+            splits = {self.split: data} | {name: self._held_out(prepared, name, False) for name in sides}
+        pictures = {name: self._pictures(key, prepared, split) for name, split in splits.items()}
 
-        def labelled(split: HeldOut | None, label: str) -> LabelledPictures | None:
-            if split is None or len(split.sample_ids) == 0:
-                return None
-            return LabelledPictures(sets[split.settings.split][1], split.targets[label])
+        def labelled(split: str, label: str) -> LabelledPictures:
+            return LabelledPictures(pictures[split], splits[split].targets[label])
 
         classifications = {
             label: Classification(
                 classes=tuple((readable(name),) for name in names),
                 templates=self.templates,
                 metric="top1",
-                test=LabelledPictures(sets[self.split][1], data.targets[label]),
-                train=labelled(train, label),
-                validation=labelled(validation, label),
+                test=labelled(self.split, label),
+                train=labelled("train", label) if "train" in sides else None,
+                validation=labelled(chosen, label) if chosen in sides else None,
             )
             for label, names in data.classes.items()
         }
-        retrieval = Retrieval(sets[self.split][1], data.texts, data.texts_of_image) if self.retrieval else None
+        retrieval = Retrieval(pictures[self.split], data.texts, data.texts_of_image) if self.retrieval else None
         counts = {name: prepared.manifest["counts"][name] for name in ("listed", "found", "kept")}
         return Content(classifications, retrieval, attribution=prepared.manifest["attribution"], coverage=counts)
 
-    def _held_out(self, prepared: Prepared, split: str, retrieval: bool) -> HeldOut | None:
+    def _held_out(self, prepared: Prepared, split: str, retrieval: bool) -> HeldOut:
         settings = SuiteSettings(split=split, labels=self.labels, templates=self.templates)
         return held_out(prepared, settings, self.split_seed, retrieval=retrieval)
 
@@ -80,7 +76,7 @@ class PreparedData(Settings):
         return _Samples(key, prepared, ids, digest([prepared.fingerprint, split.settings.split, self.split_seed, ids.tolist()]))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Samples:
     """Samples of a prepared dataset."""
 

@@ -1,9 +1,9 @@
 """Classification sets in the folders that torchvision reads, where somebody put them; nothing is downloaded.
 
-Every class number is turned into ours by the names that torchvision read, where it has them: it sorts Pets otherwise, and leaves out
-Caltech-101's background. Tests are the official ones, but: ImageNet's is its validation split; torchvision knows no splits of
-SUN397 and Caltech-101, so all their pictures are the test and there are none for probes (the papers' splits need another reader:
-a `folder` or `webdataset` that was made by them). DTD has its first of ten partitions.
+Every class number is turned into ours by the names that torchvision read: it sorts Pets otherwise, and leaves out Caltech-101's
+background. Tests are the official ones, but: ImageNet's is its validation split; torchvision knows no splits of SUN397 and
+Caltech-101, so all their pictures are the test and none are for probes (for papers' splits of these, sort the pictures into a
+`folder`). DTD has the first of its ten partitions.
 """
 
 import functools
@@ -131,16 +131,14 @@ class TorchvisionData(Settings):
     def read(self, key: str) -> Content:
         """A classification with the shipped names; probes' splits as far as they are on the disk. Raises `UserError`."""
         found, known = _SETS[self.dataset], class_set(self.dataset)
-        parts = {"test": found.test, "train": found.train, "validation": found.validation}
-        there = {
-            name: self._labelled(key, found, part)
-            for name, part in parts.items()
-            if part is not None and (name == "test" or (self.path / part.folder).is_dir())
-        }
-        classification = Classification(
-            known.classes, self.templates or known.templates, known.metric, **there, imagenet=known.imagenet
-        )
-        return Content({"": classification})
+
+        def side(part: _Part | None) -> LabelledPictures | None:
+            there = part is not None and (self.path / part.folder).is_dir()
+            return self._labelled(key, found, part) if part is not None and there else None
+
+        test = self._labelled(key, found, found.test)
+        templates, sides = self.templates or known.templates, (side(found.train), side(found.validation))
+        return Content({"": Classification(known.classes, templates, known.metric, test, *sides, known.imagenet)})
 
     def _labelled(self, key: str, found: _Set, part: _Part) -> LabelledPictures:
         if not (self.path / part.folder).is_dir():
@@ -163,8 +161,8 @@ class TorchvisionData(Settings):
         missing = [name for name in names if name not in files]
         if missing:
             raise UserError(
-                f"{key}.path: {self.path / part.folder} lacks '{missing[0]}' ({len(missing)} of {len(names)} pictures are missing); "
-                f"put into {self.path}: {found.source}"
+                f"{key}.path: {self.path / part.folder} lacks '{missing[0]}' ({len(missing)} of {len(names)} pictures are "
+                f"missing); put into {self.path}: {found.source}"
             )
         labels = order[np.asarray([label for _, label in rows], dtype=np.int64)]
         digest = fingerprint([*changes(names, files), labels.tolist()])
@@ -193,7 +191,7 @@ def _rows(dataset: Any) -> list[tuple[str, int]]:
 
 def _load(cls: str, path: Path, **arguments: Any) -> Any:
     # Here, since evaluation works without torch.
-    import torchvision.datasets
+    import torchvision.datasets  # type: ignore[import-untyped]
 
     return getattr(torchvision.datasets, cls)(root=str(path), **arguments)
 
@@ -201,7 +199,7 @@ def _load(cls: str, path: Path, **arguments: Any) -> Any:
 _pixels = functools.lru_cache(maxsize=2)(_load)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Cifar:
     """Pictures of CIFAR, whose files hold thousands each: read where they are asked for, and kept there."""
 

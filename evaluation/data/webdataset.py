@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from evaluation.class_sets import ClassSet
-from evaluation.data.base import Classification, Content, LabelledPictures, Retrieval
+from evaluation.data.base import Content, LabelledPictures, Retrieval
 from evaluation.data.class_names import PLAIN_TEMPLATES, NamedSettings, positions
 from evaluation.data.located import Located, changes, files_in, fingerprint, read_text
 from pipelines import storage
@@ -56,13 +56,14 @@ class WebdatasetData(NamedSettings):
             )
         places = self._places(key, known, given)
         templates = [line for line in self._lines(key, files, _TEMPLATES) if line]
-        names = self.names(known, given, self._checked(key, templates) or PLAIN_TEMPLATES)
-        parts = {
-            part: _labelled(_read_split(self.path, split, files, key), places)
-            for part, split in (("train", "train"), ("validation", "val"))
-            if any(name.startswith(f"{split}/") for name in files)
-        }
-        return Content({"": Classification(**names._asdict(), test=_labelled(test, places), **parts)})
+
+        def side(split: str) -> LabelledPictures | None:
+            there = any(name.startswith(f"{split}/") for name in files)
+            return _labelled(_read_split(self.path, split, files, key), places) if there else None
+
+        words = self._checked(key, templates) or PLAIN_TEMPLATES
+        scored = _labelled(test, places)
+        return Content({"": self.classification(known, given, scored, side("train"), side("val"), words)})
 
     def _places(self, key: str, known: ClassSet | None, given: list[str]) -> np.ndarray:
         if known is None or not given:
@@ -85,7 +86,7 @@ class WebdatasetData(NamedSettings):
         return lines
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Members(Located):
     """Pictures that are members of tars, `names` as `test/0.tar/s0000001.png`."""
 
