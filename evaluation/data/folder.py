@@ -1,10 +1,10 @@
 """Folders of pictures by class, `test/dogs/rex.jpg`: ImageNet and its shifts, and whatever else is packed so.
 
-Where `path` has folders train, val or test, they are the splits: the test is `test`, or, as ImageNet has it, `val` where there
-is no `test` with folders. Else `path` itself has the classes' folders and is the test. A class is a folder with pictures at any depth below
-it, or an empty one, in any split: where the test has no picture of a class, scores leave it out of `mean_per_class` and name it.
-Class folders are sorted as text, capitals first, and as numbers where all are numbers. With `labels` a file says of which class
-each picture is, and folders mean nothing.
+Where `path` has folders train, val or test, they are the splits: the test is `test`, or, as ImageNet has it, `val` where no
+`test` has class folders. Else `path` itself has the folders of the classes and is the test. A class is a folder with pictures at
+any depth below it, or an empty one, in any split: where the test has no picture of it, scores leave it out of `mean_per_class`
+and name it. Class folders are sorted as text, capitals first, and as numbers where all are numbers. With `labels` a file says of
+which class each picture is, and folders mean nothing.
 """
 
 import csv
