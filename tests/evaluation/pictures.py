@@ -1,4 +1,4 @@
-"""Pictures that tests can tell apart: each has one colour, which is its number."""
+"""Pictures that tests can tell apart: each is of one grey, which is its number (and which a JPEG keeps)."""
 
 import io
 import pickle
@@ -14,7 +14,7 @@ from pipelines.settings import validate
 def encoded(number: int, kind: str = "PNG", size: tuple[int, int] = (6, 4), **options: Any) -> bytes:
     """A picture of this number."""
     buffer = io.BytesIO()
-    Image.new("RGB", size, (number, 255 - number, 7)).save(buffer, format=kind, **options)
+    Image.new("RGB", size, (number, number, number)).save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
