@@ -43,7 +43,7 @@ class PreparedData(Settings):
             ids = prepared.split_ids(self.split_seed)
             data = self._held_out(prepared, self.split, self.retrieval)
             if not data.classes and not self.retrieval:
-                raise UserError(f"{key}: {self.path} has no labels to score, and retrieval is false; set retrieval=true")
+                raise UserError(f"data.retrieval: false, and {self.path} has no labels to score; set it to true")
             chosen = next((name for name in _VALIDATION if name in ids), "")
             sides = [name for name in ("train", chosen) if data.classes and name != self.split and len(ids.get(name, ())) > 0]
             splits = {self.split: data} | {name: self._held_out(prepared, name, False) for name in sides}
