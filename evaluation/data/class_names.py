@@ -101,10 +101,9 @@ def positions(given: Sequence[str], known: ClassSet, key: str, where: str) -> np
         return np.asarray([place[0] for place in found], dtype=np.int64)
     for position, (name, place) in enumerate(zip(given, found, strict=True)):
         if place and position not in place:
-            strange = next(other for other, there in zip(given, found, strict=True) if len(there) != 1 or other == name)
             raise UserError(
-                f"{key}: '{name}' is class {position} of {where} and class {place[0]} of the class set {known.name}, which also "
-                f"has no single '{strange}', so neither names nor order tell what is what; the set's order is: {known.order}"
+                f"{key}: '{name}' is class {position} of {where} and class {place[0]} of the class set {known.name}, and other "
+                f"names are not alike, so that neither they nor the order tell what is what; the set's order is: {known.order}"
             )
     return np.arange(len(given), dtype=np.int64)
 

@@ -61,10 +61,12 @@ def files_in(folder: Place, key: str, wanted: str) -> dict[str, File]:
     """
     if is_web(folder):
         raise UserError(f"{key}: {folder} is on the web, and nothing is downloaded here; fetch it, and give its folder")
-    start = len(str(folder)) if str(folder) != "." else 0
-    files = {file.path[start:].lstrip("/"): file for file in storage.files_below(folder)}
+    try:
+        files = {file.path[len(str(folder)) :].lstrip("/"): file for file in storage.files_below(folder)}
+    except UserError as error:  # of a URI that nobody here can read
+        raise UserError(f"{key}: {error}") from None
     if not files:
-        state = "is empty" if storage.exists(folder) else "does not exist"
+        state = "holds no files" if storage.exists(folder) else "does not exist"
         raise UserError(f"{key}: {folder} {state}; put there: {wanted}")
     # As people sort them, and as a walk through the folders finds them.
     return {name: files[name] for name in sorted(files, key=lambda name: name.split("/"))}

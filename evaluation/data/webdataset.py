@@ -158,7 +158,7 @@ def _samples(path: Place, name: str, tar: str, key: str) -> Iterator[tuple[Membe
                     )
                 texts = {kind: _bytes(file, sample.members[kind]) for kind in ("cls", "txt") if kind in sample.members}
                 yield picture, texts | ({"npy": b""} if "npy" in sample.members else {})
-    except (Missing, OSError, tarfile.TarError) as error:
+    except (Missing, PermissionError, tarfile.TarError) as error:
         raise UserError(f"{where} cannot be read as a tar: {error}; copy it anew") from None
 
 

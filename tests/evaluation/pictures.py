@@ -52,7 +52,5 @@ def told(content: Content) -> dict[str, Any]:
         } | {"classes": data.classes, "templates": data.templates, "metric": data.metric}
     if content.retrieval is not None:
         shown, texts, right = content.retrieval.pictures, content.retrieval.texts, content.retrieval.texts_of_image
-        found["retrieval"] = [
-            (number, [texts[t] for t in own]) for number, own in zip(numbers(shown), right, strict=True)
-        ]
+        found["retrieval"] = [(number, [texts[t] for t in own]) for number, own in zip(numbers(shown), right, strict=True)]
     return found

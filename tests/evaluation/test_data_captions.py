@@ -110,7 +110,12 @@ def changed(tree: dict[str, Any], part: str, values: Any) -> str:
 @pytest.mark.parametrize(
     ("name", "content", "settings", "message"),
     [
-        ("x.json", None, {}, r"data\.toy\.path: .*x\.json cannot be read: .*; put there: annotations/captions_val2017\.json of COCO"),
+        (
+            "x.json",
+            None,
+            {},
+            r"data\.toy\.path: .*x\.json cannot be read: .*; put there: annotations/captions_val2017\.json of COCO",
+        ),
         ("x.json", "{", {}, r"data\.toy\.path: .*x\.json is not JSON: "),
         ("x.json", "{}", {}, r"data\.toy\.path: .*x\.json is neither a list nor COCO's or Karpathy's captions"),
         ("x.json", "[]", {}, r"data\.toy\.path: .*x\.json is a list, neither COCO's nor Karpathy's captions; put there"),
@@ -118,16 +123,31 @@ def changed(tree: dict[str, Any], part: str, values: Any) -> str:
         ("x.json", changed(COCO, "annotations", COCO["annotations"][:2]), {}, r"data\.toy\.path: '3\.jpg' in .* has no caption"),
         ("x.json", changed(COCO, "annotations", []), {}, r"has no annotation with the field 'caption'"),
         ("x.json", changed(COCO, "images", [{"id": 11}, *COCO["images"]]), {}, r"has a picture without a file's name, but None"),
-        ("x.json", json.dumps(COCO), {"split": "test"}, r"data\.toy\.split: .*x\.json has no splits; leave data\.toy\.split null"),
+        (
+            "x.json",
+            json.dumps(COCO),
+            {"split": "test"},
+            r"data\.toy\.split: .*x\.json has no splits; leave data\.toy\.split null",
+        ),
         ("x.json", json.dumps(karpathy()), {"split": "dev"}, r"has no split dev; its splits are: 'test', 'train', 'val'"),
         ("x.csv", TABLE, {"split": "dev"}, r"data\.toy\.path: .*x\.csv has no split dev; its splits are: test, train"),
         ("x.csv", "raw,filename\na cat,1.jpg\n", {}, r"has no json list of captions for '1\.jpg', but: 'a cat'"),
         ("x.token", "1.jpg a cat\n", {}, r"begins with '1\.jpg a cat', which is none of Flickr30k's lists of captions"),
         ("x.token", "1.jpg#0\ta cat\n1.jpg a dog\n", {}, r"has the line '1\.jpg a dog', unlike the lines before it"),
         ("x.token", "1.jpg#0\ta\n", {"split": "test"}, r"data\.toy\.split: .*x\.token has no splits"),
-        ("x.token", "1.jpg#0\ta\n9.jpg#0\tb\n", {}, r"data\.toy\.images: .* has no '9\.jpg' \(1 of 2 pictures of .* put there: COCO"),
+        (
+            "x.token",
+            "1.jpg#0\ta\n9.jpg#0\tb\n",
+            {},
+            r"data\.toy\.images: .* has no '9\.jpg' \(1 of 2 pictures of .* put there: COCO",
+        ),
         ("x.token", "1.jpg#0\t \n", {}, r"data\.toy\.path: '1\.jpg' in .* has no caption; give it one"),
-        ("x.token", "1.jpg#0\ta\n", {"images": "nowhere"}, r"data\.toy\.images: nowhere does not exist; put there: COCO's val2017"),
+        (
+            "x.token",
+            "1.jpg#0\ta\n",
+            {"images": "nowhere"},
+            r"data\.toy\.images: nowhere does not exist; put there: COCO's val2017",
+        ),
     ],
 )
 def test_what_is_wrong_is_told(root: Path, name: str, content: str | None, settings: dict[str, Any], message: str) -> None:

@@ -145,24 +145,47 @@ def test_wrong_labels_are_told(tmp_path: Path, name: str | None, content: str, m
         ({}, {}, r"data\.toy: .* does not exist; put there: a folder of pictures for every class"),
         ({"x.txt": ""}, {}, r"data\.toy: .* has no pictures in folders of classes; put there: "),
         ({"train/a/x.png": ""}, {}, r"data\.toy: .* has no pictures in test or val, only in train; put there"),
-        ({"a/x.png": ""}, {"classes": "cifar10"}, r"data\.toy: .* has 1 classes, and the class set cifar10 has 10; its order is: "),
+        (
+            {"a/x.png": ""},
+            {"classes": "cifar10"},
+            r"data\.toy: .* has 1 classes, and the class set cifar10 has 10; its order is: ",
+        ),
         ({"a/x.png": ""}, {"classes": "cifar11"}, r"data\.toy\.classes: 'cifar11' is unknown; did you mean 'cifar1.*'\?"),
         (
             {f"{name}/x.png": "" for name in [*(f"0{n}" for n in range(9)), "airplane"]},
             {"classes": "cifar10"},
-            r"data\.toy: 'airplane' is class 9 of .* and class 0 of the class set cifar10, .* no single '00'",
+            r"data\.toy: 'airplane' is class 9 of .* and class 0 of the class set cifar10, and other names are not alike",
         ),
     ],
 )
-def test_a_set_that_cannot_be_scored_is_told(tmp_path: Path, files: dict[str, str], settings: dict[str, Any], message: str) -> None:
+def test_a_set_that_cannot_be_scored_is_told(
+    tmp_path: Path, files: dict[str, str], settings: dict[str, Any], message: str
+) -> None:
     write_files(tmp_path / "set", files)
     with pytest.raises(UserError, match=message):
         read(FolderData, path=tmp_path / "set", **settings)
 
 
-def test_nothing_is_read_from_the_web(tmp_path: Path) -> None:
+def test_nothing_is_read_from_nowhere_or_the_web(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"data\.toy: .*empty holds no files; put there: a folder of pictures"):
+        read(FolderData, path=tmp_path / "empty")
     with pytest.raises(UserError, match=r"data\.toy: https://x\.org/set is on the web, and nothing is downloaded here"):
         read(FolderData, path="https://x.org/set")
+
+
+def test_a_store_that_nobody_can_read_is_told() -> None:
+    with pytest.raises(UserError, match=r"data\.toy: .*no file system for 'nowhere' is installed"):
+        read(FolderData, path="nowhere://set")
+
+
+def test_a_folder_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path, ANIMALS)
+    monkeypatch.chdir(tmp_path)
+    whole = told(read(FolderData, path=tmp_path))
+    assert told(read(FolderData, path=".")) == whole
+    monkeypatch.chdir(tmp_path.parent)
+    assert told(read(FolderData, path=tmp_path.name)) == told(read(FolderData, path=f"file://{tmp_path}")) == whole
 
 
 def test_templates_without_a_place_for_the_name_are_refused(tmp_path: Path) -> None:
@@ -176,14 +199,18 @@ def test_pictures_are_turned_upright(tmp_path: Path) -> None:
     assert image.size == (4, 6)
 
 
-@pytest.mark.parametrize(("content", "why"), [(encoded(1)[:30], "truncated|undecodable"), (b"", "empty"), (None, "missing_image")])
+@pytest.mark.parametrize(
+    ("content", "why"), [(encoded(1)[:30], "truncated|undecodable"), (b"", "empty"), (None, "missing_image")]
+)
 def test_a_picture_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None, why: str) -> None:
     write_files(tmp_path, {"a/fine.png": encoded(1), "a/wrong.png": content or b""})
     pictures = read(FolderData, path=tmp_path).classifications[""].test.pictures
     if content is None:
         (tmp_path / "a/wrong.png").unlink()
     assert numbers(pictures, [0]) == [1]
-    with pytest.raises(UserError, match=rf"data\.toy: the picture a/wrong\.png in .* cannot be used: ({why}), .*scores need every"):
+    with pytest.raises(
+        UserError, match=rf"data\.toy: the picture a/wrong\.png in .* cannot be used: ({why}), .*scores need every"
+    ):
         list(pictures.read(np.asarray([0, 1])))
 
 

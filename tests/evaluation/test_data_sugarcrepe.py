@@ -48,7 +48,9 @@ def test_what_is_missing_is_told(root: Path) -> None:
     with pytest.raises(UserError, match=r"data\.toy: .*swap_obj\.json has 3 items; expected 245: copy it anew"):
         read(SugarCrepeData, path=root, subsets={"swap_obj": 245})
     (root / "val2017/1.jpg").unlink()
-    with pytest.raises(UserError, match=r"data\.toy\.images: .*val2017 has no '1\.jpg' \(1 of 3 pictures are missing\); put there: COCO"):
+    with pytest.raises(
+        UserError, match=r"data\.toy\.images: .*val2017 has no '1\.jpg' \(1 of 3 pictures are missing\); put there: COCO"
+    ):
         read(SugarCrepeData, path=root, subsets=SUBSETS)
     with pytest.raises(UserError, match=r"data\.toy\.images: .*none does not exist; put there: COCO's val2017\.zip"):
         read(SugarCrepeData, path=root, images=root / "none", subsets=SUBSETS)

@@ -117,22 +117,42 @@ WITHOUT = {"cls": "0", "txt": "a cat"}
 @pytest.mark.parametrize(
     ("samples", "files", "message"),
     [
-        (TEST, {"dataset_type.txt": "multilabel"}, r"data\.toy: .* is a multilabel set, by its dataset_type\.txt; pictures of sev"),
-        (TEST, {"dataset_type.txt": "video"}, r"data\.toy: dataset_type\.txt of .* says 'video'; it must be retrieval, or missing"),
+        (
+            TEST,
+            {"dataset_type.txt": "multilabel"},
+            r"data\.toy: .* is a multilabel set, by its dataset_type\.txt; pictures of sev",
+        ),
+        (
+            TEST,
+            {"dataset_type.txt": "video"},
+            r"data\.toy: dataset_type\.txt of .* says 'video'; it must be retrieval, or missing",
+        ),
         (TEST, {"classnames.txt": ""}, r"data\.toy: .* has no classnames\.txt; put it there, a class a line, or name a shipped"),
         (TEST, {"classnames.txt": "a\n\nb\nc"}, r"data\.toy: line 2 of classnames\.txt in .* is empty"),
         (TEST, {"zeroshot_classification_templates.txt": "a photo"}, r"data\.toy: 'a photo' in zeroshot_.* has no \{c\} for the"),
         (TEST, {"classnames.txt": "a\nb"}, r"data\.toy: test/0\.tar/s0000002\.png in .* is of class '2'; 2 classes .* 0 to 1"),
-        (TEST, {"test/nshards.txt": "4"}, r"data\.toy: .*nshards\.txt says 4 tars, and test/3\.tar is missing; complete the copy"),
+        (
+            TEST,
+            {"test/nshards.txt": "4"},
+            r"data\.toy: .*nshards\.txt says 4 tars, and test/3\.tar is missing; complete the copy",
+        ),
         (TEST, {"test/nshards.txt": "2"}, r"data\.toy: .*nshards\.txt says 2 tars, and there is also test/2\.tar"),
         (TEST, {"test/nshards.txt": "three"}, r"data\.toy: .*nshards\.txt says 'three'; it must be the number of tars"),
         (TEST, {"test/1.tar": "no tar at all, whatever its name says"}, r"data\.toy: test/1\.tar in .* cannot be read as a tar"),
         (TEST, {"dataset_type.txt": "retrieval"}, r"data\.toy: test/0\.tar/s0000000\.png in .* has no caption; write them into"),
         ([{"png": encoded(1), "cls": "x"}], CLASSES, r"test/0\.tar/s0000000\.png in .* is of class 'x'; 3 classes"),
-        ([{"png": encoded(1), "txt": "a cat"}], CLASSES, r"has no \.cls with the number of its class; captions need a dataset_type"),
+        (
+            [{"png": encoded(1), "txt": "a cat"}],
+            CLASSES,
+            r"has no \.cls with the number of its class; captions need a dataset_type",
+        ),
         ([{"png": encoded(1), "npy": np.ones(3)}], CLASSES, r"s0000000\.png in .* has a \.npy of several classes; such sets are"),
         ([WITHOUT], CLASSES, r"data\.toy: test/0\.tar in .*: sample s0000000 has no webp, png, jpg, jpeg, only \.cls, \.txt"),
-        ([{"png": encoded(1), "txt": b"\xff"}], {"dataset_type.txt": "retrieval"}, r"s0000000\.png in .*: its \.txt is not UTF-8"),
+        (
+            [{"png": encoded(1), "txt": b"\xff"}],
+            {"dataset_type.txt": "retrieval"},
+            r"s0000000\.png in .*: its \.txt is not UTF-8",
+        ),
         ([], CLASSES, r"data\.toy: the tars in .*test hold no sample"),
     ],
 )
