@@ -1,0 +1,221 @@
+"""Classification sets in the folders that torchvision reads, where somebody put them; nothing is downloaded.
+
+Every class number is turned into ours by the names that torchvision read: it sorts Pets otherwise, and leaves out Caltech-101's
+background. Tests are the official ones, but: ImageNet's is its validation split; torchvision knows no splits of SUN397 and
+Caltech-101, so all their pictures are the test and none are for probes (for papers' splits of these, sort the pictures into a
+`folder`). DTD has the first of its ten partitions.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from evaluation.class_sets import class_set
+from evaluation.data.base import Classification, Content, LabelledPictures
+from evaluation.data.class_names import Templates, positions
+from evaluation.data.located import Located, changes, files_in, fingerprint
+from pipelines.settings import Settings, UserError
+
+
+class _Part(NamedTuple):
+    """A split: what must be there below the root, and the class's arguments."""
+
+    folder: str
+    arguments: dict[str, Any]
+
+
+class _Set(NamedTuple):
+    """A class of torchvision.datasets."""
+
+    cls: str
+    source: str  # what to put below the root, and from where
+    test: _Part
+    train: _Part | None = None
+    validation: _Part | None = None
+
+
+def _split(folder: str, split: str) -> _Part:
+    return _Part(folder, {"split": split})
+
+
+_CIFAR = "cifar-{}-python.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html, unpacked"
+_VGG = "https://www.robots.ox.ac.uk/~vgg/data"
+_PET, _FOOD, _FLOWERS, _CARS = "oxford-iiit-pet", "food-101", "flowers-102", "stanford_cars"
+_SETS = {
+    "cifar10": _Set(
+        "CIFAR10",
+        _CIFAR.format(10),
+        _Part("cifar-10-batches-py", {"train": False}),
+        _Part("cifar-10-batches-py", {"train": True}),
+    ),
+    "cifar100": _Set(
+        "CIFAR100",
+        _CIFAR.format(100),
+        _Part("cifar-100-python", {"train": False}),
+        _Part("cifar-100-python", {"train": True}),
+    ),
+    "pets": _Set(
+        "OxfordIIITPet",
+        f"oxford-iiit-pet/images and oxford-iiit-pet/annotations, from images.tar.gz and annotations.tar.gz of {_VGG}/pets/",
+        _split(_PET, "test"),
+        _split(_PET, "trainval"),
+    ),
+    "food101": _Set(
+        "Food101",
+        "food-101.tar.gz of https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/, unpacked",
+        _split(_FOOD, "test"),
+        _split(_FOOD, "train"),
+    ),
+    "flowers": _Set(
+        "Flowers102",
+        f"flowers-102/jpg (from 102flowers.tgz), flowers-102/imagelabels.mat and flowers-102/setid.mat of {_VGG}/flowers/102/",
+        _split(_FLOWERS, "test"),
+        _split(_FLOWERS, "train"),
+        _split(_FLOWERS, "val"),
+    ),
+    "cars": _Set(
+        "StanfordCars",
+        "stanford_cars with cars_test, cars_train, devkit and cars_test_annos_withlabels.mat of the Stanford Cars (its page, "
+        "https://ai.stanford.edu/~jkrause/cars/car_dataset.html, no longer has them)",
+        _split(f"{_CARS}/cars_test", "test"),
+        _split(f"{_CARS}/cars_train", "train"),
+    ),
+    "caltech101": _Set(
+        "Caltech101",
+        "caltech101/101_ObjectCategories, from caltech-101.zip of https://data.caltech.edu/records/mzrjq-6wc02",
+        _Part("caltech101/101_ObjectCategories", {}),
+    ),
+    "aircraft": _Set(
+        "FGVCAircraft",
+        f"fgvc-aircraft-2013b.tar.gz of {_VGG}/fgvc-aircraft/, unpacked",
+        _split("fgvc-aircraft-2013b", "test"),
+        _split("fgvc-aircraft-2013b", "train"),
+        _split("fgvc-aircraft-2013b", "val"),
+    ),
+    "dtd": _Set(
+        "DTD",
+        f"dtd/dtd, from dtd-r1.0.1.tar.gz of {_VGG}/dtd/",
+        _split("dtd/dtd", "test"),
+        _split("dtd/dtd", "train"),
+        _split("dtd/dtd", "val"),
+    ),
+    "sun397": _Set("SUN397", "SUN397.tar.gz of https://vision.princeton.edu/projects/2010/SUN/, unpacked", _Part("SUN397", {})),
+    "imagenet": _Set(
+        "ImageNet",
+        "val (train for probes) with a folder a class, and ILSVRC2012_devkit_t12.tar.gz, of "
+        "https://image-net.org/challenges/LSVRC/2012/; without the devkit, use name=folder with classes=imagenet",
+        _split("val", "val"),
+        _split("train", "train"),
+    ),
+}
+
+
+class TorchvisionData(Settings):
+    """One of torchvision's datasets, where it lies on a disk."""
+
+    name: Literal["torchvision"]
+    dataset: Literal[
+        "cifar10", "cifar100", "pets", "food101", "flowers", "cars", "caltech101", "aircraft", "dtd", "sun397", "imagenet"
+    ] = Field(description="the set, by the name of its shipped class set")
+    path: Path = Field(description="root, as torchvision calls it: the folder that holds the set's own")
+    templates: Templates | None = Field(
+        None, description="prompts of a class; {} or {c} is its name; null: those of the class set"
+    )
+
+    def read(self, key: str) -> Content:
+        """A classification with the shipped names; probes' splits as far as they are on the disk. Raises `UserError`."""
+        found, known = _SETS[self.dataset], class_set(self.dataset)
+
+        def side(part: _Part | None) -> LabelledPictures | None:
+            there = part is not None and (self.path / part.folder).is_dir()
+            return self._labelled(key, found, part) if part is not None and there else None
+
+        test = self._labelled(key, found, found.test)
+        templates, sides = self.templates or known.templates, (side(found.train), side(found.validation))
+        return Content({"": Classification(known.classes, templates, known.metric, test, *sides, known.imagenet)})
+
+    def _labelled(self, key: str, found: _Set, part: _Part) -> LabelledPictures:
+        if not (self.path / part.folder).is_dir():
+            raise UserError(f"{key}.path: {self.path} has no {part.folder}; put into {self.path}: {found.source}")
+        try:
+            dataset = _load(found.cls, self.path, **part.arguments)
+        except (RuntimeError, OSError, ValueError, KeyError) as error:
+            why = str(error).replace(" You can use download=True to download it", "")
+            raise UserError(
+                f"{key}.path: torchvision finds no {found.cls} in {self.path}: {why}; put there: {found.source}"
+            ) from None
+        order = positions(_names(dataset), class_set(self.dataset), key, f"torchvision's {found.cls} in {self.path}")
+        files = files_in(self.path / part.folder.partition("/")[0], key, found.source)
+        if found.cls.startswith("CIFAR"):
+            raw = np.asarray(dataset.targets, dtype=np.int64)
+            digest = fingerprint([*changes(files, files), part.arguments])
+            return LabelledPictures(_Cifar(found.cls, self.path, part.arguments["train"], len(raw), digest), order[raw])
+        rows = sorted(_rows(dataset))  # SUN397's come as the disk has them
+        names = [str(Path(file).relative_to(self.path / part.folder.partition("/")[0])) for file, _ in rows]
+        missing = [name for name in names if name not in files]
+        if missing:
+            raise UserError(
+                f"{key}.path: {self.path / part.folder} lacks '{missing[0]}' ({len(missing)} of {len(names)} pictures are "
+                f"missing); put into {self.path}: {found.source}"
+            )
+        labels = order[np.asarray([label for _, label in rows], dtype=np.int64)]
+        digest = fingerprint([*changes(names, files), labels.tolist()])
+        return LabelledPictures(Located(key, self.path / part.folder.partition("/")[0], tuple(names), digest), labels)
+
+
+def _names(dataset: Any) -> list[str]:
+    """What torchvision calls the classes, in the order of the numbers that `_rows` gives."""
+    if hasattr(dataset, "categories"):
+        return ["BACKGROUND_Google", *dataset.categories]  # as the other users of Caltech-101 number them
+    return [str(name) for name in getattr(dataset, "wnids", dataset.classes)]
+
+
+def _rows(dataset: Any) -> list[tuple[str, int]]:
+    """File and class number of every picture, which torchvision keeps under several names."""
+    if hasattr(dataset, "categories"):
+        folder = Path(dataset.root) / "101_ObjectCategories"
+        rows = zip(dataset.index, dataset.y, strict=True)
+        return [(str(folder / dataset.categories[c] / f"image_{number:04d}.jpg"), c + 1) for number, c in rows]
+    for name in ("_samples", "samples"):
+        if hasattr(dataset, name):
+            return [(str(file), int(label)) for file, label in getattr(dataset, name)]
+    files = dataset._images if hasattr(dataset, "_images") else dataset._image_files
+    return [(str(file), int(label)) for file, label in zip(files, dataset._labels, strict=True)]
+
+
+def _load(cls: str, path: Path, **arguments: Any) -> Any:
+    # Here, since evaluation works without torch.
+    import torchvision.datasets  # type: ignore[import-untyped]
+
+    return getattr(torchvision.datasets, cls)(root=str(path), **arguments)
+
+
+_pixels = functools.lru_cache(maxsize=2)(_load)
+
+
+@dataclass(eq=False)
+class _Cifar:
+    """Pictures of CIFAR, whose files hold thousands each: read where they are asked for, and kept there."""
+
+    cls: str
+    path: Path
+    train: bool
+    count: int
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, index: int) -> str:
+        return f"{'train' if self.train else 'test'} {index}"
+
+    def read(self, indices: np.ndarray) -> Iterator[Image.Image]:
+        data = _pixels(self.cls, self.path, train=self.train).data
+        for index in indices:
+            yield Image.fromarray(data[index])

@@ -1,0 +1,97 @@
+"""A prepared dataset as evaluation data: what the suite scores, in the readers' words."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation.data.prepared import PreparedData
+from evaluation.suite import SuiteSettings, held_out
+from evaluation.zero_shot import build_prompts
+from pipelines.prepared import Prepared
+from pipelines.settings import UserError
+from pipelines.stream import whole_pictures
+from tests.evaluation.pictures import read
+
+
+def test_retrieval_is_what_the_suite_scores(stamps: Prepared) -> None:
+    found, data = read(PreparedData, path=stamps.path), held_out(stamps, SuiteSettings())
+    assert found.retrieval is not None and found.retrieval.texts == data.texts
+    assert [own.tolist() for own in found.retrieval.texts_of_image] == [own.tolist() for own in data.texts_of_image]
+    sent = pickle.loads(pickle.dumps(found.retrieval.pictures))
+    some = np.asarray([3, 0])
+    for ours, theirs in zip(sent.read(some), whole_pictures(stamps, data.sample_ids[some]), strict=True):
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+    keys = stamps.rows(data.sample_ids, ("key",))["key"].to_pylist()
+    assert [sent.name(row) for row in range(len(sent))] == keys
+    assert (found.attribution, found.coverage) == (
+        stamps.manifest["attribution"],
+        {name: stamps.manifest["counts"][name] for name in ("listed", "found", "kept")},
+    )
+    assert found.coverage["kept"] == 40
+
+
+def test_each_label_is_a_classification_with_the_suites_prompts(tiny_dataset: Prepared) -> None:
+    """Hyphens and underscores of names are spaces in prompts, as they have always been."""
+    found, data = read(PreparedData, path=tiny_dataset.path), held_out(tiny_dataset, SuiteSettings())
+    assert list(found.classifications) == list(data.classes) == ["group", "subgroup"]
+    prompts: list[str] = []
+    for label, classification in found.classifications.items():
+        prompts += build_prompts(classification.classes, classification.templates).texts
+        assert classification.test.labels.tolist() == data.targets[label].tolist()
+        assert len(classification.test.pictures) == len(data.sample_ids) and classification.metric == "top1"
+    assert prompts == data.prompts and any("-" in name for names in data.classes.values() for name in names)
+
+
+def test_probes_have_the_other_splits(stamps: Prepared, tiny_dataset: Prepared) -> None:
+    kind = read(PreparedData, path=stamps.path).classifications["kind"]
+    table = stamps.table("split", "label_kind").to_pydict()
+    for split, part in (("train", kind.train), ("val", kind.validation), ("test", kind.test)):
+        assert part is not None and [kind.classes[label][0] for label in part.labels] == [
+            label for label, name in zip(table["label_kind"], table["split"], strict=True) if name == split
+        ]
+    assert read(PreparedData, path=tiny_dataset.path).classifications["group"].validation is None
+    val = read(PreparedData, path=stamps.path, split="val").classifications["kind"]
+    assert val.validation is None and val.train is not None and len(val.test.labels) == table["split"].count("val")
+
+
+def test_only_what_is_asked_for(tiny_dataset: Prepared) -> None:
+    found = read(PreparedData, path=tiny_dataset.path, labels=["group"], retrieval=False, templates=["{c}?"])
+    assert list(found.classifications) == ["group"] and found.retrieval is None
+    assert found.classifications["group"].templates == ("{c}?",)
+    assert read(PreparedData, path=tiny_dataset.path, labels=[]).classifications == {}
+
+
+def test_the_fingerprint_tells_split_and_seed(tiny_dataset: Prepared) -> None:
+    prints = [
+        read(PreparedData, path=tiny_dataset.path, **settings).classifications["group"].test.pictures.fingerprint
+        for settings in ({}, {"split": "train"}, {"split_seed": 5}, {"split_seed": 6}, {})
+    ]
+    assert len(set(prints)) == 4 and prints[0] == prints[-1]
+
+
+def test_what_is_wrong_names_the_entry(tiny_dataset: Prepared, tmp_path: Path) -> None:
+    for settings, message in (
+        ({"path": tmp_path}, r"data\.toy\.path: .* is no prepared dataset; make it with: python -m pipelines"),
+        ({"split": "dev"}, r"data\.toy\.split: 'dev' is unknown; .* has train, test"),
+        ({"labels": ["colour"]}, r"data\.toy\.labels: 'colour' is unknown; .* has group, subgroup"),
+        ({"labels": [], "retrieval": False}, r"data\.toy\.retrieval: false, and .* has no labels to score"),
+        ({"templates": ["a photo"]}, r"templates: 'a photo' has no \{\} for the name of the class"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(PreparedData, **({"path": tiny_dataset.path} | settings))
+
+
+def test_a_picture_that_cannot_be_used_is_named(tiny_dataset: Prepared, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_dataset.path, tmp_path / "copy"))
+    found = read(PreparedData, path=copy).retrieval
+    assert found is not None
+    sample = int(held_out(tiny_dataset, SuiteSettings()).sample_ids[2])
+    place = Prepared.open(copy).places(np.asarray([sample]))[0]
+    with Path(place.file).open("r+b") as file:
+        file.seek(place.start)
+        file.write(b"no picture")
+    with pytest.raises(UserError, match=rf"data\.toy\.path: the picture of sample {sample} .* cannot be used: undecodable"):
+        list(found.pictures.read(np.asarray([2])))

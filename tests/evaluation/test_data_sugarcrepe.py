@@ -1,0 +1,56 @@
+"""SugarCrepe as a reader: items with their pictures, each once."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evaluation.data.sugarcrepe import SugarCrepeData
+from evaluation.sugarcrepe import SIZES
+from pipelines.settings import UserError
+from tests.conftest import write_files
+from tests.evaluation.pictures import encoded, numbers, read
+
+FILES = {"swap_obj": ["3.jpg", "1.jpg", "3.jpg"], "add_att": ["2.jpg", "1.jpg"]}
+SUBSETS = {name: len(files) for name, files in FILES.items()}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name, files in FILES.items():
+        items = {
+            str(7 * n): {"filename": file, "caption": f"{name} {n}", "negative_caption": f"not {n}"}
+            for n, file in enumerate(files)
+        }
+        write_files(tmp_path, {f"{name}.json": json.dumps(items)})
+    write_files(tmp_path, {f"val2017/{n}.jpg": encoded(n, "JPEG", quality=100) for n in range(1, 5)})
+    return tmp_path
+
+
+def test_every_item_has_its_picture(root: Path) -> None:
+    found = read(SugarCrepeData, path=root, subsets=SUBSETS).sugarcrepe
+    assert found is not None and numbers(found.pictures) == [3, 1, 2]
+    for name, files in FILES.items():
+        assert [found.pictures.name(n) for n in found.picture_of[name]] == files
+        assert [item.caption for item in found.items[name]] == [f"{name} {n}" for n in range(len(files))]
+    elsewhere = root.rename(root.with_name("moved"))
+    again = read(SugarCrepeData, path=elsewhere, images=elsewhere / "val2017", subsets=SUBSETS).sugarcrepe
+    assert again is not None and again.pictures.fingerprint == found.pictures.fingerprint
+
+
+def test_all_seven_are_wanted_by_default(root: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.toy: .*replace_obj\.json does not exist; put the seven json files"):
+        read(SugarCrepeData, path=root)
+    assert SugarCrepeData(name="sugarcrepe", path=root).subsets == SIZES
+
+
+def test_what_is_missing_is_told(root: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.toy: .*swap_obj\.json has 3 items; expected 245: copy it anew"):
+        read(SugarCrepeData, path=root, subsets={"swap_obj": 245})
+    (root / "val2017/1.jpg").unlink()
+    with pytest.raises(
+        UserError, match=r"data\.toy\.images: .*val2017 has no '1\.jpg' \(1 of 3 pictures are missing\); put there: COCO"
+    ):
+        read(SugarCrepeData, path=root, subsets=SUBSETS)
+    with pytest.raises(UserError, match=r"data\.toy\.images: .*none does not exist; put there: COCO's val2017\.zip"):
+        read(SugarCrepeData, path=root, images=root / "none", subsets=SUBSETS)
