@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from pipelines import words
+from pipelines.svg import Scale, cross, dot, frame, line, path, picture, text
 from tuning import statistics
-from tuning.report import space, words
+from tuning.report import space
 from tuning.report.record import Sweep, records
-from tuning.report.svg import Scale, cross, dot, frame, line, path, picture, text
 
 SHADES = 6  # classes of the sequential scale, from worst to best
 _MOST_POINTS = 200

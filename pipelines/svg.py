@@ -1,6 +1,7 @@
 """Inline SVG by hand: scales, ticks and a frame for small charts whose colours and font are the page's.
 
-A page of a sweep holds a hundred small charts; drawn with matplotlib they would take longer than some sweeps.
+A page holds a hundred small charts; drawn with matplotlib they would take longer than some of the sweeps and evaluations
+that they show.
 """
 
 import math
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tuning.report import words
+from pipelines import words
 
 _STEPS = (1, 2, 5, 10)
 
