@@ -43,6 +43,16 @@ def position(value: float, low: float, high: float, log: bool) -> float:
     return (value - low) / (high - low)
 
 
+def score_range(values: Sequence[float], from_zero: bool) -> tuple[float, float] | None:
+    """What an axis of scores spans: what there is and a little more; None without values."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return None
+    low, high = min(finite), max(finite)
+    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return (0.0 if from_zero and low >= 0 else low - margin), high + margin
+
+
 def _linear_ticks(low: float, high: float, count: int) -> list[float]:
     if low == high:
         return [low]
