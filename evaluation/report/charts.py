@@ -14,7 +14,8 @@ from pipelines import words
 from pipelines.svg import Scale, dot, frame, line, path, picture, score_range, text
 
 _BARS = 360.0
-_SMALL = (290.0, 190.0)
+SMALL = (290.0, 190.0)
+TINY = (200.0, 150.0)
 _SQUARE = (250.0, 250.0)
 _SCATTER = (360.0, 330.0)
 _LOGIT_TICKS = (1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99)
@@ -48,8 +49,7 @@ def bars(rows: Sequence[Row], unit: str) -> Markup:
             if cell.interval:
                 title += f" ({words.value(cell.interval[0])} to {words.value(cell.interval[1])})"
             left, right = sorted((x(0.0), x(cell.value)))
-            corners = [(left, y), (right, y), (right, y + 8), (left, y + 8)]
-            parts.append(path(corners, f"bar {cell.model.mark}", title, closed=True))
+            parts.append(_block(left, y, right, y + 8, f"bar {cell.model.mark}", title))
             if cell.interval:
                 parts.append(line(x(cell.interval[0]), y + 4, x(cell.interval[1]), y + 4, "whisker"))
             parts.append(text(_BARS, y + 7.5, signed(cell.value), "end", "value"))
@@ -71,16 +71,17 @@ def lines(
     limits: tuple[float, float] | None = None,
     log: bool = False,
     chance: float | None = None,
+    size: tuple[float, float] = SMALL,
 ) -> Markup:
     """Scores against something. `names`: what stands below some x instead of numbers; `limits`: of y, if others share it."""
     ends = [y + sign * s.spread.get(x, 0.0) for s in series for x, y in s.points.items() for sign in (-1, 1)]
     limits = limits or score_range(ends, from_zero=False) or (0.0, 1.0)
     places = [place for s in series for place in s.points]
-    width, height = _SMALL
+    width, height = size
     margin = 0.0 if log else 0.04 * (max(places) - min(places))
     x = Scale(min(places) - margin, max(places) + margin, 34, width - 12, log)
     y = Scale(*limits, height - 34, 8)
-    parts = [frame(x, y, x_title, x_ticks=0 if names else 4)]
+    parts = [frame(x, y, x_title, x_ticks=0 if names else 4, y_ticks=5)]
     parts += [text(x(place), y.start + 14, name) for place, name in (names or {}).items()]
     if chance is not None and limits[0] <= chance <= limits[1]:
         parts.append(line(x.start, y(chance), x.end, y(chance), "chance"))
@@ -94,9 +95,8 @@ def lines(
             at = (names or {}).get(place) or words.parameter(place)
             title = f"{s.model.name}, {x_title or 'at'} {at}: {words.value(value)}"
             parts.append(dot(x(place), y(value), 2.6, f"dot {s.model.mark}", title))
-        if s.chosen in s.points:
-            at = (x(s.chosen), y(s.points[s.chosen]))
-            parts.append(dot(*at, 5.2, f"ring {s.model.mark}", f"{s.model.name}: chosen"))
+        if s.chosen is not None and s.chosen in s.points:
+            parts.append(dot(x(s.chosen), y(s.points[s.chosen]), 5.2, f"ring {s.model.mark}", f"{s.model.name}: chosen"))
     return picture(width, height, about, parts)
 
 
@@ -116,7 +116,12 @@ def strip(rows: Sequence[tuple[Model, Sequence[float], float | None]], templates
             title = f"{model.name}, {templates[i] if i < len(templates) else f'template {i + 1}'}: {words.value(score)}"
             parts.append(dot(x(score), y + 11, 3.4, f"dot faint {model.mark}", title))
         if together is not None:
-            corners = [(x(together) - 1.5, y + 3), (x(together) + 1.5, y + 3), (x(together) + 1.5, y + 19), (x(together) - 1.5, y + 19)]
+            corners = [
+                (x(together) - 1.5, y + 3),
+                (x(together) + 1.5, y + 3),
+                (x(together) + 1.5, y + 19),
+                (x(together) - 1.5, y + 19),
+            ]
             parts.append(path(corners, "together", f"{model.name}, all templates: {words.value(together)}", closed=True))
         y += 32
     return picture(width, bottom + 12, about, parts)
@@ -148,7 +153,9 @@ class Fit:
         return 100.0 / (1.0 + math.exp(-(self.slope * logit(reference) + self.intercept)))
 
 
-def scatter(points: Mapping[Model, tuple[float, float]], intervals: Mapping[Model, tuple[float, float]], fit: Fit | None) -> Markup:
+def scatter(
+    points: Mapping[Model, tuple[float, float]], intervals: Mapping[Model, tuple[float, float]], fit: Fit | None
+) -> Markup:
     """Accuracy under shift against reference accuracy, both on the logit scale; the line is dashed where it is extended."""
     across = [value for value, _ in points.values()] + ([fit.lowest, fit.highest] if fit else [])
     left, right = _inside(min(across)), _inside(max(across))
@@ -159,10 +166,12 @@ def scatter(points: Mapping[Model, tuple[float, float]], intervals: Mapping[Mode
     y = _logit_scale(_inside(min(up)), _inside(max(up)), height - 36, 10)
     parts = []
     for value in _logit_ticks(y):
-        parts += [line(x.start, y(logit(value)), x.end, y(logit(value)), "grid"), text(x.start - 5, y(logit(value)) + 3.5, f"{value}", "end")]
+        place = y(logit(value))
+        parts += [line(x.start, place, x.end, place, "grid"), text(x.start - 5, place + 3.5, f"{value}", "end")]
     parts.append(line(x.start, y.start, x.end, y.start, "base"))
     for value in _logit_ticks(x):
-        parts += [line(x(logit(value)), y.start, x(logit(value)), y.start + 3, "base"), text(x(logit(value)), y.start + 14, f"{value}")]
+        place = x(logit(value))
+        parts += [line(place, y.start, place, y.start + 3, "base"), text(place, y.start + 14, f"{value}")]
     parts.append(text(x.end, y.start + 30, "accuracy without the shift, %", "end"))
 
     def along(start: float, end: float, name: str) -> Markup:
@@ -191,6 +200,10 @@ def signed(value: float, digits: int = 1) -> str:
     """With a minus sign, and none before zero."""
     shown = f"{value:.{digits}f}"
     return shown.lstrip("-") if float(shown) == 0 else shown.replace("-", "\N{MINUS SIGN}")
+
+
+def _block(left: float, top: float, right: float, bottom: float, name: str, title: str) -> Markup:
+    return path([(left, top), (right, top), (right, bottom), (left, bottom)], name, title, closed=True)
 
 
 def logit(percent: float) -> float:

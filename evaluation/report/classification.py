@@ -42,7 +42,8 @@ def _largest(results: Mapping[Model, Result]) -> float | None:
 
 def _sensitivity(dataset: str, results: Mapping[Model, Result]) -> dict[str, Any] | None:
     """A strip of dots a model, and the spread in numbers. With one template there is no spread."""
-    rows, spread, templates, metric = [], [], [], ""
+    rows, spread, metric = [], [], ""
+    templates: list[str] = []
     for model, result in results.items():
         found = result.details.get("sensitivity") or {}
         scores = [float(value) for value in found.get("scores", []) if number(value) is not None]
@@ -77,9 +78,14 @@ def _reliability(dataset: str, results: Mapping[Model, Result]) -> list[dict[str
         if sure is not None and right is not None and abs(sure - right) >= 0.05:
             word = f"{words.value(abs(sure - right))} points {'too sure' if sure > right else 'not sure enough'} on average"
         about = f"Accuracy against confidence of {model.name} on {dataset}: expected calibration error {words.value(error)}"
-        scale = words.parameter(found.get("scale"))
         figures.append(
-            {"model": model, "error": words.value(error), "word": word, "scale": scale, "svg": charts.reliability(model, bins, about)}
+            {
+                "model": model,
+                "error": words.value(error),
+                "word": word,
+                "scale": words.parameter(found.get("scale")),
+                "svg": charts.reliability(model, bins, about),
+            }
         )
     return figures
 
@@ -104,7 +110,7 @@ def worst(results: Mapping[Model, Result]) -> list[dict[str, Any]]:
 
 def _without(results: Mapping[Model, Result]) -> str:
     """Classes that have no test picture: a matter of the data, so it is said once."""
-    names = next((r.details["without_images"] for r in results.values() if r.details.get("without_images")), [])
+    names: list[str] = next((r.details["without_images"] for r in results.values() if r.details.get("without_images")), [])
     shown = ", ".join(str(name) for name in names[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
@@ -157,7 +163,7 @@ def few_shot(comparison: Comparison) -> list[dict[str, Any]]:
         places = sorted({k for shots in by_model.values() for k in shots})
         if not places:
             continue
-        series, rows, flags, metric = [], [], [], next(iter(results.values())).main.partition("@")[0]
+        series, columns, metric = [], [], next(iter(results.values())).main.partition("@")[0]
         for model, shots in by_model.items():
             points = {places.index(k) + 1.0: mean for k, (mean, _) in shots.items()}
             spread = {places.index(k) + 1.0: sd for k, (_, sd) in shots.items() if sd is not None}
@@ -165,8 +171,7 @@ def few_shot(comparison: Comparison) -> list[dict[str, Any]]:
             if at_none is not None:
                 points[0.0] = at_none
             series.append(charts.Series(model, points, spread))
-            rows.append({"model": model, "zero": at_none, "shots": [shots.get(k) for k in places]})
-            flags += [f"{model.name}: {flag}" for flag in _few_flags(results[model].details.get("shots", []))]
+            columns.append({"model": model, "zero": at_none, "shots": shots})
         with_zero = any(0.0 in s.points for s in series)
         names = ({0.0: "0"} if with_zero else {}) | {i + 1.0: str(k) for i, k in enumerate(places)}
         seeds = max(len(result.details.get("seeds", [])) for result in results.values())
@@ -178,8 +183,8 @@ def few_shot(comparison: Comparison) -> list[dict[str, Any]]:
                 "metric": score_title(metric),
                 "seeds": seeds,
                 "places": places,
-                "rows": rows,
-                "flags": flags,
+                "columns": columns,
+                "flags": _few_flags(results),
                 "with_zero": with_zero,
                 "svg": charts.lines(series, about, "pictures a class", names, chance=chance),
             }
@@ -199,13 +204,16 @@ def _shots(result: Result) -> dict[int, tuple[float, float | None]]:
     return dict(sorted(found.items()))
 
 
-def _few_flags(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    flags = []
-    for entry in entries:
-        missed, short = list(entry.get("converged", [])).count(False), len(entry.get("short", []))
-        if missed:
-            flags.append(f"{words.count(missed, 'fit')} with {entry['shots']} a class did not converge")
-        if short:
-            noun = "1 class has" if short == 1 else f"{short:,} classes have"
-            flags.append(f"{noun} fewer than {entry['shots']} pictures")
-    return flags
+def _few_flags(results: Mapping[Model, Result]) -> list[str]:
+    """What a reader should know; once where it is true of all models, as where the data lacks pictures."""
+    who: dict[str, list[str]] = {}
+    for model, result in results.items():
+        for entry in result.details.get("shots", []):
+            missed, short = list(entry.get("converged", [])).count(False), len(entry.get("short", []))
+            if missed:
+                flag = f"{words.count(missed, 'fit')} with {entry['shots']} a class did not converge"
+                who.setdefault(flag, []).append(model.name)
+            if short:
+                noun = "1 class has" if short == 1 else f"{short:,} classes have"
+                who.setdefault(f"{noun} fewer than {entry['shots']} pictures: all of them are used", []).append(model.name)
+    return [flag if len(names) == len(results) else f"{', '.join(names)}: {flag}" for flag, names in who.items()]

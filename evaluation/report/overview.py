@@ -82,8 +82,9 @@ def table(comparison: Comparison) -> pd.DataFrame:
         for score, value in result.scores.items():
             low, high = result.intervals.get(score, (None, None))
             base = result.baselines.get(score, {})
-            row = [result.model, result.dataset, result.task, score, score == result.main, number(value), number(low), number(high)]
-            rows.append([*row, number(base.get("chance")), number(base.get("largest_class")), result.sample_sizes.get(score)])
+            row = [result.model, result.dataset, result.task, score, score == result.main]
+            row += [number(value), number(low), number(high), number(base.get("chance")), number(base.get("largest_class"))]
+            rows.append([*row, result.sample_sizes.get(score)])
     return pd.DataFrame(rows, columns=_COLUMNS).astype({"n": "Int64"})
 
 
@@ -100,7 +101,9 @@ def markdown(comparison: Comparison) -> str:
             name = f"{row.title} ({row.note})" if row.note else row.title
             lines.append(_line([group["title"], name, entry["metric"], *cells, *end]))
     lines += ["", "Percent, of effective robustness percentage points; in brackets 95 % intervals, bootstrap over items."]
-    lines += ["Bold: best of the row. ~: its interval overlaps that of the best, so it is within noise of it by this cautious rule."]
+    lines += [
+        "Bold: best of the row. ~: its interval overlaps that of the best, so it is within noise of it by this cautious rule."
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from evaluation.report import charts, classification, overview, retrieval, shifts
-from evaluation.report.record import Comparison, score_title, task_title
+from evaluation.report.record import Comparison, task_title
 from pipelines import words
 
 _TEMPLATES = Path(__file__).parent
@@ -24,7 +24,7 @@ def render(comparison: Comparison, output: Path) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"score": charts.signed, "score_title": score_title}
+    environment.filters |= {"score": charts.signed, "chance": _chance}
     environment.globals |= {"count": words.count, "models": comparison.models, "few": _FEW}
     groups = overview.groups(comparison)
     return environment.get_template("report.html.j2").render(
@@ -57,13 +57,20 @@ def _bars(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def _chance(value: float) -> str:
+    """Never 0.0, which it is not."""
+    return "<0.1" if 0 < value < 0.05 else charts.signed(value)
+
+
 def _scored(comparison: Comparison) -> list[dict[str, Any]]:
     """The models: what made them, and how long they took."""
     found = []
     for model in comparison.models:
         mine = [result for result in comparison.results if result.model == model.name]
         seconds = sum(result.about["seconds"] for result in mine if words.is_number(result.about.get("seconds")))
-        facts = {key: _distinct([r.about.get(key) for r in mine]) for key in ("embedder", "pretrained", "arguments", "fingerprint")}
+        facts = {
+            key: _distinct([r.about.get(key) for r in mine]) for key in ("embedder", "pretrained", "arguments", "fingerprint")
+        }
         facts["seconds"] = [words.duration(seconds)] if seconds else []
         facts["results"] = [f"{len(mine):,}"]
         found.append({"model": model, "facts": {key: values for key, values in facts.items() if values}})

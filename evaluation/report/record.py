@@ -63,9 +63,7 @@ class Comparison:
         self.results = list(results)
         names = sorted({result.model for result in results})
         # Past the last colour they begin anew, hollow and dashed.
-        self.models = [
-            Model(name, f"m{i % COLOURS}" + (" again" if i // COLOURS % 2 else "")) for i, name in enumerate(names)
-        ]
+        self.models = [Model(name, f"m{i % COLOURS}" + (" again" if i // COLOURS % 2 else "")) for i, name in enumerate(names)]
         self._found = {(result.task, result.dataset, result.model): result for result in results}
 
     def tasks(self) -> list[str]:
@@ -84,17 +82,12 @@ class Comparison:
     def main_row(self, task: str, dataset: str) -> Row:
         """The score that stands for the task; a model's own where they differ, and then they are not compared."""
         results = self.of(task, dataset)
-        mains = list(dict.fromkeys(result.main for result in results.values()))
-        row = self.row(task, dataset, mains[0], dataset)
-        if len(mains) == 1:
-            return row
-        alone = [self.row(task, dataset, main, dataset) for main in mains]
-        cells = [
-            next((c for c, main in zip(cells, mains, strict=True) if c.model in results and results[c.model].main == main), cells[0])
-            for cells in zip(*(row.cells for row in alone), strict=True)
-        ]
-        plain = [Cell(cell.model, cell.value, cell.low, cell.high) for cell in cells]
-        return Row(dataset, plain, None, None, "models have different main scores: " + ", ".join(score_title(m) for m in mains))
+        mains = {model: result.main for model, result in results.items()}
+        different = list(dict.fromkeys(mains.values()))
+        if len(different) == 1:
+            return self.row(task, dataset, different[0], dataset)
+        cells = [_cell(model, results.get(model), mains.get(model, "")) for model in self.models]
+        return Row(dataset, cells, note="main scores differ: " + ", ".join(score_title(main) for main in different))
 
     def row(self, task: str, dataset: str, score: str, title: str = "") -> Row:
         """One score of a set, under its usual name or `title`."""

@@ -1,6 +1,7 @@
 """What the page tells of harder pictures and captions: corruptions, shifts of ImageNet's kind, SugarCrepe."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from evaluation import sugarcrepe
@@ -27,9 +28,11 @@ def corruptions(comparison: Comparison) -> list[dict[str, Any]]:
             for name, values in points.items():
                 curves.setdefault(name, []).append(charts.Series(model, values))
         limits = score_range([y for lines in curves.values() for s in lines for y in s.points.values()], from_zero=True)
+        severities = {place: f"{place:g}" for lines in curves.values() for s in lines for place in s.points}
         figures = [
-            {"name": name, "svg": charts.lines(lines, f"Score on {dataset} against severity of {name}", "severity", limits=limits)}
+            {"name": name, "svg": charts.lines(lines, about, "severity", severities, limits, size=charts.TINY)}
             for name, lines in curves.items()
+            for about in (f"Score on {dataset} against severity of {name}",)
         ]
         table = [_kept(model, result) for model, result in results.items()]
         found.append({"dataset": dataset, "main": comparison.main_row(task, dataset), "figures": figures, "table": table})
@@ -94,7 +97,8 @@ def robustness(comparison: Comparison) -> list[dict[str, Any]]:
         lines = list(dict.fromkeys(fits.values()))
         line = lines[0] if len(lines) == 1 else None
         about = next(iter(results.values())).details
-        rows = [comparison.row(task, dataset, score) for score in ("reference", "shift", "prediction", "effective")]
+        facts = [_unmarked(comparison.row(task, dataset, score)) for score in ("reference", "shift", "prediction")]
+        rows = [*facts, comparison.row(task, dataset, "effective")]
         shown = [row for row in rows if any(cell.value is not None for cell in row.cells)]
         found.append(
             {
@@ -115,6 +119,11 @@ def _fit(line: Mapping[str, Any]) -> charts.Fit | None:
     values = [number(line.get(key)) for key in ("slope", "intercept", "lowest", "highest")]
     known = [value for value in values if value is not None]
     return charts.Fit(*known) if len(known) == len(values) else None
+
+
+def _unmarked(row: Row) -> Row:
+    """Without a best: what effective robustness is made of is no contest."""
+    return replace(row, cells=[replace(cell, best=False, level=False) for cell in row.cells])
 
 
 def _finite(interval: tuple[float, float] | None) -> tuple[float, float] | None:

@@ -1,7 +1,7 @@
 """The report's charts: learning curves, sensitivity, parallel coordinates, and quality against cost."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
