@@ -18,7 +18,7 @@ SMALL = (290.0, 190.0)
 TINY = (200.0, 150.0)
 _SQUARE = (250.0, 250.0)
 _SCATTER = (360.0, 330.0)
-_LOGIT_TICKS = (1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99)
+_LOGIT_TICKS = (0.1, 0.3, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99)
 
 
 @dataclass(frozen=True)
@@ -149,40 +149,41 @@ class Fit:
     lowest: float
     highest: float
 
-    def __call__(self, reference: float) -> float:
-        return 100.0 / (1.0 + math.exp(-(self.slope * logit(reference) + self.intercept)))
+    def at(self, reference: float) -> float:
+        """Logit of the predicted accuracy."""
+        return self.slope * logit(_inside(reference)) + self.intercept
 
 
 def scatter(
     points: Mapping[Model, tuple[float, float]], intervals: Mapping[Model, tuple[float, float]], fit: Fit | None
 ) -> Markup:
     """Accuracy under shift against reference accuracy, both on the logit scale; the line is dashed where it is extended."""
-    across = [value for value, _ in points.values()] + ([fit.lowest, fit.highest] if fit else [])
-    left, right = _inside(min(across)), _inside(max(across))
-    up = [value for _, value in points.values()] + [end for interval in intervals.values() for end in interval]
-    up += [fit(left), fit(right)] if fit else []
+    across = [logit(_inside(value)) for value, _ in points.values()]
+    up = [logit(_inside(value)) for value in [shift for _, shift in points.values()] + [e for i in intervals.values() for e in i]]
+    if fit:
+        across += [logit(_inside(fit.lowest)), logit(_inside(fit.highest))]
+        up += [fit.at(fit.lowest), fit.at(fit.highest)]
     width, height = _SCATTER
-    x = _logit_scale(left, right, 36, width - 12)
-    y = _logit_scale(_inside(min(up)), _inside(max(up)), height - 36, 10)
+    x = _logit_scale(across, 36, width - 12)
+    y = _logit_scale(up, height - 36, 10)
     parts = []
     for value in _logit_ticks(y):
         place = y(logit(value))
-        parts += [line(x.start, place, x.end, place, "grid"), text(x.start - 5, place + 3.5, f"{value}", "end")]
+        parts += [line(x.start, place, x.end, place, "grid"), text(x.start - 5, place + 3.5, f"{value:g}", "end")]
     parts.append(line(x.start, y.start, x.end, y.start, "base"))
     for value in _logit_ticks(x):
         place = x(logit(value))
-        parts += [line(place, y.start, place, y.start + 3, "base"), text(place, y.start + 14, f"{value}")]
+        parts += [line(place, y.start, place, y.start + 3, "base"), text(place, y.start + 14, f"{value:g}")]
     parts.append(text(x.end, y.start + 30, "accuracy without the shift, %", "end"))
 
-    def along(start: float, end: float, name: str) -> Markup:
-        assert fit is not None
-        ends = [(x(logit(value)), y(logit(_inside(fit(value))))) for value in (start, end)]
-        return path(ends, name, "the line of the baselines")  # straight: both axes are logits
-
     if fit:
-        parts += [along(left, fit.lowest, "fit beyond")] if left < fit.lowest else []
-        parts += [along(fit.highest, right, "fit beyond")] if right > fit.highest else []
-        parts.append(along(_inside(fit.lowest), _inside(fit.highest), "fit"))
+        low, high = logit(_inside(fit.lowest)), logit(_inside(fit.highest))
+        for start, end, name in ((min(across), low, "fit beyond"), (low, high, "fit"), (high, max(across), "fit beyond")):
+            # Straight, as both axes are logits; what would leave the chart is cut off.
+            ends = [(place, fit.slope * place + fit.intercept) for place in (start, end)]
+            ends = _cut(ends[0], ends[1], y.low, y.high) if start < end else []
+            if ends:
+                parts.append(path([(x(across_at), y(up_at)) for across_at, up_at in ends], name, "the line of the baselines"))
     for model, (reference, shift) in points.items():
         at = x(logit(_inside(reference)))
         if model in intervals:
@@ -212,15 +213,24 @@ def logit(percent: float) -> float:
 
 def _inside(percent: float) -> float:
     """0 and 100 have no logit; they are drawn at the end of what is shown."""
-    return min(99.8, max(0.2, percent))
+    return min(99.9, max(0.1, percent))
 
 
-def _logit_scale(low: float, high: float, start: float, end: float) -> Scale:
-    margin = 0.06 * (logit(high) - logit(low)) or 0.5
-    return Scale(logit(low) - margin, logit(high) + margin, start, end)
+def _cut(a: tuple[float, float], b: tuple[float, float], low: float, high: float) -> list[tuple[float, float]]:
+    """The part of a straight line whose second coordinate is between low and high; nothing where none is."""
+    if a[1] == b[1]:
+        return [a, b] if low <= a[1] <= high else []
+    shares = sorted((limit - a[1]) / (b[1] - a[1]) for limit in (low, high))
+    start, end = max(0.0, shares[0]), min(1.0, shares[1])
+    return [(a[0] + s * (b[0] - a[0]), a[1] + s * (b[1] - a[1])) for s in (start, end)] if start < end else []
 
 
-def _logit_ticks(scale: Scale) -> list[int]:
+def _logit_scale(logits: Sequence[float], start: float, end: float) -> Scale:
+    margin = 0.06 * (max(logits) - min(logits)) or 0.5
+    return Scale(min(logits) - margin, max(logits) + margin, start, end)
+
+
+def _logit_ticks(scale: Scale) -> list[float]:
     """Round percentages within, at most about eight."""
     found = [value for value in _LOGIT_TICKS if scale.low <= logit(value) <= scale.high]
     return found[:: math.ceil(len(found) / 8)] if found else []

@@ -71,7 +71,7 @@ def _scored(comparison: Comparison) -> list[dict[str, Any]]:
         facts = {
             key: _distinct([r.about.get(key) for r in mine]) for key in ("embedder", "pretrained", "arguments", "fingerprint")
         }
-        facts["seconds"] = [words.duration(seconds)] if seconds else []
+        facts["time"] = [words.duration(seconds)] if seconds else []
         facts["results"] = [f"{len(mine):,}"]
         found.append({"model": model, "facts": {key: values for key, values in facts.items() if values}})
     return found

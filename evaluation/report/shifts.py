@@ -11,6 +11,12 @@ from evaluation.results import Result
 from pipelines import words
 from pipelines.svg import score_range
 
+_FACTS = {
+    "reference": "accuracy without the shift",
+    "shift": "accuracy under the shift",
+    "prediction": "predicted by the line",
+}
+
 
 def corruptions(comparison: Comparison) -> list[dict[str, Any]]:
     """A block a set with a chart a corruption: score against severity, where 0 is the picture as it is. All share one axis."""
@@ -97,8 +103,8 @@ def robustness(comparison: Comparison) -> list[dict[str, Any]]:
         lines = list(dict.fromkeys(fits.values()))
         line = lines[0] if len(lines) == 1 else None
         about = next(iter(results.values())).details
-        facts = [_unmarked(comparison.row(task, dataset, score)) for score in ("reference", "shift", "prediction")]
-        rows = [*facts, comparison.row(task, dataset, "effective")]
+        facts = [_unmarked(comparison.row(task, dataset, score, title)) for score, title in _FACTS.items()]
+        rows = [*facts, comparison.row(task, dataset, "effective", "effective robustness, points")]
         shown = [row for row in rows if any(cell.value is not None for cell in row.cells)]
         found.append(
             {
@@ -107,7 +113,7 @@ def robustness(comparison: Comparison) -> list[dict[str, Any]]:
                 "baselines": about.get("baselines", ""),
                 "line": about.get("line") or {} if line else {},
                 "several": len(lines) > 1,
-                "extrapolated": [model for model, result in results.items() if result.details.get("extrapolated")],
+                "extrapolated": [model.name for model, result in results.items() if result.details.get("extrapolated")],
                 "rows": shown,
                 "svg": charts.scatter(points, intervals, line) if points else None,
             }
