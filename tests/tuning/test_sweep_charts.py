@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from pipelines import svg, words
 from tests.training.test_report import Element
 from tests.tuning.pages import figures, page_of, paths, plain, section, table_rows
 from tests.tuning.tables import I2T, NAN_REASON, curve_rows, final_rows, info, row, search_rows
-from tuning.report import svg, words
+from tuning.report import naming
 
 
 @pytest.fixture(scope="module")
@@ -213,9 +214,9 @@ def test_probabilities_have_two_digits_and_times_are_for_people():
 
 def test_metrics_name_their_dataset_only_where_there_are_several():
     path = "zero_shot/emoji_black_subgroup/mean_per_class"
-    one = words.metric_names([I2T, path, "retrieval/emoji/mean_recall@5", "odd/path"], ["emoji"])
+    one = naming.metric_names([I2T, path, "retrieval/emoji/mean_recall@5", "odd/path"], ["emoji"])
     assert list(one.values()) == ["image to text R@1", "zero-shot black_subgroup mean per class", "mean R@5", "odd/path"]
-    two = words.metric_names([I2T, path], ["emoji", "emoji_black"])
+    two = naming.metric_names([I2T, path], ["emoji", "emoji_black"])
     assert list(two.values()) == ["image to text R@1, emoji", "zero-shot subgroup mean per class, emoji_black"]
 
 

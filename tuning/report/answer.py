@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup
 from scipy import stats  # type: ignore[import-untyped]
 
+from pipelines import words
 from tuning import statistics
-from tuning.report import words
 from tuning.report.record import Sweep
 
 

@@ -1,32 +1,23 @@
 """The report's charts: learning curves, sensitivity, parallel coordinates, and quality against cost."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
 
+from pipelines import words
+from pipelines.svg import Scale, cross, dot, frame, line, path, picture, score_range, text
 from tuning import statistics
-from tuning.report import space, words
+from tuning.report import space
 from tuning.report.record import Sweep, records
-from tuning.report.svg import Scale, cross, dot, frame, line, path, picture, text
 
 SHADES = 6  # classes of the sequential scale, from worst to best
 _MOST_POINTS = 200
 _SMALL = (230.0, 160.0)  # small multiples
 _WIDE = (900.0, 400.0)
 _COST = (420.0, 330.0)
-
-
-def score_range(values: Sequence[float], from_zero: bool) -> tuple[float, float] | None:
-    """What an axis of scores spans: what there is and a little more; None without values."""
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return None
-    low, high = min(finite), max(finite)
-    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-    return (0.0 if from_zero and low >= 0 else low - margin), high + margin
 
 
 def learning(sweep: Sweep) -> list[dict[str, Any]]:

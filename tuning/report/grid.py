@@ -5,7 +5,8 @@ from itertools import product
 from typing import Any
 
 from evaluation.suite import mean_recalls
-from tuning.report import words
+from pipelines import words
+from tuning.report import naming
 from tuning.report.record import Sweep, records
 
 _MANY_COLUMNS = 8
@@ -22,7 +23,7 @@ def heat_maps(sweep: Sweep) -> list[dict[str, Any]]:
 
 def _heat_map(sweep: Sweep, metric: str) -> dict[str, Any]:
     score = metric == "score"
-    percent = sweep.percent if score else words.is_percent(metric)
+    percent = sweep.percent if score else naming.is_percent(metric)
     first, rest = sweep.axes[0], sweep.axes[1:]
     rows = list(product(*(axis["labels"] for axis in rest)))
     by_labels = {tuple(labels): cell for cell, labels in sweep.cells.items()}
@@ -53,14 +54,14 @@ def _heat_map(sweep: Sweep, metric: str) -> dict[str, Any]:
 def _low(sweep: Sweep, metric: str) -> bool:
     if metric == "score":
         return sweep.mode == "min"
-    return words.lower_is_better(metric, sweep.info["score"]["metrics"], sweep.mode)
+    return naming.lower_is_better(metric, sweep.info["score"]["metrics"], sweep.mode)
 
 
 def _heat_cell(sweep: Sweep, cell: str | None, metric: str, known: list[float], low_is_better: bool) -> dict[str, Any]:
     if cell is None:
         return {"cell": "", "value": "", "word": "not planned", "heat": 0.0, "best": False, "level": False, "small": []}
     row = sweep.figures[cell, metric]
-    percent = sweep.percent if metric == "score" else words.is_percent(metric)
+    percent = sweep.percent if metric == "score" else naming.is_percent(metric)
     if not row["n"]:
         state = sweep.state(cell)
         word = "not measured" if state == "results" else state
@@ -101,7 +102,7 @@ def paper_rows(sweep: Sweep) -> list[dict[str, Any]]:
         values = []
         for column in columns:
             row = sweep.figures[cell, column["metric"]]
-            percent = sweep.percent if column["metric"] == "score" else words.is_percent(column["metric"])
+            percent = sweep.percent if column["metric"] == "score" else naming.is_percent(column["metric"])
             values.append(
                 {
                     "mean": words.value(row["mean"], percent),

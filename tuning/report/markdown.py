@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tuning.report import answer, grid, page, space, words
+from pipelines import words
+from tuning.report import answer, grid, page, space
 from tuning.report.record import Sweep
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&])")

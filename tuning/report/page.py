@@ -7,7 +7,8 @@ from typing import Any
 import jinja2
 import yaml
 
-from tuning.report import answer, charts, grid, space, words
+from pipelines import words
+from tuning.report import answer, charts, grid, naming, space
 from tuning.report.record import Sweep, records
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -74,7 +75,7 @@ def _tiles(sweep: Sweep) -> list[dict[str, str]]:
     tiles = []
     for column in [score, *columns][: max(_TILES, 1 + len(sweep.info["score"]["metrics"]))]:
         row = sweep.figures[leader, column["metric"]]
-        percent = sweep.percent if column["metric"] == "score" else words.is_percent(column["metric"])
+        percent = sweep.percent if column["metric"] == "score" else naming.is_percent(column["metric"])
         spread = f"sd {words.value(row['sd'], percent)} over {int(row['n'])} seeds" if row["n"] > 1 else "one seed"
         tile = {"title": column["title"], "path": column["path"], "value": words.value(row["mean"], percent)}
         tiles.append(tile | {"unit": "%" if percent else "", "about": spread})

@@ -14,7 +14,7 @@ import pandas as pd
 
 from pipelines.settings import UserError
 from tuning import statistics
-from tuning.report import words
+from tuning.report import naming
 
 _TEXT = ("trial", "cell", "phase", "status", "reason", "split", "command")
 _NUMBERS = ("point", "seed", "epochs", "samples", "seconds", "loss", "score")
@@ -46,7 +46,7 @@ class Sweep:
     @property
     def percent(self) -> bool:
         """The score is a percentage."""
-        return all(words.is_percent(metric) for metric in self.info["score"]["metrics"])
+        return all(naming.is_percent(metric) for metric in self.info["score"]["metrics"])
 
     @property
     def unit(self) -> str:
@@ -74,7 +74,7 @@ class Sweep:
     @cached_property
     def names(self) -> dict[str, str]:
         paths = [*self.info["score"]["metrics"], *self.info["metrics"]]
-        return words.metric_names(list(dict.fromkeys(paths)), [dataset["name"] for dataset in self.info["datasets"]])
+        return naming.metric_names(list(dict.fromkeys(paths)), [dataset["name"] for dataset in self.info["datasets"]])
 
     @cached_property
     def search(self) -> pd.DataFrame:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from pipelines import svg, words
 from tuning.config import label
-from tuning.report import svg, words
 from tuning.report.record import Sweep, records
 
 MIN_TRIALS = 8  # finished ones, for importances

@@ -1,6 +1,7 @@
 """Inline SVG by hand: scales, ticks and a frame for small charts whose colours and font are the page's.
 
-A page of a sweep holds a hundred small charts; drawn with matplotlib they would take longer than some sweeps.
+A page holds a hundred small charts; drawn with matplotlib they would take longer than some of the sweeps and evaluations
+that they show.
 """
 
 import math
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tuning.report import words
+from pipelines import words
 
 _STEPS = (1, 2, 5, 10)
 
@@ -40,6 +41,16 @@ def position(value: float, low: float, high: float, log: bool) -> float:
     if log:
         value, low, high = math.log(value), math.log(low), math.log(high)
     return (value - low) / (high - low)
+
+
+def score_range(values: Sequence[float], from_zero: bool) -> tuple[float, float] | None:
+    """What an axis of scores spans: what there is and a little more; None without values."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return None
+    low, high = min(finite), max(finite)
+    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return (0.0 if from_zero and low >= 0 else low - margin), high + margin
 
 
 def _linear_ticks(low: float, high: float, count: int) -> list[float]:

@@ -1,0 +1,49 @@
+"""How reports print numbers: percentages short, probabilities to two digits, small rates in powers of ten, times for people."""
+
+import math
+from numbers import Real
+from typing import Any
+
+
+def is_number(value: Any) -> bool:
+    """A finite one: neither text nor missing."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def value(number: float, percent: bool = True) -> str:
+    """A percentage with one decimal, anything else with four digits; nothing where it is missing."""
+    if not is_number(number):
+        return ""
+    return f"{number:.1f}" if percent else f"{number:.4g}"
+
+
+def probability(p: float) -> str:
+    """Two significant digits: 0.012, 0.50, 3.1e-06."""
+    return f"{p:#.2g}" if is_number(p) else ""
+
+
+def parameter(setting: Any) -> str:
+    """A hyperparameter: three digits, in powers of ten where small or large (3.2e-4); text as it is."""
+    if setting is None or (isinstance(setting, float) and math.isnan(setting)):
+        return ""
+    if not is_number(setting):
+        return str(setting)
+    if setting != 0 and not 1e-2 <= abs(setting) < 1e5:
+        mantissa, exponent = f"{setting:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{setting:.0f}" if abs(setting) >= 100 else f"{setting:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 4.2 s, 1 min 43 s, 2 h 05 min."""
+    if not is_number(seconds):
+        return ""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def count(number: int, noun: str) -> str:
+    """1 cell, 1,024 cells."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
