@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from evaluation.corruptions import PARAMETERS, SEVERITIES
-from evaluation.data import DataUnion
+from evaluation.data.union import DataUnion
 from evaluation.models import ModelSettings
 from pipelines.settings import Settings
 
