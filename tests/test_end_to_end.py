@@ -85,14 +85,28 @@ def test_the_same_commands_again_say_that_all_is_done(home: Path) -> None:
 def test_evaluation_from_pixels_gives_the_scores_of_the_run(home: Path) -> None:
     """Training scores cached float16 features; evaluation runs the towers on the pictures again."""
     output = home / "evaluation"
-    overrides = [f"checkpoint={home}/runs/demo", f"data={home}/data", f"output={output}"]
+    overrides = [f"checkpoint={home}/runs/demo", f"data.openmoji.path={home}/data", f"output={output}", f"cache={home}/cache"]
     table = succeed(*readme_commands()["evaluation"], *overrides)
-    assert "zero_shot/openmoji_group/top1" in table
-    trained = json.loads((home / "runs" / "demo" / "result.json").read_text())
-    evaluated = json.loads((output / "result.json").read_text())
-    for path, count in evaluated["sample_sizes"].items():
-        # At most one item may move by the features' rounding.
-        assert abs(evaluated["metrics"][path] - trained["metrics"][path]) <= 100 / count * 1.001 or "per_class" in path
+    assert "Zero-shot classification" in table and "mean_recall@1" in table
+    trained = json.loads((home / "runs" / "demo" / "result.json").read_text())["metrics"]
+    compared = 0
+    for path in output.glob("demo/*/*/result.json"):
+        result = json.loads(path.read_text())
+        task = {"zeroshot_retrieval": "retrieval", "zeroshot_classification": "zero_shot"}[result["task"]]
+        for name, count in result["sample_sizes"].items():
+            # At most one item may move by the features' rounding.
+            known = trained[f"{task}/{result['dataset']}/{name}"]
+            assert abs(result["scores"][name] - known) <= 100 / count * 1.001 or "per_class" in name
+            compared += 1
+    assert compared == 9 + 2 * 3, "retrieval, and two labels"
+    page = output / "report.html"
+    assert "<html" in page.read_text() and "demo" in page.read_text()
+
+    before = {path: path.read_bytes() for path in output.rglob("result.json")}
+    page.unlink()
+    again = succeed(*readme_commands()["evaluation"], *overrides)
+    assert "embed embedder" not in again, "all embeddings are found again"
+    assert {path: path.read_bytes() for path in output.rglob("result.json")} == before and page.exists()
 
 
 @pytest.mark.e2e

@@ -69,3 +69,10 @@ def flat(scale: float) -> Any:
 def broken(scale: float) -> Colours:
     """A function that fails on its own account."""
     raise RuntimeError("weights are corrupt")
+
+
+def narrow() -> Colours:
+    """Texts that are narrower than pictures."""
+    embedder = Colours(1)
+    embedder.embed_texts = lambda texts: np.ones((len(texts), 2))  # type: ignore[method-assign]
+    return embedder

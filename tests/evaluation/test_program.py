@@ -1,0 +1,166 @@
+"""`python -m evaluation`: several models and sets in, results and one page out; nothing done twice; mistakes in one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.__main__ import PURPOSE, _run
+from evaluation.config import EvaluateSettings
+from evaluation.data.prepared import PreparedData
+from evaluation.results import read_results
+from pipelines.cli import run_program
+from pipelines.prepared import Prepared
+from tests.evaluation.stranger import known
+
+DIGITS = {"name": "function", "function": "evaluation.data.digits:digits"}
+COLOURS = "tests.evaluation.stranger:build"
+
+
+def run(tmp_path: Path, tree: dict, *arguments: str) -> int:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"output": str(tmp_path / "out"), "cache": str(tmp_path / "cache")} | tree))
+    return run_program("evaluation", PURPOSE, EvaluateSettings, _run, [str(config), "--quiet", *arguments])
+
+
+def known_model(tmp_path: Path, fingerprint: str) -> dict:
+    arguments = {"seen": str(tmp_path / "seen"), "fingerprint": fingerprint}
+    return {"embedder": "tests.evaluation.stranger:known", "embedder_arguments": arguments}
+
+
+def test_models_are_compared_and_nothing_is_done_twice(ray_session: None, stamps: Prepared, tmp_path: Path) -> None:
+    tree = {
+        "models": {"a": known_model(tmp_path, "first"), "b": known_model(tmp_path, "second")},
+        "data": {"stamps": {"name": "prepared", "path": str(stamps.path)}, "digits": DIGITS},
+        "tasks": ["zero_shot", "retrieval", "linear_probe", "few_shot", "corruption"],
+        "few_shot": {"shots": [1, 2], "seeds": [0]},
+        "corruption": {"names": ["contrast"], "severities": [3], "pictures": 20},
+    }
+    assert run(tmp_path, tree) == 0
+    results = read_results(tmp_path / "out")
+    label = next(iter(stamps.manifest["labels"]))
+    by_set = {(r.dataset, r.task) for r in results if r.model == "a"}
+    assert by_set >= {("stamps", "zeroshot_retrieval"), (f"stamps_{label}", "zeroshot_classification"), ("digits", "few_shot")}
+    assert {(r.dataset, r.task) for r in results if r.model == "b"} == by_set
+    for result in results:
+        tree_ = json.loads((tmp_path / "out" / result.model / result.dataset / result.task / "result.json").read_text())
+        assert {"dataset", "model", "pretrained", "task", "metrics", "language"} <= set(tree_)
+        assert "UCI" in result.about["data"]["attribution"] or result.dataset != "digits", "whose pictures these are"
+        assert result.main in result.scores
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(word in page for word in ("digits", f"stamps_{label}", "Linear probe"))
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("result.json")}
+    (tmp_path / "seen").write_text("")
+    assert run(tmp_path, tree) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("result.json")} == before
+    assert (tmp_path / "seen").read_text() == "", "no embedder was shown anything"
+
+    alone = {"data": {"digits": DIGITS}, "tasks": ["zero_shot"], "embedder": COLOURS, "embedder_arguments": {"scale": 1}}
+    assert run(tmp_path, alone, "name=c") == 0
+    assert {r.model for r in read_results(tmp_path / "out")} == {"a", "b", "c"}, "the others stay, and are compared"
+
+
+def test_precomputed_rows_give_the_scores_of_the_embedder(ray_session: None, stamps: Prepared, tmp_path: Path) -> None:
+    data = {"stamps": {"name": "prepared", "path": str(stamps.path)}}
+    assert run(tmp_path, {"data": data, "name": "live"} | known_model(tmp_path, "x")) == 0
+    given = {"data": data, "embeddings": str(tmp_path / "rows"), "scale": 20, "name": "given"}
+    assert run(tmp_path, given) == 2, "the files are not there yet, but the lists of what belongs into them are"
+    embedder = known(str(tmp_path / "seen"))
+    content = PreparedData(name="prepared", path=stamps.path).read("data.stamps")
+    assert content.retrieval is not None
+    pictures = list(content.retrieval.pictures.read(np.arange(len(content.retrieval.pictures))))
+    for listing in (tmp_path / "out" / "inputs").rglob("*.txt"):
+        lines = listing.read_text().splitlines()
+        rows = embedder.embed_images(pictures) if listing.stem.endswith("images") else embedder.embed_texts(lines)
+        path = tmp_path / "rows" / listing.parent.name / f"{listing.stem}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, rows.astype(np.float64))
+    assert run(tmp_path, given) == 0
+    live, theirs = ([r for r in read_results(tmp_path / "out") if r.model == model] for model in ("live", "given"))
+    assert len(live) == len(theirs) > 1
+    for one, other in zip(live, theirs, strict=True):
+        assert (one.dataset, one.task, one.scores) == (other.dataset, other.task, pytest.approx(other.scores))
+        assert one.details.get("calibration") == other.details.get("calibration")
+
+
+@pytest.fixture
+def mistake(capfd: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., str]:
+    """Run what must fail with exit code 2 and one line, which is returned."""
+
+    def attempt(tree: dict, *arguments: str) -> str:
+        assert run(tmp_path, tree, *arguments) == 2
+        said = capfd.readouterr().err.strip()
+        assert said.startswith("error: ") and "\n" not in said and "Traceback" not in said
+        return said
+
+    return attempt
+
+
+MODEL = {"embedder": COLOURS, "embedder_arguments": {"scale": 1}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "named"),
+    [
+        ({"data": {"digits": DIGITS}}, ["embedder: no model is named", "checkpoint=RUN"]),
+        (
+            MODEL | {"models": {"a": MODEL}, "data": {"d": DIGITS}},
+            ["models: a model is named at the top too", "models.NAME.embedder"],
+        ),
+        (MODEL | {"embeddings": "x", "data": {"d": DIGITS}}, ["embeddings: stands for an embedder"]),
+        (MODEL, ["data: missing"]),
+        (MODEL | {"data": "nowhere"}, ["data.nowhere", "nowhere", "python -m pipelines"]),
+        (MODEL | {"data": {"d": {"name": "imagefolder"}}}, ["'imagefolder'", "folder", "webdataset", "torchvision"]),
+        (MODEL | {"data": {"a/b": DIGITS}}, ["data: 'a/b' names a folder"]),
+        (MODEL | {"data": {"d": DIGITS}, "tasks": ["zeroshot"]}, ["tasks", "'zeroshot'", "zero_shot"]),
+        (
+            MODEL | {"data": {"d": DIGITS}, "tasks": ["retrieval"]},
+            ["tasks: no set of data can take part in retrieval", "captions"],
+        ),
+        (
+            MODEL | {"data": {"d": DIGITS}, "corruption": {"names": ["fog"]}},
+            ["corruption.names: 'fog' is unknown", "blur, noise"],
+        ),
+        (
+            MODEL | {"data": {"d": DIGITS}, "robustness": {"d": {"reference": "e", "line": "x"}}},
+            ["robustness.d: 'e' is not in data"],
+        ),
+        (
+            MODEL | {"data": {"d": DIGITS}, "robustness": {"d": {"reference": "d", "line": "imagenet-r"}}},
+            ["robustness.d.line: 'imagenet-r' does not ship", "imagenet_r"],
+        ),
+        (
+            MODEL | {"data": {"pets": {"name": "torchvision", "dataset": "pets", "path": "/nowhere"}}},
+            ["data.pets", "/nowhere", "oxford-iiit-pet"],
+        ),
+        ({"embedder": "nobodys:model", "data": {"d": DIGITS}}, ["embedder: nobodys cannot be imported"]),
+        ({"checkpoint": "runs/nowhere", "data": {"d": DIGITS}}, ["checkpoint", "runs/nowhere", "runs/demo"]),
+    ],
+)
+def test_mistakes(tree: dict, named: list[str], mistake: Callable[..., str], ray_session: None) -> None:
+    said = mistake(tree)
+    for part in named:
+        assert part in said
+
+
+def test_labels_of_the_wrong_length(mistake: Callable[..., str], tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / name)
+    (tmp_path / "labels.txt").write_text("0\n1\n")
+    entry = {"name": "folder", "path": str(tmp_path / "pictures"), "labels": str(tmp_path / "labels.txt"), "classes": "cifar10"}
+    said = mistake(MODEL | {"data": {"mine": entry}})
+    assert "data.mine" in said and "labels.txt" in said and "2" in said and "3" in said
+
+
+def test_rows_that_cannot_be_judged(mistake: Callable[..., str], ray_session: None, tmp_path: Path) -> None:
+    arguments = {"seen": str(tmp_path / "seen"), "bad": 'a photo of the number: "two".'}
+    model = {"embedder": "tests.evaluation.stranger:known", "embedder_arguments": arguments, "data": {"d": DIGITS}}
+    said = mistake(model)
+    assert "NaN" in said and "two" in said and "d/prompts" in said
+    said = mistake({"embedder": "tests.evaluation.stranger:narrow", "data": {"d": DIGITS}})
+    assert "d/test (images) are 3 wide and those of d/prompts (texts) 2" in said
