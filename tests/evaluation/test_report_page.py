@@ -14,7 +14,7 @@ from evaluation.class_sets import ELEVEN
 from evaluation.report import write_report
 from evaluation.report.__main__ import main
 from evaluation.results import TASKS, Result
-from tests.evaluation.results_by_hand import NASTY, of_every_task, result, zero_shot
+from tests.evaluation.results_by_hand import LINE, NASTY, of_every_task, result, zero_shot
 from tests.training.test_report import Element, read
 from tests.tuning.pages import plain, section, table_rows
 
@@ -193,12 +193,22 @@ def test_extrapolation_is_flagged_and_the_line_drawn(page: Element):
         "\u2248 1.0 \u22121.0 to 3.0",
         "\u221218.0 \u221220.0 to \u221216.0",
     ]
-    beyond, fitted = (path.attributes["d"] for path in part.all("path", "fit"))
-    slopes = []
-    for d in (beyond, fitted):
-        (x1, y1), (x2, y2) = re.findall(r"(-?[\d.]+) (-?[\d.]+)", d)
-        slopes.append((float(y2) - float(y1)) / (float(x2) - float(x1)))
-    assert slopes[0] == pytest.approx(slopes[1], rel=0.03)  # one straight line, both axes being logits
+    figure = part.all("svg")[0]
+    numbers = [e for e in figure.all("text") if re.fullmatch(r"[\d.]+", e.text)]
+    across = {float(e.text): float(e.attributes["x"]) for e in numbers if e.attributes["text-anchor"] == "middle"}
+    up = {float(e.text): float(e.attributes["y"]) - 3.5 for e in numbers if e.attributes["text-anchor"] == "end"}
+
+    def logit(percent: float) -> float:
+        return math.log(percent / (100 - percent))
+
+    def place(ticks: dict[float, float], at: float) -> float:
+        (a, pixel_a), (b, pixel_b) = sorted(ticks.items())[0], sorted(ticks.items())[-1]
+        return pixel_a + (at - logit(a)) / (logit(b) - logit(a)) * (pixel_b - pixel_a)
+
+    beyond, fitted = (re.findall(r"(-?[\d.]+) (-?[\d.]+)", path.attributes["d"]) for path in part.all("path", "fit"))
+    for (x, y), reference in zip([*beyond, *fitted], (40.0, 56.5, 56.5, 84.7), strict=True):  # 40 is gamma's
+        assert float(x) == pytest.approx(place(across, logit(reference)), abs=0.3)
+        assert float(y) == pytest.approx(place(up, LINE["slope"] * logit(reference) + LINE["intercept"]), abs=0.3)
 
 
 def test_the_average_of_eleven_needs_all_eleven(tmp_path: Path):
