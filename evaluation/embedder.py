@@ -11,7 +11,15 @@ from pipelines.settings import UserError
 
 
 class Embedder(Protocol):
-    """Anything that embeds pictures and texts into one space."""
+    """Anything that embeds pictures and texts into one space.
+
+    It may offer more; what it lacks, it leaves out:
+        fingerprint: str - a digest of all that decides its rows: weights, preprocessing, tokenizer, and the libraries behind
+            them. Embeddings are cached under it; without one they are computed anew each time.
+        scale: float - the factor, 1/temperature, that turns its cosines into logits. Calibration reads it.
+        image_features(images) - RGB pictures to features before the projection into the joint space, or what the trunk gives
+            where there is none; float32 [n, F], of any length. Linear probes read them.
+    """
 
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:
         """RGB pictures to unit rows, float32 [n, D]."""

@@ -23,7 +23,12 @@ TASKS = {
     "effective_robustness": "Effective robustness",
     "corruption": "Corruptions",
 }
-_THEIRS = {"top1": "acc1", "top5": "acc5", "mean_per_class": "mean_per_class_recall", "micro": "acc"}
+# Task -> our name of a score -> CLIP_benchmark's, of its tasks; the names of retrieval have k in them.
+_THEIRS = {
+    "zeroshot_classification": {"top1": "acc1", "top5": "acc5", "mean_per_class": "mean_per_class_recall"},
+    "linear_probe": {"top1": "lp_acc1", "top5": "lp_acc5", "mean_per_class": "lp_mean_per_class_recall"},
+    "image_caption_selection": {"micro": "acc"},
+}
 _WAYS = {"image_to_text_recall@": "text_retrieval_recall@", "text_to_image_recall@": "image_retrieval_recall@"}
 
 
@@ -46,7 +51,11 @@ class Result:
         """Write it into the folder of its model, set and task."""
         path = output / self.model / self.dataset / self.task / "result.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        tree = {"language": "en", "pretrained": str(self.about.get("pretrained", "")), "metrics": _metrics(self.scores)}
+        tree = {
+            "language": "en",
+            "pretrained": str(self.about.get("pretrained", "")),
+            "metrics": _metrics(self.task, self.scores),
+        }
         aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
         aside.write_text(json.dumps(asdict(self) | tree, indent=1), encoding="utf-8")
         aside.rename(path)
@@ -79,11 +88,11 @@ def _read(path: Path) -> Result:
         raise UserError(f"{path}: not a result of python -m evaluation ({error}); delete it and evaluate again") from None
 
 
-def _metrics(scores: dict[str, float]) -> dict[str, float]:
+def _metrics(task: str, scores: dict[str, float]) -> dict[str, float]:
     """Fractions, under CLIP_benchmark's names where it has one."""
-    renamed = {}
+    theirs_of, renamed = _THEIRS.get(task, {}), {}
     for name, value in scores.items():
         for ours, theirs in _WAYS.items():
             name = name.replace(ours, theirs)
-        renamed[_THEIRS.get(name, name)] = value / 100
+        renamed[theirs_of.get(name, name)] = value / 100
     return renamed

@@ -6,6 +6,7 @@ tokenizer.json   the text tower's
 """
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from pipelines.tokenizer import TextTokenizer
 from pipelines.views import eval_view
 from training.config import TrainSettings
 from training.encoder import DualEncoder, build_encoder
+from training.fingerprint import fingerprint
 from training.plan import Plan
 from training.state import TrainState
 
@@ -71,6 +73,7 @@ class Trained(NamedTuple):
     encoder: DualEncoder
     settings: TrainSettings
     tokenizer: TextTokenizer
+    scale: float | None  # 1/temperature, where its objective has one
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -88,35 +91,55 @@ def load_encoder(folder: Path) -> Trained:
     tokenizer = TextTokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), text.max_tokens)
     towers = image, text, settings.heads, settings.embed_dim, (None, None), tokenizer.vocabulary_size
     encoder = build_encoder(*towers).eval()
-    saved = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["encoder"]
+    saved = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     locked = tuple(f"{side}_tower." for side, tower in (("image", image), ("text", text)) if tower.mode == "locked")
-    missing, unexpected = encoder.load_state_dict(saved, strict=False)
+    missing, unexpected = encoder.load_state_dict(saved["encoder"], strict=False)
     wrong = [name for name in missing if not name.startswith(locked)] + list(unexpected)
     if wrong:
         raise UserError(f"checkpoint: {folder} does not fit its config: {', '.join(wrong[:4])}")
-    return Trained(encoder, settings, tokenizer)
+    return Trained(encoder, settings, tokenizer, settings.objective.logit_scale(saved["objective"]))
 
 
 class CheckpointEmbedder:
-    """A trained dual encoder, towers and heads, on its own."""
+    """A trained dual encoder, towers and heads, on its own. What it offers beside rows is in evaluation/embedder.py."""
 
     def __init__(self, folder: Path):
-        self._encoder, settings, self._tokenizer = load_encoder(folder)
+        self._encoder, self._settings, self._tokenizer, scale = load_encoder(folder)
+        if scale is not None:
+            self.scale = scale
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._size = settings.image_tower.image_size
         self._encoder.to(self._device)
 
     @torch.inference_mode()
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:
         """RGB pictures to unit rows, float32 [n, D]."""
-        pixels = np.stack([eval_view(image, self._size) for image in images])
-        return self._encoder.embed_images(self._tensor(pixels)).cpu().numpy()
+        return self._encoder.embed_images(self._pixels(images)).cpu().numpy()
 
     @torch.inference_mode()
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Strings to unit rows, float32 [n, D]."""
         ids, mask = self._tokenizer(texts)
         return self._encoder.embed_texts(self._tensor(ids), self._tensor(mask)).cpu().numpy()
+
+    @torch.inference_mode()
+    def image_features(self, images: list[Image.Image]) -> np.ndarray:
+        """What the image tower gives and the head takes, float32 [n, F]."""
+        assert self._encoder.image_tower is not None
+        return self._encoder.image_tower(self._pixels(images)).float().cpu().numpy()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        # Of locked towers too: their weights are loaded with the others. Whether a tower was trained is no matter here.
+        towers = [
+            tower.model_dump(mode="json", exclude={"mode", "weights"})
+            for tower in (self._settings.image_tower, self._settings.text_tower)
+        ]
+        heads = [head.model_dump(mode="json") for head in self._settings.heads]
+        return fingerprint(self._encoder, [towers, heads, self._tokenizer.json, self._tokenizer.max_tokens])
+
+    def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
+        size = self._settings.image_tower.image_size
+        return self._tensor(np.stack([eval_view(image, size) for image in images]))
 
     def _tensor(self, rows: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(rows).to(self._device)

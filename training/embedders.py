@@ -3,9 +3,13 @@
     embedder: training.embedders:open_clip     embedder_arguments: {model: ViT-B-32, weights: laion2b_s34b_b79k}
     embedder: training.embedders:huggingface   embedder_arguments: {weights: openai/clip-vit-base-patch32}
 
-Nothing of ours touches a picture or a text on its way: the same picture in, the same score out.
+Nothing of ours touches a picture or a text on its way: the same picture in, the same score out. What they offer beside rows is
+in evaluation/embedder.py.
 """
 
+import json
+import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +19,8 @@ from torch import Tensor
 
 from pipelines.artifacts import resolve
 from pipelines.settings import UserError
+from training.before_projection import hugging_face_features, open_clip_features
+from training.fingerprint import fingerprint, of_tokenizer
 from training.precision import unit
 from training.towers.open_clip import OpenClipImageSettings
 
@@ -27,21 +33,41 @@ class OpenClipEmbedder:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
         self._device = _device()
-        network: Any = OpenClipImageSettings(name="open_clip", model=model, weights=weights).load()
+        settings = OpenClipImageSettings(name="open_clip", model=model, weights=weights)
+        network: Any = settings.load()
+        self._config = settings.config()
         self._network = network.eval().to(self._device)
+        self.scale = _scale(network)
+        self._features = open_clip_features(network.visual)
+        if self._features is not None:
+            self.image_features = self._image_features
         self._preprocess = image_transform_v2(PreprocessCfg(**network.visual.preprocess_cfg), is_train=False)
         self._tokenizer = open_clip.get_tokenizer(model)
 
     @torch.inference_mode()
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:
         """RGB pictures to unit rows, float32 [n, D]."""
-        pixels = torch.stack([self._preprocess(image) for image in images])
-        return _rows(self._network.encode_image(pixels.to(self._device)))
+        return _rows(self._network.encode_image(self._pixels(images)))
 
     @torch.inference_mode()
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Strings to unit rows, float32 [n, D]."""
         return _rows(self._network.encode_text(self._tokenizer(texts).to(self._device)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        about = [self._config, self._network.visual.preprocess_cfg, self._tokenizer.context_length]
+        if hasattr(self._tokenizer, "tokenizer"):  # one of transformers; open_clip's own goes by the package's version
+            about.append(of_tokenizer(self._tokenizer.tokenizer))
+        return fingerprint(self._network, about)
+
+    @torch.inference_mode()
+    def _image_features(self, images: list[Image.Image]) -> np.ndarray:
+        assert self._features is not None
+        return self._features(self._pixels(images)).float().cpu().numpy()
+
+    def _pixels(self, images: list[Image.Image]) -> Tensor:
+        return torch.stack([self._preprocess(image) for image in images]).to(self._device)
 
 
 class HuggingFaceEmbedder:
@@ -66,18 +92,40 @@ class HuggingFaceEmbedder:
         self._network = network.eval().to(self._device)
         # SigLIP reads its texts padded to their full length, as it was trained.
         self._padding = "max_length" if "siglip" in network.config.model_type else True
+        if hasattr(network, "logit_scale"):
+            self.scale = _scale(network)
+        self._features = hugging_face_features(network)
+        if self._features is not None:
+            self.image_features = self._image_features
 
     @torch.inference_mode()
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:
         """RGB pictures to unit rows, float32 [n, D]."""
-        given = self._processor(images=images, return_tensors="pt").to(self._device)
-        return _rows(self._network.get_image_features(**given).pooler_output)
+        return _rows(self._network.get_image_features(**self._pixels(images)).pooler_output)
 
     @torch.inference_mode()
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Strings to unit rows, float32 [n, D]; what is too long is cut."""
         given = self._processor(text=texts, return_tensors="pt", padding=self._padding, truncation=True).to(self._device)
         return _rows(self._network.get_text_features(**given).pooler_output)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        # Where a model lies says nothing of what it is.
+        config = json.loads(
+            self._network.config.to_json_string(use_diff=False),
+            object_hook=lambda tree: {key: value for key, value in tree.items() if key != "_name_or_path"},
+        )
+        pictures = self._processor.image_processor.to_dict()
+        return fingerprint(self._network, [config, pictures, of_tokenizer(self._processor.tokenizer), self._padding])
+
+    @torch.inference_mode()
+    def _image_features(self, images: list[Image.Image]) -> np.ndarray:
+        assert self._features is not None
+        return self._features(**self._pixels(images)).float().cpu().numpy()
+
+    def _pixels(self, images: list[Image.Image]) -> Any:
+        return self._processor(images=images, return_tensors="pt").to(self._device)
 
 
 def open_clip(model: str, weights: str | None = None) -> OpenClipEmbedder:
@@ -92,6 +140,11 @@ def huggingface(weights: str) -> HuggingFaceEmbedder:
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _scale(network: Any) -> float:
+    """The logit scale that a model multiplies cosines by; AIMv2 caps it."""
+    return float(network.logit_scale.detach().clamp(max=getattr(network, "max_log_logit_scale", math.inf)).exp())
 
 
 def _rows(features: Tensor) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Embedders of other people's models: what these give by their own preprocessing and forward, score by score."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +10,14 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
 
 from evaluation import retrieval
 from evaluation.embedder import load_embedder
 from pipelines.settings import UserError
+from tests.training.hub import hub, photographs
 
 MODEL = "raylign-embedder-test"
 CAPTIONS = ["a photo of a cat.", "  Two DOGS, playing -- in 1985?! ", "caf\u00e9 \u2615", "word " * 100, "a red car", "rain"]
-
-
-def photographs() -> list[Image.Image]:
-    """Of several sizes and shapes, smooth enough that resizing matters."""
-    found = []
-    for number, size in enumerate([(40, 30), (64, 64), (31, 90), (224, 100), (8, 8), (50, 33)]):
-        pixels = np.random.default_rng(number).integers(0, 256, (6, 5, 3), dtype=np.uint8)
-        found.append(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -65,51 +58,98 @@ def test_open_clip(published: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=["clip", "siglip"])
-def hub(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as from the hub: weights, tokenizer, preprocessing."""
-    from transformers import (
-        CLIPConfig,
-        CLIPImageProcessor,
-        CLIPModel,
-        CLIPProcessor,
-        CLIPTokenizer,
-        SiglipConfig,
-        SiglipImageProcessor,
-        SiglipModel,
-        SiglipProcessor,
-    )
-
-    from training.towers.open_clip import OpenClipTextSettings
-
-    folder = tmp_path_factory.mktemp(request.param)
-    (folder / "tokenizer.json").write_text(OpenClipTextSettings(name="open_clip", model="ViT-B-32").tokenizer(list).json)
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=16)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = sizes | {"image_size": 32, "patch_size": 16}
-    tokens = {"eos_token_id": 49407, "bos_token_id": 49406, "pad_token_id": 49407}
-    text = sizes | tokens | {"vocab_size": 49408, "max_position_embeddings": 16}
-    torch.manual_seed(0)
-    size = {"height": 32, "width": 32}
-    if request.param == "clip":
-        model: Any = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=20))
-        pictures: Any = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size)
-        CLIPProcessor(pictures, tokenizer).save_pretrained(folder)
-    else:
-        model = SiglipModel(SiglipConfig(text_config=text | {"projection_size": 32}, vision_config=vision))
-        SiglipProcessor(SiglipImageProcessor(size=size), tokenizer).save_pretrained(folder)
-    model.save_pretrained(folder)
-    return folder
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return hub(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def test_hugging_face(hub: Path) -> None:
+def test_hugging_face(folder: Path) -> None:
     from transformers import AutoModel, AutoProcessor
 
-    model, processor = AutoModel.from_pretrained(hub).eval(), AutoProcessor.from_pretrained(hub)
-    padding = "max_length" if "siglip" in hub.name else True
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    padding = "max_length" if "siglip" in folder.name else True
     given = processor(text=CAPTIONS, images=photographs(), padding=padding, truncation=True, return_tensors="pt")
     out = model(**given)  # the model's own way to a score, both halves at once
-    embedder = load_embedder("training.embedders:huggingface", {"weights": str(hub)})
+    embedder = load_embedder("training.embedders:huggingface", {"weights": str(folder)})
     assert_same_scores(embedder, out.image_embeds.detach().numpy(), out.text_embeds.detach().numpy())
+
+
+def test_the_scale_is_the_models_own(published: Path, folder: Path) -> None:
+    """What it multiplies cosines by before it adds a bias, if it has one."""
+    from transformers import AutoModel
+
+    with torch.no_grad():
+        model: Any = open_clip.create_model(MODEL, pretrained=str(published)).eval()
+        _, _, scale = model(torch.zeros(1, 3, 32, 32), torch.zeros(1, 77, dtype=torch.int64))
+        embedder = load_embedder("training.embedders:open_clip", {"model": MODEL, "weights": str(published)})
+        assert embedder.scale == pytest.approx(float(scale)) == pytest.approx(1 / 0.07)
+
+        network = AutoModel.from_pretrained(folder).eval()
+        network.logit_scale.fill_(np.log(30))  # the same in a test and in a published model
+        network.save_pretrained(folder)
+        pictures, ids = torch.rand(2, 3, 32, 32), torch.tensor([[49406, 5, 6, 49407], [49406, 700, 8, 49407]])
+        out = network(input_ids=ids, pixel_values=pictures)
+        cosines = out.text_embeds @ out.image_embeds.T
+        slope = (out.logits_per_text - out.logits_per_text[0, 0])[1] / (cosines - cosines[0, 0])[1]
+        embedder = load_embedder("training.embedders:huggingface", {"weights": str(folder)})
+        assert embedder.scale == pytest.approx(30) and slope.numpy() == pytest.approx(30, rel=1e-3)
+
+
+def test_an_open_clip_models_fingerprint_is_what_decides_its_rows(published: Path, tmp_path: Path) -> None:
+    def fingerprint(weights: Path, model: str = MODEL) -> str:
+        return load_embedder("training.embedders:open_clip", {"model": model, "weights": str(weights)}).fingerprint
+
+    embedder = load_embedder("training.embedders:open_clip", {"model": MODEL, "weights": str(published)})
+    first = embedder.fingerprint
+    embedder.embed_images(photographs())
+    embedder.embed_texts(CAPTIONS)
+    assert embedder.fingerprint == first == fingerprint(published)
+    moved = tmp_path / "elsewhere.pt"
+    weights = torch.load(published)
+    torch.save(weights, moved)
+    assert fingerprint(moved) == first
+    weights["visual.proj"][3, 5] += 1e-6
+    torch.save(weights, tmp_path / "one.pt")
+    changed = [fingerprint(tmp_path / "one.pt")]
+    config = json.loads((published.parent / f"{MODEL}.json").read_text())
+    tokens = {"text_cfg": config["text_cfg"] | {"tokenizer_kwargs": {"clean": "lower"}}}
+    for name, change in (("tokens", tokens), ("quick", {"quick_gelu": True})):
+        (tmp_path / f"{MODEL}-{name}.json").write_text(json.dumps(config | change))
+        open_clip.add_model_config(tmp_path)
+        changed.append(fingerprint(published, f"{MODEL}-{name}"))
+    other = load_embedder("training.embedders:open_clip", {"model": MODEL, "weights": str(published)})
+    other._network.visual.preprocess_cfg["mean"] = (0.5, 0.5, 0.5)  # type: ignore[attr-defined]
+    assert len({first, *changed, other.fingerprint}) == 5
+
+
+def test_a_hugging_face_models_fingerprint_is_what_decides_its_rows(tmp_path: Path) -> None:
+    (folder := tmp_path / "hub").mkdir()
+    hub("clip", folder)
+
+    def fingerprint(where: Path) -> str:
+        return load_embedder("training.embedders:huggingface", {"weights": str(where)}).fingerprint
+
+    def changed(file: str, change: Callable[[Any], None]) -> str:
+        """Of a copy with a change in one of its JSON files."""
+        copy = shutil.copytree(folder, tmp_path / str(len(list(tmp_path.iterdir()))))
+        tree = json.loads((copy / file).read_text())
+        change(tree)
+        (copy / file).write_text(json.dumps(tree))
+        return fingerprint(copy)
+
+    embedder = load_embedder("training.embedders:huggingface", {"weights": str(folder)})
+    embedder.embed_texts(CAPTIONS)  # sets the tokenizer's padding
+    first = embedder.fingerprint
+    assert first == fingerprint(folder) == changed("config.json", lambda tree: None)
+    found = [
+        changed("processor_config.json", lambda tree: tree["image_processor"].update(image_mean=[0.1, 0.2, 0.3])),
+        changed("tokenizer.json", lambda tree: tree["model"]["merges"].pop()),
+        changed("config.json", lambda tree: tree["vision_config"].update(hidden_act="relu")),
+    ]
+    network: Any = embedder._network
+    with torch.no_grad():
+        next(network.text_model.parameters())[0, 0] += 1e-6
+    network.save_pretrained(copy := shutil.copytree(folder, tmp_path / "weight"))
+    assert len({first, *found, fingerprint(copy)}) == 5
 
 
 def test_what_is_no_dual_encoder_is_named(tmp_path: Path) -> None:

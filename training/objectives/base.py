@@ -85,6 +85,10 @@ class ObjectiveSettings(Settings):
         """Pairs that the global batch must hold at least."""
         return 2
 
+    def logit_scale(self, saved: Mapping[str, Tensor]) -> float | None:
+        """1/temperature of a picture with a caption, from a trained objective's state dict; None where there is no one number."""
+        return None
+
     def build_teacher(self, encoder: nn.Module, task: Task) -> Teacher:
         """Who adds `teacher_image` and `teacher_text` to the batch."""
         return NoTeacher()

@@ -11,6 +11,7 @@ Adam of its own (ours), so that it is learned alike under every optimizer of the
 """
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -43,6 +44,9 @@ class FastClipSettings(GlobalSettings):
         if self.temperature < self.min_temperature:
             raise ValueError(f"temperature: {self.temperature} is below min_temperature {self.min_temperature}; move one")
         return self
+
+    def logit_scale(self, saved: Mapping[str, Tensor]) -> float | None:
+        return 1 / float(saved["temperature"])
 
     def build(self, task: Task) -> "FastClip":
         return FastClip(self, task)

@@ -10,6 +10,7 @@ state: gradient descent with momentum on dF_i/dt_i, once a step, for the samples
 """
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -45,6 +46,9 @@ class ISogClrSettings(GlobalSettings):
                 f"{self.max_temperature}; move one of them"
             )
         return self
+
+    def logit_scale(self, saved: Mapping[str, Tensor]) -> float | None:
+        return None  # every sample has its own
 
     def build(self, task: Task) -> "ISogClr":
         return ISogClr(self, task)

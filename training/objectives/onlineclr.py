@@ -9,6 +9,7 @@ with two moving averages in the place of the batch's own means. All in logarithm
 """
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -37,6 +38,9 @@ class OnlineClrSettings(TemperatureSettings):
     @property
     def needs(self) -> Needs:
         return Needs(ids=self.mask_false_negatives)
+
+    def logit_scale(self, saved: Mapping[str, Tensor]) -> float | None:
+        return None  # negatives and positives have different ones
 
     def build(self, task: Task) -> "OnlineClr":
         return OnlineClr(self)

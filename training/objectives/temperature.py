@@ -1,6 +1,7 @@
 """The temperature that nearly all objectives share: one key, learned or not."""
 
 import math
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -14,6 +15,9 @@ class TemperatureSettings(ObjectiveSettings):
     """Settings of all objectives with a temperature: one key, whatever becomes of it."""
 
     temperature: float = Field(0.07, gt=0, description="of the softmax; where it is learned, its start")
+
+    def logit_scale(self, saved: Mapping[str, Tensor]) -> float | None:
+        return 1 / self.temperature
 
 
 class LearnedTemperatureSettings(TemperatureSettings):
@@ -30,6 +34,9 @@ class LearnedTemperatureSettings(TemperatureSettings):
                 "kept; change it or max_scale, or pass learn_temperature=false"
             )
         return self
+
+    def logit_scale(self, saved: Mapping[str, Tensor]) -> float | None:
+        return float(saved["scale.log"].exp())
 
 
 class LogitScale(nn.Module):

@@ -11,12 +11,13 @@ There is no public code; the size of the head, and that all pairs weigh 1, are o
 ones.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, cast
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from pipelines.batch import Batch, Needs
 from pipelines.views import StrongAugment, StrongViews
@@ -41,6 +42,9 @@ class UniClipSettings(ContrastiveSettings):
     @property
     def needs(self) -> Needs:
         return replace(super().needs, strong=StrongViews(self.strong, self.views), codes=True)
+
+    def logit_scale(self, saved: Mapping[str, Tensor]) -> float | None:
+        return float(saved["scales.0.log"].exp())
 
     def build(self, task: Task) -> "UniClip":
         return UniClip(self)

@@ -1,0 +1,167 @@
+"""What the embedder of a checkpoint offers beside rows: its scale, features before the head, and the name of its rows."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from evaluation.suite import SuiteSettings, held_out
+from pipelines.order import Order
+from pipelines.prepared import Prepared
+from pipelines.settings import validate
+from pipelines.stream import Stream, whole_pictures
+from pipelines.tokenizer import train_tokenizer
+from training.checkpoint import CheckpointEmbedder, load_embedder, save_checkpoint
+from training.config import TrainSettings
+from training.objectives import ObjectiveUnion
+from training.objectives.base import Objective, Task
+from training.plan import Plan, Scored
+from training.precision import unit
+from training.state import TrainState
+
+SIZES = {"text_width": 16, "vocabulary_size": 50, "guide_widths": (4, 4)}
+TASK = Task(9, 9, embed_dim=8, image_width=16, steps_per_epoch=1, total_steps=1, seed=0, **SIZES)  # type: ignore[arg-type]
+
+
+def save(prepared: Prepared, folder: Path, **changes: Any) -> TrainState:
+    """A run's first checkpoint."""
+    tree = {
+        "name": "t",
+        "data": {"path": str(prepared.path)},
+        "image_tower": {"name": "conv", "image_size": 12, "channels": [8, 16]},
+        "text_tower": {"name": "bag", "width": 16, "vocabulary_size": 100, "max_tokens": 8},
+        "image_head": {"name": "mlp", "hidden": 16, "dropout": 0.2},
+        "embed_dim": 8,
+        "epochs": 1,
+        "global_batch_size": 4,
+    }
+    settings = validate(TrainSettings, tree | changes, "t")
+    tokenizer = train_tokenizer(prepared.texts(), 100, settings.text_tower.max_tokens)
+    stream = Stream(prepared, frozenset({"image"}), image_size=12, tokenizer=tokenizer)
+    scored = Scored(held_out(prepared, SuiteSettings()), stream, None, None, "held_out.npz")
+    order = Order(prepared.path, prepared.fingerprint, "train", None, 0, 4)
+    plan = Plan(settings, order, stream, (scored,), tokenizer, "test")
+    encoder, objective, teacher = plan.build()
+    optimizer = settings.optimizer.build([encoder, objective])
+    state = TrainState(encoder, objective, teacher, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    folder.mkdir()
+    save_checkpoint(folder, state, plan, {})
+    return state
+
+
+@pytest.mark.parametrize("head", [{"name": "linear"}, {"name": "mlp"}, {"name": "augmented"}])
+def test_the_head_makes_the_rows_of_the_features(stamps: Prepared, tmp_path: Path, head: dict) -> None:
+    state = save(stamps, tmp_path / "run", image_head=head)
+    pictures = list(whole_pictures(stamps, np.arange(5)))
+    embedder = load_embedder(str(tmp_path / "run"))
+    features = embedder.image_features(pictures)
+    assert features.dtype == np.float32 and features.shape == (5, 16) and features.std(axis=0).mean() > 0
+    with torch.no_grad():
+        rows: Any = state.encoder.eval().image_head(torch.from_numpy(features))  # type: ignore[operator]
+    assert unit(rows).numpy() == pytest.approx(embedder.embed_images(pictures), abs=1e-5)
+
+
+LEARNED = ["clip", "siglip", "psd", "cyclip", "albef", "slip", "clip-ping", "a-clip-ping", "mcd", "declip", "distill"]
+
+
+def objective_of(name: str) -> tuple[Any, Objective]:
+    settings: Any = TypeAdapter(ObjectiveUnion).validate_python({"name": name})
+    return settings, settings.build(TASK)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_learned_temperature_is_what_it_has_become(name: str) -> None:
+    settings, objective = objective_of(name)
+    assert settings.logit_scale(objective.state_dict()) == pytest.approx(1 / settings.temperature)
+    with torch.no_grad():
+        objective.scale.log.fill_(np.log(37.0))  # type: ignore[operator, union-attr]
+    assert settings.logit_scale(objective.state_dict()) == pytest.approx(37)
+
+
+def test_other_temperatures() -> None:
+    settings, objective = objective_of("fastclip")
+    objective.temperature.fill_(0.02)  # type: ignore[operator, union-attr]
+    assert settings.logit_scale(objective.state_dict()) == pytest.approx(50)
+    settings, objective = objective_of("uniclip")
+    with torch.no_grad():
+        objective.scales[0].log.fill_(np.log(20.0))  # type: ignore[index, operator, union-attr]
+    assert settings.logit_scale(objective.state_dict()) == pytest.approx(20)
+    settings, objective = objective_of("sogclr")
+    assert settings.logit_scale(objective.state_dict()) == pytest.approx(1 / settings.temperature)
+    for name in ("vicreg", "isogclr", "onlineclr"):
+        settings, objective = objective_of(name)
+        assert settings.logit_scale(objective.state_dict()) is None
+
+
+def test_the_embedder_tells_the_scale_if_there_is_one(stamps: Prepared, tmp_path: Path) -> None:
+    state = save(stamps, tmp_path / "clip", objective={"name": "clip", "temperature": 0.05})
+    scale = load_embedder(str(tmp_path / "clip")).scale
+    assert scale == pytest.approx(20) == state.objective.scale().item()  # type: ignore[operator]
+    save(stamps, tmp_path / "vicreg", objective={"name": "vicreg"})
+    assert not hasattr(load_embedder(str(tmp_path / "vicreg")), "scale")
+
+
+def test_the_fingerprint_is_what_decides_the_rows(stamps: Prepared, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    save(stamps, run)
+    embedder = CheckpointEmbedder(run)
+    embedder.embed_texts(["a thing"])
+    first = embedder.fingerprint
+    assert first == CheckpointEmbedder(shutil.copytree(run, tmp_path / "copy")).fingerprint
+
+    def changed(name: str, **config: Any) -> str:
+        """Of the same weights under another config."""
+        copy = shutil.copytree(run, tmp_path / name)
+        about = json.loads((copy / "checkpoint.json").read_text())
+        for key, change in config.items():
+            about["config"][key] = about["config"][key] | change if isinstance(change, dict) else change
+        (copy / "checkpoint.json").write_text(json.dumps(about))
+        return CheckpointEmbedder(copy).fingerprint
+
+    # Neither how it was trained nor what else the checkpoint holds.
+    assert changed("seed", seed=7, global_batch_size=8, image_tower={"mode": "frozen"}) == first
+    saved = torch.load(run / "state.pt", weights_only=True)
+    torch.save(saved | {"step": 99}, run / "state.pt")
+    assert CheckpointEmbedder(run).fingerprint == first
+
+    found = [changed("size", image_tower={"image_size": 16}), changed("tokens", text_tower={"max_tokens": 4})]
+    saved["encoder"]["image_head.2.weight"][1, 2] += 1e-6
+    torch.save(saved, run / "state.pt")
+    found.append(CheckpointEmbedder(run).fingerprint)
+    other = shutil.copytree(tmp_path / "copy", tmp_path / "other")
+    words = json.loads((other / "tokenizer.json").read_text())
+    words["normalizer"] = {"type": "Lowercase"} if words["normalizer"] != {"type": "Lowercase"} else None
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    found.append(CheckpointEmbedder(other).fingerprint)
+    assert len({first, *found}) == 5
+
+
+def test_a_locked_towers_weights_are_in_it(stamps: Prepared, tmp_path: Path) -> None:
+    """They are not in the checkpoint: another file at the same place is another model."""
+    import timm
+
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet")
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    tower = {"name": "timm", "model": "test_resnet", "weights": str(tmp_path / "w.pt"), "image_size": 32, "mode": "locked"}
+    run = tmp_path / "run"
+    state = save(stamps, run, image_tower=tower | {"mode": "trainable"})
+    about = json.loads((run / "checkpoint.json").read_text())
+    about["config"]["image_tower"]["mode"] = "locked"
+    (run / "checkpoint.json").write_text(json.dumps(about))
+    saved = state.state_dict()
+    saved["encoder"] = {name: value for name, value in saved["encoder"].items() if not name.startswith("image_tower.")}
+    torch.save(saved, run / "state.pt")
+    first = CheckpointEmbedder(run).fingerprint
+    assert CheckpointEmbedder(run).fingerprint == first
+    pictures = list(whole_pictures(stamps, np.arange(2)))
+    assert CheckpointEmbedder(run).image_features(pictures).shape == (2, 96)
+    with torch.no_grad():
+        next(network.parameters())[0, 0] += 1e-3
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    assert CheckpointEmbedder(run).fingerprint != first

@@ -1,0 +1,48 @@
+"""The name that an embedder's rows are cached under: a digest of all that decides them.
+
+That is every parameter and buffer as it was loaded, whatever file it came from; how a picture and a text become tensors; and
+the versions of the libraries that do the work, since an upgrade may change a resize or a forward. Where files lie is not in it,
+nor the device, which moves the last bits only.
+"""
+
+import hashlib
+import json
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import nn
+
+_LIBRARIES = ("raylign", "torch", "torchvision", "timm", "transformers", "tokenizers", "open_clip_torch", "pillow", "numpy")
+
+
+def fingerprint(network: nn.Module, about: Any) -> str:
+    """Digest of a network's tensors, and of `about`: JSON values for all else that decides the rows."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps([_versions(), about], sort_keys=True, default=str).encode())
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        flat = tensor.detach().cpu().reshape(-1).contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def of_tokenizer(tokenizer: Any) -> list[Any]:
+    """What decides the ids of a tokenizer of transformers."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        words = tokenizer.get_vocab()
+    else:
+        # The last call's padding and cutting stand in it too; they are no part of the tokenizer.
+        words = {key: value for key, value in json.loads(backend.to_str()).items() if key not in ("padding", "truncation")}
+    return [type(tokenizer).__name__, tokenizer.model_max_length, words]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
