@@ -12,6 +12,7 @@ from evaluation.report.record import Comparison, task_title
 from pipelines import words
 
 _TEMPLATES = Path(__file__).parent
+_DIGITS = 12  # of a fingerprint
 _FEW = 3  # sets whose details stand open; of more, each is opened by who wants to see it
 
 
@@ -82,11 +83,19 @@ def _data(comparison: Comparison) -> list[dict[str, Any]]:
     found = []
     for dataset in sorted({result.dataset for result in comparison.results}):
         mine = [result for result in comparison.results if result.dataset == dataset]
-        abouts = [result.about["data"] for result in mine if isinstance(result.about.get("data"), dict)]
-        keys = dict.fromkeys(key for about in abouts for key in about)
-        facts = {str(key): _distinct([about.get(key) for about in abouts]) for key in keys}
+        abouts = [(result.task, result.about["data"]) for result in mine if isinstance(result.about.get("data"), dict)]
+        keys = dict.fromkeys(key for _, about in abouts for key in about if key != "fingerprint")
+        facts = {str(key): _distinct([about.get(key) for _, about in abouts]) for key in keys}
+        # A task has a fingerprint of its own: each is of the rows that it needs.
+        prints: dict[str, list[str]] = {}
+        for task, about in abouts:
+            if about.get("fingerprint"):
+                prints.setdefault(task, []).append(str(about["fingerprint"])[:_DIGITS])
+        shown = [f"{task_title(task)} {' or '.join(dict.fromkeys(values))}" for task, values in prints.items()]
         tasks = ", ".join(dict.fromkeys(task_title(result.task) for result in mine))
-        found.append({"dataset": dataset, "facts": {"tasks": [tasks]} | {key: values for key, values in facts.items() if values}})
+        facts = {"tasks": [tasks]} | {key: values for key, values in facts.items() if values} | {"fingerprints": shown}
+        differs = any(len(set(values)) > 1 for values in prints.values())
+        found.append({"dataset": dataset, "facts": {key: values for key, values in facts.items() if values}, "differs": differs})
     return found
 
 
@@ -98,5 +107,5 @@ def _distinct(values: list[Any]) -> list[str]:
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
+        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items() if entry not in (None, "", {}, []))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -86,6 +86,14 @@ def test_scores_on_different_data_are_not_compared(tmp_path: Path):
     assert "not the same for all models" in section(page, "scored").text
 
 
+def test_tasks_have_fingerprints_of_their_own(tmp_path: Path):
+    made = [each for model in ("a", "b") for each in of_every_task(model, 60.0)]
+    for each in made:
+        each.about["data"]["fingerprint"] = f"rows of {each.task}"
+    page = page_of(tmp_path, made)
+    assert "not the same" not in section(page, "scored").text and "not comparable" not in page.text
+
+
 def test_every_task_has_its_section_and_only_those_with_results(page: Element, tmp_path: Path):
     ids = [part.attributes["id"] for part in page.all("section")]
     own = ["zero-shot", "probe", "few-shot", "retrieval", "corruptions", "sugarcrepe", "robustness"]
