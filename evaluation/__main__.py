@@ -48,7 +48,7 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     for name, model in models.items():
         key = settings.key_of(name)
         if model.embeddings is None:
-            rows = embed(key, model, wanted, settings.cache, pool, display)
+            rows = embed(name, key, model, wanted, settings.cache, pool, display)
         else:
             rows = precomputed(key, model, wanted, settings.output / "inputs")
         rows.check_widths(wanted, key)

@@ -51,6 +51,7 @@ def describe(settings: ModelSettings) -> About:
 
 
 def embed(
+    name: str,
     key: str,
     settings: ModelSettings,
     wanted: Sequence[Wanted],
@@ -58,13 +59,13 @@ def embed(
     pool: banks.Pool,
     display: Display,
 ) -> Rows:
-    """Compute what is missing, in one pass. `key`: where the config names the model, for errors.
+    """Compute what is missing, in one pass. `name`: the model's; `key`: where the config names it, for errors.
 
     Features are embeddings where the embedder has none. Raises `UserError`, also for rows that are NaN or infinite.
     """
     about = describe(settings)
     if about.fingerprint is None:
-        display.line(f"{key}: the embedder has no fingerprint, so all is embedded anew")
+        display.line(f"{name}: the embedder has no fingerprint, so all is embedded anew")
     rows = Rows(about.fingerprint or f"{_ANEW}{uuid.uuid4().hex}", settings.scale or about.scale)
     folder = cache if about.fingerprint else cache / rows.fingerprint
     asked = [one if about.has_features else one.embeddings for one in wanted]
@@ -78,7 +79,7 @@ def embed(
         return _Piece(asked[number], ids)
 
     folder.mkdir(parents=True, exist_ok=True)
-    banks.compute(found, load, _Encoder, (settings, key, pool.threads), pool, display, title=f"embed {key}")
+    banks.compute(found, load, _Encoder, (settings, key, pool.threads), pool, display, title=f"embed {name}")
     for one, given, bank in zip(wanted, asked, found, strict=True):
         rows.add(one, bank.path / "rows.npy", stand_in=one.kind != given.kind)
     return rows

@@ -14,7 +14,15 @@ import numpy as np
 
 from pipelines.settings import UserError
 
-LINES = Path(__file__).parent / "baselines" / "imagenet_testbed_lines.csv"
+TABLE = Path(__file__).parent / "baselines" / "imagenet_testbed.csv"
+# Shift -> its columns without and under the shift.
+_COLUMNS = {
+    "imagenet_v2": ("val", "imagenetv2-matched-frequency-format-val"),
+    "imagenet_sketch": ("val", "imagenet-sketch"),
+    "imagenet_r": ("val-on-imagenet-r-classes", "imagenet-r"),
+    "objectnet": ("val-on-objectnet-classes", "objectnet-1.0-beta"),
+    "imagenet_a": ("val-on-imagenet-a-classes", "imagenet-a"),
+}
 
 
 @dataclass(frozen=True)
@@ -78,23 +86,11 @@ def relative(before: float, after: float) -> float:
 
 
 def shipped_lines() -> dict[str, Line]:
-    """Lines of the public test-bed's standard models: `imagenet_v2`, `_sketch`, `_r` and `_a`, and `objectnet`.
+    """Lines through the public test-bed's standard models: `imagenet_v2`, `_sketch`, `_r` and `_a`, and `objectnet`.
 
-    They are lines and not models; `baselines/README.md` has their source, licence and what each reference accuracy is.
+    `baselines/README.md` has the table's source and licence, and what its columns are.
     """
-    with LINES.open(encoding="utf-8", newline="") as file:
-        return {
-            row["shift"]: Line(
-                slope=float(row["slope"]),
-                intercept=float(row["intercept"]),
-                r2=float(row["r2"]),
-                models=int(row["models"]),
-                left_out=int(row["left_out"]),
-                lowest=float(row["lowest"]),
-                highest=float(row["highest"]),
-            )
-            for row in csv.DictReader(file)
-        }
+    return {shift: fit(*read_baselines(TABLE, *columns)) for shift, columns in _COLUMNS.items()}
 
 
 def read_baselines(path: Path, reference: str, shift: str) -> tuple[list[float], list[float]]:

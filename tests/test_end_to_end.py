@@ -105,7 +105,7 @@ def test_evaluation_from_pixels_gives_the_scores_of_the_run(home: Path) -> None:
     before = {path: path.read_bytes() for path in output.rglob("result.json")}
     page.unlink()
     again = succeed(*readme_commands()["evaluation"], *overrides)
-    assert "embed embedder" not in again, "all embeddings are found again"
+    assert "embed demo" not in again, "all embeddings are found again"
     assert {path: path.read_bytes() for path in output.rglob("result.json")} == before and page.exists()
 
 

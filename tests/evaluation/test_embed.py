@@ -23,7 +23,7 @@ def model(name: str, **arguments: object) -> ModelSettings:
 
 
 def embedded(tmp_path: Path, wanted: list[Wanted], settings: ModelSettings) -> Rows:
-    return embed("models.known", settings, wanted, tmp_path / "cache", Pool(1), QUIET)
+    return embed("known", "models.known", settings, wanted, tmp_path / "cache", Pool(1), QUIET)
 
 
 def seen(tmp_path: Path) -> Counter:

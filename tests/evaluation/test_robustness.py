@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.robustness import LINES, Line, fit, read_baselines, relative, robustness, shipped_lines
+from evaluation.robustness import TABLE as SHIPPED
+from evaluation.robustness import Line, fit, read_baselines, relative, robustness, shipped_lines
 from pipelines.settings import UserError
 
 REFERENCE, SHIFT = [60, 70, 76, 80], [48, 58, 64, 69]
@@ -78,7 +79,7 @@ def test_what_is_no_percentage_is_refused(value: float) -> None:
 
 # --- lines and tables ---
 
-# Of the test-bed's published table: slope, intercept, R^2 and models, as computed from it apart from this code.
+# Of the test-bed's published table: slope, intercept, R^2 and models, as other code computed them from it.
 PUBLISHED = {
     "imagenet_v2": (0.9232, -0.4977, 0.996, 85),
     "imagenet_sketch": (1.0709, -2.3701, 0.869, 85),
@@ -101,9 +102,10 @@ def test_the_five_lines_of_the_test_bed() -> None:
 
 
 def test_the_data_says_where_it_comes_from() -> None:
-    about = (LINES.parent / "README.md").read_text(encoding="utf-8")
-    for fact in (LINES.name, "not the models", "modestyachts/imagenet-testbed", "MIT", "arXiv 2007.00644", "stand-in"):
+    about = (SHIPPED.parent / "README.md").read_text(encoding="utf-8")
+    for fact in (SHIPPED.name, "modestyachts/imagenet-testbed", "MIT", "arXiv 2007.00644", "stand-in"):
         assert fact in about
+    assert "Permission is hereby granted" in SHIPPED.with_suffix(".LICENSE.txt").read_text(encoding="utf-8")
 
 
 TABLE = "val,model,greyscale,imagenet-r\n60,a,1,48\n70.0,b,, 58\n76,c,3,64\n80,d,4,69\n99,no shift,5,\n,no reference,6,1\n"
