@@ -85,6 +85,8 @@ def test_names_go_before_the_order_of_folders(tmp_path: Path) -> None:
     data = read(FolderData, path=tmp_path, classes="pets").classifications[""]
     assert numbers(data.test.pictures) == data.test.labels.tolist() != sorted(data.test.labels.tolist())
     assert data.metric == "mean_per_class"
+    own = read(FolderData, path=tmp_path, classes="pets", metric="top1", templates=["{c}!"]).classifications[""]
+    assert (own.metric, own.templates, own.classes) == ("top1", ("{c}!",), data.classes)
 
 
 def test_folders_of_other_classes_are_left_out(tmp_path: Path) -> None:
@@ -227,7 +229,9 @@ def test_the_fingerprint_tells_changes(tmp_path: Path) -> None:
     (tmp_path / "b/y.png").rename(tmp_path / "b/z.png")
     third = now()
     (tmp_path / "b").rename(tmp_path / "c")
-    assert len({first, second, third, now()}) == 4
+    fourth = now()
+    (tmp_path / "aa").mkdir()  # another class, and c has another number
+    assert len({first, second, third, fourth, now()}) == 5
 
 
 def test_linked_folders_are_followed(tmp_path: Path) -> None:

@@ -72,6 +72,12 @@ def test_the_fingerprint_tells_split_and_seed(tiny_dataset: Prepared) -> None:
     assert len(set(prints)) == 4 and prints[0] == prints[-1]
 
 
+def test_another_seed_holds_out_what_the_suite_would(tiny_dataset: Prepared) -> None:
+    found, data = read(PreparedData, path=tiny_dataset.path, split_seed=5), held_out(tiny_dataset, SuiteSettings(), 5)
+    assert found.retrieval is not None and found.retrieval.texts == data.texts
+    assert found.retrieval.texts != held_out(tiny_dataset, SuiteSettings()).texts
+
+
 def test_what_is_wrong_names_the_entry(tiny_dataset: Prepared, tmp_path: Path) -> None:
     for settings, message in (
         ({"path": tmp_path}, r"data\.toy\.path: .* is no prepared dataset; make it with: python -m pipelines"),
