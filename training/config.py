@@ -33,6 +33,12 @@ class DataSettings(Settings):
     validation: float | None = Field(
         None, gt=0, lt=1, description="hold out this share of the training groups as one more split, named validation"
     )
+    share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="train on this share of the split's groups; drawn by seed, a smaller share is part of a larger one",
+    )
     max_unusable_rate: float = Field(
         0.1, ge=0, le=1, description="of indexed data: stop when a larger share of the rows met cannot be used"
     )

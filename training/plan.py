@@ -112,6 +112,7 @@ def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
         settings.seed,
         settings.global_batch_size,
         settings.data.validation,
+        settings.data.share,
     )
     order.check()
     return order

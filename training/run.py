@@ -28,7 +28,7 @@ from pipelines import cluster
 from pipelines.banks import Pool
 from pipelines.display import Display
 from pipelines.prepared import Prepared
-from pipelines.settings import UserError, difference
+from pipelines.settings import UserError, difference, validate
 from training.checkpoint import newest_checkpoint
 from training.config import TrainSettings
 from training.fit import fit
@@ -83,9 +83,10 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
         shutil.rmtree(folder, ignore_errors=True)
     if not (folder / "config.yaml").exists():
         return None
-    old = yaml.safe_load((folder / "config.yaml").read_text())
-    new = json.loads(json.dumps(settings.identity()))
-    changed = difference({key: old.get(key) for key in new}, new)
+    file = folder / "config.yaml"
+    # Validated: a run of an earlier version gets the defaults of keys that came since.
+    old, new = (s.identity() for s in (validate(TrainSettings, yaml.safe_load(file.read_text()), str(file)), settings))
+    changed = difference(old, new)
     if changed:
         raise UserError(
             f"name: {folder} holds a run of another config ({'; '.join(changed[:4])}); give another name=, or overwrite=true"
@@ -168,7 +169,9 @@ def _announce(plan: Plan, display: Display) -> None:
     settings, order = plan.settings, plan.order
     left = order.rows - order.steps_per_epoch * settings.global_batch_size
     display.line(
-        f"{settings.name}: {settings.objective.name} on {plan.stream.prepared.name}, {order.rows:,} pairs, "
+        f"{settings.name}: {settings.objective.name} on {plan.stream.prepared.name}, {order.rows:,} pairs"
+        + (f" (data.share={order.share:g})" if order.share < 1 else "")
+        + ", "
         f"{settings.epochs} epochs x {order.steps_per_epoch} steps of {settings.global_batch_size}"
         + (f" ({left} pairs left over in each epoch, others each time)" if left else "")
     )
@@ -194,11 +197,12 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
             "path": str(prepared.path),
             "fingerprint": prepared.fingerprint,
             "train_samples": plan.order.rows,
+            "share": plan.settings.data.share,
             "held_out_samples": len(plan.held_out.sample_ids),
             "split_seed": plan.settings.data.split_seed,
             "validation": plan.settings.data.validation,
             "counts": prepared.manifest["counts"] | {"unusable": unusable_reasons(folder)},
-            "shuffled": prepared.shuffled,
+            "shuffled": _shuffled(plan),
             "licence": prepared.manifest["licence"],
             "attribution": prepared.manifest["attribution"],
         },
@@ -212,6 +216,14 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
         | {"device": returned["device"]},
         "seed": plan.settings.seed,
     }
+
+
+def _shuffled(plan: Plan) -> int:
+    """How many of the samples that were trained on have another row's captions."""
+    prepared = plan.stream.prepared
+    if not prepared.shuffled or plan.order.share == 1:
+        return prepared.shuffled
+    return sum(prepared.rows(plan.order.ids, ("shuffled",))["shuffled"].to_pylist())
 
 
 def _scores(plan: Plan, checkpoint: Path) -> Scores:

@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from tuning.report import answer, charts, grid, space, words
+from tuning.report import answer, charts, grid, scaling, space, words
 from tuning.report.record import Sweep, records
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -32,6 +32,8 @@ def render(sweep: Sweep) -> str:
         chance=grid.chance_row(sweep),
         sizes=_sizes(sweep),
         pairs=grid.pairs(sweep),
+        scaling=scaling.scaling(sweep),
+        colours=range(scaling.COLOURS),
         learning=charts.learning(sweep),
         sensitivity=charts.sensitivity(sweep),
         edges=space.edges(sweep),
