@@ -66,7 +66,8 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
         "name": result["name"],
         "result": result,
         "summary": _summary(result, config),
-        "headline": _headline(result, data),
+        "headline": _headline(result | (result.get("test") or {}), data),
+        "test": _test(result, data),
         "scores": _scores(result, data),
         "gallery": _pictures(prepared, data, images, texts),
         "curves": _curves(read_metrics(run / "metrics.jsonl"), result, data),
@@ -138,20 +139,28 @@ def _headline(result: dict[str, Any], data: HeldOut) -> dict[str, Any]:
         tiles.append(
             row | {"title": f"Zero-shot {label}", "about": f"right class of {len(data.classes[label])} on the first guess"}
         )
-    queries = len(data.sample_ids)
+    queries = result["sample_sizes"][f"retrieval/{data.dataset}/image_to_text_recall@{ks[0]}"]
     share = tiles[0]["value"] / 100
     # Of one direction: the two are about the same pairs, so their mean is hardly surer than either.
     margin = 196 * math.sqrt(share * (1 - share) / queries)
     return {"first": tiles[0], "k": ks[0], "tiles": tiles, "margin": margin, "queries": queries}
 
 
+def _test(result: dict[str, Any], data: HeldOut) -> dict[str, Any] | None:
+    """What the chosen checkpoint scored on the test split, where the run has one: `data` is the split that it was chosen on."""
+    test = result.get("test")
+    if test is None:
+        return None
+    (row,) = (row for group in _scores(result, data) for row in group["rows"] if row["path"] == test["metric"])
+    return test | {"groups": _scores(test, data), "last": row["value"]}
+
+
 def _scores(result: dict[str, Any], data: HeldOut) -> list[dict[str, Any]]:
     """Groups of rows: every metric of the run, those of unknown kinds by their paths."""
     ks = sorted(data.settings.recall_at)
-    pool = {
-        "image_to_text": ("picture", "caption", len(data.texts)),
-        "text_to_image": ("caption", "picture", len(data.sample_ids)),
-    }
+    sizes = [result["sample_sizes"][f"retrieval/{data.dataset}/{way}_recall@{ks[0]}"] for way in _WAYS]
+    # What one way asks for the other looks for.
+    pool = {"image_to_text": ("picture", "caption", sizes[1]), "text_to_image": ("caption", "picture", sizes[0])}
     groups, left = [], dict(result["metrics"])
     for way, title in _WAYS.items():
         query, wanted, count = pool[way]
@@ -160,6 +169,10 @@ def _scores(result: dict[str, Any], data: HeldOut) -> list[dict[str, Any]]:
         groups.append({"title": title, "about": about, "rows": [_row(result, paths[k], f"R@{k}", _recall_words(k)) for k in ks]})
         left = {path: value for path, value in left.items() if path not in paths.values()}
     rows = [_mean_row(result, data, k) | {"name": f"R@{k}", "about": _recall_words(k)} for k in ks]
+    overall = f"retrieval/{data.dataset}/mean_recall"
+    if overall in result["metrics"]:  # not in results of earlier versions
+        rows.append(_row(result, overall, "all of these", "the mean of every recall above"))
+        rows[-1]["chance"] = math.fsum(row["chance"] for row in rows[:-1]) / len(ks)
     groups.append({"title": "Mean of both directions", "about": "", "rows": rows})
     for row in rows:
         left.pop(row["path"], None)

@@ -4,6 +4,7 @@ A run's folder, `storage/name`:
 
     config.yaml      resolved          metrics.jsonl   one line a report
     result.json      at the end        report.html     at the end
+    test.json        of the chosen checkpoint, where there is a test split
     checkpoint_.../  newest k          best/           by a named metric, if one is named
 """
 
@@ -30,10 +31,11 @@ from pipelines.display import Display
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, difference, validate
 from training.checkpoint import newest_checkpoint
+from training.chosen import test_chosen
 from training.config import TrainSettings
 from training.fit import fit
 from training.metrics_file import read_metrics, unusable_reasons
-from training.plan import Plan, check_build, held_out_data, make_order, make_plan
+from training.plan import Plan, check_build, held_out_data, make_order, make_plan, test_data
 from training.report import write_report
 from training.resources import Cluster, plan_resources
 
@@ -44,6 +46,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     prepared = Prepared.open(settings.data.path)
     data = held_out_data(settings, prepared)
     order = make_order(settings, prepared)
+    test_data(settings, prepared)  # a mistake in its name is told before the hours of training
     done = _earlier(folder, settings, prepared)
     if done is not None:
         display.line(f"{folder}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again")
@@ -66,7 +69,10 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         _announce(plan, display)
         returned = fit(plan, folder, data_cpus, display)
         phases.end("training")
-        result = result_of(plan, folder, returned, phases.seconds)
+        tested = {} if plan.test is None else {"test": test_chosen(plan, folder, data_cpus, display)}
+        if tested:
+            phases.end("test")
+        result = result_of(plan, folder, returned, phases.seconds) | tested
         # The result first: whatever happens to the page, a finished training is finished.
         _write(folder / "result.json", json.dumps(result, indent=1))
         write_report(folder, result, plan.held_out)
@@ -160,7 +166,7 @@ def _check_metric(settings: TrainSettings, data: list[HeldOut]) -> None:
     best = settings.checkpoint.best
     if best is None:
         return
-    known = [name for theirs in data for name in metric_names(theirs) if "/mean_recall@" not in name]
+    known = [name for theirs in data for name in metric_names(theirs)]
     if best not in (*known, "loss"):
         raise UserError(f"checkpoint.best: '{best}' is no metric of this run; it has: loss, {', '.join(known)}")
 
@@ -257,4 +263,8 @@ def _show(result: dict[str, Any], display: Display, folder: Path) -> None:
         f"seed {result['seed']}, step {result['step']}"
     )
     display.table(title, Scores.HEADER, scores.rows())
+    if test := result.get("test"):
+        tested = Scores({k: test["metrics"][k] for k in test["baselines"]}, test["baselines"], test["sample_sizes"])
+        title = f"step {test['step']}, chosen by {test['metric']}, on {test['samples']} pairs of split {test['split']}"
+        display.table(title, Scores.HEADER, tested.rows())
     display.line(f"report: {folder / 'report.html'}")

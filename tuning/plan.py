@@ -51,7 +51,8 @@ class SweepPlan:
         also = tuple(other.model_copy(update={"path": storage.absolute(other.path)}) for other in settings.evaluation.also)
         absolute = {
             "data": settings.data.model_copy(update={"path": storage.absolute(settings.data.path)}),
-            "evaluation": settings.evaluation.model_copy(update={"also": also}),
+            # A sweep chooses on its validation split and tests by itself.
+            "evaluation": settings.evaluation.model_copy(update={"also": also, "test_split": None}),
         }
         # Tune's loggers write events; a trial's own would be the same again.
         return settings.model_copy(update=absolute | {"tensorboard": settings.tensorboard or False})
@@ -104,9 +105,7 @@ class SweepPlan:
                 found.setdefault(digest(tree), settings)
         return list(found.values())
 
-    def example(
-        self, cell: Cell, phase: Any = None, params: Mapping[str, Any] | None = None, seed: int | None = None
-    ) -> Trial:
+    def example(self, cell: Cell, phase: Any = None, params: Mapping[str, Any] | None = None, seed: int | None = None) -> Trial:
         """A trial of a cell, for what all its trials share."""
         phase = phase or ("search" if self.settings.space else "final")
         if seed is None:

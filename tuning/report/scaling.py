@@ -27,6 +27,8 @@ def scaling(sweep: Sweep) -> dict[str, Any] | None:
         if figures["n"] and words.is_number(samples):
             name = ", ".join(labels[:shares] + labels[shares + 1 :]) or "all"
             lines.setdefault(name, []).append({**figures, "samples": samples, "share": labels[shares].split("=")[-1]})
+    for rows in lines.values():
+        rows.sort(key=lambda row: row["samples"])
     places = {row["share"]: row["samples"] for rows in lines.values() for row in rows}
     if len(places) < 2:
         return None
@@ -63,7 +65,6 @@ def _chart(sweep: Sweep, lines: dict[str, list[dict[str, Any]]], places: dict[st
         parts.append(text(x.start + 4, y(chance) - 4, "chance", "start", "halo"))
     names: list[tuple[float, int, str]] = []
     for number, (name, found) in enumerate(lines.items()):
-        found = sorted(found, key=lambda row: row["samples"])
         style = f"line-{number % COLOURS}" + (" again" if number >= COLOURS else "")
         aside = 3.0 * (number - (len(lines) - 1) / 2)  # so that bars of two lines do not hide one another
         points = [(x(row["samples"]) + aside, y(row["mean"])) for row in found]
@@ -80,7 +81,9 @@ def _chart(sweep: Sweep, lines: dict[str, list[dict[str, Any]]], places: dict[st
         level = max(wanted, level + _APART)
         parts.append(text(width - _NAMES + 14, level + 4, name, "start", f"name line-{number % COLOURS}"))
     spans = [f"{name} from {_figure(sweep, r[0])} to {_figure(sweep, r[-1])}" for name, r in lines.items()]
-    about = f"{sweep.title} against {min(places.values()):,.0f} to {max(places.values()):,.0f} training samples: {'; '.join(spans)}"
+    about = (
+        f"{sweep.title} against {min(places.values()):,.0f} to {max(places.values()):,.0f} training samples: {'; '.join(spans)}"
+    )
     return picture(width, height, about, parts)
 
 
