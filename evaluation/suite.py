@@ -141,7 +141,7 @@ def metric_names(data: HeldOut) -> list[str]:
     """All that `score` returns for this split, and what `mean_recalls` adds."""
     ways = ("image_to_text", "text_to_image", "mean") if data.texts else ()
     names = [f"retrieval/{data.dataset}/{way}_recall@{k}" for way in ways for k in data.settings.recall_at]
-    names += [f"retrieval/{data.dataset}/mean_recall"] if data.texts else []
+    names += [f"retrieval/{data.dataset}/mean_recall"] if data.texts and data.settings.recall_at else []
     return names + [f"zero_shot/{data.dataset}_{label}/{m}" for label in data.classes for m in ("top1", "top5", "mean_per_class")]
 
 

@@ -195,7 +195,8 @@ def make_plan(
             image_size=image.image_size,
             image_bank=bank,
         )
-        return Scored(what, pictures, *text_banks(of, what), file)
+        texts, prompts = text_banks(of, what)
+        return Scored(what, pictures, texts, prompts, file)
 
     scored = [scored_of(of, what, f"held_out-{what.dataset}.npz" if i else "held_out.npz") for i, (of, what) in enumerate(data)]
     own, test = scored[0], test_data(settings, prepared)

@@ -24,7 +24,8 @@ SPACE = {
     "objective.temperature": {"low": 0.01, "high": 1, "when": {"objective.name": "clip"}},
 }
 START = ["trial", "cell", "phase", "point", "seed", "objective.name", "optimizer.name", *SPACE]
-END = ["status", "reason", "split", "score", "epochs", "samples", "seconds", "peak_memory_gib", "loss", "started", "command"]
+END = ["status", "reason", "split", "score", "train_samples"]
+END += ["epochs", "samples", "seconds", "peak_memory_gib", "loss", "started", "command"]
 
 
 def put(folder: Folder, trial: Trial, lines: Sequence[dict[str, Any]] = (), outcome: Outcome | None = None) -> Trial:
