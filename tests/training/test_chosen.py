@@ -41,7 +41,7 @@ CHOOSING: dict[str, Any] = {
     "evaluation__every_epochs": 1,
     "checkpoint": {"best": METRIC, "keep": 1},
     "epochs": 6,
-    "optimizer__lr": 0.1,
+    "optimizer__lr": 0.05,  # high: the best step is not the last
 }
 
 
@@ -127,7 +127,7 @@ def test_the_test_split_has_no_part_in_training_or_choosing(straight: tuple[Plan
     assert not test & set(plan.order.ids.tolist()) and not test & set(plan.held_out.sample_ids.tolist())
 
 
-@pytest.mark.parametrize("until", [1, 2, 3, 5])
+@pytest.mark.parametrize("until", [1, 2, 5, 9])
 def test_a_run_that_was_killed_chooses_and_tests_the_same(
     plan_of: Callable[..., Plan], straight: tuple[Plan, Path], tmp_path: Path, until: int
 ) -> None:

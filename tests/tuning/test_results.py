@@ -191,7 +191,7 @@ def test_curves_are_the_evaluations_of_every_trial(folder: Folder, sweep: SweepS
     ]
     put(folder, trials[3], mixed)
     _, curves = tables(folder, sweep, trials)
-    names = ["x/image_to_text_recall@1", "x/text_to_image_recall@1", "x/mean_recall@1"]
+    names = ["x/image_to_text_recall@1", "x/text_to_image_recall@1", "x/mean_recall@1", "x/mean_recall"]
     assert set(curves) == {"trial", "epoch", "samples", "loss", "score", "m/a", "m/b", *names}
     assert curves["trial"].value_counts().to_dict() == {
         **{"clip-sgd-p0": 2, "clip-sgd-p1": 1, "vicreg-adamw-p0": 1, "vicreg-adamw-p1": 1, "clip-sgd-p0-seed1": 2}
