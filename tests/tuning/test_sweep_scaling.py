@@ -93,9 +93,7 @@ def test_the_mean_of_all_recalls_has_its_chance_and_its_name(tmp_path: Path) -> 
     metric = "retrieval/emoji/mean_recall"
     score = {"title": metric, "metrics": [metric], "mode": "max"}
     trials = [trial | mean_recalls({I2T: trial[I2T], T2I: trial[T2I]}) for trial in finals()]
-    part = section(
-        page_of(tmp_path, trials, **crossed(), score=score, metrics=[metric], baselines=info()["baselines"]), "scaling"
-    )
+    part = section(page_of(tmp_path, trials, **crossed(), score=score, metrics=[metric]), "scaling")
     assert "mean of all recalls" in plain(part) and "by chance 0.4" in plain(part)
 
 
