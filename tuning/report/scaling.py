@@ -55,7 +55,7 @@ def _chart(sweep: Sweep, lines: dict[str, list[dict[str, Any]]], places: dict[st
     assert limits is not None  # there are means
     x = Scale(min(places.values()), max(places.values()), 60, width - _NAMES, log=True)
     y = Scale(*limits, height - 60, 10)
-    parts = [frame(x, y, "training samples, mean over seeds", x_ticks=0, y_ticks=6)]
+    parts = [frame(x, y, x_ticks=0, y_ticks=6), text(x.end, y.start + 48, "training samples, mean over seeds", "end")]
     for share, samples in places.items():
         parts.append(line(x(samples), y.start, x(samples), y.start + 3, "base"))
         parts.append(text(x(samples), y.start + 15, f"{samples:,.0f}"))
