@@ -49,10 +49,12 @@ class SweepPlan:
             f"{self.settings.base}, {trial.cell}",
         )
         also = tuple(other.model_copy(update={"path": storage.absolute(other.path)}) for other in settings.evaluation.also)
+        # A sweep chooses on its validation split and tests by itself: on the split that a run would test on.
+        final = None if trial.phase == "search" else settings.evaluation.test_split
+        splits = {"split": final or settings.evaluation.split, "test_split": None}
         absolute = {
             "data": settings.data.model_copy(update={"path": storage.absolute(settings.data.path)}),
-            # A sweep chooses on its validation split and tests by itself.
-            "evaluation": settings.evaluation.model_copy(update={"also": also, "test_split": None}),
+            "evaluation": settings.evaluation.model_copy(update={"also": also} | splits),
         }
         # Tune's loggers write events; a trial's own would be the same again.
         return settings.model_copy(update=absolute | {"tensorboard": settings.tensorboard or False})

@@ -138,3 +138,14 @@ def test_a_share_that_is_too_small_with_any_seed_is_refused_before_the_first_tri
         UserError, match=r"^data\.share: 0\.05 leaves \d samples of split 'train' with seed=\d, fewer than global_b"
     ):
         plan_of(grid={"data.share": [0.05, 1]}, seeds=list(range(12)))
+
+
+def test_a_base_that_tests_its_chosen_checkpoint_is_tested_by_the_sweep_alone(plan_of: Callable[..., SweepPlan]) -> None:
+    """The search sees the validation split, the seeds' runs the test split, and no run looks at both."""
+    chosen = {"evaluation.split": "validation", "evaluation.test_split": "test", "data.validation": 0.2}
+    chosen |= {"checkpoint.best": "retrieval/openmoji/mean_recall"}
+    plan = plan_of(overrides=chosen, space={"optimizer.lr": {"low": 1e-4, "high": 1e-2}}, grid={"data.share": [0.9, 1]})
+    for phase, split in (("search", "validation"), ("final", "test")):
+        evaluation = plan.build(plan.example(plan.cells[0], phase)).evaluation
+        assert (evaluation.split, evaluation.test_split) == (split, None)
+    assert plan.test_split == "test"
