@@ -141,6 +141,7 @@ def metric_names(data: HeldOut) -> list[str]:
     """All that `score` returns for this split, and what `mean_recalls` adds."""
     ways = ("image_to_text", "text_to_image", "mean") if data.texts else ()
     names = [f"retrieval/{data.dataset}/{way}_recall@{k}" for way in ways for k in data.settings.recall_at]
+    names += [f"retrieval/{data.dataset}/mean_recall"] if data.texts and data.settings.recall_at else []
     return names + [f"zero_shot/{data.dataset}_{label}/{m}" for label in data.classes for m in ("top1", "top5", "mean_per_class")]
 
 
@@ -221,10 +222,14 @@ def gallery(data: HeldOut, images: np.ndarray, texts: np.ndarray, count: int = 1
 
 
 def mean_recalls(metrics: dict[str, float]) -> dict[str, float]:
-    """Mean of both directions for each dataset and k, such as `retrieval/openmoji/mean_recall@1`."""
+    """Mean of both directions for each dataset and k, such as `retrieval/openmoji/mean_recall@1`.
+
+    And of all k, `retrieval/openmoji/mean_recall`: with R@1, 5 and 10 the mean of six recalls that fine-tuning is selected by.
+    """
     result: dict[str, list[float]] = {}
     for path, value in metrics.items():
         for way in ("image_to_text_recall", "text_to_image_recall"):
             if way in path:
                 result.setdefault(path.replace(way, "mean_recall"), []).append(value)
+                result.setdefault(path.partition("/" + way)[0] + "/mean_recall", []).append(value)
     return {path: math.fsum(values) / len(values) for path, values in result.items()}

@@ -16,7 +16,7 @@ from itertools import chain
 import numpy as np
 
 from pipelines.prepared import Prepared
-from pipelines.randomness import generator
+from pipelines.randomness import generator, uniform_of
 from pipelines.settings import UserError
 from pipelines.storage import Place
 
@@ -32,18 +32,25 @@ class Order:
     seed: int
     global_batch_size: int
     validation: float | None = None  # share of the training groups that is held out for choosing
+    share: float = 1.0  # of the split's groups that take part; a function of the seed and the group's name
 
     def check(self) -> None:
         """Raises `UserError` where the split does not fill one global batch."""
-        if self.rows < self.global_batch_size:
+        if self.rows >= self.global_batch_size:
+            return
+        if self.share == 1:
             raise UserError(
                 f"global_batch_size: {self.global_batch_size} is more than the {self.rows} samples of split '{self.split}'; "
                 f"pass global_batch_size={max(1, self.rows)} or less, or prepare more data"
             )
+        raise UserError(
+            f"data.share: {self.share:g} leaves {self.rows} samples of split '{self.split}' with seed={self.seed}, fewer than "
+            f"global_batch_size={self.global_batch_size}; pass a larger data.share, or a smaller global_batch_size"
+        )
 
     @property
     def ids(self) -> np.ndarray:
-        """Sample ids of the split, sorted, each once."""
+        """Sample ids of the split, or of the share of it that takes part, sorted, each once."""
         shards = range(len(_prepared(self).manifest["shards"]))
         return np.concatenate([_shard_ids(self, shard) for shard in shards])
 
@@ -97,15 +104,20 @@ def _prepared(order: Order) -> Prepared:
 
 
 def _shard_ids(order: Order, shard: int) -> np.ndarray:
-    names = _prepared(order).split_names(shard, order.split_seed, order.validation)
-    return _prepared(order).shard_starts()[shard] + np.flatnonzero(names == order.split)
+    prepared = _prepared(order)
+    mine = np.flatnonzero(prepared.split_names(shard, order.split_seed, order.validation) == order.split)
+    if order.share < 1:
+        groups = prepared.groups(shard)
+        # One number a group, whatever the share: a smaller share is a part of a larger one.
+        mine = np.asarray([row for row in mine if uniform_of(f"{groups[row]}\0share", order.seed) < order.share], dtype=np.int64)
+    return prepared.shard_starts()[shard] + mine
 
 
 @functools.lru_cache(maxsize=8)
 def _counts(order: Order) -> np.ndarray:
     """Rows of each shard that an epoch shows, int64 [shards]."""
     shards = _prepared(order).manifest["shards"]
-    if order.split_seed is None and order.validation is None:
+    if order.split_seed is None and order.validation is None and order.share == 1:
         rows = [shard["splits"].get(order.split, 0) for shard in shards]
     else:
         rows = [len(_shard_ids(order, shard)) for shard in range(len(shards))]

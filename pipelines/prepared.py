@@ -139,6 +139,10 @@ class Prepared:
             names[(names == "train") & apart] = "validation"
         return names
 
+    def groups(self, shard: int) -> list[str]:
+        """The group of each row of a shard: what splits, and shares of one, keep together."""
+        return shard_rows(self._file(shard), ("group", "split"))["group"].to_pylist()
+
     def _check_splits(self, seed: int | None, validation: float | None) -> None:
         if seed is not None and self.shuffled and seed != self.manifest["config"]["split_seed"]:
             raise UserError(

@@ -33,6 +33,12 @@ class DataSettings(Settings):
     validation: float | None = Field(
         None, gt=0, lt=1, description="hold out this share of the training groups as one more split, named validation"
     )
+    share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="train on this share of the split's groups; drawn by seed, a smaller share is part of a larger one",
+    )
     max_unusable_rate: float = Field(
         0.1, ge=0, le=1, description="of indexed data: stop when a larger share of the rows met cannot be used"
     )
@@ -99,6 +105,9 @@ class EvaluationSettings(SuiteSettings):
     """Scoring the held-out split during training."""
 
     also: tuple[OtherData, ...] = Field((), description="further datasets to score, such as MS-COCO and ImageNet")
+    test_split: str | None = Field(
+        None, description="score the checkpoint that checkpoint.best chose on this split too: once, at the end"
+    )
     every_epochs: int = Field(1, ge=1, description="score every so many epochs, and always at the end")
     batch_size: int = Field(256, ge=1, description="pictures or texts embedded at a time by one worker")
 
@@ -183,6 +192,17 @@ class TrainSettings(Settings):
                 f"image_head.name: objective.name={objective.name} tells the head what was done to a view, which "
                 f"{self.heads[0].name} does not read; leave image_head out, or choose augmented"
             )
+        test, best = self.evaluation.test_split, self.checkpoint.best
+        if test is not None and best in (None, "loss"):
+            raise ValueError(
+                f"evaluation.test_split: which checkpoint is to be tested on '{test}'? Name a metric of split "
+                f"'{self.evaluation.split}' as checkpoint.best, such as retrieval/NAME/mean_recall"
+            )
+        if test is not None and test in (self.evaluation.split, self.data.split):
+            raise ValueError(
+                f"evaluation.test_split: '{test}' is what the run {'chooses' if test == self.evaluation.split else 'trains'} on; "
+                "name a split that is used for nothing else"
+            )
         if self.precision == "fp16" and not self.resources.use_gpu:
             raise ValueError("precision: fp16 needs resources.use_gpu=true; bf16 and fp32 run on CPUs")
         return self
@@ -196,4 +216,5 @@ class TrainSettings(Settings):
     def identity(self) -> dict:
         """What makes a run this run. The rest (resources, log, checkpoints) may change when it is resumed."""
         free = {"name", "storage", "resources", "checkpoint", "log_every", "tensorboard", "overwrite"}
-        return self.model_dump(mode="json", exclude=free)
+        chosen_by = [self.checkpoint.best, self.checkpoint.mode] if self.evaluation.test_split else None
+        return self.model_dump(mode="json", exclude=free) | {"chosen by": chosen_by}

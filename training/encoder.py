@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.batch import Batch
-from pipelines.settings import Settings
+from pipelines.settings import Settings, UserError
 from pipelines.views import UNCHANGED
 from training.objectives.base import Embeddings
 from training.precision import unit
@@ -26,6 +26,20 @@ class LinearHead(Settings):
 
     def build(self, width: int, embed_dim: int) -> nn.Module:
         return nn.Linear(width, embed_dim, bias=False)
+
+
+class IdentityHead(Settings):
+    """None: features are in the joint space already, as those of either half of a dual encoder. For fine-tuning one."""
+
+    name: Literal["identity"]
+
+    def build(self, width: int, embed_dim: int) -> nn.Module:
+        if width != embed_dim:
+            raise UserError(
+                f"embed_dim: {embed_dim}, but this tower's features have {width} numbers, which head.name=identity takes as they "
+                f"are; pass embed_dim={width}, or another head"
+            )
+        return nn.Identity()
 
 
 class MlpHead(Settings):
@@ -58,7 +72,7 @@ class AugmentedHead(Settings):
         return CodedHead(width, self.hidden, self.blocks, embed_dim)
 
 
-HeadSettings = LinearHead | MlpHead | AugmentedHead
+HeadSettings = LinearHead | IdentityHead | MlpHead | AugmentedHead
 HeadUnion = Annotated[HeadSettings, Field(discriminator="name")]
 
 

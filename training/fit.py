@@ -1,7 +1,7 @@
-"""The one call of Ray Train of a run, with the display following along."""
+"""How a run calls Ray Train: once to train, with the display following along."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ray.util.placement_group import PlacementGroup
 
 from pipelines.display import Display
 from pipelines.settings import UserError
+from training.config import ResourceSettings
 from training.loop import HELD, DivergenceError, train_worker
 from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
@@ -23,16 +24,38 @@ from training.plan import Plan
 def fit(
     plan: Plan, folder: Path, data_cpus: float, display: Display, callbacks: Sequence[ray.train.UserCallback] = ()
 ) -> dict[str, Any]:
-    """The one call of Ray Train, with the display reading metrics.jsonl meanwhile; `callbacks`: who else is told of reports."""
+    """Train with Ray Train, with the display reading metrics.jsonl meanwhile; `callbacks`: who else is told of reports."""
     settings, wanted = plan.settings, plan.settings.resources
     tensorboard = settings.tensorboard
     if tensorboard and find_spec("tensorboard") is None:
         raise UserError("tensorboard: the package is not installed; pip install 'raylign[tensorboard]', or tensorboard=false")
     if tensorboard is None:
         tensorboard = find_spec("tensorboard") is not None
+    recorder = Recorder(folder, settings.checkpoint.best, settings.checkpoint.mode, tensorboard)
+    recorder.catch_up()
+    config = {"plan": plan, "data_cpus": data_cpus, "folder": folder}
+    kept = ray.train.CheckpointConfig(num_to_keep=settings.checkpoint.keep)
+    with _Follower(folder, plan, display):
+        returned = run_workers(
+            train_worker, config, wanted, folder, display, callbacks=[recorder, *callbacks], checkpoint_config=kept
+        )
+    if "failed" in returned:
+        raise DivergenceError(f"training stopped: {returned['failed']}")
+    return returned
+
+
+def run_workers(
+    function: Callable[[dict[str, Any]], dict[str, Any]],
+    config: dict[str, Any],
+    wanted: ResourceSettings,
+    folder: Path,
+    display: Display,
+    **options: Any,
+) -> dict[str, Any]:
+    """What a function returns that all workers of a run call; Ray Train keeps its state in `folder`."""
     trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"plan": plan, "data_cpus": data_cpus, "folder": folder},
+        function,
+        train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
             num_workers=wanted.num_workers,
             use_gpu=wanted.use_gpu,
@@ -42,24 +65,19 @@ def fit(
             name=folder.name,
             storage_path=str(folder.parent),
             failure_config=ray.train.FailureConfig(max_failures=wanted.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=settings.checkpoint.keep),
-            callbacks=[Recorder(folder, settings.checkpoint.best, settings.checkpoint.mode, tensorboard), *callbacks],
             logging_config=ray.train.LoggingConfig(log_level="INFO" if display.verbose else "ERROR"),
+            **options,
         ),
     )
-    with _Follower(folder, plan, display):
-        try:
-            returned = trainer.fit().return_value
-        except (ray.train.TrainingFailedError, RuntimeError) as error:
-            if display.verbose:
-                raise
-            cause = _root_cause(error)
-            raise UserError(
-                f"training stopped: {cause}; --verbose shows all, the same command goes on from the last checkpoint"
-            ) from None
-    if "failed" in returned:
-        raise DivergenceError(f"training stopped: {returned['failed']}")
-    return returned
+    try:
+        return trainer.fit().return_value
+    except (ray.train.TrainingFailedError, RuntimeError) as error:
+        if display.verbose:
+            raise
+        cause = _root_cause(error)
+        raise UserError(
+            f"training stopped: {cause}; --verbose shows all, the same command goes on from the last checkpoint"
+        ) from None
 
 
 def give_back(folder: Path) -> None:

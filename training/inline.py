@@ -30,6 +30,7 @@ def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]
     for left in folder.glob("partial-*"):
         left.unlink() if left.is_file() else shutil.rmtree(left)
     recorder = Recorder(folder, settings.checkpoint.best, settings.checkpoint.mode, bool(settings.tensorboard))
+    recorder.catch_up()
 
     def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
         # The line first: after a kill between the two the step is done again, and its line replaced.

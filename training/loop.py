@@ -44,7 +44,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs: `train` from the newest checkpoint on."""
     plan: Plan = config["plan"]
     configure_data()
-    worker = _worker(config["data_cpus"])
+    worker = this_worker(config["data_cpus"])
     group = ray.util.get_current_placement_group()
     if worker.rank == 0 and group is not None:
         (config["folder"] / HELD).write_text(group.id.hex())
@@ -125,7 +125,8 @@ def _save(state: TrainState, plan: Plan, metrics: dict[str, Any], rows: list[Hel
         np.savez(folder / scored.file, images=found.images, texts=found.texts, prompts=found.prompts)
 
 
-def _worker(data_cpus: float) -> Worker:
+def this_worker(data_cpus: float) -> Worker:
+    """Who Ray Train says that this process is."""
     context = ray.train.get_context()
     size = context.get_world_size()
     return Worker(context.get_world_rank(), size, ray.train.torch.get_device(), data_cpus / size)

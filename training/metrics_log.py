@@ -13,6 +13,9 @@ from typing import Any
 
 import ray.train
 
+from evaluation.suite import mean_recalls
+from pipelines.settings import UserError
+from training.checkpoint import newest_checkpoint
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, read_metrics
 
 
@@ -84,11 +87,26 @@ class Recorder(ray.train.UserCallback):
                     self._unusable.add(sample_id)
                     file.write(json.dumps({"sample_id": sample_id, "reason": reason}) + "\n")
 
+    def catch_up(self) -> None:
+        """What a process that died left undone: a best checkpoint between two names, or a better one not copied yet."""
+        if self._best is None:
+            return
+        best, old = self._run / "best", self._run / "best.old"
+        if old.exists() and not best.exists():
+            old.rename(best)
+        try:
+            newest = newest_checkpoint(self._run)
+            metrics = json.loads((newest / "checkpoint.json").read_text(encoding="utf-8"))["metrics"]
+        except (UserError, OSError):  # there is none yet
+            return
+        self.keep_best(metrics, ray.train.Checkpoint.from_directory(newest))
+
     def keep_best(self, line: dict[str, Any], checkpoint: Any) -> None:
         """Copy a better checkpoint aside and rename, so that `best` is always whole."""
-        if self._best is None or not math.isfinite(line.get(self._best, math.nan)):
+        found = line | mean_recalls(line)
+        if self._best is None or not math.isfinite(found.get(self._best, math.nan)):
             return
-        value, step = line[self._best], line["step"]
+        value, step = found[self._best], line["step"]
         note = self._run / "best" / "best.json"
         before = json.loads(note.read_text())["value"] if note.exists() else None
         if before is not None and (value <= before if self._mode == "max" else value >= before):

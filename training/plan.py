@@ -48,6 +48,7 @@ class Plan:
     scored: tuple[Scored, ...]  # the run's own held-out split, and those of further datasets
     tokenizer: TextTokenizer
     code_version: str
+    test: Scored | None = None  # what the chosen checkpoint is scored on at the end
 
     @property
     def held_out(self) -> HeldOut:
@@ -112,6 +113,7 @@ def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
         settings.seed,
         settings.global_batch_size,
         settings.data.validation,
+        settings.data.share,
     )
     order.check()
     return order
@@ -151,6 +153,17 @@ def held_out_data(settings: TrainSettings, prepared: Prepared) -> list[tuple[Pre
     return found
 
 
+def test_data(settings: TrainSettings, prepared: Prepared) -> HeldOut | None:
+    """The split that the chosen checkpoint is scored on. Raises `UserError` where it is unknown or empty."""
+    if settings.evaluation.test_split is None:
+        return None
+    suite = settings.evaluation.model_copy(update={"split": settings.evaluation.test_split})
+    try:
+        return held_out(prepared, suite, settings.data.split_seed, settings.data.validation)
+    except UserError as error:
+        raise UserError(str(error).replace("evaluation.split", "evaluation.test_split", 1)) from None
+
+
 def make_plan(
     settings: TrainSettings,
     prepared: Prepared,
@@ -174,8 +187,7 @@ def make_plan(
         texts = [of.texts(), what.prompts] if what.texts else [what.texts, what.prompts]
         return banks.text_banks(of, texts, TextFeatures, (text, tokenizer), text.identity("text_tower"), pool, display)
 
-    scored: list[Scored] = []
-    for of, what in data:
+    def scored_of(of: Prepared, what: HeldOut, file: str) -> Scored:
         bank = image_bank(of)
         pictures = Stream(
             prepared=of,
@@ -183,10 +195,11 @@ def make_plan(
             image_size=image.image_size,
             image_bank=bank,
         )
-        file = f"held_out-{what.dataset}.npz" if scored else "held_out.npz"
         texts, prompts = text_banks(of, what)
-        scored.append(Scored(what, pictures, texts, prompts, file))
-    own = scored[0]
+        return Scored(what, pictures, texts, prompts, file)
+
+    scored = [scored_of(of, what, f"held_out-{what.dataset}.npz" if i else "held_out.npz") for i, (of, what) in enumerate(data)]
+    own, test = scored[0], test_data(settings, prepared)
     wanted = columns(settings.objective.needs, own.images.image_bank is not None, own.text_bank is not None)
     if "masked_labels" in wanted:
         tokenizer.mask_id  # noqa: B018  raises where there is none
@@ -203,7 +216,8 @@ def make_plan(
         image_bank=own.images.image_bank,
         text_bank=own.text_bank,
     )
-    return Plan(settings, order, stream, tuple(scored), tokenizer, code_version())
+    tested = None if test is None else scored_of(prepared, test, "test.npz")
+    return Plan(settings, order, stream, tuple(scored), tokenizer, code_version(), tested)
 
 
 def _guides(settings: TrainSettings, prepared: Prepared, order: Order, pool: banks.Pool, display: Display) -> Guides | None:

@@ -4,8 +4,6 @@
 """
 
 import argparse
-import base64
-import io
 import json
 import math
 import os
@@ -13,7 +11,7 @@ import shlex
 import sys
 import time
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,13 @@ import jinja2
 import numpy as np
 import yaml
 
-from evaluation import retrieval
-from evaluation.suite import HeldOut, SuiteSettings, gallery, held_out
+from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, validate
-from pipelines.stream import whole_pictures
 from training.metrics_file import read_metrics
+from training.pictures import pictures
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
-_THUMBNAIL = 128  # pixels of the longer side; shown at up to 96, so that dense screens stay sharp
 _WAYS = {"image_to_text": "Image to text", "text_to_image": "Text to image"}
 _MODES = {
     "trainable": "trained",
@@ -66,9 +62,10 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
         "name": result["name"],
         "result": result,
         "summary": _summary(result, config),
-        "headline": _headline(result, data),
+        "headline": _headline(result | (result.get("test") or {}), data),
+        "test": _test(result, data),
         "scores": _scores(result, data),
-        "gallery": _pictures(prepared, data, images, texts),
+        "gallery": pictures(prepared, data, images, texts),
         "curves": _curves(read_metrics(run / "metrics.jsonl"), result, data),
         "dataset": _dataset(prepared, result),
         "again": _again(config, prepared),
@@ -138,20 +135,28 @@ def _headline(result: dict[str, Any], data: HeldOut) -> dict[str, Any]:
         tiles.append(
             row | {"title": f"Zero-shot {label}", "about": f"right class of {len(data.classes[label])} on the first guess"}
         )
-    queries = len(data.sample_ids)
+    queries = result["sample_sizes"][f"retrieval/{data.dataset}/image_to_text_recall@{ks[0]}"]
     share = tiles[0]["value"] / 100
     # Of one direction: the two are about the same pairs, so their mean is hardly surer than either.
     margin = 196 * math.sqrt(share * (1 - share) / queries)
     return {"first": tiles[0], "k": ks[0], "tiles": tiles, "margin": margin, "queries": queries}
 
 
+def _test(result: dict[str, Any], data: HeldOut) -> dict[str, Any] | None:
+    """What the chosen checkpoint scored on the test split, where the run has one: `data` is the split that it was chosen on."""
+    test = result.get("test")
+    if test is None:
+        return None
+    (row,) = (row for group in _scores(result, data) for row in group["rows"] if row["path"] == test["metric"])
+    return test | {"groups": _scores(test, data), "last": row["value"]}
+
+
 def _scores(result: dict[str, Any], data: HeldOut) -> list[dict[str, Any]]:
     """Groups of rows: every metric of the run, those of unknown kinds by their paths."""
     ks = sorted(data.settings.recall_at)
-    pool = {
-        "image_to_text": ("picture", "caption", len(data.texts)),
-        "text_to_image": ("caption", "picture", len(data.sample_ids)),
-    }
+    sizes = [result["sample_sizes"][f"retrieval/{data.dataset}/{way}_recall@{ks[0]}"] for way in _WAYS]
+    # What one way asks for the other looks for.
+    pool = {"image_to_text": ("picture", "caption", sizes[1]), "text_to_image": ("caption", "picture", sizes[0])}
     groups, left = [], dict(result["metrics"])
     for way, title in _WAYS.items():
         query, wanted, count = pool[way]
@@ -160,6 +165,10 @@ def _scores(result: dict[str, Any], data: HeldOut) -> list[dict[str, Any]]:
         groups.append({"title": title, "about": about, "rows": [_row(result, paths[k], f"R@{k}", _recall_words(k)) for k in ks]})
         left = {path: value for path, value in left.items() if path not in paths.values()}
     rows = [_mean_row(result, data, k) | {"name": f"R@{k}", "about": _recall_words(k)} for k in ks]
+    overall = f"retrieval/{data.dataset}/mean_recall"
+    if overall in result["metrics"]:  # not in results of earlier versions
+        rows.append(_row(result, overall, "all of these", "the mean of every recall above"))
+        rows[-1]["chance"] = math.fsum(row["chance"] for row in rows[:-1]) / len(ks)
     groups.append({"title": "Mean of both directions", "about": "", "rows": rows})
     for row in rows:
         left.pop(row["path"], None)
@@ -200,51 +209,6 @@ def _mean_row(result: dict[str, Any], data: HeldOut, k: int) -> dict[str, Any]:
     sizes = [r["n"] for r in both]
     n = f"2 x {sizes[0]}" if sizes[0] == sizes[1] else " + ".join(sizes)
     return row | {"chance": math.fsum(r["chance"] for r in both) / 2, "n": n}
-
-
-def _pictures(prepared: Prepared, data: HeldOut, images: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
-    """The gallery with thumbnails, and where the right one came where it is not among those shown."""
-    shown = gallery(data, images, texts)
-    wanted = {item["right"] for item in shown["captions"]} | {item["sample_id"] for item in shown["images"]}
-    wanted |= {found["sample_id"] for item in shown["captions"] for found in item["found"]}
-    thumbnails = _thumbnails(prepared, sorted(wanted))
-    index = {int(sample_id): i for i, sample_id in enumerate(data.sample_ids)}
-    first_text = {int(image): t for t, image in reversed(list(enumerate(data.image_of_text)))}
-
-    def picture(sample_id: int) -> dict[str, str]:
-        return {"src": thumbnails[sample_id], "alt": data.texts[first_text[index[sample_id]]]}
-
-    captions = []
-    for item in shown["captions"]:
-        own = np.flatnonzero(data.image_of_text == index[item["right"]])
-        t = next(t for t in own if data.texts[t] == item["caption"])
-        rank = retrieval.ranks(texts[[t]], images, [data.images_of_text[t]])[0]
-        found = [picture(f["sample_id"]) | {"hit": f["hit"]} for f in item["found"]]
-        captions.append({"caption": item["caption"], "found": found, "right": picture(item["right"])} | _place(found, rank))
-    queries = []
-    for item in shown["images"]:
-        i = index[item["sample_id"]]
-        rank = retrieval.ranks(images[[i]], texts, [data.texts_of_image[i]])[0]
-        queries.append({"picture": picture(item["sample_id"]), **item} | _place(item["found"], rank))
-    return {"captions": captions, "images": queries, "num_images": len(images), "num_texts": len(texts)}
-
-
-def _place(found: Sequence[dict[str, Any]], rank: int) -> dict[str, int | None]:
-    """`hit_at`: place of the first hit shown, from 1; `place`: of the right one where none is shown, None if it has none."""
-    hits = [place for place, f in enumerate(found, 1) if f["hit"]]
-    return {"hit_at": hits[0] if hits else None, "place": None if rank == retrieval.MISS else int(rank) + 1}
-
-
-def _thumbnails(prepared: Prepared, sample_ids: list[int]) -> dict[int, str]:
-    """Small pictures as data URIs, by sample id."""
-    result = {}
-    pictures = whole_pictures(prepared, np.asarray(sample_ids, dtype=np.int64))
-    for sample_id, small in zip(sample_ids, pictures, strict=True):
-        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        file = io.BytesIO()
-        small.save(file, "WEBP", quality=85)
-        result[sample_id] = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return result
 
 
 def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut) -> dict[str, list[dict[str, Any]]]:
@@ -293,7 +257,8 @@ def _dataset(prepared: Prepared, result: dict[str, Any]) -> dict[str, Any]:
     return result["dataset"] | {
         "credit": credit if licence in credit else f"{credit} (licence: {licence})",
         "rejected": sorted(result["dataset"]["counts"]["rejected"].items(), key=lambda item: -item[1]),
-        "shuffled": prepared.shuffled,
+        "shuffled": result["dataset"].get("shuffled", prepared.shuffled),
+        "share": result["dataset"].get("share", 1),  # not in results of earlier versions
         "num_images": manifest["num_images"],
         "num_texts": manifest["num_texts"],
         "image": manifest["image"],

@@ -4,6 +4,7 @@ A run's folder, `storage/name`:
 
     config.yaml      resolved          metrics.jsonl   one line a report
     result.json      at the end        report.html     at the end
+    test.json        of the chosen checkpoint, where there is a test split
     checkpoint_.../  newest k          best/           by a named metric, if one is named
 """
 
@@ -28,12 +29,13 @@ from pipelines import cluster
 from pipelines.banks import Pool
 from pipelines.display import Display
 from pipelines.prepared import Prepared
-from pipelines.settings import UserError, difference
+from pipelines.settings import UserError, difference, validate
 from training.checkpoint import newest_checkpoint
+from training.chosen import test_chosen
 from training.config import TrainSettings
 from training.fit import fit
 from training.metrics_file import read_metrics, unusable_reasons
-from training.plan import Plan, check_build, held_out_data, make_order, make_plan
+from training.plan import Plan, check_build, held_out_data, make_order, make_plan, test_data
 from training.report import write_report
 from training.resources import Cluster, plan_resources
 
@@ -44,6 +46,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     prepared = Prepared.open(settings.data.path)
     data = held_out_data(settings, prepared)
     order = make_order(settings, prepared)
+    test_data(settings, prepared)  # a mistake in its name is told before the hours of training
     done = _earlier(folder, settings, prepared)
     if done is not None:
         display.line(f"{folder}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again")
@@ -66,7 +69,10 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         _announce(plan, display)
         returned = fit(plan, folder, data_cpus, display)
         phases.end("training")
-        result = result_of(plan, folder, returned, phases.seconds)
+        tested = {} if plan.test is None else {"test": test_chosen(plan, folder, data_cpus, display)}
+        if tested:
+            phases.end("test")
+        result = result_of(plan, folder, returned, phases.seconds) | tested
         # The result first: whatever happens to the page, a finished training is finished.
         _write(folder / "result.json", json.dumps(result, indent=1))
         write_report(folder, result, plan.held_out)
@@ -83,9 +89,10 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
         shutil.rmtree(folder, ignore_errors=True)
     if not (folder / "config.yaml").exists():
         return None
-    old = yaml.safe_load((folder / "config.yaml").read_text())
-    new = json.loads(json.dumps(settings.identity()))
-    changed = difference({key: old.get(key) for key in new}, new)
+    file = folder / "config.yaml"
+    # Validated: a run of an earlier version gets the defaults of keys that came since.
+    old, new = (s.identity() for s in (validate(TrainSettings, yaml.safe_load(file.read_text()), str(file)), settings))
+    changed = difference(old, new)
     if changed:
         raise UserError(
             f"name: {folder} holds a run of another config ({'; '.join(changed[:4])}); give another name=, or overwrite=true"
@@ -159,7 +166,7 @@ def _check_metric(settings: TrainSettings, data: list[HeldOut]) -> None:
     best = settings.checkpoint.best
     if best is None:
         return
-    known = [name for theirs in data for name in metric_names(theirs) if "/mean_recall@" not in name]
+    known = [name for theirs in data for name in metric_names(theirs)]
     if best not in (*known, "loss"):
         raise UserError(f"checkpoint.best: '{best}' is no metric of this run; it has: loss, {', '.join(known)}")
 
@@ -168,7 +175,9 @@ def _announce(plan: Plan, display: Display) -> None:
     settings, order = plan.settings, plan.order
     left = order.rows - order.steps_per_epoch * settings.global_batch_size
     display.line(
-        f"{settings.name}: {settings.objective.name} on {plan.stream.prepared.name}, {order.rows:,} pairs, "
+        f"{settings.name}: {settings.objective.name} on {plan.stream.prepared.name}, {order.rows:,} pairs"
+        + (f" (data.share={order.share:g})" if order.share < 1 else "")
+        + ", "
         f"{settings.epochs} epochs x {order.steps_per_epoch} steps of {settings.global_batch_size}"
         + (f" ({left} pairs left over in each epoch, others each time)" if left else "")
     )
@@ -194,11 +203,12 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
             "path": str(prepared.path),
             "fingerprint": prepared.fingerprint,
             "train_samples": plan.order.rows,
+            "share": plan.settings.data.share,
             "held_out_samples": len(plan.held_out.sample_ids),
             "split_seed": plan.settings.data.split_seed,
             "validation": plan.settings.data.validation,
             "counts": prepared.manifest["counts"] | {"unusable": unusable_reasons(folder)},
-            "shuffled": prepared.shuffled,
+            "shuffled": _shuffled(plan),
             "licence": prepared.manifest["licence"],
             "attribution": prepared.manifest["attribution"],
         },
@@ -212,6 +222,14 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
         | {"device": returned["device"]},
         "seed": plan.settings.seed,
     }
+
+
+def _shuffled(plan: Plan) -> int:
+    """How many of the samples that were trained on have another row's captions."""
+    prepared = plan.stream.prepared
+    if not prepared.shuffled or plan.order.share == 1:
+        return prepared.shuffled
+    return sum(prepared.rows(plan.order.ids, ("shuffled",))["shuffled"].to_pylist())
 
 
 def _scores(plan: Plan, checkpoint: Path) -> Scores:
@@ -245,4 +263,8 @@ def _show(result: dict[str, Any], display: Display, folder: Path) -> None:
         f"seed {result['seed']}, step {result['step']}"
     )
     display.table(title, Scores.HEADER, scores.rows())
+    if test := result.get("test"):
+        tested = Scores({k: test["metrics"][k] for k in test["baselines"]}, test["baselines"], test["sample_sizes"])
+        title = f"step {test['step']}, chosen by {test['metric']}, on {test['samples']} pairs of split {test['split']}"
+        display.table(title, Scores.HEADER, tested.rows())
     display.line(f"report: {folder / 'report.html'}")

@@ -27,7 +27,7 @@ class SweepPlan:
         self.settings, self.cells = settings, cells_of(settings)
         self.folder = Folder((settings.storage / settings.name).absolute())
         self.base = read_yaml(settings.base)
-        self.budgets: dict[str, dict[str, Any]] = {cell.label: {} for cell in self.cells}
+        self._epochs: dict[tuple[str, int], int] = {}  # (cell, seed) -> epochs, where the budget is of samples
         self.prepared: dict[str, Prepared] = {}
         self.datasets: list[dict[str, Any]] = []
         for cell in self.cells:
@@ -35,20 +35,26 @@ class SweepPlan:
 
     def overrides(self, trial: Trial) -> dict[str, Any]:
         """Of the base config, as the trial's command has them."""
-        return trial.overrides(self.settings, self._cell(trial.cell), self.budgets[trial.cell])
+        return trial.overrides(self.settings, self._cell(trial.cell), self._budget(trial))
 
     def build(self, trial: Trial) -> TrainSettings:
         """The training config of a trial, with absolute paths: it runs in another process, perhaps on another machine."""
+        return self._build(trial, self.overrides(trial))
+
+    def _build(self, trial: Trial, overrides: Mapping[str, Any]) -> TrainSettings:
         given = {"name": trial.name, "storage": str(self.folder.path / "trials")}
         settings = validate(
             TrainSettings,
-            apply_overrides(self.base, self.overrides(trial) | given, TrainSettings),
+            apply_overrides(self.base, dict(overrides) | given, TrainSettings),
             f"{self.settings.base}, {trial.cell}",
         )
         also = tuple(other.model_copy(update={"path": storage.absolute(other.path)}) for other in settings.evaluation.also)
+        # A sweep chooses on its validation split and tests by itself: on the split that a run would test on.
+        final = None if trial.phase == "search" else settings.evaluation.test_split
+        splits = {"split": final or settings.evaluation.split, "test_split": None}
         absolute = {
             "data": settings.data.model_copy(update={"path": storage.absolute(settings.data.path)}),
-            "evaluation": settings.evaluation.model_copy(update={"also": also}),
+            "evaluation": settings.evaluation.model_copy(update={"also": also} | splits),
         }
         # Tune's loggers write events; a trial's own would be the same again.
         return settings.model_copy(update=absolute | {"tensorboard": settings.tensorboard or False})
@@ -101,10 +107,11 @@ class SweepPlan:
                 found.setdefault(digest(tree), settings)
         return list(found.values())
 
-    def example(self, cell: Cell, phase: Any = None, params: Mapping[str, Any] | None = None) -> Trial:
+    def example(self, cell: Cell, phase: Any = None, params: Mapping[str, Any] | None = None, seed: int | None = None) -> Trial:
         """A trial of a cell, for what all its trials share."""
         phase = phase or ("search" if self.settings.space else "final")
-        seed = self.settings.search_seed if phase == "search" else self.settings.seeds[0]
+        if seed is None:
+            seed = self.settings.search_seed if phase == "search" else self.settings.seeds[0]
         return Trial(cell.label, phase, 0, seed, dict(params or {}), {}, cell.slug)
 
     def _cell(self, label: str) -> Cell:
@@ -117,12 +124,13 @@ class SweepPlan:
 
     def _check(self, cell: Cell) -> None:
         """Data, splits, budget, and both ends of every range: what is wrong here is wrong for all trials of the cell."""
-        settings = self.build(self.example(cell))
-        path = str(settings.data.path)
+        # Without the budget, which is counted in samples of data that is yet to be opened.
+        trial = self.example(cell)
+        path = str(self._build(trial, trial.overrides(self.settings, cell, {})).data.path)
         if path not in self.prepared:
             self.prepared[path] = Prepared.open(path)
             self.datasets.append(self._describe(self.prepared[path], cell))
-        self.budgets[cell.label] = self._budget(settings)
+        settings = self.build(trial)
         tree = settings.model_dump(mode="json")
         for params in corners(self.settings.space, tree):
             self.build(self.example(cell, params=params))
@@ -130,6 +138,9 @@ class SweepPlan:
             tried = self.build(self.example(cell, phase))
             make_order(tried, self.prepared[path])
             self._held_out(tried)
+        if settings.data.share < 1:  # each seed draws another share, and one of them may be too small
+            for seed in self.settings.seeds:
+                make_order(self.build(self.example(cell, "final", seed=seed)), self.prepared[path])
 
     def _describe(self, prepared: Prepared, cell: Cell) -> dict[str, Any]:
         """What the report says of a dataset. Raises `UserError` where it has no split to choose on."""
@@ -143,7 +154,7 @@ class SweepPlan:
         names = settings.data.split, self.settings.validation, test.evaluation.split
         return dataset_of(prepared, *(len(ids.get(name, ())) for name in names))
 
-    def _budget(self, settings: TrainSettings) -> dict[str, Any]:
+    def _budget(self, trial: Trial) -> dict[str, Any]:
         budget = self.settings.budget
         if budget.minutes is not None:
             return {"max_minutes": budget.minutes}
@@ -151,5 +162,11 @@ class SweepPlan:
             return {"epochs": budget.epochs}
         if budget.samples is None:
             return {}
-        order = make_order(settings, self.prepared[str(settings.data.path)])
-        return {"epochs": math.ceil(budget.samples / (order.steps_per_epoch * settings.global_batch_size))}
+        key = trial.cell, trial.seed
+        if key not in self._epochs:
+            cell = self._cell(trial.cell)
+            example = self.example(cell, trial.phase, seed=trial.seed)
+            settings = self._build(example, example.overrides(self.settings, cell, {}))
+            order = make_order(settings, self.prepared[str(settings.data.path)])
+            self._epochs[key] = math.ceil(budget.samples / (order.steps_per_epoch * settings.global_batch_size))
+        return {"epochs": self._epochs[key]}

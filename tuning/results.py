@@ -61,7 +61,7 @@ def write_tables(
 def _row_keys(settings: SweepSettings) -> list[str]:
     start = ["trial", "cell", "phase", "point", "seed"]
     start += [*map(_column, settings.grid), *map(_column, settings.space), "status", "reason", "split", "score"]
-    return [*start, "epochs", "samples", "seconds", "peak_memory_gib", "loss", "started", "command"]
+    return [*start, "train_samples", "epochs", "samples", "seconds", "peak_memory_gib", "loss", "started", "command"]
 
 
 def _row(
@@ -88,7 +88,8 @@ def _row(
     row |= {_column(key): trial.params.get(key, math.nan) for key in settings.space}
     row |= {"status": status, "reason": outcome.reason}
     row |= {"split": settings.validation if trial.phase == "search" else test_split}
-    row |= {"score": score_of(outcome.metrics, score), "epochs": outcome.epochs, "samples": outcome.samples}
+    row |= {"score": score_of(outcome.metrics, score), "train_samples": outcome.train_samples}
+    row |= {"epochs": outcome.epochs, "samples": outcome.samples}
     row |= {"seconds": outcome.seconds, "peak_memory_gib": outcome.peak_memory_gib, "loss": outcome.loss}
     row |= {"started": (folder.of(trial.name) / "trial.json").stat().st_mtime}
     row |= {"command": command(settings.base, trial.name, overrides)}

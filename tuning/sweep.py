@@ -216,7 +216,11 @@ def _figure(value: float, form: str) -> str:
 
 
 def _budget(settings: SweepSettings, example: TrainSettings) -> str:
-    return f"{example.epochs} epochs" if settings.budget.minutes is None else f"{settings.budget.minutes:g} minutes a trial"
+    if settings.budget.minutes is not None:
+        return f"{settings.budget.minutes:g} minutes a trial"
+    if settings.budget.samples is not None and "data.share" in settings.grid:  # other epochs in every cell
+        return f"{settings.budget.samples:,} pairs seen, rounded up to whole epochs"
+    return f"{example.epochs} epochs"
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

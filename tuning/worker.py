@@ -83,7 +83,7 @@ def _train(config: dict[str, Any], folder: Folder) -> Outcome:
     result = result_of(plan, place, returned, {"training": outcome.seconds})
     write_result(place, result)
     # The embeddings' scores, not the last line's: a line can be lost where a driver dies, the checkpoint is whole.
-    return Outcome(**vars(outcome) | {"metrics": result["metrics"]})
+    return Outcome(**vars(outcome) | {"metrics": result["metrics"], "train_samples": result["dataset"]["train_samples"]})
 
 
 class _Tell(TuneReportCallback):

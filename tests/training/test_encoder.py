@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from pipelines.batch import Batch
+from pipelines.settings import UserError
 from pipelines.views import UNCHANGED
-from training.encoder import AugmentedHead, DualEncoder, LinearHead, MlpHead, build_encoder
+from training.encoder import AugmentedHead, DualEncoder, IdentityHead, LinearHead, MlpHead, build_encoder
 from training.precision import unit
 from training.towers.image import ConvSettings, ImageTowerSettings, TimmSettings
 from training.towers.text import BagSettings, TextTowerSettings, TransformerSettings
@@ -168,3 +169,12 @@ def test_each_side_has_a_head_of_its_own() -> None:
     encoder = encoder_of(heads=(LINEAR, MlpHead(name="mlp", hidden=8)))
     assert isinstance(encoder.image_head, torch.nn.Linear) and isinstance(encoder.text_head, torch.nn.Sequential)
     assert encoder.image_head.weight.shape == (12, 16)
+
+
+def test_without_heads_features_are_the_embeddings_and_must_be_as_wide() -> None:
+    """Fine-tuning starts at the very embeddings of the dual encoder that it starts from."""
+    head = IdentityHead(name="identity")
+    rows = torch.randn(3, 12)
+    assert torch.equal(head.build(12, 12)(rows), rows)
+    with pytest.raises(UserError, match=r"^embed_dim: 10, but this tower's features have 12 numbers.* pass embed_dim=12"):
+        head.build(12, 10)

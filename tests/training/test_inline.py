@@ -11,105 +11,31 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from evaluation.suite import score
-from pipelines.banks import Pool
-from pipelines.display import Display
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError, apply_overrides, validate
-from pipelines.tokenizer import train_tokenizer
-from tests.conftest import png
+from pipelines.settings import UserError
+from tests.training.squares import BATCH, BEST, STEPS, TEST, planner, write_root
 from training import loop
-from training.config import TrainSettings
 from training.inline import fit_inline
 from training.loop import DivergenceError
 from training.metrics_file import read_metrics
-from training.plan import Plan, held_out_data, make_order, make_plan
+from training.plan import Plan
 
-TRAIN, TEST, BATCH, EPOCHS = 24, 10, 8, 4
-STEPS = TRAIN // BATCH * EPOCHS  # 12
 TIMES = {"samples_per_second", "data_wait", "peak_memory_gib", "seconds", "time"}
-BEST = "retrieval/squares/image_to_text_recall@1"
-
-
-def prepared_by_hand(folder: Path, name: str, first: int = 0) -> Prepared:
-    """24 training and 10 test squares, each of a colour and with a caption of its own."""
-    folder.mkdir()
-    rows = []
-    for i in range(TRAIN + TEST):
-        colour = np.random.default_rng(first + i).integers(0, 256, 3, dtype=np.uint8)
-        row = {"sample_id": i, "image_id": i, "text_id": [i], "key": f"k{i}", "group": f"g{i}"}
-        row |= {"split": "train" if i < TRAIN else "test", "captions": [f"a square of colour {first + i}"]}
-        (folder / f"{i}.png").write_bytes(png(np.tile(colour, (8, 8, 1))))
-        row |= {"file": f"{i}.png", "start": 0, "length": -1, "column": ""}
-        rows.append(row | {"label_hue": ("red", "green", "blue")[int(colour.argmax())]})
-    pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
-    labels = [row["label_hue"] for row in rows]
-    manifest = {
-        **{"format_version": 2, "name": name, "fingerprint": f"{first:032d}", "config": {"split_seed": 0}},
-        **{"num_samples": len(rows), "num_images": len(rows), "num_texts": len(rows), "split_shares": {"test": 0.3}},
-        **{"labels": {"hue": {hue: labels.count(hue) for hue in sorted(set(labels))}}},
-        **{"shards": [{"file": "a.parquet", "rows": len(rows), "splits": {"train": TRAIN, "test": TEST}}]},
-        **{"image": {"size": 8, "format": "png", "background": "white"}, "tables": False, "captions": {"shuffled": 0}},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return Prepared.open(folder)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three datasets, two of which have one name, and weights of two towers."""
-    import timm
-    from transformers import DistilBertConfig, DistilBertModel
-
     root = tmp_path_factory.mktemp("inline")
-    squares = prepared_by_hand(root / "squares", "squares")
-    prepared_by_hand(root / "others", "others", 100)
-    prepared_by_hand(root / "again", "squares", 200)
-    torch.manual_seed(0)
-    torch.save(timm.create_model("test_resnet").state_dict(), root / "image.pth")
-    tokenizer = train_tokenizer(squares.texts(), 100, 8)
-    sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 8}
-    config = DistilBertConfig(**sizes, vocab_size=tokenizer.vocabulary_size)
-    DistilBertModel(config).save_pretrained(root / "text")
-    (root / "text" / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+    write_root(root)
     return root
 
 
 @pytest.fixture(scope="module")
 def plan_of(root: Path) -> Callable[..., Plan]:
-    """A function from overrides (`__` is a dot) to a plan. Features are computed once, in this process."""
-    tree: dict[str, Any] = {
-        "name": "run",
-        "data": {"path": str(root / "squares")},
-        "image_tower": {
-            **{"name": "timm", "model": "test_resnet", "weights": str(root / "image.pth")},
-            **{"image_size": 32, "mode": "locked"},
-        },
-        "text_tower": {"name": "huggingface", "weights": str(root / "text"), "max_tokens": 8, "mode": "locked"},
-        "image_head": {"name": "mlp", "hidden": 16, "dropout": 0.2},
-        "embed_dim": 8,
-        "optimizer": {"name": "adamw", "lr": 1e-2},
-        "epochs": EPOCHS,
-        "global_batch_size": BATCH,
-        "log_every": 1,
-        "evaluation": {"every_epochs": 2, "recall_at": [1, 2], "templates": ["a {}"]},
-        "checkpoint": {"every_steps": 2, "best": BEST},
-        "tensorboard": False,
-    }
-
-    def make(**overrides: Any) -> Plan:
-        given = {key.replace("__", "."): value for key, value in overrides.items()}
-        settings = validate(TrainSettings, apply_overrides(tree, given, TrainSettings), "run")
-        prepared = Prepared.open(settings.data.path)
-        data, order = held_out_data(settings, prepared), make_order(settings, prepared)
-        return make_plan(settings, prepared, data, order, Pool(0), Display(quiet=True))
-
-    return make
+    return planner(root)
 
 
 class ProcessDiedError(Exception):

@@ -24,7 +24,8 @@ SPACE = {
     "objective.temperature": {"low": 0.01, "high": 1, "when": {"objective.name": "clip"}},
 }
 START = ["trial", "cell", "phase", "point", "seed", "objective.name", "optimizer.name", *SPACE]
-END = ["status", "reason", "split", "score", "epochs", "samples", "seconds", "peak_memory_gib", "loss", "started", "command"]
+END = ["status", "reason", "split", "score", "train_samples"]
+END += ["epochs", "samples", "seconds", "peak_memory_gib", "loss", "started", "command"]
 
 
 def put(folder: Folder, trial: Trial, lines: Sequence[dict[str, Any]] = (), outcome: Outcome | None = None) -> Trial:
@@ -190,7 +191,7 @@ def test_curves_are_the_evaluations_of_every_trial(folder: Folder, sweep: SweepS
     ]
     put(folder, trials[3], mixed)
     _, curves = tables(folder, sweep, trials)
-    names = ["x/image_to_text_recall@1", "x/text_to_image_recall@1", "x/mean_recall@1"]
+    names = ["x/image_to_text_recall@1", "x/text_to_image_recall@1", "x/mean_recall@1", "x/mean_recall"]
     assert set(curves) == {"trial", "epoch", "samples", "loss", "score", "m/a", "m/b", *names}
     assert curves["trial"].value_counts().to_dict() == {
         **{"clip-sgd-p0": 2, "clip-sgd-p1": 1, "vicreg-adamw-p0": 1, "vicreg-adamw-p1": 1, "clip-sgd-p0-seed1": 2}
@@ -199,7 +200,7 @@ def test_curves_are_the_evaluations_of_every_trial(folder: Folder, sweep: SweepS
     assert first["epoch"].tolist() == [1, 2] and first["samples"].tolist() == [100, 200]
     assert first["m/a"].tolist() == [11, 21] and first["score"].tolist() == [10, 20] and first["loss"].tolist() == [1, 1]
     (running,) = curves[curves["trial"] == "vicreg-adamw-p1"].to_dict("records")
-    assert [running[name] for name in names] == [10, 30, 20]
+    assert [running[name] for name in names] == [10, 30, 20, 20]
     # Half of a score is none.
     assert curves[curves["trial"] == "vicreg-adamw-p0"]["score"].isna().all()
 

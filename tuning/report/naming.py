@@ -7,6 +7,7 @@ _WAYS = {
     "text_to_image_recall": "text to image R",
     "mean_recall": "mean R",
 }
+_ALL_RECALLS = "mean_recall"  # of all k
 _MEASURES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
 
 
@@ -36,6 +37,8 @@ def _parse(path: str, datasets: Sequence[str]) -> tuple[str, str]:
     way, _, k = measure.partition("@")
     if kind == "retrieval" and way in _WAYS and k:
         return f"{_WAYS[way]}@{k}", middle
+    if kind == "retrieval" and measure == _ALL_RECALLS:
+        return "mean of all recalls", middle
     if kind == "zero_shot" and measure in _MEASURES:
         # The longest name first: "openmoji_black" is no label "black" of "openmoji" where both are datasets.
         for dataset in sorted(datasets, key=len, reverse=True):

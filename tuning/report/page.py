@@ -8,7 +8,7 @@ import jinja2
 import yaml
 
 from pipelines import words
-from tuning.report import answer, charts, grid, naming, space
+from tuning.report import answer, charts, grid, naming, scaling, space
 from tuning.report.record import Sweep, records
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -33,6 +33,8 @@ def render(sweep: Sweep) -> str:
         chance=grid.chance_row(sweep),
         sizes=_sizes(sweep),
         pairs=grid.pairs(sweep),
+        scaling=scaling.scaling(sweep),
+        colours=range(scaling.COLOURS),
         learning=charts.learning(sweep),
         sensitivity=charts.sensitivity(sweep),
         edges=space.edges(sweep),

@@ -17,7 +17,7 @@ from tuning import statistics
 from tuning.report import naming
 
 _TEXT = ("trial", "cell", "phase", "status", "reason", "split", "command")
-_NUMBERS = ("point", "seed", "epochs", "samples", "seconds", "loss", "score")
+_NUMBERS = ("point", "seed", "train_samples", "epochs", "samples", "seconds", "loss", "score")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,78 @@
+"""The recipe for fine-tuned retrieval: what it promises, and the start that it starts from, at toy size."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.display import Display
+from pipelines.prepared import Prepared
+from pipelines.settings import load, validate
+from training.checkpoint import find_checkpoint
+from training.config import TrainSettings
+from training.run import run
+
+RECIPE = Path(__file__).parent.parent.parent / "training" / "configs" / "finetune-retrieval.yaml"
+
+
+def test_the_recipe_chooses_by_the_mean_of_six_recalls_and_tests_elsewhere() -> None:
+    settings = load(TrainSettings, RECIPE)
+    assert settings.evaluation.recall_at == (1, 5, 10) and settings.checkpoint.best is not None
+    assert settings.checkpoint.best.endswith("/mean_recall") and settings.checkpoint.mode == "max"
+    assert (settings.data.split, settings.evaluation.split, settings.evaluation.test_split) == ("train", "validation", "test")
+    assert settings.objective.needs.ids, "pictures' other captions are no negatives"
+    optimizer = settings.optimizer
+    assert (optimizer.lr, optimizer.weight_decay, settings.global_batch_size, settings.epochs) == (1e-5, 0.1, 256, 10)
+    assert settings.schedule.name == "cosine" and settings.data.augment is not None  # null: always the first caption
+
+
+@pytest.fixture(scope="module")
+def start(tiny_dataset: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small dual encoder, trained with a part of the concepts held out."""
+    tree = {
+        "name": "start",
+        "storage": str(tmp_path_factory.mktemp("finetune")),
+        "data": {"path": str(tiny_dataset.path), "validation": 0.3},
+        "image_tower": {"name": "conv", "image_size": 32, "channels": [8, 16]},
+        "text_tower": {"name": "bag", "width": 16, "max_tokens": 16},
+        "embed_dim": 16,
+        "epochs": 1,
+        "global_batch_size": 16,
+        "evaluation": {"split": "validation"},
+        "resources": {"num_workers": 1, "cpus_per_worker": 0.5},
+        "tensorboard": False,
+    }
+    settings = validate(TrainSettings, tree, "start")
+    run(settings, Display(quiet=True))
+    return settings.storage / "start"
+
+
+def test_one_command_goes_on_from_pretrained_halves(start: Path, tiny_dataset: Prepared) -> None:
+    """With next to no learning rate the recipe scores what its start scores: nothing between them begins at random."""
+    halves = {"name": "run", "path": str(start)}
+    settings = load(
+        TrainSettings,
+        RECIPE,
+        {
+            "storage": str(start.parent),
+            "data.path": str(tiny_dataset.path),
+            "data.validation": 0.3,
+            "image_tower": halves | {"image_size": 32},
+            "text_tower": halves | {"max_tokens": 16},
+            "embed_dim": 16,
+            "global_batch_size": 16,
+            "epochs": 1,
+            "precision": "fp32",
+            "optimizer.lr": 1e-12,
+            "checkpoint.best": "retrieval/openmoji/mean_recall",
+            "resources": {"num_workers": 1, "cpus_per_worker": 0.5},
+            "tensorboard": False,
+        },
+    )
+    result = run(settings, Display(quiet=True))
+    before = np.load(find_checkpoint(start) / "held_out.npz")
+    after = np.load(find_checkpoint(start.parent / settings.name) / "held_out.npz")
+    for name in ("images", "texts"):
+        np.testing.assert_allclose(after[name], before[name], atol=1e-4)
+    assert result["test"]["samples"] == len(tiny_dataset.split_ids()["test"])
+    assert result["test"]["split"] == "test" and result["test"]["chosen_on"] == "validation"

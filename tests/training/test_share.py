@@ -1,0 +1,78 @@
+"""A run that trains on a share of its training split: only on it, with everything that counts or looks up agreeing."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.batch import columns
+from pipelines.guides import Guides
+from pipelines.settings import UserError, difference
+from pipelines.stream import Worker
+from pipelines.tokenizer import train_tokenizer
+from tests.training.squares import BATCH, TRAIN, planner, write_root
+from training.inline import fit_inline
+from training.plan import Plan, make_order
+from training.run import result_of
+
+FEW: dict[str, Any] = {"data__share": 0.6, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def plan_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Plan]:
+    root = tmp_path_factory.mktemp("share")
+    write_root(root)
+    return planner(root)
+
+
+def test_a_run_sees_its_share_and_nothing_else_of_the_split(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = plan_of(**FEW)
+    share = set(plan.order.ids.tolist())
+    assert BATCH <= len(share) < TRAIN and plan.total_steps == len(share) // BATCH * plan.settings.epochs
+    wanted = columns(plan.settings.objective.needs, True, True) | {"sample_id"}
+    stream = replace(plan.stream, columns=frozenset(wanted))
+    batches = stream.training(plan.order, 0, plan.total_steps, Worker(0, 1, torch.device("cpu"), 1))
+    seen = {int(i) for batch in batches for i in batch["sample_id"]}
+    assert seen <= share and len(seen) > BATCH
+    # What is held out is what a whole run holds out.
+    assert np.array_equal(plan.held_out.sample_ids, plan_of().held_out.sample_ids)
+    result = result_of(plan, tmp_path, fit_inline(plan, tmp_path, lambda line: None), {"training": 1.0})
+    assert (result["dataset"]["train_samples"], result["dataset"]["share"]) == (len(share), 0.6)
+
+
+def test_a_tokenizer_is_trained_on_the_captions_of_the_share(plan_of: Callable[..., Plan]) -> None:
+    plan = plan_of(**FEW, text_tower={"name": "bag", "width": 8, "vocabulary_size": 120, "max_tokens": 8, "mode": "trainable"})
+    captions = plan.stream.prepared.table("captions")["captions"].to_pylist()
+    mine = [captions[i][0] for i in plan.order.ids]
+    assert plan.tokenizer.json == train_tokenizer(mine, 120, 8).json
+    assert plan.tokenizer.json != train_tokenizer([captions[i][0] for i in range(TRAIN)], 120, 8).json
+
+
+def test_neighbours_are_looked_for_in_the_share(plan_of: Callable[..., Plan]) -> None:
+    plan = plan_of(**FEW)
+    assert plan.stream.image_bank and plan.stream.text_bank
+    guides = Guides(plan.order, plan.stream.image_bank, plan.stream.text_bank, support=65536)
+    found = guides.near(np.arange(TRAIN), 0, "cpu")
+    assert set(found.ravel().tolist()) <= set(plan.order.ids.tolist())
+
+
+def test_the_share_is_part_of_what_a_run_is(plan_of: Callable[..., Plan]) -> None:
+    changed = difference(plan_of().settings.identity(), plan_of(data__share=0.9).settings.identity())
+    assert changed == ["data.share: 1.0 -> 0.9"]
+
+
+def test_a_share_without_a_batch_is_refused_before_anything_starts(plan_of: Callable[..., Plan]) -> None:
+    plan = plan_of()
+    few = plan.settings.model_copy(update={"data": plan.settings.data.model_copy(update={"share": 0.1})})
+    with pytest.raises(UserError, match=r"^data\.share: 0\.1 leaves \d samples of split 'train' with seed=0"):
+        make_order(few, plan.stream.prepared)
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.01])
+def test_no_share_is_none_or_more_than_all(plan_of: Callable[..., Plan], share: float) -> None:
+    with pytest.raises(UserError, match=r"data\.share"):
+        plan_of(data__share=share)
