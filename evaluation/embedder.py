@@ -1,13 +1,11 @@
 """`Embedder`: pictures and strings in, unit rows out. Preprocessing and tokenizing belong to it."""
 
-import importlib
-import inspect
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from pipelines.settings import UserError
+from evaluation.import_string import call
 
 
 class Embedder(Protocol):
@@ -30,18 +28,4 @@ class Embedder(Protocol):
 
 def load_embedder(name: str, arguments: dict[str, Any]) -> Embedder:
     """Call `module:function` with keyword arguments. Raises `UserError` where it cannot be found."""
-    module_name, colon, function = name.partition(":")
-    if not colon:
-        raise UserError(f"embedder: '{name}' is not of the form module:function, such as training.checkpoint:load_embedder")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"embedder: {module_name} cannot be imported: {error}") from None
-    if not hasattr(module, function):
-        raise UserError(f"embedder: {module_name} has no '{function}'")
-    build = getattr(module, function)
-    try:
-        inspect.signature(build).bind(**arguments)
-    except TypeError as error:
-        raise UserError(f"embedder: {name} does not take these arguments: {error}; see embedder_arguments") from None
-    return build(**arguments)
+    return call(name, arguments, "embedder", "embedder_arguments", "training.checkpoint:load_embedder")

@@ -1,0 +1,31 @@
+"""Functions by import string: how a config names what is not ours."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.settings import UserError
+
+
+def call(name: str, arguments: dict[str, Any], key: str, arguments_key: str, example: str) -> Any:
+    """What `module:function` returns for these keywords.
+
+    Raises `UserError` naming `key` or `arguments_key` where there is no such function, or it does not take them; what goes wrong
+    inside of it is its own.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        raise UserError(f"{key}: '{name}' is not of the form module:function, such as {example}")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"{key}: {module_name} cannot be imported: {error}") from None
+    function: Callable | None = getattr(module, attribute, None)
+    if not callable(function):
+        raise UserError(f"{key}: {module_name} has no '{attribute}'")
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"{key}: {name} does not take these arguments: {error}; see {arguments_key}") from None
+    return function(**arguments)
