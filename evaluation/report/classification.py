@@ -108,9 +108,9 @@ def worst(results: Mapping[Model, Result]) -> list[dict[str, Any]]:
     return lists
 
 
-def _without(results: Mapping[Model, Result]) -> str:
-    """Classes that have no test picture: a matter of the data, so it is said once."""
-    names: list[str] = next((r.details["without_images"] for r in results.values() if r.details.get("without_images")), [])
+def _without(results: Mapping[Model, Result], key: str = "without_images") -> str:
+    """Classes that have no picture to test with, or to train with: a matter of the data, so it is said once."""
+    names: list[str] = next((r.details[key] for r in results.values() if r.details.get(key)), [])
     shown = ", ".join(str(name) for name in names[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
@@ -135,13 +135,17 @@ def probes(comparison: Comparison) -> list[dict[str, Any]]:
         metric = score_title(next(iter(results.values())).main)
         rows = [comparison.row(task, dataset, score) for score in _MEASURES if any(score in r.scores for r in results.values())]
         block = {"dataset": dataset, "main": main, "metric": metric, "rows": rows, "svg": svg, "table": table}
-        found.append(block | {"worst": worst(results), "without": _without(results)})
+        found.append(
+            block | {"worst": worst(results), "without": _without(results), "untrained": _without(results, "without_training")}
+        )
     return found
 
 
 def _flags(details: Mapping[str, Any], tried: Mapping[float, float], l2: float | None) -> list[str]:
     """What a reader should know before believing the score."""
     flags = []
+    if details.get("of") == "embeddings":
+        flags.append("on embeddings: the model offers no features before the joint space")
     if details.get("converged") is False:
         flags.append("the last fit did not converge")
     if l2 is not None and len(tried) > 1:

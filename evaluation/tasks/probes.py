@@ -20,7 +20,11 @@ class _Probe:
         assert content.train is not None
         self.dataset, self.place, self.content = dataset, place, content
         parts = {"train": content.train, "validation": content.validation, "test": content.test}
-        self._parts = {part: with_labels(given) for part, given in parts.items() if given is not None}
+        learnt = np.unique(content.train.labels)
+        self._parts = {part: _of_classes(given, learnt) for part, given in parts.items() if given is not None}
+        # A class without a training picture cannot be learnt: its test pictures are left out, and the class is named.
+        lost = np.setdiff1d(content.test.labels, [*learnt, -1])
+        self._lost = [content.classes[label][0] for label in lost]
         self._wanted = {part: Wanted("features", given.pictures, f"{place}/{part}") for part, given in self._parts.items()}
         self.identity: list[Any] = [{p: g.labels.tolist() for p, g in self._parts.items()}, content.metric]
 
@@ -36,7 +40,7 @@ class _Probe:
         train = rows[self._wanted["train"]]
         sizes = {part: len(given.labels) for part, given in self._parts.items()}
         kind = "features before the joint space" if rows.has_features(self._wanted["train"]) else "embeddings"
-        return {"width": train.shape[1], "of": kind} | sizes
+        return {"width": train.shape[1], "of": kind, "without_training": self._lost} | sizes
 
 
 class LinearProbe(_Probe):
@@ -101,6 +105,11 @@ class FewShot(_Probe):
             sample_sizes=dict.fromkeys(names, len(test.labels)),
             details={"shots": shown, "seeds": list(self._seeds), "metric": metric} | self.about(rows),
         )
+
+
+def _of_classes(part: LabelledPictures, classes: np.ndarray) -> LabelledPictures:
+    """The pictures of some classes."""
+    return with_labels(LabelledPictures(part.pictures, np.where(np.isin(part.labels, classes), part.labels, -1)))
 
 
 def has_training(part: LabelledPictures | None) -> bool:

@@ -154,8 +154,11 @@ def test_zero_shot_tells_wording_and_confidence(page: Element):
 
 def test_probes_flag_what_makes_them_doubtful(page: Element):
     flags = [plain(flag) for flag in section(page, "probe").all("small", "flag")]
-    assert flags[:2] == ["the last fit did not converge", "best at the high end of the search"]
-    assert flags[2] == "1 fit of the search did not converge"
+    assert flags[0] == "on embeddings: the model offers no features before the joint space"
+    assert flags[1:3] == ["the last fit did not converge", "best at the high end of the search"]
+    assert flags[3] == "1 fit of the search did not converge"
+    said = plain(section(page, "probe"))
+    assert "Classes without a training picture, whose test pictures are left out: yeti." in said
     assert len(section(page, "probe").all("circle", "ring")) == len(MODELS)
 
 

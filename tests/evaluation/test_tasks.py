@@ -228,6 +228,15 @@ def test_a_probe_is_fitted_on_features(tmp_path: Path) -> None:
     assert task.score(rows_of(tmp_path, given, stand_in=True)).details["of"] == "embeddings"
 
 
+def test_a_class_without_a_training_picture_is_left_out_and_named(tmp_path: Path) -> None:
+    task = LinearProbe("pets", probed([0, 1] * 12, [0, 1, 2] * 4), "pets")
+    labels = {"pets/train": [0, 1] * 12, "pets/validation": [0, 1] * 4, "pets/test": [0, 1, 1, 0, 1]}
+    assert {one.name: len(one.of) for one in task.wanted()} == {name: len(theirs) for name, theirs in labels.items()}
+    given = {w: np.eye(3)[labels[w.name]] + 0.1 * random_rows(len(w.of), len(w.of), 3) for w in task.wanted()}
+    found = task.score(rows_of(tmp_path, given))
+    assert found.details["without_training"] == ["bird"] and found.sample_sizes["top1"] == 5 and found.scores["top1"] == 100
+
+
 def test_few_shots(tmp_path: Path) -> None:
     task = FewShot("pets", probed([0, 1, 2] * 5 + [0]), "pets", (1, 5, 6), (0, 1))
     labels = {"pets/train": [0, 1, 2] * 5 + [0], "pets/test": [0, 1, 2, 1, 0, 2, 1]}
