@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.config import PrepareSettings
 from pipelines.display import Display
 from pipelines.prepared import Prepared
 from pipelines.settings import load, validate
@@ -12,14 +13,18 @@ from training.checkpoint import find_checkpoint
 from training.config import TrainSettings
 from training.run import run
 
-RECIPE = Path(__file__).parent.parent.parent / "training" / "configs" / "finetune-retrieval.yaml"
+ROOT = Path(__file__).parent.parent.parent
+RECIPE = ROOT / "training" / "configs" / "finetune-retrieval.yaml"
 
 
 def test_the_recipe_chooses_by_the_mean_of_six_recalls_and_tests_elsewhere() -> None:
     settings = load(TrainSettings, RECIPE)
     assert settings.evaluation.recall_at == (1, 5, 10) and settings.checkpoint.best is not None
     assert settings.checkpoint.best.endswith("/mean_recall") and settings.checkpoint.mode == "max"
-    assert (settings.data.split, settings.evaluation.split, settings.evaluation.test_split) == ("train", "validation", "test")
+    assert (settings.data.split, settings.evaluation.split, settings.evaluation.test_split) == ("train", "val", "test")
+    prepared = load(PrepareSettings, ROOT / "pipelines" / "configs" / "coco-finetune.yaml")
+    assert (prepared.output, prepared.splits) == (settings.data.path, "source")
+    assert settings.checkpoint.best == f"retrieval/{prepared.source.title()}/mean_recall"
     assert settings.objective.needs.ids, "pictures' other captions are no negatives"
     optimizer = settings.optimizer
     assert (optimizer.lr, optimizer.weight_decay, settings.global_batch_size, settings.epochs) == (1e-5, 0.1, 256, 10)
@@ -57,6 +62,7 @@ def test_one_command_goes_on_from_pretrained_halves(start: Path, tiny_dataset: P
             "storage": str(start.parent),
             "data.path": str(tiny_dataset.path),
             "data.validation": 0.3,
+            "evaluation.split": "validation",
             "image_tower": halves | {"image_size": 32},
             "text_tower": halves | {"max_tokens": 16},
             "embed_dim": 16,
