@@ -38,7 +38,11 @@ def test_a_function_is_called_with_its_arguments() -> None:
         ("digits", {}, r"data\.toy\.function: 'digits' is not of the form module:function"),
         ("evaluation.data.letters:letters", {}, r"data\.toy\.function: evaluation\.data\.letters cannot be imported: No module"),
         ("evaluation.data.digits:letters", {}, r"data\.toy\.function: evaluation\.data\.digits has no 'letters'"),
-        (f"{HERE}:named", {"notes": "mine"}, r"data\.toy\.function: .* does not take these arguments: .*'notes'; see data\.toy\.arg"),
+        (
+            f"{HERE}:named",
+            {"notes": "mine"},
+            r"data\.toy\.function: .* does not take these arguments: .*'notes'; see data\.toy\.arg",
+        ),
         (f"{HERE}:nothing", {}, r"data\.toy\.function: .*:nothing gave a NoneType; it must return a Content"),
     ],
 )
