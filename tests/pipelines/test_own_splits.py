@@ -162,6 +162,7 @@ def without_splits(root: Path) -> dict[str, Any]:
 
 def a_folder(root: Path) -> dict[str, Any]:
     write_karpathy(root, ["train"])
+    (root / "0.txt").write_text("a caption")
     return {"name": "folder", "path": str(root), "dataset": "coco"}
 
 
