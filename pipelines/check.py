@@ -19,6 +19,7 @@ from pipelines.display import Display
 from pipelines.examine import FILTERED, examine
 from pipelines.images import BadImage, open_picture
 from pipelines.locations import read_locations
+from pipelines.parts import list_units
 from pipelines.settings import UserError
 from pipelines.sources.base import Pair, Rejected, Unit
 from pipelines.storage import Missing
@@ -29,7 +30,7 @@ _PICTURES = 2000  # that are decoded, over all units
 
 def check(settings: PrepareSettings, display: Display) -> bool:
     """Print tables; whether preparing would do. Raises `UserError` for an empty source."""
-    units = settings.source.units()
+    units = list_units(settings)
     if not units:
         raise UserError(f"source: nothing to read for {settings.source.title()}; check the source's keys")
     cluster.start(display.verbose)

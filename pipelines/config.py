@@ -1,15 +1,17 @@
 """What `python -m pipelines CONFIG.yaml` is told: a source, and how its pairs are kept."""
 
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from pipelines.captions import CaptionSettings
 from pipelines.images import ImageFormat
 from pipelines.settings import Settings
 from pipelines.sources import SourceSettings
 from pipelines.storage import Place
+
+_SHARES = TypeAdapter(dict[str, float])
 
 
 class ImageSettings(Settings):
@@ -85,20 +87,28 @@ class PrepareSettings(Settings):
     captions: CaptionSettings = CaptionSettings()
     filters: FilterSettings = FilterSettings()
     deduplicate: DeduplicateSettings = DeduplicateSettings()
-    splits: dict[str, float] = Field({"test": 0.1}, description="share of each held-out split; the rest is train")
+    splits: dict[str, float] | Literal["source"] = Field(
+        {"test": 0.1},
+        description="share of each held-out split, the rest is train; source: the splits that the source has",
+    )
     split_seed: int = Field(0, ge=0, description="another seed, other held-out groups")
     max_rejected_rate: float = Field(0.1, ge=0, le=1, description="stop when a larger share of the rows is unusable")
     shard_rows: int = Field(2048, ge=1, description="rows that one shard gathers, unless a single file of the source has more")
     overwrite: bool = Field(False, description="replace a dataset prepared by another config")
 
-    @field_validator("splits")
+    @field_validator("splits", mode="plain")  # a union's errors would name its members
     @classmethod
-    def _shares(cls, value: dict[str, float]) -> dict[str, float]:
-        if "train" in value:
+    def _shares(cls, value: Any) -> dict[str, float] | Literal["source"]:
+        if value == "source":
+            return "source"
+        if isinstance(value, str):
+            raise ValueError(f"'{value}' is neither 'source' nor shares such as {{test: 0.1}}")
+        shares = _SHARES.validate_python(value)
+        if "train" in shares:
             raise ValueError("'train' is what the other splits leave; name the held-out splits only")
-        if any(share <= 0 for share in value.values()) or sum(value.values()) >= 1:
-            raise ValueError(f"shares must be positive and leave something for train, got {value}")
-        return value
+        if any(share <= 0 for share in shares.values()) or sum(shares.values()) >= 1:
+            raise ValueError(f"shares must be positive and leave something for train, got {shares}")
+        return shares
 
     @model_validator(mode="after")
     def _output_is_not_the_source(self) -> "PrepareSettings":

@@ -107,7 +107,7 @@ def _text(found: Pair | Rejected, settings: PrepareSettings) -> "_Candidate | Re
             language = _language(caption)
             if language not in filters.languages:
                 return Rejected(found.key, found.origin, "language", language)
-    split = split_of(found.group, settings.splits, settings.split_seed)
+    split = found.split if settings.splits == "source" else split_of(found.group, settings.splits, settings.split_seed)
     looked_at = (
         filters.min_side or filters.max_aspect or settings.deduplicate.exact != "none" or settings.deduplicate.near is not None
     )

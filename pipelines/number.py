@@ -79,7 +79,7 @@ def number(parts: list[Part], content: Place, settings: PrepareSettings, rejecte
             table = storage.read_table(found_file(content, part))
             late = refused[offset : offset + rows]
             offset += rows
-            table, bad = _split_off(table, late)
+            table, bad = _split_off(table, late, settings)
             result.reasons.update(bad["reason"].to_pylist())
             rejected.write_table(bad)
             if not len(table):
@@ -162,11 +162,16 @@ def _read_digests(parts: list[Part], content: Place) -> _Digests:
 
 
 def _duplicates(digests: _Digests, settings: PrepareSettings) -> np.ndarray:
-    """A reason for each row that an earlier one makes superfluous, else the empty string. str [n]."""
+    """A reason for each row that an earlier one makes superfluous, else the empty string. str [n].
+
+    Where splits are the source's own, held-out rows come first: duplicates take nothing from a published test split but what
+    it has twice itself. Where splits are drawn, the order of rows decides alone.
+    """
     refused = np.full(len(digests.key), "", dtype=object)
+    order = np.argsort(digests.train, kind="stable") if settings.splits == "source" else np.arange(len(refused))
 
     def refuse(values: np.ndarray, reason: str) -> None:
-        left = np.flatnonzero(refused == "")
+        left = order[refused[order] == ""]
         first = np.zeros(len(left), dtype=bool)
         first[np.unique(values[left], return_index=True, axis=0)[1]] = True
         refused[left[~first]] = reason
@@ -180,7 +185,7 @@ def _duplicates(digests: _Digests, settings: PrepareSettings) -> np.ndarray:
         captions = np.add.reduceat(digests.texts, starts) if len(starts) else digests.texts
         refuse(np.stack([digests.image, captions], axis=1), "duplicate_pair")
     if settings.deduplicate.near is not None:
-        left = np.flatnonzero(refused == "")
+        left = order[refused[order] == ""]
         refused[left[near_duplicates(digests.near[left], settings.deduplicate.near)]] = "near_duplicate"
     return refused
 
@@ -220,13 +225,14 @@ def _label_names(parts: list[Part], content: Place) -> list[str]:
     return list(names)
 
 
-def _split_off(table: pa.Table, late: np.ndarray) -> tuple[pa.Table, pa.Table]:
+def _split_off(table: pa.Table, late: np.ndarray, settings: PrepareSettings) -> tuple[pa.Table, pa.Table]:
     """The rows that are kept, and the rejected ones with reason and detail; `late`: reasons of rows that had none, in order."""
     reasons = np.asarray(table["reason"].to_pylist(), dtype=object)
     details = np.asarray(table["detail"].to_pylist(), dtype=object)
     found = np.flatnonzero(table["reason"].is_null().to_numpy())
     reasons[found] = [reason or None for reason in late]
-    details[found[late != ""]] = "an earlier row is the same"
+    earlier = "an earlier or held-out row" if settings.splits == "source" else "an earlier row"
+    details[found[late != ""]] = f"{earlier} is the same"
     keep = np.asarray([reason is None for reason in reasons], dtype=bool)
     bad = pa.table(
         {

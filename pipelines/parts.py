@@ -9,8 +9,8 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from pipelines import storage
 from pipelines.cluster import blocks, telling
 from pipelines.config import PrepareSettings
 from pipelines.examine import FOUND, Row, examine
-from pipelines.sources.base import Unit
+from pipelines.settings import UserError
+from pipelines.sources.base import Pair, Rejected, Unit
 from pipelines.storage import Place
 
 _PARTS = 16  # a small source is cut into so many, to be read in parallel
@@ -38,11 +39,27 @@ class Part:
     rows: int | None  # where it is known beforehand
     absent: int
     weight: float
+    splits: tuple[tuple[str, ...] | None, ...] = ()  # of each unit: its source's own, None where they are drawn
 
     @property
     def name(self) -> str:
         """The name of its files, without suffixes."""
         return f"{self.index:05d}"
+
+
+def list_units(settings: PrepareSettings) -> list[Unit]:
+    """All work; units have splits where the config keeps the source's own. Raises `UserError` where nothing is there to keep."""
+    units = settings.source.units()
+    if settings.splits != "source":
+        return [replace(unit, splits=None) for unit in units]
+    lacking = sum(unit.splits is None for unit in units)
+    if lacking:
+        some = "none" if lacking == len(units) else "not all"
+        raise UserError(
+            f"splits: {some} of {settings.source.title()}'s files tell splits of their own, as Karpathy's json does; "
+            "pass 'splits={test: 0.1}' to draw them"
+        )
+    return units
 
 
 def cut(units: list[Unit], shard_rows: int) -> list[Part]:
@@ -65,6 +82,7 @@ def cut(units: list[Unit], shard_rows: int) -> list[Part]:
             None if any(unit.rows is None for unit in some) else sum(unit.rows or 0 for unit in some),
             sum(unit.absent for unit in some),
             some[0].weight,
+            tuple(unit.splits for unit in some),
         )
         for index, some in enumerate(gathered)
     ]
@@ -113,8 +131,18 @@ def counts_of(content: Place, part: Part) -> tuple[int, Counter[str]]:
 
 
 def _pairs(part: Part, settings: PrepareSettings) -> Iterator[Row]:
-    for unit in part.units:
-        yield from examine(settings.source.read(unit, pictures=settings.way == "copy"), settings)
+    for unit, splits in zip(part.units, part.splits, strict=True):
+        found = settings.source.read(unit, pictures=settings.way == "copy")
+        yield from examine(found if splits is None else _in_splits(found, splits), settings)
+
+
+def _in_splits(found: Iterator[Pair | Rejected], splits: Sequence[str]) -> Iterator[Pair | Rejected]:
+    """Rows of a unit, each pair with its source's split; a pair that has none cannot be used."""
+    for row, split in zip(found, splits, strict=True):
+        if isinstance(row, Rejected):
+            yield row
+        else:
+            yield replace(row, split=split) if split else Rejected(row.key, row.origin, "bad_row", "it names no split")
 
 
 def _indexed(part: Part, settings: PrepareSettings) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,7 @@ from pipelines.config import PrepareSettings
 from pipelines.display import Display
 from pipelines.examine import FILTERED, NOT_FOUND
 from pipelines.number import Numbered, number
-from pipelines.parts import Part, counts_of, cut, found_file, read_parts
+from pipelines.parts import Part, counts_of, cut, found_file, list_units, read_parts
 from pipelines.prepared import FORMAT_VERSION, MANIFEST, Prepared
 from pipelines.settings import UserError, difference, digest
 from pipelines.sources.base import Unit
@@ -37,10 +37,11 @@ _ENOUGH = 1000  # rows to have seen before a rate of rejected ones says somethin
 
 def prepare(settings: PrepareSettings, display: Display) -> Prepared:
     """Prepare, go on, or say that it was done before. Raises `UserError` for an empty source or too many unusable rows."""
-    units = settings.source.units()
+    units = list_units(settings)
     if not units or all(unit.rows == 0 for unit in units):
         raise UserError(f"source: nothing to read for {settings.source.title()}; check the source's keys")
-    recipe = digest({"config": settings.recipe(), "listing": [unit.data for unit in units], "format": FORMAT_VERSION})
+    listing = [unit.data if unit.splits is None else [unit.data, unit.splits] for unit in units]
+    recipe = digest({"config": settings.recipe(), "listing": listing, "format": FORMAT_VERSION})
     done = _prepared_before(settings, recipe)
     if done is not None:
         display.line(f"{settings.output}: already prepared by this config from this source, {summary(done)}")
@@ -214,6 +215,10 @@ def _names_below(output: Place) -> list[str]:
 def _manifest(settings: PrepareSettings, recipe: str, units: list[Unit], counts: _Counts, found: Numbered) -> dict[str, Any]:
     absent = sum(unit.absent for unit in units)
     lost = sum(found.reasons[reason] for reason in NOT_FOUND)
+    shares = settings.splits
+    if shares == "source":
+        held_out = {split for unit in units for split in unit.splits or ()} - {"train", ""}
+        shares = {name: found.splits[name] / found.kept for name in sorted(held_out)}
     return {
         "format_version": FORMAT_VERSION,
         "name": settings.source.title(),
@@ -222,8 +227,8 @@ def _manifest(settings: PrepareSettings, recipe: str, units: list[Unit], counts:
         "num_samples": found.kept,
         "num_images": found.images,
         "num_texts": found.texts,
-        "splits": {name: found.splits[name] for name in ["train", *sorted(settings.splits)]},
-        "split_shares": settings.splits,
+        "splits": {name: found.splits[name] for name in ["train", *sorted(shares)]},
+        "split_shares": shares,
         "labels": {name: dict(sorted(values.items())) for name, values in found.labels.items()},
         "image": {"size": settings.image.size, "format": settings.image.format, "background": settings.image.background},
         "captions": dict(found.captions),

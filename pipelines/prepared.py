@@ -110,7 +110,8 @@ class Prepared:
         """Sample ids of each split, sorted; `seed` splits anew with the same shares.
 
         `validation`: this share of the training groups becomes a split of that name, and the others stay as they are.
-        Raises `UserError` where either could hold out shuffled captions, or there is a validation split already.
+        Raises `UserError` where either could hold out shuffled captions, there is a validation split already, or the splits are
+        the source's own and a seed asks for others.
         """
         found: dict[str, list[np.ndarray]] = {name: [] for name in self.split_list(validation)}
         for shard, first in enumerate(self.shard_starts()[:-1]):
@@ -144,6 +145,11 @@ class Prepared:
         return shard_rows(self._file(shard), ("group", "split"))["group"].to_pylist()
 
     def _check_splits(self, seed: int | None, validation: float | None) -> None:
+        if seed is not None and self.manifest["config"].get("splits") == "source":
+            raise UserError(
+                f"data.split_seed: {self.path} keeps its source's own splits, which no seed draws; leave data.split_seed null, "
+                "or prepare it again with 'splits={test: 0.1}' and another output"
+            )
         if seed is not None and self.shuffled and seed != self.manifest["config"]["split_seed"]:
             raise UserError(
                 f"data.split_seed: {seed} could hold out some of the {self.shuffled} rows of {self.path} that have other rows' "

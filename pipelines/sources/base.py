@@ -27,6 +27,7 @@ class Pair:
     group: str  # what must not be torn apart by a split: a concept, a product, a photographer
     labels: dict[str, str] = field(default_factory=dict)
     image: bytes | None = None  # encoded, where the source had them at hand; else they are read from `location`
+    split: str = ""  # the source's own, from `Unit.splits`, where the config keeps it
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Unit:
     rows: int | None  # how many rows it will give; None: not known before it is read
     absent: int = 0  # rows that whoever fetched the data listed, and could not fetch
     weight: float = 1.0  # how often an epoch shows its pairs
+    splits: tuple[str, ...] | None = None  # the source's own, of each row; "" where a row names none; None: it has no splits
 
 
 class Source(Settings):

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.sources.rows import Unreadable
 
+_PARTS_OF = {"restval": "train"}  # COCO's validation pictures beyond val and test, which all papers train on
 Found = list[tuple[int, Any]]
 """Each picture's index in its document, and what the document says of it: an object, if it is in order."""
 
@@ -77,6 +78,13 @@ def karpathy(document: Any, splits: tuple[str, ...]) -> Found:
             item = {**item, "image": f"{folder}/{name}" if folder and isinstance(name, str) else name}
         found.append((index, item))
     return found
+
+
+def own_splits(found: Found) -> tuple[str, ...] | None:
+    """The published split of each of Karpathy's images, "" for one that names none; None where none of them does."""
+    names = [item.get("split") if isinstance(item, dict) else None for _, item in found]
+    splits = tuple(_PARTS_OF.get(name, name) if isinstance(name, str) else "" for name in names)
+    return splits if any(splits) else None
 
 
 def _members(document: Any, key: str) -> list[Any]:

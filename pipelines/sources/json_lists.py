@@ -38,7 +38,7 @@ class JsonSource(Source):
     image: str | None = Field(None, description=f"field of paths or URLs; null: {', '.join(_OTHERS['image'])}")
     caption: str | None = Field(None, description=f"field of captions; null: {', '.join(_OTHERS['caption'])}")
     split: Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)] = Field(
-        (), description="karpathy: which splits to take, such as train and restval; none named: all"
+        (), description="karpathy: which splits to take, such as train and restval; none named: all; splits=source keeps them"
     )
     root: Place | None = Field(None, description="where relative paths of pictures start; null: the JSON file's folder")
     label: str | None = Field(None, description="field of a label")
@@ -85,10 +85,13 @@ class JsonSource(Source):
             except ValueError as error:
                 hint = "; pass source.layout=lines if every line is an object" if "Extra data" in str(error) else ""
                 raise Unreadable(f"is not JSON: {error}{hint}") from None
-        found = self._rows(document, prefix)
-        chunks = [found[start : start + rows.ROWS_PER_UNIT] for start in range(0, len(found), rows.ROWS_PER_UNIT)]
+        found, splits = self._rows(document, prefix)
+        ranges = [slice(start, start + rows.ROWS_PER_UNIT) for start in range(0, len(found), rows.ROWS_PER_UNIT)]
         # As ASCII: JSON's escapes can name characters that UTF-8 cannot write.
-        return [Unit({**data, "rows": json.dumps(chunk)}, rows=len(chunk)) for chunk in chunks]
+        return [
+            Unit({**data, "rows": json.dumps(found[some])}, rows=len(found[some]), splits=splits[some] if splits else None)
+            for some in ranges
+        ]
 
     def _units_of_lines(self, source: BinaryIO, data: dict[str, Any]) -> list[Unit]:
         lines, first = _lines(source, 0, 1), []
@@ -106,14 +109,16 @@ class JsonSource(Source):
         ranges = rows.byte_ranges(((line.after, line.end) for line in chain(first, lines)), 0)
         return [Unit({**data, **found}, rows=count) for found, count in ranges]
 
-    def _rows(self, document: Any, prefix: str) -> list[dict[str, Any]]:
-        """The rows of a document: where each is (`at`), and its values or why it is `rejected`."""
+    def _rows(self, document: Any, prefix: str) -> tuple[list[dict[str, Any]], tuple[str, ...] | None]:
+        """The rows of a document: where each is (`at`), and its values or why it is `rejected`; and `Unit.splits` of them."""
         layout = json_layouts.layout_of(document) if self.layout == "auto" else self.layout
         alone: list[tuple[int, str]] = []
+        splits = None
         if layout == "coco":
             objects, alone = json_layouts.coco(document, self.caption or "caption")
         elif layout == "karpathy":
             objects = json_layouts.karpathy(document, self.split)
+            splits = json_layouts.own_splits(objects)
         else:
             objects = json_layouts.listed(document)
         fields = self._fields(layout, [item for _, item in objects])
@@ -122,7 +127,7 @@ class JsonSource(Source):
             if isinstance(row.get("image"), str):
                 row["key"] = f"{prefix}:{row['image']}"
         reasons = [(index, ["missing_image", f"no image has the id {image}"]) for index, image in alone]
-        return found + [{"at": f"annotation {index}", "rejected": reason} for index, reason in reasons]
+        return found + [{"at": f"annotation {index}", "rejected": reason} for index, reason in reasons], splits
 
     def _fields(self, layout: str, items: Sequence[Any]) -> dict[str, str]:
         """Which field holds what, chosen by the fields that these rows have. Raises `Unreadable`."""

@@ -100,7 +100,7 @@ def list_units(paths: tuple[str, ...], kinds: Sequence[str], units_of: Callable[
                     key = made.key if isinstance(made, Unreadable) else "paths"
                     raise UserError(f"source.{key}: {file.path} {made}") from None
                 data = {"file": file.path, "prefix": prefixes[file.path], "size": file.size, "changed": file.changed}
-                made = [Unit({**data, "damage": str(made)}, rows=1)]
+                made = [Unit({**data, "damage": str(made)}, rows=1, splits=("",))]
             units += made
     if not units:
         raise UserError(f"source.paths: there are no rows in {', '.join(paths)}; check the paths")

@@ -18,7 +18,7 @@ from pipelines.web import is_web
 _READERS = 16  # at a time
 
 
-def counts_beside(files: list[str]) -> dict[str, dict[str, int]]:
+def counts_beside(files: list[str]) -> dict[str, dict[str, Any]]:
     """For each file, the `rows` in it, and how many are `absent`; empty where nothing beside it tells. They are believed."""
     folders = list({_folder(file): None for file in files if not is_web(file)})
     with ThreadPoolExecutor(_READERS) as pool:

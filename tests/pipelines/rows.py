@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -15,6 +16,18 @@ def picture(number: int, file_format: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (number % 256, number // 256, 99)).save(buffer, format=file_format)
     return buffer.getvalue()
+
+
+def write_karpathy(root: Path, splits: Sequence[str | None]) -> dict[str, Any]:
+    """Pictures 0.png, 1.png, ... in these splits, five captions each, as Karpathy publishes them; the source that reads them."""
+    root.mkdir(parents=True, exist_ok=True)
+    images = []
+    for number, split in enumerate(splits):
+        (root / f"{number}.png").write_bytes(picture(number))
+        sentences = [{"raw": f"Picture {number}, said {way}", "sentid": 5 * number + way} for way in range(5)]
+        images.append({"filename": f"{number}.png", "imgid": number, "sentences": sentences, "split": split})
+    (root / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    return {"name": "json", "paths": str(root / "dataset_coco.json"), "dataset": "coco"}
 
 
 def read(source: Any, pictures: bool = True) -> list[Pair | Rejected]:

@@ -73,11 +73,19 @@ class Given:
     captions: tuple[str, ...] = ("a caption",)
     group: str = "g"
     labels: dict[str, str] = field(default_factory=dict)
+    split: str = ""
 
     def row(self, settings: PrepareSettings) -> dict[str, Any]:
         """What a part notes of it."""
         pair = Pair(
-            self.key, f"from {self.key}", Location("x"), list(self.captions), self.group, self.labels, drawn(self.picture)
+            self.key,
+            f"from {self.key}",
+            Location("x"),
+            list(self.captions),
+            self.group,
+            self.labels,
+            drawn(self.picture),
+            self.split,
         )
         (row,) = examine([pair], settings)
         return row.columns
@@ -174,6 +182,31 @@ def test_the_first_of_several_equals_is_kept(tmp_path: Path, deduplicate: dict, 
     assert all(row["detail"] and row["origin"] == f"from {row['key']}" for row in rejected)
     assert result.reasons == Counter(reasons.values()) and result.kept + result.reasons.total() == len(GIVEN)
     assert [row["sample_id"] for row in kept] == list(range(len(kept)))
+
+
+@pytest.mark.parametrize(
+    ("deduplicate", "reason"),
+    [
+        ({}, None),
+        ({"exact": "pair"}, "duplicate_pair"),
+        ({"exact": "picture"}, "duplicate_picture"),
+        ({"near": 0}, "near_duplicate"),
+    ],
+    ids=str,
+)
+def test_of_equals_in_published_splits_the_held_out_one_is_kept(tmp_path: Path, deduplicate: dict, reason: str | None) -> None:
+    """A published test split loses nothing to the training rows before it; ids stay in the order of the source."""
+    splits = ("train", "train", "test", "val", "test")
+    rows = [Given(key, "same" if key != "b" else "b", split=split) for key, split in zip("abcde", splits, strict=True)]
+    _, kept, rejected = numbered(tmp_path, [rows[:2], rows[2:]], deduplicate=deduplicate, splits="source")
+    assert [(row["key"], row["split"]) for row in kept] == (
+        [("b", "train"), ("c", "test")] if reason else list(zip("abcde", splits, strict=True))
+    )
+    assert [row["sample_id"] for row in kept] == list(range(len(kept)))
+    told = "an earlier or held-out row is the same"
+    assert [(row["key"], row["reason"], row["detail"]) for row in rejected] == (
+        [(k, reason, told) for k in "ade"] if reason else []
+    )
 
 
 WORDS = st.lists(st.sampled_from("xyz"), min_size=1, max_size=3).map(tuple)

@@ -1,25 +1,33 @@
 """The recipe for fine-tuned retrieval: what it promises, and the start that it starts from, at toy size."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pipelines.config import PrepareSettings
 from pipelines.display import Display
+from pipelines.prepare import prepare
 from pipelines.prepared import Prepared
 from pipelines.settings import load, validate
+from tests.pipelines.rows import write_karpathy
 from training.checkpoint import find_checkpoint
 from training.config import TrainSettings
 from training.run import run
 
-RECIPE = Path(__file__).parent.parent.parent / "training" / "configs" / "finetune-retrieval.yaml"
+ROOT = Path(__file__).parent.parent.parent
+RECIPE = ROOT / "training" / "configs" / "finetune-retrieval.yaml"
 
 
 def test_the_recipe_chooses_by_the_mean_of_six_recalls_and_tests_elsewhere() -> None:
     settings = load(TrainSettings, RECIPE)
     assert settings.evaluation.recall_at == (1, 5, 10) and settings.checkpoint.best is not None
     assert settings.checkpoint.best.endswith("/mean_recall") and settings.checkpoint.mode == "max"
-    assert (settings.data.split, settings.evaluation.split, settings.evaluation.test_split) == ("train", "validation", "test")
+    assert (settings.data.split, settings.evaluation.split, settings.evaluation.test_split) == ("train", "val", "test")
+    prepared = load(PrepareSettings, ROOT / "pipelines" / "configs" / "coco-finetune.yaml")
+    assert (prepared.output, prepared.splits) == (settings.data.path, "source")
+    assert settings.checkpoint.best == f"retrieval/{prepared.source.title()}/mean_recall"
     assert settings.objective.needs.ids, "pictures' other captions are no negatives"
     optimizer = settings.optimizer
     assert (optimizer.lr, optimizer.weight_decay, settings.global_batch_size, settings.epochs) == (1e-5, 0.1, 256, 10)
@@ -57,6 +65,7 @@ def test_one_command_goes_on_from_pretrained_halves(start: Path, tiny_dataset: P
             "storage": str(start.parent),
             "data.path": str(tiny_dataset.path),
             "data.validation": 0.3,
+            "evaluation.split": "validation",
             "image_tower": halves | {"image_size": 32},
             "text_tower": halves | {"max_tokens": 16},
             "embed_dim": 16,
@@ -76,3 +85,28 @@ def test_one_command_goes_on_from_pretrained_halves(start: Path, tiny_dataset: P
         np.testing.assert_allclose(after[name], before[name], atol=1e-4)
     assert result["test"]["samples"] == len(tiny_dataset.split_ids()["test"])
     assert result["test"]["split"] == "test" and result["test"]["chosen_on"] == "validation"
+
+
+def test_one_command_follows_the_papers_protocol_on_published_splits(ray_session: None, tmp_path: Path) -> None:
+    """Both recipes at toy size: trained on train and restval, chosen on val, tested once on test."""
+    source = write_karpathy(tmp_path / "in", [("train", "restval", "val", "test")[i % 4] for i in range(80)])
+    keys: dict[str, Any] = {"source.paths": source["paths"], "output": str(tmp_path / "coco")}
+    prepared = prepare(load(PrepareSettings, ROOT / "pipelines" / "configs" / "coco-finetune.yaml", keys), Display(quiet=True))
+    assert prepared.manifest["splits"] == {"train": 40, "test": 20, "val": 20}
+    keys = {
+        "storage": str(tmp_path / "runs"),
+        "data.path": str(prepared.path),
+        "image_tower": {"name": "conv", "image_size": 32, "channels": [8, 16]},
+        "text_tower": {"name": "bag", "width": 16, "max_tokens": 16},
+        "image_head": {"name": "linear"},
+        "text_head": {"name": "linear"},
+        "embed_dim": 16,
+        "global_batch_size": 16,
+        "epochs": 2,
+        "precision": "fp32",
+        "resources": {"num_workers": 1, "cpus_per_worker": 0.5},
+        "tensorboard": False,
+    }
+    test = run(load(TrainSettings, RECIPE, keys), Display(quiet=True))["test"]
+    assert (test["split"], test["samples"], test["chosen_on"]) == ("test", 20, "val")
+    assert test["metric"] == "retrieval/coco/mean_recall" and test["metric"] in test["metrics"]
