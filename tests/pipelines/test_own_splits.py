@@ -1,6 +1,7 @@
 """`splits: source`: what Karpathy published as train, val and test is prepared as that, and nothing draws it anew."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,19 @@ def test_what_was_interrupted_goes_on_to_the_same_dataset(
     again = prepare(settings, Display())
     assert "going on, " in capsys.readouterr().out
     assert again.fingerprint == prepared.fingerprint and again.table("split") == prepared.table("split")
+
+
+def test_another_split_in_the_file_is_another_dataset(ray_session: None, tmp_path: Path) -> None:
+    """Even where the file's size and time say that nothing changed."""
+    found = write_karpathy(tmp_path / "in", ["train", "val", "test"])
+    one, file = prepare(settings_of(found, tmp_path / "out"), QUIET), tmp_path / "in" / "dataset_coco.json"
+    before = file.stat()
+    write_karpathy(tmp_path / "in", ["train", "test", "val"])
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError, match=r"was prepared differently \(the source's files changed\)"):
+        prepare(settings_of(found, tmp_path / "out"), QUIET)
+    other = prepare(settings_of(found, tmp_path / "out", overwrite=True), QUIET)
+    assert other.fingerprint != one.fingerprint and other.table("split")["split"].to_pylist() == ["train", "test", "val"]
 
 
 def test_splits_are_told_beside_the_units_so_that_what_was_prepared_before_stays_as_it_is(source: dict, tmp_path: Path) -> None:
