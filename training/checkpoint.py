@@ -6,6 +6,7 @@ tokenizer.json   the text tower's
 """
 
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from training.plan import Plan
 from training.state import TrainState
 
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of registered checkpoints
+_KEPT = "checkpoint_manager_snapshot.kept.json"  # ours, the last that was whole
 NEWEST = "newest_checkpoint.json"  # the name of one, where a run was trained without Ray Train
 
 
@@ -54,12 +56,45 @@ def load_checkpoint(folder: Path, state: TrainState, plan: Plan, device: torch.d
     state.load_state_dict(torch.load(folder / "state.pt", map_location=device, weights_only=True))
 
 
+def keep_snapshot(run: Path) -> bool:
+    """Copy Ray Train's list of checkpoints, and say whether it was whole.
+
+    Ray writes it in place, so that a process that is killed meanwhile leaves a part of it, from which Ray can go on no more.
+    What the list before named is still there: Ray deletes checkpoints after it has written that they are gone.
+    """
+    try:
+        json.loads((run / _SNAPSHOT).read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    _put(run / _SNAPSHOT, run / _KEPT)
+    return True
+
+
+def mend_snapshot(run: Path) -> None:
+    """Before Ray Train goes on: in place of a list that was cut off, the one before; without one the run starts again."""
+    if not (run / _SNAPSHOT).exists() or keep_snapshot(run):
+        return
+    if (run / _KEPT).exists():
+        _put(run / _KEPT, run / _SNAPSHOT)
+    else:
+        (run / _SNAPSHOT).unlink()
+
+
+def _put(source: Path, target: Path) -> None:
+    aside = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    aside.write_bytes(source.read_bytes())
+    aside.rename(target)
+
+
 def newest_checkpoint(run: Path) -> Path:
     """The newest finished checkpoint of a run's folder. Raises `UserError` where there is none."""
     try:
         if (run / NEWEST).exists():
             return run / json.loads((run / NEWEST).read_text(encoding="utf-8"))
-        snapshot = json.loads((run / _SNAPSHOT).read_text(encoding="utf-8"))
+        try:
+            snapshot = json.loads((run / _SNAPSHOT).read_text(encoding="utf-8"))
+        except ValueError:  # cut off
+            snapshot = json.loads((run / _KEPT).read_text(encoding="utf-8"))
         return run / snapshot["latest_checkpoint_result"]["checkpoint_dir_name"]
     except (OSError, KeyError, TypeError, ValueError):
         raise UserError(

@@ -14,6 +14,7 @@ from ray.util.placement_group import PlacementGroup
 
 from pipelines.display import Display
 from pipelines.settings import UserError
+from training.checkpoint import mend_snapshot
 from training.config import ResourceSettings
 from training.loop import HELD, DivergenceError, train_worker
 from training.metrics_file import read_metrics
@@ -32,6 +33,7 @@ def fit(
     if tensorboard is None:
         tensorboard = find_spec("tensorboard") is not None
     recorder = Recorder(folder, settings.checkpoint.best, settings.checkpoint.mode, tensorboard)
+    mend_snapshot(folder)
     recorder.catch_up()
     config = {"plan": plan, "data_cpus": data_cpus, "folder": folder}
     kept = ray.train.CheckpointConfig(num_to_keep=settings.checkpoint.keep)

@@ -15,7 +15,7 @@ import ray.train
 
 from evaluation.suite import mean_recalls
 from pipelines.settings import UserError
-from training.checkpoint import newest_checkpoint
+from training.checkpoint import keep_snapshot, newest_checkpoint
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, read_metrics
 
 
@@ -56,6 +56,7 @@ class Recorder(ray.train.UserCallback):
         """Called in the controller once all workers have reported."""
         line = self.write(*metrics)
         if checkpoint is not None:
+            keep_snapshot(self._run)
             self.keep_best(line, checkpoint)
 
     def write(self, metrics: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
