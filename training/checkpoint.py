@@ -64,7 +64,7 @@ def keep_snapshot(run: Path) -> bool:
     """
     try:
         json.loads((run / _SNAPSHOT).read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError):  # not there, or cut off
         return False
     _put(run / _SNAPSHOT, run / _KEPT)
     return True
