@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +16,10 @@ from pipelines.prepare import prepare
 from pipelines.prepared import Prepared
 
 QUIET = Display(quiet=True)
+
+# Tests assert nothing about time: a busy machine makes nothing wrong.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

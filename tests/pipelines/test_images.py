@@ -309,7 +309,7 @@ ORIGINALS = [
 
 
 @pytest.mark.filterwarnings("ignore")  # decoders warn about what they find
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(
     original=st.sampled_from(ORIGINALS),
     damage=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=3),

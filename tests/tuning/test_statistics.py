@@ -461,7 +461,7 @@ def test_without_results_nothing_is_claimed(trials: pd.DataFrame) -> None:
     assert len(results(trials)) == 0 and len(average(trials, [TOP1])) == len(trials)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.data())
 def test_the_order_of_rows_does_not_matter(data: st.DataObject) -> None:
     score = st.one_of(st.floats(0, 100), st.sampled_from([0.1, 0.2, 0.3, math.nan]))
