@@ -19,6 +19,13 @@ probes, corruptions and effective robustness, on prepared datasets and on the la
 all tasks; writes OUTPUT/MODEL/DATASET/TASK/result.json and OUTPUT/report.html, which compares all models there. Nothing is
 downloaded."""
 
+# What the paths of scores begin with, as in training: zero_shot/openmoji_group/top1. Others are called as their results are.
+_PATHS = {
+    "zeroshot_classification": "zero_shot",
+    "zeroshot_retrieval": "retrieval",
+    "image_caption_selection": "sugarcrepe",
+    "effective_robustness": "robustness",
+}
 _FORMAT = 1  # of results; another one, and all are scored anew
 
 
@@ -54,7 +61,7 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
         rows.check_widths(wanted, key)
         found = _score(name, model, tasks, rows, data, settings, display)
         forget(rows, settings.cache)
-        display.table(f"{name}, %", ["set", "task", "score", "value", "95 %", "chance", "n"], _table(found))
+        display.table(name, ["score, %", "value", "95 %", "chance", "n"], _table(found))
         results += found
     write_report(settings.output)
     display.line(f"results: {settings.output}/*/*/*/result.json")
@@ -105,9 +112,7 @@ def _table(results: Sequence[Result]) -> list[list[str]]:
         base = result.baselines.get(name, {})
         rows.append(
             [
-                result.dataset,
-                TASKS[result.task],
-                name,
+                f"{_PATHS.get(result.task, result.task)}/{result.dataset}/{name}",
                 f"{result.scores[name]:.1f}",
                 "" if low is None else f"{low:.1f} to {high:.1f}",
                 f"{base['chance']:.1f}" if "chance" in base else "",
