@@ -88,7 +88,10 @@ def _row(
     row |= {_column(key): trial.params.get(key, math.nan) for key in settings.space}
     row |= {"status": status, "reason": outcome.reason}
     row |= {"split": settings.validation if trial.phase == "search" else test_split}
-    row |= {"score": score_of(outcome.metrics, score), "train_samples": outcome.train_samples}
+    row |= {
+        "score": score_of(outcome.metrics, score),
+        "train_samples": math.nan if outcome.train_samples is None else outcome.train_samples,
+    }
     row |= {"epochs": outcome.epochs, "samples": outcome.samples}
     row |= {"seconds": outcome.seconds, "peak_memory_gib": outcome.peak_memory_gib, "loss": outcome.loss}
     row |= {"started": (folder.of(trial.name) / "trial.json").stat().st_mtime}

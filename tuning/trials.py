@@ -114,7 +114,7 @@ class Outcome:
     seconds: float = math.nan  # of training, in all sessions
     loss: float = math.nan
     peak_memory_gib: float = math.nan
-    train_samples: float = math.nan  # in its training split, or the share of it that the trial trains on
+    train_samples: int | None = None  # in its training split, or the share of it that the trial trains on
 
 
 class Folder:

@@ -156,10 +156,11 @@ def test_an_outcome_is_of_the_last_line_and_the_last_evaluation() -> None:
         },
         {"epoch": 2.5, "samples": 25, "seconds": 5.0, "loss": 1.5, "peak_memory_gib": 0.625},
     ]
-    scores = {"x/image_to_text_recall@1": 20.0, "x/text_to_image_recall@1": 40.0, "x/mean_recall@1": 30.0, "zero/top1": 7.0}
+    scores = {"x/image_to_text_recall@1": 20.0, "x/text_to_image_recall@1": 40.0, "zero/top1": 7.0}
+    scores |= {"x/mean_recall@1": 30.0, "x/mean_recall": 30.0}
     assert outcome_of("stopped", "why", lines) == Outcome("stopped", "why", False, scores, 2.5, 25, 5.0, 1.5, 0.75)
     assert [entry["epoch"] for entry in evaluations(lines)] == [1.0, 2.0]
-    assert evaluations(lines)[1] == lines[2] | {"x/mean_recall@1": 30.0}
+    assert evaluations(lines)[1] == lines[2] | {"x/mean_recall@1": 30.0, "x/mean_recall": 30.0}
     early = outcome_of("failed", "nan", lines[1:2], diverged=True)
     assert early == Outcome("failed", "nan", True, {}, 1.5, 15, 3.0, 2.5, 0.5)
     never = outcome_of("failed", "lost", [])
