@@ -16,7 +16,7 @@ from pipelines.settings import digest
 
 PURPOSE = """Score anything that embeds pictures and texts: zero-shot classification, retrieval, SugarCrepe, linear and few-shot
 probes, corruptions and effective robustness, on prepared datasets and on the layouts of others. Embeds with Ray Data, once for
-all tasks; writes OUTPUT/MODEL/DATASET/TASK/result.json and OUTPUT/report.html, which compares all models there. Nothing is
+all tasks; writes OUTPUT/MODEL/DATASET/TASK/result.json and OUTPUT/report.html, which compares all models there. No data is
 downloaded."""
 
 # What the paths of scores begin with, as in training: zero_shot/openmoji_group/top1. Others are called as their results are.

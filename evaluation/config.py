@@ -1,5 +1,6 @@
 """What `python -m evaluation CONFIG.yaml` is told: models, data, and which tasks to set them."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,8 +107,6 @@ class EvaluateSettings(ModelSettings):
 
     @model_validator(mode="after")
     def _names_fit(self) -> "EvaluateSettings":
-        import re
-
         if self.given and self.models:
             raise ValueError(
                 "models: a model is named at the top too; leave that out, or add it to the others with models.NAME.embedder=..."
