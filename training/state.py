@@ -24,8 +24,10 @@ class TrainState:
     teacher: Teacher
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    step: int = 0  # optimizer steps done; the next one is this one
+    step: int = 0  # steps done, skipped ones too; the next one is this one
     samples: int = 0  # pairs seen, over all workers
+    skipped: int = 0  # steps that did not count, for their loss or gradient was not finite
+    failing: int = 0  # skipped steps less those that have counted since, not below 0
     unusable: int = 0  # rows that could not be used when their turn came, over all workers; others stood in for them
     seconds: float = 0.0  # of training so far, evaluation included, in all sessions
     ended: bool = False  # at the last step, or out of time
