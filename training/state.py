@@ -37,6 +37,12 @@ class TrainState:
         values = {field.name: unwrap(getattr(self, field.name)) for field in fields(self)}
         return {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
 
+    def finite(self) -> bool:
+        """Whether all that was learned is numbers. Of buffers, masks hold -inf, and statistics nothing like it."""
+        tensors = [p for module in (self.encoder, self.objective) for p in module.parameters()]
+        buffers = [b for b in self.encoder.buffers() if b.is_floating_point()]
+        return all(bool(t.isfinite().all()) for t in tensors) and not any(bool((b.isnan() | b.isposinf()).any()) for b in buffers)
+
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Raises `KeyError` where a field is missing."""
         for field in fields(self):
