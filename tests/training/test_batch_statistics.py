@@ -1,4 +1,4 @@
-"""Towers that see more than one row at once: refused where a step comes in parts, or on workers that do not exchange statistics."""
+"""Towers that see more than one row at once: refused where a step comes in parts, or on workers that exchange no statistics."""
 
 from collections.abc import Callable
 from typing import Any
