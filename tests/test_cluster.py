@@ -19,8 +19,9 @@ import jsonschema
 import pytest
 import yaml
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[1]
-PATIENCE = 300  # seconds until a job that hangs is a failure
 
 
 # --- cluster.yaml, offline

@@ -28,6 +28,7 @@ from pipelines.prepare import prepare
 from pipelines.prepared import Prepared
 from pipelines.settings import load, parse_overrides
 from pipelines.tokenizer import train_tokenizer
+from tests.patience import PATIENCE
 from training.config import TrainSettings
 from training.run import run
 from tuning.config import SweepSettings
@@ -36,7 +37,6 @@ from tuning.trials import Folder
 
 ROOT = Path(__file__).parent.parent.parent
 QUIET = Display(quiet=True)
-PATIENCE = 240  # seconds until something that hangs is a failure
 R1 = "retrieval/openmoji/mean_recall@1"
 
 
