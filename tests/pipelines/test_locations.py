@@ -176,7 +176,8 @@ def test_leaving_early_waits_for_nothing_and_cancels_what_waits(bucket: Folder, 
         assert next(pictures) == b"q"
         wait_until(lambda: bucket.store.held() > 1)
         pictures.close()
-        assert sum(request.bytes for request in bucket.store.requests() if request.key.endswith("slow")) == 0, "close waited"
+        assert set(threading.enumerate()) - others, "close waited"
+        assert sum(request.bytes for request in bucket.store.requests() if request.key.endswith("slow")) == 0
     wait_until(lambda: set(threading.enumerate()) <= others)
     asked = sum(request.count for request in bucket.store.requests() if request.key.endswith("slow"))
     assert 0 < asked <= locations._THREADS, "those that were out, and none of those that waited"
