@@ -164,7 +164,7 @@ def naive_term(
     return total
 
 
-@pytest.mark.parametrize(("size", "mask"), [(500, True), (12, True), (500, False)])
+@pytest.mark.parametrize(("size", "mask"), [(500, True), (12, True), (500, False), (12, False)])
 def test_a_run_whose_queue_outlasts_the_data_never_finds_a_caption_itself(size: int, mask: bool) -> None:
     """Plain loops over eight epochs of eight samples, whose captions hardly move: without ids each would find itself.
 
