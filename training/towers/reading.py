@@ -6,8 +6,12 @@ Rows [n, F] come from ids and a mask, int64 [n, L] each.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from pipelines.settings import UserError
+from training.towers.pretrained import first_line
 
 Rows = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,6 +54,21 @@ def first_sees_the_rest(first: Rows, ids: Tensor) -> bool:
     """Whether the first token's state [1, F] depends on what follows, which a causal model's does not."""
     other, mask = torch.cat([ids[:, :1], ids[:, 1:] + 1], dim=1), torch.ones_like(ids)
     return not _close(first(ids, mask), first(other, mask))
+
+
+def tells_apart(embed: Callable[[list[str]], Any], key: str, name: str) -> None:
+    """Raises `UserError` where texts have no rows, or all of them one, as of a CLIP whose tokenizer adds no end of text."""
+    try:
+        rows = np.asarray(embed(["one", "two or three words"]))
+    except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise UserError(f"{key}: {name} does not embed texts ({first_line(error)}); give another model") from None
+    if rows.ndim != 2:
+        raise UserError(f"{key}: {name} does not give one row a text but {list(rows.shape[1:])} numbers; give another model")
+    if np.abs(rows[0] - rows[1]).max() <= 1e-5 * np.abs(rows).max():
+        raise UserError(
+            f"{key}: {name} gives different texts one row: its tokenizer may lack the end of text that it reads, or its last "
+            "layers may be untrained; give another model"
+        )
 
 
 def reached(rows: Tensor) -> set[int]:
