@@ -23,7 +23,9 @@ _FINAL = re.compile(
 
 
 class Missing(Exception):  # noqa: N818 - it is a finding about data, not a programming error
-    """A file that is not there, or that nobody hands out."""
+    """A file that is not there, or that nobody hands out; of some kinds the `reason` is a code of its own."""
+
+    reason = ""
 
 
 class Unreachable(OSError):  # noqa: N818 - as above

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from pipelines import storage
+from pipelines.lines import decoded, lines_of
 from pipelines.locations import Location
 from pipelines.settings import UserError
 from pipelines.sources.base import Pair, Rejected, Source, Unit
@@ -97,9 +98,9 @@ def _folder(name: str) -> str:
 def _read_names(path: Place) -> dict[str, str]:
     """Folder -> name, of a JSON object or of lines. Raises `UserError`."""
     try:
-        text = storage.read(path).decode("utf-8-sig")
+        text = decoded(storage.read(path))
         if not str(path).endswith(".json"):
-            words = [line.split(maxsplit=1) for line in text.splitlines()]
+            words = [line.split(maxsplit=1) for line in lines_of(text)]
             return {folder: name[0].strip() for folder, *name in filter(None, words) if name}
         names = json.loads(text)
     except (Missing, ValueError) as error:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
+from pipelines.lines import decoded
 from pipelines.sources import json_layouts, rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.rows import CAPTION_NAMES, IMAGE_NAMES, Paths, Unreadable
@@ -79,7 +80,7 @@ class JsonSource(Source):
             try:
                 if self.layout == "lines" or (self.layout == "auto" and file.path.removesuffix(".gz").endswith(_LINES)):
                     return self._units_of_lines(source, data)
-                document = _parsed(source.read().removeprefix(b"\xef\xbb\xbf"))
+                document = _parsed(source.read())
             except rows.DAMAGED as error:
                 raise Unreadable(f"cannot be read: {error}") from None
             except ValueError as error:
@@ -181,7 +182,7 @@ def _understood(line: bytes, length: int) -> Any:
 def _parsed(data: bytes) -> Any:
     """What JSON in UTF-8 says. Raises `ValueError`."""
     try:
-        return json.loads(data.decode())
+        return json.loads(decoded(data))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -4,7 +4,6 @@ How text files are found and cut into units that are read apart, and what a row'
 what is a caption, and why a row is none.
 """
 
-import gzip
 import io
 import re
 import zlib
@@ -14,15 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO
 
 from pydantic import BeforeValidator, Field
 
 from pipelines import storage
+from pipelines.lines import IS_UTF_16, UTF_16
 from pipelines.locations import Location
 from pipelines.settings import UserError
 from pipelines.sources.base import Pair, Rejected, Unit
 from pipelines.storage import File, Missing, Place
+from pipelines.unpacking import gunzipped
 
 # Columns of open_clip (filepath, title), CyCLIP (image, caption), img2dataset (url, caption), LAION (URL, TEXT) and others.
 IMAGE_NAMES = ("filepath", "image", "image_path", "path", "file_name", "url", "URL")
@@ -150,7 +151,7 @@ def stream(path: str) -> Iterator[BinaryIO]:
 
 
 def _decompressed(raw: BinaryIO, path: str) -> BinaryIO:
-    return cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if path.endswith(".gz") else raw
+    return gunzipped(raw) if path.endswith(".gz") else raw
 
 
 def read_unit(unit: Any, read: Callable[[BinaryIO, Any], Iterator[Pair | Rejected]]) -> Iterator[Pair | Rejected]:
@@ -165,16 +166,26 @@ def read_unit(unit: Any, read: Callable[[BinaryIO, Any], Iterator[Pair | Rejecte
                 yield from read(whole, unit)
         else:
             yield from read(io.BytesIO(storage.read(file, unit["start"], unit["bytes"])), unit)
-    except Missing as missing:
-        yield Rejected(prefix, file, "unreadable_file", str(missing))
+    except (Missing, Unreadable) as problem:
+        yield lost(prefix, file, problem)
     except DAMAGED as error:
         yield Rejected(prefix, file, "truncated_archive", f"{error}; what comes before is kept")
 
 
+def lost(prefix: str, file: str, problem: Missing | Unreadable) -> Rejected:
+    """A file that cannot be read at all."""
+    return Rejected(prefix, file, getattr(problem, "reason", "") or "unreadable_file", str(problem))
+
+
 def lines(source: BinaryIO, start: int) -> Iterator[tuple[bytes, int]]:
-    """Each line with its length in bytes; of a line above `LONGEST` the text is cut. A byte order mark at 0 is left out."""
+    """Each line with its length in bytes; of a line above `LONGEST` the text is cut. A byte order mark at 0 is left out.
+
+    Raises `Unreadable` for UTF-16.
+    """
     while line := source.readline(LONGEST + 1):
         length = len(line)
+        if start == 0 and line.startswith(UTF_16):
+            raise Unreadable(f"is not UTF-8: {IS_UTF_16}")
         if length > LONGEST:
             while not line.endswith(b"\n") and (line := source.readline(LONGEST)):
                 length += len(line)

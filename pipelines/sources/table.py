@@ -102,8 +102,6 @@ class TableSource(Source):
             name: None if columns[name] is None else record.fields[columns[name]] for name in ("image", "label", "group", "key")
         }
         captions = [record.fields[column] for column in columns["caption"]]
-        if any("\0" in text for text in captions):
-            return Rejected(key, origin, "bad_row", "a NUL byte in the caption")
         label = self.label if isinstance(self.label, str) else "label"
         return rows.pair_of(
             key,

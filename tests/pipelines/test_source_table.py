@@ -150,7 +150,7 @@ def test_a_bad_row_is_rejected_and_the_others_go_on(tmp_path: Path) -> None:
     rows += [b"9.jpg," + b"x" * 200_000, b"10.jpg," + b"y" * 3_000_000, b"   ,z", b'12.jpg,"un" quoted', b"13.jpg,fine"]
     table = file(tmp_path / "a.csv", b"image,caption\n" + b"\n".join(rows) + b"\n")
     found = read(source_of(table))
-    expected = dict.fromkeys(range(1, 14), "bad_row") | {1: "", 6: "missing_image", 11: "missing_image", 13: ""}
+    expected = dict.fromkeys(range(1, 14), "bad_row") | {1: "", 5: "", 6: "missing_image", 11: "missing_image", 13: ""}
     assert reasons(found) == {f"a:{number}": reason for number, reason in expected.items()}
     details = [row.detail for row in found if isinstance(row, Rejected)]
     assert details[0] == "1 fields instead of 2" and details[1] == "3 fields instead of 2" and all(details)
