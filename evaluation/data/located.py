@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from pipelines import storage
-from pipelines.lines import decoded
 from pipelines.images import BadImage, decode
+from pipelines.lines import decoded
 from pipelines.locations import Location, read_locations
 from pipelines.settings import UserError
 from pipelines.storage import File, Missing, Place

@@ -17,6 +17,7 @@ from pipelines.lines import decoded, lines_of
 from pipelines.locations import Location
 from pipelines.settings import UserError
 from pipelines.sources.base import Pair, Rejected, Source, Unit
+from pipelines.sources.inside import REASON, Outside, link_out
 from pipelines.sources.rows import title_of
 from pipelines.storage import Missing, Place
 
@@ -39,6 +40,7 @@ class ClassesSource(Source):
     )
     extensions: tuple[str, ...] = Field((".jpg", ".jpeg", ".png", ".webp", ".gif", ".svg"), description="of pictures")
     exclude: tuple[str, ...] = Field((), description="patterns of paths to leave out, such as */masks/*")
+    outside: Outside = False
 
     @field_validator("templates")
     @classmethod
@@ -72,6 +74,9 @@ class ClassesSource(Source):
             path, folder = str(storage.join(self.path, name)), _folder(name)
             if not folder:
                 yield Rejected(name, path, "no_class", "not in a folder of a class")
+                continue
+            if (link := link_out((name,), self.path)) and not self.outside:
+                yield Rejected(name, path, REASON, link)
                 continue
             captions = [template.replace("{c}", "{}").replace("{}", of_class) for template in self.templates]
             yield Pair(name, path, Location(path), captions, group=name, labels={self.label: folder})

@@ -17,6 +17,7 @@ from pipelines.locations import Location
 from pipelines.settings import UserError
 from pipelines.sources import rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit
+from pipelines.sources.inside import REASON, Outside, link_out
 from pipelines.storage import Missing, Place
 
 _ROWS_PER_UNIT = 16
@@ -31,6 +32,7 @@ class FolderSource(Source):
     caption_extension: str = Field(".txt", description="of caption files")
     captions: Literal["first_line", "all_lines"] = Field("first_line", description="what of a caption file is a caption")
     exclude: tuple[str, ...] = Field((), description="patterns of paths to leave out, such as symbols/*")
+    outside: Outside = False
     label: str | None = Field(None, description="name of a label that the first folder below `path` gives")
     unpaired: Literal["error", "reject"] = Field(
         "error",
@@ -90,6 +92,9 @@ class FolderSource(Source):
                 continue
             if caption is None:
                 yield Rejected(image, origin, "missing_caption", f"no {self.caption_extension} file beside it")
+                continue
+            if (link := link_out((image, caption), self.path)) and not self.outside:
+                yield Rejected(image, origin, REASON, link)
                 continue
             try:
                 data = storage.read(storage.join(self.path, caption), 0, rows.LONGEST + 1)

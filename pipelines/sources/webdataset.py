@@ -122,6 +122,7 @@ class WebDatasetSource(Source):
             captions=captions,
             group=fields.get(self.group) if self.group else None,
             labels={self.label: label} if self.label else {},
+            outside=True,  # it is in the tar
         )
         return tar.placed(found, image, pictures) if isinstance(found, Pair) else found
 

@@ -61,7 +61,7 @@ def png(colour: str) -> bytes:
 @pytest.mark.parametrize("pictures", [True, False])
 def test_rows_give_the_pictures_that_lie_beside_the_table(tmp_path: Path, pictures: bool) -> None:
     file(tmp_path / "images" / "red.png", png("red"))
-    blue = file(tmp_path / "elsewhere" / "blue.png", png("blue"))
+    blue = file(tmp_path / "more" / "blue.png", png("blue"))
     table = file(tmp_path / "train.csv", f'image,caption\nimages/red.png,"Red, all over"\n{blue},Blue\n')
     found = read(source_of(table), pictures)
     assert [(row.key, row.captions, row.group, row.labels, row.image) for row in found if isinstance(row, Pair)] == [
@@ -74,10 +74,10 @@ def test_rows_give_the_pictures_that_lie_beside_the_table(tmp_path: Path, pictur
 
 def test_pictures_may_lie_below_another_root_and_urls_stay_urls(tmp_path: Path) -> None:
     table = file(tmp_path / "a.csv", "image,caption\nx/1.jpg,a\nhttp://host/2.jpg?a=b,b\ns3://bucket/3.jpg,c\n/abs/4.jpg,d\n")
-    here = [pair.location for pair in pairs(source_of(table, root=tmp_path / "pictures"))]
+    here = [pair.location for pair in pairs(source_of(table, root=tmp_path / "pictures", outside=True))]
     rest = [Location("http://host/2.jpg?a=b"), Location("s3://bucket/3.jpg"), Location("/abs/4.jpg")]
     assert here == [Location(str(tmp_path / "pictures" / "x" / "1.jpg")), *rest]
-    assert [pair.location for pair in pairs(source_of(table, root="s3://bucket/all"))] == [
+    assert [pair.location for pair in pairs(source_of(table, root="s3://bucket/all", outside=True))] == [
         Location("s3://bucket/all/x/1.jpg"),
         *rest,
     ]
@@ -353,11 +353,13 @@ def test_a_table_behind_http_is_one_unit(http_files: Callable[[dict[str, bytes]]
 
 
 @pytest.fixture
-def http_files(tmp_path: Path):
+def http_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Serves files below an address of this machine."""
     import functools
     import http.server
     import threading
+
+    monkeypatch.setenv("RAYLIGN_PRIVATE_HOSTS", "127.0.0.1")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:

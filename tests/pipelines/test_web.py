@@ -96,6 +96,7 @@ class _Pages(BaseHTTPRequestHandler):
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("RAYLIGN_PRIVATE_HOSTS", "127.0.0.1")
     monkeypatch.setattr(remote, "_FIRST_WAIT", 0.001)
     with Site() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
