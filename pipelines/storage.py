@@ -307,7 +307,7 @@ def as_regex(pattern: str) -> str:
 def _as_regex(piece: str) -> str:
     if piece in _AS_REGEX or not _GLOB.fullmatch(piece):
         return _AS_REGEX.get(piece) or re.escape(piece)
-    inner = piece[1:-1].replace("\\", r"\\")
+    inner = piece[1:-1].replace("\\", r"\\").replace("[", r"\[")
     return f"[^/{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
 
 

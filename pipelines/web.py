@@ -16,6 +16,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, BinaryIO, TypeVar
 
 from pipelines.remote import Missing, Unreachable, retried
@@ -140,10 +141,8 @@ def _guarded(kind: type[http.client.HTTPConnection], request: urllib.request.Req
     """What makes a connection for this request, to a public address. Raises `Refused`."""
     if request.has_proxy() or getattr(request, "_tunnel_host", None):
         host = urllib.parse.urlsplit(request.full_url).hostname or ""
-        try:
+        with suppress(OSError):  # only the proxy knows it
             _addresses(host, None)
-        except OSError:  # only the proxy knows it
-            pass
         return kind
 
     def make(host: str, **options: Any) -> http.client.HTTPConnection:

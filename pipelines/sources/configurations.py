@@ -14,7 +14,7 @@ import yaml
 from pipelines.storage import as_regex
 
 # As the library `datasets` finds splits by names.
-_SPLITS = re.compile(r"(?:partial-)?(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)")
+_SPLITS = r"(?:partial-)?(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)"
 _HEADER = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
@@ -55,12 +55,8 @@ def matches(name: str, patterns: list[str]) -> bool:
 def by_folder(name: str, split: str) -> str:
     """The folders above that of a file's split; empty where there is none."""
     *folders, stem = PurePosixPath(name).with_suffix("").parts
-    for same in (re.fullmatch, _begins):
+    for end in (r"\Z", "(?![a-zA-Z0-9])"):  # a folder that is called like a split, before one that begins so
         for depth, part in enumerate((*folders, stem)):
-            if part == split or same(_SPLITS, part):
+            if re.match(f"(?:{_SPLITS}|{re.escape(split)}){end}", part):
                 return "/".join(folders[:depth])
     return ""
-
-
-def _begins(pattern: re.Pattern[str], part: str) -> Any:
-    return re.match(rf"(?:{pattern.pattern})(?![a-zA-Z0-9])", part)

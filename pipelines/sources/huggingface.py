@@ -101,6 +101,8 @@ class HuggingFaceSource(ColumnsSource):
         below = {file.path[len(str(self.path)) :].lstrip("/"): file for file in storage.files_below(self.path)}
         if not below:
             raise UserError(f"source.path: {self.path} is not a folder with files; pass source.path=FOLDER")
+        if self.config is not None and (_SPLITS in below or _STATE in below):
+            raise UserError(f"source.config: {self.path} was saved by save_to_disk and has no configurations; leave it null")
         if _SPLITS in below:
             return self._saved(below, [f"{split}/" for split in self._chosen(_document(below[_SPLITS], "splits"))])
         if _STATE in below:
@@ -129,25 +131,25 @@ class HuggingFaceSource(ColumnsSource):
         """Files of the configuration that is asked for; all, where nobody knows of configurations. Raises `UserError`."""
         readme = files.get("README.md")
         named = configurations.by_readme(storage.read(readme.path).decode("utf-8", "replace")) if readme else {}
-        named = {name: patterns for name, patterns in named.items() if any(configurations.matches(file, patterns) for file in files)}
+        named = {
+            name: patterns for name, patterns in named.items() if any(configurations.matches(file, patterns) for file in files)
+        }
         if self.config is None:
             self._check_one(set(named))
             return files
         patterns = named.get(self.config, [f"{self.config}/**"] if not named else [])
         found = {name: file for name, file in files.items() if configurations.matches(name, patterns)}
         if not found:
-            there = sorted(named or {configurations.by_folder(name, self.split) for name in files if _is_one_of(name, _KINDS)})
-            raise UserError(
-                f"source.config: {self.path} has no configuration '{self.config}'; it has: {', '.join(filter(None, there)) or 'none'}"
-            )
+            folders = {configurations.by_folder(name, self.split) for name in files if _is_one_of(name, _KINDS)}
+            names = ", ".join(sorted(named or folders - {""})) or "none"
+            raise UserError(f"source.config: {self.path} has no configuration '{self.config}'; it has: {names}")
         return found
 
     def _check_one(self, configs: set[str]) -> None:
         if len(configs) > 1:
             names = sorted(name or "(top)" for name in configs)
-            raise UserError(
-                f"source.config: {self.path} has several configurations: {', '.join(names)}; pass source.config={names[-1]}, for one"
-            )
+            one = f"pass one of them, such as source.config={names[-1]}"
+            raise UserError(f"source.config: {self.path} has several configurations: {', '.join(names)}; {one}")
 
     def _chosen(self, splits: list[str]) -> list[str]:
         if self.split == _ALL:

@@ -41,11 +41,10 @@ def link_out(names: Iterable[str], folder: Place) -> str:
 
 def _real(path: Path) -> str:
     """The path without links. Of files in one folder only the last part is looked at."""
-    folder, name = _real_folder(str(path.parent)), path.name
-    if name in ("", ".."):
+    if path.name in ("", ".."):
         return os.path.realpath(path)
-    whole = f"{folder.rstrip('/')}/{name}"
-    return os.path.realpath(whole) if os.path.islink(whole) else whole
+    whole = Path(_real_folder(str(path.parent)), path.name)
+    return os.path.realpath(whole) if whole.is_symlink() else str(whole)
 
 
 @functools.lru_cache(maxsize=_FOLDERS)

@@ -258,8 +258,8 @@ def pair_of(
         return Rejected(number, origin, "bad_row", "text that is not valid UTF-8")
     file = image if storage.is_remote(image) or image.startswith(("/", "file://")) else _below(root, image)
     if not outside and not is_inside(file, root):
-        detail = f"{shown_place(file)} lies outside of {shown_place(root)}; pass source.root=FOLDER, or source.outside=true for any place"
-        return Rejected(number, origin, REASON, detail)
+        where = f"{shown_place(file)} lies outside of {shown_place(root)}"
+        return Rejected(number, origin, REASON, f"{where}; pass source.root=FOLDER, or source.outside=true for any place")
     return Pair(own or number, shown_place(file), Location(file), texts, torn or texts[0].lower(), found)
 
 

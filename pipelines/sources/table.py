@@ -141,7 +141,9 @@ class TableSource(Source):
         if "\0" in text or _INVALID.search(text):
             raise Unreadable("is not text in UTF-8")
         if width == 1:
-            raise Unreadable(f"has one column only, beginning with {first.fields[0][:80]!r}; {_hint(first.fields[0])}", "separator")
+            raise Unreadable(
+                f"has one column only, beginning with {first.fields[0][:80]!r}; {_hint(first.fields[0])}", "separator"
+            )
         wanted = self._columns()
         for key, usual in (("image", IMAGE_NAMES), ("caption", CAPTION_NAMES)):
             if not any(key == other for other, _ in wanted):
