@@ -18,6 +18,7 @@ from pipelines.config import PrepareSettings
 from pipelines.images import BadImage, Opened, encode, open_picture, resize_shorter
 from pipelines.locations import Location, read_locations
 from pipelines.prepared import split_of
+from pipelines.remote import shown
 from pipelines.sources.base import Pair, Rejected
 from pipelines.storage import Missing
 
@@ -118,7 +119,7 @@ def _text(found: Pair | Rejected, settings: PrepareSettings) -> "_Candidate | Re
 def _picture(item: _Candidate, data: bytes | Missing | None, settings: PrepareSettings) -> Row:
     pair = item.pair
     if isinstance(data, Missing):
-        return _rejected(Rejected(pair.key, pair.origin, "missing_image", str(data)))
+        return _rejected(Rejected(pair.key, pair.origin, data.reason or "missing_image", str(data)))
     if data is None or not item.wants_picture:
         return Row(_kept(item, _number(f"{pair.key}\0unseen"), None))
     try:
@@ -156,7 +157,8 @@ def _encoded(picture: Any, settings: PrepareSettings) -> bytes:
 
 
 def _rejected(row: Rejected) -> Row:
-    return Row({"key": row.key, "origin": row.origin, "reason": row.reason, "detail": row.detail})
+    texts = {"key": row.key, "origin": row.origin, "detail": row.detail}
+    return Row({name: shown(text) for name, text in texts.items()} | {"reason": row.reason})
 
 
 def _kept(item: _Candidate, image_digest: int, near: int | None) -> dict[str, Any]:
