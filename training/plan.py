@@ -65,10 +65,9 @@ class Plan:
         """What objective and teacher may know of the run."""
         manifest, settings, tower = self.stream.prepared.manifest, self.settings, encoder.image_tower
         width = bank_rows(self.stream.image_bank).shape[1] if tower is None else tower.width
-        text_width = encoder.text_tower.width if encoder.text_tower else bank_rows(self.stream.text_bank).shape[1]
         sizes = manifest["num_images"], manifest["num_texts"], settings.embed_dim, width
         guides = frozen.widths if frozen else self.stream.guides.widths if self.stream.guides else (0, 0)
-        words = text_width, self.tokenizer.vocabulary_size
+        words = encoder.text_tower.states_width if encoder.text_tower else 0, self.tokenizer.vocabulary_size
         return Task(*sizes, self.order.steps_per_epoch, self.total_steps, settings.seed, *words, guides)
 
     def build(self) -> tuple[DualEncoder, Objective, Teacher]:
@@ -195,6 +194,8 @@ def make_plan(
     """Tokenizer, banks of locked towers, streams. `data`: of `held_out_data`."""
     image, text = settings.image_tower, settings.text_tower
     tokenizer = _tokenizer(settings, prepared, order)
+    if settings.objective.needs.masked != "no":
+        tokenizer.mask_id  # noqa: B018  raises where there is none, before any bank is computed
 
     def image_bank(of: Prepared) -> Path | None:
         if image.mode != "locked":
@@ -205,7 +206,8 @@ def make_plan(
         if text.mode != "locked":
             return [None, None]
         texts = [of.texts(), what.prompts] if what.texts else [what.texts, what.prompts]
-        return banks.text_banks(of, texts, TextFeatures, (text, tokenizer), text.identity("text_tower"), pool, display)
+        identity = text.bank_identity(tokenizer, "text_tower")
+        return banks.text_banks(of, texts, TextFeatures, (text, tokenizer), identity, pool, display)
 
     def scored_of(of: Prepared, what: HeldOut, file: str) -> Scored:
         bank = image_bank(of)
@@ -221,8 +223,6 @@ def make_plan(
     scored = [scored_of(of, what, f"held_out-{what.dataset}.npz" if i else "held_out.npz") for i, (of, what) in enumerate(data)]
     own, test = scored[0], test_data(settings, prepared)
     wanted = columns(settings.objective.needs, own.images.image_bank is not None, own.text_bank is not None)
-    if "masked_labels" in wanted:
-        tokenizer.mask_id  # noqa: B018  raises where there is none
     stream = Stream(
         prepared=prepared,
         columns=frozenset(wanted),
@@ -246,9 +246,10 @@ def _guides(settings: TrainSettings, prepared: Prepared, order: Order, pool: ban
         return None
     guides = settings.guides or GuideSettings()
     image, text = guides.image_encoder, guides.text_encoder
-    arguments, identities = (text, text.tokenizer(lambda: [])), guides.identities()
-    images = banks.image_bank(prepared, image.image_size, ImageFeatures, (image,), identities[0], pool, display)
-    (texts,) = banks.text_banks(prepared, [prepared.texts()], TextFeatures, arguments, identities[1], pool, display)
+    tokenizer, about = text.tokenizer(lambda: []), image.identity("guides.image_encoder")
+    images = banks.image_bank(prepared, image.image_size, ImageFeatures, (image,), about, pool, display)
+    about = text.bank_identity(tokenizer, "guides.text_encoder")
+    (texts,) = banks.text_banks(prepared, [prepared.texts()], TextFeatures, (text, tokenizer), about, pool, display)
     return with_neighbours(Guides(order, images, texts, guides.support, guides.search), prepared)
 
 
