@@ -25,6 +25,7 @@ from pipelines.examine import FILTERED, NOT_FOUND
 from pipelines.number import Numbered, number
 from pipelines.parts import Part, counts_of, cut, found_file, list_units, read_parts
 from pipelines.prepared import FORMAT_VERSION, MANIFEST, Prepared
+from pipelines.remote import shown_tree
 from pipelines.settings import UserError, difference, digest
 from pipelines.sources.base import Unit
 from pipelines.storage import Place
@@ -184,7 +185,7 @@ def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
         return prepared
     if settings.overwrite:
         return None
-    changed = difference(prepared.manifest["config"], settings.recipe())
+    changed = difference(prepared.manifest["config"], shown_tree(settings.recipe()))
     what = "; ".join(changed[:3]) if changed else "the source's files changed"
     raise UserError(f"output: {output} was prepared differently ({what}); choose another output or pass overwrite=true")
 
@@ -244,7 +245,7 @@ def _manifest(settings: PrepareSettings, recipe: str, units: list[Unit], counts:
         "licence": settings.source.licence(),
         "attribution": settings.source.attribution(),
         "recipe": recipe,
-        "config": settings.recipe(),
+        "config": shown_tree(settings.recipe()),
         "code_version": code_version(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "shards": found.shards,

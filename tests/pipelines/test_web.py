@@ -98,6 +98,7 @@ class _Pages(BaseHTTPRequestHandler):
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("RAYLIGN_PRIVATE_HOSTS", "127.0.0.1")
     monkeypatch.setattr(remote, "_FIRST_WAIT", 0.001)
     monkeypatch.setattr(remote, "_PATIENCE", math.inf)
     with Site() as server:
