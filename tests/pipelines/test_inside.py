@@ -1,4 +1,4 @@
-"""Rows name files below their source's folder, and nothing else, unless the settings say otherwise; URLs leave no secret behind."""
+"""Rows name files below their source's folder alone, unless the settings say otherwise; URLs leave no secret behind."""
 
 import csv
 import json
@@ -196,9 +196,7 @@ USED = "https://me:hunter2@host.invalid/b.jpg#token=abc123"
 WORDS = ("abc123", "hunter2", "X-Amz", SECRET[:12])
 
 
-def test_nothing_that_is_written_or_said_has_a_secret(
-    ray_session: None, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> None:
+def test_nothing_that_is_written_or_said_has_a_secret(ray_session: None, place: Path, capfd: pytest.CaptureFixture) -> None:
     images = ["in.png", SIGNED, USED, "/etc/passwd", "link.png", f"s3://bucket/{SIGNED}"]
     tree = {"source": _csv(place, images), "output": str(place.parent / "out"), "max_rejected_rate": 1.0, "splits": {"test": 0.5}}
     (place / "c.yaml").write_text(json.dumps(tree))
@@ -212,9 +210,7 @@ def test_nothing_that_is_written_or_said_has_a_secret(
     assert [word for word in WORDS for text in told if word in text] == []
 
 
-def test_a_signed_url_of_a_source_is_in_no_message_and_no_manifest(
-    place: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signed_url_of_a_source_is_in_no_message_and_no_manifest(place: Path, capfd: pytest.CaptureFixture) -> None:
     tree = {"source": {"name": "table", "paths": "http://me:hunter2@127.0.0.1:9/a.csv?sig=abc123"}, "output": str(place / "out")}
     (place / "c.yaml").write_text(json.dumps(tree))
     for url in (
@@ -228,9 +224,7 @@ def test_a_signed_url_of_a_source_is_in_no_message_and_no_manifest(
     assert "/a.csv" in said and [word for word in WORDS if word in said] == []
 
 
-def test_a_prepared_dataset_is_found_again_though_its_manifest_hides_a_url(
-    ray_session: None, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prepared_dataset_is_found_again_though_its_manifest_hides_a_url(ray_session: None, place: Path) -> None:
     tree = {"source": _csv(place, ["in.png"]), "output": str(place.parent / "out"), "splits": {}}
     tree["source"]["data_attribution"] = "https://host/page?key=abc123"
     settings = PrepareSettings.model_validate(tree)
