@@ -254,7 +254,7 @@ def test_the_environment_names_hosts_and_networks(
 def test_redirects_are_judged_anew(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     port = site.server_address[1]
-    with pytest.raises(web.Refused, match="127.0.0.2 is"):
+    with pytest.raises(web.Refused, match=r"^127\.0\.0\.2 is"):
         storage.read(site.url(f"/to/http://127.0.0.2:{port}/picture.jpg"))
     with pytest.raises(Missing):
         storage.read(site.url("/to/ftp://127.0.0.1/picture.jpg"))
