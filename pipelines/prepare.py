@@ -34,6 +34,7 @@ REJECTED_FILE = "rejected.parquet"
 # What preparing itself puts into a folder: a run that was killed may have left any of it, and no manifest.
 _OURS = re.compile(r"content-[0-9a-f]{12}/|rejected\.parquet|manifest\.json\.partial-")
 _ENOUGH = 1000  # rows to have seen before a rate of rejected ones says something
+_GIT = 300  # seconds until a git that hangs is done without; a slow disk or a busy machine leaves no commit out
 
 
 def prepare(settings: PrepareSettings, display: Display) -> Prepared:
@@ -259,7 +260,7 @@ def code_version() -> str:
         version = "unknown"
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=_GIT, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return version
     return f"{version}+{commit}"

@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 _ATTEMPTS = 8
 _FIRST_WAIT = 0.1  # seconds; doubles with every attempt, some 12 s in all
-_PATIENCE = 120  # seconds, after which no further attempt begins
+_PATIENCE = 120  # seconds, after which no further attempt begins,
+_LEAST = 3  # but for these: one that sends or fetches a large file, or on a busy machine, may take longer than that by itself
 _FINAL = re.compile(
     r"AWS Error (ACCESS_DENIED|NO_SUCH_BUCKET|NO_SUCH_KEY|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH)"
     r"|HTTP status 4(?!08|29)\d\d"
@@ -86,7 +87,7 @@ def retried(work: Callable[[], T], path: Path | str | None = None, attempts: int
         except OSError as error:
             text, seconds = str(error), time.monotonic() - started
             hopeless = attempts == 1 or _FINAL.search(text)
-            if hopeless or attempt == attempts or seconds > _PATIENCE:
+            if hopeless or attempt == attempts or (seconds > _PATIENCE and attempt >= _LEAST):
                 if not hopeless:
                     what = f"{shown_place(path)}: " if path is not None else ""
                     raise Unreachable(f"{what}given up after {attempt} attempts in {seconds:.0f} s: {text}") from None

@@ -37,6 +37,7 @@ def save_checkpoint(folder: Path, state: TrainState, plan: Plan, metrics: dict[s
         "config": plan.settings.model_dump(mode="json"),
         "dataset": {"path": str(plan.stream.prepared.path), "fingerprint": plan.stream.prepared.fingerprint},
         "code_version": plan.code_version,
+        "tokenizer": plan.tokenizer.reading,
         "step": state.step,
         "total_steps": plan.total_steps,
         "metrics": metrics,
@@ -132,12 +133,14 @@ def load_encoder(folder: Path) -> Trained:
     """Of a checkpoint. Raises `UserError` where its weights do not fit its config."""
     file = folder / "checkpoint.json"
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        tree, reading = about["config"], about.get("tokenizer", {})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint: {file} holds no config of a run ({type(error).__name__})") from None
     settings = validate(TrainSettings, tree, str(file))
     image, text = settings.image_tower, settings.text_tower
-    tokenizer = TextTokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), text.max_tokens)
+    words = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    tokenizer = TextTokenizer(words, text.max_tokens, **reading)
     towers = image, text, settings.heads, settings.embed_dim, (None, None), tokenizer.vocabulary_size
     encoder = build_encoder(*towers).eval()
     saved = _state(folder, torch.device("cpu"))
@@ -184,7 +187,7 @@ class CheckpointEmbedder:
             for tower in (self._settings.image_tower, self._settings.text_tower)
         ]
         heads = [head.model_dump(mode="json") for head in self._settings.heads]
-        return fingerprint(self._encoder, [towers, heads, self._tokenizer.json, self._tokenizer.max_tokens])
+        return fingerprint(self._encoder, [towers, heads, self._tokenizer.identity])
 
     def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
         size = self._settings.image_tower.image_size

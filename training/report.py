@@ -42,6 +42,7 @@ _HEALTH = {
     "lr": ("Learning rate", ""),
     "temperature": ("Temperature", ""),
     "grad_norm": ("Norm of the gradient", ""),
+    "skipped": ("Skipped steps", ""),
     "samples_per_second": ("Pairs per second", ""),
     "data_wait": ("Waiting for data", "%"),
     "peak_memory_gib": ("Peak memory, GiB", ""),
