@@ -16,6 +16,10 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipelines import yaml_text
+
+_MOST_BYTES = 4 * 2**20  # of a config; larger ones would be read for a minute
+
 
 class UserError(Exception):
     """Something the user can put right. One line: what is wrong, and the way out. Programs print it and exit with 2."""
@@ -45,8 +49,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.exists():
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file" + (f"; there are: {', '.join(near)}" if near else ""))
+    if path.stat().st_size > _MOST_BYTES:
+        raise UserError(f"{path}: {path.stat().st_size:,} bytes, and a config has {_MOST_BYTES:,} at most; is it one?")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml_text.parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if tree is None:
@@ -57,14 +63,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
-    """`["optimizer.lr=1e-3"]` to `{"optimizer.lr": "1e-3"}`; values are read as YAML, so lists and null work."""
+    """`["optimizer.lr=1e-3"]` to `{"optimizer.lr": 0.001}`; values are read as YAML, so lists and null work."""
     overrides = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or not key:
             raise UserError(f"'{argument}': expected key=value, for example optimizer.lr=1e-3")
         try:
-            overrides[key] = yaml.safe_load(value)
+            overrides[key] = yaml_text.parse(value)
+        except yaml_text.TooMuch as error:
+            raise UserError(f"{key}: {error}") from None
         except yaml.YAMLError:
             overrides[key] = value
     return overrides

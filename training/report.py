@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 
 from evaluation.suite import HeldOut, SuiteSettings, held_out
+from pipelines import yaml_text
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, validate
 from training.metrics_file import read_metrics
@@ -56,7 +57,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
     from training.checkpoint import newest_checkpoint  # brings torch along
 
     prepared = Prepared.open(result["dataset"]["path"])
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config = yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
     images, texts = _embeddings(newest_checkpoint(run) / "held_out.npz", data)
     page = {
         "name": result["name"],
@@ -272,8 +273,8 @@ def _again(config: dict[str, Any], prepared: Prepared) -> dict[str, str]:
     return {
         "train": f"python -m training {shlex.quote(f'{folder}/config.yaml')} name={config['name']}-again",
         "report": f"python -m training.report {shlex.quote(folder)}",
-        "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-        "data_config": yaml.safe_dump(prepared.manifest["config"], sort_keys=False, allow_unicode=True),
+        "config": yaml_text.dump(config),
+        "data_config": yaml_text.dump(prepared.manifest["config"]),
     }
 
 
@@ -326,7 +327,7 @@ def _rewrite(run: Path, data_path: Path | None) -> None:
         raise UserError(f"{run}: no such folder; give a finished run, such as runs/demo")
     try:
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config = yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
             f"{run}: no finished run, {Path(error.filename).name} is missing; the training command of the run finishes it"

@@ -17,10 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from evaluation.suite import mean_recalls
-from pipelines.settings import UserError, digest
+from pipelines import yaml_text
+from pipelines.settings import UserError, digest, parse_overrides
 from training.metrics_file import read_metrics
 from tuning.config import SweepSettings, label
 from tuning.space import Result
@@ -92,13 +91,9 @@ def command(base: Path, name: str, overrides: Mapping[str, Any]) -> str:
 
 def _typed(value: Any) -> str:
     """As it is typed on a command line, where it is read as YAML."""
-    if isinstance(value, str) and yaml.safe_load(value) == value:
+    if isinstance(value, str) and parse_overrides([f"key={value}"])["key"] == value:
         return value
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
-        .removesuffix("\n")
-        .removesuffix("\n...")
-    )
+    return yaml_text.dump(value, flow=True).removesuffix("\n").removesuffix("\n...")
 
 
 @dataclass(frozen=True)

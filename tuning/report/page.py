@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 
-from pipelines import words
+from pipelines import words, yaml_text
 from tuning.report import answer, charts, grid, naming, scaling, space
 from tuning.report.record import Sweep, records
 
@@ -47,7 +46,7 @@ def render(sweep: Sweep) -> str:
         stopped=len(sweep.with_status("stopped")),
         trials=_trials(sweep),
         again=commands(sweep),
-        settings=yaml.safe_dump(sweep.info["settings"], sort_keys=False, allow_unicode=True),
+        settings=yaml_text.dump(sweep.info["settings"]),
     )
 
 
