@@ -10,11 +10,12 @@ import hashlib
 import json
 import types
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipelines import yaml_text
 
@@ -120,6 +121,24 @@ def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
         lines = [_explain(model, item) for item in error.errors()]
         more = f" (and {len(lines) - 1} more: {'; '.join(lines[1:4])})" if len(lines) > 1 else ""
         raise UserError(f"{where}: {lines[0]}{more}") from None
+
+
+def readings(model: type[BaseModel], key: str, value: Any) -> list[Any]:
+    """What a dotted key of the model makes of a value, as JSON has it; one for each member of a union that takes it.
+
+    Empty where there is no such key, or its type takes no such value; what validators of the class say is not asked.
+    """
+    *above, last = key.split(".")
+    classes = [model]
+    for part in above:
+        fields = [cls.model_fields[part] for cls in classes if part in cls.model_fields]
+        classes = [inner for field in fields for inner in _classes(field.annotation)]
+    found = []
+    for field in [cls.model_fields[last] for cls in classes if last in cls.model_fields]:
+        adapter: TypeAdapter[Any] = TypeAdapter(field.annotation)
+        with suppress(ValidationError):
+            found.append(adapter.dump_python(adapter.validate_python(value), mode="json"))
+    return found
 
 
 def difference(old: Any, new: Any, key: str = "") -> list[str]:

@@ -1,6 +1,6 @@
 """YAML as people type it, to values and back.
 
-PyYAML follows YAML 1.1, to which `1e-3` is text; here numbers are those of YAML 1.2 (core schema, section 10.3.2). What is written
+PyYAML follows YAML 1.1, to which `1e-3` is text; here numbers are those of YAML 1.2 (core schema, section 10.3.2). What is dumped
 is read again as it was. A file is untrusted until it has been read: anchors that multiply one another, or contain themselves, are
 refused before anything is built of them.
 """

@@ -23,6 +23,7 @@ from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines import yaml_text
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, validate
+from pipelines.wilson import wilson
 from training.metrics_file import read_metrics
 from training.pictures import pictures
 
@@ -137,10 +138,9 @@ def _headline(result: dict[str, Any], data: HeldOut) -> dict[str, Any]:
             row | {"title": f"Zero-shot {label}", "about": f"right class of {len(data.classes[label])} on the first guess"}
         )
     queries = result["sample_sizes"][f"retrieval/{data.dataset}/image_to_text_recall@{ks[0]}"]
-    share = tiles[0]["value"] / 100
     # Of one direction: the two are about the same pairs, so their mean is hardly surer than either.
-    margin = 196 * math.sqrt(share * (1 - share) / queries)
-    return {"first": tiles[0], "k": ks[0], "tiles": tiles, "margin": margin, "queries": queries}
+    low, high = wilson(queries * tiles[0]["value"] / 100, queries)
+    return {"first": tiles[0], "k": ks[0], "tiles": tiles, "low": 100 * low, "high": 100 * high, "queries": queries}
 
 
 def _test(result: dict[str, Any], data: HeldOut) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ def sweep(settings: SweepSettings, display: Display, command: str) -> None:
     from training.run import only_one  # brings torch along
 
     plan = SweepPlan(settings)
-    place = plan.folder.path
+    settings, place = plan.settings, plan.folder.path
     if settings.overwrite:
         shutil.rmtree(place, ignore_errors=True)
     before = read_json(place / "sweep.json")
