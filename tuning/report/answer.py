@@ -135,14 +135,6 @@ def _points(sweep: Sweep, difference: float) -> str:
     return words.value(difference, sweep.percent) + (" points" if sweep.percent else "")
 
 
-def _resolution_with(seeds: int, verdict: statistics.Verdict) -> float:
-    """The verdict's resolution, had every cell so many seeds: t quantile / sqrt(n) in place of what it was."""
-    assert verdict.resolution is not None
-    tail, others = statistics.ALPHA / verdict.comparisons / 2, len(verdict.level_with) + len(verdict.ahead_of)
-    then, now = (stats.t.isf(tail, others * (n - 1)) / math.sqrt(n) for n in (seeds, verdict.n))
-    return float(verdict.resolution * then / now)
-
-
 def more_seeds(info: dict[str, Any]) -> str:
     """The sweep's command with twice as many seeds, five at least."""
     kept = [word for word in shlex.split(info["command"]) if not word.startswith("seeds=")]
