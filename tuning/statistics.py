@@ -76,7 +76,9 @@ def results(trials: pd.DataFrame, mode: str = "max") -> pd.DataFrame:
 
 
 def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the mean over resamples of `values`; NaN, NaN for fewer than two.
+    """Percentile interval of the mean over resamples of `values`; NaN, NaN for fewer than two, and where all are equal.
+
+    Equal values show no spread, which is not to say that there is none: of 0 % with two seeds no interval is known from these.
 
     Exact (all n^n resamples) up to n = 6, else from seeded draws. Few seeds make it too narrow: for n <= 3 it is the smallest
     and the largest value, between which the true mean of symmetric values lies in 1 - 2^(1-n) of all cases, 75 % for n = 3.
@@ -84,6 +86,8 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[fl
     known = np.sort(_finite(values))
     n = len(known)
     if n < 2:
+        return math.nan, math.nan
+    if known[-1] - known[0] < 10**-_DIGITS:
         return math.nan, math.nan
     counts, ways = _resamples(n)
     means = known[0] + counts @ (known - known[0]) / n  # so that equal values give exactly themselves

@@ -3,6 +3,7 @@
 SWEEP/trials/NAME/trial.json     cell, phase, point, seed, overrides; written before it starts
                   metrics.jsonl  one line a report
                   outcome.json   how it ended; written last, so that a trial without one goes on when the sweep does
+                  items.npz      of the seeds' runs: what became of each test item (`tuning.items`)
                   checkpoint_... of the seeds' runs, and of what is under way
 """
 
