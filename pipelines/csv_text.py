@@ -1,15 +1,15 @@
 """Tables as csv that a spreadsheet may open: text from data never becomes a formula.
 
-A cell that begins with =, +, -, @, a tab or a line break is computed by Excel and its like when the file is opened, and may fetch a
-URL or start a program. OWASP's advice against this ("CSV injection") is an apostrophe before it. Numbers stay numbers; programs that
-want the text itself read the Parquet file or JSON beside it.
+A cell that begins with =, +, -, @, a tab or a line break is computed by Excel and its like when the file is opened, and may fetch
+a URL or start a program. OWASP's advice against this ("CSV injection") is an apostrophe before it. Numbers stay numbers; programs
+that want the text itself read the Parquet file or JSON beside it.
 """
 
 from typing import Any
 
 import pandas as pd
 
-_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: the same, full width
+_STARTS = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: the same, full width
 
 
 def to_csv(table: pd.DataFrame) -> str:
@@ -20,4 +20,8 @@ def to_csv(table: pd.DataFrame) -> str:
 
 def quoted(value: Any) -> Any:
     """A cell; only text changes."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_STARTS) else value
+    if not isinstance(value, str):
+        return value
+    # pandas does not quote a lone carriage return, which would end the row.
+    text = value.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{text}" if text.startswith(_STARTS) else text

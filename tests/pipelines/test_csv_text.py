@@ -18,11 +18,13 @@ def cells(table: pd.DataFrame) -> list[list[str]]:
 
 @pytest.mark.parametrize("text", FORMULAS)
 def test_text_that_would_be_computed_is_text(text: str) -> None:
-    assert cells(pd.DataFrame({"name": [text, "plain"], text: [1, 2]})) == [
-        ["name", f"'{text}"],
-        [f"'{text}", "1"],
-        ["plain", "2"],
-    ]
+    found = cells(pd.DataFrame({"name": [text, "plain"], text: [1, 2]}))
+    shown = "'" + text.replace("\r", "\n")
+    assert found == [["name", shown], [shown, "1"], ["plain", "2"]]
+
+
+def test_a_carriage_return_inside_does_not_end_the_row() -> None:
+    assert cells(pd.DataFrame({"reason": ["a\r=1+1\r\nb"], "n": [1]})) == [["reason", "n"], ["a\n=1+1\nb", "1"]]
 
 
 def test_all_else_stays_as_it_is() -> None:

@@ -131,18 +131,19 @@ def _test(sweep: Sweep, verdict: statistics.Verdict) -> Markup:
     """How two cells are compared, and against which chance."""
     pooled = ", against the spread of all pairs together or their own where that is larger" if verdict.comparisons > 1 else ""
     corrected = Markup(
-        "The probabilities are corrected for {} by Holm's method; a difference counts where the corrected probability is below {:g}."
+        "The probabilities are corrected for {} by Holm's method; a difference counts where the corrected probability is below "
+        "{:g}."
     ).format(words.count(verdict.comparisons, "comparison"), statistics.ALPHA)
     if verdict.over_items:
         return Markup(
-            "Two cells are compared run by run, with the same seed, and item by item of the {} split: a difference has to be larger "
-            "than both <b>another seed</b>{} and <b>another draw of test items</b> could make it. {}"
+            "Two cells are compared run by run, with the same seed, and item by item of the {} split: a difference has to be "
+            "larger than <b>another seed</b>{} and <b>another draw of test items</b> together could make it. {}"
         ).format(sweep.test_split, pooled, corrected)
     lost = sweep.without_items
     return Markup(
-        "Two cells are compared by a paired t-test on the seeds that both have{}: what is said is of <b>another run on the same test "
-        "items</b>. How another draw of test items would move a difference is not in it, for {}; where there are few, that is "
-        "the larger part. {}"
+        "Two cells are compared by a paired t-test on the seeds that both have{}: what is said is of <b>another run on the same "
+        "test items</b>. How another draw of test items would move a difference is not in it, for {}; where there are few, "
+        "that is the larger part. {}"
     ).format(pooled, f"{lost} of {words.count(len(sweep.results), 'final run')} kept none of their results on items", corrected)
 
 
@@ -153,8 +154,8 @@ def _sensitivity(sweep: Sweep, verdict: statistics.Verdict) -> Markup:
     then = statistics.resolution(sweep.trials, sweep.mode, sweep.items, more)
     assert then is not None
     return Markup(
-        "With {}{} and the usual (median) spread, a difference of less than about <b>{}</b> could not have been told from chance; "
-        "with {} and the same spread that would be about {}."
+        "With {}{} and the usual (median) spread, a difference of less than about <b>{}</b> could not have been told from "
+        "chance; with {} and the same spread that would be about {}."
     ).format(
         words.count(verdict.n, "seed"),
         " and these test items" if verdict.over_items else "",

@@ -72,8 +72,8 @@ def _grid(sweep: Sweep) -> list[str]:
     return [
         f"## {_plain(heat['title'])} over the grid",
         _table([_plain(heat["down"]) or " ", *(_plain(column) for column in heat["columns"])], rows),
-        "Mean over seeds, bold the best, `=` level with it. In brackets an interval of the mean, of other seeds on the same test items, "
-        "and the number of seeds.",
+        "Mean over seeds, bold the best, `=` level with it. In brackets an interval of the mean over seeds, on "
+        "the same test items, and the number of seeds.",
     ]
 
 
