@@ -22,6 +22,7 @@ import yaml
 from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines import yaml_text
 from pipelines.prepared import Prepared
+from pipelines.remote import shown
 from pipelines.settings import UserError, validate
 from pipelines.wilson import wilson
 from training.metrics_file import read_metrics
@@ -43,6 +44,7 @@ _HEALTH = {
     "lr": ("Learning rate", ""),
     "temperature": ("Temperature", ""),
     "grad_norm": ("Norm of the gradient", ""),
+    "skipped": ("Skipped steps", ""),
     "samples_per_second": ("Pairs per second", ""),
     "data_wait": ("Waiting for data", "%"),
     "peak_memory_gib": ("Peak memory, GiB", ""),
@@ -273,7 +275,7 @@ def _again(config: dict[str, Any], prepared: Prepared) -> dict[str, str]:
     return {
         "train": f"python -m training {shlex.quote(f'{folder}/config.yaml')} name={config['name']}-again",
         "report": f"python -m training.report {shlex.quote(folder)}",
-        "config": yaml_text.dump(config),
+        "config": shown(yaml_text.dump(config)),
         "data_config": yaml_text.dump(prepared.manifest["config"]),
     }
 

@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 
 from pipelines import words, yaml_text
+from pipelines.remote import shown
 from tuning.report import answer, charts, grid, naming, scaling, space
 from tuning.report.record import Sweep, records
 
@@ -46,7 +47,7 @@ def render(sweep: Sweep) -> str:
         stopped=len(sweep.with_status("stopped")),
         trials=_trials(sweep),
         again=commands(sweep),
-        settings=yaml_text.dump(sweep.info["settings"]),
+        settings=shown(yaml_text.dump(sweep.info["settings"])),
     )
 
 
