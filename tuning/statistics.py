@@ -221,7 +221,7 @@ def _p(pairs: pd.DataFrame, seeds: pd.Series, freedom: int) -> np.ndarray:
     if pairs["se_items"].isna().all():
         return alone
     low, high = np.full(len(pairs), -700.0), np.zeros(len(pairs))  # logarithms of p, by halving
-    for _ in range(60):
+    for _ in range(45):
         middle = (low + high) / 2
         likelier = _needed(np.exp(middle), pairs, seeds, freedom) > difference
         low, high = np.where(likelier, middle, low), np.where(likelier, high, middle)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines import yaml_text
 from pipelines.settings import UserError, parse_overrides, read_yaml
+from pipelines.sources.configurations import by_readme
 from pipelines.yaml_text import dump, parse
 
 # YAML 1.2.2, section 10.3.2: tag:yaml.org,2002:float of the core schema, without infinities.
@@ -96,6 +97,12 @@ def test_what_is_typed_is_bounded_too_and_other_mistakes_are_text() -> None:
     with pytest.raises(UserError, match="grid: an anchor contains an alias of itself"):
         parse_overrides(["grid=&a [*a]"])
     assert parse_overrides(["k=[1", "d=2024-13-45"]) == {"k": "[1", "d": "2024-13-45"}
+
+
+def test_the_header_of_a_strangers_readme_is_bounded_too() -> None:
+    assert by_readme("---\nconfigs: [{config_name: en, data_files: 'en/*'}]\n---\n") == {"en": ["en/*"]}
+    with pytest.raises(UserError, match=r"README\.md: its header holds more than 250,000 values"):
+        by_readme(f"---\n{laughs(9)}\n---\n")
 
 
 def test_a_file_too_large_to_be_a_config_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
