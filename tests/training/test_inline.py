@@ -259,7 +259,9 @@ def test_a_run_whose_steps_keep_being_skipped_ends_with_the_reason(
     """Before the next report, and again for whoever starts it again; what it learned before is kept."""
     poison(*range(6, STEPS + 1))
     plan = plan_of(log_every=100, checkpoint__every_steps=4)
-    reason = r"6 more of the last steps were skipped than counted \(6 of 11 in all\): at step 11 the loss is nan and the gradient's"
+    reason = (
+        r"6 more of the last steps were skipped than counted \(6 of 11 in all\): at step 11 the loss is nan and the gradient's"
+    )
     for _ in range(2):
         with pytest.raises(DivergenceError, match=reason):
             train(plan, tmp_path)
