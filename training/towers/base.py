@@ -8,6 +8,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -110,6 +111,30 @@ def freeze_all_but(network: nn.Module, *parts: str) -> None:
     for name, parameter in network.named_parameters():
         if not name.startswith(parts):
             parameter.requires_grad_(False)
+
+
+def batch_statistics(tower: Tower, *inputs: Tensor) -> dict[str, nn.Module]:
+    """Modules by name, in their present modes, that see more than one row: BatchNorm, and all that write in a forward.
+
+    On a part of the batch they do something else than on the whole, and two parts are written to them twice.
+    """
+    before = {name: buffer.clone() for name, buffer in tower.named_buffers()}
+    with torch.no_grad():
+        tower(*inputs)
+    written = {name.rpartition(".")[0] for name, buffer in tower.named_buffers() if not torch.equal(buffer, before[name])}
+    return {
+        name: module
+        for name, module in tower.named_modules()
+        if name in written or (isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training)
+    }
+
+
+def synchronised(encoder: nn.Module) -> nn.Module:
+    """With BatchNorm over the rows of all workers, on GPUs."""
+    from timm.layers import convert_sync_batchnorm
+
+    # torch's own would lose the activations that timm's BatchNorm brings along.
+    return convert_sync_batchnorm(encoder)
 
 
 def mean_over_tokens(hidden: Tensor, mask: Tensor) -> Tensor:

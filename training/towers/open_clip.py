@@ -127,7 +127,14 @@ class OpenClipTextSettings(_OpenClipSettings, TextTowerSettings):
         context = text.get("context_length", 77)
         if self.max_tokens > context:
             raise UserError(f"max_tokens: {self.max_tokens} is more than the {context} of open_clip's {self.model}")
-        return TextTokenizer(_byte_pairs(), self.max_tokens)
+        options = dict(text.get("tokenizer_kwargs") or {})
+        clean = options.pop("clean", "lower")
+        if options:
+            raise UserError(
+                f"model: the tokenizer of open_clip's {self.model} is told {', '.join(sorted(options))}, which is not read here; "
+                "choose another model"
+            )
+        return TextTokenizer(_byte_pairs(), self.max_tokens, clean=clean)
 
     def build(self, vocabulary_size: int) -> TextTower:
         config = self.config()
@@ -139,26 +146,32 @@ class _OpenClipText(TextTower):
         super().__init__()
         model.visual = None
         for name, parameter in model.named_parameters():
-            if name.startswith("logit_"):
+            if name.startswith(("logit_", "text_decoder.")):  # CoCa's decoder writes captions
                 parameter.requires_grad_(False)
-        self.model, self.width, self._context = model, width, context
+        self.model, self.width, self.states_width, self._context = model, width, 0, context
 
-    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        # A run asks its tokenizer for a token that hides words first, and CLIP's vocabulary has none.
         raise UserError("text_tower.name: open_clip's text half has no states of single tokens for masked words")
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        # It reads the row at the first end of text, and nothing behind: what the rest is filled with does not matter.
+        # Whatever it reads of its padding, such as its last token, it sees the length and the zeros that it was trained with.
         return self.model.encode_text(F.pad(ids, (0, self._context - ids.shape[1])))
 
 
 def _byte_pairs() -> str:
-    """CLIP's vocabulary, which open_clip carries, as a `tokenizer.json`."""
+    """CLIP's vocabulary, which open_clip carries, as a `tokenizer.json` for texts that are cleaned before; it pads with zeros."""
     from open_clip.tokenizer import SimpleTokenizer
+    from tokenizers import Tokenizer
     from transformers import CLIPTokenizer
 
     carried = SimpleTokenizer()
-    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {names.get(token, token): number for token, number in carried.encoder.items()}
+    start, end = "<start_of_text>", "<end_of_text>"
     merges = sorted(carried.bpe_ranks, key=carried.bpe_ranks.get)
-    tokenizer: Any = CLIPTokenizer(vocab=vocabulary, merges=merges)
-    return tokenizer.backend_tokenizer.to_str()
+    theirs: Any = CLIPTokenizer(
+        vocab=dict(carried.encoder), merges=merges, bos_token=start, eos_token=end, unk_token=end, pad_token=end
+    )
+    tree = json.loads(theirs.backend_tokenizer.to_str()) | {"normalizer": None}
+    tokenizer = Tokenizer.from_str(json.dumps(tree))
+    tokenizer.enable_padding(pad_id=0, pad_token=tokenizer.id_to_token(0))
+    return tokenizer.to_str()

@@ -119,10 +119,11 @@ def test_hugging_faces_halves(hub: Path) -> None:
 
     model: Any = AutoModel.from_pretrained(hub).eval()
     given = pictures(SIZE)
-    ids = torch.tensor([[98, 5, 6, 99, 97, 97], [98, 7, 99, 97, 97, 97], [98, 1, 2, 3, 4, 99]])
+    ids = torch.full((3, 12), 97)
+    ids[:, :6] = torch.tensor([[98, 5, 6, 99, 97, 97], [98, 7, 99, 97, 97, 97], [98, 1, 2, 3, 4, 99]])
     mask = (ids != 97).long()
     image = HuggingFaceVisionSettings(name="huggingface", weights=str(hub), image_size=SIZE, projected=True).build().eval()
-    text = HuggingFaceTextSettings(name="huggingface", weights=str(hub), max_tokens=6, projected=True).build(100).eval()
+    text = HuggingFaceTextSettings(name="huggingface", weights=str(hub), max_tokens=12, projected=True).build(100).eval()
     direct = model.get_image_features(pixel_values=given / 127.5 - 1).pooler_output
     torch.testing.assert_close(image(given), direct, atol=1e-5, rtol=1e-5)
     direct = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
