@@ -24,7 +24,7 @@ from training.plan import Plan, Scored
 from training.precision import unit
 from training.state import TrainState
 
-SIZES = {"text_width": 16, "vocabulary_size": 50, "guide_widths": (4, 4)}
+SIZES = {"states_width": 16, "vocabulary_size": 50, "guide_widths": (4, 4)}
 TASK = Task(9, 9, embed_dim=8, image_width=16, steps_per_epoch=1, total_steps=1, seed=0, **SIZES)  # type: ignore[arg-type]
 
 

@@ -82,7 +82,7 @@ class Declip(Clip):
         self.projector = nn.Sequential(*projector, BatchNorm(width, affine=False))
         self.predictor = mlp(width, max(1, width // 2), width)
         if settings.mlm:
-            self.words = nn.Linear(task.text_width, task.vocabulary_size)
+            self.words = nn.Linear(task.states_width, task.vocabulary_size)
         self.register_buffer("queue", torch.zeros(settings.queue, task.embed_dim))
         self.register_buffer("ids", torch.zeros(settings.queue, 2, dtype=torch.int64))
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))

@@ -57,11 +57,12 @@ class FastClipSettings(GlobalSettings):
 
 
 class FastClip(Objective):
-    """State: log u of every picture and caption; ln(1/temperature) and its two moments; the number of steps done."""
+    """State: log u of every picture and caption; ln(1/temperature), its moments and how many steps made them; steps done."""
 
     log_scale: Tensor
     moments: Tensor
     step: Tensor
+    updates: Tensor
 
     def __init__(self, settings: FastClipSettings, task: Task):
         super().__init__()
@@ -70,6 +71,7 @@ class FastClip(Objective):
         self.register_buffer("log_scale", torch.tensor(-math.log(settings.temperature)))
         self.register_buffer("moments", torch.zeros(2))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def temperature(self) -> Tensor:
         """A scalar."""
@@ -93,10 +95,14 @@ class FastClip(Objective):
         metrics = {"temperature": temperature, "gamma": temperature.new_tensor(gamma)}
         return Loss(following(temperature * level, temperature * path), metrics, state)
 
+    def skip(self) -> None:
+        self.step += 1
+
     def update(self, batch: Batch, loss: Loss) -> None:
         self.log_u.write(batch, loss.state["log_u"], loss.state["counted"], log=True)
         self.step += 1
-        gradient, count = mean(loss.state["gradient"]), int(self.step)
+        self.updates += 1
+        gradient, count = mean(loss.state["gradient"]), int(self.updates)
         powers = torch.stack([gradient, gradient.square()]).to(self.moments.dtype)
         keep = self.moments.new_tensor(_BETAS)
         self.moments.copy_(keep * self.moments + (1 - keep) * powers)

@@ -37,7 +37,7 @@ SETTINGS = DeclipSettings(temperature=0.5, mlm=0, hidden=6, queue=4)
 
 def declip(x: Tensor, a: Tensor, y: Tensor, z: Tensor, settings: DeclipSettings = SETTINGS, **batch: Any) -> tuple[Loss, Declip]:
     """With the queue full of QUEUE, and SimSiam's networks that hand everything on."""
-    objective = build(settings, embed_dim=x.shape[1], text_width=5, vocabulary_size=9)
+    objective = build(settings, embed_dim=x.shape[1], states_width=5, vocabulary_size=9)
     objective.projector = objective.predictor = nn.Identity()
     objective.queue[: len(QUEUE), : QUEUE.shape[1]] = QUEUE
     objective.ids[: len(QUEUE)] = torch.arange(len(QUEUE))[:, None] + 100
@@ -250,7 +250,7 @@ def test_the_heads_are_those_of_the_public_code() -> None:
 def build_task() -> Any:
     from tests.training.objectives.reference import task
 
-    return task(text_width=5, vocabulary_size=9)
+    return task(states_width=5, vocabulary_size=9)
 
 
 def test_views_of_one_direction_show_in_the_log() -> None:

@@ -33,7 +33,7 @@ TASK = Task(
     steps_per_epoch=2,
     total_steps=8,
     seed=3,
-    text_width=EMBED_DIM,
+    states_width=EMBED_DIM,
     vocabulary_size=11,
     guide_widths=(6, 6),
 )
