@@ -1,7 +1,8 @@
 """Text towers and dual encoders of many architectures: the rows that transformers gives for each text alone, or a refusal.
 
 Tiny random models and tokenizers, saved as folders from the hub. A text alone, unpadded, is the reference: neither padding, nor
-masks, nor other texts may change its row. SigLIP's alone is padded to its full length, as it was trained.
+masks, nor other texts may change its row. SigLIP's alone is padded to its full length, as it was trained, and so is ConvBERT's,
+whose convolutions run over the padding.
 """
 
 import json
@@ -24,10 +25,9 @@ from training.checkpoint import load_embedder
 from training.config import TrainSettings
 from training.embedders import huggingface
 from training.precision import unit
-from training.towers.run import RunTextSettings
 from training.towers.text import HuggingFaceTextSettings, TextTower
 
-RUNS = ["roberta", "t5-encoder", "gpt2", "siglip", "align"]  # a pad that is 1, an encoder, no pad, no mask, an unused pooler
+RUNS = ["roberta", "t5-encoder", "gpt2", "siglip"]  # a pad that is 1, half of a model, no pad, no mask
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +78,14 @@ def alone(folder: Path, dual: bool, pooling: str = "mean") -> np.ndarray:
     from transformers import AutoModel, AutoTokenizer
 
     model, tokenizer, rows = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder), []
-    padding = {"padding": "max_length"} if "siglip" in model.config.model_type else {}
+    padding = {"padding": "max_length"} if model.config.model_type in ("siglip", "siglip2", "convbert") else {}
     for text in CAPTIONS:
         given = tokenizer([text], truncation=True, max_length=POSITIONS, return_tensors="pt", **padding)
         if dual:
             rows.append(model.get_text_features(**given).pooler_output[0])
             continue
         half = model.get_encoder() if model.config.model_type in ("t5", "bart") else model
-        states = half(**given).last_hidden_state[0]
+        states = half(**given).last_hidden_state[0, given["attention_mask"][0] == 1]
         rows.append(states.mean(0) if pooling == "mean" else states[0])
     return torch.stack(rows).numpy()
 
@@ -149,8 +149,9 @@ MASKED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("objective", MASKED)
-@pytest.mark.parametrize("kind", ["roberta", "vision-text-bert", "run", "run-of-run"])
+@pytest.mark.parametrize(
+    ("kind", "objective"), [("roberta", "mcd"), ("vision-text-bert", "declip"), ("run", "declip"), ("run-of-run", "mcd")]
+)
 def test_masked_words_are_guessed_from_states_of_their_own_width(
     kind: str, objective: str, folders: dict[str, Path], stamps: Prepared, tmp_path: Path
 ) -> None:
@@ -166,27 +167,25 @@ def test_masked_words_are_guessed_from_states_of_their_own_width(
     assert head.in_features == 32 and head.weight.grad.abs().sum() > 0
 
 
-REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
-    # name: model, its tokenizer's options, the tower's settings, the message
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {  # model, settings, message
     "no-padding-for-the-offset": (
         "roberta",
-        {},
         {"max_tokens": 17},
         r"^text_tower\.max_tokens: 17 is more than the 16 usable pos",
     ),
-    "bert-has-no-offset": ("bert", {}, {"max_tokens": 17}, r"^text_tower\.max_tokens: 17 is more than the 16 usable"),
-    "siglip-short": ("siglip", {}, {"max_tokens": 8, "projected": True}, r"max_tokens: 8, .*full length; pass max_tokens=16"),
-    "siglip-mean-short": ("siglip", {}, {"max_tokens": 8}, r"max_tokens: 8, .*full length; pass max_tokens=16"),
-    "causal-cls": ("opt", {}, {"pooling": "cls"}, r"^text_tower\.pooling: cls, .*pass pooling=mean"),
-    "clip-cls": ("clip", {}, {"pooling": "cls"}, r"^text_tower\.pooling: cls, .*pass pooling=mean"),
-    "gpt2-cls": ("gpt2", {}, {"pooling": "cls"}, r"^text_tower\.pooling: cls, .*pass pooling=mean"),
-    "no-dual": ("bert", {}, {"projected": True}, r"^text_tower\.projected: .* is no CLIP-like model; pass projected=false"),
+    "bert-has-no-offset": ("bert", {"max_tokens": 17}, r"^text_tower\.max_tokens: 17 is more than the 16 usable"),
+    "siglip-short": ("siglip", {"max_tokens": 8, "projected": True}, r"max_tokens: 8, .*full length; pass max_tokens=16"),
+    "siglip-mean-short": ("siglip", {"max_tokens": 8}, r"max_tokens: 8, .*full length; pass max_tokens=16"),
+    "causal-cls": ("opt", {"pooling": "cls"}, r"^text_tower\.pooling: cls, .*pass pooling=mean"),
+    "clip-cls": ("clip", {"pooling": "cls"}, r"^text_tower\.pooling: cls, .*pass pooling=mean"),
+    "gpt2-cls": ("gpt2", {"pooling": "cls"}, r"^text_tower\.pooling: cls, .*pass pooling=mean"),
+    "no-dual": ("bert", {"projected": True}, r"^text_tower\.projected: .* is no CLIP-like model; pass projected=false"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_would_be_wrong_without_a_sign_is_refused(case: str, folders: dict[str, Path]) -> None:
-    name, _, settings, message = REFUSED[case]
+    name, settings, message = REFUSED[case]
     with pytest.raises(UserError, match=message) as raised:
         tower_rows(str(folders[name]), **settings)
     assert "\n" not in str(raised.value)
@@ -201,7 +200,7 @@ def test_weights_under_other_names_are_refused_by_those_that_are_missing(
     for file in folders[name].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     found = load_file(tmp_path / "model.safetensors")
-    missing = next(key for key in found if "text" in key or name not in DUAL)
+    missing = next(key for key in found if ("text" if name in DUAL else "encoder") in key)
     found[f"other.{missing}"] = found.pop(missing)
     save_file(found, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"^text_tower\.weights: .* lacks 1 of the .* weights") as raised:
@@ -217,7 +216,7 @@ LENGTHS = {"siglip": ["siglip", "siglip2"], "dual": ["vision-text-bert", "vision
 
 @pytest.mark.parametrize("name", LENGTHS["siglip"] + LENGTHS["dual"])
 def test_a_tokenizer_that_knows_no_length_is_told_the_models(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    """1e30 stands in many a tokenizer_config.json. Long texts are cut all the same, and SigLIP's are padded to the model's length."""
+    """1e30 stands in many a tokenizer_config.json. Long texts are cut all the same, and SigLIP's padded to the model's length."""
     kind, model = DUAL[name]
     save(kind, model, tmp_path, model_max_length=10**30)
     right = unit(torch.from_numpy(alone(folders[name], True))).numpy()
@@ -226,11 +225,11 @@ def test_a_tokenizer_that_knows_no_length_is_told_the_models(name: str, folders:
 
 
 def test_what_no_text_is_told_apart_by_is_refused(tmp_path: Path) -> None:
-    """A CLIP reads the end of a text, and this tokenizer adds none: its first token would stand for every text."""
-    save("clip", DUAL["clipseg"][1], tmp_path)
-    tree = json.loads((tmp_path / "tokenizer.json").read_text())
-    tree["post_processor"] = None
-    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    """A CLIP reads the end of a text that its config names, and this tokenizer adds another: the first token stands for all."""
+    save("clip", DUAL["clip"][1], tmp_path)
+    tree = json.loads((tmp_path / "config.json").read_text())
+    tree["text_config"]["eos_token_id"] = 50
+    (tmp_path / "config.json").write_text(json.dumps(tree))
     with pytest.raises(UserError, match=r"^embedder_arguments\.weights: .* gives different texts one row"):
         huggingface(str(tmp_path))
 

@@ -8,7 +8,7 @@ import torch
 import transformers as t
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-WORDS = "a the red green cat dog house on of photo big mat two".split()
+WORDS = ["a", "the", "red", "green", "cat", "dog", "house", "on", "of", "photo", "big", "mat", "two"]
 POSITIONS, SIZE = 16, 32
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 60}
 VISION = SIZES | {"image_size": SIZE, "patch_size": 16}
@@ -17,7 +17,7 @@ FRAMES = {  # special tokens in the order of their ids, and what stands before a
     "roberta": (["<s>", "<pad>", "</s>", "<mask>", "<unk>"], "<s>", "</s>"),
     "t5": (["<pad>", "</s>", "<unk>"], None, "</s>"),
     "siglip": (["<pad>", "<eos>", "<unk>"], None, "<eos>"),
-    "clip": (["<unk>", "<start>", "<end>", "<fill>"], "<start>", "<end>"),
+    "clip": (["<unk>", "<start>", "<fill>", "<end>"], "<start>", "<end>"),
     "bare": (["<unk>", "<end>"], None, None),
 }
 
@@ -93,7 +93,7 @@ TEXT: dict[str, tuple[str, Callable[[], Any]]] = {
     "bart": ("roberta", lambda: t.BartModel(t.BartConfig(**_BART))),
     "clip-text": (
         "clip",
-        lambda: t.CLIPTextModel(t.CLIPTextConfig(**SIZES, max_position_embeddings=16, eos_token_id=2, bos_token_id=1)),
+        lambda: t.CLIPTextModel(t.CLIPTextConfig(**SIZES, max_position_embeddings=16, eos_token_id=3, bos_token_id=1)),
     ),
 }
 
@@ -102,9 +102,7 @@ def _clip(config: Any, model: Any, text: dict[str, Any], vision: dict[str, Any] 
     return lambda: model(config(text_config=text, vision_config=vision, **more))
 
 
-_EOS = SIZES | {"max_position_embeddings": POSITIONS, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
-# Published CLIPs say 2 whatever their end of text is, which transformers takes for "the largest id".
-_MODERN_EOS = _EOS | {"eos_token_id": 3, "pad_token_id": 0}
+_EOS = SIZES | {"max_position_embeddings": POSITIONS, "bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 2}
 _SIGLIP = SIZES | {"max_position_embeddings": POSITIONS, "eos_token_id": 1, "pad_token_id": 0, "projection_size": 32}
 _BERT = SIZES | {"max_position_embeddings": POSITIONS, "pad_token_id": 0}
 _ALIGN = {"image_size": SIZE, "hidden_dim": 32, "depth_coefficient": 0.1, "width_coefficient": 0.1}
@@ -117,7 +115,9 @@ def _vision_text(text: Any) -> Callable[[], Any]:
 
 _ROBERTA = t.RobertaConfig(**SIZES, max_position_embeddings=POSITIONS + 2, pad_token_id=1, type_vocab_size=1)
 DUAL: dict[str, tuple[str, Callable[[], Any]]] = {
-    "clip": ("clip", _clip(t.CLIPConfig, t.CLIPModel, _MODERN_EOS | {"eos_token_id": 2, "pad_token_id": 3}, projection_dim=20)),
+    "clip": ("clip", _clip(t.CLIPConfig, t.CLIPModel, _EOS, projection_dim=20)),
+    # Early CLIPs say 2 whatever their end of text is, which transformers takes for "the largest id".
+    "clip-early": ("clip", _clip(t.CLIPConfig, t.CLIPModel, _EOS | {"eos_token_id": 2}, projection_dim=20)),
     "siglip": ("siglip", _clip(t.SiglipConfig, t.SiglipModel, _SIGLIP)),
     "siglip2": ("siglip2", _clip(t.Siglip2Config, t.Siglip2Model, _SIGLIP, SIZES | {"patch_size": 16, "num_patches": 4})),
     "align": ("bert", _clip(t.AlignConfig, t.AlignModel, _BERT, _ALIGN, projection_dim=32)),

@@ -1,4 +1,4 @@
-"""A process of its own: rows of towers and of a run's checkpoints, for CAPTIONS. Arguments: a JSON file, and where the rows go."""
+"""A process of its own: rows of towers and of runs' checkpoints, for CAPTIONS. Arguments: a JSON file, where the rows go."""
 
 import json
 import sys
