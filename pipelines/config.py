@@ -53,7 +53,9 @@ class DeduplicateSettings(Settings):
     """Pairs that are left out because an earlier one is the same; like filters."""
 
     exact: Literal["none", "pair", "picture"] = Field(
-        "none", description="pair: the same picture with the same captions; picture: the same picture, whatever the captions"
+        "none",
+        description="pair: the same image with the same captions; picture: the same image, whatever the captions; an image is the"
+        " same if its bytes are, an SVG if it is rendered the same",
     )
     near: int | None = Field(
         None,
@@ -77,7 +79,8 @@ class PrepareSettings(Settings):
     output: Place = Field(description="folder of the prepared dataset; s3:// and gs:// too")
     way: Literal["copy", "index"] = Field(
         "copy",
-        description="copy: decode, resize and write every picture once; index: leave them where they are and note their places",
+        description="copy: decode, resize and write every picture once; index: leave them where they are, read each once to know"
+        " equal ones, and note their places",
     )
     verify: Literal["held_out", "all"] = Field(
         "held_out",

@@ -2,6 +2,10 @@
 
 Everything here is a function of the pair and the settings, so that it can run anywhere in the cluster, and again. What
 depends on other rows (duplicates, ids) is decided in `number.py`, by the digests that are noted here.
+
+Two images are the same one if their encoded bytes are, as the source has them; of SVGs, whose bytes are a drawing's description
+and no pixels, if they are rendered the same. That is one rule for both ways, so that equal ids mask the same pairs in either: way
+index, which is there to decode no training image, reads each for it.
 """
 
 import hashlib
@@ -15,9 +19,10 @@ import pyarrow as pa
 
 from pipelines.captions import usable
 from pipelines.config import PrepareSettings
-from pipelines.images import BadImage, Opened, encode, open_picture, resize_shorter
-from pipelines.locations import Location, read_locations
+from pipelines.images import BadImage, Opened, encode, is_svg, open_picture, resize_shorter
+from pipelines.locations import read_locations
 from pipelines.prepared import split_of
+from pipelines.remote import shown
 from pipelines.sources.base import Pair, Rejected
 from pipelines.storage import Missing
 
@@ -66,18 +71,14 @@ def examine(found: Iterable[Pair | Rejected], settings: PrepareSettings) -> Iter
     found = iter(found)
     while some := list(islice(found, _AHEAD)):
         texts = [_text(item, settings) for item in some]
-        wanted = [
-            item.location for item in texts if isinstance(item, _Candidate) and item.wants_picture and item.pair.image is None
-        ]
-        fetched = read_locations(wanted)
+        fetched = read_locations(
+            [item.pair.location for item in texts if isinstance(item, _Candidate) and item.pair.image is None]
+        )
         for item in texts:
             if isinstance(item, Rejected):
                 yield _rejected(item)
                 continue
-            data: bytes | Missing | None = item.pair.image
-            if item.wants_picture and data is None:
-                data = next(fetched)
-            yield _picture(item, data, settings)
+            yield _picture(item, next(fetched) if item.pair.image is None else item.pair.image, settings)
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,7 @@ class _Candidate:
 
     pair: Pair
     split: str
-    wants_picture: bool
-
-    @property
-    def location(self) -> Location:
-        return self.pair.location
+    is_decoded: bool
 
 
 def _text(found: Pair | Rejected, settings: PrepareSettings) -> "_Candidate | Rejected":
@@ -108,19 +105,17 @@ def _text(found: Pair | Rejected, settings: PrepareSettings) -> "_Candidate | Re
             if language not in filters.languages:
                 return Rejected(found.key, found.origin, "language", language)
     split = found.split if settings.splits == "source" else split_of(found.group, settings.splits, settings.split_seed)
-    looked_at = (
-        filters.min_side or filters.max_aspect or settings.deduplicate.exact != "none" or settings.deduplicate.near is not None
-    )
-    wants = settings.way == "copy" or settings.verify == "all" or split != "train" or bool(looked_at)
-    return _Candidate(found, split, wants)
+    looked_at = filters.min_side or filters.max_aspect or settings.deduplicate.near is not None
+    decoded = settings.way == "copy" or settings.verify == "all" or split != "train" or bool(looked_at)
+    return _Candidate(found, split, decoded)
 
 
-def _picture(item: _Candidate, data: bytes | Missing | None, settings: PrepareSettings) -> Row:
+def _picture(item: _Candidate, data: bytes | Missing, settings: PrepareSettings) -> Row:
     pair = item.pair
     if isinstance(data, Missing):
-        return _rejected(Rejected(pair.key, pair.origin, "missing_image", str(data)))
-    if data is None or not item.wants_picture:
-        return Row(_kept(item, _number(f"{pair.key}\0unseen"), None))
+        return _rejected(Rejected(pair.key, pair.origin, data.reason or "missing_image", str(data)))
+    if not item.is_decoded and not is_svg(data):
+        return Row(_kept(item, data, data, None))
     try:
         opened = open_picture(data, settings.image.background, svg_size=settings.image.size)
         refused = _refused(opened.size, settings)
@@ -128,13 +123,16 @@ def _picture(item: _Candidate, data: bytes | Missing | None, settings: PrepareSe
             return _rejected(Rejected(pair.key, pair.origin, *refused))
         scale = settings.image.size / min(opened.size)
         least = tuple(round(_REDUCING * side * scale) for side in opened.size)
-        picture = opened.rgb((least[0], least[1])) if settings.way == "copy" and scale < 1 else opened.rgb()
-        stays = settings.way == "index" or _stays(opened, data, settings)
-        kept = data if stays else _encoded(picture, settings)
+        # Also where nothing is written: perceptual hashes are to be of the same pixels whatever the way.
+        picture = opened.rgb((least[0], least[1])) if scale < 1 else opened.rgb()
+        drawn = opened.format == "SVG"
+        stays = settings.way == "index" or _stays(opened, settings)
+        encoded = data if stays and not drawn else _encoded(picture, settings)
     except BadImage as bad:
         return _rejected(Rejected(pair.key, pair.origin, bad.reason, bad.detail))
     near = _perceptual_hash(picture) if settings.deduplicate.near is not None else None
-    return Row(_kept(item, _number(kept), near), kept if settings.way == "copy" else None)
+    copied = settings.way == "copy"
+    return Row(_kept(item, encoded if drawn else data, encoded if copied else data, near), encoded if copied else None)
 
 
 def _refused(size: tuple[int, int], settings: PrepareSettings) -> tuple[str, str] | None:
@@ -146,7 +144,7 @@ def _refused(size: tuple[int, int], settings: PrepareSettings) -> tuple[str, str
     return None
 
 
-def _stays(opened: Opened, data: bytes, settings: PrepareSettings) -> bool:
+def _stays(opened: Opened, settings: PrepareSettings) -> bool:
     """Whether the bytes are already what would be written: encoding anew would only lose."""
     return opened.plain and opened.format == settings.image.format.upper() and min(opened.size) <= settings.image.size
 
@@ -156,13 +154,15 @@ def _encoded(picture: Any, settings: PrepareSettings) -> bytes:
 
 
 def _rejected(row: Rejected) -> Row:
-    return Row({"key": row.key, "origin": row.origin, "reason": row.reason, "detail": row.detail})
+    texts = {"key": row.key, "origin": row.origin, "detail": row.detail}
+    return Row({name: shown(text) for name, text in texts.items()} | {"reason": row.reason})
 
 
-def _kept(item: _Candidate, image_digest: int, near: int | None) -> dict[str, Any]:
+def _kept(item: _Candidate, identity: bytes, kept: bytes, near: int | None) -> dict[str, Any]:
+    """The row's columns; `identity` is equal for equal images, `kept` are the bytes that the dataset has."""
     pair, location = item.pair, item.pair.location
     labels = json.dumps(pair.labels, sort_keys=True, ensure_ascii=False)
-    content = json.dumps([pair.key, image_digest, pair.captions, labels, pair.group, item.split], ensure_ascii=False)
+    content = json.dumps([pair.key, _number(kept), pair.captions, labels, pair.group, item.split], ensure_ascii=False)
     return {
         "key": pair.key,
         "origin": pair.origin,
@@ -175,7 +175,7 @@ def _kept(item: _Candidate, image_digest: int, near: int | None) -> dict[str, An
         "length": location.length,
         "column": location.column,
         "key_digest": _number(pair.key),
-        "image_digest": image_digest,
+        "image_digest": _number(identity),
         "text_digest": [_number(caption) for caption in pair.captions],
         "content_digest": _number(content),
         "near_hash": near,

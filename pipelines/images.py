@@ -6,11 +6,15 @@ Pure functions. What cannot be decoded raises `BadImage` with a short reason, wh
 import io
 import math
 import re
+import struct
 import warnings
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageColor, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageFile, PngImagePlugin, UnidentifiedImageError
+
+from pipelines import vector
+from pipelines.formats import FORMATS, PILLOW
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -22,6 +26,9 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit for its warning; more is a decompr
 warnings.filterwarnings("ignore", module=r"PIL\.")
 # Somebody's `LOAD_TRUNCATED_IMAGES = True` would fill what is missing with grey, in silence.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+# Programs write their whole history into a PNG's text, and a colour profile may be larger than Pillow's 1 MiB. More than this, of
+# one text and of all of them, is a bomb.
+PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20, 64 << 20
 
 _TEXT_BEGINS = (b"<", b" ", b"\n", b"\r", b"\t", b"\xef")  # what HTML and SVG may begin with, and no picture format does
 _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)\b", re.IGNORECASE)
@@ -38,8 +45,10 @@ _UPRIGHT = {  # EXIF's orientation, and what undoes it
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SVG_PROBE = 256  # pixels of the square that an SVG is fitted into to learn its proportions
-_SVG_RATIO = 30  # longer than this it would be a bomb
+_MOST_READ = 16  # how often, on average, a header may make its reader read each byte of the file
+_MOST_SEGMENTS = 4096  # of a JPEG, before its pixels
+_ORIENTATION, _PHOTOMETRIC, _BITS = 0x0112, 262, 258  # tags of EXIF and TIFF
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 
 class BadImage(Exception):  # noqa: N818 - it is a finding about data, not a programming error
@@ -65,8 +74,9 @@ class Opened:
     def plain(self) -> bool:
         """Whether decoding changes nothing: an upright, single RGB picture without transparency."""
         image = self._image
-        still = getattr(image, "n_frames", 1) == 1
-        return image.mode == "RGB" and self._orientation == 1 and still and not image.has_transparency_data
+        # Counting a GIF's frames would read them all.
+        moving = getattr(image, "is_animated", False)
+        return image.mode == "RGB" and self._orientation == 1 and not moving and not image.has_transparency_data
 
     def rgb(self, least: tuple[float, float] | None = None) -> Image.Image:
         """Decode to RGB; to be called once. Raises `BadImage`: truncated, undecodable.
@@ -104,11 +114,26 @@ class Opened:
         return x + left, y + top, x + right, y + bottom
 
 
-def open_picture(data: bytes, background: str = "white", svg_size: int = 512) -> Opened:
-    """Read the header of encoded bytes (any format Pillow reads, or SVG). Raises `BadImage`.
+class _Reader(io.BytesIO):
+    """Bytes that can be read so often: a TIFF's tags may all point at the same megabytes, of which each gets a copy."""
 
-    Decoded, the EXIF orientation is applied, transparency is composited on `background` (a CSS colour), 16-bit grey is scaled to
-    8 bits, an animation gives its first frame, an SVG is rendered with `svg_size` pixels on its shorter side.
+    def __init__(self, data: bytes):
+        super().__init__(data)
+        self._left = _MOST_READ * len(data) + (1 << 20)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = super().read(size)
+        self._left -= len(found)
+        if self._left < 0:
+            raise Image.DecompressionBombError(f"its header asks for more than {_MOST_READ} times what is in the file")
+        return found
+
+
+def open_picture(data: bytes, background: str = "white", svg_size: int = 512) -> Opened:
+    """Read the header of encoded bytes, of a format in `FORMATS`. Raises `BadImage`.
+
+    Decoded, the EXIF orientation is applied, transparency is composited on `background` (a CSS colour), grey of more bits is
+    scaled to 8, an animation gives its first frame, an SVG is rendered with `svg_size` pixels on its shorter side.
     """
     if not data:
         raise BadImage("empty", "0 bytes")
@@ -116,10 +141,15 @@ def open_picture(data: bytes, background: str = "white", svg_size: int = 512) ->
     if data[:1] in _TEXT_BEGINS:
         if _HTML.match(data):
             raise BadImage("html", f"a web page; begins with {data[:40]!r}")
-        if _is_svg(data):
-            data, file_format = _render_svg(data, svg_size), "SVG"
+        if is_svg(data):
+            try:
+                data, file_format = vector.render(data, svg_size, MAX_PIXELS), "SVG"
+            except ValueError as error:
+                raise BadImage("svg", str(error)) from None
+    if data[:2] == b"\xff\xd8":
+        data = _with_one_exif(data)
     try:
-        image: Image.Image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(_Reader(data), formats=PILLOW)
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
         if image.format not in _CERTAIN:
@@ -127,7 +157,7 @@ def open_picture(data: bytes, background: str = "white", svg_size: int = 512) ->
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage("decompression_bomb", str(error)) from None
     except UnidentifiedImageError:
-        raise BadImage("undecodable", f"not an image in a known format; begins with {data[:16]!r}") from None
+        raise BadImage("undecodable", _not_read(data)) from None
     except Exception as error:
         raise _damaged(error) from None
     return Opened(image, file_format or image.format or "", background)
@@ -139,50 +169,121 @@ def decode(data: bytes, background: str = "white", svg_size: int = 512, least: t
 
 
 def _damaged(error: Exception) -> BadImage:
-    return BadImage("truncated" if "truncated" in str(error).lower() else "undecodable", str(error))
+    text = str(error)
+    if "MAX_TEXT" in text or "text chunks" in text:
+        return BadImage("decompression_bomb", text)
+    return BadImage("truncated" if "truncated" in text.lower() else "undecodable", text)
+
+
+def _not_read(data: bytes) -> str:
+    """Why no decoder took these bytes: which other format they are, as far as their beginning tells. None is opened for it."""
+    name = data[8:12].decode("ascii", "replace").strip().upper() if data[4:8] == b"ftyp" else ""
+    Image.init()
+    for other, (_, accepts) in Image.OPEN.items():
+        try:
+            if not name and other not in FORMATS and accepts is not None and accepts(data[:16]) is True:
+                name = other
+        except (IndexError, struct.error):  # they expect 16 bytes
+            continue
+    if name:
+        return f"{name} is not among the formats that are read: {', '.join(FORMATS)}"
+    return f"not an image in a known format; begins with {data[:16]!r}"
+
+
+def _with_one_exif(data: bytes) -> bytes:
+    """A JPEG with its first EXIF block only, which is where the orientation is: Pillow joins and parses any number of them.
+
+    Raises `BadImage`.
+    """
+    kept, place, start, blocks = [], 2, 0, 0
+    for _ in range(_MOST_SEGMENTS):
+        marker = data[place : place + 2]
+        if len(marker) < 2 or marker[0] != 0xFF or marker[1] in (0xD9, 0xDA):
+            break
+        length = 1 if marker[1] == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker[1] == 0xE1 and data.startswith(b"Exif\0\0", place + 4):
+            blocks += 1
+            if blocks > 1:
+                kept.append(data[start:place])
+                start = place + length
+        place += length
+    else:
+        raise BadImage("decompression_bomb", f"more than {_MOST_SEGMENTS:,} segments before its pixels")
+    return b"".join([*kept, data[start:]]) if kept else data
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's tag 0x0112 (or XMP's word for it), from 1 to 8; 5 to 8 lie on their side."""
-    try:
-        found = image.getexif().get(0x0112, 1)
-    except Exception:  # a damaged EXIF block says nothing, and harms no pixel
+    """EXIF's tag 0x0112 (or XMP's word for it), from 1 to 8; 5 to 8 lie on their side. No other tag is looked at."""
+    if image.format == "TIFF":  # decoded, and turned upright by it
         return 1
+    info, found = image.info, 1
+    try:
+        exif = info.get("exif") or bytes.fromhex("".join(info.get("Raw profile type exif", "").split("\n")[3:]))
+        found = _orientation_in(exif)
+    except (ValueError, AttributeError, struct.error):  # a damaged EXIF block says nothing, and harms no pixel
+        pass
+    if found == 1:
+        xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
+        match = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
+        found = int(match[1]) if match else 1
     return found if found in _UPRIGHT else 1
 
 
+def _orientation_in(exif: bytes) -> int:
+    """The orientation in the first directory of an EXIF block, 1 without. Raises `struct.error`."""
+    exif = exif.removeprefix(b"Exif\0\0")
+    order = ">" if exif[:2] == b"MM" else "<"
+    if not exif:
+        return 1
+    (directory,) = struct.unpack_from(f"{order}I", exif, 4)
+    (count,) = struct.unpack_from(f"{order}H", exif, directory)
+    for place in range(directory + 2, directory + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(f"{order}HH", exif, place)
+        if tag == _ORIENTATION:
+            return int(struct.unpack_from(order + {3: "H", 4: "I"}.get(kind, "B"), exif, place + 8)[0])
+    return 1
+
+
 def _to_rgb(image: Image.Image, background: str) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        pixels = np.asarray(image).astype(np.float64)
-        image = Image.fromarray((pixels / (257 if pixels.max(initial=0) > 255 else 1)).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, ImageColor.getrgb(background))
-        ground.alpha_composite(image)
-        image = ground
-    return image.convert("RGB")
+    try:
+        if image.mode == "F" or image.mode.startswith("I"):
+            image = _eight_bits(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            ground = Image.new("RGBA", image.size, ImageColor.getrgb(background))
+            ground.alpha_composite(image)
+            image = ground
+        return image.convert("RGB")
+    except ValueError as error:  # Pillow knows no way from these colours
+        raise BadImage("undecodable", str(error)) from None
 
 
-def _is_svg(data: bytes) -> bool:
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more bits scaled to 8, by what is white in the format and not by what is brightest in the image.
+
+    Raises `BadImage` where nobody knows what is white: floating point outside of 0 to 1, 32 bits, numbers with a sign.
+    """
+    tags, pixels = getattr(image, "tag_v2", {}), np.asarray(image).astype(np.float64)
+    white = 4095.0 if tags.get(_BITS) == (12,) else 65535.0
+    if image.mode == "F":
+        white = 1.0
+        if not (pixels.min(initial=0) >= 0 and pixels.max(initial=0) <= 1):  # NaN is neither
+            raise BadImage("undecodable", f"floating point from {pixels.min():g} to {pixels.max():g}; only 0 to 1 is known")
+    elif image.mode == "I" and image.format != "PPM":
+        raise BadImage("undecodable", "whole numbers of 32 bits or with a sign, of which nobody knows which is white")
+    if tags.get(_PHOTOMETRIC) == 0:  # 0 is white
+        pixels = white - pixels
+    grey = Image.fromarray((pixels * (255 / white)).round().astype(np.uint8))
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey.putalpha(Image.fromarray(np.where(np.asarray(image) == key, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def is_svg(data: bytes) -> bool:
+    """Whether encoded bytes are an SVG, by their beginning."""
     head = data[:1024].lstrip()
     return head.startswith((b"<?xml", b"<svg", b"<!DOCTYPE svg", b"<!--", b"\xef\xbb\xbf<")) and b"<svg" in data[:65536]
-
-
-def _render_svg(data: bytes, size: int) -> bytes:
-    """An SVG as PNG, its shorter side `size` pixels."""
-    import resvg_py
-
-    try:
-        text = data.decode("utf-8")
-        with Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=text, width=_SVG_PROBE, height=_SVG_PROBE)))) as probe:
-            width, height = probe.size
-        if max(width, height) > _SVG_RATIO * min(width, height):
-            raise BadImage("svg", f"more than {_SVG_RATIO} times as long as wide")
-        if width <= height:
-            return bytes(resvg_py.svg_to_bytes(svg_string=text, width=size))
-        return bytes(resvg_py.svg_to_bytes(svg_string=text, height=size))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise BadImage("svg", str(error)) from None
 
 
 def resize_shorter(image: Image.Image, size: int) -> Image.Image:

@@ -230,7 +230,14 @@ def train_tokenizer(texts: list[str], vocabulary_size: int, max_tokens: int) -> 
     # The trainer numbers "##" pieces as a hash table yields them, anew in every process, and breaks ties by number. Naming
     # them up front, as if they were special, makes the vocabulary a function of the corpus.
     normalize, split = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
-    words = {word for text in texts for word, _ in split(normalize(text))}
+    longest = tokenizer.model.max_input_chars_per_word
+    # A longer word is unknown to the tokenizer, whatever its vocabulary; the trainer's time grows with the square of it.
+    found = [[word for word, _ in split(normalize(text))] for text in texts]
+    texts = [
+        text if all(len(word) <= longest for word in words) else " ".join(word for word in words if len(word) <= longest)
+        for text, words in zip(texts, found, strict=True)
+    ]
+    words = {word for some in found for word in some if len(word) <= longest}
     inner = sorted({f"##{sign}" for word in words for sign in word[1:]})
     trainer = trainers.WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=special + inner, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)

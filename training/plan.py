@@ -25,6 +25,7 @@ from training.encoder import DualEncoder, build_encoder
 from training.objectives.base import Objective, Task
 from training.teacher import FrozenEncoders, Teacher
 from training.towers import ImageFeatures, TextFeatures
+from training.towers.base import batch_statistics
 from training.towers.reading import tells_apart
 
 
@@ -128,15 +129,34 @@ def check_build(plan: Plan) -> None:
         with torch.no_grad():
             tells_apart(lambda texts: tower(*map(torch.from_numpy, plan.tokenizer(texts))), "text_tower.weights", "this model")
     settings.optimizer.build([encoder, objective])
-    workers, frozen = settings.resources.num_workers, settings.image_tower.batch_norm == "frozen"
-    if workers == 1 or settings.resources.use_gpu or frozen:
+    _check_batch_statistics(plan, encoder.train())
+
+
+def _check_batch_statistics(plan: Plan, encoder: DualEncoder) -> None:
+    """Raises `UserError` where a tower would learn from a part of the batch what it is to learn from the whole."""
+    settings = plan.settings
+    workers, parts = settings.resources.num_workers, settings.accumulate
+    if workers == parts == 1:
         return
-    # torch synchronises BatchNorm on GPUs only.
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.weight.requires_grad for m in encoder.modules()):
-        raise UserError(
-            f"image_tower.batch_norm: this tower has BatchNorm, whose statistics would differ between {workers} CPU workers; "
-            "pass image_tower.batch_norm=frozen, or resources.num_workers=1"
-        )
+    size = settings.image_tower.image_size
+    pixels, (ids, mask) = torch.randint(256, (2, 3, size, size), dtype=torch.uint8), plan.tokenizer(["a", "b"])
+    sees = {"image_tower": (pixels,), "text_tower": (torch.from_numpy(ids), torch.from_numpy(mask))}
+    for key, tower in (("image_tower", encoder.image_tower), ("text_tower", encoder.text_tower)):
+        for name, module in ({} if tower is None else batch_statistics(tower, *sees[key])).items():
+            # torch synchronises BatchNorm, and that alone, between workers on GPUs.
+            normal = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            what = f"{key}'s {name} ({type(module).__name__}) takes statistics of what it sees at once, which is"
+            way = "image_tower.batch_norm=frozen, " if normal and key == "image_tower" else ""
+            if parts > 1:
+                raise UserError(
+                    f"accumulate: {what} one of {parts} parts of a step; pass {way}accumulate=1, or choose another {key}"
+                )
+            if not (normal and settings.resources.use_gpu):
+                kind = "" if settings.resources.use_gpu else "CPU "
+                raise UserError(
+                    f"resources.num_workers: {what} one of {workers} {kind}workers' rows; "
+                    f"pass {way}resources.num_workers=1, or choose another {key}"
+                )
 
 
 def held_out_data(settings: TrainSettings, prepared: Prepared) -> list[tuple[Prepared, HeldOut]]:

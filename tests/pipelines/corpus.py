@@ -182,7 +182,7 @@ VECTOR = "".join(
     for index, colour in enumerate(QUARTERS)
 )
 GREY_16 = (np.asarray(GREY).astype(np.uint16)) * 257
-FLOAT = Image.fromarray(np.asarray(GREY).astype(np.float32))
+FLOAT = Image.fromarray(np.asarray(GREY).astype(np.float32) / 255)
 AS_QUARTERS, AS_GREYS = shows(*QUARTERS), shows(*GREYS)
 ON_WHITE = shows(QUARTERS[0], WHITE, *QUARTERS[2:])
 

@@ -71,6 +71,9 @@ class Objective(nn.Module, ABC):
     def update(self, batch: Batch, loss: Loss) -> None:
         """Write state, once after each optimizer step, from what `forward` found."""
 
+    def skip(self) -> None:
+        """Go on after a step that did not count: schedules move, nothing is learned."""
+
 
 class ObjectiveSettings(Settings):
     """Base of an objective's settings: what it needs, and how it is built."""

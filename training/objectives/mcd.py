@@ -118,6 +118,9 @@ class Mcd(Clip):
             return difference.abs()
         return F.huber_loss(difference, torch.zeros_like(difference), reduction="none")
 
+    def skip(self) -> None:
+        self.step += 1
+
     def update(self, batch: Batch, loss: Loss) -> None:
         super().update(batch, loss)
         self.step += 1

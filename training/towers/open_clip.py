@@ -3,6 +3,7 @@
 import difflib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from pipelines.settings import UserError
 from pipelines.tokenizer import TextTokenizer
 from training.towers.base import TowerSettings
 from training.towers.image import ImageTower, ImageTowerSettings
+from training.towers.pixels import Pixels
 from training.towers.text import TextTower, TextTowerSettings
 
 
@@ -51,11 +53,50 @@ class _OpenClipSettings(TowerSettings):
         if self.weights is None:
             return open_clip.create_model(self.model, load_weights=False)
         path = resolve(self.weights, "weights")
+        published = self._published()
+        variant = f"{self.model}-quickgelu"
+        quick = path is None and self.weights in open_clip.list_pretrained_tags_by_model(variant)
+        if quick and published.get(self.weights, {}).get("quick_gelu"):
+            # open_clip only warns, and computes another function than was trained.
+            raise UserError(f"model: {self.weights} of {self.model} was trained with QuickGELU; pass model={variant}")
         try:
-            return open_clip.create_model(self.model, pretrained=str(path or self.weights))
+            return open_clip.create_model(
+                self.model,
+                pretrained=str(path or self.weights),
+                force_preprocess_cfg=None if path is None else self._preprocessing(path, published),
+            )
+        except UserError:
+            raise
         except Exception as error:  # the hub, torch and open_clip each have errors of their own
             why = " ".join(str(error).split())[:300]
             raise UserError(f"weights: '{self.weights}' cannot be loaded into open_clip's {self.model}: {why}") from None
+
+    def _published(self) -> dict[str, dict[str, Any]]:
+        """What open_clip knows of each of the model's tags."""
+        import open_clip
+
+        return {tag: open_clip.get_pretrained_cfg(self.model, tag) for tag in open_clip.list_pretrained_tags_by_model(self.model)}
+
+    def _preprocessing(self, path: Path, published: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+        """How images are made ready for a file of weights, of which open_clip itself assumes CLIP's way.
+
+        As `open_clip_config.json` beside the file says, else as all published weights of this model have it.
+        """
+        names = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+        described = path.with_name("open_clip_config.json")
+        if described.exists():
+            try:
+                found = json.loads(described.read_text(encoding="utf-8"))["preprocess_cfg"]
+                return {name: found[name] for name in names if name in found}
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(f"weights: {described} has no preprocess_cfg that can be read ({error})") from None
+        ways = [{name: about[name] for name in names if name in about} for about in published.values()]
+        if any(way != ways[0] for way in ways):
+            raise UserError(
+                f"weights: open_clip knows several ways to make images ready for {self.model}, and {path.name} does not say which "
+                f"is its own; put open_clip_config.json beside it, or pass one of the tags {', '.join(published)}"
+            )
+        return ways[0] if ways else None
 
 
 class OpenClipImageSettings(_OpenClipSettings, ImageTowerSettings):
@@ -67,10 +108,9 @@ class OpenClipImageSettings(_OpenClipSettings, ImageTowerSettings):
             raise UserError(
                 f"image_size: {self.image_size}, but open_clip's {self.model} sees {sees} pixels; pass image_size={sees}"
             )
-        model: Any = self.load()
-        config = model.visual.preprocess_cfg
-        width = self.config()["embed_dim"]
-        return ImageTower(model.visual, width, config["mean"], config["std"], self.batch_norm == "frozen")
+        visual: Any = self.load().visual
+        pixels = Pixels(visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"])
+        return self.tower(visual, pixels, f"open_clip's {self.model}", sees)
 
 
 class OpenClipTextSettings(_OpenClipSettings, TextTowerSettings):

@@ -86,7 +86,7 @@ def measure(run: Callable[[], Tensor], key: str) -> int:
 def first_line(error: Exception) -> str:
     """What an error of another library says, in one line."""
     lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return lines[0][:150] if lines else type(error).__name__
 
 
 def _shape(sizes: Any) -> str:

@@ -98,7 +98,7 @@ def test_what_open_clip_has_not_is_named(released: tuple[Any, Path], tmp_path: P
 @pytest.fixture(scope="module", params=["clip", "siglip"])
 def hub(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as from the hub, with a tiny CLIP or SigLIP."""
-    from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+    from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipImageProcessor, SiglipModel
 
     folder = tmp_path_factory.mktemp(request.param)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -110,6 +110,7 @@ def hub(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     else:
         model = SiglipModel(SiglipConfig(text_config=text | {"projection_size": 32}, vision_config=vision))
     model.save_pretrained(folder)
+    SiglipImageProcessor().save_pretrained(folder)  # levels from -1 to 1
     return folder
 
 
