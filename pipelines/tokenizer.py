@@ -129,7 +129,7 @@ class TextTokenizer:
     def _special(self) -> np.ndarray:
         """Ids that are never hidden, and never stand for a word."""
         added = self._tokenizer.get_added_tokens_decoder()
-        padding = self._tokenizer.padding["pad_id"]  # some models pad with a token that is not marked as special
+        padding = (self._tokenizer.padding or {})["pad_id"]  # some models pad with a token that is not marked as special
         return np.asarray(sorted({i for i, token in added.items() if token.special} | {padding}))
 
 
