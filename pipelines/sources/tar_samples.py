@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, cast
 
+from pipelines.formats import is_hidden
+
 GZIP = b"\x1f\x8b"  # how compressed files begin
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 _OWN = re.compile(r"__[^/]*__($|/)")
@@ -66,7 +68,7 @@ def index(tar: BinaryIO) -> Index:
 def _add(found: Index, header: tarfile.TarInfo, end: int) -> None:
     # Bytes that are not UTF-8 become \xff, as text that can be stored.
     name = header.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").removeprefix("./")
-    parts = None if _OWN.match(name) else _NAME.fullmatch(name)
+    parts = None if _OWN.match(name) or is_hidden(name) else _NAME.fullmatch(name)
     found.last = parts[1] if parts else found.last
     if header.offset_data + header.size > end:
         found.damage = f"ends within {name}"
