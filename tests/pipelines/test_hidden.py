@@ -33,9 +33,7 @@ def test_what_is_hidden(pattern: str) -> None:
     assert is_hidden(pattern.format(name="a.jpg")) and is_hidden("dogs/" + pattern.format(name="a.jpg"))
 
 
-@pytest.mark.parametrize(
-    "name", ["a.jpg", "a.b/c.jpg", "./a.jpg", "../a.jpg", "x/./a.jpg", "MACOSX/a.jpg", "my__MACOSX/a", "a._b"]
-)
+@pytest.mark.parametrize("name", ["a.jpg", "a.b/c.jpg", "./a.jpg", "../a.jpg", "x/./a.jpg", "MACOSX/a.jpg", "my__MACOSX/a"])
 def test_what_is_not_hidden(name: str) -> None:
     assert not is_hidden(name)
 
