@@ -12,6 +12,7 @@ from evaluation.rows import Rows
 from evaluation.tasks.base import Task
 from pipelines.cli import run_program
 from pipelines.display import Display
+from pipelines.remote import shown_tree
 from pipelines.settings import digest
 
 PURPOSE = """Score anything that embeds pictures and texts: zero-shot classification, retrieval, SugarCrepe, linear and few-shot
@@ -43,7 +44,7 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
         name: {
             "attribution": content.attribution,
             "coverage": content.coverage,
-            "settings": settings.data[name].model_dump(mode="json"),
+            "settings": shown_tree(settings.data[name].model_dump(mode="json")),
         }
         for name, content in contents.items()
     }

@@ -14,7 +14,7 @@ class ModelSettings(Settings):
     embedder: str = Field(
         "training.checkpoint:load_embedder",
         description="module:function that returns an Embedder: a run of ours, training.embedders:open_clip, "
-        "training.embedders:huggingface, or yours",
+        "training.embedders:huggingface, or yours; the module is imported and the function called, with all your rights",
     )
     checkpoint: Path | None = Field(
         None, description="passed to the embedder: a run such as runs/demo, or one of its checkpoints"

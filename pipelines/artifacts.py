@@ -12,7 +12,9 @@ import shutil
 import zipfile
 from pathlib import Path
 
+from pipelines.remote import Missing
 from pipelines.settings import UserError
+from pipelines.unpacking import unzip
 
 
 def resolve(name: str, key: str) -> Path | None:
@@ -21,7 +23,7 @@ def resolve(name: str, key: str) -> Path | None:
         return _in_package(name.removeprefix("package:"), key)
     path = Path(name).expanduser()
     if path.exists():
-        return _unpacked(path)
+        return _unpacked(path, key)
     if name.startswith(("/", "./", "../", "~")) or path.suffix in (".pth", ".pt", ".bin", ".safetensors", ".zip"):
         raise UserError(f"{key}: {name} does not exist; give a path that does, package:NAME/FILE, or a hub name")
     return None
@@ -53,19 +55,21 @@ def _in_package(location: str, key: str) -> Path:
     path = Path(spec.origin).parent / inside
     if not path.exists():
         raise UserError(f"{key}: package {package} has no file {inside}; found: {sorted(p.name for p in path.parent.glob('*'))}")
-    return _unpacked(path)
+    return _unpacked(path, key)
 
 
-def _unpacked(path: Path) -> Path:
-    """A zip's content in the user's cache, unpacked aside and renamed; any other path as it is."""
+def _unpacked(path: Path, key: str) -> Path:
+    """A zip's content in the user's cache, unpacked aside and renamed; any other path as it is. Raises `UserError`."""
     if path.suffix != ".zip":
         return path
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raylign"
     folder = cache / f"{path.stem}-{fingerprint(path)[:16]}"
     if not folder.exists():
         aside = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-        with zipfile.ZipFile(path) as archive:
-            archive.extractall(aside)
+        try:
+            unzip(path, aside)
+        except (Missing, zipfile.BadZipFile, OSError) as error:
+            raise UserError(f"{key}: {path} cannot be unpacked: {error}") from None
         try:
             aside.rename(folder)
         except OSError:  # another process was faster

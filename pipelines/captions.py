@@ -24,6 +24,9 @@ class CaptionSettings(Settings):
     clean: bool = Field(False, description="lower case, no punctuation, one space between words")
     max_words: int | None = Field(None, ge=1, description="longer captions are cut to so many words")
     reject_words: int = Field(1000, ge=1, description="longer captions are rejected, before any is cut")
+    reject_characters: int = Field(
+        10_000, ge=1, description="longer captions are rejected likewise; languages without spaces have words of any length"
+    )
     shuffled: float = Field(
         0.0, ge=0, le=1, description="share of the train split's rows that get one another's captions, to study noisy data"
     )
@@ -43,7 +46,15 @@ def cut(caption: str, words: int) -> str:
 
 
 def usable(pair: Pair, settings: CaptionSettings) -> Pair | Rejected:
-    """The pair with its captions as they are kept, or why it cannot be."""
+    """The pair with its captions as they are kept, or why it cannot be.
+
+    A NUL is in no text that people wrote: some programs end a text there, others refuse it.
+    """
+    if any("\0" in text for text in (pair.key, pair.group, *pair.captions, *pair.labels.values())):
+        return Rejected(pair.key.replace("\0", ""), pair.origin, "bad_row", "a NUL in its text")
+    characters = max(map(len, pair.captions), default=0)
+    if characters > settings.reject_characters:
+        return Rejected(pair.key, pair.origin, "caption_too_long", f"{characters} characters")
     captions = [clean(caption) for caption in pair.captions] if settings.clean else pair.captions
     if not captions or not all(caption.strip() for caption in captions):
         return Rejected(pair.key, pair.origin, "empty_caption", "no text")

@@ -10,6 +10,7 @@ from typing import NoReturn, TypeVar
 import yaml
 
 from pipelines.display import Display
+from pipelines.remote import shown
 from pipelines.settings import Settings, UserError, describe, load, parse_overrides
 
 S = TypeVar("S", bound=Settings)
@@ -61,10 +62,10 @@ def run_program(
         action(settings, display)
     except UserError as error:
         if options.verbose:
-            traceback.print_exc()
+            sys.stderr.write(shown(traceback.format_exc()))
         display.close()
         # Raised inside a Ray task it comes back wrapped in the task's traceback.
-        print(f"error: {getattr(error, 'cause', error)}", file=sys.stderr)
+        print(f"error: {shown(str(getattr(error, 'cause', error)))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         display.close()

@@ -39,6 +39,10 @@ ENVIRONMENT = {
     "RAY_DATA_USE_DATASOURCE_V2": "0",
     # On a cloud, nodes take minutes to come up; the default of 60 s only fills the log with retries.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    # Ray gives the processes of a local node 30 s to start, its dashboard 60: a busy machine would be an error.
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
     # One notice a second about an actor state that needs the dashboard.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     # Trials run where the driver runs, so that relative paths mean the same; they log what the sweep's `loggers` name.
@@ -60,6 +64,8 @@ ENVIRONMENT = {
     # transformers' load reports and bars would break the progress display; real errors are raised all the same.
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # Hosts and networks beyond the public web that data may name (web.py): those that read must know them too.
+    "RAYLIGN_PRIVATE_HOSTS": "",
 }
 
 

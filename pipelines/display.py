@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pipelines.remote import shown
+
 
 class Task:
     """One piece of long work under way. `update(done, note)`; in a log file a line at most every `every` seconds."""
@@ -53,7 +55,7 @@ class Display:
     def line(self, text: str) -> None:
         """One plain line."""
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(shown(text), markup=False)
 
     def detail(self, text: str) -> None:
         """A line for --verbose only."""
@@ -68,7 +70,7 @@ class Display:
         for position, name in enumerate(header):
             table.add_column(name, justify="left" if position == 0 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(shown, row))
         self.console.print(table)
 
     @contextmanager

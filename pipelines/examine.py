@@ -22,6 +22,7 @@ from pipelines.config import PrepareSettings
 from pipelines.images import BadImage, Opened, encode, is_svg, open_picture, resize_shorter
 from pipelines.locations import read_locations
 from pipelines.prepared import split_of
+from pipelines.remote import shown
 from pipelines.sources.base import Pair, Rejected
 from pipelines.storage import Missing
 
@@ -123,7 +124,7 @@ def _text(found: Pair | Rejected, settings: PrepareSettings) -> "_Candidate | Re
 def _picture(item: _Candidate, data: bytes | Missing, settings: PrepareSettings) -> Row:
     pair = item.pair
     if isinstance(data, Missing):
-        return _rejected(Rejected(pair.key, pair.origin, "missing_image", str(data)))
+        return _rejected(Rejected(pair.key, pair.origin, data.reason or "missing_image", str(data)))
     if not item.is_decoded and not is_svg(data):
         return Row(_kept(item, data, data, None))
     try:
@@ -164,7 +165,8 @@ def _encoded(picture: Any, settings: PrepareSettings) -> bytes:
 
 
 def _rejected(row: Rejected) -> Row:
-    return Row({"key": row.key, "origin": row.origin, "reason": row.reason, "detail": row.detail})
+    texts = {"key": row.key, "origin": row.origin, "detail": row.detail}
+    return Row({name: shown(text) for name, text in texts.items()} | {"reason": row.reason})
 
 
 def _kept(item: _Candidate, identity: bytes, kept: bytes, near: int | None) -> dict[str, Any]:

@@ -13,10 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.ipc
-import pyarrow.parquet as pq
 
-from pipelines import storage
+from pipelines import storage, tables
 from pipelines.storage import Missing
 
 _THREADS = 32  # requests in flight, per process: latency of an object store is hidden by their number
@@ -124,7 +122,7 @@ def _read_group(file: str, group: int, column: str) -> pa.ChunkedArray:
             if storage.name_of(file).endswith(".arrow"):
                 found = pa.chunked_array([_record_batch(source, group).column(name)])
             else:
-                found = pq.ParquetFile(source).read_row_group(group, columns=[column]).column(0)
+                found = tables.open_parquet(source).read_row_group(group, columns=[column]).column(0)
         for field in fields:
             found = pc.struct_field(found, field)
     except (pa.ArrowException, KeyError, IndexError) as error:
@@ -134,10 +132,10 @@ def _read_group(file: str, group: int, column: str) -> pa.ChunkedArray:
 
 def _record_batch(source: Any, group: int) -> pa.RecordBatch:
     try:
-        reader = pa.ipc.open_file(source)
+        reader = tables.open_file(source)
     except pa.ArrowInvalid:  # a stream, as Hugging Face's save_to_disk writes it
         source.seek(0)
-        for index, batch in enumerate(pa.ipc.open_stream(source)):
+        for index, batch in enumerate(tables.open_stream(source)):
             if index == group:
                 return batch
         raise IndexError(f"no record batch {group}") from None

@@ -25,6 +25,7 @@ from pipelines.examine import FILTERED, NOT_FOUND
 from pipelines.number import Numbered, number
 from pipelines.parts import Part, counts_of, cut, found_file, list_units, read_parts
 from pipelines.prepared import FORMAT_VERSION, MANIFEST, Prepared
+from pipelines.remote import shown_tree
 from pipelines.settings import UserError, difference, digest
 from pipelines.sources.base import Unit
 from pipelines.storage import Place
@@ -33,6 +34,7 @@ REJECTED_FILE = "rejected.parquet"
 # What preparing itself puts into a folder: a run that was killed may have left any of it, and no manifest.
 _OURS = re.compile(r"content-[0-9a-f]{12}/|rejected\.parquet|manifest\.json\.partial-")
 _ENOUGH = 1000  # rows to have seen before a rate of rejected ones says something
+_GIT = 300  # seconds until a git that hangs is done without; a slow disk or a busy machine leaves no commit out
 
 
 def prepare(settings: PrepareSettings, display: Display) -> Prepared:
@@ -183,7 +185,7 @@ def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
         return prepared
     if settings.overwrite:
         return None
-    changed = difference(prepared.manifest["config"], settings.recipe())
+    changed = difference(prepared.manifest["config"], shown_tree(settings.recipe()))
     what = "; ".join(changed[:3]) if changed else "the source's files changed"
     raise UserError(f"output: {output} was prepared differently ({what}); choose another output or pass overwrite=true")
 
@@ -243,7 +245,7 @@ def _manifest(settings: PrepareSettings, recipe: str, units: list[Unit], counts:
         "licence": settings.source.licence(),
         "attribution": settings.source.attribution(),
         "recipe": recipe,
-        "config": settings.recipe(),
+        "config": shown_tree(settings.recipe()),
         "code_version": code_version(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "shards": found.shards,
@@ -258,7 +260,7 @@ def code_version() -> str:
         version = "unknown"
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=_GIT, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return version
     return f"{version}+{commit}"

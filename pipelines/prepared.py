@@ -58,12 +58,20 @@ class Prepared:
             raise UserError(
                 f"data.path: {path} is no prepared dataset; make it with: python -m pipelines CONFIG.yaml output={path}"
             )
-        manifest = json.loads(storage.read(storage.join(path, MANIFEST)))
-        if manifest["format_version"] != FORMAT_VERSION:
+        try:
+            manifest = json.loads(storage.read(storage.join(path, MANIFEST)))
+            version = manifest["format_version"]
+            shards = [str(shard["file"]) for shard in manifest["shards"]] if version == FORMAT_VERSION else []
+        except (ValueError, LookupError, TypeError, Missing) as error:
+            raise UserError(f"data.path: {path} has no {MANIFEST} that preparing wrote ({type(error).__name__})") from None
+        if version != FORMAT_VERSION:
             raise UserError(
-                f"data.path: {path} has format {manifest['format_version']}, this version reads {FORMAT_VERSION}; "
+                f"data.path: {path} has format {version}, this version reads {FORMAT_VERSION}; "
                 "prepare it again with overwrite=true"
             )
+        for file in shards:
+            if _absolute(file) or ".." in file.split("/"):
+                raise UserError(f"data.path: {path} names the shard {file}, which is not in its folder; prepare it again")
         return cls(path, manifest)
 
     @property

@@ -8,13 +8,14 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 _ATTEMPTS = 8
 _FIRST_WAIT = 0.1  # seconds; doubles with every attempt, some 12 s in all
-_PATIENCE = 120  # seconds, after which no further attempt begins
+_PATIENCE = 120  # seconds, after which no further attempt begins,
+_LEAST = 3  # but for these: one that sends or fetches a large file, or on a busy machine, may take longer than that by itself
 _FINAL = re.compile(
     r"AWS Error (ACCESS_DENIED|NO_SUCH_BUCKET|NO_SUCH_KEY|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH)"
     r"|HTTP status 4(?!08|29)\d\d"
@@ -22,8 +23,14 @@ _FINAL = re.compile(
 )
 
 
+_USER = re.compile(r"\b([a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#'\"]*@")
+_QUERY = re.compile(r"(\bhttps?://[^\s?#'\"]*)[?#][^\s'\"]*", re.IGNORECASE)
+
+
 class Missing(Exception):  # noqa: N818 - it is a finding about data, not a programming error
-    """A file that is not there, or that nobody hands out."""
+    """A file that is not there, or that nobody hands out; of some kinds the `reason` is a code of its own."""
+
+    reason = ""
 
 
 class Unreachable(OSError):  # noqa: N818 - as above
@@ -33,6 +40,29 @@ class Unreachable(OSError):  # noqa: N818 - as above
 def is_remote(path: Path | str) -> bool:
     """Whether a path is the URI of something that is not on this machine's disks."""
     return "://" in str(path) and not str(path).startswith("file://")
+
+
+def shown(text: str) -> str:
+    """A text for people and files: without what URLs in it may hold of secrets, a user, a password, a query with a signature."""
+    return _QUERY.sub(r"\1?...", _USER.sub(r"\1...@", text)) if "://" in text else text
+
+
+def shown_place(place: Path | str) -> str:
+    """A path or URL as `shown` has it, whatever characters it is made of."""
+    text = str(place)
+    if not text.lower().startswith(("http://", "https://")):
+        return shown(text)
+    path = re.split("[?#]", text, maxsplit=1)[0]
+    return shown(path) + ("?..." if path != text else "")
+
+
+def shown_tree(tree: Any) -> Any:
+    """A tree of JSON values with every text as `shown` has it."""
+    if isinstance(tree, dict):
+        return {key: shown_tree(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [shown_tree(value) for value in tree]
+    return shown_place(tree) if isinstance(tree, str) else tree
 
 
 def retried(work: Callable[[], T], path: Path | str | None = None, attempts: int = _ATTEMPTS) -> T:
@@ -57,9 +87,9 @@ def retried(work: Callable[[], T], path: Path | str | None = None, attempts: int
         except OSError as error:
             text, seconds = str(error), time.monotonic() - started
             hopeless = attempts == 1 or _FINAL.search(text)
-            if hopeless or attempt == attempts or seconds > _PATIENCE:
+            if hopeless or attempt == attempts or (seconds > _PATIENCE and attempt >= _LEAST):
                 if not hopeless:
-                    what = f"{path}: " if path is not None else ""
+                    what = f"{shown_place(path)}: " if path is not None else ""
                     raise Unreachable(f"{what}given up after {attempt} attempts in {seconds:.0f} s: {text}") from None
                 raise (OSError(text) if path is None else Missing(text)) from None
             # How long to wait changes no result.

@@ -22,10 +22,9 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 from pydantic import BeforeValidator
 
-from pipelines import web
+from pipelines import tables, web
 from pipelines.formats import HIDDEN, is_hidden
 from pipelines.remote import Missing, is_remote, retried
 from pipelines.settings import UserError
@@ -84,9 +83,10 @@ def find(patterns: str | tuple[str, ...], key: str) -> list[File]:
         for path in expand_braces(str(pattern).removeprefix("file://")):
             files = _matching(path)
             if not files:
-                raise UserError(
-                    f"{key}: nothing is found at {path}; check the path" + (f" (of {pattern})" if path != pattern else "")
-                )
+                of = f" (of {pattern})" if path != pattern else ""
+                sign = next(iter(re.findall(r"\[[^\]/]+\]", path)), None)
+                hint = f", where {sign} is read as a pattern of one character" if sign else ""
+                raise UserError(f"{key}: nothing is found at {path}{hint}; check the path{of}")
             found |= {file.path: file for file in files}
     return list(found.values())
 
@@ -159,13 +159,19 @@ def open_random(path: Path | str) -> pa.NativeFile:
 
 
 def read_table(path: Path | str, columns: Sequence[str] | None = None, filters: Any = None) -> pa.Table:
-    """Columns of a Parquet file, all by default. Raises `OSError`, and `Missing` for one on the web."""
+    """Columns of a Parquet file of ours, all by default.
+
+    Raises `OSError`, `Missing` for one on the web, and `UserError` for one that could run code.
+    """
 
     def get() -> pa.Table:
         with open_random(path) as file:
-            return pq.read_table(file, columns=columns if columns is None else list(columns), filters=filters)
+            return tables.read_parquet(file, columns, filters)
 
-    return retried(get) if is_remote(path) else get()
+    try:
+        return retried(get) if is_remote(path) else get()
+    except tables.Refused as refused:
+        raise UserError(f"{path}: {refused}") from None
 
 
 @contextmanager
@@ -277,18 +283,38 @@ def _matching(pattern: str) -> list[File]:
     literal = _GLOB.split(pattern)[0]
     if literal == pattern:
         return []
-    folder = literal.rpartition("/")[0]
-    deep = "/" in pattern[len(folder) + 1 :]
+    folder = _folder_of(pattern)
+    below = pattern[len(folder) + 1 :] if folder else pattern
+    deep = "/" in below
     # A slash before both, so that every name has one before it.
-    wanted = re.compile("/" + "".join(map(_as_regex, _GLOB.split(pattern))))
+    wanted = re.compile("/" + (re.escape(folder + "/") if folder else "") + as_regex(below))
     files = _files(folder or ("/" if pattern.startswith("/") else "."), deep)
     return [file for file in files if wanted.fullmatch("/" + file.path.removeprefix("./"))]
+
+
+def _folder_of(pattern: str) -> str:
+    """The folder in which a glob begins. One that is called `shards [v2]` means itself."""
+    parts = pattern.split("/")[:-1]
+    for count, part in enumerate(parts):
+        if _GLOB.search(part) and not _is_folder("/".join(parts[: count + 1])):
+            return "/".join(parts[:count])
+    return "/".join(parts)
+
+
+def _is_folder(path: str) -> bool:
+    system, inside = _system(path)
+    return retried(lambda: system.get_file_info(inside).type) == pafs.FileType.Directory
+
+
+def as_regex(pattern: str) -> str:
+    """A glob as a regular expression for a path with a slash before it."""
+    return "".join(map(_as_regex, _GLOB.split(pattern)))
 
 
 def _as_regex(piece: str) -> str:
     if piece in _AS_REGEX or not _GLOB.fullmatch(piece):
         return _AS_REGEX.get(piece) or re.escape(piece)
-    inner = piece[1:-1].replace("\\", r"\\")
+    inner = piece[1:-1].replace("\\", r"\\").replace("[", r"\[")
     return f"[^/{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
 
 

@@ -1,6 +1,7 @@
 """What tests share: one local Ray for the whole session, and two small real datasets, each prepared once."""
 
 import io
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from pipelines.prepared import Prepared
 
 QUIET = Display(quiet=True)
 
-# Tests assert nothing about time: a busy machine makes nothing wrong.
-hypothesis.settings.register_profile("patient", deadline=None)
+# What else runs on the machine makes nothing wrong. Tests assert nothing about time; they start their own Ray, whatever other one
+# the shell is set up for; and their Ray ends no process because others have taken the machine's memory.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
+os.environ.pop("RAY_ADDRESS", None)
+os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112  Ray's name
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import select
 import signal
 import socket
 import struct
@@ -38,8 +39,9 @@ class Policy:
     errors: float = 0.0  # 500 and 503 SlowDown by turns, and nothing is done
     resets: float = 0.0  # the connection is reset within the body that is sent, or else the one that is answered
     stalls: float = 0.0  # the answer pauses in the middle of its body, or before it where there is none
-    stall_seconds: float = 0.3
+    stall_seconds: float = 0.3  # or until the client has gone
     only: str = ""  # faults strike those requests alone in which this regular expression is found, as in "GET /bucket/key?query"
+    held: str = ""  # requests in which this one is found wait, and nothing is done, until the policy is another one
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,10 @@ class Store:
     def requests(self) -> list[Requests]:
         """The requests since the last `forget`."""
         return [Requests(*alike) for alike in self._control("GET", "counts")["requests"]]
+
+    def held(self) -> int:
+        """How many requests are held now."""
+        return self._control("GET", "counts")["held"]
 
     def most_in_flight(self) -> int:
         """The largest number of requests at one time since the last `forget`."""
@@ -164,7 +170,7 @@ def object_store(latency: float = 0.0) -> Iterator[Store]:
 
 
 def _request(address: str, method: str, path: str, body: bytes | None = None, missing_is_none: bool = False) -> bytes | None:
-    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=900)
     try:
         connection.request(method, path, body, _SIGNED)
         answer = connection.getresponse()
@@ -187,7 +193,8 @@ class _Proxy(ThreadingHTTPServer):
         self.upstream = upstream
         self.policy = policy
         self.lock = threading.Lock()
-        self.in_flight = 0
+        self.changed = threading.Condition(self.lock)  # the policy
+        self.in_flight = self.held = 0
         self.forget()
 
     def forget(self) -> None:
@@ -218,6 +225,15 @@ class _Proxy(ThreadingHTTPServer):
                 self.faults[fault] += 1
             return fault
 
+    def hold(self, line: str) -> None:
+        """Wait, if the policy says so."""
+        with self.changed:
+            policy = self.policy
+            if policy.held and re.search(policy.held, line):
+                self.held += 1
+                self.changed.wait_for(lambda: self.policy is not policy)
+                self.held -= 1
+
     def end(self, alike: tuple[str, str, str], answered: int) -> None:
         with self.lock:
             self.in_flight -= 1
@@ -226,7 +242,7 @@ class _Proxy(ThreadingHTTPServer):
     def counts(self) -> dict[str, Any]:
         with self.lock:
             requests = [[*alike, count, self.answered[alike]] for alike, count in self.seen.items()]
-            return {"faults": self.faults, "requests": requests, "most_in_flight": self.most_in_flight}
+            return {"faults": self.faults, "requests": requests, "most_in_flight": self.most_in_flight, "held": self.held}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away is no news."""
@@ -248,6 +264,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._alike = (self.command, bucket_and_key[2], self.headers.get("Range", ""))
         fault = self.server.begin(self._alike, f"{self.command} {self.path}")
         try:
+            self.server.hold(f"{self.command} {self.path}")
             self._pass_on(fault)
         finally:
             self._count(0)
@@ -316,7 +333,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset(half)
             return
         if fault == "stall":
-            time.sleep(stall)
+            select.select([self.connection], [], [], stall)
         self._count(len(data))
         if half and fault:
             self.wfile.write(data[half:])
@@ -357,7 +374,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             found = self.server.counts()
         elif what == "policy":
-            self.server.policy = replace(Policy(), **json.loads(body))
+            with self.server.changed:
+                self.server.policy = replace(Policy(), **json.loads(body))
+                self.server.changed.notify_all()
         else:
             with self.server.lock:
                 self.server.forget()

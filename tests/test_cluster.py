@@ -3,14 +3,15 @@
 import copy
 import json
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ import jsonschema
 import pytest
 import yaml
 
+from tests.patience import PATIENCE, wait_until
+
 ROOT = Path(__file__).parents[1]
-PATIENCE = 300  # seconds until a job that hangs is a failure
 
 
 # --- cluster.yaml, offline
@@ -117,9 +119,12 @@ Submit = Callable[..., Job]
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """One that no system gives to somebody who does not name it, so that nobody's connection takes it before Ray does."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("a hundred ports are taken")
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +138,8 @@ def session() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def environment(session: Path) -> dict[str, str]:
     """As on the cluster: a token is asked for, and `python` is the one that Ray runs on. Nothing points at the checkout."""
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON"))}
+    kept = "RAY_memory_monitor_refresh_ms"  # see conftest.py
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON")) or k == kept}
     path = f"{Path(sys.executable).parent}{os.pathsep}{own['PATH']}"
     return own | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RAY_TMPDIR": str(session)}
 
@@ -157,9 +163,13 @@ def head(session: Path, environment: dict[str, str]) -> Iterator[str]:
             command, cwd=session, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        end = time.monotonic() + PATIENCE
-        while subprocess.run(["ray", "job", "list", "--address", address], env=environment, capture_output=True).returncode:
-            assert process.poll() is None and time.monotonic() < end, (session / "head.txt").read_text()
+        command = ["ray", "job", "list", "--address", address]
+
+        def answers() -> bool:
+            assert process.poll() is None, (session / "head.txt").read_text()
+            return subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE).returncode == 0
+
+        wait_until(answers, (session / "head.txt").read_text)
         yield address
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # its own session, nobody else's; a polite end takes half a minute

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parent.parent
 LOCKED = ["image_tower.image_size=64", "epochs=3", "global_batch_size=32", "evaluation.every_epochs=1", "log_every=2"]
 
@@ -28,7 +30,7 @@ def readme_commands() -> dict[str, list[str]]:
 def program(*arguments: str) -> subprocess.CompletedProcess:
     """Run `python -m ...` in the repository's root, without a terminal."""
     command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def succeed(*arguments: str) -> str:

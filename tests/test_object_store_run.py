@@ -20,6 +20,7 @@ from pipelines.config import PrepareSettings
 from pipelines.display import Display
 from pipelines.prepared import Prepared
 from tests.object_store import Store, object_store
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.e2e
 
@@ -63,9 +64,9 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def program(store: Store, folder: Path, package: str, name: str, tree: dict[str, Any], *overrides: str) -> None:
     config = folder / f"{name}.yaml"
     config.write_text(yaml.safe_dump(tree))
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | store.environment
+    environment = os.environ | store.environment
     command = [sys.executable, "-m", package, str(config), *overrides]
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 

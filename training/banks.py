@@ -47,16 +47,20 @@ def compute_banks(settings: BankSettings, display: Display) -> list[Path]:
     except UserError as error:
         raise UserError(str(error).replace("data.path", "dataset", 1)) from None
     image, text = settings.image_encoder, settings.text_encoder
-    identities = [tower and tower.identity(f"{side}_encoder") for side, tower in (("image", image), ("text", text))]
+    for side, tower in (("image", image), ("text", text)):
+        if tower is not None:
+            tower.identity(f"{side}_encoder")  # raises where it has no weights
     cluster.start(display.verbose)
     pool = banks.Pool(_actors(settings), settings.use_gpu)
     found: list[Path] = []
     if image is not None:
-        found.append(banks.image_bank(prepared, image.image_size, ImageFeatures, (image,), identities[0], pool, display))
+        identity = image.identity("image_encoder")
+        found.append(banks.image_bank(prepared, image.image_size, ImageFeatures, (image,), identity, pool, display))
         display.line(f"bank of pictures: {found[-1]}")
     if text is not None:
-        arguments = (text, text.tokenizer(lambda: []))
-        found += banks.text_banks(prepared, [prepared.texts()], TextFeatures, arguments, identities[1], pool, display)
+        tokenizer = text.tokenizer(lambda: [])
+        identity = text.bank_identity(tokenizer, "text_encoder")
+        found += banks.text_banks(prepared, [prepared.texts()], TextFeatures, (text, tokenizer), identity, pool, display)
         display.line(f"bank of captions: {found[-1]}")
     if settings.neighbours:
         order = Order(prepared.path, prepared.fingerprint, "train", None, seed=0, global_batch_size=1)

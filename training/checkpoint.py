@@ -37,6 +37,7 @@ def save_checkpoint(folder: Path, state: TrainState, plan: Plan, metrics: dict[s
         "config": plan.settings.model_dump(mode="json"),
         "dataset": {"path": str(plan.stream.prepared.path), "fingerprint": plan.stream.prepared.fingerprint},
         "code_version": plan.code_version,
+        "tokenizer": plan.tokenizer.reading,
         "step": state.step,
         "total_steps": plan.total_steps,
         "metrics": metrics,
@@ -53,7 +54,17 @@ def load_checkpoint(folder: Path, state: TrainState, plan: Plan, device: torch.d
             f"data.path: the checkpoint {folder} was trained on data {found[:12]}, "
             f"{plan.stream.prepared.path} holds {wanted[:12]}; give the run another name, or pass overwrite=true"
         )
-    state.load_state_dict(torch.load(folder / "state.pt", map_location=device, weights_only=True))
+    state.load_state_dict(_state(folder, device))
+
+
+def _state(folder: Path, device: torch.device) -> dict[str, Any]:
+    """Tensors and numbers of a checkpoint; nothing in it is run. Raises `UserError` where it is no such file."""
+    try:
+        return torch.load(folder / "state.pt", map_location=device, weights_only=True)
+    except Exception as error:  # pickle, zip and torch each have errors of their own
+        raise UserError(
+            f"checkpoint: {folder / 'state.pt'} holds no state that torch can load ({type(error).__name__})"
+        ) from None
 
 
 def keep_snapshot(run: Path) -> bool:
@@ -121,12 +132,18 @@ def find_checkpoint(path: Path) -> Path:
 def load_encoder(folder: Path) -> Trained:
     """Of a checkpoint. Raises `UserError` where its weights do not fit its config."""
     file = folder / "checkpoint.json"
-    settings = validate(TrainSettings, json.loads(file.read_text(encoding="utf-8"))["config"], str(file))
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        tree, reading = about["config"], about.get("tokenizer", {})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"checkpoint: {file} holds no config of a run ({type(error).__name__})") from None
+    settings = validate(TrainSettings, tree, str(file))
     image, text = settings.image_tower, settings.text_tower
-    tokenizer = TextTokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), text.max_tokens)
+    words = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    tokenizer = TextTokenizer(words, text.max_tokens, **reading)
     towers = image, text, settings.heads, settings.embed_dim, (None, None), tokenizer.vocabulary_size
     encoder = build_encoder(*towers).eval()
-    saved = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    saved = _state(folder, torch.device("cpu"))
     locked = tuple(f"{side}_tower." for side, tower in (("image", image), ("text", text)) if tower.mode == "locked")
     missing, unexpected = encoder.load_state_dict(saved["encoder"], strict=False)
     wrong = [name for name in missing if not name.startswith(locked)] + list(unexpected)
@@ -170,7 +187,7 @@ class CheckpointEmbedder:
             for tower in (self._settings.image_tower, self._settings.text_tower)
         ]
         heads = [head.model_dump(mode="json") for head in self._settings.heads]
-        return fingerprint(self._encoder, [towers, heads, self._tokenizer.json, self._tokenizer.max_tokens])
+        return fingerprint(self._encoder, [towers, heads, self._tokenizer.identity])
 
     def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
         size = self._settings.image_tower.image_size

@@ -23,6 +23,11 @@ from training.before_projection import hugging_face_features, open_clip_features
 from training.fingerprint import fingerprint, of_tokenizer
 from training.precision import unit
 from training.towers.open_clip import OpenClipImageSettings
+from training.towers.pretrained import first_line, load_pretrained
+from training.towers.reading import positions, reads_padding, tells_apart, text_half
+
+_KEY = "embedder_arguments.weights"
+_LONG = 10_000  # words of a text that any tokenizer with a length cuts
 
 
 class OpenClipEmbedder:
@@ -43,6 +48,7 @@ class OpenClipEmbedder:
             self.image_features = self._image_features
         self._preprocess = image_transform_v2(PreprocessCfg(**network.visual.preprocess_cfg), is_train=False)
         self._tokenizer = open_clip.get_tokenizer(model)
+        tells_apart(self.embed_texts, "embedder_arguments.model", model)
 
     @torch.inference_mode()
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:
@@ -74,29 +80,22 @@ class HuggingFaceEmbedder:
     """A CLIP-like model of transformers: CLIP, SigLIP, VisionTextDualEncoder and their like."""
 
     def __init__(self, weights: str):
-        from transformers import AutoModel, AutoProcessor
+        from transformers import AutoProcessor
 
-        path = resolve(weights, "embedder_arguments.weights") or weights
+        network = load_pretrained(weights, _KEY, lambda network: _dual(network, weights))
         try:
-            network: Any = AutoModel.from_pretrained(path)
-            self._processor: Any = AutoProcessor.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"embedder_arguments.weights: {weights}: {str(error).splitlines()[0]}; give a folder or a hub name"
-            ) from None
-        if not hasattr(network, "get_image_features") or not hasattr(network, "get_text_features"):
-            raise UserError(
-                f"embedder_arguments.weights: {weights} is a {type(network).__name__}, which does not embed pictures and texts"
-            )
+            self._processor: Any = AutoProcessor.from_pretrained(resolve(weights, _KEY) or weights)
+        except Exception as error:  # the hub, json and each processor have errors of their own
+            raise UserError(f"{_KEY}: {weights}: {first_line(error)}; give a folder or a hub name") from None
         self._device = _device()
-        self._network = network.eval().to(self._device)
-        # SigLIP reads its texts padded to their full length, as it was trained.
-        self._padding = "max_length" if "siglip" in network.config.model_type else True
+        self._network = network.to(self._device)
+        self._text_options = self._how_texts_are_read(weights)
         if hasattr(network, "logit_scale"):
             self.scale = _scale(network)
         self._features = hugging_face_features(network)
         if self._features is not None:
             self.image_features = self._image_features
+        tells_apart(self.embed_texts, _KEY, weights)
 
     @torch.inference_mode()
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:
@@ -106,8 +105,32 @@ class HuggingFaceEmbedder:
     @torch.inference_mode()
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Strings to unit rows, float32 [n, D]; what is too long is cut."""
-        given = self._processor(text=texts, return_tensors="pt", padding=self._padding, truncation=True).to(self._device)
+        given = self._processor(text=texts, return_tensors="pt", **self._text_options).to(self._device)
         return _rows(self._network.get_text_features(**given).pooler_output)
+
+    @torch.inference_mode()
+    def _how_texts_are_read(self, weights: str) -> dict[str, Any]:
+        """Cut to what the processor cuts to and the model has positions for; padded to that where the model reads its padding."""
+        tokenizer, usable = self._processor.tokenizer, positions(text_half(self._network))
+        if tokenizer.pad_token is None:
+            raise UserError(f"{_KEY}: the tokenizer of {weights} names no pad_token; name it in its tokenizer_config.json")
+        if usable is not None:  # some tokenizers know no length, and say 1e30
+            tokenizer.model_max_length = min(tokenizer.model_max_length, usable)
+        (ids,) = self._processor(text=["word " * _LONG], truncation=True)["input_ids"]
+        length = len(ids) if usable is None else min(len(ids), usable)
+        options: dict[str, Any] = {"truncation": True} | ({"max_length": length} if length < _LONG else {})
+        if "attention_mask" not in tokenizer.model_input_names or (
+            length < _LONG and reads_padding(self._text_rows, length // 2, length)
+        ):
+            options["padding"] = "max_length"
+        else:
+            # To the right, where models count positions from: a row is the same alone and beside longer texts.
+            options["padding"], tokenizer.padding_side = True, "right"
+        return options
+
+    def _text_rows(self, ids: Tensor, mask: Tensor) -> Tensor:
+        given = {"input_ids": ids.to(self._device), "attention_mask": mask.to(self._device)}
+        return self._network.get_text_features(**given).pooler_output
 
     @cached_property
     def fingerprint(self) -> str:
@@ -117,7 +140,7 @@ class HuggingFaceEmbedder:
             object_hook=lambda tree: {key: value for key, value in tree.items() if key != "_name_or_path"},
         )
         pictures = self._processor.image_processor.to_dict()
-        return fingerprint(self._network, [config, pictures, of_tokenizer(self._processor.tokenizer), self._padding])
+        return fingerprint(self._network, [config, pictures, of_tokenizer(self._processor.tokenizer), self._text_options])
 
     @torch.inference_mode()
     def _image_features(self, images: list[Image.Image]) -> np.ndarray:
@@ -126,6 +149,12 @@ class HuggingFaceEmbedder:
 
     def _pixels(self, images: list[Image.Image]) -> Any:
         return self._processor(images=images, return_tensors="pt").to(self._device)
+
+
+def _dual(network: Any, weights: str) -> Any:
+    if not hasattr(network, "get_image_features") or not hasattr(network, "get_text_features"):
+        raise UserError(f"{_KEY}: {weights} is a {type(network).__name__}, which does not embed pictures and texts")
+    return network
 
 
 def open_clip(model: str, weights: str | None = None) -> OpenClipEmbedder:

@@ -122,16 +122,16 @@ class DualEncoder(nn.Module):
         return Embeddings(unit(image), unit(text), image, text, strong_features, strong, states, other)
 
     def _texts(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Features [b, G] of captions, and, where words are hidden, states [b, L, G] of those captions."""
+        """Features [b, G] of captions, and, where words are hidden, states [b, L, S] of those captions."""
         if self.text_tower is None:
             return batch["text_features"], None
         text, mask = batch["text"], batch["text_mask"]
         if "masked_labels" not in batch:
             return self.text_tower(text, mask), None
         if "masked_text" in batch:
-            return self.text_tower(text, mask), self.text_tower.states(batch["masked_text"], mask).float()
-        states = self.text_tower.states(text, mask)
-        return self.text_tower.pool(states, mask), states.float()
+            return self.text_tower(text, mask), self.text_tower.with_states(batch["masked_text"], mask)[1].float()
+        features, states = self.text_tower.with_states(text, mask)
+        return features, states.float()
 
     def images(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Projections [b, D] of pictures; features [b, V, F] and projections [b, V, D] of strong views, where there are some."""

@@ -133,10 +133,11 @@ class _Follower:
                 if lines and lines[-1]["step"] != shown:
                     line = lines[-1]
                     shown = line["step"]
+                    loss = f"loss {line['loss']:.3f}" if "loss" in line else "step skipped"
+                    skipped = f"  {line['skipped']:,} skipped" if line.get("skipped") else ""
                     task.update(
                         shown,
-                        f"loss {line['loss']:.3f}  {line['samples_per_second']:,.0f} samples/s  "
-                        f"data wait {line['data_wait']:.0%}",
+                        f"{loss}  {line['samples_per_second']:,.0f} samples/s  data wait {line['data_wait']:.0%}{skipped}",
                     )
                 if ended:
                     return

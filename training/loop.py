@@ -28,13 +28,16 @@ from training.metrics_file import UNUSABLE, UNUSABLE_ROWS
 from training.plan import Plan
 from training.state import TrainState
 from training.step import train_step
+from training.towers.base import synchronised
 from training.validation import HeldOutEmbeddings, validate_held_out
 
 
 class DivergenceError(UserError):
-    """The loss is no longer a number."""
+    """Loss, gradients or weights are no longer numbers."""
 
 
+_PATIENCE = 20  # skipped steps more than counted ones, in a long run; fp16's scale of 65536 is below 1 after 17
+_WAYS_OUT = "a lower optimizer.lr, a longer schedule.warmup_steps, clip_norm=1 or precision=bf16 may help"
 _ENOUGH = 1000  # samples to have seen before a rate of unusable ones says something
 HELD = "placement_group"  # file in a run's folder: what its workers hold in the cluster
 Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
@@ -82,18 +85,28 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
         batch = next(batches)
         clock.waited += time.perf_counter() - waited
         lr = settings.schedule.lr_at(state.step, plan.order.steps_per_epoch, plan.total_steps, settings.optimizer.lr)
+        skipped = state.skipped
         loss, norm = train_step(state, batch, settings, lr)
+        counted = state.skipped == skipped
+        if state.failing >= min(_PATIENCE, max(2, plan.total_steps // 2)) or state.skipped == plan.total_steps:
+            return {"failed": _skipped_on(state, float(mean(loss.total)), float(norm))}
         if not clock.reports(state.step, plan):
             continue
-        total = float(mean(loss.total))
         metrics: dict[str, Any] = {"step": state.step, "epoch": state.step / plan.order.steps_per_epoch, "samples": state.samples}
-        metrics |= {"loss": total, "lr": lr, "grad_norm": float(norm)} | {k: float(mean(v)) for k, v in loss.metrics.items()}
+        metrics |= {"lr": lr, "skipped": state.skipped}
+        if counted:  # else there is nothing to tell of the step: its line has no loss
+            metrics |= {"loss": float(mean(loss.total)), "grad_norm": float(norm)}
+            metrics |= {name: float(mean(value)) for name, value in loss.metrics.items()}
         metrics |= clock.read()
-        if not np.isfinite(total):
-            return {"failed": f"the loss is {total} at step {state.step}; a lower optimizer.lr or clip_norm=1 may help"}
         evaluate, rows = clock.evaluates(state.step, plan), None
+        # A run that is failing keeps the checkpoints that it has.
+        saves = (counted or evaluate) and clock.saves(state.step, evaluate)
+        if saves and not state.finite():
+            return {"failed": f"the weights are no longer numbers at step {state.step}; {_WAYS_OUT}"}
         if evaluate:
             scores, rows = validate_held_out(encoder, plan, worker)
+            if not all(np.isfinite(part).all() for found in rows for part in (found.images, found.texts, found.prompts)):
+                return {"failed": f"embeddings are no longer numbers at step {state.step}; {_WAYS_OUT}"}
             metrics |= {name: value for found in scores for name, value in found.metrics.items()}
             clock.restart()
             state.ended = state.step == plan.total_steps or clock.out_of_time()
@@ -102,11 +115,19 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
         failed.clear()
         state.seconds = clock.total()
         metrics["seconds"] = round(state.seconds, 3)
-        save = partial(_save, state, plan, metrics, rows if state.ended else None) if clock.saves(state.step, evaluate) else None
+        save = partial(_save, state, plan, metrics, rows if state.ended else None) if saves else None
         report(metrics, save)
         if state.samples >= _ENOUGH and state.unusable > settings.data.max_unusable_rate * state.samples:
             return {"failed": _too_many(plan, state)}
-    return {"step": state.step, "samples": state.samples, "device": _device_name(worker.device)}
+    return {"step": state.step, "samples": state.samples, "skipped": state.skipped, "device": _device_name(worker.device)}
+
+
+def _skipped_on(state: TrainState, loss: float, norm: float) -> str:
+    if state.skipped == state.step:
+        many = "no step of the run counted"
+    else:
+        many = f"{state.failing} more of the last steps were skipped than counted ({state.skipped:,} of {state.step:,} in all)"
+    return f"{many}: at step {state.step} the loss is {loss:g} and the gradient's norm {norm:g}; {_WAYS_OUT}"
 
 
 def _too_many(plan: Plan, state: TrainState) -> str:
@@ -138,7 +159,7 @@ def build_state(plan: Plan, worker: Worker) -> tuple[Any, TrainState]:
     encoder, objective, teacher = plan.build()
     encoder.to(worker.device)
     if worker.world_size > 1 and worker.device.type == "cuda":
-        encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+        encoder = synchronised(encoder)
     distributed: nn.Module = encoder
     if worker.world_size > 1 and any(p.requires_grad for p in encoder.parameters()):
         # Our objectives keep their state equal by gathering; broadcasting buffers every forward would be waste.

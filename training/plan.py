@@ -25,6 +25,7 @@ from training.encoder import DualEncoder, build_encoder
 from training.objectives.base import Objective, Task
 from training.teacher import FrozenEncoders, Teacher
 from training.towers import ImageFeatures, TextFeatures
+from training.towers.base import batch_statistics
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,9 @@ class Plan:
         """What objective and teacher may know of the run."""
         manifest, settings, tower = self.stream.prepared.manifest, self.settings, encoder.image_tower
         width = bank_rows(self.stream.image_bank).shape[1] if tower is None else tower.width
-        text_width = encoder.text_tower.width if encoder.text_tower else bank_rows(self.stream.text_bank).shape[1]
         sizes = manifest["num_images"], manifest["num_texts"], settings.embed_dim, width
         guides = frozen.widths if frozen else self.stream.guides.widths if self.stream.guides else (0, 0)
-        words = text_width, self.tokenizer.vocabulary_size
+        words = encoder.text_tower.states_width if encoder.text_tower else 0, self.tokenizer.vocabulary_size
         return Task(*sizes, self.order.steps_per_epoch, self.total_steps, settings.seed, *words, guides)
 
     def build(self) -> tuple[DualEncoder, Objective, Teacher]:
@@ -124,15 +124,34 @@ def check_build(plan: Plan) -> None:
     settings = plan.settings
     encoder, objective, _ = plan.build()
     settings.optimizer.build([encoder, objective])
-    workers, frozen = settings.resources.num_workers, settings.image_tower.batch_norm == "frozen"
-    if workers == 1 or settings.resources.use_gpu or frozen:
+    _check_batch_statistics(plan, encoder.train())
+
+
+def _check_batch_statistics(plan: Plan, encoder: DualEncoder) -> None:
+    """Raises `UserError` where a tower would learn from a part of the batch what it is to learn from the whole."""
+    settings = plan.settings
+    workers, parts = settings.resources.num_workers, settings.accumulate
+    if workers == parts == 1:
         return
-    # torch synchronises BatchNorm on GPUs only.
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.weight.requires_grad for m in encoder.modules()):
-        raise UserError(
-            f"image_tower.batch_norm: this tower has BatchNorm, whose statistics would differ between {workers} CPU workers; "
-            "pass image_tower.batch_norm=frozen, or resources.num_workers=1"
-        )
+    size = settings.image_tower.image_size
+    pixels, (ids, mask) = torch.randint(256, (2, 3, size, size), dtype=torch.uint8), plan.tokenizer(["a", "b"])
+    sees = {"image_tower": (pixels,), "text_tower": (torch.from_numpy(ids), torch.from_numpy(mask))}
+    for key, tower in (("image_tower", encoder.image_tower), ("text_tower", encoder.text_tower)):
+        for name, module in ({} if tower is None else batch_statistics(tower, *sees[key])).items():
+            # torch synchronises BatchNorm, and that alone, between workers on GPUs.
+            normal = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            what = f"{key}'s {name} ({type(module).__name__}) takes statistics of what it sees at once, which is"
+            way = "image_tower.batch_norm=frozen, " if normal and key == "image_tower" else ""
+            if parts > 1:
+                raise UserError(
+                    f"accumulate: {what} one of {parts} parts of a step; pass {way}accumulate=1, or choose another {key}"
+                )
+            if not (normal and settings.resources.use_gpu):
+                kind = "" if settings.resources.use_gpu else "CPU "
+                raise UserError(
+                    f"resources.num_workers: {what} one of {workers} {kind}workers' rows; "
+                    f"pass {way}resources.num_workers=1, or choose another {key}"
+                )
 
 
 def held_out_data(settings: TrainSettings, prepared: Prepared) -> list[tuple[Prepared, HeldOut]]:
@@ -175,6 +194,8 @@ def make_plan(
     """Tokenizer, banks of locked towers, streams. `data`: of `held_out_data`."""
     image, text = settings.image_tower, settings.text_tower
     tokenizer = _tokenizer(settings, prepared, order)
+    if settings.objective.needs.masked != "no":
+        tokenizer.mask_id  # noqa: B018  raises where there is none, before any bank is computed
 
     def image_bank(of: Prepared) -> Path | None:
         if image.mode != "locked":
@@ -185,7 +206,8 @@ def make_plan(
         if text.mode != "locked":
             return [None, None]
         texts = [of.texts(), what.prompts] if what.texts else [what.texts, what.prompts]
-        return banks.text_banks(of, texts, TextFeatures, (text, tokenizer), text.identity("text_tower"), pool, display)
+        identity = text.bank_identity(tokenizer, "text_tower")
+        return banks.text_banks(of, texts, TextFeatures, (text, tokenizer), identity, pool, display)
 
     def scored_of(of: Prepared, what: HeldOut, file: str) -> Scored:
         bank = image_bank(of)
@@ -201,8 +223,6 @@ def make_plan(
     scored = [scored_of(of, what, f"held_out-{what.dataset}.npz" if i else "held_out.npz") for i, (of, what) in enumerate(data)]
     own, test = scored[0], test_data(settings, prepared)
     wanted = columns(settings.objective.needs, own.images.image_bank is not None, own.text_bank is not None)
-    if "masked_labels" in wanted:
-        tokenizer.mask_id  # noqa: B018  raises where there is none
     stream = Stream(
         prepared=prepared,
         columns=frozenset(wanted),
@@ -226,9 +246,10 @@ def _guides(settings: TrainSettings, prepared: Prepared, order: Order, pool: ban
         return None
     guides = settings.guides or GuideSettings()
     image, text = guides.image_encoder, guides.text_encoder
-    arguments, identities = (text, text.tokenizer(lambda: [])), guides.identities()
-    images = banks.image_bank(prepared, image.image_size, ImageFeatures, (image,), identities[0], pool, display)
-    (texts,) = banks.text_banks(prepared, [prepared.texts()], TextFeatures, arguments, identities[1], pool, display)
+    tokenizer, about = text.tokenizer(lambda: []), image.identity("guides.image_encoder")
+    images = banks.image_bank(prepared, image.image_size, ImageFeatures, (image,), about, pool, display)
+    about = text.bank_identity(tokenizer, "guides.text_encoder")
+    (texts,) = banks.text_banks(prepared, [prepared.texts()], TextFeatures, (text, tokenizer), about, pool, display)
     return with_neighbours(Guides(order, images, texts, guides.support, guides.search), prepared)
 
 

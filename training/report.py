@@ -21,6 +21,7 @@ import yaml
 
 from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines.prepared import Prepared
+from pipelines.remote import shown
 from pipelines.settings import UserError, validate
 from training.metrics_file import read_metrics
 from training.pictures import pictures
@@ -41,6 +42,7 @@ _HEALTH = {
     "lr": ("Learning rate", ""),
     "temperature": ("Temperature", ""),
     "grad_norm": ("Norm of the gradient", ""),
+    "skipped": ("Skipped steps", ""),
     "samples_per_second": ("Pairs per second", ""),
     "data_wait": ("Waiting for data", "%"),
     "peak_memory_gib": ("Peak memory, GiB", ""),
@@ -272,7 +274,7 @@ def _again(config: dict[str, Any], prepared: Prepared) -> dict[str, str]:
     return {
         "train": f"python -m training {shlex.quote(f'{folder}/config.yaml')} name={config['name']}-again",
         "report": f"python -m training.report {shlex.quote(folder)}",
-        "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        "config": shown(yaml.safe_dump(config, sort_keys=False, allow_unicode=True)),
         "data_config": yaml.safe_dump(prepared.manifest["config"], sort_keys=False, allow_unicode=True),
     }
 

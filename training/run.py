@@ -194,7 +194,8 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
         "step": returned["step"],
         "epochs": plan.settings.epochs,
         "samples": returned["samples"],
-        "loss": history[-1]["loss"],
+        "loss": next((line["loss"] for line in reversed(history) if "loss" in line), None),
+        "skipped": returned["skipped"],
         "metrics": scores.metrics | mean_recalls(scores.metrics),
         "baselines": scores.baselines,
         "sample_sizes": scores.sample_sizes,
@@ -267,4 +268,6 @@ def _show(result: dict[str, Any], display: Display, folder: Path) -> None:
         tested = Scores({k: test["metrics"][k] for k in test["baselines"]}, test["baselines"], test["sample_sizes"])
         title = f"step {test['step']}, chosen by {test['metric']}, on {test['samples']} pairs of split {test['split']}"
         display.table(title, Scores.HEADER, tested.rows())
+    if result.get("skipped"):
+        display.line(f"{result['skipped']:,} of {result['step']:,} steps were skipped: their loss or gradient was no number")
     display.line(f"report: {folder / 'report.html'}")

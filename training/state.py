@@ -24,8 +24,10 @@ class TrainState:
     teacher: Teacher
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    step: int = 0  # optimizer steps done; the next one is this one
+    step: int = 0  # steps done, skipped ones too; the next one is this one
     samples: int = 0  # pairs seen, over all workers
+    skipped: int = 0  # steps that did not count, for their loss or gradient was not finite
+    failing: int = 0  # skipped steps less those that have counted since, not below 0
     unusable: int = 0  # rows that could not be used when their turn came, over all workers; others stood in for them
     seconds: float = 0.0  # of training so far, evaluation included, in all sessions
     ended: bool = False  # at the last step, or out of time
@@ -34,6 +36,12 @@ class TrainState:
         """All fields: those with a state dict by it, numbers as they are."""
         values = {field.name: unwrap(getattr(self, field.name)) for field in fields(self)}
         return {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
+
+    def finite(self) -> bool:
+        """Whether all that was learned is numbers. Of buffers, masks hold -inf, and statistics nothing like it."""
+        tensors = [p for module in (self.encoder, self.objective) for p in module.parameters()]
+        buffers = [b for b in self.encoder.buffers() if b.is_floating_point()]
+        return all(bool(t.isfinite().all()) for t in tensors) and not any(bool((b.isnan() | b.isposinf()).any()) for b in buffers)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Raises `KeyError` where a field is missing."""

@@ -1,11 +1,14 @@
 """One optimizer step, exact for contrastive losses at any number of workers and micro-batches.
 
 A contrastive loss of parts is not the loss of the whole. With `accumulate` parts (Gao et al., arXiv 2101.06983): embed all
-parts without graph, take the loss on all of them and its gradient with respect to the embeddings, then embed each part again
-with graph, under the same random numbers, and push that gradient through.
+parts and drop their graphs, take the loss on all of them and its gradient with respect to the embeddings, then embed each part
+again, under the same random numbers, and push that gradient through.
+
+A step counts or it does not. Where a loss or a gradient is not finite, on any worker, nothing that learns is written: no weight,
+no moment, no state of the objective, no teacher, no statistics of the encoder. Only counters go on, and the scaler's scale.
 """
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -15,13 +18,18 @@ from torch.nn.parallel import DistributedDataParallel
 from pipelines.batch import Batch
 from pipelines.randomness import torch_seed
 from training.config import TrainSettings
-from training.distributed import average_gradients, rank
+from training.distributed import average_gradients, mean, rank
 from training.objectives.base import Embeddings, Loss
 from training.state import TrainState, unwrap
 
 
 def train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: float) -> tuple[Loss, Tensor]:
-    """Teacher, forward, backward, clip, step, updates. Returns the loss and the gradient's norm before clipping."""
+    """Teacher, forward, backward, clip, step, updates. Returns the loss and the gradient's norm before clipping.
+
+    `state.skipped` is one more where the step did not count.
+    """
+    encoder = unwrap(state.encoder)
+    before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     for group in state.optimizer.param_groups:
         # timm's layer-wise groups carry a scale of their own.
         group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -38,13 +46,36 @@ def train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: flo
     state.scaler.unscale_(state.optimizer)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or float("inf"))
-    state.scaler.step(state.optimizer)
+    if _counts(loss, norm):
+        state.optimizer.step()  # gradients are unscaled, and found to be finite: nothing is left to the scaler
+        state.objective.update(batch, loss)
+        state.teacher.update(encoder, state.step)
+        state.failing = max(0, state.failing - 1)
+    else:
+        _restore(encoder, before)
+        state.objective.skip()
+        state.skipped += 1
+        state.failing += 1
     state.scaler.update()
-    state.objective.update(batch, loss)
-    state.teacher.update(unwrap(state.encoder), state.step)
     state.step += 1
     state.samples += settings.global_batch_size
     return loss, norm
+
+
+def _counts(loss: Loss, norm: Tensor) -> bool:
+    """Whether all that the step would write is finite, on every worker. The step's one wait for the device."""
+    found = [loss.total.detach().isfinite(), norm.isfinite()]
+    # A logarithm of what was never seen is -inf, in memories of normalisers.
+    found += [~(value.isnan() | value.isposinf()).any() for value in loss.state.values() if value.is_floating_point()]
+    return bool(mean(torch.stack(found).all().float()) == 1)
+
+
+@torch.no_grad()
+def _restore(encoder: nn.Module, before: dict[str, Tensor]) -> None:
+    """Take back what a forward wrote, such as statistics of BatchNorm."""
+    for name, buffer in encoder.named_buffers():
+        if name in before and not torch.equal(buffer, before[name]):
+            buffer.copy_(before[name])
 
 
 def _embed(encoder: nn.Module, batch: Batch, settings: TrainSettings) -> Embeddings:
@@ -68,16 +99,20 @@ def _autocast(encoder: nn.Module, settings: TrainSettings) -> torch.autocast:
 
 
 def _accumulate(state: TrainState, batch: Batch, settings: TrainSettings, seed: int) -> Loss:
-    """The gradient of the whole batch's loss, `settings.accumulate` parts at a time."""
+    """The gradient of the whole batch's loss, `settings.accumulate` parts at a time.
+
+    Both passes run the same module in the same mode. Without a graph, the first would take other kernels, or be compiled by
+    itself, and nothing promises that those draw the same masks of dropout.
+    """
     parts = _split(batch, settings.accumulate)
-    bare = unwrap(state.encoder)
     found = []
     for index, part in enumerate(parts):
         torch.manual_seed(seed + index)
-        with torch.no_grad():
-            found.append(_embed(bare, part, settings))
+        with _without_exchange(state.encoder):
+            rows: Any = _embed(state.encoder, part, settings)
+        found.append([None if column is None else column.detach() for column in rows])
     whole: Any = Embeddings._make(
-        None if rows[0] is None else torch.cat(rows).requires_grad_() for rows in zip(*found, strict=True)
+        None if columns[0] is None else torch.cat(columns).requires_grad_() for columns in zip(*found, strict=True)
     )
     loss = state.objective(whole, batch)
     state.scaler.scale(loss.total).backward()
@@ -85,13 +120,16 @@ def _accumulate(state: TrainState, batch: Batch, settings: TrainSettings, seed: 
     gradients = [whole[index].grad.chunk(len(parts)) for index in used]
     for index, part in enumerate(parts):
         torch.manual_seed(seed + index)
-        last = index == len(parts) - 1
-        waits = isinstance(state.encoder, DistributedDataParallel) and not last
-        context: Any = cast(DistributedDataParallel, state.encoder).no_sync() if waits else nullcontext()
-        with context:
-            rows: Any = _embed(state.encoder, part, settings)
+        with nullcontext() if index == len(parts) - 1 else _without_exchange(state.encoder):
+            rows = _embed(state.encoder, part, settings)
             torch.autograd.backward([rows[i] for i in used], [gradient[index] for gradient in gradients])
     return loss
+
+
+def _without_exchange(encoder: nn.Module) -> AbstractContextManager[None]:
+    """Gradients stay on each worker. torch.compile's wrapper stands around DDP's."""
+    inner = getattr(encoder, "_orig_mod", encoder)
+    return inner.no_sync() if isinstance(inner, DistributedDataParallel) else nullcontext()
 
 
 def _split(batch: Batch, parts: int) -> list[Batch]:

@@ -181,7 +181,7 @@ def outcome_of(
         last["epoch"],
         last["samples"],
         last["seconds"],
-        last["loss"],
+        next((line["loss"] for line in reversed(lines) if "loss" in line), math.nan),
         max(line["peak_memory_gib"] for line in lines),
     )
 

@@ -25,7 +25,7 @@ from training.fit import fit
 from training.inline import fit_inline
 from training.loop import DivergenceError
 from training.metrics_file import read_metrics
-from training.plan import Plan, held_out_data, make_order, make_plan
+from training.plan import Plan, check_build, held_out_data, make_order, make_plan
 from training.run import result_of
 from tuning.trials import Folder, Outcome, evaluations, outcome_of, score_of, write_result
 
@@ -77,6 +77,7 @@ def _train(config: dict[str, Any], folder: Folder) -> Outcome:
     if config["inline"]:
         returned = fit_inline(plan, place, heard)
     else:
+        check_build(plan)
         returned = fit(plan, place, config["data_cpus"], QUIET, [_Tell(config["score"], settings.epochs)])
     lines = read_metrics(place / "metrics.jsonl")
     outcome = outcome_of("finished", "", lines)

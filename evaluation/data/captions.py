@@ -21,6 +21,7 @@ from pydantic import Field
 from evaluation.data.base import Content, Retrieval
 from evaluation.data.located import Located, changes, files_in, fingerprint, read_text
 from pipelines import storage
+from pipelines.lines import lines_of
 from pipelines.settings import Settings, UserError
 from pipelines.sources import json_layouts
 from pipelines.sources.rows import Unreadable
@@ -122,7 +123,7 @@ class CaptionsData(Settings):
             return
         self._no_splits(key)
         captions: dict[str, list[Any]] = {}
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in lines_of(text) if line.strip()]
         form = next((form for form in _LISTED if any(form.fullmatch(line) for line in lines[:2])), None)
         if form is None:
             raise Unreadable(f"begins with '{first.strip()[:80]}', which is none of Flickr30k's lists of captions")

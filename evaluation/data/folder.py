@@ -8,6 +8,7 @@ which class each picture is, and folders mean nothing.
 """
 
 import csv
+import io
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from evaluation.data.class_names import NamedSettings, positions, readable
 from evaluation.data.located import Located, changes, files_in, fingerprint, read_text
 from pipelines import storage
 from pipelines.formats import is_hidden, is_image
+from pipelines.lines import lines_of
 from pipelines.settings import UserError
 from pipelines.storage import File, Place
 
@@ -120,15 +122,15 @@ def _sorted(folders: set[str]) -> list[str]:
 
 def _read_labels(path: Place, names: list[str], key: str, folder: Place) -> list[str]:
     """The label of each picture. Raises `UserError` unless there is one for each."""
-    lines = read_text(path, f"{key}.labels", "a label a picture").splitlines()
+    text = read_text(path, f"{key}.labels", "a label a picture")
     if not str(path).lower().endswith(".csv"):
-        given = [line.strip() for line in lines if line.strip()]
+        given = [line.strip() for line in lines_of(text) if line.strip()]
         if len(given) != len(names):
             raise UserError(
                 f"{key}.labels: {path} has {len(given)} labels for {len(names)} pictures in {folder}; give one a picture"
             )
         return given
-    rows = [[value.strip() for value in row] for row in csv.reader(lines) if row]
+    rows = [[value.strip() for value in row] for row in csv.reader(io.StringIO(text, newline="")) if row]
     if any(len(row) != 2 for row in rows):
         wrong = next(row for row in rows if len(row) != 2)
         raise UserError(f"{key}.labels: {path} has the line '{','.join(wrong)}'; every line must be FILE,LABEL")

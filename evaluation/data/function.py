@@ -13,7 +13,10 @@ class FunctionData(Settings):
     """What a function of yours returns."""
 
     name: Literal["function"]
-    function: str = Field(description="module:function that returns a Content, such as evaluation.data.digits:digits")
+    function: str = Field(
+        description="module:function that returns a Content, such as evaluation.data.digits:digits; the module is imported and "
+        "the function called, with all your rights"
+    )
     arguments: dict[str, Any] = Field(default_factory=dict, description="passed to it as keywords")
 
     def read(self, key: str) -> Content:

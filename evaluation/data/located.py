@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipelines import storage
 from pipelines.images import BadImage, decode
+from pipelines.lines import decoded
 from pipelines.locations import Location, read_locations
 from pipelines.settings import UserError
 from pipelines.storage import File, Missing, Place
@@ -86,8 +87,8 @@ def fingerprint(rows: Iterable[Any]) -> str:
 def read_text(path: Place, key: str, wanted: str) -> str:
     """A text file, without a byte order mark. Raises `UserError` where it is missing or no UTF-8."""
     try:
-        return storage.read(path).decode("utf-8-sig")
+        return decoded(storage.read(path))
     except Missing as missing:
         raise UserError(f"{key}: {path} cannot be read: {missing}; put there: {wanted}") from None
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{key}: {path} is not UTF-8: {error}; save it as such") from None

@@ -19,6 +19,7 @@ from evaluation.data.class_names import PLAIN_TEMPLATES, NamedSettings, position
 from evaluation.data.located import Located, changes, files_in, fingerprint, read_text
 from pipelines import storage
 from pipelines.formats import EXTENSIONS
+from pipelines.lines import decoded, lines_of
 from pipelines.locations import Location
 from pipelines.settings import UserError
 from pipelines.sources.tar_samples import Member, Sample, index
@@ -82,7 +83,7 @@ class WebdatasetData(NamedSettings):
         return read_text(files[name].path, key, _LAYOUT) if name in files else ""
 
     def _lines(self, key: str, files: dict[str, File], name: str) -> list[str]:
-        lines = [line.strip() for line in self._text(key, files, name).rstrip().splitlines()]
+        lines = [line.strip() for line in lines_of(self._text(key, files, name).rstrip())]
         if name == _CLASSES and "" in lines:
             raise UserError(f"{key}: line {lines.index('') + 1} of {_CLASSES} in {self.path} is empty; every class needs a name")
         return lines
@@ -197,8 +198,8 @@ def _retrieval(split: _Split) -> Retrieval:
     for row, texts in enumerate(split.texts):
         where = f"{split.pictures.key}: {split.pictures.names[row]} in {split.pictures.folder}"
         try:
-            own = [line.strip() for line in texts.get("txt", b"").decode("utf-8-sig").splitlines() if line.strip()]
-        except UnicodeDecodeError as error:
+            own = [line.strip() for line in lines_of(decoded(texts.get("txt", b""))) if line.strip()]
+        except ValueError as error:
             raise UserError(f"{where}: its .txt is not UTF-8: {error}; write it anew") from None
         if not own:
             raise UserError(f"{where} has no caption; write them into its .txt, one a line")

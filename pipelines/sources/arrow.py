@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.ipc
 
-from pipelines import storage
+from pipelines import storage, tables
 from pipelines.remote import retried
 from pipelines.sources.base import Pair, Rejected, Unit
 from pipelines.sources.columns import ColumnsSource, Start, check_one_by_one, units_in
@@ -52,7 +51,7 @@ def _schema(path: str) -> pa.Schema:
     """Raises `OSError`, `Missing`, `Unreadable`."""
     with storage.open_random(path) as file:
         try:
-            return pa.ipc.open_stream(file).schema
+            return tables.open_stream(file).schema
         except pa.ArrowException as error:
             raise Unreadable(f"is not an Arrow stream: {error}") from None
 
@@ -86,5 +85,5 @@ def _stream(path: Path) -> Iterator[pa.RecordBatchReader]:
         opened = pa.memory_map(str(path))
     except OSError as error:
         raise Missing(f"{error.strerror or error}") from None
-    with opened as mapped, pa.ipc.open_stream(mapped) as batches:
+    with opened as mapped, tables.open_stream(mapped) as batches:
         yield batches

@@ -14,9 +14,11 @@ from pydantic import Field, field_validator
 
 from pipelines import storage
 from pipelines.formats import EXTENSIONS, is_image
+from pipelines.lines import decoded, lines_of
 from pipelines.locations import Location
 from pipelines.settings import UserError
 from pipelines.sources.base import UNKNOWN_FILE, Pair, Rejected, Source, Unit, unknown_files
+from pipelines.sources.inside import REASON, Outside, link_out
 from pipelines.sources.rows import title_of
 from pipelines.storage import Missing, Place
 
@@ -39,6 +41,7 @@ class ClassesSource(Source):
     )
     extensions: tuple[str, ...] = Field(EXTENSIONS, description="of pictures; those left out are asked for, and not counted")
     exclude: tuple[str, ...] = Field((), description="patterns of paths to leave out, such as */masks/*")
+    outside: Outside = False
 
     @field_validator("templates")
     @classmethod
@@ -78,6 +81,9 @@ class ClassesSource(Source):
             if not folder:
                 yield Rejected(name, path, "no_class", "not in a folder of a class")
                 continue
+            if (link := link_out((name,), self.path)) and not self.outside:
+                yield Rejected(name, path, REASON, link)
+                continue
             captions = [template.replace("{c}", "{}").replace("{}", of_class) for template in self.templates]
             yield Pair(name, path, Location(path), captions, group=name, labels={self.label: folder})
 
@@ -103,9 +109,9 @@ def _folder(name: str) -> str:
 def _read_names(path: Place) -> dict[str, str]:
     """Folder -> name, of a JSON object or of lines. Raises `UserError`."""
     try:
-        text = storage.read(path).decode("utf-8-sig")
+        text = decoded(storage.read(path))
         if not str(path).endswith(".json"):
-            words = [line.split(maxsplit=1) for line in text.splitlines()]
+            words = [line.split(maxsplit=1) for line in lines_of(text)]
             return {folder: name[0].strip() for folder, *name in filter(None, words) if name}
         names = json.loads(text)
     except (Missing, ValueError) as error:

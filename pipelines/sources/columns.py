@@ -17,6 +17,7 @@ from pipelines.locations import Location
 from pipelines.settings import UserError
 from pipelines.sources import rows
 from pipelines.sources.base import Pair, Rejected, Source
+from pipelines.sources.inside import Outside
 from pipelines.sources.rows import Unreadable
 from pipelines.storage import Place
 
@@ -73,6 +74,7 @@ class ColumnsSource(Source):
     group: str | None = Field(None, description="column of what a split must not tear apart; null: the first caption")
     key: str | None = Field(None, description="column of unique names of the rows; null: FILE:ROW")
     root: Place | None = Field(None, description="where relative paths of pictures start; null: the file's folder")
+    outside: Outside = False
 
     def layout(self, schema: pa.Schema) -> Layout:
         """Which column holds what in a file of this schema. Raises `Unreadable`."""
@@ -122,6 +124,7 @@ class ColumnsSource(Source):
                 key=key,
                 group=group,
                 labels={self.label: _name(label, layout.label_names)} if self.label else {},
+                outside=self.outside or there[index],
             )
             if isinstance(found, Pair) and there[index] and layout.encoded:
                 found = replace(

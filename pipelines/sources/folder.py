@@ -14,9 +14,12 @@ from pydantic import Field
 
 from pipelines import storage
 from pipelines.formats import EXTENSIONS, is_image
+from pipelines.lines import decoded, lines_of
 from pipelines.locations import Location
 from pipelines.settings import UserError
+from pipelines.sources import rows
 from pipelines.sources.base import UNKNOWN_FILE, Pair, Rejected, Source, Unit, unknown_files
+from pipelines.sources.inside import REASON, Outside, link_out
 from pipelines.storage import Missing, Place
 
 _ROWS_PER_UNIT = 16
@@ -31,6 +34,7 @@ class FolderSource(Source):
     caption_extension: str = Field(".txt", description="of caption files")
     captions: Literal["first_line", "all_lines"] = Field("first_line", description="what of a caption file is a caption")
     exclude: tuple[str, ...] = Field((), description="patterns of paths to leave out, such as symbols/*")
+    outside: Outside = False
     label: str | None = Field(None, description="name of a label that the first folder below `path` gives")
     unpaired: Literal["error", "reject"] = Field(
         "error",
@@ -59,11 +63,11 @@ class FolderSource(Source):
             kinds = ", ".join(self.extensions)
             raise UserError(f"source.path: no pictures ({kinds}) in {self.path}; check source.path and source.exclude")
         stems = {image: str(Path(image).with_suffix("")) for image in images}
-        rows = [[image, captions.get(stem)] for image, stem in stems.items()]
+        paired = [[image, captions.get(stem)] for image, stem in stems.items()]
         alone: list[list[str | None]] = [[None, captions[stem]] for stem in sorted(captions.keys() - set(stems.values()))]
-        self._check_paired([r[0] for r in rows if r[1] is None and r[0]], [r[1] for r in alone if r[1]])
+        self._check_paired([r[0] for r in paired if r[1] is None and r[0]], [r[1] for r in alone if r[1]])
         # Size and time of every file are part of the listing, so that a changed file is a changed source.
-        listing = [row + [n for name in row if name for n in (files[name].size, files[name].changed)] for row in rows + alone]
+        listing = [row + [n for name in row if name for n in (files[name].size, files[name].changed)] for row in paired + alone]
         taken = [*images, *captions.values()]
         listing += [[None, name] for name in unknown_files(others, taken, self.extensions)]
         chunks = [listing[start : start + _ROWS_PER_UNIT] for start in range(0, len(listing), _ROWS_PER_UNIT)]
@@ -96,12 +100,18 @@ class FolderSource(Source):
             if caption is None:
                 yield Rejected(image, origin, "missing_caption", f"no {self.caption_extension} file beside it")
                 continue
+            if (link := link_out((image, caption), self.path)) and not self.outside:
+                yield Rejected(image, origin, REASON, link)
+                continue
             try:
-                text = storage.read(storage.join(self.path, caption)).decode("utf-8-sig")
-            except (Missing, UnicodeDecodeError) as error:
+                data = storage.read(storage.join(self.path, caption), 0, rows.LONGEST + 1)
+                if len(data) > rows.LONGEST:
+                    raise ValueError(f"{caption}: longer than {rows.LONGEST} bytes")
+                text = decoded(data)
+            except (Missing, ValueError) as error:
                 yield Rejected(image, origin, "unreadable_file", str(error))
                 continue
-            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            lines = [line.strip() for line in lines_of(text) if line.strip()]
             lines = lines[:1] if self.captions == "first_line" else lines
             if not lines:
                 yield Rejected(image, origin, "empty_caption", f"{caption} holds no text")

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pipelines import storage
 from pipelines.settings import UserError
-from pipelines.sources import arrow, parquet, rows
+from pipelines.sources import arrow, configurations, parquet, rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.columns import ColumnsSource
 from pipelines.sources.json_lists import JsonSource
@@ -27,6 +27,7 @@ from pipelines.storage import File, Missing, Place
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _METADATA = ("metadata.csv", "metadata.jsonl")
+_KINDS = (*_METADATA, ".parquet")
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 _ALL = "all"
 
@@ -36,6 +37,9 @@ class HuggingFaceSource(ColumnsSource):
 
     name: Literal["huggingface"]
     path: Place = Field(description="the folder: of save_to_disk, a snapshot with Parquet files, or an imagefolder with metadata")
+    config: str | None = Field(
+        None, description="which configuration of a snapshot to take, where it has several; by README.md, or folders above splits"
+    )
     split: str = Field("train", min_length=1, description="which split to take, or all; a saved dataset without splits is one")
 
     def title(self) -> str:
@@ -86,7 +90,7 @@ class HuggingFaceSource(ColumnsSource):
 
     def _metadata(self, file: str) -> Source:
         """What reads an imagefolder's metadata."""
-        keys = {key: getattr(self, key) for key in ("caption", "label", "group", "key", "root")}
+        keys = {key: getattr(self, key) for key in ("caption", "label", "group", "key", "root", "outside")}
         image = self.image or "file_name"
         if file.endswith(".csv"):
             return TableSource(name="table", paths=(file,), image=image, **keys)
@@ -97,10 +101,13 @@ class HuggingFaceSource(ColumnsSource):
         below = storage.data_below(self.path)
         if not below:
             raise UserError(f"source.path: {self.path} is not a folder with files; pass source.path=FOLDER")
+        if self.config is not None and (_SPLITS in below or _STATE in below):
+            raise UserError(f"source.config: {self.path} was saved by save_to_disk and has no configurations; leave it null")
         if _SPLITS in below:
             return self._saved(below, [f"{split}/" for split in self._chosen(_document(below[_SPLITS], "splits"))])
         if _STATE in below:
             return self._saved(below, [""])
+        below = self._configured(below)
         for kinds, at_top in ((_METADATA, _METADATA), ((".parquet",), ())):
             found = {name: file for name, file in below.items() if _is_one_of(name, kinds)}
             if found:
@@ -112,11 +119,36 @@ class HuggingFaceSource(ColumnsSource):
                         f"source.split: no file of {self.path} is named like '{self.split}'; there are: {names}; pass"
                         " source.split=all for all of them"
                     )
+                self._check_one({configurations.by_folder(name, self.split) for name in taken} - {self.config})
                 return taken
         raise UserError(
             f"source.path: {self.path} is no folder of Hugging Face's: there is no {_STATE}, no {_SPLITS}, no .parquet file, and"
             f" no {' or '.join(_METADATA)}; check the path, or choose another source.name"
         )
+
+    def _configured(self, files: dict[str, File]) -> dict[str, File]:
+        """Files of the configuration that is asked for; all, where nobody knows of configurations. Raises `UserError`."""
+        readme = files.get("README.md")
+        named = configurations.by_readme(storage.read(readme.path).decode("utf-8", "replace")) if readme else {}
+        named = {
+            name: patterns for name, patterns in named.items() if any(configurations.matches(file, patterns) for file in files)
+        }
+        if self.config is None:
+            self._check_one(set(named))
+            return files
+        patterns = named.get(self.config, [f"{self.config}/**"] if not named else [])
+        found = {name: file for name, file in files.items() if configurations.matches(name, patterns)}
+        if not found:
+            folders = {configurations.by_folder(name, self.split) for name in files if _is_one_of(name, _KINDS)}
+            names = ", ".join(sorted(named or folders - {""})) or "none"
+            raise UserError(f"source.config: {self.path} has no configuration '{self.config}'; it has: {names}")
+        return found
+
+    def _check_one(self, configs: set[str]) -> None:
+        if len(configs) > 1:
+            names = sorted(name or "(top)" for name in configs)
+            one = f"pass one of them, such as source.config={names[-1]}"
+            raise UserError(f"source.config: {self.path} has several configurations: {', '.join(names)}; {one}")
 
     def _chosen(self, splits: list[str]) -> list[str]:
         if self.split == _ALL:

@@ -14,8 +14,10 @@ from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
+from pipelines.lines import decoded
 from pipelines.sources import json_layouts, rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit
+from pipelines.sources.inside import Outside
 from pipelines.sources.rows import CAPTION_NAMES, IMAGE_NAMES, Paths, Unreadable
 from pipelines.storage import File, Place
 
@@ -41,6 +43,7 @@ class JsonSource(Source):
         (), description="karpathy: which splits to take, such as train and restval; none named: all; splits=source keeps them"
     )
     root: Place | None = Field(None, description="where relative paths of pictures start; null: the JSON file's folder")
+    outside: Outside = False
     label: str | None = Field(None, description="field of a label")
     group: str | None = Field(None, description="field of what a split must not tear apart; null: the first caption")
     key: str | None = Field(
@@ -71,7 +74,7 @@ class JsonSource(Source):
             return Rejected(key, origin, *row["rejected"])
         values = {name: row.get(name) for name in ("image", "captions", "key", "group")}
         labels = {self.label: row["label"]} if self.label else {}
-        return rows.pair_of(key, origin, self.root or rows.folder_of(unit["file"]), labels=labels, **values)
+        return rows.pair_of(key, origin, self.root or rows.folder_of(unit["file"]), labels=labels, outside=self.outside, **values)
 
     def _units_of(self, file: File, prefix: str) -> list[Unit]:
         data = {"file": file.path, "prefix": prefix, "size": file.size, "changed": file.changed}
@@ -79,7 +82,7 @@ class JsonSource(Source):
             try:
                 if self.layout == "lines" or (self.layout == "auto" and file.path.removesuffix(".gz").endswith(_LINES)):
                     return self._units_of_lines(source, data)
-                document = _parsed(source.read().removeprefix(b"\xef\xbb\xbf"))
+                document = _parsed(source.read())
             except rows.DAMAGED as error:
                 raise Unreadable(f"cannot be read: {error}") from None
             except ValueError as error:
@@ -181,7 +184,7 @@ def _understood(line: bytes, length: int) -> Any:
 def _parsed(data: bytes) -> Any:
     """What JSON in UTF-8 says. Raises `ValueError`."""
     try:
-        return json.loads(data.decode())
+        return json.loads(decoded(data))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from pipelines import storage
+from pipelines import storage, tables
 from pipelines.remote import retried
 from pipelines.sources import rows
 from pipelines.sources.base import Pair, Rejected, Unit
@@ -103,7 +103,7 @@ class _Table:
     def opened(self) -> pq.ParquetFile:
         """Raises `OSError`, `Missing`, `ArrowException`."""
         if self._opened is None:
-            self._opened = pq.ParquetFile(storage.open_random(self._path), buffer_size=_BUFFER, pre_buffer=False)
+            self._opened = tables.open_parquet(storage.open_random(self._path), buffer_size=_BUFFER, pre_buffer=False)
         return self._opened
 
     def batch(self, group: int, row: int, columns: list[str]) -> pa.RecordBatch | None:

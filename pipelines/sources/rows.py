@@ -4,8 +4,8 @@ How text files are found and cut into units that are read apart, and what a row'
 what is a caption, and why a row is none.
 """
 
-import gzip
 import io
+import os
 import re
 import zlib
 from collections import Counter
@@ -14,15 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO
 
 from pydantic import BeforeValidator, Field
 
 from pipelines import storage
+from pipelines.lines import IS_UTF_16, UTF_16
 from pipelines.locations import Location
-from pipelines.settings import UserError
+from pipelines.remote import shown_place
+from pipelines.settings import UserError, digest
 from pipelines.sources.base import Pair, Rejected, Unit
+from pipelines.sources.inside import REASON, is_inside
 from pipelines.storage import File, Missing, Place
+from pipelines.unpacking import gunzipped
+from pipelines.web import is_web
 
 # Columns of open_clip (filepath, title), CyCLIP (image, caption), img2dataset (url, caption), LAION (URL, TEXT) and others.
 IMAGE_NAMES = ("filepath", "image", "image_path", "path", "file_name", "url", "URL")
@@ -58,7 +63,7 @@ class _Bad(Exception):  # noqa: N818 - it is a finding about data, not a program
 
 def title_of(pattern: str) -> str:
     """A dataset's name from a path or pattern: its file's stem, or, where that is all wildcards, the folder's name."""
-    for part in reversed(PurePosixPath(pattern.split("?")[0] if storage.is_remote(pattern) else pattern).parts):
+    for part in reversed(PurePosixPath(shown_place(pattern).split("?")[0] if storage.is_remote(pattern) else pattern).parts):
         name = re.sub(r"[^a-z0-9_-]+", "-", re.sub(r"\{.*?\}|\[.*?\]|[*?]", "", stem(part)).lower()).strip("-_")
         if name:
             return name
@@ -109,14 +114,15 @@ def list_units(paths: tuple[str, ...], kinds: Sequence[str], units_of: Callable[
 
 def prefixes_of(paths: list[str]) -> dict[str, str]:
     """What keys of each file begin with: its stem, and where several have the same, as many folders as tell them apart."""
-    parts = {path: (*PurePosixPath(path).parts[:-1], stem(path)) for path in paths}
+    parts = {path: (*PurePosixPath(shown_place(path)).parts[:-1], stem(path)) for path in paths}
     result: dict[str, str] = {}
     for length in range(1, max(len(p) for p in parts.values()) + 1):
         names = {path: "/".join(parts[path][-length:]) for path in paths if path not in result}
         count = Counter(names.values())
         result |= {path: name for path, name in names.items() if count[name] == 1}
-    # Left are files that differ only in what follows the stem, such as a.csv and a.tsv.
-    return {path: result.get(path, path) for path in paths}
+    # Left are files that differ only in what follows the stem, such as a.csv and a.tsv, or a URL's query.
+    left = Counter(shown_place(path) for path in paths if path not in result)
+    return {path: result.get(path) or (shown_place(path) if left[shown_place(path)] == 1 else digest(path)) for path in paths}
 
 
 def usual_name(key: str, usual: Sequence[str], names: Sequence[str]) -> str:
@@ -130,13 +136,13 @@ def usual_name(key: str, usual: Sequence[str], names: Sequence[str]) -> str:
 
 def in_one_piece(path: str) -> bool:
     """Whether a file can only be read from its beginning on."""
-    return path.endswith(".gz") or path.startswith(("http://", "https://"))
+    return path.endswith(".gz") or is_web(path)
 
 
 @contextmanager
 def stream(path: str) -> Iterator[BinaryIO]:
     """A file's bytes from the beginning on, decompressed. Raises `Missing`."""
-    if path.startswith(("http://", "https://")):
+    if is_web(path):
         with io.BytesIO(storage.read(path)) as raw:
             yield _decompressed(raw, path)
         return
@@ -150,7 +156,7 @@ def stream(path: str) -> Iterator[BinaryIO]:
 
 
 def _decompressed(raw: BinaryIO, path: str) -> BinaryIO:
-    return cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if path.endswith(".gz") else raw
+    return gunzipped(raw) if path.endswith(".gz") else raw
 
 
 def read_unit(unit: Any, read: Callable[[BinaryIO, Any], Iterator[Pair | Rejected]]) -> Iterator[Pair | Rejected]:
@@ -165,16 +171,26 @@ def read_unit(unit: Any, read: Callable[[BinaryIO, Any], Iterator[Pair | Rejecte
                 yield from read(whole, unit)
         else:
             yield from read(io.BytesIO(storage.read(file, unit["start"], unit["bytes"])), unit)
-    except Missing as missing:
-        yield Rejected(prefix, file, "unreadable_file", str(missing))
+    except (Missing, Unreadable) as problem:
+        yield lost(prefix, file, problem)
     except DAMAGED as error:
         yield Rejected(prefix, file, "truncated_archive", f"{error}; what comes before is kept")
 
 
+def lost(prefix: str, file: str, problem: Missing | Unreadable) -> Rejected:
+    """A file that cannot be read at all."""
+    return Rejected(prefix, file, getattr(problem, "reason", "") or "unreadable_file", str(problem))
+
+
 def lines(source: BinaryIO, start: int) -> Iterator[tuple[bytes, int]]:
-    """Each line with its length in bytes; of a line above `LONGEST` the text is cut. A byte order mark at 0 is left out."""
+    """Each line with its length in bytes; of a line above `LONGEST` the text is cut. A byte order mark at 0 is left out.
+
+    Raises `Unreadable` for UTF-16.
+    """
     while line := source.readline(LONGEST + 1):
         length = len(line)
+        if start == 0 and line.startswith(UTF_16):
+            raise Unreadable(f"is not UTF-8: {IS_UTF_16}")
         if length > LONGEST:
             while not line.endswith(b"\n") and (line := source.readline(LONGEST)):
                 length += len(line)
@@ -212,6 +228,7 @@ def pair_of(
     key: Any = None,
     group: Any = None,
     labels: dict[str, Any],
+    outside: bool,
 ) -> Pair | Rejected:
     """The pair of a row's values, or why it is none.
 
@@ -222,6 +239,7 @@ def pair_of(
         image: a path or URL.
         captions: one, or a list; in a list, nulls are left out, and empty ones as long as another remains.
         key, group, labels: text or numbers; null or empty means there is none.
+        outside: whether the image may lie outside of `root`.
     """
     try:
         if image is None or (isinstance(image, str) and not image.strip()):
@@ -238,8 +256,18 @@ def pair_of(
         return Rejected(number, origin, bad.reason, str(bad))
     except UnicodeEncodeError:
         return Rejected(number, origin, "bad_row", "text that is not valid UTF-8")
-    file = image if storage.is_remote(image) or image.startswith(("/", "file://")) else str(storage.join(root, image))
-    return Pair(own or number, file, Location(file), texts, torn or texts[0].lower(), found)
+    file = image if storage.is_remote(image) or image.startswith(("/", "file://")) else _below(root, image)
+    if not outside and not is_inside(file, root):
+        where = f"{shown_place(file)} lies outside of {shown_place(root)}"
+        return Rejected(number, origin, REASON, f"{where}; pass source.root=FOLDER, or source.outside=true for any place")
+    return Pair(own or number, shown_place(file), Location(file), texts, torn or texts[0].lower(), found)
+
+
+def _below(root: Place, image: str) -> str:
+    """A path in a folder; a backslash is a slash, as tables from Windows have it, where no file is called so."""
+    file = str(storage.join(root, image))
+    windows = "\\" in image and isinstance(root, Path) and not os.path.lexists(file)
+    return str(storage.join(root, image.replace("\\", "/"))) if windows else file
 
 
 def _captions(value: Any) -> list[str]:

@@ -8,6 +8,7 @@ has the wrong number of fields, its first line is a bad row, and reading goes on
 """
 
 import csv
+import json
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -17,6 +18,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines.sources import rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit
+from pipelines.sources.inside import Outside
 from pipelines.sources.rows import CAPTION_NAMES, IMAGE_NAMES, Paths, Unreadable
 from pipelines.storage import File, Place
 
@@ -41,6 +43,7 @@ class TableSource(Source):
         None, description=f"column of captions, or several such columns; null: {', '.join(CAPTION_NAMES)}"
     )
     root: Place | None = Field(None, description="where relative paths of pictures start; null: the table's folder")
+    outside: Outside = False
     label: Column | None = Field(None, description="column of a label")
     group: Column | None = Field(None, description="column of what a split must not tear apart; null: the first caption")
     key: Column | None = Field(None, description="column of unique names of the rows; null: FILE:ROW")
@@ -102,8 +105,6 @@ class TableSource(Source):
             name: None if columns[name] is None else record.fields[columns[name]] for name in ("image", "label", "group", "key")
         }
         captions = [record.fields[column] for column in columns["caption"]]
-        if any("\0" in text for text in captions):
-            return Rejected(key, origin, "bad_row", "a NUL byte in the caption")
         label = self.label if isinstance(self.label, str) else "label"
         return rows.pair_of(
             key,
@@ -114,6 +115,7 @@ class TableSource(Source):
             key=cells["key"],
             group=cells["group"],
             labels={label: cells["label"]},
+            outside=self.outside,
         )
 
     def _form(self, path: str) -> tuple[str, bool]:
@@ -139,7 +141,9 @@ class TableSource(Source):
         if "\0" in text or _INVALID.search(text):
             raise Unreadable("is not text in UTF-8")
         if width == 1:
-            raise Unreadable(f"has one column only, beginning with {first.fields[0][:80]!r}; check source.separator", "separator")
+            raise Unreadable(
+                f"has one column only, beginning with {first.fields[0][:80]!r}; {_hint(first.fields[0])}", "separator"
+            )
         wanted = self._columns()
         for key, usual in (("image", IMAGE_NAMES), ("caption", CAPTION_NAMES)):
             if not any(key == other for other, _ in wanted):
@@ -147,6 +151,12 @@ class TableSource(Source):
         positions = [(key, _position(key, column, names, width)) for key, column in wanted]
         found: dict[str, Any] = {"width": width, "label": None, "group": None, "key": None, **dict(positions)}
         return found | {"caption": [position for key, position in positions if key == "caption"]}
+
+
+def _hint(line: str) -> str:
+    """What is between the fields of a line, by the looks of it."""
+    found = next((sign for sign in (";", "\t", "|", ",") if sign in line), None)
+    return "check source.separator" if found is None else f"pass source.separator={json.dumps(found)}"
 
 
 def _position(key: str, column: str | int, names: list[str], width: int) -> int:

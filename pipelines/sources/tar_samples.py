@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, cast
 
 from pipelines.formats import is_hidden
+from pipelines.unpacking import gunzipped
 
 GZIP = b"\x1f\x8b"  # how compressed files begin
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
@@ -91,17 +92,20 @@ def _end_is_missing(tar: BinaryIO, offset: int) -> str:
 
 @contextmanager
 def decompressed(file: BinaryIO) -> Iterator[tuple[BinaryIO, str]]:
-    """A .gz file's content on disk for as long as the block lasts, and what is wrong with it; then it is what comes before."""
+    """A .gz file's content on disk for as long as the block lasts, and what is wrong with it; then it is what comes before.
+
+    Raises `Bomb`.
+    """
     with tempfile.TemporaryFile(prefix="raylign-") as target:
         damage = ""
-        with gzip.GzipFile(fileobj=file) as source:
-            while True:
-                try:
-                    piece = source.read1(_AT_ONCE)
-                except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                    damage = str(error)
-                    break
-                if not piece:
-                    break
-                target.write(piece)
+        source = gunzipped(file)
+        while True:
+            try:
+                piece = source.read1(_AT_ONCE)  # type: ignore[attr-defined] # a buffered reader has it
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                damage = str(error)
+                break
+            if not piece:
+                break
+            target.write(piece)
         yield cast(BinaryIO, target), damage

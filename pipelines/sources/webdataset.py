@@ -8,7 +8,6 @@ it is read, and a compressed one decompressed. Of a tar cut short the complete m
 """
 
 import json
-import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from pydantic import AfterValidator, Field
 
 from pipelines import storage
 from pipelines.formats import EXTENSIONS
+from pipelines.lines import decoded, lines_of
 from pipelines.locations import Location
 from pipelines.settings import UserError
 from pipelines.sources import rows
@@ -30,7 +30,6 @@ from pipelines.storage import File, Missing
 from pipelines.web import is_web
 
 _KINDS = (".tar", ".tar.gz", ".tgz")
-_LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 def _without_dots(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -83,7 +82,9 @@ class WebDatasetSource(Source):
                     raise _not_one_by_one(file, "is compressed")
                 with decompressed(raw) as (content, damage):
                     yield from self._samples(_Tar(file, prefix, content, True), damage, pictures)
-        except (Missing, tarfile.TarError) as error:
+        except Missing as missing:
+            yield rows.lost(prefix, file, missing)
+        except tarfile.TarError as error:
             yield Rejected(prefix, file, "unreadable_file", str(error))
 
     def _samples(self, tar: "_Tar", damage: str, pictures: bool) -> Iterator[Pair | Rejected]:
@@ -107,9 +108,10 @@ class WebDatasetSource(Source):
             return tar.rejected(key, "missing_image" if captioned else "unknown_member", f"holds {_listed(members)} only")
         try:
             fields = self._fields(tar, sample)
+            captions = fields.get(self.caption_field) if self.caption_field else self._lines(tar, sample)
+            label = self._label(tar, sample, fields)
         except ValueError as error:
-            return tar.rejected(key, "bad_row", f".json: {error}")
-        captions = fields.get(self.caption_field) if self.caption_field else self._lines(tar, sample)
+            return tar.rejected(key, "bad_row", str(error))
         if captions is None:
             where = f"'{self.caption_field}' in .json" if self.caption_field else f".{self.caption}"
             return tar.rejected(key, "missing_caption", f"no {where}; holds {_listed(members)}")
@@ -120,7 +122,8 @@ class WebDatasetSource(Source):
             image=tar.file,
             captions=captions,
             group=fields.get(self.group) if self.group else None,
-            labels={self.label: self._label(tar, sample, fields)} if self.label else {},
+            labels={self.label: label} if self.label else {},
+            outside=True,  # it is in the tar
         )
         return tar.placed(found, image, pictures) if isinstance(found, Pair) else found
 
@@ -130,24 +133,28 @@ class WebDatasetSource(Source):
         if not asked or "json" not in sample.members:
             return {}
         try:
-            found = json.loads(tar.read(sample.members["json"]).decode("utf-8-sig"))
+            found = json.loads(decoded(tar.text_bytes(sample.members["json"])))
         except RecursionError:
-            raise ValueError("nested too deeply") from None
+            raise ValueError(".json: nested too deeply") from None
+        except ValueError as error:
+            raise ValueError(f".json: {error}") from None
         if not isinstance(found, dict):
-            raise ValueError("not an object")
+            raise ValueError(".json: not an object")
         return found
 
     def _lines(self, tar: "_Tar", sample: Sample) -> list[str] | None:
+        """The captions of the text member. Raises `ValueError`."""
         if self.caption not in sample.members:
             return None
-        lines = _LINE_END.split(tar.text(sample.members[self.caption]))
-        found = [line for line in lines if line.strip()] or lines[:1]
+        lines = lines_of(_lenient(tar.text_bytes(sample.members[self.caption])))
+        found = [line for line in lines if line.strip()] or [""]
         return found[:1] if self.captions == "first_line" else found
 
     def _label(self, tar: "_Tar", sample: Sample, fields: dict[str, Any]) -> Any:
+        """Raises `ValueError`."""
         if self.label != "cls":
             return fields.get(self.label or "")
-        return tar.text(sample.members["cls"]).strip() if "cls" in sample.members else None
+        return _lenient(tar.text_bytes(sample.members["cls"])).strip() if "cls" in sample.members else None
 
 
 @dataclass(frozen=True)
@@ -178,9 +185,16 @@ class _Tar:
         self.content.seek(member.start)
         return self.content.read(member.length)
 
-    def text(self, member: Member) -> str:
-        """Text without a byte order mark; bytes that are not UTF-8 as surrogates, which no valid text has."""
-        return self.read(member).decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    def text_bytes(self, member: Member) -> bytes:
+        """A member that is text. Raises `ValueError` where it is too long for one."""
+        if member.length > rows.LONGEST:
+            raise ValueError(f"{member.name}: longer than {rows.LONGEST} bytes")
+        return self.read(member)
+
+
+def _lenient(data: bytes) -> str:
+    """Text without a byte order mark; bytes that are not UTF-8 as surrogates, which no valid text has."""
+    return data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
 
 
 def _not_one_by_one(file: str, why: str) -> UserError:

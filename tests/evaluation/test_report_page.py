@@ -15,6 +15,7 @@ from evaluation.report import write_report
 from evaluation.report.__main__ import main
 from evaluation.results import TASKS, Result
 from tests.evaluation.results_by_hand import LINE, NASTY, of_every_task, result, zero_shot
+from tests.patience import PATIENCE
 from tests.training.test_report import Element, read
 from tests.tuning.pages import plain, section, table_rows
 
@@ -282,7 +283,7 @@ def test_the_command_writes_it_again_without_ray_and_torch(tmp_path: Path):
         "import sys; from evaluation.report.__main__ import main; status = main(sys.argv[1:]); "
         "sys.exit(status or sum(name in sys.modules for name in ('ray', 'torch')))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (0, f"report: {tmp_path / 'report.html'}\n")
     assert {path.name for path in tmp_path.iterdir()} == {"a", "report.html", "report.md", "results.csv"}
 

@@ -1,11 +1,16 @@
-"""Features of 100,000 texts: a program for the test that kills it, called with a dataset's folder and the number of actors."""
+"""Features of 100,000 texts: a program for the test that kills it, called with a dataset's folder and the number of actors.
 
+A third argument is the part before which it stops for good, so that whoever kills it does not come too late, on any machine.
+"""
+
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pipelines import cluster
+from pipelines import banks, cluster
 from pipelines.banks import Pool, text_banks
 from pipelines.display import Display
 from pipelines.prepared import Prepared
@@ -31,7 +36,21 @@ def bank(prepared: Prepared, actors: int, display: Display) -> Path:
     return path
 
 
+def stop_before(part: int) -> None:
+    """Let this process put no part in place from this one on."""
+    write = banks._write
+
+    def write_or_stop(found: Any, rows: np.ndarray) -> None:
+        while found.start >= part * banks._PART:
+            signal.pause()
+        write(found, rows)
+
+    banks._write = write_or_stop
+
+
 if __name__ == "__main__":
+    if len(sys.argv) > 3:
+        stop_before(int(sys.argv[3]))
     if int(sys.argv[2]):
         cluster.start(cpus=2)
     bank(Prepared.open(sys.argv[1]), int(sys.argv[2]), Display())

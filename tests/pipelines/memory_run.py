@@ -22,36 +22,38 @@ from pipelines.views import Augment
 STORE = 150 << 20  # bytes
 SIZE = 96  # pixels
 BATCH = 128
-PAUSES = (8, 40, 72)  # batches before which the consumer waits until the store has filled as far as it may
-STILL = 3.0  # seconds in which a full store does not grow
+PAUSE = 40  # the batch before which the consumer waits until nobody works any more, for the store is as full as it may be
+STILL = 3.0  # seconds in which nobody works
+TASK = "ray::MapBatches"
 
 
-def used() -> dict[str, float]:
-    """MiB: private memory of the five largest processes, the object store's content, and what was spilled in all."""
-    private = []
-    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+def tasks() -> set[int]:
+    """Processes that are at a task of the stream."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
         try:
-            if process.pid == os.getpid() or "ray::" in " ".join(process.cmdline()):
-                memory = process.memory_info()
-                private.append(memory.rss - memory.shared)
+            if " ".join(process.cmdline()).startswith(TASK):
+                found.add(process.pid)
         except psutil.Error:
             continue
-    stats = get_memory_info_reply(get_state_from_address(ray.get_runtime_context().gcs_address)).store_stats
-    return {
-        "workers": sum(sorted(private)[-5:]) / 2**20,
-        "store": stats.object_store_bytes_used / 2**20,
-        "spilled": stats.spilled_bytes_total / 2**20,
-    }
+    return found
+
+
+def own(pid: int) -> float:
+    """MiB that are a process's own: neither files nor the object store, which all processes share."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it has ended
+        return 0.0
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024 if "RssAnon:" in status else 0.0
 
 
 def wait_until_full() -> None:
-    """However busy the machine is: peaks of two runs can be compared only where both had the time to reach them."""
-    fullest, since = 0.0, time.monotonic()
+    since = time.monotonic()
     while time.monotonic() - since < STILL:
         time.sleep(0.1)
-        store = used()["store"]
-        if store > fullest:
-            fullest, since = store, time.monotonic()
+        if tasks():
+            since = time.monotonic()
 
 
 def main(path: str) -> None:
@@ -61,25 +63,30 @@ def main(path: str) -> None:
     prepared = Prepared.open(Path(path))
     order = Order(prepared.path, prepared.fingerprint, "train", None, seed=0, global_batch_size=BATCH)
     stream = Stream(prepared, frozenset({"image"}), image_size=SIZE, augment=Augment())
-    peak: dict[str, float] = {}
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    peak = {"consumer": 0.0, "task": 0.0, "store": 0.0, "spilled": 0.0}
+    workers: set[int] = set()  # processes that were seen at a task
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.1):
-            for name, value in used().items():
-                peak[name] = max(value, peak.get(name, 0))
+        while not done.wait(0.2):
+            workers.update(tasks())
+            stats = get_memory_info_reply(state).store_stats
+            now = {"consumer": own(os.getpid()), "task": max(map(own, workers), default=0.0)}
+            now |= {"store": stats.object_store_bytes_used / 2**20, "spilled": stats.spilled_bytes_total / 2**20}
+            for name, value in now.items():
+                peak[name] = max(value, peak[name])
 
     thread = threading.Thread(target=watch)
     thread.start()
-    steps = order.steps_per_epoch
     rows = 0
-    for step, batch in enumerate(stream.training(order, 0, steps, Worker(0, 1, torch.device("cpu"), 2))):
+    for step, batch in enumerate(stream.training(order, 0, order.steps_per_epoch, Worker(0, 1, torch.device("cpu"), 2))):
         rows += len(batch["image"])
-        if step in PAUSES:
+        if step == PAUSE:
             wait_until_full()
     done.set()
     thread.join()
-    print(json.dumps(peak | {"rows": rows, "decoded": rows * 3 * SIZE**2 / 2**20}))
+    print(json.dumps(peak | {"rows": rows, "decoded": rows * 3 * SIZE**2 / 2**20, "capacity": STORE / 2**20}))
 
 
 if __name__ == "__main__":

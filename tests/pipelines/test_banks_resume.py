@@ -11,14 +11,15 @@ import pytest
 
 from pipelines.display import Display
 from pipelines.prepared import Prepared
+from tests.patience import wait_until
 from tests.pipelines.banks_run import ROWS, TEXTS, WIDTH, Letters, bank
-from tests.training.program import PATIENCE, Program
+from tests.training.program import Program
 
 pytestmark = pytest.mark.e2e
 
 RUN = ("-m", "tests.pipelines.banks_run")
 PARTS = 25
-Start = Callable[[Path, int], Program]
+Start = Callable[..., Program]
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,8 @@ def dataset(stamps: Prepared, tmp_path: Path) -> Path:
 def start() -> Iterator[Start]:
     programs: list[Program] = []
 
-    def start(dataset: Path, actors: int) -> Program:
-        programs.append(Program(dataset, str(actors), run=RUN))
+    def start(dataset: Path, actors: int, *stop: int) -> Program:
+        programs.append(Program(dataset, str(actors), *map(str, stop), run=RUN))
         return programs[-1]
 
     yield start
@@ -50,6 +51,11 @@ def start() -> Iterator[Start]:
 def parts(dataset: Path) -> dict[str, tuple[int, int]]:
     """The parts that are done, and which file each is."""
     return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in dataset.glob("banks/*.parts/*.npy")}
+
+
+def wait_for(program: Program, dataset: Path, wanted: int) -> None:
+    """Until so many parts are done."""
+    wait_until(lambda: len(parts(dataset)) >= wanted or program.process.poll() is not None, program.text, every=0.002)
 
 
 def same(one: Path, other: Path) -> bool:
@@ -65,12 +71,10 @@ def test_the_undisturbed_one_holds_what_the_encoder_gives_to_batches_of_64(undis
 
 def test_killed_twice_it_goes_on_and_ends_bit_identical(start: Start, undisturbed: Path, dataset: Path) -> None:
     choose, done = random.Random(20261125), 0
-    for least, most in ((1, 6), (10, 16)):
+    for least, most, stop in ((1, 6, 9), (10, 16, 20)):
         before = parts(dataset)
-        program, wanted, end = start(dataset, 2), choose.randint(least, most), time.monotonic() + PATIENCE
-        while len(parts(dataset)) < wanted:
-            assert program.process.poll() is None and time.monotonic() < end, program.text()
-            time.sleep(0.002)
+        program, wanted = start(dataset, 2, stop), choose.randint(least, most)
+        wait_for(program, dataset, wanted)
         time.sleep(choose.uniform(0, 0.3))
         program.kill()
         assert program.process.returncode == -9 and not list(dataset.glob("banks/*/bank.json"))

@@ -11,6 +11,7 @@ from pipelines.cli import run_program
 from pipelines.config import PrepareSettings
 from pipelines.display import Display
 from pipelines.settings import UserError, load
+from tests.patience import PATIENCE
 from training.config import TrainSettings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -25,7 +26,7 @@ def config(tmp_path: Path) -> str:
 
 
 def program(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_a_mistake_is_one_line_and_exit_code_2() -> None:

@@ -1,20 +1,32 @@
 """Without a terminal: plain lines, each on its own; with --quiet nothing."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from pipelines.display import Display
 
 
-def test_plain_lines_in_a_log_file(capsys: pytest.CaptureFixture) -> None:
+def test_plain_lines_in_a_log_file(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr("pipelines.display.time", SimpleNamespace(monotonic=lambda: now.seconds))
     display = Display()
     display.line("[bold] is no markup here")
     with display.task("read", 3) as task:
         task.update(1, "early")
+        now.seconds += 4.9
+        task.update(1, "also early")
+        now.seconds += 0.1
+        task.update(2, "in time")
         task.update(3, "0 rejected")
     display.detail("only with --verbose")
     display.table("scores", ["score", "value"], [["top1", "12.3"], ["top5", "45.6"]])
     out = capsys.readouterr().out
-    assert out.startswith("[bold] is no markup here\nread 3/3 0 rejected\nscores") and "\x1b" not in out and "\r" not in out
+    assert (
+        out.startswith("[bold] is no markup here\nread 2/3 in time\nread 3/3 0 rejected\nscores")
+        and "\x1b" not in out
+        and "\r" not in out
+    )
     assert "only" not in out
     assert [line.split() for line in out.rstrip().split("\n")[-2:]] == [["top1", "12.3"], ["top5", "45.6"]]
 

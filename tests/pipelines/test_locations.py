@@ -6,6 +6,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipelines import locations, remote, storage
 from pipelines.locations import Location, read_group, read_location, read_locations
 from pipelines.storage import Missing
 from tests.object_store import Folder
+from tests.patience import wait_until
 
 GROUP = 10  # rows of a group
 ROWS = [np.random.default_rng(i).bytes(1000 + i) for i in range(45)]
@@ -111,8 +113,11 @@ def test_many_requests_are_out_at_a_time(bucket: Folder) -> None:
     path = bucket.put("a.tar", bytes(range(200)))
     storage.read(path, 0, 1)
     bucket.store.forget()
-    with bucket.store.faulty(errors=0, stalls=0, resets=0, latency=0.3):
-        assert b"".join(read_locations([Location(path, i, 1) for i in range(200)])) == bytes(range(200))
+    with ThreadPoolExecutor(1) as pool:
+        with bucket.store.faulty(errors=0, stalls=0, resets=0, held="GET "):
+            found = pool.submit(lambda: b"".join(read_locations([Location(path, i, 1) for i in range(200)])))
+            wait_until(lambda: bucket.store.held() > 16)  # before any is answered
+        assert found.result() == bytes(range(200))
     assert 16 < bucket.store.most_in_flight() <= locations._THREADS
     assert sum(request.bytes for request in bucket.store.requests()) == 200, "a picture costs its own bytes"
 
@@ -125,16 +130,21 @@ def test_what_is_fetched_ahead_is_bounded(bucket: Folder) -> None:
     for taken in range(1, 301):
         next(pictures)
         if taken in (1, 2, 300):
-            assert taken < settled(bucket) <= taken + locations._AHEAD
+            assert taken < settled(bucket, taken) <= taken + locations._AHEAD
     pictures.close()
 
 
-def settled(bucket: Folder) -> int:
-    """The number of requests once no more come."""
+def settled(bucket: Folder, taken: int) -> int:
+    """The number of requests once there are more than were taken, and no more come."""
+
+    def asked() -> int:
+        return sum(request.count for request in bucket.store.requests())
+
+    wait_until(lambda: asked() > taken)
     before, now = -1, 0
     while now != before:
         time.sleep(0.5)
-        before, now = now, sum(request.count for request in bucket.store.requests())
+        before, now = now, asked()
     return now
 
 
@@ -161,14 +171,14 @@ def test_leaving_early_waits_for_nothing_and_cancels_what_waits(bucket: Folder, 
     storage.read(slow, 0, 1)
     bucket.store.forget()
     pictures = read_locations([Location(quick), *[Location(slow, i, 1) for i in range(99)], *[Location(slow, 0, 2)] * 100])
-    with bucket.store.faulty(errors=0, resets=0, stalls=1.0, stall_seconds=10, only="slow"):
+    others = set(threading.enumerate())
+    with bucket.store.faulty(errors=0, resets=0, stalls=0, held="slow"):
         assert next(pictures) == b"q"
-        while bucket.store.most_in_flight() < 2:  # slow ones are out
-            time.sleep(0.01)
+        wait_until(lambda: bucket.store.held() > 1)
         pictures.close()
-        assert sum(request.bytes for request in bucket.store.requests() if request.key.endswith("slow")) == 0, "close waited"
-        while any(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate()):
-            time.sleep(0.05)
+        assert set(threading.enumerate()) - others, "close waited"
+        assert sum(request.bytes for request in bucket.store.requests() if request.key.endswith("slow")) == 0
+    wait_until(lambda: set(threading.enumerate()) <= others)
     asked = sum(request.count for request in bucket.store.requests() if request.key.endswith("slow"))
     assert 0 < asked <= locations._THREADS, "those that were out, and none of those that waited"
 
@@ -185,8 +195,11 @@ def test_a_group_is_read_once_however_many_ask(bucket: Folder) -> None:
 
 def test_groups_are_read_a_few_at_a_time(bucket: Folder) -> None:
     path = bucket.put("t.parquet", table_file("parquet", ROWS * 4))
-    with bucket.store.faulty(errors=0, stalls=0, resets=0, latency=0.1):
-        assert list(read_locations([Location(path, group, 0, "picture") for group in range(18)])) == (ROWS * 4)[::GROUP]
+    with ThreadPoolExecutor(1) as pool:
+        with bucket.store.faulty(errors=0, stalls=0, resets=0, held="GET |HEAD "):
+            found = pool.submit(lambda: list(read_locations([Location(path, group, 0, "picture") for group in range(18)])))
+            wait_until(lambda: bucket.store.held() > 1)
+        assert found.result() == (ROWS * 4)[::GROUP]
     assert 1 < bucket.store.most_in_flight() <= 4
 
 

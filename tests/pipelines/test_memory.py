@@ -1,4 +1,8 @@
-"""Memory does not grow with the dataset: ten times the data, decoded through an object store that holds less than the first."""
+"""Memory does not grow with the dataset: ten times the data, decoded through an object store that holds less than the first.
+
+Each process is measured for itself, and its own memory alone: how many of them there are at a time, and who is charged with the
+pages that they share, depends on what else runs on the machine.
+"""
 
 import csv
 import json
@@ -13,6 +17,7 @@ from PIL import Image
 from pipelines.config import PrepareSettings
 from pipelines.display import Display
 from pipelines.prepare import prepare
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.e2e
 
@@ -35,7 +40,7 @@ def peak_of(folder: Path, rows: int) -> dict[str, float]:
     prepare(PrepareSettings.model_validate(tree), Display(quiet=True))
     script = str(Path(__file__).parent / "memory_run.py")
     command = [sys.executable, script, str(folder / f"data-{rows}")]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])
 
@@ -47,7 +52,8 @@ def test_memory_is_flat_from_one_to_ten_times_the_data(ray_session: None, tmp_pa
     small, large = peak_of(tmp_path, ROWS), peak_of(tmp_path, 10 * ROWS)
     print(small, large)
     assert large["rows"] == 10 * small["rows"]
-    assert small["decoded"] > 2 * 150 and large["decoded"] > 20 * 150, "more than the object store holds"
-    assert large["workers"] < 1.1 * small["workers"], (small, large)
-    assert large["store"] < 1.1 * small["store"], (small, large)
-    assert small["spilled"] == large["spilled"] == 0, (small, large)
+    more = large["decoded"] - small["decoded"]
+    assert small["decoded"] > 2 * small["capacity"] and more > 20 * small["capacity"], "more than the object store holds"
+    assert small["spilled"] == large["spilled"] == 0 < large["store"] < large["capacity"], (small, large)
+    assert large["consumer"] - small["consumer"] < 0.02 * more, (small, large)
+    assert large["task"] - small["task"] < 0.01 * more, (small, large)

@@ -10,6 +10,7 @@ import torch
 
 from pipelines.nearest import Approximate, nearest
 from pipelines.settings import UserError, validate
+from tests.patience import PATIENCE
 from training.config import GuideSettings
 
 ROWS, WIDTH = 6000, 64
@@ -140,7 +141,7 @@ def test_without_the_package_the_config_says_what_to_install() -> None:
         "from pipelines.settings import validate; from training.config import GuideSettings\n"
         "validate(GuideSettings, {'search': 'approximate'}, 'c.yaml')\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert "faiss is not installed; pip install 'raylign[ann]', or leave guides.search exact" in ended.stderr
     assert validate(GuideSettings, {}, "c.yaml").search == "exact"
     with pytest.raises(UserError, match="search: input should be 'exact' or 'approximate'"):

@@ -18,29 +18,28 @@ import yaml
 from PIL import Image
 
 from pipelines.prepared import Prepared
+from tests.patience import PATIENCE, wait_until
 
 import psutil  # isort: skip
 
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300  # seconds until a program that hangs is a failure
 ROWS = 100_000
 PICTURES = 400
 KILLS = 3
 
 
 class Preparing:
-    """`python -m pipelines CONFIG.yaml output=...` with all that it starts."""
+    """`python -m pipelines CONFIG.yaml output=...` with all that it starts; `stop`: where it does so (prepare_run.py)."""
 
-    def __init__(self, config: Path, output: Path):
+    def __init__(self, config: Path, output: Path, stop: str | None):
         self._output = config.with_name(f"output-{time.time_ns()}.txt")
-        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        program = ["-m", "pipelines"] if stop is None else [str(Path(__file__).with_name("prepare_run.py")), stop]
         with self._output.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipelines", str(config), f"output={output}"],
+                [sys.executable, *program, str(config), f"output={output}"],
                 cwd=ROOT,
-                env=environment,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -70,7 +69,7 @@ class Preparing:
             except psutil.Error:
                 continue
         assert self.process.wait(PATIENCE) == -signal.SIGKILL
-        psutil.wait_procs(family, timeout=30)
+        psutil.wait_procs(family, timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -93,16 +92,16 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-Start = Callable[[Path], Preparing]
+Start = Callable[..., Preparing]
 
 
 @pytest.fixture(scope="module")
 def start(config: Path) -> Iterator[Start]:
-    """Start preparing into a folder. Same folder, same command."""
+    """Start preparing into a folder, to the end or to a stop. Same folder, same command."""
     programs: list[Preparing] = []
 
-    def start(output: Path) -> Preparing:
-        programs.append(Preparing(config, output))
+    def start(output: Path, stop: str | None = None) -> Preparing:
+        programs.append(Preparing(config, output, stop))
         return programs[-1]
 
     yield start
@@ -142,17 +141,19 @@ def shards(output: Path) -> list[Path]:
 
 
 def wait_for(program: Preparing, reached: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not reached():
+    """`reached` must come before its end."""
+
+    def there() -> bool:
         assert program.process.poll() is None, f"ended too early:\n{program.text()}"
-        assert time.monotonic() < end, program.text()
-        time.sleep(0.002)
+        return reached()
+
+    wait_until(there, program.text, every=0.002)
 
 
 def kill_at_random(start: Start, output: Path, parts: int, choose: random.Random) -> None:
     """Start, and kill while parts are being written; what was done before must not be touched."""
     before, left = done(output), begun(output)
-    program = start(output)
+    program = start(output, "reading")
     wanted = len(before) + choose.randint(1, (parts - len(before)) // 3)
     wait_for(program, lambda: len(list(output.glob("content-*/*.found.parquet"))) >= wanted)
     time.sleep(choose.uniform(0, 0.2))
@@ -164,7 +165,8 @@ def kill_at_random(start: Start, output: Path, parts: int, choose: random.Random
 
 
 def without_time(prepared: Prepared) -> dict[str, Any]:
-    return {name: value for name, value in prepared.manifest.items() if name != "created"}
+    """What the data decide: not when it was done, nor by what is in the checkout meanwhile."""
+    return {name: value for name, value in prepared.manifest.items() if name not in ("created", "code_version")}
 
 
 def contents(prepared: Prepared) -> dict[str, bytes]:
@@ -185,14 +187,14 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_dataset(
     before = done(output)
 
     # Between the parts and the manifest: as soon as all parts are done, and when some shards are numbered.
-    program = start(output)
+    program = start(output, "numbering")
     wait_for(program, lambda: len(list(output.glob("content-*/*.found.parquet"))) == parts)
     program.kill()
     every = done(output)
     assert before.items() <= every.items() and len(every) == parts
     for path in shards(output):
         path.unlink()
-    program = start(output)
+    program = start(output, "shards")
     wait_for(program, lambda: len(shards(output)) > 3)
     program.kill()
     assert len(shards(output)) > 3 and not (output / "manifest.json").exists()

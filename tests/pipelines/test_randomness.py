@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from pipelines.randomness import generator, torch_seed, uniform_of
+from tests.patience import PATIENCE
 
 PRINT = """
 from pipelines.randomness import generator, torch_seed, uniform_of
+from tests.patience import PATIENCE
 print(generator("view", 1, 2, 3).integers(2**40, size=3).tolist(), torch_seed("step", 0, 5, 1), uniform_of("a cat", 7))
 """
 
@@ -18,7 +20,8 @@ print(generator("view", 1, 2, 3).integers(2**40, size=3).tolist(), torch_seed("s
 @pytest.mark.parametrize("hash_seed", ["0", "12345"])
 def test_other_processes_draw_the_same_numbers(hash_seed: str) -> None:
     environment = os.environ | {"PYTHONHASHSEED": hash_seed}
-    ended = subprocess.run([sys.executable, "-c", PRINT], capture_output=True, text=True, env=environment, check=True, timeout=60)
+    command = [sys.executable, "-c", PRINT]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=PATIENCE)
     here = generator("view", 1, 2, 3).integers(2**40, size=3).tolist()
     assert ended.stdout.strip() == f"{here} {torch_seed('step', 0, 5, 1)} {uniform_of('a cat', 7)}"
 

@@ -72,7 +72,7 @@ def test_lines_are_objects_with_pictures_beside_the_file(tmp_path: Path) -> None
 def test_a_list_as_albef_has_it(tmp_path: Path) -> None:
     rows = [
         {"image": "val2014/1.jpg", "caption": ["one", "uno"], "image_id": 17},
-        {"image": "/abs/2.jpg", "caption": "two", "image_id": "x"},
+        {"image": str(tmp_path / "coco" / "2.jpg"), "caption": "two", "image_id": "x"},
     ]
     source = source_of(
         file(tmp_path / "coco_karpathy_val.json", rows), root=tmp_path / "coco", group="image_id", label="image_id"
@@ -80,7 +80,10 @@ def test_a_list_as_albef_has_it(tmp_path: Path) -> None:
     one, two = read(source)
     assert isinstance(one, Pair) and isinstance(two, Pair)
     assert (one.key, one.captions, one.group, one.labels) == ("coco_karpathy_val:0", ["one", "uno"], "17", {"image_id": "17"})
-    assert [one.location.file, two.location.file] == [str(tmp_path / "coco" / "val2014" / "1.jpg"), "/abs/2.jpg"]
+    assert [one.location.file, two.location.file] == [
+        str(tmp_path / "coco" / "val2014" / "1.jpg"),
+        str(tmp_path / "coco" / "2.jpg"),
+    ]
     assert [row.key for row in read(source_of(tmp_path / "coco_karpathy_val.json", key="image_id"))] == ["17", "x"]
 
 

@@ -62,7 +62,7 @@ def test_paths_and_urls_start_at_the_file_or_the_root(tmp_path: Path) -> None:
     (tmp_path / "tables" / "a.png").write_bytes(A)
     paths = ["a.png", "/abs/b.png", "https://h/c.png", "s3://b/d.png", None, ""]
     file = put(tmp_path / "tables" / "x.parquet", {"URL": paths, "TEXT": list("abcdef")})
-    found = read(source_of(file))
+    found = read(source_of(file, outside=True))
     assert told(found[4:]) == [("x:5", "missing_image"), ("x:6", "missing_image")]
     assert [pair.location for pair in pairs(found[:4])] == [
         Location(place) for place in (str(tmp_path / "tables" / "a.png"), *map(str, paths[1:4]))

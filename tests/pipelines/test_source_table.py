@@ -61,7 +61,7 @@ def png(colour: str) -> bytes:
 @pytest.mark.parametrize("pictures", [True, False])
 def test_rows_give_the_pictures_that_lie_beside_the_table(tmp_path: Path, pictures: bool) -> None:
     file(tmp_path / "images" / "red.png", png("red"))
-    blue = file(tmp_path / "elsewhere" / "blue.png", png("blue"))
+    blue = file(tmp_path / "more" / "blue.png", png("blue"))
     table = file(tmp_path / "train.csv", f'image,caption\nimages/red.png,"Red, all over"\n{blue},Blue\n')
     found = read(source_of(table), pictures)
     assert [(row.key, row.captions, row.group, row.labels, row.image) for row in found if isinstance(row, Pair)] == [
@@ -74,10 +74,10 @@ def test_rows_give_the_pictures_that_lie_beside_the_table(tmp_path: Path, pictur
 
 def test_pictures_may_lie_below_another_root_and_urls_stay_urls(tmp_path: Path) -> None:
     table = file(tmp_path / "a.csv", "image,caption\nx/1.jpg,a\nhttp://host/2.jpg?a=b,b\ns3://bucket/3.jpg,c\n/abs/4.jpg,d\n")
-    here = [pair.location for pair in pairs(source_of(table, root=tmp_path / "pictures"))]
+    here = [pair.location for pair in pairs(source_of(table, root=tmp_path / "pictures", outside=True))]
     rest = [Location("http://host/2.jpg?a=b"), Location("s3://bucket/3.jpg"), Location("/abs/4.jpg")]
     assert here == [Location(str(tmp_path / "pictures" / "x" / "1.jpg")), *rest]
-    assert [pair.location for pair in pairs(source_of(table, root="s3://bucket/all"))] == [
+    assert [pair.location for pair in pairs(source_of(table, root="s3://bucket/all", outside=True))] == [
         Location("s3://bucket/all/x/1.jpg"),
         *rest,
     ]
@@ -150,7 +150,7 @@ def test_a_bad_row_is_rejected_and_the_others_go_on(tmp_path: Path) -> None:
     rows += [b"9.jpg," + b"x" * 200_000, b"10.jpg," + b"y" * 3_000_000, b"   ,z", b'12.jpg,"un" quoted', b"13.jpg,fine"]
     table = file(tmp_path / "a.csv", b"image,caption\n" + b"\n".join(rows) + b"\n")
     found = read(source_of(table))
-    expected = dict.fromkeys(range(1, 14), "bad_row") | {1: "", 6: "missing_image", 11: "missing_image", 13: ""}
+    expected = dict.fromkeys(range(1, 14), "bad_row") | {1: "", 5: "", 6: "missing_image", 11: "missing_image", 13: ""}
     assert reasons(found) == {f"a:{number}": reason for number, reason in expected.items()}
     details = [row.detail for row in found if isinstance(row, Rejected)]
     assert details[0] == "1 fields instead of 2" and details[1] == "3 fields instead of 2" and all(details)
@@ -353,11 +353,13 @@ def test_a_table_behind_http_is_one_unit(http_files: Callable[[dict[str, bytes]]
 
 
 @pytest.fixture
-def http_files(tmp_path: Path):
+def http_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Serves files below an address of this machine."""
     import functools
     import http.server
     import threading
+
+    monkeypatch.setenv("RAYLIGN_PRIVATE_HOSTS", "127.0.0.1")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:

@@ -75,7 +75,10 @@ def test_a_used_tokenizer_travels() -> None:
 def test_a_saved_tokenizer_is_loaded_from_its_folder_or_file(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(CORPUS, 100, 8)
     (tmp_path / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
-    assert load_tokenizer(str(tmp_path), 8, "k") == load_tokenizer(str(tmp_path / "tokenizer.json"), 8, "k") == tokenizer
+    assert load_tokenizer(str(tmp_path / "tokenizer.json"), 8, "k") == tokenizer
+    captions = ["A red CAT", "", "house " * 20]
+    for found, right in zip(load_tokenizer(str(tmp_path), 8, "k")(captions), tokenizer(captions), strict=True):
+        assert np.array_equal(found, right)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"text_tower\.weights: .*empty holds no tokenizer\.json"):
         load_tokenizer(str(tmp_path / "empty"), 8, "text_tower.weights")

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, cast
 
-_PATIENCE = 120  # seconds, of a call and of a collective
+from tests.patience import PATIENCE
 
 
 class Gloo:
@@ -44,8 +44,8 @@ class Gloo:
             answers: dict[int, Any] = {}
             while len(answers) < world_size:
                 open_pipes = [pipe for rank, pipe in enumerate(self._pipes[:world_size]) if rank not in answers]
-                ready = wait(open_pipes, timeout=_PATIENCE)
-                failure = None if ready else f"no answer of {len(open_pipes)} ranks within {_PATIENCE} s"
+                ready = wait(open_pipes, timeout=PATIENCE)
+                failure = None if ready else f"no answer of {len(open_pipes)} ranks within {PATIENCE} s"
                 for pipe in cast(list[Connection], ready):
                     rank = self._pipes.index(pipe)
                     try:
@@ -86,7 +86,7 @@ def _serve(pipe: Connection) -> None:
         except EOFError:
             return
         try:
-            dist.init_process_group("gloo", f"file://{store}", timedelta(seconds=_PATIENCE), rank=rank, world_size=world_size)
+            dist.init_process_group("gloo", f"file://{store}", timedelta(seconds=PATIENCE), rank=rank, world_size=world_size)
             answer, trace = function(*arguments), None
             dist.barrier()  # nobody leaves while another still gathers
             dist.destroy_process_group()

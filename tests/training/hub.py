@@ -23,7 +23,9 @@ def hub(kind: str, folder: Path) -> Path:
 
     from training.towers.open_clip import OpenClipTextSettings
 
-    (folder / "tokenizer.json").write_text(OpenClipTextSettings(name="open_clip", model="ViT-B-32").tokenizer(list).json)
+    words = OpenClipTextSettings(name="open_clip", model="ViT-B-32").tokenizer(list).json
+    words = words.replace("<start_of_text>", "<|startoftext|>").replace("<end_of_text>", "<|endoftext|>")  # transformers' names
+    (folder / "tokenizer.json").write_text(words)
     tokenizer = t.CLIPTokenizer.from_pretrained(folder, model_max_length=16)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = sizes | {"image_size": 32, "patch_size": 16}

@@ -1,6 +1,5 @@
 """A program under test in a process of its own, that can be killed with all that it started."""
 
-import os
 import subprocess
 import sys
 import time
@@ -9,10 +8,11 @@ from pathlib import Path
 
 import ray  # noqa: F401  brings psutil along
 
+from tests.patience import PATIENCE
+
 import psutil  # isort: skip
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300  # seconds until a program that hangs is a failure
 
 
 class Program:
@@ -20,12 +20,10 @@ class Program:
 
     def __init__(self, config: Path, *overrides: str, run: Sequence[str] = ("-m", "training")):
         self.output = config.with_name(f"output-{time.time_ns()}.txt")
-        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         with self.output.open("w") as file:
             self.process = subprocess.Popen(
                 [sys.executable, *run, str(config), *overrides],
                 cwd=ROOT,
-                env=environment,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -1,4 +1,8 @@
-"""`python -m training` that also notes which samples each step consumed: a program for the resume tests, run as a script."""
+"""`python -m training` that notes which samples each step consumed, and may wait at a step: a program for tests that kill it.
+
+Run as a script: CONFIG.yaml STEPS KEY=VALUE ... After so many steps (0: never) its workers wait until there is a file `go` beside
+what they have noted, so that whoever kills it comes neither too early nor too late, on any machine.
+"""
 
 import json
 import sys
@@ -22,6 +26,7 @@ class RecordingStream(Stream):
 
     folder: Path
     attempt: int
+    wait_after: int  # steps
 
     def training(
         self, order: Order, first: int, last: int, worker: Worker, failed: Callable[[Unusable], None] | None = None
@@ -29,23 +34,31 @@ class RecordingStream(Stream):
         name = f"{self.attempt}-{first:06d}-{worker.rank}-of-{worker.world_size}.jsonl"
         with (self.folder / name).open("w") as file:
             for step, batch in enumerate(super().training(order, first, last, worker, failed), first):
+                while self.wait_after and step - first >= self.wait_after and not (self.folder / "go").exists():
+                    time.sleep(0.02)
                 ids = cast(dict, batch).pop("sample_id").tolist()
                 file.write(json.dumps({"step": step, "epoch": order.epoch_of(step), "ids": ids}) + "\n")
                 file.flush()
                 yield batch
 
 
-def main(config: str, *overrides: str) -> None:
+def consumed_in(storage: Path, name: str) -> Path:
+    """Where a run notes."""
+    return storage / "consumed" / name
+
+
+def main(config: str, wait_after: str, *overrides: str) -> None:
     settings = load(TrainSettings, config, parse_overrides(overrides))
     RecordingStream.attempt = time.time_ns()
-    RecordingStream.folder = settings.storage / "consumed" / settings.name
+    RecordingStream.wait_after = int(wait_after)
+    RecordingStream.folder = consumed_in(settings.storage, settings.name)
     RecordingStream.folder.mkdir(parents=True, exist_ok=True)
 
     def recording(**keys: object) -> Stream:
         return RecordingStream(**keys | {"columns": keys["columns"] | {"sample_id"}})  # type: ignore[arg-type,operator]
 
     training.plan.Stream = recording  # type: ignore[assignment,misc]
-    run(settings, Display(quiet=True))
+    run(settings, Display())
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pipelines.images import decode
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, load, validate
 from pipelines.views import eval_view
+from tests.patience import PATIENCE
 from training.banks import BankSettings
 from training.config import GuideSettings, TrainSettings
 from training.plan import held_out_data, make_order, make_plan
@@ -137,6 +138,6 @@ def test_the_keys_decide_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_preparing_does_not_wait_for_torch() -> None:
     code = "import sys, pipelines.__main__ as m; m.main(sys.argv[1:]); assert 'torch' not in sys.modules"
     ended = subprocess.run(
-        [sys.executable, "-c", code, "pipelines/configs/openmoji.yaml", "--show"], cwd=ROOT, capture_output=True, timeout=200
+        [sys.executable, "-c", code, "pipelines/configs/openmoji.yaml", "--show"], cwd=ROOT, capture_output=True, timeout=PATIENCE
     )
     assert ended.returncode == 0, ended.stderr

@@ -24,7 +24,7 @@ from training.plan import Plan, Scored
 from training.precision import unit
 from training.state import TrainState
 
-SIZES = {"text_width": 16, "vocabulary_size": 50, "guide_widths": (4, 4)}
+SIZES = {"states_width": 16, "vocabulary_size": 50, "guide_widths": (4, 4)}
 TASK = Task(9, 9, embed_dim=8, image_width=16, steps_per_epoch=1, total_steps=1, seed=0, **SIZES)  # type: ignore[arg-type]
 
 
@@ -85,7 +85,7 @@ def test_a_learned_temperature_is_what_it_has_become(name: str) -> None:
 
 def test_other_temperatures() -> None:
     settings, objective = objective_of("fastclip")
-    objective.temperature.fill_(0.02)  # type: ignore[operator, union-attr]
+    objective.log_scale.fill_(np.log(50.0))  # type: ignore[operator, union-attr]
     assert settings.logit_scale(objective.state_dict()) == pytest.approx(50)
     settings, objective = objective_of("uniclip")
     with torch.no_grad():

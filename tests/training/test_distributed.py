@@ -30,7 +30,7 @@ TASK = Task(
     steps_per_epoch=2,
     total_steps=6,
     seed=0,
-    text_width=8,
+    states_width=8,
     vocabulary_size=VOCABULARY,
     guide_widths=(7, 7),
 )

@@ -20,6 +20,7 @@ from PIL import Image
 
 from evaluation.suite import HeldOut, SuiteSettings, held_out, mean_recalls, score
 from pipelines.prepared import Prepared
+from tests.patience import PATIENCE
 from training.report import main, write_report
 
 NASTY = "<script>alert('x')</script> & \"quotes\" <img src=http://example.org/x.png>"
@@ -444,7 +445,7 @@ def test_the_same_page_comes_from_disk_alone_without_ray(made: Made):
     before = (made.run / "report.html").read_bytes()
     (made.run / "report.html").unlink()
     code = "import sys; from training.report import main; code = main(sys.argv[1:]); sys.exit(code or 'ray' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, str(made.run)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, str(made.run)], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert (made.run / "report.html").read_bytes() == before
     assert str(made.run / "report.html") in done.stdout
@@ -462,7 +463,7 @@ def test_data_that_moved_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_a_missing_run_is_one_line_and_exit_code_2(tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "-m", "training.report", str(tmp_path / "nowhere")], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "training.report", str(tmp_path / "nowhere")], capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and str(tmp_path / "nowhere") in done.stderr

@@ -13,13 +13,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from program import PATIENCE, ROOT, Program
+from program import ROOT, Program
+from recording_run import consumed_in
+
+from tests.patience import PATIENCE, wait_until
 
 pytestmark = pytest.mark.e2e
 
 STEPS_PER_EPOCH = 7  # 118 pairs in batches of 16
 EPOCHS = 3
 STEPS = STEPS_PER_EPOCH * EPOCHS
+KILLED_AT = STEPS_PER_EPOCH + 2  # in the middle of the second epoch
 
 CONFIG: dict[str, Any] = {
     "image_tower": {"name": "conv", "image_size": 32, "channels": [16, 32, 64]},
@@ -28,7 +32,7 @@ CONFIG: dict[str, Any] = {
     "optimizer": {"name": "adamw", "lr": 3e-4},
     "epochs": EPOCHS,
     "global_batch_size": 16,
-    "log_every": 1,  # a report waits for the controller: a step takes a fifth of a second, time enough to be killed in
+    "log_every": 1,
     "evaluation": {"every_epochs": 2, "templates": ["a picture of {}"]},
     "checkpoint": {"every_steps": 2},
     "resources": {"num_workers": 1, "cpus_per_worker": 0.5},
@@ -56,13 +60,14 @@ Start = Callable[..., Program]
 
 @pytest.fixture(scope="module")
 def start(data: Path, folder: Path) -> Iterator[Start]:
-    """Start a run by name. Same name, same command."""
+    """Start a run by name. Same name, same command; `held`: it waits after KILLED_AT steps."""
     programs = []
+    holding = (str(Path(__file__).parent / "recording_run.py"),)
 
-    def start(name: str, *overrides: str) -> Program:
+    def start(name: str, *overrides: str, held: bool = False) -> Program:
         config = folder / f"{name}.yaml"
         config.write_text(yaml.safe_dump(CONFIG | {"name": name, "storage": str(folder), "data": {"path": str(data)}}))
-        programs.append(Program(config, *overrides))
+        programs.append(Program(config, str(KILLED_AT), *overrides, run=holding) if held else Program(config, *overrides))
         return programs[-1]
 
     yield start
@@ -102,34 +107,37 @@ def assert_same_curve(found: list[dict[str, Any]], expected: list[dict[str, Any]
         assert {n for n in ours if "/" in n} == {n for n in theirs if "/" in n}
 
 
-def wait_for_step(program: Program, run: Path, step: int) -> int:
-    """Until metrics.jsonl has this step; the last step that it has."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        assert program.process.poll() is None, f"ended before step {step}:\n{program.text()}"
-        if (found := lines(run)) and found[-1]["step"] >= step:
-            return found[-1]["step"]
-        time.sleep(0.02)
-    raise AssertionError(f"no step {step} within {PATIENCE} s:\n{program.text()}")
+def wait_to_kill(program: Program, run: Path) -> None:
+    """Until the steps before KILLED_AT are in metrics.jsonl; no others follow."""
+
+    def reached() -> bool:
+        assert program.process.poll() is None, f"ended before step {KILLED_AT}:\n{program.text()}"
+        found = lines(run)
+        return bool(found) and found[-1]["step"] >= KILLED_AT
+
+    wait_until(reached, program.text)
+
+
+def go_on(run: Path) -> None:
+    """Whoever waits after KILLED_AT waits no longer."""
+    (consumed_in(run.parent, run.name) / "go").touch()
 
 
 @dataclass
 class Killed:
-    """A run in which something was killed."""
+    """A run in which something was killed after step KILLED_AT."""
 
     program: Program
     run: Path
-    step: int  # the last one in metrics.jsonl before
     when: float
 
 
 def assert_went_on(killed: Killed) -> None:
     """From the newest checkpoint: at most a handful of steps is done again."""
-    assert killed.step % STEPS_PER_EPOCH and killed.step < STEPS, "not in the middle of an epoch"
     for line in history(killed.run):
-        if line["step"] <= killed.step - 5:
+        if line["step"] <= KILLED_AT - 5:
             assert line["time"] <= killed.when, "began from the start"
-        elif line["step"] > killed.step + 5:
+        elif line["step"] > KILLED_AT:
             assert line["time"] > killed.when
 
 
@@ -151,12 +159,13 @@ def test_one_worker_learns(uninterrupted: list[dict[str, Any]]) -> None:
 @pytest.fixture(scope="module")
 def two_workers(start: Start, folder: Path) -> Killed:
     """Two workers, of which one is killed in the middle of the second epoch."""
-    program, run = start("two", "resources.num_workers=2"), folder / "two"
-    step = wait_for_step(program, run, STEPS_PER_EPOCH + 2)
+    program, run = start("two", "resources.num_workers=2", held=True), folder / "two"
+    wait_to_kill(program, run)
     workers = program.workers()
     assert len(workers) == 2
     workers[0].kill()
-    killed = Killed(program, run, step, time.time())
+    killed = Killed(program, run, time.time())
+    go_on(run)
     assert program.wait() == 0, program.text()
     assert not any(worker.is_running() for worker in workers), "both start anew"
     return killed
@@ -165,7 +174,7 @@ def two_workers(start: Start, folder: Path) -> Killed:
 def test_two_workers_give_the_curve_of_one(two_workers: Killed, uninterrupted: list[dict[str, Any]]) -> None:
     """From the first step on: more than an epoch before anything happens to them."""
     before = [line for line in history(two_workers.run) if line["time"] <= two_workers.when]
-    assert len(before) >= STEPS_PER_EPOCH - 2
+    assert len(before) >= KILLED_AT - 5
     assert_same_curve(before, uninterrupted[: len(before)])
     assert_same_curve(history(two_workers.run), uninterrupted)
 
@@ -187,11 +196,12 @@ def test_two_workers_end_with_the_weights_of_two_that_nobody_disturbs(two_worker
 
 def test_killed_driver(start: Start, folder: Path, uninterrupted: list[dict[str, Any]]) -> None:
     """The program is killed in the middle of the second epoch: the same command goes on, and after that says it is done."""
-    program, run = start("driver"), folder / "driver"
-    step = wait_for_step(program, run, STEPS_PER_EPOCH + 2)
+    program, run = start("driver", held=True), folder / "driver"
+    wait_to_kill(program, run)
     program.family()
     program.process.kill()
-    killed = Killed(program, run, step, time.time())
+    killed = Killed(program, run, time.time())
+    go_on(run)
     assert program.wait() == -signal.SIGKILL
     again = start("driver")
     assert again.wait() == 0, again.text()

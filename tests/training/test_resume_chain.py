@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from program import PATIENCE, ROOT, Program
+from program import ROOT, Program
+from recording_run import consumed_in
+
+from tests.patience import PATIENCE, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -62,18 +64,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def start(folder: Path, name: str, workers: int) -> Program:
+def start(folder: Path, name: str, workers: int, steps: int = 0) -> Program:
+    """`steps`: after which the workers wait to be killed."""
     config = folder / f"{name}.yaml"
     if not config.exists():
         tree = CONFIG | {"name": name, "storage": str(folder), "data": {"path": str(folder / "data")}}
         config.write_text(yaml.safe_dump(tree))
-    return Program(config, f"resources.num_workers={workers}", run=(str(Path(__file__).parent / "recording_run.py"),))
+    return Program(config, str(steps), f"resources.num_workers={workers}", run=(str(Path(__file__).parent / "recording_run.py"),))
 
 
 def attempts(folder: Path, name: str) -> list[list[tuple[int, dict[str, Any]]]]:
     """(first step, record) of every whole line, attempt by attempt."""
     found: dict[str, list[tuple[int, dict[str, Any]]]] = {}
-    for path in sorted((folder / "consumed" / name).glob("*.jsonl")):
+    for path in sorted(consumed_in(folder, name).glob("*.jsonl")):
         attempt, first = path.name.split("-")[:2]
         records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
         found.setdefault(attempt, []).extend((int(first), record) for record in records)
@@ -118,9 +121,10 @@ def test_any_number_of_kills_and_workers_consumes_the_same(folder: Path, undistu
     plan = [WORKERS[i % len(WORKERS)] for i in range(KILLS + 1)]
     assert {(1, 1), (1, 2), (2, 1), (2, 3)} <= set(pairwise(plan))
     for kill, workers in enumerate(plan[:-1]):
-        program = start(folder, "killed", workers)
+        steps = int(random.integers(1, LONGEST))
+        program = start(folder, "killed", workers, steps)
         try:
-            kill_after(program, folder, kill, int(random.integers(1, LONGEST)))
+            wait_for_steps(program, folder, kill, steps)
         finally:
             program.kill()
         if kill in (1, 2):
@@ -136,13 +140,13 @@ def test_any_number_of_kills_and_workers_consumes_the_same(folder: Path, undistu
     assert consumed(folder, "killed") == undisturbed
 
 
-def kill_after(program: Program, folder: Path, done: int, steps: int) -> None:
-    """kill -9 once this attempt has consumed so many steps."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
+def wait_for_steps(program: Program, folder: Path, done: int, steps: int) -> None:
+    """Until this attempt has consumed so many steps, and the run has a checkpoint to go on from."""
+
+    def reached() -> bool:
         assert program.process.poll() is None, program.text()
-        found = attempts(folder, "killed") if (folder / "consumed" / "killed").exists() else []
-        if len(found) > done and max((record["step"] - first + 1 for first, record in found[done]), default=0) >= steps:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no {steps} steps within {PATIENCE} s:\n{program.text()}")
+        found = attempts(folder, "killed")
+        consumed = max((record["step"] - first + 1 for first, record in found[done]), default=0) if len(found) > done else 0
+        return consumed >= steps and (folder / "killed" / "checkpoint_manager_snapshot.json").exists()
+
+    wait_until(reached, program.text)

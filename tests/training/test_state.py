@@ -101,7 +101,7 @@ def test_a_checkpoint_of_other_data_is_refused(plan: Plan, tmp_path: Path) -> No
 def test_a_missing_field_is_an_error_not_a_fresh_start(plan: Plan) -> None:
     saved = state_of(plan).state_dict()
     networks = {"encoder", "objective", "teacher", "optimizer", "scaler"}
-    assert set(saved) == networks | {"step", "samples", "unusable", "seconds", "ended"}
+    assert set(saved) == networks | {"step", "samples", "skipped", "failing", "unusable", "seconds", "ended"}
     del saved["optimizer"]
     with pytest.raises(KeyError):
         state_of(plan).load_state_dict(saved)

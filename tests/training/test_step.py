@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,11 +86,26 @@ def test_parts_give_the_gradient_and_the_step_of_the_whole(batch: Batch, parts: 
         torch.testing.assert_close(named(split)[name], parameter, rtol=1e-4, atol=1e-6, msg=name)
 
 
+class Compiled(nn.Module):
+    """As torch.compile's wrapper: it draws other random numbers than the module inside, and others again without a graph."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self._orig_mod = module
+
+    def forward(self, batch: Batch) -> Embeddings:
+        torch.rand(1 if torch.is_grad_enabled() else 2)
+        return self._orig_mod(batch)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("parts", [1, 2])
-def test_with_dropout_the_gradient_is_that_of_the_loss_that_was_reported(batch: Batch, parts: int) -> None:
+def test_with_dropout_the_gradient_is_that_of_the_loss_that_was_reported(batch: Batch, parts: int, wrapped: bool) -> None:
     """By hand: every part under its own seed, in one graph. Were the second pass to draw other numbers, this would fail."""
     settings = settings_of(accumulate=parts, **DROPOUT)
     state, by_hand = state_of(settings), state_of(settings)
+    if wrapped:
+        state, by_hand = (replace(found, encoder=Compiled(found.encoder)) for found in (state, by_hand))
     state.step = by_hand.step = 5
     loss, _ = train_step(state, batch, settings, 0.1)
     seed, size = torch_seed("step", settings.seed, 5, 0), ROWS // parts
@@ -127,6 +143,30 @@ def test_the_gradient_is_capped_and_its_norm_reported_uncapped(batch: Batch) -> 
     assert float(reported) == pytest.approx(direct, rel=1e-5)
     for name, gradient in gradients(capped).items():
         torch.testing.assert_close(gradient, gradients(free)[name] / 10, rtol=1e-3, atol=1e-8, msg=name)
+
+
+def test_an_overflow_of_the_scaled_gradient_skips_the_step(batch: Batch) -> None:
+    """The loss is a number, its gradient times the scale is none in float32: only the scale falls, until a step counts."""
+    settings = settings_of(objective={"name": "sogclr", "grad_scale": "unit"}, optimizer={"name": "adamw", "lr": 0.1})
+    state = replace(state_of(settings), scaler=torch.amp.GradScaler("cpu", 2.0**127))
+    before = copy.deepcopy(state.state_dict())
+    loss, norm = train_step(state, batch, settings, 0.1)
+    assert loss.total.isfinite() and not norm.isfinite() and state.scaler.get_scale() == 2.0**126
+    assert (state.step, state.samples, state.skipped) == (1, ROWS, 1)
+    after = state.state_dict()
+    assert after["optimizer"]["state"] == {}, "no moments"
+    for part in ("encoder", "objective"):
+        assert all(torch.equal(value, before[part][name]) for name, value in after[part].items())
+    while state.skipped == state.step:
+        train_step(state, batch, settings, 0.1)
+    assert 2 < state.step < 100 and state.finite()
+    # What counts is the step that there is without a scale.
+    plain = state_of(settings)
+    plain.step = state.skipped
+    train_step(plain, batch, settings, 0.1)
+    for name, parameter in named(plain).items():
+        torch.testing.assert_close(named(state)[name], parameter, rtol=1e-4, atol=1e-6, msg=name)
+    assert (plain.skipped, state.failing) == (0, state.skipped - 1)
 
 
 def test_the_learning_rate_is_the_one_given_and_progress_is_counted(batch: Batch) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from pipelines.settings import UserError
+from tests.patience import PATIENCE
 from tests.training.test_report import Element, read
 from tests.tuning.pages import headline, markdown_tables, page_of, plain, section, table_rows
 from tests.tuning.tables import BEGUN, CELLS, FINALS, I2T, MORE, NAN_REASON, T2I, final_rows, row, search_rows, write
@@ -328,7 +329,7 @@ def test_it_needs_neither_ray_nor_torch_and_gives_the_same_files_again(folder: P
         "import sys; from pathlib import Path; from tuning.report import write_report; write_report(Path(sys.argv[1])); "
         "sys.exit(str({'ray', 'torch'} & set(sys.modules)) if {'ray', 'torch'} & set(sys.modules) else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert {name: (folder / name).read_bytes() for name in names} == before
     assert not list(folder.glob("*.partial*"))

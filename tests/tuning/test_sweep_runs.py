@@ -28,7 +28,9 @@ from pipelines.prepare import prepare
 from pipelines.prepared import Prepared
 from pipelines.settings import load, parse_overrides
 from pipelines.tokenizer import train_tokenizer
+from tests.patience import PATIENCE, wait_until
 from training.config import TrainSettings
+from training.loop import HELD
 from training.run import run
 from tuning.config import SweepSettings
 from tuning.sweep import sweep
@@ -36,7 +38,6 @@ from tuning.trials import Folder
 
 ROOT = Path(__file__).parent.parent.parent
 QUIET = Display(quiet=True)
-PATIENCE = 240  # seconds until something that hangs is a failure
 R1 = "retrieval/openmoji/mean_recall@1"
 
 
@@ -98,29 +99,30 @@ def test_a_driver_killed_three_times_ends_with_the_trials_of_one_that_was_not(
     path = sweep_file("killed", **TWELVE)
     folder = path.parent / "killed"
     moments = random.Random(4)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     command = [sys.executable, "-m", "tuning", str(path)]
     seen: dict[Path, int] = {}  # outcomes and when they were written
+
+    def ended() -> list[Path]:
+        return list(folder.glob("trials/*/outcome.json"))
+
     for turn in range(4):
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if turn == 3:
             output, _ = process.communicate(timeout=PATIENCE)
             assert process.returncode == 0, output
             break
-        goal, end = len(seen) + moments.randint(1, 3), time.monotonic() + PATIENCE
-        while len(list(folder.glob("trials/*/outcome.json"))) < goal:
-            assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
-            time.sleep(0.05)
-        time.sleep(moments.uniform(0, 1.5))
+        goal, later = len(seen) + moments.randint(1, 3), moments.uniform(0, 1.5)
+        wait_until(lambda: len(ended()) >= goal or process.poll() is not None)  # noqa: B023 - asked at once
+        moment = time.monotonic() + later
+        wait_until(lambda: time.monotonic() >= moment or len(ended()) >= 5 + 2 * turn)  # noqa: B023  there is more to be killed
+        assert process.poll() is None, process.communicate()[0]
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert (folder / "sweep.json").exists()
         for outcome, written in seen.items():
             assert outcome.stat().st_mtime_ns == written, "a trial that had ended ran again"
         # Trials live on for some seconds after their driver; what they still bring to its end counts.
-        seen = {outcome: outcome.stat().st_mtime_ns for outcome in folder.glob("trials/*/outcome.json")}
+        seen = {outcome: outcome.stat().st_mtime_ns for outcome in ended()}
     ours, theirs = table(folder), table(undisturbed)
     assert list(ours.index) == list(theirs.index) and len(ours) == 12
     assert (ours["status"] == "finished").all()
@@ -179,7 +181,7 @@ def test_failures_are_rows_with_reasons_and_leave_nothing_behind(sweep_file: Cal
     stop = threading.Event()
 
     def kill() -> None:
-        while not stop.wait(0.05):
+        while not stop.wait(0.005):
             if (victim / "metrics.jsonl").exists():
                 os.kill(int((victim / ".lock").read_text()), signal.SIGKILL)
                 return
@@ -209,13 +211,13 @@ def test_failures_are_rows_with_reasons_and_leave_nothing_behind(sweep_file: Cal
 
 
 def _nothing_is_taken() -> None:
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
+    """Ray learns of it a little later."""
+
+    def taken() -> list[Any]:
         groups = [g for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
-        if not groups and ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
-            return
-        time.sleep(0.2)
-    raise AssertionError(f"still taken: {groups}, {ray.available_resources()}")
+        return groups + ([] if ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"] else ["CPUs"])
+
+    wait_until(lambda: not taken(), lambda: f"still taken: {taken()}, {ray.available_resources()}", every=0.2)
 
 
 @pytest.mark.e2e
@@ -292,13 +294,11 @@ def test_the_courses_sweep_at_toy_size_with_a_ray_train_run_for_each_trial(cours
     objective = "{name: sogclr, temperature: 0.01, gamma: 0.8, epsilon: 1e-8}"
     small = [f"grid.objective=[{objective}]", "grid.optimizer.name=[adamw]", "trials=2", "seeds=[0]", "retries=0"]
     command = [sys.executable, "-m", "tuning", "tuning/sweeps/course.yaml", *course, *small]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     folder = Path(course[0].removeprefix("storage=")) / "course"
-    first, end = folder / "trials" / "sogclr-adamw-p0", time.monotonic() + PATIENCE
-    while not (first / "metrics.jsonl").exists():
-        assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
-        time.sleep(0.05)
+    first = folder / "trials" / "sogclr-adamw-p0"
+    wait_until(lambda: (first / HELD).exists() or process.poll() is not None)  # its Ray Train run has begun
+    assert process.poll() is None, process.communicate()[0]
     os.kill(int((first / ".lock").read_text()), signal.SIGKILL)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output

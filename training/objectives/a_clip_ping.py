@@ -20,7 +20,7 @@ from pipelines.batch import Batch, Needs
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip_ping import ClipPing, ClipPingSettings
-from training.objectives.fifo import nearest, push
+from training.objectives.fifo import at, nearest, push
 
 
 class AClipPingSettings(ClipPingSettings):
@@ -59,12 +59,12 @@ class AClipPing(ClipPing):
         filled = min(int(self.pushed), len(self.ids))
         ids, queues = self.ids[:filled], (self.images[:filled], self.texts[:filled])
         own = batch["guide_images"][:, 0], batch["guide_texts"][:, 0]
-        places = [nearest(rows, queue, batch["image_id"], ids[:, 1]) for rows, queue in zip(own, queues, strict=True)]
+        places = [nearest(rows, queue, batch["image_id"][:, None], ids[:, 1:]) for rows, queue in zip(own, queues, strict=True)]
         guided = batch.copy()
         for name, rows, queue in zip(("guide_images", "guide_texts"), own, queues, strict=True):
-            found = [_at(queue, place).to(rows.dtype) for place in places]
+            found = [at(queue, place).to(rows.dtype) for place in places]
             guided[name] = torch.stack([rows, *found], dim=1)  # type: ignore[literal-required]
-        named = [torch.where(place < 0, -1, _at(ids[:, 0], place)) for place in places]
+        named = [torch.where(place < 0, -1, at(ids[:, 0], place)) for place in places]
         guided["guide_ids"] = torch.stack([batch["sample_id"], *named], dim=1)
         loss = super().forward(embeddings, guided)
         new = all_gather(torch.stack([batch["sample_id"], batch["image_id"]], dim=1)), *map(all_gather, own)
@@ -76,8 +76,3 @@ class AClipPing(ClipPing):
         kept, places = push(self.pushed, len(loss.state["ids"]), len(self.ids))
         for name, queue in (("ids", self.ids), ("images", self.images), ("texts", self.texts)):
             queue[places] = loss.state[name][kept].to(queue.dtype)
-
-
-def _at(rows: Tensor, places: Tensor) -> Tensor:
-    """Rows at places; anything where the place is -1, zeros where there are no rows."""
-    return rows[places.clamp(min=0)] if len(rows) else rows.new_zeros(len(places), *rows.shape[1:])

@@ -87,6 +87,9 @@ class Albef(Objective):
         metrics = {"temperature": 1 / scale.detach(), "soft_share": share.mean(), "queue": share.new_tensor(filled)}
         return Loss((image + text).mean() / 2, metrics, {**new, "ids": ids})
 
+    def skip(self) -> None:
+        self.step += 1
+
     def update(self, batch: Batch, loss: Loss) -> None:
         self.scale.clamp()
         self.step += 1

@@ -28,7 +28,7 @@ class Embeddings(NamedTuple):
     text_projection: Tensor  # [b, D]
     strong_features: Tensor | None = None  # [b, V, F] of the image tower, for strong views; None where there are none
     strong_projection: Tensor | None = None  # [b, V, D]
-    text_states: Tensor | None = None  # [b, L, G] of the text tower, of captions with hidden words
+    text_states: Tensor | None = None  # [b, L, S] of the text tower, of captions with hidden words
     other_projection: Tensor | None = None  # [b, D], of captions in other words
 
 
@@ -56,7 +56,7 @@ class Task:
     steps_per_epoch: int
     total_steps: int
     seed: int
-    text_width: int = 0  # G, of the text tower's features and states
+    states_width: int = 0  # S, of the text tower's state of a token
     vocabulary_size: int = 0
     guide_widths: tuple[int, int] = (0, 0)  # of the columns guide_images and guide_texts
 
@@ -70,6 +70,9 @@ class Objective(nn.Module, ABC):
 
     def update(self, batch: Batch, loss: Loss) -> None:
         """Write state, once after each optimizer step, from what `forward` found."""
+
+    def skip(self) -> None:
+        """Go on after a step that did not count: schedules move, nothing is learned."""
 
 
 class ObjectiveSettings(Settings):

@@ -20,8 +20,8 @@ class Candidates(NamedTuple):
     """Which keys each row's query is compared with.
 
     targets: int64 [b], the column of the row's own pair.
-    ids, all_ids: int64 [b, 2] and [B, 2], picture and caption; rows that agree in one of them are alike. None where no pair
-        is like another.
+    ids, all_ids: int64 [b, k] and [B, k], picture and caption at least; rows that agree with a key in one of them are alike.
+        None where no pair is like another.
     group, all_groups: [b] and [B]; a row is compared within its group only. None: all are one group.
     """
 
@@ -70,8 +70,11 @@ class Candidates(NamedTuple):
 
 
 def same(ids: Tensor, others: Tensor) -> Tensor:
-    """Bool [b, B]: pairs [b, 2] and [B, 2] that agree in picture or caption."""
-    return (ids[:, None, 0] == others[:, 0]) | (ids[:, None, 1] == others[:, 1])
+    """Bool [b, B]: rows [b, k] and [B, k] that agree in any of the k, such as picture and caption."""
+    found = ids[:, None, 0] == others[:, 0]
+    for own, other in zip(ids.unbind(1)[1:], others.unbind(1)[1:], strict=True):
+        found |= own[:, None] == other
+    return found
 
 
 def in_blocks(function: Callable[..., Any], width: int, candidates: Candidates, *rows: Tensor) -> list[Any]:

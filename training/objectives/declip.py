@@ -10,6 +10,11 @@ y~ (`pipelines.eda`):
 
 Weights are those of the public code, 0.1 for each of the four contrasts; the paper's text says plain 0.4 and views 0.2. The queue
 is one for all workers, and is saved; nothing is compared with entries that were never filled.
+
+A caption's neighbour is another caption, of another picture (ours). The public code looks among all entries: of 15 million pairs
+a queue holds the last few hundred steps, where a caption hardly ever meets itself; one that outlasts the data gives every caption
+its own former self. Entries know their pair, so that with `mask_false_negatives` an image is not pushed from a neighbour of
+another row that is its own caption, or that is its own target again.
 """
 
 from dataclasses import replace
@@ -26,10 +31,11 @@ from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.blocks import Candidates
 from training.objectives.clip import Clip, ContrastiveSettings
-from training.objectives.contrast import contrast, find_candidates
-from training.objectives.fifo import nearest, push
+from training.objectives.contrast import contrast, find_candidates, pair_ids
+from training.objectives.fifo import at, nearest, push
 from training.objectives.functional import log_sums
 from training.objectives.heads import BatchNorm, mlp
+from training.objectives.means import mean_over_workers
 from training.objectives.mlm import masked_loss
 from training.precision import exact, unit
 
@@ -50,7 +56,9 @@ class DeclipSettings(ContrastiveSettings):
     @property
     def needs(self) -> Needs:
         masked: Literal["no", "shared"] = "shared" if self.mlm else "no"
-        return replace(super().needs, strong=StrongViews(self.strong, 1, all_strong=True), masked=masked, other_words=True)
+        return replace(
+            super().needs, ids=True, strong=StrongViews(self.strong, 1, all_strong=True), masked=masked, other_words=True
+        )
 
     @property
     def least_batch(self) -> int:
@@ -61,9 +69,10 @@ class DeclipSettings(ContrastiveSettings):
 
 
 class Declip(Clip):
-    """State: the queue of caption embeddings, and how many were ever pushed."""
+    """State: the queue of caption embeddings, pictures and captions they belong to, and how many were ever pushed."""
 
     queue: Tensor
+    ids: Tensor
     pushed: Tensor
 
     def __init__(self, settings: DeclipSettings, task: Task):
@@ -73,8 +82,9 @@ class Declip(Clip):
         self.projector = nn.Sequential(*projector, BatchNorm(width, affine=False))
         self.predictor = mlp(width, max(1, width // 2), width)
         if settings.mlm:
-            self.words = nn.Linear(task.text_width, task.vocabulary_size)
+            self.words = nn.Linear(task.states_width, task.vocabulary_size)
         self.register_buffer("queue", torch.zeros(settings.queue, task.embed_dim))
+        self.register_buffer("ids", torch.zeros(settings.queue, 2, dtype=torch.int64))
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
@@ -92,24 +102,33 @@ class Declip(Clip):
         z = [self.projector(rows) for rows in (embeddings.image_projection, embeddings.strong_projection[:, 0])]
         found = {"plain": plain, "views": torch.stack(others).mean()}
         found["image"] = simsiam(*(self.predictor(rows) for rows in z), *z)
-        found["neighbours"] = self._neighbours(views, texts, candidates, scale)
+        found["neighbours"] = self._neighbours(views, texts, batch, candidates.targets, scale)
         if settings.mlm:
             assert embeddings.text_states is not None
             found["mlm"] = masked_loss(self.words, embeddings.text_states, batch["masked_labels"])
         total = torch.stack([getattr(settings, name) * value for name, value in found.items()]).sum()
         found["spread"] = all_gather(unit(z[0].detach())).std(0).mean()
         metrics = {"temperature": 1 / scale.detach()} | {name: value.detach() for name, value in found.items()}
-        return Loss(total, metrics, {"texts": all_gather(texts[0].detach()), "others": all_gather(texts[1].detach())})
+        new = (texts[0].detach(), texts[1].detach(), pair_ids(batch))
+        return Loss(total, metrics, dict(zip(("texts", "others", "ids"), map(all_gather, new), strict=True)))
 
-    def _neighbours(self, views: list[Tensor], texts: list[Tensor], candidates: Candidates, scale: Tensor) -> Tensor:
-        """L_NNS; 0 while the queue is empty."""
-        filled = min(int(self.pushed), len(self.queue))
-        losses = [] if filled else [0.0 * scale]
-        for text in texts if filled else ():
-            keys = all_gather(near := neighbours(text.detach(), self.queue[:filled]))
+    def _neighbours(self, views: list[Tensor], texts: list[Tensor], batch: Batch, targets: Tensor, scale: Tensor) -> Tensor:
+        """L_NNS over captions that have a neighbour; 0 where none has."""
+        filled, own = min(int(self.pushed), len(self.queue)), pair_ids(batch)
+        queue, queue_ids = self.queue[:filled], self.ids[:filled]
+        losses = []
+        for text in texts:
+            places = neighbours(text.detach(), queue, own, queue_ids)
+            there, near, near_ids = places >= 0, unit(at(queue, places)).to(text.dtype), at(queue_ids, places)
+            candidates = Candidates(targets, group=there, all_groups=all_gather(there))
+            if self._mask:  # keys that are the row's own pair, its own target again, or of a pair like it
+                ids, key_ids = torch.cat([own, near_ids, own], 1), torch.cat([near_ids, near_ids, own], 1)
+                candidates = candidates._replace(ids=ids, all_ids=all_gather(key_ids))
+            keys = all_gather(near)
             for view in views:
                 sums, _ = log_sums(view, keys, scale, None, candidates)
-                losses.append((sums - scale * (exact(view) * near).sum(1)).mean())
+                found = torch.where(there, sums - scale * (exact(view) * near).sum(1), 0.0)
+                losses.append(mean_over_workers(found, there))
         return torch.stack(losses).mean()
 
     def update(self, batch: Batch, loss: Loss) -> None:
@@ -117,6 +136,7 @@ class Declip(Clip):
         for name in ("others", "texts"):
             kept, places = push(self.pushed, len(loss.state[name]), len(self.queue))
             self.queue[places] = loss.state[name][kept].to(self.queue.dtype)
+            self.ids[places] = loss.state["ids"][kept]
 
 
 def simsiam(p: Tensor, other_p: Tensor, z: Tensor, other_z: Tensor) -> Tensor:
@@ -124,7 +144,8 @@ def simsiam(p: Tensor, other_p: Tensor, z: Tensor, other_z: Tensor) -> Tensor:
     return -(F.cosine_similarity(p, other_z.detach()) + F.cosine_similarity(other_p, z.detach())).mean() / 2
 
 
-def neighbours(rows: Tensor, queue: Tensor) -> Tensor:
-    """Of each row [b, D], the entry of the queue [Q, D] with the largest cosine, as a unit row."""
-    entries = unit(queue).to(rows.dtype)
-    return entries[nearest(unit(rows), entries)]
+def neighbours(rows: Tensor, queue: Tensor, ids: Tensor, queue_ids: Tensor) -> Tensor:
+    """int64 [b]: of each row [b, D], the entry of the queue [Q, D] with the largest cosine that is of another picture and another
+    caption, by `ids` [b, 2] and `queue_ids` [Q, 2]; -1 where there is none.
+    """
+    return nearest(unit(rows), unit(queue).to(rows.dtype), ids, queue_ids)

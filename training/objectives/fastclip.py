@@ -5,9 +5,10 @@ Wei et al., "FastCLIP: A Suite of Optimization Techniques to Accelerate CLIP Tra
 
     F = t mean_i [ log(eps + g_i^image) + log(eps + g_i^text) ] + 2 rho t
 
-in the features and in t, with gamma falling from 1 to its minimum over the first half of the run, epoch by epoch. The
-released code halves two of the three terms of dF/dt on one device; this is the gradient of F itself. The temperature has
-Adam of its own (ours), so that it is learned alike under every optimizer of the encoder.
+in the features and in t, with gamma falling from 1 to its minimum over the first half of the run, epoch by epoch. What is
+stepped is ln(1/t), as in the released code, so a step of 2e-4 is two parts in ten thousand of t, whatever t is. That code
+halves two of the three terms of dF/dt; this is the gradient of F itself. The temperature has Adam of its own (ours; moments of
+the released runs on ResNet-50), so that it is learned alike under every optimizer of the encoder.
 """
 
 import math
@@ -36,36 +37,45 @@ class FastClipSettings(GlobalSettings):
     name: Literal["fastclip"] = "fastclip"
     rho: float = Field(6.5, ge=0, description="pulls the temperature down")
     min_gamma: float = Field(0.2, gt=0, le=1, description="share of the new batch in running estimates, from mid-run on")
-    temperature_lr: float = Field(2e-4, ge=0, description="step size of the temperature")
-    min_temperature: float = Field(0.01, gt=0, description="lower end")
+    temperature_lr: float = Field(2e-4, ge=0, description="step size of ln(1/temperature)")
+    min_temperature: float = Field(0.01, gt=0, lt=1, description="lower end; the upper end is 1")
 
     @model_validator(mode="after")
     def _start_within(self) -> "FastClipSettings":
-        if self.temperature < self.min_temperature:
-            raise ValueError(f"temperature: {self.temperature} is below min_temperature {self.min_temperature}; move one")
+        if not self.min_temperature <= self.temperature <= 1:
+            raise ValueError(
+                f"temperature: {self.temperature} is outside min_temperature {self.min_temperature} to 1, where it is kept; "
+                "change it or min_temperature"
+            )
         return self
 
     def logit_scale(self, saved: Mapping[str, Tensor]) -> float | None:
-        return 1 / float(saved["temperature"])
+        return float(saved["log_scale"].exp())
 
     def build(self, task: Task) -> "FastClip":
         return FastClip(self, task)
 
 
 class FastClip(Objective):
-    """State: log u of every picture and caption; the temperature, its two moments, and the number of steps done."""
+    """State: log u of every picture and caption; ln(1/temperature), its moments and how many steps made them; steps done."""
 
-    temperature: Tensor
+    log_scale: Tensor
     moments: Tensor
     step: Tensor
+    updates: Tensor
 
     def __init__(self, settings: FastClipSettings, task: Task):
         super().__init__()
         self._settings, self._task = settings, task
         self.log_u = Memory(task, -math.inf)
-        self.register_buffer("temperature", torch.tensor(settings.temperature))
+        self.register_buffer("log_scale", torch.tensor(-math.log(settings.temperature)))
         self.register_buffer("moments", torch.zeros(2))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def temperature(self) -> Tensor:
+        """A scalar."""
+        return (-self.log_scale).exp()
 
     def gamma(self, step: int) -> float:
         """1 in the first epoch, then on a half cosine to `min_gamma`, reached at half of the epochs."""
@@ -74,23 +84,28 @@ class FastClip(Objective):
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
         settings = self._settings
-        learned = self.temperature.to(embeddings.image.dtype, copy=True).requires_grad_()
+        learned = self.temperature().to(embeddings.image.dtype).requires_grad_()
         gamma = self.gamma(int(self.step))
         found = estimate(embeddings, batch, self.log_u, (learned, learned), gamma, settings.epsilon)
         path = found.mean(found.weight * found.log_g)
         (slope,) = torch.autograd.grad(path, learned, retain_graph=True)
-        temperature, level = learned.detach(), found.mean(found.log_u) + 2 * settings.rho
-        state = {"log_u": found.log_u, "counted": found.counted, "gradient": level + temperature * slope}
+        temperature, level = learned.detach(), found.mean(found.level) + 2 * settings.rho
+        gradient = -temperature * (level + temperature * slope)  # dF/d ln(1/t) = -t dF/dt
+        state = {"log_u": found.log_u, "counted": found.counted, "gradient": gradient}
         metrics = {"temperature": temperature, "gamma": temperature.new_tensor(gamma)}
         return Loss(following(temperature * level, temperature * path), metrics, state)
+
+    def skip(self) -> None:
+        self.step += 1
 
     def update(self, batch: Batch, loss: Loss) -> None:
         self.log_u.write(batch, loss.state["log_u"], loss.state["counted"], log=True)
         self.step += 1
-        gradient, count = mean(loss.state["gradient"]), int(self.step)
+        self.updates += 1
+        gradient, count = mean(loss.state["gradient"]), int(self.updates)
         powers = torch.stack([gradient, gradient.square()]).to(self.moments.dtype)
         keep = self.moments.new_tensor(_BETAS)
         self.moments.copy_(keep * self.moments + (1 - keep) * powers)
         first, second = self.moments / (1 - keep**count)
-        lr = self._settings.temperature_lr * (1 / 3 if float(self.temperature) <= _SLOW else 1)
-        self.temperature.sub_(lr * first / (second.sqrt() + _TINY)).clamp_(min=self._settings.min_temperature)
+        lr = self._settings.temperature_lr * (1 / 3 if float(self.temperature()) <= _SLOW else 1)
+        self.log_scale.sub_(lr * first / (second.sqrt() + _TINY)).clamp_(0.0, -math.log(self._settings.min_temperature))

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from training.objectives.blocks import same
+
 
 def push(pushed: Tensor, new: int, size: int) -> tuple[slice, Tensor]:
     """Which of `new` rows stay, and where in a queue of `size` they go, after `pushed` rows in all; counts them.
@@ -15,20 +17,24 @@ def push(pushed: Tensor, new: int, size: int) -> tuple[slice, Tensor]:
     return kept, places
 
 
-def nearest(rows: Tensor, queue: Tensor, groups: Tensor | None = None, queue_groups: Tensor | None = None) -> Tensor:
-    """int64 [n]: the entry of the queue with the largest product, of another group where groups are given; -1 for none.
+def nearest(rows: Tensor, queue: Tensor, ids: Tensor, queue_ids: Tensor) -> Tensor:
+    """int64 [n]: the entry of the queue with the largest product that is not the row's own, -1 for none.
 
     Args:
         rows, queue: unit rows [n, F] and [Q, F].
-        groups, queue_groups: int64 [n] and [Q].
+        ids, queue_ids: int64 [n, k] and [Q, k]; an entry that agrees with a row in any of the k is the row's own.
     """
     if not len(queue):
         return rows.new_full((len(rows),), -1, dtype=torch.int64)
     found, entries = [], queue.to(rows.dtype)
     for start in range(0, len(rows), 1024):
-        products = rows[start : start + 1024] @ entries.T
-        if groups is not None and queue_groups is not None:
-            products = products.masked_fill(groups[start : start + 1024, None] == queue_groups, -torch.inf)
+        block = slice(start, start + 1024)
+        products = (rows[block] @ entries.T).masked_fill_(same(ids[block], queue_ids), -torch.inf)
         best, place = products.max(1)
         found.append(torch.where(best.isinf(), -1, place))
     return torch.cat(found)
+
+
+def at(rows: Tensor, places: Tensor) -> Tensor:
+    """Rows at places; anything where the place is -1, zeros where there are no rows."""
+    return rows[places.clamp(min=0)] if len(rows) else rows.new_zeros(len(places), *rows.shape[1:])

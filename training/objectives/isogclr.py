@@ -3,7 +3,7 @@
 Qiu et al., "Not All Semantics are Created Equal: Contrastive Self-supervised Learning with Automatic Temperature
 Individualization", ICML 2023, arXiv 2305.11965. It follows
 
-    F = mean_i [ t_i log g_i(t_i) + t_i rho ]  for images, and the same for texts
+    F = mean_i [ t_i log(eps + g_i(t_i)) + t_i rho ]  for images, and the same for texts
 
 Frequent meanings get a high temperature, which spares their many near neighbours; rare ones a low one. The temperatures are
 state: gradient descent with momentum on dF_i/dt_i, once a step, for the samples of the batch.
@@ -70,9 +70,9 @@ class ISogClr(Objective):
         found = estimate(embeddings, batch, self.log_u, (image, text), settings.gamma, settings.epsilon)
         slopes = torch.autograd.grad(found.log_g.sum(), (image, text), retain_graph=True)
         temperature = torch.stack([image, text]).detach()
-        gradient = found.log_u + settings.rho + found.weight * temperature * torch.stack(slopes)
+        gradient = found.level + settings.rho + found.weight * temperature * torch.stack(slopes)
         total = following(
-            found.mean(temperature * (found.log_u + settings.rho)), found.mean(temperature * found.weight * found.log_g)
+            found.mean(temperature * (found.level + settings.rho)), found.mean(temperature * found.weight * found.log_g)
         )
         state = {"log_u": found.log_u, "gradient": gradient, "counted": found.counted}
         return Loss(total, {"temperature": temperature.mean(), "temperature_sd": temperature.std()}, state)

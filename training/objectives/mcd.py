@@ -67,7 +67,7 @@ class Mcd(Clip):
         self._settings, self._total_steps = settings, task.total_steps
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         if settings.mlm:
-            self.words = nn.Linear(task.text_width, task.vocabulary_size)
+            self.words = nn.Linear(task.states_width, task.vocabulary_size)
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
         assert embeddings.strong_projection is not None
@@ -117,6 +117,9 @@ class Mcd(Clip):
         if self._settings.distance == "absolute":
             return difference.abs()
         return F.huber_loss(difference, torch.zeros_like(difference), reduction="none")
+
+    def skip(self) -> None:
+        self.step += 1
 
     def update(self, batch: Batch, loss: Loss) -> None:
         super().update(batch, loss)

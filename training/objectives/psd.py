@@ -113,6 +113,9 @@ class Psd(Objective):
         text = soft_cross_entropy((embeddings.text, images, scale), (*from_text, sharpness), share, candidates)
         return Loss((image + text).mean() / 2, {"temperature": 1 / scale.detach(), "soft_share": all_soft.float().mean()})
 
+    def skip(self) -> None:
+        self.step += 1
+
     def update(self, batch: Batch, loss: Loss) -> None:
         self.scale.clamp()
         self.step += 1

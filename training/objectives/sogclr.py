@@ -7,6 +7,12 @@ Yuan et al., "Provable Stochastic Optimization for Global Contrastive Learning: 
 
 with a moving average u_i in the place of g_i's denominator: u_i <- (1 - gamma) u_i + gamma g_i, first visit u_i = g_i. All in
 logarithms, where nothing overflows at any temperature. `total` is the estimate of F; its gradient is the method's.
+
+Here eps is what it is in F, one number for all anchors. Public code keeps u_i exp(-b_i) and adds eps, or clamps, there: b_i is
+the largest (s_ij - s_ii) / t that the anchor ever met, 0 at least, so its eps is eps exp(b_i) and never falls again. An anchor
+that was wrong by a cosine of 0.5 once is taken for solved at temperature 0.01 until its negatives are, by some 0.2, less wrong
+than that: with the same embeddings it gets a gradient or none by what it was long ago, even without memory (gamma = 1). That is
+a way not to overflow, which logarithms do not need (docs/objectives.md has both measured).
 """
 
 import math
@@ -54,6 +60,7 @@ class Estimates(NamedTuple):
 
     log_g: Tensor  # log of the batch's mean over negatives, with gradient
     log_u: Tensor  # updated running estimate
+    level: Tensor  # log(eps + u), of which F is the mean
     weight: Tensor  # g / (eps + u), the anchor's share in the gradient
     counted: Tensor  # bool [b]: it has negatives; elsewhere log_g and weight are 0 and log_u is as it was
 
@@ -76,8 +83,9 @@ def estimate(
     log_g = torch.where(counted, sums - negatives.clamp(min=1).to(sums.dtype).log(), 0.0)
     old = memory.read(batch).to(log_g.dtype)
     log_u = torch.where(counted, log_blend(old, log_g.detach(), gamma), old)
-    weight = (log_g.detach() - torch.logaddexp(log_u, log_u.new_tensor(math.log(epsilon)))).exp()
-    return Estimates(log_g, log_u, torch.where(counted, weight, 0.0), counted)
+    level = torch.logaddexp(log_u, log_u.new_tensor(math.log(epsilon)))
+    weight = torch.where(counted, (log_g.detach() - level).exp(), 0.0)
+    return Estimates(log_g, log_u, level, weight, counted)
 
 
 class SogClr(Objective):
@@ -93,7 +101,7 @@ class SogClr(Objective):
         temperature = embeddings.image.new_tensor(settings.temperature)
         found = estimate(embeddings, batch, self.log_u, (temperature, temperature), settings.gamma, settings.epsilon)
         factor = temperature if settings.grad_scale == "source" else 0.5
-        total = following(factor * found.mean(found.log_u), factor * found.mean(found.weight * found.log_g))
+        total = following(factor * found.mean(found.level), factor * found.mean(found.weight * found.log_g))
         return Loss(total, {"temperature": temperature}, {"log_u": found.log_u, "counted": found.counted})
 
     def update(self, batch: Batch, loss: Loss) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field
 from pipelines.tokenizer import TextTokenizer
 from training.towers.image import ConvSettings, HuggingFaceVisionSettings, ImageTowerSettings, TimmSettings
 from training.towers.open_clip import OpenClipImageSettings, OpenClipTextSettings
+from training.towers.reading import tells_apart
 from training.towers.run import RunImageSettings, RunTextSettings
 from training.towers.text import BagSettings, HuggingFaceTextSettings, TextTowerSettings, TransformerSettings
 
@@ -50,6 +51,7 @@ class TextFeatures:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._tokenizer = tokenizer
         self._tower = settings.build(tokenizer.vocabulary_size).eval().to(self._device)
+        tells_apart(lambda texts: self(np.asarray(texts, dtype=object)), "text_tower.weights", str(settings.weights_name()))
 
     @torch.inference_mode()
     def __call__(self, texts: np.ndarray) -> np.ndarray:

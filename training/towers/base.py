@@ -1,9 +1,11 @@
 """What all towers share: how they take part in training, and where weights come from.
 
-A tower maps uint8 pictures, or token ids and a mask, to one feature row a sample; normalising pictures belongs to it.
+A tower maps uint8 images, or token ids and a mask, to one feature row a sample; normalising images belongs to it.
 """
 
+import re
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,50 +49,62 @@ class TowerSettings(Settings):
         return settings | {"weights": fingerprint(path) if path else name}
 
 
-class Pixels(nn.Module):
-    """uint8 [b, 3, H, W] to normalised float32."""
+def load_weights(module: nn.Module, path: Path, key: str, order: Sequence[str] = ()) -> None:
+    """Load a state dict by name, or, where all names differ, by position if shapes, kinds and numbers agree.
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images.float() - self.mean) / self.std
-
-
-def load_weights(module: nn.Module, path: Path, key: str) -> None:
-    """Load a state dict by name, or, where all names differ, by position if every shape agrees.
+    `order`: names of the whole model's tensors, of which `module` may have lost some: a classifier, which the file may or may not
+    hold, of any number of classes. Of a training checkpoint averaged weights are taken where there are some, as timm does.
 
     Raises `UserError` that names what does not fit.
     """
+    from timm.models import load_state_dict
+
     found: Any
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        found = load_state_dict(str(path))
     except Exception as error:  # pickle, zip and torch each have errors of their own
         raise UserError(f"{key}: {path} holds no weights that torch can load ({type(error).__name__})") from None
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise UserError(f"{key}: {path} holds {type(found).__name__}, not a state dict of tensors")
+    if not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise UserError(f"{key}: {path} holds a {type(found).__name__} of other things than tensors, not a state dict")
     own = module.state_dict()
+    whole = list(order) or list(own)
     if not own.keys() & found.keys():
         # Ports of one network often rename every layer and keep their order.
-        shapes = [tuple(t.shape) for t in own.values()] == [tuple(t.shape) for t in found.values()]
-        if len(own) != len(found) or not shapes:
+        names = whole if len(found) == len(whole) else list(own)
+        placed = dict(zip(names, found.items(), strict=False))
+        if len(found) != len(names) or any(own[name].shape != placed[name][1].shape for name in own):
             raise UserError(f"{key}: {path.name} holds {len(found)} tensors of other names or shapes than the model's {len(own)}")
-        found = dict(zip(own, found.values(), strict=True))
+        if path.suffix == ".safetensors" or not _in_order(names, list(found)):
+            raise UserError(
+                f"{key}: {path.name} names its tensors otherwise than the model, such as {next(iter(found))}, and does not "
+                "list them in the model's order, so that nothing tells which is which; give a file with the model's names"
+            )
+        found = {name: tensor for name, (_, tensor) in placed.items()}
     try:
-        module.load_state_dict(found)
+        module.load_state_dict({name: tensor for name, tensor in found.items() if name in own or name not in whole})
     except RuntimeError as error:
         raise UserError(f"{key}: {path.name} does not fit the model: {' '.join(str(error).split())[:300]}") from None
+
+
+def _in_order(own: list[str], theirs: list[str]) -> bool:
+    """Whether names of one network may be those of another, one by one: shapes agree in many a wrong order, as of equal blocks.
+
+    Each ends as its counterpart does (weight, bias); words that both networks use are used in the same places; and layers that
+    differ in their numbers only are counted upwards, which sorted names do not (block 10 before block 2).
+    """
+    ours_and_theirs = {word for name in own for word in name.split(".")} & {word for name in theirs for word in name.split(".")}
+    shared = {word for word in ours_and_theirs if not re.search("[0-9]", word)}
+    for one, other in zip(own, theirs, strict=True):
+        first, second = one.split("."), other.split(".")
+        if first[-1] != second[-1] or shared.intersection(first) != shared.intersection(second):
+            return False
+    last: dict[str, list[int]] = {}
+    for name in theirs:
+        kind, numbers = re.sub("[0-9]+", "#", name), [int(digits) for digits in re.findall("[0-9]+", name)]
+        if numbers < last.get(kind, numbers):
+            return False
+        last[kind] = numbers
+    return True
 
 
 def freeze_all_but(network: nn.Module, *parts: str) -> None:
@@ -98,6 +112,30 @@ def freeze_all_but(network: nn.Module, *parts: str) -> None:
     for name, parameter in network.named_parameters():
         if not name.startswith(parts):
             parameter.requires_grad_(False)
+
+
+def batch_statistics(tower: Tower, *inputs: Tensor) -> dict[str, nn.Module]:
+    """Modules by name, in their present modes, that see more than one row: BatchNorm, and all that write in a forward.
+
+    On a part of the batch they do something else than on the whole, and two parts are written to them twice.
+    """
+    before = {name: buffer.clone() for name, buffer in tower.named_buffers()}
+    with torch.no_grad():
+        tower(*inputs)
+    written = {name.rpartition(".")[0] for name, buffer in tower.named_buffers() if not torch.equal(buffer, before[name])}
+    return {
+        name: module
+        for name, module in tower.named_modules()
+        if name in written or (isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training)
+    }
+
+
+def synchronised(encoder: nn.Module) -> nn.Module:
+    """With BatchNorm over the rows of all workers, on GPUs."""
+    from timm.layers import convert_sync_batchnorm
+
+    # torch's own would lose the activations that timm's BatchNorm brings along.
+    return convert_sync_batchnorm(encoder)
 
 
 def mean_over_tokens(hidden: Tensor, mask: Tensor) -> Tensor:

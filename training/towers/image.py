@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from pipelines.artifacts import resolve
 from pipelines.settings import UserError
-from training.towers.base import Pixels, Tower, TowerSettings, freeze_all_but, load_weights
+from training.towers.base import Tower, TowerSettings, freeze_all_but, load_weights
+from training.towers.pixels import Pixels, pixels_of_processor
+from training.towers.pretrained import first_line, load_pretrained, measure
 
 
 class ImageTowerSettings(TowerSettings):
@@ -25,13 +27,50 @@ class ImageTowerSettings(TowerSettings):
     def build(self) -> "ImageTower":
         """The network with its weights."""
 
+    def tower(self, network: nn.Module, pixels: Pixels, name: str, own_size: int | None) -> "ImageTower":
+        """A network as a tower, once it has shown that it takes this size and gives one row, the same each time.
+
+        `own_size`: what the model was made for, where that is known; `name` stands for it in errors.
+        """
+        size, cut = self.image_size, []
+
+        def look(patches: nn.Module, given: tuple[Tensor, ...]) -> None:
+            assert isinstance(patches, nn.Conv2d)
+            if given[0].shape[-1] % patches.stride[0]:
+                cut.append(patches.stride[0])
+
+        image = torch.randint(0, 256, (1, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        network.eval()
+        patches = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3 and m.kernel_size == m.stride]
+        hooks = [conv.register_forward_pre_hook(look) for conv in patches]
+        way_out = "give another size" if own_size in (None, size) else f"pass image_size={own_size}"
+        try:
+            with torch.no_grad():
+                rows = network(pixels(image))
+        except Exception as error:  # each model has its own
+            what = f"image_tower.image_size: {size} pixels are not what {name} takes ({first_line(error)})"
+            raise UserError(f"{what}; {way_out}, or another model") from None
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not isinstance(rows, Tensor) or rows.ndim != 2:
+            shape = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+            raise UserError(f"image_tower: {name} gives {shape} for an image, not one row of features; give another model")
+        if cut and size != own_size:
+            raise UserError(
+                f"image_tower.image_size: of {size} pixels, {name} would see {size - size % cut[0]}, in patches of {cut[0]}; "
+                f"pass image_size={size - size % cut[0]} or {size - size % cut[0] + cut[0]}"
+            )
+        width = measure(lambda: network(pixels(image)), f"image_tower: {name}")
+        return ImageTower(network, width, pixels, self.batch_norm == "frozen")
+
 
 class ImageTower(Tower):
     """uint8 [b, 3, H, W] to float [b, width]."""
 
-    def __init__(self, network: nn.Module, width: int, mean: tuple, std: tuple, freeze_batch_norm: bool):
+    def __init__(self, network: nn.Module, width: int, pixels: Pixels, freeze_batch_norm: bool):
         super().__init__()
-        self.pixels = Pixels(mean, std)
+        self.pixels = pixels
         # Channels last: half the time of a convolutional forward on CPUs, and what tensor cores want.
         self.network = network.to(memory_format=torch.channels_last)
         self.width = width
@@ -53,7 +92,10 @@ class TimmSettings(ImageTowerSettings):
     """Any model of timm, by name."""
 
     name: Literal["timm"]
-    model: str = Field(description="timm's name of the model, such as vit_small_patch16_224")
+    model: str = Field(
+        description="timm's name of the model, such as vit_small_patch16_224; a tag, as in vit_small_patch16_224.dino, names "
+        "weights and how their pixels are normalised"
+    )
     weights: str | None = Field(None, description="hub, a path, package:NAME/FILE, or null for random weights")
     options: dict[str, Any] = Field(default_factory=dict, description="passed on to timm.create_model")
 
@@ -67,80 +109,98 @@ class TimmSettings(ImageTowerSettings):
             raise ValueError(f"timm has no '{value}'" + (f"; did you mean {' or '.join(near)}?" if near else ""))
         return value
 
+    @field_validator("options")
+    @classmethod
+    def _ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        ours = {"img_size": "set image_size", "pretrained": "set weights", "checkpoint_path": "set weights"}
+        ours |= {"num_classes": "a tower has no classes", "in_chans": "images have 3", "features_only": "a tower gives one row"}
+        for name in value.keys() & ours.keys():
+            raise ValueError(f"{name} is not passed on to timm; leave it out: {ours[name]}")
+        return value
+
     def weights_name(self) -> str | None:
         return self.weights
 
     def build(self) -> ImageTower:
         import timm
+        from timm.data import resolve_data_config
 
-        hub = self.weights == "hub"
-        options = dict(self.options)
-        if self.model.startswith(("vit_", "deit", "eva", "beit")):
-            options.setdefault("img_size", self.image_size)
-        network = timm.create_model(self.model, pretrained=hub, **options)
+        hub, path = self.weights == "hub", None
         if self.weights and not hub:
             path = resolve(self.weights, "image_tower.weights")
             if path is None:
                 raise UserError(f"image_tower.weights: '{self.weights}' is no file; give a path, package:NAME/FILE, hub or null")
-            load_weights(network, path, "image_tower.weights")
+        about = timm.get_pretrained_cfg(self.model)
+        own_size = about.input_size[-1] if about is not None else None
+        # Where timm says that a model is made for one size, it can be told another.
+        size = {"img_size": self.image_size} if about is not None and about.fixed_input_size else {}
+        try:
+            network = timm.create_model(self.model, pretrained=hub, **size, **self.options)
+        except Exception as error:  # the hub and each model have errors of their own
+            sizes = f", pass image_size={own_size}" if size and self.image_size != own_size else ""
+            raise UserError(
+                f"image_tower.model: timm cannot build {self.model} for image_size={self.image_size}, weights={self.weights} and "
+                f"options={self.options} ({first_line(error)}); change one of them{sizes}"
+            ) from None
+        order = list(network.state_dict())
         network.reset_classifier(0)
-        config = network.pretrained_cfg
-        with torch.no_grad():
-            width = network.eval()(torch.zeros(1, 3, self.image_size, self.image_size)).shape[-1]
-        return ImageTower(network, width, config["mean"], config["std"], self.batch_norm == "frozen")
+        if path is not None:
+            load_weights(network, path, "image_tower.weights", order)
+        config = resolve_data_config(model=network)
+        if config["input_size"][0] != 3:
+            raise UserError(f"image_tower.model: {self.model} does not see images of 3 channels; give another model")
+        return self.tower(network, Pixels(config["mean"], config["std"]), f"timm's {self.model}", own_size)
 
 
 class HuggingFaceVisionSettings(ImageTowerSettings):
     """Any vision model of transformers, from the hub or a local folder."""
 
     name: Literal["huggingface"]
-    weights: str = Field(description="hub name, folder with config.json, or package:NAME/FILE.zip")
+    weights: str = Field(description="hub name, folder with config.json and its image processor, or package:NAME/FILE.zip")
     projected: bool = Field(False, description="of a CLIP-like model: its image half with the projection into the joint space")
 
     def weights_name(self) -> str | None:
         return self.weights
 
     def build(self) -> ImageTower:
-        from transformers import AutoImageProcessor, AutoModel
+        key = "image_tower.weights"
+        # A file saved from a classifier has no pooler where the classifier reads the first token itself.
+        network = load_pretrained(self.weights, key, self._image_half, () if self.projected else ("pooler",))
+        pixels = pixels_of_processor(self.weights, self.image_size, key)
+        config = getattr(network.config, "vision_config", network.config)
+        own_size = getattr(config, "image_size", None)
+        name = f"{self.weights} ({type(network).__name__})"
+        return self.tower(_Pooled(network, self.projected), pixels, name, own_size if isinstance(own_size, int) else None)
 
-        path = resolve(self.weights, "image_tower.weights")
-        try:
-            network = AutoModel.from_pretrained(path or self.weights)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"image_tower.weights: {self.weights}: {str(error).splitlines()[0]}; give a folder or a hub name"
-            ) from None
-        if self.projected:
-            if not hasattr(network, "get_image_features"):
-                raise UserError(f"image_tower.projected: {self.weights} is no CLIP-like model; pass projected=false")
-            network.text_model = None
-            freeze_all_but(network, "vision_model", "visual_projection")
-        else:
-            network = getattr(network, "vision_model", network)
-        try:
-            processor = AutoImageProcessor.from_pretrained(path or self.weights)
-            mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-        except (OSError, ValueError, ImportError):  # a folder without preprocessor_config.json
-            mean = std = (0.5, 0.5, 0.5)
-        pooled = _Pooled(network, self.projected)
-        with torch.no_grad():
-            width = pooled.eval()(torch.zeros(1, 3, self.image_size, self.image_size)).shape[-1]
-        return ImageTower(pooled, width, mean, std, self.batch_norm == "frozen")
+    def _image_half(self, network: Any) -> Any:
+        if not self.projected:
+            return getattr(network, "vision_model", network)
+        if not hasattr(network, "get_image_features"):
+            raise UserError(f"image_tower.projected: {self.weights} is no CLIP-like model; pass projected=false")
+        network.text_model = None
+        freeze_all_but(network, "vision_model", "visual_projection")
+        return network
 
 
 class _Pooled(nn.Module):
-    """The pooled output where a model has one, else its first token; or the joint space."""
+    """The joint space; or the pooled output, where a model has one, else its class token, else the mean over positions."""
 
     def __init__(self, network: Any, projected: bool):
         super().__init__()
         self.network, self._projected = network, projected
+        self._class_token = any(name.endswith(("cls_token", "class_embedding")) for name, _ in network.named_parameters())
 
     def forward(self, pixels: Tensor) -> Tensor:
         if self._projected:
             return self.network.get_image_features(pixel_values=pixels).pooler_output
         out = self.network(pixel_values=pixels)
         pooled = getattr(out, "pooler_output", None)
-        return out.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+        if pooled is not None:
+            return pooled.flatten(1)
+        states = out.last_hidden_state
+        if states.ndim == 4:
+            return states.mean((2, 3))
+        return states[:, 0] if self._class_token else states.mean(1)
 
 
 class ConvSettings(ImageTowerSettings):
@@ -167,7 +227,7 @@ class ConvSettings(ImageTowerSettings):
             layers += [_Block(inner), nn.Conv2d(inner, outer, 3, stride=2, padding=1), nn.GroupNorm(8, outer), nn.GELU()]
         layers += [_Block(self.channels[-1]), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(self.channels[-1])]
         half = (0.5, 0.5, 0.5)
-        return ImageTower(nn.Sequential(*layers), self.channels[-1], half, half, False)
+        return ImageTower(nn.Sequential(*layers), self.channels[-1], Pixels(half, half), False)
 
 
 class _Block(nn.Module):

@@ -1,7 +1,9 @@
 """Either half of an open_clip model, into the joint space it was trained for: a teacher, an encoder of guides, or a start."""
 
 import difflib
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from pipelines.settings import UserError
 from pipelines.tokenizer import TextTokenizer
 from training.towers.base import TowerSettings
 from training.towers.image import ImageTower, ImageTowerSettings
+from training.towers.pixels import Pixels
 from training.towers.text import TextTower, TextTowerSettings
 
 
@@ -50,11 +53,50 @@ class _OpenClipSettings(TowerSettings):
         if self.weights is None:
             return open_clip.create_model(self.model, load_weights=False)
         path = resolve(self.weights, "weights")
+        published = self._published()
+        variant = f"{self.model}-quickgelu"
+        quick = path is None and self.weights in open_clip.list_pretrained_tags_by_model(variant)
+        if quick and published.get(self.weights, {}).get("quick_gelu"):
+            # open_clip only warns, and computes another function than was trained.
+            raise UserError(f"model: {self.weights} of {self.model} was trained with QuickGELU; pass model={variant}")
         try:
-            return open_clip.create_model(self.model, pretrained=str(path or self.weights))
+            return open_clip.create_model(
+                self.model,
+                pretrained=str(path or self.weights),
+                force_preprocess_cfg=None if path is None else self._preprocessing(path, published),
+            )
+        except UserError:
+            raise
         except Exception as error:  # the hub, torch and open_clip each have errors of their own
             why = " ".join(str(error).split())[:300]
             raise UserError(f"weights: '{self.weights}' cannot be loaded into open_clip's {self.model}: {why}") from None
+
+    def _published(self) -> dict[str, dict[str, Any]]:
+        """What open_clip knows of each of the model's tags."""
+        import open_clip
+
+        return {tag: open_clip.get_pretrained_cfg(self.model, tag) for tag in open_clip.list_pretrained_tags_by_model(self.model)}
+
+    def _preprocessing(self, path: Path, published: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+        """How images are made ready for a file of weights, of which open_clip itself assumes CLIP's way.
+
+        As `open_clip_config.json` beside the file says, else as all published weights of this model have it.
+        """
+        names = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+        described = path.with_name("open_clip_config.json")
+        if described.exists():
+            try:
+                found = json.loads(described.read_text(encoding="utf-8"))["preprocess_cfg"]
+                return {name: found[name] for name in names if name in found}
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(f"weights: {described} has no preprocess_cfg that can be read ({error})") from None
+        ways = [{name: about[name] for name in names if name in about} for about in published.values()]
+        if any(way != ways[0] for way in ways):
+            raise UserError(
+                f"weights: open_clip knows several ways to make images ready for {self.model}, and {path.name} does not say which "
+                f"is its own; put open_clip_config.json beside it, or pass one of the tags {', '.join(published)}"
+            )
+        return ways[0] if ways else None
 
 
 class OpenClipImageSettings(_OpenClipSettings, ImageTowerSettings):
@@ -66,10 +108,9 @@ class OpenClipImageSettings(_OpenClipSettings, ImageTowerSettings):
             raise UserError(
                 f"image_size: {self.image_size}, but open_clip's {self.model} sees {sees} pixels; pass image_size={sees}"
             )
-        model: Any = self.load()
-        config = model.visual.preprocess_cfg
-        width = self.config()["embed_dim"]
-        return ImageTower(model.visual, width, config["mean"], config["std"], self.batch_norm == "frozen")
+        visual: Any = self.load().visual
+        pixels = Pixels(visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"])
+        return self.tower(visual, pixels, f"open_clip's {self.model}", sees)
 
 
 class OpenClipTextSettings(_OpenClipSettings, TextTowerSettings):
@@ -86,7 +127,14 @@ class OpenClipTextSettings(_OpenClipSettings, TextTowerSettings):
         context = text.get("context_length", 77)
         if self.max_tokens > context:
             raise UserError(f"max_tokens: {self.max_tokens} is more than the {context} of open_clip's {self.model}")
-        return TextTokenizer(_byte_pairs(), self.max_tokens)
+        options = dict(text.get("tokenizer_kwargs") or {})
+        clean = options.pop("clean", "lower")
+        if options:
+            raise UserError(
+                f"model: the tokenizer of open_clip's {self.model} is told {', '.join(sorted(options))}, which is not read here; "
+                "choose another model"
+            )
+        return TextTokenizer(_byte_pairs(), self.max_tokens, clean=clean)
 
     def build(self, vocabulary_size: int) -> TextTower:
         config = self.config()
@@ -98,26 +146,32 @@ class _OpenClipText(TextTower):
         super().__init__()
         model.visual = None
         for name, parameter in model.named_parameters():
-            if name.startswith("logit_"):
+            if name.startswith(("logit_", "text_decoder.")):  # CoCa's decoder writes captions
                 parameter.requires_grad_(False)
-        self.model, self.width, self._context = model, width, context
+        self.model, self.width, self.states_width, self._context = model, width, 0, context
 
-    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        # A run asks its tokenizer for a token that hides words first, and CLIP's vocabulary has none.
         raise UserError("text_tower.name: open_clip's text half has no states of single tokens for masked words")
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        # It reads the row at the first end of text, and nothing behind: what the rest is filled with does not matter.
+        # Whatever it reads of its padding, such as its last token, it sees the length and the zeros that it was trained with.
         return self.model.encode_text(F.pad(ids, (0, self._context - ids.shape[1])))
 
 
 def _byte_pairs() -> str:
-    """CLIP's vocabulary, which open_clip carries, as a `tokenizer.json`."""
+    """CLIP's vocabulary, which open_clip carries, as a `tokenizer.json` for texts that are cleaned before; it pads with zeros."""
     from open_clip.tokenizer import SimpleTokenizer
+    from tokenizers import Tokenizer
     from transformers import CLIPTokenizer
 
     carried = SimpleTokenizer()
-    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {names.get(token, token): number for token, number in carried.encoder.items()}
+    start, end = "<start_of_text>", "<end_of_text>"
     merges = sorted(carried.bpe_ranks, key=carried.bpe_ranks.get)
-    tokenizer: Any = CLIPTokenizer(vocab=vocabulary, merges=merges)
-    return tokenizer.backend_tokenizer.to_str()
+    theirs: Any = CLIPTokenizer(
+        vocab=dict(carried.encoder), merges=merges, bos_token=start, eos_token=end, unk_token=end, pad_token=end
+    )
+    tree = json.loads(theirs.backend_tokenizer.to_str()) | {"normalizer": None}
+    tokenizer = Tokenizer.from_str(json.dumps(tree))
+    tokenizer.enable_padding(pad_id=0, pad_token=tokenizer.id_to_token(0))
+    return tokenizer.to_str()

@@ -75,10 +75,8 @@ class _RunImage(ImageTower):
 class _RunText(TextTower):
     def __init__(self, tower: TextTower, head: nn.Module, width: int):
         super().__init__()
-        self.tower, self.head, self.width = tower, head, width
+        self.tower, self.head, self.width, self.states_width = tower, head, width, tower.states_width
 
-    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.tower.states(ids, mask)
-
-    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
-        return self.head(self.tower.pool(states, mask))
+    def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        rows, states = self.tower.with_states(ids, mask)
+        return self.head(rows), states

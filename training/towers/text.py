@@ -1,5 +1,6 @@
 """Text towers: any Hugging Face text model, or small ones to train from scratch with a tokenizer trained on the corpus."""
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
@@ -8,10 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.artifacts import resolve
 from pipelines.settings import UserError
 from pipelines.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
-from training.towers.base import Tower, TowerSettings, freeze_all_but, mean_over_tokens
+from training.towers.base import Tower, TowerSettings, mean_over_tokens
+from training.towers.pretrained import first_line, load_pretrained, measure
+from training.towers.reading import first_sees_the_rest, positions, reached, reads_padding, text_half, words_of
 
 
 class TextTowerSettings(TowerSettings):
@@ -27,24 +29,26 @@ class TextTowerSettings(TowerSettings):
     def build(self, vocabulary_size: int) -> "TextTower":
         """The network with its weights."""
 
+    def bank_identity(self, tokenizer: TextTokenizer, key: str) -> dict[str, Any]:
+        """What decides a locked tower's features of a text: weights, and how the text becomes tokens."""
+        return self.identity(key) | {"tokenizer": tokenizer.identity}
+
 
 class TextTower(Tower):
-    """Token ids and mask, int64 [b, L] each, to float [b, width]."""
+    """Token ids and mask, int64 [b, L] each, to float [b, width]. `states_width`: numbers of one token's state."""
+
+    states_width: int
 
     @abstractmethod
-    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """A state for every token, float [b, L, width]."""
-
-    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
-        """States to one row, float [b, width]: their mean."""
-        return mean_over_tokens(states, mask)
+    def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The same rows, float [b, width], and from the same forward a state for every token, float [b, L, states_width]."""
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.pool(self.states(ids, mask), mask)
+        return self.with_states(ids, mask)[0]
 
 
 class HuggingFaceTextSettings(TextTowerSettings):
-    """Any text model of transformers, from the hub, a local folder or an installed package."""
+    """Any text model of transformers, from the hub, a local folder or an installed package; of encoder-decoders the encoder."""
 
     name: Literal["huggingface"]
     weights: str = Field(description="hub name, folder with config.json, or package:NAME/FILE.zip")
@@ -57,59 +61,102 @@ class HuggingFaceTextSettings(TextTowerSettings):
         return self.weights
 
     def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
-        return load_tokenizer(self.weights, self.max_tokens, "text_tower.weights")
+        found = load_tokenizer(self.weights, self.max_tokens, "text_tower.weights")
+        if self.pooling == "cls" and not self.projected:
+            first = found(["a", "the"])[0][:, 0]
+            if first[0] != first[1]:
+                raise UserError(
+                    f"text_tower.pooling: cls, but the tokenizer of {self.weights} puts no token of its own before a text, which "
+                    "could stand for all of it; pass pooling=mean"
+                )
+        return found
 
     def build(self, vocabulary_size: int) -> TextTower:
-        from transformers import AutoModel
-
-        path = resolve(self.weights, "text_tower.weights")
-        try:
-            network = AutoModel.from_pretrained(path or self.weights)
-        except (OSError, ValueError) as error:
+        network = load_pretrained(self.weights, "text_tower.weights", self._part)
+        half = text_half(network)
+        usable = positions(half)
+        if usable is not None and self.max_tokens > usable:
             raise UserError(
-                f"text_tower.weights: {self.weights}: {str(error).splitlines()[0]}; give a folder or a hub name"
-            ) from None
-        if self.projected and not hasattr(network, "get_text_features"):
-            raise UserError(f"text_tower.projected: {self.weights} is no CLIP-like model; pass projected=false")
-        inner = getattr(network, "text_model", network)
-        positions = getattr(inner.config, "max_position_embeddings", None)
-        if positions is not None and self.max_tokens > positions:
-            raise UserError(f"text_tower.max_tokens: {self.max_tokens} is more than this model's {positions} positions")
+                f"text_tower.max_tokens: {self.max_tokens} is more than the {usable} usable positions of {self.weights}; pass "
+                f"max_tokens={usable}"
+            )
+        known = half.get_input_embeddings().weight.shape[0]
+        if vocabulary_size > known:
+            raise UserError(
+                f"text_tower.weights: the tokenizer of {self.weights} gives ids up to {vocabulary_size - 1}, and the model knows "
+                f"{known} tokens; give a folder whose tokenizer and model belong together"
+            )
+        tower = _ProjectedText(network) if self.projected else _HuggingFaceText(network, self.pooling)
+        self._check(tower, usable, known)
+        return tower
+
+    def _part(self, network: Any) -> Any:
+        """What of a model runs."""
         if self.projected:
-            network.vision_model = None
-            freeze_all_but(network, "text_model", "text_projection")
-            return _ProjectedText(network)
-        if getattr(inner, "pooler", None) is not None:
-            inner.pooler = None  # we pool ourselves; left in, its weights would never get a gradient
-        return _HuggingFaceText(inner, self.pooling)
+            if not hasattr(network, "get_text_features"):
+                raise UserError(f"text_tower.projected: {self.weights} is no CLIP-like model; pass projected=false")
+            for name, _ in list(network.named_children()):
+                if not name.startswith("text"):
+                    setattr(network, name, None)
+            return network
+        half = text_half(network)
+        if getattr(half, "encoder", None) is not None and getattr(half, "decoder", None) is not None:
+            return half.get_encoder()
+        if getattr(half, "pooler", None) is not None:
+            half.pooler = None  # we pool ourselves
+        return half
+
+    @torch.no_grad()
+    def _check(self, tower: "_HuggingFaceText | _ProjectedText", usable: int | None, known: int) -> None:
+        """Measure sizes, and refuse what would be wrong without a sign."""
+        length, ids = self.max_tokens, words_of(known, self.max_tokens)
+        ones = torch.ones_like(ids)
+        try:
+            rows, states = tower.with_states(ids, ones)
+        except (IndexError, RuntimeError) as error:
+            raise UserError(f"text_tower.max_tokens: {self.weights} cannot read {length} tokens: {first_line(error)}") from None
+        if not isinstance(rows, Tensor) or rows.ndim != 2:
+            raise UserError(f"text_tower.projected: {self.weights} does not give one row a text; pass projected=false")
+        tower.width, tower.states_width = measure(lambda: tower(ids, ones), "text_tower.weights"), states.shape[-1]
+        if self.projected and usable is not None and reads_padding(tower, length, usable):
+            raise UserError(
+                f"text_tower.max_tokens: {length}, but {self.weights} reads its padding and was trained with its full length; "
+                f"pass max_tokens={usable}"
+            )
+        if not self.projected and self.pooling == "cls" and not first_sees_the_rest(tower, ids[:, :2]):
+            raise UserError(
+                f"text_tower.pooling: cls, but in {self.weights} the first token sees none behind it, and all texts would have "
+                "one row; pass pooling=mean"
+            )
+        with torch.enable_grad():
+            depends_on = reached(tower(ids, ones))
+        for parameter in tower.parameters():
+            if id(parameter) not in depends_on:  # without a gradient it would stop several workers
+                parameter.requires_grad_(False)
 
 
 class _HuggingFaceText(TextTower):
     def __init__(self, network: Any, pooling: str):
         super().__init__()
         self.network = network
-        self.width = network.config.hidden_size
         self._pooling = pooling
+        # FNet, for one, mixes all tokens and has no argument for a mask.
+        self._masked = "attention_mask" in inspect.signature(network.forward).parameters
 
-    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.network(input_ids=ids, attention_mask=mask).last_hidden_state
-
-    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
-        return super().pool(states, mask) if self._pooling == "mean" else states[:, 0]
+    def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        given = {"attention_mask": mask} if self._masked else {}
+        states = self.network(input_ids=ids, **given).last_hidden_state
+        return mean_over_tokens(states, mask) if self._pooling == "mean" else states[:, 0], states
 
 
 class _ProjectedText(TextTower):
     def __init__(self, network: Any):
         super().__init__()
         self.network = network
-        with torch.no_grad():
-            self.width = self(*torch.ones(2, 1, 2, dtype=torch.int64)).shape[-1]
 
-    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.network.text_model(input_ids=ids, attention_mask=mask).last_hidden_state
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.network.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+    def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.network.get_text_features(input_ids=ids, attention_mask=mask)
+        return out.pooler_output, out.last_hidden_state
 
 
 class _FromScratch(TextTowerSettings):
@@ -135,16 +182,14 @@ class BagSettings(_FromScratch):
 class _Bag(TextTower):
     def __init__(self, vocabulary_size: int, width: int):
         super().__init__()
-        self.width = width
+        self.width = self.states_width = width
         self.embedding = nn.Embedding(vocabulary_size, width)
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
-    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.embedding(ids)
-
-    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
-        pooled = super().pool(states, mask)
-        return pooled + self.mlp(pooled)
+    def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        states = self.embedding(ids)
+        pooled = mean_over_tokens(states, mask)
+        return pooled + self.mlp(pooled), states
 
 
 class TransformerSettings(_FromScratch):
@@ -164,7 +209,7 @@ class TransformerSettings(_FromScratch):
 class _Transformer(TextTower):
     def __init__(self, vocabulary_size: int, settings: TransformerSettings):
         super().__init__()
-        self.width = settings.width
+        self.width = self.states_width = settings.width
         self.tokens = nn.Embedding(vocabulary_size, settings.width)
         self.positions = nn.Parameter(torch.randn(settings.max_tokens, settings.width) * 0.02)
         block = nn.TransformerEncoderLayer(
@@ -178,5 +223,6 @@ class _Transformer(TextTower):
         )
         self.blocks = nn.TransformerEncoder(block, settings.layers, nn.LayerNorm(settings.width), enable_nested_tensor=False)
 
-    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.blocks(self.tokens(ids) + self.positions, src_key_padding_mask=mask == 0)
+    def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        states = self.blocks(self.tokens(ids) + self.positions, src_key_padding_mask=mask == 0)
+        return mean_over_tokens(states, mask), states

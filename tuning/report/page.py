@@ -8,6 +8,7 @@ import jinja2
 import yaml
 
 from pipelines import words
+from pipelines.remote import shown
 from tuning.report import answer, charts, grid, naming, scaling, space
 from tuning.report.record import Sweep, records
 
@@ -47,7 +48,7 @@ def render(sweep: Sweep) -> str:
         stopped=len(sweep.with_status("stopped")),
         trials=_trials(sweep),
         again=commands(sweep),
-        settings=yaml.safe_dump(sweep.info["settings"], sort_keys=False, allow_unicode=True),
+        settings=shown(yaml.safe_dump(sweep.info["settings"], sort_keys=False, allow_unicode=True)),
     )
 
 

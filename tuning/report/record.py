@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipelines import storage
 from pipelines.settings import UserError
 from tuning import statistics
 from tuning.report import naming
@@ -155,7 +156,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _table(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_parquet(path)
+        return storage.read_table(path).to_pandas()
     except FileNotFoundError:
         raise _missing(path) from None
     except (OSError, ValueError) as error:  # pyarrow's errors are among them

@@ -1,6 +1,7 @@
 """DeCLIP against worked numbers and plain loops: neighbours in a queue, SimSiam, and the sum of all."""
 
 import math
+from collections import deque
 from typing import Any
 
 import pytest
@@ -9,7 +10,21 @@ from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
 from torch import Tensor, nn
 
-from tests.training.objectives.reference import A, M, X, Y, assert_near, build, clip_loss, ids, random_pairs, unit
+from tests.training.objectives.reference import (
+    A,
+    M,
+    Rows,
+    X,
+    Y,
+    assert_near,
+    batches_of_a_run,
+    build,
+    clip_loss,
+    dot,
+    ids,
+    random_pairs,
+    unit,
+)
 from training.objectives.base import Embeddings, Loss
 from training.objectives.contrast import find_candidates
 from training.objectives.declip import Declip, DeclipSettings, neighbours, simsiam
@@ -22,9 +37,10 @@ SETTINGS = DeclipSettings(temperature=0.5, mlm=0, hidden=6, queue=4)
 
 def declip(x: Tensor, a: Tensor, y: Tensor, z: Tensor, settings: DeclipSettings = SETTINGS, **batch: Any) -> tuple[Loss, Declip]:
     """With the queue full of QUEUE, and SimSiam's networks that hand everything on."""
-    objective = build(settings, embed_dim=x.shape[1], text_width=5, vocabulary_size=9)
+    objective = build(settings, embed_dim=x.shape[1], states_width=5, vocabulary_size=9)
     objective.projector = objective.predictor = nn.Identity()
     objective.queue[: len(QUEUE), : QUEUE.shape[1]] = QUEUE
+    objective.ids[: len(QUEUE)] = torch.arange(len(QUEUE))[:, None] + 100
     objective.pushed.fill_(len(QUEUE))
     embeddings = Embeddings(x, y, x, y, a[:, None], 2 * a[:, None], None, 3 * z)
     return objective(embeddings, ids(len(x)) | batch), objective
@@ -33,8 +49,21 @@ def declip(x: Tensor, a: Tensor, y: Tensor, z: Tensor, settings: DeclipSettings 
 def test_neighbours_in_the_queue() -> None:
     """Whatever the length of its entries."""
     lengths = torch.tensor([[1.0], [5.0], [0.1], [2.0]], dtype=torch.float64)
+    own, others = torch.zeros(3, 2, dtype=torch.int64), torch.ones(4, 2, dtype=torch.int64)
     for rows, places in ((Y, [2, 0, 3]), (N, [3, 1, 2])):
-        assert_near(neighbours(rows, QUEUE * lengths), unit(QUEUE.tolist())[places])
+        assert neighbours(rows, QUEUE * lengths, own, others).tolist() == places
+
+
+def test_a_neighbour_is_of_another_picture_and_another_caption() -> None:
+    """Y's are places 2, 0 and 3, then 3, 1 and 2: an entry of the same picture or the same caption is passed over."""
+    best = [(QUEUE @ row / QUEUE.norm(dim=1)).argsort(descending=True).tolist() for row in Y]
+    own, entries = torch.tensor([[7, 1], [2, 8], [3, 3]]), torch.full((4, 2), 9)
+    entries[best[0][0]] = torch.tensor([7, 9])
+    found = neighbours(Y, QUEUE, own, entries).tolist()
+    assert found == [best[0][1], *(order[0] for order in best[1:])]
+    entries[best[1][0], 1] = 8
+    assert neighbours(Y, QUEUE, own, entries).tolist()[1] == best[1][1]
+    assert neighbours(Y, QUEUE, own, torch.tensor([[7, 8]] * 4)).tolist()[:2] == [-1, -1]
 
 
 def test_the_contrast_with_neighbours() -> None:
@@ -99,26 +128,96 @@ def test_the_sum_of_all_by_the_code_and_by_the_paper(weights: tuple[float, float
     assert total == pytest.approx(expected, abs=2e-6)
 
 
-def test_against_plain_loops_with_a_picture_in_two_rows() -> None:
-    (x, y), (a, z) = random_pairs(6, width=3), random_pairs(6, seed=1, width=3)
-    image_id = [0, 0, 2, 3, 4, 3]
-    found, _ = declip(x, a, y, z, image_id=torch.tensor(image_id))
-    entries = unit(QUEUE.tolist())
-    total = 0.0
-    for text in (y, z):
-        keys = [entries[max(range(4), key=lambda q, row=row: float(row @ entries[q]))] for row in text]
-        for view in (x, a):
-            for i in range(6):
-                others = [i, *(j for j in range(6) if image_id[j] != image_id[i])]
-                logits = [2 * float(view[i] @ keys[j]) for j in others]
-                total += math.log(sum(map(math.exp, logits))) - logits[0]
-    assert_near(found.metrics["neighbours"], total / 24, 1e-10)
+Entry = tuple[list[float], int, int]  # a caption's unit row, its picture and its caption
 
 
-def test_an_empty_queue_has_no_neighbours() -> None:
+def nearest_entry(row: list[float], entries: list[Entry]) -> Entry | None:
+    return max(entries, key=lambda entry: dot(row, entry[0]), default=None)
+
+
+def naive_term(
+    views: list[Rows], texts: list[Rows], pair_ids: tuple[list[int], list[int]], queue: list[Entry], mask: bool
+) -> float:
+    """L_NNS at a scale of 2 by its text: neighbours of another picture and caption, and what is alike is no negative."""
+    pairs, total = list(zip(*pair_ids, strict=True)), 0.0
+    for text in texts:
+        found = []
+        for (image, caption), row in zip(pairs, text, strict=True):
+            found.append(nearest_entry(row, [e for e in queue if e[1] != image and e[2] != caption]))
+        there = [i for i, entry in enumerate(found) if entry is not None]
+        for view in views:
+            for i in there:
+                own = found[i]
+                assert own is not None
+                keys = [own[0]]
+                for j in there:
+                    other = found[j]
+                    assert other is not None
+                    # The row's pair or its target, against the pair of the other row or its neighbour.
+                    alike = any(a == b for a, b in zip(pairs[i], pairs[j], strict=True))
+                    alike |= any(a == b for a, b in zip(pairs[i], other[1:], strict=True))
+                    alike |= any(a == b for a, b in zip(own[1:], other[1:], strict=True))
+                    if j != i and not (mask and alike):
+                        keys.append(other[0])
+                logits = [2 * dot(view[i], key) for key in keys]
+                total += (math.log(sum(map(math.exp, logits))) - logits[0]) / len(there) / 4
+    return total
+
+
+@pytest.mark.parametrize(("size", "mask"), [(500, True), (12, True), (500, False), (12, False)])
+def test_a_run_whose_queue_outlasts_the_data_never_finds_a_caption_itself(size: int, mask: bool) -> None:
+    """Plain loops over eight epochs of eight samples, whose captions hardly move: without ids each would find itself.
+
+    One batch shows a single picture, after which a queue of one step has no neighbour for the half of the next that does.
+    """
+    settings = SETTINGS.model_copy(update={"queue": size, "mask_false_negatives": mask})
+    objective = build(settings, embed_dim=5)
+    objective.projector = objective.predictor = nn.Identity()
+    captions, _ = random_pairs(8, seed=50)
+    queue: deque[Entry] = deque(maxlen=size)
+    lonely = itself = looked_up = 0
+    for at, (pair_ids, (x, noise)) in enumerate(batches_of_a_run(10)):
+        if at == 3:
+            pair_ids[0][:3] = [3, 3, 3]
+        a, other_noise = random_pairs(6, seed=100 + at)
+        y, z = (nn.functional.normalize(captions[pair_ids[1]] + 0.05 * part) for part in (noise, other_noise))
+        batch = ids(*pair_ids)
+        found = objective(Embeddings(x, y, x, y, a[:, None], a[:, None], None, z), batch)
+        entries = list(queue)
+        expected = naive_term([x.tolist(), a.tolist()], [y.tolist(), z.tolist()], pair_ids, entries, mask)
+        assert_near(found.metrics["neighbours"], expected, 1e-10)
+        filled = min(int(objective.pushed), size)
+        places = neighbours(y, objective.queue[:filled], torch.tensor(pair_ids).T, objective.ids[:filled]).tolist()
+        for place, row, image, caption in zip(places, y.tolist(), *pair_ids, strict=True):
+            lonely += bool(queue) and place < 0
+            nearest = nearest_entry(row, entries)
+            if nearest is not None and any(caption == entry[2] for entry in entries):
+                looked_up, itself = looked_up + 1, itself + (nearest[2] == caption)
+            if place >= 0:
+                assert image != int(objective.ids[place, 0]) and caption != int(objective.ids[place, 1])
+        assert bool(found.total.isfinite())
+        objective.update(batch, found)
+        for text in (z, y):
+            queue.extend(zip(text.tolist(), *pair_ids, strict=True))
+    assert itself == looked_up > 20
+    assert (lonely > 0) is (size == 12)
+
+
+def test_without_a_neighbour_there_is_no_term_and_no_gradient() -> None:
+    """An empty queue, and one that holds nothing but the batch's own captions."""
     objective = build(SETTINGS, embed_dim=3)
-    found = objective(Embeddings(X, Y, X, Y, A[:, None], A[:, None], None, N), ids(3))
-    assert float(found.metrics["neighbours"]) == 0.0 and bool(found.total.isfinite())
+    for _ in range(2):
+        x = X.clone().requires_grad_()
+        batch = ids([4, 4, 4])
+        found = objective(Embeddings(x, Y, x, Y, A[:, None], A[:, None], None, N), batch)
+        assert float(found.metrics["neighbours"]) == 0.0
+        alone = build(SETTINGS.model_copy(update={"neighbours": 0.0}), embed_dim=3)
+        alone.load_state_dict(objective.state_dict())
+        other = X.clone().requires_grad_()
+        alone(Embeddings(other, Y, other, Y, A[:, None], A[:, None], None, N), batch).total.backward()
+        found.total.backward()
+        assert x.grad is not None and bool(x.grad.any()) and torch.equal(x.grad, other.grad)
+        objective.update(batch, found)
 
 
 def test_the_queue_takes_other_words_first_then_captions_and_wraps_around() -> None:
@@ -128,6 +227,7 @@ def test_the_queue_takes_other_words_first_then_captions_and_wraps_around() -> N
     assert_near(objective.queue[4:], N)
     assert_near(objective.queue[:3], Y)
     assert_near(objective.queue[3], QUEUE[3])
+    assert objective.ids[:, 0].tolist() == objective.ids[:, 1].tolist() == [0, 1, 2, 103, 0, 1, 2]
     assert int(objective.pushed) == 10
 
 
@@ -150,7 +250,7 @@ def test_the_heads_are_those_of_the_public_code() -> None:
 def build_task() -> Any:
     from tests.training.objectives.reference import task
 
-    return task(text_width=5, vocabulary_size=9)
+    return task(states_width=5, vocabulary_size=9)
 
 
 def test_views_of_one_direction_show_in_the_log() -> None:

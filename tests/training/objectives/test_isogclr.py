@@ -65,26 +65,28 @@ def test_an_unseen_samples_gradient_is_the_derivative_of_its_share_of_the_object
         assert float(found.loss.state["gradient"][side, row]) == pytest.approx(by_temperature, abs=1e-8)
 
 
-@pytest.mark.parametrize(("rho", "epsilon"), [(8.0, 1e-14), (0.3, 1e-14), (0.3, 0.5)])
-def test_a_run_against_plain_loops(rho: float, epsilon: float) -> None:
-    """A rho of 8 clips gradients at 5; a small one lets temperatures go either way, some to the upper bound."""
-    gamma, momentum, lr, low, high = 0.7, 0.4, 0.05, 0.15, 0.34
+@pytest.mark.parametrize(("rho", "epsilon", "start"), [(8.0, 1e-14, 0.3), (0.3, 1e-14, 0.3), (0.0, 0.5, 0.3), (0.5, 1e-14, 0.01)])
+def test_a_run_against_plain_loops(rho: float, epsilon: float, start: float) -> None:
+    """A rho of 8 clips gradients at 5; a small one lets temperatures go either way, some to the upper bound. At 0.01
+    anchors that are solved have lost their weights.
+    """
+    gamma, momentum, lr, low, high = 0.7, 0.4, 0.05 * start / 0.3, start / 2, start * 0.34 / 0.3
     keys = {"gamma": gamma, "momentum": momentum, "temperature_lr": lr, "min_temperature": low, "max_temperature": high}
-    isogclr = objective(0.3, rho=rho, epsilon=epsilon, **keys)
+    isogclr = objective(start, rho=rho, epsilon=epsilon, **keys)
     memory: list[dict[int, float]] = [{}, {}]
     velocities = [dict.fromkeys(range(10), 0.0) for _ in range(2)]
-    temperatures = [dict.fromkeys(range(10), 0.3) for _ in range(2)]
+    temperatures = [dict.fromkeys(range(10), start) for _ in range(2)]
     for pair_ids, (x, y) in batches_of_a_run(8):
         found = step(isogclr, x, y, ids(*pair_ids))
         expected = anchors((x, y), pair_ids, lambda side, own: temperatures[side][own], memory, gamma, epsilon)
-        total = sum(a.temperature * (math.log(a.u) + rho) for a in expected) / 6
+        total = sum(a.temperature * (math.log(epsilon + a.u) + rho) for a in expected) / 6
         assert found.total == pytest.approx(total, abs=1e-12)
         dx, dy = slopes(lambda x, y, fixed=expected: surrogate(x, y, fixed), x, y)
         assert_near(found.dx, dx, 1e-9)
         assert_near(found.dy, dy, 1e-9)
         new_velocities, new_temperatures = [], []
         for a in expected:
-            gradient = math.log(a.u) + rho - dot(a.weights, a.h)
+            gradient = math.log(epsilon + a.u) + rho - dot(a.weights, a.h)
             velocity = (1 - momentum) * velocities[a.side][a.id] + momentum * max(-5.0, min(5.0, gradient))
             new_velocities.append((a.side, a.id, velocity))
             new_temperatures.append((a.side, a.id, max(low, min(high, a.temperature - lr * velocity))))
@@ -96,7 +98,7 @@ def test_a_run_against_plain_loops(rho: float, epsilon: float) -> None:
             assert_near(getattr(isogclr.velocity, name), [velocities[side][own] for own in range(10)], 1e-12)
             assert_near(getattr(isogclr.temperature, name), [temperatures[side][own] for own in range(10)], 1e-12)
     reached = {t for side in temperatures for t in side.values()}
-    assert min(reached) < 0.3 and (low if rho == 8 else high) in reached
+    assert min(reached) < start and (low if rho == 8 else high) in reached
 
 
 def test_features_follow_sogclr_while_temperatures_are_equal() -> None:

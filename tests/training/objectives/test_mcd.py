@@ -204,7 +204,7 @@ def test_no_hidden_word_is_no_loss_and_still_a_gradient() -> None:
 def test_hidden_words_add_to_the_total() -> None:
     x, y, a, taught = random_views()
     settings = SETTINGS.model_copy(update={"mlm": 0.2})
-    objective = build(settings, total_steps=4, text_width=5, vocabulary_size=9)
+    objective = build(settings, total_steps=4, states_width=5, vocabulary_size=9)
     states = torch.randn(6, 3, 5, dtype=torch.float64)
     labels = torch.tensor([[1, -100, -100]] * 6)
     strong = a[:, None]

@@ -84,10 +84,15 @@ def test_reference_at_a_lower_temperature() -> None:
     assert weighted_gaps(A, found.dx) == pytest.approx(0.054375, abs=PRINTED)
 
 
-@pytest.mark.parametrize(("grad_scale", "epsilon"), [("source", 1e-14), ("unit", 1e-14), ("source", 0.5)])
-def test_a_run_against_plain_loops(grad_scale: str, epsilon: float) -> None:
-    """Ids come in any order, repeat within a batch, and once no anchor has a negative; an epsilon of 0.5 can be seen."""
-    temperature, gamma = 0.2, 0.7
+@pytest.mark.parametrize(
+    ("grad_scale", "epsilon", "temperature"),
+    [("source", 1e-14, 0.2), ("unit", 1e-14, 0.2), ("source", 0.5, 0.2), ("source", 1e-14, 0.01)],
+)
+def test_a_run_against_plain_loops(grad_scale: str, epsilon: float, temperature: float) -> None:
+    """Ids come in any order, repeat within a batch, and once no anchor has a negative. An epsilon of 0.5 can be seen; at a
+    temperature of 0.01 means range from e^-90 to e^150, and the default takes anchors for solved.
+    """
+    gamma, solved = 0.7, 0
     sogclr = objective(temperature, gamma, epsilon, grad_scale=grad_scale)
     size = 1 if grad_scale == "source" else 1 / (2 * temperature)
     memory: list[dict[int, float]] = [{}, {}]
@@ -95,13 +100,15 @@ def test_a_run_against_plain_loops(grad_scale: str, epsilon: float) -> None:
         found = step(sogclr, x, y, ids(*pair_ids))
         expected = anchors((x, y), pair_ids, lambda *_: temperature, memory, gamma, epsilon)
         remember(memory, [(a.side, a.id, a.u) for a in expected])
-        total = temperature * size * sum(math.log(a.u) for a in expected) / 6
+        solved += sum(sum(a.weights) < 0.01 for a in expected)
+        total = temperature * size * sum(math.log(epsilon + a.u) for a in expected) / 6
         assert found.total == pytest.approx(total, abs=1e-12)
         dx, dy = slopes(lambda x, y, fixed=expected: size * surrogate(x, y, fixed), x, y)
         assert_near(found.dx, dx, 1e-9)
         assert_near(found.dy, dy, 1e-9)
         assert_remembers(sogclr.log_u, memory)
     assert len(memory[0]) > 5 and len(memory[1]) > 5
+    assert (solved > 5) is (temperature == 0.01)
 
 
 def full_data(x: Rows, y: Rows, temperature: float, pair_ids: tuple[list[int], list[int]]) -> float:
@@ -127,9 +134,11 @@ def test_with_the_whole_data_and_no_memory_it_is_the_gradient_of_the_global_cont
     assert_near(found.dy, dy, 1e-8)
 
 
-def test_what_was_seen_before_counts_unless_gamma_is_one() -> None:
+@pytest.mark.parametrize(("temperature", "epsilon"), [(0.3, 1e-300), (0.01, 1e-14)])
+def test_what_was_seen_before_counts_unless_gamma_is_one(temperature: float, epsilon: float) -> None:
+    """At any temperature: an epsilon that grows with the largest gap ever met would break it at a low one."""
     for gamma, same in ((1.0, True), (0.8, False)):
-        fresh, used = objective(0.3, gamma), objective(0.3, gamma)
+        fresh, used = objective(temperature, gamma, epsilon), objective(temperature, gamma, epsilon)
         step(used, *random_pairs(6, seed=1))
         first, second = run(fresh, *random_pairs(6)), run(used, *random_pairs(6))
         assert bool(torch.allclose(first.dx, second.dx, atol=1e-12, rtol=0)) is same

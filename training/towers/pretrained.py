@@ -1,0 +1,93 @@
+"""The one way in for models of transformers: every weight that runs comes from the file, and a forward in eval is no lottery.
+
+`from_pretrained` fills weights that a file lacks with random numbers and says so in a warning only. A tower is built again in
+every process that reads a checkpoint or computes a bank, so such numbers would be other ones each time.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.artifacts import resolve
+from pipelines.settings import UserError
+
+
+def load_pretrained(
+    weights: str, key: str, part: Callable[[Any], Any] = lambda network: network, may_lack: Collection[str] = ()
+) -> Any:
+    """A model of transformers in eval mode, float32, of which every weight that runs is the file's.
+
+    `weights`: hub name, folder, or package:NAME/FILE; `key` names the setting in errors. `part` is given the whole model, removes
+    what does not run, and returns what does: weights of nothing else are asked for. `may_lack`: submodules of the part, such as a
+    pooler, that are set to None where the file has none of their weights.
+
+    Raises `UserError` where there is no such model, and where the file lacks weights of the part or has them in another shape.
+    """
+    from transformers import AutoModel
+
+    found = resolve(weights, key) or weights
+    try:
+        # Half precision in the file, which `dtype="auto"` would keep, is neither what images come in nor what an optimizer wants.
+        network, info = AutoModel.from_pretrained(
+            found,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # looked at below, with names
+        )
+    except Exception as error:  # the hub, json, safetensors and each model have errors of their own
+        raise UserError(f"{key}: {weights}: {first_line(error)}; give a folder or a hub name") from None
+    wrong = {name: f"{_shape(theirs)} in the file, {_shape(ours)} here" for name, theirs, ours in info["mismatched_keys"]}
+    # How often a BatchNorm was updated decides nothing, and old files do not count it.
+    wrong |= {name: "" for name in info["missing_keys"] if not name.endswith("num_batches_tracked")}
+    tensors = dict(network.state_dict(keep_vars=True))
+    lacking = {id(tensors[name]): name for name in wrong if name in tensors}
+
+    used = part(network)
+    for name in may_lack:
+        module = getattr(used, name, None)
+        weights_of = [id(tensor) for tensor in module.state_dict(keep_vars=True).values()] if module is not None else []
+        if weights_of and all(tensor in lacking for tensor in weights_of):
+            setattr(used, name, None)
+    needed = used.state_dict(keep_vars=True).values()
+    names = sorted({lacking[id(tensor)] for tensor in needed if id(tensor) in lacking})
+    if names:
+        some = ", ".join(f"{name} ({wrong[name]})" if wrong[name] else name for name in names[:3])
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        other = sorted(info["unexpected_keys"])
+        reads = f"; it has {len(other)} of other names, such as {other[0]}" if other else ""
+        raise UserError(
+            f"{key}: {weights} lacks {len(names)} of the {len(needed)} weights that {type(network).__name__} runs with: "
+            f"{some}{more}{reads}; give a file saved from this kind of model"
+        )
+    return used.eval()
+
+
+def measure(run: Callable[[], Tensor], key: str) -> int:
+    """Features a row of a tower in eval mode, which `run` runs on one fixed input, [1, F].
+
+    Raises `UserError` where two runs differ, as those of a masked autoencoder, which draws its mask in eval mode too (ViTMAE): an
+    image would have another embedding each time.
+    """
+    with torch.no_grad():
+        first, second = run(), run()
+    if not (first.isfinite().all() and second.isfinite().all()):
+        raise UserError(f"{key}: this model gives numbers that are not finite; give other weights")
+    if (first - second).abs().max() > 1e-4 * first.abs().max():
+        raise UserError(
+            f"{key}: this model gives one input other features each time, in eval mode too, as masked autoencoders do; "
+            "give a model without random masking"
+        )
+    return first.shape[-1]
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:150] if lines else type(error).__name__
+
+
+def _shape(sizes: Any) -> str:
+    return " x ".join(map(str, sizes)) or "one number"
