@@ -7,6 +7,7 @@ pictures is decoded by the same code that preparing uses. Shares of the sample c
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -66,7 +67,9 @@ def _scan(units: list[Unit], settings: PrepareSettings) -> Iterator[dict[str, An
 def scan_unit(data: Any, pictures: int, settings: PrepareSettings) -> dict[str, Any]:
     """Headers of all rows of a unit, and so many of its pictures decoded."""
     try:
-        rows = list(settings.source.read(data, pictures=False))
+        found = settings.source.read(data, pictures=False)
+        # Thousands at once; those of the sample are read again.
+        rows = [replace(row, image=None) if isinstance(row, Pair) else row for row in found]
     except UserError:  # it can only be copied
         rows = list(settings.source.read(data, pictures=True))
     pairs = [row for row in rows if isinstance(row, Pair)]
