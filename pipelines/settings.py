@@ -135,7 +135,8 @@ def readings(model: type[BaseModel], key: str, value: Any) -> list[Any]:
         classes = [inner for field in fields for inner in _classes(field.annotation)]
     found = []
     for field in [cls.model_fields[last] for cls in classes if last in cls.model_fields]:
-        adapter: TypeAdapter[Any] = TypeAdapter(field.annotation)
+        annotation: Any = field.annotation
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
         with suppress(ValidationError):
             found.append(adapter.dump_python(adapter.validate_python(value), mode="json"))
     return found

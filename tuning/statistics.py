@@ -10,7 +10,7 @@ finite counts as not there, and `n` says how many were. No function changes its 
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, combinations_with_replacement, product
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import stats  # type: ignore[import-untyped]
+from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from tuning.items import Items, variance
 
@@ -207,23 +208,25 @@ def _spread(pairs: pd.DataFrame, found: Mapping[str, Mapping[int, float]]) -> tu
     return pairs["sd"].clip(lower=pooled) / np.sqrt(pairs["n"]), _freedom(found)
 
 
-def _needed(p: Any, pairs: pd.DataFrame, seeds: pd.Series, freedom: int) -> np.ndarray:
-    """Differences that are just as large as chance makes them with probability p, two-sided; without items of seeds alone."""
+def _needed(pairs: pd.DataFrame, seeds: pd.Series, freedom: int) -> Callable[[Any], np.ndarray]:
+    """From a probability p, two-sided, to the differences that chance makes so seldom; without items of seeds alone."""
+    errors = seeds.to_numpy()
     over, degrees = pairs["se_items"].fillna(0.0).to_numpy(), pairs["df_items"].fillna(1.0).to_numpy()
-    return np.hypot(stats.t.isf(p / 2, freedom) * seeds.to_numpy(), stats.t.isf(p / 2, degrees) * over)
+    return lambda p: np.hypot(stdtrit(freedom, p / 2) * errors, stdtrit(degrees, p / 2) * over)
 
 
 def _p(pairs: pd.DataFrame, seeds: pd.Series, freedom: int) -> np.ndarray:
-    """The p whose needed difference each one is; NaN where there is no spread."""
+    """The p whose needed difference each one is, 1e-40 at the least; NaN where there is no spread."""
     difference, errors = pairs["difference"].to_numpy(), seeds.to_numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         alone = np.where(errors > 0, 2 * stats.t.sf(difference / errors, freedom), math.nan)
     if pairs["se_items"].isna().all():
         return alone
-    low, high = np.full(len(pairs), -700.0), np.zeros(len(pairs))  # logarithms of p, by halving
+    needed = _needed(pairs, seeds, freedom)
+    low, high = np.full(len(pairs), math.log(1e-40)), np.zeros(len(pairs))  # logarithms of p, by halving
     for _ in range(45):
         middle = (low + high) / 2
-        likelier = _needed(np.exp(middle), pairs, seeds, freedom) > difference
+        likelier = needed(np.exp(middle)) > difference
         low, high = np.where(likelier, middle, low), np.where(likelier, high, middle)
     return np.where(pairs["se_items"].isna(), alone, np.where(np.isnan(errors), math.nan, np.exp(high)))
 
@@ -283,7 +286,7 @@ def resolution(
         return None
     if seeds is not None:
         spread, freedom = spread * np.sqrt(pairs["n"] / seeds), (len(found) - 1) * (seeds - 1)
-    needed = _needed(ALPHA / int(tested.sum()), pairs[tested], spread[tested], freedom)
+    needed = _needed(pairs[tested], spread[tested], freedom)(ALPHA / int(tested.sum()))
     return float(median(needed.tolist()))
 
 
