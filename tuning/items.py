@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Items:
 
 def write_items(place: Path, found: Sequence[tuple[Prepared, HeldOut, Mapping[str, np.ndarray]]]) -> None:
     """Of each held-out split its data and the embeddings (images, texts, prompts), aside and renamed."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for number, (prepared, data, rows) in enumerate(found):
         known = items.parts(data, rows["images"], rows["texts"], rows["prompts"])
         groups = prepared.rows(data.sample_ids, ("group",))["group"].to_pylist()
@@ -56,7 +57,8 @@ def read_items(trial: Path, score: Sequence[str]) -> Items | None:
     except (OSError, ValueError, zipfile.BadZipFile, EOFError):
         return None
     missing = set(score)
-    keys, of, parts, shares, reach = [], [], [], [], []
+    keys, of, parts, shares = [], [], [], []
+    reach: list[float] = []
     for number in range(sum(name.startswith("groups-") for name in arrays)):
         known = dict(zip(arrays[f"metrics-{number}"].tolist(), arrays[f"parts-{number}"].astype(np.float64), strict=True))
         here = {metric: part for metric in score if (part := items.part_of(known, metric)) is not None}
@@ -72,7 +74,7 @@ def read_items(trial: Path, score: Sequence[str]) -> Items | None:
         missing -= here.keys()
     if missing:
         return None
-    return Items(*(np.concatenate(each) for each in (keys, of, parts, shares)), tuple(reach))
+    return Items(np.concatenate(keys), np.concatenate(of), np.concatenate(parts), np.concatenate(shares), tuple(reach))
 
 
 def variance(pairs: Sequence[tuple[Items, Items]]) -> tuple[float, int] | None:
