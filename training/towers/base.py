@@ -129,7 +129,7 @@ def batch_statistics(tower: Tower, *inputs: Tensor) -> dict[str, nn.Module]:
     }
 
 
-def synchronised(encoder: nn.Module) -> nn.Module:
+def synchronised(encoder: Any) -> Any:
     """With BatchNorm over the rows of all workers, on GPUs."""
     from timm.layers import convert_sync_batchnorm
 
