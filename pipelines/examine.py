@@ -50,7 +50,16 @@ FOUND = pa.schema(
 )
 # Left out because somebody asked for it: counted and listed, and no sign of broken data.
 FILTERED = frozenset(
-    ("too_small", "aspect_ratio", "too_few_words", "language", "duplicate_pair", "duplicate_picture", "near_duplicate")
+    (
+        "too_small",
+        "aspect_ratio",
+        "too_few_words",
+        "language",
+        "duplicate_pair",
+        "duplicate_picture",
+        "near_duplicate",
+        "unknown_file",  # of a folder that may hold anything beside its images
+    )
 )
 # Nothing was there to be looked at.
 NOT_FOUND = frozenset(("missing_image",))
@@ -105,7 +114,9 @@ def _text(found: Pair | Rejected, settings: PrepareSettings) -> "_Candidate | Re
             if language not in filters.languages:
                 return Rejected(found.key, found.origin, "language", language)
     split = found.split if settings.splits == "source" else split_of(found.group, settings.splits, settings.split_seed)
-    looked_at = filters.min_side or filters.max_aspect or settings.deduplicate.near is not None
+    looked_at = (
+        filters.min_side or filters.max_aspect or settings.deduplicate.exact != "none" or settings.deduplicate.near is not None
+    )
     decoded = settings.way == "copy" or settings.verify == "all" or split != "train" or bool(looked_at)
     return _Candidate(found, split, decoded)
 

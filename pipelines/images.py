@@ -45,7 +45,6 @@ _UPRIGHT = {  # EXIF's orientation, and what undoes it
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MOST_READ = 16  # how often, on average, a header may make its reader read each byte of the file
 _MOST_SEGMENTS = 4096  # of a JPEG, before its pixels
 _ORIENTATION, _PHOTOMETRIC, _BITS = 0x0112, 262, 258  # tags of EXIF and TIFF
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
@@ -114,21 +113,6 @@ class Opened:
         return x + left, y + top, x + right, y + bottom
 
 
-class _Reader(io.BytesIO):
-    """Bytes that can be read so often: a TIFF's tags may all point at the same megabytes, of which each gets a copy."""
-
-    def __init__(self, data: bytes):
-        super().__init__(data)
-        self._left = _MOST_READ * len(data) + (1 << 20)
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        found = super().read(size)
-        self._left -= len(found)
-        if self._left < 0:
-            raise Image.DecompressionBombError(f"its header asks for more than {_MOST_READ} times what is in the file")
-        return found
-
-
 def open_picture(data: bytes, background: str = "white", svg_size: int = 512) -> Opened:
     """Read the header of encoded bytes, of a format in `FORMATS`. Raises `BadImage`.
 
@@ -149,7 +133,7 @@ def open_picture(data: bytes, background: str = "white", svg_size: int = 512) ->
     if data[:2] == b"\xff\xd8":
         data = _with_one_exif(data)
     try:
-        image: Image.Image = Image.open(_Reader(data), formats=PILLOW)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=PILLOW)
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
         if image.format not in _CERTAIN:

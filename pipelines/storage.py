@@ -25,6 +25,7 @@ import pyarrow.fs as pafs
 from pydantic import BeforeValidator
 
 from pipelines import tables, web
+from pipelines.formats import HIDDEN, is_hidden
 from pipelines.remote import Missing, is_remote, retried
 from pipelines.settings import UserError
 
@@ -34,7 +35,7 @@ _REQUEST_ATTEMPTS = 3  # by the client of the object store, of every part of an 
 _OPEN_FILES = 256  # handles of remote files, per process: opening one asks for its size
 _SENT_AT_ONCE = 32 << 20  # bytes of an upload that are in memory
 _GLOB = re.compile(r"(\*\*/|\*|\?|\[[^\]/]+\])")
-_VISIBLE = r"(?!(?<=/)\.)"  # as in a shell, a leading dot is matched by a dot alone
+_VISIBLE = rf"(?!(?<=/){HIDDEN})"  # as in a shell, a leading dot is matched by a dot alone
 _AS_REGEX = {"**/": rf"(?:{_VISIBLE}[^/]+/)*", "*": rf"{_VISIBLE}[^/]*", "?": rf"{_VISIBLE}[^/]"}
 
 
@@ -75,7 +76,7 @@ def name_of(path: Path | str) -> str:
 def find(patterns: str | tuple[str, ...], key: str) -> list[File]:
     """Files by path, `{00000..00331}` or `{a,b}` braces, and globs, in the order of the patterns, each pattern's sorted.
 
-    A folder stands for all files below it. Raises `UserError`, naming `key`, where a pattern finds nothing.
+    A folder stands for all files below it but hidden ones. Raises `UserError`, naming `key`, where a pattern finds nothing.
     """
     found: dict[str, File] = {}
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
@@ -253,6 +254,12 @@ def files_below(folder: Path | str) -> list[File]:
     return _files(folder, recursive=True)
 
 
+def data_below(folder: Path | str) -> dict[str, File]:
+    """The files below a folder by their names from there, sorted, without hidden ones; empty where there is none."""
+    files = {file.path[len(str(folder)) :].lstrip("/"): file for file in files_below(folder)}
+    return {name: file for name, file in files.items() if not is_hidden(name)}
+
+
 def _files(folder: Path | str, recursive: bool) -> list[File]:
     system, inside = _system(folder)
     if not is_remote(folder) and Path(inside).is_file():
@@ -269,7 +276,7 @@ def _matching(pattern: str) -> list[File]:
     system, inside = _system(pattern)
     info = retried(lambda: system.get_file_info(inside))  # also of a pattern: files may be called so
     if info.type == pafs.FileType.Directory:
-        return files_below(pattern)
+        return list(data_below(pattern).values())
     if info.type == pafs.FileType.File:
         return [_file(_prefix(pattern, inside), info)]
     pattern = (pattern + "/*" if pattern.endswith("**") else pattern).removeprefix("./")

@@ -40,8 +40,9 @@ def render(data: bytes, size: int, most_pixels: int) -> bytes:
         width, height = probe.size
     if max(width, height) > _RATIO * min(width, height):
         raise ValueError(f"more than {_RATIO} times as long as wide")
-    side = {"width": size} if width <= height else {"height": size}
-    return bytes(resvg_py.svg_to_bytes(svg_string=text, dpi=_DPI, **side))
+    if width <= height:
+        return bytes(resvg_py.svg_to_bytes(svg_string=text, width=size, dpi=_DPI))
+    return bytes(resvg_py.svg_to_bytes(svg_string=text, height=size, dpi=_DPI))
 
 
 def _safe(data: bytes, most_pixels: int) -> str:

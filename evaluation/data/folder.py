@@ -18,8 +18,9 @@ from pydantic import Field
 from evaluation.class_sets import ClassSet
 from evaluation.data.base import Content, LabelledPictures
 from evaluation.data.class_names import NamedSettings, positions, readable
-from evaluation.data.located import Located, changes, files_in, fingerprint, is_picture, read_text
+from evaluation.data.located import Located, changes, files_in, fingerprint, read_text
 from pipelines import storage
+from pipelines.formats import is_hidden, is_image
 from pipelines.lines import lines_of
 from pipelines.settings import UserError
 from pipelines.storage import File, Place
@@ -73,7 +74,7 @@ class FolderData(NamedSettings):
             place.name
             for root in roots.values()
             for place in (self.path / root).iterdir()
-            if place.is_dir() and root + place.name not in full and not place.name.startswith(".")
+            if place.is_dir() and root + place.name not in full and not is_hidden(f"{place.name}/")
         }
 
     def _scored(self, key: str, known: ClassSet, folders: list[str]) -> list[str]:
@@ -97,7 +98,7 @@ class FolderData(NamedSettings):
         return LabelledPictures(Located(key, folder, tuple(name for name, _ in rows), digest), labels)
 
     def _by_file(self, key: str, known: ClassSet | None, files: dict[str, File], path: Place) -> Content:
-        names = [name for name in files if is_picture(name)]
+        names = [name for name in files if is_image(name)]
         given = _read_labels(path, names, key, self.path)
         labels, classes = _numbers(given, known, key, path)
         digest = fingerprint([*changes(names, files), labels.tolist()])
@@ -109,7 +110,7 @@ def _by_folder(files: dict[str, File], root: str) -> dict[str, list[str]]:
     """Pictures of each class's folder, named from the split's folder on."""
     found: dict[str, list[str]] = {}
     for name in files:
-        if name.startswith(root) and is_picture(name) and "/" in name[len(root) :]:
+        if name.startswith(root) and is_image(name) and "/" in name[len(root) :]:
             found.setdefault(name[len(root) :].partition("/")[0], []).append(name[len(root) :])
     return found
 

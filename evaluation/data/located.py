@@ -17,8 +17,6 @@ from pipelines.settings import UserError
 from pipelines.storage import File, Missing, Place
 from pipelines.web import is_web
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-
 
 @dataclass(eq=False)
 class Located:
@@ -55,7 +53,7 @@ class Located:
 
 
 def files_in(folder: Place, key: str, wanted: str) -> dict[str, File]:
-    """Files below a folder by their names from there, sorted folder by folder. Raises `UserError` where there is none.
+    """Files below a folder by their names from there, sorted folder by folder, without hidden ones. Raises `UserError`.
 
     Args:
         wanted: what belongs there, for the error.
@@ -63,7 +61,7 @@ def files_in(folder: Place, key: str, wanted: str) -> dict[str, File]:
     if is_web(folder):
         raise UserError(f"{key}: {folder} is on the web, and nothing is downloaded here; fetch it, and give its folder")
     try:
-        files = {file.path[len(str(folder)) :].lstrip("/"): file for file in storage.files_below(folder)}
+        files = storage.data_below(folder)
     except UserError as error:  # of a URI that nobody here can read
         raise UserError(f"{key}: {error}") from None
     if not files:
@@ -71,11 +69,6 @@ def files_in(folder: Place, key: str, wanted: str) -> dict[str, File]:
         raise UserError(f"{key}: {folder} {state}; put there: {wanted}")
     # As people sort them, and as a walk through the folders finds them.
     return {name: files[name] for name in sorted(files, key=lambda name: name.split("/"))}
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file is a picture by its name; hidden files and what is in hidden folders never are."""
-    return name.lower().endswith(EXTENSIONS) and not any(part.startswith(".") for part in name.split("/"))
 
 
 def changes(names: Iterable[str], files: dict[str, File]) -> Iterator[list[Any]]:

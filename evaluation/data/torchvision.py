@@ -20,6 +20,7 @@ from evaluation.class_sets import class_set
 from evaluation.data.base import Classification, Content, LabelledPictures
 from evaluation.data.class_names import Templates, positions
 from evaluation.data.located import Located, changes, files_in, fingerprint
+from pipelines.formats import is_hidden
 from pipelines.settings import Settings, UserError
 
 
@@ -151,13 +152,15 @@ class TorchvisionData(Settings):
                 f"{key}.path: torchvision finds no {found.cls} in {self.path}: {why}; put there: {found.source}"
             ) from None
         order = positions(_names(dataset), class_set(self.dataset), key, f"torchvision's {found.cls} in {self.path}")
-        files = files_in(self.path / part.folder.partition("/")[0], key, found.source)
+        root = self.path / part.folder.partition("/")[0]
+        files = files_in(root, key, found.source)
         if found.cls.startswith("CIFAR"):
             raw = np.asarray(dataset.targets, dtype=np.int64)
             digest = fingerprint([*changes(files, files), part.arguments])
             return LabelledPictures(_Cifar(found.cls, self.path, part.arguments["train"], len(raw), digest), order[raw])
-        rows = sorted(_rows(dataset))  # SUN397's come as the disk has them
-        names = [str(Path(file).relative_to(self.path / part.folder.partition("/")[0])) for file, _ in rows]
+        found_rows = sorted((str(Path(file).relative_to(root)), label) for file, label in _rows(dataset))
+        rows = [(name, label) for name, label in found_rows if not is_hidden(name)]  # SUN397's come as the disk has them
+        names = [name for name, _ in rows]
         missing = [name for name in names if name not in files]
         if missing:
             raise UserError(
@@ -166,7 +169,7 @@ class TorchvisionData(Settings):
             )
         labels = order[np.asarray([label for _, label in rows], dtype=np.int64)]
         digest = fingerprint([*changes(names, files), labels.tolist()])
-        return LabelledPictures(Located(key, self.path / part.folder.partition("/")[0], tuple(names), digest), labels)
+        return LabelledPictures(Located(key, root, tuple(names), digest), labels)
 
 
 def _names(dataset: Any) -> list[str]:

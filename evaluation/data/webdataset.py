@@ -18,13 +18,15 @@ from evaluation.data.base import Content, LabelledPictures, Retrieval
 from evaluation.data.class_names import PLAIN_TEMPLATES, NamedSettings, positions
 from evaluation.data.located import Located, changes, files_in, fingerprint, read_text
 from pipelines import storage
+from pipelines.formats import EXTENSIONS
 from pipelines.lines import decoded, lines_of
 from pipelines.locations import Location
 from pipelines.settings import UserError
 from pipelines.sources.tar_samples import Member, Sample, index
 from pipelines.storage import File, Missing, Place
 
-_PICTURES = ("webp", "png", "jpg", "jpeg")  # of several the first
+# Of several the first, as CLIP_benchmark has it.
+_PICTURES = tuple(dict.fromkeys(("webp", "png", "jpg", "jpeg", *(extension.removeprefix(".") for extension in EXTENSIONS))))
 _CLASSES, _TEMPLATES, _TYPE = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
 _LAYOUT = "CLIP_benchmark's layout: test/nshards.txt, test/0.tar, ..., classnames.txt (clip_benchmark_export_wds writes it)"
 

@@ -6,14 +6,18 @@ row never stops the others.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import Field
 
+from pipelines.formats import EXTENSIONS
 from pipelines.locations import Location
 from pipelines.settings import Settings
+
+UNKNOWN_FILE = f"neither an image by its name ({', '.join(EXTENSIONS)}) nor beside one of this name"
 
 
 @dataclass(frozen=True)
@@ -80,3 +84,14 @@ class Source(Settings):
 
         `pictures`: the encoded pictures are wanted too; a source that passes them anyway fills `Pair.image`.
         """
+
+
+def unknown_files(names: Iterable[str], taken: Iterable[str], extensions: tuple[str, ...]) -> list[str]:
+    """Files of a folder that nobody takes and that do not go with one that is taken: `a.json` goes with `a.jpg`.
+
+    None where the endings of images are the user's own: then the others are left out because somebody asked for it.
+    """
+    if extensions != EXTENSIONS:
+        return []
+    stems = {str(PurePosixPath(name).with_suffix("")) for name in taken}
+    return [name for name in names if str(PurePosixPath(name).with_suffix("")) not in stems]

@@ -1,22 +1,23 @@
 """A folder of pictures by class, `dogs/rex.jpg`: the folder's name is the class, and templates make captions of it.
 
 Pictures may lie any number of folders below that of their class. Every picture is a group of its own, so that a split has
-pictures of a class on both sides. A class's folder without pictures is none: an object store does not even know it.
+pictures of a class on both sides. A class's folder without pictures is none: an object store does not even know it. A file that
+is no picture by its name is rejected as unknown_file, unless it has the name of a picture beside it but for the ending.
 """
 
 import json
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from pipelines import storage
+from pipelines.formats import EXTENSIONS, is_image
 from pipelines.lines import decoded, lines_of
 from pipelines.locations import Location
 from pipelines.settings import UserError
-from pipelines.sources.base import Pair, Rejected, Source, Unit
+from pipelines.sources.base import UNKNOWN_FILE, Pair, Rejected, Source, Unit, unknown_files
 from pipelines.sources.inside import REASON, Outside, link_out
 from pipelines.sources.rows import title_of
 from pipelines.storage import Missing, Place
@@ -38,7 +39,7 @@ class ClassesSource(Source):
         description="file of names for the folders: JSON {folder: name}, or lines of a folder, a space and its name;"
         " null: the folders' own, with spaces for - and _",
     )
-    extensions: tuple[str, ...] = Field((".jpg", ".jpeg", ".png", ".webp", ".gif", ".svg"), description="of pictures")
+    extensions: tuple[str, ...] = Field(EXTENSIONS, description="of pictures; those left out are asked for, and not counted")
     exclude: tuple[str, ...] = Field((), description="patterns of paths to leave out, such as */masks/*")
     outside: Outside = False
 
@@ -54,24 +55,29 @@ class ClassesSource(Source):
         return self.dataset or title_of(str(self.path))
 
     def units(self) -> list[Unit]:
-        files = {file.path[len(str(self.path)) :].lstrip("/"): file for file in storage.files_below(self.path)}
+        files = storage.data_below(self.path)
         # Folder by folder, as people sort them.
-        pictures = [
+        names = [
             name
             for name in sorted(files, key=lambda name: name.split("/"))
-            if PurePosixPath(name).suffix.lower() in self.extensions and not any(fnmatch(name, p) for p in self.exclude)
+            if not any(fnmatch(name, pattern) for pattern in self.exclude)
         ]
+        pictures = [name for name in names if is_image(name, self.extensions)]
         if not pictures:
             kinds = ", ".join(self.extensions)
             raise UserError(f"source.path: no pictures ({kinds}) in {self.path}; check source.path and source.exclude")
         named = self._names({folder for name in pictures if (folder := _folder(name))})
         rows = [[name, named.get(_folder(name), ""), files[name].size, files[name].changed] for name in pictures]
+        rows += [[name, None, 0, 0] for name in unknown_files(names, pictures, self.extensions)]
         chunks = [rows[start : start + _ROWS_PER_UNIT] for start in range(0, len(rows), _ROWS_PER_UNIT)]
         return [Unit(data=chunk, rows=len(chunk)) for chunk in chunks]
 
     def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
         for name, of_class, *_ in unit:
             path, folder = str(storage.join(self.path, name)), _folder(name)
+            if of_class is None:
+                yield Rejected(name, path, "unknown_file", UNKNOWN_FILE)
+                continue
             if not folder:
                 yield Rejected(name, path, "no_class", "not in a folder of a class")
                 continue

@@ -1,7 +1,8 @@
 """A folder of pictures, each with a caption file of the same stem beside it: `cats/tom.png` and `cats/tom.txt`.
 
 The first line of a caption file is the caption, or every line is one. Pictures that share a caption form one group. The
-first folder below the root can serve as a label.
+first folder below the root can serve as a label. Any other file is rejected as unknown_file, unless it has the name of a picture
+beside it but for the ending.
 """
 
 from collections.abc import Iterator
@@ -12,11 +13,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipelines import storage
+from pipelines.formats import EXTENSIONS, is_image
 from pipelines.lines import decoded, lines_of
 from pipelines.locations import Location
 from pipelines.settings import UserError
 from pipelines.sources import rows
-from pipelines.sources.base import Pair, Rejected, Source, Unit
+from pipelines.sources.base import UNKNOWN_FILE, Pair, Rejected, Source, Unit, unknown_files
 from pipelines.sources.inside import REASON, Outside, link_out
 from pipelines.storage import Missing, Place
 
@@ -28,7 +30,7 @@ class FolderSource(Source):
 
     name: Literal["folder"]
     path: Place = Field(description="the folder, searched with all its subfolders")
-    extensions: tuple[str, ...] = Field((".jpg", ".jpeg", ".png", ".webp", ".gif", ".svg"), description="of pictures")
+    extensions: tuple[str, ...] = Field(EXTENSIONS, description="of pictures; those left out are asked for, and not counted")
     caption_extension: str = Field(".txt", description="of caption files")
     captions: Literal["first_line", "all_lines"] = Field("first_line", description="what of a caption file is a caption")
     exclude: tuple[str, ...] = Field((), description="patterns of paths to leave out, such as symbols/*")
@@ -43,20 +45,20 @@ class FolderSource(Source):
         return self.dataset or storage.name_of(self.path).lower()
 
     def units(self) -> list[Unit]:
-        files = {file.path[len(str(self.path)) :].lstrip("/"): file for file in storage.files_below(self.path)}
+        files = storage.data_below(self.path)
         if not files and not (isinstance(self.path, Path) and self.path.is_dir()):
             raise UserError(f"source.path: {self.path} is not a folder; pass source.path=FOLDER")
         captions: dict[str, str] = {}  # path without extension -> caption file
         images: list[str] = []
+        others: list[str] = []
         # Folder by folder, as people sort them.
         for relative in sorted(files, key=lambda name: name.split("/")):
             if any(fnmatch(relative, pattern) for pattern in self.exclude):
                 continue
-            suffix = Path(relative).suffix.lower()
-            if suffix == self.caption_extension:
+            if Path(relative).suffix.lower() == self.caption_extension:
                 captions[str(Path(relative).with_suffix(""))] = relative
-            elif suffix in self.extensions:
-                images.append(relative)
+            else:
+                (images if is_image(relative, self.extensions) else others).append(relative)
         if not images:
             kinds = ", ".join(self.extensions)
             raise UserError(f"source.path: no pictures ({kinds}) in {self.path}; check source.path and source.exclude")
@@ -66,6 +68,8 @@ class FolderSource(Source):
         self._check_paired([r[0] for r in paired if r[1] is None and r[0]], [r[1] for r in alone if r[1]])
         # Size and time of every file are part of the listing, so that a changed file is a changed source.
         listing = [row + [n for name in row if name for n in (files[name].size, files[name].changed)] for row in paired + alone]
+        taken = [*images, *captions.values()]
+        listing += [[None, name] for name in unknown_files(others, taken, self.extensions)]
         chunks = [listing[start : start + _ROWS_PER_UNIT] for start in range(0, len(listing), _ROWS_PER_UNIT)]
         return [Unit(data=chunk, rows=len(chunk)) for chunk in chunks]
 
@@ -87,6 +91,9 @@ class FolderSource(Source):
     def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
         for image, caption, *_ in unit:
             origin = str(storage.join(self.path, image or caption))
+            if image is None and Path(caption).suffix.lower() != self.caption_extension:
+                yield Rejected(caption, origin, "unknown_file", UNKNOWN_FILE)
+                continue
             if image is None:
                 yield Rejected(caption, origin, "missing_image", "a caption file without a picture beside it")
                 continue

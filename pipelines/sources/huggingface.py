@@ -98,7 +98,7 @@ class HuggingFaceSource(ColumnsSource):
 
     def _files(self) -> dict[str, File]:
         """The files that hold the rows, in order, by their path in the folder. Raises `UserError`."""
-        below = {file.path[len(str(self.path)) :].lstrip("/"): file for file in storage.files_below(self.path)}
+        below = storage.data_below(self.path)
         if not below:
             raise UserError(f"source.path: {self.path} is not a folder with files; pass source.path=FOLDER")
         if self.config is not None and (_SPLITS in below or _STATE in below):
@@ -107,10 +107,9 @@ class HuggingFaceSource(ColumnsSource):
             return self._saved(below, [f"{split}/" for split in self._chosen(_document(below[_SPLITS], "splits"))])
         if _STATE in below:
             return self._saved(below, [""])
-        visible = {name: file for name, file in below.items() if not any(part.startswith(".") for part in name.split("/"))}
-        visible = self._configured(visible)
+        below = self._configured(below)
         for kinds, at_top in ((_METADATA, _METADATA), ((".parquet",), ())):
-            found = {name: file for name, file in visible.items() if _is_one_of(name, kinds)}
+            found = {name: file for name, file in below.items() if _is_one_of(name, kinds)}
             if found:
                 taken = {name: file for name, file in found.items() if self.split == _ALL or _is_of(name, self.split)}
                 taken = taken or {name: file for name, file in found.items() if name in at_top}

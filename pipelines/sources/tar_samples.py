@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, cast
 
+from pipelines.formats import is_hidden
 from pipelines.unpacking import gunzipped
 
 GZIP = b"\x1f\x8b"  # how compressed files begin
@@ -68,7 +69,7 @@ def index(tar: BinaryIO) -> Index:
 def _add(found: Index, header: tarfile.TarInfo, end: int) -> None:
     # Bytes that are not UTF-8 become \xff, as text that can be stored.
     name = header.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").removeprefix("./")
-    parts = None if _OWN.match(name) else _NAME.fullmatch(name)
+    parts = None if _OWN.match(name) or is_hidden(name) else _NAME.fullmatch(name)
     found.last = parts[1] if parts else found.last
     if header.offset_data + header.size > end:
         found.damage = f"ends within {name}"

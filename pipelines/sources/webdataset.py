@@ -17,6 +17,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 from pydantic import AfterValidator, Field
 
 from pipelines import storage
+from pipelines.formats import EXTENSIONS
 from pipelines.lines import decoded, lines_of
 from pipelines.locations import Location
 from pipelines.settings import UserError
@@ -43,7 +44,7 @@ class WebDatasetSource(Source):
         description="tars, also .tar.gz and .tgz, as paths, globs, {00..99} or {a,b}; a folder stands for the tars below it"
     )
     image_extensions: Annotated[tuple[str, ...], AfterValidator(_without_dots), Field(min_length=1)] = Field(
-        ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "svg"), description="of members that are pictures"
+        tuple(extension.removeprefix(".") for extension in EXTENSIONS), description="of members that are pictures"
     )
     caption: str = Field("txt", min_length=1, description="extension of the member that holds the caption")
     captions: Literal["first_line", "all_lines"] = Field("first_line", description="what of that member is a caption")
@@ -176,7 +177,7 @@ class _Tar:
 
     def placed(self, pair: Pair, image: Member, pictures: bool) -> Pair:
         """The pair with its picture's place, and with the picture where reading it from there would cost more."""
-        passes = pictures and (self.compressed or storage.is_remote(self.file))
+        passes = storage.is_remote(self.file) or (pictures and self.compressed)
         location = Location(self.file) if self.compressed else Location(self.file, image.start, image.length)
         return replace(pair, origin=self.origin(image.name), location=location, image=self.read(image) if passes else None)
 

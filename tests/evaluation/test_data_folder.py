@@ -21,6 +21,9 @@ ANIMALS: dict[str, bytes | str] = {
     "test/Cat/deep/er/c.webp": encoded(3, "WEBP", lossless=True),
     "test/Cat/notes.txt": "no picture",
     "test/.thumbnails/a.png": encoded(9),
+    "test/__MACOSX/Cat/b.png": encoded(9),
+    "test/Cat/._c.webp": encoded(9),
+    "train/Cat/.ipynb_checkpoints/d-checkpoint.png": encoded(9),
     "test/readme.png": encoded(9),  # in no class
     "train/Cat/d.png": encoded(4),
     "train/sea_lion/e.PNG": encoded(5),

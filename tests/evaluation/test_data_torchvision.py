@@ -158,7 +158,8 @@ def sun397(root: Path, patch: Patch) -> dict[str, Right]:
     listed = [f"/{folder}" for folder in (*list(folders.values())[200:], *list(folders.values())[:200])]
     shown = {"bakery shop": 1, "abbey": 2, "youth hostel": 3}
     pictures = {f"{folders[name]}/sun_{'ab'[n % 2]}{n}.jpg": jpeg(n) for name, n in shown.items()}
-    write_files(root / "SUN397", {"ClassName.txt": "\n".join(listed), **pictures})
+    hidden = {f"{folders['abbey']}/._sun_a2.jpg": "attributes of macOS", f"{folders['abbey']}/.trash/sun_a9.jpg": jpeg(9)}
+    write_files(root / "SUN397", {"ClassName.txt": "\n".join(listed), **pictures, **hidden})
     return {"test": [(n, ours.index(name)) for name, n in sorted(shown.items())]}
 
 

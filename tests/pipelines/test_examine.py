@@ -277,8 +277,15 @@ def test_filters_of_captions_need_no_picture(reads: Reads) -> None:
 
 
 def test_an_index_notes_where_pictures_are() -> None:
-    row = one(Pair("k", "o", Location("/a/b.tar", 512, 99, ""), ["x"], "g"), settings_of(way="index", splits={}))
+    row = one(Pair("k", "o", Location("/a/b.tar", 512, 99, ""), ["x"], "g", {}, b"bytes"), settings_of(way="index", splits={}))
     assert [row.columns[name] for name in ("file", "start", "length", "column")] == ["/a/b.tar", 512, 99, ""]
+
+
+def test_perceptual_hashes_are_of_the_same_pixels_whatever_the_way() -> None:
+    """A large JPEG is decoded smaller, and a hash of the whole one would differ by some bits."""
+    data = encoded(noise(1600, 1200), quality=60)
+    settings = [settings_of(way=way, deduplicate={"near": 0}, splits={}) for way in ("copy", "index")]
+    assert len({one(pair(data), each).columns["near_hash"] for each in settings}) == 1
 
 
 # --- near duplicates ---

@@ -35,7 +35,7 @@ def test_pictures_pair_with_the_caption_file_of_the_same_stem(folder_of: Callabl
             "b.txt": "  A Bee  \nand more\n",
             "deep/er/a.svg": b"svg",
             "deep/er/a.txt": "\n\n an ant\n",
-            "README.md": "no caption",
+            "deep/er/a.json": "goes with a.svg",
         }
     )
     found = pairs(source_of(root))
@@ -147,3 +147,14 @@ def test_a_changed_file_is_a_changed_listing(folder_of: Callable) -> None:
 def test_the_name_in_metrics_is_the_folders_or_the_given_one(tmp_path: Path) -> None:
     assert source_of(tmp_path / "Stamps").title() == "stamps"
     assert source_of(tmp_path / "Stamps", dataset="other").title() == "other"
+
+
+def test_every_other_file_is_counted_once(folder_of: Callable) -> None:
+    names = ["a.png", "a.txt", "a.json", "b.heic", "deep/README", "cover.bmp", "cover.txt"]
+    found = read(source_of(folder_of(dict.fromkeys(names, "x"))))
+    assert {row.key: getattr(row, "reason", "pair") for row in found} == {
+        "a.png": "pair",
+        "cover.bmp": "pair",
+        "b.heic": "unknown_file",
+        "deep/README": "unknown_file",
+    }

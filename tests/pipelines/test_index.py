@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pipelines.banks import Pool, image_bank
 from pipelines.batch import Batch
@@ -26,7 +29,7 @@ COLUMNS = frozenset({"image", "text", "text_mask", "text_id", "sample_id"})
 ALONE = Worker(0, 1, torch.device("cpu"), 1)
 
 
-def prepared_in(folder: Path, output: Path, way: str) -> Prepared:
+def prepared_in(folder: Path, output: Path, way: str, **keys: Any) -> Prepared:
     tree = {
         "source": {"name": "folder", "path": str(folder), "dataset": "things", "captions": "all_lines"},
         "output": output,
@@ -34,7 +37,7 @@ def prepared_in(folder: Path, output: Path, way: str) -> Prepared:
         "image": {"size": 16, "format": "png"},
         "splits": {"test": 0.25},
     }
-    return prepare(PrepareSettings.model_validate(tree), QUIET)
+    return prepare(PrepareSettings.model_validate(tree | keys), QUIET)
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def test_an_index_gives_what_a_copy_gives(indexed: Prepared, folder: Path, tmp_p
     copied = prepared_in(folder, tmp_path / "copied", "copy")
     for name, ids in copied.split_ids().items():
         assert np.array_equal(ids, indexed.split_ids()[name]) and len(ids) > 8
-    columns = ("sample_id", "key", "captions", "group", "split", "text_id")
+    columns = ("sample_id", "key", "captions", "group", "split", "text_id", "image_id")
     assert copied.table(*columns).equals(indexed.table(*columns))
     assert [s["rows"] for s in copied.manifest["shards"]] == [s["rows"] for s in indexed.manifest["shards"]]
     assert list(copied.pictures(np.arange(ROWS))) == list(indexed.pictures(np.arange(ROWS)))
@@ -199,3 +202,38 @@ def test_where_all_pictures_are_gone_a_run_ends(indexed: Prepared, folder: Path)
     message = str(caught.value)
     assert "\n" not in message and message.startswith("data.path: the picture of sample ")
     assert "missing_image" in message and "prepare again" in message
+
+
+def drawing(comment: str) -> bytes:
+    inside = f'<!--{comment}--><rect width="5" height="5"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="6">{inside}</svg>'.encode()
+
+
+@pytest.mark.parametrize("exact", ["none", "pair", "picture"])
+def test_both_ways_find_the_same_equal_images(ray_session: None, folder: Path, tmp_path: Path, exact: str) -> None:
+    """Equal bytes are one image, and equal drawings; an image that was encoded again is another, however equal its pixels."""
+    original = folder / "07.png"
+    again = PngInfo()
+    again.add_text("Software", "another program")
+    Image.open(original).save(folder / "again.png", pnginfo=again)
+    for name, data in {
+        "same.png": original.read_bytes(),
+        "twin.png": original.read_bytes(),
+        "one.svg": drawing("one"),
+        "two.svg": drawing("another"),
+    }.items():
+        (folder / name).write_bytes(data)
+    for name, caption in {"same": "thing number 7", "twin": "else", "again": "again", "one": "a box", "two": "a box"}.items():
+        (folder / f"{name}.txt").write_text(caption)
+    found = {}
+    for way in ("copy", "index"):
+        data = prepared_in(folder, tmp_path / way, way, deduplicate={"exact": exact})
+        table = data.table("key", "image_id", "text_id", "split")
+        found[way] = (table.to_pylist(), data.manifest["counts"], data.manifest["num_images"])
+    assert found["copy"] == found["index"]
+    rows, counts, images = found["copy"]
+    ids = {row["key"]: row["image_id"] for row in rows}
+    assert images == len(set(ids.values())) == ROWS + 2  # again.png and the drawing
+    if exact == "none":
+        assert ids["07.png"] == ids["same.png"] == ids["twin.png"] != ids["again.png"] and ids["one.svg"] == ids["two.svg"]
+    assert counts["kept"] == ROWS + {"none": 5, "pair": 3, "picture": 2}[exact]

@@ -72,7 +72,7 @@ def test_find_keeps_the_order_of_patterns_and_sorts_within_each(home: Home) -> N
     for name in ["s-10.tar", "s-09.tar", "s-11.tar", "x/b.tar", "x/a.tar", "x/y/c.tar", "x/y/d.txt", "x/.hidden.tar", "x/yc.tar"]:
         home.put(name, name.encode())
     assert found(home, "x/*.tar", "s-{10..09}.tar", "x/a.tar") == ["x/a.tar", "x/b.tar", "x/yc.tar", "s-10.tar", "s-09.tar"]
-    assert found(home, "x") == found(home, "x/") == ["x/.hidden.tar", "x/a.tar", "x/b.tar", "x/y/c.tar", "x/y/d.txt", "x/yc.tar"]
+    assert found(home, "x") == found(home, "x/") == ["x/a.tar", "x/b.tar", "x/y/c.tar", "x/y/d.txt", "x/yc.tar"]
     assert found(home, "x/**/c.tar") == ["x/y/c.tar"], "xc.tar is another file"
     assert found(home, "**/*.tar") == ["s-09.tar", "s-10.tar", "s-11.tar", "x/a.tar", "x/b.tar", "x/y/c.tar", "x/yc.tar"]
     assert found(home, "*/*/c.*", "s-1[!0].tar", "s-?[89].tar") == ["x/y/c.tar", "s-11.tar", "s-09.tar"]
@@ -253,3 +253,21 @@ def test_a_scheme_that_nobody_serves() -> None:
         storage.find("carrier-pigeon://coop/a.jpg", "source.paths")
     with pytest.raises(Missing, match="carrier-pigeon"):
         storage.read("carrier-pigeon://coop/a.jpg")
+
+
+def test_brackets_in_the_names_of_folders(tmp_path: Path) -> None:
+    """A folder that is called so means itself; else they are a pattern, and the error says so."""
+    for name in ("shards [v2]/0.tar", "shards [v2]/deep [x]/1.tar", "shards v/2.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+
+    def found(pattern: str) -> list[str]:
+        return [file.path[len(str(tmp_path)) + 1 :] for file in storage.find(str(tmp_path / pattern), "source.paths")]
+
+    assert found("shards [v2]/*.tar") == ["shards [v2]/0.tar"]
+    assert found("shards [v2]/**/*.tar") == ["shards [v2]/0.tar", "shards [v2]/deep [x]/1.tar"]
+    assert found("shards [v2]/deep [x]/[0-9].tar") == ["shards [v2]/deep [x]/1.tar"]
+    assert found("shards [vw]/*.tar") == ["shards v/2.tar"]
+    assert found("shards [[]v2]/0.tar") == ["shards [v2]/0.tar"]
+    with pytest.raises(UserError, match=r"^source\.paths: .*shards \[w3\]/\*\.tar, where \[w3\] is read as a pattern"):
+        found("shards [w3]/*.tar")
