@@ -8,11 +8,11 @@ Yuan et al., "Provable Stochastic Optimization for Global Contrastive Learning: 
 with a moving average u_i in the place of g_i's denominator: u_i <- (1 - gamma) u_i + gamma g_i, first visit u_i = g_i. All in
 logarithms, where nothing overflows at any temperature. `total` is the estimate of F; its gradient is the method's.
 
-Here eps is what it is in F, one number for all anchors. Public code keeps u_i exp(-b_i) and adds eps, or clamps, there: b_i is
-the largest (s_ij - s_ii) / t that the anchor ever met, 0 at least, so its eps is eps exp(b_i) and never falls again. An anchor
-that was wrong by a cosine of 0.5 once is taken for solved at temperature 0.01 until its negatives are, by some 0.2, less wrong
-than that: with the same embeddings it gets a gradient or none by what it was long ago, even without memory (gamma = 1). That is
-a way not to overflow, which logarithms do not need (docs/objectives.md has both measured).
+Here eps is what it is in F, one number for all anchors. Public code for two modalities keeps u_i exp(-b_i) and holds that above
+eps: b_i is the largest (s_ij - s_ii) / t that the anchor ever met, 0 at least, so its eps is eps exp(b_i), and never falls again.
+An anchor whose negatives were ahead by a cosine of 0.5 once, as at random weights, then counts as solved at temperature 0.01 and
+eps 1e-14 as soon as they are ahead by less than 0.18: what it was long ago decides whether it has a gradient, even without memory
+(gamma = 1). That was a way not to overflow, which logarithms do not need (docs/objectives.md has both measured).
 """
 
 import math
