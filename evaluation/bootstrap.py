@@ -1,31 +1,76 @@
-"""How far a score could have fallen otherwise: percentile bootstrap intervals over items (Efron, 1979)."""
+"""How far a score could have fallen otherwise, had other items been drawn: 95 % intervals over items.
+
+A share of independent items (top-1, R@k of images, a subset's accuracy) has Wilson's interval. What is more than a share (several
+captions an image, the mean of both directions, the mean over classes) has the percentile interval of a bootstrap over items
+(Efron, 1979). Where all items came out alike a resample is like the sample, and that interval would have no width: 0 hits of 86
+are not 0 % for certain. Then as many items of another kind as Wilson's interval leaves room for may have gone unseen.
+"""
 
 import numpy as np
+
+from pipelines.wilson import wilson
 
 _AT_A_TIME = 4_000_000  # drawn indices held at once
 
 
-def interval(values: np.ndarray, groups: np.ndarray | None = None, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of a mean, in the unit of `values`: its 2.5th and 97.5th percentile over resampled items.
+def interval(
+    values: np.ndarray,
+    groups: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % interval of a score in percent: the mean of `values`, or of each row's mean where there are several rows.
 
     With `groups` the score is the mean over groups of each group's mean, such as recall per class. Items are resampled over
     all groups together, as a new test set would be; a group that a resample misses is left out of that resample's mean.
 
     Args:
-        values: float or bool [n], one an item; what counts as one item must be independent of the others.
+        values: float [n] or [rows, n], one column an item, from 0 to 100; items must be independent of one another.
         groups: int [n], not negative.
+        weights: float, of the shape of `values`: how much an item counts in its row's mean, such as its number of captions.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) == 0 or not np.isfinite(values).all():
-        raise ValueError(f"bootstrap: needs at least one value and all of them finite, got {len(values)} values")
+    table = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    n = table.shape[1]
+    if n == 0 or not ((table >= 0) & (table <= 100)).all():
+        raise ValueError(f"interval: needs at least one item, and percentages of all, got {n} items")
+    shares = np.ones_like(table) if weights is None else np.atleast_2d(np.asarray(weights, dtype=np.float64))
+    means = np.array([row[share > 0].mean() for row, share in zip(table, shares, strict=True)])
+    same = all((row[share > 0] == mean).all() for row, share, mean in zip(table, shares, means, strict=True))
+    if same:
+        effective = min(_effective(share if groups is None else _group_weights(groups)) for share in shares)
+        unseen = wilson(0, effective)[1]
+        return float(means.mean() * (1 - unseen)), float(means.mean() + (100 - means.mean()) * unseen)
+    if groups is None and len(table) == 1 and np.isin(table, (0, 100)).all() and (shares == shares[0, 0]).all():
+        low, high = wilson(table.sum() / 100, n)
+        return 100 * low, 100 * high
     random = np.random.default_rng(seed)
-    rows = max(1, _AT_A_TIME // len(values))
-    means = []
-    for start in range(0, resamples, rows):
-        drawn = random.integers(0, len(values), (min(rows, resamples - start), len(values)))
-        means.append(values[drawn].mean(axis=1) if groups is None else _mean_over_groups(values[drawn], groups[drawn]))
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    at_once = max(1, _AT_A_TIME // n)
+    found = []
+    for start in range(0, resamples, at_once):
+        drawn = random.integers(0, n, (min(at_once, resamples - start), n))
+        if groups is None:
+            found.append(np.mean([_weighted(row, share, drawn) for row, share in zip(table, shares, strict=True)], axis=0))
+        else:
+            found.append(np.mean([_mean_over_groups(row[drawn], groups[drawn]) for row in table], axis=0))
+    low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
     return float(low), float(high)
+
+
+def _effective(weights: np.ndarray) -> float:
+    """How many equal items would tell as much (Kish, 1965)."""
+    return float(weights.sum() ** 2 / (weights**2).sum())
+
+
+def _group_weights(groups: np.ndarray) -> np.ndarray:
+    """How much each item counts in the mean over groups, but for a factor."""
+    return 1.0 / np.bincount(groups)[groups]
+
+
+def _weighted(values: np.ndarray, weights: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Means of resamples, [rows]; one that drew nothing of weight counts as the sample."""
+    sums, totals = (values * weights)[drawn].sum(axis=1), weights[drawn].sum(axis=1)
+    return np.where(totals > 0, sums / np.maximum(totals, 1e-300), (values * weights).sum() / weights.sum())
 
 
 def _mean_over_groups(values: np.ndarray, groups: np.ndarray) -> np.ndarray:

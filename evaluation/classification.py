@@ -41,7 +41,7 @@ class SetResult:
 
     metric: str  # the main one
     scores: dict[str, float]  # by the names in METRICS
-    intervals: dict[str, tuple[float, float]]  # 95 %, bootstrap over pictures
+    intervals: dict[str, tuple[float, float]]  # 95 %, over pictures
     num_images: int
     num_classes: int
     without_images: list[str]  # classes with no test picture, which mean_per_class leaves out
@@ -91,7 +91,7 @@ def measures(found: Outcome) -> dict[str, float]:
 
 
 def intervals(found: Outcome, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals of `measures`, in percent, over pictures."""
+    """95 % intervals of `measures`, in percent, over pictures: of another test set."""
     hit = 100.0 * (found.ranks < 1)
     return {
         "top1": interval(hit, seed=seed),

@@ -41,7 +41,7 @@ class Result:
     task: str  # of TASKS
     main: str  # the score that stands for the task
     scores: dict[str, float]  # percent; of effective_robustness percentage points
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # 95 %, bootstrap over items
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # 95 %, over items
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)  # score -> chance, largest_class
     sample_sizes: dict[str, int] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)  # JSON values

@@ -5,7 +5,6 @@ pictures is decoded by the same code that preparing uses. Shares of the sample c
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from pipelines.parts import list_units
 from pipelines.settings import UserError
 from pipelines.sources.base import Pair, Rejected, Unit
 from pipelines.storage import Missing
+from pipelines.wilson import wilson
 
 _UNITS = 200  # whose headers are read
 _PICTURES = 2000  # that are decoded, over all units
@@ -150,15 +150,6 @@ def _tell(found: list[dict[str, Any]], units: int, absent: int, settings: Prepar
     verdict = "within" if fine else "more than"
     display.line(f"unusable: about {rate:.1%} of the rows, {verdict} max_rejected_rate={settings.max_rejected_rate:g}")
     return fine
-
-
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, JASA 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    z, p = 1.959964, hits / n
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
 def _quantiles(values: list[int]) -> str:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-import yaml
-
+from pipelines import yaml_text
 from pipelines.display import Display
 from pipelines.remote import shown
 from pipelines.settings import Settings, UserError, describe, load, parse_overrides
@@ -55,7 +54,7 @@ def run_program(
     try:
         settings = load(model, options.config, parse_overrides(options.overrides))
         if options.show:
-            print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
+            print(yaml_text.dump(settings.model_dump(mode="json")), end="")
             return 0
         if check is not None and options.check:
             return 0 if check(settings, display) else 1

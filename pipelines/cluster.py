@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the environment below has to be set first
     import ray.data
 
 _MISTAKE = "mistake"  # column of a block that brings a user's mistake
+_STARTS = 5  # of a local Ray, until the machine is too busy for it
 
 # RAY_AUTH_MODE is left as it is: a local Ray makes itself a token and its processes find it; a job client has to be told
 # (docs/cluster.md).
@@ -39,9 +40,8 @@ ENVIRONMENT = {
     "RAY_DATA_USE_DATASOURCE_V2": "0",
     # On a cloud, nodes take minutes to come up; the default of 60 s only fills the log with retries.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
-    # Ray gives the processes of a local node 30 s to start, its dashboard 60: a busy machine would be an error.
-    "RAY_raylet_start_wait_time_s": "300",
-    "RAY_agent_register_timeout_ms": "300000",
+    # The defaults of 30 and 60 s are too little on a busy machine.
+    "RAY_raylet_start_wait_time_s": "60",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
     # One notice a second about an actor state that needs the dashboard.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
@@ -76,7 +76,9 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
 
 
 def start(verbose: bool = False, cpus: int | None = None, state_api: bool = False) -> None:
-    """Join or start Ray, once a process. `cpus`: logical CPUs of a local Ray, the machine's by default.
+    """Join or start Ray, once a process. Raises `UserError` where it does not start.
+
+    `cpus`: logical CPUs of a local Ray, the machine's by default.
 
     `state_api`: Ray Train asks it whether a run that was stopped from outside still lives, before it gives the run's CPUs back.
     """
@@ -94,10 +96,35 @@ def start(verbose: bool = False, cpus: int | None = None, state_api: bool = Fals
     else:
         # Without an address Ray would attach to any cluster left running on this machine; the dashboard costs a second.
         options |= {"address": "local", "include_dashboard": state_api, "num_cpus": cpus or os.cpu_count()}
-    ray.init(**options)
+    _init(options)
     if not verbose:
         _divert_native_errors(Path(ray._private.worker._global_node.get_logs_dir_path()) / "raylign-driver.err")
     configure_data(verbose)
+
+
+def _init(options: dict[str, Any]) -> None:
+    """`ray.init`, again where a node of our own was not up in time.
+
+    Ray's node ends itself where its agents take more than 15 s to start, and nothing but that limit is wrong on a busy machine.
+    """
+    import ray
+
+    import psutil  # isort: skip  comes with ray
+
+    before = set(psutil.Process().children())
+    for _ in range(_STARTS):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray raises no narrower one
+            if "timed out during startup" not in str(error):
+                raise
+            for left in set(psutil.Process().children()) - before:
+                left.kill()
+                left.wait()
+    raise UserError(
+        f"Ray: its processes were not up in time on this machine, {_STARTS} times; end what else runs here, or try again later"
+    )
 
 
 def telling(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

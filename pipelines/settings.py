@@ -10,11 +10,16 @@ import hashlib
 import json
 import types
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from pipelines import yaml_text
+
+_MOST_BYTES = 4 * 2**20  # of a config; larger ones would be read for a minute
 
 
 class UserError(Exception):
@@ -45,8 +50,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.exists():
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file" + (f"; there are: {', '.join(near)}" if near else ""))
+    if path.stat().st_size > _MOST_BYTES:
+        raise UserError(f"{path}: {path.stat().st_size:,} bytes, and a config has {_MOST_BYTES:,} at most; is it one?")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml_text.parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if tree is None:
@@ -57,14 +64,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
-    """`["optimizer.lr=1e-3"]` to `{"optimizer.lr": "1e-3"}`; values are read as YAML, so lists and null work."""
+    """`["optimizer.lr=1e-3"]` to `{"optimizer.lr": 0.001}`; values are read as YAML, so lists and null work."""
     overrides = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or not key:
             raise UserError(f"'{argument}': expected key=value, for example optimizer.lr=1e-3")
         try:
-            overrides[key] = yaml.safe_load(value)
+            overrides[key] = yaml_text.parse(value)
+        except yaml_text.TooMuch as error:
+            raise UserError(f"{key}: {error}") from None
         except yaml.YAMLError:
             overrides[key] = value
     return overrides
@@ -112,6 +121,25 @@ def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
         lines = [_explain(model, item) for item in error.errors()]
         more = f" (and {len(lines) - 1} more: {'; '.join(lines[1:4])})" if len(lines) > 1 else ""
         raise UserError(f"{where}: {lines[0]}{more}") from None
+
+
+def readings(model: type[BaseModel], key: str, value: Any) -> list[Any]:
+    """What a dotted key of the model makes of a value, as JSON has it; one for each member of a union that takes it.
+
+    Empty where there is no such key, or its type takes no such value; what validators of the class say is not asked.
+    """
+    *above, last = key.split(".")
+    classes = [model]
+    for part in above:
+        fields = [cls.model_fields[part] for cls in classes if part in cls.model_fields]
+        classes = [inner for field in fields for inner in _classes(field.annotation)]
+    found = []
+    for field in [cls.model_fields[last] for cls in classes if last in cls.model_fields]:
+        annotation: Any = field.annotation
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+        with suppress(ValidationError):
+            found.append(adapter.dump_python(adapter.validate_python(value), mode="json"))
+    return found
 
 
 def difference(old: Any, new: Any, key: str = "") -> list[str]:

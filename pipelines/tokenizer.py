@@ -129,7 +129,7 @@ class TextTokenizer:
     def _special(self) -> np.ndarray:
         """Ids that are never hidden, and never stand for a word."""
         added = self._tokenizer.get_added_tokens_decoder()
-        padding = self._tokenizer.padding["pad_id"]  # some models pad with a token that is not marked as special
+        padding = (self._tokenizer.padding or {})["pad_id"]  # some models pad with a token that is not marked as special
         return np.asarray(sorted({i for i, token in added.items() if token.special} | {padding}))
 
 
@@ -146,7 +146,7 @@ def load_tokenizer(name: str, max_tokens: int, key: str) -> TextTokenizer:
     if path is not None and not (path / "tokenizer.json").exists():
         raise UserError(f"{key}: {path} holds no tokenizer.json")
     try:
-        theirs: Any = AutoTokenizer.from_pretrained(path or name)
+        theirs: Any = AutoTokenizer.from_pretrained(path or name, trust_remote_code=False)
     except Exception as error:  # the hub, tokenizers and each class have errors of their own
         where = "its tokenizer cannot be loaded" if path else "cannot be loaded from the hub"
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
@@ -167,7 +167,7 @@ def full_length(theirs: Any, weights: Any) -> int | None:
     """The most tokens that a tokenizer of transformers, or else the text model it comes with, was made for."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(weights).get_text_config()
+    config = AutoConfig.from_pretrained(weights, trust_remote_code=False).get_text_config()
     found = min(theirs.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf)
     return int(found) if found < 1e9 else None  # a tokenizer that knows no length says 1e30
 

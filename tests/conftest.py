@@ -19,11 +19,12 @@ from pipelines.prepared import Prepared
 QUIET = Display(quiet=True)
 
 # What else runs on the machine makes nothing wrong. Tests assert nothing about time; they start their own Ray, whatever other one
-# the shell is set up for; and their Ray ends no process because others have taken the machine's memory.
+# the shell is set up for; and their Ray ends no process because others have taken the machine's memory, nor runs its own at a low
+# priority, which beside four busy processes would leave them next to nothing.
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
 os.environ.pop("RAY_ADDRESS", None)
-os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112  Ray's name
+os.environ |= {"RAY_memory_monitor_refresh_ms": "0", "RAY_worker_niceness": "0"}
 
 
 @pytest.fixture(scope="session")

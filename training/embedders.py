@@ -84,7 +84,7 @@ class HuggingFaceEmbedder:
 
         network = load_pretrained(weights, _KEY, lambda network: _dual(network, weights))
         try:
-            self._processor: Any = AutoProcessor.from_pretrained(resolve(weights, _KEY) or weights)
+            self._processor: Any = AutoProcessor.from_pretrained(resolve(weights, _KEY) or weights, trust_remote_code=False)
         except Exception as error:  # the hub, json and each processor have errors of their own
             raise UserError(f"{_KEY}: {weights}: {first_line(error)}; give a folder or a hub name") from None
         self._device = _device()

@@ -156,6 +156,7 @@ def this_worker(data_cpus: float) -> Worker:
 def build_state(plan: Plan, worker: Worker) -> tuple[Any, TrainState]:
     """The bare encoder, and the state around its distributed form."""
     settings = plan.settings
+    encoder: Any
     encoder, objective, teacher = plan.build()
     encoder.to(worker.device)
     if worker.world_size > 1 and worker.device.type == "cuda":

@@ -26,6 +26,7 @@ from training.objectives.base import Objective, Task
 from training.teacher import FrozenEncoders, Teacher
 from training.towers import ImageFeatures, TextFeatures
 from training.towers.base import batch_statistics
+from training.towers.reading import tells_apart
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,10 @@ def check_build(plan: Plan) -> None:
     """Build everything once on the driver, so that what cannot be built is said before any worker starts."""
     settings = plan.settings
     encoder, objective, _ = plan.build()
+    if encoder.text_tower is not None:
+        tower = encoder.text_tower.eval()
+        with torch.no_grad():
+            tells_apart(lambda texts: tower(*map(torch.from_numpy, plan.tokenizer(texts))), "text_tower.weights", "this model")
     settings.optimizer.build([encoder, objective])
     _check_batch_statistics(plan, encoder.train())
 

@@ -20,9 +20,11 @@ import numpy as np
 import yaml
 
 from evaluation.suite import HeldOut, SuiteSettings, held_out
+from pipelines import yaml_text
 from pipelines.prepared import Prepared
 from pipelines.remote import shown
 from pipelines.settings import UserError, validate
+from pipelines.wilson import wilson
 from training.metrics_file import read_metrics
 from training.pictures import pictures
 
@@ -58,7 +60,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
     from training.checkpoint import newest_checkpoint  # brings torch along
 
     prepared = Prepared.open(result["dataset"]["path"])
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config = yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
     images, texts = _embeddings(newest_checkpoint(run) / "held_out.npz", data)
     page = {
         "name": result["name"],
@@ -138,10 +140,9 @@ def _headline(result: dict[str, Any], data: HeldOut) -> dict[str, Any]:
             row | {"title": f"Zero-shot {label}", "about": f"right class of {len(data.classes[label])} on the first guess"}
         )
     queries = result["sample_sizes"][f"retrieval/{data.dataset}/image_to_text_recall@{ks[0]}"]
-    share = tiles[0]["value"] / 100
     # Of one direction: the two are about the same pairs, so their mean is hardly surer than either.
-    margin = 196 * math.sqrt(share * (1 - share) / queries)
-    return {"first": tiles[0], "k": ks[0], "tiles": tiles, "margin": margin, "queries": queries}
+    low, high = wilson(queries * tiles[0]["value"] / 100, queries)
+    return {"first": tiles[0], "k": ks[0], "tiles": tiles, "low": 100 * low, "high": 100 * high, "queries": queries}
 
 
 def _test(result: dict[str, Any], data: HeldOut) -> dict[str, Any] | None:
@@ -274,8 +275,8 @@ def _again(config: dict[str, Any], prepared: Prepared) -> dict[str, str]:
     return {
         "train": f"python -m training {shlex.quote(f'{folder}/config.yaml')} name={config['name']}-again",
         "report": f"python -m training.report {shlex.quote(folder)}",
-        "config": shown(yaml.safe_dump(config, sort_keys=False, allow_unicode=True)),
-        "data_config": yaml.safe_dump(prepared.manifest["config"], sort_keys=False, allow_unicode=True),
+        "config": shown(yaml_text.dump(config)),
+        "data_config": yaml_text.dump(prepared.manifest["config"]),
     }
 
 
@@ -328,7 +329,7 @@ def _rewrite(run: Path, data_path: Path | None) -> None:
         raise UserError(f"{run}: no such folder; give a finished run, such as runs/demo")
     try:
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config = yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
             f"{run}: no finished run, {Path(error.filename).name} is missing; the training command of the run finishes it"

@@ -22,14 +22,13 @@ from typing import Any
 
 import numpy as np
 import ray
-import yaml
 
 from evaluation.suite import HeldOut, Scores, mean_recalls, metric_names, score
-from pipelines import cluster
+from pipelines import cluster, yaml_text
 from pipelines.banks import Pool
 from pipelines.display import Display
 from pipelines.prepared import Prepared
-from pipelines.settings import UserError, difference, validate
+from pipelines.settings import UserError, difference, read_yaml, validate
 from training.checkpoint import newest_checkpoint
 from training.chosen import test_chosen
 from training.config import TrainSettings
@@ -65,7 +64,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         _check_tokenizer(folder, plan)
         check_build(plan)
         phases.end("features")
-        (folder / "config.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+        (folder / "config.yaml").write_text(yaml_text.dump(settings.model_dump(mode="json")), encoding="utf-8")
         _announce(plan, display)
         returned = fit(plan, folder, data_cpus, display)
         phases.end("training")
@@ -91,7 +90,7 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
         return None
     file = folder / "config.yaml"
     # Validated: a run of an earlier version gets the defaults of keys that came since.
-    old, new = (s.identity() for s in (validate(TrainSettings, yaml.safe_load(file.read_text()), str(file)), settings))
+    old, new = (s.identity() for s in (validate(TrainSettings, read_yaml(file), str(file)), settings))
     changed = difference(old, new)
     if changed:
         raise UserError(

@@ -32,6 +32,8 @@ class Dimension(Settings):
         ends = (self.low, self.high)
         if (self.choices is None) == (None in ends):
             raise ValueError("give low and high, or choices")
+        if self.choices is not None and (twice := _twice(self.choices)):
+            raise ValueError(f"choices: {twice[0]!r} stands there twice")
         if self.choices is not None and (ends != (None, None) or self.log or self.integer or self.points):
             raise ValueError("choices take no low, high, log, integer or points")
         if self.low is not None and self.high is not None:
@@ -214,11 +216,11 @@ class SweepSettings(Settings):
                 raise ValueError(f"'{key}' has two values called '{twice}'; make what differs between them an axis of its own")
         return value
 
-    @field_validator("seeds")
+    @field_validator("seeds", "seed_keys", "score", "metrics", "loggers")
     @classmethod
-    def _different(cls, value: list[int]) -> list[int]:
-        if len(set(value)) < len(value):
-            raise ValueError(f"{value} names a seed twice")
+    def _different(cls, value: list[Any] | None) -> list[Any] | None:
+        if value is not None and (twice := _twice(value)):
+            raise ValueError(f"{twice[0]!r} stands there twice")
         return value
 
     @model_validator(mode="after")
@@ -226,6 +228,13 @@ class SweepSettings(Settings):
         both = sorted(self.grid.keys() & self.space.keys())
         if both:
             raise ValueError(f"space.{both[0]}: is an axis of the grid too; a key is either crossed or searched")
+        names = list(self.space)
+        for place, key in enumerate(names):
+            later = [name for dimension in self.space[key] for name in dimension.when if name in names[place:]]
+            if later:
+                raise ValueError(
+                    f"space.{key}: its `when` looks at {later[0]}, which is chosen after it; put {later[0]} before it"
+                )
         if self.sampler.name == "grid":
             for key, dimensions in self.space.items():
                 if any(d.choices is None and d.points is None for d in dimensions):
@@ -262,6 +271,15 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + key] = value
     return found
+
+
+def _twice(values: list[Any]) -> list[Any]:
+    """Those that an equal one stands before; True is not 1 here."""
+    return [
+        value
+        for i, value in enumerate(values)
+        if any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in values[:i])
+    ]
 
 
 def label(key: str, value: Any) -> str:

@@ -62,6 +62,7 @@ class Feeder(Searcher):
             "data_cpus": max(1.0, booking.data_cpus),
             "bundle": booking.bundle(),
             "score": self._score,
+            "items": trial.phase == "final",
             "storage": str(self._folder.path),
         }
 

@@ -15,6 +15,7 @@ from pipelines.settings import UserError, apply_overrides, digest, read_yaml, va
 from training.config import TrainSettings
 from training.plan import held_out_data, make_order
 from tuning.config import SweepSettings
+from tuning.resolved import check_conditions, resolve
 from tuning.results import dataset_of
 from tuning.space import corners
 from tuning.trials import Cell, Folder, Trial, cells_of
@@ -24,7 +25,8 @@ class SweepPlan:
     """Raises `UserError` for a mistake in the sweep file, its base, or the data, before anything starts."""
 
     def __init__(self, settings: SweepSettings):
-        self.settings, self.cells = settings, cells_of(settings)
+        self.settings = settings = resolve(settings)
+        self.cells = cells_of(settings)
         self.folder = Folder((settings.storage / settings.name).absolute())
         self.base = read_yaml(settings.base)
         self._epochs: dict[tuple[str, int], int] = {}  # (cell, seed) -> epochs, where the budget is of samples
@@ -32,6 +34,7 @@ class SweepPlan:
         self.datasets: list[dict[str, Any]] = []
         for cell in self.cells:
             self._check(cell)
+        check_conditions(settings, self.trees())
 
     def overrides(self, trial: Trial) -> dict[str, Any]:
         """Of the base config, as the trial's command has them."""

@@ -2,7 +2,7 @@
 
     trials.parquet, trials.csv   curves.parquet   sweep.json
 
-The report is made of these alone (`python -m tuning report SWEEP`).
+The report is made of these and of the final runs' items (`tuning.items`) alone (`python -m tuning report SWEEP`).
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipelines.csv_text import to_csv
 from pipelines.prepare import code_version
 from pipelines.prepared import Prepared
 from tuning.config import SweepSettings
@@ -53,7 +54,7 @@ def write_tables(
         if name in table and not pd.api.types.is_numeric_dtype(table[name]):
             table[name] = [None if _missing(v) else str(v) for v in table[name]]
     curves = pd.DataFrame(lines, columns=None if lines else ["trial", "epoch", "samples", "loss", "score"])
-    _put(folder.path / "trials.csv", lambda path: table.to_csv(path, index=False))
+    _put(folder.path / "trials.csv", lambda path: path.write_text(to_csv(table), encoding="utf-8", newline=""))
     _put(folder.path / "trials.parquet", lambda path: table.to_parquet(path, index=False))
     _put(folder.path / "curves.parquet", lambda path: curves.to_parquet(path, index=False))
 

@@ -1,5 +1,8 @@
 """What a sweep's trials say: best points, means with intervals over seeds, paired tests corrected for their number, a verdict.
 
+A difference between cells has two sources of chance: another run (seed) on the same test items, and other test items. Where the
+runs kept their items (`tuning.items`) a test is against both, else against the first alone, and a verdict says which.
+
 Everything is computed from the table of trials (`trials.parquet`), which may be incomplete: a value that is missing or not
 finite counts as not there, and `n` says how many were. No function changes its input, and none depends on the order of rows.
 `mode` is "max" or "min": which scores are better.
@@ -7,7 +10,7 @@ finite counts as not there, and `n` says how many were. No function changes its 
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, combinations_with_replacement, product
@@ -17,6 +20,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import stats  # type: ignore[import-untyped]
+from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+from tuning.items import Items, variance
 
 ALPHA = 0.05
 _SIGN = {"max": 1, "min": -1}
@@ -25,6 +31,7 @@ _MOST_RESAMPLES = 50_000
 _DRAWS = 10_000
 _COLUMNS = ["cell", "phase", "point", "seed", "status", "score", "seconds"]
 _PAIR = {"better": str, "worse": str, "n": int, "difference": float, "sd": float, "p_alone": float}
+_PAIR |= {"se_items": float, "df_items": float}
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Verdict:
     ahead_of: list[str]  # these it can; best first
     comparisons: int  # pairs that could be tested, which is what p was corrected for
     resolution: float | None  # a smaller mean difference could not have been told from chance; None where nothing could be tested
+    over_items: bool  # chance: of other seeds and other test items; else of other seeds on the same items alone
 
 
 def average(trials: pd.DataFrame, metrics: Sequence[str]) -> pd.Series:
@@ -69,7 +77,9 @@ def results(trials: pd.DataFrame, mode: str = "max") -> pd.DataFrame:
 
 
 def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the mean over resamples of `values`; NaN, NaN for fewer than two.
+    """Percentile interval of the mean over resamples of `values`; NaN, NaN for fewer than two, and where all are equal.
+
+    Equal values show no spread, which is not to say that there is none: of 0 % with two seeds no interval is known from these.
 
     Exact (all n^n resamples) up to n = 6, else from seeded draws. Few seeds make it too narrow: for n <= 3 it is the smallest
     and the largest value, between which the true mean of symmetric values lies in 1 - 2^(1-n) of all cases, 75 % for n = 3.
@@ -77,6 +87,8 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[fl
     known = np.sort(_finite(values))
     n = len(known)
     if n < 2:
+        return math.nan, math.nan
+    if known[-1] - known[0] < 10**-_DIGITS:
         return math.nan, math.nan
     counts, ways = _resamples(n)
     means = known[0] + counts @ (known - known[0]) / n  # so that equal values give exactly themselves
@@ -125,33 +137,45 @@ def summarize(trials: pd.DataFrame, cells: Sequence[str], metrics: Sequence[str]
     return pd.DataFrame(rows, columns=columns)
 
 
-def compare(trials: pd.DataFrame, value: str = "score", mode: str = "max") -> pd.DataFrame:
+def compare(
+    trials: pd.DataFrame, value: str = "score", mode: str = "max", items: Mapping[str, Items] | None = None
+) -> pd.DataFrame:
     """Every pair of cells with results, tested on the seeds that both have; the pairs of the best cell first.
 
     Args:
         value: column that is compared. `mode` is the score's, and counts for both: which point is best, which value is.
+        items: of the column's values, by trial; looked at where every result has some.
 
     A handful of seeds says little about the spread of one pair: with three, a paired t-test has two degrees of freedom, and no
-    difference survives the correction for many pairs. So p sets the mean difference against the spread that all pairs show
+    difference survives the correction for many pairs. So the seeds' part of a mean difference's variance is that of all pairs
     together, or the pair's own where that is larger, for cells are not equally noisy. The pooled spread is the root mean square
     of the pairs' sds; where every cell has every seed its square is exactly twice the residual variance of the two-way layout
-    cells x seeds, with (cells - 1)(seeds - 1) degrees of freedom. With two cells p is the paired t-test.
+    cells x seeds, with (cells - 1)(seeds - 1) degrees of freedom. Without items p is the t-test against it: with two cells, the
+    paired t-test.
+
+    With items the variance over them is added (`tuning.items.variance`): what seeds and items do together is counted in both, so
+    the sum is on the safe side, as of a bootstrap over both (Owen, 2007). p is the level at which the difference is
+    sqrt(t_s^2 V_s + t_i^2 V_i), each t of its own degrees of freedom, which no shares of the two variances make too small
+    (Banerjee, Biometrika 1961). A bootstrap of two or three seeds would: its resamples hardly differ.
 
     Returns columns better, worse (by the mean over shared seeds; over all seeds where none is shared); n (shared seeds);
-    difference (mean of the paired differences, >= 0); sd (of these, n - 1); p_alone (two-sided paired t-test of this pair
-    alone); p; p_adjusted (p corrected by Holm over all pairs that have one); distinguishable (p_adjusted < ALPHA). Both p are
-    NaN for n < 2, and where there is no spread to set a difference against.
+    difference (mean of the paired differences, >= 0); sd (of these, n - 1); p_alone (two-sided paired t-test of this pair's
+    seeds alone); se_items, df_items (standard error over test items, and its degrees of freedom; NaN without); p; p_adjusted (p
+    corrected by Holm over all pairs that have one); distinguishable (p_adjusted < ALPHA). Both p are NaN for n < 2, and where
+    there is no spread to set a difference against.
     """
-    found = _by_cell(results(trials, mode), value)
-    pairs = [_pair(first, second, found, mode) for first, second in combinations(_best_first(found, mode), 2)]
+    finals = results(trials, mode)
+    found, kept = _by_cell(finals, value), _items_by_cell(finals, items)
+    pairs = [_pair(first, second, found, mode, kept) for first, second in combinations(_best_first(found, mode), 2)]
     table = pd.DataFrame(pairs, columns=list(_PAIR)).astype(_PAIR)
-    spread, freedom = _spread(table, found)
-    table["p"] = 2 * stats.t.sf(table["difference"] / spread * np.sqrt(table["n"]), freedom)
+    table["p"] = _p(table, *_spread(table, found))
     table["p_adjusted"] = holm(table["p"].tolist())
     return table.assign(p_adjusted=table["p_adjusted"].astype(float), distinguishable=table["p_adjusted"] < ALPHA)
 
 
-def _pair(first: str, second: str, found: Mapping[str, Mapping[int, float]], mode: str) -> dict[str, Any]:
+def _pair(
+    first: str, second: str, found: Mapping[str, Mapping[int, float]], mode: str, kept: Mapping[str, Mapping[int, Items]]
+) -> dict[str, Any]:
     """A row of `compare`; `first` is the better one over all its seeds."""
     shared = sorted(found[first].keys() & found[second].keys())
     differences = [_SIGN[mode] * (found[first][seed] - found[second][seed]) for seed in shared]
@@ -162,15 +186,49 @@ def _pair(first: str, second: str, found: Mapping[str, Mapping[int, float]], mod
         sd = 0.0
     better, worse = (second, first) if round(difference, _DIGITS) < 0 else (first, second)
     p = 2 * stats.t.sf(abs(difference) / sd * math.sqrt(n), n - 1) if sd > 0 else math.nan
-    return {"better": better, "worse": worse, "n": n, "difference": abs(difference), "sd": sd, "p_alone": p}
+    over = variance([(kept[first][seed], kept[second][seed]) for seed in shared]) if kept else None
+    row = {"better": better, "worse": worse, "n": n, "difference": abs(difference), "sd": sd, "p_alone": p}
+    return row | {"se_items": math.sqrt(over[0]) if over else math.nan, "df_items": over[1] if over else math.nan}
+
+
+def _items_by_cell(finals: pd.DataFrame, items: Mapping[str, Items] | None) -> dict[str, dict[int, Items]]:
+    """Cell -> seed -> items; empty unless every result has some: no two pairs are told apart by different kinds of chance."""
+    if items is None or finals.empty or not set(finals["trial"]) <= items.keys():
+        return {}
+    found: dict[str, dict[int, Items]] = {}
+    for cell, seed, trial in zip(finals["cell"], finals["seed"], finals["trial"], strict=True):
+        found.setdefault(str(cell), {})[int(seed)] = items[trial]
+    return found
 
 
 def _spread(pairs: pd.DataFrame, found: Mapping[str, Mapping[int, float]]) -> tuple[pd.Series, int]:
-    """What each pair's difference is set against (NaN: nothing), and the degrees of freedom of the pooled part of it."""
+    """Standard error over seeds of each pair's difference (NaN: too few), and the degrees of freedom of its pooled part."""
     weights = (pairs["n"] - 1).clip(lower=0)
     pooled = math.sqrt((weights * pairs["sd"].fillna(0.0) ** 2).sum() / weights.sum()) if weights.sum() else 0.0
-    spread = pairs["sd"].clip(lower=pooled)  # NaN where a pair shares fewer than two seeds
-    return spread.where(spread > 0), _freedom(found)
+    return pairs["sd"].clip(lower=pooled) / np.sqrt(pairs["n"]), _freedom(found)
+
+
+def _needed(pairs: pd.DataFrame, seeds: pd.Series, freedom: int) -> Callable[[Any], np.ndarray]:
+    """From a probability p, two-sided, to the differences that chance makes so seldom; without items of seeds alone."""
+    errors = seeds.to_numpy()
+    over, degrees = pairs["se_items"].fillna(0.0).to_numpy(), pairs["df_items"].fillna(1.0).to_numpy()
+    return lambda p: np.hypot(stdtrit(freedom, p / 2) * errors, stdtrit(degrees, p / 2) * over)
+
+
+def _p(pairs: pd.DataFrame, seeds: pd.Series, freedom: int) -> np.ndarray:
+    """The p whose needed difference each one is, 1e-40 at the least; NaN where there is no spread."""
+    difference, errors = pairs["difference"].to_numpy(), seeds.to_numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        alone = np.where(errors > 0, 2 * stats.t.sf(difference / errors, freedom), math.nan)
+    if pairs["se_items"].isna().all():
+        return alone
+    needed = _needed(pairs, seeds, freedom)
+    low, high = np.full(len(pairs), math.log(1e-40)), np.zeros(len(pairs))  # logarithms of p, by halving
+    for _ in range(45):
+        middle = (low + high) / 2
+        likelier = needed(np.exp(middle)) > difference
+        low, high = np.where(likelier, middle, low), np.where(likelier, high, middle)
+    return np.where(pairs["se_items"].isna(), alone, np.where(np.isnan(errors), math.nan, np.exp(high)))
 
 
 def _freedom(found: Mapping[str, Mapping[int, float]]) -> int:
@@ -192,31 +250,44 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdict(trials: pd.DataFrame, mode: str = "max") -> Verdict:
-    """Who leads by mean score, and what of that is more than chance.
-
-    The resolution is the difference that Holm's first step, at ALPHA over the number of comparisons, would just have passed
-    with the median spread of the pairs: median of spread / sqrt(n) x the two-sided quantile of t.
-    """
-    found = _by_cell(results(trials, mode), "score")
+def verdict(trials: pd.DataFrame, mode: str = "max", items: Mapping[str, Items] | None = None) -> Verdict:
+    """Who leads by mean score, and what of that is more than chance; arguments as of `compare`."""
+    finals = results(trials, mode)
+    found = _by_cell(finals, "score")
     if not found:
-        return Verdict(None, math.nan, 0, [], [], 0, None)
+        return Verdict(None, math.nan, 0, [], [], 0, None, False)
     leader, *others = _best_first(found, mode)
-    pairs = compare(trials, mode=mode)
+    pairs = compare(trials, mode=mode, items=items)
     ahead = set(pairs.loc[(pairs["better"] == leader) & pairs["distinguishable"], "worse"])
-    tested = pairs[pairs["p"].notna()]
-    spread, freedom = _spread(pairs, found)
-    quantile = stats.t.isf(ALPHA / max(len(tested), 1) / 2, freedom)
-    needed = [quantile * s / math.sqrt(n) for s, n in zip(spread[tested.index], tested["n"], strict=True)]
     return Verdict(
         leader=leader,
         value=mean(found[leader].values()),
         n=len(found[leader]),
         level_with=[cell for cell in others if cell not in ahead],
         ahead_of=[cell for cell in others if cell in ahead],
-        comparisons=len(tested),
-        resolution=float(median(needed)) if needed else None,
+        comparisons=int(pairs["p"].notna().sum()),
+        resolution=resolution(trials, mode, items),
+        over_items=bool(pairs["se_items"].notna().any()),
     )
+
+
+def resolution(
+    trials: pd.DataFrame, mode: str = "max", items: Mapping[str, Items] | None = None, seeds: int | None = None
+) -> float | None:
+    """The difference that Holm's first step, at ALPHA over the number of comparisons, would just have passed: median of pairs.
+
+    `seeds`: had every cell so many of them, each with the spread that was seen. None where nothing could be tested.
+    """
+    found = _by_cell(results(trials, mode), "score")
+    pairs = compare(trials, mode=mode, items=items)
+    spread, freedom = _spread(pairs, found)
+    tested = pairs["p"].notna()
+    if not tested.any():
+        return None
+    if seeds is not None:
+        spread, freedom = spread * np.sqrt(pairs["n"] / seeds), (len(found) - 1) * (seeds - 1)
+    needed = _needed(pairs[tested], spread[tested], freedom)(ALPHA / int(tested.sum()))
+    return float(median(needed.tolist()))
 
 
 def pareto(values: Sequence[float], costs: Sequence[float], mode: str = "max") -> list[bool]:

@@ -11,14 +11,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
 from pipelines.display import Display
 from pipelines.settings import UserError, difference
 from training.config import TrainSettings
 from tuning.config import SweepSettings
 from tuning.plan import SweepPlan
 from tuning.report import write_report
+from tuning.report.record import read as read_sweep
 from tuning.results import about_of, test_sizes, write_about, write_tables
 from tuning.schedule import Schedule
 from tuning.trials import Trial, read_json, score_of
@@ -29,7 +28,7 @@ def sweep(settings: SweepSettings, display: Display, command: str) -> None:
     from training.run import only_one  # brings torch along
 
     plan = SweepPlan(settings)
-    place = plan.folder.path
+    settings, place = plan.settings, plan.folder.path
     if settings.overwrite:
         shutil.rmtree(place, ignore_errors=True)
     before = read_json(place / "sweep.json")
@@ -190,7 +189,7 @@ def _conclude(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any], dis
     """The last tables and report, and what came of it in the terminal. Raises `UserError` where no trial came to its end."""
     answer = _write(plan, schedule, dict(about) | {"state": "finished"})
     place = plan.folder.path
-    summary = pd.read_csv(place / "summary.csv")
+    summary = read_sweep(place).summary
     scores = summary[summary["metric"] == "score"].sort_values("rank")
     rows = [
         [

@@ -3,6 +3,7 @@
 SWEEP/trials/NAME/trial.json     cell, phase, point, seed, overrides; written before it starts
                   metrics.jsonl  one line a report
                   outcome.json   how it ended; written last, so that a trial without one goes on when the sweep does
+                  items.npz      of the seeds' runs: what became of each test item (`tuning.items`)
                   checkpoint_... of the seeds' runs, and of what is under way
 """
 
@@ -17,10 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from evaluation.suite import mean_recalls
-from pipelines.settings import UserError, digest
+from pipelines import yaml_text
+from pipelines.settings import UserError, digest, parse_overrides
 from training.metrics_file import read_metrics
 from tuning.config import SweepSettings, label
 from tuning.space import Result
@@ -92,13 +92,9 @@ def command(base: Path, name: str, overrides: Mapping[str, Any]) -> str:
 
 def _typed(value: Any) -> str:
     """As it is typed on a command line, where it is read as YAML."""
-    if isinstance(value, str) and yaml.safe_load(value) == value:
+    if isinstance(value, str) and parse_overrides([f"key={value}"])["key"] == value:
         return value
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
-        .removesuffix("\n")
-        .removesuffix("\n...")
-    )
+    return yaml_text.dump(value, flow=True).removesuffix("\n").removesuffix("\n...")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.train
 import torch
 from ray import tune
@@ -20,6 +21,7 @@ from pipelines.banks import Pool
 from pipelines.display import Display
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, validate
+from training.checkpoint import newest_checkpoint
 from training.config import TrainSettings
 from training.fit import fit
 from training.inline import fit_inline
@@ -27,13 +29,14 @@ from training.loop import DivergenceError
 from training.metrics_file import read_metrics
 from training.plan import Plan, check_build, held_out_data, make_order, make_plan
 from training.run import result_of
+from tuning.items import write_items
 from tuning.trials import Folder, Outcome, evaluations, outcome_of, score_of, write_result
 
 QUIET = Display(quiet=True)
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """Tune's function. `config`: name, tree (a whole training config), inline, data_cpus, score, storage."""
+    """Tune's function. `config`: name, tree (a whole training config), inline, data_cpus, score, items, storage."""
     folder = Folder(Path(config["storage"]))
     name = config["name"]
     with _alone(folder.of(name)):
@@ -83,6 +86,9 @@ def _train(config: dict[str, Any], folder: Folder) -> Outcome:
     outcome = outcome_of("finished", "", lines)
     result = result_of(plan, place, returned, {"training": outcome.seconds})
     write_result(place, result)
+    if config["items"]:
+        newest = newest_checkpoint(place)
+        write_items(place, [(scored.images.prepared, scored.data, np.load(newest / scored.file)) for scored in plan.scored])
     # The embeddings' scores, not the last line's: a line can be lost where a driver dies, the checkpoint is whole.
     return Outcome(**vars(outcome) | {"metrics": result["metrics"], "train_samples": result["dataset"]["train_samples"]})
 

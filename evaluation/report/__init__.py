@@ -9,6 +9,7 @@ from pathlib import Path
 from evaluation.report import overview, page
 from evaluation.report.record import Comparison
 from evaluation.results import read_results
+from pipelines.csv_text import to_csv
 
 
 def write_report(output: Path) -> None:
@@ -18,7 +19,7 @@ def write_report(output: Path) -> None:
     """
     comparison = Comparison(read_results(output))
     files = {
-        "results.csv": overview.table(comparison).to_csv(index=False),
+        "results.csv": to_csv(overview.table(comparison)),
         "report.md": overview.markdown(comparison),
         "report.html": page.render(comparison, output),
     }

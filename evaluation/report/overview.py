@@ -100,7 +100,7 @@ def markdown(comparison: Comparison) -> str:
             end = ["" if row.chance is None else words.value(row.chance), "" if row.n is None else f"{row.n:,}"]
             name = f"{row.title} ({row.note})" if row.note else row.title
             lines.append(_line([group["title"], name, entry["metric"], *cells, *end]))
-    lines += ["", "Percent, of effective robustness percentage points; in brackets 95 % intervals, bootstrap over items."]
+    lines += ["", "Percent, of effective robustness percentage points; in brackets 95 % intervals, over items."]
     lines += [
         "Bold: best of the row. ~: its interval overlaps that of the best, so it is within noise of it by this cautious rule."
     ]

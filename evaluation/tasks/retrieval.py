@@ -49,18 +49,19 @@ class Retrieval:
                 name = f"{way}_recall@{k}"
                 scored.scores[name], scored.sample_sizes[name] = value, len(ranks)
                 scored.baselines[name] = {"chance": retrieval.chance(others, counts, k)}
-        # A picture's captions are not independent of one another, so the picture is what is drawn again. Each caption counts
-        # for the first picture that it belongs to; the mean over pictures of these shares is the recall again.
+        # A picture's captions are not independent of one another, so the picture is what is drawn again, with those captions
+        # of which it is the first picture; one that has none of its own counts for nothing on their side.
         first = np.full(len(texts), len(images))
         np.minimum.at(first, members, owners)
+        own = np.bincount(first, minlength=len(images))
         for k in self._ks:
             there = 100.0 * (by_image < k)
-            back = np.bincount(first, weights=100.0 * (by_text < k), minlength=len(images)) * len(images) / len(texts)
+            back = np.bincount(first, weights=100.0 * (by_text < k), minlength=len(images)) / np.maximum(own, 1)
             scored.intervals[f"image_to_text_recall@{k}"] = bootstrap.interval(there)
-            scored.intervals[f"text_to_image_recall@{k}"] = bootstrap.interval(back)
+            scored.intervals[f"text_to_image_recall@{k}"] = bootstrap.interval(back, weights=own)
             name, parts = f"mean_recall@{k}", [f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image")]
             scored.scores[name] = sum(scored.scores[part] for part in parts) / 2
-            scored.intervals[name] = bootstrap.interval((there + back) / 2)
+            scored.intervals[name] = bootstrap.interval(np.stack([there, back]), weights=np.stack([np.ones(len(own)), own]))
             scored.baselines[name] = {"chance": sum(scored.baselines[part]["chance"] for part in parts) / 2}
             scored.sample_sizes[name] = len(images)
         scored.details["geometry"] = self._geometry(images, texts)

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from pipelines import yaml_text
+from pipelines.settings import UserError
 from pipelines.storage import as_regex
 
 # As the library `datasets` finds splits by names.
@@ -19,10 +21,15 @@ _HEADER = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL
 
 
 def by_readme(text: str) -> dict[str, list[str]]:
-    """Configurations that a README.md names, each with its patterns of files; none where it names none."""
+    """Configurations that a README.md names, each with its patterns of files; none where it names none.
+
+    Raises `UserError` where the header grows without bounds.
+    """
     header = _HEADER.match(text)
     try:
-        tree = yaml.safe_load(header[1]) if header else None
+        tree = yaml_text.parse(header[1]) if header else None
+    except yaml_text.TooMuch as error:
+        raise UserError(f"README.md: its header {error}") from None
     except yaml.YAMLError:
         return {}
     configs = tree.get("configs") if isinstance(tree, dict) else None

@@ -103,7 +103,7 @@ def list_units(paths: tuple[str, ...], kinds: Sequence[str], units_of: Callable[
             if not isinstance(made, list):
                 if number == 0:
                     key = made.key if isinstance(made, Unreadable) else "paths"
-                    raise UserError(f"source.{key}: {file.path} {made}") from None
+                    raise UserError(f"source.{key}: {shown_place(file.path)} {made}") from None
                 data = {"file": file.path, "prefix": prefixes[file.path], "size": file.size, "changed": file.changed}
                 made = [Unit({**data, "damage": str(made)}, rows=1, splits=("",))]
             units += made

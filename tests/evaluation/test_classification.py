@@ -44,7 +44,8 @@ def test_a_class_without_pictures_is_named_and_left_out_of_the_mean() -> None:
     found = judge(np.eye(4)[[0, 0, 2]], np.array([0, 0, 2]))
     told = result(found, names, "mean_per_class")
     assert told.without_images == ["dog", "owl"]
-    assert told.scores["mean_per_class"] == 100.0 and told.intervals["mean_per_class"] == (100.0, 100.0)
+    assert told.scores["mean_per_class"] == 100.0 and told.intervals["mean_per_class"][1] == 100.0
+    assert told.intervals["mean_per_class"][0] < 60, "three pictures are no proof that all are right"
     assert (told.num_images, told.num_classes) == (3, 4)
 
 

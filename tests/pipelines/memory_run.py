@@ -13,7 +13,7 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 import psutil  # isort: skip  comes with ray
 import torch
 
-from pipelines.cluster import configure_data
+from pipelines import cluster
 from pipelines.order import Order
 from pipelines.prepared import Prepared
 from pipelines.stream import Stream, Worker
@@ -58,8 +58,9 @@ def wait_until_full() -> None:
 
 def main(path: str) -> None:
     os.environ["RAY_free_objects_period_milliseconds"] = "100"  # noqa: SIM112  Ray's name; else what is done with stays a second
-    ray.init(address="local", num_cpus=2, object_store_memory=STORE, include_dashboard=False, log_to_driver=False)
-    configure_data()
+    limits = {"num_cpus": 2, "object_store_memory": STORE}
+    cluster._init({"address": "local", "include_dashboard": False, "log_to_driver": False} | limits)
+    cluster.configure_data()
     prepared = Prepared.open(Path(path))
     order = Order(prepared.path, prepared.fingerprint, "train", None, seed=0, global_batch_size=BATCH)
     stream = Stream(prepared, frozenset({"image"}), image_size=SIZE, augment=Augment())

@@ -25,7 +25,7 @@ import psutil  # isort: skip
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-ROWS = 100_000
+ROWS = 50_000
 PICTURES = 400
 KILLS = 3
 
@@ -74,7 +74,7 @@ class Preparing:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table of 100,000 captions for 400 little photographs; every 1,000th picture is not there."""
+    """A table of 50,000 captions for 400 little photographs; every 1,000th picture is not there."""
     folder = tmp_path_factory.mktemp("source")
     for i in range(PICTURES):
         pixels = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
@@ -85,7 +85,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "source": {"name": "table", "paths": str(folder / "pairs.tsv")},
         "output": "unused",
         "image": {"size": 16, "format": "jpeg"},
-        "shard_rows": 2048,
+        "shard_rows": 1024,
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(tree))

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.locations import Location, read_location
@@ -177,7 +179,7 @@ def test_a_snapshot_with_parquet_files(tmp_path: Path) -> None:
 def test_which_files_belong_to_a_split(tmp_path: Path, name: str, train: bool) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     dataset(0, 2).to_parquet(tmp_path / name)
-    dataset(2, 3).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    dataset(2, 3).to_parquet((tmp_path / name).parent / "train-00000-of-00001.parquet")
     assert len(read(source_of(tmp_path))) == (3 if train else 1)
 
 
@@ -248,3 +250,92 @@ def test_a_saved_dataset_in_a_bucket(store: Store, saved: Path) -> None:
     found_cut = read(source)
     assert 450 < len(found_cut) < 900
     assert told(found_cut[-1:]) == [("data-00001-of-00002", "truncated_archive")]
+
+
+# --- configurations ---
+
+
+def snapshot(root: Path, *names: str) -> Path:
+    """Parquet files of a row each, whose caption is the file's name."""
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        table = pa.table({"image": [{"bytes": picture(number), "path": None}], "caption": [name]})
+        pq.write_table(table, root / name)
+    return root
+
+
+def captions(root: Path, **keys: object) -> list[str]:
+    return [pair.captions[0] for pair in pairs(read(source_of(root, **keys)))]
+
+
+TWO = [f"{config}/{split}/0000.parquet" for config in ("de", "en") for split in ("test", "train")]
+SHARDS = ["v1/train-00000-of-00001.parquet", "v2/train-00000-of-00001.parquet"]
+OWN_SPLIT = ["v1/night-00000-of-00001.parquet", "v2/night-00000-of-00001.parquet"]
+PARTIAL = ["de/partial-train/0000.parquet", "en/partial-train/0000.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "configs"),
+    [
+        (TWO, "train", "de, en"),
+        (TWO, "all", "de, en"),
+        (SHARDS, "train", "v1, v2"),
+        (OWN_SPLIT, "night", "v1, v2"),
+        (PARTIAL, "all", "de, en"),
+    ],
+)
+def test_several_configurations_by_their_folders(tmp_path: Path, names: list[str], split: str, configs: str) -> None:
+    root = snapshot(tmp_path, *names)
+    with pytest.raises(UserError, match=rf"^source\.config: [^\n]* several configurations: {configs}; [^\n]*source\.config="):
+        source_of(root, split=split).units()
+    one = configs.split(", ")[1]
+    assert captions(root, split=split, config=one) == [n for n in names if n.startswith(one) and (split in n or split == "all")]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"],
+        ["train/a/0.parquet", "train/b/0.parquet"],
+        ["train/train-a.parquet", "train/train-b.parquet"],
+        ["default/train/0000.parquet"],
+        ["train.parquet"],
+    ],
+)
+def test_folders_that_are_no_configurations(tmp_path: Path, names: list[str]) -> None:
+    assert captions(snapshot(tmp_path, *names, "data/test-00000-of-00001.parquet")) == names
+
+
+README = """---
+configs:
+- config_name: en
+  data_files: en-*.parquet
+- config_name: de
+  data_files:
+  - split: train
+    path: ["german/a.parquet", "german/b.parquet"]
+  - split: test
+    path: german/c.parquet
+- config_name: fr
+  data_dir: french
+---
+# Pets
+"""
+
+
+def test_several_configurations_by_the_readme(tmp_path: Path) -> None:
+    names = ["en-train.parquet", "french/train/0.parquet", "german/a.parquet", "german/b.parquet", "german/c.parquet"]
+    root = snapshot(tmp_path, *names, "other/train.parquet")
+    (root / "README.md").write_text(README)
+    with pytest.raises(UserError, match=r"^source\.config: .* several configurations: de, en, fr;"):
+        source_of(root).units()
+    assert captions(root, config="en", split="all") == ["en-train.parquet"]
+    assert captions(root, config="fr") == ["french/train/0.parquet"]
+    assert captions(root, config="de", split="all") == names[2:]
+    with pytest.raises(UserError, match=r"source\.config: .* no configuration 'es'; it has: de, en, fr$"):
+        source_of(root, config="es").units()
+
+
+def test_a_saved_dataset_has_no_configurations(saved: Path) -> None:
+    with pytest.raises(UserError, match=r"source\.config: .*leave it null"):
+        source_of(saved, config="en").units()

@@ -253,3 +253,21 @@ def test_a_scheme_that_nobody_serves() -> None:
         storage.find("carrier-pigeon://coop/a.jpg", "source.paths")
     with pytest.raises(Missing, match="carrier-pigeon"):
         storage.read("carrier-pigeon://coop/a.jpg")
+
+
+def test_brackets_in_the_names_of_folders(tmp_path: Path) -> None:
+    """A folder that is called so means itself; else they are a pattern, and the error says so."""
+    for name in ("shards [v2]/0.tar", "shards [v2]/deep [x]/1.tar", "shards v/2.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+
+    def found(pattern: str) -> list[str]:
+        return [file.path[len(str(tmp_path)) + 1 :] for file in storage.find(str(tmp_path / pattern), "source.paths")]
+
+    assert found("shards [v2]/*.tar") == ["shards [v2]/0.tar"]
+    assert found("shards [v2]/**/*.tar") == ["shards [v2]/0.tar", "shards [v2]/deep [x]/1.tar"]
+    assert found("shards [v2]/deep [x]/[0-9].tar") == ["shards [v2]/deep [x]/1.tar"]
+    assert found("shards [vw]/*.tar") == ["shards v/2.tar"]
+    assert found("shards [[]v2]/0.tar") == ["shards [v2]/0.tar"]
+    with pytest.raises(UserError, match=r"^source\.paths: .*shards \[w3\]/\*\.tar, where \[w3\] is read as a pattern"):
+        found("shards [w3]/*.tar")

@@ -53,6 +53,8 @@ class _Pages(BaseHTTPRequestHandler):
             self._answer(int(path[8:]), b"")
         elif path == "/third-time.jpg":
             self._answer(500 if times < 3 else 200, PICTURE)
+        elif path.startswith("/to/"):
+            self._answer(302, b"", Location=path[4:])
         elif path == "/moved.jpg":
             self._answer(302, b"", Location="/picture.jpg")
         elif path in ("/cut.jpg", "/cut-once.jpg"):
@@ -200,3 +202,101 @@ def test_tables_and_names(site: Site) -> None:
     urls = (site.url("/{b,a}.json?x=*"), site.url("/t.parquet"))
     assert [file.path for file in storage.find(urls, "k")] == [site.url(p) for p in ("/b.json?x=*", "/a.json?x=*", "/t.parquet")]
     assert storage.name_of(site.url("/t.parquet?x=/y")) == "t.parquet"
+
+
+# --- private addresses ---
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "2130706433",  # 127.0.0.1, as C's functions read numbers
+        "0x7f.1",
+        "0177.0.0.1",
+        "127.1",
+        "0.0.0.0",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::]",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "100.64.0.1",
+        "169.254.169.254",
+        "[fe80::1]",
+        "[fd00:ec2::254]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "224.0.0.1",
+    ],
+)
+def test_private_addresses_are_not_asked(site: Site, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.delenv(web.PRIVATE_HOSTS)
+    with pytest.raises(web.Refused, match=f"not public; {web.PRIVATE_HOSTS}="):
+        storage.read(f"http://{host}:{site.server_address[1]}/picture.jpg?sig=1")
+    assert not site.asked
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "asked"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("10.0.0.0/8 127.0.0.0/8", "127.0.0.1", True),
+        ("images.corp,localhost", "localhost", True),
+        ("localhost", "127.0.0.1", False),
+        ("10.0.0.0/8, ::1", "127.0.0.1", False),
+        ("", "127.0.0.1", False),
+    ],
+)
+def test_the_environment_names_hosts_and_networks(
+    site: Site, monkeypatch: pytest.MonkeyPatch, allowed: str, host: str, asked: bool
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv(web.PRIVATE_HOSTS, allowed)
+    url = f"http://{host}:{site.server_address[1]}/picture.jpg"
+    if asked:
+        assert storage.read(url) == PICTURE
+    else:
+        with pytest.raises(web.Refused):
+            storage.read(url)
+
+
+def test_redirects_are_judged_anew(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    port = site.server_address[1]
+    with pytest.raises(web.Refused, match=r"^127\.0\.0\.2 is"):
+        storage.read(site.url(f"/to/http://127.0.0.2:{port}/picture.jpg"))
+    with pytest.raises(Missing):
+        storage.read(site.url("/to/ftp://127.0.0.1/picture.jpg"))
+    with pytest.raises(Missing):
+        storage.read(site.url("/to/file:///etc/passwd"))
+    assert site.asked["/picture.jpg"] == 0
+    assert storage.read(site.url(f"/to/http://127.0.0.1:{port}/picture.jpg")) == PICTURE
+
+
+def test_a_name_is_what_it_stands_for_when_it_is_connected_to(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of names may answer a public address first and a private one after: it is asked once."""
+    monkeypatch.delenv(web.PRIVATE_HOSTS)
+    monkeypatch.setenv("no_proxy", "*")
+    answers = iter(["127.0.0.1"])
+    real = web.socket.getaddrinfo
+
+    def looked_up(host: str, *rest: object, **keys: object) -> object:
+        return real(next(answers) if host == "rebound.example" else host, *rest, **keys)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(web.socket, "getaddrinfo", looked_up)
+    with pytest.raises(web.Refused, match=r"rebound\.example is 127\.0\.0\.1"):
+        storage.read(f"http://rebound.example:{site.server_address[1]}/picture.jpg")
+    assert not site.asked
+
+
+def test_a_proxy_may_be_private_and_what_it_is_asked_for_may_not(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(web.PRIVATE_HOSTS)
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("http_proxy", site.url(""))
+    monkeypatch.setattr(site, "files", {"http://93.184.215.14/picture.jpg": PICTURE})
+    assert storage.read("http://93.184.215.14/picture.jpg") == PICTURE
+    with pytest.raises(web.Refused):
+        storage.read("http://169.254.169.254/latest/meta-data")

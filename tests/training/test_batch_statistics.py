@@ -1,4 +1,4 @@
-"""Towers that see more than one row at once: refused where a step comes in parts, or on workers that do not exchange statistics."""
+"""Towers that see more than one row at once: refused where a step comes in parts, or on workers that exchange no statistics."""
 
 from collections.abc import Callable
 from typing import Any
@@ -73,18 +73,7 @@ def test_what_is_exact_is_not_refused(plan_of: Callable[..., Plan], overrides: d
         (lambda: nn.GroupNorm(2, 8), False),
         (lambda: nn.Dropout(), False),
     ],
-    ids=[
-        "batch",
-        "batch-without-running",
-        "kept",
-        "batch-act",
-        "evo",
-        "instance",
-        "spectral",
-        "plain-instance",
-        "group",
-        "dropout",
-    ],
+    ids=["batch", "without-running", "kept", "batch-act", "evo", "instance", "spectral", "plain-instance", "group", "dropout"],
 )
 def test_what_sees_more_than_a_row_is_found(layer: Callable[[], nn.Module], found: bool) -> None:
     tower: Any = nn.Sequential(nn.Conv2d(3, 8, 1), layer())

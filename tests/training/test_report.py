@@ -400,6 +400,22 @@ def test_equal_captions_are_right_for_each_others_pictures(tmp_path: Path):
         assert len(search.all("div", "hit")) == expected
 
 
+def test_skipped_steps_are_seen(tmp_path: Path):
+    """In the first sentence, and as gaps of the loss's curve."""
+    prepared = prepare_by_hand(tmp_path / "data", [["one"], ["two"], ["three"]])
+    result, data, _ = run_by_hand(tmp_path / "run", prepared, lines=4)
+    history = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    del history[-1]["loss"]
+    lines = [json.dumps(line | {"skipped": int("loss" not in line)}) + "\n" for line in history]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines))
+    for skipped in (0, 1234):
+        write_report(tmp_path / "run", result | {"skipped": skipped}, data)
+        page = read(tmp_path / "run" / "report.html")
+        assert ("1,234 of them skipped" in page.text) == (skipped > 0)
+    about = {figure.all("figcaption")[0].texts[0]: figure.all("svg")[0].attributes["aria-label"] for figure in page.all("figure")}
+    assert "from 3 to 1" in about["Training loss"] and "from 0 to 1" in about["Skipped steps"]
+
+
 def test_a_small_split_without_labels_shows_as_many_as_there_are(tmp_path: Path):
     prepared = prepare_by_hand(tmp_path / "data", [["one"], ["two"], ["three"]], labels=False)
     result, data, _ = run_by_hand(tmp_path / "run", prepared, lines=1)  # not one evaluation in the history

@@ -2,10 +2,13 @@
 
 import copy
 import math
+import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pipelines.batch import Batch
@@ -16,6 +19,7 @@ from training.encoder import build_encoder
 from training.objectives.base import Embeddings, Task
 from training.state import TrainState
 from training.step import train_step
+from training.teacher import NoTeacher
 
 ROWS, TOKENS, VOCABULARY = 8, 6, 70
 
@@ -121,6 +125,42 @@ def test_with_dropout_the_gradient_is_that_of_the_loss_that_was_reported(batch: 
     expected = gradients(by_hand)
     for name, gradient in gradients(state).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+class Dropped(nn.Module):
+    """Two linear maps with dropout, quickly compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.text = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, batch: Batch) -> Embeddings:
+        image = F.dropout(self.image(batch["image_features"]), 0.4, self.training)
+        text = F.dropout(self.text(batch["text_features"]), 0.4, self.training)
+        return Embeddings(F.normalize(image), F.normalize(text), image, text)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_parts_of_a_compiled_encoder_see_the_masks_of_the_loss(batch: Batch) -> None:
+    """Compiled code draws its own masks: those of the first pass must be those of the second."""
+    settings = settings_of(accumulate=2)
+    torch.manual_seed(7)
+    encoder, objective = Dropped(), settings.objective.build(Task(100, 100, 4, 6, 4, 8, 0))
+    features = {name: torch.randn(ROWS, 6) for name in ("image_features", "text_features")}
+    batch = Batch(**features, image_id=batch["image_id"], text_id=batch["text_id"])
+    compiled: Any = torch.compile(encoder)
+    optimizer, scaler = settings.optimizer.build([encoder, objective]), torch.amp.GradScaler("cpu", enabled=False)
+    state = TrainState(compiled, objective, NoTeacher(), optimizer, scaler)
+    train_step(state, batch, settings, 0.0)
+    expected, seed = [p.grad for p in encoder.parameters()], torch_seed("step", settings.seed, 0, 0)
+    encoder.zero_grad()
+    found = []
+    for part in range(2):
+        torch.manual_seed(seed + part)
+        found.append(compiled({name: column.chunk(2)[part] for name, column in batch.items()})[:4])  # type: ignore[attr-defined]
+    objective(Embeddings(*map(torch.cat, zip(*found, strict=True))), batch).total.backward()
+    for parameter, gradient in zip(encoder.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
 
 
 def test_a_step_can_be_replayed_whatever_was_drawn_before(batch: Batch) -> None:

@@ -137,7 +137,8 @@ def test_values_are_tidied_to_four_digits_within_the_range(dimension: dict, valu
             {"grid": {"b": ["y"], "a.lr": [1, 2, 1.0]}},
             "grid: 'a.lr' has two values called 'lr=1'; make what differs between them an axis of its own",
         ),
-        ({"seeds": [0, 1, 0]}, "seeds: [0, 1, 0] names a seed twice"),
+        ({"seeds": [0, 1, 0]}, "seeds: 0 stands there twice"),
+        ({"score": ["a", "b", "a"]}, "score: 'a' stands there twice"),
         (
             {"grid": {"a": [1], "lr": [1]}, "space": {"lr": RATE, "b": RATE}},
             "space.lr: is an axis of the grid too; a key is either crossed or searched",

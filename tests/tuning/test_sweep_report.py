@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -16,6 +17,7 @@ from tests.patience import PATIENCE
 from tests.training.test_report import Element, read
 from tests.tuning.pages import headline, markdown_tables, page_of, plain, section, table_rows
 from tests.tuning.tables import BEGUN, CELLS, FINALS, I2T, MORE, NAN_REASON, T2I, final_rows, row, search_rows, write
+from tuning.items import FILE
 from tuning.report import write_report
 
 NASTY = "<script>alert('x')</script> & \"quotes\" | _*`"
@@ -37,6 +39,7 @@ def page(folder: Path) -> Element:
 # The answer
 
 
+ALONE = " (chance: of seeds alone, on these test items)"
 LEVEL = {"clip, adamw": [15.0, 17.0, 19.0], "sogclr, adamw": [21.0, 23.0, 16.0]}  # differences 6, 6, -3: t = 1
 FOUR = {"clip, adamw": [15.0, 17.0, 19.0], "clip, sgd": [14.0, 19.0, 15.0], "sogclr, adamw": [21.0, 23.0, 16.0]}
 
@@ -44,13 +47,17 @@ FOUR = {"clip, adamw": [15.0, 17.0, 19.0], "clip, sgd": [14.0, 19.0, 15.0], "sog
 @pytest.mark.parametrize(
     ("trials", "changes", "said"),
     [
-        (final_rows(), {}, "sogclr, adamw leads with 22.0 % Average over 3 seeds; ahead of every other cell"),
-        (final_rows(LEVEL), {}, "sogclr, adamw leads with 20.0 % Average over 3 seeds; not distinguishable from clip, adamw"),
+        (final_rows(), {}, f"sogclr, adamw leads with 22.0 % Average over 3 seeds; ahead of every other cell{ALONE}"),
+        (
+            final_rows(LEVEL),
+            {},
+            f"sogclr, adamw leads with 20.0 % Average over 3 seeds; not distinguishable from clip, adamw{ALONE}",
+        ),
         (final_rows(FOUR), {}, "over 3 seeds; not distinguishable from any of the 2 others"),
         (
             final_rows(FOUR | {"sogclr, sgd": [1.0, 2.9, -3.9]}),  # 20, 20.1 and 19.9 below the leader, 16 below the others
             {},
-            "sogclr, adamw leads with 20.0 % Average over 3 seeds; not distinguishable from clip, adamw and 1 more",
+            f"sogclr, adamw leads with 20.0 % Average over 3 seeds; not distinguishable from clip, adamw and 1 more{ALONE}",
         ),
         (
             final_rows({cell: scores[:1] for cell, scores in FINALS.items()}),
@@ -70,7 +77,8 @@ FOUR = {"clip, adamw": [15.0, 17.0, 19.0], "clip, sgd": [14.0, 19.0, 15.0], "sog
         (
             search_rows() + final_rows(),
             BEGUN,
-            "So far sogclr, adamw leads with 22.0 % Average over 3 seeds; ahead of every other cell. 6 of 12 final runs are done",
+            "So far sogclr, adamw leads with 22.0 % Average over 3 seeds; ahead of every other cell"
+            f"{ALONE}. 6 of 12 final runs are done",
         ),
         (
             search_rows(),
@@ -105,7 +113,7 @@ def test_the_certainty_is_that_of_the_t_test_worked_out_by_hand(page: Element):
     with 6 seeds sqrt(3 / 6) of the quantile 2.571."""
     header = plain(page.all("header")[0])
     assert "corrected for 1 comparison by" in header
-    assert "With 3 seeds and the usual (median) spread between seeds, a difference of less than about 4.3 points" in header
+    assert "With 3 seeds and the usual (median) spread, a difference of less than about 4.3 points" in header
     assert "with 6 seeds and the same spread that would be about 1.8 points" in header
     assert "python -m tuning sweeps/by-hand.yaml 'seeds=[0,1,2,3,4,5]'" in header
 
@@ -117,6 +125,50 @@ def test_the_header_counts_trials_and_names_the_splits(page: Element):
     assert facts["Time"] == "1 h 02 min of wall time in 2 sessions"
     assert facts["Selected on"].startswith("the validation split (212 pairs of emoji)")
     assert facts["Reported on"] == "the test split (331 pairs of emoji); seeds 0, 1, 2"
+
+
+def with_items(folder: Path, finals: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
+    """Final rows whose score is the mean of these hits, in percent, and the files that such runs keep beside them."""
+    rows = final_rows({cell: [float(hits.mean()) for hits in runs] for cell, runs in finals.items()})
+    for trial, hits in zip(rows, [hits for runs in finals.values() for hits in runs], strict=True):
+        place = folder / "trials" / trial["trial"]
+        place.mkdir(parents=True)
+        parts = {"groups-0": np.arange(len(hits)), "metrics-0": np.array([I2T, T2I]), "parts-0": np.stack([hits, hits])}
+        np.savez_compressed(place / FILE, **parts)
+    return rows
+
+
+def test_a_verdict_says_of_which_chance_it_speaks(tmp_path: Path):
+    """Of 86 pairs the leader finds two more, with each seed nearly the same: certain by seeds, nothing by another 86 pairs."""
+    hits = 100.0 * (np.arange(86) < 20)
+    runs = {
+        "clip, adamw": [np.where(np.arange(86) == seed, 0.0, hits) for seed in range(3)],
+        "sogclr, adamw": [100.0 * (np.arange(86) < 22 + (seed == 2)) for seed in range(3)],
+    }
+    rows = with_items(tmp_path, runs)
+    both = page_of(tmp_path, rows)
+    assert headline(both).endswith("not distinguishable from clip, adamw (chance: of seeds and test items)")
+    told = plain(both.all("header")[0])
+    assert "another draw of test items" in told and "kept none of their results" not in told
+    assert table_rows(section(both, "pairs").all("table")[0])[0][-1] == "within noise"
+    assert "(chance: of seeds and test items)" in (tmp_path / "report.md").read_text().replace("\\", "")
+    pairs = pd.read_csv(tmp_path / "pairwise.csv")
+    assert pairs.loc[0, "se_items"] > 1.5 and pairs.loc[0, "df_items"] == 85
+    (tmp_path / "trials" / rows[0]["trial"] / FILE).unlink()
+    alone = page_of(tmp_path, rows)
+    assert headline(alone).endswith(f"ahead of every other cell{ALONE}")
+    assert "1 of 6 final runs kept none of their results on items" in plain(alone.all("header")[0])
+
+
+def test_without_a_search_no_page_says_that_something_was_chosen_on_validation(tmp_path: Path):
+    searched = page_of(tmp_path / "searched", search_rows() + final_rows())
+    info = {"space": [], "planned": {"search": 0, "final": 12}}
+    rows = [trial | {"split": "dev"} for trial in final_rows()]
+    plainly = page_of(tmp_path / "not", rows, **info)
+    assert "best on the validation split" in plain(section(searched, "grid"))
+    for text in (plain(plainly), (tmp_path / "not" / "report.md").read_text()):
+        assert "best on the validation split" not in text and "selected on the validation split" not in text
+        assert "the best of 2 cells on the dev split itself" in text and "no cell was searched" in text
 
 
 # The tables
@@ -186,9 +238,9 @@ def test_cells_level_with_the_leader_are_marked(tmp_path: Path):
 def test_pairs_say_what_the_t_test_says(tmp_path: Path, page: Element):
     """t = 5 with 2 degrees of freedom: p = 1 - 5 / sqrt(27). In the second, t = 1: p = 1 - 1 / sqrt(3)."""
     tables = section(page, "pairs").all("table")
-    assert [table_rows(table) for table in tables] == [[["clip, adamw", "5.0", "1.7", "3", "0.038", "0.038", "better"]]]
+    assert [table_rows(table) for table in tables] == [[["clip, adamw", "5.0", "1.7", "3", "", "0.038", "0.038", "better"]]]
     level = section(page_of(tmp_path, final_rows(LEVEL)), "pairs")
-    assert table_rows(level.all("table")[0]) == [["clip, adamw", "3.0", "5.2", "3", "0.42", "0.42", "within noise"]]
+    assert table_rows(level.all("table")[0]) == [["clip, adamw", "3.0", "5.2", "3", "", "0.42", "0.42", "within noise"]]
 
 
 def test_all_pairs_are_there_where_there_are_more_than_the_leaders(tmp_path: Path):
@@ -197,7 +249,7 @@ def test_all_pairs_are_there_where_there_are_more_than_the_leaders(tmp_path: Pat
     leading, every = section(page_of(tmp_path, final_rows(FOUR)), "pairs").all("table")
     assert [line[0] for line in table_rows(leading)] == ["clip, adamw", "clip, sgd"]
     found = {(line[0], line[1]): line[2:] for line in table_rows(every)}
-    assert len(found) == 3 and found["clip, adamw", "clip, sgd"] == ["1.0", "3.0", "3", "0.68", "0.75", "within noise"]
+    assert len(found) == 3 and found["clip, adamw", "clip, sgd"] == ["1.0", "3.0", "3", "", "0.68", "0.75", "within noise"]
 
 
 def test_a_leader_that_is_behind_on_shared_seeds_says_so(tmp_path: Path):
@@ -235,7 +287,7 @@ def test_markdown_has_the_same_numbers(folder: Path, page: Element):
         "**44.0** (2.0)",
         "**22.0** (1.0)",
     ]
-    assert tables["sogclr, adamw against every other"][2] == ["clip, adamw", "5.0", "1.7", "3", "0.038", "0.038", "better"]
+    assert tables["sogclr, adamw against every other"][2] == ["clip, adamw", "5.0", "1.7", "3", "", "0.038", "0.038", "better"]
     assert NAN_REASON in tables["Failures"][2][0] and "sogclr-adamw-p8" in tables["Failures"][2][1]
     assert "2 search trials ended early by the scheduler" in text and "0.0.1+abc" in text and "0123456789abcdef" in text
     assert "```\npython -m tuning sweeps/by-hand.yaml\n" in text and f"python -m tuning report '{folder}'" in text

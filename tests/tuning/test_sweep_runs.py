@@ -33,6 +33,7 @@ from training.config import TrainSettings
 from training.loop import HELD
 from training.run import run
 from tuning.config import SweepSettings
+from tuning.items import read_items
 from tuning.sweep import sweep
 from tuning.trials import Folder
 
@@ -144,6 +145,7 @@ def test_a_sweep_that_has_ended_can_be_extended_and_its_trials_reproduced(
     shutil.copytree(undisturbed, copy)
     path = sweep_file("extended", **TWELVE | {"seeds": [0, 1, 2], "grid": {"objective.name": ["clip", "sogclr", "cyclip"]}})
     before = {outcome: outcome.stat().st_mtime_ns for outcome in copy.glob("trials/*/outcome.json")}
+    assert {path.parent.name[-5:] for path in copy.glob("trials/*/items.npz")} == {"seed0", "seed1"}
     sweep(load(SweepSettings, path, {"trials": 4}), QUIET, "")
     assert all(outcome.stat().st_mtime_ns == written for outcome, written in before.items())
     trials = table(copy)
@@ -154,6 +156,9 @@ def test_a_sweep_that_has_ended_can_be_extended_and_its_trials_reproduced(
     assert list(summary["n"]) == [3, 3, 3]
     finals = trials[(trials["phase"] == "final") & (trials["cell"] == "cyclip")]
     assert summary.loc["cyclip", "mean"] == pytest.approx(finals[R1].mean())
+    items = read_items(copy / "trials" / finals.index[0], [R1])
+    assert items is not None and items.parts.sum() == pytest.approx(finals.iloc[0][R1], rel=1e-6)
+    assert "chance: of seeds and test items" in (copy / "report.html").read_text()
     # The command in the table, as a run of its own through Ray Train: the same figures.
     words = shlex.split(finals.iloc[0]["command"])
     assert words[:3] == ["python", "-m", "training"]

@@ -163,6 +163,8 @@ def test_an_outcome_is_of_the_last_line_and_the_last_evaluation() -> None:
     assert evaluations(lines)[1] == lines[2] | {"x/mean_recall@1": 30.0, "x/mean_recall": 30.0}
     early = outcome_of("failed", "nan", lines[1:2], diverged=True)
     assert early == Outcome("failed", "nan", True, {}, 1.5, 15, 3.0, 2.5, 0.5)
+    last_skipped = outcome_of("finished", "", [lines[2], {k: v for k, v in lines[3].items() if k != "loss"}])
+    assert (last_skipped.loss, last_skipped.epochs) == (2.0, 2.5), "the loss of the last step that counted"
     never = outcome_of("failed", "lost", [])
     assert (never.status, never.reason, never.metrics) == ("failed", "lost", {})
     assert all(math.isnan(getattr(never, name)) for name in NUMBERS)

@@ -5,7 +5,6 @@ A tower maps uint8 images, or token ids and a mask, to one feature row a sample;
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,39 +48,39 @@ class TowerSettings(Settings):
         return settings | {"weights": fingerprint(path) if path else name}
 
 
-def load_weights(module: nn.Module, path: Path, key: str, order: Sequence[str] = ()) -> None:
+def load_weights(module: nn.Module, path: Path, key: str, spare: tuple[str, ...] = ()) -> None:
     """Load a state dict by name, or, where all names differ, by position if shapes, kinds and numbers agree.
 
-    `order`: names of the whole model's tensors, of which `module` may have lost some: a classifier, which the file may or may not
-    hold, of any number of classes. Of a training checkpoint averaged weights are taken where there are some, as timm does.
+    `spare`: how names begin of what nobody needs, a classifier, of which the file may have none or another. Of a training
+    checkpoint averaged weights are taken where there are some, as timm does.
 
     Raises `UserError` that names what does not fit.
     """
     from timm.models import load_state_dict
 
-    found: Any
     try:
         found = load_state_dict(str(path))
     except Exception as error:  # pickle, zip and torch each have errors of their own
         raise UserError(f"{key}: {path} holds no weights that torch can load ({type(error).__name__})") from None
     if not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise UserError(f"{key}: {path} holds a {type(found).__name__} of other things than tensors, not a state dict")
+        raise UserError(f"{key}: {path} holds other things than tensors, so it is no state dict")
     own = module.state_dict()
-    whole = list(order) or list(own)
     if not own.keys() & found.keys():
         # Ports of one network often rename every layer and keep their order.
-        names = whole if len(found) == len(whole) else list(own)
-        placed = dict(zip(names, found.items(), strict=False))
-        if len(found) != len(names) or any(own[name].shape != placed[name][1].shape for name in own):
+        names = list(own) if len(found) == len(own) else [name for name in own if not name.startswith(spare)]
+        shapes = [own[name].shape for name in names if not name.startswith(spare)]
+        placed = dict(zip(names, found.values(), strict=False))
+        if len(found) != len(names) or shapes != [t.shape for name, t in placed.items() if not name.startswith(spare)]:
             raise UserError(f"{key}: {path.name} holds {len(found)} tensors of other names or shapes than the model's {len(own)}")
         if path.suffix == ".safetensors" or not _in_order(names, list(found)):
             raise UserError(
                 f"{key}: {path.name} names its tensors otherwise than the model, such as {next(iter(found))}, and does not "
                 "list them in the model's order, so that nothing tells which is which; give a file with the model's names"
             )
-        found = {name: tensor for name, (_, tensor) in placed.items()}
+        found = placed
+    needed = {name: tensor for name, tensor in found.items() if not name.startswith(spare)}
     try:
-        module.load_state_dict({name: tensor for name, tensor in found.items() if name in own or name not in whole})
+        module.load_state_dict({name: tensor for name, tensor in own.items() if name.startswith(spare)} | needed)
     except RuntimeError as error:
         raise UserError(f"{key}: {path.name} does not fit the model: {' '.join(str(error).split())[:300]}") from None
 

@@ -142,10 +142,11 @@ class TimmSettings(ImageTowerSettings):
                 f"image_tower.model: timm cannot build {self.model} for image_size={self.image_size}, weights={self.weights} and "
                 f"options={self.options} ({first_line(error)}); change one of them{sizes}"
             ) from None
-        order = list(network.state_dict())
-        network.reset_classifier(0)
         if path is not None:
-            load_weights(network, path, "image_tower.weights", order)
+            classifier = network.pretrained_cfg.get("classifier") or ()
+            names = (classifier,) if isinstance(classifier, str) else classifier
+            load_weights(network, path, "image_tower.weights", tuple(f"{name}." for name in names))
+        network.reset_classifier(0)
         config = resolve_data_config(model=network)
         if config["input_size"][0] != 3:
             raise UserError(f"image_tower.model: {self.model} does not see images of 3 channels; give another model")

@@ -93,8 +93,8 @@ class _OpenClipSettings(TowerSettings):
         ways = [{name: about[name] for name in names if name in about} for about in published.values()]
         if any(way != ways[0] for way in ways):
             raise UserError(
-                f"weights: open_clip knows several ways to make images ready for {self.model}, and {path.name} does not say which "
-                f"is its own; put open_clip_config.json beside it, or pass one of the tags {', '.join(published)}"
+                f"weights: open_clip knows several ways to make images ready for {self.model}, and {path.name} does not say "
+                f"which is its own; put open_clip_config.json beside it, or pass one of the tags {', '.join(published)}"
             )
         return ways[0] if ways else None
 

@@ -64,7 +64,7 @@ def tells_apart(embed: Callable[[list[str]], Any], key: str, name: str) -> None:
         raise UserError(f"{key}: {name} does not embed texts ({first_line(error)}); give another model") from None
     if rows.ndim != 2:
         raise UserError(f"{key}: {name} does not give one row a text but {list(rows.shape[1:])} numbers; give another model")
-    if np.abs(rows[0] - rows[1]).max() <= 1e-5 * np.abs(rows).max():
+    if np.abs(rows[0] - rows[1]).max() <= 1e-6 * np.abs(rows).max():
         raise UserError(
             f"{key}: {name} gives different texts one row: its tokenizer may lack the end of text that it reads, or its last "
             "layers may be untrained; give another model"

@@ -1,12 +1,13 @@
 """The report of a sweep: report.html and report.md for people, summary.csv and pairwise.csv for programs.
 
-Made from sweep.json, trials.parquet and curves.parquet alone, without Ray and without training, at any time: a sweep that
-runs writes its report again after every few trials.
+Made from sweep.json, trials.parquet, curves.parquet and the final runs' items.npz alone, without Ray and without training, at any
+time: a sweep that runs writes its report again after every few trials.
 """
 
 import os
 from pathlib import Path
 
+from pipelines.csv_text import to_csv
 from tuning.report import answer, markdown, page, record
 
 
@@ -17,8 +18,8 @@ def write_report(folder: Path) -> str:
     """
     sweep = record.read(folder)
     files = {
-        "summary.csv": sweep.summary.to_csv(index=False),
-        "pairwise.csv": sweep.comparisons.to_csv(index=False),
+        "summary.csv": to_csv(sweep.summary),
+        "pairwise.csv": to_csv(sweep.comparisons),
         "report.md": markdown.render(sweep),
         "report.html": page.render(sweep),
     }

@@ -1,13 +1,11 @@
 """The answer of a sweep in a sentence or two, and how sure it is."""
 
-import math
 import shlex
 from collections.abc import Sequence
 from itertools import count, islice
 from typing import Any
 
 from markupsafe import Markup
-from scipy import stats  # type: ignore[import-untyped]
 
 from pipelines import words
 from tuning import statistics
@@ -32,8 +30,8 @@ def answer(sweep: Sweep) -> Markup:
             start, said["leader"], len(sweep.cells), said["score"], said["seeds"]
         )
     else:
-        sentence = Markup("{}{} {} {} over {}; {}").format(
-            start, said["leader"], "leads with", said["score"], said["seeds"], _against(sweep, verdict, n)
+        sentence = Markup("{}{} {} {} over {}; {}{}").format(
+            start, said["leader"], "leads with", said["score"], said["seeds"], _against(sweep, verdict, n), _chance(verdict)
         )
     return sentence + Markup(". {}").format(_progress(sweep)) if sweep.running else sentence
 
@@ -52,6 +50,13 @@ def _against(sweep: Sweep, verdict: statistics.Verdict, n: int) -> Markup:
     if len(level) == others:
         return Markup("not distinguishable from any of the {} others").format(others)
     return Markup("not distinguishable from {} and {} more").format(_cell(level[0]), len(level) - 1)
+
+
+def _chance(verdict: statistics.Verdict) -> str:
+    """Which kind of chance the comparison speaks of."""
+    if verdict.resolution is None:
+        return ""
+    return " (chance: of seeds and test items)" if verdict.over_items else " (chance: of seeds alone, on these test items)"
 
 
 def _without_results(sweep: Sweep) -> Markup:
@@ -109,38 +114,59 @@ def certainty(sweep: Sweep) -> list[Markup]:
             )
         )
     else:
-        more = len(_more(sweep.info["seeds"]))
+        told.append(_test(sweep, verdict))
+        told.append(_sensitivity(sweep, verdict))
+    if len(verdict.level_with) + len(verdict.ahead_of) > 0:
         told.append(
             Markup(
-                "Two cells are compared by a paired t-test on the seeds that both have{}, and the probabilities are corrected "
-                "for {} by Holm's method; a difference counts where the corrected probability is below {:g}. With {} and the "
-                "usual (median) spread between seeds, a difference of less than about <b>{}</b> could not have been told from "
-                "chance; "
-                "with {} and the same spread that would be about {}."
-            ).format(
-                ", against the spread of all pairs together or their own where that is larger" if verdict.comparisons > 1 else "",
-                words.count(verdict.comparisons, "comparison"),
-                statistics.ALPHA,
-                words.count(verdict.n, "seed"),
-                _points(sweep, verdict.resolution),
-                words.count(more, "seed"),
-                _points(sweep, _resolution_with(more, verdict)),
-            )
+                "The leader is the best of {} on the {} split itself: comparisons are corrected for that, its own score is not, "
+                "and is likelier too high than too low."
+            ).format(words.count(1 + len(verdict.level_with) + len(verdict.ahead_of), "cell"), sweep.test_split)
         )
     told.append(Markup("More seeds; what is there already is kept: <code>{}</code>").format(more_seeds(sweep.info)))
     return told
 
 
+def _test(sweep: Sweep, verdict: statistics.Verdict) -> Markup:
+    """How two cells are compared, and against which chance."""
+    pooled = ", against the spread of all pairs together or their own where that is larger" if verdict.comparisons > 1 else ""
+    corrected = Markup(
+        "The probabilities are corrected for {} by Holm's method; a difference counts where the corrected probability is below "
+        "{:g}."
+    ).format(words.count(verdict.comparisons, "comparison"), statistics.ALPHA)
+    if verdict.over_items:
+        return Markup(
+            "Two cells are compared run by run, with the same seed, and item by item of the {} split: a difference has to be "
+            "larger than <b>another seed</b>{} and <b>another draw of test items</b> together could make it. {}"
+        ).format(sweep.test_split, pooled, corrected)
+    lost = sweep.without_items
+    return Markup(
+        "Two cells are compared by a paired t-test on the seeds that both have{}: what is said is of <b>another run on the same "
+        "test items</b>. How another draw of test items would move a difference is not in it, for {}; where there are few, "
+        "that is the larger part. {}"
+    ).format(pooled, f"{lost} of {words.count(len(sweep.results), 'final run')} kept none of their results on items", corrected)
+
+
+def _sensitivity(sweep: Sweep, verdict: statistics.Verdict) -> Markup:
+    """What could have been seen, and what more seeds would change."""
+    assert verdict.resolution is not None
+    more = len(_more(sweep.info["seeds"]))
+    then = statistics.resolution(sweep.trials, sweep.mode, sweep.items, more)
+    assert then is not None
+    return Markup(
+        "With {}{} and the usual (median) spread, a difference of less than about <b>{}</b> could not have been told from "
+        "chance; with {} and the same spread that would be about {}."
+    ).format(
+        words.count(verdict.n, "seed"),
+        " and these test items" if verdict.over_items else "",
+        _points(sweep, verdict.resolution),
+        words.count(more, "seed"),
+        _points(sweep, then),
+    )
+
+
 def _points(sweep: Sweep, difference: float) -> str:
     return words.value(difference, sweep.percent) + (" points" if sweep.percent else "")
-
-
-def _resolution_with(seeds: int, verdict: statistics.Verdict) -> float:
-    """The verdict's resolution, had every cell so many seeds: t quantile / sqrt(n) in place of what it was."""
-    assert verdict.resolution is not None
-    tail, others = statistics.ALPHA / verdict.comparisons / 2, len(verdict.level_with) + len(verdict.ahead_of)
-    then, now = (stats.t.isf(tail, others * (n - 1)) / math.sqrt(n) for n in (seeds, verdict.n))
-    return float(verdict.resolution * then / now)
 
 
 def more_seeds(info: dict[str, Any]) -> str:
@@ -175,10 +201,16 @@ def facts(sweep: Sweep) -> list[tuple[str, str]]:
     told.append(("Time", f"{words.duration(info['seconds'])} of wall time in {words.count(info['sessions'], 'session')}"))
     if info["planned"]["search"]:
         told.append(("Selected on", _split(sweep, "validation", "the best point of each cell, with one seed")))
+    else:
+        told.append(("Selected on", "nothing: no cell was searched, every cell is trained as the grid says"))
     told.append(("Reported on", _split(sweep, "test", f"seeds {', '.join(str(seed) for seed in info['seeds'])}")))
     return told
 
 
 def _split(sweep: Sweep, name: str, detail: str) -> str:
     sizes = [f"{d[f'{name}_samples']:,} pairs of {d['name']}" for d in sweep.info["datasets"] if d.get(f"{name}_samples")]
-    return f"the {name} split" + (f" ({', '.join(sizes)})" if sizes else "") + f"; {detail}"
+    return (
+        f"the {sweep.test_split if name == 'test' else sweep.validation_split} split"
+        + (f" ({', '.join(sizes)})" if sizes else "")
+        + f"; {detail}"
+    )

@@ -69,7 +69,9 @@ def _heat_cell(sweep: Sweep, cell: str | None, metric: str, known: list[float], 
     low, high = min(known), max(known)
     share = 1.0 if low == high else (row["mean"] - low) / (high - low)
     best = min(known) if low_is_better else max(known)
-    interval = f"{words.value(row['low'], percent)}\u2013{words.value(row['high'], percent)}" if row["n"] > 1 else ""
+    interval = (
+        f"{words.value(row['low'], percent)}\u2013{words.value(row['high'], percent)}" if words.is_number(row["low"]) else ""
+    )
     return {
         "cell": cell,
         "value": words.value(row["mean"], percent),
@@ -153,6 +155,7 @@ def pairs(sweep: Sweep) -> list[dict[str, Any]]:
                 "n": int(row["n"]),
                 "difference": words.value(row["difference"], sweep.percent),
                 "sd": words.value(row["sd"], sweep.percent),
+                "se_items": words.value(row["se_items"], sweep.percent),
                 "p": words.probability(row["p"]),
                 "p_adjusted": words.probability(row["p_adjusted"]),
                 "word": word,

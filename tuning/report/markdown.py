@@ -72,7 +72,8 @@ def _grid(sweep: Sweep) -> list[str]:
     return [
         f"## {_plain(heat['title'])} over the grid",
         _table([_plain(heat["down"]) or " ", *(_plain(column) for column in heat["columns"])], rows),
-        "Mean over seeds, bold the best, `=` level with it. In brackets an interval of the mean and the number of seeds.",
+        "Mean over seeds, bold the best, `=` level with it. In brackets an interval of the mean over seeds, on "
+        "the same test items, and the number of seeds.",
     ]
 
 
@@ -99,11 +100,16 @@ def _cells(sweep: Sweep) -> list[str]:
     chance = grid.chance_row(sweep)
     if chance:
         rows.append(["chance", *[""] * (len(axes) - 1 + len(sweep.parameters)), *chance, "", "", ""])
-    splits = "selected on the validation split, measured on the test split" if len(sweep.search) else "measured on the test split"
+    measured = f"measured on the {_plain(sweep.test_split)} split"
+    what = (
+        f"Best point of each cell, selected on the {_plain(sweep.validation_split)} split, "
+        if len(sweep.search)
+        else "Every cell, "
+    )
     return [
         "## Cells",
         _table([_plain(title) for title in head], rows, len(axes)),
-        f"Best point of each cell, {splits}: mean (standard deviation) over n seeds; time is that of one final run.",
+        f"{what}{measured}: mean (standard deviation) over n seeds; time is that of one final run.",
     ]
 
 
@@ -113,11 +119,11 @@ def _pairs(sweep: Sweep) -> list[str]:
     for pair in grid.pairs(sweep):
         if pair["other"]:
             sign = "-" if pair["behind"] else ""
-            figures = [f"{sign}{pair['difference']}", pair["sd"], str(pair["n"]), pair["p"], pair["p_adjusted"]]
+            figures = [f"{sign}{pair['difference']}", pair["sd"], str(pair["n"]), pair["se_items"], pair["p"], pair["p_adjusted"]]
             rows.append([_plain(pair["other"]), *figures, pair["word"]])
     if not rows:
         return []
-    head = ["against", "difference", "sd", "seeds", "p", "p, Holm", "verdict"]
+    head = ["against", "difference", "sd", "seeds", "se of items", "p", "p, Holm", "verdict"]
     return [f"## {_plain(sweep.verdict.leader)} against every other", _table(head, rows), "All pairs are in `pairwise.csv`."]
 
 

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 
-from pipelines import words
+from pipelines import words, yaml_text
 from pipelines.remote import shown
 from tuning.report import answer, charts, grid, naming, scaling, space
 from tuning.report.record import Sweep, records
@@ -48,7 +47,7 @@ def render(sweep: Sweep) -> str:
         stopped=len(sweep.with_status("stopped")),
         trials=_trials(sweep),
         again=commands(sweep),
-        settings=shown(yaml.safe_dump(sweep.info["settings"], sort_keys=False, allow_unicode=True)),
+        settings=shown(yaml_text.dump(sweep.info["settings"])),
     )
 
 

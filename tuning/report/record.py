@@ -15,6 +15,7 @@ import pandas as pd
 from pipelines import storage
 from pipelines.settings import UserError
 from tuning import statistics
+from tuning.items import Items, read_items
 from tuning.report import naming
 
 _TEXT = ("trial", "cell", "phase", "status", "reason", "split", "command")
@@ -98,12 +99,34 @@ class Sweep:
         return statistics.summarize(self.trials, list(self.cells), self.metrics, self.mode)
 
     @cached_property
+    def items(self) -> dict[str, Items]:
+        """Of the results' trials, as far as they kept them."""
+        metrics = self.info["score"]["metrics"]
+        read = {trial: read_items(self.folder / "trials" / trial, metrics) for trial in self.results["trial"]}
+        return {trial: found for trial, found in read.items() if found is not None}
+
+    @property
+    def without_items(self) -> int:
+        """Results that kept none."""
+        return len(self.results) - len(self.items)
+
+    @property
+    def test_split(self) -> str:
+        """Where the seeds' runs are scored."""
+        return str(self.final["split"].iloc[0]) if len(self.final) else "test"
+
+    @property
+    def validation_split(self) -> str:
+        """Where points are chosen."""
+        return str(self.search["split"].iloc[0]) if len(self.search) else "validation"
+
+    @cached_property
     def comparisons(self) -> pd.DataFrame:
-        return statistics.compare(self.trials, "score", self.mode)
+        return statistics.compare(self.trials, "score", self.mode, self.items)
 
     @cached_property
     def verdict(self) -> statistics.Verdict:
-        return statistics.verdict(self.trials, self.mode)
+        return statistics.verdict(self.trials, self.mode, self.items)
 
     @cached_property
     def figures(self) -> dict[tuple[str, str], dict[str, Any]]:

@@ -153,9 +153,8 @@ def poison(objective: dict[str, Any], scaled: bool, accumulate: int) -> None:
         state.load_state_dict(through_a_file(saved))
         sicken(state)
         step_of(state, settings, kind)
-        # Features of which the objective only fills its queue leave loss and gradients alone.
-        overflow = kind != "teacher" or objective["name"] != "a-clip-ping" or bool(objective.get("own"))
-        after = skipped(saved, overflow)
+        # A sick teacher may leave gradients alone, as where its rows only fill a queue.
+        after = skipped(saved, overflow=kind != "teacher" or state.scaler.get_scale() < SCALE)
         assert_equal(through_a_file(state.state_dict()), after, f"NaN in {kind}")
     ends = []
     for start in (state.state_dict(), after):

@@ -30,6 +30,8 @@ CAPTIONS = [
     "\u0645\u0631\u062d\u0628\u0627 \u043f\u0440\u0438\u0432\u0435\u0442 \u4f60\u597d",
     "",
     "word " * 100,
+    "AT&amp;T caf\u00c3\u00a9 \u2019quoted\u2019 \ufb01ne",  # cleaned before: entities, wrong decodings, ligatures
+    "<|endoftext|> is no end of text, <end_of_text> is",
 ]
 
 
@@ -72,7 +74,7 @@ def test_open_clips_text_half_and_its_tokens(released: tuple[Any, Path], tokens:
     tokenizer = settings.tokenizer(lambda: ["never looked at"])
     ids, mask = (torch.from_numpy(a) for a in tokenizer(CAPTIONS))
     theirs = open_clip.get_tokenizer(MODEL)(CAPTIONS, context_length=tokens)
-    assert torch.equal(ids * mask, theirs), "but for what fills the rest"
+    assert torch.equal(ids, theirs)
     tower = settings.build(tokenizer.vocabulary_size).eval()
     whole = torch.nn.functional.pad(theirs, (0, WORDS - tokens))
     torch.testing.assert_close(tower(ids, mask), model.encode_text(whole), atol=1e-5, rtol=1e-5)
@@ -93,6 +95,34 @@ def test_what_open_clip_has_not_is_named(released: tuple[Any, Path], tmp_path: P
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"weights: '.*other\.pt' cannot be loaded into open_clip's raylign-test: "):
         OpenClipImageSettings(name="open_clip", model=MODEL, weights=str(tmp_path / "other.pt"), image_size=SIZE).build()
+
+
+@pytest.mark.parametrize("clean", ["canonicalize", "whitespace"])
+def test_open_clips_texts_are_cleaned_as_its_config_says_and_in_a_run_too(
+    clean: str, released: tuple[Any, Path], stamps: Prepared, tmp_path: Path
+) -> None:
+    _, path = released
+    config = json.loads((path.parent / f"{MODEL}.json").read_text())
+    config["text_cfg"]["tokenizer_kwargs"] = {"clean": clean}
+    (tmp_path / f"{MODEL}-{clean}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    settings = OpenClipTextSettings(name="open_clip", model=f"{MODEL}-{clean}", weights=str(path), max_tokens=WORDS)
+    theirs = open_clip.get_tokenizer(f"{MODEL}-{clean}")
+    assert torch.equal(torch.from_numpy(settings.tokenizer(list)(CAPTIONS)[0]), theirs(CAPTIONS))
+    run = run_settings(stamps, text_tower=settings.model_dump(mode="json"), text_head={"name": "identity"}, embed_dim=24)
+    embedder: Any = load_embedder(str(checkpoint_of(run, stamps, tmp_path / "run")))
+    with torch.no_grad():
+        right = torch.nn.functional.normalize(embedder._encoder.text_tower.model.encode_text(theirs(CAPTIONS)))
+    np.testing.assert_allclose(embedder.embed_texts(CAPTIONS), right.numpy(), atol=1e-5)
+
+
+def test_what_of_open_clips_tokenizers_is_not_read_is_refused(released: tuple[Any, Path], tmp_path: Path) -> None:
+    config = json.loads((released[1].parent / f"{MODEL}.json").read_text())
+    config["text_cfg"]["tokenizer_kwargs"] = {"reduction_mask": "shuffle"}
+    (tmp_path / f"{MODEL}-shuffle.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    with pytest.raises(UserError, match=r"^model: the tokenizer of open_clip's .*shuffle is told reduction_mask"):
+        OpenClipTextSettings(name="open_clip", model=f"{MODEL}-shuffle").tokenizer(list)
 
 
 @pytest.fixture(scope="module", params=["clip", "siglip"])

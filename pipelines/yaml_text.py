@@ -1,0 +1,112 @@
+"""YAML as people type it, to values and back.
+
+PyYAML follows YAML 1.1, to which `1e-3` is text; here numbers are those of YAML 1.2 (core schema, section 10.3.2). What is dumped
+is read again as it was. A file is untrusted until it has been read: anchors that multiply one another, or contain themselves, are
+refused before anything is built of them.
+"""
+
+import re
+from collections import Counter
+from typing import Any
+
+import yaml
+
+MOST_VALUES = 250_000  # in one text, where every alias counts as all that its anchor holds; about 200 MB while it is read
+_DEEPEST = 100  # of lists and mappings in one another
+_NUMBER = re.compile(r"^(?=.*[.eE])[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
+_FLOAT, _FIRST = "tag:yaml.org,2002:float", list("-+.0123456789")
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class TooMuch(yaml.YAMLError):
+    """More than a config can mean to hold."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe types only; no key twice, and no more than `MOST_VALUES`."""
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self._composed = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._composed += 1
+        if self._composed > MOST_VALUES:
+            raise _too_many()
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        self._no_key_twice(node)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_map(self, node: yaml.MappingNode) -> Any:
+        # Before `<<` is merged, whose keys may well be set again.
+        self._no_key_twice(node)
+        yield from super().construct_yaml_map(node)
+
+    def _no_key_twice(self, node: yaml.MappingNode) -> None:
+        keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE)
+        for (_, key), count in keys.items():
+            if count > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands there twice", node.start_mark)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that would be read as a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(_FLOAT, _NUMBER, _FIRST)
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_yaml_map)
+
+
+def parse(text: str) -> Any:
+    """The one value that a text holds; None for an empty one. Raises `yaml.YAMLError`, or its kind `TooMuch`."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        count, depth = _expanded(node, {})
+        if count > MOST_VALUES:
+            raise _too_many()
+        if depth > _DEEPEST:
+            raise _too_deep()
+        return loader.construct_document(node)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:  # no such date, a whole number of thousands of digits
+        raise yaml.YAMLError(str(error)) from None
+    finally:
+        loader.dispose()
+
+
+def dump(value: Any, flow: bool = False) -> str:
+    """A text that `parse` reads as `value`, keys in their order; `flow`: as one line ends with it."""
+    width = float("inf") if flow else None
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=width)
+
+
+def _expanded(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Values from a node on, with all that aliases stand for, and how deep they are nested."""
+    if id(node) in known:
+        if not known[id(node)][0]:
+            raise TooMuch("an anchor contains an alias of itself")
+        return known[id(node)]
+    known[id(node)] = 0, 0
+    inner = []
+    if isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    elif isinstance(node, yaml.MappingNode):
+        inner = [part for pair in node.value for part in pair]
+    parts = [_expanded(part, known) for part in inner]
+    known[id(node)] = 1 + sum(count for count, _ in parts), 1 + max((depth for _, depth in parts), default=0)
+    return known[id(node)]
+
+
+def _too_many() -> TooMuch:
+    return TooMuch(f"holds more than {MOST_VALUES:,} values, counting what its anchors repeat")
+
+
+def _too_deep() -> TooMuch:
+    return TooMuch(f"lists or mappings are nested more than {_DEEPEST} deep")

@@ -1,0 +1,226 @@
+"""What an image tower refuses: files that lack weights, pixels that it cannot make, sizes that the model does not take."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import transformers as t
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipelines.settings import UserError, validate
+from training.towers.base import load_weights
+from training.towers.image import HuggingFaceVisionSettings, ImageTower, TimmSettings
+from training.towers.open_clip import OpenClipImageSettings
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+SIZES |= {"image_size": 32, "patch_size": 8}
+
+
+def vit(folder: Path, processor: Any = None) -> Path:
+    torch.manual_seed(0)
+    t.ViTModel(t.ViTConfig(**SIZES)).save_pretrained(folder)
+    (processor or t.ViTImageProcessor()).save_pretrained(folder)
+    return folder
+
+
+def build(folder: Path, size: int = 32) -> ImageTower:
+    return HuggingFaceVisionSettings(name="huggingface", weights=str(folder), image_size=size).build()
+
+
+def edit(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def without(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda weights: {key: tensor for key, tensor in weights.items() if not key.endswith(name)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("cls_token"), r"lacks 1 of the \d+ weights that ViTModel runs with: embeddings.cls_token; give"),
+        (without("pooler.dense.bias"), r"lacks 1 of the .*: pooler.dense.bias"),  # half a pooler is no model without one
+        (
+            lambda weights: {f"backbone.{key}": tensor for key, tensor in weights.items()},
+            r"lacks .* and \d+ more; it has \d+ of other names, such as backbone\.embeddings.cls_token; give",
+        ),
+        (
+            lambda weights: weights | {"embeddings.cls_token": torch.zeros(1, 1, 8)},
+            r"lacks 1 of .*: embeddings.cls_token \(1 x 1 x 8 in the file, 1 x 1 x 16 here\)",
+        ),
+        (without("weight"), r"lacks \d+ of"),
+    ],
+    ids=["one", "half-a-pooler", "renamed", "other-shape", "many"],
+)
+def test_weights_that_a_file_lacks_are_named(tmp_path: Path, change: Any, message: str) -> None:
+    edit(vit(tmp_path), change)
+    with pytest.raises(UserError, match=rf"image_tower\.weights: .*{message}") as caught:
+        build(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_in_half_precision_is_a_tower_in_full(tmp_path: Path) -> None:
+    whole = build(vit(tmp_path)).eval()
+    edit(tmp_path, lambda weights: {key: tensor.half() for key, tensor in weights.items()})
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    tower, image = build(tmp_path).eval(), torch.full((1, 3, 32, 32), 9, dtype=torch.uint8)
+    assert {tensor.dtype for tensor in tower.parameters()} == {torch.float32}
+    torch.testing.assert_close(tower(image), whole(image), atol=1e-2, rtol=0)
+
+
+def test_a_model_that_masks_at_random_is_refused(tmp_path: Path) -> None:
+    t.ViTMAEModel(t.ViTMAEConfig(**SIZES)).save_pretrained(tmp_path)
+    t.ViTImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"image_tower: .*\(ViTMAEModel\): .* other features each time, .*; give a model without"):
+        build(tmp_path)
+
+
+def test_pixels_that_a_tower_cannot_make_are_refused(tmp_path: Path) -> None:
+    """It never guesses: no processor, patches in place of images, a frame of padding."""
+    vit(tmp_path / "none")
+    (tmp_path / "none" / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=r"image_tower\.weights: .*none has no image processor, .*; save it beside the weights"):
+        build(tmp_path / "none")
+    with pytest.raises(UserError, match=r"Siglip2ImageProcessor, gives \[\d+, 256, 768\] in place of one image of 3 channels"):
+        build(vit(tmp_path / "patches", t.Siglip2ImageProcessor()))
+    framed = t.ViTImageProcessor(do_resize=False, do_center_crop=True, crop_size={"height": 48, "width": 48})
+    with pytest.raises(UserError, match="ViTImageProcessor, does more to a square of one colour than to scale"):
+        build(vit(tmp_path / "frame", framed))
+
+
+def test_a_size_that_a_model_does_not_take_is_refused_with_one_that_it_takes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"image_tower\.image_size: 48 pixels are not what .*; pass image_size=32, or"):
+        build(vit(tmp_path / "vit"), 48)
+    t.Dinov2Model(t.Dinov2Config(**SIZES)).save_pretrained(tmp_path / "dino")
+    t.ViTImageProcessor().save_pretrained(tmp_path / "dino")
+    assert build(tmp_path / "dino", 40).width == 16
+    with pytest.raises(UserError, match=r"image_size: of 45 pixels, .* would see 40, in patches of 8; pass image_size=40 or 48"):
+        build(tmp_path / "dino", 45)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "size", "message"),
+    [
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}, 256, None),
+        ("cait_xxs24_224", {"embed_dim": 32, "depth": 1, "num_heads": 2}, 256, None),
+        ("mixer_s32_224", {}, 256, None),
+        ("hiera_tiny_224", {"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1, 1)}, 256, None),
+        ("flexivit_small", {"embed_dim": 32, "depth": 1, "num_heads": 2}, 256, None),
+        (
+            "crossvit_tiny_240",
+            {},
+            256,
+            r"image_size: 256 pixels are not what timm's crossvit_tiny_240 takes.*; pass image_size=240",
+        ),
+        ("mixer_s32_224", {}, 250, r"image_size: of 250 pixels, .* would see 224, in patches of 32; pass image_size=224 or 256"),
+        ("test_vit", {"depth": 1, "no_such": 1}, 64, r"model: timm cannot build test_vit for .*no_such.*; change one of them"),
+    ],
+)
+def test_timm_is_asked_which_sizes_a_model_takes(model: str, options: dict[str, Any], size: int, message: str | None) -> None:
+    settings = TimmSettings(name="timm", model=model, options=options, image_size=size)
+    if message is None:
+        assert settings.build().width > 0
+        return
+    with pytest.raises(UserError, match=rf"image_tower\.{message}") as caught:
+        settings.build()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["img_size", "num_classes", "in_chans", "checkpoint_path", "features_only"])
+def test_options_that_would_change_what_a_tower_is_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"options: {name} is not passed on to timm; leave it out"):
+        validate(TimmSettings, {"name": "timm", "model": "test_vit", "options": {name: 3}}, "c.yaml")
+
+
+class Blocks(nn.Module):
+    """Twelve equal blocks, of which every order has the same shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.ModuleDict({"q": nn.Linear(2, 2), "k": nn.Linear(2, 2)}) for _ in range(12))
+        self.head = nn.Linear(2, 3)
+
+
+def renamed(names: list[str], rule: Callable[[str], str]) -> dict[str, Tensor]:
+    weights = Blocks().state_dict()
+    return {rule(name): weights[name] for name in names}
+
+
+def test_weights_of_other_names_are_placed_only_in_an_order_that_can_be_checked(tmp_path: Path) -> None:
+    names = list(Blocks().state_dict())
+
+    def rule(name: str) -> str:
+        return name.replace("blocks", "layer").replace(".q.", ".query.").replace(".k.", ".key.").replace("head", "fc")
+
+    given, target = renamed(names, rule), Blocks()
+    torch.save(given, tmp_path / "w.pth")
+    load_weights(target, tmp_path / "w.pth", "k")
+    assert all(torch.equal(a, b) for a, b in zip(target.state_dict().values(), given.values(), strict=True))
+
+    blocks = [name for name in names if name.startswith("blocks")]
+    by_text = [n for number in sorted(map(str, range(12))) for n in blocks if n.startswith(f"blocks.{number}.")]
+    swapped = [name.replace(".q.", ".K.").replace(".k.", ".q.").replace(".K.", ".k.") for name in names]
+    wrong = {
+        "sorted": renamed(sorted(names), rule),
+        "blocks-as-text": renamed([*by_text, *names[-2:]], rule),
+        "reversed": renamed([*reversed(blocks), *names[-2:]], rule),
+        "keys-before-queries": renamed(swapped, lambda name: f"net.{name}"),
+    }
+    for about, weights in wrong.items():
+        torch.save(weights, tmp_path / f"{about}.pth")
+        with pytest.raises(UserError, match=rf"k: {about}\.pth (names its tensors otherwise|holds 50 tensors of other names)"):
+            load_weights(Blocks(), tmp_path / f"{about}.pth", "k")
+    save_file(given, tmp_path / "w.safetensors")  # which keeps no order
+    with pytest.raises(UserError, match=r"w\.safetensors (names its tensors otherwise|holds 50 tensors of other names)"):
+        load_weights(Blocks(), tmp_path / "w.safetensors", "k")
+
+
+def test_a_classifier_may_be_any_and_a_training_checkpoint_gives_its_average(tmp_path: Path) -> None:
+    weights, average = Blocks().state_dict(), Blocks().state_dict()
+    del weights["head.bias"]
+    weights["head.weight"] = torch.zeros(7, 2)
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth does not fit the model: .*head\.bias"):
+        load_weights(Blocks(), tmp_path / "w.pth", "k")
+    target = Blocks()
+    load_weights(target, tmp_path / "w.pth", "k", ("head.",))
+    assert all(torch.equal(target.state_dict()[n], tensor) for n, tensor in weights.items() if not n.startswith("head"))
+    torch.save({"state_dict": weights, "state_dict_ema": average}, tmp_path / "ema.pth")
+    load_weights(target, tmp_path / "ema.pth", "k")
+    assert all(torch.equal(target.state_dict()[name], tensor) for name, tensor in average.items())
+    torch.save(average | {"blocks.12.q.weight": torch.zeros(2, 2)}, tmp_path / "deeper.pth")
+    with pytest.raises(UserError, match=r"deeper\.pth does not fit the model: .*Unexpected key.*blocks\.12\.q\.weight"):
+        load_weights(Blocks(), tmp_path / "deeper.pth", "k", ("head.",))
+
+
+def test_a_file_of_open_clip_has_the_pixels_that_its_model_was_published_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
+    text = {"context_length": 8, "vocab_size": 100, "width": 32, "heads": 2, "layers": 1}
+    (tmp_path / "raylign-pixels.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(tmp_path)
+    torch.save(open_clip.create_model("raylign-pixels", load_weights=False).state_dict(), tmp_path / "w.pt")
+    settings = OpenClipImageSettings(name="open_clip", model="raylign-pixels", weights=str(tmp_path / "w.pt"), image_size=32)
+    ways = {"one": {"mean": (0.5,) * 3, "std": (0.5,) * 3}}
+    monkeypatch.setattr(OpenClipImageSettings, "_published", lambda self: ways)
+    assert settings.build().pixels.mean.flatten().tolist() == [127.5] * 3
+    ways["two"] = {"mean": (0.25,) * 3, "std": (0.5,) * 3}
+    with pytest.raises(
+        UserError, match=r"weights: .* and w\.pt does not say which is its own; put open_clip_config\.json beside"
+    ):
+        settings.build()
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": ways["two"]}))
+    assert settings.build().pixels.mean.flatten().tolist() == [63.75] * 3
+
+
+def test_a_tag_that_was_trained_with_another_activation_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model: openai of ViT-B-32 was trained with QuickGELU; pass model=ViT-B-32-quickgelu"):
+        OpenClipImageSettings(name="open_clip", model="ViT-B-32", weights="openai").build()

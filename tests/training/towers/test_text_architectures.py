@@ -1,0 +1,269 @@
+"""Text towers and dual encoders of many architectures: the rows that transformers gives for each text alone, or a refusal.
+
+Tiny random models and tokenizers, saved as folders from the hub. A text alone, unpadded, is the reference: neither padding, nor
+masks, nor other texts may change its row. SigLIP's alone is padded to its full length, as it was trained, and so is ConvBERT's,
+whose convolutions run over the padding.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipelines.prepared import Prepared
+from pipelines.settings import UserError, validate
+from tests.training.one_step import one_step
+from tests.training.towers.text_models import DUAL, POSITIONS, TEXT, save, tokenizer_of
+from tests.training.towers.text_rows import CAPTIONS, tower_rows
+from training.checkpoint import load_embedder
+from training.config import TrainSettings
+from training.embedders import huggingface
+from training.precision import unit
+from training.towers.text import HuggingFaceTextSettings, TextTower
+
+RUNS = ["roberta", "t5-encoder", "gpt2", "siglip"]  # a pad that is 1, half of a model, no pad, no mask
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {name: save(kind, model, root / name) for name, (kind, model) in (TEXT | DUAL).items()}
+
+
+@pytest.fixture(scope="module")
+def runs(folders: dict[str, Path], stamps: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints after one step with such towers."""
+    root = tmp_path_factory.mktemp("runs")
+    for name in RUNS:
+        (root / name).mkdir()
+        one_step(run_of(stamps, {"weights": str(folders[name]), "projected": name in DUAL}), stamps, root / name)
+    return {name: root / name for name in RUNS}
+
+
+@pytest.fixture(scope="module")
+def elsewhere(folders: dict[str, Path], runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Rows from another process."""
+    root = tmp_path_factory.mktemp("elsewhere")
+    towers = {name: {"weights": str(folders[name]), "projected": name in DUAL} for name in folders}
+    wanted = {"towers": towers, "checkpoints": {f"run-{name}": str(folder) for name, folder in runs.items()}}
+    (root / "wanted.json").write_text(json.dumps(wanted))
+    program = [sys.executable, "-m", "tests.training.towers.text_rows", str(root / "wanted.json"), str(root / "rows.npz")]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return dict(np.load(root / "rows.npz"))
+
+
+def run_of(stamps: Prepared, text: dict[str, Any], **changes: Any) -> TrainSettings:
+    tree = {
+        "name": "run",
+        "data": {"path": str(stamps.path)},
+        "image_tower": {"name": "conv", "image_size": 16, "channels": [8, 16]},
+        "text_tower": {"name": "huggingface", "max_tokens": POSITIONS} | text,
+        "embed_dim": 12,
+        "epochs": 1,
+        "global_batch_size": 24,
+    }
+    return validate(TrainSettings, tree | changes, "run")
+
+
+@torch.no_grad()
+def alone(folder: Path, dual: bool, pooling: str = "mean") -> np.ndarray:
+    """By transformers, each caption by itself."""
+    from transformers import AutoModel, AutoTokenizer
+
+    model, tokenizer, rows = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder), []
+    padding = {"padding": "max_length"} if model.config.model_type in ("siglip", "siglip2", "convbert") else {}
+    for text in CAPTIONS:
+        given = tokenizer([text], truncation=True, max_length=POSITIONS, return_tensors="pt", **padding)
+        if dual:
+            rows.append(model.get_text_features(**given).pooler_output[0])
+            continue
+        half = model.get_encoder() if model.config.model_type in ("t5", "bart") else model
+        states = half(**given).last_hidden_state[0, given["attention_mask"][0] == 1]
+        rows.append(states.mean(0) if pooling == "mean" else states[0])
+    return torch.stack(rows).numpy()
+
+
+@pytest.mark.parametrize("name", [*TEXT, *DUAL])
+def test_a_tower_gives_the_rows_of_each_text_alone_in_every_process(
+    name: str, folders: dict[str, Path], elsewhere: dict[str, np.ndarray]
+) -> None:
+    right = alone(folders[name], name in DUAL)
+    assert np.abs(right[:, None] - right[None]).max(-1)[~np.eye(len(right), dtype=bool)].min() > 1e-3, "no two are alike"
+    own = tower_rows(str(folders[name]), projected=name in DUAL)
+    np.testing.assert_allclose(own, right, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(elsewhere[name], own, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "mpnet", "deberta", "modernbert"])
+def test_the_first_token_of_models_that_look_both_ways(name: str, folders: dict[str, Path]) -> None:
+    own = tower_rows(str(folders[name]), pooling="cls")
+    np.testing.assert_allclose(own, alone(folders[name], False, "cls"), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", DUAL)
+def test_an_embedder_gives_them_too(name: str, folders: dict[str, Path]) -> None:
+    """At once or one by one: what stands beside a text does not matter."""
+    embedder, right = huggingface(str(folders[name])), unit(torch.from_numpy(alone(folders[name], True))).numpy()
+    np.testing.assert_allclose(embedder.embed_texts(CAPTIONS), right, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([embedder.embed_texts([text]) for text in CAPTIONS]), right, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_is_the_same_in_every_process(name: str, runs: dict[str, Path], elsewhere: dict[str, np.ndarray]) -> None:
+    rows = load_embedder(str(runs[name])).embed_texts(CAPTIONS)
+    assert np.isfinite(rows).all()
+    np.testing.assert_allclose(elsewhere[f"run-{name}"], rows, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["roberta", "t5-encoder", "gpt2", "siglip", "clip", "altclip", "align", "blip", "vision-text-bert"]
+)
+def test_a_forward_that_leaves_states_gives_the_row_that_is_served(name: str, folders: dict[str, Path]) -> None:
+    from transformers import AutoModel
+
+    projected = name in DUAL
+    settings = HuggingFaceTextSettings(name="huggingface", weights=str(folders[name]), max_tokens=POSITIONS, projected=projected)
+    tokenizer = settings.tokenizer(list)
+    ids, mask = map(torch.from_numpy, tokenizer(CAPTIONS))
+    tower = settings.build(tokenizer.vocabulary_size).eval()
+    model = AutoModel.from_pretrained(folders[name]).eval()
+    half = getattr(model, "text_model", model.get_encoder() if name == "t5-encoder" else model)
+    with torch.no_grad():
+        rows, states = tower.with_states(ids, mask)
+        right = half(input_ids=ids, attention_mask=mask).last_hidden_state
+        assert rows.shape[1] == tower.width and states.shape[2] == tower.states_width
+        torch.testing.assert_close(rows, tower(ids, mask))
+        torch.testing.assert_close(states[mask == 1], right[mask == 1], atol=1e-5, rtol=1e-5)
+
+
+MASKED: dict[str, dict[str, Any]] = {
+    "mcd": {"name": "mcd"},
+    "declip": {"name": "declip", "queue": 24},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective"), [("roberta", "mcd"), ("vision-text-bert", "declip"), ("run", "declip"), ("run-of-run", "mcd")]
+)
+def test_masked_words_are_guessed_from_states_of_their_own_width(
+    kind: str, objective: str, folders: dict[str, Path], stamps: Prepared, tmp_path: Path
+) -> None:
+    """States of 32 numbers, rows of 20 or 12. A tower of a run has those of the tower in it, however deep."""
+    text: dict[str, Any] = {"weights": str(folders[kind if kind in folders else "roberta"]), "projected": kind in DUAL}
+    for number in range(kind.count("run")):
+        (tmp_path / str(number)).mkdir()
+        one_step(run_of(stamps, text), stamps, tmp_path / str(number))
+        text = {"name": "run", "path": str(tmp_path / str(number))}
+    _, metrics, state = one_step(run_of(stamps, text, objective=MASKED[objective]), stamps, tmp_path)
+    assert np.isfinite(metrics["mlm"]) and metrics["mlm"] > 0
+    head: Any = state.objective.words
+    assert head.in_features == 32 and head.weight.grad.abs().sum() > 0
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {  # model, settings, message
+    "no-padding-for-the-offset": (
+        "roberta",
+        {"max_tokens": 17},
+        r"^text_tower\.max_tokens: 17 is more than the 16 usable pos",
+    ),
+    "bert-has-no-offset": ("bert", {"max_tokens": 17}, r"^text_tower\.max_tokens: 17 is more than the 16 usable"),
+    "siglip-short": ("siglip", {"max_tokens": 8, "projected": True}, r"max_tokens: 8, .*full length; pass max_tokens=16"),
+    "siglip-mean-short": ("siglip", {"max_tokens": 8}, r"max_tokens: 8, .*full length; pass max_tokens=16"),
+    "causal-cls": ("opt", {"pooling": "cls"}, r"^text_tower\.pooling: cls, .*pass pooling=mean"),
+    "clip-cls": ("clip", {"pooling": "cls"}, r"^text_tower\.pooling: cls, .*pass pooling=mean"),
+    "gpt2-cls": ("gpt2", {"pooling": "cls"}, r"^text_tower\.pooling: cls, .*pass pooling=mean"),
+    "no-dual": ("bert", {"projected": True}, r"^text_tower\.projected: .* is no CLIP-like model; pass projected=false"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_would_be_wrong_without_a_sign_is_refused(case: str, folders: dict[str, Path]) -> None:
+    name, settings, message = REFUSED[case]
+    with pytest.raises(UserError, match=message) as raised:
+        tower_rows(str(folders[name]), **settings)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "t5", "clip", "vision-text-bert"])
+def test_weights_under_other_names_are_refused_by_those_that_are_missing(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for file in folders[name].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    found = load_file(tmp_path / "model.safetensors")
+    missing = next(key for key in found if ("text" if name in DUAL else "encoder") in key)
+    found[f"other.{missing}"] = found.pop(missing)
+    save_file(found, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"^text_tower\.weights: .* lacks 1 of the .* weights") as raised:
+        tower_rows(str(tmp_path), projected=name in DUAL)
+    assert missing.split(".")[-2] in str(raised.value)
+    if name in DUAL:
+        with pytest.raises(UserError, match=r"^embedder_arguments\.weights: .* lacks 1 of the"):
+            huggingface(str(tmp_path))
+
+
+LENGTHS = {"siglip": ["siglip", "siglip2"], "dual": ["vision-text-bert", "vision-text-roberta", "clip", "altclip"]}
+
+
+@pytest.mark.parametrize("name", LENGTHS["siglip"] + LENGTHS["dual"])
+def test_a_tokenizer_that_knows_no_length_is_told_the_models(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """1e30 stands in many a tokenizer_config.json. Long texts are cut all the same, and SigLIP's padded to the model's length."""
+    kind, model = DUAL[name]
+    save(kind, model, tmp_path, model_max_length=10**30)
+    right = unit(torch.from_numpy(alone(folders[name], True))).numpy()
+    np.testing.assert_allclose(huggingface(str(tmp_path)).embed_texts(CAPTIONS), right, atol=1e-5)
+    np.testing.assert_allclose(unit(torch.from_numpy(tower_rows(str(tmp_path), projected=True))), right, atol=1e-5)
+
+
+def test_what_no_text_is_told_apart_by_is_refused(tmp_path: Path) -> None:
+    """A CLIP reads the end of a text that its config names, and this tokenizer adds another: the first token stands for all."""
+    save("clip", DUAL["clip"][1], tmp_path)
+    tree = json.loads((tmp_path / "config.json").read_text())
+    tree["text_config"]["eos_token_id"] = 50
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"^embedder_arguments\.weights: .* gives different texts one row"):
+        huggingface(str(tmp_path))
+
+
+def test_case_and_signs_are_read_as_by_transformers_own_tokenizer(folders: dict[str, Path]) -> None:
+    """SigLIP2's class lowers case, which its tokenizer.json does not say."""
+    from transformers import AutoTokenizer
+
+    texts = ["A CAT", "a cat", "", "Two  DOGS, on_a mat!", "cat " * 50]
+    for name in (*TEXT, *DUAL):
+        own = HuggingFaceTextSettings(name="huggingface", weights=str(folders[name]), max_tokens=POSITIONS).tokenizer(list)
+        theirs: Any = AutoTokenizer.from_pretrained(folders[name])
+        if theirs.pad_token is None:
+            theirs.pad_token = theirs.eos_token
+        right = theirs(texts, padding="max_length", truncation=True, max_length=POSITIONS)["input_ids"]
+        assert own(texts)[0].tolist() == right, name
+    assert np.array_equal(*own_ids(folders["siglip2"], ["A CAT", "a cat"]))
+    assert tokenizer_of("siglip2")(["A CAT"])["input_ids"] == tokenizer_of("siglip2")(["a cat"])["input_ids"]
+
+
+def own_ids(folder: Path, texts: list[str]) -> np.ndarray:
+    settings = HuggingFaceTextSettings(name="huggingface", weights=str(folder), max_tokens=POSITIONS)
+    return settings.tokenizer(list)(texts)[0]
+
+
+def test_every_parameter_that_trains_gets_a_gradient(folders: dict[str, Path]) -> None:
+    """One without would stop several workers: poolers that we do not use, cross attention, a logit scale."""
+    for name in (*TEXT, *DUAL):
+        settings = HuggingFaceTextSettings(
+            name="huggingface", weights=str(folders[name]), max_tokens=POSITIONS, projected=name in DUAL
+        )
+        tokenizer = settings.tokenizer(list)
+        tower: TextTower = settings.build(tokenizer.vocabulary_size).train()
+        ids, mask = map(torch.from_numpy, tokenizer(CAPTIONS))
+        rows: Tensor = tower(ids, mask)
+        rows.sum().backward()
+        assert [key for key, p in tower.named_parameters() if p.requires_grad and p.grad is None] == [], name
