@@ -94,7 +94,7 @@ def test_prepared_data(tmp_path: Path, touched: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format_version": 2, "shards": [{"file": "../a.parquet"}]}', '{"format_version": 2, "shards": 1}']
+    "text", ["", "[]", "{}", '{"format_version": 3, "shards": [{"file": "../a.parquet"}]}', '{"format_version": 3, "shards": 1}']
 )
 def test_a_manifest_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines import storage
 from pipelines.order import Order
-from pipelines.prepared import Prepared
+from pipelines.prepared import FORMAT_VERSION, Prepared
 from pipelines.settings import UserError
 
 
@@ -34,7 +34,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Order]:
             weight = {"weight": weights[index]} if weights else {}
             shards.append({"file": f"{index}.parquet", "rows": count, "splits": splits} | weight)
         manifest = {
-            "format_version": 2,
+            "format_version": FORMAT_VERSION,
             "fingerprint": f"{folder}",
             "tables": tables,
             "captions": {"shuffled": 0},

@@ -12,7 +12,7 @@ import torch
 
 from pipelines.banks import Pool
 from pipelines.display import Display
-from pipelines.prepared import Prepared
+from pipelines.prepared import FORMAT_VERSION, Prepared
 from pipelines.settings import apply_overrides, validate
 from pipelines.tokenizer import train_tokenizer
 from tests.conftest import png
@@ -38,7 +38,7 @@ def prepared_by_hand(folder: Path, name: str, first: int = 0) -> Prepared:
     pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
     labels = [row["label_hue"] for row in rows]
     manifest = {
-        **{"format_version": 2, "name": name, "fingerprint": f"{first:032d}", "config": {"split_seed": 0}},
+        **{"format_version": FORMAT_VERSION, "name": name, "fingerprint": f"{first:032d}", "config": {"split_seed": 0}},
         **{"num_samples": len(rows), "num_images": len(rows), "num_texts": len(rows), "split_shares": {"test": 0.3}},
         **{"labels": {"hue": {hue: labels.count(hue) for hue in sorted(set(labels))}}},
         **{"shards": [{"file": "a.parquet", "rows": len(rows), "splits": {"train": TRAIN, "test": TEST}}]},

@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from evaluation.suite import HeldOut, SuiteSettings, held_out, mean_recalls, score
-from pipelines.prepared import Prepared
+from pipelines.prepared import FORMAT_VERSION, Prepared
 from tests.patience import PATIENCE
 from training.report import main, write_report
 
@@ -68,7 +68,7 @@ def prepare_by_hand(folder: Path, captions: list[list[str]], labels: bool = True
         shards.append({"file": name, "rows": len(part), "splits": {s: splits.count(s) for s in ("train", "test")}})
     found = [row["label_shape"] for row in rows] if labels else []
     manifest = {
-        "format_version": 2,
+        "format_version": FORMAT_VERSION,
         "name": "squares",
         "num_samples": len(rows),
         "num_images": len(rows),

@@ -29,15 +29,13 @@ from pipelines.batch import Batch, Needs
 from pipelines.views import StrongAugment, StrongViews
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Task
-from training.objectives.blocks import Candidates
 from training.objectives.clip import Clip, ContrastiveSettings
 from training.objectives.contrast import contrast, find_candidates, pair_ids
-from training.objectives.fifo import at, nearest, push
-from training.objectives.functional import log_sums
+from training.objectives.fifo import push
 from training.objectives.heads import BatchNorm, mlp
-from training.objectives.means import mean_over_workers
 from training.objectives.mlm import masked_loss
-from training.precision import exact, unit
+from training.objectives.neighbour_contrast import neighbour_contrast
+from training.precision import unit
 
 
 class DeclipSettings(ContrastiveSettings):
@@ -102,7 +100,9 @@ class Declip(Clip):
         z = [self.projector(rows) for rows in (embeddings.image_projection, embeddings.strong_projection[:, 0])]
         found = {"plain": plain, "views": torch.stack(others).mean()}
         found["image"] = simsiam(*(self.predictor(rows) for rows in z), *z)
-        found["neighbours"] = self._neighbours(views, texts, batch, candidates.targets, scale)
+        filled = min(int(self.pushed), len(self.queue))
+        past = self.queue[:filled], self.ids[:filled]
+        found["neighbours"] = neighbour_contrast(views, texts, pair_ids(batch), past, candidates.targets, scale, self._mask)
         if settings.mlm:
             assert embeddings.text_states is not None
             found["mlm"] = masked_loss(self.words, embeddings.text_states, batch["masked_labels"])
@@ -111,25 +111,6 @@ class Declip(Clip):
         metrics = {"temperature": 1 / scale.detach()} | {name: value.detach() for name, value in found.items()}
         new = (texts[0].detach(), texts[1].detach(), pair_ids(batch))
         return Loss(total, metrics, dict(zip(("texts", "others", "ids"), map(all_gather, new), strict=True)))
-
-    def _neighbours(self, views: list[Tensor], texts: list[Tensor], batch: Batch, targets: Tensor, scale: Tensor) -> Tensor:
-        """L_NNS over captions that have a neighbour; 0 where none has."""
-        filled, own = min(int(self.pushed), len(self.queue)), pair_ids(batch)
-        queue, queue_ids = self.queue[:filled], self.ids[:filled]
-        losses = []
-        for text in texts:
-            places = neighbours(text.detach(), queue, own, queue_ids)
-            there, near, near_ids = places >= 0, unit(at(queue, places)).to(text.dtype), at(queue_ids, places)
-            candidates = Candidates(targets, group=there, all_groups=all_gather(there))
-            if self._mask:  # keys that are the row's own pair, its own target again, or of a pair like it
-                ids, key_ids = torch.cat([own, near_ids, own], 1), torch.cat([near_ids, near_ids, own], 1)
-                candidates = candidates._replace(ids=ids, all_ids=all_gather(key_ids))
-            keys = all_gather(near)
-            for view in views:
-                sums, _ = log_sums(view, keys, scale, None, candidates)
-                found = torch.where(there, sums - scale * (exact(view) * near).sum(1), 0.0)
-                losses.append(mean_over_workers(found, there))
-        return torch.stack(losses).mean()
 
     def update(self, batch: Batch, loss: Loss) -> None:
         super().update(batch, loss)
@@ -142,10 +123,3 @@ class Declip(Clip):
 def simsiam(p: Tensor, other_p: Tensor, z: Tensor, other_z: Tensor) -> Tensor:
     """L_ISS of predictions and projections [b, F] of both views; projections get no gradient."""
     return -(F.cosine_similarity(p, other_z.detach()) + F.cosine_similarity(other_p, z.detach())).mean() / 2
-
-
-def neighbours(rows: Tensor, queue: Tensor, ids: Tensor, queue_ids: Tensor) -> Tensor:
-    """int64 [b]: of each row [b, D], the entry of the queue [Q, D] with the largest cosine that is of another picture and another
-    caption, by `ids` [b, 2] and `queue_ids` [Q, 2]; -1 where there is none.
-    """
-    return nearest(unit(rows), unit(queue).to(rows.dtype), ids, queue_ids)

@@ -17,6 +17,9 @@ from pipelines.settings import Settings, UserError
 
 Mode = Literal["trainable", "frozen", "locked"]
 
+# Raised when towers make other features of the same weights, images and texts: what was cached before is not found again.
+_FEATURES_VERSION = 2
+
 
 class Tower(nn.Module):
     """`width`: features a row."""
@@ -45,7 +48,7 @@ class TowerSettings(Settings):
             raise UserError(f"{key}: {what} needs pretrained weights; set {key}.weights{other}")
         path = resolve(name, f"{key}.weights")
         settings = self.model_dump(mode="json", exclude={"mode"})
-        return settings | {"weights": fingerprint(path) if path else name}
+        return settings | {"weights": fingerprint(path) if path else name, "version": _FEATURES_VERSION}
 
 
 def load_weights(module: nn.Module, path: Path, key: str, spare: tuple[str, ...] = ()) -> None:
