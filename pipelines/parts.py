@@ -21,6 +21,7 @@ from pipelines import storage
 from pipelines.cluster import blocks, telling
 from pipelines.config import PrepareSettings
 from pipelines.examine import FOUND, Row, examine
+from pipelines.lines import in_one_line
 from pipelines.settings import UserError
 from pipelines.sources.base import Pair, Rejected, Unit
 from pipelines.storage import Place
@@ -162,7 +163,7 @@ def _copied(part: Part, settings: PrepareSettings, path: Path, content: Place) -
                 continue
             stem = f"{part.name}{index:06d}"
             start = _add(tar, f"{stem}.{extension}", row.picture)
-            _add(tar, f"{stem}.txt", "\n".join(" ".join(text.split()) for text in row.columns["captions"]).encode())
+            _add(tar, f"{stem}.txt", "\n".join(map(in_one_line, row.columns["captions"])).encode())
             yield row.columns | {"file": f"{folder}/{part.name}.tar", "start": start, "length": len(row.picture), "column": ""}
 
 
