@@ -54,6 +54,8 @@ def open_clip_of(kind: str, vision: dict[str, Any], more: dict[str, Any], folder
     for module in embedder._network.visual.modules():  # random networks start with a last layer of zeros here and there
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1, 0.1)
+    if kind == "coca":  # open_clip leaves it as the memory was, which may be no number
+        nn.init.normal_(embedder._network.text_decoder.text_projection)
     return embedder
 
 
