@@ -297,7 +297,7 @@ CAPTIONS: list[tuple[str, str, str | None]] = [
     ("true", "true", None),
     ("padded", "  padded  ", None),
     ("newline", "first line\nsecond line", None),
-    ("nul-character", "before\x00after", None),
+    ("nul-character", "before\x00after", "bad_row"),
     ("markup", "<b>bold</b> &amp; a <person>", None),
     ("quotes-and-commas", 'she said "one, two", then\ttab', None),
 ]
