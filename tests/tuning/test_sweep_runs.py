@@ -206,7 +206,7 @@ def test_failures_are_rows_with_reasons_and_leave_nothing_behind(sweep_file: Cal
         "lion-p0-seed0": "failed",
     }
     assert "Invalid beta parameter at index 0: 2.0" in trials.loc["adam-p0-seed0", "reason"]
-    assert "the loss is nan at step" in trials.loc["sgd-p0-seed0", "reason"]
+    assert "a lower optimizer.lr" in trials.loc["sgd-p0-seed0", "reason"]  # what diverged first, loss or weights, is chance
     assert "its process died" in trials.loc["lion-p0-seed0", "reason"]
     page = (settings.storage / "failures" / "report.html").read_text()
     assert all(word in page for word in ("Invalid beta parameter", "the loss is nan", "its process died"))
