@@ -209,7 +209,7 @@ def test_failures_are_rows_with_reasons_and_leave_nothing_behind(sweep_file: Cal
     assert "a lower optimizer.lr" in trials.loc["sgd-p0-seed0", "reason"]  # what diverged first, loss or weights, is chance
     assert "its process died" in trials.loc["lion-p0-seed0", "reason"]
     page = (settings.storage / "failures" / "report.html").read_text()
-    assert all(word in page for word in ("Invalid beta parameter", "the loss is nan", "its process died"))
+    assert all(word in page for word in ("Invalid beta parameter", "a lower optimizer.lr", "its process died"))
     # The one that lived is as it would have been alone.
     assert trials.loc["adamw-p0-seed0", "epochs"] == 60 and trials.loc["adamw-p0-seed0", R1] > 0
     _nothing_is_taken()
