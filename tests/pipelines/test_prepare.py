@@ -130,7 +130,7 @@ def test_the_tars_are_webdataset_shards_that_others_read(
     assert len(tars) == 3
     found = list(webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8"))
     rows = [i for i in range(40) if i != 5]
-    assert [sample["txt"] for sample in found] == [f"Thing {i},\nand more" for i in rows]
+    assert [sample["txt"] for sample in found] == [f"Thing  {i},\nand more" for i in rows]
     for sample, i, data in zip(found, rows, prepared.pictures(np.arange(39)), strict=True):
         assert isinstance(data, bytes) and np.array_equal(sample["jpg"], np.asarray(Image.open(io.BytesIO(data))))
         assert abs(sample["jpg"].mean() - (PIXELS + i).mean()) < 3, "the picture is the caption's"
