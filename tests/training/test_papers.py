@@ -115,7 +115,7 @@ def test_one_step_at_toy_size(
     full = load(TrainSettings, path)
     vit = full.image_tower.model.startswith("vit_")
     # A ResNet's branches begin at zero, and their first layers get no gradient in the first step: not so here.
-    options = {"embed_dim": 16, "depth": 1, "num_heads": 2} if vit else {"img_size": 32, "zero_init_last": False}
+    options = {"embed_dim": 16, "depth": 1, "num_heads": 2} if vit else {"zero_init_last": False}
     overrides = toy | {"image_tower.options": options} | _SMALL.get(full.objective.name, {})
     if full.guides is not None:
         overrides["guides"] = guides

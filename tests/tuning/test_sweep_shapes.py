@@ -104,7 +104,8 @@ def test_a_loss_is_better_low_and_no_percentage(tmp_path: Path):
     # Now the worst of the search is the best: point 0 of sogclr, adamw and 2 of clip, adamw.
     trials = [t | {"point": {"clip, adamw": 2, "sogclr, adamw": 0}[t["cell"]]} if t["phase"] == "final" else t for t in trials]
     page = page_of(tmp_path, trials, score=score, metrics=["loss", I2T])
-    assert headline(page) == "clip, adamw leads with 0.17 loss over 3 seeds; ahead of every other cell"
+    chance = "(chance: of seeds alone, on these test items)"
+    assert headline(page) == f"clip, adamw leads with 0.17 loss over 3 seeds; ahead of every other cell {chance}"
     heat = section(page, "grid").all("figure", "heat")
     assert [figure.all("figcaption")[0].text for figure in heat] == ["loss", "image to text R@1, %"]
     assert [plain(figure.all("td", "best")[0]).split()[0] for figure in heat] == ["0.17", "27.0"]
