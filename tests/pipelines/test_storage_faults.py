@@ -69,6 +69,7 @@ def test_an_interrupt_does_not_cut_an_upload_short(bucket: Folder) -> None:
 import signal, sys
 from pipelines import storage
 storage._SENT_AT_ONCE = 6 << 20
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 signal.set_wakeup_fd(int(sys.argv[1]))  # told as the signal comes, whatever the main thread is at
 try:
     with storage.written({bucket.uri("a.bin")!r}) as path:
