@@ -158,7 +158,7 @@ def sun397(root: Path, patch: Patch) -> dict[str, Right]:
     listed = [f"/{folder}" for folder in (*list(folders.values())[200:], *list(folders.values())[:200])]
     shown = {"bakery shop": 1, "abbey": 2, "youth hostel": 3}
     pictures = {f"{folders[name]}/sun_{'ab'[n % 2]}{n}.jpg": jpeg(n) for name, n in shown.items()}
-    hidden = {f"{folders['abbey']}/._sun_a2.jpg": "attributes of macOS", f"{folders['abbey']}/.trash/sun_a9.jpg": jpeg(9)}
+    hidden = {f"{folders['abbey']}/._sun_a2.jpg": "attributes of macOS"}
     write_files(root / "SUN397", {"ClassName.txt": "\n".join(listed), **pictures, **hidden})
     return {"test": [(n, ours.index(name)) for name, n in sorted(shown.items())]}
 
@@ -171,6 +171,7 @@ def imagenet(root: Path, patch: Patch) -> dict[str, Right]:
             (root / split / wnid).mkdir(parents=True)
         # ImageFolder wants a picture of every class.
         write_files(root, {f"{split}/{wnid}/x.JPEG": jpeg((n + add) % 256) for n, wnid in enumerate(ids)})
+    write_files(root, {f"val/{ids[0]}/._x.JPEG": "attributes of macOS"})
     return {"test": [(n % 256, n) for n in range(1000)], "train": [((n + 100) % 256, n) for n in range(1000)]}
 
 

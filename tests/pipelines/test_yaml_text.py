@@ -22,7 +22,8 @@ CORE_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 def test_whatever_yaml_1_2_calls_a_number_is_that_number(text: str) -> None:
     """Whole numbers are read as ever: a leading zero means octal to PyYAML."""
     if text.isascii() and not re.fullmatch(r"[-+]?0\d+", text):
-        assert parse(f"k: [{text}]") == {"k": [float(text)]}
+        number = int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
+        assert parse(f"k: [{text}]") == {"k": [number]}
 
 
 @pytest.mark.parametrize("text", ["1e-3x", "e5", "1e", "1-3", "v1e3", ".", "1.2.3", "--1e3", "1 e3", "'1e-3'", '"1e-3"'])
