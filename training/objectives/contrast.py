@@ -13,7 +13,7 @@ from torch import Tensor
 from pipelines.batch import Batch
 from training.distributed import all_gather, first_row
 from training.objectives.base import Embeddings
-from training.objectives.blocks import Candidates
+from training.objectives.blocks import Candidates, in_blocks
 from training.objectives.functional import log_sums
 from training.precision import exact
 
@@ -34,10 +34,31 @@ def contrast(
     texts = all_gather(text)
     column_scale = text_scale if text_scale.ndim == 0 else all_gather(text_scale)
     rows, columns = log_sums(image, texts, image_scale, column_scale, candidates, own)
+    return Contrast((image * text).sum(1), rows, _over_workers(columns, len(image)))
+
+
+def hinged_sums(embeddings: Embeddings, candidates: Candidates, scale: Tensor, hinge: float) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp over negatives of scale max(0, x + hinge)^2, x the cosine less the own pair's: [b] of images, [b] of texts."""
+    image, text = exact(embeddings.image), exact(embeddings.text)
+    texts, own = all_gather(text), (image * text).sum(1)
+    all_own = all_gather(own)
+
+    def block(candidates: Candidates, image: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(image.device.type, enabled=False):
+            cosines = image @ texts.T
+            rows, columns = (scale * (cosines - level + hinge).clamp(min=0).square() for level in (own[:, None], all_own))
+            return candidates.leave_out(rows, own=False).logsumexp(1), candidates.leave_out(columns, own=False).logsumexp(0)
+
+    rows, columns = zip(*in_blocks(block, len(texts), candidates, image, own), strict=True)
+    return torch.cat(rows), _over_workers(torch.stack(columns).logsumexp(0), len(image))
+
+
+def _over_workers(columns: Tensor, rows: int) -> Tensor:
+    """Of this worker's `rows` texts, from every worker's log-sum-exp [B] over its own images."""
     partial = all_gather(columns[None])  # [world_size, B]
-    start = first_row(len(image))
-    mine = partial[:, start : start + len(image)]
-    return Contrast((image * text).sum(1), rows, mine.logsumexp(0) if len(mine) > 1 else mine[0])
+    start = first_row(rows)
+    mine = partial[:, start : start + rows]
+    return mine.logsumexp(0) if len(mine) > 1 else mine[0]
 
 
 def find_candidates(embeddings: Embeddings, batch: Batch, ids: bool) -> Candidates:

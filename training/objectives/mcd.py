@@ -10,6 +10,8 @@ sees, and the student learns by log-ratios of distances, D(u, v) = |u - v| (equa
 
 L_con is MP-NCE over x, y and x', in which a positive pair with a strong view weighs 1 - l. Inference uses the student. The
 distances' floor, h, the weight of L_MLM and the teacher's momentum are ours where the paper's text that we have gives none.
+
+The rows of the paper's ablation (table 5) are weights of the three terms and l: MP-NCE alone is `progress` 0.
 """
 
 from dataclasses import replace
@@ -32,7 +34,7 @@ from training.objectives.means import mean_over_workers
 from training.objectives.mlm import masked_loss
 from training.objectives.mp_nce import mp_nce
 from training.precision import exact, unit
-from training.teacher import EmaSettings, Teacher
+from training.teacher import EmaSettings, NoTeacher, Teacher
 
 _FLOOR = 1e-6  # of squared distances: the logarithm's slope stays finite where a picture lies on its caption
 
@@ -42,6 +44,12 @@ class McdSettings(ContrastiveSettings):
 
     name: Literal["mcd"] = "mcd"
     distance: Literal["square", "absolute", "huber"] = Field("square", description="h, of differences of log-ratios")
+    positive: float = Field(1.0, ge=0, description="weight of L_pos, the misalignment of a picture's own strong view")
+    negative: float = Field(1.0, ge=0, description="weight of L_neg, that of other pictures' strong views")
+    noisy: float = Field(1.0, ge=0, description="weight of L_noisy, of other pictures against the own one")
+    progress: float | None = Field(
+        None, ge=0, le=1, description="l, from contrast to distillation, fixed; null: from 0 to 1 on a half cosine over the run"
+    )
     mlm: float = Field(0.2, ge=0, description="weight of masked words; 0: none, and one forward of the text tower less")
     teacher: EmaSettings = Field(EmaSettings(), description="moving average of the encoder, whose image half is used")
     strong: StrongAugment = Field(StrongAugment(), description="the strong view")
@@ -50,8 +58,13 @@ class McdSettings(ContrastiveSettings):
     def needs(self) -> Needs:
         return replace(super().needs, strong=StrongViews(self.strong, 1), masked="apart" if self.mlm else "no")
 
+    @property
+    def distils(self) -> bool:
+        """Whether anything is learned from the teacher."""
+        return self.progress != 0 and self.positive + self.negative + self.noisy > 0
+
     def build_teacher(self, encoder: nn.Module, task: Task) -> Teacher:
-        return self.teacher.build(encoder, task.total_steps, images_only=True)
+        return self.teacher.build(encoder, task.total_steps, images_only=True) if self.distils else NoTeacher()
 
     def build(self, task: Task) -> "Mcd":
         return Mcd(self, task)
@@ -72,21 +85,28 @@ class Mcd(Clip):
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
         assert embeddings.strong_projection is not None
         scale, candidates = self.scale(), find_candidates(embeddings, batch, self._mask)
-        grown = half_cosine(0.0, 1.0, int(self.step) / self._total_steps)
+        grown = self.progress(int(self.step))
         strong = unit(embeddings.strong_projection[:, 0])
         rows = [embeddings.image, embeddings.text, strong]
         tables = scale.expand(3, 3), scale.new_zeros(3, 3), scale.new_ones(3, 3)
         tables[2][2, :] = tables[2][:, 2] = 1 - grown
         contrast = mp_nce(rows, *tables, candidates).mean()
-        positive, negative, noisy = self._distances(embeddings, strong, batch, candidates)
-        distil = positive + negative + noisy
-        total = contrast + grown * distil
-        found = {"temperature": 1 / scale.detach(), "contrast": contrast.detach(), "distil": distil.detach()}
-        if self._settings.mlm:
+        total, settings = contrast, self._settings
+        found = {"temperature": 1 / scale.detach(), "contrast": contrast.detach()}
+        if settings.distils:
+            positive, negative, noisy = self._distances(embeddings, strong, batch, candidates)
+            distil = settings.positive * positive + settings.negative * negative + settings.noisy * noisy
+            total, found["distil"] = total + grown * distil, distil.detach()
+        if settings.mlm:
             assert embeddings.text_states is not None
             words = masked_loss(self.words, embeddings.text_states, batch["masked_labels"])
-            total, found["mlm"] = total + self._settings.mlm * words, words.detach()
+            total, found["mlm"] = total + settings.mlm * words, words.detach()
         return Loss(total, found)
+
+    def progress(self, step: int) -> float:
+        """l at a step."""
+        fixed = self._settings.progress
+        return half_cosine(0.0, 1.0, step / self._total_steps) if fixed is None else fixed
 
     def _distances(self, embeddings: Embeddings, strong: Tensor, batch: Batch, candidates: Candidates) -> tuple[Tensor, ...]:
         """L_pos, L_neg and L_noisy."""

@@ -7,7 +7,10 @@ on, gets soft targets in the place of its one-hot ones.
     L = 1/2B sum_i [ H(R_i^image, softmax(s X Y^T)_i) + H(R_i^text, softmax(s Y X^T)_i) ]
     R_i = softmax(teacher's row i / sharpening) for a soft pair, e_i for a hard one
 
-The paper's schedule, targets and temperatures are printed nowhere we could read: those here are ours.
+The paper's schedule, targets and temperatures are printed nowhere we could read: those here are ours. So is the default teacher,
+a moving average, which costs one more forward; the paper's is the network itself, "without incurring extra computational cost":
+`teacher.name=self`. With 40 % of the captions exchanged, `self` was below CLIP and the moving average above it
+(docs/benchmarks/noise.md), and wrong captions are what PSD is for.
 """
 
 from typing import Annotated, Literal
@@ -43,7 +46,9 @@ class PsdSettings(ContrastiveSettings):
 
     name: Literal["psd"] = "psd"
     teacher: Annotated[SelfSettings | EmaSettings, Field(discriminator="name")] = Field(
-        EmaSettings(), description="who makes the soft targets"
+        EmaSettings(),
+        description="who makes the soft targets; self: the network itself, as in the paper, at no extra cost, and below CLIP "
+        "where captions were wrong (docs/objectives.md)",
     )
     share: float = Field(0.9, ge=0, lt=1, description="of soft pairs, once it is fully grown")
     schedule: Literal["linear", "cosine", "constant"] = Field(

@@ -13,6 +13,9 @@ eps: b_i is the largest (s_ij - s_ii) / t that the anchor ever met, 0 at least, 
 An anchor whose negatives were ahead by a cosine of 0.5 once, as at random weights, then counts as solved at temperature 0.01 and
 eps 1e-14 as soon as they are ahead by less than 0.18: what it was long ago decides whether it has a gradient, even without memory
 (gamma = 1). That was a way not to overflow, which logarithms do not need (docs/objectives.md has both measured).
+
+With `hinge` the gap x = s_ij - s_ii enters as the square hinge max(0, x + hinge)^2, in g_i and in its gradient: a surrogate that
+the same public code offers, off by default there too.
 """
 
 import math
@@ -25,7 +28,7 @@ from torch import Tensor
 from pipelines.batch import Batch, Needs
 from training.distributed import world_size
 from training.objectives.base import Embeddings, Loss, Objective, Task
-from training.objectives.contrast import contrast, find_candidates
+from training.objectives.contrast import contrast, find_candidates, hinged_sums
 from training.objectives.functional import following, log_blend
 from training.objectives.memory import Memory
 from training.objectives.temperature import TemperatureSettings
@@ -51,6 +54,10 @@ class SogClrSettings(GlobalSettings):
         "source", description="source: the gradient is 2 x temperature of CLIP's; unit: of CLIP's size, for SGD"
     )
 
+    hinge: float | None = Field(
+        None, ge=0, description="c: gaps x to the own pair's cosine enter as max(0, x + c)^2 (public code: 1); null: as they are"
+    )
+
     def build(self, task: Task) -> "SogClr":
         return SogClr(self, task)
 
@@ -70,16 +77,25 @@ class Estimates(NamedTuple):
 
 
 def estimate(
-    embeddings: Embeddings, batch: Batch, memory: Memory, temperatures: tuple[Tensor, Tensor], gamma: float, epsilon: float
+    embeddings: Embeddings,
+    batch: Batch,
+    memory: Memory,
+    temperatures: tuple[Tensor, Tensor],
+    gamma: float,
+    epsilon: float,
+    hinge: float | None = None,
 ) -> Estimates:
-    """At temperatures of images and of texts: the same scalar twice, or [b] each."""
+    """At temperatures of images and of texts: the same scalar twice, or [b] each; with `hinge` the former."""
     candidates = find_candidates(embeddings, batch, ids=True)
     image_scale = 1 / temperatures[0]
     text_scale = image_scale if temperatures[1] is temperatures[0] else 1 / temperatures[1]
-    found = contrast(embeddings, candidates, image_scale, text_scale, own=False)
-    negatives = candidates.negatives(world_size() * len(found.own))
+    negatives = candidates.negatives(world_size() * len(embeddings.image))
     counted = negatives > 0
-    sums = torch.stack([found.image - found.own * image_scale, found.text - found.own * text_scale])
+    if hinge is None:
+        found = contrast(embeddings, candidates, image_scale, text_scale, own=False)
+        sums = torch.stack([found.image - found.own * image_scale, found.text - found.own * text_scale])
+    else:
+        sums = torch.stack(hinged_sums(embeddings, candidates, image_scale, hinge))
     log_g = torch.where(counted, sums - negatives.clamp(min=1).to(sums.dtype).log(), 0.0)
     old = memory.read(batch).to(log_g.dtype)
     log_u = torch.where(counted, log_blend(old, log_g.detach(), gamma), old)
@@ -99,7 +115,8 @@ class SogClr(Objective):
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
         settings = self._settings
         temperature = embeddings.image.new_tensor(settings.temperature)
-        found = estimate(embeddings, batch, self.log_u, (temperature, temperature), settings.gamma, settings.epsilon)
+        temperatures = temperature, temperature
+        found = estimate(embeddings, batch, self.log_u, temperatures, settings.gamma, settings.epsilon, settings.hinge)
         factor = temperature if settings.grad_scale == "source" else 0.5
         total = following(factor * found.mean(found.level), factor * found.mean(found.weight * found.log_g))
         return Loss(total, {"temperature": temperature}, {"log_u": found.log_u, "counted": found.counted})

@@ -8,7 +8,7 @@ crop may lose what the caption says; other objectives keep views and captions ap
 - temperature and offset depend on what is compared: s = (<z, z'> - offset) / t for image-image, image-text and text-text.
 
 There is no public code; the size of the head, and that all pairs weigh 1, are ours. One plain view takes part beside the strong
-ones.
+ones. With `codes` false the head is told nothing and may be any: MP-NCE without augmentation encoding, as MCD's ablation has it.
 """
 
 from collections.abc import Mapping
@@ -37,11 +37,12 @@ class UniClipSettings(ContrastiveSettings):
     text_temperature: float = Field(0.1, gt=0, description="the same, between captions")
     self_pair: bool = Field(True, description="a row is a positive of itself, which only pushes negatives away")
     views: int = Field(1, ge=1, description="strong views of each picture, beside the plain one")
+    codes: bool = Field(True, description="tell the image head what was done to a view; false: a plain head")
     strong: StrongAugment = Field(StrongAugment(), description="the strong views")
 
     @property
     def needs(self) -> Needs:
-        return replace(super().needs, strong=StrongViews(self.strong, self.views), codes=True)
+        return replace(super().needs, strong=StrongViews(self.strong, self.views), codes=self.codes)
 
     def logit_scale(self, saved: Mapping[str, Tensor]) -> float | None:
         return float(saved["scales.0.log"].exp())

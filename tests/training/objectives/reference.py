@@ -162,7 +162,7 @@ class Anchor(NamedTuple):
     id: int
     temperature: float
     negatives: list[int]
-    h: list[float]  # of every negative, (its cosine - the own one) / temperature
+    h: list[float]  # of every negative, (its cosine - the own one) / temperature, the difference in its `shape`
     g: float  # mean of exp h
     u: float  # the updated running estimate of g
     weights: list[float]  # of every negative in the gradient
@@ -174,6 +174,10 @@ def gaps(x: Rows, y: Rows, side: int, row: int, negatives: list[int]) -> list[fl
     return [dot(one[row], other[j]) - dot(one[row], other[row]) for j in negatives]
 
 
+def _as_it_is(gap: float) -> float:
+    return gap
+
+
 def anchors(
     pairs: tuple[Tensor, Tensor],
     pair_ids: tuple[list[int], list[int]],
@@ -181,8 +185,12 @@ def anchors(
     memory: list[dict[int, float]],
     gamma: float,
     epsilon: float,
+    shape: Callable[[float], float] = _as_it_is,
 ) -> list[Anchor]:
-    """One step of SogCLR; `temperature` of a side and an id; `memory` holds the u of each side that are there."""
+    """One step of SogCLR; `temperature` of a side and an id; `memory` holds the u of each side that are there.
+
+    `shape`: what a gap enters as.
+    """
     x, y = (rows.tolist() for rows in pairs)
     found = []
     for side, row in product(range(2), range(len(x))):
@@ -190,7 +198,7 @@ def anchors(
         if not negatives:
             continue
         t = temperature(side, own)
-        h = [gap / t for gap in gaps(x, y, side, row, negatives)]
+        h = [shape(gap) / t for gap in gaps(x, y, side, row, negatives)]
         g = sum(math.exp(v) for v in h) / len(h)
         u = (1 - gamma) * memory[side][own] + gamma * g if own in memory[side] else g
         weights = [math.exp(v) / (epsilon + u) / len(h) for v in h]
@@ -198,9 +206,9 @@ def anchors(
     return found
 
 
-def surrogate(x: Rows, y: Rows, found: list[Anchor]) -> float:
+def surrogate(x: Rows, y: Rows, found: list[Anchor], shape: Callable[[float], float] = _as_it_is) -> float:
     """The loss of which the gradient is followed: mean over rows of weighted gaps, at fixed weights."""
-    return sum(dot(a.weights, gaps(x, y, a.side, a.row, a.negatives)) for a in found) / len(x)
+    return sum(dot(a.weights, [*map(shape, gaps(x, y, a.side, a.row, a.negatives))]) for a in found) / len(x)
 
 
 def remember(memory: list[dict[int, float]], found: list[tuple[int, int, float]]) -> None:

@@ -68,6 +68,7 @@ VARIANTS = SOFT | {
     "psd-swap": SOFT["psd"] | {"swap": True, "schedule": "cosine"},
     "psd-block": SOFT["psd"] | {"scope": "block", "schedule": "constant", "share": 0.5},
     "sogclr-unit": SOFT["sogclr"] | {"grad_scale": "unit"},
+    "sogclr-hinge": SOFT["sogclr"] | {"hinge": 1.0},
     "onlineclr-zero": SOFT["onlineclr"] | {"init": "zero"},
     "onlineclr-unmasked": SOFT["onlineclr"] | {"mask_false_negatives": False},
     "albef-wraps": SOFT["albef"] | {"queue": 17},
@@ -83,8 +84,11 @@ VARIANTS = SOFT | {
     "distill-unmasked": SOFT["distill"] | {"mask_false_negatives": False},
     "mcd-huber": SOFT["mcd"] | {"distance": "huber", "mlm": 0},
     "mcd-unmasked": SOFT["mcd"] | {"distance": "absolute", "mask_false_negatives": False},
+    "mcd-contrast": SOFT["mcd"] | {"progress": 0.0, "mlm": 0},
+    "mcd-weighted": SOFT["mcd"] | {"positive": 0.5, "negative": 2.0, "noisy": 0.0, "progress": 0.7},
     "declip-short": SOFT["declip"] | {"queue": 7, "mlm": 0},
     "declip-unmasked": SOFT["declip"] | {"mask_false_negatives": False, "queue": 200},
+    "uniclip-plain": SOFT["uniclip"] | {"codes": False},
     "uniclip-unmasked": SOFT["uniclip"] | {"mask_false_negatives": False},
 }
 

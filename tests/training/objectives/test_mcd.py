@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.training.objectives.reference import A, M, X, Y, assert_near, build, ids, random_pairs, unit
+from tests.training.objectives.reference import A, M, X, Y, assert_near, build, ids, random_pairs, task, unit
 from training.objectives.base import Embeddings, Loss
 from training.objectives.contrast import find_candidates
 from training.objectives.mcd import Mcd, McdSettings
 from training.objectives.mlm import masked_loss
+from training.teacher import EmaTeacher, NoTeacher
 
 N = unit([[2, 1, 1], [0, 3, 1], [1, 0, 3]])  # the teacher's strong views
 SETTINGS = McdSettings(temperature=0.5, mlm=0)
@@ -134,6 +135,36 @@ def test_the_total_is_the_sum_of_its_parts() -> None:
 def test_strong_views_weigh_less_and_less_in_the_contrast(step: int, contrast: float) -> None:
     found, _ = mcd(X, Y, A, (M, N), step=step)
     assert_near(found.metrics["contrast"], contrast)
+
+
+@pytest.mark.parametrize(
+    "weights", [(1.0, 0.0, 0.0), (1.0, 1.0, 0.0), (1.0, 1.0, 1.0), (0.5, 2.0, 3.0)], ids=["row c", "row d", "row e", "any"]
+)
+@pytest.mark.parametrize("progress", [None, 0.3, 1.0])
+def test_the_three_terms_have_weights_and_progress_may_stand_still(weights: tuple[float, ...], progress: float | None) -> None:
+    """Rows c, d and e of the paper's ablation, at half of the run."""
+    x, y, a, taught = random_views()
+    names = dict(zip(("positive", "negative", "noisy"), weights, strict=True))
+    settings = SETTINGS.model_copy(update=names | {"progress": progress})
+    found, _ = mcd(x, y, a, taught, step=2, settings=settings)
+    distil = sum(w * part for w, part in zip(weights, naive(x, y, a, taught, list(range(6))), strict=True))
+    grown = 0.5 if progress is None else progress
+    positives = float(found.metrics["contrast"])
+    assert_near(found.total, positives + grown * distil, 1e-9)
+    # Positives with a strong view weigh 1 - l: at 0.3, as much as 30 % of the way from none to all of the discount.
+    ends = [float(mcd(x, y, a, taught, step=step)[0].metrics["contrast"]) for step in (0, 4)]
+    assert positives == pytest.approx((1 - grown) * ends[0] + grown * ends[1], abs=1e-9)
+
+
+@pytest.mark.parametrize("keys", [{"progress": 0}, {"positive": 0, "negative": 0, "noisy": 0}])
+def test_without_distillation_it_is_mp_nce_and_runs_no_teacher(keys: dict[str, float]) -> None:
+    """Row a of the ablation: the worked value of MP-NCE over X, Y and A, and a batch without a teacher's columns."""
+    settings = McdSettings(temperature=0.5, mlm=0, **keys)
+    assert isinstance(settings.build_teacher(nn.Linear(2, 2), task()), NoTeacher)
+    strong = (2 * A)[:, None]
+    found = build(settings, total_steps=4)(Embeddings(X, Y, X, Y, strong, strong), ids(3))
+    assert_near(found.total, 1.446417, 2e-6)
+    assert isinstance(McdSettings().build_teacher(nn.Linear(2, 2), task()), EmaTeacher)
 
 
 def test_a_teacher_that_sees_the_same_leaves_nothing_to_learn() -> None:

@@ -32,6 +32,7 @@ from tests.training.objectives.reference import (
     surrogate,
     task,
 )
+from training.objectives import blocks
 from training.objectives.sogclr import SogClr, SogClrSettings
 
 
@@ -109,6 +110,48 @@ def test_a_run_against_plain_loops(grad_scale: str, epsilon: float, temperature:
         assert_remembers(sogclr.log_u, memory)
     assert len(memory[0]) > 5 and len(memory[1]) > 5
     assert (solved > 5) is (temperature == 0.01)
+
+
+@pytest.mark.parametrize(
+    ("hinge", "temperature", "grad_scale"), [(1.0, 0.2, "source"), (0.3, 0.2, "unit"), (1.0, 0.01, "source")]
+)
+def test_a_square_hinge_of_the_gaps_against_plain_loops(hinge: float, temperature: float, grad_scale: str) -> None:
+    """max(0, x + c)^2 in the place of x, in means, memories and gradient, as the public code's surrogate.
+
+    Some gaps lie in the flat part, and some do not; at a temperature of 0.01 exponents reach hundreds.
+    """
+    gamma, epsilon, flat = 0.7, 1e-14, 0
+
+    def shape(gap: float) -> float:
+        return max(0.0, gap + hinge) ** 2
+
+    sogclr = objective(temperature, gamma, epsilon, hinge=hinge, grad_scale=grad_scale)
+    size = 1 if grad_scale == "source" else 1 / (2 * temperature)
+    memory: list[dict[int, float]] = [{}, {}]
+    for pair_ids, (x, y) in batches_of_a_run(6):
+        found = step(sogclr, x, y, ids(*pair_ids))
+        expected = anchors((x, y), pair_ids, lambda *_: temperature, memory, gamma, epsilon, shape)
+        remember(memory, [(a.side, a.id, a.u) for a in expected])
+        flat += sum(h == 0 for a in expected for h in a.h)
+        total = temperature * size * sum(math.log(epsilon + a.u) for a in expected) / 6
+        assert found.total == pytest.approx(total, abs=1e-12)
+        dx, dy = slopes(lambda x, y, fixed=expected: size * surrogate(x, y, fixed, shape), x, y)
+        assert_near(found.dx, dx, 1e-7)
+        assert_near(found.dy, dy, 1e-7)
+        assert_remembers(sogclr.log_u, memory)
+    assert 5 < flat < 300
+    assert len(memory[0]) > 5 and len(memory[1]) > 5
+
+
+def test_a_square_hinge_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    (x, y), batch = random_pairs(6), ids(*REPEATED)
+    whole = run(objective(0.2, hinge=1.0), x, y, batch)
+    monkeypatch.setattr(blocks, "PLAIN", 1)
+    monkeypatch.setattr(blocks, "BLOCK", 12)
+    found = run(objective(0.2, hinge=1.0), x, y, batch)
+    assert found.total == pytest.approx(whole.total, abs=1e-12)
+    assert_near(found.dx, whole.dx, 1e-12)
+    assert_near(found.dy, whole.dy, 1e-12)
 
 
 def full_data(x: Rows, y: Rows, temperature: float, pair_ids: tuple[list[int], list[int]]) -> float:
@@ -241,7 +284,8 @@ def test_an_id_that_the_data_cannot_have_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("temperature", 0.0), ("gamma", 0.0), ("gamma", 1.1), ("epsilon", 0.0), ("grad_scale", "clip")]
+    ("key", "value"),
+    [("temperature", 0.0), ("gamma", 0.0), ("gamma", 1.1), ("epsilon", 0.0), ("grad_scale", "clip"), ("hinge", -1.0)],
 )
 def test_a_mistake_in_the_settings_is_named(key: str, value: object) -> None:
     """A gamma of 0 would freeze the estimates."""
