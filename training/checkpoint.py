@@ -23,6 +23,7 @@ from training.encoder import DualEncoder, build_encoder
 from training.fingerprint import fingerprint
 from training.plan import Plan
 from training.state import TrainState
+from training.towers.padding import Padded
 
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of registered checkpoints
 _KEPT = "checkpoint_manager_snapshot.kept.json"  # ours, the last that was whole
@@ -161,6 +162,8 @@ class CheckpointEmbedder:
             self.scale = scale
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._encoder.to(self._device)
+        assert self._encoder.text_tower is not None
+        self._padded = Padded(self._encoder.text_tower, self._tokenizer)
 
     @torch.inference_mode()
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:
@@ -170,8 +173,8 @@ class CheckpointEmbedder:
     @torch.inference_mode()
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Strings to unit rows, float32 [n, D]."""
-        ids, mask = self._tokenizer(texts)
-        return self._encoder.embed_texts(self._tensor(ids), self._tensor(mask)).cpu().numpy()
+        ids, mask = self._padded(texts)
+        return self._encoder.embed_texts(ids.to(self._device), mask.to(self._device)).cpu().numpy()
 
     @torch.inference_mode()
     def image_features(self, images: list[Image.Image]) -> np.ndarray:
@@ -191,10 +194,7 @@ class CheckpointEmbedder:
 
     def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
         size = self._settings.image_tower.image_size
-        return self._tensor(np.stack([eval_view(image, size) for image in images]))
-
-    def _tensor(self, rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(rows).to(self._device)
+        return torch.from_numpy(np.stack([eval_view(image, size) for image in images])).to(self._device)
 
 
 def load_embedder(checkpoint: str) -> CheckpointEmbedder:

@@ -28,7 +28,9 @@ from training.metrics_file import UNUSABLE, UNUSABLE_ROWS
 from training.plan import Plan
 from training.state import TrainState
 from training.step import train_step
+from training.teacher import FrozenEncoders
 from training.towers.base import synchronised
+from training.towers.padding import may_cut, shortened
 from training.validation import HeldOutEmbeddings, validate_held_out
 
 
@@ -77,12 +79,13 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
         with checkpoint.as_directory() as folder:
             load_checkpoint(Path(folder), state, plan, worker.device)
     clock = Clock(settings, state.seconds)
+    cut = _masks_to_cut(plan, encoder, state)
     encoder.train()
     failed: list[Unusable] = []  # rows of this worker, since the last report
     batches = plan.stream.training(plan.order, state.step, plan.total_steps, worker, failed.append)
     while not state.ended:
         waited = time.perf_counter()
-        batch = next(batches)
+        batch = shortened(next(batches), cut)
         clock.waited += time.perf_counter() - waited
         lr = settings.schedule.lr_at(state.step, plan.order.steps_per_epoch, plan.total_steps, settings.optimizer.lr)
         skipped = state.skipped
@@ -172,6 +175,18 @@ def build_state(plan: Plan, worker: Worker) -> tuple[Any, TrainState]:
     optimizer = settings.optimizer.build([encoder, objective])
     scaler = torch.amp.GradScaler(worker.device.type, enabled=settings.precision == "fp16")
     return encoder, TrainState(distributed, objective, teacher, optimizer, scaler)
+
+
+def _masks_to_cut(plan: Plan, encoder: Any, state: TrainState) -> set[str]:
+    """Masks of a batch behind whose last token nothing is read. A compiled encoder keeps one length: it is compiled for it."""
+    found: set[str] = set()
+    if encoder.text_tower is not None and not plan.settings.compile and may_cut(encoder.text_tower, plan.tokenizer):
+        found |= {"text_mask", "other_mask"}
+    if isinstance(state.teacher, FrozenEncoders):
+        assert plan.stream.guide_tokenizer is not None
+        if may_cut(state.teacher.text, plan.stream.guide_tokenizer):
+            found |= {"guide_mask"}
+    return found
 
 
 def _device_name(device: torch.device) -> str:

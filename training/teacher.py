@@ -104,6 +104,11 @@ class FrozenEncoders(Teacher):
         self._networks = [network.requires_grad_(False).eval() for network in (image, text)]  # in a list: not in a state dict
         self.widths, self._image_size, self._identity = widths, image_size, identity
 
+    @property
+    def text(self) -> Any:
+        """The text encoder."""
+        return self._networks[1]
+
     def forward(self, batch: Batch) -> Batch:
         pixels: Tensor = batch["image"]
         if pixels.shape[-1] != self._image_size:

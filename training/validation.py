@@ -12,6 +12,7 @@ from pipelines.stream import Worker
 from training.distributed import gather_objects
 from training.encoder import DualEncoder
 from training.plan import Plan, Scored
+from training.towers.padding import Padded
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ def embed_held_out(encoder: DualEncoder, plan: Plan, scored: Scored, worker: Wor
         rows = [_rows(scored.text_bank, data.text_ids), _rows(scored.prompt_bank, np.arange(len(data.prompts)))]
         texts = [_embed_features(encoder, plan, worker, features) for features in rows]
     else:
-        texts = [_embed_texts(encoder, plan, worker, strings) for strings in (data.texts, data.prompts)]
+        padded = Padded(encoder.text_tower, plan.tokenizer)
+        texts = [_embed_texts(encoder, plan, worker, padded, strings) for strings in (data.texts, data.prompts)]
     encoder.train()
     gathered = [part for part in gather_objects(np.concatenate(images) if images else None) if part is not None]
     return HeldOutEmbeddings(np.concatenate(gathered), *texts)
@@ -53,12 +55,12 @@ def _embed_features(encoder: DualEncoder, plan: Plan, worker: Worker, features: 
     return encoder.embed_texts(torch.from_numpy(features).to(worker.device)).cpu().numpy()
 
 
-def _embed_texts(encoder: DualEncoder, plan: Plan, worker: Worker, strings: list[str]) -> np.ndarray:
+def _embed_texts(encoder: DualEncoder, plan: Plan, worker: Worker, padded: Padded, strings: list[str]) -> np.ndarray:
     size = plan.settings.evaluation.batch_size
     rows = [np.zeros((0, plan.settings.embed_dim), dtype=np.float32)]
     for start in range(0, len(strings), size):
-        ids, mask = (torch.from_numpy(a).to(worker.device) for a in plan.tokenizer(strings[start : start + size]))
-        rows.append(encoder.embed_texts(ids, mask).cpu().numpy())
+        ids, mask = padded(strings[start : start + size])
+        rows.append(encoder.embed_texts(ids.to(worker.device), mask.to(worker.device)).cpu().numpy())
     return np.concatenate(rows)
 
 

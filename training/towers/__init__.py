@@ -9,6 +9,7 @@ from pydantic import Field
 from pipelines.tokenizer import TextTokenizer
 from training.towers.image import ConvSettings, HuggingFaceVisionSettings, ImageTowerSettings, TimmSettings
 from training.towers.open_clip import OpenClipImageSettings, OpenClipTextSettings
+from training.towers.padding import Padded
 from training.towers.reading import tells_apart
 from training.towers.run import RunImageSettings, RunTextSettings
 from training.towers.text import BagSettings, HuggingFaceTextSettings, TextTowerSettings, TransformerSettings
@@ -49,11 +50,11 @@ class TextFeatures:
 
     def __init__(self, settings: TextTowerSettings, tokenizer: TextTokenizer):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._tokenizer = tokenizer
         self._tower = settings.build(tokenizer.vocabulary_size).eval().to(self._device)
+        self._padded = Padded(self._tower, tokenizer)
         tells_apart(lambda texts: self(np.asarray(texts, dtype=object)), "text_tower.weights", str(settings.weights_name()))
 
     @torch.inference_mode()
     def __call__(self, texts: np.ndarray) -> np.ndarray:
-        ids, mask = (torch.from_numpy(a).to(self._device) for a in self._tokenizer(list(texts)))
-        return self._tower(ids, mask).float().cpu().numpy()
+        ids, mask = self._padded(list(texts))
+        return self._tower(ids.to(self._device), mask.to(self._device)).float().cpu().numpy()

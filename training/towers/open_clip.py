@@ -116,7 +116,7 @@ class OpenClipImageSettings(_OpenClipSettings, ImageTowerSettings):
 class OpenClipTextSettings(_OpenClipSettings, TextTowerSettings):
     """The text half of an open_clip model, with its projection."""
 
-    max_tokens: int = Field(77, ge=2, description="captions are cut and padded to this many tokens")
+    max_tokens: int = Field(77, ge=2, description="captions are cut to this many tokens")
 
     def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
         text = self.config()["text_cfg"]

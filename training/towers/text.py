@@ -19,7 +19,7 @@ from training.towers.reading import first_sees_the_rest, positions, reached, rea
 class TextTowerSettings(TowerSettings):
     """Settings of all text towers."""
 
-    max_tokens: int = Field(32, ge=2, description="captions are cut and padded to this many tokens")
+    max_tokens: int = Field(32, ge=2, description="captions are cut to this many tokens")
 
     @abstractmethod
     def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
@@ -224,5 +224,5 @@ class _Transformer(TextTower):
         self.blocks = nn.TransformerEncoder(block, settings.layers, nn.LayerNorm(settings.width), enable_nested_tensor=False)
 
     def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        states = self.blocks(self.tokens(ids) + self.positions, src_key_padding_mask=mask == 0)
+        states = self.blocks(self.tokens(ids) + self.positions[: ids.shape[1]], src_key_padding_mask=mask == 0)
         return mean_over_tokens(states, mask), states

@@ -25,6 +25,7 @@ from training.checkpoint import load_embedder
 from training.config import TrainSettings
 from training.embedders import huggingface
 from training.precision import unit
+from training.towers.padding import Padded
 from training.towers.text import HuggingFaceTextSettings, TextTower
 
 RUNS = ["roberta", "t5-encoder", "gpt2", "siglip"]  # a pad that is 1, half of a model, no pad, no mask
@@ -99,6 +100,26 @@ def test_a_tower_gives_the_rows_of_each_text_alone_in_every_process(
     own = tower_rows(str(folders[name]), projected=name in DUAL)
     np.testing.assert_allclose(own, right, atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(elsewhere[name], own, atol=1e-6, rtol=1e-6)
+
+
+# Without a mask in training, or with one that its convolutions do not look at.
+READ_PADDING = {"siglip", "siglip2", "convbert"}
+
+
+@pytest.mark.parametrize("name", [*TEXT, *DUAL])
+def test_short_captions_are_read_short_and_have_the_same_rows(name: str, folders: dict[str, Path]) -> None:
+    """Pooled by the mean, the end of a text or its first token; positions counted from 0, from behind the padding's or relative;
+    causal or not.
+    """
+    settings = HuggingFaceTextSettings(
+        name="huggingface", weights=str(folders[name]), max_tokens=POSITIONS, projected=name in DUAL
+    )
+    tokenizer = settings.tokenizer(list)
+    tower, short = settings.build(tokenizer.vocabulary_size).eval(), ["a red cat", "two", "zebra cat"]
+    ids, mask = Padded(tower, tokenizer)(short)
+    assert ids.shape[1] == mask.shape[1] == (POSITIONS if name in READ_PADDING else POSITIONS // 2)
+    with torch.no_grad():
+        torch.testing.assert_close(tower(ids, mask), tower(*map(torch.from_numpy, tokenizer(short))), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "mpnet", "deberta", "modernbert"])
