@@ -12,6 +12,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from pydantic import Field
 
 from pipelines.images import Box, Opened
+from pipelines.rand_augment import Operation, RandAugment, operate
 from pipelines.settings import Settings
 
 
@@ -21,6 +22,7 @@ class Augment(Settings):
     crop_scale: tuple[float, float] = Field((0.5, 1.0), description="area of the random crop, as a share of the picture")
     crop_ratio: tuple[float, float] = Field((0.75, 1.3333), description="width / height of the random crop")
     flip: bool = Field(True, description="mirror every second view")
+    rand_augment: RandAugment | None = Field(None, description="RandAugment behind both; null: none")
 
 
 class StrongAugment(Settings):
@@ -61,19 +63,20 @@ class Jitter:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is done to a picture, in this order: crop and resize, colours, gray, blur, mirror."""
+    """What is done to a picture, in this order: crop and resize, colours, gray, blur, mirror, operations of RandAugment."""
 
     box: Box  # of the displayed picture, in its pixels
     flip: bool = False
     jitter: Jitter | None = None
     gray: bool = False
     sigma: float | None = None  # of the blur, in pixels of the view
+    operations: tuple[Operation, ...] = ()
 
     def code(self, size: tuple[int, int]) -> list[float]:
         """Thirteen numbers for a picture of this width and height, as UniCLIP's head reads them.
 
         Left, top, width and height of the crop as shares of the picture; mirrored; recoloured, with brightness, contrast and
-        saturation less 1, and hue; gray; blurred, with half of sigma.
+        saturation less 1, and hue; gray; blurred, with half of sigma. Of operations it tells nothing.
         """
         (width, height), (left, top, right, bottom), jitter = size, self.box, self.jitter
         crop = [left / width, top / height, (right - left) / width, (bottom - top) / height]
@@ -105,7 +108,8 @@ def eval_view(picture: Opened | Image.Image, size: int) -> np.ndarray:
 def draw(size: tuple[int, int], augment: Augment, random: np.random.Generator) -> Drawn:
     """A plain view of a picture of this width and height."""
     box = _box(size, augment.crop_scale, augment.crop_ratio, random)
-    return Drawn(box, augment.flip and bool(random.random() < 0.5))
+    flip = augment.flip and bool(random.random() < 0.5)
+    return Drawn(box, flip, operations=augment.rand_augment.draw(random) if augment.rand_augment else ())
 
 
 def draw_strong(size: tuple[int, int], augment: StrongAugment, random: np.random.Generator) -> Drawn:
@@ -160,7 +164,11 @@ def _view(image: Image.Image, box: Box, size: int, drawn: Drawn) -> Image.Image:
         view = view.convert("L").convert("RGB")
     if drawn.sigma is not None:
         view = view.filter(ImageFilter.GaussianBlur(drawn.sigma))
-    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if drawn.flip else view
+    if drawn.flip:
+        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for operation in drawn.operations:
+        view = operate(view, operation)
+    return view
 
 
 def _jittered(view: Image.Image, jitter: Jitter) -> Image.Image:

@@ -192,6 +192,11 @@ class TrainSettings(Settings):
                 f"image_head.name: objective.name={objective.name} tells the head what was done to a view, which "
                 f"{self.heads[0].name} does not read; leave image_head out, or choose augmented"
             )
+        if objective.needs.codes and self.data.augment is not None and self.data.augment.rand_augment is not None:
+            raise ValueError(
+                f"data.augment.rand_augment: objective.name={objective.name} tells the head what was done to a view, and its "
+                "code has no place for RandAugment; leave that out, or pass objective.codes=false"
+            )
         test, best = self.evaluation.test_split, self.checkpoint.best
         if test is not None and best in (None, "loss"):
             raise ValueError(

@@ -78,6 +78,7 @@ def test_the_learning_rates_are_the_courses() -> None:
 
 def test_the_preset_names_four_other_losses_and_two_other_optimizers() -> None:
     found = [load(TrainSettings, PRESET, parse_overrides([text])) for text in OFFERED]
+    assert {s.objective.hinge for s in found if s.objective.name == "sogclr"} == {None, 1.0}
     assert {s.objective.name for s in found} == {"clip", "sogclr", "cyclip", "vicreg", "onlineclr"}
     assert {s.optimizer.name for s in found} == {"adamw", "sgd", "adam"}
     # An override of one part leaves the rest of the recipe alone.
