@@ -15,6 +15,15 @@ TaskName = Literal["zero_shot", "retrieval", "sugarcrepe", "linear_probe", "few_
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of folders
 
 
+class LinearProbeSettings(Settings):
+    """A classifier on features of all training pictures."""
+
+    views: int = Field(
+        0, ge=0, description="random crops, half of them mirrored, of each training picture that are fitted beside it"
+    )
+    seed: int = Field(0, ge=0, description="of the crops")
+
+
 class FewShotSettings(Settings):
     """Probes on a few pictures a class."""
 
@@ -83,6 +92,7 @@ class EvaluateSettings(ModelSettings):
         ("zero_shot", "retrieval", "sugarcrepe"), min_length=1, description="what is asked; each set takes part in what it can"
     )
     recall_at: tuple[int, ...] = Field((1, 5, 10), min_length=1, description="k of R@k")
+    linear_probe: LinearProbeSettings = Field(LinearProbeSettings(), description="of that task")
     few_shot: FewShotSettings = Field(FewShotSettings(), description="of that task")
     corruption: CorruptionSettings = Field(CorruptionSettings(), description="of that task")
     robustness: dict[str, RobustnessSettings] = Field(

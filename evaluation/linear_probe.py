@@ -1,11 +1,12 @@
 """Linear probe: logistic regression on frozen features, by CLIP's procedure (arXiv 2103.00020, appendix A.3).
 
-The features are those before the projection into the joint space, one a picture, without augmentation. Fitted is
-lambda/2 |W|^2 plus the sum of the cross entropies, the bias unpenalised: scikit-learn's C is 1 / lambda. Lambda is searched
-on validation data over 1e-6 to 1e6 in steps of an eighth of a decade: seven values two decades apart first, then twice as
-fine around the best, and so on to one step. A tie goes to the stronger regularisation, so a plateau is left at the end where
-the classifier is simplest. It is a local search of 15 fits in place of 97: where the score wavers by a validation picture or
-two, it may settle on another peak than the full sweep. The last fit is on training and validation data together.
+The features are those before the projection into the joint space, one a picture; random crops of the training pictures may be
+fitted beside them, as MCD (arXiv 2312.12661) probes, and nothing is chosen or scored on those. Fitted is lambda/2 |W|^2 plus the
+sum of the cross entropies, the bias unpenalised: scikit-learn's C is 1 / lambda. Lambda is searched on validation data over 1e-6
+to 1e6 in steps of an eighth of a decade: seven values two decades apart first, then twice as fine around the best, and so on to
+one step. A tie goes to the stronger regularisation, so a plateau is left at the end where the classifier is simplest. It is a
+local search of 15 fits in place of 97: where the score wavers by a validation picture or two, it may settle on another peak than
+the full sweep. The last fit is on training and validation data together.
 """
 
 import warnings
@@ -31,6 +32,14 @@ class Labelled:
 
     features: np.ndarray  # float [n, D]
     labels: np.ndarray  # int [n]
+    views: np.ndarray | None = None  # float [n, V, D], of random views of the same pictures, which are fitted too
+
+    def fitted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows to fit and their labels: of the pictures, then of their views."""
+        if self.views is None:
+            return self.features, self.labels
+        rows = np.concatenate([self.features, self.views.reshape(-1, self.features.shape[1])])
+        return rows, np.concatenate([self.labels, np.repeat(self.labels, self.views.shape[1])])
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,7 @@ def linear_probe(
     _check(train, test, validation, metric)
     fitted, validation = hold_out(train, seed) if validation is None else (train, validation)
     l2, tried, not_converged = search(fitted, validation, metric)
-    both = Labelled(np.concatenate([fitted.features, validation.features]), np.concatenate([fitted.labels, validation.labels]))
-    return _score(both, test, l2, tried, not_converged)
+    return _score(_joined(fitted, validation), test, l2, tried, not_converged)
 
 
 def few_shot(
@@ -149,7 +157,8 @@ def fit(train: Labelled, l2: float) -> tuple[Any, bool]:
     model = LogisticRegression(C=1.0 / l2, max_iter=MAX_ITERATIONS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model.fit(np.asarray(train.features, dtype=np.float64), train.labels)
+        rows, labels = train.fitted()
+        model.fit(np.asarray(rows, dtype=np.float64), labels)
     return model, not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
 
 
@@ -174,7 +183,12 @@ def draw(data: Labelled, k: int, seed: int) -> Labelled:
 
 
 def _rows(data: Labelled, kept: np.ndarray) -> Labelled:
-    return Labelled(data.features[kept], data.labels[kept])
+    return Labelled(data.features[kept], data.labels[kept], None if data.views is None else data.views[kept])
+
+
+def _joined(one: Labelled, other: Labelled) -> Labelled:
+    views = None if one.views is None or other.views is None else np.concatenate([one.views, other.views])
+    return Labelled(np.concatenate([one.features, other.features]), np.concatenate([one.labels, other.labels]), views)
 
 
 def _score(train: Labelled, test: Labelled, l2: float, tried: dict[float, float], not_converged: list[float]) -> Probe:

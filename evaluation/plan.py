@@ -57,7 +57,7 @@ def _of(name: str, place: str, content: Content, settings: EvaluateSettings) -> 
         if name == "zero_shot":
             yield ZeroShot(dataset, one, place)
         elif name == "linear_probe" and has_training(one.train):
-            yield LinearProbe(dataset, one, place)
+            yield LinearProbe(dataset, one, place, settings.linear_probe.views, settings.linear_probe.seed)
         elif name == "few_shot" and has_training(one.train):
             yield FewShot(dataset, one, place, settings.few_shot.shots, settings.few_shot.seeds)
         elif name == "corruption":

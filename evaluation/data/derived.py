@@ -1,5 +1,6 @@
-"""Pictures made of other pictures: some of them, or all of them corrupted."""
+"""Pictures made of other pictures: some of them, or all of them cropped or corrupted."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,12 @@ from PIL import Image
 
 from evaluation.corruptions import PARAMETERS, corrupt
 from evaluation.data.base import LabelledPictures, Pictures
+from pipelines.randomness import generator
 from pipelines.settings import digest
+from pipelines.views import Augment, apply, draw
+
+# As classifiers are trained on ImageNet since Szegedy et al., arXiv 1409.4842.
+_CROP = Augment(crop_scale=(0.08, 1.0), flip=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +37,32 @@ class Chosen:
 
     def name(self, index: int) -> str:
         return self.pictures.name(int(self.indices[index]))
+
+
+@dataclass(frozen=True)
+class Cropped:
+    """A random crop of each picture, stretched to a square of its own area, every second mirrored; others for each `number`."""
+
+    pictures: Pictures
+    number: int
+    seed: int
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return digest([self.pictures.fingerprint, _CROP.model_dump(mode="json"), self.number, self.seed])
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, indices: np.ndarray) -> Iterator[Image.Image]:
+        for index, image in zip(indices, self.pictures.read(indices), strict=True):
+            drawn = draw(image.size, _CROP, generator("crop", self.seed, self.number, int(index)))
+            left, top, right, bottom = drawn.box
+            (view,) = apply(image, max(1, round(math.sqrt((right - left) * (bottom - top)))), [drawn])
+            yield Image.fromarray(view.transpose(1, 2, 0))
+
+    def name(self, index: int) -> str:
+        return f"{self.pictures.name(index)}, crop {self.number}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from evaluation import classification, linear_probe, zero_shot
 from evaluation.data.base import Classification, LabelledPictures
-from evaluation.data.derived import with_labels
+from evaluation.data.derived import Cropped, with_labels
 from evaluation.linear_probe import Labelled
 from evaluation.rows import Rows, Wanted
 from evaluation.tasks.base import Scored, of_classes
@@ -16,7 +16,8 @@ from evaluation.tasks.base import Scored, of_classes
 class _Probe:
     """What both probes read."""
 
-    def __init__(self, dataset: str, content: Classification, place: str):
+    def __init__(self, dataset: str, content: Classification, place: str, views: int = 0, seed: int = 0):
+        """`views`: random crops of each training and validation picture that are fitted beside it, drawn by `seed`."""
         assert content.train is not None
         self.dataset, self.place, self.content = dataset, place, content
         parts = {"train": content.train, "validation": content.validation, "test": content.test}
@@ -26,27 +27,41 @@ class _Probe:
         lost = np.setdiff1d(content.test.labels, [*learnt, -1])
         self._lost = [content.classes[label][0] for label in lost]
         self._wanted = {part: Wanted("features", given.pictures, f"{place}/{part}") for part, given in self._parts.items()}
+        self._views = {
+            part: [
+                Wanted("features", Cropped(given.pictures, number, seed), f"{place}/{part}-crop-{number}")
+                for number in range(views)
+            ]
+            for part, given in self._parts.items()
+            if part != "test" and views
+        }
         self.identity: list[Any] = [{p: g.labels.tolist() for p, g in self._parts.items()}, content.metric]
 
     def wanted(self) -> Sequence[Wanted]:
-        return list(self._wanted.values())
+        return [*self._wanted.values(), *(view for part in self._views.values() for view in part)]
 
     def data(self, rows: Rows) -> tuple[Labelled, Labelled, Labelled | None]:
         """Training, test and validation data; the last may be missing."""
-        found = {part: Labelled(rows[self._wanted[part]], given.labels) for part, given in self._parts.items()}
+        views = {part: np.stack([rows[view] for view in wanted], axis=1) for part, wanted in self._views.items()}
+        found = {part: Labelled(rows[self._wanted[part]], given.labels, views.get(part)) for part, given in self._parts.items()}
         return found["train"], found["test"], found.get("validation")
 
     def about(self, rows: Rows) -> dict[str, Any]:
         train = rows[self._wanted["train"]]
         sizes = {part: len(given.labels) for part, given in self._parts.items()}
         kind = "features before the joint space" if rows.has_features(self._wanted["train"]) else "embeddings"
-        return {"width": train.shape[1], "of": kind, "without_training": self._lost} | sizes
+        views = len(self._views.get("train", []))
+        return {"width": train.shape[1], "of": kind, "without_training": self._lost, "views": views} | sizes
 
 
 class LinearProbe(_Probe):
     """On all training pictures."""
 
     name = "linear_probe"
+
+    def __init__(self, dataset: str, content: Classification, place: str, views: int = 0, seed: int = 0):
+        super().__init__(dataset, content, place, views, seed)
+        self.identity += [views, seed] if views else []
 
     def score(self, rows: Rows) -> Scored:
         train, test, validation = self.data(rows)

@@ -43,6 +43,33 @@ def test_it_equals_a_direct_fit_at_the_chosen_strength(name: str) -> None:
     assert found.converged and found.not_converged == [] and 90 < found.scores["top1"] < 100
 
 
+def with_views(data: Labelled, seed: int, count: int = 2) -> Labelled:
+    """Other features, as of crops."""
+    shifts = np.random.default_rng(seed).normal(size=(len(data.labels), count, data.features.shape[1]))
+    return Labelled(data.features, data.labels, data.features[:, None] + 0.3 * shifts)
+
+
+def test_views_are_fitted_beside_their_pictures_and_chosen_on_pictures_alone() -> None:
+    """A direct fit on all rows at the chosen strength; a validation picture's views are not seen while it is validation."""
+    train, validation, test = real("wine", 0, (0.4, 0.2))
+    train, validation = with_views(train, 1), with_views(validation, 2)
+    found = linear_probe(train, test, "top1", validation)
+    assert train.views is not None and validation.views is not None
+    rows = [train.features, validation.features, *train.views.transpose(1, 0, 2), *validation.views.transpose(1, 0, 2)]
+    labels = [train.labels, validation.labels, *[train.labels] * 2, *[validation.labels] * 2]
+    direct = LogisticRegression(C=1 / found.l2, max_iter=1000).fit(np.concatenate(rows), np.concatenate(labels))
+    assert found.classes[found.outcome.predicted].tolist() == direct.predict(test.features).tolist()
+    for l2, score in list(found.tried.items())[::4]:
+        known = np.concatenate([train.features, *train.views.transpose(1, 0, 2)]), np.concatenate([train.labels] * 3)
+        model = LogisticRegression(C=1 / l2, max_iter=1000).fit(*known)
+        assert score == pytest.approx(100 * model.score(validation.features, validation.labels))
+    # What is held out of the training data takes its views along.
+    kept, held_out = hold_out(train, 0)
+    assert kept.views is not None and held_out.views is not None
+    assert len(kept.views) == len(kept.labels) and len(held_out.views) == len(held_out.labels)
+    assert np.abs(held_out.views.mean(axis=1) - held_out.features).max() < 1.5
+
+
 def test_the_strength_is_lambda_over_two_beside_the_sum_of_losses() -> None:
     """At the minimum the gradient of lambda/2 |W|^2 + sum of cross entropies is zero, the bias's without penalty."""
     train, _, _ = real("wine", 0, (0.5, 0.2))

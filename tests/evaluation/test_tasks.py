@@ -1,5 +1,6 @@
 """Tasks: from rows to results, held against plain loops; and which set takes part in what."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from evaluation import robustness
 from evaluation.corruptions import corrupt
 from evaluation.data.base import Classification, Content, LabelledPictures, Retrieval, SugarCrepe
-from evaluation.data.derived import Chosen, Corrupted, shrunk
+from evaluation.data.derived import Chosen, Corrupted, Cropped, shrunk
 from evaluation.rows import Rows, Wanted
 from evaluation.sugarcrepe import Item
 from evaluation.tasks.probes import FewShot, LinearProbe
@@ -19,6 +20,7 @@ from evaluation.tasks.sugarcrepe import SugarCrepe as SugarCrepeTask
 from evaluation.tasks.zero_shot import ZeroShot
 from pipelines.settings import UserError
 from tests.evaluation.lists import Plain, rows_of
+from tests.pipelines.test_images import gradient
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -226,6 +228,53 @@ def test_a_probe_is_fitted_on_features(tmp_path: Path) -> None:
     assert found.details["of"] == "features before the joint space" and found.details["width"] == 3
     assert found.details["c"] == pytest.approx(1 / found.details["l2"]) and found.details["train"] == 36
     assert task.score(rows_of(tmp_path, given, stand_in=True)).details["of"] == "embeddings"
+
+
+def test_a_probe_may_be_fitted_on_crops_too(tmp_path: Path) -> None:
+    """Of training and validation pictures, each beside its own picture; scores are of whole test pictures."""
+    train, validation = [0, 1, 2, -1] * 12, [0, 1, 2] * 4
+    task = LinearProbe("pets", probed(train, validation), "pets", views=2, seed=5)
+    plain = LinearProbe("pets", probed(train, validation), "pets")
+    crops = {f"pets/{part}-crop-{number}": part for part in ("train", "validation") for number in (0, 1)}
+    assert {one.name for one in task.wanted()} == {one.name for one in plain.wanted()} | set(crops)
+    assert len({one.fingerprint for one in task.wanted()}) == 7 and task.identity != plain.identity
+    # Pictures alone say nothing of their class; their crops do, and so do test pictures.
+    labels = {"train": [0, 1, 2] * 12, "validation": validation, "test": [0, 1, 2, 1, 0, 2, 1]}
+    noise = {w: 0.1 * random_rows(i, len(w.of), 3) for i, w in enumerate(task.wanted())}
+    of = {w: crops.get(w.name, w.name.removeprefix("pets/")) for w in noise}
+    given = {w: rows + np.eye(3)[labels[of[w]]] * (w.name in crops or w.name == "pets/test") for w, rows in noise.items()}
+    rows = rows_of(tmp_path, given)
+    assert task.score(rows).scores["top1"] == 100 and task.score(rows).details["views"] == 2
+    assert plain.score(rows).scores["top1"] < 90 and plain.score(rows).details["views"] == 0
+
+
+def test_a_crop_is_a_part_of_its_picture_drawn_anew_for_each_number() -> None:
+    """On pictures whose colours are coordinates: where it lies, how large it is, and whether it is mirrored."""
+
+    class Gradients(Plain):
+        def read(self, indices: np.ndarray) -> Iterator[Image.Image]:
+            return (gradient(128, 64) for _ in indices)
+
+    def crops(number: int, seed: int, indices: list[int]) -> list[np.ndarray]:
+        return [np.asarray(image).astype(float) for image in Cropped(Gradients(200), number, seed).read(np.asarray(indices))]
+
+    found = crops(0, 7, list(range(200)))
+    shares, mirrored = [], 0
+    for view in found:
+        side = len(view)
+        assert view.shape == (side, side, 3)
+        middle, inner = side // 2, slice(side // 4, -(side // 4))
+        slope_x = np.polyfit(np.arange(side)[inner], view[middle, inner, 0], 1)[0] / 255 * 127  # pixels of the picture a pixel
+        slope_y = np.polyfit(np.arange(side)[inner], view[inner, middle, 1], 1)[0] / 255 * 63
+        mirrored += slope_x < 0
+        shares.append(side * side / (128 * 64))
+        assert abs(slope_x) * slope_y == pytest.approx(1, rel=0.1), "as many pixels as the crop has"
+    assert 0.07 < min(shares) < 0.15 and 0.7 < max(shares) <= 1.01 and 70 < mirrored < 130
+    assert all(np.array_equal(one, other) for one, other in zip(found[5:8], crops(0, 7, [5, 6, 7]), strict=True))
+    for other in (crops(1, 7, [5]), crops(0, 8, [5]), [found[6]]):
+        assert other[0].shape != found[5].shape or not np.array_equal(other[0], found[5])
+    prints = {Cropped(Plain(3), number, seed).fingerprint for number in (0, 1) for seed in (0, 1)}
+    assert len(prints | {Plain(3).fingerprint}) == 5
 
 
 def test_a_class_without_a_training_picture_is_left_out_and_named(tmp_path: Path) -> None:

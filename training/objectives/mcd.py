@@ -8,8 +8,9 @@ sees, and the student learns by log-ratios of distances, D(u, v) = |u - v| (equa
     LR_i(u, v) = h( log D(y_i, u) / D(y_i, v) - the teacher's )
     L_pos = mean_i LR_i(x_i, x'_i),  L_neg = mean_{i != j} LR_i(x_j, x'_j),  L_noisy = mean_{i != j} LR_i(x_i, x_j)
 
-L_con is MP-NCE over x, y and x', in which a positive pair with a strong view weighs 1 - l. Inference uses the student. The
-distances' floor, h, the weight of L_MLM and the teacher's momentum are ours where the paper's text that we have gives none.
+L_con is MP-NCE over x, y and x', in which a positive pair with a strong view weighs 1 - l; the three terms are
+`training.objectives.log_ratio`'s. Inference uses the student. h, the weight of L_MLM and the teacher's momentum are ours where the
+paper's text that we have gives none.
 
 The rows of the paper's ablation (table 5) are weights of the three terms and l: MP-NCE alone is `progress` 0.
 """
@@ -18,32 +19,27 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.batch import Batch, Needs
 from pipelines.views import StrongAugment, StrongViews
 from training.cosine import half_cosine
-from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Task
-from training.objectives.blocks import Candidates, in_blocks
 from training.objectives.clip import Clip, ContrastiveSettings
 from training.objectives.contrast import find_candidates
-from training.objectives.means import mean_over_workers
+from training.objectives.log_ratio import Distance, misalignments
 from training.objectives.mlm import masked_loss
 from training.objectives.mp_nce import mp_nce
-from training.precision import exact, unit
+from training.precision import unit
 from training.teacher import EmaSettings, NoTeacher, Teacher
-
-_FLOOR = 1e-6  # of squared distances: the logarithm's slope stays finite where a picture lies on its caption
 
 
 class McdSettings(ContrastiveSettings):
     """MCD: contrast over pictures, captions and strong views, and distillation of their misalignment."""
 
     name: Literal["mcd"] = "mcd"
-    distance: Literal["square", "absolute", "huber"] = Field("square", description="h, of differences of log-ratios")
+    distance: Distance = Field("square", description="h, of differences of log-ratios")
     positive: float = Field(1.0, ge=0, description="weight of L_pos, the misalignment of a picture's own strong view")
     negative: float = Field(1.0, ge=0, description="weight of L_neg, that of other pictures' strong views")
     noisy: float = Field(1.0, ge=0, description="weight of L_noisy, of other pictures against the own one")
@@ -94,7 +90,8 @@ class Mcd(Clip):
         total, settings = contrast, self._settings
         found = {"temperature": 1 / scale.detach(), "contrast": contrast.detach()}
         if settings.distils:
-            positive, negative, noisy = self._distances(embeddings, strong, batch, candidates)
+            images = embeddings.image, strong, batch["teacher_image"], batch["teacher_strong"][:, 0]
+            positive, negative, noisy = misalignments(embeddings.text, images, candidates, settings.distance)
             distil = settings.positive * positive + settings.negative * negative + settings.noisy * noisy
             total, found["distil"] = total + grown * distil, distil.detach()
         if settings.mlm:
@@ -108,43 +105,9 @@ class Mcd(Clip):
         fixed = self._settings.progress
         return half_cosine(0.0, 1.0, step / self._total_steps) if fixed is None else fixed
 
-    def _distances(self, embeddings: Embeddings, strong: Tensor, batch: Batch, candidates: Candidates) -> tuple[Tensor, ...]:
-        """L_pos, L_neg and L_noisy."""
-        images = [exact(part) for part in (embeddings.image, strong, batch["teacher_image"], batch["teacher_strong"][:, 0])]
-        keys = [all_gather(part) for part in images]
-        width = len(keys[0])
-
-        def block(candidates: Candidates, texts: Tensor) -> tuple[Tensor, ...]:
-            with torch.autocast(texts.device.type, enabled=False):
-                # Log-distances [b, B] of the student's x and x' and the teacher's; no gradient passes through the teacher.
-                x, a = (_log_distance(texts @ part.T) for part in keys[:2])
-                taught_x, taught_a = (_log_distance(texts.detach() @ part.T) for part in keys[2:])
-                shift, targets = (x - a) - (taught_x - taught_a), candidates.targets[:, None]
-                own = (x - taught_x).gather(1, targets) - (x - taught_x)
-                excluded = candidates.excluded()
-                others = torch.ones_like(x, dtype=torch.bool) if excluded is None else ~excluded
-                others = others.scatter(1, targets, False)
-                negative, noisy = (torch.where(others, self._h(part), 0.0).sum(1) for part in (shift, own))
-                return self._h(shift).gather(1, targets)[:, 0], negative, noisy, others.sum(1).to(x.dtype)
-
-        parts = in_blocks(block, width, candidates, exact(embeddings.text))
-        positive, negative, noisy, counts = (torch.cat(part) for part in zip(*parts, strict=True))
-        return positive.mean(), mean_over_workers(negative, counts), mean_over_workers(noisy, counts)
-
-    def _h(self, difference: Tensor) -> Tensor:
-        if self._settings.distance == "square":
-            return difference.square()
-        if self._settings.distance == "absolute":
-            return difference.abs()
-        return F.huber_loss(difference, torch.zeros_like(difference), reduction="none")
-
     def skip(self) -> None:
         self.step += 1
 
     def update(self, batch: Batch, loss: Loss) -> None:
         super().update(batch, loss)
         self.step += 1
-
-
-def _log_distance(cosines: Tensor) -> Tensor:
-    return 0.5 * ((2 - 2 * cosines).clamp(min=0) + _FLOOR).log()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tests.training.objectives.reference import A, M, X, Y, assert_near, build, ids, random_pairs, task, unit
 from training.objectives.base import Embeddings, Loss
 from training.objectives.contrast import find_candidates
+from training.objectives.log_ratio import misalignments
 from training.objectives.mcd import Mcd, McdSettings
 from training.objectives.mlm import masked_loss
 from training.teacher import EmaTeacher, NoTeacher
@@ -30,13 +31,10 @@ def mcd(
     return objective(Embeddings(x, y, x, y, strong, strong), columns), objective
 
 
-def parts(x: Tensor, y: Tensor, a: Tensor, taught: tuple[Tensor, Tensor], **settings: Any) -> list[float]:
+def parts(x: Tensor, y: Tensor, a: Tensor, taught: tuple[Tensor, Tensor], distance: Any = "square") -> list[float]:
     """L_pos, L_neg and L_noisy."""
-    objective = build(SETTINGS.model_copy(update=settings), total_steps=4)
-    embeddings = Embeddings(x, y, x, y)
-    batch: Any = {"teacher_image": taught[0], "teacher_strong": taught[1][:, None]}
-    found = objective._distances(embeddings, a, batch, find_candidates(embeddings, ids(len(x)), ids=False))
-    return [float(part) for part in found]
+    candidates = find_candidates(Embeddings(x, y, x, y), ids(len(x)), ids=False)
+    return [float(part.detach()) for part in misalignments(y, [x, a, *taught], candidates, distance)]
 
 
 def naive(x: Tensor, y: Tensor, a: Tensor, taught: tuple[Tensor, Tensor], image_id: list[int]) -> list[float]:
@@ -98,9 +96,8 @@ def test_the_total_of_three_samples(step: int, expected: float) -> None:
 
 def test_the_slope_of_the_positive_part() -> None:
     a = A.clone().requires_grad_()
-    objective, batch = build(SETTINGS, total_steps=4), {"teacher_image": M, "teacher_strong": N[:, None]}
     candidates = find_candidates(Embeddings(X, Y, X, Y), ids(3), ids=False)
-    objective._distances(Embeddings(X, Y, X, Y), a, batch, candidates)[0].backward()
+    misalignments(Y, [X, a, M, N], candidates, "square")[0].backward()
     assert_near(a.grad, [[0.301746, 0, 0.301746], [0, -0.230518, 0], [0.696701, 0.696701, 0.696701]], 2e-5)
 
 
@@ -179,11 +176,8 @@ def test_no_gradient_passes_through_the_teacher() -> None:
     """With the student's distances held, captions would be moved by the teacher's alone."""
     x, y, a, taught = random_views()
     y.requires_grad_()
-    objective = build(SETTINGS, total_steps=4)
-    embeddings = Embeddings(x, y, x, y)
-    batch: Any = {"teacher_image": taught[0], "teacher_strong": taught[1][:, None]}
-    candidates = find_candidates(embeddings, ids(6), ids=False)
-    sum(objective._distances(embeddings, a, batch, candidates)).backward()
+    candidates = find_candidates(Embeddings(x, y, x, y), ids(6), ids=False)
+    torch.stack(misalignments(y, [x, a, *taught], candidates, "square")).sum().backward()
     step = 1e-6
     row, column = 2, 3
 
