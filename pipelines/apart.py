@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_TRIES = 2  # deaths at one item, but by its limits, until it is the item's fault: a machine short of memory kills whom it likes
+_TRIES = 2  # deaths at one item, but by its limits, until they are its fault: a machine short of memory kills whom it likes
 _MEMORY_WORDS = ("memory allocation", "out of memory", "cannot allocate")  # of what libraries say before they abort
 
 
@@ -218,7 +218,7 @@ class _Child:
         costly = any(words in said.lower() for words in _MEMORY_WORDS)
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         limit = f", which may have {limits.memory / (1 << 30):g} GiB" if costly else ""
-        return _Ended(f"ends the process that reads it{limit} ({name}{said})", costly, False)
+        return _Ended(f"ends the process that reads it{limit} ({name}{said})", costly, costly)
 
     def kill(self) -> None:
         self.connection.close()

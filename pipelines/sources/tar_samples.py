@@ -58,16 +58,14 @@ def index(tar: BinaryIO) -> Index:
     while not found.damage and (start == 0 or start < end):
         tar.seek(start)
         try:
-            headers = tarfile.open(fileobj=tar, mode="r:")
+            with tarfile.open(fileobj=tar, mode="r:") as headers:
+                _add_all(found, headers, end)
+                found.damage = found.damage or _end_is_missing(tar, headers.offset)
+                start = _after_zeros(tar, headers.offset)
         except tarfile.TarError:
             if start == 0:
                 raise
             found.damage = f"no header at byte {start}"
-            break
-        with headers:
-            _add_all(found, headers, end)
-            found.damage = found.damage or _end_is_missing(tar, headers.offset)
-            start = _after_zeros(tar, headers.offset)
     return found
 
 
