@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _TRIES = 2  # deaths at one item, but by its limits, until they are its fault: a machine short of memory kills whom it likes
-_MEMORY_WORDS = ("memory allocation", "out of memory", "cannot allocate")  # of what libraries say before they abort
+_MEMORY_WORDS = ("memory allocation", "out of memory", "cannot allocate", "bad_alloc")  # of what libraries say before they abort
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def one(work: Callable[[], T], limits: Limits = LIMITS) -> T | Fatal:
     """What `work` returns, in a child, or in this process where it is a child itself."""
     if inside():
         return work()
-    return next(each(partial(_once, work), limits))
+    (result,) = each(partial(_once, work), limits)
+    return result
 
 
 def _once(work: Callable[[], T], _: int) -> Iterator[T]:

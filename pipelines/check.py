@@ -80,6 +80,7 @@ def scan_unit(data: Any, pictures: int, settings: PrepareSettings, limits: apart
         elif item.about is not None:
             samples.append(_Sample({"reason": item.reason, "origin": item.about[1]}))
         else:
+            found["rows"] += 1
             found["header_reasons"]["unreadable_file"] += 1
             found["examples"]["unreadable_file"] = shown(file_of(data))
     seen = [sample.columns for sample in samples]

@@ -25,6 +25,11 @@ def numbers(ends: dict[int, str], count: int, first: int) -> Iterator[tuple[int,
         yield number, os.getpid()
 
 
+def process() -> int:
+    """The number of the process that this runs in."""
+    return os.getpid()
+
+
 def killed_once(marker: Path, first: int) -> Iterator[int]:
     """Three numbers; the first process that comes to the second is killed."""
     for number in range(first, 3):

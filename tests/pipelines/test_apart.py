@@ -18,7 +18,7 @@ from pipelines.config import PrepareSettings
 from pipelines.images import BadImage, decode
 from pipelines.parts import Part, cut, list_units, read_part
 from pipelines.settings import UserError
-from tests.pipelines.deadly import Deadly, killed_once, numbers, raising
+from tests.pipelines.deadly import Deadly, killed_once, numbers, process, raising
 from tests.pipelines.test_images import svg_of
 
 SMALL = Limits(seconds=1, memory=1 << 30)
@@ -50,7 +50,8 @@ def test_each_item_that_ends_the_process_is_named_and_the_others_are_there() -> 
 def test_one_child_does_work_after_work() -> None:
     first, second = (list(apart.each(partial(numbers, {}, 3))) for _ in range(2))
     assert [number for number, _ in first] == [number for number, _ in second] == [0, 1, 2]
-    assert len({pid for _, pid in first + second}) == 1 and first[0][1] != os.getpid()
+    alone = [apart.one(process) for _ in range(2)]
+    assert {pid for _, pid in first + second} == {*alone} and len({*alone, os.getpid()}) == 2
 
 
 def test_a_child_that_somebody_kills_is_no_items_fault(tmp_path: Path) -> None:
