@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import storage
-from pipelines.cluster import blocks, telling
+from pipelines.cluster import RETRIES, blocks, telling
 from pipelines.display import Display
 from pipelines.lookup import digest_of_rows
 from pipelines.prepared import Prepared
@@ -312,6 +312,8 @@ def _computed(
         concurrency=min(pool.actors, len(items)),
         num_cpus=pool.threads,
         num_gpus=1 if pool.use_gpu else None,
+        max_restarts=RETRIES,
+        max_task_retries=RETRIES,
     )
     for batch in blocks(dataset):
         yield batch["rows"]

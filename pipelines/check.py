@@ -7,21 +7,23 @@ pictures is decoded by the same code that preparing uses. Shares of the sample c
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from pipelines import cluster
+from pipelines import apart, cluster
 from pipelines.config import PrepareSettings
 from pipelines.display import Display
 from pipelines.examine import FILTERED, examine
 from pipelines.images import BadImage, open_picture
 from pipelines.locations import read_locations
 from pipelines.parts import list_units
+from pipelines.remote import shown
 from pipelines.settings import UserError
-from pipelines.sources.base import Pair, Rejected, Unit
+from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_names
 from pipelines.storage import Missing
 from pipelines.wilson import wilson
 
@@ -59,48 +61,84 @@ def _scan(units: list[Unit], settings: PrepareSettings) -> Iterator[dict[str, An
         return {"found": [json.dumps(scan_unit(json.loads(batch["unit"][0]), per_unit, settings))]}
 
     items = [{"unit": json.dumps(unit.data)} for unit in units]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(cluster.telling(work), batch_size=1)
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        cluster.telling(work), batch_size=1, max_retries=cluster.RETRIES
+    )
     for block in cluster.blocks(dataset):
         yield json.loads(block["found"][0])
 
 
-def scan_unit(data: Any, pictures: int, settings: PrepareSettings) -> dict[str, Any]:
-    """Headers of all rows of a unit, and so many of its pictures decoded."""
+def scan_unit(data: Any, pictures: int, settings: PrepareSettings, limits: apart.Limits = apart.LIMITS) -> dict[str, Any]:
+    """Headers of all rows of a unit, and so many of its pictures decoded, apart from this process as in preparing."""
+    found: dict[str, Any] = {"rows": 0, "header_reasons": Counter(), "examples": {}, "words": [], "keys": []}
+    samples: list[_Sample] = []
+    for item in apart.each(partial(_looked_at, data, pictures, settings), limits):
+        if isinstance(item, dict):
+            found |= item
+        elif isinstance(item, _Sample):
+            samples.append(item)
+        elif item.about is not None:
+            samples.append(_Sample({"reason": item.reason, "origin": item.about[1]}))
+        else:
+            found["rows"] += 1
+            found["header_reasons"]["unreadable_file"] += 1
+            found["examples"]["unreadable_file"] = shown(file_of(data))
+    seen = [sample.columns for sample in samples]
+    return found | {
+        "examples": found["examples"] | {row["reason"]: row["origin"] for row in seen if row.get("reason") is not None},
+        "sampled": len(seen),
+        "sample_reasons": Counter(row["reason"] for row in seen if row.get("reason") is not None),
+        "formats": Counter(sample.format for sample in samples if sample.format),
+        "sides": [sample.side for sample in samples if sample.format],
+        "digests": [row["image_digest"] for row in seen if row.get("reason") is None],
+    }
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A row of `examine.FOUND`, and of an image that can be used its format and shorter side."""
+
+    columns: dict[str, Any]
+    format: str = ""
+    side: int = 0
+
+
+def _looked_at(data: Any, pictures: int, settings: PrepareSettings, first: int) -> Iterator[dict[str, Any] | _Sample]:
+    """What the headers say, and then the samples; from one of these items on."""
     try:
-        found = settings.source.read(data, pictures=False)
+        found = with_names(settings.source.read(data, pictures=False))
         # Thousands at once; those of the sample are read again.
         rows = [replace(row, image=None) if isinstance(row, Pair) else row for row in found]
     except UserError:  # it can only be copied
-        rows = list(settings.source.read(data, pictures=True))
+        rows = list(with_names(settings.source.read(data, pictures=True)))
     pairs = [row for row in rows if isinstance(row, Pair)]
     every = settings.model_copy(update={"way": "copy"})
     sample = _spread(pairs, pictures) if pairs else []
-    seen = [row.columns for row in examine(sample, every)]
-    formats, sides = Counter[str](), []
-    for pair, row in zip(sample, seen, strict=True):
-        if row.get("reason") is None:
-            image = pair.image if pair.image is not None else next(read_locations([pair.location]))
-            try:
-                assert not isinstance(image, Missing)
-                opened = open_picture(image, svg_size=settings.image.size)
-            except (BadImage, AssertionError):
-                continue
-            formats[opened.format] += 1
-            sides.append(min(opened.size))
     words = [len(caption.split()) for pair in pairs for caption in pair.captions]
-    return {
-        "rows": len(rows),
-        "header_reasons": Counter(row.reason for row in rows if isinstance(row, Rejected)),
-        "examples": {row.reason: row.origin for row in rows if isinstance(row, Rejected)}
-        | {row["reason"]: row["origin"] for row in seen if row.get("reason") is not None},
-        "sampled": len(seen),
-        "sample_reasons": Counter(row["reason"] for row in seen if row.get("reason") is not None),
-        "formats": formats,
-        "sides": sides,
-        "words": words[:: max(1, len(words) // 500)],
-        "keys": [row.key for row in pairs],
-        "digests": [row["image_digest"] for row in seen if row.get("reason") is None],
-    }
+    if first == 0:
+        yield {
+            "rows": len(rows),
+            "header_reasons": Counter(row.reason for row in rows if isinstance(row, Rejected)),
+            "examples": {row.reason: shown(row.origin) for row in rows if isinstance(row, Rejected)},
+            "words": words[:: max(1, len(words) // 500)],
+            "keys": [row.key for row in pairs],
+        }
+    sample = sample[max(0, first - 1) :]
+    for pair, row in zip(sample, examine(sample, every), strict=True):
+        yield _sample(pair, row.columns, settings)
+
+
+def _sample(pair: Pair, columns: dict[str, Any], settings: PrepareSettings) -> _Sample:
+    if columns.get("reason") is not None:
+        return _Sample(columns)
+    image = pair.image if pair.image is not None else next(read_locations([pair.location]))
+    try:
+        assert not isinstance(image, Missing)
+        with apart.limited():
+            opened = open_picture(image, svg_size=settings.image.size)
+    except (BadImage, AssertionError):
+        return _Sample(columns)
+    return _Sample(columns, opened.format, min(opened.size))
 
 
 def _tell(found: list[dict[str, Any]], units: int, absent: int, settings: PrepareSettings, display: Display) -> bool:

@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:  # the environment below has to be set first
     import ray.data
 
 _MISTAKE = "mistake"  # column of a block that brings a user's mistake
+# Of a task whose process or machine dies. Ray Data's default is without end; what data do to a process is not among its causes.
+RETRIES = 5
 _STARTS = 5  # of a local Ray, until the machine is too busy for it
 
 # RAY_AUTH_MODE is left as it is: a local Ray makes itself a token and its processes find it; a job client has to be told
@@ -145,10 +148,25 @@ def telling(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]
 
 def blocks(dataset: "ray.data.Dataset") -> Iterator[dict[str, np.ndarray]]:
     """The blocks of a dataset of `telling` tasks, as they come. Raises the `UserError` that one of them met."""
-    for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        if _MISTAKE in block:
-            raise UserError(str(block[_MISTAKE][0]))
-        yield block
+    with deaths_told("the same command goes on with what is missing"):
+        for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+            if _MISTAKE in block:
+                raise UserError(str(block[_MISTAKE][0]))
+            yield block
+
+
+@contextmanager
+def deaths_told(advice: str) -> Iterator[None]:
+    """A task whose process died again and again is a `UserError` that says so, and what to do."""
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+
+    try:
+        yield
+    except (NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError) as error:
+        cause = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"Ray: a task's process ended, {RETRIES + 1} times: {cause}; see whether the machine is short of memory; {advice}"
+        ) from None
 
 
 def _divert_native_errors(path: Path) -> None:

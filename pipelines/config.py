@@ -92,7 +92,8 @@ class PrepareSettings(Settings):
     deduplicate: DeduplicateSettings = DeduplicateSettings()
     splits: dict[str, float] | Literal["source"] = Field(
         {"test": 0.1},
-        description="share of each held-out split, the rest is train; source: the splits that the source has",
+        description="share of each held-out split, the rest is train; {test: 1.0}: all is for evaluation; source: the splits that"
+        " the source has",
     )
     split_seed: int = Field(0, ge=0, description="another seed, other held-out groups")
     max_rejected_rate: float = Field(0.1, ge=0, le=1, description="stop when a larger share of the rows is unusable")
@@ -109,8 +110,8 @@ class PrepareSettings(Settings):
         shares = _SHARES.validate_python(value)
         if "train" in shares:
             raise ValueError("'train' is what the other splits leave; name the held-out splits only")
-        if any(share <= 0 for share in shares.values()) or sum(shares.values()) >= 1:
-            raise ValueError(f"shares must be positive and leave something for train, got {shares}")
+        if any(share <= 0 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
+            raise ValueError(f"shares must be positive, and no more than 1 together, got {shares}")
         return shares
 
     @model_validator(mode="after")

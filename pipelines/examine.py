@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines import apart
 from pipelines.captions import usable
 from pipelines.config import PrepareSettings
 from pipelines.images import BadImage, Opened, encode, is_svg, open_picture, resize_shorter
@@ -78,16 +79,20 @@ class Row:
 def examine(found: Iterable[Pair | Rejected], settings: PrepareSettings) -> Iterator[Row]:
     """A row for every pair or rejected row, in order."""
     found = iter(found)
-    while some := list(islice(found, _AHEAD)):
+    while some := list(islice(found, 1 if apart.again() else _AHEAD)):
         texts = [_text(item, settings) for item in some]
         fetched = read_locations(
             [item.pair.location for item in texts if isinstance(item, _Candidate) and item.pair.image is None]
         )
         for item in texts:
             if isinstance(item, Rejected):
-                yield _rejected(item)
+                yield rejected(item)
                 continue
-            yield _picture(item, next(fetched) if item.pair.image is None else item.pair.image, settings)
+            apart.begin((item.pair.key, item.pair.origin))
+            data = next(fetched) if item.pair.image is None else item.pair.image
+            with apart.limited():
+                row = _picture(item, data, settings)
+            yield row
 
 
 @dataclass(frozen=True)
@@ -124,14 +129,14 @@ def _text(found: Pair | Rejected, settings: PrepareSettings) -> "_Candidate | Re
 def _picture(item: _Candidate, data: bytes | Missing, settings: PrepareSettings) -> Row:
     pair = item.pair
     if isinstance(data, Missing):
-        return _rejected(Rejected(pair.key, pair.origin, data.reason or "missing_image", str(data)))
+        return rejected(Rejected(pair.key, pair.origin, data.reason or "missing_image", str(data)))
     if not item.is_decoded and not is_svg(data):
         return Row(_kept(item, data, data, None))
     try:
         opened = open_picture(data, settings.image.background, svg_size=settings.image.size)
         refused = _refused(opened.size, settings)
         if refused is not None:
-            return _rejected(Rejected(pair.key, pair.origin, *refused))
+            return rejected(Rejected(pair.key, pair.origin, *refused))
         scale = settings.image.size / min(opened.size)
         least = tuple(round(_REDUCING * side * scale) for side in opened.size)
         # Also where nothing is written: perceptual hashes are to be of the same pixels whatever the way.
@@ -140,7 +145,9 @@ def _picture(item: _Candidate, data: bytes | Missing, settings: PrepareSettings)
         stays = settings.way == "index" or _stays(opened, settings)
         encoded = data if stays and not drawn else _encoded(picture, settings)
     except BadImage as bad:
-        return _rejected(Rejected(pair.key, pair.origin, bad.reason, bad.detail))
+        return rejected(Rejected(pair.key, pair.origin, bad.reason, bad.detail))
+    except MemoryError:  # of resizing and encoding
+        return rejected(Rejected(pair.key, pair.origin, "decompression_bomb", "more memory than there is"))
     near = _perceptual_hash(picture) if settings.deduplicate.near is not None else None
     copied = settings.way == "copy"
     return Row(_kept(item, encoded if drawn else data, encoded if copied else data, near), encoded if copied else None)
@@ -164,7 +171,8 @@ def _encoded(picture: Any, settings: PrepareSettings) -> bytes:
     return encode(resize_shorter(picture, settings.image.size), settings.image.format, settings.image.quality)
 
 
-def _rejected(row: Rejected) -> Row:
+def rejected(row: Rejected) -> Row:
+    """The row of what cannot be used."""
     texts = {"key": row.key, "origin": row.origin, "detail": row.detail}
     return Row({name: shown(text) for name, text in texts.items()} | {"reason": row.reason})
 

@@ -8,12 +8,13 @@ import math
 import re
 import struct
 import warnings
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageColor, ImageFile, PngImagePlugin, UnidentifiedImageError
 
-from pipelines import vector
+from pipelines import apart, vector
 from pipelines.formats import FORMATS, PILLOW
 
 ImageFormat = Literal["png", "jpeg", "webp"]
@@ -46,6 +47,7 @@ _UPRIGHT = {  # EXIF's orientation, and what undoes it
     8: Image.Transpose.ROTATE_90,
 }
 _MOST_SEGMENTS = 4096  # of a JPEG, before its pixels
+_MOST_SCANS = 100  # of a progressive JPEG, as libtiff has it (LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER); encoders write some ten
 _ORIENTATION, _PHOTOMETRIC, _BITS = 0x0112, 262, 258  # tags of EXIF and TIFF
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
@@ -127,11 +129,14 @@ def open_picture(data: bytes, background: str = "white", svg_size: int = 512) ->
             raise BadImage("html", f"a web page; begins with {data[:40]!r}")
         if is_svg(data):
             try:
-                data, file_format = vector.render(data, svg_size, MAX_PIXELS), "SVG"
+                rendered = apart.one(partial(vector.render, data, svg_size, MAX_PIXELS))
             except ValueError as error:
                 raise BadImage("svg", str(error)) from None
+            if isinstance(rendered, apart.Fatal):
+                raise BadImage(rendered.reason, rendered.why)
+            data, file_format = rendered, "SVG"
     if data[:2] == b"\xff\xd8":
-        data = _with_one_exif(data)
+        data = _bounded_jpeg(data)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=PILLOW)
         if image.width * image.height > MAX_PIXELS:
@@ -154,6 +159,8 @@ def decode(data: bytes, background: str = "white", svg_size: int = 512, least: t
 
 def _damaged(error: Exception) -> BadImage:
     text = str(error)
+    if isinstance(error, MemoryError):
+        return BadImage("decompression_bomb", f"more memory than there is: {text}".removesuffix(": "))
     if "MAX_TEXT" in text or "text chunks" in text:
         return BadImage("decompression_bomb", text)
     return BadImage("truncated" if "truncated" in text.lower() else "undecodable", text)
@@ -174,16 +181,17 @@ def _not_read(data: bytes) -> str:
     return f"not an image in a known format; begins with {data[:16]!r}"
 
 
-def _with_one_exif(data: bytes) -> bytes:
+def _bounded_jpeg(data: bytes) -> bytes:
     """A JPEG with its first EXIF block only, which is where the orientation is: Pillow joins and parses any number of them.
 
-    Raises `BadImage`.
+    Raises `BadImage`, also for so many scans that decoding would take minutes: each of a few bytes goes over all pixels.
     """
-    kept, place, start, blocks = [], 2, 0, 0
+    kept, place, start, blocks, progressive = [], 2, 0, 0, False
     for _ in range(_MOST_SEGMENTS):
         marker = data[place : place + 2]
         if len(marker) < 2 or marker[0] != 0xFF or marker[1] in (0xD9, 0xDA):
             break
+        progressive = progressive or marker[1] in (0xC2, 0xCA)
         length = 1 if marker[1] == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
         if marker[1] == 0xE1 and data.startswith(b"Exif\0\0", place + 4):
             blocks += 1
@@ -193,6 +201,8 @@ def _with_one_exif(data: bytes) -> bytes:
         place += length
     else:
         raise BadImage("decompression_bomb", f"more than {_MOST_SEGMENTS:,} segments before its pixels")
+    if progressive and (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
+        raise BadImage("decompression_bomb", f"{scans:,} scans, more than {_MOST_SCANS}")
     return b"".join([*kept, data[start:]]) if kept else data
 
 
@@ -238,8 +248,8 @@ def _to_rgb(image: Image.Image, background: str) -> Image.Image:
             ground.alpha_composite(image)
             image = ground
         return image.convert("RGB")
-    except ValueError as error:  # Pillow knows no way from these colours
-        raise BadImage("undecodable", str(error)) from None
+    except (ValueError, MemoryError) as error:  # Pillow knows no way from these colours, or the image is too large
+        raise _damaged(error) from None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -35,9 +35,14 @@ class Order:
     share: float = 1.0  # of the split's groups that take part; a function of the seed and the group's name
 
     def check(self) -> None:
-        """Raises `UserError` where the split does not fill one global batch."""
+        """Raises `UserError` where the split is empty, or does not fill one global batch."""
         if self.rows >= self.global_batch_size:
             return
+        if self.rows == 0 and self.share == 1:
+            raise UserError(
+                f"data.split: '{self.split}' of {self.path} is empty, its pairs are all in other splits; to train on it, prepare"
+                " it again with smaller shares, such as 'splits={test: 0.1}', and another output"
+            )
         if self.share == 1:
             raise UserError(
                 f"global_batch_size: {self.global_batch_size} is more than the {self.rows} samples of split '{self.split}'; "

@@ -3,6 +3,8 @@
 A part leaves two files in the dataset's content folder: `00012.tar` with the pictures that are kept (way copy only), in the
 WebDataset layout that others read too, and `00012.found.parquet` with a row of `examine.FOUND` for every row of the source.
 The second is put there last: a part that has it is done, so a killed run goes on with the parts that have not.
+
+No foreign byte is read in Ray's own processes: a child of theirs does it, and where a row ends the child, that row is rejected.
 """
 
 import io
@@ -11,19 +13,21 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import storage
-from pipelines.cluster import blocks, telling
+from pipelines import apart, storage
+from pipelines.cluster import RETRIES, blocks, telling
 from pipelines.config import PrepareSettings
-from pipelines.examine import FOUND, Row, examine
+from pipelines.examine import FOUND, Row, examine, rejected
 from pipelines.lines import in_one_line
 from pipelines.settings import UserError
-from pipelines.sources.base import Pair, Rejected, Unit
+from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_names
 from pipelines.storage import Place
 
 _PARTS = 16  # a small source is cut into so many, to be read in parallel
@@ -107,21 +111,23 @@ def read_parts(parts: list[Part], content: Place, settings: PrepareSettings) -> 
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = False  # as they are done
     with ray.data.DataContext.current(context):
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(telling(work), batch_size=1)
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            telling(work), batch_size=1, max_retries=RETRIES
+        )
         for block in blocks(dataset):
             counts = Counter(json.loads(block["counts"][0]))
             yield counts.pop(""), counts
 
 
-def read_part(part: Part, content: Place, settings: PrepareSettings) -> dict[str, int]:
+def read_part(part: Part, content: Place, settings: PrepareSettings, limits: apart.Limits = apart.LIMITS) -> dict[str, int]:
     """Read one part and write its files. Returns the number of rows by reason; the empty reason counts all rows."""
     counts: Counter[str] = Counter({"": 0})
     with storage.written(found_file(content, part)) as found:
         if settings.way == "copy":
             with storage.written(storage.join(content, f"{part.name}.tar")) as tar:
-                _write(_copied(part, settings, tar, content), found, counts)
+                _write(_copied(part, settings, tar, content, limits), found, counts)
         else:
-            _write(_indexed(part, settings), found, counts)
+            _write(_indexed(part, settings, limits), found, counts)
     return dict(counts)
 
 
@@ -131,10 +137,23 @@ def counts_of(content: Place, part: Part) -> tuple[int, Counter[str]]:
     return len(reasons), Counter(reason for reason in reasons.to_pylist() if reason is not None)
 
 
-def _pairs(part: Part, settings: PrepareSettings) -> Iterator[Row]:
+def _rows(part: Part, settings: PrepareSettings, limits: apart.Limits) -> Iterator[Row]:
     for unit, splits in zip(part.units, part.splits, strict=True):
-        found = settings.source.read(unit, pictures=settings.way == "copy")
-        yield from examine(found if splits is None else _in_splits(found, splits), settings)
+        for row in apart.each(partial(_rows_of, unit, splits, settings), limits):
+            if isinstance(row, Row):
+                yield row
+            elif row.about is not None:
+                key, origin = row.about
+                yield rejected(Rejected(key, origin, row.reason, row.why))
+            else:
+                file = file_of(unit)
+                yield rejected(Rejected(file, file, "unreadable_file", f"{row.why}; what comes before is kept"))
+
+
+def _rows_of(unit: Any, splits: Sequence[str] | None, settings: PrepareSettings, first: int) -> Iterator[Row]:
+    """The rows of a unit, from one on."""
+    found = with_names(settings.source.read(unit, pictures=settings.way == "copy"))
+    yield from examine(islice(found if splits is None else _in_splits(found, splits), first, None), settings)
 
 
 def _in_splits(found: Iterator[Pair | Rejected], splits: Sequence[str]) -> Iterator[Pair | Rejected]:
@@ -146,18 +165,18 @@ def _in_splits(found: Iterator[Pair | Rejected], splits: Sequence[str]) -> Itera
             yield replace(row, split=split) if split else Rejected(row.key, row.origin, "bad_row", "it names no split")
 
 
-def _indexed(part: Part, settings: PrepareSettings) -> Iterator[dict[str, Any]]:
-    for row in _pairs(part, settings):
+def _indexed(part: Part, settings: PrepareSettings, limits: apart.Limits) -> Iterator[dict[str, Any]]:
+    for row in _rows(part, settings, limits):
         file = row.columns.get("file")
         yield row.columns | ({"file": str(storage.absolute(file))} if file else {})
 
 
-def _copied(part: Part, settings: PrepareSettings, path: Path, content: Place) -> Iterator[dict[str, Any]]:
+def _copied(part: Part, settings: PrepareSettings, path: Path, content: Place, limits: apart.Limits) -> Iterator[dict[str, Any]]:
     """Write the pictures into a tar; their rows say where in it they are."""
     folder = storage.name_of(content)
     extension = _EXTENSIONS[settings.image.format]
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for index, row in enumerate(_pairs(part, settings)):
+        for index, row in enumerate(_rows(part, settings, limits)):
             if row.picture is None:
                 yield row.columns
                 continue

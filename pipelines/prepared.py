@@ -35,9 +35,10 @@ _WINDOW_OF_TABLES = 2048  # tables are read by row group: those of a window shou
 
 def split_of(group: str, splits: dict[str, float], seed: int) -> str:
     """The split a group belongs to: a function of the group's name and the seed, so growing data moves no sample."""
-    position = uniform_of(group, seed)
+    position, left = uniform_of(group, seed), 1.0
     for name, share in sorted(splits.items()):
-        if position < share:
+        left -= share
+        if position < share or left < 1e-9:  # thirds make no whole
             return name
         position -= share
     return "train"

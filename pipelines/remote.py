@@ -42,8 +42,26 @@ def is_remote(path: Path | str) -> bool:
     return "://" in str(path) and not str(path).startswith("file://")
 
 
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8, which a file's name need not be."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shown(text: str) -> str:
-    """A text for people and files: without what URLs in it may hold of secrets, a user, a password, a query with a signature."""
+    """A text for people and files: without what URLs in it may hold of secrets, a user, a password, a query with a signature.
+
+    Bytes of a file's name that are not UTF-8 become \\xff.
+    """
+    if not is_text(text):
+        try:
+            data = text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # surrogates that stand for no byte, as JSON may name them
+            data = text.encode("utf-8", "backslashreplace")
+        text = data.decode("utf-8", "backslashreplace")
     return _QUERY.sub(r"\1?...", _USER.sub(r"\1...@", text)) if "://" in text else text
 
 

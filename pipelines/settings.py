@@ -42,7 +42,7 @@ S = TypeVar("S", bound=Settings)
 def digest(value: Any) -> str:
     """32 hex digits of any JSON-able value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()  # names of files may be any bytes
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

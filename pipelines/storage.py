@@ -26,7 +26,7 @@ from pydantic import BeforeValidator
 
 from pipelines import tables, web
 from pipelines.formats import HIDDEN, is_hidden
-from pipelines.remote import Missing, is_remote, retried
+from pipelines.remote import Missing, is_remote, is_text, retried, shown
 from pipelines.settings import UserError
 
 _CONNECT_TIMEOUT = 10  # seconds
@@ -267,7 +267,27 @@ def _files(folder: Path | str, recursive: bool) -> list[File]:
     selector = pafs.FileSelector(inside, recursive=recursive, allow_not_found=True)
     infos = retried(lambda: system.get_file_info(selector))
     prefix = _prefix(folder, inside)
-    return sorted((_file(prefix, info) for info in infos if info.type == pafs.FileType.File), key=lambda file: file.path)
+    found, unnamed = [], False
+    for info in infos:
+        if info.type == pafs.FileType.File:
+            try:
+                found.append(_file(prefix, info))
+            except UnicodeDecodeError:
+                unnamed = True
+    if unnamed:
+        found += _not_utf8(inside, recursive)
+    return sorted(found, key=lambda file: file.path)
+
+
+def _not_utf8(folder: str, recursive: bool) -> Iterator[File]:
+    """Files on this machine's disks whose path is not UTF-8, which pyarrow does not name; as Python has it, with surrogates."""
+    for above, folders, names in os.walk(folder, followlinks=True):
+        if not recursive:
+            folders.clear()
+        for path in (Path(above, name) for name in names):
+            if not is_text(str(path)) and path.is_file():
+                about = path.stat()
+                yield File(str(path), about.st_size, about.st_mtime_ns)
 
 
 def _matching(pattern: str) -> list[File]:
@@ -330,6 +350,8 @@ def _file(prefix: str, info: pafs.FileInfo) -> File:
 def _system(path: Path | str) -> tuple[pafs.FileSystem, str]:
     """The file system of a path, and the path inside it."""
     text = str(path)
+    if not is_text(text):
+        raise UserError(f"{shown(text)}: its name is not UTF-8; rename it")
     if not is_remote(text):
         return _local(), text.removeprefix("file://")
     scheme, _, rest = text.partition("://")

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.batch import Batch
-from pipelines.cluster import configure_data
+from pipelines.cluster import RETRIES, configure_data, deaths_told
 from pipelines.eda import other_words
 from pipelines.guides import Guides
 from pipelines.images import REASONS, BadImage, Opened, open_picture
@@ -295,8 +295,9 @@ class Stream:
 
         items = ray.data.from_arrow([pa.table({"item": part}) for part in _parts(start, end, together, at_once)])
         share = math.floor(100 * cpus / at_once) / 100  # rounded down: a sum that exceeds `cpus` would leave one out
-        dataset = items.map_batches(make, batch_size=1, num_cpus=share)
-        yield from dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device)
+        dataset = items.map_batches(make, batch_size=1, num_cpus=share, max_retries=RETRIES)
+        with deaths_told("an image may crash its decoder: preparing with verify=all or way=copy finds it and leaves it out"):
+            yield from dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device)
 
 
 def _parts(start: int, end: int, together: int, at_once: int) -> Iterator[np.ndarray]:

@@ -13,6 +13,7 @@ from pipelines import storage
 from pipelines.images import BadImage, decode
 from pipelines.lines import decoded
 from pipelines.locations import Location, read_locations
+from pipelines.remote import is_text, shown
 from pipelines.settings import UserError
 from pipelines.storage import File, Missing, Place
 from pipelines.web import is_web
@@ -67,6 +68,9 @@ def files_in(folder: Place, key: str, wanted: str) -> dict[str, File]:
     if not files:
         state = "holds no files" if storage.exists(folder) else "does not exist"
         raise UserError(f"{key}: {folder} {state}; put there: {wanted}")
+    strange = next((name for name in files if not is_text(name)), None)
+    if strange is not None:
+        raise UserError(f"{key}: the name of {shown(strange)} in {folder} is not UTF-8; rename it")
     # As people sort them, and as a walk through the folders finds them.
     return {name: files[name] for name in sorted(files, key=lambda name: name.split("/"))}
 

@@ -15,9 +15,13 @@ from pydantic import Field
 
 from pipelines.formats import EXTENSIONS
 from pipelines.locations import Location
+from pipelines.remote import is_text
 from pipelines.settings import Settings
 
 UNKNOWN_FILE = f"neither an image by its name ({', '.join(EXTENSIONS)}) nor beside one of this name"
+
+
+NOT_UTF8 = "its name is not UTF-8; rename it"
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,24 @@ class Source(Settings):
 
         `pictures`: the encoded pictures are wanted too; a source that passes them anyway fills `Pair.image`.
         """
+
+
+def with_names(found: Iterator[Pair | Rejected]) -> Iterator[Pair | Rejected]:
+    """The rows; a pair that is named by bytes that are no UTF-8, as file names may be, is rejected: no table could hold it."""
+    for row in found:
+        if isinstance(row, Pair) and not is_text("".join((row.key, row.origin, row.location.file, *row.labels.values()))):
+            yield Rejected(row.key, row.origin, "bad_row", NOT_UTF8)
+        else:
+            yield row
+
+
+def file_of(unit: Any) -> str:
+    """What people call a unit's `data`: its file, or the first of its files."""
+    if isinstance(unit, dict):
+        return str(unit.get("file", ""))
+    if isinstance(unit, list):
+        return next((name for item in unit if (name := file_of(item))), "")
+    return unit if isinstance(unit, str) else ""
 
 
 def unknown_files(names: Iterable[str], taken: Iterable[str], extensions: tuple[str, ...]) -> list[str]:

@@ -46,20 +46,8 @@ class HuggingFaceSource(ColumnsSource):
         return self.dataset or rows.title_of(str(self.path))
 
     def units(self) -> list[Unit]:
-        units: list[Unit] = []
-        for number, (relative, file) in enumerate(self._files().items()):
-            prefix = str(PurePosixPath(relative).with_suffix(""))
-            try:
-                if file.size == 0:
-                    raise Unreadable("is empty")
-                found = self._units_of(file, prefix)
-            except (Unreadable, Missing) as error:
-                if number == 0:
-                    key = error.key if isinstance(error, Unreadable) and error.key != "paths" else "path"
-                    raise UserError(f"source.{key}: {file.path} {error}") from None
-                data = {"file": file.path, "prefix": prefix, "size": file.size, "changed": file.changed}
-                found = [Unit({**data, "damage": str(error)}, rows=1)]
-            units += found
+        files = [(file, str(PurePosixPath(name).with_suffix(""))) for name, file in self._files().items()]
+        units = rows.units_of_files(files, self._units_of, "path")
         if not units:
             raise UserError(f"source.path: there are no rows of split '{self.split}' in {self.path}; check source.split")
         return units

@@ -21,9 +21,9 @@ from pydantic import BeforeValidator, Field
 from pipelines import storage
 from pipelines.lines import IS_UTF_16, UTF_16
 from pipelines.locations import Location
-from pipelines.remote import shown_place
+from pipelines.remote import is_text, shown_place
 from pipelines.settings import UserError, digest
-from pipelines.sources.base import Pair, Rejected, Unit
+from pipelines.sources.base import NOT_UTF8, Pair, Rejected, Unit
 from pipelines.sources.inside import REASON, is_inside
 from pipelines.storage import File, Missing, Place
 from pipelines.unpacking import gunzipped
@@ -79,36 +79,54 @@ def stem(path: str) -> str:
 def list_units(paths: tuple[str, ...], kinds: Sequence[str], units_of: Callable[[File, str], list[Unit]]) -> list[Unit]:
     """The units of every file, in order. `units_of` takes a file and what its keys begin with, and may raise `Unreadable`.
 
-    Of a pattern that finds files of these kinds (endings) and others, only those count: a folder may hold the pictures too. The
-    first file must be readable, else it is the settings that are wrong: `UserError`. Another gives one rejected row.
+    Of a pattern that finds files of these kinds (endings) and others, only those count: a folder may hold the pictures too. A
+    file that cannot be read gives one rejected row. Raises `UserError` where none can, or where the first that is whole
+    contradicts the settings.
     """
     found: dict[str, File] = {}
     for path in paths:
         files = storage.find(path, "source.paths")
         found |= {file.path: file for file in [f for f in files if f.path.removesuffix(".gz").endswith(tuple(kinds))] or files}
     prefixes = prefixes_of(list(found))
+    units = units_of_files([(file, prefixes[path]) for path, file in found.items()], units_of)
+    if not units:
+        raise UserError(f"source.paths: there are no rows in {', '.join(paths)}; check the paths")
+    return units
 
-    def attempt(file: File) -> list[Unit] | Unreadable | Missing:
+
+def units_of_files(
+    files: Sequence[tuple[File, str]], units_of: Callable[[File, str], list[Unit]], key: str = "paths"
+) -> list[Unit]:
+    """The units of files, each with what its keys begin with; as of `list_units`. `key`: the setting that names the files."""
+
+    def attempt(file: File, prefix: str) -> list[Unit] | Unreadable | Missing:
         try:
+            if not is_text(file.path):
+                raise Unreadable(f"cannot be read: {NOT_UTF8}")
             if file.size == 0:
                 raise Unreadable("is empty")
-            return units_of(file, prefixes[file.path])
+            return units_of(file, prefix)
         except (Unreadable, Missing) as error:
             return error
 
     units: list[Unit] = []
+    wrong, right = None, False
     # A remote file takes its time to answer; many of them answer at once.
-    with ThreadPoolExecutor(32 if any(map(storage.is_remote, found)) else 1) as pool:
-        for number, (file, made) in enumerate(zip(found.values(), pool.map(attempt, found.values()), strict=True)):
+    with ThreadPoolExecutor(32 if any(storage.is_remote(file.path) for file, _ in files) else 1) as pool:
+        for (file, prefix), made in zip(files, pool.map(lambda pair: attempt(*pair), files), strict=True):
             if not isinstance(made, list):
-                if number == 0:
-                    key = made.key if isinstance(made, Unreadable) else "paths"
-                    raise UserError(f"source.{key}: {shown_place(file.path)} {made}") from None
-                data = {"file": file.path, "prefix": prefixes[file.path], "size": file.size, "changed": file.changed}
-                made = [Unit({**data, "damage": str(made)}, rows=1, splits=("",))]
-            units += made
-    if not units:
-        raise UserError(f"source.paths: there are no rows in {', '.join(paths)}; check the paths")
+                about = made.key if isinstance(made, Unreadable) and made.key != "paths" else key
+                wrong = wrong or UserError(f"source.{about}: {shown_place(file.path)} {made}")
+                if about != key and not right:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise UserError(f"source.{about}: {shown_place(file.path)} {made}")
+                data = {"file": file.path, "prefix": prefix, "size": file.size, "changed": file.changed}
+                units.append(Unit({**data, "damage": str(made)}, rows=1, splits=("",)))
+            else:
+                right = True
+                units += made
+    if wrong is not None and not right:
+        raise wrong
     return units
 
 

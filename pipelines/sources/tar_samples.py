@@ -1,5 +1,7 @@
 """What is in a tar of WebDataset's layout, found by its headers alone: the samples, and which bytes are their members.
 
+Of several tars in one file, one behind the other, all are read.
+
 The name of a sample is that of its members up to the first dot of the file's name, their extension what follows it. Folders,
 links, sparse and hidden files, names without a dot and WebDataset's own `__names__` are no members, as WebDataset has it.
 """
@@ -52,18 +54,29 @@ class Index:
 
 def index(tar: BinaryIO) -> Index:
     """The samples of a tar; of one that is damaged, those before. Raises `tarfile.TarError` where it does not begin as a tar."""
-    end, found = tar.seek(0, io.SEEK_END), Index()
-    tar.seek(0)
-    with tarfile.open(fileobj=tar, mode="r:") as headers:
+    end, start, found = tar.seek(0, io.SEEK_END), 0, Index()
+    while not found.damage and (start == 0 or start < end):
+        tar.seek(start)
         try:
-            while not found.damage and (header := headers.next()) is not None:
-                headers.members = []  # type: ignore[attr-defined] # it keeps them all
-                if header.isreg() and not header.issparse():
-                    _add(found, header, end)
-        except (tarfile.TarError, ValueError) as error:
-            found.damage = str(error)
-        found.damage = found.damage or _end_is_missing(tar, headers.offset)
+            with tarfile.open(fileobj=tar, mode="r:") as headers:
+                _add_all(found, headers, end)
+                found.damage = found.damage or _end_is_missing(tar, headers.offset)
+                start = _after_zeros(tar, headers.offset)
+        except tarfile.TarError:
+            if start == 0:
+                raise
+            found.damage = f"no header at byte {start}"
     return found
+
+
+def _add_all(found: Index, headers: tarfile.TarFile, end: int) -> None:
+    try:
+        while not found.damage and (header := headers.next()) is not None:
+            headers.members = []  # type: ignore[attr-defined] # it keeps them all
+            if header.isreg() and not header.issparse():
+                _add(found, header, end)
+    except (tarfile.TarError, ValueError) as error:
+        found.damage = str(error)
 
 
 def _add(found: Index, header: tarfile.TarInfo, end: int) -> None:
@@ -88,6 +101,17 @@ def _end_is_missing(tar: BinaryIO, offset: int) -> str:
     if len(block) < tarfile.BLOCKSIZE:
         return f"ends at byte {offset} without a mark of its end"
     return f"no header at byte {offset}" if any(block) else ""
+
+
+def _after_zeros(tar: BinaryIO, offset: int) -> int:
+    """Where the blocks of zeros that end a tar end themselves: there another may begin, as `cat a.tar b.tar` leaves it."""
+    tar.seek(offset)
+    while piece := tar.read(_AT_ONCE):
+        zeros = len(piece) - len(piece.lstrip(b"\0"))
+        if zeros < len(piece):
+            return offset + zeros // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        offset += len(piece)
+    return offset
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,10 @@ import pytest
 from evaluation.data.prepared import PreparedData
 from evaluation.suite import SuiteSettings, held_out
 from evaluation.zero_shot import build_prompts
+from pipelines.config import PrepareSettings
+from pipelines.display import Display
+from pipelines.order import Order
+from pipelines.prepare import prepare
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError
 from pipelines.stream import whole_pictures
@@ -55,6 +60,19 @@ def test_probes_have_the_other_splits(stamps: Prepared, tiny_dataset: Prepared) 
     assert read(PreparedData, path=tiny_dataset.path).classifications["group"].validation is None
     val = read(PreparedData, path=stamps.path, split="val").classifications["kind"]
     assert val.validation is None and val.train is not None and len(val.test.labels) == table["split"].count("val")
+
+
+def test_data_that_are_for_evaluation_only(ray_session: None, folder_of: Callable, png_of: Callable, tmp_path: Path) -> None:
+    """Everything is held out: it can be scored, and who trains on it is told what is missing."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    root = folder_of({f"{i}.png": png_of(pixels + i) for i in range(5)} | {f"{i}.txt": f"thing {i}" for i in range(5)})
+    config = {"source": {"name": "folder", "path": root}, "output": tmp_path / "out", "splits": {"test": 1.0}}
+    prepared = prepare(PrepareSettings.model_validate(config), Display(quiet=True))
+    assert prepared.manifest["splits"] == {"train": 0, "test": 5}
+    found = read(PreparedData, path=prepared.path).retrieval
+    assert found is not None and sorted(found.texts) == [f"thing {i}" for i in range(5)] and len(found.pictures) == 5
+    with pytest.raises(UserError, match=r"^data\.split: 'train' of .*out is empty, its pairs are all in other splits; "):
+        Order(prepared.path, prepared.fingerprint, "train", None, seed=0, global_batch_size=2).check()
 
 
 def test_only_what_is_asked_for(tiny_dataset: Prepared) -> None:

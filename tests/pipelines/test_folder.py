@@ -1,12 +1,19 @@
 """The folder source: which files pair up, what is said about those that do not, and what becomes of bad caption files."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from evaluation.data.located import files_in
+from pipelines import storage
+from pipelines.config import PrepareSettings
 from pipelines.locations import read_location
-from pipelines.settings import UserError
+from pipelines.parts import cut, list_units, read_part
+from pipelines.settings import UserError, digest
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.folder import FolderSource
 from pipelines.storage import Missing
@@ -104,6 +111,28 @@ def test_a_bad_caption_file_is_a_rejected_row(folder_of: Callable, caption: byte
     first, second = read(source_of(root))
     assert isinstance(first, Rejected) and (first.key, first.reason) == ("a.png", reason) and first.detail
     assert isinstance(second, Pair)
+
+
+def test_a_name_that_is_no_utf8_costs_its_row_only(folder_of: Callable, png_of: Callable, tmp_path: Path) -> None:
+    """On Linux a name is any bytes; a table, a manifest and a terminal hold text."""
+    image = png_of(np.zeros((8, 8, 3), np.uint8))
+    root = folder_of({"a.png": image, "a.txt": "a", "z.png": image, "z.txt": "z"})
+    for name, data in ((b"caf\xe9.png", image), (b"caf\xe9.txt", b"coffee"), (b"d\xe9/x.png", image), (b"d\xe9/x.txt", b"x")):
+        path = Path(os.fsdecode(os.fsencode(root) + b"/" + name))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    settings = PrepareSettings.model_validate({"source": {"name": "folder", "path": root}, "output": tmp_path / "out"})
+    (part,) = cut(list_units(settings), 100)
+    assert read_part(part, tmp_path / "content", settings) == {"": 4, "bad_row": 2}
+    rows = pq.read_table(tmp_path / "content" / "00000.found.parquet").to_pylist()
+    assert {row["key"]: row["detail"] for row in rows if row["reason"]} == dict.fromkeys(
+        ("caf\\xe9.png", "d\\xe9/x.png"), "its name is not UTF-8; rename it"
+    )
+    assert len(digest([unit.data for unit in list_units(settings)])) == 32
+    with pytest.raises(UserError, match=r"caf\\xe9\.txt: its name is not UTF-8"):
+        storage.exists(os.fsdecode(os.fsencode(root) + b"/caf\xe9.txt"))
+    with pytest.raises(UserError, match=r"data\.x: the name of caf\\xe9\.png in .* is not UTF-8; rename it"):
+        files_in(root, "data.x", "images")
 
 
 def test_a_file_that_vanished_since_the_listing_is_a_rejected_row(folder_of: Callable) -> None:

@@ -186,6 +186,14 @@ def test_a_jpeg_of_segments_alone_is_a_bomb() -> None:
     assert refused(jpeg[:2] + segment(0xE5, b"") * 5000 + jpeg[2:]).reason == "decompression_bomb"
 
 
+def test_a_jpeg_of_endless_scans_is_a_bomb() -> None:
+    """Each scan of a progressive JPEG goes over all pixels again, however few bytes it has."""
+    jpeg = encoded(RED, "JPEG", progressive=True)
+    assert open_picture(jpeg).rgb().size == (40, 30) and 2 < jpeg.count(b"\xff\xda") < 20
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    assert refused(jpeg[:-2] + last * 200 + b"\xff\xd9").reason == "decompression_bomb"
+
+
 def test_no_tag_but_the_orientation_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """A WebP's block may be as large as its file."""
     monkeypatch.setattr(Image.Exif, "load", lambda *_: pytest.fail("the whole block was read"))

@@ -308,7 +308,7 @@ def test_a_manifest_is_complete(stamps: Prepared) -> None:
     ("change", "message"),
     [
         ({"splits": {"train": 0.5}}, "splits: 'train' is what the other splits leave"),
-        ({"splits": {"test": 0.6, "val": 0.4}}, "splits: shares must be positive and leave something for train"),
+        ({"splits": {"test": 0.7, "val": 0.4}}, "splits: shares must be positive, and no more than 1 together"),
         ({"splits": {"test": 0}}, "splits: shares must be positive"),
         ({"splits": {"test": "half"}}, "splits.test: input should be a valid number"),
         ({"splits": "karpathy"}, "splits: 'karpathy' is neither 'source' nor shares such as {test: 0.1}"),

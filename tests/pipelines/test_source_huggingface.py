@@ -205,7 +205,8 @@ def test_an_imagefolder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^source\.caption: [^ ]*train/metadata\.csv has no column 'alt'; its columns are: "):
         source_of(tmp_path, caption="alt").units()
     put(tmp_path / "test" / "metadata.jsonl", "")
-    put(tmp_path / "train" / "metadata.csv", "file_name\na.png\n")
+    assert told(read(source_of(tmp_path, split="all"))) == [("test/metadata", "unreadable_file"), *told(found)]
+    put(tmp_path / "train" / "metadata.csv", "")
     with pytest.raises(UserError, match=r"source\.path: .*test/metadata\.jsonl is empty"):
         source_of(tmp_path, split="all").units()
 

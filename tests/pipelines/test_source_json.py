@@ -247,6 +247,8 @@ def test_compressed_files_are_read_and_kept_as_far_as_they_go(tmp_path: Path) ->
 
 def test_one_damaged_file_among_many_is_one_rejected_row(tmp_path: Path) -> None:
     fine = {"image": "1.jpg", "caption": "x"}
+    file(tmp_path / "0.json", "")
+    file(tmp_path / "1.json", "{")
     file(tmp_path / "a.json", [fine])
     file(tmp_path / "b.json", '[{"image": "1.j')
     file(tmp_path / "c.json", "")
@@ -254,7 +256,8 @@ def test_one_damaged_file_among_many_is_one_rejected_row(tmp_path: Path) -> None
     file(tmp_path / "e.jsonl", json.dumps(fine))
     file(tmp_path / "picture.jpg", b"not JSON")
     bad = [(name, "unreadable_file") for name in "bcd"]
-    assert told(read(source_of(tmp_path))) == [("a:0", ["x"]), *bad, ("e:1", ["x"])]
+    before = [("0", "unreadable_file"), ("1", "unreadable_file")]
+    assert told(read(source_of(tmp_path))) == [*before, ("a:0", ["x"]), *bad, ("e:1", ["x"])]
 
 
 def test_files_of_one_name_have_keys_of_their_own(tmp_path: Path) -> None:

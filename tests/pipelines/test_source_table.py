@@ -262,16 +262,17 @@ def test_a_folder_stands_for_the_tables_in_it(tmp_path: Path) -> None:
 
 
 def test_one_damaged_file_among_many_is_one_rejected_row(tmp_path: Path) -> None:
+    file(tmp_path / "0.csv", "")
     file(tmp_path / "a.csv", "image,caption\n1.jpg,a\n")
-    file(tmp_path / "b.csv", "")
+    file(tmp_path / "b.csv", b"\xff\xfe")
     file(tmp_path / "c.csv", "other,columns\n1,2\n")
     file(tmp_path / "d.csv", "image,caption\n2.jpg,d\n".encode("utf-16"))
     file(tmp_path / "e.csv.gz", b"\x1f\x8bnot gzip")
     file(tmp_path / "f.csv", "image,caption\n3.jpg,f\n")
     found = read(source_of(tmp_path / "*"))
-    bad = dict.fromkeys("bcde", "unreadable_file")
+    bad = dict.fromkeys("0bcde", "unreadable_file")
     assert reasons(found) == {"a:1": "", **bad, "f:1": ""}
-    assert "'other', 'columns'" in found[2].detail  # type: ignore[union-attr]
+    assert "'other', 'columns'" in found[3].detail  # type: ignore[union-attr]
 
 
 def test_a_table_that_went_away_since_it_was_listed_is_a_rejected_row(tmp_path: Path) -> None:

@@ -327,6 +327,7 @@ def test_a_compressed_tar_with_a_wrong_checksum_is_told(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_tar_do_not_stop_the_others(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(b"")
     put(tmp_path / "a.tar", PLAIN)
     (tmp_path / "b.tar").write_text("<!doctype html><title>404</title>" * 40)
     (tmp_path / "c.tar").write_bytes(b"")
@@ -338,7 +339,24 @@ def test_files_that_are_no_tar_do_not_stop_the_others(tmp_path: Path) -> None:
     (tmp_path / "f.tar").unlink()
     found = [row for unit in units for row in source.read(unit.data, True)]
     bad = ["b", "c", "d", "f"]
-    assert told(found) == [("a/a/1", ["One"]), ("a/a/2", ["two"]), *((key, "unreadable_file") for key in bad)]
+    rest = [("a/a/1", ["One"]), ("a/a/2", ["two"]), *((key, "unreadable_file") for key in bad)]
+    assert told(found) == [("0", "unreadable_file"), *rest]
+
+
+def test_of_tars_in_one_file_none_is_ignored(tmp_path: Path) -> None:
+    """As `cat a.tar b.tar` leaves them: each ends with blocks of zeros, which other readers take for the end of all."""
+    second = [("a/3.jpg", C), ("a/3.txt", "three"), ("a/1.jpg", C)]
+    both = tar_of(PLAIN) + tar_of(second)
+    for name, data in (("x.tar", both), ("y.tar.gz", gzip.compress(both)), ("z.tar.gz", gzip.compress(tar_of(PLAIN)) * 2)):
+        (tmp_path / name).write_bytes(data)
+    found = read(source_of(tmp_path / "x.tar"))
+    assert told(found) == [("x/a/1", ["One"]), ("x/a/1", "duplicate_key"), ("x/a/2", ["two"]), ("x/a/3", ["three"])]
+    assert [read_location(row.location) for row in found if isinstance(row, Pair)] == [A, B, C]
+    assert [row.image for row in read(source_of(tmp_path / "y.tar.gz")) if isinstance(row, Pair)] == [A, B, C]
+    assert told(read(source_of(tmp_path / "z.tar.gz")))[1::2] == [("z/a/1", "duplicate_key"), ("z/a/2", "duplicate_key")]
+    # What follows a tar's end and is none is told.
+    (tmp_path / "x.tar").write_bytes(tar_of(PLAIN) + b"something else" * 100)
+    assert told(read(source_of(tmp_path / "x.tar")))[2:] == [("x", "truncated_archive")]
 
 
 def test_settings_that_fit_nothing_are_said_before_anything_is_read(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""Work that ends its process, for tests; importable by a child at little cost."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines import apart
+from pipelines.sources.base import Pair, Rejected
+from pipelines.sources.folder import FolderSource
+
+
+def numbers(ends: dict[int, str], count: int, first: int) -> Iterator[tuple[int, int]]:
+    """Numbers with the process's own, of which some end it."""
+    for number in range(first, count):
+        apart.begin(f"item {number}")
+        with apart.limited():
+            if ends.get(number) == "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            while ends.get(number) == "loop":
+                pass
+            if ends.get(number) == "exit":
+                os._exit(3)
+        yield number, os.getpid()
+
+
+def process() -> int:
+    """The number of the process that this runs in."""
+    return os.getpid()
+
+
+def killed_once(marker: Path, first: int) -> Iterator[int]:
+    """Three numbers; the first process that comes to the second is killed."""
+    for number in range(first, 3):
+        apart.begin(number)
+        if number == 1 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield number
+
+
+def raising(error: Exception, _: int) -> Iterator[int]:
+    """A number, and then an error."""
+    yield 1
+    raise error
+
+
+class Deadly(FolderSource):
+    """A folder whose file b.png ends whoever reads it, before there is a row of it."""
+
+    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+        for row in super().read(unit, pictures):
+            if row.key == "b.png":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            yield row
