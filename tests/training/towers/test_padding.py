@@ -1,6 +1,7 @@
 """Captions are padded as far as their tower needs: the longest of a batch, or the full length where padding is read."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.training.one_step import one_step
 from tests.training.towers.text_models import POSITIONS, SIZES, save
 from training import loop
 from training.config import TrainSettings
+from training.teacher import FrozenEncoders
 from training.towers import TextFeatures
 from training.towers.open_clip import OpenClipTextSettings, _OpenClipText
 from training.towers.padding import Padded, may_cut, shortened
@@ -139,6 +141,18 @@ def test_columns_of_a_batch_are_cut_with_their_own_mask() -> None:
     for name in ("other_text", "other_mask", "guide_text", "guide_mask", "image"):  # padded on the left; not asked for
         assert torch.equal(found[name], columns[name])
     assert batch["text"].shape == (3, 20), "the batch is as it was"
+
+
+def test_a_compiled_encoder_keeps_one_length(tokenizer: TextTokenizer) -> None:
+    """For which it is compiled; frozen encoders in the step are not."""
+    tower = BagSettings(name="bag", width=16, max_tokens=FULL).build(tokenizer.vocabulary_size)
+    frozen = FrozenEncoders(nn.Identity(), tower, (1, 16), 8, "")
+    plan: Any = SimpleNamespace(
+        tokenizer=tokenizer, stream=SimpleNamespace(guide_tokenizer=tokenizer), settings=SimpleNamespace()
+    )
+    encoder, state = SimpleNamespace(text_tower=tower), SimpleNamespace(teacher=frozen)
+    for plan.settings.compile, expected in [(True, {"guide_mask"}), (False, {"text_mask", "other_mask", "guide_mask"})]:
+        assert loop._masks_to_cut(plan, encoder, state) == expected  # type: ignore[arg-type]
 
 
 # All columns with tokens: captions, hidden words, other words, a moving average that reads them, frozen encoders in the step.
