@@ -25,6 +25,7 @@ import pyarrow.fs as pafs
 from pydantic import BeforeValidator
 
 from pipelines import tables, web
+from pipelines.explain import plain
 from pipelines.formats import HIDDEN, is_hidden
 from pipelines.remote import Missing, is_remote, retried
 from pipelines.settings import UserError
@@ -40,8 +41,12 @@ _AS_REGEX = {"**/": rf"(?:{_VISIBLE}[^/]+/)*", "*": rf"{_VISIBLE}[^/]*", "?": rf
 
 
 def _place(value: Any) -> Any:
-    if not isinstance(value, str):
+    if not isinstance(value, str | Path):
+        raise ValueError(f"a path is wanted (value {plain(value)})")
+    if isinstance(value, Path):
         return value
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", value):
+        raise ValueError(f"'{value}' has one slash where a URI has two; did you mean {scheme[1]}://{value[scheme.end() :]}?")
     return Path(value.removeprefix("file://")) if not is_remote(value) else value.rstrip("/")
 
 

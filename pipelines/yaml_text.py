@@ -22,6 +22,10 @@ class TooMuch(yaml.YAMLError):
     """More than a config can mean to hold."""
 
 
+class Twice(yaml.constructor.ConstructorError):
+    """A mapping that has one key twice."""
+
+
 class _Loader(yaml.SafeLoader):
     """Safe types only; no key twice, and no more than `MOST_VALUES`."""
 
@@ -48,7 +52,7 @@ class _Loader(yaml.SafeLoader):
         keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE)
         for (_, key), count in keys.items():
             if count > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands there twice", node.start_mark)
+                raise Twice(None, None, f"the key '{key}' stands there twice", node.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):
