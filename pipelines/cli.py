@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pipelines import yaml_text
 from pipelines.display import Display
@@ -26,7 +26,22 @@ _OWN = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argument errors in the same voice as all others."""
+    """Argument errors in the same voice as all others; `model` has the keys that are no options."""
+
+    model: type[Settings] = Settings
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # what all ways to parse come to
+        self._no_stray_options(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def _no_stray_options(self, given: Sequence[str]) -> None:
+        """An error for `--epochs 3`: keys of a config are no options."""
+        known = [option for action in self._actions for option in action.option_strings]
+        for position, argument in enumerate(given):
+            if argument.startswith("-") and argument not in known:
+                hint = hint_of(given[position:], self.model)
+                told = f"; {hint}" if hint.startswith("did") else ""
+                self.error(f"'{argument}' is no option, those are {', '.join(known)}; keys of the config are key=value{told}")
 
     def error(self, message: str) -> NoReturn:
         message = message.replace("CONFIG.yaml, key=value", "CONFIG.yaml")  # the overrides are optional
@@ -60,14 +75,11 @@ def run_program(
     parser.add_argument("--show", action="store_true", help="print the config with every default filled in, and stop")
     if check is not None:
         parser.add_argument("--check", action="store_true", help="look at headers and a sample, tell what would happen, and stop")
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    display = Display()
+    parser.model = model
+    options = parser.parse_intermixed_args(arguments)
+    display = Display(quiet=options.quiet, verbose=options.verbose)
     try:
-        _no_stray_options(given, parser, model)
-        options = parser.parse_intermixed_args(given)
-        display = Display(quiet=options.quiet, verbose=options.verbose)
-        _check_file(Path(options.config), package, model)
-        settings = load(model, options.config, parse_overrides(options.overrides, model))
+        settings = _read(package, model, options)
         if options.show:
             print(yaml_text.dump(settings.model_dump(mode="json")), end="")
             return 0
@@ -75,7 +87,7 @@ def run_program(
             return 0 if check(settings, display) else 1
         action(settings, display)
     except UserError as error:
-        if display.verbose:
+        if options.verbose:
             sys.stderr.write(shown(traceback.format_exc()))
         display.close()
         # Raised inside a Ray task it comes back wrapped in the task's traceback.
@@ -90,16 +102,10 @@ def run_program(
     return 0
 
 
-def _no_stray_options(given: Sequence[str], parser: argparse.ArgumentParser, model: type[Settings]) -> None:
-    """Raises `UserError` for `--epochs 3`: keys of a config are no options."""
-    known = [option for action in parser._actions for option in action.option_strings]
-    for position, argument in enumerate(given):
-        if argument.startswith("-") and argument not in known:
-            hint = hint_of(given[position:], model)
-            told = f"; {hint}" if hint.startswith("did") else ""
-            raise UserError(
-                f"'{argument}': no such option, there are {', '.join(known)}; keys of the config are set as key=value{told}"
-            )
+def _read(package: str, model: type[S], options: argparse.Namespace) -> S:
+    """The config with its overrides. Raises `UserError`."""
+    _check_file(Path(options.config), package, model)
+    return load(model, options.config, parse_overrides(options.overrides, model))
 
 
 def _check_file(path: Path, package: str, model: type[Settings]) -> None:

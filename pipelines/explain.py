@@ -48,7 +48,9 @@ def _explain(model: type[BaseModel], error: Any, short: bool = False) -> str:
     if kind == "extra_forbidden":
         meant, known = _meant(model, error), sorted({name for cls in found for name in cls.model_fields})
         hint = "" if meant is None else f"; did you mean {_quoted(_shortened(meant, shown))}?"
-        if owners := _owners(model, shown):
+        above = ".".join(shown[:-1])
+        beside = meant is not None and meant.rpartition(".")[0] == above
+        if not beside and (owners := _owners(model, shown)):
             hint = f"; {_or(owners)} has it."
         elif not hint and "overrides" in model.model_fields:
             hint = f"; a key of the runs is set as overrides.{key}."
@@ -147,7 +149,7 @@ def near_tags(found: Sequence[type[BaseModel]], given: Any) -> list[str]:
     """Names of classes that are spelled like the given one, or whose description has it as a word: csv is one of table."""
     tags = {tag: cls for cls in found if (tag := tag_of(cls)) is not None}
     near = alike(str(given), tags)
-    word = re.compile(rf"(?<!\w){re.escape(str(given).lower())}(?!\w)")
+    word = re.compile(rf"(?<!\w){re.escape(str(given).lower().removesuffix('s'))}s?(?!\w)")
     return near or [tag for tag, cls in tags.items() if given and word.search(cls.__doc__.lower() if cls.__doc__ else "")][:3]
 
 
@@ -161,6 +163,7 @@ def near_keys(model: type[BaseModel], given: str) -> list[str]:
     ends = {path: path.rpartition(".")[2] for path in paths}
     same = [path for path, end in ends.items() if end == last]
     same = same or [path for path, end in ends.items() if len(last) > 1 and (_initials(end) == last or _initials(last) == end)]
+    same = list(dict.fromkeys([*alike(given, model.model_fields), *same]))
     return same[:3] or difflib.get_close_matches(given, paths, n=1, cutoff=0.7) or _nearly(last, ends)
 
 

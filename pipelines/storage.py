@@ -54,6 +54,17 @@ Place = Annotated[Path | str, BeforeValidator(_place)]
 """A local path, or a URI such as s3://bucket/folder."""
 
 
+def check_folder(place: Place, key: str) -> None:
+    """Raises `UserError` where a local folder neither is one that can be written to nor can become one; it is not made here."""
+    if isinstance(place, str):
+        return
+    there = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{key}: {there if there != place.absolute() else place} is a file; choose another {key}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{key}: nothing can be written to {there}; choose another {key}")
+
+
 @dataclass(frozen=True)
 class File:
     """A file that was found, and what changes when it does."""

@@ -23,8 +23,10 @@ from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines import yaml_text
 from pipelines.prepared import Prepared
 from pipelines.remote import shown
+from pipelines.repeats import warnings_of
 from pipelines.settings import UserError, validate
 from pipelines.wilson import wilson
+from training.cosine import warmup_warning
 from training.metrics_file import read_metrics
 from training.pictures import pictures
 
@@ -68,6 +70,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
         "summary": _summary(result, config),
         "headline": _headline(result | (result.get("test") or {}), data),
         "test": _test(result, data),
+        "warnings": _warnings(result, config, prepared),
         "scores": _scores(result, data),
         "gallery": pictures(prepared, data, images, texts),
         "curves": _curves(read_metrics(run / "metrics.jsonl"), result, data),
@@ -142,7 +145,30 @@ def _headline(result: dict[str, Any], data: HeldOut) -> dict[str, Any]:
     queries = result["sample_sizes"][f"retrieval/{data.dataset}/image_to_text_recall@{ks[0]}"]
     # Of one direction: the two are about the same pairs, so their mean is hardly surer than either.
     low, high = wilson(queries * tiles[0]["value"] / 100, queries)
-    return {"first": tiles[0], "k": ks[0], "tiles": tiles, "low": 100 * low, "high": 100 * high, "queries": queries}
+    shown = dict(_WAYS)
+    chances = {way: _row(result, f"retrieval/{data.dataset}/{way}_recall@{ks[0]}", "", "") for way in shown}
+    sizes = {way: result["sample_sizes"][row["path"]] for way, row in chances.items()}
+    # Such as a difference of one item would show: the mean of both hides it.
+    hollow = [
+        f"{title.lower()} {row['value']:.1f} % against {row['chance']:.1f} %"
+        for way, title in shown.items()
+        if wilson(sizes[way] * (row := chances[way])["value"] / 100, sizes[way])[0] <= row["chance"] / 100
+    ]
+    return {
+        "hollow": hollow,
+        "first": tiles[0],
+        "k": ks[0],
+        "tiles": tiles,
+        "low": 100 * low,
+        "high": 100 * high,
+        "queries": queries,
+    }
+
+
+def _warnings(result: dict[str, Any], config: dict[str, Any], prepared: Prepared) -> list[str]:
+    """What makes the scores say less than they seem to."""
+    warmup = warmup_warning(config["schedule"]["warmup_steps"], result["step"])
+    return [*([warmup] if warmup else []), *warnings_of(prepared.manifest)]
 
 
 def _test(result: dict[str, Any], data: HeldOut) -> dict[str, Any] | None:
