@@ -6,7 +6,7 @@ pictures is decoded by the same code that preparing uses. Shares of the sample c
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -138,13 +138,13 @@ def _repeats(found: list[dict[str, Any]]) -> Repeats:
     return Repeats(rows, len(captions), len(groups), texts.get(commonest, ""), captions[commonest], largest)
 
 
-def _weighed(found: list[dict[str, Any]], hits: Callable[[dict[str, Any]], float], whole: bool) -> tuple[float, float, float]:
-    """A share of all pairs by samples of each unit, weighted by how many pairs it has, and its 95 % interval.
+def _weighed(found: list[dict[str, Any]], kind: str, name: str, whole: bool) -> tuple[float, float, float]:
+    """The share of all pairs that is counted as `name` in each unit's `kind`, by samples of each unit, weighted by how many pairs it has, and its 95 % interval.
 
     The interval is Wilson's of as many independent draws as have the variance of the weighted mean (Kish, Survey Sampling, 1965),
     without the part of a unit that was looked at whole. `whole`: every unit was sampled.
     """
-    units = [(len(one["keys"]), one["sampled"], hits(one)) for one in found if one["sampled"]]
+    units = [(len(one["keys"]), one["sampled"], one[kind].get(name, 0)) for one in found if one["sampled"]]
     total = sum(pairs for pairs, _, _ in units)
     share = sum(pairs / total * count / sampled for pairs, sampled, count in units)
     spread = sum((pairs / total) ** 2 * (1 - whole * sampled / pairs) / sampled for pairs, sampled, _ in units)
@@ -178,7 +178,7 @@ def _tell(
     ]
     shares = [0.0]
     for reason, count in pictures.most_common():
-        share, low, high = _weighed(found, lambda one, reason=reason: one["sample_reasons"].get(reason, 0), len(found) == units)
+        share, low, high = _weighed(found, "sample_reasons", reason, len(found) == units)
         shares.append(share * (reason not in FILTERED))
         interval = f"{share:.2%}" if low == high else f"{low:.2%} to {high:.2%}"
         table.append([reason, "pictures", f"{count:,}", interval, examples[reason]])
@@ -187,7 +187,7 @@ def _tell(
     if table:
         display.table("would be left out", ["reason", "seen in", "rows", "share", "for example"], table)
     same = len(digests) - len(set(digests))
-    kinds = {name: _weighed(found, lambda one, name=name: one["formats"].get(name, 0), True)[0] for name in formats}
+    kinds = {name: _weighed(found, "formats", name, True)[0] for name in formats}
     repeats, splits = _repeats(found), _splits(found, own, settings)
     described = [
         ["shorter side, pixels", _quantiles(found, "sides")],

@@ -26,9 +26,9 @@ from pipelines.remote import shown
 from pipelines.repeats import warnings_of
 from pipelines.settings import UserError, validate
 from pipelines.wilson import wilson
-from training.cosine import warmup_warning
 from training.metrics_file import read_metrics
 from training.pictures import pictures
+from training.warmup import warmup_warning
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _WAYS = {"image_to_text": "Image to text", "text_to_image": "Text to image"}
@@ -145,17 +145,8 @@ def _headline(result: dict[str, Any], data: HeldOut) -> dict[str, Any]:
     queries = result["sample_sizes"][f"retrieval/{data.dataset}/image_to_text_recall@{ks[0]}"]
     # Of one direction: the two are about the same pairs, so their mean is hardly surer than either.
     low, high = wilson(queries * tiles[0]["value"] / 100, queries)
-    shown = dict(_WAYS)
-    chances = {way: _row(result, f"retrieval/{data.dataset}/{way}_recall@{ks[0]}", "", "") for way in shown}
-    sizes = {way: result["sample_sizes"][row["path"]] for way, row in chances.items()}
-    # Such as a difference of one item would show: the mean of both hides it.
-    hollow = [
-        f"{title.lower()} {row['value']:.1f} % against {row['chance']:.1f} %"
-        for way, title in shown.items()
-        if wilson(sizes[way] * (row := chances[way])["value"] / 100, sizes[way])[0] <= row["chance"] / 100
-    ]
     return {
-        "hollow": hollow,
+        "hollow": _hollow(result, data, ks[0]),
         "first": tiles[0],
         "k": ks[0],
         "tiles": tiles,
@@ -163,6 +154,17 @@ def _headline(result: dict[str, Any], data: HeldOut) -> dict[str, Any]:
         "high": 100 * high,
         "queries": queries,
     }
+
+
+def _hollow(result: dict[str, Any], data: HeldOut, k: int) -> list[str]:
+    """Directions whose recall may be chance, by its 95 % interval: the mean of both hides them."""
+    found = []
+    for way, title in _WAYS.items():
+        path = f"retrieval/{data.dataset}/{way}_recall@{k}"
+        value, chance, n = result["metrics"][path], result["baselines"][path]["chance"], result["sample_sizes"][path]
+        if wilson(n * value / 100, n)[0] <= chance / 100:
+            found.append(f"{title.lower()}, {value:.1f} % by {chance:.1f} %")
+    return found
 
 
 def _warnings(result: dict[str, Any], config: dict[str, Any], prepared: Prepared) -> list[str]:

@@ -37,6 +37,7 @@ from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import Plan, check_build, held_out_data, make_order, make_plan, test_data
 from training.report import write_report
 from training.resources import Cluster, plan_resources
+from training.warmup import warmup_warning
 
 
 def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
@@ -181,6 +182,8 @@ def _announce(plan: Plan, display: Display) -> None:
         f"{settings.epochs} epochs x {order.steps_per_epoch} steps of {settings.global_batch_size}"
         + (f" ({left} pairs left over in each epoch, others each time)" if left else "")
     )
+    if warning := warmup_warning(settings.schedule.warmup_steps, plan.total_steps):
+        display.line(f"warning: {warning}")
 
 
 def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
