@@ -139,7 +139,7 @@ def _repeats(found: list[dict[str, Any]]) -> Repeats:
 
 
 def _weighed(found: list[dict[str, Any]], kind: str, name: str, whole: bool) -> tuple[float, float, float]:
-    """The share of all pairs that is counted as `name` in each unit's `kind`, by samples of each unit, weighted by how many pairs it has, and its 95 % interval.
+    """The share of all pairs that samples count as `name` in each unit's `kind`, units weighted by their pairs, and its interval.
 
     The interval is Wilson's of as many independent draws as have the variance of the weighted mean (Kish, Survey Sampling, 1965),
     without the part of a unit that was looked at whole. `whole`: every unit was sampled.

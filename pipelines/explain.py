@@ -46,11 +46,10 @@ def _explain(model: type[BaseModel], error: Any, short: bool = False) -> str:
     found, shown = walk(model, _location(error))
     key, value, kind = ".".join(shown) or "config", error["input"], error["type"]
     if kind == "extra_forbidden":
-        meant, known = _meant(model, error), sorted({name for cls in found for name in cls.model_fields})
+        known = sorted({name for cls in found for name in cls.model_fields})
+        meant, owners = _meant(model, error), [] if _near(shown[-1], known) else _owners(model, shown)
         hint = "" if meant is None else f"; did you mean {_quoted(_shortened(meant, shown))}?"
-        above = ".".join(shown[:-1])
-        beside = meant is not None and meant.rpartition(".")[0] == above
-        if not beside and (owners := _owners(model, shown)):
+        if owners:
             hint = f"; {_or(owners)} has it."
         elif not hint and "overrides" in model.model_fields:
             hint = f"; a key of the runs is set as overrides.{key}."
@@ -120,11 +119,12 @@ def _meant(model: type[BaseModel], error: Any) -> str | None:
     found, shown = walk(model, _location(error))
     if not shown:
         return None
-    here = alike(shown[-1], sorted({name for cls in found for name in cls.model_fields}))
-    if here:
-        return ".".join([*shown[:-1], here[0]])
-    elsewhere = near_keys(model, ".".join(shown))
-    return elsewhere[0] if elsewhere and elsewhere[0] != ".".join(shown) else None
+    here = sorted({name for cls in found for name in cls.model_fields})
+    whole = ".".join(shown)
+    elsewhere = [path for path in _ending(model, whole) if path != whole]
+    if near := _near(shown[-1], here) or ([] if elsewhere else alike(shown[-1], here)):
+        return ".".join([*shown[:-1], near[0]])
+    return next(iter(elsewhere or near_keys(model, whole)), None)
 
 
 def _owners(model: type[BaseModel], shown: Sequence[str]) -> list[str]:
@@ -139,10 +139,10 @@ def _shortened(meant: str, shown: Sequence[str]) -> list[str]:
     return [last if above == ".".join(shown[:-1]) else meant]
 
 
-def alike(given: str, known: Iterable[str]) -> list[str]:
+def alike(given: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
     """The name that is spelled most like the given one, whatever its case; or none."""
     folded = {name.lower(): name for name in known}
-    return [folded[name] for name in difflib.get_close_matches(given.lower(), folded, n=1)]
+    return [folded[name] for name in difflib.get_close_matches(given.lower(), folded, n=1, cutoff=cutoff)]
 
 
 def near_tags(found: Sequence[type[BaseModel]], given: Any) -> list[str]:
@@ -153,21 +153,33 @@ def near_tags(found: Sequence[type[BaseModel]], given: Any) -> list[str]:
     return near or [tag for tag, cls in tags.items() if given and word.search(cls.__doc__.lower() if cls.__doc__ else "")][:3]
 
 
+def _near(given: str, known: Iterable[str]) -> list[str]:
+    """Names beside it that differ by a letter or so, or say more: global_batch_size of batch_size."""
+    known = list(known)
+    return [name for name in known if name.endswith(f"_{given}")] or alike(given, known, cutoff=0.8)
+
+
 def near_keys(model: type[BaseModel], given: str) -> list[str]:
-    """Whole keys that are perhaps meant: such as end alike wherever they stand, or by their initials, or are spelled alike."""
+    """Whole keys that are perhaps meant, some where several are as likely."""
     given = given.replace("-", "_")
-    paths = sorted(keys_of(model), key=lambda path: path.count("."))
+    paths = keys_of(model)
     if given in paths:
         return [given]
     last = given.rpartition(".")[2]
-    ends = {path: path.rpartition(".")[2] for path in paths}
+    same = list(dict.fromkeys([*_near(given, model.model_fields), *_ending(model, given)]))
+    return same[:3] or difflib.get_close_matches(given, paths, n=1, cutoff=0.7) or _nearly(last, paths)
+
+
+def _ending(model: type[BaseModel], given: str) -> list[str]:
+    """Keys that end alike wherever they stand, or by their initials: lr, learning_rate."""
+    last = given.rpartition(".")[2]
+    ends = {path: path.rpartition(".")[2] for path in sorted(keys_of(model), key=lambda path: path.count("."))}
     same = [path for path, end in ends.items() if end == last]
-    same = same or [path for path, end in ends.items() if len(last) > 1 and (_initials(end) == last or _initials(last) == end)]
-    same = list(dict.fromkeys([*alike(given, model.model_fields), *same]))
-    return same[:3] or difflib.get_close_matches(given, paths, n=1, cutoff=0.7) or _nearly(last, ends)
+    return same or [path for path, end in ends.items() if len(last) > 1 and (_initials(end) == last or _initials(last) == end)]
 
 
-def _nearly(last: str, ends: Mapping[str, str]) -> list[str]:
+def _nearly(last: str, paths: Sequence[str]) -> list[str]:
+    ends = {path: path.rpartition(".")[2] for path in sorted(paths, key=lambda path: path.count("."))}
     near = difflib.get_close_matches(last, set(ends.values()), n=1, cutoff=0.75)
     return [path for path, end in ends.items() if end in near][:3]
 

@@ -169,7 +169,7 @@ def _hollow(result: dict[str, Any], data: HeldOut, k: int) -> list[str]:
 
 def _warnings(result: dict[str, Any], config: dict[str, Any], prepared: Prepared) -> list[str]:
     """What makes the scores say less than they seem to."""
-    warmup = warmup_warning(config["schedule"]["warmup_steps"], result["step"])
+    warmup = warmup_warning(config.get("schedule", {}).get("warmup_steps", 0), result["step"])
     return [*([warmup] if warmup else []), *warnings_of(prepared.manifest)]
 
 
