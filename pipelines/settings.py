@@ -81,7 +81,7 @@ def parse_overrides(arguments: Sequence[str], model: type[BaseModel] | None = No
         try:
             parsed = yaml_text.parse(value)
         except (yaml_text.TooMuch, yaml_text.Twice) as error:
-            raise UserError(f"{key}: {error}") from None
+            raise UserError(f"{key}: {getattr(error, 'problem', None) or error}") from None
         except yaml.YAMLError:
             parsed = value
         if key in overrides:

@@ -25,12 +25,12 @@ BOILERPLATE = ["Image may contain: text"] * 8 + DISTINCT[8:]
 
 @pytest.fixture
 def settings_of(tmp_path: Path) -> Callable[..., PrepareSettings]:
-    """A csv of these captions, each beside an image; every image but the broken ones is the same file."""
+    """A csv of these texts, each beside an image; every image but the broken ones is the same file."""
 
-    def make(captions: list[str], broken: tuple[int, ...] = (), **keys: Any) -> PrepareSettings:
+    def make(texts: list[str], broken: tuple[int, ...] = (), **keys: Any) -> PrepareSettings:
         Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
         (tmp_path / "broken.png").write_bytes(b"no image")
-        rows = [f"{'broken' if i in broken else 'a'}.png,{caption}\n" for i, caption in enumerate(captions)]
+        rows = [f"{'broken' if i in broken else 'a'}.png,{caption}\n" for i, caption in enumerate(texts)]
         (tmp_path / "list.csv").write_text("image,caption\n" + "".join(rows))
         source = {"name": "table", "paths": str(tmp_path / "list.csv")}
         tree = {"source": source, "output": str(tmp_path / "out"), "splits": {"test": 0.2}, "image": {"size": 16}}
