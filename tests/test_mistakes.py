@@ -151,8 +151,8 @@ def test_words(program: str, arguments: list[str], named: list[str], mistake: Ca
         (["embedder=training.embedders:openclip", "checkpoint=null"], ["embedder", "did you mean training.embedders:open_clip"]),
         (["checkpoint=nowhere"], ["checkpoint", "nowhere is not a folder", "runs/demo"]),
         (["checkpoint=docs"], ["checkpoint", "docs holds no checkpoint"]),
-        (["output=README.md"], ["output", "README.md is a file"]),
-        (["cache=README.md"], ["cache", "README.md is a file"]),
+        (["output=README.md", "embedder=training.embedders:open_clip", "checkpoint=null"], ["output", "README.md is a file"]),
+        (["cache=README.md", "embedder=training.embedders:open_clip", "checkpoint=null"], ["cache", "README.md is a file"]),
         (["data.openmoji.split=tset"], ["data.openmoji.split", "'tset'", "train, test"]),
         (["data.openmoji.labels=[colour]"], ["data.openmoji.labels", "'colour'", "group, subgroup"]),
     ],
@@ -164,7 +164,6 @@ def test_evaluation(
     """Told before a cluster is looked for."""
     given = [
         f"data.openmoji.path={tiny_dataset.path}",
-        "checkpoint=tests",
         f"output={tmp_path / 'out'}",
         f"cache={tmp_path / 'c'}",
     ]
