@@ -35,7 +35,7 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     from evaluation.embed import embed, forget
     from evaluation.precomputed import precomputed
     from evaluation.report import write_report
-    from pipelines import banks, cluster
+    from pipelines import banks, cluster, storage
 
     contents = read_data(settings)
     tasks = plan(settings, contents)
@@ -49,6 +49,11 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
         for name, content in contents.items()
     }
     models = settings.all_models()
+    for name, model in models.items():
+        if model.embeddings is None:
+            model.check(settings.key_of(name))
+    for place, key in ((settings.output, "output"), (settings.cache, "cache")):
+        storage.check_folder(place, key)
     if any(model.embeddings is None for model in models.values()):
         cluster.start(display.verbose)
     pool = banks.Pool(settings.actors, settings.use_gpu, settings.cpus_per_actor)

@@ -2,13 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from evaluation.corruptions import PARAMETERS, SEVERITIES
 from evaluation.data.union import DataUnion
 from evaluation.models import ModelSettings
+from evaluation.suite import Positions, different
 from pipelines.settings import Settings
 
 TaskName = Literal["zero_shot", "retrieval", "sugarcrepe", "linear_probe", "few_shot", "corruption"]
@@ -27,8 +28,10 @@ class LinearProbeSettings(Settings):
 class FewShotSettings(Settings):
     """Probes on a few pictures a class."""
 
-    shots: tuple[int, ...] = Field((1, 2, 4, 8, 16), min_length=1, description="training pictures a class")
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="each draws other pictures")
+    shots: Positions = Field((1, 2, 4, 8, 16), min_length=1, description="training pictures a class")
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(different)] = Field(
+        (0, 1, 2), min_length=1, description="each draws other pictures"
+    )
 
 
 class CorruptionSettings(Settings):
@@ -88,10 +91,10 @@ class EvaluateSettings(ModelSettings):
     data: dict[str, DataUnion] = Field(
         min_length=1, description="sets by what results call them; a folder that python -m pipelines made stands for itself"
     )
-    tasks: tuple[TaskName, ...] = Field(
+    tasks: Annotated[tuple[TaskName, ...], AfterValidator(different)] = Field(
         ("zero_shot", "retrieval", "sugarcrepe"), min_length=1, description="what is asked; each set takes part in what it can"
     )
-    recall_at: tuple[int, ...] = Field((1, 5, 10), min_length=1, description="k of R@k")
+    recall_at: Positions = Field((1, 5, 10), min_length=1, description="k of R@k")
     linear_probe: LinearProbeSettings = Field(LinearProbeSettings(), description="of that task")
     few_shot: FewShotSettings = Field(FewShotSettings(), description="of that task")
     corruption: CorruptionSettings = Field(CorruptionSettings(), description="of that task")

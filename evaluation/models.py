@@ -1,11 +1,14 @@
 """What is judged: an embedder and what it is told, or embeddings that somebody computed before."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from pipelines.settings import Settings
+from evaluation.import_string import names_of
+from pipelines.explain import alike
+from pipelines.settings import Settings, UserError
 
 
 class ModelSettings(Settings):
@@ -36,8 +39,7 @@ class ModelSettings(Settings):
     @property
     def names_embedder(self) -> bool:
         """Whether the config says anything about an embedder."""
-        default = type(self).model_fields["embedder"].default
-        return self.checkpoint is not None or bool(self.embedder_arguments) or self.embedder != default
+        return self.checkpoint is not None or bool(self.embedder_arguments) or self.embedder != self.embedder_default()
 
     @property
     def given(self) -> bool:
@@ -48,6 +50,32 @@ class ModelSettings(Settings):
         """Keyword arguments of the embedder's function."""
         given = {} if self.checkpoint is None else {"checkpoint": str(self.checkpoint.absolute())}
         return given | self.embedder_arguments
+
+    def check(self, key: str) -> None:
+        """What is known of an embedder without importing it. Raises `UserError` that names `key`, where the config names it."""
+        module, colon, function = self.embedder.partition(":")
+        if not colon:
+            raise UserError(f"{key}: '{self.embedder}' is not of the form module:function, such as {self.embedder_default()}")
+        try:
+            found = find_spec(module)
+        except (ImportError, ValueError):
+            found = None
+        if found is None:
+            raise UserError(f"{key}: there is no module '{module}'; is it installed, or in this folder?")
+        names = names_of(found)
+        if names is not None and function not in names:
+            near = alike(function, names)
+            raise UserError(f"{key}: {module} has no '{function}'" + (f"; did you mean {module}:{near[0]}?" if near else ""))
+        if self.checkpoint is None or self.embedder != self.embedder_default():
+            return
+        if not any(self.checkpoint.glob("checkpoint_*")) and not (self.checkpoint / "checkpoint.json").exists():
+            what = "holds no checkpoint" if self.checkpoint.is_dir() else "is not a folder"
+            raise UserError(f"checkpoint: {self.checkpoint} {what}; give a run such as runs/demo, or one of its checkpoints")
+
+    @classmethod
+    def embedder_default(cls) -> str:
+        """The function that opens a run."""
+        return cls.model_fields["embedder"].default
 
     @property
     def pretrained(self) -> str:

@@ -7,23 +7,36 @@ named by paths, such as `retrieval/openmoji/image_to_text_recall@1` or `zero_sho
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from evaluation import retrieval, zero_shot
 from pipelines.prepared import Prepared
 from pipelines.settings import Settings, UserError
 
 
+def different(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A list of a config that has nothing twice. Raises `ValueError`."""
+    for item in value:
+        if value.count(item) > 1:
+            raise ValueError(f"{item!r} stands there twice")
+    return value
+
+
+Labels = Annotated[tuple[str, ...], AfterValidator(different)]
+Positions = Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(different)]
+"""Ranks from 1, such as 1, 5 and 10."""
+
+
 class SuiteSettings(Settings):
     """What is scored."""
 
     split: str = Field("test", description="the held-out split")
-    recall_at: tuple[int, ...] = Field((1, 5, 10), description="k of R@k")
-    templates: tuple[str, ...] = Field(("a photo of a {}.", "{}"), description="prompts of a class; {} is its name")
-    labels: tuple[str, ...] | None = Field(None, description="label columns for zero-shot classification; all by default")
+    recall_at: Positions = Field((1, 5, 10), description="k of R@k")
+    templates: tuple[str, ...] = Field(("a photo of a {}.", "{}"), min_length=1, description="prompts of a class; {} is its name")
+    labels: Labels | None = Field(None, description="label columns for zero-shot classification; all by default")
 
     @field_validator("templates")
     @classmethod

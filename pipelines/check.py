@@ -21,14 +21,18 @@ from pipelines.examine import FILTERED, examine
 from pipelines.images import BadImage, open_picture
 from pipelines.locations import read_locations
 from pipelines.parts import list_units
+from pipelines.prepared import split_of
 from pipelines.remote import shown
-from pipelines.settings import UserError
+from pipelines.repeats import Repeats, quoted
+from pipelines.settings import UserError, digest
 from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_names
 from pipelines.storage import Missing
 from pipelines.wilson import wilson
 
 _UNITS = 200  # whose headers are read
 _PICTURES = 2000  # that are decoded, over all units
+_COMMON = 5  # captions of a unit that may be the commonest of all
+_EXAMPLES = 5  # pairs that are shown
 
 
 def check(settings: PrepareSettings, display: Display) -> bool:
@@ -43,7 +47,8 @@ def check(settings: PrepareSettings, display: Display) -> bool:
         for one in _scan(some, settings):
             found.append(one)
             task.update(len(found))
-    return _tell(found, len(units), sum(unit.absent for unit in units), settings, display)
+    own = Counter(chain.from_iterable(unit.splits or () for unit in units))
+    return _tell(found, len(units), sum(unit.absent for unit in units), own, settings, display)
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:
@@ -122,6 +127,7 @@ def _looked_at(data: Any, pictures: int, settings: PrepareSettings, first: int) 
             "examples": {row.reason: shown(row.origin) for row in rows if isinstance(row, Rejected)},
             "words": words[:: max(1, len(words) // 500)],
             "keys": [row.key for row in pairs],
+            "said": _said(pairs, settings),
         }
     sample = sample[max(0, first - 1) :]
     for pair, row in zip(sample, examine(sample, every), strict=True):
@@ -141,7 +147,54 @@ def _sample(pair: Pair, columns: dict[str, Any], settings: PrepareSettings) -> _
     return _Sample(columns, opened.format, min(opened.size))
 
 
-def _tell(found: list[dict[str, Any]], units: int, absent: int, settings: PrepareSettings, display: Display) -> bool:
+def _said(pairs: Sequence[Pair], settings: PrepareSettings) -> dict[str, Any]:
+    """What captions and groups of these pairs say to each other; captions and groups by their digests."""
+    texts = Counter(caption for pair in pairs for caption in set(pair.captions))
+    splits: Counter[str] = Counter()
+    if settings.splits != "source":
+        splits.update(split_of(pair.group, settings.splits, settings.split_seed) for pair in pairs)
+    return {
+        "captions": {digest(text): count for text, count in texts.items()},
+        "commonest": {digest(text): text for text, _ in texts.most_common(_COMMON)},
+        "groups": Counter(digest(pair.group) for pair in pairs),
+        "splits": splits,
+        "examples": [[shown(pair.origin), pair.captions[0]] for pair in _spread(pairs, 1 if len(pairs) == 1 else 2)]
+        if pairs
+        else [],
+    }
+
+
+def _repeats(found: list[dict[str, Any]]) -> Repeats:
+    """Of all units that were looked at."""
+    said = [one["said"] for one in found if "said" in one]
+    captions, groups, texts = Counter[str](), Counter[str](), dict[str, str]()
+    for one in said:
+        captions.update(one["captions"])
+        groups.update(one["groups"])
+        texts |= one["commonest"]
+    # One that no unit has often is none of many rows.
+    commonest = max(texts, key=lambda key: captions[key], default="")
+    rows, largest = sum(groups.values()), max(groups.values(), default=0)
+    return Repeats(rows, len(captions), len(groups), texts.get(commonest, ""), captions[commonest], largest)
+
+
+def _weighed(found: list[dict[str, Any]], kind: str, name: str, whole: bool) -> tuple[float, float, float]:
+    """The share of all pairs that samples count as `name` in each unit's `kind`, units weighted by their pairs, and its interval.
+
+    The interval is Wilson's of as many independent draws as have the variance of the weighted mean (Kish, Survey Sampling, 1965),
+    without the part of a unit that was looked at whole. `whole`: every unit was sampled.
+    """
+    units = [(len(one["keys"]), one["sampled"], one[kind].get(name, 0)) for one in found if one["sampled"]]
+    total = sum(pairs for pairs, _, _ in units)
+    share = sum(pairs / total * count / sampled for pairs, sampled, count in units)
+    spread = sum((pairs / total) ** 2 * (1 - whole * sampled / pairs) / sampled for pairs, sampled, _ in units)
+    return (share, *(wilson(share / spread, 1 / spread) if spread > 1e-12 else (share, share)))
+
+
+def _tell(
+    found: list[dict[str, Any]], units: int, absent: int, own: Counter[str], settings: PrepareSettings, display: Display
+) -> bool:
+    """Print what was found; `own`: rows of the source's own splits."""
     rows = sum(one["rows"] for one in found)
     sampled = sum(one["sampled"] for one in found)
     headers, pictures = Counter[str](), Counter[str]()
@@ -163,32 +216,62 @@ def _tell(found: list[dict[str, Any]], units: int, absent: int, settings: Prepar
     table = [
         [reason, "headers", f"{count:,}", f"{count / rows:.2%}", examples[reason]] for reason, count in headers.most_common()
     ]
+    shares = [0.0]
     for reason, count in pictures.most_common():
-        low, high = wilson(count, sampled)
-        table.append([reason, "pictures", f"{count:,}", f"{low:.2%} to {high:.2%}", examples[reason]])
+        share, low, high = _weighed(found, "sample_reasons", reason, len(found) == units)
+        shares.append(share * (reason not in FILTERED))
+        interval = f"{share:.2%}" if low == high else f"{low:.2%} to {high:.2%}"
+        table.append([reason, "pictures", f"{count:,}", interval, examples[reason]])
     if twice:
         table.append(["duplicate_key", "headers", f"{len(twice):,}", f"{len(twice) / rows:.2%}", twice[0]])
     if table:
         display.table("would be left out", ["reason", "seen in", "rows", "share", "for example"], table)
     same = len(digests) - len(set(digests))
+    kinds = {name: _weighed(found, "formats", name, True)[0] for name in formats}
+    repeats, splits = _repeats(found), _splits(found, own, settings)
     described = [
-        ["shorter side, pixels", _quantiles(list(chain.from_iterable(one["sides"] for one in found)))],
-        ["words of a caption", _quantiles(list(chain.from_iterable(one["words"] for one in found)))],
+        ["shorter side, pixels", _quantiles(found, "sides")],
+        ["words of a caption", _quantiles(found, "words")],
         [
             "formats",
-            ", ".join(f"{name} {count / max(1, formats.total()):.0%}" for name, count in formats.most_common()) or "none",
+            ", ".join(f"{name} {kinds[name] / max(1e-12, sum(kinds.values())):.0%}" for name, _ in formats.most_common())
+            or "none",
         ],
         ["pictures equal to an earlier one", f"{same:,} of {len(digests):,}"],
+        ["different captions", f"{repeats.captions:,} of {repeats.rows:,} rows"],
+        ["groups, which no split tears apart", f"{repeats.groups:,}"],
+        ["splits, of the rows scanned", ", ".join(f"{name} {count:,}" for name, count in splits.items())],
     ]
     display.table("what is there (of lengths: 5 %, half, 95 %)", ["", ""], described)
+    for origin, caption in _spread(
+        list(chain.from_iterable(one["said"]["examples"] for one in found if "said" in one)), _EXAMPLES
+    ):
+        display.line(f"for example {origin}: {quoted(caption)}")
+    for warning in repeats.warnings(splits):
+        display.line(f"warning: {warning}")
     rate = (sum(headers.values()) + len(twice)) / max(1, rows)
-    bad = sum(count for reason, count in pictures.items() if reason not in FILTERED)
-    rate += (1 - rate) * bad / max(1, sampled)
+    rate += (1 - rate) * sum(shares)
     fine = rows > 0 and rate <= settings.max_rejected_rate
     verdict = "within" if fine else "more than"
     display.line(f"unusable: about {rate:.1%} of the rows, {verdict} max_rejected_rate={settings.max_rejected_rate:g}")
     return fine
 
 
-def _quantiles(values: list[int]) -> str:
-    return ", ".join(f"{value:g}" for value in np.quantile(values, (0.05, 0.5, 0.95), method="nearest")) if values else "none"
+def _splits(found: list[dict[str, Any]], own: Counter[str], settings: PrepareSettings) -> dict[str, int]:
+    """Rows of every split."""
+    if settings.splits == "source":
+        return {name: own[name] for name in sorted(own) if name}
+    counts = Counter[str]()
+    for one in found:
+        counts.update(one.get("said", {}).get("splits", {}))
+    return {name: counts[name] for name in ("train", *sorted(settings.splits))}
+
+
+def _quantiles(found: list[dict[str, Any]], name: str) -> str:
+    """Of values of every unit, which stand for as many pairs as it has."""
+    units = [(one[name], len(one["keys"]) / len(one[name])) for one in found if one[name]]
+    if not units:
+        return "none"
+    values = np.concatenate([values for values, _ in units])
+    weights = np.concatenate([np.full(len(values), weight) for values, weight in units])
+    return ", ".join(f"{value:g}" for value in np.quantile(values, (0.05, 0.5, 0.95), method="inverted_cdf", weights=weights))

@@ -5,18 +5,43 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pipelines import yaml_text
 from pipelines.display import Display
+from pipelines.explain import alike
 from pipelines.remote import shown
-from pipelines.settings import Settings, UserError, describe, load, parse_overrides
+from pipelines.settings import Settings, UserError, describe, hint_of, load, parse_overrides, read_yaml
 
 S = TypeVar("S", bound=Settings)
+_ROOT = Path(__file__).parent.parent
+_NAMED = 10  # files, in one line
+# Keys that a config of each program has, and no other program's has together.
+_OWN = {
+    "pipelines": {"source", "output"},
+    "training": {"image_tower", "text_tower"},
+    "evaluation": {"data", "output"},
+    "tuning": {"base"},
+}
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argument errors in the same voice as all others."""
+    """Argument errors in the same voice as all others; `model` has the keys that are no options."""
+
+    model: type[Settings] = Settings
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # what all ways to parse come to
+        self._no_stray_options(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def _no_stray_options(self, given: Sequence[str]) -> None:
+        """An error for `--epochs 3`: keys of a config are no options."""
+        known = [option for action in self._actions for option in action.option_strings]
+        for position, argument in enumerate(given):
+            if argument.startswith("-") and argument not in known:
+                hint = hint_of(given[position:], self.model)
+                told = f"; {hint}" if hint.startswith("did") else ""
+                self.error(f"'{argument}' is no option, those are {', '.join(known)}; keys of the config are key=value{told}")
 
     def error(self, message: str) -> NoReturn:
         message = message.replace("CONFIG.yaml, key=value", "CONFIG.yaml")  # the overrides are optional
@@ -41,6 +66,7 @@ def run_program(
         description=purpose,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_epilog(package, model),
+        allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG.yaml", help="what to do; the files that come along are listed below")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the config, such as seed=1")
@@ -49,10 +75,11 @@ def run_program(
     parser.add_argument("--show", action="store_true", help="print the config with every default filled in, and stop")
     if check is not None:
         parser.add_argument("--check", action="store_true", help="look at headers and a sample, tell what would happen, and stop")
+    parser.model = model
     options = parser.parse_intermixed_args(arguments)
     display = Display(quiet=options.quiet, verbose=options.verbose)
     try:
-        settings = load(model, options.config, parse_overrides(options.overrides))
+        settings = _read(package, model, options)
         if options.show:
             print(yaml_text.dump(settings.model_dump(mode="json")), end="")
             return 0
@@ -75,14 +102,64 @@ def run_program(
     return 0
 
 
+def _read(package: str, model: type[S], options: argparse.Namespace) -> S:
+    """The config with its overrides. Raises `UserError`."""
+    _check_file(Path(options.config), package, model)
+    return load(model, options.config, parse_overrides(options.overrides, model))
+
+
+def _check_file(path: Path, package: str, model: type[Settings]) -> None:
+    """Raises `UserError` where there is no file, or another program's."""
+    if not path.is_file():
+        if "=" in str(path):
+            raise UserError(f"'{path}': the config comes first; python -m {package} CONFIG.yaml {path}")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {what}{_configs_like(path, package, model)}")
+    tree = read_yaml(path)
+    if not _OWN[package] <= tree.keys():
+        for other, keys in _OWN.items():
+            if other != package and keys <= tree.keys():
+                raise UserError(f"{path}: is a config of another program; python -m {other} {path}")
+
+
+def _configs_like(path: Path, package: str, model: type[Settings]) -> str:
+    """Where configs of this program are: those that come along, and any in the folder that was looked into."""
+    inside = path if path.is_dir() else path.parent
+    beside = sorted(inside.glob("*.yaml")) if inside.is_dir() else []
+    known = [*(file for file in beside if _reads(file, model)), *_shipped(package)]
+    files = list(dict.fromkeys(_as_typed(file) for file in known))
+    names = {Path(file).stem: file for file in reversed(files)}
+    near = [] if path.is_dir() else alike(path.stem, names)
+    if near:
+        return f"; did you mean {names[near[0]]}?"
+    more = f" and {len(files) - _NAMED} more, see --help" if len(files) > _NAMED else ""
+    return f"; there are: {', '.join(files[:_NAMED])}{more}"
+
+
+def _as_typed(file: Path) -> str:
+    file, here = file.absolute(), Path.cwd()
+    return str(file.relative_to(here) if file.is_relative_to(here) else file)
+
+
+def _reads(file: Path, model: type[Settings]) -> bool:
+    """Whether a file looks like a config of this program: there may be others beside it."""
+    try:
+        keys = read_yaml(file).keys()
+    except UserError:
+        return False
+    return bool(keys) and keys <= model.model_fields.keys()
+
+
+def _shipped(package: str) -> list[Path]:
+    return sorted((_ROOT / package / ("sweeps" if package == "tuning" else "configs")).rglob("*.yaml"))
+
+
 def _epilog(package: str, model: type[Settings]) -> str:
     """Examples, the config files that come along with their first comment lines, and every key."""
-    folder = "sweeps" if package == "tuning" else "configs"
     lines = ["config files:"]
-    root = Path(__file__).parent.parent
-    for path in sorted((root / package / folder).rglob("*.yaml")):
+    for path in _shipped(package):
         comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").split("\n") if line.startswith("#")]
-        lines.append(f"  {path.relative_to(root)}")
+        lines.append(f"  {path.relative_to(_ROOT)}")
         lines += [f"      {comment}" for comment in comments[:2]]
     lines += ["", "keys (dots reach inside: optimizer.lr=1e-3):", describe(model)]
     return "\n".join(lines)

@@ -1,5 +1,7 @@
 """What `python -m pipelines CONFIG.yaml` is told: a source, and how its pairs are kept."""
 
+import difflib
+import re
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ from pipelines.settings import Settings
 from pipelines.sources import SourceSettings
 from pipelines.storage import Place
 
+_USUAL = ("train", "test", "val", "validation", "dev")  # names of splits
 _SHARES = TypeAdapter(dict[str, float])
 
 
@@ -44,6 +47,9 @@ class FilterSettings(Settings):
     @field_validator("languages")
     @classmethod
     def _can_be_told(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for code in value or ():
+            if not re.fullmatch("[a-z]{2}", code):
+                raise ValueError(f"'{code}' is no code of two letters, such as en")
         if value is not None and find_spec("py3langid") is None:
             raise ValueError("py3langid is not installed; pip install 'raylign[curation]', or leave filters.languages null")
         return value
@@ -108,6 +114,12 @@ class PrepareSettings(Settings):
         if isinstance(value, str):
             raise ValueError(f"'{value}' is neither 'source' nor shares such as {{test: 0.1}}")
         shares = _SHARES.validate_python(value)
+        for name in shares:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"'{name}' names files; use letters, digits, dots, hyphens and underscores")
+            near = difflib.get_close_matches(name.lower(), _USUAL, n=1, cutoff=0.75)
+            if near and name not in _USUAL and near[0] not in name.lower():
+                raise ValueError(f"'{name}' is spelled almost like '{near[0]}'; write it so, or choose another name")
         if "train" in shares:
             raise ValueError("'train' is what the other splits leave; name the held-out splits only")
         if any(share <= 0 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:

@@ -11,6 +11,8 @@ from rich.table import Table
 
 from pipelines.remote import shown
 
+_PIPED = 10_000  # columns
+
 
 class Task:
     """One piece of long work under way. `update(done, note)`; in a log file a line at most every `every` seconds."""
@@ -49,6 +51,8 @@ class Display:
     def __init__(self, quiet: bool = False, verbose: bool = False):
         self.quiet, self.verbose = quiet, verbose
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = _PIPED  # a file or a pipe has no edge at which names would be cut in two
         self.live = self.console.is_terminal and not quiet
         self._task: Task | None = None
 

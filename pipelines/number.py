@@ -21,6 +21,7 @@ from pipelines.captions import exchange
 from pipelines.config import PrepareSettings
 from pipelines.parts import Part, found_file
 from pipelines.randomness import generator
+from pipelines.repeats import Repeats
 from pipelines.storage import Place
 
 _NOT_REJECTED = pc.field("reason").is_null()
@@ -41,6 +42,7 @@ class Numbered:
     reasons: Counter[str] = field(default_factory=Counter)
     tables: bool = False  # whether pictures lie in tables, to be read by row group
     fingerprint: str = ""
+    repeats: Repeats | None = None
 
 
 @dataclass
@@ -74,6 +76,8 @@ def number(parts: list[Part], content: Place, settings: PrepareSettings, rejecte
     shuffled_captions = _captions_of(parts, content, refused, digests, givers) if givers is not None else None
     first, offset = 0, 0
     label_names = _label_names(parts, content)
+    groups, rows_of_text = [np.empty(0, np.int64)], np.bincount(np.concatenate([*text_ids, []]).astype(np.int64), minlength=1)
+    commonest, text = int(rows_of_text.argmax()), None
     with storage.written(rejected_file) as path, pq.ParquetWriter(path, REJECTED) as rejected:
         for part, rows in zip(parts, digests.rows_of_part, strict=True):
             table = storage.read_table(found_file(content, part))
@@ -88,6 +92,8 @@ def number(parts: list[Part], content: Place, settings: PrepareSettings, rejecte
             first += len(table)
             mine = ids if givers is None else givers[ids]
             table = _finished(table, ids, image_ids[ids], [text_ids[i] for i in mine], label_names, result.labels)
+            groups.append(np.fromiter(map(hash, table["group"].to_pylist()), np.int64, len(table)))
+            text = _text_of(commonest, table) if text is None and givers is None else text
             if shuffled_captions is not None:
                 table = table.set_column(
                     table.schema.get_field_index("captions"),
@@ -109,8 +115,24 @@ def number(parts: list[Part], content: Place, settings: PrepareSettings, rejecte
             result.shards.append(entry)
             # The order of samples depends on where shards end, and on their weights.
             hasher.update(np.asarray([len(table), part.weight]).tobytes())
+    if shuffled_captions is not None and result.kept:
+        text = next(
+            caption
+            for ids, found in zip(text_ids, shuffled_captions, strict=True)
+            for i, caption in zip(ids, found, strict=True)
+            if i == commonest
+        )
+    sizes = np.unique(np.concatenate(groups), return_counts=True)[1]
+    most = int(rows_of_text.max()), int(sizes.max(initial=0))
+    result.repeats = Repeats(result.kept, result.texts, len(sizes), text or "", *most)
     result.fingerprint = hasher.hexdigest()
     return result
+
+
+def _text_of(text_id: int, table: pa.Table) -> str | None:
+    """A caption by its id, if these rows have it."""
+    places = pc.index(pc.list_flatten(table["text_id"]), text_id).as_py()
+    return None if places < 0 else pc.list_flatten(table["captions"])[places].as_py()
 
 
 def first_seen(values: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipelines.number import Numbered, number
 from pipelines.parts import Part, counts_of, cut, found_file, list_units, read_parts
 from pipelines.prepared import FORMAT_VERSION, MANIFEST, Prepared
 from pipelines.remote import shown_tree
+from pipelines.repeats import warnings_of
 from pipelines.settings import UserError, difference, digest
 from pipelines.sources.base import Unit
 from pipelines.storage import Place
@@ -47,6 +49,7 @@ def prepare(settings: PrepareSettings, display: Display) -> Prepared:
     done = _prepared_before(settings, recipe)
     if done is not None:
         display.line(f"{settings.output}: already prepared by this config from this source, {summary(done)}")
+        _warn(done, display)
         return done
     start = time.monotonic()
     content = storage.join(settings.output, f"content-{recipe[:12]}")
@@ -69,7 +72,13 @@ def prepare(settings: PrepareSettings, display: Display) -> Prepared:
     if numbered.reasons:
         rows = [[reason, f"{count:,}"] for reason, count in numbered.reasons.most_common()]
         display.table(f"left out, listed in {storage.join(settings.output, REJECTED_FILE)}", ["reason", "rows"], rows)
+    _warn(prepared, display)
     return prepared
+
+
+def _warn(prepared: Prepared, display: Display) -> None:
+    for warning in warnings_of(prepared.manifest):
+        display.line(f"warning: {warning}")
 
 
 def summary(prepared: Prepared) -> str:
@@ -165,8 +174,7 @@ def _rejected_rows(parts: list[Part], content: Place) -> Iterator[dict[str, Any]
 
 def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
     output = settings.output
-    if isinstance(output, Path) and output.is_file():
-        raise UserError(f"output: {output} is a file; choose another output")
+    storage.check_folder(output, "output")
     if not storage.exists(storage.join(output, MANIFEST)):
         strangers = [name for name in _names_below(output) if not _OURS.match(name)]
         if strangers and not settings.overwrite:
@@ -234,6 +242,7 @@ def _manifest(settings: PrepareSettings, recipe: str, units: list[Unit], counts:
         "labels": {name: dict(sorted(values.items())) for name, values in found.labels.items()},
         "image": {"size": settings.image.size, "format": settings.image.format, "background": settings.image.background},
         "captions": dict(found.captions),
+        "repeats": asdict(found.repeats) if found.repeats else None,
         "fingerprint": found.fingerprint,
         "counts": {
             "listed": counts.read + absent,

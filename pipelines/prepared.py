@@ -56,6 +56,13 @@ class Prepared:
         """Raises `UserError` where there is no finished dataset."""
         path = storage.absolute(path)
         if not storage.exists(storage.join(path, MANIFEST)):
+            if isinstance(path, Path) and path.is_file():
+                raise UserError(f"data.path: {path} is a file; give a folder that python -m pipelines made: a config's output")
+            if isinstance(path, Path) and path.is_dir() and any(path.iterdir()):
+                raise UserError(
+                    f"data.path: {path} is no prepared dataset; if it holds your images, prepare them first: "
+                    f"python -m pipelines CONFIG.yaml source.path={path} output=FOLDER, and give that FOLDER here"
+                )
             raise UserError(
                 f"data.path: {path} is no prepared dataset; make it with: python -m pipelines CONFIG.yaml output={path}"
             )

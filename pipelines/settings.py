@@ -5,19 +5,19 @@ the project derives from `Settings`: unknown keys are errors, and an error names
 """
 
 import copy
-import difflib
 import hashlib
 import json
-import types
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipelines import yaml_text
+from pipelines.explain import classes, explain, near_keys, plain, tag_of, walk
 
 _MOST_BYTES = 4 * 2**20  # of a config; larger ones would be read for a minute
 
@@ -50,11 +50,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.exists():
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file" + (f"; there are: {', '.join(near)}" if near else ""))
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, not a YAML file")
     if path.stat().st_size > _MOST_BYTES:
         raise UserError(f"{path}: {path.stat().st_size:,} bytes, and a config has {_MOST_BYTES:,} at most; is it one?")
     try:
         tree = yaml_text.parse(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         return {}
@@ -63,20 +65,49 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
-    """`["optimizer.lr=1e-3"]` to `{"optimizer.lr": 0.001}`; values are read as YAML, so lists and null work."""
-    overrides = {}
-    for argument in arguments:
+def parse_overrides(arguments: Sequence[str], model: type[BaseModel] | None = None) -> dict[str, Any]:
+    """`["optimizer.lr=1e-3"]` to `{"optimizer.lr": 0.001}`; values are read as YAML, so lists and null work.
+
+    Raises `UserError` for what is no key=value, has no value, or sets a key twice; `model` tells which key was meant.
+    """
+    overrides: dict[str, Any] = {}
+    for position, argument in enumerate(arguments):
         key, equals, value = argument.partition("=")
-        if not equals or not key:
-            raise UserError(f"'{argument}': expected key=value, for example optimizer.lr=1e-3")
+        key = key.strip()
+        if not equals or not all(key.split(".")):
+            raise UserError(f"'{argument}': expected key=value, {hint_of(arguments[position:], model)}")
+        if not value.strip():
+            raise UserError(f"'{argument}': nothing follows the equals sign, {hint_of(arguments[position:], model)}")
         try:
-            overrides[key] = yaml_text.parse(value)
-        except yaml_text.TooMuch as error:
-            raise UserError(f"{key}: {error}") from None
+            parsed = yaml_text.parse(value)
+        except (yaml_text.TooMuch, yaml_text.Twice) as error:
+            raise UserError(f"{key}: {getattr(error, 'problem', None) or error}") from None
         except yaml.YAMLError:
-            overrides[key] = value
+            parsed = value
+        if key in overrides:
+            raise UserError(f"{key}: is set twice, to {plain(overrides[key])} and to {plain(parsed)}; leave one of them out")
+        overrides[key] = parsed
     return overrides
+
+
+def hint_of(arguments: Sequence[str], model: type[BaseModel] | None) -> str:
+    """What the first of these words was to say, with those that follow it: `--epochs 3`, `epochs: 3`, `epochs = 3`."""
+    given = re.match(r"-{0,2}([A-Za-z_][\w.-]*)\s*[:=]?\s*(.*)$", arguments[0], re.DOTALL)
+    example = "for example optimizer.lr=1e-3" if model is None or "optimizer" in model.model_fields else "for example name=mine"
+    if given is None:
+        return example
+    key, value = given[1].rstrip("."), given[2]
+    for following in arguments[1:3] if not value else ():
+        value = following.strip().removeprefix("=").strip()
+        if value:
+            break
+    known = near_keys(model, key) if model else [key]
+    if not known or key.endswith((".yaml", ".yml")):
+        return example
+    if not value or value.startswith("-") or "=" in value:
+        value = "true" if arguments[0].startswith("-") else "VALUE"
+    null = " (null: none)" if value == "VALUE" else ""
+    return f"did you mean {' or '.join(f'{one}={value}' for one in known)}?{null}"
 
 
 def apply_overrides(
@@ -91,7 +122,7 @@ def apply_overrides(
     for dotted in sorted(overrides, key=lambda key: (not key.endswith(".name"), key.count("."))):
         node, last = _place(result, dotted.split("."))
         above = dotted.split(".")[:-1]
-        if last == "name" and node.get("name") != overrides[dotted] and model and len(_walk(model, [*above])[0]) > 1:
+        if last == "name" and node.get("name") != overrides[dotted] and model and len(walk(model, [*above])[0]) > 1:
             node.clear()
         node[last] = copy.deepcopy(overrides[dotted])
     return result
@@ -118,9 +149,7 @@ def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(model, item) for item in error.errors()]
-        more = f" (and {len(lines) - 1} more: {'; '.join(lines[1:4])})" if len(lines) > 1 else ""
-        raise UserError(f"{where}: {lines[0]}{more}") from None
+        raise UserError(f"{where}: {explain(model, error)}") from None
 
 
 def readings(model: type[BaseModel], key: str, value: Any) -> list[Any]:
@@ -129,12 +158,12 @@ def readings(model: type[BaseModel], key: str, value: Any) -> list[Any]:
     Empty where there is no such key, or its type takes no such value; what validators of the class say is not asked.
     """
     *above, last = key.split(".")
-    classes = [model]
+    inside: list[type[BaseModel]] = [model]
     for part in above:
-        fields = [cls.model_fields[part] for cls in classes if part in cls.model_fields]
-        classes = [inner for field in fields for inner in _classes(field.annotation)]
+        fields = [cls.model_fields[part] for cls in inside if part in cls.model_fields]
+        inside = [inner for field in fields for inner in classes(field.annotation)]
     found = []
-    for field in [cls.model_fields[last] for cls in classes if last in cls.model_fields]:
+    for field in [cls.model_fields[last] for cls in inside if last in cls.model_fields]:
         annotation: Any = field.annotation
         adapter: TypeAdapter[Any] = TypeAdapter(annotation)
         with suppress(ValidationError):
@@ -150,87 +179,25 @@ def difference(old: Any, new: Any, key: str = "") -> list[str]:
     return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
 
 
-def _explain(model: type[BaseModel], error: Any) -> str:
-    """One clause for one of pydantic's errors."""
-    location = [part for part in error["loc"] if isinstance(part, str | int)]
-    classes, shown = _walk(model, location)
-    key = ".".join(shown) or "config"
-    if error["type"] == "extra_forbidden":
-        known = sorted({name for cls in classes for name in cls.model_fields})
-        near = difflib.get_close_matches(str(shown[-1]), known, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ";"
-        return f"{key}: unknown key (value {error['input']!r}){hint} Known keys here: {', '.join(known)}"
-    if error["type"] == "missing":
-        return f"{key}: missing; add it to the file or pass {key}=VALUE"
-    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        context = error.get("ctx", {})
-        given = f"{context['tag']!r} is unknown" if "tag" in context else "missing"
-        names = ", ".join(sorted(_tags(classes))) or context.get("expected_tags", "")
-        return f"{key}.name: {given}; choose one of: {names}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{key}: {message}" if key != "config" else message
-    return f"{key}: {message[:1].lower()}{message[1:]} (value {error['input']!r})"
-
-
-def _classes(annotation: Any) -> list[type[BaseModel]]:
-    """The settings classes inside an annotation such as `Annotated[A | B, Field(...)] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType, Annotated, list, tuple, dict):
-        return [cls for part in get_args(annotation) for cls in _classes(part)]
-    return []
-
-
-def _tag(cls: type[BaseModel]) -> str | None:
-    """The value of a class's `name: Literal[...]` discriminator."""
-    field = cls.model_fields.get("name")
-    if field is None or get_origin(field.annotation) is not Literal:
-        return None
-    return get_args(field.annotation)[0]
-
-
-def _tags(classes: Iterable[type[BaseModel]]) -> set[str]:
-    return {tag for cls in classes if (tag := _tag(cls)) is not None}
-
-
-def _walk(model: type[BaseModel], location: list[str | int]) -> tuple[list[type[BaseModel]], list[str]]:
-    """Follow an error's location: the classes where it ends, and the key as the user wrote it (union tags left out)."""
-    classes, shown = [model], []
-    for position, part in enumerate(location):
-        fields = [cls.model_fields[part] for cls in classes if isinstance(part, str) and part in cls.model_fields]
-        last = position == len(location) - 1
-        if fields:
-            shown.append(str(part))
-            inner = [c for f in fields for c in _classes(f.annotation)]
-            if inner or not last:
-                classes = inner
-        elif any(_tag(cls) == part for cls in classes):
-            classes = [cls for cls in classes if _tag(cls) == part]
-        else:
-            shown.append(str(part))
-    return classes, shown
-
-
 def describe(model: type[BaseModel], indent: str = "  ", defaults: BaseModel | None = None) -> str:
     """The keys of a settings class with their meaning and defaults, for `--help`; `defaults`: an object that has others."""
     lines = []
     for name, field in model.model_fields.items():
-        nested = _classes(field.annotation)
+        nested = classes(field.annotation)
         value = getattr(defaults, name) if defaults else field.get_default(call_default_factory=True)
         if field.is_required() and not defaults:
             default = "required"
         else:
             default = "" if isinstance(value, BaseModel) else f"default {json.dumps(value, default=str)}"
         if isinstance(value, BaseModel) and len(nested) > 1:
-            default = f"default name: {_tag(type(value))}"
+            default = f"default name: {tag_of(type(value))}"
         about = " - ".join(part for part in (field.description or "", default) if part)
         lines.append(f"{indent}{name}: {about}")
         if len(nested) == 1:
             lines.append(describe(nested[0], indent + "  ", value if isinstance(value, BaseModel) else None))
         for cls in nested if len(nested) > 1 else []:
             summary = (cls.__doc__ or "").strip().split("\n")[0]
-            lines.append(f"{indent}  name: {_tag(cls)} - {summary}")
+            lines.append(f"{indent}  name: {tag_of(cls)} - {summary}")
             inner = describe(cls, indent + "    ").split("\n")
             lines += [line for line in inner if not line.startswith(f"{indent}    name:")]
     return "\n".join(line for line in lines if line.strip())

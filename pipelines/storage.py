@@ -25,6 +25,7 @@ import pyarrow.fs as pafs
 from pydantic import BeforeValidator
 
 from pipelines import tables, web
+from pipelines.explain import plain
 from pipelines.formats import HIDDEN, is_hidden
 from pipelines.remote import Missing, is_remote, is_text, retried, shown
 from pipelines.settings import UserError
@@ -40,13 +41,28 @@ _AS_REGEX = {"**/": rf"(?:{_VISIBLE}[^/]+/)*", "*": rf"{_VISIBLE}[^/]*", "?": rf
 
 
 def _place(value: Any) -> Any:
-    if not isinstance(value, str):
+    if not isinstance(value, str | Path):
+        raise ValueError(f"a path is wanted (value {plain(value)})")
+    if isinstance(value, Path):
         return value
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", value):
+        raise ValueError(f"'{value}' has one slash where a URI has two; did you mean {scheme[1]}://{value[scheme.end() :]}?")
     return Path(value.removeprefix("file://")) if not is_remote(value) else value.rstrip("/")
 
 
 Place = Annotated[Path | str, BeforeValidator(_place)]
 """A local path, or a URI such as s3://bucket/folder."""
+
+
+def check_folder(place: Place, key: str) -> None:
+    """Raises `UserError` where a local folder neither is one that can be written to nor can become one; it is not made here."""
+    if isinstance(place, str):
+        return
+    there = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{key}: {there if there != place.absolute() else place} is a file; choose another {key}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{key}: nothing can be written to {there}; choose another {key}")
 
 
 @dataclass(frozen=True)

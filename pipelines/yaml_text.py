@@ -22,6 +22,10 @@ class TooMuch(yaml.YAMLError):
     """More than a config can mean to hold."""
 
 
+class Twice(yaml.constructor.ConstructorError):
+    """A mapping that has one key twice."""
+
+
 class _Loader(yaml.SafeLoader):
     """Safe types only; no key twice, and no more than `MOST_VALUES`."""
 
@@ -48,7 +52,7 @@ class _Loader(yaml.SafeLoader):
         keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE)
         for (_, key), count in keys.items():
             if count > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands there twice", node.start_mark)
+                raise Twice(None, None, f"the key '{key}' stands there twice", node.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -57,6 +61,15 @@ class _Dumper(yaml.SafeDumper):
 
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(_FLOAT, _NUMBER, _FIRST)
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    """Line ends beyond \\n would be read as \\n or a space, unless they are escaped."""
+    style = '"' if any(end in value for end in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
 _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_yaml_map)
 
 

@@ -3,9 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from evaluation.__main__ import _run as run_evaluation
+from evaluation.config import EvaluateSettings
 from pipelines.__main__ import _run as run_pipelines
 from pipelines.cli import run_program
 from pipelines.config import PrepareSettings
@@ -19,6 +22,15 @@ from tuning.plan import SweepPlan
 
 ROOT = Path(__file__).parent.parent
 OPENMOJI = "training/configs/openmoji.yaml"
+EMOJIS = "pipelines/configs/openmoji.yaml"
+SCORES = "evaluation/configs/openmoji.yaml"
+SWEEP = "tuning/sweeps/smoke.yaml"
+PROGRAMS: dict[str, Any] = {
+    "pipelines": (PrepareSettings, run_pipelines),
+    "training": (TrainSettings, run_training),
+    "evaluation": (EvaluateSettings, run_evaluation),
+    "tuning": (SweepSettings, run_tuning),
+}
 SCRATCH = "training/configs/from-scratch.yaml"
 
 
@@ -28,18 +40,144 @@ def mistake(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ca
     monkeypatch.chdir(ROOT)
 
     def run(program: str, *arguments: str) -> str:
-        if program == "pipelines":
-            code = run_program(program, "", PrepareSettings, run_pipelines, arguments)
-        elif program == "tuning":
-            code = run_program(program, "", SweepSettings, run_tuning, arguments)
-        else:
-            code = run_program(program, "", TrainSettings, run_training, arguments)
+        model, action = PROGRAMS[program]
+        try:
+            code = run_program(program, "", model, action, arguments)
+        except SystemExit as ended:  # of what is no option
+            code = ended.code
         said = capfd.readouterr().err.strip()
         assert code == 2, said
         assert said.startswith("error: ") and "\n" not in said and "Traceback" not in said
         return said
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "named"),
+    [
+        # How keys are set
+        ("training", [OPENMOJI, "epochs=3", "epochs=4"], ["epochs", "twice", "3", "4"]),
+        ("training", [OPENMOJI, "optimizer.lr="], ["optimizer.lr", "nothing follows", "optimizer.lr=VALUE"]),
+        ("training", [OPENMOJI, "optimizer.lr=", "1e-3"], ["did you mean optimizer.lr=1e-3"]),
+        ("training", [OPENMOJI, "--epochs", "3"], ["--epochs", "did you mean epochs=3"]),
+        ("training", [OPENMOJI, "--epochs=3"], ["did you mean epochs=3"]),
+        ("training", [OPENMOJI, "--lr", "1e-3"], ["did you mean optimizer.lr=1e-3"]),
+        ("training", [OPENMOJI, "--batch-size", "64"], ["did you mean global_batch_size=64"]),
+        ("training", [OPENMOJI, "--overwrite"], ["did you mean overwrite=true"]),
+        ("training", [OPENMOJI, "--resume"], ["'--resume' is no option", "--quiet"]),
+        ("training", [OPENMOJI, "epochs", "3"], ["did you mean epochs=3"]),
+        ("training", [OPENMOJI, "epochs:", "3"], ["did you mean epochs=3"]),
+        ("training", [OPENMOJI, "epochs", "=", "3"], ["did you mean epochs=3"]),
+        ("training", [OPENMOJI, "optimizer..lr=1"], ["optimizer..lr", "expected key=value"]),
+        ("pipelines", [EMOJIS, "--limit", "10"], ["did you mean source.limit=10"]),
+        # Which file
+        ("training", [], ["CONFIG.yaml"]),
+        ("training", ["nope.yaml"], ["nope.yaml", "no such file", OPENMOJI]),
+        ("training", ["openmoji.yaml"], ["no such file", f"did you mean {OPENMOJI}?"]),
+        ("training", ["training/configs/opnmoji.yaml"], [f"did you mean {OPENMOJI}?"]),
+        ("training", ["training/configs"], ["is a folder", OPENMOJI]),
+        ("training", ["README.md"], ["README.md", "not readable as YAML"]),
+        ("training", [EMOJIS], ["another program", f"python -m pipelines {EMOJIS}"]),
+        ("pipelines", [OPENMOJI], ["another program", f"python -m training {OPENMOJI}"]),
+        ("evaluation", [SWEEP], ["another program", f"python -m tuning {SWEEP}"]),
+        ("tuning", [SCORES], ["another program", f"python -m evaluation {SCORES}"]),
+        ("training", ["epochs=3", OPENMOJI], ["the config comes first"]),
+        ("training", [OPENMOJI, SCRATCH], [SCRATCH, "expected key=value"]),
+        # Keys
+        ("training", [OPENMOJI, "lr=1e-3"], ["lr: unknown key", "did you mean 'optimizer.lr'"]),
+        ("training", [OPENMOJI, "learning_rate=1e-3"], ["did you mean 'optimizer.lr'"]),
+        ("training", [OPENMOJI, "num_workers=2"], ["did you mean 'resources.num_workers'"]),
+        ("training", [OPENMOJI, "batch_size=64"], ["did you mean 'global_batch_size'"]),
+        ("training", [OPENMOJI, "objective.name=siglip", "objective.warmup_epochs=1"], ["objective.warmup_epochs: unknown key"]),
+        ("pipelines", [EMOJIS, "source.name=table", "source.path=a.csv"], ["source.path", "did you mean 'paths'"]),
+        ("tuning", [SWEEP, "data.path=x"], ["data: unknown key", "overrides.data"]),
+        ("evaluation", [SCORES, "model=x"], ["model: unknown key", "did you mean 'models'"]),
+        # Values
+        ("training", [OPENMOJI, "objective=siglip"], ["objective", "did you mean objective.name=siglip"]),
+        ("training", [OPENMOJI, "optimizer=sgd"], ["did you mean optimizer.name=sgd"]),
+        ("training", [OPENMOJI, "data=data/mine"], ["did you mean data.path=data/mine"]),
+        ("training", [OPENMOJI, "objective.name=CLIP"], ["did you mean 'clip'"]),
+        ("training", [OPENMOJI, "image_tower=resnet50"], ["image_tower.name", "timm"]),
+        ("training", [OPENMOJI, "evaluation.recall_at=5"], ["did you mean evaluation.recall_at=[5]"]),
+        ("training", [OPENMOJI, "evaluation.recall_at=[0]"], ["evaluation.recall_at", "(value 0)"]),
+        ("training", [OPENMOJI, "evaluation.recall_at=[1,1]"], ["evaluation.recall_at", "1 stands there twice"]),
+        ("training", [OPENMOJI, "evaluation.labels=[group,group]"], ["evaluation.labels", "'group' stands there twice"]),
+        ("training", [OPENMOJI, "evaluation.templates=[]"], ["evaluation.templates", "at least one"]),
+        ("training", [OPENMOJI, "optimizer={lr: 1, lr: 2}"], ["optimizer", "'lr' stands there twice"]),
+        ("training", [OPENMOJI, "data.path=null"], ["data.path", "a path is wanted", "null"]),
+        ("training", [OPENMOJI, "data.path=README.md"], ["data.path", "README.md is a file"]),
+        ("training", [OPENMOJI, "data.path=docs"], ["data.path", "docs is no prepared dataset", "source.path="]),
+        ("training", [OPENMOJI, "checkpoint.mode=maximum"], ["checkpoint.mode", "did you mean 'max'"]),
+        ("pipelines", [EMOJIS, "source.name=csv"], ["source.name", "did you mean 'table'"]),
+        ("pipelines", [EMOJIS, "source=tar"], ["did you mean source.name=webdataset"]),
+        ("pipelines", [EMOJIS, "splits.tset=0.2"], ["splits", "'tset'", "'test'"]),
+        ("pipelines", [EMOJIS, "splits=0.2"], ["splits", "(value 0.2)"]),
+        ("pipelines", [EMOJIS, "splits.test=20"], ["splits", "20"]),
+        ("pipelines", [EMOJIS, "image.format=jpg"], ["image.format", "did you mean 'jpeg'"]),
+        ("pipelines", [EMOJIS, "filters.languages=en"], ["did you mean filters.languages=[en]"]),
+        ("pipelines", [EMOJIS, "filters.languages=[english]"], ["filters.languages", "'english'", "two letters"]),
+        ("pipelines", [EMOJIS, "output=s3:/bucket/x"], ["output", "did you mean s3://bucket/x"]),
+        ("pipelines", [EMOJIS, "output=README.md"], ["output", "README.md is a file"]),
+        ("pipelines", [EMOJIS, "output=README.md/x"], ["output", "README.md is a file"]),
+        ("pipelines", [EMOJIS, "source.name=folder", "source.path=nowhere"], ["source.path", "nowhere"]),
+        ("evaluation", [SCORES, "tasks=zero_shot"], ["did you mean tasks=[zero_shot]"]),
+        ("evaluation", [SCORES, "tasks=[zeroshot]"], ["tasks.0", "did you mean 'zero_shot'"]),
+        ("evaluation", [SCORES, "few_shot.shots=[0]"], ["few_shot.shots.0", "(value 0)"]),
+        ("evaluation", [SCORES, "corruption.severities=[6]"], ["corruption.severities", "6"]),
+        ("evaluation", [SCORES, "data.openmoji.name=torchvision", "data.openmoji.path=x"], ["data.openmoji.dataset", "missing"]),
+        ("evaluation", [SCORES, "data=nowhere"], ["nowhere", "no prepared dataset"]),
+        ("evaluation", [SCORES, "checkpoint=null"], ["embedder", "checkpoint=RUN"]),
+        ("tuning", [SWEEP, "seeds=3"], ["did you mean seeds=[3]"]),
+        ("tuning", [SWEEP, "grid.objective.name=clip"], ["did you mean grid.objective.name=[clip]"]),
+        ("tuning", [SWEEP, "scheduler=asha"], ["did you mean scheduler.name=asha"]),
+        ("tuning", [SWEEP, "scheduler.name=ahsa"], ["did you mean 'asha'"]),
+        ("tuning", [SWEEP, "base=nope.yaml"], ["nope.yaml", "no such file"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in "".join(value) else None,
+)
+def test_words(program: str, arguments: list[str], named: list[str], mistake: Callable[..., str]) -> None:
+    """Told from the words alone: no data is there, and nothing starts."""
+    said = mistake(program, *arguments)
+    for part in named:
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["embedder=open_clip", "checkpoint=null"], ["embedder", "'open_clip'", "module:function"]),
+        (["embedder=no_such_module:f", "checkpoint=null"], ["embedder", "no_such_module"]),
+        (["embedder=training.embedders:openclip", "checkpoint=null"], ["embedder", "did you mean training.embedders:open_clip"]),
+        (["checkpoint=nowhere"], ["checkpoint", "nowhere is not a folder", "runs/demo"]),
+        (["checkpoint=docs"], ["checkpoint", "docs holds no checkpoint"]),
+        (["output=README.md", "embedder=training.embedders:open_clip", "checkpoint=null"], ["output", "README.md is a file"]),
+        (["cache=README.md", "embedder=training.embedders:open_clip", "checkpoint=null"], ["cache", "README.md is a file"]),
+        (["data.openmoji.split=tset"], ["data.openmoji.split", "'tset'", "train, test"]),
+        (["data.openmoji.labels=[colour]"], ["data.openmoji.labels", "'colour'", "group, subgroup"]),
+    ],
+    ids=lambda value: value[0] if "=" in value[0] else None,
+)
+def test_evaluation(
+    arguments: list[str], named: list[str], mistake: Callable[..., str], tiny_dataset: Prepared, tmp_path: Path
+) -> None:
+    """Told before a cluster is looked for."""
+    given = [
+        f"data.openmoji.path={tiny_dataset.path}",
+        f"output={tmp_path / 'out'}",
+        f"cache={tmp_path / 'c'}",
+    ]
+    keys = {argument.partition("=")[0] for argument in arguments}
+    said = mistake("evaluation", SCORES, *[one for one in given if one.partition("=")[0] not in keys], *arguments)
+    for part in named:
+        assert part in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["README.md", "README.md/x"])
+def test_a_file_is_no_storage(place: str, mistake: Callable[..., str], tiny_dataset: Prepared) -> None:
+    said = mistake("training", SCRATCH, f"data.path={tiny_dataset.path}", "global_batch_size=8", f"storage={place}")
+    assert "storage" in said and "README.md is a file" in said
 
 
 @pytest.mark.parametrize(

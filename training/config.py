@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from evaluation.suite import SuiteSettings
+from evaluation.suite import Labels, Positions, SuiteSettings
 from pipelines.guides import Search
 from pipelines.settings import Settings
 from pipelines.storage import Place
@@ -97,13 +97,14 @@ class OtherData(Settings):
 
     path: Place = Field(description="folder that python -m pipelines made")
     retrieval: bool = Field(True, description="score retrieval; false where captions say no more than the class")
-    labels: tuple[str, ...] | None = Field(None, description="label columns for zero-shot classification; all by default")
+    labels: Labels | None = Field(None, description="label columns for zero-shot classification; all by default")
     templates: tuple[str, ...] | None = Field(None, description="prompts of a class; null: the run's own")
 
 
 class EvaluationSettings(SuiteSettings):
     """Scoring the held-out split during training."""
 
+    recall_at: Positions = Field((1, 5, 10), min_length=1, description="k of R@k")
     also: tuple[OtherData, ...] = Field((), description="further datasets to score, such as MS-COCO and ImageNet")
     test_split: str | None = Field(
         None, description="score the checkpoint that checkpoint.best chose on this split too: once, at the end"

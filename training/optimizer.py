@@ -11,6 +11,8 @@ from torch import nn
 from pipelines.settings import Settings, UserError
 from training.cosine import half_cosine
 
+_USUAL = ("adamw", "sgd", "adam")  # known without timm, which takes a second to come
+
 
 class OptimizerSettings(Settings):
     """Any optimizer of timm by name: adamw, sgd (with Nesterov momentum), adam, lion, lamb, ..."""
@@ -24,6 +26,8 @@ class OptimizerSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
+        if value in _USUAL:
+            return value
         from timm.optim import list_optimizers
 
         known = list_optimizers()

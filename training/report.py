@@ -23,10 +23,12 @@ from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines import yaml_text
 from pipelines.prepared import Prepared
 from pipelines.remote import shown
+from pipelines.repeats import warnings_of
 from pipelines.settings import UserError, validate
 from pipelines.wilson import wilson
 from training.metrics_file import read_metrics
 from training.pictures import pictures
+from training.warmup import warmup_warning
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _WAYS = {"image_to_text": "Image to text", "text_to_image": "Text to image"}
@@ -68,6 +70,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
         "summary": _summary(result, config),
         "headline": _headline(result | (result.get("test") or {}), data),
         "test": _test(result, data),
+        "warnings": _warnings(result, config, prepared),
         "scores": _scores(result, data),
         "gallery": pictures(prepared, data, images, texts),
         "curves": _curves(read_metrics(run / "metrics.jsonl"), result, data),
@@ -142,7 +145,32 @@ def _headline(result: dict[str, Any], data: HeldOut) -> dict[str, Any]:
     queries = result["sample_sizes"][f"retrieval/{data.dataset}/image_to_text_recall@{ks[0]}"]
     # Of one direction: the two are about the same pairs, so their mean is hardly surer than either.
     low, high = wilson(queries * tiles[0]["value"] / 100, queries)
-    return {"first": tiles[0], "k": ks[0], "tiles": tiles, "low": 100 * low, "high": 100 * high, "queries": queries}
+    return {
+        "hollow": _hollow(result, data, ks[0]),
+        "first": tiles[0],
+        "k": ks[0],
+        "tiles": tiles,
+        "low": 100 * low,
+        "high": 100 * high,
+        "queries": queries,
+    }
+
+
+def _hollow(result: dict[str, Any], data: HeldOut, k: int) -> list[str]:
+    """Directions whose recall may be chance, by its 95 % interval: the mean of both hides them."""
+    found = []
+    for way, title in _WAYS.items():
+        path = f"retrieval/{data.dataset}/{way}_recall@{k}"
+        value, chance, n = result["metrics"][path], result["baselines"][path]["chance"], result["sample_sizes"][path]
+        if wilson(n * value / 100, n)[0] <= chance / 100:
+            found.append(f"{title.lower()}, {value:.1f} % by {chance:.1f} %")
+    return found
+
+
+def _warnings(result: dict[str, Any], config: dict[str, Any], prepared: Prepared) -> list[str]:
+    """What makes the scores say less than they seem to."""
+    warmup = warmup_warning(config.get("schedule", {}).get("warmup_steps", 0), result["step"])
+    return [*([warmup] if warmup else []), *warnings_of(prepared.manifest)]
 
 
 def _test(result: dict[str, Any], data: HeldOut) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ import numpy as np
 import ray
 
 from evaluation.suite import HeldOut, Scores, mean_recalls, metric_names, score
-from pipelines import cluster, yaml_text
+from pipelines import cluster, storage, yaml_text
 from pipelines.banks import Pool
 from pipelines.display import Display
 from pipelines.prepared import Prepared
@@ -37,6 +37,7 @@ from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import Plan, check_build, held_out_data, make_order, make_plan, test_data
 from training.report import write_report
 from training.resources import Cluster, plan_resources
+from training.warmup import warmup_warning
 
 
 def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
@@ -110,6 +111,7 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """One process a run. The lock goes with the process, however it ends; a run that never began leaves no folder."""
+    storage.check_folder(folder, "storage")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
@@ -180,6 +182,8 @@ def _announce(plan: Plan, display: Display) -> None:
         f"{settings.epochs} epochs x {order.steps_per_epoch} steps of {settings.global_batch_size}"
         + (f" ({left} pairs left over in each epoch, others each time)" if left else "")
     )
+    if warning := warmup_warning(settings.schedule.warmup_steps, plan.total_steps):
+        display.line(f"warning: {warning}")
 
 
 def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from evaluation.data.base import Classification, Content, LabelledPictures, Retrieval
 from evaluation.data.class_names import PLAIN_TEMPLATES, Templates, readable
-from evaluation.suite import HeldOut, SuiteSettings, held_out
+from evaluation.suite import HeldOut, Labels, SuiteSettings, held_out
 from pipelines.prepared import Prepared
 from pipelines.settings import Settings, UserError, digest
 from pipelines.storage import Place
@@ -28,7 +28,7 @@ class PreparedData(Settings):
     path: Place = Field(description="folder that python -m pipelines made")
     split: str = Field("test", description="the held-out split")
     split_seed: int | None = Field(None, ge=0, description="hold out other groups than the dataset was prepared with")
-    labels: tuple[str, ...] | None = Field(None, description="label columns to classify by; null: all")
+    labels: Labels | None = Field(None, description="label columns to classify by; null: all")
     templates: Templates = Field(PLAIN_TEMPLATES, description="prompts of a class; {} or {c} is its name")
     retrieval: bool = Field(True, description="false: captions are not scored")
 

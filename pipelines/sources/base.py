@@ -62,7 +62,9 @@ class Unit:
 class Source(Settings):
     """Base of the source settings: what to read, and how."""
 
-    dataset: str = Field("", description="the dataset's name in metrics; by default taken from the path")
+    dataset: str = Field(
+        "", description="the dataset's name in metrics; by default what a JSON file calls it, or taken from the path"
+    )
     data_licence: str = Field("unknown", description="licence of the data")
     data_attribution: str = Field("", description="what must stand beside the data where it is shown")
 

@@ -6,11 +6,18 @@ karpathy  {"images": [{"filepath": "val", "filename": "a.jpg", "split": "train",
 """
 
 import json
+import re
 from typing import Any
 
+from pipelines import storage
+from pipelines.settings import UserError
 from pipelines.sources.rows import Unreadable
+from pipelines.storage import Missing
+from pipelines.web import is_web
 
 _PARTS_OF = {"restval": "train"}  # COCO's validation pictures beyond val and test, which all papers train on
+_END = 4096  # bytes
+_NAMES = [re.compile(rb'^\s*\{\s*"dataset"\s*:\s*"([^"\\]+)"'), re.compile(rb'\]\s*,\s*"dataset"\s*:\s*"([^"\\]+)"\s*\}\s*$')]
 Found = list[tuple[int, Any]]
 """Each picture's index in its document, and what the document says of it: an object, if it is in order."""
 
@@ -27,6 +34,23 @@ def layout_of(document: Any) -> str:
             return "coco"
     keys = f" with the keys {', '.join(map(repr, list(document)[:10]))}" if isinstance(document, dict) else ""
     raise Unreadable(f"is neither a list nor COCO's or Karpathy's captions, but {type(document).__name__}{keys}", "layout")
+
+
+def own_name(path: str) -> str:
+    """What a document calls its dataset, as Karpathy's do ("dataset": "coco", first or last in it); "" where it does not say.
+
+    Only both ends are read: the document is as large as all captions.
+    """
+    if path.endswith(".gz") or is_web(path):
+        return ""
+    try:
+        (file,) = storage.find(path, "source.paths")
+        ends = storage.read(file.path, 0, _END), storage.read(file.path, max(0, file.size - _END), _END)
+    except (UserError, Missing, ValueError):  # whoever reads it says so; several files have no one name
+        return ""
+    found = [pattern.search(end) for pattern, end in zip(_NAMES, ends, strict=True)]
+    name = next((match[1].decode(errors="replace") for match in found if match), "")
+    return re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")
 
 
 def listed(document: Any) -> Found:
@@ -65,9 +89,10 @@ def karpathy(document: Any, splits: tuple[str, ...]) -> Found:
     """The images of these splits, or all, each with its path as `image`. Raises `Unreadable`."""
     images = _members(document, "images")
     there = {str(item.get("split")) for item in images if isinstance(item, dict)}
-    # One of them is enough: not every list has COCO's restval.
-    if splits and not there & set(splits):
-        raise Unreadable(f"has no split {' or '.join(splits)}; its splits are: {', '.join(map(repr, sorted(there)))}", "split")
+    # Not every list has COCO's restval.
+    lacking = [name for name in splits if name not in there and (name not in _PARTS_OF or not there & set(splits))]
+    if lacking:
+        raise Unreadable(f"has no split {' or '.join(lacking)}; its splits are: {', '.join(map(repr, sorted(there)))}", "split")
     found: Found = []
     for index, item in enumerate(images):
         if isinstance(item, dict):

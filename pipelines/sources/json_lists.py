@@ -52,7 +52,7 @@ class JsonSource(Source):
     )
 
     def title(self) -> str:
-        return self.dataset or rows.title_of(self.paths[0])
+        return self.dataset or json_layouts.own_name(self.paths[0]) or rows.title_of(self.paths[0])
 
     def units(self) -> list[Unit]:
         return rows.list_units(self.paths, (*_LINES, ".json"), self._units_of)

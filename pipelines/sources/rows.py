@@ -32,6 +32,8 @@ from pipelines.web import is_web
 # Columns of open_clip (filepath, title), CyCLIP (image, caption), img2dataset (url, caption), LAION (URL, TEXT) and others.
 IMAGE_NAMES = ("filepath", "image", "image_path", "path", "file_name", "url", "URL")
 CAPTION_NAMES = ("caption", "text", "TEXT", "title")
+# Names of files and folders that are no dataset's.
+_KINDS = ("captions", "annotations", "metadata", "data", "train", "val", "validation", "test")
 ROWS_PER_UNIT = 256
 LONGEST = 1 << 20  # bytes of a row
 DAMAGED = (EOFError, OSError, zlib.error)  # what reading a damaged gzip file raises
@@ -62,12 +64,16 @@ class _Bad(Exception):  # noqa: N818 - it is a finding about data, not a program
 
 
 def title_of(pattern: str) -> str:
-    """A dataset's name from a path or pattern: its file's stem, or, where that is all wildcards, the folder's name."""
+    """A dataset's name from a path or pattern: its file's stem, or, where that is all wildcards or says no more than what kind of
+    file it is (captions.json), the folder's name.
+    """
+    plain = ""
     for part in reversed(PurePosixPath(shown_place(pattern).split("?")[0] if storage.is_remote(pattern) else pattern).parts):
         name = re.sub(r"[^a-z0-9_-]+", "-", re.sub(r"\{.*?\}|\[.*?\]|[*?]", "", stem(part)).lower()).strip("-_")
-        if name:
+        if name and name not in _KINDS:
             return name
-    return "pairs"
+        plain = plain or name
+    return plain or "pairs"
 
 
 def stem(path: str) -> str:

@@ -36,6 +36,14 @@ def test_long_lines_are_not_broken(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out == "x" * 500 + "\n"
 
 
+def test_names_in_a_piped_table_are_whole(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the width of the terminal behind the pipe: who searches the output for a metric finds it."""
+    monkeypatch.setenv("COLUMNS", "40")
+    name = "retrieval/a_dataset_with_a_rather_long_name/image_to_text_recall@10"
+    Display().table("scores", ["score, %", "value", "n"], [[name, "12.3", "1,000"], ["top1", "4.5", "7"]])
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[-2:]] == [[name, "12.3", "1,000"], ["top1", "4.5", "7"]]
+
+
 def test_quiet_is_quiet_and_verbose_tells_more(capsys: pytest.CaptureFixture) -> None:
     quiet = Display(quiet=True)
     quiet.line("a")

@@ -153,7 +153,7 @@ def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path, conten
 
 
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not readable as YAML"):
+    with pytest.raises(UserError, match="is a folder"):
         load(Outer, tmp_path)
 
 
@@ -224,6 +224,64 @@ def test_help_shows_choices_within_choices_and_the_defaults_that_hold() -> None:
     assert text.count("name: quick - Fast.") == 2 and "name: red" in text
     # The class says 3, but where it stands alone its owner says 7.
     assert text.count("steps: default 3") == 2 and text.count("steps: default 7") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["inner.steps="], "inner.steps=VALUE"),
+        (["inner.steps=", "3"], "inner.steps=3"),
+        (["inner.steps", "3"], "inner.steps=3"),
+        (["inner.steps:", "3"], "inner.steps=3"),
+        (["inner.steps:3"], "inner.steps=3"),
+        (["inner.steps", "=", "3"], "inner.steps=3"),
+        (["inner.steps", "=3"], "inner.steps=3"),
+        (["steps", "3"], "inner.steps=3"),
+        (["lr", "3"], "inner.learning_rate=3"),
+    ],
+)
+def test_what_is_no_override_is_told_as_the_one_that_was_meant(given: list[str], meant: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_overrides(given, Outer)
+    assert f"did you mean {meant}?" in str(caught.value) and f"'{given[0]}'" in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [["inner.steps=3", "inner.steps=4"], ["share=1", "title=t", "share=1"]])
+def test_a_key_that_is_set_twice_is_an_error(given: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^(inner\.steps|share): is set twice"):
+        parse_overrides(given)
+
+
+@pytest.mark.parametrize("given", ["inner={steps: 1, steps: 2}", "sizes=[{a: 1, a: 1}]"])
+def test_so_is_one_within_a_value(given: str) -> None:
+    with pytest.raises(UserError, match="twice"):
+        parse_overrides([given])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tower": "blue"}, "did you mean tower.name=blue?"),
+        ({"tower": "bleu"}, "did you mean tower.name=blue?"),
+        ({"tower": {"name": "BLUE"}}, "did you mean 'blue'?"),
+        ({"tower": {"name": "tower"}}, "did you mean 'red' or 'blue'?"),  # a word of both descriptions
+        ({"tower": {"name": "red", "width": 2}}, "tower.name=blue has it"),
+        ({"lr": 2}, "did you mean 'inner.learning_rate'?"),
+        ({"steps": 2}, "did you mean 'inner.steps'?"),
+        ({"sizes": 3}, "did you mean sizes=[3]?"),
+        ({"title": None}, "(value null)"),
+    ],
+)
+def test_what_was_probably_meant_is_told(change: dict, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        validate(Outer, GOOD | change, "file.yaml")
+    assert said in str(caught.value)
+
+
+def test_a_misspelt_key_that_must_be_there_is_one_mistake() -> None:
+    with pytest.raises(UserError) as caught:
+        validate(Outer, {"titel": "t", "tower": {"name": "red"}}, "file.yaml")
+    assert "did you mean 'title'?" in str(caught.value) and "missing" not in str(caught.value)
 
 
 # Keys with dots, as a sweep's file has them

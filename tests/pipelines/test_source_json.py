@@ -291,6 +291,7 @@ def test_files_of_one_name_have_keys_of_their_own(tmp_path: Path) -> None:
         ("a.jsonl", "\n", {}, ("source.paths: ", "no rows")),
         ("a.json", COCO | {"annotations": [{"image_id": 9, "bbox": []}]}, {}, ("source.caption: ", "'caption'")),
         ("a.json", COCO, {"split": "train"}, ("source.split: ", "'coco'")),
+        ("a.json", KARPATHY, {"split": ["train", "restvl"]}, ("source.split: ", "no split restvl", "'restval', 'test', 'train'")),
         ("a.json", KARPATHY, {"split": "valid"}, ("source.split: ", "'restval', 'test', 'train'")),
     ],
 )
@@ -301,3 +302,23 @@ def test_a_file_that_the_settings_do_not_fit_stops_with_the_way_out(
         source_of(file(tmp_path / name, content), **keys).units()
     assert str(caught.value).startswith(said[0])
     assert all(part in str(caught.value) for part in said), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "title"),
+    [
+        ("dataset_coco.json", KARPATHY, "coco"),
+        ("dataset_flickr.json", {"images": KARPATHY["images"], "dataset": "Flickr 30k"}, "flickr-30k"),
+        ("mine.json", {"images": [{**KARPATHY["images"][0], "dataset": "other"}]}, "mine"),  # of an image, not of the document
+        ("mine.json", [{"image": "a.jpg", "caption": "a", "dataset": "other"}], "mine"),
+        ("flowers/captions.json", COCO, "flowers"),
+    ],
+)
+def test_metrics_are_called_after_the_dataset_and_not_after_the_file(tmp_path: Path, name: str, content: Any, title: str) -> None:
+    path = file(tmp_path / name, content)
+    assert source_of(path).title() == title
+    assert source_of(path, dataset="own").title() == "own"
+
+
+def test_a_file_that_is_not_there_is_called_by_its_path(tmp_path: Path) -> None:
+    assert source_of(tmp_path / "nowhere.json").title() == "nowhere"

@@ -293,6 +293,31 @@ def test_the_head_says_what_was_trained_on_what_and_the_score_beside_chance(made
     assert f"{value:.1f} %" in headline and f"{chance:.1f} %" in headline
 
 
+def test_what_makes_scores_hollow_stands_at_the_top(tmp_path: Path):
+    """Equal captions, a run that is all warm-up, and a direction that its mean with the other hides."""
+    prepared = prepare_by_hand(tmp_path / "data", [[f"square number {i}"] for i in range(23)])
+    repeats = {"rows": 26, "captions": 20, "groups": 20, "commonest": "a <b>photo</b>", "with_commonest": 7, "largest_group": 7}
+    manifest = prepared.manifest | {"repeats": repeats}
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
+    result, data, _ = run_by_hand(tmp_path / "runs" / "tried", prepared)
+    config = yaml.safe_load((tmp_path / "runs" / "tried" / "config.yaml").read_text())
+    config["schedule"] = {"name": "cosine", "warmup_steps": 2000}
+    (tmp_path / "runs" / "tried" / "config.yaml").write_text(yaml.safe_dump(config))
+    path = "retrieval/squares/image_to_text_recall@1"
+    result["metrics"] |= {path: result["baselines"][path]["chance"] / 2, path.replace("image_to_text", "text_to_image"): 90.0}
+    write_report(tmp_path / "runs" / "tried", result, data)
+    header = read(tmp_path / "runs" / "tried" / "report.html").all("header")[0]
+    warnings = [element.text for element in header.all("p") if element.attributes.get("role") == "note"]
+    assert len(warnings) == 2 and "schedule.warmup_steps: 2,000 of 1,234 steps" in warnings[0]
+    assert "7 of 26 rows (27%)" in warnings[1] and "'a <b>photo</b>'" in warnings[1]
+    headline = header.all("h1")[0].text
+    assert "nothing tells from chance: image to text" in headline and "text to image" not in headline
+
+
+def test_a_page_without_such_things_warns_of_nothing(made: Made):
+    assert not [element for element in made.page.all("p") if element.attributes.get("role") == "note"]
+
+
 def test_every_metric_stands_with_chance_largest_class_and_n(made: Made):
     rows = {
         row.attributes["title"]: [cell.text for cell in row.all("td")] for row in made.page.all("tr") if "title" in row.attributes

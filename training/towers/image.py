@@ -1,7 +1,10 @@
 """Image towers: any timm model, any Hugging Face vision model, or a small convolutional net to train from scratch."""
 
 import difflib
+import importlib.util
+import re
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -88,6 +91,14 @@ class ImageTower(Tower):
         return self
 
 
+def _registered(name: str) -> bool:
+    """Whether timm's source registers a model of this name: to import timm takes seconds, and a mistake is to be told at once."""
+    found = importlib.util.find_spec("timm")
+    folder = Path(found.submodule_search_locations[0]) / "models" if found and found.submodule_search_locations else Path()
+    model = re.compile(rf"^@register_model\ndef {re.escape(name.partition('.')[0])}\(", re.MULTILINE)
+    return any(model.search(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.py")))
+
+
 class TimmSettings(ImageTowerSettings):
     """Any model of timm, by name."""
 
@@ -102,6 +113,8 @@ class TimmSettings(ImageTowerSettings):
     @field_validator("model")
     @classmethod
     def _known(cls, value: str) -> str:
+        if _registered(value):
+            return value
         import timm
 
         if not timm.is_model(value):

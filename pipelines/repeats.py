@@ -1,0 +1,57 @@
+"""Captions and groups that repeat: what is held out, learnt and scored says little where most pairs are the same to it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_SHARE = 0.05  # of the rows with one caption: in a batch of 128 every caption of them meets five others that are as right
+_LEAST = 3  # rows that are no accident
+_SHOWN = 60  # characters of a caption
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Of the rows that are kept, or that were looked at."""
+
+    rows: int
+    captions: int  # different ones
+    groups: int
+    commonest: str  # the caption that most rows have
+    with_commonest: int  # rows
+    largest_group: int  # rows
+
+    def warnings(self, splits: Mapping[str, int]) -> list[str]:
+        """A sentence for each thing that makes scores hollow. `splits`: rows of each, train among them."""
+        if not self.rows:
+            return []
+        found = []
+        text, share = quoted(self.commonest), self.with_commonest / self.rows
+        if self.captions == 1:
+            found.append(f"all {self.rows:,} rows have one caption, {text}: there is nothing to tell images apart by")
+        elif share > _SHARE and self.with_commonest >= _LEAST:
+            found.append(
+                f"{self.with_commonest:,} of {self.rows:,} rows ({share:.0%}) have the same caption, {text}: training takes them "
+                "for different, and scoring finds each of them right for all their images; leave it out where it says nothing"
+            )
+        for name in [name for name, count in splits.items() if count == 0]:
+            found.append(
+                f"split {name} is empty: the {self.rows:,} rows are {_count(self.groups, 'group')}"
+                + (f" (rows of one caption are one, unless source.group says otherwise; the largest has {self.largest_group:,})")
+                + ", and no group is torn apart"
+            )
+        return found
+
+
+def warnings_of(manifest: Mapping[str, Any]) -> list[str]:
+    """Of a prepared dataset; none of one that an earlier version prepared."""
+    return Repeats(**manifest["repeats"]).warnings(manifest["splits"]) if "repeats" in manifest else []
+
+
+def quoted(text: str) -> str:
+    """The beginning of a caption, in one line."""
+    text = " ".join(text.split())
+    return f"'{text if len(text) <= _SHOWN else text[:_SHOWN].rstrip() + '...'}'"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
