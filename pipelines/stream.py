@@ -127,6 +127,15 @@ class Stream:
         self._check(item, *(result[name] for name in _ABOUT))
         return result
 
+    def here(self, item: Item) -> Batch:
+        """One batch, computed in this process. Raises `UserError` as `compute` does."""
+        import torch
+
+        made = self.compute(item) if self.uses_tasks else {"sample_id": item.sample_ids}
+        rows = self.look_up(made["sample_id"], item.epoch)
+        found = {name: column for name, column in made.items() if name in self.columns} | rows
+        return cast(Batch, {name: torch.from_numpy(column) for name, column in found.items()})
+
     def _attempt(self, item: Item) -> dict[str, np.ndarray]:
         """The columns, and of each row: its sample_id, the id that failed in its place (or -1), and why.
 
@@ -295,8 +304,19 @@ class Stream:
 
         items = ray.data.from_arrow([pa.table({"item": part}) for part in _parts(start, end, together, at_once)])
         share = math.floor(100 * cpus / at_once) / 100  # rounded down: a sum that exceeds `cpus` would leave one out
-        dataset = items.map_batches(make, batch_size=1, num_cpus=share)
+        dataset = items.map_batches(make, batch_size=1, num_cpus=share, **_booked(worker))
         yield from dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device)
+
+
+def _booked(worker: Worker) -> dict[str, Any]:
+    """Where tasks run, for Ray: among the CPUs that were booked for them beside the workers, where some were."""
+    import ray.util
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = ray.util.get_current_placement_group()
+    if group is None or group.bundle_count <= worker.world_size:
+        return {}
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group)}
 
 
 def _parts(start: int, end: int, together: int, at_once: int) -> Iterator[np.ndarray]:

@@ -54,6 +54,8 @@ def _run(
 ) -> None:
     """Ray, from its start to its end."""
     from pipelines import cluster
+    from training.rehearsal import check_sources
+    from training.resources import ahead, present
     from tuning.feeder import loggers
     from tuning.resources import booking_of, trials_at_a_time
 
@@ -65,8 +67,12 @@ def _run(
         raise UserError(
             "scheduler.name: hyperband pauses trials, and these would start Ray Train anew each time they go on; choose asha"
         )
+    for example in examples:
+        check_sources(example)
+    if (size := ahead()) is not None:
+        trials_at_a_time(examples, size, settings.concurrency)
     cluster.start(display.verbose, state_api=not small)
-    size = _cluster()
+    size = present()
     at_once = trials_at_a_time(examples, size, settings.concurrency)
     words = f"{at_once} at a time, each {booking_of(examples[0]).words()}, of {size.cpus:g} CPUs and {size.gpus:g} GPUs"
     planned = schedule.planned
@@ -103,6 +109,7 @@ def _tune(
     from ray import tune
 
     from training.fit import give_back
+    from training.room import waiting
     from tuning.entry import run_trial
     from tuning.feeder import Feeder, Follow
     from tuning.progress import Board, Refresher
@@ -112,6 +119,7 @@ def _tune(
     settings = plan.settings
     examples = [plan.build(plan.example(cell)) for cell in plan.cells]
     errors: dict[str, str] = {}
+    held_up: dict[str, str] = {}  # by trial: what its workers wait for, as it was last told
     together = settings.scheduler.name == "hyperband"
     limit = None if together else at_once
     if together:  # a bracket compares what Tune has been given: all of the search at once
@@ -129,6 +137,11 @@ def _tune(
         def told() -> None:
             board.update(list(feeder.out.values()), feeder.seconds)
             refresher.hear(len(schedule.outcomes))
+            for trial in feeder.out.values():
+                now = waiting(plan.folder.of(trial.name))
+                if now and now != held_up.get(trial.name):
+                    display.line(f"{trial.name}: {now}")
+                held_up[trial.name] = now or held_up.get(trial.name, "")
 
         def lost(trial: str) -> None:
             give_back(plan.folder.of(trial))
@@ -154,15 +167,6 @@ def _tune(
             ),
         )
         tuner.fit()
-
-
-def _cluster() -> Any:
-    import ray
-
-    from training.resources import Cluster
-
-    found = ray.cluster_resources()
-    return Cluster(found.get("CPU", 0), found.get("GPU", 0))
 
 
 def _cache_features(plan: SweepPlan, size: Any, display: Display) -> None:
