@@ -12,6 +12,9 @@ from pipelines.settings import Settings, UserError
 from training.cosine import half_cosine
 
 
+_USUAL = ("adamw", "sgd", "adam")  # known without timm, which takes a second to import
+
+
 class OptimizerSettings(Settings):
     """Any optimizer of timm by name: adamw, sgd (with Nesterov momentum), adam, lion, lamb, ..."""
 
@@ -24,11 +27,13 @@ class OptimizerSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
+        if value in _USUAL:
+            return value
         from timm.optim import list_optimizers
 
         known = list_optimizers()
         if value not in known:
-            near = difflib.get_close_matches(value, known, n=3) or ["adamw", "sgd", "adam"]
+            near = difflib.get_close_matches(value, known, n=3) or list(_USUAL)
             raise ValueError(f"unknown optimizer '{value}'; did you mean {' or '.join(near)}? timm has {len(known)}")
         return value
 

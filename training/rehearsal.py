@@ -82,3 +82,30 @@ def _rehearse(plan: Plan, state: TrainState) -> None:
                 f"{key}_tower: in eval mode too, the same {key} has another embedding each time; give a model without random "
                 f"parts, or another {key}_head"
             )
+
+
+def _check_batch_statistics(plan: Plan, encoder: DualEncoder) -> None:
+    """Raises `UserError` where a tower would learn from a part of the batch what it is to learn from the whole."""
+    settings = plan.settings
+    workers, parts = settings.resources.num_workers, settings.accumulate
+    if workers == parts == 1:
+        return
+    size = settings.image_tower.image_size
+    pixels, (ids, mask) = torch.randint(256, (2, 3, size, size), dtype=torch.uint8), plan.tokenizer(["a", "b"])
+    sees = {"image_tower": (pixels,), "text_tower": (torch.from_numpy(ids), torch.from_numpy(mask))}
+    for key, tower in (("image_tower", encoder.image_tower), ("text_tower", encoder.text_tower)):
+        for name, module in ({} if tower is None else batch_statistics(tower, *sees[key])).items():
+            # torch synchronises BatchNorm, and that alone, between workers on GPUs.
+            normal = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            what = f"{key}'s {name} ({type(module).__name__}) takes statistics of what it sees at once, which is"
+            way = "image_tower.batch_norm=frozen, " if normal and key == "image_tower" else ""
+            if parts > 1:
+                raise UserError(
+                    f"accumulate: {what} one of {parts} parts of a step; pass {way}accumulate=1, or choose another {key}"
+                )
+            if not (normal and settings.resources.use_gpu):
+                kind = "" if settings.resources.use_gpu else "CPU "
+                raise UserError(
+                    f"resources.num_workers: {what} one of {workers} {kind}workers' rows; "
+                    f"pass {way}resources.num_workers=1, or choose another {key}"
+                )
