@@ -10,7 +10,7 @@ from evaluation.plan import plan, read_data
 from evaluation.results import TASKS, Result, find_result
 from evaluation.rows import Rows
 from evaluation.tasks.base import Task
-from pipelines.cli import run_program
+from pipelines.cli import begin, run_program
 from pipelines.display import Display
 from pipelines.remote import shown_tree
 from pipelines.settings import digest
@@ -128,4 +128,5 @@ def _run(settings: EvaluateSettings, display: Display) -> None:
 
 
 if __name__ == "__main__":
+    begin("evaluation", sys.argv[1:])
     sys.exit(run_program("evaluation", PURPOSE, EvaluateSettings, _run))

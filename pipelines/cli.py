@@ -75,6 +75,12 @@ def run_program(
     return 0
 
 
+def begin(package: str, arguments: Sequence[str]) -> None:
+    """A line at once, for what follows imports torch, which takes seconds."""
+    if not {"-h", "--help", "--quiet", "--show"}.intersection(arguments):
+        print(f"{package}: loading", flush=True)
+
+
 def _epilog(package: str, model: type[Settings]) -> str:
     """Examples, the config files that come along with their first comment lines, and every key."""
     folder = "sweeps" if package == "tuning" else "configs"

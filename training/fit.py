@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-import ray.util
-from ray._raylet import PlacementGroupID
 from ray.train.torch import TorchTrainer
-from ray.util.placement_group import PlacementGroup
 
 from pipelines.display import Display
 from pipelines.settings import UserError
 from training.checkpoint import mend_snapshot
 from training.config import ResourceSettings
 from training.failures import EndAtOnce, NoRestart
-from training.loop import HELD, DivergenceError, train_worker
+from training.loop import DivergenceError, train_worker
 from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
 from training.plan import Plan
@@ -62,7 +59,7 @@ def run_workers(
     `config`: of the function, with the run's `plan`, and `data_cpus`, which are booked beside the workers where tasks read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    room = Room(wanted, config["data_cpus"] if config["plan"].uses_tasks else 0.0, folder)
+    room = Room(config["data_cpus"] if config["plan"].uses_tasks else 0.0, folder)
     trainer = TorchTrainer(
         function,
         train_loop_config=config,
@@ -90,19 +87,6 @@ def run_workers(
         raise UserError(
             f"training stopped: {cause}; --verbose shows all, the same command goes on from the last checkpoint"
         ) from None
-
-
-def give_back(folder: Path) -> None:
-    """Free what a run's workers hold whose starter was killed or stopped; nothing where there is nothing.
-
-    Ray Train has a watcher for that, but it dies where two Rays run on one machine.
-    """
-    held = folder / HELD
-    if held.exists():
-        group = PlacementGroup(PlacementGroupID.from_hex(held.read_text()))
-        if ray.util.placement_group_table(group).get("state") not in (None, "REMOVED"):
-            ray.util.remove_placement_group(group)
-        held.unlink()
 
 
 def _root_cause(error: BaseException) -> str:

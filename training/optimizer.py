@@ -11,7 +11,6 @@ from torch import nn
 from pipelines.settings import Settings, UserError
 from training.cosine import half_cosine
 
-
 _USUAL = ("adamw", "sgd", "adam")  # known without timm, which takes a second to import
 
 

@@ -6,14 +6,16 @@ Whether weights are to be had, and networks can be built; a step forward and bac
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipelines.settings import UserError
 from pipelines.stream import Item
 from training.config import GuideSettings, TrainSettings
+from training.encoder import DualEncoder
 from training.plan import Plan
 from training.state import TrainState
 from training.step import gradients
-from training.towers.base import TowerSettings
+from training.towers.base import TowerSettings, batch_statistics
 from training.towers.pretrained import first_line
 from training.towers.reading import tells_apart
 

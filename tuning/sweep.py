@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -108,8 +109,7 @@ def _tune(
     """Ray Tune runs what the schedule hands out; `write`: tables and report, as things stand."""
     from ray import tune
 
-    from training.fit import give_back
-    from training.room import waiting
+    from training.room import Teller, give_back
     from tuning.entry import run_trial
     from tuning.feeder import Feeder, Follow
     from tuning.progress import Board, Refresher
@@ -118,8 +118,9 @@ def _tune(
 
     settings = plan.settings
     examples = [plan.build(plan.example(cell)) for cell in plan.cells]
+    all_inline = all(booking_of(e).inline for e in examples)
     errors: dict[str, str] = {}
-    held_up: dict[str, str] = {}  # by trial: what its workers wait for, as it was last told
+    tellers: dict[str, Teller] = defaultdict(Teller)  # by trial
     together = settings.scheduler.name == "hyperband"
     limit = None if together else at_once
     if together:  # a bracket compares what Tune has been given: all of the search at once
@@ -137,11 +138,9 @@ def _tune(
         def told() -> None:
             board.update(list(feeder.out.values()), feeder.seconds)
             refresher.hear(len(schedule.outcomes))
-            for trial in feeder.out.values():
-                now = waiting(plan.folder.of(trial.name))
-                if now and now != held_up.get(trial.name):
-                    display.line(f"{trial.name}: {now}")
-                held_up[trial.name] = now or held_up.get(trial.name, "")
+            for trial in [] if all_inline else feeder.out.values():
+                if news := tellers[trial.name].news(plan.folder.of(trial.name)):
+                    display.line(f"{trial.name}: {news}")
 
         def lost(trial: str) -> None:
             give_back(plan.folder.of(trial))
@@ -154,7 +153,7 @@ def _tune(
                 scheduler=scheduler,
                 num_samples=sum(schedule.planned.values()),
                 # A function's thread cannot be stopped while it waits for a Ray Train run.
-                reuse_actors=all(booking_of(e).inline for e in examples),
+                reuse_actors=all_inline,
                 trial_name_creator=name,
                 trial_dirname_creator=name,
             ),
