@@ -57,7 +57,7 @@ def _of_hub(repository: str) -> str | None:
 
     if constants.is_offline_mode():
         return "is not asked (HF_HUB_OFFLINE)"
-    error = _asked(lambda: HfApi().model_info(repository, timeout=_PATIENCE))
+    error = _asked(lambda: HfApi(constants.ENDPOINT).model_info(repository, timeout=_PATIENCE))
     return "has no such model, or hides it" if isinstance(error, RepositoryNotFoundError) else _words(error)
 
 
