@@ -1,6 +1,8 @@
-"""What cannot work is found by the driver, before a worker, and without a cluster before that: one line each, and no folder left."""
+"""What cannot work is found by the driver before any worker, and where it can before a cluster: one line each, no folder left."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from training import plan as planning
 from training.__main__ import _run
 from training.config import TrainSettings
 from training.encoder import DualEncoder
-from training.objectives.clip import ClipObjective
+from training.objectives.clip import Clip
 from training.plan import Plan
 from training.rehearsal import check_build
 from training.resources import Cluster
@@ -68,9 +70,7 @@ def test_a_parameter_without_a_gradient_is_named_where_there_are_several_workers
 ) -> None:
     built(lambda encoder: encoder.text_tower.register_parameter("spare", nn.Parameter(torch.zeros(3))))
     check_build(plan_of())
-    with pytest.raises(
-        UserError, match=r"^resources\.num_workers: 1 parameters got no gradient .* such as text_tower\.spare, .*=1"
-    ):
+    with pytest.raises(UserError, match=r"^resources\.num_workers: 1 parameters got no gradient .* such as text_tower\.spare"):
         check_build(plan_of(resources__num_workers=2))
     check_build(plan_of(resources__num_workers=2, text_tower=SMALL["text_tower"] | {"mode": "frozen"}))
 
@@ -93,10 +93,10 @@ def test_an_embedding_that_is_drawn_is_refused(plan_of: Callable[..., Plan], bui
 
 
 def test_what_a_step_raises_is_one_line(plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(self: ClipObjective, *_: Any) -> None:
+    def fails(self: Clip, *_: Any) -> None:
         raise KeyError("no_such_column\nand more")
 
-    monkeypatch.setattr(ClipObjective, "forward", fails)
+    monkeypatch.setattr(Clip, "forward", fails)
     with pytest.raises(UserError, match=r"^the first step cannot be done, .*: KeyError: 'no_such_column.*; --verbose") as caught:
         check_build(plan_of())
     assert "\n" not in str(caught.value)
@@ -159,9 +159,6 @@ def test_what_needs_no_cluster_is_told_before_one_starts(
 
 def test_the_first_word_comes_before_torch(tmp_path: Path) -> None:
     """Importing it takes seconds, in which nobody should wonder."""
-    import subprocess
-    import sys
-
     program = (
         "import builtins, json, runpy, sys\n"
         "heard = []\n"
