@@ -33,6 +33,7 @@ _FORMAT = 1  # of results; another one, and all are scored anew
 def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     """Embed, score, write results and the page, and return all that was asked for."""
     from evaluation.embed import embed, forget
+    from evaluation.embedder import check_embedder
     from evaluation.precomputed import precomputed
     from evaluation.report import write_report
     from pipelines import banks, cluster
@@ -49,6 +50,9 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
         for name, content in contents.items()
     }
     models = settings.all_models()
+    for model in models.values():
+        if model.embeddings is None:
+            check_embedder(model.embedder, model.arguments())
     if any(model.embeddings is None for model in models.values()):
         cluster.start(display.verbose)
     pool = banks.Pool(settings.actors, settings.use_gpu, settings.cpus_per_actor)

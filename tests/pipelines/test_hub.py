@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from evaluation.embedder import check_embedder
 from pipelines import hub
 from pipelines.settings import UserError
 from training.towers.image import HuggingFaceVisionSettings, TimmSettings
@@ -58,6 +59,19 @@ def test_without_a_network_one_line_names_the_cache_to_fill(settings: Any, repos
     assert said.startswith("some_tower.weights: ") and "\n" not in said
     assert str(cache / f"models--{repository.replace('/', '--')}") in said
     assert f"hf download {repository}" in said and constants.ENDPOINT in said
+
+
+@pytest.mark.parametrize(
+    ("embedder", "arguments", "repository"),
+    [
+        ("open_clip", {"model": "ViT-B-32", "weights": "laion2b_s34b_b79k"}, "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+        ("huggingface", {"weights": "openai/clip-vit-base-patch32"}, "openai/clip-vit-base-patch32"),
+    ],
+)
+def test_evaluation_says_so_before_a_cluster_starts(embedder: str, arguments: dict[str, Any], repository: str) -> None:
+    with pytest.raises(UserError, match=rf"^embedder_arguments\.weights: .* \(hf download {repository}\)"):
+        check_embedder(f"training.embedders:{embedder}", arguments)
+    check_embedder("tests.evaluation.stranger:known", {"seen": "x"})  # has nothing to say
 
 
 def test_weights_that_are_one_file_on_the_web_are_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
