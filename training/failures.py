@@ -10,12 +10,9 @@ import ray.exceptions
 import ray.train
 import torch
 
-from pipelines.settings import UserError
-
 # gloo raises a bare RuntimeError where a peer is gone, in words such as "[../gloo/transport/tcp/pair.cc:534] Connection closed by
 # peer" or "Application timeout caused pair closure".
 _OF_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket timeout|pair closure", re.IGNORECASE)
-_LONGEST = 400  # characters of what an exception says
 _PASSING: tuple[type[BaseException], ...] = (
     *(OSError, EOFError),
     *(torch.distributed.DistError, torch.AcceleratorError),
@@ -46,10 +43,6 @@ def may_pass(error: BaseException) -> bool:
     return type(found) is RuntimeError and bool(_OF_A_PEER.search(str(found)))
 
 
-class NoRestart(Exception):  # noqa: N818 - it says what follows from another error
-    """A worker raised what a restart would meet again; the text says what, in one line."""
-
-
 class EndAtOnce(ray.train.UserCallback):
     """Given to Ray Train as a callback: it restarts lost workers, and ends the run where the code raised."""
 
@@ -57,6 +50,4 @@ class EndAtOnce(ray.train.UserCallback):
         """Called in the controller before it decides. What is raised here it does not try again."""
         for error in worker_exceptions.values():
             if not may_pass(error):
-                found = cause_of(error)
-                text = " ".join(str(found).split())[:_LONGEST]
-                raise NoRestart(text if isinstance(found, UserError) else f"{type(found).__name__}: {text}")
+                raise cause_of(error)

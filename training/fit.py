@@ -13,7 +13,7 @@ from pipelines.display import Display
 from pipelines.settings import UserError
 from training.checkpoint import mend_snapshot
 from training.config import ResourceSettings
-from training.failures import EndAtOnce, NoRestart
+from training.failures import EndAtOnce
 from training.loop import DivergenceError, train_worker
 from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
@@ -91,11 +91,11 @@ def run_workers(
 
 def _root_cause(error: BaseException) -> str:
     error = getattr(error, "controller_failure", error)
-    if isinstance(error, NoRestart):
-        return str(error)
     failures = getattr(error, "worker_failures", None) or {}
     first: BaseException = next(iter(failures.values()), error)
     first = getattr(first, "cause", None) or first.__cause__ or first
+    if isinstance(first, UserError):
+        return str(first)
     return f"{type(first).__name__}: {str(first).strip().splitlines()[-1] if str(first).strip() else ''}"
 
 

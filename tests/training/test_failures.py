@@ -1,12 +1,19 @@
 """Which failures of a worker are worth another start, and that Ray Train gives the others none."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import ray.exceptions
 import torch
 
+from pipelines.display import Display
 from pipelines.remote import Unreachable
 from pipelines.settings import UserError
-from training.failures import EndAtOnce, NoRestart, may_pass
+from training.config import ResourceSettings
+from training.failures import EndAtOnce, may_pass
+from training.fit import run_workers
 
 
 def of_a_task(cause: Exception) -> Exception:
@@ -60,7 +67,25 @@ def test_what_comes_again(error: Exception) -> None:
     """Also where it was raised in a task, and where the other workers only lost their connection."""
     for wrapped in (error, of_a_worker(error), of_a_task(error), of_a_worker(of_a_task(error))):
         assert not may_pass(wrapped)
-        with pytest.raises(NoRestart) as caught:
+        with pytest.raises(type(error)) as caught:
             EndAtOnce().after_exception(None, {0: of_a_worker(PASS[-1]), 1: missed(), 2: wrapped})
-        assert str(error) in str(caught.value) or isinstance(error, KeyError)
-        assert str(caught.value).startswith(str(error) if isinstance(error, UserError) else type(error).__name__)
+        assert str(caught.value) == str(error)
+
+
+# Through Ray Train
+
+
+def failing(config: dict[str, Any]) -> dict[str, Any]:
+    """What a worker runs: it fails each time, and counts."""
+    with config["tries"].open("a") as file:
+        file.write("tried\n")
+    raise config["error"]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("error", "tries"), [(ValueError("a column is missing\nand more"), 1), (OSError("disk"), 2)], ids=str)
+def test_ray_train_tries_again_only_what_may_pass(ray_session: None, tmp_path: Path, error: Exception, tries: int) -> None:
+    config = {"tries": tmp_path / "tries", "error": error, "data_cpus": 0.0, "plan": SimpleNamespace(uses_tasks=False)}
+    with pytest.raises(UserError, match=f"training stopped: .*{type(error).__name__}: "):
+        run_workers(failing, config, ResourceSettings(max_failures=1), tmp_path / "run", Display(quiet=True))
+    assert config["tries"].read_text().count("tried") == tries
