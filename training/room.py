@@ -95,11 +95,13 @@ class Watch:
 
     def __enter__(self) -> None:
         (self._folder / HELD).unlink(missing_ok=True)  # of a run that was killed
-        self._thread.start()
+        if not self._display.quiet:
+            self._thread.start()
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        if not self._display.quiet:
+            self._thread.join()
 
     def _follow(self) -> None:
         teller = Teller()

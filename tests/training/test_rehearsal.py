@@ -72,7 +72,6 @@ def test_a_parameter_without_a_gradient_is_named_where_there_are_several_workers
     check_build(plan_of())
     with pytest.raises(UserError, match=r"^resources\.num_workers: 1 parameters got no gradient .* such as text_tower\.spare"):
         check_build(plan_of(resources__num_workers=2))
-    check_build(plan_of(resources__num_workers=2, text_tower=SMALL["text_tower"] | {"mode": "frozen"}))
 
 
 class Lottery(nn.Module):
