@@ -16,6 +16,11 @@ The same command again goes on where an interrupted run was; a finished run says
 
 
 def _run(settings: TrainSettings, display: Display) -> None:
+    from training.sources import check_sources
+
+    # A run that has begun has what it needs. Before the rest is imported: that takes as long again.
+    if settings.overwrite or not (settings.storage / settings.name / "config.yaml").exists():
+        check_sources(settings)
     from training.run import run
 
     run(settings, display)

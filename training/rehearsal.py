@@ -1,6 +1,6 @@
 """What the driver tries out before any worker starts, and before Ray where it can: what fails here would fail on each worker.
 
-Whether weights are to be had, and networks can be built; a step forward and backward on a few real rows; two forwards in eval.
+Whether networks can be built; a step forward and backward on a few real rows; two forwards in eval.
 """
 
 from typing import Any
@@ -10,28 +10,15 @@ from torch import nn
 
 from pipelines.settings import UserError
 from pipelines.stream import Item
-from training.config import GuideSettings, TrainSettings
 from training.encoder import DualEncoder
 from training.plan import Plan
 from training.state import TrainState
 from training.step import gradients
-from training.towers.base import TowerSettings, batch_statistics
+from training.towers.base import batch_statistics
 from training.towers.pretrained import first_line
 from training.towers.reading import tells_apart
 
 _ROWS = 4  # of the batch that is tried
-
-
-def check_sources(settings: TrainSettings) -> None:
-    """Raises `UserError` where pretrained weights are neither here nor to be had. Needs no data and no cluster."""
-    towers: dict[str, TowerSettings] = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
-    if settings.objective.needs.guides != "no":
-        guides = settings.guides or GuideSettings()
-        towers |= {"guides.image_encoder": guides.image_encoder, "guides.text_encoder": guides.text_encoder}
-    for key, tower in towers.items():
-        tower.check_source(key)
-        if tower.mode == "locked":
-            tower.identity(key)
 
 
 def check_build(plan: Plan) -> None:

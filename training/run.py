@@ -34,7 +34,7 @@ from training.config import TrainSettings
 from training.fit import fit
 from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import Plan, held_out_data, make_order, make_plan, needs_banks, test_data
-from training.rehearsal import check_build, check_sources
+from training.rehearsal import check_build
 from training.report import write_report
 from training.resources import Cluster, ahead, plan_resources, present
 
@@ -54,7 +54,6 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     with only_one(folder):
         phases = _Phases()
         _check_metric(settings, [theirs for _, theirs in data])
-        check_sources(settings)
         if (size := ahead()) is not None:
             _booked(settings, size)
         plan = None

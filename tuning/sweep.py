@@ -55,8 +55,8 @@ def _run(
 ) -> None:
     """Ray, from its start to its end."""
     from pipelines import cluster
-    from training.rehearsal import check_sources
     from training.resources import ahead, present
+    from training.sources import check_sources
     from tuning.feeder import loggers
     from tuning.resources import booking_of, trials_at_a_time
 
