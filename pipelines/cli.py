@@ -36,11 +36,13 @@ def run_program(
 
     `check`: what --check does instead of `action`; exit code 1 where it is not content.
     """
+    given = sys.argv[1:] if arguments is None else arguments
     parser = _Parser(
         prog=f"python -m {package}",
         description=purpose,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_epilog(package, model),
+        # Only for whom it is shown to: the defaults of some keys take seconds to import.
+        epilog=_epilog(package, model) if {"-h", "--help"}.intersection(given) else None,
     )
     parser.add_argument("config", metavar="CONFIG.yaml", help="what to do; the files that come along are listed below")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the config, such as seed=1")
