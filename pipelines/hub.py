@@ -38,7 +38,7 @@ def check_repository(repository: str, key: str, name: str) -> None:
         constants.HF_HUB_OFFLINE = True
         return
     raise UserError(
-        f"{key}: the weights of {name} would come from a hub; they are not in the cache, {place}, and {constants.ENDPOINT} {wrong}; "
+        f"{key}: the weights of {name} would come from a hub, are not in the cache {place}, and {constants.ENDPOINT} {wrong}; "
         f"fill the cache where there is a network (hf download {repository}), or give a path that exists"
     )
 
