@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import pyarrow as pa
 
 from pipelines.batch import Batch
 from pipelines.cluster import configure_data
@@ -299,10 +298,13 @@ class Stream:
             cpu=cpus, object_store_memory=(2 * at_once + 2) * together * batch_bytes
         )
 
-        def make(items: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return self._attempt(pick(int(items["item"][0])))
+        def make(parts: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+            for index in range(int(parts["start"][0]), int(parts["end"][0])):
+                yield self._attempt(pick(index))
 
-        items = ray.data.from_arrow([pa.table({"item": part}) for part in _parts(start, end, together, at_once)])
+        # Not `from_arrow`, which asks tasks about its tables, on CPUs that nobody has booked.
+        parts = [{"start": first, "end": last} for first, last in _parts(start, end, together, at_once)]
+        items = ray.data.from_items(parts, override_num_blocks=len(parts))
         share = math.floor(100 * cpus / at_once) / 100  # rounded down: a sum that exceeds `cpus` would leave one out
         dataset = items.map_batches(make, batch_size=1, num_cpus=share, **_booked(worker))
         yield from dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device)
@@ -319,12 +321,12 @@ def _booked(worker: Worker) -> dict[str, Any]:
     return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group)}
 
 
-def _parts(start: int, end: int, together: int, at_once: int) -> Iterator[np.ndarray]:
-    """The items of each task, in order: one at first, so that the first batch is there soon, up to `together`."""
+def _parts(start: int, end: int, together: int, at_once: int) -> Iterator[tuple[int, int]]:
+    """The items [first, last) of each task, in order: one at first, so that the first batch is there soon, up to `together`."""
     number = 0
     while start < end:
         count = min(together, 2 ** (number // at_once), end - start)
-        yield np.arange(start, start + count)
+        yield start, start + count
         start, number = start + count, number + 1
 
 
