@@ -10,7 +10,7 @@ from evaluation.plan import plan, read_data
 from evaluation.results import TASKS, Result, find_result
 from evaluation.rows import Rows
 from evaluation.tasks.base import Task
-from pipelines.cli import run_program
+from pipelines.cli import begin, run_program
 from pipelines.display import Display
 from pipelines.remote import shown_tree
 from pipelines.settings import digest
@@ -33,6 +33,7 @@ _FORMAT = 1  # of results; another one, and all are scored anew
 def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     """Embed, score, write results and the page, and return all that was asked for."""
     from evaluation.embed import embed, forget
+    from evaluation.embedder import check_embedder
     from evaluation.precomputed import precomputed
     from evaluation.report import write_report
     from pipelines import banks, cluster, storage
@@ -52,6 +53,7 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     for name, model in models.items():
         if model.embeddings is None:
             model.check(settings.key_of(name))
+            check_embedder(model.embedder, model.arguments())
     for place, key in ((settings.output, "output"), (settings.cache, "cache")):
         storage.check_folder(place, key)
     if any(model.embeddings is None for model in models.values()):
@@ -133,4 +135,5 @@ def _run(settings: EvaluateSettings, display: Display) -> None:
 
 
 if __name__ == "__main__":
+    begin("evaluation", sys.argv[1:])
     sys.exit(run_program("evaluation", PURPOSE, EvaluateSettings, _run))

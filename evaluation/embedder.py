@@ -5,7 +5,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from evaluation.import_string import call
+from evaluation.import_string import call, find
+
+_EXAMPLE = "training.checkpoint:load_embedder"
 
 
 class Embedder(Protocol):
@@ -28,4 +30,14 @@ class Embedder(Protocol):
 
 def load_embedder(name: str, arguments: dict[str, Any]) -> Embedder:
     """Call `module:function` with keyword arguments. Raises `UserError` where it cannot be found."""
-    return call(name, arguments, "embedder", "embedder_arguments", "training.checkpoint:load_embedder")
+    return call(name, arguments, "embedder", "embedder_arguments", _EXAMPLE)
+
+
+def check_embedder(name: str, arguments: dict[str, Any]) -> None:
+    """Raises `UserError` for what can be known before a cluster starts: that there is no such function, or what its `check` says.
+
+    `check`: a function of the same keywords, which may be an attribute of the embedder's. A run of ours has none, and is not even
+    imported here: that takes seconds.
+    """
+    if name != _EXAMPLE:
+        getattr(find(name, arguments, "embedder", "embedder_arguments", _EXAMPLE), "check", lambda **_: None)(**arguments)

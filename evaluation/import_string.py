@@ -30,10 +30,14 @@ def names_of(module: ModuleSpec) -> set[str] | None:
 
 
 def call(name: str, arguments: dict[str, Any], key: str, arguments_key: str, example: str) -> Any:
-    """What `module:function` returns for these keywords.
+    """What `module:function` returns for these keywords. Raises as `find` does; what goes wrong inside of it is its own."""
+    return find(name, arguments, key, arguments_key, example)(**arguments)
 
-    Raises `UserError` naming `key` or `arguments_key` where there is no such function, or it does not take them; what goes wrong
-    inside of it is its own.
+
+def find(name: str, arguments: dict[str, Any], key: str, arguments_key: str, example: str) -> Callable:
+    """`module:function`, which takes these keywords.
+
+    Raises `UserError` naming `key` or `arguments_key` where there is no such function, or it does not take them.
     """
     module_name, colon, attribute = name.partition(":")
     if not colon:
@@ -49,4 +53,4 @@ def call(name: str, arguments: dict[str, Any], key: str, arguments_key: str, exa
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
         raise UserError(f"{key}: {name} does not take these arguments: {error}; see {arguments_key}") from None
-    return function(**arguments)
+    return function

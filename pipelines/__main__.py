@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.check import check
-from pipelines.cli import run_program
+from pipelines.cli import begin, run_program
 from pipelines.config import PrepareSettings
 from pipelines.display import Display
 from pipelines.prepare import prepare
@@ -51,4 +51,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    begin("pipelines", sys.argv[1:])
     sys.exit(main(sys.argv[1:]))

@@ -61,11 +61,13 @@ def run_program(
 
     `check`: what --check does instead of `action`; exit code 1 where it is not content.
     """
+    given = sys.argv[1:] if arguments is None else arguments
     parser = _Parser(
         prog=f"python -m {package}",
         description=purpose,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_epilog(package, model),
+        # Only for whom it is shown to: the defaults of some keys take seconds to import.
+        epilog=_epilog(package, model) if {"-h", "--help"}.intersection(given) else None,
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG.yaml", help="what to do; the files that come along are listed below")
@@ -152,6 +154,12 @@ def _reads(file: Path, model: type[Settings]) -> bool:
 
 def _shipped(package: str) -> list[Path]:
     return sorted((_ROOT / package / ("sweeps" if package == "tuning" else "configs")).rglob("*.yaml"))
+
+
+def begin(package: str, arguments: Sequence[str]) -> None:
+    """A line at once, for what follows imports torch, which takes seconds."""
+    if not {"-h", "--help", "--quiet", "--show"}.intersection(arguments):
+        print(f"{package}: loading", flush=True)
 
 
 def _epilog(package: str, model: type[Settings]) -> str:

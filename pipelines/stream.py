@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import pyarrow as pa
 
 from pipelines.batch import Batch
 from pipelines.cluster import RETRIES, configure_data, deaths_told
@@ -126,6 +125,15 @@ class Stream:
         result = self._attempt(item)
         self._check(item, *(result[name] for name in _ABOUT))
         return result
+
+    def here(self, item: Item) -> Batch:
+        """One batch, computed in this process. Raises `UserError` as `compute` does."""
+        import torch
+
+        made = self.compute(item) if self.uses_tasks else {"sample_id": item.sample_ids}
+        rows = self.look_up(made["sample_id"], item.epoch)
+        found = {name: column for name, column in made.items() if name in self.columns} | rows
+        return cast(Batch, {name: torch.from_numpy(column) for name, column in found.items()})
 
     def _attempt(self, item: Item) -> dict[str, np.ndarray]:
         """The columns, and of each row: its sample_id, the id that failed in its place (or -1), and why.
@@ -290,22 +298,36 @@ class Stream:
             cpu=cpus, object_store_memory=(2 * at_once + 2) * together * batch_bytes
         )
 
-        def make(items: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return self._attempt(pick(int(items["item"][0])))
+        def make(parts: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+            for index in range(int(parts["start"][0]), int(parts["end"][0])):
+                yield self._attempt(pick(index))
 
-        items = ray.data.from_arrow([pa.table({"item": part}) for part in _parts(start, end, together, at_once)])
+        # Not `from_arrow`, which asks tasks about its tables, on CPUs that nobody has booked.
+        parts = [{"start": first, "end": last} for first, last in _parts(start, end, together, at_once)]
+        items = ray.data.from_items(parts, override_num_blocks=len(parts))
         share = math.floor(100 * cpus / at_once) / 100  # rounded down: a sum that exceeds `cpus` would leave one out
-        dataset = items.map_batches(make, batch_size=1, num_cpus=share, max_retries=RETRIES)
+        dataset = items.map_batches(make, batch_size=1, num_cpus=share, max_retries=RETRIES, **_booked(worker))
         with deaths_told("an image may crash its decoder: preparing with verify=all or way=copy finds it and leaves it out"):
             yield from dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device)
 
 
-def _parts(start: int, end: int, together: int, at_once: int) -> Iterator[np.ndarray]:
-    """The items of each task, in order: one at first, so that the first batch is there soon, up to `together`."""
+def _booked(worker: Worker) -> dict[str, Any]:
+    """Where tasks run, for Ray: among the CPUs that were booked for them beside the workers, where some were."""
+    import ray.util
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = ray.util.get_current_placement_group()
+    if group is None or group.bundle_count <= worker.world_size:
+        return {}
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group)}
+
+
+def _parts(start: int, end: int, together: int, at_once: int) -> Iterator[tuple[int, int]]:
+    """The items [first, last) of each task, in order: one at first, so that the first batch is there soon, up to `together`."""
     number = 0
     while start < end:
         count = min(together, 2 ** (number // at_once), end - start)
-        yield np.arange(start, start + count)
+        yield start, start + count
         start, number = start + count, number + 1
 
 

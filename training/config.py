@@ -77,7 +77,9 @@ class ResourceSettings(Settings):
     num_workers: int = Field(1, ge=1, description="Ray Train workers; each takes an equal part of the global batch")
     use_gpu: bool = Field(False, description="one GPU a worker")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs booked for a worker; 0.5 is possible")
-    data_cpus: float = Field(1, ge=1, description="CPUs that must be left for reading and decoding")
+    data_cpus: float = Field(
+        1, ge=1, description="CPUs booked for reading and decoding; where the run starts a Ray of its own, all that are left"
+    )
     autoscale: bool = Field(False, description="the cluster may grow to what is asked for; do not refuse, wait")
     max_failures: int = Field(3, ge=-1, description="restarts from the last checkpoint after lost workers; -1: no limit")
 

@@ -9,8 +9,9 @@ in evaluation/embedder.py.
 
 import json
 import math
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,10 +23,12 @@ from pipelines.settings import UserError
 from training.before_projection import hugging_face_features, open_clip_features
 from training.fingerprint import fingerprint, of_tokenizer
 from training.precision import unit
+from training.towers.image import HuggingFaceVisionSettings
 from training.towers.open_clip import OpenClipImageSettings
 from training.towers.pretrained import first_line, load_pretrained
 from training.towers.reading import positions, reads_padding, tells_apart, text_half
 
+F = TypeVar("F", bound=Callable)
 _KEY = "embedder_arguments.weights"
 _LONG = 10_000  # words of a text that any tokenizer with a length cuts
 
@@ -157,11 +160,31 @@ def _dual(network: Any, weights: str) -> Any:
     return network
 
 
+def _checked_by(check: Callable[..., None]) -> Callable[[F], F]:
+    """Gives a function what evaluation asks before a cluster starts (evaluation/embedder.py)."""
+
+    def mark(function: F) -> F:
+        setattr(function, "check", check)  # noqa: B010  functions have no such attribute, says mypy
+        return function
+
+    return mark
+
+
+def _check_open_clip(model: str, weights: str | None = None) -> None:
+    OpenClipImageSettings(name="open_clip", model=model, weights=weights).check_source("embedder_arguments")
+
+
+def _check_huggingface(weights: str) -> None:
+    HuggingFaceVisionSettings(name="huggingface", weights=weights).check_source("embedder_arguments")
+
+
+@_checked_by(_check_open_clip)
 def open_clip(model: str, weights: str | None = None) -> OpenClipEmbedder:
     """`weights`: open_clip's tag, or a path; None: random ones. Raises `UserError` where they are not to be had."""
     return OpenClipEmbedder(model, weights)
 
 
+@_checked_by(_check_huggingface)
 def huggingface(weights: str) -> HuggingFaceEmbedder:
     """`weights`: a hub name, or a folder with config.json and what a processor needs. Raises `UserError`."""
     return HuggingFaceEmbedder(weights)

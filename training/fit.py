@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-import ray.util
-from ray._raylet import PlacementGroupID
 from ray.train.torch import TorchTrainer
-from ray.util.placement_group import PlacementGroup
 
 from pipelines.display import Display
 from pipelines.settings import UserError
 from training.checkpoint import mend_snapshot
 from training.config import ResourceSettings
-from training.loop import HELD, DivergenceError, train_worker
+from training.failures import EndAtOnce
+from training.loop import DivergenceError, train_worker
 from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
 from training.plan import Plan
+from training.room import Room, Watch
 
 
 def fit(
@@ -52,9 +51,15 @@ def run_workers(
     wanted: ResourceSettings,
     folder: Path,
     display: Display,
+    callbacks: Sequence[ray.train.UserCallback] = (),
     **options: Any,
 ) -> dict[str, Any]:
-    """What a function returns that all workers of a run call; Ray Train keeps its state in `folder`."""
+    """What a function returns that all workers of a run call; Ray Train keeps its state in `folder`.
+
+    `config`: of the function, with the run's `plan`, and `data_cpus`, which are booked beside the workers where tasks read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    room = Room(config["data_cpus"] if config["plan"].uses_tasks else 0.0, folder)
     trainer = TorchTrainer(
         function,
         train_loop_config=config,
@@ -68,11 +73,13 @@ def run_workers(
             storage_path=str(folder.parent),
             failure_config=ray.train.FailureConfig(max_failures=wanted.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="INFO" if display.verbose else "ERROR"),
+            callbacks=[EndAtOnce(), *callbacks, room],
             **options,
         ),
     )
     try:
-        return trainer.fit().return_value
+        with Watch(folder, display):
+            return trainer.fit().return_value
     except (ray.train.TrainingFailedError, RuntimeError) as error:
         if display.verbose:
             raise
@@ -82,23 +89,13 @@ def run_workers(
         ) from None
 
 
-def give_back(folder: Path) -> None:
-    """Free what a run's workers hold whose starter was killed or stopped; nothing where there is nothing.
-
-    Ray Train has a watcher for that, but it dies where two Rays run on one machine.
-    """
-    held = folder / HELD
-    if held.exists():
-        group = PlacementGroup(PlacementGroupID.from_hex(held.read_text()))
-        if ray.util.placement_group_table(group).get("state") not in (None, "REMOVED"):
-            ray.util.remove_placement_group(group)
-        held.unlink()
-
-
 def _root_cause(error: BaseException) -> str:
+    error = getattr(error, "controller_failure", error)
     failures = getattr(error, "worker_failures", None) or {}
     first: BaseException = next(iter(failures.values()), error)
     first = getattr(first, "cause", None) or first.__cause__ or first
+    if isinstance(first, UserError):
+        return str(first)
     return f"{type(first).__name__}: {str(first).strip().splitlines()[-1] if str(first).strip() else ''}"
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import ray.train
 import ray.train.torch
-import ray.util
 import torch
 from torch import nn
 
@@ -41,7 +40,6 @@ class DivergenceError(UserError):
 _PATIENCE = 20  # skipped steps more than counted ones, in a long run; fp16's scale of 65536 is below 1 after 17
 _WAYS_OUT = "a lower optimizer.lr, a longer schedule.warmup_steps, clip_norm=1 or precision=bf16 may help"
 _ENOUGH = 1000  # samples to have seen before a rate of unusable ones says something
-HELD = "placement_group"  # file in a run's folder: what its workers hold in the cluster
 Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
 
 
@@ -50,9 +48,6 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     plan: Plan = config["plan"]
     configure_data()
     worker = this_worker(config["data_cpus"])
-    group = ray.util.get_current_placement_group()
-    if worker.rank == 0 and group is not None:
-        (config["folder"] / HELD).write_text(group.id.hex())
 
     def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
         if save is None:

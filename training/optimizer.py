@@ -11,7 +11,7 @@ from torch import nn
 from pipelines.settings import Settings, UserError
 from training.cosine import half_cosine
 
-_USUAL = ("adamw", "sgd", "adam")  # known without timm, which takes a second to come
+_USUAL = ("adamw", "sgd", "adam")  # known without timm, which takes a second to import
 
 
 class OptimizerSettings(Settings):
@@ -32,7 +32,7 @@ class OptimizerSettings(Settings):
 
         known = list_optimizers()
         if value not in known:
-            near = difflib.get_close_matches(value, known, n=3) or ["adamw", "sgd", "adam"]
+            near = difflib.get_close_matches(value, known, n=3) or list(_USUAL)
             raise ValueError(f"unknown optimizer '{value}'; did you mean {' or '.join(near)}? timm has {len(known)}")
         return value
 

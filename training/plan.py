@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines import banks
@@ -25,8 +24,6 @@ from training.encoder import DualEncoder, build_encoder
 from training.objectives.base import Objective, Task
 from training.teacher import FrozenEncoders, Teacher
 from training.towers import ImageFeatures, TextFeatures
-from training.towers.base import batch_statistics
-from training.towers.reading import tells_apart
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,12 @@ class Plan:
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.order.steps_per_epoch * self.settings.epochs
+
+    @property
+    def uses_tasks(self) -> bool:
+        """Whether tasks read for the workers: of images or captions, for training or for scores."""
+        scored = [*self.scored, *([self.test] if self.test else [])]
+        return self.stream.uses_tasks or any(one.images.uses_tasks for one in scored)
 
     def task(self, encoder: DualEncoder, frozen: FrozenEncoders | None = None) -> Task:
         """What objective and teacher may know of the run."""
@@ -120,45 +123,6 @@ def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
     return order
 
 
-def check_build(plan: Plan) -> None:
-    """Build everything once on the driver, so that what cannot be built is said before any worker starts."""
-    settings = plan.settings
-    encoder, objective, _ = plan.build()
-    if encoder.text_tower is not None:
-        tower = encoder.text_tower.eval()
-        with torch.no_grad():
-            tells_apart(lambda texts: tower(*map(torch.from_numpy, plan.tokenizer(texts))), "text_tower.weights", "this model")
-    settings.optimizer.build([encoder, objective])
-    _check_batch_statistics(plan, encoder.train())
-
-
-def _check_batch_statistics(plan: Plan, encoder: DualEncoder) -> None:
-    """Raises `UserError` where a tower would learn from a part of the batch what it is to learn from the whole."""
-    settings = plan.settings
-    workers, parts = settings.resources.num_workers, settings.accumulate
-    if workers == parts == 1:
-        return
-    size = settings.image_tower.image_size
-    pixels, (ids, mask) = torch.randint(256, (2, 3, size, size), dtype=torch.uint8), plan.tokenizer(["a", "b"])
-    sees = {"image_tower": (pixels,), "text_tower": (torch.from_numpy(ids), torch.from_numpy(mask))}
-    for key, tower in (("image_tower", encoder.image_tower), ("text_tower", encoder.text_tower)):
-        for name, module in ({} if tower is None else batch_statistics(tower, *sees[key])).items():
-            # torch synchronises BatchNorm, and that alone, between workers on GPUs.
-            normal = isinstance(module, nn.modules.batchnorm._BatchNorm)
-            what = f"{key}'s {name} ({type(module).__name__}) takes statistics of what it sees at once, which is"
-            way = "image_tower.batch_norm=frozen, " if normal and key == "image_tower" else ""
-            if parts > 1:
-                raise UserError(
-                    f"accumulate: {what} one of {parts} parts of a step; pass {way}accumulate=1, or choose another {key}"
-                )
-            if not (normal and settings.resources.use_gpu):
-                kind = "" if settings.resources.use_gpu else "CPU "
-                raise UserError(
-                    f"resources.num_workers: {what} one of {workers} {kind}workers' rows; "
-                    f"pass {way}resources.num_workers=1, or choose another {key}"
-                )
-
-
 def held_out_data(settings: TrainSettings, prepared: Prepared) -> list[tuple[Prepared, HeldOut]]:
     """The run's own held-out split, then those of further datasets.
 
@@ -186,6 +150,12 @@ def test_data(settings: TrainSettings, prepared: Prepared) -> HeldOut | None:
         return held_out(prepared, suite, settings.data.split_seed, settings.data.validation)
     except UserError as error:
         raise UserError(str(error).replace("evaluation.split", "evaluation.test_split", 1)) from None
+
+
+def needs_banks(settings: TrainSettings) -> bool:
+    """Whether features are computed before training, in the cluster."""
+    modes = settings.image_tower.mode, settings.text_tower.mode
+    return "locked" in modes or settings.objective.needs.guides in ("own", "neighbours")
 
 
 def make_plan(

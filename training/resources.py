@@ -1,6 +1,11 @@
 """Will it fit? Asked before anything starts: where the arithmetic does not work out, Ray waits in silence for ever."""
 
+import math
+import os
 from dataclasses import dataclass
+
+import ray
+import torch
 
 from pipelines.settings import UserError
 from training.config import ResourceSettings
@@ -12,18 +17,36 @@ class Cluster:
 
     cpus: float
     gpus: float
+    shared: bool = False  # with other jobs: a run takes what it asked for, and no more
+
+
+def ahead() -> Cluster | None:
+    """The cluster that this process will start; None where it joins one, or did already."""
+    if "RAY_ADDRESS" in os.environ or ray.is_initialized():
+        return None
+    return Cluster(os.cpu_count() or 1, torch.cuda.device_count())
+
+
+def present() -> Cluster:
+    """The cluster that this process is part of."""
+    found = ray.cluster_resources()
+    return Cluster(found.get("CPU", 0), found.get("GPU", 0), "RAY_ADDRESS" in os.environ)
 
 
 def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster) -> float:
-    """CPUs that are left for reading and decoding. Raises `UserError` with the arithmetic where it does not fit.
+    """CPUs that a run books for reading and decoding, beside its workers' own: `data_cpus`, and of a Ray of its own all the rest.
+
+    Raises `UserError` with the arithmetic where it does not fit.
 
     Args:
         uses_tasks: whether the run streams; with both towers locked it needs no CPU beside its workers.
     """
-    workers = wanted.num_workers * wanted.cpus_per_worker
+    workers = wanted.num_workers * round(wanted.cpus_per_worker, 4)  # as Ray counts
     data = wanted.data_cpus if uses_tasks else 0
+    rest = math.floor((cluster.cpus - workers + 1e-6) * 100) / 100
+    booked = data if cluster.shared or not uses_tasks else max(data, rest)
     if wanted.autoscale:
-        return max(wanted.data_cpus, cluster.cpus - workers)
+        return booked
     if workers + data > cluster.cpus:
         ways = ["resources.autoscale=true on a cluster that grows"]
         fewer = int((cluster.cpus - data) // wanted.cpus_per_worker)
@@ -42,4 +65,4 @@ def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster)
             f"resources: {wanted.num_workers} workers x 1 GPU = {wanted.num_workers} GPUs, and the cluster has {cluster.gpus:g}; "
             "pass resources.use_gpu=false, fewer resources.num_workers, or resources.autoscale=true on a cluster that grows"
         )
-    return max(data, cluster.cpus - workers)
+    return booked

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from evaluation.suite import HeldOut, Scores, mean_recalls, metric_names, score
 from pipelines import cluster, storage, yaml_text
@@ -34,9 +33,10 @@ from training.chosen import test_chosen
 from training.config import TrainSettings
 from training.fit import fit
 from training.metrics_file import read_metrics, unusable_reasons
-from training.plan import Plan, check_build, held_out_data, make_order, make_plan, test_data
+from training.plan import Plan, held_out_data, make_order, make_plan, needs_banks, test_data
+from training.rehearsal import check_build
 from training.report import write_report
-from training.resources import Cluster, plan_resources
+from training.resources import Cluster, ahead, plan_resources, present
 from training.warmup import warmup_warning
 
 
@@ -54,16 +54,22 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         return done
     with only_one(folder):
         phases = _Phases()
-        cluster.start(display.verbose)
         _check_metric(settings, [theirs for _, theirs in data])
-        size = _cluster(settings)
-        # Refuse before the first picture is decoded.
-        locked = settings.image_tower.mode == "locked" and settings.text_tower.mode == "locked"
-        data_cpus = plan_resources(settings.resources, not locked, size)
+        if (size := ahead()) is not None:
+            _booked(settings, size)
+        plan = None
+        if not needs_banks(settings):
+            plan = make_plan(settings, prepared, data, order, Pool(0), display)
+            _check_tokenizer(folder, plan)
+            check_build(plan)
+        cluster.start(display.verbose)
+        size = present()
+        data_cpus = _booked(settings, size)
         phases.end("start")
-        plan = make_plan(settings, prepared, data, order, _pool(settings, size), display)
-        _check_tokenizer(folder, plan)
-        check_build(plan)
+        if plan is None:
+            plan = make_plan(settings, prepared, data, order, _pool(settings, size), display)
+            _check_tokenizer(folder, plan)
+            check_build(plan)
         phases.end("features")
         (folder / "config.yaml").write_text(yaml_text.dump(settings.model_dump(mode="json")), encoding="utf-8")
         _announce(plan, display)
@@ -138,9 +144,10 @@ class _Phases:
         self.seconds[name], self._start = round(now - self._start, 1), now
 
 
-def _cluster(settings: TrainSettings) -> Cluster:
-    found = ray.cluster_resources()
-    return Cluster(found.get("CPU", 0), found.get("GPU", 0))
+def _booked(settings: TrainSettings, size: Cluster) -> float:
+    """CPUs for reading and decoding. Raises `UserError` where what is asked for does not fit."""
+    locked = settings.image_tower.mode == "locked" and settings.text_tower.mode == "locked"
+    return plan_resources(settings.resources, not locked, size)
 
 
 def _pool(settings: TrainSettings, size: Cluster) -> Pool:

@@ -34,14 +34,7 @@ def train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: flo
         # timm's layer-wise groups carry a scale of their own.
         group["lr"] = lr * group.get("lr_scale", 1.0)
     state.optimizer.zero_grad(set_to_none=True)
-    batch = _taught(state, batch, settings)
-    seed = torch_seed("step", settings.seed, state.step, rank())
-    if settings.accumulate == 1:
-        torch.manual_seed(seed)
-        loss = state.objective(_embed(state.encoder, batch, settings), batch)
-        state.scaler.scale(loss.total).backward()
-    else:
-        loss = _accumulate(state, batch, settings, seed)
+    batch, loss = gradients(state, batch, settings)
     average_gradients(state.objective)
     state.scaler.unscale_(state.optimizer)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
@@ -60,6 +53,18 @@ def train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: flo
     state.step += 1
     state.samples += settings.global_batch_size
     return loss, norm
+
+
+def gradients(state: TrainState, batch: Batch, settings: TrainSettings) -> tuple[Batch, Loss]:
+    """Teacher, forward and backward: the batch with the teacher's columns, and the loss, whose gradients are added up."""
+    batch = _taught(state, batch, settings)
+    seed = torch_seed("step", settings.seed, state.step, rank())
+    if settings.accumulate > 1:
+        return batch, _accumulate(state, batch, settings, seed)
+    torch.manual_seed(seed)
+    loss = state.objective(_embed(state.encoder, batch, settings), batch)
+    state.scaler.scale(loss.total).backward()
+    return batch, loss
 
 
 def _counts(loss: Loss, norm: Tensor) -> bool:

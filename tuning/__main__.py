@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from pipelines.cli import run_program
+from pipelines.cli import begin, run_program
 from pipelines.display import Display
 from pipelines.settings import UserError
 from tuning.config import SweepSettings
@@ -44,4 +44,5 @@ def report(arguments: list[str]) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["report"]:
         sys.exit(report(sys.argv[2:]))
+    begin("tuning", sys.argv[1:])
     sys.exit(run_program("tuning", PURPOSE, SweepSettings, _run))

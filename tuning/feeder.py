@@ -9,7 +9,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from training.config import TrainSettings
-from training.fit import give_back
+from training.room import give_back
 from tuning.config import SweepSettings
 from tuning.resources import booking_of
 from tuning.schedule import Schedule

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,8 @@ def _run(
 ) -> None:
     """Ray, from its start to its end."""
     from pipelines import cluster
+    from training.resources import ahead, present
+    from training.sources import check_sources
     from tuning.feeder import loggers
     from tuning.resources import booking_of, trials_at_a_time
 
@@ -65,8 +68,12 @@ def _run(
         raise UserError(
             "scheduler.name: hyperband pauses trials, and these would start Ray Train anew each time they go on; choose asha"
         )
+    for example in examples:
+        check_sources(example)
+    if (size := ahead()) is not None:
+        trials_at_a_time(examples, size, settings.concurrency)
     cluster.start(display.verbose, state_api=not small)
-    size = _cluster()
+    size = present()
     at_once = trials_at_a_time(examples, size, settings.concurrency)
     words = f"{at_once} at a time, each {booking_of(examples[0]).words()}, of {size.cpus:g} CPUs and {size.gpus:g} GPUs"
     planned = schedule.planned
@@ -102,7 +109,7 @@ def _tune(
     """Ray Tune runs what the schedule hands out; `write`: tables and report, as things stand."""
     from ray import tune
 
-    from training.fit import give_back
+    from training.room import Teller, give_back
     from tuning.entry import run_trial
     from tuning.feeder import Feeder, Follow
     from tuning.progress import Board, Refresher
@@ -111,7 +118,9 @@ def _tune(
 
     settings = plan.settings
     examples = [plan.build(plan.example(cell)) for cell in plan.cells]
+    all_inline = all(booking_of(e).inline for e in examples)
     errors: dict[str, str] = {}
+    tellers: dict[str, Teller] = defaultdict(Teller)  # by trial
     together = settings.scheduler.name == "hyperband"
     limit = None if together else at_once
     if together:  # a bracket compares what Tune has been given: all of the search at once
@@ -129,6 +138,9 @@ def _tune(
         def told() -> None:
             board.update(list(feeder.out.values()), feeder.seconds)
             refresher.hear(len(schedule.outcomes))
+            for trial in [] if all_inline else feeder.out.values():
+                if news := tellers[trial.name].news(plan.folder.of(trial.name)):
+                    display.line(f"{trial.name}: {news}")
 
         def lost(trial: str) -> None:
             give_back(plan.folder.of(trial))
@@ -141,7 +153,7 @@ def _tune(
                 scheduler=scheduler,
                 num_samples=sum(schedule.planned.values()),
                 # A function's thread cannot be stopped while it waits for a Ray Train run.
-                reuse_actors=all(booking_of(e).inline for e in examples),
+                reuse_actors=all_inline,
                 trial_name_creator=name,
                 trial_dirname_creator=name,
             ),
@@ -154,15 +166,6 @@ def _tune(
             ),
         )
         tuner.fit()
-
-
-def _cluster() -> Any:
-    import ray
-
-    from training.resources import Cluster
-
-    found = ray.cluster_resources()
-    return Cluster(found.get("CPU", 0), found.get("GPU", 0))
 
 
 def _cache_features(plan: SweepPlan, size: Any, display: Display) -> None:

@@ -27,7 +27,8 @@ from training.fit import fit
 from training.inline import fit_inline
 from training.loop import DivergenceError
 from training.metrics_file import read_metrics
-from training.plan import Plan, check_build, held_out_data, make_order, make_plan
+from training.plan import Plan, held_out_data, make_order, make_plan
+from training.rehearsal import check_build
 from training.run import result_of
 from tuning.items import write_items
 from tuning.trials import Folder, Outcome, evaluations, outcome_of, score_of, write_result

@@ -31,7 +31,7 @@ def program(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_a_mistake_is_one_line_and_exit_code_2() -> None:
     ended = program("pipelines", "nofile.yaml")
-    assert ended.returncode == 2 and ended.stdout == ""
+    assert ended.returncode == 2 and ended.stdout == "pipelines: loading\n"
     assert ended.stderr.startswith("error: nofile.yaml: no such file") and ended.stderr.count("\n") == 1
 
 

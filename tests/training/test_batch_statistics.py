@@ -10,7 +10,8 @@ from torch import nn
 
 from pipelines.settings import UserError
 from tests.training.squares import planner, write_root
-from training.plan import Plan, check_build
+from training.plan import Plan
+from training.rehearsal import check_build
 from training.towers.base import batch_statistics, synchronised
 from training.towers.image import TimmSettings
 

@@ -1,12 +1,14 @@
 """Will it fit? What does not is refused with the arithmetic, and every number that is offered as a way out works."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from pipelines.settings import UserError
 from training.config import ResourceSettings
 from training.resources import Cluster, plan_resources
+from training.room import Room
 
 
 @pytest.mark.parametrize(
@@ -61,3 +63,21 @@ def test_gpus_are_counted_too() -> None:
     with pytest.raises(UserError, match=r"2 workers x 1 GPU = 2 GPUs, and the cluster has 1; pass resources\.use_gpu=false"):
         plan_resources(wanted, True, Cluster(8, 1))
     assert plan_resources(wanted.model_copy(update={"autoscale": True}), True, Cluster(8, 0)) == 6
+
+
+def test_of_a_cluster_that_others_use_a_run_books_what_it_asked_for() -> None:
+    """At every start the same, so that a restart fits where the first start did, and jobs can share."""
+    assert plan_resources(ResourceSettings(), True, Cluster(16, 0, shared=True)) == 1
+    assert plan_resources(ResourceSettings(data_cpus=5, num_workers=2), True, Cluster(16, 0, shared=True)) == 5
+    assert plan_resources(ResourceSettings(data_cpus=5, autoscale=True), True, Cluster(0, 0, shared=True)) == 5
+    with pytest.raises(UserError, match="= 17 CPUs, and the cluster has 16"):
+        plan_resources(ResourceSettings(data_cpus=16), True, Cluster(16, 0, shared=True))
+
+
+@pytest.mark.parametrize("wanted", [{"num_workers": 3, "cpus_per_worker": 1 / 3}, {"num_workers": 2, "cpus_per_worker": 0.66666}])
+def test_what_is_booked_is_there_as_ray_counts(wanted: dict) -> None:
+    """Ray rounds to four digits; a group of bundles one ten-thousandth too large is never placed."""
+    settings = ResourceSettings(**wanted)
+    data = plan_resources(settings, True, Cluster(16, 0))
+    bundles = [round(settings.cpus_per_worker, 4)] * settings.num_workers + [b["CPU"] for b in Room(data, Path()).bundles()]
+    assert 15.98 < sum(bundles) <= 16

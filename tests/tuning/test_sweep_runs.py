@@ -30,7 +30,7 @@ from pipelines.settings import load, parse_overrides
 from pipelines.tokenizer import train_tokenizer
 from tests.patience import PATIENCE, wait_until
 from training.config import TrainSettings
-from training.loop import HELD
+from training.room import HELD
 from training.run import run
 from tuning.config import SweepSettings
 from tuning.items import read_items

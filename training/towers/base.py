@@ -5,6 +5,7 @@ A tower maps uint8 images, or token ids and a mask, to one feature row a sample;
 
 import re
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipelines import hub
 from pipelines.artifacts import fingerprint, resolve
 from pipelines.settings import Settings, UserError
 
@@ -38,6 +40,12 @@ class TowerSettings(Settings):
     @abstractmethod
     def weights_name(self) -> str | None:
         """Where pretrained weights come from, None for random ones."""
+
+    def check_source(self, key: str) -> None:
+        """Raises `UserError` where the weights are neither here nor to be had."""
+        name = self.weights_name()
+        if name is not None and resolve(name, f"{key}.weights") is None:
+            hub.check_repository(name, f"{key}.weights", name)
 
     def identity(self, key: str) -> dict[str, Any]:
         """What decides a locked tower's features, for the name of its bank."""
@@ -109,10 +117,31 @@ def _in_order(own: list[str], theirs: list[str]) -> bool:
     return True
 
 
-def freeze_all_but(network: nn.Module, *parts: str) -> None:
-    """Where only these parts of a network run: a parameter that never gets a gradient would stop several workers."""
-    for name, parameter in network.named_parameters():
-        if not name.startswith(parts):
+def reached(rows: Tensor) -> set[int]:
+    """Identities (`id`) of the parameters that rows depend on."""
+    found: set[int] = set()
+    seen: set[Any] = {None}
+    todo: list[Any] = [rows.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        todo += [following for following, _ in node.next_functions]
+    return found
+
+
+def freeze_unreached(network: nn.Module, rows: Callable[[], Tensor]) -> None:
+    """Where only a part of a network runs, as without a mask token or a pooling head: only that part is trained.
+
+    What never gets a gradient learns nothing, and would stop several workers.
+    """
+    with torch.enable_grad():
+        depends_on = reached(rows())
+    for parameter in network.parameters():
+        if id(parameter) not in depends_on:
             parameter.requires_grad_(False)
 
 

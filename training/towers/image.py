@@ -11,9 +11,10 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from pipelines import hub
 from pipelines.artifacts import resolve
 from pipelines.settings import UserError
-from training.towers.base import Tower, TowerSettings, freeze_all_but, load_weights
+from training.towers.base import Tower, TowerSettings, freeze_unreached, load_weights
 from training.towers.pixels import Pixels, pixels_of_processor
 from training.towers.pretrained import first_line, load_pretrained, measure
 
@@ -65,6 +66,7 @@ class ImageTowerSettings(TowerSettings):
                 f"pass image_size={size - size % cut[0]} or {size - size % cut[0] + cut[0]}"
             )
         width = measure(lambda: network(pixels(image)), f"image_tower: {name}")
+        freeze_unreached(network, lambda: network(pixels(image)))
         return ImageTower(network, width, pixels, self.batch_norm == "frozen")
 
 
@@ -134,12 +136,25 @@ class TimmSettings(ImageTowerSettings):
     def weights_name(self) -> str | None:
         return self.weights
 
+    def check_source(self, key: str) -> None:
+        import timm
+
+        if self.weights != "hub":
+            super().check_source(key)
+            return
+        about = timm.get_pretrained_cfg(self.model)
+        if about is not None and about.hf_hub_id:
+            hub.check_repository(about.hf_hub_id.partition("@")[0], f"{key}.weights", f"timm's {self.model}")
+        elif about is not None and about.url:
+            file = Path(torch.hub.get_dir()) / "checkpoints" / about.url.rpartition("/")[2]
+            hub.check_file(about.url, file, f"{key}.weights", f"timm's {self.model}")
+
     def build(self) -> ImageTower:
         import timm
         from timm.data import resolve_data_config
 
-        hub, path = self.weights == "hub", None
-        if self.weights and not hub:
+        of_hub, path = self.weights == "hub", None
+        if self.weights and not of_hub:
             path = resolve(self.weights, "image_tower.weights")
             if path is None:
                 raise UserError(f"image_tower.weights: '{self.weights}' is no file; give a path, package:NAME/FILE, hub or null")
@@ -148,7 +163,7 @@ class TimmSettings(ImageTowerSettings):
         # Where timm says that a model is made for one size, it can be told another.
         size = {"img_size": self.image_size} if about is not None and about.fixed_input_size else {}
         try:
-            network = timm.create_model(self.model, pretrained=hub, **size, **self.options)
+            network = timm.create_model(self.model, pretrained=of_hub, **size, **self.options)
         except Exception as error:  # the hub and each model have errors of their own
             sizes = f", pass image_size={own_size}" if size and self.image_size != own_size else ""
             raise UserError(
@@ -192,7 +207,6 @@ class HuggingFaceVisionSettings(ImageTowerSettings):
         if not hasattr(network, "get_image_features"):
             raise UserError(f"image_tower.projected: {self.weights} is no CLIP-like model; pass projected=false")
         network.text_model = None
-        freeze_all_but(network, "vision_model", "visual_projection")
         return network
 
 

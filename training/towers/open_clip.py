@@ -6,14 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipelines import hub
 from pipelines.artifacts import resolve
 from pipelines.settings import UserError
 from pipelines.tokenizer import TextTokenizer
-from training.towers.base import TowerSettings
+from training.towers.base import TowerSettings, freeze_unreached
 from training.towers.image import ImageTower, ImageTowerSettings
 from training.towers.pixels import Pixels
 from training.towers.text import TextTower, TextTowerSettings
@@ -28,6 +30,20 @@ class _OpenClipSettings(TowerSettings):
 
     def weights_name(self) -> str | None:
         return self.weights
+
+    def check_source(self, key: str) -> None:
+        self.config()
+        if self.weights is None or resolve(self.weights, f"{key}.weights") is not None:
+            return
+        about = self._published().get(self.weights)
+        if about is None:
+            return  # `load` says which there are
+        name = f"open_clip's {self.model} of {self.weights}"
+        if about.get("hf_hub"):
+            hub.check_repository(about["hf_hub"].rpartition("/")[0], f"{key}.weights", name)
+        elif about.get("url"):
+            file = Path("~/.cache/clip").expanduser() / about["url"].rpartition("/")[2]
+            hub.check_file(about["url"], file, f"{key}.weights", name)
 
     def identity(self, key: str) -> dict[str, Any]:
         self.config()
@@ -145,10 +161,10 @@ class _OpenClipText(TextTower):
     def __init__(self, model: Any, width: int, context: int):
         super().__init__()
         model.visual = None
-        for name, parameter in model.named_parameters():
-            if name.startswith(("logit_", "text_decoder.")):  # CoCa's decoder writes captions
-                parameter.requires_grad_(False)
         self.model, self.width, self.states_width, self._context = model, width, 0, context
+        # CoCa's decoder, which writes captions, does not run.
+        ids = torch.ones(1, context, dtype=torch.int64)
+        freeze_unreached(model, lambda: self(ids, ids))
 
     def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         # A run asks its tokenizer for a token that hides words first, and CLIP's vocabulary has none.

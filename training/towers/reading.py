@@ -71,21 +71,5 @@ def tells_apart(embed: Callable[[list[str]], Any], key: str, name: str) -> None:
         )
 
 
-def reached(rows: Tensor) -> set[int]:
-    """Identities (`id`) of the parameters that rows depend on."""
-    found: set[int] = set()
-    seen: set[Any] = {None}
-    todo: list[Any] = [rows.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        todo += [following for following, _ in node.next_functions]
-    return found
-
-
 def _close(one: Tensor, two: Tensor) -> bool:
     return bool((one - two).abs().max() <= 1e-4 * one.abs().max())

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pipelines.settings import UserError
 from pipelines.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
-from training.towers.base import Tower, TowerSettings, mean_over_tokens
+from training.towers.base import Tower, TowerSettings, freeze_unreached, mean_over_tokens
 from training.towers.pretrained import first_line, load_pretrained, measure
-from training.towers.reading import first_sees_the_rest, positions, reached, reads_padding, text_half, words_of
+from training.towers.reading import first_sees_the_rest, positions, reads_padding, text_half, words_of
 
 
 class TextTowerSettings(TowerSettings):
@@ -128,11 +128,7 @@ class HuggingFaceTextSettings(TextTowerSettings):
                 f"text_tower.pooling: cls, but in {self.weights} the first token sees none behind it, and all texts would have "
                 "one row; pass pooling=mean"
             )
-        with torch.enable_grad():
-            depends_on = reached(tower(ids, ones))
-        for parameter in tower.parameters():
-            if id(parameter) not in depends_on:  # without a gradient it would stop several workers
-                parameter.requires_grad_(False)
+        freeze_unreached(tower, lambda: tower(ids, ones))
 
 
 class _HuggingFaceText(TextTower):

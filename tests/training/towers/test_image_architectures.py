@@ -265,6 +265,19 @@ def test_a_tower_gives_what_its_library_gives(
     torch.testing.assert_close(found / scale, expected / scale, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_that_trains_gets_a_gradient(
+    name: str, saved: dict[str, ImageTowerSettings], towers: Callable[[str], ImageTower]
+) -> None:
+    """One without, such as a mask token or a pooling head that we do not use, would stop several workers."""
+    tower, size = towers(name), saved[name].image_size
+    tower(torch.from_numpy(image(size)).permute(0, 3, 1, 2)).sum().backward()
+    got = {key: p.grad is not None for key, p in tower.named_parameters() if p.requires_grad}
+    assert got and all(got.values())
+    assert not any(key.endswith("mask_token") for key in got)
+    tower.zero_grad(set_to_none=True)
+
+
 PROCESS = """
 import sys, json, numpy as np, open_clip
 from pathlib import Path

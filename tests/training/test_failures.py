@@ -1,0 +1,91 @@
+"""Which failures of a worker are worth another start, and that Ray Train gives the others none."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray.exceptions
+import torch
+
+from pipelines.display import Display
+from pipelines.remote import Unreachable
+from pipelines.settings import UserError
+from training.config import ResourceSettings
+from training.failures import EndAtOnce, may_pass
+from training.fit import run_workers
+
+
+def of_a_task(cause: Exception) -> Exception:
+    """As it comes back from a task of Ray's, in a class made of both."""
+    return ray.exceptions.RayTaskError("work", "a traceback", cause).as_instanceof_cause()
+
+
+def of_a_worker(cause: Exception) -> Exception:
+    """As Ray Train hands it to its callbacks."""
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    return UserExceptionWithTraceback(cause, "a traceback")
+
+
+def missed() -> Exception:
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    return WorkerHealthCheckFailedError("worker 1", ray.exceptions.ActorDiedError())
+
+
+PASS = [
+    ray.exceptions.ActorDiedError(),
+    ray.exceptions.NodeDiedError("gone"),
+    ray.exceptions.OutOfMemoryError("of the node"),
+    ray.exceptions.ObjectLostError("0" * 56, None, ""),  # type: ignore[arg-type]
+    OSError(28, "No space left on device"),
+    ConnectionResetError("by peer"),
+    Unreachable("s3://b"),
+    torch.distributed.DistNetworkError("peer"),
+    RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]:4123"),
+]
+STAY = [
+    UserError("data.path: the picture of sample 3 cannot be used"),
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x8 and 9x8)"),
+    RuntimeError("Expected to have finished reduction in the prior iteration before starting a new one"),
+    ValueError("x"),
+    KeyError("image"),
+    AssertionError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+]
+
+
+@pytest.mark.parametrize("error", PASS, ids=lambda error: type(error).__name__)
+def test_what_may_pass(error: Exception) -> None:
+    assert may_pass(error) and may_pass(of_a_worker(error))
+    EndAtOnce().after_exception(None, {0: of_a_worker(error), 1: missed()})
+
+
+@pytest.mark.parametrize("error", STAY, ids=lambda error: f"{type(error).__name__} {error}"[:30])
+def test_what_comes_again(error: Exception) -> None:
+    """Also where it was raised in a task, and where the other workers only lost their connection."""
+    for wrapped in (error, of_a_worker(error), of_a_task(error), of_a_worker(of_a_task(error))):
+        assert not may_pass(wrapped)
+        with pytest.raises(type(error)) as caught:
+            EndAtOnce().after_exception(None, {0: of_a_worker(PASS[-1]), 1: missed(), 2: wrapped})
+        assert str(caught.value) == str(error)
+
+
+# Through Ray Train
+
+
+def failing(config: dict[str, Any]) -> dict[str, Any]:
+    """What a worker runs: it fails each time, and counts."""
+    with config["tries"].open("a") as file:
+        file.write("tried\n")
+    raise config["error"]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("error", "tries"), [(ValueError("a column is missing\nand more"), 1), (OSError("disk"), 2)], ids=str)
+def test_ray_train_tries_again_only_what_may_pass(ray_session: None, tmp_path: Path, error: Exception, tries: int) -> None:
+    config = {"tries": tmp_path / "tries", "error": error, "data_cpus": 0.0, "plan": SimpleNamespace(uses_tasks=False)}
+    with pytest.raises(UserError, match=f"training stopped: .*{type(error).__name__}: "):
+        run_workers(failing, config, ResourceSettings(max_failures=1), tmp_path / "run", Display(quiet=True))
+    assert config["tries"].read_text().count("tried") == tries

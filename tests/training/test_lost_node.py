@@ -1,0 +1,85 @@
+"""A cluster of several nodes on this machine, of which some are lost under a run: it says what it waits for, and goes on."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from program import Program
+from ray._raylet import PlacementGroupID
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import PlacementGroup
+
+from pipelines.prepared import Prepared
+from tests.patience import wait_until
+from tests.training.squares import prepared_by_hand
+from training.room import HELD
+
+pytestmark = pytest.mark.e2e
+
+CONFIG: dict[str, Any] = {
+    "name": "run",
+    "image_tower": {"name": "conv", "image_size": 16, "channels": [8, 16]},
+    "text_tower": {"name": "bag", "width": 16, "max_tokens": 8},
+    "embed_dim": 16,
+    "epochs": 100_000,
+    "global_batch_size": 8,
+    "log_every": 1,
+    "evaluation": {"every_epochs": 100_000},
+    "checkpoint": {"every_steps": 5},
+    "resources": {"num_workers": 2, "max_failures": 1},
+    "tensorboard": False,
+}
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Prepared:
+    return prepared_by_hand(tmp_path / "squares", "squares")
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head without CPUs, and three nodes of one each: two workers, and what reads for them."""
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}, connect=True)
+    for _ in range(3):
+        cluster.add_node(num_cpus=1)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_lost_node_is_waited_for_in_words(cluster: Cluster, squares: Prepared, tmp_path: Path) -> None:
+    """First the one where tasks read, whose workers live on without it; then a worker's. Another comes each time."""
+    config, run = tmp_path / "run.yaml", tmp_path / "runs" / "run"
+    config.write_text(yaml.safe_dump(CONFIG | {"storage": str(run.parent), "data": {"path": str(squares.path)}}))
+    program = Program(config)
+    try:
+
+        def steps() -> int:
+            assert program.process.poll() is None, program.text()
+            file = run / "metrics.jsonl"
+            lines = file.read_text().split("\n")[:-1] if file.exists() else []
+            return json.loads(lines[-1])["step"] if lines else 0
+
+        def lose(bundle: int) -> None:
+            """The node where this one of the run's bundles lies."""
+            group = PlacementGroup(PlacementGroupID.from_hex((run / HELD).read_text()))
+            nodes = ray.util.placement_group_table(group)["bundles_to_node_id"]
+            assert len(set(nodes.values())) == 3, "of one CPU each"
+            (node,) = (node for node in cluster.worker_nodes if node.node_id == nodes[bundle])
+            cluster.remove_node(node, allow_graceful=False)
+
+        wait_until(lambda: steps() > 0, program.text)
+        for told, bundle in enumerate((2, 0), 1):
+            lose(bundle)
+            wait_until(lambda told=told: program.text().count("waiting for 3 CPUs (the cluster has 2, ") == told, program.text)
+            before = steps()
+            cluster.add_node(num_cpus=1)
+            wait_until(lambda before=before: steps() > before + 10, program.text)
+    finally:
+        program.kill()
