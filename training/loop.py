@@ -29,7 +29,7 @@ from training.plan import Plan
 from training.state import TrainState
 from training.step import train_step
 from training.towers.base import synchronised
-from training.validation import HeldOutEmbeddings, validate_held_out
+from training.validation import validate_held_out
 
 
 class DivergenceError(UserError):
@@ -115,8 +115,8 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
         failed.clear()
         state.seconds = clock.total()
         metrics["seconds"] = round(state.seconds, 3)
-        save = partial(_save, state, plan, metrics, rows if state.ended else None) if saves else None
-        report(metrics, save)
+        kept = rows or [] if state.ended else []
+        report(metrics, partial(save_checkpoint, state=state, plan=plan, metrics=metrics, rows=kept) if saves else None)
         if state.samples >= _ENOUGH and state.unusable > settings.data.max_unusable_rate * state.samples:
             return {"failed": _too_many(plan, state)}
     return {"step": state.step, "samples": state.samples, "skipped": state.skipped, "device": _device_name(worker.device)}
@@ -137,13 +137,6 @@ def _too_many(plan: Plan, state: TrainState) -> str:
         f"data.max_unusable_rate={data.max_unusable_rate}; {UNUSABLE} in the run's folder lists them with reasons; "
         f"see where the pictures of {data.path} have gone, or allow more"
     )
-
-
-def _save(state: TrainState, plan: Plan, metrics: dict[str, Any], rows: list[HeldOutEmbeddings] | None, folder: Path) -> None:
-    """A checkpoint, and at the end the held-out embeddings beside it: the run's own, and those of further datasets by name."""
-    save_checkpoint(folder, state, plan, metrics)
-    for scored, found in zip(plan.scored, rows or [], strict=False):
-        np.savez(folder / scored.file, images=found.images, texts=found.texts, prompts=found.prompts)
 
 
 def this_worker(data_cpus: float) -> Worker:

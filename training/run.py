@@ -29,12 +29,12 @@ from pipelines.banks import Pool
 from pipelines.display import Display
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, difference, read_yaml, validate
-from training.checkpoint import newest_checkpoint
 from training.chosen import test_chosen
 from training.config import TrainSettings
 from training.fit import fit
 from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import Plan, check_build, held_out_data, make_order, make_plan, test_data
+from training.registered import ABOUT, newest_checkpoint, put, registered, settle
 from training.report import write_report
 from training.resources import Cluster, plan_resources
 
@@ -52,6 +52,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         _show(done, display, folder)
         return done
     with only_one(folder):
+        settle(folder, display.line)
         phases = _Phases()
         cluster.start(display.verbose)
         _check_metric(settings, [theirs for _, theirs in data])
@@ -64,7 +65,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         _check_tokenizer(folder, plan)
         check_build(plan)
         phases.end("features")
-        (folder / "config.yaml").write_text(yaml_text.dump(settings.model_dump(mode="json")), encoding="utf-8")
+        put(folder / "config.yaml", yaml_text.dump(settings.model_dump(mode="json")))
         _announce(plan, display)
         returned = fit(plan, folder, data_cpus, display)
         phases.end("training")
@@ -73,11 +74,11 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
             phases.end("test")
         result = result_of(plan, folder, returned, phases.seconds) | tested
         # The result first: whatever happens to the page, a finished training is finished.
-        _write(folder / "result.json", json.dumps(result, indent=1))
+        put(folder / "result.json", json.dumps(result, indent=1))
         write_report(folder, result, plan.held_out)
         phases.end("report")
         result["seconds"] = phases.seconds
-        _write(folder / "result.json", json.dumps(result, indent=1))
+        put(folder / "result.json", json.dumps(result, indent=1))
     _show(result, display, folder)
     return result
 
@@ -86,9 +87,13 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
     """What an earlier run of this name left: its result, nothing, or a reason to refuse."""
     if settings.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    if not (folder / "config.yaml").exists():
-        return None
     file = folder / "config.yaml"
+    if not file.exists():
+        if registered(folder):
+            raise UserError(
+                f"name: {folder} holds checkpoints and no config.yaml; copy it too, give another name=, or overwrite=true"
+            )
+        return None
     # Validated: a run of an earlier version gets the defaults of keys that came since.
     old, new = (s.identity() for s in (validate(TrainSettings, read_yaml(file), str(file)), settings))
     changed = difference(old, new)
@@ -96,15 +101,24 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
         raise UserError(
             f"name: {folder} holds a run of another config ({'; '.join(changed[:4])}); give another name=, or overwrite=true"
         )
-    for path in sorted(folder.glob("checkpoint_*/checkpoint.json")):
-        found = json.loads(path.read_text())["dataset"]["fingerprint"]
+    for checkpoint in reversed(registered(folder)):
+        try:
+            found = json.loads((checkpoint / ABOUT).read_text(encoding="utf-8"))["dataset"]["fingerprint"]
+        except (OSError, ValueError, LookupError, TypeError):  # damaged: `settle` tells
+            continue
         if found != prepared.fingerprint:
             raise UserError(
                 f"data.path: {folder} was trained on other content ({found[:12]}) than {prepared.path} holds now "
                 f"({prepared.fingerprint[:12]}); give another name=, or overwrite=true"
             )
+        break
     result = folder / "result.json"
-    return json.loads(result.read_text()) if result.exists() else None
+    if not result.exists():
+        return None
+    try:
+        return json.loads(result.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"name: {result} is cut off or changed; delete it, and the same command writes it again") from None
 
 
 @contextmanager
@@ -242,12 +256,6 @@ def _scores(plan: Plan, checkpoint: Path) -> Scores:
         found = score(scored.data, rows["images"], rows["texts"], rows["prompts"])
         metrics, baselines, sizes = metrics | found.metrics, baselines | found.baselines, sizes | found.sample_sizes
     return Scores(metrics, baselines, sizes)
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.rename(path)
 
 
 def _show(result: dict[str, Any], display: Display, folder: Path) -> None:

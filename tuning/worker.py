@@ -21,13 +21,13 @@ from pipelines.banks import Pool
 from pipelines.display import Display
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, validate
-from training.checkpoint import newest_checkpoint
 from training.config import TrainSettings
 from training.fit import fit
 from training.inline import fit_inline
 from training.loop import DivergenceError
 from training.metrics_file import read_metrics
 from training.plan import Plan, check_build, held_out_data, make_order, make_plan
+from training.registered import newest_checkpoint, settle
 from training.run import result_of
 from tuning.items import write_items
 from tuning.trials import Folder, Outcome, evaluations, outcome_of, score_of, write_result
@@ -69,9 +69,10 @@ def plan_of(settings: TrainSettings, pool: Pool, display: Display) -> Plan:
 
 def _train(config: dict[str, Any], folder: Folder) -> Outcome:
     settings = validate(TrainSettings, config["tree"], config["name"])
+    place = folder.of(config["name"])
+    settle(place, QUIET.line)
     # In this process: the cluster's CPUs belong to the trials that run.
     plan = plan_of(settings, Pool(0, settings.resources.use_gpu), QUIET)
-    place = folder.of(config["name"])
 
     def heard(line: dict[str, Any]) -> None:
         if found := _told(line, config["score"], settings.epochs):

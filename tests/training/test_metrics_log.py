@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import ray.train
 
-from training.checkpoint import keep_snapshot, mend_snapshot, newest_checkpoint
+
 from training.metrics_log import MetricsLog, Recorder, read_metrics
 
 
@@ -107,27 +107,3 @@ def test_restarts_are_noted_with_their_causes(tmp_path: Path) -> None:
     assert line["workers"] == {"1": "the worker died", "0": ""}
 
 
-def test_a_list_of_checkpoints_that_was_cut_off_is_mended(tmp_path: Path) -> None:
-    """Ray Train writes it in place; killed meanwhile, it could never go on from it."""
-    snapshot = tmp_path / "checkpoint_manager_snapshot.json"
-
-    def listed(name: str) -> str:
-        return json.dumps({"latest_checkpoint_result": {"checkpoint_dir_name": name}})
-
-    mend_snapshot(tmp_path)
-    assert list(tmp_path.iterdir()) == [], "a run that begins"
-    snapshot.write_text("")
-    mend_snapshot(tmp_path)
-    assert not snapshot.exists(), "the very first list was cut off: the run starts again"
-    snapshot.write_text(listed("checkpoint_1"))
-    assert keep_snapshot(tmp_path)
-    for rest in ("", listed("checkpoint_2")[:20]):
-        snapshot.write_text(rest)
-        assert not keep_snapshot(tmp_path), "half a list replaces none"
-        assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint_1"
-        mend_snapshot(tmp_path)
-        assert snapshot.read_text() == listed("checkpoint_1")
-    snapshot.write_text(listed("checkpoint_3"))
-    mend_snapshot(tmp_path)
-    snapshot.write_text("{")
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint_3", "a whole one counts, even if it was never copied before"
