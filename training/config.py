@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from evaluation.suite import SuiteSettings
 from pipelines.guides import Search
 from pipelines.settings import Settings
-from pipelines.storage import Place
+from pipelines.storage import LocalPlace, Place
 from pipelines.views import Augment
 from training.encoder import AugmentedHead, HeadSettings, HeadUnion, LinearHead
 from training.objectives import ObjectiveUnion
@@ -116,7 +116,7 @@ class TrainSettings(Settings):
     """One run."""
 
     name: str = Field(description="the run writes under storage/name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: Path = Field(Path("runs"), description="folder of all runs; on a cluster, one that every node shares")
+    storage: LocalPlace = Field(Path("runs"), description="folder of all runs; on a cluster, one that every node shares")
     data: DataSettings
     seed: int = Field(0, ge=0, description="of initial weights, order, views and dropout")
     image_tower: ImageTowerUnion = Field(description="the image half")

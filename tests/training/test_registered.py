@@ -1,4 +1,4 @@
-"""Whatever is damaged of a checkpoint or of the lists of checkpoints, a run goes on from the newest that is whole, and says so."""
+"""Whatever is damaged of a checkpoint or of the lists, a run goes on from the newest checkpoint that is whole, and says so."""
 
 import json
 import shutil
@@ -147,7 +147,9 @@ def test_without_a_whole_one_it_says_why_not(run: Path) -> None:
         settle(run, print)
     text = str(caught.value)
     assert "\n" not in text and str(run) in text and "overwrite=true" in text
-    assert "tokenizer.json is missing" in text and "state.pt is not what was saved" in text and f"{name_of(60)}: is missing" in text
+    assert (
+        "tokenizer.json is missing" in text and "state.pt is not what was saved" in text and f"{name_of(60)}: is missing" in text
+    )
     assert sorted(run.rglob("*")) == before, "nothing is touched"
 
 

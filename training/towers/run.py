@@ -1,13 +1,13 @@
 """Either half of a dual encoder that raylign trained, tower and head: a teacher, an encoder of guides, or a start."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.settings import UserError
+from pipelines.storage import LocalPlace
 from pipelines.tokenizer import TextTokenizer
 from training.towers.base import TowerSettings
 from training.towers.image import ImageTower, ImageTowerSettings
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 class _RunSettings(TowerSettings):
     name: Literal["run"]
-    path: Path = Field(description="folder of a run, or one of its checkpoints")
+    path: LocalPlace = Field(description="folder of a run, or one of its checkpoints")
 
     def weights_name(self) -> str | None:
         from training.checkpoint import find_checkpoint  # a checkpoint has towers, which may be these
