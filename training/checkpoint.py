@@ -21,11 +21,12 @@ from pipelines.settings import UserError, validate
 from pipelines.tokenizer import TextTokenizer
 from pipelines.views import eval_view
 from training.config import TrainSettings
-from training.encoder import DualEncoder, build_encoder
+from training.encoder import DualEncoder
 from training.fingerprint import fingerprint
+from training.kept import locked_tower, tokenizer_of, towers_of, trained_tower
 from training.plan import Plan
 from training.registered import ABOUT, DIGESTS, FORMAT, check, newest_checkpoint, seal
-from training.state import TrainState
+from training.state import TrainState, unwrap
 
 if TYPE_CHECKING:
     from training.validation import HeldOutEmbeddings
@@ -38,6 +39,7 @@ def save_checkpoint(
 
     `rows`: at the end the held-out embeddings, the run's own, and those of further datasets.
     """
+    encoder: Any = unwrap(state.encoder)
     torch.save(state.state_dict(), folder / "state.pt")
     for scored, found in zip(plan.scored, rows, strict=False):
         np.savez(folder / scored.file, images=found.images, texts=found.texts, prompts=found.prompts)
@@ -48,6 +50,8 @@ def save_checkpoint(
         "dataset": {"path": str(plan.stream.prepared.path), "fingerprint": plan.stream.prepared.fingerprint},
         "code_version": plan.code_version,
         "tokenizer": plan.tokenizer.reading,
+        "towers": [None if tower is None else tower.about for tower in (encoder.image_tower, encoder.text_tower)],
+        "frozen": {tower.key: tower.identity for tower in plan.frozen},
         "step": state.step,
         "total_steps": plan.total_steps,
         "metrics": metrics,
@@ -101,17 +105,22 @@ def load_encoder(folder: Path) -> Trained:
     file = folder / ABOUT
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
-        tree, reading = about["config"], about.get("tokenizer", {})
+        tree, frozen = about["config"], about.get("frozen", {})
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint: {file} holds no config of a run ({type(error).__name__})") from None
     settings = validate(TrainSettings, tree, str(file))
-    image, text = settings.image_tower, settings.text_tower
-    words = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    tokenizer = TextTokenizer(words, text.max_tokens, **reading)
-    towers = image, text, settings.heads, settings.embed_dim, (None, None), tokenizer.vocabulary_size
-    encoder = build_encoder(*towers).eval()
+    sides = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
+    tokenizer = tokenizer_of(folder, settings.text_tower.max_tokens)
+    towers = [
+        locked_tower(tower, key, folder, frozen.get(key), tokenizer.vocabulary_size)
+        if tower.mode == "locked"
+        else trained_tower(tower, described, tokenizer.vocabulary_size)
+        for (key, tower), described in zip(sides.items(), towers_of(folder), strict=True)
+    ]
+    heads = [head.build(tower.width, settings.embed_dim) for head, tower in zip(settings.heads, towers, strict=True)]
+    encoder = DualEncoder(*towers, *heads).eval()
     saved = _state(folder, torch.device("cpu"))
-    locked = tuple(f"{side}_tower." for side, tower in (("image", image), ("text", text)) if tower.mode == "locked")
+    locked = tuple(f"{key}." for key, tower in sides.items() if tower.mode == "locked")
     missing, unexpected = encoder.load_state_dict(saved["encoder"], strict=False)
     wrong = [name for name in missing if not name.startswith(locked)] + list(unexpected)
     if wrong:

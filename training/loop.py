@@ -7,6 +7,7 @@ checkpoints by the clock, which rank 0 decides for all.
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,9 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
     `report(metrics, save)` is called on every worker at the same steps; `save(folder)`, where due, writes a checkpoint.
     """
     settings = plan.settings
-    encoder, state = build_state(plan, worker)
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
+    with checkpoint.as_directory() if checkpoint is not None else nullcontext() as folder:
+        encoder, state = build_state(plan, worker, Path(folder) if folder else None)
+        if folder:
             load_checkpoint(Path(folder), state, plan, worker.device)
     clock = Clock(settings, state.seconds)
     encoder.train()
@@ -146,11 +147,11 @@ def this_worker(data_cpus: float) -> Worker:
     return Worker(context.get_world_rank(), size, ray.train.torch.get_device(), data_cpus / size)
 
 
-def build_state(plan: Plan, worker: Worker) -> tuple[Any, TrainState]:
-    """The bare encoder, and the state around its distributed form."""
+def build_state(plan: Plan, worker: Worker, checkpoint: Path | None = None) -> tuple[Any, TrainState]:
+    """The bare encoder, and the state around its distributed form. `checkpoint`: what will be loaded into it."""
     settings = plan.settings
     encoder: Any
-    encoder, objective, teacher = plan.build()
+    encoder, objective, teacher = plan.build(checkpoint)
     encoder.to(worker.device)
     if worker.world_size > 1 and worker.device.type == "cuda":
         encoder = synchronised(encoder)

@@ -50,6 +50,11 @@ def damage(folder: Path) -> str | None:
         return f"{ABOUT} is not what was saved ({type(error).__name__})"
     if old and not (folder / DIGESTS).exists():  # saved before there were digests
         return None if (folder / "state.pt").exists() else "state.pt is missing"
+    return changed(folder)
+
+
+def changed(folder: Path) -> str | None:
+    """What of a sealed folder is not as it was, in a clause that names the file; None where all is."""
     try:
         known = _digests(folder)
     except FileNotFoundError:

@@ -6,6 +6,7 @@ A run's folder, `storage/name`:
     result.json      at the end        report.html     at the end
     test.json        of the chosen checkpoint, where there is a test split
     checkpoint_.../  newest k          best/           by a named metric, if one is named
+    towers/          locked ones: a folder opens without the weights that it was trained from (kept.py)
 """
 
 import fcntl
@@ -33,7 +34,7 @@ from training.chosen import test_chosen
 from training.config import TrainSettings
 from training.fit import fit
 from training.metrics_file import read_metrics, unusable_reasons
-from training.plan import Plan, check_build, held_out_data, make_order, make_plan, test_data
+from training.plan import Plan, check_build, held_out_data, keep_towers, make_order, make_plan, test_data
 from training.registered import ABOUT, newest_checkpoint, put, registered, settle
 from training.report import write_report
 from training.resources import Cluster, plan_resources
@@ -52,7 +53,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         _show(done, display, folder)
         return done
     with only_one(folder):
-        settle(folder, display.line)
+        checkpoint = settle(folder, display.line)
         phases = _Phases()
         cluster.start(display.verbose)
         _check_metric(settings, [theirs for _, theirs in data])
@@ -61,8 +62,8 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         locked = settings.image_tower.mode == "locked" and settings.text_tower.mode == "locked"
         data_cpus = plan_resources(settings.resources, not locked, size)
         phases.end("start")
-        plan = make_plan(settings, prepared, data, order, _pool(settings, size), display)
-        _check_tokenizer(folder, plan)
+        plan = make_plan(settings, prepared, data, order, _pool(settings, size), display, folder, checkpoint)
+        keep_towers(plan, folder)
         check_build(plan)
         phases.end("features")
         put(folder / "config.yaml", yaml_text.dump(settings.model_dump(mode="json")))
@@ -162,16 +163,6 @@ def _pool(settings: TrainSettings, size: Cluster) -> Pool:
     if wanted.autoscale:  # nobody can count nodes that are still to come
         there = max(there, wanted.num_workers if wanted.use_gpu else wanted.data_cpus)
     return Pool(max(1, int(there)), wanted.use_gpu)
-
-
-def _check_tokenizer(folder: Path, plan: Plan) -> None:
-    """Other ids would feed a resumed run other words, without a sign of it."""
-    for path in folder.glob("checkpoint_*/tokenizer.json"):
-        if path.read_text(encoding="utf-8") != plan.tokenizer.json:
-            raise UserError(
-                f"text_tower: {path} differs from the tokenizer that this installation makes of the same captions; install the "
-                "versions that the run began with, give another name=, or overwrite=true"
-            )
 
 
 def _check_metric(settings: TrainSettings, data: list[HeldOut]) -> None:

@@ -101,6 +101,23 @@ def test_a_tower_gives_the_rows_of_each_text_alone_in_every_process(
     np.testing.assert_allclose(elsewhere[name], own, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", [*TEXT, *DUAL])
+def test_it_is_built_again_without_its_files(name: str, folders: dict[str, Path]) -> None:
+    """Of what a checkpoint tells and its weights: the same rows, and the same parameters to be trained."""
+    tree = {"name": "huggingface", "weights": str(folders[name]), "max_tokens": POSITIONS, "projected": name in DUAL}
+    settings = HuggingFaceTextSettings.model_validate(tree)
+    tokenizer = settings.tokenizer(list)
+    tower = settings.build(tokenizer.vocabulary_size).eval()
+    gone = settings.model_copy(update={"weights": "/nowhere/at/all"})
+    again = gone.rebuild(json.loads(json.dumps(tower.about)), tokenizer.vocabulary_size)
+    again.load_state_dict(tower.state_dict())
+    ids, mask = map(torch.from_numpy, tokenizer(CAPTIONS))
+    with torch.no_grad():
+        assert torch.equal(again(ids, mask), tower(ids, mask))
+    assert again.width == tower.width and again.states_width == tower.states_width  # type: ignore[attr-defined]
+    assert {n: p.requires_grad for n, p in again.named_parameters()} == {n: p.requires_grad for n, p in tower.named_parameters()}
+
+
 @pytest.mark.parametrize("name", ["bert", "roberta", "mpnet", "deberta", "modernbert"])
 def test_the_first_token_of_models_that_look_both_ways(name: str, folders: dict[str, Path]) -> None:
     own = tower_rows(str(folders[name]), pooling="cls")
