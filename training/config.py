@@ -3,7 +3,7 @@
 import math
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -65,10 +65,6 @@ class GuideSettings(Settings):
         if value == "approximate" and find_spec("faiss") is None:
             raise ValueError("faiss is not installed; pip install 'raylign[ann]', or leave guides.search exact")
         return value
-
-    def identities(self) -> list[dict[str, Any]]:
-        """What decides the features of pictures and captions. Raises `UserError` for an encoder without pretrained weights."""
-        return [self.image_encoder.identity("guides.image_encoder"), self.text_encoder.identity("guides.text_encoder")]
 
 
 class ResourceSettings(Settings):

@@ -49,7 +49,7 @@ def originals(folder: Path) -> dict[str, dict[str, Any]]:
         hub(kind, folder / kind)
     save_text(*TEXT["bert"], folder / "bert")
     torch.manual_seed(0)
-    torch.save(timm.create_model("test_vit").state_dict(), folder / "vit.pth")
+    torch.save(timm.create_model("test_resnet").state_dict(), folder / "resnet.pth")
     vision = {"image_size": SIZE, "layers": 1, "width": 64, "patch_size": 16}
     text = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     config = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
@@ -59,7 +59,7 @@ def originals(folder: Path) -> dict[str, dict[str, Any]]:
     (folder / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": {"mean": [0.1] * 3, "std": [0.7] * 3}}))
     ours = {"name": "open_clip", "model": "raylign-moved", "weights": str(folder / "clip.pt")}
     return {
-        "timm": {"name": "timm", "model": "test_vit", "weights": str(folder / "vit.pth"), "image_size": SIZE},
+        "timm": {"name": "timm", "model": "test_resnet", "weights": str(folder / "resnet.pth"), "image_size": SIZE},
         "vision": {"name": "huggingface", "weights": str(folder / "siglip"), "image_size": SIZE},
         "image half": {"name": "huggingface", "weights": str(folder / "clip"), "image_size": SIZE, "projected": True},
         "open_clip image": ours | {"image_size": SIZE},
@@ -167,15 +167,15 @@ def test_a_checkpoint_alone_tells_what_it_lacks(moved: tuple[Path, Any, Any], tm
 def test_other_weights_under_the_old_name_are_refused(tmp_path: Path) -> None:
     """A checkpoint without its run's folder does not take for its locked tower whatever lies at that path now."""
     torch.manual_seed(1)
-    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "w.pth")
-    tower = {"name": "timm", "model": "test_vit", "weights": str(tmp_path / "w.pth"), "image_size": SIZE, "mode": "locked"}
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pth")
+    tower = {"name": "timm", "model": "test_resnet", "weights": str(tmp_path / "w.pth"), "image_size": SIZE, "mode": "locked"}
     prepared, run = prepared_by_hand(tmp_path / "squares", "squares"), tmp_path / "run"
     settings = settings_of(prepared, {"image_tower": tower, "text_tower": BAG})
     train(settings, prepared, run)
     rows = embedded(run)["images"]
     alone = shutil.copytree(run / "checkpoint_00000001", tmp_path / "alone")
     np.testing.assert_array_equal(embedded(alone)["images"], rows)
-    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "w.pth")
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pth")
     np.testing.assert_array_equal(embedded(run)["images"], rows, "the run has its own")
     with pytest.raises(
         UserError, match=r"alone was trained with another image_tower than .*w.pth is now .* copy the run's folder"
@@ -196,8 +196,8 @@ def test_a_damaged_copy_of_a_locked_tower_is_named(moved: tuple[Path, Any, Any],
 
 def test_sweeps_do_not_multiply_a_locked_tower(moved: tuple[Path, Any, Any], tmp_path: Path) -> None:
     """Runs on one disk share the file."""
-    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "w.pth")
-    tower = {"name": "timm", "model": "test_vit", "weights": str(tmp_path / "w.pth"), "image_size": SIZE, "mode": "locked"}
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pth")
+    tower = {"name": "timm", "model": "test_resnet", "weights": str(tmp_path / "w.pth"), "image_size": SIZE, "mode": "locked"}
     prepared = prepared_by_hand(tmp_path / "squares", "squares")
     for seed in (0, 1):
         train(settings_of(prepared, {"image_tower": tower, "text_tower": BAG, "seed": seed}), prepared, tmp_path / f"run{seed}")
