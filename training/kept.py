@@ -112,12 +112,17 @@ def locked_tower(
 
     `identity`: what it was when the run was trained. Raises `UserError` where it is another one now.
     """
-    found = frozen(settings, key, checkpoint.parent)
+    way_out = f"copy the run's folder {_TOWERS} too, beside the checkpoint"
+    try:
+        found = frozen(settings, key, checkpoint.parent)
+    except UserError as error:
+        if (checkpoint.parent / _TOWERS / key).exists():
+            raise
+        raise UserError(f"checkpoint: {checkpoint} does not hold its {key}, which is locked ({error}); {way_out}") from None
     if identity is not None and found.identity != identity:
         changes = "; ".join(difference(identity, found.identity)[:2])
         raise UserError(
-            f"checkpoint: {checkpoint} was trained with another {key} than {found.weights_name()} is now ({changes}); copy the "
-            f"run's folder {_TOWERS} too, beside the checkpoint"
+            f"checkpoint: {checkpoint} was trained with another {key} than {found.weights_name()} is now ({changes}); {way_out}"
         )
     return found.build(vocabulary_size)
 

@@ -18,16 +18,16 @@ import open_clip
 import pytest
 import timm
 import torch
+from transformers import SiglipImageProcessor
 
 from pipelines.banks import Pool
 from pipelines.display import Display
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, validate
 from pipelines.stream import Worker
-from tests.training.hub import hub
 from tests.training.opened_elsewhere import embedded, going_on
 from tests.training.squares import prepared_by_hand
-from tests.training.towers.text_models import TEXT
+from tests.training.towers.text_models import DUAL, TEXT
 from tests.training.towers.text_models import save as save_text
 from training.checkpoint import load_embedder, save_checkpoint
 from training.config import TrainSettings
@@ -44,10 +44,10 @@ BAG = {"name": "bag", "width": 16, "max_tokens": 9, "vocabulary_size": 90}
 def originals(folder: Path) -> dict[str, dict[str, Any]]:
     """Towers with weights, whose files all lie in this folder; those of open_clip are in its lists too."""
     folder.mkdir()
-    for kind in ("clip", "siglip"):
-        (folder / kind).mkdir()
-        hub(kind, folder / kind)
     save_text(*TEXT["bert"], folder / "bert")
+    for kind in ("clip", "siglip"):
+        save_text(*DUAL[kind], folder / kind)
+        SiglipImageProcessor().save_pretrained(folder / kind)  # levels from -1 to 1
     torch.manual_seed(0)
     torch.save(timm.create_model("test_resnet").state_dict(), folder / "resnet.pth")
     vision = {"image_size": SIZE, "layers": 1, "width": 64, "patch_size": 16}
@@ -97,8 +97,11 @@ def settings_of(prepared: Prepared, case: dict[str, Any]) -> TrainSettings:
     return validate(TrainSettings, tree | case, "run")
 
 
-def train(settings: TrainSettings, prepared: Prepared, run: Path) -> None:
-    """A run of one step, from the driver's files to a registered checkpoint; what is trained ends somewhere else."""
+def train(settings: TrainSettings, prepared: Prepared, run: Path) -> np.ndarray:
+    """A run of one step, from the driver's files to a registered checkpoint; what is trained ends somewhere else.
+
+    Returns which of its parameters are trained.
+    """
     run.mkdir()
     data, order = held_out_data(settings, prepared), make_order(settings, prepared)
     plan = make_plan(settings, prepared, data, order, Pool(0), Display(quiet=True), run)
@@ -112,6 +115,18 @@ def train(settings: TrainSettings, prepared: Prepared, run: Path) -> None:
     (run / "checkpoint_00000001").mkdir()
     save_checkpoint(run / "checkpoint_00000001", state, plan, {})
     put(run / "newest_checkpoint.json", json.dumps(["checkpoint_00000001"]))
+    return np.asarray([p.requires_grad for p in encoder.parameters()])
+
+
+def from_originals(checkpoint: Path, place: Path) -> dict[str, np.ndarray]:
+    """What a checkpoint embeds that says nothing of its towers, so that they are built from the weights that its config names."""
+    shutil.copytree(checkpoint, place)
+    about = json.loads((place / "checkpoint.json").read_text())
+    del about["towers"], about["frozen"]
+    (place / "checkpoint.json").write_text(json.dumps(about))
+    (place / "digests.json").unlink()
+    seal(place)
+    return embedded(place)
 
 
 NAMES = ["small", "locked", "trained", "halves", "halves-locked", "open_clip", "open_clip-locked", "vision"]
@@ -126,9 +141,9 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.
     before, trees = {}, {}
     for name, case in cases(here / "runs").items():
         settings, run = settings_of(prepared, case), here / "runs" / name
-        train(settings, prepared, run)
-        trees[name] = settings.model_dump(mode="json")
-        before |= {f"{name} {key}": value for key, value in (embedded(run) | going_on(run, trees[name])).items()}
+        trained, trees[name] = train(settings, prepared, run), settings.model_dump(mode="json")
+        found = from_originals(run / "checkpoint_00000001", here / f"copy-{name}") | going_on(run, trees[name])
+        before |= {f"{name} {key}": value for key, value in (found | {"trained": trained}).items()}
     for name in trees:
         shutil.move(here / "runs" / name, there / name)
     shutil.rmtree(here / "runs")
@@ -160,7 +175,7 @@ def test_a_checkpoint_alone_tells_what_it_lacks(moved: tuple[Path, Any, Any], tm
     alone = shutil.copytree(moved[0] / "trained" / "checkpoint_00000001", tmp_path / "best")
     assert load_embedder(str(alone)).embed_texts(["a"]).shape == (1, 12)
     locked = shutil.copytree(moved[0] / "locked" / "checkpoint_00000001", tmp_path / "locked")
-    with pytest.raises(UserError, match=r"image_tower.weights: .* does not exist"):
+    with pytest.raises(UserError, match=r"locked does not hold its image_tower, .* does not exist.*copy the run's folder towers"):
         load_embedder(str(locked))
 
 

@@ -61,7 +61,8 @@ class TowerSettings(Settings):
             raise
         except Exception as error:  # each library has its own, and a checkpoint of another version any of them
             why = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"checkpoint: its {about.get('name', 'tower')} cannot be built again here ({why[0][:150]})") from None
+            kind = getattr(self, "name", "tower")
+            raise UserError(f"checkpoint: its tower of kind {kind} cannot be built again here ({why[0][:150]})") from None
         fixed = set(about["fixed"])
         for name, parameter in tower.named_parameters():
             parameter.requires_grad_(name not in fixed)
