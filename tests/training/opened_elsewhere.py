@@ -50,7 +50,7 @@ def going_on(run: Path, tree: dict[str, Any]) -> dict[str, np.ndarray]:
     if checkpoint is not None:
         load_checkpoint(find_checkpoint(run), state, plan, torch.device("cpu"))
     guides = plan.stream.guides
-    banks = [plan.stream.image_bank, plan.stream.text_bank, *([guides.images, guides.texts] if guides else [])]
+    banks = [plan.stream.image_bank, plan.stream.text_bank, *([guides.image_bank, guides.text_bank] if guides else [])]
     found = {f"bank {n}": np.asarray(bank_rows(bank)) for n, bank in enumerate(banks) if bank is not None}
     found["ids"] = plan.tokenizer(TEXTS)[0]
     if plan.stream.guide_tokenizer is not None:
