@@ -50,7 +50,7 @@ def save_checkpoint(
         "dataset": {"path": str(plan.stream.prepared.path), "fingerprint": plan.stream.prepared.fingerprint},
         "code_version": plan.code_version,
         "tokenizer": plan.tokenizer.reading,
-        "towers": [None if tower is None else tower.about for tower in (encoder.image_tower, encoder.text_tower)],
+        "towers": [getattr(tower, "about", None) for tower in (encoder.image_tower, encoder.text_tower)],
         "frozen": {tower.key: tower.identity for tower in plan.frozen},
         "step": state.step,
         "total_steps": plan.total_steps,
