@@ -11,6 +11,7 @@ from evaluation.data.union import DataUnion
 from evaluation.models import ModelSettings
 from evaluation.suite import Positions, different
 from pipelines.settings import Settings
+from pipelines.storage import LocalPlace
 
 TaskName = Literal["zero_shot", "retrieval", "sugarcrepe", "linear_probe", "few_shot", "corruption"]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of folders
@@ -67,7 +68,7 @@ class RobustnessSettings(Settings):
     line: str | None = Field(
         None, description="one of the lines that ship: imagenet_v2, imagenet_sketch, imagenet_r, imagenet_a, objectnet"
     )
-    baselines: Path | None = Field(None, description="instead: csv with a row a baseline model, accuracies in percent")
+    baselines: LocalPlace | None = Field(None, description="instead: csv with a row a baseline model, accuracies in percent")
     reference_column: str | None = Field(None, description="of baselines: accuracy on the reference")
     shift_column: str | None = Field(None, description="of baselines: accuracy under the shift")
 
@@ -101,8 +102,10 @@ class EvaluateSettings(ModelSettings):
     robustness: dict[str, RobustnessSettings] = Field(
         default_factory=dict, description="effective robustness: entries of data that are shifts, and of what"
     )
-    output: Path = Field(description="folder for results and report.html; results of other models there stay, and are compared")
-    cache: Path = Field(
+    output: LocalPlace = Field(
+        description="folder for results and report.html; results of other models there stay, and are compared"
+    )
+    cache: LocalPlace = Field(
         Path("data/embeddings"),
         description="embeddings are kept here by model and data; on a cluster, one that every node shares",
     )

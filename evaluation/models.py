@@ -1,7 +1,6 @@
 """What is judged: an embedder and what it is told, or embeddings that somebody computed before."""
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -9,6 +8,7 @@ from pydantic import Field, model_validator
 from evaluation.import_string import names_of
 from pipelines.explain import alike
 from pipelines.settings import Settings, UserError
+from pipelines.storage import LocalPlace
 
 
 class ModelSettings(Settings):
@@ -19,11 +19,11 @@ class ModelSettings(Settings):
         description="module:function that returns an Embedder: a run of ours, training.embedders:open_clip, "
         "training.embedders:huggingface, or yours; the module is imported and the function called, with all your rights",
     )
-    checkpoint: Path | None = Field(
+    checkpoint: LocalPlace | None = Field(
         None, description="passed to the embedder: a run such as runs/demo, or one of its checkpoints"
     )
     embedder_arguments: dict[str, Any] = Field(default_factory=dict, description="passed to the embedder as keywords")
-    embeddings: Path | None = Field(
+    embeddings: LocalPlace | None = Field(
         None, description="instead of an embedder: a folder of .npy files, rows in the order of the lists in OUTPUT/inputs"
     )
     scale: float | None = Field(

@@ -12,7 +12,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from pipelines.remote import Missing
+from pipelines.remote import Missing, is_remote, shown_place
 from pipelines.settings import UserError
 from pipelines.unpacking import unzip
 
@@ -21,7 +21,9 @@ def resolve(name: str, key: str) -> Path | None:
     """The local file or folder that `name` stands for, or None for a hub name. `key` names the setting in errors."""
     if name.startswith("package:"):
         return _in_package(name.removeprefix("package:"), key)
-    path = Path(name).expanduser()
+    if is_remote(name):
+        raise UserError(f"{key}: {shown_place(name)} is not on a disk; give a local path, package:NAME/FILE, or a hub name")
+    path = Path(name.removeprefix("file://")).expanduser()
     if path.exists():
         return _unpacked(path, key)
     if name.startswith(("/", "./", "../", "~")) or path.suffix in (".pth", ".pt", ".bin", ".safetensors", ".zip"):

@@ -31,7 +31,10 @@ from pipelines.storage import Missing
 from tests.pipelines.rows import picture, read
 from training.checkpoint import load_encoder
 from training.config import TrainSettings
-from training.towers.base import load_weights
+from training.kept import frozen
+from training.registered import seal
+from training.towers.base import Tower, load_weights
+from training.towers.text import BagSettings
 
 ROOT = Path(__file__).parent.parent
 
@@ -180,9 +183,15 @@ def test_checkpoints_and_weights(tmp_path: Path, touched: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.MonkeyPatch.context() as patch:
         # What matters is how the state is read.
-        patch.setattr("training.checkpoint.build_encoder", lambda *_: torch.nn.Identity())
-        patch.setattr("training.checkpoint.TextTokenizer", lambda *_: type("T", (), {"vocabulary_size": 1}))
+        patch.setattr("training.checkpoint.trained_tower", lambda *_: Tower().describe())
+        patch.setattr(Tower, "width", 4, raising=False)
+        patch.setattr("training.checkpoint.tokenizer_of", lambda *_: type("T", (), {"vocabulary_size": 1}))
         assert "state.pt" in one_line(lambda: load_encoder(tmp_path))
+    tower = tmp_path / "towers" / "text_tower"
+    tower.mkdir(parents=True)
+    torch.save(Exploit(touched), tower / "tower.pt")
+    seal(tower)
+    assert "tower.pt" in one_line(lambda: frozen(BagSettings(name="bag"), "text_tower", tmp_path))
     assert "k: " in one_line(lambda: load_weights(torch.nn.Linear(1, 1), tmp_path / "state.pt", "k"))
 
 

@@ -3,13 +3,15 @@
 state.pt         TrainState.state_dict()
 checkpoint.json  config, dataset fingerprint, code version, step
 tokenizer.json   the text tower's
+held_out.npz     of the last one: embeddings of the held-out split; one file more for each further dataset
+digests.json     what each of these files holds (registered.py)
 """
 
 import json
-import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,36 +21,50 @@ from pipelines.settings import UserError, validate
 from pipelines.tokenizer import TextTokenizer
 from pipelines.views import eval_view
 from training.config import TrainSettings
-from training.encoder import DualEncoder, build_encoder
+from training.encoder import DualEncoder
 from training.fingerprint import fingerprint
+from training.kept import locked_tower, tokenizer_of, towers_of, trained_tower
 from training.plan import Plan
-from training.state import TrainState
+from training.registered import ABOUT, DIGESTS, FORMAT, check, newest_checkpoint, seal
+from training.state import TrainState, unwrap
 from training.towers.padding import Padded
 
-_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of registered checkpoints
-_KEPT = "checkpoint_manager_snapshot.kept.json"  # ours, the last that was whole
-NEWEST = "newest_checkpoint.json"  # the name of one, where a run was trained without Ray Train
+if TYPE_CHECKING:
+    from training.validation import HeldOutEmbeddings
 
 
-def save_checkpoint(folder: Path, state: TrainState, plan: Plan, metrics: dict[str, Any]) -> None:
-    """Write all files of a checkpoint into a folder; Ray Train puts the folder in place as a whole."""
+def save_checkpoint(
+    folder: Path, state: TrainState, plan: Plan, metrics: dict[str, Any], rows: Sequence["HeldOutEmbeddings"] = ()
+) -> None:
+    """Write all files of a checkpoint into a folder, and what they hold. It counts once it is registered.
+
+    `rows`: at the end the held-out embeddings, the run's own, and those of further datasets.
+    """
+    encoder: Any = unwrap(state.encoder)
     torch.save(state.state_dict(), folder / "state.pt")
+    for scored, found in zip(plan.scored, rows, strict=False):
+        np.savez(folder / scored.file, images=found.images, texts=found.texts, prompts=found.prompts)
     (folder / "tokenizer.json").write_text(plan.tokenizer.json, encoding="utf-8")
     about = {
+        "format": FORMAT,
         "config": plan.settings.model_dump(mode="json"),
         "dataset": {"path": str(plan.stream.prepared.path), "fingerprint": plan.stream.prepared.fingerprint},
         "code_version": plan.code_version,
         "tokenizer": plan.tokenizer.reading,
+        "towers": [getattr(tower, "about", None) for tower in (encoder.image_tower, encoder.text_tower)],
+        "frozen": {tower.key: tower.identity for tower in plan.frozen},
         "step": state.step,
         "total_steps": plan.total_steps,
         "metrics": metrics,
     }
-    (folder / "checkpoint.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    seal(folder)
 
 
 def load_checkpoint(folder: Path, state: TrainState, plan: Plan, device: torch.device) -> None:
-    """Read a checkpoint into the state. Raises `UserError` where it is of other data."""
-    about = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+    """Read a checkpoint into the state. Raises `UserError` where it is damaged, or of other data."""
+    check(folder)
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     found, wanted = about["dataset"]["fingerprint"], plan.stream.prepared.fingerprint
     if found != wanted:
         raise UserError(
@@ -68,52 +84,6 @@ def _state(folder: Path, device: torch.device) -> dict[str, Any]:
         ) from None
 
 
-def keep_snapshot(run: Path) -> bool:
-    """Copy Ray Train's list of checkpoints, and say whether it was whole.
-
-    Ray writes it in place, so that a process that is killed meanwhile leaves a part of it, from which Ray can go on no more.
-    What the list before named is still there: Ray deletes checkpoints after it has written that they are gone.
-    """
-    try:
-        json.loads((run / _SNAPSHOT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there, or cut off
-        return False
-    _put(run / _SNAPSHOT, run / _KEPT)
-    return True
-
-
-def mend_snapshot(run: Path) -> None:
-    """Before Ray Train goes on: in place of a list that was cut off, the one before; without one the run starts again."""
-    if not (run / _SNAPSHOT).exists() or keep_snapshot(run):
-        return
-    if (run / _KEPT).exists():
-        _put(run / _KEPT, run / _SNAPSHOT)
-    else:
-        (run / _SNAPSHOT).unlink()
-
-
-def _put(source: Path, target: Path) -> None:
-    aside = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    aside.write_bytes(source.read_bytes())
-    aside.rename(target)
-
-
-def newest_checkpoint(run: Path) -> Path:
-    """The newest finished checkpoint of a run's folder. Raises `UserError` where there is none."""
-    try:
-        if (run / NEWEST).exists():
-            return run / json.loads((run / NEWEST).read_text(encoding="utf-8"))
-        try:
-            snapshot = json.loads((run / _SNAPSHOT).read_text(encoding="utf-8"))
-        except ValueError:  # cut off
-            snapshot = json.loads((run / _KEPT).read_text(encoding="utf-8"))
-        return run / snapshot["latest_checkpoint_result"]["checkpoint_dir_name"]
-    except (OSError, KeyError, TypeError, ValueError):
-        raise UserError(
-            f"checkpoint: {run} holds no finished checkpoint; give a run's folder, or one checkpoint_... or best inside it"
-        ) from None
-
-
 class Trained(NamedTuple):
     """A checkpoint's dual encoder with both towers, locked ones too, on the CPU and in eval mode; and how it was trained."""
 
@@ -127,25 +97,31 @@ def find_checkpoint(path: Path) -> Path:
     """A checkpoint, or the newest one of a run's folder. Raises `UserError` where there is none."""
     if not path.is_dir():
         raise UserError(f"checkpoint: {path} is not a folder; give a run such as runs/demo, or one of its checkpoints")
-    return path if (path / "state.pt").exists() else newest_checkpoint(path)
+    return path if any((path / name).exists() for name in ("state.pt", ABOUT, DIGESTS)) else newest_checkpoint(path)
 
 
 def load_encoder(folder: Path) -> Trained:
-    """Of a checkpoint. Raises `UserError` where its weights do not fit its config."""
-    file = folder / "checkpoint.json"
+    """Of a checkpoint. Raises `UserError` where it is damaged, or its weights do not fit its config."""
+    check(folder)
+    file = folder / ABOUT
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
-        tree, reading = about["config"], about.get("tokenizer", {})
+        tree, frozen = about["config"], about.get("frozen", {})
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint: {file} holds no config of a run ({type(error).__name__})") from None
     settings = validate(TrainSettings, tree, str(file))
-    image, text = settings.image_tower, settings.text_tower
-    words = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    tokenizer = TextTokenizer(words, text.max_tokens, **reading)
-    towers = image, text, settings.heads, settings.embed_dim, (None, None), tokenizer.vocabulary_size
-    encoder = build_encoder(*towers).eval()
+    sides = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
+    tokenizer = tokenizer_of(folder, settings.text_tower.max_tokens)
+    towers = [
+        locked_tower(tower, key, folder, frozen.get(key), tokenizer.vocabulary_size)
+        if tower.mode == "locked"
+        else trained_tower(tower, described, tokenizer.vocabulary_size)
+        for (key, tower), described in zip(sides.items(), towers_of(folder), strict=True)
+    ]
+    heads = [head.build(tower.width, settings.embed_dim) for head, tower in zip(settings.heads, towers, strict=True)]
+    encoder = DualEncoder(*towers, *heads).eval()
     saved = _state(folder, torch.device("cpu"))
-    locked = tuple(f"{side}_tower." for side, tower in (("image", image), ("text", text)) if tower.mode == "locked")
+    locked = tuple(f"{key}." for key, tower in sides.items() if tower.mode == "locked")
     missing, unexpected = encoder.load_state_dict(saved["encoder"], strict=False)
     wrong = [name for name in missing if not name.startswith(locked)] + list(unexpected)
     if wrong:

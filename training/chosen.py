@@ -50,7 +50,7 @@ def _test_worker(config: dict[str, Any]) -> dict[str, Any]:
 def score_chosen(plan: Plan, folder: Path, worker: Worker) -> dict[str, Any]:
     """Scores of `best/` on the test split, and how it was chosen; the same on every worker."""
     assert plan.test is not None
-    encoder, state = build_state(plan, worker)
+    encoder, state = build_state(plan, worker, folder / "best")
     load_checkpoint(folder / "best", state, plan, worker.device)
     rows = embed_held_out(encoder, plan, plan.test, worker)
     scores = score(plan.test.data, rows.images, rows.texts, rows.prompts)

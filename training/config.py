@@ -3,14 +3,14 @@
 import math
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from evaluation.suite import Labels, Positions, SuiteSettings
 from pipelines.guides import Search
 from pipelines.settings import Settings
-from pipelines.storage import Place
+from pipelines.storage import LocalPlace, Place
 from pipelines.views import Augment
 from training.encoder import AugmentedHead, HeadSettings, HeadUnion, LinearHead
 from training.objectives import ObjectiveUnion
@@ -66,10 +66,6 @@ class GuideSettings(Settings):
             raise ValueError("faiss is not installed; pip install 'raylign[ann]', or leave guides.search exact")
         return value
 
-    def identities(self) -> list[dict[str, Any]]:
-        """What decides the features of pictures and captions. Raises `UserError` for an encoder without pretrained weights."""
-        return [self.image_encoder.identity("guides.image_encoder"), self.text_encoder.identity("guides.text_encoder")]
-
 
 class ResourceSettings(Settings):
     """What is asked of the cluster. No part of a run's identity: a run may go on with other resources."""
@@ -119,7 +115,7 @@ class TrainSettings(Settings):
     """One run."""
 
     name: str = Field(description="the run writes under storage/name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: Path = Field(Path("runs"), description="folder of all runs; on a cluster, one that every node shares")
+    storage: LocalPlace = Field(Path("runs"), description="folder of all runs; on a cluster, one that every node shares")
     data: DataSettings
     seed: int = Field(0, ge=0, description="of initial weights, order, views and dropout")
     image_tower: ImageTowerUnion = Field(description="the image half")

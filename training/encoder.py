@@ -3,7 +3,7 @@
 A locked tower is not part of it while it trains: the batch holds the tower's features already.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -173,10 +173,18 @@ def build_encoder(
     embed_dim: int,
     widths: tuple[int | None, int | None],
     vocabulary_size: int,
+    abouts: tuple[dict[str, Any] | None, dict[str, Any] | None] = (None, None),
 ) -> DualEncoder:
-    """`widths`: feature widths of locked towers, None for towers that are part of the encoder."""
-    image_tower = image.build() if widths[0] is None else None
-    text_tower = text.build(vocabulary_size) if widths[1] is None else None
+    """`widths`: feature widths of locked towers, None for towers that are part of the encoder.
+
+    `abouts`: where a checkpoint's weights are to be loaded, of what its towers are built (`Tower.about`).
+    """
+    image_tower: Any = None
+    text_tower: Any = None
+    if widths[0] is None:
+        image_tower = image.build() if abouts[0] is None else image.rebuild(abouts[0], vocabulary_size)
+    if widths[1] is None:
+        text_tower = text.build(vocabulary_size) if abouts[1] is None else text.rebuild(abouts[1], vocabulary_size)
     for tower, settings in ((image_tower, image), (text_tower, text)):
         if tower is not None and settings.mode == "frozen":
             tower.requires_grad_(False)

@@ -11,7 +11,6 @@ from ray.train.torch import TorchTrainer
 
 from pipelines.display import Display
 from pipelines.settings import UserError
-from training.checkpoint import mend_snapshot
 from training.config import ResourceSettings
 from training.failures import EndAtOnce
 from training.loop import DivergenceError, train_worker
@@ -24,15 +23,17 @@ from training.room import Room, Watch
 def fit(
     plan: Plan, folder: Path, data_cpus: float, display: Display, callbacks: Sequence[ray.train.UserCallback] = ()
 ) -> dict[str, Any]:
-    """Train with Ray Train, with the display reading metrics.jsonl meanwhile; `callbacks`: who else is told of reports."""
+    """Train with Ray Train, with the display reading metrics.jsonl meanwhile; `callbacks`: who else is told of reports.
+
+    The folder is new, or `registered.settle` has been there.
+    """
     settings, wanted = plan.settings, plan.settings.resources
     tensorboard = settings.tensorboard
     if tensorboard and find_spec("tensorboard") is None:
         raise UserError("tensorboard: the package is not installed; pip install 'raylign[tensorboard]', or tensorboard=false")
     if tensorboard is None:
         tensorboard = find_spec("tensorboard") is not None
-    recorder = Recorder(folder, settings.checkpoint.best, settings.checkpoint.mode, tensorboard)
-    mend_snapshot(folder)
+    recorder = Recorder(folder, settings.checkpoint.best, settings.checkpoint.mode, tensorboard, wanted.max_failures)
     recorder.catch_up()
     config = {"plan": plan, "data_cpus": data_cpus, "folder": folder}
     kept = ray.train.CheckpointConfig(num_to_keep=settings.checkpoint.keep)
@@ -122,8 +123,12 @@ class _Follower:
             shown = -1
             while True:
                 ended = self._stop.wait(0.5)
-                lines = read_metrics(self._path)
-                found = read_metrics(self._restarts)
+                try:
+                    lines, found = read_metrics(self._path), read_metrics(self._restarts)
+                except OSError:  # of a disk that fails now and then; whoever writes them tells
+                    if ended:
+                        return
+                    continue
                 for line in found[restarts:]:
                     self._display.line(f"worker lost, going on from the last checkpoint: {'; '.join(line['workers'].values())}")
                 restarts = len(found)

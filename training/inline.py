@@ -15,21 +15,24 @@ import ray.train
 import torch
 
 from pipelines.stream import Worker
-from training.checkpoint import NEWEST, newest_checkpoint
 from training.loop import DivergenceError, train
 from training.metrics_log import Recorder
 from training.plan import Plan
+from training.registered import NEWEST, put, registered
 
 
 def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Train to the end; `heard(line)` is called after each line of metrics.jsonl. Returns what the loop returned.
+
+    The folder is new, or `registered.settle` has been there.
 
     Raises `DivergenceError` where the loss is no longer a number.
     """
     settings = plan.settings
     for left in folder.glob("partial-*"):
         left.unlink() if left.is_file() else shutil.rmtree(left)
-    recorder = Recorder(folder, settings.checkpoint.best, settings.checkpoint.mode, bool(settings.tensorboard))
+    kept, tries = settings.checkpoint, settings.resources.max_failures
+    recorder = Recorder(folder, kept.best, kept.mode, bool(settings.tensorboard), tries)
     recorder.catch_up()
 
     def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
@@ -39,7 +42,8 @@ def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]
             recorder.keep_best(line, _put(folder, metrics["step"], save, settings.checkpoint.keep))
         heard(line)
 
-    checkpoint = ray.train.Checkpoint.from_directory(newest_checkpoint(folder)) if (folder / NEWEST).exists() else None
+    before = registered(folder)
+    checkpoint = ray.train.Checkpoint.from_directory(before[-1]) if before else None
     device = torch.device("cuda" if settings.resources.use_gpu else "cpu")
     returned = train(plan, Worker(0, 1, device, settings.resources.data_cpus), report, checkpoint)
     if "failed" in returned:
@@ -48,16 +52,15 @@ def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]
 
 
 def _put(folder: Path, step: int, save: Callable[[Path], None], keep: int) -> ray.train.Checkpoint:
-    """Write a checkpoint aside, rename, and drop all but the newest `keep`."""
+    """Write a checkpoint aside, rename, register it, and drop all but the newest `keep`."""
     place = folder / f"checkpoint_{step:08d}"
     aside = folder / f"partial-{place.name}-{os.getpid()}"
     aside.mkdir()
     save(aside)
     shutil.rmtree(place, ignore_errors=True)
     aside.rename(place)
-    note = folder / f"partial-{NEWEST}-{os.getpid()}"
-    note.write_text(json.dumps(place.name), encoding="utf-8")
-    note.rename(folder / NEWEST)
-    for old in sorted(folder.glob("checkpoint_*"))[:-keep]:
-        shutil.rmtree(old)
+    names = [path.name for path in registered(folder) if path != place] + [place.name]
+    put(folder / NEWEST, json.dumps(names[-keep:]))
+    for name in names[:-keep]:
+        shutil.rmtree(folder / name, ignore_errors=True)
     return ray.train.Checkpoint.from_directory(place)

@@ -7,6 +7,7 @@ checkpoints by the clock, which rank 0 decides for all.
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from training.step import train_step
 from training.teacher import FrozenEncoders
 from training.towers.base import synchronised
 from training.towers.padding import may_cut, shortened
-from training.validation import HeldOutEmbeddings, validate_held_out
+from training.validation import validate_held_out
 
 
 class DivergenceError(UserError):
@@ -69,9 +70,9 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
     `report(metrics, save)` is called on every worker at the same steps; `save(folder)`, where due, writes a checkpoint.
     """
     settings = plan.settings
-    encoder, state = build_state(plan, worker)
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
+    with checkpoint.as_directory() if checkpoint is not None else nullcontext() as folder:
+        encoder, state = build_state(plan, worker, Path(folder) if folder else None)
+        if folder:
             load_checkpoint(Path(folder), state, plan, worker.device)
     clock = Clock(settings, state.seconds)
     cut = _masks_to_cut(plan, encoder, state)
@@ -113,8 +114,8 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
         failed.clear()
         state.seconds = clock.total()
         metrics["seconds"] = round(state.seconds, 3)
-        save = partial(_save, state, plan, metrics, rows if state.ended else None) if saves else None
-        report(metrics, save)
+        kept = rows or [] if state.ended else []
+        report(metrics, partial(save_checkpoint, state=state, plan=plan, metrics=metrics, rows=kept) if saves else None)
         if state.samples >= _ENOUGH and state.unusable > settings.data.max_unusable_rate * state.samples:
             return {"failed": _too_many(plan, state)}
     return {"step": state.step, "samples": state.samples, "skipped": state.skipped, "device": _device_name(worker.device)}
@@ -137,13 +138,6 @@ def _too_many(plan: Plan, state: TrainState) -> str:
     )
 
 
-def _save(state: TrainState, plan: Plan, metrics: dict[str, Any], rows: list[HeldOutEmbeddings] | None, folder: Path) -> None:
-    """A checkpoint, and at the end the held-out embeddings beside it: the run's own, and those of further datasets by name."""
-    save_checkpoint(folder, state, plan, metrics)
-    for scored, found in zip(plan.scored, rows or [], strict=False):
-        np.savez(folder / scored.file, images=found.images, texts=found.texts, prompts=found.prompts)
-
-
 def this_worker(data_cpus: float) -> Worker:
     """Who Ray Train says that this process is."""
     context = ray.train.get_context()
@@ -151,11 +145,11 @@ def this_worker(data_cpus: float) -> Worker:
     return Worker(context.get_world_rank(), size, ray.train.torch.get_device(), data_cpus / size)
 
 
-def build_state(plan: Plan, worker: Worker) -> tuple[Any, TrainState]:
-    """The bare encoder, and the state around its distributed form."""
+def build_state(plan: Plan, worker: Worker, checkpoint: Path | None = None) -> tuple[Any, TrainState]:
+    """The bare encoder, and the state around its distributed form. `checkpoint`: what will be loaded into it."""
     settings = plan.settings
     encoder: Any
-    encoder, objective, teacher = plan.build()
+    encoder, objective, teacher = plan.build(checkpoint)
     encoder.to(worker.device)
     if worker.world_size > 1 and worker.device.type == "cuda":
         encoder = synchronised(encoder)

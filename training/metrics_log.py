@@ -1,13 +1,16 @@
 """`metrics.jsonl`: one line a report, written by Ray Train's controller, read by the display and the report.
 
 After a restart steps come again; the lines from that step on are replaced, so the file always is one run's history.
+What the disk refuses is tried again, as often as `resources.max_failures` says; workers wait meanwhile.
 """
 
 import json
 import math
 import os
 import shutil
+import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,11 @@ import ray.train
 
 from evaluation.suite import mean_recalls
 from pipelines.settings import UserError
-from training.checkpoint import keep_snapshot, newest_checkpoint
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, read_metrics
+from training.registered import ABOUT, damage, keep_snapshot, newest_checkpoint, seal
+
+_FIRST_WAIT = 2.0  # seconds before the second try; doubles with every further one
+_LONGEST_WAIT = 60.0
 
 
 class MetricsLog:
@@ -26,16 +32,13 @@ class MetricsLog:
         self._path = path
         lines = read_metrics(path)
         self._last = max((line["step"] for line in lines), default=-1)
-        if path.exists() and not path.read_text(encoding="utf-8").endswith("\n"):
-            self._rewrite(lines)  # a process died while writing the last line
 
     def append(self, metrics: dict[str, Any]) -> None:
-        """One line, readable at once."""
+        """One line, readable at once. After an `OSError` the same call may come again."""
         if metrics["step"] <= self._last:
             self._rewrite([line for line in read_metrics(self._path) if line["step"] < metrics["step"]])
         self._last = metrics["step"]
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+        append_lines(self._path, [metrics])
 
     def _rewrite(self, lines: list[dict[str, Any]]) -> None:
         aside = self._path.with_name(f"{self._path.name}.partial-{os.getpid()}")
@@ -43,11 +46,27 @@ class MetricsLog:
         aside.rename(self._path)
 
 
-class Recorder(ray.train.UserCallback):
-    """Writes what workers report: metrics.jsonl, TensorBoard events, restarts, and a copy of the best checkpoint."""
+def append_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """JSON lines at the end of a file, in place of a last line that was cut off: by a kill, or a disk that was full."""
+    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    with path.open("a+b") as file:
+        end = file.tell()
+        file.seek(max(0, end - 1))
+        if end and file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(data)
 
-    def __init__(self, run: Path, best: str | None, mode: str, tensorboard: bool):
+
+class Recorder(ray.train.UserCallback):
+    """Writes what workers report: metrics.jsonl, TensorBoard events, restarts, and a copy of the best checkpoint.
+
+    An error here would end Ray Train's controller, and the run with it: `max_failures` further tries come before that.
+    """
+
+    def __init__(self, run: Path, best: str | None, mode: str, tensorboard: bool, max_failures: int = 0):
         self._run, self._best, self._mode, self._tensorboard = run, best, mode, tensorboard
+        self._max_failures = max_failures
         self._log: MetricsLog | None = None
         self._writer: Any = None
         self._unusable: set[int] | None = None
@@ -56,24 +75,49 @@ class Recorder(ray.train.UserCallback):
         """Called in the controller once all workers have reported."""
         line = self.write(*metrics)
         if checkpoint is not None:
-            keep_snapshot(self._run)
+            self._tried("the list of checkpoints", lambda: keep_snapshot(self._run))
             self.keep_best(line, checkpoint)
+
+    def _tried(self, what: str, work: Callable[[], Any]) -> None:
+        """Do it, again after an `OSError`; what it did before that must not stand twice."""
+        failures = 0
+        while True:
+            try:
+                work()
+                return
+            except OSError as error:
+                failures += 1
+                if 0 <= self._max_failures < failures:
+                    tries = "once" if failures == 1 else f"{failures} times"
+                    raise OSError(f"{what} of {self._run} could not be written, tried {tries} ({error})") from error
+                print(f"{what} of {self._run} could not be written, trying again ({error})", file=sys.stderr)
+                # How long to wait changes no result.
+                time.sleep(min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (failures - 1)))
 
     def write(self, metrics: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
         """One line of metrics.jsonl from rank 0's report, and its events; all workers' unusable rows. Returns the line."""
-        self._list_unusable([row for report in (metrics, *others) for row in report.get(UNUSABLE_ROWS, [])])
+        rows = [row for report in (metrics, *others) for row in report.get(UNUSABLE_ROWS, [])]
+        self._tried(UNUSABLE, lambda: self._list_unusable(rows))
         line = {key: value for key, value in metrics.items() if key != UNUSABLE_ROWS} | {"time": round(time.time(), 3)}
+        self._tried("metrics.jsonl", lambda: self._append(line))
+        if self._tensorboard:
+            self._tried("tensorboard", lambda: self._add_events(line))
+        return line
+
+    def _append(self, line: dict[str, Any]) -> None:
         self._log = self._log or MetricsLog(self._run / "metrics.jsonl")
         self._log.append(line)
-        if self._tensorboard:
-            if self._writer is None:
-                from torch.utils.tensorboard import SummaryWriter
 
-                self._writer = SummaryWriter(str(self._run / "tensorboard"), purge_step=line["step"])
-            for name, value in line.items():
-                self._writer.add_scalar(name, value, line["step"])
-            self._writer.flush()
-        return line
+    def _add_events(self, line: dict[str, Any]) -> None:
+        writer, self._writer = self._writer, None  # after an error a new one: it takes back what was written of this step
+        if writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(str(self._run / "tensorboard"), purge_step=line["step"])
+        for name, value in line.items():
+            writer.add_scalar(name, value, line["step"])
+        writer.flush()
+        self._writer = writer
 
     def _list_unusable(self, rows: list[list[Any]]) -> None:
         """Each row once, however often epochs and restarts come past it."""
@@ -82,11 +126,10 @@ class Recorder(ray.train.UserCallback):
             return
         if self._unusable is None:
             self._unusable = {line["sample_id"] for line in read_metrics(path)}
-        with path.open("a", encoding="utf-8") as file:
-            for sample_id, reason in rows:
-                if sample_id not in self._unusable:
-                    self._unusable.add(sample_id)
-                    file.write(json.dumps({"sample_id": sample_id, "reason": reason}) + "\n")
+        known, self._unusable = self._unusable, None  # after an error they are read again
+        new = {sample_id: reason for sample_id, reason in rows if sample_id not in known}
+        append_lines(path, [{"sample_id": sample_id, "reason": reason} for sample_id, reason in new.items()])
+        self._unusable = known | new.keys()
 
     def catch_up(self) -> None:
         """What a process that died left undone: a best checkpoint between two names, or a better one not copied yet."""
@@ -95,19 +138,24 @@ class Recorder(ray.train.UserCallback):
         best, old = self._run / "best", self._run / "best.old"
         if old.exists() and not best.exists():
             old.rename(best)
+        if best.exists() and (what := damage(best)) is not None:
+            raise UserError(
+                f"checkpoint.best: {best} is damaged: {what}; copy it again, or delete it, and the best from here on is kept"
+            )
         try:
             newest = newest_checkpoint(self._run)
-            metrics = json.loads((newest / "checkpoint.json").read_text(encoding="utf-8"))["metrics"]
+            metrics = json.loads((newest / ABOUT).read_text(encoding="utf-8"))["metrics"]
         except (UserError, OSError):  # there is none yet
             return
         self.keep_best(metrics, ray.train.Checkpoint.from_directory(newest))
 
     def keep_best(self, line: dict[str, Any], checkpoint: Any) -> None:
         """Copy a better checkpoint aside and rename, so that `best` is always whole."""
-        found = line | mean_recalls(line)
-        if self._best is None or not math.isfinite(found.get(self._best, math.nan)):
-            return
-        value, step = found[self._best], line["step"]
+        value = (line | mean_recalls(line)).get(self._best or "", math.nan)
+        if math.isfinite(value):
+            self._tried("best", lambda: self._copy_better(value, line["step"], checkpoint))
+
+    def _copy_better(self, value: float, step: int, checkpoint: Any) -> None:
         note = self._run / "best" / "best.json"
         before = json.loads(note.read_text())["value"] if note.exists() else None
         if before is not None and (value <= before if self._mode == "max" else value >= before):
@@ -117,6 +165,7 @@ class Recorder(ray.train.UserCallback):
             shutil.rmtree(left, ignore_errors=True)
         checkpoint.to_directory(str(aside))
         (aside / "best.json").write_text(json.dumps({"metric": self._best, "value": value, "step": step}))
+        seal(aside)
         if (self._run / "best").exists():
             (self._run / "best").rename(old)
         aside.rename(self._run / "best")
@@ -124,6 +173,6 @@ class Recorder(ray.train.UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called in the controller before it restarts workers."""
-        with (self._run / "restarts.jsonl").open("a", encoding="utf-8") as file:
-            errors = {rank: str(error).strip().split("\n")[-1][:300] for rank, error in worker_exceptions.items()}
-            file.write(json.dumps({"time": round(time.time(), 3), "workers": errors}) + "\n")
+        errors = {rank: str(error).strip().split("\n")[-1][:300] for rank, error in worker_exceptions.items()}
+        line = {"time": round(time.time(), 3), "workers": errors}
+        self._tried("restarts.jsonl", lambda: append_lines(self._run / "restarts.jsonl", [line]))

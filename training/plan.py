@@ -16,14 +16,19 @@ from pipelines.neighbours import with_neighbours
 from pipelines.order import Order
 from pipelines.prepare import code_version
 from pipelines.prepared import Prepared
+from pipelines.remote import is_remote
 from pipelines.settings import UserError, digest
 from pipelines.stream import Stream
 from pipelines.tokenizer import TextTokenizer
 from training.config import GuideSettings, TrainSettings
 from training.encoder import DualEncoder, build_encoder
+from training.kept import About, Frozen, frozen, keep, tokenizer_of, towers_of
 from training.objectives.base import Objective, Task
 from training.teacher import FrozenEncoders, Teacher
 from training.towers import ImageFeatures, TextFeatures
+from training.towers.base import TowerSettings
+
+_GUIDES = ("guides.image_encoder", "guides.text_encoder")
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class Plan:
     tokenizer: TextTokenizer
     code_version: str
     test: Scored | None = None  # what the chosen checkpoint is scored on at the end
+    frozen: tuple[Frozen, ...] = ()  # towers that no checkpoint holds: locked ones, and the guides
+    towers: tuple[About | None, About | None] = (None, None)  # of what they are built, where the run goes on from a checkpoint
 
     @property
     def held_out(self) -> HeldOut:
@@ -74,8 +81,8 @@ class Plan:
         words = encoder.text_tower.states_width if encoder.text_tower else 0, self.tokenizer.vocabulary_size
         return Task(*sizes, self.order.steps_per_epoch, self.total_steps, settings.seed, *words, guides)
 
-    def build(self) -> tuple[DualEncoder, Objective, Teacher]:
-        """Networks with weights that are a function of the seed."""
+    def build(self, checkpoint: Path | None = None) -> tuple[DualEncoder, Objective, Teacher]:
+        """Networks with weights that are a function of the seed; as they were built for a checkpoint that is to be loaded."""
         settings = self.settings
         torch.manual_seed(settings.seed)
         encoder = build_encoder(
@@ -88,18 +95,21 @@ class Plan:
                 bank_rows(self.stream.text_bank).shape[1] if self.stream.text_bank else None,
             ),
             self.tokenizer.vocabulary_size,
+            self.towers if checkpoint is None else towers_of(checkpoint),
         )
-        frozen = self._frozen() if settings.objective.needs.guides == "live" else None
-        task = self.task(encoder, frozen)
-        return encoder, settings.objective.build(task), frozen or settings.objective.build_teacher(encoder, task)
+        live = self._live() if settings.objective.needs.guides == "live" else None
+        task = self.task(encoder, live)
+        return encoder, settings.objective.build(task), live or settings.objective.build_teacher(encoder, task)
 
-    def _frozen(self) -> FrozenEncoders:
+    def _live(self) -> FrozenEncoders:
         """Frozen encoders that run in the step."""
         guides, tokenizer = self.settings.guides or GuideSettings(), self.stream.guide_tokenizer
         assert tokenizer is not None
-        image, text = guides.image_encoder.build(), guides.text_encoder.build(tokenizer.vocabulary_size)
+        there = {tower.key: tower for tower in self.frozen}
+        first, second = (there[key] for key in _GUIDES)
+        image, text = first.build(), second.build(tokenizer.vocabulary_size)
         widths, size = (image.width, text.width), guides.image_encoder.image_size
-        return FrozenEncoders(image, text, widths, size, digest(guides.identities()))
+        return FrozenEncoders(image, text, widths, size, digest([first.identity, second.identity]))
 
 
 def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
@@ -165,24 +175,35 @@ def make_plan(
     order: Order,
     pool: banks.Pool,
     display: Display,
+    run: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> Plan:
-    """Tokenizer, banks of locked towers, streams. `data`: of `held_out_data`."""
-    image, text = settings.image_tower, settings.text_tower
-    tokenizer = _tokenizer(settings, prepared, order)
+    """Tokenizer, banks of locked towers, streams.
+
+    Args:
+        data: of `held_out_data`.
+        run: the run's folder. What it keeps of its towers is read, and not the weights that the settings name.
+        checkpoint: what the run goes on from.
+    """
+    image = settings.image_tower
+    there = _frozen_towers(settings, run)
+    tokenizer = _tokenizer(settings, prepared, order, there.get("text_tower"), checkpoint)
     if settings.objective.needs.masked != "no":
         tokenizer.mask_id  # noqa: B018  raises where there is none, before any bank is computed
 
     def image_bank(of: Prepared) -> Path | None:
-        if image.mode != "locked":
+        tower = there.get("image_tower")
+        if tower is None:
             return None
-        return banks.image_bank(of, image.image_size, ImageFeatures, (image,), image.identity("image_tower"), pool, display)
+        return banks.image_bank(of, image.image_size, ImageFeatures, (tower,), tower.identity, pool, display)
 
     def text_banks(of: Prepared, what: HeldOut) -> list[Path] | list[None]:
-        if text.mode != "locked":
+        tower = there.get("text_tower")
+        if tower is None:
             return [None, None]
         texts = [of.texts(), what.prompts] if what.texts else [what.texts, what.prompts]
-        identity = text.bank_identity(tokenizer, "text_tower")
-        return banks.text_banks(of, texts, TextFeatures, (text, tokenizer), identity, pool, display)
+        identity = tower.identity | {"tokenizer": tokenizer.identity}
+        return banks.text_banks(of, texts, TextFeatures, (tower, tokenizer), identity, pool, display)
 
     def scored_of(of: Prepared, what: HeldOut, file: str) -> Scored:
         bank = image_bank(of)
@@ -205,41 +226,64 @@ def make_plan(
         image_size=image.image_size,
         augment=settings.data.augment,
         strong=settings.objective.needs.strong,
-        guides=_guides(settings, prepared, order, pool, display),
-        guide_tokenizer=_guide_tokenizer(settings),
+        guides=_guides(settings, prepared, order, there, pool, display),
+        guide_tokenizer=_guide_tokenizer(settings, there),
         tokenizer=tokenizer,
         image_bank=own.images.image_bank,
         text_bank=own.text_bank,
     )
     tested = None if test is None else scored_of(prepared, test, "test.npz")
-    return Plan(settings, order, stream, tuple(scored), tokenizer, code_version(), tested)
+    kept, towers = tuple(there.values()), towers_of(checkpoint)
+    return Plan(settings, order, stream, tuple(scored), tokenizer, code_version(), tested, kept, towers)
 
 
-def _guides(settings: TrainSettings, prepared: Prepared, order: Order, pool: banks.Pool, display: Display) -> Guides | None:
+def keep_towers(plan: Plan, run: Path) -> None:
+    """Put into the run's folder what it needs to be opened elsewhere, and no checkpoint holds."""
+    prepared = plan.stream.prepared
+    keep(plan.frozen, run, None if is_remote(prepared.path) else banks.folder_of(prepared))
+
+
+def _frozen_towers(settings: TrainSettings, run: Path | None) -> dict[str, Frozen]:
+    """Towers that no checkpoint holds, by their keys. Raises `UserError` for one without pretrained weights."""
+    sides = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
+    towers: dict[str, TowerSettings] = {key: tower for key, tower in sides.items() if tower.mode == "locked"}
+    if settings.objective.needs.guides != "no":
+        guides = settings.guides or GuideSettings()
+        towers |= dict(zip(_GUIDES, (guides.image_encoder, guides.text_encoder), strict=True))
+    return {key: frozen(tower, key, run) for key, tower in towers.items()}
+
+
+def _guides(
+    settings: TrainSettings, prepared: Prepared, order: Order, there: dict[str, Frozen], pool: banks.Pool, display: Display
+) -> Guides | None:
     """Banks of frozen encoders, where the objective asks for neighbours."""
     if settings.objective.needs.guides not in ("own", "neighbours"):
         return None
     guides = settings.guides or GuideSettings()
-    image, text = guides.image_encoder, guides.text_encoder
-    tokenizer, about = text.tokenizer(lambda: []), image.identity("guides.image_encoder")
-    images = banks.image_bank(prepared, image.image_size, ImageFeatures, (image,), about, pool, display)
-    about = text.bank_identity(tokenizer, "guides.text_encoder")
+    image, text = (there[key] for key in _GUIDES)
+    tokenizer, size = text.tokenizer(list), guides.image_encoder.image_size
+    images = banks.image_bank(prepared, size, ImageFeatures, (image,), image.identity, pool, display)
+    about = text.identity | {"tokenizer": tokenizer.identity}
     (texts,) = banks.text_banks(prepared, [prepared.texts()], TextFeatures, (text, tokenizer), about, pool, display)
     return with_neighbours(Guides(order, images, texts, guides.support, guides.search), prepared)
 
 
-def _guide_tokenizer(settings: TrainSettings) -> TextTokenizer | None:
+def _guide_tokenizer(settings: TrainSettings, there: dict[str, Frozen]) -> TextTokenizer | None:
     """Of a frozen text encoder that runs in the step."""
-    if settings.objective.needs.guides != "live":
-        return None
-    return (settings.guides or GuideSettings()).text_encoder.tokenizer(lambda: [])
+    return there[_GUIDES[1]].tokenizer(list) if settings.objective.needs.guides == "live" else None
 
 
-def _tokenizer(settings: TrainSettings, prepared: Prepared, order: Order) -> TextTokenizer:
-    """The text tower's own, or one trained on the training split's captions, in the order of sample ids."""
+def _tokenizer(
+    settings: TrainSettings, prepared: Prepared, order: Order, locked: Frozen | None, checkpoint: Path | None
+) -> TextTokenizer:
+    """The checkpoint's, so that a run that goes on reads the same words; at first the text tower's own, or one trained on the
+    training split's captions, in the order of sample ids.
+    """
+    if checkpoint is not None:
+        return tokenizer_of(checkpoint, settings.text_tower.max_tokens)
 
     def corpus() -> list[str]:
         captions = prepared.table("captions").take(order.ids)["captions"].to_pylist()
         return [text for texts in captions for text in texts]
 
-    return settings.text_tower.tokenizer(corpus)
+    return (locked or settings.text_tower).tokenizer(corpus)

@@ -28,6 +28,7 @@ from pipelines.settings import UserError, validate
 from pipelines.wilson import wilson
 from training.metrics_file import read_metrics
 from training.pictures import pictures
+from training.registered import newest_checkpoint
 from training.warmup import warmup_warning
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -59,8 +60,6 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
 
     Raises `UserError` where the run's folder or its data lack something.
     """
-    from training.checkpoint import newest_checkpoint  # brings torch along
-
     prepared = Prepared.open(result["dataset"]["path"])
     config = yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
     images, texts = _embeddings(newest_checkpoint(run) / "held_out.npz", data)

@@ -6,6 +6,7 @@ A run's folder, `storage/name`:
     result.json      at the end        report.html     at the end
     test.json        of the chosen checkpoint, where there is a test split
     checkpoint_.../  newest k          best/           by a named metric, if one is named
+    towers/          locked ones: a folder opens without the weights that it was trained from (kept.py)
 """
 
 import fcntl
@@ -28,12 +29,12 @@ from pipelines.banks import Pool
 from pipelines.display import Display
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, difference, read_yaml, validate
-from training.checkpoint import newest_checkpoint
 from training.chosen import test_chosen
 from training.config import TrainSettings
 from training.fit import fit
 from training.metrics_file import read_metrics, unusable_reasons
-from training.plan import Plan, held_out_data, make_order, make_plan, needs_banks, test_data
+from training.plan import Plan, held_out_data, keep_towers, make_order, make_plan, needs_banks, test_data
+from training.registered import ABOUT, newest_checkpoint, put, registered, settle
 from training.rehearsal import check_build
 from training.report import write_report
 from training.resources import Cluster, ahead, plan_resources, present
@@ -53,25 +54,26 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         _show(done, display, folder)
         return done
     with only_one(folder):
+        checkpoint = settle(folder, display.line)
         phases = _Phases()
         _check_metric(settings, [theirs for _, theirs in data])
         if (size := ahead()) is not None:
             _booked(settings, size)
         plan = None
         if not needs_banks(settings):
-            plan = make_plan(settings, prepared, data, order, Pool(0), display)
-            _check_tokenizer(folder, plan)
+            plan = make_plan(settings, prepared, data, order, Pool(0), display, folder, checkpoint)
+            keep_towers(plan, folder)
             check_build(plan)
         cluster.start(display.verbose)
         size = present()
         data_cpus = _booked(settings, size)
         phases.end("start")
         if plan is None:
-            plan = make_plan(settings, prepared, data, order, _pool(settings, size), display)
-            _check_tokenizer(folder, plan)
+            plan = make_plan(settings, prepared, data, order, _pool(settings, size), display, folder, checkpoint)
+            keep_towers(plan, folder)
             check_build(plan)
         phases.end("features")
-        (folder / "config.yaml").write_text(yaml_text.dump(settings.model_dump(mode="json")), encoding="utf-8")
+        put(folder / "config.yaml", yaml_text.dump(settings.model_dump(mode="json")))
         _announce(plan, display)
         returned = fit(plan, folder, data_cpus, display)
         phases.end("training")
@@ -80,11 +82,11 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
             phases.end("test")
         result = result_of(plan, folder, returned, phases.seconds) | tested
         # The result first: whatever happens to the page, a finished training is finished.
-        _write(folder / "result.json", json.dumps(result, indent=1))
+        put(folder / "result.json", json.dumps(result, indent=1))
         write_report(folder, result, plan.held_out)
         phases.end("report")
         result["seconds"] = phases.seconds
-        _write(folder / "result.json", json.dumps(result, indent=1))
+        put(folder / "result.json", json.dumps(result, indent=1))
     _show(result, display, folder)
     return result
 
@@ -93,9 +95,13 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
     """What an earlier run of this name left: its result, nothing, or a reason to refuse."""
     if settings.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    if not (folder / "config.yaml").exists():
-        return None
     file = folder / "config.yaml"
+    if not file.exists():
+        if registered(folder):
+            raise UserError(
+                f"name: {folder} holds checkpoints and no config.yaml; copy it too, give another name=, or overwrite=true"
+            )
+        return None
     # Validated: a run of an earlier version gets the defaults of keys that came since.
     old, new = (s.identity() for s in (validate(TrainSettings, read_yaml(file), str(file)), settings))
     changed = difference(old, new)
@@ -103,15 +109,24 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
         raise UserError(
             f"name: {folder} holds a run of another config ({'; '.join(changed[:4])}); give another name=, or overwrite=true"
         )
-    for path in sorted(folder.glob("checkpoint_*/checkpoint.json")):
-        found = json.loads(path.read_text())["dataset"]["fingerprint"]
+    for checkpoint in reversed(registered(folder)):
+        try:
+            found = json.loads((checkpoint / ABOUT).read_text(encoding="utf-8"))["dataset"]["fingerprint"]
+        except (OSError, ValueError, LookupError, TypeError):  # damaged: `settle` tells
+            continue
         if found != prepared.fingerprint:
             raise UserError(
                 f"data.path: {folder} was trained on other content ({found[:12]}) than {prepared.path} holds now "
                 f"({prepared.fingerprint[:12]}); give another name=, or overwrite=true"
             )
+        break
     result = folder / "result.json"
-    return json.loads(result.read_text()) if result.exists() else None
+    if not result.exists():
+        return None
+    try:
+        return json.loads(result.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"name: {result} is cut off or changed; delete it, and the same command writes it again") from None
 
 
 @contextmanager
@@ -157,16 +172,6 @@ def _pool(settings: TrainSettings, size: Cluster) -> Pool:
     if wanted.autoscale:  # nobody can count nodes that are still to come
         there = max(there, wanted.num_workers if wanted.use_gpu else wanted.data_cpus)
     return Pool(max(1, int(there)), wanted.use_gpu)
-
-
-def _check_tokenizer(folder: Path, plan: Plan) -> None:
-    """Other ids would feed a resumed run other words, without a sign of it."""
-    for path in folder.glob("checkpoint_*/tokenizer.json"):
-        if path.read_text(encoding="utf-8") != plan.tokenizer.json:
-            raise UserError(
-                f"text_tower: {path} differs from the tokenizer that this installation makes of the same captions; install the "
-                "versions that the run began with, give another name=, or overwrite=true"
-            )
 
 
 def _check_metric(settings: TrainSettings, data: list[HeldOut]) -> None:
@@ -253,12 +258,6 @@ def _scores(plan: Plan, checkpoint: Path) -> Scores:
         found = score(scored.data, rows["images"], rows["texts"], rows["prompts"])
         metrics, baselines, sizes = metrics | found.metrics, baselines | found.baselines, sizes | found.sample_sizes
     return Scores(metrics, baselines, sizes)
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.rename(path)
 
 
 def _show(result: dict[str, Any], display: Display, folder: Path) -> None:

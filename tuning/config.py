@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.settings import Settings
+from pipelines.storage import LocalPlace
 
 
 class Dimension(Settings):
@@ -155,8 +156,10 @@ class SweepSettings(Settings):
     """For every cell of a grid: search good hyperparameters on a validation split, train the best with several seeds, test."""
 
     name: str = Field(description="the sweep writes under storage/name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: Path = Field(Path("runs"), description="folder of all runs and sweeps; on a cluster, one that every node shares")
-    base: Path = Field(description="training config that every trial starts from")
+    storage: LocalPlace = Field(
+        Path("runs"), description="folder of all runs and sweeps; on a cluster, one that every node shares"
+    )
+    base: LocalPlace = Field(description="training config that every trial starts from")
     overrides: dict[str, Any] = Field(default_factory=dict, description="for all trials: key of the training config -> value")
     grid: dict[str, list[Any]] = Field(default_factory=dict, description="key of the training config -> values to cross")
     space: dict[str, Annotated[list[Dimension], Field(min_length=1)]] = Field(

@@ -21,13 +21,13 @@ from pipelines.banks import Pool
 from pipelines.display import Display
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, validate
-from training.checkpoint import newest_checkpoint
 from training.config import TrainSettings
 from training.fit import fit
 from training.inline import fit_inline
 from training.loop import DivergenceError
 from training.metrics_file import read_metrics
-from training.plan import Plan, held_out_data, make_order, make_plan
+from training.plan import Plan, held_out_data, keep_towers, make_order, make_plan
+from training.registered import newest_checkpoint, settle
 from training.rehearsal import check_build
 from training.run import result_of
 from tuning.items import write_items
@@ -62,17 +62,22 @@ def _alone(place: Path) -> Iterator[None]:
         yield
 
 
-def plan_of(settings: TrainSettings, pool: Pool, display: Display) -> Plan:
-    """The plan of a trial; features that the sweep has cached are found, others computed."""
+def plan_of(
+    settings: TrainSettings, pool: Pool, display: Display, place: Path | None = None, checkpoint: Path | None = None
+) -> Plan:
+    """The plan of a trial; features that the sweep has cached are found, others computed. `place`: its folder."""
     prepared = Prepared.open(settings.data.path)
-    return make_plan(settings, prepared, held_out_data(settings, prepared), make_order(settings, prepared), pool, display)
+    data, order = held_out_data(settings, prepared), make_order(settings, prepared)
+    return make_plan(settings, prepared, data, order, pool, display, place, checkpoint)
 
 
 def _train(config: dict[str, Any], folder: Folder) -> Outcome:
     settings = validate(TrainSettings, config["tree"], config["name"])
-    # In this process: the cluster's CPUs belong to the trials that run.
-    plan = plan_of(settings, Pool(0, settings.resources.use_gpu), QUIET)
     place = folder.of(config["name"])
+    checkpoint = settle(place, QUIET.line)
+    # In this process: the cluster's CPUs belong to the trials that run.
+    plan = plan_of(settings, Pool(0, settings.resources.use_gpu), QUIET, place, checkpoint)
+    keep_towers(plan, place)
 
     def heard(line: dict[str, Any]) -> None:
         if found := _told(line, config["score"], settings.epochs):

@@ -1,6 +1,5 @@
 """SugarCrepe as published: seven json files, and the pictures of COCO 2017 val that they are about."""
 
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,7 +9,7 @@ from evaluation.data.base import Content, SugarCrepe
 from evaluation.data.located import Located, changes, files_in, fingerprint
 from evaluation.sugarcrepe import SIZES, read
 from pipelines.settings import Settings, UserError
-from pipelines.storage import Place
+from pipelines.storage import LocalPlace, Place
 
 _PICTURES = "COCO's val2017.zip (https://cocodataset.org/#download), unpacked"
 
@@ -19,7 +18,7 @@ class SugarCrepeData(Settings):
     """SugarCrepe: captions against captions that are not true of the picture."""
 
     name: Literal["sugarcrepe"]
-    path: Path = Field(description="folder with replace_obj.json and the other six files")
+    path: LocalPlace = Field(description="folder with replace_obj.json and the other six files")
     images: Place | None = Field(None, description="folder with the pictures of COCO 2017 val; null: val2017 in path")
     subsets: dict[str, int] = Field(
         SIZES, min_length=1, description="files to read, without .json, and how many items each has; all seven by default"

@@ -22,6 +22,7 @@ from evaluation.data.class_names import Templates, positions
 from evaluation.data.located import Located, changes, files_in, fingerprint
 from pipelines.formats import is_hidden
 from pipelines.settings import Settings, UserError
+from pipelines.storage import LocalPlace
 
 
 class _Part(NamedTuple):
@@ -124,7 +125,7 @@ class TorchvisionData(Settings):
     dataset: Literal[
         "cifar10", "cifar100", "pets", "food101", "flowers", "cars", "caltech101", "aircraft", "dtd", "sun397", "imagenet"
     ] = Field(description="the set, by the name of its shipped class set")
-    path: Path = Field(description="root, as torchvision calls it: the folder that holds the set's own")
+    path: LocalPlace = Field(description="root, as torchvision calls it: the folder that holds the set's own")
     templates: Templates | None = Field(
         None, description="prompts of a class; {} or {c} is its name; null: those of the class set"
     )

@@ -22,6 +22,7 @@ from training.objectives import ObjectiveUnion
 from training.objectives.base import Objective, Task
 from training.plan import Plan, Scored
 from training.precision import unit
+from training.registered import seal
 from training.state import TrainState
 
 SIZES = {"states_width": 16, "vocabulary_size": 50, "guide_widths": (4, 4)}
@@ -52,6 +53,13 @@ def save(prepared: Prepared, folder: Path, **changes: Any) -> TrainState:
     folder.mkdir()
     save_checkpoint(folder, state, plan, {})
     return state
+
+
+def resealed(folder: Path) -> Path:
+    """After a change that is meant."""
+    (folder / "digests.json").unlink()
+    seal(folder)
+    return folder
 
 
 @pytest.mark.parametrize("head", [{"name": "linear"}, {"name": "mlp"}, {"name": "augmented"}])
@@ -121,23 +129,23 @@ def test_the_fingerprint_is_what_decides_the_rows(stamps: Prepared, tmp_path: Pa
         for key, change in config.items():
             about["config"][key] = about["config"][key] | change if isinstance(change, dict) else change
         (copy / "checkpoint.json").write_text(json.dumps(about))
-        return CheckpointEmbedder(copy).fingerprint
+        return CheckpointEmbedder(resealed(copy)).fingerprint
 
     # Neither how it was trained nor what else the checkpoint holds.
     assert changed("seed", seed=7, global_batch_size=8, image_tower={"mode": "frozen"}) == first
     saved = torch.load(run / "state.pt", weights_only=True)
     torch.save(saved | {"step": 99}, run / "state.pt")
-    assert CheckpointEmbedder(run).fingerprint == first
+    assert CheckpointEmbedder(resealed(run)).fingerprint == first
 
     found = [changed("size", image_tower={"image_size": 16}), changed("tokens", text_tower={"max_tokens": 4})]
     saved["encoder"]["image_head.2.weight"][1, 2] += 1e-6
     torch.save(saved, run / "state.pt")
-    found.append(CheckpointEmbedder(run).fingerprint)
+    found.append(CheckpointEmbedder(resealed(run)).fingerprint)
     other = shutil.copytree(tmp_path / "copy", tmp_path / "other")
     words = json.loads((other / "tokenizer.json").read_text())
     words["normalizer"] = {"type": "Lowercase"} if words["normalizer"] != {"type": "Lowercase"} else None
     (other / "tokenizer.json").write_text(json.dumps(words))
-    found.append(CheckpointEmbedder(other).fingerprint)
+    found.append(CheckpointEmbedder(resealed(other)).fingerprint)
     assert len({first, *found}) == 5
 
 
@@ -157,7 +165,7 @@ def test_a_locked_towers_weights_are_in_it(stamps: Prepared, tmp_path: Path) -> 
     saved = state.state_dict()
     saved["encoder"] = {name: value for name, value in saved["encoder"].items() if not name.startswith("image_tower.")}
     torch.save(saved, run / "state.pt")
-    first = CheckpointEmbedder(run).fingerprint
+    first = CheckpointEmbedder(resealed(run)).fingerprint
     assert CheckpointEmbedder(run).fingerprint == first
     pictures = list(whole_pictures(stamps, np.arange(2)))
     assert CheckpointEmbedder(run).image_features(pictures).shape == (2, 96)

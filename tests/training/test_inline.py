@@ -22,6 +22,7 @@ from training.inline import fit_inline
 from training.loop import DivergenceError
 from training.metrics_file import read_metrics
 from training.plan import Plan
+from training.registered import settle
 
 TIMES = {"samples_per_second", "data_wait", "peak_memory_gib", "seconds", "time"}
 
@@ -139,8 +140,8 @@ def test_a_checkpoint_that_was_cut_off_counts_for_nothing(
     """The process dies while it writes one, after the step's line: half a folder is left, which nobody reads."""
     whole = loop.save_checkpoint
 
-    def half(folder: Path, state: Any, *rest: Any) -> None:
-        whole(folder, state, *rest)
+    def half(folder: Path, state: Any, **rest: Any) -> None:
+        whole(folder, state, **rest)
         if state.step == step:
             (folder / "state.pt").write_bytes(b"half")
             raise ProcessDiedError
@@ -151,6 +152,24 @@ def test_a_checkpoint_that_was_cut_off_counts_for_nothing(
     assert len(curve(tmp_path)) == step and step not in steps(tmp_path) and len(list(tmp_path.glob("partial-*"))) == 1
     result, heard = train(plan_of(), tmp_path)
     assert heard[0] == step - 1 and result == straight[1] and not list(tmp_path.glob("partial-*"))
+    assert_equal_runs(tmp_path, straight[0])
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
+    plan_of: Callable[..., Plan], straight: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """One bit of the weights; loaded as they are, they would be other weights, and nobody would know."""
+    train(plan_of(), tmp_path, until=9)
+    weights = tmp_path / "checkpoint_00000008" / "state.pt"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(UserError, match=r"checkpoint_00000008 is damaged: state.pt is not what was saved; .* give .*00000006"):
+        train(plan_of(), tmp_path)
+    told: list[str] = []
+    assert settle(tmp_path, told.append) == tmp_path / "checkpoint_00000006" and "state.pt" in told[0]
+    result, heard = train(plan_of(), tmp_path)
+    assert heard[0] == 7 and result == straight[1]
     assert_equal_runs(tmp_path, straight[0])
 
 

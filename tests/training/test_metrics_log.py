@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray.train
 
-from training.checkpoint import keep_snapshot, mend_snapshot, newest_checkpoint
-from training.metrics_log import MetricsLog, Recorder, read_metrics
+from pipelines.settings import UserError
+from training import metrics_log
+from training.metrics_log import MetricsLog, Recorder, append_lines, read_metrics
+from training.registered import newest_checkpoint, seal
 
 
 def steps(path: Path) -> list[tuple[int, float]]:
@@ -51,6 +54,8 @@ def test_a_line_cut_short_by_a_kill_is_forgotten_and_swallows_nothing(tmp_path: 
 def checkpoint(folder: Path, content: str) -> ray.train.Checkpoint:
     folder.mkdir()
     (folder / "state.pt").write_text(content)
+    (folder / "checkpoint.json").write_text(json.dumps({"format": 2, "config": {}}))
+    seal(folder)
     return ray.train.Checkpoint.from_directory(str(folder))
 
 
@@ -107,27 +112,90 @@ def test_restarts_are_noted_with_their_causes(tmp_path: Path) -> None:
     assert line["workers"] == {"1": "the worker died", "0": ""}
 
 
-def test_a_list_of_checkpoints_that_was_cut_off_is_mended(tmp_path: Path) -> None:
-    """Ray Train writes it in place; killed meanwhile, it could never go on from it."""
-    snapshot = tmp_path / "checkpoint_manager_snapshot.json"
+# A disk that fails
 
-    def listed(name: str) -> str:
-        return json.dumps({"latest_checkpoint_result": {"checkpoint_dir_name": name}})
 
-    mend_snapshot(tmp_path)
-    assert list(tmp_path.iterdir()) == [], "a run that begins"
-    snapshot.write_text("")
-    mend_snapshot(tmp_path)
-    assert not snapshot.exists(), "the very first list was cut off: the run starts again"
-    snapshot.write_text(listed("checkpoint_1"))
-    assert keep_snapshot(tmp_path)
-    for rest in ("", listed("checkpoint_2")[:20]):
-        snapshot.write_text(rest)
-        assert not keep_snapshot(tmp_path), "half a list replaces none"
-        assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint_1"
-        mend_snapshot(tmp_path)
-        assert snapshot.read_text() == listed("checkpoint_1")
-    snapshot.write_text(listed("checkpoint_3"))
-    mend_snapshot(tmp_path)
-    snapshot.write_text("{")
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint_3", "a whole one counts, even if it was never copied before"
+class Failing:
+    """What writes one of the places fails so many times, then works."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, place: str, times: int):
+        owner, name, argument = PLACES[place]
+        self.left, whole = times, getattr(owner, name)
+
+        def work(*arguments: Any, **options: Any) -> Any:
+            if self.left and place in str(arguments[argument]):
+                self.left -= 1
+                raise OSError(28, "No space left on device")
+            return whole(*arguments, **options)
+
+        patch.setattr(owner, name, work)
+        patch.setattr(metrics_log, "_FIRST_WAIT", 0)
+
+
+PLACES = {
+    "metrics.jsonl": (Path, "open", 0),
+    "unusable.jsonl": (Path, "open", 0),
+    "restarts.jsonl": (Path, "open", 0),
+    "checkpoint_manager_snapshot.kept": (Path, "open", 0),
+    "best.partial": (ray.train.Checkpoint, "to_directory", 1),
+}
+
+
+def report(recorder: Recorder, tmp_path: Path, number: int) -> None:
+    """All that a controller calls for one report and one lost worker."""
+    metrics = {"step": number, "loss": 1.0, "score": float(number), "unusable_rows": [[number, "bad"]]}
+    name = f"checkpoint_{number:08d}"
+    result = {"version": 0, "checkpoint_dir_name": name, "metrics": {}}
+    tree = {"checkpoint_results": [result], "checkpoint_report_indices": [0], "latest_checkpoint_result": result}
+    (tmp_path / "checkpoint_manager_snapshot.json").write_text(json.dumps(tree | {"current_report_index": 1}))
+    recorder.after_report(None, [metrics], checkpoint(tmp_path / name, f"weights {number}"))
+    recorder.after_exception(None, {0: RuntimeError(f"lost {number}")})
+
+
+@pytest.mark.parametrize("file", PLACES)
+def test_what_the_disk_refuses_is_tried_again_as_often_as_max_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """And stands there once, in its order, as if nothing had been."""
+    recorder = Recorder(tmp_path, "score", "max", False, max_failures=3)
+    report(recorder, tmp_path, 1)
+    with monkeypatch.context() as patch:
+        failing = Failing(patch, file, times=3)
+        report(recorder, tmp_path, 2)
+        assert failing.left == 0
+    report(recorder, tmp_path, 3)
+    assert steps(tmp_path / "metrics.jsonl") == [(1, 1.0), (2, 1.0), (3, 1.0)]
+    assert [line["sample_id"] for line in read_metrics(tmp_path / "unusable.jsonl")] == [1, 2, 3]
+    assert [line["workers"]["0"] for line in read_metrics(tmp_path / "restarts.jsonl")] == ["lost 1", "lost 2", "lost 3"]
+    assert (tmp_path / "best" / "state.pt").read_text() == "weights 3"
+    assert newest_checkpoint(tmp_path).name == "checkpoint_00000003"
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "restarts.jsonl"])
+def test_in_the_end_it_says_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    recorder = Recorder(tmp_path, "score", "max", False, max_failures=2)
+    with monkeypatch.context() as patch:
+        Failing(patch, file, times=3)
+        with pytest.raises(OSError, match=rf"^{file} of {tmp_path} could not be written, tried 3 times .*No space left"):
+            report(recorder, tmp_path, 1)
+
+
+def test_half_a_line_of_a_full_disk_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "restarts.jsonl"
+    append_lines(path, [{"n": 1}])
+    path.write_text(path.read_text() + '{"n": 2, "wor')
+    append_lines(path, [{"n": 2}, {"n": 3}])
+    assert path.read_text() == '{"n": 1}\n{"n": 2}\n{"n": 3}\n'
+    path.write_text('{"n"')
+    append_lines(path, [{"n": 1}])
+    assert path.read_text() == '{"n": 1}\n'
+
+
+@pytest.mark.parametrize("kind", ["state.pt", "best.json"])
+def test_a_damaged_best_is_named_before_training(tmp_path: Path, kind: str) -> None:
+    """What was the best can be had from nowhere else; whether to choose among the rest is not for us to say."""
+    Recorder(tmp_path, "score", "max", False).after_report(None, [{"step": 1, "score": 9.0}], checkpoint(tmp_path / "a", "x"))
+    file = tmp_path / "best" / kind
+    file.write_bytes(file.read_bytes()[:-1] + b"~")
+    with pytest.raises(UserError, match=rf"^checkpoint.best: .*best is damaged: {kind} is not what was saved; .*delete it"):
+        Recorder(tmp_path, "score", "max", False).catch_up()

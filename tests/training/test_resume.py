@@ -17,6 +17,7 @@ from program import ROOT, Program
 from recording_run import consumed_in
 
 from tests.patience import PATIENCE, wait_until
+from training.registered import newest_checkpoint
 
 pytestmark = pytest.mark.e2e
 
@@ -195,7 +196,10 @@ def test_two_workers_end_with_the_weights_of_two_that_nobody_disturbs(two_worker
 
 
 def test_killed_driver(start: Start, folder: Path, uninterrupted: list[dict[str, Any]]) -> None:
-    """The program is killed in the middle of the second epoch: the same command goes on, and after that says it is done."""
+    """The program is killed in the middle of the second epoch: the same command goes on, and after that says it is done.
+
+    One bit of the newest checkpoint was flipped meanwhile: it is named, and the one before it is used.
+    """
     program, run = start("driver", held=True), folder / "driver"
     wait_to_kill(program, run)
     program.family()
@@ -203,8 +207,16 @@ def test_killed_driver(start: Start, folder: Path, uninterrupted: list[dict[str,
     killed = Killed(program, run, time.time())
     go_on(run)
     assert program.wait() == -signal.SIGKILL
+    newest = newest_checkpoint(run)
+    weights = bytearray((newest / "state.pt").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (newest / "state.pt").write_bytes(weights)
     again = start("driver")
     assert again.wait() == 0, again.text()
+    assert f"{newest.name} is damaged: state.pt is not what was saved; going on from checkpoint_" in " ".join(
+        again.text().split()
+    )
+    assert (run / f"damaged-{newest.name}").is_dir()
     assert_went_on(killed)
     assert_same_curve(history(run), uninterrupted)
     assert_same_weights(folder / "driver", folder / "one")

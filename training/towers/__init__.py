@@ -1,6 +1,6 @@
 """The halves of a dual encoder, and the actors that compute a locked tower's features."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from training.towers.padding import Padded
 from training.towers.reading import tells_apart
 from training.towers.run import RunImageSettings, RunTextSettings
 from training.towers.text import BagSettings, HuggingFaceTextSettings, TextTowerSettings, TransformerSettings
+
+if TYPE_CHECKING:
+    from training.kept import Frozen
 
 ImageTowerUnion = Annotated[
     TimmSettings | HuggingFaceVisionSettings | ConvSettings | OpenClipImageSettings | RunImageSettings,
@@ -36,7 +39,7 @@ __all__ = [
 class ImageFeatures:
     """A locked image tower: uint8 [n, 3, H, W] to float32 [n, F]. Built once in an actor."""
 
-    def __init__(self, settings: ImageTowerSettings):
+    def __init__(self, settings: "ImageTowerSettings | Frozen"):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._tower = settings.build().eval().to(self._device)
 
@@ -48,7 +51,7 @@ class ImageFeatures:
 class TextFeatures:
     """A locked text tower: strings to float32 [n, F]. Built once in an actor."""
 
-    def __init__(self, settings: TextTowerSettings, tokenizer: TextTokenizer):
+    def __init__(self, settings: "TextTowerSettings | Frozen", tokenizer: TextTokenizer):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._tower = settings.build(tokenizer.vocabulary_size).eval().to(self._device)
         self._padded = Padded(self._tower, tokenizer)

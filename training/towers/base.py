@@ -7,7 +7,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field
@@ -24,9 +24,16 @@ _FEATURES_VERSION = 2
 
 
 class Tower(nn.Module):
-    """`width`: features a row."""
+    """`width`: features a row. `about`: of what `TowerSettings.rebuild` makes the same tower without weights, JSON values."""
 
     width: int
+    about: dict[str, Any]
+
+    def describe(self, **about: Any) -> Self:
+        """Remember this, and which parameters are not to be trained; called by whoever builds the tower, at the end."""
+        fixed = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+        self.about = about | {"fixed": fixed}
+        return self
 
 
 class TowerSettings(Settings):
@@ -46,6 +53,29 @@ class TowerSettings(Settings):
         name = self.weights_name()
         if name is not None and resolve(name, f"{key}.weights") is None:
             hub.check_repository(name, f"{key}.weights", name)
+
+    @abstractmethod
+    def again(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
+        """What `rebuild` asks of each kind."""
+
+    def rebuild(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
+        """The tower that `about` is of, for weights that a checkpoint holds: no file is read, no hub is asked.
+
+        Raises `UserError` where this installation cannot build it.
+        """
+        try:
+            tower = self.again(about, vocabulary_size)
+        except UserError:
+            raise
+        except Exception as error:  # each library has its own, and a checkpoint of another version any of them
+            why = str(error).strip().splitlines() or [type(error).__name__]
+            kind = getattr(self, "name", "tower")
+            raise UserError(f"checkpoint: its tower of kind {kind} cannot be built again here ({why[0][:150]})") from None
+        fixed = set(about["fixed"])
+        for name, parameter in tower.named_parameters():
+            parameter.requires_grad_(name not in fixed)
+        tower.about = about
+        return tower
 
     def identity(self, key: str) -> dict[str, Any]:
         """What decides a locked tower's features, for the name of its bank."""

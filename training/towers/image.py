@@ -16,7 +16,7 @@ from pipelines.artifacts import resolve
 from pipelines.settings import UserError
 from training.towers.base import Tower, TowerSettings, freeze_unreached, load_weights
 from training.towers.pixels import Pixels, pixels_of_processor
-from training.towers.pretrained import first_line, load_pretrained, measure
+from training.towers.pretrained import first_line, load_pretrained, measure, rebuild_pretrained
 
 
 class ImageTowerSettings(TowerSettings):
@@ -67,7 +67,19 @@ class ImageTowerSettings(TowerSettings):
             )
         width = measure(lambda: network(pixels(image)), f"image_tower: {name}")
         freeze_unreached(network, lambda: network(pixels(image)))
-        return ImageTower(network, width, pixels, self.batch_norm == "frozen")
+        return self.finished(network, width, pixels)
+
+    def finished(self, network: nn.Module, width: int, pixels: Pixels, **about: Any) -> "ImageTower":
+        """A network as a tower that can be built again: of its width, its pixels, and what its kind needs beside them."""
+        tower = ImageTower(network, width, pixels, self.batch_norm == "frozen")
+        return tower.describe(width=width, pixels=pixels.about, **about)
+
+    def again(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
+        return self.finished(self.bare(about), about["width"], Pixels(**about["pixels"]))
+
+    def bare(self, about: dict[str, Any]) -> nn.Module:
+        """The network without its weights, in eval mode."""
+        raise NotImplementedError
 
 
 class ImageTower(Tower):
@@ -160,8 +172,7 @@ class TimmSettings(ImageTowerSettings):
                 raise UserError(f"image_tower.weights: '{self.weights}' is no file; give a path, package:NAME/FILE, hub or null")
         about = timm.get_pretrained_cfg(self.model)
         own_size = about.input_size[-1] if about is not None else None
-        # Where timm says that a model is made for one size, it can be told another.
-        size = {"img_size": self.image_size} if about is not None and about.fixed_input_size else {}
+        size = self._size()
         try:
             network = timm.create_model(self.model, pretrained=of_hub, **size, **self.options)
         except Exception as error:  # the hub and each model have errors of their own
@@ -179,6 +190,20 @@ class TimmSettings(ImageTowerSettings):
         if config["input_size"][0] != 3:
             raise UserError(f"image_tower.model: {self.model} does not see images of 3 channels; give another model")
         return self.tower(network, Pixels(config["mean"], config["std"]), f"timm's {self.model}", own_size)
+
+    def bare(self, about: dict[str, Any]) -> nn.Module:
+        import timm
+
+        network = timm.create_model(self.model, pretrained=False, **self._size(), **self.options)
+        network.reset_classifier(0)
+        return network.eval()
+
+    def _size(self) -> dict[str, int]:
+        """Where timm says that a model is made for one size, it can be told another."""
+        import timm
+
+        about = timm.get_pretrained_cfg(self.model)
+        return {"img_size": self.image_size} if about is not None and about.fixed_input_size else {}
 
 
 class HuggingFaceVisionSettings(ImageTowerSettings):
@@ -199,7 +224,12 @@ class HuggingFaceVisionSettings(ImageTowerSettings):
         config = getattr(network.config, "vision_config", network.config)
         own_size = getattr(config, "image_size", None)
         name = f"{self.weights} ({type(network).__name__})"
-        return self.tower(_Pooled(network, self.projected), pixels, name, own_size if isinstance(own_size, int) else None)
+        own = own_size if isinstance(own_size, int) else None
+        tower = self.tower(_Pooled(network, self.projected), pixels, name, own)
+        return tower.describe(**tower.about, source=network.source)
+
+    def bare(self, about: dict[str, Any]) -> nn.Module:
+        return _Pooled(rebuild_pretrained(about["source"], self._image_half), self.projected).eval()
 
     def _image_half(self, network: Any) -> Any:
         if not self.projected:
@@ -249,13 +279,16 @@ class ConvSettings(ImageTowerSettings):
         return None
 
     def build(self) -> ImageTower:
+        half = (0.5, 0.5, 0.5)
+        return self.finished(self.bare({}), self.channels[-1], Pixels(half, half))
+
+    def bare(self, about: dict[str, Any]) -> nn.Module:
         stem = self.channels[0]
         layers: list[nn.Module] = [nn.Conv2d(3, stem, 3, stride=2, padding=1), nn.GroupNorm(8, stem), nn.GELU()]
         for inner, outer in zip(self.channels, self.channels[1:], strict=False):
             layers += [_Block(inner), nn.Conv2d(inner, outer, 3, stride=2, padding=1), nn.GroupNorm(8, outer), nn.GELU()]
         layers += [_Block(self.channels[-1]), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(self.channels[-1])]
-        half = (0.5, 0.5, 0.5)
-        return ImageTower(nn.Sequential(*layers), self.channels[-1], Pixels(half, half), False)
+        return nn.Sequential(*layers)
 
 
 class _Block(nn.Module):

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,16 @@ from torch import Tensor, nn
 
 from pipelines import hub
 from pipelines.artifacts import resolve
-from pipelines.settings import UserError
+from pipelines.settings import UserError, digest
 from pipelines.tokenizer import TextTokenizer
-from training.towers.base import TowerSettings, freeze_unreached
+from training.towers.base import Tower, TowerSettings, freeze_unreached
 from training.towers.image import ImageTower, ImageTowerSettings
 from training.towers.pixels import Pixels
 from training.towers.text import TextTower, TextTowerSettings
+
+# In place of the half that is thrown away.
+_SMALL_TEXT = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
+_SMALL_VISION = {"image_size": 8, "patch_size": 8, "width": 64, "layers": 1}
 
 
 class _OpenClipSettings(TowerSettings):
@@ -87,6 +92,18 @@ class _OpenClipSettings(TowerSettings):
             why = " ".join(str(error).split())[:300]
             raise UserError(f"weights: '{self.weights}' cannot be loaded into open_clip's {self.model}: {why}") from None
 
+    def rebuilt(self, config: dict[str, Any]) -> Any:
+        """A model of an open_clip config, whatever this installation calls by its name, with weights that are still to come."""
+        import open_clip
+
+        name = f"raylign-{digest(config)[:12]}"
+        if name not in open_clip.list_models():
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / f"{name}.json"
+                file.write_text(json.dumps(config), encoding="utf-8")
+                open_clip.add_model_config(file)
+        return open_clip.create_model(name, load_weights=False)
+
     def _published(self) -> dict[str, dict[str, Any]]:
         """What open_clip knows of each of the model's tags."""
         import open_clip
@@ -126,7 +143,13 @@ class OpenClipImageSettings(_OpenClipSettings, ImageTowerSettings):
             )
         visual: Any = self.load().visual
         pixels = Pixels(visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"])
-        return self.tower(visual, pixels, f"open_clip's {self.model}", sees)
+        tower = self.tower(visual, pixels, f"open_clip's {self.model}", sees)
+        return tower.describe(**tower.about, config=self.config())
+
+    def bare(self, about: dict[str, Any]) -> nn.Module:
+        names = ("embed_dim", "vision_cfg", "quick_gelu")
+        config = {name: value for name, value in about["config"].items() if name in names}
+        return self.rebuilt(config | {"text_cfg": _SMALL_TEXT}).visual.eval()
 
 
 class OpenClipTextSettings(_OpenClipSettings, TextTowerSettings):
@@ -154,7 +177,14 @@ class OpenClipTextSettings(_OpenClipSettings, TextTowerSettings):
 
     def build(self, vocabulary_size: int) -> TextTower:
         config = self.config()
-        return _OpenClipText(self.load(), config["embed_dim"], config["text_cfg"].get("context_length", 77))
+        return self._tower(self.load(), config).describe(config=config)
+
+    def again(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
+        config = about["config"]
+        return self._tower(self.rebuilt(config | {"vision_cfg": _SMALL_VISION}), config).eval()
+
+    def _tower(self, model: Any, config: dict[str, Any]) -> "_OpenClipText":
+        return _OpenClipText(model, config["embed_dim"], config["text_cfg"].get("context_length", 77))
 
 
 class _OpenClipText(TextTower):

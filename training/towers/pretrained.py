@@ -4,6 +4,7 @@
 every process that reads a checkpoint or computes a bank, so such numbers would be other ones each time.
 """
 
+import json
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -21,7 +22,8 @@ def load_pretrained(
 
     `weights`: hub name, folder, or package:NAME/FILE; `key` names the setting in errors. `part` is given the whole model, removes
     what does not run, and returns what does: weights of nothing else are asked for. `may_lack`: submodules of the part, such as a
-    pooler, that are set to None where the file has none of their weights.
+    pooler, that are set to None where the file has none of their weights. `source` of what is returned is JSON values of which
+    `rebuild_pretrained` makes it again, without weights.
 
     Raises `UserError` where there is no such model, and where the file lacks weights of the part or has them in another shape.
     """
@@ -42,15 +44,17 @@ def load_pretrained(
     wrong = {name: f"{_shape(theirs)} in the file, {_shape(ours)} here" for name, theirs, ours in info["mismatched_keys"]}
     # How often a BatchNorm was updated decides nothing, and old files do not count it.
     wrong |= {name: "" for name in info["missing_keys"] if not name.endswith("num_batches_tracked")}
+    config = json.loads(network.config.to_json_string())
     tensors = dict(network.state_dict(keep_vars=True))
     lacking = {id(tensors[name]): name for name in wrong if name in tensors}
 
-    used = part(network)
+    used, without = part(network), []
     for name in may_lack:
         module = getattr(used, name, None)
         weights_of = [id(tensor) for tensor in module.state_dict(keep_vars=True).values()] if module is not None else []
         if weights_of and all(tensor in lacking for tensor in weights_of):
             setattr(used, name, None)
+            without.append(name)
     needed = used.state_dict(keep_vars=True).values()
     names = sorted({lacking[id(tensor)] for tensor in needed if id(tensor) in lacking})
     if names:
@@ -62,7 +66,27 @@ def load_pretrained(
             f"{key}: {weights} lacks {len(names)} of the {len(needed)} weights that {type(network).__name__} runs with: "
             f"{some}{more}{reads}; give a file saved from this kind of model"
         )
+    used.source = {"config": _without_places(config), "without": without}
     return used.eval()
+
+
+def rebuild_pretrained(source: dict[str, Any], part: Callable[[Any], Any]) -> Any:
+    """What `load_pretrained` returned, with weights that are still to come, in eval mode."""
+    from transformers import CONFIG_MAPPING, AutoModel
+
+    config = CONFIG_MAPPING[source["config"]["model_type"]].from_dict(source["config"])
+    used = part(AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False))
+    for name in source["without"]:
+        setattr(used, name, None)
+    used.source = source
+    return used.eval()
+
+
+def _without_places(tree: Any) -> Any:
+    """A config without the places that it came from, which say nothing of what it is."""
+    if isinstance(tree, dict):
+        return {key: _without_places(value) for key, value in tree.items() if key != "_name_or_path"}
+    return [_without_places(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def measure(run: Callable[[], Tensor], key: str) -> int:

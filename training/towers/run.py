@@ -1,15 +1,15 @@
 """Either half of a dual encoder that raylign trained, tower and head: a teacher, an encoder of guides, or a start."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
 from pipelines.settings import UserError
+from pipelines.storage import LocalPlace
 from pipelines.tokenizer import TextTokenizer
-from training.towers.base import TowerSettings
+from training.towers.base import Tower, TowerSettings
 from training.towers.image import ImageTower, ImageTowerSettings
 from training.towers.text import TextTower, TextTowerSettings
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 class _RunSettings(TowerSettings):
     name: Literal["run"]
-    path: Path = Field(description="folder of a run, or one of its checkpoints")
+    path: LocalPlace = Field(description="folder of a run, or one of its checkpoints")
 
     def weights_name(self) -> str | None:
         from training.checkpoint import find_checkpoint  # a checkpoint has towers, which may be these
@@ -42,7 +42,18 @@ class RunImageSettings(_RunSettings, ImageTowerSettings):
         if sees != self.image_size:
             raise UserError(f"image_size: {self.image_size}, but {self.path} sees {sees} pixels; pass image_size={sees}")
         assert isinstance(found.encoder.image_tower, ImageTower)
-        return _RunImage(found.encoder.image_tower, found.encoder.image_head, found.settings.embed_dim)
+        settings = found.settings.image_tower.model_dump(mode="json")
+        tower = _RunImage(found.encoder.image_tower, found.encoder.image_head, found.settings.embed_dim)
+        head = found.settings.heads[0].model_dump(mode="json")
+        return tower.describe(settings=settings, tower=found.encoder.image_tower.about, head=head, width=tower.width)
+
+    def again(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
+        from training.towers import ImageTowerUnion
+
+        settings: ImageTowerSettings = TypeAdapter(ImageTowerUnion).validate_python(about["settings"])
+        tower = settings.rebuild(about["tower"], 0)
+        assert isinstance(tower, ImageTower)
+        return _RunImage(tower, _head(about, tower.width), about["width"]).eval()
 
 
 class RunTextSettings(_RunSettings, TextTowerSettings):
@@ -60,7 +71,26 @@ class RunTextSettings(_RunSettings, TextTowerSettings):
     def build(self, vocabulary_size: int) -> TextTower:
         found = self.load()
         assert found.encoder.text_tower is not None
-        return _RunText(found.encoder.text_tower, found.encoder.text_head, found.settings.embed_dim)
+        settings = found.settings.text_tower.model_dump(mode="json")
+        tower = _RunText(found.encoder.text_tower, found.encoder.text_head, found.settings.embed_dim)
+        head = found.settings.heads[1].model_dump(mode="json")
+        return tower.describe(settings=settings, tower=found.encoder.text_tower.about, head=head, width=tower.width)
+
+    def again(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
+        from training.towers import TextTowerUnion
+
+        settings: TextTowerSettings = TypeAdapter(TextTowerUnion).validate_python(about["settings"])
+        tower = settings.rebuild(about["tower"], vocabulary_size)
+        assert isinstance(tower, TextTower)
+        return _RunText(tower, _head(about, tower.width), about["width"]).eval()
+
+
+def _head(about: dict[str, Any], width: int) -> nn.Module:
+    """A run's head, without weights."""
+    from training.encoder import HeadUnion  # which has towers
+
+    settings: Any = TypeAdapter(HeadUnion).validate_python(about["head"])
+    return settings.build(width, about["width"])
 
 
 class _RunImage(ImageTower):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipelines.settings import UserError
 from pipelines.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 from training.towers.base import Tower, TowerSettings, freeze_unreached, mean_over_tokens
-from training.towers.pretrained import first_line, load_pretrained, measure
+from training.towers.pretrained import first_line, load_pretrained, measure, rebuild_pretrained
 from training.towers.reading import first_sees_the_rest, positions, reads_padding, text_half, words_of
 
 
@@ -86,9 +86,18 @@ class HuggingFaceTextSettings(TextTowerSettings):
                 f"text_tower.weights: the tokenizer of {self.weights} gives ids up to {vocabulary_size - 1}, and the model knows "
                 f"{known} tokens; give a folder whose tokenizer and model belong together"
             )
-        tower = _ProjectedText(network) if self.projected else _HuggingFaceText(network, self.pooling)
+        tower = self._tower(network)
         self._check(tower, usable, known)
-        return tower
+        sizes = {"width": tower.width, "states_width": tower.states_width}
+        return tower.describe(source=network.source, **sizes)
+
+    def again(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
+        tower = self._tower(rebuild_pretrained(about["source"], self._part))
+        tower.width, tower.states_width = about["width"], about["states_width"]
+        return tower.eval()
+
+    def _tower(self, network: Any) -> "_HuggingFaceText | _ProjectedText":
+        return _ProjectedText(network) if self.projected else _HuggingFaceText(network, self.pooling)
 
     def _part(self, network: Any) -> Any:
         """What of a model runs."""
@@ -165,6 +174,9 @@ class _FromScratch(TextTowerSettings):
     def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
         return train_tokenizer(corpus(), self.vocabulary_size, self.max_tokens)
 
+    def again(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
+        return self.build(vocabulary_size)
+
 
 class BagSettings(_FromScratch):
     """Mean of word-piece embeddings and an MLP, for training from scratch on little data."""
@@ -172,7 +184,7 @@ class BagSettings(_FromScratch):
     name: Literal["bag"]
 
     def build(self, vocabulary_size: int) -> TextTower:
-        return _Bag(vocabulary_size, self.width)
+        return _Bag(vocabulary_size, self.width).describe()
 
 
 class _Bag(TextTower):
@@ -199,7 +211,7 @@ class TransformerSettings(_FromScratch):
     def build(self, vocabulary_size: int) -> TextTower:
         if self.width % self.heads:
             raise UserError(f"text_tower.heads: {self.heads} does not divide text_tower.width {self.width}")
-        return _Transformer(vocabulary_size, self)
+        return _Transformer(vocabulary_size, self).describe()
 
 
 class _Transformer(TextTower):

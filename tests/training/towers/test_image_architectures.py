@@ -278,6 +278,18 @@ def test_every_parameter_that_trains_gets_a_gradient(
     tower.zero_grad(set_to_none=True)
 
 
+def test_it_is_built_again_without_its_files(
+    name: str, saved: dict[str, ImageTowerSettings], towers: Callable[[str], ImageTower]
+) -> None:
+    """Of what a checkpoint tells and its weights: the same row, and the same parameters to be trained."""
+    tower, gone = towers(name), {"weights": "/nowhere/at/all"}
+    again = saved[name].model_copy(update=gone).rebuild(json.loads(json.dumps(tower.about)), 0)
+    again.load_state_dict(tower.state_dict())
+    size = saved[name].image_size
+    assert torch.equal(rows(again, size), rows(tower, size)) and again.width == tower.width  # type: ignore[arg-type]
+    assert {n: p.requires_grad for n, p in again.named_parameters()} == {n: p.requires_grad for n, p in tower.named_parameters()}
+
+
 PROCESS = """
 import sys, json, numpy as np, open_clip
 from pathlib import Path

@@ -122,6 +122,23 @@ def test_short_captions_are_read_short_and_have_the_same_rows(name: str, folders
         torch.testing.assert_close(tower(ids, mask), tower(*map(torch.from_numpy, tokenizer(short))), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", [*TEXT, *DUAL])
+def test_it_is_built_again_without_its_files(name: str, folders: dict[str, Path]) -> None:
+    """Of what a checkpoint tells and its weights: the same rows, and the same parameters to be trained."""
+    tree = {"name": "huggingface", "weights": str(folders[name]), "max_tokens": POSITIONS, "projected": name in DUAL}
+    settings = HuggingFaceTextSettings.model_validate(tree)
+    tokenizer = settings.tokenizer(list)
+    tower = settings.build(tokenizer.vocabulary_size).eval()
+    gone = settings.model_copy(update={"weights": "/nowhere/at/all"})
+    again = gone.rebuild(json.loads(json.dumps(tower.about)), tokenizer.vocabulary_size)
+    again.load_state_dict(tower.state_dict())
+    ids, mask = map(torch.from_numpy, tokenizer(CAPTIONS))
+    with torch.no_grad():
+        assert torch.equal(again(ids, mask), tower(ids, mask))
+    assert again.width == tower.width and again.states_width == tower.states_width  # type: ignore[attr-defined]
+    assert {n: p.requires_grad for n, p in again.named_parameters()} == {n: p.requires_grad for n, p in tower.named_parameters()}
+
+
 @pytest.mark.parametrize("name", ["bert", "roberta", "mpnet", "deberta", "modernbert"])
 def test_the_first_token_of_models_that_look_both_ways(name: str, folders: dict[str, Path]) -> None:
     own = tower_rows(str(folders[name]), pooling="cls")

@@ -1,0 +1,81 @@
+"""A key that takes a path either reads and writes object stores, or refuses their URIs: none makes a folder called s3: of one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import pytest
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from evaluation.config import EvaluateSettings
+from pipelines.artifacts import resolve
+from pipelines.config import PrepareSettings
+from pipelines.settings import UserError, _classes, load
+from training.banks import BankSettings
+from training.config import TrainSettings
+from tuning.config import SweepSettings
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS: list[type[BaseModel]] = [PrepareSettings, BankSettings, TrainSettings, EvaluateSettings, SweepSettings]
+
+
+def mentions_path(annotation: Any) -> bool:
+    return annotation is Path or any(mentions_path(part) for part in get_args(annotation))
+
+
+def keys_with_paths() -> Iterator[tuple[str, TypeAdapter[Any]]]:
+    """Of all settings of all programs."""
+    todo, seen = list(PROGRAMS), set(PROGRAMS)
+    while todo:
+        model = todo.pop()
+        for name, field in model.model_fields.items():
+            annotation: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation  # type: ignore[valid-type]
+            if mentions_path(annotation):
+                yield f"{model.__name__}.{name}", TypeAdapter(annotation)
+            new = [cls for cls in _classes(field.annotation) if cls not in seen]
+            seen.update(new)
+            todo += new
+
+
+@pytest.mark.parametrize("uri", ["s3://b/runs", "gs://b/runs", "memory://runs"])
+def test_no_key_makes_a_local_path_of_a_uri(uri: str) -> None:
+    found = {}
+    for key, adapter in keys_with_paths():
+        try:
+            found[key] = str(adapter.validate_python(uri))
+            assert isinstance(adapter.validate_python(uri), str), f"{key} takes {uri} for a local path"
+        except ValidationError as error:
+            found[key] = f"{error}"
+            assert f"'{uri}' is not on a disk" in str(error), key
+    refused = {key for key, value in found.items() if value != uri}
+    assert {"TrainSettings.storage", "SweepSettings.storage", "EvaluateSettings.output", "RunImageSettings.path"} <= refused
+    assert found["PrepareSettings.output"] == found["DataSettings.path"] == uri
+
+
+@pytest.mark.parametrize(
+    ("model", "file", "key"),
+    [
+        (TrainSettings, "training/configs/openmoji.yaml", "storage"),
+        (SweepSettings, "tuning/sweeps/smoke.yaml", "storage"),
+        (EvaluateSettings, "evaluation/configs/openmoji.yaml", "output"),
+        (EvaluateSettings, "evaluation/configs/openmoji.yaml", "checkpoint"),
+    ],
+)
+def test_it_is_told_in_one_line(model: type[Any], file: str, key: str) -> None:
+    for uri in ("s3://user:secret@b/runs", "s3:/b/runs"):
+        with pytest.raises(UserError) as caught:
+            load(model, ROOT / file, {key: uri})
+        text = str(caught.value)
+        assert f"{key}: 's3:/" in text and "give a local path" in text and "\n" not in text and "secret" not in text
+
+
+def test_weights_too() -> None:
+    with pytest.raises(UserError, match=r"^k: s3://b/w.pt is not on a disk; give a local path"):
+        resolve("s3://b/w.pt", "k")
+
+
+def test_a_local_path_may_be_a_file_uri_or_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for given, wanted in {"file:///a/b": "/a/b", "~/runs": "/home/me/runs", "a b/c:d": "a b/c:d", "runs": "runs"}.items():
+        assert load(TrainSettings, ROOT / "training/configs/openmoji.yaml", {"storage": given}).storage == Path(wanted)
+    assert load(TrainSettings, ROOT / "training/configs/openmoji.yaml", {"data.path": "~/d"}).data.path == Path("/home/me/d")

@@ -1,0 +1,79 @@
+"""A process of its own that knows a run's folder and no other file of its towers: what it embeds, and how it goes on.
+
+Argument: a folder with `runs.json`, names of runs to the settings that they go on with. The rows go into `rows.npz` beside it.
+"""
+
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipelines.banks import Pool
+from pipelines.display import Display
+from pipelines.lookup import bank_rows
+from pipelines.prepared import Prepared
+from pipelines.settings import validate
+from pipelines.stream import Worker
+from training.checkpoint import find_checkpoint, load_checkpoint, load_embedder
+from training.config import TrainSettings
+from training.loop import build_state
+from training.plan import held_out_data, keep_towers, make_order, make_plan
+from training.registered import settle
+
+TEXTS = ["a square of colour 3", "A photo of TWO cats, on a mat!"]
+
+
+def images() -> list[Image.Image]:
+    """The same in every process."""
+    return [Image.fromarray(np.random.default_rng(n).integers(0, 256, (20, 30, 3), dtype=np.uint8)) for n in range(2)]
+
+
+def embedded(run: Path) -> dict[str, np.ndarray]:
+    """By the newest checkpoint of a run."""
+    embedder = load_embedder(str(run))
+    return {"images": embedder.embed_images(images()), "texts": embedder.embed_texts(TEXTS)}
+
+
+def going_on(run: Path, tree: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What a run sees that goes on: features that no checkpoint holds, ids of its words, and its weights in a row."""
+    settings = validate(TrainSettings, tree, "run")
+    prepared, checkpoint = Prepared.open(settings.data.path), settle(run, print)
+    data, order = held_out_data(settings, prepared), make_order(settings, prepared)
+    plan = make_plan(settings, prepared, data, order, Pool(0), Display(quiet=True), run, checkpoint)
+    keep_towers(plan, run)
+    _, state = build_state(plan, Worker(0, 1, torch.device("cpu"), 1.0), checkpoint)
+    if checkpoint is not None:
+        load_checkpoint(find_checkpoint(run), state, plan, torch.device("cpu"))
+    guides = plan.stream.guides
+    banks = [plan.stream.image_bank, plan.stream.text_bank, *([guides.image_bank, guides.text_bank] if guides else [])]
+    found = {f"bank {n}": np.asarray(bank_rows(bank)) for n, bank in enumerate(banks) if bank is not None}
+    found["ids"] = plan.tokenizer(TEXTS)[0]
+    if plan.stream.guide_tokenizer is not None:
+        guide_ids, mask = map(torch.from_numpy, plan.stream.guide_tokenizer(TEXTS))
+        batch: Any = {"image": torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "guide_text": guide_ids, "guide_mask": mask}
+        with torch.no_grad():
+            found["guide"] = state.teacher(batch)["guide_texts"].numpy()
+    if checkpoint is not None:
+        weights = [p.detach().reshape(-1) for p in state.encoder.parameters()]
+        found["weights"] = torch.cat(weights).numpy()
+        found["trained"] = np.asarray([p.requires_grad for p in state.encoder.parameters()])
+    return found
+
+
+def no_network(*_: Any, **__: Any) -> Any:
+    raise OSError("no network here")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    socket.getaddrinfo = socket.create_connection = no_network
+    root, rows = Path(sys.argv[1]), {}
+    for name, tree in json.loads((root / "runs.json").read_text()).items():
+        for key, value in (embedded(root / name) | going_on(root / name, tree)).items():
+            rows[f"{name} {key}"] = value
+    np.savez(root / "rows.npz", **rows)
