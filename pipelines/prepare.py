@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines import cluster, storage
+from pipelines import cluster, interrupts, storage
 from pipelines.config import PrepareSettings
 from pipelines.display import Display
 from pipelines.examine import FILTERED, NOT_FOUND
@@ -129,8 +129,12 @@ def _read(parts: list[Part], content: Place, settings: PrepareSettings, display:
     cluster.start(display.verbose)
     known = [part.rows for part in parts if part.rows is not None]
     total = sum(known) if len(known) == len(parts) else None
-    with display.task(f"prepare {settings.source.title()}", total or len(parts)) as task:
-        for finished, (rows, reasons) in enumerate(read_parts(missing, content, settings), len(parts) - len(missing) + 1):
+    before = finished = len(parts) - len(missing)
+    with (
+        display.task(f"prepare {settings.source.title()}", total or len(parts)) as task,
+        interrupts.keeping(lambda: f"{finished} of {len(parts)} parts are kept"),
+    ):
+        for finished, (rows, reasons) in enumerate(read_parts(missing, content, settings), before + 1):
             counts.add(rows, reasons)
             note = f"{counts.reasons.total():,} left out"
             task.update(counts.read if total else finished, note if total else f"parts, {counts.read:,} rows, {note}")

@@ -2,9 +2,13 @@
 
 import sys
 
-from pipelines.cli import run_program
-from pipelines.display import Display
-from training.config import TrainSettings
+from pipelines import interrupts
+
+interrupts.install()  # importing torch takes seconds, in which somebody may think better of it
+
+from pipelines.cli import run_program  # noqa: E402
+from pipelines.display import Display  # noqa: E402
+from training.config import TrainSettings  # noqa: E402
 
 PURPOSE = """Train a dual encoder on a prepared dataset with Ray Train, score it on held-out pairs, and write a report.
 The same command again goes on where an interrupted run was; a finished run says so."""

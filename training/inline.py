@@ -19,12 +19,13 @@ from training.checkpoint import NEWEST, newest_checkpoint
 from training.loop import DivergenceError, train
 from training.metrics_log import Recorder
 from training.plan import Plan
+from training.stopping import Asked, Stopped
 
 
 def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Train to the end; `heard(line)` is called after each line of metrics.jsonl. Returns what the loop returned.
 
-    Raises `DivergenceError` where the loss is no longer a number.
+    Raises `DivergenceError` where the loss is no longer a number, and `Stopped` where the run was asked to stop.
     """
     settings = plan.settings
     for left in folder.glob("partial-*"):
@@ -41,9 +42,12 @@ def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]
 
     checkpoint = ray.train.Checkpoint.from_directory(newest_checkpoint(folder)) if (folder / NEWEST).exists() else None
     device = torch.device("cuda" if settings.resources.use_gpu else "cpu")
-    returned = train(plan, Worker(0, 1, device, settings.resources.data_cpus), report, checkpoint)
+    with Asked(folder) as asked:
+        returned = train(plan, Worker(0, 1, device, settings.resources.data_cpus), report, checkpoint, asked)
     if "failed" in returned:
         raise DivergenceError(f"training stopped: {returned['failed']}")
+    if "stopped" in returned:
+        raise Stopped(returned["stopped"])
     return returned
 
 

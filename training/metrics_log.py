@@ -14,6 +14,7 @@ from typing import Any
 import ray.train
 
 from evaluation.suite import mean_recalls
+from pipelines.causes import cause_of, first_cause
 from pipelines.settings import UserError
 from training.checkpoint import keep_snapshot, newest_checkpoint
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, read_metrics
@@ -125,5 +126,6 @@ class Recorder(ray.train.UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called in the controller before it restarts workers."""
         with (self._run / "restarts.jsonl").open("a", encoding="utf-8") as file:
-            errors = {rank: str(error).strip().split("\n")[-1][:300] for rank, error in worker_exceptions.items()}
-            file.write(json.dumps({"time": round(time.time(), 3), "workers": errors}) + "\n")
+            errors = {rank: cause_of(error) for rank, error in worker_exceptions.items()}
+            line = {"time": round(time.time(), 3), "cause": first_cause(worker_exceptions), "workers": errors}
+            file.write(json.dumps(line) + "\n")

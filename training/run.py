@@ -24,12 +24,13 @@ import numpy as np
 import ray
 
 from evaluation.suite import HeldOut, Scores, mean_recalls, metric_names, score
-from pipelines import cluster, yaml_text
+from pipelines import cluster, interrupts, yaml_text
 from pipelines.banks import Pool
 from pipelines.display import Display
+from pipelines.interrupts import Interrupted
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, difference, read_yaml, validate
-from training.checkpoint import newest_checkpoint
+from training.checkpoint import newest_checkpoint, newest_step
 from training.chosen import test_chosen
 from training.config import TrainSettings
 from training.fit import fit
@@ -37,6 +38,9 @@ from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import Plan, check_build, held_out_data, make_order, make_plan, test_data
 from training.report import write_report
 from training.resources import Cluster, plan_resources
+from training.stopping import Stopped
+
+LOCK = ".lock"  # in a run's folder, from its first start on
 
 
 def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
@@ -51,7 +55,8 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         display.line(f"{folder}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again")
         _show(done, display, folder)
         return done
-    with only_one(folder):
+    begun = (folder / LOCK).exists()
+    with only_one(folder), interrupts.keeping(lambda: _kept(folder)):
         phases = _Phases()
         cluster.start(display.verbose)
         _check_metric(settings, [theirs for _, theirs in data])
@@ -66,7 +71,12 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         phases.end("features")
         (folder / "config.yaml").write_text(yaml_text.dump(settings.model_dump(mode="json")), encoding="utf-8")
         _announce(plan, display)
-        returned = fit(plan, folder, data_cpus, display)
+        if begun:
+            _tell_where(folder, plan, display)
+        try:
+            returned = fit(plan, folder, data_cpus, display)
+        except Stopped:
+            raise Interrupted(_kept(folder)) from None
         phases.end("training")
         tested = {} if plan.test is None else {"test": test_chosen(plan, folder, data_cpus, display)}
         if tested:
@@ -111,7 +121,7 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
 def only_one(folder: Path) -> Iterator[None]:
     """One process a run. The lock goes with the process, however it ends; a run that never began leaves no folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -119,7 +129,7 @@ def only_one(folder: Path) -> Iterator[None]:
         try:
             yield
         except UserError:
-            if [path.name for path in folder.iterdir()] == [".lock"]:
+            if [path.name for path in folder.iterdir()] == [LOCK]:
                 shutil.rmtree(folder)
             raise
 
@@ -168,6 +178,21 @@ def _check_metric(settings: TrainSettings, data: list[HeldOut]) -> None:
     known = [name for theirs in data for name in metric_names(theirs)]
     if best not in (*known, "loss"):
         raise UserError(f"checkpoint.best: '{best}' is no metric of this run; it has: loss, {', '.join(known)}")
+
+
+def _kept(folder: Path) -> str:
+    """What is left of a run that was interrupted."""
+    step = newest_step(folder)
+    return "no checkpoint was saved yet" if step is None else f"step {step:,} is kept in {newest_checkpoint(folder)}"
+
+
+def _tell_where(folder: Path, plan: Plan, display: Display) -> None:
+    """Where a run goes on that was started before."""
+    step = newest_step(folder)
+    if step is None:
+        display.line(f"{folder}: started before, but there is no checkpoint to go on from; training begins at step 0")
+    else:
+        display.line(f"{folder}: going on from step {step:,} of {plan.total_steps:,}")
 
 
 def _announce(plan: Plan, display: Display) -> None:

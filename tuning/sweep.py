@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines import interrupts
 from pipelines.display import Display
 from pipelines.settings import UserError, difference
 from training.config import TrainSettings
@@ -45,8 +46,14 @@ def sweep(settings: SweepSettings, display: Display, command: str) -> None:
         display.line(f"{place}: finished before; add seeds, trials or cells, give another name=, or overwrite=true to start anew")
         _conclude(plan, schedule, before, display)
         return
-    with only_one(place):
+    with only_one(place), interrupts.keeping(lambda: _kept(plan, schedule)):
         _run(plan, schedule, first, before, command, display)
+
+
+def _kept(plan: SweepPlan, schedule: Schedule) -> str:
+    """What is left of a sweep that was interrupted."""
+    ended = sum(plan.folder.ended(name) is not None for name in schedule.seen)
+    return f"{ended} of {sum(schedule.planned.values())} trials have ended, those under way are kept at their newest checkpoints"
 
 
 def _run(
@@ -153,7 +160,8 @@ def _tune(
                 failure_config=tune.FailureConfig(max_failures=settings.retries),
             ),
         )
-        tuner.fit()
+        with interrupts.asking(feeder.stop):
+            tuner.fit()
 
 
 def _cluster() -> Any:

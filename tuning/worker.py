@@ -29,6 +29,7 @@ from training.loop import DivergenceError
 from training.metrics_file import read_metrics
 from training.plan import Plan, check_build, held_out_data, make_order, make_plan
 from training.run import result_of
+from training.stopping import Stopped
 from tuning.items import write_items
 from tuning.trials import Folder, Outcome, evaluations, outcome_of, score_of, write_result
 
@@ -44,6 +45,8 @@ def run_trial(config: dict[str, Any]) -> None:
             return
         try:
             outcome = _train(config, folder)
+        except Stopped:  # with the whole sweep: without an outcome it goes on when the sweep does
+            return
         except Exception as error:
             outcome = _failure(error, read_metrics(folder.of(name) / "metrics.jsonl"))
         # A run that was stopped from outside may come apart after the sweep has noted that it was.
