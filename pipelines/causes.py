@@ -7,6 +7,8 @@ in whatever they had to say to it: that their connection broke is how they learn
 import re
 from collections.abc import Mapping
 
+from pipelines.settings import UserError
+
 _LONGEST = 400  # characters of what an exception says
 # How torch's gloo and NCCL, and Ray Train's barrier, say that another worker is gone.
 _BROKEN = re.compile(
@@ -39,6 +41,8 @@ def cause_of(error: BaseException) -> str:
     """What went wrong, in one line."""
     error = innermost(error)
     name, text = type(error).__name__, _text(error)
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
     if name == "RuntimeEnvSetupError":
         return f"its process could not be set up: {text}"
     if getattr(error, "actor_init_failed", False):
@@ -59,9 +63,8 @@ def first_cause(failures: Mapping[int, BaseException]) -> str:
     own = {rank: error for rank, error in found.items() if not is_broken_connection(error)}
     if not own:
         rank, error = next(iter(found.items()))
-        return (
-            f"a worker was lost, or the network between them: worker {rank} lost its connection to another ({_text(error)[:160]})"
-        )
+        lost = f"worker {rank} lost its connection to another ({_text(error)[:160]})"
+        return f"a worker was lost, or the network between workers: {lost}"
     # An exception says more than a death, and whoever raised one did not die of the others.
     rank = min(own, key=lambda rank: (_of_ray(own[rank]), rank))
     cause = f"worker {rank}: {cause_of(own[rank])}"

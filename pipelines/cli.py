@@ -101,9 +101,11 @@ def _stop(kept: str, again: str) -> int:
 
 
 def _again(package: str, arguments: Sequence[str], overwrites: bool) -> str:
-    """The command that goes on: never by deleting what is there."""
+    """The command that goes on: never by deleting what is there, whether an argument or the config asked for that."""
     kept = [argument for argument in arguments if not argument.startswith("overwrite=")]
-    return shlex.join(["python", "-m", package, *kept, *(["overwrite=false"] if overwrites else [])])
+    if overwrites and len(kept) == len(arguments):
+        kept.append("overwrite=false")
+    return shlex.join(["python", "-m", package, *kept])
 
 
 def _lost(error: Exception) -> bool:

@@ -113,14 +113,6 @@ def newest_checkpoint(run: Path) -> Path:
         ) from None
 
 
-def newest_step(run: Path) -> int | None:
-    """The step that a run would go on from; None where it would start anew."""
-    try:
-        return int(newest_checkpoint(run).name.rpartition("_")[2])
-    except (UserError, ValueError):
-        return None
-
-
 class Trained(NamedTuple):
     """A checkpoint's dual encoder with both towers, locked ones too, on the CPU and in eval mode; and how it was trained."""
 

@@ -17,7 +17,7 @@ from pipelines import interrupts
 from pipelines.causes import cause_of, first_cause
 from pipelines.display import Display
 from pipelines.settings import UserError
-from training.checkpoint import mend_snapshot, newest_step
+from training.checkpoint import mend_snapshot, newest_checkpoint
 from training.config import ResourceSettings
 from training.loop import HELD, DivergenceError, train_worker
 from training.metrics_file import read_metrics
@@ -54,6 +54,14 @@ def fit(
     if "stopped" in returned:
         raise Stopped(returned["stopped"])
     return returned
+
+
+def newest_step(run: Path) -> int | None:
+    """The step that a run would go on from; None where it would start anew."""
+    try:
+        return int(newest_checkpoint(run).name.rpartition("_")[2])
+    except (UserError, ValueError):
+        return None
 
 
 def _stop_workers(folder: Path) -> None:

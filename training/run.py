@@ -30,10 +30,10 @@ from pipelines.display import Display
 from pipelines.interrupts import Interrupted
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, difference, read_yaml, validate
-from training.checkpoint import newest_checkpoint, newest_step
+from training.checkpoint import newest_checkpoint
 from training.chosen import test_chosen
 from training.config import TrainSettings
-from training.fit import fit
+from training.fit import fit, newest_step
 from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import Plan, check_build, held_out_data, make_order, make_plan, test_data
 from training.report import write_report
@@ -57,6 +57,8 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         return done
     begun = (folder / LOCK).exists()
     with only_one(folder), interrupts.keeping(lambda: _kept(folder)):
+        if begun:
+            _tell_where(folder, order.steps_per_epoch * settings.epochs, display)
         phases = _Phases()
         cluster.start(display.verbose)
         _check_metric(settings, [theirs for _, theirs in data])
@@ -71,8 +73,6 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         phases.end("features")
         (folder / "config.yaml").write_text(yaml_text.dump(settings.model_dump(mode="json")), encoding="utf-8")
         _announce(plan, display)
-        if begun:
-            _tell_where(folder, plan, display)
         try:
             returned = fit(plan, folder, data_cpus, display)
         except Stopped:
@@ -186,13 +186,13 @@ def _kept(folder: Path) -> str:
     return "no checkpoint was saved yet" if step is None else f"step {step:,} is kept in {newest_checkpoint(folder)}"
 
 
-def _tell_where(folder: Path, plan: Plan, display: Display) -> None:
+def _tell_where(folder: Path, steps: int, display: Display) -> None:
     """Where a run goes on that was started before."""
     step = newest_step(folder)
     if step is None:
         display.line(f"{folder}: started before, but there is no checkpoint to go on from; training begins at step 0")
     else:
-        display.line(f"{folder}: going on from step {step:,} of {plan.total_steps:,}")
+        display.line(f"{folder}: going on from step {step:,} of {steps:,}")
 
 
 def _announce(plan: Plan, display: Display) -> None:
