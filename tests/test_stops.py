@@ -1,4 +1,4 @@
-"""The table of docs/cluster.md: a signal at the start of a run, in its features, in an evaluation. What is told, the exit code,
+"""The table of docs/stopping.md: a signal at the start of a run, in its features, in an evaluation. What is told, the exit code,
 what is kept, and what the next start says. No Ray; training, preparing, sweeps and jobs are in the tests of what they are.
 """
 
