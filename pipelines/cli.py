@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from pipelines import interrupts, yaml_text
-from pipelines.causes import cause_of
+from pipelines.causes import cause_of, innermost
 from pipelines.display import Display
 from pipelines.remote import shown
 from pipelines.settings import Settings, UserError, describe, load, parse_overrides
@@ -110,8 +110,8 @@ def _again(package: str, arguments: Sequence[str], overwrites: bool) -> str:
 
 def _lost(error: Exception) -> bool:
     """Whether a process or node of Ray was lost, or never there: not a bug, which shows its traceback."""
-    exceptions = sys.modules.get("ray.exceptions")
-    return exceptions is not None and isinstance(error, exceptions.RayError) and not isinstance(error, exceptions.RayTaskError)
+    exceptions, inner = sys.modules.get("ray.exceptions"), innermost(error)
+    return exceptions is not None and isinstance(inner, exceptions.RayError) and not isinstance(inner, exceptions.RayTaskError)
 
 
 def _epilog(package: str, model: type[Settings]) -> str:

@@ -45,7 +45,7 @@ class Asked:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._over.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(5)
         if error is None:  # else the workers that come next are asked the same
             forget(Path(self._key))
 

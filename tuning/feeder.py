@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 
 from training.config import TrainSettings
 from training.fit import give_back
-from training.stopping import ask
+from training.stopping import ask, forget
 from tuning.config import SweepSettings
 from tuning.resources import booking_of
 from tuning.schedule import Schedule
@@ -52,6 +52,7 @@ class Feeder(Searcher):
         if trial is None:
             return Searcher.FINISHED if self._schedule.done else None
         self._folder.begin(trial)
+        forget(self._folder.of(trial.name))
         self.out[trial_id], self._begun[trial_id] = trial, time.monotonic()
         settings = self._build(trial)
         booking = booking_of(settings)

@@ -18,6 +18,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipelines.banks import Pool
+from pipelines.causes import cause_of
 from pipelines.display import Display
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, validate
@@ -126,5 +127,5 @@ def _failure(error: Exception, lines: list[dict[str, Any]]) -> Outcome:
     elif isinstance(error, torch.OutOfMemoryError | MemoryError):
         reason = f"out of memory: {text[:200]}; a smaller global_batch_size, or a larger accumulate, needs less"
     else:
-        reason = f"{type(error).__name__}: {text[:400]}"
+        reason = cause_of(error)
     return outcome_of("failed", reason, lines, isinstance(error, DivergenceError))
