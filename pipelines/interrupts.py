@@ -51,7 +51,8 @@ def handled() -> Iterator[None]:
         _state.over = True
         if _mine():
             for number, handler in before.items():
-                signal.signal(number, handler)
+                if handler is not None:  # else it was not set from Python
+                    signal.signal(number, handler)
 
 
 def install() -> None:
@@ -92,7 +93,7 @@ def _mine() -> bool:
 def asking(ask: Callable[[], None]) -> Iterator[None]:
     """Inside, the first signal calls `ask`, in a thread.
 
-    When `ask` returns, or `PATIENCE` later, the program is interrupted here, unless it has left before.
+    The program is interrupted when it leaves, or else when `ask` returns, or `PATIENCE` later.
     """
     if _state is None:
         yield
@@ -102,6 +103,8 @@ def asking(ask: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _state.ask = None
+    if _state.received is not None:
+        raise KeyboardInterrupt
 
 
 @contextmanager

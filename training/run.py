@@ -27,7 +27,6 @@ from evaluation.suite import HeldOut, Scores, mean_recalls, metric_names, score
 from pipelines import cluster, interrupts, yaml_text
 from pipelines.banks import Pool
 from pipelines.display import Display
-from pipelines.interrupts import Interrupted
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, difference, read_yaml, validate
 from training.checkpoint import newest_checkpoint
@@ -38,7 +37,6 @@ from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import Plan, check_build, held_out_data, make_order, make_plan, test_data
 from training.report import write_report
 from training.resources import Cluster, plan_resources
-from training.stopping import Stopped
 
 LOCK = ".lock"  # in a run's folder, from its first start on
 
@@ -73,10 +71,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         phases.end("features")
         (folder / "config.yaml").write_text(yaml_text.dump(settings.model_dump(mode="json")), encoding="utf-8")
         _announce(plan, display)
-        try:
-            returned = fit(plan, folder, data_cpus, display)
-        except Stopped:
-            raise Interrupted(_kept(folder)) from None
+        returned = fit(plan, folder, data_cpus, display)
         phases.end("training")
         tested = {} if plan.test is None else {"test": test_chosen(plan, folder, data_cpus, display)}
         if tested:

@@ -35,10 +35,12 @@ def act(settings, display):
         print("asked", flush=True)
         if PLACE != "returns": time.sleep(1000)
     interrupts.PATIENCE = 0.2 if PLACE == "hangs" else 1000
-    with interrupts.keeping(lambda: "step 5 is kept"), interrupts.asking(ask):
+    step = 5
+    with interrupts.keeping(lambda: f"step {step} is kept"), interrupts.asking(ask):
         print("up", flush=True)
         while not (asked and PLACE == "saves"): time.sleep(0.01)
-    raise interrupts.Interrupted("step 6 is kept")
+        step = 6
+    raise ZeroDivisionError
 code = run_program("pipelines", "", PrepareSettings, act)
 if PLACE == "over": wait("up")
 sys.exit(code)
