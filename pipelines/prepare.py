@@ -121,7 +121,7 @@ def _read(parts: list[Part], content: Place, settings: PrepareSettings, display:
             counts.add(*counts_of(content, part))
         else:
             missing.append(part)
-    if missing != parts:
+    if missing != parts or done:  # of a start that was killed in its first part, nothing is left to go on from
         display.line(f"{settings.output}: going on, {len(parts) - len(missing)} of {len(parts)} parts are done")
     _check_rate(counts, parts, content, settings, last=not missing)
     if not missing:
