@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from training.distributed import all_gather
-from training.objectives.blocks import Candidates
+from training.objectives.blocks import Candidates, same
 from training.objectives.fifo import at, nearest
 from training.objectives.functional import log_sums
 from training.objectives.means import mean_over_workers
@@ -19,6 +19,18 @@ def neighbours(rows: Tensor, queue: Tensor, ids: Tensor, queue_ids: Tensor) -> T
     caption, by `ids` [b, 2] and `queue_ids` [Q, 2]; -1 where there is none.
     """
     return nearest(unit(rows), unit(queue).to(rows.dtype), ids, queue_ids)
+
+
+def ids_of(places: Tensor, ids: Tensor, queue_ids: Tensor) -> Tensor:
+    """int64 [b, 2]: the ids of the entries at places; of a caption that several images share, the least that may be its image.
+
+    Equal captions have equal rows, among which rounding chooses, and rounding differs with the number of workers.
+    """
+    captions, found = at(queue_ids, places)[:, 1], []
+    for own, caption in zip(ids.split(1024), captions.split(1024), strict=True):
+        others = (caption[:, None] != queue_ids[:, 1]) | same(own, queue_ids)
+        found.append(queue_ids[:, 0].expand(others.shape).masked_fill(others, torch.iinfo(torch.int64).max).amin(1))
+    return torch.stack([torch.cat(found), captions], 1)
 
 
 def neighbour_contrast(
@@ -43,9 +55,10 @@ def neighbour_contrast(
     losses = []
     for text in texts:
         places = neighbours(text.detach(), queue, ids, queue_ids)
-        there, near, near_ids = places >= 0, unit(at(queue, places)).to(text.dtype), at(queue_ids, places)
+        there, near = places >= 0, unit(at(queue, places)).to(text.dtype)
         candidates = Candidates(targets, group=there, all_groups=all_gather(there))
-        if mask:
+        if mask and len(queue):
+            near_ids = ids_of(places, ids, queue_ids)
             own_ids, key_ids = torch.cat([ids, near_ids, ids], 1), torch.cat([near_ids, near_ids, ids], 1)
             candidates = candidates._replace(ids=own_ids, all_ids=all_gather(key_ids))
         keys = all_gather(near)

@@ -144,7 +144,10 @@ def naive_term(
     for text in texts:
         found = []
         for (image, caption), row in zip(pairs, text, strict=True):
-            found.append(nearest_entry(row, [e for e in queue if e[1] != image and e[2] != caption]))
+            allowed = [e for e in queue if e[1] != image and e[2] != caption]
+            if (entry := nearest_entry(row, allowed)) is not None:  # of a caption that several images share, the first image
+                entry = (entry[0], min(e[1] for e in allowed if e[2] == entry[2]), entry[2])
+            found.append(entry)
         there = [i for i, entry in enumerate(found) if entry is not None]
         for view in views:
             for i in there:

@@ -312,16 +312,13 @@ def test_samples_may_be_dealt_out_in_any_order(gloo: Gloo, variant: str) -> None
     """Two workers and batches in another order: the same loss, gradients and state, sample by sample.
 
     PSD chooses soft pairs by their place in the batch, so here it chooses all. A queue that a batch does not fill evenly loses
-    the pairs in the places that are written over, so here it takes whole batches, and is compared as a set. DeCLIP's holds equal
-    captions of two pictures, of which the first is taken: an equal neighbour, but not of an equal pair, which its mask looks at.
+    the pairs in the places that are written over, so here it takes whole batches, and is compared as a set.
     """
     objective = VARIANTS[variant]
     if objective["name"] == "psd":
         objective = objective | {"share": 0.99, "schedule": "constant"}
     if objective["name"] in ("declip", "a-clip-ping"):
         objective = objective | {"queue": 2 * ROWS if objective["name"] == "declip" else ROWS}
-    if objective["name"] == "declip":
-        objective = objective | {"mask_false_negatives": False}
     if objective["name"] == "albef":
         objective = objective | {"queue": min(objective.get("queue", ROWS), ROWS) // ROWS * ROWS}
     expected = steps(objective, 0, STEPS)
