@@ -10,6 +10,7 @@ from evaluation.plan import plan, read_data
 from evaluation.results import TASKS, Result, find_result
 from evaluation.rows import Rows
 from evaluation.tasks.base import Task
+from pipelines import interrupts
 from pipelines.cli import begin, run_program
 from pipelines.display import Display
 from pipelines.remote import shown_tree
@@ -87,8 +88,11 @@ def _score(
     display: Display,
 ) -> list[Result]:
     """Set all tasks to one model; what was scored before, of the same rows, is taken from disk."""
-    results = []
-    with display.task(f"score {name}", len(tasks)) as progress:
+    results: list[Result] = []
+    with (
+        display.task(f"score {name}", len(tasks)) as progress,
+        interrupts.keeping(lambda: f"{name}: {len(results)} of {len(tasks)} results are kept"),
+    ):
         for done, task in enumerate(tasks):
             progress.update(done, f"{TASKS[task.name].lower()} of {task.dataset}")
             identity = digest(

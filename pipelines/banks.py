@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import storage
+from pipelines import interrupts, storage
 from pipelines.cluster import RETRIES, blocks, telling
 from pipelines.display import Display
 from pipelines.lookup import digest_of_rows
@@ -181,7 +181,8 @@ def compute(
     if len(missing) < len(parts):
         display.line(f"{title}: going on, {len(parts) - len(missing)} of {len(parts)} parts are done")
     if missing:
-        _fill(missing, load, encoder, arguments, pool, title, display)
+        with interrupts.keeping(lambda: f"{title}: {sum(part.done for part in parts)} of {len(parts)} parts are kept"):
+            _fill(missing, load, encoder, arguments, pool, title, display)
     for bank in todo.values():
         _put_in_place(bank)
 

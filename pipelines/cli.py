@@ -1,13 +1,16 @@
 """What the four programs have in common: CONFIG.yaml, key=value overrides, --quiet, --verbose, --show, and how errors end."""
 
 import argparse
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from pipelines import yaml_text
+from pipelines import interrupts, yaml_text
+from pipelines.causes import cause_of, innermost
 from pipelines.display import Display
 from pipelines.explain import alike
 from pipelines.remote import shown
@@ -57,7 +60,7 @@ def run_program(
     arguments: Sequence[str] | None = None,
     check: Callable[[S, Display], bool] | None = None,
 ) -> int:
-    """Parse, load, act. Exit code 0: done; 2: a mistake the user can put right, in one line; 130: interrupted.
+    """Parse, load, act. Exit code 0: done; 2: a mistake the user can put right, in one line; 128 + N: stopped by signal N.
 
     `check`: what --check does instead of `action`; exit code 1 where it is not content.
     """
@@ -80,28 +83,64 @@ def run_program(
     parser.model = model
     options = parser.parse_intermixed_args(arguments)
     display = Display(quiet=options.quiet, verbose=options.verbose)
-    try:
-        settings = _read(package, model, options)
-        if options.show:
-            print(yaml_text.dump(settings.model_dump(mode="json")), end="")
-            return 0
-        if check is not None and options.check:
-            return 0 if check(settings, display) else 1
-        action(settings, display)
-    except UserError as error:
-        if options.verbose:
-            sys.stderr.write(shown(traceback.format_exc()))
-        display.close()
-        # Raised inside a Ray task it comes back wrapped in the task's traceback.
-        print(f"error: {shown(str(getattr(error, 'cause', error)))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        display.close()
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    finally:
-        display.close()
+    settings: S | None = None
+    with interrupts.handled():
+        try:
+            settings = _read(package, model, options)
+            if options.show:
+                print(yaml_text.dump(settings.model_dump(mode="json")), end="")
+                return 0
+            if check is not None and options.check:
+                return 0 if check(settings, display) else 1
+            action(settings, display)
+        except UserError as error:
+            if options.verbose:
+                sys.stderr.write(shown(traceback.format_exc()))
+            display.close()
+            # Raised inside a Ray task it comes back wrapped in the task's traceback.
+            print(f"error: {shown(str(getattr(error, 'cause', error)))}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as stopped:
+            display.close()
+            again = _again(package, sys.argv[1:] if arguments is None else arguments, getattr(settings, "overwrite", False))
+            return _stop(str(stopped), again)
+        except Exception as error:
+            if options.verbose or not _lost(error):
+                raise
+            display.close()
+            print(
+                f"error: Ray: {shown(cause_of(error))}; the same command goes on from what is done, --verbose shows all",
+                file=sys.stderr,
+            )
+            return 2
+        finally:
+            display.close()
     return 0
+
+
+def _stop(kept: str, again: str) -> int:
+    """The last line of a program that was asked to stop, and its exit code."""
+    number = interrupts.received()
+    with suppress(OSError):  # the terminal may be gone
+        print(f"{number.name}: stopped{f', {shown(kept)}' if kept else ''}; to go on: {shown(again)}", file=sys.stderr)
+    from pipelines import cluster
+
+    cluster.stop()
+    return 128 + number
+
+
+def _again(package: str, arguments: Sequence[str], overwrites: bool) -> str:
+    """The command that goes on: never by deleting what is there, whether an argument or the config asked for that."""
+    kept = [argument for argument in arguments if not argument.startswith("overwrite=")]
+    if overwrites and len(kept) == len(arguments):
+        kept.append("overwrite=false")
+    return shlex.join(["python", "-m", package, *kept])
+
+
+def _lost(error: Exception) -> bool:
+    """Whether a process or node of Ray was lost, or never there: not a bug, which shows its traceback."""
+    exceptions, inner = sys.modules.get("ray.exceptions"), innermost(error)
+    return exceptions is not None and isinstance(inner, exceptions.RayError) and not isinstance(inner, exceptions.RayTaskError)
 
 
 def _read(package: str, model: type[S], options: argparse.Namespace) -> S:

@@ -7,15 +7,21 @@ environment variables because Ray reads most of them in processes that it starts
 import functools
 import logging
 import os
+import signal
+import socket
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines import interrupts
+from pipelines.causes import cause_of
 from pipelines.remote import Unreachable
 from pipelines.settings import UserError
 
@@ -26,6 +32,9 @@ _MISTAKE = "mistake"  # column of a block that brings a user's mistake
 # Of a task whose process or machine dies. Ray Data's default is without end; what data do to a process is not among its causes.
 RETRIES = 5
 _STARTS = 5  # of a local Ray, until the machine is too busy for it
+_LOOK = 2.0  # seconds between two looks whether the head is there
+_HEAD = 45.0  # seconds without it until it is gone: Ray ends drivers after 60
+_LOCAL_HEAD = 5.0  # of a local Ray, whose head nobody starts again
 
 # RAY_AUTH_MODE is left as it is: a local Ray makes itself a token and its processes find it; a job client has to be told
 # (docs/cluster.md).
@@ -100,6 +109,7 @@ def start(verbose: bool = False, cpus: int | None = None, state_api: bool = Fals
         # Without an address Ray would attach to any cluster left running on this machine; the dashboard costs a second.
         options |= {"address": "local", "include_dashboard": state_api, "num_cpus": cpus or os.cpu_count()}
     _init(options)
+    _watch_head("RAY_ADDRESS" not in os.environ)
     if not verbose:
         _divert_native_errors(Path(ray._private.worker._global_node.get_logs_dir_path()) / "raylign-driver.err")
     configure_data(verbose)
@@ -118,16 +128,81 @@ def _init(options: dict[str, Any]) -> None:
     for _ in range(_STARTS):
         try:
             ray.init(**options)
-            return
-        except Exception as error:  # Ray raises no narrower one
-            if "timed out during startup" not in str(error):
+        except SystemExit as ended:  # Ray's own handler of SIGTERM, which it sets first of all
+            if ended.code != signal.SIGTERM:
                 raise
+            interrupts.came(signal.SIGTERM)
+        except Exception as error:  # Ray raises no narrower one
+            if "RAY_ADDRESS" in os.environ:
+                raise UserError(
+                    f"RAY_ADDRESS: the cluster at {os.environ['RAY_ADDRESS']} cannot be joined: {cause_of(error)}; start it, or "
+                    "unset RAY_ADDRESS for a Ray of this program's own"
+                ) from error
             for left in set(psutil.Process().children()) - before:
                 left.kill()
                 left.wait()
+            if "timed out" not in str(error).lower():
+                raise UserError(f"Ray: it did not start on this machine: {cause_of(error)}; --verbose shows more") from error
+            continue
+        interrupts.retake()
+        return
     raise UserError(
         f"Ray: its processes were not up in time on this machine, {_STARTS} times; end what else runs here, or try again later"
     )
+
+
+def stop() -> None:
+    """Leave the cluster; of a local Ray, or one that was still starting, nothing stays."""
+    ray = sys.modules.get("ray")
+    if ray is None:
+        return
+    import psutil  # isort: skip  comes with ray
+
+    ours = psutil.Process().children(recursive=True)
+    if ray.is_initialized():
+        ray.shutdown()
+    for left in ours:
+        with suppress(psutil.Error):
+            left.kill()
+
+
+def _watch_head(local: bool) -> None:
+    """Say so and end the program where the cluster's head is gone for good: Ray itself would end it a minute later, mute.
+
+    A head that is started again in time, as with a store of its state, is found again by Ray.
+    """
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    patience = _LOCAL_HEAD if local else _HEAD
+
+    def watch() -> None:
+        missed = 0.0
+        while missed < patience:
+            begun = time.monotonic()
+            time.sleep(_LOOK)
+            if not ray.is_initialized():
+                return
+            answers = _answers(address)
+            if not missed and not answers and not local:
+                interrupts.say(f"Ray's head at {address} does not answer; waiting up to {patience:.0f} s for it")
+            missed = 0.0 if answers else missed + time.monotonic() - begun
+        if ray.is_initialized():
+            way = "the same command goes on" if local else "start the cluster again, and the same command goes on"
+            interrupts.say(f"error: Ray: the head at {address} is gone, and with it all that ran; {way} from what is done")
+            os._exit(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody listens there."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def telling(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines import cluster, storage
+from pipelines import cluster, interrupts, storage
 from pipelines.config import PrepareSettings
 from pipelines.display import Display
 from pipelines.examine import FILTERED, NOT_FOUND
@@ -130,7 +130,7 @@ def _read(parts: list[Part], content: Place, settings: PrepareSettings, display:
             counts.add(*counts_of(content, part))
         else:
             missing.append(part)
-    if missing != parts:
+    if missing != parts or done:  # of a start that was killed in its first part, nothing is left to go on from
         display.line(f"{settings.output}: going on, {len(parts) - len(missing)} of {len(parts)} parts are done")
     _check_rate(counts, parts, content, settings, last=not missing)
     if not missing:
@@ -138,8 +138,12 @@ def _read(parts: list[Part], content: Place, settings: PrepareSettings, display:
     cluster.start(display.verbose)
     known = [part.rows for part in parts if part.rows is not None]
     total = sum(known) if len(known) == len(parts) else None
-    with display.task(f"prepare {settings.source.title()}", total or len(parts)) as task:
-        for finished, (rows, reasons) in enumerate(read_parts(missing, content, settings), len(parts) - len(missing) + 1):
+    before = finished = len(parts) - len(missing)
+    with (
+        display.task(f"prepare {settings.source.title()}", total or len(parts)) as task,
+        interrupts.keeping(lambda: f"{finished} of {len(parts)} parts are kept"),
+    ):
+        for finished, (rows, reasons) in enumerate(read_parts(missing, content, settings), before + 1):
             counts.add(rows, reasons)
             note = f"{counts.reasons.total():,} left out"
             task.update(counts.read if total else finished, note if total else f"parts, {counts.read:,} rows, {note}")

@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from tests.patience import PATIENCE, wait_until
+from training.checkpoint import newest_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -260,6 +261,30 @@ def test_training_as_a_job(submit: Submit, shared: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     assert result["step"] == result["dataset"]["train_samples"] // 32
     assert (run / "report.html").exists()
+
+
+@pytest.mark.e2e
+def test_a_job_that_is_stopped_saves_a_checkpoint(
+    submit: Submit, shared: Path, head: str, package: Path, environment: dict[str, str]
+) -> None:
+    """`ray job stop` sends SIGTERM, and leaves as long as the job asks for."""
+    run = shared / "runs" / "stopped"
+    overrides = [f"data.path={shared}/tiny", f"storage={run.parent}", "name=stopped", "epochs=100000", "global_batch_size=32"]
+    overrides += ["resources.cpus_per_worker=0.5", "log_every=1", "checkpoint.every_minutes=null", "tensorboard=false"]
+    long = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(PATIENCE)}})
+    options = ("--no-wait", "--submission-id", "stopped", "--runtime-env-json", long)
+    assert submit("python", "-m", "training", "training/configs/from-scratch.yaml", *overrides, options=options).code == 0
+    wait_until((run / "metrics.jsonl").exists)
+
+    def ray_job(what: str) -> str:
+        command = ["ray", "job", what, "--address", head, "stopped"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
+
+    ray_job("stop")
+    told = ray_job("logs").strip().splitlines()
+    kept = newest_checkpoint(run)
+    assert f"SIGTERM: stopped, step {int(kept.name.split('_')[1]):,} is kept in {kept}; to go on: python -m training" in told[-1]
+    assert "Traceback" not in "".join(told)
 
 
 @pytest.mark.e2e

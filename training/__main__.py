@@ -5,7 +5,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from pipelines.cli import begin, run_program
+from pipelines import interrupts
+
+interrupts.install()  # importing torch takes seconds, in which somebody may think better of it
+
+from pipelines.cli import begin, run_program  # noqa: E402
 
 if TYPE_CHECKING:
     from pipelines.display import Display

@@ -49,12 +49,12 @@ class Clock:
         """At the end of every so many epochs, and of the run."""
         return step % (plan.order.steps_per_epoch * self._settings.evaluation.every_epochs) == 0 or step == plan.total_steps
 
-    def saves(self, step: int, evaluated: bool) -> bool:
-        """Whether to save here; the clock is rank 0's."""
+    def saves(self, step: int, due: bool) -> bool:
+        """Whether to save here, where it is not `due` anyway; the clock is rank 0's."""
         every, minutes = self._settings.checkpoint.every_steps, self._settings.checkpoint.every_minutes
         late = minutes is not None and time.monotonic() - self._saved >= 60 * minutes
         (late,) = from_rank_zero([late])
-        due = late or evaluated or (every is not None and step % every == 0)
+        due = due or late or (every is not None and step % every == 0)
         if due:
             self._saved = time.monotonic()
         return due

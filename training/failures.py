@@ -10,6 +10,8 @@ import ray.exceptions
 import ray.train
 import torch
 
+from pipelines.causes import innermost
+
 # gloo raises a bare RuntimeError where a peer is gone, in words such as "[../gloo/transport/tcp/pair.cc:534] Connection closed by
 # peer" or "Application timeout caused pair closure".
 _OF_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket timeout|pair closure", re.IGNORECASE)
@@ -19,21 +21,9 @@ _PASSING: tuple[type[BaseException], ...] = (
 )
 
 
-def cause_of(error: BaseException) -> BaseException:
-    """What was raised on a worker, out of the wrappers that Ray puts around it."""
-    found: Any = error
-    while True:
-        inner = getattr(found, "_base_exc", None) or getattr(found, "health_check_failure", None)
-        if inner is None and isinstance(found, ray.exceptions.RayTaskError):
-            inner = found.cause
-        if not isinstance(inner, BaseException) or inner is found:
-            return found
-        found = inner
-
-
 def may_pass(error: BaseException) -> bool:
     """Whether a restart from the last checkpoint may help."""
-    found = cause_of(error)
+    found = innermost(error)
     if isinstance(found, ray.exceptions.RayTaskError):
         return False
     if isinstance(found, (ray.exceptions.RayError, *_PASSING)):
@@ -50,4 +40,4 @@ class EndAtOnce(ray.train.UserCallback):
         """Called in the controller before it decides. What is raised here it does not try again."""
         for error in worker_exceptions.values():
             if not may_pass(error):
-                raise cause_of(error)
+                raise innermost(error)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchTrainer
 
+from pipelines import interrupts
+from pipelines.causes import cause_of, first_cause
 from pipelines.display import Display
 from pipelines.settings import UserError
 from training.config import ResourceSettings
@@ -17,7 +20,9 @@ from training.loop import DivergenceError, train_worker
 from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
 from training.plan import Plan
+from training.registered import newest_checkpoint
 from training.room import Room, Watch
+from training.stopping import Stopped, ask, forget
 
 
 def fit(
@@ -26,6 +31,8 @@ def fit(
     """Train with Ray Train, with the display reading metrics.jsonl meanwhile; `callbacks`: who else is told of reports.
 
     The folder is new, or `registered.settle` has been there.
+
+    Raises `Stopped` where the run was asked to stop: by a signal, or by whoever called `training.stopping.ask`.
     """
     settings, wanted = plan.settings, plan.settings.resources
     tensorboard = settings.tensorboard
@@ -37,13 +44,30 @@ def fit(
     recorder.catch_up()
     config = {"plan": plan, "data_cpus": data_cpus, "folder": folder}
     kept = ray.train.CheckpointConfig(num_to_keep=settings.checkpoint.keep)
-    with _Follower(folder, plan, display):
+    forget(folder)
+    with _Follower(folder, plan, display), interrupts.asking(partial(_stop_workers, folder)):
         returned = run_workers(
             train_worker, config, wanted, folder, display, callbacks=[recorder, *callbacks], checkpoint_config=kept
         )
     if "failed" in returned:
         raise DivergenceError(f"training stopped: {returned['failed']}")
+    if "stopped" in returned:
+        raise Stopped(returned["stopped"])
     return returned
+
+
+def newest_step(run: Path) -> int | None:
+    """The step that a run would go on from; None where it would start anew."""
+    try:
+        return int(newest_checkpoint(run).name.rpartition("_")[2])
+    except (UserError, ValueError):
+        return None
+
+
+def _stop_workers(folder: Path) -> None:
+    """Ask them, and let them end by themselves; where no step is under way, nothing would be lost."""
+    if ask(folder):
+        threading.Event().wait()
 
 
 def run_workers(
@@ -61,7 +85,7 @@ def run_workers(
     """
     folder.mkdir(parents=True, exist_ok=True)
     room = Room(config["data_cpus"] if config["plan"].uses_tasks else 0.0, folder)
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         function,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
@@ -84,20 +108,18 @@ def run_workers(
     except (ray.train.TrainingFailedError, RuntimeError) as error:
         if display.verbose:
             raise
-        cause = _root_cause(error)
+        failures = getattr(error, "worker_failures", None)
+        cause = first_cause(failures) if failures else cause_of(error)
         raise UserError(
             f"training stopped: {cause}; --verbose shows all, the same command goes on from the last checkpoint"
         ) from None
 
 
-def _root_cause(error: BaseException) -> str:
-    error = getattr(error, "controller_failure", error)
-    failures = getattr(error, "worker_failures", None) or {}
-    first: BaseException = next(iter(failures.values()), error)
-    first = getattr(first, "cause", None) or first.__cause__ or first
-    if isinstance(first, UserError):
-        return str(first)
-    return f"{type(first).__name__}: {str(first).strip().splitlines()[-1] if str(first).strip() else ''}"
+class _Trainer(TorchTrainer):
+    """Leaves signals to the program: Ray Train's own handler of Ctrl-C would end the run where it stands."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Nothing."""
 
 
 class _Follower:
@@ -105,6 +127,7 @@ class _Follower:
 
     def __init__(self, folder: Path, plan: Plan, display: Display):
         self._path, self._plan, self._display = folder / "metrics.jsonl", plan, display
+        self._first = newest_step(folder) or 0
         self._restarts = folder / "restarts.jsonl"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -118,8 +141,9 @@ class _Follower:
 
     def _follow(self) -> None:
         restarts = len(read_metrics(self._restarts))
+        before = read_metrics(self._path)[-1:]  # of an earlier start, which may have come further than its last checkpoint
         with self._display.task("train", self._plan.total_steps) as task:
-            task.update(0, "starting workers")
+            task.update(self._first, "starting workers")
             shown = -1
             while True:
                 ended = self._stop.wait(0.5)
@@ -130,9 +154,9 @@ class _Follower:
                         return
                     continue
                 for line in found[restarts:]:
-                    self._display.line(f"worker lost, going on from the last checkpoint: {'; '.join(line['workers'].values())}")
+                    self._display.line(f"worker lost, going on from the last checkpoint: {line['cause']}")
                 restarts = len(found)
-                if lines and lines[-1]["step"] != shown:
+                if lines and lines[-1:] != before and lines[-1]["step"] != shown:
                     line = lines[-1]
                     shown = line["step"]
                     loss = f"loss {line['loss']:.3f}" if "loss" in line else "step skipped"

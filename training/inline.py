@@ -19,6 +19,7 @@ from training.loop import DivergenceError, train
 from training.metrics_log import Recorder
 from training.plan import Plan
 from training.registered import NEWEST, put, registered
+from training.stopping import Asked, Stopped
 
 
 def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]
 
     The folder is new, or `registered.settle` has been there.
 
-    Raises `DivergenceError` where the loss is no longer a number.
+    Raises `DivergenceError` where the loss is no longer a number, and `Stopped` where the run was asked to stop.
     """
     settings = plan.settings
     for left in folder.glob("partial-*"):
@@ -45,9 +46,12 @@ def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]
     before = registered(folder)
     checkpoint = ray.train.Checkpoint.from_directory(before[-1]) if before else None
     device = torch.device("cuda" if settings.resources.use_gpu else "cpu")
-    returned = train(plan, Worker(0, 1, device, settings.resources.data_cpus), report, checkpoint)
+    with Asked(folder) as asked:
+        returned = train(plan, Worker(0, 1, device, settings.resources.data_cpus), report, checkpoint, asked)
     if "failed" in returned:
         raise DivergenceError(f"training stopped: {returned['failed']}")
+    if "stopped" in returned:
+        raise Stopped(returned["stopped"])
     return returned
 
 

@@ -1,7 +1,7 @@
 """The training loop, as every Ray Train worker runs it; it reads downwards: batch, step, log, evaluate, checkpoint.
 
 `ray.train.report` is a barrier: all workers reach it at the same steps. Which steps is a function of the step, except for
-checkpoints by the clock, which rank 0 decides for all.
+checkpoints by the clock, which rank 0 decides for all, and for the last step of a run that is asked to stop.
 """
 
 import tempfile
@@ -28,6 +28,7 @@ from training.metrics_file import UNUSABLE, UNUSABLE_ROWS
 from training.plan import Plan
 from training.state import TrainState
 from training.step import train_step
+from training.stopping import Asked
 from training.teacher import FrozenEncoders
 from training.towers.base import synchronised
 from training.towers.padding import may_cut, shortened
@@ -61,13 +62,25 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
                 saved = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=f"checkpoint_{metrics['step']:08d}")
 
-    return train(plan, worker, report, ray.train.get_checkpoint())
+    with Asked(config["folder"]) if worker.rank == 0 else nullcontext(_never) as asked:
+        return train(plan, worker, report, ray.train.get_checkpoint(), asked)
 
 
-def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Checkpoint | None = None) -> dict[str, Any]:
+def _never() -> bool:
+    return False
+
+
+def train(
+    plan: Plan,
+    worker: Worker,
+    report: Report,
+    checkpoint: ray.train.Checkpoint | None = None,
+    asked: Callable[[], bool] = _never,
+) -> dict[str, Any]:
     """Train to the last step. Needs no Ray where both towers are locked. Returns what the driver must know of the end.
 
-    `report(metrics, save)` is called on every worker at the same steps; `save(folder)`, where due, writes a checkpoint.
+    `report(metrics, save)` is called on every worker at the same steps; `save(folder)`, where due, writes a checkpoint. Once
+    `asked()` is true on any worker, the next step that counts is the last: all of them save it, and `stopped` is its number.
     """
     settings = plan.settings
     with checkpoint.as_directory() if checkpoint is not None else nullcontext() as folder:
@@ -85,11 +98,13 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
         clock.waited += time.perf_counter() - waited
         lr = settings.schedule.lr_at(state.step, plan.order.steps_per_epoch, plan.total_steps, settings.optimizer.lr)
         skipped = state.skipped
+        state.stopping = state.stopping or asked()
         loss, norm = train_step(state, batch, settings, lr)
         counted = state.skipped == skipped
         if state.failing >= min(_PATIENCE, max(2, plan.total_steps // 2)) or state.skipped == plan.total_steps:
             return {"failed": _skipped_on(state, float(mean(loss.total)), float(norm))}
-        if not clock.reports(state.step, plan):
+        stops = state.stopping and counted
+        if not clock.reports(state.step, plan) and not stops:
             continue
         metrics: dict[str, Any] = {"step": state.step, "epoch": state.step / plan.order.steps_per_epoch, "samples": state.samples}
         metrics |= {"lr": lr, "skipped": state.skipped}
@@ -99,7 +114,7 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
         metrics |= clock.read()
         evaluate, rows = clock.evaluates(state.step, plan), None
         # A run that is failing keeps the checkpoints that it has.
-        saves = (counted or evaluate) and clock.saves(state.step, evaluate)
+        saves = (counted or evaluate) and clock.saves(state.step, evaluate or stops)
         if saves and not state.finite():
             return {"failed": f"the weights are no longer numbers at step {state.step}; {_WAYS_OUT}"}
         if evaluate:
@@ -118,6 +133,8 @@ def train(plan: Plan, worker: Worker, report: Report, checkpoint: ray.train.Chec
         report(metrics, partial(save_checkpoint, state=state, plan=plan, metrics=metrics, rows=kept) if saves else None)
         if state.samples >= _ENOUGH and state.unusable > settings.data.max_unusable_rate * state.samples:
             return {"failed": _too_many(plan, state)}
+        if stops and not state.ended:
+            return {"stopped": state.step}
     return {"step": state.step, "samples": state.samples, "skipped": state.skipped, "device": _device_name(worker.device)}
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import ray.train
 
 from evaluation.suite import mean_recalls
+from pipelines.causes import cause_of, first_cause
 from pipelines.settings import UserError
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, read_metrics
 from training.registered import ABOUT, damage, keep_snapshot, newest_checkpoint, seal
@@ -173,6 +174,6 @@ class Recorder(ray.train.UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called in the controller before it restarts workers."""
-        errors = {rank: str(error).strip().split("\n")[-1][:300] for rank, error in worker_exceptions.items()}
-        line = {"time": round(time.time(), 3), "workers": errors}
+        errors = {rank: cause_of(error) for rank, error in worker_exceptions.items()}
+        line = {"time": round(time.time(), 3), "cause": first_cause(worker_exceptions), "workers": errors}
         self._tried("restarts.jsonl", lambda: append_lines(self._run / "restarts.jsonl", [line]))

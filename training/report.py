@@ -308,9 +308,12 @@ def _again(config: dict[str, Any], prepared: Prepared) -> dict[str, str]:
 
 
 def _restarts(path: Path) -> list[dict[str, Any]]:
-    """When workers were lost, and what they said."""
+    """When workers were lost, and why; an earlier version kept only what each of them said last."""
     return [
-        {"when": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(line["time"])), "workers": line["workers"]}
+        {
+            "when": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(line["time"])),
+            "cause": line.get("cause") or "; ".join(f"worker {rank}: {error}" for rank, error in line["workers"].items()),
+        }
         for line in read_metrics(path)
     ]
 

@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 
 from evaluation.suite import HeldOut, Scores, mean_recalls, metric_names, score
-from pipelines import cluster, storage, yaml_text
+from pipelines import cluster, interrupts, storage, yaml_text
 from pipelines.banks import Pool
 from pipelines.display import Display
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, difference, read_yaml, validate
 from training.chosen import test_chosen
 from training.config import TrainSettings
-from training.fit import fit
+from training.fit import fit, newest_step
 from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import Plan, held_out_data, keep_towers, make_order, make_plan, needs_banks, test_data
 from training.registered import ABOUT, newest_checkpoint, put, registered, settle
@@ -39,6 +39,8 @@ from training.rehearsal import check_build
 from training.report import write_report
 from training.resources import Cluster, ahead, plan_resources, present
 from training.warmup import warmup_warning
+
+LOCK = ".lock"  # in a run's folder, from its first start on
 
 
 def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
@@ -53,8 +55,11 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         display.line(f"{folder}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again")
         _show(done, display, folder)
         return done
-    with only_one(folder):
+    begun = (folder / LOCK).exists()
+    with only_one(folder), interrupts.keeping(lambda: _kept(folder)):
         checkpoint = settle(folder, display.line)
+        if begun:
+            _tell_where(folder, order.steps_per_epoch * settings.epochs, display)
         phases = _Phases()
         _check_metric(settings, [theirs for _, theirs in data])
         if (size := ahead()) is not None:
@@ -134,7 +139,7 @@ def only_one(folder: Path) -> Iterator[None]:
     """One process a run. The lock goes with the process, however it ends; a run that never began leaves no folder."""
     storage.check_folder(folder, "storage")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -142,7 +147,7 @@ def only_one(folder: Path) -> Iterator[None]:
         try:
             yield
         except UserError:
-            if [path.name for path in folder.iterdir()] == [".lock"]:
+            if [path.name for path in folder.iterdir()] == [LOCK]:
                 shutil.rmtree(folder)
             raise
 
@@ -182,6 +187,21 @@ def _check_metric(settings: TrainSettings, data: list[HeldOut]) -> None:
     known = [name for theirs in data for name in metric_names(theirs)]
     if best not in (*known, "loss"):
         raise UserError(f"checkpoint.best: '{best}' is no metric of this run; it has: loss, {', '.join(known)}")
+
+
+def _kept(folder: Path) -> str:
+    """What is left of a run that was interrupted."""
+    step = newest_step(folder)
+    return "no checkpoint was saved yet" if step is None else f"step {step:,} is kept in {newest_checkpoint(folder)}"
+
+
+def _tell_where(folder: Path, steps: int, display: Display) -> None:
+    """Where a run goes on that was started before."""
+    step = newest_step(folder)
+    if step is None:
+        display.line(f"{folder}: started before, but there is no checkpoint to go on from; training begins at step 0")
+    else:
+        display.line(f"{folder}: going on from step {step:,} of {steps:,}")
 
 
 def _announce(plan: Plan, display: Display) -> None:

@@ -4,7 +4,7 @@ The data cursor is `step`: the order of samples is a function of (seed, epoch), 
 Random numbers need no state either: every step seeds them from (seed, step, rank).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.objectives.base import Objective
 from training.teacher import Teacher
+
+_TRANSIENT = {"transient": True}
 
 
 @dataclass
@@ -31,10 +33,11 @@ class TrainState:
     unusable: int = 0  # rows that could not be used when their turn came, over all workers; others stood in for them
     seconds: float = 0.0  # of training so far, evaluation included, in all sessions
     ended: bool = False  # at the last step, or out of time
+    stopping: bool = field(default=False, metadata=_TRANSIENT)  # before a step: asked here; after it: on any worker, as all know
 
     def state_dict(self) -> dict[str, Any]:
         """All fields: those with a state dict by it, numbers as they are."""
-        values = {field.name: unwrap(getattr(self, field.name)) for field in fields(self)}
+        values = {name: unwrap(getattr(self, name)) for name in _kept()}
         return {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
 
     def finite(self) -> bool:
@@ -45,12 +48,16 @@ class TrainState:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Raises `KeyError` where a field is missing."""
-        for field in fields(self):
-            value = unwrap(getattr(self, field.name))
+        for name in _kept():
+            value = unwrap(getattr(self, name))
             if hasattr(value, "load_state_dict"):
-                value.load_state_dict(saved[field.name])
+                value.load_state_dict(saved[name])
             else:
-                setattr(self, field.name, saved[field.name])
+                setattr(self, name, saved[name])
+
+
+def _kept() -> list[str]:
+    return [one.name for one in fields(TrainState) if not one.metadata]
 
 
 def unwrap(value: Any) -> Any:

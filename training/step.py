@@ -26,7 +26,7 @@ from training.state import TrainState, unwrap
 def train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: float) -> tuple[Loss, Tensor]:
     """Teacher, forward, backward, clip, step, updates. Returns the loss and the gradient's norm before clipping.
 
-    `state.skipped` is one more where the step did not count.
+    `state.skipped` is one more where the step did not count; `state.stopping` is true on all workers where it was on one.
     """
     encoder = unwrap(state.encoder)
     before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
@@ -39,7 +39,8 @@ def train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: flo
     state.scaler.unscale_(state.optimizer)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or float("inf"))
-    if _counts(loss, norm):
+    counts, state.stopping = _agreed(loss, norm, state.stopping)
+    if counts:
         state.optimizer.step()  # gradients are unscaled, and found to be finite: nothing is left to the scaler
         state.objective.update(batch, loss)
         state.teacher.update(encoder, state.step)
@@ -67,12 +68,17 @@ def gradients(state: TrainState, batch: Batch, settings: TrainSettings) -> tuple
     return batch, loss
 
 
-def _counts(loss: Loss, norm: Tensor) -> bool:
-    """Whether all that the step would write is finite, on every worker. The step's one wait for the device."""
+def _agreed(loss: Loss, norm: Tensor, stopping: bool) -> tuple[bool, bool]:
+    """Whether all that the step would write is finite, on every worker; and whether any was asked to stop.
+
+    The step's one wait for the device.
+    """
     found = [loss.total.detach().isfinite(), norm.isfinite()]
     # A logarithm of what was never seen is -inf, in memories of normalisers.
     found += [~(value.isnan() | value.isposinf()).any() for value in loss.state.values() if value.is_floating_point()]
-    return bool(mean(torch.stack(found).all().float()) == 1)
+    finite = torch.stack(found).all().float()
+    all_finite, any_stopping = mean(torch.stack([finite, finite.new_tensor(float(stopping))])).tolist()
+    return all_finite == 1, any_stopping > 0
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from ray.tune.search import Searcher
 
 from training.config import TrainSettings
 from training.room import give_back
+from training.stopping import ask, forget
 from tuning.config import SweepSettings
 from tuning.resources import booking_of
 from tuning.schedule import Schedule
@@ -41,15 +42,17 @@ class Feeder(Searcher):
         self._begun: dict[str, float] = {}
         self.out: dict[str, Trial] = {}  # by Tune's id
         self.seconds: list[float] = []  # how long each trial took that ended in this session
+        self.stopping = False  # trials are asked to stop, and none is handed out any more
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config; None: not now."""
-        if self._at_once is not None and len(self.out) >= self._at_once:
+        if self.stopping or (self._at_once is not None and len(self.out) >= self._at_once):
             return None
         trial, self._first = self._first or self._schedule.next(), None
         if trial is None:
             return Searcher.FINISHED if self._schedule.done else None
         self._folder.begin(trial)
+        forget(self._folder.of(trial.name))
         self.out[trial_id], self._begun[trial_id] = trial, time.monotonic()
         settings = self._build(trial)
         booking = booking_of(settings)
@@ -72,6 +75,8 @@ class Feeder(Searcher):
         outcome = self._folder.ended(trial.name)
         if outcome is None:
             give_back(self._folder.of(trial.name))
+            if self.stopping and not error:  # it goes on when the sweep does
+                return
             so_far = self._folder.so_far(trial.name)
             if error:
                 outcome = Outcome(**vars(so_far) | {"status": "failed", "reason": self._errors.get(trial_id, "its process died")})
@@ -81,6 +86,16 @@ class Feeder(Searcher):
             self._folder.end(trial.name, outcome)
         self.seconds.append(time.monotonic() - self._begun.pop(trial_id))
         self._schedule.ended(trial.name, outcome)
+
+    def stop(self) -> None:
+        """Ask the trials under way to save and end, and wait until they have; those that train no step yet lose nothing."""
+        self.stopping, asked = True, set()
+        while True:
+            out = [trial.name for trial in list(self.out.values())]
+            asked |= {name for name in out if ask(self._folder.of(name))}
+            if not asked.intersection(out):
+                return
+            time.sleep(0.2)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher beside its own state; ours is on disk already."""

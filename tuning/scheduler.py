@@ -4,12 +4,12 @@ A scheduler compares all trials of the search with one another, whichever cell t
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, MedianStoppingRule, TrialScheduler
 
+from pipelines.causes import cause_of
 from tuning.config import AshaSettings, HyperbandSettings, MedianSettings, NoScheduler
 
 
@@ -93,8 +93,7 @@ def _searched(trial: Trial) -> bool:
 
 
 def _death(trial: Trial) -> str:
-    """A reason for people: trials that raise have written their own, so this one's process is gone."""
-    told = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
-    times = trial.run_metadata.num_failures
-    how = "out of memory: the node ran low" if "low on memory" in told else "killed from outside, or out of memory"
-    return f"its process died{f' {times} times' if times > 1 else ''} ({how}); a trial that needs less may live"
+    """A reason for people: trials that raise have written their own, so this one's process is gone, or never was there."""
+    error, times = trial.get_pickled_error(), trial.run_metadata.num_failures
+    cause = "its process died" if error is None else cause_of(error)
+    return f"{cause} ({times} times)" if times > 1 else cause

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines import interrupts
 from pipelines.display import Display
 from pipelines.settings import UserError, difference
 from training.config import TrainSettings
@@ -23,10 +24,12 @@ from tuning.results import about_of, test_sizes, write_about, write_tables
 from tuning.schedule import Schedule
 from tuning.trials import Trial, read_json, score_of
 
+_UNDER_WAY = "those under way are kept at their newest checkpoints"
+
 
 def sweep(settings: SweepSettings, display: Display, command: str) -> None:
     """Run what is left of a sweep, and write its tables and its report. `command`: what runs it, for the report."""
-    from training.run import only_one  # brings torch along
+    from training.run import LOCK, only_one  # brings torch along
 
     plan = SweepPlan(settings)
     settings, place = plan.settings, plan.folder.path
@@ -46,8 +49,16 @@ def sweep(settings: SweepSettings, display: Display, command: str) -> None:
         display.line(f"{place}: finished before; add seeds, trials or cells, give another name=, or overwrite=true to start anew")
         _conclude(plan, schedule, before, display)
         return
-    with only_one(place):
+    if (place / LOCK).exists():
+        display.line(f"{place}: going on, {_ended(plan, schedule)}")
+    with only_one(place), interrupts.keeping(lambda: f"{_ended(plan, schedule)}, {_UNDER_WAY}"):
         _run(plan, schedule, first, before, command, display)
+
+
+def _ended(plan: SweepPlan, schedule: Schedule) -> str:
+    """What of a sweep is done."""
+    ended = len(list(plan.folder.path.glob("trials/*/outcome.json")))
+    return f"{ended} of {sum(schedule.planned.values())} trials have ended"
 
 
 def _run(
@@ -165,7 +176,8 @@ def _tune(
                 failure_config=tune.FailureConfig(max_failures=settings.retries),
             ),
         )
-        tuner.fit()
+        with interrupts.asking(feeder.stop):
+            tuner.fit()
 
 
 def _cache_features(plan: SweepPlan, size: Any, display: Display) -> None:

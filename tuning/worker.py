@@ -18,6 +18,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipelines.banks import Pool
+from pipelines.causes import cause_of
 from pipelines.display import Display
 from pipelines.prepared import Prepared
 from pipelines.settings import UserError, validate
@@ -30,6 +31,7 @@ from training.plan import Plan, held_out_data, keep_towers, make_order, make_pla
 from training.registered import newest_checkpoint, settle
 from training.rehearsal import check_build
 from training.run import result_of
+from training.stopping import Stopped
 from tuning.items import write_items
 from tuning.trials import Folder, Outcome, evaluations, outcome_of, score_of, write_result
 
@@ -45,6 +47,8 @@ def run_trial(config: dict[str, Any]) -> None:
             return
         try:
             outcome = _train(config, folder)
+        except Stopped:  # with the whole sweep: without an outcome it goes on when the sweep does
+            return
         except Exception as error:
             outcome = _failure(error, read_metrics(folder.of(name) / "metrics.jsonl"))
         # A run that was stopped from outside may come apart after the sweep has noted that it was.
@@ -129,5 +133,5 @@ def _failure(error: Exception, lines: list[dict[str, Any]]) -> Outcome:
     elif isinstance(error, torch.OutOfMemoryError | MemoryError):
         reason = f"out of memory: {text[:200]}; a smaller global_batch_size, or a larger accumulate, needs less"
     else:
-        reason = f"{type(error).__name__}: {text[:400]}"
+        reason = cause_of(error)
     return outcome_of("failed", reason, lines, isinstance(error, DivergenceError))

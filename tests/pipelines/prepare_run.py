@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pipelines.__main__
 import pipelines.number
 import pipelines.prepare
 from pipelines import storage
+from pipelines.__main__ import PURPOSE, _run
+from pipelines.cli import run_program
 from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.settings import load, parse_overrides
 
 SHARDS = 4  # that are numbered where it stops at them
 
@@ -52,7 +53,7 @@ def stop_at_shards() -> None:
     pipelines.number.storage.written = some
 
 
-def main(where: str, config: str, *overrides: str) -> None:
+def main(where: str, config: str, *overrides: str) -> int:
     if where == "reading":
         stop_reading()
     elif where == "numbering":
@@ -60,8 +61,9 @@ def main(where: str, config: str, *overrides: str) -> None:
     else:
         assert where == "shards"
         stop_at_shards()
-    pipelines.prepare.prepare(load(PrepareSettings, config, parse_overrides(overrides)), Display())
+    pipelines.__main__.prepare = pipelines.prepare.prepare
+    return run_program("pipelines", PURPOSE, PrepareSettings, _run, [config, *overrides])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

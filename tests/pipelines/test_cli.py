@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray.exceptions
 import yaml
 
 from pipelines.cli import run_program
@@ -94,9 +96,30 @@ def test_an_interruption_has_its_own_code_and_a_bug_is_not_hidden(config: str, c
         raise ZeroDivisionError
 
     assert run_program("pipelines", "p", PrepareSettings, interrupt, [config]) == 130
-    assert capsys.readouterr().err.startswith("interrupted")
+    assert capsys.readouterr().err == f"SIGINT: stopped; to go on: python -m pipelines {config}\n"
     with pytest.raises(ZeroDivisionError):
         run_program("pipelines", "p", PrepareSettings, crash, [config])
+
+
+def test_what_ray_loses_is_told_in_one_line_and_a_bug_in_its_tasks_is_not_hidden(
+    config: str, capsys: pytest.CaptureFixture
+) -> None:
+    def act(error: Exception) -> Callable[[PrepareSettings, Display], None]:
+        def lose(settings: PrepareSettings, display: Display) -> None:
+            raise error
+
+        return lose
+
+    lost = ray.exceptions.ActorDiedError()
+    for error in (lost, ray.exceptions.RayTaskError("f", "Traceback ...", lost, "ray::f", 1, "10.0.0.1")):
+        assert run_program("pipelines", "p", PrepareSettings, act(error), [config]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: Ray: its process died: killed from outside") and told.count("\n") == 1
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        run_program("pipelines", "p", PrepareSettings, act(lost), [config, "--verbose"])
+    bug = ray.exceptions.RayTaskError("f", "Traceback ...", ZeroDivisionError(), "ray::f", 1, "10.0.0.1")
+    with pytest.raises(ZeroDivisionError):
+        run_program("pipelines", "p", PrepareSettings, act(bug.as_instanceof_cause()), [config])
 
 
 @pytest.mark.parametrize("arguments", [[], ["--nonsense", "c.yaml"]])

@@ -1,16 +1,21 @@
 """A local Ray that is not up in time, as on a busy machine, is started again; what was left of it ends."""
 
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import ray
 
 from pipelines import cluster
 from pipelines.settings import UserError
+from tests.patience import PATIENCE, wait_until
+from tests.training.program import listen
 
 import psutil  # isort: skip  comes with ray
 
+ROOT = Path(__file__).parents[2]
 SLOW = Exception("The current node timed out during startup. This could happen because some of the raylet failed to startup")
 
 
@@ -46,9 +51,74 @@ def test_a_machine_that_is_too_busy_is_told_in_one_line(monkeypatch: pytest.Monk
     assert len(slow.left) == 5
 
 
-def test_what_else_goes_wrong_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = started(monkeypatch, 100, ConnectionError("no cluster at 10.0.0.1:6379"))
-    with pytest.raises(ConnectionError, match="no cluster"):
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_what_else_goes_wrong_is_not_tried_again_and_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    slow = started(monkeypatch, 100, RuntimeError("Failed to start GCS.\nLast lines: ..."))
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    told = (
+        "Ray: it did not start on this machine" if address is None else f"RAY_ADDRESS: the cluster at {address} cannot be joined"
+    )
+    with pytest.raises(UserError, match=f"^{told}: RuntimeError: Failed to start GCS. Last lines: ...; .*") as error:
         cluster._init({})
+    assert len(slow.left) == 1 and "\n" not in str(error.value)
     slow.left[0].kill()
-    assert len(slow.left) == 1
+    slow.left[0].wait()
+
+
+def test_every_words_of_a_start_that_took_too_long_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray says it in three ways."""
+    for error in (
+        TimeoutError("Timed out after 60 seconds while waiting"),
+        RuntimeError("Timed out waiting for node info for 1f"),
+    ):
+        slow = started(monkeypatch, 1, error)
+        cluster._init({})
+        assert len(slow.left) == 1
+
+
+PROGRAM = """
+import sys
+from pipelines import cluster
+from pipelines.cli import run_program
+from pipelines.config import PrepareSettings
+def act(settings, display):
+    cluster.start(cpus=1)
+    import ray, time
+    print("up", ray.get_runtime_context().gcs_address, flush=True)
+    ray.get(ray.remote(lambda: time.sleep(10000)).remote())
+sys.exit(run_program("pipelines", "", PrepareSettings, act))
+"""
+
+
+@pytest.mark.e2e
+def test_signals_while_ray_starts_and_the_loss_of_its_head_are_told_in_one_line(tmp_path: Path) -> None:
+    """No processes stay, and the exit code says what it was."""
+    (tmp_path / "c.yaml").write_text("source: {name: openmoji, limit: 5}\noutput: data/o\n")
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "c.yaml")]
+
+    def start() -> psutil.Popen:
+        return psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=listen)
+
+    def heads(program: psutil.Popen) -> list[psutil.Process]:
+        return [child for child in program.children() if child.name() == "gcs_server"]
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        program = start()
+        wait_until(lambda: bool(heads(program)) or program.poll() is not None)  # noqa: B023 - asked at once
+        family = program.children(recursive=True)
+        program.send_signal(number)
+        _, told = program.communicate(timeout=PATIENCE)
+        assert program.returncode == 128 + number, told
+        assert told == f"{number.name}: stopped; to go on: python -m pipelines {tmp_path}/c.yaml\n"
+        assert not psutil.wait_procs(family, timeout=PATIENCE)[1]
+
+    program = start()
+    address = program.stdout.readline().split()[1]
+    (head,) = heads(program)
+    head.kill()
+    _, told = program.communicate(timeout=PATIENCE)
+    assert program.returncode == 2 and told.startswith("error: Ray: ") and told.count("\n") == 1
+    assert f"the head at {address} is gone" in told and "the same command goes on" in told

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from PIL import Image
 
 from pipelines.prepared import Prepared
 from tests.patience import PATIENCE, wait_until
+from tests.training.program import listen
 
 import psutil  # isort: skip
 
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 ROWS = 50_000
 PICTURES = 400
-KILLS = 3
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
 class Preparing:
@@ -43,6 +45,7 @@ class Preparing:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=listen,
             )
 
     def text(self) -> str:
@@ -52,6 +55,15 @@ class Preparing:
         """What it said, after it ended well."""
         assert self.process.wait(PATIENCE) == 0, self.text()
         return self.text()
+
+    def stop(self, number: signal.Signals) -> None:
+        """Ask it to stop: it says in one line what is kept and how to go on, and nothing of its Ray stays."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(number)
+        assert self.process.wait(PATIENCE) == 128 + number, self.text()
+        last = self.text().splitlines()[-1]
+        assert re.match(rf"{number.name}: stopped, \d+ of \d+ parts are kept; to go on: python -m pipelines ", last), self.text()
+        assert not psutil.wait_procs(family, timeout=PATIENCE)[1]
 
     def kill(self) -> None:
         """End the program and its Ray at one blow, so that nobody finishes anything."""
@@ -150,14 +162,14 @@ def wait_for(program: Preparing, reached: Callable[[], bool]) -> None:
     wait_until(there, program.text, every=0.002)
 
 
-def kill_at_random(start: Start, output: Path, parts: int, choose: random.Random) -> None:
-    """Start, and kill while parts are being written; what was done before must not be touched."""
+def end_at_random(start: Start, output: Path, parts: int, choose: random.Random, number: signal.Signals) -> None:
+    """Start, and end it while parts are being written; what was done before must not be touched."""
     before, left = done(output), begun(output)
     program = start(output, "reading")
     wanted = len(before) + choose.randint(1, (parts - len(before)) // 3)
     wait_for(program, lambda: len(list(output.glob("content-*/*.found.parquet"))) >= wanted)
     time.sleep(choose.uniform(0, 0.2))
-    program.kill()
+    program.kill() if number == signal.SIGKILL else program.stop(number)
     after = done(output)
     assert len(before) < len(after) < parts and not (output / "manifest.json").exists()
     assert before.items() <= after.items(), "what was done is not done again"
@@ -182,8 +194,8 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_dataset(
     parts = len(undisturbed.manifest["shards"])
     assert parts >= 40
     choose = random.Random(20261125)
-    for _ in range(KILLS):
-        kill_at_random(start, output, parts, choose)
+    for number in ENDS:
+        end_at_random(start, output, parts, choose, number)
     before = done(output)
 
     # Between the parts and the manifest: as soon as all parts are done, and when some shards are numbered.

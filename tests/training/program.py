@@ -1,5 +1,6 @@
 """A program under test in a process of its own, that can be killed with all that it started."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,11 @@ import psutil  # isort: skip
 ROOT = Path(__file__).parents[2]
 
 
+def listen() -> None:
+    """In a child: Ctrl-C as at a terminal, also where the tests themselves run in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Program:
     """`python -m training CONFIG.yaml ...`, or other arguments of Python's."""
 
@@ -27,6 +33,7 @@ class Program:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=listen,
             )
         self._family: dict[int, psutil.Process] = {}
 

@@ -1,9 +1,11 @@
 """`python -m training` that notes which samples each step consumed, and may wait at a step: a program for tests that kill it.
 
 Run as a script: CONFIG.yaml STEPS KEY=VALUE ... After so many steps (0: never) its workers wait until there is a file `go` beside
-what they have noted, so that whoever kills it comes neither too early nor too late, on any machine.
+what they have noted, so that whoever kills it comes neither too early nor too late, on any machine; or until the run is asked to
+stop, and then no longer than that.
 """
 
+import gc
 import json
 import sys
 import time
@@ -13,12 +15,13 @@ from typing import cast
 
 import training.plan
 from pipelines.batch import Batch
-from pipelines.display import Display
+from pipelines.cli import run_program
 from pipelines.order import Order
 from pipelines.settings import load, parse_overrides
 from pipelines.stream import Stream, Unusable, Worker
+from training.__main__ import _run
 from training.config import TrainSettings
-from training.run import run
+from training.stopping import Asked
 
 
 class RecordingStream(Stream):
@@ -32,9 +35,12 @@ class RecordingStream(Stream):
         self, order: Order, first: int, last: int, worker: Worker, failed: Callable[[Unusable], None] | None = None
     ) -> Iterator[Batch]:
         name = f"{self.attempt}-{first:06d}-{worker.rank}-of-{worker.world_size}.jsonl"
+        asked = [one for one in gc.get_objects() if isinstance(one, Asked)]  # rank 0 has one, and the others follow it
         with (self.folder / name).open("w") as file:
             for step, batch in enumerate(super().training(order, first, last, worker, failed), first):
                 while self.wait_after and step - first >= self.wait_after and not (self.folder / "go").exists():
+                    if any(one() for one in asked):
+                        (self.folder / "go").touch()
                     time.sleep(0.02)
                 ids = cast(dict, batch).pop("sample_id").tolist()
                 file.write(json.dumps({"step": step, "epoch": order.epoch_of(step), "ids": ids}) + "\n")
@@ -47,19 +53,20 @@ def consumed_in(storage: Path, name: str) -> Path:
     return storage / "consumed" / name
 
 
-def main(config: str, wait_after: str, *overrides: str) -> None:
+def main(config: str, wait_after: str, *overrides: str) -> int:
     settings = load(TrainSettings, config, parse_overrides(overrides))
     RecordingStream.attempt = time.time_ns()
     RecordingStream.wait_after = int(wait_after)
     RecordingStream.folder = consumed_in(settings.storage, settings.name)
     RecordingStream.folder.mkdir(parents=True, exist_ok=True)
+    (RecordingStream.folder / "go").unlink(missing_ok=True)
 
     def recording(**keys: object) -> Stream:
         return RecordingStream(**keys | {"columns": keys["columns"] | {"sample_id"}})  # type: ignore[arg-type,operator]
 
     training.plan.Stream = recording  # type: ignore[assignment,misc]
-    run(settings, Display())
+    return run_program("training", "", TrainSettings, _run, [config, *overrides])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

@@ -67,9 +67,9 @@ def write_root(root: Path) -> None:
     (root / "text" / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
 
 
-def planner(root: Path) -> Callable[..., Plan]:
-    """A function from overrides (`__` is a dot) to a plan. Features are computed once, in this process."""
-    tree: dict[str, Any] = {
+def tree_of(root: Path) -> dict[str, Any]:
+    """The config of a run."""
+    return {
         "name": "run",
         "data": {"path": str(root / "squares")},
         "image_tower": {
@@ -87,6 +87,11 @@ def planner(root: Path) -> Callable[..., Plan]:
         "checkpoint": {"every_steps": 2, "best": BEST},
         "tensorboard": False,
     }
+
+
+def planner(root: Path) -> Callable[..., Plan]:
+    """A function from overrides (`__` is a dot) to a plan. Features are computed once, in this process."""
+    tree = tree_of(root)
 
     def make(**overrides: Any) -> Plan:
         given = {key.replace("__", "."): value for key, value in overrides.items()}

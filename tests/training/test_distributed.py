@@ -16,10 +16,10 @@ from training import distributed
 from training.config import TrainSettings
 from training.encoder import build_encoder
 from training.objectives import ObjectiveUnion
-from training.objectives.base import Embeddings, ObjectiveSettings, Task
+from training.objectives.base import Embeddings, Loss, ObjectiveSettings, Task
 from training.objectives.clip import ClipSettings
 from training.state import TrainState, unwrap
-from training.step import train_step
+from training.step import _agreed, train_step
 
 ROWS, TOKENS, VOCABULARY, STEPS = 12, 5, 50, 3
 TASK = Task(
@@ -292,6 +292,22 @@ def test_exchange(gloo: Gloo, world_size: int) -> None:
         assert found["used"] == [(world_size - 1) / 2, 1.0]
         assert found["unused"] == [6.0 / world_size, 0.0]
         assert found["frozen"] is None
+
+
+def _agree(poisoned: int | None, asked: int | None) -> tuple[bool, bool]:
+    """What the step's one exchange says, where one rank's loss is no number and one was asked to stop."""
+    value = math.nan if distributed.rank() == poisoned else 1.0
+    loss = Loss(torch.tensor(value), {}, {"seen": torch.zeros(2)})
+    return _agreed(loss, torch.tensor(1.0), distributed.rank() == asked)
+
+
+@world_sizes
+@pytest.mark.parametrize("poisoned", [None, 0, 1])
+@pytest.mark.parametrize("asked", [None, 0, 1])
+def test_all_workers_count_a_step_and_stop_at_it_or_none_does(
+    gloo: Gloo, world_size: int, poisoned: int | None, asked: int | None
+) -> None:
+    assert gloo(world_size, _agree, poisoned, asked) == [(poisoned is None, asked is not None)] * world_size
 
 
 def test_one_worker_is_the_identity() -> None:

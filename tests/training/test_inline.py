@@ -5,6 +5,7 @@ Real locked towers, tiny and untrained, on datasets of a few coloured squares. N
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +17,14 @@ import torch
 
 from evaluation.suite import score
 from pipelines.settings import UserError
-from tests.training.squares import BATCH, BEST, STEPS, TEST, planner, write_root
-from training import loop
+from tests.training.squares import BATCH, BEST, EPOCHS, STEPS, TEST, planner, write_root
+from training import inline, loop
 from training.inline import fit_inline
 from training.loop import DivergenceError
 from training.metrics_file import read_metrics
 from training.plan import Plan
 from training.registered import settle
+from training.stopping import Stopped
 
 TIMES = {"samples_per_second", "data_wait", "peak_memory_gib", "seconds", "time"}
 
@@ -117,6 +119,71 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
     assert steps(tmp_path) == [step for step in (saved - 2, saved) if step > 0]
     assert train(plan_of(), tmp_path) == (result, list(range(saved + 1, STEPS + 1)))
     assert_equal_runs(tmp_path, folder)
+
+
+Poison = Callable[..., None]
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
+    """Features of an image are NaN in the steps of these numbers, from 1."""
+    step, at = loop.train_step, []
+
+    def sick(state: Any, batch: Any, *rest: Any) -> Any:
+        if state.step + 1 in at:
+            batch = batch | {"image_features": batch["image_features"].clone()}
+            batch["image_features"][2] = torch.nan
+        return step(state, batch, *rest)
+
+    monkeypatch.setattr(loop, "train_step", sick)
+    return lambda *steps: at.extend(steps)
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the next run be asked to stop before its n-th step, counted from where it starts."""
+
+    def at(step: int) -> None:
+        questions = iter(range(1, 1000))
+        monkeypatch.setattr(inline, "Asked", lambda folder: nullcontext(lambda: next(questions) >= step))
+
+    return at
+
+
+@pytest.mark.parametrize("until", [1, 2, 3, 6, 9])
+def test_a_run_that_is_asked_to_stop_saves_the_step_and_goes_on_to_the_same_end(
+    plan_of: Callable[..., Plan],
+    straight: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    ask: Callable[[int], None],
+    poison: Poison,
+    until: int,
+) -> None:
+    """Whether a checkpoint is due there or not."""
+    folder, result = straight
+    ask(until)
+    with pytest.raises(Stopped) as stopped:
+        train(plan_of(), tmp_path)
+    assert stopped.value.step == until == max(steps(tmp_path))
+    assert [line["step"] for line in curve(tmp_path)] == list(range(1, until + 1))
+    ask(1000)
+    assert train(plan_of(), tmp_path) == (result, list(range(until + 1, STEPS + 1)))
+    assert_equal_runs(tmp_path, folder)
+    # Where no line and no checkpoint is due for long, both come all the same; and not at a step that is skipped.
+    rare = {"log_every": 100, "checkpoint__every_steps": None, "evaluation__every_epochs": EPOCHS}
+    poison(until)
+    ask(until)
+    other = tmp_path / "rare"
+    with pytest.raises(Stopped):
+        train(plan_of(**rare), other)
+    assert steps(other) == [until + 1] == [line["step"] for line in curve(other)]
+
+
+def test_a_run_that_is_asked_in_its_last_step_ends(
+    plan_of: Callable[..., Plan], straight: tuple[Path, dict[str, Any]], tmp_path: Path, ask: Callable[[int], None]
+) -> None:
+    ask(STEPS)
+    assert train(plan_of(), tmp_path)[0] == straight[1]
 
 
 def test_a_run_that_dies_again_and_again_ends_the_same(
@@ -236,24 +303,6 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_reason(plan_of: Callable
     # And it says so again, whoever starts it again.
     with pytest.raises(DivergenceError):
         train(plan, tmp_path)
-
-
-Poison = Callable[..., None]
-
-
-@pytest.fixture
-def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
-    """Features of an image are NaN in the steps of these numbers, from 1."""
-    step, at = loop.train_step, []
-
-    def sick(state: Any, batch: Any, *rest: Any) -> Any:
-        if state.step + 1 in at:
-            batch = batch | {"image_features": batch["image_features"].clone()}
-            batch["image_features"][2] = torch.nan
-        return step(state, batch, *rest)
-
-    monkeypatch.setattr(loop, "train_step", sick)
-    return lambda *steps: at.extend(steps)
 
 
 def test_a_poisoned_batch_is_skipped_and_counted(plan_of: Callable[..., Plan], tmp_path: Path, poison: Poison) -> None:

@@ -107,9 +107,11 @@ def test_tensorboard_receives_the_numbers(tmp_path: Path) -> None:
 
 def test_restarts_are_noted_with_their_causes(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, None, "max", tensorboard=False)
-    recorder.after_exception(None, {1: RuntimeError("a long story\nthe worker died"), 0: RuntimeError("")})
+    closed = RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:46107\nGLHF!")
+    recorder.after_exception(None, {0: closed, 1: ValueError("what happened\nGLHF!")})
     (line,) = read_metrics(tmp_path / "restarts.jsonl")
-    assert line["workers"] == {"1": "the worker died", "0": ""}
+    assert line["cause"] == "worker 1: ValueError: what happened GLHF! (1 other failed with it)"
+    assert line["workers"].keys() == {"0", "1"} and "Connection closed by peer" in line["workers"]["0"]
 
 
 # A disk that fails

@@ -476,10 +476,13 @@ def test_restarts_are_told_where_there_were_some(made: Made, tmp_path: Path):
     assert "Restarts" not in made.page.text
     prepared = prepare_by_hand(tmp_path / "data", [["one"], ["two"]])
     result, data, _ = run_by_hand(tmp_path / "run", prepared)
-    (tmp_path / "run" / "restarts.jsonl").write_text(json.dumps({"time": 86400.0, "workers": {"1": "Lost <i>it</i>"}}) + "\n")
+    before = {"time": 86400.0, "workers": {"1": "Lost <i>it</i>"}}  # as an earlier version wrote it
+    now = {"time": 0.0, "cause": "worker 0: its <b>node</b> was lost", "workers": {"0": "-", "1": "Connection closed by peer"}}
+    (tmp_path / "run" / "restarts.jsonl").write_text(f"{json.dumps(now)}\n{json.dumps(before)}\n")
     write_report(tmp_path / "run", result, data)
     text = read(tmp_path / "run" / "report.html").text
     assert "1970-01-02 00:00:00 UTC" in text and "worker 1: Lost <i>it</i>" in text
+    assert "worker 0: its <b>node</b> was lost" in text and "Connection closed" not in text
 
 
 def test_the_same_page_comes_from_disk_alone_without_ray(made: Made):

@@ -1,6 +1,7 @@
 """Runs of the real program: any number of workers gives one curve, and a killed run goes on where it was."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from recording_run import consumed_in
 
 from tests.patience import PATIENCE, wait_until
 from training.registered import newest_checkpoint
+
+import psutil  # isort: skip  comes with ray
 
 pytestmark = pytest.mark.e2e
 
@@ -108,13 +111,13 @@ def assert_same_curve(found: list[dict[str, Any]], expected: list[dict[str, Any]
         assert {n for n in ours if "/" in n} == {n for n in theirs if "/" in n}
 
 
-def wait_to_kill(program: Program, run: Path) -> None:
-    """Until the steps before KILLED_AT are in metrics.jsonl; no others follow."""
+def wait_to_kill(program: Program, run: Path, step: int = KILLED_AT) -> None:
+    """Until the steps before this one are in metrics.jsonl; no others follow."""
 
     def reached() -> bool:
-        assert program.process.poll() is None, f"ended before step {KILLED_AT}:\n{program.text()}"
+        assert program.process.poll() is None, f"ended before step {step}:\n{program.text()}"
         found = lines(run)
-        return bool(found) and found[-1]["step"] >= KILLED_AT
+        return bool(found) and found[-1]["step"] >= step
 
     wait_until(reached, program.text)
 
@@ -186,13 +189,52 @@ def test_killed_worker(two_workers: Killed, uninterrupted: list[dict[str, Any]])
     assert_same_curve(history(two_workers.run), uninterrupted)
     assert len((two_workers.run / "restarts.jsonl").read_text().splitlines()) == 1
     assert "worker lost" in two_workers.program.text()
+    (line,) = map(json.loads, (two_workers.run / "restarts.jsonl").read_text().splitlines())
+    # Which of the two Ray saw first is chance, but the one that lived is not blamed.
+    assert (
+        re.match("worker [01]: its process died|a worker was lost", line["cause"]) and line["cause"] in two_workers.program.text()
+    )
     assert "Traceback" not in two_workers.program.text()
 
 
-def test_two_workers_end_with_the_weights_of_two_that_nobody_disturbs(two_workers: Killed, start: Start, folder: Path) -> None:
-    undisturbed = start("two-undisturbed", "resources.num_workers=2")
-    assert undisturbed.wait() == 0, undisturbed.text()
-    assert_same_weights(two_workers.run, folder / "two-undisturbed")
+@pytest.fixture(scope="module")
+def two_undisturbed(start: Start, folder: Path) -> Path:
+    """The folder of two workers that nobody disturbs."""
+    program = start("two-undisturbed", "resources.num_workers=2")
+    assert program.wait() == 0, program.text()
+    return folder / "two-undisturbed"
+
+
+def test_two_workers_end_with_the_weights_of_two_that_nobody_disturbs(two_workers: Killed, two_undisturbed: Path) -> None:
+    assert_same_weights(two_workers.run, two_undisturbed)
+
+
+def test_asked_to_stop_all_workers_save_the_same_step_and_the_next_start_goes_on_from_it(
+    start: Start, folder: Path, two_undisturbed: Path
+) -> None:
+    """Ctrl-C, then SIGTERM, in the middle of epochs, with checkpoints that are never due."""
+    run, done = folder / "asked", 0
+    options = ("resources.num_workers=2", "checkpoint.every_steps=null")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        program = start("asked", *options, held=True)
+        wait_to_kill(program, run, done + KILLED_AT)
+        family = program.family()
+        program.process.send_signal(number)
+        assert program.wait() == 128 + number, program.text()
+        told = program.text().splitlines()
+        assert (f"going on from step {done} of {STEPS}" in program.text()) == bool(done)
+        done += KILLED_AT + 1  # they were asked in the step after
+        kept = run / f"checkpoint_{done:08d}"
+        assert newest_checkpoint(run) == kept and json.loads((kept / "checkpoint.json").read_text())["step"] == done
+        again = f"python -m training {folder / 'asked.yaml'} {' '.join(options)}"
+        assert told[-1] == f"{number.name}: stopped, step {done} is kept in {kept}; to go on: {again}"
+        assert lines(run)[-1]["step"] == done and not (run / "result.json").exists()
+        assert "Traceback" not in program.text() and not (run / "restarts.jsonl").exists()
+        assert not psutil.wait_procs(family, timeout=PATIENCE)[1], "nothing of its Ray stays"
+    last = start("asked", *options)
+    assert last.wait() == 0, last.text()
+    assert f"going on from step {done} of {STEPS}" in last.text()
+    assert_same_weights(run, two_undisturbed)
 
 
 def test_killed_driver(start: Start, folder: Path, uninterrupted: list[dict[str, Any]]) -> None:

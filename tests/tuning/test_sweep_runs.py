@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -29,6 +30,7 @@ from pipelines.prepared import Prepared
 from pipelines.settings import load, parse_overrides
 from pipelines.tokenizer import train_tokenizer
 from tests.patience import PATIENCE, wait_until
+from tests.training.program import listen
 from training.config import TrainSettings
 from training.room import HELD
 from training.run import run
@@ -94,7 +96,7 @@ def table(folder: Path) -> pd.DataFrame:
 
 
 @pytest.mark.e2e
-def test_a_driver_killed_three_times_ends_with_the_trials_of_one_that_was_not(
+def test_a_driver_stopped_and_killed_three_times_ends_with_the_trials_of_one_that_was_not(
     undisturbed: Path, sweep_file: Callable[..., Path]
 ) -> None:
     path = sweep_file("killed", **TWELVE)
@@ -106,9 +108,11 @@ def test_a_driver_killed_three_times_ends_with_the_trials_of_one_that_was_not(
     def ended() -> list[Path]:
         return list(folder.glob("trials/*/outcome.json"))
 
-    for turn in range(4):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if turn == 3:
+    for turn, number in enumerate((signal.SIGINT, signal.SIGKILL, signal.SIGTERM, None)):
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=listen
+        )
+        if number is None:
             output, _ = process.communicate(timeout=PATIENCE)
             assert process.returncode == 0, output
             break
@@ -117,8 +121,12 @@ def test_a_driver_killed_three_times_ends_with_the_trials_of_one_that_was_not(
         moment = time.monotonic() + later
         wait_until(lambda: time.monotonic() >= moment or len(ended()) >= 5 + 2 * turn)  # noqa: B023  there is more to be killed
         assert process.poll() is None, process.communicate()[0]
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), output
+        told = rf"{number.name}: stopped, \d+ of 12 trials have ended, those under way are kept at their newest checkpoints"
+        again = re.escape(shlex.join(["python", *command[1:]]))
+        assert number == signal.SIGKILL or re.fullmatch(f"{told}; to go on: {again}", output.splitlines()[-1]), output
         assert (folder / "sweep.json").exists()
         for outcome, written in seen.items():
             assert outcome.stat().st_mtime_ns == written, "a trial that had ended ran again"

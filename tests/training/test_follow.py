@@ -1,0 +1,59 @@
+"""The bar of a run that goes on: from its checkpoint, never at a step of the start before, which may have come further."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from pipelines.display import Display
+from tests.patience import wait_until
+from training import fit
+from training.plan import Plan
+
+
+class Shown:
+    """In the place of a display: what the bar was told, and the lines above it."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.lines: list[str] = []
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator["Shown"]:
+        yield self
+
+    def update(self, done: int, note: str = "") -> None:
+        self.steps.append(done)
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def write(run: Path, *steps: int, when: float) -> None:
+    of = [{"step": step, "time": when, "loss": 1.0, "samples_per_second": 1.0, "data_wait": 0.0} for step in steps]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in of))
+
+
+@pytest.mark.parametrize(("saved", "first"), [(50, 50), (None, 0)])
+def test_the_bar_shows_no_step_of_a_dead_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: int | None, first: int
+) -> None:
+    monkeypatch.setattr(fit, "newest_step", lambda run: saved)
+    write(tmp_path, 40, 50, 57, when=1.0)
+    (tmp_path / "restarts.jsonl").write_text(json.dumps({"time": 1.0, "cause": "of the dead start", "workers": {}}) + "\n")
+    shown = Shown()
+    follower: Any = fit._Follower(tmp_path, cast(Plan, SimpleNamespace(total_steps=100)), cast(Display, shown))
+    with follower:
+        wait_until(lambda: bool(shown.steps))
+        with (tmp_path / "restarts.jsonl").open("a") as file:
+            file.write(json.dumps({"time": 2.0, "cause": "worker 1: its node was lost", "workers": {"0": "GLHF!"}}) + "\n")
+        wait_until(lambda: bool(shown.lines))
+        assert shown.steps == [first]
+        write(tmp_path, 40, 50, 57, when=2.0)  # the same step again, by the living
+        wait_until(lambda: len(shown.steps) > 1)
+    assert shown.steps == [first, 57]
+    assert shown.lines == ["worker lost, going on from the last checkpoint: worker 1: its node was lost"]

@@ -1,0 +1,86 @@
+"""A sweep that is asked to stop: trials under way save and end without an outcome, and none is handed out any more. No Ray."""
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import ray.exceptions
+from ray.tune.experiment import Trial as TuneTrial
+
+from tests.patience import PATIENCE, wait_until
+from tests.tuning.trainer import SCORE, finished, schedule_of, settings
+from training.config import TrainSettings
+from tuning import feeder as module
+from tuning.feeder import Feeder
+from tuning.scheduler import _death
+from tuning.trials import Folder
+
+
+@pytest.fixture
+def feeder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Feeder:
+    """With three trials out; what trials are configured to be is no matter here."""
+    monkeypatch.setattr(module, "booking_of", lambda _: SimpleNamespace(inline=True, data_cpus=1.0, bundle=dict))
+    monkeypatch.setattr(module, "give_back", lambda _: None)
+    config = cast(TrainSettings, SimpleNamespace(model_dump=lambda mode: {}))
+    sweep = settings()
+    feeder = Feeder(sweep, schedule_of(sweep, tmp_path), Folder(tmp_path), lambda _: config, SCORE, 4, {}, None)
+    assert all(isinstance(feeder.suggest(name), dict) for name in ("a", "b", "c"))
+    return feeder
+
+
+def test_trials_that_train_are_waited_for_and_go_on_with_the_next_start(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, names = Folder(tmp_path), {key: trial.name for key, trial in feeder.out.items()}
+    training, asked = {folder.of(names["a"]), folder.of(names["b"])}, []
+
+    def ask(run: Path) -> bool:
+        asked.append(run)
+        return run in training
+
+    monkeypatch.setattr(module, "ask", ask)
+    thread = threading.Thread(target=feeder.stop)
+    thread.start()
+    wait_until(lambda: len(set(asked)) == 3)
+    assert feeder.suggest("d") is None and thread.is_alive()
+    training.clear()  # its steps have ended, but the trial has not yet
+    before = len(asked)
+    wait_until(lambda: len(asked) > before + 6)
+    assert thread.is_alive()
+    feeder.on_trial_complete("a")
+    folder.end(names["b"], finished(1.0))  # it was in its last step
+    feeder.on_trial_complete("b")
+    thread.join(PATIENCE)
+    assert not thread.is_alive() and set(feeder.out) == {"c"}, "nobody waits for a trial that trains no step yet"
+    assert folder.ended(names["a"]) is None and folder.ended(names["b"]) is not None
+    again = schedule_of(settings(), tmp_path)
+    handed = {cast(Any, again.next()).name for _ in range(2)}
+    assert handed == {names["a"], names["c"]}
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            ray.exceptions.RayActorError("a", "killed by SIGKILL by OOM killer due to high memory usage"),
+            "its process died: killed",
+        ),
+        (
+            ray.exceptions.RayActorError("a", "Task was killed due to the node running low on memory"),
+            "the node ran low on memory",
+        ),
+        (ray.exceptions.RuntimeEnvSetupError("no pandsa"), "its process could not be set up: Failed to set up"),
+        (
+            ray.exceptions.RayTaskError("f", "Traceback\nValueError: no", ValueError("no"), "ray::f", 1, "10.0.0.1"),
+            "ValueError: no",
+        ),
+        (None, "its process died"),
+    ],
+)
+def test_a_trial_without_a_word_of_its_own_is_told_by_its_first_cause(error: Exception | None, told: str) -> None:
+    trial = SimpleNamespace(get_pickled_error=lambda: error, run_metadata=SimpleNamespace(num_failures=2))
+    reason = _death(cast(TuneTrial, trial))
+    assert reason.startswith(told) and reason.endswith("(2 times)")
+    assert "memory" not in reason or "memory" in str(error), "a mistake of setting up is none of memory"
