@@ -57,9 +57,9 @@ class Fatal:
 class _Ended(Exception):  # noqa: N818 - it is a finding about data, not a programming error
     """The child is no more."""
 
-    def __init__(self, why: str, costly: bool, final: bool) -> None:
+    def __init__(self, why: str, costly: bool, final: bool, begun: Any) -> None:
         super().__init__(why)
-        self.costly, self.final = costly, final
+        self.costly, self.final, self.begun = costly, final, begun
 
 
 def each(work: Callable[[int], Iterator[T]], limits: Limits = LIMITS) -> Iterator[T | Fatal]:
@@ -73,21 +73,17 @@ def each(work: Callable[[int], Iterator[T]], limits: Limits = LIMITS) -> Iterato
     """
     done = deaths = 0
     while True:
-        begun = None
         try:
-            for kind, value in _messages(partial(work, done), limits, again=deaths > 0):
-                if kind == "begun":
-                    begun = value
-                else:
-                    yield value
-                    begun, done, deaths = None, done + 1, 0
+            for item in _items(partial(work, done), limits, again=deaths > 0):
+                yield item
+                done, deaths = done + 1, 0
             return
         except _Ended as ended:
             deaths += 1
             if deaths < _TRIES and not ended.final:
                 continue
-            yield Fatal(begun, str(ended), ended.costly)
-            if begun is None:
+            yield Fatal(ended.begun, str(ended), ended.costly)
+            if ended.begun is None:
                 return
             done, deaths = done + 1, 0
 
@@ -100,17 +96,19 @@ def one(work: Callable[[], T], limits: Limits = LIMITS) -> T | Fatal:
     return result
 
 
-def _once(work: Callable[[], T], _: int) -> Iterator[T]:
-    begin("")
-    with limited():
-        result = work()
-    yield result
+def _once(work: Callable[[], T], first: int) -> Iterator[T]:
+    if first == 0:
+        begin("")
+        with limited():
+            result = work()
+        yield result
 
 
 # --- the child's side ---
 
 _parent: Connection | None = None
-_limits, _again = LIMITS, False
+_note = -1  # descriptor of the file that says which item was begun: to write it wakes nobody
+_limits, _again, _sent = LIMITS, False, 0
 
 
 def inside() -> bool:
@@ -126,7 +124,7 @@ def again() -> bool:
 def begin(about: Any) -> None:
     """Say which item is next, in case it is the last one. Elsewhere than in a child: nothing."""
     if _parent is not None:
-        _parent.send_bytes(pickle.dumps(("begun", about), pickle.HIGHEST_PROTOCOL))
+        os.pwrite(_note, pickle.dumps((_sent, about)), 0)
 
 
 @contextlib.contextmanager
@@ -147,10 +145,10 @@ def limited() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, note: int) -> None:
     """A child's whole life: work after work, until the parent is gone."""
-    global _parent, _limits, _again
-    _parent = Connection(descriptor)
+    global _parent, _note, _limits, _again, _sent
+    _parent, _note = Connection(descriptor), note
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
@@ -158,8 +156,8 @@ def serve(descriptor: int) -> None:
         while True:
             request = _parent.recv_bytes()
             try:
-                work, _limits, _again = pickle.loads(request)
-                for item in work():
+                (work, _limits, _again), _sent = pickle.loads(request), 0
+                for _sent, item in enumerate(work(), 1):
                     _parent.send_bytes(pickle.dumps(("item", item), pickle.HIGHEST_PROTOCOL))
             except BaseException as error:
                 _parent.send_bytes(_pickled_error(error))
@@ -185,6 +183,7 @@ class _Child:
         self.connection, theirs = Pipe()
         # What libraries write before they end the process.
         self._said = tempfile.TemporaryFile(prefix="raylign-")  # noqa: SIM115 - closed with the child
+        self._note = tempfile.TemporaryFile(prefix="raylign-")  # noqa: SIM115
         # As this process finds its modules; a thread more would only ask for address space.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         environment = os.environ | {
@@ -194,36 +193,40 @@ class _Child:
             "RUST_BACKTRACE": "0",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", f"from pipelines.apart import serve; serve({theirs.fileno()})"],
+            [sys.executable, "-P", "-c", f"from pipelines.apart import serve; serve({theirs.fileno()}, {self._note.fileno()})"],
             stdin=subprocess.DEVNULL,
             stdout=self._said,
             stderr=self._said,
             env=environment,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), self._note.fileno()],
         )
         theirs.close()
 
     def start(self, request: bytes) -> None:
         self._said.truncate(0)
         self._said.seek(0)
+        self._note.truncate(0)
         self.connection.send_bytes(request)
 
-    def ended(self, limits: Limits) -> _Ended:
+    def ended(self, limits: Limits, received: int) -> _Ended:
         """Why it is no more, to be called when it is."""
         code = self._process.wait()
+        number, begun = pickle.loads(os.pread(self._note.fileno(), 1 << 20, 0) or pickle.dumps((-1, None)))
+        begun = begun if number == received else None  # else it had sent that item
         if code == -signal.SIGPROF:
-            return _Ended(f"takes more than {limits.seconds:g} s of CPU time", True, True)
+            return _Ended(f"takes more than {limits.seconds:g} s of CPU time", True, True, begun)
         self._said.seek(0)
         lines = self._said.read(1 << 16).decode("utf-8", "replace").splitlines()
         said = next((f": {line.strip()[:200]}" for line in lines if line.strip()), "")
         costly = any(words in said.lower() for words in _MEMORY_WORDS)
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         limit = f", which may have {limits.memory / (1 << 30):g} GiB" if costly else ""
-        return _Ended(f"ends the process that reads it{limit} ({name}{said})", costly, costly)
+        return _Ended(f"ends the process that reads it{limit} ({name}{said})", costly, costly, begun)
 
     def kill(self) -> None:
         self.connection.close()
         self._said.close()
+        self._note.close()
         self._process.kill()
         self._process.wait()
 
@@ -231,12 +234,12 @@ class _Child:
 _idle: dict[int, list[_Child]] = {}  # by the process that they belong to: a fork of it must not talk to them
 
 
-def _messages(work: Callable[[], Iterator[Any]], limits: Limits, again: bool) -> Iterator[tuple[str, Any]]:
-    """What a child says while it does the work. Raises `_Ended`, and what the work raises."""
+def _items(work: Callable[[], Iterator[Any]], limits: Limits, again: bool) -> Iterator[Any]:
+    """What a child makes of the work. Raises `_Ended`, and what the work raises."""
     request = _pickled((work, limits, again))
     idle = _idle.setdefault(os.getpid(), [])
     child = idle.pop() if idle else _Child()
-    whole = False
+    whole, received = False, 0
     try:
         child.start(request)
         while True:
@@ -246,11 +249,12 @@ def _messages(work: Callable[[], Iterator[Any]], limits: Limits, again: bool) ->
                 raise value
             if kind == "end":
                 return
-            yield kind, value
+            received += 1
+            yield value
     except (EOFError, ConnectionError):
         if whole:  # the work raised it
             raise
-        raise child.ended(limits) from None
+        raise child.ended(limits, received) from None
     finally:
         if whole:
             idle.append(child)

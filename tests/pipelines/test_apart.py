@@ -87,8 +87,8 @@ def poisoned(folder_of: Callable, png_of: Callable) -> Path:
     return folder_of(files | {f"{name}.txt": f"thing {name}" for name in "abcde"})
 
 
-def settings_of(source: Any, output: Path, **keys: Any) -> PrepareSettings:
-    tree = {"source": {"name": "folder", "path": source}, "output": output, "image": {"size": 16, "format": "png"}}
+def settings_of(folder: Any, output: Path, **keys: Any) -> PrepareSettings:
+    tree = {"source": {"name": "folder", "path": folder}, "output": output, "image": {"size": 16, "format": "png"}}
     return PrepareSettings.model_validate(tree | keys)
 
 
