@@ -54,9 +54,11 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     for name, model in models.items():
         if model.embeddings is None:
             model.check(settings.key_of(name))
-            check_embedder(model.embedder, model.arguments())
     for place, key in ((settings.output, "output"), (settings.cache, "cache")):
         storage.check_folder(place, key)
+    for model in models.values():
+        if model.embeddings is None:
+            check_embedder(model.embedder, model.arguments())
     if any(model.embeddings is None for model in models.values()):
         cluster.start(display.verbose)
     pool = banks.Pool(settings.actors, settings.use_gpu, settings.cpus_per_actor)
