@@ -102,7 +102,7 @@ def _for_a_mapping(found: Sequence[type[BaseModel]], key: str, value: Any, free:
     fields = {name: field for cls in found for name, field in cls.model_fields.items()}
     if "name" in fields and isinstance(value, str):
         tags = {tag for cls in found if "name" in cls.model_fields for tag in _choices(cls.model_fields["name"].annotation)}
-        near = [value] if value in tags or not tags else near_tags(found, value) or alike(value, tags)
+        near = [value] if value in tags or not tags else near_tags(found, value) or alike(value, tags, cutoff=0.7)
         if near:
             return f"{text}; did you mean {_or(f'{key}.name={one}' for one in near)}?"
         return f"{text}; choose {key}.name from: {', '.join(sorted(tags))}"
@@ -148,7 +148,7 @@ def alike(given: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
 def near_tags(found: Sequence[type[BaseModel]], given: Any) -> list[str]:
     """Names of classes that are spelled like the given one, or whose description has it as a word: csv is one of table."""
     tags = {tag: cls for cls in found if (tag := tag_of(cls)) is not None}
-    near = alike(str(given), tags)
+    near = alike(str(given), tags, cutoff=0.7)
     word = re.compile(rf"(?<!\w){re.escape(str(given).lower().removesuffix('s'))}s?(?!\w)")
     return near or [tag for tag, cls in tags.items() if given and word.search(cls.__doc__.lower() if cls.__doc__ else "")][:3]
 

@@ -55,7 +55,7 @@ def file(tmp_path: Path) -> Path:
         ({"choices": [1], "log": True}, "choices take no low, high, log, integer or points"),
         ({"choices": [1], "integer": True}, "choices take no low, high, log, integer or points"),
         ({"choices": [1], "points": 2}, "choices take no low, high, log, integer or points"),
-        ({"choices": []}, "at least 1 item"),
+        ({"choices": []}, "at least one"),
         ({"low": 2, "high": 1}, "low: 2 is not below high: 1"),
         ({"low": 1, "high": 1}, "low: 1 is not below high: 1"),
         ({"low": 0, "high": 1, "log": True}, "low: 0 has no logarithm; with log: true it must be positive"),
