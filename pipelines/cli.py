@@ -196,7 +196,8 @@ def _shipped(package: str) -> list[Path]:
 
 
 def begin(package: str, arguments: Sequence[str]) -> None:
-    """A line at once, for what follows imports torch, which takes seconds."""
+    """A line at once, and an ear for signals: what follows imports torch, which takes seconds."""
+    interrupts.install()
     if not {"-h", "--help", "--quiet", "--show"}.intersection(arguments):
         print(f"{package}: loading", flush=True)
 

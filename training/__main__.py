@@ -5,11 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from pipelines import interrupts
-
-interrupts.install()  # importing torch takes seconds, in which somebody may think better of it
-
-from pipelines.cli import begin, run_program  # noqa: E402
+from pipelines.cli import begin, run_program
 
 if TYPE_CHECKING:
     from pipelines.display import Display
@@ -20,10 +16,11 @@ The same command again goes on where an interrupted run was; a finished run says
 
 
 def _run(settings: TrainSettings, display: Display) -> None:
+    from training.registered import registered
     from training.sources import check_sources
 
-    # A run that has begun has what it needs. Before the rest is imported: that takes as long again.
-    if settings.overwrite or not (settings.storage / settings.name / "config.yaml").exists():
+    # A run with a checkpoint has what it needs. Before the rest is imported: that takes as long again.
+    if settings.overwrite or not registered(settings.storage / settings.name):
         check_sources(settings)
     from training.run import run
 
