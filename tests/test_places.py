@@ -10,7 +10,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from evaluation.config import EvaluateSettings
 from pipelines.artifacts import resolve
 from pipelines.config import PrepareSettings
-from pipelines.settings import UserError, _classes, load
+from pipelines.explain import classes
+from pipelines.settings import UserError, load
 from training.banks import BankSettings
 from training.config import TrainSettings
 from tuning.config import SweepSettings
@@ -32,7 +33,7 @@ def keys_with_paths() -> Iterator[tuple[str, TypeAdapter[Any]]]:
             annotation: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation  # type: ignore[valid-type]
             if mentions_path(annotation):
                 yield f"{model.__name__}.{name}", TypeAdapter(annotation)
-            new = [cls for cls in _classes(field.annotation) if cls not in seen]
+            new = [cls for cls in classes(field.annotation) if cls not in seen]
             seen.update(new)
             todo += new
 
