@@ -37,7 +37,7 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     from evaluation.embedder import check_embedder
     from evaluation.precomputed import precomputed
     from evaluation.report import write_report
-    from pipelines import banks, cluster, storage
+    from pipelines import banks, cluster, places
 
     contents = read_data(settings)
     tasks = plan(settings, contents)
@@ -55,7 +55,7 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
         if model.embeddings is None:
             model.check(settings.key_of(name))
     for place, key in ((settings.output, "output"), (settings.cache, "cache")):
-        storage.check_folder(place, key)
+        places.check_folder(place, key)
     for model in models.values():
         if model.embeddings is None:
             check_embedder(model.embedder, model.arguments())

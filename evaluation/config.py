@@ -10,8 +10,8 @@ from evaluation.corruptions import PARAMETERS, SEVERITIES
 from evaluation.data.union import DataUnion
 from evaluation.models import ModelSettings
 from evaluation.suite import Positions, different
+from pipelines.places import LocalPlace
 from pipelines.settings import Settings
-from pipelines.storage import LocalPlace
 
 TaskName = Literal["zero_shot", "retrieval", "sugarcrepe", "linear_probe", "few_shot", "corruption"]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of folders

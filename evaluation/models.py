@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 
 from evaluation.import_string import names_of
 from pipelines.explain import alike
+from pipelines.places import LocalPlace
 from pipelines.settings import Settings, UserError
-from pipelines.storage import LocalPlace
 
 
 class ModelSettings(Settings):

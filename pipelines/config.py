@@ -9,9 +9,9 @@ from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from pipelines.captions import CaptionSettings
 from pipelines.images import ImageFormat
+from pipelines.places import Place
 from pipelines.settings import Settings
 from pipelines.sources import SourceSettings
-from pipelines.storage import Place
 
 _USUAL = ("train", "test", "val", "validation", "dev")  # names of splits
 _SHARES = TypeAdapter(dict[str, float])

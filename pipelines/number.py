@@ -20,9 +20,9 @@ from pipelines import storage
 from pipelines.captions import exchange
 from pipelines.config import PrepareSettings
 from pipelines.parts import Part, found_file
+from pipelines.places import Place
 from pipelines.randomness import generator
 from pipelines.repeats import Repeats
-from pipelines.storage import Place
 
 _NOT_REJECTED = pc.field("reason").is_null()
 REJECTED = pa.schema([(name, pa.string()) for name in ("key", "origin", "reason", "detail")])

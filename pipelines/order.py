@@ -15,10 +15,10 @@ from itertools import chain
 
 import numpy as np
 
+from pipelines.places import Place
 from pipelines.prepared import Prepared
 from pipelines.randomness import generator, uniform_of
 from pipelines.settings import UserError
-from pipelines.storage import Place
 
 
 @dataclass(frozen=True)

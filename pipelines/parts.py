@@ -26,9 +26,9 @@ from pipelines.cluster import RETRIES, blocks, telling
 from pipelines.config import PrepareSettings
 from pipelines.examine import FOUND, Row, examine, rejected
 from pipelines.lines import in_one_line
+from pipelines.places import Place
 from pipelines.settings import UserError
 from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_names
-from pipelines.storage import Place
 
 _PARTS = 16  # a small source is cut into so many, to be read in parallel
 _ROWS_AT_ONCE = 1024  # rows in memory before they are written

@@ -19,18 +19,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines import cluster, interrupts, storage
+from pipelines import cluster, interrupts, places, storage
 from pipelines.config import PrepareSettings
 from pipelines.display import Display
 from pipelines.examine import FILTERED, NOT_FOUND
 from pipelines.number import Numbered, number
 from pipelines.parts import Part, counts_of, cut, found_file, list_units, read_parts
+from pipelines.places import Place
 from pipelines.prepared import FORMAT_VERSION, MANIFEST, Prepared
 from pipelines.remote import shown_tree
 from pipelines.repeats import warnings_of
 from pipelines.settings import UserError, difference, digest
 from pipelines.sources.base import Unit
-from pipelines.storage import Place
 
 REJECTED_FILE = "rejected.parquet"
 # What preparing itself puts into a folder: a run that was killed may have left any of it, and no manifest.
@@ -178,7 +178,7 @@ def _rejected_rows(parts: list[Part], content: Place) -> Iterator[dict[str, Any]
 
 def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
     output = settings.output
-    storage.check_folder(output, "output")
+    places.check_folder(output, "output")
     if not storage.exists(storage.join(output, MANIFEST)):
         strangers = [name for name in _names_below(output) if not _OURS.match(name)]
         if strangers and not settings.overwrite:

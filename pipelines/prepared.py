@@ -21,9 +21,10 @@ import pyarrow as pa
 
 from pipelines import storage
 from pipelines.locations import Location, read_locations
+from pipelines.places import Place
 from pipelines.randomness import uniform_of
 from pipelines.settings import UserError
-from pipelines.storage import Missing, Place
+from pipelines.storage import Missing
 
 FORMAT_VERSION = 3  # raised when equal rows of a source would be kept otherwise: ids, pixels, what is left out
 MANIFEST = "manifest.json"

@@ -18,16 +18,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-from pydantic import BeforeValidator
 
 from pipelines import tables, web
-from pipelines.explain import plain
 from pipelines.formats import HIDDEN, is_hidden
-from pipelines.remote import Missing, is_remote, is_text, retried, shown, shown_place
+from pipelines.remote import Missing, is_remote, is_text, retried, shown
 from pipelines.settings import UserError
 
 _CONNECT_TIMEOUT = 10  # seconds
@@ -35,50 +33,9 @@ _TIMEOUT = 20  # seconds without a byte
 _REQUEST_ATTEMPTS = 3  # by the client of the object store, of every part of an upload for itself
 _OPEN_FILES = 256  # handles of remote files, per process: opening one asks for its size
 _SENT_AT_ONCE = 32 << 20  # bytes of an upload that are in memory
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 _GLOB = re.compile(r"(\*\*/|\*|\?|\[[^\]/]+\])")
 _VISIBLE = rf"(?!(?<=/){HIDDEN})"  # as in a shell, a leading dot is matched by a dot alone
 _AS_REGEX = {"**/": rf"(?:{_VISIBLE}[^/]+/)*", "*": rf"{_VISIBLE}[^/]*", "?": rf"{_VISIBLE}[^/]"}
-
-
-def _place(value: Any) -> Any:
-    if not isinstance(value, str | Path):
-        raise ValueError(f"a path is wanted (value {plain(value)})")
-    if isinstance(value, Path):
-        return value
-    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", value):
-        raise ValueError(f"'{value}' has one slash where a URI has two; did you mean {scheme[1]}://{value[scheme.end() :]}?")
-    return Path(value.removeprefix("file://")).expanduser() if not is_remote(value) else value.rstrip("/")
-
-
-def _local_place(value: Any) -> Any:
-    text = str(value).removeprefix("file://")
-    if not isinstance(value, str | Path) or text == "":
-        return value
-    if _SCHEME.match(text):  # as a path it would be a folder called s3: in the working directory
-        raise ValueError(
-            f"'{shown_place(text)}' is not on a disk, and nothing else works here; give a local path, on a cluster one that all "
-            "nodes share"
-        )
-    return Path(text).expanduser()
-
-
-Place = Annotated[Path | str, BeforeValidator(_place)]
-"""A local path, or a URI such as s3://bucket/folder."""
-
-LocalPlace = Annotated[Path, BeforeValidator(_local_place)]
-"""A local path; a URI is refused."""
-
-
-def check_folder(place: Place, key: str) -> None:
-    """Raises `UserError` where a local folder neither is one that can be written to nor can become one; it is not made here."""
-    if isinstance(place, str):
-        return
-    there = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"{key}: {there if there != place.absolute() else place} is a file; choose another {key}")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{key}: nothing can be written to {there}; choose another {key}")
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pipelines.display import Display
 from pipelines.guides import Guides
 from pipelines.neighbours import find_neighbours
 from pipelines.order import Order
+from pipelines.places import Place
 from pipelines.prepared import Prepared
 from pipelines.settings import Settings, UserError
-from pipelines.storage import Place
 from training.towers import ImageFeatures, ImageTowerUnion, TextFeatures, TextTowerUnion
 
 

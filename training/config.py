@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from evaluation.suite import Labels, Positions, SuiteSettings
 from pipelines.guides import Search
+from pipelines.places import LocalPlace, Place
 from pipelines.settings import Settings
-from pipelines.storage import LocalPlace, Place
 from pipelines.views import Augment
 from training.encoder import AugmentedHead, HeadSettings, HeadUnion, LinearHead
 from training.objectives import ObjectiveUnion

@@ -12,6 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+PeerLost = dist.DistError
+"""What torch raises where another worker is gone."""
+
 
 def world_size() -> int:
     """Number of workers."""

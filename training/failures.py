@@ -11,13 +11,14 @@ import ray.train
 import torch
 
 from pipelines.causes import innermost
+from training.distributed import PeerLost
 
 # gloo raises a bare RuntimeError where a peer is gone, in words such as "[../gloo/transport/tcp/pair.cc:534] Connection closed by
 # peer" or "Application timeout caused pair closure".
 _OF_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket timeout|pair closure", re.IGNORECASE)
 _PASSING: tuple[type[BaseException], ...] = (
     *(OSError, EOFError),
-    *(torch.distributed.DistError, torch.AcceleratorError),
+    *(PeerLost, torch.AcceleratorError),
 )
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.suite import HeldOut, Scores, mean_recalls, metric_names, score
-from pipelines import cluster, interrupts, storage, yaml_text
+from pipelines import cluster, interrupts, places, yaml_text
 from pipelines.banks import Pool
 from pipelines.display import Display
 from pipelines.prepared import Prepared
@@ -137,7 +137,7 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """One process a run. The lock goes with the process, however it ends; a run that never began leaves no folder."""
-    storage.check_folder(folder, "storage")
+    places.check_folder(folder, "storage")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         try:

@@ -22,10 +22,11 @@ from evaluation.data.base import Content, Retrieval
 from evaluation.data.located import Located, changes, files_in, fingerprint, read_text
 from pipelines import storage
 from pipelines.lines import lines_of
+from pipelines.places import Place
 from pipelines.settings import Settings, UserError
 from pipelines.sources import json_layouts
 from pipelines.sources.rows import Unreadable
-from pipelines.storage import File, Place
+from pipelines.storage import File
 
 _CAPTIONS = (
     "annotations/captions_val2017.json of COCO (https://cocodataset.org/#download), dataset_coco.json or dataset_flickr30k.json "

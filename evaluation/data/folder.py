@@ -22,8 +22,9 @@ from evaluation.data.located import Located, changes, files_in, fingerprint, rea
 from pipelines import storage
 from pipelines.formats import is_hidden, is_image
 from pipelines.lines import lines_of
+from pipelines.places import Place
 from pipelines.settings import UserError
-from pipelines.storage import File, Place
+from pipelines.storage import File
 
 _SPLITS = ("test", "val", "train")
 _LAYOUT = "a folder of pictures for every class, or test/ and train/ with such folders"

@@ -13,9 +13,10 @@ from pipelines import storage
 from pipelines.images import BadImage, decode
 from pipelines.lines import decoded
 from pipelines.locations import Location, read_locations
+from pipelines.places import Place
 from pipelines.remote import is_text, shown
 from pipelines.settings import UserError
-from pipelines.storage import File, Missing, Place
+from pipelines.storage import File, Missing
 from pipelines.web import is_web
 
 

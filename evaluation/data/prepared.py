@@ -13,9 +13,9 @@ from pydantic import Field
 from evaluation.data.base import Classification, Content, LabelledPictures, Retrieval
 from evaluation.data.class_names import PLAIN_TEMPLATES, Templates, readable
 from evaluation.suite import HeldOut, Labels, SuiteSettings, held_out
+from pipelines.places import Place
 from pipelines.prepared import Prepared
 from pipelines.settings import Settings, UserError, digest
-from pipelines.storage import Place
 from pipelines.stream import whole_pictures
 
 _VALIDATION = ("val", "validation")  # splits that are chosen on

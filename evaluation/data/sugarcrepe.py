@@ -8,8 +8,8 @@ from pydantic import Field
 from evaluation.data.base import Content, SugarCrepe
 from evaluation.data.located import Located, changes, files_in, fingerprint
 from evaluation.sugarcrepe import SIZES, read
+from pipelines.places import LocalPlace, Place
 from pipelines.settings import Settings, UserError
-from pipelines.storage import LocalPlace, Place
 
 _PICTURES = "COCO's val2017.zip (https://cocodataset.org/#download), unpacked"
 

@@ -21,8 +21,8 @@ from evaluation.data.base import Classification, Content, LabelledPictures
 from evaluation.data.class_names import Templates, positions
 from evaluation.data.located import Located, changes, files_in, fingerprint
 from pipelines.formats import is_hidden
+from pipelines.places import LocalPlace
 from pipelines.settings import Settings, UserError
-from pipelines.storage import LocalPlace
 
 
 class _Part(NamedTuple):

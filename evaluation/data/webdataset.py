@@ -21,9 +21,10 @@ from pipelines import storage
 from pipelines.formats import EXTENSIONS
 from pipelines.lines import decoded, lines_of
 from pipelines.locations import Location
+from pipelines.places import Place
 from pipelines.settings import UserError
 from pipelines.sources.tar_samples import Member, Sample, index
-from pipelines.storage import File, Missing, Place
+from pipelines.storage import File, Missing
 
 # Of several the first, as CLIP_benchmark has it.
 _PICTURES = tuple(dict.fromkeys(("webp", "png", "jpg", "jpeg", *(extension.removeprefix(".") for extension in EXTENSIONS))))

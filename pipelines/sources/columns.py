@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipelines.locations import Location
+from pipelines.places import Place
 from pipelines.settings import UserError
 from pipelines.sources import rows
 from pipelines.sources.base import Pair, Rejected, Source
 from pipelines.sources.inside import Outside
 from pipelines.sources.rows import Unreadable
-from pipelines.storage import Place
 
 IMAGES = ("image", "jpg", "jpeg", "png", "webp", "bytes", "image_path", "filepath", "file_name", "path", "url", "URL")
 CAPTIONS = ("caption", "captions", "text", "TEXT", "txt", "title")

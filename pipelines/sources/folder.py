@@ -16,11 +16,12 @@ from pipelines import storage
 from pipelines.formats import EXTENSIONS, is_image
 from pipelines.lines import decoded, lines_of
 from pipelines.locations import Location
+from pipelines.places import Place
 from pipelines.settings import UserError
 from pipelines.sources import rows
 from pipelines.sources.base import UNKNOWN_FILE, Pair, Rejected, Source, Unit, unknown_files
 from pipelines.sources.inside import REASON, Outside, link_out
-from pipelines.storage import Missing, Place
+from pipelines.storage import Missing
 
 _ROWS_PER_UNIT = 16
 

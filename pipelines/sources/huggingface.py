@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipelines import storage
+from pipelines.places import Place
 from pipelines.settings import UserError
 from pipelines.sources import arrow, configurations, parquet, rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit
@@ -23,7 +24,7 @@ from pipelines.sources.columns import ColumnsSource
 from pipelines.sources.json_lists import JsonSource
 from pipelines.sources.rows import Unreadable
 from pipelines.sources.table import TableSource
-from pipelines.storage import File, Missing, Place
+from pipelines.storage import File, Missing
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _METADATA = ("metadata.csv", "metadata.jsonl")

@@ -12,8 +12,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pipelines.places import Place
 from pipelines.remote import is_remote, shown_place
-from pipelines.storage import Place, join
+from pipelines.storage import join
 from pipelines.web import is_web
 
 REASON = "outside_root"

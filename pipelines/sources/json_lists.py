@@ -15,11 +15,12 @@ from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 from pydantic import BeforeValidator, Field
 
 from pipelines.lines import decoded
+from pipelines.places import Place
 from pipelines.sources import json_layouts, rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.inside import Outside
 from pipelines.sources.rows import CAPTION_NAMES, IMAGE_NAMES, Paths, Unreadable
-from pipelines.storage import File, Place
+from pipelines.storage import File
 
 _LINES = (".jsonl", ".ndjson")
 _USUAL = {

@@ -21,11 +21,12 @@ from pydantic import BeforeValidator, Field
 from pipelines import storage
 from pipelines.lines import IS_UTF_16, UTF_16
 from pipelines.locations import Location
+from pipelines.places import Place
 from pipelines.remote import is_text, shown_place
 from pipelines.settings import UserError, digest
 from pipelines.sources.base import NOT_UTF8, Pair, Rejected, Unit
 from pipelines.sources.inside import REASON, is_inside
-from pipelines.storage import File, Missing, Place
+from pipelines.storage import File, Missing
 from pipelines.unpacking import gunzipped
 from pipelines.web import is_web
 

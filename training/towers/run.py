@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
+from pipelines.places import LocalPlace
 from pipelines.settings import UserError
-from pipelines.storage import LocalPlace
 from pipelines.tokenizer import TextTokenizer
 from training.towers.base import Tower, TowerSettings
 from training.towers.image import ImageTower, ImageTowerSettings
