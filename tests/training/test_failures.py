@@ -75,16 +75,15 @@ def test_what_comes_again(error: Exception) -> None:
 # Through Ray Train
 
 
-def failing(config: dict[str, Any]) -> dict[str, Any]:
-    """What a worker runs: it fails each time, and counts."""
-    with config["tries"].open("a") as file:
-        file.write("tried\n")
-    raise config["error"]
-
-
 @pytest.mark.e2e
 @pytest.mark.parametrize(("error", "tries"), [(ValueError("a column is missing\nand more"), 1), (OSError("disk"), 2)], ids=str)
 def test_ray_train_tries_again_only_what_may_pass(ray_session: None, tmp_path: Path, error: Exception, tries: int) -> None:
+    def failing(config: dict[str, Any]) -> dict[str, Any]:
+        """What a worker runs: it fails each time, and counts."""
+        with config["tries"].open("a") as file:
+            file.write("tried\n")
+        raise config["error"]
+
     config = {"tries": tmp_path / "tries", "error": error, "data_cpus": 0.0, "plan": SimpleNamespace(uses_tasks=False)}
     with pytest.raises(UserError, match=f"training stopped: .*{type(error).__name__}: "):
         run_workers(failing, config, ResourceSettings(max_failures=1), tmp_path / "run", Display(quiet=True))
