@@ -221,6 +221,7 @@ def test_one_module_runs_what_a_config_names() -> None:
         for path in MODULES
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.ImportFrom) and node.module == "evaluation.import_string"
+        if {alias.name for alias in node.names} != {"names_of"}  # which only takes a name apart
     }
     assert imported == {"evaluation/embedder.py", "evaluation/data/function.py"}, "keys of configs, which docs/security.md names"
 
@@ -234,8 +235,8 @@ def test_nothing_is_unpickled() -> None:
         if name.startswith("Auto") and name.endswith(".from_pretrained"):  # left open, it asks the terminal
             assert options.get("trust_remote_code") == "False", where
         assert options.get("allow_pickle", "False") == "False" and options.get("trust_remote_code", "False") == "False", where
-        assert name not in ("pickle.load", "pickle.loads", "cloudpickle.loads", "joblib.load", "yaml.load", "pd.read_pickle"), (
-            where
-        )
+        unpickling = name in ("pickle.load", "pickle.loads", "cloudpickle.loads", "joblib.load", "yaml.load", "pd.read_pickle")
+        # What a process and the child that it started say to each other; bytes of data go through it as bytes.
+        assert not unpickling or path == "pipelines/apart.py", where
         opens = name in ("pq.ParquetFile", "pq.read_table", "pa.ipc.open_stream", "pa.ipc.open_file", "pd.read_parquet")
         assert not opens or path == "pipelines/tables.py", where
