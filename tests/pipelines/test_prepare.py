@@ -315,7 +315,7 @@ def test_a_manifest_is_complete(stamps: Prepared) -> None:
         ({"image": {"background": "invisible"}}, "image.background: unknown color"),
         ({"image": {"format": "bmp"}}, "image.format: input should be 'png', 'jpeg' or 'webp'"),
         ({"output": "in"}, "output: in is the source itself"),
-        ({"source": {"name": "folders"}}, "source.name: 'folders' is unknown; choose one of: "),
+        ({"source": {"name": "folders"}}, "source.name: 'folders' is unknown; did you mean 'folder'? Choose one of: "),
         ({"source": {"name": "openmoji", "path": "x"}}, "source.path: unknown key"),
     ],
 )

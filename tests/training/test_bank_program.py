@@ -99,7 +99,10 @@ def test_a_damaged_bank_is_one_line_and_exit_code_2(
     [
         ({"image_encoder": None, "text_encoder": None}, "image_encoder: neither it nor text_encoder is named"),
         ({"text_encoder": None}, "neighbours: needs both image_encoder and text_encoder"),
-        ({"image_encoder": {"name": "timn"}}, "image_encoder.name: 'timn' is unknown; choose one of: conv, huggingface, "),
+        (
+            {"image_encoder": {"name": "timn"}},
+            "image_encoder.name: 'timn' is unknown; did you mean 'timm'? Choose one of: conv, huggingface, ",
+        ),
     ],
 )
 def test_configs_that_ask_for_nothing_or_too_much(change: dict, message: str) -> None:
