@@ -278,6 +278,7 @@ def test_every_parameter_that_trains_gets_a_gradient(
     tower.zero_grad(set_to_none=True)
 
 
+@pytest.mark.parametrize("name", NAMES)
 def test_it_is_built_again_without_its_files(
     name: str, saved: dict[str, ImageTowerSettings], towers: Callable[[str], ImageTower]
 ) -> None:
