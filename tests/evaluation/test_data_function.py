@@ -95,7 +95,9 @@ def test_a_name_picks_a_reader(tmp_path: Path) -> None:
     found = validate(_Config, tree, "toy.yaml").data
     assert [type(entry) for entry in found.values()] == [FolderData, FunctionData]
     known = "captions.*folder.*function.*prepared.*sugarcrepe.*torchvision.*webdataset"
-    with pytest.raises(UserError, match=rf"data\.toy\.name: 'folders' is unknown; did you mean 'folder'\? Choose one of: .*{known}"):
+    with pytest.raises(
+        UserError, match=rf"data\.toy\.name: 'folders' is unknown; did you mean 'folder'\? Choose one of: .*{known}"
+    ):
         validate(_Config, {"data": {"toy": {"name": "folders"}}}, "toy.yaml")
     with pytest.raises(UserError, match=r"data\.toy\.\S*paths: unknown key .*did you mean 'path'\?"):
         validate(_Config, {"data": {"toy": {"name": "folder", "path": "x", "paths": "x"}}}, "toy.yaml")
