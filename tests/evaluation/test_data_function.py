@@ -96,9 +96,7 @@ def test_a_name_picks_a_reader(tmp_path: Path) -> None:
     assert [type(entry) for entry in found.values()] == [FolderData, FunctionData]
     near = r"is unknown; did you mean 'folder'\? Choose one of"
     known = "captions.*folder.*function.*prepared.*sugarcrepe.*torchvision.*webdataset"
-    with pytest.raises(
-        UserError, match=rf"data\.toy\.name: 'folders' {near}: .*{known}"
-    ):
+    with pytest.raises(UserError, match=rf"data\.toy\.name: 'folders' {near}: .*{known}"):
         validate(_Config, {"data": {"toy": {"name": "folders"}}}, "toy.yaml")
     with pytest.raises(UserError, match=r"data\.toy\.\S*paths: unknown key .*did you mean 'path'\?"):
         validate(_Config, {"data": {"toy": {"name": "folder", "path": "x", "paths": "x"}}}, "toy.yaml")
