@@ -168,7 +168,9 @@ def test_what_the_disk_refuses_is_tried_again_as_often_as_max_failures(
     report(recorder, tmp_path, 3)
     assert steps(tmp_path / "metrics.jsonl") == [(1, 1.0), (2, 1.0), (3, 1.0)]
     assert [line["sample_id"] for line in read_metrics(tmp_path / "unusable.jsonl")] == [1, 2, 3]
-    assert [line["workers"]["0"] for line in read_metrics(tmp_path / "restarts.jsonl")] == ["lost 1", "lost 2", "lost 3"]
+    assert [line["workers"]["0"] for line in read_metrics(tmp_path / "restarts.jsonl")] == [
+        f"RuntimeError: lost {i}" for i in (1, 2, 3)
+    ]
     assert (tmp_path / "best" / "state.pt").read_text() == "weights 3"
     assert newest_checkpoint(tmp_path).name == "checkpoint_00000003"
 
