@@ -21,6 +21,7 @@ from PIL import Image
 from evaluation.suite import HeldOut, SuiteSettings, held_out, mean_recalls, score
 from pipelines.prepared import FORMAT_VERSION, Prepared
 from tests.patience import PATIENCE
+from training.registered import NEWEST
 from training.report import main, write_report
 
 NASTY = "<script>alert('x')</script> & \"quotes\" <img src=http://example.org/x.png>"
@@ -111,8 +112,7 @@ def run_by_hand(
     scores = score(data, **rows)
     (folder / "checkpoint_00000012").mkdir(parents=True)
     np.savez(folder / "checkpoint_00000012" / "held_out.npz", **rows)
-    snapshot = {"latest_checkpoint_result": {"checkpoint_dir_name": "checkpoint_00000012"}}
-    (folder / "checkpoint_manager_snapshot.json").write_text(json.dumps(snapshot))
+    (folder / NEWEST).write_text(json.dumps(["checkpoint_00000012"]))
     config = {
         "name": folder.name,
         "storage": "runs",
@@ -517,7 +517,7 @@ def test_a_missing_run_is_one_line_and_exit_code_2(tmp_path: Path):
     ("missing", "said"),
     [
         ("result.json", "no finished run, result.json is missing"),
-        ("checkpoint_manager_snapshot.json", "holds no finished checkpoint"),
+        (NEWEST, "holds no finished checkpoint"),
         ("checkpoint_00000012/held_out.npz", "held_out.npz: missing or not readable"),
     ],
 )
