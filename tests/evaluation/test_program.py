@@ -137,7 +137,7 @@ MODEL = {"embedder": COLOURS, "embedder_arguments": {"scale": 1}}
             MODEL | {"data": {"pets": {"name": "torchvision", "dataset": "pets", "path": "/nowhere"}}},
             ["data.pets", "/nowhere", "oxford-iiit-pet"],
         ),
-        ({"embedder": "nobodys:model", "data": {"d": DIGITS}}, ["embedder: nobodys cannot be imported"]),
+        ({"embedder": "nobodys:model", "data": {"d": DIGITS}}, ["embedder: there is no module 'nobodys'"]),
         ({"checkpoint": "runs/nowhere", "data": {"d": DIGITS}}, ["checkpoint", "runs/nowhere", "runs/demo"]),
     ],
 )

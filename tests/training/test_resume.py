@@ -276,6 +276,6 @@ def test_killed_driver(start: Start, folder: Path, uninterrupted: list[dict[str,
 
     other = start("driver", "optimizer.lr=0.1")
     assert other.wait() == 2
-    assert len(other.text().splitlines()) == 1
+    assert len(other.text().splitlines()) == 2, "one line, after the one that says that it is loading"
     assert "error: name:" in other.text() and "optimizer" in other.text() and "overwrite=true" in other.text()
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == files, "neither touches what is done"
