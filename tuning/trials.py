@@ -92,7 +92,8 @@ def command(base: Path, name: str, overrides: Mapping[str, Any]) -> str:
 
 def _typed(value: Any) -> str:
     """As it is typed on a command line, where it is read as YAML."""
-    if isinstance(value, str) and parse_overrides([f"key={value}"])["key"] == value:
+    # Of nothing at all, which `key=` is no way to say, YAML makes a pair of quotes.
+    if isinstance(value, str) and value.strip() and parse_overrides([f"key={value}"])["key"] == value:
         return value
     return yaml_text.dump(value, flow=True).removesuffix("\n").removesuffix("\n...")
 
