@@ -33,6 +33,7 @@ def one_step(settings: TrainSettings, prepared: Prepared, folder: Path) -> tuple
     def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
         reported.append(metrics)
         assert save is not None
+        folder.mkdir(exist_ok=True)
         save(folder)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -196,10 +196,9 @@ def test_masked_words_are_guessed_from_states_of_their_own_width(
     """States of 32 numbers, rows of 20 or 12. A tower of a run has those of the tower in it, however deep."""
     text: dict[str, Any] = {"weights": str(folders[kind if kind in folders else "roberta"]), "projected": kind in DUAL}
     for number in range(kind.count("run")):
-        (tmp_path / str(number)).mkdir()
         one_step(run_of(stamps, text), stamps, tmp_path / str(number))
         text = {"name": "run", "path": str(tmp_path / str(number))}
-    _, metrics, state = one_step(run_of(stamps, text, objective=MASKED[objective]), stamps, tmp_path)
+    _, metrics, state = one_step(run_of(stamps, text, objective=MASKED[objective]), stamps, tmp_path / "last")
     assert np.isfinite(metrics["mlm"]) and metrics["mlm"] > 0
     head: Any = state.objective.words
     assert head.in_features == 32 and head.weight.grad.abs().sum() > 0
