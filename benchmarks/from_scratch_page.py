@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.from_scratch import COSTS, FORWARDS, LABELS, NAMES, PING, PING_EPOCHS, RESULT, RUNS, TABLE_EPOCHS, VIEWS
-from pipelines.prepared import Prepared
+from pipelines.dataset.prepared import Prepared
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -29,9 +29,9 @@ from benchmarks.ingest_peers import CONTENDERS, LIMITS, OURS, Job, limit
 from benchmarks.ingest_profile import profile
 from benchmarks.process_tree import Sampled
 from benchmarks.runs import machine
-from pipelines import cluster
-from pipelines.display import Display
-from pipelines.tokenizer import train_tokenizer
+from pipelines.dataset.tokenizer import train_tokenizer
+from pipelines.program import cluster
+from pipelines.program.display import Display
 
 FOLDER = Path("data/ingest-bench")
 RESULT = Path("docs/benchmarks/ingest.md")

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines import cluster
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
-from pipelines.settings import load
+from pipelines.dataset.prepared import Prepared
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program import cluster
+from pipelines.program.display import Display
+from pipelines.program.settings import load
 
 SHARD_ROWS = 500
 SIDES = (256, 512)  # pixels, drawn for width and height

@@ -1,8 +1,8 @@
 """The contenders of `benchmarks.ingest`: our stream, and three loaders over the same tars; and the limit, which only decodes.
 
 A loader yields pictures [B, 3, size, size] and token ids int64 [B, L] into this process. Everybody uses one tokenizer and makes
-one kind of view: a crop of half the picture to all of it, mirrored every second time. `our view` is `pipelines.images.train_view`
-in a peer's loader; the other form of each peer is what its users write.
+one kind of view: a crop of half the picture to all of it, mirrored every second time. `our view` is
+`pipelines.dataset.views.train_view` in a peer's loader; the other form of each peer is what its users write.
 """
 
 import functools
@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 
 from benchmarks.ingest_corpus import Corpus, Member
-from pipelines.images import open_picture
-from pipelines.order import Order
-from pipelines.stream import Stream, Worker
-from pipelines.tokenizer import TextTokenizer
-from pipelines.views import Augment, train_view
+from pipelines.dataset.images import open_picture
+from pipelines.dataset.order import Order
+from pipelines.dataset.stream import Stream, Worker
+from pipelines.dataset.tokenizer import TextTokenizer
+from pipelines.dataset.views import Augment, train_view
 
 AUGMENT = Augment()
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]

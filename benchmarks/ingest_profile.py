@@ -11,13 +11,13 @@ import torch
 
 from benchmarks.ingest_peers import AUGMENT, Job, ours
 from benchmarks.process_tree import Sampled
-from pipelines import cluster
-from pipelines.images import Opened, open_picture
-from pipelines.locations import read_locations
-from pipelines.order import Order
-from pipelines.randomness import generator
-from pipelines.stream import Item, Stream
-from pipelines.views import train_view
+from pipelines.dataset.images import Opened, open_picture
+from pipelines.dataset.order import Order
+from pipelines.dataset.stream import Item, Stream
+from pipelines.dataset.views import train_view
+from pipelines.io.image_bytes import read_locations
+from pipelines.program import cluster
+from pipelines.program.randomness import generator
 
 _STEPS = 8
 _WHOLE = "all of a task's work, in one go"

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.runs import machine
-from pipelines.display import Display
-from pipelines.guides import unit
-from pipelines.lookup import bank_rows, id_columns
-from pipelines.nearest import Approximate, nearest
-from pipelines.prepared import Prepared
-from pipelines.settings import load
-from training.banks import BankSettings, compute_banks
+from pipelines.dataset.prepared import Prepared
+from pipelines.features.frozen_encoders import unit
+from pipelines.features.knn import Approximate, nearest
+from pipelines.features.rows_by_id import bank_rows, id_columns
+from pipelines.program.display import Display
+from pipelines.program.settings import load
+from training.features import BankSettings, compute_banks
 
 ROWS, WIDTH, CENTRES = 100_000, 384, 2000
 RECIPE = Path("pipelines/configs/openmoji-banks.yaml")

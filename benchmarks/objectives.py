@@ -22,8 +22,8 @@ from torch import nn
 
 from benchmarks.memory import peak_of
 from benchmarks.runs import machine, plan_of, score, worker
-from pipelines.batch import Batch, Needs
-from pipelines.display import Display
+from pipelines.dataset.batch import Batch, Needs
+from pipelines.program.display import Display
 from training.loop import build_state
 from training.objectives import ObjectiveUnion
 from training.objectives.base import Embeddings, ObjectiveSettings, Task

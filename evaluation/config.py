@@ -8,10 +8,10 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from evaluation.corruptions import PARAMETERS, SEVERITIES
 from evaluation.data.union import DataUnion
-from evaluation.models import ModelSettings
+from evaluation.model_settings import ModelSettings
 from evaluation.suite import Positions, different
-from pipelines.places import LocalPlace
-from pipelines.settings import Settings
+from pipelines.program.path_keys import LocalPlace
+from pipelines.program.settings import Settings
 
 TaskName = Literal["zero_shot", "retrieval", "sugarcrepe", "linear_probe", "few_shot", "corruption"]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of folders

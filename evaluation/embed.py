@@ -20,11 +20,11 @@ import numpy as np
 
 from evaluation.data.base import Pictures
 from evaluation.embedder import load_embedder
-from evaluation.models import ModelSettings
-from evaluation.rows import Rows, Wanted, refuse_nan
-from pipelines import banks
-from pipelines.display import Display
-from pipelines.settings import UserError
+from evaluation.embeddings import Rows, Wanted, refuse_nan
+from evaluation.model_settings import ModelSettings
+from pipelines.features import feature_store
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError
 
 _ANEW = "anew-"  # fingerprint of an embedder that has none
 
@@ -56,7 +56,7 @@ def embed(
     settings: ModelSettings,
     wanted: Sequence[Wanted],
     cache: Path,
-    pool: banks.Pool,
+    pool: feature_store.Pool,
     display: Display,
 ) -> Rows:
     """Compute what is missing, in one pass. `name`: the model's; `key`: where the config names it, for errors.
@@ -71,7 +71,9 @@ def embed(
     asked = [one if about.has_features else one.embeddings for one in wanted]
     encoder = {"model": settings.embedder, "fingerprint": rows.fingerprint}
     found = [
-        banks.Bank(folder, len(one.of), {"of": f"{one.kind} in order", "encoder": encoder, "data": one.fingerprint}, np.float32)
+        feature_store.Bank(
+            folder, len(one.of), {"of": f"{one.kind} in order", "encoder": encoder, "data": one.fingerprint}, np.float32
+        )
         for one in asked
     ]
 
@@ -79,7 +81,7 @@ def embed(
         return _Piece(asked[number], ids)
 
     folder.mkdir(parents=True, exist_ok=True)
-    banks.compute(found, load, _Encoder, (settings, key, pool.threads), pool, display, title=f"embed {name}")
+    feature_store.compute(found, load, _Encoder, (settings, key, pool.threads), pool, display, title=f"embed {name}")
     for one, given, bank in zip(wanted, asked, found, strict=True):
         rows.add(one, bank.path / "rows.npy", stand_in=one.kind != given.kind)
     return rows

@@ -11,7 +11,7 @@ from evaluation.tasks.retrieval import Retrieval
 from evaluation.tasks.shifts import Corruption, EffectiveRobustness
 from evaluation.tasks.sugarcrepe import SugarCrepe
 from evaluation.tasks.zero_shot import ZeroShot
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 
 def read_data(settings: EvaluateSettings) -> dict[str, Content]:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.models import ModelSettings
-from evaluation.rows import Rows, Wanted, refuse_nan
-from pipelines.lookup import digest_of_file
-from pipelines.settings import UserError, digest
+from evaluation.embeddings import Rows, Wanted, refuse_nan
+from evaluation.model_settings import ModelSettings
+from pipelines.features.rows_by_id import digest_of_file
+from pipelines.program.settings import UserError, digest
 
 
 def precomputed(key: str, settings: ModelSettings, wanted: Sequence[Wanted], inputs: Path) -> Rows:

@@ -13,8 +13,8 @@ import numpy as np
 from pydantic import AfterValidator, Field, field_validator
 
 from evaluation import retrieval, zero_shot
-from pipelines.prepared import Prepared
-from pipelines.settings import Settings, UserError
+from pipelines.dataset.prepared import Prepared
+from pipelines.program.settings import Settings, UserError
 
 
 def different(value: tuple[Any, ...]) -> tuple[Any, ...]:

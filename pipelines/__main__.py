@@ -4,12 +4,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.check import check
-from pipelines.cli import begin, run_program
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepare import prepare
-from pipelines.settings import UserError, parse_overrides, read_yaml
+from pipelines.prepare.check import check
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.cli import begin, run_program
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, parse_overrides, read_yaml
 
 PURPOSE = """Prepare a dataset: read image-text pairs from a source with Ray Data, decode and resize every picture once into
 shards (or only note where each lies), number the rows, and list the rejected ones. Killed, the same command goes on; asked again
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     """The exit code."""
     if not _of_banks(arguments):
         return run_program("pipelines", PURPOSE, PrepareSettings, _run, arguments, check=check)
-    from training.banks import BankSettings, compute_banks  # torch and all encoders come with it
+    from training.features import BankSettings, compute_banks  # torch and all encoders come with it
 
     def run(settings: BankSettings, display: Display) -> None:
         compute_banks(settings, display)

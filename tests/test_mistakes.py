@@ -10,10 +10,10 @@ import pytest
 from evaluation.__main__ import _run as run_evaluation
 from evaluation.config import EvaluateSettings
 from pipelines.__main__ import _run as run_pipelines
-from pipelines.cli import run_program
-from pipelines.config import PrepareSettings
-from pipelines.prepared import Prepared
-from pipelines.settings import load, parse_overrides
+from pipelines.dataset.prepared import Prepared
+from pipelines.prepare.config import PrepareSettings
+from pipelines.program.cli import run_program
+from pipelines.program.settings import load, parse_overrides
 from training.__main__ import _run as run_training
 from training.config import TrainSettings
 from tuning.__main__ import _run as run_tuning

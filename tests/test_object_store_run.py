@@ -15,10 +15,10 @@ import pytest
 import yaml
 from PIL import Image
 
-import pipelines.prepare
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepared import Prepared
+import pipelines.prepare.prepare
+from pipelines.dataset.prepared import Prepared
+from pipelines.prepare.config import PrepareSettings
+from pipelines.program.display import Display
 from tests.object_store import Store, object_store
 from tests.patience import PATIENCE
 
@@ -112,7 +112,7 @@ def on_disk(ray_session: None, disk: Path, tmp_path_factory: pytest.TempPathFact
 
     def make(way: str) -> Prepared:
         tree = settings(str(disk / "{00000..00003}.tar"), str(folder / way), way)
-        return pipelines.prepare.prepare(PrepareSettings.model_validate(tree), Display(quiet=True))
+        return pipelines.prepare.prepare.prepare(PrepareSettings.model_validate(tree), Display(quiet=True))
 
     return make
 

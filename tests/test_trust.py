@@ -16,23 +16,23 @@ import pytest
 import torch
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
 
-from evaluation.models import ModelSettings
+from evaluation.embeddings import Wanted
+from evaluation.model_settings import ModelSettings
 from evaluation.precomputed import precomputed
-from evaluation.rows import Wanted
-from pipelines import storage
-from pipelines.banks import Bank
-from pipelines.locations import Location, read_location
-from pipelines.prepared import FORMAT_VERSION, Prepared
-from pipelines.settings import UserError, load, validate
+from pipelines.dataset.prepared import FORMAT_VERSION, Prepared
+from pipelines.features.feature_store import Bank
+from pipelines.io import storage
+from pipelines.io.image_bytes import Location, read_location
+from pipelines.io.storage import Missing
+from pipelines.program.settings import UserError, load, validate
 from pipelines.sources.base import Rejected
 from pipelines.sources.huggingface import HuggingFaceSource
 from pipelines.sources.parquet import ParquetSource
-from pipelines.storage import Missing
 from tests.pipelines.rows import picture, read
 from training.checkpoint import load_encoder
+from training.checkpoint_registry import seal
 from training.config import TrainSettings
-from training.kept import frozen
-from training.registered import seal
+from training.saved_towers import frozen
 from training.towers.base import Tower, load_weights
 from training.towers.text import BagSettings
 
@@ -237,6 +237,6 @@ def test_nothing_is_unpickled() -> None:
         assert options.get("allow_pickle", "False") == "False" and options.get("trust_remote_code", "False") == "False", where
         unpickling = name in ("pickle.load", "pickle.loads", "cloudpickle.loads", "joblib.load", "yaml.load", "pd.read_pickle")
         # What a process and the child that it started say to each other; bytes of data go through it as bytes.
-        assert not unpickling or path == "pipelines/apart.py", where
+        assert not unpickling or path == "pipelines/io/child_process.py", where
         opens = name in ("pq.ParquetFile", "pq.read_table", "pa.ipc.open_stream", "pa.ipc.open_file", "pd.read_parquet")
-        assert not opens or path == "pipelines/tables.py", where
+        assert not opens or path == "pipelines/io/tables.py", where

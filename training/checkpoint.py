@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.settings import UserError, validate
-from pipelines.tokenizer import TextTokenizer
-from pipelines.views import eval_view
+from pipelines.dataset.tokenizer import TextTokenizer
+from pipelines.dataset.views import eval_view
+from pipelines.program.settings import UserError, validate
+from training.checkpoint_registry import ABOUT, DIGESTS, FORMAT, check, newest_checkpoint, seal
 from training.config import TrainSettings
 from training.encoder import DualEncoder
 from training.fingerprint import fingerprint
-from training.kept import locked_tower, tokenizer_of, towers_of, trained_tower
 from training.plan import Plan
-from training.registered import ABOUT, DIGESTS, FORMAT, check, newest_checkpoint, seal
+from training.saved_towers import locked_tower, tokenizer_of, towers_of, trained_tower
 from training.state import TrainState, unwrap
 from training.towers.padding import Padded
 

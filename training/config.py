@@ -8,10 +8,10 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from evaluation.suite import Labels, Positions, SuiteSettings
-from pipelines.guides import Search
-from pipelines.places import LocalPlace, Place
-from pipelines.settings import Settings
-from pipelines.views import Augment
+from pipelines.dataset.views import Augment
+from pipelines.features.frozen_encoders import Search
+from pipelines.program.path_keys import LocalPlace, Place
+from pipelines.program.settings import Settings
 from training.encoder import AugmentedHead, HeadSettings, HeadUnion, LinearHead
 from training.objectives import ObjectiveUnion
 from training.objectives.clip import ClipSettings

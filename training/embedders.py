@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.artifacts import resolve
-from pipelines.settings import UserError
-from training.before_projection import hugging_face_features, open_clip_features
+from pipelines.io.artifacts import resolve
+from pipelines.program.settings import UserError
 from training.fingerprint import fingerprint, of_tokenizer
 from training.precision import unit
 from training.towers.image import HuggingFaceVisionSettings
 from training.towers.open_clip import OpenClipImageSettings
 from training.towers.pretrained import first_line, load_pretrained
-from training.towers.reading import positions, reads_padding, tells_apart, text_half
+from training.towers.text_reading import positions, reads_padding, tells_apart, text_half
+from training.trunk_features import hugging_face_features, open_clip_features
 
 F = TypeVar("F", bound=Callable)
 _KEY = "embedder_arguments.weights"

@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch
-from pipelines.settings import Settings, UserError
-from pipelines.views import UNCHANGED
+from pipelines.dataset.batch import Batch
+from pipelines.dataset.views import UNCHANGED
+from pipelines.program.settings import Settings, UserError
 from training.objectives.base import Embeddings
 from training.precision import unit
 from training.towers import ImageTowerSettings, TextTowerSettings

@@ -20,15 +20,15 @@ import numpy as np
 import yaml
 
 from evaluation.suite import HeldOut, SuiteSettings, held_out
-from pipelines import yaml_text
-from pipelines.prepared import Prepared
-from pipelines.remote import shown
-from pipelines.repeats import warnings_of
-from pipelines.settings import UserError, validate
-from pipelines.wilson import wilson
+from pipelines.dataset.prepared import Prepared
+from pipelines.io.retry import shown
+from pipelines.prepare.repeats import warnings_of
+from pipelines.program import yaml_text
+from pipelines.program.settings import UserError, validate
+from pipelines.program.wilson import wilson
+from training.checkpoint_registry import newest_checkpoint
+from training.gallery import pictures
 from training.metrics_file import read_metrics
-from training.pictures import pictures
-from training.registered import newest_checkpoint
 from training.warmup import warmup_warning
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")

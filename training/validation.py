@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from evaluation.suite import Scores, score
-from pipelines.lookup import bank_rows
-from pipelines.stream import Worker
+from pipelines.dataset.stream import Worker
+from pipelines.features.rows_by_id import bank_rows
 from training.distributed import gather_objects
 from training.encoder import DualEncoder
 from training.plan import Plan, Scored

@@ -19,14 +19,14 @@ import numpy as np
 from pydantic import Field
 
 from evaluation.data.base import Content, Retrieval
-from evaluation.data.located import Located, changes, files_in, fingerprint, read_text
-from pipelines import storage
-from pipelines.lines import lines_of
-from pipelines.places import Place
-from pipelines.settings import Settings, UserError
+from evaluation.data.files import Located, changes, files_in, fingerprint, read_text
+from pipelines.io import storage
+from pipelines.io.storage import File
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import Settings, UserError
+from pipelines.program.text_lines import lines_of
 from pipelines.sources import json_layouts
 from pipelines.sources.rows import Unreadable
-from pipelines.storage import File
 
 _CAPTIONS = (
     "annotations/captions_val2017.json of COCO (https://cocodataset.org/#download), dataset_coco.json or dataset_flickr30k.json "

@@ -18,13 +18,13 @@ from pydantic import Field
 from evaluation.class_sets import ClassSet
 from evaluation.data.base import Content, LabelledPictures
 from evaluation.data.class_names import NamedSettings, positions, readable
-from evaluation.data.located import Located, changes, files_in, fingerprint, read_text
-from pipelines import storage
-from pipelines.formats import is_hidden, is_image
-from pipelines.lines import lines_of
-from pipelines.places import Place
-from pipelines.settings import UserError
-from pipelines.storage import File
+from evaluation.data.files import Located, changes, files_in, fingerprint, read_text
+from pipelines.dataset.image_formats import is_hidden, is_image
+from pipelines.io import storage
+from pipelines.io.storage import File
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import UserError
+from pipelines.program.text_lines import lines_of
 
 _SPLITS = ("test", "val", "train")
 _LAYOUT = "a folder of pictures for every class, or test/ and train/ with such folders"

@@ -13,10 +13,10 @@ from pydantic import Field
 from evaluation.data.base import Classification, Content, LabelledPictures, Retrieval
 from evaluation.data.class_names import PLAIN_TEMPLATES, Templates, readable
 from evaluation.suite import HeldOut, Labels, SuiteSettings, held_out
-from pipelines.places import Place
-from pipelines.prepared import Prepared
-from pipelines.settings import Settings, UserError, digest
-from pipelines.stream import whole_pictures
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import whole_pictures
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import Settings, UserError, digest
 
 _VALIDATION = ("val", "validation")  # splits that are chosen on
 

@@ -6,10 +6,10 @@ import numpy as np
 from pydantic import Field
 
 from evaluation.data.base import Content, SugarCrepe
-from evaluation.data.located import Located, changes, files_in, fingerprint
+from evaluation.data.files import Located, changes, files_in, fingerprint
 from evaluation.sugarcrepe import SIZES, read
-from pipelines.places import LocalPlace, Place
-from pipelines.settings import Settings, UserError
+from pipelines.program.path_keys import LocalPlace, Place
+from pipelines.program.settings import Settings, UserError
 
 _PICTURES = "COCO's val2017.zip (https://cocodataset.org/#download), unpacked"
 

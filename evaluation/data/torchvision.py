@@ -19,10 +19,10 @@ from pydantic import Field
 from evaluation.class_sets import class_set
 from evaluation.data.base import Classification, Content, LabelledPictures
 from evaluation.data.class_names import Templates, positions
-from evaluation.data.located import Located, changes, files_in, fingerprint
-from pipelines.formats import is_hidden
-from pipelines.places import LocalPlace
-from pipelines.settings import Settings, UserError
+from evaluation.data.files import Located, changes, files_in, fingerprint
+from pipelines.dataset.image_formats import is_hidden
+from pipelines.program.path_keys import LocalPlace
+from pipelines.program.settings import Settings, UserError
 
 
 class _Part(NamedTuple):

@@ -16,15 +16,15 @@ from pydantic import Field
 from evaluation.class_sets import ClassSet
 from evaluation.data.base import Content, LabelledPictures, Retrieval
 from evaluation.data.class_names import PLAIN_TEMPLATES, NamedSettings, positions
-from evaluation.data.located import Located, changes, files_in, fingerprint, read_text
-from pipelines import storage
-from pipelines.formats import EXTENSIONS
-from pipelines.lines import decoded, lines_of
-from pipelines.locations import Location
-from pipelines.places import Place
-from pipelines.settings import UserError
+from evaluation.data.files import Located, changes, files_in, fingerprint, read_text
+from pipelines.dataset.image_formats import EXTENSIONS
+from pipelines.io import storage
+from pipelines.io.image_bytes import Location
+from pipelines.io.storage import File, Missing
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import UserError
+from pipelines.program.text_lines import decoded, lines_of
 from pipelines.sources.tar_samples import Member, Sample, index
-from pipelines.storage import File, Missing
 
 # Of several the first, as CLIP_benchmark has it.
 _PICTURES = tuple(dict.fromkeys(("webp", "png", "jpg", "jpeg", *(extension.removeprefix(".") for extension in EXTENSIONS))))

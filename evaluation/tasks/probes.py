@@ -7,9 +7,9 @@ import numpy as np
 
 from evaluation import classification, linear_probe, zero_shot
 from evaluation.data.base import Classification, LabelledPictures
-from evaluation.data.derived import Cropped, with_labels
+from evaluation.data.subsets import Cropped, with_labels
+from evaluation.embeddings import Rows, Wanted
 from evaluation.linear_probe import Labelled
-from evaluation.rows import Rows, Wanted
 from evaluation.tasks.base import Scored, of_classes
 
 

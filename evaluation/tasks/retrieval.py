@@ -9,8 +9,8 @@ import numpy as np
 
 from evaluation import bootstrap, geometry, retrieval
 from evaluation.data import base
-from evaluation.data.derived import shrunk
-from evaluation.rows import Rows, Wanted
+from evaluation.data.subsets import shrunk
+from evaluation.embeddings import Rows, Wanted
 from evaluation.tasks.base import Scored
 
 _SHOWN, _FOUND = 8, 5  # examples each way, and what is shown for each

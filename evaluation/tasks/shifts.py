@@ -8,11 +8,11 @@ import numpy as np
 from evaluation import robustness, zero_shot
 from evaluation.bootstrap import interval
 from evaluation.classification import measures
-from evaluation.data.derived import Chosen, Corrupted
-from evaluation.rows import Rows, Wanted
+from evaluation.data.subsets import Chosen, Corrupted
+from evaluation.embeddings import Rows, Wanted
 from evaluation.tasks.base import Scored
 from evaluation.tasks.zero_shot import ZeroShot
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 
 class Corruption:

@@ -7,7 +7,7 @@ import numpy as np
 from evaluation import sugarcrepe
 from evaluation.bootstrap import interval
 from evaluation.data import base
-from evaluation.rows import Rows, Wanted
+from evaluation.embeddings import Rows, Wanted
 from evaluation.tasks.base import Scored
 
 

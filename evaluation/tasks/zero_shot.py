@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 from evaluation import calibration, classification, zero_shot
 from evaluation.data.base import Classification
-from evaluation.data.derived import with_labels
-from evaluation.rows import Rows, Wanted
+from evaluation.data.subsets import with_labels
+from evaluation.embeddings import Rows, Wanted
 from evaluation.tasks.base import Scored, of_classes
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import storage, tables
-from pipelines.remote import retried
+from pipelines.io import storage, tables
+from pipelines.io.retry import retried
+from pipelines.io.storage import File, Missing
 from pipelines.sources.base import Pair, Rejected, Unit
 from pipelines.sources.columns import ColumnsSource, Start, check_one_by_one, units_in
 from pipelines.sources.rows import Unreadable
-from pipelines.storage import File, Missing
 
 _DAMAGED = (pa.ArrowException, OSError)
 

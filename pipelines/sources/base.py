@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import Field
 
-from pipelines.formats import EXTENSIONS
-from pipelines.locations import Location
-from pipelines.remote import is_text
-from pipelines.settings import Settings
+from pipelines.dataset.image_formats import EXTENSIONS
+from pipelines.io.image_bytes import Location
+from pipelines.io.retry import is_text
+from pipelines.program.settings import Settings
 
 UNKNOWN_FILE = f"neither an image by its name ({', '.join(EXTENSIONS)}) nor beside one of this name"
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pipelines.locations import Location
-from pipelines.places import Place
-from pipelines.settings import UserError
+from pipelines.io.image_bytes import Location
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import UserError
 from pipelines.sources import rows
 from pipelines.sources.base import Pair, Rejected, Source
 from pipelines.sources.inside import Outside

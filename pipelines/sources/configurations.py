@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from pipelines import yaml_text
-from pipelines.settings import UserError
-from pipelines.storage import as_regex
+from pipelines.io.storage import as_regex
+from pipelines.program import yaml_text
+from pipelines.program.settings import UserError
 
 # As the library `datasets` finds splits by names.
 _SPLITS = r"(?:partial-)?(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)"

@@ -12,16 +12,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipelines import storage
-from pipelines.formats import EXTENSIONS, is_image
-from pipelines.lines import decoded, lines_of
-from pipelines.locations import Location
-from pipelines.places import Place
-from pipelines.settings import UserError
+from pipelines.dataset.image_formats import EXTENSIONS, is_image
+from pipelines.io import storage
+from pipelines.io.image_bytes import Location
+from pipelines.io.storage import Missing
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import UserError
+from pipelines.program.text_lines import decoded, lines_of
 from pipelines.sources import rows
 from pipelines.sources.base import UNKNOWN_FILE, Pair, Rejected, Source, Unit, unknown_files
 from pipelines.sources.inside import REASON, Outside, link_out
-from pipelines.storage import Missing
 
 _ROWS_PER_UNIT = 16
 

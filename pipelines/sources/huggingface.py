@@ -15,16 +15,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipelines import storage
-from pipelines.places import Place
-from pipelines.settings import UserError
+from pipelines.io import storage
+from pipelines.io.storage import File, Missing
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import UserError
 from pipelines.sources import arrow, configurations, parquet, rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.columns import ColumnsSource
 from pipelines.sources.json_lists import JsonSource
 from pipelines.sources.rows import Unreadable
 from pipelines.sources.table import TableSource
-from pipelines.storage import File, Missing
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _METADATA = ("metadata.csv", "metadata.jsonl")

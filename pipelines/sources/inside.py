@@ -12,10 +12,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipelines.places import Place
-from pipelines.remote import is_remote, shown_place
-from pipelines.storage import join
-from pipelines.web import is_web
+from pipelines.io.http import is_web
+from pipelines.io.retry import is_remote, shown_place
+from pipelines.io.storage import join
+from pipelines.program.path_keys import Place
 
 REASON = "outside_root"
 Outside = Annotated[

@@ -9,11 +9,11 @@ import json
 import re
 from typing import Any
 
-from pipelines import storage
-from pipelines.settings import UserError
+from pipelines.io import storage
+from pipelines.io.http import is_web
+from pipelines.io.storage import Missing
+from pipelines.program.settings import UserError
 from pipelines.sources.rows import Unreadable
-from pipelines.storage import Missing
-from pipelines.web import is_web
 
 _PARTS_OF = {"restval": "train"}  # COCO's validation pictures beyond val and test, which all papers train on
 _END = 4096  # bytes

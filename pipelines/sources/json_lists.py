@@ -14,13 +14,13 @@ from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
-from pipelines.lines import decoded
-from pipelines.places import Place
+from pipelines.io.storage import File
+from pipelines.program.path_keys import Place
+from pipelines.program.text_lines import decoded
 from pipelines.sources import json_layouts, rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.inside import Outside
 from pipelines.sources.rows import CAPTION_NAMES, IMAGE_NAMES, Paths, Unreadable
-from pipelines.storage import File
 
 _LINES = (".jsonl", ".ndjson")
 _USUAL = {

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipelines.settings import Settings, UserError
+from pipelines.program.settings import Settings, UserError
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.classes import ClassesSource
 from pipelines.sources.folder import FolderSource

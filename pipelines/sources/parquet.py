@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from pipelines import storage, tables
-from pipelines.remote import retried
+from pipelines.io import storage, tables
+from pipelines.io.http import is_web
+from pipelines.io.retry import retried
+from pipelines.io.storage import File, Missing
 from pipelines.sources import rows
 from pipelines.sources.base import Pair, Rejected, Unit
 from pipelines.sources.columns import ROWS_PER_UNIT, ColumnsSource, Layout, Start, check_one_by_one, units_in
 from pipelines.sources.rows import Paths, Unreadable
-from pipelines.storage import File, Missing
-from pipelines.web import is_web
 
 _ROWS_AT_ONCE = 64
 _BUFFER = 8 << 20  # bytes of a column in flight

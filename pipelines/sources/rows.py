@@ -18,17 +18,17 @@ from typing import Annotated, Any, BinaryIO
 
 from pydantic import BeforeValidator, Field
 
-from pipelines import storage
-from pipelines.lines import IS_UTF_16, UTF_16
-from pipelines.locations import Location
-from pipelines.places import Place
-from pipelines.remote import is_text, shown_place
-from pipelines.settings import UserError, digest
+from pipelines.io import storage
+from pipelines.io.archives import gunzipped
+from pipelines.io.http import is_web
+from pipelines.io.image_bytes import Location
+from pipelines.io.retry import is_text, shown_place
+from pipelines.io.storage import File, Missing
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import UserError, digest
+from pipelines.program.text_lines import IS_UTF_16, UTF_16
 from pipelines.sources.base import NOT_UTF8, Pair, Rejected, Unit
 from pipelines.sources.inside import REASON, is_inside
-from pipelines.storage import File, Missing
-from pipelines.unpacking import gunzipped
-from pipelines.web import is_web
 
 # Columns of open_clip (filepath, title), CyCLIP (image, caption), img2dataset (url, caption), LAION (URL, TEXT) and others.
 IMAGE_NAMES = ("filepath", "image", "image_path", "path", "file_name", "url", "URL")

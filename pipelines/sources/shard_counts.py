@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from pipelines import storage
-from pipelines.settings import UserError
+from pipelines.io import storage
+from pipelines.io.http import is_web
+from pipelines.io.storage import Missing
+from pipelines.program.settings import UserError
 from pipelines.sources import rows
-from pipelines.storage import Missing
-from pipelines.web import is_web
 
 _READERS = 16  # at a time
 

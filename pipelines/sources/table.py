@@ -16,12 +16,12 @@ from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipelines.places import Place
+from pipelines.io.storage import File
+from pipelines.program.path_keys import Place
 from pipelines.sources import rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.inside import Outside
 from pipelines.sources.rows import CAPTION_NAMES, IMAGE_NAMES, Paths, Unreadable
-from pipelines.storage import File
 
 Column = Annotated[int, Field(ge=0)] | str
 # Shells and editors make a tab hard to type.

@@ -16,18 +16,18 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import AfterValidator, Field
 
-from pipelines import storage
-from pipelines.formats import EXTENSIONS
-from pipelines.lines import decoded, lines_of
-from pipelines.locations import Location
-from pipelines.settings import UserError
+from pipelines.dataset.image_formats import EXTENSIONS
+from pipelines.io import storage
+from pipelines.io.http import is_web
+from pipelines.io.image_bytes import Location
+from pipelines.io.storage import File, Missing
+from pipelines.program.settings import UserError
+from pipelines.program.text_lines import decoded, lines_of
 from pipelines.sources import rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.rows import Paths, Unreadable
 from pipelines.sources.shard_counts import counts_beside
 from pipelines.sources.tar_samples import GZIP, Member, Sample, decompressed, index
-from pipelines.storage import File, Missing
-from pipelines.web import is_web
 
 _KINDS = (".tar", ".tar.gz", ".tgz")
 

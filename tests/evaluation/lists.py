@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from evaluation.rows import Rows, Wanted
+from evaluation.embeddings import Rows, Wanted
 
 
 @dataclass(frozen=True)

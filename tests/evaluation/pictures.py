@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from evaluation.data.base import Content, Pictures
-from pipelines.settings import validate
+from pipelines.program.settings import validate
 
 
 def encoded(number: int, kind: str = "PNG", size: tuple[int, int] = (6, 4), **options: Any) -> bytes:

@@ -14,7 +14,7 @@ from evaluation.data.folder import FolderData
 from evaluation.data.function import FunctionData
 from evaluation.data.union import DataUnion
 from evaluation.zero_shot import build_prompts
-from pipelines.settings import Settings, UserError, validate
+from pipelines.program.settings import Settings, UserError, validate
 from tests.evaluation.pictures import numbers, read
 
 HERE = "tests.evaluation.test_data_function"

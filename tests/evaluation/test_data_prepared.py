@@ -11,13 +11,13 @@ import pytest
 from evaluation.data.prepared import PreparedData
 from evaluation.suite import SuiteSettings, held_out
 from evaluation.zero_shot import build_prompts
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.order import Order
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError
-from pipelines.stream import whole_pictures
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import whole_pictures
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError
 from tests.evaluation.pictures import read
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.data.sugarcrepe import SugarCrepeData
 from evaluation.sugarcrepe import SIZES
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from tests.conftest import write_files
 from tests.evaluation.pictures import encoded, numbers, read
 

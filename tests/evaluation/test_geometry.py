@@ -7,7 +7,7 @@ import pytest
 
 from evaluation import geometry
 from evaluation.geometry import alignment, modality_gap, uniformity
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

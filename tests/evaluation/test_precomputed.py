@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.models import ModelSettings
+from evaluation.embeddings import Rows, Wanted
+from evaluation.model_settings import ModelSettings
 from evaluation.precomputed import precomputed
-from evaluation.rows import Rows, Wanted
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from tests.evaluation.lists import Plain
 
 IMAGES, TEXTS = Wanted("images", Plain(3), "set/test"), Wanted("texts", ("a cat", "two\ndogs"), "set/captions")

@@ -12,8 +12,8 @@ from evaluation.__main__ import PURPOSE, _run
 from evaluation.config import EvaluateSettings
 from evaluation.data.prepared import PreparedData
 from evaluation.results import read_results
-from pipelines.cli import run_program
-from pipelines.prepared import Prepared
+from pipelines.dataset.prepared import Prepared
+from pipelines.program.cli import run_program
 from tests.evaluation.stranger import known
 
 DIGITS = {"name": "function", "function": "evaluation.data.digits:digits"}

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from evaluation.class_sets import ELEVEN
-from evaluation.report import write_report
-from evaluation.report.__main__ import main
+from evaluation.reporting import write_report
+from evaluation.reporting.__main__ import main
 from evaluation.results import TASKS, Result
 from tests.evaluation.results_by_hand import LINE, NASTY, of_every_task, result, zero_shot
 from tests.patience import PATIENCE
@@ -280,7 +280,7 @@ def test_the_markdown_has_the_main_table(tmp_path: Path):
 def test_the_command_writes_it_again_without_ray_and_torch(tmp_path: Path):
     zero_shot("a", "pets", 60.0).write(tmp_path)
     code = (
-        "import sys; from evaluation.report.__main__ import main; status = main(sys.argv[1:]); "
+        "import sys; from evaluation.reporting.__main__ import main; status = main(sys.argv[1:]); "
         "sys.exit(status or sum(name in sys.modules for name in ('ray', 'torch')))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE)

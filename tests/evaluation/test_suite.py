@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from evaluation.suite import HeldOut, SuiteSettings, gallery, held_out, mean_recalls, metric_names, prompt, score
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError
+from pipelines.dataset.prepared import Prepared
+from pipelines.program.settings import UserError
 
 # Three pictures; the first has two captions, and the second caption of the first is also the third's.
 TEXTS = ["a cat", "a pet", "a dog", "a pet"]

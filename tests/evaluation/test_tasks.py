@@ -10,15 +10,15 @@ from PIL import Image
 from evaluation import robustness
 from evaluation.corruptions import corrupt
 from evaluation.data.base import Classification, Content, LabelledPictures, Retrieval, SugarCrepe
-from evaluation.data.derived import Chosen, Corrupted, Cropped, shrunk
-from evaluation.rows import Rows, Wanted
+from evaluation.data.subsets import Chosen, Corrupted, Cropped, shrunk
+from evaluation.embeddings import Rows, Wanted
 from evaluation.sugarcrepe import Item
 from evaluation.tasks.probes import FewShot, LinearProbe
 from evaluation.tasks.retrieval import Retrieval as RetrievalTask
 from evaluation.tasks.shifts import Corruption, EffectiveRobustness
 from evaluation.tasks.sugarcrepe import SugarCrepe as SugarCrepeTask
 from evaluation.tasks.zero_shot import ZeroShot
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from tests.evaluation.lists import Plain, rows_of
 from tests.pipelines.test_images import gradient
 

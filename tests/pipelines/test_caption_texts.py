@@ -11,12 +11,12 @@ from forms import FORMS, Given
 from pydantic import TypeAdapter
 
 from evaluation.data.union import DataUnion
-from pipelines.captions import CaptionSettings, usable
-from pipelines.lines import lines_of
-from pipelines.settings import UserError
+from pipelines.dataset.tokenizer import train_tokenizer
+from pipelines.prepare.captions import CaptionSettings, usable
+from pipelines.program.settings import UserError
+from pipelines.program.text_lines import lines_of
 from pipelines.sources import SourceSettings
 from pipelines.sources.base import Pair, Rejected, Source
-from pipelines.tokenizer import train_tokenizer
 from tests.pipelines.rows import picture, read
 
 # What str.splitlines takes for an end of a line, and people do not: line and paragraph separators, next line, vertical tab, form

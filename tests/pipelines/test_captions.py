@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from evaluation.suite import SuiteSettings, held_out
-from pipelines.captions import CaptionSettings, clean, cut, exchange, usable
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepare import prepare, summary
-from pipelines.prepared import Prepared, split_of
-from pipelines.settings import UserError, validate
+from pipelines.dataset.prepared import Prepared, split_of
+from pipelines.prepare.captions import CaptionSettings, clean, cut, exchange, usable
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare, summary
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, validate
 from pipelines.sources.base import Pair, Rejected
 
 QUIET = Display(quiet=True)

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from scipy.stats import binomtest
 
-from pipelines.check import check, scan_unit, wilson
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepare import prepare
-from pipelines.settings import UserError
+from pipelines.prepare.check import check, scan_unit, wilson
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError
 from pipelines.sources.folder import FolderSource
 from tests.patience import PATIENCE
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.captions import CaptionSettings, usable
-from pipelines.images import REASONS, BadImage, decode
-from pipelines.locations import Location
+from pipelines.dataset.images import REASONS, BadImage, decode
+from pipelines.io.image_bytes import Location
+from pipelines.prepare.captions import CaptionSettings, usable
 from pipelines.sources.base import Pair, Rejected
 from tests.pipelines.corpus import CASES, Case
 
 _DECODE_ALL = """
-from pipelines.images import BadImage, decode
+from pipelines.dataset.images import BadImage, decode
 from tests.pipelines.corpus import CASES
 for case in CASES:
     try:
@@ -40,7 +40,9 @@ def outcome(case: Case) -> str | None:
     return None
 
 
-@pytest.mark.filterwarnings("ignore")  # pytest undoes the filter that `pipelines.images` sets, which has its own test below
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # pytest undoes the filter that `pipelines.dataset.images` sets, which has its own test below
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_is_kept_or_has_its_reason(case: Case) -> None:
     assert outcome(case) == case.reason

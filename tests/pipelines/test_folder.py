@@ -8,15 +8,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.data.located import files_in
-from pipelines import storage
-from pipelines.config import PrepareSettings
-from pipelines.locations import read_location
-from pipelines.parts import cut, list_units, read_part
-from pipelines.settings import UserError, digest
+from evaluation.data.files import files_in
+from pipelines.io import storage
+from pipelines.io.image_bytes import read_location
+from pipelines.io.storage import Missing
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.shards import cut, list_units, read_part
+from pipelines.program.settings import UserError, digest
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.folder import FolderSource
-from pipelines.storage import Missing
 
 PICTURE = b"encoded"  # the source never looks inside
 

@@ -14,15 +14,15 @@ from corpus import CASES, Case
 from forms import FORMS, Given
 from PIL import Image
 
-from pipelines.batch import Batch
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.order import Order
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
-from pipelines.stream import Stream, Worker, whole_pictures
-from pipelines.tokenizer import TextTokenizer, train_tokenizer
-from pipelines.views import Augment
+from pipelines.dataset.batch import Batch
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Stream, Worker, whole_pictures
+from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
+from pipelines.dataset.views import Augment
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.display import Display
 
 QUIET = Display(quiet=True)
 PAIRS, BATCH = 70, 16

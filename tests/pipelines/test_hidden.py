@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from forms import FORMS, Given
 
-from pipelines.config import PrepareSettings
-from pipelines.formats import is_hidden, is_image
+from pipelines.dataset.image_formats import is_hidden, is_image
+from pipelines.prepare.config import PrepareSettings
 from pipelines.sources.base import Pair, Rejected
 
 HIDDEN = (

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.images import BadImage, decode, encode, open_picture, resize_shorter
-from pipelines.randomness import generator
-from pipelines.views import Augment, train_view
+from pipelines.dataset.images import BadImage, decode, encode, open_picture, resize_shorter
+from pipelines.dataset.views import Augment, train_view
+from pipelines.program.randomness import generator
 from tests.pipelines.corpus import encoded
 
 
@@ -145,7 +145,7 @@ def test_the_orientation_of_a_jpeg_is_applied(way: str, orientation: int) -> Non
     assert np.abs(np.asarray(opened.rgb()).astype(int) - np.asarray(gradient(160, 96))).mean() < 3
 
 
-@pytest.mark.filterwarnings("ignore")  # pytest undoes the filter that `pipelines.images` sets; see test_corpus.py
+@pytest.mark.filterwarnings("ignore")  # pytest undoes the filter that `pipelines.dataset.images` sets; see test_corpus.py
 @pytest.mark.parametrize("file_format", ["JPEG", "WEBP", "PNG"])
 @pytest.mark.parametrize("block", [b"garbage", b"II*\0" + b"\xff" * 40], ids=["no-header", "cut"])
 def test_a_damaged_exif_block_harms_no_pixel(block: bytes, file_format: str) -> None:
@@ -211,7 +211,7 @@ def test_what_is_cut_off_is_missed_even_where_pillow_was_told_to_make_it_up() ->
 import sys
 from PIL import ImageFile
 ImageFile.LOAD_TRUNCATED_IMAGES = True
-from pipelines.images import BadImage, decode
+from pipelines.dataset.images import BadImage, decode
 try:
     decode(sys.stdin.buffer.read())
 except BadImage as bad:

@@ -10,18 +10,18 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.banks import Pool, image_bank
-from pipelines.batch import Batch
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.order import Order
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
-from pipelines.randomness import generator
-from pipelines.settings import UserError
-from pipelines.stream import Stream, Unusable, Worker, whole_pictures
-from pipelines.tokenizer import TextTokenizer, train_tokenizer
-from pipelines.views import Augment, train_view
+from pipelines.dataset.batch import Batch
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Stream, Unusable, Worker, whole_pictures
+from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
+from pipelines.dataset.views import Augment, train_view
+from pipelines.features.feature_store import Pool, image_bank
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.display import Display
+from pipelines.program.randomness import generator
+from pipelines.program.settings import UserError
 
 QUIET = Display(quiet=True)
 ROWS, BATCH, SIZE, SEED = 60, 8, 12, 5

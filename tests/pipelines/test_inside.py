@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
-from pipelines.cli import run_program
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.locations import read_location
-from pipelines.prepare import prepare
-from pipelines.settings import UserError
+from pipelines.io.image_bytes import read_location
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.cli import run_program
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError
 from pipelines.sources import SourceSettings
 from pipelines.sources.base import Pair, Rejected, Source
 from pipelines.sources.inside import is_inside

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import pipelines
-from pipelines.locations import read_location
+from pipelines.io.image_bytes import read_location
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.openmoji import OpenMojiSource, concept
 

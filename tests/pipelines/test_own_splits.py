@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from evaluation.suite import SuiteSettings, held_out
-from pipelines.check import check
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.order import Order
-from pipelines.parts import found_file, list_units
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.prepare.check import check
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.prepare.shards import found_file, list_units
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError
 from tests.pipelines.rows import picture, write_karpathy
 
 QUIET = Display(quiet=True)
@@ -121,7 +121,7 @@ def test_what_was_interrupted_goes_on_to_the_same_dataset(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.prepare.number", die)
+        patch.setattr("pipelines.prepare.prepare.number", die)
         with pytest.raises(KeyboardInterrupt):
             prepare(settings, QUIET)
     again = prepare(settings, Display())

@@ -18,7 +18,7 @@ import ray  # noqa: F401  brings psutil along
 import yaml
 from PIL import Image
 
-from pipelines.prepared import Prepared
+from pipelines.dataset.prepared import Prepared
 from tests.patience import PATIENCE, wait_until
 from tests.training.program import listen
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.prepared import Prepared, split_of
-from pipelines.settings import UserError
+from pipelines.dataset.prepared import Prepared, split_of
+from pipelines.program.settings import UserError
 
 
 @pytest.mark.parametrize("ids", [[0], [39, 0, 20], [15, 16, 15], [31, 12, 32, 1, 29, 2], list(range(39, -1, -1))])

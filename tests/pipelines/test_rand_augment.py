@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tv  # type: ignore[import-untyped]
 
-from pipelines.rand_augment import NAMES, RandAugment, operate
-from pipelines.randomness import generator
-from pipelines.settings import UserError, validate
-from pipelines.views import Augment, draw, train_view
+from pipelines.dataset.rand_augment import NAMES, RandAugment, operate
+from pipelines.dataset.views import Augment, draw, train_view
+from pipelines.program.randomness import generator
+from pipelines.program.settings import UserError, validate
 from tests.pipelines.test_images import gradient, noise
 from training.config import TrainSettings
 

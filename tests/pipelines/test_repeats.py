@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import check as checking
-from pipelines import cluster, prepare
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.parts import Part, read_part
-from pipelines.prepared import Prepared
-from pipelines.repeats import Repeats, warnings_of
-from pipelines.wilson import wilson
+from pipelines.dataset.prepared import Prepared
+from pipelines.prepare import check as checking
+from pipelines.prepare import prepare
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.repeats import Repeats, warnings_of
+from pipelines.prepare.shards import Part, read_part
+from pipelines.program import cluster
+from pipelines.program.display import Display
+from pipelines.program.wilson import wilson
 
 DISTINCT = [f"thing number {i}" for i in range(40)]
 SAME = ["a photo"] * 40

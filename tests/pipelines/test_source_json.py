@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.locations import Location, read_location
-from pipelines.settings import UserError, validate
+from pipelines.io.image_bytes import Location, read_location
+from pipelines.program.settings import UserError, validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.json_lists import JsonSource
 from tests.pipelines.rows import read, told

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import remote, storage
-from pipelines.locations import Location, read_location
-from pipelines.settings import UserError, validate
+from pipelines.io import retry, storage
+from pipelines.io.image_bytes import Location, read_location
+from pipelines.program.settings import UserError, validate
 from pipelines.sources import parquet
 from pipelines.sources.base import Rejected
 from pipelines.sources.parquet import ParquetSource
@@ -269,7 +269,7 @@ def test_a_changed_file_is_a_changed_unit(tmp_path: Path) -> None:
 
 
 def test_a_failing_store_changes_nothing(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_FIRST_WAIT", 0.001)
+    monkeypatch.setattr(retry, "_FIRST_WAIT", 0.001)
     monkeypatch.setattr(parquet, "_BUFFER", 1 << 16)
     # The client's own attempts would hide most of it.
     monkeypatch.setattr(storage, "_REQUEST_ATTEMPTS", 1)

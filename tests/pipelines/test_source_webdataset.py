@@ -14,8 +14,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pipelines.locations import Location, read_location
-from pipelines.settings import UserError, validate
+from pipelines.io.image_bytes import Location, read_location
+from pipelines.program.settings import UserError, validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.webdataset import WebDatasetSource
 from tests.object_store import Store

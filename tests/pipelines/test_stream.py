@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.batch import Batch, Needs, columns
-from pipelines.eda import other_words
-from pipelines.order import Order
-from pipelines.prepared import Prepared
-from pipelines.randomness import generator
-from pipelines.stream import Stream, Worker, whole_pictures
-from pipelines.tokenizer import TextTokenizer, train_tokenizer
-from pipelines.views import Augment
+from pipelines.dataset.batch import Batch, Needs, columns
+from pipelines.dataset.caption_augmentation import other_words
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Stream, Worker, whole_pictures
+from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
+from pipelines.dataset.views import Augment
+from pipelines.program.randomness import generator
 
 ALONE = Worker(0, 1, torch.device("cpu"), 1)
 
@@ -196,7 +196,7 @@ def test_long_runs_are_cut_into_executions_without_a_seam(
     order: Order, whole: tuple[Stream, list[Batch], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream, batches, _ = whole
-    monkeypatch.setattr("pipelines.stream._SEGMENT", 2)
+    monkeypatch.setattr("pipelines.dataset.stream._SEGMENT", 2)
     assert equal(list(stream.training(order, 1, 4, ALONE)), batches[1:4])
 
 

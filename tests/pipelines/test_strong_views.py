@@ -8,13 +8,24 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tv  # type: ignore[import-untyped]
 
-from pipelines.batch import Batch, Needs, columns
-from pipelines.images import open_picture
-from pipelines.order import Order
-from pipelines.prepared import Prepared
-from pipelines.randomness import generator
-from pipelines.stream import Stream, Worker
-from pipelines.views import UNCHANGED, Augment, Drawn, Jitter, StrongAugment, StrongViews, apply, draw, draw_strong, eval_view
+from pipelines.dataset.batch import Batch, Needs, columns
+from pipelines.dataset.images import open_picture
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Stream, Worker
+from pipelines.dataset.views import (
+    UNCHANGED,
+    Augment,
+    Drawn,
+    Jitter,
+    StrongAugment,
+    StrongViews,
+    apply,
+    draw,
+    draw_strong,
+    eval_view,
+)
+from pipelines.program.randomness import generator
 from tests.pipelines.corpus import encoded
 from tests.pipelines.test_images import gradient, noise
 

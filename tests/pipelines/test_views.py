@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.images import decode, open_picture
-from pipelines.randomness import generator
-from pipelines.views import Augment, eval_view, train_view
+from pipelines.dataset.images import decode, open_picture
+from pipelines.dataset.views import Augment, eval_view, train_view
+from pipelines.program.randomness import generator
 from tests.pipelines.corpus import encoded
 from tests.pipelines.test_images import UPRIGHT, exif, gradient, noise, oriented_jpeg
 

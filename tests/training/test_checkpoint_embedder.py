@@ -11,18 +11,18 @@ import torch
 from pydantic import TypeAdapter
 
 from evaluation.suite import SuiteSettings, held_out
-from pipelines.order import Order
-from pipelines.prepared import Prepared
-from pipelines.settings import validate
-from pipelines.stream import Stream, whole_pictures
-from pipelines.tokenizer import train_tokenizer
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Stream, whole_pictures
+from pipelines.dataset.tokenizer import train_tokenizer
+from pipelines.program.settings import validate
 from training.checkpoint import CheckpointEmbedder, load_embedder, save_checkpoint
+from training.checkpoint_registry import seal
 from training.config import TrainSettings
 from training.objectives import ObjectiveUnion
 from training.objectives.base import Objective, Task
 from training.plan import Plan, Scored
 from training.precision import unit
-from training.registered import seal
 from training.state import TrainState
 
 SIZES = {"states_width": 16, "vocabulary_size": 50, "guide_widths": (4, 4)}

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from pipelines.settings import UserError, validate
+from pipelines.program.settings import UserError, validate
 from training.config import TrainSettings
 
 TREE = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.batch import Batch
+from pipelines.dataset.batch import Batch
 from tests.training.gloo import Gloo
 from training import distributed
 from training.config import TrainSettings

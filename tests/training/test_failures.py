@@ -8,12 +8,12 @@ import pytest
 import ray.exceptions
 import torch
 
-from pipelines.display import Display
-from pipelines.remote import Unreachable
-from pipelines.settings import UserError
+from pipelines.io.retry import Unreachable
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError
 from training.config import ResourceSettings
 from training.failures import EndAtOnce, may_pass
-from training.fit import run_workers
+from training.ray_train import run_workers
 
 
 def of_a_task(cause: Exception) -> Exception:

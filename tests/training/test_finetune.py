@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
-from pipelines.settings import load, validate
+from pipelines.dataset.prepared import Prepared
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.display import Display
+from pipelines.program.settings import load, validate
 from tests.pipelines.rows import write_karpathy
 from training.checkpoint import find_checkpoint
 from training.config import TrainSettings

@@ -19,9 +19,9 @@ import yaml
 from PIL import Image
 
 from evaluation.suite import HeldOut, SuiteSettings, held_out, mean_recalls, score
-from pipelines.prepared import FORMAT_VERSION, Prepared
+from pipelines.dataset.prepared import FORMAT_VERSION, Prepared
 from tests.patience import PATIENCE
-from training.registered import NEWEST
+from training.checkpoint_registry import NEWEST
 from training.report import main, write_report
 
 NASTY = "<script>alert('x')</script> & \"quotes\" <img src=http://example.org/x.png>"

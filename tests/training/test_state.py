@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from evaluation.suite import SuiteSettings, held_out
-from pipelines.batch import Batch
-from pipelines.order import Order
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError, validate
-from pipelines.stream import Item, Stream, whole_pictures
-from pipelines.tokenizer import TextTokenizer, train_tokenizer
-from pipelines.views import eval_view
+from pipelines.dataset.batch import Batch
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Item, Stream, whole_pictures
+from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
+from pipelines.dataset.views import eval_view
+from pipelines.program.settings import UserError, validate
 from training.checkpoint import load_checkpoint, load_embedder, save_checkpoint
 from training.config import TrainSettings
 from training.plan import Plan, Scored

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipelines.batch import Batch
-from pipelines.randomness import torch_seed
-from pipelines.settings import validate
+from pipelines.dataset.batch import Batch
+from pipelines.program.randomness import torch_seed
+from pipelines.program.settings import validate
 from training.config import TrainSettings
 from training.encoder import build_encoder
 from training.objectives.base import Embeddings, Task

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.batch import Batch
-from pipelines.settings import UserError, validate
+from pipelines.dataset.batch import Batch
+from pipelines.program.settings import UserError, validate
 from tests.training.gloo import Gloo
 from training import distributed
 from training.config import TrainSettings

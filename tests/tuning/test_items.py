@@ -12,7 +12,7 @@ import pytest
 from evaluation import items as outcomes
 from evaluation.suite import HeldOut, SuiteSettings, held_out, mean_recalls, score
 from tests.training.test_report import prepare_by_hand
-from tuning.items import FILE, Items, read_items, variance, write_items
+from tuning.held_out_items import FILE, Items, read_items, variance, write_items
 from tuning.statistics import compare, verdict
 
 

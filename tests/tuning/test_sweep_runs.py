@@ -23,19 +23,19 @@ import torch
 import yaml
 from transformers import DistilBertConfig, DistilBertModel
 
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
-from pipelines.settings import load, parse_overrides
-from pipelines.tokenizer import train_tokenizer
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.tokenizer import train_tokenizer
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.display import Display
+from pipelines.program.settings import load, parse_overrides
 from tests.patience import PATIENCE, wait_until
 from tests.training.program import listen
 from training.config import TrainSettings
-from training.room import HELD
+from training.placement import HELD
 from training.run import run
 from tuning.config import SweepSettings
-from tuning.items import read_items
+from tuning.held_out_items import read_items
 from tuning.sweep import sweep
 from tuning.trials import Folder
 

@@ -16,11 +16,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.batch import Batch, Needs
+from pipelines.dataset.batch import Batch, Needs
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip_ping import ClipPing, ClipPingSettings
-from training.objectives.fifo import at, nearest, push
+from training.objectives.ops.queue import at, nearest, push
 
 
 class AClipPingSettings(ClipPingSettings):

@@ -17,14 +17,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch, Needs
+from pipelines.dataset.batch import Batch, Needs
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Objective, Task
-from training.objectives.blocks import Candidates
-from training.objectives.contrast import find_candidates, pair_ids
-from training.objectives.fifo import push
-from training.objectives.functional import soft_cross_entropy
-from training.objectives.temperature import LearnedTemperatureSettings, LogitScale
+from training.objectives.ops.blocks import Candidates
+from training.objectives.ops.contrast import find_candidates, pair_ids
+from training.objectives.ops.losses import soft_cross_entropy
+from training.objectives.ops.queue import push
+from training.objectives.ops.temperature import LearnedTemperatureSettings, LogitScale
 from training.teacher import EmaSettings, Teacher
 
 

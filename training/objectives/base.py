@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from pipelines.batch import Batch, Needs
-from pipelines.settings import Settings
+from pipelines.dataset.batch import Batch, Needs
+from pipelines.program.settings import Settings
 from training.teacher import NoTeacher, Teacher
 
 

@@ -11,10 +11,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipelines.batch import Batch, Needs
+from pipelines.dataset.batch import Batch, Needs
 from training.objectives.base import Embeddings, Loss, Objective, Task
-from training.objectives.contrast import contrast, find_candidates
-from training.objectives.temperature import LearnedTemperatureSettings, LogitScale
+from training.objectives.ops.contrast import contrast, find_candidates
+from training.objectives.ops.temperature import LearnedTemperatureSettings, LogitScale
 
 
 class ContrastiveSettings(LearnedTemperatureSettings):

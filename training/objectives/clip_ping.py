@@ -2,8 +2,8 @@
 
 Thwal et al., "CLIP-PING: Boosting Lightweight Vision-Language Models with Proximus Intrinsic Neighbors Guidance", arXiv
 2412.03871. For sample k a frozen image encoder names the sample n whose picture is nearest to k's, a frozen text encoder the
-sample m whose caption is nearest (`pipelines.guides`). Beside CLIP, two heads on the student's projections contrast it with the
-features A^I, A^T of nearest neighbours (NN) and of cross nearest neighbours (XNN):
+sample m whose caption is nearest (`pipelines.features.frozen_encoders`). Beside CLIP, two heads on the student's projections
+contrast it with the features A^I, A^T of nearest neighbours (NN) and of cross nearest neighbours (XNN):
 
     L = L_CLIP + nn [ G(p^I, A^I_n) + G(p^T, A^T_m) ] / 2 + xnn [ G(p^I, A^I_m) + G(p^T, A^T_n) ] / 2
     G(p, f): symmetric InfoNCE of the batch's p and f at a temperature of its own; same neighbours are no negatives
@@ -19,14 +19,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch, Needs
+from pipelines.dataset.batch import Batch, Needs
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Task
-from training.objectives.blocks import Candidates
 from training.objectives.clip import Clip, ContrastiveSettings
-from training.objectives.contrast import contrast, find_candidates
-from training.objectives.means import mean_over_workers
-from training.objectives.temperature import LogitScale
+from training.objectives.ops.blocks import Candidates
+from training.objectives.ops.contrast import contrast, find_candidates
+from training.objectives.ops.means import mean_over_workers
+from training.objectives.ops.temperature import LogitScale
 from training.precision import unit
 
 _OWN, _BY_IMAGE, _BY_TEXT = range(3)  # in the columns of guides: the sample, its picture's neighbour n, its caption's neighbour m

@@ -2,7 +2,7 @@
 
 Li et al., "Supervision Exists Everywhere: A Data Efficient Contrastive Language-Image Pre-training Paradigm", ICLR 2022, arXiv
 2110.05208. For two strong views x, a of a picture, its caption y, of which some words are hidden, and its caption in other words
-y~ (`pipelines.eda`):
+y~ (`pipelines.dataset.caption_augmentation`):
 
     L = plain L_CLIP(x, y) + views mean[others of x, a and y, y~] + image L_ISS + mlm L_MLM + neighbours L_NNS
     L_ISS = -1/2 mean[cos(p_x, sg z_a) + cos(p_a, sg z_x)],  z = projector(image), p = predictor(z)   (SimSiam, arXiv 2011.10566)
@@ -25,16 +25,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch, Needs
-from pipelines.views import StrongAugment, StrongViews
+from pipelines.dataset.batch import Batch, Needs
+from pipelines.dataset.views import StrongAugment, StrongViews
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip import Clip, ContrastiveSettings
-from training.objectives.contrast import contrast, find_candidates, pair_ids
-from training.objectives.fifo import push
-from training.objectives.heads import BatchNorm, mlp
-from training.objectives.mlm import masked_loss
-from training.objectives.neighbour_contrast import neighbour_contrast
+from training.objectives.ops.contrast import contrast, find_candidates, pair_ids
+from training.objectives.ops.heads import BatchNorm, mlp
+from training.objectives.ops.mlm import masked_loss
+from training.objectives.ops.neighbour_contrast import neighbour_contrast
+from training.objectives.ops.queue import push
 from training.precision import unit
 
 

@@ -24,13 +24,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch, Needs
-from pipelines.settings import UserError
+from pipelines.dataset.batch import Batch, Needs
+from pipelines.program.settings import UserError
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip import Clip, ContrastiveSettings
-from training.objectives.contrast import find_candidates
-from training.objectives.functional import log_sums, soft_cross_entropy
+from training.objectives.ops.contrast import find_candidates
+from training.objectives.ops.losses import log_sums, soft_cross_entropy
 from training.precision import exact, unit
 
 

@@ -17,10 +17,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipelines.batch import Batch
+from pipelines.dataset.batch import Batch
 from training.objectives.base import Embeddings, Loss, Objective, Task
-from training.objectives.functional import following
-from training.objectives.memory import Memory
+from training.objectives.ops.losses import following
+from training.objectives.ops.sample_memory import Memory
 from training.objectives.sogclr import GlobalSettings, estimate
 
 _LARGEST = 5.0  # gradient of a temperature

@@ -9,8 +9,8 @@ sees, and the student learns by log-ratios of distances, D(u, v) = |u - v| (equa
     L_pos = mean_i LR_i(x_i, x'_i),  L_neg = mean_{i != j} LR_i(x_j, x'_j),  L_noisy = mean_{i != j} LR_i(x_i, x_j)
 
 L_con is MP-NCE over x, y and x', in which a positive pair with a strong view weighs 1 - l; the three terms are
-`training.objectives.log_ratio`'s. Inference uses the student. h, the weight of L_MLM and the teacher's momentum are ours where
-the paper's text that we have gives none.
+`training.objectives.ops.log_ratio`'s. Inference uses the student. h, the weight of L_MLM and the teacher's momentum are ours
+where the paper's text that we have gives none.
 
 The rows of the paper's ablation (table 5) are weights of the three terms and l: MP-NCE alone is `progress` 0.
 """
@@ -22,15 +22,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch, Needs
-from pipelines.views import StrongAugment, StrongViews
-from training.cosine import half_cosine
+from pipelines.dataset.batch import Batch, Needs
+from pipelines.dataset.views import StrongAugment, StrongViews
+from training.half_cosine import half_cosine
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip import Clip, ContrastiveSettings
-from training.objectives.contrast import find_candidates
-from training.objectives.log_ratio import Distance, misalignments
-from training.objectives.mlm import masked_loss
-from training.objectives.mp_nce import mp_nce
+from training.objectives.ops.contrast import find_candidates
+from training.objectives.ops.log_ratio import Distance, misalignments
+from training.objectives.ops.mlm import masked_loss
+from training.objectives.ops.mp_nce import mp_nce
 from training.precision import unit
 from training.teacher import EmaSettings, NoTeacher, Teacher
 

@@ -16,12 +16,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.batch import Batch, Needs
+from pipelines.dataset.batch import Batch, Needs
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Objective, Task
-from training.objectives.contrast import find_candidates
-from training.objectives.functional import following, log_blend, log_sums
-from training.objectives.temperature import TemperatureSettings
+from training.objectives.ops.contrast import find_candidates
+from training.objectives.ops.losses import following, log_blend, log_sums
+from training.objectives.ops.temperature import TemperatureSettings
 from training.precision import exact
 
 

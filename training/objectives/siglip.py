@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from pipelines.batch import Batch, Needs
+from pipelines.dataset.batch import Batch, Needs
 from training.distributed import around, first_row
 from training.objectives.base import Embeddings, Loss, Objective, Task
-from training.objectives.blocks import Candidates
-from training.objectives.contrast import pair_ids
-from training.objectives.functional import sigmoid_sums
-from training.objectives.temperature import LearnedTemperatureSettings, LogitScale
+from training.objectives.ops.blocks import Candidates
+from training.objectives.ops.contrast import pair_ids
+from training.objectives.ops.losses import sigmoid_sums
+from training.objectives.ops.temperature import LearnedTemperatureSettings, LogitScale
 from training.precision import exact
 
 

@@ -18,14 +18,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.batch import Batch, Needs
-from pipelines.views import StrongAugment, StrongViews
+from pipelines.dataset.batch import Batch, Needs
+from pipelines.dataset.views import StrongAugment, StrongViews
 from training.distributed import all_gather, first_row, world_size
 from training.objectives.base import Embeddings, Loss, Task
-from training.objectives.blocks import Candidates
 from training.objectives.clip import Clip, ContrastiveSettings
-from training.objectives.functional import log_sums
-from training.objectives.heads import mlp
+from training.objectives.ops.blocks import Candidates
+from training.objectives.ops.heads import mlp
+from training.objectives.ops.losses import log_sums
 from training.precision import exact, unit
 
 

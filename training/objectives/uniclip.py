@@ -4,7 +4,7 @@ Lee et al., "UniCLIP: Unified Framework for Contrastive Language-Image Pre-train
 crop may lose what the caption says; other objectives keep views and captions apart for that. Here
 
 - the image head reads a code of the augmentation (`training.encoder.AugmentedHead`); inference uses the code of no change;
-- all pairs of views and captions enter one loss, MP-NCE (`training.objectives.mp_nce`), whose positives do not compete;
+- all pairs of views and captions enter one loss, MP-NCE (`training.objectives.ops.mp_nce`), whose positives do not compete;
 - temperature and offset depend on what is compared: s = (<z, z'> - offset) / t for image-image, image-text and text-text.
 
 There is no public code; the size of the head, and that all pairs weigh 1, are ours. One plain view takes part beside the strong
@@ -19,13 +19,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch, Needs
-from pipelines.views import StrongAugment, StrongViews
+from pipelines.dataset.batch import Batch, Needs
+from pipelines.dataset.views import StrongAugment, StrongViews
 from training.objectives.base import Embeddings, Loss, Objective, Task
 from training.objectives.clip import ContrastiveSettings
-from training.objectives.contrast import find_candidates
-from training.objectives.mp_nce import mp_nce
-from training.objectives.temperature import LogitScale
+from training.objectives.ops.contrast import find_candidates
+from training.objectives.ops.mp_nce import mp_nce
+from training.objectives.ops.temperature import LogitScale
 from training.precision import unit
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipelines.batch import Batch
+from pipelines.dataset.batch import Batch
 from training.objectives.base import Embeddings, Loss, Objective, ObjectiveSettings, Task
 
 PRINTED = 6e-7  # half a unit of the last of six digits, and a little

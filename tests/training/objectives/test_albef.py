@@ -30,8 +30,8 @@ from tests.training.objectives.reference import (
     taught,
 )
 from training.objectives.albef import Albef, AlbefSettings
-from training.objectives.blocks import Candidates
-from training.objectives.functional import soft_cross_entropy
+from training.objectives.ops.blocks import Candidates
+from training.objectives.ops.losses import soft_cross_entropy
 from training.teacher import EmaTeacher
 
 

@@ -7,7 +7,7 @@ import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor
 
-from pipelines.batch import Batch
+from pipelines.dataset.batch import Batch
 from tests.training.objectives.reference import (
     DISTINCT,
     PRINTED,
@@ -28,10 +28,10 @@ from tests.training.objectives.reference import (
     step,
     task,
 )
-from training.objectives import blocks
-from training.objectives.blocks import Candidates
 from training.objectives.clip import Clip, ClipSettings
-from training.objectives.functional import log_blend, log_sums
+from training.objectives.ops import blocks
+from training.objectives.ops.blocks import Candidates
+from training.objectives.ops.losses import log_blend, log_sums
 
 
 def objective(temperature: float, **keys: object) -> Clip:

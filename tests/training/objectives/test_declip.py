@@ -26,10 +26,10 @@ from tests.training.objectives.reference import (
     unit,
 )
 from training.objectives.base import Embeddings, Loss
-from training.objectives.contrast import find_candidates
 from training.objectives.declip import Declip, DeclipSettings, simsiam
-from training.objectives.fifo import push
-from training.objectives.neighbour_contrast import neighbours
+from training.objectives.ops.contrast import find_candidates
+from training.objectives.ops.neighbour_contrast import neighbours
+from training.objectives.ops.queue import push
 
 N = unit([[2, 1, 1], [0, 3, 1], [1, 0, 3]])  # captions in other words, and projections of the second view
 QUEUE = torch.tensor([[1, 2, 0], [0, 1, 1], [1, 0, 2], [2, 1, 1]], dtype=torch.float64)

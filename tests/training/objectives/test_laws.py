@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.batch import Batch, columns
-from pipelines.settings import UserError, apply_overrides, parse_overrides, validate
+from pipelines.dataset.batch import Batch, columns
+from pipelines.program.settings import UserError, apply_overrides, parse_overrides, validate
 from tests.training.gloo import Gloo
 from training import distributed
 from training.config import TrainSettings

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.training.objectives.reference import PRINTED, A, X, Y, assert_near, build, clip_loss, ids, random_pairs, rotation, task
 from training.objectives.base import Embeddings
-from training.objectives.heads import BatchNorm, mlp
+from training.objectives.ops.heads import BatchNorm, mlp
 from training.objectives.slip import Slip, SlipSettings, nt_xent
 
 SETTINGS = SlipSettings(temperature=0.5, hidden=7, width=5)

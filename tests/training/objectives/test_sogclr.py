@@ -32,7 +32,7 @@ from tests.training.objectives.reference import (
     surrogate,
     task,
 )
-from training.objectives import blocks
+from training.objectives.ops import blocks
 from training.objectives.sogclr import SogClr, SogClrSettings
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tests.training.objectives.reference import PRINTED, A, X, Y, assert_near, build, ids, random_pairs, rotation
 from training.objectives.base import Embeddings, Loss
-from training.objectives.contrast import find_candidates
-from training.objectives.mp_nce import mp_nce
+from training.objectives.ops.contrast import find_candidates
+from training.objectives.ops.mp_nce import mp_nce
 from training.objectives.uniclip import UniClipSettings
 
 # Kinds of rows X, Y, A: image, text, image; of each pair, which table entry it is.

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError, validate
+from pipelines.dataset.prepared import Prepared
+from pipelines.program.settings import UserError, validate
 from tests.training.one_step import one_step
 from training.checkpoint import load_embedder
 from training.config import TrainSettings
+from training.towers.from_run import RunImageSettings, RunTextSettings
 from training.towers.image import HuggingFaceVisionSettings
 from training.towers.open_clip import OpenClipImageSettings, OpenClipTextSettings
-from training.towers.run import RunImageSettings, RunTextSettings
 from training.towers.text import HuggingFaceTextSettings
 
 MODEL = "raylign-test"

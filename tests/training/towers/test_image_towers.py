@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.settings import UserError, validate
+from pipelines.program.settings import UserError, validate
 from training.towers import ImageFeatures
 from training.towers.base import load_weights
 from training.towers.image import ConvSettings, HuggingFaceVisionSettings, TimmSettings
@@ -65,7 +65,7 @@ def test_a_timm_tower_uses_the_normalisation_that_it_was_trained_with() -> None:
 
 def test_the_demos_weights_are_loaded_by_position(capsys: pytest.CaptureFixture) -> None:
     """They come from another port with other names. Every tensor but the classifier's must be the file's, in order."""
-    from pipelines.artifacts import resolve
+    from pipelines.io.artifacts import resolve
 
     path = resolve(LITE0, "k")
     assert path is not None
