@@ -2,7 +2,7 @@
 
     python -m benchmarks.neighbours            # some 5 minutes on 2 cores, 2 GiB of memory
 
-Rows: 100,000 random unit rows about 2,000 centres, tight and loose, and, where it was prepared, the pictures and captions of
+Rows: 100,000 random unit rows about 2,000 centres, tight and loose, and, where it was prepared, the images and captions of
 OpenMoji (pipelines/configs/openmoji-banks.yaml). Queries are rows themselves, and each leaves its own group out. Recall@1: the
 share of the queries for which the index finds the very row that the exact search finds. Cosine lost: by how much less alike the
 rows are that it finds, over all queries. Seconds are of all threads together: other programs on the machine count little.
@@ -47,7 +47,7 @@ def openmoji() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     prepared = Prepared.open(settings.dataset)
     image_ids, text_ids = id_columns(str(prepared.path), prepared.fingerprint)
     firsts = np.asarray([ids[0] for ids in text_ids])
-    yield "OpenMoji's pictures, EfficientNet-Lite0", unit(bank_rows(images)[:]), image_ids
+    yield "OpenMoji's images, EfficientNet-Lite0", unit(bank_rows(images)[:]), image_ids
     yield "OpenMoji's captions, MiniLM", unit(bank_rows(texts)[firsts]), image_ids
 
 

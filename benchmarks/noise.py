@@ -1,4 +1,4 @@
-"""PSD against CLIP where 40 % of the training captions belong to other pictures.
+"""PSD against CLIP where 40 % of the training captions belong to other images.
 
     python -m benchmarks.noise            # about 20 minutes on 2 cores, half of it preparing ten datasets
 

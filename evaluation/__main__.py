@@ -16,7 +16,7 @@ from pipelines.program.cli import begin, run_program
 from pipelines.program.display import Display
 from pipelines.program.settings import digest
 
-PURPOSE = """Score anything that embeds pictures and texts: zero-shot classification, retrieval, SugarCrepe, linear and few-shot
+PURPOSE = """Score anything that embeds images and texts: zero-shot classification, retrieval, SugarCrepe, linear and few-shot
 probes, corruptions and effective robustness, on prepared datasets and on the layouts of others. Embeds with Ray Data, once for
 all tasks; writes OUTPUT/MODEL/DATASET/TASK/result.json and OUTPUT/report.html, which compares all models there. No data is
 downloaded."""

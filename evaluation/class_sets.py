@@ -25,7 +25,7 @@ ELEVEN = ("pets", "cifar10", "cifar100", "sun397", "food101", "flowers", "cars",
 
 @dataclass(frozen=True)
 class ClassSet:
-    """What is known of a classification set without its pictures."""
+    """What is known of a classification set without its images."""
 
     name: str
     title: str

@@ -2,7 +2,7 @@
 
     CACHE/IDENTITY/rows.npy            float32 [n, D]; beside it what it was computed from, as for any bank of features
 
-The identity is a digest of the embedder's fingerprint and of the pictures' or texts'. All that a model lacks is computed in one
+The identity is a digest of the embedder's fingerprint and of the images' or texts'. All that a model lacks is computed in one
 pass of actors; killed, the same command goes on. An embedder that has no `fingerprint` is embedded anew by each command, for
 nobody can tell whether it is still the same.
 """
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluation.data.base import Pictures
+from evaluation.data.base import Images
 from evaluation.embedder import load_embedder
 from evaluation.embeddings import Rows, Wanted, refuse_nan
 from evaluation.model_settings import ModelSettings
@@ -113,7 +113,7 @@ class _Encoder:
             rows = self._embedder.embed_texts([wanted.of[i] for i in ids])
         else:
             work = self._embedder.image_features if wanted.kind == "features" else self._embedder.embed_images
-            rows = work(list(self._threads.map(_picture, repeat(wanted.of), ids)))
+            rows = work(list(self._threads.map(_image, repeat(wanted.of), ids)))
         rows = np.asarray(rows, dtype=np.float32)
         if rows.ndim != 2 or len(rows) != len(ids):
             raise UserError(f"{self._key}: {len(ids)} {wanted.kind} of {wanted.name} gave an array of shape {list(rows.shape)}")
@@ -121,6 +121,6 @@ class _Encoder:
         return rows
 
 
-def _picture(pictures: Pictures, index: int) -> Any:
-    (image,) = pictures.read(np.asarray([index]))
+def _image(images: Images, index: int) -> Any:
+    (image,) = images.read(np.asarray([index]))
     return image

@@ -13,10 +13,10 @@ from pipelines.program.settings import UserError, digest
 
 @dataclass(frozen=True)
 class Wanted:
-    """Rows that a task needs: embeddings of pictures or texts, or features of pictures before the joint space."""
+    """Rows that a task needs: embeddings of images or texts, or features of images before the joint space."""
 
     kind: Literal["images", "features", "texts"]
-    of: Any  # Pictures, or a tuple of strings
+    of: Any  # Images, or a tuple of strings
     name: str  # for people, such as openmoji/test; names the files of precomputed embeddings
 
     @cached_property

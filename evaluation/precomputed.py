@@ -1,8 +1,8 @@
 """Embeddings that somebody computed before, read where they lie, and judged as any model's.
 
-    FOLDER/NAME.images.npy      pictures: FOLDER/openmoji/test.images.npy
+    FOLDER/NAME.images.npy      images: FOLDER/openmoji/test.images.npy
     FOLDER/NAME.texts.npy       captions and prompts, in the joint space too
-    FOLDER/NAME.features.npy    for probes; embeddings of the same pictures stand in
+    FOLDER/NAME.features.npy    for probes; embeddings of the same images stand in
 
 What each is to hold, row by row, is listed in OUTPUT/inputs, which is written first.
 """

@@ -11,15 +11,15 @@ from pipelines.program.cli import begin, run_program
 from pipelines.program.display import Display
 from pipelines.program.settings import UserError, parse_overrides, read_yaml
 
-PURPOSE = """Prepare a dataset: read image-text pairs from a source with Ray Data, decode and resize every picture once into
+PURPOSE = """Prepare a dataset: read image-text pairs from a source with Ray Data, decode and resize every image once into
 shards (or only note where each lies), number the rows, and list the rejected ones. Killed, the same command goes on; asked again
 for the same, it says so and returns.
 
-A config with the key dataset instead of source computes banks of that prepared dataset: frozen encoders' features of all pictures
+A config with the key dataset instead of source computes banks of that prepared dataset: frozen encoders' features of all images
 and captions, once, for runs with locked towers or guides. Killed, the same command goes on. Its keys:
 python -m pipelines pipelines/configs/openmoji-banks.yaml --help"""
 
-BANKS = """Compute banks: a frozen encoder's features of all pictures or captions of a prepared dataset, with Ray Data actors,
+BANKS = """Compute banks: a frozen encoder's features of all images or captions of a prepared dataset, with Ray Data actors,
 and the neighbours that they name. Runs with the same encoders find them. Killed, the same command goes on; what is there is
 checked."""
 

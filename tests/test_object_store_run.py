@@ -30,14 +30,14 @@ BROKEN = {(1, 7), (3, 20)}
 
 
 def tar_of(number: int) -> bytes:
-    """A tar of pictures and captions; two pictures of all are broken."""
+    """A tar of images and captions; two images of all are broken."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for row in range(ROWS):
             pixels = np.random.default_rng([number, row]).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-            picture = io.BytesIO()
-            Image.fromarray(pixels).save(picture, "PNG")
-            data = picture.getvalue()[: 300 if (number, row) in BROKEN else None]
+            image = io.BytesIO()
+            Image.fromarray(pixels).save(image, "PNG")
+            data = image.getvalue()[: 300 if (number, row) in BROKEN else None]
             for extension, content in (("png", data), ("txt", f"thing {row} of {number}".encode())):
                 member = tarfile.TarInfo(f"{number}{row:04d}.{extension}")
                 member.size = len(content)

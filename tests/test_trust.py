@@ -28,7 +28,7 @@ from pipelines.program.settings import UserError, load, validate
 from pipelines.sources.base import Rejected
 from pipelines.sources.huggingface import HuggingFaceSource
 from pipelines.sources.parquet import ParquetSource
-from tests.pipelines.rows import picture, read
+from tests.pipelines.rows import image, read
 from training.checkpoint import load_encoder
 from training.checkpoint_registry import seal
 from training.config import TrainSettings
@@ -123,13 +123,13 @@ def test_reading_the_schema_alone_runs_nothing(tmp_path: Path, touched: Path) ->
 
 def test_tensors_and_arrows_own_types_are_read(tmp_path: Path) -> None:
     tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((2, 3), np.float32))
-    pq.write_table(pa.table({"x": tensor, "jpg": [picture(0), picture(1)], "caption": ["a", "b"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"x": tensor, "jpg": [image(0), image(1)], "caption": ["a", "b"]}), tmp_path / "a.parquet")
     source = validate(ParquetSource, {"name": "parquet", "paths": str(tmp_path / "a.parquet")}, "test")
     assert len(read(source)) == 2
 
 
 def test_tables_of_a_source(tmp_path: Path, touched: Path) -> None:
-    good = pa.table({"jpg": [picture(0), picture(1)], "caption": ["a", "b"]})
+    good = pa.table({"jpg": [image(0), image(1)], "caption": ["a", "b"]})
     bad = good.set_column(0, "jpg", pickles(touched))
     pq.write_table(good, tmp_path / "0.parquet")
     pq.write_table(bad, tmp_path / "1.parquet")
@@ -165,7 +165,7 @@ def test_features(tmp_path: Path, touched: Path) -> None:
     """A bank, and embeddings that somebody computed."""
     cells = np.empty((1, 1), dtype=object)
     cells[0, 0] = Exploit(touched)
-    bank = Bank(tmp_path, 1, {"of": "pictures"})
+    bank = Bank(tmp_path, 1, {"of": "images"})
     bank.path.mkdir()
     np.save(bank.path / "rows.npy", cells, allow_pickle=True)
     (bank.path / "bank.json").write_text(json.dumps(bank.about | {"width": 1, "rows": 1, "digest": ""}))

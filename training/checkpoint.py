@@ -143,7 +143,7 @@ class CheckpointEmbedder:
 
     @torch.inference_mode()
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:
-        """RGB pictures to unit rows, float32 [n, D]."""
+        """RGB images to unit rows, float32 [n, D]."""
         return self._encoder.embed_images(self._pixels(images)).cpu().numpy()
 
     @torch.inference_mode()

@@ -20,10 +20,10 @@ from training.towers import ImageFeatures, ImageTowerUnion, TextFeatures, TextTo
 
 
 class BankSettings(Settings):
-    """A prepared dataset in, features of its pictures and captions out."""
+    """A prepared dataset in, features of its images and captions out."""
 
     dataset: Place = Field(description="folder that python -m pipelines made; banks lie in it, so on a disk that all nodes share")
-    image_encoder: ImageTowerUnion | None = Field(None, description="its features of all pictures; needs pretrained weights")
+    image_encoder: ImageTowerUnion | None = Field(None, description="its features of all images; needs pretrained weights")
     text_encoder: TextTowerUnion | None = Field(None, description="its features of all captions; needs pretrained weights")
     neighbours: bool = Field(
         False,
@@ -57,7 +57,7 @@ def compute_banks(settings: BankSettings, display: Display) -> list[Path]:
     if image is not None:
         identity = image.identity("image_encoder")
         found.append(feature_store.image_bank(prepared, image.image_size, ImageFeatures, (image,), identity, pool, display))
-        display.line(f"bank of pictures: {found[-1]}")
+        display.line(f"bank of images: {found[-1]}")
     if text is not None:
         tokenizer = text.tokenizer(lambda: [])
         identity = text.bank_identity(tokenizer, "text_encoder")

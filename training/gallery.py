@@ -1,4 +1,4 @@
-"""What a run's page shows of what the encoder finds: held-out captions and pictures with their nearest, as thumbnails."""
+"""What a run's page shows of what the encoder finds: held-out captions and images with their nearest, as thumbnails."""
 
 import base64
 import io
@@ -10,12 +10,12 @@ import numpy as np
 from evaluation import retrieval
 from evaluation.suite import HeldOut, gallery
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import whole_pictures
+from pipelines.dataset.stream import whole_images
 
 _THUMBNAIL = 128  # pixels of the longer side; shown at up to 96, so that dense screens stay sharp
 
 
-def pictures(prepared: Prepared, data: HeldOut, images: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
+def gallery_of(prepared: Prepared, data: HeldOut, images: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
     """The gallery with thumbnails, and where the right one came where it is not among those shown."""
     shown = gallery(data, images, texts)
     wanted = {item["right"] for item in shown["captions"]} | {item["sample_id"] for item in shown["images"]}
@@ -24,7 +24,7 @@ def pictures(prepared: Prepared, data: HeldOut, images: np.ndarray, texts: np.nd
     index = {int(sample_id): i for i, sample_id in enumerate(data.sample_ids)}
     first_text = {int(image): t for t, image in reversed(list(enumerate(data.image_of_text)))}
 
-    def picture(sample_id: int) -> dict[str, str]:
+    def thumbnail(sample_id: int) -> dict[str, str]:
         return {"src": thumbnails[sample_id], "alt": data.texts[first_text[index[sample_id]]]}
 
     captions = []
@@ -32,13 +32,13 @@ def pictures(prepared: Prepared, data: HeldOut, images: np.ndarray, texts: np.nd
         own = np.flatnonzero(data.image_of_text == index[item["right"]])
         t = next(t for t in own if data.texts[t] == item["caption"])
         rank = retrieval.ranks(texts[[t]], images, [data.images_of_text[t]])[0]
-        found = [picture(f["sample_id"]) | {"hit": f["hit"]} for f in item["found"]]
-        captions.append({"caption": item["caption"], "found": found, "right": picture(item["right"])} | _place(found, rank))
+        found = [thumbnail(f["sample_id"]) | {"hit": f["hit"]} for f in item["found"]]
+        captions.append({"caption": item["caption"], "found": found, "right": thumbnail(item["right"])} | _place(found, rank))
     queries = []
     for item in shown["images"]:
         i = index[item["sample_id"]]
         rank = retrieval.ranks(images[[i]], texts, [data.texts_of_image[i]])[0]
-        queries.append({"picture": picture(item["sample_id"]), **item} | _place(item["found"], rank))
+        queries.append({"image": thumbnail(item["sample_id"]), **item} | _place(item["found"], rank))
     return {"captions": captions, "images": queries, "num_images": len(images), "num_texts": len(texts)}
 
 
@@ -49,10 +49,10 @@ def _place(found: Sequence[dict[str, Any]], rank: int) -> dict[str, int | None]:
 
 
 def _thumbnails(prepared: Prepared, sample_ids: list[int]) -> dict[int, str]:
-    """Small pictures as data URIs, by sample id."""
+    """Small images as data URIs, by sample id."""
     result = {}
-    pictures = whole_pictures(prepared, np.asarray(sample_ids, dtype=np.int64))
-    for sample_id, small in zip(sample_ids, pictures, strict=True):
+    images = whole_images(prepared, np.asarray(sample_ids, dtype=np.int64))
+    for sample_id, small in zip(sample_ids, images, strict=True):
         small.thumbnail((_THUMBNAIL, _THUMBNAIL))
         file = io.BytesIO()
         small.save(file, "WEBP", quality=85)

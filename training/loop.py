@@ -151,7 +151,7 @@ def _too_many(plan: Plan, state: TrainState) -> str:
     return (
         f"{state.unusable:,} of {state.samples:,} rows could not be used, more than "
         f"data.max_unusable_rate={data.max_unusable_rate}; {UNUSABLE} in the run's folder lists them with reasons; "
-        f"see where the pictures of {data.path} have gone, or allow more"
+        f"see where the images of {data.path} have gone, or allow more"
     )
 
 

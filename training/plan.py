@@ -33,7 +33,7 @@ _GUIDES = ("guides.image_encoder", "guides.text_encoder")
 
 @dataclass(frozen=True)
 class Scored:
-    """One held-out split, and where its pictures and texts come from."""
+    """One held-out split, and where its images and texts come from."""
 
     data: HeldOut
     images: Stream
@@ -207,14 +207,14 @@ def make_plan(
 
     def scored_of(of: Prepared, what: HeldOut, file: str) -> Scored:
         bank = image_bank(of)
-        pictures = Stream(
+        images = Stream(
             prepared=of,
             columns=frozenset({"image_features" if bank else "image"}),
             image_size=image.image_size,
             image_bank=bank,
         )
         texts, prompts = text_banks(of, what)
-        return Scored(what, pictures, texts, prompts, file)
+        return Scored(what, images, texts, prompts, file)
 
     scored = [scored_of(of, what, f"held_out-{what.dataset}.npz" if i else "held_out.npz") for i, (of, what) in enumerate(data)]
     own, test = scored[0], test_data(settings, prepared)

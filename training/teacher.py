@@ -95,7 +95,7 @@ class EmaTeacher(Teacher):
 class FrozenEncoders(Teacher):
     """Two frozen encoders, run on what the student sees: `guide_images` [b, 1, F] and `guide_texts` [b, 1, G], unit rows.
 
-    Their weights are no part of a checkpoint, only what they are: the run has a copy (saved_towers.py), and goes on with no other.
+    Their weights are no part of a checkpoint, only what they are: the run keeps a copy (saved_towers.py) and uses no other.
     """
 
     def __init__(self, image: nn.Module, text: nn.Module, widths: tuple[int, int], image_size: int, identity: str):

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 
 def open_clip_features(visual: Any) -> Callable[[Tensor], Tensor] | None:
-    """Of the image half of an open_clip model: preprocessed pictures to [n, F]."""
+    """Of the image half of an open_clip model: preprocessed images to [n, F]."""
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer

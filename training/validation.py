@@ -17,7 +17,7 @@ from training.towers.padding import Padded
 
 @dataclass(frozen=True)
 class HeldOutEmbeddings:
-    """Unit rows: pictures and captions of the held-out split, and prompts of all classes."""
+    """Unit rows: images and captions of the held-out split, and prompts of all classes."""
 
     images: np.ndarray
     texts: np.ndarray

@@ -2,8 +2,8 @@
 
     SWEEP/trials/NAME/items.npz   of a final run: for each dataset the groups of its test items, and their parts of every score
 
-An item is a group of the data, which splits keep together: its pictures are not drawn one by one. The file is small: a number a
-picture and score.
+An item is a group of the data, which splits keep together: its images are not drawn one by one. The file is small: a number a
+image and score.
 """
 
 import hashlib

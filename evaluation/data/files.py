@@ -1,4 +1,4 @@
-"""Pictures in files: where each is, its bytes when it is asked for, and nothing else in memory."""
+"""Images in files: where each is, its bytes when it is asked for, and nothing else in memory."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from pipelines.program.text_lines import decoded
 
 @dataclass(eq=False)
 class Located:
-    """Pictures that are files below a folder."""
+    """Images that are files below a folder."""
 
     key: str
     folder: Place
@@ -36,11 +36,11 @@ class Located:
         return self.names[index]
 
     def location(self, index: int) -> Location:
-        """Where the encoded picture is."""
+        """Where the encoded image is."""
         return Location(str(storage.join(self.folder, self.names[index])))
 
     def read(self, indices: np.ndarray) -> Iterator[Image.Image]:
-        """As of `base.Pictures`."""
+        """As of `base.Images`."""
         rows = [int(index) for index in indices]
         for index, data in zip(rows, read_locations([self.location(index) for index in rows]), strict=True):
             try:
@@ -49,8 +49,8 @@ class Located:
                 yield decode(data)
             except BadImage as bad:
                 raise UserError(
-                    f"{self.key}: the picture {self.name(index)} in {self.folder} cannot be used: {bad.reason}, {bad.detail}; "
-                    "scores need every picture: put a whole one there"
+                    f"{self.key}: the image {self.name(index)} in {self.folder} cannot be used: {bad.reason}, {bad.detail}; "
+                    "scores need every image: put a whole one there"
                 ) from None
 
 

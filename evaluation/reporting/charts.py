@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from evaluation.reporting.comparison import Model, Row
-from evaluation.reporting.svg import Scale, dot, frame, line, path, picture, score_range, text
+from evaluation.reporting.svg import Scale, dot, frame, image, line, path, score_range, text
 from pipelines.program import number_format
 
 _BARS = 360.0
@@ -60,7 +60,7 @@ def bars(rows: Sequence[Row], unit: str) -> Markup:
     marks = [line(x(value), 0, x(value), y - 4, "grid") for value in x.ticks(4)]
     marks += [text(x(value), y + 8, signed(value, 0)) for value in x.ticks(4)]
     about = f"Bars in {unit} of {number_format.count(len(rows), 'set')}: " + ", ".join(row.title for row in rows)
-    return picture(_BARS, y + 12, about, [*marks, line(x(0.0), 0, x(0.0), y - 4, "base"), *parts])
+    return image(_BARS, y + 12, about, [*marks, line(x(0.0), 0, x(0.0), y - 4, "base"), *parts])
 
 
 def lines(
@@ -97,7 +97,7 @@ def lines(
             parts.append(dot(x(place), y(value), 2.6, f"dot {s.model.mark}", title))
         if s.chosen is not None and s.chosen in s.points:
             parts.append(dot(x(s.chosen), y(s.points[s.chosen]), 5.2, f"ring {s.model.mark}", f"{s.model.name}: chosen"))
-    return picture(width, height, about, parts)
+    return image(width, height, about, parts)
 
 
 def strip(rows: Sequence[tuple[Model, Sequence[float], float | None]], templates: Sequence[str], about: str) -> Markup:
@@ -124,11 +124,11 @@ def strip(rows: Sequence[tuple[Model, Sequence[float], float | None]], templates
             ]
             parts.append(path(corners, "together", f"{model.name}, all templates: {number_format.value(together)}", closed=True))
         y += 32
-    return picture(width, bottom + 12, about, parts)
+    return image(width, bottom + 12, about, parts)
 
 
 def reliability(model: Model, bins: Sequence[tuple[float, float, int]], about: str) -> Markup:
-    """Accuracy against confidence: (mean confidence, accuracy, pictures) of each bin; the larger, the more pictures."""
+    """Accuracy against confidence: (mean confidence, accuracy, images) of each bin; the larger, the more images."""
     width, height = _SQUARE
     x, y = Scale(0, 100, 30, width - 10), Scale(0, 100, height - 34, 8)
     parts = [frame(x, y, "confidence, %"), line(x(0), y(0), x(100), y(100), "diagonal")]
@@ -136,10 +136,10 @@ def reliability(model: Model, bins: Sequence[tuple[float, float, int]], about: s
     most = max(count for *_, count in bins)
     for sure, right, count in bins:
         title = (
-            f"{number_format.count(count, 'picture')}: confidence {number_format.value(sure)}, right {number_format.value(right)}"
+            f"{number_format.count(count, 'image')}: confidence {number_format.value(sure)}, right {number_format.value(right)}"
         )
         parts.append(dot(x(sure), y(right), round(1.8 + 4.2 * math.sqrt(count / most), 1), f"dot {model.mark}", title))
-    return picture(width, height, about, parts)
+    return image(width, height, about, parts)
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def scatter(
         f"{model.name} {number_format.value(shift)} against {number_format.value(reference)}"
         for model, (reference, shift) in points.items()
     )
-    return picture(width, height, about, parts)
+    return image(width, height, about, parts)
 
 
 def signed(value: float, digits: int = 1) -> str:

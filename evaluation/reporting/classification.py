@@ -9,7 +9,7 @@ from evaluation.results import Result
 from pipelines.program import number_format
 
 _MEASURES = ("top1", "top5", "mean_per_class")
-_SHOWN = 12  # names of classes without pictures; the rest are counted
+_SHOWN = 12  # names of classes without images; the rest are counted
 
 
 def zero_shot(comparison: Comparison) -> list[dict[str, Any]]:
@@ -113,7 +113,7 @@ def worst(results: Mapping[Model, Result]) -> list[dict[str, Any]]:
 
 
 def _without(results: Mapping[Model, Result], key: str = "without_images") -> str:
-    """Classes that have no picture to test with, or to train with: a matter of the data, so it is said once."""
+    """Classes that have no image to test with, or to train with: a matter of the data, so it is said once."""
     names: list[str] = next((r.details[key] for r in results.values() if r.details.get(key)), [])
     shown = ", ".join(str(name) for name in names[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
@@ -163,7 +163,7 @@ def _flags(details: Mapping[str, Any], tried: Mapping[float, float], l2: float |
 
 
 def few_shot(comparison: Comparison) -> list[dict[str, Any]]:
-    """A chart a set: score against pictures a class, whiskers for the seeds; zero-shot, of the same metric, at none."""
+    """A chart a set: score against images a class, whiskers for the seeds; zero-shot, of the same metric, at none."""
     task, found = "few_shot", []
     for dataset in comparison.datasets(task):
         results, zero = comparison.of(task, dataset), comparison.of("zeroshot_classification", dataset)
@@ -183,7 +183,7 @@ def few_shot(comparison: Comparison) -> list[dict[str, Any]]:
         with_zero = any(0.0 in s.points for s in series)
         names = ({0.0: "0"} if with_zero else {}) | {i + 1.0: str(k) for i, k in enumerate(places)}
         seeds = max(len(result.details.get("seeds", [])) for result in results.values())
-        about = f"{score_title(metric)} on {dataset} against pictures a class, mean of {number_format.count(seeds, 'seed')}"
+        about = f"{score_title(metric)} on {dataset} against images a class, mean of {number_format.count(seeds, 'seed')}"
         chance = number(next(iter(results.values())).baselines.get(f"{metric}@{places[-1]}", {}).get("chance"))
         found.append(
             {
@@ -194,7 +194,7 @@ def few_shot(comparison: Comparison) -> list[dict[str, Any]]:
                 "columns": columns,
                 "flags": _few_flags(results),
                 "with_zero": with_zero,
-                "svg": charts.lines(series, about, "pictures a class", names, chance=chance),
+                "svg": charts.lines(series, about, "images a class", names, chance=chance),
             }
         )
     return found
@@ -213,7 +213,7 @@ def _shots(result: Result) -> dict[int, tuple[float, float | None]]:
 
 
 def _few_flags(results: Mapping[Model, Result]) -> list[str]:
-    """What a reader should know; once where it is true of all models, as where the data lacks pictures."""
+    """What a reader should know; once where it is true of all models, as where the data lacks images."""
     who: dict[str, list[str]] = {}
     for model, result in results.items():
         for entry in result.details.get("shots", []):
@@ -223,5 +223,5 @@ def _few_flags(results: Mapping[Model, Result]) -> list[str]:
                 who.setdefault(flag, []).append(model.name)
             if short:
                 noun = "1 class has" if short == 1 else f"{short:,} classes have"
-                who.setdefault(f"{noun} fewer than {entry['shots']} pictures: all of them are used", []).append(model.name)
+                who.setdefault(f"{noun} fewer than {entry['shots']} images: all of them are used", []).append(model.name)
     return [flag if len(names) == len(results) else f"{', '.join(names)}: {flag}" for flag, names in who.items()]

@@ -79,7 +79,7 @@ def _scored(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _data(comparison: Comparison) -> list[dict[str, Any]]:
-    """The sets: whose pictures they are, how much of them was there, and whether all models saw the same."""
+    """The sets: whose images they are, how much of them was there, and whether all models saw the same."""
     found = []
     for dataset in sorted({result.dataset for result in comparison.results}):
         mine = [result for result in comparison.results if result.dataset == dataset]

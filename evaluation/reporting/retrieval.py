@@ -10,12 +10,12 @@ from pipelines.program import number_format
 _WAYS = ("image_to_text_recall", "text_to_image_recall", "mean_recall")
 _DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 _GEOMETRY = {
-    "modality_gap": ("modality gap", "distance between the mean picture and the mean text, 0 to 2; 0 is no gap"),
-    "alignment": ("alignment", "mean squared distance of a picture to its text, 0 to 4; less is closer"),
-    "uniformity_images": ("uniformity of pictures", "-8 to 0; less is more evenly spread over the sphere"),
+    "modality_gap": ("modality gap", "distance between the mean image and the mean text, 0 to 2; 0 is no gap"),
+    "alignment": ("alignment", "mean squared distance of an image to its text, 0 to 4; less is closer"),
+    "uniformity_images": ("uniformity of images", "-8 to 0; less is more evenly spread over the sphere"),
     "uniformity_texts": ("uniformity of texts", "the same of texts"),
 }
-_PICTURE = "data:image/"  # all that may be shown: nothing is loaded from anywhere
+_IMAGE = "data:image/"  # all that may be shown: nothing is loaded from anywhere
 
 
 def retrieval(comparison: Comparison) -> list[dict[str, Any]]:
@@ -76,35 +76,35 @@ def _decimals(value: float | None) -> str:
 
 
 def _captions(results: Mapping[Model, Result]) -> list[dict[str, Any]]:
-    """Captions with the pictures that each model found, hits marked; the same caption of all models together."""
+    """Captions with the images that each model found, hits marked; the same caption of all models together."""
     found: dict[str, dict[str, Any]] = {}
     for model, result in results.items():
-        pictures = _pictures(result)
+        sources = _sources(result)
         for item in (result.details.get("gallery") or {}).get("captions", []):
             entry = found.setdefault(item["caption"], {"caption": item["caption"], "right": None, "models": []})
-            entry["right"] = entry["right"] or pictures.get(str(item.get("right")))
-            shown = [{"src": pictures.get(str(f["picture"])), "hit": bool(f["hit"])} for f in item.get("found", [])]
+            entry["right"] = entry["right"] or sources.get(str(item.get("right")))
+            shown = [{"src": sources.get(str(f["image"])), "hit": bool(f["hit"])} for f in item.get("found", [])]
             entry["models"].append({"model": model, "found": shown, "verdict": _verdict(shown)})
     return list(found.values())
 
 
 def _images(results: Mapping[Model, Result]) -> list[dict[str, Any]]:
-    """Pictures with the captions that each model found."""
+    """Images with the captions that each model found."""
     found: dict[str, dict[str, Any]] = {}
     for model, result in results.items():
-        pictures = _pictures(result)
+        sources = _sources(result)
         for item in (result.details.get("gallery") or {}).get("images", []):
-            key = str(item["picture"])
+            key = str(item["image"])
             entry = found.setdefault(key, {"src": None, "right": [str(text) for text in item.get("right", [])], "models": []})
-            entry["src"] = entry["src"] or pictures.get(key)
+            entry["src"] = entry["src"] or sources.get(key)
             shown = [{"caption": str(f["caption"]), "hit": bool(f["hit"])} for f in item.get("found", [])]
             entry["models"].append({"model": model, "found": shown, "verdict": _verdict(shown)})
     return list(found.values())
 
 
-def _pictures(result: Result) -> dict[str, str]:
-    pictures = result.details.get("pictures") or {}
-    return {str(key): src for key, src in pictures.items() if isinstance(src, str) and src.startswith(_PICTURE)}
+def _sources(result: Result) -> dict[str, str]:
+    sources = result.details.get("thumbnails") or {}
+    return {str(key): src for key, src in sources.items() if isinstance(src, str) and src.startswith(_IMAGE)}
 
 
 def _verdict(shown: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""What the page tells of harder pictures and captions: corruptions, shifts of ImageNet's kind, SugarCrepe."""
+"""What the page tells of harder images and captions: corruptions, shifts of ImageNet's kind, SugarCrepe."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +19,7 @@ _FACTS = {
 
 
 def corruptions(comparison: Comparison) -> list[dict[str, Any]]:
-    """A block a set with a chart a corruption: score against severity, where 0 is the picture as it is. All share one axis."""
+    """A block a set with a chart a corruption: score against severity, where 0 is the image as it is. All share one axis."""
     task, found = "corruption", []
     for dataset in comparison.datasets(task):
         results = comparison.of(task, dataset)

@@ -114,7 +114,7 @@ def frame(x: Scale, y: Scale, x_title: str = "", x_ticks: int = 4, y_ticks: int 
     return Markup("").join(parts)
 
 
-def picture(width: float, height: float, about: str, parts: Sequence[Markup], name: str = "") -> Markup:
+def image(width: float, height: float, about: str, parts: Sequence[Markup], name: str = "") -> Markup:
     """The whole chart; `about` is what a reader who cannot see it is told."""
     return Markup('<svg role="img" aria-label="{}" class="{}" viewBox="0 0 {} {}">{}</svg>').format(
         about, name, _n(width), _n(height), Markup("").join(parts)

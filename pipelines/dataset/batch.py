@@ -30,10 +30,10 @@ class Batch(TypedDict, total=False):
     image_features: Tensor  # [b, F] float32, output of a locked image tower
     text_features: Tensor  # [b, F] float32, output of a locked text tower
     sample_id: Tensor  # [b] int64 in [0, num_samples)
-    image_id: Tensor  # [b] int64, equal for equal pictures
+    image_id: Tensor  # [b] int64, equal for equal images
     text_id: Tensor  # [b] int64, equal for equal captions
-    guide_ids: Tensor  # [b, 3] int64: the sample itself, and those nearest to its picture and to its caption, -1 for none
-    guide_images: Tensor  # [b, 1 or 3, F] float32 unit rows of a frozen encoder, of the sample's picture, or of all three
+    guide_ids: Tensor  # [b, 3] int64: the sample itself, and those nearest to its image and to its caption, -1 for none
+    guide_images: Tensor  # [b, 1 or 3, F] float32 unit rows of a frozen encoder, of the sample's image, or of all three
     guide_texts: Tensor  # [b, 1 or 3, G] float32 unit rows of another, of captions
     guide_text: Tensor  # [b, L'] int64 token ids of the frozen text encoder, where it runs in the step
     guide_mask: Tensor  # [b, L'] int64

@@ -1,4 +1,4 @@
-"""Pictures: bytes to RGB on a chosen background, resizing and encoding.
+"""Images: bytes to RGB on a chosen background, resizing and encoding.
 
 Pure functions. What cannot be decoded raises `BadImage` with a short reason, which becomes a row of `rejected.parquet`.
 """
@@ -24,7 +24,7 @@ REASONS = ("empty", "html", "undecodable", "truncated", "decompression_bomb", "s
 MAX_PIXELS = 89_478_485  # Pillow's own limit for its warning; more is a decompression bomb
 
 # What Pillow remarks about one of millions of files (odd metadata, ...) is no news to anybody; that it might be a bomb is one of
-# these remarks, which is why `open_picture` counts pixels itself.
+# these remarks, which is why `open_image` counts pixels itself.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 # Somebody's `LOAD_TRUNCATED_IMAGES = True` would fill what is missing with grey, in silence.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -32,11 +32,11 @@ ImageFile.LOAD_TRUNCATED_IMAGES = False
 # one text and of all of them, is a bomb.
 PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20, 64 << 20
 
-_TEXT_BEGINS = (b"<", b" ", b"\n", b"\r", b"\t", b"\xef")  # what HTML and SVG may begin with, and no picture format does
+_TEXT_BEGINS = (b"<", b" ", b"\n", b"\r", b"\t", b"\xef")  # what HTML and SVG may begin with, and no image format does
 _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)\b", re.IGNORECASE)
 _JPEG = ("JPEG", "MPO")  # MPO: a JPEG with another behind it, as phones write them; the first is read
 # Their headers are certain. A PNG's orientation may stand behind its pixels, a TIFF turns upright as it is decoded, an icon may
-# have another size than it says: pictures of other formats are decoded as they are opened.
+# have another size than it says: images of other formats are decoded as they are opened.
 _CERTAIN = (*_JPEG, "WEBP")
 _UPRIGHT = {  # EXIF's orientation, and what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -54,7 +54,7 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 
 class BadImage(Exception):  # noqa: N818 - it is a finding about data, not a programming error
-    """A picture that cannot be used: `reason` is a short code, `detail` what the decoder said."""
+    """An image that cannot be used: `reason` is a short code, `detail` what the decoder said."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(reason, detail)
@@ -62,7 +62,7 @@ class BadImage(Exception):  # noqa: N818 - it is a finding about data, not a pro
 
 
 class Opened:
-    """An encoded picture whose header has been read, and whose pixels have not."""
+    """An encoded image whose header has been read, and whose pixels have not."""
 
     def __init__(self, image: Image.Image, file_format: str, background: str):
         self._image, self._background = image, background
@@ -74,7 +74,7 @@ class Opened:
 
     @property
     def plain(self) -> bool:
-        """Whether decoding changes nothing: an upright, single RGB picture without transparency."""
+        """Whether decoding changes nothing: an upright, single RGB image without transparency."""
         image = self._image
         # Counting a GIF's frames would read them all.
         moving = getattr(image, "is_animated", False)
@@ -103,10 +103,10 @@ class Opened:
         return _to_rgb(image, self._background)
 
     def reduced(self, box: Box, image: Image.Image) -> Box:
-        """Where a box of the displayed picture lies in `image`, which `rgb` gave.
+        """Where a box of the displayed image lies in `image`, which `rgb` gave.
 
         A decoder that reduces rounds sides up: its last column and row stand for less than the others. They are where the stored
-        picture ends, which on display is left or top if it was mirrored or turned.
+        image ends, which on display is left or top if it was mirrored or turned.
         """
         if self._reduction == 1:
             return box
@@ -116,7 +116,7 @@ class Opened:
         return x + left, y + top, x + right, y + bottom
 
 
-def open_picture(data: bytes, background: str = "white", svg_size: int = 512) -> Opened:
+def open_image(data: bytes, background: str = "white", svg_size: int = 512) -> Opened:
     """Read the header of encoded bytes, of a format in `FORMATS`. Raises `BadImage`.
 
     Decoded, the EXIF orientation is applied, transparency is composited on `background` (a CSS colour), grey of more bits is
@@ -154,8 +154,8 @@ def open_picture(data: bytes, background: str = "white", svg_size: int = 512) ->
 
 
 def decode(data: bytes, background: str = "white", svg_size: int = 512, least: tuple[float, float] | None = None) -> Image.Image:
-    """Encoded bytes to RGB: `open_picture` and `rgb` in one. Raises `BadImage`, with one of `REASONS`."""
-    return open_picture(data, background, svg_size).rgb(least)
+    """Encoded bytes to RGB: `open_image` and `rgb` in one. Raises `BadImage`, with one of `REASONS`."""
+    return open_image(data, background, svg_size).rgb(least)
 
 
 def _damaged(error: Exception) -> BadImage:
@@ -282,7 +282,7 @@ def is_svg(data: bytes) -> bool:
 
 
 def resize_shorter(image: Image.Image, size: int) -> Image.Image:
-    """Shrink until the shorter side has `size` pixels; smaller pictures stay as they are."""
+    """Shrink until the shorter side has `size` pixels; smaller images stay as they are."""
     shorter = min(image.size)
     if shorter <= size:
         return image

@@ -1,12 +1,12 @@
-"""A prepared dataset: `manifest.json`, shards of light columns, pictures by their places, `rejected.parquet`, banks of features.
+"""A prepared dataset: `manifest.json`, shards of light columns, images by their places, `rejected.parquet`, banks of features.
 
 sample_id  int64, dense in [0, num_samples), in the order of the source
-image_id   int64, equal for equal pictures; text_id list<int64>, one a caption, equal for equal captions
+image_id   int64, equal for equal images; text_id list<int64>, one a caption, equal for equal captions
 key, group string; captions list<string>; split string; label_NAME string
-file, start, length, column: where the encoded picture is (`locations.Location`); a relative file lies in the dataset's folder
+file, start, length, column: where the encoded image is (`locations.Location`); a relative file lies in the dataset's folder
 shuffled   bool, where the config shuffles captions: this row has another row's
 
-Whether pictures were copied or only indexed makes no difference to who reads them.
+Whether images were copied or only indexed makes no difference to who reads them.
 """
 
 import functools
@@ -100,7 +100,7 @@ class Prepared:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the content: keys, pictures, captions, labels, in order, and where shards end."""
+        """Digest of the content: keys, images, captions, labels, in order, and where shards end."""
         return self.manifest["fingerprint"]
 
     @property
@@ -200,13 +200,13 @@ class Prepared:
         return pa.concat_tables(pieces).take(pa.array(order))
 
     def places(self, sample_ids: np.ndarray) -> list[Location]:
-        """Where the pictures of the given samples are."""
+        """Where the images of the given samples are."""
         places = self.rows(sample_ids, _PLACE).to_pydict()
         files = [file if _absolute(file) else str(storage.join(self.path, file)) for file in places["file"]]
         return [Location(*place) for place in zip(files, *(places[name] for name in _PLACE[1:]), strict=True)]
 
-    def pictures(self, sample_ids: np.ndarray) -> Iterator[bytes | Missing]:
-        """Encoded pictures of the given samples, in the given order; `Missing` where one cannot be had any more."""
+    def images(self, sample_ids: np.ndarray) -> Iterator[bytes | Missing]:
+        """Encoded images of the given samples, in the given order; `Missing` where one cannot be had any more."""
         return read_locations(self.places(sample_ids))
 
     def texts(self) -> list[str]:

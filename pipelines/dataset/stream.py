@@ -1,11 +1,11 @@
 """Prepared data, needs and a cursor: what each worker iterates.
 
 One item of the Ray Data stream is one step. A task looks up which samples its worker consumes at that step, reads, decodes,
-augments and tokenizes them, and hands over the finished batch: uint8 pictures and int64 tokens, normalised on the device.
+augments and tokenizes them, and hands over the finished batch: uint8 images and int64 tokens, normalised on the device.
 Epochs follow one another without a stall; a run that starts at step t asks for step t, and nothing before it is read. No
 step's content depends on the number of workers or on scheduling.
 
-A picture that was only indexed may turn out to be unusable here. A stand-in, chosen by the order, takes its row, so the batch
+An image that was only indexed may turn out to be unusable here. A stand-in, chosen by the order, takes its row, so the batch
 keeps its size; the row that failed is handed on with its reason, to be counted and listed.
 
 Features of locked towers are not streamed: every worker maps the bank into memory and looks its rows up by id. Where both
@@ -23,7 +23,7 @@ import numpy as np
 
 from pipelines.dataset.batch import Batch
 from pipelines.dataset.caption_augmentation import other_words
-from pipelines.dataset.images import REASONS, BadImage, Opened, open_picture
+from pipelines.dataset.images import REASONS, BadImage, Opened, open_image
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.tokenizer import TextTokenizer
@@ -113,7 +113,7 @@ class Stream:
         return self._batches(pick, first, last, order.global_batch_size // world_size, worker, failed)
 
     def evaluation(self, sample_ids: np.ndarray, batch_size: int, worker: Worker) -> Iterator[Batch]:
-        """The given samples in the given order, once; the last batch may be shorter. Raises `UserError` for unusable pictures."""
+        """The given samples in the given order, once; the last batch may be shorter. Raises `UserError` for unusable images."""
 
         def pick(index: int) -> Item:
             return Item(sample_ids[index * batch_size : (index + 1) * batch_size], 0)
@@ -121,7 +121,7 @@ class Stream:
         return self._batches(pick, 0, -(-len(sample_ids) // batch_size), batch_size, worker)
 
     def compute(self, item: Item) -> dict[str, np.ndarray]:
-        """The columns that tasks compute. Raises `UserError` for a picture that can neither be used nor replaced."""
+        """The columns that tasks compute. Raises `UserError` for an image that can neither be used nor replaced."""
         result = self._attempt(item)
         self._check(item, *(result[name] for name in _ABOUT))
         return result
@@ -147,7 +147,7 @@ class Stream:
             shape = (3, self.image_size, self.image_size)
             views = np.zeros((len(ids), 1 + self._strong_count, *shape), dtype=np.uint8)
             codes = np.zeros((len(ids), 1 + self._strong_count, len(UNCHANGED)), dtype=np.float32)
-            for row, data in enumerate(self.prepared.pictures(ids)):
+            for row, data in enumerate(self.prepared.images(ids)):
                 try:
                     self._write_views(views[row], codes[row], data, item.epoch, int(ids[row]))
                 except BadImage as bad:
@@ -179,7 +179,7 @@ class Stream:
     def _stand_in(self, views: np.ndarray, codes: np.ndarray, item: Item, row: int) -> int:
         """The first spare sample that can be used, whose views it writes; the sample itself, where there is none."""
         for spare in islice(item.spares(row), _SPARES) if item.spares is not None else ():
-            (data,) = self.prepared.pictures(np.asarray([spare]))
+            (data,) = self.prepared.images(np.asarray([spare]))
             try:
                 self._write_views(views, codes, data, item.epoch, spare)
             except BadImage:
@@ -193,8 +193,8 @@ class Stream:
             if item.spares is None:
                 raise _unusable(self.prepared, int(ids[row]), _REASONS[reasons[row]])
             raise UserError(
-                f"data.path: the picture of sample {ids[row]} of {self.prepared.path} cannot be used ({_REASONS[reasons[row]]}), "
-                f"nor can the {_SPARES} that might stand in for it; see where the pictures have gone, and prepare again"
+                f"data.path: the image of sample {ids[row]} of {self.prepared.path} cannot be used ({_REASONS[reasons[row]]}), "
+                f"nor can the {_SPARES} that might stand in for it; see where the images have gone, and prepare again"
             )
 
     def look_up(self, sample_ids: np.ndarray, epoch: int, device: str = "cpu") -> dict[str, np.ndarray]:
@@ -221,20 +221,20 @@ class Stream:
         return 0 if self.strong is None else self.strong.count
 
     def _write_views(self, views: np.ndarray, codes: np.ndarray, data: bytes | Missing, epoch: int, sample_id: int) -> None:
-        """All views of a picture, into uint8 [1 + strong ones, 3, size, size], and what was done to them."""
-        picture: Any = _opened(self.prepared, data)
+        """All views of an image, into uint8 [1 + strong ones, 3, size, size], and what was done to them."""
+        image: Any = _opened(self.prepared, data)
         key, drawn = (self.seed, epoch, sample_id), []
         if self.augment is None:
-            picture = picture.rgb()
-            views[0], codes[0] = eval_view(picture, self.image_size), UNCHANGED
+            image = image.rgb()
+            views[0], codes[0] = eval_view(image, self.image_size), UNCHANGED
         else:
-            drawn.append(self._first(picture.size, key))
+            drawn.append(self._first(image.size, key))
         if self.strong is not None:
             for number in range(self.strong.count):
-                drawn.append(draw_strong(picture.size, self.strong.augment, generator("strong", *key, number)))
+                drawn.append(draw_strong(image.size, self.strong.augment, generator("strong", *key, number)))
         if drawn:
             made = slice(len(views) - len(drawn), None)
-            views[made], codes[made] = apply(picture, self.image_size, drawn), [one.code(picture.size) for one in drawn]
+            views[made], codes[made] = apply(image, self.image_size, drawn), [one.code(image.size) for one in drawn]
 
     def _first(self, size: tuple[int, int], key: tuple[int, int, int]) -> Drawn:
         """The view of the column image."""
@@ -331,9 +331,9 @@ def _parts(start: int, end: int, together: int, at_once: int) -> Iterator[tuple[
         start, number = start + count, number + 1
 
 
-def whole_pictures(prepared: Prepared, sample_ids: np.ndarray) -> "Iterator[Image.Image]":
-    """The samples' pictures in RGB, as they are kept. Raises `UserError` for one that cannot be used."""
-    for sample_id, data in zip(sample_ids, prepared.pictures(sample_ids), strict=True):
+def whole_images(prepared: Prepared, sample_ids: np.ndarray) -> "Iterator[Image.Image]":
+    """The samples' images in RGB, as they are kept. Raises `UserError` for one that cannot be used."""
+    for sample_id, data in zip(sample_ids, prepared.images(sample_ids), strict=True):
         try:
             yield _opened(prepared, data).rgb()
         except BadImage as bad:
@@ -344,12 +344,12 @@ def _opened(prepared: Prepared, data: bytes | Missing) -> Opened:
     if isinstance(data, Missing):
         raise BadImage("missing_image", str(data))
     image = prepared.manifest["image"]
-    return open_picture(data, image["background"], svg_size=image["size"])
+    return open_image(data, image["background"], svg_size=image["size"])
 
 
 def _unusable(prepared: Prepared, sample_id: int, why: str) -> UserError:
     place = prepared.places(np.asarray([sample_id]))[0]
     return UserError(
-        f"data.path: the picture of sample {sample_id} ({place.file}) of {prepared.path} cannot be used: {why}; "
-        "scores and banks need every picture: prepare with verify=all, or way=copy"
+        f"data.path: the image of sample {sample_id} ({place.file}) of {prepared.path} cannot be used: {why}; "
+        "scores and banks need every image: prepare with verify=all, or way=copy"
     )

@@ -1,7 +1,7 @@
-"""Views: what training and evaluation see of a picture.
+"""Views: what training and evaluation see of an image.
 
 A random view is drawn first, all of it from one generator, and then applied: so views are functions of (seed, epoch, sample,
-view), all views of a picture come from one decoding of it, and what was done to a picture can be told.
+view), all views of an image come from one decoding of it, and what was done to an image can be told.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from pipelines.program.settings import Settings
 
 
 class Augment(Settings):
-    """The random view that training sees of a picture."""
+    """The random view that training sees of an image."""
 
-    crop_scale: tuple[float, float] = Field((0.5, 1.0), description="area of the random crop, as a share of the picture")
+    crop_scale: tuple[float, float] = Field((0.5, 1.0), description="area of the random crop, as a share of the image")
     crop_ratio: tuple[float, float] = Field((0.75, 1.3333), description="width / height of the random crop")
     flip: bool = Field(True, description="mirror every second view")
     rand_augment: RandAugment | None = Field(None, description="RandAugment behind both; null: none")
 
 
 class StrongAugment(Settings):
-    """A strong view, as of SimCLR (Chen et al., arXiv 2002.05709) and MoCo v2: what it shows of a picture is hard to tell."""
+    """A strong view, as of SimCLR (Chen et al., arXiv 2002.05709) and MoCo v2: what it shows of an image is hard to tell."""
 
-    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the random crop, as a share of the picture")
+    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the random crop, as a share of the image")
     crop_ratio: tuple[float, float] = Field((0.75, 1.3333), description="width / height of the random crop")
     jitter: float = Field(0.8, ge=0, le=1, description="share of views with other colours")
     brightness: float = Field(0.4, ge=0, le=1, description="of those: factors within 1 +- this")
@@ -43,7 +43,7 @@ class StrongAugment(Settings):
 
 @dataclass(frozen=True)
 class StrongViews:
-    """How many strong views of each picture, and of what kind."""
+    """How many strong views of each image, and of what kind."""
 
     augment: StrongAugment
     count: int
@@ -63,9 +63,9 @@ class Jitter:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is done to a picture, in this order: crop and resize, colours, gray, blur, mirror, operations of RandAugment."""
+    """What is done to an image, in this order: crop and resize, colours, gray, blur, mirror, operations of RandAugment."""
 
-    box: Box  # of the displayed picture, in its pixels
+    box: Box  # of the displayed image, in its pixels
     flip: bool = False
     jitter: Jitter | None = None
     gray: bool = False
@@ -73,9 +73,9 @@ class Drawn:
     operations: tuple[Operation, ...] = ()
 
     def code(self, size: tuple[int, int]) -> list[float]:
-        """Thirteen numbers for a picture of this width and height, as UniCLIP's head reads them.
+        """Thirteen numbers for an image of this width and height, as UniCLIP's head reads them.
 
-        Left, top, width and height of the crop as shares of the picture; mirrored; recoloured, with brightness, contrast and
+        Left, top, width and height of the crop as shares of the image; mirrored; recoloured, with brightness, contrast and
         saturation less 1, and hue; gray; blurred, with half of sigma. Of operations it tells nothing.
         """
         (width, height), (left, top, right, bottom), jitter = size, self.box, self.jitter
@@ -87,33 +87,33 @@ class Drawn:
         return [*crop, float(self.flip), *colours, float(self.gray), *blur]
 
 
-# The code of a picture to which nothing was done.
+# The code of an image to which nothing was done.
 UNCHANGED = (0.0, 0.0, 1.0, 1.0, *(0.0,) * 9)
 
 
-def train_view(picture: Opened | Image.Image, size: int, augment: Augment, random: np.random.Generator) -> np.ndarray:
+def train_view(image: Opened | Image.Image, size: int, augment: Augment, random: np.random.Generator) -> np.ndarray:
     """A random crop of the chosen area and ratio, resized to `size`, perhaps mirrored; uint8 [3, size, size].
 
     A JPEG is decoded no larger than the crop needs.
     """
-    return apply(picture, size, [draw(picture.size, augment, random)])[0]
+    return apply(image, size, [draw(image.size, augment, random)])[0]
 
 
-def eval_view(picture: Opened | Image.Image, size: int) -> np.ndarray:
+def eval_view(image: Opened | Image.Image, size: int) -> np.ndarray:
     """The centre square, resized to `size`; uint8 [3, size, size]. Decoded in full: scores depend on no decoder's shortcut."""
-    image = picture.rgb() if isinstance(picture, Opened) else picture
-    return _pixels(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+    rgb = image.rgb() if isinstance(image, Opened) else image
+    return _pixels(ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))
 
 
 def draw(size: tuple[int, int], augment: Augment, random: np.random.Generator) -> Drawn:
-    """A plain view of a picture of this width and height."""
+    """A plain view of an image of this width and height."""
     box = _box(size, augment.crop_scale, augment.crop_ratio, random)
     flip = augment.flip and bool(random.random() < 0.5)
     return Drawn(box, flip, operations=augment.rand_augment.draw(random) if augment.rand_augment else ())
 
 
 def draw_strong(size: tuple[int, int], augment: StrongAugment, random: np.random.Generator) -> Drawn:
-    """A strong view of a picture of this width and height."""
+    """A strong view of an image of this width and height."""
     box = _box(size, augment.crop_scale, augment.crop_ratio, random)
     # All numbers are drawn, used or not: no setting changes what another one draws.
     flip, jitter, gray, blur = random.random(4)
@@ -129,22 +129,22 @@ def draw_strong(size: tuple[int, int], augment: StrongAugment, random: np.random
     )
 
 
-def apply(picture: Opened | Image.Image, size: int, drawn: Sequence[Drawn]) -> list[np.ndarray]:
-    """Views of a picture, uint8 [3, size, size] each, from one decoding: as small as the narrowest crop allows."""
+def apply(image: Opened | Image.Image, size: int, drawn: Sequence[Drawn]) -> list[np.ndarray]:
+    """Views of an image, uint8 [3, size, size] each, from one decoding: as small as the narrowest crop allows."""
     boxes = [one.box for one in drawn]
-    if isinstance(picture, Opened):
-        width, height = picture.size
+    if isinstance(image, Opened):
+        width, height = image.size
         across = max(size / (right - left) for left, _, right, _ in boxes)
         down = max(size / (bottom - top) for _, top, _, bottom in boxes)
-        image = picture.rgb((width * across, height * down))
-        boxes = [picture.reduced(box, image) for box in boxes]
+        rgb = image.rgb((width * across, height * down))
+        boxes = [image.reduced(box, rgb) for box in boxes]
     else:
-        image = picture
-    return [_pixels(_view(image, box, size, one)) for box, one in zip(boxes, drawn, strict=True)]
+        rgb = image
+    return [_pixels(_view(rgb, box, size, one)) for box, one in zip(boxes, drawn, strict=True)]
 
 
 def _box(size: tuple[int, int], scale: tuple[float, float], ratios: tuple[float, float], random: np.random.Generator) -> Box:
-    """A crop of a random area and proportion; the whole picture where ten tries do not fit into it."""
+    """A crop of a random area and proportion; the whole image where ten tries do not fit into it."""
     width, height = size
     for _ in range(10):
         area = random.uniform(*scale) * width * height

@@ -1,6 +1,6 @@
-"""Banks: a frozen encoder's features for every picture or caption, computed once in the cluster, mapped by workers.
+"""Banks: a frozen encoder's features for every image or caption, computed once in the cluster, mapped by workers.
 
-    DATASET/banks/IDENTITY/rows.npy            float16 [rows, F]; pictures by sample_id, captions by text_id, other texts in order
+    DATASET/banks/IDENTITY/rows.npy            float16 [rows, F]; images by sample_id, captions by text_id, other texts in order
     DATASET/banks/IDENTITY/bank.json           what it was computed from, and a digest of the rows
     DATASET/banks/IDENTITY.parts/00012.npy     while it is computed: a part of the rows, put there whole
 
@@ -116,7 +116,7 @@ def image_bank(
     def load(_: int, ids: np.ndarray) -> np.ndarray:
         return Stream(prepared, frozenset({"image"}), image_size=size).compute(Item(ids, 0))["image"]
 
-    about = {"of": "pictures by sample_id", "size": size, "encoder": identity, "dataset": prepared.fingerprint}
+    about = {"of": "images by sample_id", "size": size, "encoder": identity, "dataset": prepared.fingerprint}
     bank = Bank(folder_of(prepared), prepared.num_samples, about)
     compute([bank], load, encoder, arguments, pool, display)
     return bank.path

@@ -36,11 +36,11 @@ class Guides:
 
     @property
     def widths(self) -> tuple[int, int]:
-        """Of the features of pictures and captions."""
+        """Of the features of images and captions."""
         return bank_rows(self.image_bank).shape[1], bank_rows(self.text_bank).shape[1]
 
     def columns(self, sample_ids: np.ndarray, epoch: int, device: str) -> dict[str, np.ndarray]:
-        """`guide_ids` int64 [b, 3]: each sample, and those nearest to its picture and to its caption (-1: there is none); and the
+        """`guide_ids` int64 [b, 3]: each sample, and those nearest to its image and to its caption (-1: there is none); and the
         unit features of all three, `guide_images` [b, 3, F] and `guide_texts` [b, 3, G].
         """
         found = self.near(sample_ids, epoch, device) if self.neighbours is None else bank_rows(self.neighbours)[sample_ids]
@@ -51,7 +51,7 @@ class Guides:
         return {"guide_ids": ids, "guide_images": images, "guide_texts": texts}
 
     def near(self, sample_ids: np.ndarray, epoch: int, device: str) -> np.ndarray:
-        """int64 [b, 2]: of the epoch's support set, the samples nearest to each one's picture and to its caption, -1 for none."""
+        """int64 [b, 2]: of the epoch's support set, the samples nearest to each one's image and to its caption, -1 for none."""
         support = _support(self, epoch)
         groups = id_columns(str(self.order.path), self.order.fingerprint)[0][sample_ids]
         own = _image_rows(self, sample_ids), _text_rows(self, sample_ids)
@@ -59,7 +59,7 @@ class Guides:
         return np.stack([np.where(place < 0, -1, support.ids[place]) for place in places], axis=1)
 
     def own(self, sample_ids: np.ndarray, text_ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Unit features of each sample's picture and one of its captions: `guide_images` [b, 1, F], `guide_texts` [b, 1, G]."""
+        """Unit features of each sample's image and one of its captions: `guide_images` [b, 1, F], `guide_texts` [b, 1, G]."""
         images, texts = bank_rows(self.image_bank)[sample_ids], bank_rows(self.text_bank)[text_ids]
         return {"guide_images": unit(images)[:, None], "guide_texts": unit(texts)[:, None]}
 
@@ -67,7 +67,7 @@ class Guides:
 @dataclass(frozen=True)
 class _Support:
     ids: np.ndarray  # [Q] sample ids, ascending
-    # By pictures and by captions: unit rows [n, F], image ids [n] and a device to places [n] among the ids.
+    # By images and by captions: unit rows [n, F], image ids [n] and a device to places [n] among the ids.
     finders: tuple[Callable[[np.ndarray, np.ndarray, str], np.ndarray], ...]
 
 
@@ -91,7 +91,7 @@ def _support(guides: Guides, epoch: int) -> _Support:
 
 
 def _image_rows(guides: Guides, sample_ids: np.ndarray) -> np.ndarray:
-    """Unit rows of pictures, float32 [n, F]."""
+    """Unit rows of images, float32 [n, F]."""
     return unit(bank_rows(guides.image_bank)[sample_ids])
 
 

@@ -1,6 +1,6 @@
 """Neighbours of all samples in a whole split, looked up once: a bank of sample ids beside those of features.
 
-    DATASET/banks/IDENTITY/rows.npy   int64 [N, 2] by sample_id: nearest by picture and by caption, -1 for none
+    DATASET/banks/IDENTITY/rows.npy   int64 [N, 2] by sample_id: nearest by image and by caption, -1 for none
 
 Its identity names both banks, the dataset's content and the split's samples; it is computed, resumed and checked as they are.
 """

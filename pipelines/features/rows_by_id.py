@@ -1,4 +1,4 @@
-"""What workers look up by id: rows of banks, and the ids of pictures and captions."""
+"""What workers look up by id: rows of banks, and the ids of images and captions."""
 
 import functools
 import hashlib

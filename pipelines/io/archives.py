@@ -1,6 +1,6 @@
 """How much an archive or a compressed file may unpack to: a megabyte of gzip can hold a gigabyte, to fill a disk or a memory.
 
-Real data shrinks little: pictures not at all, text to a tenth, a tar of tiny files to a thirtieth, as tars pad them.
+Real data shrinks little: images not at all, text to a tenth, a tar of tiny files to a thirtieth, as tars pad them.
 """
 
 import gzip

@@ -28,7 +28,7 @@ PRIVATE_HOSTS = "RAYLIGN_PRIVATE_HOSTS"
 _ATTEMPTS = 4  # the web has many dead servers, and each takes its time
 _TIMEOUT = 20  # seconds without a byte
 _SLOWEST = 1024  # bytes a second on average, beyond the first `_TIMEOUT` seconds
-_MAX_BYTES = 100 << 20  # a picture is smaller
+_MAX_BYTES = 100 << 20  # an image is smaller
 
 
 class Refused(Missing):
@@ -65,7 +65,7 @@ def download(url: str, target: BinaryIO) -> None:
 
 
 def _patiently(get: Callable[[], T], url: str) -> T:
-    """Of the web's servers many are gone for good: one that does not answer has no picture for us."""
+    """Of the web's servers many are gone for good: one that does not answer has no image for us."""
     try:
         return retried(get, url, _ATTEMPTS)
     except Unreachable as error:

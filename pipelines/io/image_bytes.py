@@ -1,6 +1,6 @@
-"""Where a picture's encoded bytes are, and how many of them are fetched at once.
+"""Where an image's encoded bytes are, and how many of them are fetched at once.
 
-A picture is a range of bytes of a file (a file of its own, a member of a tar), or a row of a table (Parquet, Arrow). Ranges are
+An image is a range of bytes of a file (a file of its own, a member of a tar), or a row of a table (Parquet, Arrow). Ranges are
 read one by one, so a batch costs the bytes it needs and no more. Tables are read by row group, and a few groups are kept.
 """
 
@@ -18,7 +18,7 @@ from pipelines.io import storage, tables
 from pipelines.io.storage import Missing
 
 _THREADS = 32  # requests in flight, per process: latency of an object store is hidden by their number
-_AHEAD = 4 * _THREADS  # pictures that are fetched, or wait for it, before their turn
+_AHEAD = 4 * _THREADS  # images that are fetched, or wait for it, before their turn
 _KEPT_BYTES = 512 << 20  # of row groups, per process
 
 _lock = threading.Lock()
@@ -46,7 +46,7 @@ def read_location(location: Location) -> bytes:
     value = group[location.length].as_py()
     if not isinstance(value, bytes):
         raise Missing(
-            "the table holds " + ("no picture" if value is None else f"{type(value).__name__}, not bytes,") + " in this row"
+            "the table holds " + ("no image" if value is None else f"{type(value).__name__}, not bytes,") + " in this row"
         )
     return value
 

@@ -1,6 +1,6 @@
 """The second half of preparing: duplicates, dense ids, shuffled captions, and the shards' light columns.
 
-It runs on the driver over what the parts found, pictures excepted: digests of all rows at once as arrays, everything else a
+It runs on the driver over what the parts found, images excepted: digests of all rows at once as arrays, everything else a
 part at a time. The same parts give the same files and the same fingerprint, however often and wherever they were read.
 """
 
@@ -40,7 +40,7 @@ class Numbered:
     labels: dict[str, Counter[str]] = field(default_factory=dict)
     captions: Counter[str] = field(default_factory=lambda: Counter(chosen=0, shuffled=0))
     reasons: Counter[str] = field(default_factory=Counter)
-    tables: bool = False  # whether pictures lie in tables, to be read by row group
+    tables: bool = False  # whether images lie in tables, to be read by row group
     fingerprint: str = ""
     repeats: Repeats | None = None
 
@@ -199,8 +199,8 @@ def _duplicates(digests: _Digests, settings: PrepareSettings) -> np.ndarray:
         refused[left[~first]] = reason
 
     refuse(digests.key, "duplicate_key")
-    if settings.deduplicate.exact == "picture":
-        refuse(digests.image, "duplicate_picture")
+    if settings.deduplicate.exact == "image":
+        refuse(digests.image, "duplicate_image")
     if settings.deduplicate.exact == "pair":
         starts = np.cumsum(digests.captions) - digests.captions
         # A sum of scrambled digests: blake2b's are uniform, so equal sums are equal captions.

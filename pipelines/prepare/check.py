@@ -1,7 +1,7 @@
 """`python -m pipelines CONFIG.yaml --check`: what preparing would meet, told in a minute and without writing anything.
 
 The headers of up to some hundred units are read (members of tars, footers and captions of tables), and a sample of their
-pictures is decoded by the same code that preparing uses. Shares of the sample come with their 95 % interval.
+images is decoded by the same code that preparing uses. Shares of the sample come with their 95 % interval.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.dataset.images import BadImage, open_picture
+from pipelines.dataset.images import BadImage, open_image
 from pipelines.dataset.prepared import split_of
 from pipelines.io import child_process
 from pipelines.io.image_bytes import read_locations
@@ -31,7 +31,7 @@ from pipelines.program.wilson import wilson
 from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_names
 
 _UNITS = 200  # whose headers are read
-_PICTURES = 2000  # that are decoded, over all units
+_IMAGES = 2000  # that are decoded, over all units
 _COMMON = 5  # captions of a unit that may be the commonest of all
 _EXAMPLES = 5  # pairs that are shown
 
@@ -61,7 +61,7 @@ def _scan(units: list[Unit], settings: PrepareSettings) -> Iterator[dict[str, An
     """What was found in each unit, from the cluster."""
     import ray.data
 
-    per_unit = -(-_PICTURES // len(units))
+    per_unit = -(-_IMAGES // len(units))
 
     def work(batch: dict[str, Any]) -> dict[str, Any]:
         return {"found": [json.dumps(scan_unit(json.loads(batch["unit"][0]), per_unit, settings))]}
@@ -75,12 +75,12 @@ def _scan(units: list[Unit], settings: PrepareSettings) -> Iterator[dict[str, An
 
 
 def scan_unit(
-    data: Any, pictures: int, settings: PrepareSettings, limits: child_process.Limits = child_process.LIMITS
+    data: Any, images: int, settings: PrepareSettings, limits: child_process.Limits = child_process.LIMITS
 ) -> dict[str, Any]:
-    """Headers of all rows of a unit, and so many of its pictures decoded, apart from this process as in preparing."""
+    """Headers of all rows of a unit, and so many of its images decoded, apart from this process as in preparing."""
     found: dict[str, Any] = {"rows": 0, "header_reasons": Counter(), "examples": {}, "words": [], "keys": []}
     samples: list[_Sample] = []
-    for item in child_process.each(partial(_looked_at, data, pictures, settings), limits):
+    for item in child_process.each(partial(_looked_at, data, images, settings), limits):
         if isinstance(item, dict):
             found |= item
         elif isinstance(item, _Sample):
@@ -111,17 +111,17 @@ class _Sample:
     side: int = 0
 
 
-def _looked_at(data: Any, pictures: int, settings: PrepareSettings, first: int) -> Iterator[dict[str, Any] | _Sample]:
+def _looked_at(data: Any, images: int, settings: PrepareSettings, first: int) -> Iterator[dict[str, Any] | _Sample]:
     """What the headers say, and then the samples; from one of these items on."""
     try:
-        found = with_names(settings.source.read(data, pictures=False))
+        found = with_names(settings.source.read(data, images=False))
         # Thousands at once; those of the sample are read again.
         rows = [replace(row, image=None) if isinstance(row, Pair) else row for row in found]
     except UserError:  # it can only be copied
-        rows = list(with_names(settings.source.read(data, pictures=True)))
+        rows = list(with_names(settings.source.read(data, images=True)))
     pairs = [row for row in rows if isinstance(row, Pair)]
     every = settings.model_copy(update={"way": "copy"})
-    sample = _spread(pairs, pictures) if pairs else []
+    sample = _spread(pairs, images) if pairs else []
     words = [len(caption.split()) for pair in pairs for caption in pair.captions]
     if first == 0:
         yield {
@@ -144,7 +144,7 @@ def _sample(pair: Pair, columns: dict[str, Any], settings: PrepareSettings) -> _
     try:
         assert not isinstance(image, Missing)
         with child_process.limited():
-            opened = open_picture(image, svg_size=settings.image.size)
+            opened = open_image(image, svg_size=settings.image.size)
     except (BadImage, AssertionError):
         return _Sample(columns)
     return _Sample(columns, opened.format, min(opened.size))
@@ -200,19 +200,19 @@ def _tell(
     """Print what was found; `own`: rows of the source's own splits."""
     rows = sum(one["rows"] for one in found)
     sampled = sum(one["sampled"] for one in found)
-    headers, pictures = Counter[str](), Counter[str]()
+    headers, images = Counter[str](), Counter[str]()
     formats = Counter[str]()
     examples: dict[str, str] = {}
     for one in found:
         headers.update(one["header_reasons"])
-        pictures.update(one["sample_reasons"])
+        images.update(one["sample_reasons"])
         formats.update(one["formats"])
         examples = one["examples"] | examples
     keys = Counter(chain.from_iterable(one["keys"] for one in found))
     twice = [key for key, count in keys.items() if count > 1]
     digests = list(chain.from_iterable(one["digests"] for one in found))
     display.line(
-        f"{settings.source.title()}: {len(found):,} of {units:,} units scanned, {rows:,} rows, {sampled:,} pictures decoded"
+        f"{settings.source.title()}: {len(found):,} of {units:,} units scanned, {rows:,} rows, {sampled:,} images decoded"
     )
     if absent:
         display.line(f"{absent:,} more rows were listed and never fetched")
@@ -220,11 +220,11 @@ def _tell(
         [reason, "headers", f"{count:,}", f"{count / rows:.2%}", examples[reason]] for reason, count in headers.most_common()
     ]
     shares = [0.0]
-    for reason, count in pictures.most_common():
+    for reason, count in images.most_common():
         share, low, high = _weighed(found, "sample_reasons", reason, len(found) == units)
         shares.append(share * (reason not in FILTERED))
         interval = f"{share:.2%}" if low == high else f"{low:.2%} to {high:.2%}"
-        table.append([reason, "pictures", f"{count:,}", interval, examples[reason]])
+        table.append([reason, "images", f"{count:,}", interval, examples[reason]])
     if twice:
         table.append(["duplicate_key", "headers", f"{len(twice):,}", f"{len(twice) / rows:.2%}", twice[0]])
     if table:
@@ -240,7 +240,7 @@ def _tell(
             ", ".join(f"{name} {kinds[name] / max(1e-12, sum(kinds.values())):.0%}" for name, _ in formats.most_common())
             or "none",
         ],
-        ["pictures equal to an earlier one", f"{same:,} of {len(digests):,}"],
+        ["images equal to an earlier one", f"{same:,} of {len(digests):,}"],
         ["different captions", f"{repeats.captions:,} of {repeats.rows:,} rows"],
         ["groups, which no split tears apart", f"{repeats.groups:,}"],
         ["splits, of the rows scanned", ", ".join(f"{name} {count:,}" for name, count in splits.items())],

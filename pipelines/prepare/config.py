@@ -18,12 +18,12 @@ _SHARES = TypeAdapter(dict[str, float])
 
 
 class ImageSettings(Settings):
-    """How pictures are kept."""
+    """How images are kept."""
 
-    size: int = Field(224, ge=8, description="pixels of the shorter side; smaller pictures stay as they are")
+    size: int = Field(224, ge=8, description="pixels of the shorter side; smaller images stay as they are")
     format: ImageFormat = Field("jpeg", description="png for drawings, jpeg or webp for photographs")
     quality: int = Field(92, ge=1, le=100, description="of jpeg and webp")
-    background: str = Field("white", description="CSS colour that transparent pictures are composited on")
+    background: str = Field("white", description="CSS colour that transparent images are composited on")
 
     @field_validator("background")
     @classmethod
@@ -38,7 +38,7 @@ class FilterSettings(Settings):
     """Pairs that are left out on purpose; each is counted and listed, and none is part of max_rejected_rate."""
 
     min_side: int | None = Field(None, ge=1, description="pixels that the shorter side must have")
-    max_aspect: float | None = Field(None, ge=1, description="how many times as long as wide a picture may be")
+    max_aspect: float | None = Field(None, ge=1, description="how many times as long as wide an image may be")
     min_words: int | None = Field(None, ge=1, description="words that every caption must have")
     languages: tuple[str, ...] | None = Field(
         None, description="ISO 639-1 codes of the languages that captions may be in, such as [en]; needs raylign[curation]"
@@ -58,16 +58,16 @@ class FilterSettings(Settings):
 class DeduplicateSettings(Settings):
     """Pairs that are left out because an earlier one is the same; like filters."""
 
-    exact: Literal["none", "pair", "picture"] = Field(
+    exact: Literal["none", "pair", "image"] = Field(
         "none",
-        description="pair: the same image with the same captions; picture: the same image, whatever the captions; an image is the"
+        description="pair: the same image with the same captions; image: the same image, whatever the captions; an image is the"
         " same if its bytes are, an SVG if it is rendered the same",
     )
     near: int | None = Field(
         None,
         ge=0,
         le=16,
-        description="bits of 64 in which perceptual hashes of equal pictures may differ; needs raylign[curation]",
+        description="bits of 64 in which perceptual hashes of equal images may differ; needs raylign[curation]",
     )
 
     @field_validator("near")
@@ -85,12 +85,12 @@ class PrepareSettings(Settings):
     output: Place = Field(description="folder of the prepared dataset; s3:// and gs:// too")
     way: Literal["copy", "index"] = Field(
         "copy",
-        description="copy: decode, resize and write every picture once; index: leave them where they are, read each once to know"
+        description="copy: decode, resize and write every image once; index: leave them where they are, read each once to know"
         " equal ones, and note their places",
     )
     verify: Literal["held_out", "all"] = Field(
         "held_out",
-        description="of way index: decode the held-out splits' pictures now, or all; what fails later is replaced while training",
+        description="of way index: decode the held-out splits' images now, or all; what fails later is replaced while training",
     )
     image: ImageSettings = ImageSettings()
     captions: CaptionSettings = CaptionSettings()

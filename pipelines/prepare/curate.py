@@ -1,4 +1,4 @@
-"""One pair on its way into a dataset: captions, filters, the picture; out comes a row that is kept, or one with a reason.
+"""One pair on its way into a dataset: captions, filters, the image; out comes a row that is kept, or one with a reason.
 
 Everything here is a function of the pair and the settings, so that it can run anywhere in the cluster, and again. What
 depends on other rows (duplicates, ids) is decided in `assign_ids.py`, by the digests that are noted here.
@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.dataset.images import BadImage, Opened, encode, is_svg, open_picture, resize_shorter
+from pipelines.dataset.images import BadImage, Opened, encode, is_svg, open_image, resize_shorter
 from pipelines.dataset.prepared import split_of
 from pipelines.io import child_process
 from pipelines.io.image_bytes import read_locations
@@ -57,23 +57,23 @@ FILTERED = frozenset(
         "too_few_words",
         "language",
         "duplicate_pair",
-        "duplicate_picture",
+        "duplicate_image",
         "near_duplicate",
         "unknown_file",  # of a folder that may hold anything beside its images
     )
 )
 # Nothing was there to be looked at.
 NOT_FOUND = frozenset(("missing_image",))
-_AHEAD = 512  # pairs whose pictures are fetched together
+_AHEAD = 512  # pairs whose images are fetched together
 _REDUCING = 3  # a JPEG may be decoded smaller, but not below so many times the size that is kept
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of `FOUND`, and the picture as it is to be written, where it is."""
+    """A row of `FOUND`, and the image as it is to be written, where it is."""
 
     columns: dict[str, Any]
-    picture: bytes | None = None
+    image: bytes | None = None
 
 
 def examine(found: Iterable[Pair | Rejected], settings: PrepareSettings) -> Iterator[Row]:
@@ -91,7 +91,7 @@ def examine(found: Iterable[Pair | Rejected], settings: PrepareSettings) -> Iter
             child_process.begin((item.pair.key, item.pair.origin))
             data = next(fetched) if item.pair.image is None else item.pair.image
             with child_process.limited():
-                row = _picture(item, data, settings)
+                row = _image(item, data, settings)
             yield row
 
 
@@ -126,29 +126,29 @@ def _text(found: Pair | Rejected, settings: PrepareSettings) -> "_Candidate | Re
     return _Candidate(found, split, decoded)
 
 
-def _picture(item: _Candidate, data: bytes | Missing, settings: PrepareSettings) -> Row:
+def _image(item: _Candidate, data: bytes | Missing, settings: PrepareSettings) -> Row:
     pair = item.pair
     if isinstance(data, Missing):
         return rejected(Rejected(pair.key, pair.origin, data.reason or "missing_image", str(data)))
     if not item.is_decoded and not is_svg(data):
         return Row(_kept(item, data, data, None))
     try:
-        opened = open_picture(data, settings.image.background, svg_size=settings.image.size)
+        opened = open_image(data, settings.image.background, svg_size=settings.image.size)
         refused = _refused(opened.size, settings)
         if refused is not None:
             return rejected(Rejected(pair.key, pair.origin, *refused))
         scale = settings.image.size / min(opened.size)
         least = tuple(round(_REDUCING * side * scale) for side in opened.size)
         # Also where nothing is written: perceptual hashes are to be of the same pixels whatever the way.
-        picture = opened.rgb((least[0], least[1])) if scale < 1 else opened.rgb()
+        image = opened.rgb((least[0], least[1])) if scale < 1 else opened.rgb()
         drawn = opened.format == "SVG"
         stays = settings.way == "index" or _stays(opened, settings)
-        encoded = data if stays and not drawn else _encoded(picture, settings)
+        encoded = data if stays and not drawn else _encoded(image, settings)
     except BadImage as bad:
         return rejected(Rejected(pair.key, pair.origin, bad.reason, bad.detail))
     except MemoryError:  # of resizing and encoding
         return rejected(Rejected(pair.key, pair.origin, "decompression_bomb", "more memory than there is"))
-    near = _perceptual_hash(picture) if settings.deduplicate.near is not None else None
+    near = _perceptual_hash(image) if settings.deduplicate.near is not None else None
     copied = settings.way == "copy"
     return Row(_kept(item, encoded if drawn else data, encoded if copied else data, near), encoded if copied else None)
 
@@ -167,8 +167,8 @@ def _stays(opened: Opened, settings: PrepareSettings) -> bool:
     return opened.plain and opened.format == settings.image.format.upper() and min(opened.size) <= settings.image.size
 
 
-def _encoded(picture: Any, settings: PrepareSettings) -> bytes:
-    return encode(resize_shorter(picture, settings.image.size), settings.image.format, settings.image.quality)
+def _encoded(image: Any, settings: PrepareSettings) -> bytes:
+    return encode(resize_shorter(image, settings.image.size), settings.image.format, settings.image.quality)
 
 
 def rejected(row: Rejected) -> Row:
@@ -206,11 +206,11 @@ def _number(value: str | bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
-def _perceptual_hash(picture: Any) -> int:
-    """64 bits of the picture's low frequencies (imagehash.phash)."""
+def _perceptual_hash(image: Any) -> int:
+    """64 bits of the image's low frequencies (imagehash.phash)."""
     import imagehash
 
-    bits = imagehash.phash(picture).hash.ravel()
+    bits = imagehash.phash(image).hash.ravel()
     return int("".join("1" if bit else "0" for bit in bits), 2)
 
 

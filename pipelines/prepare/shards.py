@@ -1,6 +1,6 @@
 """The first half of preparing: a source's units gathered into parts, each read once somewhere in the cluster.
 
-A part leaves two files in the dataset's content folder: `00012.tar` with the pictures that are kept (way copy only), in the
+A part leaves two files in the dataset's content folder: `00012.tar` with the images that are kept (way copy only), in the
 WebDataset layout that others read too, and `00012.found.parquet` with a row of `curate.FOUND` for every row of the source.
 The second is put there last: a part that has it is done, so a killed run goes on with the parts that have not.
 
@@ -154,7 +154,7 @@ def _rows(part: Part, settings: PrepareSettings, limits: child_process.Limits) -
 
 def _rows_of(unit: Any, splits: Sequence[str] | None, settings: PrepareSettings, first: int) -> Iterator[Row]:
     """The rows of a unit, from one on."""
-    found = with_names(settings.source.read(unit, pictures=settings.way == "copy"))
+    found = with_names(settings.source.read(unit, images=settings.way == "copy"))
     yield from examine(islice(found if splits is None else _in_splits(found, splits), first, None), settings)
 
 
@@ -176,18 +176,18 @@ def _indexed(part: Part, settings: PrepareSettings, limits: child_process.Limits
 def _copied(
     part: Part, settings: PrepareSettings, path: Path, content: Place, limits: child_process.Limits
 ) -> Iterator[dict[str, Any]]:
-    """Write the pictures into a tar; their rows say where in it they are."""
+    """Write the images into a tar; their rows say where in it they are."""
     folder = storage.name_of(content)
     extension = _EXTENSIONS[settings.image.format]
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for index, row in enumerate(_rows(part, settings, limits)):
-            if row.picture is None:
+            if row.image is None:
                 yield row.columns
                 continue
             stem = f"{part.name}{index:06d}"
-            start = _add(tar, f"{stem}.{extension}", row.picture)
+            start = _add(tar, f"{stem}.{extension}", row.image)
             _add(tar, f"{stem}.txt", "\n".join(map(in_one_line, row.columns["captions"])).encode())
-            yield row.columns | {"file": f"{folder}/{part.name}.tar", "start": start, "length": len(row.picture), "column": ""}
+            yield row.columns | {"file": f"{folder}/{part.name}.tar", "start": start, "length": len(row.image), "column": ""}
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:

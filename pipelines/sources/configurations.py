@@ -1,4 +1,4 @@
-"""Which configuration of a Hugging Face dataset a file belongs to: its languages or versions, often with the same pictures.
+"""Which configuration of a Hugging Face dataset a file belongs to: its languages or versions, often with the same images.
 
 A README.md names them in its header, each with patterns of files, by split or not. Without one they are the folders above those
 of the splits, as the hub's own conversion to Parquet lays them out: `en/train/0000.parquet`, `de/train/0000.parquet`.

@@ -1,6 +1,6 @@
 """How many samples shards hold, by what files beside them say, so that nobody needs to look inside.
 
-img2dataset writes 00000_stats.json beside 00000.tar: how many pictures were listed, and how many of them came. Others write one
+img2dataset writes 00000_stats.json beside 00000.tar: how many images were listed, and how many of them came. Others write one
 sizes.json a folder, as open_clip reads it.
 """
 

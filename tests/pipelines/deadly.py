@@ -49,8 +49,8 @@ def raising(error: Exception, _: int) -> Iterator[int]:
 class Deadly(FolderSource):
     """A folder whose file b.png ends whoever reads it, before there is a row of it."""
 
-    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
-        for row in super().read(unit, pictures):
+    def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
+        for row in super().read(unit, images):
             if row.key == "b.png":
                 os.kill(os.getpid(), signal.SIGSEGV)
             yield row

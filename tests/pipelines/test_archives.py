@@ -18,7 +18,7 @@ from pipelines.program.settings import UserError
 from pipelines.sources import SourceSettings
 from pipelines.sources.base import Pair, Rejected, Source
 from pipelines.sources.rows import LONGEST
-from tests.pipelines.rows import picture, read
+from tests.pipelines.rows import image, read
 
 ZEROS = 1 << 20
 
@@ -69,8 +69,8 @@ def test_a_compressed_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             self._file.close()
 
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **keys: Counted(real(**keys)))
-    (tmp_path / "0.tar.gz").write_bytes(gzip.compress(tar_of(a_png=picture(0), a_txt=b"a cat")))
-    packed = gzip.compress(tar_of(b_png=picture(1), b_txt=b"b", c_png=bytes(32 * ZEROS), c_txt=b"c"))
+    (tmp_path / "0.tar.gz").write_bytes(gzip.compress(tar_of(a_png=image(0), a_txt=b"a cat")))
+    packed = gzip.compress(tar_of(b_png=image(1), b_txt=b"b", c_png=bytes(32 * ZEROS), c_txt=b"c"))
     (tmp_path / "1.tar.gz").write_bytes(packed)
     assert outcome(source_of(name="webdataset", paths=str(tmp_path / "*.gz"))) == ["a cat", "decompression_bomb"]
     assert written < 8 * ZEROS, "of 32 MiB"
@@ -78,7 +78,7 @@ def test_a_compressed_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("kind", ["a.csv.gz", "a.jsonl.gz", "a.json.gz"])
 def test_compressed_rows(tmp_path: Path, kind: str) -> None:
-    (tmp_path / "0.png").write_bytes(picture(0))
+    (tmp_path / "0.png").write_bytes(image(0))
     row = {"image": "0.png", "caption": "fine"}
     rows = {
         "a.csv.gz": "image,caption\n" + "0.png,fine\n" * 300 + "\n" * (8 * ZEROS),
@@ -96,17 +96,17 @@ def test_compressed_rows(tmp_path: Path, kind: str) -> None:
 
 def test_no_file_may_become_larger_than_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "LARGEST", 10_000)
-    (tmp_path / "0.tar.gz").write_bytes(gzip.compress(tar_of(a_png=picture(0), a_txt=b"a cat")))
+    (tmp_path / "0.tar.gz").write_bytes(gzip.compress(tar_of(a_png=image(0), a_txt=b"a cat")))
     assert outcome(source_of(name="webdataset", paths=str(tmp_path / "0.tar.gz"))) == ["decompression_bomb"]
 
 
 def test_long_texts_of_a_sample_are_not_read(tmp_path: Path) -> None:
     long = b"x " * LONGEST
-    members = tar_of(a_png=picture(0), a_txt=long, b_png=picture(0), b_txt=b"fine", c_png=picture(0), c_txt=b"c", c_cls=long)
+    members = tar_of(a_png=image(0), a_txt=long, b_png=image(0), b_txt=b"fine", c_png=image(0), c_txt=b"c", c_cls=long)
     (tmp_path / "0.tar").write_bytes(members)
     assert outcome(source_of(name="webdataset", paths=str(tmp_path / "0.tar"), label="cls")) == ["bad_row", "fine", "bad_row"]
     (tmp_path / "f").mkdir()
-    (tmp_path / "f" / "a.png").write_bytes(picture(0))
+    (tmp_path / "f" / "a.png").write_bytes(image(0))
     (tmp_path / "f" / "a.txt").write_bytes(long)
     assert outcome(source_of(name="folder", path=str(tmp_path / "f"))) == ["unreadable_file"]
 
@@ -139,8 +139,8 @@ def test_zips_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: 
     assert not list(tmp_path.rglob("outside")) and not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
 
-def test_pictures_do_not_shrink_and_pass(tmp_path: Path) -> None:
-    members = {f"{i}_png": picture(i) for i in range(200)} | {f"{i}_txt": b"thing" for i in range(200)}
+def test_images_do_not_shrink_and_pass(tmp_path: Path) -> None:
+    members = {f"{i}_png": image(i) for i in range(200)} | {f"{i}_txt": b"thing" for i in range(200)}
     (tmp_path / "0.tar.gz").write_bytes(gzip.compress(tar_of(**members)))
     assert (
         len([row for row in read(source_of(name="webdataset", paths=str(tmp_path / "0.tar.gz"))) if isinstance(row, Pair)]) == 200

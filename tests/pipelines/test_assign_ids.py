@@ -66,10 +66,10 @@ def test_near_duplicates_are_those_of_comparing_everything(values: list[int], bi
 
 @dataclass(frozen=True)
 class Given:
-    """A pair as a source has it; pictures are called by names."""
+    """A pair as a source has it; images are called by names."""
 
     key: str
-    picture: str = "p"
+    image: str = "p"
     captions: tuple[str, ...] = ("a caption",)
     group: str = "g"
     labels: dict[str, str] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Given:
             list(self.captions),
             self.group,
             self.labels,
-            drawn(self.picture),
+            drawn(self.image),
             self.split,
         )
         (row,) = examine([pair], settings)
@@ -93,7 +93,7 @@ class Given:
 
 @functools.cache
 def drawn(name: str) -> bytes:
-    """Some picture, another for every name."""
+    """Some image, another for every name."""
     buffer = io.BytesIO()
     pixels = np.random.default_rng(list(name.encode())).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -168,14 +168,14 @@ GIVEN = [
     [
         ({}, {2: "duplicate_key"}),
         ({"exact": "pair"}, {1: "duplicate_pair", 2: "duplicate_key"}),
-        ({"exact": "picture"}, {1: "duplicate_picture", 2: "duplicate_key", 3: "duplicate_picture", 5: "duplicate_picture"}),
+        ({"exact": "image"}, {1: "duplicate_image", 2: "duplicate_key", 3: "duplicate_image", 5: "duplicate_image"}),
         ({"near": 0}, {1: "near_duplicate", 2: "duplicate_key", 3: "near_duplicate", 5: "near_duplicate"}),
         ({"exact": "pair", "near": 0}, {1: "duplicate_pair", 2: "duplicate_key", 3: "near_duplicate", 5: "near_duplicate"}),
     ],
     ids=str,
 )
 def test_the_first_of_several_equals_is_kept(tmp_path: Path, deduplicate: dict, reasons: dict[int, str]) -> None:
-    """Across parts too; a row that is refused makes none after it a duplicate: `d` has the picture of the second `a`."""
+    """Across parts too; a row that is refused makes none after it a duplicate: `d` has the image of the second `a`."""
     result, kept, rejected = numbered(tmp_path, [GIVEN[:1], GIVEN[1:4], GIVEN[4:]], deduplicate=deduplicate)
     assert [row["key"] for row in kept] == [one.key for i, one in enumerate(GIVEN) if i not in reasons]
     assert [(row["key"], row["reason"]) for row in rejected] == [(GIVEN[i].key, reason) for i, reason in sorted(reasons.items())]
@@ -189,7 +189,7 @@ def test_the_first_of_several_equals_is_kept(tmp_path: Path, deduplicate: dict, 
     [
         ({}, None),
         ({"exact": "pair"}, "duplicate_pair"),
-        ({"exact": "picture"}, "duplicate_picture"),
+        ({"exact": "image"}, "duplicate_image"),
         ({"near": 0}, "near_duplicate"),
     ],
     ids=str,
@@ -215,7 +215,7 @@ ROWS = st.builds(Given, st.sampled_from("abcdefgh"), st.sampled_from("pq"), WORD
 
 @given(
     parts=st.lists(st.lists(ROWS | st.just(BROKEN), max_size=5), min_size=1, max_size=4),
-    exact=st.sampled_from(["none", "pair", "picture"]),
+    exact=st.sampled_from(["none", "pair", "image"]),
 )
 def test_whatever_is_read_is_kept_or_rejected(
     tmp_path_factory: pytest.TempPathFactory, parts: list[list[Given | Rejected]], exact: str
@@ -230,7 +230,7 @@ def test_whatever_is_read_is_kept_or_rejected(
             reasons.append("duplicate_key")
         else:
             keys.add(row.key)
-            same = {"none": row.key, "pair": (row.picture, tuple(sorted(row.captions))), "picture": row.picture}[exact]
+            same = {"none": row.key, "pair": (row.image, tuple(sorted(row.captions))), "image": row.image}[exact]
             if same in seen:
                 reasons.append(f"duplicate_{exact}")
             else:
@@ -243,13 +243,13 @@ def test_whatever_is_read_is_kept_or_rejected(
     assert result.kept == sum(shard["rows"] for shard in result.shards) == len(expected)
     splits = Counter(split_of(r.group, SPLITS, 0) for r in expected)
     assert result.splits == splits and sum((Counter(s["splits"]) for s in result.shards), Counter()) == splits
-    pictures, texts = (
-        list(dict.fromkeys(r.picture for r in expected)),
+    images, texts = (
+        list(dict.fromkeys(r.image for r in expected)),
         list(dict.fromkeys(t for r in expected for t in r.captions)),
     )
-    assert [r["image_id"] for r in kept] == [pictures.index(r.picture) for r in expected]
+    assert [r["image_id"] for r in kept] == [images.index(r.image) for r in expected]
     assert [r["text_id"] for r in kept] == [[texts.index(t) for t in r.captions] for r in expected]
-    assert (result.images, result.texts) == (len(pictures), len(texts))
+    assert (result.images, result.texts) == (len(images), len(texts))
 
 
 # --- exchanged captions ---
@@ -292,7 +292,7 @@ def changed(**keys: Any) -> list[list[Given | Rejected]]:
     ("parts", "keys"),
     [
         (changed(key="A"), {}),
-        (changed(picture="another"), {}),
+        (changed(image="another"), {}),
         (changed(captions=("X",)), {}),
         (changed(captions=("x", "x")), {}),
         (changed(labels={"kind": "dog"}), {}),
@@ -307,7 +307,7 @@ def changed(**keys: Any) -> list[list[Given | Rejected]]:
     ],
     ids=[
         "key",
-        "picture",
+        "image",
         "caption",
         "more-captions",
         "label",

@@ -1,4 +1,4 @@
-"""Every odd or broken picture and caption of the corpus becomes what it must, and nothing is said about it."""
+"""Every odd or broken image and caption of the corpus becomes what it must, and nothing is said about it."""
 
 import subprocess
 import sys
@@ -24,19 +24,19 @@ for case in CASES:
 
 
 def outcome(case: Case) -> str | None:
-    """The reason code, as preparing finds it: the caption is looked at first, then the picture."""
+    """The reason code, as preparing finds it: the caption is looked at first, then the image."""
     found = usable(Pair(case.name, case.name, Location(case.name), [case.caption], case.name), CaptionSettings())
     if isinstance(found, Rejected):
         return found.reason
     assert found.captions == [case.caption]  # to the letter: nothing is trimmed, and "null" is a word
     try:
-        picture = decode(case.image)
+        image = decode(case.image)
     except BadImage as bad:
         assert bad.detail
         return bad.reason
-    assert picture.mode == "RGB"
+    assert image.mode == "RGB"
     if case.check is not None:
-        case.check(picture)
+        case.check(image)
     return None
 
 

@@ -59,7 +59,7 @@ def one(found: Pair | Rejected, settings: PrepareSettings) -> Row:
 def reason(found: Pair | Rejected, **keys: Any) -> str | None:
     row = one(found, settings_of(**keys))
     if row.columns.get("reason") is not None:
-        assert row.picture is None and row.columns["origin"] and row.columns["detail"]
+        assert row.image is None and row.columns["origin"] and row.columns["detail"]
     return row.columns.get("reason")
 
 
@@ -74,14 +74,14 @@ def test_the_shorter_side_can_be_too_small(size: tuple[int, int], least: int, ex
 
 
 @pytest.mark.parametrize("size", [(30, 60), (60, 30)])
-def test_a_picture_can_be_too_long(size: tuple[int, int]) -> None:
+def test_a_image_can_be_too_long(size: tuple[int, int]) -> None:
     found = pair(encoded(noise(*size)))
     assert reason(found, filters={"max_aspect": 2}) is None
     assert reason(found, filters={"max_aspect": 1.9}) == "aspect_ratio"
 
 
 def test_sides_are_those_that_one_sees() -> None:
-    """A camera held upright stores the picture lying on its side."""
+    """A camera held upright stores the image lying on its side."""
     exif = Image.Exif()
     exif[0x0112] = 6
     row = one(pair(encoded(noise(60, 30), exif=exif)), settings_of(filters={"max_aspect": 1.9}))
@@ -89,11 +89,11 @@ def test_sides_are_those_that_one_sees() -> None:
 
 
 def test_every_caption_needs_its_words() -> None:
-    picture = encoded(noise(40, 40))
-    assert reason(pair(picture, "two words", "three short words"), filters={"min_words": 2}) is None
-    assert reason(pair(picture, "two  words ", "three short words"), filters={"min_words": 3}) == "too_few_words"
+    image = encoded(noise(40, 40))
+    assert reason(pair(image, "two words", "three short words"), filters={"min_words": 2}) is None
+    assert reason(pair(image, "two  words ", "three short words"), filters={"min_words": 3}) == "too_few_words"
     # Words are counted in what is kept.
-    assert reason(pair(picture, "one - two"), filters={"min_words": 3}, captions={"clean": True}) == "too_few_words"
+    assert reason(pair(image, "one - two"), filters={"min_words": 3}, captions={"clean": True}) == "too_few_words"
 
 
 ENGLISH = "a black cat is sleeping on the sofa in the living room"
@@ -102,7 +102,7 @@ HEBREW = "\u05d7\u05ea\u05d5\u05dc \u05e9\u05d7\u05d5\u05e8 \u05d9\u05e9\u05df \
 
 
 def test_captions_can_be_in_the_wrong_language() -> None:
-    picture = encoded(noise(40, 40))
+    image = encoded(noise(40, 40))
     for captions, languages, expected in [
         ((ENGLISH,), ["en"], None),
         ((GERMAN,), ["en"], "language"),
@@ -111,8 +111,8 @@ def test_captions_can_be_in_the_wrong_language() -> None:
         ((HEBREW,), ["he"], None),
         ((ENGLISH, GERMAN), ["en"], "language"),
     ]:
-        assert reason(pair(picture, *captions), filters={"languages": languages}) == expected, captions
-    assert one(pair(picture, GERMAN), settings_of(filters={"languages": ["en"]})).columns["detail"] == "de"
+        assert reason(pair(image, *captions), filters={"languages": languages}) == expected, captions
+    assert one(pair(image, GERMAN), settings_of(filters={"languages": ["en"]})).columns["detail"] == "de"
 
 
 def test_a_filter_is_no_sign_of_broken_data() -> None:
@@ -136,13 +136,13 @@ def test_a_package_that_is_not_installed_is_named(package: str, change: dict, mo
     assert package in str(caught.value) and "raylign[curation]" in str(caught.value) and "\n" not in str(caught.value)
 
 
-# --- pictures ---
+# --- images ---
 
 
 @pytest.mark.parametrize("size", [(32, 40), (40, 32), (5, 7)])
 def test_a_jpeg_that_needs_no_resizing_is_kept_byte_for_byte(size: tuple[int, int]) -> None:
     data = encoded(noise(*size), quality=30, comment=b"as it was")
-    assert one(pair(data), settings_of()).picture == data
+    assert one(pair(data), settings_of()).image == data
 
 
 def with_orientation(image: Image.Image) -> bytes:
@@ -163,8 +163,8 @@ def with_orientation(image: Image.Image) -> bytes:
     ids=["larger", "png", "grey", "cmyk", "on-its-head"],
 )
 def test_others_are_encoded_as_asked_for(data: bytes) -> None:
-    """Whoever reads the shards finds upright RGB pictures of one format, and no surprises."""
-    kept = one(pair(data), settings_of(image={"size": 32, "format": "jpeg", "quality": 95})).picture
+    """Whoever reads the shards finds upright RGB images of one format, and no surprises."""
+    kept = one(pair(data), settings_of(image={"size": 32, "format": "jpeg", "quality": 95})).image
     assert kept is not None and kept != data
     image = Image.open(io.BytesIO(kept))
     assert (image.format, image.mode, min(image.size)) == ("JPEG", "RGB", 32)
@@ -173,7 +173,7 @@ def test_others_are_encoded_as_asked_for(data: bytes) -> None:
 
 def test_a_large_jpeg_shrinks_to_the_size_that_is_kept() -> None:
     image = photo(0).resize((1600, 1200))
-    kept = one(pair(encoded(image)), settings_of(image={"size": 60, "format": "png"})).picture
+    kept = one(pair(encoded(image)), settings_of(image={"size": 60, "format": "png"})).image
     assert kept is not None
     small = Image.open(io.BytesIO(kept))
     assert small.size == (80, 60)
@@ -187,15 +187,15 @@ def test_a_truncated_jpeg_is_found_even_where_nothing_is_resized(way: str) -> No
     assert reason(pair(data[: len(data) // 2]), way=way, verify="all") == "truncated"
 
 
-def test_a_picture_that_is_not_there_is_a_missing_one(tmp_path: Path) -> None:
+def test_a_image_that_is_not_there_is_a_missing_one(tmp_path: Path) -> None:
     (tmp_path / "there.jpg").write_bytes(encoded(noise(32, 32)))
     rows = list(examine([pair(key=name, file=str(tmp_path / f"{name}.jpg")) for name in ("gone", "there")], settings_of()))
     assert [row.columns.get("reason") for row in rows] == ["missing_image", None]
     assert rows[0].columns["detail"] == "No such file or directory" and rows[0].columns["origin"] == "from gone"
-    assert rows[1].picture == (tmp_path / "there.jpg").read_bytes()
+    assert rows[1].image == (tmp_path / "there.jpg").read_bytes()
 
 
-def test_pictures_stay_with_their_pairs_however_they_come(tmp_path: Path) -> None:
+def test_images_stay_with_their_pairs_however_they_come(tmp_path: Path) -> None:
     """From the source, from files, none because a row is rejected; over more rows than are fetched together."""
 
     def rows() -> Iterator[Pair | Rejected]:
@@ -204,7 +204,7 @@ def test_pictures_stay_with_their_pairs_however_they_come(tmp_path: Path) -> Non
             if i % 5 == 0:
                 yield Rejected(f"{i}", "from", "bad_row", "why")
             elif i % 7 == 0:
-                yield pair(b"no picture", key=f"{i}")
+                yield pair(b"no image", key=f"{i}")
             elif i % 3 == 0:
                 yield pair(data, key=f"{i}")
             else:
@@ -217,8 +217,8 @@ def test_pictures_stay_with_their_pairs_however_they_come(tmp_path: Path) -> Non
         expected = "bad_row" if i % 5 == 0 else "undecodable" if i % 7 == 0 else None
         assert row.columns.get("reason") == expected
         if expected is None:
-            assert row.picture is not None
-            assert Image.open(io.BytesIO(row.picture)).getpixel((0, 0)) == (i % 256, i // 256, 0)
+            assert row.image is not None
+            assert Image.open(io.BytesIO(row.image)).getpixel((0, 0)) == (i % 256, i // 256, 0)
 
 
 def test_digests_are_equal_for_equal_content_alone() -> None:
@@ -239,20 +239,20 @@ Reads = Callable[[Mapping[str, Any]], tuple[dict[str, bool], dict[str, str | Non
 
 @pytest.fixture
 def reads(tmp_path: Path) -> Reads:
-    """Which of two hundred groups' pictures were read, all of which are broken, and the split of each."""
+    """Which of two hundred groups' images were read, all of which are broken, and the split of each."""
     splits = {f"group {i}": split_of(f"group {i}", SPLITS, 0) for i in range(200)}
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
 
     def look(keys: Mapping[str, Any]) -> tuple[dict[str, bool], dict[str, str | None]]:
         pairs = [pair(key=group, group=group, file=str(tmp_path / "broken.jpg")) for group in splits]
         rows = list(examine(pairs, settings_of(way="index", **keys)))
-        assert all(row.picture is None for row in rows)
+        assert all(row.image is None for row in rows)
         return {row.columns["key"]: row.columns.get("reason") == "undecodable" for row in rows}, splits
 
     return look
 
 
-def test_an_index_looks_at_the_held_out_pictures_alone(reads: Reads) -> None:
+def test_an_index_looks_at_the_held_out_images_alone(reads: Reads) -> None:
     found, splits = reads({})
     assert found == {group: split == "test" for group, split in splits.items()} and 50 < sum(found.values()) < 150
 
@@ -268,15 +268,15 @@ def test_an_index_looks_at_the_held_out_pictures_alone(reads: Reads) -> None:
     ],
     ids=str,
 )
-def test_an_index_looks_at_all_pictures_where_it_has_to(reads: Reads, keys: dict) -> None:
+def test_an_index_looks_at_all_images_where_it_has_to(reads: Reads, keys: dict) -> None:
     assert all(reads(keys)[0].values())
 
 
-def test_filters_of_captions_need_no_picture(reads: Reads) -> None:
+def test_filters_of_captions_need_no_image(reads: Reads) -> None:
     assert reads({"filters": {"min_words": 1}})[0] == reads({})[0]
 
 
-def test_an_index_notes_where_pictures_are() -> None:
+def test_an_index_notes_where_images_are() -> None:
     row = one(Pair("k", "o", Location("/a/b.tar", 512, 99, ""), ["x"], "g", {}, b"bytes"), settings_of(way="index", splits={}))
     assert [row.columns[name] for name in ("file", "start", "length", "column")] == ["/a/b.tar", 512, 99, ""]
 
@@ -301,15 +301,15 @@ def hash_of(data: bytes) -> int:
     return found
 
 
-def test_a_copy_of_a_picture_is_near_it_and_another_picture_is_not() -> None:
-    pictures = [photo(seed) for seed in range(12)]
-    originals = [hash_of(encoded(picture)) for picture in pictures]
-    for picture, original in zip(pictures, originals, strict=True):
+def test_a_copy_of_a_image_is_near_it_and_another_image_is_not() -> None:
+    images = [photo(seed) for seed in range(12)]
+    originals = [hash_of(encoded(image)) for image in images]
+    for image, original in zip(images, originals, strict=True):
         for copy in (
-            encoded(picture, quality=30),
-            encoded(picture.resize((320, 240))),
-            encoded(picture.resize((80, 60)), "PNG"),
-            encoded(ImageEnhance.Brightness(picture).enhance(0.9)),
+            encoded(image, quality=30),
+            encoded(image.resize((320, 240))),
+            encoded(image.resize((80, 60)), "PNG"),
+            encoded(ImageEnhance.Brightness(image).enhance(0.9)),
         ):
             assert distance(original, hash_of(copy)) <= 6
     others = [distance(a, b) for i, a in enumerate(originals) for b in originals[:i]]

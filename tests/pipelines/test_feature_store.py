@@ -20,7 +20,7 @@ TEXTS = [[f"caption {i}" * (i % 5 + 1) for i in range(70)], ["a photo of a cat",
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Callable:
+def images() -> Callable:
     class Colours:
         """Mean and spread of each channel, scaled by an argument."""
 
@@ -56,15 +56,15 @@ def folders(prepared: Prepared) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def colours(tiny_dataset: Prepared, pictures: Callable) -> Path:
-    """Features of 96 pictures, in two batches over two actors."""
-    return image_bank(tiny_dataset, 24, pictures, (0.5,), {"weights": "abc"}, Pool(2), QUIET)
+def colours(tiny_dataset: Prepared, images: Callable) -> Path:
+    """Features of 96 images, in two batches over two actors."""
+    return image_bank(tiny_dataset, 24, images, (0.5,), {"weights": "abc"}, Pool(2), QUIET)
 
 
 def test_rows_are_what_the_encoder_gives_for_each_centre_view(tiny_dataset: Prepared, colours: Path) -> None:
     rows = np.load(colours / "rows.npy")
     assert rows.dtype == np.float16 and rows.shape == (96, 6)
-    views = [eval_view(decode(data), 24).astype(np.float64) * 0.5 for data in tiny_dataset.pictures(np.arange(96))]
+    views = [eval_view(decode(data), 24).astype(np.float64) * 0.5 for data in tiny_dataset.images(np.arange(96))]
     direct = np.stack([np.concatenate([v.mean(axis=(1, 2)), v.std(axis=(1, 2))]) for v in views])
     assert np.abs(rows - direct).max() < 0.1  # float16 steps by 0.0625 near 100
     assert colours.parent == tiny_dataset.path / "banks" and (colours / "bank.json").exists()
@@ -132,14 +132,14 @@ def test_values_that_cannot_be_kept_are_refused_and_leave_nothing(stamps: Prepar
 
 
 def test_a_pool_of_nobody_computes_the_same_in_this_process(
-    tiny_dataset: Prepared, colours: Path, pictures: Callable, words: Callable, stamps: Prepared, tmp_path: Path
+    tiny_dataset: Prepared, colours: Path, images: Callable, words: Callable, stamps: Prepared, tmp_path: Path
 ) -> None:
     """The same name, the same rows to the last bit, and no actor: a bank does not tell who computed it."""
     (tmp_path / "own").mkdir()
     for content in tiny_dataset.path.glob("content-*"):
         (tmp_path / "own" / content.name).symlink_to(content)
     moved = replace(tiny_dataset, path=tmp_path / "own")
-    alone = image_bank(moved, 24, pictures, (0.5,), {"weights": "abc"}, Pool(0), QUIET)
+    alone = image_bank(moved, 24, images, (0.5,), {"weights": "abc"}, Pool(0), QUIET)
     assert alone.name == colours.name and alone.parent == tmp_path / "own" / "banks"
     assert np.array_equal(np.load(alone / "rows.npy"), np.load(colours / "rows.npy"))
     assert (alone / "bank.json").read_text() == (colours / "bank.json").read_text()
@@ -173,25 +173,25 @@ def test_two_that_write_one_bank_at_once_end_with_one_whole_bank(stamps: Prepare
 
 
 def test_a_folder_that_is_no_bank_is_refused_before_anything_is_computed(
-    stamps: Prepared, pictures: Callable, crashing: Callable, tmp_path: Path
+    stamps: Prepared, images: Callable, crashing: Callable, tmp_path: Path
 ) -> None:
     """Something else lies where it belongs: training on it would read nonsense."""
-    where = image_bank(stamps, 12, pictures, (1.0,), {"blocked": str(tmp_path)}, Pool(0), QUIET)
+    where = image_bank(stamps, 12, images, (1.0,), {"blocked": str(tmp_path)}, Pool(0), QUIET)
     (where / "bank.json").unlink()
     before = folders(stamps)
     with pytest.raises(UserError, match=f"{where}: there is no bank.json in it"):
         image_bank(stamps, 12, crashing, (), {"blocked": str(tmp_path)}, Pool(0), QUIET)
     assert folders(stamps) == before
     shutil.rmtree(where)
-    assert image_bank(stamps, 12, pictures, (1.0,), {"blocked": str(tmp_path)}, Pool(0), QUIET) == where
+    assert image_bank(stamps, 12, images, (1.0,), {"blocked": str(tmp_path)}, Pool(0), QUIET) == where
 
 
 @pytest.fixture
-def bank(stamps: Prepared, pictures: Callable, tmp_path: Path) -> Iterator[Callable[[], Path]]:
+def bank(stamps: Prepared, images: Callable, tmp_path: Path) -> Iterator[Callable[[], Path]]:
     """A function that opens a bank, which is there and has no part in other tests."""
 
     def open_it() -> Path:
-        return image_bank(stamps, 12, pictures, (1.0,), {"weights": str(tmp_path)}, Pool(0), QUIET)
+        return image_bank(stamps, 12, images, (1.0,), {"weights": str(tmp_path)}, Pool(0), QUIET)
 
     path = open_it()
     yield open_it
@@ -211,7 +211,7 @@ def test_a_missing_row_is_refused_by_name(bank: Callable[[], Path], value: float
     rows[[17, 30]] = value
     rows.flush()
     message = refusal(bank)
-    assert "row 17 is missing (2 in all)" in message and "pictures by sample_id" in message
+    assert "row 17 is missing (2 in all)" in message and "images by sample_id" in message
 
 
 def test_fewer_rows_half_a_file_and_changed_rows_are_refused(bank: Callable[[], Path]) -> None:
@@ -228,7 +228,7 @@ def test_fewer_rows_half_a_file_and_changed_rows_are_refused(bank: Callable[[], 
 
 
 def test_a_bank_of_another_encoder_or_of_other_data_is_refused_by_name(
-    bank: Callable[[], Path], stamps: Prepared, tiny_dataset: Prepared, pictures: Callable, words: Callable, tmp_path: Path
+    bank: Callable[[], Path], stamps: Prepared, tiny_dataset: Prepared, images: Callable, words: Callable, tmp_path: Path
 ) -> None:
     """Whoever puts one bank's files where another belongs is told of both."""
     path = bank()
@@ -238,9 +238,9 @@ def test_a_bank_of_another_encoder_or_of_other_data_is_refused_by_name(
         shutil.copytree(other, path)
         return refusal(bank)
 
-    message = put(image_bank(stamps, 12, pictures, (1.0,), {"weights": "other weights"}, Pool(0), QUIET))
+    message = put(image_bank(stamps, 12, images, (1.0,), {"weights": "other weights"}, Pool(0), QUIET))
     assert str(path) in message and f"encoder.weights: 'other weights' -> '{tmp_path}'" in message
-    message = put(image_bank(tiny_dataset, 12, pictures, (1.0,), {"weights": str(tmp_path)}, Pool(0), QUIET))
+    message = put(image_bank(tiny_dataset, 12, images, (1.0,), {"weights": str(tmp_path)}, Pool(0), QUIET))
     assert f"dataset: '{tiny_dataset.fingerprint}' -> '{stamps.fingerprint}'" in message
     (texts,) = text_banks(stamps, [TEXTS[1]], words, (tmp_path / "log",), {"weights": str(tmp_path)}, Pool(0), QUIET)
     assert "holds texts in order" in put(texts)

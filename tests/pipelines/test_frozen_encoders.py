@@ -33,7 +33,7 @@ def guides(stamps: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Guides
 
 
 def naive(stamps: Prepared, guides: Guides, sample: int, support: list[int]) -> tuple[int, int]:
-    """The nearest of the support set by picture and by first caption, by cosines one at a time."""
+    """The nearest of the support set by image and by first caption, by cosines one at a time."""
     table = stamps.table("image_id", "text_id").to_pylist()
     banks = [np.load(bank / "rows.npy").astype(float) for bank in (guides.image_bank, guides.text_bank)]
 

@@ -45,7 +45,7 @@ def test_endings_count_in_any_case() -> None:
 def read(source: dict[str, Any]) -> Iterator[Pair | Rejected]:
     found = PrepareSettings.model_validate({"source": source, "output": "/unused"}).source
     for unit in found.units():
-        yield from found.read(unit.data, pictures=True)
+        yield from found.read(unit.data, images=True)
 
 
 def classes(root: Path, pairs: list[Given]) -> dict[str, Any]:

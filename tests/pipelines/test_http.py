@@ -18,7 +18,7 @@ from pipelines.io import http, retry, storage
 from pipelines.io.retry import Missing
 from tests.patience import PATIENCE, wait_until
 
-PICTURE = np.random.default_rng(0).bytes(70_000)
+IMAGE = np.random.default_rng(0).bytes(70_000)
 
 
 class Site(ThreadingHTTPServer):
@@ -29,7 +29,7 @@ class Site(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Pages)
         self.asked: Counter[str] = Counter()
-        self.files: dict[str, bytes] = {"/picture.jpg": PICTURE}
+        self.files: dict[str, bytes] = {"/image.jpg": IMAGE}
         self.ended = threading.Event()
 
     def url(self, path: str) -> str:
@@ -52,20 +52,20 @@ class _Pages(BaseHTTPRequestHandler):
         elif path.startswith("/status-"):
             self._answer(int(path[8:]), b"")
         elif path == "/third-time.jpg":
-            self._answer(500 if times < 3 else 200, PICTURE)
+            self._answer(500 if times < 3 else 200, IMAGE)
         elif path.startswith("/to/"):
             self._answer(302, b"", Location=path[4:])
         elif path == "/moved.jpg":
-            self._answer(302, b"", Location="/picture.jpg")
+            self._answer(302, b"", Location="/image.jpg")
         elif path in ("/cut.jpg", "/cut-once.jpg"):
-            self._answer(200, PICTURE, cut=path == "/cut.jpg" or times == 1)
+            self._answer(200, IMAGE, cut=path == "/cut.jpg" or times == 1)
         elif path == "/cut-chunks.jpg":
             self._start(200, {"Transfer-Encoding": "chunked"})
             self.wfile.write(b"5\r\nhello\r\n5\r\nhe")
             self.close_connection = True
         elif path == "/until-the-end.jpg":
             self._start(200, {})
-            self.wfile.write(PICTURE)
+            self.wfile.write(IMAGE)
             self.close_connection = True
         elif path == "/not-http":
             self.wfile.write(b"220 mail.example ESMTP\r\n")
@@ -110,15 +110,15 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("path", ["/picture.jpg", "/picture.jpg?w=1&h=2", "/moved.jpg", "/until-the-end.jpg"])
+@pytest.mark.parametrize("path", ["/image.jpg", "/image.jpg?w=1&h=2", "/moved.jpg", "/until-the-end.jpg"])
 def test_what_is_there(site: Site, path: str) -> None:
-    assert storage.read(site.url(path)) == PICTURE
-    assert storage.read(site.url(path), 100, 50) == PICTURE[100:150]
+    assert storage.read(site.url(path)) == IMAGE
+    assert storage.read(site.url(path), 100, 50) == IMAGE[100:150]
 
 
 @pytest.mark.parametrize(("path", "times"), [("/third-time.jpg", 3), ("/cut-once.jpg", 2)])
 def test_what_fails_at_first_is_asked_for_again(site: Site, path: str, times: int) -> None:
-    assert storage.read(site.url(path)) == PICTURE
+    assert storage.read(site.url(path)) == IMAGE
     assert site.asked[path] == times
 
 
@@ -143,11 +143,11 @@ def test_what_cannot_be_had_says_why(site: Site, path: str, times: int, words: s
 
 
 def test_a_body_without_a_length_that_is_too_large(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_MAX_BYTES", len(PICTURE) - 1)
+    monkeypatch.setattr(http, "_MAX_BYTES", len(IMAGE) - 1)
     with pytest.raises(Missing, match="more than"):
         storage.read(site.url("/until-the-end.jpg"))
-    monkeypatch.setattr(http, "_MAX_BYTES", len(PICTURE))
-    assert storage.read(site.url("/until-the-end.jpg")) == PICTURE
+    monkeypatch.setattr(http, "_MAX_BYTES", len(IMAGE))
+    assert storage.read(site.url("/until-the-end.jpg")) == IMAGE
 
 
 def test_a_server_that_does_not_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,9 +186,9 @@ def test_dead_hosts_and_what_is_no_address(site: Site) -> None:
 
 def test_larger_files_come_as_copies(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "_MAX_BYTES", 1000)
-    for path in ("/picture.jpg", "/cut-once.jpg", "/until-the-end.jpg"):
+    for path in ("/image.jpg", "/cut-once.jpg", "/until-the-end.jpg"):
         with storage.local_copy(site.url(path)) as copy:
-            assert copy.read_bytes() == PICTURE
+            assert copy.read_bytes() == IMAGE
     with pytest.raises(Missing, match="404"), storage.local_copy(site.url("/none.tar")):
         raise AssertionError("not reached")
 
@@ -235,7 +235,7 @@ def test_tables_and_names(site: Site) -> None:
 def test_private_addresses_are_not_asked(site: Site, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     monkeypatch.delenv(http.PRIVATE_HOSTS)
     with pytest.raises(http.Refused, match=f"not public; {http.PRIVATE_HOSTS}="):
-        storage.read(f"http://{host}:{site.server_address[1]}/picture.jpg?sig=1")
+        storage.read(f"http://{host}:{site.server_address[1]}/image.jpg?sig=1")
     assert not site.asked
 
 
@@ -255,9 +255,9 @@ def test_the_environment_names_hosts_and_networks(
 ) -> None:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv(http.PRIVATE_HOSTS, allowed)
-    url = f"http://{host}:{site.server_address[1]}/picture.jpg"
+    url = f"http://{host}:{site.server_address[1]}/image.jpg"
     if asked:
-        assert storage.read(url) == PICTURE
+        assert storage.read(url) == IMAGE
     else:
         with pytest.raises(http.Refused):
             storage.read(url)
@@ -267,13 +267,13 @@ def test_redirects_are_judged_anew(site: Site, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("no_proxy", "*")
     port = site.server_address[1]
     with pytest.raises(http.Refused, match=r"^127\.0\.0\.2 is"):
-        storage.read(site.url(f"/to/http://127.0.0.2:{port}/picture.jpg"))
+        storage.read(site.url(f"/to/http://127.0.0.2:{port}/image.jpg"))
     with pytest.raises(Missing):
-        storage.read(site.url("/to/ftp://127.0.0.1/picture.jpg"))
+        storage.read(site.url("/to/ftp://127.0.0.1/image.jpg"))
     with pytest.raises(Missing):
         storage.read(site.url("/to/file:///etc/passwd"))
-    assert site.asked["/picture.jpg"] == 0
-    assert storage.read(site.url(f"/to/http://127.0.0.1:{port}/picture.jpg")) == PICTURE
+    assert site.asked["/image.jpg"] == 0
+    assert storage.read(site.url(f"/to/http://127.0.0.1:{port}/image.jpg")) == IMAGE
 
 
 def test_a_name_is_what_it_stands_for_when_it_is_connected_to(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,7 @@ def test_a_name_is_what_it_stands_for_when_it_is_connected_to(site: Site, monkey
 
     monkeypatch.setattr(http.socket, "getaddrinfo", looked_up)
     with pytest.raises(http.Refused, match=r"rebound\.example is 127\.0\.0\.1"):
-        storage.read(f"http://rebound.example:{site.server_address[1]}/picture.jpg")
+        storage.read(f"http://rebound.example:{site.server_address[1]}/image.jpg")
     assert not site.asked
 
 
@@ -296,7 +296,7 @@ def test_a_proxy_may_be_private_and_what_it_is_asked_for_may_not(site: Site, mon
     monkeypatch.delenv(http.PRIVATE_HOSTS)
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("http_proxy", site.url(""))
-    monkeypatch.setattr(site, "files", {"http://93.184.215.14/picture.jpg": PICTURE})
-    assert storage.read("http://93.184.215.14/picture.jpg") == PICTURE
+    monkeypatch.setattr(site, "files", {"http://93.184.215.14/image.jpg": IMAGE})
+    assert storage.read("http://93.184.215.14/image.jpg") == IMAGE
     with pytest.raises(http.Refused):
         storage.read("http://169.254.169.254/latest/meta-data")

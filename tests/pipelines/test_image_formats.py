@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from pipelines.dataset.image_formats import FORMATS
-from pipelines.dataset.images import BadImage, decode, open_picture
+from pipelines.dataset.images import BadImage, decode, open_image
 from tests.pipelines.corpus import encoded, png_chunk, png_file
 
 Image.init()
@@ -37,7 +37,7 @@ def refused(data: bytes) -> BadImage:
 
 @pytest.mark.parametrize("name", sorted(FORMATS.keys() - {"SVG"}))
 def test_every_format_of_the_table_is_read(name: str) -> None:
-    opened = open_picture(encoded(RED, name))
+    opened = open_image(encoded(RED, name))
     red, green, blue = opened.rgb().getpixel((20, 15))
     assert opened.format == name and red > 190 and max(green, blue) < 12
 
@@ -176,7 +176,7 @@ def test_of_many_exif_blocks_the_first_is_read(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Image.Exif, "load", lambda self, data: seen.append(len(data)) or load(self, data))
     jpeg = encoded(RED, "JPEG")
     blocks = segment(0xE1, exif(6)) + segment(0xFE, b"a comment") + segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 500
-    opened = open_picture(jpeg[:2] + blocks + jpeg[2:])
+    opened = open_image(jpeg[:2] + blocks + jpeg[2:])
     assert opened.size == opened.rgb().size == (30, 40)
     assert sum(seen) < 1 << 16 and len(opened._image.info["exif"]) < 1 << 16
 
@@ -189,7 +189,7 @@ def test_a_jpeg_of_segments_alone_is_a_bomb() -> None:
 def test_a_jpeg_of_endless_scans_is_a_bomb() -> None:
     """Each scan of a progressive JPEG goes over all pixels again, however few bytes it has."""
     jpeg = encoded(RED, "JPEG", progressive=True)
-    assert open_picture(jpeg).rgb().size == (40, 30) and 2 < jpeg.count(b"\xff\xda") < 20
+    assert open_image(jpeg).rgb().size == (40, 30) and 2 < jpeg.count(b"\xff\xda") < 20
     last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
     assert refused(jpeg[:-2] + last * 200 + b"\xff\xd9").reason == "decompression_bomb"
 
@@ -198,19 +198,19 @@ def test_no_tag_but_the_orientation_is_looked_at(monkeypatch: pytest.MonkeyPatch
     """A WebP's block may be as large as its file."""
     monkeypatch.setattr(Image.Exif, "load", lambda *_: pytest.fail("the whole block was read"))
     options = {"exif": exif(6)}
-    assert open_picture(encoded(RED, "WEBP", **options)).size == open_picture(encoded(RED, "PNG", **options)).size == (30, 40)
+    assert open_image(encoded(RED, "WEBP", **options)).size == open_image(encoded(RED, "PNG", **options)).size == (30, 40)
 
 
 def test_the_orientation_that_imagemagick_writes_into_a_png() -> None:
     block = exif(8)
     info = PngImagePlugin.PngInfo()
     info.add_text("Raw profile type exif", f"\nexif\n{len(block):8d}\n{block.hex()}\n")
-    assert open_picture(encoded(RED, pnginfo=info)).size == (30, 40)
+    assert open_image(encoded(RED, pnginfo=info)).size == (30, 40)
 
 
 def test_frames_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only whether there are several: to count a GIF's all of them are read."""
     data = encoded(RED, "GIF", save_all=True, append_images=[Image.new("RGB", (40, 30), (0, g, 0)) for g in range(0, 250, 50)])
     monkeypatch.setattr("PIL.GifImagePlugin.GifImageFile.n_frames", property(lambda _: pytest.fail("counted")))
-    opened = open_picture(data)
+    opened = open_image(data)
     assert not opened.plain and opened.rgb().getpixel((0, 0)) == (200, 0, 0)

@@ -21,7 +21,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def clusters(count: int, width: int, seed: int = 0) -> np.ndarray:
-    """Unit rows about a few hundred centres, as features of pictures lie."""
+    """Unit rows about a few hundred centres, as features of images lie."""
     random = np.random.default_rng(seed)
     centres = random.normal(size=(300, width))
     return unit(centres[random.integers(300, size=count)] + random.normal(size=(count, width)))
@@ -67,7 +67,7 @@ def rows() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def groups() -> np.ndarray:
-    """Pictures have up to four captions; one has two hundred, more than there are candidates."""
+    """Images have up to four captions; one has two hundred, more than there are candidates."""
     groups = np.arange(ROWS) // 4
     groups[:200] = 0
     return groups
@@ -87,14 +87,12 @@ def index(rows_of_group: np.ndarray, groups: np.ndarray) -> Approximate:
     return Approximate(lambda places: rows_of_group[places], groups)
 
 
-def test_it_finds_nearly_all_and_never_the_same_picture(
-    index: Approximate, rows_of_group: np.ndarray, groups: np.ndarray
-) -> None:
+def test_it_finds_nearly_all_and_never_the_same_image(index: Approximate, rows_of_group: np.ndarray, groups: np.ndarray) -> None:
     found = index.nearest(rows_of_group, groups)
     exact = nearest(rows_of_group, rows_of_group, groups, groups)
     assert (found >= 0).all() and (groups[found] != groups).all()
     assert np.mean(found == exact) > 0.95
-    assert np.array_equal(found[:200], exact[:200]), "where only its own picture's rows were near, the search was exact"
+    assert np.array_equal(found[:200], exact[:200]), "where only its own image's rows were near, the search was exact"
 
 
 def test_who_asks_together_and_another_index_of_the_same_rows_change_nothing(

@@ -176,7 +176,7 @@ def test_a_store_that_is_down_is_given_up(bucket: Folder, impatient: None, monke
     with bucket.store.faulty(errors=1.0):
         with pytest.raises(Unreachable, match=r"a\.bin: given up after 8 attempts in \d+ s: .*HTTP status 50"):
             storage.read(path)
-        with pytest.raises(Unreachable):  # an outage is no finding about a picture
+        with pytest.raises(Unreachable):  # an outage is no finding about an image
             list(read_locations([Location(path, 0, 3)]))
         with pytest.raises(OSError, match="given up after 8 attempts"):
             storage.exists(path)

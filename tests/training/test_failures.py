@@ -46,7 +46,7 @@ PASS = [
     RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]:4123"),
 ]
 STAY = [
-    UserError("data.path: the picture of sample 3 cannot be used"),
+    UserError("data.path: the image of sample 3 cannot be used"),
     RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x8 and 9x8)"),
     RuntimeError("Expected to have finished reduction in the prior iteration before starting a new one"),
     ValueError("x"),

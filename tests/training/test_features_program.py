@@ -58,7 +58,7 @@ def test_a_run_finds_them_and_computes_nothing(tiny_dataset: Prepared, computed:
     assert set((tiny_dataset.path / "banks").iterdir()) == computed
 
     ids = np.asarray([0, 40, 95])
-    views = np.stack([eval_view(decode(data), 192) for data in tiny_dataset.pictures(ids)])
+    views = np.stack([eval_view(decode(data), 192) for data in tiny_dataset.images(ids)])
     texts = np.asarray(tiny_dataset.texts(), dtype=object)[ids]
     text_encoder = settings.guides.text_encoder if settings.guides else GuideSettings().text_encoder
     for path, direct in (
@@ -76,7 +76,7 @@ def test_the_same_command_again_computes_nothing_and_names_them(
     assert {path: path.stat().st_mtime_ns for path in (tiny_dataset.path / "banks").rglob("*")} == before
     shown = capsys.readouterr().out
     assert all(str(path) in shown for path in computed if np.load(path / "rows.npy").dtype == np.int64)
-    for kind in ("pictures", "captions", "neighbours"):
+    for kind in ("images", "captions", "neighbours"):
         assert f"bank of {kind}: {tiny_dataset.path}" in shown
 
 

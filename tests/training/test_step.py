@@ -61,7 +61,7 @@ def batch() -> Batch:
         "image": torch.randint(0, 256, (ROWS, 3, 16, 16), generator=generator, dtype=torch.uint8),
         "text": torch.randint(0, VOCABULARY, (ROWS, TOKENS), generator=generator),
         "text_mask": (torch.arange(TOKENS) < torch.arange(ROWS)[:, None] % TOKENS + 1).long(),
-        "image_id": torch.tensor([0, 1, 2, 3, 4, 5, 6, 0]),  # rows 0 and 7 show the same picture
+        "image_id": torch.tensor([0, 1, 2, 3, 4, 5, 6, 0]),  # rows 0 and 7 show the same image
         "text_id": torch.arange(ROWS),
     }
 

@@ -83,7 +83,7 @@ def test_an_update_by_hand(student: Student) -> None:
 
 
 def test_a_teacher_of_images_runs_no_texts() -> None:
-    """It embeds pictures and strong views, as its copy of the encoder does."""
+    """It embeds images and strong views, as its copy of the encoder does."""
 
     class Images(nn.Module):
         def __init__(self) -> None:

@@ -68,7 +68,7 @@ def test_open_clip(kind: str, tmp_path: Path) -> None:
     assert features.dtype == np.float32 and features.shape == (6, width) and features.std(axis=0).mean() > 0
     with torch.no_grad():
         rows = own_projection(embedder._network, kind, torch.from_numpy(features))
-        pixels = torch.stack([embedder._preprocess(picture) for picture in photographs()])
+        pixels = torch.stack([embedder._preprocess(image) for image in photographs()])
         own = embedder._network.encode_image(pixels, normalize=False)
     torch.testing.assert_close(rows, own, atol=1e-6, rtol=1e-5)
     np.testing.assert_allclose(nn.functional.normalize(rows, dim=-1).numpy(), embedder.embed_images(photographs()), atol=1e-5)

@@ -270,13 +270,13 @@ def course(emojis: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
     DistilBertModel(DistilBertConfig(**sizes, vocab_size=tokenizer.vocabulary_size)).save_pretrained(home / "bert")
     (home / "bert" / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
     for name, lines, label in (("coco", 5, None), ("imagenet", 1, "class")):
-        folder = home / f"{name}-pictures"
-        for i, picture in enumerate(Prepared.open(emojis).pictures(np.arange(40))):
+        folder = home / f"{name}-images"
+        for i, image in enumerate(Prepared.open(emojis).images(np.arange(40))):
             place = folder / ("shark", "clock", "tree")[i % 3] / f"{i}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
-            assert isinstance(picture, bytes)
-            place.write_bytes(picture)
-            place.with_suffix(".txt").write_text("\n".join(f"picture {i} seen {k} times" for k in range(lines)))
+            assert isinstance(image, bytes)
+            place.write_bytes(image)
+            place.with_suffix(".txt").write_text("\n".join(f"image {i} seen {k} times" for k in range(lines)))
         source = {"name": "folder", "path": str(folder), "dataset": name, "captions": "all_lines", "label": label}
         tree = {"source": source, "output": home / name, "image": {"size": 32, "format": "png"}}
         prepare(PrepareSettings.model_validate(tree | {"splits": {"test": 0.5, "validation": 0.3}}), QUIET)

@@ -1,7 +1,7 @@
 """CLIP-PING: a small encoder guided by the neighbours that frozen encoders of one modality see.
 
 Thwal et al., "CLIP-PING: Boosting Lightweight Vision-Language Models with Proximus Intrinsic Neighbors Guidance", arXiv
-2412.03871. For sample k a frozen image encoder names the sample n whose picture is nearest to k's, a frozen text encoder the
+2412.03871. For sample k a frozen image encoder names the sample n whose image is nearest to k's, a frozen text encoder the
 sample m whose caption is nearest (`pipelines.features.frozen_encoders`). Beside CLIP, two heads on the student's projections
 contrast it with the features A^I, A^T of nearest neighbours (NN) and of cross nearest neighbours (XNN):
 
@@ -29,7 +29,7 @@ from training.objectives.ops.means import mean_over_workers
 from training.objectives.ops.temperature import LogitScale
 from training.precision import unit
 
-_OWN, _BY_IMAGE, _BY_TEXT = range(3)  # in the columns of guides: the sample, its picture's neighbour n, its caption's neighbour m
+_OWN, _BY_IMAGE, _BY_TEXT = range(3)  # in the columns of guides: the sample, its image's neighbour n, its caption's neighbour m
 
 
 class ClipPingSettings(ContrastiveSettings):
@@ -40,7 +40,7 @@ class ClipPingSettings(ContrastiveSettings):
     xnn: float = Field(1.0, ge=0, description="weight of cross nearest neighbours")
     own: float = Field(0.0, ge=0, description="weight of the sample's own features, as in distillation")
     cross: Literal["same_modality", "other_modality"] = Field(
-        "same_modality", description="what an image is compared with for XNN: the picture of m; or the caption of n"
+        "same_modality", description="what an image is compared with for XNN: the image of m; or the caption of n"
     )
     neighbour_temperature: float = Field(0.07, gt=0, description="of the contrast with neighbours; learned as `temperature` is")
 

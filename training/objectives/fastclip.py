@@ -57,7 +57,7 @@ class FastClipSettings(GlobalSettings):
 
 
 class FastClip(Objective):
-    """State: log u of every picture and caption; ln(1/temperature), its moments and how many steps made them; steps done."""
+    """State: log u of every image and caption; ln(1/temperature), its moments and how many steps made them; steps done."""
 
     log_scale: Tensor
     moments: Tensor

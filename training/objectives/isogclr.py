@@ -1,4 +1,4 @@
-"""iSogCLR: SogCLR with a temperature of its own for every picture and every caption.
+"""iSogCLR: SogCLR with a temperature of its own for every image and every caption.
 
 Qiu et al., "Not All Semantics are Created Equal: Contrastive Self-supervised Learning with Automatic Temperature
 Individualization", ICML 2023, arXiv 2305.11965. It follows
@@ -55,7 +55,7 @@ class ISogClrSettings(GlobalSettings):
 
 
 class ISogClr(Objective):
-    """State: log u, temperature and its velocity, of every picture and of every caption."""
+    """State: log u, temperature and its velocity, of every image and of every caption."""
 
     def __init__(self, settings: ISogClrSettings, task: Task):
         super().__init__()

@@ -1,7 +1,7 @@
-"""MCD: misalign pictures by strong views, contrast all, and distil how far they went astray.
+"""MCD: misalign images by strong views, contrast all, and distil how far they went astray.
 
 Kim, Jo, Kim and Kim, "Misalign, Contrast then Distill: Rethinking Misalignments in Language-Image Pretraining", ICCV 2023, arXiv
-2312.12661. A strong view x' of picture x may no longer fit caption y. How much less is what a moving average of the image tower
+2312.12661. A strong view x' of image x may no longer fit caption y. How much less is what a moving average of the image tower
 sees, and the student learns by log-ratios of distances, D(u, v) = |u - v| (equations 5 to 13):
 
     L = L_con(l) + l [L_pos + L_neg + L_noisy] + mlm L_MLM,   l from 0 to 1 on a half cosine
@@ -36,13 +36,13 @@ from training.teacher import EmaSettings, NoTeacher, Teacher
 
 
 class McdSettings(ContrastiveSettings):
-    """MCD: contrast over pictures, captions and strong views, and distillation of their misalignment."""
+    """MCD: contrast over images, captions and strong views, and distillation of their misalignment."""
 
     name: Literal["mcd"] = "mcd"
     distance: Distance = Field("square", description="h, of differences of log-ratios")
-    positive: float = Field(1.0, ge=0, description="weight of L_pos, the misalignment of a picture's own strong view")
-    negative: float = Field(1.0, ge=0, description="weight of L_neg, that of other pictures' strong views")
-    noisy: float = Field(1.0, ge=0, description="weight of L_noisy, of other pictures against the own one")
+    positive: float = Field(1.0, ge=0, description="weight of L_pos, the misalignment of an image's own strong view")
+    negative: float = Field(1.0, ge=0, description="weight of L_neg, that of other images' strong views")
+    noisy: float = Field(1.0, ge=0, description="weight of L_noisy, of other images against the own one")
     progress: float | None = Field(
         None, ge=0, le=1, description="l, from contrast to distillation, fixed; null: from 0 to 1 on a half cosine over the run"
     )

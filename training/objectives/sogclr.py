@@ -105,7 +105,7 @@ def estimate(
 
 
 class SogClr(Objective):
-    """State: log u of every picture and of every caption."""
+    """State: log u of every image and of every caption."""
 
     def __init__(self, settings: SogClrSettings, task: Task):
         super().__init__()

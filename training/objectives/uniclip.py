@@ -1,4 +1,4 @@
-"""UniCLIP: pictures, their views and captions contrasted in one space, by a head that is told what was done to a view.
+"""UniCLIP: images, their views and captions contrasted in one space, by a head that is told what was done to a view.
 
 Lee et al., "UniCLIP: Unified Framework for Contrastive Language-Image Pre-training", NeurIPS 2022, arXiv 2209.13430. A random
 crop may lose what the caption says; other objectives keep views and captions apart for that. Here
@@ -33,10 +33,10 @@ class UniClipSettings(ContrastiveSettings):
     """UniCLIP: views and captions in one contrast, with a head that knows a view's augmentation."""
 
     name: Literal["uniclip"] = "uniclip"
-    image_temperature: float = Field(0.1, gt=0, description="the same, between views of pictures")
+    image_temperature: float = Field(0.1, gt=0, description="the same, between views of images")
     text_temperature: float = Field(0.1, gt=0, description="the same, between captions")
     self_pair: bool = Field(True, description="a row is a positive of itself, which only pushes negatives away")
-    views: int = Field(1, ge=1, description="strong views of each picture, beside the plain one")
+    views: int = Field(1, ge=1, description="strong views of each image, beside the plain one")
     codes: bool = Field(True, description="tell the image head what was done to a view; false: a plain head")
     strong: StrongAugment = Field(StrongAugment(), description="the strong views")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from evaluation.reporting.svg import Scale, cross, dot, frame, line, path, picture, score_range, text
+from evaluation.reporting.svg import Scale, cross, dot, frame, image, line, path, score_range, text
 from pipelines.program import number_format
 from tuning import statistics
 from tuning.reporting import space
@@ -94,7 +94,7 @@ def _learning_chart(
         about = f"{sweep.title} of {cell} over {max(mean):g} epochs: from {ends[0]} to {ends[1]}, mean of {found['note']}"
         parts.append(path(pixels(mean), "mean", about))
         parts.append(dot(x(max(mean)), y(mean[max(mean)]), 2.5, "point"))
-    return picture(width, height, about, parts)
+    return image(width, height, about, parts)
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -156,7 +156,7 @@ def _sensitivity_chart(
     trials = number_format.count(len(rows), "trial")
     about = f"{sweep.title} of {cell} against {parameter['title']}: {trials}, {failed} failed, {note}"
     log = searched is not None and searched.log
-    return {"note": note, "edge": side, "log": log, "svg": picture(width, height, about, [*parts, *marks])}
+    return {"note": note, "edge": side, "log": log, "svg": image(width, height, about, [*parts, *marks])}
 
 
 def parallel(sweep: Sweep) -> Markup | None:
@@ -193,7 +193,7 @@ def parallel(sweep: Sweep) -> Markup | None:
             parts.append(text(80 + step * i + 6, height - 14.5, "none", "start", "halo"))
     trials = number_format.count(len(rows), "search trial")
     about = f"{trials} over {', '.join(titles[:-1])} and {sweep.title} on the validation split"
-    return picture(width, height, about, parts, "parallel")
+    return image(width, height, about, parts, "parallel")
 
 
 def _ladder(values: pd.Series, axis: Mapping[str, Any]) -> Scale | list[Any]:
@@ -256,7 +256,7 @@ def cost(sweep: Sweep) -> dict[str, Any] | None:
     about = f"{sweep.title} against seconds of {number_format.count(len(rows), 'cell')}; not beaten in both: " + "; ".join(
         row["cell"] for row in best
     )
-    return {"svg": picture(width, height, about, parts), "best": best}
+    return {"svg": image(width, height, about, parts), "best": best}
 
 
 def _label(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from evaluation.reporting.svg import Scale, dot, frame, line, path, picture, score_range, text
+from evaluation.reporting.svg import Scale, dot, frame, image, line, path, score_range, text
 from evaluation.suite import mean_recalls
 from pipelines.program import number_format
 from tuning.reporting.sweep_data import Sweep
@@ -83,7 +83,7 @@ def _chart(sweep: Sweep, lines: dict[str, list[dict[str, Any]]], places: dict[st
     about = (
         f"{sweep.title} against {min(places.values()):,.0f} to {max(places.values()):,.0f} training samples: {'; '.join(spans)}"
     )
-    return picture(width, height, about, parts)
+    return image(width, height, about, parts)
 
 
 def _figure(sweep: Sweep, row: dict[str, Any]) -> str:

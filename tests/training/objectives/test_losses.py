@@ -22,7 +22,7 @@ from training.objectives.ops.sample_memory import Memory
 X = F.normalize(torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 2]], dtype=torch.float64))
 Y = F.normalize(torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 1, 1]], dtype=torch.float64))
 
-# Rows 2 to 6 of nine are this worker's; pictures, captions and groups repeat among them and beyond.
+# Rows 2 to 6 of nine are this worker's; images, captions and groups repeat among them and beyond.
 ROWS, KEYS, WIDTH = 5, 9, 3
 TARGETS = torch.arange(2, 7)
 ALL_IDS = torch.tensor([[0, 0], [1, 1], [2, 2], [2, 3], [4, 1], [5, 5], [0, 6], [7, 6], [8, 8]])
@@ -109,7 +109,7 @@ def log_sum(logits: list[float]) -> float:
 
 
 def is_alike(kind: str, i: int, j: int) -> bool:
-    """Whether key j has the picture or the caption of row i, and is not its own."""
+    """Whether key j has the image or the caption of row i, and is not its own."""
     if "ids" not in kind or j == i + 2:
         return False
     (image, text), (other_image, other_text) = ALL_IDS[i + 2].tolist(), ALL_IDS[j].tolist()
@@ -202,7 +202,7 @@ def test_log_sums_worked_by_hand(rows: int | None, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("rows", [1, 2, None])
 def test_a_row_with_nothing_to_sum_is_finite_and_has_no_gradient(rows: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first pair is alone in its group, and below, all pairs show one picture."""
+    """The first pair is alone in its group, and below, all pairs show one image."""
     if rows is not None:
         monkeypatch.setattr(blocks, "PLAIN", 0)
         monkeypatch.setattr(blocks, "BLOCK", 3 * rows)
@@ -301,7 +301,7 @@ def sigmoid_at() -> tuple[Function, list[Tensor]]:
 
 
 def test_sigmoid_sums_are_those_of_plain_loops() -> None:
-    """Over keys of another picture and another caption; the own key is not among them."""
+    """Over keys of another image and another caption; the own key is not among them."""
 
     def naive(queries: list, keys: list, scale: float, bias: float) -> list[float]:
         others = [[j for j in range(KEYS) if j != i + 2 and not is_alike("ids", i, j)] for i in range(ROWS)]
@@ -444,7 +444,7 @@ def batch_of(image_id: list[int], text_id: list[int]) -> Batch:
     return {"image_id": torch.tensor(image_id), "text_id": torch.tensor(text_id)}
 
 
-def test_a_memory_starts_as_told_and_reads_by_picture_and_by_caption() -> None:
+def test_a_memory_starts_as_told_and_reads_by_image_and_by_caption() -> None:
     memory = Memory(TASK, -1.5)
     assert memory.image.tolist() == [-1.5] * 5 and memory.text.tolist() == [-1.5] * 7
     memory.image.copy_(torch.arange(5.0))
@@ -467,7 +467,7 @@ def test_an_id_that_the_data_cannot_have_is_refused(image_id: list[int], text_id
         Memory(TASK, 0.0).read(batch_of(image_id, text_id))
 
 
-# Picture 1 three times, of which one does not count; caption 3 twice; the last pair does not count at all.
+# Image 1 three times, of which one does not count; caption 3 twice; the last pair does not count at all.
 BATCH = batch_of([1, 1, 0, 1, 4, 2], [3, 0, 3, 5, 6, 2])
 VALUES = torch.tensor([[0.5, -1.0, 2.0, 99.0, 3.0, 99.0], [1.0, 0.2, -2.0, 99.0, -math.inf, 99.0]])
 VALID = torch.tensor([True, True, True, False, True, False])

@@ -86,7 +86,7 @@ def test_equal_rows_are_told_apart_by_chance() -> None:
 @pytest.mark.parametrize("self_pair", [True, False])
 @pytest.mark.parametrize("image_id", [[0, 1, 2, 3, 4, 5], [0, 0, 2, 3, 4, 3]])
 def test_against_plain_loops(image_id: list[int], self_pair: bool) -> None:
-    """With a picture in two rows: neither positives nor negatives."""
+    """With an image in two rows: neither positives nor negatives."""
     rows = [*random_pairs(6), random_pairs(6, seed=3)[0]]
     assert_near(of(rows, TABLES, self_pair, image_id=image_id).mean(), naive(rows, TABLES, self_pair, image_id), 1e-10)
 

@@ -155,13 +155,13 @@ def test_a_hugging_face_model_from_a_folder(vit: Path) -> None:
 
     tower = HuggingFaceVisionSettings(name="huggingface", weights=str(vit), image_size=32).build().eval()
     assert tower.width == 16
-    pictures = images(32)
+    batch = images(32)
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)
     network = ViTModel.from_pretrained(vit).eval()
     with torch.no_grad():
-        direct = network(pixel_values=(pictures.float() / 255 - mean) / std).pooler_output
-        torch.testing.assert_close(tower(pictures), direct, atol=1e-5, rtol=1e-4)
-    tower.train()(pictures).sum().backward()
+        direct = network(pixel_values=(batch.float() / 255 - mean) / std).pooler_output
+        torch.testing.assert_close(tower(batch), direct, atol=1e-5, rtol=1e-4)
+    tower.train()(batch).sum().backward()
     assert [name for name, p in tower.named_parameters() if p.grad is None] == []
 
 

@@ -20,7 +20,7 @@ class Candidates(NamedTuple):
     """Which keys each row's query is compared with.
 
     targets: int64 [b], the column of the row's own pair.
-    ids, all_ids: int64 [b, k] and [B, k], picture and caption at least; rows that agree with a key in one of them are alike.
+    ids, all_ids: int64 [b, k] and [B, k], image and caption at least; rows that agree with a key in one of them are alike.
         None where no pair is like another.
     group, all_groups: [b] and [B]; a row is compared within its group only. None: all are one group.
     """
@@ -38,7 +38,7 @@ class Candidates(NamedTuple):
         return Candidates(self.targets[block], ids, self.all_ids, group, self.all_groups)
 
     def alike(self) -> Tensor | None:
-        """Bool [b, B]: other pairs with the same picture or caption."""
+        """Bool [b, B]: other pairs with the same image or caption."""
         if self.ids is None or self.all_ids is None:
             return None
         return same(self.ids, self.all_ids).scatter_(1, self.targets[:, None], False)
@@ -70,7 +70,7 @@ class Candidates(NamedTuple):
 
 
 def same(ids: Tensor, others: Tensor) -> Tensor:
-    """Bool [b, B]: rows [b, k] and [B, k] that agree in any of the k, such as picture and caption."""
+    """Bool [b, B]: rows [b, k] and [B, k] that agree in any of the k, such as image and caption."""
     found = ids[:, None, 0] == others[:, 0]
     for own, other in zip(ids.unbind(1)[1:], others.unbind(1)[1:], strict=True):
         found |= own[:, None] == other

@@ -62,7 +62,7 @@ def _over_workers(columns: Tensor, rows: int) -> Tensor:
 
 
 def find_candidates(embeddings: Embeddings, batch: Batch, ids: bool) -> Candidates:
-    """The own pair of every row of this worker, and, with `ids`, the pairs with the same picture or caption."""
+    """The own pair of every row of this worker, and, with `ids`, the pairs with the same image or caption."""
     rows = len(embeddings.image)
     targets = torch.arange(rows, device=embeddings.image.device) + first_row(rows)
     if not ids:
@@ -76,5 +76,5 @@ def find_candidates(embeddings: Embeddings, batch: Batch, ids: bool) -> Candidat
 
 
 def pair_ids(batch: Batch) -> Tensor:
-    """int64 [b, 2]: picture and caption."""
+    """int64 [b, 2]: image and caption."""
     return torch.stack([batch["image_id"], batch["text_id"]], dim=1)

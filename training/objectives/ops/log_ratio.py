@@ -1,4 +1,4 @@
-"""How far pictures went from captions, as ratios of distances that a student is to share with a teacher.
+"""How far images went from captions, as ratios of distances that a student is to share with a teacher.
 
 MCD (Kim et al., ICCV 2023, arXiv 2312.12661), equations 6 to 9, after the log-ratio loss of Kim et al., CVPR 2019. The floor
 under squared distances, and which h, are ours where the paper's text that we have gives none.
@@ -17,7 +17,7 @@ from training.objectives.ops.means import mean_over_workers
 from training.precision import exact
 
 Distance = Literal["square", "absolute", "huber"]
-_FLOOR = 1e-6  # of squared distances: the logarithm's slope stays finite where a picture lies on its caption
+_FLOOR = 1e-6  # of squared distances: the logarithm's slope stays finite where an image lies on its caption
 
 
 def misalignments(text: Tensor, images: Sequence[Tensor], candidates: Candidates, distance: Distance) -> tuple[Tensor, ...]:
@@ -25,7 +25,7 @@ def misalignments(text: Tensor, images: Sequence[Tensor], candidates: Candidates
 
     Args:
         text: this worker's captions, unit [b, D].
-        images: pictures and their strong views, of the student and then of the teacher, unit [b, D] each.
+        images: images and their strong views, of the student and then of the teacher, unit [b, D] each.
         candidates: pairs that are alike are no pair i != j.
         distance: h, of differences of log-ratios.
     """

@@ -83,7 +83,7 @@ def soft_cross_entropy(
 
 
 def sigmoid_sums(queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, candidates: Candidates) -> Tensor:
-    """[b]: sum over keys of another picture and caption of softplus(scale <q_i, k_j> + bias)."""
+    """[b]: sum over keys of another image and caption of softplus(scale <q_i, k_j> + bias)."""
     queries, keys = exact(queries), exact(keys)
 
     def block(candidates: Candidates, queries: Tensor) -> Tensor:

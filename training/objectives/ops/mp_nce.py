@@ -1,7 +1,7 @@
 """MP-NCE: a contrast with several positives that do not compete with one another.
 
 Lee et al., "UniCLIP", NeurIPS 2022, arXiv 2209.13430; MCD (Kim et al., ICCV 2023, arXiv 2312.12661) takes it from there. The rows
-of a sample (views of its picture, its caption) are positives of one another and of themselves; the rows of other samples are
+of a sample (views of its image, its caption) are positives of one another and of themselves; the rows of other samples are
 negatives. With s_kp = scale_kp (<z_k, z_p> - offset_kp):
 
     L_k = 1/|P_k| sum_{p in P_k} w_kp softplus( logsumexp_{q in N_k} s_kq - s_kp )

@@ -1,7 +1,7 @@
-"""A number for every picture and one for every caption of the training data: the state of objectives that remember samples.
+"""A number for every image and one for every caption of the training data: the state of objectives that remember samples.
 
 Replicated: a sample meets another worker in every epoch, so every worker writes what all of them found, and any number of
-workers can go on from a checkpoint. A value stays where it was until its picture or caption is seen again.
+workers can go on from a checkpoint. A value stays where it was until its image or caption is seen again.
 """
 
 import torch
@@ -24,7 +24,7 @@ class Memory(nn.Module):
         self.register_buffer("text", torch.full((task.num_texts,), start))
 
     def read(self, batch: Batch) -> Tensor:
-        """[2, b]: of the batch's pictures and of its captions. Raises `IndexError` for an id that the data cannot have."""
+        """[2, b]: of the batch's images and of its captions. Raises `IndexError` for an id that the data cannot have."""
         return torch.stack([_at(self.image, batch["image_id"], "image_id"), _at(self.text, batch["text_id"], "text_id")])
 
     def write(self, batch: Batch, values: Tensor, valid: Tensor, log: bool = False) -> None:
