@@ -34,7 +34,7 @@ from training.config import TrainSettings
 from training.dry_run import check_build
 from training.final_test import test_chosen
 from training.metrics_file import read_metrics, unusable_reasons
-from training.plan import Plan, held_out_data, keep_towers, make_order, make_plan, needs_banks, test_data
+from training.plan import Plan, keep_towers, make_plan, needs_banks, open_data
 from training.ray_train import fit, newest_step
 from training.report import write_report
 from training.resources import Cluster, ahead, plan_resources, present
@@ -46,11 +46,8 @@ LOCK = ".lock"  # in a run's folder, from its first start on
 def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     """Train, or go on training, and return the content of `result.json`."""
     folder = (settings.storage / settings.name).absolute()
-    prepared = Prepared.open(settings.data.path)
-    data = held_out_data(settings, prepared)
-    order = make_order(settings, prepared)
-    test_data(settings, prepared)  # a mistake in its name is told before the hours of training
-    done = _earlier(folder, settings, prepared)
+    data = open_data(settings)  # a mistake in the name of the test split, too, is told before the hours of training
+    done = _earlier(folder, settings, data.prepared)
     if done is not None:
         display.line(f"{folder}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again")
         _show(done, display, folder)
@@ -59,14 +56,14 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     with only_one(folder), interrupts.keeping(lambda: _kept(folder)):
         checkpoint = settle(folder, display.line)
         if begun:
-            _tell_where(folder, order.steps_per_epoch * settings.epochs, display)
+            _tell_where(folder, data.order.steps_per_epoch * settings.epochs, display)
         phases = _Phases()
-        _check_metric(settings, [theirs for _, theirs in data])
+        _check_metric(settings, [theirs for _, theirs in data.held_out])
         if (size := ahead()) is not None:
             _booked(settings, size)
         plan = None
         if not needs_banks(settings):
-            plan = make_plan(settings, prepared, data, order, Pool(0), display, folder, checkpoint)
+            plan = make_plan(data, Pool(0), display, folder, checkpoint)
             keep_towers(plan, folder)
             check_build(plan)
         cluster.start(display.verbose)
@@ -74,7 +71,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         data_cpus = _booked(settings, size)
         phases.end("start")
         if plan is None:
-            plan = make_plan(settings, prepared, data, order, _pool(settings, size), display, folder, checkpoint)
+            plan = make_plan(data, _pool(settings, size), display, folder, checkpoint)
             keep_towers(plan, folder)
             check_build(plan)
         phases.end("features")
