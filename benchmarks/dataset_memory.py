@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmarks.runs import machine  # torch comes with it, before anything is measured
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import FORMAT_VERSION, MANIFEST, Prepared
 from pipelines.dataset.stream import Item, Stream
@@ -142,7 +143,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / MANIFEST).exists():
             write(folder, told.rows)
-        lines = ["| process | peak memory, MiB | seconds | sent to it, KiB |", "|---|---|---|---|"]
+        print(f"{machine()}\n\n| process | peak memory, MiB | seconds | sent to it, KiB |\n|---|---|---|---|", flush=True)
         for part, (_, columns) in PARTS.items():
             sent = Path(aside) / "sent"
             sent.write_bytes(pickle.dumps(stream_of(folder, columns)))
@@ -150,11 +151,10 @@ def main() -> None:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 why = "more than its 6.5 GiB" if "MemoryError" in done.stderr else done.stderr.strip().splitlines()[-1]
-                lines.append(f"| {part} | {why} | | {sent.stat().st_size / 1024:,.0f} |")
-            else:
-                found = json.loads(done.stdout)
-                lines.append(f"| {part} | {found['mib']:,.0f} | {found['seconds']:.1f} | {found['sent']:,.0f} |")
-            print(lines[-1], flush=True)
+                print(f"| {part} | {why} | | {sent.stat().st_size / 1024:,.0f} |", flush=True)
+                continue
+            found = json.loads(done.stdout)
+            print(f"| {part} | {found['mib']:,.0f} | {found['seconds']:.1f} | {found['sent']:,.0f} |", flush=True)
 
 
 if __name__ == "__main__":
