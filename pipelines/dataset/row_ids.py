@@ -41,6 +41,13 @@ class RowIds:
         """The ids of one caption of each row, int64 [b]. `which`: from 0, below the row's count."""
         return self.texts[self.starts[rows] + which].astype(np.int64)
 
+    def lists(self, rows: np.ndarray) -> pa.ListArray:
+        """The ids of all captions of rows, as a shard's column has them."""
+        counts = self.counts(rows)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        places = np.arange(offsets[-1]) + np.repeat(self.starts[rows] - offsets[:-1], counts)
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(self.texts[places], pa.int64()))
+
 
 def _narrow(ids: np.ndarray) -> np.ndarray:
     return ids.astype(_dtype(int(ids.max(initial=0))))
