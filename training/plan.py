@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.compute as pc
 import torch
 
 from evaluation.suite import HeldOut, SuiteSettings, held_out
@@ -27,6 +28,7 @@ from training.teacher import FrozenEncoders, Teacher
 from training.towers import ImageFeatures, TextFeatures
 from training.towers.base import TowerSettings
 
+_BLOCK = 1 << 16  # rows whose captions are read at a time
 _GUIDES = ("guides.image_encoder", "guides.text_encoder")
 
 
@@ -314,7 +316,10 @@ def _tokenizer(
         return tokenizer_of(checkpoint, settings.text_tower.max_tokens)
 
     def corpus() -> list[str]:
-        captions = prepared.table("captions").take(order.ids)["captions"].to_pylist()
-        return [text for texts in captions for text in texts]
+        ids, texts = order.ids, list[str]()
+        for start in range(0, len(ids), _BLOCK):
+            captions = prepared.rows(ids[start : start + _BLOCK], ("captions",))["captions"]
+            texts += pc.list_flatten(captions).to_pylist()
+        return texts
 
     return (locked or settings.text_tower).tokenizer(corpus)

@@ -232,15 +232,16 @@ def train_tokenizer(texts: list[str], vocabulary_size: int, max_tokens: int) -> 
     normalize, split = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
     longest = tokenizer.model.max_input_chars_per_word
     # A longer word is unknown to the tokenizer, whatever its vocabulary; the trainer's time grows with the square of it.
-    found = [[word for word, _ in split(normalize(text))] for text in texts]
-    texts = [
-        text if all(len(word) <= longest for word in words) else " ".join(word for word in words if len(word) <= longest)
-        for text, words in zip(texts, found, strict=True)
-    ]
-    words = {word for some in found for word in some if len(word) <= longest}
+    read: list[str] = []
+    words: set[str] = set()
+    for text in texts:
+        found = [word for word, _ in split(normalize(text))]
+        short = [word for word in found if len(word) <= longest]
+        words.update(short)
+        read.append(text if len(short) == len(found) else " ".join(short))
     inner = sorted({f"##{sign}" for word in words for sign in word[1:]})
     trainer = trainers.WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=special + inner, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(read, trainer)
     tokenizer = blank(tokenizer.get_vocab())
     tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
