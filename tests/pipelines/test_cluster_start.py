@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from pipelines import cluster
-from pipelines.settings import UserError
+from pipelines.program import cluster
+from pipelines.program.settings import UserError
 from tests.patience import PATIENCE, wait_until
 from tests.training.program import listen
 
@@ -163,9 +163,9 @@ def test_a_program_that_leaves_its_cluster_is_not_ended(watch: Watch, local: boo
 
 PROGRAM = """
 import sys
-from pipelines import cluster
-from pipelines.cli import run_program
-from pipelines.config import PrepareSettings
+from pipelines.program import cluster
+from pipelines.program.cli import run_program
+from pipelines.prepare.config import PrepareSettings
 def act(settings, display):
     cluster.start(cpus=1)
     import ray, time
