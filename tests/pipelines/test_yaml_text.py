@@ -75,7 +75,20 @@ def laughs(depth: int, width: int = 9) -> str:
         ("day: 2024-13-45", "month must be in 1..12"),
         (f"n: {'9' * 5000}", "Exceeds the limit"),
     ],
-    ids=["laughs", "many", "depth", "depth of aliases", "own list", "own mapping", "key", "inner key", "merged key", "listed key", "date", "digits"],
+    ids=[
+        "laughs",
+        "many",
+        "depth",
+        "depth of aliases",
+        "own list",
+        "own mapping",
+        "key",
+        "inner key",
+        "merged key",
+        "listed key",
+        "date",
+        "digits",
+    ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line_before_it_grows(
     text: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
