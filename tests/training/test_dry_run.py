@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from pipelines.program import cluster
 from pipelines.program.cli import run_program
-from pipelines.program.display import Display
 from pipelines.program.settings import UserError
 from tests.training.squares import planner, write_root
 from training import plan as planning
@@ -25,7 +24,6 @@ from training.encoder import DualEncoder
 from training.objectives.clip import Clip
 from training.plan import Plan
 from training.resources import Cluster
-from training.run import _announce
 
 SMALL = {"image_tower": {"name": "conv", "image_size": 16, "channels": [8, 16]}, "text_tower": {"name": "bag", "width": 16}}
 
@@ -109,12 +107,6 @@ def test_nothing_is_learned_by_trying(plan_of: Callable[..., Plan]) -> None:
     before = plan.build()[0].state_dict()
     check_build(plan)
     assert all(torch.equal(tensor, before[name]) for name, tensor in plan.build()[0].state_dict().items())
-
-
-def test_a_warm_up_that_fills_the_run_is_told_at_its_start(plan_of: Callable[..., Plan], capsys: pytest.CaptureFixture) -> None:
-    for steps, told in ((0, 0), (1000, 1)):
-        _announce(plan_of(schedule__warmup_steps=steps), Display())
-        assert capsys.readouterr().out.count("warning: schedule.warmup_steps: 1,000 of ") == told
 
 
 @pytest.mark.parametrize(
