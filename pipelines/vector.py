@@ -23,6 +23,9 @@ _DPI = 96
 _DEEPEST = 64  # levels of elements within one another; resvg recurses, and overflows the stack between 200 and 300 of them
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _LOCAL = re.compile(r"^#(.+)$|url\(\s*['\"]?#([^'\")]+)")
+_LENGTHS = ("x y width height cx cy r rx ry fx fy x1 y1 x2 y2 dx dy font-size stroke-width").split()  # attributes
+_LENGTH = re.compile(r"([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)(px|pt|pc|in|cm|mm|q|em|ex|%)?", re.IGNORECASE)
+_SIZE = re.compile(r"(?:^|;)\s*(width|height)\s*:\s*([^;!]+)")  # in a style
 
 
 def render(data: bytes, size: int, most_pixels: int) -> bytes:
@@ -48,11 +51,12 @@ def render(data: bytes, size: int, most_pixels: int) -> bytes:
 def _safe(data: bytes, most_pixels: int) -> str:
     """The SVG without entities and references to others. Raises `ValueError`."""
     try:
-        # UTF-8 whatever it says of itself; entities are expanded, within expat's limits, and external ones are errors.
-        root = ET.fromstring(data.decode("utf-8-sig"), ET.XMLParser(encoding="utf-8"))
-    except (ET.ParseError, ValueError) as error:
+        # Entities are expanded, within expat's limits, and external ones are errors.
+        root = _parsed(data)
+    except (ET.ParseError, ValueError, LookupError) as error:
         raise ValueError(str(error)) from None
     _check_depth(root)
+    _settle_lengths(root)
     pixels = 0
     for image, shown in _images(root, True):
         hrefs = [name for name in ("href", f"{_XLINK}href") if name in image.attrib]
@@ -69,6 +73,44 @@ def _safe(data: bytes, most_pixels: int) -> str:
     if pixels > most_pixels:
         raise ValueError(f"its embedded images have {pixels:,} pixels, more than {most_pixels:,}")
     return ET.tostring(root, encoding="unicode")
+
+
+def _parsed(data: bytes) -> ET.Element:
+    """UTF-8 whatever it says of itself; what is none is what it says."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return ET.fromstring(data)
+    return ET.fromstring(text, ET.XMLParser(encoding="utf-8"))
+
+
+def _settle_lengths(root: ET.Element) -> None:
+    """Lengths as resvg reads them: it knows no blanks, capitals and quarter millimetres, and takes what it cannot read for 100 %
+    or for nothing. Raises `ValueError` where nobody knows the size.
+    """
+    for name, value in _SIZE.findall(root.get("style", "")):
+        if (length := _length(value)) and not length.endswith("%"):  # of a page that is not there
+            root.attrib[name] = length
+    for element in root.iter():
+        for name in _LENGTHS:
+            if name in element.attrib and (length := _length(element.attrib[name])):
+                element.attrib[name] = length
+    for name in ("width", "height"):
+        value = root.get(name)
+        if value is None or _length(value):
+            continue
+        if value.strip().lower() not in ("", "auto") and "viewBox" not in root.attrib:
+            raise ValueError(f"its {name} is '{value[:40]}', which is no length that is read, and it has no viewBox")
+        del root.attrib[name]
+
+
+def _length(value: str) -> str:
+    """A length of CSS as resvg reads it; empty where it is none, or of a unit that depends on a window or a page."""
+    found = _LENGTH.fullmatch(value.strip())
+    if found is None:
+        return ""
+    number, unit = found[1], (found[2] or "").lower()
+    return f"{float(number) / 4!r}mm" if unit == "q" else number + unit
 
 
 def _images(element: ET.Element, shown: bool) -> Iterator[tuple[ET.Element, bool]]:
