@@ -25,8 +25,8 @@ import torch
 from benchmarks.memory import peak_of
 from benchmarks.runs import machine, plan_of, score, worker
 from evaluation.suite import mean_recalls
-from pipelines.display import Display
-from training.inline import fit_inline
+from pipelines.program.display import Display
+from training.in_process import fit_inline
 from training.loop import build_state
 from training.objectives import ObjectiveUnion
 from training.plan import Plan

@@ -22,8 +22,8 @@ from torch import nn
 
 from benchmarks.memory import peak_of
 from benchmarks.runs import machine, plan_of, score, worker
-from pipelines.batch import Batch, Needs
-from pipelines.display import Display
+from pipelines.dataset.batch import Batch, Needs
+from pipelines.program.display import Display
 from training.loop import build_state
 from training.objectives import ObjectiveUnion
 from training.objectives.base import Embeddings, ObjectiveSettings, Task
@@ -52,7 +52,7 @@ CHANGED: dict[str, dict[str, Any]] = {
 
 
 def members() -> dict[str, type[ObjectiveSettings]]:
-    """Of the registry, by name, those that see one view of a picture and no bank."""
+    """Of the registry, by name, those that see one view of an image and no bank."""
     everything = {member.model_fields["name"].default: member for member in get_args(get_args(ObjectiveUnion)[0])}
     return {name: member for name, member in everything.items() if member().needs in (Needs(), Needs(ids=True))}
 

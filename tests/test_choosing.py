@@ -9,8 +9,8 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from pipelines.batch import Batch, columns
-from pipelines.settings import UserError, validate
+from pipelines.dataset.batch import Batch, columns
+from pipelines.program.settings import UserError, validate
 from training.config import TrainSettings
 from training.encoder import build_encoder
 from training.objectives import ObjectiveUnion

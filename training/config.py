@@ -8,10 +8,10 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from evaluation.suite import Labels, Positions, SuiteSettings
-from pipelines.guides import Search
-from pipelines.places import LocalPlace, Place
-from pipelines.settings import Settings
-from pipelines.views import Augment
+from pipelines.dataset.views import Augment
+from pipelines.features.frozen_encoders import Search
+from pipelines.program.path_keys import LocalPlace, Place
+from pipelines.program.settings import Settings
 from training.encoder import AugmentedHead, HeadSettings, HeadUnion, LinearHead
 from training.objectives import ObjectiveUnion
 from training.objectives.clip import ClipSettings
@@ -42,7 +42,7 @@ class DataSettings(Settings):
     max_unusable_rate: float = Field(
         0.1, ge=0, le=1, description="of indexed data: stop when a larger share of the rows met cannot be used"
     )
-    augment: Augment | None = Field(Augment(), description="random views of training pictures; null: the centre view")
+    augment: Augment | None = Field(Augment(), description="random views of training images; null: the centre view")
 
 
 class GuideSettings(Settings):
@@ -50,7 +50,7 @@ class GuideSettings(Settings):
 
     image_encoder: ImageTowerUnion = Field(
         default_factory=lambda: TimmSettings(name="timm", model="tf_efficientnet_lite0", weights=_LITE0, image_size=192),
-        description="its features of pictures, computed once or in the step; by default EfficientNet-Lite0",
+        description="its features of images, computed once or in the step; by default EfficientNet-Lite0",
     )
     text_encoder: TextTowerUnion = Field(
         default_factory=lambda: HuggingFaceTextSettings(name="huggingface", weights=_MINILM, max_tokens=48),
@@ -108,7 +108,7 @@ class EvaluationSettings(SuiteSettings):
         None, description="score the checkpoint that checkpoint.best chose on this split too: once, at the end"
     )
     every_epochs: int = Field(1, ge=1, description="score every so many epochs, and always at the end")
-    batch_size: int = Field(256, ge=1, description="pictures or texts embedded at a time by one worker")
+    batch_size: int = Field(256, ge=1, description="images or texts embedded at a time by one worker")
 
 
 class TrainSettings(Settings):
@@ -163,7 +163,7 @@ class TrainSettings(Settings):
             )
         if objective.needs.strong is not None and mode in ("locked", "frozen"):
             raise ValueError(
-                f"objective.name: {objective.name} teaches the image tower by strong views of pictures, and "
+                f"objective.name: {objective.name} teaches the image tower by strong views of images, and "
                 f"image_tower.mode={mode} does not train it; choose trainable, or another objective"
             )
         if objective.needs.masked != "no" and self.text_tower.mode in ("locked", "frozen"):

@@ -6,7 +6,7 @@ A run's folder, `storage/name`:
     result.json      at the end        report.html     at the end
     test.json        of the chosen checkpoint, where there is a test split
     checkpoint_.../  newest k          best/           by a named metric, if one is named
-    towers/          locked ones: a folder opens without the weights that it was trained from (kept.py)
+    towers/          locked ones: a folder opens without the weights that it was trained from (saved_towers.py)
 """
 
 import fcntl
@@ -24,18 +24,18 @@ from typing import Any
 import numpy as np
 
 from evaluation.suite import HeldOut, Scores, mean_recalls, metric_names, score
-from pipelines import cluster, interrupts, places, yaml_text
-from pipelines.banks import Pool
-from pipelines.display import Display
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError, difference, read_yaml, validate
-from training.chosen import test_chosen
+from pipelines.dataset.prepared import Prepared
+from pipelines.features.feature_store import Pool
+from pipelines.program import cluster, interrupts, path_keys, yaml_text
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, difference, read_yaml, validate
+from training.checkpoint_registry import ABOUT, newest_checkpoint, put, registered, settle
 from training.config import TrainSettings
-from training.fit import fit, newest_step
+from training.dry_run import check_build
+from training.final_test import test_chosen
 from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import Plan, held_out_data, keep_towers, make_order, make_plan, needs_banks, test_data
-from training.registered import ABOUT, newest_checkpoint, put, registered, settle
-from training.rehearsal import check_build
+from training.ray_train import fit, newest_step
 from training.report import write_report
 from training.resources import Cluster, ahead, plan_resources, present
 from training.warmup import warmup_warning
@@ -137,7 +137,7 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """One process a run. The lock goes with the process, however it ends; a run that never began leaves no folder."""
-    places.check_folder(folder, "storage")
+    path_keys.check_folder(folder, "storage")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         try:

@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from evaluation.suite import HeldOut, metric_names
-from pipelines import storage
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError, apply_overrides, digest, read_yaml, validate
+from pipelines.dataset.prepared import Prepared
+from pipelines.io import storage
+from pipelines.program.settings import UserError, apply_overrides, digest, read_yaml, validate
 from training.config import TrainSettings
 from training.plan import held_out_data, make_order
 from tuning.config import SweepSettings

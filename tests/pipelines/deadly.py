@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines import apart
+from pipelines.io import child_process
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.folder import FolderSource
 
@@ -14,8 +14,8 @@ from pipelines.sources.folder import FolderSource
 def numbers(ends: dict[int, str], count: int, first: int) -> Iterator[tuple[int, int]]:
     """Numbers with the process's own, of which some end it."""
     for number in range(first, count):
-        apart.begin(f"item {number}")
-        with apart.limited():
+        child_process.begin(f"item {number}")
+        with child_process.limited():
             if ends.get(number) == "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
             while ends.get(number) == "loop":
@@ -33,7 +33,7 @@ def process() -> int:
 def killed_once(marker: Path, first: int) -> Iterator[int]:
     """Three numbers; the first process that comes to the second is killed."""
     for number in range(first, 3):
-        apart.begin(number)
+        child_process.begin(number)
         if number == 1 and not marker.exists():
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -49,8 +49,8 @@ def raising(error: Exception, _: int) -> Iterator[int]:
 class Deadly(FolderSource):
     """A folder whose file b.png ends whoever reads it, before there is a row of it."""
 
-    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
-        for row in super().read(unit, pictures):
+    def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
+        for row in super().read(unit, images):
             if row.key == "b.png":
                 os.kill(os.getpid(), signal.SIGSEGV)
             yield row

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import storage
-from pipelines.order import Order
-from pipelines.prepared import FORMAT_VERSION, Prepared
-from pipelines.settings import UserError
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import FORMAT_VERSION, Prepared
+from pipelines.io import storage
+from pipelines.program.settings import UserError
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def epoch_of(order: Order, epoch: int) -> np.ndarray:
 
 
 def small_window(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr("pipelines.prepared._WINDOW", rows)
+    monkeypatch.setattr("pipelines.dataset.prepared._WINDOW", rows)
 
 
 @pytest.mark.parametrize("window", [1, 7, 40, 1000])
@@ -139,7 +139,7 @@ def test_starting_late_reads_nothing_before(dataset: Callable, monkeypatch: pyte
         opened.append(str(path))
         return storage.read_table(path, *arguments)
 
-    monkeypatch.setattr("pipelines.prepared.shard_rows", spy)
+    monkeypatch.setattr("pipelines.dataset.prepared.shard_rows", spy)
     order.batch(49)
     assert 1 <= len(set(opened)) <= 2
 

@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from pipelines.settings import Settings, UserError, apply_overrides, describe, digest, load, parse_overrides, read_yaml, validate
+from pipelines.program.settings import (
+    Settings,
+    UserError,
+    apply_overrides,
+    describe,
+    digest,
+    load,
+    parse_overrides,
+    read_yaml,
+    validate,
+)
 
 
 class Red(Settings):

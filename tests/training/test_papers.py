@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError, load, parse_overrides
-from pipelines.tokenizer import train_tokenizer
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.tokenizer import train_tokenizer
+from pipelines.program.settings import UserError, load, parse_overrides
 from tests.training.one_step import one_step
 from training.config import TrainSettings
 from training.resources import Cluster, plan_resources

@@ -20,20 +20,20 @@ import timm
 import torch
 from transformers import SiglipImageProcessor
 
-from pipelines.banks import Pool
-from pipelines.display import Display
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError, validate
-from pipelines.stream import Worker
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Worker
+from pipelines.features.feature_store import Pool
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, validate
 from tests.training.opened_elsewhere import embedded, going_on
 from tests.training.squares import prepared_by_hand
 from tests.training.towers.text_models import DUAL, TEXT
 from tests.training.towers.text_models import save as save_text
 from training.checkpoint import load_embedder, save_checkpoint
+from training.checkpoint_registry import put, seal
 from training.config import TrainSettings
 from training.loop import build_state
 from training.plan import held_out_data, keep_towers, make_order, make_plan
-from training.registered import put, seal
 
 SIZE, ROOT = 32, Path(__file__).parents[2]
 CPU = Worker(0, 1, torch.device("cpu"), 1.0)

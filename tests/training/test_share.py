@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.batch import columns
-from pipelines.guides import Guides
-from pipelines.settings import UserError, difference
-from pipelines.stream import Worker
-from pipelines.tokenizer import train_tokenizer
+from pipelines.dataset.batch import columns
+from pipelines.dataset.stream import Worker
+from pipelines.dataset.tokenizer import train_tokenizer
+from pipelines.features.frozen_encoders import Guides
+from pipelines.program.settings import UserError, difference
 from tests.training.squares import BATCH, TRAIN, planner, write_root
-from training.inline import fit_inline
+from training.in_process import fit_inline
 from training.plan import Plan, make_order
 from training.run import result_of
 

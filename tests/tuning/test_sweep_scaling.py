@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from evaluation.suite import mean_recalls
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError, load
+from pipelines.dataset.prepared import Prepared
+from pipelines.program.settings import UserError, load
 from tests.tuning.pages import page_of, paths, plain, section, table_rows
 from tests.tuning.tables import I2T, T2I, row
 from tuning.config import SweepSettings

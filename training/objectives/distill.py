@@ -1,7 +1,7 @@
 """Distillation from a stronger dual encoder: a small one learns what a large one makes of the same pairs.
 
 Yang et al., "CLIP-KD: An Empirical Study of CLIP Model Distillation", CVPR 2024, arXiv 2307.12732, has these
-losses and more. For the teacher's unit rows u, v of picture and caption, its own temperature t', and two linear heads that take
+losses and more. For the teacher's unit rows u, v of image and caption, its own temperature t', and two linear heads that take
 the student's projections into its space, p^I and p^T:
 
     L = plain L_CLIP + relation L_CRD + feature L_FD + interactive L_ICL
@@ -13,7 +13,7 @@ L_CRD is the paper's Kullback-Leibler divergence but for the teacher's entropy, 
 scripts weigh L_FD, taken as a mean over entries, with 2,000: 4 times the sum is about that at a width of 512. Paper and scripts
 have heads only where the widths differ; here there always are (ours).
 
-The teacher is `guides`: both halves of an open_clip or Hugging Face model, or of an earlier run. Its embeddings of pictures and
+The teacher is `guides`: both halves of an open_clip or Hugging Face model, or of an earlier run. Its embeddings of images and
 captions are computed once and looked up; or, with `live`, it runs in the step on the views that the student sees.
 """
 
@@ -24,13 +24,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch, Needs
-from pipelines.settings import UserError
+from pipelines.dataset.batch import Batch, Needs
+from pipelines.program.settings import UserError
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip import Clip, ContrastiveSettings
-from training.objectives.contrast import find_candidates
-from training.objectives.functional import log_sums, soft_cross_entropy
+from training.objectives.ops.contrast import find_candidates
+from training.objectives.ops.losses import log_sums, soft_cross_entropy
 from training.precision import exact, unit
 
 

@@ -19,16 +19,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch
-from pipelines.randomness import generator
-from pipelines.settings import Settings
-from training.cosine import half_cosine
+from pipelines.dataset.batch import Batch
+from pipelines.program.randomness import generator
+from pipelines.program.settings import Settings
 from training.distributed import all_gather, first_row, world_size
+from training.half_cosine import half_cosine
 from training.objectives.base import Embeddings, Loss, Objective, Task
 from training.objectives.clip import ContrastiveSettings
-from training.objectives.contrast import find_candidates
-from training.objectives.functional import soft_cross_entropy
-from training.objectives.temperature import LogitScale
+from training.objectives.ops.contrast import find_candidates
+from training.objectives.ops.losses import soft_cross_entropy
+from training.objectives.ops.temperature import LogitScale
 from training.teacher import EmaSettings, NoTeacher, Teacher
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.guides import nearest
+from pipelines.features.frozen_encoders import nearest
 from tests.training.objectives.reference import X, Y, assert_near, build, clip_loss, ids, random_pairs, unit
 from training.objectives.base import Embeddings, Loss
 from training.objectives.clip_ping import ClipPing, ClipPingSettings, guidance

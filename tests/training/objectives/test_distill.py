@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from tests.training.objectives.reference import (
     REPEATED,
     assert_near,
@@ -38,7 +38,7 @@ def distill(settings: DistillSettings, x: Tensor, y: Tensor, u: Tensor, v: Tenso
 
 
 def test_against_plain_loops() -> None:
-    """With pictures and captions that come twice: these are left out on both sides."""
+    """With images and captions that come twice: these are left out on both sides."""
     (x, y), (u, v), n = random_pairs(6), random_pairs(6, seed=1), 6
     settings = DistillSettings(**OWN, plain=0.5, relation=2.0, feature=3.0, interactive=0.7)
     found, _ = distill(settings, x, y, u, v, REPEATED)

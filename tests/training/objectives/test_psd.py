@@ -30,9 +30,9 @@ from tests.training.objectives.reference import (
     step,
     taught,
 )
-from training.objectives.blocks import Candidates
 from training.objectives.clip import ClipSettings
-from training.objectives.functional import soft_cross_entropy
+from training.objectives.ops.blocks import Candidates
+from training.objectives.ops.losses import soft_cross_entropy
 from training.objectives.psd import Psd, PsdSettings
 from training.teacher import EmaTeacher, NoTeacher
 
