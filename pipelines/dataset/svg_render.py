@@ -23,7 +23,7 @@ _DPI = 96
 _DEEPEST = 64  # levels of elements within one another; resvg recurses, and overflows the stack between 200 and 300 of them
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _LOCAL = re.compile(r"^#(.+)$|url\(\s*['\"]?#([^'\")]+)")
-_LENGTHS = ("x y width height cx cy r rx ry fx fy x1 y1 x2 y2 dx dy font-size stroke-width").split()  # attributes
+_LENGTHS = re.compile(r"[cdrf]?[xy]|[xy][12]|r|width|height|font-size|stroke-width")  # attributes
 _LENGTH = re.compile(r"([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)(px|pt|pc|in|cm|mm|q|em|ex|%)?", re.IGNORECASE)
 _SIZE = re.compile(r"(?:^|;)\s*(width|height)\s*:\s*([^;!]+)")  # in a style
 
@@ -92,15 +92,15 @@ def _settle_lengths(root: ET.Element) -> None:
         if (length := _length(value)) and not length.endswith("%"):  # of a page that is not there
             root.attrib[name] = length
     for element in root.iter():
-        for name in _LENGTHS:
-            if name in element.attrib and (length := _length(element.attrib[name])):
+        for name, value in element.attrib.items():
+            if _LENGTHS.fullmatch(name) and (length := _length(value)):
                 element.attrib[name] = length
     for name in ("width", "height"):
-        value = root.get(name)
-        if value is None or _length(value):
+        size = root.get(name)
+        if size is None or _length(size):
             continue
-        if value.strip().lower() not in ("", "auto") and "viewBox" not in root.attrib:
-            raise ValueError(f"its {name} is '{value[:40]}', which is no length that is read, and it has no viewBox")
+        if size.strip().lower() not in ("", "auto") and "viewBox" not in root.attrib:
+            raise ValueError(f"its {name} is '{size[:40]}', which is no length that is read, and it has no viewBox")
         del root.attrib[name]
 
 
