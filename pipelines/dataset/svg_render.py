@@ -5,11 +5,14 @@ would end the whole process. So each is read here first, and what resvg gets is 
 """
 
 import base64
+import functools
 import io
 import re
 import urllib.request
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -34,18 +37,32 @@ def render(data: bytes, size: int, most_pixels: int) -> bytes:
     Args:
         most_pixels: of the raster images that are embedded in it, together.
     """
-    import resvg_py
-
     text = _safe(data, most_pixels)
-    with Image.open(
-        io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=text, width=_PROBE, height=_PROBE, dpi=_DPI))), formats=["PNG"]
-    ) as probe:
+    with Image.open(io.BytesIO(_drawn(text, width=_PROBE, height=_PROBE)), formats=["PNG"]) as probe:
         width, height = probe.size
     if max(width, height) > _RATIO * min(width, height):
         raise ValueError(f"more than {_RATIO} times as long as wide")
-    if width <= height:
-        return bytes(resvg_py.svg_to_bytes(svg_string=text, width=size, dpi=_DPI))
-    return bytes(resvg_py.svg_to_bytes(svg_string=text, height=size, dpi=_DPI))
+    return _drawn(text, width=size) if width <= height else _drawn(text, height=size)
+
+
+def _drawn(text: str, **size: int) -> bytes:
+    """As PNG. Text is set in DejaVu, whatever the file asks for and the machine has: by default resvg leaves out all text whose
+    font it does not find, and one file would give different images on different machines."""
+    import resvg_py
+
+    settings: dict[str, Any] = {"svg_string": text, "dpi": _DPI, **_fonts(), **size}
+    return bytes(resvg_py.svg_to_bytes(**settings))
+
+
+@functools.cache
+def _fonts() -> dict[str, Any]:
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    names = ("Sans", "Sans-Bold", "Sans-Oblique", "Sans-BoldOblique", "Serif", "Serif-Bold", "SansMono", "SansMono-Bold")
+    families = dict.fromkeys(("font_family", "sans_serif_family", "cursive_family", "fantasy_family"), "DejaVu Sans")
+    families |= {"serif_family": "DejaVu Serif", "monospace_family": "DejaVu Sans Mono"}
+    return {"skip_system_fonts": True, "font_files": [str(folder / f"DejaVu{name}.ttf") for name in names], **families}
 
 
 def _safe(data: bytes, most_pixels: int) -> str:

@@ -562,3 +562,13 @@ def test_levels_of_an_svg_are_bounded(inside: str) -> None:
 
 def test_an_svg_that_refers_to_itself_ends() -> None:
     assert svg_refused(svg_of('<g id="a"><use href="#b"/></g><g id="b"><use href="#a"/></g>'))
+
+
+@pytest.mark.parametrize(
+    "family", ["", 'font-family="sans-serif"', 'font-family="No Such Font"', 'style="font-family: Nope, monospace"']
+)
+def test_text_of_an_svg_is_drawn_whatever_fonts_the_machine_has(family: str) -> None:
+    """resvg leaves out all text whose font is not installed: the image would be blank."""
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="40"><text y="30" font-size="30" {family}>Hi</text></svg>'
+    pixels = np.asarray(open_image(svg.encode()).rgb())
+    assert 0.05 < (pixels < 128).all(axis=2).mean() < 0.6
