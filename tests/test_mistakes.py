@@ -250,6 +250,25 @@ def test_tuning(
     assert not list(tmp_path.iterdir()), "a sweep that never began leaves no folder"
 
 
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("overrides.checkpoint.best=accuracy", "checkpoint.best: 'accuracy'"),
+        ("overrides.optimizer.options={beta: 1}", "optimizer.options: adamw has no 'beta'"),
+        ("score=[accuracy]", "score: 'accuracy'"),
+        ("loggers=[mlflow]", "loggers: mlflow"),
+    ],
+)
+def test_a_mistake_does_not_cost_the_sweep_that_was_to_be_replaced(
+    argument: str, named: str, mistake: Callable[..., str], tiny_dataset: Prepared, tmp_path: Path
+) -> None:
+    (tmp_path / "smoke-sweep").mkdir()
+    (tmp_path / "smoke-sweep" / "sweep.json").write_text("{}")
+    small = [f"storage={tmp_path}", f"overrides.data.path={tiny_dataset.path}", "overrides.global_batch_size=16"]
+    assert named in mistake("tuning", SWEEP, *small, "overwrite=true", argument)
+    assert (tmp_path / "smoke-sweep" / "sweep.json").read_text() == "{}"
+
+
 def test_a_sweep_of_another_kind_is_not_mixed_in(mistake: Callable[..., str], tiny_dataset: Prepared, tmp_path: Path) -> None:
     """Told by the key that differs; here the folder is one that a killed sweep would have left."""
     small = [f"storage={tmp_path}", f"overrides.data.path={tiny_dataset.path}", "overrides.global_batch_size=16"]
