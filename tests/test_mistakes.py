@@ -1,6 +1,7 @@
 """The mistakes a newcomer makes: each one line that names the key or the file and the way out, exit code 2, no traceback."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pipelines.__main__ import _run as run_pipelines
 from pipelines.cli import run_program
 from pipelines.config import PrepareSettings
 from pipelines.prepared import Prepared
-from pipelines.settings import load, parse_overrides
+from pipelines.settings import UserError, example_of, load, parse_overrides
 from training.__main__ import _run as run_training
 from training.config import TrainSettings
 from tuning.__main__ import _run as run_tuning
@@ -172,6 +173,16 @@ def test_evaluation(
     for part in named:
         assert part in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("program", "config"), zip(PROGRAMS, (EMOJIS, OPENMOJI, SCORES, SWEEP), strict=True))
+def test_the_example_of_each_program_is_one_of_its_keys(program: str, config: str) -> None:
+    """It stands in --help, and where what was typed says nothing."""
+    model, _ = PROGRAMS[program]
+    example = example_of(model)
+    with pytest.raises(UserError, match=re.escape(f"for example {example}")):
+        parse_overrides(["3"], model)
+    assert load(model, ROOT / config, parse_overrides([example], model)) != load(model, ROOT / config)
 
 
 @pytest.mark.parametrize("place", ["README.md", "README.md/x"])
