@@ -1,6 +1,5 @@
 """Keys that take a path: a local one, or a URI where a program reads and writes object stores. A mistyped one is refused."""
 
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -52,6 +51,6 @@ def check_folder(place: Place, key: str) -> None:
     if not there.is_dir():
         raise UserError(f"{key}: {there if there != place.absolute() else place} is a file; choose another {key}")
     try:  # what the permissions say is not all: a folder of the kernel's, or of a server that trusts nobody's root
-        os.rmdir(tempfile.mkdtemp(prefix=".raylign-", dir=there))
+        Path(tempfile.mkdtemp(prefix=".raylign-", dir=there)).rmdir()
     except OSError as error:
         raise UserError(f"{key}: nothing can be written to {there} ({error.strerror}); choose another {key}") from None
