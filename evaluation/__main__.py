@@ -83,7 +83,7 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
 
 
 def _check_room(settings: EvaluateSettings) -> None:
-    """Raises `UserError` where the Ray that this process starts would wait for ever; in a cluster nobody can tell, it may grow."""
+    """Raises `UserError` where the Ray that this process starts would wait for ever; a cluster may grow."""
     import ray
     import torch
 
