@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.from_scratch import COSTS, FORWARDS, LABELS, NAMES, PING, PING_EPOCHS, RESULT, RUNS, TABLE_EPOCHS, VIEWS
-from pipelines.prepared import Prepared
+from pipelines.dataset.prepared import Prepared
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -37,7 +37,7 @@ def paired(rows: pd.DataFrame, name: str, score: str, base: str = "clip") -> tup
 
 
 def chance(dataset: str) -> str:
-    """Of R@10, over the seeds' test splits; a caption or picture that is right twice is not counted in."""
+    """Of R@10, over the seeds' test splits; a caption or image that is right twice is not counted in."""
     prepared = Prepared.open(Path("data") / dataset)
     return f"{np.mean([1000 / len(prepared.split_ids(seed)['test']) for seed in range(3)]):.0f} %"
 

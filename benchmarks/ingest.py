@@ -1,4 +1,4 @@
-"""Pictures a second into a training worker: ours, torch's DataLoader, webdataset, open_clip's loader, and the bare decoding loop.
+"""Images a second into a training worker: ours, torch's DataLoader, webdataset, open_clip's loader, and the bare decoding loop.
 
     python -m benchmarks.ingest            # about 35 minutes on 2 cores; some 1 GB in data/ingest-bench
 
@@ -29,9 +29,9 @@ from benchmarks.ingest_peers import CONTENDERS, LIMITS, OURS, Job, limit
 from benchmarks.ingest_profile import profile
 from benchmarks.process_tree import Sampled
 from benchmarks.runs import machine
-from pipelines import cluster
-from pipelines.display import Display
-from pipelines.tokenizer import train_tokenizer
+from pipelines.dataset.tokenizer import train_tokenizer
+from pipelines.program import cluster
+from pipelines.program.display import Display
 
 FOLDER = Path("data/ingest-bench")
 RESULT = Path("docs/benchmarks/ingest.md")
@@ -119,13 +119,13 @@ def run(name: str, told: argparse.Namespace, busy: float = 0.0) -> dict[str, flo
         return {"rate": found["rate"], "cpu": 1000 * cpu, "memory": tree.peak_mib}
     came, asked = np.asarray(found["came"]), np.asarray(found["asked"])
     since, last = came[UNCOUNTED - 1], came[-1]
-    pictures = (told.steps - UNCOUNTED) * told.batch
+    images = (told.steps - UNCOUNTED) * told.batch
     return {
-        "rate": pictures / (last - since),
+        "rate": images / (last - since),
         "total_rate": told.steps * told.batch / (last - found["start"]),
         "first": came[0] - found["start"],
         "wait": float((came - asked)[UNCOUNTED:].sum() / (last - since)),
-        "cpu": 1000 * tree.cpu_between(since, last) / pictures,
+        "cpu": 1000 * tree.cpu_between(since, last) / images,
         "memory": tree.peak_mib,
         "store": found["store"],
         "spilled": found["spilled"],
@@ -172,7 +172,7 @@ def page(found: dict[str, list[dict[str, float]]], told: argparse.Namespace) -> 
     kib = statistics.mean(member.length for member in members) / 1024
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
     lines = [
-        "# Pictures into a training worker",
+        "# Images into a training worker",
         "",
         f"`{told.command}`; {machine()}; {versions}.",
         f"{len(members):,} JPEGs of 256 to 512 pixels, {kib:.0f} KiB on average, read from memory; {told.steps} batches of",
@@ -182,8 +182,8 @@ def page(found: dict[str, list[dict[str, float]]], told: argparse.Namespace) -> 
         "busy with each batch for as long as drafted bare Pillow takes for one. CPU: of all processes. Memory: their peak,",
         "shared pages once.",
         "",
-        "| | pictures/s | of bare Pillow, drafted | of bare Pillow | of the best peer | pictures/s with start | first batch "
-        "| waits | CPU a picture | memory | object store |",
+        "| | images/s | of bare Pillow, drafted | of bare Pillow | of the best peer | images/s with start | first batch "
+        "| waits | CPU an image | memory | object store |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in names:

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines import cluster
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
-from pipelines.settings import load
+from pipelines.dataset.prepared import Prepared
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program import cluster
+from pipelines.program.display import Display
+from pipelines.program.settings import load
 
 SHARD_ROWS = 500
 SIDES = (256, 512)  # pixels, drawn for width and height
@@ -48,7 +48,7 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class Member:
-    """One picture: a range of bytes of a tar, and its caption."""
+    """One image: a range of bytes of a tar, and its caption."""
 
     tar: str
     start: int
@@ -69,7 +69,7 @@ class Corpus:
 
     @cached_property
     def members(self) -> list[Member]:
-        """All pictures, in the order of the shards."""
+        """All images, in the order of the shards."""
         return [member for path in self.tars for member in _members(path)]
 
     def prepared(self, way: str) -> Prepared:
@@ -83,7 +83,7 @@ class Corpus:
 
 
 def generate(folder: Path, images: int) -> Corpus:
-    """The corpus of so many pictures, made once; the same bytes wherever it is made."""
+    """The corpus of so many images, made once; the same bytes wherever it is made."""
     if not (folder / "shards").exists():
         aside = folder / f"shards.partial-{os.getpid()}"
         aside.mkdir(parents=True)
@@ -97,7 +97,7 @@ def prepare_ways(corpus: Corpus, cpus: int, display: Display) -> None:
     cluster.start(cpus=cpus)
     config = corpus.folder / "prepare.yaml"
     for output, way in WAYS.items():
-        # image.size: as large as any picture, so that copying keeps the bytes.
+        # image.size: as large as any image, so that copying keeps the bytes.
         config.write_text(
             f"source: {{name: webdataset, paths: {corpus.folder / 'shards'}}}\nway: {way}\noutput: {corpus.folder / output}\n"
             f"image: {{size: {SIDES[1]}}}\nsplits: {{}}\n"
@@ -119,8 +119,8 @@ def _write_shards(folder: Path, images: int) -> None:
     for first in range(0, images, SHARD_ROWS):
         with tarfile.open(folder / f"{first // SHARD_ROWS:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             for row in range(first, min(first + SHARD_ROWS, images)):
-                caption = f"picture {row}: " + " ".join(random.choice(_WORDS, int(random.integers(4, 16))))
-                for suffix, data in ((".jpg", _picture(fields, random)), (".txt", caption.encode())):
+                caption = f"image {row}: " + " ".join(random.choice(_WORDS, int(random.integers(4, 16))))
+                for suffix, data in ((".jpg", _image(fields, random)), (".txt", caption.encode())):
                     info = tarfile.TarInfo(f"{row:06d}{suffix}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
@@ -134,7 +134,7 @@ def _field(random: np.random.Generator) -> np.ndarray:
     return (field / field.std()).astype(np.float32)
 
 
-def _picture(fields: list[np.ndarray], random: np.random.Generator) -> bytes:
+def _image(fields: list[np.ndarray], random: np.random.Generator) -> bytes:
     """A JPEG: pieces of the fields as brightness, with weaker ones as colour."""
     width, height = random.integers(SIDES[0], SIDES[1] + 1, size=2)
 

@@ -1,8 +1,8 @@
 """The contenders of `benchmarks.ingest`: our stream, and three loaders over the same tars; and the limit, which only decodes.
 
-A loader yields pictures [B, 3, size, size] and token ids int64 [B, L] into this process. Everybody uses one tokenizer and makes
-one kind of view: a crop of half the picture to all of it, mirrored every second time. `our view` is `pipelines.images.train_view`
-in a peer's loader; the other form of each peer is what its users write.
+A loader yields images [B, 3, size, size] and token ids int64 [B, L] into this process. Everybody uses one tokenizer and makes
+one kind of view: a crop of half the image to all of it, mirrored every second time. `our view` is
+`pipelines.dataset.views.train_view` in a peer's loader; the other form of each peer is what its users write.
 """
 
 import functools
@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 
 from benchmarks.ingest_corpus import Corpus, Member
-from pipelines.images import open_picture
-from pipelines.order import Order
-from pipelines.stream import Stream, Worker
-from pipelines.tokenizer import TextTokenizer
-from pipelines.views import Augment, train_view
+from pipelines.dataset.images import open_image
+from pipelines.dataset.order import Order
+from pipelines.dataset.stream import Stream, Worker
+from pipelines.dataset.tokenizer import TextTokenizer
+from pipelines.dataset.views import Augment, train_view
 
 AUGMENT = Augment()
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
@@ -44,8 +44,8 @@ class Job:
 
     def view(self, data: bytes | Image.Image) -> np.ndarray:
         """Our random view of encoded or decoded pixels."""
-        picture = open_picture(data) if isinstance(data, bytes) else data
-        return train_view(picture, self.size, AUGMENT, np.random.default_rng())
+        image = open_image(data) if isinstance(data, bytes) else data
+        return train_view(image, self.size, AUGMENT, np.random.default_rng())
 
     def tokens(self, text: str) -> np.ndarray:
         """Token ids of one caption, int64 [L]."""
@@ -70,7 +70,7 @@ def ours(job: Job, way: str) -> Batches:
         yield batch["image"], batch["text"]
 
 
-class TarPictures(torch.utils.data.Dataset):
+class TarImages(torch.utils.data.Dataset):
     """Members of tars by number, for torch's DataLoader."""
 
     def __init__(self, job: Job, view: Callable[[bytes], Any]):
@@ -89,7 +89,7 @@ def torch_loader(job: Job, torchvision: bool) -> Batches:
     """torch's DataLoader with a worker a core, shuffled."""
     transform = job.torchvision_view()
     view = (lambda data: transform(Image.open(io.BytesIO(data)).convert("RGB"))) if torchvision else job.view
-    dataset = TarPictures(job, view)
+    dataset = TarImages(job, view)
     loader = torch.utils.data.DataLoader(
         dataset, job.batch, sampler=_epochs(len(dataset), job.steps * job.batch), num_workers=job.cores
     )

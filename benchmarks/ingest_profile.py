@@ -11,13 +11,13 @@ import torch
 
 from benchmarks.ingest_peers import AUGMENT, Job, ours
 from benchmarks.process_tree import Sampled
-from pipelines import cluster
-from pipelines.images import Opened, open_picture
-from pipelines.locations import read_locations
-from pipelines.order import Order
-from pipelines.randomness import generator
-from pipelines.stream import Item, Stream
-from pipelines.views import train_view
+from pipelines.dataset.images import Opened, open_image
+from pipelines.dataset.order import Order
+from pipelines.dataset.stream import Item, Stream
+from pipelines.dataset.views import train_view
+from pipelines.io.image_bytes import read_locations
+from pipelines.program import cluster
+from pipelines.program.randomness import generator
 
 _STEPS = 8
 _WHOLE = "all of a task's work, in one go"
@@ -59,15 +59,15 @@ def _pieces(job: Job) -> dict[str, float]:
     def make_generators(ids: np.ndarray) -> list[np.random.Generator]:
         return [generator("view", 0, 0, int(i), 0) for i in ids]
 
-    def views(pictures: list[Opened], randoms: list[np.random.Generator]) -> list[np.ndarray]:
-        return [train_view(picture, job.size, AUGMENT, random) for picture, random in zip(pictures, randoms, strict=True)]
+    def views(images: list[Opened], randoms: list[np.random.Generator]) -> list[np.ndarray]:
+        return [train_view(image, job.size, AUGMENT, random) for image, random in zip(images, randoms, strict=True)]
 
     for step in range(_STEPS):
         ids = timed("look up the order", order.batch, step)
         places = timed("look up places", prepared.places, ids)
         encoded = timed("read bytes", lambda found: list(read_locations(found)), places)
         randoms = timed("make generators", make_generators, ids)
-        opened = timed("read headers", lambda found: list(map(open_picture, found)), encoded)
+        opened = timed("read headers", lambda found: list(map(open_image, found)), encoded)
         timed("decode, crop, resize, mirror", views, opened, randoms)
         texts = timed("look up captions", captions, ids)
         timed("tokenize", job.tokenizer, texts)
@@ -100,9 +100,9 @@ def _run(job: Job) -> list[str]:
             seconds = time.monotonic() - start
     finally:
         ray.data.Dataset.iter_torch_batches = iterate
-    pictures = (job.steps - _STEPS) * job.batch
-    lines = [f"{pictures / seconds:,.0f} pictures/s from batch {_STEPS} to the end; CPU of processes by name"]
+    images = (job.steps - _STEPS) * job.batch
+    lines = [f"{images / seconds:,.0f} images/s from batch {_STEPS} to the end; CPU of processes by name"]
     for name, cpu in sorted(tree.cpu_by_name(before).items(), key=lambda item: -item[1]):
         if cpu > 0:
-            lines.append(f"{name:48} {1000 * cpu / pictures:8.2f} ms a picture")
+            lines.append(f"{name:48} {1000 * cpu / images:8.2f} ms an image")
     return [*lines, "", *seen[-1].stats().splitlines()]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.neighbours            # some 5 minutes on 2 cores, 2 GiB of memory
 
-Rows: 100,000 random unit rows about 2,000 centres, tight and loose, and, where it was prepared, the pictures and captions of
+Rows: 100,000 random unit rows about 2,000 centres, tight and loose, and, where it was prepared, the images and captions of
 OpenMoji (pipelines/configs/openmoji-banks.yaml). Queries are rows themselves, and each leaves its own group out. Recall@1: the
 share of the queries for which the index finds the very row that the exact search finds. Cosine lost: by how much less alike the
 rows are that it finds, over all queries. Seconds are of all threads together: other programs on the machine count little.
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.runs import machine
-from pipelines.display import Display
-from pipelines.guides import unit
-from pipelines.lookup import bank_rows, id_columns
-from pipelines.nearest import Approximate, nearest
-from pipelines.prepared import Prepared
-from pipelines.settings import load
-from training.banks import BankSettings, compute_banks
+from pipelines.dataset.prepared import Prepared
+from pipelines.features.frozen_encoders import unit
+from pipelines.features.knn import Approximate, nearest
+from pipelines.features.rows_by_id import bank_rows, id_columns
+from pipelines.program.display import Display
+from pipelines.program.settings import load
+from training.features import BankSettings, compute_banks
 
 ROWS, WIDTH, CENTRES = 100_000, 384, 2000
 RECIPE = Path("pipelines/configs/openmoji-banks.yaml")
@@ -47,7 +47,7 @@ def openmoji() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     prepared = Prepared.open(settings.dataset)
     image_ids, text_ids = id_columns(str(prepared.path), prepared.fingerprint)
     firsts = np.asarray([ids[0] for ids in text_ids])
-    yield "OpenMoji's pictures, EfficientNet-Lite0", unit(bank_rows(images)[:]), image_ids
+    yield "OpenMoji's images, EfficientNet-Lite0", unit(bank_rows(images)[:]), image_ids
     yield "OpenMoji's captions, MiniLM", unit(bank_rows(texts)[firsts]), image_ids
 
 
@@ -78,9 +78,9 @@ def main() -> None:
         "# Neighbours: an approximate index beside the exact search",
         "",
         f"`python -m benchmarks.neighbours --queries {told.queries}`; {machine()}.",
-        "`guides.search: approximate` is faiss's inverted lists of 8-bit codes: 32 candidates a query, the best is chosen",
-        "by the rows. Exact: one product with all rows, on the CPU. Seconds are CPU seconds of all threads. Cosine lost: of a",
-        "neighbour, on average over all queries.",
+        "`frozen_encoders.search: approximate` is faiss's inverted lists of 8-bit codes: 32 candidates a query, the best is",
+        "chosen by the rows. Exact: one product with all rows, on the CPU. Seconds are CPU seconds of all threads. Cosine lost:",
+        "of a neighbour, on average over all queries.",
         "",
         "| rows | size | queries | recall@1 | cosine lost | s to build | ms a query | exact, ms a query | times as fast |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""PSD against CLIP where 40 % of the training captions belong to other pictures.
+"""PSD against CLIP where 40 % of the training captions belong to other images.
 
     python -m benchmarks.noise            # about 20 minutes on 2 cores, half of it preparing ten datasets
 
@@ -17,11 +17,11 @@ import pandas as pd
 
 from benchmarks.runs import machine, plan_of, score
 from evaluation.suite import mean_recalls
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
-from pipelines.settings import load
+from pipelines.dataset.prepared import Prepared
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.display import Display
+from pipelines.program.settings import load
 
 PREPARE, CONFIG = Path("pipelines/configs/openmoji.yaml"), Path("training/configs/openmoji.yaml")
 RESULT = Path("docs/benchmarks")
@@ -43,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clip, 15 epochs": CLIP | {"epochs": 15},
     "clip, 15 epochs, lr 2e-3": CLIP | {"epochs": 15, "optimizer.lr": 2e-3},
     "psd": PSD,
-    "psd, share 0.5": PSD | {"objective.share": 0.5},
+    "psd, share 0.5": PSD | {"objective.soft_fraction": 0.5},
     "psd, cosine": PSD | {"objective.schedule": "cosine"},
     "psd, momentum 0.95": PSD | {"objective.teacher.name": "ema", "objective.teacher.momentum": 0.95},
     "psd, lr 2e-3": PSD | {"optimizer.lr": 2e-3},

@@ -22,8 +22,8 @@ from torch import nn
 
 from benchmarks.memory import peak_of
 from benchmarks.runs import machine, plan_of, score, worker
-from pipelines.batch import Batch, Needs
-from pipelines.display import Display
+from pipelines.dataset.batch import Batch, Needs
+from pipelines.program.display import Display
 from training.loop import build_state
 from training.objectives import ObjectiveUnion
 from training.objectives.base import Embeddings, ObjectiveSettings, Task
@@ -43,7 +43,7 @@ SCORES = {
 # Defaults are the papers', for batches and data many times larger. What small ones ask for:
 CHANGED: dict[str, dict[str, Any]] = {
     "siglip": {"bias": -5},
-    "psd": {"share": 0.5},
+    "psd": {"soft_fraction": 0.5},
     "sogclr": {"temperature": 0.07},
     "isogclr": {"temperature": 0.05, "min_temperature": 0.04},
     "vicreg": {"covariance": 25},
@@ -52,7 +52,7 @@ CHANGED: dict[str, dict[str, Any]] = {
 
 
 def members() -> dict[str, type[ObjectiveSettings]]:
-    """Of the registry, by name, those that see one view of a picture and no bank."""
+    """Of the registry, by name, those that see one view of an image and no bank."""
     everything = {member.model_fields["name"].default: member for member in get_args(get_args(ObjectiveUnion)[0])}
     return {name: member for name, member in everything.items() if member().needs in (Needs(), Needs(ids=True))}
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from evaluation.suite import mean_recalls
-from pipelines import cluster
-from pipelines.banks import Pool
-from pipelines.display import Display
-from pipelines.prepared import Prepared
-from pipelines.settings import load
-from pipelines.stream import Worker
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Worker
+from pipelines.features.feature_store import Pool
+from pipelines.program import cluster
+from pipelines.program.display import Display
+from pipelines.program.settings import load
 from training.config import TrainSettings
 from training.loop import train
 from training.plan import Plan, held_out_data, make_order, make_plan

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.runs import machine
-from training.objectives import blocks
 from training.objectives.base import Embeddings
 from training.objectives.clip import ClipSettings
+from training.objectives.ops import blocks
 
 WIDTH = 512
 TIMED, LARGE = 8192, 16384

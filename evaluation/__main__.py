@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from evaluation.config import EvaluateSettings
-from evaluation.models import ModelSettings
+from evaluation.embeddings import Rows
+from evaluation.model_settings import ModelSettings
 from evaluation.plan import plan, read_data
 from evaluation.results import TASKS, Result, find_result
-from evaluation.rows import Rows
 from evaluation.tasks.base import Task
-from pipelines import interrupts
-from pipelines.cli import begin, run_program
-from pipelines.display import Display
-from pipelines.remote import shown_tree
-from pipelines.settings import UserError, digest
+from pipelines.io.retry import shown_tree
+from pipelines.program import interrupts
+from pipelines.program.cli import begin, run_program
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, digest
 
-PURPOSE = """Score anything that embeds pictures and texts: zero-shot classification, retrieval, SugarCrepe, linear and few-shot
+PURPOSE = """Score anything that embeds images and texts: zero-shot classification, retrieval, SugarCrepe, linear and few-shot
 probes, corruptions and effective robustness, on prepared datasets and on the layouts of others. Embeds with Ray Data, once for
 all tasks; writes OUTPUT/MODEL/DATASET/TASK/result.json and OUTPUT/report.html, which compares all models there. No data is
 downloaded."""
@@ -37,8 +37,9 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     from evaluation.embed import embed, forget
     from evaluation.embedder import check_embedder
     from evaluation.precomputed import precomputed
-    from evaluation.report import write_report
-    from pipelines import banks, cluster, places
+    from evaluation.reporting import write_report
+    from pipelines.features import feature_store
+    from pipelines.program import cluster, path_keys
 
     contents = read_data(settings)
     tasks = plan(settings, contents)
@@ -56,14 +57,14 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
         if model.embeddings is None:
             model.check(settings.key_of(name))
     for place, key in ((settings.output, "output"), (settings.cache, "cache")):
-        places.check_folder(place, key)
+        path_keys.check_folder(place, key)
     for model in models.values():
         if model.embeddings is None:
             check_embedder(model.embedder, model.arguments())
     if any(model.embeddings is None for model in models.values()):
         _check_room(settings)
         cluster.start(display.verbose)
-    pool = banks.Pool(settings.actors, settings.use_gpu, settings.cpus_per_actor)
+    pool = feature_store.Pool(settings.actors, settings.use_gpu, settings.cpus_per_actor)
     results = []
     for name, model in models.items():
         key = settings.key_of(name)

@@ -8,7 +8,7 @@ are not 0 % for certain. Then as many items of another kind as Wilson's interval
 
 import numpy as np
 
-from pipelines.wilson import wilson
+from pipelines.program.wilson import wilson
 
 _AT_A_TIME = 4_000_000  # drawn indices held at once
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.zero_shot import outcome
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 _BLOCK = 4096
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Pictures whose confidence is in (low, high], and how often they are classified right; in percent."""
+    """Images whose confidence is in (low, high], and how often they are classified right; in percent."""
 
     low: float
     high: float
@@ -42,7 +42,7 @@ def zero_shot_calibration(images: np.ndarray, classes: np.ndarray, labels: np.nd
     """
     if not scale > 0:
         raise UserError(f"scale: {scale} is not above 0; give the model's 1 / temperature, such as 100")
-    for name, rows in (("pictures", images), ("classes", classes)):
+    for name, rows in (("images", images), ("classes", classes)):
         bad = int((~np.isfinite(rows)).any(axis=1).sum())
         if bad:
             raise UserError(f"calibration: {bad} of {len(rows)} {name} have NaN or infinite embeddings; check the embedder")
@@ -57,7 +57,7 @@ def zero_shot_calibration(images: np.ndarray, classes: np.ndarray, labels: np.nd
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray, num_bins: int = 15) -> Calibration:
-    """Sum over equally wide bins of (share of pictures) * |accuracy - mean confidence|.
+    """Sum over equally wide bins of (share of images) * |accuracy - mean confidence|.
 
     Args:
         confidence: float [n], the predicted class's probability in [0, 1]; correct: bool [n].

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 FOLDER = Path(__file__).parent / "classes"
 
@@ -25,7 +25,7 @@ ELEVEN = ("pets", "cifar10", "cifar100", "sun397", "food101", "flowers", "cars",
 
 @dataclass(frozen=True)
 class ClassSet:
-    """What is known of a classification set without its pictures."""
+    """What is known of a classification set without its images."""
 
     name: str
     title: str

@@ -1,6 +1,6 @@
 """From scores of classes to measures: what zero-shot classification and the linear probe share.
 
-Ties and NaN count against the model, so a collapsed one scores 0 and not 100. A class without a test picture has no recall:
+Ties and NaN count against the model, so a collapsed one scores 0 and not 100. A class without a test image has no recall:
 `mean_per_class` is over the classes that have some, and the result names the others.
 """
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.bootstrap import interval
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 METRICS = ("top1", "top5", "mean_per_class")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of each picture."""
+    """What became of each image."""
 
     labels: np.ndarray  # int64 [n]
     ranks: np.ndarray  # int64 [n]: classes that do not score strictly less than the right one; all classes if that is NaN
@@ -32,7 +32,7 @@ class Worst:
     name: str
     images: int
     recall: float  # percent
-    taken_for: list[tuple[str, float]]  # wrong classes and the percentage of its pictures, most frequent first
+    taken_for: list[tuple[str, float]]  # wrong classes and the percentage of its images, most frequent first
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class SetResult:
 
     metric: str  # the main one
     scores: dict[str, float]  # by the names in METRICS
-    intervals: dict[str, tuple[float, float]]  # 95 %, over pictures
+    intervals: dict[str, tuple[float, float]]  # 95 %, over images
     num_images: int
     num_classes: int
-    without_images: list[str]  # classes with no test picture, which mean_per_class leaves out
+    without_images: list[str]  # classes with no test image, which mean_per_class leaves out
     worst: list[Worst]
 
 
 def check(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-    """Raises `UserError` unless there is one label a picture, each in [0, num_classes)."""
+    """Raises `UserError` unless there is one label an image, each in [0, num_classes)."""
     if len(labels) != len(images):
-        raise UserError(f"labels: {len(labels)} for {len(images)} pictures; give one a picture, in the same order")
+        raise UserError(f"labels: {len(labels)} for {len(images)} images; give one an image, in the same order")
     if not np.issubdtype(np.asarray(labels).dtype, np.integer):
         raise UserError(f"labels: expected whole numbers, got {np.asarray(labels).dtype}; give positions of classes")
     outside = np.unique(labels[(labels < 0) | (labels >= num_classes)])
@@ -80,7 +80,7 @@ def judge(scores: np.ndarray, labels: np.ndarray) -> Outcome:
 
 
 def measures(found: Outcome) -> dict[str, float]:
-    """In percent: `top1`, `top5`, and `mean_per_class`, the mean recall over the classes that have pictures."""
+    """In percent: `top1`, `top5`, and `mean_per_class`, the mean recall over the classes that have images."""
     hit = found.ranks < 1
     per_class = [hit[found.labels == c].mean() for c in np.unique(found.labels)]
     return {
@@ -91,7 +91,7 @@ def measures(found: Outcome) -> dict[str, float]:
 
 
 def intervals(found: Outcome, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95 % intervals of `measures`, in percent, over pictures: of another test set."""
+    """95 % intervals of `measures`, in percent, over images: of another test set."""
     hit = 100.0 * (found.ranks < 1)
     return {
         "top1": interval(hit, seed=seed),
@@ -101,7 +101,7 @@ def intervals(found: Outcome, seed: int = 0) -> dict[str, tuple[float, float]]:
 
 
 def worst_classes(found: Outcome, names: Sequence[str], k: int = 10) -> list[Worst]:
-    """The k classes of lowest recall, lowest first, of those that have pictures; each with its three commonest mistakes."""
+    """The k classes of lowest recall, lowest first, of those that have images; each with its three commonest mistakes."""
     result = []
     for label in np.unique(found.labels).tolist():
         mine = found.labels == label
@@ -123,7 +123,7 @@ def result(found: Outcome, names: Sequence[str], metric: str, seed: int = 0) -> 
     if metric not in METRICS:
         raise UserError(f"metric: '{metric}' is unknown; there are {', '.join(METRICS)}")
     if len(found.labels) == 0:
-        raise UserError("labels: there is no picture to classify; give a split that has some")
+        raise UserError("labels: there is no image to classify; give a split that has some")
     counts = np.bincount(found.labels, minlength=found.num_classes)
     return SetResult(
         metric=metric,

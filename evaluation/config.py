@@ -2,46 +2,47 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from evaluation.corruptions import PARAMETERS, SEVERITIES
 from evaluation.data.union import DataUnion
-from evaluation.models import ModelSettings
+from evaluation.model_settings import ModelSettings
 from evaluation.suite import Positions, different
-from pipelines.places import LocalPlace
-from pipelines.settings import Settings
+from pipelines.program.path_keys import LocalPlace
+from pipelines.program.settings import Settings
 
 TaskName = Literal["zero_shot", "retrieval", "sugarcrepe", "linear_probe", "few_shot", "corruption"]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of folders
 
 
 class LinearProbeSettings(Settings):
-    """A classifier on features of all training pictures."""
+    """A classifier on features of all training images."""
 
     views: int = Field(
-        0, ge=0, description="random crops, half of them mirrored, of each training picture that are fitted beside it"
+        0, ge=0, description="random crops, half of them mirrored, of each training image that are fitted beside it"
     )
     seed: int = Field(0, ge=0, description="of the crops")
 
 
 class FewShotSettings(Settings):
-    """Probes on a few pictures a class."""
+    """Probes on a few images a class."""
 
-    shots: Positions = Field((1, 2, 4, 8, 16), min_length=1, description="training pictures a class")
+    shots: Positions = Field((1, 2, 4, 8, 16), min_length=1, description="training images a class")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(different)] = Field(
-        (0, 1, 2), min_length=1, description="each draws other pictures"
+        (0, 1, 2), min_length=1, description="each draws other images"
     )
 
 
 class CorruptionSettings(Settings):
-    """Zero-shot classification of corrupted pictures."""
+    """Zero-shot classification of corrupted images."""
 
+    renamed: ClassVar[dict[str, str]] = {"pictures": "images"}
     names: tuple[str, ...] = Field(tuple(PARAMETERS), min_length=1, description="which corruptions")
     severities: tuple[int, ...] = Field(SEVERITIES, min_length=1, description="1 (mild) to 5")
-    pictures: int = Field(1000, ge=1, description="of each set at most so many, drawn by seed")
-    size: int = Field(224, ge=8, description="pixels of the shorter side to which pictures are shrunk before")
+    images: int = Field(1000, ge=1, description="of each set at most so many, drawn by seed")
+    size: int = Field(224, ge=8, description="pixels of the shorter side to which images are shrunk before")
     seed: int = Field(0, ge=0, description="of the draw, and of noise")
 
     @field_validator("names")
@@ -111,7 +112,7 @@ class EvaluateSettings(ModelSettings):
     )
     actors: int = Field(1, ge=1, description="copies of the embedder")
     use_gpu: bool = Field(False, description="one GPU a copy")
-    cpus_per_actor: int = Field(1, ge=1, description="CPUs a copy; so many threads decode pictures for it")
+    cpus_per_actor: int = Field(1, ge=1, description="CPUs a copy; so many threads decode images for it")
 
     @field_validator("data", mode="before")
     @classmethod

@@ -1,12 +1,12 @@
-"""Corruption shifts: blur, noise, JPEG, contrast and grayscale at five severities, computed on the fly for any pictures.
+"""Corruption shifts: blur, noise, JPEG, contrast and grayscale at five severities, computed on the fly for any images.
 
 Inspired by Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, ICLR 2019,
 arXiv 1903.12261. The parameters are our own, and neither corruptions nor severities equal those of ImageNet-C: compare
 models under these shifts with one another, not with published ImageNet-C figures.
 
-A corrupted picture is a function of the picture, the corruption, the severity, a seed and the sample's id, whoever computes
-it. A severity is further from the original than the one before. Noise and JPEG act on the picture's own pixels, and shrinking
-averages them away: shrink large pictures to about the model's size first.
+A corrupted image is a function of the image, the corruption, the severity, a seed and the sample's id, whoever computes
+it. A severity is further from the original than the one before. Noise and JPEG act on the image's own pixels, and shrinking
+averages them away: shrink large images to about the model's size first.
 """
 
 import io
@@ -14,17 +14,17 @@ import io
 import numpy as np
 from PIL import Image, ImageFilter
 
-from pipelines.randomness import generator
-from pipelines.settings import UserError
+from pipelines.program.randomness import generator
+from pipelines.program.settings import UserError
 
 SEVERITIES = (1, 2, 3, 4, 5)
 # One parameter for each severity.
 PARAMETERS = {
-    "blur": (0.005, 0.010, 0.016, 0.024, 0.035),  # standard deviation of the Gaussian over the picture's shorter side
+    "blur": (0.005, 0.010, 0.016, 0.024, 0.035),  # standard deviation of the Gaussian over the image's shorter side
     "noise": (0.04, 0.08, 0.13, 0.20, 0.30),  # standard deviation of independent Gaussians, where black is 0 and white is 1
     "jpeg": (40, 25, 15, 9, 5),  # quality, with colours at half the resolution
-    "contrast": (0.65, 0.45, 0.30, 0.18, 0.10),  # what is left of the distance to the picture's mean colour
-    "grayscale": (0.2, 0.4, 0.6, 0.8, 1.0),  # share of the way to gray of the same luma; a gray picture stays as it is
+    "contrast": (0.65, 0.45, 0.30, 0.18, 0.10),  # what is left of the distance to the image's mean colour
+    "grayscale": (0.2, 0.4, 0.6, 0.8, 1.0),  # share of the way to gray of the same luma; a gray image stays as it is
 }
 
 
@@ -42,7 +42,7 @@ def corrupt(image: Image.Image, name: str, severity: int, seed: int, sample_id: 
     if name not in PARAMETERS:
         raise UserError(f"corruption: '{name}' is unknown; choose one of: {', '.join(PARAMETERS)}")
     if severity not in SEVERITIES:
-        raise UserError(f"severity: {severity} is none; choose 1, 2, 3, 4 or 5 (the picture as it is belongs to no shift)")
+        raise UserError(f"severity: {severity} is none; choose 1, 2, 3, 4 or 5 (the image as it is belongs to no shift)")
     if image.mode != "RGB":
         raise ValueError(f"image: mode {image.mode}, expected RGB")
     parameter = PARAMETERS[name][severity - 1]

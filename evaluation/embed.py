@@ -2,7 +2,7 @@
 
     CACHE/IDENTITY/rows.npy            float32 [n, D]; beside it what it was computed from, as for any bank of features
 
-The identity is a digest of the embedder's fingerprint and of the pictures' or texts'. All that a model lacks is computed in one
+The identity is a digest of the embedder's fingerprint and of the images' or texts'. All that a model lacks is computed in one
 pass of actors; killed, the same command goes on. An embedder that has no `fingerprint` is embedded anew by each command, for
 nobody can tell whether it is still the same.
 """
@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluation.data.base import Pictures
+from evaluation.data.base import Images
 from evaluation.embedder import load_embedder
-from evaluation.models import ModelSettings
-from evaluation.rows import Rows, Wanted, refuse_nan
-from pipelines import banks
-from pipelines.deadly import deadly
-from pipelines.display import Display
-from pipelines.settings import UserError
+from evaluation.embeddings import Rows, Wanted, refuse_nan
+from evaluation.model_settings import ModelSettings
+from pipelines.features import feature_store
+from pipelines.io.deadly import deadly
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError
 
 _ANEW = "anew-"  # fingerprint of an embedder that has none
 
@@ -58,7 +58,7 @@ def embed(
     settings: ModelSettings,
     wanted: Sequence[Wanted],
     cache: Path,
-    pool: banks.Pool,
+    pool: feature_store.Pool,
     display: Display,
 ) -> Rows:
     """Compute what is missing, in one pass. `name`: the model's; `key`: where the config names it, for errors.
@@ -73,7 +73,9 @@ def embed(
     asked = [one if about.has_features else one.embeddings for one in wanted]
     encoder = {"model": settings.embedder, "fingerprint": rows.fingerprint}
     found = [
-        banks.Bank(folder, len(one.of), {"of": f"{one.kind} in order", "encoder": encoder, "data": one.fingerprint}, np.float32)
+        feature_store.Bank(
+            folder, len(one.of), {"of": f"{one.kind} in order", "encoder": encoder, "data": one.fingerprint}, np.float32
+        )
         for one in asked
     ]
 
@@ -84,11 +86,11 @@ def embed(
         one = asked[number]
         if one.kind == "texts":
             return ""
-        return deadly(partial(_picture, one.of), lambda row: f"data: the image {one.of.name(row)} of {one.name}", ids.tolist())
+        return deadly(partial(_image, one.of), lambda row: f"data: the image {one.of.name(row)} of {one.name}", ids.tolist())
 
     folder.mkdir(parents=True, exist_ok=True)
     arguments = settings, key, pool.threads
-    banks.compute(found, load, _Encoder, arguments, pool, display, title=f"embed {name}", culprit=culprit)
+    feature_store.compute(found, load, _Encoder, arguments, pool, display, title=f"embed {name}", culprit=culprit)
     for one, given, bank in zip(wanted, asked, found, strict=True):
         rows.add(one, bank.path / "rows.npy", stand_in=one.kind != given.kind)
     return rows
@@ -120,7 +122,7 @@ class _Encoder:
             rows = self._embedder.embed_texts([wanted.of[i] for i in ids])
         else:
             work = self._embedder.image_features if wanted.kind == "features" else self._embedder.embed_images
-            rows = work(list(self._threads.map(_picture, repeat(wanted.of), ids)))
+            rows = work(list(self._threads.map(_image, repeat(wanted.of), ids)))
         rows = np.asarray(rows, dtype=np.float32)
         if rows.ndim != 2 or len(rows) != len(ids):
             raise UserError(f"{self._key}: {len(ids)} {wanted.kind} of {wanted.name} gave an array of shape {list(rows.shape)}")
@@ -128,6 +130,6 @@ class _Encoder:
         return rows
 
 
-def _picture(pictures: Pictures, index: int) -> Any:
-    (image,) = pictures.read(np.asarray([index]))
+def _image(images: Images, index: int) -> Any:
+    (image,) = images.read(np.asarray([index]))
     return image

@@ -1,4 +1,4 @@
-"""`Embedder`: pictures and strings in, unit rows out. Preprocessing and tokenizing belong to it."""
+"""`Embedder`: images and strings in, unit rows out. Preprocessing and tokenizing belong to it."""
 
 from typing import Any, Protocol
 
@@ -11,18 +11,18 @@ _EXAMPLE = "training.checkpoint:load_embedder"
 
 
 class Embedder(Protocol):
-    """Anything that embeds pictures and texts into one space.
+    """Anything that embeds images and texts into one space.
 
     It may offer more; what it lacks, it leaves out:
         fingerprint: str - a digest of all that decides its rows: weights, preprocessing, tokenizer, and the libraries behind
             them. Embeddings are cached under it; without one they are computed anew each time.
         scale: float - the factor, 1/temperature, that turns its cosines into logits. Calibration reads it.
-        image_features(images) - RGB pictures to features before the projection into the joint space, or what the trunk gives
+        image_features(images) - RGB images to features before the projection into the joint space, or what the trunk gives
             where there is none; float32 [n, F], of any length. Linear probes read them.
     """
 
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:
-        """RGB pictures to unit rows, float32 [n, D]."""
+        """RGB images to unit rows, float32 [n, D]."""
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Strings to unit rows, float32 [n, D]."""

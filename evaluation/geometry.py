@@ -5,7 +5,7 @@ Rows are normalised first, so nothing here depends on their lengths.
 
 import numpy as np
 
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 _BLOCK = 1024
 
@@ -26,7 +26,7 @@ def alignment(images: np.ndarray, texts: np.ndarray) -> float:
         images: float [n, D]; texts: float [n, D], row i belongs to row i.
     """
     if len(images) != len(texts):
-        raise UserError(f"alignment: {len(images)} pictures and {len(texts)} texts; give pairs, row by row")
+        raise UserError(f"alignment: {len(images)} images and {len(texts)} texts; give pairs, row by row")
     return float(((_unit("images", images) - _unit("texts", texts)) ** 2).sum(axis=1).mean())
 
 

@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 
 def names_of(module: ModuleSpec) -> set[str] | None:

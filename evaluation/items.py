@@ -7,9 +7,9 @@ from evaluation.suite import HeldOut, mean_recalls
 
 
 def parts(data: HeldOut, images: np.ndarray, texts: np.ndarray, prompts: np.ndarray) -> dict[str, np.ndarray]:
-    """For each of the scores that `evaluation.suite.score` returns a part of every picture, float64 [I]; their mean is the score.
+    """For each of the scores that `evaluation.suite.score` returns a part of every image, float64 [I]; their mean is the score.
 
-    A caption counts for its picture. Where a score is of some pictures only, or weighs them, so do the parts: those of pictures
+    A caption counts for its image. Where a score is of some images only, or weighs them, so do the parts: those of images
     without the label are 0. Arguments as of `score`.
     """
     count = len(data.sample_ids)

@@ -1,11 +1,11 @@
 """Linear probe: logistic regression on frozen features, by CLIP's procedure (arXiv 2103.00020, appendix A.3).
 
-The features are those before the projection into the joint space, one a picture; random crops of the training pictures may be
+The features are those before the projection into the joint space, one an image; random crops of the training images may be
 fitted beside them, as MCD (arXiv 2312.12661) probes, and nothing is chosen or scored on those. Fitted is lambda/2 |W|^2 plus the
 sum of the cross entropies, the bias unpenalised: scikit-learn's C is 1 / lambda. Lambda is searched on validation data over 1e-6
 to 1e6 in steps of an eighth of a decade: seven values two decades apart first, then twice as fine around the best, and so on to
 one step. A tie goes to the stronger regularisation, so a plateau is left at the end where the classifier is simplest. It is a
-local search of 15 fits in place of 97: where the score wavers by a validation picture or two, it may settle on another peak than
+local search of 15 fits in place of 97: where the score wavers by a validation image or two, it may settle on another peak than
 the full sweep. The last fit is on training and validation data together.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.classification import METRICS, Outcome, judge, measures
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 MAX_ITERATIONS = 1000
 STEPS_A_DECADE = 8
@@ -28,14 +28,14 @@ FEW_SHOT_VALIDATION = 4
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features of pictures and what they show."""
+    """Features of images and what they show."""
 
     features: np.ndarray  # float [n, D]
     labels: np.ndarray  # int [n]
-    views: np.ndarray | None = None  # float [n, V, D], of random views of the same pictures, which are fitted too
+    views: np.ndarray | None = None  # float [n, V, D], of random views of the same images, which are fitted too
 
     def fitted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows to fit and their labels: of the pictures, then of their views."""
+        """Rows to fit and their labels: of the images, then of their views."""
         if self.views is None:
             return self.features, self.labels
         rows = np.concatenate([self.features, self.views.reshape(-1, self.features.shape[1])])
@@ -57,7 +57,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class FewShot:
-    """Probes on k pictures a class, one a seed; the metric in percent."""
+    """Probes on k images a class, one a seed; the metric in percent."""
 
     shots: int
     scores: list[float]
@@ -65,7 +65,7 @@ class FewShot:
     sd: float | None  # sample standard deviation over seeds; None with one seed
     l2: list[float]
     converged: list[bool]
-    short: list[int]  # labels of classes that have fewer than k pictures; all of theirs are used
+    short: list[int]  # labels of classes that have fewer than k images; all of theirs are used
 
 
 def linear_probe(
@@ -94,9 +94,9 @@ def few_shot(
     shots: Sequence[int] = (1, 2, 4, 8, 16),
     seeds: Sequence[int] = (0, 1, 2),
 ) -> list[FewShot]:
-    """Probes on k training pictures a class, drawn by each seed; more shots contain the fewer of the same seed.
+    """Probes on k training images a class, drawn by each seed; more shots contain the fewer of the same seed.
 
-    Lambda is searched on min(k, 4) validation pictures a class, as CoOp (arXiv 2109.01134) draws them: with a whole
+    Lambda is searched on min(k, 4) validation images a class, as CoOp (arXiv 2109.01134) draws them: with a whole
     validation set, few shots would not be few. They do not join the last fit. Arguments and errors as `linear_probe`.
     """
     _check(train, test, validation, metric)
@@ -163,7 +163,7 @@ def fit(train: Labelled, l2: float) -> tuple[Any, bool]:
 
 
 def hold_out(data: Labelled, seed: int) -> tuple[Labelled, Labelled]:
-    """A fifth of each class, at least one of two or more pictures, split off by `seed`: what is left, and what is held out."""
+    """A fifth of each class, at least one of two or more images, split off by `seed`: what is left, and what is held out."""
     random = np.random.default_rng(seed)
     taken = np.zeros(len(data.labels), dtype=bool)
     for label in np.unique(data.labels):
@@ -171,12 +171,12 @@ def hold_out(data: Labelled, seed: int) -> tuple[Labelled, Labelled]:
         count = max(1, round(HELD_OUT * len(mine))) if len(mine) > 1 else 0
         taken[mine[:count]] = True
     if not taken.any():
-        raise UserError("train labels: no class has two pictures, so none can be held out; give validation data")
+        raise UserError("train labels: no class has two images, so none can be held out; give validation data")
     return _rows(data, ~taken), _rows(data, taken)
 
 
 def draw(data: Labelled, k: int, seed: int) -> Labelled:
-    """k pictures of each class, or all of a smaller one, drawn by `seed`."""
+    """k images of each class, or all of a smaller one, drawn by `seed`."""
     random = np.random.default_rng(seed)
     drawn = [random.permutation(np.flatnonzero(data.labels == label))[:k] for label in np.unique(data.labels)]
     return _rows(data, np.concatenate(drawn))
@@ -211,7 +211,7 @@ def _check(train: Labelled, test: Labelled, validation: Labelled | None, metric:
     known = np.unique(train.labels)
     for name, data in parts.items():
         if len(data.labels) == 0 or len(data.labels) != len(data.features):
-            raise UserError(f"{name} labels: {len(data.labels)} for {len(data.features)} pictures; give one a picture")
+            raise UserError(f"{name} labels: {len(data.labels)} for {len(data.features)} images; give one an image")
         if data.features.ndim != 2 or data.features.shape[1] != train.features.shape[1]:
             raise UserError(
                 f"{name} features: shape {list(data.features.shape)}, training has {list(train.features.shape)}; "
@@ -224,7 +224,7 @@ def _check(train: Labelled, test: Labelled, validation: Labelled | None, metric:
         if len(lacking):
             raise UserError(
                 f"{name} labels: {len(lacking)} classes are not in training, such as {lacking[0]}; "
-                "train on them, or leave their pictures out"
+                "train on them, or leave their images out"
             )
     if len(known) < 2:
         raise UserError(f"train labels: all are {known[0]}; a probe needs two classes or more")

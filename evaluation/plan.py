@@ -11,7 +11,7 @@ from evaluation.tasks.retrieval import Retrieval
 from evaluation.tasks.shifts import Corruption, EffectiveRobustness
 from evaluation.tasks.sugarcrepe import SugarCrepe
 from evaluation.tasks.zero_shot import ZeroShot
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 
 def read_data(settings: EvaluateSettings) -> dict[str, Content]:
@@ -37,12 +37,12 @@ def plan(settings: EvaluateSettings, contents: dict[str, Content]) -> list[Task]
 
 
 _NEEDS = {
-    "zero_shot": "labels of test pictures",
-    "retrieval": "captions of test pictures",
+    "zero_shot": "labels of test images",
+    "retrieval": "captions of test images",
     "sugarcrepe": "an entry with name: sugarcrepe",
-    "linear_probe": "labels of training and test pictures",
-    "few_shot": "labels of training and test pictures",
-    "corruption": "labels of test pictures",
+    "linear_probe": "labels of training and test images",
+    "few_shot": "labels of training and test images",
+    "corruption": "labels of test images",
 }
 
 
@@ -62,7 +62,7 @@ def _of(name: str, place: str, content: Content, settings: EvaluateSettings) -> 
             yield FewShot(dataset, one, place, settings.few_shot.shots, settings.few_shot.seeds)
         elif name == "corruption":
             given = settings.corruption
-            yield Corruption(ZeroShot(dataset, one, place), given.names, given.severities, given.pictures, given.seed, given.size)
+            yield Corruption(ZeroShot(dataset, one, place), given.names, given.severities, given.images, given.seed, given.size)
 
 
 def _robustness(shift: str, given: RobustnessSettings, contents: dict[str, Content]) -> Task:

@@ -1,8 +1,8 @@
 """Embeddings that somebody computed before, read where they lie, and judged as any model's.
 
-    FOLDER/NAME.images.npy      pictures: FOLDER/openmoji/test.images.npy
+    FOLDER/NAME.images.npy      images: FOLDER/openmoji/test.images.npy
     FOLDER/NAME.texts.npy       captions and prompts, in the joint space too
-    FOLDER/NAME.features.npy    for probes; embeddings of the same pictures stand in
+    FOLDER/NAME.features.npy    for probes; embeddings of the same images stand in
 
 What each is to hold, row by row, is listed in OUTPUT/inputs, which is written first.
 """
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.models import ModelSettings
-from evaluation.rows import Rows, Wanted, refuse_nan
-from pipelines.lookup import digest_of_file
-from pipelines.settings import UserError, digest
+from evaluation.embeddings import Rows, Wanted, refuse_nan
+from evaluation.model_settings import ModelSettings
+from pipelines.features.rows_by_id import digest_of_file
+from pipelines.program.settings import UserError, digest
 
 
 def precomputed(key: str, settings: ModelSettings, wanted: Sequence[Wanted], inputs: Path) -> Rows:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 # Task -> what a table calls it.
 TASKS = {

@@ -1,7 +1,7 @@
 """SugarCrepe: does a caption score above one that says something else in nearly the same words? (arXiv 2306.14610)
 
 Hsieh, Zhang, Ma, Kembhavi, Krishna: SugarCrepe: Fixing Hackable Benchmarks for Vision-Language Compositionality, NeurIPS 2023.
-Seven subsets of pictures of COCO 2017 val, each with its caption and a negative caption, by what was done to the caption: an
+Seven subsets of images of COCO 2017 val, each with its caption and a negative caption, by what was done to the caption: an
 object, attribute or relation replaced, two of them swapped, or one added. An item is right where the caption scores strictly
 higher, so that chance is 50 % and ties and NaN are wrong.
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 # Items of each subset as published. Groups are the name's first part.
 SIZES = {
@@ -36,7 +36,7 @@ SOURCE = "https://github.com/RAIVNLab/sugar-crepe"
 
 @dataclass(frozen=True)
 class Item:
-    """A picture's file name, its caption, and a caption that is not true of it."""
+    """An image's file name, its caption, and a caption that is not true of it."""
 
     filename: str
     caption: str

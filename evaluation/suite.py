@@ -13,8 +13,8 @@ import numpy as np
 from pydantic import AfterValidator, Field, field_validator
 
 from evaluation import retrieval, zero_shot
-from pipelines.prepared import Prepared
-from pipelines.settings import Settings, UserError
+from pipelines.dataset.prepared import Prepared
+from pipelines.program.settings import Settings, UserError
 
 
 def different(value: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -49,22 +49,22 @@ class SuiteSettings(Settings):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What must be embedded: pictures, captions, prompts; and what is right."""
+    """What must be embedded: images, captions, prompts; and what is right."""
 
     dataset: str
     sample_ids: np.ndarray  # int64 [I]
-    image_ids: np.ndarray  # int64 [I], equal for equal pictures
+    image_ids: np.ndarray  # int64 [I], equal for equal images
     text_ids: np.ndarray  # int64 [T], equal for equal captions
     texts: list[str]  # [T]
     image_of_text: np.ndarray  # int64 [T], index into sample_ids
     classes: dict[str, list[str]]  # label -> names of its classes
-    targets: dict[str, np.ndarray]  # label -> int64 [I]; -1 for a picture without this label, which no score of it counts
+    targets: dict[str, np.ndarray]  # label -> int64 [I]; -1 for an image without this label, which no score of it counts
     prompts: list[str]  # all classes of all labels x templates, in this order
     settings: SuiteSettings
 
     @cached_property
     def texts_of_image(self) -> list[np.ndarray]:
-        """For each picture the captions that are right: its own, and those equal to a caption of an equal picture."""
+        """For each image the captions that are right: its own, and those equal to a caption of an equal image."""
         captions: dict[int, set[int]] = {}
         positions: dict[int, list[int]] = {}
         for position, (image, text_id) in enumerate(zip(self.image_of_text, self.text_ids, strict=True)):
@@ -75,7 +75,7 @@ class HeldOut:
 
     @cached_property
     def images_of_text(self) -> list[np.ndarray]:
-        """For each caption the pictures that are right: the same pairs, seen from the other side."""
+        """For each caption the images that are right: the same pairs, seen from the other side."""
         images: list[list[int]] = [[] for _ in self.texts]
         for image, texts in enumerate(self.texts_of_image):
             for text in texts:
@@ -205,14 +205,14 @@ def score(data: HeldOut, images: np.ndarray, texts: np.ndarray, prompts: np.ndar
 
 
 def gallery(data: HeldOut, images: np.ndarray, texts: np.ndarray, count: int = 10, k: int = 5) -> dict[str, Any]:
-    """Evenly spaced held-out captions with the pictures found for them, and the reverse, for people to look at."""
+    """Evenly spaced held-out captions with the images found for them, and the reverse, for people to look at."""
 
     def spread(total: int) -> np.ndarray:
         return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
 
     by_text, by_image = spread(len(texts)), spread(len(images))
     k_images, k_texts = min(k, len(images)), min(k, len(texts))
-    pictures = retrieval.top(texts[by_text], images, k_images)
+    found_images = retrieval.top(texts[by_text], images, k_images)
     captions = retrieval.top(images[by_image], texts, k_texts)
     return {
         "captions": [
@@ -221,7 +221,7 @@ def gallery(data: HeldOut, images: np.ndarray, texts: np.ndarray, count: int = 1
                 "right": int(data.sample_ids[data.image_of_text[t]]),
                 "found": [{"sample_id": int(data.sample_ids[i]), "hit": bool(i in data.images_of_text[t])} for i in found],
             }
-            for t, found in zip(by_text, pictures, strict=True)
+            for t, found in zip(by_text, found_images, strict=True)
         ],
         "images": [
             {

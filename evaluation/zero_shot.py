@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.classification import METRICS, Outcome, check, judge, measures
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 _BLOCK = 4096
 
@@ -81,7 +81,7 @@ def class_vectors(prompts: np.ndarray) -> np.ndarray:
 
 
 def outcome(images: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> Outcome:
-    """Rank of the right class and the predicted class of each picture, by cosine.
+    """Rank of the right class and the predicted class of each image, by cosine.
 
     Args:
         images: float [n, D] unit rows; classes: float [C, D] unit rows; labels: int [n] in [0, C).
@@ -89,7 +89,7 @@ def outcome(images: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> Outc
     check(images, labels, len(classes))
     if images.shape[1] != classes.shape[1]:
         raise UserError(
-            f"embedder: pictures are {images.shape[1]} wide and prompts {classes.shape[1]}; both must be embedded into one space"
+            f"embedder: images are {images.shape[1]} wide and prompts {classes.shape[1]}; both must be embedded into one space"
         )
     columns = classes.astype(np.float32).T
     blocks = [

@@ -4,22 +4,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.check import check
-from pipelines.cli import begin, run_program
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepare import prepare
-from pipelines.settings import UserError, parse_overrides, read_yaml
+from pipelines.prepare.check import check
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.cli import begin, run_program
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, parse_overrides, read_yaml
 
-PURPOSE = """Prepare a dataset: read image-text pairs from a source with Ray Data, decode and resize every picture once into
+PURPOSE = """Prepare a dataset: read image-text pairs from a source with Ray Data, decode and resize every image once into
 shards (or only note where each lies), number the rows, and list the rejected ones. Killed, the same command goes on; asked again
 for the same, it says so and returns.
 
-A config with the key dataset instead of source computes banks of that prepared dataset: frozen encoders' features of all pictures
+A config with the key dataset instead of source computes banks of that prepared dataset: frozen encoders' features of all images
 and captions, once, for runs with locked towers or guides. Killed, the same command goes on. Its keys:
 python -m pipelines pipelines/configs/openmoji-banks.yaml --help"""
 
-BANKS = """Compute banks: a frozen encoder's features of all pictures or captions of a prepared dataset, with Ray Data actors,
+BANKS = """Compute banks: a frozen encoder's features of all images or captions of a prepared dataset, with Ray Data actors,
 and the neighbours that they name. Runs with the same encoders find them. Killed, the same command goes on; what is there is
 checked."""
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     """The exit code."""
     if not _of_banks(arguments):
         return run_program("pipelines", PURPOSE, PrepareSettings, _run, arguments, check=check)
-    from training.banks import BankSettings, compute_banks  # torch and all encoders come with it
+    from training.features import BankSettings, compute_banks  # torch and all encoders come with it
 
     def run(settings: BankSettings, display: Display) -> None:
         compute_banks(settings, display)

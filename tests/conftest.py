@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import cluster
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
+from pipelines.dataset.prepared import Prepared
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program import cluster
+from pipelines.program.display import Display
 
 QUIET = Display(quiet=True)
 
@@ -53,9 +53,9 @@ def tiny_dataset(ray_session: None, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def stamps_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder source of 40 usable pictures in three subfolders and one broken one.
+    """A folder source of 40 usable images in three subfolders and one broken one.
 
-    Pictures 2i and 2i + 1 share their first caption, every third has a second one, and pictures 4 and 5 are the same file.
+    Images 2i and 2i + 1 share their first caption, every third has a second one, and images 4 and 5 are the same file.
     """
     root = tmp_path_factory.mktemp("stamps")
     files: dict[str, bytes | str] = {"tools/broken.png": b"\x89PNG\r\n\x1a\nbroken", "tools/broken.txt": "a broken thing"}
@@ -64,7 +64,7 @@ def stamps_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         number = 4 if i == 5 else i
         pixels = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
         files[f"{stem}.png"] = png(pixels)
-        files[f"{stem}.txt"] = f"A thing of kind {i // 2}" + (f"\npicture number {i}\n" if i % 3 == 0 else "")
+        files[f"{stem}.txt"] = f"A thing of kind {i // 2}" + (f"\nimage number {i}\n" if i % 3 == 0 else "")
     write_files(root, files)
     return root
 
@@ -79,7 +79,7 @@ def stamps_config(stamps_folder: Path) -> dict:
 
 @pytest.fixture(scope="session")
 def stamps(ray_session: None, stamps_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """The stamps, prepared: several shards, two held-out splits, several captions a picture, one label."""
+    """The stamps, prepared: several shards, two held-out splits, several captions an image, one label."""
     output = tmp_path_factory.mktemp("stamps-prepared") / "prepared"
     return prepare(PrepareSettings.model_validate(stamps_config | {"output": output}), QUIET)
 

@@ -20,7 +20,7 @@ class Held:
     def __init__(self, folder: Path):
         self._folder, self._count = folder, 0
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["torch", "timm", "transformers", "training.run", "evaluation.report", "sklearn"])
+        self._context.set_forkserver_preload(["torch", "timm", "transformers", "training.run", "evaluation.reporting", "sklearn"])
         self._processes: list[BaseProcess] = []
 
     def __call__(self, package: str, place: str | None, arguments: Sequence[str], number: int = 0) -> tuple[int, list[str]]:
@@ -63,10 +63,11 @@ def _run(package: str, place: str | None, arguments: list[str], told: Path, ther
 
 
 def _without_ray() -> None:
-    from pipelines import banks, cluster
+    from pipelines.features import feature_store
+    from pipelines.program import cluster
 
     cluster.start = lambda *_, **__: None  # type: ignore[assignment]
-    banks._PART = banks._BATCH = 16  # several parts of a few rows
+    feature_store._PART = feature_store._BATCH = 16  # several parts of a few rows
 
 
 def _hold_at(module: Any, name: str, hold: Any, nth: int) -> None:
@@ -82,25 +83,26 @@ def _hold_at(module: Any, name: str, hold: Any, nth: int) -> None:
 
 def _training(place: str | None, hold: Any) -> int:
     import training.run
-    from pipelines import banks, cluster
-    from pipelines.cli import run_program
+    from pipelines.features import feature_store
+    from pipelines.program import cluster
+    from pipelines.program.cli import run_program
     from training.__main__ import PURPOSE, _run
     from training.config import TrainSettings
     from training.resources import Cluster
 
     training.run.present = lambda: Cluster(2, 0)
-    training.run._pool = lambda *_: banks.Pool(0)
+    training.run._pool = lambda *_: feature_store.Pool(0)
     if place == "start":
         cluster.start = hold  # type: ignore[assignment]
     elif place == "features":
-        write = banks._write
+        write = feature_store._write
 
         def write_two(part: Any, rows: Any) -> None:
             if part.start == 32:
                 hold()
             write(part, rows)
 
-        banks._write = write_two
+        feature_store._write = write_two
     else:
         training.run.fit = hold
     return run_program("training", PURPOSE, TrainSettings, _run)
@@ -111,14 +113,14 @@ def _evaluation(place: str | None, hold: Any) -> int:
     from evaluation.__main__ import PURPOSE, _run
     from evaluation.config import EvaluateSettings
     from evaluation.results import Result
-    from pipelines import banks
-    from pipelines.cli import run_program
+    from pipelines.features import feature_store
+    from pipelines.program.cli import run_program
 
     evaluation.embed.describe = lambda _: evaluation.embed.About("known", 20.0, True)
-    pool = banks.Pool
-    banks.Pool = lambda *_: pool(0)  # type: ignore[assignment,misc]
+    pool = feature_store.Pool
+    feature_store.Pool = lambda *_: pool(0)  # type: ignore[assignment,misc]
     if place == "embedding":
-        _hold_at(banks, "_write", hold, 2)
+        _hold_at(feature_store, "_write", hold, 2)
     elif place == "scoring":
         _hold_at(Result, "write", hold, 2)
     return run_program("evaluation", PURPOSE, EvaluateSettings, _run)

@@ -217,8 +217,8 @@ def shared(submit: Submit, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 WHERE = """
-import json, ray, pipelines.cluster
-pipelines.cluster.start()
+import json, ray, pipelines.program.cluster
+pipelines.program.cluster.start()
 def found():
     import os, training
     return training.__file__, os.environ['RAY_DATA_USE_DATASOURCE_V2'], os.environ['RAY_TRAIN_HEALTH_CHECK_INTERVAL_S']

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from benchmarks.objectives import members as one_view_members
-from pipelines.views import StrongAugment
+from pipelines.dataset.views import StrongAugment
 from training.objectives import ObjectiveUnion
 from training.objectives.base import ObjectiveSettings
 from training.towers.base import TowerSettings

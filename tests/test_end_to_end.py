@@ -85,7 +85,7 @@ def test_the_same_commands_again_say_that_all_is_done(home: Path) -> None:
 
 @pytest.mark.e2e
 def test_evaluation_from_pixels_gives_the_scores_of_the_run(home: Path) -> None:
-    """Training scores cached float16 features; evaluation runs the towers on the pictures again."""
+    """Training scores cached float16 features; evaluation runs the towers on the images again."""
     output = home / "evaluation"
     overrides = [f"checkpoint={home}/runs/demo", f"data.openmoji.path={home}/data", f"output={output}", f"cache={home}/cache"]
     table = succeed(*readme_commands()["evaluation"], *overrides)
@@ -151,7 +151,7 @@ def test_own_shards_are_checked_and_prepared_with_their_bad_rows_listed(tmp_path
     (tmp_path / "mine.yaml").write_text(config[1])
     overrides = [f"source.paths={tmp_path}/{{00000..00001}}.tar", f"output={tmp_path}/mine", "splits.test=0.2"]
     said = succeed("pipelines", str(tmp_path / "mine.yaml"), "--check", *overrides)
-    assert "2 of 2 units scanned, 40 rows, 40 pictures decoded" in said and "html" in said and "JPEG 100%" in said
+    assert "2 of 2 units scanned, 40 rows, 40 images decoded" in said and "html" in said and "JPEG 100%" in said
     assert not (tmp_path / "mine").exists()
     said = succeed("pipelines", str(tmp_path / "mine.yaml"), *overrides)
     assert "39 of 40 rows kept" in said

@@ -11,10 +11,10 @@ import pytest
 from evaluation.__main__ import _run as run_evaluation
 from evaluation.config import EvaluateSettings
 from pipelines.__main__ import _run as run_pipelines
-from pipelines.cli import run_program
-from pipelines.config import PrepareSettings
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError, example_of, load, parse_overrides
+from pipelines.dataset.prepared import Prepared
+from pipelines.prepare.config import PrepareSettings
+from pipelines.program.cli import run_program
+from pipelines.program.settings import UserError, example_of, load, parse_overrides
 from training.__main__ import _run as run_training
 from training.config import TrainSettings
 from tuning.__main__ import _run as run_tuning
@@ -293,7 +293,7 @@ def test_a_sweep_of_another_kind_is_not_mixed_in(mistake: Callable[..., str], ti
     )
 
 
-def test_a_caption_file_without_a_picture(mistake: Callable[..., str], folder_of: Callable) -> None:
+def test_a_caption_file_without_a_image(mistake: Callable[..., str], folder_of: Callable) -> None:
     folder = folder_of({"cat.png": b"x", "cat.txt": "a cat", "dog.txt": "a dog"})
     said = mistake("pipelines", "pipelines/configs/tuxpaint.yaml", f"source.path={folder}", "source.unpaired=error")
     assert str(folder / "dog.txt") in said and "source.unpaired=reject" in said
@@ -301,7 +301,7 @@ def test_a_caption_file_without_a_picture(mistake: Callable[..., str], folder_of
 
 def test_an_empty_folder(mistake: Callable[..., str], tmp_path: Path) -> None:
     said = mistake("pipelines", "pipelines/configs/tuxpaint.yaml", f"source.path={tmp_path}", f"output={tmp_path}/out")
-    assert "source.path" in said and "no pictures" in said and str(tmp_path) in said
+    assert "source.path" in said and "no images" in said and str(tmp_path) in said
 
 
 def test_another_config_refuses_to_overwrite(mistake: Callable[..., str], tiny_dataset: Prepared) -> None:

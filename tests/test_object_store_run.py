@@ -15,10 +15,10 @@ import pytest
 import yaml
 from PIL import Image
 
-import pipelines.prepare
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepared import Prepared
+import pipelines.prepare.prepare
+from pipelines.dataset.prepared import Prepared
+from pipelines.prepare.config import PrepareSettings
+from pipelines.program.display import Display
 from tests.object_store import Store, object_store
 from tests.patience import PATIENCE
 
@@ -30,14 +30,14 @@ BROKEN = {(1, 7), (3, 20)}
 
 
 def tar_of(number: int) -> bytes:
-    """A tar of pictures and captions; two pictures of all are broken."""
+    """A tar of images and captions; two images of all are broken."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for row in range(ROWS):
             pixels = np.random.default_rng([number, row]).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-            picture = io.BytesIO()
-            Image.fromarray(pixels).save(picture, "PNG")
-            data = picture.getvalue()[: 300 if (number, row) in BROKEN else None]
+            image = io.BytesIO()
+            Image.fromarray(pixels).save(image, "PNG")
+            data = image.getvalue()[: 300 if (number, row) in BROKEN else None]
             for extension, content in (("png", data), ("txt", f"thing {row} of {number}".encode())):
                 member = tarfile.TarInfo(f"{number}{row:04d}.{extension}")
                 member.size = len(content)
@@ -74,7 +74,7 @@ def settings(paths: str, output: str, way: str) -> dict[str, Any]:
     return {
         "source": {"name": "webdataset", "paths": paths, "dataset": "web"},
         "output": output,
-        "way": way,
+        "mode": way,
         "image": {"size": 32, "format": "png"},
         "splits": {"test": 0.2},
     }
@@ -112,7 +112,7 @@ def on_disk(ray_session: None, disk: Path, tmp_path_factory: pytest.TempPathFact
 
     def make(way: str) -> Prepared:
         tree = settings(str(disk / "{00000..00003}.tar"), str(folder / way), way)
-        return pipelines.prepare.prepare(PrepareSettings.model_validate(tree), Display(quiet=True))
+        return pipelines.prepare.prepare.prepare(PrepareSettings.model_validate(tree), Display(quiet=True))
 
     return make
 

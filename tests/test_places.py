@@ -8,12 +8,12 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from evaluation.config import EvaluateSettings
-from pipelines.artifacts import resolve
-from pipelines.config import PrepareSettings
-from pipelines.explain import classes
-from pipelines.settings import UserError, load
-from training.banks import BankSettings
+from pipelines.io.artifacts import resolve
+from pipelines.prepare.config import PrepareSettings
+from pipelines.program.config_errors import classes
+from pipelines.program.settings import UserError, load
 from training.config import TrainSettings
+from training.features import BankSettings
 from tuning.config import SweepSettings
 
 ROOT = Path(__file__).parent.parent

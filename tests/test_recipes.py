@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.settings import load, read_yaml
+from pipelines.program.settings import load, read_yaml
 
 ROOT = Path(__file__).parent.parent
 MODELS = {
-    "pipelines": "pipelines.config:PrepareSettings",
-    "banks": "training.banks:BankSettings",
+    "pipelines": "pipelines.prepare.config:PrepareSettings",
+    "banks": "training.features:BankSettings",
     "training": "training.config:TrainSettings",
     "evaluation": "evaluation.config:EvaluateSettings",
     "tuning": "tuning.config:SweepSettings",
@@ -64,9 +64,9 @@ def test_every_trial_of_a_sweep_is_a_config_that_loads(path: Path) -> None:
 
 def test_what_training_reads_is_what_preparing_writes() -> None:
     """Each training recipe's dataset is the output of a recipe that comes along."""
-    from pipelines.config import PrepareSettings
-    from training.banks import BankSettings
+    from pipelines.prepare.config import PrepareSettings
     from training.config import TrainSettings
+    from training.features import BankSettings
     from tuning.config import SweepSettings
 
     outputs = {load(PrepareSettings, ROOT / p).output for p in RECIPES if kind(p) == "pipelines"}
@@ -78,4 +78,4 @@ def test_what_training_reads_is_what_preparing_writes() -> None:
         if path.parts[0] == "tuning":
             sweep = load(SweepSettings, ROOT / path)
             settings = load(TrainSettings, ROOT / sweep.base, sweep.overrides)
-            assert {settings.data.path, *(other.path for other in settings.evaluation.also)} <= outputs, path
+            assert {settings.data.path, *(other.path for other in settings.evaluation.extra_datasets)} <= outputs, path

@@ -54,13 +54,13 @@ def test_at_the_start_in_the_features_and_before_the_first_step(
     if number == signal.SIGINT:  # the others find its features
         code, told = held("training", "features", [str(config)], number)
         assert code == code_of(number) and told[0] == told_before
-        assert told[-1] == last_line(number, "training", config, "bank of pictures: 2 of 3 parts are kept")
+        assert told[-1] == last_line(number, "training", config, "bank of images: 2 of 3 parts are kept")
         code, told = held("training", "features", [str(config)], KILL)
-        assert code == -KILL and told[:2] == [told_before, "bank of pictures: going on, 2 of 3 parts are done"]
+        assert code == -KILL and told[:2] == [told_before, "bank of images: going on, 2 of 3 parts are done"]
         assert not any("stopped" in line for line in told)
         code, told = held("training", "features", [str(config)], signal.SIGTERM)
-        assert code == 143 and told[:2] == [told_before, "bank of pictures: going on, 2 of 3 parts are done"]
-        assert told[-1] == last_line(signal.SIGTERM, "training", config, "bank of pictures: 2 of 3 parts are kept")
+        assert code == 143 and told[:2] == [told_before, "bank of images: going on, 2 of 3 parts are done"]
+        assert told[-1] == last_line(signal.SIGTERM, "training", config, "bank of images: 2 of 3 parts are kept")
 
     code, told = held("training", "fit", [str(config)], number)
     assert code == code_of(number) and told[0] == told_before

@@ -16,23 +16,23 @@ import pytest
 import torch
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
 
-from evaluation.models import ModelSettings
+from evaluation.embeddings import Wanted
+from evaluation.model_settings import ModelSettings
 from evaluation.precomputed import precomputed
-from evaluation.rows import Wanted
-from pipelines import storage
-from pipelines.banks import Bank
-from pipelines.locations import Location, read_location
-from pipelines.prepared import FORMAT_VERSION, Prepared
-from pipelines.settings import UserError, load, validate
+from pipelines.dataset.prepared import FORMAT_VERSION, Prepared
+from pipelines.features.feature_store import Bank
+from pipelines.io import storage
+from pipelines.io.image_bytes import Location, read_location
+from pipelines.io.storage import Missing
+from pipelines.program.settings import UserError, load, validate
 from pipelines.sources.base import Rejected
 from pipelines.sources.huggingface import HuggingFaceSource
 from pipelines.sources.parquet import ParquetSource
-from pipelines.storage import Missing
-from tests.pipelines.rows import picture, read
+from tests.pipelines.rows import image, read
 from training.checkpoint import load_encoder
+from training.checkpoint_registry import seal
 from training.config import TrainSettings
-from training.kept import frozen
-from training.registered import seal
+from training.saved_towers import frozen
 from training.towers.base import Tower, load_weights
 from training.towers.text import BagSettings
 
@@ -123,13 +123,13 @@ def test_reading_the_schema_alone_runs_nothing(tmp_path: Path, touched: Path) ->
 
 def test_tensors_and_arrows_own_types_are_read(tmp_path: Path) -> None:
     tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((2, 3), np.float32))
-    pq.write_table(pa.table({"x": tensor, "jpg": [picture(0), picture(1)], "caption": ["a", "b"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"x": tensor, "jpg": [image(0), image(1)], "caption": ["a", "b"]}), tmp_path / "a.parquet")
     source = validate(ParquetSource, {"name": "parquet", "paths": str(tmp_path / "a.parquet")}, "test")
     assert len(read(source)) == 2
 
 
 def test_tables_of_a_source(tmp_path: Path, touched: Path) -> None:
-    good = pa.table({"jpg": [picture(0), picture(1)], "caption": ["a", "b"]})
+    good = pa.table({"jpg": [image(0), image(1)], "caption": ["a", "b"]})
     bad = good.set_column(0, "jpg", pickles(touched))
     pq.write_table(good, tmp_path / "0.parquet")
     pq.write_table(bad, tmp_path / "1.parquet")
@@ -165,7 +165,7 @@ def test_features(tmp_path: Path, touched: Path) -> None:
     """A bank, and embeddings that somebody computed."""
     cells = np.empty((1, 1), dtype=object)
     cells[0, 0] = Exploit(touched)
-    bank = Bank(tmp_path, 1, {"of": "pictures"})
+    bank = Bank(tmp_path, 1, {"of": "images"})
     bank.path.mkdir()
     np.save(bank.path / "rows.npy", cells, allow_pickle=True)
     (bank.path / "bank.json").write_text(json.dumps(bank.about | {"width": 1, "rows": 1, "digest": ""}))
@@ -237,6 +237,6 @@ def test_nothing_is_unpickled() -> None:
         assert options.get("allow_pickle", "False") == "False" and options.get("trust_remote_code", "False") == "False", where
         unpickling = name in ("pickle.load", "pickle.loads", "cloudpickle.loads", "joblib.load", "yaml.load", "pd.read_pickle")
         # What a process and the child that it started say to each other; bytes of data go through it as bytes.
-        assert not unpickling or path == "pipelines/apart.py", where
+        assert not unpickling or path == "pipelines/io/child_process.py", where
         opens = name in ("pq.ParquetFile", "pq.read_table", "pa.ipc.open_stream", "pa.ipc.open_file", "pd.read_parquet")
-        assert not opens or path == "pipelines/tables.py", where
+        assert not opens or path == "pipelines/io/tables.py", where

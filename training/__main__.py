@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from pipelines.cli import begin, run_program
+from pipelines.program.cli import begin, run_program
 
 if TYPE_CHECKING:
-    from pipelines.display import Display
+    from pipelines.program.display import Display
     from training.config import TrainSettings
 
 PURPOSE = """Train a dual encoder on a prepared dataset with Ray Train, score it on held-out pairs, and write a report.
@@ -16,8 +16,8 @@ The same command again goes on where an interrupted run was; a finished run says
 
 
 def _run(settings: TrainSettings, display: Display) -> None:
-    from training.registered import registered
-    from training.sources import check_sources
+    from training.checkpoint_registry import registered
+    from training.weight_sources import check_sources
 
     # A run with a checkpoint has what it needs. Before the rest is imported: that takes as long again.
     if settings.overwrite or not registered(settings.storage / settings.name):

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.settings import UserError, validate
-from pipelines.tokenizer import TextTokenizer
-from pipelines.views import eval_view
+from pipelines.dataset.tokenizer import TextTokenizer
+from pipelines.dataset.views import eval_view
+from pipelines.program.settings import UserError, validate
+from training.checkpoint_registry import ABOUT, DIGESTS, FORMAT, check, newest_checkpoint, seal
 from training.config import TrainSettings
 from training.encoder import DualEncoder
 from training.fingerprint import fingerprint
-from training.kept import locked_tower, tokenizer_of, towers_of, trained_tower
 from training.plan import Plan
-from training.registered import ABOUT, DIGESTS, FORMAT, check, newest_checkpoint, seal
+from training.saved_towers import locked_tower, tokenizer_of, towers_of, trained_tower
 from training.state import TrainState, unwrap
 from training.towers.padding import Padded
 
@@ -143,7 +143,7 @@ class CheckpointEmbedder:
 
     @torch.inference_mode()
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:
-        """RGB pictures to unit rows, float32 [n, D]."""
+        """RGB images to unit rows, float32 [n, D]."""
         return self._encoder.embed_images(self._pixels(images)).cpu().numpy()
 
     @torch.inference_mode()

@@ -3,7 +3,7 @@
     embedder: training.embedders:open_clip     embedder_arguments: {model: ViT-B-32, weights: laion2b_s34b_b79k}
     embedder: training.embedders:huggingface   embedder_arguments: {weights: openai/clip-vit-base-patch32}
 
-Nothing of ours touches a picture or a text on its way: the same picture in, the same score out. What they offer beside rows is
+Nothing of ours touches an image or a text on its way: the same image in, the same score out. What they offer beside rows is
 in evaluation/embedder.py.
 """
 
@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.artifacts import resolve
-from pipelines.settings import UserError
-from training.before_projection import hugging_face_features, open_clip_features
+from pipelines.io.artifacts import resolve
+from pipelines.program.settings import UserError
 from training.fingerprint import fingerprint, of_tokenizer
 from training.precision import unit
 from training.towers.image import HuggingFaceVisionSettings
 from training.towers.open_clip import OpenClipImageSettings
 from training.towers.pretrained import first_line, load_pretrained
-from training.towers.reading import positions, reads_padding, tells_apart, text_half
+from training.towers.text_reading import positions, reads_padding, tells_apart, text_half
+from training.trunk_features import hugging_face_features, open_clip_features
 
 F = TypeVar("F", bound=Callable)
 _KEY = "embedder_arguments.weights"
@@ -55,7 +55,7 @@ class OpenClipEmbedder:
 
     @torch.inference_mode()
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:
-        """RGB pictures to unit rows, float32 [n, D]."""
+        """RGB images to unit rows, float32 [n, D]."""
         return _rows(self._network.encode_image(self._pixels(images)))
 
     @torch.inference_mode()
@@ -102,7 +102,7 @@ class HuggingFaceEmbedder:
 
     @torch.inference_mode()
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:
-        """RGB pictures to unit rows, float32 [n, D]."""
+        """RGB images to unit rows, float32 [n, D]."""
         return _rows(self._network.get_image_features(**self._pixels(images)).pooler_output)
 
     @torch.inference_mode()
@@ -142,8 +142,8 @@ class HuggingFaceEmbedder:
             self._network.config.to_json_string(use_diff=False),
             object_hook=lambda tree: {key: value for key, value in tree.items() if key != "_name_or_path"},
         )
-        pictures = self._processor.image_processor.to_dict()
-        return fingerprint(self._network, [config, pictures, of_tokenizer(self._processor.tokenizer), self._text_options])
+        images = self._processor.image_processor.to_dict()
+        return fingerprint(self._network, [config, images, of_tokenizer(self._processor.tokenizer), self._text_options])
 
     @torch.inference_mode()
     def _image_features(self, images: list[Image.Image]) -> np.ndarray:
@@ -156,7 +156,7 @@ class HuggingFaceEmbedder:
 
 def _dual(network: Any, weights: str) -> Any:
     if not hasattr(network, "get_image_features") or not hasattr(network, "get_text_features"):
-        raise UserError(f"{_KEY}: {weights} is a {type(network).__name__}, which does not embed pictures and texts")
+        raise UserError(f"{_KEY}: {weights} is a {type(network).__name__}, which does not embed images and texts")
     return network
 
 

@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch
-from pipelines.settings import Settings, UserError
-from pipelines.views import UNCHANGED
+from pipelines.dataset.batch import Batch
+from pipelines.dataset.views import UNCHANGED
+from pipelines.program.settings import Settings, UserError
 from training.objectives.base import Embeddings
 from training.precision import unit
 from training.towers import ImageTowerSettings, TextTowerSettings
@@ -134,7 +134,7 @@ class DualEncoder(nn.Module):
         return features, states.float()
 
     def images(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Projections [b, D] of pictures; features [b, V, F] and projections [b, V, D] of strong views, where there are some."""
+        """Projections [b, D] of images; features [b, V, F] and projections [b, V, D] of strong views, where there are some."""
         codes = batch.get("codes")
         image = batch["image_features"] if self.image_tower is None else self.image_tower(batch["image"])
         image = self._project(image, None if codes is None else codes[:, 0])

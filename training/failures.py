@@ -10,7 +10,7 @@ import ray.exceptions
 import ray.train
 import torch
 
-from pipelines.causes import innermost
+from pipelines.program.causes import innermost
 from training.distributed import PeerLost
 
 # gloo raises a bare RuntimeError where a peer is gone, in words such as "[../gloo/transport/tcp/pair.cc:534] Connection closed by

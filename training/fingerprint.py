@@ -1,6 +1,6 @@
 """The name that an embedder's rows are cached under: a digest of all that decides them.
 
-That is every parameter and buffer as it was loaded, whatever file it came from; how a picture and a text become tensors; and
+That is every parameter and buffer as it was loaded, whatever file it came from; how an image and a text become tensors; and
 the versions of the libraries that do the work, since an upgrade may change a resize or a forward. Where files lie is not in it,
 nor the device, which moves the last bits only.
 """

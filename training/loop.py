@@ -18,11 +18,11 @@ import ray.train.torch
 import torch
 from torch import nn
 
-from pipelines.cluster import configure_data
-from pipelines.settings import UserError
-from pipelines.stream import Unusable, Worker
+from pipelines.dataset.stream import Unusable, Worker
+from pipelines.program.cluster import configure_data
+from pipelines.program.settings import UserError
+from training.cadence import Clock
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.clock import Clock
 from training.distributed import mean
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS
 from training.plan import Plan
@@ -151,7 +151,7 @@ def _too_many(plan: Plan, state: TrainState) -> str:
     return (
         f"{state.unusable:,} of {state.samples:,} rows could not be used, more than "
         f"data.max_unusable_rate={data.max_unusable_rate}; {UNUSABLE} in the run's folder lists them with reasons; "
-        f"see where the pictures of {data.path} have gone, or allow more"
+        f"see where the images of {data.path} have gone, or allow more"
     )
 
 

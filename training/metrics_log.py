@@ -17,10 +17,10 @@ from typing import Any
 import ray.train
 
 from evaluation.suite import mean_recalls
-from pipelines.causes import cause_of, first_cause
-from pipelines.settings import UserError
+from pipelines.program.causes import cause_of, first_cause
+from pipelines.program.settings import UserError
+from training.checkpoint_registry import ABOUT, damage, keep_snapshot, newest_checkpoint, seal
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, read_metrics
-from training.registered import ABOUT, damage, keep_snapshot, newest_checkpoint, seal
 
 _FIRST_WAIT = 2.0  # seconds before the second try; doubles with every further one
 _LONGEST_WAIT = 60.0

@@ -9,9 +9,9 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
-from pipelines.explain import plain
-from pipelines.settings import Settings, UserError
-from training.cosine import half_cosine
+from pipelines.program.config_errors import plain
+from pipelines.program.settings import Settings, UserError
+from training.half_cosine import half_cosine
 
 _USUAL = ("adamw", "sgd", "adam")  # known without timm, which takes a second to import
 

@@ -7,33 +7,33 @@ from pathlib import Path
 import torch
 
 from evaluation.suite import HeldOut, SuiteSettings, held_out, metric_names
-from pipelines import banks
-from pipelines.batch import columns
-from pipelines.display import Display
-from pipelines.guides import Guides
-from pipelines.lookup import bank_rows
-from pipelines.neighbours import with_neighbours
-from pipelines.order import Order
-from pipelines.prepare import code_version
-from pipelines.prepared import Prepared
-from pipelines.remote import is_remote
-from pipelines.settings import UserError, digest
-from pipelines.stream import Stream
-from pipelines.tokenizer import TextTokenizer
+from pipelines.dataset.batch import columns
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Stream
+from pipelines.dataset.tokenizer import TextTokenizer
+from pipelines.features import feature_store
+from pipelines.features.frozen_encoders import Guides
+from pipelines.features.knn_cache import with_neighbours
+from pipelines.features.rows_by_id import bank_rows
+from pipelines.io.retry import is_remote
+from pipelines.prepare.prepare import code_version
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, digest
 from training.config import GuideSettings, TrainSettings
 from training.encoder import DualEncoder, build_encoder
-from training.kept import About, Frozen, frozen, keep, tokenizer_of, towers_of
 from training.objectives.base import Objective, Task
+from training.saved_towers import About, Frozen, frozen, keep, tokenizer_of, towers_of
 from training.teacher import FrozenEncoders, Teacher
 from training.towers import ImageFeatures, TextFeatures
 from training.towers.base import TowerSettings
 
-_GUIDES = ("guides.image_encoder", "guides.text_encoder")
+_GUIDES = ("frozen_encoders.image_encoder", "frozen_encoders.text_encoder")
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One held-out split, and where its pictures and texts come from."""
+    """One held-out split, and where its images and texts come from."""
 
     data: HeldOut
     images: Stream
@@ -103,7 +103,7 @@ class Plan:
 
     def _live(self) -> FrozenEncoders:
         """Frozen encoders that run in the step."""
-        guides, tokenizer = self.settings.guides or GuideSettings(), self.stream.guide_tokenizer
+        guides, tokenizer = self.settings.frozen_encoders or GuideSettings(), self.stream.guide_tokenizer
         assert tokenizer is not None
         there = {tower.key: tower for tower in self.frozen}
         first, second = (there[key] for key in _GUIDES)
@@ -127,7 +127,7 @@ def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
         settings.seed,
         settings.global_batch_size,
         settings.data.validation,
-        settings.data.share,
+        settings.data.fraction,
     )
     order.check()
     return order
@@ -140,10 +140,12 @@ def held_out_data(settings: TrainSettings, prepared: Prepared) -> list[tuple[Pre
     """
     suite = settings.evaluation
     found = [(prepared, held_out(prepared, suite, settings.data.split_seed, settings.data.validation))]
-    for other in suite.also:
+    for other in suite.extra_datasets:
         theirs = Prepared.open(other.path)
         if theirs.name in [data.dataset for _, data in found]:
-            raise UserError(f"evaluation.also: two datasets are called '{theirs.name}'; prepare one of them with another name")
+            raise UserError(
+                f"evaluation.extra_datasets: two datasets are called '{theirs.name}'; prepare one of them with another name"
+            )
         own = SuiteSettings(
             split=suite.split, recall_at=suite.recall_at, templates=other.templates or suite.templates, labels=other.labels
         )
@@ -181,7 +183,7 @@ def make_plan(
     prepared: Prepared,
     data: Sequence[tuple[Prepared, HeldOut]],
     order: Order,
-    pool: banks.Pool,
+    pool: feature_store.Pool,
     display: Display,
     run: Path | None = None,
     checkpoint: Path | None = None,
@@ -203,7 +205,7 @@ def make_plan(
         tower = there.get("image_tower")
         if tower is None:
             return None
-        return banks.image_bank(of, image.image_size, ImageFeatures, (tower,), tower.identity, pool, display)
+        return feature_store.image_bank(of, image.image_size, ImageFeatures, (tower,), tower.identity, pool, display)
 
     def text_banks(of: Prepared, what: HeldOut) -> list[Path] | list[None]:
         tower = there.get("text_tower")
@@ -211,18 +213,18 @@ def make_plan(
             return [None, None]
         texts = [of.texts(), what.prompts] if what.texts else [what.texts, what.prompts]
         identity = tower.identity | {"tokenizer": tokenizer.identity}
-        return banks.text_banks(of, texts, TextFeatures, (tower, tokenizer), identity, pool, display)
+        return feature_store.text_banks(of, texts, TextFeatures, (tower, tokenizer), identity, pool, display)
 
     def scored_of(of: Prepared, what: HeldOut, file: str) -> Scored:
         bank = image_bank(of)
-        pictures = Stream(
+        images = Stream(
             prepared=of,
             columns=frozenset({"image_features" if bank else "image"}),
             image_size=image.image_size,
             image_bank=bank,
         )
         texts, prompts = text_banks(of, what)
-        return Scored(what, pictures, texts, prompts, file)
+        return Scored(what, images, texts, prompts, file)
 
     scored = [scored_of(of, what, f"held_out-{what.dataset}.npz" if i else "held_out.npz") for i, (of, what) in enumerate(data)]
     own, test = scored[0], test_data(settings, prepared)
@@ -248,7 +250,7 @@ def make_plan(
 def keep_towers(plan: Plan, run: Path) -> None:
     """Put into the run's folder what it needs to be opened elsewhere, and no checkpoint holds."""
     prepared = plan.stream.prepared
-    keep(plan.frozen, run, None if is_remote(prepared.path) else banks.folder_of(prepared))
+    keep(plan.frozen, run, None if is_remote(prepared.path) else feature_store.folder_of(prepared))
 
 
 def _frozen_towers(settings: TrainSettings, run: Path | None) -> dict[str, Frozen]:
@@ -256,23 +258,28 @@ def _frozen_towers(settings: TrainSettings, run: Path | None) -> dict[str, Froze
     sides = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
     towers: dict[str, TowerSettings] = {key: tower for key, tower in sides.items() if tower.mode == "locked"}
     if settings.objective.needs.guides != "no":
-        guides = settings.guides or GuideSettings()
+        guides = settings.frozen_encoders or GuideSettings()
         towers |= dict(zip(_GUIDES, (guides.image_encoder, guides.text_encoder), strict=True))
     return {key: frozen(tower, key, run) for key, tower in towers.items()}
 
 
 def _guides(
-    settings: TrainSettings, prepared: Prepared, order: Order, there: dict[str, Frozen], pool: banks.Pool, display: Display
+    settings: TrainSettings,
+    prepared: Prepared,
+    order: Order,
+    there: dict[str, Frozen],
+    pool: feature_store.Pool,
+    display: Display,
 ) -> Guides | None:
     """Banks of frozen encoders, where the objective asks for neighbours."""
     if settings.objective.needs.guides not in ("own", "neighbours"):
         return None
-    guides = settings.guides or GuideSettings()
+    guides = settings.frozen_encoders or GuideSettings()
     image, text = (there[key] for key in _GUIDES)
     tokenizer, size = text.tokenizer(list), guides.image_encoder.image_size
-    images = banks.image_bank(prepared, size, ImageFeatures, (image,), image.identity, pool, display)
+    images = feature_store.image_bank(prepared, size, ImageFeatures, (image,), image.identity, pool, display)
     about = text.identity | {"tokenizer": tokenizer.identity}
-    (texts,) = banks.text_banks(prepared, [prepared.texts()], TextFeatures, (text, tokenizer), about, pool, display)
+    (texts,) = feature_store.text_banks(prepared, [prepared.texts()], TextFeatures, (text, tokenizer), about, pool, display)
     return with_neighbours(Guides(order, images, texts, guides.support, guides.search), prepared)
 
 

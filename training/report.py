@@ -1,4 +1,4 @@
-"""`report.html`: what a run trained on what, what it is worth, and pictures it found; one file that needs nothing else.
+"""`report.html`: what a run trained on what, what it is worth, and images it found; one file that needs nothing else.
 
 `python -m training.report RUN` writes it again from what the run left on disk, without Ray and without training.
 """
@@ -20,15 +20,15 @@ import numpy as np
 import yaml
 
 from evaluation.suite import HeldOut, SuiteSettings, held_out
-from pipelines import yaml_text
-from pipelines.prepared import Prepared
-from pipelines.remote import shown
-from pipelines.repeats import warnings_of
-from pipelines.settings import UserError, validate
-from pipelines.wilson import wilson
+from pipelines.dataset.prepared import Prepared
+from pipelines.io.retry import shown
+from pipelines.prepare.repeats import warnings_of
+from pipelines.program import yaml_text
+from pipelines.program.settings import UserError, validate
+from pipelines.program.wilson import wilson
+from training.checkpoint_registry import newest_checkpoint
+from training.gallery import gallery_of
 from training.metrics_file import read_metrics
-from training.pictures import pictures
-from training.registered import newest_checkpoint
 from training.warmup import warmup_warning
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -71,7 +71,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
         "test": _test(result, data),
         "warnings": _warnings(result, config, prepared),
         "scores": _scores(result, data),
-        "gallery": pictures(prepared, data, images, texts),
+        "gallery": gallery_of(prepared, data, images, texts),
         "curves": _curves(read_metrics(run / "metrics.jsonl"), result, data),
         "dataset": _dataset(prepared, result),
         "again": _again(config, prepared),
@@ -86,7 +86,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
 
 
 def _embeddings(path: Path, data: HeldOut) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows of the held-out pictures and captions, as they were when training ended."""
+    """Unit rows of the held-out images and captions, as they were when training ended."""
     try:
         rows = np.load(path)
         images, texts = rows["images"], rows["texts"]
@@ -94,7 +94,7 @@ def _embeddings(path: Path, data: HeldOut) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{path}: missing or not readable; let the training command finish, or train again") from None
     if (len(images), len(texts)) != (len(data.sample_ids), len(data.texts)):
         raise UserError(
-            f"{path}: holds {len(images)} pictures and {len(texts)} captions, the held-out split has {len(data.sample_ids)} and "
+            f"{path}: holds {len(images)} images and {len(texts)} captions, the held-out split has {len(data.sample_ids)} and "
             f"{len(data.texts)}; it was written with other data"
         )
     return images, texts
@@ -186,7 +186,7 @@ def _scores(result: dict[str, Any], data: HeldOut) -> list[dict[str, Any]]:
     ks = sorted(data.settings.recall_at)
     sizes = [result["sample_sizes"][f"retrieval/{data.dataset}/{way}_recall@{ks[0]}"] for way in _WAYS]
     # What one way asks for the other looks for.
-    pool = {"image_to_text": ("picture", "caption", sizes[1]), "text_to_image": ("caption", "picture", sizes[0])}
+    pool = {"image_to_text": ("image", "caption", sizes[1]), "text_to_image": ("caption", "image", sizes[0])}
     groups, left = [], dict(result["metrics"])
     for way, title in _WAYS.items():
         query, wanted, count = pool[way]
@@ -205,7 +205,7 @@ def _scores(result: dict[str, Any], data: HeldOut) -> list[dict[str, Any]]:
     for label, names in data.classes.items():
         rows = [_row(result, f"zero_shot/{data.dataset}_{label}/{m}", *words) for m, words in _MEASURES.items()]
         prompts = len(data.settings.templates)
-        about = f"which of {len(names)} classes a held-out picture is of, by the classes' names in {_count(prompts, 'sentence')}"
+        about = f"which of {len(names)} classes a held-out image is of, by the classes' names in {_count(prompts, 'sentence')}"
         groups.append({"title": f"Zero-shot: {label}", "about": about, "rows": rows})
         for row in rows:
             left.pop(row["path"], None)
@@ -265,7 +265,7 @@ def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut
     # One height for both directions, so that they can be compared.
     top = 1.08 * max([y for curves in recalls.values() for c in curves for y in c.y], default=100.0)
     for way, title in _WAYS.items():
-        note = f"of {len(data.sample_ids):,} pictures" if way == "image_to_text" else f"of {len(data.texts):,} captions"
+        note = f"of {len(data.sample_ids):,} images" if way == "image_to_text" else f"of {len(data.texts):,} captions"
         learning += draw(way, f"Recall, {title.lower()}", recalls[way][:3], note, unit="%", top=top or None)
     for position, label in enumerate(data.classes):
         path = f"zero_shot/{data.dataset}_{label}/"
@@ -288,7 +288,7 @@ def _dataset(prepared: Prepared, result: dict[str, Any]) -> dict[str, Any]:
         "credit": credit if licence in credit else f"{credit} (licence: {licence})",
         "rejected": sorted(result["dataset"]["counts"]["rejected"].items(), key=lambda item: -item[1]),
         "shuffled": result["dataset"].get("shuffled", prepared.shuffled),
-        "share": result["dataset"].get("share", 1),  # not in results of earlier versions
+        "fraction": result["dataset"].get("fraction", 1),  # not in results of earlier versions
         "num_images": manifest["num_images"],
         "num_texts": manifest["num_texts"],
         "image": manifest["image"],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from training.config import ResourceSettings
 
 

@@ -6,7 +6,7 @@ A run's folder, `storage/name`:
     result.json      at the end        report.html     at the end
     test.json        of the chosen checkpoint, where there is a test split
     checkpoint_.../  newest k          best/           by a named metric, if one is named
-    towers/          locked ones: a folder opens without the weights that it was trained from (kept.py)
+    towers/          locked ones: a folder opens without the weights that it was trained from (saved_towers.py)
 """
 
 import fcntl
@@ -24,18 +24,18 @@ from typing import Any
 import numpy as np
 
 from evaluation.suite import Scores, mean_recalls, score
-from pipelines import cluster, interrupts, places, yaml_text
-from pipelines.banks import Pool
-from pipelines.display import Display
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError, difference, read_yaml, validate
-from training.chosen import test_chosen
+from pipelines.dataset.prepared import Prepared
+from pipelines.features.feature_store import Pool
+from pipelines.program import cluster, interrupts, path_keys, yaml_text
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, difference, read_yaml, validate
+from training.checkpoint_registry import ABOUT, newest_checkpoint, put, registered, settle
 from training.config import TrainSettings
-from training.fit import fit, newest_step
+from training.dry_run import check_build
+from training.final_test import test_chosen
 from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import Plan, check_metric, held_out_data, keep_towers, make_order, make_plan, needs_banks, test_data
-from training.registered import ABOUT, newest_checkpoint, put, registered, settle
-from training.rehearsal import check_build
+from training.ray_train import fit, newest_step
 from training.report import write_report
 from training.resources import Cluster, ahead, plan_resources, present
 from training.warmup import warmup_warning
@@ -58,7 +58,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         _show(done, display, folder)
         return done
     begun = (folder / LOCK).exists()
-    replaced = folder if settings.overwrite and begun else None  # until all checks are made
+    replaced = folder if settings.overwrite and folder.exists() else None  # until all checks are made
     with only_one(folder), interrupts.keeping(lambda: _kept(folder, replaced is not None)):
         checkpoint = None
         if replaced is None:
@@ -142,7 +142,7 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """One process a run. The lock goes with the process, however it ends; a run that never began leaves no folder."""
-    places.check_folder(folder, "storage")
+    path_keys.check_folder(folder, "storage")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         try:
@@ -215,7 +215,7 @@ def _announce(plan: Plan, display: Display) -> None:
     left = order.rows - order.steps_per_epoch * settings.global_batch_size
     display.line(
         f"{settings.name}: {settings.objective.name} on {plan.stream.prepared.name}, {order.rows:,} pairs"
-        + (f" (data.share={order.share:g})" if order.share < 1 else "")
+        + (f" (data.fraction={order.fraction:g})" if order.fraction < 1 else "")
         + ", "
         f"{settings.epochs} epochs x {order.steps_per_epoch} steps of {settings.global_batch_size}"
         + (f" ({left} pairs left over in each epoch, others each time)" if left else "")
@@ -245,7 +245,7 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
             "path": str(prepared.path),
             "fingerprint": prepared.fingerprint,
             "train_samples": plan.order.rows,
-            "share": plan.settings.data.share,
+            "fraction": plan.settings.data.fraction,
             "held_out_samples": len(plan.held_out.sample_ids),
             "split_seed": plan.settings.data.split_seed,
             "validation": plan.settings.data.validation,
@@ -269,7 +269,7 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
 def _shuffled(plan: Plan) -> int:
     """How many of the samples that were trained on have another row's captions."""
     prepared = plan.stream.prepared
-    if not prepared.shuffled or plan.order.share == 1:
+    if not prepared.shuffled or plan.order.fraction == 1:
         return prepared.shuffled
     return sum(prepared.rows(plan.order.ids, ("shuffled",))["shuffled"].to_pylist())
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.batch import Batch
-from pipelines.randomness import torch_seed
+from pipelines.dataset.batch import Batch
+from pipelines.program.randomness import torch_seed
 from training.config import TrainSettings
 from training.distributed import average_gradients, mean, rank
 from training.objectives.base import Embeddings, Loss

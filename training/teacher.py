@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch
-from pipelines.settings import Settings, UserError
-from training.cosine import half_cosine
+from pipelines.dataset.batch import Batch
+from pipelines.program.settings import Settings, UserError
+from training.half_cosine import half_cosine
 from training.precision import unit
 
 
@@ -95,7 +95,7 @@ class EmaTeacher(Teacher):
 class FrozenEncoders(Teacher):
     """Two frozen encoders, run on what the student sees: `guide_images` [b, 1, F] and `guide_texts` [b, 1, G], unit rows.
 
-    Their weights are no part of a checkpoint, only what they are: the run has a copy (kept.py), and goes on with no other.
+    Their weights are no part of a checkpoint, only what they are: the run keeps a copy (saved_towers.py) and uses no other.
     """
 
     def __init__(self, image: nn.Module, text: nn.Module, widths: tuple[int, int], image_size: int, identity: str):
@@ -131,6 +131,6 @@ class FrozenEncoders(Teacher):
         """Raises `UserError` where a checkpoint was made with other networks."""
         if state != self._identity:
             raise UserError(
-                "guides: this run was trained with frozen encoders of other weights than are there now; "
+                "frozen_encoders: this run was trained with frozen encoders of other weights than are there now; "
                 "put the former ones back, or give the run another name"
             )

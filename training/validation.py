@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from evaluation.suite import Scores, score
-from pipelines.lookup import bank_rows
-from pipelines.stream import Worker
+from pipelines.dataset.stream import Worker
+from pipelines.features.rows_by_id import bank_rows
 from training.distributed import gather_objects
 from training.encoder import DualEncoder
 from training.plan import Plan, Scored
@@ -17,7 +17,7 @@ from training.towers.padding import Padded
 
 @dataclass(frozen=True)
 class HeldOutEmbeddings:
-    """Unit rows: pictures and captions of the held-out split, and prompts of all classes."""
+    """Unit rows: images and captions of the held-out split, and prompts of all classes."""
 
     images: np.ndarray
     texts: np.ndarray

@@ -5,9 +5,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from pipelines.cli import begin, run_program
-from pipelines.display import Display
-from pipelines.settings import UserError
+from pipelines.program.cli import begin, run_program
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError
 from tuning.config import SweepSettings
 
 PURPOSE = """Compare what a grid crosses (objective x optimizer, say) on equal terms: in every cell search hyperparameters on a
@@ -26,7 +26,7 @@ def _run(settings: SweepSettings, display: Display) -> None:
 
 def report(arguments: list[str]) -> int:
     """Write the report of a sweep again, from its tables alone. Exit code 0, or 2 with one line that says what is wrong."""
-    from tuning.report import write_report
+    from tuning.reporting import write_report
 
     parser = argparse.ArgumentParser(prog="python -m tuning report", description="Write a sweep's report again, from its tables.")
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="the sweep's folder, such as runs/smoke-sweep")

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.places import LocalPlace
-from pipelines.settings import Settings
+from pipelines.program.path_keys import LocalPlace
+from pipelines.program.settings import Settings
 
 
 class Dimension(Settings):

@@ -10,8 +10,8 @@ from typing import Any
 from rich.live import Live
 from rich.table import Table
 
-from pipelines.display import Display
-from tuning.schedule import Schedule
+from pipelines.program.display import Display
+from tuning.search_order import Schedule
 from tuning.trials import Trial
 
 _EVERY = 10.0  # seconds between two lines where there is no terminal, at least

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pipelines.settings import UserError, apply_overrides, readings, validate
+from pipelines.program.settings import UserError, apply_overrides, readings, validate
 from training.config import TrainSettings
 from tuning.config import Dimension, SweepSettings
 from tuning.space import value_at

@@ -7,7 +7,7 @@ of its own; its Tune actor only waits, on the head node and without a CPU, and i
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from training.config import TrainSettings
 from training.resources import Cluster, plan_resources
 

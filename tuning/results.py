@@ -2,7 +2,7 @@
 
     trials.parquet, trials.csv   curves.parquet   sweep.json
 
-The report is made of these and of the final runs' items (`tuning.items`) alone (`python -m tuning report SWEEP`).
+The report is made of these and of the final runs' items (`tuning.held_out_items`) alone (`python -m tuning report SWEEP`).
 """
 
 import json
@@ -16,9 +16,9 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines.csv_text import to_csv
-from pipelines.prepare import code_version
-from pipelines.prepared import Prepared
+from pipelines.dataset.prepared import Prepared
+from pipelines.prepare.prepare import code_version
+from pipelines.program.csv_text import to_csv
 from tuning.config import SweepSettings
 from tuning.trials import Cell, Folder, Trial, command, read_json, score_of, write
 

@@ -1,7 +1,7 @@
 """What a sweep's trials say: best points, means with intervals over seeds, paired tests corrected for their number, a verdict.
 
 A difference between cells has two sources of chance: another run (seed) on the same test items, and other test items. Where the
-runs kept their items (`tuning.items`) a test is against both, else against the first alone, and a verdict says which.
+runs kept their items (`tuning.held_out_items`) a test is against both, else against the first alone, and a verdict says which.
 
 Everything is computed from the table of trials (`trials.parquet`), which may be incomplete: a value that is missing or not
 finite counts as not there, and `n` says how many were. No function changes its input, and none depends on the order of rows.
@@ -22,7 +22,7 @@ import pandas as pd
 from scipy import stats  # type: ignore[import-untyped]
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-from tuning.items import Items, variance
+from tuning.held_out_items import Items, variance
 
 ALPHA = 0.05
 _SIGN = {"max": 1, "min": -1}
@@ -153,8 +153,8 @@ def compare(
     cells x seeds, with (cells - 1)(seeds - 1) degrees of freedom. Without items p is the t-test against it: with two cells, the
     paired t-test.
 
-    With items the variance over them is added (`tuning.items.variance`): what seeds and items do together is counted in both, so
-    the sum is on the safe side, as of a bootstrap over both (Owen, 2007). p is the level at which the difference is
+    With items the variance over them is added (`tuning.held_out_items.variance`): what seeds and items do together is counted in
+    both, so the sum is on the safe side, as of a bootstrap over both (Owen, 2007). p is the level at which the difference is
     sqrt(t_s^2 V_s + t_i^2 V_i), each t of its own degrees of freedom, which no shares of the two variances make too small
     (Banerjee, Biometrika 1961). A bootstrap of two or three seeds would: its resamples hardly differ.
 

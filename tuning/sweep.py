@@ -12,16 +12,16 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import interrupts
-from pipelines.display import Display
-from pipelines.settings import UserError, difference
+from pipelines.program import interrupts
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, difference
 from training.config import TrainSettings
 from tuning.config import SweepSettings
 from tuning.plan import SweepPlan
-from tuning.report import write_report
-from tuning.report.record import read as read_sweep
+from tuning.reporting import write_report
+from tuning.reporting.sweep_data import read as read_sweep
 from tuning.results import about_of, test_sizes, write_about, write_tables
-from tuning.schedule import Schedule
+from tuning.search_order import Schedule
 from tuning.trials import Trial, read_json, score_of
 
 _UNDER_WAY = "those under way are kept at their newest checkpoints"
@@ -66,9 +66,9 @@ def _ended(plan: SweepPlan, schedule: Schedule) -> str:
 def _check(plan: SweepPlan) -> list[TrainSettings]:
     """An example of each cell's trials. Raises `UserError` for what would fail in them, or would not fit."""
     from training.resources import ahead
-    from training.sources import check_sources
-    from tuning.feeder import check_loggers
+    from training.weight_sources import check_sources
     from tuning.resources import booking_of, trials_at_a_time
+    from tuning.searcher import check_loggers
 
     examples = [plan.build(plan.example(cell)) for cell in plan.cells]
     _ = plan.score  # raises where it is no metric of the runs
@@ -88,10 +88,10 @@ def _run(
     plan: SweepPlan, schedule: Schedule, first: Trial | None, before: Mapping[str, Any] | None, command: str, display: Display
 ) -> None:
     """Ray, from its start to its end."""
-    from pipelines import cluster
+    from pipelines.program import cluster
     from training.resources import present
-    from tuning.feeder import loggers
     from tuning.resources import booking_of, trials_at_a_time
+    from tuning.searcher import loggers
 
     settings, started = plan.settings, time.monotonic()
     examples, callbacks = _check(plan), loggers(settings, plan.folder.path)
@@ -133,12 +133,12 @@ def _tune(
     """Ray Tune runs what the schedule hands out; `write`: tables and report, as things stand."""
     from ray import tune
 
-    from training.room import Teller, give_back
-    from tuning.entry import run_trial
-    from tuning.feeder import Feeder, Follow
+    from training.placement import Teller, give_back
+    from tuning.early_stopping import SearchOnly, build_scheduler
     from tuning.progress import Board, Refresher
     from tuning.resources import booking_of
-    from tuning.scheduler import SearchOnly, build_scheduler
+    from tuning.searcher import Feeder, Follow
+    from tuning.trainable import run_trial
 
     settings = plan.settings
     examples = [plan.build(plan.example(cell)) for cell in plan.cells]
@@ -195,8 +195,8 @@ def _tune(
 
 def _cache_features(plan: SweepPlan, size: Any, display: Display) -> None:
     """Features of locked towers, once for all trials, with the whole cluster."""
-    from pipelines.banks import Pool
-    from tuning.worker import plan_of
+    from pipelines.features.feature_store import Pool
+    from tuning.trial_runner import plan_of
 
     for config in plan.groups():
         gpu = config.resources.use_gpu
@@ -245,7 +245,7 @@ def _figure(value: float, form: str) -> str:
 def _budget(settings: SweepSettings, example: TrainSettings) -> str:
     if settings.budget.minutes is not None:
         return f"{settings.budget.minutes:g} minutes a trial"
-    if settings.budget.samples is not None and "data.share" in settings.grid:  # other epochs in every cell
+    if settings.budget.samples is not None and "data.fraction" in settings.grid:  # other epochs in every cell
         return f"{settings.budget.samples:,} pairs seen, rounded up to whole epochs"
     return f"{example.epochs} epochs"
 

@@ -3,7 +3,7 @@
 SWEEP/trials/NAME/trial.json     cell, phase, point, seed, overrides; written before it starts
                   metrics.jsonl  one line a report
                   outcome.json   how it ended; written last, so that a trial without one goes on when the sweep does
-                  items.npz      of the seeds' runs: what became of each test item (`tuning.items`)
+                  items.npz      of the seeds' runs: what became of each test item (`tuning.held_out_items`)
                   checkpoint_... of the seeds' runs, and of what is under way
 """
 
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evaluation.suite import mean_recalls
-from pipelines import yaml_text
-from pipelines.settings import UserError, digest, parse_overrides
+from pipelines.program import yaml_text
+from pipelines.program.settings import UserError, digest, parse_overrides
 from training.metrics_file import read_metrics
 from tuning.config import SweepSettings, label
 from tuning.space import Result

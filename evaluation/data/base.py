@@ -1,6 +1,6 @@
-"""What a reader of data hands to the tasks: pictures in a fixed order, and what is right about them.
+"""What a reader of data hands to the tasks: images in a fixed order, and what is right about them.
 
-A reader is a settings class with `name`, and `read(key)`, which looks at what is on disk and decodes no picture yet. `key` is
+A reader is a settings class with `name`, and `read(key)`, which looks at what is on disk and decodes no image yet. `key` is
 where the config names it, such as `data.flickr30k`: every `UserError` begins with it. Nothing is ever downloaded: where files
 are missing, the error says what belongs where.
 """
@@ -15,27 +15,27 @@ from PIL import Image
 from evaluation.sugarcrepe import Item
 
 
-class Pictures(Protocol):
-    """Pictures in a fixed order. Picklable and small: it travels to the processes that read them."""
+class Images(Protocol):
+    """Images in a fixed order. Picklable and small: it travels to the processes that read them."""
 
     @property
     def fingerprint(self) -> str:
-        """Another one where any picture, or their order, may have changed."""
+        """Another one where any image, or their order, may have changed."""
 
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray) -> Iterator[Image.Image]:
-        """RGB, upright, of whatever size; one by one. Raises `UserError` naming a picture that cannot be used."""
+        """RGB, upright, of whatever size; one by one. Raises `UserError` naming an image that cannot be used."""
 
     def name(self, index: int) -> str:
-        """What people call the picture: a file, or a key inside one."""
+        """What people call the image: a file, or a key inside one."""
 
 
 @dataclass(frozen=True)
-class LabelledPictures:
-    """Pictures and the class of each."""
+class LabelledImages:
+    """Images and the class of each."""
 
-    pictures: Pictures
+    images: Images
     labels: np.ndarray  # int64 [n], positions of classes; -1: none of them, which no score counts
 
 
@@ -46,28 +46,28 @@ class Classification:
     classes: tuple[tuple[str, ...], ...]  # names of each class
     templates: tuple[str, ...]
     metric: str  # the main one: top1 or mean_per_class
-    test: LabelledPictures
-    train: LabelledPictures | None = None  # for probes
-    validation: LabelledPictures | None = None
+    test: LabelledImages
+    train: LabelledImages | None = None  # for probes
+    validation: LabelledImages | None = None
     imagenet: tuple[tuple[int, ...], ...] | None = None  # for each class the ImageNet classes that it is
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Pictures and captions, and which belong together."""
+    """Images and captions, and which belong together."""
 
-    pictures: Pictures
+    images: Images
     texts: list[str]
-    texts_of_image: list[np.ndarray]  # for each picture the positions of all captions that are right; every caption is somewhere
+    texts_of_image: list[np.ndarray]  # for each image the positions of all captions that are right; every caption is somewhere
 
 
 @dataclass(frozen=True)
 class SugarCrepe:
-    """Items of SugarCrepe's subsets, and the pictures that they are about, each once."""
+    """Items of SugarCrepe's subsets, and the images that they are about, each once."""
 
-    pictures: Pictures
+    images: Images
     items: dict[str, list[Item]]  # by subset
-    picture_of: dict[str, np.ndarray]  # subset -> int64 [n], positions in `pictures`
+    image_of: dict[str, np.ndarray]  # subset -> int64 [n], positions in `images`
 
 
 @dataclass(frozen=True)

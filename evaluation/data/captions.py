@@ -1,11 +1,11 @@
-"""Retrieval sets of pictures with captions: COCO's json, Karpathy's json of COCO and Flickr30k, and Flickr30k's lists.
+"""Retrieval sets of images with captions: COCO's json, Karpathy's json of COCO and Flickr30k, and Flickr30k's lists.
 
 coco      {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "a cat"}]}
 karpathy  {"images": [{"filepath": "val2014", "filename": "a.jpg", "split": "test", "sentences": [{"raw": "a cat"}]}]}
 lists     of Flickr30k: `a.jpg#0<tab>a cat` (results_20130124.token), `a.jpg| 0| a cat` (results.csv), `a.jpg,a cat`
           (flickr30k_test_karpathy.txt), or a csv with columns filename, raw (a json list) and split (flickr_annotations_30k.csv)
 
-Every caption of a picture is right for it, and no other, as published scores have it. Pictures are in the order of the file.
+Every caption of an image is right for it, and no other, as published scores have it. Images are in the order of the file.
 """
 
 import csv
@@ -19,20 +19,20 @@ import numpy as np
 from pydantic import Field
 
 from evaluation.data.base import Content, Retrieval
-from evaluation.data.located import Located, changes, files_in, fingerprint, read_text
-from pipelines import storage
-from pipelines.lines import lines_of
-from pipelines.places import Place
-from pipelines.settings import Settings, UserError
+from evaluation.data.files import Located, changes, files_in, fingerprint, read_text
+from pipelines.io import storage
+from pipelines.io.storage import File
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import Settings, UserError
+from pipelines.program.text_lines import lines_of
 from pipelines.sources import json_layouts
 from pipelines.sources.rows import Unreadable
-from pipelines.storage import File
 
 _CAPTIONS = (
     "annotations/captions_val2017.json of COCO (https://cocodataset.org/#download), dataset_coco.json or dataset_flickr30k.json "
     "of https://cs.stanford.edu/people/karpathy/deepimagesent/, or Flickr30k's results_20130124.token"
 )
-_PICTURES = (
+_IMAGES = (
     "COCO's val2017.zip or val2014.zip (https://cocodataset.org/#download), or flickr30k-images (asked for at "
     "https://shannon.cs.illinois.edu/DenotationGraph/), unpacked"
 )
@@ -40,23 +40,23 @@ _LISTED = (re.compile(r"(.+?)#\d+\t(.*)"), re.compile(r"(.+?)\|\s*\d+\|(.*)"), r
 
 
 class CaptionsData(Settings):
-    """COCO, Flickr30k, or others: pictures and their captions, as COCO's or Karpathy's json, or Flickr30k's lists."""
+    """COCO, Flickr30k, or others: images and their captions, as COCO's or Karpathy's json, or Flickr30k's lists."""
 
     name: Literal["captions"]
     path: Place = Field(description="file of captions: COCO's json, Karpathy's json, or Flickr30k's .token, .csv or .txt")
-    images: Place = Field(description="folder with the pictures, at any depth")
+    images: Place = Field(description="folder with the images, at any depth")
     split: str | None = Field(None, description="of a file that has splits: test, val, restval, ...; null: test")
 
     def read(self, key: str) -> Content:
-        """Retrieval with all captions of every picture. Raises `UserError`, also where a picture has no caption or no file."""
+        """Retrieval with all captions of every image. Raises `UserError`, also where an image has no caption or no file."""
         text = read_text(self.path, f"{key}.path", _CAPTIONS)
         try:
             found = list(self._rows(text, key))
         except Unreadable as problem:
             raise UserError(f"{key}.path: {self.path} {problem}; put there: {_CAPTIONS}") from None
         if not found:
-            raise UserError(f"{key}.path: {self.path} lists no picture; put there: {_CAPTIONS}")
-        files = files_in(self.images, f"{key}.images", _PICTURES)
+            raise UserError(f"{key}.path: {self.path} lists no image; put there: {_CAPTIONS}")
+        files = files_in(self.images, f"{key}.images", _IMAGES)
         names = self._files(key, [name for name, _ in found], files)
         texts = [caption for _, captions in found for caption in captions]
         ends = np.cumsum([len(captions) for _, captions in found])
@@ -65,7 +65,7 @@ class CaptionsData(Settings):
         return Content(retrieval=Retrieval(Located(key, self.images, tuple(names), digest), texts, right))
 
     def _files(self, key: str, wanted: list[str], files: dict[str, File]) -> list[str]:
-        """The file of each picture: under its whole name, or, where folders are others, the only one with its last part."""
+        """The file of each image: under its whole name, or, where folders are others, the only one with its last part."""
         by_last: dict[str, list[str]] = {}
         for name in files:
             by_last.setdefault(storage.name_of(name), []).append(name)
@@ -73,8 +73,8 @@ class CaptionsData(Settings):
         missing = [name for name, there in zip(wanted, found, strict=True) if not there]
         if missing:
             raise UserError(
-                f"{key}.images: {self.images} has no '{missing[0]}' ({len(missing)} of {len(wanted)} pictures of {self.path} are "
-                f"missing); put there: {_PICTURES}"
+                f"{key}.images: {self.images} has no '{missing[0]}' ({len(missing)} of {len(wanted)} images of {self.path} are "
+                f"missing); put there: {_IMAGES}"
             )
         several = next((there for there in found if len(there) > 1), None)
         if several:
@@ -84,11 +84,11 @@ class CaptionsData(Settings):
         return [there[0] for there in found]
 
     def _rows(self, text: str, key: str) -> Iterator[tuple[str, list[str]]]:
-        """Each picture's name and captions. Raises `UserError`, `Unreadable`."""
+        """Each image's name and captions. Raises `UserError`, `Unreadable`."""
         for name, captions in self._split_rows(text, key):
             texts = [caption.strip() for caption in captions if isinstance(caption, str) and caption.strip()]
             if not isinstance(name, str) or not name:
-                raise UserError(f"{key}.path: {self.path} has a picture without a file's name, but {name!r}; correct it")
+                raise UserError(f"{key}.path: {self.path} has an image without a file's name, but {name!r}; correct it")
             if not texts:
                 raise UserError(f"{key}.path: '{name}' in {self.path} has no caption; give it one, or take it out")
             yield name, texts

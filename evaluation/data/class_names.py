@@ -1,6 +1,6 @@
 """What a set's classes are called, and which of a shipped set's classes each of somebody's classes is.
 
-Shipped sets (`evaluation/classes`) have CLIP's names in a fixed order; who packed the pictures may have sorted them otherwise.
+Shipped sets (`evaluation/classes`) have CLIP's names in a fixed order; who packed the images may have sorted them otherwise.
 Numbers that are taken over without a look at the names would score at chance, and nobody would know why.
 """
 
@@ -11,8 +11,8 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from evaluation.class_sets import ClassSet, class_set
-from evaluation.data.base import Classification, LabelledPictures
-from pipelines.settings import Settings, UserError
+from evaluation.data.base import Classification, LabelledImages
+from pipelines.program.settings import Settings, UserError
 
 PLAIN_TEMPLATES = ("a photo of a {}.", "{}")  # for classes of which nothing is known
 
@@ -55,9 +55,9 @@ class NamedSettings(Settings):
         self,
         known: ClassSet | None,
         given: Sequence[str],
-        test: LabelledPictures,
-        train: LabelledPictures | None = None,
-        validation: LabelledPictures | None = None,
+        test: LabelledImages,
+        train: LabelledImages | None = None,
+        validation: LabelledImages | None = None,
         templates: Sequence[str] = PLAIN_TEMPLATES,
     ) -> Classification:
         """With the words of the shipped set, or, without one, those of the data; settings go before both.

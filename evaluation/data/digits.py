@@ -1,6 +1,6 @@
 """1,797 handwritten digits of 8 x 8 pixels, which come with scikit-learn: a classification set that everybody has.
 
-They are the test set of UCI's Optical Recognition of Handwritten Digits. Of every ten pictures of a digit the first six are for
+They are the test set of UCI's Optical Recognition of Handwritten Digits. Of every ten images of a digit the first six are for
 training, two for validation, two for the test, so that classes are as frequent in all three. A writer's digits are on all sides.
 """
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from evaluation.data.base import Classification, Content, LabelledPictures
-from pipelines.settings import digest
+from evaluation.data.base import Classification, Content, LabelledImages
+from pipelines.program.settings import digest
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _TRAIN, _VALIDATION, _TEST = range(6), range(6, 8), range(8, 10)  # of every ten of a digit
@@ -25,14 +25,14 @@ _ATTRIBUTION = (
 def digits() -> Content:
     """The ten digits, each by its word and its numeral, in the template that CLIP has for MNIST."""
     _, labels = _loaded()
-    order = np.zeros(len(labels), dtype=np.int64)  # which picture of its digit each is
+    order = np.zeros(len(labels), dtype=np.int64)  # which image of its digit each is
     for digit in range(10):
         order[labels == digit] = np.arange((labels == digit).sum())
 
-    def part(places: range) -> LabelledPictures:
+    def part(places: range) -> LabelledImages:
         indices = np.flatnonzero(np.isin(order % 10, places))
-        pictures = _Digits(indices, digest(["scikit-learn's digits", indices.tolist()]))
-        return LabelledPictures(pictures, labels[indices])
+        images = _Digits(indices, digest(["scikit-learn's digits", indices.tolist()]))
+        return LabelledImages(images, labels[indices])
 
     classes = tuple((word, str(digit)) for digit, word in enumerate(_WORDS))
     classification = Classification(
@@ -43,7 +43,7 @@ def digits() -> Content:
 
 @dataclass(eq=False)
 class _Digits:
-    """Some of the pictures, white on black."""
+    """Some of the images, white on black."""
 
     indices: np.ndarray
     fingerprint: str

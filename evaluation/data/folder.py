@@ -1,10 +1,10 @@
-"""Folders of pictures by class, `test/dogs/rex.jpg`: ImageNet and its shifts, and whatever else is packed so.
+"""Folders of images by class, `test/dogs/rex.jpg`: ImageNet and its shifts, and whatever else is packed so.
 
 Where `path` has folders train, val or test, they are the splits: the test is `test`, or, as ImageNet has it, `val` where no
-`test` has class folders. Else `path` itself has the folders of the classes and is the test. A class is a folder with pictures at
-any depth below it, or an empty one, in any split: where the test has no picture of it, scores leave it out of `mean_per_class`
+`test` has class folders. Else `path` itself has the folders of the classes and is the test. A class is a folder with images at
+any depth below it, or an empty one, in any split: where the test has no image of it, scores leave it out of `mean_per_class`
 and name it. Class folders are sorted as text, capitals first, and as numbers where all are numbers. With `labels` a file says of
-which class each picture is, and folders mean nothing.
+which class each image is, and folders mean nothing.
 """
 
 import csv
@@ -16,28 +16,28 @@ import numpy as np
 from pydantic import Field
 
 from evaluation.class_sets import ClassSet
-from evaluation.data.base import Content, LabelledPictures
+from evaluation.data.base import Content, LabelledImages
 from evaluation.data.class_names import NamedSettings, positions, readable
-from evaluation.data.located import Located, changes, files_in, fingerprint, read_text
-from pipelines import storage
-from pipelines.formats import is_hidden, is_image
-from pipelines.lines import lines_of
-from pipelines.places import Place
-from pipelines.settings import UserError
-from pipelines.storage import File
+from evaluation.data.files import Located, changes, files_in, fingerprint, read_text
+from pipelines.dataset.image_formats import is_hidden, is_image
+from pipelines.io import storage
+from pipelines.io.storage import File
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import UserError
+from pipelines.program.text_lines import lines_of
 
 _SPLITS = ("test", "val", "train")
-_LAYOUT = "a folder of pictures for every class, or test/ and train/ with such folders"
+_LAYOUT = "a folder of images for every class, or test/ and train/ with such folders"
 
 
 class FolderData(NamedSettings):
-    """Pictures in a folder for every class, or with a file of labels."""
+    """Images in a folder for every class, or with a file of labels."""
 
     name: Literal["folder"]
     path: Place = Field(description="folder with the classes' folders, or with test (or val) and train, which have them")
     labels: Place | None = Field(
         None,
-        description="file that says of which class each picture below path is: .csv has FILE,LABEL lines, any other one LABEL a"
+        description="file that says of which class each image below path is: .csv has FILE,LABEL lines, any other one LABEL a"
         " line in the order of the sorted files; a label is a class's name, or its number from 0",
     )
 
@@ -47,22 +47,22 @@ class FolderData(NamedSettings):
         known = self.known(key)
         if self.labels is not None:
             return self._by_file(key, known, files, self.labels)
-        found = {split: pictures for split in _SPLITS if (pictures := _by_folder(files, f"{split}/"))}
+        found = {split: images for split in _SPLITS if (images := _by_folder(files, f"{split}/"))}
         if list(found) == ["train"]:
-            raise UserError(f"{key}: {self.path} has no pictures in test or val, only in train; put there: {_LAYOUT}")
+            raise UserError(f"{key}: {self.path} has no images in test or val, only in train; put there: {_LAYOUT}")
         roots = {split: f"{split}/" for split in found} or {"test": ""}
         found = found or {"test": _by_folder(files, "")}
-        folders = _sorted({folder for pictures in found.values() for folder in pictures} | self._empty(files, roots))
+        folders = _sorted({folder for images in found.values() for folder in images} | self._empty(files, roots))
         if known is not None and known.folders is not None:
             folders = self._scored(key, known, folders)
         if not folders:
-            raise UserError(f"{key}: {self.path} has no pictures in folders of classes; put there: {_LAYOUT}")
+            raise UserError(f"{key}: {self.path} has no images in folders of classes; put there: {_LAYOUT}")
         numbers = np.arange(len(folders)) if known is None else positions(folders, known, key, str(self.path))
         order = {folder: int(number) for folder, number in zip(folders, numbers, strict=True)}
-        parts = {split: self._labelled(key, files, roots[split], pictures, order) for split, pictures in found.items()}
+        parts = {split: self._labelled(key, files, roots[split], images, order) for split, images in found.items()}
         test = parts.pop("test" if "test" in parts else "val")
         if len(test.labels) == 0:
-            raise UserError(f"{key}: the test in {self.path} has no pictures in folders of classes; put there: {_LAYOUT}")
+            raise UserError(f"{key}: the test in {self.path} has no images in folders of classes; put there: {_LAYOUT}")
         given = [readable(folder) for folder in folders]
         return Content({"": self.classification(known, given, test, parts.get("train"), parts.get("val"))})
 
@@ -89,26 +89,26 @@ class FolderData(NamedSettings):
         return list(known.folders or ())
 
     def _labelled(
-        self, key: str, files: dict[str, File], root: str, pictures: dict[str, list[str]], order: dict[str, int]
-    ) -> LabelledPictures:
-        rows = [(name, order[folder]) for folder in _sorted(set(pictures)) if folder in order for name in pictures[folder]]
+        self, key: str, files: dict[str, File], root: str, images: dict[str, list[str]], order: dict[str, int]
+    ) -> LabelledImages:
+        rows = [(name, order[folder]) for folder in _sorted(set(images)) if folder in order for name in images[folder]]
         labels = np.asarray([label for _, label in rows], dtype=np.int64)
         folder = storage.join(self.path, root.rstrip("/")) if root else self.path
         changed = changes((root + name for name, _ in rows), files)
         digest = fingerprint([*changed, labels.tolist()])
-        return LabelledPictures(Located(key, folder, tuple(name for name, _ in rows), digest), labels)
+        return LabelledImages(Located(key, folder, tuple(name for name, _ in rows), digest), labels)
 
     def _by_file(self, key: str, known: ClassSet | None, files: dict[str, File], path: Place) -> Content:
         names = [name for name in files if is_image(name)]
         given = _read_labels(path, names, key, self.path)
         labels, classes = _numbers(given, known, key, path)
         digest = fingerprint([*changes(names, files), labels.tolist()])
-        test = LabelledPictures(Located(key, self.path, tuple(names), digest), labels)
+        test = LabelledImages(Located(key, self.path, tuple(names), digest), labels)
         return Content({"": self.classification(known, classes, test)})
 
 
 def _by_folder(files: dict[str, File], root: str) -> dict[str, list[str]]:
-    """Pictures of each class's folder, named from the split's folder on."""
+    """Images of each class's folder, named from the split's folder on."""
     found: dict[str, list[str]] = {}
     for name in files:
         if name.startswith(root) and is_image(name) and "/" in name[len(root) :]:
@@ -122,26 +122,26 @@ def _sorted(folders: set[str]) -> list[str]:
 
 
 def _read_labels(path: Place, names: list[str], key: str, folder: Place) -> list[str]:
-    """The label of each picture. Raises `UserError` unless there is one for each."""
-    text = read_text(path, f"{key}.labels", "a label a picture")
+    """The label of each image. Raises `UserError` unless there is one for each."""
+    text = read_text(path, f"{key}.labels", "a label an image")
     if not str(path).lower().endswith(".csv"):
         given = [line.strip() for line in lines_of(text) if line.strip()]
         if len(given) != len(names):
             raise UserError(
-                f"{key}.labels: {path} has {len(given)} labels for {len(names)} pictures in {folder}; give one a picture"
+                f"{key}.labels: {path} has {len(given)} labels for {len(names)} images in {folder}; give one an image"
             )
         return given
     rows = [[value.strip() for value in row] for row in csv.reader(io.StringIO(text, newline="")) if row]
     if any(len(row) != 2 for row in rows):
         wrong = next(row for row in rows if len(row) != 2)
         raise UserError(f"{key}.labels: {path} has the line '{','.join(wrong)}'; every line must be FILE,LABEL")
-    of_file = dict(rows[1:] if rows and rows[0][0] not in names else rows)  # a first line that names no picture is a header
+    of_file = dict(rows[1:] if rows and rows[0][0] not in names else rows)  # a first line that names no image is a header
     without = [name for name in names if name not in of_file]
     unknown = [name for name in of_file if name not in set(names)]
     if without or unknown:
-        what = f"'{without[0]}' has no label" if without else f"'{unknown[0]}' is no picture there"
+        what = f"'{without[0]}' has no label" if without else f"'{unknown[0]}' is no image there"
         raise UserError(
-            f"{key}.labels: {path} has {len(of_file)} labels for {len(names)} pictures in {folder}, and {what}; give each one"
+            f"{key}.labels: {path} has {len(of_file)} labels for {len(names)} images in {folder}, and {what}; give each one"
         )
     return [of_file[name] for name in names]
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from evaluation.data.base import Content
 from evaluation.import_string import call
-from pipelines.settings import Settings, UserError
+from pipelines.program.settings import Settings, UserError
 
 
 class FunctionData(Settings):

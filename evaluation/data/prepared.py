@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from evaluation.data.base import Classification, Content, LabelledPictures, Retrieval
+from evaluation.data.base import Classification, Content, LabelledImages, Retrieval
 from evaluation.data.class_names import PLAIN_TEMPLATES, Templates, readable
 from evaluation.suite import HeldOut, Labels, SuiteSettings, held_out
-from pipelines.places import Place
-from pipelines.prepared import Prepared
-from pipelines.settings import Settings, UserError, digest
-from pipelines.stream import whole_pictures
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import whole_images
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import Settings, UserError, digest
 
 _VALIDATION = ("val", "validation")  # splits that are chosen on
 
@@ -35,7 +35,7 @@ class PreparedData(Settings):
     def read(self, key: str) -> Content:
         """One classification a label, under its name. Probes have the split `train`, and val or validation where there is one.
 
-        Captions are right for their picture, for pictures equal to it, and so are captions equal to them. Classes are called as
+        Captions are right for their image, for images equal to it, and so are captions equal to them. Classes are called as
         their label says, with spaces for - and _. Raises `UserError`.
         """
         with _named(key):
@@ -47,10 +47,10 @@ class PreparedData(Settings):
             chosen = next((name for name in _VALIDATION if name in ids), "")
             sides = [name for name in ("train", chosen) if data.classes and name != self.split and len(ids.get(name, ())) > 0]
             splits = {self.split: data} | {name: self._held_out(prepared, name, False) for name in sides}
-        pictures = {name: self._pictures(key, prepared, split) for name, split in splits.items()}
+        images = {name: self._images(key, prepared, split) for name, split in splits.items()}
 
-        def labelled(split: str, label: str) -> LabelledPictures:
-            return LabelledPictures(pictures[split], splits[split].targets[label])
+        def labelled(split: str, label: str) -> LabelledImages:
+            return LabelledImages(images[split], splits[split].targets[label])
 
         classifications = {
             label: Classification(
@@ -63,7 +63,7 @@ class PreparedData(Settings):
             )
             for label, names in data.classes.items()
         }
-        retrieval = Retrieval(pictures[self.split], data.texts, data.texts_of_image) if self.retrieval else None
+        retrieval = Retrieval(images[self.split], data.texts, data.texts_of_image) if self.retrieval else None
         counts = {name: prepared.manifest["counts"][name] for name in ("listed", "found", "kept")}
         return Content(classifications, retrieval, attribution=prepared.manifest["attribution"], coverage=counts)
 
@@ -71,7 +71,7 @@ class PreparedData(Settings):
         settings = SuiteSettings(split=split, labels=self.labels, templates=self.templates)
         return held_out(prepared, settings, self.split_seed, retrieval=retrieval)
 
-    def _pictures(self, key: str, prepared: Prepared, split: HeldOut) -> "_Samples":
+    def _images(self, key: str, prepared: Prepared, split: HeldOut) -> "_Samples":
         ids = split.sample_ids
         return _Samples(key, prepared, ids, digest([prepared.fingerprint, split.settings.split, self.split_seed, ids.tolist()]))
 
@@ -93,7 +93,7 @@ class _Samples:
 
     def read(self, indices: np.ndarray) -> Iterator[Image.Image]:
         with _named(self.key):
-            yield from whole_pictures(self.prepared, self.sample_ids[indices])
+            yield from whole_images(self.prepared, self.sample_ids[indices])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""SugarCrepe as published: seven json files, and the pictures of COCO 2017 val that they are about."""
+"""SugarCrepe as published: seven json files, and the images of COCO 2017 val that they are about."""
 
 from typing import Literal
 
@@ -6,43 +6,43 @@ import numpy as np
 from pydantic import Field
 
 from evaluation.data.base import Content, SugarCrepe
-from evaluation.data.located import Located, changes, files_in, fingerprint
+from evaluation.data.files import Located, changes, files_in, fingerprint
 from evaluation.sugarcrepe import SIZES, read
-from pipelines.places import LocalPlace, Place
-from pipelines.settings import Settings, UserError
+from pipelines.program.path_keys import LocalPlace, Place
+from pipelines.program.settings import Settings, UserError
 
-_PICTURES = "COCO's val2017.zip (https://cocodataset.org/#download), unpacked"
+_IMAGES = "COCO's val2017.zip (https://cocodataset.org/#download), unpacked"
 
 
 class SugarCrepeData(Settings):
-    """SugarCrepe: captions against captions that are not true of the picture."""
+    """SugarCrepe: captions against captions that are not true of the image."""
 
     name: Literal["sugarcrepe"]
     path: LocalPlace = Field(description="folder with replace_obj.json and the other six files")
-    images: Place | None = Field(None, description="folder with the pictures of COCO 2017 val; null: val2017 in path")
+    images: Place | None = Field(None, description="folder with the images of COCO 2017 val; null: val2017 in path")
     subsets: dict[str, int] = Field(
         SIZES, min_length=1, description="files to read, without .json, and how many items each has; all seven by default"
     )
 
     def read(self, key: str) -> Content:
-        """The items, and every picture once, in the order in which the subsets come to it. Raises `UserError`."""
+        """The items, and every image once, in the order in which the subsets come to it. Raises `UserError`."""
         try:
             items = read(self.path, self.subsets)
         except UserError as error:
             raise UserError(f"{key}: {str(error).removeprefix('sugarcrepe: ')}") from None
-        images = self.path / "val2017" if self.images is None else self.images
-        files = files_in(images, f"{key}.images", _PICTURES)
+        folder = self.path / "val2017" if self.images is None else self.images
+        files = files_in(folder, f"{key}.images", _IMAGES)
         position: dict[str, int] = {}
         for item in (item for subset in items.values() for item in subset):
             position.setdefault(item.filename, len(position))
         missing = [name for name in position if name not in files]
         if missing:
             raise UserError(
-                f"{key}.images: {images} has no '{missing[0]}' ({len(missing)} of {len(position)} pictures are missing); "
-                f"put there: {_PICTURES}"
+                f"{key}.images: {folder} has no '{missing[0]}' ({len(missing)} of {len(position)} images are missing); "
+                f"put there: {_IMAGES}"
             )
-        pictures = Located(key, images, tuple(position), fingerprint(changes(position, files)))
-        picture_of = {
+        images = Located(key, folder, tuple(position), fingerprint(changes(position, files)))
+        image_of = {
             name: np.asarray([position[item.filename] for item in subset], dtype=np.int64) for name, subset in items.items()
         }
-        return Content(sugarcrepe=SugarCrepe(pictures, items, picture_of))
+        return Content(sugarcrepe=SugarCrepe(images, items, image_of))

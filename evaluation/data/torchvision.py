@@ -2,7 +2,7 @@
 
 Every class number is turned into ours by the names that torchvision read: it sorts Pets otherwise, and leaves out Caltech-101's
 background. Tests are the official ones, but: ImageNet's is its validation split; torchvision knows no splits of SUN397 and
-Caltech-101, so all their pictures are the test and none are for probes (for papers' splits of these, sort the pictures into a
+Caltech-101, so all their images are the test and none are for probes (for papers' splits of these, sort the images into a
 `folder`). DTD has the first of its ten partitions.
 """
 
@@ -17,12 +17,12 @@ from PIL import Image
 from pydantic import Field
 
 from evaluation.class_sets import class_set
-from evaluation.data.base import Classification, Content, LabelledPictures
+from evaluation.data.base import Classification, Content, LabelledImages
 from evaluation.data.class_names import Templates, positions
-from evaluation.data.located import Located, changes, files_in, fingerprint
-from pipelines.formats import is_hidden
-from pipelines.places import LocalPlace
-from pipelines.settings import Settings, UserError
+from evaluation.data.files import Located, changes, files_in, fingerprint
+from pipelines.dataset.image_formats import is_hidden
+from pipelines.program.path_keys import LocalPlace
+from pipelines.program.settings import Settings, UserError
 
 
 class _Part(NamedTuple):
@@ -134,7 +134,7 @@ class TorchvisionData(Settings):
         """A classification with the shipped names; probes' splits as far as they are on the disk. Raises `UserError`."""
         found, known = _SETS[self.dataset], class_set(self.dataset)
 
-        def side(part: _Part | None) -> LabelledPictures | None:
+        def side(part: _Part | None) -> LabelledImages | None:
             there = part is not None and (self.path / part.folder).is_dir()
             return self._labelled(key, found, part) if part is not None and there else None
 
@@ -142,7 +142,7 @@ class TorchvisionData(Settings):
         templates, sides = self.templates or known.templates, (side(found.train), side(found.validation))
         return Content({"": Classification(known.classes, templates, known.metric, test, *sides, known.imagenet)})
 
-    def _labelled(self, key: str, found: _Set, part: _Part) -> LabelledPictures:
+    def _labelled(self, key: str, found: _Set, part: _Part) -> LabelledImages:
         if not (self.path / part.folder).is_dir():
             raise UserError(f"{key}.path: {self.path} has no {part.folder}; put into {self.path}: {found.source}")
         try:
@@ -158,19 +158,19 @@ class TorchvisionData(Settings):
         if found.cls.startswith("CIFAR"):
             raw = np.asarray(dataset.targets, dtype=np.int64)
             digest = fingerprint([*changes(files, files), part.arguments])
-            return LabelledPictures(_Cifar(found.cls, self.path, part.arguments["train"], len(raw), digest), order[raw])
+            return LabelledImages(_Cifar(found.cls, self.path, part.arguments["train"], len(raw), digest), order[raw])
         found_rows = sorted((str(Path(file).relative_to(root)), label) for file, label in _rows(dataset))
         rows = [(name, label) for name, label in found_rows if not is_hidden(name)]  # SUN397's come as the disk has them
         names = [name for name, _ in rows]
         missing = [name for name in names if name not in files]
         if missing:
             raise UserError(
-                f"{key}.path: {self.path / part.folder} lacks '{missing[0]}' ({len(missing)} of {len(names)} pictures are "
+                f"{key}.path: {self.path / part.folder} lacks '{missing[0]}' ({len(missing)} of {len(names)} images are "
                 f"missing); put into {self.path}: {found.source}"
             )
         labels = order[np.asarray([label for _, label in rows], dtype=np.int64)]
         digest = fingerprint([*changes(names, files), labels.tolist()])
-        return LabelledPictures(Located(key, root, tuple(names), digest), labels)
+        return LabelledImages(Located(key, root, tuple(names), digest), labels)
 
 
 def _names(dataset: Any) -> list[str]:
@@ -181,7 +181,7 @@ def _names(dataset: Any) -> list[str]:
 
 
 def _rows(dataset: Any) -> list[tuple[str, int]]:
-    """File and class number of every picture, which torchvision keeps under several names."""
+    """File and class number of every image, which torchvision keeps under several names."""
     if hasattr(dataset, "categories"):
         folder = Path(dataset.root) / "101_ObjectCategories"
         rows = zip(dataset.index, dataset.y, strict=True)
@@ -205,7 +205,7 @@ _pixels = functools.lru_cache(maxsize=2)(_load)
 
 @dataclass(eq=False)
 class _Cifar:
-    """Pictures of CIFAR, whose files hold thousands each: read where they are asked for, and kept there."""
+    """Images of CIFAR, whose files hold thousands each: read where they are asked for, and kept there."""
 
     cls: str
     path: Path

@@ -2,7 +2,7 @@
 
 path/test/nshards.txt, 0.tar, 1.tar, ... and likewise train and val, which are for probes and may be missing; path/classnames.txt
 and zeroshot_classification_templates.txt, a class or template a line; path/dataset_type.txt, which says `retrieval` where tars
-hold captions. A sample is a picture and a class number (.cls) or captions, one a line (.txt).
+hold captions. A sample is an image and a class number (.cls) or captions, one a line (.txt).
 """
 
 import tarfile
@@ -14,20 +14,20 @@ import numpy as np
 from pydantic import Field
 
 from evaluation.class_sets import ClassSet
-from evaluation.data.base import Content, LabelledPictures, Retrieval
+from evaluation.data.base import Content, LabelledImages, Retrieval
 from evaluation.data.class_names import PLAIN_TEMPLATES, NamedSettings, positions
-from evaluation.data.located import Located, changes, files_in, fingerprint, read_text
-from pipelines import storage
-from pipelines.formats import EXTENSIONS
-from pipelines.lines import decoded, lines_of
-from pipelines.locations import Location
-from pipelines.places import Place
-from pipelines.settings import UserError
+from evaluation.data.files import Located, changes, files_in, fingerprint, read_text
+from pipelines.dataset.image_formats import EXTENSIONS
+from pipelines.io import storage
+from pipelines.io.image_bytes import Location
+from pipelines.io.storage import File, Missing
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import UserError
+from pipelines.program.text_lines import decoded, lines_of
 from pipelines.sources.tar_samples import Member, Sample, index
-from pipelines.storage import File, Missing
 
 # Of several the first, as CLIP_benchmark has it.
-_PICTURES = tuple(dict.fromkeys(("webp", "png", "jpg", "jpeg", *(extension.removeprefix(".") for extension in EXTENSIONS))))
+_IMAGES = tuple(dict.fromkeys(("webp", "png", "jpg", "jpeg", *(extension.removeprefix(".") for extension in EXTENSIONS))))
 _CLASSES, _TEMPLATES, _TYPE = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
 _LAYOUT = "CLIP_benchmark's layout: test/nshards.txt, test/0.tar, ..., classnames.txt (clip_benchmark_export_wds writes it)"
 
@@ -46,7 +46,7 @@ class WebdatasetData(NamedSettings):
         files = files_in(self.path, key, _LAYOUT)
         kind = self._text(key, files, _TYPE).strip().lower()
         if kind == "multilabel":
-            raise UserError(f"{key}: {self.path} is a multilabel set, by its {_TYPE}; pictures of several classes are not scored")
+            raise UserError(f"{key}: {self.path} is a multilabel set, by its {_TYPE}; images of several classes are not scored")
         if kind not in ("", "classification", "retrieval"):
             raise UserError(f"{key}: {_TYPE} of {self.path} says '{kind}'; it must be retrieval, or missing for a classification")
         test = _read_split(self.path, "test", files, key)
@@ -61,7 +61,7 @@ class WebdatasetData(NamedSettings):
         places = self._places(key, known, given)
         templates = [line for line in self._lines(key, files, _TEMPLATES) if line]
 
-        def side(split: str) -> LabelledPictures | None:
+        def side(split: str) -> LabelledImages | None:
             there = any(name.startswith(f"{split}/") for name in files)
             return _labelled(_read_split(self.path, split, files, key), places) if there else None
 
@@ -92,7 +92,7 @@ class WebdatasetData(NamedSettings):
 
 @dataclass(eq=False)
 class _Members(Located):
-    """Pictures that are members of tars, `names` as `test/0.tar/s0000001.png`."""
+    """Images that are members of tars, `names` as `test/0.tar/s0000001.png`."""
 
     tars: tuple[str, ...]
     tar_of: np.ndarray  # int [n]
@@ -105,9 +105,9 @@ class _Members(Located):
 
 @dataclass(frozen=True)
 class _Split:
-    """A split's pictures, and the bytes of the other member that says what is right."""
+    """A split's images, and the bytes of the other member that says what is right."""
 
-    pictures: _Members
+    images: _Members
     texts: list[dict[str, bytes]]  # .cls and .txt, where they are there
 
 
@@ -117,9 +117,9 @@ def _read_split(path: Place, split: str, files: dict[str, File], key: str) -> _S
     places: list[tuple[int, int, int]] = []
     texts: list[dict[str, bytes]] = []
     for number, name in enumerate(tars):
-        for picture, others in _samples(path, name, files[name].path, key):
-            names.append(f"{name}/{picture.name}")
-            places.append((number, picture.start, picture.length))
+        for image, others in _samples(path, name, files[name].path, key):
+            names.append(f"{name}/{image.name}")
+            places.append((number, image.start, image.length))
             texts.append(others)
     if not names:
         raise UserError(f"{key}: the tars in {storage.join(path, split)} hold no sample; put there: {_LAYOUT}")
@@ -146,7 +146,7 @@ def _tars(path: Place, split: str, files: dict[str, File], key: str) -> list[str
 
 
 def _samples(path: Place, name: str, tar: str, key: str) -> Iterator[tuple[Member, dict[str, bytes]]]:
-    """The picture of each sample of a tar, and its labels' and captions' bytes. Raises `UserError`."""
+    """The image of each sample of a tar, and its labels' and captions' bytes. Raises `UserError`."""
     where = f"{key}: {name} in {path}"
     try:
         with storage.local_copy(tar) as copy, copy.open("rb") as file:
@@ -154,20 +154,20 @@ def _samples(path: Place, name: str, tar: str, key: str) -> Iterator[tuple[Membe
             if found.damage:
                 raise UserError(f"{where} is damaged: {found.damage}; copy it anew")
             for sample_name, sample in found.samples.items():
-                picture = _picture(sample)
-                if picture is None or sample.again:
-                    wrong = f"two members .{next(iter(sample.again))}" if sample.again else f"no {', '.join(_PICTURES)}"
+                image = _image(sample)
+                if image is None or sample.again:
+                    wrong = f"two members .{next(iter(sample.again))}" if sample.again else f"no {', '.join(_IMAGES)}"
                     raise UserError(
                         f"{where}: sample {sample_name} has {wrong}, only .{', .'.join(sample.members)}; write it anew"
                     )
                 texts = {kind: _bytes(file, sample.members[kind]) for kind in ("cls", "txt") if kind in sample.members}
-                yield picture, texts | ({"npy": b""} if "npy" in sample.members else {})
+                yield image, texts | ({"npy": b""} if "npy" in sample.members else {})
     except (Missing, PermissionError, tarfile.TarError) as error:
         raise UserError(f"{where} cannot be read as a tar: {error}; copy it anew") from None
 
 
-def _picture(sample: Sample) -> Member | None:
-    return next((sample.members[kind] for kind in _PICTURES if kind in sample.members), None)
+def _image(sample: Sample) -> Member | None:
+    return next((sample.members[kind] for kind in _IMAGES if kind in sample.members), None)
 
 
 def _bytes(file: BinaryIO, member: Member) -> bytes:
@@ -175,10 +175,10 @@ def _bytes(file: BinaryIO, member: Member) -> bytes:
     return file.read(member.length)
 
 
-def _labelled(split: _Split, places: np.ndarray) -> LabelledPictures:
+def _labelled(split: _Split, places: np.ndarray) -> LabelledImages:
     labels = np.empty(len(split.texts), dtype=np.int64)
     for row, texts in enumerate(split.texts):
-        where = f"{split.pictures.key}: {split.pictures.names[row]} in {split.pictures.folder}"
+        where = f"{split.images.key}: {split.images.names[row]} in {split.images.folder}"
         if "cls" not in texts:
             why = (
                 "a .npy of several classes; such sets are not scored"
@@ -190,14 +190,14 @@ def _labelled(split: _Split, places: np.ndarray) -> LabelledPictures:
         if not text.isdecimal() or int(text) >= len(places):
             raise UserError(f"{where} is of class '{text}'; {len(places)} classes have the numbers 0 to {len(places) - 1}")
         labels[row] = places[int(text)]
-    return LabelledPictures(split.pictures, labels)
+    return LabelledImages(split.images, labels)
 
 
 def _retrieval(split: _Split) -> Retrieval:
     captions: list[str] = []
     right: list[np.ndarray] = []
     for row, texts in enumerate(split.texts):
-        where = f"{split.pictures.key}: {split.pictures.names[row]} in {split.pictures.folder}"
+        where = f"{split.images.key}: {split.images.names[row]} in {split.images.folder}"
         try:
             own = [line.strip() for line in lines_of(decoded(texts.get("txt", b""))) if line.strip()]
         except ValueError as error:
@@ -206,4 +206,4 @@ def _retrieval(split: _Split) -> Retrieval:
             raise UserError(f"{where} has no caption; write them into its .txt, one a line")
         right.append(np.arange(len(captions), len(captions) + len(own)))
         captions += own
-    return Retrieval(split.pictures, captions, right)
+    return Retrieval(split.images, captions, right)

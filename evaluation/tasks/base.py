@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from evaluation.classification import SetResult
-from evaluation.rows import Rows, Wanted
+from evaluation.embeddings import Rows, Wanted
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Linear probes on features of pictures, on all training pictures or on a few a class."""
+"""Linear probes on features of images, on all training images or on a few a class."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from evaluation import classification, linear_probe, zero_shot
-from evaluation.data.base import Classification, LabelledPictures
-from evaluation.data.derived import Cropped, with_labels
+from evaluation.data.base import Classification, LabelledImages
+from evaluation.data.subsets import Cropped, with_labels
+from evaluation.embeddings import Rows, Wanted
 from evaluation.linear_probe import Labelled
-from evaluation.rows import Rows, Wanted
 from evaluation.tasks.base import Scored, of_classes
 
 
@@ -17,19 +17,19 @@ class _Probe:
     """What both probes read."""
 
     def __init__(self, dataset: str, content: Classification, place: str, views: int = 0, seed: int = 0):
-        """`views`: random crops of each training and validation picture that are fitted beside it, drawn by `seed`."""
+        """`views`: random crops of each training and validation image that are fitted beside it, drawn by `seed`."""
         assert content.train is not None
         self.dataset, self.place, self.content = dataset, place, content
         parts = {"train": content.train, "validation": content.validation, "test": content.test}
         learnt = np.unique(content.train.labels)
         self._parts = {part: _of_classes(given, learnt) for part, given in parts.items() if given is not None}
-        # A class without a training picture cannot be learnt: its test pictures are left out, and the class is named.
+        # A class without a training image cannot be learnt: its test images are left out, and the class is named.
         lost = np.setdiff1d(content.test.labels, [*learnt, -1])
         self._lost = [content.classes[label][0] for label in lost]
-        self._wanted = {part: Wanted("features", given.pictures, f"{place}/{part}") for part, given in self._parts.items()}
+        self._wanted = {part: Wanted("features", given.images, f"{place}/{part}") for part, given in self._parts.items()}
         self._views = {
             part: [
-                Wanted("features", Cropped(given.pictures, number, seed), f"{place}/{part}-crop-{number}")
+                Wanted("features", Cropped(given.images, number, seed), f"{place}/{part}-crop-{number}")
                 for number in range(views)
             ]
             for part, given in self._parts.items()
@@ -55,7 +55,7 @@ class _Probe:
 
 
 class LinearProbe(_Probe):
-    """On all training pictures."""
+    """On all training images."""
 
     name = "linear_probe"
 
@@ -87,7 +87,7 @@ class LinearProbe(_Probe):
 
 
 class FewShot(_Probe):
-    """On k training pictures a class."""
+    """On k training images a class."""
 
     name = "few_shot"
 
@@ -122,11 +122,11 @@ class FewShot(_Probe):
         )
 
 
-def _of_classes(part: LabelledPictures, classes: np.ndarray) -> LabelledPictures:
-    """The pictures of some classes."""
-    return with_labels(LabelledPictures(part.pictures, np.where(np.isin(part.labels, classes), part.labels, -1)))
+def _of_classes(part: LabelledImages, classes: np.ndarray) -> LabelledImages:
+    """The images of some classes."""
+    return with_labels(LabelledImages(part.images, np.where(np.isin(part.labels, classes), part.labels, -1)))
 
 
-def has_training(part: LabelledPictures | None) -> bool:
+def has_training(part: LabelledImages | None) -> bool:
     """Whether a probe can be fitted: two classes or more."""
     return part is not None and len(np.unique(part.labels[part.labels >= 0])) > 1

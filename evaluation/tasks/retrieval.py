@@ -1,4 +1,4 @@
-"""Retrieval both ways, how the two clouds of embeddings lie, and pictures of what was found, for people to look at."""
+"""Retrieval both ways, how the two clouds of embeddings lie, and images of what was found, for people to look at."""
 
 import base64
 import io
@@ -9,8 +9,8 @@ import numpy as np
 
 from evaluation import bootstrap, geometry, retrieval
 from evaluation.data import base
-from evaluation.data.derived import shrunk
-from evaluation.rows import Rows, Wanted
+from evaluation.data.subsets import shrunk
+from evaluation.embeddings import Rows, Wanted
 from evaluation.tasks.base import Scored
 
 _SHOWN, _FOUND = 8, 5  # examples each way, and what is shown for each
@@ -19,15 +19,15 @@ _SPREAD = 5000  # rows at most of which uniformity, which is quadratic, is compu
 
 
 class Retrieval:
-    """Pictures among all pictures, captions among all captions."""
+    """Images among all images, captions among all captions."""
 
     name = "zeroshot_retrieval"
 
     def __init__(self, dataset: str, content: base.Retrieval, place: str, recall_at: Sequence[int]):
         self.dataset, self.place, self.content, self._ks = dataset, place, content, tuple(recall_at)
-        self.images = Wanted("images", content.pictures, f"{place}/test")
+        self.images = Wanted("images", content.images, f"{place}/test")
         self.texts = Wanted("texts", tuple(content.texts), f"{place}/captions")
-        owners = np.repeat(np.arange(len(content.pictures)), [len(texts) for texts in content.texts_of_image])
+        owners = np.repeat(np.arange(len(content.images)), [len(texts) for texts in content.texts_of_image])
         self._pairs = owners, np.concatenate(content.texts_of_image).astype(np.int64)
         self.identity = [[texts.tolist() for texts in content.texts_of_image], self._ks]
 
@@ -38,19 +38,19 @@ class Retrieval:
         images, texts, right = rows[self.images], rows[self.texts], self.content.texts_of_image
         by_image, by_text = retrieval.both_ranks(images, texts, right)
         owners, members = self._pairs
-        pictures_of_text = np.bincount(members, minlength=len(texts))
+        images_of_text = np.bincount(members, minlength=len(texts))
         scored = Scored(f"mean_recall@{self._ks[0]}", {}, details={"median_rank": {}})
         for way, ranks, counts, others in (
             ("image_to_text", by_image, [len(r) for r in right], len(texts)),
-            ("text_to_image", by_text, pictures_of_text.tolist(), len(images)),
+            ("text_to_image", by_text, images_of_text.tolist(), len(images)),
         ):
             scored.details["median_rank"][way] = retrieval.median_rank(ranks)
             for k, value in retrieval.recalls(ranks, self._ks).items():
                 name = f"{way}_recall@{k}"
                 scored.scores[name], scored.sample_sizes[name] = value, len(ranks)
                 scored.baselines[name] = {"chance": retrieval.chance(others, counts, k)}
-        # A picture's captions are not independent of one another, so the picture is what is drawn again, with those captions
-        # of which it is the first picture; one that has none of its own counts for nothing on their side.
+        # An image's captions are not independent of one another, so the image is what is drawn again, with those captions
+        # of which it is the first image; one that has none of its own counts for nothing on their side.
         first = np.full(len(texts), len(images))
         np.minimum.at(first, members, owners)
         own = np.bincount(first, minlength=len(images))
@@ -80,35 +80,35 @@ class Retrieval:
         return found
 
     def _gallery(self, images: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
-        """Evenly spaced captions with the pictures found for them, and the reverse."""
+        """Evenly spaced captions with the images found for them, and the reverse."""
         right = self.content.texts_of_image
         owners, members = self._pairs
         by_text, by_image = _evenly(len(texts), _SHOWN), _evenly(len(images), _SHOWN)
-        pictures = retrieval.top(texts[by_text], images, _FOUND)
+        found_images = retrieval.top(texts[by_text], images, _FOUND)
         captions = retrieval.top(images[by_image], texts, _FOUND)
         owner = {int(t): int(i) for i, t in zip(owners[::-1], members[::-1], strict=True)}
-        shown = sorted({*pictures.ravel().tolist(), *by_image.tolist(), *(owner[int(t)] for t in by_text)})
+        shown = sorted({*found_images.ravel().tolist(), *by_image.tolist(), *(owner[int(t)] for t in by_text)})
         return {
             "gallery": {
                 "captions": [
                     {
                         "caption": self.content.texts[t],
                         "right": str(owner[int(t)]),
-                        "found": [{"picture": str(i), "hit": bool(t in right[i])} for i in found],
+                        "found": [{"image": str(i), "hit": bool(t in right[i])} for i in found],
                     }
-                    for t, found in zip(by_text, pictures, strict=True)
+                    for t, found in zip(by_text, found_images, strict=True)
                 ],
                 "images": [
                     {
-                        "picture": str(i),
+                        "image": str(i),
                         "right": [self.content.texts[t] for t in right[i]],
                         "found": [{"caption": self.content.texts[t], "hit": bool(t in right[i])} for t in found],
                     }
                     for i, found in zip(by_image, captions, strict=True)
                 ],
             },
-            "pictures": {
-                str(i): _thumbnail(image) for i, image in zip(shown, self.content.pictures.read(np.asarray(shown)), strict=True)
+            "thumbnails": {
+                str(i): _thumbnail(image) for i, image in zip(shown, self.content.images.read(np.asarray(shown)), strict=True)
             },
         }
 

@@ -1,4 +1,4 @@
-"""What is left of a zero-shot score under a shift: corruptions of the test pictures, or another set of the same classes."""
+"""What is left of a zero-shot score under a shift: corruptions of the test images, or another set of the same classes."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,15 +8,15 @@ import numpy as np
 from evaluation import robustness, zero_shot
 from evaluation.bootstrap import interval
 from evaluation.classification import measures
-from evaluation.data.derived import Chosen, Corrupted
-from evaluation.rows import Rows, Wanted
+from evaluation.data.subsets import Chosen, Corrupted
+from evaluation.embeddings import Rows, Wanted
 from evaluation.tasks.base import Scored
 from evaluation.tasks.zero_shot import ZeroShot
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 
 class Corruption:
-    """Zero-shot classification of the same pictures, corrupted in several ways and to several degrees."""
+    """Zero-shot classification of the same images, corrupted in several ways and to several degrees."""
 
     name = "corruption"
 
@@ -25,7 +25,7 @@ class Corruption:
         plain: ZeroShot,
         names: Sequence[str],
         severities: Sequence[int],
-        pictures: int,
+        images: int,
         seed: int,
         size: int,
     ):
@@ -33,11 +33,11 @@ class Corruption:
         self._names, self._severities = names, severities
         count = len(plain.test.labels)
         # Spread over the set, which may be sorted by class; the same ones for every model and corruption.
-        self._kept = np.sort(np.random.default_rng(seed).permutation(count)[:pictures])
+        self._kept = np.sort(np.random.default_rng(seed).permutation(count)[:images])
         self._images = {
             f"{name}@{severity}": Wanted(
                 "images",
-                Chosen(Corrupted(plain.test.pictures, name, severity, seed, size), self._kept),
+                Chosen(Corrupted(plain.test.images, name, severity, seed, size), self._kept),
                 f"{plain.place}/test-{name}-{severity}",
             )
             for name in names
@@ -63,7 +63,7 @@ class Corruption:
             scored.scores[name] = measures(found)[metric]
             scored.intervals[name] = interval(hit, labels if metric == "mean_per_class" else None)
         scored.scores["mean"] = float(np.mean(list(scored.scores.values())))
-        # A picture is one item, however often it was corrupted.
+        # An image is one item, however often it was corrupted.
         scored.intervals["mean"] = interval(np.mean(hits, axis=0), labels if metric == "mean_per_class" else None)
         scored.details["severities"] = list(self._severities)
         scored.baselines.update(dict.fromkeys(scored.scores, chance))
@@ -105,7 +105,7 @@ class EffectiveRobustness:
 
 
 def _on_classes(reference: ZeroShot, shift: ZeroShot) -> np.ndarray:
-    """The shift's class of each of the reference's pictures, int64 [n], -1 for none: by ImageNet's numbers, or else by name."""
+    """The shift's class of each of the reference's images, int64 [n], -1 for none: by ImageNet's numbers, or else by name."""
     ours: Sequence[Sequence[object]] = reference.content.classes
     theirs: Sequence[Sequence[object]] = shift.content.classes
     if reference.content.imagenet is not None and shift.content.imagenet is not None:
@@ -115,7 +115,7 @@ def _on_classes(reference: ZeroShot, shift: ZeroShot) -> np.ndarray:
     labels = np.asarray(found, dtype=np.int64)[reference.test.labels]
     if (labels < 0).all():
         raise UserError(
-            f"robustness.{shift.dataset}.reference: no picture of {reference.dataset} is of a class of {shift.dataset}; give a "
+            f"robustness.{shift.dataset}.reference: no image of {reference.dataset} is of a class of {shift.dataset}; give a "
             "set with the same classes"
         )
     return labels

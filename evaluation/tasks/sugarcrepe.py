@@ -1,4 +1,4 @@
-"""SugarCrepe: a picture's caption against one that says something else in nearly the same words."""
+"""SugarCrepe: an image's caption against one that says something else in nearly the same words."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from evaluation import sugarcrepe
 from evaluation.bootstrap import interval
 from evaluation.data import base
-from evaluation.rows import Rows, Wanted
+from evaluation.embeddings import Rows, Wanted
 from evaluation.tasks.base import Scored
 
 
@@ -18,10 +18,10 @@ class SugarCrepe:
 
     def __init__(self, dataset: str, content: base.SugarCrepe, place: str):
         self.dataset, self.place, self._content = dataset, place, content
-        self._images = Wanted("images", content.pictures, f"{place}/test")
+        self._images = Wanted("images", content.images, f"{place}/test")
         texts = [text for items in content.items.values() for item in items for text in (item.caption, item.negative)]
         self._texts = Wanted("texts", tuple(texts), f"{place}/captions")
-        self.identity = {name: places.tolist() for name, places in content.picture_of.items()}
+        self.identity = {name: places.tolist() for name, places in content.image_of.items()}
 
     def wanted(self) -> Sequence[Wanted]:
         return self._images, self._texts
@@ -31,7 +31,7 @@ class SugarCrepe:
         right, start = {}, 0
         for name, items in self._content.items.items():
             both = texts[start : start + 2 * len(items)]
-            right[name] = sugarcrepe.correct(images[self._content.picture_of[name]], both[::2], both[1::2])
+            right[name] = sugarcrepe.correct(images[self._content.image_of[name]], both[::2], both[1::2])
             start += 2 * len(items)
         order_only = {name: np.asarray([i.order_only for i in items]) for name, items in self._content.items.items()}
         scores, sizes = sugarcrepe.scores(right, order_only)

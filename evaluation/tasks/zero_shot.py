@@ -5,13 +5,13 @@ from dataclasses import asdict
 
 from evaluation import calibration, classification, zero_shot
 from evaluation.data.base import Classification
-from evaluation.data.derived import with_labels
-from evaluation.rows import Rows, Wanted
+from evaluation.data.subsets import with_labels
+from evaluation.embeddings import Rows, Wanted
 from evaluation.tasks.base import Scored, of_classes
 
 
 class ZeroShot:
-    """Prompts of all classes against the test pictures."""
+    """Prompts of all classes against the test images."""
 
     name = "zeroshot_classification"
 
@@ -19,7 +19,7 @@ class ZeroShot:
         self.dataset, self.place, self.content = dataset, place, content
         self.test = with_labels(content.test)
         self.prompts = zero_shot.build_prompts(content.classes, content.templates)
-        self.images = Wanted("images", self.test.pictures, f"{place}/test")
+        self.images = Wanted("images", self.test.images, f"{place}/test")
         self.texts = Wanted("texts", tuple(self.prompts.texts), f"{dataset}/prompts")
         self.identity = [self.test.labels.tolist(), content.classes, content.templates, content.metric]
 

@@ -1,6 +1,6 @@
 """Arrow streams, as Hugging Face's `save_to_disk` writes them: record batches, one behind the other.
 
-On this machine's disks a stream is mapped: batches that are passed over, and pictures that are not wanted, are not read. One
+On this machine's disks a stream is mapped: batches that are passed over, and images that are not wanted, are not read. One
 elsewhere is a single unit, and is copied for as long as it is read.
 """
 
@@ -12,12 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import storage, tables
-from pipelines.remote import retried
+from pipelines.io import storage, tables
+from pipelines.io.retry import retried
+from pipelines.io.storage import File, Missing
 from pipelines.sources.base import Pair, Rejected, Unit
 from pipelines.sources.columns import ColumnsSource, Start, check_one_by_one, units_in
 from pipelines.sources.rows import Unreadable
-from pipelines.storage import File, Missing
 
 _DAMAGED = (pa.ArrowException, OSError)
 
@@ -56,8 +56,8 @@ def _schema(path: str) -> pa.Schema:
             raise Unreadable(f"is not an Arrow stream: {error}") from None
 
 
-def read_unit(source: ColumnsSource, key: str, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
-    """The rows of a unit. Raises `UserError`, naming `key`, where single pictures are wanted and cannot be read."""
+def read_unit(source: ColumnsSource, key: str, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
+    """The rows of a unit. Raises `UserError`, naming `key`, where single images are wanted and cannot be read."""
     file, prefix, sizes = unit["file"], unit["prefix"], unit["batches"]
     done, end = 0, None if sizes is None else unit["first"] + len(sizes)
     try:
@@ -65,10 +65,10 @@ def read_unit(source: ColumnsSource, key: str, unit: Any, pictures: bool) -> Ite
             raise pa.ArrowInvalid(unit["cut"])
         with storage.local_copy(file) as copy, _stream(copy) as batches:
             layout = source.layout(batches.schema)
-            if not pictures:
+            if not images:
                 check_one_by_one(key, file, layout, "it is not on this machine's disks" if storage.is_remote(file) else "")
             for index, batch in enumerate(islice(batches, unit["first"], end), unit["first"]):
-                yield from source.pairs(batch, layout, Start(file, prefix, index, 0, unit["number"] + done), pictures)
+                yield from source.pairs(batch, layout, Start(file, prefix, index, 0, unit["number"] + done), images)
                 done += len(batch)
         if sizes is not None and done < sum(sizes):
             raise Unreadable(f"has lost {sum(sizes) - done} rows since it was listed")

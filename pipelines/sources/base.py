@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import Field
 
-from pipelines.formats import EXTENSIONS
-from pipelines.locations import Location
-from pipelines.remote import is_text
-from pipelines.settings import Settings
+from pipelines.dataset.image_formats import EXTENSIONS
+from pipelines.io.image_bytes import Location
+from pipelines.io.retry import is_text
+from pipelines.program.settings import Settings
 
 UNKNOWN_FILE = f"neither an image by its name ({', '.join(EXTENSIONS)}) nor beside one of this name"
 
@@ -26,11 +26,11 @@ NOT_UTF8 = "its name is not UTF-8; rename it"
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture with at least one caption, as found."""
+    """One image with at least one caption, as found."""
 
     key: str  # unique within the source
     origin: str  # where it came from, for people: a path, a URL, a member of a tar
-    location: Location  # where the picture's encoded bytes are
+    location: Location  # where the image's encoded bytes are
     captions: list[str]
     group: str  # what must not be torn apart by a split: a concept, a product, a photographer
     labels: dict[str, str] = field(default_factory=dict)
@@ -85,10 +85,10 @@ class Source(Settings):
         """All work, listed without reading it, in a fixed order. Raises `UserError` where nothing can be read."""
 
     @abstractmethod
-    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+    def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
         """The rows of one unit's `data`, in a fixed order. Runs in the cluster.
 
-        `pictures`: the encoded pictures are wanted too; a source that passes them anyway fills `Pair.image`.
+        `images`: the encoded images are wanted too; a source that passes them anyway fills `Pair.image`.
         """
 
 

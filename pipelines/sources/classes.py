@@ -1,8 +1,8 @@
-"""A folder of pictures by class, `dogs/rex.jpg`: the folder's name is the class, and templates make captions of it.
+"""A folder of images by class, `dogs/rex.jpg`: the folder's name is the class, and templates make captions of it.
 
-Pictures may lie any number of folders below that of their class. Every picture is a group of its own, so that a split has
-pictures of a class on both sides. A class's folder without pictures is none: an object store does not even know it. A file that
-is no picture by its name is rejected as unknown_file, unless it has the name of a picture beside it but for the ending.
+Images may lie any number of folders below that of their class. Every image is a group of its own, so that a split has
+images of a class on both sides. A class's folder without images is none: an object store does not even know it. A file that
+is no image by its name is rejected as unknown_file, unless it has the name of an image beside it but for the ending.
 """
 
 import json
@@ -12,27 +12,27 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipelines import storage
-from pipelines.formats import EXTENSIONS, is_image
-from pipelines.lines import decoded, lines_of
-from pipelines.locations import Location
-from pipelines.places import Place
-from pipelines.settings import UserError
+from pipelines.dataset.image_formats import EXTENSIONS, is_image
+from pipelines.io import storage
+from pipelines.io.image_bytes import Location
+from pipelines.io.storage import Missing
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import UserError
+from pipelines.program.text_lines import decoded, lines_of
 from pipelines.sources.base import UNKNOWN_FILE, Pair, Rejected, Source, Unit, unknown_files
 from pipelines.sources.inside import REASON, Outside, link_out
 from pipelines.sources.rows import title_of
-from pipelines.storage import Missing
 
 _ROWS_PER_UNIT = 256
 
 
 class ClassesSource(Source):
-    """Pictures in one folder per class, with captions made of the class's name."""
+    """Images in one folder per class, with captions made of the class's name."""
 
     name: Literal["classes"]
     path: Place = Field(description="the folder with a folder for every class")
     templates: tuple[str, ...] = Field(
-        ("a photo of a {}.",), min_length=1, description="captions of every picture; {} or {c} is the class's name"
+        ("a photo of a {}.",), min_length=1, description="captions of every image; {} or {c} is the class's name"
     )
     label: str = Field("class", min_length=1, description="name of the label that holds the class, as its folder is called")
     names: Place | None = Field(
@@ -40,7 +40,7 @@ class ClassesSource(Source):
         description="file of names for the folders: JSON {folder: name}, or lines of a folder, a space and its name;"
         " null: the folders' own, with spaces for - and _",
     )
-    extensions: tuple[str, ...] = Field(EXTENSIONS, description="of pictures; those left out are asked for, and not counted")
+    extensions: tuple[str, ...] = Field(EXTENSIONS, description="of images; those left out are asked for, and not counted")
     exclude: tuple[str, ...] = Field((), description="patterns of paths to leave out, such as */masks/*")
     outside: Outside = False
 
@@ -63,17 +63,17 @@ class ClassesSource(Source):
             for name in sorted(files, key=lambda name: name.split("/"))
             if not any(fnmatch(name, pattern) for pattern in self.exclude)
         ]
-        pictures = [name for name in names if is_image(name, self.extensions)]
-        if not pictures:
+        images = [name for name in names if is_image(name, self.extensions)]
+        if not images:
             kinds = ", ".join(self.extensions)
-            raise UserError(f"source.path: no pictures ({kinds}) in {self.path}; check source.path and source.exclude")
-        named = self._names({folder for name in pictures if (folder := _folder(name))})
-        rows = [[name, named.get(_folder(name), ""), files[name].size, files[name].changed] for name in pictures]
-        rows += [[name, None, 0, 0] for name in unknown_files(names, pictures, self.extensions)]
+            raise UserError(f"source.path: no images ({kinds}) in {self.path}; check source.path and source.exclude")
+        named = self._names({folder for name in images if (folder := _folder(name))})
+        rows = [[name, named.get(_folder(name), ""), files[name].size, files[name].changed] for name in images]
+        rows += [[name, None, 0, 0] for name in unknown_files(names, images, self.extensions)]
         chunks = [rows[start : start + _ROWS_PER_UNIT] for start in range(0, len(rows), _ROWS_PER_UNIT)]
         return [Unit(data=chunk, rows=len(chunk)) for chunk in chunks]
 
-    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+    def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
         for name, of_class, *_ in unit:
             path, folder = str(storage.join(self.path, name)), _folder(name)
             if of_class is None:
@@ -103,7 +103,7 @@ class ClassesSource(Source):
 
 
 def _folder(name: str) -> str:
-    """The class's folder of a picture; empty for one that is in none."""
+    """The class's folder of an image; empty for one that is in none."""
     return name.partition("/")[0] if "/" in name else ""
 
 

@@ -1,6 +1,6 @@
 """Rows of Parquet and Arrow: which column holds what, and what a row's values mean.
 
-The picture is bytes in the table (a column of its own, or the field of Hugging Face's struct {bytes, path}), or a path or URL.
+The image is bytes in the table (a column of its own, or the field of Hugging Face's struct {bytes, path}), or a path or URL.
 Text comes out as it is in the table; what is not UTF-8 costs its row only.
 """
 
@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pipelines.locations import Location
-from pipelines.places import Place
-from pipelines.settings import UserError
+from pipelines.io.image_bytes import Location
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import UserError
 from pipelines.sources import rows
 from pipelines.sources.base import Pair, Rejected, Source
 from pipelines.sources.inside import Outside
@@ -24,20 +24,20 @@ from pipelines.sources.rows import Unreadable
 IMAGES = ("image", "jpg", "jpeg", "png", "webp", "bytes", "image_path", "filepath", "file_name", "path", "url", "URL")
 CAPTIONS = ("caption", "captions", "text", "TEXT", "txt", "title")
 ROWS_PER_UNIT = 512  # to which smaller row groups and record batches are joined
-_ERROR = "error_message"  # img2dataset's column of why there is no picture
+_ERROR = "error_message"  # img2dataset's column of why there is no image
 
 
 @dataclass(frozen=True)
 class Layout:
     """What is in which column of one file."""
 
-    encoded: tuple[str, ...] | None  # the picture's bytes: a column, or a column and the field of its struct
+    encoded: tuple[str, ...] | None  # the image's bytes: a column, or a column and the field of its struct
     path: tuple[str, ...] | None  # likewise, its path or URL
     columns: dict[str, str]  # of caption, label, group, key and error, where there is one
     label_names: tuple[str, ...] | None  # where labels are numbers that stand for names
 
     def dotted(self, encoded: bool) -> list[str]:
-        """Everything that is to be read of a table, with or without the encoded pictures."""
+        """Everything that is to be read of a table, with or without the encoded images."""
         leaves = [self.path, self.encoded if encoded else None]
         return [*dict.fromkeys(self.columns.values()), *(".".join(leaf) for leaf in leaves if leaf)]
 
@@ -67,13 +67,13 @@ class ColumnsSource(Source):
     """Base of the sources that read Parquet and Arrow: the names of the columns."""
 
     image: str | None = Field(
-        None, description=f"column of pictures (bytes, or {{bytes, path}}), paths or URLs; null: {', '.join(IMAGES)}"
+        None, description=f"column of images (bytes, or {{bytes, path}}), paths or URLs; null: {', '.join(IMAGES)}"
     )
     caption: str | None = Field(None, description=f"column of captions, one or a list; null: {', '.join(CAPTIONS)}")
     label: str | None = Field(None, description="column of a label")
     group: str | None = Field(None, description="column of what a split must not tear apart; null: the first caption")
     key: str | None = Field(None, description="column of unique names of the rows; null: FILE:ROW")
-    root: Place | None = Field(None, description="where relative paths of pictures start; null: the file's folder")
+    root: Place | None = Field(None, description="where relative paths of images start; null: the file's folder")
     outside: Outside = False
 
     def layout(self, schema: pa.Schema) -> Layout:
@@ -95,10 +95,10 @@ class ColumnsSource(Source):
                 raise Unreadable(f"has no {key} in column '{wanted[key]}': its type is {kind}, not text or a number", key)
         if names.count(_ERROR) == 1 and _is_text(schema.field(_ERROR).type):
             wanted["error"] = _ERROR
-        return Layout(*_picture_leaves(schema.field(image)), wanted, _label_names(schema, self.label))
+        return Layout(*_image_leaves(schema.field(image)), wanted, _label_names(schema, self.label))
 
-    def pairs(self, batch: pa.RecordBatch, layout: Layout, start: Start, pictures: bool) -> Iterator[Pair | Rejected]:
-        """The rows of a batch. One without the pictures' column is of a file in which no picture is null."""
+    def pairs(self, batch: pa.RecordBatch, layout: Layout, start: Start, images: bool) -> Iterator[Pair | Rejected]:
+        """The rows of a batch. One without the images' column is of a file in which no image is null."""
         cells = {name: _values(batch.column(column)) for name, column in layout.columns.items()}
         empty = [None] * len(batch)
         encoded = _leaf(batch, layout.encoded)
@@ -113,7 +113,7 @@ class ColumnsSource(Source):
         ):
             captions, label, group, key, error = values
             if not there[index] and path is None:
-                yield start.lost(index, "missing_image", str(error or "no picture"))
+                yield start.lost(index, "missing_image", str(error or "no image"))
                 continue
             found = rows.pair_of(
                 start.key(index),
@@ -131,7 +131,7 @@ class ColumnsSource(Source):
                     found,
                     origin=start.origin(index),
                     location=Location(start.file, start.group, start.row + index, ".".join(layout.encoded)),
-                    image=encoded[index].as_py() if pictures and encoded is not None else None,
+                    image=encoded[index].as_py() if images and encoded is not None else None,
                 )
             yield found
 
@@ -153,14 +153,14 @@ def units_in(sizes: Sequence[int], limit: int | None = ROWS_PER_UNIT) -> Iterato
 
 
 def check_one_by_one(key: str, file: str, layout: Layout, why: str) -> None:
-    """Raises `UserError` where pictures are to stay in a table, and `why` (or their column's name) speaks against it."""
+    """Raises `UserError` where images are to stay in a table, and `why` (or their column's name) speaks against it."""
     if layout.encoded and "." in "".join(layout.encoded):
         why = f"column '{layout.encoded[0]}' has a dot in its name"
     if layout.encoded and why:
-        raise UserError(f"source.{key}: {file}: {why}, so its pictures cannot be read one by one; prepare with way=copy")
+        raise UserError(f"source.{key}: {file}: {why}, so its images cannot be read one by one; prepare with mode=copy")
 
 
-def _picture_leaves(field: pa.Field) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+def _image_leaves(field: pa.Field) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
     """Where the bytes are, and where the path. Raises `Unreadable`."""
     if _is_binary(field.type):
         return (field.name,), None
@@ -173,7 +173,7 @@ def _picture_leaves(field: pa.Field) -> tuple[tuple[str, ...] | None, tuple[str,
         if encoded or path:
             return encoded, path
     wanted = "bytes, {bytes, path}, a path"
-    raise Unreadable(f"has no pictures in column '{field.name}': its type is {field.type}, not one of {wanted}", "image")
+    raise Unreadable(f"has no images in column '{field.name}': its type is {field.type}, not one of {wanted}", "image")
 
 
 def _is_text(kind: pa.DataType) -> bool:

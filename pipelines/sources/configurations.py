@@ -1,4 +1,4 @@
-"""Which configuration of a Hugging Face dataset a file belongs to: its languages or versions, often with the same pictures.
+"""Which configuration of a Hugging Face dataset a file belongs to: its languages or versions, often with the same images.
 
 A README.md names them in its header, each with patterns of files, by split or not. Without one they are the folders above those
 of the splits, as the hub's own conversion to Parquet lays them out: `en/train/0000.parquet`, `de/train/0000.parquet`.
@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from pipelines import yaml_text
-from pipelines.settings import UserError
-from pipelines.storage import as_regex
+from pipelines.io.storage import as_regex
+from pipelines.program import yaml_text
+from pipelines.program.settings import UserError
 
 # As the library `datasets` finds splits by names.
 _SPLITS = r"(?:partial-)?(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)"

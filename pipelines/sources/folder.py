@@ -1,7 +1,7 @@
-"""A folder of pictures, each with a caption file of the same stem beside it: `cats/tom.png` and `cats/tom.txt`.
+"""A folder of images, each with a caption file of the same stem beside it: `cats/tom.png` and `cats/tom.txt`.
 
-The first line of a caption file is the caption, or every line is one. Pictures that share a caption form one group. The
-first folder below the root can serve as a label. Any other file is rejected as unknown_file, unless it has the name of a picture
+The first line of a caption file is the caption, or every line is one. Images that share a caption form one group. The
+first folder below the root can serve as a label. Any other file is rejected as unknown_file, unless it has the name of an image
 beside it but for the ending.
 """
 
@@ -12,26 +12,26 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipelines import storage
-from pipelines.formats import EXTENSIONS, is_image
-from pipelines.lines import decoded, lines_of
-from pipelines.locations import Location
-from pipelines.places import Place
-from pipelines.settings import UserError
+from pipelines.dataset.image_formats import EXTENSIONS, is_image
+from pipelines.io import storage
+from pipelines.io.image_bytes import Location
+from pipelines.io.storage import Missing
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import UserError
+from pipelines.program.text_lines import decoded, lines_of
 from pipelines.sources import rows
 from pipelines.sources.base import UNKNOWN_FILE, Pair, Rejected, Source, Unit, unknown_files
 from pipelines.sources.inside import REASON, Outside, link_out
-from pipelines.storage import Missing
 
 _ROWS_PER_UNIT = 16
 
 
 class FolderSource(Source):
-    """Pictures in a folder, each with a caption file beside it."""
+    """Images in a folder, each with a caption file beside it."""
 
     name: Literal["folder"]
     path: Place = Field(description="the folder, searched with all its subfolders")
-    extensions: tuple[str, ...] = Field(EXTENSIONS, description="of pictures; those left out are asked for, and not counted")
+    extensions: tuple[str, ...] = Field(EXTENSIONS, description="of images; those left out are asked for, and not counted")
     caption_extension: str = Field(".txt", description="of caption files")
     captions: Literal["first_line", "all_lines"] = Field("first_line", description="what of a caption file is a caption")
     exclude: tuple[str, ...] = Field((), description="patterns of paths to leave out, such as symbols/*")
@@ -39,7 +39,7 @@ class FolderSource(Source):
     label: str | None = Field(None, description="name of a label that the first folder below `path` gives")
     unpaired: Literal["error", "reject"] = Field(
         "error",
-        description="a picture without caption file or a caption file without picture: stop, or list as rejected",
+        description="an image without caption file or a caption file without image: stop, or list as rejected",
     )
 
     def title(self) -> str:
@@ -62,7 +62,7 @@ class FolderSource(Source):
                 (images if is_image(relative, self.extensions) else others).append(relative)
         if not images:
             kinds = ", ".join(self.extensions)
-            raise UserError(f"source.path: no pictures ({kinds}) in {self.path}; check source.path and source.exclude")
+            raise UserError(f"source.path: no images ({kinds}) in {self.path}; check source.path and source.exclude")
         stems = {image: str(Path(image).with_suffix("")) for image in images}
         paired = [[image, captions.get(stem)] for image, stem in stems.items()]
         alone: list[list[str | None]] = [[None, captions[stem]] for stem in sorted(captions.keys() - set(stems.values()))]
@@ -80,23 +80,23 @@ class FolderSource(Source):
         out = "or pass source.unpaired=reject to list them in rejected.parquet and go on"
         if captions:
             raise UserError(
-                f"{storage.join(self.path, captions[0])}: a caption file without a picture beside it "
-                f"({len(captions)} such files); add the picture, delete the file, {out}"
+                f"{storage.join(self.path, captions[0])}: a caption file without an image beside it "
+                f"({len(captions)} such files); add the image, delete the file, {out}"
             )
         if images:
             raise UserError(
-                f"{storage.join(self.path, images[0])}: a picture without a {self.caption_extension} file beside it "
-                f"({len(images)} such files); add the caption, delete the picture, {out}"
+                f"{storage.join(self.path, images[0])}: an image without a {self.caption_extension} file beside it "
+                f"({len(images)} such files); add the caption, delete the image, {out}"
             )
 
-    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+    def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
         for image, caption, *_ in unit:
             origin = str(storage.join(self.path, image or caption))
             if image is None and Path(caption).suffix.lower() != self.caption_extension:
                 yield Rejected(caption, origin, "unknown_file", UNKNOWN_FILE)
                 continue
             if image is None:
-                yield Rejected(caption, origin, "missing_image", "a caption file without a picture beside it")
+                yield Rejected(caption, origin, "missing_image", "a caption file without an image beside it")
                 continue
             if caption is None:
                 yield Rejected(image, origin, "missing_caption", f"no {self.caption_extension} file beside it")

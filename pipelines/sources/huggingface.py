@@ -15,16 +15,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipelines import storage
-from pipelines.places import Place
-from pipelines.settings import UserError
+from pipelines.io import storage
+from pipelines.io.storage import File, Missing
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import UserError
 from pipelines.sources import arrow, configurations, parquet, rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.columns import ColumnsSource
 from pipelines.sources.json_lists import JsonSource
 from pipelines.sources.rows import Unreadable
 from pipelines.sources.table import TableSource
-from pipelines.storage import File, Missing
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _METADATA = ("metadata.csv", "metadata.jsonl")
@@ -53,16 +53,16 @@ class HuggingFaceSource(ColumnsSource):
             raise UserError(f"source.path: there are no rows of split '{self.split}' in {self.path}; check source.split")
         return units
 
-    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+    def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
         file = unit["file"]
         if "damage" in unit:
             yield Rejected(unit["prefix"], file, "unreadable_file", unit["damage"])
         elif file.endswith(".parquet"):
-            yield from parquet.read_unit(self, "path", unit, pictures)
+            yield from parquet.read_unit(self, "path", unit, images)
         elif storage.name_of(file) in _METADATA:
-            yield from self._metadata(file).read(unit, pictures)
+            yield from self._metadata(file).read(unit, images)
         else:
-            yield from arrow.read_unit(self, "path", unit, pictures)
+            yield from arrow.read_unit(self, "path", unit, images)
 
     def _units_of(self, file: File, prefix: str) -> list[Unit]:
         if file.path.endswith(".parquet"):

@@ -1,7 +1,7 @@
 """Which files data may name: those below the source's own folder, unless its settings say otherwise.
 
 A table, a list or a folder from somebody else may name any file that this machine's user can read (`/etc/passwd`, `../..`, a
-link), and what is read ends up in a dataset. Pictures of the web are another matter: `web.py` says which hosts are asked.
+link), and what is read ends up in a dataset. Images of the web are another matter: `web.py` says which hosts are asked.
 """
 
 import functools
@@ -12,10 +12,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipelines.places import Place
-from pipelines.remote import is_remote, shown_place
-from pipelines.storage import join
-from pipelines.web import is_web
+from pipelines.io.http import is_web
+from pipelines.io.retry import is_remote, shown_place
+from pipelines.io.storage import join
+from pipelines.program.path_keys import Place
 
 REASON = "outside_root"
 Outside = Annotated[

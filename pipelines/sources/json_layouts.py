@@ -1,4 +1,4 @@
-"""Documents of captioned pictures, each layout turned into the same: objects with the path of a picture and its captions.
+"""Documents of captioned images, each layout turned into the same: objects with the path of an image and its captions.
 
 list      [{"image": "a.jpg", "caption": "a cat"}]
 coco      {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "a cat"}]}
@@ -9,17 +9,17 @@ import json
 import re
 from typing import Any
 
-from pipelines import storage
-from pipelines.settings import UserError
+from pipelines.io import storage
+from pipelines.io.http import is_web
+from pipelines.io.storage import Missing
+from pipelines.program.settings import UserError
 from pipelines.sources.rows import Unreadable
-from pipelines.storage import Missing
-from pipelines.web import is_web
 
-_PARTS_OF = {"restval": "train"}  # COCO's validation pictures beyond val and test, which all papers train on
+_PARTS_OF = {"restval": "train"}  # COCO's validation images beyond val and test, which all papers train on
 _END = 4096  # bytes
 _NAMES = [re.compile(rb'^\s*\{\s*"dataset"\s*:\s*"([^"\\]+)"'), re.compile(rb'\]\s*,\s*"dataset"\s*:\s*"([^"\\]+)"\s*\}\s*$')]
 Found = list[tuple[int, Any]]
-"""Each picture's index in its document, and what the document says of it: an object, if it is in order."""
+"""Each image's index in its document, and what the document says of it: an object, if it is in order."""
 
 
 def layout_of(document: Any) -> str:

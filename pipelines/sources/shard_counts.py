@@ -1,6 +1,6 @@
 """How many samples shards hold, by what files beside them say, so that nobody needs to look inside.
 
-img2dataset writes 00000_stats.json beside 00000.tar: how many pictures were listed, and how many of them came. Others write one
+img2dataset writes 00000_stats.json beside 00000.tar: how many images were listed, and how many of them came. Others write one
 sizes.json a folder, as open_clip reads it.
 """
 
@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from pipelines import storage
-from pipelines.settings import UserError
+from pipelines.io import storage
+from pipelines.io.http import is_web
+from pipelines.io.storage import Missing
+from pipelines.program.settings import UserError
 from pipelines.sources import rows
-from pipelines.storage import Missing
-from pipelines.web import is_web
 
 _READERS = 16  # at a time
 

@@ -1,4 +1,4 @@
-"""A table in text files, .csv or .tsv (also .gz), with a column of paths or URLs of pictures, and columns of captions.
+"""A table in text files, .csv or .tsv (also .gz), with a column of paths or URLs of images, and columns of captions.
 
 A file is streamed once to find where its rows end; then it is read in ranges of bytes, each apart. Compressed files, and those
 behind http(s), are read in one piece.
@@ -16,12 +16,12 @@ from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipelines.places import Place
+from pipelines.io.storage import File
+from pipelines.program.path_keys import Place
 from pipelines.sources import rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.inside import Outside
 from pipelines.sources.rows import CAPTION_NAMES, IMAGE_NAMES, Paths, Unreadable
-from pipelines.storage import File
 
 Column = Annotated[int, Field(ge=0)] | str
 # Shells and editors make a tab hard to type.
@@ -30,7 +30,7 @@ _INVALID = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, as they ar
 
 
 class TableSource(Source):
-    """Rows of .csv or .tsv files: a path or URL of a picture, and its captions."""
+    """Rows of .csv or .tsv files: a path or URL of an image, and its captions."""
 
     name: Literal["table"]
     paths: Paths = Field(description="files, as paths, globs, {00..99} or {a,b}; a folder stands for the tables below it")
@@ -43,7 +43,7 @@ class TableSource(Source):
     caption: Column | tuple[Column, ...] | None = Field(
         None, description=f"column of captions, or several such columns; null: {', '.join(CAPTION_NAMES)}"
     )
-    root: Place | None = Field(None, description="where relative paths of pictures start; null: the table's folder")
+    root: Place | None = Field(None, description="where relative paths of images start; null: the table's folder")
     outside: Outside = False
     label: Column | None = Field(None, description="column of a label")
     group: Column | None = Field(None, description="column of what a split must not tear apart; null: the first caption")
@@ -65,7 +65,7 @@ class TableSource(Source):
     def units(self) -> list[Unit]:
         return rows.list_units(self.paths, (".csv", ".tsv"), self._units_of)
 
-    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+    def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
         yield from rows.read_unit(unit, self._read)
 
     def _units_of(self, file: File, prefix: str) -> list[Unit]:

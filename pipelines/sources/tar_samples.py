@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, cast
 
-from pipelines.formats import is_hidden
-from pipelines.unpacking import gunzipped
+from pipelines.dataset.image_formats import is_hidden
+from pipelines.io.archives import gunzipped
 
 GZIP = b"\x1f\x8b"  # how compressed files begin
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)

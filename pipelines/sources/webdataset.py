@@ -1,9 +1,9 @@
 """WebDataset's tars: `a/001.jpg` and `a/001.txt` or `a/001.json` are one sample, wherever in the tar they stand.
 
-Of several pictures of a sample the first by `image_extensions` counts, and the others are no matter. A sample with neither
-picture nor caption is rejected as unknown_member.
+Of several images of a sample the first by `image_extensions` counts, and the others are no matter. A sample with neither
+image nor caption is rejected as unknown_member.
 
-A plain tar on disk is read by its headers and its texts: the pictures stay where they are. A remote one is copied for as long as
+A plain tar on disk is read by its headers and its texts: the images stay where they are. A remote one is copied for as long as
 it is read, and a compressed one decompressed. Of a tar cut short the complete members are kept.
 """
 
@@ -16,18 +16,18 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import AfterValidator, Field
 
-from pipelines import storage
-from pipelines.formats import EXTENSIONS
-from pipelines.lines import decoded, lines_of
-from pipelines.locations import Location
-from pipelines.settings import UserError
+from pipelines.dataset.image_formats import EXTENSIONS
+from pipelines.io import storage
+from pipelines.io.http import is_web
+from pipelines.io.image_bytes import Location
+from pipelines.io.storage import File, Missing
+from pipelines.program.settings import UserError
+from pipelines.program.text_lines import decoded, lines_of
 from pipelines.sources import rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.rows import Paths, Unreadable
 from pipelines.sources.shard_counts import counts_beside
 from pipelines.sources.tar_samples import GZIP, Member, Sample, decompressed, index
-from pipelines.storage import File, Missing
-from pipelines.web import is_web
 
 _KINDS = (".tar", ".tar.gz", ".tgz")
 
@@ -37,14 +37,14 @@ def _without_dots(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class WebDatasetSource(Source):
-    """Samples of WebDataset's tars: a picture, and its captions in a text or JSON member."""
+    """Samples of WebDataset's tars: an image, and its captions in a text or JSON member."""
 
     name: Literal["webdataset"]
     paths: Paths = Field(
         description="tars, also .tar.gz and .tgz, as paths, globs, {00..99} or {a,b}; a folder stands for the tars below it"
     )
     image_extensions: Annotated[tuple[str, ...], AfterValidator(_without_dots), Field(min_length=1)] = Field(
-        tuple(extension.removeprefix(".") for extension in EXTENSIONS), description="of members that are pictures"
+        tuple(extension.removeprefix(".") for extension in EXTENSIONS), description="of members that are images"
     )
     caption: str = Field("txt", min_length=1, description="extension of the member that holds the caption")
     captions: Literal["first_line", "all_lines"] = Field("first_line", description="what of that member is a caption")
@@ -64,34 +64,34 @@ class WebDatasetSource(Source):
         counts = counts_beside([unit.data["file"] for unit in units])
         return [unit if "damage" in unit.data else replace(unit, **counts[unit.data["file"]]) for unit in units]
 
-    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
+    def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
         file, prefix = unit["file"], unit["prefix"]
         if "damage" in unit:
             yield Rejected(prefix, file, "unreadable_file", unit["damage"])
             return
-        if not pictures and is_web(file):
+        if not images and is_web(file):
             raise _not_one_by_one(file, "lies behind http(s)")
         try:
             with storage.local_copy(file) as copy, _opened(copy) as raw:
                 compressed = raw.read(len(GZIP)) == GZIP
                 raw.seek(0)
                 if not compressed:
-                    yield from self._samples(_Tar(file, prefix, raw, False), "", pictures)
+                    yield from self._samples(_Tar(file, prefix, raw, False), "", images)
                     return
-                if not pictures:
+                if not images:
                     raise _not_one_by_one(file, "is compressed")
                 with decompressed(raw) as (content, damage):
-                    yield from self._samples(_Tar(file, prefix, content, True), damage, pictures)
+                    yield from self._samples(_Tar(file, prefix, content, True), damage, images)
         except Missing as missing:
             yield rows.lost(prefix, file, missing)
         except tarfile.TarError as error:
             yield Rejected(prefix, file, "unreadable_file", str(error))
 
-    def _samples(self, tar: "_Tar", damage: str, pictures: bool) -> Iterator[Pair | Rejected]:
+    def _samples(self, tar: "_Tar", damage: str, images: bool) -> Iterator[Pair | Rejected]:
         found = index(tar.content)
         damage = found.damage or damage
         for key, sample in found.samples.items():
-            row = self._row(tar, key, sample, pictures)
+            row = self._row(tar, key, sample, images)
             # What the sample at which a tar is cut would have had, nobody knows.
             if isinstance(row, Pair) or not (damage and key == found.last):
                 yield row
@@ -100,7 +100,7 @@ class WebDatasetSource(Source):
         if damage:
             yield Rejected(tar.prefix, tar.file, "truncated_archive", f"{damage}; what comes before is kept")
 
-    def _row(self, tar: "_Tar", key: str, sample: Sample, pictures: bool) -> Pair | Rejected:
+    def _row(self, tar: "_Tar", key: str, sample: Sample, images: bool) -> Pair | Rejected:
         members = sample.members
         image = next((members[extension] for extension in self.image_extensions if extension in members), None)
         if image is None:
@@ -125,7 +125,7 @@ class WebDatasetSource(Source):
             labels={self.label: label} if self.label else {},
             outside=True,  # it is in the tar
         )
-        return tar.placed(found, image, pictures) if isinstance(found, Pair) else found
+        return tar.placed(found, image, images) if isinstance(found, Pair) else found
 
     def _fields(self, tar: "_Tar", sample: Sample) -> dict[str, Any]:
         """What the json member says, where it is asked. Raises `ValueError`."""
@@ -175,9 +175,9 @@ class _Tar:
     def rejected(self, sample: str, reason: str, detail: str) -> Rejected:
         return Rejected(self.key(sample), self.origin(sample), reason, detail)
 
-    def placed(self, pair: Pair, image: Member, pictures: bool) -> Pair:
-        """The pair with its picture's place, and with the picture where reading it from there would cost more."""
-        passes = storage.is_remote(self.file) or (pictures and self.compressed)
+    def placed(self, pair: Pair, image: Member, images: bool) -> Pair:
+        """The pair with its image's place, and with the image where reading it from there would cost more."""
+        passes = storage.is_remote(self.file) or (images and self.compressed)
         location = Location(self.file) if self.compressed else Location(self.file, image.start, image.length)
         return replace(pair, origin=self.origin(image.name), location=location, image=self.read(image) if passes else None)
 
@@ -198,7 +198,7 @@ def _lenient(data: bytes) -> str:
 
 
 def _not_one_by_one(file: str, why: str) -> UserError:
-    return UserError(f"source.paths: {file} {why}, so its pictures cannot be read one by one; prepare with way=copy")
+    return UserError(f"source.paths: {file} {why}, so its images cannot be read one by one; prepare with mode=copy")
 
 
 def _listed(extensions: Any) -> str:

@@ -1,4 +1,4 @@
-"""Pictures and rows that tests make up."""
+"""Images and rows that tests make up."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from evaluation.rows import Rows, Wanted
+from evaluation.embeddings import Rows, Wanted
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Small pictures of one colour each; width and colour tell which is which."""
+    """Small images of one colour each; width and colour tell which is which."""
 
     count: int
     first: int = 0
@@ -30,7 +30,7 @@ class Plain:
             yield Image.new("RGB", (8 + number % 50, 8), (number % 256, number // 256, 100))
 
     def name(self, index: int) -> str:
-        return f"picture {index + self.first}"
+        return f"image {index + self.first}"
 
 
 def rows_of(folder: Path, given: Mapping[Wanted, np.ndarray], scale: float | None = None, stand_in: bool = False) -> Rows:

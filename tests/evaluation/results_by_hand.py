@@ -6,7 +6,7 @@ from typing import Any
 
 from evaluation.results import Result
 
-PICTURE = "data:image/jpeg;base64,AAAA"
+IMAGE = "data:image/jpeg;base64,AAAA"
 NASTY = "<b>bold</b> & \"quoted\" <img src='http://example.org/x.png'>"
 LINE = {"slope": 0.9, "intercept": -0.5, "r2": 0.99, "models": 85, "left_out": 1, "lowest": 56.5, "highest": 84.7}
 
@@ -51,16 +51,16 @@ def zero_shot(model: str, dataset: str, top1: float, **changes: Any) -> Result:
 
 def of_every_task(model: str, top1: float) -> list[Result]:
     """One result of each task, with all that a result can tell."""
-    found = {"picture": "p1", "hit": True}, {"picture": "p2", "hit": False}
+    found = {"image": "p1", "hit": True}, {"image": "p2", "hit": False}
     gallery = {
         "captions": [{"caption": NASTY, "right": "p1", "found": list(found)}],
-        "images": [{"picture": "p1", "right": [NASTY], "found": [{"caption": f"said by {model}", "hit": False}]}],
+        "images": [{"image": "p1", "right": [NASTY], "found": [{"caption": f"said by {model}", "hit": False}]}],
     }
     retrieval = {
         "median_rank": {"image_to_text": 2.5, "text_to_image": math.inf},
         "geometry": {"modality_gap": 0.8, "alignment": 1.2, "uniformity_images": -2.3, "uniformity_texts": -2.0},
         "gallery": gallery,
-        "pictures": {"p1": PICTURE, "p2": "http://example.org/tracker.png"},
+        "images": {"p1": IMAGE, "p2": "http://example.org/tracker.png"},
     }
     recalls = {f"{way}_recall@{k}": top1 - 20 + k for way in ("image_to_text", "text_to_image", "mean") for k in (1, 5)}
     probe = {"l2": 1e6, "c": 1e-6, "tried": {"1e-06": 50.0, "1.0": 60.0, "1000000.0": 70.0}, "converged": False}

@@ -1,4 +1,4 @@
-"""Embedders that know nothing of this project but two methods: mean colours of pictures, lengths of texts."""
+"""Embedders that know nothing of this project but two methods: mean colours of images, lengths of texts."""
 
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def broken(scale: float) -> Colours:
 
 
 def narrow() -> Colours:
-    """Texts that are narrower than pictures."""
+    """Texts that are narrower than images."""
     embedder = Colours(1)
     embedder.embed_texts = lambda texts: np.ones((len(texts), 2))  # type: ignore[method-assign]
     return embedder

@@ -36,7 +36,7 @@ def arrays_of_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class LookUp(torch.nn.Module):
-    """A picture is its number, [n, 1, 1, 1]; a text is a string that `tokenize` numbers."""
+    """An image is its number, [n, 1, 1, 1]; a text is a string that `tokenize` numbers."""
 
     def __init__(self, images: np.ndarray, texts: dict[str, np.ndarray]):
         super().__init__()
@@ -86,7 +86,7 @@ TEMPLATES = ["a photo of a {c}.", "{c}", "art of the {c}, or {c}"]
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
 def test_zero_shot_classification() -> None:
-    """Three templates, classes of very different sizes, and one, the last, without a picture."""
+    """Three templates, classes of very different sizes, and one, the last, without an image."""
     prompts = zero_shot.build_prompts(CLASSES, TEMPLATES)
     centres = rows(12, 0)
     texts = rows(36, 1, centres[prompts.class_of], 2.0)
@@ -104,7 +104,7 @@ def test_zero_shot_classification() -> None:
 
 
 @pytest.mark.parametrize("counts", [[5] * 60, [1 + i % 5 for i in range(90)]], ids=["five", "one to five"])
-def test_retrieval_with_several_captions_a_picture(counts: list[int]) -> None:
+def test_retrieval_with_several_captions_a_image(counts: list[int]) -> None:
     owners = np.repeat(np.arange(len(counts)), counts)
     images = rows(len(counts), 0)
     texts = rows(len(owners), 1, images[owners], 2.5)

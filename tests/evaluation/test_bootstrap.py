@@ -26,7 +26,7 @@ def test_whatever_the_score_it_has_a_width_where_all_items_are_alike(value: floa
     wilson = 100 * ends.low, 100 * ends.high
     assert interval(values, groups) == pytest.approx(wilson)
     assert interval(np.stack([values, values])) == pytest.approx(wilson)
-    skewed = np.where(np.arange(n) < n // 2, 0, groups)  # one class has more pictures, each of which counts for less
+    skewed = np.where(np.arange(n) < n // 2, 0, groups)  # one class has more images, each of which counts for less
     for low, high in (
         interval(values, skewed),
         interval(values, weights=counts),
@@ -47,7 +47,7 @@ def test_it_covers_the_true_share_as_often_as_it_says(score: float, n: int) -> N
 
 
 def test_of_weighted_items_it_agrees_with_a_plain_loop_and_stays_a_percentage() -> None:
-    """Pictures of one to five captions: drawn with all of theirs, every caption counting the same."""
+    """Images of one to five captions: drawn with all of theirs, every caption counting the same."""
     random = np.random.default_rng(1)
     counts = random.integers(1, 6, 60)
     captions = [100.0 * (random.random(count) < 0.3 + 0.4 * (i % 2)) for i, count in enumerate(counts)]
@@ -78,7 +78,7 @@ def test_over_groups_it_agrees_with_a_plain_loop() -> None:
 
 
 def test_a_group_that_a_resample_misses_does_not_count_as_zero() -> None:
-    """Of three pictures a resample misses the one of a class most of the time; whatever is drawn of the other is half right."""
+    """Of three images a resample misses the one of a class most of the time; whatever is drawn of the other is half right."""
     low, _ = interval(np.array([100.0, 0.0, 100.0]), np.array([0, 0, 5]))
     assert low == 0.0 and interval(np.array([50.0, 50.0, 50.1]), np.array([0, 0, 5]))[0] == 50.0
 

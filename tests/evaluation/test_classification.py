@@ -1,15 +1,15 @@
-"""From scores to measures: predictions, classes without pictures, and the worst classes, by hand."""
+"""From scores to measures: predictions, classes without images, and the worst classes, by hand."""
 
 import numpy as np
 import pytest
 
 from evaluation.classification import intervals, judge, measures, result, worst_classes
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 NAN = float("nan")
 
 
-def test_a_picture_is_taken_for_the_best_class_that_is_not_below_the_right_one() -> None:
+def test_a_image_is_taken_for_the_best_class_that_is_not_below_the_right_one() -> None:
     scores = np.array(
         [
             [0.9, 0.1, 0.2],  # right
@@ -34,18 +34,18 @@ def test_the_worst_classes_and_what_they_are_taken_for() -> None:
     assert [(w.name, w.images, w.recall) for w in worst] == [("dog", 4, 25.0), ("cat", 4, 75.0)]
     assert worst[0].taken_for == [("cat", 50.0), ("fox", 25.0)]
     assert worst[1].taken_for == [("dog", 25.0)]
-    # A picture that nothing can be compared for is missed, but taken for no class.
+    # An image that nothing can be compared for is missed, but taken for no class.
     (lost,) = worst_classes(judge(np.full((1, 4), NAN), np.array([2])), names)
     assert (lost.name, lost.recall, lost.taken_for) == ("fox", 0.0, [])
 
 
-def test_a_class_without_pictures_is_named_and_left_out_of_the_mean() -> None:
+def test_a_class_without_images_is_named_and_left_out_of_the_mean() -> None:
     names = ["cat", "dog", "fox", "owl"]
     found = judge(np.eye(4)[[0, 0, 2]], np.array([0, 0, 2]))
     told = result(found, names, "mean_per_class")
     assert told.without_images == ["dog", "owl"]
     assert told.scores["mean_per_class"] == 100.0 and told.intervals["mean_per_class"][1] == 100.0
-    assert told.intervals["mean_per_class"][0] < 60, "three pictures are no proof that all are right"
+    assert told.intervals["mean_per_class"][0] < 60, "three images are no proof that all are right"
     assert (told.num_images, told.num_classes) == (3, 4)
 
 
@@ -63,5 +63,5 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match="metric: 'accuracy' is unknown; there are top1, top5, mean_per_class"):
         result(found, ["a", "b"], "accuracy")
     empty = judge(np.empty((0, 2)), np.array([], dtype=int))
-    with pytest.raises(UserError, match="no picture to classify"):
+    with pytest.raises(UserError, match="no image to classify"):
         result(empty, ["a", "b"], "top1")

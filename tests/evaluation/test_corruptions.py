@@ -1,4 +1,4 @@
-"""Corruption shifts: each severity further from the picture, the same for whoever computes it, and what each may not touch."""
+"""Corruption shifts: each severity further from the image, the same for whoever computes it, and what each may not touch."""
 
 import io
 import subprocess
@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from evaluation.corruptions import PARAMETERS, SEVERITIES, corrupt
-from pipelines.images import decode
-from pipelines.settings import UserError
+from pipelines.dataset.images import decode
+from pipelines.program.settings import UserError
 
 ROOT = Path(__file__).parents[2]
 EMOJIS = ["1F436", "1F34E", "1F697", "1F3E0"]  # a dog, an apple, a car, a house
@@ -37,13 +37,13 @@ def array(image: Image.Image) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     return [*(emoji(code) for code in EMOJIS), *(scene(seed) for seed in range(4))]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_each_severity_is_further_from_the_picture(pictures: list[Image.Image], name: str) -> None:
-    for number, image in enumerate(pictures):
+def test_each_severity_is_further_from_the_image(images: list[Image.Image], name: str) -> None:
+    for number, image in enumerate(images):
         before = image.tobytes()
         corrupted = [corrupt(image, name, severity, seed=3, sample_id=number) for severity in SEVERITIES]
         assert {c.size for c in corrupted} == {image.size} and {c.mode for c in corrupted} == {"RGB"}
@@ -52,13 +52,13 @@ def test_each_severity_is_further_from_the_picture(pictures: list[Image.Image], 
         assert image.tobytes() == before
 
 
-def test_what_each_corruption_keeps(pictures: list[Image.Image]) -> None:
+def test_what_each_corruption_keeps(images: list[Image.Image]) -> None:
     """Means by blur and contrast, luma by grayscale, and noise is as wide as it says, with no pattern of its own."""
-    image = pictures[4]
+    image = images[4]
     pixels = array(image)
     for name in ("blur", "contrast"):
         assert array(corrupt(image, name, 3, 0, 0)).mean(axis=(0, 1)) == pytest.approx(pixels.mean(axis=(0, 1)), abs=0.7)
-    # A blur whose width is a share of the shorter side does the same to a picture twice as large.
+    # A blur whose width is a share of the shorter side does the same to an image twice as large.
     small = image.resize((60, 40), Image.Resampling.BOX)
     large = small.resize((240, 160), Image.Resampling.NEAREST)
     shrunk = corrupt(large, "blur", 5, 0, 0).resize((60, 40), Image.Resampling.BOX)
@@ -78,7 +78,7 @@ def test_what_each_corruption_keeps(pictures: list[Image.Image]) -> None:
     assert corrupt(image, "jpeg", 3, 0, 0).tobytes() == Image.open(buffer).tobytes()
 
 
-def test_a_gray_picture_has_no_colour_to_lose() -> None:
+def test_a_gray_image_has_no_colour_to_lose() -> None:
     gray = scene(0).convert("L").convert("RGB")
     assert corrupt(gray, "grayscale", 5, 0, 0).tobytes() == gray.tobytes()
 
@@ -92,7 +92,7 @@ print(hashlib.sha256(b"".join(corrupt(image, name, 4, 5, 6).tobytes() for name i
 """
 
 
-def test_the_same_seed_and_sample_give_the_same_picture_in_any_process() -> None:
+def test_the_same_seed_and_sample_give_the_same_image_in_any_process() -> None:
     runs = [subprocess.run([sys.executable, "-c", DIGEST], check=True, capture_output=True, cwd=ROOT).stdout for _ in range(2)]
     assert runs[0] == runs[1] and len(runs[0]) == 65
 

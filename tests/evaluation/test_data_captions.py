@@ -1,4 +1,4 @@
-"""Pictures with captions: every layout of the same pictures gives the same pairs, and each way to be wrong is told."""
+"""Images with captions: every layout of the same images gives the same pairs, and each way to be wrong is told."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 
 from evaluation.data.captions import CaptionsData
 from evaluation.data.webdataset import WebdatasetData
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from tests.conftest import write_files
-from tests.evaluation.pictures import encoded, numbers, read, told
+from tests.evaluation.images import encoded, numbers, read, told
 from tests.evaluation.test_data_webdataset import export
 
-# A caption with a comma and a tab's neighbour, a caption twice, and one caption of two pictures.
+# A caption with a comma and a tab's neighbour, a caption twice, and one caption of two images.
 PAIRS = {
     "2.jpg": ["a cat, asleep", "a cat", "a cat", "one", "five"],
     "1.jpg": ["a dog", "a cat"],
@@ -23,7 +23,7 @@ RIGHT = {"retrieval": [(int(name[0]), captions) for name, captions in PAIRS.item
 
 COCO: dict[str, Any] = {
     "images": [{"id": 10 + int(name[0]), "file_name": name} for name in PAIRS],
-    # In no order of pictures; the captions of each keep theirs.
+    # In no order of images; the captions of each keep theirs.
     "annotations": [
         {"id": number, "image_id": 10 + int(name[0]), "caption": PAIRS[name][number]}
         for number in range(5)
@@ -81,11 +81,11 @@ def test_tars_give_the_same_pairs(root: Path) -> None:
     assert told(read(WebdatasetData, path=export(root / "tars", "test", samples, {"dataset_type.txt": "retrieval"}))) == RIGHT
 
 
-def test_every_caption_belongs_to_one_picture(root: Path) -> None:
-    """Also where another picture has the same: so are published scores."""
+def test_every_caption_belongs_to_one_image(root: Path) -> None:
+    """Also where another image has the same: so are published scores."""
     found = read(CaptionsData, path=root / "coco.json", images=root / "images").retrieval
     assert found is not None and [right.tolist() for right in found.texts_of_image] == [[0, 1, 2, 3, 4], [5, 6], [7]]
-    assert found.pictures.name(1) == "1.jpg"
+    assert found.images.name(1) == "1.jpg"
 
 
 @pytest.mark.parametrize(("form", "split", "number"), [("karpathy.json", "val", 8), ("table.csv", "train", 7)])
@@ -93,12 +93,12 @@ def test_another_split(root: Path, form: str, split: str, number: int) -> None:
     assert told(read(CaptionsData, path=root / form, images=root / "images", split=split)) == {"retrieval": [(number, ["no"])]}
 
 
-def test_pictures_lie_in_folders_by_their_names(root: Path) -> None:
+def test_images_lie_in_folders_by_their_names(root: Path) -> None:
     """Karpathy's COCO names val2014/x.jpg, of which there may be one in train2014 too."""
     write_files(root, {f"coco/val2014/{n}.jpg": encoded(10 * n, "JPEG", quality=100) for n in (1, 2, 3)})
     write_files(root, {"coco/train2014/1.jpg": encoded(99, "JPEG", quality=100)})
     found = read(CaptionsData, path=root / "karpathy-folders.json", images=root / "coco").retrieval
-    assert found is not None and numbers(found.pictures) == [20, 10, 30]
+    assert found is not None and numbers(found.images) == [20, 10, 30]
     with pytest.raises(UserError, match=r"data\.toy\.images: which of train2014/1\.jpg and val2014/1\.jpg in .* is meant\?"):
         read(CaptionsData, path=root / "coco.json", images=root / "coco")
 
@@ -122,7 +122,7 @@ def changed(tree: dict[str, Any], part: str, values: Any) -> str:
         ("x.json", changed(COCO, "images", []), {}, r"annotation 0 of .* is of image 12, which it does not list"),
         ("x.json", changed(COCO, "annotations", COCO["annotations"][:2]), {}, r"data\.toy\.path: '3\.jpg' in .* has no caption"),
         ("x.json", changed(COCO, "annotations", []), {}, r"has no annotation with the field 'caption'"),
-        ("x.json", changed(COCO, "images", [{"id": 11}, *COCO["images"]]), {}, r"has a picture without a file's name, but None"),
+        ("x.json", changed(COCO, "images", [{"id": 11}, *COCO["images"]]), {}, r"has an image without a file's name, but None"),
         (
             "x.json",
             json.dumps(COCO),
@@ -139,7 +139,7 @@ def changed(tree: dict[str, Any], part: str, values: Any) -> str:
             "x.token",
             "1.jpg#0\ta\n9.jpg#0\tb\n",
             {},
-            r"data\.toy\.images: .* has no '9\.jpg' \(1 of 2 pictures of .* put there: COCO",
+            r"data\.toy\.images: .* has no '9\.jpg' \(1 of 2 images of .* put there: COCO",
         ),
         ("x.token", "1.jpg#0\t \n", {}, r"data\.toy\.path: '1\.jpg' in .* has no caption; give it one"),
         (
@@ -160,7 +160,7 @@ def test_the_fingerprint_tells_changes(root: Path) -> None:
     def now(form: str) -> str:
         found = read(CaptionsData, path=root / form, images=root / "images").retrieval
         assert found is not None
-        return found.pictures.fingerprint
+        return found.images.fingerprint
 
     first = now("coco.json")
     assert now("coco.json") == first

@@ -1,4 +1,4 @@
-"""Folders of pictures by class: which picture is of which class, in every form people have them, and each way to be wrong."""
+"""Folders of images by class: which image is of which class, in every form people have them, and each way to be wrong."""
 
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,16 @@ import pytest
 from evaluation.class_sets import class_set
 from evaluation.data.folder import FolderData
 from evaluation.zero_shot import build_prompts
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from tests.conftest import write_files
-from tests.evaluation.pictures import encoded, numbers, on_its_side, read, told
+from tests.evaluation.images import encoded, numbers, on_its_side, read, told
 
 CIFAR10 = [name for (name,) in class_set("cifar10").classes]
 ANIMALS: dict[str, bytes | str] = {
     "test/polar-bear/b.png": encoded(2),
     "test/polar-bear/a.jpg": encoded(1, "JPEG", quality=100, subsampling=0),
     "test/Cat/deep/er/c.webp": encoded(3, "WEBP", lossless=True),
-    "test/Cat/notes.txt": "no picture",
+    "test/Cat/notes.txt": "no image",
     "test/.thumbnails/a.png": encoded(9),
     "test/__MACOSX/Cat/b.png": encoded(9),
     "test/Cat/._c.webp": encoded(9),
@@ -32,11 +32,11 @@ ANIMALS: dict[str, bytes | str] = {
 }
 
 
-def test_every_picture_has_the_class_of_its_folder(tmp_path: Path) -> None:
+def test_every_image_has_the_class_of_its_folder(tmp_path: Path) -> None:
     write_files(tmp_path, ANIMALS)
     assert told(read(FolderData, path=tmp_path)) == {
         "": {
-            # Capitals first; sea lions have no test picture, and keep their place.
+            # Capitals first; sea lions have no test image, and keep their place.
             "classes": (("Cat",), ("polar bear",), ("sea lion",)),
             "templates": ("a photo of a {}.", "{}"),
             "metric": "top1",
@@ -47,11 +47,11 @@ def test_every_picture_has_the_class_of_its_folder(tmp_path: Path) -> None:
     }
 
 
-def test_pictures_are_read_at_random_and_say_their_names(tmp_path: Path) -> None:
+def test_images_are_read_at_random_and_say_their_names(tmp_path: Path) -> None:
     write_files(tmp_path, ANIMALS)
-    pictures = read(FolderData, path=tmp_path).classifications[""].test.pictures
-    assert numbers(pictures, [2, 0, 2]) == [2, 3, 2]
-    assert [pictures.name(i) for i in range(3)] == ["Cat/deep/er/c.webp", "polar-bear/a.jpg", "polar-bear/b.png"]
+    images = read(FolderData, path=tmp_path).classifications[""].test.images
+    assert numbers(images, [2, 0, 2]) == [2, 3, 2]
+    assert [images.name(i) for i in range(3)] == ["Cat/deep/er/c.webp", "polar-bear/a.jpg", "polar-bear/b.png"]
 
 
 def test_classes_may_lie_in_the_folder_itself_even_empty_ones(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_shipped_set_gives_names_templates_metric_and_imagenets_classes(tmp_pa
     data = read(FolderData, path=tmp_path, classes="imagenet-v2").classifications[""]
     known = class_set("imagenet-v2")
     assert data.test.labels.tolist() == list(range(1000))
-    assert numbers(data.test.pictures, [2, 10, 100]) == [2, 10, 100]
+    assert numbers(data.test.images, [2, 10, 100]) == [2, 10, 100]
     assert (data.classes, data.templates, data.metric, data.imagenet) == (
         known.classes, known.templates, known.metric, known.imagenet
     )  # fmt: skip
@@ -86,7 +86,7 @@ def test_names_go_before_the_order_of_folders(tmp_path: Path) -> None:
     pets = [name for (name,) in class_set("pets").classes]
     write_files(tmp_path, {f"{name.lower().replace(' ', '_')}/x.png": encoded(n) for n, name in enumerate(pets)})
     data = read(FolderData, path=tmp_path, classes="pets").classifications[""]
-    assert numbers(data.test.pictures) == data.test.labels.tolist() != sorted(data.test.labels.tolist())
+    assert numbers(data.test.images) == data.test.labels.tolist() != sorted(data.test.labels.tolist())
     assert data.metric == "mean_per_class"
     own = read(FolderData, path=tmp_path, classes="pets", metric="top1", templates=["{c}!"]).classifications[""]
     assert (own.metric, own.templates, own.classes) == ("top1", ("{c}!",), data.classes)
@@ -98,7 +98,7 @@ def test_folders_of_other_classes_are_left_out(tmp_path: Path) -> None:
     assert folders is not None
     write_files(tmp_path, {f"{folder}/x.png": encoded(n) for n, folder in enumerate(folders)} | {"armchair/x.png": encoded(200)})
     data = read(FolderData, path=tmp_path, classes="objectnet").classifications[""]
-    assert numbers(data.test.pictures) == data.test.labels.tolist() == list(range(113))
+    assert numbers(data.test.images) == data.test.labels.tolist() == list(range(113))
     (tmp_path / folders[5] / "x.png").unlink()
     (tmp_path / folders[5]).rmdir()
     with pytest.raises(UserError, match=rf"data.toy: .* has no folder '{folders[5]}' \(1 of the 113 classes of objectnet"):
@@ -119,9 +119,9 @@ FLAT: dict[str, bytes | str] = {"b.png": encoded(2), "a.png": encoded(1), "c/d.p
     ],
 )
 def test_a_file_may_say_the_labels(tmp_path: Path, name: str, content: str, classes: str | None, expected: list[int]) -> None:
-    write_files(tmp_path, {f"pictures/{file}": data for file, data in FLAT.items()} | {name: content})
-    found = read(FolderData, path=tmp_path / "pictures", labels=tmp_path / name, classes=classes).classifications[""]
-    assert numbers(found.test.pictures) == [1, 2, 3] and found.test.labels.tolist() == expected
+    write_files(tmp_path, {f"images/{file}": data for file, data in FLAT.items()} | {name: content})
+    found = read(FolderData, path=tmp_path / "images", labels=tmp_path / name, classes=classes).classifications[""]
+    assert numbers(found.test.images) == [1, 2, 3] and found.test.labels.tolist() == expected
     if content.startswith("sea_lion"):
         assert found.classes == (("ant",), ("sea lion",))
 
@@ -129,27 +129,27 @@ def test_a_file_may_say_the_labels(tmp_path: Path, name: str, content: str, clas
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("l.txt", "1\n2\n", r"data\.toy\.labels: .*l\.txt has 2 labels for 3 pictures in .*; give one a picture"),
-        ("l.csv", "a.png,1\nb.png,2\n", r"data\.toy\.labels: .*l\.csv has 2 labels for 3 pictures in .*'c/d\.png' has no label"),
-        ("l.csv", "a.png,1\nb.png,2\nc/d.png,1\nx.png,1\n", r"has 4 labels for 3 pictures .* 'x\.png' is no picture there"),
+        ("l.txt", "1\n2\n", r"data\.toy\.labels: .*l\.txt has 2 labels for 3 images in .*; give one an image"),
+        ("l.csv", "a.png,1\nb.png,2\n", r"data\.toy\.labels: .*l\.csv has 2 labels for 3 images in .*'c/d\.png' has no label"),
+        ("l.csv", "a.png,1\nb.png,2\nc/d.png,1\nx.png,1\n", r"has 4 labels for 3 images .* 'x\.png' is no image there"),
         ("l.csv", "a.png;1\n", r"has the line 'a\.png;1'; every line must be FILE,LABEL"),
         ("l.txt", "1\n10\n2\n", r"has the label 10; the 10 classes of cifar10 have the numbers 0 to 9, in this order"),
         ("l.txt", "cat\nkat\ncat\n", r"has the label 'kat', which cifar10 does not know"),
-        (None, "", r"data\.toy\.labels: .*l\.txt cannot be read: .*; put there: a label a picture"),
+        (None, "", r"data\.toy\.labels: .*l\.txt cannot be read: .*; put there: a label an image"),
     ],
 )
 def test_wrong_labels_are_told(tmp_path: Path, name: str | None, content: str, message: str) -> None:
-    write_files(tmp_path, {f"pictures/{file}": data for file, data in FLAT.items()} | ({name: content} if name else {}))
+    write_files(tmp_path, {f"images/{file}": data for file, data in FLAT.items()} | ({name: content} if name else {}))
     with pytest.raises(UserError, match=message):
-        read(FolderData, path=tmp_path / "pictures", labels=tmp_path / (name or "l.txt"), classes="cifar10")
+        read(FolderData, path=tmp_path / "images", labels=tmp_path / (name or "l.txt"), classes="cifar10")
 
 
 @pytest.mark.parametrize(
     ("files", "settings", "message"),
     [
-        ({}, {}, r"data\.toy: .* does not exist; put there: a folder of pictures for every class"),
-        ({"x.txt": ""}, {}, r"data\.toy: .* has no pictures in folders of classes; put there: "),
-        ({"train/a/x.png": ""}, {}, r"data\.toy: .* has no pictures in test or val, only in train; put there"),
+        ({}, {}, r"data\.toy: .* does not exist; put there: a folder of images for every class"),
+        ({"x.txt": ""}, {}, r"data\.toy: .* has no images in folders of classes; put there: "),
+        ({"train/a/x.png": ""}, {}, r"data\.toy: .* has no images in test or val, only in train; put there"),
         (
             {"a/x.png": ""},
             {"classes": "cifar10"},
@@ -173,7 +173,7 @@ def test_a_set_that_cannot_be_scored_is_told(
 
 def test_nothing_is_read_from_nowhere_or_the_web(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"data\.toy: .*empty holds no files; put there: a folder of pictures"):
+    with pytest.raises(UserError, match=r"data\.toy: .*empty holds no files; put there: a folder of images"):
         read(FolderData, path=tmp_path / "empty")
     with pytest.raises(UserError, match=r"data\.toy: https://x\.org/set is on the web, and nothing is downloaded here"):
         read(FolderData, path="https://x.org/set")
@@ -198,32 +198,30 @@ def test_templates_without_a_place_for_the_name_are_refused(tmp_path: Path) -> N
         read(FolderData, path=tmp_path, templates=["a photo"])
 
 
-def test_pictures_are_turned_upright(tmp_path: Path) -> None:
+def test_images_are_turned_upright(tmp_path: Path) -> None:
     write_files(tmp_path, {"a/x.jpg": on_its_side(1)})
-    (image,) = read(FolderData, path=tmp_path).classifications[""].test.pictures.read(np.asarray([0]))
+    (image,) = read(FolderData, path=tmp_path).classifications[""].test.images.read(np.asarray([0]))
     assert image.size == (4, 6)
 
 
 @pytest.mark.parametrize(
     ("content", "why"), [(encoded(1)[:30], "truncated|undecodable"), (b"", "empty"), (None, "missing_image")]
 )
-def test_a_picture_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None, why: str) -> None:
+def test_a_image_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None, why: str) -> None:
     write_files(tmp_path, {"a/fine.png": encoded(1), "a/wrong.png": content or b""})
-    pictures = read(FolderData, path=tmp_path).classifications[""].test.pictures
+    images = read(FolderData, path=tmp_path).classifications[""].test.images
     if content is None:
         (tmp_path / "a/wrong.png").unlink()
-    assert numbers(pictures, [0]) == [1]
-    with pytest.raises(
-        UserError, match=rf"data\.toy: the picture a/wrong\.png in .* cannot be used: ({why}), .*scores need every"
-    ):
-        list(pictures.read(np.asarray([0, 1])))
+    assert numbers(images, [0]) == [1]
+    with pytest.raises(UserError, match=rf"data\.toy: the image a/wrong\.png in .* cannot be used: ({why}), .*scores need every"):
+        list(images.read(np.asarray([0, 1])))
 
 
 def test_the_fingerprint_tells_changes(tmp_path: Path) -> None:
     write_files(tmp_path, {"a/x.png": encoded(1), "b/y.png": encoded(2)})
 
     def now() -> str:
-        return read(FolderData, path=tmp_path).classifications[""].test.pictures.fingerprint
+        return read(FolderData, path=tmp_path).classifications[""].test.images.fingerprint
 
     first = now()
     assert now() == first

@@ -14,8 +14,8 @@ from evaluation.data.folder import FolderData
 from evaluation.data.function import FunctionData
 from evaluation.data.union import DataUnion
 from evaluation.zero_shot import build_prompts
-from pipelines.settings import Settings, UserError, validate
-from tests.evaluation.pictures import numbers, read
+from pipelines.program.settings import Settings, UserError, validate
+from tests.evaluation.images import numbers, read
 
 HERE = "tests.evaluation.test_data_function"
 
@@ -52,11 +52,11 @@ def test_digits_are_scikit_learns() -> None:
     data, theirs = content.classifications[""], load_digits()
     assert data.train is not None and data.validation is not None
     parts = (data.train, data.validation, data.test)
-    assert [len(part.pictures) for part in parts] == [len(part.labels) for part in parts]
+    assert [len(part.images) for part in parts] == [len(part.labels) for part in parts]
     seen = []
     for part in parts:
-        for index, (label, image) in enumerate(zip(part.labels, part.pictures.read(np.arange(len(part.labels))), strict=True)):
-            number = int(part.pictures.name(index).removeprefix("digit "))
+        for index, (label, image) in enumerate(zip(part.labels, part.images.read(np.arange(len(part.labels))), strict=True)):
+            number = int(part.images.name(index).removeprefix("digit "))
             assert label == theirs.target[number] and (image.mode, image.size) == ("RGB", (8, 8))
             assert np.abs(np.asarray(image)[:, :, 1] - theirs.images[number] * 255 / 16).max() <= 0.5
             seen.append(number)
@@ -80,10 +80,10 @@ def test_digits_have_words_and_numerals() -> None:
 
 
 def test_digits_are_read_at_random() -> None:
-    test = digits().classifications[""].test.pictures
+    test = digits().classifications[""].test.images
     assert numbers(test, [5, 1, 5]) == [numbers(test)[n] for n in (5, 1, 5)]
-    prints = {part.pictures.fingerprint for part in vars(digits().classifications[""]).values() if hasattr(part, "pictures")}
-    assert len(prints) == 3 and test.fingerprint == digits().classifications[""].test.pictures.fingerprint
+    prints = {part.images.fingerprint for part in vars(digits().classifications[""]).values() if hasattr(part, "images")}
+    assert len(prints) == 3 and test.fingerprint == digits().classifications[""].test.images.fingerprint
 
 
 class _Config(Settings):

@@ -11,23 +11,23 @@ import pytest
 from evaluation.data.prepared import PreparedData
 from evaluation.suite import SuiteSettings, held_out
 from evaluation.zero_shot import build_prompts
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.order import Order
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError
-from pipelines.stream import whole_pictures
-from tests.evaluation.pictures import read
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import whole_images
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError
+from tests.evaluation.images import read
 
 
 def test_retrieval_is_what_the_suite_scores(stamps: Prepared) -> None:
     found, data = read(PreparedData, path=stamps.path), held_out(stamps, SuiteSettings())
     assert found.retrieval is not None and found.retrieval.texts == data.texts
     assert [own.tolist() for own in found.retrieval.texts_of_image] == [own.tolist() for own in data.texts_of_image]
-    sent = pickle.loads(pickle.dumps(found.retrieval.pictures))
+    sent = pickle.loads(pickle.dumps(found.retrieval.images))
     some = np.asarray([3, 0])
-    for ours, theirs in zip(sent.read(some), whole_pictures(stamps, data.sample_ids[some]), strict=True):
+    for ours, theirs in zip(sent.read(some), whole_images(stamps, data.sample_ids[some]), strict=True):
         assert np.array_equal(np.asarray(ours), np.asarray(theirs))
     keys = stamps.rows(data.sample_ids, ("key",))["key"].to_pylist()
     assert [sent.name(row) for row in range(len(sent))] == keys
@@ -46,7 +46,7 @@ def test_each_label_is_a_classification_with_the_suites_prompts(tiny_dataset: Pr
     for label, classification in found.classifications.items():
         prompts += build_prompts(classification.classes, classification.templates).texts
         assert classification.test.labels.tolist() == data.targets[label].tolist()
-        assert len(classification.test.pictures) == len(data.sample_ids) and classification.metric == "top1"
+        assert len(classification.test.images) == len(data.sample_ids) and classification.metric == "top1"
     assert prompts == data.prompts and any("-" in name for names in data.classes.values() for name in names)
 
 
@@ -70,7 +70,7 @@ def test_data_that_are_for_evaluation_only(ray_session: None, folder_of: Callabl
     prepared = prepare(PrepareSettings.model_validate(config), Display(quiet=True))
     assert prepared.manifest["splits"] == {"train": 0, "test": 5}
     found = read(PreparedData, path=prepared.path).retrieval
-    assert found is not None and sorted(found.texts) == [f"thing {i}" for i in range(5)] and len(found.pictures) == 5
+    assert found is not None and sorted(found.texts) == [f"thing {i}" for i in range(5)] and len(found.images) == 5
     with pytest.raises(UserError, match=r"^data\.split: 'train' of .*out is empty, its pairs are all in other splits; "):
         Order(prepared.path, prepared.fingerprint, "train", None, seed=0, global_batch_size=2).check()
 
@@ -84,7 +84,7 @@ def test_only_what_is_asked_for(tiny_dataset: Prepared) -> None:
 
 def test_the_fingerprint_tells_split_and_seed(tiny_dataset: Prepared) -> None:
     prints = [
-        read(PreparedData, path=tiny_dataset.path, **settings).classifications["group"].test.pictures.fingerprint
+        read(PreparedData, path=tiny_dataset.path, **settings).classifications["group"].test.images.fingerprint
         for settings in ({}, {"split": "train"}, {"split_seed": 5}, {"split_seed": 6}, {})
     ]
     assert len(set(prints)) == 4 and prints[0] == prints[-1]
@@ -108,7 +108,7 @@ def test_what_is_wrong_names_the_entry(tiny_dataset: Prepared, tmp_path: Path) -
             read(PreparedData, **({"path": tiny_dataset.path} | settings))
 
 
-def test_a_picture_that_cannot_be_used_is_named(tiny_dataset: Prepared, tmp_path: Path) -> None:
+def test_a_image_that_cannot_be_used_is_named(tiny_dataset: Prepared, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_dataset.path, tmp_path / "copy"))
     found = read(PreparedData, path=copy).retrieval
     assert found is not None
@@ -116,6 +116,6 @@ def test_a_picture_that_cannot_be_used_is_named(tiny_dataset: Prepared, tmp_path
     place = Prepared.open(copy).places(np.asarray([sample]))[0]
     with Path(place.file).open("r+b") as file:
         file.seek(place.start)
-        file.write(b"no picture")
-    with pytest.raises(UserError, match=rf"data\.toy\.path: the picture of sample {sample} .* cannot be used: undecodable"):
-        list(found.pictures.read(np.asarray([2])))
+        file.write(b"no image")
+    with pytest.raises(UserError, match=rf"data\.toy\.path: the image of sample {sample} .* cannot be used: undecodable"):
+        list(found.images.read(np.asarray([2])))

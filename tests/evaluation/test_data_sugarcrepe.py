@@ -1,4 +1,4 @@
-"""SugarCrepe as a reader: items with their pictures, each once."""
+"""SugarCrepe as a reader: items with their images, each once."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,9 @@ import pytest
 
 from evaluation.data.sugarcrepe import SugarCrepeData
 from evaluation.sugarcrepe import SIZES
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from tests.conftest import write_files
-from tests.evaluation.pictures import encoded, numbers, read
+from tests.evaluation.images import encoded, numbers, read
 
 FILES = {"swap_obj": ["3.jpg", "1.jpg", "3.jpg"], "add_att": ["2.jpg", "1.jpg"]}
 SUBSETS = {name: len(files) for name, files in FILES.items()}
@@ -27,15 +27,15 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_item_has_its_picture(root: Path) -> None:
+def test_every_item_has_its_image(root: Path) -> None:
     found = read(SugarCrepeData, path=root, subsets=SUBSETS).sugarcrepe
-    assert found is not None and numbers(found.pictures) == [3, 1, 2]
+    assert found is not None and numbers(found.images) == [3, 1, 2]
     for name, files in FILES.items():
-        assert [found.pictures.name(n) for n in found.picture_of[name]] == files
+        assert [found.images.name(n) for n in found.image_of[name]] == files
         assert [item.caption for item in found.items[name]] == [f"{name} {n}" for n in range(len(files))]
     elsewhere = root.rename(root.with_name("moved"))
     again = read(SugarCrepeData, path=elsewhere, images=elsewhere / "val2017", subsets=SUBSETS).sugarcrepe
-    assert again is not None and again.pictures.fingerprint == found.pictures.fingerprint
+    assert again is not None and again.images.fingerprint == found.images.fingerprint
 
 
 def test_all_seven_are_wanted_by_default(root: Path) -> None:
@@ -49,7 +49,7 @@ def test_what_is_missing_is_told(root: Path) -> None:
         read(SugarCrepeData, path=root, subsets={"swap_obj": 245})
     (root / "val2017/1.jpg").unlink()
     with pytest.raises(
-        UserError, match=r"data\.toy\.images: .*val2017 has no '1\.jpg' \(1 of 3 pictures are missing\); put there: COCO"
+        UserError, match=r"data\.toy\.images: .*val2017 has no '1\.jpg' \(1 of 3 images are missing\); put there: COCO"
     ):
         read(SugarCrepeData, path=root, subsets=SUBSETS)
     with pytest.raises(UserError, match=r"data\.toy\.images: .*none does not exist; put there: COCO's val2017\.zip"):

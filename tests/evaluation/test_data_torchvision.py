@@ -16,12 +16,12 @@ from scipy.io import savemat
 
 from evaluation.class_sets import class_set
 from evaluation.data.torchvision import _SETS, TorchvisionData
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from tests.conftest import write_files
-from tests.evaluation.pictures import encoded, numbers, read, told
+from tests.evaluation.images import encoded, numbers, read, told
 
 Patch = pytest.MonkeyPatch
-Right = list[tuple[int, int]]  # number of a picture, and its class among ours
+Right = list[tuple[int, int]]  # number of an image, and its class among ours
 
 
 def names(name: str) -> list[str]:
@@ -62,8 +62,8 @@ def pets(root: Path, patch: Patch) -> dict[str, Right]:
     for split, add in (("test", 0), ("trainval", 100)):
         lines = [f"{file}{split} {ids[name]} 1 1" for name, file in files.items()]
         write_files(root, {f"oxford-iiit-pet/annotations/{split}.txt": "\n".join(lines)})
-        pictures = {f"oxford-iiit-pet/images/{file}{split}.jpg": jpeg(add + ours.index(name)) for name, file in files.items()}
-        write_files(root, pictures)
+        images = {f"oxford-iiit-pet/images/{file}{split}.jpg": jpeg(add + ours.index(name)) for name, file in files.items()}
+        write_files(root, images)
     return {"test": [(n, n) for n in range(37)], "train": [(100 + n, n) for n in range(37)]}
 
 
@@ -157,9 +157,9 @@ def sun397(root: Path, patch: Patch) -> dict[str, Right]:
     folders = {name: f"{name[0]}/{slash.get(name, name.replace(' ', '_'))}" for name in ours}
     listed = [f"/{folder}" for folder in (*list(folders.values())[200:], *list(folders.values())[:200])]
     shown = {"bakery shop": 1, "abbey": 2, "youth hostel": 3}
-    pictures = {f"{folders[name]}/sun_{'ab'[n % 2]}{n}.jpg": jpeg(n) for name, n in shown.items()}
+    images = {f"{folders[name]}/sun_{'ab'[n % 2]}{n}.jpg": jpeg(n) for name, n in shown.items()}
     hidden = {f"{folders['abbey']}/._sun_a2.jpg": "attributes of macOS"}
-    write_files(root / "SUN397", {"ClassName.txt": "\n".join(listed), **pictures, **hidden})
+    write_files(root / "SUN397", {"ClassName.txt": "\n".join(listed), **images, **hidden})
     return {"test": [(n, ours.index(name)) for name, n in sorted(shown.items())]}
 
 
@@ -169,7 +169,7 @@ def imagenet(root: Path, patch: Patch) -> dict[str, Right]:
     for split, add in (("val", 0), ("train", 100)):
         for wnid in ids:
             (root / split / wnid).mkdir(parents=True)
-        # ImageFolder wants a picture of every class.
+        # ImageFolder wants an image of every class.
         write_files(root, {f"{split}/{wnid}/x.JPEG": jpeg((n + add) % 256) for n, wnid in enumerate(ids)})
     write_files(root, {f"val/{ids[0]}/._x.JPEG": "attributes of macOS"})
     return {"test": [(n % 256, n) for n in range(1000)], "train": [((n + 100) % 256, n) for n in range(1000)]}
@@ -183,19 +183,19 @@ LAYOUTS: dict[str, Callable[[Path, Patch], dict[str, Right]]] = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_every_picture_has_its_class_of_the_shipped_set(tmp_path: Path, monkeypatch: Patch, name: str) -> None:
+def test_every_image_has_its_class_of_the_shipped_set(tmp_path: Path, monkeypatch: Patch, name: str) -> None:
     right = LAYOUTS[name](tmp_path, monkeypatch)
     content = read(TorchvisionData, dataset=name, path=tmp_path)
     found, known = told(content)[""], class_set(name)
     assert (found.pop("classes"), found.pop("templates"), found.pop("metric")) == (known.classes, known.templates, known.metric)
     assert {part: sorted(rows) for part, rows in found.items()} == {part: sorted(rows) for part, rows in right.items()}
-    test = content.classifications[""].test.pictures
+    test = content.classifications[""].test.images
     assert numbers(test, [len(test) - 1, 0]) == [numbers(test)[-1], numbers(test)[0]] and test.name(0)
     files = [test.name(n) for n in range(len(test))]  # food101's and dtd's lists are in another order, and SUN397's in any
     assert files == sorted(files)
-    prints = [vars(content.classifications[""])[part].pictures.fingerprint for part in right]
+    prints = [vars(content.classifications[""])[part].images.fingerprint for part in right]
     assert len(set(prints)) == len(right)
-    assert read(TorchvisionData, dataset=name, path=tmp_path).classifications[""].test.pictures.fingerprint == prints[0]
+    assert read(TorchvisionData, dataset=name, path=tmp_path).classifications[""].test.images.fingerprint == prints[0]
 
 
 def test_all_sets_are_tried_and_no_download_is_asked_for() -> None:
@@ -239,16 +239,16 @@ def test_names_that_do_not_fit_are_told(tmp_path: Path, monkeypatch: Patch) -> N
         read(TorchvisionData, dataset="aircraft", path=tmp_path)
 
 
-def test_a_listed_picture_that_is_not_there_is_told(tmp_path: Path, monkeypatch: Patch) -> None:
+def test_a_listed_image_that_is_not_there_is_told(tmp_path: Path, monkeypatch: Patch) -> None:
     dtd(tmp_path, monkeypatch)
     (tmp_path / "dtd/dtd/images/banded/banded_test.jpg").unlink()
     with pytest.raises(
-        UserError, match=r"data\.toy\.path: .* lacks 'dtd/images/banded/banded_test\.jpg' \(1 of 47 pictures are missing"
+        UserError, match=r"data\.toy\.path: .* lacks 'dtd/images/banded/banded_test\.jpg' \(1 of 47 images are missing"
     ):
         read(TorchvisionData, dataset="dtd", path=tmp_path)
 
 
-def test_a_test_without_training_pictures_is_enough(tmp_path: Path, monkeypatch: Patch) -> None:
+def test_a_test_without_training_images_is_enough(tmp_path: Path, monkeypatch: Patch) -> None:
     cars(tmp_path, monkeypatch)
     (tmp_path / "stanford_cars/cars_train").rename(tmp_path / "elsewhere")
     assert read(TorchvisionData, dataset="cars", path=tmp_path).classifications[""].train is None
@@ -256,6 +256,6 @@ def test_a_test_without_training_pictures_is_enough(tmp_path: Path, monkeypatch:
 
 def test_cifar_travels_without_its_pixels(tmp_path: Path, monkeypatch: Patch) -> None:
     cifar(tmp_path, monkeypatch, "cifar10")
-    found: Any = read(TorchvisionData, dataset="cifar10", path=tmp_path).classifications[""].test.pictures
+    found: Any = read(TorchvisionData, dataset="cifar10", path=tmp_path).classifications[""].test.images
     list(found.read(np.asarray([0])))
     assert len(pickletools.optimize(pickle.dumps(found))) < 1000

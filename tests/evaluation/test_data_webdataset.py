@@ -14,9 +14,9 @@ import webdataset
 from evaluation.class_sets import class_set
 from evaluation.data.folder import FolderData
 from evaluation.data.webdataset import WebdatasetData
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from tests.conftest import write_files
-from tests.evaluation.pictures import encoded, numbers, on_its_side, read, told
+from tests.evaluation.images import encoded, numbers, on_its_side, read, told
 
 Samples = list[dict[str, Any]]
 TEST: Samples = [{"png": encoded(n), "cls": n % 3} for n in range(7)]
@@ -49,7 +49,7 @@ def tar_of(members: Sequence[tuple[str, bytes | str]]) -> bytes:
     return buffer.getvalue()
 
 
-def test_every_picture_has_its_class(tmp_path: Path) -> None:
+def test_every_image_has_its_class(tmp_path: Path) -> None:
     export(export(tmp_path, "test", TEST, CLASSES), "train", TRAIN)
     export(tmp_path, "val", TEST[:1])
     assert told(read(WebdatasetData, path=tmp_path)) == {
@@ -81,12 +81,12 @@ def test_the_same_as_a_folder_says(tmp_path: Path) -> None:
     assert sorted(tars.pop("test")) == sorted(folders.pop("test")) and tars == folders
 
 
-def test_pictures_are_read_at_random_upright_and_say_their_names(tmp_path: Path) -> None:
+def test_images_are_read_at_random_upright_and_say_their_names(tmp_path: Path) -> None:
     samples = [*TEST[:4], {"jpg": on_its_side(30), "cls": 0}]
-    pictures = read(WebdatasetData, path=export(tmp_path, "test", samples, CLASSES)).classifications[""].test.pictures
-    assert numbers(pictures, [3, 0, 2]) == [3, 0, 2]
-    assert [pictures.name(i) for i in (0, 4)] == ["test/0.tar/s0000000.png", "test/1.tar/s0000004.jpg"]
-    (image,) = pictures.read(np.asarray([4]))
+    images = read(WebdatasetData, path=export(tmp_path, "test", samples, CLASSES)).classifications[""].test.images
+    assert numbers(images, [3, 0, 2]) == [3, 0, 2]
+    assert [images.name(i) for i in (0, 4)] == ["test/0.tar/s0000000.png", "test/1.tar/s0000004.jpg"]
+    (image,) = images.read(np.asarray([4]))
     assert image.size == (4, 6)
 
 
@@ -120,7 +120,7 @@ WITHOUT = {"cls": "0", "txt": "a cat"}
         (
             TEST,
             {"dataset_type.txt": "multilabel"},
-            r"data\.toy: .* is a multilabel set, by its dataset_type\.txt; pictures of sev",
+            r"data\.toy: .* is a multilabel set, by its dataset_type\.txt; images of sev",
         ),
         (
             TEST,
@@ -179,18 +179,18 @@ def test_a_tar_cut_short_and_a_name_twice_are_told(tmp_path: Path) -> None:
         read(WebdatasetData, path=tmp_path)
 
 
-def test_a_broken_picture_is_named(tmp_path: Path) -> None:
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
     path = export(tmp_path, "test", [TEST[0], {"png": encoded(1)[:40], "cls": 0}], CLASSES)
-    pictures = read(WebdatasetData, path=path).classifications[""].test.pictures
-    with pytest.raises(UserError, match=r"data\.toy: the picture test/0\.tar/s0000001\.png in .* cannot be used: "):
-        numbers(pictures)
+    images = read(WebdatasetData, path=path).classifications[""].test.images
+    with pytest.raises(UserError, match=r"data\.toy: the image test/0\.tar/s0000001\.png in .* cannot be used: "):
+        numbers(images)
 
 
 def test_the_fingerprint_tells_changes(tmp_path: Path) -> None:
     export(tmp_path, "test", TEST, CLASSES)
 
     def now() -> str:
-        return read(WebdatasetData, path=tmp_path).classifications[""].test.pictures.fingerprint
+        return read(WebdatasetData, path=tmp_path).classifications[""].test.images.fingerprint
 
     first = now()
     assert now() == first

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from evaluation.embed import embed, forget
-from evaluation.models import ModelSettings
-from evaluation.rows import Rows, Wanted
-from pipelines.banks import Pool
-from pipelines.display import Display
-from pipelines.settings import UserError
+from evaluation.embeddings import Rows, Wanted
+from evaluation.model_settings import ModelSettings
+from pipelines.features.feature_store import Pool
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError
 from tests.evaluation.lists import Plain
 
 QUIET = Display(quiet=True)

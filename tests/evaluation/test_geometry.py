@@ -7,7 +7,7 @@ import pytest
 
 from evaluation import geometry
 from evaluation.geometry import alignment, modality_gap, uniformity
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_they_agree_with_plain_loops(pairs: tuple[np.ndarray, np.ndarray], monke
 
 def test_what_has_no_geometry_is_named(pairs: tuple[np.ndarray, np.ndarray]) -> None:
     images, texts = pairs
-    with pytest.raises(UserError, match="50 pictures and 49 texts"):
+    with pytest.raises(UserError, match="50 images and 49 texts"):
         alignment(images, texts[1:])
     images[3, 2] = np.nan
     with pytest.raises(UserError, match="images: 1 of 50 rows are NaN"):

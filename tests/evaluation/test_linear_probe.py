@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from evaluation import linear_probe as module
 from evaluation.linear_probe import END, Labelled, draw, few_shot, fit, hold_out, lambda_at, linear_probe, search
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 
 def real(name: str, seed: int, sizes: tuple[float, float]) -> list[Labelled]:
@@ -49,8 +49,8 @@ def with_views(data: Labelled, seed: int, count: int = 2) -> Labelled:
     return Labelled(data.features, data.labels, data.features[:, None] + 0.3 * shifts)
 
 
-def test_views_are_fitted_beside_their_pictures_and_chosen_on_pictures_alone() -> None:
-    """A direct fit on all rows at the chosen strength; a validation picture's views are not seen while it is validation."""
+def test_views_are_fitted_beside_their_images_and_chosen_on_images_alone() -> None:
+    """A direct fit on all rows at the chosen strength; a validation image's views are not seen while it is validation."""
     train, validation, test = real("wine", 0, (0.4, 0.2))
     train, validation = with_views(train, 1), with_views(validation, 2)
     found = linear_probe(train, test, "top1", validation)
@@ -73,7 +73,7 @@ def test_views_are_fitted_beside_their_pictures_and_chosen_on_pictures_alone() -
 def test_the_strength_is_lambda_over_two_beside_the_sum_of_losses() -> None:
     """At the minimum the gradient of lambda/2 |W|^2 + sum of cross entropies is zero, the bias's without penalty."""
     train, _, _ = real("wine", 0, (0.5, 0.2))
-    l2 = 3.0  # scikit-learn stops at a gradient of 1e-4 a picture
+    l2 = 3.0  # scikit-learn stops at a gradient of 1e-4 an image
     model, converged = fit(train, l2)
     logits = train.features @ model.coef_.T + model.intercept_
     wrong = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) - np.eye(3)[train.labels]
@@ -103,7 +103,7 @@ def test_the_bisection_ends_where_the_full_sweep_does(name: str) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("name", ["wine", "breast_cancer"])
-def test_where_it_settles_on_another_peak_it_loses_a_picture_at_most(name: str, seed: int) -> None:
+def test_where_it_settles_on_another_peak_it_loses_a_image_at_most(name: str, seed: int) -> None:
     train, validation, _ = real(name, seed, (1 / 3, 2 / 3))
     l2, tried, _ = search(train, validation, "top1")
     assert tried[l2] >= 100 * max(full_sweep(train, validation).values()) - 100.1 / len(validation.labels)
@@ -200,8 +200,8 @@ GOOD = blobs({0: 5, 1: 5})
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"train": Labelled(GOOD.features, GOOD.labels[1:])}, "train labels: 9 for 10 pictures"),
-        ({"test": Labelled(GOOD.features[:0], GOOD.labels[:0])}, "test labels: 0 for 0 pictures"),
+        ({"train": Labelled(GOOD.features, GOOD.labels[1:])}, "train labels: 9 for 10 images"),
+        ({"test": Labelled(GOOD.features[:0], GOOD.labels[:0])}, "test labels: 0 for 0 images"),
         ({"test": Labelled(np.full((2, 30), np.nan), np.array([0, 1]))}, "test features: 2 of 2 rows have NaN"),
         (
             {"validation": Labelled(np.ones((2, 8)), np.array([0, 1]))},
@@ -209,7 +209,7 @@ GOOD = blobs({0: 5, 1: 5})
         ),
         ({"test": Labelled(np.ones((3, 30)), np.array([0, 7, 8]))}, "test labels: 2 classes are not in training, such as 7"),
         ({"train": blobs({0: 5}), "test": blobs({0: 5})}, "train labels: all are 0; a probe needs two classes"),
-        ({"train": blobs({0: 1, 1: 1})}, "no class has two pictures, so none can be held out"),
+        ({"train": blobs({0: 1, 1: 1})}, "no class has two images, so none can be held out"),
         ({"metric": "accuracy"}, "metric: 'accuracy' is unknown"),
     ],
 )

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.models import ModelSettings
+from evaluation.embeddings import Rows, Wanted
+from evaluation.model_settings import ModelSettings
 from evaluation.precomputed import precomputed
-from evaluation.rows import Rows, Wanted
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from tests.evaluation.lists import Plain
 
 IMAGES, TEXTS = Wanted("images", Plain(3), "set/test"), Wanted("texts", ("a cat", "two\ndogs"), "set/captions")
@@ -21,7 +21,7 @@ def read(tmp_path: Path, *wanted: Wanted) -> Rows:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Rows of three pictures and two texts."""
+    """Rows of three images and two texts."""
     path = tmp_path / "rows" / "set"
     path.mkdir(parents=True)
     np.save(path / "test.images.npy", np.asarray([[3, 4], [0, 2], [-1, 0]], dtype=np.float64))
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 def test_rows_are_read_and_their_order_is_listed(folder: Path, tmp_path: Path) -> None:
     rows = read(tmp_path, IMAGES, TEXTS)
     assert rows[IMAGES] == pytest.approx(np.asarray([[0.6, 0.8], [0, 1], [-1, 0]])) and rows[TEXTS].tolist() == [[1, 0], [0, 1]]
-    assert (tmp_path / "inputs" / "set" / "test.images.txt").read_text() == "picture 0\npicture 1\npicture 2\n"
+    assert (tmp_path / "inputs" / "set" / "test.images.txt").read_text() == "image 0\nimage 1\nimage 2\n"
     assert (tmp_path / "inputs" / "set" / "captions.texts.txt").read_text() == "a cat\ntwo dogs\n"
 
 
@@ -63,7 +63,7 @@ def test_features_are_their_own_or_else_the_embeddings(folder: Path, tmp_path: P
         (np.ones((3, 4), dtype=np.int64), r"is int64 \[3, 4\]; expected floats"),
         (
             np.asarray([[1, 1], [1, np.nan], [np.inf, 1]]),
-            r"2 of 3 rows of set/test \(images\) are NaN .*, the first .* picture 1",
+            r"2 of 3 rows of set/test \(images\) are NaN .*, the first .* image 1",
         ),
     ],
 )

@@ -12,8 +12,8 @@ from evaluation.__main__ import PURPOSE, _run
 from evaluation.config import EvaluateSettings
 from evaluation.data.prepared import PreparedData
 from evaluation.results import read_results
-from pipelines.cli import run_program
-from pipelines.prepared import Prepared
+from pipelines.dataset.prepared import Prepared
+from pipelines.program.cli import run_program
 from tests.evaluation.stranger import known
 
 DIGITS = {"name": "function", "function": "evaluation.data.digits:digits"}
@@ -37,7 +37,7 @@ def test_models_are_compared_and_nothing_is_done_twice(ray_session: None, stamps
         "data": {"stamps": {"name": "prepared", "path": str(stamps.path)}, "digits": DIGITS},
         "tasks": ["zero_shot", "retrieval", "linear_probe", "few_shot", "corruption"],
         "few_shot": {"shots": [1, 2], "seeds": [0]},
-        "corruption": {"names": ["contrast"], "severities": [3], "pictures": 20},
+        "corruption": {"names": ["contrast"], "severities": [3], "images": 20},
     }
     assert run(tmp_path, tree) == 0
     results = read_results(tmp_path / "out")
@@ -48,7 +48,7 @@ def test_models_are_compared_and_nothing_is_done_twice(ray_session: None, stamps
     for result in results:
         tree_ = json.loads((tmp_path / "out" / result.model / result.dataset / result.task / "result.json").read_text())
         assert {"dataset", "model", "pretrained", "task", "metrics", "language"} <= set(tree_)
-        assert "UCI" in result.about["data"]["attribution"] or result.dataset != "digits", "whose pictures these are"
+        assert "UCI" in result.about["data"]["attribution"] or result.dataset != "digits", "whose images these are"
         assert result.main in result.scores
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(word in page for word in ("digits", f"stamps_{label}", "Linear probe"))
@@ -72,10 +72,10 @@ def test_precomputed_rows_give_the_scores_of_the_embedder(ray_session: None, sta
     embedder = known(str(tmp_path / "seen"))
     content = PreparedData(name="prepared", path=stamps.path).read("data.stamps")
     assert content.retrieval is not None
-    pictures = list(content.retrieval.pictures.read(np.arange(len(content.retrieval.pictures))))
+    images = list(content.retrieval.images.read(np.arange(len(content.retrieval.images))))
     for listing in (tmp_path / "out" / "inputs").rglob("*.txt"):
         lines = listing.read_text().splitlines()
-        rows = embedder.embed_images(pictures) if listing.stem.endswith("images") else embedder.embed_texts(lines)
+        rows = embedder.embed_images(images) if listing.stem.endswith("images") else embedder.embed_texts(lines)
         path = tmp_path / "rows" / listing.parent.name / f"{listing.stem}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, rows.astype(np.float64))
@@ -101,7 +101,7 @@ def test_what_would_wait_for_ever_is_told_before_ray(
     def start(*_: object) -> None:
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr("pipelines.cluster.start", start)
+    monkeypatch.setattr("pipelines.program.cluster.start", start)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
@@ -171,10 +171,10 @@ def test_mistakes(tree: dict, named: list[str], mistake: Callable[..., str], ray
 
 def test_labels_of_the_wrong_length(mistake: Callable[..., str], tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png"):
-        (tmp_path / "pictures").mkdir(exist_ok=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / name)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / name)
     (tmp_path / "labels.txt").write_text("0\n1\n")
-    entry = {"name": "folder", "path": str(tmp_path / "pictures"), "labels": str(tmp_path / "labels.txt"), "classes": "cifar10"}
+    entry = {"name": "folder", "path": str(tmp_path / "images"), "labels": str(tmp_path / "labels.txt"), "classes": "cifar10"}
     said = mistake(MODEL | {"data": {"mine": entry}})
     assert "data.mine" in said and "labels.txt" in said and "2" in said and "3" in said
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from evaluation.class_sets import ELEVEN
-from evaluation.report import write_report
-from evaluation.report.__main__ import main
+from evaluation.reporting import write_report
+from evaluation.reporting.__main__ import main
 from evaluation.results import TASKS, Result
 from tests.evaluation.results_by_hand import LINE, NASTY, of_every_task, result, zero_shot
 from tests.patience import PATIENCE
@@ -147,9 +147,9 @@ def test_zero_shot_tells_wording_and_confidence(page: Element):
     assert [line[0] for line in table_rows(pets.all("table")[0])] == ["top-1", "top-5", "mean per class"]
     strip, *reliability = pets.all("svg")
     assert len(strip.all("circle")) == 2 * len(MODELS) and "<i>{}</i>" in strip.all("circle")[1].text
-    assert len(reliability) == len(MODELS) and len(reliability[0].all("circle")) == 1  # one bin has pictures
+    assert len(reliability) == len(MODELS) and len(reliability[0].all("circle")) == 1  # one bin has images
     assert "calibration error 20.0 points; 20.0 points too sure on average; scale 100" in plain(pets)
-    assert "Classes without a test picture, which no score is about: unseen & unsung." in plain(pets)
+    assert "Classes without a test image, which no score is about: unseen & unsung." in plain(pets)
     assert "alpha 57.0 to 59.0, sd 1.4" in plain(pets)
 
 
@@ -159,7 +159,7 @@ def test_probes_flag_what_makes_them_doubtful(page: Element):
     assert flags[1:3] == ["the last fit did not converge", "best at the high end of the search"]
     assert flags[3] == "1 fit of the search did not converge"
     said = plain(section(page, "probe"))
-    assert "Classes without a training picture, whose test pictures are left out: yeti." in said
+    assert "Classes without a training image, whose test images are left out: yeti." in said
     assert len(section(page, "probe").all("circle", "ring")) == len(MODELS)
 
 
@@ -177,7 +177,7 @@ def test_retrieval_shows_the_same_caption_of_all_models(page: Element):
     (search,) = part.all("li", "search")
     assert [plain(who) for who in search.all("div", "who")] == [f"{name}: right at place 1" for name in MODELS]
     assert [len(find.all("div", "hit")) for find in search.all("div", "find")] == [1, 1, 1]
-    assert len(search.all("span", "lost")) == len(MODELS)  # a picture from elsewhere is not loaded
+    assert len(search.all("span", "lost")) == len(MODELS)  # an image from elsewhere is not loaded
     assert [plain(item) for card in part.all("li", "card") for item in card.all("li")] == [f"1 said by {name}" for name in MODELS]
     assert cells(row(page, "median place, image to text", "retrieval"))[:3] == ["2.5"] * 3
     assert cells(row(page, "median place, text to image", "retrieval"))[:3] == ["none"] * 3
@@ -280,7 +280,7 @@ def test_the_markdown_has_the_main_table(tmp_path: Path):
 def test_the_command_writes_it_again_without_ray_and_torch(tmp_path: Path):
     zero_shot("a", "pets", 60.0).write(tmp_path)
     code = (
-        "import sys; from evaluation.report.__main__ import main; status = main(sys.argv[1:]); "
+        "import sys; from evaluation.reporting.__main__ import main; status = main(sys.argv[1:]); "
         "sys.exit(status or sum(name in sys.modules for name in ('ray', 'torch')))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE)

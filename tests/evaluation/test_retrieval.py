@@ -23,8 +23,8 @@ def from_scores(scores: np.ndarray, right: list[list[int]]) -> np.ndarray:
 SIMILARITIES = np.array([[0.9, 0.8, 0.1, 0.3], [0.2, 0.85, 0.95, 0.6], [0.5, 0.4, 0.7, 0.65]])
 
 
-def test_worked_example_of_three_pictures_and_four_captions() -> None:
-    """Captions 1 and 2 belong to picture 1, caption 3 to picture 2, caption 4 to picture 3."""
+def test_worked_example_of_three_images_and_four_captions() -> None:
+    """Captions 1 and 2 belong to image 1, caption 3 to image 2, caption 4 to image 3."""
     by_image = from_scores(SIMILARITIES, [[0, 1], [2], [3]])
     assert by_image.tolist() == [0, 0, 1]
     assert recalls(by_image, [1, 2]) == pytest.approx({1: 200 / 3, 2: 100.0})

@@ -8,10 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from evaluation.suite import HeldOut, SuiteSettings, gallery, held_out, mean_recalls, metric_names, prompt, score
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError
+from pipelines.dataset.prepared import Prepared
+from pipelines.program.settings import UserError
 
-# Three pictures; the first has two captions, and the second caption of the first is also the third's.
+# Three images; the first has two captions, and the second caption of the first is also the third's.
 TEXTS = ["a cat", "a pet", "a dog", "a pet"]
 
 
@@ -36,8 +36,8 @@ def test_equal_captions_are_right_for_one_another(data: HeldOut) -> None:
     assert [r.tolist() for r in data.images_of_text] == [[0], [0, 2], [1], [0, 2]]
 
 
-def test_equal_pictures_share_their_captions(data: HeldOut) -> None:
-    """Pictures 0 and 1 are the same file: each may be found by the other's caption, and by whatever equals it."""
+def test_equal_images_share_their_captions(data: HeldOut) -> None:
+    """Images 0 and 1 are the same file: each may be found by the other's caption, and by whatever equals it."""
     twins = replace(data, image_ids=np.array([2, 2, 0]))
     assert [r.tolist() for r in twins.texts_of_image] == [[0, 1, 2, 3], [0, 1, 2, 3], [1, 3]]
     assert [r.tolist() for r in twins.images_of_text] == [[0, 1], [0, 1, 2], [0, 1], [0, 1, 2]]
@@ -48,16 +48,16 @@ def angles(*degrees: float) -> np.ndarray:
 
 
 def test_scores_have_paths_baselines_and_sizes(data: HeldOut) -> None:
-    """On a half circle, so that near means similar: pictures at 0, 60, 120 degrees."""
+    """On a half circle, so that near means similar: images at 0, 60, 120 degrees."""
     images, texts = angles(0, 60, 120), angles(50, 125, 65, 5)
     prompts = angles(10, 20, 60, 70)
     scores = score(data, images, texts, prompts)
-    # Picture 0 finds text 3 (5 degrees, a pet): right. Picture 60 finds text 2 (65): right. Picture 120 finds text 1: right.
+    # Image 0 finds text 3 (5 degrees, a pet): right. Image 60 finds text 2 (65): right. Image 120 finds text 1: right.
     assert scores.metrics["retrieval/toy/image_to_text_recall@1"] == 100
-    # Text 0 at 50 degrees finds picture 60 first, its own at 0 degrees second; the others find theirs.
+    # Text 0 at 50 degrees finds image 60 first, its own at 0 degrees second; the others find theirs.
     assert scores.metrics["retrieval/toy/text_to_image_recall@1"] == 75
     assert scores.metrics["retrieval/toy/text_to_image_recall@2"] == 100
-    # Classes at 15 and 65 degrees: pictures 0 and 60 are right, 120 (a cat) is nearer to dog.
+    # Classes at 15 and 65 degrees: images 0 and 60 are right, 120 (a cat) is nearer to dog.
     assert scores.metrics["zero_shot/toy_kind/top1"] == pytest.approx(200 / 3)
     assert scores.metrics["zero_shot/toy_kind/mean_per_class"] == pytest.approx(75)
     assert set(scores.metrics) == {
@@ -65,7 +65,7 @@ def test_scores_have_paths_baselines_and_sizes(data: HeldOut) -> None:
         *(f"zero_shot/toy_kind/{measure}" for measure in ("top1", "top5", "mean_per_class")),
     }
     assert set(scores.baselines) == set(scores.sample_sizes) == set(scores.metrics)
-    # Texts: 3, 1 and 2 of 4 are right for the pictures; pictures: 1, 2, 1 and 2 of 3 for the texts.
+    # Texts: 3, 1 and 2 of 4 are right for the images; images: 1, 2, 1 and 2 of 3 for the texts.
     assert scores.baselines["retrieval/toy/image_to_text_recall@1"]["chance"] == pytest.approx(100 * (3 / 4 + 1 / 4 + 2 / 4) / 3)
     assert scores.baselines["retrieval/toy/text_to_image_recall@1"]["chance"] == pytest.approx(100 * (1 + 2 + 1 + 2) / 12)
     assert scores.baselines["zero_shot/toy_kind/top1"] == pytest.approx({"chance": 50, "largest_class": 200 / 3})
@@ -95,7 +95,7 @@ def test_every_label_has_prompts_of_its_own(data: HeldOut) -> None:
     kind, size = angles(0, 0, 90, 90), angles(120, 120, 60, 60, 0, 0)
     metrics = score(several, angles(0, 60, 120), texts, np.concatenate([kind, size])).metrics
     assert metrics["zero_shot/toy_size/top1"] == 100
-    # Pictures at 0, 60 and 120 degrees against cat at 0 and dog at 90: only the last, a cat, is wrong.
+    # Images at 0, 60 and 120 degrees against cat at 0 and dog at 90: only the last, a cat, is wrong.
     assert metrics["zero_shot/toy_kind/top1"] == pytest.approx(200 / 3)
 
 
@@ -154,15 +154,15 @@ def test_a_held_out_split_is_read_whole(stamps: Prepared, seed: int | None) -> N
 
 
 def test_only_ties_keep_perfect_embeddings_from_perfect_scores(stamps: Prepared) -> None:
-    """Pictures come in pairs that share their first caption, and here their row; a second caption belongs to one of the two.
+    """Images come in pairs that share their first caption, and here their row; a second caption belongs to one of the two.
 
-    It ties with what is right for the other one: that picture, and the second caption itself, miss.
+    It ties with what is right for the other one: that image, and the second caption itself, miss.
     """
     data = held_out(stamps, SuiteSettings(labels=()))
     groups = stamps.table("group").take(data.sample_ids)["group"].to_pylist()
     names = sorted(set(groups))
     images = np.eye(len(names))[[names.index(g) for g in groups]]
-    second = sum(text.startswith("picture number") for text in data.texts)
+    second = sum(text.startswith("image number") for text in data.texts)
     texts = images[data.image_of_text]
     metrics = score(data, images, texts, texts[:0]).metrics
     assert set(metrics) == {f"retrieval/stamps/{w}_recall@{k}" for w in ("image_to_text", "text_to_image") for k in (1, 5, 10)}

@@ -9,16 +9,16 @@ from PIL import Image
 
 from evaluation import robustness
 from evaluation.corruptions import corrupt
-from evaluation.data.base import Classification, Content, LabelledPictures, Retrieval, SugarCrepe
-from evaluation.data.derived import Chosen, Corrupted, Cropped, shrunk
-from evaluation.rows import Rows, Wanted
+from evaluation.data.base import Classification, Content, LabelledImages, Retrieval, SugarCrepe
+from evaluation.data.subsets import Chosen, Corrupted, Cropped, shrunk
+from evaluation.embeddings import Rows, Wanted
 from evaluation.sugarcrepe import Item
 from evaluation.tasks.probes import FewShot, LinearProbe
 from evaluation.tasks.retrieval import Retrieval as RetrievalTask
 from evaluation.tasks.shifts import Corruption, EffectiveRobustness
 from evaluation.tasks.sugarcrepe import SugarCrepe as SugarCrepeTask
 from evaluation.tasks.zero_shot import ZeroShot
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from tests.evaluation.lists import Plain, rows_of
 from tests.pipelines.test_images import gradient
 
@@ -32,7 +32,7 @@ def random_rows(seed: int, *shape: int) -> np.ndarray:
 
 
 def classified(labels: list[int], names: tuple[tuple[str, ...], ...], **more: object) -> Classification:
-    part = LabelledPictures(Plain(len(labels)), np.asarray(labels))
+    part = LabelledImages(Plain(len(labels)), np.asarray(labels))
     return Classification(names, ("a {}", "one {c}"), "top1", part, **more)  # type: ignore[arg-type]
 
 
@@ -50,7 +50,7 @@ def best_class(images: np.ndarray, texts: np.ndarray, owner: list[int]) -> np.nd
     return np.asarray([int(np.argmax([image @ v for v in vectors])) for image in images])
 
 
-def test_zero_shot_counts_pictures_that_have_a_class(tmp_path: Path) -> None:
+def test_zero_shot_counts_images_that_have_a_class(tmp_path: Path) -> None:
     labels = [0, 1, 2, -1, 1, 0, 2, 2, -1, 1]
     task = ZeroShot("pets", classified(labels, NAMES), "pets")
     assert task.texts.of == ("a cat", "one cat", "a dog", "a hound", "one dog", "one hound", "a bird", "one bird")
@@ -69,12 +69,12 @@ def test_zero_shot_counts_pictures_that_have_a_class(tmp_path: Path) -> None:
     )
 
 
-def test_a_class_without_pictures_is_named(tmp_path: Path) -> None:
+def test_a_class_without_images_is_named(tmp_path: Path) -> None:
     task = ZeroShot("pets", classified([0, 1, 1], NAMES), "pets")
     assert task.score(answered(tmp_path, task, 4)[0]).details["without_images"] == ["bird"]
 
 
-def test_retrieval_with_several_captions_a_picture(tmp_path: Path) -> None:
+def test_retrieval_with_several_captions_a_image(tmp_path: Path) -> None:
     """Every figure from the full matrix by hand; the intervals lie around the scores that they are of."""
     random = np.random.default_rng(3)
     counts = random.integers(1, 6, 40)
@@ -102,21 +102,21 @@ def test_retrieval_with_several_captions_a_picture(tmp_path: Path) -> None:
     assert found.details["geometry"]["alignment"] == pytest.approx(np.mean(pairs), abs=1e-6)
 
 
-def test_retrieval_shows_pictures_of_what_was_found(tmp_path: Path) -> None:
+def test_retrieval_shows_images_of_what_was_found(tmp_path: Path) -> None:
     content = Retrieval(Plain(3), ["zero", "one", "two", "again"], [np.asarray([0, 3]), np.asarray([1]), np.asarray([2])])
     task = RetrievalTask("set", content, "set", (1,))
     texts = np.asarray([[1, 0, 0], [0, 0.9, 0.1], [0, 1, 0], [1, 0.1, 0]])
     details = task.score(rows_of(tmp_path, {task.images: np.eye(3), task.texts: unit(texts)})).details
-    assert set(details["pictures"]) == {"0", "1", "2"}
-    assert all(uri.startswith("data:image/jpeg;base64,") for uri in details["pictures"].values())
+    assert set(details["images"]) == {"0", "1", "2"}
+    assert all(uri.startswith("data:image/jpeg;base64,") for uri in details["images"].values())
     captions = {shown["caption"]: shown for shown in details["gallery"]["captions"]}
-    assert captions["two"]["right"] == "2" and captions["two"]["found"][0] == {"picture": "1", "hit": False}
-    assert captions["again"]["right"] == "0" and captions["again"]["found"][0] == {"picture": "0", "hit": True}
+    assert captions["two"]["right"] == "2" and captions["two"]["found"][0] == {"image": "1", "hit": False}
+    assert captions["again"]["right"] == "0" and captions["again"]["found"][0] == {"image": "0", "hit": True}
     first = details["gallery"]["images"][0]
     assert first["right"] == ["zero", "again"] and [f["hit"] for f in first["found"]][:2] == [True, True]
 
 
-def test_sugarcrepe_reads_each_picture_and_both_captions(tmp_path: Path) -> None:
+def test_sugarcrepe_reads_each_image_and_both_captions(tmp_path: Path) -> None:
     items = {
         "swap_obj": [Item("a.jpg", "cat on dog", "dog on cat"), Item("b.jpg", "red car", "blue car")],
         "add_att": [Item("a.jpg", "a cat", "a green cat")],
@@ -133,15 +133,15 @@ def test_sugarcrepe_reads_each_picture_and_both_captions(tmp_path: Path) -> None
     assert found.scores["order_only"] == 0 and found.sample_sizes["order_only"] == 1
 
 
-def test_corrupted_pictures_are_a_function_of_the_picture() -> None:
+def test_corrupted_images_are_a_function_of_the_image() -> None:
     """Whoever reads them, in whatever order; shrunk first, as a model would."""
-    pictures = Corrupted(Plain(40), "noise", 3, seed=7, size=6)
+    images = Corrupted(Plain(40), "noise", 3, seed=7, size=6)
     (image,) = Plain(40).read(np.asarray([33]))
     wanted = corrupt(shrunk(image, 6), "noise", 3, 7, 33)
     assert wanted.size == (round(41 * 6 / 8), 6)
     for found in (
-        list(pictures.read(np.asarray([2, 33])))[1],
-        next(Chosen(pictures, np.asarray([5, 33])).read(np.asarray([1]))),
+        list(images.read(np.asarray([2, 33])))[1],
+        next(Chosen(images, np.asarray([5, 33])).read(np.asarray([1]))),
     ):
         assert np.array_equal(np.asarray(found), np.asarray(wanted))
     prints = {
@@ -154,9 +154,9 @@ def test_corrupted_pictures_are_a_function_of_the_picture() -> None:
     assert shrunk(Image.new("RGB", (5, 9)), 6).size == (5, 9), "never enlarged"
 
 
-def test_corruption_scores_the_same_pictures_corrupted(tmp_path: Path) -> None:
+def test_corruption_scores_the_same_images_corrupted(tmp_path: Path) -> None:
     plain = ZeroShot("pets", classified([0, 1, 2, 1, 0, -1, 2, 1], NAMES), "pets")
-    task = Corruption(plain, ("blur", "jpeg"), (1, 5), pictures=5, seed=0, size=8)
+    task = Corruption(plain, ("blur", "jpeg"), (1, 5), images=5, seed=0, size=8)
     given, texts = {}, random_rows(1, len(plain.texts.of), 6)
     arrays = {one: random_rows(9 + n, len(one.of), 6) for n, one in enumerate(task.wanted()) if one.kind == "images"}
     given = arrays | {plain.texts: texts}
@@ -179,7 +179,7 @@ LINE = robustness.fit([60, 70, 76, 80], [48, 58, 64, 69])
 
 @pytest.mark.parametrize("by_number", [True, False])
 def test_effective_robustness_on_the_classes_of_the_shift(tmp_path: Path, by_number: bool) -> None:
-    """The reference has a class more, in another order; its pictures of the other two are classified among these two."""
+    """The reference has a class more, in another order; its images of the other two are classified among these two."""
     numbers: dict = {"imagenet": ((7,), (3,), (5,))} if by_number else {}
     names = (("hen",), ("cat",), ("dog",)) if not by_number else (("x",), ("y",), ("z",))
     reference = ZeroShot("imagenet", classified([0, 1, 2, 2, 1, 0, 2], names, **numbers), "imagenet")
@@ -201,14 +201,14 @@ def test_effective_robustness_on_the_classes_of_the_shift(tmp_path: Path, by_num
 
 def test_a_reference_of_other_classes_is_refused() -> None:
     reference = ZeroShot("cifar", classified([0, 1], (("car",), ("ship",))), "cifar")
-    with pytest.raises(UserError, match=r"robustness.pets.reference: no picture of cifar is of a class of pets"):
+    with pytest.raises(UserError, match=r"robustness.pets.reference: no image of cifar is of a class of pets"):
         EffectiveRobustness(ZeroShot("pets", classified([0], NAMES), "pets"), reference, LINE, "")
 
 
 def probed(train: list[int], validation: list[int] | None = None) -> Classification:
-    parts: dict = {"train": LabelledPictures(Plain(len(train), first=1000), np.asarray(train))}
+    parts: dict = {"train": LabelledImages(Plain(len(train), first=1000), np.asarray(train))}
     if validation is not None:
-        parts["validation"] = LabelledPictures(Plain(len(validation), first=2000), np.asarray(validation))
+        parts["validation"] = LabelledImages(Plain(len(validation), first=2000), np.asarray(validation))
     return classified([0, 1, 2, 1, 0, -1, 2, 1], NAMES, **parts)
 
 
@@ -231,14 +231,14 @@ def test_a_probe_is_fitted_on_features(tmp_path: Path) -> None:
 
 
 def test_a_probe_may_be_fitted_on_crops_too(tmp_path: Path) -> None:
-    """Of training and validation pictures, each beside its own picture; scores are of whole test pictures."""
+    """Of training and validation images, each beside its own image; scores are of whole test images."""
     train, validation = [0, 1, 2, -1] * 12, [0, 1, 2] * 4
     task = LinearProbe("pets", probed(train, validation), "pets", views=2, seed=5)
     plain = LinearProbe("pets", probed(train, validation), "pets")
     crops = {f"pets/{part}-crop-{number}": part for part in ("train", "validation") for number in (0, 1)}
     assert {one.name for one in task.wanted()} == {one.name for one in plain.wanted()} | set(crops)
     assert len({one.fingerprint for one in task.wanted()}) == 7 and task.identity != plain.identity
-    # Pictures alone say nothing of their class; their crops do, and so do test pictures.
+    # Images alone say nothing of their class; their crops do, and so do test images.
     labels = {"train": [0, 1, 2] * 12, "validation": validation, "test": [0, 1, 2, 1, 0, 2, 1]}
     noise = {w: 0.1 * random_rows(i, len(w.of), 3) for i, w in enumerate(task.wanted())}
     of = {w: crops.get(w.name, w.name.removeprefix("pets/")) for w in noise}
@@ -248,8 +248,8 @@ def test_a_probe_may_be_fitted_on_crops_too(tmp_path: Path) -> None:
     assert plain.score(rows).scores["top1"] < 90 and plain.score(rows).details["views"] == 0
 
 
-def test_a_crop_is_a_part_of_its_picture_drawn_anew_for_each_number() -> None:
-    """On pictures whose colours are coordinates: where it lies, how large it is, and whether it is mirrored."""
+def test_a_crop_is_a_part_of_its_image_drawn_anew_for_each_number() -> None:
+    """On images whose colours are coordinates: where it lies, how large it is, and whether it is mirrored."""
 
     class Gradients(Plain):
         def read(self, indices: np.ndarray) -> Iterator[Image.Image]:
@@ -264,7 +264,7 @@ def test_a_crop_is_a_part_of_its_picture_drawn_anew_for_each_number() -> None:
         side = len(view)
         assert view.shape == (side, side, 3)
         middle, inner = side // 2, slice(side // 4, -(side // 4))
-        slope_x = np.polyfit(np.arange(side)[inner], view[middle, inner, 0], 1)[0]  # pixels of the picture a pixel
+        slope_x = np.polyfit(np.arange(side)[inner], view[middle, inner, 0], 1)[0]  # pixels of the image a pixel
         slope_y = np.polyfit(np.arange(side)[inner], view[inner, middle, 1], 1)[0]
         mirrored += slope_x < 0
         shares.append(side * side / (128 * 64))
@@ -277,7 +277,7 @@ def test_a_crop_is_a_part_of_its_picture_drawn_anew_for_each_number() -> None:
     assert len(prints | {Plain(3).fingerprint}) == 5
 
 
-def test_a_class_without_a_training_picture_is_left_out_and_named(tmp_path: Path) -> None:
+def test_a_class_without_a_training_image_is_left_out_and_named(tmp_path: Path) -> None:
     task = LinearProbe("pets", probed([0, 1] * 12, [0, 1, 2] * 4), "pets")
     labels = {"pets/train": [0, 1] * 12, "pets/validation": [0, 1] * 4, "pets/test": [0, 1, 1, 0, 1]}
     assert {one.name: len(one.of) for one in task.wanted()} == {name: len(theirs) for name, theirs in labels.items()}
@@ -293,7 +293,7 @@ def test_few_shots(tmp_path: Path) -> None:
     found = task.score(rows_of(tmp_path, given))
     assert list(found.scores) == ["top1@1", "top1@5", "top1@6"] and found.main == "top1@6"
     shots = found.details["shots"]
-    assert [len(shown["scores"]) for shown in shots] == [2, 2, 2] and shots[2]["short"], "classes with fewer pictures are named"
+    assert [len(shown["scores"]) for shown in shots] == [2, 2, 2] and shots[2]["short"], "classes with fewer images are named"
 
 
 def test_content_without_anything_is_content() -> None:

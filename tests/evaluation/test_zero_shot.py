@@ -7,7 +7,7 @@ import pytest
 
 from evaluation import zero_shot
 from evaluation.zero_shot import baselines, build_prompts, class_vectors, classify, ensemble, outcome, prompt_sensitivity
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 
 
 def unit(row: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ def test_scores_agree_with_plain_loops() -> None:
 
 
 def test_a_rare_class_weighs_as_much_as_a_frequent_one_in_the_mean_per_class() -> None:
-    """Three of class 0 found, the one of class 1 not: 75 % of pictures, half of the classes. Class 2 has no pictures."""
+    """Three of class 0 found, the one of class 1 not: 75 % of images, half of the classes. Class 2 has no images."""
     classes = np.eye(3)
     images = np.eye(3)[[0, 0, 0, 0]]
     assert classify(images, classes, np.array([0, 0, 0, 1])) == {"top1": 75.0, "top5": 100.0, "mean_per_class": 50.0}
@@ -62,7 +62,7 @@ def test_baselines_are_the_uniform_and_the_best_constant_guess() -> None:
     found = baselines(8, labels)
     assert found["top1"] == pytest.approx({"chance": 12.5, "largest_class": 50.0})
     assert found["top5"] == pytest.approx({"chance": 62.5, "largest_class": 100.0})
-    # Always saying class 2 is right for one of the three classes that have pictures.
+    # Always saying class 2 is right for one of the three classes that have images.
     assert found["mean_per_class"] == pytest.approx({"chance": 12.5, "largest_class": 100 / 3})
     constant = classify(np.tile(np.eye(8)[2], (10, 1)), np.eye(8), labels)
     assert constant["top1"] == found["top1"]["largest_class"]
@@ -143,11 +143,11 @@ def test_blocks_do_not_change_the_outcome(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (np.eye(3), np.array([0, 1]), "labels: 2 for 3 pictures"),
+        (np.eye(3), np.array([0, 1]), "labels: 2 for 3 images"),
         (np.eye(3), np.array([0, 1, 3]), "labels: 3 is no class; 3 classes have the labels 0 to 2"),
         (np.eye(3), np.array([0, -1, 2]), "labels: -1 is no class"),
         (np.eye(3), np.array([0.0, 1.0, 2.0]), "labels: expected whole numbers, got float64"),
-        (np.ones((3, 4)), np.array([0, 1, 2]), "pictures are 4 wide and prompts 3"),
+        (np.ones((3, 4)), np.array([0, 1, 2]), "images are 4 wide and prompts 3"),
     ],
 )
 def test_labels_and_widths_that_do_not_fit_are_named(images: np.ndarray, labels: np.ndarray, message: str) -> None:

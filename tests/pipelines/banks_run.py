@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import banks, cluster
-from pipelines.banks import Pool, text_banks
-from pipelines.display import Display
-from pipelines.prepared import Prepared
+from pipelines.dataset.prepared import Prepared
+from pipelines.features import feature_store
+from pipelines.features.feature_store import Pool, text_banks
+from pipelines.program import cluster
+from pipelines.program.display import Display
 
 ROWS, WIDTH = 100_000, 48
 TEXTS = [f"thing number {i}, {'very ' * (i % 7)}large" for i in range(ROWS)]
@@ -38,14 +39,14 @@ def bank(prepared: Prepared, actors: int, display: Display) -> Path:
 
 def stop_before(part: int) -> None:
     """Let this process put no part in place from this one on."""
-    write = banks._write
+    write = feature_store._write
 
     def write_or_stop(found: Any, rows: np.ndarray) -> None:
-        while found.start >= part * banks._PART:
+        while found.start >= part * feature_store._PART:
             signal.pause()
         write(found, rows)
 
-    banks._write = write_or_stop
+    feature_store._write = write_or_stop
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A corpus of odd and broken pictures and captions, built by code, each with what must become of it. No tests in here.
+"""A corpus of odd and broken images and captions, built by code, each with what must become of it. No tests in here.
 
-Most pictures show `QUARTERS`: red, green, blue and yellow fields, wider than high, so that a check of the four colours finds
+Most images show `QUARTERS`: red, green, blue and yellow fields, wider than high, so that a check of the four colours finds
 whatever was turned, mirrored, cut or badly converted, at any size and after any re-encoding.
 """
 
@@ -23,13 +23,13 @@ GREYS = ((20,) * 3, (90,) * 3, (160,) * 3, (230,) * 3)
 
 @dataclass(frozen=True)
 class Case:
-    """An encoded picture with its caption, and what must become of the two."""
+    """An encoded image with its caption, and what must become of the two."""
 
     name: str  # kebab-case, unique
     image: bytes
     caption: str
     reason: str | None  # None: kept; else the reason code in rejected.parquet
-    check: Check | None  # asserts on the decoded RGB picture
+    check: Check | None  # asserts on the decoded RGB image
 
 
 # --- checks ---
@@ -50,7 +50,7 @@ def shows(*colours: Colour, tolerance: int = 30) -> Check:
 
 
 def begins_with(colour: Colour) -> Check:
-    """This colour in the top left corner, whatever the rest: of pictures that are damaged, or a pixel high."""
+    """This colour in the top left corner, whatever the rest: of images that are damaged, or a pixel high."""
 
     def check(image: Image.Image) -> None:
         found = image.getpixel((0, 0))
@@ -67,7 +67,7 @@ def has_size(width: int, height: int, colour: Colour) -> Check:
     return check
 
 
-# --- pictures ---
+# --- images ---
 
 
 def fields(colours: tuple[Colour, ...] = QUARTERS, width: int = 64, height: int = 48) -> np.ndarray:
@@ -145,7 +145,7 @@ def png_rows(pixels: np.ndarray) -> bytes:
 
 
 def interlaced_png() -> bytes:
-    """Adam7: seven ever finer pictures, one after the other (column, row, and their steps)."""
+    """Adam7: seven ever finer images, one after the other (column, row, and their steps)."""
     passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
     rows = b"".join(png_rows(fields()[y::down, x::across]) for x, y, across, down in passes)
     return png_file(64, 48, 8, 2, zlib.compress(rows), interlaced=True)
@@ -201,7 +201,7 @@ KEPT: list[tuple[str, bytes, Check]] = [
     ("jpeg-trailing-garbage", JPEG + b"\x00garbage\xff" * 100, AS_QUARTERS),
     # The decoder finds its way back and says nothing: what stands before the damage is right.
     ("jpeg-garbage-in-the-scan", overwritten(JPEG, len(JPEG) * 2 // 3, bytes(30)), begins_with(QUARTERS[0])),
-    # An end marker in the middle is an end: the rest of the picture is grey, and nothing tells.
+    # An end marker in the middle is an end: the rest of the image is grey, and nothing tells.
     ("jpeg-early-end", overwritten(JPEG, len(JPEG) * 2 // 3, b"\xff\xd9"), begins_with(QUARTERS[0])),
     ("png-rgb", PNG, AS_QUARTERS),
     ("png-rgba", encoded(with_alpha(), "PNG"), ON_WHITE),
@@ -269,7 +269,7 @@ REJECTED: list[tuple[str, bytes, str]] = [
     ("web-page-after-blanks", b"\xef\xbb\xbf\r\n  <HTML lang='en'><svg></svg></HTML>", "html"),
     ("error-as-json", b'{"error": {"code": 403, "message": "Access denied"}}', "undecodable"),
     ("error-as-xml", b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>', "undecodable"),
-    ("text-file", b"This is no picture.\n" * 20, "undecodable"),
+    ("text-file", b"This is no image.\n" * 20, "undecodable"),
     ("no-bytes", b"", "empty"),
     ("one-byte", b"\xff", "undecodable"),
 ]
@@ -303,9 +303,9 @@ CAPTIONS: list[tuple[str, str, str | None]] = [
 ]
 
 CASES: list[Case] = [
-    *(Case(name, image, f"a picture, {name}", None, check) for name, image, check in KEPT),
-    *(Case(name, image, f"a picture, {name}", reason, None) for name, image, reason in REJECTED),
+    *(Case(name, image, f"an image, {name}", None, check) for name, image, check in KEPT),
+    *(Case(name, image, f"an image, {name}", reason, None) for name, image, reason in REJECTED),
     *(Case(f"caption-{name}", JPEG, caption, reason, None if reason else AS_QUARTERS) for name, caption, reason in CAPTIONS),
-    # The bytes decide what a picture is, never its name.
+    # The bytes decide what an image is, never its name.
     Case("jpeg-named-png.png", JPEG, "a JPEG whose name says PNG", None, AS_QUARTERS),
 ]

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import apart
-from pipelines.prepared import Prepared
+from pipelines.dataset.prepared import Prepared
+from pipelines.io import child_process
+from pipelines.io.storage import Missing
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.folder import FolderSource
-from pipelines.storage import Missing
 
 
 def numbers(ends: dict[int, str], count: int, first: int) -> Iterator[tuple[int, int]]:
     """Numbers with the process's own, of which some end it."""
     for number in range(first, count):
-        apart.begin(f"item {number}")
-        with apart.limited():
+        child_process.begin(f"item {number}")
+        with child_process.limited():
             if ends.get(number) == "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
             while ends.get(number) == "loop":
@@ -37,7 +37,7 @@ def process() -> int:
 def killed_once(marker: Path, first: int) -> Iterator[int]:
     """Three numbers; the first process that comes to the second is killed."""
     for number in range(first, 3):
-        apart.begin(number)
+        child_process.begin(number)
         if number == 1 and not marker.exists():
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -53,8 +53,8 @@ def raising(error: Exception, _: int) -> Iterator[int]:
 class DeadlyPrepared(Prepared):
     """A dataset of which the image of sample 7 ends whoever reads it."""
 
-    def pictures(self, sample_ids: np.ndarray) -> Iterator[bytes | Missing]:
-        for sample_id, data in zip(sample_ids, super().pictures(sample_ids), strict=True):
+    def images(self, sample_ids: np.ndarray) -> Iterator[bytes | Missing]:
+        for sample_id, data in zip(sample_ids, super().images(sample_ids), strict=True):
             if sample_id == 7:
                 os.kill(os.getpid(), signal.SIGSEGV)
             yield data
@@ -63,8 +63,8 @@ class DeadlyPrepared(Prepared):
 class Deadly(FolderSource):
     """A folder whose file b.png ends whoever reads it, before there is a row of it."""
 
-    def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
-        for row in super().read(unit, pictures):
+    def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
+        for row in super().read(unit, images):
             if row.key == "b.png":
                 os.kill(os.getpid(), signal.SIGSEGV)
             yield row

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 
 class Given(NamedTuple):
-    """A picture's name, its bytes, and its caption."""
+    """An image's name, its bytes, and its caption."""
 
     name: str  # such as 007.png; sorted like the rows
     image: bytes
@@ -22,17 +22,17 @@ class Given(NamedTuple):
 
 
 def _files(folder: Path, pairs: Sequence[Given]) -> Path:
-    (folder / "pictures").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     for pair in pairs:
-        (folder / "pictures" / pair.name).write_bytes(pair.image)
-    return folder / "pictures"
+        (folder / "images" / pair.name).write_bytes(pair.image)
+    return folder / "images"
 
 
 def folder(root: Path, pairs: Sequence[Given]) -> dict[str, Any]:
-    pictures = _files(root, pairs)
+    images = _files(root, pairs)
     for pair in pairs:
-        (pictures / pair.name).with_suffix(".txt").write_text(pair.caption, encoding="utf-8", newline="")
-    return {"name": "folder", "path": str(pictures)}
+        (images / pair.name).with_suffix(".txt").write_text(pair.caption, encoding="utf-8", newline="")
+    return {"name": "folder", "path": str(images)}
 
 
 def _tars(root: Path, pairs: Sequence[Given], captions: str) -> str:
@@ -74,50 +74,50 @@ def parquet_structs(root: Path, pairs: Sequence[Given]) -> dict[str, Any]:
 
 
 def parquet_paths(root: Path, pairs: Sequence[Given]) -> dict[str, Any]:
-    paths = [str(_files(root, pairs) / pair.name) if i == 0 else f"pictures/{pair.name}" for i, pair in enumerate(pairs)]
+    paths = [str(_files(root, pairs) / pair.name) if i == 0 else f"images/{pair.name}" for i, pair in enumerate(pairs)]
     return {"name": "parquet", "paths": _parquet(root, {"filepath": paths, "title": [pair.caption for pair in pairs]})}
 
 
 def csv_file(root: Path, pairs: Sequence[Given]) -> dict[str, Any]:
     _files(root, pairs)
     with (root / "train.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("filepath", "title"), *((f"pictures/{pair.name}", pair.caption) for pair in pairs)])
+        csv.writer(file).writerows([("filepath", "title"), *((f"images/{pair.name}", pair.caption) for pair in pairs)])
     return {"name": "table", "paths": str(root / "train.csv")}
 
 
 def tsv_without_header(root: Path, pairs: Sequence[Given]) -> dict[str, Any]:
-    pictures = _files(root, pairs)
-    lines = [f"{pair.caption}\t{pictures / pair.name}\n" for pair in pairs]
+    images = _files(root, pairs)
+    lines = [f"{pair.caption}\t{images / pair.name}\n" for pair in pairs]
     (root / "cc3m.tsv").write_text("".join(lines), encoding="utf-8", newline="")
     return {"name": "table", "paths": str(root / "cc3m.tsv"), "header": False, "caption": 0, "image": 1}
 
 
 def jsonl(root: Path, pairs: Sequence[Given]) -> dict[str, Any]:
     _files(root, pairs)
-    lines = [json.dumps({"image": f"pictures/{pair.name}", "caption": pair.caption}) + "\n" for pair in pairs]
+    lines = [json.dumps({"image": f"images/{pair.name}", "caption": pair.caption}) + "\n" for pair in pairs]
     (root / "pairs.jsonl").write_text("".join(lines))
     return {"name": "json", "paths": str(root / "pairs.jsonl")}
 
 
 def albef(root: Path, pairs: Sequence[Given]) -> dict[str, Any]:
     _files(root, pairs)
-    rows = [{"image": f"pictures/{pair.name}", "caption": [pair.caption], "image_id": pair.name} for pair in pairs]
+    rows = [{"image": f"images/{pair.name}", "caption": [pair.caption], "image_id": pair.name} for pair in pairs]
     (root / "a.json").write_text(json.dumps(rows))
     return {"name": "json", "paths": str(root / "a.json")}
 
 
 def coco(root: Path, pairs: Sequence[Given]) -> dict[str, Any]:
-    pictures = _files(root, pairs)
-    images = [{"id": 10 * i, "file_name": pair.name} for i, pair in enumerate(pairs)]
+    images = _files(root, pairs)
+    listed = [{"id": 10 * i, "file_name": pair.name} for i, pair in enumerate(pairs)]
     annotations = [{"image_id": 10 * i, "caption": pair.caption} for i, pair in enumerate(pairs)]
-    (root / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-    return {"name": "json", "paths": str(root / "captions.json"), "root": str(pictures)}
+    (root / "captions.json").write_text(json.dumps({"images": listed, "annotations": annotations}))
+    return {"name": "json", "paths": str(root / "captions.json"), "root": str(images)}
 
 
 def karpathy(root: Path, pairs: Sequence[Given]) -> dict[str, Any]:
     _files(root, pairs)
     images = [
-        {"filename": p.name, "filepath": "pictures", "split": "train", "sentences": [{"raw": p.caption}], "imgid": i}
+        {"filename": p.name, "filepath": "images", "split": "train", "sentences": [{"raw": p.caption}], "imgid": i}
         for i, p in enumerate(pairs)
     ]
     (root / "dataset.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
@@ -143,10 +143,10 @@ def snapshot(root: Path, pairs: Sequence[Given]) -> dict[str, Any]:
 
 
 def image_folder(root: Path, pairs: Sequence[Given]) -> dict[str, Any]:
-    pictures = _files(root, pairs)
+    images = _files(root, pairs)
     lines = [json.dumps({"file_name": pair.name, "text": pair.caption}) + "\n" for pair in pairs]
-    (pictures / "metadata.jsonl").write_text("".join(lines))
-    return {"name": "huggingface", "path": str(pictures)}
+    (images / "metadata.jsonl").write_text("".join(lines))
+    return {"name": "huggingface", "path": str(images)}
 
 
 def mix(root: Path, pairs: Sequence[Given]) -> dict[str, Any]:

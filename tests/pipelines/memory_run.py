@@ -13,11 +13,11 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 import psutil  # isort: skip  comes with ray
 import torch
 
-from pipelines import cluster
-from pipelines.order import Order
-from pipelines.prepared import Prepared
-from pipelines.stream import Stream, Worker
-from pipelines.views import Augment
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Stream, Worker
+from pipelines.dataset.views import Augment
+from pipelines.program import cluster
 
 STORE = 150 << 20  # bytes
 SIZE = 96  # pixels

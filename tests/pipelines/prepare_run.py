@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pipelines.__main__
-import pipelines.number
-import pipelines.prepare
-from pipelines import storage
+import pipelines.prepare.assign_ids
+import pipelines.prepare.prepare
 from pipelines.__main__ import PURPOSE, _run
-from pipelines.cli import run_program
-from pipelines.config import PrepareSettings
+from pipelines.io import storage
+from pipelines.prepare.config import PrepareSettings
+from pipelines.program.cli import run_program
 
 SHARDS = 4  # that are numbered where it stops at them
 
@@ -30,13 +30,13 @@ def stop(*_: Any) -> None:
 
 
 def stop_reading() -> None:
-    read = pipelines.prepare.read_parts
+    read = pipelines.prepare.prepare.read_parts
 
     def some(parts: list, *others: Any) -> Iterator[Any]:
         yield from read(parts[: -(len(parts) // 3)], *others)
         stop()
 
-    pipelines.prepare.read_parts = some
+    pipelines.prepare.prepare.read_parts = some
 
 
 def stop_at_shards() -> None:
@@ -50,18 +50,18 @@ def stop_at_shards() -> None:
             yield aside
         done.append(path)
 
-    pipelines.number.storage.written = some
+    pipelines.prepare.assign_ids.storage.written = some
 
 
 def main(where: str, config: str, *overrides: str) -> int:
     if where == "reading":
         stop_reading()
     elif where == "numbering":
-        pipelines.prepare.number = stop
+        pipelines.prepare.prepare.number = stop
     else:
         assert where == "shards"
         stop_at_shards()
-    pipelines.__main__.prepare = pipelines.prepare.prepare
+    pipelines.__main__.prepare = pipelines.prepare.prepare.prepare
     return run_program("pipelines", PURPOSE, PrepareSettings, _run, [config, *overrides])
 
 

@@ -1,4 +1,4 @@
-"""What the tests of sources share: pictures by number, and the rows that a source finds."""
+"""What the tests of sources share: images by number, and the rows that a source finds."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from PIL import Image
 from pipelines.sources.base import Pair, Rejected
 
 
-def picture(number: int, file_format: str = "PNG") -> bytes:
+def image(number: int, file_format: str = "PNG") -> bytes:
     """Another one for each number."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (number % 256, number // 256, 99)).save(buffer, format=file_format)
@@ -19,22 +19,22 @@ def picture(number: int, file_format: str = "PNG") -> bytes:
 
 
 def write_karpathy(root: Path, splits: Sequence[str | None]) -> dict[str, Any]:
-    """Pictures 0.png, 1.png, ... in these splits, five captions each, as Karpathy publishes them; the source that reads them."""
+    """Images 0.png, 1.png, ... in these splits, five captions each, as Karpathy publishes them; the source that reads them."""
     root.mkdir(parents=True, exist_ok=True)
     images = []
     for number, split in enumerate(splits):
-        (root / f"{number}.png").write_bytes(picture(number))
-        sentences = [{"raw": f"Picture {number}, said {way}", "sentid": 5 * number + way} for way in range(5)]
+        (root / f"{number}.png").write_bytes(image(number))
+        sentences = [{"raw": f"Image {number}, said {way}", "sentid": 5 * number + way} for way in range(5)]
         images.append({"filename": f"{number}.png", "imgid": number, "sentences": sentences, "split": split})
     (root / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
     return {"name": "json", "paths": str(root / "dataset_coco.json"), "dataset": "coco"}
 
 
-def read(source: Any, pictures: bool = True) -> list[Pair | Rejected]:
+def read(source: Any, images: bool = True) -> list[Pair | Rejected]:
     """All rows, each unit as the real caller passes it: as JSON. What a unit says of their number is true."""
     found = []
     for unit in source.units():
-        rows = list(source.read(json.loads(json.dumps(unit.data, ensure_ascii=False).encode()), pictures))
+        rows = list(source.read(json.loads(json.dumps(unit.data, ensure_ascii=False).encode()), images))
         assert unit.rows in (None, len(rows))
         found += rows
     return found

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.artifacts import fingerprint, resolve
-from pipelines.settings import UserError
+from pipelines.io.artifacts import fingerprint, resolve
+from pipelines.program.settings import UserError
 
 
 def test_a_path_that_exists_is_itself(tmp_path: Path) -> None:

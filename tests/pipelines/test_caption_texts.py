@@ -11,13 +11,13 @@ from forms import FORMS, Given
 from pydantic import TypeAdapter
 
 from evaluation.data.union import DataUnion
-from pipelines.captions import CaptionSettings, usable
-from pipelines.lines import lines_of
-from pipelines.settings import UserError
+from pipelines.dataset.tokenizer import train_tokenizer
+from pipelines.prepare.captions import CaptionSettings, usable
+from pipelines.program.settings import UserError
+from pipelines.program.text_lines import lines_of
 from pipelines.sources import SourceSettings
 from pipelines.sources.base import Pair, Rejected, Source
-from pipelines.tokenizer import train_tokenizer
-from tests.pipelines.rows import picture, read
+from tests.pipelines.rows import image, read
 
 # What str.splitlines takes for an end of a line, and people do not: line and paragraph separators, next line, vertical tab, form
 # feed, and the separators of files, groups and records.
@@ -26,7 +26,7 @@ TEXTS = [f"a cat{sign}asleep on the red mat" for sign in INSIDE]
 
 
 def given() -> list[Given]:
-    return [Given(f"{i:03d}.png", picture(i), text) for i, text in enumerate(TEXTS)]
+    return [Given(f"{i:03d}.png", image(i), text) for i, text in enumerate(TEXTS)]
 
 
 def source_of(tree: dict[str, Any]) -> Source:
@@ -42,7 +42,7 @@ def test_every_source_keeps_it_whole(tmp_path: Path, form: str) -> None:
 @pytest.mark.parametrize("form", ["folder", "webdataset"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_lines_end_at_line_ends(tmp_path: Path, form: str, end: str) -> None:
-    pairs = [Given("000.png", picture(0), end.join(TEXTS))]
+    pairs = [Given("000.png", image(0), end.join(TEXTS))]
     (row,) = read(source_of(FORMS[form](tmp_path / "x", pairs) | {"captions": "all_lines"}))
     assert isinstance(row, Pair) and row.captions == TEXTS
 
@@ -51,7 +51,7 @@ def test_names_of_classes(tmp_path: Path) -> None:
     names = {f"n{i}": text for i, text in enumerate(TEXTS)}
     for folder in names:
         (tmp_path / "x" / folder).mkdir(parents=True)
-        (tmp_path / "x" / folder / "0.png").write_bytes(picture(0))
+        (tmp_path / "x" / folder / "0.png").write_bytes(image(0))
     (tmp_path / "names.txt").write_text("".join(f"{folder} {name}\n" for folder, name in names.items()), encoding="utf-8")
     found = read(
         source_of({"name": "classes", "path": str(tmp_path / "x"), "templates": ["{}"], "names": str(tmp_path / "names.txt")})
@@ -75,7 +75,7 @@ LISTS: dict[str, Callable[[str, str], str]] = {
 def test_lists_of_captions_to_be_scored(tmp_path: Path, kind: str) -> None:
     (tmp_path / "images").mkdir()
     for i in range(len(TEXTS)):
-        (tmp_path / "images" / f"{i}.png").write_bytes(picture(i))
+        (tmp_path / "images" / f"{i}.png").write_bytes(image(i))
     texts = [json.loads(json.dumps(text)) for text in TEXTS]
     if kind == "annotations.csv":  # JSON has no bare control characters
         texts = [text for text in texts if min(text) >= " "]
@@ -89,7 +89,7 @@ def test_lists_of_captions_to_be_scored(tmp_path: Path, kind: str) -> None:
 def test_tars_and_labels_to_be_scored(tmp_path: Path, folder_of: Callable) -> None:
     root = folder_of({"test/nshards.txt": "1", "dataset_type.txt": "retrieval"})
     with tarfile.open(root / "test" / "0.tar", "w") as tar:
-        (tmp_path / "s0.png").write_bytes(picture(0))
+        (tmp_path / "s0.png").write_bytes(image(0))
         (tmp_path / "s0.txt").write_text("\n".join(TEXTS), encoding="utf-8", newline="")
         for name in ("s0.png", "s0.txt"):
             tar.add(tmp_path / name, name)
@@ -105,10 +105,10 @@ def test_tars_and_labels_to_be_scored(tmp_path: Path, folder_of: Callable) -> No
 
 
 @pytest.mark.parametrize("kind", ["labels.txt", "labels.csv"])
-def test_labels_beside_pictures_to_be_scored(tmp_path: Path, kind: str) -> None:
+def test_labels_beside_images_to_be_scored(tmp_path: Path, kind: str) -> None:
     (tmp_path / "images").mkdir()
     for i in range(len(TEXTS)):
-        (tmp_path / "images" / f"{i}.png").write_bytes(picture(i))
+        (tmp_path / "images" / f"{i}.png").write_bytes(image(i))
     lines = [text if kind == "labels.txt" else f"{i}.png,{text}" for i, text in enumerate(TEXTS)]
     (tmp_path / kind).write_text("\n".join(lines), encoding="utf-8", newline="")
     content = evaluated({"name": "folder", "path": str(tmp_path / "images"), "labels": str(tmp_path / kind)})
@@ -125,7 +125,7 @@ def test_a_text_has_as_many_lines_as_line_ends() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_nul_costs_its_row_in_every_source(tmp_path: Path, form: str) -> None:
-    pairs = [Given("000.png", picture(0), "a b\0c"), Given("001.png", picture(1), "fine")]
+    pairs = [Given("000.png", image(0), "a b\0c"), Given("001.png", image(1), "fine")]
     found = [
         usable(row, CaptionSettings()) for row in read(source_of(FORMS[form](tmp_path / "x", pairs))) if isinstance(row, Pair)
     ]
@@ -154,7 +154,7 @@ def test_a_word_that_no_vocabulary_can_hold_changes_none() -> None:
 
 
 def test_utf_16_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture(0))
+    (tmp_path / "a.png").write_bytes(image(0))
     rows = {
         "a.csv": "image,caption\na.png,x\n",
         "a.tsv": "image\tcaption\na.png\tx\n",

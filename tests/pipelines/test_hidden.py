@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from forms import FORMS, Given
 
-from pipelines.config import PrepareSettings
-from pipelines.formats import is_hidden, is_image
+from pipelines.dataset.image_formats import is_hidden, is_image
+from pipelines.prepare.config import PrepareSettings
 from pipelines.sources.base import Pair, Rejected
 
 HIDDEN = (
@@ -45,7 +45,7 @@ def test_endings_count_in_any_case() -> None:
 def read(source: dict[str, Any]) -> Iterator[Pair | Rejected]:
     found = PrepareSettings.model_validate({"source": source, "output": "/unused"}).source
     for unit in found.units():
-        yield from found.read(unit.data, pictures=True)
+        yield from found.read(unit.data, images=True)
 
 
 def classes(root: Path, pairs: list[Given]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import pytest
 from huggingface_hub import constants
 
 from evaluation.embedder import check_embedder
-from pipelines import hub
-from pipelines.settings import UserError
+from pipelines.io import hub
+from pipelines.program.settings import UserError
 from training.towers.image import HuggingFaceVisionSettings, TimmSettings
 from training.towers.open_clip import OpenClipImageSettings, OpenClipTextSettings
 from training.towers.pretrained import load_pretrained

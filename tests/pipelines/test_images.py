@@ -1,4 +1,4 @@
-"""Pictures: every way to be broken has a reason, and pixels come out as they should."""
+"""Images: every way to be broken has a reason, and pixels come out as they should."""
 
 import base64
 import gzip
@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.images import BadImage, decode, encode, open_picture, resize_shorter
-from pipelines.randomness import generator
-from pipelines.views import Augment, train_view
+from pipelines.dataset.images import BadImage, decode, encode, open_image, resize_shorter
+from pipelines.dataset.views import Augment, train_view
+from pipelines.program.randomness import generator
 from tests.pipelines.corpus import encoded
 
 
@@ -46,9 +46,9 @@ def gradient(width: int, height: int) -> Image.Image:
 )
 def test_transparency_is_composited_on_the_background(background: str, alpha: int, expected: tuple) -> None:
     """Half-transparent red: alpha * 255 + (1 - alpha) * background, channel by channel."""
-    picture = decode(encoded(Image.new("RGBA", (3, 2), (255, 0, 0, alpha))), background)
-    assert picture.mode == "RGB" and picture.size == (3, 2)
-    assert picture.getpixel((1, 1)) == expected
+    image = decode(encoded(Image.new("RGBA", (3, 2), (255, 0, 0, alpha))), background)
+    assert image.mode == "RGB" and image.size == (3, 2)
+    assert image.getpixel((1, 1)) == expected
 
 
 def palette_with_transparency() -> Image.Image:
@@ -73,20 +73,20 @@ def palette_with_transparency() -> Image.Image:
     ids=["LA", "palette", "GIF", "palette-opaque", "colour-key", "L", "1", "CMYK"],
 )
 def test_every_mode_becomes_rgb(data: bytes, left: tuple, right: tuple) -> None:
-    picture = decode(data, "green")
-    assert picture.mode == "RGB"
-    assert (picture.getpixel((0, 0)), picture.getpixel((1, 0))) == (left, right)
+    image = decode(data, "green")
+    assert image.mode == "RGB"
+    assert (image.getpixel((0, 0)), image.getpixel((1, 0))) == (left, right)
 
 
 def test_sixteen_bits_are_scaled_to_eight() -> None:
     pixels = np.array([[0, 257, 51500, 65535]], dtype=np.uint16)
-    picture = decode(encoded(Image.fromarray(pixels)))
-    assert [picture.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 1, 200, 255)]
+    image = decode(encoded(Image.fromarray(pixels)))
+    assert [image.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 1, 200, 255)]
 
 
 def test_a_cmyk_jpeg_keeps_its_colours() -> None:
-    picture = decode(encoded(Image.new("CMYK", (16, 16), (0, 200, 200, 0)), "JPEG", quality=95))
-    red, green, blue = picture.getpixel((8, 8))
+    image = decode(encoded(Image.new("CMYK", (16, 16), (0, 200, 200, 0)), "JPEG", quality=95))
+    red, green, blue = image.getpixel((8, 8))
     assert red > 245 and green < 70 and blue < 70
 
 
@@ -124,7 +124,7 @@ def oriented_jpeg(displayed: np.ndarray, orientation: int) -> bytes:
 def test_the_orientation_is_applied(file_format: str, options: dict, orientation: int) -> None:
     """To the pixels, and to the size that is known before them."""
     pixels = noise(4, 6)
-    opened = open_picture(encoded(Image.fromarray(pixels), file_format, exif=exif(orientation), **options))
+    opened = open_image(encoded(Image.fromarray(pixels), file_format, exif=exif(orientation), **options))
     expected = UPRIGHT[orientation](pixels)
     assert opened.size == (expected.shape[1], expected.shape[0]) and opened.format == file_format
     assert np.array_equal(np.asarray(opened.rgb()), expected)
@@ -133,24 +133,24 @@ def test_the_orientation_is_applied(file_format: str, options: dict, orientation
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("way", ["exif", "xmp", "pair"])
 def test_the_orientation_of_a_jpeg_is_applied(way: str, orientation: int) -> None:
-    """Three ways in which cameras and programs write it; a pair is a phone's picture with its depth or brightness behind it."""
+    """Three ways in which cameras and programs write it; a pair is a phone's image with its depth or brightness behind it."""
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](np.asarray(gradient(160, 96)))))
     options: dict[str, object] = {"exif": exif(orientation)}
     if way == "xmp":
         options = {"xmp": f'<rdf:Description tiff:Orientation="{orientation}"/>'.encode()}
     elif way == "pair":
         options |= {"save_all": True, "append_images": [Image.new("RGB", stored.size)]}
-    opened = open_picture(encoded(stored, "MPO" if way == "pair" else "JPEG", quality=95, **options))
+    opened = open_image(encoded(stored, "MPO" if way == "pair" else "JPEG", quality=95, **options))
     assert opened.size == (160, 96)
     assert np.abs(np.asarray(opened.rgb()).astype(int) - np.asarray(gradient(160, 96))).mean() < 3
 
 
-@pytest.mark.filterwarnings("ignore")  # pytest undoes the filter that `pipelines.images` sets; see test_corpus.py
+@pytest.mark.filterwarnings("ignore")  # pytest undoes the filter that `pipelines.dataset.images` sets; see test_corpus.py
 @pytest.mark.parametrize("file_format", ["JPEG", "WEBP", "PNG"])
 @pytest.mark.parametrize("block", [b"garbage", b"II*\0" + b"\xff" * 40], ids=["no-header", "cut"])
 def test_a_damaged_exif_block_harms_no_pixel(block: bytes, file_format: str) -> None:
     data = encoded(gradient(64, 48), file_format, exif=b"Exif\0\0" + block)
-    assert open_picture(data).size == decode(data).size == (64, 48)
+    assert open_image(data).size == decode(data).size == (64, 48)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -211,7 +211,7 @@ def test_what_is_cut_off_is_missed_even_where_pillow_was_told_to_make_it_up() ->
 import sys
 from PIL import ImageFile
 ImageFile.LOAD_TRUNCATED_IMAGES = True
-from pipelines.images import BadImage, decode
+from pipelines.dataset.images import BadImage, decode
 try:
     decode(sys.stdin.buffer.read())
 except BadImage as bad:
@@ -236,8 +236,8 @@ except BadImage as bad:
     ],
     ids=["jpeg", "webp", "turned", "grey", "alpha", "colour-key", "animated"],
 )
-def test_a_picture_is_plain_if_decoding_changes_nothing(data: bytes, plain: bool) -> None:
-    assert open_picture(data).plain is plain
+def test_a_image_is_plain_if_decoding_changes_nothing(data: bytes, plain: bool) -> None:
+    assert open_image(data).plain is plain
 
 
 # --- decoding smaller ---
@@ -263,17 +263,17 @@ def test_a_picture_is_plain_if_decoding_changes_nothing(data: bytes, plain: bool
 def test_a_jpeg_comes_out_smaller_but_never_below_the_least(least: tuple | None, expected: tuple, orientation: int) -> None:
     """405 x 229 pixels as displayed, however they are stored."""
     data = oriented_jpeg(np.asarray(gradient(405, 229)), orientation)
-    opened = open_picture(data)
+    opened = open_image(data)
     assert opened.size == (405, 229)
     assert opened.rgb(least).size == decode(data, least=least).size == expected
 
 
 def test_the_first_of_a_pair_comes_out_smaller_too() -> None:
-    """Phones write these; most of their pictures would otherwise be decoded whole."""
+    """Phones write these; most of their images would otherwise be decoded whole."""
     pair = encoded(gradient(160, 96), "MPO", save_all=True, append_images=[Image.new("RGB", (160, 96), "white")])
-    picture = decode(pair, least=(40, 20))
-    assert picture.size == (40, 24)
-    assert np.abs(np.asarray(picture).astype(int) - np.asarray(gradient(160, 96))[1::4, 1::4]).mean() < 4
+    image = decode(pair, least=(40, 20))
+    assert image.size == (40, 24)
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(gradient(160, 96))[1::4, 1::4]).mean() < 4
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
@@ -282,20 +282,20 @@ def test_other_formats_come_out_whole(file_format: str) -> None:
 
 
 def test_the_colours_of_a_smaller_cmyk_jpeg_stay() -> None:
-    picture = decode(encoded(Image.new("CMYK", (160, 160), (0, 200, 200, 0)), "JPEG", quality=95), least=(20, 20))
-    red, green, blue = picture.getpixel((8, 8))
-    assert picture.size == (20, 20) and red > 245 and green < 70 and blue < 70
+    image = decode(encoded(Image.new("CMYK", (160, 160), (0, 200, 200, 0)), "JPEG", quality=95), least=(20, 20))
+    red, green, blue = image.getpixel((8, 8))
+    assert image.size == (20, 20) and red > 245 and green < 70 and blue < 70
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_cut_jpeg_is_truncated_however_small_it_is_wanted(progressive: bool) -> None:
     data = encoded(Image.fromarray(noise(320, 320)), "JPEG", progressive=progressive)
-    cut = open_picture(data[: len(data) // 2])
+    cut = open_image(data[: len(data) // 2])
     with pytest.raises(BadImage) as caught:
         cut.rgb((20, 20))
     assert caught.value.reason == "truncated"
     with pytest.raises(BadImage):
-        train_view(open_picture(data[: len(data) // 2]), 20, Augment(), generator("view", 0))
+        train_view(open_image(data[: len(data) // 2]), 20, Augment(), generator("view", 0))
 
 
 ORIGINALS = [
@@ -317,7 +317,7 @@ ORIGINALS = [
     damage=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=3),
     length=st.none() | st.integers(1, 400),
 )
-def test_damaged_bytes_give_a_picture_or_a_reason(original: bytes, damage: list[tuple[int, int]], length: int | None) -> None:
+def test_damaged_bytes_give_a_image_or_a_reason(original: bytes, damage: list[tuple[int, int]], length: int | None) -> None:
     """No other exception may escape: one bad file would stop the preparation of millions."""
     data = bytearray(original)
     for position, value in damage:
@@ -328,12 +328,12 @@ def test_damaged_bytes_give_a_picture_or_a_reason(original: bytes, damage: list[
         assert bad.reason
 
 
-def test_a_vector_picture_is_rendered_large_with_its_own_proportions() -> None:
+def test_a_vector_image_is_rendered_large_with_its_own_proportions() -> None:
     inside = '<rect width="40" height="20" fill="#ff0000"/><rect width="20" height="20" fill="#0000ff"/>'
     for size in ('width="40" height="20"', 'viewBox="0 0 40 20"'):
-        picture = decode(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{inside}</svg>'.encode())
-        assert picture.size == (1024, 512)
-        assert picture.getpixel((200, 256)) == (0, 0, 255) and picture.getpixel((800, 256)) == (255, 0, 0)
+        image = decode(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{inside}</svg>'.encode())
+        assert image.size == (1024, 512)
+        assert image.getpixel((200, 256)) == (0, 0, 255) and image.getpixel((800, 256)) == (255, 0, 0)
     tall = decode(
         b'<?xml version="1.0"?>\n<!-- c --><svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 20 40"></svg>', "#00ff00"
     )
@@ -342,15 +342,15 @@ def test_a_vector_picture_is_rendered_large_with_its_own_proportions() -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(1, 400), (400, 1), (1, 100_000)])
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
-def test_a_thin_vector_picture_is_no_bomb(width: int, height: int) -> None:
-    """A file of a hundred bytes must not become a picture of a hundred million pixels, not even to learn its proportions."""
+def test_a_thin_vector_image_is_no_bomb(width: int, height: int) -> None:
+    """A file of a hundred bytes must not become an image of a hundred million pixels, not even to learn its proportions."""
     with pytest.raises(BadImage) as caught:
         decode(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"></svg>'.encode())
     assert caught.value.reason == "svg"
 
 
 @pytest.mark.parametrize(("width", "height", "size"), [(40, 20, (48, 24)), (20, 30, (24, 36)), (7, 7, (24, 24))])
-def test_a_vector_picture_is_rendered_at_the_size_that_is_kept(width: int, height: int, size: tuple) -> None:
+def test_a_vector_image_is_rendered_at_the_size_that_is_kept(width: int, height: int, size: tuple) -> None:
     data = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"></svg>'.encode()
     assert decode(data, svg_size=24).size == size
 
@@ -374,13 +374,13 @@ def test_resizing_sets_the_shorter_side_and_never_enlarges(size: tuple, target: 
 
 def test_encoding_png_is_lossless_and_the_others_are_close() -> None:
     pixels = np.asarray(gradient(64, 48))
-    picture = Image.fromarray(pixels)
-    assert np.array_equal(np.asarray(decode(encode(picture, "png", 92))), pixels)
+    image = Image.fromarray(pixels)
+    assert np.array_equal(np.asarray(decode(encode(image, "png", 92))), pixels)
     for file_format in ("jpeg", "webp"):
-        data = encode(picture, file_format, 92)
+        data = encode(image, file_format, 92)
         assert Image.open(io.BytesIO(data)).format == file_format.upper()
         assert np.abs(np.asarray(decode(data)).astype(int) - pixels).mean() < 5
-        assert len(encode(picture, file_format, 30)) < len(data)
+        assert len(encode(image, file_format, 30)) < len(data)
 
 
 # --- SVG: units, and what it may not ask for ---
@@ -464,11 +464,11 @@ def test_an_external_entity_is_never_read(tmp_path: Path) -> None:
         use = "%secret;" if "%" in kind else ""
         before = f'<?xml version="1.0"?><!DOCTYPE svg [<!{kind} "file://{tmp_path}/secret.txt">{use}]>'
         try:
-            picture = decode(svg_of("" if use else "&secret;", before=before), "white", svg_size=40)
+            image = decode(svg_of("" if use else "&secret;", before=before), "white", svg_size=40)
         except BadImage as bad:
             assert bad.reason == "svg"
         else:
-            assert picture.getpixel((20, 20)) == (255, 255, 255)
+            assert image.getpixel((20, 20)) == (255, 255, 255)
 
 
 def test_entities_of_an_editor_stand_for_what_they_say() -> None:

@@ -1,4 +1,4 @@
-"""Indexed pictures: the same as copied ones while they last, and what a run does without when they do not."""
+"""Indexed images: the same as copied ones while they last, and what a run does without when they do not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,18 +10,18 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.banks import Pool, image_bank
-from pipelines.batch import Batch
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.order import Order
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
-from pipelines.randomness import generator
-from pipelines.settings import UserError
-from pipelines.stream import Stream, Unusable, Worker, whole_pictures
-from pipelines.tokenizer import TextTokenizer, train_tokenizer
-from pipelines.views import Augment, train_view
+from pipelines.dataset.batch import Batch
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Stream, Unusable, Worker, whole_images
+from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
+from pipelines.dataset.views import Augment, train_view
+from pipelines.features.feature_store import Pool, image_bank
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.display import Display
+from pipelines.program.randomness import generator
+from pipelines.program.settings import UserError
 from tests.pipelines.deadly import DeadlyPrepared
 
 QUIET = Display(quiet=True)
@@ -34,7 +34,7 @@ def prepared_in(folder: Path, output: Path, way: str, **keys: Any) -> Prepared:
     tree = {
         "source": {"name": "folder", "path": str(folder), "dataset": "things", "captions": "all_lines"},
         "output": output,
-        "way": way,
+        "mode": way,
         "image": {"size": 16, "format": "png"},
         "splits": {"test": 0.25},
     }
@@ -43,7 +43,7 @@ def prepared_in(folder: Path, output: Path, way: str, **keys: Any) -> Prepared:
 
 @pytest.fixture
 def folder(folder_of: Callable, png_of: Callable) -> Path:
-    """Sixty different pictures of 16 x 12 pixels, every third with two captions."""
+    """Sixty different images of 16 x 12 pixels, every third with two captions."""
     files: dict[str, bytes | str] = {}
     for i in range(ROWS):
         files[f"{i:02d}.png"] = png_of(np.random.default_rng(i).integers(0, 256, (12, 16, 3), dtype=np.uint8))
@@ -76,7 +76,7 @@ def test_an_index_gives_what_a_copy_gives(indexed: Prepared, folder: Path, tmp_p
     columns = ("sample_id", "key", "captions", "group", "split", "text_id", "image_id")
     assert copied.table(*columns).equals(indexed.table(*columns))
     assert [s["rows"] for s in copied.manifest["shards"]] == [s["rows"] for s in indexed.manifest["shards"]]
-    assert list(copied.pictures(np.arange(ROWS))) == list(indexed.pictures(np.arange(ROWS)))
+    assert list(copied.images(np.arange(ROWS))) == list(indexed.images(np.arange(ROWS)))
     orders, tokenizer = (order_of(copied), order_of(indexed)), train_tokenizer(copied.texts(), 200, 10)
     steps = 2 * orders[0].steps_per_epoch
     ours, theirs = (
@@ -86,12 +86,12 @@ def test_an_index_gives_what_a_copy_gives(indexed: Prepared, folder: Path, tmp_p
 
 
 def test_an_index_holds_no_pixel_and_says_so(indexed: Prepared, folder: Path) -> None:
-    assert indexed.manifest["way"] == "index" and not list(indexed.path.rglob("*.tar"))
+    assert indexed.manifest["mode"] == "index" and not list(indexed.path.rglob("*.tar"))
     assert [Path(place.file) for place in indexed.places(np.arange(ROWS))] == sorted(folder.glob("*.png"))
 
 
 def spoil(indexed: Prepared, count: int) -> dict[int, str]:
-    """Take some training pictures away, or break them; sample ids with the reason that each must be given."""
+    """Take some training images away, or break them; sample ids with the reason that each must be given."""
     ids = np.random.default_rng(0).permutation(indexed.split_ids()["train"])[:count]
     spoilt = {}
     for number, (sample_id, place) in enumerate(zip(ids.tolist(), indexed.places(ids), strict=True)):
@@ -110,7 +110,7 @@ def test_what_fails_while_training_is_replaced_and_told(indexed: Prepared) -> No
     order, stream = order_of(indexed), stream_of(indexed)
     steps = 2 * order.steps_per_epoch
     healthy = list(stream.training(order, 0, steps, ALONE))
-    originals = list(whole_pictures(indexed, np.arange(ROWS)))
+    originals = list(whole_images(indexed, np.arange(ROWS)))
     spoilt = spoil(indexed, 9)
     told: list[Unusable] = []
     batches = list(stream.training(order, 0, steps, ALONE, told.append))
@@ -128,7 +128,7 @@ def test_what_fails_while_training_is_replaced_and_told(indexed: Prepared) -> No
                 assert sample == planned[row]
                 assert all(torch.equal(batch[name][row], before[name][row]) for name in before)  # type: ignore[literal-required]
                 continue
-            # A real sample of the training split, with its own picture and its own caption.
+            # A real sample of the training split, with its own image and its own caption.
             replaced += 1
             assert sample in train and sample not in spoilt
             random = generator("view", SEED, order.epoch_of(step), sample, 0)
@@ -169,28 +169,28 @@ def test_a_run_that_goes_on_gets_the_same_stand_ins(indexed: Prepared) -> None:
     assert all(equal(a, b) for a, b in zip(whole[2:], stream.training(order, 2, 4, ALONE), strict=True))
 
 
-def test_scores_are_of_every_picture_or_of_none(indexed: Prepared, tmp_path: Path) -> None:
-    """Somebody else's picture in an evaluation, or in a bank, would be a lie."""
+def test_scores_are_of_every_image_or_of_none(indexed: Prepared, tmp_path: Path) -> None:
+    """Somebody else's image in an evaluation, or in a bank, would be a lie."""
     ids = indexed.split_ids()["test"]
     victim = int(ids[3])
     path = Path(indexed.places(np.asarray([victim]))[0].file)
-    path.write_bytes(b"no picture any more")
+    path.write_bytes(b"no image any more")
     for use in (
         lambda: list(stream_of(indexed).evaluation(ids, 4, ALONE)),
-        lambda: list(whole_pictures(indexed, ids)),
+        lambda: list(whole_images(indexed, ids)),
         lambda: image_bank(indexed, SIZE, Means, (), {"weights": str(tmp_path)}, Pool(0), QUIET),
     ):
         with pytest.raises(UserError) as caught:
             use()
         message = str(caught.value)
         assert "\n" not in message and f"sample {victim} ({path})" in message
-        assert "undecodable" in message and "verify=all" in message and "way=copy" in message
+        assert "undecodable" in message and "verify=all" in message and "mode=copy" in message
 
 
 def test_an_image_that_ends_the_process_that_reads_it_is_named(indexed: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     """In training and in a bank: Ray says that a task's process died, and not of what."""
-    monkeypatch.setattr("pipelines.stream.RETRIES", 0)
-    monkeypatch.setattr("pipelines.banks.RETRIES", 0)
+    monkeypatch.setattr("pipelines.dataset.stream.RETRIES", 0)
+    monkeypatch.setattr("pipelines.features.feature_store.RETRIES", 0)
     deadly = DeadlyPrepared(indexed.path, indexed.manifest)
     file = indexed.places(np.asarray([7]))[0].file
     ids = np.arange(16)
@@ -212,14 +212,14 @@ class Means:
         return images.reshape(len(images), 3, -1).mean(axis=2).astype(np.float32)
 
 
-def test_where_all_pictures_are_gone_a_run_ends(indexed: Prepared, folder: Path) -> None:
+def test_where_all_images_are_gone_a_run_ends(indexed: Prepared, folder: Path) -> None:
     for path in folder.glob("*.png"):
         path.unlink()
     told: list[Unusable] = []
     with pytest.raises(UserError) as caught:
         list(stream_of(indexed).training(order_of(indexed), 0, 2, ALONE, told.append))
     message = str(caught.value)
-    assert "\n" not in message and message.startswith("data.path: the picture of sample ")
+    assert "\n" not in message and message.startswith("data.path: the image of sample ")
     assert "missing_image" in message and "prepare again" in message
 
 
@@ -228,7 +228,7 @@ def drawing(comment: str) -> bytes:
     return f'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="6">{inside}</svg>'.encode()
 
 
-@pytest.mark.parametrize("exact", ["none", "pair", "picture"])
+@pytest.mark.parametrize("exact", ["none", "pair", "image"])
 def test_both_ways_find_the_same_equal_images(ray_session: None, folder: Path, tmp_path: Path, exact: str) -> None:
     """Equal bytes are one image, and equal drawings; an image that was encoded again is another, however equal its pixels."""
     original = folder / "07.png"
@@ -255,4 +255,4 @@ def test_both_ways_find_the_same_equal_images(ray_session: None, folder: Path, t
     assert images == len(set(ids.values())) == ROWS + 2  # again.png and the drawing
     if exact == "none":
         assert ids["07.png"] == ids["same.png"] == ids["twin.png"] != ids["again.png"] and ids["one.svg"] == ids["two.svg"]
-    assert counts["kept"] == ROWS + {"none": 5, "pair": 3, "picture": 2}[exact]
+    assert counts["kept"] == ROWS + {"none": 5, "pair": 3, "image": 2}[exact]

@@ -12,16 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
-from pipelines.cli import run_program
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.locations import read_location
-from pipelines.prepare import prepare
-from pipelines.settings import UserError
+from pipelines.io.image_bytes import read_location
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.cli import run_program
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError
 from pipelines.sources import SourceSettings
 from pipelines.sources.base import Pair, Rejected, Source
 from pipelines.sources.inside import is_inside
-from tests.pipelines.rows import picture, read
+from tests.pipelines.rows import image, read
 
 SECRET = "the content of a file that is none of the data's business"
 
@@ -77,11 +77,11 @@ KINDS: dict[str, Callable[[Path, list[str]], dict[str, Any]]] = {
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A source's folder with a picture and ways out of it, and a secret beside it."""
+    """A source's folder with an image and ways out of it, and a secret beside it."""
     root = tmp_path / "data"
     (root / "sub").mkdir(parents=True)
     (tmp_path / "data-more").mkdir()
-    (root / "in.png").write_bytes(picture(0))
+    (root / "in.png").write_bytes(image(0))
     for path in (tmp_path / "secret", tmp_path / "data-more" / "secret"):
         path.write_text(SECRET)
     (root / "link.png").symlink_to(tmp_path / "secret")
@@ -106,7 +106,7 @@ def test_a_row_that_leaves_the_folder_is_rejected_unread(place: Path, kind: str,
     tree = KINDS[kind](place, [*inside, *outside])
     found = read(source_of(tree))
     kept = [row for row in found if isinstance(row, Pair)]
-    assert [read_location(pair.location) for pair in kept] == [picture(0)] * len(inside)
+    assert [read_location(pair.location) for pair in kept] == [image(0)] * len(inside)
     lost = [row for row in found if isinstance(row, Rejected)]
     assert [row.reason for row in lost] == ["outside_root"] * len(outside)
     assert all("source.root" in row.detail and "source.outside=true" in row.detail for row in lost)
@@ -115,16 +115,16 @@ def test_a_row_that_leaves_the_folder_is_rejected_unread(place: Path, kind: str,
 
 def test_another_root_is_asked_for_by_its_key(place: Path) -> None:
     elsewhere = place.parent / "data-more"
-    (elsewhere / "a.png").write_bytes(picture(1))
+    (elsewhere / "a.png").write_bytes(image(1))
     tree = _csv(place, ["a.png", str(elsewhere / "a.png"), str(place / "in.png")])
     found = read(source_of(tree, root=str(elsewhere)))
     assert [isinstance(row, Pair) for row in found] == [True, True, False]
 
 
-def test_links_out_of_a_folder_of_pictures(place: Path) -> None:
+def test_links_out_of_a_folder_of_images(place: Path) -> None:
     for name in ("in", "link", "inner-link"):
         (place / f"{name}.txt").write_text("a caption")
-    (place / "sub" / "text.png").write_bytes(picture(2))
+    (place / "sub" / "text.png").write_bytes(image(2))
     (place / "sub" / "text.txt").symlink_to(place.parent / "secret")
     tree = {"name": "folder", "path": str(place)}
     found = {row.key: row.reason if isinstance(row, Rejected) else row.captions for row in read(source_of(tree))}
@@ -148,7 +148,7 @@ def test_a_snapshot_in_the_hubs_cache_is_made_of_links(tmp_path: Path) -> None:
     snapshot = repository / "snapshots" / "0a1b"
     snapshot.mkdir(parents=True)
     (repository / "blobs").mkdir()
-    (repository / "blobs" / "77").write_bytes(picture(0))
+    (repository / "blobs" / "77").write_bytes(image(0))
     (snapshot / "0.png").symlink_to(os.path.relpath(repository / "blobs" / "77", snapshot))
     (tmp_path / "secret").write_text(SECRET)
     (snapshot / "1.png").symlink_to(tmp_path / "secret")
@@ -175,12 +175,12 @@ def test_folders_of_an_object_store(file: str, root: Path | str, inside: bool) -
 
 
 def test_tables_from_windows(place: Path) -> None:
-    (place / "sub" / "a.png").write_bytes(picture(1))
-    (place / "b\\c.png").write_bytes(picture(2))
+    (place / "sub" / "a.png").write_bytes(image(1))
+    (place / "b\\c.png").write_bytes(image(2))
     found = read(source_of(_csv(place, ["sub\\a.png", "b\\c.png", "..\\secret"])))
     assert [read_location(row.location) if isinstance(row, Pair) else row.reason for row in found] == [
-        picture(1),
-        picture(2),
+        image(1),
+        image(2),
         "outside_root",
     ]
     (place / "semicolon.csv").write_bytes(b"\xef\xbb\xbffilepath;title\r\nin.png;x\r\n")

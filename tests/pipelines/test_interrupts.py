@@ -15,14 +15,14 @@ from tests.training.program import listen
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys, time
-from pipelines import interrupts
+from pipelines.program import interrupts
 interrupts.install()
 def wait(word):
     print(word, flush=True)
     while True: time.sleep(0.01)
 if PLACE == "imports": wait("up")
-from pipelines.cli import run_program
-from pipelines.config import PrepareSettings
+from pipelines.program.cli import run_program
+from pipelines.prepare.config import PrepareSettings
 def act(settings, display):
     if PLACE == "work":
         with interrupts.keeping(lambda: "too much said"), interrupts.keeping(lambda: "7 of 9 parts are kept"):

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepare import prepare
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.display import Display
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.e2e
@@ -26,7 +26,7 @@ ROWS = 15360  # 120 batches: enough for every process to have done its work seve
 
 
 def peak_of(folder: Path, rows: int) -> dict[str, float]:
-    """Prepare so many rows of forty pictures, and stream an epoch in a process of its own."""
+    """Prepare so many rows of forty images, and stream an epoch in a process of its own."""
     with (folder / f"{rows}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["filepath", "title"])
@@ -34,7 +34,7 @@ def peak_of(folder: Path, rows: int) -> dict[str, float]:
     tree = {
         "source": {"name": "table", "paths": str(folder / f"{rows}.csv")},
         "output": folder / f"data-{rows}",
-        "way": "index",
+        "mode": "index",
         "splits": {},
     }
     prepare(PrepareSettings.model_validate(tree), Display(quiet=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import pipelines
-from pipelines.locations import read_location
+from pipelines.io.image_bytes import read_location
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.openmoji import OpenMojiSource, concept
 
@@ -62,7 +62,7 @@ def test_all_emojis_are_listed_with_unique_keys() -> None:
 @pytest.mark.parametrize(("tags", "caption"), [(0, "grinning face"), (2, "grinning face, cheerful, cheery")])
 def test_a_caption_is_the_annotation_and_its_first_tags(tags: int, caption: str) -> None:
     source = OpenMojiSource(name="openmoji", tags=tags)
-    pair = next(source.read(source.units()[0].data, pictures=True))
+    pair = next(source.read(source.units()[0].data, images=True))
     assert isinstance(pair, Pair)
     assert pair.captions == [caption] and pair.key == "1F600" and pair.group == "grinning face"
     assert pair.labels == {"group": "smileys-emotion", "subgroup": "face-smiling"}
@@ -72,7 +72,7 @@ def test_a_caption_is_the_annotation_and_its_first_tags(tags: int, caption: str)
 def test_every_caption_has_at_most_the_tags_asked_for() -> None:
     source = OpenMojiSource(name="openmoji", tags=3, limit=40)
     known = {row["hexcode"]: row for row in rows()}
-    for pair in (p for unit in source.units() for p in source.read(unit.data, pictures=False)):
+    for pair in (p for unit in source.units() for p in source.read(unit.data, images=False)):
         assert isinstance(pair, Pair)
         tags = known[pair.key]["tags"].split(", ") if known[pair.key]["tags"] else []
         assert pair.captions == [", ".join([known[pair.key]["annotation"], *tags[:3]])]
@@ -89,10 +89,10 @@ def test_a_limit_takes_emojis_of_all_groups() -> None:
     assert sum(unit.rows for unit in OpenMojiSource(name="openmoji", limit=5000).units()) == 1644
 
 
-def test_an_emoji_without_picture_is_a_rejected_row_and_stops_nothing() -> None:
+def test_an_emoji_without_image_is_a_rejected_row_and_stops_nothing() -> None:
     source = OpenMojiSource(name="openmoji")
     good = source.units()[0].data[0]
-    found = list(source.read([good | {"hexcode": "NOT-THERE"}, good], pictures=True))
+    found = list(source.read([good | {"hexcode": "NOT-THERE"}, good], images=True))
     assert isinstance(found[0], Rejected) and (found[0].key, found[0].reason) == ("NOT-THERE", "missing_image")
     assert isinstance(found[1], Pair)
 

@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from evaluation.suite import SuiteSettings, held_out
-from pipelines.check import check
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.order import Order
-from pipelines.parts import found_file, list_units
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError
-from tests.pipelines.rows import picture, write_karpathy
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.prepare.check import check
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.prepare.shards import found_file, list_units
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError
+from tests.pipelines.rows import image, write_karpathy
 
 QUIET = Display(quiet=True)
 # In no order, several units and shards, and restval, which belongs to train.
@@ -29,15 +29,15 @@ EXPECTED = [{"restval": "train"}.get(str(split), split) for split in PUBLISHED]
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of two equal pictures one is in train and one in test, and so is one first caption; a test picture is broken."""
+    """Of two equal images one is in train and one in test, and so is one first caption; a test image is broken."""
     root = tmp_path_factory.mktemp("karpathy")
     found = write_karpathy(root, PUBLISHED)
     train, test, broken = EXPECTED.index("train"), EXPECTED.index("test"), len(EXPECTED) - 1 - EXPECTED[::-1].index("test")
-    (root / f"{test}.png").write_bytes(picture(train))
+    (root / f"{test}.png").write_bytes(image(train))
     document = json.loads((root / "dataset_coco.json").read_text())
     document["images"][test]["sentences"][0] = document["images"][train]["sentences"][0]
     (root / "dataset_coco.json").write_text(json.dumps(document))
-    (root / f"{broken}.png").write_bytes(b"no picture")
+    (root / f"{broken}.png").write_bytes(b"no image")
     return found
 
 
@@ -50,7 +50,7 @@ def settings_of(source: dict[str, Any], output: Path, **keys: Any) -> PrepareSet
 def prepared(
     request: pytest.FixtureRequest, ray_session: None, source: dict, tmp_path_factory: pytest.TempPathFactory
 ) -> Prepared:
-    return prepare(settings_of(source, tmp_path_factory.mktemp("out") / "prepared", way=request.param), QUIET)
+    return prepare(settings_of(source, tmp_path_factory.mktemp("out") / "prepared", mode=request.param), QUIET)
 
 
 def order_of(prepared: Prepared, **keys: Any) -> Order:
@@ -69,7 +69,7 @@ def test_every_row_is_in_the_split_that_it_was_published_in(prepared: Prepared) 
     assert manifest["split_shares"] == {name: counts[name] / 299 for name in ("test", "val")}
     assert manifest["counts"] == {"listed": 300, "found": 300, "read": 300, "kept": 299, "rejected": {"undecodable": 1}}
     assert {name: len(ids) for name, ids in prepared.split_ids().items()} == counts
-    # Equal pictures and captions stay where they were published.
+    # Equal images and captions stay where they were published.
     assert {"train", "test"} in [{row["split"] for row in table if row["image_id"] == one["image_id"]} for one in table]
     assert {"train", "test"} in [{row["split"] for row in table if one["text_id"][0] in row["text_id"]} for one in table]
 
@@ -100,13 +100,13 @@ def test_no_seed_draws_published_splits_anew(prepared: Prepared, seed: int) -> N
 def test_the_second_command_has_nothing_to_do_and_other_splits_are_another_dataset(
     prepared: Prepared, source: dict, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    way = prepared.manifest["way"]
+    way = prepared.manifest["mode"]
     assert isinstance(prepared.path, Path)
-    assert prepare(settings_of(source, prepared.path, way=way), Display()).manifest == prepared.manifest
+    assert prepare(settings_of(source, prepared.path, mode=way), Display()).manifest == prepared.manifest
     assert "already prepared by this config" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"was prepared differently \(splits: 'source' -> \{'test': 0\.2\}\)"):
-        prepare(settings_of(source, prepared.path, way=way, splits={"test": 0.2}), QUIET)
-    drawn = prepare(settings_of(source, tmp_path / "drawn", way=way, splits={"test": 0.2, "val": 0.2}), QUIET)
+        prepare(settings_of(source, prepared.path, mode=way, splits={"test": 0.2}), QUIET)
+    drawn = prepare(settings_of(source, tmp_path / "drawn", mode=way, splits={"test": 0.2, "val": 0.2}), QUIET)
     assert drawn.fingerprint != prepared.fingerprint and drawn.table("split") != prepared.table("split")
     assert len(drawn.split_ids(3)["test"]) > 0
 
@@ -114,14 +114,14 @@ def test_the_second_command_has_nothing_to_do_and_other_splits_are_another_datas
 def test_what_was_interrupted_goes_on_to_the_same_dataset(
     prepared: Prepared, source: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    settings = settings_of(source, tmp_path / "out", way=prepared.manifest["way"])
+    settings = settings_of(source, tmp_path / "out", mode=prepared.manifest["mode"])
 
     def die(parts: list, content: Path, *_: Any) -> None:
         found_file(content, parts[1]).unlink()  # type: ignore[union-attr]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.prepare.number", die)
+        patch.setattr("pipelines.prepare.prepare.number", die)
         with pytest.raises(KeyboardInterrupt):
             prepare(settings, QUIET)
     again = prepare(settings, Display())

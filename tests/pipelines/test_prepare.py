@@ -15,11 +15,11 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError, validate
+from pipelines.dataset.prepared import Prepared
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.folder import FolderSource
 
@@ -40,7 +40,7 @@ def files(folder: Path) -> set[str]:
 def shard_files(prepared: Prepared) -> set[str]:
     """What a dataset consists of."""
     shards = [shard["file"] for shard in prepared.manifest["shards"]]
-    tars = [file.replace(".parquet", ".tar") for file in shards] if prepared.manifest["way"] == "copy" else []
+    tars = [file.replace(".parquet", ".tar") for file in shards] if prepared.manifest["mode"] == "copy" else []
     return {"manifest.json", "rejected.parquet", *shards, *tars}
 
 
@@ -64,7 +64,7 @@ def test_counts_add_up_and_ids_are_dense(stamps: Prepared) -> None:
             name: count for name in ("test", "train", "val") if (count := table["split"].to_pylist().count(name))
         }
         first += shard["rows"]
-    # Pictures lie apart: whoever needs captions or labels reads no pixel.
+    # Images lie apart: whoever needs captions or labels reads no pixel.
     light = {"sample_id", "image_id", "text_id", "key", "group", "split", "captions", "file", "start", "length", "column"}
     assert set(table.column_names) == light | {"label_kind"}
     assert files(stamps.path) - {f for f in files(stamps.path) if f.startswith("banks/")} == shard_files(stamps)
@@ -75,7 +75,7 @@ def test_rows_keep_the_sources_order_and_content(stamps: Prepared, stamps_folder
     keys = table["key"].to_pylist()
     wanted = sorted(p.relative_to(stamps_folder).as_posix() for p in stamps_folder.rglob("*.png"))
     assert keys == [key for key in wanted if key != "tools/broken.png"]
-    for row, data in zip(table.to_pylist(), stamps.pictures(np.arange(40)), strict=True):
+    for row, data in zip(table.to_pylist(), stamps.images(np.arange(40)), strict=True):
         original = np.asarray(Image.open(stamps_folder / row["key"]))
         assert isinstance(data, bytes) and np.array_equal(np.asarray(Image.open(io.BytesIO(data))), original)
         lines = (stamps_folder / row["key"]).with_suffix(".txt").read_text().split("\n")
@@ -83,7 +83,7 @@ def test_rows_keep_the_sources_order_and_content(stamps: Prepared, stamps_folder
         assert row["group"] == lines[0].lower() and row["label_kind"] == row["key"].split("/")[0]
 
 
-def test_equal_pictures_and_equal_captions_share_ids(stamps: Prepared) -> None:
+def test_equal_images_and_equal_captions_share_ids(stamps: Prepared) -> None:
     table = stamps.rows(np.arange(40), ("key", "captions", "image_id", "text_id"))
     rows = {int(row["key"].split("/")[1][:2]): row for row in table.to_pylist()}
     assert rows[4]["image_id"] == rows[5]["image_id"]
@@ -108,20 +108,20 @@ def test_emojis_are_shrunk_and_lie_on_white(tiny_dataset: Prepared) -> None:
     assert tiny_dataset.num_samples == 96 and set(tiny_dataset.manifest["labels"]) == {"group", "subgroup"}
     assert "OpenMoji" in tiny_dataset.manifest["attribution"] and tiny_dataset.manifest["licence"] == "CC BY-SA 4.0"
     corners = 0
-    for data in tiny_dataset.pictures(np.arange(20)):
+    for data in tiny_dataset.images(np.arange(20)):
         assert isinstance(data, bytes)
-        picture = Image.open(io.BytesIO(data))
-        assert picture.size == (48, 48) and picture.mode == "RGB"
-        corners += picture.getpixel((0, 0)) == (255, 255, 255)
+        image = Image.open(io.BytesIO(data))
+        assert image.size == (48, 48) and image.mode == "RGB"
+        corners += image.getpixel((0, 0)) == (255, 255, 255)
     assert corners > 15
 
 
 def test_the_tars_are_webdataset_shards_that_others_read(
     ray_session: None, folder_of: Callable, png_of: Callable, tmp_path: Path
 ) -> None:
-    """Over several parts, with a row in the middle that is left out; the webdataset package pairs pictures with captions."""
+    """Over several parts, with a row in the middle that is left out; the webdataset package pairs images with captions."""
     source: dict[str, bytes | str] = {f"{i:02d}.png": png_of(PIXELS + i) for i in range(40)}
-    source |= {f"{i:02d}.txt": f"Thing  {i},\nand more" for i in range(40)} | {"05.png": b"no picture"}
+    source |= {f"{i:02d}.txt": f"Thing  {i},\nand more" for i in range(40)} | {"05.png": b"no image"}
     settings = settings_of(
         folder_of(source), tmp_path / "out", source={"captions": "all_lines"}, image={"size": 16, "format": "jpeg"}
     )
@@ -131,9 +131,9 @@ def test_the_tars_are_webdataset_shards_that_others_read(
     found = list(webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8"))
     rows = [i for i in range(40) if i != 5]
     assert [sample["txt"] for sample in found] == [f"Thing  {i},\nand more" for i in rows]
-    for sample, i, data in zip(found, rows, prepared.pictures(np.arange(39)), strict=True):
+    for sample, i, data in zip(found, rows, prepared.images(np.arange(39)), strict=True):
         assert isinstance(data, bytes) and np.array_equal(sample["jpg"], np.asarray(Image.open(io.BytesIO(data))))
-        assert abs(sample["jpg"].mean() - (PIXELS + i).mean()) < 3, "the picture is the caption's"
+        assert abs(sample["jpg"].mean() - (PIXELS + i).mean()) < 3, "the image is the caption's"
 
 
 # --- again, elsewhere, differently ---
@@ -166,7 +166,7 @@ def test_the_fingerprint_is_of_the_content(
     assert smaller.manifest["image"]["size"] == 8 and smaller.fingerprint != one.fingerprint
     assert Prepared.open(tmp_path / "one").fingerprint == smaller.fingerprint
 
-    # Another picture: the listing has changed, and with it the content.
+    # Another image: the listing has changed, and with it the content.
     (root / "2.png").write_bytes(png_of(255 - PIXELS))
     with pytest.raises(UserError, match="the source's files changed"):
         prepare(settings_of(root, tmp_path / "two"), QUIET)
@@ -219,7 +219,7 @@ def test_too_many_unusable_rows_stop_with_the_table_and_leave_no_dataset(
     ray_session: None, folder_of: Callable, png_of: Callable, tmp_path: Path
 ) -> None:
     source: dict[str, bytes | str] = {f"{i}.png": png_of(PIXELS + i) for i in range(6)} | {f"{i}.txt": "x" for i in range(8)}
-    source |= {"6.png": b"no picture", "7.png": b"", "0.txt": "", "1.txt": "one two three four"}
+    source |= {"6.png": b"no image", "7.png": b"", "0.txt": "", "1.txt": "one two three four"}
     root = folder_of(source)
     with pytest.raises(UserError) as caught:
         prepare(settings_of(root, tmp_path / "out", captions={"reject_words": 3}), QUIET)
@@ -237,7 +237,7 @@ def test_too_many_unusable_rows_stop_with_the_table_and_leave_no_dataset(
 
 
 def test_nothing_usable_at_all_is_an_error(ray_session: None, folder_of: Callable, tmp_path: Path) -> None:
-    root = folder_of({"a.png": b"no picture", "a.txt": "x"})
+    root = folder_of({"a.png": b"no image", "a.txt": "x"})
     with pytest.raises(UserError, match=r"source: none of 1 rows is usable \(undecodable 1\); the first: .*a\.png: "):
         prepare(settings_of(root, tmp_path / "out", max_rejected_rate=1.0), QUIET)
     with pytest.raises(UserError, match="is no prepared dataset"):
@@ -251,7 +251,7 @@ def test_an_empty_source_is_an_error_before_anything_starts(tmp_path: Path) -> N
 
     (tmp_path / "in").mkdir()
     settings = settings_of(tmp_path / "in", tmp_path / "out")
-    with pytest.raises(UserError, match=r"source\.path: no pictures"):
+    with pytest.raises(UserError, match=r"source\.path: no images"):
         prepare(settings, QUIET)
     empty = settings.model_copy(update={"source": Empty(name="folder", path=tmp_path / "in", dataset="none")})
     with pytest.raises(UserError, match="source: nothing to read for none"):
@@ -263,8 +263,8 @@ def burning() -> type[FolderSource]:
     """A class made where no fixtures are: pydantic keeps a class's surroundings, and they travel to Ray's workers with it."""
 
     class Broken(FolderSource):
-        def read(self, unit: Any, pictures: bool) -> Iterator[Pair | Rejected]:
-            yield from super().read(unit[:1], pictures)
+        def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
+            yield from super().read(unit[:1], images)
             raise ZeroDivisionError("the disk caught fire")
 
     return Broken
@@ -287,7 +287,7 @@ def test_a_crash_leaves_nothing_that_looks_finished(
         prepare(broken.model_copy(update={"overwrite": True, "split_seed": 3}), QUIET)
     survivor = Prepared.open(tmp_path / "out")
     assert survivor.manifest == older.manifest and shard_files(older) <= files(older.path)
-    assert all(isinstance(data, bytes) for data in survivor.pictures(np.arange(3)))
+    assert all(isinstance(data, bytes) for data in survivor.images(np.arange(3)))
     newer = prepare(settings.model_copy(update={"overwrite": True, "split_seed": 3}), QUIET)
     assert newer.manifest["config"]["split_seed"] == 3 and files(newer.path) == shard_files(newer)
 
@@ -295,7 +295,7 @@ def test_a_crash_leaves_nothing_that_looks_finished(
 def test_a_manifest_is_complete(stamps: Prepared) -> None:
     manifest = json.loads((stamps.path / "manifest.json").read_text())
     assert manifest == stamps.manifest
-    for key in ("format_version", "fingerprint", "counts", "way", "licence", "attribution", "code_version", "splits"):
+    for key in ("format_version", "fingerprint", "counts", "mode", "licence", "attribution", "code_version", "splits"):
         assert key in manifest
     assert manifest["split_shares"] == {"test": 0.2, "val": 0.1}
     assert manifest["image"] == {"size": 16, "format": "png", "background": "white"}

@@ -18,7 +18,7 @@ import ray  # noqa: F401  brings psutil along
 import yaml
 from PIL import Image
 
-from pipelines.prepared import Prepared
+from pipelines.dataset.prepared import Prepared
 from tests.patience import PATIENCE, wait_until
 from tests.training.program import listen
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 ROWS = 50_000
-PICTURES = 400
+IMAGES = 400
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
@@ -86,12 +86,12 @@ class Preparing:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table of 50,000 captions for 400 little photographs; every 1,000th picture is not there."""
+    """A table of 50,000 captions for 400 little photographs; every 1,000th image is not there."""
     folder = tmp_path_factory.mktemp("source")
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         pixels = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((16, 16)).save(folder / f"{i}.jpg", quality=80)
-    lines = [f"{i % PICTURES if i % 1000 else 'gone'}.jpg\tthing number {i}\n" for i in range(ROWS)]
+    lines = [f"{i % IMAGES if i % 1000 else 'gone'}.jpg\tthing number {i}\n" for i in range(ROWS)]
     (folder / "pairs.tsv").write_text("filepath\ttitle\n" + "".join(lines))
     tree = {
         "source": {"name": "table", "paths": str(folder / "pairs.tsv")},

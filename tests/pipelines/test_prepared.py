@@ -1,4 +1,4 @@
-"""Reading a prepared dataset: rows and pictures in the order asked for, texts by id, splits by any seed."""
+"""Reading a prepared dataset: rows and images in the order asked for, texts by id, splits by any seed."""
 
 import io
 import json
@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.prepared import FORMAT_VERSION, Prepared, split_of
-from pipelines.settings import UserError
+from pipelines.dataset.prepared import FORMAT_VERSION, Prepared, split_of
+from pipelines.program.settings import UserError
 
 
 @pytest.mark.parametrize("ids", [[0], [39, 0, 20], [15, 16, 15], [31, 12, 32, 1, 29, 2], list(range(39, -1, -1))])
@@ -25,12 +25,12 @@ def test_rows_come_in_the_order_asked_for(stamps: Prepared, ids: list[int]) -> N
     assert found["captions"].to_pylist() == [whole["captions"][i].as_py() for i in ids]
 
 
-def test_pictures_come_in_the_order_asked_for_from_wherever_they_lie(stamps: Prepared, stamps_folder: Path) -> None:
-    """One in each of three tars, one twice; and a dataset that is moved takes its pictures along."""
+def test_images_come_in_the_order_asked_for_from_wherever_they_lie(stamps: Prepared, stamps_folder: Path) -> None:
+    """One in each of three tars, one twice; and a dataset that is moved takes its images along."""
     ids = np.asarray([39, 3, 20, 3])
     keys = stamps.rows(ids, ("key",))["key"].to_pylist()
     originals = [np.asarray(Image.open(stamps_folder / key)) for key in keys]
-    for data, original in zip(stamps.pictures(ids), originals, strict=True):
+    for data, original in zip(stamps.images(ids), originals, strict=True):
         assert isinstance(data, bytes) and np.array_equal(np.asarray(Image.open(io.BytesIO(data))), original)
     assert {Path(place.file).name for place in stamps.places(ids)} == {"00000.tar", "00001.tar", "00002.tar"}
     assert all(Path(place.file).is_relative_to(stamps.path) for place in stamps.places(ids))

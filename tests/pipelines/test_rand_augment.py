@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tv  # type: ignore[import-untyped]
 
-from pipelines.rand_augment import NAMES, RandAugment, operate
-from pipelines.randomness import generator
-from pipelines.settings import UserError, validate
-from pipelines.views import Augment, draw, train_view
+from pipelines.dataset.rand_augment import NAMES, RandAugment, operate
+from pipelines.dataset.views import Augment, draw, train_view
+from pipelines.program.randomness import generator
+from pipelines.program.settings import UserError, validate
 from tests.pipelines.test_images import gradient, noise
 from training.config import TrainSettings
 
@@ -57,9 +57,9 @@ def test_colours_as_torchvisions_tensors(name: str, strength: float, reference: 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_geometry_moves_every_pixel_to_its_place(sign: int) -> None:
-    """On a picture whose colours are coordinates: 0 to 255 from left to right in red, from top to bottom in green."""
+    """On an image whose colours are coordinates: 0 to 255 from left to right in red, from top to bottom in green."""
     size = 256
-    picture = gradient(size, size)
+    image = gradient(size, size)
     y, x = np.mgrid[:size, :size].astype(float)
     c, angle = (size - 1) / 2, np.deg2rad(sign * 21)
     turned = (
@@ -73,7 +73,7 @@ def test_geometry_moves_every_pixel_to_its_place(sign: int) -> None:
         ("translate_y", sign * 7.0, (x, y - sign * 7)),
         ("rotate", sign * 21.0, turned),
     ]:
-        found = np.asarray(operate(picture, (name, strength))).astype(float)
+        found = np.asarray(operate(image, (name, strength))).astype(float)
         inside = (origin[0] > 1) & (origin[0] < size - 2) & (origin[1] > 1) & (origin[1] < size - 2)
         outside = (origin[0] < -1) | (origin[0] > size) | (origin[1] < -1) | (origin[1] > size)
         assert 0.5 < inside.mean() < 1 and outside.mean() > 0.01
@@ -84,13 +84,13 @@ def test_geometry_moves_every_pixel_to_its_place(sign: int) -> None:
 
 def test_a_view_has_it_and_is_else_what_it_was() -> None:
     """Same crop and mirror with and without; a function of the key; other pixels."""
-    picture = Image.fromarray(noise(40, 40))
+    image = Image.fromarray(noise(40, 40))
     plain, more = Augment(), Augment(rand_augment=RandAugment())
     changed = 0
     for sample in range(40):
-        one, other = (draw(picture.size, a, generator("view", 0, 0, sample)) for a in (plain, more))
+        one, other = (draw(image.size, a, generator("view", 0, 0, sample)) for a in (plain, more))
         assert (one.box, one.flip) == (other.box, other.flip) and one.operations == ()
-        views = [train_view(picture, 24, a, generator("view", 0, 0, sample)) for a in (plain, more, more)]
+        views = [train_view(image, 24, a, generator("view", 0, 0, sample)) for a in (plain, more, more)]
         assert np.array_equal(views[1], views[2])
         same = np.array_equal(views[0], views[1])
         assert same or other.operations

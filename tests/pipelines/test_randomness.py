@@ -7,11 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from pipelines.randomness import generator, torch_seed, uniform_of
+from pipelines.program.randomness import generator, torch_seed, uniform_of
 from tests.patience import PATIENCE
 
 PRINT = """
-from pipelines.randomness import generator, torch_seed, uniform_of
+from pipelines.program.randomness import generator, torch_seed, uniform_of
 from tests.patience import PATIENCE
 print(generator("view", 1, 2, 3).integers(2**40, size=3).tolist(), torch_seed("step", 0, 5, 1), uniform_of("a cat", 7))
 """

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import check as checking
-from pipelines import cluster, prepare
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.parts import Part, read_part
-from pipelines.prepared import Prepared
-from pipelines.repeats import Repeats, warnings_of
-from pipelines.wilson import wilson
+from pipelines.dataset.prepared import Prepared
+from pipelines.prepare import check as checking
+from pipelines.prepare import prepare
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.repeats import Repeats, warnings_of
+from pipelines.prepare.shards import Part, read_part
+from pipelines.program import cluster
+from pipelines.program.display import Display
+from pipelines.program.wilson import wilson
 
 DISTINCT = [f"thing number {i}" for i in range(40)]
 SAME = ["a photo"] * 40
@@ -49,7 +50,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
             yield counts.pop(""), counts
 
     def scan(units: list[Any], settings: PrepareSettings) -> Iterator[dict[str, Any]]:
-        yield from (checking.scan_unit(unit.data, checking._PICTURES, settings) for unit in units)
+        yield from (checking.scan_unit(unit.data, checking._IMAGES, settings) for unit in units)
 
     monkeypatch.setattr(cluster, "start", lambda *_: None)
     monkeypatch.setattr(prepare, "read_parts", read)
@@ -121,7 +122,7 @@ def test_units_count_by_their_size(
     """256 rows and 44: the 11 broken ones are a quarter of the small unit, and 3.7 % of all."""
     settings = settings_of([f"thing {i}" for i in range(300)], broken=tuple(range(256, 300, 4)), max_rejected_rate=0.1)
     assert [unit.rows for unit in settings.source.units()] == [256, 44]
-    monkeypatch.setattr(checking, "_PICTURES", 22)
+    monkeypatch.setattr(checking, "_IMAGES", 22)
     assert checking.check(settings, Display())
     said = capsys.readouterr().out
     (row,) = [line.split() for line in said.splitlines() if line.startswith("undecodable")]

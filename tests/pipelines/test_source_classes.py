@@ -1,12 +1,12 @@
-"""The classes source: folders are classes, templates make captions, and pictures of one class can land in every split."""
+"""The classes source: folders are classes, templates make captions, and images of one class can land in every split."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from pipelines.locations import read_location
-from pipelines.settings import UserError, validate
+from pipelines.io.image_bytes import read_location
+from pipelines.program.settings import UserError, validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.classes import ClassesSource
 
@@ -17,7 +17,7 @@ def source_of(path: Path, **keys: object) -> ClassesSource:
 
 def read(source: ClassesSource) -> list[Pair | Rejected]:
     """All rows, each unit as the real caller passes it: as JSON."""
-    return [row for unit in source.units() for row in source.read(json.loads(json.dumps(unit.data)), pictures=False)]
+    return [row for unit in source.units() for row in source.read(json.loads(json.dumps(unit.data)), images=False)]
 
 
 def captions(source: ClassesSource) -> dict[str, list[str]]:
@@ -46,7 +46,7 @@ def test_a_folder_is_a_class_at_any_depth(animals: Path) -> None:
     assert [unit.rows for unit in source.units()] == [4] and source.title() == "animals"
 
 
-def test_a_file_that_is_no_picture_is_counted_unless_it_goes_with_one(animals: Path) -> None:
+def test_a_file_that_is_no_image_is_counted_unless_it_goes_with_one(animals: Path) -> None:
     """rex.txt goes with rex.jpg; a class of a format that is not read does not vanish."""
     (animals / "cat").mkdir()
     (animals / "cat" / "tom.heic").write_bytes(b"x")
@@ -108,7 +108,7 @@ def test_a_file_of_names_that_does_not_serve_stops(animals: Path, text: str | by
         source_of(animals, names=names.with_suffix(".json")).units()
 
 
-def test_a_picture_outside_any_class_is_a_rejected_row(animals: Path) -> None:
+def test_a_image_outside_any_class_is_a_rejected_row(animals: Path) -> None:
     (animals / "stray.png").write_bytes(b"x")
     (row, _) = [row for row in read(source_of(animals)) if isinstance(row, Rejected)]
     assert (row.key, row.reason, row.origin) == ("stray.png", "no_class", str(animals / "stray.png"))
@@ -120,8 +120,8 @@ def test_paths_can_be_left_out_and_extensions_chosen(animals: Path) -> None:
 
 
 @pytest.mark.parametrize("keys", [{"exclude": ["*"]}, {"extensions": [".bmp"]}, {"path": "/nowhere"}])
-def test_no_picture_at_all_stops_with_the_way_out(animals: Path, keys: dict) -> None:
-    with pytest.raises(UserError, match=r"source.path: no pictures .* check source.path and source.exclude"):
+def test_no_image_at_all_stops_with_the_way_out(animals: Path, keys: dict) -> None:
+    with pytest.raises(UserError, match=r"source.path: no images .* check source.path and source.exclude"):
         source_of(keys.get("path", animals), **{k: v for k, v in keys.items() if k != "path"}).units()
 
 
@@ -131,7 +131,7 @@ def test_templates_need_a_place_for_the_name(animals: Path, templates: list[str]
         source_of(animals, templates=templates)
 
 
-def test_many_pictures_are_several_units(tmp_path: Path) -> None:
+def test_many_images_are_several_units(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     for i in range(300):
         (tmp_path / "c" / f"{i:03}.png").write_bytes(b"")

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.locations import Location, read_location
-from pipelines.settings import UserError, validate
+from pipelines.io.image_bytes import Location, read_location
+from pipelines.program.settings import UserError, validate
 from pipelines.sources.base import Pair
 from pipelines.sources.huggingface import HuggingFaceSource
 from tests.object_store import Store
-from tests.pipelines.rows import pairs, picture, read, told
+from tests.pipelines.rows import image, pairs, read, told
 
 FEATURES = datasets.Features(
     {"image": datasets.Image(), "caption": datasets.Value("string"), "kind": datasets.ClassLabel(names=["cat", "dog"])}
@@ -21,10 +21,10 @@ FEATURES = datasets.Features(
 
 
 def dataset(first: int, end: int) -> datasets.Dataset:
-    """Rows with numbers: the picture, the caption `Text 7`, the kind by turns."""
+    """Rows with numbers: the image, the caption `Text 7`, the kind by turns."""
     numbers = range(first, end)
     columns = {
-        "image": [{"bytes": picture(i), "path": None} for i in numbers],
+        "image": [{"bytes": image(i), "path": None} for i in numbers],
         "caption": [f"Text {i}" for i in numbers],
         "kind": [i % 2 for i in numbers],
     }
@@ -49,17 +49,17 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("pictures", [True, False])
-def test_a_saved_dataset(saved: Path, pictures: bool) -> None:
+@pytest.mark.parametrize("images", [True, False])
+def test_a_saved_dataset(saved: Path, images: bool) -> None:
     source = source_of(saved, label="kind")
     assert len(source.units()) == 2 and [unit.rows for unit in source.units()] == [450, 450]
-    found = pairs(read(source, pictures))
+    found = pairs(read(source, images))
     assert [pair.key for pair in found] == [f"data-0000{i // 450}-of-00002:{i % 450 + 1}" for i in range(900)]
     assert [pair.captions for pair in found] == [[f"Text {i}"] for i in range(900)]
     assert [pair.labels for pair in found] == [{"kind": ("cat", "dog")[i % 2]} for i in range(900)]
-    assert [pair.image for pair in found] == ([picture(i) for i in range(900)] if pictures else [None] * 900)
+    assert [pair.image for pair in found] == ([image(i) for i in range(900)] if images else [None] * 900)
     for number in (0, 99, 100, 449, 450, 899):
-        assert read_location(found[number].location) == picture(number)
+        assert read_location(found[number].location) == image(number)
     assert {pair.location.start for pair in found} > {0, 1}, "several record batches"
     assert source.title() == "pets"
 
@@ -69,14 +69,14 @@ def test_units_end_with_record_batches(tmp_path: Path) -> None:
     source = source_of(tmp_path / "x")
     assert [unit.rows for unit in source.units()] == [500, 500, 250]
     found = pairs(read(source))
-    assert [(pair.key, pair.image) for pair in found] == [(f"data-00000-of-00001:{i + 1}", picture(i)) for i in range(1250)]
-    assert all(read_location(found[i].location) == picture(i) for i in (0, 499, 500, 999, 1000, 1249))
+    assert [(pair.key, pair.image) for pair in found] == [(f"data-00000-of-00001:{i + 1}", image(i)) for i in range(1250)]
+    assert all(read_location(found[i].location) == image(i) for i in (0, 499, 500, 999, 1000, 1249))
 
 
 def test_a_filtered_and_shuffled_dataset_is_read_as_it_was_saved(tmp_path: Path) -> None:
     chosen = dataset(0, 40).filter(lambda row: row["kind"] == 1).select([7, 3, 11])
     chosen.save_to_disk(tmp_path / "x")
-    assert [pair.image for pair in pairs(read(source_of(tmp_path / "x")))] == [picture(i) for i in (15, 7, 23)]
+    assert [pair.image for pair in pairs(read(source_of(tmp_path / "x")))] == [image(i) for i in (15, 7, 23)]
 
 
 def test_splits_of_a_saved_dataset(tmp_path: Path) -> None:
@@ -92,17 +92,17 @@ def test_splits_of_a_saved_dataset(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_saved_dataset_that_are_no_pair(tmp_path: Path) -> None:
-    put(tmp_path / "b.png", picture(2))
+    put(tmp_path / "b.png", image(2))
     columns = {
-        "image": [{"bytes": picture(1), "path": None}, None, {"bytes": None, "path": str(tmp_path / "b.png")}, None],
+        "image": [{"bytes": image(1), "path": None}, None, {"bytes": None, "path": str(tmp_path / "b.png")}, None],
         "text": [["a", "A"], ["b"], ["c"], None],
     }
     features = datasets.Features({"image": datasets.Image(decode=False), "text": datasets.Sequence(datasets.Value("string"))})
-    # As a dataset in memory is saved, pictures of paths are embedded.
+    # As a dataset in memory is saved, images of paths are embedded.
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "x")
-    found = read(source_of(tmp_path / "x", caption="text"), pictures=False)
+    found = read(source_of(tmp_path / "x", caption="text"), images=False)
     assert [value for _, value in told(found)] == [["a", "A"], "missing_image", ["c"], "missing_image"]
-    assert [read_location(row.location) for row in found if isinstance(row, Pair)] == [picture(1), picture(2)]
+    assert [read_location(row.location) for row in found if isinstance(row, Pair)] == [image(1), image(2)]
 
 
 def test_an_arrow_file_cut_short_gives_its_complete_batches(saved: Path, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_an_arrow_file_cut_short_gives_its_complete_batches(saved: Path, tmp_pat
     found = read(source_of(tmp_path))
     kept = len(found) - 1
     assert 450 < kept < 900 and kept % 10 == 0
-    assert [pair.image for pair in pairs(found[:-1])] == [picture(i) for i in range(kept)]
+    assert [pair.image for pair in pairs(found[:-1])] == [image(i) for i in range(kept)]
     assert told(found[-1:]) == [("data-00001-of-00002", "truncated_archive")]
     second.write_bytes(b"nonsense" * 1000)
     assert told(read(source_of(tmp_path))[450:]) == [("data-00001-of-00002", "unreadable_file")]
@@ -150,11 +150,11 @@ def test_a_snapshot_with_parquet_files(tmp_path: Path) -> None:
     folder = tmp_path / "snapshots" / "0f3a"
     put(folder / "README.md", "a card")
     put(folder / ".cache" / "train.parquet", "hidden")
-    for pictures in (True, False):
-        found = pairs(read(source_of(folder, label="kind"), pictures))
+    for images in (True, False):
+        found = pairs(read(source_of(folder, label="kind"), images))
         keys = [f"data/train-0000{file}-of-00002:{row}" for file, row in [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1), (1, 2)]]
         assert [pair.key for pair in found] == keys
-        assert [read_location(pair.location) for pair in found] == [picture(i) for i in range(6)]
+        assert [read_location(pair.location) for pair in found] == [image(i) for i in range(6)]
         assert [pair.labels["kind"] for pair in found] == ["cat", "dog"] * 3
     assert found[5].location == Location(str(folder / "data" / "train-00001-of-00002.parquet"), 0, 1, "image.bytes")
     assert [pair.captions for pair in pairs(read(source_of(folder, split="test")))] == [["Text 6"]]
@@ -184,19 +184,19 @@ def test_which_files_belong_to_a_split(tmp_path: Path, name: str, train: bool) -
 
 
 def test_an_imagefolder(tmp_path: Path) -> None:
-    put(tmp_path / "train" / "pics" / "a.png", picture(1))
-    put(tmp_path / "train" / "b.png", picture(2))
+    put(tmp_path / "train" / "pics" / "a.png", image(1))
+    put(tmp_path / "train" / "b.png", image(2))
     put(tmp_path / "train" / "metadata.csv", 'file_name,text,owner\npics/a.png,"NA",x\nb.png,"two, with a comma",y\n,none,z\n')
-    put(tmp_path / "test" / "c.png", picture(3))
+    put(tmp_path / "test" / "c.png", image(3))
     put(tmp_path / "test" / "metadata.jsonl", '{"file_name": "c.png", "text": ["one", "two"], "owner": "x"}\n{"text": "d"}\n')
-    for pictures in (True, False):
-        found = read(source_of(tmp_path, group="owner"), pictures)
+    for images in (True, False):
+        found = read(source_of(tmp_path, group="owner"), images)
         assert told(found) == [
             ("train/metadata:1", ["NA"]),
             ("train/metadata:2", ["two, with a comma"]),
             ("train/metadata:3", "missing_image"),
         ]
-        assert [read_location(pair.location) for pair in pairs(found[:2])] == [picture(1), picture(2)]
+        assert [read_location(pair.location) for pair in pairs(found[:2])] == [image(1), image(2)]
         assert [pair.group for pair in pairs(found[:2])] == ["x", "y"]
     test = [("test/metadata:1", ["one", "two"]), ("test/metadata:2", "missing_image")]
     assert told(read(source_of(tmp_path, split="test"))) == test
@@ -214,7 +214,7 @@ def test_an_imagefolder(tmp_path: Path) -> None:
 def test_folders_that_are_none_of_these(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"source\.path: .*none is not a folder with files"):
         source_of(tmp_path / "none").units()
-    put(tmp_path / "a.png", picture(1))
+    put(tmp_path / "a.png", image(1))
     with pytest.raises(
         UserError, match=r"no folder of Hugging Face's: there is no state\.json, no dataset_dict\.json, no \.parquet"
     ):
@@ -241,11 +241,11 @@ def test_a_saved_dataset_in_a_bucket(store: Store, saved: Path) -> None:
     source = source_of(folder.uri())
     assert [unit.rows for unit in source.units()] == [None, None]
     found = pairs(read(source))
-    assert [(pair.captions[0], pair.image) for pair in found] == [(f"Text {i}", picture(i)) for i in range(900)]
+    assert [(pair.captions[0], pair.image) for pair in found] == [(f"Text {i}", image(i)) for i in range(900)]
     assert found[899].location.file == folder.uri("data-00001-of-00002.arrow")
-    assert read_location(found[899].location) == picture(899)
-    with pytest.raises(UserError, match=r"source\.path: .*00000-of-00002\.arrow: it is not on this machine's disks, .*way=copy"):
-        read(source, pictures=False)
+    assert read_location(found[899].location) == image(899)
+    with pytest.raises(UserError, match=r"source\.path: .*00000-of-00002\.arrow: it is not on this machine's disks, .*mode=copy"):
+        read(source, images=False)
     second: Any = folder.get("data-00001-of-00002.arrow")
     folder.put("data-00001-of-00002.arrow", second[: len(second) // 2])
     found_cut = read(source)
@@ -260,7 +260,7 @@ def snapshot(root: Path, *names: str) -> Path:
     """Parquet files of a row each, whose caption is the file's name."""
     for number, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        table = pa.table({"image": [{"bytes": picture(number), "path": None}], "caption": [name]})
+        table = pa.table({"image": [{"bytes": image(number), "path": None}], "caption": [name]})
         pq.write_table(table, root / name)
     return root
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.locations import Location, read_location
-from pipelines.settings import UserError, validate
+from pipelines.io.image_bytes import Location, read_location
+from pipelines.program.settings import UserError, validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.json_lists import JsonSource
 from tests.pipelines.rows import read, told
@@ -57,11 +57,11 @@ def file(path: Path, content: Any) -> Path:
     return path
 
 
-def test_lines_are_objects_with_pictures_beside_the_file(tmp_path: Path) -> None:
-    file(tmp_path / "pictures" / "a.jpg", b"encoded")
-    lines = ['{"image": "pictures/a.jpg", "caption": "A Cat"}', "", '{"caption": ["x", "y"], "image": "http://h/b.jpg"}']
+def test_lines_are_objects_with_images_beside_the_file(tmp_path: Path) -> None:
+    file(tmp_path / "images" / "a.jpg", b"encoded")
+    lines = ['{"image": "images/a.jpg", "caption": "A Cat"}', "", '{"caption": ["x", "y"], "image": "http://h/b.jpg"}']
     found = read(source_of(file(tmp_path / "list.jsonl", "\ufeff" + "\r\n".join(lines))))
-    first = str(tmp_path / "pictures" / "a.jpg")
+    first = str(tmp_path / "images" / "a.jpg")
     assert found == [
         Pair("list:1", first, Location(first), ["A Cat"], "a cat"),
         Pair("list:3", "http://h/b.jpg", Location("http://h/b.jpg"), ["x", "y"], "x"),
@@ -254,7 +254,7 @@ def test_one_damaged_file_among_many_is_one_rejected_row(tmp_path: Path) -> None
     file(tmp_path / "c.json", "")
     file(tmp_path / "d.json", [{"other": 1}])
     file(tmp_path / "e.jsonl", json.dumps(fine))
-    file(tmp_path / "picture.jpg", b"not JSON")
+    file(tmp_path / "image.jpg", b"not JSON")
     bad = [(name, "unreadable_file") for name in "bcd"]
     before = [("0", "unreadable_file"), ("1", "unreadable_file")]
     assert told(read(source_of(tmp_path))) == [*before, ("a:0", ["x"]), *bad, ("e:1", ["x"])]

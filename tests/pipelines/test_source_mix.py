@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.locations import read_location
-from pipelines.settings import UserError, validate
+from pipelines.io.image_bytes import read_location
+from pipelines.program.settings import UserError, validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.mix import MixSource
 

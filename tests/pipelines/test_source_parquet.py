@@ -1,4 +1,4 @@
-"""The Parquet source: pictures in the table and beside it, columns found by name, row groups read apart, and damage."""
+"""The Parquet source: images in the table and beside it, columns found by name, row groups read apart, and damage."""
 
 import json
 from pathlib import Path
@@ -9,16 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import remote, storage
-from pipelines.locations import Location, read_location
-from pipelines.settings import UserError, validate
+from pipelines.io import retry, storage
+from pipelines.io.image_bytes import Location, read_location
+from pipelines.program.settings import UserError, validate
 from pipelines.sources import parquet
 from pipelines.sources.base import Rejected
 from pipelines.sources.parquet import ParquetSource
 from tests.object_store import Store
-from tests.pipelines.rows import pairs, picture, read, told
+from tests.pipelines.rows import image, pairs, read, told
 
-A, B, C = picture(1), picture(2), picture(3)
+A, B, C = image(1), image(2), image(3)
 
 
 def put(path: Path, columns: dict[str, Any], **keys: Any) -> Path:
@@ -40,19 +40,19 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("pictures", [True, False])
-def test_pictures_in_the_table(tmp_path: Path, kind: str, pictures: bool) -> None:
+@pytest.mark.parametrize("images", [True, False])
+def test_images_in_the_table(tmp_path: Path, kind: str, images: bool) -> None:
     values: list[Any] = [A, B, C]
     if kind == "struct":
         values = [{"bytes": value, "path": f"{i}.png"} for i, value in enumerate(values)]
     file = put(tmp_path / "x.parquet", {"caption": ["One", "two", "3"], "image": pa.array(values, KINDS[kind])}, row_group_size=2)
-    found = pairs(read(source_of(file), pictures))
+    found = pairs(read(source_of(file), images))
     column = "image.bytes" if kind == "struct" else "image"
     assert [pair.location for pair in found] == [
         Location(str(file), group, row, column) for group, row in [(0, 0), (0, 1), (1, 0)]
     ]
     assert [read_location(pair.location) for pair in found] == [A, B, C]
-    assert [pair.image for pair in found] == ([A, B, C] if pictures else [None] * 3)
+    assert [pair.image for pair in found] == ([A, B, C] if images else [None] * 3)
     assert told(found) == [("x:1", ["One"]), ("x:2", ["two"]), ("x:3", ["3"])]
     assert (found[2].origin, found[0].group) == (f"{file}, row 3", "one")
 
@@ -72,13 +72,13 @@ def test_paths_and_urls_start_at_the_file_or_the_root(tmp_path: Path) -> None:
     assert first.location == Location("s3://other/a.png")
 
 
-@pytest.mark.parametrize("pictures", [True, False])
-def test_a_struct_without_bytes_is_a_path(tmp_path: Path, pictures: bool) -> None:
+@pytest.mark.parametrize("images", [True, False])
+def test_a_struct_without_bytes_is_a_path(tmp_path: Path, images: bool) -> None:
     (tmp_path / "b.png").write_bytes(B)
     image = pa.array(
         [{"bytes": A, "path": "gone.png"}, {"bytes": None, "path": "b.png"}, {"bytes": None, "path": None}, None], KINDS["struct"]
     )
-    found = read(source_of(put(tmp_path / "x.parquet", {"image": image, "text": list("abcd")})), pictures)
+    found = read(source_of(put(tmp_path / "x.parquet", {"image": image, "text": list("abcd")})), images)
     assert told(found) == [("x:1", ["a"]), ("x:2", ["b"]), ("x:3", "missing_image"), ("x:4", "missing_image")]
     assert [pair.location for pair in pairs(found[:2])] == [
         Location(str(tmp_path / "x.parquet"), 0, 0, "image.bytes"),
@@ -98,13 +98,13 @@ def test_rows_that_img2dataset_could_not_download(tmp_path: Path, statistics: bo
         "error_message": [None, "HTTP Error 404: Not Found", None],
     }
     file = put(tmp_path / "00000.parquet", columns, write_statistics=statistics)
-    for pictures in (True, False):
-        found = read(source_of(file, key="key"), pictures)
+    for images in (True, False):
+        found = read(source_of(file, key="key"), images)
         assert told(found) == [("000000000", ["a"]), ("00000:2", "missing_image"), ("00000:3", "missing_caption")]
         assert isinstance(found[1], Rejected) and found[1].detail == "HTTP Error 404: Not Found"
 
 
-def test_without_nulls_no_picture_is_read_for_an_index(tmp_path: Path) -> None:
+def test_without_nulls_no_image_is_read_for_an_index(tmp_path: Path) -> None:
     noise = [np.random.default_rng(i).bytes(50_000) for i in range(64)]
     file = put(tmp_path / "x.parquet", {"image": noise, "caption": [str(i) for i in range(64)]}, use_dictionary=False)
     content = bytearray(file.read_bytes())
@@ -112,8 +112,8 @@ def test_without_nulls_no_picture_is_read_for_an_index(tmp_path: Path) -> None:
     place = pq.ParquetFile(file).metadata.row_group(0).column(0).data_page_offset
     content[place : place + 20_000] = b"\xff" * 20_000
     file.write_bytes(content)
-    assert len(pairs(read(source_of(file), pictures=False))) == 64
-    assert {row.reason for row in read(source_of(file), pictures=True) if isinstance(row, Rejected)} == {"unreadable_file"}
+    assert len(pairs(read(source_of(file), images=False))) == 64
+    assert {row.reason for row in read(source_of(file), images=True) if isinstance(row, Rejected)} == {"unreadable_file"}
 
 
 def test_captions_are_text_as_it_is(tmp_path: Path) -> None:
@@ -168,14 +168,14 @@ def test_labels_have_the_names_that_hugging_face_gives_them(tmp_path: Path) -> N
 
 
 def test_small_row_groups_are_joined_and_every_row_is_read_once(tmp_path: Path) -> None:
-    columns = {"image": [picture(i) for i in range(1500)], "caption": [str(i) for i in range(1500)]}
+    columns = {"image": [image(i) for i in range(1500)], "caption": [str(i) for i in range(1500)]}
     file = put(tmp_path / "x.parquet", columns, row_group_size=200)
     source = source_of(file)
     assert [unit.rows for unit in source.units()] == [400, 400, 400, 300]
     found = pairs(read(source))
     assert [(pair.key, pair.captions) for pair in found] == [(f"x:{i + 1}", [str(i)]) for i in range(1500)]
     assert [pair.image for pair in found] == columns["image"]
-    assert [read_location(found[i].location) for i in (0, 199, 200, 1499)] == [picture(i) for i in (0, 199, 200, 1499)]
+    assert [read_location(found[i].location) for i in (0, 199, 200, 1499)] == [image(i) for i in (0, 199, 200, 1499)]
 
 
 def test_large_row_groups_cannot_serve_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,12 +183,12 @@ def test_large_row_groups_cannot_serve_an_index(tmp_path: Path, monkeypatch: pyt
     file = put(tmp_path / "x.parquet", {"jpg": noise, "caption": ["c"] * 40})
     paths = put(tmp_path / "y.parquet", {"url": [f"https://h/{'x' * 10_000}/{i}" for i in range(40)], "caption": ["c"] * 40})
     monkeypatch.setattr(parquet, "_LARGEST", 399_000)
-    with pytest.raises(UserError, match=r"source\.paths: .*x\.parquet: row group 0 holds .* prepare with way=copy"):
-        read(source_of(file), pictures=False)
-    assert [pair.image for pair in pairs(read(source_of(file), pictures=True))] == noise
-    assert len(pairs(read(source_of(paths), pictures=False))) == 40
+    with pytest.raises(UserError, match=r"source\.paths: .*x\.parquet: row group 0 holds .* prepare with mode=copy"):
+        read(source_of(file), images=False)
+    assert [pair.image for pair in pairs(read(source_of(file), images=True))] == noise
+    assert len(pairs(read(source_of(paths), images=False))) == 40
     monkeypatch.setattr(parquet, "_LARGEST", 401_000)
-    assert len(pairs(read(source_of(file), pictures=False))) == 40
+    assert len(pairs(read(source_of(file), images=False))) == 40
 
 
 def test_a_dot_in_the_columns_name(tmp_path: Path) -> None:
@@ -196,13 +196,13 @@ def test_a_dot_in_the_columns_name(tmp_path: Path) -> None:
     source = source_of(file, image="my.image", caption="my.text")
     assert [(pair.image, pair.captions) for pair in pairs(read(source))] == [(A, ["a"]), (B, ["b"])]
     with pytest.raises(UserError, match=r"column 'my\.image' has a dot in its name"):
-        read(source, pictures=False)
+        read(source, images=False)
 
 
 @pytest.mark.parametrize(
     ("columns", "keys", "problem"),
     [
-        ({"picture": [A], "caption": ["a"]}, {}, r"source\.image: .* has none of image, jpg.*'picture', 'caption'"),
+        ({"image": [A], "caption": ["a"]}, {}, r"source\.image: .* has none of image, jpg.*'image', 'caption'"),
         ({"image": [A], "words": ["a"]}, {}, r"source\.caption: .* has none of caption.*'image', 'words'.*source\.caption=NAME"),
         (
             {"image": [A], "caption": ["a"]},
@@ -210,7 +210,7 @@ def test_a_dot_in_the_columns_name(tmp_path: Path) -> None:
             r"source\.caption: .* no column 'alt'; its columns are: 'image', 'cap",
         ),
         ({"image": [A], "caption": ["a"]}, {"label": "kind"}, r"source\.label: .* no column 'kind'"),
-        ({"image": [7], "caption": ["a"]}, {}, r"source\.image: .* no pictures in column 'image': its type is int64"),
+        ({"image": [7], "caption": ["a"]}, {}, r"source\.image: .* no images in column 'image': its type is int64"),
         ({"image": [A], "caption": [7]}, {}, r"source\.caption: .* no captions in column 'caption': its type is int64"),
         ({"image": [A], "caption": ["a"], "tags": [["x"]]}, {"label": "tags"}, r"source\.label: .* its type is list"),
     ],
@@ -262,14 +262,14 @@ def test_a_changed_file_is_a_changed_unit(tmp_path: Path) -> None:
     source = source_of(put(file, {"image": [A, B], "caption": ["a", "b"]}, row_group_size=1))
     (joined,) = source.units()
     put(file, {"image": [C], "caption": ["c"]})
-    for pictures in (True, False):
-        assert told(list(source.read(joined.data, pictures))) == [("x:1", ["c"]), ("x:2", "unreadable_file")]
+    for images in (True, False):
+        assert told(list(source.read(joined.data, images))) == [("x:1", ["c"]), ("x:2", "unreadable_file")]
     file.unlink()
     assert told(list(source_of(tmp_path).read(after.data, True))) == [("x:1", "unreadable_file")]
 
 
 def test_a_failing_store_changes_nothing(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_FIRST_WAIT", 0.001)
+    monkeypatch.setattr(retry, "_FIRST_WAIT", 0.001)
     monkeypatch.setattr(parquet, "_BUFFER", 1 << 16)
     # The client's own attempts would hide most of it.
     monkeypatch.setattr(storage, "_REQUEST_ATTEMPTS", 1)

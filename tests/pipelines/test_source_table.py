@@ -1,4 +1,4 @@
-"""The table source: rows of csv and tsv files as people have them, where their pictures are, and what is said of bad rows."""
+"""The table source: rows of csv and tsv files as people have them, where their images are, and what is said of bad rows."""
 
 import csv
 import gzip
@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.locations import Location, read_location
-from pipelines.settings import UserError, validate
+from pipelines.io.image_bytes import Location, read_location
+from pipelines.program.settings import UserError, validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.table import TableSource
 
@@ -22,11 +22,11 @@ def source_of(*paths: Path | str, **keys: object) -> TableSource:
     return validate(TableSource, {"name": "table", "paths": [str(path) for path in paths], **keys}, "test")
 
 
-def read(source: TableSource, pictures: bool = False) -> list[Pair | Rejected]:
+def read(source: TableSource, images: bool = False) -> list[Pair | Rejected]:
     """All rows, each unit as the real caller passes it: as JSON."""
     found = []
     for unit in source.units():
-        rows = list(source.read(json.loads(json.dumps(unit.data)), pictures))
+        rows = list(source.read(json.loads(json.dumps(unit.data)), images))
         assert unit.rows in (None, len(rows))
         found += rows
     return found
@@ -58,12 +58,12 @@ def png(colour: str) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("pictures", [True, False])
-def test_rows_give_the_pictures_that_lie_beside_the_table(tmp_path: Path, pictures: bool) -> None:
+@pytest.mark.parametrize("images", [True, False])
+def test_rows_give_the_images_that_lie_beside_the_table(tmp_path: Path, images: bool) -> None:
     file(tmp_path / "images" / "red.png", png("red"))
     blue = file(tmp_path / "more" / "blue.png", png("blue"))
     table = file(tmp_path / "train.csv", f'image,caption\nimages/red.png,"Red, all over"\n{blue},Blue\n')
-    found = read(source_of(table), pictures)
+    found = read(source_of(table), images)
     assert [(row.key, row.captions, row.group, row.labels, row.image) for row in found if isinstance(row, Pair)] == [
         ("train:1", ["Red, all over"], "red, all over", {}, None),
         ("train:2", ["Blue"], "blue", {}, None),
@@ -72,11 +72,11 @@ def test_rows_give_the_pictures_that_lie_beside_the_table(tmp_path: Path, pictur
     assert [row.origin for row in found] == [str(tmp_path / "images" / "red.png"), str(blue)]
 
 
-def test_pictures_may_lie_below_another_root_and_urls_stay_urls(tmp_path: Path) -> None:
+def test_images_may_lie_below_another_root_and_urls_stay_urls(tmp_path: Path) -> None:
     table = file(tmp_path / "a.csv", "image,caption\nx/1.jpg,a\nhttp://host/2.jpg?a=b,b\ns3://bucket/3.jpg,c\n/abs/4.jpg,d\n")
-    here = [pair.location for pair in pairs(source_of(table, root=tmp_path / "pictures", outside=True))]
+    here = [pair.location for pair in pairs(source_of(table, root=tmp_path / "images", outside=True))]
     rest = [Location("http://host/2.jpg?a=b"), Location("s3://bucket/3.jpg"), Location("/abs/4.jpg")]
-    assert here == [Location(str(tmp_path / "pictures" / "x" / "1.jpg")), *rest]
+    assert here == [Location(str(tmp_path / "images" / "x" / "1.jpg")), *rest]
     assert [pair.location for pair in pairs(source_of(table, root="s3://bucket/all", outside=True))] == [
         Location("s3://bucket/all/x/1.jpg"),
         *rest,

@@ -14,22 +14,22 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pipelines.locations import Location, read_location
-from pipelines.settings import UserError, validate
+from pipelines.io.image_bytes import Location, read_location
+from pipelines.program.settings import UserError, validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.webdataset import WebDatasetSource
 from tests.object_store import Store
 from tests.pipelines.rows import pairs, read, told
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     """A JPEG, another one for each number."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (number % 256, number // 256, 99)).save(buffer, format="JPEG")
     return buffer.getvalue()
 
 
-A, B, C = picture(1), picture(2), picture(3)
+A, B, C = image(1), image(2), image(3)
 
 
 def tar_of(members: Sequence[tuple[str, bytes | str]], **keys: int) -> bytes:
@@ -57,10 +57,10 @@ def source_of(*paths: Path | str, **keys: object) -> WebDatasetSource:
 PLAIN = [("a/1.jpg", A), ("a/1.txt", "One\n"), ("a/2.png", B), ("a/2.txt", "two")]
 
 
-@pytest.mark.parametrize("pictures", [True, False])
-def test_a_plain_tar_gives_places_of_its_pictures(tmp_path: Path, pictures: bool) -> None:
+@pytest.mark.parametrize("images", [True, False])
+def test_a_plain_tar_gives_places_of_its_images(tmp_path: Path, images: bool) -> None:
     file = put(tmp_path / "00007.tar", PLAIN)
-    found = pairs(read(source_of(file), pictures))
+    found = pairs(read(source_of(file), images))
     assert [(pair.key, pair.origin, pair.captions, pair.group, pair.image) for pair in found] == [
         ("00007/a/1", f"{file}/a/1.jpg", ["One"], "one", None),
         ("00007/a/2", f"{file}/a/2.png", ["two"], "two", None),
@@ -74,10 +74,10 @@ def test_what_shard_writer_writes(tmp_path: Path) -> None:
     with webdataset.ShardWriter(str(tmp_path / "shard-%03d.tar"), maxcount=5, verbose=0) as writer:
         for i in range(7):
             fields = {"caption": f"Caption {i}", "user": f"u{i // 2}"}
-            writer.write({"__key__": f"{i:04d}", "jpg": picture(i), "txt": f"text {i}", "json": fields, "cls": i % 3})
+            writer.write({"__key__": f"{i:04d}", "jpg": image(i), "txt": f"text {i}", "json": fields, "cls": i % 3})
     found = pairs(read(source_of(tmp_path, label="cls", group="user")))
     assert [pair.key for pair in found] == [f"shard-00{i // 5}/{i:04d}" for i in range(7)]
-    assert [read_location(pair.location) for pair in found] == [picture(i) for i in range(7)]
+    assert [read_location(pair.location) for pair in found] == [image(i) for i in range(7)]
     assert [pair.captions for pair in found] == [[f"text {i}"] for i in range(7)]
     assert [pair.labels for pair in found] == [{"cls": str(i % 3)} for i in range(7)]
     assert [pair.group for pair in found] == [f"u{i // 2}" for i in range(7)]
@@ -126,7 +126,7 @@ def test_names_end_at_the_first_dot_and_extensions_are_in_any_case(tmp_path: Pat
     assert told(read(source_of(tmp_path, image_extensions=[".JPG", "seg.png"])))[1] == ("x/v1.0/b", ["b"])
 
 
-def test_of_several_pictures_the_first_extension_counts(tmp_path: Path) -> None:
+def test_of_several_images_the_first_extension_counts(tmp_path: Path) -> None:
     file = put(tmp_path / "x.tar", [("1.png", B), ("1.jpg", A), ("1.txt", "one")])
     assert [read_location(pair.location) for pair in pairs(read(source_of(file)))] == [A]
     assert [read_location(pair.location) for pair in pairs(read(source_of(file, image_extensions=["png", "jpg"])))] == [B]
@@ -135,7 +135,7 @@ def test_of_several_pictures_the_first_extension_counts(tmp_path: Path) -> None:
 def test_samples_that_are_no_pair(tmp_path: Path) -> None:
     members = [
         ("1.jpg", A),
-        ("2.txt", "no picture"),
+        ("2.txt", "no image"),
         ("3.json", "{}"),
         ("4.npy", "?"),
         ("README.md", "?"),
@@ -251,7 +251,7 @@ def test_a_changed_tar_is_a_changed_unit(tmp_path: Path) -> None:
     assert before.data != after.data
 
 
-def test_a_compressed_tar_passes_its_pictures(tmp_path: Path) -> None:
+def test_a_compressed_tar_passes_its_images(tmp_path: Path) -> None:
     members = [("1.txt", "one"), ("2.jpg", B), ("2.txt", "two"), ("1.jpg", A)]
     for name in ("x.tar.gz", "y.tgz", "misnamed.tar"):
         (tmp_path / name).write_bytes(gzip.compress(tar_of(members)))
@@ -260,29 +260,29 @@ def test_a_compressed_tar_passes_its_pictures(tmp_path: Path) -> None:
     assert [pair.image for pair in found] == [A, B] * 3
     assert found[2].location == Location(str(tmp_path / "x.tar.gz"))
     for name in ("x.tar.gz", "y.tgz", "misnamed.tar"):
-        with pytest.raises(UserError, match=rf"source\.paths: .*{name} is compressed, .*way=copy"):
-            read(source_of(tmp_path / name), pictures=False)
+        with pytest.raises(UserError, match=rf"source\.paths: .*{name} is compressed, .*mode=copy"):
+            read(source_of(tmp_path / name), images=False)
 
 
-LONG = [m for i in range(20) for m in ((f"{i:02d}.jpg", picture(i)), (f"{i:02d}.txt", f"text {i}"))]
+LONG = [m for i in range(20) for m in ((f"{i:02d}.jpg", image(i)), (f"{i:02d}.txt", f"text {i}"))]
 
 
-@pytest.mark.parametrize("cut", ["in a picture", "in a header", "in a text", "behind a picture", "between samples"])
+@pytest.mark.parametrize("cut", ["in an image", "in a header", "in a text", "behind an image", "between samples"])
 def test_a_tar_cut_short_gives_the_complete_samples(tmp_path: Path, cut: str) -> None:
     content = tar_of(LONG)
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         tenth, text, eleventh = (tar.getmember(name) for name in ("10.jpg", "10.txt", "11.jpg"))
     at, whole = {
-        "in a picture": (tenth.offset_data + tenth.size - 1, 10),
+        "in an image": (tenth.offset_data + tenth.size - 1, 10),
         "in a header": (tenth.offset + 100, 10),
         "in a text": (text.offset_data + 3, 10),
-        "behind a picture": (text.offset, 10),
+        "behind an image": (text.offset, 10),
         "between samples": (eleventh.offset, 11),
     }[cut]
     (tmp_path / "x.tar").write_bytes(content[:at])
     found = read(source_of(tmp_path))
     assert told(found) == [*((f"x/{i:02d}", [f"text {i}"]) for i in range(whole)), ("x", "truncated_archive")]
-    assert [read_location(pair.location) for pair in pairs(found[:-1])] == [picture(i) for i in range(whole)]
+    assert [read_location(pair.location) for pair in pairs(found[:-1])] == [image(i) for i in range(whole)]
 
 
 def test_a_tar_that_ends_right_behind_its_last_byte_is_whole_but_for_its_end(tmp_path: Path) -> None:

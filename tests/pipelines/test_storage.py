@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import remote, storage
-from pipelines.remote import Missing
-from pipelines.settings import UserError
+from pipelines.io import retry, storage
+from pipelines.io.retry import Missing
+from pipelines.program.settings import UserError
 from tests.object_store import Folder
 
 
@@ -225,7 +225,7 @@ def test_tables(home: Home) -> None:
 
 def test_a_broken_local_table_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t.parquet").write_bytes(b"PAR1" + noise(100) + b"PAR1")
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: pytest.fail("waits for a disk to change its mind"))
+    monkeypatch.setattr(retry.time, "sleep", lambda seconds: pytest.fail("waits for a disk to change its mind"))
     with pytest.raises((OSError, pa.ArrowException)):
         storage.read_table(tmp_path / "t.parquet")
 

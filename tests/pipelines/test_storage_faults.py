@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import remote, storage
-from pipelines.locations import Location, read_locations
-from pipelines.remote import Missing, Unreachable
+from pipelines.io import retry, storage
+from pipelines.io.image_bytes import Location, read_locations
+from pipelines.io.retry import Missing, Unreachable
 from tests.object_store import Folder
 from tests.patience import PATIENCE, wait_until
 
@@ -40,8 +40,8 @@ def fresh_client() -> Iterator[None]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow each other at once, and all of them are made, however long each takes."""
-    monkeypatch.setattr(remote, "_FIRST_WAIT", 0.001)
-    monkeypatch.setattr(remote, "_PATIENCE", math.inf)
+    monkeypatch.setattr(retry, "_FIRST_WAIT", 0.001)
+    monkeypatch.setattr(retry, "_PATIENCE", math.inf)
 
 
 def test_missing_is_asked_for_once(bucket: Folder) -> None:
@@ -67,7 +67,7 @@ def test_an_interrupt_does_not_cut_an_upload_short(bucket: Folder) -> None:
     """Closing an upload makes a file of what was sent until then. Here a part is under way as the interrupt comes."""
     code = f"""
 import signal, sys
-from pipelines import storage
+from pipelines.io import storage
 storage._SENT_AT_ONCE = 6 << 20
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 signal.set_wakeup_fd(int(sys.argv[1]))  # told as the signal comes, whatever the main thread is at
@@ -98,7 +98,7 @@ def test_memory_of_an_upload_is_flat(bucket: Folder) -> None:
     code = f"""
 import threading, time
 from pathlib import Path
-from pipelines import storage
+from pipelines.io import storage
 
 def anonymous():
     return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) >> 10
@@ -176,11 +176,11 @@ def test_a_store_that_is_down_is_given_up(bucket: Folder, impatient: None, monke
     with bucket.store.faulty(errors=1.0):
         with pytest.raises(Unreachable, match=r"a\.bin: given up after 8 attempts in \d+ s: .*HTTP status 50"):
             storage.read(path)
-        with pytest.raises(Unreachable):  # an outage is no finding about a picture
+        with pytest.raises(Unreachable):  # an outage is no finding about an image
             list(read_locations([Location(path, 0, 3)]))
         with pytest.raises(OSError, match="given up after 8 attempts"):
             storage.exists(path)
-        monkeypatch.setattr(remote, "_PATIENCE", -1)
+        monkeypatch.setattr(retry, "_PATIENCE", -1)
         with pytest.raises(Unreachable, match="given up after 3 attempts"):
             storage.read(path)
     assert storage.read(path) == b"there", "and it may come back"
@@ -191,10 +191,10 @@ def test_two_layers_of_attempts_end_in_time() -> None:
 
     An attempt that takes longer than all patience, as a large file does, is not the last one.
     """
-    longest = sum(1.5 * remote._FIRST_WAIT * 2**attempt for attempt in range(remote._ATTEMPTS - 1))
-    assert longest + remote._ATTEMPTS * 2 * (storage._REQUEST_ATTEMPTS - 1) < 60
+    longest = sum(1.5 * retry._FIRST_WAIT * 2**attempt for attempt in range(retry._ATTEMPTS - 1))
+    assert longest + retry._ATTEMPTS * 2 * (storage._REQUEST_ATTEMPTS - 1) < 60
     dead = storage._REQUEST_ATTEMPTS * storage._TIMEOUT
-    assert remote._LEAST >= 2 and max(remote._PATIENCE + dead, remote._LEAST * dead) < 240
+    assert retry._LEAST >= 2 and max(retry._PATIENCE + dead, retry._LEAST * dead) < 240
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_errors_that_will_not_pass_are_not_tried_again(text: str, final: bool, i
         raise OSError(text)
 
     with pytest.raises(Missing if final else Unreachable, match=r"^When|^AWS" if final else "given up after 8 attempts"):
-        remote.retried(work, "s3://bucket/key")
+        retry.retried(work, "s3://bucket/key")
     assert len(calls) == (1 if final else 8)
 
 
@@ -226,7 +226,7 @@ def test_the_environment_is_read_at_first_use(bucket: Folder) -> None:
     path = bucket.put("a.bin", b"hello")
     code = f"""
 import os
-from pipelines import storage
+from pipelines.io import storage
 os.environ.update({bucket.store.environment!r})
 print(storage.read({path!r}))
 """

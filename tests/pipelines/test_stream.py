@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.batch import Batch, Needs, columns
-from pipelines.eda import other_words
-from pipelines.order import Order
-from pipelines.prepared import Prepared
-from pipelines.randomness import generator
-from pipelines.stream import Stream, Worker, whole_pictures
-from pipelines.tokenizer import TextTokenizer, train_tokenizer
-from pipelines.views import Augment
+from pipelines.dataset.batch import Batch, Needs, columns
+from pipelines.dataset.caption_augmentation import other_words
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Stream, Worker, whole_images
+from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
+from pipelines.dataset.views import Augment
+from pipelines.program.randomness import generator
 
 ALONE = Worker(0, 1, torch.device("cpu"), 1)
 
@@ -101,7 +101,7 @@ def test_a_batch_holds_exactly_the_columns_needed(
 
 @pytest.fixture(scope="module")
 def whole(stamps: Prepared, tokenizer: TextTokenizer, banks: tuple[Path, Path], order: Order) -> tuple[Stream, list[Batch], int]:
-    """A stream of pictures and words, all its batches over two epochs for one worker, and their number."""
+    """A stream of images and words, all its batches over two epochs for one worker, and their number."""
     stream = stream_of(stamps, tokenizer, banks, columns(Needs(ids=True, sample_id=True), False, False))
     steps = 2 * order.steps_per_epoch
     return stream, list(stream.training(order, 0, steps, ALONE)), steps
@@ -196,7 +196,7 @@ def test_long_runs_are_cut_into_executions_without_a_seam(
     order: Order, whole: tuple[Stream, list[Batch], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream, batches, _ = whole
-    monkeypatch.setattr("pipelines.stream._SEGMENT", 2)
+    monkeypatch.setattr("pipelines.dataset.stream._SEGMENT", 2)
     assert equal(list(stream.training(order, 1, 4, ALONE)), batches[1:4])
 
 
@@ -213,9 +213,9 @@ def test_evaluation_shows_centre_views_once_and_ends_with_a_shorter_batch(stamps
     batches = list(stream.evaluation(ids, 3, ALONE))
     assert [len(batch["image"]) for batch in batches] == [3, 3, 1]
     found = torch.cat([batch["image"] for batch in batches]).numpy()
-    for pixels, picture in zip(found, whole_pictures(stamps, ids), strict=True):
-        # Pictures are 16 x 12: the centre square is columns 2 to 14, and nothing is resized.
-        assert np.array_equal(pixels, np.asarray(picture)[:, 2:14].transpose(2, 0, 1))
+    for pixels, image in zip(found, whole_images(stamps, ids), strict=True):
+        # Images are 16 x 12: the centre square is columns 2 to 14, and nothing is resized.
+        assert np.array_equal(pixels, np.asarray(image)[:, 2:14].transpose(2, 0, 1))
     tokens, _ = tokenizer([captions[0] for captions in stamps.rows(ids, ("captions",))["captions"].to_pylist()])
     assert np.array_equal(torch.cat([batch["text"] for batch in batches]).numpy(), tokens)
 

@@ -8,13 +8,24 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tv  # type: ignore[import-untyped]
 
-from pipelines.batch import Batch, Needs, columns
-from pipelines.images import open_picture
-from pipelines.order import Order
-from pipelines.prepared import Prepared
-from pipelines.randomness import generator
-from pipelines.stream import Stream, Worker
-from pipelines.views import UNCHANGED, Augment, Drawn, Jitter, StrongAugment, StrongViews, apply, draw, draw_strong, eval_view
+from pipelines.dataset.batch import Batch, Needs, columns
+from pipelines.dataset.images import open_image
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Stream, Worker
+from pipelines.dataset.views import (
+    UNCHANGED,
+    Augment,
+    Drawn,
+    Jitter,
+    StrongAugment,
+    StrongViews,
+    apply,
+    draw,
+    draw_strong,
+    eval_view,
+)
+from pipelines.program.randomness import generator
 from tests.pipelines.corpus import encoded
 from tests.pipelines.test_images import gradient, noise
 
@@ -26,8 +37,8 @@ def drawn(augment: StrongAugment, count: int = 1000) -> list[Drawn]:
     return [draw_strong((100, 80), augment, generator("strong", 0, 0, sample, 0)) for sample in range(count)]
 
 
-def show(picture: Image.Image, size: int, one: Drawn) -> np.ndarray:
-    (view,) = apply(picture, size, [one])
+def show(image: Image.Image, size: int, one: Drawn) -> np.ndarray:
+    (view,) = apply(image, size, [one])
     return view.transpose(1, 2, 0)
 
 
@@ -62,7 +73,7 @@ def test_a_setting_changes_nothing_else_that_is_drawn() -> None:
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)])
 def test_colours_change_as_in_torchvision(order: tuple[int, ...]) -> None:
-    picture = Image.fromarray(noise(40, 40)).resize((32, 32))
+    image = Image.fromarray(noise(40, 40)).resize((32, 32))
     for seed in range(10):
         factors = np.random.default_rng(seed).uniform(0.6, 1.4, 3).tolist()
         hue = float(np.random.default_rng(seed).uniform(-0.1, 0.1))
@@ -72,32 +83,32 @@ def test_colours_change_as_in_torchvision(order: tuple[int, ...]) -> None:
             lambda image, f=factors: tv.adjust_saturation(image, f[2]),
             lambda image, h=hue: tv.adjust_hue(image, h),
         ]
-        expected = picture
+        expected = image
         for step in order:
             expected = steps[step](expected)
-        found = show(picture, 32, Drawn((0, 0, 32, 32), jitter=Jitter(*factors, hue, order)))
+        found = show(image, 32, Drawn((0, 0, 32, 32), jitter=Jitter(*factors, hue, order)))
         assert np.array_equal(found, np.asarray(expected))
 
 
 def test_gray_has_no_colour_and_blur_is_a_gaussian() -> None:
-    picture = Image.fromarray(noise(40, 40)).resize((32, 32))
-    gray = show(picture, 32, Drawn((0, 0, 32, 32), gray=True))
-    assert np.array_equal(gray, np.asarray(tv.to_grayscale(picture, 3)))
-    blurred = show(picture, 32, Drawn((0, 0, 32, 32), sigma=1.5)).astype(float)
-    expected = np.asarray(tv.gaussian_blur(picture, [13, 13], [1.5, 1.5])).astype(float)
+    image = Image.fromarray(noise(40, 40)).resize((32, 32))
+    gray = show(image, 32, Drawn((0, 0, 32, 32), gray=True))
+    assert np.array_equal(gray, np.asarray(tv.to_grayscale(image, 3)))
+    blurred = show(image, 32, Drawn((0, 0, 32, 32), sigma=1.5)).astype(float)
+    expected = np.asarray(tv.gaussian_blur(image, [13, 13], [1.5, 1.5])).astype(float)
     assert np.abs(blurred - expected)[8:-8, 8:-8].mean() < 1.5, "Pillow's is made of boxes"
-    assert np.abs(np.asarray(picture).astype(float) - expected)[8:-8, 8:-8].mean() > 10
+    assert np.abs(np.asarray(image).astype(float) - expected)[8:-8, 8:-8].mean() > 10
 
 
 def test_what_was_drawn_tells_the_view() -> None:
-    """On a picture whose colours are coordinates: the crop that is told is the crop that is shown."""
-    picture, size = gradient(256, 128), 32
+    """On an image whose colours are coordinates: the crop that is told is the crop that is shown."""
+    image, size = gradient(256, 128), 32
     centres = (np.arange(size) + 0.5) / size
-    for one in [draw_strong(picture.size, PLAIN, generator("strong", 0, 0, sample, 0)) for sample in range(50)]:
+    for one in [draw_strong(image.size, PLAIN, generator("strong", 0, 0, sample, 0)) for sample in range(50)]:
         left, top, right, bottom = one.box
         across = left + centres * (right - left)
-        view = show(picture, size, one).astype(float)
-        pixels = np.asarray(picture).astype(float)
+        view = show(image, size, one).astype(float)
+        pixels = np.asarray(image).astype(float)
         expected_x = np.interp((across[::-1] if one.flip else across) - 0.5, np.arange(256), pixels[0, :, 0])
         expected_y = np.interp(top + centres * (bottom - top) - 0.5, np.arange(128), pixels[:, 0, 1])
         inside = slice(3, -3)
@@ -107,12 +118,12 @@ def test_what_was_drawn_tells_the_view() -> None:
 
 def test_a_code_is_enough_to_make_the_view_again() -> None:
     """Of all that a code holds: colours change here in one order, which it does not tell."""
-    picture = Image.fromarray(noise(24, 30)).resize((240, 192), Image.Resampling.BICUBIC)
+    image = Image.fromarray(noise(24, 30)).resize((240, 192), Image.Resampling.BICUBIC)
     for sample in range(40):
-        one = draw_strong(picture.size, StrongAugment(), generator("strong", 0, 0, sample, 0))
+        one = draw_strong(image.size, StrongAugment(), generator("strong", 0, 0, sample, 0))
         if one.jitter is not None:
             one = replace(one, jitter=replace(one.jitter, order=(0, 1, 2, 3)))
-        code = np.asarray(one.code(picture.size), dtype=np.float32)
+        code = np.asarray(one.code(image.size), dtype=np.float32)
         assert code.shape == (len(UNCHANGED),)
         x, y, w, h, flip, recoloured, brightness, contrast, saturation, hue, gray, blurred, half = code.tolist()
         again = Drawn(
@@ -122,9 +133,9 @@ def test_a_code_is_enough_to_make_the_view_again() -> None:
             bool(gray),
             2 * half if blurred else None,
         )
-        difference = np.abs(show(picture, 32, one).astype(float) - show(picture, 32, again))
+        difference = np.abs(show(image, 32, one).astype(float) - show(image, 32, again))
         assert difference.max() <= 8 and difference.mean() < 0.2
-    assert Drawn((0, 0, 240, 192)).code(picture.size) == list(UNCHANGED)
+    assert Drawn((0, 0, 240, 192)).code(image.size) == list(UNCHANGED)
 
 
 def test_one_decoding_serves_all_views() -> None:
@@ -132,12 +143,12 @@ def test_one_decoding_serves_all_views() -> None:
     one = draw((200, 160), Augment(), generator("view", 0))
     others = [draw_strong((200, 160), TWO.augment, generator("strong", 0, number)) for number in range(3)]
     png = encoded(Image.fromarray(noise(160, 200)), "PNG")
-    together = apply(open_picture(png), 24, [one, *others])
+    together = apply(open_image(png), 24, [one, *others])
     for view, alone in zip(together, [one, *others], strict=True):
-        assert np.array_equal(view, apply(open_picture(png), 24, [alone])[0])
+        assert np.array_equal(view, apply(open_image(png), 24, [alone])[0])
     smooth = Image.fromarray(noise(20, 25)).resize((200, 160), Image.Resampling.BICUBIC)
     jpeg = encoded(smooth, "JPEG", quality=95)
-    for view, expected in zip(apply(open_picture(jpeg), 24, [one, *others]), apply(smooth, 24, [one, *others]), strict=True):
+    for view, expected in zip(apply(open_image(jpeg), 24, [one, *others]), apply(smooth, 24, [one, *others]), strict=True):
         assert np.abs(view.astype(float) - expected).mean() < 4
 
 
@@ -157,39 +168,39 @@ def test_strong_views_of_a_stream_do_not_depend_on_workers(stamps: Prepared) -> 
     for whole, left, right in zip(alone[1:], *halves, strict=True):
         assert torch.equal(whole["strong"], torch.cat([left["strong"], right["strong"]]))
     seen: dict[int, list[torch.Tensor]] = {}
-    pictures = dict(zip(range(stamps.num_samples), stamps.pictures(np.arange(stamps.num_samples)), strict=True))
+    images = dict(zip(range(stamps.num_samples), stamps.images(np.arange(stamps.num_samples)), strict=True))
     for step, (batch, without) in enumerate(zip(alone, plain, strict=True)):
         assert torch.equal(batch["image"], without["image"])
         assert batch["strong"].shape == (8, 2, 3, 12, 12) and batch["strong"].dtype == torch.uint8
         epoch = step // (len(alone) // 2)
         for sample, views, codes in zip(batch["sample_id"].tolist(), batch["strong"], batch["codes"], strict=True):
             seen.setdefault(sample, []).append(views)
-            data = pictures[sample]
+            data = images[sample]
             assert isinstance(data, bytes)
-            picture = open_picture(data)
+            image = open_image(data)
             for number in range(2):
-                one = draw_strong(picture.size, TWO.augment, generator("strong", 2, epoch, sample, number))
-                assert np.array_equal(views[number].numpy(), apply(open_picture(data), 12, [one])[0])
-                torch.testing.assert_close(codes[1 + number], torch.tensor(one.code(picture.size), dtype=torch.float32))
-            plain_one = draw(picture.size, Augment(), generator("view", 2, epoch, sample, 0))
-            torch.testing.assert_close(codes[0], torch.tensor(plain_one.code(picture.size), dtype=torch.float32))
+                one = draw_strong(image.size, TWO.augment, generator("strong", 2, epoch, sample, number))
+                assert np.array_equal(views[number].numpy(), apply(open_image(data), 12, [one])[0])
+                torch.testing.assert_close(codes[1 + number], torch.tensor(one.code(image.size), dtype=torch.float32))
+            plain_one = draw(image.size, Augment(), generator("view", 2, epoch, sample, 0))
+            torch.testing.assert_close(codes[0], torch.tensor(plain_one.code(image.size), dtype=torch.float32))
     assert any(not torch.equal(found[0], found[1]) for found in seen.values() if len(found) > 1)
 
 
 def test_all_views_may_be_strong(stamps: Prepared) -> None:
     """The plain one is then one more of them, by the next number."""
     (batch, *_) = batches(stamps, replace(TWO, all_strong=True), Augment(), Worker(0, 1, torch.device("cpu"), 1))
-    (sample, *_), (data, *_) = batch["sample_id"].tolist(), stamps.pictures(batch["sample_id"][:1].numpy())
+    (sample, *_), (data, *_) = batch["sample_id"].tolist(), stamps.images(batch["sample_id"][:1].numpy())
     assert isinstance(data, bytes)
     for number, view in enumerate([*batch["strong"][0], batch["image"][0]]):
-        one = draw_strong(open_picture(data).size, TWO.augment, generator("strong", 2, 0, sample, number))
-        assert np.array_equal(view.numpy(), apply(open_picture(data), 12, [one])[0])
+        one = draw_strong(open_image(data).size, TWO.augment, generator("strong", 2, 0, sample, number))
+        assert np.array_equal(view.numpy(), apply(open_image(data), 12, [one])[0])
 
 
 def test_strong_views_beside_the_centre_view(stamps: Prepared) -> None:
     (batch, *_) = batches(stamps, TWO, None, Worker(0, 1, torch.device("cpu"), 1))
-    (data,) = stamps.pictures(batch["sample_id"][:1].numpy())
+    (data,) = stamps.images(batch["sample_id"][:1].numpy())
     assert isinstance(data, bytes)
-    assert np.array_equal(batch["image"][0].numpy(), eval_view(open_picture(data), 12))
+    assert np.array_equal(batch["image"][0].numpy(), eval_view(open_image(data), 12))
     assert batch["strong"][0].float().std() > 0
     assert batch["codes"][0, 0].tolist() == list(UNCHANGED)

@@ -1,4 +1,4 @@
-"""Views: a function of their key, the same whatever way a picture came, and the right part of it."""
+"""Views: a function of their key, the same whatever way an image came, and the right part of it."""
 
 import io
 
@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.images import decode, open_picture
-from pipelines.randomness import generator
-from pipelines.views import Augment, eval_view, train_view
+from pipelines.dataset.images import decode, open_image
+from pipelines.dataset.views import Augment, eval_view, train_view
+from pipelines.program.randomness import generator
 from tests.pipelines.corpus import encoded
 from tests.pipelines.test_images import UPRIGHT, exif, gradient, noise, oriented_jpeg
 
 
 @pytest.mark.parametrize(("width", "height"), [(256, 256), (256, 128)])
 def test_a_training_view_is_a_crop_of_the_chosen_area_and_ratio(width: int, height: int) -> None:
-    """On a picture whose colours are coordinates the crop's corners can be read back from the view."""
-    picture, size, augment = gradient(width, height), 32, Augment(crop_scale=(0.2, 0.6), crop_ratio=(0.8, 1.25))
+    """On an image whose colours are coordinates the crop's corners can be read back from the view."""
+    image, size, augment = gradient(width, height), 32, Augment(crop_scale=(0.2, 0.6), crop_ratio=(0.8, 1.25))
     shares, ratios, mirrored = [], [], []
     for sample in range(200):
-        view = train_view(picture, size, augment, generator("view", 0, 0, sample)).astype(float)
+        view = train_view(image, size, augment, generator("view", 0, 0, sample)).astype(float)
         assert view.shape == (3, size, size)
         # Edges are blurred against the border, so slopes are read from the inside.
         slope_x = (view[0, size // 2, -5] - view[0, size // 2, 4]) / (size - 9)
@@ -34,29 +34,29 @@ def test_a_training_view_is_a_crop_of_the_chosen_area_and_ratio(width: int, heig
 
 
 def test_views_are_a_function_of_the_key_alone() -> None:
-    picture, augment = Image.fromarray(noise(40, 40)), Augment()
-    first = train_view(picture, 24, augment, generator("view", 3, 1, 7))
+    image, augment = Image.fromarray(noise(40, 40)), Augment()
+    first = train_view(image, 24, augment, generator("view", 3, 1, 7))
     np.random.seed(1)
-    assert np.array_equal(first, train_view(picture, 24, augment, generator("view", 3, 1, 7)))
+    assert np.array_equal(first, train_view(image, 24, augment, generator("view", 3, 1, 7)))
     for key in [(4, 1, 7), (3, 2, 7), (3, 1, 8)]:
-        assert not np.array_equal(first, train_view(picture, 24, augment, generator("view", *key)))
+        assert not np.array_equal(first, train_view(image, 24, augment, generator("view", *key)))
 
 
 def test_without_flip_nothing_is_mirrored_and_the_whole_may_be_shown() -> None:
-    picture, augment = gradient(64, 64), Augment(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
+    image, augment = gradient(64, 64), Augment(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
     for sample in range(8):
-        assert np.array_equal(train_view(picture, 64, augment, generator("view", sample)), np.asarray(picture).transpose(2, 0, 1))
+        assert np.array_equal(train_view(image, 64, augment, generator("view", sample)), np.asarray(image).transpose(2, 0, 1))
 
 
-def test_a_crop_that_never_fits_falls_back_to_the_whole_picture() -> None:
-    """A very wide picture holds no square of its whole area."""
-    picture, augment = gradient(200, 10), Augment(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
-    view = train_view(picture, 20, augment, generator("view", 0))
+def test_a_crop_that_never_fits_falls_back_to_the_whole_image() -> None:
+    """A very wide image holds no square of its whole area."""
+    image, augment = gradient(200, 10), Augment(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
+    view = train_view(image, 20, augment, generator("view", 0))
     assert view[0, 10, 0] < 12 and view[0, 10, -1] > 188
 
 
 def view_by_hand(data: bytes, size: int, augment: Augment, random: np.random.Generator) -> np.ndarray:
-    """What a view must be, of a picture without transparency or orientation: ten tries for a box, x before y."""
+    """What a view must be, of an image without transparency or orientation: ten tries for a box, x before y."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     box = (0.0, 0.0, float(image.width), float(image.height))
     for _ in range(10):
@@ -82,7 +82,7 @@ def test_a_view_is_exactly_what_it_always_was(file_format: str, options: dict, h
         expected = view_by_hand(data, size, augment, generator("view", sample))
         assert np.array_equal(train_view(decode(data), size, augment, generator("view", sample)), expected)
         if file_format != "JPEG":
-            assert np.array_equal(train_view(open_picture(data), size, augment, generator("view", sample)), expected)
+            assert np.array_equal(train_view(open_image(data), size, augment, generator("view", sample)), expected)
 
 
 def photo(width: int, height: int) -> np.ndarray:
@@ -105,7 +105,7 @@ def test_a_view_of_a_jpeg_that_comes_out_smaller_shows_the_same(orientation: int
     pixels, augment, size = photo(width, height), Augment(crop_scale=(0.3, 0.9)), 48
     data = oriented_jpeg(pixels, orientation)
     for sample in range(6):
-        view = train_view(open_picture(data), size, augment, generator("view", sample)).astype(float)
+        view = train_view(open_image(data), size, augment, generator("view", sample)).astype(float)
         whole = train_view(decode(data), size, augment, generator("view", sample)).astype(float)
         difference = view - whole
         assert difference.any()  # it was decoded smaller
@@ -125,23 +125,23 @@ def test_the_crop_of_a_smaller_jpeg_still_has_the_pixels_of_the_view(monkeypatch
 
     monkeypatch.setattr(Image.Image, "resize", noted)
     for sample in range(100):
-        train_view(open_picture(data), size, Augment(crop_scale=(0.1, 1.0)), generator("view", sample))
+        train_view(open_image(data), size, Augment(crop_scale=(0.1, 1.0)), generator("view", sample))
     sides = np.array([(right - left, bottom - top) for _, (left, top, right, bottom) in boxes])
     assert sides.min() >= size and len({image_size for image_size, _ in boxes}) >= 3  # decoded whole, by half, by a quarter
 
 
-def test_the_whole_of_a_smaller_jpeg_ends_where_the_picture_ends() -> None:
+def test_the_whole_of_a_smaller_jpeg_ends_where_the_image_ends() -> None:
     """Also where it was mirrored: a box past the last pixel, be it by a rounding error, would be refused."""
     augment = Augment(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
     for width in range(65, 300):
         for orientation in (1, 3):
             data = encoded(Image.new("RGB", (width, 64)), "JPEG", exif=exif(orientation))
-            assert train_view(open_picture(data), 15, augment, generator("view", 0)).shape == (3, 15, 15)
+            assert train_view(open_image(data), 15, augment, generator("view", 0)).shape == (3, 15, 15)
 
 
 def test_the_evaluation_view_is_never_decoded_smaller() -> None:
     data = oriented_jpeg(photo(600, 400), 6)
-    assert np.array_equal(eval_view(open_picture(data), 32), eval_view(decode(data), 32))
+    assert np.array_equal(eval_view(open_image(data), 32), eval_view(decode(data), 32))
 
 
 def test_the_evaluation_view_is_the_centre_square() -> None:

@@ -9,10 +9,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import yaml_text
-from pipelines.settings import UserError, parse_overrides, read_yaml
+from pipelines.program import yaml_text
+from pipelines.program.settings import UserError, parse_overrides, read_yaml
+from pipelines.program.yaml_text import dump, parse
 from pipelines.sources.configurations import by_readme
-from pipelines.yaml_text import dump, parse
 
 # YAML 1.2.2, section 10.3.2: tag:yaml.org,2002:float of the core schema, without infinities.
 CORE_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")

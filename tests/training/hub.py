@@ -1,4 +1,4 @@
-"""Folders as from the hub, with small random models, and pictures to embed."""
+"""Folders as from the hub, with small random models, and images to embed."""
 
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ def hub(kind: str, folder: Path) -> Path:
     text = sizes | {"eos_token_id": 49407, "bos_token_id": 49406, "pad_token_id": 49407, "vocab_size": 49408}
     text |= {"max_position_embeddings": 16}
     size = {"height": 32, "width": 32}
-    pictures: Any = t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size)
-    processor: Any = t.CLIPProcessor(pictures, tokenizer)
+    images: Any = t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size)
+    processor: Any = t.CLIPProcessor(images, tokenizer)
     torch.manual_seed(0)
     if kind == "clip":
         model: Any = t.CLIPModel(t.CLIPConfig(text_config=text, vision_config=vision, projection_dim=20))

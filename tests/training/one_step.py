@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.banks import Pool
-from pipelines.display import Display
-from pipelines.prepared import Prepared
-from pipelines.stream import Worker
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Worker
+from pipelines.features.feature_store import Pool
+from pipelines.program.display import Display
 from training import loop
 from training.config import TrainSettings
 from training.plan import Plan, held_out_data, make_order, make_plan

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.banks import Pool
-from pipelines.display import Display
-from pipelines.lookup import bank_rows
-from pipelines.prepared import Prepared
-from pipelines.settings import validate
-from pipelines.stream import Worker
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Worker
+from pipelines.features.feature_store import Pool
+from pipelines.features.rows_by_id import bank_rows
+from pipelines.program.display import Display
+from pipelines.program.settings import validate
 from training.checkpoint import find_checkpoint, load_checkpoint, load_embedder
+from training.checkpoint_registry import settle
 from training.config import TrainSettings
 from training.loop import build_state
 from training.plan import held_out_data, keep_towers, make_order, make_plan
-from training.registered import settle
 
 TEXTS = ["a square of colour 3", "A photo of TWO cats, on a mat!"]
 

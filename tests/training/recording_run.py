@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import cast
 
 import training.plan
-from pipelines.batch import Batch
-from pipelines.cli import run_program
-from pipelines.order import Order
-from pipelines.settings import load, parse_overrides
-from pipelines.stream import Stream, Unusable, Worker
+from pipelines.dataset.batch import Batch
+from pipelines.dataset.order import Order
+from pipelines.dataset.stream import Stream, Unusable, Worker
+from pipelines.program.cli import run_program
+from pipelines.program.settings import load, parse_overrides
 from training.__main__ import _run
 from training.config import TrainSettings
 from training.stopping import Asked

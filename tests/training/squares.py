@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipelines.banks import Pool
-from pipelines.display import Display
-from pipelines.prepared import FORMAT_VERSION, Prepared
-from pipelines.settings import apply_overrides, validate
-from pipelines.tokenizer import train_tokenizer
+from pipelines.dataset.prepared import FORMAT_VERSION, Prepared
+from pipelines.dataset.tokenizer import train_tokenizer
+from pipelines.features.feature_store import Pool
+from pipelines.program.display import Display
+from pipelines.program.settings import apply_overrides, validate
 from tests.conftest import png
 from training.config import TrainSettings
 from training.plan import Plan, held_out_data, make_order, make_plan

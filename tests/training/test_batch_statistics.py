@@ -8,10 +8,10 @@ import timm.layers
 import torch
 from torch import nn
 
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from tests.training.squares import planner, write_root
+from training.dry_run import check_build
 from training.plan import Plan
-from training.rehearsal import check_build
 from training.towers.base import batch_statistics, synchronised
 from training.towers.image import TimmSettings
 

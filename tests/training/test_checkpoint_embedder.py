@@ -11,18 +11,18 @@ import torch
 from pydantic import TypeAdapter
 
 from evaluation.suite import SuiteSettings, held_out
-from pipelines.order import Order
-from pipelines.prepared import Prepared
-from pipelines.settings import validate
-from pipelines.stream import Stream, whole_pictures
-from pipelines.tokenizer import train_tokenizer
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Stream, whole_images
+from pipelines.dataset.tokenizer import train_tokenizer
+from pipelines.program.settings import validate
 from training.checkpoint import CheckpointEmbedder, load_embedder, save_checkpoint
+from training.checkpoint_registry import seal
 from training.config import TrainSettings
 from training.objectives import ObjectiveUnion
 from training.objectives.base import Objective, Task
 from training.plan import Plan, Scored
 from training.precision import unit
-from training.registered import seal
 from training.state import TrainState
 
 SIZES = {"states_width": 16, "vocabulary_size": 50, "guide_widths": (4, 4)}
@@ -65,13 +65,13 @@ def resealed(folder: Path) -> Path:
 @pytest.mark.parametrize("head", [{"name": "linear"}, {"name": "mlp"}, {"name": "augmented"}])
 def test_the_head_makes_the_rows_of_the_features(stamps: Prepared, tmp_path: Path, head: dict) -> None:
     state = save(stamps, tmp_path / "run", image_head=head)
-    pictures = list(whole_pictures(stamps, np.arange(5)))
+    images = list(whole_images(stamps, np.arange(5)))
     embedder = load_embedder(str(tmp_path / "run"))
-    features = embedder.image_features(pictures)
+    features = embedder.image_features(images)
     assert features.dtype == np.float32 and features.shape == (5, 16) and features.std(axis=0).mean() > 0
     with torch.no_grad():
         rows: Any = state.encoder.eval().image_head(torch.from_numpy(features))  # type: ignore[operator]
-    assert unit(rows).numpy() == pytest.approx(embedder.embed_images(pictures), abs=1e-5)
+    assert unit(rows).numpy() == pytest.approx(embedder.embed_images(images), abs=1e-5)
 
 
 LEARNED = ["clip", "siglip", "psd", "cyclip", "albef", "slip", "clip-ping", "a-clip-ping", "mcd", "declip", "distill"]
@@ -167,8 +167,8 @@ def test_a_locked_towers_weights_are_in_it(stamps: Prepared, tmp_path: Path) -> 
     torch.save(saved, run / "state.pt")
     first = CheckpointEmbedder(resealed(run)).fingerprint
     assert CheckpointEmbedder(run).fingerprint == first
-    pictures = list(whole_pictures(stamps, np.arange(2)))
-    assert CheckpointEmbedder(run).image_features(pictures).shape == (2, 96)
+    images = list(whole_images(stamps, np.arange(2)))
+    assert CheckpointEmbedder(run).image_features(images).shape == (2, 96)
     with torch.no_grad():
         next(network.parameters())[0, 0] += 1e-3
     torch.save(network.state_dict(), tmp_path / "w.pt")

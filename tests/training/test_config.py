@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from pipelines.settings import UserError, validate
+from pipelines.program.settings import UserError, validate
 from training.config import TrainSettings
 
 TREE = {
@@ -43,7 +43,7 @@ def settings(**changes: object) -> TrainSettings:
         ),
         (
             {"objective": {"name": "slip"}, "image_tower": {"name": "conv", "mode": "frozen"}},
-            "objective.name: slip teaches the image tower by strong views of pictures, and "
+            "objective.name: slip teaches the image tower by strong views of images, and "
             "image_tower.mode=frozen does not train it; "
             "choose trainable, or another objective",
         ),

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.prepared import Prepared
-from pipelines.settings import load, parse_overrides
-from pipelines.tokenizer import train_tokenizer
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.tokenizer import train_tokenizer
+from pipelines.program.settings import load, parse_overrides
 from tests.training.one_step import one_step as take_one_step
 from training.config import TrainSettings
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.batch import Batch
+from pipelines.dataset.batch import Batch
 from tests.training.gloo import Gloo
 from training import distributed
 from training.config import TrainSettings
@@ -73,22 +73,22 @@ def settings(objective: str, **changes: Any) -> TrainSettings:
         "global_batch_size": ROWS,
     }
     if objective == "distill":
-        tree["guides"] = {"image_encoder": {"name": "conv"}, "text_encoder": {"name": "bag"}}  # never built
+        tree["frozen_encoders"] = {"image_encoder": {"name": "conv"}, "text_encoder": {"name": "bag"}}  # never built
     return TrainSettings.model_validate(tree | changes)
 
 
 def global_batch(step: int) -> dict[str, Tensor]:
-    """All columns that an objective may need. Captions and pictures repeat, within a worker's part and across parts."""
+    """All columns that an objective may need. Captions and images repeat, within a worker's part and across parts."""
     random = torch.Generator().manual_seed(step)
     image_id = torch.arange(ROWS) + 10
     text_id = torch.arange(ROWS) + 20
     text_id[[4, 5, 11]] = 20
     image_id[[3, 7]] = 11
-    pictures = torch.randint(256, (ROWS, 3, 16, 16), generator=random, dtype=torch.uint8)
+    images = torch.randint(256, (ROWS, 3, 16, 16), generator=random, dtype=torch.uint8)
     texts = torch.randint(VOCABULARY, (ROWS, TOKENS), generator=random)
     hidden = torch.rand(ROWS, TOKENS, generator=random) < 0.3
     return {
-        "image": pictures[image_id - 10],
+        "image": images[image_id - 10],
         "text": texts[text_id - 20],
         "text_mask": torch.ones(ROWS, TOKENS, dtype=torch.int64),
         "image_id": image_id,

@@ -13,7 +13,7 @@ import torch
 
 from evaluation import retrieval
 from evaluation.embedder import load_embedder
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from tests.training.hub import hub, photographs
 
 MODEL = "raylign-embedder-test"
@@ -86,8 +86,8 @@ def test_the_scale_is_the_models_own(published: Path, folder: Path) -> None:
         network = AutoModel.from_pretrained(folder).eval()
         network.logit_scale.fill_(np.log(30))  # the same in a test and in a published model
         network.save_pretrained(folder)
-        pictures, ids = torch.rand(2, 3, 32, 32), torch.tensor([[49406, 5, 6, 49407], [49406, 700, 8, 49407]])
-        out = network(input_ids=ids, pixel_values=pictures)
+        images, ids = torch.rand(2, 3, 32, 32), torch.tensor([[49406, 5, 6, 49407], [49406, 700, 8, 49407]])
+        out = network(input_ids=ids, pixel_values=images)
         cosines = out.text_embeds @ out.image_embeds.T
         slope = (out.logits_per_text - out.logits_per_text[0, 0])[1] / (cosines - cosines[0, 0])[1]
         embedder = load_embedder("training.embedders:huggingface", {"weights": str(folder)})
@@ -158,7 +158,7 @@ def test_what_is_no_dual_encoder_is_named(tmp_path: Path) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     BertModel(BertConfig(**sizes, vocab_size=30)).save_pretrained(tmp_path)
     BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"embedder_arguments\.weights: .* is a BertModel, which does not embed pictures"):
+    with pytest.raises(UserError, match=r"embedder_arguments\.weights: .* is a BertModel, which does not embed images"):
         load_embedder("training.embedders:huggingface", {"weights": str(tmp_path)})
     with pytest.raises(UserError, match=r"embedder_arguments\.weights: .*/nothing"):
         load_embedder("training.embedders:huggingface", {"weights": f"{tmp_path}/nothing"})

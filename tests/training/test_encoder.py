@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pipelines.batch import Batch
-from pipelines.settings import UserError
-from pipelines.views import UNCHANGED
+from pipelines.dataset.batch import Batch
+from pipelines.dataset.views import UNCHANGED
+from pipelines.program.settings import UserError
 from training.encoder import AugmentedHead, DualEncoder, IdentityHead, LinearHead, MlpHead, build_encoder
 from training.precision import unit
 from training.towers.image import ConvSettings, ImageTowerSettings, TimmSettings

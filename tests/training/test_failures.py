@@ -8,12 +8,12 @@ import pytest
 import ray.exceptions
 import torch
 
-from pipelines.display import Display
-from pipelines.remote import Unreachable
-from pipelines.settings import UserError
+from pipelines.io.retry import Unreachable
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError
 from training.config import ResourceSettings
 from training.failures import EndAtOnce, may_pass
-from training.fit import run_workers
+from training.ray_train import run_workers
 
 
 def of_a_task(cause: Exception) -> Exception:
@@ -46,7 +46,7 @@ PASS = [
     RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]:4123"),
 ]
 STAY = [
-    UserError("data.path: the picture of sample 3 cannot be used"),
+    UserError("data.path: the image of sample 3 cannot be used"),
     RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x8 and 9x8)"),
     RuntimeError("Expected to have finished reduction in the prior iteration before starting a new one"),
     ValueError("x"),

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
-from pipelines.settings import load, validate
+from pipelines.dataset.prepared import Prepared
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.display import Display
+from pipelines.program.settings import load, validate
 from tests.pipelines.rows import write_karpathy
 from training.checkpoint import find_checkpoint
 from training.config import TrainSettings
@@ -28,7 +28,7 @@ def test_the_recipe_chooses_by_the_mean_of_six_recalls_and_tests_elsewhere() -> 
     prepared = load(PrepareSettings, ROOT / "pipelines" / "configs" / "coco-finetune.yaml")
     assert (prepared.output, prepared.splits) == (settings.data.path, "source")
     assert settings.checkpoint.best == f"retrieval/{prepared.source.title()}/mean_recall"
-    assert settings.objective.needs.ids, "pictures' other captions are no negatives"
+    assert settings.objective.needs.ids, "images' other captions are no negatives"
     optimizer = settings.optimizer
     assert (optimizer.lr, optimizer.weight_decay, settings.global_batch_size, settings.epochs) == (1e-5, 0.1, 256, 10)
     assert settings.schedule.name == "cosine" and settings.data.augment is not None  # null: always the first caption

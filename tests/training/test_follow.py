@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from pipelines.display import Display
+from pipelines.program.display import Display
 from tests.patience import wait_until
-from training import fit
+from training import ray_train
 from training.plan import Plan
 
 
@@ -42,11 +42,11 @@ def write(run: Path, *steps: int, when: float) -> None:
 def test_the_bar_shows_no_step_of_a_dead_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: int | None, first: int
 ) -> None:
-    monkeypatch.setattr(fit, "newest_step", lambda run: saved)
+    monkeypatch.setattr(ray_train, "newest_step", lambda run: saved)
     write(tmp_path, 40, 50, 57, when=1.0)
     (tmp_path / "restarts.jsonl").write_text(json.dumps({"time": 1.0, "cause": "of the dead start", "workers": {}}) + "\n")
     shown = Shown()
-    follower: Any = fit._Follower(tmp_path, cast(Plan, SimpleNamespace(total_steps=100)), cast(Display, shown))
+    follower: Any = ray_train._Follower(tmp_path, cast(Plan, SimpleNamespace(total_steps=100)), cast(Display, shown))
     with follower:
         wait_until(lambda: bool(shown.steps))
         with (tmp_path / "restarts.jsonl").open("a") as file:

@@ -13,10 +13,10 @@ from ray._raylet import PlacementGroupID
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import PlacementGroup
 
-from pipelines.prepared import Prepared
+from pipelines.dataset.prepared import Prepared
 from tests.patience import wait_until
 from tests.training.squares import prepared_by_hand
-from training.room import HELD
+from training.placement import HELD
 
 pytestmark = pytest.mark.e2e
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import ray.train
 
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from training import metrics_log
+from training.checkpoint_registry import newest_checkpoint, seal
 from training.metrics_log import MetricsLog, Recorder, append_lines, read_metrics
-from training.registered import newest_checkpoint, seal
 
 
 def steps(path: Path) -> list[tuple[int, float]]:

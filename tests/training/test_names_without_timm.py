@@ -30,7 +30,7 @@ def test_others_are_not(name: str) -> None:
 
 def test_a_config_is_read_without_timm_and_ray() -> None:
     code = (
-        "import sys; from pipelines.settings import load; from training.config import TrainSettings; "
+        "import sys; from pipelines.program.settings import load; from training.config import TrainSettings; "
         "load(TrainSettings, 'training/configs/openmoji.yaml'); print({'timm', 'ray', 'transformers'} & set(sys.modules))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)

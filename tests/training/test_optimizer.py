@@ -7,7 +7,7 @@ import torch
 import yaml
 from torch import nn
 
-from pipelines.settings import UserError, validate
+from pipelines.program.settings import UserError, validate
 from training.encoder import MlpHead
 from training.objectives.base import Task
 from training.objectives.clip import ClipSettings

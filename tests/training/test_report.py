@@ -19,9 +19,9 @@ import yaml
 from PIL import Image
 
 from evaluation.suite import HeldOut, SuiteSettings, held_out, mean_recalls, score
-from pipelines.prepared import FORMAT_VERSION, Prepared
+from pipelines.dataset.prepared import FORMAT_VERSION, Prepared
 from tests.patience import PATIENCE
-from training.registered import NEWEST
+from training.checkpoint_registry import NEWEST
 from training.report import main, write_report
 
 NASTY = "<script>alert('x')</script> & \"quotes\" <img src=http://example.org/x.png>"
@@ -31,7 +31,7 @@ HEX = "0123456789abcdef"
 
 
 def colour(sample_id: int) -> tuple[int, int, int]:
-    """Every picture has one colour of its own."""
+    """Every image has one colour of its own."""
     return (20 * sample_id % 256, (70 + 90 * sample_id) % 256, (160 + 37 * sample_id) % 256)
 
 
@@ -237,7 +237,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """23 held-out pictures: one with two captions, two with the same one, one with HTML in it."""
+    """23 held-out images: one with two captions, two with the same one, one with HTML in it."""
     folder = tmp_path_factory.mktemp("report")
     captions = [[f"square number {i}"] for i in range(23)]
     captions[0], captions[4], captions[9], captions[11] = [NASTY], ["shared", "four"], ["twice"], ["twice"]
@@ -247,13 +247,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(folder / "runs" / "tried", prepared, result, data, rows, read(folder / "runs" / "tried" / "report.html"))
 
 
-def sample_of(image: Element) -> int:
+def sample_of(thumbnail: Element) -> int:
     """Which sample a thumbnail shows, told by its pixels."""
-    kind, _, data = image.attributes["src"].partition(";base64,")
+    kind, _, data = thumbnail.attributes["src"].partition(";base64,")
     assert kind == "data:image/webp"
-    picture = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
-    assert max(picture.size) <= 128
-    pixel = picture.getpixel((picture.width // 2, picture.height // 2))
+    image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+    assert max(image.size) <= 128
+    pixel = image.getpixel((image.width // 2, image.height // 2))
     distances = [sum(abs(a - b) for a, b in zip(pixel, colour(i), strict=True)) for i in range(26)]
     assert sorted(distances)[0] < 12 < sorted(distances)[1]
     return int(np.argmin(distances))
@@ -341,8 +341,8 @@ def test_data_and_its_attribution_are_on_the_page(made: Made):
     section = next(s for s in made.page.all("section") if s.attributes["id"] == "data").text
     for said in (ATTRIBUTION, "CC0-1.0", HEX * 2, "1,033", "too small", "empty caption 1,000", "26", "shuffled on purpose 1,008"):
         assert said in section
-    pictures = next(s for s in made.page.all("section") if s.attributes["id"] == "pictures").text
-    assert ATTRIBUTION in pictures and "CC0-1.0" in pictures
+    images = next(s for s in made.page.all("section") if s.attributes["id"] == "images").text
+    assert ATTRIBUTION in images and "CC0-1.0" in images
 
 
 def test_what_is_needed_to_do_it_again_is_on_the_page(made: Made):
@@ -366,7 +366,7 @@ def test_captions_are_text_and_never_markup(made: Made):
     assert "net_<small>" in made.page.all("header")[0].text
 
 
-def test_pictures_found_for_captions_are_those_that_retrieval_finds(made: Made):
+def test_images_found_for_captions_are_those_that_retrieval_finds(made: Made):
     searches = made.page.all("li", "search")
     assert len(searches) == 10
     scores = made.rows["texts"] @ made.rows["images"].T
@@ -394,7 +394,7 @@ def test_pictures_found_for_captions_are_those_that_retrieval_finds(made: Made):
     assert outcomes == {True, False}  # else half of this test tested nothing
 
 
-def test_captions_found_for_pictures_are_those_that_retrieval_finds(made: Made):
+def test_captions_found_for_images_are_those_that_retrieval_finds(made: Made):
     cards = made.page.all("li", "card")
     assert len(cards) == 10
     scores = made.rows["images"] @ made.rows["texts"].T
@@ -416,7 +416,7 @@ def test_captions_found_for_pictures_are_those_that_retrieval_finds(made: Made):
     assert outcomes == {True, False}
 
 
-def test_equal_captions_are_right_for_each_others_pictures(tmp_path: Path):
+def test_equal_captions_are_right_for_each_others_images(tmp_path: Path):
     prepared = prepare_by_hand(tmp_path / "data", [["twice"], ["twice"], ["once"]])
     result, data, _ = run_by_hand(tmp_path / "run", prepared)
     write_report(tmp_path / "run", result, data)

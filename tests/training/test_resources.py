@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from training.config import ResourceSettings
+from training.placement import Room
 from training.resources import Cluster, plan_resources
-from training.room import Room
 
 
 @pytest.mark.parametrize(

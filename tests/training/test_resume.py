@@ -19,7 +19,7 @@ from program import ROOT, Program
 from recording_run import consumed_in
 
 from tests.patience import PATIENCE, wait_until
-from training.registered import newest_checkpoint
+from training.checkpoint_registry import newest_checkpoint
 
 import psutil  # isort: skip  comes with ray
 

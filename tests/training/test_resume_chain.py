@@ -1,5 +1,5 @@
 """Killed again and again, with another number of workers each time: every epoch still consumes the samples that an undisturbed
-run does, each as often, though some pictures of the indexed dataset cannot be used.
+run does, each as often, though some images of the indexed dataset cannot be used.
 
 RAYLIGN_KILLS=20 for more kills than a short test has patience for.
 """
@@ -47,14 +47,14 @@ CONFIG: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pairs indexed where they lie; then some of the training pictures break."""
+    """Pairs indexed where they lie; then some of the training images break."""
     root = tmp_path_factory.mktemp("chain")
     (root / "pairs").mkdir()
     for i in range(PAIRS):
         pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / "pairs" / f"{i:03d}.png")
         (root / "pairs" / f"{i:03d}.txt").write_text(f"thing number {i}")
-    config = {"source": {"name": "folder", "path": str(root / "pairs")}, "output": str(root / "data"), "way": "index"}
+    config = {"source": {"name": "folder", "path": str(root / "pairs")}, "output": str(root / "data"), "mode": "index"}
     (root / "pairs.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "pipelines", str(root / "pairs.yaml"), "--quiet"]
     subprocess.run(command, cwd=ROOT, check=True, timeout=PATIENCE)
@@ -102,7 +102,7 @@ def undisturbed(folder: Path) -> Counter[tuple[int, int]]:
     return consumed(folder, "undisturbed")
 
 
-def test_broken_pictures_are_replaced_and_listed(folder: Path, undisturbed: Counter[tuple[int, int]]) -> None:
+def test_broken_images_are_replaced_and_listed(folder: Path, undisturbed: Counter[tuple[int, int]]) -> None:
     keys = [f"{i:03d}.png" for i in range(PAIRS)]
     listed = [json.loads(line) for line in (folder / "undisturbed" / "unusable.jsonl").read_text().splitlines()]
     split = json.loads((folder / "data" / "manifest.json").read_text())["splits"]

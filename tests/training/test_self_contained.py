@@ -20,20 +20,20 @@ import timm
 import torch
 from transformers import SiglipImageProcessor
 
-from pipelines.banks import Pool
-from pipelines.display import Display
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError, validate
-from pipelines.stream import Worker
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Worker
+from pipelines.features.feature_store import Pool
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, validate
 from tests.training.opened_elsewhere import embedded, going_on
 from tests.training.squares import prepared_by_hand
 from tests.training.towers.text_models import DUAL, TEXT
 from tests.training.towers.text_models import save as save_text
 from training.checkpoint import load_embedder, save_checkpoint
+from training.checkpoint_registry import put, seal
 from training.config import TrainSettings
 from training.loop import build_state
 from training.plan import held_out_data, keep_towers, make_order, make_plan
-from training.registered import put, seal
 
 SIZE, ROOT = 32, Path(__file__).parents[2]
 CPU = Worker(0, 1, torch.device("cpu"), 1.0)
@@ -87,8 +87,8 @@ def cases(folder: Path) -> dict[str, dict[str, Any]]:
         "vision": {"image_tower": towers["vision"], "text_tower": {"name": "transformer", "width": 16, "max_tokens": 9}},
         "chained": {"image_tower": first, "text_tower": words},
         "chained-locked": {"image_tower": first | locked, "text_tower": words | locked},
-        "guided": {"image_tower": CONV, "text_tower": BAG, "objective": {"name": "clip-ping"}, "guides": both},
-        "guided-live": {"image_tower": CONV, "text_tower": BAG, "objective": {"name": "a-clip-ping"}, "guides": both},
+        "guided": {"image_tower": CONV, "text_tower": BAG, "objective": {"name": "clip-ping"}, "frozen_encoders": both},
+        "guided-live": {"image_tower": CONV, "text_tower": BAG, "objective": {"name": "a-clip-ping"}, "frozen_encoders": both},
     }
 
 

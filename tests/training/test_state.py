@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from evaluation.suite import SuiteSettings, held_out
-from pipelines.batch import Batch
-from pipelines.order import Order
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError, validate
-from pipelines.stream import Item, Stream, whole_pictures
-from pipelines.tokenizer import TextTokenizer, train_tokenizer
-from pipelines.views import eval_view
+from pipelines.dataset.batch import Batch
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Item, Stream, whole_images
+from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
+from pipelines.dataset.views import eval_view
+from pipelines.program.settings import UserError, validate
 from training.checkpoint import load_checkpoint, load_embedder, save_checkpoint
 from training.config import TrainSettings
 from training.plan import Plan, Scored
@@ -45,8 +45,8 @@ def plan(stamps: Prepared, tokenizer: TextTokenizer) -> Plan:
     settings = validate(TrainSettings, tree, "t")
     order = Order(stamps.path, stamps.fingerprint, "train", None, 0, 4)
     stream = Stream(stamps, frozenset({"image", "text", "text_mask", "image_id", "text_id"}), 0, 12, None, tokenizer)
-    pictures = Stream(stamps, frozenset({"image"}), image_size=12)
-    scored = Scored(held_out(stamps, SuiteSettings()), pictures, None, None, "held_out.npz")
+    images = Stream(stamps, frozenset({"image"}), image_size=12)
+    scored = Scored(held_out(stamps, SuiteSettings()), images, None, None, "held_out.npz")
     return Plan(settings, order, stream, (scored,), tokenizer, "test")
 
 
@@ -139,14 +139,14 @@ def test_the_embedder_of_a_checkpoint_gives_the_encoders_rows(plan: Plan, stamps
     advance(state, plan, 2)
     save_checkpoint(tmp_path, state, plan, {})
     embedder = load_embedder(str(tmp_path))
-    pictures = list(whole_pictures(stamps, np.arange(3)))
-    pixels = torch.from_numpy(np.stack([eval_view(p, 12) for p in pictures]))
+    images = list(whole_images(stamps, np.arange(3)))
+    pixels = torch.from_numpy(np.stack([eval_view(p, 12) for p in images]))
     state.encoder.eval()
     with torch.no_grad():
         expected = state.encoder.embed_images(pixels).numpy()
-        texts = state.encoder.embed_texts(*(torch.from_numpy(a) for a in plan.tokenizer(["a thing", "picture number 3"]))).numpy()
-    assert embedder.embed_images(pictures) == pytest.approx(expected, abs=1e-6)
-    assert embedder.embed_texts(["a thing", "picture number 3"]) == pytest.approx(texts, abs=1e-6)
+        texts = state.encoder.embed_texts(*(torch.from_numpy(a) for a in plan.tokenizer(["a thing", "image number 3"]))).numpy()
+    assert embedder.embed_images(images) == pytest.approx(expected, abs=1e-6)
+    assert embedder.embed_texts(["a thing", "image number 3"]) == pytest.approx(texts, abs=1e-6)
 
 
 def test_a_folder_without_checkpoint_is_explained(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipelines.batch import Batch
-from pipelines.randomness import torch_seed
-from pipelines.settings import validate
+from pipelines.dataset.batch import Batch
+from pipelines.program.randomness import torch_seed
+from pipelines.program.settings import validate
 from training.config import TrainSettings
 from training.encoder import build_encoder
 from training.objectives.base import Embeddings, Task
@@ -61,7 +61,7 @@ def batch() -> Batch:
         "image": torch.randint(0, 256, (ROWS, 3, 16, 16), generator=generator, dtype=torch.uint8),
         "text": torch.randint(0, VOCABULARY, (ROWS, TOKENS), generator=generator),
         "text_mask": (torch.arange(TOKENS) < torch.arange(ROWS)[:, None] % TOKENS + 1).long(),
-        "image_id": torch.tensor([0, 1, 2, 3, 4, 5, 6, 0]),  # rows 0 and 7 show the same picture
+        "image_id": torch.tensor([0, 1, 2, 3, 4, 5, 6, 0]),  # rows 0 and 7 show the same image
         "text_id": torch.arange(ROWS),
     }
 

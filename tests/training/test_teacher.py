@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.batch import Batch
-from pipelines.settings import UserError, validate
+from pipelines.dataset.batch import Batch
+from pipelines.program.settings import UserError, validate
 from tests.training.gloo import Gloo
 from training import distributed
 from training.config import TrainSettings
@@ -83,7 +83,7 @@ def test_an_update_by_hand(student: Student) -> None:
 
 
 def test_a_teacher_of_images_runs_no_texts() -> None:
-    """It embeds pictures and strong views, as its copy of the encoder does."""
+    """It embeds images and strong views, as its copy of the encoder does."""
 
     class Images(nn.Module):
         def __init__(self) -> None:

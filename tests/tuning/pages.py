@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.training.test_report import Element, read
 from tests.tuning.tables import write
-from tuning.report import write_report
+from tuning.reporting import write_report
 
 
 def page_of(folder: Path, trials: Any, curves: Any = None, **changes: Any) -> Element:

@@ -12,7 +12,7 @@ import pytest
 from evaluation import items as outcomes
 from evaluation.suite import HeldOut, SuiteSettings, held_out, mean_recalls, score
 from tests.training.test_report import prepare_by_hand
-from tuning.items import FILE, Items, read_items, variance, write_items
+from tuning.held_out_items import FILE, Items, read_items, variance, write_items
 from tuning.statistics import compare, verdict
 
 
@@ -21,7 +21,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def embeddings(data: HeldOut, seed: int) -> dict[str, np.ndarray]:
-    """Of pictures, and of captions that lie near them: some are found, and some are not."""
+    """Of images, and of captions that lie near them: some are found, and some are not."""
     random = np.random.default_rng(seed)
     images = unit(random.normal(size=(len(data.sample_ids), 8))).astype(np.float32)
     texts = unit(images[data.image_of_text] + 0.5 * random.normal(size=(len(data.texts), 8))).astype(np.float32)
@@ -34,7 +34,7 @@ CAPTIONS += [[f"thing {i}"] for i in range(20)] + [["a black cat"], ["thing 3", 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> HeldOut:
-    """27 pictures of one to three captions, some of which are right for two."""
+    """27 images of one to three captions, some of which are right for two."""
     prepared = prepare_by_hand(tmp_path_factory.mktemp("items") / "data", CAPTIONS)
     found = held_out(prepared, SuiteSettings(recall_at=(1, 5)))
     found.targets["shape"][[2, 9]] = -1  # two have no label
@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> HeldOut:
 
 
 class Grouped:
-    """Of a prepared dataset the groups: of three pictures each."""
+    """Of a prepared dataset the groups: of three images each."""
 
     def rows(self, sample_ids: np.ndarray, columns: tuple[str, ...]) -> pa.Table:
         assert columns == ("group",)
@@ -111,7 +111,7 @@ def test_of_shared_items_it_is_the_variance_of_their_mean_over_seeds() -> None:
 
 
 def test_of_two_runs_it_is_bonett_and_prices_but_for_the_shrinking() -> None:
-    """10 pictures that only one finds, 2 that only the other does, of 86; their interval has n + 2 for n."""
+    """10 images that only one finds, 2 that only the other does, of 86; their interval has n + 2 for n."""
     difference = 100.0 * np.repeat([1, -1, 0], [10, 2, 74])
     found = variance([(run_of(np.maximum(difference, 0)), run_of(np.maximum(-difference, 0)))])
     n, p, q = 86, 11 / 88, 3 / 88
@@ -179,9 +179,9 @@ def test_runs_of_different_items_are_not_compared_by_item() -> None:
 def simulated(
     random: np.random.Generator, cells: int, seeds: int, n: int, own: bool = False, lift: float = 0.0
 ) -> tuple[pd.DataFrame, dict[str, Items]]:
-    """A sweep whose cells are equally good on all pictures that there are, but each has pictures that suit it.
+    """A sweep whose cells are equally good on all images that there are, but each has images that suit it.
 
-    `own`: each seed tests on pictures of its own. `lift`: by how much the first cell is better, in probits.
+    `own`: each seed tests on images of its own. `lift`: by how much the first cell is better, in probits.
     """
     rows: list[dict[str, Any]] = []
     known = {}
@@ -205,7 +205,7 @@ def simulated(
 def test_equal_cells_are_seldom_called_different(cells: int, seeds: int, n: int, own: bool) -> None:
     """500 sweeps in all: at most the nominal 5 %, where chance includes the draw of test items.
 
-    Of seeds alone it would be up to 28 % of these on shared items: the cells do differ on the pictures at hand.
+    Of seeds alone it would be up to 28 % of these on shared items: the cells do differ on the images at hand.
     """
     random = np.random.default_rng(cells)
     claims = []

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError, load, parse_overrides, readings
+from pipelines.dataset.prepared import Prepared
+from pipelines.program.settings import UserError, load, parse_overrides, readings
 from training.config import TrainSettings
 from tuning.config import SweepSettings
 from tuning.plan import SweepPlan

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipelines.prepared import Prepared
+from pipelines.dataset.prepared import Prepared
 from tests.tuning.trainer import line, settings
 from tuning import results
 from tuning.config import SweepSettings

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.settings import UserError, validate
+from pipelines.program.settings import UserError, validate
 from tuning.config import Dimension, SweepSettings
 from tuning.space import Points, Result, corners
 

@@ -12,9 +12,9 @@ from ray.tune.experiment import Trial as TuneTrial
 from tests.patience import PATIENCE, wait_until
 from tests.tuning.trainer import SCORE, finished, schedule_of, settings
 from training.config import TrainSettings
-from tuning import feeder as module
-from tuning.feeder import Feeder
-from tuning.scheduler import _death
+from tuning import searcher as module
+from tuning.early_stopping import _death
+from tuning.searcher import Feeder
 from tuning.trials import Folder
 
 

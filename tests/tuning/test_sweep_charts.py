@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from pipelines import svg, words
+from evaluation.reporting import svg
+from pipelines.program import number_format
 from tests.training.test_report import Element
 from tests.tuning.pages import figures, page_of, paths, plain, section, table_rows
 from tests.tuning.tables import I2T, NAN_REASON, curve_rows, final_rows, info, row, search_rows
-from tuning.report import naming
+from tuning.reporting import naming
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_a_best_point_at_the_edge_of_its_range_is_told(
     trials = [row("clip, adamw", "search", i, 0, 16.0 - i, **{"optimizer.lr": r}) for i, r in enumerate([rate, 1e-3])]
     space = {"optimizer.lr": {"low": low, "high": high, "log": log}}
     page = page_of(tmp_path, trials, settings=info()["settings"] | {"space": space})
-    said = f"clip, adamw: lr {words.parameter(rate)} is at the edge of its range (its {side} end is"
+    said = f"clip, adamw: lr {number_format.parameter(rate)} is at the edge of its range (its {side} end is"
     assert (said in plain(section(page, "search"))) == bool(side)
     assert (said in (tmp_path / "report.md").read_text()) == bool(side)
     assert ("at the edge of its range" in plain(page)) == bool(side)
@@ -198,12 +199,18 @@ def test_what_nothing_beats_in_quality_and_cost_is_joined_and_named(tmp_path: Pa
     ],
 )
 def test_hyperparameters_are_short_and_exact_enough(value: Any, printed: str):
-    assert words.parameter(value) == printed
+    assert number_format.parameter(value) == printed
 
 
 def test_probabilities_have_two_digits_and_times_are_for_people():
-    assert [words.probability(p) for p in (0.0377, 0.5, 1.0, 3.14e-6, math.nan)] == ["0.038", "0.50", "1.0", "3.1e-06", ""]
-    assert [words.duration(s) for s in (4.2, 59.94, 59.96, 103, 7500, math.nan)] == [
+    assert [number_format.probability(p) for p in (0.0377, 0.5, 1.0, 3.14e-6, math.nan)] == [
+        "0.038",
+        "0.50",
+        "1.0",
+        "3.1e-06",
+        "",
+    ]
+    assert [number_format.duration(s) for s in (4.2, 59.94, 59.96, 103, 7500, math.nan)] == [
         "4.2 s",
         "59.9 s",
         "1 min 00 s",

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.settings import UserError
+from pipelines.program.settings import UserError
 from tests.patience import PATIENCE
 from tests.training.test_report import Element, read
 from tests.tuning.pages import headline, markdown_tables, page_of, plain, section, table_rows
 from tests.tuning.tables import BEGUN, CELLS, FINALS, I2T, MORE, NAN_REASON, T2I, final_rows, row, search_rows, write
-from tuning.items import FILE
-from tuning.report import write_report
+from tuning.held_out_items import FILE
+from tuning.reporting import write_report
 
 NASTY = "<script>alert('x')</script> & \"quotes\" | _*`"
 
@@ -378,7 +378,7 @@ def test_it_needs_neither_ray_nor_torch_and_gives_the_same_files_again(folder: P
     names = ["report.html", "report.md", "summary.csv", "pairwise.csv"]
     before = {name: (folder / name).read_bytes() for name in names}
     code = (
-        "import sys; from pathlib import Path; from tuning.report import write_report; write_report(Path(sys.argv[1])); "
+        "import sys; from pathlib import Path; from tuning.reporting import write_report; write_report(Path(sys.argv[1])); "
         "sys.exit(str({'ray', 'torch'} & set(sys.modules)) if {'ray', 'torch'} & set(sys.modules) else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=PATIENCE)

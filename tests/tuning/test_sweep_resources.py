@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.settings import UserError, load
+from pipelines.program.settings import UserError, load
 from training.config import TrainSettings
 from training.resources import Cluster
 from tuning.config import SweepSettings

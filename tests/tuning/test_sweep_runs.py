@@ -23,19 +23,19 @@ import torch
 import yaml
 from transformers import DistilBertConfig, DistilBertModel
 
-from pipelines.config import PrepareSettings
-from pipelines.display import Display
-from pipelines.prepare import prepare
-from pipelines.prepared import Prepared
-from pipelines.settings import load, parse_overrides
-from pipelines.tokenizer import train_tokenizer
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.tokenizer import train_tokenizer
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.prepare import prepare
+from pipelines.program.display import Display
+from pipelines.program.settings import load, parse_overrides
 from tests.patience import PATIENCE, wait_until
 from tests.training.program import listen
 from training.config import TrainSettings
-from training.room import HELD
+from training.placement import HELD
 from training.run import run
 from tuning.config import SweepSettings
-from tuning.items import read_items
+from tuning.held_out_items import read_items
 from tuning.sweep import sweep
 from tuning.trials import Folder
 
@@ -270,13 +270,13 @@ def course(emojis: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
     DistilBertModel(DistilBertConfig(**sizes, vocab_size=tokenizer.vocabulary_size)).save_pretrained(home / "bert")
     (home / "bert" / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
     for name, lines, label in (("coco", 5, None), ("imagenet", 1, "class")):
-        folder = home / f"{name}-pictures"
-        for i, picture in enumerate(Prepared.open(emojis).pictures(np.arange(40))):
+        folder = home / f"{name}-images"
+        for i, image in enumerate(Prepared.open(emojis).images(np.arange(40))):
             place = folder / ("shark", "clock", "tree")[i % 3] / f"{i}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
-            assert isinstance(picture, bytes)
-            place.write_bytes(picture)
-            place.with_suffix(".txt").write_text("\n".join(f"picture {i} seen {k} times" for k in range(lines)))
+            assert isinstance(image, bytes)
+            place.write_bytes(image)
+            place.with_suffix(".txt").write_text("\n".join(f"image {i} seen {k} times" for k in range(lines)))
         source = {"name": "folder", "path": str(folder), "dataset": name, "captions": "all_lines", "label": label}
         tree = {"source": source, "output": home / name, "image": {"size": 32, "format": "png"}}
         prepare(PrepareSettings.model_validate(tree | {"splits": {"test": 0.5, "validation": 0.3}}), QUIET)
@@ -285,7 +285,7 @@ def course(emojis: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
         f"storage={home}",
         f"overrides.data.path={emojis}",
         "overrides.data.validation=0.2",
-        f"overrides.evaluation.also={json.dumps(also)}",
+        f"overrides.evaluation.extra_datasets={json.dumps(also)}",
         "overrides.evaluation.every_epochs=1",
         "overrides.image_tower.model=test_resnet",
         "overrides.image_tower.weights=null",

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.settings import validate
+from pipelines.program.settings import validate
 from tuning.config import SweepSettings
-from tuning.schedule import Schedule
+from tuning.search_order import Schedule
 from tuning.trials import Folder, Outcome, Trial, cells_of, outcome_of
 
 SCORE = ["m/a", "m/b"]

@@ -3,7 +3,7 @@
 Thwal et al., arXiv 2412.03871, of which `clip_ping` is the other member. There is no bank: features are computed when a pair's
 turn comes, and neighbours are looked for among those of past pairs, in a queue that all workers share:
 
-    A^I, A^T of the batch  ->  n, m: nearest entries of another picture  ->  the losses of CLIP-PING  ->  A^I, A^T into the queue
+    A^I, A^T of the batch  ->  n, m: nearest entries of another image  ->  the losses of CLIP-PING  ->  A^I, A^T into the queue
 
 "Active" is read as run, not as trained: the frozen encoders' weights never change (ours; the paper prints no code). Two more
 forwards a step, without gradient.
@@ -16,11 +16,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.batch import Batch, Needs
+from pipelines.dataset.batch import Batch, Needs
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip_ping import ClipPing, ClipPingSettings
-from training.objectives.fifo import at, nearest, push
+from training.objectives.ops.queue import at, nearest, push
 
 
 class AClipPingSettings(ClipPingSettings):
@@ -28,7 +28,7 @@ class AClipPingSettings(ClipPingSettings):
 
     name: Literal["a-clip-ping"] = "a-clip-ping"  # type: ignore[assignment]
     queue: int = Field(
-        65536, ge=1, description="past pairs among which neighbours are found; at most as many as there are pictures"
+        65536, ge=1, description="past pairs among which neighbours are found; at most as many as there are images"
     )
 
     @property
@@ -40,7 +40,7 @@ class AClipPingSettings(ClipPingSettings):
 
 
 class AClipPing(ClipPing):
-    """State: the queue, unit rows in float16 with sample and picture ids, and how many were ever pushed."""
+    """State: the queue, unit rows in float16 with sample and image ids, and how many were ever pushed."""
 
     images: Tensor
     texts: Tensor

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from pipelines.batch import Batch, Needs
-from pipelines.settings import Settings
+from pipelines.dataset.batch import Batch, Needs
+from pipelines.program.settings import Settings
 from training.teacher import NoTeacher, Teacher
 
 
@@ -89,7 +89,7 @@ class ObjectiveSettings(Settings):
         return 2
 
     def logit_scale(self, saved: Mapping[str, Tensor]) -> float | None:
-        """1/temperature of a picture with a caption, from a trained objective's state dict; None where there is no one number."""
+        """1/temperature of an image with a caption, from a trained objective's state dict; None where there is no one number."""
         return None
 
     def build_teacher(self, encoder: nn.Module, task: Task) -> Teacher:

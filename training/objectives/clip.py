@@ -4,23 +4,23 @@ Radford et al., "Learning Transferable Visual Models From Natural Language Super
 
     L = (CE(s X Y^T) + CE(s Y X^T)) / 2,   s = 1 / temperature, learnable and clamped to [1, 100]
 
-Rows of a batch that show the same picture or caption are no negatives of one another (ours; a no-op without duplicates).
+Rows of a batch that show the same image or caption are no negatives of one another (ours; a no-op without duplicates).
 """
 
 from typing import Literal
 
 from pydantic import Field
 
-from pipelines.batch import Batch, Needs
+from pipelines.dataset.batch import Batch, Needs
 from training.objectives.base import Embeddings, Loss, Objective, Task
-from training.objectives.contrast import contrast, find_candidates
-from training.objectives.temperature import LearnedTemperatureSettings, LogitScale
+from training.objectives.ops.contrast import contrast, find_candidates
+from training.objectives.ops.temperature import LearnedTemperatureSettings, LogitScale
 
 
 class ContrastiveSettings(LearnedTemperatureSettings):
     """Settings of all objectives that contrast pairs within a batch at a learned temperature."""
 
-    mask_false_negatives: bool = Field(True, description="rows with the same picture or caption are no negatives")
+    mask_false_negatives: bool = Field(True, description="rows with the same image or caption are no negatives")
 
     @property
     def needs(self) -> Needs:

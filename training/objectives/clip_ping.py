@@ -1,9 +1,9 @@
 """CLIP-PING: a small encoder guided by the neighbours that frozen encoders of one modality see.
 
 Thwal et al., "CLIP-PING: Boosting Lightweight Vision-Language Models with Proximus Intrinsic Neighbors Guidance", arXiv
-2412.03871. For sample k a frozen image encoder names the sample n whose picture is nearest to k's, a frozen text encoder the
-sample m whose caption is nearest (`pipelines.guides`). Beside CLIP, two heads on the student's projections contrast it with the
-features A^I, A^T of nearest neighbours (NN) and of cross nearest neighbours (XNN):
+2412.03871. For sample k a frozen image encoder names the sample n whose image is nearest to k's, a frozen text encoder the
+sample m whose caption is nearest (`pipelines.features.frozen_encoders`). Beside CLIP, two heads on the student's projections
+contrast it with the features A^I, A^T of nearest neighbours (NN) and of cross nearest neighbours (XNN):
 
     L = L_CLIP + nn [ G(p^I, A^I_n) + G(p^T, A^T_m) ] / 2 + xnn [ G(p^I, A^I_m) + G(p^T, A^T_n) ] / 2
     G(p, f): symmetric InfoNCE of the batch's p and f at a temperature of its own; same neighbours are no negatives
@@ -13,34 +13,35 @@ is G(p^I, A^T_n) + G(p^T, A^I_m), by two more heads.
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch, Needs
+from pipelines.dataset.batch import Batch, Needs
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Task
-from training.objectives.blocks import Candidates
 from training.objectives.clip import Clip, ContrastiveSettings
-from training.objectives.contrast import contrast, find_candidates
-from training.objectives.means import mean_over_workers
-from training.objectives.temperature import LogitScale
+from training.objectives.ops.blocks import Candidates
+from training.objectives.ops.contrast import contrast, find_candidates
+from training.objectives.ops.means import mean_over_workers
+from training.objectives.ops.temperature import LogitScale
 from training.precision import unit
 
-_OWN, _BY_IMAGE, _BY_TEXT = range(3)  # in the columns of guides: the sample, its picture's neighbour n, its caption's neighbour m
+_OWN, _BY_IMAGE, _BY_TEXT = range(3)  # in the columns of guides: the sample, its image's neighbour n, its caption's neighbour m
 
 
 class ClipPingSettings(ContrastiveSettings):
     """CLIP-PING: CLIP, and the neighbours that frozen image and text encoders see."""
 
+    renamed: ClassVar[dict[str, str]] = {"nn": "nearest", "xnn": "cross_nearest", "own": "own_features"}
     name: Literal["clip-ping"] = "clip-ping"
-    nn: float = Field(1.0, ge=0, description="weight of nearest neighbours")
-    xnn: float = Field(1.0, ge=0, description="weight of cross nearest neighbours")
-    own: float = Field(0.0, ge=0, description="weight of the sample's own features, as in distillation")
+    nearest: float = Field(1.0, ge=0, description="weight of nearest neighbours")
+    cross_nearest: float = Field(1.0, ge=0, description="weight of cross nearest neighbours")
+    own_features: float = Field(0.0, ge=0, description="weight of the sample's own features, as in distillation")
     cross: Literal["same_modality", "other_modality"] = Field(
-        "same_modality", description="what an image is compared with for XNN: the picture of m; or the caption of n"
+        "same_modality", description="what an image is compared with for XNN: the image of m; or the caption of n"
     )
     neighbour_temperature: float = Field(0.07, gt=0, description="of the contrast with neighbours; learned as `temperature` is")
 
@@ -74,19 +75,19 @@ class ClipPing(Clip):
             return guidance(rows, features[:, which], ids[:, which], self.neighbour_scale())
 
         total, metrics = clip.total, {"clip": clip.total.detach()}
-        if settings.nn:
+        if settings.nearest:
             nearest = (guide(image, images, _BY_IMAGE) + guide(text, texts, _BY_TEXT)) / 2
-            total, metrics["nn"] = total + settings.nn * nearest, nearest.detach()
-        if settings.xnn:
+            total, metrics["nearest"] = total + settings.nearest * nearest, nearest.detach()
+        if settings.cross_nearest:
             if settings.cross == "same_modality":
                 cross = (guide(image, images, _BY_TEXT) + guide(text, texts, _BY_IMAGE)) / 2
             else:
                 image_too, text_too = unit(self.image_cross(projections[0])), unit(self.text_cross(projections[1]))
                 cross = (guide(image_too, texts, _BY_IMAGE) + guide(text_too, images, _BY_TEXT)) / 2
-            total, metrics["xnn"] = total + settings.xnn * cross, cross.detach()
-        if settings.own:
+            total, metrics["cross_nearest"] = total + settings.cross_nearest * cross, cross.detach()
+        if settings.own_features:
             own = (guide(image, images, _OWN) + guide(text, texts, _OWN)) / 2
-            total, metrics["own"] = total + settings.own * own, own.detach()
+            total, metrics["own_features"] = total + settings.own_features * own, own.detach()
         return Loss(total, clip.metrics | metrics)
 
     def update(self, batch: Batch, loss: Loss) -> None:

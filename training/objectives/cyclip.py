@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.batch import Batch
+from pipelines.dataset.batch import Batch
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip import Clip, ContrastiveSettings

@@ -1,8 +1,8 @@
 """DeCLIP: supervision from everywhere in a pair: its other view, its other words, its hidden words, its neighbours.
 
 Li et al., "Supervision Exists Everywhere: A Data Efficient Contrastive Language-Image Pre-training Paradigm", ICLR 2022, arXiv
-2110.05208. For two strong views x, a of a picture, its caption y, of which some words are hidden, and its caption in other words
-y~ (`pipelines.eda`):
+2110.05208. For two strong views x, a of an image, its caption y, of which some words are hidden, and its caption in other words
+y~ (`pipelines.dataset.caption_augmentation`):
 
     L = plain L_CLIP(x, y) + views mean[others of x, a and y, y~] + image L_ISS + mlm L_MLM + neighbours L_NNS
     L_ISS = -1/2 mean[cos(p_x, sg z_a) + cos(p_a, sg z_x)],  z = projector(image), p = predictor(z)   (SimSiam, arXiv 2011.10566)
@@ -11,45 +11,46 @@ y~ (`pipelines.eda`):
 Weights are those of the public code, 0.1 for each of the four contrasts; the paper's text says plain 0.4 and views 0.2. The queue
 is one for all workers, and is saved; nothing is compared with entries that were never filled.
 
-A caption's neighbour is another caption, of another picture (ours). The public code looks among all entries: of 15 million pairs
+A caption's neighbour is another caption, of another image (ours). The public code looks among all entries: of 15 million pairs
 a queue holds the last few hundred steps, where a caption hardly ever meets itself; one that outlasts the data gives every caption
 its own former self. Entries know their pair, so that with `mask_false_negatives` an image is not pushed from a neighbour of
 another row that is its own caption, or that is its own target again.
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch, Needs
-from pipelines.views import StrongAugment, StrongViews
+from pipelines.dataset.batch import Batch, Needs
+from pipelines.dataset.views import StrongAugment, StrongViews
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip import Clip, ContrastiveSettings
-from training.objectives.contrast import contrast, find_candidates, pair_ids
-from training.objectives.fifo import push
-from training.objectives.heads import BatchNorm, mlp
-from training.objectives.mlm import masked_loss
-from training.objectives.neighbour_contrast import neighbour_contrast
+from training.objectives.ops.contrast import contrast, find_candidates, pair_ids
+from training.objectives.ops.heads import BatchNorm, mlp
+from training.objectives.ops.mlm import masked_loss
+from training.objectives.ops.neighbour_contrast import neighbour_contrast
+from training.objectives.ops.queue import push
 from training.precision import unit
 
 
 class DeclipSettings(ContrastiveSettings):
     """DeCLIP: CLIP over two views and two wordings, SimSiam, masked words, and neighbours from a queue."""
 
+    renamed: ClassVar[dict[str, str]] = {"plain": "contrastive"}
     name: Literal["declip"] = "declip"
-    plain: float = Field(0.1, ge=0, description="weight of the contrast of a picture with its caption")
+    contrastive: float = Field(0.1, ge=0, description="weight of the contrast of an image with its caption")
     views: float = Field(0.3, ge=0, description="weight of the mean of the three with the other view or the other words")
     image: float = Field(0.2, ge=0, description="weight of SimSiam between the views")
     mlm: float = Field(0.2, ge=0, description="weight of masked words; 0: none is hidden")
     neighbours: float = Field(0.2, ge=0, description="weight of the contrast with the captions' nearest neighbours")
     queue: int = Field(65536, ge=1, description="past captions among which neighbours are looked for")
     hidden: int = Field(1024, ge=1, description="width of SimSiam's projector; its predictor has half of it")
-    strong: StrongAugment = Field(StrongAugment(crop_scale=(0.2, 1.0)), description="both views of a picture")
+    strong: StrongAugment = Field(StrongAugment(crop_scale=(0.2, 1.0)), description="both views of an image")
 
     @property
     def needs(self) -> Needs:
@@ -67,7 +68,7 @@ class DeclipSettings(ContrastiveSettings):
 
 
 class Declip(Clip):
-    """State: the queue of caption embeddings, pictures and captions they belong to, and how many were ever pushed."""
+    """State: the queue of caption embeddings, images and captions they belong to, and how many were ever pushed."""
 
     queue: Tensor
     ids: Tensor
@@ -98,7 +99,7 @@ class Declip(Clip):
 
         plain, *others = (clip(view, text) for text in texts for view in views)
         z = [self.projector(rows) for rows in (embeddings.image_projection, embeddings.strong_projection[:, 0])]
-        found = {"plain": plain, "views": torch.stack(others).mean()}
+        found = {"contrastive": plain, "views": torch.stack(others).mean()}
         found["image"] = simsiam(*(self.predictor(rows) for rows in z), *z)
         filled = min(int(self.pushed), len(self.queue))
         past = self.queue[:filled], self.ids[:filled]

@@ -19,12 +19,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipelines.batch import Batch
-from training.cosine import half_cosine
+from pipelines.dataset.batch import Batch
 from training.distributed import mean
+from training.half_cosine import half_cosine
 from training.objectives.base import Embeddings, Loss, Objective, Task
-from training.objectives.functional import following
-from training.objectives.memory import Memory
+from training.objectives.ops.losses import following
+from training.objectives.ops.sample_memory import Memory
 from training.objectives.sogclr import GlobalSettings, estimate
 
 _SLOW = 0.03  # at and below this temperature its learning rate is a third
@@ -57,7 +57,7 @@ class FastClipSettings(GlobalSettings):
 
 
 class FastClip(Objective):
-    """State: log u of every picture and caption; ln(1/temperature), its moments and how many steps made them; steps done."""
+    """State: log u of every image and caption; ln(1/temperature), its moments and how many steps made them; steps done."""
 
     log_scale: Tensor
     moments: Tensor

@@ -1,4 +1,4 @@
-"""iSogCLR: SogCLR with a temperature of its own for every picture and every caption.
+"""iSogCLR: SogCLR with a temperature of its own for every image and every caption.
 
 Qiu et al., "Not All Semantics are Created Equal: Contrastive Self-supervised Learning with Automatic Temperature
 Individualization", ICML 2023, arXiv 2305.11965. It follows
@@ -17,10 +17,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipelines.batch import Batch
+from pipelines.dataset.batch import Batch
 from training.objectives.base import Embeddings, Loss, Objective, Task
-from training.objectives.functional import following
-from training.objectives.memory import Memory
+from training.objectives.ops.losses import following
+from training.objectives.ops.sample_memory import Memory
 from training.objectives.sogclr import GlobalSettings, estimate
 
 _LARGEST = 5.0  # gradient of a temperature
@@ -55,7 +55,7 @@ class ISogClrSettings(GlobalSettings):
 
 
 class ISogClr(Objective):
-    """State: log u, temperature and its velocity, of every picture and of every caption."""
+    """State: log u, temperature and its velocity, of every image and of every caption."""
 
     def __init__(self, settings: ISogClrSettings, task: Task):
         super().__init__()

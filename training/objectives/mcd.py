@@ -1,7 +1,7 @@
-"""MCD: misalign pictures by strong views, contrast all, and distil how far they went astray.
+"""MCD: misalign images by strong views, contrast all, and distil how far they went astray.
 
 Kim, Jo, Kim and Kim, "Misalign, Contrast then Distill: Rethinking Misalignments in Language-Image Pretraining", ICCV 2023, arXiv
-2312.12661. A strong view x' of picture x may no longer fit caption y. How much less is what a moving average of the image tower
+2312.12661. A strong view x' of image x may no longer fit caption y. How much less is what a moving average of the image tower
 sees, and the student learns by log-ratios of distances, D(u, v) = |u - v| (equations 5 to 13):
 
     L = L_con(l) + l [L_pos + L_neg + L_noisy] + mlm L_MLM,   l from 0 to 1 on a half cosine
@@ -9,8 +9,8 @@ sees, and the student learns by log-ratios of distances, D(u, v) = |u - v| (equa
     L_pos = mean_i LR_i(x_i, x'_i),  L_neg = mean_{i != j} LR_i(x_j, x'_j),  L_noisy = mean_{i != j} LR_i(x_i, x_j)
 
 L_con is MP-NCE over x, y and x', in which a positive pair with a strong view weighs 1 - l; the three terms are
-`training.objectives.log_ratio`'s. Inference uses the student. h, the weight of L_MLM and the teacher's momentum are ours where
-the paper's text that we have gives none.
+`training.objectives.ops.log_ratio`'s. Inference uses the student. h, the weight of L_MLM and the teacher's momentum are ours
+where the paper's text that we have gives none.
 
 The rows of the paper's ablation (table 5) are weights of the three terms and l: MP-NCE alone is `progress` 0.
 """
@@ -22,27 +22,27 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch, Needs
-from pipelines.views import StrongAugment, StrongViews
-from training.cosine import half_cosine
+from pipelines.dataset.batch import Batch, Needs
+from pipelines.dataset.views import StrongAugment, StrongViews
+from training.half_cosine import half_cosine
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip import Clip, ContrastiveSettings
-from training.objectives.contrast import find_candidates
-from training.objectives.log_ratio import Distance, misalignments
-from training.objectives.mlm import masked_loss
-from training.objectives.mp_nce import mp_nce
+from training.objectives.ops.contrast import find_candidates
+from training.objectives.ops.log_ratio import Distance, misalignments
+from training.objectives.ops.mlm import masked_loss
+from training.objectives.ops.mp_nce import mp_nce
 from training.precision import unit
 from training.teacher import EmaSettings, NoTeacher, Teacher
 
 
 class McdSettings(ContrastiveSettings):
-    """MCD: contrast over pictures, captions and strong views, and distillation of their misalignment."""
+    """MCD: contrast over images, captions and strong views, and distillation of their misalignment."""
 
     name: Literal["mcd"] = "mcd"
     distance: Distance = Field("square", description="h, of differences of log-ratios")
-    positive: float = Field(1.0, ge=0, description="weight of L_pos, the misalignment of a picture's own strong view")
-    negative: float = Field(1.0, ge=0, description="weight of L_neg, that of other pictures' strong views")
-    noisy: float = Field(1.0, ge=0, description="weight of L_noisy, of other pictures against the own one")
+    positive: float = Field(1.0, ge=0, description="weight of L_pos, the misalignment of an image's own strong view")
+    negative: float = Field(1.0, ge=0, description="weight of L_neg, that of other images' strong views")
+    noisy: float = Field(1.0, ge=0, description="weight of L_noisy, of other images against the own one")
     progress: float | None = Field(
         None, ge=0, le=1, description="l, from contrast to distillation, fixed; null: from 0 to 1 on a half cosine over the run"
     )

@@ -16,12 +16,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.batch import Batch, Needs
+from pipelines.dataset.batch import Batch, Needs
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Objective, Task
-from training.objectives.contrast import find_candidates
-from training.objectives.functional import following, log_blend, log_sums
-from training.objectives.temperature import TemperatureSettings
+from training.objectives.ops.contrast import find_candidates
+from training.objectives.ops.losses import following, log_blend, log_sums
+from training.objectives.ops.temperature import TemperatureSettings
 from training.precision import exact
 
 
@@ -33,7 +33,7 @@ class OnlineClrSettings(TemperatureSettings):
     positive_ratio: float = Field(10.0, gt=0, description="temperature of positives, in temperatures of negatives")
     gamma: float = Field(0.8, gt=0, le=1, description="share of the new batch in the running means")
     init: Literal["first_batch", "zero"] = Field("first_batch", description="running means start there; zero biases the start")
-    mask_false_negatives: bool = Field(True, description="rows with the same picture or caption are no negatives")
+    mask_false_negatives: bool = Field(True, description="rows with the same image or caption are no negatives")
 
     @property
     def needs(self) -> Needs:
@@ -65,7 +65,7 @@ class OnlineClr(Objective):
         rows, _ = log_sums(image, texts, image.new_tensor(1 / negative), None, candidates, own=False)
         count = all_gather(candidates.negatives(len(texts))).sum()
         if not count:
-            raise ValueError("onlineclr: all pairs of a batch have the same picture or caption; nothing is a negative")
+            raise ValueError("onlineclr: all pairs of a batch have the same image or caption; nothing is a negative")
         own = all_gather((image * text).sum(1))
         means = all_gather(rows).logsumexp(0) - count.to(own.dtype).log(), (-own / positive).logsumexp(0) - math.log(len(own))
         found = torch.stack(means)

@@ -5,7 +5,7 @@ Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, arXiv 23
     L = 1/B [ sum_ij softplus(z_ij) - sum_i z_ii ],   z = s X Y^T + bias
 
 Nothing is normalised over the batch, so texts can go round the workers (`exchange: ring`) and no worker ever holds more than
-two blocks of them. Pairs with the same picture or caption are left out (ours; a no-op without duplicates).
+two blocks of them. Pairs with the same image or caption are left out (ours; a no-op without duplicates).
 """
 
 from typing import Literal
@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from pipelines.batch import Batch, Needs
+from pipelines.dataset.batch import Batch, Needs
 from training.distributed import around, first_row
 from training.objectives.base import Embeddings, Loss, Objective, Task
-from training.objectives.blocks import Candidates
-from training.objectives.contrast import pair_ids
-from training.objectives.functional import sigmoid_sums
-from training.objectives.temperature import LearnedTemperatureSettings, LogitScale
+from training.objectives.ops.blocks import Candidates
+from training.objectives.ops.contrast import pair_ids
+from training.objectives.ops.losses import sigmoid_sums
+from training.objectives.ops.temperature import LearnedTemperatureSettings, LogitScale
 from training.precision import exact
 
 
@@ -32,7 +32,7 @@ class SigLipSettings(LearnedTemperatureSettings):
     temperature: float = Field(0.1, gt=0, description="1/temperature scales the cosines; its start where it is learned")
     bias: float = Field(-10.0, description="start of the learned bias, about -log of the negatives a positive")
     exchange: Literal["ring", "gather"] = Field("ring", description="texts go round the workers, or all to all at once")
-    mask_false_negatives: bool = Field(True, description="pairs with the same picture or caption are left out")
+    mask_false_negatives: bool = Field(True, description="pairs with the same image or caption are left out")
 
     @property
     def needs(self) -> Needs:

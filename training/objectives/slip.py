@@ -1,12 +1,12 @@
-"""SLIP: CLIP, and SimCLR between two strong views of each picture in a space of their own.
+"""SLIP: CLIP, and SimCLR between two strong views of each image in a space of their own.
 
 Mu, Kirillov, Wagner and Xie, "SLIP: Self-supervision meets Language-Image Pre-training", ECCV 2022, arXiv 2112.12750; SimCLR's
 loss is NT-Xent (Chen et al., ICML 2020, arXiv 2002.05709). Of the 2B vectors z = [p; q] that a head makes of the image tower's
-features for the strong views, partner pi(k) shows the same picture:
+features for the strong views, partner pi(k) shows the same image:
 
     L = L_CLIP + weight L_SSL,   L_SSL = -1/2B sum_k log e^{<z_k, z_pi(k)>/t} / sum_{l != k} e^{<z_k, z_l>/t}
 
-Three forwards of the image tower a step. Captions see a plain view; the head goes when training ends. Views of the same picture
+Three forwards of the image tower a step. Captions see a plain view; the head goes when training ends. Views of the same image
 in another row are no negatives (ours; a no-op without duplicates). Both contrasts gather with gradient, where the public code
 does so for the views only.
 """
@@ -18,19 +18,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.batch import Batch, Needs
-from pipelines.views import StrongAugment, StrongViews
+from pipelines.dataset.batch import Batch, Needs
+from pipelines.dataset.views import StrongAugment, StrongViews
 from training.distributed import all_gather, first_row, world_size
 from training.objectives.base import Embeddings, Loss, Task
-from training.objectives.blocks import Candidates
 from training.objectives.clip import Clip, ContrastiveSettings
-from training.objectives.functional import log_sums
-from training.objectives.heads import mlp
+from training.objectives.ops.blocks import Candidates
+from training.objectives.ops.heads import mlp
+from training.objectives.ops.losses import log_sums
 from training.precision import exact, unit
 
 
 class SlipSettings(ContrastiveSettings):
-    """SLIP: CLIP with SimCLR on two strong views of each picture."""
+    """SLIP: CLIP with SimCLR on two strong views of each image."""
 
     name: Literal["slip"] = "slip"
     weight: float = Field(1.0, ge=0, description="of the contrast between strong views")
@@ -79,7 +79,7 @@ def nt_xent(views: Tensor, scale: float, image_id: Tensor | None = None) -> Tens
     first, second = (all_gather(exact(view)) for view in views.unbind(1))
     rows, everywhere = len(views), len(views) * world_size()
     place = torch.arange(rows, device=views.device) + first_row(rows)
-    # Candidates that are alike are left out, all but the target: a vector itself, and views of its picture in other rows.
+    # Candidates that are alike are left out, all but the target: a vector itself, and views of its image in other rows.
     ids = place if image_id is None else image_id
     pairs = torch.stack([ids, ids], dim=1).repeat(2, 1)
     candidates = Candidates(

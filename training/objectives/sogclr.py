@@ -25,13 +25,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.batch import Batch, Needs
+from pipelines.dataset.batch import Batch, Needs
 from training.distributed import world_size
 from training.objectives.base import Embeddings, Loss, Objective, Task
-from training.objectives.contrast import contrast, find_candidates, hinged_sums
-from training.objectives.functional import following, log_blend
-from training.objectives.memory import Memory
-from training.objectives.temperature import TemperatureSettings
+from training.objectives.ops.contrast import contrast, find_candidates, hinged_sums
+from training.objectives.ops.losses import following, log_blend
+from training.objectives.ops.sample_memory import Memory
+from training.objectives.ops.temperature import TemperatureSettings
 
 
 class GlobalSettings(TemperatureSettings):
@@ -105,7 +105,7 @@ def estimate(
 
 
 class SogClr(Objective):
-    """State: log u of every picture and of every caption."""
+    """State: log u of every image and of every caption."""
 
     def __init__(self, settings: SogClrSettings, task: Task):
         super().__init__()

@@ -1,10 +1,10 @@
-"""UniCLIP: pictures, their views and captions contrasted in one space, by a head that is told what was done to a view.
+"""UniCLIP: images, their views and captions contrasted in one space, by a head that is told what was done to a view.
 
 Lee et al., "UniCLIP: Unified Framework for Contrastive Language-Image Pre-training", NeurIPS 2022, arXiv 2209.13430. A random
 crop may lose what the caption says; other objectives keep views and captions apart for that. Here
 
 - the image head reads a code of the augmentation (`training.encoder.AugmentedHead`); inference uses the code of no change;
-- all pairs of views and captions enter one loss, MP-NCE (`training.objectives.mp_nce`), whose positives do not compete;
+- all pairs of views and captions enter one loss, MP-NCE (`training.objectives.ops.mp_nce`), whose positives do not compete;
 - temperature and offset depend on what is compared: s = (<z, z'> - offset) / t for image-image, image-text and text-text.
 
 There is no public code; the size of the head, and that all pairs weigh 1, are ours. One plain view takes part beside the strong
@@ -19,13 +19,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.batch import Batch, Needs
-from pipelines.views import StrongAugment, StrongViews
+from pipelines.dataset.batch import Batch, Needs
+from pipelines.dataset.views import StrongAugment, StrongViews
 from training.objectives.base import Embeddings, Loss, Objective, Task
 from training.objectives.clip import ContrastiveSettings
-from training.objectives.contrast import find_candidates
-from training.objectives.mp_nce import mp_nce
-from training.objectives.temperature import LogitScale
+from training.objectives.ops.contrast import find_candidates
+from training.objectives.ops.mp_nce import mp_nce
+from training.objectives.ops.temperature import LogitScale
 from training.precision import unit
 
 
@@ -33,10 +33,10 @@ class UniClipSettings(ContrastiveSettings):
     """UniCLIP: views and captions in one contrast, with a head that knows a view's augmentation."""
 
     name: Literal["uniclip"] = "uniclip"
-    image_temperature: float = Field(0.1, gt=0, description="the same, between views of pictures")
+    image_temperature: float = Field(0.1, gt=0, description="the same, between views of images")
     text_temperature: float = Field(0.1, gt=0, description="the same, between captions")
     self_pair: bool = Field(True, description="a row is a positive of itself, which only pushes negatives away")
-    views: int = Field(1, ge=1, description="strong views of each picture, beside the plain one")
+    views: int = Field(1, ge=1, description="strong views of each image, beside the plain one")
     codes: bool = Field(True, description="tell the image head what was done to a view; false: a plain head")
     strong: StrongAugment = Field(StrongAugment(), description="the strong views")
 

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.batch import Batch
+from pipelines.dataset.batch import Batch
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Objective, ObjectiveSettings, Task
 from training.precision import exact

@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from pipelines.tokenizer import TextTokenizer
+from pipelines.dataset.tokenizer import TextTokenizer
+from training.towers.from_run import RunImageSettings, RunTextSettings
 from training.towers.image import ConvSettings, HuggingFaceVisionSettings, ImageTowerSettings, TimmSettings
 from training.towers.open_clip import OpenClipImageSettings, OpenClipTextSettings
 from training.towers.padding import Padded
-from training.towers.reading import tells_apart
-from training.towers.run import RunImageSettings, RunTextSettings
 from training.towers.text import BagSettings, HuggingFaceTextSettings, TextTowerSettings, TransformerSettings
+from training.towers.text_reading import tells_apart
 
 if TYPE_CHECKING:
-    from training.kept import Frozen
+    from training.saved_towers import Frozen
 
 ImageTowerUnion = Annotated[
     TimmSettings | HuggingFaceVisionSettings | ConvSettings | OpenClipImageSettings | RunImageSettings,

@@ -13,9 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines import hub
-from pipelines.artifacts import fingerprint, resolve
-from pipelines.settings import Settings, UserError
+from pipelines.io import hub
+from pipelines.io.artifacts import fingerprint, resolve
+from pipelines.program.settings import Settings, UserError
 
 Mode = Literal["trainable", "frozen", "locked"]
 

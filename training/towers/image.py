@@ -11,9 +11,9 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from pipelines import hub
-from pipelines.artifacts import resolve
-from pipelines.settings import UserError
+from pipelines.io import hub
+from pipelines.io.artifacts import resolve
+from pipelines.program.settings import UserError
 from training.towers.base import Tower, TowerSettings, freeze_unreached, load_weights
 from training.towers.pixels import Pixels, pixels_of_processor
 from training.towers.pretrained import first_line, load_pretrained, measure, rebuild_pretrained

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines import hub
-from pipelines.artifacts import resolve
-from pipelines.settings import UserError, digest
-from pipelines.tokenizer import TextTokenizer
+from pipelines.dataset.tokenizer import TextTokenizer
+from pipelines.io import hub
+from pipelines.io.artifacts import resolve
+from pipelines.program.settings import UserError, digest
 from training.towers.base import Tower, TowerSettings, freeze_unreached
 from training.towers.image import ImageTower, ImageTowerSettings
 from training.towers.pixels import Pixels

@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pipelines.batch import Batch
-from pipelines.tokenizer import TextTokenizer
+from pipelines.dataset.batch import Batch
+from pipelines.dataset.tokenizer import TextTokenizer
 from training.towers.text import TextTower
 
 _MULTIPLE = 8  # of lengths: few shapes, on which kernels of GPUs are at their best

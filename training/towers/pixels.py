@@ -1,14 +1,15 @@
 """What a network is given in place of an image's levels: scaled, normalised and in its order of channels, as it was trained.
 
-How an image becomes a square of the tower's size is no part of a tower: pipelines/views.py does that, for every tower alike.
+How an image becomes a square of the tower's size is no part of a tower: pipelines/dataset/views.py does that, for every tower
+alike.
 """
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipelines.artifacts import resolve
-from pipelines.settings import UserError
+from pipelines.io.artifacts import resolve
+from pipelines.program.settings import UserError
 from training.towers.pretrained import first_line
 
 

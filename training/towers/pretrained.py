@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.artifacts import resolve
-from pipelines.settings import UserError
+from pipelines.io.artifacts import resolve
+from pipelines.program.settings import UserError
 
 
 def load_pretrained(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipelines.batch import Batch
+from pipelines.dataset.batch import Batch
 from training.objectives.base import Embeddings, Loss, Objective, ObjectiveSettings, Task
 
 PRINTED = 6e-7  # half a unit of the last of six digits, and a little
@@ -28,14 +28,14 @@ Y = unit([[1, 0, 1], [0, 1, 0], [1, 1, 1]])  # texts
 A = unit([[3, 1, 0], [1, 2, 1], [1, 1, 3]])  # other views of the images
 M = unit([[2, 0, 1], [1, 2, 0], [0, 1, 1]])  # a teacher's images
 
-DISTINCT = ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])  # pictures, captions
+DISTINCT = ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])  # images, captions
 REPEATED = ([0, 0, 2, 3, 4, 3], [0, 1, 2, 2, 4, 5])
 
 
 def ids(image_id: list[int] | int, text_id: list[int] | None = None) -> Batch:
-    """Of pictures and captions; a number stands for as many pairs that are all different."""
-    pictures = list(range(image_id)) if isinstance(image_id, int) else image_id
-    return {"image_id": torch.tensor(pictures), "text_id": torch.tensor(pictures if text_id is None else text_id)}
+    """Of images and captions; a number stands for as many pairs that are all different."""
+    images = list(range(image_id)) if isinstance(image_id, int) else image_id
+    return {"image_id": torch.tensor(images), "text_id": torch.tensor(images if text_id is None else text_id)}
 
 
 def taught(batch: Batch, images: Tensor, texts: Tensor) -> Batch:
@@ -139,7 +139,7 @@ def cross_entropy(target: list[float], logits: list[float]) -> float:
 
 
 def rivals(image_id: list[int], text_id: list[int]) -> list[list[int]]:
-    """Of each row, the rows with another picture and another caption."""
+    """Of each row, the rows with another image and another caption."""
     rows = range(len(image_id))
     return [[j for j in rows if image_id[i] != image_id[j] and text_id[i] != text_id[j]] for i in rows]
 
@@ -221,7 +221,7 @@ def remember(memory: list[dict[int, float]], found: list[tuple[int, int, float]]
 def batches_of_a_run(
     steps: int, rows: int = 6, samples: int = 8
 ) -> list[tuple[tuple[list[int], list[int]], tuple[Tensor, Tensor]]]:
-    """Ids in random order, many of them again and some twice in a batch, and pairs; one batch shows a single picture."""
+    """Ids in random order, many of them again and some twice in a batch, and pairs; one batch shows a single image."""
     random, found = torch.Generator().manual_seed(5), []
     for at in range(steps):
         image_id, text_id = torch.randint(samples, (2, rows), generator=random).tolist()

@@ -38,13 +38,13 @@ def nearest(row: list[float], queue: list[list[float]], allowed: list[int]) -> i
 
 
 def test_against_a_queue_in_a_list() -> None:
-    """Steps with pictures that come back; five places, so that the oldest go. Rows whose picture fills the queue drop out."""
-    settings = AClipPingSettings(**HALF, queue=5, xnn=0.7)
+    """Steps with images that come back; five places, so that the oldest go. Rows whose image fills the queue drop out."""
+    settings = AClipPingSettings(**HALF, queue=5, cross_nearest=0.7)
     objective = with_heads(settings)
-    queue: list[tuple[int, int, list[float], list[float]]] = []  # sample, picture, features
+    queue: list[tuple[int, int, list[float], list[float]]] = []  # sample, image, features
     dropped = 0
-    pictures = [[0, 1, 2], [0, 3, 1], [5, 5, 5], [5, 5, 5], [5, 5, 6], [7, 0, 2], [2, 7, 1]]
-    for step, image_id in enumerate(pictures):
+    images = [[0, 1, 2], [0, 3, 1], [5, 5, 5], [5, 5, 5], [5, 5, 6], [7, 0, 2], [2, 7, 1]]
+    for step, image_id in enumerate(images):
         sample_id = [10 * step + i for i in range(3)]
         f, g = (random_pairs(3, 20 + step, width)[side] for side, width in ((0, 2), (1, 3)))
         batch = {"sample_id": torch.tensor(sample_id), "image_id": torch.tensor(image_id), "text_id": torch.tensor(sample_id)}
@@ -53,7 +53,7 @@ def test_against_a_queue_in_a_list() -> None:
 
         near = []
         for side, rows in ((2, f.tolist()), (3, g.tolist())):
-            allowed = [[place for place, entry in enumerate(queue) if entry[1] != picture] for picture in image_id]
+            allowed = [[place for place, entry in enumerate(queue) if entry[1] != image] for image in image_id]
             near.append([nearest(rows[i], [entry[side] for entry in queue], allowed[i]) for i in range(3)])
         dropped += sum(place < 0 for place in near[0]) if step else 0
         expected = clip_loss(X.tolist(), Y.tolist(), 2.0, image_id, sample_id)
@@ -78,7 +78,7 @@ def test_against_a_queue_in_a_list() -> None:
         order = sorted(range(len(queue)), key=lambda k: places[k])
         ring = [queue[k] for k in order]
         assert torch.equal(objective.images[: len(ring)], torch.tensor([entry[2] for entry in ring], dtype=torch.float64))
-    assert dropped > 0, "one picture filled the queue"
+    assert dropped > 0, "one image filled the queue"
 
 
 def test_the_first_step_has_no_neighbours_and_is_clip() -> None:

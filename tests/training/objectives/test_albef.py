@@ -30,8 +30,8 @@ from tests.training.objectives.reference import (
     taught,
 )
 from training.objectives.albef import Albef, AlbefSettings
-from training.objectives.blocks import Candidates
-from training.objectives.functional import soft_cross_entropy
+from training.objectives.ops.blocks import Candidates
+from training.objectives.ops.losses import soft_cross_entropy
 from training.teacher import EmaTeacher
 
 
@@ -49,7 +49,7 @@ def test_reference_losses(share: float, total: float) -> None:
     assert float((image + text).mean() / 2) == pytest.approx(total, abs=PRINTED)
 
 
-Entry = tuple[list[float], list[float], int, int]  # the teacher's image and text, picture and caption
+Entry = tuple[list[float], list[float], int, int]  # the teacher's image and text, image and caption
 Side = tuple[list[list[float]], list[list[float]]]  # candidates, targets
 
 
@@ -77,11 +77,11 @@ def naive(rows: list[list[float]], scale: float, side: Side) -> float:
 
 @pytest.mark.parametrize("queue", [0, 4, 8, 65536])
 def test_a_run_against_plain_loops(queue: int) -> None:
-    """Six pairs a step: a queue they do not fit in, one that wraps round, and one as long as the data, which has ten pictures.
+    """Six pairs a step: a queue they do not fit in, one that wraps round, and one as long as the data, which has ten images.
 
-    Pictures and captions are met again, in their own batch and in the queue; three steps make an epoch.
+    Images and captions are met again, in their own batch and in the queue; three steps make an epoch.
     """
-    albef = objective(0.25, {"steps_per_epoch": 3}, queue=queue, share=0.6)
+    albef = objective(0.25, {"steps_per_epoch": 3}, queue=queue, teacher_weight=0.6)
     past: deque[Entry] = deque(maxlen=min(queue, 10))
     for at, (pair_ids, (x, y)) in enumerate(batches_of_a_run(7)):
         others = random_pairs(6, seed=100 + at)
@@ -124,10 +124,10 @@ def test_a_teacher_that_is_the_student_gives_clip_at_the_first_step_but_no_gradi
     assert float((found.dx - dx).abs().max()) > 0.01
 
 
-def test_a_candidate_in_the_queue_with_the_same_picture_shares_the_target() -> None:
+def test_a_candidate_in_the_queue_with_the_same_image_shares_the_target() -> None:
     """Its exact double: half of the target each, and as likely as one another."""
     axes = torch.eye(3, dtype=torch.float64)
-    albef = objective(0.5, {"embed_dim": 3}, share=0.0)
+    albef = objective(0.5, {"embed_dim": 3}, teacher_weight=0.0)
     batch = taught(ids(3), axes, axes)
     alone = step(albef, axes, axes, batch).total
     doubled = run(albef, axes, axes, batch).total
@@ -135,18 +135,18 @@ def test_a_candidate_in_the_queue_with_the_same_picture_shares_the_target() -> N
 
 
 def test_a_student_that_agrees_with_nobody_learns_from_the_one_who_is_alike() -> None:
-    """A text of the queue pulls an image where their pictures are one, and pushes it elsewhere."""
+    """A text of the queue pulls an image where their images are one, and pushes it elsewhere."""
     axes, past = torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)[[3]]
     pulls = []
-    for picture in (0, 9):
-        albef = objective(0.5, {"embed_dim": 4}, share=0.0)
-        albef.update({}, run(albef, past, past, taught(ids([picture], [9]), past, past)).loss)
+    for image in (0, 9):
+        albef = objective(0.5, {"embed_dim": 4}, teacher_weight=0.0)
+        albef.update({}, run(albef, past, past, taught(ids([image], [9]), past, past)).loss)
         found = run(albef, axes[:1], axes[:1], taught(ids([0]), axes[:1], axes[:1]))
         pulls.append(float(found.dx[0, 3]))
     assert pulls[0] < -0.1 and pulls[1] > 0.1
 
 
-def test_the_queue_is_no_longer_than_the_data_has_pictures() -> None:
+def test_the_queue_is_no_longer_than_the_data_has_images() -> None:
     assert len(objective(queue=65536).ids) == 10
     assert len(objective(queue=7).ids) == 7
 
@@ -165,7 +165,9 @@ def test_the_temperature_may_fall_to_a_thousandth() -> None:
     assert float(albef.scale().detach()) == pytest.approx(1000.0)
 
 
-@pytest.mark.parametrize(("key", "value"), [("temperature", 0.0), ("share", 1.5), ("share", -0.1), ("queue", -1)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("temperature", 0.0), ("teacher_weight", 1.5), ("teacher_weight", -0.1), ("queue", -1)]
+)
 def test_a_mistake_in_the_settings_is_named(key: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"(?m)^{key}\n"):
         AlbefSettings(**{key: value})

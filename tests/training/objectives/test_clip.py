@@ -7,7 +7,7 @@ import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor
 
-from pipelines.batch import Batch
+from pipelines.dataset.batch import Batch
 from tests.training.objectives.reference import (
     DISTINCT,
     PRINTED,
@@ -28,10 +28,10 @@ from tests.training.objectives.reference import (
     step,
     task,
 )
-from training.objectives import blocks
-from training.objectives.blocks import Candidates
 from training.objectives.clip import Clip, ClipSettings
-from training.objectives.functional import log_blend, log_sums
+from training.objectives.ops import blocks
+from training.objectives.ops.blocks import Candidates
+from training.objectives.ops.losses import log_blend, log_sums
 
 
 def objective(temperature: float, **keys: object) -> Clip:
@@ -130,7 +130,7 @@ def test_the_loss_is_taken_in_single_precision_whatever_surrounds_it() -> None:
 
 @pytest.mark.parametrize(("image_id", "text_id"), [DISTINCT, REPEATED, ([7] * 6, DISTINCT[1])])
 def test_value_and_gradient_against_plain_loops(image_id: list[int], text_id: list[int]) -> None:
-    """Pairs that share a picture or a caption are no negatives of one another."""
+    """Pairs that share an image or a caption are no negatives of one another."""
     (x, y), clip = random_pairs(6), objective(0.2)
     found = run(clip, x, y, ids(image_id, text_id))
     assert found.total == pytest.approx(clip_loss(x.tolist(), y.tolist(), 5.0, image_id, text_id), abs=1e-12)

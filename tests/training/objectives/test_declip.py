@@ -26,10 +26,10 @@ from tests.training.objectives.reference import (
     unit,
 )
 from training.objectives.base import Embeddings, Loss
-from training.objectives.contrast import find_candidates
 from training.objectives.declip import Declip, DeclipSettings, simsiam
-from training.objectives.fifo import push
-from training.objectives.neighbour_contrast import neighbours
+from training.objectives.ops.contrast import find_candidates
+from training.objectives.ops.neighbour_contrast import neighbours
+from training.objectives.ops.queue import push
 
 N = unit([[2, 1, 1], [0, 3, 1], [1, 0, 3]])  # captions in other words, and projections of the second view
 QUEUE = torch.tensor([[1, 2, 0], [0, 1, 1], [1, 0, 2], [2, 1, 1]], dtype=torch.float64)
@@ -55,8 +55,8 @@ def test_neighbours_in_the_queue() -> None:
         assert neighbours(rows, QUEUE * lengths, own, others).tolist() == places
 
 
-def test_a_neighbour_is_of_another_picture_and_another_caption() -> None:
-    """Y's are places 2, 0 and 3, then 3, 1 and 2: an entry of the same picture or the same caption is passed over."""
+def test_a_neighbour_is_of_another_image_and_another_caption() -> None:
+    """Y's are places 2, 0 and 3, then 3, 1 and 2: an entry of the same image or the same caption is passed over."""
     best = [(QUEUE @ row / QUEUE.norm(dim=1)).argsort(descending=True).tolist() for row in Y]
     own, entries = torch.tensor([[7, 1], [2, 8], [3, 3]]), torch.full((4, 2), 9)
     entries[best[0][0]] = torch.tensor([7, 9])
@@ -74,13 +74,13 @@ def test_the_contrast_with_neighbours() -> None:
 
 def test_four_contrasts() -> None:
     found, _ = declip(X, A, Y, N)
-    assert_near(found.metrics["plain"], 0.856183)
+    assert_near(found.metrics["contrastive"], 0.856183)
     assert_near(found.metrics["views"], 0.803118)
     for image, text, expected in ((A, Y, 0.942434), (X, N, 0.777888), (A, N, 0.689031)):
         assert clip_loss(image.tolist(), text.tolist(), 2.0, [0, 1, 2], [0, 1, 2]) == pytest.approx(expected, abs=1e-6)
 
 
-def test_simsiam_of_three_pictures() -> None:
+def test_simsiam_of_three_images() -> None:
     assert_near(simsiam(X, A, M, N), -0.825008)
 
 
@@ -123,13 +123,13 @@ def test_simsiam_is_lightlys_with_its_heads_and_gradients() -> None:
 @pytest.mark.parametrize(("weights", "expected"), [((0.1, 0.3), 0.665877), ((0.4, 0.2), 0.842420)])
 def test_the_sum_of_all_by_the_code_and_by_the_paper(weights: tuple[float, float], expected: float) -> None:
     """With the worked values of SimSiam, -0.825008, and of hidden words, 1.5, which are tested by themselves."""
-    settings = SETTINGS.model_copy(update={"plain": weights[0], "views": weights[1], "image": 0.0})
+    settings = SETTINGS.model_copy(update={"contrastive": weights[0], "views": weights[1], "image": 0.0})
     found, _ = declip(X, A, Y, N, settings)
     total = float(found.total.detach()) + 0.2 * (-0.825008) + 0.2 * 1.5
     assert total == pytest.approx(expected, abs=2e-6)
 
 
-Entry = tuple[list[float], int, int]  # a caption's unit row, its picture and its caption
+Entry = tuple[list[float], int, int]  # a caption's unit row, its image and its caption
 
 
 def nearest_entry(row: list[float], entries: list[Entry]) -> Entry | None:
@@ -139,7 +139,7 @@ def nearest_entry(row: list[float], entries: list[Entry]) -> Entry | None:
 def naive_term(
     views: list[Rows], texts: list[Rows], pair_ids: tuple[list[int], list[int]], queue: list[Entry], mask: bool
 ) -> float:
-    """L_NNS at a scale of 2 by its text: neighbours of another picture and caption, and what is alike is no negative."""
+    """L_NNS at a scale of 2 by its text: neighbours of another image and caption, and what is alike is no negative."""
     pairs, total = list(zip(*pair_ids, strict=True)), 0.0
     for text in texts:
         found = []
@@ -172,7 +172,7 @@ def naive_term(
 def test_a_run_whose_queue_outlasts_the_data_never_finds_a_caption_itself(size: int, mask: bool) -> None:
     """Plain loops over eight epochs of eight samples, whose captions hardly move: without ids each would find itself.
 
-    One batch shows a single picture, after which a queue of one step has no neighbour for the half of the next that does.
+    One batch shows a single image, after which a queue of one step has no neighbour for the half of the next that does.
     """
     settings = SETTINGS.model_copy(update={"queue": size, "mask_false_negatives": mask})
     objective = build(settings, embed_dim=5)
@@ -269,5 +269,5 @@ def test_same_views_and_words_are_clip() -> None:
     found, _ = declip(x, x, y, y)
     candidates = find_candidates(Embeddings(x, y, x, y), ids(6), ids=False)
     assert candidates.ids is None
-    for name in ("plain", "views"):
+    for name in ("contrastive", "views"):
         assert_near(found.metrics[name], clip_loss(x.tolist(), y.tolist(), 2.0, list(range(6)), list(range(6))), 1e-10)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.batch import Batch, columns
-from pipelines.settings import UserError, apply_overrides, parse_overrides, validate
+from pipelines.dataset.batch import Batch, columns
+from pipelines.program.settings import UserError, apply_overrides, parse_overrides, validate
 from tests.training.gloo import Gloo
 from training import distributed
 from training.config import TrainSettings
@@ -38,7 +38,7 @@ TASK = Task(
     guide_widths=(6, 6),
 )
 
-# Pairs of a batch by picture and by caption: the same picture twice, the same caption twice, and one pair twice.
+# Pairs of a batch by image and by caption: the same image twice, the same caption twice, and one pair twice.
 IMAGES = torch.tensor([0, 0, 0, 1, 2, 3, 3, 4, 5, 6, 7, 7])
 TEXTS = torch.tensor([0, 1, 2, 2, 3, 4, 5, 5, 5, 6, 8, 8])
 
@@ -64,9 +64,9 @@ VARIANTS = SOFT | {
     "siglip-gather": SOFT["siglip"] | {"exchange": "gather"},
     "siglip-unmasked": SOFT["siglip"] | {"mask_false_negatives": False},
     "psd-self": SOFT["psd"] | {"teacher": {"name": "self"}},
-    "psd-self-sharpened": SOFT["psd"] | {"teacher": {"name": "self"}, "swap": False, "sharpening": 0.5},
-    "psd-swap": SOFT["psd"] | {"swap": True, "schedule": "cosine"},
-    "psd-block": SOFT["psd"] | {"scope": "block", "schedule": "constant", "share": 0.5},
+    "psd-self-sharpened": SOFT["psd"] | {"teacher": {"name": "self"}, "swap_directions": False, "sharpening": 0.5},
+    "psd-swap": SOFT["psd"] | {"swap_directions": True, "schedule": "cosine"},
+    "psd-block": SOFT["psd"] | {"scope": "block", "schedule": "constant", "soft_fraction": 0.5},
     "sogclr-unit": SOFT["sogclr"] | {"grad_scale": "unit"},
     "sogclr-hinge": SOFT["sogclr"] | {"hinge": 1.0},
     "onlineclr-zero": SOFT["onlineclr"] | {"init": "zero"},
@@ -76,9 +76,9 @@ VARIANTS = SOFT | {
     "albef-no-queue": SOFT["albef"] | {"queue": 0},
     "slip-unmasked": SOFT["slip"] | {"mask_false_negatives": False},
     "uniclip-others-only": SOFT["uniclip"] | {"self_pair": False},
-    "clip-ping-crossed": SOFT["clip-ping"] | {"cross": "other_modality", "own": 0.5, "nn": 2.0},
+    "clip-ping-crossed": SOFT["clip-ping"] | {"cross": "other_modality", "own_features": 0.5, "nearest": 2.0},
     "clip-ping-unmasked": SOFT["clip-ping"] | {"mask_false_negatives": False},
-    "a-clip-ping-short": SOFT["a-clip-ping"] | {"queue": 7, "own": 0.5},
+    "a-clip-ping-short": SOFT["a-clip-ping"] | {"queue": 7, "own_features": 0.5},
     "a-clip-ping-crossed": SOFT["a-clip-ping"] | {"cross": "other_modality", "mask_false_negatives": False},
     "distill-live": SOFT["distill"] | {"live": True, "relation": 0.0},
     "distill-unmasked": SOFT["distill"] | {"mask_false_negatives": False},
@@ -115,7 +115,7 @@ def settings_of(objective: dict[str, Any], accumulate: int = 1) -> TrainSettings
         "accumulate": accumulate,
     }
     if objective["name"] == "distill":
-        tree["guides"] = {"image_encoder": {"name": "conv"}, "text_encoder": {"name": "bag"}}  # never built
+        tree["frozen_encoders"] = {"image_encoder": {"name": "conv"}, "text_encoder": {"name": "bag"}}  # never built
     return validate(TrainSettings, tree | {"objective": objective}, "laws")
 
 
@@ -168,7 +168,7 @@ def batch_of(step: int, shuffle: int = 0) -> Batch:
     batch = {"image_features": images[image_id], "text_features": texts[text_id], "image_id": image_id, "text_id": text_id}
     shifts = torch.randn(ROWS, 2, WIDTH, generator=torch.Generator().manual_seed(200 + step), dtype=torch.float64)
     batch |= guides_of(image_id, *TASK.guide_widths, torch.float64) | {"sample_id": image_id + 40}
-    batch["guide_ids"][step % ROWS, 1] = -1  # a picture that nothing is near to
+    batch["guide_ids"][step % ROWS, 1] = -1  # an image that nothing is near to
     batch |= hidden_words(step) | {"other_text": texts[text_id].flip(1)}
     batch["strong"] = batch["image_features"][:, None] + 0.5 * shifts
     return Batch(**{name: column[order] for name, column in batch.items()})  # type: ignore[typeddict-item]
@@ -245,7 +245,7 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
 
 
 def test_the_batches_of_these_tests_hold_what_can_go_wrong() -> None:
-    """Same pictures and same captions on one worker and on two, and samples that meet another worker the next time."""
+    """Same images and same captions on one worker and on two, and samples that meet another worker the next time."""
     for name in ("image_id", "text_id"):
         for world_size in (2, 3):
             homes: dict[int, set[int]] = {}  # of a sample over all steps
@@ -320,7 +320,7 @@ def test_samples_may_be_dealt_out_in_any_order(gloo: Gloo, variant: str) -> None
     """
     objective = VARIANTS[variant]
     if objective["name"] == "psd":
-        objective = objective | {"share": 0.99, "schedule": "constant"}
+        objective = objective | {"soft_fraction": 0.99, "schedule": "constant"}
     if objective["name"] in ("declip", "a-clip-ping"):
         objective = objective | {"queue": 2 * ROWS if objective["name"] == "declip" else ROWS}
     if objective["name"] == "albef":
@@ -422,7 +422,7 @@ def test_it_asks_for_what_it_reads_and_no_more(variant: str) -> None:
     embeddings = Embeddings(*(part.clone().requires_grad_() for part in rows))
     state.objective.update(recorded, state.objective(embeddings, recorded))
     unmasked = VARIANTS[variant].get("mask_false_negatives") is False
-    if variant.startswith("a-clip-ping"):  # which pairs show one picture it must always know
+    if variant.startswith("a-clip-ping"):  # which pairs show one image it must always know
         assert recorded.read | {"text_id"} == wanted | {"guide_ids"}
     else:
         assert recorded.read == wanted
@@ -435,7 +435,7 @@ def objective_of(name: str, **changes: Any) -> Objective:
 
 @every_objective
 def test_a_batch_without_negatives_is_finite_or_refused(name: str) -> None:
-    """One picture twelve times."""
+    """One image twelve times."""
     rows = Embeddings(*(torch.randn(ROWS, EMBED_DIM, generator=torch.Generator().manual_seed(i)) for i in range(4)))
     strong = torch.randn(ROWS, 2, EMBED_DIM, generator=torch.Generator().manual_seed(9))
     states = torch.randn(ROWS, 5, EMBED_DIM, generator=torch.Generator().manual_seed(10))
@@ -447,7 +447,7 @@ def test_a_batch_without_negatives_is_finite_or_refused(name: str) -> None:
     batch |= guides_of(batch["image_id"], *TASK.guide_widths, torch.float32) | {"sample_id": torch.arange(ROWS)}
     objective = objective_of(name)
     if name == "onlineclr":
-        with pytest.raises(ValueError, match="onlineclr: all pairs of a batch have the same picture or caption"):
+        with pytest.raises(ValueError, match="onlineclr: all pairs of a batch have the same image or caption"):
             objective(embeddings, batch)
         return
     loss = objective(embeddings, batch)
@@ -460,7 +460,7 @@ def test_a_batch_without_negatives_is_finite_or_refused(name: str) -> None:
 
 
 class Free(nn.Module):
-    """An embedding of its own for every picture and every caption."""
+    """An embedding of its own for every image and every caption."""
 
     def __init__(self, size: int, width: int):
         super().__init__()

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from tests.training.objectives.reference import A, M, X, Y, assert_near, build, ids, random_pairs, task, unit
 from training.objectives.base import Embeddings, Loss
-from training.objectives.contrast import find_candidates
-from training.objectives.log_ratio import misalignments
 from training.objectives.mcd import Mcd, McdSettings
-from training.objectives.mlm import masked_loss
+from training.objectives.ops.contrast import find_candidates
+from training.objectives.ops.log_ratio import misalignments
+from training.objectives.ops.mlm import masked_loss
 from training.teacher import EmaTeacher, NoTeacher
 
 N = unit([[2, 1, 1], [0, 3, 1], [1, 0, 3]])  # the teacher's strong views
@@ -62,7 +62,7 @@ def random_views(rows: int = 6) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, T
 
 
 def test_two_distances() -> None:
-    """One caption, a picture at 0.5 and its view at 1; the teacher sees them at 0.8 and 1."""
+    """One caption, an image at 0.5 and its view at 1; the teacher sees them at 0.8 and 1."""
 
     def at(distance: float) -> Tensor:
         cosine = 1 - distance**2 / 2
@@ -195,7 +195,7 @@ def test_no_gradient_passes_through_the_teacher() -> None:
     assert float(y.grad[row, column]) == pytest.approx((value(step) - value(-step)) / (2 * step), abs=1e-5)
 
 
-def test_the_same_picture_twice_is_no_other_picture() -> None:
+def test_the_same_image_twice_is_no_other_image() -> None:
     x, y, a, taught = random_views()
     image_id = [0, 0, 2, 3, 4, 3]
     found, _ = mcd(x, y, a, taught, step=4, image_id=torch.tensor(image_id))

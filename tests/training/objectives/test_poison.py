@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.batch import Batch
+from pipelines.dataset.batch import Batch
 from tests.training.gloo import Gloo
 from tests.training.objectives.test_laws import (
     EMBED_DIM,

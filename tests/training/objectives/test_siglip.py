@@ -70,7 +70,7 @@ def test_the_gradient_with_respect_to_cosines_is_probability_minus_answer() -> N
 @pytest.mark.parametrize(("image_id", "text_id"), [DISTINCT, REPEATED, ([7] * 6, DISTINCT[1])])
 @pytest.mark.parametrize("exchange", ["ring", "gather"])
 def test_value_and_gradient_against_plain_loops(image_id: list[int], text_id: list[int], exchange: str) -> None:
-    """Pairs that share a picture or a caption are no question at all."""
+    """Pairs that share an image or a caption are no question at all."""
     (x, y), siglip = random_pairs(6), objective(0.25, -1.5, exchange=exchange)
     found = run(siglip, x, y, ids(image_id, text_id))
     lists = x.tolist(), y.tolist()

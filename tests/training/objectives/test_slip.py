@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.training.objectives.reference import PRINTED, A, X, Y, assert_near, build, clip_loss, ids, random_pairs, rotation, task
 from training.objectives.base import Embeddings
-from training.objectives.heads import BatchNorm, mlp
+from training.objectives.ops.heads import BatchNorm, mlp
 from training.objectives.slip import Slip, SlipSettings, nt_xent
 
 SETTINGS = SlipSettings(temperature=0.5, hidden=7, width=5)
@@ -22,7 +22,7 @@ def of(p: Tensor, q: Tensor, temperature: float, image_id: Tensor | None = None)
 
 
 def naive(p: Tensor, q: Tensor, temperature: float, image_id: list[int]) -> float:
-    """Vector by vector: its partner against all that show another picture."""
+    """Vector by vector: its partner against all that show another image."""
     vectors, shows, rows = [*p, *q], image_id * 2, len(p)
     total = 0.0
     for k, vector in enumerate(vectors):
@@ -42,7 +42,7 @@ def slip(x: Tensor, y: Tensor, views: Tensor, settings: SlipSettings = SETTINGS,
 
 
 @pytest.mark.parametrize(("temperature", "expected"), [(0.5, 1.047169), (0.1, 0.377774)])
-def test_nt_xent_of_three_pictures(temperature: float, expected: float) -> None:
+def test_nt_xent_of_three_images(temperature: float, expected: float) -> None:
     assert of(X, A, temperature) == pytest.approx(expected, abs=PRINTED)
     assert of(A, X, temperature) == pytest.approx(expected, abs=PRINTED), "which view is the first does not matter"
 
@@ -64,7 +64,7 @@ def test_equal_vectors_are_told_apart_by_chance() -> None:
 
 @pytest.mark.parametrize("image_id", [[0, 1, 2, 3, 4, 5], [0, 0, 2, 3, 4, 3]])
 def test_against_plain_loops(image_id: list[int]) -> None:
-    """With views of one picture in several rows, which are no negatives of one another."""
+    """With views of one image in several rows, which are no negatives of one another."""
     p, q = random_pairs(6)
     assert of(p, q, 0.3, torch.tensor(image_id)) == pytest.approx(naive(p, q, 0.3, image_id), abs=1e-10)
     if image_id[1]:
@@ -95,7 +95,7 @@ def test_permuted_pairs_and_rotated_views_are_the_same() -> None:
     assert of(p[order] @ turn, q[order] @ turn, 0.2) == pytest.approx(of(p, q, 0.2), abs=1e-10)
 
 
-def test_the_same_picture_twice_is_no_negative_of_itself() -> None:
+def test_the_same_image_twice_is_no_negative_of_itself() -> None:
     """Unless it was asked for."""
     p, q = random_pairs(6)
     x, y = random_pairs(6, seed=1)

@@ -32,7 +32,7 @@ from tests.training.objectives.reference import (
     surrogate,
     task,
 )
-from training.objectives import blocks
+from training.objectives.ops import blocks
 from training.objectives.sogclr import SogClr, SogClrSettings
 
 
@@ -41,7 +41,7 @@ def objective(temperature: float, gamma: float = 0.8, epsilon: float = 1e-300, *
 
 
 def state(sogclr: SogClr, rows: int = 3) -> Tensor:
-    """[2, rows]: the running estimates of the first pictures and captions."""
+    """[2, rows]: the running estimates of the first images and captions."""
     return torch.stack([sogclr.log_u.image[:rows], sogclr.log_u.text[:rows]]).exp()
 
 
@@ -223,7 +223,7 @@ def test_pairs_may_come_in_another_order_with_their_ids() -> None:
 
 
 def test_an_anchor_without_negatives_contributes_nothing_and_keeps_its_estimate() -> None:
-    """Four captions of one picture are no negatives of one another."""
+    """Four captions of one image are no negatives of one another."""
     sogclr, (x, y) = objective(0.2), random_pairs(4)
     step(sogclr, *random_pairs(6))
     before = sogclr.log_u.image.clone(), sogclr.log_u.text.clone()
@@ -246,7 +246,7 @@ def test_an_anchor_without_negatives_has_no_say_in_the_estimate_of_a_caption_tha
         assert_remembers(sogclr.log_u, memory)
 
 
-def test_a_picture_seen_for_the_first_time_late_starts_at_its_own_estimate() -> None:
+def test_a_image_seen_for_the_first_time_late_starts_at_its_own_estimate() -> None:
     sogclr, (x, y) = objective(0.2), random_pairs(3)
     step(sogclr, X, Y, ids([0, 1, 2]))
     before = float(sogclr.log_u.image[2])

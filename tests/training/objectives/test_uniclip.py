@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tests.training.objectives.reference import PRINTED, A, X, Y, assert_near, build, ids, random_pairs, rotation
 from training.objectives.base import Embeddings, Loss
-from training.objectives.contrast import find_candidates
-from training.objectives.mp_nce import mp_nce
+from training.objectives.ops.contrast import find_candidates
+from training.objectives.ops.mp_nce import mp_nce
 from training.objectives.uniclip import UniClipSettings
 
 # Kinds of rows X, Y, A: image, text, image; of each pair, which table entry it is.
@@ -86,7 +86,7 @@ def test_equal_rows_are_told_apart_by_chance() -> None:
 @pytest.mark.parametrize("self_pair", [True, False])
 @pytest.mark.parametrize("image_id", [[0, 1, 2, 3, 4, 5], [0, 0, 2, 3, 4, 3]])
 def test_against_plain_loops(image_id: list[int], self_pair: bool) -> None:
-    """With a picture in two rows: neither positives nor negatives."""
+    """With an image in two rows: neither positives nor negatives."""
     rows = [*random_pairs(6), random_pairs(6, seed=3)[0]]
     assert_near(of(rows, TABLES, self_pair, image_id=image_id).mean(), naive(rows, TABLES, self_pair, image_id), 1e-10)
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError, validate
+from pipelines.dataset.prepared import Prepared
+from pipelines.program.settings import UserError, validate
 from tests.training.one_step import one_step
 from training.checkpoint import load_embedder
 from training.config import TrainSettings
+from training.towers.from_run import RunImageSettings, RunTextSettings
 from training.towers.image import HuggingFaceVisionSettings
 from training.towers.open_clip import OpenClipImageSettings, OpenClipTextSettings
-from training.towers.run import RunImageSettings, RunTextSettings
 from training.towers.text import HuggingFaceTextSettings
 
 MODEL = "raylign-test"
@@ -35,7 +35,7 @@ CAPTIONS = [
 ]
 
 
-def pictures(size: int, rows: int = 3) -> Tensor:
+def images(size: int, rows: int = 3) -> Tensor:
     return torch.randint(0, 256, (rows, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
@@ -57,7 +57,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 def test_open_clips_image_half(released: tuple[Any, Path]) -> None:
     model, path = released
     settings = OpenClipImageSettings(name="open_clip", model=MODEL, weights=str(path), image_size=SIZE)
-    tower, given = settings.build().eval(), pictures(SIZE)
+    tower, given = settings.build().eval(), images(SIZE)
     config = model.visual.preprocess_cfg
     mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     direct = model.encode_image((given / 255 - mean) / std)
@@ -148,7 +148,7 @@ def test_hugging_faces_halves(hub: Path) -> None:
     from transformers import AutoModel
 
     model: Any = AutoModel.from_pretrained(hub).eval()
-    given = pictures(SIZE)
+    given = images(SIZE)
     ids = torch.full((3, 12), 97)
     ids[:, :6] = torch.tensor([[98, 5, 6, 99, 97, 97], [98, 7, 99, 97, 97, 97], [98, 1, 2, 3, 4, 99]])
     mask = (ids != 97).long()
@@ -195,7 +195,7 @@ def halves(folder: Path) -> tuple[RunImageSettings, RunTextSettings]:
 
 def test_our_own_halves(trained: Path) -> None:
     embedder, (image, text) = load_embedder(str(trained)), halves(trained)
-    given, captions = pictures(16), ["a thing of kind 3", "picture number 12"]
+    given, captions = images(16), ["a thing of kind 3", "image number 12"]
     tokenizer = text.tokenizer(lambda: [])
     rows = torch.nn.functional.normalize(
         text.build(tokenizer.vocabulary_size).eval()(*map(torch.from_numpy, tokenizer(captions)))
@@ -227,7 +227,7 @@ def test_a_run_teaches_another(stamps: Prepared, trained: Path, case: str, tmp_p
     """A real step from pixels, with the halves of the run as frozen encoders; these are no part of the checkpoint."""
     image, text = (half.model_dump(mode="json") for half in halves(trained))
     guides = {"image_encoder": image, "text_encoder": text}
-    settings = run_settings(stamps, objective=GUIDED[case], guides=guides, seed=1)
+    settings = run_settings(stamps, objective=GUIDED[case], frozen_encoders=guides, seed=1)
     plan, metrics, state = one_step(settings, stamps, tmp_path)
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     saved = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -238,7 +238,7 @@ def test_a_run_teaches_another(stamps: Prepared, trained: Path, case: str, tmp_p
     assert {"guide_text", "guide_mask"} <= plan.stream.columns and plan.stream.guides is None
     with torch.no_grad():
         saved["teacher"]["_extra_state"] = "another"
-        with pytest.raises(UserError, match="guides: this run was trained with frozen encoders of other weights"):
+        with pytest.raises(UserError, match="frozen_encoders: this run was trained with frozen encoders of other weights"):
             state.load_state_dict(saved)
 
 
@@ -247,9 +247,9 @@ def test_a_live_teacher_sees_what_the_student_sees(stamps: Prepared, trained: Pa
     image, text = halves(trained)
     guides = {"image_encoder": image.model_dump(mode="json"), "text_encoder": text.model_dump(mode="json")}
     tower = {"name": "conv", "image_size": 24, "channels": [8, 16]}
-    settings = run_settings(stamps, objective={"name": "a-clip-ping"}, guides=guides, image_tower=tower)
+    settings = run_settings(stamps, objective={"name": "a-clip-ping"}, frozen_encoders=guides, image_tower=tower)
     plan, _, state = one_step(settings, stamps, tmp_path)
-    views = pictures(24)
+    views = images(24)
     tokens = plan.stream.guide_tokenizer
     assert tokens is not None
     ids, mask = (torch.from_numpy(a) for a in tokens(["a thing of kind 3"] * 3))
@@ -265,7 +265,7 @@ def test_a_live_teacher_sees_what_the_student_sees(stamps: Prepared, trained: Pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": {"name": "distill"}}, "guides: objective.name=distill learns from a teacher; name its halves"),
+        ({"objective": {"name": "distill"}}, "frozen_encoders: objective.name=distill learns from a teacher; name its halves"),
         (
             {"objective": {"name": "a-clip-ping"}, "image_tower": {"name": "conv", "mode": "locked"}},
             "objective.name: a-clip-ping runs frozen encoders on what the towers see, and a locked tower sees nothing",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.settings import UserError, validate
+from pipelines.program.settings import UserError, validate
 from training.towers import ImageFeatures
 from training.towers.base import load_weights
 from training.towers.image import ConvSettings, HuggingFaceVisionSettings, TimmSettings
@@ -65,7 +65,7 @@ def test_a_timm_tower_uses_the_normalisation_that_it_was_trained_with() -> None:
 
 def test_the_demos_weights_are_loaded_by_position(capsys: pytest.CaptureFixture) -> None:
     """They come from another port with other names. Every tensor but the classifier's must be the file's, in order."""
-    from pipelines.artifacts import resolve
+    from pipelines.io.artifacts import resolve
 
     path = resolve(LITE0, "k")
     assert path is not None
@@ -155,13 +155,13 @@ def test_a_hugging_face_model_from_a_folder(vit: Path) -> None:
 
     tower = HuggingFaceVisionSettings(name="huggingface", weights=str(vit), image_size=32).build().eval()
     assert tower.width == 16
-    pictures = images(32)
+    batch = images(32)
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)
     network = ViTModel.from_pretrained(vit).eval()
     with torch.no_grad():
-        direct = network(pixel_values=(pictures.float() / 255 - mean) / std).pooler_output
-        torch.testing.assert_close(tower(pictures), direct, atol=1e-5, rtol=1e-4)
-    tower.train()(pictures).sum().backward()
+        direct = network(pixel_values=(batch.float() / 255 - mean) / std).pooler_output
+        torch.testing.assert_close(tower(batch), direct, atol=1e-5, rtol=1e-4)
+    tower.train()(batch).sum().backward()
     assert [name for name, p in tower.named_parameters() if p.grad is None] == []
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.batch import Batch
-from pipelines.prepared import Prepared
-from pipelines.settings import validate
-from pipelines.tokenizer import TextTokenizer, train_tokenizer
+from pipelines.dataset.batch import Batch
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
+from pipelines.program.settings import validate
 from tests.training.one_step import one_step
 from tests.training.towers.text_models import POSITIONS, SIZES, save
 from training import loop
@@ -159,7 +159,7 @@ def test_a_compiled_encoder_keeps_one_length(tokenizer: TextTokenizer) -> None:
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "mcd": {"name": "mcd"},
     "declip": {"name": "declip", "hidden": 16, "queue": 64},
-    "psd": {"name": "psd", "share": 0.5, "schedule": "constant"},
+    "psd": {"name": "psd", "soft_fraction": 0.5, "schedule": "constant"},
 }
 
 

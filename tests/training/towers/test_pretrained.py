@@ -12,7 +12,7 @@ import transformers as t
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipelines.settings import UserError, validate
+from pipelines.program.settings import UserError, validate
 from training.towers.base import load_weights
 from training.towers.image import HuggingFaceVisionSettings, ImageTower, TimmSettings
 from training.towers.open_clip import OpenClipImageSettings

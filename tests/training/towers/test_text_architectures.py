@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.prepared import Prepared
-from pipelines.settings import UserError, validate
+from pipelines.dataset.prepared import Prepared
+from pipelines.program.settings import UserError, validate
 from tests.training.one_step import one_step
 from tests.training.towers.text_models import DUAL, POSITIONS, TEXT, save, tokenizer_of
 from tests.training.towers.text_rows import CAPTIONS, tower_rows

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.settings import UserError
-from pipelines.tokenizer import train_tokenizer
+from pipelines.dataset.tokenizer import train_tokenizer
+from pipelines.program.settings import UserError
 from training.towers import TextFeatures
 from training.towers.base import mean_over_tokens
 from training.towers.text import BagSettings, HuggingFaceTextSettings, TransformerSettings

@@ -150,6 +150,6 @@ def save(kind: str, model: Callable[[], Any], folder: Path, **tokenizer: Any) ->
     words = tokenizer_of(kind, **tokenizer)
     words.save_pretrained(folder)
     if hasattr(network, "get_image_features"):
-        pictures: Any = t.CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
-        t.CLIPProcessor(pictures, words).save_pretrained(folder)
+        images: Any = t.CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
+        t.CLIPProcessor(images, words).save_pretrained(folder)
     return folder

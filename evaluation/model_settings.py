@@ -1,0 +1,83 @@
+"""What is judged: an embedder and what it is told, or embeddings that somebody computed before."""
+
+from importlib.util import find_spec
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from evaluation.import_string import names_of
+from pipelines.program.config_errors import alike
+from pipelines.program.path_keys import LocalPlace
+from pipelines.program.settings import Settings, UserError
+
+
+class ModelSettings(Settings):
+    """An embedder, or embeddings on disk."""
+
+    embedder: str = Field(
+        "training.checkpoint:load_embedder",
+        description="module:function that returns an Embedder: a run of ours, training.embedders:open_clip, "
+        "training.embedders:huggingface, or yours; the module is imported and the function called, with all your rights",
+    )
+    checkpoint: LocalPlace | None = Field(
+        None, description="passed to the embedder: a run such as runs/demo, or one of its checkpoints"
+    )
+    embedder_arguments: dict[str, Any] = Field(default_factory=dict, description="passed to the embedder as keywords")
+    embeddings: LocalPlace | None = Field(
+        None, description="instead of an embedder: a folder of .npy files, rows in the order of the lists in OUTPUT/inputs"
+    )
+    scale: float | None = Field(
+        None, gt=0, description="logit scale, 1 / temperature, for calibration; null: the embedder's own, if it tells"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "ModelSettings":
+        if self.embeddings is not None and self.names_embedder:
+            raise ValueError("embeddings: stands for an embedder; leave embedder, checkpoint and embedder_arguments out, or it")
+        return self
+
+    @property
+    def names_embedder(self) -> bool:
+        """Whether the config says anything about an embedder."""
+        return self.checkpoint is not None or bool(self.embedder_arguments) or self.embedder != self.embedder_default()
+
+    @property
+    def given(self) -> bool:
+        """Whether the config names a model here at all."""
+        return self.embeddings is not None or self.names_embedder
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the embedder's function."""
+        given = {} if self.checkpoint is None else {"checkpoint": str(self.checkpoint.absolute())}
+        return given | self.embedder_arguments
+
+    def check(self, key: str) -> None:
+        """What is known of an embedder without importing it. Raises `UserError` that names `key`, where the config names it."""
+        module, colon, function = self.embedder.partition(":")
+        if not colon:
+            raise UserError(f"{key}: '{self.embedder}' is not of the form module:function, such as {self.embedder_default()}")
+        try:
+            found = find_spec(module)
+        except (ImportError, ValueError):
+            found = None
+        if found is None:
+            raise UserError(f"{key}: there is no module '{module}'; is it installed, or in this folder?")
+        names = names_of(found)
+        if names is not None and function not in names:
+            near = alike(function, names)
+            raise UserError(f"{key}: {module} has no '{function}'" + (f"; did you mean {module}:{near[0]}?" if near else ""))
+        if self.checkpoint is None or self.embedder != self.embedder_default():
+            return
+        if not any(self.checkpoint.glob("checkpoint_*")) and not (self.checkpoint / "checkpoint.json").exists():
+            what = "holds no checkpoint" if self.checkpoint.is_dir() else "is not a folder"
+            raise UserError(f"checkpoint: {self.checkpoint} {what}; give a run such as runs/demo, or one of its checkpoints")
+
+    @classmethod
+    def embedder_default(cls) -> str:
+        """The function that opens a run."""
+        return cls.model_fields["embedder"].default
+
+    @property
+    def pretrained(self) -> str:
+        """What weights these are, for tables."""
+        return str(self.checkpoint or self.embeddings or self.embedder_arguments.get("weights") or "")

@@ -1,0 +1,30 @@
+"""`python -m evaluation.reporting OUTPUT`: write the comparison of saved results again, without Ray and without embedding."""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from evaluation.reporting import write_report
+from pipelines.program.settings import UserError
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Exit code 0, or 2 with one line that says what is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.reporting",
+        description="Write report.html, report.md and results.csv of a folder of results again, from the result files alone.",
+    )
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the output of python -m evaluation, such as runs/evaluation")
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    try:
+        write_report(options.output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"report: {options.output / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""`Batch` and `Needs`: what a step of training receives, and what an objective asks for.
+
+`Needs` sits on the objective's config class, so the driver knows which columns to compute before any network exists, and
+the pipeline computes exactly those.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from pipelines.dataset.views import StrongViews
+
+if TYPE_CHECKING:  # data tasks do not wait three seconds for torch
+    from torch import Tensor
+
+
+class Batch(TypedDict, total=False):
+    """Columns of one worker's batch of b samples. Only what was asked for is there."""
+
+    image: Tensor  # [b, 3, H, W] uint8
+    strong: Tensor  # [b, V, 3, H, W] uint8, strong views
+    codes: Tensor  # [b, 1 + V, 13] float32, what was done to the plain view and to the strong ones
+    text: Tensor  # [b, L] int64 token ids
+    text_mask: Tensor  # [b, L] int64, 1 for a token and 0 for padding
+    other_text: Tensor  # [b, L] int64, the caption in other words
+    other_mask: Tensor  # [b, L] int64
+    masked_text: Tensor  # [b, L] int64 token ids, some of them hidden
+    masked_labels: Tensor  # [b, L] int64, what was hidden, -100 elsewhere
+    image_features: Tensor  # [b, F] float32, output of a locked image tower
+    text_features: Tensor  # [b, F] float32, output of a locked text tower
+    sample_id: Tensor  # [b] int64 in [0, num_samples)
+    image_id: Tensor  # [b] int64, equal for equal images
+    text_id: Tensor  # [b] int64, equal for equal captions
+    guide_ids: Tensor  # [b, 3] int64: the sample itself, and those nearest to its image and to its caption, -1 for none
+    guide_images: Tensor  # [b, 1 or 3, F] float32 unit rows of a frozen encoder, of the sample's image, or of all three
+    guide_texts: Tensor  # [b, 1 or 3, G] float32 unit rows of another, of captions
+    guide_text: Tensor  # [b, L'] int64 token ids of the frozen text encoder, where it runs in the step
+    guide_mask: Tensor  # [b, L'] int64
+    teacher_image: Tensor  # [b, D] float32 unit rows, from the teacher
+    teacher_text: Tensor  # [b, D] float32 unit rows, from the teacher
+    teacher_strong: Tensor  # [b, V, D] float32 unit rows, from the teacher, of strong views
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective reads beside the embeddings."""
+
+    ids: bool = False  # image_id, text_id
+    sample_id: bool = False
+    strong: StrongViews | None = None
+    codes: bool = False  # of all views
+    # Features of frozen encoders: of the sample, from banks; of its neighbours too; or of what the student sees, in the step.
+    guides: Literal["no", "own", "neighbours", "live"] = "no"
+    one_space: bool = False  # the frozen encoders are a dual encoder
+    masked: Literal["no", "apart", "shared"] = "no"  # hidden words: in a copy of the caption, or in the caption itself
+    other_words: bool = False
+
+
+def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
+    """The columns a batch must hold: those of the towers and those of the objective, no more."""
+    wanted = {"image_features"} if image_locked else {"image"}
+    wanted |= {"text_features"} if text_locked else {"text", "text_mask"}
+    if needs.ids:
+        wanted |= {"image_id", "text_id"}
+    if needs.sample_id:
+        wanted.add("sample_id")
+    if needs.strong is not None:
+        wanted.add("strong")
+    if needs.codes:
+        wanted.add("codes")
+    if needs.masked != "no":
+        wanted |= {"masked_labels"} | ({"masked_text"} if needs.masked == "apart" else set())
+    if needs.other_words:
+        wanted |= {"other_text", "other_mask"}
+    if needs.guides == "live":
+        wanted |= {"guide_text", "guide_mask"}
+    elif needs.guides != "no":
+        wanted |= {"guide_images", "guide_texts"} | ({"guide_ids"} if needs.guides == "neighbours" else set())
+    return wanted

@@ -1,0 +1,57 @@
+"""Captions in other words: easy data augmentation (EDA; Wei and Zou, EMNLP 2019, arXiv 1901.11196), as DeCLIP uses it.
+
+One of three changes, drawn for each caption: some words by synonyms, some pairs of words exchanged, some words left out. How many
+is a share of the caption's words. Where a change does not apply, another one is tried; a single word without a synonym stays.
+"""
+
+import numpy as np
+
+from pipelines.dataset.synonyms import SYNONYMS
+
+_SHARE = 0.1  # of the words
+
+
+def other_words(caption: str, random: np.random.Generator) -> str:
+    """The caption after one change that applies, or as it is; never empty where it was not."""
+    words = caption.split()
+    changes = (_by_synonyms, _swapped, _thinned)
+    for which in random.permutation(len(changes)).tolist():
+        found = changes[which](words, random)
+        if found is not None:
+            return " ".join(found)
+    return caption
+
+
+def _count(words: list[str]) -> int:
+    return max(1, int(_SHARE * len(words)))
+
+
+def _by_synonyms(words: list[str], random: np.random.Generator) -> list[str] | None:
+    """Replace as many different words as have synonyms and the share allows."""
+    known = [i for i, word in enumerate(words) if word.lower() in SYNONYMS]
+    if not known:
+        return None
+    found = list(words)
+    for i in random.permutation(known)[: _count(words)].tolist():
+        others = SYNONYMS[words[i].lower()]
+        found[i] = others[int(random.integers(len(others)))]
+    return found
+
+
+def _swapped(words: list[str], random: np.random.Generator) -> list[str] | None:
+    """Exchange two words, as often as the share says."""
+    if len(words) < 2:
+        return None
+    found = list(words)
+    for _ in range(_count(words)):
+        i, j = random.choice(len(words), 2, replace=False).tolist()
+        found[i], found[j] = found[j], found[i]
+    return found
+
+
+def _thinned(words: list[str], random: np.random.Generator) -> list[str] | None:
+    """Leave out each word with the share as probability, all but one at most."""
+    if len(words) < 2:
+        return None
+    kept = [word for word in words if random.random() >= _SHARE]
+    return kept or [words[int(random.integers(len(words)))]]

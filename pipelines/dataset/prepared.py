@@ -1,0 +1,232 @@
+"""A prepared dataset: `manifest.json`, shards of light columns, images by their places, `rejected.parquet`, banks of features.
+
+sample_id  int64, dense in [0, num_samples), in the order of the source
+image_id   int64, equal for equal images; text_id list<int64>, one a caption, equal for equal captions
+key, group string; captions list<string>; split string; label_NAME string
+file, start, length, column: where the encoded image is (`locations.Location`); a relative file lies in the dataset's folder
+shuffled   bool, where the config shuffles captions: this row has another row's
+
+Whether images were copied or only indexed makes no difference to who reads them.
+"""
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.io import storage
+from pipelines.io.image_bytes import Location, read_locations
+from pipelines.io.storage import Missing
+from pipelines.program.path_keys import Place
+from pipelines.program.randomness import uniform_of
+from pipelines.program.settings import UserError
+
+FORMAT_VERSION = 3  # raised when equal rows of a source would be kept otherwise: ids, pixels, what is left out
+MANIFEST = "manifest.json"
+_CACHED_SHARDS = 40  # light columns of so many are kept, per process; 2,048 rows are some 400 kB
+_PLACE = ("file", "start", "length", "column")
+_WINDOW = 65536  # rows that are permuted among one another
+_WINDOW_OF_TABLES = 2048  # tables are read by row group: those of a window should fit into memory
+
+
+def split_of(group: str, splits: dict[str, float], seed: int) -> str:
+    """The split a group belongs to: a function of the group's name and the seed, so growing data moves no sample."""
+    position, left = uniform_of(group, seed), 1.0
+    for name, share in sorted(splits.items()):
+        left -= share
+        if position < share or left < 1e-9:  # thirds make no whole
+            return name
+        position -= share
+    return "train"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An opened prepared dataset. Cheap to send to workers: a path and the manifest."""
+
+    path: Place
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Place) -> "Prepared":
+        """Raises `UserError` where there is no finished dataset."""
+        path = storage.absolute(path)
+        if not storage.exists(storage.join(path, MANIFEST)):
+            if isinstance(path, Path) and path.is_file():
+                raise UserError(f"data.path: {path} is a file; give a folder that python -m pipelines made: a config's output")
+            if isinstance(path, Path) and path.is_dir() and any(path.iterdir()):
+                raise UserError(
+                    f"data.path: {path} is no prepared dataset; if it holds your images, prepare them first: "
+                    f"python -m pipelines CONFIG.yaml source.path={path} output=FOLDER, and give that FOLDER here"
+                )
+            raise UserError(
+                f"data.path: {path} is no prepared dataset; make it with: python -m pipelines CONFIG.yaml output={path}"
+            )
+        try:
+            manifest = json.loads(storage.read(storage.join(path, MANIFEST)))
+            version = manifest["format_version"]
+            shards = [str(shard["file"]) for shard in manifest["shards"]] if version == FORMAT_VERSION else []
+        except (ValueError, LookupError, TypeError, Missing) as error:
+            raise UserError(f"data.path: {path} has no {MANIFEST} that preparing wrote ({type(error).__name__})") from None
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"data.path: {path} has format {version}, this version reads {FORMAT_VERSION}; "
+                "prepare it again with overwrite=true"
+            )
+        for file in shards:
+            if _absolute(file) or ".." in file.split("/"):
+                raise UserError(f"data.path: {path} names the shard {file}, which is not in its folder; prepare it again")
+            if isinstance(path, Path) and not (path / file).is_file():
+                raise UserError(
+                    f"data.path: {path} lacks {file}, which its {MANIFEST} names; copy it too, or prepare with overwrite=true"
+                )
+        return cls(path, manifest)
+
+    @property
+    def name(self) -> str:
+        """The dataset's name in metrics."""
+        return self.manifest["name"]
+
+    @property
+    def num_samples(self) -> int:
+        """N: sample ids lie in [0, N)."""
+        return self.manifest["num_samples"]
+
+    @property
+    def num_texts(self) -> int:
+        """Number of different captions: text ids lie in [0, num_texts)."""
+        return self.manifest["num_texts"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the content: keys, images, captions, labels, in order, and where shards end."""
+        return self.manifest["fingerprint"]
+
+    @property
+    def shuffled(self) -> int:
+        """Number of training rows that have another row's captions."""
+        return self.manifest["captions"]["shuffled"]
+
+    @property
+    def window(self) -> int:
+        """Rows that the order of samples permutes among one another, at least: as many as can be read at random."""
+        return _WINDOW_OF_TABLES if self.manifest["tables"] else _WINDOW
+
+    def local_folder(self, why: str) -> Path:
+        """The dataset's folder, for what must lie on a disk. Raises `UserError` where it is in an object store."""
+        if isinstance(self.path, str):
+            raise UserError(f"data.path: {why} needs the dataset on a disk that all nodes share, not in {self.path}")
+        return self.path
+
+    def table(self, *columns: str) -> pa.Table:
+        """Light columns of all samples, in the order of sample ids; they must fit into memory."""
+        return pa.concat_tables(storage.read_table(self._file(shard), columns) for shard in range(len(self.manifest["shards"])))
+
+    def split_ids(self, seed: int | None = None, validation: float | None = None) -> dict[str, np.ndarray]:
+        """Sample ids of each split, sorted; `seed` splits anew with the same shares.
+
+        `validation`: this share of the training groups becomes a split of that name, and the others stay as they are.
+        Raises `UserError` where either could hold out shuffled captions, there is a validation split already, or the splits are
+        the source's own and a seed asks for others.
+        """
+        found: dict[str, list[np.ndarray]] = {name: [] for name in self.split_list(validation)}
+        for shard, first in enumerate(self.shard_starts()[:-1]):
+            names = self.split_names(shard, seed, validation)
+            for name, ids in found.items():
+                ids.append(first + np.flatnonzero(names == name))
+        return {name: np.concatenate(ids) for name, ids in found.items()}
+
+    def split_list(self, validation: float | None = None) -> list[str]:
+        """Names of the splits."""
+        return ["train", *sorted(self.manifest["split_shares"])] + ([] if validation is None else ["validation"])
+
+    def split_names(self, shard: int, seed: int | None = None, validation: float | None = None) -> np.ndarray:
+        """The split of each row of a shard, objects [rows]; arguments as of `split_ids`."""
+        self._check_splits(seed, validation)
+        table = shard_rows(self._file(shard), ("group", "split"))
+        names = np.asarray(table["split"].to_pylist(), dtype=object)
+        if seed is None and validation is None:
+            return names
+        groups = table["group"].to_pylist()
+        if seed is not None:
+            names = np.asarray([split_of(group, self.manifest["split_shares"], seed) for group in groups], dtype=object)
+        if validation is not None:
+            salt = self.manifest["config"]["split_seed"] if seed is None else seed
+            apart = np.asarray([uniform_of(f"{group}\0validation", salt) < validation for group in groups])
+            names[(names == "train") & apart] = "validation"
+        return names
+
+    def groups(self, shard: int) -> list[str]:
+        """The group of each row of a shard: what splits, and shares of one, keep together."""
+        return shard_rows(self._file(shard), ("group", "split"))["group"].to_pylist()
+
+    def _check_splits(self, seed: int | None, validation: float | None) -> None:
+        if seed is not None and self.manifest["config"].get("splits") == "source":
+            raise UserError(
+                f"data.split_seed: {self.path} keeps its source's own splits, which no seed draws; leave data.split_seed null, "
+                "or prepare it again with 'splits={test: 0.1}' and another output"
+            )
+        if seed is not None and self.shuffled and seed != self.manifest["config"]["split_seed"]:
+            raise UserError(
+                f"data.split_seed: {seed} could hold out some of the {self.shuffled} rows of {self.path} that have other rows' "
+                f"captions; prepare it again with split_seed={seed} and another output, and leave data.split_seed null"
+            )
+        if validation is None:
+            return
+        if "validation" in self.manifest["split_shares"]:
+            raise UserError(f"data.validation: {self.path} was prepared with a split of that name; leave data.validation null")
+        if self.shuffled:
+            raise UserError(
+                f"data.validation: may hold out some of the {self.shuffled} rows of {self.path} that have other rows' captions; "
+                "prepare it again with splits.validation and another output, and leave data.validation null"
+            )
+
+    def shard_starts(self) -> np.ndarray:
+        """First sample id of each shard, and N at the end."""
+        return np.cumsum([0] + [shard["rows"] for shard in self.manifest["shards"]])
+
+    def rows(self, sample_ids: np.ndarray, columns: tuple[str, ...]) -> pa.Table:
+        """The named light columns of the given samples, in the given order; a few shards are kept."""
+        starts = self.shard_starts()
+        shards = np.searchsorted(starts, sample_ids, side="right") - 1
+        pieces, positions = [], []
+        for shard in np.unique(shards):
+            where = np.flatnonzero(shards == shard)
+            table = shard_rows(self._file(shard), columns)
+            pieces.append(table.take(pa.array(sample_ids[where] - starts[shard])))
+            positions.append(where)
+        order = np.argsort(np.concatenate(positions))
+        return pa.concat_tables(pieces).take(pa.array(order))
+
+    def places(self, sample_ids: np.ndarray) -> list[Location]:
+        """Where the images of the given samples are."""
+        places = self.rows(sample_ids, _PLACE).to_pydict()
+        files = [file if _absolute(file) else str(storage.join(self.path, file)) for file in places["file"]]
+        return [Location(*place) for place in zip(files, *(places[name] for name in _PLACE[1:]), strict=True)]
+
+    def images(self, sample_ids: np.ndarray) -> Iterator[bytes | Missing]:
+        """Encoded images of the given samples, in the given order; `Missing` where one cannot be had any more."""
+        return read_locations(self.places(sample_ids))
+
+    def texts(self) -> list[str]:
+        """All different captions, in the order of text ids."""
+        table = self.table("captions", "text_id")
+        texts: dict[int, str] = {}
+        for captions, ids in zip(table["captions"].to_pylist(), table["text_id"].to_pylist(), strict=True):
+            texts.update(zip(ids, captions, strict=True))
+        return [texts[i] for i in range(self.num_texts)]
+
+    def _file(self, shard: int) -> str:
+        return str(storage.join(self.path, self.manifest["shards"][shard]["file"]))
+
+
+def _absolute(file: str) -> bool:
+    return file.startswith("/") or storage.is_remote(file)
+
+
+shard_rows = functools.lru_cache(maxsize=_CACHED_SHARDS)(storage.read_table)

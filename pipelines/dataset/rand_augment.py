@@ -1,0 +1,74 @@
+"""RandAugment: a few operations on a view's colours and geometry, drawn at random, all of one magnitude.
+
+Cubuk et al., arXiv 1909.13719. Operations, their strengths and that each drawn one is made in half of the views are those of the
+public code of ALBEF (Li et al., arXiv 2107.07651) with the ten operations that it trains with, which the starter code of a course
+(training/configs/course.yaml) has as well. Geometry is interpolated, and filled with gray from outside.
+"""
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+from pydantic import Field
+
+from pipelines.program.settings import Settings
+
+NAMES = (
+    "identity",
+    "autocontrast",
+    "equalize",
+    "brightness",
+    "sharpness",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+    "rotate",
+)
+_MADE = 0.5  # share of the operations drawn
+_GRAY = (128, 128, 128)
+
+Operation = tuple[str, float]  # name and strength: a factor, a slope, pixels of the view or degrees
+
+
+class RandAugment(Settings):
+    """Operations on a view after crop and mirror."""
+
+    operations: int = Field(2, ge=1, description="drawn for each view; half of those drawn are made")
+    magnitude: float = Field(7, ge=0, le=10, description="how strong they are, of 10")
+
+    def draw(self, random: np.random.Generator) -> tuple[Operation, ...]:
+        """What is done to one view, in order."""
+        share, found = self.magnitude / 10, []
+        for _ in range(self.operations):
+            # All numbers are drawn, used or not.
+            name, made, sign = str(random.choice(NAMES)), random.random() < _MADE, 1 if random.random() < 0.5 else -1
+            strengths = {"brightness": 0.1 + 1.8 * share, "sharpness": 0.1 + 1.8 * share, "rotate": sign * 30 * share}
+            strengths |= dict.fromkeys(("shear_x", "shear_y"), sign * 0.3 * share)
+            strengths |= dict.fromkeys(("translate_x", "translate_y"), sign * 10 * share)
+            if made:
+                found.append((name, strengths.get(name, 0.0)))
+        return tuple(found)
+
+
+def operate(view: Image.Image, operation: Operation) -> Image.Image:
+    """A view after one operation, of the same size."""
+    name, strength = operation
+    if name == "autocontrast":
+        return ImageOps.autocontrast(view)
+    if name == "equalize":
+        return ImageOps.equalize(view)
+    if name == "brightness":
+        return ImageEnhance.Brightness(view).enhance(strength)
+    if name == "sharpness":
+        return ImageEnhance.Sharpness(view).enhance(strength)
+    if name == "rotate":
+        return view.rotate(strength, Image.Resampling.BILINEAR, fillcolor=_GRAY)
+    # Where in the view a pixel comes from.
+    origins = {
+        "shear_x": (1, -strength, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, -strength, 1, 0),
+        "translate_x": (1, 0, -strength, 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, -strength),
+    }
+    if name in origins:
+        return view.transform(view.size, Image.Transform.AFFINE, origins[name], Image.Resampling.BILINEAR, fillcolor=_GRAY)
+    return view

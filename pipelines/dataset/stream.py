@@ -1,0 +1,376 @@
+"""Prepared data, needs and a cursor: what each worker iterates.
+
+One item of the Ray Data stream is one step. A task looks up which samples its worker consumes at that step, reads, decodes,
+augments and tokenizes them, and hands over the finished batch: uint8 images and int64 tokens, normalised on the device.
+Epochs follow one another without a stall; a run that starts at step t asks for step t, and nothing before it is read. No
+step's content depends on the number of workers or on scheduling.
+
+An image that was only indexed may turn out to be unusable here. A stand-in, chosen by the order, takes its row, so the batch
+keeps its size; the row that failed is handed on with its reason, to be counted and listed.
+
+Features of locked towers are not streamed: every worker maps the bank into memory and looks its rows up by id. Where both
+towers are locked there is nothing to decode, and no stream at all.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from pipelines.dataset.batch import Batch
+from pipelines.dataset.caption_augmentation import other_words
+from pipelines.dataset.images import REASONS, BadImage, Opened, open_image
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.tokenizer import TextTokenizer
+from pipelines.dataset.views import UNCHANGED, Augment, Drawn, StrongViews, apply, draw, draw_strong, eval_view
+from pipelines.features.frozen_encoders import Guides
+from pipelines.features.rows_by_id import bank_rows, id_columns
+from pipelines.io.deadly import deadly
+from pipelines.io.storage import Missing
+from pipelines.program.cluster import RETRIES, configure_data, deaths_told
+from pipelines.program.randomness import generator
+from pipelines.program.settings import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+_SEGMENT = 2000  # steps of one Ray Data execution: planning stays small however long the run is
+_PREFETCH = 3  # batches that wait on the worker
+# A task makes several steps: Ray Data looks at its tasks ten times a second, and takes two looks until a place is free again, so
+# that a task of one small batch would leave its CPU idle most of the time.
+_TASK_ROWS = 512
+_TASK_BYTES = 80 << 20  # at most, as long as one step is not more
+_SPARES = 32  # stand-ins that are tried
+_ABOUT = ("sample_id", "failed", "reason")  # columns about rows, beside those that a batch has
+_REASONS = ("", "missing_image", *REASONS)  # in a batch, why a row failed is an index into this
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A row of the dataset that a batch had to do without."""
+
+    sample_id: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """What one batch is made of: samples of an epoch, and who stands in for a row that fails (nobody, where scores are made)."""
+
+    sample_ids: np.ndarray
+    epoch: int
+    spares: Callable[[int], Iterator[int]] | None = None
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Whose part of a global batch to make, and where to put it."""
+
+    rank: int
+    world_size: int
+    device: "torch.device"
+    data_cpus: float  # CPUs that this worker's tasks may use
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How samples of a prepared dataset become the columns of a batch. Picklable; the same on every worker."""
+
+    prepared: Prepared
+    columns: frozenset[str]
+    seed: int = 0
+    image_size: int = 0
+    augment: Augment | None = None  # None: the centre view and the first caption
+    tokenizer: TextTokenizer | None = None
+    image_bank: Path | None = None
+    text_bank: Path | None = None
+    strong: StrongViews | None = None  # of the column of that name
+    guides: Guides | None = None  # of the columns guide_ids, guide_images, guide_texts
+    guide_tokenizer: TextTokenizer | None = None  # of the columns guide_text, guide_mask
+
+    @property
+    def uses_tasks(self) -> bool:
+        """Whether anything has to be computed in the cluster."""
+        return bool(self.columns & {"image", "text", "text_mask"})
+
+    def training(
+        self, order: Order, first: int, last: int, worker: Worker, failed: Callable[[Unusable], None] | None = None
+    ) -> Iterator[Batch]:
+        """A worker's batches of steps [first, last). `failed` is told of every row that a stand-in had to replace."""
+        rank, world_size = worker.rank, worker.world_size  # `worker` itself would bring torch into every task
+
+        def pick(step: int) -> Item:
+            def spares(row: int) -> Iterator[int]:
+                return order.spares(step, rank, world_size, row)
+
+            return Item(order.batch(step, rank, world_size), order.epoch_of(step), spares)
+
+        return self._batches(pick, first, last, order.global_batch_size // world_size, worker, failed)
+
+    def evaluation(self, sample_ids: np.ndarray, batch_size: int, worker: Worker) -> Iterator[Batch]:
+        """The given samples in the given order, once; the last batch may be shorter. Raises `UserError` for unusable images."""
+
+        def pick(index: int) -> Item:
+            return Item(sample_ids[index * batch_size : (index + 1) * batch_size], 0)
+
+        return self._batches(pick, 0, -(-len(sample_ids) // batch_size), batch_size, worker)
+
+    def compute(self, item: Item) -> dict[str, np.ndarray]:
+        """The columns that tasks compute. Raises `UserError` for an image that can neither be used nor replaced."""
+        result = self._attempt(item)
+        self._check(item, *(result[name] for name in _ABOUT))
+        return result
+
+    def here(self, item: Item) -> Batch:
+        """One batch, computed in this process. Raises `UserError` as `compute` does."""
+        import torch
+
+        made = self.compute(item) if self.uses_tasks else {"sample_id": item.sample_ids}
+        rows = self.look_up(made["sample_id"], item.epoch)
+        found = {name: column for name, column in made.items() if name in self.columns} | rows
+        return cast(Batch, {name: torch.from_numpy(column) for name, column in found.items()})
+
+    def _attempt(self, item: Item) -> dict[str, np.ndarray]:
+        """The columns, and of each row: its sample_id, the id that failed in its place (or -1), and why.
+
+        Where nobody stands in, the two ids are equal.
+        """
+        ids = item.sample_ids.copy()
+        failed, reasons = np.full(len(ids), -1), np.zeros(len(ids), dtype=np.int64)
+        result: dict[str, np.ndarray] = {"sample_id": ids, "failed": failed, "reason": reasons}
+        if "image" in self.columns:
+            shape = (3, self.image_size, self.image_size)
+            views = np.zeros((len(ids), 1 + self._strong_count, *shape), dtype=np.uint8)
+            codes = np.zeros((len(ids), 1 + self._strong_count, len(UNCHANGED)), dtype=np.float32)
+            for row, data in enumerate(self.prepared.images(ids)):
+                try:
+                    self._write_views(views[row], codes[row], data, item.epoch, int(ids[row]))
+                except BadImage as bad:
+                    failed[row], reasons[row] = ids[row], _REASONS.index(bad.reason)
+                    ids[row] = self._stand_in(views[row], codes[row], item, row)
+            result["image"] = views[:, 0]
+            if self.strong is not None:
+                result["strong"] = views[:, 1:]
+            if "codes" in self.columns:
+                result["codes"] = codes
+        if "text" in self.columns:
+            assert self.tokenizer is not None
+            captions = zip(self.prepared.rows(ids, ("captions",))["captions"].to_pylist(), ids, strict=True)
+            texts = [found[self._choice(len(found), item.epoch, int(i))] for found, i in captions]
+            result["text"], result["text_mask"] = self.tokenizer(texts)
+            if "masked_labels" in self.columns:
+                randoms = [generator("mask", self.seed, item.epoch, int(i)) for i in ids]
+                hidden = "masked_text" if "masked_text" in self.columns else "text"
+                result[hidden], result["masked_labels"] = self.tokenizer.mask(result["text"], randoms)
+            if "other_text" in self.columns:
+                others = [
+                    other_words(t, generator("eda", self.seed, item.epoch, int(i))) for t, i in zip(texts, ids, strict=True)
+                ]
+                result["other_text"], result["other_mask"] = self.tokenizer(others)
+            if self.guide_tokenizer is not None:
+                result["guide_text"], result["guide_mask"] = self.guide_tokenizer(texts)
+        return result
+
+    def _stand_in(self, views: np.ndarray, codes: np.ndarray, item: Item, row: int) -> int:
+        """The first spare sample that can be used, whose views it writes; the sample itself, where there is none."""
+        for spare in islice(item.spares(row), _SPARES) if item.spares is not None else ():
+            (data,) = self.prepared.images(np.asarray([spare]))
+            try:
+                self._write_views(views, codes, data, item.epoch, spare)
+            except BadImage:
+                continue
+            return spare
+        return int(item.sample_ids[row])
+
+    def _check(self, item: Item, ids: np.ndarray, failed: np.ndarray, reasons: np.ndarray) -> None:
+        """Raises `UserError` where a row failed and nobody stands in for it."""
+        for row in np.flatnonzero(failed == ids):
+            if item.spares is None:
+                raise _unusable(self.prepared, int(ids[row]), _REASONS[reasons[row]])
+            raise UserError(
+                f"data.path: the image of sample {ids[row]} of {self.prepared.path} cannot be used ({_REASONS[reasons[row]]}), "
+                f"nor can the {_SPARES} that might stand in for it; see where the images have gone, and prepare again"
+            )
+
+    def look_up(self, sample_ids: np.ndarray, epoch: int, device: str = "cpu") -> dict[str, np.ndarray]:
+        """The columns that a worker looks up: ids, and rows of banks. `device`: where neighbours are searched."""
+        result: dict[str, np.ndarray] = {}
+        if self.guides is not None and "guide_ids" in self.columns:
+            result |= self.guides.columns(sample_ids, epoch, device)
+        if "image_features" in self.columns:
+            result["image_features"] = bank_rows(self.image_bank)[sample_ids].astype(np.float32)
+        if "sample_id" in self.columns:
+            result["sample_id"] = sample_ids
+        if self.columns & {"text_features", "text_id", "guide_images"}:
+            image_ids, text_ids = id_columns(str(self.prepared.path), self.prepared.fingerprint)
+            texts = [text_ids[i][self._choice(len(text_ids[i]), epoch, int(i))] for i in sample_ids]
+            result |= {"image_id": image_ids[sample_ids], "text_id": np.asarray(texts)}
+        if self.guides is not None and "guide_ids" not in self.columns:
+            result |= self.guides.own(sample_ids, result["text_id"])
+        if "text_features" in self.columns:
+            result["text_features"] = bank_rows(self.text_bank)[result["text_id"]].astype(np.float32)
+        return {name: column for name, column in result.items() if name in self.columns}
+
+    @property
+    def _strong_count(self) -> int:
+        return 0 if self.strong is None else self.strong.count
+
+    def _write_views(self, views: np.ndarray, codes: np.ndarray, data: bytes | Missing, epoch: int, sample_id: int) -> None:
+        """All views of an image, into uint8 [1 + strong ones, 3, size, size], and what was done to them."""
+        image: Any = _opened(self.prepared, data)
+        key, drawn = (self.seed, epoch, sample_id), []
+        if self.augment is None:
+            image = image.rgb()
+            views[0], codes[0] = eval_view(image, self.image_size), UNCHANGED
+        else:
+            drawn.append(self._first(image.size, key))
+        if self.strong is not None:
+            for number in range(self.strong.count):
+                drawn.append(draw_strong(image.size, self.strong.augment, generator("strong", *key, number)))
+        if drawn:
+            made = slice(len(views) - len(drawn), None)
+            views[made], codes[made] = apply(image, self.image_size, drawn), [one.code(image.size) for one in drawn]
+
+    def _first(self, size: tuple[int, int], key: tuple[int, int, int]) -> Drawn:
+        """The view of the column image."""
+        assert self.augment is not None
+        if self.strong is not None and self.strong.all_strong:
+            return draw_strong(size, self.strong.augment, generator("strong", *key, self.strong.count))
+        return draw(size, self.augment, generator("view", *key, 0))
+
+    def _choice(self, count: int, epoch: int, sample_id: int) -> int:
+        """Which of a sample's captions this epoch shows."""
+        if count == 1 or self.augment is None:
+            return 0
+        return int(generator("caption", self.seed, epoch, sample_id).integers(count))
+
+    def _batches(
+        self,
+        pick: Callable[[int], Item],
+        first: int,
+        last: int,
+        size: int,
+        worker: Worker,
+        failed: Callable[[Unusable], None] | None = None,
+    ) -> Iterator[Batch]:
+        """Batches of items [first, last)."""
+        import torch
+
+        if not self.uses_tasks:
+            for index in range(first, last):
+                item = pick(index)
+                found = self.look_up(item.sample_ids, item.epoch, str(worker.device))
+                yield cast(Batch, {name: torch.from_numpy(c).to(worker.device) for name, c in found.items()})
+            return
+        for start in range(first, last, _SEGMENT):
+            end = min(start + _SEGMENT, last)
+            for index, computed in zip(range(start, end), self._computed(pick, start, end, size, worker), strict=True):
+                item = pick(index)
+                ids, missed, reasons = (computed.pop(name).cpu().numpy() for name in _ABOUT)
+                if not np.array_equal(np.where(missed < 0, ids, missed), item.sample_ids):
+                    raise RuntimeError(f"stream: the batch of item {index} holds other samples than the order says")
+                self._check(item, ids, missed, reasons)  # here, not in the task: Ray would wrap what it raises
+                for row in np.flatnonzero(missed >= 0):
+                    if failed is not None:
+                        failed(Unusable(int(missed[row]), _REASONS[reasons[row]]))
+                rows = self.look_up(ids, item.epoch, str(worker.device))
+                rest = {name: torch.from_numpy(column).to(worker.device) for name, column in rows.items()}
+                yield cast(Batch, computed | rest)
+
+    def _computed(self, pick: Callable[[int], Item], start: int, end: int, size: int, worker: Worker) -> Iterator[dict[str, Any]]:
+        """Ray Data's part of the batches of items [start, end)."""
+        import ray.data
+
+        configure_data()
+        context = ray.data.DataContext.get_current()
+        # Every worker runs an execution of its own; each keeps to its share of the CPUs that are left for data, and no more
+        # batches lie in the object store than keep them busy.
+        cpus = max(1.0, worker.data_cpus)
+        at_once = int(cpus) + 1  # one more than there are CPUs: it works while another's place is not yet free
+        batch_bytes = size * ((1 + self._strong_count) * 3 * self.image_size**2 + 1024)
+        together = max(1, min(_TASK_ROWS // size, _TASK_BYTES // batch_bytes))
+        context.execution_options.resource_limits = ray.data.ExecutionResources(
+            cpu=cpus, object_store_memory=(2 * at_once + 2) * together * batch_bytes
+        )
+
+        def make(parts: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+            for index in range(int(parts["start"][0]), int(parts["end"][0])):
+                yield self._attempt(pick(index))
+
+        # Not `from_arrow`, which asks tasks about its tables, on CPUs that nobody has booked.
+        parts = [{"start": first, "end": last} for first, last in _parts(start, end, together, at_once)]
+        items = ray.data.from_items(parts, override_num_blocks=len(parts))
+        share = math.floor(100 * cpus / at_once) / 100  # rounded down: a sum that exceeds `cpus` would leave one out
+        dataset = items.map_batches(make, batch_size=1, num_cpus=share, max_retries=RETRIES, **_booked(worker))
+        given = start
+
+        def culprit() -> str:
+            ids = [pick(index).sample_ids for index in range(given, end)]
+            return deadly_picture(
+                self.prepared, np.concatenate(ids) if "image" in self.columns and ids else np.empty(0, np.int64)
+            )
+
+        with deaths_told("see also whether its image is one that no decoder survives: prepare with verify=all", culprit):
+            for batch in dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device):
+                given += 1
+                yield batch
+
+
+def _booked(worker: Worker) -> dict[str, Any]:
+    """Where tasks run, for Ray: among the CPUs that were booked for them beside the workers, where some were."""
+    import ray.util
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = ray.util.get_current_placement_group()
+    if group is None or group.bundle_count <= worker.world_size:
+        return {}
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group)}
+
+
+def _parts(start: int, end: int, together: int, at_once: int) -> Iterator[tuple[int, int]]:
+    """The items [first, last) of each task, in order: one at first, so that the first batch is there soon, up to `together`."""
+    number = 0
+    while start < end:
+        count = min(together, 2 ** (number // at_once), end - start)
+        yield start, start + count
+        start, number = start + count, number + 1
+
+
+def whole_images(prepared: Prepared, sample_ids: np.ndarray) -> "Iterator[Image.Image]":
+    """The samples' images in RGB, as they are kept. Raises `UserError` for one that cannot be used."""
+    for sample_id, data in zip(sample_ids, prepared.images(sample_ids), strict=True):
+        try:
+            yield _opened(prepared, data).rgb()
+        except BadImage as bad:
+            raise _unusable(prepared, int(sample_id), f"{bad.reason}, {bad.detail}") from None
+
+
+def deadly_picture(prepared: Prepared, sample_ids: np.ndarray) -> str:
+    """A clause about the first of these samples whose image ends the process that reads it; empty where none does."""
+
+    def name(sample_id: int) -> str:
+        (place,) = prepared.places(np.asarray([sample_id]))
+        return f"data.path: the image of sample {sample_id} ({place.file}) of {prepared.path}"
+
+    return deadly(lambda sample_id: next(whole_images(prepared, np.asarray([sample_id]))), name, sample_ids.tolist())
+
+
+def _opened(prepared: Prepared, data: bytes | Missing) -> Opened:
+    if isinstance(data, Missing):
+        raise BadImage("missing_image", str(data))
+    image = prepared.manifest["image"]
+    return open_image(data, image["background"], svg_size=image["size"])
+
+
+def _unusable(prepared: Prepared, sample_id: int, why: str) -> UserError:
+    place = prepared.places(np.asarray([sample_id]))[0]
+    return UserError(
+        f"data.path: the image of sample {sample_id} ({place.file}) of {prepared.path} cannot be used: {why}; "
+        "scores and banks need every image: prepare with verify=all, or mode=copy"
+    )

@@ -1,0 +1,120 @@
+"""SVG to pixels, by resvg, of what the file itself holds: no file beside it, no address, no entity of elsewhere.
+
+An SVG may name others to be drawn within it, and may ask for more memory, or for more levels of recursion, than there are, which
+would end the whole process. So each is read here first, and what resvg gets is what was looked at, written anew.
+"""
+
+import base64
+import io
+import re
+import urllib.request
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+
+from PIL import Image
+
+from pipelines.dataset.image_formats import PILLOW
+
+_PROBE = 256  # pixels of the square that an SVG is fitted into to learn its proportions
+_RATIO = 30  # longer than this it would be a bomb
+# CSS: 96 pixels are an inch, 72 points, 25.4 millimetres (https://www.w3.org/TR/css-values-3/#absolute-lengths). resvg_py's
+# own default of 0 makes nothing of all of them.
+_DPI = 96
+_DEEPEST = 64  # levels of elements within one another; resvg recurses, and overflows the stack between 200 and 300 of them
+_SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+_LOCAL = re.compile(r"^#(.+)$|url\(\s*['\"]?#([^'\")]+)")
+
+
+def render(data: bytes, size: int, most_pixels: int) -> bytes:
+    """An SVG as PNG, its shorter side `size` pixels. Raises `ValueError` with what is wrong.
+
+    Args:
+        most_pixels: of the raster images that are embedded in it, together.
+    """
+    import resvg_py
+
+    text = _safe(data, most_pixels)
+    with Image.open(
+        io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=text, width=_PROBE, height=_PROBE, dpi=_DPI))), formats=["PNG"]
+    ) as probe:
+        width, height = probe.size
+    if max(width, height) > _RATIO * min(width, height):
+        raise ValueError(f"more than {_RATIO} times as long as wide")
+    if width <= height:
+        return bytes(resvg_py.svg_to_bytes(svg_string=text, width=size, dpi=_DPI))
+    return bytes(resvg_py.svg_to_bytes(svg_string=text, height=size, dpi=_DPI))
+
+
+def _safe(data: bytes, most_pixels: int) -> str:
+    """The SVG without entities and references to others. Raises `ValueError`."""
+    try:
+        # UTF-8 whatever it says of itself; entities are expanded, within expat's limits, and external ones are errors.
+        root = ET.fromstring(data.decode("utf-8-sig"), ET.XMLParser(encoding="utf-8"))
+    except (ET.ParseError, ValueError) as error:
+        raise ValueError(str(error)) from None
+    _check_depth(root)
+    pixels = 0
+    for image, shown in _images(root, True):
+        hrefs = [name for name in ("href", f"{_XLINK}href") if name in image.attrib]
+        for name in hrefs:
+            href = image.attrib[name].strip()
+            if href.lower().startswith("data:"):
+                embedded, kind, area = _embedded(href)
+                image.attrib[name] = f"data:image/{kind};base64,{base64.b64encode(embedded).decode()}"
+                pixels += area
+            elif not href.startswith("#"):
+                if shown:
+                    raise ValueError(f"it shows another file, '{href[:80]}', which is never followed")
+                del image.attrib[name]
+    if pixels > most_pixels:
+        raise ValueError(f"its embedded images have {pixels:,} pixels, more than {most_pixels:,}")
+    return ET.tostring(root, encoding="unicode")
+
+
+def _images(element: ET.Element, shown: bool) -> Iterator[tuple[ET.Element, bool]]:
+    """All elements that can draw another image, and whether they are shown: editors leave a template on a hidden layer."""
+    style = element.get("style", "").replace(" ", "")
+    shown = shown and element.get("display") != "none" and "display:none" not in style
+    if element.tag in (f"{_SVG}image", f"{_SVG}feImage"):
+        yield element, shown
+    for child in element:
+        yield from _images(child, shown)
+
+
+def _embedded(href: str) -> tuple[bytes, str, int]:
+    """Bytes, kind (png, jpeg, ...) and number of pixels of an image in a data: URL."""
+    try:
+        with urllib.request.DataHandler().data_open(urllib.request.Request(href)) as answer:
+            data = answer.read()
+        with Image.open(io.BytesIO(data), formats=list(PILLOW)) as image:
+            return data, (image.format or "").lower().replace("mpo", "jpeg"), image.width * image.height
+    except Exception as error:  # decoders raise what they like on damaged data
+        raise ValueError(f"an embedded image cannot be read: {error}") from None
+
+
+def _check_depth(root: ET.Element) -> None:
+    """Raises `ValueError` where elements lie too deep in one another, those that others refer to counted where they are used."""
+    depth = 0
+    by_id: dict[str, ET.Element] = {}
+    level = [root]
+    while level:
+        depth += 1
+        if depth > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} levels of elements")
+        by_id |= {element.attrib["id"]: element for element in level if "id" in element.attrib}
+        level = [child for element in level for child in element]
+    heights: dict[ET.Element, int] = {}
+
+    def height(element: ET.Element, above: int) -> int:
+        if above > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} levels of elements, by what they refer to")
+        if element not in heights:
+            heights[element] = 0  # of one that refers to itself, which resvg finds out
+            names = (name for value in element.attrib.values() for pair in _LOCAL.findall(value) for name in pair if name)
+            inside = [*element, *(by_id[name] for name in names if name in by_id)]
+            heights[element] = 1 + max((height(other, above + 1) for other in inside), default=0)
+        if above + heights[element] > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} levels of elements, by what they refer to")
+        return heights[element]
+
+    height(root, 0)

@@ -1,0 +1,247 @@
+"""Captions to token ids: a tokenizer that comes with a text tower, or a small one trained on the corpus.
+
+Either way it is a `tokenizer.json` of the `tokenizers` library, carried as text: it fits into a config, a task, a
+checkpoint, and needs no transformers where captions are tokenized. Its padding and truncation say with which token, and on
+which side.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.io.artifacts import resolve
+from pipelines.program.settings import UserError, digest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_MASKS = ("[MASK]", "<mask>")
+_PADS = ("[PAD]", "<pad>", "<|endoftext|>")  # where a tokenizer.json stands alone and names none
+# What tokenizers do differently: case, punctuation, accents, entities, blanks, other scripts, no text at all, and too much of it.
+_PROBES = [
+    "a photo of a cat.",
+    "  A  PHOTO of   two DOGS,  playing -- in 1985?! ",
+    "it's the dog's_ball; they're off (again) & it\u2019s \u201cours\u201d &amp; #1 @ 50%\n",
+    "Caf\u00e9 cafe\u0301 \u2615 na\u00efve \uff21\uff22",
+    "\u043f\u0440\u0438\u0432\u0435\u0442 \u4f60\u597d",
+    "",
+    "word " * 300,
+]
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer and the length it pads and cuts to.
+
+    `reads_padding`: its model was trained without a mask (SigLIP), so that the mask is 1 for padding too. `clean`: open_clip's
+    name of what is done to a text before.
+    """
+
+    json: str
+    max_tokens: int
+    reads_padding: bool = False
+    clean: str | None = None
+
+    @cached_property
+    def _tokenizer(self) -> "Tokenizer":
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(self.json)
+        padding, cut = tokenizer.padding, tokenizer.truncation or {}
+        if padding is None:
+            pad = next((token for token in _PADS if tokenizer.token_to_id(token) is not None), None)
+            if pad is None:
+                raise UserError(f"text_tower.tokenizer: it has no padding token; expected one of {', '.join(_PADS)}")
+            padding = {"pad_token": pad, "pad_id": tokenizer.token_to_id(pad)}
+        tokenizer.enable_truncation(self.max_tokens, direction=cut.get("direction", "right"))
+        tokenizer.enable_padding(**padding | {"length": self.max_tokens, "pad_to_multiple_of": None})
+        return tokenizer
+
+    def __getstate__(self) -> dict:
+        return {"json": self.json, "max_tokens": self.max_tokens} | self.reading
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What is no part of the JSON and decides ids and mask, JSON values."""
+        return {"reads_padding": self.reads_padding, "clean": self.clean}
+
+    @property
+    def identity(self) -> str:
+        """A digest of all that decides ids and mask."""
+        return digest([self.json, self.max_tokens, self.reading])
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The largest token id, and 1."""
+        return max(self._tokenizer.get_vocab().values()) + 1
+
+    def __call__(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids, and a mask of those that the model reads, both int64 [len(texts), max_tokens]."""
+        encoded = self._tokenizer.encode_batch([self._cleaned(text) for text in texts])
+        ids = np.asarray([e.ids for e in encoded], dtype=np.int64).reshape(len(texts), self.max_tokens)
+        if self.reads_padding:
+            return ids, np.ones_like(ids)
+        mask = np.asarray([e.attention_mask for e in encoded], dtype=np.int64).reshape(len(texts), self.max_tokens)
+        return ids, mask
+
+    def _cleaned(self, text: str) -> str:
+        if self.clean is None:
+            return text
+        from open_clip.tokenizer import get_clean_fn
+
+        return get_clean_fn(self.clean)(text)
+
+    def mask(self, ids: np.ndarray, randoms: Sequence[np.random.Generator]) -> tuple[np.ndarray, np.ndarray]:
+        """Hide some words, each row by its own generator, as BERT does (Devlin et al., arXiv 1810.04805).
+
+        Each token but special ones is chosen with probability 0.15; of those, 80 % become the mask token, 10 % another token of
+        the vocabulary, 10 % stay.
+
+        Returns: the ids, and what they were where they were chosen, -100 elsewhere; int64 [n, L] each.
+        """
+        special, hidden, labels = self._special, ids.copy(), np.full_like(ids, -100)
+        words = np.setdiff1d(np.arange(self.vocabulary_size), special)
+        for row, random in enumerate(randoms):
+            chosen = (random.random(ids.shape[1]) < 0.15) & ~np.isin(ids[row], special)
+            fate, others = random.random(ids.shape[1]), random.choice(words, ids.shape[1])
+            labels[row, chosen] = ids[row, chosen]
+            hidden[row, chosen & (fate < 0.8)] = self.mask_id
+            replaced = chosen & (fate >= 0.8) & (fate < 0.9)
+            hidden[row, replaced] = others[replaced]
+        return hidden, labels
+
+    @property
+    def mask_id(self) -> int:
+        """The token that stands for a hidden word. Raises `UserError` where there is none."""
+        found = next((i for token in _MASKS if (i := self._tokenizer.token_to_id(token)) is not None), None)
+        if found is None:
+            raise UserError(
+                f"text_tower.tokenizer: it has no mask token ({', '.join(_MASKS)}), which masked words need; pass objective.mlm=0"
+            )
+        return found
+
+    @cached_property
+    def _special(self) -> np.ndarray:
+        """Ids that are never hidden, and never stand for a word."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        padding = (self._tokenizer.padding or {})["pad_id"]  # some models pad with a token that is not marked as special
+        return np.asarray(sorted({i for i, token in added.items() if token.special} | {padding}))
+
+
+def load_tokenizer(name: str, max_tokens: int, key: str) -> TextTokenizer:
+    """The tokenizer of a local folder, an installed package or a hub name, with the ids that transformers would give.
+
+    A file is taken as it is. Raises `UserError` where there is none, or where it gives other ids than transformers' tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    path = resolve(name, key)
+    if path is not None and path.is_file():
+        return TextTokenizer(path.read_text(encoding="utf-8"), max_tokens)
+    if path is not None and not (path / "tokenizer.json").exists():
+        raise UserError(f"{key}: {path} holds no tokenizer.json")
+    try:
+        theirs: Any = AutoTokenizer.from_pretrained(path or name, trust_remote_code=False)
+    except Exception as error:  # the hub, tokenizers and each class have errors of their own
+        where = "its tokenizer cannot be loaded" if path else "cannot be loaded from the hub"
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise UserError(f"{key}: {name} {where} ({why}); give a folder that transformers' AutoTokenizer reads") from None
+    unmasked = "attention_mask" not in theirs.model_input_names
+    full = full_length(theirs, path or name) if unmasked else max_tokens
+    if full not in (max_tokens, None):
+        raise UserError(
+            f"{key.replace('weights', 'max_tokens')}: {max_tokens}, but {name} reads its padding and was trained with its full "
+            f"length; pass max_tokens={full}"
+        )
+    found = TextTokenizer(_settled(theirs, path, max_tokens, key, name), max_tokens, unmasked)
+    _compare(found, theirs, key, name)
+    return found
+
+
+def full_length(theirs: Any, weights: Any) -> int | None:
+    """The most tokens that a tokenizer of transformers, or else the text model it comes with, was made for."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(weights, trust_remote_code=False).get_text_config()
+    found = min(theirs.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf)
+    return int(found) if found < 1e9 else None  # a tokenizer that knows no length says 1e30
+
+
+def _settled(theirs: Any, path: Path | None, max_tokens: int, key: str, name: str) -> str:
+    """A tokenizer of transformers as a `tokenizer.json` that pads and cuts as that does."""
+    from tokenizers import Tokenizer
+
+    if getattr(theirs, "backend_tokenizer", None) is not None:
+        found = Tokenizer.from_str(theirs.backend_tokenizer.to_str())
+    elif path is not None:
+        found = Tokenizer.from_file(str(path / "tokenizer.json"))
+    else:
+        raise UserError(
+            f"{key}: the tokenizer of {name}, a {type(theirs).__name__}, has no tokenizer.json; give a folder with one"
+        )
+    pad, read = theirs.pad_token, "attention_mask" not in theirs.model_input_names
+    if pad is None and read:
+        raise UserError(f"{key}: {name} reads its padding, but its tokenizer_config.json names no pad_token; name it there")
+    if pad is None:
+        # Where padding is masked any token will do.
+        known = [token for token in (theirs.eos_token, *_PADS) if token is not None]
+        pad = next((token for token in known if found.token_to_id(token) is not None), None)
+    found.enable_truncation(max_tokens, direction=theirs.truncation_side)
+    found.no_padding()
+    if pad is not None:
+        # To the right where it is masked, whatever a tokenizer says: models count positions from the first token.
+        side = theirs.padding_side if read else "right"
+        found.enable_padding(direction=side, pad_id=found.token_to_id(pad), pad_token=pad, length=max_tokens)
+    return found.to_str()
+
+
+def _compare(own: TextTokenizer, theirs: Any, key: str, name: str) -> None:
+    """What a class of transformers does in Python, such as SigLIP's canonical texts, is in no `tokenizer.json`."""
+    wanted = theirs(_PROBES, truncation=True, max_length=own.max_tokens)
+    bare = own._tokenizer.from_str(own._tokenizer.to_str())
+    bare.no_padding()
+    for text, ids, encoded in zip(_PROBES, wanted["input_ids"], bare.encode_batch(_PROBES), strict=True):
+        if list(ids) != encoded.ids:
+            raise UserError(
+                f"{key}: the tokenizer.json of {name} reads {text[:30]!r} as other tokens than its {type(theirs).__name__} does; "
+                "save the tokenizer again with transformers"
+            )
+    if any(any(kinds) for kinds in wanted.get("token_type_ids", [])):
+        raise UserError(f"{key}: the tokenizer of {name} gives tokens types, which a text tower does not pass on; choose another")
+
+
+def train_tokenizer(texts: list[str], vocabulary_size: int, max_tokens: int) -> TextTokenizer:
+    """A lower-casing WordPiece vocabulary of at most the given size, from the training captions."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    def blank(vocabulary: dict[str, int]) -> Tokenizer:
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return tokenizer
+
+    tokenizer = blank({})
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    # The trainer numbers "##" pieces as a hash table yields them, anew in every process, and breaks ties by number. Naming
+    # them up front, as if they were special, makes the vocabulary a function of the corpus.
+    normalize, split = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
+    longest = tokenizer.model.max_input_chars_per_word
+    # A longer word is unknown to the tokenizer, whatever its vocabulary; the trainer's time grows with the square of it.
+    found = [[word for word, _ in split(normalize(text))] for text in texts]
+    texts = [
+        text if all(len(word) <= longest for word in words) else " ".join(word for word in words if len(word) <= longest)
+        for text, words in zip(texts, found, strict=True)
+    ]
+    words = {word for some in found for word in some if len(word) <= longest}
+    inner = sorted({f"##{sign}" for word in words for sign in word[1:]})
+    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=special + inner, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = blank(tokenizer.get_vocab())
+    tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return TextTokenizer(tokenizer.to_str(), max_tokens)

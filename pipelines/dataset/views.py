@@ -1,0 +1,191 @@
+"""Views: what training and evaluation see of an image.
+
+A random view is drawn first, all of it from one generator, and then applied: so views are functions of (seed, epoch, sample,
+view), all views of an image come from one decoding of it, and what was done to an image can be told.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from pydantic import Field
+
+from pipelines.dataset.images import Box, Opened
+from pipelines.dataset.rand_augment import Operation, RandAugment, operate
+from pipelines.program.settings import Settings
+
+
+class Augment(Settings):
+    """The random view that training sees of an image."""
+
+    crop_scale: tuple[float, float] = Field((0.5, 1.0), description="area of the random crop, as a share of the image")
+    crop_ratio: tuple[float, float] = Field((0.75, 1.3333), description="width / height of the random crop")
+    flip: bool = Field(True, description="mirror every second view")
+    rand_augment: RandAugment | None = Field(None, description="RandAugment behind both; null: none")
+
+
+class StrongAugment(Settings):
+    """A strong view, as of SimCLR (Chen et al., arXiv 2002.05709) and MoCo v2: what it shows of an image is hard to tell."""
+
+    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the random crop, as a share of the image")
+    crop_ratio: tuple[float, float] = Field((0.75, 1.3333), description="width / height of the random crop")
+    jitter: float = Field(0.8, ge=0, le=1, description="share of views with other colours")
+    brightness: float = Field(0.4, ge=0, le=1, description="of those: factors within 1 +- this")
+    contrast: float = Field(0.4, ge=0, le=1, description="the same")
+    saturation: float = Field(0.4, ge=0, le=1, description="the same")
+    hue: float = Field(0.1, ge=0, le=0.5, description="and turns of the colour circle within +- this")
+    gray: float = Field(0.2, ge=0, le=1, description="share of views without colour")
+    blur: float = Field(0.5, ge=0, le=1, description="share of blurred views")
+    blur_sigma: tuple[float, float] = Field((0.1, 2.0), description="of the Gaussian, in pixels of the view")
+    flip: bool = Field(True, description="mirror every second view")
+
+
+@dataclass(frozen=True)
+class StrongViews:
+    """How many strong views of each image, and of what kind."""
+
+    augment: StrongAugment
+    count: int
+    all_strong: bool = False  # the plain view is a strong one too
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Changes of colour: three factors, a shift in turns of the colour circle, and in which order they are made."""
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is done to an image, in this order: crop and resize, colours, gray, blur, mirror, operations of RandAugment."""
+
+    box: Box  # of the displayed image, in its pixels
+    flip: bool = False
+    jitter: Jitter | None = None
+    gray: bool = False
+    sigma: float | None = None  # of the blur, in pixels of the view
+    operations: tuple[Operation, ...] = ()
+
+    def code(self, size: tuple[int, int]) -> list[float]:
+        """Thirteen numbers for an image of this width and height, as UniCLIP's head reads them.
+
+        Left, top, width and height of the crop as shares of the image; mirrored; recoloured, with brightness, contrast and
+        saturation less 1, and hue; gray; blurred, with half of sigma. Of operations it tells nothing.
+        """
+        (width, height), (left, top, right, bottom), jitter = size, self.box, self.jitter
+        crop = [left / width, top / height, (right - left) / width, (bottom - top) / height]
+        colours = [0.0] * 5
+        if jitter is not None:
+            colours = [1.0, jitter.brightness - 1, jitter.contrast - 1, jitter.saturation - 1, jitter.hue]
+        blur = [0.0, 0.0] if self.sigma is None else [1.0, self.sigma / 2]
+        return [*crop, float(self.flip), *colours, float(self.gray), *blur]
+
+
+# The code of an image to which nothing was done.
+UNCHANGED = (0.0, 0.0, 1.0, 1.0, *(0.0,) * 9)
+
+
+def train_view(image: Opened | Image.Image, size: int, augment: Augment, random: np.random.Generator) -> np.ndarray:
+    """A random crop of the chosen area and ratio, resized to `size`, perhaps mirrored; uint8 [3, size, size].
+
+    A JPEG is decoded no larger than the crop needs.
+    """
+    return apply(image, size, [draw(image.size, augment, random)])[0]
+
+
+def eval_view(image: Opened | Image.Image, size: int) -> np.ndarray:
+    """The centre square, resized to `size`; uint8 [3, size, size]. Decoded in full: scores depend on no decoder's shortcut."""
+    rgb = image.rgb() if isinstance(image, Opened) else image
+    return _pixels(ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))
+
+
+def draw(size: tuple[int, int], augment: Augment, random: np.random.Generator) -> Drawn:
+    """A plain view of an image of this width and height."""
+    box = _box(size, augment.crop_scale, augment.crop_ratio, random)
+    flip = augment.flip and bool(random.random() < 0.5)
+    return Drawn(box, flip, operations=augment.rand_augment.draw(random) if augment.rand_augment else ())
+
+
+def draw_strong(size: tuple[int, int], augment: StrongAugment, random: np.random.Generator) -> Drawn:
+    """A strong view of an image of this width and height."""
+    box = _box(size, augment.crop_scale, augment.crop_ratio, random)
+    # All numbers are drawn, used or not: no setting changes what another one draws.
+    flip, jitter, gray, blur = random.random(4)
+    strengths = np.asarray([augment.brightness, augment.contrast, augment.saturation, augment.hue])
+    brightness, contrast, saturation, hue = ([1, 1, 1, 0] + strengths * random.uniform(-1, 1, 4)).tolist()
+    order, sigma = tuple(random.permutation(4).tolist()), float(random.uniform(*augment.blur_sigma))
+    return Drawn(
+        box,
+        augment.flip and bool(flip < 0.5),
+        Jitter(brightness, contrast, saturation, hue, order) if jitter < augment.jitter else None,
+        bool(gray < augment.gray),
+        sigma if blur < augment.blur else None,
+    )
+
+
+def apply(image: Opened | Image.Image, size: int, drawn: Sequence[Drawn]) -> list[np.ndarray]:
+    """Views of an image, uint8 [3, size, size] each, from one decoding: as small as the narrowest crop allows."""
+    boxes = [one.box for one in drawn]
+    if isinstance(image, Opened):
+        width, height = image.size
+        across = max(size / (right - left) for left, _, right, _ in boxes)
+        down = max(size / (bottom - top) for _, top, _, bottom in boxes)
+        rgb = image.rgb((width * across, height * down))
+        boxes = [image.reduced(box, rgb) for box in boxes]
+    else:
+        rgb = image
+    return [_pixels(_view(rgb, box, size, one)) for box, one in zip(boxes, drawn, strict=True)]
+
+
+def _box(size: tuple[int, int], scale: tuple[float, float], ratios: tuple[float, float], random: np.random.Generator) -> Box:
+    """A crop of a random area and proportion; the whole image where ten tries do not fit into it."""
+    width, height = size
+    for _ in range(10):
+        area = random.uniform(*scale) * width * height
+        ratio = np.exp(random.uniform(*np.log(ratios)))
+        w, h = np.sqrt(area * ratio), np.sqrt(area / ratio)
+        if w <= width and h <= height:
+            x, y = random.uniform(0, width - w), random.uniform(0, height - h)
+            return x, y, x + w, y + h
+    return 0.0, 0.0, float(width), float(height)
+
+
+def _view(image: Image.Image, box: Box, size: int, drawn: Drawn) -> Image.Image:
+    view = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    if drawn.jitter is not None:
+        view = _jittered(view, drawn.jitter)
+    if drawn.gray:
+        view = view.convert("L").convert("RGB")
+    if drawn.sigma is not None:
+        view = view.filter(ImageFilter.GaussianBlur(drawn.sigma))
+    if drawn.flip:
+        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for operation in drawn.operations:
+        view = operate(view, operation)
+    return view
+
+
+def _jittered(view: Image.Image, jitter: Jitter) -> Image.Image:
+    for step in jitter.order:
+        if step == 0:
+            view = ImageEnhance.Brightness(view).enhance(jitter.brightness)
+        elif step == 1:
+            view = ImageEnhance.Contrast(view).enhance(jitter.contrast)
+        elif step == 2:
+            view = ImageEnhance.Color(view).enhance(jitter.saturation)
+        else:
+            hue, saturation, value = view.convert("HSV").split()
+            shift = int(jitter.hue * 255)
+            turned = hue.point([(level + shift) % 256 for level in range(256)])
+            view = Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+    return view
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)  # not contiguous: whoever puts it into a batch copies it anyhow

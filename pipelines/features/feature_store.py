@@ -1,0 +1,335 @@
+"""Banks: a frozen encoder's features for every image or caption, computed once in the cluster, mapped by workers.
+
+    DATASET/banks/IDENTITY/rows.npy            float16 [rows, F]; images by sample_id, captions by text_id, other texts in order
+    DATASET/banks/IDENTITY/bank.json           what it was computed from, and a digest of the rows
+    DATASET/banks/IDENTITY.parts/00012.npy     while it is computed: a part of the rows, put there whole
+
+The identity is a digest of the encoder, its weights and the content it saw: a bank of something else has another name.
+The encoder is a class that an actor builds once: `encoder(*arguments)`, then `encoder(column) -> [n, F]`.
+
+Actors compute batches; this process puts each part in place as soon as it is whole, so a killed computation goes on with the
+parts that are missing. A part holds whole batches: which rows an encoder sees together, and so every bit, does not depend on
+what was done before. Two processes may compute one bank: they put equal files in place, and whoever comes last finds it done.
+"""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.stream import Item, Stream, deadly_picture
+from pipelines.features.rows_by_id import digest_of_rows
+from pipelines.io import storage
+from pipelines.program import interrupts
+from pipelines.program.cluster import RETRIES, blocks, telling
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, difference, digest
+
+_BATCH = 64  # rows that an encoder sees together
+_PART = 64 * _BATCH
+_FORMAT = 2  # another one, other names
+_SUSPECTS = 64  # batches in which the image is looked for that ended an actor
+
+Culprit = Callable[[int, np.ndarray], str]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How many copies of an encoder; each books `threads` CPUs, and one GPU with `use_gpu`. 0: one copy, in this process."""
+
+    actors: int
+    use_gpu: bool = False
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Bank:
+    """A bank that is there or is to be computed. `about`: all that decides its rows, JSON values."""
+
+    folder: Path
+    rows: int
+    about: dict[str, Any]
+    dtype: type[np.generic] = np.float16
+
+    @property
+    def path(self) -> Path:
+        """Its folder, named after what it is of."""
+        return self.folder / digest(self.about | {"format": _FORMAT})
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "bank.json").exists()
+
+    def check(self) -> None:
+        """Raises `UserError` where what lies there is of another encoder or of other data, or where rows are missing."""
+        found = json.loads((self.path / "bank.json").read_text(encoding="utf-8"))
+        about = {name: value for name, value in found.items() if name not in ("rows", "width", "digest")}
+        changed = difference(about, self.about)
+        if changed:
+            raise self._refusal(f"holds {_summary(about)}; {'; '.join(changed[:3])}")
+        try:
+            rows = np.load(self.path / "rows.npy", mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise self._refusal(f"rows.npy cannot be read: {error}") from None
+        wanted = (self.rows, found.get("width"))
+        if rows.shape != wanted or rows.dtype != self.dtype:
+            raise self._refusal(f"rows.npy is {rows.dtype} {[*rows.shape]}, not {np.dtype(self.dtype)} {[*wanted]}")
+        if digest_of_rows(self.path) != found.get("digest"):
+            missing = _missing(rows)
+            what = f"row {missing[0]} is missing ({len(missing)} in all)" if len(missing) else "some were changed"
+            raise self._refusal(f"rows.npy does not hold what was computed: {what}")
+
+    def _refusal(self, why: str) -> UserError:
+        return UserError(
+            f"bank {self.path}: wanted are {_summary(self.about)}, and it {why}; delete the folder: the same command computes it "
+            "anew, and so does python -m pipelines CONFIG.yaml with the key dataset"
+        )
+
+
+def _summary(about: dict[str, Any]) -> str:
+    """What a bank is of, in a clause."""
+    encoder, of = about.get("encoder"), f"{about.get('of')}"
+    if isinstance(encoder, dict) and encoder:
+        of += f" by {encoder.get('model') or encoder.get('weights') or digest(encoder)[:12]}"
+    data = [f", {key} {str(about[key])[:12]}" for key in ("dataset", "texts") if key in about]
+    return of + "".join(data)
+
+
+def _missing(rows: np.ndarray) -> np.ndarray:
+    """Rows that were never written, as they look: all zeros, or no numbers."""
+    blocks = [(start, rows[start : start + _PART]) for start in range(0, len(rows), _PART)]
+    return np.concatenate([start + np.flatnonzero(~(np.isfinite(b) & (b != 0)).any(axis=1)) for start, b in blocks])
+
+
+def image_bank(
+    prepared: Prepared, size: int, encoder: Callable, arguments: tuple, identity: Any, pool: Pool, display: Display
+) -> Path:
+    """Features of every sample's centre view of `size` pixels, rows by sample_id. `identity`: the encoder's, JSON values.
+
+    Raises `UserError` where what lies there is another bank, or damaged.
+    """
+
+    def load(_: int, ids: np.ndarray) -> np.ndarray:
+        return Stream(prepared, frozenset({"image"}), image_size=size).compute(Item(ids, 0))["image"]
+
+    about = {"of": "images by sample_id", "size": size, "encoder": identity, "dataset": prepared.fingerprint}
+    bank = Bank(folder_of(prepared), prepared.num_samples, about)
+    compute([bank], load, encoder, arguments, pool, display, culprit=lambda _, ids: deadly_picture(prepared, ids))
+    return bank.path
+
+
+def text_banks(
+    prepared: Prepared,
+    texts: Sequence[Sequence[str]],
+    encoder: Callable,
+    arguments: tuple,
+    identity: Any,
+    pool: Pool,
+    display: Display,
+) -> list[Path]:
+    """A bank for each list of texts, rows in their order. What is missing is computed in one pass: actors start slowly.
+
+    Raises `UserError` where what lies there is another bank, or damaged.
+    """
+    banks = [
+        Bank(folder_of(prepared), len(part), {"of": "texts in order", "encoder": identity, "texts": digest(list(part))})
+        for part in texts
+    ]
+    lists: list[Sequence[str]] = [() if bank.exists else part for bank, part in zip(banks, texts, strict=True)]  # to be sent
+
+    def load(number: int, ids: np.ndarray) -> np.ndarray:
+        return np.asarray([lists[number][i] for i in ids], dtype=object)
+
+    compute(banks, load, encoder, arguments, pool, display)
+    return [bank.path for bank in banks]
+
+
+def folder_of(prepared: Prepared) -> Path:
+    """Where a dataset's banks are. Raises `UserError` where it is in an object store."""
+    return prepared.local_folder("a bank of features") / "banks"
+
+
+def compute(
+    banks: Sequence[Bank],
+    load: Callable[[int, np.ndarray], Any],
+    encoder: Callable,
+    arguments: tuple,
+    pool: Pool,
+    display: Display,
+    title: str | None = None,
+    culprit: Culprit | None = None,
+) -> None:
+    """Compute what is missing of banks of one encoder, and check those that are there.
+
+    Args:
+        load: of a bank's number and row ids [n], what the encoder is to see.
+        culprit: of a bank's number and row ids [n], a clause that names the image which ended a process, or an empty text.
+        title: of the progress line; by default what the first bank is of.
+    """
+    first = {bank.path: number for number, bank in reversed(list(enumerate(banks)))}  # equal lists share a bank
+    todo = {number: banks[number] for number in sorted(first.values()) if banks[number].rows and not banks[number].exists}
+    for bank in banks:
+        if bank.exists:
+            bank.check()
+    for bank in todo.values():
+        if bank.path.exists():
+            raise UserError(f"bank {bank.path}: there is no bank.json in it, so it is no bank; delete the folder")
+    parts = [_Part(number, bank, start) for number, bank in todo.items() for start in range(0, bank.rows, _PART)]
+    missing = [part for part in parts if not part.done]
+    title = title or (f"bank of {banks[0].about['of'].split()[0]}" if banks else "")
+    if len(missing) < len(parts):
+        display.line(f"{title}: going on, {len(parts) - len(missing)} of {len(parts)} parts are done")
+    if missing:
+        with interrupts.keeping(lambda: f"{title}: {sum(part.done for part in parts)} of {len(parts)} parts are kept"):
+            _fill(missing, load, encoder, arguments, pool, title, display, culprit)
+    for bank in todo.values():
+        _put_in_place(bank)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows [start, end) of a bank."""
+
+    number: int
+    bank: Bank
+    start: int
+
+    @property
+    def end(self) -> int:
+        return min(self.start + _PART, self.bank.rows)
+
+    @property
+    def path(self) -> Path:
+        return self.bank.path.with_name(f"{self.bank.path.name}.parts") / f"{self.start // _PART:05d}.npy"
+
+    @property
+    def done(self) -> bool:
+        try:
+            return len(np.load(self.path, mmap_mode="r")) == self.end - self.start
+        except (OSError, ValueError, EOFError):  # not there, or cut off as the machine went down
+            return False
+
+
+def _fill(
+    parts: Sequence[_Part],
+    load: Callable[[int, np.ndarray], Any],
+    encoder: Callable,
+    arguments: tuple,
+    pool: Pool,
+    title: str,
+    display: Display,
+    culprit: Culprit | None,
+) -> None:
+    """Compute parts and put each in place as soon as its last batch has come; batches come in order."""
+    batches = [(part, at, min(at + _BATCH, part.end)) for part in parts for at in range(part.start, part.end, _BATCH)]
+    results = _computed([(part.number, start, end) for part, start, end in batches], load, encoder, arguments, pool, culprit)
+    total = sum({part.number: part.bank.rows for part in parts}.values())
+    done = total - sum(part.end - part.start for part in parts)
+    with display.task(title, total) as task:
+        waiting: list[np.ndarray] = []
+        for (part, start, end), rows in zip(batches, results, strict=True):
+            waiting.append(_kept(rows, part.bank.dtype, start, end))
+            done += end - start
+            task.update(done)
+            if end == part.end:
+                _write(part, np.concatenate(waiting))
+                waiting = []
+
+
+def _kept(rows: np.ndarray, dtype: type[np.generic], start: int, end: int) -> np.ndarray:
+    if len(rows) != end - start:
+        raise ValueError(f"bank: {len(rows)} rows came for {start} to {end - 1}")
+    with np.errstate(over="ignore"):
+        rows = rows.astype(dtype)
+    if not np.isfinite(rows).all():
+        raise ValueError(f"bank: rows {start} to {end - 1} hold a value that is not finite, or not in {rows.dtype}")
+    return rows
+
+
+def _write(part: _Part, rows: np.ndarray) -> None:
+    try:
+        with storage.written(part.path) as path, path.open("wb") as file:
+            np.save(file, rows)
+    except OSError:
+        if not part.bank.exists:  # else another process was faster, and has tidied up
+            raise
+
+
+def _put_in_place(bank: Bank) -> None:
+    """Parts to one file; the folder appears with all that belongs into it, and what led to it goes away."""
+    aside = bank.path.with_name(f"{bank.path.name}.partial-{platform.node()}-{os.getpid()}")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        parts = [np.load(_Part(0, bank, start).path, mmap_mode="r") for start in range(0, bank.rows, _PART)]
+        width = parts[0].shape[1]
+        shape = (bank.rows, width)
+        rows = np.lib.format.open_memmap(aside / "rows.npy", mode="w+", dtype=bank.dtype, shape=shape)
+        for number, part in enumerate(parts):
+            rows[number * _PART : number * _PART + len(part)] = part
+        rows.flush()
+        about = bank.about | {"rows": bank.rows, "width": width, "digest": digest_of_rows(aside)}
+        (aside / "bank.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        aside.rename(bank.path)
+    except OSError:
+        if not bank.exists:  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    for left in bank.path.parent.glob(f"{bank.path.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _computed(
+    batches: Sequence[tuple[int, int, int]],
+    load: Callable[[int, np.ndarray], Any],
+    encoder: Callable,
+    arguments: tuple,
+    pool: Pool,
+    culprit: Culprit | None,
+) -> Iterator[np.ndarray]:
+    """Rows of each (bank, start, end) in turn, from a pool of actors that each hold the encoder, or from this process."""
+    if not pool.actors:
+        encode = encoder(*arguments)
+        for number, start, end in batches:
+            yield np.asarray(encode(load(number, np.arange(start, end))))
+        return
+    import ray.data
+
+    class Encode:
+        def __init__(self) -> None:
+            self.encode = encoder(*arguments)
+
+        @telling
+        def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            number, start, end = (int(batch[name][0]) for name in ("bank", "start", "end"))
+            return {"rows": np.asarray(self.encode(load(number, np.arange(start, end))))}
+
+    # Items, not `range`: reading them takes no CPU, so actors may have all of them without a deadlock.
+    items = [{"bank": number, "start": start, "end": end} for number, start, end in batches]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    dataset = dataset.map_batches(
+        Encode,
+        batch_size=1,
+        concurrency=min(pool.actors, len(items)),
+        num_cpus=pool.threads,
+        num_gpus=1 if pool.use_gpu else None,
+        max_restarts=RETRIES,
+        max_task_retries=RETRIES,
+    )
+    given = 0
+
+    def look() -> str:
+        left = ((number, np.arange(start, end)) for number, start, end in batches[given : given + _SUSPECTS])
+        return next(filter(None, (culprit(number, ids) for number, ids in left)), "") if culprit else ""
+
+    for batch in blocks(dataset, look):
+        given += 1
+        yield batch["rows"]

@@ -1,0 +1,59 @@
+"""Neighbours of all samples in a whole split, looked up once: a bank of sample ids beside those of features.
+
+    DATASET/banks/IDENTITY/rows.npy   int64 [N, 2] by sample_id: nearest by image and by caption, -1 for none
+
+Its identity names both banks, the dataset's content and the split's samples; it is computed, resumed and checked as they are.
+"""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.dataset.prepared import Prepared
+from pipelines.features.feature_store import Bank, Pool, compute
+from pipelines.features.frozen_encoders import Guides
+from pipelines.program.display import Display
+
+
+def find_neighbours(guides: Guides, prepared: Prepared, pool: Pool, display: Display) -> Path:
+    """The exact neighbours of all samples in the guides' split, computed where they are not there. Raises `UserError`."""
+    whole = replace(guides, support=len(guides.order.ids), search="exact", neighbours=None)
+    bank = _bank(whole, prepared)
+    compute([bank], lambda _, ids: ids, _Find, (whole, "cuda" if pool.use_gpu else "cpu"), pool, display)
+    return bank.path
+
+
+def with_neighbours(guides: Guides, prepared: Prepared) -> Guides:
+    """Guides that look them up, where the support set is the whole split and they are there. Raises `UserError` for damage."""
+    if guides.support < len(guides.order.ids):
+        return guides
+    bank = _bank(guides, prepared)
+    if not bank.exists:
+        return guides
+    bank.check()
+    return replace(guides, neighbours=bank.path)
+
+
+def _bank(guides: Guides, prepared: Prepared) -> Bank:
+    ids = hashlib.blake2b(guides.order.ids.astype("<i8").tobytes(), digest_size=16).hexdigest()
+    about = {
+        "of": "neighbours by sample_id",
+        "images": guides.image_bank.name,
+        "texts": guides.text_bank.name,
+        "dataset": prepared.fingerprint,
+        "split": guides.order.split,
+        "ids": ids,
+    }
+    return Bank(guides.image_bank.parent, prepared.num_samples, about, np.int64)
+
+
+class _Find:
+    """Sample ids [n] to the two nearest of each, int64 [n, 2]. Built once in an actor."""
+
+    def __init__(self, guides: Guides, device: str):
+        self._guides, self._device = guides, device
+
+    def __call__(self, sample_ids: np.ndarray) -> np.ndarray:
+        return self._guides.near(sample_ids, 0, self._device)

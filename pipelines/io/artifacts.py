@@ -1,0 +1,79 @@
+"""Where weights and tokenizers come from: a local path, an installed package, or a hub name.
+
+`package:NAME/PATH` is a file inside an installed package; a zip is unpacked once into the user's cache. Everything else
+that exists on disk is a path; the rest is a hub name, for timm or transformers to fetch.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+from pipelines.io.archives import unzip
+from pipelines.io.retry import Missing, is_remote, shown_place
+from pipelines.program.settings import UserError
+
+
+def resolve(name: str, key: str) -> Path | None:
+    """The local file or folder that `name` stands for, or None for a hub name. `key` names the setting in errors."""
+    if name.startswith("package:"):
+        return _in_package(name.removeprefix("package:"), key)
+    if is_remote(name):
+        raise UserError(f"{key}: {shown_place(name)} is not on a disk; give a local path, package:NAME/FILE, or a hub name")
+    path = Path(name.removeprefix("file://")).expanduser()
+    if path.exists():
+        return _unpacked(path, key)
+    if name.startswith(("/", "./", "../", "~")) or path.suffix in (".pth", ".pt", ".bin", ".safetensors", ".zip"):
+        raise UserError(f"{key}: {name} does not exist; give a path that does, package:NAME/FILE, or a hub name")
+    return None
+
+
+def fingerprint(path: Path) -> str:
+    """Digest of a file, or of all files of a folder. Read once a process, unless sizes or times change."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@functools.lru_cache(maxsize=32)
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for file, _, _ in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _in_package(location: str, key: str) -> Path:
+    package, _, inside = location.partition("/")
+    # find_spec does not run the package: some print or import a lot.
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(f"{key}: package {package} is not installed; pip install the package that provides it, or give a path")
+    path = Path(spec.origin).parent / inside
+    if not path.exists():
+        raise UserError(f"{key}: package {package} has no file {inside}; found: {sorted(p.name for p in path.parent.glob('*'))}")
+    return _unpacked(path, key)
+
+
+def _unpacked(path: Path, key: str) -> Path:
+    """A zip's content in the user's cache, unpacked aside and renamed; any other path as it is. Raises `UserError`."""
+    if path.suffix != ".zip":
+        return path
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raylign"
+    folder = cache / f"{path.stem}-{fingerprint(path)[:16]}"
+    if not folder.exists():
+        aside = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+        try:
+            unzip(path, aside)
+        except (Missing, zipfile.BadZipFile, OSError) as error:
+            raise UserError(f"{key}: {path} cannot be unpacked: {error}") from None
+        try:
+            aside.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(aside)
+    return folder

@@ -1,0 +1,381 @@
+"""Files wherever they are: local paths, s3://, gs://, any fsspec URL, and http(s):// for reading.
+
+pyarrow's own file systems serve s3 and gs, fsspec the rest. Every request that fails is tried again, later and later, before it
+counts as failed. What is written is there whole or not at all.
+
+Environment: AWS_ENDPOINT_URL names another S3-compatible service; credentials and AWS_REGION are as the AWS tools know them.
+"""
+
+import functools
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from pipelines.dataset.image_formats import HIDDEN, is_hidden
+from pipelines.io import http, tables
+from pipelines.io.retry import Missing, is_remote, is_text, retried, shown
+from pipelines.program.settings import UserError
+
+_CONNECT_TIMEOUT = 10  # seconds
+_TIMEOUT = 20  # seconds without a byte
+_REQUEST_ATTEMPTS = 3  # by the client of the object store, of every part of an upload for itself
+_OPEN_FILES = 256  # handles of remote files, per process: opening one asks for its size
+_SENT_AT_ONCE = 32 << 20  # bytes of an upload that are in memory
+_GLOB = re.compile(r"(\*\*/|\*|\?|\[[^\]/]+\])")
+_VISIBLE = rf"(?!(?<=/){HIDDEN})"  # as in a shell, a leading dot is matched by a dot alone
+_AS_REGEX = {"**/": rf"(?:{_VISIBLE}[^/]+/)*", "*": rf"{_VISIBLE}[^/]*", "?": rf"{_VISIBLE}[^/]"}
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that was found, and what changes when it does."""
+
+    path: str
+    size: int  # bytes; -1: unknown
+    changed: int  # nanoseconds since 1970
+
+
+def join(folder: Path | str, *names: str) -> Path | str:
+    """A path below a folder, of the folder's kind."""
+    return "/".join([folder, *names]) if isinstance(folder, str) else folder.joinpath(*names)
+
+
+def absolute(path: Path | str) -> Path | str:
+    """A local path from the root on; a URI as it is."""
+    return path if is_remote(path) else Path(path).absolute()
+
+
+def name_of(path: Path | str) -> str:
+    """The last part of a path, without the query of a URL."""
+    return PurePosixPath(str(path).split("?")[0]).name
+
+
+def find(patterns: str | tuple[str, ...], key: str) -> list[File]:
+    """Files by path, `{00000..00331}` or `{a,b}` braces, and globs, in the order of the patterns, each pattern's sorted.
+
+    A folder stands for all files below it but hidden ones. Raises `UserError`, naming `key`, where a pattern finds nothing.
+    """
+    found: dict[str, File] = {}
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        for path in expand_braces(str(pattern).removeprefix("file://")):
+            files = _matching(path)
+            if not files:
+                of = f" (of {pattern})" if path != pattern else ""
+                sign = next(iter(re.findall(r"\[[^\]/]+\]", path)), None)
+                hint = f", where {sign} is read as a pattern of one character" if sign else ""
+                raise UserError(f"{key}: nothing is found at {path}{hint}; check the path{of}")
+            found |= {file.path: file for file in files}
+    return list(found.values())
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """`shard-{08..10}.tar` to shard-08.tar, shard-09.tar, shard-10.tar; `{a,b}` to a and b; any number of them."""
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if match is None:
+        yield pattern
+        return
+    first, last, names = match.groups()
+    choices = names.split(",") if names else _counted(first, last)
+    for choice in choices:
+        yield from expand_braces(pattern[: match.start()] + choice + pattern[match.end() :])
+
+
+def _counted(first: str, last: str) -> list[str]:
+    step = 1 if int(first) <= int(last) else -1
+    return [str(n).zfill(len(first)) for n in range(int(first), int(last) + step, step)]
+
+
+def exists(path: Path | str) -> bool:
+    """Whether there is a file or folder."""
+    system, inside = _system(path)
+    return retried(lambda: system.get_file_info(inside).type != pafs.FileType.NotFound)
+
+
+def read(path: Path | str, start: int = 0, length: int = -1) -> bytes:
+    """Bytes of a file, from `start` on; a negative length means to the end. Fewer where it ends before. Raises `Missing`."""
+    if not is_remote(path):
+        return _read_local(str(path).removeprefix("file://"), start, length)
+    if http.is_web(path):
+        return http.fetch(str(path))[start : None if length < 0 else start + length]
+    try:
+        system, inside = _system(path)
+    except UserError as error:  # of one row's file; of a whole source, whoever looks for its files has said it before
+        raise Missing(str(error)) from None
+    if isinstance(system, pafs.PyFileSystem):
+        end = None if length < 0 else start + length
+        return retried(lambda: system.handler.fs.cat_file(inside, start=start, end=end), path)
+
+    def get() -> bytes:
+        # A file that is read whole may have been replaced: its size is asked for anew.
+        file = _opened(str(path)) if length >= 0 else system.open_input_file(inside)
+        left = max(0, file.size() - start)
+        return file.read_at(left if length < 0 else min(length, left), start) if left else b""
+
+    return retried(get, path)
+
+
+def _read_local(path: str, start: int, length: int) -> bytes:
+    try:
+        with Path(path).open("rb", buffering=0) as file:
+            if length < 0:
+                file.seek(start)
+                return file.read()
+            return os.pread(file.fileno(), length, start)
+    except OSError as error:
+        raise Missing(f"{error.strerror or error}") from None
+
+
+def open_random(path: Path | str) -> pa.NativeFile:
+    """A file for reading at any place; remote ones are asked for the ranges that are read. Raises `OSError`, `Missing`."""
+    if not is_remote(path):
+        return pa.memory_map(str(path).removeprefix("file://"))
+    if http.is_web(path):
+        return pa.BufferReader(http.fetch(str(path)))
+    system, inside = _system(path)
+    return system.open_input_file(inside)
+
+
+def read_table(path: Path | str, columns: Sequence[str] | None = None, filters: Any = None) -> pa.Table:
+    """Columns of a Parquet file of ours, all by default.
+
+    Raises `OSError`, `Missing` for one on the web, and `UserError` for one that could run code.
+    """
+
+    def get() -> pa.Table:
+        with open_random(path) as file:
+            return tables.read_parquet(file, columns, filters)
+
+    try:
+        return retried(get) if is_remote(path) else get()
+    except tables.Refused as refused:
+        raise UserError(f"{path}: {refused}") from None
+
+
+@contextmanager
+def local_copy(path: Path | str) -> Iterator[Path]:
+    """A file on this machine's disks: the file itself, or a copy that goes away again. Raises `Missing`."""
+    if not is_remote(path):
+        yield Path(str(path).removeprefix("file://"))
+        return
+    with tempfile.TemporaryDirectory(prefix="raylign-") as folder:
+        copy = Path(folder) / name_of(path)
+        if http.is_web(path):
+            with copy.open("wb") as target:
+                http.download(str(path), target)
+        else:
+            retried(lambda: _receive(path, copy), path)
+        yield copy
+
+
+def _receive(path: Path | str, copy: Path) -> None:
+    system, inside = _system(path)
+    with system.open_input_stream(inside) as source, copy.open("wb") as target:
+        shutil.copyfileobj(source, target, 1 << 22)
+    if copy.stat().st_size != system.get_file_info(inside).size:
+        raise OSError(f"{path}: fewer bytes came than the file has")
+
+
+@contextmanager
+def written(path: Path | str) -> Iterator[Path]:
+    """A local path to write to; what lies there when the block ends without an error is put at `path`, whole or not at all.
+
+    Raises `OSError` where it cannot be put there.
+    """
+    if not is_remote(path):
+        final = Path(path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        aside = final.with_name(f"{final.name}.partial-{platform.node()}-{os.getpid()}")
+        try:
+            yield aside
+            aside.replace(final)
+        finally:
+            aside.unlink(missing_ok=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="raylign-") as folder:
+        aside = Path(folder) / name_of(path)
+        yield aside
+        # Closing an upload makes a file of what was sent until then. An interrupt strikes the main thread alone: not this one.
+        with ThreadPoolExecutor(1) as sender:
+            sender.submit(retried, lambda: _send(aside, path)).result()
+
+
+def _send(aside: Path, path: Path | str) -> None:
+    system, inside = _system(path)
+    if isinstance(system, pafs.PyFileSystem):
+        system.handler.fs.put_file(str(aside), inside)
+    else:
+        with pa.memory_map(str(aside)) as source:
+            data = source.read_buffer()
+            with system.open_output_stream(inside) as target:
+                for start in range(0, data.size, _SENT_AT_ONCE):
+                    target.write(data[start : start + _SENT_AT_ONCE])
+                    target.flush()  # what was sent needs no memory any more
+    _opened.cache_clear()  # handles of what was there before
+    if system.get_file_info(inside).size != aside.stat().st_size:
+        raise OSError(f"{path}: fewer bytes arrived than were sent")
+
+
+def delete(path: Path | str) -> None:
+    """Delete a file, or a folder with all that is in it; nothing where there is nothing."""
+    system, inside = _system(path)
+    kind = retried(lambda: system.get_file_info(inside).type)
+    work = {pafs.FileType.Directory: system.delete_dir, pafs.FileType.File: system.delete_file}.get(kind)
+    if work is not None:
+        with suppress(FileNotFoundError):  # an attempt whose answer was lost did it
+            retried(lambda: work(inside))
+    _opened.cache_clear()
+
+
+def files_below(folder: Path | str) -> list[File]:
+    """All files below a folder, sorted; empty where there is none."""
+    return _files(folder, recursive=True)
+
+
+def data_below(folder: Path | str) -> dict[str, File]:
+    """The files below a folder by their names from there, sorted, without hidden ones; empty where there is none."""
+    files = {file.path[len(str(folder)) :].lstrip("/"): file for file in files_below(folder)}
+    return {name: file for name, file in files.items() if not is_hidden(name)}
+
+
+def _files(folder: Path | str, recursive: bool) -> list[File]:
+    system, inside = _system(folder)
+    if not is_remote(folder) and Path(inside).is_file():
+        return []
+    selector = pafs.FileSelector(inside, recursive=recursive, allow_not_found=True)
+    infos = retried(lambda: system.get_file_info(selector))
+    prefix = _prefix(folder, inside)
+    found, unnamed = [], False
+    for info in infos:
+        if info.type == pafs.FileType.File:
+            try:
+                found.append(_file(prefix, info))
+            except UnicodeDecodeError:
+                unnamed = True
+    if unnamed:
+        found += _not_utf8(inside, recursive)
+    return sorted(found, key=lambda file: file.path)
+
+
+def _not_utf8(folder: str, recursive: bool) -> Iterator[File]:
+    """Files on this machine's disks whose path is not UTF-8, which pyarrow does not name; as Python has it, with surrogates."""
+    for above, folders, names in os.walk(folder, followlinks=True):
+        if not recursive:
+            folders.clear()
+        for path in (Path(above, name) for name in names):
+            if not is_text(str(path)) and path.is_file():
+                about = path.stat()
+                yield File(str(path), about.st_size, about.st_mtime_ns)
+
+
+def _matching(pattern: str) -> list[File]:
+    if http.is_web(pattern):
+        return [File(pattern, -1, 0)]
+    system, inside = _system(pattern)
+    info = retried(lambda: system.get_file_info(inside))  # also of a pattern: files may be called so
+    if info.type == pafs.FileType.Directory:
+        return list(data_below(pattern).values())
+    if info.type == pafs.FileType.File:
+        return [_file(_prefix(pattern, inside), info)]
+    pattern = (pattern + "/*" if pattern.endswith("**") else pattern).removeprefix("./")
+    literal = _GLOB.split(pattern)[0]
+    if literal == pattern:
+        return []
+    folder = _folder_of(pattern)
+    below = pattern[len(folder) + 1 :] if folder else pattern
+    deep = "/" in below
+    # A slash before both, so that every name has one before it.
+    wanted = re.compile("/" + (re.escape(folder + "/") if folder else "") + as_regex(below))
+    files = _files(folder or ("/" if pattern.startswith("/") else "."), deep)
+    return [file for file in files if wanted.fullmatch("/" + file.path.removeprefix("./"))]
+
+
+def _folder_of(pattern: str) -> str:
+    """The folder in which a glob begins. One that is called `shards [v2]` means itself."""
+    parts = pattern.split("/")[:-1]
+    for count, part in enumerate(parts):
+        if _GLOB.search(part) and not _is_folder("/".join(parts[: count + 1])):
+            return "/".join(parts[:count])
+    return "/".join(parts)
+
+
+def _is_folder(path: str) -> bool:
+    system, inside = _system(path)
+    return retried(lambda: system.get_file_info(inside).type) == pafs.FileType.Directory
+
+
+def as_regex(pattern: str) -> str:
+    """A glob as a regular expression for a path with a slash before it."""
+    return "".join(map(_as_regex, _GLOB.split(pattern)))
+
+
+def _as_regex(piece: str) -> str:
+    if piece in _AS_REGEX or not _GLOB.fullmatch(piece):
+        return _AS_REGEX.get(piece) or re.escape(piece)
+    inner = piece[1:-1].replace("\\", r"\\").replace("[", r"\[")
+    return f"[^/{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
+
+
+def _prefix(path: Path | str, inside: str) -> str:
+    """What stands before a file system's own paths."""
+    return str(path).removesuffix(inside) if is_remote(path) else ""
+
+
+def _file(prefix: str, info: pafs.FileInfo) -> File:
+    return File(prefix + info.path, -1 if info.size is None else info.size, info.mtime_ns or 0)
+
+
+def _system(path: Path | str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path, and the path inside it."""
+    text = str(path)
+    if not is_text(text):
+        raise UserError(f"{shown(text)}: its name is not UTF-8; rename it")
+    if not is_remote(text):
+        return _local(), text.removeprefix("file://")
+    scheme, _, rest = text.partition("://")
+    if scheme in ("s3", "gs", "gcs"):
+        return _remote_system(scheme, rest.partition("/")[0]), rest
+    import fsspec.core
+
+    try:
+        system, inside = fsspec.core.url_to_fs(text)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{text}: no file system for '{scheme}' is installed: {error}") from None
+    return pafs.PyFileSystem(pafs.FSSpecHandler(system)), inside
+
+
+@functools.lru_cache(maxsize=1)
+def _local() -> pafs.FileSystem:
+    return pafs.LocalFileSystem()
+
+
+@functools.lru_cache(maxsize=32)
+def _remote_system(scheme: str, bucket: str) -> pafs.FileSystem:
+    if scheme != "s3":
+        return pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=_TIMEOUT))
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if endpoint:
+        kind, _, address = endpoint.rpartition("://")
+        where = {"endpoint_override": address.rstrip("/"), "scheme": kind or "https", "region": region or "us-east-1"}
+    else:
+        where = {"region": region or retried(lambda: pafs.resolve_s3_region(bucket))}
+    strategy = pafs.AwsStandardS3RetryStrategy(max_attempts=_REQUEST_ATTEMPTS)
+    return pafs.S3FileSystem(connect_timeout=_CONNECT_TIMEOUT, request_timeout=_TIMEOUT, retry_strategy=strategy, **where)
+
+
+@functools.lru_cache(maxsize=_OPEN_FILES)
+def _opened(path: str) -> Any:
+    system, inside = _system(path)
+    return system.open_input_file(inside)

@@ -1,0 +1,104 @@
+"""The one place where Parquet and Arrow are opened: a table that could run code is refused by its schema, before a cell is read.
+
+A column may be of an extension type, which a library has registered with Arrow. Ray registers one whose cells are pickles
+(`ray.data.arrow_pickled_object`), and unpickling runs whatever the file's author wants. Known to hold numbers and text alone are
+Arrow's own types and Ray's tensors; their parameters are JSON.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from pipelines.io.retry import Missing
+
+_NAME = b"ARROW:extension:name"  # of a field whose type nobody registered
+_HARMLESS = frozenset(
+    f"arrow.{name}"
+    for name in ("bool8", "fixed_shape_tensor", "json", "opaque", "parquet.variant", "timestamp_with_offset", "uuid")
+) | {"arrow.variable_shape_tensor", "ray.data.arrow_tensor", "ray.data.arrow_tensor_v2", "ray.data.arrow_variable_shaped_tensor"}
+
+
+class Refused(Missing):
+    """A table that is not read."""
+
+
+def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
+    """A Parquet file. Raises `OSError`, `ArrowException`, `Refused`."""
+    try:
+        opened = pq.ParquetFile(source, **options)
+        _check(opened.schema_arrow)
+    except (ValueError, TypeError) as error:
+        raise _unlike(error) from None
+    return opened
+
+
+def read_parquet(source: Any, columns: Sequence[str] | None, filters: Any) -> pa.Table:
+    """Columns of a Parquet file, all by default. Raises as `open_parquet` does."""
+    options = pa.dataset.ParquetFragmentScanOptions(pre_buffer=True)
+    form = pa.dataset.ParquetFileFormat(default_fragment_scan_options=options)
+    try:
+        fragment = form.make_fragment(source)
+        _check(fragment.physical_schema)
+    except (ValueError, TypeError) as error:
+        raise _unlike(error) from None
+    dataset = pa.dataset.FileSystemDataset([fragment], fragment.physical_schema, form, fragment.filesystem)
+    return dataset.to_table(
+        columns=None if columns is None else list(columns),
+        filter=None if filters is None else pq.filters_to_expression(filters),
+    )
+
+
+def open_stream(source: Any) -> pa.RecordBatchReader:
+    """An Arrow stream. Raises as `open_parquet` does."""
+    return _opened(pa.ipc.open_stream, source)
+
+
+def open_file(source: Any) -> Any:
+    """An Arrow file, for reading any of its batches. Raises as `open_parquet` does."""
+    return _opened(pa.ipc.open_file, source)
+
+
+def _opened(opening: Any, source: Any) -> Any:
+    try:
+        reader = opening(source)
+        _check(reader.schema)
+    except (ValueError, TypeError) as error:
+        raise _unlike(error) from None
+    return reader
+
+
+def _unlike(error: ValueError | TypeError) -> Exception:
+    """Arrow's own error as it is; another comes from a library that cannot make sense of its type's parameters."""
+    first = str(error).strip().partition("\n")[0]
+    return error if isinstance(error, pa.ArrowException) else Refused(f"has a type that is not as its library writes it: {first}")
+
+
+def _check(schema: pa.Schema) -> None:
+    for field in schema:
+        for name in _extensions(field):
+            if name not in _HARMLESS:
+                raise Refused(
+                    f"column '{field.name}' is of the Arrow extension type {name}, and reading such types can run code; "
+                    "write the table anew without it"
+                )
+
+
+def _extensions(field: pa.Field) -> Iterator[str]:
+    """Names of all extension types of a column, however deep inside."""
+    if _NAME in (field.metadata or {}):
+        yield field.metadata[_NAME].decode("utf-8", "replace")
+    waiting = [field.type]
+    while waiting:
+        kind = waiting.pop()
+        if isinstance(kind, pa.BaseExtensionType):
+            yield kind.extension_name
+            waiting.append(kind.storage_type)
+        elif pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+            waiting.append(kind.value_type)
+        else:
+            for inner in (kind.field(index) for index in range(kind.num_fields)):
+                yield from _extensions(inner)

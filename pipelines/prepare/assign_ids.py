@@ -1,0 +1,290 @@
+"""The second half of preparing: duplicates, dense ids, shuffled captions, and the shards' light columns.
+
+It runs on the driver over what the parts found, images excepted: digests of all rows at once as arrays, everything else a
+part at a time. The same parts give the same files and the same fingerprint, however often and wherever they were read.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.io import storage
+from pipelines.prepare.captions import exchange
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.repeats import Repeats
+from pipelines.prepare.shards import Part, found_file
+from pipelines.program.path_keys import Place
+from pipelines.program.randomness import generator
+
+_NOT_REJECTED = pc.field("reason").is_null()
+REJECTED = pa.schema([(name, pa.string()) for name in ("key", "origin", "reason", "detail")])
+
+
+@dataclass
+class Numbered:
+    """What the manifest needs to know."""
+
+    kept: int = 0
+    images: int = 0
+    texts: int = 0
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    splits: Counter[str] = field(default_factory=Counter)
+    labels: dict[str, Counter[str]] = field(default_factory=dict)
+    captions: Counter[str] = field(default_factory=lambda: Counter(chosen=0, shuffled=0))
+    reasons: Counter[str] = field(default_factory=Counter)
+    tables: bool = False  # whether images lie in tables, to be read by row group
+    fingerprint: str = ""
+    repeats: Repeats | None = None
+
+
+@dataclass
+class _Digests:
+    """Of all rows that no part rejected, in order."""
+
+    rows_of_part: np.ndarray  # int64 [parts]
+    key: np.ndarray  # uint64 [n]
+    image: np.ndarray
+    content: np.ndarray
+    near: np.ndarray
+    texts: np.ndarray  # uint64 [m], all captions one after another
+    captions: np.ndarray  # int64 [n], how many each row has
+    train: np.ndarray  # bool [n]
+
+
+def number(parts: list[Part], content: Place, settings: PrepareSettings, rejected_file: Place) -> Numbered:
+    """Write `00012.parquet` for every part with kept rows, and the list of rejected rows. May be repeated."""
+    digests = _read_digests(parts, content)
+    refused = _duplicates(digests, settings)
+    kept = refused == ""
+    image_ids = first_seen(digests.image[kept])
+    text_kept = np.repeat(kept, digests.captions)
+    text_ids = np.split(first_seen(digests.texts[text_kept]), np.cumsum(digests.captions[kept])[:-1])
+    result = Numbered(kept=int(kept.sum()), images=_count(image_ids), texts=_count(np.concatenate([*text_ids, []])))
+    hasher = hashlib.blake2b(digest_size=16)
+    hasher.update(digests.content[kept].tobytes())
+    givers = _shuffle(text_ids, digests.train[kept], settings, result.captions)
+    if givers is not None:
+        hasher.update(givers.tobytes())
+    shuffled_captions = _captions_of(parts, content, refused, digests, givers) if givers is not None else None
+    first, offset = 0, 0
+    label_names = _label_names(parts, content)
+    groups, rows_of_text = [np.empty(0, np.int64)], np.bincount(np.concatenate([*text_ids, []]).astype(np.int64), minlength=1)
+    commonest, text = int(rows_of_text.argmax()), None
+    with storage.written(rejected_file) as path, pq.ParquetWriter(path, REJECTED) as rejected:
+        for part, rows in zip(parts, digests.rows_of_part, strict=True):
+            table = storage.read_table(found_file(content, part))
+            late = refused[offset : offset + rows]
+            offset += rows
+            table, bad = _split_off(table, late, settings)
+            result.reasons.update(bad["reason"].to_pylist())
+            rejected.write_table(bad)
+            if not len(table):
+                continue
+            ids = np.arange(first, first + len(table))
+            first += len(table)
+            mine = ids if givers is None else givers[ids]
+            table = _finished(table, ids, image_ids[ids], [text_ids[i] for i in mine], label_names, result.labels)
+            groups.append(np.fromiter(map(hash, table["group"].to_pylist()), np.int64, len(table)))
+            text = _text_of(commonest, table) if text is None and givers is None else text
+            if shuffled_captions is not None:
+                table = table.set_column(
+                    table.schema.get_field_index("captions"),
+                    "captions",
+                    pa.array([shuffled_captions[i] for i in mine], pa.list_(pa.string())),
+                ).append_column("shuffled", pa.array(mine != ids))
+            with storage.written(storage.join(content, f"{part.name}.parquet")) as shard:
+                pq.write_table(table, shard)
+            result.tables |= any(pc.unique(table["column"]).to_pylist())
+            splits = Counter(table["split"].to_pylist())
+            result.splits += splits
+            entry: dict[str, Any] = {
+                "file": f"{storage.name_of(content)}/{part.name}.parquet",
+                "rows": len(table),
+                "splits": dict(sorted(splits.items())),
+            }
+            if part.weight != 1:
+                entry["weight"] = part.weight
+            result.shards.append(entry)
+            # The order of samples depends on where shards end, and on their weights.
+            hasher.update(np.asarray([len(table), part.weight]).tobytes())
+    if shuffled_captions is not None and result.kept:
+        text = next(
+            caption
+            for ids, found in zip(text_ids, shuffled_captions, strict=True)
+            for i, caption in zip(ids, found, strict=True)
+            if i == commonest
+        )
+    sizes = np.unique(np.concatenate(groups), return_counts=True)[1]
+    most = int(rows_of_text.max()), int(sizes.max(initial=0))
+    result.repeats = Repeats(result.kept, result.texts, len(sizes), text or "", *most)
+    result.fingerprint = hasher.hexdigest()
+    return result
+
+
+def _text_of(text_id: int, table: pa.Table) -> str | None:
+    """A caption by its id, if these rows have it."""
+    places = pc.index(pc.list_flatten(table["text_id"]), text_id).as_py()
+    return None if places < 0 else pc.list_flatten(table["captions"])[places].as_py()
+
+
+def first_seen(values: np.ndarray) -> np.ndarray:
+    """Dense ids of values, numbered in the order in which they first appear. int64 [n]."""
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse]
+
+
+def near_duplicates(hashes: np.ndarray, bits: int) -> np.ndarray:
+    """Rows whose 64-bit hash differs in at most `bits` bits from that of an earlier row that is none itself. bool [n].
+
+    Two hashes that differ in so many bits agree in at least one of `bits + 1` bands: only rows of one band are compared.
+    """
+    edges = np.linspace(0, 64, bits + 2).round().astype(int)
+    bands = [((1 << int(b - a)) - 1, int(a)) for a, b in pairwise(edges)]
+    seen: list[dict[int, list[int]]] = [{} for _ in bands]
+    found = np.zeros(len(hashes), dtype=bool)
+    for row, value in enumerate(hashes.tolist()):
+        places = [(where, (value >> shift) & mask) for where, (mask, shift) in zip(seen, bands, strict=True)]
+        if any((value ^ other).bit_count() <= bits for where, key in places for other in where.get(key, ())):
+            found[row] = True
+            continue
+        for where, key in places:
+            where.setdefault(key, []).append(value)
+    return found
+
+
+def _count(ids: np.ndarray) -> int:
+    return int(ids.max()) + 1 if len(ids) else 0
+
+
+def _read_digests(parts: list[Part], content: Place) -> _Digests:
+    columns = ["key_digest", "image_digest", "content_digest", "near_hash", "text_digest", "split"]
+    tables = [storage.read_table(found_file(content, part), columns, _NOT_REJECTED) for part in parts]
+    table = pa.concat_tables(tables)
+    texts = table["text_digest"]
+    return _Digests(
+        np.asarray([len(table) for table in tables]),
+        table["key_digest"].to_numpy(),
+        table["image_digest"].to_numpy(),
+        table["content_digest"].to_numpy(),
+        table["near_hash"].fill_null(0).to_numpy(),
+        pc.list_flatten(texts).to_numpy(),
+        pc.list_value_length(texts).to_numpy().astype(np.int64),
+        pc.equal(table["split"], "train").to_numpy(),
+    )
+
+
+def _duplicates(digests: _Digests, settings: PrepareSettings) -> np.ndarray:
+    """A reason for each row that an earlier one makes superfluous, else the empty string. str [n].
+
+    Where splits are the source's own, held-out rows come first: duplicates take nothing from a published test split but what
+    it has twice itself. Where splits are drawn, the order of rows decides alone.
+    """
+    refused = np.full(len(digests.key), "", dtype=object)
+    order = np.argsort(digests.train, kind="stable") if settings.splits == "source" else np.arange(len(refused))
+
+    def refuse(values: np.ndarray, reason: str) -> None:
+        left = order[refused[order] == ""]
+        first = np.zeros(len(left), dtype=bool)
+        first[np.unique(values[left], return_index=True, axis=0)[1]] = True
+        refused[left[~first]] = reason
+
+    refuse(digests.key, "duplicate_key")
+    if settings.deduplicate.exact == "image":
+        refuse(digests.image, "duplicate_image")
+    if settings.deduplicate.exact == "pair":
+        starts = np.cumsum(digests.captions) - digests.captions
+        # A sum of scrambled digests: blake2b's are uniform, so equal sums are equal captions.
+        captions = np.add.reduceat(digests.texts, starts) if len(starts) else digests.texts
+        refuse(np.stack([digests.image, captions], axis=1), "duplicate_pair")
+    if settings.deduplicate.near is not None:
+        left = order[refused[order] == ""]
+        refused[left[near_duplicates(digests.near[left], settings.deduplicate.near)]] = "near_duplicate"
+    return refused
+
+
+def _shuffle(text_ids: list[np.ndarray], train: np.ndarray, settings: PrepareSettings, counts: Counter[str]) -> np.ndarray | None:
+    """The row whose captions each row gets, int64 [kept]; None where nothing is shuffled. A function of the seed."""
+    if not settings.captions.shuffled:
+        return None
+    givers = np.arange(len(text_ids))
+    rows = np.flatnonzero(train)
+    random = generator("captions", settings.captions.shuffle_seed, 0)
+    exchanged = exchange([tuple(text_ids[i].tolist()) for i in rows], settings.captions.shuffled, random)
+    for row, giver in exchanged.items():
+        givers[rows[row]] = rows[giver]
+    counts.update(chosen=len(exchanged), shuffled=int((givers != np.arange(len(givers))).sum()))
+    return givers
+
+
+def _captions_of(
+    parts: list[Part], content: Place, refused: np.ndarray, digests: _Digests, givers: np.ndarray
+) -> list[list[str]]:
+    """All kept rows' captions: to study noise they must fit into memory."""
+    captions: list[list[str]] = []
+    offset = 0
+    for part, rows in zip(parts, digests.rows_of_part, strict=True):
+        found = storage.read_table(found_file(content, part), ["captions"], _NOT_REJECTED)["captions"].to_pylist()
+        captions += [texts for texts, reason in zip(found, refused[offset : offset + rows], strict=True) if not reason]
+        offset += rows
+    return captions
+
+
+def _label_names(parts: list[Part], content: Place) -> list[str]:
+    names: dict[str, None] = {}
+    for part in parts:
+        for labels in pc.unique(storage.read_table(found_file(content, part), ["labels"])["labels"]).drop_null().to_pylist():
+            names |= dict.fromkeys(json.loads(labels))
+    return list(names)
+
+
+def _split_off(table: pa.Table, late: np.ndarray, settings: PrepareSettings) -> tuple[pa.Table, pa.Table]:
+    """The rows that are kept, and the rejected ones with reason and detail; `late`: reasons of rows that had none, in order."""
+    reasons = np.asarray(table["reason"].to_pylist(), dtype=object)
+    details = np.asarray(table["detail"].to_pylist(), dtype=object)
+    found = np.flatnonzero(table["reason"].is_null().to_numpy())
+    reasons[found] = [reason or None for reason in late]
+    earlier = "an earlier or held-out row" if settings.splits == "source" else "an earlier row"
+    details[found[late != ""]] = f"{earlier} is the same"
+    keep = np.asarray([reason is None for reason in reasons], dtype=bool)
+    bad = pa.table(
+        {
+            "key": table["key"],
+            "origin": table["origin"],
+            "reason": pa.array(reasons, pa.string()),
+            "detail": pa.array(details, pa.string()),
+        }
+    )
+    return table.filter(pa.array(keep)), bad.filter(pa.array(~keep)).cast(REJECTED)
+
+
+def _finished(
+    table: pa.Table,
+    ids: np.ndarray,
+    image_ids: np.ndarray,
+    text_ids: list[np.ndarray],
+    label_names: list[str],
+    counted: dict[str, Counter[str]],
+) -> pa.Table:
+    columns: dict[str, Any] = {
+        "sample_id": pa.array(ids),
+        "image_id": pa.array(image_ids),
+        "text_id": pa.array(text_ids, pa.list_(pa.int64())),
+        **{name: table[name] for name in ("key", "group", "split", "captions")},
+        **{name: table[name] for name in ("file", "start", "length", "column")},
+    }
+    labels = [json.loads(text) for text in table["labels"].to_pylist()]
+    for name in label_names:
+        values = [row.get(name) for row in labels]
+        columns[f"label_{name}"] = pa.array(values, pa.string())
+        counted.setdefault(name, Counter()).update(value for value in values if value is not None)
+    return pa.table(columns)

@@ -1,0 +1,85 @@
+"""Captions on their way into a prepared dataset: cleaned, cut or refused, and, to study noisy data, exchanged. Pure functions.
+
+The rules of cleaning are those of ALBEF's public code (Li et al., "Align before Fuse", NeurIPS 2021, arXiv 2107.07651), which
+many later projects copied.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from pydantic import Field
+
+from pipelines.program.settings import Settings
+from pipelines.sources.base import Pair, Rejected
+
+_STRIPPED = re.compile(r"[,.'!?\"()*#:;~]")
+
+
+class CaptionSettings(Settings):
+    """What becomes of captions before they are kept."""
+
+    clean: bool = Field(False, description="lower case, no punctuation, one space between words")
+    max_words: int | None = Field(None, ge=1, description="longer captions are cut to so many words")
+    reject_words: int = Field(1000, ge=1, description="longer captions are rejected, before any is cut")
+    reject_characters: int = Field(
+        10_000, ge=1, description="longer captions are rejected likewise; languages without spaces have words of any length"
+    )
+    shuffled: float = Field(
+        0.0, ge=0, le=1, description="share of the train split's rows that get one another's captions, to study noisy data"
+    )
+    shuffle_seed: int = Field(0, ge=0, description="another seed, other rows")
+
+
+def clean(caption: str) -> str:
+    """Lower case; , . ' ! ? " ( ) * # : ; ~ gone; hyphen and slash a space; "<person>" is "person"; single spaces."""
+    text = _STRIPPED.sub("", caption.lower())
+    return " ".join(text.replace("-", " ").replace("/", " ").replace("<person>", "person").split())
+
+
+def cut(caption: str, words: int) -> str:
+    """At most so many words; a caption that is short enough stays as it is."""
+    found = caption.split()
+    return caption if len(found) <= words else " ".join(found[:words])
+
+
+def usable(pair: Pair, settings: CaptionSettings) -> Pair | Rejected:
+    """The pair with its captions as they are kept, or why it cannot be.
+
+    A NUL is in no text that people wrote: some programs end a text there, others refuse it.
+    """
+    if any("\0" in text for text in (pair.key, pair.group, *pair.captions, *pair.labels.values())):
+        return Rejected(pair.key.replace("\0", ""), pair.origin, "bad_row", "a NUL in its text")
+    characters = max(map(len, pair.captions), default=0)
+    if characters > settings.reject_characters:
+        return Rejected(pair.key, pair.origin, "caption_too_long", f"{characters} characters")
+    captions = [clean(caption) for caption in pair.captions] if settings.clean else pair.captions
+    if not captions or not all(caption.strip() for caption in captions):
+        return Rejected(pair.key, pair.origin, "empty_caption", "no text")
+    longest = max(len(caption.split()) for caption in captions)
+    if longest > settings.reject_words:
+        return Rejected(pair.key, pair.origin, "caption_too_long", f"{longest} words")
+    if settings.max_words is not None:
+        captions = [cut(caption, settings.max_words) for caption in captions]
+    # A group that is named by its caption still is: captions that have become equal stay in one split.
+    named = pair.group == pair.captions[0].lower()
+    return replace(pair, captions=captions, group=captions[0].lower() if named else pair.group)
+
+
+def exchange(captions: Sequence[Hashable], share: float, random: np.random.Generator) -> dict[int, int]:
+    """Choose `round(share * rows)` rows at random, and for each the row whose captions it gets.
+
+    No row gets captions equal to its own, unless more than half of the chosen rows have the same: as few as possible then
+    keep theirs, and stand for themselves in the result.
+    """
+    chosen = random.permutation(len(captions))[: round(share * len(captions))].tolist()
+    # Equal captions side by side in a circle; everybody looks as far ahead as the longest run of equals.
+    counts = Counter(captions[row] for row in chosen)
+    place = {caption: index for index, caption in enumerate(counts)}
+    chosen.sort(key=lambda row: place[captions[row]])
+    ahead = max(counts.values(), default=0)
+    givers = chosen[ahead:] + chosen[:ahead]
+    pairs = zip(chosen, givers, strict=True)
+    return {row: row if captions[row] == captions[giver] else giver for row, giver in pairs}

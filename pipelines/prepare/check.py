@@ -1,0 +1,280 @@
+"""`python -m pipelines CONFIG.yaml --check`: what preparing would meet, told in a minute and without writing anything.
+
+The headers of up to some hundred units are read (members of tars, footers and captions of tables), and a sample of their
+images is decoded by the same code that preparing uses. Shares of the sample come with their 95 % interval.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from pipelines.dataset.images import BadImage, open_image
+from pipelines.dataset.prepared import split_of
+from pipelines.io import child_process
+from pipelines.io.image_bytes import read_locations
+from pipelines.io.retry import shown
+from pipelines.io.storage import Missing
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.curate import FILTERED, examine
+from pipelines.prepare.repeats import Repeats, quoted
+from pipelines.prepare.shards import list_units
+from pipelines.program import cluster
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, digest
+from pipelines.program.wilson import wilson
+from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_names
+
+_UNITS = 200  # whose headers are read
+_IMAGES = 2000  # that are decoded, over all units
+_COMMON = 5  # captions of a unit that may be the commonest of all
+_EXAMPLES = 5  # pairs that are shown
+
+
+def check(settings: PrepareSettings, display: Display) -> bool:
+    """Print tables; whether preparing would do. Raises `UserError` for an empty source."""
+    units = list_units(settings)
+    if not units:
+        raise UserError(f"source: nothing to read for {settings.source.title()}; check the source's keys")
+    cluster.start(display.verbose)
+    some = _spread(units, _UNITS)
+    found: list[dict[str, Any]] = []
+    with display.task(f"check {settings.source.title()}", len(some)) as task:
+        for one in _scan(some, settings):
+            found.append(one)
+            task.update(len(found))
+    own = Counter(chain.from_iterable(unit.splits or () for unit in units))
+    return _tell(found, len(units), sum(unit.absent for unit in units), own, settings, display)
+
+
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
+    """Up to `count` items, evenly spaced."""
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))]
+
+
+def _scan(units: list[Unit], settings: PrepareSettings) -> Iterator[dict[str, Any]]:
+    """What was found in each unit, from the cluster."""
+    import ray.data
+
+    per_unit = -(-_IMAGES // len(units))
+
+    def work(batch: dict[str, Any]) -> dict[str, Any]:
+        return {"found": [json.dumps(scan_unit(json.loads(batch["unit"][0]), per_unit, settings))]}
+
+    items = [{"unit": json.dumps(unit.data)} for unit in units]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        cluster.telling(work), batch_size=1, max_retries=cluster.RETRIES
+    )
+    for block in cluster.blocks(dataset):
+        yield json.loads(block["found"][0])
+
+
+def scan_unit(
+    data: Any, images: int, settings: PrepareSettings, limits: child_process.Limits = child_process.LIMITS
+) -> dict[str, Any]:
+    """Headers of all rows of a unit, and so many of its images decoded, apart from this process as in preparing."""
+    found: dict[str, Any] = {"rows": 0, "header_reasons": Counter(), "examples": {}, "words": [], "keys": []}
+    samples: list[_Sample] = []
+    for item in child_process.each(partial(_looked_at, data, images, settings), limits):
+        if isinstance(item, dict):
+            found |= item
+        elif isinstance(item, _Sample):
+            samples.append(item)
+        elif item.about is not None:
+            samples.append(_Sample({"reason": item.reason, "origin": item.about[1]}))
+        else:
+            found["rows"] += 1
+            found["header_reasons"]["unreadable_file"] += 1
+            found["examples"]["unreadable_file"] = shown(file_of(data))
+    seen = [sample.columns for sample in samples]
+    return found | {
+        "examples": found["examples"] | {row["reason"]: row["origin"] for row in seen if row.get("reason") is not None},
+        "sampled": len(seen),
+        "sample_reasons": Counter(row["reason"] for row in seen if row.get("reason") is not None),
+        "formats": Counter(sample.format for sample in samples if sample.format),
+        "sides": [sample.side for sample in samples if sample.format],
+        "digests": [row["image_digest"] for row in seen if row.get("reason") is None],
+    }
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A row of `curate.FOUND`, and of an image that can be used its format and shorter side."""
+
+    columns: dict[str, Any]
+    format: str = ""
+    side: int = 0
+
+
+def _looked_at(data: Any, images: int, settings: PrepareSettings, first: int) -> Iterator[dict[str, Any] | _Sample]:
+    """What the headers say, and then the samples; from one of these items on."""
+    try:
+        found = with_names(settings.source.read(data, images=False))
+        # Thousands at once; those of the sample are read again.
+        rows = [replace(row, image=None) if isinstance(row, Pair) else row for row in found]
+    except UserError:  # it can only be copied
+        rows = list(with_names(settings.source.read(data, images=True)))
+    pairs = [row for row in rows if isinstance(row, Pair)]
+    every = settings.model_copy(update={"mode": "copy"})
+    sample = _spread(pairs, images) if pairs else []
+    words = [len(caption.split()) for pair in pairs for caption in pair.captions]
+    if first == 0:
+        yield {
+            "rows": len(rows),
+            "header_reasons": Counter(row.reason for row in rows if isinstance(row, Rejected)),
+            "examples": {row.reason: shown(row.origin) for row in rows if isinstance(row, Rejected)},
+            "words": words[:: max(1, len(words) // 500)],
+            "keys": [row.key for row in pairs],
+            "said": _said(pairs, settings),
+        }
+    sample = sample[max(0, first - 1) :]
+    for pair, row in zip(sample, examine(sample, every), strict=True):
+        yield _sample(pair, row.columns, settings)
+
+
+def _sample(pair: Pair, columns: dict[str, Any], settings: PrepareSettings) -> _Sample:
+    if columns.get("reason") is not None:
+        return _Sample(columns)
+    image = pair.image if pair.image is not None else next(read_locations([pair.location]))
+    try:
+        assert not isinstance(image, Missing)
+        with child_process.limited():
+            opened = open_image(image, svg_size=settings.image.size)
+    except (BadImage, AssertionError):
+        return _Sample(columns)
+    return _Sample(columns, opened.format, min(opened.size))
+
+
+def _said(pairs: Sequence[Pair], settings: PrepareSettings) -> dict[str, Any]:
+    """What captions and groups of these pairs say to each other; captions and groups by their digests."""
+    texts = Counter(caption for pair in pairs for caption in set(pair.captions))
+    splits: Counter[str] = Counter()
+    if settings.splits != "source":
+        splits.update(split_of(pair.group, settings.splits, settings.split_seed) for pair in pairs)
+    return {
+        "captions": {digest(text): count for text, count in texts.items()},
+        "commonest": {digest(text): text for text, _ in texts.most_common(_COMMON)},
+        "groups": Counter(digest(pair.group) for pair in pairs),
+        "splits": splits,
+        "examples": [[shown(pair.origin), pair.captions[0]] for pair in _spread(pairs, 1 if len(pairs) == 1 else 2)]
+        if pairs
+        else [],
+    }
+
+
+def _repeats(found: list[dict[str, Any]]) -> Repeats:
+    """Of all units that were looked at."""
+    said = [one["said"] for one in found if "said" in one]
+    captions, groups, texts = Counter[str](), Counter[str](), dict[str, str]()
+    for one in said:
+        captions.update(one["captions"])
+        groups.update(one["groups"])
+        texts |= one["commonest"]
+    # One that no unit has often is none of many rows.
+    commonest = max(texts, key=lambda key: captions[key], default="")
+    rows, largest = sum(groups.values()), max(groups.values(), default=0)
+    return Repeats(rows, len(captions), len(groups), texts.get(commonest, ""), captions[commonest], largest)
+
+
+def _weighed(found: list[dict[str, Any]], kind: str, name: str, whole: bool) -> tuple[float, float, float]:
+    """The share of all pairs that samples count as `name` in each unit's `kind`, units weighted by their pairs, and its interval.
+
+    The interval is Wilson's of as many independent draws as have the variance of the weighted mean (Kish, Survey Sampling, 1965),
+    without the part of a unit that was looked at whole. `whole`: every unit was sampled.
+    """
+    units = [(len(one["keys"]), one["sampled"], one[kind].get(name, 0)) for one in found if one["sampled"]]
+    total = sum(pairs for pairs, _, _ in units)
+    share = sum(pairs / total * count / sampled for pairs, sampled, count in units)
+    spread = sum((pairs / total) ** 2 * (1 - whole * sampled / pairs) / sampled for pairs, sampled, _ in units)
+    return (share, *(wilson(share / spread, 1 / spread) if spread > 1e-12 else (share, share)))
+
+
+def _tell(
+    found: list[dict[str, Any]], units: int, absent: int, own: Counter[str], settings: PrepareSettings, display: Display
+) -> bool:
+    """Print what was found; `own`: rows of the source's own splits."""
+    rows = sum(one["rows"] for one in found)
+    sampled = sum(one["sampled"] for one in found)
+    headers, images = Counter[str](), Counter[str]()
+    formats = Counter[str]()
+    examples: dict[str, str] = {}
+    for one in found:
+        headers.update(one["header_reasons"])
+        images.update(one["sample_reasons"])
+        formats.update(one["formats"])
+        examples = one["examples"] | examples
+    keys = Counter(chain.from_iterable(one["keys"] for one in found))
+    twice = [key for key, count in keys.items() if count > 1]
+    digests = list(chain.from_iterable(one["digests"] for one in found))
+    display.line(
+        f"{settings.source.title()}: {len(found):,} of {units:,} units scanned, {rows:,} rows, {sampled:,} images decoded"
+    )
+    if absent:
+        display.line(f"{absent:,} more rows were listed and never fetched")
+    table = [
+        [reason, "headers", f"{count:,}", f"{count / rows:.2%}", examples[reason]] for reason, count in headers.most_common()
+    ]
+    shares = [0.0]
+    for reason, count in images.most_common():
+        share, low, high = _weighed(found, "sample_reasons", reason, len(found) == units)
+        shares.append(share * (reason not in FILTERED))
+        interval = f"{share:.2%}" if low == high else f"{low:.2%} to {high:.2%}"
+        table.append([reason, "images", f"{count:,}", interval, examples[reason]])
+    if twice:
+        table.append(["duplicate_key", "headers", f"{len(twice):,}", f"{len(twice) / rows:.2%}", twice[0]])
+    if table:
+        display.table("would be left out", ["reason", "seen in", "rows", "share", "for example"], table)
+    same = len(digests) - len(set(digests))
+    kinds = {name: _weighed(found, "formats", name, True)[0] for name in formats}
+    repeats, splits = _repeats(found), _splits(found, own, settings)
+    described = [
+        ["shorter side, pixels", _quantiles(found, "sides")],
+        ["words of a caption", _quantiles(found, "words")],
+        [
+            "formats",
+            ", ".join(f"{name} {kinds[name] / max(1e-12, sum(kinds.values())):.0%}" for name, _ in formats.most_common())
+            or "none",
+        ],
+        ["images equal to an earlier one", f"{same:,} of {len(digests):,}"],
+        ["different captions", f"{repeats.captions:,} of {repeats.rows:,} rows"],
+        ["groups, which no split tears apart", f"{repeats.groups:,}"],
+        ["splits, of the rows scanned", ", ".join(f"{name} {count:,}" for name, count in splits.items())],
+    ]
+    display.table("what is there (of lengths: 5 %, half, 95 %)", ["", ""], described)
+    for origin, caption in _spread(
+        list(chain.from_iterable(one["said"]["examples"] for one in found if "said" in one)), _EXAMPLES
+    ):
+        display.line(f"for example {origin}: {quoted(caption)}")
+    for warning in repeats.warnings(splits, {} if settings.splits == "source" else settings.splits):
+        display.line(f"warning: {warning}")
+    rate = (sum(headers.values()) + len(twice)) / max(1, rows)
+    rate += (1 - rate) * sum(shares)
+    fine = rows > 0 and rate <= settings.max_rejected_rate
+    verdict = "within" if fine else "more than"
+    display.line(f"unusable: about {rate:.1%} of the rows, {verdict} max_rejected_rate={settings.max_rejected_rate:g}")
+    return fine
+
+
+def _splits(found: list[dict[str, Any]], own: Counter[str], settings: PrepareSettings) -> dict[str, int]:
+    """Rows of every split."""
+    if settings.splits == "source":
+        return {name: own[name] for name in sorted(own) if name}
+    counts = Counter[str]()
+    for one in found:
+        counts.update(one.get("said", {}).get("splits", {}))
+    return {name: counts[name] for name in ("train", *sorted(settings.splits))}
+
+
+def _quantiles(found: list[dict[str, Any]], name: str) -> str:
+    """Of values of every unit, which stand for as many pairs as it has."""
+    units = [(one[name], len(one["keys"]) / len(one[name])) for one in found if one[name]]
+    if not units:
+        return "none"
+    values = np.concatenate([values for values, _ in units])
+    weights = np.concatenate([np.full(len(values), weight) for values, weight in units])
+    return ", ".join(f"{value:g}" for value in np.quantile(values, (0.05, 0.5, 0.95), method="inverted_cdf", weights=weights))

@@ -1,0 +1,220 @@
+"""One pair on its way into a dataset: captions, filters, the image; out comes a row that is kept, or one with a reason.
+
+Everything here is a function of the pair and the settings, so that it can run anywhere in the cluster, and again. What
+depends on other rows (duplicates, ids) is decided in `assign_ids.py`, by the digests that are noted here.
+
+Two images are the same one if their encoded bytes are, as the source has them; of SVGs, whose bytes are a drawing's description
+and no pixels, if they are rendered the same. That is one rule for both ways, so that equal ids mask the same pairs in either: way
+index, which is there to decode no training image, reads each for it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.dataset.images import BadImage, Opened, encode, is_svg, open_image, resize_shorter
+from pipelines.dataset.prepared import split_of
+from pipelines.io import child_process
+from pipelines.io.image_bytes import read_locations
+from pipelines.io.retry import shown
+from pipelines.io.storage import Missing
+from pipelines.prepare.captions import usable
+from pipelines.prepare.config import PrepareSettings
+from pipelines.sources.base import Pair, Rejected
+
+FOUND = pa.schema(
+    [
+        ("key", pa.string()),
+        ("origin", pa.string()),
+        ("reason", pa.string()),  # null: to be kept
+        ("detail", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("group", pa.string()),
+        ("split", pa.string()),
+        ("labels", pa.string()),  # JSON
+        ("file", pa.string()),
+        ("start", pa.int64()),
+        ("length", pa.int64()),
+        ("column", pa.string()),
+        # Digests: equal values, equal numbers.
+        ("key_digest", pa.uint64()),
+        ("image_digest", pa.uint64()),
+        ("text_digest", pa.list_(pa.uint64())),
+        ("content_digest", pa.uint64()),
+        ("near_hash", pa.uint64()),  # perceptual, where near duplicates are looked for
+    ]
+)
+# Left out because somebody asked for it: counted and listed, and no sign of broken data.
+FILTERED = frozenset(
+    (
+        "too_small",
+        "aspect_ratio",
+        "too_few_words",
+        "language",
+        "duplicate_pair",
+        "duplicate_image",
+        "near_duplicate",
+        "unknown_file",  # of a folder that may hold anything beside its images
+    )
+)
+# Nothing was there to be looked at.
+NOT_FOUND = frozenset(("missing_image",))
+_AHEAD = 512  # pairs whose images are fetched together
+_REDUCING = 3  # a JPEG may be decoded smaller, but not below so many times the size that is kept
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of `FOUND`, and the image as it is to be written, where it is."""
+
+    columns: dict[str, Any]
+    image: bytes | None = None
+
+
+def examine(found: Iterable[Pair | Rejected], settings: PrepareSettings) -> Iterator[Row]:
+    """A row for every pair or rejected row, in order."""
+    found = iter(found)
+    while some := list(islice(found, 1 if child_process.again() else _AHEAD)):
+        texts = [_text(item, settings) for item in some]
+        fetched = read_locations(
+            [item.pair.location for item in texts if isinstance(item, _Candidate) and item.pair.image is None]
+        )
+        for item in texts:
+            if isinstance(item, Rejected):
+                yield rejected(item)
+                continue
+            child_process.begin((item.pair.key, item.pair.origin))
+            data = next(fetched) if item.pair.image is None else item.pair.image
+            with child_process.limited():
+                row = _image(item, data, settings)
+            yield row
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A pair whose captions are fine."""
+
+    pair: Pair
+    split: str
+    is_decoded: bool
+
+
+def _text(found: Pair | Rejected, settings: PrepareSettings) -> "_Candidate | Rejected":
+    if isinstance(found, Pair):
+        found = usable(found, settings.captions)
+    if isinstance(found, Rejected):
+        return found
+    filters = settings.filters
+    fewest = min(len(caption.split()) for caption in found.captions)
+    if filters.min_words is not None and fewest < filters.min_words:
+        return Rejected(found.key, found.origin, "too_few_words", f"{fewest} words")
+    if filters.languages is not None:
+        for caption in found.captions:
+            language = _language(caption)
+            if language not in filters.languages:
+                return Rejected(found.key, found.origin, "language", language)
+    split = found.split if settings.splits == "source" else split_of(found.group, settings.splits, settings.split_seed)
+    looked_at = (
+        filters.min_side or filters.max_aspect or settings.deduplicate.exact != "none" or settings.deduplicate.near is not None
+    )
+    decoded = settings.mode == "copy" or settings.verify == "all" or split != "train" or bool(looked_at)
+    return _Candidate(found, split, decoded)
+
+
+def _image(item: _Candidate, data: bytes | Missing, settings: PrepareSettings) -> Row:
+    pair = item.pair
+    if isinstance(data, Missing):
+        return rejected(Rejected(pair.key, pair.origin, data.reason or "missing_image", str(data)))
+    if not item.is_decoded and not is_svg(data):
+        return Row(_kept(item, data, data, None))
+    try:
+        opened = open_image(data, settings.image.background, svg_size=settings.image.size)
+        refused = _refused(opened.size, settings)
+        if refused is not None:
+            return rejected(Rejected(pair.key, pair.origin, *refused))
+        scale = settings.image.size / min(opened.size)
+        least = tuple(round(_REDUCING * side * scale) for side in opened.size)
+        # Also where nothing is written: perceptual hashes are to be of the same pixels whatever the way.
+        image = opened.rgb((least[0], least[1])) if scale < 1 else opened.rgb()
+        drawn = opened.format == "SVG"
+        stays = settings.mode == "index" or _stays(opened, settings)
+        encoded = data if stays and not drawn else _encoded(image, settings)
+    except BadImage as bad:
+        return rejected(Rejected(pair.key, pair.origin, bad.reason, bad.detail))
+    except MemoryError:  # of resizing and encoding
+        return rejected(Rejected(pair.key, pair.origin, "decompression_bomb", "more memory than there is"))
+    near = _perceptual_hash(image) if settings.deduplicate.near is not None else None
+    copied = settings.mode == "copy"
+    return Row(_kept(item, encoded if drawn else data, encoded if copied else data, near), encoded if copied else None)
+
+
+def _refused(size: tuple[int, int], settings: PrepareSettings) -> tuple[str, str] | None:
+    filters, (width, height) = settings.filters, size
+    if filters.min_side is not None and min(size) < filters.min_side:
+        return "too_small", f"{width} x {height} pixels"
+    if filters.max_aspect is not None and max(size) > filters.max_aspect * min(size):
+        return "aspect_ratio", f"{width} x {height} pixels"
+    return None
+
+
+def _stays(opened: Opened, settings: PrepareSettings) -> bool:
+    """Whether the bytes are already what would be written: encoding anew would only lose."""
+    return opened.plain and opened.format == settings.image.format.upper() and min(opened.size) <= settings.image.size
+
+
+def _encoded(image: Any, settings: PrepareSettings) -> bytes:
+    return encode(resize_shorter(image, settings.image.size), settings.image.format, settings.image.quality)
+
+
+def rejected(row: Rejected) -> Row:
+    """The row of what cannot be used."""
+    texts = {"key": row.key, "origin": row.origin, "detail": row.detail}
+    return Row({name: shown(text) for name, text in texts.items()} | {"reason": row.reason})
+
+
+def _kept(item: _Candidate, identity: bytes, kept: bytes, near: int | None) -> dict[str, Any]:
+    """The row's columns; `identity` is equal for equal images, `kept` are the bytes that the dataset has."""
+    pair, location = item.pair, item.pair.location
+    labels = json.dumps(pair.labels, sort_keys=True, ensure_ascii=False)
+    content = json.dumps([pair.key, _number(kept), pair.captions, labels, pair.group, item.split], ensure_ascii=False)
+    return {
+        "key": pair.key,
+        "origin": pair.origin,
+        "captions": pair.captions,
+        "group": pair.group,
+        "split": item.split,
+        "labels": labels,
+        "file": location.file,
+        "start": location.start,
+        "length": location.length,
+        "column": location.column,
+        "key_digest": _number(pair.key),
+        "image_digest": _number(identity),
+        "text_digest": [_number(caption) for caption in pair.captions],
+        "content_digest": _number(content),
+        "near_hash": near,
+    }
+
+
+def _number(value: str | bytes) -> int:
+    data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+def _perceptual_hash(image: Any) -> int:
+    """64 bits of the image's low frequencies (imagehash.phash)."""
+    import imagehash
+
+    bits = imagehash.phash(image).hash.ravel()
+    return int("".join("1" if bit else "0" for bit in bits), 2)
+
+
+def _language(caption: str) -> str:
+    import py3langid  # loads its model when it is first asked
+
+    return py3langid.classify(caption)[0]

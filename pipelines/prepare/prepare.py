@@ -1,0 +1,280 @@
+"""From a source to a prepared dataset: parts are read in the cluster, rows are numbered here, the manifest makes it a dataset.
+
+    OUTPUT/content-RECIPE/00012.tar, 00012.parquet     images (mode copy) and light columns of each shard
+    OUTPUT/rejected.parquet                            every row that was left out, and why
+    OUTPUT/manifest.json                               written last; a folder without it is no dataset
+
+The content folder is named after the recipe (config and source listing), so a killed prepare goes on with the parts that
+are missing, and a dataset that is prepared anew stays whole until the new one takes its place.
+"""
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines.dataset.prepared import FORMAT_VERSION, MANIFEST, Prepared
+from pipelines.io import storage
+from pipelines.io.retry import shown_tree
+from pipelines.prepare.assign_ids import Numbered, number
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.curate import FILTERED, NOT_FOUND
+from pipelines.prepare.repeats import warnings_of
+from pipelines.prepare.shards import Part, counts_of, cut, found_file, list_units, read_parts
+from pipelines.program import cluster, interrupts, path_keys
+from pipelines.program.display import Display
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import UserError, difference, digest
+from pipelines.sources.base import Unit
+
+REJECTED_FILE = "rejected.parquet"
+# What preparing itself puts into a folder: a run that was killed may have left any of it, and no manifest.
+_OURS = re.compile(r"content-[0-9a-f]{12}/|rejected\.parquet|manifest\.json\.partial-")
+_ENOUGH = 1000  # rows to have seen before a rate of rejected ones says something
+_GIT = 300  # seconds until a git that hangs is done without; a slow disk or a busy machine leaves no commit out
+
+
+def prepare(settings: PrepareSettings, display: Display) -> Prepared:
+    """Prepare, go on, or say that it was done before. Raises `UserError` for an empty source or too many unusable rows."""
+    units = list_units(settings)
+    if not units or all(unit.rows == 0 for unit in units):
+        raise UserError(f"source: nothing to read for {settings.source.title()}; check the source's keys")
+    listing = [unit.data if unit.splits is None else [unit.data, unit.splits] for unit in units]
+    recipe = digest({"config": settings.recipe(), "listing": listing, "format": FORMAT_VERSION})
+    done = _prepared_before(settings, recipe)
+    if done is not None:
+        display.line(f"{settings.output}: already prepared by this config from this source, {summary(done)}")
+        _warn(done, display)
+        return done
+    start = time.monotonic()
+    content = storage.join(settings.output, f"content-{recipe[:12]}")
+    parts = cut(units, settings.shard_rows)
+    counts = _read(parts, content, settings, display)
+    if counts.kept == 0:
+        raise UserError(f"source: none of {counts.read} rows is usable ({counts.table()}){_example(parts, content)}")
+    numbered = number(parts, content, settings, storage.join(settings.output, REJECTED_FILE))
+    counts.reasons = numbered.reasons
+    _check_rate(counts, parts, content, settings, last=True)
+    manifest = _manifest(settings, recipe, units, counts, numbered)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    if _fingerprint(settings.output) != numbered.fingerprint:
+        storage.delete(storage.join(settings.output, "banks"))  # features of the content that goes away
+    with storage.written(storage.join(settings.output, MANIFEST)) as path:
+        path.write_text(text, encoding="utf-8")
+    _tidy(settings.output, content)
+    prepared = Prepared.open(settings.output)
+    display.line(f"{settings.output}: prepared in {time.monotonic() - start:.0f} s, {summary(prepared)}")
+    if numbered.reasons:
+        rows = [[reason, f"{count:,}"] for reason, count in numbered.reasons.most_common()]
+        display.table(f"left out, listed in {storage.join(settings.output, REJECTED_FILE)}", ["reason", "rows"], rows)
+    _warn(prepared, display)
+    return prepared
+
+
+def _warn(prepared: Prepared, display: Display) -> None:
+    for warning in warnings_of(prepared.manifest):
+        display.line(f"warning: {warning}")
+
+
+def summary(prepared: Prepared) -> str:
+    """One clause about a prepared dataset."""
+    splits = ", ".join(f"{name} {count:,}" for name, count in prepared.manifest["splits"].items())
+    kept = f"{coverage(prepared.manifest)} ({splits})"
+    if prepared.manifest["config"]["captions"]["shuffled"]:
+        kept += f", captions of {prepared.shuffled:,} rows shuffled"
+    return f"{kept}, fingerprint {prepared.fingerprint[:12]}"
+
+
+def coverage(manifest: dict[str, Any]) -> str:
+    """How much of what was listed is there: "901 of 1,000 rows kept", and where they were lost if they were."""
+    counts = manifest["counts"]
+    text = f"{counts['kept']:,} of {counts['listed']:,} rows kept"
+    return text if counts["found"] == counts["listed"] else f"{text}, {counts['found']:,} found"
+
+
+class _Counts:
+    """Of all parts that are done."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.reasons: Counter[str] = Counter()
+
+    @property
+    def kept(self) -> int:
+        return self.read - self.reasons.total()
+
+    @property
+    def unusable(self) -> int:
+        """Rows that nobody asked to leave out."""
+        return sum(count for reason, count in self.reasons.items() if reason not in FILTERED)
+
+    def add(self, rows: int, reasons: Counter[str]) -> None:
+        self.read += rows
+        self.reasons += reasons
+
+    def table(self) -> str:
+        return ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common()) or "none"
+
+
+def _read(parts: list[Part], content: Place, settings: PrepareSettings, display: Display) -> _Counts:
+    """Read the parts that are not done yet. Raises `UserError` as soon as too many rows are unusable."""
+    counts, missing = _Counts(), []
+    done = {file.path.rpartition("/")[2] for file in storage.files_below(content)}
+    for part in parts:
+        if storage.name_of(found_file(content, part)) in done:
+            counts.add(*counts_of(content, part))
+        else:
+            missing.append(part)
+    if missing != parts or done:  # of a start that was killed in its first part, nothing is left to go on from
+        display.line(f"{settings.output}: going on, {len(parts) - len(missing)} of {len(parts)} parts are done")
+    _check_rate(counts, parts, content, settings, last=not missing)
+    if not missing:
+        return counts
+    cluster.start(display.verbose)
+    known = [part.rows for part in parts if part.rows is not None]
+    total = sum(known) if len(known) == len(parts) else None
+    before = finished = len(parts) - len(missing)
+    with (
+        display.task(f"prepare {settings.source.title()}", total or len(parts)) as task,
+        interrupts.keeping(lambda: f"{finished} of {len(parts)} parts are kept"),
+    ):
+        for finished, (rows, reasons) in enumerate(read_parts(missing, content, settings), before + 1):
+            counts.add(rows, reasons)
+            note = f"{counts.reasons.total():,} left out"
+            task.update(counts.read if total else finished, note if total else f"parts, {counts.read:,} rows, {note}")
+            _check_rate(counts, parts, content, settings, last=finished == len(parts))
+    return counts
+
+
+def _check_rate(counts: _Counts, parts: list[Part], content: Place, settings: PrepareSettings, last: bool) -> None:
+    if (counts.read < _ENOUGH and not last) or counts.kept == 0 or counts.unusable <= settings.max_rejected_rate * counts.read:
+        return
+    raise UserError(
+        f"max_rejected_rate: {counts.unusable} of {counts.read} rows are unusable ({counts.table()}), more than "
+        f"{settings.max_rejected_rate:.0%}{_example(parts, content)}; mend the source or pass "
+        f"max_rejected_rate={min(1.0, counts.unusable / counts.read + 0.01):.2f}"
+    )
+
+
+def _example(parts: list[Part], content: Place) -> str:
+    """The first rejected row."""
+    for row in _rejected_rows(parts, content):
+        return f"; the first: {row['origin']}: {row['detail']}"
+    return ""
+
+
+def _rejected_rows(parts: list[Part], content: Place) -> Iterator[dict[str, Any]]:
+    done = {file.path.rpartition("/")[2] for file in storage.files_below(content)}
+    for part in parts:
+        if storage.name_of(found_file(content, part)) in done:
+            rows = storage.read_table(found_file(content, part), ["origin", "reason", "detail"]).to_pylist()
+            yield from (row for row in rows if row["reason"] is not None and row["reason"] not in FILTERED)
+
+
+def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
+    output = settings.output
+    path_keys.check_folder(output, "output")
+    if not storage.exists(storage.join(output, MANIFEST)):
+        strangers = [name for name in _names_below(output) if not _OURS.match(name)]
+        if strangers and not settings.overwrite:
+            raise UserError(
+                f"output: {output} is not empty and no prepared dataset ({strangers[0]}); choose another output or pass "
+                "overwrite=true"
+            )
+        return None
+    try:
+        prepared = Prepared.open(output)
+    except UserError:
+        if settings.overwrite:
+            return None
+        raise
+    if prepared.manifest["recipe"] == recipe:
+        return prepared
+    if settings.overwrite:
+        return None
+    changed = difference(prepared.manifest["config"], shown_tree(settings.recipe()))
+    what = "; ".join(changed[:3]) if changed else "the source's files changed"
+    raise UserError(f"output: {output} was prepared differently ({what}); choose another output or pass overwrite=true")
+
+
+def _fingerprint(output: Place) -> str | None:
+    """Of the dataset that is to be replaced; None where there is none that this version reads."""
+    try:
+        return Prepared.open(output).fingerprint
+    except UserError:
+        return None
+
+
+def _tidy(output: Place, content: Place) -> None:
+    """Delete what the dataset does not need: what parts found, what a killed run had begun, and what other recipes left."""
+    mine = storage.name_of(content)
+    names = [name for name in _names_below(output) if _OURS.match(name)]
+    for folder in {name.split("/")[0] for name in names if "/" in name} - {mine}:
+        storage.delete(storage.join(output, folder))
+    for name in names:
+        if name.split("/")[0] in (mine, name) and (name.endswith(".found.parquet") or ".partial-" in name):
+            storage.delete(storage.join(output, *name.split("/")))
+
+
+def _names_below(output: Place) -> list[str]:
+    """Files below a folder, as paths relative to it."""
+    return [file.path[len(str(output)) :].lstrip("/") for file in storage.files_below(output)]
+
+
+def _manifest(settings: PrepareSettings, recipe: str, units: list[Unit], counts: _Counts, found: Numbered) -> dict[str, Any]:
+    absent = sum(unit.absent for unit in units)
+    lost = sum(found.reasons[reason] for reason in NOT_FOUND)
+    shares = settings.splits
+    if shares == "source":
+        held_out = {split for unit in units for split in unit.splits or ()} - {"train", ""}
+        shares = {name: found.splits[name] / found.kept for name in sorted(held_out)}
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": settings.source.title(),
+        "mode": settings.mode,
+        "tables": found.tables,
+        "num_samples": found.kept,
+        "num_images": found.images,
+        "num_texts": found.texts,
+        "splits": {name: found.splits[name] for name in ["train", *sorted(shares)]},
+        "split_shares": shares,
+        "labels": {name: dict(sorted(values.items())) for name, values in found.labels.items()},
+        "image": {"size": settings.image.size, "format": settings.image.format, "background": settings.image.background},
+        "captions": dict(found.captions),
+        "repeats": asdict(found.repeats) if found.repeats else None,
+        "fingerprint": found.fingerprint,
+        "counts": {
+            "listed": counts.read + absent,
+            "found": counts.read - lost,
+            "read": counts.read,
+            "kept": found.kept,
+            "rejected": dict(found.reasons),
+        },
+        "licence": settings.source.licence(),
+        "attribution": settings.source.attribution(),
+        "recipe": recipe,
+        "config": shown_tree(settings.recipe()),
+        "code_version": code_version(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "shards": found.shards,
+    }
+
+
+def code_version() -> str:
+    """Version of raylign, and the commit where there is a checkout."""
+    try:
+        version = importlib.metadata.version("raylign")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown"
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=_GIT, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version}+{commit}"

@@ -1,0 +1,118 @@
+"""Why something ended, in words for people: one line from whatever Ray, Ray Train or Ray Tune wrap an exception in.
+
+The first cause is told, not the last line of the last traceback. Where one worker of several dies, the others fail a moment later
+in whatever they had to say to it: that their connection broke is how they learn of it, and nobody's mistake.
+"""
+
+import re
+from collections.abc import Mapping
+
+from pipelines.program.settings import UserError
+
+_LONGEST = 400  # characters of what an exception says
+# How torch's gloo and NCCL, and Ray Train's barrier, say that another worker is gone.
+_BROKEN = re.compile(
+    r"Connection (?:closed|reset) by peer|Broken pipe|Connection refused|GLHF|NCCL|ProcessGroup|have not joined the collective"
+    r"|Socket (?:closed|Timeout)|pair closure|remote process exited",
+    re.IGNORECASE,
+)
+_BROKEN_TYPES = {"DistBackendError", "DistNetworkError", "DistStoreError", "BroadcastCollectiveTimeoutError"}
+_DIED = "its process died: killed from outside, or by the system for want of memory, or it crashed"
+_SHORT = "the node ran low on memory, and Ray ended its process"
+_DEATHS = {
+    "ActorDiedError",
+    "ActorUnavailableError",
+    "LocalRayletDiedError",
+    "NodeDiedError",
+    "OutOfMemoryError",
+    "OwnerDiedError",
+    "RayActorError",
+    "WorkerCrashedError",
+}
+# How, by the exception's name or its text, the first that fits: no exception of Ray's has a field for it.
+_WAYS = (
+    (r"low on memory|OutOfMemoryError", _SHORT),
+    (r"NodeDiedError|node (?:has )?(?:died|is dead)|[Nn]ode .{0,80}terminat", "its node was lost"),
+    (r"OwnerDiedError|owner has died|LocalRayletDiedError", "the process or node that had started it is gone"),
+)
+
+
+def cause_of(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    error = innermost(error)
+    name, text = type(error).__name__, _text(error)
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if name == "RuntimeEnvSetupError":
+        return f"its process could not be set up: {text}"
+    if getattr(error, "actor_init_failed", False):
+        # The text is a traceback, which ends with the exception that the actor's own __init__ raised.
+        return f"its process could not be set up: {_cut(_last_line(str(error)))}"
+    if name in _DEATHS and _of_ray(error):
+        return next((words for pattern, words in _WAYS if re.search(pattern, f"{name} {text}")), _DIED)
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError":  # Python's or torch's, which says how much was asked for
+        return "out of memory" + (f": {text}" if text else "")
+    return f"{name}: {text}" if text else name
+
+
+def first_cause(failures: Mapping[int, BaseException]) -> str:
+    """Of workers that failed together, by rank: the one that began it, and how many others it took along."""
+    if not failures:
+        return "no worker said why"
+    found = {rank: innermost(error) for rank, error in sorted(failures.items())}
+    own = {rank: error for rank, error in found.items() if not is_broken_connection(error)}
+    if not own:
+        rank, error = next(iter(found.items()))
+        lost = f"worker {rank} lost its connection to another ({_text(error)[:160]})"
+        return f"a worker was lost, or the network between workers: {lost}"
+    # An exception says more than a death, and whoever raised one did not die of the others.
+    rank = min(own, key=lambda rank: (_of_ray(own[rank]), rank))
+    cause = f"worker {rank}: {cause_of(own[rank])}"
+    others = len(found) - 1
+    return cause if not others else f"{cause} ({others} other{'s' if others > 1 else ''} failed with it)"
+
+
+def is_broken_connection(error: BaseException) -> bool:
+    """Whether it says only that another worker is gone."""
+    error = innermost(error)
+    return type(error).__name__ in _BROKEN_TYPES or (isinstance(error, RuntimeError) and bool(_BROKEN.search(str(error))))
+
+
+def innermost(error: BaseException) -> BaseException:
+    """What is inside of Ray's wrappers."""
+    seen = [error]
+    while True:
+        last = seen[-1]
+        inner = next(
+            (
+                found
+                for field in ("_base_exc", "health_check_failure", "controller_failure", "cause", "worker_failures")
+                if (found := getattr(last, field, None))
+            ),
+            None,
+        )
+        if isinstance(inner, Mapping):  # of workers
+            own = {rank: failure for rank, failure in inner.items() if not is_broken_connection(failure)}
+            inner = next(iter((own or inner).values()))
+        if not isinstance(inner, BaseException) or any(inner is one for one in seen):
+            return last
+        seen.append(inner)
+
+
+def _of_ray(error: BaseException) -> bool:
+    return type(error).__module__.startswith("ray.")
+
+
+def _text(error: BaseException) -> str:
+    return _cut(str(error))
+
+
+def _cut(text: str) -> str:
+    """In one line, its beginning: that is where what happened stands."""
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.strip().split("\n") if line.strip()]
+    return lines[-1] if lines else ""

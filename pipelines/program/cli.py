@@ -1,0 +1,213 @@
+"""What the four programs have in common: CONFIG.yaml, key=value overrides, --quiet, --verbose, --show, and how errors end."""
+
+import argparse
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pipelines.io.retry import shown
+from pipelines.program import interrupts, yaml_text
+from pipelines.program.causes import cause_of, innermost
+from pipelines.program.config_errors import alike
+from pipelines.program.display import Display
+from pipelines.program.settings import Settings, UserError, describe, example_of, hint_of, load, parse_overrides, read_yaml
+
+S = TypeVar("S", bound=Settings)
+_ROOT = Path(__file__).parents[2]
+_NAMED = 10  # files, in one line
+# Keys that a config of each program has, and no other program's has together.
+_OWN = {
+    "pipelines": {"source", "output"},
+    "training": {"image_tower", "text_tower"},
+    "evaluation": {"data", "output"},
+    "tuning": {"base"},
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument errors in the same voice as all others; `model` has the keys that are no options."""
+
+    model: type[Settings] = Settings
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # what all ways to parse come to
+        self._no_stray_options(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def _no_stray_options(self, given: Sequence[str]) -> None:
+        """An error for `--epochs 3`: keys of a config are no options."""
+        known = [option for action in self._actions for option in action.option_strings]
+        for position, argument in enumerate(given):
+            if argument.startswith("-") and argument not in known:
+                hint = hint_of(given[position:], self.model)
+                told = f"; {hint}" if hint.startswith("did") else ""
+                self.error(f"'{argument}' is no option, those are {', '.join(known)}; keys of the config are key=value{told}")
+
+    def error(self, message: str) -> NoReturn:
+        message = message.replace("CONFIG.yaml, key=value", "CONFIG.yaml")  # the overrides are optional
+        sys.stderr.write(f"error: {message}; see {self.prog} --help\n")
+        raise SystemExit(2)
+
+
+def run_program(
+    package: str,
+    purpose: str,
+    model: type[S],
+    action: Callable[[S, Display], None],
+    arguments: Sequence[str] | None = None,
+    check: Callable[[S, Display], bool] | None = None,
+) -> int:
+    """Parse, load, act. Exit code 0: done; 2: a mistake the user can put right, in one line; 128 + N: stopped by signal N.
+
+    `check`: what --check does instead of `action`; exit code 1 where it is not content.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = _Parser(
+        prog=f"python -m {package}",
+        description=purpose,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # Only for whom it is shown to: the defaults of some keys take seconds to import.
+        epilog=_epilog(package, model) if {"-h", "--help"}.intersection(given) else None,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", metavar="CONFIG.yaml", help="what to do; the files that come along are listed below")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=f"set a key of the config, such as {example_of(model)}")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--verbose", action="store_true", help="print Ray's own output too, and tracebacks of errors")
+    parser.add_argument("--show", action="store_true", help="print the config with every default filled in, and stop")
+    if check is not None:
+        parser.add_argument("--check", action="store_true", help="look at headers and a sample, tell what would happen, and stop")
+    parser.model = model
+    options = parser.parse_intermixed_args(arguments)
+    display = Display(quiet=options.quiet, verbose=options.verbose)
+    settings: S | None = None
+    with interrupts.handled():
+        try:
+            settings = _read(package, model, options)
+            if options.show:
+                print(yaml_text.dump(settings.model_dump(mode="json")), end="")
+                return 0
+            if check is not None and options.check:
+                return 0 if check(settings, display) else 1
+            action(settings, display)
+        except UserError as error:
+            if options.verbose:
+                sys.stderr.write(shown(traceback.format_exc()))
+            display.close()
+            # Raised inside a Ray task it comes back wrapped in the task's traceback.
+            print(f"error: {shown(str(getattr(error, 'cause', error)))}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as stopped:
+            display.close()
+            again = _again(package, sys.argv[1:] if arguments is None else arguments, getattr(settings, "overwrite", False))
+            return _stop(str(stopped), again)
+        except Exception as error:
+            if options.verbose or not _lost(error):
+                raise
+            display.close()
+            print(
+                f"error: Ray: {shown(cause_of(error))}; the same command goes on from what is done, --verbose shows all",
+                file=sys.stderr,
+            )
+            return 2
+        finally:
+            display.close()
+    return 0
+
+
+def _stop(kept: str, again: str) -> int:
+    """The last line of a program that was asked to stop, and its exit code."""
+    number = interrupts.received()
+    with suppress(OSError):  # the terminal may be gone
+        print(f"{number.name}: stopped{f', {shown(kept)}' if kept else ''}; to go on: {shown(again)}", file=sys.stderr)
+    from pipelines.program import cluster
+
+    cluster.stop()
+    return 128 + number
+
+
+def _again(package: str, arguments: Sequence[str], overwrites: bool) -> str:
+    """The command that goes on: never by deleting what is there, whether an argument or the config asked for that."""
+    kept = [argument for argument in arguments if not argument.startswith("overwrite=")]
+    if overwrites and len(kept) == len(arguments):
+        kept.append("overwrite=false")
+    return shlex.join(["python", "-m", package, *kept])
+
+
+def _lost(error: Exception) -> bool:
+    """Whether a process or node of Ray was lost, or never there: not a bug, which shows its traceback."""
+    exceptions, inner = sys.modules.get("ray.exceptions"), innermost(error)
+    return exceptions is not None and isinstance(inner, exceptions.RayError) and not isinstance(inner, exceptions.RayTaskError)
+
+
+def _read(package: str, model: type[S], options: argparse.Namespace) -> S:
+    """The config with its overrides. Raises `UserError`."""
+    _check_file(Path(options.config), package, model)
+    return load(model, options.config, parse_overrides(options.overrides, model))
+
+
+def _check_file(path: Path, package: str, model: type[Settings]) -> None:
+    """Raises `UserError` where there is no file, or another program's."""
+    if not path.is_file():
+        if "=" in str(path):
+            raise UserError(f"'{path}': the config comes first; python -m {package} CONFIG.yaml {path}")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {what}{_configs_like(path, package, model)}")
+    tree = read_yaml(path)
+    if not _OWN[package] <= tree.keys():
+        for other, keys in _OWN.items():
+            if other != package and keys <= tree.keys():
+                raise UserError(f"{path}: is a config of another program; python -m {other} {path}")
+
+
+def _configs_like(path: Path, package: str, model: type[Settings]) -> str:
+    """Where configs of this program are: those that come along, and any in the folder that was looked into."""
+    inside = path if path.is_dir() else path.parent
+    beside = sorted(inside.glob("*.yaml")) if inside.is_dir() else []
+    known = [*(file for file in beside if _reads(file, model)), *_shipped(package)]
+    files = list(dict.fromkeys(_as_typed(file) for file in known))
+    names = {Path(file).stem: file for file in reversed(files)}
+    near = [] if path.is_dir() else alike(path.stem, names)
+    if near:
+        return f"; did you mean {names[near[0]]}?"
+    more = f" and {len(files) - _NAMED} more, see --help" if len(files) > _NAMED else ""
+    return f"; there are: {', '.join(files[:_NAMED])}{more}"
+
+
+def _as_typed(file: Path) -> str:
+    file, here = file.absolute(), Path.cwd()
+    return str(file.relative_to(here) if file.is_relative_to(here) else file)
+
+
+def _reads(file: Path, model: type[Settings]) -> bool:
+    """Whether a file looks like a config of this program: there may be others beside it."""
+    try:
+        keys = read_yaml(file).keys()
+    except UserError:
+        return False
+    return bool(keys) and keys <= model.model_fields.keys()
+
+
+def _shipped(package: str) -> list[Path]:
+    return sorted((_ROOT / package / ("sweeps" if package == "tuning" else "configs")).rglob("*.yaml"))
+
+
+def begin(package: str, arguments: Sequence[str]) -> None:
+    """A line at once, and an ear for signals: what follows imports torch, which takes seconds."""
+    interrupts.install()
+    if not {"-h", "--help", "--quiet", "--show"}.intersection(arguments):
+        print(f"{package}: loading", flush=True)
+
+
+def _epilog(package: str, model: type[Settings]) -> str:
+    """Examples, the config files that come along with their first comment lines, and every key."""
+    lines = ["config files:"]
+    for path in _shipped(package):
+        comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").split("\n") if line.startswith("#")]
+        lines.append(f"  {path.relative_to(_ROOT)}")
+        lines += [f"      {comment}" for comment in comments[:2]]
+    lines += ["", f"keys (dots reach inside: {example_of(model)}):", describe(model)]
+    return "\n".join(lines)

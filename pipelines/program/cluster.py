@@ -1,0 +1,285 @@
+"""Ray, started one way for all programs: every environment variable and `DataContext` setting that matters, with its reason.
+
+`start()` joins the cluster that RAY_ADDRESS names (as inside `ray job submit`) or starts a local one. The settings are
+environment variables because Ray reads most of them in processes that it starts itself.
+"""
+
+import functools
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.io.retry import Unreachable
+from pipelines.program import interrupts
+from pipelines.program.causes import cause_of
+from pipelines.program.settings import UserError
+
+if TYPE_CHECKING:  # the environment below has to be set first
+    import ray.data
+
+_MISTAKE = "mistake"  # column of a block that brings a user's mistake
+# Of a task whose process or machine dies. Ray Data's default is without end; what data do to a process is not among its causes.
+RETRIES = 5
+_STARTS = 5  # of a local Ray, until the machine is too busy for it
+_LOOK = 2.0  # seconds between two looks whether the head is there
+_HEAD = 45.0  # seconds without it until it is gone: Ray ends drivers after 60
+_LOCAL_HEAD = 5.0  # of a local Ray, whose head nobody starts again
+
+# RAY_AUTH_MODE is left as it is: a local Ray makes itself a token and its processes find it; a job client has to be told
+# (docs/cluster.md).
+ENVIRONMENT = {
+    # No report to the vendor, and no notice about it.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # The train controller polls its workers this often: the default of 2 s delays metrics, checkpoints and the end of a run.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Else every print of a worker appears twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # We draw our own progress.
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Reader V2 packs small Parquet files into one or two tasks: no parallel decode, first batch at the very end.
+    "RAY_DATA_USE_DATASOURCE_V2": "0",
+    # On a cloud, nodes take minutes to come up; the default of 60 s only fills the log with retries.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    # The defaults of 30 and 60 s are too little on a busy machine.
+    "RAY_raylet_start_wait_time_s": "60",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+    # One notice a second about an actor state that needs the dashboard.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    # Trials run where the driver runs, so that relative paths mean the same; they log what the sweep's `loggers` name.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Ctrl-C ends a sweep at once: it can go on, and needs no state of Tune's for that.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "600",
+    # A trial may fail before its first evaluation, and has no score then.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # Keeps CUDA_VISIBLE_DEVICES as it is for tasks without GPUs, and silences the notice about it.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Each task tokenizes on the one CPU it was given; no notice about forks.
+    "TOKENIZERS_PARALLELISM": "false",
+    # Inside a job Ray refuses a variable that the job's own runtime environment names too, even with an equal value. We send
+    # what this process has, so what the job was submitted with stands.
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
+    # transformers' load reports and bars would break the progress display; real errors are raised all the same.
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # Hosts and networks beyond the public web that data may name (web.py): those that read must know them too.
+    "RAYLIGN_PRIVATE_HOSTS": "",
+}
+
+
+# At import, not in `start`: Ray reads many of them when it is imported itself, which no module does before this one.
+for _name, _value in ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+
+
+def start(verbose: bool = False, cpus: int | None = None, state_api: bool = False) -> None:
+    """Join or start Ray, once a process. Raises `UserError` where it does not start.
+
+    `cpus`: logical CPUs of a local Ray, the machine's by default.
+
+    `state_api`: Ray Train asks it whether a run that was stopped from outside still lives, before it gives the run's CPUs back.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+    }
+    if "RAY_ADDRESS" in os.environ:
+        # The nodes' daemons were started by somebody else: our environment has to travel.
+        options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
+    else:
+        # Without an address Ray would attach to any cluster left running on this machine; the dashboard costs a second.
+        options |= {"address": "local", "include_dashboard": state_api, "num_cpus": cpus or os.cpu_count()}
+    _init(options)
+    _watch_head("RAY_ADDRESS" not in os.environ)
+    if not verbose:
+        _divert_native_errors(Path(ray._private.worker._global_node.get_logs_dir_path()) / "raylign-driver.err")
+    configure_data(verbose)
+
+
+def _init(options: dict[str, Any]) -> None:
+    """`ray.init`, again where a node of our own was not up in time.
+
+    Ray's node ends itself where its agents take more than 15 s to start, and nothing but that limit is wrong on a busy machine.
+    """
+    import ray
+
+    import psutil  # isort: skip  comes with ray
+
+    before = set(psutil.Process().children())
+    for _ in range(_STARTS):
+        try:
+            ray.init(**options)
+        except SystemExit as ended:  # Ray's own handler of SIGTERM, which it sets first of all
+            if ended.code != signal.SIGTERM:
+                raise
+            interrupts.came(signal.SIGTERM)
+        except Exception as error:  # Ray raises no narrower one
+            if "RAY_ADDRESS" in os.environ:
+                raise UserError(
+                    f"RAY_ADDRESS: the cluster at {os.environ['RAY_ADDRESS']} cannot be joined: {cause_of(error)}; start it, or "
+                    "unset RAY_ADDRESS for a Ray of this program's own"
+                ) from error
+            for left in set(psutil.Process().children()) - before:
+                left.kill()
+                left.wait()
+            if "timed out" not in str(error).lower():
+                raise UserError(f"Ray: it did not start on this machine: {cause_of(error)}; --verbose shows more") from error
+            continue
+        interrupts.retake()
+        return
+    raise UserError(
+        f"Ray: its processes were not up in time on this machine, {_STARTS} times; end what else runs here, or try again later"
+    )
+
+
+def stop() -> None:
+    """Leave the cluster; of a local Ray, or one that was still starting, nothing stays."""
+    ray = sys.modules.get("ray")
+    if ray is None:
+        return
+    import psutil  # isort: skip  comes with ray
+
+    ours = psutil.Process().children(recursive=True)
+    if ray.is_initialized():
+        ray.shutdown()
+    for left in ours:
+        with suppress(psutil.Error):
+            left.kill()
+
+
+def _watch_head(local: bool) -> None:
+    """Say so and end the program where the cluster's head is gone for good: Ray itself would end it a minute later, mute.
+
+    A head that is started again in time, as with a store of its state, is found again by Ray.
+    """
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    patience = _LOCAL_HEAD if local else _HEAD
+
+    def watch() -> None:
+        missed = 0.0
+        while missed < patience:
+            begun = time.monotonic()
+            time.sleep(_LOOK)
+            if not ray.is_initialized():
+                return
+            answers = _answers(address)
+            if not missed and not answers and not local:
+                interrupts.say(f"Ray's head at {address} does not answer; waiting up to {patience:.0f} s for it")
+            missed = 0.0 if answers else missed + time.monotonic() - begun
+        if ray.is_initialized():
+            way = "the same command goes on" if local else "start the cluster again, and the same command goes on"
+            interrupts.say(f"error: Ray: the head at {address} is gone, and with it all that ran; {way} from what is done")
+            os._exit(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody listens there."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def telling(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """`work` for a task of Ray Data: a `UserError`, or a store that does not answer, becomes a block that says so.
+
+    Ray would log a failed task at length.
+    """
+
+    @functools.wraps(work)
+    def tell(*arguments: Any) -> dict[str, Any]:
+        try:
+            return work(*arguments)
+        except (UserError, Unreachable) as error:
+            return {_MISTAKE: [str(error)]}
+
+    return tell
+
+
+def blocks(dataset: "ray.data.Dataset", culprit: Callable[[], str] | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """The blocks of a dataset of `telling` tasks, as they come. Raises the `UserError` that one of them met.
+
+    `culprit` as of `deaths_told`.
+    """
+    with deaths_told("the same command goes on with what is missing", culprit):
+        for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+            if _MISTAKE in block:
+                raise UserError(str(block[_MISTAKE][0]))
+            yield block
+
+
+@contextmanager
+def deaths_told(advice: str, culprit: Callable[[], str] | None = None) -> Iterator[None]:
+    """A task whose process died again and again is a `UserError` that says so, and what to do.
+
+    `culprit`: looks for the image that it died of; a clause that names key and image, empty where it is none.
+    """
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+
+    try:
+        yield
+    except (NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError) as error:
+        if found := culprit() if culprit else "":
+            raise UserError(f"{found}; mend or remove the file, or prepare again with verify=all, which leaves it out") from None
+        cause = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"Ray: a task's process ended, {RETRIES + 1} times: {cause}; see whether the machine is short of memory; {advice}"
+        ) from None
+
+
+def _divert_native_errors(path: Path) -> None:
+    """Ray's C++ core writes notices about harmless things to file descriptor 2; they go to a file beside Ray's own logs.
+
+    Python's `sys.stderr`, and with it every traceback, stays on the terminal.
+    """
+    try:
+        if sys.stderr.fileno() != 2 or not path.parent.is_dir():
+            return
+    except (OSError, ValueError):  # captured, as in a test
+        return
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    with path.open("a") as file:
+        os.dup2(file.fileno(), 2)
+
+
+def configure_data(verbose: bool = False) -> None:
+    """Ray Data's settings in this process. Workers and controllers call it too: a `DataContext` does not travel."""
+    import ray.data
+
+    # Of the options of its tasks Ray Data names some as parameters now, and not those for retries and placement, which we need;
+    # nothing takes their place yet, and pyproject.toml keeps Ray below 2.61. Here, as Ray sets a filter of its own at import.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    context = ray.data.DataContext.get_current()
+    # Batches come in the order they were asked for, not as tasks happen to finish: the order is part of the result.
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.use_datasource_v2 = False
+    if not verbose:
+        context.print_on_execution_start = False
+        for name in ("ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,56 @@
+"""Keys that take a path: a local one, or a URI where a program reads and writes object stores. A mistyped one is refused."""
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from pipelines.io.retry import is_remote, shown_place
+from pipelines.program.config_errors import plain
+from pipelines.program.settings import UserError
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+
+
+def _place(value: Any) -> Any:
+    if not isinstance(value, str | Path):
+        raise ValueError(f"a path is wanted (value {plain(value)})")
+    if isinstance(value, Path):
+        return value
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", value):
+        raise ValueError(f"'{value}' has one slash where a URI has two; did you mean {scheme[1]}://{value[scheme.end() :]}?")
+    return Path(value.removeprefix("file://")).expanduser() if not is_remote(value) else value.rstrip("/")
+
+
+def _local_place(value: Any) -> Any:
+    text = str(value).removeprefix("file://")
+    if not isinstance(value, str | Path) or text == "":
+        return value
+    if _SCHEME.match(text):  # as a path it would be a folder called s3: in the working directory
+        raise ValueError(
+            f"'{shown_place(text)}' is not on a disk, and nothing else works here; give a local path, on a cluster one that all "
+            "nodes share"
+        )
+    return Path(text).expanduser()
+
+
+Place = Annotated[Path | str, BeforeValidator(_place)]
+"""A local path, or a URI such as s3://bucket/folder."""
+
+LocalPlace = Annotated[Path, BeforeValidator(_local_place)]
+"""A local path; a URI is refused."""
+
+
+def check_folder(place: Place, key: str) -> None:
+    """Raises `UserError` where a local folder neither is one that can be written to nor can become one; it is not made here."""
+    if isinstance(place, str):
+        return
+    there = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{key}: {there if there != place.absolute() else place} is a file; choose another {key}")
+    try:  # what the permissions say is not all: a folder of the kernel's, or of a server that trusts nobody's root
+        Path(tempfile.mkdtemp(prefix=".raylign-", dir=there)).rmdir()
+    except OSError as error:
+        raise UserError(f"{key}: nothing can be written to {there} ({error.strerror}); choose another {key}") from None

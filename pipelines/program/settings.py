@@ -1,0 +1,218 @@
+"""From a YAML file and `key=value` overrides to a validated, frozen settings object, or one line that says what is wrong.
+
+A command line argument and a sweep's trial are the same thing: overrides, dotted paths to values. Every settings class in
+the project derives from `Settings`: unknown keys are errors, and an error names the key, the value and what is allowed.
+"""
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from pipelines.program import yaml_text
+from pipelines.program.config_errors import classes, explain, near_keys, plain, tag_of, walk
+
+# By a field that only this program's settings have.
+_EXAMPLES = {
+    "optimizer": "optimizer.lr=1e-3",
+    "few_shot": "few_shot.shots=[1]",
+    "budget": "budget.epochs=5",
+    "source": "image.size=256",
+    "dataset": "dataset=data/mine",
+}
+_MOST_BYTES = 4 * 2**20  # of a config; larger ones would be read for a minute
+
+
+class UserError(Exception):
+    """Something the user can put right. One line: what is wrong, and the way out. Programs print it and exit with 2."""
+
+
+class Settings(BaseModel):
+    """Base of every settings class: frozen, unknown keys forbidden. `renamed`: keys of earlier versions, to today's."""
+
+    renamed: ClassVar[dict[str, str]] = {}
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    def digest(self) -> str:
+        """Hex digest of the resolved values: equal settings, equal digest."""
+        return digest(self.model_dump(mode="json"))
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def digest(value: Any) -> str:
+    """32 hex digits of any JSON-able value, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()  # names of files may be any bytes
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `UserError` where the file is missing or not a mapping."""
+    if not path.exists():
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such file" + (f"; there are: {', '.join(near)}" if near else ""))
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, not a YAML file")
+    if path.stat().st_size > _MOST_BYTES:
+        raise UserError(f"{path}: {path.stat().st_size:,} bytes, and a config has {_MOST_BYTES:,} at most; is it one?")
+    try:
+        tree = yaml_text.parse(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(tree).__name__}")
+    return tree
+
+
+def parse_overrides(arguments: Sequence[str], model: type[BaseModel] | None = None) -> dict[str, Any]:
+    """`["optimizer.lr=1e-3"]` to `{"optimizer.lr": 0.001}`; values are read as YAML, so lists and null work.
+
+    Raises `UserError` for what is no key=value, has no value, or sets a key twice; `model` tells which key was meant.
+    """
+    overrides: dict[str, Any] = {}
+    for position, argument in enumerate(arguments):
+        key, equals, value = argument.partition("=")
+        key = key.strip()
+        if not equals or not all(key.split(".")):
+            raise UserError(f"'{argument}': expected key=value, {hint_of(arguments[position:], model)}")
+        if not value.strip():
+            raise UserError(f"'{argument}': nothing follows the equals sign, {hint_of(arguments[position:], model)}")
+        try:
+            parsed = yaml_text.parse(value)
+        except (yaml_text.TooMuch, yaml_text.Twice) as error:
+            raise UserError(f"{key}: {getattr(error, 'problem', None) or error}") from None
+        except yaml.YAMLError:
+            parsed = value
+        if key in overrides:
+            raise UserError(f"{key}: is set twice, to {plain(overrides[key])} and to {plain(parsed)}; leave one of them out")
+        overrides[key] = parsed
+    return overrides
+
+
+def example_of(model: type[BaseModel] | None) -> str:
+    """A key=value that this program takes."""
+    fields = {"optimizer"} if model is None else model.model_fields.keys()
+    return next((text for key, text in _EXAMPLES.items() if key in fields), "key=value")
+
+
+def hint_of(arguments: Sequence[str], model: type[BaseModel] | None) -> str:
+    """What the first of these words was to say, with those that follow it: `--epochs 3`, `epochs: 3`, `epochs = 3`."""
+    given = re.match(r"-{0,2}([A-Za-z_][\w.-]*)\s*[:=]?\s*(.*)$", arguments[0], re.DOTALL)
+    example = f"for example {example_of(model)}"
+    if given is None:
+        return example
+    key, value = given[1].rstrip("."), given[2]
+    for following in arguments[1:3] if not value else ():
+        value = following.strip().removeprefix("=").strip()
+        if value:
+            break
+    known = near_keys(model, key) if model else [key]
+    if not known or key.endswith((".yaml", ".yml")):
+        return example
+    if not value or value.startswith("-") or "=" in value:
+        value = "true" if arguments[0].startswith("-") else "VALUE"
+    null = " (null: none)" if value == "VALUE" else ""
+    return f"did you mean {' or '.join(f'{one}={value}' for one in known)}?{null}"
+
+
+def apply_overrides(
+    tree: Mapping[str, Any], overrides: Mapping[str, Any], model: type[BaseModel] | None = None
+) -> dict[str, Any]:
+    """A copy of the tree with dotted keys set. A `name` that picks another class of `model` drops its siblings.
+
+    Where the tree itself has a key with dots (a sweep's `overrides: {optimizer.lr: 1e-3}`), that key is the one that is meant.
+    """
+    result: dict[str, Any] = copy.deepcopy(dict(tree))
+    # `objective.name` before `objective.temperature`, whatever order they were typed in.
+    for dotted in sorted(overrides, key=lambda key: (not key.endswith(".name"), key.count("."))):
+        node, last = _place(result, dotted.split("."))
+        above = dotted.split(".")[:-1]
+        if last == "name" and node.get("name") != overrides[dotted] and model and len(walk(model, [*above])[0]) > 1:
+            node.clear()
+        node[last] = copy.deepcopy(overrides[dotted])
+    return result
+
+
+def _place(node: dict[str, Any], parts: list[str]) -> tuple[dict[str, Any], str]:
+    """The mapping that a dotted key ends in, made where it is missing, and its key there."""
+    longest = next((n for n in range(len(parts), 1, -1) if ".".join(parts[:n]) in node), 1)
+    key, rest = ".".join(parts[:longest]), parts[longest:]
+    if not rest:
+        return node, key
+    if not isinstance(node.get(key), dict):
+        node[key] = {}
+    return _place(node[key], rest)
+
+
+def load(model: type[S], path: str | Path, overrides: Mapping[str, Any] | None = None) -> S:
+    """Read, override, validate. Raises `UserError` in one line that names the key, the value and the way out."""
+    return validate(model, apply_overrides(read_yaml(Path(path)), overrides or {}, model), str(path))
+
+
+def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
+    """Validate a tree that is already read; `where` names it in errors."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {explain(model, error)}") from None
+
+
+def readings(model: type[BaseModel], key: str, value: Any) -> list[Any]:
+    """What a dotted key of the model makes of a value, as JSON has it; one for each member of a union that takes it.
+
+    Empty where there is no such key, or its type takes no such value; what validators of the class say is not asked.
+    """
+    *above, last = key.split(".")
+    inside: list[type[BaseModel]] = [model]
+    for part in above:
+        fields = [cls.model_fields[part] for cls in inside if part in cls.model_fields]
+        inside = [inner for field in fields for inner in classes(field.annotation)]
+    found = []
+    for field in [cls.model_fields[last] for cls in inside if last in cls.model_fields]:
+        annotation: Any = field.annotation
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+        with suppress(ValidationError):
+            found.append(adapter.dump_python(adapter.validate_python(value), mode="json"))
+    return found
+
+
+def difference(old: Any, new: Any, key: str = "") -> list[str]:
+    """Dotted keys whose values differ, as `key: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [line for k in keys for line in difference(old.get(k), new.get(k), f"{key}.{k}" if key else k)]
+    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
+
+
+def describe(model: type[BaseModel], indent: str = "  ", defaults: BaseModel | None = None) -> str:
+    """The keys of a settings class with their meaning and defaults, for `--help`; `defaults`: an object that has others."""
+    lines = []
+    for name, field in model.model_fields.items():
+        nested = classes(field.annotation)
+        value = getattr(defaults, name) if defaults else field.get_default(call_default_factory=True)
+        if field.is_required() and not defaults:
+            default = "required"
+        else:
+            default = "" if isinstance(value, BaseModel) else f"default {json.dumps(value, default=str)}"
+        if isinstance(value, BaseModel) and len(nested) > 1:
+            default = f"default name: {tag_of(type(value))}"
+        about = " - ".join(part for part in (field.description or "", default) if part)
+        lines.append(f"{indent}{name}: {about}")
+        if len(nested) == 1:
+            lines.append(describe(nested[0], indent + "  ", value if isinstance(value, BaseModel) else None))
+        for cls in nested if len(nested) > 1 else []:
+            summary = (cls.__doc__ or "").strip().split("\n")[0]
+            lines.append(f"{indent}  name: {tag_of(cls)} - {summary}")
+            inner = describe(cls, indent + "    ").split("\n")
+            lines += [line for line in inner if not line.startswith(f"{indent}    name:")]
+    return "\n".join(line for line in lines if line.strip())

@@ -1,0 +1,146 @@
+"""`python -m pipelines` for a config with the key dataset: banks of real frozen encoders, which a run finds."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pipelines.__main__ import main
+from pipelines.dataset.images import decode
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.views import eval_view
+from pipelines.features.feature_store import Pool
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, load, validate
+from tests.patience import PATIENCE
+from training.config import GuideSettings, TrainSettings
+from training.features import BankSettings
+from training.plan import held_out_data, make_order, make_plan
+from training.towers import ImageFeatures, TextFeatures
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "pipelines" / "configs" / "openmoji-banks.yaml"
+
+
+@pytest.fixture(scope="module")
+def computed(tiny_dataset: Prepared) -> set[Path]:
+    """The banks that the recipe computes of the tiny dataset, actors and all."""
+    assert main([str(RECIPE), f"dataset={tiny_dataset.path}", "actors=1", "--quiet"]) == 0
+    return set((tiny_dataset.path / "banks").iterdir())
+
+
+def test_the_recipe_names_the_encoders_that_a_run_has_by_default() -> None:
+    settings, guides = load(BankSettings, RECIPE), GuideSettings()
+    assert settings.image_encoder == guides.image_encoder and settings.text_encoder == guides.text_encoder
+    assert settings.neighbours
+
+
+def test_a_run_finds_them_and_computes_nothing(tiny_dataset: Prepared, computed: set[Path], tmp_path: Path) -> None:
+    tree: dict[str, Any] = {
+        "name": "run",
+        "storage": str(tmp_path),
+        "data": {"path": str(tiny_dataset.path)},
+        "image_tower": {"name": "conv", "image_size": 16, "channels": [8]},
+        "text_tower": {"name": "bag", "width": 8, "vocabulary_size": 200},
+        "objective": {"name": "clip-ping"},
+        "epochs": 1,
+        "global_batch_size": 8,
+    }
+    settings = validate(TrainSettings, tree, "run")
+    data, order = held_out_data(settings, tiny_dataset), make_order(settings, tiny_dataset)
+    guides = make_plan(settings, tiny_dataset, data, order, Pool(0), Display(quiet=True)).stream.guides
+    assert guides is not None and guides.neighbours is not None
+    assert {guides.image_bank, guides.text_bank, guides.neighbours} <= computed
+    assert set((tiny_dataset.path / "banks").iterdir()) == computed
+
+    ids = np.asarray([0, 40, 95])
+    views = np.stack([eval_view(decode(data), 192) for data in tiny_dataset.images(ids)])
+    texts = np.asarray(tiny_dataset.texts(), dtype=object)[ids]
+    text_encoder = settings.frozen_encoders.text_encoder if settings.frozen_encoders else GuideSettings().text_encoder
+    for path, direct in (
+        (guides.image_bank, ImageFeatures(GuideSettings().image_encoder)(views)),
+        (guides.text_bank, TextFeatures(text_encoder, text_encoder.tokenizer(list))(texts)),
+    ):
+        np.testing.assert_allclose(np.load(path / "rows.npy")[ids], direct, atol=0.01)
+
+
+def test_the_same_command_again_computes_nothing_and_names_them(
+    tiny_dataset: Prepared, computed: set[Path], capsys: pytest.CaptureFixture
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (tiny_dataset.path / "banks").rglob("*")}
+    assert main([str(RECIPE), f"dataset={tiny_dataset.path}"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tiny_dataset.path / "banks").rglob("*")} == before
+    shown = capsys.readouterr().out
+    assert all(str(path) in shown for path in computed if np.load(path / "rows.npy").dtype == np.int64)
+    for kind in ("images", "captions", "neighbours"):
+        assert f"bank of {kind}: {tiny_dataset.path}" in shown
+
+
+def test_a_damaged_bank_is_one_line_and_exit_code_2(
+    tiny_dataset: Prepared, computed: set[Path], capsys: pytest.CaptureFixture
+) -> None:
+    (path,) = (path for path in computed if np.load(path / "rows.npy", mmap_mode="r").shape[1] == 1280)
+    rows = np.load(path / "rows.npy")
+    np.save(path / "rows.npy", np.where(np.arange(96)[:, None] == 5, np.float16(0), rows))
+    try:
+        assert main([str(RECIPE), f"dataset={tiny_dataset.path}"]) == 2
+    finally:
+        np.save(path / "rows.npy", rows)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and str(path) in told and "tf_efficientnet_lite0" in told and "row 5 is missing" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_encoder": None, "text_encoder": None}, "image_encoder: neither it nor text_encoder is named"),
+        ({"text_encoder": None}, "neighbours: needs both image_encoder and text_encoder"),
+        (
+            {"image_encoder": {"name": "timn"}},
+            "image_encoder.name: 'timn' is unknown; did you mean 'timm'? Choose one of: conv, huggingface, ",
+        ),
+    ],
+)
+def test_configs_that_ask_for_nothing_or_too_much(change: dict, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        validate(BankSettings, yaml.safe_load(RECIPE.read_text()) | change, "c.yaml")
+    assert message in str(caught.value)
+
+
+def test_random_weights_and_a_missing_dataset_are_refused(
+    tiny_dataset: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main([str(RECIPE), f"dataset={tmp_path}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: dataset: {tmp_path} is no prepared dataset")
+    assert main([str(RECIPE), f"dataset={tiny_dataset.path}", "image_encoder.weights=null"]) == 2
+    assert "image_encoder" in capsys.readouterr().err
+
+
+def test_the_keys_decide_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """In the file or among the overrides; help and --show are of what would be done."""
+    both = tmp_path / "c.yaml"
+    both.write_text("image_encoder: {name: timm, model: resnet18, weights: hub}\n")
+    assert main([str(both), "dataset=data/x", "--show"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert list(shown) == list(BankSettings.model_fields) and shown["image_encoder"]["image_size"] == 224
+    assert main([str(ROOT / "pipelines" / "configs" / "openmoji.yaml"), "--show"]) == 0
+    assert "max_rejected_rate" in yaml.safe_load(capsys.readouterr().out)
+    assert main([str(ROOT / "pipelines" / "configs" / "openmoji.yaml"), "dataset=x"]) == 2
+    assert "dataset: unknown key" in capsys.readouterr().err
+    for arguments, told in (([], ["source:", "openmoji-banks.yaml --help", "key dataset"]), ([str(RECIPE)], ["text_encoder:"])):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--help"])
+        help_text = capsys.readouterr().out
+        assert all(part in help_text for part in told)
+
+
+def test_preparing_does_not_wait_for_torch() -> None:
+    code = "import sys, pipelines.__main__ as m; m.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "pipelines/configs/openmoji.yaml", "--show"], cwd=ROOT, capture_output=True, timeout=PATIENCE
+    )
+    assert ended.returncode == 0, ended.stderr

@@ -1,0 +1,213 @@
+"""Which checkpoints a run has, whether each is whole, and from which one it goes on.
+
+A checkpoint is a folder that is registered once all of it is in place: by Ray Train in its list, of which a copy is kept, or,
+in runs without Ray Train, in a list of ours. Whatever else is called checkpoint_... is part of one, and nobody reads it.
+`digests.json` says what each file of a checkpoint holds, so that one that was cut off or changed in a copy is named, not used.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.program.settings import UserError, digest
+
+DIGESTS = "digests.json"
+ABOUT = "checkpoint.json"
+FORMAT = 2  # in checkpoint.json; those of 1, which do not name it, have no digests
+NEWEST = "newest_checkpoint.json"  # names of all, the newest last, where a run was trained without Ray Train
+_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of registered checkpoints
+_KEPT = "checkpoint_manager_snapshot.kept.json"  # ours, the last that was whole
+_RESULTS, _INDICES, _LATEST = "checkpoint_results", "checkpoint_report_indices", "latest_checkpoint_result"
+_PENDING = ("pending_training_results", "pending_validation_specs")
+_NAME = re.compile(r"checkpoint_[0-9]+")
+_BLOCK = 1 << 22  # bytes
+
+
+def seal(folder: Path) -> None:
+    """Write down what each file of a checkpoint holds; of files that were sealed before, nothing is asked again."""
+    known = _digests(folder) if (folder / DIGESTS).exists() else {}
+    for file in sorted(folder.iterdir()):
+        if file.name != DIGESTS and file.name not in known:
+            known[file.name] = _digest(file)
+    put(folder / DIGESTS, json.dumps({"files": known, "digest": digest(known)}, indent=1))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in a clause that names the file; None where it is as it was saved."""
+    if not folder.is_dir():
+        return "is missing"
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        old = about["config"] is not None and "format" not in about
+    except FileNotFoundError:
+        return f"{ABOUT} is missing"
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return f"{ABOUT} is not what was saved ({type(error).__name__})"
+    if old and not (folder / DIGESTS).exists():  # saved before there were digests
+        return None if (folder / "state.pt").exists() else "state.pt is missing"
+    return changed(folder)
+
+
+def changed(folder: Path) -> str | None:
+    """What of a sealed folder is not as it was, in a clause that names the file; None where all is."""
+    try:
+        known = _digests(folder)
+    except FileNotFoundError:
+        return f"{DIGESTS} is missing"
+    except (OSError, ValueError) as error:
+        return f"{DIGESTS} is not what was saved ({type(error).__name__})"
+    for name, wanted in known.items():
+        try:
+            found = _digest(folder / name)
+        except OSError as error:
+            return f"{name} {'is missing' if isinstance(error, FileNotFoundError) else f'cannot be read ({error.strerror})'}"
+        if found != wanted:
+            return f"{name} is not what was saved"
+    return None
+
+
+def check(folder: Path) -> None:
+    """Raises `UserError` that names what is damaged of a checkpoint and, where the run has one, the newest that is whole."""
+    what = damage(folder)
+    if what is None:
+        return
+    others = [path for path in reversed(registered(folder.parent)) if path.name != folder.name]
+    whole = next((path for path in others if damage(path) is None), None)
+    way_out = "copy it again" + ("" if whole is None else f", or give {whole}, the newest that is whole")
+    raise UserError(f"checkpoint: {folder} is damaged: {what}; {way_out}")
+
+
+def registered(run: Path) -> list[Path]:
+    """The finished checkpoints of a run's folder, the newest last, as its lists name them; not all need to be whole."""
+    names: list[str] = []
+    if (run / NEWEST).exists():
+        found = _json(run / NEWEST)
+        whole = [path.name for path in run.glob("checkpoint_*")]  # where the list is damaged: each was put in place as a whole
+        names = [found] if isinstance(found, str) else found if isinstance(found, list) else whole
+    for tree in (_listed(run / _KEPT), _listed(run / _SNAPSHOT)):
+        if tree is not None:
+            # The newest checkpoint is the one that was registered last.
+            names += [result["checkpoint_dir_name"] for result in (*tree[_RESULTS], tree[_LATEST])]
+    unique = dict.fromkeys(name for name in names if isinstance(name, str) and _NAME.fullmatch(name))
+    return [run / name for name in sorted(unique, key=lambda name: int(name.removeprefix("checkpoint_")))]
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The newest finished checkpoint of a run's folder. Raises `UserError` where there is none."""
+    found = registered(run)
+    if not found:
+        raise UserError(
+            f"checkpoint: {run} holds no finished checkpoint; give a run's folder, or one checkpoint_... or best inside it"
+        )
+    return found[-1]
+
+
+def settle(run: Path, tell: Callable[[str], None]) -> Path | None:
+    """Before a run goes on: the newest checkpoint that is whole, which its lists name as the newest from now on.
+
+    Damaged ones that are newer are told, and put aside as damaged-checkpoint_...; parts of checkpoints that were never finished
+    are deleted. None where no checkpoint was ever finished: the run begins. Raises `UserError` where none is whole.
+    """
+    for left in run.glob("*.json.partial-*"):
+        left.unlink()
+    found, wrong = registered(run), []
+    while found and (what := damage(found[-1])) is not None:
+        wrong.append((found.pop(), what))
+    if wrong and not found:
+        told = "; ".join(f"{path.name}: {what}" for path, what in wrong)
+        raise UserError(
+            f"checkpoint: {run} holds no checkpoint that is whole ({told}); copy one again, give another name=, or overwrite=true"
+        )
+    for path, what in wrong:
+        tell(f"{path} is damaged: {what}; going on from {found[-1].name}, the newest that is whole")
+        if path.is_dir():
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+    if not found:
+        (run / _SNAPSHOT).unlink(missing_ok=True)  # the very first list was cut off
+        return None
+    found = [path for path in found if path.is_dir()]
+    if (run / NEWEST).exists():
+        put(run / NEWEST, json.dumps([path.name for path in found]))
+    else:
+        _rewrite(run, [path.name for path in found])
+    for path in run.glob("checkpoint_*"):
+        if path.is_dir() and path not in found:
+            shutil.rmtree(path)
+    return found[-1]
+
+
+def keep_snapshot(run: Path) -> bool:
+    """Copy Ray Train's list of checkpoints, and say whether it was whole.
+
+    Ray writes it in place, so that a process that is killed meanwhile leaves a part of it, from which Ray can go on no more.
+    What the list before named is still there: Ray deletes checkpoints after it has written that they are gone.
+    """
+    tree = _listed(run / _SNAPSHOT)
+    if tree is not None:
+        put(run / _KEPT, json.dumps({"list": tree, "digest": digest(tree)}))
+    return tree is not None
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file aside, and rename it into place."""
+    aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.rename(path)
+
+
+def _rewrite(run: Path, names: Sequence[str]) -> None:
+    """Ray Train's list with these checkpoints alone, the last being the newest: Ray reads no list that names a missing one.
+
+    Ours is the one to trust, which has a digest; Ray's, where a process died before it was copied.
+    """
+    trees = [tree for file in (_KEPT, _SNAPSHOT) if (tree := _listed(run / file)) is not None]
+    tree = next(t for t in trees if names[-1] in [result["checkpoint_dir_name"] for result in (*t[_RESULTS], t[_LATEST])])
+    indices = dict(zip([result["checkpoint_dir_name"] for result in tree[_RESULTS]], tree[_INDICES], strict=True))
+    results = {result["checkpoint_dir_name"]: result for result in (*tree[_RESULTS], tree[_LATEST])}
+    left = [name for name in names if name in indices]
+    changed = {_RESULTS: [results[name] for name in left], _INDICES: [indices[name] for name in left]}
+    text = json.dumps(tree | changed | {_LATEST: results[names[-1]]} | {name: [] for name in _PENDING})
+    put(run / _SNAPSHOT, text)
+    keep_snapshot(run)
+
+
+def _listed(path: Path) -> dict[str, Any] | None:
+    """A list of Ray Train's that can be read; None for any other content, and where there is no checkpoint in it."""
+    tree = _json(path)
+    try:
+        if "list" in tree:  # our copy
+            tree = tree["list"] if tree["digest"] == digest(tree["list"]) else None
+        results = [result["checkpoint_dir_name"] for result in tree[_RESULTS]]
+        whole = tree[_LATEST]["checkpoint_dir_name"] in results and len(tree[_INDICES]) == len(results)
+        return tree if whole and tree["current_report_index"] >= 0 else None
+    except (KeyError, TypeError):
+        return None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, cut off, or changed
+        return None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    tree = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+    if not isinstance(tree, dict) or tree.get("digest") != digest(tree.get("files")):
+        raise ValueError("not what was written")
+    return tree["files"]
+
+
+def _digest(file: Path) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            found.update(block)
+    return found.hexdigest()

@@ -1,0 +1,100 @@
+"""What the driver tries out before any worker starts, and before Ray where it can: what fails here would fail on each worker.
+
+Whether networks can be built; a step forward and backward on a few real rows; two forwards in eval.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines.dataset.stream import Item
+from pipelines.program.settings import UserError
+from training.encoder import DualEncoder
+from training.plan import Plan
+from training.state import TrainState
+from training.step import gradients
+from training.towers.base import batch_statistics
+from training.towers.pretrained import first_line
+from training.towers.text_reading import tells_apart
+
+_ROWS = 4  # of the batch that is tried
+
+
+def check_build(plan: Plan) -> None:
+    """Build everything once on the driver, and try a step of it. Raises `UserError` for what no worker could do either."""
+    settings = plan.settings
+    encoder, objective, teacher = plan.build()
+    if encoder.text_tower is not None:
+        tower = encoder.text_tower.eval()
+        with torch.no_grad():
+            tells_apart(lambda texts: tower(*map(torch.from_numpy, plan.tokenizer(texts))), "text_tower.weights", "this model")
+    optimizer = settings.optimizer.build([encoder, objective])
+    _check_batch_statistics(plan, encoder.train())
+    state = TrainState(encoder, objective, teacher, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    try:
+        _rehearse(plan, state)
+    except UserError:
+        raise
+    except Exception as error:  # each model has its own
+        raise UserError(
+            f"the first step cannot be done, on {_ROWS} rows of {plan.stream.prepared.path}: {type(error).__name__}: "
+            f"{first_line(error)}; --verbose shows where"
+        ) from error
+
+
+def _rehearse(plan: Plan, state: TrainState) -> None:
+    """Forward and backward, of which nothing is kept, and two forwards in eval. Raises `UserError`."""
+    settings = plan.settings
+    encoder: Any = state.encoder
+    ids = plan.order.batch(0)[: max(_ROWS, settings.objective.least_batch)]
+    batch = plan.stream.here(Item(ids, 0, lambda row: plan.order.spares(0, 0, 1, row)))
+    # fp16 is of GPUs, and a few rows need no parts.
+    tried = settings.model_copy(
+        update={"accumulate": 1, "precision": "fp32" if settings.precision == "fp16" else settings.precision}
+    )
+    gradients(state, batch, tried)
+    still = [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
+    if still and settings.resources.num_workers > 1:
+        raise UserError(
+            f"resources.num_workers: {len(still)} parameters got no gradient in a step, such as {still[0]}, for which several "
+            "workers would wait; pass resources.num_workers=1, or mode=frozen for that tower, or choose another"
+        )
+    encoder.eval()
+    images = batch["image_features"] if encoder.image_tower is None else batch["image"]
+    texts = (batch["text_features"],) if encoder.text_tower is None else (batch["text"], batch["text_mask"])
+    with torch.no_grad():
+        twice = [(encoder.embed_images(images), encoder.embed_texts(*texts)) for _ in range(2)]
+    for key, first, second in zip(("image", "text"), *twice, strict=True):
+        if not torch.allclose(first, second, atol=1e-4):
+            raise UserError(
+                f"{key}_tower: in eval mode too, the same {key} has another embedding each time; give a model without random "
+                f"parts, or another {key}_head"
+            )
+
+
+def _check_batch_statistics(plan: Plan, encoder: DualEncoder) -> None:
+    """Raises `UserError` where a tower would learn from a part of the batch what it is to learn from the whole."""
+    settings = plan.settings
+    workers, parts = settings.resources.num_workers, settings.accumulate
+    if workers == parts == 1:
+        return
+    size = settings.image_tower.image_size
+    pixels, (ids, mask) = torch.randint(256, (2, 3, size, size), dtype=torch.uint8), plan.tokenizer(["a", "b"])
+    sees = {"image_tower": (pixels,), "text_tower": (torch.from_numpy(ids), torch.from_numpy(mask))}
+    for key, tower in (("image_tower", encoder.image_tower), ("text_tower", encoder.text_tower)):
+        for name, module in ({} if tower is None else batch_statistics(tower, *sees[key])).items():
+            # torch synchronises BatchNorm, and that alone, between workers on GPUs.
+            normal = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            what = f"{key}'s {name} ({type(module).__name__}) takes statistics of what it sees at once, which is"
+            way = "image_tower.batch_norm=frozen, " if normal and key == "image_tower" else ""
+            if parts > 1:
+                raise UserError(
+                    f"accumulate: {what} one of {parts} parts of a step; pass {way}accumulate=1, or choose another {key}"
+                )
+            if not (normal and settings.resources.use_gpu):
+                kind = "" if settings.resources.use_gpu else "CPU "
+                raise UserError(
+                    f"resources.num_workers: {what} one of {workers} {kind}workers' rows; "
+                    f"pass {way}resources.num_workers=1, or choose another {key}"
+                )

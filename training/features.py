@@ -1,0 +1,83 @@
+"""What `python -m pipelines CONFIG.yaml` does for a config with the key `dataset`: banks of frozen encoders, before any run.
+
+A run that names the same encoders finds them: `frozen_encoders.image_encoder` and `frozen_encoders.text_encoder`, or a locked
+tower.
+"""
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.features import feature_store
+from pipelines.features.frozen_encoders import Guides
+from pipelines.features.knn_cache import find_neighbours
+from pipelines.program import cluster
+from pipelines.program.display import Display
+from pipelines.program.path_keys import Place
+from pipelines.program.settings import Settings, UserError
+from training.towers import ImageFeatures, ImageTowerUnion, TextFeatures, TextTowerUnion
+
+
+class BankSettings(Settings):
+    """A prepared dataset in, features of its images and captions out."""
+
+    dataset: Place = Field(description="folder that python -m pipelines made; banks lie in it, so on a disk that all nodes share")
+    image_encoder: ImageTowerUnion | None = Field(None, description="its features of all images; needs pretrained weights")
+    text_encoder: TextTowerUnion | None = Field(None, description="its features of all captions; needs pretrained weights")
+    neighbours: bool = Field(
+        False,
+        description="look up all neighbours in the training split too, for runs whose frozen_encoders.support holds it all",
+    )
+    actors: int | None = Field(None, ge=1, description="copies of an encoder; null: one a CPU, or one a GPU")
+    use_gpu: bool = Field(False, description="one GPU a copy")
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> "BankSettings":
+        if self.image_encoder is None and self.text_encoder is None:
+            raise ValueError("image_encoder: neither it nor text_encoder is named; name one of them, or both")
+        if self.neighbours and (self.image_encoder is None or self.text_encoder is None):
+            raise ValueError("neighbours: needs both image_encoder and text_encoder; name both, or pass neighbours=false")
+        return self
+
+
+def compute_banks(settings: BankSettings, display: Display) -> list[Path]:
+    """Compute what is not there, check what is, and return their folders. Raises `UserError`."""
+    try:
+        prepared = Prepared.open(settings.dataset)
+    except UserError as error:
+        raise UserError(str(error).replace("data.path", "dataset", 1)) from None
+    image, text = settings.image_encoder, settings.text_encoder
+    for side, tower in (("image", image), ("text", text)):
+        if tower is not None:
+            tower.identity(f"{side}_encoder")  # raises where it has no weights
+    cluster.start(display.verbose)
+    pool = feature_store.Pool(_actors(settings), settings.use_gpu)
+    found: list[Path] = []
+    if image is not None:
+        identity = image.identity("image_encoder")
+        found.append(feature_store.image_bank(prepared, image.image_size, ImageFeatures, (image,), identity, pool, display))
+        display.line(f"bank of images: {found[-1]}")
+    if text is not None:
+        tokenizer = text.tokenizer(lambda: [])
+        identity = text.bank_identity(tokenizer, "text_encoder")
+        found += feature_store.text_banks(prepared, [prepared.texts()], TextFeatures, (text, tokenizer), identity, pool, display)
+        display.line(f"bank of captions: {found[-1]}")
+    if settings.neighbours:
+        order = Order(prepared.path, prepared.fingerprint, "train", None, seed=0, global_batch_size=1)
+        found.append(find_neighbours(Guides(order, found[0], found[1], 1), prepared, pool, display))
+        display.line(f"bank of neighbours: {found[-1]}")
+    return found
+
+
+def _actors(settings: BankSettings) -> int:
+    """As many as were asked for, or as the cluster can hold."""
+    if settings.actors is not None:
+        return settings.actors
+    import ray
+
+    there = int(ray.cluster_resources().get("GPU" if settings.use_gpu else "CPU", 0))
+    if there < 1:
+        raise UserError("use_gpu: the cluster has no GPU; pass use_gpu=false, or actors=N on a cluster that grows")
+    return there

@@ -1,0 +1,65 @@
+"""The chosen checkpoint, scored once: where `evaluation.test_split` names a split, after training and before the result.
+
+`checkpoint.best` chooses among the run's evaluations of `evaluation.split`. The test split has no part in that: it is embedded
+when all is decided, by the same workers' code as every evaluation, and what it says is kept in `RUN/test.json`.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from evaluation.suite import mean_recalls, score
+from pipelines.dataset.stream import Worker
+from pipelines.program.cluster import configure_data
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError
+from training.checkpoint import load_checkpoint
+from training.loop import build_state, this_worker
+from training.plan import Plan
+from training.ray_train import run_workers
+from training.validation import embed_held_out
+
+_FILE = "test.json"
+
+
+def test_chosen(plan: Plan, folder: Path, data_cpus: float, display: Display) -> dict[str, Any]:
+    """The content of `test.json`: what an earlier call found, or what the run's workers find now. Raises `UserError`."""
+    place = folder / _FILE
+    if place.exists():
+        return json.loads(place.read_text(encoding="utf-8"))
+    if not (folder / "best").exists():
+        raise UserError(f"checkpoint.best: '{plan.settings.checkpoint.best}' was never a number, so no checkpoint was chosen")
+    aside = folder / "testing"  # Ray Train's own files
+    config = {"plan": plan, "data_cpus": data_cpus, "folder": folder}
+    found = run_workers(_test_worker, config, plan.settings.resources, aside, display)
+    shutil.rmtree(aside, ignore_errors=True)
+    partial = folder / f"{_FILE}.partial-{os.getpid()}"
+    partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    partial.rename(place)
+    return found
+
+
+def _test_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What each Ray Train worker runs."""
+    configure_data()
+    return score_chosen(config["plan"], config["folder"], this_worker(config["data_cpus"]))
+
+
+def score_chosen(plan: Plan, folder: Path, worker: Worker) -> dict[str, Any]:
+    """Scores of `best/` on the test split, and how it was chosen; the same on every worker."""
+    assert plan.test is not None
+    encoder, state = build_state(plan, worker, folder / "best")
+    load_checkpoint(folder / "best", state, plan, worker.device)
+    rows = embed_held_out(encoder, plan, plan.test, worker)
+    scores = score(plan.test.data, rows.images, rows.texts, rows.prompts)
+    return {
+        "split": plan.settings.evaluation.test_split,
+        "samples": len(plan.test.data.sample_ids),
+        "chosen_on": plan.settings.evaluation.split,
+        **json.loads((folder / "best" / "best.json").read_text(encoding="utf-8")),  # metric, its value there, step
+        "metrics": scores.metrics | mean_recalls(scores.metrics),
+        "baselines": scores.baselines,
+        "sample_sizes": scores.sample_sizes,
+    }

@@ -1,0 +1,70 @@
+"""One run in this process: the plan, loop and files of a run through Ray Train, without its processes and their start.
+
+For small runs, of which a sweep has hundreds: both towers locked, one worker. Started again on the same folder it goes on
+from the newest checkpoint, as `fit` does.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+
+from pipelines.dataset.stream import Worker
+from training.checkpoint_registry import NEWEST, put, registered
+from training.loop import DivergenceError, train
+from training.metrics_log import Recorder
+from training.plan import Plan
+from training.stopping import Asked, Stopped
+
+
+def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Train to the end; `heard(line)` is called after each line of metrics.jsonl. Returns what the loop returned.
+
+    The folder is new, or `registered.settle` has been there.
+
+    Raises `DivergenceError` where the loss is no longer a number, and `Stopped` where the run was asked to stop.
+    """
+    settings = plan.settings
+    for left in folder.glob("partial-*"):
+        left.unlink() if left.is_file() else shutil.rmtree(left)
+    kept, tries = settings.checkpoint, settings.resources.max_failures
+    recorder = Recorder(folder, kept.best, kept.mode, bool(settings.tensorboard), tries)
+    recorder.catch_up()
+
+    def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
+        # The line first: after a kill between the two the step is done again, and its line replaced.
+        line = recorder.write(metrics)
+        if save is not None:
+            recorder.keep_best(line, _put(folder, metrics["step"], save, settings.checkpoint.keep))
+        heard(line)
+
+    before = registered(folder)
+    checkpoint = ray.train.Checkpoint.from_directory(before[-1]) if before else None
+    device = torch.device("cuda" if settings.resources.use_gpu else "cpu")
+    with Asked(folder) as asked:
+        returned = train(plan, Worker(0, 1, device, settings.resources.data_cpus), report, checkpoint, asked)
+    if "failed" in returned:
+        raise DivergenceError(f"training stopped: {returned['failed']}")
+    if "stopped" in returned:
+        raise Stopped(returned["stopped"])
+    return returned
+
+
+def _put(folder: Path, step: int, save: Callable[[Path], None], keep: int) -> ray.train.Checkpoint:
+    """Write a checkpoint aside, rename, register it, and drop all but the newest `keep`."""
+    place = folder / f"checkpoint_{step:08d}"
+    aside = folder / f"partial-{place.name}-{os.getpid()}"
+    aside.mkdir()
+    save(aside)
+    shutil.rmtree(place, ignore_errors=True)
+    aside.rename(place)
+    names = [path.name for path in registered(folder) if path != place] + [place.name]
+    put(folder / NEWEST, json.dumps(names[-keep:]))
+    for name in names[:-keep]:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return ray.train.Checkpoint.from_directory(place)

@@ -1,0 +1,40 @@
+"""Queues of past rows in buffers of fixed size, the same on every worker: the newest push out the oldest."""
+
+import torch
+from torch import Tensor
+
+from training.objectives.ops.blocks import same
+
+
+def push(pushed: Tensor, new: int, size: int) -> tuple[slice, Tensor]:
+    """Which of `new` rows stay, and where in a queue of `size` they go, after `pushed` rows in all; counts them.
+
+    A batch longer than the queue leaves its end there.
+    """
+    kept = slice(max(0, new - size), new)
+    places = (pushed + torch.arange(new, device=pushed.device)[kept]) % max(size, 1)
+    pushed += new
+    return kept, places
+
+
+def nearest(rows: Tensor, queue: Tensor, ids: Tensor, queue_ids: Tensor) -> Tensor:
+    """int64 [n]: the entry of the queue with the largest product that is not the row's own, -1 for none.
+
+    Args:
+        rows, queue: unit rows [n, F] and [Q, F].
+        ids, queue_ids: int64 [n, k] and [Q, k]; an entry that agrees with a row in any of the k is the row's own.
+    """
+    if not len(queue):
+        return rows.new_full((len(rows),), -1, dtype=torch.int64)
+    found, entries = [], queue.to(rows.dtype)
+    for start in range(0, len(rows), 1024):
+        block = slice(start, start + 1024)
+        products = (rows[block] @ entries.T).masked_fill_(same(ids[block], queue_ids), -torch.inf)
+        best, place = products.max(1)
+        found.append(torch.where(best.isinf(), -1, place))
+    return torch.cat(found)
+
+
+def at(rows: Tensor, places: Tensor) -> Tensor:
+    """Rows at places; anything where the place is -1, zeros where there are no rows."""
+    return rows[places.clamp(min=0)] if len(rows) else rows.new_zeros(len(places), *rows.shape[1:])

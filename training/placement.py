@@ -1,0 +1,142 @@
+"""What a run books at every start of its workers: their own CPUs and GPUs, and the CPUs of the tasks that read for them.
+
+Ray Train books its workers alone. Where those take all CPUs that are left, as after a node was lost or beside another job,
+reading tasks wait for ever, and nobody says so. Here both are booked in one placement group, all of it or nothing, so that
+workers never run without what feeds them; and a group that has to wait for its place is told of.
+"""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.util
+from ray._raylet import PlacementGroupID
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
+from ray.util.placement_group import PlacementGroup, placement_group
+
+from pipelines.program.display import Display
+
+HELD = "placement_group"  # file in a run's folder: what it has booked, or is waiting for
+_PATIENCE = 5.0  # seconds in which a group finds its place where there is one
+_LOOK = 1.0  # seconds between two looks
+
+
+class Room(ControllerCallback):
+    """Given to Ray Train as a callback: its controller then starts workers with `cpus` for reading tasks beside them."""
+
+    def __init__(self, cpus: float, folder: Path):
+        self.cpus, self.folder = cpus, folder
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """In the controller's process, before the first group."""
+        _Group.room = self
+        TrainController.worker_group_cls = _Group
+
+    def bundles(self) -> list[dict[str, float]]:
+        """One CPU each: they may lie on different nodes."""
+        whole, rest = int(self.cpus), self.cpus - int(self.cpus)
+        return [{"CPU": 1.0}] * whole + ([{"CPU": rest}] if rest >= 0.01 else [])
+
+
+class _Group(WorkerGroup):
+    """Ray Train's group of workers, with bundles for reading tasks behind the workers' own."""
+
+    room: Room
+
+    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> DefaultPlacementGroupHandle:
+        workers = [worker_group_context.resources_per_worker] * worker_group_context.num_workers
+        group = placement_group(workers + self.room.bundles(), strategy=worker_group_context.placement_strategy)
+        (self.room.folder / HELD).write_text(group.id.hex())
+        return DefaultPlacementGroupHandle(group)
+
+
+def give_back(folder: Path) -> None:
+    """Free what a run's workers hold whose starter was killed or stopped; nothing where there is nothing.
+
+    Ray Train has a watcher for that, but it dies where two Rays run on one machine.
+    """
+    group = _group(folder)
+    if group is not None and _table(group).get("state") not in (None, "REMOVED"):
+        ray.util.remove_placement_group(group)
+    (folder / HELD).unlink(missing_ok=True)
+
+
+def waiting(folder: Path) -> str:
+    """What a run is waiting for before it starts or goes on, in words; empty where it is not."""
+    group = _group(folder)
+    table = {} if group is None else _table(group)
+    # RESCHEDULING: a node was lost with bundles of a group whose workers may still run.
+    if table.get("state") not in ("PENDING", "RESCHEDULING"):
+        return ""
+    needed = [sum(bundle.get(kind, 0) for bundle in table["bundles"].values()) for kind in ("CPU", "GPU")]
+    there, free = ray.cluster_resources(), ray.available_resources()
+    parts = [
+        f"{count:g} {kind}s (the cluster has {there.get(kind, 0):g}, {free.get(kind, 0):g} of them free)"
+        for kind, count in zip(("CPU", "GPU"), needed, strict=True)
+        if count
+    ]
+    return (
+        f"waiting for {' and '.join(parts)}: it goes on when a node comes or another job ends; or stop it, and start it again "
+        "with fewer resources.num_workers or resources.data_cpus"
+    )
+
+
+class Watch:
+    """Tells the display when a run's workers wait for their place, in a thread beside whoever blocks."""
+
+    def __init__(self, folder: Path, display: Display):
+        self._folder, self._display, self._stop = folder, display, threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        (self._folder / HELD).unlink(missing_ok=True)  # of a run that was killed
+        if not self._display.quiet:
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if not self._display.quiet:
+            self._thread.join()
+
+    def _follow(self) -> None:
+        teller = Teller()
+        while not self._stop.wait(_LOOK):
+            if text := teller.news(self._folder):
+                self._display.line(text)
+
+
+class Teller:
+    """Tells once of a run that waits, and again after it went on."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._told = False
+
+    def news(self, folder: Path) -> str:
+        """What to say now; mostly nothing."""
+        text, now = waiting(folder), time.monotonic()
+        if not text:
+            self._since, self._told = None, False
+            return ""
+        if self._since is None:
+            self._since = now
+        if self._told or now - self._since < _PATIENCE:
+            return ""
+        self._told = True
+        return text
+
+
+def _group(folder: Path) -> PlacementGroup | None:
+    try:
+        return PlacementGroup(PlacementGroupID.from_hex((folder / HELD).read_text()))
+    except (OSError, ValueError):  # there is none, or it is being written
+        return None
+
+
+def _table(group: PlacementGroup) -> dict[str, Any]:
+    return ray.util.placement_group_table(group)

@@ -1,0 +1,169 @@
+"""How a run calls Ray Train: once to train, with the display following along."""
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from pipelines.program import interrupts
+from pipelines.program.causes import cause_of, first_cause
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError
+from training.checkpoint_registry import newest_checkpoint
+from training.config import ResourceSettings
+from training.failures import EndAtOnce
+from training.loop import DivergenceError, train_worker
+from training.metrics_file import read_metrics
+from training.metrics_log import Recorder
+from training.placement import Room, Watch
+from training.plan import Plan
+from training.stopping import Stopped, ask, forget
+
+
+def fit(
+    plan: Plan, folder: Path, data_cpus: float, display: Display, callbacks: Sequence[ray.train.UserCallback] = ()
+) -> dict[str, Any]:
+    """Train with Ray Train, with the display reading metrics.jsonl meanwhile; `callbacks`: who else is told of reports.
+
+    The folder is new, or `registered.settle` has been there.
+
+    Raises `Stopped` where the run was asked to stop: by a signal, or by whoever called `training.stopping.ask`.
+    """
+    settings, wanted = plan.settings, plan.settings.resources
+    tensorboard = settings.tensorboard
+    if tensorboard and find_spec("tensorboard") is None:
+        raise UserError("tensorboard: the package is not installed; pip install 'raylign[tensorboard]', or tensorboard=false")
+    if tensorboard is None:
+        tensorboard = find_spec("tensorboard") is not None
+    recorder = Recorder(folder, settings.checkpoint.best, settings.checkpoint.mode, tensorboard, wanted.max_failures)
+    recorder.catch_up()
+    config = {"plan": plan, "data_cpus": data_cpus, "folder": folder}
+    kept = ray.train.CheckpointConfig(num_to_keep=settings.checkpoint.keep)
+    forget(folder)
+    with _Follower(folder, plan, display), interrupts.asking(partial(_stop_workers, folder)):
+        returned = run_workers(
+            train_worker, config, wanted, folder, display, callbacks=[recorder, *callbacks], checkpoint_config=kept
+        )
+    if "failed" in returned:
+        raise DivergenceError(f"training stopped: {returned['failed']}")
+    if "stopped" in returned:
+        raise Stopped(returned["stopped"])
+    return returned
+
+
+def newest_step(run: Path) -> int | None:
+    """The step that a run would go on from; None where it would start anew."""
+    try:
+        return int(newest_checkpoint(run).name.rpartition("_")[2])
+    except (UserError, ValueError):
+        return None
+
+
+def _stop_workers(folder: Path) -> None:
+    """Ask them, and let them end by themselves; where no step is under way, nothing would be lost."""
+    if ask(folder):
+        threading.Event().wait()
+
+
+def run_workers(
+    function: Callable[[dict[str, Any]], dict[str, Any]],
+    config: dict[str, Any],
+    wanted: ResourceSettings,
+    folder: Path,
+    display: Display,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+    **options: Any,
+) -> dict[str, Any]:
+    """What a function returns that all workers of a run call; Ray Train keeps its state in `folder`.
+
+    `config`: of the function, with the run's `plan`, and `data_cpus`, which are booked beside the workers where tasks read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    room = Room(config["data_cpus"] if config["plan"].uses_tasks else 0.0, folder)
+    trainer = _Trainer(
+        function,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=wanted.num_workers,
+            use_gpu=wanted.use_gpu,
+            resources_per_worker={"CPU": wanted.cpus_per_worker} | ({"GPU": 1} if wanted.use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            failure_config=ray.train.FailureConfig(max_failures=wanted.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="INFO" if display.verbose else "ERROR"),
+            callbacks=[EndAtOnce(), *callbacks, room],
+            **options,
+        ),
+    )
+    try:
+        with Watch(folder, display):
+            return trainer.fit().return_value
+    except (ray.train.TrainingFailedError, RuntimeError) as error:
+        if display.verbose:
+            raise
+        failures = getattr(error, "worker_failures", None)
+        cause = first_cause(failures) if failures else cause_of(error)
+        raise UserError(
+            f"training stopped: {cause}; --verbose shows all, the same command goes on from the last checkpoint"
+        ) from None
+
+
+class _Trainer(TorchTrainer):
+    """Leaves signals to the program: Ray Train's own handler of Ctrl-C would end the run where it stands."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Nothing."""
+
+
+class _Follower:
+    """Draws progress from metrics.jsonl in a thread, while `fit` blocks."""
+
+    def __init__(self, folder: Path, plan: Plan, display: Display):
+        self._path, self._plan, self._display = folder / "metrics.jsonl", plan, display
+        self._first = newest_step(folder) or 0
+        self._restarts = folder / "restarts.jsonl"
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        restarts = len(read_metrics(self._restarts))
+        before = read_metrics(self._path)[-1:]  # of an earlier start, which may have come further than its last checkpoint
+        with self._display.task("train", self._plan.total_steps) as task:
+            task.update(self._first, "starting workers")
+            shown = -1
+            while True:
+                ended = self._stop.wait(0.5)
+                try:
+                    lines, found = read_metrics(self._path), read_metrics(self._restarts)
+                except OSError:  # of a disk that fails now and then; whoever writes them tells
+                    if ended:
+                        return
+                    continue
+                for line in found[restarts:]:
+                    self._display.line(f"worker lost, going on from the last checkpoint: {line['cause']}")
+                restarts = len(found)
+                if lines and lines[-1:] != before and lines[-1]["step"] != shown:
+                    line = lines[-1]
+                    shown = line["step"]
+                    loss = f"loss {line['loss']:.3f}" if "loss" in line else "step skipped"
+                    skipped = f"  {line['skipped']:,} skipped" if line.get("skipped") else ""
+                    task.update(
+                        shown,
+                        f"{loss}  {line['samples_per_second']:,.0f} samples/s  data wait {line['data_wait']:.0%}{skipped}",
+                    )
+                if ended:
+                    return

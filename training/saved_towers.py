@@ -1,0 +1,189 @@
+"""What a run keeps of its towers, so that its folder opens on a machine that has no other file of them, no package and no hub.
+
+    RUN/checkpoint_.../checkpoint.json   of what each tower in `state.pt` is built, without its weights (`Tower.about`)
+    RUN/checkpoint_.../tokenizer.json    of the text tower
+    RUN/towers/KEY/tower.pt              of a tower that is in no checkpoint, locked or one of the guides: that, its weights,
+                                         its identity, and of a text tower its tokenizer
+    DATASET/banks/towers/DIGEST/         the same, where the dataset is on a disk: runs link to it, and sweeps have hundreds
+
+A run that goes on reads its own copies and never the originals, which may be gone, or other ones by now.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.dataset.tokenizer import TextTokenizer
+from pipelines.program.settings import UserError, difference, digest
+from training.checkpoint_registry import ABOUT, changed, seal
+from training.towers.base import TowerSettings
+from training.towers.image import ImageTowerSettings
+from training.towers.text import TextTowerSettings
+
+_TOWERS = "towers"
+_FILE = "tower.pt"
+About = dict[str, Any]
+
+
+def towers_of(checkpoint: Path | None) -> tuple[About | None, About | None]:
+    """Of what the towers of a checkpoint are built, image and text; None for one that is not in it, or that it does not tell."""
+    try:
+        about = json.loads((checkpoint / ABOUT).read_text(encoding="utf-8")) if checkpoint else {}
+        image, text = about["towers"]
+        return image, text
+    except (OSError, ValueError, LookupError, TypeError):  # of an earlier version; a damaged one is told where it is loaded
+        return None, None
+
+
+def tokenizer_of(checkpoint: Path, max_tokens: int) -> TextTokenizer:
+    """The text tower's, as the checkpoint was trained with it."""
+    about = json.loads((checkpoint / ABOUT).read_text(encoding="utf-8"))
+    words = (checkpoint / "tokenizer.json").read_text(encoding="utf-8")
+    return TextTokenizer(words, max_tokens, **about.get("tokenizer", {}))
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A tower that no checkpoint holds. `folder`: the run's copy, None where the weights that its settings name are read.
+
+    `identity`: what decides its features, JSON values.
+    """
+
+    settings: TowerSettings
+    key: str
+    folder: Path | None
+    identity: dict[str, Any]
+
+    def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
+        """Of a text tower."""
+        assert isinstance(self.settings, TextTowerSettings)
+        if self.folder is None:
+            return self.settings.tokenizer(corpus)
+        kept = _read(self.folder)["tokenizer"]
+        return TextTokenizer(kept["json"], self.settings.max_tokens, **kept["reading"])
+
+    def build(self, vocabulary_size: int = 0) -> Any:
+        """The tower with its weights."""
+        if self.folder is None:
+            return build(self.settings, vocabulary_size)
+        kept = _read(self.folder)
+        tower = self.settings.rebuild(json.loads(kept["about"]), vocabulary_size)
+        tower.load_state_dict(kept["state"])
+        return tower.eval()
+
+    def weights_name(self) -> str | None:
+        """Where its weights come from."""
+        return self.settings.weights_name() if self.folder is None else str(self.folder)
+
+
+def build(settings: TowerSettings, vocabulary_size: int) -> Any:
+    """A tower from the weights that its settings name."""
+    if isinstance(settings, ImageTowerSettings):
+        return settings.build()
+    assert isinstance(settings, TextTowerSettings)
+    return settings.build(vocabulary_size)
+
+
+def frozen(settings: TowerSettings, key: str, run: Path | None) -> Frozen:
+    """A tower that no checkpoint holds: as the run kept it, if it did. Raises `UserError` where that is damaged."""
+    folder = None if run is None else run / _TOWERS / key
+    if folder is None or not folder.exists():
+        return Frozen(settings, key, None, settings.identity(key))
+    if (what := changed(folder)) is not None:
+        raise UserError(f"{key}: {folder} is damaged: {what}; copy it again, or delete it, and {key}.weights is read again")
+    return Frozen(settings, key, folder, json.loads(_read(folder)["identity"]))
+
+
+def trained_tower(settings: TowerSettings, about: About | None, vocabulary_size: int) -> Any:
+    """A tower for a checkpoint's weights; where it does not tell of what it is built, with those of its settings beneath."""
+    return build(settings, vocabulary_size) if about is None else settings.rebuild(about, vocabulary_size)
+
+
+def locked_tower(
+    settings: TowerSettings, key: str, checkpoint: Path, identity: dict[str, Any] | None, vocabulary_size: int
+) -> Any:
+    """A locked tower of a checkpoint: the run's copy, or else from the weights that its settings name.
+
+    `identity`: what it was when the run was trained. Raises `UserError` where it is another one now.
+    """
+    way_out = f"copy the run's folder {_TOWERS} too, beside the checkpoint"
+    try:
+        found = frozen(settings, key, checkpoint.parent)
+    except UserError as error:
+        if (checkpoint.parent / _TOWERS / key).exists():
+            raise
+        raise UserError(f"checkpoint: {checkpoint} does not hold its {key}, which is locked ({error}); {way_out}") from None
+    if identity is not None and found.identity != identity:
+        changes = "; ".join(difference(identity, found.identity)[:2])
+        raise UserError(
+            f"checkpoint: {checkpoint} was trained with another {key} than {found.weights_name()} is now ({changes}); {way_out}"
+        )
+    return found.build(vocabulary_size)
+
+
+def keep(towers: Iterable[Frozen], run: Path, cache: Path | None) -> None:
+    """Put a copy of each into the run's folder, where there is none. `cache`: a folder to link to, None without one."""
+    for tower in towers:
+        place = run / _TOWERS / tower.key
+        if place.exists():
+            continue
+        aside = place.with_name(f"{place.name}.partial-{os.getpid()}")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        source = None if cache is None else cache / _TOWERS / digest([tower.identity, tower.settings.model_dump(mode="json")])
+        if source is not None and _cached(tower, source):
+            shutil.copytree(source, aside, copy_function=_link)
+        else:
+            _write(tower, aside)
+        aside.rename(place)
+
+
+def _cached(tower: Frozen, source: Path) -> bool:
+    """Whether it is in the cache; from now on, unless that is on a disk that is only read."""
+    if source.exists() and changed(source) is None:
+        return True
+    aside = source.with_name(f"{source.name}.partial-{os.getpid()}")
+    shutil.rmtree(source, ignore_errors=True)  # a damaged one
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        _write(tower, aside)
+        aside.rename(source)
+    except OSError:  # also where another process was faster
+        shutil.rmtree(aside, ignore_errors=True)
+    return source.exists() and changed(source) is None
+
+
+def _write(tower: Frozen, folder: Path) -> None:
+    tokenizer = tower.tokenizer(list) if isinstance(tower.settings, TextTowerSettings) else None
+    built = tower.build(0 if tokenizer is None else tokenizer.vocabulary_size)
+    kept: dict[str, Any] = {
+        "identity": json.dumps(tower.identity),
+        "about": json.dumps(built.about),
+        "state": built.state_dict(),
+    }
+    if tokenizer is not None:
+        kept["tokenizer"] = {"json": tokenizer.json, "reading": tokenizer.reading}
+    folder.mkdir(parents=True)
+    torch.save(kept, folder / _FILE)
+    seal(folder)
+
+
+def _link(source: str, target: str) -> None:
+    """Nobody changes these files, so one of them on a disk is enough."""
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one that knows no links
+        shutil.copyfile(source, target)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        return torch.load(folder / _FILE, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch each have errors of their own
+        raise UserError(f"{folder}: {_FILE} holds no tower that torch can load ({type(error).__name__})") from None

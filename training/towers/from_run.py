@@ -1,0 +1,112 @@
+"""Either half of a dual encoder that raylign trained, tower and head: a teacher, an encoder of guides, or a start."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, TypeAdapter
+from torch import Tensor, nn
+
+from pipelines.dataset.tokenizer import TextTokenizer
+from pipelines.program.path_keys import LocalPlace
+from pipelines.program.settings import UserError
+from training.towers.base import Tower, TowerSettings
+from training.towers.image import ImageTower, ImageTowerSettings
+from training.towers.text import TextTower, TextTowerSettings
+
+if TYPE_CHECKING:
+    from training.checkpoint import Trained
+
+
+class _RunSettings(TowerSettings):
+    name: Literal["run"]
+    path: LocalPlace = Field(description="folder of a run, or one of its checkpoints")
+
+    def weights_name(self) -> str | None:
+        from training.checkpoint import find_checkpoint  # a checkpoint has towers, which may be these
+
+        return str(find_checkpoint(self.path).absolute())
+
+    def load(self) -> "Trained":
+        """The whole encoder."""
+        from training.checkpoint import find_checkpoint, load_encoder
+
+        return load_encoder(find_checkpoint(self.path))
+
+
+class RunImageSettings(_RunSettings, ImageTowerSettings):
+    """The image half of a run, tower and head."""
+
+    def build(self) -> ImageTower:
+        found = self.load()
+        sees = found.settings.image_tower.image_size
+        if sees != self.image_size:
+            raise UserError(f"image_size: {self.image_size}, but {self.path} sees {sees} pixels; pass image_size={sees}")
+        assert isinstance(found.encoder.image_tower, ImageTower)
+        settings = found.settings.image_tower.model_dump(mode="json")
+        tower = _RunImage(found.encoder.image_tower, found.encoder.image_head, found.settings.embed_dim)
+        head = found.settings.heads[0].model_dump(mode="json")
+        return tower.describe(settings=settings, tower=found.encoder.image_tower.about, head=head, width=tower.width)
+
+    def again(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
+        from training.towers import ImageTowerUnion
+
+        settings: ImageTowerSettings = TypeAdapter(ImageTowerUnion).validate_python(about["settings"])
+        tower = settings.rebuild(about["tower"], 0)
+        assert isinstance(tower, ImageTower)
+        return _RunImage(tower, _head(about, tower.width), about["width"]).eval()
+
+
+class RunTextSettings(_RunSettings, TextTowerSettings):
+    """The text half of a run, tower and head."""
+
+    def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
+        found = self.load().tokenizer
+        if found.max_tokens != self.max_tokens:
+            raise UserError(
+                f"max_tokens: {self.max_tokens}, but {self.path} was trained with {found.max_tokens}; "
+                f"pass max_tokens={found.max_tokens}"
+            )
+        return found
+
+    def build(self, vocabulary_size: int) -> TextTower:
+        found = self.load()
+        assert found.encoder.text_tower is not None
+        settings = found.settings.text_tower.model_dump(mode="json")
+        tower = _RunText(found.encoder.text_tower, found.encoder.text_head, found.settings.embed_dim)
+        head = found.settings.heads[1].model_dump(mode="json")
+        return tower.describe(settings=settings, tower=found.encoder.text_tower.about, head=head, width=tower.width)
+
+    def again(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
+        from training.towers import TextTowerUnion
+
+        settings: TextTowerSettings = TypeAdapter(TextTowerUnion).validate_python(about["settings"])
+        tower = settings.rebuild(about["tower"], vocabulary_size)
+        assert isinstance(tower, TextTower)
+        return _RunText(tower, _head(about, tower.width), about["width"]).eval()
+
+
+def _head(about: dict[str, Any], width: int) -> nn.Module:
+    """A run's head, without weights."""
+    from training.encoder import HeadUnion  # which has towers
+
+    settings: Any = TypeAdapter(HeadUnion).validate_python(about["head"])
+    return settings.build(width, about["width"])
+
+
+class _RunImage(ImageTower):
+    def __init__(self, tower: ImageTower, head: nn.Module, width: int):
+        nn.Module.__init__(self)
+        self.tower, self.head, self.width, self._freeze_batch_norm = tower, head, width, False
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.tower(images))
+
+
+class _RunText(TextTower):
+    def __init__(self, tower: TextTower, head: nn.Module, width: int):
+        super().__init__()
+        self.tower, self.head, self.width, self.states_width = tower, head, width, tower.states_width
+
+    def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        rows, states = self.tower.with_states(ids, mask)
+        return self.head(rows), states

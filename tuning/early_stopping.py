@@ -1,0 +1,99 @@
+"""Who stops trials of the search early: Ray Tune's schedulers, kept away from the seeds' runs, and reminded after a restart.
+
+A scheduler compares all trials of the search with one another, whichever cell they belong to: a cell can lose as a whole.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, MedianStoppingRule, TrialScheduler
+
+from pipelines.program.causes import cause_of
+from tuning.config import AshaSettings, HyperbandSettings, MedianSettings, NoScheduler
+
+
+def build_scheduler(
+    settings: NoScheduler | AshaSettings | MedianSettings | HyperbandSettings, mode: str, epochs: int
+) -> TrialScheduler:
+    """Tune's scheduler over the reported `score`, in epochs; `epochs`: of a whole trial."""
+    common: dict[str, Any] = {"time_attr": "epoch", "metric": "score", "mode": mode}
+    if isinstance(settings, AshaSettings):
+        grace = min(settings.grace_epochs, epochs)
+        return ASHAScheduler(**common, max_t=epochs, grace_period=grace, reduction_factor=settings.reduction_factor)
+    if isinstance(settings, MedianSettings):
+        return MedianStoppingRule(**common, grace_period=settings.grace_epochs, min_samples_required=settings.min_trials)
+    if isinstance(settings, HyperbandSettings):
+        return HyperBandScheduler(**common, max_t=epochs, reduction_factor=settings.reduction_factor)
+    return FIFOScheduler()
+
+
+class SearchOnly(TrialScheduler):
+    """A scheduler that sees trials of the search only; the last result of a trial cannot stop it, for it is at its end."""
+
+    def __init__(self, inner: TrialScheduler, errors: dict[str, str]):
+        super().__init__()
+        self._inner, self._errors = inner, errors
+
+    def remind(self, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Reported results of trials that ended before a restart, by name, so that later ones are compared with them too.
+
+        HyperBand's brackets hold trials under way only.
+        """
+        if isinstance(self._inner, HyperBandScheduler):
+            return
+        for name, lines in curves.items():
+            ghost = Trial("ended", stub=True, trial_id=name)
+            self._inner.on_trial_add(None, ghost)
+            for line in lines:
+                self._inner.on_trial_result(None, ghost, dict(line))
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        if _searched(trial):
+            self._inner.on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
+        if not _searched(trial):
+            return TrialScheduler.CONTINUE
+        decision = self._inner.on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE if result.get("last") else decision
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        # The only place where Tune shows the exception before the searcher is told.
+        self._errors[trial.trial_id] = _death(trial)
+        if _searched(trial):
+            self._inner.on_trial_error(tune_controller, trial)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
+        # The median rule would look for the score of a trial that failed before it had one.
+        if _searched(trial) and ("score" in result or not isinstance(self._inner, MedianStoppingRule)):
+            self._inner.on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        if _searched(trial):
+            self._inner.on_trial_remove(tune_controller, trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """The seeds' runs first: each of them ends a cell."""
+        waiting = [t for t in tune_controller.get_trials() if t.status == Trial.PENDING and not _searched(t)]
+        return waiting[0] if waiting else self._inner.choose_trial_to_run(tune_controller)
+
+    def debug_string(self) -> str:
+        return self._inner.debug_string()
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the curves on disk are the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `remind`."""
+
+
+def _searched(trial: Trial) -> bool:
+    return trial.config["phase"] == "search"
+
+
+def _death(trial: Trial) -> str:
+    """A reason for people: trials that raise have written their own, so this one's process is gone, or never was there."""
+    error, times = trial.get_pickled_error(), trial.run_metadata.num_failures
+    cause = "its process died" if error is None else cause_of(error)
+    return f"{cause} ({times} times)" if times > 1 else cause

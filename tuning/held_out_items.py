@@ -1,0 +1,111 @@
+"""The test items of a sweep: what each final run kept of them, and how far another test set could have moved a difference.
+
+    SWEEP/trials/NAME/items.npz   of a final run: for each dataset the groups of its test items, and their parts of every score
+
+An item is a group of the data, which splits keep together: its images are not drawn one by one. The file is small: a number a
+image and score.
+"""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation import items
+from evaluation.suite import HeldOut
+from pipelines.dataset.prepared import Prepared
+
+FILE = "items.npz"
+
+
+@dataclass(frozen=True)
+class Items:
+    """A final run's score, taken apart: one entry a group of test items, in the order of `keys`."""
+
+    keys: np.ndarray  # int64 [K], distinct: which dataset's group it is
+    of: np.ndarray  # int64 [K]: number of the dataset
+    parts: np.ndarray  # float64 [K]: they add up to the score
+    shares: np.ndarray  # float64 [K]: of the items of its dataset
+    reach: tuple[float, ...]  # for each dataset by how much its items could move the score, from none right to all right
+
+
+def write_items(place: Path, found: Sequence[tuple[Prepared, HeldOut, Mapping[str, np.ndarray]]]) -> None:
+    """Of each held-out split its data and the embeddings (images, texts, prompts), aside and renamed."""
+    arrays: dict[str, Any] = {}
+    for number, (prepared, data, rows) in enumerate(found):
+        known = items.parts(data, rows["images"], rows["texts"], rows["prompts"])
+        groups = prepared.rows(data.sample_ids, ("group",))["group"].to_pylist()
+        arrays[f"groups-{number}"] = np.array([_key(f"{data.dataset}\0{group}") for group in groups])
+        arrays[f"metrics-{number}"] = np.array(list(known))
+        arrays[f"parts-{number}"] = np.array(list(known.values()), dtype=np.float32)
+    aside = place / f"{FILE}.partial-{os.getpid()}"
+    with aside.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    aside.rename(place / FILE)
+
+
+def read_items(trial: Path, score: Sequence[str]) -> Items | None:
+    """Of a trial's folder; None where it keeps none, they are not readable, or a metric of the score is not among them."""
+    try:
+        with np.load(trial / FILE) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+        return None
+    missing = set(score)
+    keys, of, parts, shares = [], [], [], []
+    reach: list[float] = []
+    for number in range(sum(name.startswith("groups-") for name in arrays)):
+        known = dict(zip(arrays[f"metrics-{number}"].tolist(), arrays[f"parts-{number}"].astype(np.float64), strict=True))
+        here = {metric: part for metric in score if (part := items.part_of(known, metric)) is not None}
+        if not here:
+            continue
+        groups, where, counts = np.unique(arrays[f"groups-{number}"], return_inverse=True, return_counts=True)
+        total = np.sum(list(here.values()), axis=0) / len(score)
+        keys.append(groups)
+        of.append(np.full(len(groups), len(reach)))
+        parts.append(np.bincount(where, weights=total, minlength=len(groups)) / len(total))
+        shares.append(counts / len(total))
+        reach.append(100.0 * len(here) / len(score))
+        missing -= here.keys()
+    if missing:
+        return None
+    return Items(np.concatenate(keys), np.concatenate(of), np.concatenate(parts), np.concatenate(shares), tuple(reach))
+
+
+def variance(pairs: Sequence[tuple[Items, Items]]) -> tuple[float, int] | None:
+    """Variance of a mean difference between two cells that other test items would make, and its degrees of freedom.
+
+    A pair of runs for each seed, on the same items; seeds may share items or have their own. An item's part of the mean
+    difference, less what its share of the items would be, is squared and summed: the cluster-robust variance (Liang & Zeger,
+    1986), which for items that all seeds share is the variance over items of their mean over seeds, divided by their number. As
+    in the paired counterpart of Wilson's interval (Bonett & Price, 2012) one item more is counted on either side, with all it
+    could weigh: hits that never differ do not prove that they never would.
+
+    None where a pair is not of the same items, or there are fewer than two items.
+    """
+    rests = []
+    for first, second in pairs:
+        if not np.array_equal(first.keys, second.keys):
+            return None
+        parts = first.parts - second.parts
+        rests.append(parts - first.shares * np.bincount(first.of, weights=parts)[first.of])
+    if not pairs:
+        return None
+    keys, of = (np.concatenate([getattr(first, name) for first, _ in pairs]) for name in ("keys", "of"))
+    _, chosen, where = np.unique(keys, return_index=True, return_inverse=True)
+    counts = np.bincount(of[chosen])
+    freedom = len(chosen) - len(counts)
+    if freedom < 1:
+        return None
+    moved = np.bincount(where, weights=np.concatenate(rests)) / len(pairs)
+    unseen = sum(2 * (reach / count) ** 2 for reach, count in zip(pairs[0][0].reach, counts.tolist(), strict=True))
+    return float((moved**2).sum()) + unseen, freedom
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)

@@ -1,0 +1,149 @@
+"""The search space, cell by cell: in which range a parameter was searched, whether the best point lies at its edge, and
+which parameters set the best points apart."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from evaluation.reporting import svg
+from pipelines.program import number_format
+from tuning.config import label
+from tuning.reporting.sweep_data import Sweep, records
+
+MIN_TRIALS = 8  # finished ones, for importances
+_EDGE = 0.05  # of the range
+_TOP = 5  # optuna asks for at least so many trials above its quantile
+
+
+@dataclass(frozen=True)
+class Range:
+    """`known`: from the sweep's settings, else what was tried."""
+
+    low: float
+    high: float
+    log: bool
+    known: bool
+
+    def edge(self, value: float) -> str:
+        """`lower` or `upper` where a value lies within 5 % of an end of a range that is known."""
+        if not self.known or self.low == self.high:
+            return ""
+        share = svg.position(value, self.low, self.high, self.log)
+        return "lower" if share <= _EDGE else "upper" if share >= 1 - _EDGE else ""
+
+
+def range_of(sweep: Sweep, cell: str, parameter: Mapping[str, Any]) -> Range | None:
+    """In which a numeric parameter was searched in a cell; None where it was not, or is not numeric."""
+    rows = sweep.search[sweep.search["cell"] == cell]
+    tried = [value for value in rows[parameter["key"]] if number_format.is_number(value)]
+    if not tried:
+        return None
+    entry = _entry(sweep, cell, parameter["key"])
+    log = bool(parameter.get("log")) and min(tried) > 0
+    if entry is None or entry.get("choices") or not entry["low"] <= min(tried) <= max(tried) <= entry["high"]:
+        return Range(min(tried), max(tried), log, False)
+    return Range(float(entry["low"]), float(entry["high"]), bool(entry.get("log")), True)
+
+
+def _entry(sweep: Sweep, cell: str, key: str) -> Mapping[str, Any] | None:
+    """The part of the settings' space that holds in a cell; None where that cannot be said."""
+    space = sweep.info["settings"].get("space", {}).get(key.removeprefix("config."))
+    for entry in space if isinstance(space, list) else [space]:
+        conditions = (entry or {}).get("when") or {}
+        if entry and all(_holds(sweep, cell, name, wanted) for name, wanted in conditions.items()):
+            return entry
+    return None
+
+
+def _holds(sweep: Sweep, cell: str, condition: str, wanted: Any) -> bool:
+    """Whether a key of the training config has a value in a cell, as far as the grid and the overrides for all trials say."""
+    settings = sweep.info["settings"]
+    values = dict(settings.get("overrides", {}))
+    for axis, chosen in zip(sweep.axes, sweep.cells[cell], strict=True):
+        key = axis["key"].removeprefix("config.")  # of a column; the settings know no such prefix
+        value = next((value for value in settings["grid"][key] if label(key, value) == chosen), None)
+        values[key] = value
+        values |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {}
+    return condition in values and values[condition] in (wanted if isinstance(wanted, list) else [wanted])
+
+
+def edges(sweep: Sweep) -> list[dict[str, str]]:
+    """Best points that lie at the edge of what was searched."""
+    found = []
+    for cell in sweep.cells:
+        point = sweep.point(cell)
+        for parameter in sweep.parameters:
+            value: Any = point.get(parameter["key"])
+            searched = range_of(sweep, cell, parameter)
+            if searched is not None and number_format.is_number(value) and (side := searched.edge(value)):
+                end = searched.low if side == "lower" else searched.high
+                found.append(
+                    {
+                        "cell": cell,
+                        "title": parameter["title"],
+                        "key": parameter["key"],
+                        "value": number_format.parameter(value),
+                        "side": side,
+                        "end": number_format.parameter(end),
+                    }
+                )
+    return found
+
+
+def importances(sweep: Sweep) -> list[dict[str, Any]]:
+    """PED-ANOVA of the whole search, the axes of the grid being parameters too, and of every cell with enough trials.
+
+    Returns for each: label, trials, top (how many count as best, and those level with the last), bars: title and share, which
+    sum to 1. Left out where nothing sets the best apart.
+    """
+    done = sweep.search[(sweep.search["status"] == "finished") & sweep.search["score"].map(math.isfinite)]
+    axes = [axis for axis in sweep.axes if len(axis["labels"]) > 1]
+    groups: list[tuple[str, pd.DataFrame, list[dict[str, Any]]]] = []
+    if len(sweep.cells) > 1:
+        groups.append(("whole search", done, [*axes, *sweep.parameters]))
+    groups += [(cell, done[done["cell"] == cell], sweep.parameters) for cell in sweep.cells]
+    found: list[dict[str, Any]] = []
+    for name, rows, columns in groups:
+        columns = [column for column in columns if rows[column["key"]].nunique() > 1]
+        if len(rows) < MIN_TRIALS or len(columns) < 2:  # a single parameter has all of the importance
+            continue
+        top = max(_TOP, math.ceil(len(rows) / 10))
+        # Half a trial less, so that rounding does not make it one more.
+        shares = _ped_anova(rows, columns, sweep.mode, (top - 0.5) / len(rows))
+        bars = [{"title": column["title"], "share": shares[column["key"]]} for column in columns]
+        bars.sort(key=lambda bar: -bar["share"])
+        found.append({"label": name, "trials": len(rows), "top": top, "bars": bars})
+    return [group for group in found if sum(bar["share"] for bar in group["bars"]) > 0]
+
+
+def _ped_anova(rows: pd.DataFrame, columns: list[dict[str, Any]], mode: str, quantile: float) -> dict[str, float]:
+    """Importance by key, with sum 1; all 0 where nothing sets the best trials apart."""
+    import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
+    kinds = {column["key"]: _distribution(rows[column["key"]].dropna(), bool(column.get("log"))) for column in columns}
+    for row in records(rows):
+        params = {key: row[key] for key in kinds if not pd.isna(row[key])}
+        study.add_trial(
+            optuna.trial.create_trial(params=params, distributions={key: kinds[key] for key in params}, value=float(row["score"]))
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # which it was in Optuna 4
+        shares = PedAnovaImportanceEvaluator(target_quantile=quantile).evaluate(study)
+    total = math.fsum(shares.values())
+    return {key: shares.get(key, 0.0) / total if total else 0.0 for key in kinds}
+
+
+def _distribution(values: pd.Series, log: bool) -> Any:
+    """What the values were drawn from, as far as they tell."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if all(number_format.is_number(value) for value in values):
+        return FloatDistribution(float(values.min()), float(values.max()), log=log and bool(values.min() > 0))
+    return CategoricalDistribution(sorted(values.unique(), key=str))

@@ -1,0 +1,168 @@
+"""Our schedule, as Ray Tune's searcher: it hands out trials, and takes in how they ended; and Tune's callbacks."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.search import Searcher
+
+from training.config import TrainSettings
+from training.placement import give_back
+from training.stopping import ask, forget
+from tuning.config import SweepSettings
+from tuning.resources import booking_of
+from tuning.search_order import Schedule
+from tuning.trials import Folder, Outcome, Trial
+
+
+class Feeder(Searcher):
+    """At most `at_once` trials are out; None: as many as Tune takes.
+
+    build: the training config of a trial. errors: why trials died, by Tune's id. first: a trial that was taken from the
+    schedule already.
+    """
+
+    def __init__(
+        self,
+        settings: SweepSettings,
+        schedule: Schedule,
+        folder: Folder,
+        build: Callable[[Trial], TrainSettings],
+        score: Sequence[str],
+        at_once: int | None,
+        errors: dict[str, str],
+        first: Trial | None,
+    ):
+        super().__init__(metric="score", mode=settings.mode)
+        self._settings, self._schedule, self._folder, self._build = settings, schedule, folder, build
+        self._score, self._at_once, self._errors = list(score), at_once, errors
+        self._first = first
+        self._begun: dict[str, float] = {}
+        self.out: dict[str, Trial] = {}  # by Tune's id
+        self.seconds: list[float] = []  # how long each trial took that ended in this session
+        self.stopping = False  # trials are asked to stop, and none is handed out any more
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial's config; None: not now."""
+        if self.stopping or (self._at_once is not None and len(self.out) >= self._at_once):
+            return None
+        trial, self._first = self._first or self._schedule.next(), None
+        if trial is None:
+            return Searcher.FINISHED if self._schedule.done else None
+        self._folder.begin(trial)
+        forget(self._folder.of(trial.name))
+        self.out[trial_id], self._begun[trial_id] = trial, time.monotonic()
+        settings = self._build(trial)
+        booking = booking_of(settings)
+        return {
+            "name": trial.name,
+            "cell": trial.cell,
+            "phase": trial.phase,
+            "tree": settings.model_dump(mode="json"),
+            "inline": booking.inline,
+            "data_cpus": max(1.0, booking.data_cpus),
+            "bundle": booking.bundle(),
+            "score": self._score,
+            "items": trial.phase == "final",
+            "storage": str(self._folder.path),
+        }
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """A trial that ended by itself has left its outcome; else it was stopped, or its process died."""
+        trial = self.out.pop(trial_id)
+        outcome = self._folder.ended(trial.name)
+        if outcome is None:
+            give_back(self._folder.of(trial.name))
+            if self.stopping and not error:  # it goes on when the sweep does
+                return
+            so_far = self._folder.so_far(trial.name)
+            if error:
+                outcome = Outcome(**vars(so_far) | {"status": "failed", "reason": self._errors.get(trial_id, "its process died")})
+            else:
+                reason = f"by {self._settings.scheduler.name} after {so_far.epochs:g} epoch{'' if so_far.epochs == 1 else 's'}"
+                outcome = Outcome(**vars(so_far) | {"reason": reason})
+            self._folder.end(trial.name, outcome)
+        self.seconds.append(time.monotonic() - self._begun.pop(trial_id))
+        self._schedule.ended(trial.name, outcome)
+
+    def stop(self) -> None:
+        """Ask the trials under way to save and end, and wait until they have; those that train no step yet lose nothing."""
+        self.stopping, asked = True, set()
+        while True:
+            out = [trial.name for trial in list(self.out.values())]
+            asked |= {name for name in out if ask(self._folder.of(name))}
+            if not asked.intersection(out):
+                return
+            time.sleep(0.2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher beside its own state; ours is on disk already."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the trials' folders are the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: a sweep that goes on walks its schedule again."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing, as `save`."""
+
+
+class Follow(TrialProgressCallback):
+    """In the place of Tune's own progress: `told` is called at every turn of its loop, `lost` with the name of a dead trial."""
+
+    def __init__(self, told: Callable[[], None], lost: Callable[[str], None]):
+        super().__init__()
+        self._told, self._lost = told, lost
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As the feeder's."""
+        return {}
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        self._told()
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._lost(trial.config["name"])
+
+    def on_trial_result(self, *_: Any, **info: Any) -> None:
+        """Nothing to print."""
+
+    def on_trial_error(self, *_: Any, **info: Any) -> None:
+        """Nothing to print."""
+
+    def on_trial_complete(self, *_: Any, **info: Any) -> None:
+        """Nothing to print."""
+
+
+def check_loggers(settings: SweepSettings) -> None:
+    """Raises `UserError` where a package is missing."""
+    from importlib.util import find_spec
+
+    from pipelines.program.settings import UserError
+
+    packages = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+    for name in settings.loggers:
+        if find_spec(packages[name]) is None:
+            raise UserError(f"loggers: {name} needs the package {packages[name]}; pip install 'raylign[{name}]', or leave it out")
+
+
+def loggers(settings: SweepSettings, folder: Path) -> list[Any]:
+    """Tune's own logger callbacks, of packages that are there (`check_loggers`)."""
+    found: list[Any] = []
+    if "tensorboard" in settings.loggers:
+        from ray.tune.logger import TBXLoggerCallback
+
+        found.append(TBXLoggerCallback())
+    if "mlflow" in settings.loggers:
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        found.append(MLflowLoggerCallback(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", experiment_name=settings.name))
+    if "wandb" in settings.loggers:
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        found.append(WandbLoggerCallback(project="raylign", group=settings.name))
+    return found

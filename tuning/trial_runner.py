@@ -1,0 +1,137 @@
+"""What a Tune trial runs: one training run, to its end, its stop, or its failure; and what it tells Tune meanwhile.
+
+Whatever goes wrong in training is an outcome with a reason, written by the trial itself. Only a process that dies writes
+nothing: Tune starts it again, and it goes on from its newest checkpoint.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from pipelines.dataset.prepared import Prepared
+from pipelines.features.feature_store import Pool
+from pipelines.program.causes import cause_of
+from pipelines.program.display import Display
+from pipelines.program.settings import UserError, validate
+from training.checkpoint_registry import newest_checkpoint, settle
+from training.config import TrainSettings
+from training.dry_run import check_build
+from training.in_process import fit_inline
+from training.loop import DivergenceError
+from training.metrics_file import read_metrics
+from training.plan import Plan, held_out_data, keep_towers, make_order, make_plan
+from training.ray_train import fit
+from training.run import result_of
+from training.stopping import Stopped
+from tuning.held_out_items import write_items
+from tuning.trials import Folder, Outcome, evaluations, outcome_of, score_of, write_result
+
+QUIET = Display(quiet=True)
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """Tune's function. `config`: name, tree (a whole training config), inline, data_cpus, score, items, storage."""
+    folder = Folder(Path(config["storage"]))
+    name = config["name"]
+    with _alone(folder.of(name)):
+        if folder.ended(name) is not None:  # the one before brought it to its end after all
+            return
+        try:
+            outcome = _train(config, folder)
+        except Stopped:  # with the whole sweep: without an outcome it goes on when the sweep does
+            return
+        except Exception as error:
+            outcome = _failure(error, read_metrics(folder.of(name) / "metrics.jsonl"))
+        # A run that was stopped from outside may come apart after the sweep has noted that it was.
+        if folder.ended(name) is None:
+            folder.end(name, outcome)
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """One process a trial: where a driver was killed, its trials live on for some seconds, while the next driver starts them."""
+    with (place / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def plan_of(
+    settings: TrainSettings, pool: Pool, display: Display, place: Path | None = None, checkpoint: Path | None = None
+) -> Plan:
+    """The plan of a trial; features that the sweep has cached are found, others computed. `place`: its folder."""
+    prepared = Prepared.open(settings.data.path)
+    data, order = held_out_data(settings, prepared), make_order(settings, prepared)
+    return make_plan(settings, prepared, data, order, pool, display, place, checkpoint)
+
+
+def _train(config: dict[str, Any], folder: Folder) -> Outcome:
+    settings = validate(TrainSettings, config["tree"], config["name"])
+    place = folder.of(config["name"])
+    checkpoint = settle(place, QUIET.line)
+    # In this process: the cluster's CPUs belong to the trials that run.
+    plan = plan_of(settings, Pool(0, settings.resources.use_gpu), QUIET, place, checkpoint)
+    keep_towers(plan, place)
+
+    def heard(line: dict[str, Any]) -> None:
+        if found := _told(line, config["score"], settings.epochs):
+            tune.report(found)
+
+    if config["inline"]:
+        returned = fit_inline(plan, place, heard)
+    else:
+        check_build(plan)
+        returned = fit(plan, place, config["data_cpus"], QUIET, [_Tell(config["score"], settings.epochs)])
+    lines = read_metrics(place / "metrics.jsonl")
+    outcome = outcome_of("finished", "", lines)
+    result = result_of(plan, place, returned, {"training": outcome.seconds})
+    write_result(place, result)
+    if config["items"]:
+        newest = newest_checkpoint(place)
+        write_items(place, [(scored.images.prepared, scored.data, np.load(newest / scored.file)) for scored in plan.scored])
+    # The embeddings' scores, not the last line's: a line can be lost where a driver dies, the checkpoint is whole.
+    return Outcome(**vars(outcome) | {"metrics": result["metrics"], "train_samples": result["dataset"]["train_samples"]})
+
+
+class _Tell(TuneReportCallback):
+    """Passes on evaluations of a Ray Train run, from its controller to the trial that started it."""
+
+    def __init__(self, score: Sequence[str], epochs: int):
+        super().__init__()
+        self._score, self._epochs = score, epochs
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: ray.train.Checkpoint | None) -> None:
+        if found := _told(metrics[0], self._score, self._epochs):
+            super().after_report(run_context, [found], None)
+
+
+def _told(line: dict[str, Any], score: Sequence[str], epochs: int) -> dict[str, Any]:
+    """What Tune, its schedulers and loggers learn of an evaluation; empty for other lines."""
+    scored = evaluations([line])
+    if not scored:
+        return {}
+    # MLflow takes no @ in names.
+    plain = {name.replace("@", "_at_"): value for name, value in scored[0].items()}
+    return plain | {"score": score_of(scored[0], score), "last": line["epoch"] >= epochs}
+
+
+def _failure(error: Exception, lines: list[dict[str, Any]]) -> Outcome:
+    """A reason for people: what happened and, where we know one, the way out."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        reason = text
+    elif isinstance(error, torch.OutOfMemoryError | MemoryError):
+        reason = f"out of memory: {text[:200]}; a smaller global_batch_size, or a larger accumulate, needs less"
+    else:
+        reason = cause_of(error)
+    return outcome_of("failed", reason, lines, isinstance(error, DivergenceError))
