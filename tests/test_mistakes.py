@@ -175,14 +175,14 @@ def test_evaluation(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("program", "config"), zip(PROGRAMS, (EMOJIS, OPENMOJI, SCORES, SWEEP), strict=True))
+@pytest.mark.parametrize(("program", "config"), [*zip(PROGRAMS, (EMOJIS, OPENMOJI, SCORES, SWEEP), strict=True)])
 def test_the_example_of_each_program_is_one_of_its_keys(program: str, config: str) -> None:
     """It stands in --help, and where what was typed says nothing."""
     model, _ = PROGRAMS[program]
     example = example_of(model)
     with pytest.raises(UserError, match=re.escape(f"for example {example}")):
         parse_overrides(["3"], model)
-    assert load(model, ROOT / config, parse_overrides([example], model)) != load(model, ROOT / config)
+    load(model, ROOT / config, parse_overrides([example], model))  # raises where there is no such key
 
 
 @pytest.mark.parametrize("place", ["README.md", "README.md/x"])
