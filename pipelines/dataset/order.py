@@ -33,7 +33,7 @@ class Order:
     seed: int
     global_batch_size: int
     validation: float | None = None  # share of the training groups that is held out for choosing
-    share: float = 1.0  # of the split's groups that take part; a function of the seed and the group's name
+    fraction: float = 1.0  # of the split's groups that take part; a function of the seed and the group's name
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = Order, *(getattr(self, field.name) for field in fields(self))
@@ -44,19 +44,19 @@ class Order:
         """Raises `UserError` where the split is empty, or does not fill one global batch."""
         if self.rows >= self.global_batch_size:
             return
-        if self.rows == 0 and self.share == 1:
+        if self.rows == 0 and self.fraction == 1:
             raise UserError(
                 f"data.split: '{self.split}' of {self.prepared.path} is empty, its pairs are all in other splits; to train on "
                 "it, prepare it again with smaller shares, such as 'splits={test: 0.1}', and another output"
             )
-        if self.share == 1:
+        if self.fraction == 1:
             raise UserError(
                 f"global_batch_size: {self.global_batch_size} is more than the {self.rows} samples of split '{self.split}'; "
                 f"pass global_batch_size={max(1, self.rows)} or less, or prepare more data"
             )
         raise UserError(
-            f"data.share: {self.share:g} leaves {self.rows} samples of split '{self.split}' with seed={self.seed}, fewer than "
-            f"global_batch_size={self.global_batch_size}; pass a larger data.share, or a smaller global_batch_size"
+            f"data.fraction: {self.fraction:g} leaves {self.rows} samples of split '{self.split}' with seed={self.seed}, fewer "
+            f"than global_batch_size={self.global_batch_size}; pass a larger data.fraction, or a smaller global_batch_size"
         )
 
     @property
@@ -111,10 +111,10 @@ class Order:
     def _shard_ids(self, shard: int) -> np.ndarray:
         prepared = self.prepared
         mine = np.flatnonzero(prepared.split_names(shard, self.split_seed, self.validation) == self.split)
-        if self.share < 1:
+        if self.fraction < 1:
             groups = prepared.groups(shard)
             # One number a group, whatever the share: a smaller share is a part of a larger one.
-            kept = [row for row in mine if uniform_of(f"{groups[row]}\0share", self.seed) < self.share]
+            kept = [row for row in mine if uniform_of(f"{groups[row]}\0share", self.seed) < self.fraction]
             mine = np.asarray(kept, dtype=np.int64)
         return prepared.shard_starts[shard] + mine
 
@@ -122,7 +122,7 @@ class Order:
     def _counts(self) -> np.ndarray:
         """Rows of each shard that an epoch shows, int64 [shards]."""
         shards = self.prepared.manifest["shards"]
-        if self.split_seed is None and self.validation is None and self.share == 1:
+        if self.split_seed is None and self.validation is None and self.fraction == 1:
             rows = [shard["splits"].get(self.split, 0) for shard in shards]
         else:
             rows = [len(self._shard_ids(shard)) for shard in range(len(shards))]
