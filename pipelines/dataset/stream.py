@@ -164,7 +164,7 @@ class Stream:
                 result["codes"] = codes
         captions = self._captions(ids, item.epoch)
         if self._wants_ids:
-            result |= {name: np.array(captions[name]) for name in COLUMNS}
+            result |= {name: np.array(captions[name].to_numpy()) for name in COLUMNS}
         if "text" in self.columns:
             assert self.tokenizer is not None
             texts = captions["captions"].to_pylist()
