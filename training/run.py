@@ -209,7 +209,7 @@ def _announce(plan: Plan, display: Display) -> None:
     left = order.rows - order.steps_per_epoch * settings.global_batch_size
     display.line(
         f"{settings.name}: {settings.objective.name} on {plan.stream.prepared.name}, {order.rows:,} pairs"
-        + (f" (data.share={order.share:g})" if order.share < 1 else "")
+        + (f" (data.fraction={order.fraction:g})" if order.fraction < 1 else "")
         + ", "
         f"{settings.epochs} epochs x {order.steps_per_epoch} steps of {settings.global_batch_size}"
         + (f" ({left} pairs left over in each epoch, others each time)" if left else "")
@@ -239,7 +239,7 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
             "path": str(prepared.path),
             "fingerprint": prepared.fingerprint,
             "train_samples": plan.order.rows,
-            "share": plan.settings.data.share,
+            "fraction": plan.settings.data.fraction,
             "held_out_samples": len(plan.held_out.sample_ids),
             "split_seed": plan.settings.data.split_seed,
             "validation": plan.settings.data.validation,
@@ -263,7 +263,7 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
 def _shuffled(plan: Plan) -> int:
     """How many of the samples that were trained on have another row's captions."""
     prepared = plan.stream.prepared
-    if not prepared.shuffled or plan.order.share == 1:
+    if not prepared.shuffled or plan.order.fraction == 1:
         return prepared.shuffled
     return sum(prepared.rows(plan.order.ids, ("shuffled",))["shuffled"].to_pylist())
 

@@ -232,7 +232,7 @@ def _figure(value: float, form: str) -> str:
 def _budget(settings: SweepSettings, example: TrainSettings) -> str:
     if settings.budget.minutes is not None:
         return f"{settings.budget.minutes:g} minutes a trial"
-    if settings.budget.samples is not None and "data.share" in settings.grid:  # other epochs in every cell
+    if settings.budget.samples is not None and "data.fraction" in settings.grid:  # other epochs in every cell
         return f"{settings.budget.samples:,} pairs seen, rounded up to whole epochs"
     return f"{example.epochs} epochs"
 

@@ -307,7 +307,7 @@ class Stream:
         items = ray.data.from_items(parts, override_num_blocks=len(parts))
         share = math.floor(100 * cpus / at_once) / 100  # rounded down: a sum that exceeds `cpus` would leave one out
         dataset = items.map_batches(make, batch_size=1, num_cpus=share, max_retries=RETRIES, **_booked(worker))
-        with deaths_told("an image may crash its decoder: preparing with verify=all or way=copy finds it and leaves it out"):
+        with deaths_told("an image may crash its decoder: preparing with verify=all or mode=copy finds it and leaves it out"):
             yield from dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device)
 
 
@@ -351,5 +351,5 @@ def _unusable(prepared: Prepared, sample_id: int, why: str) -> UserError:
     place = prepared.places(np.asarray([sample_id]))[0]
     return UserError(
         f"data.path: the image of sample {sample_id} ({place.file}) of {prepared.path} cannot be used: {why}; "
-        "scores and banks need every image: prepare with verify=all, or way=copy"
+        "scores and banks need every image: prepare with verify=all, or mode=copy"
     )

@@ -120,7 +120,7 @@ def _looked_at(data: Any, images: int, settings: PrepareSettings, first: int) ->
     except UserError:  # it can only be copied
         rows = list(with_names(settings.source.read(data, images=True)))
     pairs = [row for row in rows if isinstance(row, Pair)]
-    every = settings.model_copy(update={"way": "copy"})
+    every = settings.model_copy(update={"mode": "copy"})
     sample = _spread(pairs, images) if pairs else []
     words = [len(caption.split()) for pair in pairs for caption in pair.captions]
     if first == 0:

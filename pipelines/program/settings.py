@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -27,8 +27,9 @@ class UserError(Exception):
 
 
 class Settings(BaseModel):
-    """Base of every settings class: frozen, unknown keys forbidden."""
+    """Base of every settings class: frozen, unknown keys forbidden. `renamed`: keys of earlier versions, to today's."""
 
+    renamed: ClassVar[dict[str, str]] = {}
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
     def digest(self) -> str:

@@ -33,7 +33,7 @@ def prepared_in(folder: Path, output: Path, way: str, **keys: Any) -> Prepared:
     tree = {
         "source": {"name": "folder", "path": str(folder), "dataset": "things", "captions": "all_lines"},
         "output": output,
-        "way": way,
+        "mode": way,
         "image": {"size": 16, "format": "png"},
         "splits": {"test": 0.25},
     }
@@ -85,7 +85,7 @@ def test_an_index_gives_what_a_copy_gives(indexed: Prepared, folder: Path, tmp_p
 
 
 def test_an_index_holds_no_pixel_and_says_so(indexed: Prepared, folder: Path) -> None:
-    assert indexed.manifest["way"] == "index" and not list(indexed.path.rglob("*.tar"))
+    assert indexed.manifest["mode"] == "index" and not list(indexed.path.rglob("*.tar"))
     assert [Path(place.file) for place in indexed.places(np.arange(ROWS))] == sorted(folder.glob("*.png"))
 
 
@@ -183,7 +183,7 @@ def test_scores_are_of_every_image_or_of_none(indexed: Prepared, tmp_path: Path)
             use()
         message = str(caught.value)
         assert "\n" not in message and f"sample {victim} ({path})" in message
-        assert "undecodable" in message and "verify=all" in message and "way=copy" in message
+        assert "undecodable" in message and "verify=all" in message and "mode=copy" in message
 
 
 class Means:
