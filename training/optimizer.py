@@ -95,7 +95,7 @@ class ScheduleSettings(Settings):
         return half_cosine(peak, self.final_lr, fraction)
 
     def _rising(self, step: int, peak: float) -> float:
-        """On a line from `start_lr` that meets `peak` after the warm-up; without one, on a line through 0 before the first step."""
+        """On a line from `start_lr` that meets `peak` after the warm-up; without one, from 0 in the step before the first."""
         stair = step // self.warmup_stair * self.warmup_stair
         if self.start_lr is None:
             return peak * (stair + 1) / self.warmup_steps
