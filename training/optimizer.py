@@ -116,12 +116,17 @@ class ScheduleSettings(Settings):
     def lr_at(self, step: int, steps_per_epoch: int, total: int, peak: float) -> float:
         """Learning rate of a step; a function of the step alone, so that a resumed run continues it."""
         if step < self.warmup_steps:
-            stair = step // self.warmup_stair * self.warmup_stair
-            if self.start_lr is None:
-                return peak * (stair + 1) / self.warmup_steps
-            return self.start_lr + (peak - self.start_lr) * stair / self.warmup_steps
-        if self.name == "constant":
-            return peak
-        if self.name == "epoch_cosine":
-            return half_cosine(peak, self.final_lr, step // steps_per_epoch * steps_per_epoch / total)
-        return half_cosine(peak, self.final_lr, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+            return self._rising(step, peak)
+        fraction = {  # of the way from `peak` to `final_lr`
+            "constant": 0.0,
+            "epoch_cosine": step // steps_per_epoch * steps_per_epoch / total,
+            "cosine": (step - self.warmup_steps) / max(1, total - self.warmup_steps),
+        }[self.name]
+        return half_cosine(peak, self.final_lr, fraction)
+
+    def _rising(self, step: int, peak: float) -> float:
+        """On a line from `start_lr` that meets `peak` after the warm-up; without one, from 0 in the step before the first."""
+        stair = step // self.warmup_stair * self.warmup_stair
+        if self.start_lr is None:
+            return peak * (stair + 1) / self.warmup_steps
+        return self.start_lr + (peak - self.start_lr) * stair / self.warmup_steps
