@@ -287,7 +287,7 @@ def _dataset(prepared: Prepared, result: dict[str, Any]) -> dict[str, Any]:
         "credit": credit if licence in credit else f"{credit} (licence: {licence})",
         "rejected": sorted(result["dataset"]["counts"]["rejected"].items(), key=lambda item: -item[1]),
         "shuffled": result["dataset"].get("shuffled", prepared.shuffled),
-        "share": result["dataset"].get("share", 1),  # not in results of earlier versions
+        "fraction": result["dataset"].get("fraction", 1),  # not in results of earlier versions
         "num_images": manifest["num_images"],
         "num_texts": manifest["num_texts"],
         "image": manifest["image"],

@@ -8,7 +8,7 @@ from pipelines.program import number_format
 from tuning.reporting.sweep_data import Sweep
 
 COLOURS = 6  # of the page's style; further lines have them again, dashed
-_KEY = "data.share"
+_KEY = "data.fraction"
 _SIZE = (760.0, 400.0)
 _NAMES = 150.0  # pixels to the right of the lines, for their names
 _APART = 14.0  # pixels between two names
@@ -55,10 +55,10 @@ def _chart(sweep: Sweep, lines: dict[str, list[dict[str, Any]]], places: dict[st
     x = Scale(min(places.values()), max(places.values()), 60, width - _NAMES, log=True)
     y = Scale(*limits, height - 60, 10)
     parts = [frame(x, y, x_ticks=0, y_ticks=6), text(x.end, y.start + 48, "training samples, mean over seeds", "end")]
-    for share, samples in places.items():
+    for fraction, samples in places.items():
         parts.append(line(x(samples), y.start, x(samples), y.start + 3, "base"))
         parts.append(text(x(samples), y.start + 15, f"{samples:,.0f}"))
-        parts.append(text(x(samples), y.start + 29, f"share {share}"))
+        parts.append(text(x(samples), y.start + 29, f"fraction {fraction}"))
     if number_format.is_number(chance):
         parts.append(path([(x.start, y(chance)), (x.end, y(chance))], "reference", "chance"))
         parts.append(text(x.start + 4, y(chance) - 4, "chance", "start", "halo"))
