@@ -7,9 +7,10 @@ from typing import Any
 
 from evaluation.config import EvaluateSettings
 from evaluation.embeddings import Rows
+from evaluation.metrics import path_of, task_title
 from evaluation.model_settings import ModelSettings
 from evaluation.plan import plan, read_data
-from evaluation.results import TASKS, Result, find_result
+from evaluation.results import Result, find_result
 from evaluation.tasks.base import Task
 from pipelines.io.retry import shown_tree
 from pipelines.program import interrupts
@@ -22,13 +23,6 @@ probes, corruptions and effective robustness, on prepared datasets and on the la
 all tasks; writes OUTPUT/MODEL/DATASET/TASK/result.json and OUTPUT/report.html, which compares all models there. No data is
 downloaded."""
 
-# What the paths of scores begin with, as in training: zero_shot/openmoji_group/top1. Others are called as their results are.
-_PATHS = {
-    "zeroshot_classification": "zero_shot",
-    "zeroshot_retrieval": "retrieval",
-    "image_caption_selection": "sugarcrepe",
-    "effective_robustness": "robustness",
-}
 _FORMAT = 1  # of results; another one, and all are scored anew
 
 
@@ -120,7 +114,7 @@ def _score(
         interrupts.keeping(lambda: f"{name}: {len(results)} of {len(tasks)} results are kept"),
     ):
         for done, task in enumerate(tasks):
-            progress.update(done, f"{TASKS[task.name].lower()} of {task.dataset}")
+            progress.update(done, f"{task_title(task.name).lower()} of {task.dataset}")
             identity = digest(
                 [_FORMAT, rows.fingerprint, rows.scale, [one.fingerprint for one in task.wanted()], task.name, task.identity]
             )
@@ -150,7 +144,7 @@ def _table(results: Sequence[Result]) -> list[list[str]]:
         base = result.baselines.get(name, {})
         rows.append(
             [
-                f"{_PATHS.get(result.task, result.task)}/{result.dataset}/{name}",
+                path_of(result.task, result.dataset, name),
                 f"{result.scores[name]:.1f}",
                 "" if low is None else f"{low:.1f} to {high:.1f}",
                 f"{base['chance']:.1f}" if "chance" in base else "",

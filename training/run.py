@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.suite import Scores, mean_recalls, score
+from evaluation.metrics import mean_recalls
+from evaluation.suite import Scores, score
 from pipelines.dataset.prepared import Prepared
 from pipelines.features.feature_store import Pool
 from pipelines.program import cluster, interrupts, path_keys, yaml_text
