@@ -121,7 +121,9 @@ class TrainSettings(Settings):
     )
     text_head: HeadUnion = Field(LinearHead(name="linear"), description="from text features to the joint space")
     embed_dim: int = Field(256, ge=1, description="width of the joint space")
-    objective: ObjectiveUnion = Field(ClipSettings(), description="what training minimizes")
+    objective: ObjectiveUnion = Field(
+        ClipSettings(), description="what training minimizes: one of these, or module:Class of your own"
+    )
     frozen_encoders: GuideSettings | None = Field(
         None, description="frozen encoders for an objective that learns from some; null: both towers as they start"
     )
