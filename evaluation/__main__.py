@@ -158,6 +158,11 @@ def _run(settings: EvaluateSettings, display: Display) -> None:
     evaluate(settings, display)
 
 
+def main(arguments: Sequence[str], prog: str = "python -m") -> int:
+    """The exit code."""
+    return run_program("evaluation", PURPOSE, EvaluateSettings, _run, arguments, prog=prog)
+
+
 if __name__ == "__main__":
     begin("evaluation", sys.argv[1:])
-    sys.exit(run_program("evaluation", PURPOSE, EvaluateSettings, _run))
+    sys.exit(main(sys.argv[1:]))
