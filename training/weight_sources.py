@@ -1,4 +1,4 @@
-"""Whether pretrained weights, and an optimizer of one's own, are to be had: asked first of all, as it imports nothing else."""
+"""Whether pretrained weights are to be had: asked first of all, as it imports nothing but the config."""
 
 from training.config import TrainSettings
 from training.towers.base import TowerSettings
