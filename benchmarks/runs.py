@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import training.plan
-from evaluation.suite import mean_recalls
+from evaluation.metrics import mean_recalls
 from pipelines.dataset.stream import Worker
 from pipelines.features.feature_store import Pool
 from pipelines.program import cluster

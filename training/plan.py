@@ -105,12 +105,12 @@ class Plan:
 
     def _live(self) -> FrozenEncoders:
         """Frozen encoders that run in the step."""
-        guides, tokenizer = self.settings.frozen_encoders or GuideSettings(), self.stream.guide_tokenizer
+        tokenizer = self.stream.guide_tokenizer
         assert tokenizer is not None
         there = {tower.key: tower for tower in self.frozen}
         first, second = (there[key] for key in _GUIDES)
         image, text = first.build(), second.build(tokenizer.vocabulary_size)
-        widths, size = (image.width, text.width), guides.image_encoder.image_size
+        widths, size = (image.width, text.width), self.settings.guides[0].image_size
         return FrozenEncoders(image, text, widths, size, digest([first.identity, second.identity]))
 
 
@@ -287,8 +287,7 @@ def _frozen_towers(settings: TrainSettings, run: Path | None) -> dict[str, Froze
     sides = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
     towers: dict[str, TowerSettings] = {key: tower for key, tower in sides.items() if tower.mode == "locked"}
     if settings.objective.needs.guides != "no":
-        guides = settings.frozen_encoders or GuideSettings()
-        towers |= dict(zip(_GUIDES, (guides.image_encoder, guides.text_encoder), strict=True))
+        towers |= dict(zip(_GUIDES, settings.guides, strict=True))
     return {key: frozen(tower, key, run) for key, tower in towers.items()}
 
 
@@ -305,7 +304,7 @@ def _guides(
         return None
     guides = settings.frozen_encoders or GuideSettings()
     image, text = (there[key] for key in _GUIDES)
-    tokenizer, size = text.tokenizer(list), guides.image_encoder.image_size
+    tokenizer, size = text.tokenizer(list), settings.guides[0].image_size
     images = feature_store.image_bank(prepared, size, ImageFeatures, (image,), image.identity, pool, display)
     about = text.identity | {"tokenizer": tokenizer.identity}
     (texts,) = feature_store.text_banks(prepared, [prepared.texts()], TextFeatures, (text, tokenizer), about, pool, display)

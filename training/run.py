@@ -23,11 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.suite import Scores, mean_recalls, score
+from evaluation.metrics import mean_recalls
+from evaluation.suite import Scores, score
 from pipelines.dataset.prepared import Prepared
 from pipelines.features.feature_store import Pool
 from pipelines.program import cluster, interrupts, path_keys, yaml_text
 from pipelines.program.display import Display
+from pipelines.program.own_class import as_data
 from pipelines.program.settings import UserError, difference, read_yaml, validate
 from training.checkpoint_registry import ABOUT, newest_checkpoint, put, registered, settle
 from training.config import TrainSettings
@@ -74,8 +76,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         data_cpus = _booked(settings, size)
         phases.end("start")
         if plan is None:
-            pool = _pool(settings, size)
-            plan = make_plan(data, pool, display, None if replaced else folder, checkpoint)
+            plan = make_plan(data, _pool(settings, size), display, None if replaced else folder, checkpoint)
             check_build(plan)
         if replaced is not None:
             _empty(folder)
@@ -110,8 +111,9 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
             )
         return None
     # Validated: a run of an earlier version gets the defaults of keys that came since.
-    old, new = (s.identity() for s in (validate(TrainSettings, read_yaml(file), str(file)), settings))
-    changed = difference(old, new)
+    with as_data():
+        old = validate(TrainSettings, read_yaml(file), str(file))
+    changed = difference(old.identity(), settings.identity())
     if changed:
         raise UserError(
             f"name: {folder} holds a run of another config ({'; '.join(changed[:4])}); give another name=, or overwrite=true"
