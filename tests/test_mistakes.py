@@ -280,7 +280,7 @@ def test_a_sweep_of_another_kind_is_not_mixed_in(mistake: Callable[..., str], ti
     )
 
 
-def test_a_caption_file_without_a_image(mistake: Callable[..., str], folder_of: Callable) -> None:
+def test_a_caption_file_without_an_image(mistake: Callable[..., str], folder_of: Callable) -> None:
     folder = folder_of({"cat.png": b"x", "cat.txt": "a cat", "dog.txt": "a dog"})
     said = mistake("pipelines", "pipelines/configs/tuxpaint.yaml", f"source.path={folder}", "source.unpaired=error")
     assert str(folder / "dog.txt") in said and "source.unpaired=reject" in said

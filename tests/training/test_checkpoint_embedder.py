@@ -42,10 +42,10 @@ def save(prepared: Prepared, folder: Path, **changes: Any) -> TrainState:
         "global_batch_size": 4,
     }
     settings = validate(TrainSettings, tree | changes, "t")
-    tokenizer = train_tokenizer(prepared.texts(), 100, settings.text_tower.max_tokens)
+    tokenizer = train_tokenizer(prepared.texts().to_pylist(), 100, settings.text_tower.max_tokens)
     stream = Stream(prepared, frozenset({"image"}), image_size=12, tokenizer=tokenizer)
     scored = Scored(held_out(prepared, SuiteSettings()), stream, None, None, "held_out.npz")
-    order = Order(prepared.path, prepared.fingerprint, "train", None, 0, 4)
+    order = Order(prepared, "train", None, 0, 4)
     plan = Plan(settings, order, stream, (scored,), tokenizer, "test")
     encoder, objective, teacher = plan.build()
     optimizer = settings.optimizer.build([encoder, objective])

@@ -262,7 +262,7 @@ def test_losers_are_stopped_early_and_the_winner_is_not(scheduler: str, sweep_fi
 def course(emojis: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """Overrides that make the course's sweep small: toy towers, and small datasets in the places of MS-COCO and ImageNet."""
     home = tmp_path_factory.mktemp("course")
-    captions = Prepared.open(emojis).texts()
+    captions = Prepared.open(emojis).texts().to_pylist()
     tokenizer = train_tokenizer(captions, 300, 30)
     sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 32}
     torch.manual_seed(0)
