@@ -26,14 +26,14 @@ import pyarrow.compute as pc
 
 from pipelines.dataset.batch import Batch
 from pipelines.dataset.caption_augmentation import other_words
-from pipelines.dataset.images import REASONS, BadImage, Opened, open_image
+from pipelines.dataset.images import REASONS, BadImage
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.row_ids import COLUMNS
+from pipelines.dataset.sample_images import deadly_image, opened, unusable
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.dataset.views import UNCHANGED, Augment, Drawn, StrongViews, apply, draw, draw_strong, eval_view
 from pipelines.features.frozen_encoders import Guides
-from pipelines.io.deadly import deadly
 from pipelines.io.storage import Missing
 from pipelines.program.cluster import RETRIES, configure_data, deaths_told
 from pipelines.program.randomness import generator
@@ -41,7 +41,6 @@ from pipelines.program.settings import UserError
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
 _SEGMENT = 2000  # steps of one Ray Data execution: planning stays small however long the run is
 _PREFETCH = 3  # batches that wait on the worker
@@ -207,7 +206,7 @@ class Stream:
         """Raises `UserError` where a row failed and nobody stands in for it."""
         for row in np.flatnonzero(failed == ids):
             if item.spares is None:
-                raise _unusable(self.prepared, int(ids[row]), _REASONS[reasons[row]])
+                raise unusable(self.prepared, int(ids[row]), _REASONS[reasons[row]])
             raise UserError(
                 f"data.path: the image of sample {ids[row]} of {self.prepared.path} cannot be used ({_REASONS[reasons[row]]}), "
                 f"nor can the {_SPARES} that might stand in for it; see where the images have gone, and prepare again"
@@ -254,7 +253,7 @@ class Stream:
 
     def _write_views(self, views: np.ndarray, codes: np.ndarray, data: bytes | Missing, epoch: int, sample_id: int) -> None:
         """All views of an image, into uint8 [1 + strong ones, 3, size, size], and what was done to them."""
-        image: Any = _opened(self.prepared, data)
+        image: Any = opened(self.prepared, data)
         key, drawn = (self.seed, epoch, sample_id), []
         if self.augment is None:
             image = image.rgb()
@@ -345,9 +344,7 @@ class Stream:
 
         def culprit() -> str:
             ids = [pick(index).sample_ids for index in range(given, end)]
-            return deadly_picture(
-                self.prepared, np.concatenate(ids) if "image" in self.columns and ids else np.empty(0, np.int64)
-            )
+            return deadly_image(self.prepared, np.concatenate(ids) if "image" in self.columns and ids else np.empty(0, np.int64))
 
         with deaths_told("see also whether its image is one that no decoder survives: prepare with verify=all", culprit):
             for batch in dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device):
@@ -373,37 +370,3 @@ def _parts(start: int, end: int, together: int, at_once: int) -> Iterator[tuple[
         count = min(together, 2 ** (number // at_once), end - start)
         yield start, start + count
         start, number = start + count, number + 1
-
-
-def whole_images(prepared: Prepared, sample_ids: np.ndarray) -> "Iterator[Image.Image]":
-    """The samples' images in RGB, as they are kept. Raises `UserError` for one that cannot be used."""
-    for sample_id, data in zip(sample_ids, prepared.images(sample_ids), strict=True):
-        try:
-            yield _opened(prepared, data).rgb()
-        except BadImage as bad:
-            raise _unusable(prepared, int(sample_id), f"{bad.reason}, {bad.detail}") from None
-
-
-def deadly_picture(prepared: Prepared, sample_ids: np.ndarray) -> str:
-    """A clause about the first of these samples whose image ends the process that reads it; empty where none does."""
-
-    def name(sample_id: int) -> str:
-        (place,) = prepared.places(np.asarray([sample_id]))
-        return f"data.path: the image of sample {sample_id} ({place.file}) of {prepared.path}"
-
-    return deadly(lambda sample_id: next(whole_images(prepared, np.asarray([sample_id]))), name, sample_ids.tolist())
-
-
-def _opened(prepared: Prepared, data: bytes | Missing) -> Opened:
-    if isinstance(data, Missing):
-        raise BadImage("missing_image", str(data))
-    image = prepared.manifest["image"]
-    return open_image(data, image["background"], svg_size=image["size"])
-
-
-def _unusable(prepared: Prepared, sample_id: int, why: str) -> UserError:
-    place = prepared.places(np.asarray([sample_id]))[0]
-    return UserError(
-        f"data.path: the image of sample {sample_id} ({place.file}) of {prepared.path} cannot be used: {why}; "
-        "scores and banks need every image: prepare with verify=all, or mode=copy"
-    )

@@ -26,7 +26,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import Item, Stream, deadly_picture
+from pipelines.dataset.sample_images import deadly_image
+from pipelines.dataset.stream import Item, Stream
 from pipelines.features.rows_by_id import digest_of_rows
 from pipelines.io import storage
 from pipelines.program import interrupts
@@ -123,7 +124,7 @@ def image_bank(
 
     about = {"of": "images by sample_id", "size": size, "encoder": identity, "dataset": prepared.fingerprint}
     bank = Bank(folder_of(prepared), prepared.num_samples, about)
-    compute([bank], load, encoder, arguments, pool, display, culprit=lambda _, ids: deadly_picture(prepared, ids))
+    compute([bank], load, encoder, arguments, pool, display, culprit=lambda _, ids: deadly_image(prepared, ids))
     return bank.path
 
 

@@ -13,7 +13,7 @@ from evaluation.suite import SuiteSettings, held_out
 from evaluation.zero_shot import build_prompts
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import whole_images
+from pipelines.dataset.sample_images import whole_images
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
 from pipelines.program.display import Display

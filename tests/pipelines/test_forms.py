@@ -17,7 +17,8 @@ from PIL import Image
 from pipelines.dataset.batch import Batch
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import Stream, Worker, whole_images
+from pipelines.dataset.sample_images import whole_images
+from pipelines.dataset.stream import Stream, Worker
 from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
 from pipelines.dataset.views import Augment
 from pipelines.prepare.config import PrepareSettings

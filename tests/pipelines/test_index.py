@@ -13,7 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 from pipelines.dataset.batch import Batch
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import Stream, Unusable, Worker, whole_images
+from pipelines.dataset.sample_images import whole_images
+from pipelines.dataset.stream import Stream, Unusable, Worker
 from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
 from pipelines.dataset.views import Augment, train_view
 from pipelines.features.feature_store import Pool, image_bank

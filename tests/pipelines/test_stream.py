@@ -11,7 +11,8 @@ from pipelines.dataset.batch import Batch, Needs, columns
 from pipelines.dataset.caption_augmentation import other_words
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import Item, Stream, Worker, whole_images
+from pipelines.dataset.sample_images import whole_images
+from pipelines.dataset.stream import Item, Stream, Worker
 from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
 from pipelines.dataset.views import Augment
 from pipelines.program.randomness import generator

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 from evaluation.suite import SuiteSettings, held_out
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import Stream, whole_images
+from pipelines.dataset.sample_images import whole_images
+from pipelines.dataset.stream import Stream
 from pipelines.dataset.tokenizer import train_tokenizer
 from pipelines.program.settings import validate
 from training.checkpoint import CheckpointEmbedder, load_embedder, save_checkpoint

@@ -12,7 +12,8 @@ from evaluation.suite import SuiteSettings, held_out
 from pipelines.dataset.batch import Batch
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import Item, Stream, whole_images
+from pipelines.dataset.sample_images import whole_images
+from pipelines.dataset.stream import Item, Stream
 from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
 from pipelines.dataset.views import eval_view
 from pipelines.program.settings import UserError, validate
