@@ -48,11 +48,11 @@ lint: install
 # Without Ray: for the inner loop. A worker a core, each with one thread; a worker's tests stay together, for what they share.
 WORKERS ?= 2
 check: install lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not ray" --numprocesses $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not ray" --numprocesses $(WORKERS) --dist worksteal --durations 15
 
 # All: those with Ray one after another, as each takes both cores.
 test: check
-	$(PY) -m pytest -m ray
+	$(PY) -m pytest -m ray --durations 40
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

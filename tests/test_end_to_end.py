@@ -19,7 +19,6 @@ from PIL import Image
 
 from tests.in_process import succeed
 from tests.patience import PATIENCE
-from tuning.__main__ import report
 
 ROOT = Path(__file__).parent.parent
 LOCKED = ["image_tower.image_size=64", "epochs=3", "global_batch_size=32", "evaluation.every_epochs=1", "log_every=2"]
@@ -113,7 +112,7 @@ def test_evaluation_from_pixels_gives_the_scores_of_the_run(ray_session: None, h
 
 
 @pytest.mark.e2e
-def test_a_sweep_tabulates_and_goes_on(ray_session: None, home: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_sweep_tabulates_and_goes_on(ray_session: None, home: Path) -> None:
     sweep = home / "sweep.yaml"
     sweep.write_text(
         f"name: sweep\nstorage: {home}/sweeps\nbase: training/configs/openmoji.yaml\nseeds: [1]\n"
@@ -131,7 +130,7 @@ def test_a_sweep_tabulates_and_goes_on(ray_session: None, home: Path, capsys: py
     page = home / "sweeps" / "sweep" / "report.html"
     assert "finished before" in succeed("tuning", str(sweep))
     page.unlink()
-    assert report([str(page.parent)]) == 0 and str(page) in capsys.readouterr().out and page.exists()
+    assert str(page) in succeed("tuning", "report", str(page.parent)) and page.exists()
 
 
 @pytest.mark.e2e

@@ -4,13 +4,20 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from evaluation.__main__ import _run as run_evaluation
+from evaluation.config import EvaluateSettings
+from pipelines.__main__ import _run as run_pipelines
 from pipelines.dataset.prepared import Prepared
+from pipelines.prepare.config import PrepareSettings
 from pipelines.program.cli import run_program
 from pipelines.program.settings import UserError, example_of, load, parse_overrides
-from tests.in_process import PROGRAMS
+from training.__main__ import _run as run_training
+from training.config import TrainSettings
+from tuning.__main__ import _run as run_tuning
 from tuning.config import SweepSettings
 from tuning.plan import SweepPlan
 
@@ -19,6 +26,12 @@ OPENMOJI = "training/configs/openmoji.yaml"
 EMOJIS = "pipelines/configs/openmoji.yaml"
 SCORES = "evaluation/configs/openmoji.yaml"
 SWEEP = "tuning/sweeps/smoke.yaml"
+PROGRAMS: dict[str, Any] = {
+    "pipelines": (PrepareSettings, run_pipelines),
+    "training": (TrainSettings, run_training),
+    "evaluation": (EvaluateSettings, run_evaluation),
+    "tuning": (SweepSettings, run_tuning),
+}
 SCRATCH = "training/configs/from-scratch.yaml"
 
 
