@@ -256,7 +256,7 @@ def test_ray_trains_list_of_checkpoints_is_read_and_mended(tmp_path: Path) -> No
 def decided(scheduler: TrialScheduler, score: float) -> str:
     """What a scheduler decides of a trial that reports this score after its first epoch."""
     trial = Trial("new", stub=True, trial_id=f"new-{score}")
-    controller = SimpleNamespace(get_live_trials=lambda: [trial])
+    controller = SimpleNamespace(get_live_trials=list)
     scheduler.on_trial_add(controller, trial)
     return scheduler.on_trial_result(controller, trial, {"epoch": 1, "score": score})
 

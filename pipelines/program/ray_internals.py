@@ -223,9 +223,9 @@ def remind(scheduler: "TrialScheduler", name: str, results: Iterable[Mapping[str
     """Tell one of Tune's schedulers what a trial reported that ended before this process began.
 
     Schedulers learn from trials under way only, and take up saved state only whole; so a stand-in for the trial reports again:
-    a stub, which has no function to run, and no controller. ASHA asks for none. The median rule would, and takes no more of a trial
-    that it would have stopped: it is told of each result as of a last one, which it only takes down (tune/experiment/trial.py,
-    tune/schedulers/async_hyperband.py, median_stopping_rule.py).
+    a stub, which has no function to run, and no controller. ASHA asks for none. The median rule would, and takes no more of a
+    trial that it would have stopped; it is told of each result as of a last one, which it only takes down
+    (tune/experiment/trial.py, tune/schedulers/async_hyperband.py, tune/schedulers/median_stopping_rule.py).
     """
     from ray.tune.experiment import Trial
     from ray.tune.schedulers import MedianStoppingRule
