@@ -1,6 +1,8 @@
 """What keeps the house in order: imports point one way, few talk to torch.distributed, and names say what a file is for."""
 
 import ast
+import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +67,74 @@ def test_objectives_know_nothing_of_ray_workers_or_networks(forbidden: str) -> N
     files = list((ROOT / "training" / "objectives").rglob("*.py"))
     assert len(files) >= 4
     assert [f"{f.name}: {name}" for f in files for name in imports(f) if within(name, forbidden)] == []
+
+
+# Packages of Ray that it does not document for others, whatever their names.
+RAYS_OWN = ("ray.train.v2", "ray.tune.execution", "ray.core", "ray.dashboard", "ray.autoscaler", "ray.experimental")
+
+
+def of_rays_own(source: str) -> Iterator[str]:
+    """What a module uses of Ray that Ray keeps to itself: private names, by import or attribute, and its variables.
+
+    Private is a method too that a class of Ray's has and a subclass overrides.
+    """
+    tree, known = ast.parse(source), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            known |= {
+                alias.asname or "ray": alias.name if alias.asname else "ray" for alias in node.names if within(alias.name, "ray")
+            }
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and within(node.module or "", "ray"):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            known |= {alias.asname or alias.name: name for alias, name in zip(node.names, names, strict=True)}
+        else:
+            continue
+        yield from (name for name in names if private(name))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            root, _, rest = ast.unparse(node).partition(".")
+            if root in known and private(name := f"{known[root]}.{rest}"):
+                yield name
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if re.fullmatch(r"(RAY|TUNE)_\w+", node.value) and node.value != "RAY_ADDRESS":
+                yield node.value
+        elif isinstance(node, ast.ClassDef):
+            for base in node.bases:
+                root, _, rest = ast.unparse(base).partition(".")
+                if root in known:
+                    owner = pkgutil.resolve_name(f"{known[root]}.{rest}".rstrip("."))
+                    methods = [part.name for part in node.body if isinstance(part, ast.FunctionDef)]
+                    yield from (f"{owner.__name__}.{name}" for name in methods if private(f"ray.{name}") and hasattr(owner, name))
+
+
+def private(name: str) -> bool:
+    """Of a dotted name."""
+    parts = name.split(".")
+    return parts[0] == "ray" and (
+        any(part.startswith("_") and not part.endswith("__") for part in parts) or any(within(name, own) for own in RAYS_OWN)
+    )
+
+
+def test_one_module_knows_what_ray_keeps_to_itself() -> None:
+    found = {str(path) for path in MODULES if any(of_rays_own((ROOT / path).read_text(encoding="utf-8")))}
+    assert found == {"pipelines/program/ray_internals.py"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from ray._raylet import PlacementGroupID",
+        "def f():\n    from ray.train.v2._internal.execution.callback import ControllerCallback",
+        "from ray.experimental import internal_kv as store",
+        "import ray\nray._private.worker._global_node.get_logs_dir_path()",
+        "import ray.data as data\ndata.context._settings",
+        "import os\nos.environ['TUNE_MAX_PENDING_TRIALS_PG'] = '1'",
+        "from ray.train.torch import TorchTrainer\nclass T(TorchTrainer):\n    def _register_sigint_handler(self, c): ...",
+    ],
+)
+def test_what_ray_keeps_to_itself_is_seen(source: str) -> None:
+    assert list(of_rays_own(source))
 
 
 def test_evaluation_needs_no_torch() -> None:

@@ -14,16 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.program.ray_internals import SNAPSHOT, is_snapshot, snapshot_checkpoints, snapshot_with
 from pipelines.program.settings import UserError, digest
 
 DIGESTS = "digests.json"
 ABOUT = "checkpoint.json"
 FORMAT = 2  # in checkpoint.json; those of 1, which do not name it, have no digests
 NEWEST = "newest_checkpoint.json"  # names of all, the newest last, where a run was trained without Ray Train
-_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of registered checkpoints
-_KEPT = "checkpoint_manager_snapshot.kept.json"  # ours, the last that was whole
-_RESULTS, _INDICES, _LATEST = "checkpoint_results", "checkpoint_report_indices", "latest_checkpoint_result"
-_PENDING = ("pending_training_results", "pending_validation_specs")
+_KEPT = "checkpoint_manager_snapshot.kept.json"  # our copy of Ray Train's list, the last that was whole
 _NAME = re.compile(r"checkpoint_[0-9]+")
 _BLOCK = 1 << 22  # bytes
 
@@ -89,10 +87,9 @@ def registered(run: Path) -> list[Path]:
         found = _json(run / NEWEST)
         whole = [path.name for path in run.glob("checkpoint_*")]  # where the list is damaged: each was put in place as a whole
         names = [found] if isinstance(found, str) else found if isinstance(found, list) else whole
-    for tree in (_listed(run / _KEPT), _listed(run / _SNAPSHOT)):
+    for tree in (_listed(run / _KEPT), _listed(run / SNAPSHOT)):
         if tree is not None:
-            # The newest checkpoint is the one that was registered last.
-            names += [result["checkpoint_dir_name"] for result in (*tree[_RESULTS], tree[_LATEST])]
+            names += snapshot_checkpoints(tree)
     unique = dict.fromkeys(name for name in names if isinstance(name, str) and _NAME.fullmatch(name))
     return [run / name for name in sorted(unique, key=lambda name: int(name.removeprefix("checkpoint_")))]
 
@@ -130,7 +127,7 @@ def settle(run: Path, tell: Callable[[str], None]) -> Path | None:
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
     if not found:
-        (run / _SNAPSHOT).unlink(missing_ok=True)  # the very first list was cut off
+        (run / SNAPSHOT).unlink(missing_ok=True)  # the very first list was cut off
         return None
     found = [path for path in found if path.is_dir()]
     if (run / NEWEST).exists():
@@ -149,7 +146,7 @@ def keep_snapshot(run: Path) -> bool:
     Ray writes it in place, so that a process that is killed meanwhile leaves a part of it, from which Ray can go on no more.
     What the list before named is still there: Ray deletes checkpoints after it has written that they are gone.
     """
-    tree = _listed(run / _SNAPSHOT)
+    tree = _listed(run / SNAPSHOT)
     if tree is not None:
         put(run / _KEPT, json.dumps({"list": tree, "digest": digest(tree)}))
     return tree is not None
@@ -163,18 +160,13 @@ def put(path: Path, text: str) -> None:
 
 
 def _rewrite(run: Path, names: Sequence[str]) -> None:
-    """Ray Train's list with these checkpoints alone, the last being the newest: Ray reads no list that names a missing one.
+    """Ray Train's list with these checkpoints alone, the last being the newest.
 
-    Ours is the one to trust, which has a digest; Ray's, where a process died before it was copied.
+    Our copy is the one to trust, which has a digest; Ray's, where a process died before it was copied.
     """
-    trees = [tree for file in (_KEPT, _SNAPSHOT) if (tree := _listed(run / file)) is not None]
-    tree = next(t for t in trees if names[-1] in [result["checkpoint_dir_name"] for result in (*t[_RESULTS], t[_LATEST])])
-    indices = dict(zip([result["checkpoint_dir_name"] for result in tree[_RESULTS]], tree[_INDICES], strict=True))
-    results = {result["checkpoint_dir_name"]: result for result in (*tree[_RESULTS], tree[_LATEST])}
-    left = [name for name in names if name in indices]
-    changed = {_RESULTS: [results[name] for name in left], _INDICES: [indices[name] for name in left]}
-    text = json.dumps(tree | changed | {_LATEST: results[names[-1]]} | {name: [] for name in _PENDING})
-    put(run / _SNAPSHOT, text)
+    trees = [tree for file in (_KEPT, SNAPSHOT) if (tree := _listed(run / file)) is not None]
+    tree = next(tree for tree in trees if names[-1] in snapshot_checkpoints(tree))
+    put(run / SNAPSHOT, json.dumps(snapshot_with(tree, names)))
     keep_snapshot(run)
 
 
@@ -184,11 +176,9 @@ def _listed(path: Path) -> dict[str, Any] | None:
     try:
         if "list" in tree:  # our copy
             tree = tree["list"] if tree["digest"] == digest(tree["list"]) else None
-        results = [result["checkpoint_dir_name"] for result in tree[_RESULTS]]
-        whole = tree[_LATEST]["checkpoint_dir_name"] in results and len(tree[_INDICES]) == len(results)
-        return tree if whole and tree["current_report_index"] >= 0 else None
     except (KeyError, TypeError):
         return None
+    return tree if is_snapshot(tree) else None
 
 
 def _json(path: Path) -> Any:

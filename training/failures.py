@@ -11,6 +11,7 @@ import ray.train
 import torch
 
 from pipelines.program.causes import innermost
+from pipelines.program.ray_internals import of_ray
 from training.distributed import PeerLost
 
 # gloo raises a bare RuntimeError where a peer is gone, in words such as "[../gloo/transport/tcp/pair.cc:534] Connection closed by
@@ -29,7 +30,7 @@ def may_pass(error: BaseException) -> bool:
         return False
     if isinstance(found, (ray.exceptions.RayError, *_PASSING)):
         return True
-    if type(found).__module__.startswith("ray."):  # of Ray Train: a missed health check, a barrier that a peer never reached
+    if of_ray(found):  # of Ray Train: a missed health check, a barrier that a peer never reached
         return True
     return type(found) is RuntimeError and bool(_OF_A_PEER.search(str(found)))
 

@@ -12,47 +12,25 @@ from typing import Any
 
 import ray
 import ray.util
-from ray._raylet import PlacementGroupID
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
-from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import PlacementGroup
 
 from pipelines.program.display import Display
+from pipelines.program.ray_internals import beside_workers, placement_group_of
 
 HELD = "placement_group"  # file in a run's folder: what it has booked, or is waiting for
 _PATIENCE = 5.0  # seconds in which a group finds its place where there is one
 _LOOK = 1.0  # seconds between two looks
 
 
-class Room(ControllerCallback):
-    """Given to Ray Train as a callback: its controller then starts workers with `cpus` for reading tasks beside them."""
-
-    def __init__(self, cpus: float, folder: Path):
-        self.cpus, self.folder = cpus, folder
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        """In the controller's process, before the first group."""
-        _Group.room = self
-        TrainController.worker_group_cls = _Group
-
-    def bundles(self) -> list[dict[str, float]]:
-        """One CPU each: they may lie on different nodes."""
-        whole, rest = int(self.cpus), self.cpus - int(self.cpus)
-        return [{"CPU": 1.0}] * whole + ([{"CPU": rest}] if rest >= 0.01 else [])
+def room(cpus: float, folder: Path) -> Any:
+    """A callback for Ray Train: its controller then starts workers with `cpus` for reading tasks beside them."""
+    return beside_workers(bundles(cpus), (folder / HELD).write_text)
 
 
-class _Group(WorkerGroup):
-    """Ray Train's group of workers, with bundles for reading tasks behind the workers' own."""
-
-    room: Room
-
-    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> DefaultPlacementGroupHandle:
-        workers = [worker_group_context.resources_per_worker] * worker_group_context.num_workers
-        group = placement_group(workers + self.room.bundles(), strategy=worker_group_context.placement_strategy)
-        (self.room.folder / HELD).write_text(group.id.hex())
-        return DefaultPlacementGroupHandle(group)
+def bundles(cpus: float) -> list[dict[str, float]]:
+    """What is booked for reading tasks, in pieces of one CPU: they may lie on different nodes."""
+    whole, rest = int(cpus), cpus - int(cpus)
+    return [{"CPU": 1.0}] * whole + ([{"CPU": rest}] if rest >= 0.01 else [])
 
 
 def give_back(folder: Path) -> None:
@@ -133,7 +111,7 @@ class Teller:
 
 def _group(folder: Path) -> PlacementGroup | None:
     try:
-        return PlacementGroup(PlacementGroupID.from_hex((folder / HELD).read_text()))
+        return placement_group_of((folder / HELD).read_text())
     except (OSError, ValueError):  # there is none, or it is being written
         return None
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train.torch import TorchTrainer
 
-from pipelines.program import interrupts
+from pipelines.program import interrupts, ray_internals
 from pipelines.program.causes import cause_of, first_cause
 from pipelines.program.display import Display
 from pipelines.program.settings import UserError
@@ -20,7 +19,7 @@ from training.failures import EndAtOnce
 from training.loop import DivergenceError, train_worker
 from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
-from training.placement import Room, Watch
+from training.placement import Watch, room
 from training.plan import Plan
 from training.stopping import Stopped, ask, forget
 
@@ -84,8 +83,8 @@ def run_workers(
     `config`: of the function, with the run's `plan`, and `data_cpus`, which are booked beside the workers where tasks read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    room = Room(config["data_cpus"] if config["plan"].uses_tasks else 0.0, folder)
-    trainer = _Trainer(
+    beside = room(config["data_cpus"] if config["plan"].uses_tasks else 0.0, folder)
+    trainer = ray_internals.trainer(
         function,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
@@ -98,7 +97,7 @@ def run_workers(
             storage_path=str(folder.parent),
             failure_config=ray.train.FailureConfig(max_failures=wanted.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="INFO" if display.verbose else "ERROR"),
-            callbacks=[EndAtOnce(), *callbacks, room],
+            callbacks=[EndAtOnce(), *callbacks, beside],
             **options,
         ),
     )
@@ -113,13 +112,6 @@ def run_workers(
         raise UserError(
             f"training stopped: {cause}; --verbose shows all, the same command goes on from the last checkpoint"
         ) from None
-
-
-class _Trainer(TorchTrainer):
-    """Leaves signals to the program: Ray Train's own handler of Ctrl-C would end the run where it stands."""
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Nothing."""
 
 
 class _Follower:

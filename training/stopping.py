@@ -8,9 +8,9 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from ray.experimental import internal_kv as store
+from pipelines.program.ray_internals import Store
 
-_SPACE = "raylign"
+_STORE = Store("raylign")
 _LOOK = 0.5  # seconds between two looks
 _HERE, _STOP = b"here", b"stop"
 
@@ -50,11 +50,11 @@ class Asked:
             forget(Path(self._key))
 
     def _look(self) -> None:
-        while store._internal_kv_initialized():
+        while _STORE.ready:
             with suppress(Exception):  # the head does not answer just now
-                found = store._internal_kv_get(self._key, namespace=_SPACE)
+                found = _STORE.get(self._key)
                 if found is None:
-                    store._internal_kv_put(self._key, _HERE, namespace=_SPACE)
+                    _STORE.put(self._key, _HERE)
                 self._asked = found == _STOP
             if self._asked or self._over.wait(_LOOK):
                 return
@@ -64,20 +64,20 @@ def ask(folder: Path) -> bool:
     """Ask the run in this folder to stop. False: nobody trains there, or not yet."""
     if not trains(folder):
         return False
-    store._internal_kv_put(_key(folder), _STOP, namespace=_SPACE)
+    _STORE.put(_key(folder), _STOP)
     return True
 
 
 def trains(folder: Path) -> bool:
     """Whether steps are under way."""
-    return bool(store._internal_kv_exists(_key(folder), namespace=_SPACE))
+    return _STORE.has(_key(folder))
 
 
 def forget(folder: Path) -> None:
     """Nobody trains here, and what was asked of an earlier run is not asked of the next."""
-    if store._internal_kv_initialized():
+    if _STORE.ready:
         with suppress(Exception):
-            store._internal_kv_del(_key(folder), namespace=_SPACE)
+            _STORE.delete(_key(folder))
 
 
 def _key(folder: Path) -> str:

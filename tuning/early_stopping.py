@@ -9,6 +9,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, MedianStoppingRule, TrialScheduler
 
+from pipelines.program import ray_internals
 from pipelines.program.causes import cause_of
 from tuning.config import AshaSettings, HyperbandSettings, MedianSettings, NoScheduler
 
@@ -43,10 +44,7 @@ class SearchOnly(TrialScheduler):
         if isinstance(self._inner, HyperBandScheduler):
             return
         for name, lines in curves.items():
-            ghost = Trial("ended", stub=True, trial_id=name)
-            self._inner.on_trial_add(None, ghost)
-            for line in lines:
-                self._inner.on_trial_result(None, ghost, dict(line))
+            ray_internals.remind(self._inner, name, lines)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         if _searched(trial):
@@ -94,6 +92,6 @@ def _searched(trial: Trial) -> bool:
 
 def _death(trial: Trial) -> str:
     """A reason for people: trials that raise have written their own, so this one's process is gone, or never was there."""
-    error, times = trial.get_pickled_error(), trial.run_metadata.num_failures
+    error, times = ray_internals.failure_of(trial)
     cause = "its process died" if error is None else cause_of(error)
     return f"{cause} ({times} times)" if times > 1 else cause

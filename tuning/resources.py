@@ -7,12 +7,13 @@ of its own; its Tune actor only waits, on the head node and without a CPU, and i
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipelines.program.ray_internals import HEAD_NODE
 from pipelines.program.settings import UserError
 from training.config import TrainSettings
 from training.resources import Cluster, plan_resources
 
-# Tune refuses a trial that books nothing; every head node has this, and a head node is not a spot node.
-WAITING = {"node:__internal_head__": 0.001}
+# Tune refuses a trial that books nothing; a head node is not a spot node.
+WAITING = {HEAD_NODE: 0.001}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ The same call again goes on: the trials' folders are the state (`tuning.trials`)
 
 import json
 import math
-import os
 import shutil
 import time
 from collections import defaultdict
@@ -14,6 +13,7 @@ from typing import Any
 
 from pipelines.program import interrupts
 from pipelines.program.display import Display
+from pipelines.program.ray_internals import let_trials_wait
 from pipelines.program.settings import UserError, difference
 from training.config import TrainSettings
 from tuning.config import SweepSettings
@@ -148,7 +148,7 @@ def _tune(
     together = settings.scheduler.name == "hyperband"
     limit = None if together else at_once
     if together:  # a bracket compares what Tune has been given: all of the search at once
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(schedule.planned["search"])
+        let_trials_wait(schedule.planned["search"])
     feeder = Feeder(settings, schedule, plan.folder, plan.build, plan.score, limit, errors, first)
     scheduler = SearchOnly(build_scheduler(settings.scheduler, settings.mode, max(e.epochs for e in examples)), errors)
     ended = [name for name in schedule.outcomes if schedule.seen[name].phase == "search"]

@@ -14,12 +14,13 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from pipelines.io.retry import Missing
+from pipelines.program.ray_internals import TENSOR_TYPES
 
 _NAME = b"ARROW:extension:name"  # of a field whose type nobody registered
 _HARMLESS = frozenset(
     f"arrow.{name}"
     for name in ("bool8", "fixed_shape_tensor", "json", "opaque", "parquet.variant", "timestamp_with_offset", "uuid")
-) | {"arrow.variable_shape_tensor", "ray.data.arrow_tensor", "ray.data.arrow_tensor_v2", "ray.data.arrow_variable_shaped_tensor"}
+) | {"arrow.variable_shape_tensor", *TENSOR_TYPES}
 
 
 class Refused(Missing):

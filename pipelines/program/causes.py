@@ -7,33 +7,25 @@ in whatever they had to say to it: that their connection broke is how they learn
 import re
 from collections.abc import Mapping
 
+from pipelines.program import ray_internals
+from pipelines.program.ray_internals import of_ray
 from pipelines.program.settings import UserError
 
 _LONGEST = 400  # characters of what an exception says
 # How torch's gloo and NCCL, and Ray Train's barrier, say that another worker is gone.
 _BROKEN = re.compile(
-    r"Connection (?:closed|reset) by peer|Broken pipe|Connection refused|GLHF|NCCL|ProcessGroup|have not joined the collective"
-    r"|Socket (?:closed|Timeout)|pair closure|remote process exited",
+    r"Connection (?:closed|reset) by peer|Broken pipe|Connection refused|GLHF|NCCL|ProcessGroup"
+    rf"|{ray_internals.BARRIER_TEXT}|Socket (?:closed|Timeout)|pair closure|remote process exited",
     re.IGNORECASE,
 )
-_BROKEN_TYPES = {"DistBackendError", "DistNetworkError", "DistStoreError", "BroadcastCollectiveTimeoutError"}
+_BROKEN_TYPES = {"DistBackendError", "DistNetworkError", "DistStoreError", ray_internals.BARRIER_BROKEN}
 _DIED = "its process died: killed from outside, or by the system for want of memory, or it crashed"
 _SHORT = "the node ran low on memory, and Ray ended its process"
-_DEATHS = {
-    "ActorDiedError",
-    "ActorUnavailableError",
-    "LocalRayletDiedError",
-    "NodeDiedError",
-    "OutOfMemoryError",
-    "OwnerDiedError",
-    "RayActorError",
-    "WorkerCrashedError",
-}
-# How, by the exception's name or its text, the first that fits: no exception of Ray's has a field for it.
+# How, the first that fits.
 _WAYS = (
-    (r"low on memory|OutOfMemoryError", _SHORT),
-    (r"NodeDiedError|node (?:has )?(?:died|is dead)|[Nn]ode .{0,80}terminat", "its node was lost"),
-    (r"OwnerDiedError|owner has died|LocalRayletDiedError", "the process or node that had started it is gone"),
+    (ray_internals.LOW_MEMORY, _SHORT),
+    (ray_internals.NODE_LOST, "its node was lost"),
+    (ray_internals.OWNER_LOST, "the process or node that had started it is gone"),
 )
 
 
@@ -45,11 +37,11 @@ def cause_of(error: BaseException) -> str:
         return " ".join(str(error).split())
     if name == "RuntimeEnvSetupError":
         return f"its process could not be set up: {text}"
-    if getattr(error, "actor_init_failed", False):
+    if ray_internals.failed_at_start(error):
         # The text is a traceback, which ends with the exception that the actor's own __init__ raised.
         return f"its process could not be set up: {_cut(_last_line(str(error)))}"
-    if name in _DEATHS and _of_ray(error):
-        return next((words for pattern, words in _WAYS if re.search(pattern, f"{name} {text}")), _DIED)
+    if ray_internals.is_death(error):
+        return next((words for pattern, words in _WAYS if pattern.search(f"{name} {text}")), _DIED)
     if isinstance(error, MemoryError) or name == "OutOfMemoryError":  # Python's or torch's, which says how much was asked for
         return "out of memory" + (f": {text}" if text else "")
     return f"{name}: {text}" if text else name
@@ -66,7 +58,7 @@ def first_cause(failures: Mapping[int, BaseException]) -> str:
         lost = f"worker {rank} lost its connection to another ({_text(error)[:160]})"
         return f"a worker was lost, or the network between workers: {lost}"
     # An exception says more than a death, and whoever raised one did not die of the others.
-    rank = min(own, key=lambda rank: (_of_ray(own[rank]), rank))
+    rank = min(own, key=lambda rank: (of_ray(own[rank]), rank))
     cause = f"worker {rank}: {cause_of(own[rank])}"
     others = len(found) - 1
     return cause if not others else f"{cause} ({others} other{'s' if others > 1 else ''} failed with it)"
@@ -83,24 +75,13 @@ def innermost(error: BaseException) -> BaseException:
     seen = [error]
     while True:
         last = seen[-1]
-        inner = next(
-            (
-                found
-                for field in ("_base_exc", "health_check_failure", "controller_failure", "cause", "worker_failures")
-                if (found := getattr(last, field, None))
-            ),
-            None,
-        )
+        inner = ray_internals.inside(last)
         if isinstance(inner, Mapping):  # of workers
             own = {rank: failure for rank, failure in inner.items() if not is_broken_connection(failure)}
             inner = next(iter((own or inner).values()))
         if not isinstance(inner, BaseException) or any(inner is one for one in seen):
             return last
         seen.append(inner)
-
-
-def _of_ray(error: BaseException) -> bool:
-    return type(error).__module__.startswith("ray.")
 
 
 def _text(error: BaseException) -> str:

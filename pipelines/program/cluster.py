@@ -1,7 +1,7 @@
-"""Ray, started one way for all programs: every environment variable and `DataContext` setting that matters, with its reason.
+"""Ray, started one way for all programs, with every environment variable and `DataContext` setting that matters.
 
-`start()` joins the cluster that RAY_ADDRESS names (as inside `ray job submit`) or starts a local one. The settings are
-environment variables because Ray reads most of them in processes that it starts itself.
+`start()` joins the cluster that RAY_ADDRESS names (as inside `ray job submit`) or starts a local one. Ray's own variables, with
+their reasons, stand in `ray_internals`.
 """
 
 import functools
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.io.retry import Unreachable
-from pipelines.program import interrupts
+from pipelines.program import interrupts, ray_internals
 from pipelines.program.causes import cause_of
 from pipelines.program.settings import UserError
 
@@ -36,43 +36,9 @@ _LOOK = 2.0  # seconds between two looks whether the head is there
 _HEAD = 45.0  # seconds without it until it is gone: Ray ends drivers after 60
 _LOCAL_HEAD = 5.0  # of a local Ray, whose head nobody starts again
 
-# RAY_AUTH_MODE is left as it is: a local Ray makes itself a token and its processes find it; a job client has to be told
-# (docs/cluster.md).
-ENVIRONMENT = {
-    # No report to the vendor, and no notice about it.
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # The train controller polls its workers this often: the default of 2 s delays metrics, checkpoints and the end of a run.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # Else every print of a worker appears twice.
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # We draw our own progress.
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    # Reader V2 packs small Parquet files into one or two tasks: no parallel decode, first batch at the very end.
-    "RAY_DATA_USE_DATASOURCE_V2": "0",
-    # On a cloud, nodes take minutes to come up; the default of 60 s only fills the log with retries.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
-    # The defaults of 30 and 60 s are too little on a busy machine.
-    "RAY_raylet_start_wait_time_s": "60",
-    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
-    # One notice a second about an actor state that needs the dashboard.
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-    # Trials run where the driver runs, so that relative paths mean the same; they log what the sweep's `loggers` name.
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Ctrl-C ends a sweep at once: it can go on, and needs no state of Tune's for that.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "600",
-    # A trial may fail before its first evaluation, and has no score then.
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    # Keeps CUDA_VISIBLE_DEVICES as it is for tasks without GPUs, and silences the notice about it.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+ENVIRONMENT = {name: value for name, (value, _) in ray_internals.VARIABLES.items()} | {
     # Each task tokenizes on the one CPU it was given; no notice about forks.
     "TOKENIZERS_PARALLELISM": "false",
-    # Inside a job Ray refuses a variable that the job's own runtime environment names too, even with an equal value. We send
-    # what this process has, so what the job was submitted with stands.
-    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
     # transformers' load reports and bars would break the progress display; real errors are raised all the same.
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -111,7 +77,7 @@ def start(verbose: bool = False, cpus: int | None = None, state_api: bool = Fals
     _init(options)
     _watch_head("RAY_ADDRESS" not in os.environ)
     if not verbose:
-        _divert_native_errors(Path(ray._private.worker._global_node.get_logs_dir_path()) / "raylign-driver.err")
+        _divert_native_errors(ray_internals.logs_folder() / "raylign-driver.err")
     configure_data(verbose)
 
 
@@ -141,7 +107,7 @@ def _init(options: dict[str, Any]) -> None:
             for left in set(psutil.Process().children()) - before:
                 left.kill()
                 left.wait()
-            if "timed out" not in str(error).lower():
+            if ray_internals.NOT_UP_IN_TIME not in str(error).lower():
                 raise UserError(f"Ray: it did not start on this machine: {cause_of(error)}; --verbose shows more") from error
             continue
         interrupts.retake()
@@ -281,9 +247,8 @@ def configure_data(verbose: bool = False) -> None:
     """Ray Data's settings in this process. Workers and controllers call it too: a `DataContext` does not travel."""
     import ray.data
 
-    # Of the options of its tasks Ray Data names some as parameters now, and not those for retries and placement, which we need;
-    # nothing takes their place yet, and pyproject.toml keeps Ray below 2.61. Here, as Ray sets a filter of its own at import.
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    # Here, as Ray sets a filter of its own at import.
+    warnings.filterwarnings("ignore", message=ray_internals.OPTIONS_WARNING)
     context = ray.data.DataContext.get_current()
     # Batches come in the order they were asked for, not as tasks happen to finish: the order is part of the result.
     context.execution_options.preserve_order = True

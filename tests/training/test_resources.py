@@ -1,13 +1,12 @@
 """Will it fit? What does not is refused with the arithmetic, and every number that is offered as a way out works."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from pipelines.program.settings import UserError
 from training.config import ResourceSettings
-from training.placement import Room
+from training.placement import bundles
 from training.resources import Cluster, plan_resources
 
 
@@ -79,5 +78,5 @@ def test_what_is_booked_is_there_as_ray_counts(wanted: dict) -> None:
     """Ray rounds to four digits; a group of bundles one ten-thousandth too large is never placed."""
     settings = ResourceSettings(**wanted)
     data = plan_resources(settings, True, Cluster(16, 0))
-    bundles = [round(settings.cpus_per_worker, 4)] * settings.num_workers + [b["CPU"] for b in Room(data, Path()).bundles()]
-    assert 15.98 < sum(bundles) <= 16
+    booked = [round(settings.cpus_per_worker, 4)] * settings.num_workers + [b["CPU"] for b in bundles(data)]
+    assert 15.98 < sum(booked) <= 16

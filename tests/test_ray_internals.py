@@ -1,0 +1,406 @@
+"""Canaries: what raylign rests on in Ray and Ray does not promise (`pipelines.program.ray_internals`) is as it was in Ray 2.60.
+
+All but the last test start no Ray. One that fails says what Ray has changed, and what of raylign rests on it.
+"""
+
+import ast
+import asyncio
+import functools
+import inspect
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType, SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+import pytest
+import ray
+import ray.cloudpickle
+import ray.data
+import ray.exceptions
+import ray.train
+from ray.train.v2._internal import constants as train_constants
+from ray.train.v2._internal import exceptions as train_exceptions
+from ray.train.v2._internal.execution import callback as train_callbacks
+from ray.train.v2._internal.execution.checkpoint import checkpoint_manager
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.storage import StorageContext
+from ray.train.v2._internal.execution.training_report import _TrainingReport
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupContext
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
+from ray.util.placement_group import PlacementGroup
+
+from pipelines.program import ray_internals as module
+
+RAY = Path(ray.__file__).parent
+
+
+def holds(is_so: Any, changed: str, rests: str) -> None:
+    """`changed`: what is no longer so; `rests`: what of raylign needs it."""
+    assert is_so, f"Ray {ray.__version__}: {changed}; {rests} rests on it, see pipelines/program/ray_internals.py"
+
+
+@functools.cache
+def texts(file: str) -> list[str]:
+    """All strings of a file of Ray's, also the constant parts of those that are put together."""
+    tree = ast.parse((RAY / file).read_text(encoding="utf-8"))
+    return [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def names_used(owner: type) -> set[str]:
+    """Attributes and globals that a class's own methods use."""
+
+    def of(code: CodeType) -> Iterator[str]:
+        yield from code.co_names
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                yield from of(constant)
+
+    return {name for method in vars(owner).values() if hasattr(method, "__code__") for name in of(method.__code__)}
+
+
+# --- variables, nodes ---
+
+
+@pytest.mark.parametrize("name", module.VARIABLES)
+def test_ray_reads_the_variable(name: str) -> None:
+    _, file = module.VARIABLES[name]
+    holds((RAY / file).exists(), f"there is no file {file}", f"the variable {name}")
+    known = name.encode() in (RAY / file).read_bytes() if file.endswith(".so") else name in texts(file)
+    holds(known, f"{file} does not name the variable {name} any more", "what its comment says")
+
+
+def test_variables_mean_what_they_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those whose effect shows without starting Ray."""
+    from ray.data import context
+    from ray.tune.execution.tune_controller import _get_max_pending_trials
+    from ray.tune.experimental.output import get_air_verbosity
+    from ray.tune.progress_reporter import TrialProgressCallback
+    from ray.tune.utils.callback import _create_default_callbacks
+
+    if os.environ["RAY_DATA_USE_DATASOURCE_V2"] == "0":
+        holds(context.DEFAULT_USE_DATASOURCE_V2 is False, "RAY_DATA_USE_DATASOURCE_V2=0 does not choose reader V1", "reading")
+    holds(get_air_verbosity(0) is None, "RAY_AIR_NEW_OUTPUT=0 does not choose Tune's older output", "a sweep's progress")
+    ours = type("Ours", (TrialProgressCallback,), {})()
+    found = _create_default_callbacks([ours])
+    holds(found == [ours], f"Tune adds callbacks beside ours ({found})", "a sweep's progress, and which loggers it has")
+    monkeypatch.setenv(module._PENDING_TRIALS, "auto")
+    module.let_trials_wait(7)
+    holds(_get_max_pending_trials(SimpleNamespace()) == 7, f"{module._PENDING_TRIALS} does not count", "HyperBand")
+
+
+def test_the_head_node_has_its_resource() -> None:
+    from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+
+    holds(module.HEAD_NODE == HEAD_NODE_RESOURCE_NAME, f"the head's resource is {HEAD_NODE_RESOURCE_NAME}", "where trials wait")
+
+
+def test_a_node_that_was_not_up_in_time_is_told_in_these_words() -> None:
+    from ray._private import node, services
+
+    for where in (node.Node.__init__, services.wait_for_node, services.get_node_with_retry):
+        told = module.NOT_UP_IN_TIME in inspect.getsource(where).lower()
+        holds(told, f"{where.__qualname__} does not say '{module.NOT_UP_IN_TIME}'", "starting a slow node again")
+
+
+def test_ray_init_takes_sigterm_and_exits_with_its_number() -> None:
+    """`cluster.start` asks for its number, and takes the signal again after it."""
+    source = inspect.getsource(ray.init)
+    holds("set_sigterm_handler" in source and "sys.exit(signum)" in source, "ray.init handles SIGTERM otherwise", "stopping")
+    assert int(signal.SIGTERM) == 15
+
+
+def test_the_heads_store_is_called_as_it_was() -> None:
+    from ray.experimental import internal_kv
+
+    for name in ("_internal_kv_initialized", "_internal_kv_get", "_internal_kv_put", "_internal_kv_exists", "_internal_kv_del"):
+        holds(hasattr(internal_kv, name), f"internal_kv has no {name}", "asking a run to stop")
+    holds(
+        parameters(internal_kv._internal_kv_put)[:2] == ["key", "value"], "_internal_kv_put takes others", "asking a run to stop"
+    )
+
+
+# --- placement groups ---
+
+
+def test_a_group_is_found_by_its_id() -> None:
+    from ray._raylet import PlacementGroupID
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+    known = PlacementGroupID.from_random()
+    group = module.placement_group_of(known.hex())
+    holds(isinstance(group, PlacementGroup) and group.id == known, "an id makes another group", "giving back what a run booked")
+    for wrong in ("", "xyz", known.hex()[:-2]):
+        with pytest.raises(ValueError):
+            module.placement_group_of(wrong)
+    states = set(PlacementGroupTableData.PlacementGroupState.keys())
+    holds(states >= {"PENDING", "RESCHEDULING", "REMOVED"}, f"a group's states are {states}", "saying what a run waits for")
+
+
+def test_ray_trains_group_of_workers_is_made_by_our_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    rests = "booking the CPUs of reading tasks beside the workers"
+    told: list[str] = []
+    callback = ray.cloudpickle.loads(ray.cloudpickle.dumps(module.beside_workers([{"CPU": 1.0}, {"CPU": 0.5}], told.append)))
+    holds(isinstance(callback, train_callbacks.RayTrainCallback), "a ControllerCallback is no RayTrainCallback", rests)
+    holds(not isinstance(callback, ray.train.UserCallback), "a ControllerCallback is a UserCallback", rests)
+    assert ray.train.RunConfig(name="run", storage_path="/nowhere", callbacks=[callback]).callbacks == [callback]
+    hook = train_callbacks.ControllerCallback.after_controller_start
+    holds(parameters(hook) == ["self", "train_run_context"], f"after_controller_start takes {parameters(hook)}", rests)
+
+    used = "worker_group_cls" in vars(TrainController) and "worker_group_cls" in names_used(TrainController)
+    holds(used, "the controller has no class of groups", rests)
+    holds("_create_placement_group" in names_used(WorkerGroup), "a group books otherwise", rests)
+    taken = parameters(WorkerGroup._create_placement_group)
+    holds(taken == ["self", "scaling_config", "worker_group_context"], f"_create_placement_group takes {taken}", rests)
+    fields = set(parameters(WorkerGroupContext))
+    wanted = {"num_workers", "resources_per_worker", "placement_strategy"}
+    holds(fields >= wanted, f"a WorkerGroupContext has no {wanted - fields}", rests)
+
+    booked: list[tuple[list, str]] = []
+    group = module.placement_group_of("ab" * 18)
+
+    def placement_group(bundles: list, strategy: str) -> PlacementGroup:
+        booked.append((bundles, strategy))
+        return group
+
+    monkeypatch.setattr(sys.modules["ray.util.placement_group"], "placement_group", placement_group)
+    monkeypatch.setattr(TrainController, "worker_group_cls", WorkerGroup)
+    ids: list[str] = []
+    module.beside_workers([{"CPU": 1.0}, {"CPU": 0.5}], ids.append).after_controller_start(None)
+    made = TrainController.worker_group_cls
+    holds(issubclass(made, WorkerGroup) and made is not WorkerGroup, "the controller's class of groups cannot be set", rests)
+    context = SimpleNamespace(num_workers=2, resources_per_worker={"CPU": 2}, placement_strategy="PACK")
+    handle = made._create_placement_group(object.__new__(made), None, context)
+    holds(handle.placement_group is group, "a handle hands on another group", rests)
+    assert booked == [([{"CPU": 2}, {"CPU": 2}, {"CPU": 1.0}, {"CPU": 0.5}], "PACK")], "Ray takes the first for its workers"
+    assert ids == ["ab" * 18]
+
+
+# --- Ray Train ---
+
+
+def test_ray_train_registers_its_handler_where_ours_stands() -> None:
+    rests = "ending with a checkpoint on Ctrl-C"
+    trainer = module.trainer(lambda config: None, train_loop_config={})
+    name = "_register_sigint_handler"
+    owner = next((base for base in type(trainer).__mro__[1:] if name in vars(base)), None)
+    assert owner is not None, f"Ray {ray.__version__}: no trainer has {name}; {rests} rests on it"
+    holds(name in names_used(owner), f"{owner.__name__} does not call {name}", rests)
+    before = signal.getsignal(signal.SIGINT)
+    trainer._register_sigint_handler(None)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+SNAPSHOT_FIELDS = {
+    "ray_version",
+    "checkpoint_results",
+    "checkpoint_report_indices",
+    "latest_checkpoint_result",
+    "pending_training_results",
+    "pending_validation_specs",
+    "current_report_index",
+    "validated_checkpoint_dir_names",
+    "timed_out_validation_checkpoint_dir_names",
+    "failed_validation_checkpoint_dir_names",
+}
+
+
+def test_ray_trains_list_of_checkpoints_is_read_and_mended(tmp_path: Path) -> None:
+    """Written by Ray, read and changed by us, and read by Ray again."""
+    rests = "resuming a run"
+    name = train_constants.CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+    holds(name == module.SNAPSHOT, f"the list is called {name}", rests)
+    place = StorageContext(storage_path=str(tmp_path), experiment_dir_name="run")
+    kept = ray.train.CheckpointConfig(num_to_keep=3)
+    names = [f"checkpoint_{step:08d}" for step in (20, 40, 60)]
+
+    async def register() -> None:
+        manager = checkpoint_manager.CheckpointManager(kept, place)
+        for step, folder in enumerate(names):
+            (tmp_path / "run" / folder).mkdir(parents=True)
+            checkpoint = ray.train.Checkpoint(place.build_checkpoint_path_from_name(folder), place.storage_filesystem)
+            manager.register_checkpoint(_TrainingReport(checkpoint, {"step": step}, False))
+
+    asyncio.run(register())
+    tree = json.loads((tmp_path / "run" / module.SNAPSHOT).read_text())
+    changed = set(tree) ^ SNAPSHOT_FIELDS
+    holds(not changed, f"the list has other fields ({changed}), and may not be read where another release wrote it", rests)
+    holds(module.is_snapshot(tree), "the list is another", rests)
+    assert set(module.snapshot_checkpoints(tree)) == set(names)
+    for without in ("checkpoint_results", "checkpoint_report_indices", "latest_checkpoint_result", "current_report_index"):
+        assert not module.is_snapshot({key: value for key, value in tree.items() if key != without})
+
+    (tmp_path / "run" / names[-1]).rmdir()
+    (tmp_path / "run" / module.SNAPSHOT).write_text(json.dumps(module.snapshot_with(tree, names[:2])))
+    manager = checkpoint_manager.CheckpointManager(kept, place)
+    found = [Path(result.checkpoint.path).name for result in manager.best_checkpoint_results]
+    newest = manager.latest_checkpoint_result
+    holds(newest is not None and Path(newest.checkpoint.path).name == names[1], "Ray goes on from another checkpoint", rests)
+    holds(found == names[:2], f"Ray reads {found} in a list that we mended", rests)
+
+
+# --- Ray Tune ---
+
+
+def decided(scheduler: TrialScheduler, score: float) -> str:
+    """What a scheduler decides of a trial that reports this score after its first epoch."""
+    trial = Trial("new", stub=True, trial_id=f"new-{score}")
+    controller = SimpleNamespace(get_live_trials=list)
+    scheduler.on_trial_add(controller, trial)
+    return scheduler.on_trial_result(controller, trial, {"epoch": 1, "score": score})
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_scheduler_that_is_reminded_stops_what_is_worse(name: str) -> None:
+    common: dict[str, Any] = {"time_attr": "epoch", "metric": "score", "mode": "max", "grace_period": 1}
+
+    def build() -> TrialScheduler:
+        if name == "asha":
+            return ASHAScheduler(**common, max_t=9, reduction_factor=2)
+        return MedianStoppingRule(**common, min_samples_required=2)
+
+    # The later ones are worse, so that the rule would have stopped them too: what they reported after that counts all the same.
+    curves = {f"ended-{i}": [{"epoch": e, "score": 20.0 - i + e} for e in (1, 2, 3)] for i in range(5)}
+    reminded = build()
+    for trial, results in curves.items():
+        module.remind(reminded, trial, results)
+    rests = "a sweep that goes on"
+    alone = decided(build(), 1.0)
+    holds(alone == TrialScheduler.CONTINUE, f"a scheduler decides {alone} of a trial that nothing is compared with", rests)
+    holds(decided(reminded, 1.0) == TrialScheduler.STOP, "a stand-in's results count for nothing", rests)
+    holds(decided(reminded, 30.0) == TrialScheduler.CONTINUE, "the best is stopped", rests)
+
+
+def test_a_trials_death_is_told(tmp_path: Path) -> None:
+    trial = Trial("dead", stub=True, trial_id="dead")
+    assert module.failure_of(trial) == (None, 0)
+    files = pa.fs.LocalFileSystem()
+    trial.storage = SimpleNamespace(trial_driver_staging_path="", trial_fs_path=str(tmp_path), storage_filesystem=files)
+    for _ in range(2):
+        trial.handle_error(ray.exceptions.RayActorError())
+    trial.run_metadata.pickled_error_filename = "error.pkl"
+    (tmp_path / "error.pkl").write_bytes(ray.cloudpickle.dumps(ValueError("no")))
+    error, times = module.failure_of(trial)
+    holds(times == 2 and str(error) == "no", f"of a trial that died twice Tune tells {error!r}, {times}", "a sweep's reasons")
+
+
+# --- Ray Data ---
+
+
+def test_tasks_still_take_options_without_a_name() -> None:
+    """Where this fails, `max_retries` and `scheduling_strategy` of dataset.stream, prepare and features need another way."""
+    from ray._common.ray_option_utils import actor_options, task_options
+
+    rests = "retries, and placing tasks among what was booked"
+    kinds = {parameter.kind for parameter in inspect.signature(ray.data.Dataset.map_batches).parameters.values()}
+    holds(inspect.Parameter.VAR_KEYWORD in kinds, "map_batches takes no options that it does not name", rests)
+    told = any(text.startswith(module.OPTIONS_WARNING) for text in texts("data/dataset.py"))
+    holds(told, "the warning about such options has other words, or is gone", "silencing it")
+    holds({"max_retries", "scheduling_strategy"} <= set(task_options), "tasks have other options", rests)
+    holds({"max_restarts", "max_task_retries"} <= set(actor_options), "actors have other options", rests)
+
+
+def test_ray_datas_arrow_types_are_known_and_their_parameters_are_json() -> None:
+    from ray.data._internal.object_extensions.arrow import ARROW_PYTHON_OBJECT_EXTENSION_NAME
+    from ray.data._internal.tensor_extensions import arrow
+
+    rests = "which tables may be opened (docs/security.md)"
+    found = {text for text in texts("data/_internal/tensor_extensions/arrow.py") if text.startswith("ray.data.arrow")}
+    holds(found == module.TENSOR_TYPES, f"the tensor types are {sorted(found)}", rests)
+    holds(ARROW_PYTHON_OBJECT_EXTENSION_NAME not in found, "pickles have a tensor's name", rests)
+    types = [
+        arrow.ArrowTensorType((2, 3), pa.int64()),
+        arrow.ArrowTensorTypeV2((2, 3), pa.int64()),
+        arrow.ArrowVariableShapedTensorType(pa.int64(), 2),
+    ]
+    assert {kind.extension_name for kind in types} == module.TENSOR_TYPES
+    for kind in types:
+        assert json.loads(kind.__arrow_ext_serialize__()) in ([2, 3], 2), "JSON, no pickle"
+
+
+# --- errors ---
+
+
+def test_rays_wrappers_hold_what_they_wrap() -> None:
+    cause = ValueError("inside")
+    wrappers = [
+        train_exceptions.UserExceptionWithTraceback(cause, "Traceback"),
+        train_exceptions.WorkerHealthCheckFailedError("text", cause),
+        ControllerError(cause),
+        ray.exceptions.RayTaskError("f", "Traceback", cause, "ray::f", 1, "10.0.0.1"),
+    ]
+    for wrapper in wrappers:
+        holds(module.inside(wrapper) is cause, f"{type(wrapper).__name__} keeps what it wraps elsewhere", "an error's cause")
+        holds(module.of_ray(wrapper), f"{type(wrapper).__name__} is of no module of Ray", "whether a run starts again")
+    holds(module.inside(WorkerGroupError("text", {1: cause})) == {1: cause}, "WorkerGroupError has another field", "causes")
+    assert module.inside(cause) is None and not module.of_ray(cause)
+
+
+def test_deaths_have_the_names_and_words_that_they_had() -> None:
+    rests = "telling what a process died of"
+    for name in module._DEATHS:
+        found = getattr(ray.exceptions, name, None)
+        holds(found and issubclass(found, ray.exceptions.RayError), f"ray.exceptions has no error {name}", rests)
+        assert module.is_death(found.__new__(found)) and not module.is_death(type(name, (Exception,), {})())
+    raylet, head = ((RAY / "core/src/ray" / path).read_bytes() for path in ("raylet/raylet", "gcs/gcs_server"))
+    for words, pattern, program in (
+        (b"killed due to the node running low on memory", module.LOW_MEMORY, raylet),
+        (b"The actor died because its node has died", module.NODE_LOST, head),
+        (b"the actor's node was terminated", module.NODE_LOST, head),
+        (b"its owner has died", module.OWNER_LOST, head),
+    ):
+        holds(words in program, f"Ray's programs do not say '{words.decode()}' any more", rests)
+        assert pattern.search(words.decode())
+    gone = train_exceptions.BroadcastCollectiveTimeoutError(1.0, [1], 2.0)
+    named = type(gone).__name__ == module.BARRIER_BROKEN and module.BARRIER_TEXT in str(gone)
+    holds(named, "Ray Train's barrier breaks in other words", "whom a lost worker is blamed on")
+
+
+def test_an_actor_whose_init_raised_is_told_from_one_that_died() -> None:
+    raised = ray.exceptions.RayTaskError("f", "Traceback\nValueError: no", ValueError("no"), "ray::f", 1, "10.0.0.1")
+    rests = "saying that a process could not be set up"
+    holds(module.failed_at_start(ray.exceptions.ActorDiedError(raised)), "an actor's failed start is not marked", rests)
+    assert not module.failed_at_start(ray.exceptions.RayActorError("a", "killed"))
+
+
+# --- with Ray ---
+
+
+def test_of_a_cluster_that_runs(ray_session: None) -> None:
+    """What only a running Ray shows."""
+    folder = module.logs_folder()
+    holds(folder.is_dir() and any(folder.glob("raylet*")), f"{folder} is not where the logs are", "keeping the terminal quiet")
+
+    store = module.Store("raylign-canary")
+    rests = "asking a run to stop"
+    holds(store.ready and store.get("key") is None and not store.has("key"), "the head's store has what nobody put there", rests)
+    for value in (b"one", b"two"):
+        store.put("key", value)
+        holds(store.get("key") == value and store.has("key"), "the head's store does not keep a value", rests)
+    holds(module.Store("other").get("key") is None, "namespaces share keys", rests)
+    store.delete("key")
+    store.delete("key")
+    assert not store.has("key")
+
+    rests = "what a run books, and saying what it waits for"
+    group = ray.util.placement_group([{"CPU": 1000}, {"CPU": 0.5}])  # more than there is
+    table = ray.util.placement_group_table(module.placement_group_of(group.id.hex()))
+    holds(table.get("state") == "PENDING", f"a group that waits is {table.get('state')}", rests)
+    holds(sorted(bundle["CPU"] for bundle in table["bundles"].values()) == [0.5, 1000], "bundles are told otherwise", rests)
+    ray.util.remove_placement_group(module.placement_group_of(group.id.hex()))
+    state = ray.util.placement_group_table(group).get("state")
+    holds(state in (None, "REMOVED"), f"a group that was given back is {state}", rests)
+
+    with pytest.warns(Warning, match=f"^{module.OPTIONS_WARNING}"):
+        ray.data.range(1).map_batches(lambda batch: batch, max_retries=1)
