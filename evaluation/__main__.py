@@ -37,7 +37,9 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
 
     contents = read_data(settings)
     tasks = plan(settings, contents)
-    wanted = list({one.fingerprint: one for task in tasks for one in task.wanted()}.values())
+    every = {one.fingerprint: one for task in tasks for one in task.wanted()}
+    # What is among the rows of another is not embedded again.
+    wanted = [one for one in every.values() if one.whole is None or one.whole.fingerprint not in every]
     data = {
         name: {
             "attribution": content.attribution,

@@ -39,7 +39,7 @@ class Scored:
     images: Stream
     text_bank: Path | None  # features of all captions by text_id, where the text tower is locked
     prompt_bank: Path | None  # features of all prompts, where the text tower is locked
-    file: str  # in the last checkpoint, for its embeddings: held_out.npz for the run's own split
+    file: str  # in the run's folder, for its embeddings: held_out.npz for the run's own split
 
 
 @dataclass(frozen=True)
