@@ -24,7 +24,7 @@ from evaluation.tasks.retrieval import Retrieval as RetrievalTask
 from evaluation.tasks.zero_shot import ZeroShot
 from evaluation.zero_shot import build_prompts
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import whole_images
+from pipelines.dataset.sample_images import whole_images
 from pipelines.program.settings import Settings, UserError, digest
 
 

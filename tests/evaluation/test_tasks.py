@@ -74,7 +74,7 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
     assert task.score(answered(tmp_path, task, 4)[0]).details["without_images"] == ["bird"]
 
 
-def test_retrieval_with_several_captions_a_image(tmp_path: Path) -> None:
+def test_retrieval_with_several_captions_an_image(tmp_path: Path) -> None:
     """Every figure from the full matrix by hand; the intervals lie around the scores that they are of."""
     random = np.random.default_rng(3)
     counts = random.integers(1, 6, 40)
