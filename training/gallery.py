@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import retrieval
+from evaluation.reporting.number_format import ordinal
 from evaluation.suite import HeldOut, gallery
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import whole_images
@@ -33,19 +34,25 @@ def gallery_of(prepared: Prepared, data: HeldOut, images: np.ndarray, texts: np.
         t = next(t for t in own if data.texts[t] == item["caption"])
         rank = retrieval.ranks(texts[[t]], images, [data.images_of_text[t]])[0]
         found = [thumbnail(f["sample_id"]) | {"hit": f["hit"]} for f in item["found"]]
-        captions.append({"caption": item["caption"], "found": found, "right": thumbnail(item["right"])} | _place(found, rank))
+        captions.append({"caption": item["caption"]} | _answers(found, rank, len(images), thumbnail(item["right"])))
     queries = []
     for item in shown["images"]:
         i = index[item["sample_id"]]
         rank = retrieval.ranks(images[[i]], texts, [data.texts_of_image[i]])[0]
-        queries.append({"image": thumbnail(item["sample_id"]), **item} | _place(item["found"], rank))
+        queries.append(thumbnail(item["sample_id"]) | _answers(item["found"], rank, len(texts), item["right"]))
     return {"captions": captions, "images": queries, "num_images": len(images), "num_texts": len(texts)}
 
 
-def _place(found: Sequence[dict[str, Any]], rank: int) -> dict[str, int | None]:
-    """`hit_at`: place of the first hit shown, from 1; `place`: of the right one where none is shown, None if it has none."""
+def _answers(found: Sequence[dict[str, Any]], rank: int, candidates: int, own: Any) -> dict[str, Any]:
+    """What was found and where the right one came; `own` is shown where that is not among what was found."""
     hits = [place for place, f in enumerate(found, 1) if f["hit"]]
-    return {"hit_at": hits[0] if hits else None, "place": None if rank == retrieval.MISS else int(rank) + 1}
+    if hits:
+        verdict = f"the right one found {'first' if hits[0] == 1 else ordinal(hits[0])}"
+    elif rank == retrieval.MISS:
+        verdict = "the right one has no place: its score is not a number"
+    else:
+        verdict = f"not among these; the right one comes {ordinal(int(rank) + 1)} of {candidates:,}"
+    return {"own": None if hits else own, "answers": [{"model": None, "verdict": verdict, "found": found}]}
 
 
 def _thumbnails(prepared: Prepared, sample_ids: list[int]) -> dict[int, str]:

@@ -5,20 +5,14 @@ all models see the same items, so their scores move together, and an interval of
 takes scores item by item, which results do not hold.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.results import TASKS, Result
-from pipelines.program import number_format
-
-COLOURS = 8
-_MEASURES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class", "mean": "mean of all", "macro": "macro mean"}
-_WAYS = {
-    "image_to_text_recall": "image to text R",
-    "text_to_image_recall": "text to image R",
-    "mean_recall": "mean R",
-}
+from evaluation.metrics import TASKS, score_title
+from evaluation.reporting import number_format
+from evaluation.reporting.chart import mark
+from evaluation.results import Result
 
 
 @dataclass(frozen=True)
@@ -62,8 +56,7 @@ class Comparison:
     def __init__(self, results: Sequence[Result]):
         self.results = list(results)
         names = sorted({result.model for result in results})
-        # Past the last colour they begin anew, hollow and dashed.
-        self.models = [Model(name, f"m{i % COLOURS}" + (" again" if i // COLOURS % 2 else "")) for i, name in enumerate(names)]
+        self.models = [Model(name, mark(i)) for i, name in enumerate(names)]
         self._found = {(result.task, result.dataset, result.model): result for result in results}
 
     def tasks(self) -> list[str]:
@@ -87,19 +80,18 @@ class Comparison:
         if len(different) == 1:
             return self.row(task, dataset, different[0], dataset)
         cells = [_cell(model, results.get(model), mains.get(model, "")) for model in self.models]
-        return Row(dataset, cells, note="main scores differ: " + ", ".join(score_title(main) for main in different))
+        return Row(dataset, cells, note="main scores differ: " + ", ".join(score_title(task, main) for main in different))
 
     def row(self, task: str, dataset: str, score: str, title: str = "") -> Row:
         """One score of a set, under its usual name or `title`."""
         results = self.of(task, dataset)
-        chances = [number(result.baselines.get(score, {}).get("chance")) for result in results.values()]
         sizes = [result.sample_sizes[score] for result in results.values() if score in result.sample_sizes]
         cells = {model: _cell(model, results.get(model), score) for model in self.models}
         note = _difference(list(results.values()), sizes)
         return Row(
-            title or score_title(score),
+            title or score_title(task, score),
             list(cells.values()) if note else compare(cells),
-            next((chance for chance in chances if chance is not None), None),
+            first(result.baselines.get(score, {}).get("chance") for result in results.values()),
             sizes[0] if sizes and len(set(sizes)) == 1 else None,
             note,
         )
@@ -121,22 +113,14 @@ def compare(cells: Mapping[Model, Cell]) -> list[Cell]:
     return result
 
 
+def first(values: Iterable[Any]) -> float | None:
+    """The first that is a number: what is the same for all models is told by the first that tells it."""
+    return next((found for found in map(number, values) if found is not None), None)
+
+
 def number(value: Any) -> float | None:
     """A finite one, else None: what is missing and what is NaN look alike to a reader."""
     return float(value) if number_format.is_number(value) else None
-
-
-def score_title(score: str) -> str:
-    """top1 -> top-1, top1@4 -> top-1 at 4, mean_recall@1 -> mean R@1, replace_obj -> replace obj."""
-    name, _, k = score.partition("@")
-    if name in _WAYS:
-        return f"{_WAYS[name]}@{k}"
-    title = _MEASURES.get(name, name.replace("_", " "))
-    return f"{title} at {k}" if k else title
-
-
-def task_title(task: str) -> str:
-    return TASKS.get(task, task)
 
 
 def _cell(model: Model, result: Result | None, score: str) -> Cell:

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 from evaluation.class_sets import ELEVEN
+from evaluation.metrics import TASKS
 from evaluation.reporting import write_report
 from evaluation.reporting.__main__ import main
-from evaluation.results import TASKS, Result
+from evaluation.results import Result
 from tests.evaluation.results_by_hand import LINE, NASTY, of_every_task, result, zero_shot
 from tests.patience import PATIENCE
 from tests.training.test_report import Element, read
