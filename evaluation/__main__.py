@@ -1,33 +1,28 @@
 """`python -m evaluation CONFIG.yaml`: set tasks to models, and write what came of it down for tables and for people."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from evaluation.config import EvaluateSettings
 from evaluation.embeddings import Rows
+from evaluation.metrics import path_of, task_title
 from evaluation.model_settings import ModelSettings
 from evaluation.plan import plan, read_data
-from evaluation.results import TASKS, Result, find_result
+from evaluation.results import Result, find_result
 from evaluation.tasks.base import Task
 from pipelines.io.retry import shown_tree
 from pipelines.program import interrupts
 from pipelines.program.cli import begin, run_program
 from pipelines.program.display import Display
-from pipelines.program.settings import digest
+from pipelines.program.settings import UserError, digest
 
 PURPOSE = """Score anything that embeds images and texts: zero-shot classification, retrieval, SugarCrepe, linear and few-shot
 probes, corruptions and effective robustness, on prepared datasets and on the layouts of others. Embeds with Ray Data, once for
 all tasks; writes OUTPUT/MODEL/DATASET/TASK/result.json and OUTPUT/report.html, which compares all models there. No data is
 downloaded."""
 
-# What the paths of scores begin with, as in training: zero_shot/openmoji_group/top1. Others are called as their results are.
-_PATHS = {
-    "zeroshot_classification": "zero_shot",
-    "zeroshot_retrieval": "retrieval",
-    "image_caption_selection": "sugarcrepe",
-    "effective_robustness": "robustness",
-}
 _FORMAT = 1  # of results; another one, and all are scored anew
 
 
@@ -61,6 +56,7 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
         if model.embeddings is None:
             check_embedder(model.embedder, model.arguments())
     if any(model.embeddings is None for model in models.values()):
+        _check_room(settings)
         cluster.start(display.verbose)
     pool = feature_store.Pool(settings.actors, settings.use_gpu, settings.cpus_per_actor)
     results = []
@@ -81,6 +77,27 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     return results
 
 
+def _check_room(settings: EvaluateSettings) -> None:
+    """Raises `UserError` where the Ray that this process starts would wait for ever; a cluster may grow."""
+    import ray
+    import torch
+
+    if "RAY_ADDRESS" in os.environ or ray.is_initialized():
+        return
+    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    if settings.use_gpu and settings.actors > gpus:
+        raise UserError(f"use_gpu: {settings.actors} x 1 GPU, and this machine has {gpus}; pass use_gpu=false, or fewer actors")
+    if settings.cpus_per_actor > cpus:
+        raise UserError(
+            f"cpus_per_actor: {settings.cpus_per_actor} CPUs, and this machine has {cpus}; pass cpus_per_actor={cpus} or less"
+        )
+    if settings.actors * settings.cpus_per_actor > cpus:
+        raise UserError(
+            f"actors: {settings.actors} x {settings.cpus_per_actor} CPUs = {settings.actors * settings.cpus_per_actor}, and this "
+            f"machine has {cpus}; pass actors={cpus // settings.cpus_per_actor}"
+        )
+
+
 def _score(
     name: str,
     model: ModelSettings,
@@ -97,7 +114,7 @@ def _score(
         interrupts.keeping(lambda: f"{name}: {len(results)} of {len(tasks)} results are kept"),
     ):
         for done, task in enumerate(tasks):
-            progress.update(done, f"{TASKS[task.name].lower()} of {task.dataset}")
+            progress.update(done, f"{task_title(task.name).lower()} of {task.dataset}")
             identity = digest(
                 [_FORMAT, rows.fingerprint, rows.scale, [one.fingerprint for one in task.wanted()], task.name, task.identity]
             )
@@ -127,7 +144,7 @@ def _table(results: Sequence[Result]) -> list[list[str]]:
         base = result.baselines.get(name, {})
         rows.append(
             [
-                f"{_PATHS.get(result.task, result.task)}/{result.dataset}/{name}",
+                path_of(result.task, result.dataset, name),
                 f"{result.scores[name]:.1f}",
                 "" if low is None else f"{low:.1f} to {high:.1f}",
                 f"{base['chance']:.1f}" if "chance" in base else "",

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -38,6 +38,7 @@ class FewShotSettings(Settings):
 class CorruptionSettings(Settings):
     """Zero-shot classification of corrupted images."""
 
+    renamed: ClassVar[dict[str, str]] = {"pictures": "images"}
     names: tuple[str, ...] = Field(tuple(PARAMETERS), min_length=1, description="which corruptions")
     severities: tuple[int, ...] = Field(SEVERITIES, min_length=1, description="1 (mild) to 5")
     images: int = Field(1000, ge=1, description="of each set at most so many, drawn by seed")

@@ -71,7 +71,7 @@ def _run(name: str, **modes: str) -> TrainSettings:
     }
     run: dict[str, Any] = {"name": "t", "data": {"path": "d"}, "objective": {"name": name}, "epochs": 1, "global_batch_size": 8}
     if name == "distill":
-        run["guides"] = {"image_encoder": {"name": "conv"}, "text_encoder": {"name": "bag"}}
+        run["frozen_encoders"] = {"image_encoder": {"name": "conv"}, "text_encoder": {"name": "bag"}}
     return validate(TrainSettings, run | towers, "c.yaml")
 
 

@@ -74,7 +74,7 @@ def settings(paths: str, output: str, way: str) -> dict[str, Any]:
     return {
         "source": {"name": "webdataset", "paths": paths, "dataset": "web"},
         "output": output,
-        "way": way,
+        "mode": way,
         "image": {"size": 32, "format": "png"},
         "splits": {"test": 0.2},
     }

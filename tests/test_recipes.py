@@ -78,4 +78,4 @@ def test_what_training_reads_is_what_preparing_writes() -> None:
         if path.parts[0] == "tuning":
             sweep = load(SweepSettings, ROOT / path)
             settings = load(TrainSettings, ROOT / sweep.base, sweep.overrides)
-            assert {settings.data.path, *(other.path for other in settings.evaluation.also)} <= outputs, path
+            assert {settings.data.path, *(other.path for other in settings.evaluation.extra_datasets)} <= outputs, path

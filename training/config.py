@@ -3,7 +3,7 @@
 import math
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -27,13 +27,14 @@ _MINILM = "package:all_minilm_l6_v2/model.zip"
 class DataSettings(Settings):
     """The prepared dataset."""
 
+    renamed: ClassVar[dict[str, str]] = {"share": "fraction"}
     path: Place = Field(description="folder that python -m pipelines made; s3:// and gs:// too")
     split: str = Field("train", description="split to train on")
     split_seed: int | None = Field(None, ge=0, description="hold out other groups than the dataset was prepared with")
     validation: float | None = Field(
         None, gt=0, lt=1, description="hold out this share of the training groups as one more split, named validation"
     )
-    share: float = Field(
+    fraction: float = Field(
         1.0,
         gt=0,
         le=1,
@@ -63,7 +64,7 @@ class GuideSettings(Settings):
     @classmethod
     def _has_index(cls, value: Search) -> Search:
         if value == "approximate" and find_spec("faiss") is None:
-            raise ValueError("faiss is not installed; pip install 'raylign[ann]', or leave guides.search exact")
+            raise ValueError("faiss is not installed; pip install 'raylign[ann]', or leave frozen_encoders.search exact")
         return value
 
 
@@ -102,8 +103,9 @@ class OtherData(Settings):
 class EvaluationSettings(SuiteSettings):
     """Scoring the held-out split during training."""
 
+    renamed: ClassVar[dict[str, str]] = {"also": "extra_datasets"}
     recall_at: Positions = Field((1, 5, 10), min_length=1, description="k of R@k")
-    also: tuple[OtherData, ...] = Field((), description="further datasets to score, such as MS-COCO and ImageNet")
+    extra_datasets: tuple[OtherData, ...] = Field((), description="further datasets to score, such as MS-COCO and ImageNet")
     test_split: str | None = Field(
         None, description="score the checkpoint that checkpoint.best chose on this split too: once, at the end"
     )
@@ -114,6 +116,7 @@ class EvaluationSettings(SuiteSettings):
 class TrainSettings(Settings):
     """One run."""
 
+    renamed: ClassVar[dict[str, str]] = {"guides": "frozen_encoders"}
     name: str = Field(description="the run writes under storage/name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     storage: LocalPlace = Field(Path("runs"), description="folder of all runs; on a cluster, one that every node shares")
     data: DataSettings
@@ -127,7 +130,7 @@ class TrainSettings(Settings):
     text_head: HeadUnion = Field(LinearHead(name="linear"), description="from text features to the joint space")
     embed_dim: int = Field(256, ge=1, description="width of the joint space")
     objective: ObjectiveUnion = Field(ClipSettings(), description="what training minimizes")
-    guides: GuideSettings | None = Field(
+    frozen_encoders: GuideSettings | None = Field(
         None, description="frozen encoders for an objective that learns from some; null: the defaults"
     )
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -176,10 +179,11 @@ class TrainSettings(Settings):
                 f"objective.name: {objective.name} shows the text tower captions in other words, whose features text_tower.mode="
                 "locked does not have; choose trainable, or another objective"
             )
-        if objective.needs.one_space and self.guides is None:
+        if objective.needs.one_space and self.frozen_encoders is None:
             raise ValueError(
-                f"guides: objective.name={objective.name} learns from a teacher; name its halves as guides.image_encoder and "
-                "guides.text_encoder, such as {name: run, path: runs/demo} or {name: open_clip, model: ViT-B-32, weights: TAG}"
+                f"frozen_encoders: objective.name={objective.name} learns from a teacher; name its halves as "
+                "frozen_encoders.image_encoder and frozen_encoders.text_encoder, such as {name: run, path: runs/demo} or "
+                "{name: open_clip, model: ViT-B-32, weights: TAG}"
             )
         if objective.needs.guides == "live" and "locked" in (mode, self.text_tower.mode):
             raise ValueError(

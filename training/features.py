@@ -1,6 +1,7 @@
 """What `python -m pipelines CONFIG.yaml` does for a config with the key `dataset`: banks of frozen encoders, before any run.
 
-A run that names the same encoders finds them: `guides.image_encoder` and `guides.text_encoder`, or a locked tower.
+A run that names the same encoders finds them: `frozen_encoders.image_encoder` and `frozen_encoders.text_encoder`, or a locked
+tower.
 """
 
 from pathlib import Path
@@ -27,7 +28,7 @@ class BankSettings(Settings):
     text_encoder: TextTowerUnion | None = Field(None, description="its features of all captions; needs pretrained weights")
     neighbours: bool = Field(
         False,
-        description="look up all neighbours in the training split too, for runs whose guides.support holds it all",
+        description="look up all neighbours in the training split too, for runs whose frozen_encoders.support holds it all",
     )
     actors: int | None = Field(None, ge=1, description="copies of an encoder; null: one a CPU, or one a GPU")
     use_gpu: bool = Field(False, description="one GPU a copy")

@@ -1,6 +1,7 @@
 """Optimizer by name, decay groups, and the learning rate as a function of the step."""
 
 import difflib
+import inspect
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
+from pipelines.program.config_errors import plain
 from pipelines.program.settings import Settings, UserError
 from training.half_cosine import half_cosine
 
@@ -49,10 +51,38 @@ class OptimizerSettings(Settings):
 
         return {name: number(found) for name, found in value.items()}
 
+    def check(self) -> None:
+        """A step on a toy: what fails there fails in every run. Raises `UserError`."""
+        toy = nn.Linear(2, 2)
+        try:
+            optimizer = self.build([toy])
+            toy(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+        except UserError:
+            raise
+        except Exception as error:  # each optimizer has its own
+            raise self._refused(error) from None
+
+    def _check_names(self) -> None:
+        """timm drops `eps` and `betas` in silence where an optimizer has none."""
+        from timm.optim import get_optimizer_class
+
+        known = inspect.signature(get_optimizer_class(self.name, bind_defaults=False)).parameters
+        own = [name for name in known if name not in ("params", "lr", "weight_decay", "momentum")]
+        for name in self.options:
+            if name not in own:
+                near = difflib.get_close_matches(name, own, n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise UserError(f"optimizer.options: {self.name} has no '{name}'; {hint}it has {', '.join(own)}")
+
+    def _refused(self, error: Exception) -> UserError:
+        return UserError(f"optimizer.options: {self.name} does not take {plain(self.options)}: {' '.join(str(error).split())}")
+
     def build(self, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
         """Two groups: weights with decay; biases, norms, scalars and everything else below two dimensions without."""
         from timm.optim import create_optimizer_v2
 
+        self._check_names()
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
@@ -68,8 +98,8 @@ class OptimizerSettings(Settings):
                 momentum=self.momentum,
                 **{k: tuple(v) if isinstance(v, list) else v for k, v in self.options.items()},
             )
-        except TypeError as error:
-            raise UserError(f"optimizer.options: {self.name}: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise self._refused(error) from None
 
 
 class ScheduleSettings(Settings):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.suite import HeldOut, SuiteSettings, held_out
+from evaluation.suite import HeldOut, SuiteSettings, held_out, metric_names
 from pipelines.dataset.batch import columns
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
@@ -28,7 +28,7 @@ from training.teacher import FrozenEncoders, Teacher
 from training.towers import ImageFeatures, TextFeatures
 from training.towers.base import TowerSettings
 
-_GUIDES = ("guides.image_encoder", "guides.text_encoder")
+_GUIDES = ("frozen_encoders.image_encoder", "frozen_encoders.text_encoder")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Plan:
 
     def _live(self) -> FrozenEncoders:
         """Frozen encoders that run in the step."""
-        guides, tokenizer = self.settings.guides or GuideSettings(), self.stream.guide_tokenizer
+        guides, tokenizer = self.settings.frozen_encoders or GuideSettings(), self.stream.guide_tokenizer
         assert tokenizer is not None
         there = {tower.key: tower for tower in self.frozen}
         first, second = (there[key] for key in _GUIDES)
@@ -127,7 +127,7 @@ def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
         settings.seed,
         settings.global_batch_size,
         settings.data.validation,
-        settings.data.share,
+        settings.data.fraction,
     )
     order.check()
     return order
@@ -140,10 +140,12 @@ def held_out_data(settings: TrainSettings, prepared: Prepared) -> list[tuple[Pre
     """
     suite = settings.evaluation
     found = [(prepared, held_out(prepared, suite, settings.data.split_seed, settings.data.validation))]
-    for other in suite.also:
+    for other in suite.extra_datasets:
         theirs = Prepared.open(other.path)
         if theirs.name in [data.dataset for _, data in found]:
-            raise UserError(f"evaluation.also: two datasets are called '{theirs.name}'; prepare one of them with another name")
+            raise UserError(
+                f"evaluation.extra_datasets: two datasets are called '{theirs.name}'; prepare one of them with another name"
+            )
         own = SuiteSettings(
             split=suite.split, recall_at=suite.recall_at, templates=other.templates or suite.templates, labels=other.labels
         )
@@ -160,6 +162,14 @@ def test_data(settings: TrainSettings, prepared: Prepared) -> HeldOut | None:
         return held_out(prepared, suite, settings.data.split_seed, settings.data.validation)
     except UserError as error:
         raise UserError(str(error).replace("evaluation.split", "evaluation.test_split", 1)) from None
+
+
+def check_metric(settings: TrainSettings, data: Sequence[HeldOut]) -> None:
+    """A misspelt `checkpoint.best` would keep nothing and say nothing. Raises `UserError`."""
+    best = settings.checkpoint.best
+    known = [name for theirs in data for name in metric_names(theirs)]
+    if best not in (None, "loss", *known):
+        raise UserError(f"checkpoint.best: '{best}' is no metric of this run; it has: loss, {', '.join(known)}")
 
 
 def needs_banks(settings: TrainSettings) -> bool:
@@ -248,7 +258,7 @@ def _frozen_towers(settings: TrainSettings, run: Path | None) -> dict[str, Froze
     sides = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
     towers: dict[str, TowerSettings] = {key: tower for key, tower in sides.items() if tower.mode == "locked"}
     if settings.objective.needs.guides != "no":
-        guides = settings.guides or GuideSettings()
+        guides = settings.frozen_encoders or GuideSettings()
         towers |= dict(zip(_GUIDES, (guides.image_encoder, guides.text_encoder), strict=True))
     return {key: frozen(tower, key, run) for key, tower in towers.items()}
 
@@ -264,7 +274,7 @@ def _guides(
     """Banks of frozen encoders, where the objective asks for neighbours."""
     if settings.objective.needs.guides not in ("own", "neighbours"):
         return None
-    guides = settings.guides or GuideSettings()
+    guides = settings.frozen_encoders or GuideSettings()
     image, text = (there[key] for key in _GUIDES)
     tokenizer, size = text.tokenizer(list), guides.image_encoder.image_size
     images = feature_store.image_bank(prepared, size, ImageFeatures, (image,), image.identity, pool, display)

@@ -257,10 +257,10 @@ def _dataset(prepared: Prepared, result: dict[str, Any]) -> dict[str, Any]:
     """What the data is, beyond what the result says; `table`: what became of its rows."""
     manifest, about, counts = prepared.manifest, result["dataset"], result["dataset"]["counts"]
     credit, licence = about["attribution"], about["licence"]
-    share, shuffled = about.get("share", 1), about.get("shuffled", prepared.shuffled)  # not in results of earlier versions
+    fraction, shuffled = about.get("fraction", 1), about.get("shuffled", prepared.shuffled)  # not in results of earlier versions
     rejected = sorted(counts["rejected"].items(), key=lambda item: -item[1]) or [("", 0)]
     held_out = "the dataset's own split" if about["split_seed"] is None else f"split seed {about['split_seed']}"
-    drawn = f"a share of {share:g} of the split's groups, drawn by seed {result['seed']}" if share < 1 else ""
+    drawn = f"a share of {fraction:g} of the split's groups, drawn by seed {result['seed']}" if fraction < 1 else ""
     table = [("listed by the source", "", counts["listed"]), ("found", "", counts["found"])]
     table += [("rejected", reason.replace("_", " "), count) for reason, count in rejected]
     table += [("kept", "", counts["kept"])]

@@ -131,6 +131,6 @@ class FrozenEncoders(Teacher):
         """Raises `UserError` where a checkpoint was made with other networks."""
         if state != self._identity:
             raise UserError(
-                "guides: this run was trained with frozen encoders of other weights than are there now; "
+                "frozen_encoders: this run was trained with frozen encoders of other weights than are there now; "
                 "put the former ones back, or give the run another name"
             )

@@ -8,8 +8,11 @@ def check_sources(settings: TrainSettings) -> None:
     """Raises `UserError` where pretrained weights are neither here nor to be had. Needs no data and no cluster."""
     towers: dict[str, TowerSettings] = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
     if settings.objective.needs.guides != "no":
-        guides = settings.guides or GuideSettings()
-        towers |= {"guides.image_encoder": guides.image_encoder, "guides.text_encoder": guides.text_encoder}
+        guides = settings.frozen_encoders or GuideSettings()
+        towers |= {
+            "frozen_encoders.image_encoder": guides.image_encoder,
+            "frozen_encoders.text_encoder": guides.text_encoder,
+        }
     for key, tower in towers.items():
         tower.check_source(key)
         if tower.mode == "locked":

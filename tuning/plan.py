@@ -13,7 +13,7 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.io import storage
 from pipelines.program.settings import UserError, apply_overrides, digest, read_yaml, validate
 from training.config import TrainSettings
-from training.plan import held_out_data, make_order
+from training.plan import check_metric, held_out_data, make_order
 from tuning.config import SweepSettings
 from tuning.resolved import check_conditions, resolve
 from tuning.results import dataset_of
@@ -51,13 +51,15 @@ class SweepPlan:
             apply_overrides(self.base, dict(overrides) | given, TrainSettings),
             f"{self.settings.base}, {trial.cell}",
         )
-        also = tuple(other.model_copy(update={"path": storage.absolute(other.path)}) for other in settings.evaluation.also)
+        also = tuple(
+            other.model_copy(update={"path": storage.absolute(other.path)}) for other in settings.evaluation.extra_datasets
+        )
         # A sweep chooses on its validation split and tests by itself: on the split that a run would test on.
         final = None if trial.phase == "search" else settings.evaluation.test_split
         splits = {"split": final or settings.evaluation.split, "test_split": None}
         absolute = {
             "data": settings.data.model_copy(update={"path": storage.absolute(settings.data.path)}),
-            "evaluation": settings.evaluation.model_copy(update={"also": also} | splits),
+            "evaluation": settings.evaluation.model_copy(update={"extra_datasets": also} | splits),
         }
         # Tune's loggers write events; a trial's own would be the same again.
         return settings.model_copy(update=absolute | {"tensorboard": settings.tensorboard or False})
@@ -106,7 +108,7 @@ class SweepPlan:
                 settings = self.build(self.example(cell, phase))
                 tree = settings.model_dump(mode="json", include={"data", "image_tower", "text_tower", "evaluation"})
                 tree["data"] = tree["data"]["path"]
-                tree["evaluation"] = [tree["evaluation"][key] for key in ("templates", "labels", "also")]
+                tree["evaluation"] = [tree["evaluation"][key] for key in ("templates", "labels", "extra_datasets")]
                 found.setdefault(digest(tree), settings)
         return list(found.values())
 
@@ -140,8 +142,9 @@ class SweepPlan:
         for phase in ("search", "final") if self.settings.space else ("final",):
             tried = self.build(self.example(cell, phase))
             make_order(tried, self.prepared[path])
-            self._held_out(tried)
-        if settings.data.share < 1:  # each seed draws another share, and one of them may be too small
+            check_metric(tried, self._held_out(tried))
+            tried.optimizer.check()
+        if settings.data.fraction < 1:  # each seed draws another share, and one of them may be too small
             for seed in self.settings.seeds:
                 make_order(self.build(self.example(cell, "final", seed=seed)), self.prepared[path])
 

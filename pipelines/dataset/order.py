@@ -32,25 +32,25 @@ class Order:
     seed: int
     global_batch_size: int
     validation: float | None = None  # share of the training groups that is held out for choosing
-    share: float = 1.0  # of the split's groups that take part; a function of the seed and the group's name
+    fraction: float = 1.0  # of the split's groups that take part; a function of the seed and the group's name
 
     def check(self) -> None:
         """Raises `UserError` where the split is empty, or does not fill one global batch."""
         if self.rows >= self.global_batch_size:
             return
-        if self.rows == 0 and self.share == 1:
+        if self.rows == 0 and self.fraction == 1:
             raise UserError(
                 f"data.split: '{self.split}' of {self.path} is empty, its pairs are all in other splits; to train on it, prepare"
                 " it again with smaller shares, such as 'splits={test: 0.1}', and another output"
             )
-        if self.share == 1:
+        if self.fraction == 1:
             raise UserError(
                 f"global_batch_size: {self.global_batch_size} is more than the {self.rows} samples of split '{self.split}'; "
                 f"pass global_batch_size={max(1, self.rows)} or less, or prepare more data"
             )
         raise UserError(
-            f"data.share: {self.share:g} leaves {self.rows} samples of split '{self.split}' with seed={self.seed}, fewer than "
-            f"global_batch_size={self.global_batch_size}; pass a larger data.share, or a smaller global_batch_size"
+            f"data.fraction: {self.fraction:g} leaves {self.rows} samples of split '{self.split}' with seed={self.seed}, fewer "
+            f"than global_batch_size={self.global_batch_size}; pass a larger data.fraction, or a smaller global_batch_size"
         )
 
     @property
@@ -111,10 +111,12 @@ def _prepared(order: Order) -> Prepared:
 def _shard_ids(order: Order, shard: int) -> np.ndarray:
     prepared = _prepared(order)
     mine = np.flatnonzero(prepared.split_names(shard, order.split_seed, order.validation) == order.split)
-    if order.share < 1:
+    if order.fraction < 1:
         groups = prepared.groups(shard)
         # One number a group, whatever the share: a smaller share is a part of a larger one.
-        mine = np.asarray([row for row in mine if uniform_of(f"{groups[row]}\0share", order.seed) < order.share], dtype=np.int64)
+        mine = np.asarray(
+            [row for row in mine if uniform_of(f"{groups[row]}\0share", order.seed) < order.fraction], dtype=np.int64
+        )
     return prepared.shard_starts()[shard] + mine
 
 
@@ -122,7 +124,7 @@ def _shard_ids(order: Order, shard: int) -> np.ndarray:
 def _counts(order: Order) -> np.ndarray:
     """Rows of each shard that an epoch shows, int64 [shards]."""
     shards = _prepared(order).manifest["shards"]
-    if order.split_seed is None and order.validation is None and order.share == 1:
+    if order.split_seed is None and order.validation is None and order.fraction == 1:
         rows = [shard["splits"].get(order.split, 0) for shard in shards]
     else:
         rows = [len(_shard_ids(order, shard)) for shard in range(len(shards))]

@@ -5,11 +5,14 @@ would end the whole process. So each is read here first, and what resvg gets is 
 """
 
 import base64
+import functools
 import io
 import re
 import urllib.request
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -23,6 +26,9 @@ _DPI = 96
 _DEEPEST = 64  # levels of elements within one another; resvg recurses, and overflows the stack between 200 and 300 of them
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _LOCAL = re.compile(r"^#(.+)$|url\(\s*['\"]?#([^'\")]+)")
+_LENGTHS = re.compile(r"[cdrf]?[xy]|[xy][12]|r|width|height|font-size|stroke-width")  # attributes
+_LENGTH = re.compile(r"([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)(px|pt|pc|in|cm|mm|q|em|ex|%)?", re.IGNORECASE)
+_SIZE = re.compile(r"(?:^|;)\s*(width|height)\s*:\s*([^;!]+)")  # in a style
 
 
 def render(data: bytes, size: int, most_pixels: int) -> bytes:
@@ -31,28 +37,43 @@ def render(data: bytes, size: int, most_pixels: int) -> bytes:
     Args:
         most_pixels: of the raster images that are embedded in it, together.
     """
-    import resvg_py
-
     text = _safe(data, most_pixels)
-    with Image.open(
-        io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=text, width=_PROBE, height=_PROBE, dpi=_DPI))), formats=["PNG"]
-    ) as probe:
+    with Image.open(io.BytesIO(_drawn(text, width=_PROBE, height=_PROBE)), formats=["PNG"]) as probe:
         width, height = probe.size
     if max(width, height) > _RATIO * min(width, height):
         raise ValueError(f"more than {_RATIO} times as long as wide")
-    if width <= height:
-        return bytes(resvg_py.svg_to_bytes(svg_string=text, width=size, dpi=_DPI))
-    return bytes(resvg_py.svg_to_bytes(svg_string=text, height=size, dpi=_DPI))
+    return _drawn(text, width=size) if width <= height else _drawn(text, height=size)
+
+
+def _drawn(text: str, **size: int) -> bytes:
+    """As PNG. Text is set in DejaVu, whatever the file asks for and the machine has: by default resvg leaves out all text whose
+    font it does not find, and one file would give different images on different machines."""
+    import resvg_py
+
+    settings: dict[str, Any] = {"svg_string": text, "dpi": _DPI, **_fonts(), **size}
+    return bytes(resvg_py.svg_to_bytes(**settings))
+
+
+@functools.cache
+def _fonts() -> dict[str, Any]:
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    names = ("Sans", "Sans-Bold", "Sans-Oblique", "Sans-BoldOblique", "Serif", "Serif-Bold", "SansMono", "SansMono-Bold")
+    families = dict.fromkeys(("font_family", "sans_serif_family", "cursive_family", "fantasy_family"), "DejaVu Sans")
+    families |= {"serif_family": "DejaVu Serif", "monospace_family": "DejaVu Sans Mono"}
+    return {"skip_system_fonts": True, "font_files": [str(folder / f"DejaVu{name}.ttf") for name in names], **families}
 
 
 def _safe(data: bytes, most_pixels: int) -> str:
     """The SVG without entities and references to others. Raises `ValueError`."""
     try:
-        # UTF-8 whatever it says of itself; entities are expanded, within expat's limits, and external ones are errors.
-        root = ET.fromstring(data.decode("utf-8-sig"), ET.XMLParser(encoding="utf-8"))
-    except (ET.ParseError, ValueError) as error:
+        # Entities are expanded, within expat's limits, and external ones are errors.
+        root = _parsed(data)
+    except (ET.ParseError, ValueError, LookupError) as error:
         raise ValueError(str(error)) from None
     _check_depth(root)
+    _settle_lengths(root)
     pixels = 0
     for image, shown in _images(root, True):
         hrefs = [name for name in ("href", f"{_XLINK}href") if name in image.attrib]
@@ -69,6 +90,44 @@ def _safe(data: bytes, most_pixels: int) -> str:
     if pixels > most_pixels:
         raise ValueError(f"its embedded images have {pixels:,} pixels, more than {most_pixels:,}")
     return ET.tostring(root, encoding="unicode")
+
+
+def _parsed(data: bytes) -> ET.Element:
+    """UTF-8 whatever it says of itself; what is none is what it says."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return ET.fromstring(data)
+    return ET.fromstring(text, ET.XMLParser(encoding="utf-8"))
+
+
+def _settle_lengths(root: ET.Element) -> None:
+    """Lengths as resvg reads them: it knows no blanks, capitals and quarter millimetres, and takes what it cannot read for 100 %
+    or for nothing. Raises `ValueError` where nobody knows the size.
+    """
+    for name, value in _SIZE.findall(root.get("style", "")):
+        if (length := _length(value)) and not length.endswith("%"):  # of a page that is not there
+            root.attrib[name] = length
+    for element in root.iter():
+        for name, value in element.attrib.items():
+            if _LENGTHS.fullmatch(name) and (length := _length(value)):
+                element.attrib[name] = length
+    for name in ("width", "height"):
+        size = root.get(name)
+        if size is None or _length(size):
+            continue
+        if size.strip().lower() not in ("", "auto") and "viewBox" not in root.attrib:
+            raise ValueError(f"its {name} is '{size[:40]}', which is no length that is read, and it has no viewBox")
+        del root.attrib[name]
+
+
+def _length(value: str) -> str:
+    """A length of CSS as resvg reads it; empty where it is none, or of a unit that depends on a window or a page."""
+    found = _LENGTH.fullmatch(value.strip())
+    if found is None:
+        return ""
+    number, unit = found[1], (found[2] or "").lower()
+    return f"{float(number) / 4!r}mm" if unit == "q" else number + unit
 
 
 def _images(element: ET.Element, shown: bool) -> Iterator[tuple[ET.Element, bool]]:

@@ -59,7 +59,7 @@ def absolute(path: Path | str) -> Path | str:
 
 def name_of(path: Path | str) -> str:
     """The last part of a path, without the query of a URL."""
-    return PurePosixPath(str(path).split("?")[0]).name
+    return PurePosixPath(str(path).split("?")[0] if http.is_web(path) else str(path)).name
 
 
 def find(patterns: str | tuple[str, ...], key: str) -> list[File]:

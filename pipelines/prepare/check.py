@@ -120,7 +120,7 @@ def _looked_at(data: Any, images: int, settings: PrepareSettings, first: int) ->
     except UserError:  # it can only be copied
         rows = list(with_names(settings.source.read(data, images=True)))
     pairs = [row for row in rows if isinstance(row, Pair)]
-    every = settings.model_copy(update={"way": "copy"})
+    every = settings.model_copy(update={"mode": "copy"})
     sample = _spread(pairs, images) if pairs else []
     words = [len(caption.split()) for pair in pairs for caption in pair.captions]
     if first == 0:
@@ -250,7 +250,7 @@ def _tell(
         list(chain.from_iterable(one["said"]["examples"] for one in found if "said" in one)), _EXAMPLES
     ):
         display.line(f"for example {origin}: {quoted(caption)}")
-    for warning in repeats.warnings(splits):
+    for warning in repeats.warnings(splits, {} if settings.splits == "source" else settings.splits):
         display.line(f"warning: {warning}")
     rate = (sum(headers.values()) + len(twice)) / max(1, rows)
     rate += (1 - rate) * sum(shares)

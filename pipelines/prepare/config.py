@@ -3,7 +3,7 @@
 import difflib
 import re
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
@@ -81,16 +81,17 @@ class DeduplicateSettings(Settings):
 class PrepareSettings(Settings):
     """Source in, prepared dataset out."""
 
+    renamed: ClassVar[dict[str, str]] = {"way": "mode"}
     source: SourceSettings = Field(description="where the pairs come from")
     output: Place = Field(description="folder of the prepared dataset; s3:// and gs:// too")
-    way: Literal["copy", "index"] = Field(
+    mode: Literal["copy", "index"] = Field(
         "copy",
         description="copy: decode, resize and write every image once; index: leave them where they are, read each once to know"
         " equal ones, and note their places",
     )
     verify: Literal["held_out", "all"] = Field(
         "held_out",
-        description="of way index: decode the held-out splits' images now, or all; what fails later is replaced while training",
+        description="of mode index: decode the held-out splits' images now, or all; what fails later is replaced while training",
     )
     image: ImageSettings = ImageSettings()
     captions: CaptionSettings = CaptionSettings()

@@ -122,7 +122,7 @@ def _text(found: Pair | Rejected, settings: PrepareSettings) -> "_Candidate | Re
     looked_at = (
         filters.min_side or filters.max_aspect or settings.deduplicate.exact != "none" or settings.deduplicate.near is not None
     )
-    decoded = settings.way == "copy" or settings.verify == "all" or split != "train" or bool(looked_at)
+    decoded = settings.mode == "copy" or settings.verify == "all" or split != "train" or bool(looked_at)
     return _Candidate(found, split, decoded)
 
 
@@ -142,14 +142,14 @@ def _image(item: _Candidate, data: bytes | Missing, settings: PrepareSettings) -
         # Also where nothing is written: perceptual hashes are to be of the same pixels whatever the way.
         image = opened.rgb((least[0], least[1])) if scale < 1 else opened.rgb()
         drawn = opened.format == "SVG"
-        stays = settings.way == "index" or _stays(opened, settings)
+        stays = settings.mode == "index" or _stays(opened, settings)
         encoded = data if stays and not drawn else _encoded(image, settings)
     except BadImage as bad:
         return rejected(Rejected(pair.key, pair.origin, bad.reason, bad.detail))
     except MemoryError:  # of resizing and encoding
         return rejected(Rejected(pair.key, pair.origin, "decompression_bomb", "more memory than there is"))
     near = _perceptual_hash(image) if settings.deduplicate.near is not None else None
-    copied = settings.way == "copy"
+    copied = settings.mode == "copy"
     return Row(_kept(item, encoded if drawn else data, encoded if copied else data, near), encoded if copied else None)
 
 

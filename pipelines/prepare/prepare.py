@@ -1,6 +1,6 @@
 """From a source to a prepared dataset: parts are read in the cluster, rows are numbered here, the manifest makes it a dataset.
 
-    OUTPUT/content-RECIPE/00012.tar, 00012.parquet     images (way copy) and light columns of each shard
+    OUTPUT/content-RECIPE/00012.tar, 00012.parquet     images (mode copy) and light columns of each shard
     OUTPUT/rejected.parquet                            every row that was left out, and why
     OUTPUT/manifest.json                               written last; a folder without it is no dataset
 
@@ -237,7 +237,7 @@ def _manifest(settings: PrepareSettings, recipe: str, units: list[Unit], counts:
     return {
         "format_version": FORMAT_VERSION,
         "name": settings.source.title(),
-        "way": settings.way,
+        "mode": settings.mode,
         "tables": found.tables,
         "num_samples": found.kept,
         "num_images": found.images,

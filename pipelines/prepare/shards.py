@@ -1,6 +1,6 @@
 """The first half of preparing: a source's units gathered into parts, each read once somewhere in the cluster.
 
-A part leaves two files in the dataset's content folder: `00012.tar` with the images that are kept (way copy only), in the
+A part leaves two files in the dataset's content folder: `00012.tar` with the images that are kept (mode copy only), in the
 WebDataset layout that others read too, and `00012.found.parquet` with a row of `curate.FOUND` for every row of the source.
 The second is put there last: a part that has it is done, so a killed run goes on with the parts that have not.
 
@@ -125,7 +125,7 @@ def read_part(
     """Read one part and write its files. Returns the number of rows by reason; the empty reason counts all rows."""
     counts: Counter[str] = Counter({"": 0})
     with storage.written(found_file(content, part)) as found:
-        if settings.way == "copy":
+        if settings.mode == "copy":
             with storage.written(storage.join(content, f"{part.name}.tar")) as tar:
                 _write(_copied(part, settings, tar, content, limits), found, counts)
         else:
@@ -154,7 +154,7 @@ def _rows(part: Part, settings: PrepareSettings, limits: child_process.Limits) -
 
 def _rows_of(unit: Any, splits: Sequence[str] | None, settings: PrepareSettings, first: int) -> Iterator[Row]:
     """The rows of a unit, from one on."""
-    found = with_names(settings.source.read(unit, images=settings.way == "copy"))
+    found = with_names(settings.source.read(unit, images=settings.mode == "copy"))
     yield from examine(islice(found if splits is None else _in_splits(found, splits), first, None), settings)
 
 

@@ -46,6 +46,10 @@ def _explain(model: type[BaseModel], error: Any, short: bool = False) -> str:
     found, shown = walk(model, _location(error))
     key, value, kind = ".".join(shown) or "config", error["input"], error["type"]
     if kind == "extra_forbidden":
+        renamed = {old: new for cls in found for old, new in getattr(cls, "renamed", {}).items()}
+        now = renamed.get(shown[-1])
+        if now is not None:
+            return f"{key}: is called {now} now (value {plain(value)})"
         known = sorted({name for cls in found for name in cls.model_fields})
         meant, owners = _meant(model, error), [] if _near(shown[-1], known) else _owners(model, shown)
         hint = "" if meant is None else f"; did you mean {_quoted(_shortened(meant, shown))}?"

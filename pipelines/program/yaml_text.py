@@ -39,20 +39,14 @@ class _Loader(yaml.SafeLoader):
             raise _too_many()
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        self._no_key_twice(node)
-        return super().construct_mapping(node, deep)
-
-    def construct_yaml_map(self, node: yaml.MappingNode) -> Any:
-        # Before `<<` is merged, whose keys may well be set again.
-        self._no_key_twice(node)
-        yield from super().construct_yaml_map(node)
-
-    def _no_key_twice(self, node: yaml.MappingNode) -> None:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # As it is typed: a mapping that is only merged (`<<`) is never built, and what it gives may well be set again.
+        node = super().compose_mapping_node(anchor)
         keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE)
         for (_, key), count in keys.items():
             if count > 1:
                 raise Twice(None, None, f"the key '{key}' stands there twice", node.start_mark)
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -70,7 +64,6 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _text)
-_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_yaml_map)
 
 
 def parse(text: str) -> Any:

@@ -157,7 +157,7 @@ def check_one_by_one(key: str, file: str, layout: Layout, why: str) -> None:
     if layout.encoded and "." in "".join(layout.encoded):
         why = f"column '{layout.encoded[0]}' has a dot in its name"
     if layout.encoded and why:
-        raise UserError(f"source.{key}: {file}: {why}, so its images cannot be read one by one; prepare with way=copy")
+        raise UserError(f"source.{key}: {file}: {why}, so its images cannot be read one by one; prepare with mode=copy")
 
 
 def _image_leaves(field: pa.Field) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:

@@ -1,6 +1,6 @@
 """Parquet files with a row an image: Hugging Face's, img2dataset's, tables of paths or URLs.
 
-The driver reads the footers only; row groups are read apart, a few rows at a time. With way=index the images' column is read
+The driver reads the footers only; row groups are read apart, a few rows at a time. With mode=index the images' column is read
 only where the file's statistics say that some are null.
 """
 

@@ -198,7 +198,7 @@ def _lenient(data: bytes) -> str:
 
 
 def _not_one_by_one(file: str, why: str) -> UserError:
-    return UserError(f"source.paths: {file} {why}, so its images cannot be read one by one; prepare with way=copy")
+    return UserError(f"source.paths: {file} {why}, so its images cannot be read one by one; prepare with mode=copy")
 
 
 def _listed(extensions: Any) -> str:

@@ -103,7 +103,7 @@ def test_every_task_has_its_section_and_only_those_with_results(page: Element, t
     links = [link.attributes["href"] for link in page.all("nav")[0].all("a")]
     assert sorted(links) == sorted(f"#{name}" for name in ids)
     titles = [plain(figure.all("figcaption")[0]) for figure in section(page, "bars").all("figure")]
-    assert titles == [f"{title} {'percentage points' if 'robust' in title else '%'}" for title in TASKS.values()]
+    assert titles == [f"{info.title} {'percentage points' if 'robust' in info.title else '%'}" for info in TASKS.values()]
     one = page_of(tmp_path, [zero_shot("a", "pets", 60.0)])
     assert [part.attributes["id"] for part in one.all("section")] == ["scores", "bars", "zero-shot", "scored"]
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from evaluation.suite import HeldOut, SuiteSettings, gallery, held_out, mean_recalls, metric_names, prompt, score
+from evaluation.metrics import mean_recalls
+from evaluation.suite import HeldOut, SuiteSettings, gallery, held_out, metric_names, prompt, score
 from pipelines.dataset.prepared import Prepared
 from pipelines.program.settings import UserError
 

@@ -98,7 +98,7 @@ def test_a_sample_of_a_unit_is_spread_over_it(pairs: Folder) -> None:
     found = scan_unit(unit.data, 4, settings)
     assert (found["rows"], found["sampled"], found["sample_reasons"]) == (16, 4, {"undecodable": 2})
     # An index of the same is judged by its images too.
-    assert scan_unit(unit.data, 4, settings_of(settings.source.path, way="index"))["sample_reasons"] == {"undecodable": 2}
+    assert scan_unit(unit.data, 4, settings_of(settings.source.path, mode="index"))["sample_reasons"] == {"undecodable": 2}
 
 
 def test_keys_that_come_twice_are_told(

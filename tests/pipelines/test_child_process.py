@@ -128,6 +128,13 @@ def test_a_unit_that_cannot_be_read_without_harm_costs_itself_only(folder_of: Ca
     assert "SIGSEGV" in rows[1]["detail"] and Counter(row["reason"] for row in rows)[None] == 7
 
 
+def test_memory_is_limited_even_where_the_machine_has_it() -> None:
+    """A tile of 10,000 pixels a side takes 400 MB."""
+    drawing = svg_of(MEMORY.replace("1000000", "10000"))
+    found = child_process.one(partial(decode, drawing, svg_size=16), Limits(memory=128 << 20))
+    assert isinstance(found, Fatal) and found.reason == "decompression_bomb" and "which may have 0.125 GiB" in found.why
+
+
 # --- elsewhere ---
 
 

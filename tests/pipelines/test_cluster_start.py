@@ -3,7 +3,10 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -77,6 +80,85 @@ def test_every_words_of_a_start_that_took_too_long_are_tried_again(monkeypatch: 
         slow = started(monkeypatch, 1, error)
         cluster._init({})
         assert len(slow.left) == 1
+
+
+# --- the cluster's head ---
+
+
+class Gone(BaseException):
+    """The program has ended itself."""
+
+
+Watch = Callable[[bool, Iterator[bool | None]], float]
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    """Watch a head whose answers are given (None: the program has left the cluster), by a clock that nothing else moves.
+
+    Returns the seconds until the program ended itself, inf where it did not.
+    """
+    clock, last = {"now": 0.0}, {"answer": True}
+
+    def sleep(seconds: float) -> None:
+        clock["now"] += seconds
+
+    def ended(code: int) -> None:
+        assert code == 2
+        raise Gone
+
+    class Now:
+        """In the place of a thread."""
+
+        def __init__(self, target: Callable[[], None], daemon: bool):
+            assert daemon, "it keeps no program from ending"
+            self.start = target
+
+    def watch(local: bool, answers: Iterator[bool | None]) -> float:
+        def initialized() -> bool:
+            last["answer"] = next(answers)
+            return last["answer"] is not None
+
+        monkeypatch.setattr(ray, "is_initialized", initialized)
+        clock["now"] = 0.0
+        try:
+            cluster._watch_head(local)
+        except Gone:
+            return clock["now"]
+        return float("inf")
+
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
+    monkeypatch.setattr(cluster, "_answers", lambda address: last["answer"])
+    monkeypatch.setattr(cluster, "threading", SimpleNamespace(Thread=Now))
+    monkeypatch.setattr(cluster, "time", SimpleNamespace(monotonic=lambda: clock["now"], sleep=sleep))
+    monkeypatch.setattr(cluster, "os", SimpleNamespace(_exit=ended))
+    return watch
+
+
+def test_a_head_that_comes_back_is_waited_for_and_one_that_does_not_ends_the_program(
+    watch: Watch, capfd: pytest.CaptureFixture
+) -> None:
+    """Before Ray does so itself, without a word, after 60 s."""
+    away = [False] * 15  # 30 s
+    seconds = watch(False, chain([True], away, [True], away, [True], repeat(False)))
+    assert 66 + 40 < seconds < 66 + 60
+    *waits, last = capfd.readouterr().err.splitlines()
+    assert waits == ["Ray's head at 10.0.0.1:6379 does not answer; waiting up to 45 s for it"] * 3
+    assert last.startswith("error: Ray: the head at 10.0.0.1:6379 is gone") and "start the cluster again, and the same" in last
+
+
+def test_a_head_of_ones_own_that_is_gone_is_not_waited_for(watch: Watch, capfd: pytest.CaptureFixture) -> None:
+    assert 10 < watch(True, chain([True] * 5, repeat(False))) < 20
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith("error: Ray: the head at 10.0.0.1:6379 is gone") and "start the cluster" not in said
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_program_that_leaves_its_cluster_is_not_ended(watch: Watch, local: bool, capfd: pytest.CaptureFixture) -> None:
+    """The head of a Ray of its own may be gone before the program has left it."""
+    for away in (0, 3 if local else 23):
+        assert watch(local, chain([True] * 5, [False] * away, repeat(None))) == float("inf")
+    assert "error" not in capfd.readouterr().err
 
 
 PROGRAM = """

@@ -184,7 +184,7 @@ def test_a_large_jpeg_shrinks_to_the_size_that_is_kept() -> None:
 @pytest.mark.parametrize("way", ["copy", "index"])
 def test_a_truncated_jpeg_is_found_even_where_nothing_is_resized(way: str) -> None:
     data = encoded(noise(32, 32))
-    assert reason(pair(data[: len(data) // 2]), way=way, verify="all") == "truncated"
+    assert reason(pair(data[: len(data) // 2]), mode=way, verify="all") == "truncated"
 
 
 def test_a_image_that_is_not_there_is_a_missing_one(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_digests_are_equal_for_equal_content_alone() -> None:
     assert base["text_digest"][0] == other["text_digest"][0] and base["text_digest"][1] != other["text_digest"][1]
 
 
-# --- way index ---
+# --- mode index ---
 
 Reads = Callable[[Mapping[str, Any]], tuple[dict[str, bool], dict[str, str | None]]]
 
@@ -245,7 +245,7 @@ def reads(tmp_path: Path) -> Reads:
 
     def look(keys: Mapping[str, Any]) -> tuple[dict[str, bool], dict[str, str | None]]:
         pairs = [pair(key=group, group=group, file=str(tmp_path / "broken.jpg")) for group in splits]
-        rows = list(examine(pairs, settings_of(way="index", **keys)))
+        rows = list(examine(pairs, settings_of(mode="index", **keys)))
         assert all(row.image is None for row in rows)
         return {row.columns["key"]: row.columns.get("reason") == "undecodable" for row in rows}, splits
 
@@ -277,14 +277,14 @@ def test_filters_of_captions_need_no_image(reads: Reads) -> None:
 
 
 def test_an_index_notes_where_images_are() -> None:
-    row = one(Pair("k", "o", Location("/a/b.tar", 512, 99, ""), ["x"], "g", {}, b"bytes"), settings_of(way="index", splits={}))
+    row = one(Pair("k", "o", Location("/a/b.tar", 512, 99, ""), ["x"], "g", {}, b"bytes"), settings_of(mode="index", splits={}))
     assert [row.columns[name] for name in ("file", "start", "length", "column")] == ["/a/b.tar", 512, 99, ""]
 
 
 def test_perceptual_hashes_are_of_the_same_pixels_whatever_the_way() -> None:
     """A large JPEG is decoded smaller, and a hash of the whole one would differ by some bits."""
     data = encoded(noise(1600, 1200), quality=60)
-    settings = [settings_of(way=way, deduplicate={"near": 0}, splits={}) for way in ("copy", "index")]
+    settings = [settings_of(mode=way, deduplicate={"near": 0}, splits={}) for way in ("copy", "index")]
     assert len({one(pair(data), each).columns["near_hash"] for each in settings}) == 1
 
 

@@ -32,7 +32,7 @@ def prepared(root: Path, form: str, way: str, pairs: list[Given], **keys: Any) -
     tree = {
         "source": FORMS[form](root / form, pairs) | {"dataset": "same"},
         "output": root / "out",
-        "way": way,
+        "mode": way,
         "image": {"size": 64, "format": "png"},
         "splits": {"test": 0.2},
         "shard_rows": 20,

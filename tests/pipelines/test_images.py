@@ -416,6 +416,13 @@ def svg_refused(data: bytes) -> str:
         ('viewBox="0 0 30 20"', 3 / 2),
         ('width="60" viewBox="0 0 30 20"', 3 / 2),
         ('width="30" height="2in"', 30 / 192),
+        ('width=" 80mm " height="6CM"', 4 / 3),
+        ('width="320Q" height="60mm"', 4 / 3),
+        ('width="1e2pt" height="1e2PT"', 1),
+        ('style="width:80mm; height : 60mm"', 4 / 3),
+        ('width="9" height="9" style="max-width:9in;width:80mm;height:60mm"', 4 / 3),
+        ('width="80" height="60" style="width:100%"', 4 / 3),
+        ('width="50vw" height="auto" viewBox="0 0 30 20"', 3 / 2),
     ],
 )
 def test_lengths_of_an_svg_are_those_of_css(size: str, ratio: float) -> None:
@@ -428,6 +435,30 @@ def test_shapes_in_physical_units_are_drawn_where_they_are() -> None:
     """A square of 10 mm in the middle of one of 20 mm: a quarter of it is red."""
     red = np.asarray(decode(svg_of(SQUARE, 'width="20mm" height="20mm"'), svg_size=200))[..., 1] < 128
     assert red[51:149, 51:149].all() and red.sum() == pytest.approx(10_000, rel=0.05)
+
+
+@pytest.mark.parametrize("length", ["10MM", " 10mm", "40Q", "1Cm"])
+def test_shapes_are_drawn_however_their_lengths_are_written(length: str) -> None:
+    """resvg takes what it cannot read for 0: the shape would be left out, and the image kept without it."""
+    shape = f'<rect width="{length}" height="{length}" fill="red"/>'
+    red = np.asarray(decode(svg_of(shape, 'width="20mm" height="20mm"'), svg_size=200))[..., 1] < 128
+    assert red.sum() == pytest.approx(10_000, rel=0.05)
+
+
+@pytest.mark.parametrize("width", ["20vw", "20,5mm", "calc(1in + 1px)"])
+def test_an_svg_whose_size_nobody_knows_is_none(width: str) -> None:
+    """resvg would take it for 100 %, and the drawing would be as wide as that makes it."""
+    assert f"its width is '{width}'" in svg_refused(svg_of(SQUARE, f'width="{width}" height="10mm"'))
+
+
+def test_an_svg_is_read_in_the_encoding_that_it_names() -> None:
+    for encoding in ("ISO-8859-1", "windows-1252"):
+        data = f'<?xml version="1.0" encoding="{encoding}"?>'.encode() + svg_of("<desc>Caf\u00e9</desc>").replace(
+            "\u00e9".encode(), b"\xe9"
+        )
+        assert decode(data, svg_size=40).size == (40, 40)
+    assert svg_refused(b'<?xml version="1.0" encoding="klingon"?>' + svg_of("").replace(b"</svg>", b"<!--\xe9--></svg>"))
+    assert svg_refused(svg_of("").replace(b"</svg>", b"<!--\xe9--></svg>"))
 
 
 @pytest.mark.parametrize("element", ["image", "feImage"])
@@ -531,3 +562,13 @@ def test_levels_of_an_svg_are_bounded(inside: str) -> None:
 
 def test_an_svg_that_refers_to_itself_ends() -> None:
     assert svg_refused(svg_of('<g id="a"><use href="#b"/></g><g id="b"><use href="#a"/></g>'))
+
+
+@pytest.mark.parametrize(
+    "family", ["", 'font-family="sans-serif"', 'font-family="No Such Font"', 'style="font-family: Nope, monospace"']
+)
+def test_text_of_an_svg_is_drawn_whatever_fonts_the_machine_has(family: str) -> None:
+    """resvg leaves out all text whose font is not installed: the image would be blank."""
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="40"><text y="30" font-size="30" {family}>Hi</text></svg>'
+    pixels = np.asarray(open_image(svg.encode()).rgb())
+    assert 0.05 < (pixels < 128).all(axis=2).mean() < 0.6

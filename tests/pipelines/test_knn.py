@@ -140,7 +140,7 @@ def test_without_the_package_the_config_says_what_to_install() -> None:
         "validate(GuideSettings, {'search': 'approximate'}, 'c.yaml')\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
-    assert "faiss is not installed; pip install 'raylign[ann]', or leave guides.search exact" in ended.stderr
+    assert "faiss is not installed; pip install 'raylign[ann]', or leave frozen_encoders.search exact" in ended.stderr
     assert validate(GuideSettings, {}, "c.yaml").search == "exact"
     with pytest.raises(UserError, match="search: input should be 'exact' or 'approximate'"):
         validate(GuideSettings, {"search": "quick"}, "c.yaml")

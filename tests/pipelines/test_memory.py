@@ -34,7 +34,7 @@ def peak_of(folder: Path, rows: int) -> dict[str, float]:
     tree = {
         "source": {"name": "table", "paths": str(folder / f"{rows}.csv")},
         "output": folder / f"data-{rows}",
-        "way": "index",
+        "mode": "index",
         "splits": {},
     }
     prepare(PrepareSettings.model_validate(tree), Display(quiet=True))

@@ -211,13 +211,13 @@ def test_a_smaller_share_is_a_part_of_a_larger_one(stamps: Prepared, order: Orde
     """Of one seed; another seed draws another part. Groups stay whole, and what is held out has no part in it."""
     table = stamps.table("group")["group"].to_pylist()
     for seed in range(5):
-        parts = [set(replace(order, seed=seed, share=share).ids.tolist()) for share in (0.2, 0.5, 0.8, 1.0)]
+        parts = [set(replace(order, seed=seed, fraction=share).ids.tolist()) for share in (0.2, 0.5, 0.8, 1.0)]
         assert all(small <= large for small, large in pairwise(parts)) and len(parts[0]) < len(parts[-1])
         assert parts[-1] == set(stamps.split_ids()["train"].tolist())
         for part in parts:
             groups = {table[i] for i in part}
             assert part == {i for i in parts[-1] if table[i] in groups}
-    draws = {frozenset(replace(order, seed=seed, share=0.5).ids.tolist()) for seed in range(5)}
+    draws = {frozenset(replace(order, seed=seed, fraction=0.5).ids.tolist()) for seed in range(5)}
     assert len(draws) == 5
 
 
@@ -225,7 +225,7 @@ def test_a_share_is_about_as_large_as_it_says(dataset: Callable[..., Order]) -> 
     """Of 2,000 groups: four standard deviations of a binomial are 4.5 %."""
     for share in (0.1, 0.5, 0.9):
         for seed in range(3):
-            assert abs(dataset([1200, 800], seed=seed, share=share).rows / 2000 - share) < 0.045
+            assert abs(dataset([1200, 800], seed=seed, fraction=share).rows / 2000 - share) < 0.045
 
 
 def test_an_epoch_of_a_share_shows_each_of_its_samples_once(
@@ -233,24 +233,24 @@ def test_an_epoch_of_a_share_shows_each_of_its_samples_once(
 ) -> None:
     """However the data lies in shards: who is in it is a function of the group and the seed."""
     small_window(monkeypatch, 40)
-    few = dataset([30, 50, 20], share=0.5)
+    few = dataset([30, 50, 20], fraction=0.5)
     assert few.steps_per_epoch == few.rows == len(few.ids) < 70
     for epoch in range(2):
         assert np.array_equal(np.sort(epoch_of(few, epoch)), few.ids)
-    assert np.array_equal(dataset([100], share=0.5).ids, few.ids)
+    assert np.array_equal(dataset([100], fraction=0.5).ids, few.ids)
 
 
 def test_the_whole_share_changes_nothing(dataset: Callable[..., Order]) -> None:
-    plain, whole = dataset([30, 50], keep=2), dataset([30, 50], keep=2, share=1.0)
+    plain, whole = dataset([30, 50], keep=2), dataset([30, 50], keep=2, fraction=1.0)
     assert np.array_equal(epoch_of(plain, 1), epoch_of(whole, 1))
 
 
 def test_a_share_too_small_for_a_batch_is_refused_with_the_way_out(order: Order) -> None:
-    few = replace(order, share=0.2)
+    few = replace(order, fraction=0.2)
     rows = few.rows
     assert 0 < rows < 20
     with pytest.raises(UserError) as caught:
         replace(few, global_batch_size=rows + 1).check()
     message = str(caught.value)
-    assert message.startswith(f"data.share: 0.2 leaves {rows} samples of split 'train' with seed=3, fewer than")
-    assert f"global_batch_size={rows + 1}" in message and "a larger data.share" in message
+    assert message.startswith(f"data.fraction: 0.2 leaves {rows} samples of split 'train' with seed=3, fewer than")
+    assert f"global_batch_size={rows + 1}" in message and "a larger data.fraction" in message

@@ -50,7 +50,7 @@ def settings_of(source: dict[str, Any], output: Path, **keys: Any) -> PrepareSet
 def prepared(
     request: pytest.FixtureRequest, ray_session: None, source: dict, tmp_path_factory: pytest.TempPathFactory
 ) -> Prepared:
-    return prepare(settings_of(source, tmp_path_factory.mktemp("out") / "prepared", way=request.param), QUIET)
+    return prepare(settings_of(source, tmp_path_factory.mktemp("out") / "prepared", mode=request.param), QUIET)
 
 
 def order_of(prepared: Prepared, **keys: Any) -> Order:
@@ -100,13 +100,13 @@ def test_no_seed_draws_published_splits_anew(prepared: Prepared, seed: int) -> N
 def test_the_second_command_has_nothing_to_do_and_other_splits_are_another_dataset(
     prepared: Prepared, source: dict, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    way = prepared.manifest["way"]
+    way = prepared.manifest["mode"]
     assert isinstance(prepared.path, Path)
-    assert prepare(settings_of(source, prepared.path, way=way), Display()).manifest == prepared.manifest
+    assert prepare(settings_of(source, prepared.path, mode=way), Display()).manifest == prepared.manifest
     assert "already prepared by this config" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"was prepared differently \(splits: 'source' -> \{'test': 0\.2\}\)"):
-        prepare(settings_of(source, prepared.path, way=way, splits={"test": 0.2}), QUIET)
-    drawn = prepare(settings_of(source, tmp_path / "drawn", way=way, splits={"test": 0.2, "val": 0.2}), QUIET)
+        prepare(settings_of(source, prepared.path, mode=way, splits={"test": 0.2}), QUIET)
+    drawn = prepare(settings_of(source, tmp_path / "drawn", mode=way, splits={"test": 0.2, "val": 0.2}), QUIET)
     assert drawn.fingerprint != prepared.fingerprint and drawn.table("split") != prepared.table("split")
     assert len(drawn.split_ids(3)["test"]) > 0
 
@@ -114,7 +114,7 @@ def test_the_second_command_has_nothing_to_do_and_other_splits_are_another_datas
 def test_what_was_interrupted_goes_on_to_the_same_dataset(
     prepared: Prepared, source: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    settings = settings_of(source, tmp_path / "out", way=prepared.manifest["way"])
+    settings = settings_of(source, tmp_path / "out", mode=prepared.manifest["mode"])
 
     def die(parts: list, content: Path, *_: Any) -> None:
         found_file(content, parts[1]).unlink()  # type: ignore[union-attr]

@@ -40,7 +40,7 @@ def files(folder: Path) -> set[str]:
 def shard_files(prepared: Prepared) -> set[str]:
     """What a dataset consists of."""
     shards = [shard["file"] for shard in prepared.manifest["shards"]]
-    tars = [file.replace(".parquet", ".tar") for file in shards] if prepared.manifest["way"] == "copy" else []
+    tars = [file.replace(".parquet", ".tar") for file in shards] if prepared.manifest["mode"] == "copy" else []
     return {"manifest.json", "rejected.parquet", *shards, *tars}
 
 
@@ -295,7 +295,7 @@ def test_a_crash_leaves_nothing_that_looks_finished(
 def test_a_manifest_is_complete(stamps: Prepared) -> None:
     manifest = json.loads((stamps.path / "manifest.json").read_text())
     assert manifest == stamps.manifest
-    for key in ("format_version", "fingerprint", "counts", "way", "licence", "attribution", "code_version", "splits"):
+    for key in ("format_version", "fingerprint", "counts", "mode", "licence", "attribution", "code_version", "splits"):
         assert key in manifest
     assert manifest["split_shares"] == {"test": 0.2, "val": 0.1}
     assert manifest["image"] == {"size": 16, "format": "png", "background": "white"}

@@ -1,7 +1,9 @@
 """Settings: whatever a user gets wrong in a YAML file or an override comes back as one line with the key and the way out."""
 
+import importlib
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field, ValidationError
@@ -338,3 +340,29 @@ def test_overrides_that_meet_leave_their_owner_alone() -> None:
     overrides = {"tower": {"name": "red", "depth": 1.0}, "tower.depth": 5.0}
     assert apply_overrides({}, overrides, Outer) == {"tower": {"name": "red", "depth": 5.0}}
     assert overrides == {"tower": {"name": "red", "depth": 1.0}, "tower.depth": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("model", "tree", "key", "now"),
+    [
+        (
+            "pipelines.prepare.config:PrepareSettings",
+            {"source": {"name": "openmoji"}, "output": "x", "way": "index"},
+            "way",
+            "mode",
+        ),
+        ("training.config:TrainSettings", {"name": "r", "data": {"path": "x", "share": 0.5}}, "data.share", "fraction"),
+        ("training.config:TrainSettings", {"name": "r", "data": {"path": "x"}, "guides": {}}, "guides", "frozen_encoders"),
+        (
+            "training.config:TrainSettings",
+            {"name": "r", "data": {"path": "x"}, "objective": {"name": "a-clip-ping", "xnn": 1}},
+            "objective.xnn",
+            "cross_nearest",
+        ),
+    ],
+)
+def test_a_key_of_earlier_versions_names_todays(model: str, tree: dict[str, Any], key: str, now: str) -> None:
+    module, _, name = model.partition(":")
+    settings = getattr(importlib.import_module(module), name)
+    with pytest.raises(UserError, match=rf"(^|\W){re.escape(key)}: .*\b{now}\b"):
+        validate(settings, tree, "config.yaml")

@@ -244,7 +244,7 @@ def test_a_saved_dataset_in_a_bucket(store: Store, saved: Path) -> None:
     assert [(pair.captions[0], pair.image) for pair in found] == [(f"Text {i}", image(i)) for i in range(900)]
     assert found[899].location.file == folder.uri("data-00001-of-00002.arrow")
     assert read_location(found[899].location) == image(899)
-    with pytest.raises(UserError, match=r"source\.path: .*00000-of-00002\.arrow: it is not on this machine's disks, .*way=copy"):
+    with pytest.raises(UserError, match=r"source\.path: .*00000-of-00002\.arrow: it is not on this machine's disks, .*mode=copy"):
         read(source, images=False)
     second: Any = folder.get("data-00001-of-00002.arrow")
     folder.put("data-00001-of-00002.arrow", second[: len(second) // 2])

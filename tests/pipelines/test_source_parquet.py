@@ -183,7 +183,7 @@ def test_large_row_groups_cannot_serve_an_index(tmp_path: Path, monkeypatch: pyt
     file = put(tmp_path / "x.parquet", {"jpg": noise, "caption": ["c"] * 40})
     paths = put(tmp_path / "y.parquet", {"url": [f"https://h/{'x' * 10_000}/{i}" for i in range(40)], "caption": ["c"] * 40})
     monkeypatch.setattr(parquet, "_LARGEST", 399_000)
-    with pytest.raises(UserError, match=r"source\.paths: .*x\.parquet: row group 0 holds .* prepare with way=copy"):
+    with pytest.raises(UserError, match=r"source\.paths: .*x\.parquet: row group 0 holds .* prepare with mode=copy"):
         read(source_of(file), images=False)
     assert [pair.image for pair in pairs(read(source_of(file), images=True))] == noise
     assert len(pairs(read(source_of(paths), images=False))) == 40

@@ -260,7 +260,7 @@ def test_a_compressed_tar_passes_its_images(tmp_path: Path) -> None:
     assert [pair.image for pair in found] == [A, B] * 3
     assert found[2].location == Location(str(tmp_path / "x.tar.gz"))
     for name in ("x.tar.gz", "y.tgz", "misnamed.tar"):
-        with pytest.raises(UserError, match=rf"source\.paths: .*{name} is compressed, .*way=copy"):
+        with pytest.raises(UserError, match=rf"source\.paths: .*{name} is compressed, .*mode=copy"):
             read(source_of(tmp_path / name), images=False)
 
 

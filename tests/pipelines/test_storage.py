@@ -255,6 +255,16 @@ def test_a_scheme_that_nobody_serves() -> None:
         storage.read("carrier-pigeon://coop/a.jpg")
 
 
+def test_a_question_mark_begins_a_query_on_the_web_only() -> None:
+    names = {
+        "/pics/why?.jpg": "why?.jpg",
+        "/who?/a.tar": "a.tar",
+        "s3://b/why?.jpg": "why?.jpg",
+        "https://h/a.jpg?sign=/x": "a.jpg",
+    }
+    assert {path: storage.name_of(path) for path in names} == names
+
+
 def test_brackets_in_the_names_of_folders(tmp_path: Path) -> None:
     """A folder that is called so means itself; else they are a pattern, and the error says so."""
     for name in ("shards [v2]/0.tar", "shards [v2]/deep [x]/1.tar", "shards v/2.tar"):

@@ -70,10 +70,25 @@ def laughs(depth: int, width: int = 9) -> str:
         ("a: &a {b: *a}", "an anchor contains an alias of itself"),
         ("a: 1\na: 2", "the key 'a' stands there twice"),
         ("{b: {c: 1, d: 2, 'c': 3}}", "the key 'c' stands there twice"),
+        ("b: {<<: {c: 1, c: 2}, d: 3}", "the key 'c' stands there twice"),
+        ("b: {<<: [{d: 1}, {c: 1, c: 2}]}", "the key 'c' stands there twice"),
         ("day: 2024-13-45", "month must be in 1..12"),
         (f"n: {'9' * 5000}", "Exceeds the limit"),
     ],
-    ids=["laughs", "many", "depth", "depth of aliases", "own list", "own mapping", "key", "inner key", "date", "digits"],
+    ids=[
+        "laughs",
+        "many",
+        "depth",
+        "depth of aliases",
+        "own list",
+        "own mapping",
+        "key",
+        "inner key",
+        "merged key",
+        "listed key",
+        "date",
+        "digits",
+    ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line_before_it_grows(
     text: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

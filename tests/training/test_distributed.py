@@ -73,7 +73,7 @@ def settings(objective: str, **changes: Any) -> TrainSettings:
         "global_batch_size": ROWS,
     }
     if objective == "distill":
-        tree["guides"] = {"image_encoder": {"name": "conv"}, "text_encoder": {"name": "bag"}}  # never built
+        tree["frozen_encoders"] = {"image_encoder": {"name": "conv"}, "text_encoder": {"name": "bag"}}  # never built
     return TrainSettings.model_validate(tree | changes)
 
 

@@ -60,7 +60,7 @@ def test_a_run_finds_them_and_computes_nothing(tiny_dataset: Prepared, computed:
     ids = np.asarray([0, 40, 95])
     views = np.stack([eval_view(decode(data), 192) for data in tiny_dataset.images(ids)])
     texts = np.asarray(tiny_dataset.texts(), dtype=object)[ids]
-    text_encoder = settings.guides.text_encoder if settings.guides else GuideSettings().text_encoder
+    text_encoder = settings.frozen_encoders.text_encoder if settings.frozen_encoders else GuideSettings().text_encoder
     for path, direct in (
         (guides.image_bank, ImageFeatures(GuideSettings().image_encoder)(views)),
         (guides.text_bank, TextFeatures(text_encoder, text_encoder.tokenizer(list))(texts)),

@@ -470,7 +470,9 @@ def test_two_datasets_of_one_name_are_refused(plan_of: Callable[..., Plan], root
     name = "others" if "others" in others else "squares"
     with pytest.raises(UserError) as caught:
         plan_of(evaluation__also=[{"path": str(root / other)} for other in others])
-    assert str(caught.value) == (f"evaluation.also: two datasets are called '{name}'; prepare one of them with another name")
+    assert str(caught.value) == (
+        f"evaluation.extra_datasets: two datasets are called '{name}'; prepare one of them with another name"
+    )
 
 
 def test_what_a_further_dataset_lacks_is_named(plan_of: Callable[..., Plan], root: Path) -> None:

@@ -61,8 +61,8 @@ def test_towers_have_as_many_parameters_as_the_preset_says(path: Path) -> None:
 
 @every_preset
 def test_further_data_that_a_preset_offers_to_score_loads(path: Path) -> None:
-    (offered,) = re.findall(r"(evaluation\.also='.*?')", path.read_text(encoding="utf-8"))
-    also = load(TrainSettings, path, parse_overrides(shlex.split(offered))).evaluation.also
+    (offered,) = re.findall(r"(evaluation\.extra_datasets='.*?')", path.read_text(encoding="utf-8"))
+    also = load(TrainSettings, path, parse_overrides(shlex.split(offered))).evaluation.extra_datasets
     assert Path("data/imagenet") in [Path(str(other.path)) for other in also]
 
 
@@ -168,8 +168,8 @@ def step_at_toy_size(
     # A ResNet's branches begin at zero, and their first layers get no gradient in the first step: not so here.
     options = {"embed_dim": 16, "depth": 1, "num_heads": 2} if vit else {"zero_init_last": False}
     overrides = toy | {"image_tower.options": options} | _SMALL.get(full.objective.name, {})
-    if full.guides is not None:
-        overrides["guides"] = guides
+    if full.frozen_encoders is not None:
+        overrides["frozen_encoders"] = guides
     settings = load(TrainSettings, path, parse_overrides(given) | overrides)
     _, metrics, state = one_step(settings, tiny_dataset, tmp_path)
     assert metrics["loss"] == pytest.approx(metrics["loss"]) and 0 < metrics["grad_norm"] < float("inf")

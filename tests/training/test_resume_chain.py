@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / "pairs" / f"{i:03d}.png")
         (root / "pairs" / f"{i:03d}.txt").write_text(f"thing number {i}")
-    config = {"source": {"name": "folder", "path": str(root / "pairs")}, "output": str(root / "data"), "way": "index"}
+    config = {"source": {"name": "folder", "path": str(root / "pairs")}, "output": str(root / "data"), "mode": "index"}
     (root / "pairs.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "pipelines", str(root / "pairs.yaml"), "--quiet"]
     subprocess.run(command, cwd=ROOT, check=True, timeout=PATIENCE)

@@ -87,8 +87,8 @@ def cases(folder: Path) -> dict[str, dict[str, Any]]:
         "vision": {"image_tower": towers["vision"], "text_tower": {"name": "transformer", "width": 16, "max_tokens": 9}},
         "chained": {"image_tower": first, "text_tower": words},
         "chained-locked": {"image_tower": first | locked, "text_tower": words | locked},
-        "guided": {"image_tower": CONV, "text_tower": BAG, "objective": {"name": "clip-ping"}, "guides": both},
-        "guided-live": {"image_tower": CONV, "text_tower": BAG, "objective": {"name": "a-clip-ping"}, "guides": both},
+        "guided": {"image_tower": CONV, "text_tower": BAG, "objective": {"name": "clip-ping"}, "frozen_encoders": both},
+        "guided-live": {"image_tower": CONV, "text_tower": BAG, "objective": {"name": "a-clip-ping"}, "frozen_encoders": both},
     }
 
 

@@ -19,7 +19,7 @@ from training.in_process import fit_inline
 from training.plan import Plan, make_order
 from training.run import result_of
 
-FEW: dict[str, Any] = {"data__share": 0.6, "seed": 1}
+FEW: dict[str, Any] = {"data__fraction": 0.6, "seed": 1}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_a_run_sees_its_share_and_nothing_else_of_the_split(plan_of: Callable[..
     # What is held out is what a whole run holds out.
     assert np.array_equal(plan.held_out.sample_ids, plan_of().held_out.sample_ids)
     result = result_of(plan, tmp_path, fit_inline(plan, tmp_path, lambda line: None), {"training": 1.0})
-    assert (result["dataset"]["train_samples"], result["dataset"]["share"]) == (len(share), 0.6)
+    assert (result["dataset"]["train_samples"], result["dataset"]["fraction"]) == (len(share), 0.6)
 
 
 def test_a_tokenizer_is_trained_on_the_captions_of_the_share(plan_of: Callable[..., Plan]) -> None:
@@ -61,18 +61,18 @@ def test_neighbours_are_looked_for_in_the_share(plan_of: Callable[..., Plan]) ->
 
 
 def test_the_share_is_part_of_what_a_run_is(plan_of: Callable[..., Plan]) -> None:
-    changed = difference(plan_of().settings.identity(), plan_of(data__share=0.9).settings.identity())
-    assert changed == ["data.share: 1.0 -> 0.9"]
+    changed = difference(plan_of().settings.identity(), plan_of(data__fraction=0.9).settings.identity())
+    assert changed == ["data.fraction: 1.0 -> 0.9"]
 
 
 def test_a_share_without_a_batch_is_refused_before_anything_starts(plan_of: Callable[..., Plan]) -> None:
     plan = plan_of()
-    few = plan.settings.model_copy(update={"data": plan.settings.data.model_copy(update={"share": 0.1})})
-    with pytest.raises(UserError, match=r"^data\.share: 0\.1 leaves \d samples of split 'train' with seed=0"):
+    few = plan.settings.model_copy(update={"data": plan.settings.data.model_copy(update={"fraction": 0.1})})
+    with pytest.raises(UserError, match=r"^data\.fraction: 0\.1 leaves \d samples of split 'train' with seed=0"):
         make_order(few, plan.stream.prepared)
 
 
 @pytest.mark.parametrize("share", [0, -0.5, 1.01])
 def test_no_share_is_none_or_more_than_all(plan_of: Callable[..., Plan], share: float) -> None:
-    with pytest.raises(UserError, match=r"data\.share"):
-        plan_of(data__share=share)
+    with pytest.raises(UserError, match=r"data\.fraction"):
+        plan_of(data__fraction=share)

@@ -211,15 +211,15 @@ def test_nested_keys_mean_dotted_ones() -> None:
     nested = settings(
         overrides={"data": {"validation": 0.2}, "optimizer": {"options": {"betas": [0.9, 0.98]}, "name": "sgd"}},
         grid={"objective": {"name": ["clip"]}, "image_tower": {"mode": ["locked", "frozen"]}},
-        space={"optimizer": {"lr": RATE}, "objective": {"temperature": [RATE], "psd": {"share": {"choices": [0.1]}}}},
+        space={"optimizer": {"lr": RATE}, "objective": {"temperature": [RATE], "psd": {"soft_fraction": {"choices": [0.1]}}}},
     )
     assert nested.overrides == {"data.validation": 0.2, "optimizer.options.betas": [0.9, 0.98], "optimizer.name": "sgd"}
     assert nested.grid == {"objective.name": ["clip"], "image_tower.mode": ["locked", "frozen"]}
-    assert list(nested.space) == ["optimizer.lr", "objective.temperature", "objective.psd.share"]
+    assert list(nested.space) == ["optimizer.lr", "objective.temperature", "objective.psd.soft_fraction"]
     assert nested.space == {
         "optimizer.lr": [Dimension(**RATE)],
         "objective.temperature": [Dimension(**RATE)],
-        "objective.psd.share": [Dimension(choices=[0.1])],
+        "objective.psd.soft_fraction": [Dimension(choices=[0.1])],
     }
 
 

@@ -285,7 +285,7 @@ def course(emojis: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
         f"storage={home}",
         f"overrides.data.path={emojis}",
         "overrides.data.validation=0.2",
-        f"overrides.evaluation.also={json.dumps(also)}",
+        f"overrides.evaluation.extra_datasets={json.dumps(also)}",
         "overrides.evaluation.every_epochs=1",
         "overrides.image_tower.model=test_resnet",
         "overrides.image_tower.weights=null",

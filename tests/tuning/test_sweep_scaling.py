@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from evaluation.suite import mean_recalls
+from evaluation.metrics import mean_recalls
 from pipelines.dataset.prepared import Prepared
 from pipelines.program.settings import UserError, load
 from tests.tuning.pages import page_of, paths, plain, section, table_rows
@@ -25,19 +25,19 @@ def finals(**changes: Any) -> list[dict[str, Any]]:
     """Two seeds in each of the four cells; none where a cell is changed to nothing."""
     found = []
     for (name, share), scores in (SCORES | changes.pop("scores", {})).items():
-        labels = {"objective.name": name, "data.share": f"share={share}"}
+        labels = {"objective.name": name, "data.fraction": f"fraction={share}"}
         for seed, score in enumerate(scores):
             samples = SAMPLES[share][seed]
-            found.append(row(f"{name}, share={share}", "final", 0, seed, score, train_samples=samples, **labels))
+            found.append(row(f"{name}, fraction={share}", "final", 0, seed, score, train_samples=samples, **labels))
     return found
 
 
 def crossed(shares: list[str] = SHARES) -> dict[str, Any]:
     """What sweep.json says of it."""
-    labels = [f"share={share}" for share in shares]
+    labels = [f"fraction={share}" for share in shares]
     axes = [
         {"key": "objective.name", "title": "objective", "labels": OBJECTIVES},
-        {"key": "data.share", "title": "share", "labels": labels},
+        {"key": "data.fraction", "title": "fraction", "labels": labels},
     ]
     cells = [{"cell": f"{name}, {label}", "labels": [name, label]} for name in OBJECTIVES for label in labels]
     return {"axes": axes, "cells": cells, "space": [], "seeds": [0, 1]}
@@ -66,7 +66,15 @@ def test_score_is_charted_against_training_samples_on_a_logarithmic_axis(tmp_pat
 
 def test_a_share_in_between_lies_where_its_logarithm_does(tmp_path: Path) -> None:
     trials = finals() + [
-        row(f"{name}, share=0.3", "final", 0, 0, 15.0, train_samples=300.0, **{"objective.name": name, "data.share": "share=0.3"})
+        row(
+            f"{name}, fraction=0.3",
+            "final",
+            0,
+            0,
+            15.0,
+            train_samples=300.0,
+            **{"objective.name": name, "data.fraction": "fraction=0.3"},
+        )
         for name in OBJECTIVES
     ]
     part = section(page_of(tmp_path, trials, **crossed(["1", "0.1", "0.3"])), "scaling")  # in whatever order
@@ -110,7 +118,7 @@ def plan_of(tiny_dataset: Prepared, tmp_path: Path) -> Callable[..., SweepPlan]:
     base.write_text(yaml.safe_dump(tree))
 
     def make(**keys: Any) -> SweepPlan:
-        tree = {"name": "s", "storage": str(tmp_path), "base": str(base), "grid": {"data.share": [0.3, 1]}, "seeds": [0, 1, 2]}
+        tree = {"name": "s", "storage": str(tmp_path), "base": str(base), "grid": {"data.fraction": [0.3, 1]}, "seeds": [0, 1, 2]}
         (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree | keys))
         return SweepPlan(load(SweepSettings, tmp_path / "sweep.yaml"))
 
@@ -136,16 +144,16 @@ def test_a_budget_of_samples_gives_every_share_of_every_seed_as_many_steps(plan_
 
 def test_a_share_that_is_too_small_with_any_seed_is_refused_before_the_first_trial(plan_of: Callable[..., SweepPlan]) -> None:
     with pytest.raises(
-        UserError, match=r"^data\.share: 0\.05 leaves \d samples of split 'train' with seed=\d, fewer than global_b"
+        UserError, match=r"^data\.fraction: 0\.05 leaves \d samples of split 'train' with seed=\d, fewer than global_b"
     ):
-        plan_of(grid={"data.share": [0.05, 1]}, seeds=list(range(12)))
+        plan_of(grid={"data.fraction": [0.05, 1]}, seeds=list(range(12)))
 
 
 def test_a_base_that_tests_its_chosen_checkpoint_is_tested_by_the_sweep_alone(plan_of: Callable[..., SweepPlan]) -> None:
     """The search sees the validation split, the seeds' runs the test split, and no run looks at both."""
     chosen = {"evaluation.split": "validation", "evaluation.test_split": "test", "data.validation": 0.2}
     chosen |= {"checkpoint.best": "retrieval/openmoji/mean_recall"}
-    plan = plan_of(overrides=chosen, space={"optimizer.lr": {"low": 1e-4, "high": 1e-2}}, grid={"data.share": [0.9, 1]})
+    plan = plan_of(overrides=chosen, space={"optimizer.lr": {"low": 1e-4, "high": 1e-2}}, grid={"data.fraction": [0.9, 1]})
     for phase, split in (("search", "validation"), ("final", "test")):
         evaluation = plan.build(plan.example(plan.cells[0], phase)).evaluation
         assert (evaluation.split, evaluation.test_split) == (split, None)

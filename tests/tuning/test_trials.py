@@ -28,12 +28,12 @@ def crossed(*axes: list[Any]) -> list[Cell]:
 
 
 def test_cells_are_called_by_their_labels() -> None:
-    cells = crossed(["clip", {"name": "psd", "share": 0.5}], [0.1])
+    cells = crossed(["clip", {"name": "psd", "soft_fraction": 0.5}], [0.1])
     assert [(cell.labels, cell.label) for cell in cells] == [
         (("clip", "lr=0.1"), "clip, lr=0.1"),
         (("psd", "lr=0.1"), "psd, lr=0.1"),
     ]
-    assert cells[1].overrides == {"a.lr": {"name": "psd", "share": 0.5}, "b.lr": 0.1}
+    assert cells[1].overrides == {"a.lr": {"name": "psd", "soft_fraction": 0.5}, "b.lr": 0.1}
     whole = cells_of(settings(grid={}))
     assert [(cell.labels, cell.label, cell.slug, cell.overrides) for cell in whole] == [((), "all", "all", {})]
 
@@ -112,12 +112,12 @@ GIVEN: list[dict[str, Any]] = [
     {"optimizer.lr": 1e-5, "seed": 3, "clip_norm": None, "tensorboard": False},
     {"optimizer.lr": 0.1 + 0.2, "optimizer.weight_decay": 123456789.123456789},
     {"optimizer.name": "sgd", "optimizer.options": {"betas": [0.9, 0.98]}, "optimizer.momentum": 0.5},
-    {"objective": {"name": "psd", "temperature": 0.03, "swap": None}, "objective.share": 0.25},
+    {"objective": {"name": "psd", "temperature": 0.03, "swap_directions": None}, "objective.soft_fraction": 0.25},
     {"objective.name": "sogclr", "objective.gamma": 0.5, "objective.temperature": 3e-05},
     {"evaluation.templates": ["a {} it's", 'say "{}" $HOME `ls` \\', "#{c}: caf\u00e9 {}", "- {}"]},
     {"evaluation.labels": [], "data.augment": None, "evaluation.split": "my split; rm -rf /"},
     {"data.path": "/data/with space/it's", "image_tower.weights": "package:a/b.pth", "checkpoint.best": "retrieval/x/mean@1"},
-    {"evaluation.also": [{"path": "data/coco", "labels": []}, {"path": "data/imagenet", "retrieval": False}]},
+    {"evaluation.extra_datasets": [{"path": "data/coco", "labels": []}, {"path": "data/imagenet", "retrieval": False}]},
 ]
 
 

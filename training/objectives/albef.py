@@ -6,12 +6,12 @@ Li et al., "Align before Fuse: Vision and Language Representation Learning with 
     C_text = [teacher texts of the batch; queue],   target_i = a softmax(teacher x_i . C_text / t) + (1 - a) own_i
     L = [ H(target^image, softmax(x C_text^T / t)) + H(target^text, softmax(y C_image^T / t)) ] / 2
 
-a grows from 0 to `share` over the first epoch. `own` is spread evenly over candidates with the same image or caption; so a
-queue may hold a sample of the batch from an epoch ago. Masked words and matching, ALBEF's other two losses, are not part of
-a dual encoder.
+a grows from 0 to `teacher_weight` over the first epoch. `own` is spread evenly over candidates with the same image or caption;
+so a queue may hold a sample of the batch from an epoch ago. Masked words and matching, ALBEF's other two losses, are not part
+of a dual encoder.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -31,9 +31,10 @@ from training.teacher import EmaSettings, Teacher
 class AlbefSettings(LearnedTemperatureSettings):
     """ALBEF's alignment: an EMA teacher's soft targets over queues of past features."""
 
+    renamed: ClassVar[dict[str, str]] = {"share": "teacher_weight"}
     name: Literal["albef"] = "albef"
     max_scale: float = Field(1000.0, gt=0, description="cap of the logit scale 1/temperature")
-    share: float = Field(0.4, ge=0, le=1, description="of the teacher in the targets, from the second epoch on")
+    teacher_weight: float = Field(0.4, ge=0, le=1, description="of the teacher in the targets, from the second epoch on")
     queue: int = Field(65536, ge=0, description="past pairs among the candidates; at most as many as the data has images")
     teacher: EmaSettings = Field(EmaSettings(momentum=0.995, final_momentum=0.995), description="moving average of the encoder")
 
@@ -59,7 +60,7 @@ class Albef(Objective):
 
     def __init__(self, settings: AlbefSettings, task: Task):
         super().__init__()
-        self._share, self._steps_per_epoch = settings.share, task.steps_per_epoch
+        self._share, self._steps_per_epoch = settings.teacher_weight, task.steps_per_epoch
         self.scale = LogitScale(settings)
         size = min(settings.queue, task.num_images)
         self.register_buffer("images", torch.zeros(size, task.embed_dim))

@@ -13,7 +13,7 @@ is G(p^I, A^T_n) + G(p^T, A^I_m), by two more heads.
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -35,10 +35,11 @@ _OWN, _BY_IMAGE, _BY_TEXT = range(3)  # in the columns of guides: the sample, it
 class ClipPingSettings(ContrastiveSettings):
     """CLIP-PING: CLIP, and the neighbours that frozen image and text encoders see."""
 
+    renamed: ClassVar[dict[str, str]] = {"nn": "nearest", "xnn": "cross_nearest", "own": "own_features"}
     name: Literal["clip-ping"] = "clip-ping"
-    nn: float = Field(1.0, ge=0, description="weight of nearest neighbours")
-    xnn: float = Field(1.0, ge=0, description="weight of cross nearest neighbours")
-    own: float = Field(0.0, ge=0, description="weight of the sample's own features, as in distillation")
+    nearest: float = Field(1.0, ge=0, description="weight of nearest neighbours")
+    cross_nearest: float = Field(1.0, ge=0, description="weight of cross nearest neighbours")
+    own_features: float = Field(0.0, ge=0, description="weight of the sample's own features, as in distillation")
     cross: Literal["same_modality", "other_modality"] = Field(
         "same_modality", description="what an image is compared with for XNN: the image of m; or the caption of n"
     )
@@ -74,19 +75,19 @@ class ClipPing(Clip):
             return guidance(rows, features[:, which], ids[:, which], self.neighbour_scale())
 
         total, metrics = clip.total, {"clip": clip.total.detach()}
-        if settings.nn:
+        if settings.nearest:
             nearest = (guide(image, images, _BY_IMAGE) + guide(text, texts, _BY_TEXT)) / 2
-            total, metrics["nn"] = total + settings.nn * nearest, nearest.detach()
-        if settings.xnn:
+            total, metrics["nearest"] = total + settings.nearest * nearest, nearest.detach()
+        if settings.cross_nearest:
             if settings.cross == "same_modality":
                 cross = (guide(image, images, _BY_TEXT) + guide(text, texts, _BY_IMAGE)) / 2
             else:
                 image_too, text_too = unit(self.image_cross(projections[0])), unit(self.text_cross(projections[1]))
                 cross = (guide(image_too, texts, _BY_IMAGE) + guide(text_too, images, _BY_TEXT)) / 2
-            total, metrics["xnn"] = total + settings.xnn * cross, cross.detach()
-        if settings.own:
+            total, metrics["cross_nearest"] = total + settings.cross_nearest * cross, cross.detach()
+        if settings.own_features:
             own = (guide(image, images, _OWN) + guide(text, texts, _OWN)) / 2
-            total, metrics["own"] = total + settings.own * own, own.detach()
+            total, metrics["own_features"] = total + settings.own_features * own, own.detach()
         return Loss(total, clip.metrics | metrics)
 
     def update(self, batch: Batch, loss: Loss) -> None:

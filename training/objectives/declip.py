@@ -18,7 +18,7 @@ another row that is its own caption, or that is its own target again.
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +41,9 @@ from training.precision import unit
 class DeclipSettings(ContrastiveSettings):
     """DeCLIP: CLIP over two views and two wordings, SimSiam, masked words, and neighbours from a queue."""
 
+    renamed: ClassVar[dict[str, str]] = {"plain": "contrastive"}
     name: Literal["declip"] = "declip"
-    plain: float = Field(0.1, ge=0, description="weight of the contrast of an image with its caption")
+    contrastive: float = Field(0.1, ge=0, description="weight of the contrast of an image with its caption")
     views: float = Field(0.3, ge=0, description="weight of the mean of the three with the other view or the other words")
     image: float = Field(0.2, ge=0, description="weight of SimSiam between the views")
     mlm: float = Field(0.2, ge=0, description="weight of masked words; 0: none is hidden")
@@ -98,7 +99,7 @@ class Declip(Clip):
 
         plain, *others = (clip(view, text) for text in texts for view in views)
         z = [self.projector(rows) for rows in (embeddings.image_projection, embeddings.strong_projection[:, 0])]
-        found = {"plain": plain, "views": torch.stack(others).mean()}
+        found = {"contrastive": plain, "views": torch.stack(others).mean()}
         found["image"] = simsiam(*(self.predictor(rows) for rows in z), *z)
         filled = min(int(self.pushed), len(self.queue))
         past = self.queue[:filled], self.ids[:filled]

@@ -13,12 +13,12 @@ L_CRD is the paper's Kullback-Leibler divergence but for the teacher's entropy, 
 scripts weigh L_FD, taken as a mean over entries, with 2,000: 4 times the sum is about that at a width of 512. Paper and scripts
 have heads only where the widths differ; here there always are (ours).
 
-The teacher is `guides`: both halves of an open_clip or Hugging Face model, or of an earlier run. Its embeddings of images and
-captions are computed once and looked up; or, with `live`, it runs in the step on the views that the student sees.
+The teacher is `frozen_encoders`: both halves of an open_clip or Hugging Face model, or of an earlier run. Its embeddings of
+images and captions are computed once and looked up; or, with `live`, it runs in the step on the views that the student sees.
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -35,10 +35,11 @@ from training.precision import exact, unit
 
 
 class DistillSettings(ContrastiveSettings):
-    """Distillation from a stronger dual encoder, named in `guides`."""
+    """Distillation from a stronger dual encoder, named in `frozen_encoders`."""
 
+    renamed: ClassVar[dict[str, str]] = {"plain": "contrastive"}
     name: Literal["distill"] = "distill"
-    plain: float = Field(1.0, ge=0, description="weight of CLIP's own loss")
+    contrastive: float = Field(1.0, ge=0, description="weight of CLIP's own loss")
     relation: float = Field(1.0, ge=0, description="weight of the teacher's similarities within the batch, as soft targets")
     feature: float = Field(4.0, ge=0, description="weight of the squared distance to the teacher's embeddings")
     interactive: float = Field(1.0, ge=0, description="weight of the contrast with the teacher's embeddings of the other kind")
@@ -61,7 +62,8 @@ class Distill(Clip):
         self._settings, (width, text_width) = settings, task.guide_widths
         if width != text_width:
             raise UserError(
-                f"guides: distill needs a dual encoder, whose halves share a space; these have widths {width} and {text_width}"
+                "frozen_encoders: distill needs a dual encoder, whose halves share a space; these have widths "
+                f"{width} and {text_width}"
             )
         self.image_head, self.text_head = nn.Linear(task.embed_dim, width), nn.Linear(task.embed_dim, width)
 
@@ -71,7 +73,7 @@ class Distill(Clip):
         everywhere = all_gather(u), all_gather(v)
         candidates = find_candidates(embeddings, batch, self._mask)
         clip, found = super().forward(embeddings, batch), {}
-        found["plain"] = clip.total
+        found["contrastive"] = clip.total
         if settings.relation:
             sharp, all_soft = scale.new_tensor(1 / settings.teacher_temperature), torch.ones_like(u[:, 0])
             texts, images = all_gather(embeddings.text), all_gather(embeddings.image)

@@ -13,7 +13,7 @@ a moving average, which costs one more forward; the paper's is the network itsel
 (docs/benchmarks/noise.md), and wrong captions are what PSD is for.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -44,18 +44,19 @@ class SelfSettings(Settings):
 class PsdSettings(ContrastiveSettings):
     """PSD, progressive self-distillation: soft targets for a growing share of noisy pairs."""
 
+    renamed: ClassVar[dict[str, str]] = {"share": "soft_fraction", "swap": "swap_directions"}
     name: Literal["psd"] = "psd"
     teacher: Annotated[SelfSettings | EmaSettings, Field(discriminator="name")] = Field(
         EmaSettings(),
         description="who makes the soft targets; self: the network itself, as in the paper, at no extra cost, and below CLIP "
         "where captions were wrong (docs/objectives.md)",
     )
-    share: float = Field(0.9, ge=0, lt=1, description="of soft pairs, once it is fully grown")
+    soft_fraction: float = Field(0.9, ge=0, lt=1, description="of soft pairs, once it is fully grown")
     schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="of the share: linear, grown at half of the run; cosine, grown at its end; constant"
+        "linear", description="of the fraction: linear, grown at half of the run; cosine, grown at its end; constant"
     )
     sharpening: float = Field(1.0, gt=0, description="the teacher's logits are divided by it")
-    swap: bool | None = Field(
+    swap_directions: bool | None = Field(
         None, description="target of an image is the teacher's prediction for its text, and the reverse; null: for self only"
     )
     scope: Literal["batch", "block"] = Field("batch", description="block: soft pairs are contrasted with soft ones only")
@@ -63,7 +64,7 @@ class PsdSettings(ContrastiveSettings):
     @property
     def swapped(self) -> bool:
         """Without it, the own unsharpened prediction as target has no gradient."""
-        return self.teacher.name == "self" if self.swap is None else self.swap
+        return self.teacher.name == "self" if self.swap_directions is None else self.swap_directions
 
     def build_teacher(self, encoder: nn.Module, task: Task) -> Teacher:
         return self.teacher.build(encoder, task.total_steps)
@@ -87,8 +88,12 @@ class Psd(Objective):
         """Of soft pairs at a step."""
         done, settings = step / self._task.total_steps, self._settings
         if settings.schedule == "constant":
-            return settings.share
-        return settings.share * min(1.0, 2 * done) if settings.schedule == "linear" else half_cosine(0.0, settings.share, done)
+            return settings.soft_fraction
+        return (
+            settings.soft_fraction * min(1.0, 2 * done)
+            if settings.schedule == "linear"
+            else half_cosine(0.0, settings.soft_fraction, done)
+        )
 
     def soft(self, size: int, step: int) -> Tensor:
         """bool [size]: which pairs of the global batch are soft; the same on every worker."""

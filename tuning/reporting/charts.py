@@ -16,12 +16,12 @@ SHADES = 6  # classes of the sequential scale, from worst to best
 _SMALL = (230.0, 160.0)  # small multiples
 _WIDE = (900.0, 400.0)
 _COST = (420.0, 330.0)
-_SHARE = "data.share"
+_FRACTION = "data.fraction"
 
 
 def scaling(sweep: Sweep) -> dict[str, Any] | None:
     """Score against training samples, a line for each of the other cells; None where fewer than two shares have results."""
-    shares = next((i for i, axis in enumerate(sweep.axes) if axis["key"] == _SHARE and len(axis["labels"]) > 1), None)
+    shares = next((i for i, axis in enumerate(sweep.axes) if axis["key"] == _FRACTION and len(axis["labels"]) > 1), None)
     if shares is None:
         return None
     found: dict[str, list[dict[str, Any]]] = {}
@@ -53,7 +53,7 @@ def scaling(sweep: Sweep) -> dict[str, Any] | None:
         series,
         f"{sweep.title} against {heads[0]} to {heads[-1]} training samples: {'; '.join(spans)}",
         "training samples",
-        names={places[share]: f"{head}\nshare {share}" for share, head in zip(columns, heads, strict=True)},
+        names={places[share]: f"{head}\nfraction {share}" for share, head in zip(columns, heads, strict=True)},
         from_zero=sweep.percent,
         log=True,
         levels={"chance": chance} if number_format.is_number(chance) else {},
@@ -61,7 +61,7 @@ def scaling(sweep: Sweep) -> dict[str, Any] | None:
         percent=sweep.percent,
         size=LARGE,
     )
-    head = [f"{samples} samples, share {share}" for samples, share in zip(heads, columns, strict=True)]
+    head = [f"{samples} samples, fraction {share}" for samples, share in zip(heads, columns, strict=True)]
     return {"chart": chart, "head": head, "rows": table, "chance": number_format.value(chance, sweep.percent)}
 
 

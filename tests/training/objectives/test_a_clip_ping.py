@@ -39,7 +39,7 @@ def nearest(row: list[float], queue: list[list[float]], allowed: list[int]) -> i
 
 def test_against_a_queue_in_a_list() -> None:
     """Steps with images that come back; five places, so that the oldest go. Rows whose image fills the queue drop out."""
-    settings = AClipPingSettings(**HALF, queue=5, xnn=0.7)
+    settings = AClipPingSettings(**HALF, queue=5, cross_nearest=0.7)
     objective = with_heads(settings)
     queue: list[tuple[int, int, list[float], list[float]]] = []  # sample, image, features
     dropped = 0

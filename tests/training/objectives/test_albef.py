@@ -81,7 +81,7 @@ def test_a_run_against_plain_loops(queue: int) -> None:
 
     Images and captions are met again, in their own batch and in the queue; three steps make an epoch.
     """
-    albef = objective(0.25, {"steps_per_epoch": 3}, queue=queue, share=0.6)
+    albef = objective(0.25, {"steps_per_epoch": 3}, queue=queue, teacher_weight=0.6)
     past: deque[Entry] = deque(maxlen=min(queue, 10))
     for at, (pair_ids, (x, y)) in enumerate(batches_of_a_run(7)):
         others = random_pairs(6, seed=100 + at)
@@ -127,7 +127,7 @@ def test_a_teacher_that_is_the_student_gives_clip_at_the_first_step_but_no_gradi
 def test_a_candidate_in_the_queue_with_the_same_image_shares_the_target() -> None:
     """Its exact double: half of the target each, and as likely as one another."""
     axes = torch.eye(3, dtype=torch.float64)
-    albef = objective(0.5, {"embed_dim": 3}, share=0.0)
+    albef = objective(0.5, {"embed_dim": 3}, teacher_weight=0.0)
     batch = taught(ids(3), axes, axes)
     alone = step(albef, axes, axes, batch).total
     doubled = run(albef, axes, axes, batch).total
@@ -139,7 +139,7 @@ def test_a_student_that_agrees_with_nobody_learns_from_the_one_who_is_alike() ->
     axes, past = torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)[[3]]
     pulls = []
     for image in (0, 9):
-        albef = objective(0.5, {"embed_dim": 4}, share=0.0)
+        albef = objective(0.5, {"embed_dim": 4}, teacher_weight=0.0)
         albef.update({}, run(albef, past, past, taught(ids([image], [9]), past, past)).loss)
         found = run(albef, axes[:1], axes[:1], taught(ids([0]), axes[:1], axes[:1]))
         pulls.append(float(found.dx[0, 3]))
@@ -165,7 +165,9 @@ def test_the_temperature_may_fall_to_a_thousandth() -> None:
     assert float(albef.scale().detach()) == pytest.approx(1000.0)
 
 
-@pytest.mark.parametrize(("key", "value"), [("temperature", 0.0), ("share", 1.5), ("share", -0.1), ("queue", -1)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("temperature", 0.0), ("teacher_weight", 1.5), ("teacher_weight", -0.1), ("queue", -1)]
+)
 def test_a_mistake_in_the_settings_is_named(key: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"(?m)^{key}\n"):
         AlbefSettings(**{key: value})

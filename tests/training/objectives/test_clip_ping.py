@@ -93,19 +93,19 @@ def ping(settings: ClipPingSettings, x: Tensor, y: Tensor) -> tuple[Loss, ClipPi
 def test_the_sum_of_all() -> None:
     found, _ = ping(ClipPingSettings(**HALF), X, Y)
     assert_near(found.total, 3.298149)
-    assert_near(found.metrics["nn"], (0.624647 + 1.019043) / 2)
-    assert_near(found.metrics["xnn"], (1.277079 + 1.963162) / 2)
+    assert_near(found.metrics["nearest"], (0.624647 + 1.019043) / 2)
+    assert_near(found.metrics["cross_nearest"], (1.277079 + 1.963162) / 2)
 
 
 def test_weights_and_the_other_reading_of_cross() -> None:
     clip = clip_loss(X.tolist(), Y.tolist(), 2.0, [0, 1, 2], [0, 1, 2])
-    assert_near(ping(ClipPingSettings(**HALF, nn=0, xnn=0), X, Y)[0].total, clip)
+    assert_near(ping(ClipPingSettings(**HALF, nearest=0, cross_nearest=0), X, Y)[0].total, clip)
     own = (
         naive(P_IMAGE.tolist(), IMAGE_BANK[BATCH].tolist(), BATCH, 0.5)
         + naive(P_TEXT.tolist(), TEXT_BANK[BATCH].tolist(), BATCH, 0.5)
     ) / 2
-    assert_near(ping(ClipPingSettings(**HALF, nn=0, xnn=0, own=2), X, Y)[0].total, clip + 2 * own, 1e-10)
-    crossed = ClipPingSettings(**HALF, nn=0, xnn=3, cross="other_modality")
+    assert_near(ping(ClipPingSettings(**HALF, nearest=0, cross_nearest=0, own_features=2), X, Y)[0].total, clip + 2 * own, 1e-10)
+    crossed = ClipPingSettings(**HALF, nearest=0, cross_nearest=3, cross="other_modality")
     texts = naive(P_TEXT.tolist(), TEXT_BANK[NEAR_IMAGE].tolist(), NEAR_IMAGE, 0.5)
     images = naive(P_IMAGE.tolist(), IMAGE_BANK[NEAR_TEXT].tolist(), NEAR_TEXT, 0.5)
     assert_near(ping(crossed, X, Y)[0].total, clip + 3 * (texts + images) / 2, 1e-10)

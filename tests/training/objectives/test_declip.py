@@ -74,7 +74,7 @@ def test_the_contrast_with_neighbours() -> None:
 
 def test_four_contrasts() -> None:
     found, _ = declip(X, A, Y, N)
-    assert_near(found.metrics["plain"], 0.856183)
+    assert_near(found.metrics["contrastive"], 0.856183)
     assert_near(found.metrics["views"], 0.803118)
     for image, text, expected in ((A, Y, 0.942434), (X, N, 0.777888), (A, N, 0.689031)):
         assert clip_loss(image.tolist(), text.tolist(), 2.0, [0, 1, 2], [0, 1, 2]) == pytest.approx(expected, abs=1e-6)
@@ -123,7 +123,7 @@ def test_simsiam_is_lightlys_with_its_heads_and_gradients() -> None:
 @pytest.mark.parametrize(("weights", "expected"), [((0.1, 0.3), 0.665877), ((0.4, 0.2), 0.842420)])
 def test_the_sum_of_all_by_the_code_and_by_the_paper(weights: tuple[float, float], expected: float) -> None:
     """With the worked values of SimSiam, -0.825008, and of hidden words, 1.5, which are tested by themselves."""
-    settings = SETTINGS.model_copy(update={"plain": weights[0], "views": weights[1], "image": 0.0})
+    settings = SETTINGS.model_copy(update={"contrastive": weights[0], "views": weights[1], "image": 0.0})
     found, _ = declip(X, A, Y, N, settings)
     total = float(found.total.detach()) + 0.2 * (-0.825008) + 0.2 * 1.5
     assert total == pytest.approx(expected, abs=2e-6)
@@ -269,5 +269,5 @@ def test_same_views_and_words_are_clip() -> None:
     found, _ = declip(x, x, y, y)
     candidates = find_candidates(Embeddings(x, y, x, y), ids(6), ids=False)
     assert candidates.ids is None
-    for name in ("plain", "views"):
+    for name in ("contrastive", "views"):
         assert_near(found.metrics[name], clip_loss(x.tolist(), y.tolist(), 2.0, list(range(6)), list(range(6))), 1e-10)

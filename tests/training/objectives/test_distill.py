@@ -40,7 +40,7 @@ def distill(settings: DistillSettings, x: Tensor, y: Tensor, u: Tensor, v: Tenso
 def test_against_plain_loops() -> None:
     """With images and captions that come twice: these are left out on both sides."""
     (x, y), (u, v), n = random_pairs(6), random_pairs(6, seed=1), 6
-    settings = DistillSettings(**OWN, plain=0.5, relation=2.0, feature=3.0, interactive=0.7)
+    settings = DistillSettings(**OWN, contrastive=0.5, relation=2.0, feature=3.0, interactive=0.7)
     found, _ = distill(settings, x, y, u, v, REPEATED)
     rows = {name: part.tolist() for name, part in zip("xyuv", (x, y, u, v), strict=True)}
     relation = interactive = feature = 0.0
@@ -73,7 +73,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it() -> None:
     """At one temperature neither relation nor features pull at it."""
     u, v = random_pairs(6)
     x, y = u.clone().requires_grad_(), v.clone().requires_grad_()
-    settings = DistillSettings(temperature=0.3, teacher_temperature=0.3, plain=0, interactive=0)
+    settings = DistillSettings(temperature=0.3, teacher_temperature=0.3, contrastive=0, interactive=0)
     found, _ = distill(settings, x, y, u, v)
     assert float(found.metrics["feature"]) == pytest.approx(0.0, abs=1e-12)
     found.total.backward()
@@ -91,7 +91,7 @@ def test_the_teachers_length_and_direction_are_what_features_follow() -> None:
     """A step against the gradient brings the student's rows nearer to the teacher's."""
     (x, y), (u, v) = random_pairs(6), random_pairs(6, seed=1)
     x.requires_grad_()
-    found, _ = distill(DistillSettings(**OWN, plain=0, relation=0, interactive=0), x, y, u, v)
+    found, _ = distill(DistillSettings(**OWN, contrastive=0, relation=0, interactive=0), x, y, u, v)
     found.total.backward()
     assert x.grad is not None
     moved = F.normalize(x.detach() - 0.5 * x.grad)
@@ -103,5 +103,5 @@ def test_the_teachers_length_and_direction_are_what_features_follow() -> None:
 
 
 def test_encoders_of_two_spaces_are_no_teacher() -> None:
-    with pytest.raises(UserError, match=r"guides: distill needs a dual encoder, .* widths 1280 and 384"):
+    with pytest.raises(UserError, match=r"frozen_encoders: distill needs a dual encoder, .* widths 1280 and 384"):
         build(DistillSettings(), guide_widths=(1280, 384))

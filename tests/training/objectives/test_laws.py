@@ -64,9 +64,9 @@ VARIANTS = SOFT | {
     "siglip-gather": SOFT["siglip"] | {"exchange": "gather"},
     "siglip-unmasked": SOFT["siglip"] | {"mask_false_negatives": False},
     "psd-self": SOFT["psd"] | {"teacher": {"name": "self"}},
-    "psd-self-sharpened": SOFT["psd"] | {"teacher": {"name": "self"}, "swap": False, "sharpening": 0.5},
-    "psd-swap": SOFT["psd"] | {"swap": True, "schedule": "cosine"},
-    "psd-block": SOFT["psd"] | {"scope": "block", "schedule": "constant", "share": 0.5},
+    "psd-self-sharpened": SOFT["psd"] | {"teacher": {"name": "self"}, "swap_directions": False, "sharpening": 0.5},
+    "psd-swap": SOFT["psd"] | {"swap_directions": True, "schedule": "cosine"},
+    "psd-block": SOFT["psd"] | {"scope": "block", "schedule": "constant", "soft_fraction": 0.5},
     "sogclr-unit": SOFT["sogclr"] | {"grad_scale": "unit"},
     "sogclr-hinge": SOFT["sogclr"] | {"hinge": 1.0},
     "onlineclr-zero": SOFT["onlineclr"] | {"init": "zero"},
@@ -76,9 +76,9 @@ VARIANTS = SOFT | {
     "albef-no-queue": SOFT["albef"] | {"queue": 0},
     "slip-unmasked": SOFT["slip"] | {"mask_false_negatives": False},
     "uniclip-others-only": SOFT["uniclip"] | {"self_pair": False},
-    "clip-ping-crossed": SOFT["clip-ping"] | {"cross": "other_modality", "own": 0.5, "nn": 2.0},
+    "clip-ping-crossed": SOFT["clip-ping"] | {"cross": "other_modality", "own_features": 0.5, "nearest": 2.0},
     "clip-ping-unmasked": SOFT["clip-ping"] | {"mask_false_negatives": False},
-    "a-clip-ping-short": SOFT["a-clip-ping"] | {"queue": 7, "own": 0.5},
+    "a-clip-ping-short": SOFT["a-clip-ping"] | {"queue": 7, "own_features": 0.5},
     "a-clip-ping-crossed": SOFT["a-clip-ping"] | {"cross": "other_modality", "mask_false_negatives": False},
     "distill-live": SOFT["distill"] | {"live": True, "relation": 0.0},
     "distill-unmasked": SOFT["distill"] | {"mask_false_negatives": False},
@@ -115,7 +115,7 @@ def settings_of(objective: dict[str, Any], accumulate: int = 1) -> TrainSettings
         "accumulate": accumulate,
     }
     if objective["name"] == "distill":
-        tree["guides"] = {"image_encoder": {"name": "conv"}, "text_encoder": {"name": "bag"}}  # never built
+        tree["frozen_encoders"] = {"image_encoder": {"name": "conv"}, "text_encoder": {"name": "bag"}}  # never built
     return validate(TrainSettings, tree | {"objective": objective}, "laws")
 
 
@@ -320,7 +320,7 @@ def test_samples_may_be_dealt_out_in_any_order(gloo: Gloo, variant: str) -> None
     """
     objective = VARIANTS[variant]
     if objective["name"] == "psd":
-        objective = objective | {"share": 0.99, "schedule": "constant"}
+        objective = objective | {"soft_fraction": 0.99, "schedule": "constant"}
     if objective["name"] in ("declip", "a-clip-ping"):
         objective = objective | {"queue": 2 * ROWS if objective["name"] == "declip" else ROWS}
     if objective["name"] == "albef":

@@ -42,7 +42,7 @@ Soft = set[int]
 def objective(soft: Soft, rows: int = 3, teacher: str = "self", temperature: float = 0.5, **keys: Any) -> Psd:
     """One whose first step makes exactly these pairs soft: the seed that draws them is looked for."""
     share = min((len(soft) + 0.2) / rows, 0.99)
-    settings = PsdSettings(share=share, schedule="constant", teacher={"name": teacher}, temperature=temperature, **keys)
+    settings = PsdSettings(soft_fraction=share, schedule="constant", teacher={"name": teacher}, temperature=temperature, **keys)
     for seed in range(1000):
         psd: Psd = build(settings, seed=seed)
         if set(psd.soft(rows, 0).nonzero()[:, 0].tolist()) == soft:
@@ -67,12 +67,12 @@ def test_reference_losses(soft: Soft, image_to_text: float, text_to_image: float
     text = soft_cross_entropy((Y, X, scale), (Y, X, 2 * scale), share, candidates).mean()
     assert float(image) == pytest.approx(image_to_text, abs=PRINTED)
     assert float(text) == pytest.approx(text_to_image, abs=PRINTED)
-    assert run(objective(soft, sharpening=0.5, swap=False), X, Y).total == pytest.approx(total, abs=PRINTED)
+    assert run(objective(soft, sharpening=0.5, swap_directions=False), X, Y).total == pytest.approx(total, abs=PRINTED)
 
 
 def test_reference_gradient() -> None:
     expected = [[-0.140283, 0.191046, -0.140283], [0.139274, 0.006891, 0.139274], [-0.071949, -0.129861, -0.071949]]
-    assert_near(run(objective({1}, sharpening=0.5, swap=False), X, Y).dx, expected)
+    assert_near(run(objective({1}, sharpening=0.5, swap_directions=False), X, Y).dx, expected)
 
 
 def test_reference_targets() -> None:
@@ -96,9 +96,9 @@ def test_reference_targets() -> None:
 @pytest.mark.parametrize(
     ("keys", "total"),
     [
-        ({"sharpening": 1.0, "swap": False}, 0.915479),
-        ({"sharpening": 1.0, "swap": True}, 0.944239),
-        ({"sharpening": 0.5, "swap": True}, 0.929366),
+        ({"sharpening": 1.0, "swap_directions": False}, 0.915479),
+        ({"sharpening": 1.0, "swap_directions": True}, 0.944239),
+        ({"sharpening": 0.5, "swap_directions": True}, 0.929366),
         ({}, 0.944239),
     ],
 )
@@ -110,7 +110,7 @@ def test_reference_loss_with_a_moving_average_as_teacher() -> None:
     """Its images are M, its texts Y; without a word about it, the targets are not swapped."""
     batch = taught(ids(3), M, Y)
     assert run(objective({1}, teacher="ema"), X, Y, batch).total == pytest.approx(0.906222, abs=PRINTED)
-    swapped = run(objective({1}, teacher="ema", swap=True), X, Y, batch).total
+    swapped = run(objective({1}, teacher="ema", swap_directions=True), X, Y, batch).total
     assert swapped != pytest.approx(0.906222, abs=1e-3)
 
 
@@ -123,7 +123,7 @@ def test_reference_loss_with_a_moving_average_as_teacher() -> None:
     ],
 )
 def test_the_share_grows_as_scheduled(schedule: str, share: float, expected: list[float]) -> None:
-    psd = build(PsdSettings(schedule=schedule, share=share), total_steps=40)
+    psd = build(PsdSettings(schedule=schedule, soft_fraction=share), total_steps=40)
     assert [psd.share(done) for done in (0, 10, 20, 30, 40)] == pytest.approx(expected, abs=PRINTED)
 
 
@@ -186,7 +186,7 @@ def test_value_and_gradient_against_plain_loops(
 ) -> None:
     """Targets have no gradient, neither to the rows nor to the scale that sharpens them."""
     (x, y), others, soft = random_pairs(6), random_pairs(6, seed=9), {0, 2, 3}
-    psd = objective(soft, 6, teacher, temperature=0.25, sharpening=0.7, swap=swap, scope=scope)
+    psd = objective(soft, 6, teacher, temperature=0.25, sharpening=0.7, swap_directions=swap, scope=scope)
     batch = taught(ids(image_id, text_id), *others)
     found = run(psd, x, y, batch)
     teachers = [rows.tolist() for rows in (others if teacher == "ema" else (x, y))]
@@ -201,18 +201,18 @@ def test_value_and_gradient_against_plain_loops(
 
 def test_ones_own_prediction_teaches_nothing_unless_it_is_swapped() -> None:
     everything = {0, 1, 2}
-    found = run(objective(everything, swap=False), X, Y)
+    found = run(objective(everything, swap_directions=False), X, Y)
     assert_near(found.dx, torch.zeros(3, 3), 1e-12)
     assert_near(found.dy, torch.zeros(3, 3), 1e-12)
     assert float(run(objective(everything), X, Y).dx.abs().max()) > 0.01
-    assert float(run(objective(everything, swap=False, sharpening=0.5), X, Y).dx.abs().max()) > 0.01
+    assert float(run(objective(everything, swap_directions=False, sharpening=0.5), X, Y).dx.abs().max()) > 0.01
 
 
 def test_with_no_soft_pair_it_is_clip() -> None:
     x, y = random_pairs(6)
     batch = taught(ids(*REPEATED), *random_pairs(6, seed=1))
     for keys in ({"teacher": {"name": "self"}}, {"teacher": {"name": "ema"}}, {"scope": "block"}):
-        psd = build(PsdSettings(share=0.0, temperature=0.2, **keys))
+        psd = build(PsdSettings(soft_fraction=0.0, temperature=0.2, **keys))
         clip = build(ClipSettings(temperature=0.2))
         ours, theirs = run(psd, x, y, batch), run(clip, x, y, batch)
         assert ours.total == pytest.approx(theirs.total, abs=1e-12)
@@ -230,9 +230,9 @@ def test_a_sharp_teacher_who_is_right_is_clip() -> None:
 
 
 def test_pairs_may_come_in_another_order_when_their_softness_comes_along() -> None:
-    first = run(objective({0, 2}, sharpening=0.5, swap=False), X, Y)
+    first = run(objective({0, 2}, sharpening=0.5, swap_directions=False), X, Y)
     order = [2, 0, 1]
-    second = run(objective({0, 1}, sharpening=0.5, swap=False), X[order], Y[order])
+    second = run(objective({0, 1}, sharpening=0.5, swap_directions=False), X[order], Y[order])
     assert second.total == pytest.approx(first.total, abs=1e-12)
     assert_near(second.dx, first.dx[order], 1e-12)
 
@@ -256,7 +256,14 @@ def test_the_teacher_is_a_moving_average_unless_the_student_teaches_itself() -> 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("share", 1.0), ("share", -0.1), ("temperature", 0.0), ("sharpening", 0.0), ("schedule", "step"), ("scope", "row")],
+    [
+        ("soft_fraction", 1.0),
+        ("soft_fraction", -0.1),
+        ("temperature", 0.0),
+        ("sharpening", 0.0),
+        ("schedule", "step"),
+        ("scope", "row"),
+    ],
 )
 def test_a_mistake_in_the_settings_is_named(key: str, value: object) -> None:
     """A share of 1 would let the constant embedding teach itself."""

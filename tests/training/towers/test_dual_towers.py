@@ -227,7 +227,7 @@ def test_a_run_teaches_another(stamps: Prepared, trained: Path, case: str, tmp_p
     """A real step from pixels, with the halves of the run as frozen encoders; these are no part of the checkpoint."""
     image, text = (half.model_dump(mode="json") for half in halves(trained))
     guides = {"image_encoder": image, "text_encoder": text}
-    settings = run_settings(stamps, objective=GUIDED[case], guides=guides, seed=1)
+    settings = run_settings(stamps, objective=GUIDED[case], frozen_encoders=guides, seed=1)
     plan, metrics, state = one_step(settings, stamps, tmp_path)
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     saved = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -238,7 +238,7 @@ def test_a_run_teaches_another(stamps: Prepared, trained: Path, case: str, tmp_p
     assert {"guide_text", "guide_mask"} <= plan.stream.columns and plan.stream.guides is None
     with torch.no_grad():
         saved["teacher"]["_extra_state"] = "another"
-        with pytest.raises(UserError, match="guides: this run was trained with frozen encoders of other weights"):
+        with pytest.raises(UserError, match="frozen_encoders: this run was trained with frozen encoders of other weights"):
             state.load_state_dict(saved)
 
 
@@ -247,7 +247,7 @@ def test_a_live_teacher_sees_what_the_student_sees(stamps: Prepared, trained: Pa
     image, text = halves(trained)
     guides = {"image_encoder": image.model_dump(mode="json"), "text_encoder": text.model_dump(mode="json")}
     tower = {"name": "conv", "image_size": 24, "channels": [8, 16]}
-    settings = run_settings(stamps, objective={"name": "a-clip-ping"}, guides=guides, image_tower=tower)
+    settings = run_settings(stamps, objective={"name": "a-clip-ping"}, frozen_encoders=guides, image_tower=tower)
     plan, _, state = one_step(settings, stamps, tmp_path)
     views = images(24)
     tokens = plan.stream.guide_tokenizer
@@ -265,7 +265,7 @@ def test_a_live_teacher_sees_what_the_student_sees(stamps: Prepared, trained: Pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": {"name": "distill"}}, "guides: objective.name=distill learns from a teacher; name its halves"),
+        ({"objective": {"name": "distill"}}, "frozen_encoders: objective.name=distill learns from a teacher; name its halves"),
         (
             {"objective": {"name": "a-clip-ping"}, "image_tower": {"name": "conv", "mode": "locked"}},
             "objective.name: a-clip-ping runs frozen encoders on what the towers see, and a locked tower sees nothing",

@@ -159,7 +159,7 @@ def test_a_compiled_encoder_keeps_one_length(tokenizer: TextTokenizer) -> None:
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "mcd": {"name": "mcd"},
     "declip": {"name": "declip", "hidden": 16, "queue": 64},
-    "psd": {"name": "psd", "share": 0.5, "schedule": "constant"},
+    "psd": {"name": "psd", "soft_fraction": 0.5, "schedule": "constant"},
 }
 
 
