@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from evaluation.reporting.number_format import ordinal
 from evaluation.suite import HeldOut
 from training.held_out import retrieval_of
 
@@ -10,7 +11,7 @@ def gallery_of(shown: dict[str, Any], data: HeldOut) -> dict[str, Any]:
     """The gallery that the retrieval task made when training ended, with thumbnails, in the page's words."""
     task = retrieval_of(data)
     assert task is not None
-    thumbnails = task.thumbnails(shown)
+    thumbnails, num_images, num_texts = task.thumbnails(shown), len(data.sample_ids), len(data.texts)
 
     def thumbnail(image: str) -> dict[str, str]:
         return {"src": thumbnails[image], "alt": shown["alt"][image]}
@@ -18,12 +19,20 @@ def gallery_of(shown: dict[str, Any], data: HeldOut) -> dict[str, Any]:
     captions = []
     for item in shown["captions"]:
         found = [thumbnail(f["image"]) | {"hit": f["hit"]} for f in item["found"]]
-        captions.append({"caption": item["caption"], "found": found, "right": thumbnail(item["right"])} | _place(item))
-    images = [item | {"image": thumbnail(item["image"])} | _place(item) for item in shown["images"]]
-    return {"captions": captions, "images": images, "num_images": len(data.sample_ids), "num_texts": len(data.texts)}
+        captions.append({"caption": item["caption"]} | _answers(found, item["place"], num_images, thumbnail(item["right"])))
+    images = [
+        thumbnail(item["image"]) | _answers(item["found"], item["place"], num_texts, item["right"]) for item in shown["images"]
+    ]
+    return {"captions": captions, "images": images, "num_images": num_images, "num_texts": num_texts}
 
 
-def _place(item: dict[str, Any]) -> dict[str, int | None]:
-    """`hit_at`: place of the first hit shown, from 1; `place`: of the best right one, None if it has none."""
-    hits = [place for place, f in enumerate(item["found"], 1) if f["hit"]]
-    return {"hit_at": hits[0] if hits else None, "place": item["place"]}
+def _answers(found: list[dict[str, Any]], place: int | None, candidates: int, own: Any) -> dict[str, Any]:
+    """What was found and where the right one came; `own` is shown where that is not among what was found."""
+    hits = [position for position, f in enumerate(found, 1) if f["hit"]]
+    if hits:
+        verdict = f"the right one found {'first' if hits[0] == 1 else ordinal(hits[0])}"
+    elif place is None:
+        verdict = "the right one has no place: its score is not a number"
+    else:
+        verdict = f"not among these; the right one comes {ordinal(place)} of {candidates:,}"
+    return {"own": None if hits else own, "answers": [{"model": None, "verdict": verdict, "found": found}]}
