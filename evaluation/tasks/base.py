@@ -26,7 +26,10 @@ class Task(Protocol):
     name: str  # of `evaluation.results.TASKS`
     dataset: str  # what results call the set
     place: str  # the entry of `data` that it comes from
-    identity: Any  # JSON values: with the rows' fingerprints, all that decides the scores
+
+    @property
+    def identity(self) -> Any:
+        """JSON values: with the rows' fingerprints, all that decides the scores."""
 
     def wanted(self) -> Sequence[Wanted]:
         """The rows that `score` reads."""
