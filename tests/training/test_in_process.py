@@ -427,7 +427,7 @@ def test_further_datasets_are_scored_beside_the_runs_own(
     plan_of: Callable[..., Plan], straight: tuple[Path, dict[str, Any]], root: Path, tmp_path: Path
 ) -> None:
     """Without a word on the training itself; each one's embeddings are kept, and are what its scores are of."""
-    plan = plan_of(evaluation__also=[{"path": str(root / "others"), "templates": ["one {}", "{}"]}])
+    plan = plan_of(evaluation__extra_datasets=[{"path": str(root / "others"), "templates": ["one {}", "{}"]}])
     assert plan.scored[1].data.prompts == [prompt for hue in ("blue", "green", "red") for prompt in (f"one {hue}", hue)]
     assert train(plan, tmp_path)[0] == straight[1]
     before, after = curve(straight[0]), curve(tmp_path)
@@ -455,7 +455,7 @@ def test_further_datasets_are_scored_beside_the_runs_own(
 def test_a_further_dataset_may_have_only_one_kind_of_score(
     plan_of: Callable[..., Plan], root: Path, tmp_path: Path, changes: dict, kinds: set[str]
 ) -> None:
-    plan = plan_of(evaluation__also=[{"path": str(root / "others")} | changes], epochs=1)
+    plan = plan_of(evaluation__extra_datasets=[{"path": str(root / "others")} | changes], epochs=1)
     train(plan, tmp_path)
     assert {name.rpartition("/")[0] for name in curve(tmp_path)[-1] if "others" in name} == kinds
     rows = np.load(tmp_path / "held_out-others.npz")
@@ -470,7 +470,7 @@ def test_two_datasets_of_one_name_are_refused(plan_of: Callable[..., Plan], root
     """Their scores would have one name, and their embeddings one file."""
     name = "others" if "others" in others else "squares"
     with pytest.raises(UserError) as caught:
-        plan_of(evaluation__also=[{"path": str(root / other)} for other in others])
+        plan_of(evaluation__extra_datasets=[{"path": str(root / other)} for other in others])
     assert str(caught.value) == (
         f"evaluation.extra_datasets: two datasets are called '{name}'; prepare one of them with another name"
     )
@@ -478,6 +478,6 @@ def test_two_datasets_of_one_name_are_refused(plan_of: Callable[..., Plan], root
 
 def test_what_a_further_dataset_lacks_is_named(plan_of: Callable[..., Plan], root: Path) -> None:
     with pytest.raises(UserError, match=rf"'colour' is unknown; {root / 'others'} has hue"):
-        plan_of(evaluation__also=[{"path": str(root / "others"), "labels": ["colour"]}])
+        plan_of(evaluation__extra_datasets=[{"path": str(root / "others"), "labels": ["colour"]}])
     with pytest.raises(UserError, match=r"nowhere is no prepared dataset"):
-        plan_of(evaluation__also=[{"path": str(root / "nowhere")}])
+        plan_of(evaluation__extra_datasets=[{"path": str(root / "nowhere")}])
