@@ -115,11 +115,11 @@ def _score(
         interrupts.keeping(lambda: f"{name}: {len(results)} of {len(tasks)} results are kept"),
     ):
         for done, task in enumerate(tasks):
-            progress.update(done, f"{task_title(task.name).lower()} of {task.dataset}")
+            progress.update(done, f"{task_title(task.info.name).lower()} of {task.dataset}")
             identity = digest(
-                [_FORMAT, rows.fingerprint, rows.scale, [one.fingerprint for one in task.wanted()], task.name, task.identity]
+                [_FORMAT, rows.fingerprint, rows.scale, [one.fingerprint for one in task.wanted()], task.info.name, task.identity]
             )
-            result = find_result(settings.output, name, task.dataset, task.name, identity)
+            result = find_result(settings.output, name, task.dataset, task.info.name, identity)
             if result is None:
                 scored = task.score(rows)
                 about = {
@@ -130,7 +130,7 @@ def _score(
                     "fingerprint": rows.fingerprint,
                     "data": data[task.place] | {"fingerprint": digest([one.fingerprint for one in task.wanted()])},
                 }
-                result = Result(name, task.dataset, task.name, about=about, **vars(scored))
+                result = Result(name, task.dataset, task.info.name, about=about, **vars(scored))
                 result.write(settings.output)
             results.append(result)
         progress.update(len(tasks))

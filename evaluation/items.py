@@ -19,7 +19,7 @@ def parts(data: HeldOut, images: np.ndarray, texts: np.ndarray, prompts: np.ndar
     found: dict[str, np.ndarray] = {}
 
     def put(task: Task, name: str, values: np.ndarray) -> None:
-        found[path_of(task.name, task.dataset, name)] = values
+        found[path_of(task.info.name, task.dataset, name)] = values
 
     for task in data.tasks:
         if isinstance(task, Retrieval):

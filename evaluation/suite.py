@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,7 @@ from evaluation.data.base import Classification, Images, LabelledImages, Retriev
 from evaluation.data.class_names import readable
 from evaluation.embeddings import Rows
 from evaluation.metrics import mean_recalls, path_of
-from evaluation.tasks.base import MeasuredTask
+from evaluation.tasks.base import MeasuredTask, Positions, different
 from evaluation.tasks.retrieval import Retrieval as RetrievalTask
 from evaluation.tasks.zero_shot import ZeroShot
 from evaluation.zero_shot import build_prompts
@@ -27,18 +27,7 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.sample_images import whole_images
 from pipelines.program.settings import Settings, UserError, digest
 
-
-def different(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A list of a config that has nothing twice. Raises `ValueError`."""
-    for item in value:
-        if value.count(item) > 1:
-            raise ValueError(f"{item!r} stands there twice")
-    return value
-
-
 Labels = Annotated[tuple[str, ...], AfterValidator(different)]
-Positions = Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(different)]
-"""Ranks from 1, such as 1, 5 and 10."""
 
 
 class SuiteSettings(Settings):
@@ -250,7 +239,7 @@ def metric_names(data: HeldOut) -> list[str]:
     """All that `score` returns for this split, and what `mean_recalls` adds."""
     names: list[str] = []
     for task in data.tasks:
-        own = [path_of(task.name, task.dataset, name) for name in task.names]
+        own = [path_of(task.info.name, task.dataset, name) for name in task.names]
         names += [*own, *sorted(mean_recalls(dict.fromkeys(own, 0.0)), key=lambda path: "@" not in path)]
     return names
 
@@ -262,7 +251,7 @@ def score(data: HeldOut, images: np.ndarray, texts: np.ndarray, prompts: np.ndar
     for task in data.tasks:
         found = task.measure(rows)
         for name, value in found.scores.items():
-            path = path_of(task.name, task.dataset, name)
+            path = path_of(task.info.name, task.dataset, name)
             scores.metrics[path], scores.baselines[path] = value, found.baselines[name]
             scores.sample_sizes[path] = found.sample_sizes[name]
     return scores

@@ -2,16 +2,17 @@
 
 import base64
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from evaluation import bootstrap, geometry, metrics, retrieval
+from evaluation import bootstrap, geometry, retrieval
 from evaluation.data import base
 from evaluation.embeddings import Rows, Wanted
-from evaluation.tasks.base import Scored
+from evaluation.tasks.base import Measure, Scored, Task, TaskInfo
+from pipelines.program.settings import Settings
 
 _SHOWN, _FOUND = 10, 5  # examples each way, and what is shown for each
 _THUMBNAIL = 128  # pixels of the longer side; shown at up to 96, so that dense screens stay sharp
@@ -21,7 +22,20 @@ _SPREAD = 5000  # rows at most of which uniformity, which is quadratic, is compu
 class Retrieval:
     """Images among all images, captions among all captions."""
 
-    name = "zeroshot_retrieval"
+    info = TaskInfo(
+        "zeroshot_retrieval",
+        "retrieval",
+        "Retrieval",
+        (
+            Measure("image_to_text_recall@", "image to text R@{}", clip_benchmark="text_retrieval_recall@{}"),
+            Measure("text_to_image_recall@", "text to image R@{}", clip_benchmark="image_retrieval_recall@{}"),
+            Measure("mean_recall@", "mean R@{}", "the mean of both directions"),
+            Measure("mean_recall", "mean of all recalls", "the mean of both directions at every k"),
+        ),
+        needs="captions of test images",
+        by_default=True,
+    )
+    settings: ClassVar[type[Settings] | None] = None
 
     def __init__(self, dataset: str, content: base.Retrieval, place: str, recall_at: Sequence[int]):
         self.dataset, self.place, self.content, self._ks = dataset, place, content, tuple(recall_at)
@@ -29,7 +43,13 @@ class Retrieval:
         self.texts = Wanted("texts", tuple(content.texts), f"{place}/captions")
         owners = np.repeat(np.arange(len(content.images)), [len(texts) for texts in content.texts_of_image])
         self._pairs = owners, np.concatenate(content.texts_of_image).astype(np.int64)
-        self.names = tuple(f"{way}_recall@{k}" for way in metrics.DIRECTIONS for k in self._ks)
+        self.names = tuple(f"{way}_recall@{k}" for way in retrieval.DIRECTIONS for k in self._ks)
+
+    @classmethod
+    def among(cls, contents: Mapping[str, base.Content], settings: Any) -> Iterator[Task]:
+        for place, content in contents.items():
+            if content.retrieval is not None:
+                yield cls(place, content.retrieval, place, settings.recall_at)
 
     @property
     def identity(self) -> list[Any]:
@@ -81,7 +101,8 @@ class Retrieval:
             scored.intervals[f"text_to_image_recall@{k}"] = bootstrap.interval(back, weights=own)
             scored.intervals[f"mean_recall@{k}"] = bootstrap.interval(both[-1], weights=weights)
         scored.intervals["mean_recall"] = bootstrap.interval(np.concatenate(both), weights=np.tile(weights, (len(both), 1)))
-        means, chances = metrics.mean_recalls(scored.scores), metrics.chances(scored.baselines)
+        means = retrieval.mean_recalls(scored.scores)
+        chances = retrieval.mean_recalls({name: base["chance"] for name, base in scored.baselines.items()})
         scored.scores.update(means)
         scored.baselines.update({name: {"chance": chances[name]} for name in means})
         scored.sample_sizes.update(dict.fromkeys(means, len(images)))

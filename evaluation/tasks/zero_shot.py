@@ -1,22 +1,32 @@
 """Zero-shot classification of a set: the ensemble's scores, each template's alone, calibration, and the worst classes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
 from evaluation import calibration, classification, zero_shot
 from evaluation.classification import METRICS, Outcome
-from evaluation.data.base import Classification
+from evaluation.data.base import Classification, Content
 from evaluation.data.subsets import with_labels
 from evaluation.embeddings import Rows, Wanted
-from evaluation.tasks.base import Scored, of_classes
+from evaluation.tasks.base import Scored, Task, TaskInfo, accuracies, classified, of_classes
+from pipelines.program.settings import Settings
 
 
 class ZeroShot:
     """Prompts of all classes against the test images."""
 
-    name = "zeroshot_classification"
+    info = TaskInfo(
+        "zeroshot_classification",
+        "zero_shot",
+        "Zero-shot classification",
+        accuracies(""),
+        needs="labels of test images",
+        by_default=True,
+    )
+    settings: ClassVar[type[Settings] | None] = None
     names = METRICS
 
     def __init__(self, dataset: str, content: Classification, place: str):
@@ -26,6 +36,11 @@ class ZeroShot:
         self.images = Wanted("images", self.test.images, f"{place}/test")
         self.texts = Wanted("texts", tuple(self.prompts.texts), f"{dataset}/prompts")
         self.identity = [self.test.labels.tolist(), content.classes, content.templates, content.metric]
+
+    @classmethod
+    def among(cls, contents: Mapping[str, Content], settings: Any) -> Iterator[Task]:
+        for dataset, one, place in classified(contents):
+            yield cls(dataset, one, place)
 
     def wanted(self) -> Sequence[Wanted]:
         return self.images, self.texts
