@@ -276,8 +276,8 @@ def _name(plot: Plot, rows: Iterable[dict[str, Any]], taken: list[tuple[float, f
     for row in rows:
         x, y, width = plot.x(row["seconds"]), plot.y(row["mean"]), 7.0 * len(row["cell"])
         for away in (0.0, 14.0, 28.0, 42.0):
-            sides = ((x + 8, x + 8, -away, "start"), (x - 8, x - 8 - width, -away, "end"))
-            sides = (*sides, (x, x - width / 2, -14 - away, "middle"), (x, x - width / 2, 14 + away, "middle"))
+            sides = [(x + 8, x + 8, -away, "start"), (x - 8, x - 8 - width, -away, "end")]
+            sides += [(x, x - width / 2, -14 - away, "middle"), (x, x - width / 2, 14 + away, "middle")]
             free = [
                 (at, down, anchor, (left, y + down - 6, width, 12.0))
                 for at, left, down, anchor in sides
