@@ -260,8 +260,8 @@ def cost(sweep: Sweep) -> dict[str, Any] | None:
         plot.dot(row["seconds"], row["mean"], 4 if on else 3, f"dot m0 {'chosen' if on else 'point'}", title)
         table.append(cells)
     _name(plot, best, [(plot.x(row["seconds"]) - 5, plot.y(row["mean"]) - 5, 10.0, 10.0) for row in rows])
-    cells = number_format.count(len(rows), "cell")
-    about = f"{sweep.title} against seconds of {cells}; not beaten in both: {'; '.join(row['cell'] for row in best)}"
+    said = number_format.count(len(rows), "cell")
+    about = f"{sweep.title} against seconds of {said}; not beaten in both: {'; '.join(row['cell'] for row in best)}"
     return {
         "chart": Chart(plot.svg(about), Table(("cell", "time", sweep.title), table)),
         "best": [next(cells for cells in table if cells[0] == row["cell"]) for row in best],
