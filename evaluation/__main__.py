@@ -1,6 +1,5 @@
 """`python -m evaluation CONFIG.yaml`: set tasks to models, and write what came of it down for tables and for people."""
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +36,9 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
 
     contents = read_data(settings)
     tasks = plan(settings, contents)
-    wanted = list({one.fingerprint: one for task in tasks for one in task.wanted()}.values())
+    every = {one.fingerprint: one for task in tasks for one in task.wanted()}
+    # What is among the rows of another is not embedded again.
+    wanted = [one for one in every.values() if one.whole is None or one.whole.fingerprint not in every]
     data = {
         name: {
             "attribution": content.attribution,
@@ -79,12 +80,12 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
 
 def _check_room(settings: EvaluateSettings) -> None:
     """Raises `UserError` where the Ray that this process starts would wait for ever; a cluster may grow."""
-    import ray
-    import torch
+    from pipelines.program import cluster
 
-    if "RAY_ADDRESS" in os.environ or ray.is_initialized():
+    size = cluster.own_machine()
+    if size is None:
         return
-    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    cpus, gpus = size
     if settings.use_gpu and settings.actors > gpus:
         raise UserError(f"use_gpu: {settings.actors} x 1 GPU, and this machine has {gpus}; pass use_gpu=false, or fewer actors")
     if settings.cpus_per_actor > cpus:
@@ -158,6 +159,11 @@ def _run(settings: EvaluateSettings, display: Display) -> None:
     evaluate(settings, display)
 
 
+def main(arguments: Sequence[str], prog: str = "python -m") -> int:
+    """The exit code."""
+    return run_program("evaluation", PURPOSE, EvaluateSettings, _run, arguments, prog=prog)
+
+
 if __name__ == "__main__":
     begin("evaluation", sys.argv[1:])
-    sys.exit(run_program("evaluation", PURPOSE, EvaluateSettings, _run))
+    sys.exit(main(sys.argv[1:]))

@@ -150,7 +150,7 @@ def headings(paths: Sequence[str], datasets: Sequence[str]) -> dict[str, str]:
 
 
 def mean_recalls(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Mean of both directions for each dataset and k, such as `retrieval/openmoji/mean_recall@1`.
+    """Mean of both directions for each dataset and k, such as `retrieval/openmoji/mean_recall@1`; by path or by name.
 
     And of all k, `retrieval/openmoji/mean_recall`: with R@1, 5 and 10 the mean of six recalls that fine-tuning is selected by.
     """
@@ -159,7 +159,7 @@ def mean_recalls(metrics: Mapping[str, Any]) -> dict[str, float]:
         for direction in (f"{way}_recall" for way in DIRECTIONS):
             if direction in path:
                 result.setdefault(path.replace(direction, "mean_recall"), []).append(value)
-                result.setdefault(path.partition("/" + direction)[0] + "/mean_recall", []).append(value)
+                result.setdefault(path.partition(direction)[0] + "mean_recall", []).append(value)
     return {path: math.fsum(values) / len(values) for path, values in result.items()}
 
 

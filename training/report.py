@@ -9,12 +9,10 @@ import math
 import shlex
 import sys
 import time
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from markupsafe import Markup
 
@@ -29,8 +27,8 @@ from pipelines.prepare.repeats import warnings_of
 from pipelines.program import yaml_text
 from pipelines.program.settings import UserError, validate
 from pipelines.program.wilson import wilson
-from training.checkpoint_registry import newest_checkpoint
 from training.gallery import gallery_of
+from training.held_out import read_held_out
 from training.metrics_file import read_metrics
 from training.warmup import warmup_warning
 
@@ -58,7 +56,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
     """
     prepared = Prepared.open(result["dataset"]["path"])
     config = yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
-    images, texts = _embeddings(newest_checkpoint(run) / "held_out.npz", data)
+    kept = read_held_out(run)
     page = {
         "name": result["name"],
         "result": result,
@@ -67,28 +65,13 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
         "test": _test(result, data),
         "warnings": _warnings(result, config, prepared),
         "scores": _scores(result, data),
-        "gallery": gallery_of(prepared, data, images, texts),
+        "gallery": gallery_of(kept["gallery"], data),
         "curves": _curves(read_metrics(run / "metrics.jsonl"), result, data),
         "dataset": _dataset(prepared, result),
         "again": _again(config, prepared),
         "restarts": _restarts(run / "restarts.jsonl"),
     }
     write_files(run, {"report.html": render.page(Path(__file__).parent, "report.html.j2", page)})
-
-
-def _embeddings(path: Path, data: HeldOut) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows of the held-out images and captions, as they were when training ended."""
-    try:
-        rows = np.load(path)
-        images, texts = rows["images"], rows["texts"]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
-        raise UserError(f"{path}: missing or not readable; let the training command finish, or train again") from None
-    if (len(images), len(texts)) != (len(data.sample_ids), len(data.texts)):
-        raise UserError(
-            f"{path}: holds {len(images)} images and {len(texts)} captions, the held-out split has {len(data.sample_ids)} and "
-            f"{len(data.texts)}; it was written with other data"
-        )
-    return images, texts
 
 
 def _summary(result: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:

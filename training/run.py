@@ -6,6 +6,7 @@ A run's folder, `storage/name`:
     result.json      at the end        report.html     at the end
     test.json        of the chosen checkpoint, where there is a test split
     checkpoint_.../  newest k          best/           by a named metric, if one is named
+    held_out.npz     rows of the held-out split at the end; held_out.json: what they scored (held_out.py)
     towers/          locked ones: a folder opens without the weights that it was trained from (saved_towers.py)
 """
 
@@ -21,21 +22,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from evaluation.metrics import mean_recalls
-from evaluation.suite import Scores, score
+from evaluation.suite import Scores
 from pipelines.dataset.prepared import Prepared
 from pipelines.features.feature_store import Pool
 from pipelines.program import cluster, interrupts, path_keys, yaml_text
 from pipelines.program.display import Display
+from pipelines.program.own_class import as_data
 from pipelines.program.settings import UserError, difference, read_yaml, validate
 from training.checkpoint_registry import ABOUT, newest_checkpoint, put, registered, settle
 from training.config import TrainSettings
 from training.dry_run import check_build
 from training.final_test import test_chosen
+from training.held_out import read_held_out
 from training.metrics_file import read_metrics, unusable_reasons
-from training.plan import Plan, check_metric, held_out_data, keep_towers, make_order, make_plan, needs_banks, test_data
+from training.plan import Plan, check_metric, keep_towers, make_plan, needs_banks, open_data
 from training.ray_train import fit, newest_step
 from training.report import write_report
 from training.resources import Cluster, ahead, plan_resources, present
@@ -47,13 +47,10 @@ LOCK = ".lock"  # in a run's folder, from its first start on
 def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     """Train, or go on training, and return the content of `result.json`."""
     folder = (settings.storage / settings.name).absolute()
-    prepared = Prepared.open(settings.data.path)
-    data = held_out_data(settings, prepared)
-    order = make_order(settings, prepared)
-    test_data(settings, prepared)  # a mistake in its name is told before the hours of training
-    check_metric(settings, [theirs for _, theirs in data])
+    data = open_data(settings)  # a mistake in the name of the test split, too, is told before the hours of training
+    check_metric(settings, [theirs for _, theirs in data.held_out])
     settings.optimizer.check()
-    done = None if settings.overwrite else _earlier(folder, settings, prepared)
+    done = None if settings.overwrite else _earlier(folder, settings, data.prepared)
     if done is not None:
         display.line(f"{folder}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again")
         _show(done, display, folder)
@@ -65,21 +62,20 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         if replaced is None:
             checkpoint = settle(folder, display.line)
             if begun:
-                _tell_where(folder, order.steps_per_epoch * settings.epochs, display)
+                _tell_where(folder, data.order.steps_per_epoch * settings.epochs, display)
         phases = _Phases()
         if (size := ahead()) is not None:
             _booked(settings, size)
         plan = None
         if not needs_banks(settings):
-            plan = make_plan(settings, prepared, data, order, Pool(0), display, None if replaced else folder, checkpoint)
+            plan = make_plan(data, Pool(0), display, None if replaced else folder, checkpoint)
             check_build(plan)
         cluster.start(display.verbose)
         size = present()
         data_cpus = _booked(settings, size)
         phases.end("start")
         if plan is None:
-            pool = _pool(settings, size)
-            plan = make_plan(settings, prepared, data, order, pool, display, None if replaced else folder, checkpoint)
+            plan = make_plan(data, _pool(settings, size), display, None if replaced else folder, checkpoint)
             check_build(plan)
         if replaced is not None:
             _empty(folder)
@@ -114,8 +110,9 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
             )
         return None
     # Validated: a run of an earlier version gets the defaults of keys that came since.
-    old, new = (s.identity() for s in (validate(TrainSettings, read_yaml(file), str(file)), settings))
-    changed = difference(old, new)
+    with as_data():
+        old = validate(TrainSettings, read_yaml(file), str(file))
+    changed = difference(old.identity(), settings.identity())
     if changed:
         raise UserError(
             f"name: {folder} holds a run of another config ({'; '.join(changed[:4])}); give another name=, or overwrite=true"
@@ -227,7 +224,7 @@ def _announce(plan: Plan, display: Display) -> None:
 
 def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
     """All that is known at the end; scores are of the last step, on the held-out split."""
-    scores = _scores(plan, newest_checkpoint(folder))
+    held_out = read_held_out(folder)
     history = read_metrics(folder / "metrics.jsonl")
     prepared = plan.stream.prepared
     packages = ("ray", "torch", "torchvision", "transformers", "timm", "pandas", "pillow", "optuna")
@@ -238,9 +235,7 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
         "samples": returned["samples"],
         "loss": next((line["loss"] for line in reversed(history) if "loss" in line), None),
         "skipped": returned["skipped"],
-        "metrics": scores.metrics | mean_recalls(scores.metrics),
-        "baselines": scores.baselines,
-        "sample_sizes": scores.sample_sizes,
+        **{name: held_out[name] for name in ("metrics", "baselines", "sample_sizes")},
         "dataset": {
             "name": prepared.name,
             "path": str(prepared.path),
@@ -273,18 +268,6 @@ def _shuffled(plan: Plan) -> int:
     if not prepared.shuffled or plan.order.fraction == 1:
         return prepared.shuffled
     return sum(prepared.rows(plan.order.ids, ("shuffled",))["shuffled"].to_pylist())
-
-
-def _scores(plan: Plan, checkpoint: Path) -> Scores:
-    """Of all datasets together, from the embeddings that the last checkpoint holds."""
-    metrics: dict[str, float] = {}
-    baselines: dict[str, dict[str, float]] = {}
-    sizes: dict[str, int] = {}
-    for scored in plan.scored:
-        rows = np.load(checkpoint / scored.file)
-        found = score(scored.data, rows["images"], rows["texts"], rows["prompts"])
-        metrics, baselines, sizes = metrics | found.metrics, baselines | found.baselines, sizes | found.sample_sizes
-    return Scores(metrics, baselines, sizes)
 
 
 def _show(result: dict[str, Any], display: Display, folder: Path) -> None:

@@ -35,6 +35,15 @@ class Task(Protocol):
         """Raises `UserError` for rows that cannot be judged."""
 
 
+class MeasuredTask(Task, Protocol):
+    """A task whose scores alone are quick: training asks for them between epochs."""
+
+    names: Sequence[str]  # of the scores that `measure` gives
+
+    def measure(self, rows: Rows) -> Scored:
+        """What `score` gives, without intervals and details, and without means of scores (`evaluation.metrics`)."""
+
+
 def of_classes(result: SetResult) -> dict[str, Any]:
     """Details that every classification shows."""
     worst = [{"name": w.name, "images": w.images, "recall": w.recall, "taken_for": w.taken_for} for w in result.worst]
