@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from evaluation.metrics import DIRECTIONS, chances, metric
 from evaluation.reporting import number_format, render
-from evaluation.reporting.chart import SMALL, TINY, Series, lines, mark, score_range
+from evaluation.reporting.chart import TINY, Series, lines, mark, score_range
 from evaluation.reporting.render import write_files
 from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines.dataset.prepared import Prepared
@@ -158,7 +158,7 @@ def _test(result: dict[str, Any], data: HeldOut) -> dict[str, Any] | None:
 def _scores(result: dict[str, Any], data: HeldOut) -> list[dict[str, Any]]:
     """Groups of rows: every metric of the run, those of unknown kinds by their paths."""
     retrieval, sentences = f"retrieval/{data.dataset}/", number_format.count(len(data.settings.templates), "sentence")
-    groups = {}
+    groups: dict[str, tuple[str, str]] = {}
     for way, other, query, wanted in (
         ("image_to_text", "text_to_image", "image", "caption"),
         ("text_to_image", "image_to_text", "caption", "image"),
@@ -201,7 +201,7 @@ def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut
 
     def draw(title: str, keys: dict[str, str], note: str = "", percent: bool = False, **options: Any) -> list[dict[str, Any]]:
         """A line a key of the history, under its name, where the history has it."""
-        found = []
+        found: list[Series] = []
         for i, (key, name) in enumerate(keys.items()):
             points = {line["epoch"]: (100.0 if key == "data_wait" else 1.0) * line[key] for line in history if key in line}
             found += [Series(name or title, points, mark(i))] if points else []
@@ -211,8 +211,8 @@ def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut
         spans = ", ".join(f"{name} from {first:.4g} to {last:.4g}".strip() for name, first, last in ends)
         note = note or f"{number_format.short(ends[0][2])}{' %' if percent else ''} at the end"
         about = f"{title} over {max(found[0].points):g} epochs: {spans}"
-        options = {"labelled": 82.0 if len(keys) > 1 else 0.0, "size": SMALL} | options
-        drawn = lines(found, about, "epoch", percent=percent, from_zero=True, **options)
+        labelled = 82.0 if len(keys) > 1 else 0.0
+        drawn = lines(found, about, "epoch", percent=percent, from_zero=True, labelled=labelled, **options)
         return [{"title": title, "note": note, "chart": drawn}]
 
     learning = draw("Training loss", {"loss": ""})

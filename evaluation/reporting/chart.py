@@ -228,7 +228,7 @@ class Series:
                 title = f"{self.name}, {x_title} {at.get(x) or number_format.parameter(x)}: "
                 title = self.titles.get(x) or title + number_format.value(self.points[x], percent)
                 plot.dot(x, self.points[x], 2.6, f"dot {self.style}", title)
-        if self.chosen in self.points:
+        if self.chosen is not None and self.chosen in self.points:
             plot.dot(self.chosen, self.points[self.chosen], 5.2, f"ring {self.style}", f"{self.name}: chosen")
 
 

@@ -31,7 +31,7 @@ def zero_shot(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _blocks(comparison: Comparison, task: str) -> list[tuple[dict[str, Any], Mapping[Model, Result]]]:
     """What every classification shows, a block a set, and the results that the rest is made of."""
-    found = []
+    found: list[tuple[dict[str, Any], Mapping[Model, Result]]] = []
     for dataset in comparison.datasets(task):
         results = comparison.of(task, dataset)
         block = {

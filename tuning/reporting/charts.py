@@ -260,8 +260,8 @@ def cost(sweep: Sweep) -> dict[str, Any] | None:
         plot.dot(row["seconds"], row["mean"], 4 if on else 3, f"dot m0 {'chosen' if on else 'point'}", title)
         table.append(cells)
     _name(plot, best, [(plot.x(row["seconds"]) - 5, plot.y(row["mean"]) - 5, 10.0, 10.0) for row in rows])
-    cells = number_format.count(len(rows), "cell")
-    about = f"{sweep.title} against seconds of {cells}; not beaten in both: {'; '.join(row['cell'] for row in best)}"
+    said = number_format.count(len(rows), "cell")
+    about = f"{sweep.title} against seconds of {said}; not beaten in both: {'; '.join(row['cell'] for row in best)}"
     return {
         "chart": Chart(plot.svg(about), Table(("cell", "time", sweep.title), table)),
         "best": [next(cells for cells in table if cells[0] == row["cell"]) for row in best],
@@ -276,8 +276,8 @@ def _name(plot: Plot, rows: Iterable[dict[str, Any]], taken: list[tuple[float, f
     for row in rows:
         x, y, width = plot.x(row["seconds"]), plot.y(row["mean"]), 7.0 * len(row["cell"])
         for away in (0.0, 14.0, 28.0, 42.0):
-            sides = ((x + 8, x + 8, -away, "start"), (x - 8, x - 8 - width, -away, "end"))
-            sides = (*sides, (x, x - width / 2, -14 - away, "middle"), (x, x - width / 2, 14 + away, "middle"))
+            sides = [(x + 8, x + 8, -away, "start"), (x - 8, x - 8 - width, -away, "end")]
+            sides += [(x, x - width / 2, -14 - away, "middle"), (x, x - width / 2, 14 + away, "middle")]
             free = [
                 (at, down, anchor, (left, y + down - 6, width, 12.0))
                 for at, left, down, anchor in sides
