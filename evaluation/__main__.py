@@ -36,7 +36,9 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
 
     contents = read_data(settings)
     tasks = plan(settings, contents)
-    wanted = list({one.fingerprint: one for task in tasks for one in task.wanted()}.values())
+    every = {one.fingerprint: one for task in tasks for one in task.wanted()}
+    # What is among the rows of another is not embedded again.
+    wanted = [one for one in every.values() if one.whole is None or one.whole.fingerprint not in every]
     data = {
         name: {
             "attribution": content.attribution,
@@ -113,11 +115,11 @@ def _score(
         interrupts.keeping(lambda: f"{name}: {len(results)} of {len(tasks)} results are kept"),
     ):
         for done, task in enumerate(tasks):
-            progress.update(done, f"{task_title(task.name).lower()} of {task.dataset}")
+            progress.update(done, f"{task_title(task.info.name).lower()} of {task.dataset}")
             identity = digest(
-                [_FORMAT, rows.fingerprint, rows.scale, [one.fingerprint for one in task.wanted()], task.name, task.identity]
+                [_FORMAT, rows.fingerprint, rows.scale, [one.fingerprint for one in task.wanted()], task.info.name, task.identity]
             )
-            result = find_result(settings.output, name, task.dataset, task.name, identity)
+            result = find_result(settings.output, name, task.dataset, task.info.name, identity)
             if result is None:
                 scored = task.score(rows)
                 about = {
@@ -128,7 +130,7 @@ def _score(
                     "fingerprint": rows.fingerprint,
                     "data": data[task.place] | {"fingerprint": digest([one.fingerprint for one in task.wanted()])},
                 }
-                result = Result(name, task.dataset, task.name, about=about, **vars(scored))
+                result = Result(name, task.dataset, task.info.name, about=about, **vars(scored))
                 result.write(settings.output)
             results.append(result)
         progress.update(len(tasks))

@@ -2,88 +2,35 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
 
-from evaluation.corruptions import PARAMETERS, SEVERITIES
 from evaluation.data.union import DataUnion
 from evaluation.model_settings import ModelSettings
-from evaluation.suite import Positions, different
+from evaluation.tasks import TASKS
+from evaluation.tasks.base import Positions, different
+from evaluation.tasks.shifts import RobustnessSettings
 from pipelines.program.path_keys import LocalPlace
-from pipelines.program.settings import Settings
 
-TaskName = Literal["zero_shot", "retrieval", "sugarcrepe", "linear_probe", "few_shot", "corruption"]
+_NAMED = [kind.info for kind in TASKS if kind.info.needs]
+if TYPE_CHECKING:
+    TaskName = str
+    _TaskSettings = ModelSettings
+else:
+    TaskName = Literal[tuple(info.path for info in _NAMED)]
+    # The keys of tasks that have settings.
+    _TaskSettings = create_model(
+        "TaskSettings",
+        __base__=ModelSettings,
+        **{
+            kind.info.path: (kind.settings, Field(kind.settings(), description="of that task")) for kind in TASKS if kind.settings
+        },
+    )
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of folders
 
 
-class LinearProbeSettings(Settings):
-    """A classifier on features of all training images."""
-
-    views: int = Field(
-        0, ge=0, description="random crops, half of them mirrored, of each training image that are fitted beside it"
-    )
-    seed: int = Field(0, ge=0, description="of the crops")
-
-
-class FewShotSettings(Settings):
-    """Probes on a few images a class."""
-
-    shots: Positions = Field((1, 2, 4, 8, 16), min_length=1, description="training images a class")
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(different)] = Field(
-        (0, 1, 2), min_length=1, description="each draws other images"
-    )
-
-
-class CorruptionSettings(Settings):
-    """Zero-shot classification of corrupted images."""
-
-    renamed: ClassVar[dict[str, str]] = {"pictures": "images"}
-    names: tuple[str, ...] = Field(tuple(PARAMETERS), min_length=1, description="which corruptions")
-    severities: tuple[int, ...] = Field(SEVERITIES, min_length=1, description="1 (mild) to 5")
-    images: int = Field(1000, ge=1, description="of each set at most so many, drawn by seed")
-    size: int = Field(224, ge=8, description="pixels of the shorter side to which images are shrunk before")
-    seed: int = Field(0, ge=0, description="of the draw, and of noise")
-
-    @field_validator("names")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            if name not in PARAMETERS:
-                raise ValueError(f"'{name}' is unknown; choose of: {', '.join(PARAMETERS)}")
-        return value
-
-    @field_validator("severities")
-    @classmethod
-    def _degrees(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        for severity in value:
-            if severity not in SEVERITIES:
-                raise ValueError(f"{severity} is none; choose of 1, 2, 3, 4 and 5")
-        return value
-
-
-class RobustnessSettings(Settings):
-    """Effective robustness of one set, which is a shift of another."""
-
-    reference: str = Field(description="entry of data: the set without the shift")
-    line: str | None = Field(
-        None, description="one of the lines that ship: imagenet_v2, imagenet_sketch, imagenet_r, imagenet_a, objectnet"
-    )
-    baselines: LocalPlace | None = Field(None, description="instead: csv with a row a baseline model, accuracies in percent")
-    reference_column: str | None = Field(None, description="of baselines: accuracy on the reference")
-    shift_column: str | None = Field(None, description="of baselines: accuracy under the shift")
-
-    @model_validator(mode="after")
-    def _one_line(self) -> "RobustnessSettings":
-        columns = [self.reference_column, self.shift_column]
-        if (self.line is None) == (self.baselines is None):
-            raise ValueError("line: give either one of the lines that ship, or baselines with its two columns")
-        if (self.baselines is None) != (columns == [None, None]) or (self.baselines is not None and None in columns):
-            raise ValueError("baselines: needs reference_column and shift_column, and they need it")
-        return self
-
-
-class EvaluateSettings(ModelSettings):
+class EvaluateSettings(_TaskSettings):
     """Models and data in, scores and a page that compares them out. One model is named at the top, several in `models`."""
 
     name: str | None = Field(
@@ -94,12 +41,11 @@ class EvaluateSettings(ModelSettings):
         min_length=1, description="sets by what results call them; a folder that python -m pipelines made stands for itself"
     )
     tasks: Annotated[tuple[TaskName, ...], AfterValidator(different)] = Field(
-        ("zero_shot", "retrieval", "sugarcrepe"), min_length=1, description="what is asked; each set takes part in what it can"
+        tuple(info.path for info in _NAMED if info.by_default),
+        min_length=1,
+        description="what is asked; each set takes part in what it can",
     )
     recall_at: Positions = Field((1, 5, 10), min_length=1, description="k of R@k")
-    linear_probe: LinearProbeSettings = Field(LinearProbeSettings(), description="of that task")
-    few_shot: FewShotSettings = Field(FewShotSettings(), description="of that task")
-    corruption: CorruptionSettings = Field(CorruptionSettings(), description="of that task")
     robustness: dict[str, RobustnessSettings] = Field(
         default_factory=dict, description="effective robustness: entries of data that are shifts, and of what"
     )

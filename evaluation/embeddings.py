@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from evaluation.data.subsets import Chosen
 from pipelines.program.settings import UserError, digest
 
 
@@ -29,6 +30,11 @@ class Wanted:
         """What stands in for features where a model has none to offer."""
         return Wanted("images", self.of, self.name) if self.kind == "features" else self
 
+    @property
+    def whole(self) -> "Wanted | None":
+        """Rows among which these are: of all the images that these were chosen from."""
+        return Wanted(self.kind, self.of.images, self.name) if isinstance(self.of, Chosen) else None
+
     def item(self, index: int) -> str:
         """What people call one of the items, in one line."""
         return " ".join(self.of[index].split()) if self.kind == "texts" else self.of.name(index)
@@ -43,18 +49,19 @@ class Rows:
 
     def __init__(self, fingerprint: str, scale: float | None):
         self.fingerprint, self.scale = fingerprint, scale
-        self._paths: dict[str, Path] = {}
+        self._rows: dict[str, Path | np.ndarray] = {}
         self._stand_ins: set[str] = set()
 
-    def add(self, wanted: Wanted, path: Path, stand_in: bool = False) -> None:
-        """Where rows lie. `stand_in`: they are embeddings, where features were wanted."""
-        self._paths[wanted.fingerprint] = path
+    def add(self, wanted: Wanted, rows: Path | np.ndarray, stand_in: bool = False) -> None:
+        """An array [n, D], or the file where it lies. `stand_in`: they are embeddings, where features were wanted."""
+        self._rows[wanted.fingerprint] = rows
         if stand_in:
             self._stand_ins.add(wanted.fingerprint)
 
     def has_features(self, wanted: Wanted) -> bool:
         """Whether they are features indeed."""
-        return wanted.fingerprint not in self._stand_ins
+        found = wanted.whole if wanted.fingerprint not in self._rows and wanted.whole is not None else wanted
+        return found.fingerprint not in self._stand_ins
 
     def __getitem__(self, wanted: Wanted) -> np.ndarray:
         """float32 [n, D]."""
@@ -74,7 +81,10 @@ class Rows:
             )
 
     def _mapped(self, wanted: Wanted) -> np.ndarray:
-        return np.load(self._paths[wanted.fingerprint], mmap_mode="r")
+        if wanted.fingerprint not in self._rows and wanted.whole is not None:
+            return self._mapped(wanted.whole)[wanted.of.indices]
+        found = self._rows[wanted.fingerprint]
+        return np.load(found, mmap_mode="r") if isinstance(found, Path) else found
 
 
 def refuse_nan(key: str, wanted: Wanted, rows: np.ndarray, ids: np.ndarray) -> None:

@@ -2,9 +2,11 @@
 
 import numpy as np
 
-from evaluation import retrieval, zero_shot
-from evaluation.metrics import mean_recalls
+from evaluation.metrics import mean_recalls, path_of
 from evaluation.suite import HeldOut
+from evaluation.tasks.base import Task
+from evaluation.tasks.retrieval import Retrieval
+from evaluation.tasks.zero_shot import ZeroShot
 
 
 def parts(data: HeldOut, images: np.ndarray, texts: np.ndarray, prompts: np.ndarray) -> dict[str, np.ndarray]:
@@ -13,34 +15,31 @@ def parts(data: HeldOut, images: np.ndarray, texts: np.ndarray, prompts: np.ndar
     A caption counts for its image. Where a score is of some images only, or weighs them, so do the parts: those of images
     without the label are 0. Arguments as of `score`.
     """
-    count = len(data.sample_ids)
+    count, rows = len(data.sample_ids), data.rows(images, texts, prompts)
     found: dict[str, np.ndarray] = {}
-    if data.texts:
-        by_image = retrieval.ranks(images, texts, data.texts_of_image)
-        by_text = retrieval.ranks(texts, images, data.images_of_text)
-        for k in data.settings.recall_at:
-            path = f"retrieval/{data.dataset}/{{}}_recall@{k}"
-            found[path.format("image_to_text")] = 100.0 * (by_image < k)
-            hits = np.bincount(data.image_of_text, weights=100.0 * (by_text < k), minlength=count)
-            found[path.format("text_to_image")] = hits * count / len(texts)
-    start = 0
-    for label, names in data.classes.items():
-        rows = prompts[start : start + len(names) * len(data.settings.templates)]
-        start += len(rows)
-        labelled = data.targets[label] >= 0
-        targets = data.targets[label][labelled]
-        vectors = zero_shot.class_vectors(rows.reshape(len(names), len(data.settings.templates), -1))
-        ranks = zero_shot.outcome(images[labelled], vectors, targets).ranks
-        sizes = np.bincount(targets, minlength=len(names))
-        even = np.full(len(targets), count / len(targets))
-        for measure, k, weights in (
-            ("top1", 1, even),
-            ("top5", 5, even),
-            ("mean_per_class", 1, count / ((sizes > 0).sum() * sizes[targets])),
-        ):
-            part = np.zeros(count)
-            part[labelled] = 100.0 * (ranks < k) * weights
-            found[f"zero_shot/{data.dataset}_{label}/{measure}"] = part
+
+    def put(task: Task, name: str, values: np.ndarray) -> None:
+        found[path_of(task.info.name, task.dataset, name)] = values
+
+    for task in data.tasks:
+        if isinstance(task, Retrieval):
+            by_image, by_text = task.ranks(rows)
+            for k in data.settings.recall_at:
+                put(task, f"image_to_text_recall@{k}", 100.0 * (by_image < k))
+                hits = np.bincount(data.image_of_text, weights=100.0 * (by_text < k), minlength=count)
+                put(task, f"text_to_image_recall@{k}", hits * count / len(texts))
+        elif isinstance(task, ZeroShot):
+            outcome, labelled = task.outcome(rows), np.flatnonzero(task.content.test.labels >= 0)
+            sizes = np.bincount(outcome.labels, minlength=outcome.num_classes)
+            even = np.full(len(labelled), count / len(labelled))
+            for measure, k, weights in (
+                ("top1", 1, even),
+                ("top5", 5, even),
+                ("mean_per_class", 1, count / ((sizes > 0).sum() * sizes[outcome.labels])),
+            ):
+                part = np.zeros(count)
+                part[labelled] = 100.0 * (outcome.ranks < k) * weights
+                put(task, measure, part)
     return found
 
 

@@ -12,13 +12,15 @@ double precision, as the right candidate is: equal rows tie exactly, and no size
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import comb
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
+DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 MISS = np.iinfo(np.int64).max
 _TILE = 1024  # rows and columns of a tile: 4 MiB of scores, which stay in a core's cache while they are counted
 _NUMBERS = 2**20  # double precision numbers at a time where pairs are scored by themselves
@@ -64,6 +66,20 @@ def chance(num_candidates: int, num_right: Sequence[int], k: int) -> float:
     k = min(k, num_candidates)
     missed = [comb(num_candidates - m, k) / comb(num_candidates, k) for m in num_right]
     return 100.0 * (1.0 - float(np.mean(missed)))
+
+
+def mean_recalls(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Mean of both directions for each dataset and k, such as `retrieval/openmoji/mean_recall@1`; by path or by name.
+
+    And of all k, `retrieval/openmoji/mean_recall`: with R@1, 5 and 10 the mean of six recalls that fine-tuning is selected by.
+    """
+    result: dict[str, list[float]] = {}
+    for path, value in metrics.items():
+        for direction in (f"{way}_recall" for way in DIRECTIONS):
+            if direction in path:
+                result.setdefault(path.replace(direction, "mean_recall"), []).append(value)
+                result.setdefault(path.partition(direction)[0] + "mean_recall", []).append(value)
+    return {path: math.fsum(values) / len(values) for path, values in result.items()}
 
 
 def top(queries: np.ndarray, candidates: np.ndarray, k: int, tile: int = _TILE) -> np.ndarray:

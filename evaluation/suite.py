@@ -1,32 +1,33 @@
-"""The held-out split of a prepared dataset, and all scores of its embeddings.
+"""The held-out split of a prepared dataset: what must be embedded of it, and the tasks that it is scored by.
 
-Whoever embeds (training between epochs, `python -m evaluation` through Ray Data) hands over arrays and gets back scores
-named by paths, such as `retrieval/openmoji/image_to_text_recall@1` or `zero_shot/openmoji_subgroup/top1`, in percent.
+`python -m evaluation` sets the same tasks to the same split (`evaluation.data.prepared`). Training, which embeds by itself, hands
+over arrays and gets back the tasks' scores by their paths (`evaluation.metrics`), in percent.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
+from PIL import Image
 from pydantic import AfterValidator, Field, field_validator
 
-from evaluation import retrieval, zero_shot
+from evaluation.data.base import Classification, Images, LabelledImages, Retrieval
+from evaluation.data.class_names import readable
+from evaluation.embeddings import Rows
+from evaluation.metrics import mean_recalls, path_of
+from evaluation.tasks.base import MeasuredTask, Positions, different
+from evaluation.tasks.retrieval import Retrieval as RetrievalTask
+from evaluation.tasks.zero_shot import ZeroShot
+from evaluation.zero_shot import build_prompts
 from pipelines.dataset.prepared import Prepared
-from pipelines.program.settings import Settings, UserError
-
-
-def different(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A list of a config that has nothing twice. Raises `ValueError`."""
-    for item in value:
-        if value.count(item) > 1:
-            raise ValueError(f"{item!r} stands there twice")
-    return value
-
+from pipelines.dataset.sample_images import whole_images
+from pipelines.program.settings import Settings, UserError, digest
 
 Labels = Annotated[tuple[str, ...], AfterValidator(different)]
-Positions = Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(different)]
-"""Ranks from 1, such as 1, 5 and 10."""
 
 
 class SuiteSettings(Settings):
@@ -46,6 +47,35 @@ class SuiteSettings(Settings):
         return value
 
 
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Errors name a program's own entry for the data instead of training's keys."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(r"^(data|evaluation)\.", f"{key}.", str(error))) from None
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Images of a prepared dataset's samples, as they are stored."""
+
+    key: str  # where the config names the dataset, for errors
+    prepared: Prepared
+    sample_ids: np.ndarray
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def name(self, index: int) -> str:
+        return str(self.prepared.rows(self.sample_ids[[index]], ("key",))["key"][0].as_py())
+
+    def read(self, indices: np.ndarray) -> Iterator[Image.Image]:
+        with named(self.key):
+            yield from whole_images(self.prepared, self.sample_ids[indices])
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """What must be embedded: images, captions, prompts; and what is right."""
@@ -60,6 +90,7 @@ class HeldOut:
     targets: dict[str, np.ndarray]  # label -> int64 [I]; -1 for an image without this label, which no score of it counts
     prompts: list[str]  # all classes of all labels x templates, in this order
     settings: SuiteSettings
+    images: Images
 
     @cached_property
     def texts_of_image(self) -> list[np.ndarray]:
@@ -80,6 +111,58 @@ class HeldOut:
             for text in texts:
                 images[text].append(image)
         return [np.asarray(found) for found in images]
+
+    @cached_property
+    def retrieval(self) -> Retrieval | None:
+        return Retrieval(self.images, self.texts, self.texts_of_image, self.image_of_text) if self.texts else None
+
+    @cached_property
+    def classifications(self) -> dict[str, Classification]:
+        """By label. Classes are called as their label says, with spaces for - and _."""
+        return {
+            label: Classification(
+                classes=tuple((readable(name),) for name in names),
+                templates=self.settings.templates,
+                metric="top1",
+                test=LabelledImages(self.images, self.targets[label]),
+            )
+            for label, names in self.classes.items()
+        }
+
+    @cached_property
+    def tasks(self) -> list[MeasuredTask]:
+        """All that is asked of a model."""
+        found: list[MeasuredTask] = []
+        if self.retrieval is not None and self.settings.recall_at:
+            found.append(RetrievalTask(self.dataset, self.retrieval, self.dataset, self.settings.recall_at))
+        for label, one in self.classifications.items():
+            found.append(ZeroShot(f"{self.dataset}_{label}", one, self.dataset))
+        return found
+
+    def rows(self, images: np.ndarray, texts: np.ndarray, prompts: np.ndarray) -> Rows:
+        """What the tasks read.
+
+        Args:
+            images: float [I, D] unit rows, in the order of `sample_ids`; texts: float [T, D]; prompts: float [P, D].
+        """
+        for name, rows, count in (
+            ("images", images, len(self.sample_ids)),
+            ("texts", texts, len(self.texts)),
+            ("prompts", prompts, len(self.prompts)),
+        ):
+            if len(rows) != count or (len(rows) and rows.shape[1] != images.shape[1]):
+                raise ValueError(f"{name}: expected [{count}, {images.shape[1]}], got {list(rows.shape)}")
+        found, start = Rows("", None), 0
+        for task in self.tasks:
+            if isinstance(task, ZeroShot):
+                count = len(task.prompts.texts)
+                found.add(task.images.whole or task.images, images)
+                found.add(task.texts, prompts[start : start + count])
+                start += count
+            elif isinstance(task, RetrievalTask):
+                found.add(task.images, images)
+                found.add(task.texts, texts)
+        return found
 
 
 @dataclass(frozen=True)
@@ -109,8 +192,9 @@ def held_out(
     split_seed: int | None = None,
     validation: float | None = None,
     retrieval: bool = True,
+    key: str = "data",
 ) -> HeldOut:
-    """Read what a split needs; without `retrieval` no captions.
+    """Read what a split needs; without `retrieval` no captions. `key`: where the config names the dataset.
 
     Raises `UserError` for an unknown or empty split, or an unknown label.
     """
@@ -135,6 +219,7 @@ def held_out(
     for label in labels:
         index = {None: -1} | {name: i for i, name in enumerate(classes[label])}
         targets[label] = np.asarray([index[name] for name in table[f"label_{label}"].to_pylist()], dtype=np.int64)
+    fingerprint = digest([prepared.fingerprint, settings.split, split_seed, sample_ids.tolist()])
     return HeldOut(
         dataset=prepared.name,
         sample_ids=sample_ids,
@@ -144,90 +229,29 @@ def held_out(
         image_of_text=np.repeat(np.arange(len(captions)), [len(texts) for texts in captions]).astype(np.int64),
         classes=classes,
         targets=targets,
-        prompts=[prompt(t, name) for label in labels for name in classes[label] for t in settings.templates],
+        prompts=[p for label in labels for p in build_prompts([readable(c) for c in classes[label]], settings.templates).texts],
         settings=settings,
+        images=Samples(key, prepared, sample_ids, fingerprint),
     )
 
 
 def metric_names(data: HeldOut) -> list[str]:
     """All that `score` returns for this split, and what `mean_recalls` adds."""
-    ways = ("image_to_text", "text_to_image", "mean") if data.texts else ()
-    names = [f"retrieval/{data.dataset}/{way}_recall@{k}" for way in ways for k in data.settings.recall_at]
-    names += [f"retrieval/{data.dataset}/mean_recall"] if data.texts and data.settings.recall_at else []
-    return names + [f"zero_shot/{data.dataset}_{label}/{m}" for label in data.classes for m in ("top1", "top5", "mean_per_class")]
-
-
-def prompt(template: str, class_name: str) -> str:
-    """A template with the class's name in it; hyphens and underscores are spaces to a reader."""
-    return template.replace("{c}", "{}").replace("{}", class_name.replace("-", " ").replace("_", " "))
+    names: list[str] = []
+    for task in data.tasks:
+        own = [path_of(task.info.name, task.dataset, name) for name in task.names]
+        names += [*own, *sorted(mean_recalls(dict.fromkeys(own, 0.0)), key=lambda path: "@" not in path)]
+    return names
 
 
 def score(data: HeldOut, images: np.ndarray, texts: np.ndarray, prompts: np.ndarray) -> Scores:
-    """All scores.
-
-    Args:
-        images: float [I, D] unit rows, in the order of `data.sample_ids`; texts: float [T, D]; prompts: float [P, D].
-    """
-    for name, rows, count in (
-        ("images", images, len(data.sample_ids)),
-        ("texts", texts, len(data.texts)),
-        ("prompts", prompts, len(data.prompts)),
-    ):
-        if len(rows) != count or (len(rows) and rows.shape[1] != images.shape[1]):
-            raise ValueError(f"{name}: expected [{count}, {images.shape[1]}], got {list(rows.shape)}")
-    metrics: dict[str, float] = {}
-    base: dict[str, dict[str, float]] = {}
-    sizes: dict[str, int] = {}
-    ways = (
-        [("image_to_text", images, texts, data.texts_of_image), ("text_to_image", texts, images, data.images_of_text)]
-        if data.texts
-        else []
-    )
-    for way, queries, candidates, right in ways:
-        found = retrieval.ranks(queries, candidates, right)
-        for k, value in retrieval.recalls(found, data.settings.recall_at).items():
-            path = f"retrieval/{data.dataset}/{way}_recall@{k}"
-            metrics[path], sizes[path] = value, len(queries)
-            base[path] = {"chance": retrieval.chance(len(candidates), [len(r) for r in right], k)}
-    start = 0
-    for label, names in data.classes.items():
-        count = len(names) * len(data.settings.templates)
-        vectors = prompts[start : start + count].reshape(len(names), len(data.settings.templates), -1)
-        start += count
-        labelled = data.targets[label] >= 0
-        targets = data.targets[label][labelled]
-        found_base = zero_shot.baselines(len(names), targets)
-        for measure, value in zero_shot.classify(images[labelled], zero_shot.class_vectors(vectors), targets).items():
-            path = f"zero_shot/{data.dataset}_{label}/{measure}"
-            metrics[path], sizes[path], base[path] = value, len(targets), found_base[measure]
-    return Scores(metrics, base, sizes, {label: len(names) for label, names in data.classes.items()})
-
-
-def gallery(data: HeldOut, images: np.ndarray, texts: np.ndarray, count: int = 10, k: int = 5) -> dict[str, Any]:
-    """Evenly spaced held-out captions with the images found for them, and the reverse, for people to look at."""
-
-    def spread(total: int) -> np.ndarray:
-        return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
-
-    by_text, by_image = spread(len(texts)), spread(len(images))
-    k_images, k_texts = min(k, len(images)), min(k, len(texts))
-    found_images = retrieval.top(texts[by_text], images, k_images)
-    captions = retrieval.top(images[by_image], texts, k_texts)
-    return {
-        "captions": [
-            {
-                "caption": data.texts[t],
-                "right": int(data.sample_ids[data.image_of_text[t]]),
-                "found": [{"sample_id": int(data.sample_ids[i]), "hit": bool(i in data.images_of_text[t])} for i in found],
-            }
-            for t, found in zip(by_text, found_images, strict=True)
-        ],
-        "images": [
-            {
-                "sample_id": int(data.sample_ids[i]),
-                "right": [data.texts[t] for t in np.flatnonzero(data.image_of_text == i)],
-                "found": [{"caption": data.texts[t], "hit": bool(t in data.texts_of_image[i])} for t in found],
-            }
-            for i, found in zip(by_image, captions, strict=True)
-        ],
-    }
+    """The scores of all tasks; arguments as of `HeldOut.rows`."""
+    rows = data.rows(images, texts, prompts)
+    scores = Scores({}, {}, {}, {label: len(names) for label, names in data.classes.items()})
+    for task in data.tasks:
+        found = task.measure(rows)
+        for name, value in found.scores.items():
+            path = path_of(task.info.name, task.dataset, name)
+            scores.metrics[path], scores.baselines[path] = value, found.baselines[name]
+            scores.sample_sizes[path] = found.sample_sizes[name]
+    return scores

@@ -3,15 +3,13 @@
 state.pt         TrainState.state_dict()
 checkpoint.json  config, dataset fingerprint, code version, step
 tokenizer.json   the text tower's
-held_out.npz     of the last one: embeddings of the held-out split; one file more for each further dataset
 digests.json     what each of these files holds (registered.py)
 """
 
 import json
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,21 +29,11 @@ from training.saved_towers import locked_tower, tokenizer_of, towers_of, trained
 from training.state import TrainState, unwrap
 from training.towers.padding import Padded
 
-if TYPE_CHECKING:
-    from training.validation import HeldOutEmbeddings
 
-
-def save_checkpoint(
-    folder: Path, state: TrainState, plan: Plan, metrics: dict[str, Any], rows: Sequence["HeldOutEmbeddings"] = ()
-) -> None:
-    """Write all files of a checkpoint into a folder, and what they hold. It counts once it is registered.
-
-    `rows`: at the end the held-out embeddings, the run's own, and those of further datasets.
-    """
+def save_checkpoint(folder: Path, state: TrainState, plan: Plan, metrics: dict[str, Any]) -> None:
+    """Write all files of a checkpoint into a folder, and what they hold. It counts once it is registered."""
     encoder: Any = unwrap(state.encoder)
     torch.save(state.state_dict(), folder / "state.pt")
-    for scored, found in zip(plan.scored, rows, strict=False):
-        np.savez(folder / scored.file, images=found.images, texts=found.texts, prompts=found.prompts)
     (folder / "tokenizer.json").write_text(plan.tokenizer.json, encoding="utf-8")
     about = {
         "format": FORMAT,

@@ -10,13 +10,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from evaluation.metrics import mean_recalls
 from evaluation.suite import score
 from pipelines.dataset.stream import Worker
 from pipelines.program.cluster import configure_data
 from pipelines.program.display import Display
 from pipelines.program.settings import UserError
 from training.checkpoint import load_checkpoint
+from training.held_out import merged
 from training.loop import build_state, this_worker
 from training.plan import Plan
 from training.ray_train import run_workers
@@ -60,7 +60,5 @@ def score_chosen(plan: Plan, folder: Path, worker: Worker) -> dict[str, Any]:
         "samples": len(plan.test.data.sample_ids),
         "chosen_on": plan.settings.evaluation.split,
         **json.loads((folder / "best" / "best.json").read_text(encoding="utf-8")),  # metric, its value there, step
-        "metrics": scores.metrics | mean_recalls(scores.metrics),
-        "baselines": scores.baselines,
-        "sample_sizes": scores.sample_sizes,
+        **merged([scores]),
     }

@@ -1,60 +1,38 @@
 """What a run's page shows of what the encoder finds: held-out captions and images with their nearest, as thumbnails."""
 
-import base64
-import io
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from evaluation import retrieval
-from evaluation.suite import HeldOut, gallery
-from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.sample_images import whole_images
-
-_THUMBNAIL = 128  # pixels of the longer side; shown at up to 96, so that dense screens stay sharp
+from evaluation.reporting.number_format import ordinal
+from evaluation.suite import HeldOut
+from training.held_out import retrieval_of
 
 
-def gallery_of(prepared: Prepared, data: HeldOut, images: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
-    """The gallery with thumbnails, and where the right one came where it is not among those shown."""
-    shown = gallery(data, images, texts)
-    wanted = {item["right"] for item in shown["captions"]} | {item["sample_id"] for item in shown["images"]}
-    wanted |= {found["sample_id"] for item in shown["captions"] for found in item["found"]}
-    thumbnails = _thumbnails(prepared, sorted(wanted))
-    index = {int(sample_id): i for i, sample_id in enumerate(data.sample_ids)}
-    first_text = {int(image): t for t, image in reversed(list(enumerate(data.image_of_text)))}
+def gallery_of(shown: dict[str, Any], data: HeldOut) -> dict[str, Any]:
+    """The gallery that the retrieval task made when training ended, with thumbnails, in the page's words."""
+    task = retrieval_of(data)
+    assert task is not None
+    thumbnails, num_images, num_texts = task.thumbnails(shown), len(data.sample_ids), len(data.texts)
 
-    def thumbnail(sample_id: int) -> dict[str, str]:
-        return {"src": thumbnails[sample_id], "alt": data.texts[first_text[index[sample_id]]]}
+    def thumbnail(image: str) -> dict[str, str]:
+        return {"src": thumbnails[image], "alt": shown["alt"][image]}
 
     captions = []
     for item in shown["captions"]:
-        own = np.flatnonzero(data.image_of_text == index[item["right"]])
-        t = next(t for t in own if data.texts[t] == item["caption"])
-        rank = retrieval.ranks(texts[[t]], images, [data.images_of_text[t]])[0]
-        found = [thumbnail(f["sample_id"]) | {"hit": f["hit"]} for f in item["found"]]
-        captions.append({"caption": item["caption"], "found": found, "right": thumbnail(item["right"])} | _place(found, rank))
-    queries = []
-    for item in shown["images"]:
-        i = index[item["sample_id"]]
-        rank = retrieval.ranks(images[[i]], texts, [data.texts_of_image[i]])[0]
-        queries.append({"image": thumbnail(item["sample_id"]), **item} | _place(item["found"], rank))
-    return {"captions": captions, "images": queries, "num_images": len(images), "num_texts": len(texts)}
+        found = [thumbnail(f["image"]) | {"hit": f["hit"]} for f in item["found"]]
+        captions.append({"caption": item["caption"]} | _answers(found, item["place"], num_images, thumbnail(item["right"])))
+    images = [
+        thumbnail(item["image"]) | _answers(item["found"], item["place"], num_texts, item["right"]) for item in shown["images"]
+    ]
+    return {"captions": captions, "images": images, "num_images": num_images, "num_texts": num_texts}
 
 
-def _place(found: Sequence[dict[str, Any]], rank: int) -> dict[str, int | None]:
-    """`hit_at`: place of the first hit shown, from 1; `place`: of the right one where none is shown, None if it has none."""
-    hits = [place for place, f in enumerate(found, 1) if f["hit"]]
-    return {"hit_at": hits[0] if hits else None, "place": None if rank == retrieval.MISS else int(rank) + 1}
-
-
-def _thumbnails(prepared: Prepared, sample_ids: list[int]) -> dict[int, str]:
-    """Small images as data URIs, by sample id."""
-    result = {}
-    images = whole_images(prepared, np.asarray(sample_ids, dtype=np.int64))
-    for sample_id, small in zip(sample_ids, images, strict=True):
-        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        file = io.BytesIO()
-        small.save(file, "WEBP", quality=85)
-        result[sample_id] = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return result
+def _answers(found: list[dict[str, Any]], place: int | None, candidates: int, own: Any) -> dict[str, Any]:
+    """What was found and where the right one came; `own` is shown where that is not among what was found."""
+    hits = [position for position, f in enumerate(found, 1) if f["hit"]]
+    if hits:
+        verdict = f"the right one found {'first' if hits[0] == 1 else ordinal(hits[0])}"
+    elif place is None:
+        verdict = "the right one has no place: its score is not a number"
+    else:
+        verdict = f"not among these; the right one comes {ordinal(place)} of {candidates:,}"
+    return {"own": None if hits else own, "answers": [{"model": None, "verdict": verdict, "found": found}]}

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from pipelines.dataset.stream import Worker
 from training.checkpoint_registry import NEWEST, put, registered
+from training.held_out import keep_held_out
 from training.loop import DivergenceError, train
 from training.metrics_log import Recorder
 from training.plan import Plan
@@ -47,7 +49,8 @@ def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]
     checkpoint = ray.train.Checkpoint.from_directory(before[-1]) if before else None
     device = torch.device("cuda" if settings.resources.use_gpu else "cpu")
     with Asked(folder) as asked:
-        returned = train(plan, Worker(0, 1, device, settings.resources.data_cpus), report, checkpoint, asked)
+        worker = Worker(0, 1, device, settings.resources.data_cpus)
+        returned = train(plan, worker, report, checkpoint, asked, partial(keep_held_out, folder))
     if "failed" in returned:
         raise DivergenceError(f"training stopped: {returned['failed']}")
     if "stopped" in returned:

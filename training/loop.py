@@ -24,6 +24,7 @@ from pipelines.program.settings import UserError
 from training.cadence import Clock
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.distributed import mean
+from training.held_out import keep_held_out
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS
 from training.plan import Plan
 from training.state import TrainState
@@ -63,11 +64,15 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=f"checkpoint_{metrics['step']:08d}")
 
     with Asked(config["folder"]) if worker.rank == 0 else nullcontext(_never) as asked:
-        return train(plan, worker, report, ray.train.get_checkpoint(), asked)
+        return train(plan, worker, report, ray.train.get_checkpoint(), asked, partial(keep_held_out, config["folder"]))
 
 
 def _never() -> bool:
     return False
+
+
+def _keep_nothing(*_: Any) -> None:
+    pass
 
 
 def train(
@@ -76,11 +81,13 @@ def train(
     report: Report,
     checkpoint: ray.train.Checkpoint | None = None,
     asked: Callable[[], bool] = _never,
+    keep: Callable[[int, list[Any]], Any] = _keep_nothing,
 ) -> dict[str, Any]:
     """Train to the last step. Needs no Ray where both towers are locked. Returns what the driver must know of the end.
 
     `report(metrics, save)` is called on every worker at the same steps; `save(folder)`, where due, writes a checkpoint. Once
     `asked()` is true on any worker, the next step that counts is the last: all of them save it, and `stopped` is its number.
+    `keep` is called on rank 0 with what `keep_held_out` takes of the last evaluation, before its checkpoint is saved.
     """
     settings = plan.settings
     with checkpoint.as_directory() if checkpoint is not None else nullcontext() as folder:
@@ -112,7 +119,7 @@ def train(
             metrics |= {"loss": float(mean(loss.total)), "grad_norm": float(norm)}
             metrics |= {name: float(mean(value)) for name, value in loss.metrics.items()}
         metrics |= clock.read()
-        evaluate, rows = clock.evaluates(state.step, plan), None
+        evaluate = clock.evaluates(state.step, plan)
         # A run that is failing keeps the checkpoints that it has.
         saves = (counted or evaluate) and clock.saves(state.step, evaluate or stops)
         if saves and not state.finite():
@@ -124,13 +131,14 @@ def train(
             metrics |= {name: value for found in scores for name, value in found.metrics.items()}
             clock.restart()
             state.ended = state.step == plan.total_steps or clock.out_of_time()
+            if state.ended and worker.rank == 0:
+                keep(state.step, [(s.file, s.data, *of) for s, *of in zip(plan.scored, rows, scores, strict=True)])
         state.unusable += round(float(mean(torch.tensor(float(len(failed)), device=worker.device))) * worker.world_size)
         metrics |= {"unusable": state.unusable, UNUSABLE_ROWS: [[row.sample_id, row.reason] for row in failed]}
         failed.clear()
         state.seconds = clock.total()
         metrics["seconds"] = round(state.seconds, 3)
-        kept = rows or [] if state.ended else []
-        report(metrics, partial(save_checkpoint, state=state, plan=plan, metrics=metrics, rows=kept) if saves else None)
+        report(metrics, partial(save_checkpoint, state=state, plan=plan, metrics=metrics) if saves else None)
         if state.samples >= _ENOUGH and state.unusable > settings.data.max_unusable_rate * state.samples:
             return {"failed": _too_many(plan, state)}
         if stops and not state.ended:

@@ -41,7 +41,7 @@ class Scored:
     images: Stream
     text_bank: Path | None  # features of all captions by text_id, where the text tower is locked
     prompt_bank: Path | None  # features of all prompts, where the text tower is locked
-    file: str  # in the last checkpoint, for its embeddings: held_out.npz for the run's own split
+    file: str  # in the run's folder, for its embeddings: held_out.npz for the run's own split
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,18 @@ class Plan:
         """What objective and teacher may know of the run."""
         manifest, settings, tower = self.stream.prepared.manifest, self.settings, encoder.image_tower
         width = bank_rows(self.stream.image_bank).shape[1] if tower is None else tower.width
-        sizes = manifest["num_images"], manifest["num_texts"], settings.embed_dim, width
-        guides = frozen.widths if frozen else self.stream.guides.widths if self.stream.guides else (0, 0)
-        words = encoder.text_tower.states_width if encoder.text_tower else 0, self.tokenizer.vocabulary_size
-        return Task(*sizes, self.order.steps_per_epoch, self.total_steps, settings.seed, *words, guides)
+        return Task(
+            num_images=manifest["num_images"],
+            num_texts=manifest["num_texts"],
+            embed_dim=settings.embed_dim,
+            image_width=width,
+            steps_per_epoch=self.order.steps_per_epoch,
+            total_steps=self.total_steps,
+            seed=settings.seed,
+            states_width=encoder.text_tower.states_width if encoder.text_tower else 0,
+            vocabulary_size=self.tokenizer.vocabulary_size,
+            guide_widths=frozen.widths if frozen else self.stream.guides.widths if self.stream.guides else (0, 0),
+        )
 
     def build(self, checkpoint: Path | None = None) -> tuple[DualEncoder, Objective, Teacher]:
         """Networks with weights that are a function of the seed; as they were built for a checkpoint that is to be loaded."""

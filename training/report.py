@@ -6,20 +6,20 @@
 import argparse
 import json
 import math
-import os
 import shlex
 import sys
 import time
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import numpy as np
 import yaml
+from markupsafe import Markup
 
-from evaluation import metrics
+from evaluation.metrics import DIRECTIONS, chances, metric
+from evaluation.reporting import number_format, render
+from evaluation.reporting.chart import TINY, Series, lines, mark, score_range
+from evaluation.reporting.render import write_files
 from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines.dataset.prepared import Prepared
 from pipelines.io.retry import shown
@@ -27,26 +27,24 @@ from pipelines.prepare.repeats import warnings_of
 from pipelines.program import yaml_text
 from pipelines.program.settings import UserError, validate
 from pipelines.program.wilson import wilson
-from training.checkpoint_registry import newest_checkpoint
 from training.gallery import gallery_of
+from training.held_out import read_held_out
 from training.metrics_file import read_metrics
 from training.warmup import warmup_warning
 
-_TEMPLATE = Path(__file__).with_name("report.html.j2")
-_WAYS = {way: title.capitalize() for way, title in metrics.DIRECTIONS.items()}
 _MODES = {
     "trainable": "trained",
     "frozen": "frozen: it runs in every step, and only its head is trained",
     "locked": "locked: its features are computed once, and only its head is trained",
 }
 _HEALTH = {
-    "lr": ("Learning rate", ""),
-    "temperature": ("Temperature", ""),
-    "grad_norm": ("Norm of the gradient", ""),
-    "skipped": ("Skipped steps", ""),
-    "samples_per_second": ("Pairs per second", ""),
-    "data_wait": ("Waiting for data", "%"),
-    "peak_memory_gib": ("Peak memory, GiB", ""),
+    "lr": "Learning rate",
+    "temperature": "Temperature",
+    "grad_norm": "Norm of the gradient",
+    "skipped": "Skipped steps",
+    "samples_per_second": "Pairs per second",
+    "data_wait": "Waiting for data",
+    "peak_memory_gib": "Peak memory, GiB",
 }
 _NO_CURVE = {"step", "epoch", "samples", "time", "loss"}
 
@@ -58,7 +56,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
     """
     prepared = Prepared.open(result["dataset"]["path"])
     config = yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
-    images, texts = _embeddings(newest_checkpoint(run) / "held_out.npz", data)
+    kept = read_held_out(run)
     page = {
         "name": result["name"],
         "result": result,
@@ -67,33 +65,13 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
         "test": _test(result, data),
         "warnings": _warnings(result, config, prepared),
         "scores": _scores(result, data),
-        "gallery": gallery_of(prepared, data, images, texts),
+        "gallery": gallery_of(kept["gallery"], data),
         "curves": _curves(read_metrics(run / "metrics.jsonl"), result, data),
         "dataset": _dataset(prepared, result),
         "again": _again(config, prepared),
         "restarts": _restarts(run / "restarts.jsonl"),
     }
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"duration": _duration, "ordinal": _ordinal}
-    html = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(page)
-    aside = run / f"report.html.partial-{os.getpid()}"
-    aside.write_text(html, encoding="utf-8")
-    aside.rename(run / "report.html")
-
-
-def _embeddings(path: Path, data: HeldOut) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows of the held-out images and captions, as they were when training ended."""
-    try:
-        rows = np.load(path)
-        images, texts = rows["images"], rows["texts"]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
-        raise UserError(f"{path}: missing or not readable; let the training command finish, or train again") from None
-    if (len(images), len(texts)) != (len(data.sample_ids), len(data.texts)):
-        raise UserError(
-            f"{path}: holds {len(images)} images and {len(texts)} captions, the held-out split has {len(data.sample_ids)} and "
-            f"{len(data.texts)}; it was written with other data"
-        )
-    return images, texts
+    write_files(run, {"report.html": render.page(Path(__file__).parent, "report.html.j2", page)})
 
 
 def _summary(result: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
@@ -130,13 +108,13 @@ def _tower_name(tower: dict[str, Any]) -> str:
 
 def _headline(result: dict[str, Any], data: HeldOut) -> dict[str, Any]:
     """The figures that come first: R@k of both directions, and top-1 of the labels with most classes."""
+    rows = {row["path"]: row for row in _rows(result, data)}
     ks = sorted(data.settings.recall_at)
-    tiles = [_mean_row(result, data, k) | {"title": f"R@{k}", "about": _recall_words(k)} for k in sorted({ks[0], ks[-1]})]
+    tiles = [rows[f"retrieval/{data.dataset}/mean_recall@{k}"] for k in sorted({ks[0], ks[-1]})]
+    tiles = [tile | {"title": tile["name"], "about": f"{tile['about']}, mean of both directions"} for tile in tiles]
     for label in sorted(data.classes, key=lambda label: -len(data.classes[label]))[:2]:
-        row = _row(result, f"zero_shot/{data.dataset}_{label}/top1", "", "")
-        tiles.append(
-            row | {"title": f"Zero-shot {label}", "about": f"right class of {len(data.classes[label])} on the first guess"}
-        )
+        about = f"right class of {len(data.classes[label])} on the first guess"
+        tiles.append(rows[f"zero_shot/{data.dataset}_{label}/top1"] | {"title": f"Zero-shot {label}", "about": about})
     queries = result["sample_sizes"][f"retrieval/{data.dataset}/image_to_text_recall@{ks[0]}"]
     # Of one direction: the two are about the same pairs, so their mean is hardly surer than either.
     low, high = wilson(queries * tiles[0]["value"] / 100, queries)
@@ -154,11 +132,11 @@ def _headline(result: dict[str, Any], data: HeldOut) -> dict[str, Any]:
 def _hollow(result: dict[str, Any], data: HeldOut, k: int) -> list[str]:
     """Directions whose recall may be chance, by its 95 % interval: the mean of both hides them."""
     found = []
-    for way, title in _WAYS.items():
-        path = f"retrieval/{data.dataset}/{way}_recall@{k}"
+    for direction, title in DIRECTIONS.items():
+        path = f"retrieval/{data.dataset}/{direction}_recall@{k}"
         value, chance, n = result["metrics"][path], result["baselines"][path]["chance"], result["sample_sizes"][path]
         if wilson(n * value / 100, n)[0] <= chance / 100:
-            found.append(f"{title.lower()}, {value:.1f} % by {chance:.1f} %")
+            found.append(f"{title}, {value:.1f} % by {chance:.1f} %")
     return found
 
 
@@ -173,121 +151,109 @@ def _test(result: dict[str, Any], data: HeldOut) -> dict[str, Any] | None:
     test = result.get("test")
     if test is None:
         return None
-    (row,) = (row for group in _scores(result, data) for row in group["rows"] if row["path"] == test["metric"])
-    return test | {"groups": _scores(test, data), "last": row["value"]}
+    last = next(row["value"] for row in _rows(result, data) if row["path"] == test["metric"])
+    return test | {"groups": _scores(test, data), "last": last}
 
 
 def _scores(result: dict[str, Any], data: HeldOut) -> list[dict[str, Any]]:
     """Groups of rows: every metric of the run, those of unknown kinds by their paths."""
-    ks = sorted(data.settings.recall_at)
-    sizes = [result["sample_sizes"][f"retrieval/{data.dataset}/{way}_recall@{ks[0]}"] for way in _WAYS]
-    # What one way asks for the other looks for.
-    pool = {"image_to_text": ("image", "caption", sizes[1]), "text_to_image": ("caption", "image", sizes[0])}
-    groups, left = [], dict(result["metrics"])
-    for way, title in _WAYS.items():
-        query, wanted, count = pool[way]
-        paths = {k: f"retrieval/{data.dataset}/{way}_recall@{k}" for k in ks}
-        about = f"given a held-out {query}, its {wanted} is looked for among {count:,}"
-        groups.append({"title": title, "about": about, "rows": [_row(result, paths[k], f"R@{k}", _recall_words(k)) for k in ks]})
-        left = {path: value for path, value in left.items() if path not in paths.values()}
-    rows = [_mean_row(result, data, k) | {"name": f"R@{k}", "about": _recall_words(k)} for k in ks]
-    overall = f"retrieval/{data.dataset}/mean_recall"
-    if overall in result["metrics"]:  # not in results of earlier versions
-        rows.append(_row(result, overall, "all of these", "the mean of every recall above"))
-        rows[-1]["chance"] = math.fsum(row["chance"] for row in rows[:-1]) / len(ks)
-    groups.append({"title": "Mean of both directions", "about": "", "rows": rows})
-    for row in rows:
-        left.pop(row["path"], None)
+    retrieval, sentences = f"retrieval/{data.dataset}/", number_format.count(len(data.settings.templates), "sentence")
+    groups: dict[str, tuple[str, str]] = {}
+    for way, other, query, wanted in (
+        ("image_to_text", "text_to_image", "image", "caption"),
+        ("text_to_image", "image_to_text", "caption", "image"),
+    ):
+        candidates = result["sample_sizes"][f"{retrieval}{other}_recall@{min(data.settings.recall_at)}"]
+        about = f"given a held-out {query}, its {wanted} is looked for among {candidates:,}"
+        groups[f"{retrieval}{way}"] = (DIRECTIONS[way].capitalize(), about)
+    groups[f"{retrieval}mean"] = ("Mean of both directions", "")
     for label, names in data.classes.items():
-        rows = [
-            _row(result, f"zero_shot/{data.dataset}_{label}/{m.name}", m.title.capitalize(), m.about)
-            for m in metrics.TASKS["zeroshot_classification"].measures
-        ]
-        prompts = len(data.settings.templates)
-        about = f"which of {len(names)} classes a held-out image is of, by the classes' names in {_count(prompts, 'sentence')}"
-        groups.append({"title": f"Zero-shot: {label}", "about": about, "rows": rows})
-        for row in rows:
-            left.pop(row["path"], None)
-    if left:
-        groups.append({"title": "Other scores", "about": "", "rows": [_row(result, path, path, "") for path in left]})
-    return groups
+        about = f"which of {len(names)} classes a held-out image is of, by the classes' names in {sentences}"
+        groups[f"zero_shot/{data.dataset}_{label}/"] = (f"Zero-shot: {label}", about)
+    groups[""] = ("Other scores", "")
+    found: dict[str, list[dict[str, Any]]] = {prefix: [] for prefix in groups}
+    for row in _rows(result, data):
+        found[next(prefix for prefix in groups if row["path"].startswith(prefix))].append(row)
+    return [{"title": groups[p][0], "about": groups[p][1], "rows": rows} for p, rows in found.items() if rows]
 
 
-def _recall_words(k: int) -> str:
-    return "the right one comes first" if k == 1 else f"a right one is among the first {k}"
-
-
-def _row(result: dict[str, Any], path: str, name: str, about: str) -> dict[str, Any]:
-    """One score with all that it must be compared with."""
-    base = result["baselines"].get(path, {})
-    return {
-        "path": path,
-        "name": name,
-        "about": about,
-        "value": result["metrics"][path],
-        "chance": base.get("chance"),
-        "largest": base.get("largest_class"),
-        "n": f"{result['sample_sizes'][path]:,}" if path in result["sample_sizes"] else "",
-    }
-
-
-def _mean_row(result: dict[str, Any], data: HeldOut, k: int) -> dict[str, Any]:
-    """The mean of both directions, its chance being the mean of theirs."""
-    both = [_row(result, f"retrieval/{data.dataset}/{way}_recall@{k}", "", "") for way in _WAYS]
-    row = _row(result, f"retrieval/{data.dataset}/mean_recall@{k}", "", "")
-    sizes = [r["n"] for r in both]
-    n = f"2 x {sizes[0]}" if sizes[0] == sizes[1] else " + ".join(sizes)
-    return row | {"chance": math.fsum(r["chance"] for r in both) / 2, "n": n}
+def _rows(result: dict[str, Any], data: HeldOut) -> list[dict[str, Any]]:
+    """Every score with all that it must be compared with, recalls by k and that of all k last."""
+    chance, largest, sizes = chances(result["baselines"]), result["baselines"], result["sample_sizes"]
+    rows = []
+    for path, value in result["metrics"].items():
+        known, k = metric(path, [data.dataset]), path.partition("_recall@")[2]
+        name, about, n = known.title, known.about, f"{sizes[path]:,}" if path in sizes else ""
+        if path.endswith("/mean_recall"):
+            name = "all of these"
+        if k:
+            name, about = f"R@{k}", "the right one comes first" if k == "1" else f"a right one is among the first {k}"
+            if not n:  # of both directions
+                both = [f"{sizes[path.replace('mean_', f'{way}_')]:,}" for way in DIRECTIONS]
+                n = f"2 x {both[0]}" if both[0] == both[1] else " + ".join(both)
+        row = {"path": path, "name": name, "about": about, "value": value, "n": n, "k": int(k or 0)}
+        rows.append(row | {"chance": chance.get(path), "largest": largest.get(path, {}).get("largest_class")})
+    return sorted(rows, key=lambda row: row["k"] or math.inf)
 
 
 def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut) -> dict[str, list[dict[str, Any]]]:
     """Charts in two groups: how good it became, and how training went."""
-    from training.curves import Curve, chart, number  # brings matplotlib along
 
-    def curve(key: str, label: str = "", factor: float = 1.0) -> Curve:
-        lines = [line for line in history if key in line]
-        return Curve(label, [line["epoch"] for line in lines], [factor * line[key] for line in lines])
-
-    def draw(name: str, title: str, curves: list[Curve], note: str = "", **options: Any) -> list[dict[str, Any]]:
-        curves = [c for c in curves if len(c.y)]
-        if not curves:
+    def draw(title: str, keys: dict[str, str], note: str = "", percent: bool = False, **options: Any) -> list[dict[str, Any]]:
+        """A line a key of the history, under its name, where the history has it."""
+        found: list[Series] = []
+        for i, (key, name) in enumerate(keys.items()):
+            points = {line["epoch"]: (100.0 if key == "data_wait" else 1.0) * line[key] for line in history if key in line}
+            found += [Series(name or title, points, mark(i))] if points else []
+        if not found:
             return []
-        ends = ", ".join(f"{c.label} from {c.y[0]:.4g} to {c.y[-1]:.4g}".strip() for c in curves)
-        note = note or f"{number(curves[0].y[-1])}{options.get('unit', '')} at the end"
-        about = f"{title} over {curves[0].x[-1]:g} epochs: {ends}"
-        return [{"title": title, "note": note, "svg": chart(name, about, curves, **options)}]
+        ends = [(s.name if len(keys) > 1 else "", s.points[min(s.points)], s.points[max(s.points)]) for s in found]
+        spans = ", ".join(f"{name} from {first:.4g} to {last:.4g}".strip() for name, first, last in ends)
+        note = note or f"{number_format.short(ends[0][2])}{' %' if percent else ''} at the end"
+        about = f"{title} over {max(found[0].points):g} epochs: {spans}"
+        labelled = 82.0 if len(keys) > 1 else 0.0
+        drawn = lines(found, about, "epoch", percent=percent, from_zero=True, labelled=labelled, **options)
+        return [{"title": title, "note": note, "chart": drawn}]
 
-    learning = draw("loss", "Training loss", [curve("loss")])
-    recalls = {
-        way: [curve(f"retrieval/{data.dataset}/{way}_recall@{k}", f"R@{k}") for k in data.settings.recall_at] for way in _WAYS
-    }
+    learning = draw("Training loss", {"loss": ""})
+    ks = data.settings.recall_at[:3]
+    recalls = {way: {f"retrieval/{data.dataset}/{way}_recall@{k}": f"R@{k}" for k in ks} for way in DIRECTIONS}
     # One height for both directions, so that they can be compared.
-    top = 1.08 * max([y for curves in recalls.values() for c in curves for y in c.y], default=100.0)
-    for way, title in _WAYS.items():
-        note = f"of {len(data.sample_ids):,} images" if way == "image_to_text" else f"of {len(data.texts):,} captions"
-        learning += draw(way, f"Recall, {title.lower()}", recalls[way][:3], note, unit="%", top=top or None)
-    for position, label in enumerate(data.classes):
+    top = score_range((line[key] for line in history for keys in recalls.values() for key in keys if key in line), from_zero=True)
+    for (way, keys), candidates in zip(recalls.items(), ("captions", "images"), strict=True):
+        queries = f"{len(data.sample_ids):,} images" if candidates == "captions" else f"{len(data.texts):,} captions"
+        learning += draw(f"Recall, {DIRECTIONS[way]}", keys, f"%, of {queries}", percent=True, limits=top)
+    for label in data.classes:
         path = f"zero_shot/{data.dataset}_{label}/"
-        curves = [curve(path + "top5", "top-5"), curve(path + "top1", "top-1"), curve(path + "mean_per_class", "per class")]
-        largest = result["baselines"][path + "top1"]["largest_class"]
-        note = "dotted: top-1 of always naming the largest class"
-        learning += draw(f"label-{position}", f"Zero-shot, {label}", curves, note, unit="%", reference=("largest", largest))
+        keys = {path + "top5": "top-5", path + "top1": "top-1", path + "mean_per_class": "per class"}
+        levels = {"largest": result["baselines"][path + "top1"]["largest_class"]}
+        note = "%; dashed: top-1 of always naming the largest class"
+        learning += draw(f"Zero-shot, {label}", keys, note, percent=True, levels=levels)
     extra = {key for line in history for key in line if "/" not in key} - _NO_CURVE - _HEALTH.keys()
     health = []
-    for key, (title, unit) in (_HEALTH | {key: (key, "") for key in sorted(extra)}).items():
-        health += draw(f"health-{key}", title, [curve(key, factor=100.0 if unit == "%" else 1.0)], unit=unit, width=2.6)
+    for key, title in (_HEALTH | {key: key for key in sorted(extra)}).items():
+        health += draw(title, {key: ""}, percent=key == "data_wait", size=TINY)
     return {"learning": learning, "health": health}
 
 
 def _dataset(prepared: Prepared, result: dict[str, Any]) -> dict[str, Any]:
-    """What the data is, beyond what the result says."""
-    manifest = prepared.manifest
-    credit, licence = result["dataset"]["attribution"], result["dataset"]["licence"]
-    return result["dataset"] | {
+    """What the data is, beyond what the result says; `table`: what became of its rows."""
+    manifest, about, counts = prepared.manifest, result["dataset"], result["dataset"]["counts"]
+    credit, licence = about["attribution"], about["licence"]
+    fraction, shuffled = about.get("fraction", 1), about.get("shuffled", prepared.shuffled)  # not in results of earlier versions
+    rejected = sorted(counts["rejected"].items(), key=lambda item: -item[1]) or [("", 0)]
+    held_out = "the dataset's own split" if about["split_seed"] is None else f"split seed {about['split_seed']}"
+    drawn = f"a share of {fraction:g} of the split's groups, drawn by seed {result['seed']}" if fraction < 1 else ""
+    table = [("listed by the source", "", counts["listed"]), ("found", "", counts["found"])]
+    table += [("rejected", reason.replace("_", " "), count) for reason, count in rejected]
+    table += [("kept", "", counts["kept"])]
+    table += [("of these unusable while training", reason.replace("_", " "), n) for reason, n in counts["unusable"].items()]
+    table += [("trained on", drawn, about["train_samples"])]
+    table += [("of these with another row's captions", "shuffled on purpose", shuffled)] if shuffled else []
+    table += [("held out and scored", held_out, about["held_out_samples"])]
+    return about | {
         "credit": credit if licence in credit else f"{credit} (licence: {licence})",
-        "rejected": sorted(result["dataset"]["counts"]["rejected"].items(), key=lambda item: -item[1]),
-        "shuffled": result["dataset"].get("shuffled", prepared.shuffled),
-        "fraction": result["dataset"].get("fraction", 1),  # not in results of earlier versions
+        "table": [(Markup("{} <small>{}</small>").format(name, why) if why else name, f"{n:,}") for name, why, n in table],
         "num_images": manifest["num_images"],
         "num_texts": manifest["num_texts"],
         "image": manifest["image"],
@@ -306,33 +272,15 @@ def _again(config: dict[str, Any], prepared: Prepared) -> dict[str, str]:
     }
 
 
-def _restarts(path: Path) -> list[dict[str, Any]]:
+def _restarts(path: Path) -> list[tuple[str, str]]:
     """When workers were lost, and why; an earlier version kept only what each of them said last."""
     return [
-        {
-            "when": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(line["time"])),
-            "cause": line.get("cause") or "; ".join(f"worker {rank}: {error}" for rank, error in line["workers"].items()),
-        }
+        (
+            time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(line["time"])),
+            line.get("cause") or "; ".join(f"worker {rank}: {error}" for rank, error in line["workers"].items()),
+        )
         for line in read_metrics(path)
     ]
-
-
-def _duration(seconds: float) -> str:
-    """A time for people: 4.2 s, 1 min 43 s, 2 h 05 min."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _ordinal(number: int) -> str:
-    """1st, 2nd, 3rd, 11th, 1,022nd."""
-    last = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number:,}{last}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def main(arguments: Iterable[str] | None = None) -> int:

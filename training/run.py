@@ -6,6 +6,7 @@ A run's folder, `storage/name`:
     result.json      at the end        report.html     at the end
     test.json        of the chosen checkpoint, where there is a test split
     checkpoint_.../  newest k          best/           by a named metric, if one is named
+    held_out.npz     rows of the held-out split at the end; held_out.json: what they scored (held_out.py)
     towers/          locked ones: a folder opens without the weights that it was trained from (saved_towers.py)
 """
 
@@ -21,10 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from evaluation.metrics import mean_recalls
-from evaluation.suite import Scores, score
+from evaluation.suite import Scores
 from pipelines.dataset.prepared import Prepared
 from pipelines.features.feature_store import Pool
 from pipelines.program import cluster, interrupts, path_keys, yaml_text
@@ -35,6 +33,7 @@ from training.checkpoint_registry import ABOUT, newest_checkpoint, put, register
 from training.config import TrainSettings
 from training.dry_run import check_build
 from training.final_test import test_chosen
+from training.held_out import read_held_out
 from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import Plan, check_metric, keep_towers, make_plan, needs_banks, open_data
 from training.ray_train import fit, newest_step
@@ -225,7 +224,7 @@ def _announce(plan: Plan, display: Display) -> None:
 
 def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
     """All that is known at the end; scores are of the last step, on the held-out split."""
-    scores = _scores(plan, newest_checkpoint(folder))
+    held_out = read_held_out(folder)
     history = read_metrics(folder / "metrics.jsonl")
     prepared = plan.stream.prepared
     packages = ("ray", "torch", "torchvision", "transformers", "timm", "pandas", "pillow", "optuna")
@@ -236,9 +235,7 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
         "samples": returned["samples"],
         "loss": next((line["loss"] for line in reversed(history) if "loss" in line), None),
         "skipped": returned["skipped"],
-        "metrics": scores.metrics | mean_recalls(scores.metrics),
-        "baselines": scores.baselines,
-        "sample_sizes": scores.sample_sizes,
+        **{name: held_out[name] for name in ("metrics", "baselines", "sample_sizes")},
         "dataset": {
             "name": prepared.name,
             "path": str(prepared.path),
@@ -271,18 +268,6 @@ def _shuffled(plan: Plan) -> int:
     if not prepared.shuffled or plan.order.fraction == 1:
         return prepared.shuffled
     return sum(prepared.rows(plan.order.ids, ("shuffled",))["shuffled"].to_pylist())
-
-
-def _scores(plan: Plan, checkpoint: Path) -> Scores:
-    """Of all datasets together, from the embeddings that the last checkpoint holds."""
-    metrics: dict[str, float] = {}
-    baselines: dict[str, dict[str, float]] = {}
-    sizes: dict[str, int] = {}
-    for scored in plan.scored:
-        rows = np.load(checkpoint / scored.file)
-        found = score(scored.data, rows["images"], rows["texts"], rows["prompts"])
-        metrics, baselines, sizes = metrics | found.metrics, baselines | found.baselines, sizes | found.sample_sizes
-    return Scores(metrics, baselines, sizes)
 
 
 def _show(result: dict[str, Any], display: Display, folder: Path) -> None:

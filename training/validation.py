@@ -1,6 +1,5 @@
 """Scoring held-out splits with the encoder as it is, all workers sharing the work."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +10,9 @@ from pipelines.dataset.stream import Worker
 from pipelines.features.rows_by_id import bank_rows
 from training.distributed import gather_objects
 from training.encoder import DualEncoder
+from training.held_out import HeldOutEmbeddings
 from training.plan import Plan, Scored
 from training.towers.padding import Padded
-
-
-@dataclass(frozen=True)
-class HeldOutEmbeddings:
-    """Unit rows: images and captions of the held-out split, and prompts of all classes."""
-
-    images: np.ndarray
-    texts: np.ndarray
-    prompts: np.ndarray
 
 
 @torch.inference_mode()

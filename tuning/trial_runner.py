@@ -21,7 +21,7 @@ from pipelines.features.feature_store import Pool
 from pipelines.program.causes import cause_of
 from pipelines.program.display import Display
 from pipelines.program.settings import UserError, validate
-from training.checkpoint_registry import newest_checkpoint, settle
+from training.checkpoint_registry import settle
 from training.config import TrainSettings
 from training.dry_run import check_build
 from training.in_process import fit_inline
@@ -87,9 +87,8 @@ def _train(config: dict[str, Any], folder: Folder) -> Outcome:
     result = result_of(plan, place, returned, {"training": outcome.seconds})
     write_result(place, result)
     if config["items"]:
-        newest = newest_checkpoint(place)
-        write_items(place, [(scored.images.prepared, scored.data, np.load(newest / scored.file)) for scored in plan.scored])
-    # The embeddings' scores, not the last line's: a line can be lost where a driver dies, the checkpoint is whole.
+        write_items(place, [(scored.images.prepared, scored.data, np.load(place / scored.file)) for scored in plan.scored])
+    # What is kept beside the run, not the last line: a line can be lost where a driver dies.
     return Outcome(**vars(outcome) | {"metrics": result["metrics"], "train_samples": result["dataset"]["train_samples"]})
 
 

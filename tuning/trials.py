@@ -138,10 +138,11 @@ class Folder:
         write(self.of(name) / "outcome.json", json.dumps(asdict(outcome), indent=1))
         begun = self.begun(name)
         if begun is None or begun["phase"] == "search" or outcome.status != "finished":
-            for left in [path for kind in ("*checkpoint*", "partial-*", "best", "towers") for path in self.of(name).glob(kind)]:
+            kinds = ("*checkpoint*", "partial-*", "best", "towers", "held_out*")
+            for left in [path for kind in kinds for path in self.of(name).glob(kind)]:
                 if left.is_dir():
                     shutil.rmtree(left, ignore_errors=True)
-                else:  # the list of checkpoints
+                else:  # the list of checkpoints, the rows of the end
                     left.unlink(missing_ok=True)
 
     def ended(self, name: str) -> Outcome | None:

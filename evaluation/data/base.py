@@ -59,6 +59,7 @@ class Retrieval:
     images: Images
     texts: list[str]
     texts_of_image: list[np.ndarray]  # for each image the positions of all captions that are right; every caption is somewhere
+    image_of_text: np.ndarray | None = None  # int64 [T], whose each caption is; None: of the first image that it is right for
 
 
 @dataclass(frozen=True)

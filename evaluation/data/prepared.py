@@ -1,22 +1,16 @@
 """A prepared dataset's held-out split as evaluation data: retrieval, and a classification by each of its labels."""
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Literal
 
-import numpy as np
-from PIL import Image
 from pydantic import Field
 
-from evaluation.data.base import Classification, Content, LabelledImages, Retrieval
-from evaluation.data.class_names import PLAIN_TEMPLATES, Templates, readable
-from evaluation.suite import HeldOut, Labels, SuiteSettings, held_out
+from evaluation.data.base import Content, LabelledImages
+from evaluation.data.class_names import PLAIN_TEMPLATES, Templates
+from evaluation.suite import HeldOut, Labels, SuiteSettings, held_out, named
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.sample_images import whole_images
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import Settings, UserError, digest
+from pipelines.program.settings import Settings, UserError
 
 _VALIDATION = ("val", "validation")  # splits that are chosen on
 
@@ -38,68 +32,26 @@ class PreparedData(Settings):
         Captions are right for their image, for images equal to it, and so are captions equal to them. Classes are called as
         their label says, with spaces for - and _. Raises `UserError`.
         """
-        with _named(key):
+        with named(key):
             prepared = Prepared.open(self.path)
             ids = prepared.split_ids(self.split_seed)
-            data = self._held_out(prepared, self.split, self.retrieval)
+            data = self._held_out(key, prepared, self.split, self.retrieval)
             if not data.classes and not self.retrieval:
                 raise UserError(f"data.retrieval: false, and {self.path} has no labels to score; set it to true")
             chosen = next((name for name in _VALIDATION if name in ids), "")
             sides = [name for name in ("train", chosen) if data.classes and name != self.split and len(ids.get(name, ())) > 0]
-            splits = {self.split: data} | {name: self._held_out(prepared, name, False) for name in sides}
-        images = {name: self._images(key, prepared, split) for name, split in splits.items()}
+            tests = {name: self._held_out(key, prepared, name, False).classifications for name in sides}
 
-        def labelled(split: str, label: str) -> LabelledImages:
-            return LabelledImages(images[split], splits[split].targets[label])
+        def part(split: str, label: str) -> LabelledImages | None:
+            return tests[split][label].test if split in tests else None
 
         classifications = {
-            label: Classification(
-                classes=tuple((readable(name),) for name in names),
-                templates=self.templates,
-                metric="top1",
-                test=labelled(self.split, label),
-                train=labelled("train", label) if "train" in sides else None,
-                validation=labelled(chosen, label) if chosen in sides else None,
-            )
-            for label, names in data.classes.items()
+            label: replace(found, train=part("train", label), validation=part(chosen, label))
+            for label, found in data.classifications.items()
         }
-        retrieval = Retrieval(images[self.split], data.texts, data.texts_of_image) if self.retrieval else None
         counts = {name: prepared.manifest["counts"][name] for name in ("listed", "found", "kept")}
-        return Content(classifications, retrieval, attribution=prepared.manifest["attribution"], coverage=counts)
+        return Content(classifications, data.retrieval, attribution=prepared.manifest["attribution"], coverage=counts)
 
-    def _held_out(self, prepared: Prepared, split: str, retrieval: bool) -> HeldOut:
+    def _held_out(self, key: str, prepared: Prepared, split: str, retrieval: bool) -> HeldOut:
         settings = SuiteSettings(split=split, labels=self.labels, templates=self.templates)
-        return held_out(prepared, settings, self.split_seed, retrieval=retrieval)
-
-    def _images(self, key: str, prepared: Prepared, split: HeldOut) -> "_Samples":
-        ids = split.sample_ids
-        return _Samples(key, prepared, ids, digest([prepared.fingerprint, split.settings.split, self.split_seed, ids.tolist()]))
-
-
-@dataclass(eq=False)
-class _Samples:
-    """Samples of a prepared dataset."""
-
-    key: str
-    prepared: Prepared
-    sample_ids: np.ndarray
-    fingerprint: str
-
-    def __len__(self) -> int:
-        return len(self.sample_ids)
-
-    def name(self, index: int) -> str:
-        return str(self.prepared.rows(self.sample_ids[[index]], ("key",))["key"][0].as_py())
-
-    def read(self, indices: np.ndarray) -> Iterator[Image.Image]:
-        with _named(self.key):
-            yield from whole_images(self.prepared, self.sample_ids[indices])
-
-
-@contextmanager
-def _named(key: str) -> Iterator[None]:
-    """Errors name the entry of `data` instead of training's and the suite's keys."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(re.sub(r"^(data|evaluation)\.", f"{key}.", str(error))) from None
+        return held_out(prepared, settings, self.split_seed, retrieval=retrieval, key=key)

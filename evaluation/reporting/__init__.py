@@ -1,29 +1,23 @@
-"""The comparison of all models in a folder of results: report.html and report.md for people, results.csv for programs.
+"""How results are shown: the kit that the pages of all programs are made with, and the comparison of all models of a folder.
 
-Made from the result files alone, without Ray and without embedding anything, at any time.
+The kit: `base.html.j2`, `kit.j2` and `style.j2` (what a page, its parts and its colours are), `render`, `chart`, `number_format`.
+The comparison is made from the result files alone, without Ray and without embedding anything, at any time.
 """
 
-import os
 from pathlib import Path
-
-from evaluation.reporting import overview, page
-from evaluation.reporting.comparison import Comparison
-from evaluation.results import read_results
-from pipelines.program.csv_text import to_csv
 
 
 def write_report(output: Path) -> None:
-    """Write the three files into a folder of results, each aside and renamed.
+    """Write report.html and report.md for people, results.csv for programs, into a folder of results.
 
     Raises `UserError` where there is no result, or one is not readable.
     """
+    from evaluation.reporting import overview, page  # the kit does without them
+    from evaluation.reporting.comparison import Comparison
+    from evaluation.reporting.render import write_files
+    from evaluation.results import read_results
+    from pipelines.program.csv_text import to_csv
+
     comparison = Comparison(read_results(output))
-    files = {
-        "results.csv": to_csv(overview.table(comparison)),
-        "report.md": overview.markdown(comparison),
-        "report.html": page.render(comparison, output),
-    }
-    for name, content in files.items():
-        aside = output / f"{name}.partial-{os.getpid()}"
-        aside.write_text(content, encoding="utf-8", newline="")
-        aside.rename(output / name)
+    csv, markdown = to_csv(overview.table(comparison)), overview.markdown(comparison)
+    write_files(output, {"results.csv": csv, "report.md": markdown, "report.html": page.render_page(comparison, output)})

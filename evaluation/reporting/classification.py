@@ -1,44 +1,56 @@
 """What the page tells of classes: zero-shot classification set by set, linear probes, few-shot probes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.metrics import score_title
-from evaluation.reporting import charts
-from evaluation.reporting.comparison import Comparison, Model, number
+from evaluation.reporting import number_format
+from evaluation.reporting.chart import Chart, Plot, Scale, Series, Table, lines, score_range
+from evaluation.reporting.comparison import Comparison, Model, Row, first, number
 from evaluation.results import Result
-from pipelines.program import number_format
 
 _MEASURES = ("top1", "top5", "mean_per_class")
 _SHOWN = 12  # names of classes without images; the rest are counted
+_STRIP, _SQUARE = 360.0, 250.0  # pixels
 
 
 def zero_shot(comparison: Comparison) -> list[dict[str, Any]]:
     """A block a set: scores, how much is the wording, how sure the models are, and which classes they miss."""
-    task, found = "zeroshot_classification", []
-    for dataset in comparison.datasets(task):
-        results = comparison.of(task, dataset)
-        rows = [comparison.row(task, dataset, score) for score in _MEASURES if any(score in r.scores for r in results.values())]
-        found.append(
-            {
-                "dataset": dataset,
-                "classes": next((r.details["num_classes"] for r in results.values() if r.details.get("num_classes")), None),
-                "main": comparison.main_row(task, dataset),
-                "metric": score_title(task, next(iter(results.values())).main),
-                "largest": _largest(results),
-                "rows": rows,
-                "sensitivity": _sensitivity(dataset, results),
-                "reliability": _reliability(dataset, results),
-                "worst": worst(results),
-                "without": _without(results),
-            }
-        )
+    found = []
+    for block, results in _blocks(comparison, "zeroshot_classification"):
+        block |= {
+            "classes": next((r.details["num_classes"] for r in results.values() if r.details.get("num_classes")), None),
+            "largest": first(result.baselines.get(result.main, {}).get("largest_class") for result in results.values()),
+            "sensitivity": _sensitivity(block["dataset"], results),
+            "reliability": _reliability(block["dataset"], results),
+        }
+        found.append(block)
     return found
 
 
-def _largest(results: Mapping[Model, Result]) -> float | None:
-    values = [number(result.baselines.get(result.main, {}).get("largest_class")) for result in results.values()]
-    return next((value for value in values if value is not None), None)
+def _blocks(comparison: Comparison, task: str) -> list[tuple[dict[str, Any], Mapping[Model, Result]]]:
+    """What every classification shows, a block a set, and the results that the rest is made of."""
+    found: list[tuple[dict[str, Any], Mapping[Model, Result]]] = []
+    for dataset in comparison.datasets(task):
+        results = comparison.of(task, dataset)
+        block = {
+            "dataset": dataset,
+            "main": comparison.main_row(task, dataset),
+            "metric": score_title(task, next(iter(results.values())).main),
+            "rows": measures(comparison, task, dataset, _MEASURES),
+            "worst": _worst(results),
+            "without": _without(results, "without_images"),
+            "untrained": _without(results, "without_training"),
+        }
+        found.append((block, results))
+    return found
+
+
+def measures(comparison: Comparison, task: str, dataset: str, scores: Sequence[str]) -> list[Row]:
+    """Rows of those scores that any model has."""
+    there = {score for result in comparison.of(task, dataset).values() for score in result.scores}
+    return [comparison.row(task, dataset, score) for score in scores if score in there]
 
 
 def _sensitivity(dataset: str, results: Mapping[Model, Result]) -> dict[str, Any] | None:
@@ -57,16 +69,33 @@ def _sensitivity(dataset: str, results: Mapping[Model, Result]) -> dict[str, Any
             spread.append((model, ends + (f", sd {number_format.value(sd)}" if sd is not None else "")))
     if not rows:
         return None
-    count = max(len(scores) for _, scores, _ in rows)
-    about = f"{score_title('zeroshot_classification', metric)} on {dataset} by each of {count} templates: " + "; ".join(
-        f"{m.name} {s}" for m, s in spread
-    )
-    return {
-        "svg": charts.strip(rows, templates, about),
-        "metric": score_title("zeroshot_classification", metric),
-        "count": count,
-        "spread": spread,
-    }
+    count, title = max(len(scores) for _, scores, _ in rows), score_title("zeroshot_classification", metric)
+    templates = [*templates, *(f"template {i + 1}" for i in range(len(templates), count))]
+    about = f"{title} on {dataset} by each of {count} templates: " + "; ".join(f"{m.name} {s}" for m, s in spread)
+    return {"chart": _strip(rows, templates, about), "metric": title, "count": count, "spread": spread}
+
+
+def _strip(rows: Sequence[tuple[Model, Sequence[float], float | None]], templates: Sequence[str], about: str) -> Chart:
+    """A row of dots a model, one a template, and a bar where all templates together are."""
+    limits = score_range([value for _, scores, all_ in rows for value in (*scores, *([] if all_ is None else [all_]))])
+    x, bottom = Scale(*(limits or (0.0, 1.0)), 6, _STRIP - 6), 12.0 + 32 * len(rows)
+    plot = Plot(_STRIP, bottom + 12, x, Scale(0, bottom, 0, bottom))
+    for value in x.ticks(5):
+        plot.line([(value, 2), (value, bottom - 6)], "grid")
+        plot.text(x(value), bottom + 8, number_format.parameter(value))
+    for i, (model, scores, together) in enumerate(rows):
+        y = 12.0 + 32 * i
+        plot.text(0, y, model.name, "start", "name halo")
+        for template, score in zip(templates, scores, strict=False):
+            title = f"{model.name}, {template}: {number_format.value(score)}"
+            plot.dot(score, y + 11, 3.4, f"dot faint {model.mark}", title)
+        if together is not None:
+            left, right = x(together) - 1.5, x(together) + 1.5
+            corners = [(left, y + 3), (right, y + 3), (right, y + 19), (left, y + 19)]
+            plot.pixels(corners, "together", f"{model.name}, all templates: {number_format.value(together)}", closed=True)
+    by_template = [[number_format.value(s[i]) if i < len(s) else "" for _, s, _ in rows] for i in range(len(templates))]
+    table = [[template, *values] for template, values in zip(templates, by_template, strict=True)]
+    return Chart(plot.svg(about), Table(["template", *(model.name for model, *_ in rows)], table))
 
 
 def _reliability(dataset: str, results: Mapping[Model, Result]) -> list[dict[str, Any]]:
@@ -81,28 +110,33 @@ def _reliability(dataset: str, results: Mapping[Model, Result]) -> list[dict[str
         error = number(found.get("error"))
         if not bins or error is None:
             continue
+        notes = [f"calibration error {number_format.value(error)} points"]
         sure, right = number(found.get("confidence")), number(found.get("accuracy"))
-        word = ""
         if sure is not None and right is not None and abs(sure - right) >= 0.05:
-            word = (
-                f"{number_format.value(abs(sure - right))} points {'too sure' if sure > right else 'not sure enough'} on average"
-            )
-        about = (
-            f"Accuracy against confidence of {model.name} on {dataset}: expected calibration error {number_format.value(error)}"
-        )
-        figures.append(
-            {
-                "model": model,
-                "error": number_format.value(error),
-                "word": word,
-                "scale": number_format.parameter(found.get("scale")),
-                "svg": charts.reliability(model, bins, about),
-            }
-        )
+            word = "too sure" if sure > right else "not sure enough"
+            notes.append(f"{number_format.value(abs(sure - right))} points {word} on average")
+        notes += [f"scale {scale}"] if (scale := number_format.parameter(found.get("scale"))) else []
+        about = f"Accuracy against confidence of {model.name} on {dataset}: expected {notes[0]}"
+        figures.append({"model": model, "note": "; ".join(notes), "chart": _bins(model, bins, about)})
     return figures
 
 
-def worst(results: Mapping[Model, Result]) -> list[dict[str, Any]]:
+def _bins(model: Model, bins: Sequence[tuple[float, float, int]], about: str) -> Chart:
+    """Accuracy against confidence: (mean confidence, accuracy, images) of each bin; the larger, the more images."""
+    plot = Plot(_SQUARE, _SQUARE, Scale(0, 100, 30, _SQUARE - 10), Scale(0, 100, _SQUARE - 34, 8))
+    plot.frame("confidence, %")
+    plot.line([(0, 0), (100, 100)], "diagonal")
+    plot.line([(sure, right) for sure, right, _ in bins], f"line {model.mark}", model.name)
+    rows = [(f"{count:,}", number_format.value(sure), number_format.value(right)) for sure, right, count in bins]
+    most = max(count for *_, count in bins)
+    for (sure, right, count), (images, *shown) in zip(bins, rows, strict=True):
+        title = f"{images} image{'' if count == 1 else 's'}: confidence {shown[0]}, right {shown[1]}"
+        plot.dot(sure, right, round(1.8 + 4.2 * math.sqrt(count / most), 1), f"dot {model.mark}", title)
+    table = Table(("confidence, %", "right, %", "images"), [(sure, right, images) for images, sure, right in rows])
+    return Chart(plot.svg(about), table)
+
+
+def _worst(results: Mapping[Model, Result]) -> list[dict[str, Any]]:
     """A list a model of the classes that it misses most, and what it takes them for."""
     lists = []
     for model, result in results.items():
@@ -115,12 +149,11 @@ def worst(results: Mapping[Model, Result]) -> list[dict[str, Any]]:
             }
             for entry in result.details.get("worst", [])
         ]
-        if classes:
-            lists.append({"model": model, "classes": classes})
+        lists += [{"model": model, "classes": classes}] if classes else []
     return lists
 
 
-def _without(results: Mapping[Model, Result], key: str = "without_images") -> str:
+def _without(results: Mapping[Model, Result], key: str) -> str:
     """Classes that have no image to test with, or to train with: a matter of the data, so it is said once."""
     names: list[str] = next((r.details[key] for r in results.values() if r.details.get(key)), [])
     shown = ", ".join(str(name) for name in names[:_SHOWN])
@@ -129,27 +162,22 @@ def _without(results: Mapping[Model, Result], key: str = "without_images") -> st
 
 def probes(comparison: Comparison) -> list[dict[str, Any]]:
     """A block a set: scores, the search of the regularisation, and what went wrong in it."""
-    task, found = "linear_probe", []
-    for dataset in comparison.datasets(task):
-        results = comparison.of(task, dataset)
+    found = []
+    for block, results in _blocks(comparison, "linear_probe"):
         series, table = [], []
         for model, result in results.items():
             details = result.details
             tried = {float(key): float(value) for key, value in details.get("tried", {}).items() if number(value) is not None}
             l2 = number(details.get("l2"))
             if tried:
-                series.append(charts.Series(model, tried, chosen=min(tried, key=lambda key: abs(key - l2)) if l2 else None))
-            facts = {key: details.get(key) for key in ("width", "train", "validation")}
-            table.append({"model": model, "l2": number_format.parameter(l2), **facts, "flags": _flags(details, tried, l2)})
-        about = f"Validation score on {dataset} against the strength of regularisation"
-        svg = charts.lines(series, about, "lambda", log=True) if series else None
-        main = comparison.main_row(task, dataset)
-        metric = score_title(task, next(iter(results.values())).main)
-        rows = [comparison.row(task, dataset, score) for score in _MEASURES if any(score in r.scores for r in results.values())]
-        block = {"dataset": dataset, "main": main, "metric": metric, "rows": rows, "svg": svg, "table": table}
-        found.append(
-            block | {"worst": worst(results), "without": _without(results), "untrained": _without(results, "without_training")}
-        )
+                chosen = min(tried, key=lambda key: abs(key - l2)) if l2 else None
+                series.append(Series(model.name, tried, model.mark, chosen=chosen))
+            sizes = [details.get(key) for key in ("width", "train", "validation")]
+            sizes = [f"{size:,}" if number_format.is_number(size) else "" for size in sizes]
+            table.append({"model": model, "flags": _flags(details, tried, l2), "cells": [number_format.parameter(l2), *sizes]})
+        about = f"Validation score on {block['dataset']} against the strength of regularisation"
+        block |= {"table": table, "chart": lines(series, about, "lambda", log=True) if series else None}
+        found.append(block)
     return found
 
 
@@ -164,8 +192,7 @@ def _flags(details: Mapping[str, Any], tried: Mapping[float, float], l2: float |
         for end, side in ((min(tried), "low"), (max(tried), "high")):
             if abs(l2 - end) <= 1e-9 * end:
                 flags.append(f"best at the {side} end of the search")
-    missed = details.get("not_converged") or []
-    if missed:
+    if missed := details.get("not_converged"):
         flags.append(f"{number_format.count(len(missed), 'fit')} of the search did not converge")
     return flags
 
@@ -179,30 +206,34 @@ def few_shot(comparison: Comparison) -> list[dict[str, Any]]:
         places = sorted({k for shots in by_model.values() for k in shots})
         if not places:
             continue
-        series, columns, metric = [], [], next(iter(results.values())).main.partition("@")[0]
+        metric = next(iter(results.values())).main.partition("@")[0]
+        none = {model: number(zero[model].scores.get(metric)) for model in results if model in zero}
+        series = []
         for model, shots in by_model.items():
             points = {places.index(k) + 1.0: mean for k, (mean, _) in shots.items()}
-            spread = {places.index(k) + 1.0: sd for k, (_, sd) in shots.items() if sd is not None}
-            at_none = number(zero[model].scores.get(metric)) if model in zero else None
-            if at_none is not None:
+            if (at_none := none.get(model)) is not None:
                 points[0.0] = at_none
-            series.append(charts.Series(model, points, spread))
-            columns.append({"model": model, "zero": at_none, "shots": shots})
+            spread = {places.index(k) + 1.0: (mean - sd, mean + sd) for k, (mean, sd) in shots.items() if sd is not None}
+            series.append(Series(model.name, points, model.mark, spread=spread))
         with_zero = any(0.0 in s.points for s in series)
         names = ({0.0: "0"} if with_zero else {}) | {i + 1.0: str(k) for i, k in enumerate(places)}
-        seeds = max(len(result.details.get("seeds", [])) for result in results.values())
-        about = f"{score_title(task, metric)} on {dataset} against images a class, mean of {number_format.count(seeds, 'seed')}"
-        chance = number(next(iter(results.values())).baselines.get(f"{metric}@{places[-1]}", {}).get("chance"))
+        seeds, title = max(len(result.details.get("seeds", [])) for result in results.values()), score_title(task, metric)
+        about = f"{title} on {dataset} against images a class, mean of {number_format.count(seeds, 'seed')}"
+        chance = first(r.baselines.get(f"{metric}@{places[-1]}", {}).get("chance") for r in results.values())
+        levels = {} if chance is None else {"chance": chance}
+        rows: list[tuple[str, list[tuple[float | None, float | None]]]] = []
+        if with_zero:
+            rows.append(("0, zero-shot", [(none.get(model), None) for model in results]))
+        rows += [(str(k), [shots.get(k, (None, None)) for shots in by_model.values()]) for k in places]
         found.append(
             {
                 "dataset": dataset,
-                "metric": score_title(task, metric),
-                "seeds": seeds,
-                "places": places,
-                "columns": columns,
+                "note": f"{title}, %" + (f"; {number_format.count(seeds, 'seed')}" if seeds else ""),
+                "models": list(results),
+                "rows": rows,
                 "flags": _few_flags(results),
                 "with_zero": with_zero,
-                "svg": charts.lines(series, about, "images a class", names, chance=chance),
+                "chart": lines(series, about, "images a class", names=names, levels=levels),
             }
         )
     return found

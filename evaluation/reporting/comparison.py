@@ -5,15 +5,14 @@ all models see the same items, so their scores move together, and an interval of
 takes scores item by item, which results do not hold.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evaluation.metrics import TASKS, score_title
+from evaluation.reporting import number_format
+from evaluation.reporting.chart import mark
 from evaluation.results import Result
-from pipelines.program import number_format
-
-COLOURS = 8
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,7 @@ class Comparison:
     def __init__(self, results: Sequence[Result]):
         self.results = list(results)
         names = sorted({result.model for result in results})
-        # Past the last colour they begin anew, hollow and dashed.
-        self.models = [Model(name, f"m{i % COLOURS}" + (" again" if i // COLOURS % 2 else "")) for i, name in enumerate(names)]
+        self.models = [Model(name, mark(i)) for i, name in enumerate(names)]
         self._found = {(result.task, result.dataset, result.model): result for result in results}
 
     def tasks(self) -> list[str]:
@@ -87,14 +85,13 @@ class Comparison:
     def row(self, task: str, dataset: str, score: str, title: str = "") -> Row:
         """One score of a set, under its usual name or `title`."""
         results = self.of(task, dataset)
-        chances = [number(result.baselines.get(score, {}).get("chance")) for result in results.values()]
         sizes = [result.sample_sizes[score] for result in results.values() if score in result.sample_sizes]
         cells = {model: _cell(model, results.get(model), score) for model in self.models}
         note = _difference(list(results.values()), sizes)
         return Row(
             title or score_title(task, score),
             list(cells.values()) if note else compare(cells),
-            next((chance for chance in chances if chance is not None), None),
+            first(result.baselines.get(score, {}).get("chance") for result in results.values()),
             sizes[0] if sizes and len(set(sizes)) == 1 else None,
             note,
         )
@@ -114,6 +111,11 @@ def compare(cells: Mapping[Model, Cell]) -> list[Cell]:
         level = not best and mine is not None and any(i is not None and mine[0] <= i[1] and i[0] <= mine[1] for i in intervals)
         result.append(Cell(cell.model, cell.value, cell.low, cell.high, best, level))
     return result
+
+
+def first(values: Iterable[Any]) -> float | None:
+    """The first that is a number: what is the same for all models is told by the first that tells it."""
+    return next((found for found in map(number, values) if found is not None), None)
 
 
 def number(value: Any) -> float | None:

@@ -7,8 +7,9 @@ import pandas as pd
 
 from evaluation.class_sets import ELEVEN, average_of_eleven
 from evaluation.metrics import TASKS, score_title, task_title
+from evaluation.reporting import number_format
 from evaluation.reporting.comparison import Cell, Comparison, Row, compare, number
-from pipelines.program import number_format
+from evaluation.reporting.render import markdown_table, plain
 
 _COLUMNS = ["model", "dataset", "task", "score", "main", "value", "low", "high", "chance", "largest_class", "n"]
 _AVERAGED = ("zeroshot_classification", "linear_probe")
@@ -93,35 +94,27 @@ def table(comparison: Comparison) -> pd.DataFrame:
 
 def markdown(comparison: Comparison) -> str:
     """The table of main scores, for a readme or an issue."""
-    head = ["task", "set", "score", *(model.name for model in comparison.models), "chance", "n"]
-    lines = ["# Evaluation", "", f"{headline(comparison)}.", ""]
-    lines += [_line(head), "|" + "---|" * 3 + "---:|" * (len(head) - 3)]
+    head = ["task", "set", "score", *(plain(model.name) for model in comparison.models), "chance", "n"]
+    rows = []
     for group in groups(comparison):
         for entry in group["rows"]:
             row = entry["row"]
-            cells = [_cell(cell) for cell in row.cells]
             end = ["" if row.chance is None else number_format.value(row.chance), "" if row.n is None else f"{row.n:,}"]
             name = f"{row.title} ({row.note})" if row.note else row.title
-            lines.append(_line([group["title"], name, entry["metric"], *cells, *end]))
-    lines += ["", "Percent, of effective robustness percentage points; in brackets 95 % intervals, over items."]
-    lines += [
-        "Bold: best of the row. ~: its interval overlaps that of the best, so it is within noise of it by this cautious rule."
+            rows.append([*map(plain, (group["title"], name, entry["metric"])), *map(_cell, row.cells), *end])
+    parts = [
+        "# Evaluation",
+        f"{plain(headline(comparison))}.",
+        markdown_table(head, rows, 3),
+        "Percent, of effective robustness percentage points; in brackets 95 % intervals, over items.\n"
+        "Bold: best of the row. ~: its interval overlaps that of the best, so it is within noise of it by this cautious rule.",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def _cell(cell: Cell) -> str:
     if cell.value is None:
         return "-"
-    value = (
-        f"**{number_format.value(cell.value)}**" if cell.best else ("~" if cell.level else "") + number_format.value(cell.value)
-    )
-    return (
-        value
-        if cell.interval is None
-        else f"{value} [{number_format.value(cell.interval[0])}, {number_format.value(cell.interval[1])}]"
-    )
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
+    value = number_format.value(cell.value)
+    value = f"**{value}**" if cell.best else f"~{value}" if cell.level else value
+    return value if cell.interval is None else f"{value} [{', '.join(number_format.value(end) for end in cell.interval)}]"

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from evaluation.reporting.comparison import Comparison, Model, Row, number
+from evaluation.metrics import DIRECTIONS
+from evaluation.reporting import number_format
+from evaluation.reporting.comparison import Comparison, Model, number
 from evaluation.results import Result
-from pipelines.program import number_format
 
-_WAYS = ("image_to_text_recall", "text_to_image_recall", "mean_recall")
-_DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
+_WAYS = (*DIRECTIONS, "mean")
 _GEOMETRY = {
     "modality_gap": ("modality gap", "distance between the mean image and the mean text, 0 to 2; 0 is no gap"),
     "alignment": ("alignment", "mean squared distance of an image to its text, 0 to 4; less is closer"),
@@ -23,11 +23,12 @@ def retrieval(comparison: Comparison) -> list[dict[str, Any]]:
     task, found = "zeroshot_retrieval", []
     for dataset in comparison.datasets(task):
         results = comparison.of(task, dataset)
+        scores = {score.partition("_recall@")[::2]: score for result in results.values() for score in result.scores}
+        recalls = [(_WAYS.index(way), int(k), score) for (way, k), score in scores.items() if way in _WAYS and k.isdigit()]
         found.append(
             {
                 "dataset": dataset,
-                "main": comparison.main_row(task, dataset),
-                "rows": _recalls(comparison, dataset, results),
+                "rows": [comparison.row(task, dataset, score) for *_, score in sorted(recalls)],
                 "ranks": _ranks(comparison, results),
                 "geometry": _geometry(comparison, results),
                 "captions": _captions(results),
@@ -37,25 +38,20 @@ def retrieval(comparison: Comparison) -> list[dict[str, Any]]:
     return found
 
 
-def _recalls(comparison: Comparison, dataset: str, results: Mapping[Model, Result]) -> list[Row]:
-    scores = {score for result in results.values() for score in result.scores}
-    known = [(way, int(k)) for way, _, k in (score.partition("@") for score in scores) if way in _WAYS and k.isdigit()]
-    known.sort(key=lambda item: (_WAYS.index(item[0]), item[1]))
-    return [comparison.row("zeroshot_retrieval", dataset, f"{way}@{k}") for way, k in known]
-
-
-def _ranks(comparison: Comparison, results: Mapping[Model, Result]) -> list[tuple[str, list[str]]]:
+def _ranks(comparison: Comparison, results: Mapping[Model, Result]) -> list[dict[str, Any]]:
     """The median place of the best right one, a row a direction; infinite where half of the queries have none."""
     rows = []
-    for way, title in _DIRECTIONS.items():
+    for way, title in DIRECTIONS.items():
         places = {model: (result.details.get("median_rank") or {}).get(way) for model, result in results.items()}
         if any(place is not None for place in places.values()):
-            rows.append((f"median place, {title}", [_place(places.get(model), model in results) for model in comparison.models]))
+            shown = [_place(places.get(model)) for model in comparison.models]
+            none = "; none: half of the queries or more have no right answer" if "none" in shown else ""
+            rows.append({"title": f"median place, {title}", "about": f"1 is first; less is better{none}", "figures": shown})
     return rows
 
 
-def _place(place: Any, known: bool) -> str:
-    if place is None or not known:
+def _place(place: Any) -> str:
+    if place is None:
         return "-"
     return f"{place:,.1f}".removesuffix(".0") if number(place) is not None else "none"
 
@@ -65,46 +61,46 @@ def _geometry(comparison: Comparison, results: Mapping[Model, Result]) -> list[d
     for key, (title, about) in _GEOMETRY.items():
         values = {model: number((result.details.get("geometry") or {}).get(key)) for model, result in results.items()}
         if any(value is not None for value in values.values()):
-            shown = [_decimals(values.get(model)) for model in comparison.models]
-            rows.append({"title": title, "about": about, "values": shown})
+            # Two decimals: these have no unit, and all that matters of them lies within 1.
+            known = [values.get(model) for model in comparison.models]
+            shown = ["-" if value is None else number_format.signed(value, 2) for value in known]
+            rows.append({"title": title, "about": about, "figures": shown})
     return rows
-
-
-def _decimals(value: float | None) -> str:
-    """Two: these have no unit, and all that matters of them lies within 1."""
-    return "-" if value is None else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _captions(results: Mapping[Model, Result]) -> list[dict[str, Any]]:
     """Captions with the images that each model found, hits marked; the same caption of all models together."""
     found: dict[str, dict[str, Any]] = {}
-    for model, result in results.items():
-        sources = _sources(result)
-        for item in (result.details.get("gallery") or {}).get("captions", []):
-            entry = found.setdefault(item["caption"], {"caption": item["caption"], "right": None, "models": []})
-            entry["right"] = entry["right"] or sources.get(str(item.get("right")))
-            shown = [{"src": sources.get(str(f["image"])), "hit": bool(f["hit"])} for f in item.get("found", [])]
-            entry["models"].append({"model": model, "found": shown, "verdict": _verdict(shown)})
+    for model, sources, item in _gallery(results, "captions"):
+        entry = found.setdefault(item["caption"], {"caption": item["caption"], "own": None, "answers": []})
+        src = sources.get(str(item.get("right")))
+        entry["own"] = entry["own"] or (src and {"src": src, "alt": item["caption"]})
+        hits = [(sources.get(str(f["image"])), bool(f["hit"])) for f in item.get("found", [])]
+        shown = [{"src": src, "alt": "right" if hit else "not right", "hit": hit} for src, hit in hits]
+        entry["answers"].append({"model": model, "found": shown, "verdict": _verdict(shown)})
     return list(found.values())
 
 
 def _images(results: Mapping[Model, Result]) -> list[dict[str, Any]]:
     """Images with the captions that each model found."""
     found: dict[str, dict[str, Any]] = {}
-    for model, result in results.items():
-        sources = _sources(result)
-        for item in (result.details.get("gallery") or {}).get("images", []):
-            key = str(item["image"])
-            entry = found.setdefault(key, {"src": None, "right": [str(text) for text in item.get("right", [])], "models": []})
-            entry["src"] = entry["src"] or sources.get(key)
-            shown = [{"caption": str(f["caption"]), "hit": bool(f["hit"])} for f in item.get("found", [])]
-            entry["models"].append({"model": model, "found": shown, "verdict": _verdict(shown)})
+    for model, sources, item in _gallery(results, "images"):
+        own = [str(text) for text in item.get("right", [])]
+        entry = found.setdefault(str(item["image"]), {"src": None, "alt": "; ".join(own) or "query", "own": own, "answers": []})
+        entry["src"] = entry["src"] or sources.get(str(item["image"]))
+        shown = [{"caption": str(f["caption"]), "hit": bool(f["hit"])} for f in item.get("found", [])]
+        entry["answers"].append({"model": model, "found": shown, "verdict": _verdict(shown)})
     return list(found.values())
 
 
-def _sources(result: Result) -> dict[str, str]:
-    sources = result.details.get("thumbnails") or {}
-    return {str(key): src for key, src in sources.items() if isinstance(src, str) and src.startswith(_IMAGE)}
+def _gallery(results: Mapping[Model, Result], kind: str) -> list[tuple[Model, dict[str, str], dict[str, Any]]]:
+    """The queries of a kind that models were shown, each with the model and its thumbnails."""
+    found = []
+    for model, result in results.items():
+        thumbnails = result.details.get("thumbnails") or {}
+        sources = {str(key): src for key, src in thumbnails.items() if isinstance(src, str) and src.startswith(_IMAGE)}
+        found += [(model, sources, item) for item in (result.details.get("gallery") or {}).get(kind, [])]
+    return found
 
 
 def _verdict(shown: list[dict[str, Any]]) -> str:

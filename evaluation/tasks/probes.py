@@ -1,16 +1,36 @@
 """Linear probes on features of images, on all training images or on a few a class."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
 from evaluation import classification, linear_probe, zero_shot
-from evaluation.data.base import Classification, LabelledImages
+from evaluation.data.base import Classification, Content, LabelledImages
 from evaluation.data.subsets import Cropped, with_labels
 from evaluation.embeddings import Rows, Wanted
 from evaluation.linear_probe import Labelled
-from evaluation.tasks.base import Scored, of_classes
+from evaluation.tasks.base import Positions, Scored, Task, TaskInfo, accuracies, classified, different, of_classes
+from pipelines.program.settings import Settings
+
+
+class LinearProbeSettings(Settings):
+    """A classifier on features of all training images."""
+
+    views: int = Field(
+        0, ge=0, description="random crops, half of them mirrored, of each training image that are fitted beside it"
+    )
+    seed: int = Field(0, ge=0, description="of the crops")
+
+
+class FewShotSettings(Settings):
+    """Probes on a few images a class."""
+
+    shots: Positions = Field((1, 2, 4, 8, 16), min_length=1, description="training images a class")
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(different)] = Field(
+        (0, 1, 2), min_length=1, description="each draws other images"
+    )
 
 
 class _Probe:
@@ -57,11 +77,18 @@ class _Probe:
 class LinearProbe(_Probe):
     """On all training images."""
 
-    name = "linear_probe"
+    info = TaskInfo("linear_probe", "linear_probe", "Linear probe", accuracies("lp_"), needs="labels of training and test images")
+    settings: ClassVar[type[Settings] | None] = LinearProbeSettings
 
     def __init__(self, dataset: str, content: Classification, place: str, views: int = 0, seed: int = 0):
         super().__init__(dataset, content, place, views, seed)
         self.identity += [views, seed] if views else []
+
+    @classmethod
+    def among(cls, contents: Mapping[str, Content], settings: Any) -> Iterator[Task]:
+        for dataset, one, place in classified(contents):
+            if has_training(one.train):
+                yield cls(dataset, one, place, settings.linear_probe.views, settings.linear_probe.seed)
 
     def score(self, rows: Rows) -> Scored:
         train, test, validation = self.data(rows)
@@ -89,12 +116,19 @@ class LinearProbe(_Probe):
 class FewShot(_Probe):
     """On k training images a class."""
 
-    name = "few_shot"
+    info = TaskInfo("few_shot", "few_shot", "Few-shot probe", accuracies(), needs="labels of training and test images")
+    settings: ClassVar[type[Settings] | None] = FewShotSettings
 
     def __init__(self, dataset: str, content: Classification, place: str, shots: Sequence[int], seeds: Sequence[int]):
         super().__init__(dataset, content, place)
         self._shots, self._seeds = tuple(shots), tuple(seeds)
         self.identity += [self._shots, self._seeds]
+
+    @classmethod
+    def among(cls, contents: Mapping[str, Content], settings: Any) -> Iterator[Task]:
+        for dataset, one, place in classified(contents):
+            if has_training(one.train):
+                yield cls(dataset, one, place, settings.few_shot.shots, settings.few_shot.seeds)
 
     def score(self, rows: Rows) -> Scored:
         train, test, validation = self.data(rows)

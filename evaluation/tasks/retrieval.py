@@ -2,26 +2,40 @@
 
 import base64
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
+from PIL import Image
 
 from evaluation import bootstrap, geometry, retrieval
 from evaluation.data import base
-from evaluation.data.subsets import shrunk
 from evaluation.embeddings import Rows, Wanted
-from evaluation.tasks.base import Scored
+from evaluation.tasks.base import Measure, Scored, Task, TaskInfo
+from pipelines.program.settings import Settings
 
-_SHOWN, _FOUND = 8, 5  # examples each way, and what is shown for each
-_THUMBNAIL = 96  # pixels of the shorter side
+_SHOWN, _FOUND = 10, 5  # examples each way, and what is shown for each
+_THUMBNAIL = 128  # pixels of the longer side; shown at up to 96, so that dense screens stay sharp
 _SPREAD = 5000  # rows at most of which uniformity, which is quadratic, is computed
 
 
 class Retrieval:
     """Images among all images, captions among all captions."""
 
-    name = "zeroshot_retrieval"
+    info = TaskInfo(
+        "zeroshot_retrieval",
+        "retrieval",
+        "Retrieval",
+        (
+            Measure("image_to_text_recall@", "image to text R@{}", clip_benchmark="text_retrieval_recall@{}"),
+            Measure("text_to_image_recall@", "text to image R@{}", clip_benchmark="image_retrieval_recall@{}"),
+            Measure("mean_recall@", "mean R@{}", "the mean of both directions"),
+            Measure("mean_recall", "mean of all recalls", "the mean of both directions at every k"),
+        ),
+        needs="captions of test images",
+        by_default=True,
+    )
+    settings: ClassVar[type[Settings] | None] = None
 
     def __init__(self, dataset: str, content: base.Retrieval, place: str, recall_at: Sequence[int]):
         self.dataset, self.place, self.content, self._ks = dataset, place, content, tuple(recall_at)
@@ -29,43 +43,72 @@ class Retrieval:
         self.texts = Wanted("texts", tuple(content.texts), f"{place}/captions")
         owners = np.repeat(np.arange(len(content.images)), [len(texts) for texts in content.texts_of_image])
         self._pairs = owners, np.concatenate(content.texts_of_image).astype(np.int64)
-        self.identity = [[texts.tolist() for texts in content.texts_of_image], self._ks]
+        self.names = tuple(f"{way}_recall@{k}" for way in retrieval.DIRECTIONS for k in self._ks)
+
+    @classmethod
+    def among(cls, contents: Mapping[str, base.Content], settings: Any) -> Iterator[Task]:
+        for place, content in contents.items():
+            if content.retrieval is not None:
+                yield cls(place, content.retrieval, place, settings.recall_at)
+
+    @property
+    def identity(self) -> list[Any]:
+        return [[texts.tolist() for texts in self.content.texts_of_image], self._ks]
 
     def wanted(self) -> Sequence[Wanted]:
         return self.images, self.texts
 
-    def score(self, rows: Rows) -> Scored:
-        images, texts, right = rows[self.images], rows[self.texts], self.content.texts_of_image
-        by_image, by_text = retrieval.both_ranks(images, texts, right)
-        owners, members = self._pairs
-        images_of_text = np.bincount(members, minlength=len(texts))
-        scored = Scored(f"mean_recall@{self._ks[0]}", {}, details={"median_rank": {}})
+    def ranks(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Of each image's best right caption and of each caption's best right image, from 0; int64 [I] and [T]."""
+        return retrieval.both_ranks(rows[self.images], rows[self.texts], self.content.texts_of_image)
+
+    def measure(self, rows: Rows) -> Scored:
+        return self._measured(*self.ranks(rows))
+
+    def _measured(self, by_image: np.ndarray, by_text: np.ndarray) -> Scored:
+        right, (_, members) = self.content.texts_of_image, self._pairs
+        images_of_text = np.bincount(members, minlength=len(by_text))
+        scored = Scored(f"mean_recall@{self._ks[0]}", {})
         for way, ranks, counts, others in (
-            ("image_to_text", by_image, [len(r) for r in right], len(texts)),
-            ("text_to_image", by_text, images_of_text.tolist(), len(images)),
+            ("image_to_text", by_image, [len(r) for r in right], len(by_text)),
+            ("text_to_image", by_text, images_of_text.tolist(), len(by_image)),
         ):
-            scored.details["median_rank"][way] = retrieval.median_rank(ranks)
             for k, value in retrieval.recalls(ranks, self._ks).items():
                 name = f"{way}_recall@{k}"
                 scored.scores[name], scored.sample_sizes[name] = value, len(ranks)
                 scored.baselines[name] = {"chance": retrieval.chance(others, counts, k)}
+        return scored
+
+    def score(self, rows: Rows) -> Scored:
+        images, texts = rows[self.images], rows[self.texts]
+        by_image, by_text = self.ranks(rows)
+        scored, (owners, members) = self._measured(by_image, by_text), self._pairs
+        scored.details["median_rank"] = {
+            "image_to_text": retrieval.median_rank(by_image),
+            "text_to_image": retrieval.median_rank(by_text),
+        }
         # An image's captions are not independent of one another, so the image is what is drawn again, with those captions
         # of which it is the first image; one that has none of its own counts for nothing on their side.
         first = np.full(len(texts), len(images))
         np.minimum.at(first, members, owners)
         own = np.bincount(first, minlength=len(images))
+        both, weights = [], np.stack([np.ones(len(own)), own])
         for k in self._ks:
             there = 100.0 * (by_image < k)
             back = np.bincount(first, weights=100.0 * (by_text < k), minlength=len(images)) / np.maximum(own, 1)
+            both.append(np.stack([there, back]))
             scored.intervals[f"image_to_text_recall@{k}"] = bootstrap.interval(there)
             scored.intervals[f"text_to_image_recall@{k}"] = bootstrap.interval(back, weights=own)
-            name, parts = f"mean_recall@{k}", [f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image")]
-            scored.scores[name] = sum(scored.scores[part] for part in parts) / 2
-            scored.intervals[name] = bootstrap.interval(np.stack([there, back]), weights=np.stack([np.ones(len(own)), own]))
-            scored.baselines[name] = {"chance": sum(scored.baselines[part]["chance"] for part in parts) / 2}
-            scored.sample_sizes[name] = len(images)
+            scored.intervals[f"mean_recall@{k}"] = bootstrap.interval(both[-1], weights=weights)
+        scored.intervals["mean_recall"] = bootstrap.interval(np.concatenate(both), weights=np.tile(weights, (len(both), 1)))
+        means = retrieval.mean_recalls(scored.scores)
+        chances = retrieval.mean_recalls({name: base["chance"] for name, base in scored.baselines.items()})
+        scored.scores.update(means)
+        scored.baselines.update({name: {"chance": chances[name]} for name in means})
+        scored.sample_sizes.update(dict.fromkeys(means, len(images)))
         scored.details["geometry"] = self._geometry(images, texts)
-        scored.details.update(self._gallery(images, texts))
+        scored.details["gallery"] = gallery = self.gallery(rows)
+        scored.details["thumbnails"] = self.thumbnails(gallery)
         return scored
 
     def _geometry(self, images: np.ndarray, texts: np.ndarray) -> dict[str, float]:
@@ -79,46 +122,66 @@ class Retrieval:
                 found[name] = geometry.uniformity(rows[_evenly(len(rows), _SPREAD)])
         return found
 
-    def _gallery(self, images: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
-        """Evenly spaced captions with the images found for them, and the reverse."""
-        right = self.content.texts_of_image
-        owners, members = self._pairs
+    def gallery(self, rows: Rows) -> dict[str, Any]:
+        """Evenly spaced captions with the images found for them, and the reverse.
+
+        Images are named by their positions. `place` is that of the best right one, from 1; None where its score is NaN. `alt`
+        says what each image shows that occurs: the first of its own captions.
+        """
+        images, texts, right = rows[self.images], rows[self.texts], self.content.texts_of_image
+        owner, (owners, members) = self._owners(), self._pairs
         by_text, by_image = _evenly(len(texts), _SHOWN), _evenly(len(images), _SHOWN)
-        found_images = retrieval.top(texts[by_text], images, _FOUND)
-        captions = retrieval.top(images[by_image], texts, _FOUND)
-        owner = {int(t): int(i) for i, t in zip(owners[::-1], members[::-1], strict=True)}
-        shown = sorted({*found_images.ravel().tolist(), *by_image.tolist(), *(owner[int(t)] for t in by_text)})
+        found_images, found_texts = retrieval.top(texts[by_text], images, _FOUND), retrieval.top(images[by_image], texts, _FOUND)
+        text_ranks = retrieval.ranks(texts[by_text], images, [owners[members == t] for t in by_text])
+        image_ranks = retrieval.ranks(images[by_image], texts, [right[i] for i in by_image])
+        shown = sorted({*found_images.ravel().tolist(), *by_image.tolist(), *owner[by_text].tolist()})
         return {
-            "gallery": {
-                "captions": [
-                    {
-                        "caption": self.content.texts[t],
-                        "right": str(owner[int(t)]),
-                        "found": [{"image": str(i), "hit": bool(t in right[i])} for i in found],
-                    }
-                    for t, found in zip(by_text, found_images, strict=True)
-                ],
-                "images": [
-                    {
-                        "image": str(i),
-                        "right": [self.content.texts[t] for t in right[i]],
-                        "found": [{"caption": self.content.texts[t], "hit": bool(t in right[i])} for t in found],
-                    }
-                    for i, found in zip(by_image, captions, strict=True)
-                ],
-            },
-            "thumbnails": {
-                str(i): _thumbnail(image) for i, image in zip(shown, self.content.images.read(np.asarray(shown)), strict=True)
-            },
+            "captions": [
+                {
+                    "caption": self.content.texts[t],
+                    "right": str(owner[t]),
+                    "found": [{"image": str(i), "hit": bool(t in right[i])} for i in found],
+                    "place": _place(rank),
+                }
+                for t, found, rank in zip(by_text, found_images, text_ranks, strict=True)
+            ],
+            "images": [
+                {
+                    "image": str(i),
+                    "right": list(dict.fromkeys(self.content.texts[t] for t in right[i])),
+                    "found": [{"caption": self.content.texts[t], "hit": bool(t in right[i])} for t in found],
+                    "place": _place(rank),
+                }
+                for i, found, rank in zip(by_image, found_texts, image_ranks, strict=True)
+            ],
+            "alt": {str(i): self.content.texts[int(next(iter(np.flatnonzero(owner == i)), right[i][0]))] for i in shown},
         }
+
+    def thumbnails(self, gallery: dict[str, Any]) -> dict[str, str]:
+        """The images that occur in a gallery, small, as data URIs by their names there."""
+        images = self.content.images.read(np.asarray([int(name) for name in gallery["alt"]]))
+        return {name: _thumbnail(image) for name, image in zip(gallery["alt"], images, strict=True)}
+
+    def _owners(self) -> np.ndarray:
+        """int64 [T]: the image that each caption was written for."""
+        if self.content.image_of_text is not None:
+            return self.content.image_of_text
+        first, (owners, members) = np.full(len(self.content.texts), len(self.content.images)), self._pairs
+        np.minimum.at(first, members, owners)
+        return first
+
+
+def _place(rank: int) -> int | None:
+    return None if rank == retrieval.MISS else int(rank) + 1
 
 
 def _evenly(total: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
 
 
-def _thumbnail(image: Any) -> str:
-    """A small JPEG as a data URI."""
-    buffer = io.BytesIO()
-    shrunk(image, _THUMBNAIL).save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _thumbnail(image: Image.Image) -> str:
+    """A small image as a data URI."""
+    small, buffer = image.copy(), io.BytesIO()
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    small.save(buffer, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,24 +1,80 @@
 """What is left of a zero-shot score under a shift: corruptions of the test images, or another set of the same classes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import Field, field_validator, model_validator
 
 from evaluation import robustness, zero_shot
 from evaluation.bootstrap import interval
 from evaluation.classification import measures
+from evaluation.corruptions import PARAMETERS, SEVERITIES
+from evaluation.data.base import Content
 from evaluation.data.subsets import Chosen, Corrupted
 from evaluation.embeddings import Rows, Wanted
-from evaluation.tasks.base import Scored
+from evaluation.tasks.base import Measure, Scored, Task, TaskInfo, classified
 from evaluation.tasks.zero_shot import ZeroShot
-from pipelines.program.settings import UserError
+from pipelines.program.path_keys import LocalPlace
+from pipelines.program.settings import Settings, UserError
+
+_POINTS = "percentage points"
+
+
+class CorruptionSettings(Settings):
+    """Zero-shot classification of corrupted images."""
+
+    renamed: ClassVar[dict[str, str]] = {"pictures": "images"}
+    names: tuple[str, ...] = Field(tuple(PARAMETERS), min_length=1, description="which corruptions")
+    severities: tuple[int, ...] = Field(SEVERITIES, min_length=1, description="1 (mild) to 5")
+    images: int = Field(1000, ge=1, description="of each set at most so many, drawn by seed")
+    size: int = Field(224, ge=8, description="pixels of the shorter side to which images are shrunk before")
+    seed: int = Field(0, ge=0, description="of the draw, and of noise")
+
+    @field_validator("names")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in PARAMETERS:
+                raise ValueError(f"'{name}' is unknown; choose of: {', '.join(PARAMETERS)}")
+        return value
+
+    @field_validator("severities")
+    @classmethod
+    def _degrees(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        for severity in value:
+            if severity not in SEVERITIES:
+                raise ValueError(f"{severity} is none; choose of 1, 2, 3, 4 and 5")
+        return value
+
+
+class RobustnessSettings(Settings):
+    """Effective robustness of one set, which is a shift of another."""
+
+    reference: str = Field(description="entry of data: the set without the shift")
+    line: str | None = Field(
+        None, description="one of the lines that ship: imagenet_v2, imagenet_sketch, imagenet_r, imagenet_a, objectnet"
+    )
+    baselines: LocalPlace | None = Field(None, description="instead: csv with a row a baseline model, accuracies in percent")
+    reference_column: str | None = Field(None, description="of baselines: accuracy on the reference")
+    shift_column: str | None = Field(None, description="of baselines: accuracy under the shift")
+
+    @model_validator(mode="after")
+    def _one_line(self) -> "RobustnessSettings":
+        columns = [self.reference_column, self.shift_column]
+        if (self.line is None) == (self.baselines is None):
+            raise ValueError("line: give either one of the lines that ship, or baselines with its two columns")
+        if (self.baselines is None) != (columns == [None, None]) or (self.baselines is not None and None in columns):
+            raise ValueError("baselines: needs reference_column and shift_column, and they need it")
+        return self
 
 
 class Corruption:
     """Zero-shot classification of the same images, corrupted in several ways and to several degrees."""
 
-    name = "corruption"
+    info = TaskInfo("corruption", "corruption", "Corruptions", (Measure("mean", "mean of all"),), needs="labels of test images")
+    settings: ClassVar[type[Settings] | None] = CorruptionSettings
 
     def __init__(
         self,
@@ -44,6 +100,12 @@ class Corruption:
             for severity in severities
         }
         self.identity = [plain.identity, self._kept.tolist(), list(self._images)]
+
+    @classmethod
+    def among(cls, contents: Mapping[str, Content], settings: Any) -> Iterator[Task]:
+        given = settings.corruption
+        for dataset, one, place in classified(contents):
+            yield cls(ZeroShot(dataset, one, place), given.names, given.severities, given.images, given.seed, given.size)
 
     def wanted(self) -> Sequence[Wanted]:
         return [self._plain.images, self._plain.texts, *self._images.values()]
@@ -74,13 +136,26 @@ class Corruption:
 class EffectiveRobustness:
     """Top-1 under a shift beside what a line through baselines predicts from top-1 on the reference set."""
 
-    name = "effective_robustness"
+    info = TaskInfo(
+        "effective_robustness",
+        "robustness",
+        "Effective robustness",
+        (Measure("effective", "effective robustness", unit=_POINTS),),
+        _POINTS,
+    )
+    settings: ClassVar[type[Settings] | None] = None  # its key holds one a shift
 
     def __init__(self, shift: ZeroShot, reference: ZeroShot, line: robustness.Line, baselines: str):
         self.dataset, self.place, self._shift = shift.dataset, shift.place, shift
         self._line, self._baselines = line, baselines
         self._reference, self._labels = reference, _on_classes(reference, shift)
         self.identity = [shift.identity, self._labels.tolist(), asdict(line)]
+
+    @classmethod
+    def among(cls, contents: Mapping[str, Content], settings: Any) -> Iterator[Task]:
+        for shift, given in settings.robustness.items():
+            pair = [_only(name, contents, shift) for name in (shift, given.reference)]
+            yield cls(*pair, *_line(given, shift))
 
     def wanted(self) -> Sequence[Wanted]:
         return self._shift.images, self._shift.texts, self._reference.images
@@ -102,6 +177,25 @@ class EffectiveRobustness:
                 "reference_set": self._reference.dataset,
             },
         )
+
+
+def _only(name: str, contents: Mapping[str, Content], shift: str) -> ZeroShot:
+    found = list(contents[name].classifications.values())
+    if len(found) != 1:
+        raise UserError(f"robustness.{shift}: {name} has {len(found)} sets of labels; effective robustness compares one")
+    return ZeroShot(name, found[0], name)
+
+
+def _line(given: RobustnessSettings, shift: str) -> tuple[robustness.Line, str]:
+    """The line, and what it goes through."""
+    if given.baselines is not None:
+        assert given.reference_column is not None and given.shift_column is not None
+        columns = robustness.read_baselines(given.baselines, given.reference_column, given.shift_column)
+        return robustness.fit(*columns), str(given.baselines)
+    lines = robustness.shipped_lines()
+    if given.line not in lines:
+        raise UserError(f"robustness.{shift}.line: '{given.line}' does not ship; there are {', '.join(lines)}; or give baselines")
+    return lines[given.line], f"shipped: {given.line}"
 
 
 def _on_classes(reference: ZeroShot, shift: ZeroShot) -> np.ndarray:

@@ -1,6 +1,7 @@
 """SugarCrepe: an image's caption against one that says something else in nearly the same words."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -8,13 +9,22 @@ from evaluation import sugarcrepe
 from evaluation.bootstrap import interval
 from evaluation.data import base
 from evaluation.embeddings import Rows, Wanted
-from evaluation.tasks.base import Scored
+from evaluation.tasks.base import Measure, Scored, Task, TaskInfo
+from pipelines.program.settings import Settings
 
 
 class SugarCrepe:
     """All subsets that the data holds."""
 
-    name = "image_caption_selection"
+    info = TaskInfo(
+        "image_caption_selection",
+        "sugarcrepe",
+        "SugarCrepe",
+        (Measure("macro", "macro mean"), Measure("micro", "micro", clip_benchmark="acc")),
+        needs="an entry with name: sugarcrepe",
+        by_default=True,
+    )
+    settings: ClassVar[type[Settings] | None] = None
 
     def __init__(self, dataset: str, content: base.SugarCrepe, place: str):
         self.dataset, self.place, self._content = dataset, place, content
@@ -22,6 +32,12 @@ class SugarCrepe:
         texts = [text for items in content.items.values() for item in items for text in (item.caption, item.negative)]
         self._texts = Wanted("texts", tuple(texts), f"{place}/captions")
         self.identity = {name: places.tolist() for name, places in content.image_of.items()}
+
+    @classmethod
+    def among(cls, contents: Mapping[str, base.Content], settings: Any) -> Iterator[Task]:
+        for place, content in contents.items():
+            if content.sugarcrepe is not None:
+                yield cls(place, content.sugarcrepe, place)
 
     def wanted(self) -> Sequence[Wanted]:
         return self._images, self._texts

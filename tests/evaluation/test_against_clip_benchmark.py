@@ -21,6 +21,7 @@ from sklearn.metrics import balanced_accuracy_score
 from evaluation import classification, linear_probe, retrieval, sugarcrepe, zero_shot
 from evaluation.results import Result
 from evaluation.suite import HeldOut, SuiteSettings, score
+from tests.evaluation.lists import Plain
 
 RAW = {"device": "cpu", "amp": False}  # it computes in half precision unless told not to
 
@@ -120,7 +121,7 @@ def test_retrieval_with_several_captions_an_image(counts: list[int]) -> None:
 
     # The scores of a held-out split are the same.
     ids = np.arange(len(images))
-    data = HeldOut("set", ids, ids, np.arange(len(names)), names, owners, {}, {}, [], SuiteSettings())
+    data = HeldOut("set", ids, ids, np.arange(len(names)), names, owners, {}, {}, [], SuiteSettings(), Plain(len(images)))
     found = score(data, unit(images), unit(texts), np.empty((0, 32), np.float32)).metrics
     assert equal(found["retrieval/set/image_to_text_recall@5"], theirs["text_retrieval_recall@5"])
     assert equal(found["retrieval/set/text_to_image_recall@5"], theirs["image_retrieval_recall@5"])

@@ -144,7 +144,7 @@ def test_models_keep_their_colour(page: Element):
 
 def test_zero_shot_tells_wording_and_confidence(page: Element):
     part = section(page, "zero-shot")
-    _, pets = part.all("details")
+    _, pets = part.all("details", "set")
     assert [line[0] for line in table_rows(pets.all("table")[0])] == ["top-1", "top-5", "mean per class"]
     strip, *reliability = pets.all("svg")
     assert len(strip.all("circle")) == 2 * len(MODELS) and "<i>{}</i>" in strip.all("circle")[1].text

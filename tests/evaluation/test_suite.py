@@ -2,15 +2,23 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from evaluation.metrics import mean_recalls
-from evaluation.suite import HeldOut, SuiteSettings, gallery, held_out, metric_names, prompt, score
+from evaluation.config import EvaluateSettings
+from evaluation.data.class_names import readable
+from evaluation.metrics import mean_recalls, path_of
+from evaluation.plan import plan, read_data
+from evaluation.suite import HeldOut, SuiteSettings, held_out, metric_names, score
+from evaluation.tasks.retrieval import Retrieval
+from evaluation.zero_shot import build_prompts
 from pipelines.dataset.prepared import Prepared
 from pipelines.program.settings import UserError
+from tests.evaluation.lists import Plain
+from tests.training.test_report import prepare_by_hand
 
 # Three images; the first has two captions, and the second caption of the first is also the third's.
 TEXTS = ["a cat", "a pet", "a dog", "a pet"]
@@ -29,6 +37,7 @@ def data() -> HeldOut:
         targets={"kind": np.array([0, 1, 0])},
         prompts=["a photo of a cat", "cat", "a photo of a dog", "dog"],
         settings=SuiteSettings(recall_at=(1, 2), templates=("a photo of a {}", "{}")),
+        images=Plain(3),
     )
 
 
@@ -107,32 +116,50 @@ def test_embeddings_of_another_number_are_refused(data: HeldOut, images: int, te
 
 
 def test_the_gallery_shows_what_the_ranks_count(data: HeldOut) -> None:
-    images, texts = angles(0, 60, 120), angles(50, 125, 65, 5)
-    shown = gallery(data, images, texts, count=10, k=2)
+    images, texts, prompts = angles(0, 60, 120), angles(50, 125, 65, 5), angles(10, 20, 60, 70)
+    (task,) = (task for task in data.tasks if isinstance(task, Retrieval))
+    shown = task.gallery(data.rows(images, texts, prompts))
     assert [entry["caption"] for entry in shown["captions"]] == TEXTS
-    assert [entry["right"] for entry in shown["captions"]] == [10, 10, 4, 7]
-    assert [[found["sample_id"] for found in entry["found"]] for entry in shown["captions"]] == [[4, 10], [7, 4], [4, 7], [10, 4]]
-    assert [[found["hit"] for found in entry["found"]] for entry in shown["captions"]] == [
-        [False, True],
-        [True, False],
-        [True, False],
-        [True, False],
+    assert [entry["right"] for entry in shown["captions"]] == ["0", "0", "1", "2"]
+    assert [[(found["image"], found["hit"]) for found in entry["found"]][:2] for entry in shown["captions"]] == [
+        [("1", False), ("0", True)],
+        [("2", True), ("1", False)],
+        [("1", True), ("2", False)],
+        [("0", True), ("1", False)],
     ]
-    assert [entry["sample_id"] for entry in shown["images"]] == [10, 4, 7]
+    assert [entry["place"] for entry in shown["captions"]] == [2, 1, 1, 1]
+    assert [entry["image"] for entry in shown["images"]] == ["0", "1", "2"]
     assert [entry["right"] for entry in shown["images"]] == [["a cat", "a pet"], ["a dog"], ["a pet"]]
-    assert [[found["caption"] for found in entry["found"]] for entry in shown["images"]] == [
+    assert [[found["caption"] for found in entry["found"]][:2] for entry in shown["images"]] == [
         ["a pet", "a cat"],
         ["a dog", "a cat"],
         ["a pet", "a dog"],
     ]
-    assert [entry["found"][0]["hit"] for entry in shown["images"]] == [True, True, True]
-    metrics = score(data, images, texts, angles(10, 20, 60, 70)).metrics
+    assert [(entry["found"][0]["hit"], entry["place"]) for entry in shown["images"]] == [(True, 1)] * 3
+    assert shown["alt"] == {"0": "a cat", "1": "a dog", "2": "a pet"} and list(task.thumbnails(shown)) == ["0", "1", "2"]
+    metrics = score(data, images, texts, prompts).metrics
     first = np.mean([entry["found"][0]["hit"] for entry in shown["captions"]])
     assert metrics["retrieval/toy/text_to_image_recall@1"] == 100 * first
-    assert len(gallery(data, images, texts, count=2, k=5)["captions"]) == 2
 
 
 # --- of a prepared dataset ---
+
+
+def test_training_and_evaluation_score_alike(tmp_path: Path) -> None:
+    """A split that training scores between epochs, and the same as an entry of evaluation's data: one set of tasks."""
+    captions = [[f"thing {i}", "a square"] if i % 3 else [f"thing {i // 2}"] for i in range(30)]
+    prepared = prepare_by_hand(tmp_path / "data", captions)
+    data, rng = held_out(prepared, SuiteSettings()), np.random.default_rng(0)
+    arrays = [rng.normal(size=(len(of), 6)).astype(np.float32) for of in (data.sample_ids, data.texts, data.prompts)]
+    trained, rows = score(data, *arrays), data.rows(*arrays)
+    entry = {"name": "prepared", "path": prepared.path}
+    settings = EvaluateSettings.model_validate({"embedder": "a:b", "data": {data.dataset: entry}, "output": "out"})
+    found: dict[str, float] = {}
+    for task in plan(settings, read_data(settings)):
+        scored = task.score(rows)
+        found |= {path_of(task.info.name, task.dataset, name): value for name, value in scored.scores.items()}
+        assert scored.scores.keys() == scored.intervals.keys() == scored.baselines.keys() == scored.sample_sizes.keys()
+    assert found == trained.metrics | mean_recalls(trained.metrics) and len(found) > 10
 
 
 @pytest.mark.parametrize("seed", [None, 4])
@@ -194,8 +221,8 @@ def test_an_empty_split_is_refused(stamps: Prepared) -> None:
 def test_a_template_needs_a_place_for_the_name() -> None:
     with pytest.raises(ValidationError, match=r"has no \{\} for the name of the class"):
         SuiteSettings(templates=("a photo",))
-    assert prompt("a photo of a {}, {}", "food-drink_cups") == "a photo of a food drink cups, food drink cups"
-    assert prompt("{c}", "cat") == "cat"
+    found = build_prompts([readable("food-drink_cups")], ["a photo of a {}, {}", "{c}"])
+    assert found.texts == ["a photo of a food drink cups, food drink cups", "food drink cups"]
 
 
 def embedded(data: HeldOut) -> dict[str, float]:

@@ -108,7 +108,7 @@ def test_retrieval_shows_images_of_what_was_found(tmp_path: Path) -> None:
     texts = np.asarray([[1, 0, 0], [0, 0.9, 0.1], [0, 1, 0], [1, 0.1, 0]])
     details = task.score(rows_of(tmp_path, {task.images: np.eye(3), task.texts: unit(texts)})).details
     assert set(details["thumbnails"]) == {"0", "1", "2"}
-    assert all(uri.startswith("data:image/jpeg;base64,") for uri in details["thumbnails"].values())
+    assert all(uri.startswith("data:image/webp;base64,") for uri in details["thumbnails"].values())
     captions = {shown["caption"]: shown for shown in details["gallery"]["captions"]}
     assert captions["two"]["right"] == "2" and captions["two"]["found"][0] == {"image": "1", "hit": False}
     assert captions["again"]["right"] == "0" and captions["again"]["found"][0] == {"image": "0", "hit": True}

@@ -13,7 +13,7 @@ from ray.train.v2._internal.execution.storage import StorageContext
 from pipelines.program.settings import UserError
 from training.checkpoint_registry import check, damage, keep_snapshot, newest_checkpoint, put, registered, seal, settle
 
-FILES = ["state.pt", "checkpoint.json", "tokenizer.json", "held_out.npz", "digests.json"]
+FILES = ["state.pt", "checkpoint.json", "tokenizer.json", "more.npz", "digests.json"]
 LISTS = ["checkpoint_manager_snapshot.json", "checkpoint_manager_snapshot.kept.json"]
 STEPS = [20, 40, 60]
 
@@ -43,7 +43,7 @@ def checkpoint(folder: Path, step: int) -> None:
     (folder / "state.pt").write_bytes(bytes(range(200)) + str(step).encode())
     (folder / "checkpoint.json").write_text(json.dumps({"format": 2, "step": step, "config": {"seed": 7}}, indent=1))
     (folder / "tokenizer.json").write_text(json.dumps({"vocabulary": {"cat": 1}}))
-    (folder / "held_out.npz").write_bytes(b"PK rows")
+    (folder / "more.npz").write_bytes(b"PK rows")
     seal(folder)
 
 

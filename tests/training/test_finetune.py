@@ -12,7 +12,6 @@ from pipelines.prepare.prepare import prepare
 from pipelines.program.display import Display
 from pipelines.program.settings import load, validate
 from tests.pipelines.rows import write_karpathy
-from training.checkpoint import find_checkpoint
 from training.config import TrainSettings
 from training.run import run
 
@@ -79,8 +78,7 @@ def test_one_command_goes_on_from_pretrained_halves(start: Path, tiny_dataset: P
         },
     )
     result = run(settings, Display(quiet=True))
-    before = np.load(find_checkpoint(start) / "held_out.npz")
-    after = np.load(find_checkpoint(start.parent / settings.name) / "held_out.npz")
+    before, after = (np.load(run_ / "held_out.npz") for run_ in (start, start.parent / settings.name))
     for name in ("images", "texts"):
         np.testing.assert_allclose(after[name], before[name], atol=1e-4)
     assert result["test"]["samples"] == len(tiny_dataset.split_ids()["test"])

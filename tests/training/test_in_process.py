@@ -20,6 +20,7 @@ from pipelines.program.settings import UserError
 from tests.training.squares import BATCH, BEST, EPOCHS, STEPS, TEST, planner, write_root
 from training import in_process, loop
 from training.checkpoint_registry import settle
+from training.held_out import read_held_out
 from training.in_process import fit_inline
 from training.loop import DivergenceError
 from training.metrics_file import read_metrics
@@ -74,9 +75,9 @@ def curve(folder: Path) -> list[dict[str, Any]]:
 
 
 def last(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, np.ndarray]]:
-    """Weights and held-out embeddings of the last checkpoint."""
+    """Weights of the last checkpoint, and the held-out embeddings of the end."""
     place = max(folder.glob("checkpoint_*"))
-    return torch.load(place / "state.pt", weights_only=True)["encoder"], dict(np.load(place / "held_out.npz"))
+    return torch.load(place / "state.pt", weights_only=True)["encoder"], dict(np.load(folder / "held_out.npz"))
 
 
 @pytest.fixture(scope="module")
@@ -268,8 +269,8 @@ def test_the_newest_checkpoints_are_kept(plan_of: Callable[..., Plan], tmp_path:
     counts: list[int] = []
     fit_inline(plan_of(**changes), tmp_path, lambda line: counts.append(len(steps(tmp_path))))
     assert steps(tmp_path) == kept and max(counts) <= most
-    # The embeddings of the held-out split are those of the end.
-    assert [path.parent.name for path in tmp_path.glob("checkpoint_*/held_out.npz")] == [f"checkpoint_{STEPS:08d}"]
+    # The embeddings of the held-out split are those of the end, and lie beside the checkpoints.
+    assert read_held_out(tmp_path)["step"] == STEPS and [path.parent for path in tmp_path.rglob("*.npz")] == [tmp_path]
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
@@ -426,7 +427,7 @@ def test_further_datasets_are_scored_beside_the_runs_own(
     plan_of: Callable[..., Plan], straight: tuple[Path, dict[str, Any]], root: Path, tmp_path: Path
 ) -> None:
     """Without a word on the training itself; each one's embeddings are kept, and are what its scores are of."""
-    plan = plan_of(evaluation__also=[{"path": str(root / "others"), "templates": ["one {}", "{}"]}])
+    plan = plan_of(evaluation__extra_datasets=[{"path": str(root / "others"), "templates": ["one {}", "{}"]}])
     assert plan.scored[1].data.prompts == [prompt for hue in ("blue", "green", "red") for prompt in (f"one {hue}", hue)]
     assert train(plan, tmp_path)[0] == straight[1]
     before, after = curve(straight[0]), curve(tmp_path)
@@ -437,12 +438,12 @@ def test_further_datasets_are_scored_beside_the_runs_own(
     }
     assert added == [names if BEST in line else set() for line in before]
     assert [{key: line[key] for key in old} for line, old in zip(after, before, strict=True)] == before
-    place = max(tmp_path.glob("checkpoint_*"))
-    assert {path.name for path in place.glob("*.npz")} == {"held_out.npz", "held_out-others.npz"}
+    assert {path.name for path in tmp_path.rglob("*.npz")} == {"held_out.npz", "held_out-others.npz"}
     for scored, file in zip(plan.scored, ("held_out.npz", "held_out-others.npz"), strict=True):
-        metrics = score(scored.data, **np.load(place / file)).metrics
+        metrics = score(scored.data, **np.load(tmp_path / file)).metrics
         assert len(metrics) == 7 and metrics.items() <= after[-1].items()
-    ours, theirs = (np.load(place / name)["images"] for name in ("held_out.npz", "held_out-others.npz"))
+        assert metrics.items() <= read_held_out(tmp_path)["metrics"].items()
+    ours, theirs = (np.load(tmp_path / name)["images"] for name in ("held_out.npz", "held_out-others.npz"))
     assert ours.shape == theirs.shape == (TEST, 8) and not np.allclose(ours, theirs)
 
 
@@ -454,10 +455,10 @@ def test_further_datasets_are_scored_beside_the_runs_own(
 def test_a_further_dataset_may_have_only_one_kind_of_score(
     plan_of: Callable[..., Plan], root: Path, tmp_path: Path, changes: dict, kinds: set[str]
 ) -> None:
-    plan = plan_of(evaluation__also=[{"path": str(root / "others")} | changes], epochs=1)
+    plan = plan_of(evaluation__extra_datasets=[{"path": str(root / "others")} | changes], epochs=1)
     train(plan, tmp_path)
     assert {name.rpartition("/")[0] for name in curve(tmp_path)[-1] if "others" in name} == kinds
-    rows = np.load(max(tmp_path.glob("checkpoint_*")) / "held_out-others.npz")
+    rows = np.load(tmp_path / "held_out-others.npz")
     assert rows["images"].shape == (TEST, 8)
     assert len(rows["texts"]) == (0 if "retrieval" in changes else TEST) and len(rows["prompts"]) == (
         3 if "retrieval" in changes else 0
@@ -469,7 +470,7 @@ def test_two_datasets_of_one_name_are_refused(plan_of: Callable[..., Plan], root
     """Their scores would have one name, and their embeddings one file."""
     name = "others" if "others" in others else "squares"
     with pytest.raises(UserError) as caught:
-        plan_of(evaluation__also=[{"path": str(root / other)} for other in others])
+        plan_of(evaluation__extra_datasets=[{"path": str(root / other)} for other in others])
     assert str(caught.value) == (
         f"evaluation.extra_datasets: two datasets are called '{name}'; prepare one of them with another name"
     )
@@ -477,6 +478,6 @@ def test_two_datasets_of_one_name_are_refused(plan_of: Callable[..., Plan], root
 
 def test_what_a_further_dataset_lacks_is_named(plan_of: Callable[..., Plan], root: Path) -> None:
     with pytest.raises(UserError, match=rf"'colour' is unknown; {root / 'others'} has hue"):
-        plan_of(evaluation__also=[{"path": str(root / "others"), "labels": ["colour"]}])
+        plan_of(evaluation__extra_datasets=[{"path": str(root / "others"), "labels": ["colour"]}])
     with pytest.raises(UserError, match=r"nowhere is no prepared dataset"):
-        plan_of(evaluation__also=[{"path": str(root / "nowhere")}])
+        plan_of(evaluation__extra_datasets=[{"path": str(root / "nowhere")}])

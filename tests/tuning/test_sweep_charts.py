@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from evaluation import metrics
-from evaluation.reporting import svg
-from pipelines.program import number_format
+from evaluation.reporting import chart, number_format
 from tests.training.test_report import Element
 from tests.tuning.pages import figures, page_of, paths, plain, section, table_rows
 from tests.tuning.tables import I2T, NAN_REASON, curve_rows, final_rows, info, row, search_rows
@@ -172,7 +171,7 @@ def test_what_nothing_beats_in_quality_and_cost_is_joined_and_named(tmp_path: Pa
         {"clip, adamw": [15.0, 17.0], "clip, sgd": [14.0, 14.0], "sogclr, adamw": [21.0, 23.0], "sogclr, sgd": [9.0, 9.5]}
     )
     part = section(page_of(tmp_path, finals), "cost")  # clip takes 10.5 s, sogclr 20.5 s
-    assert table_rows(part.all("table")[0]) == [["clip, adamw", "10.5 s", "16.0"], ["sogclr, adamw", "20.5 s", "22.0"]]
+    assert table_rows(part.all("table", "front")[0]) == [["clip, adamw", "10.5 s", "16.0"], ["sogclr, adamw", "20.5 s", "22.0"]]
     assert [name.text for name in part.all("text", "name")] == ["clip, adamw", "sogclr, adamw"]
     # Equal scores show no interval: clip with sgd has no bar.
     assert paths(part, "front")[0].count("L") == 1 and len(paths(part, "bar")) == 3
@@ -232,9 +231,9 @@ def test_metrics_name_their_dataset_only_where_there_are_several():
     ("low", "high", "log"), [(0, 23.4, False), (-3, 7, False), (1e-5, 1, True), (2e-3, 8e-3, True), (0.011, 0.012, True)]
 )
 def test_ticks_are_round_and_within(low: float, high: float, log: bool):
-    ticks = svg.Scale(low, high, 0, 100, log).ticks(4)
+    ticks = chart.Scale(low, high, 0, 100, log).ticks(4)
     assert 2 <= len(ticks) <= 6 and low <= min(ticks) and max(ticks) <= high and ticks == sorted(ticks)
-    scale = svg.Scale(low, high, 100, 0, log)
+    scale = chart.Scale(low, high, 100, 0, log)
     assert (scale(low), scale(high)) == (100, 0) and scale(math.sqrt(low * high) if log else (low + high) / 2) == pytest.approx(
         50
     )

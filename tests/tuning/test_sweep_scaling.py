@@ -56,7 +56,7 @@ def test_score_is_charted_against_training_samples_on_a_logarithmic_axis(tmp_pat
         "psd, 1,000 samples: 30.0 (0.0) %, n 2",
     ]
     # Lines, and bars of their intervals; equal scores have none.
-    assert len(paths(part, "line-0")) == 1 + 2 and len(paths(part, "line-1")) == 1 + 1
+    assert len(paths(part, "m0")) == 1 + 2 and len(paths(part, "m1")) == 1 + 1
     # Upwards by the score, with one scale for all.
     heights = [float(found["cy"]) for found in dots.values()]
     assert (heights[0] - heights[1]) / (heights[2] - heights[3]) == pytest.approx(12 / 19, abs=0.01)

@@ -4,27 +4,19 @@ Made from sweep.json, trials.parquet, curves.parquet and the final runs' items.n
 time: a sweep that runs writes its report again after every few trials.
 """
 
-import os
 from pathlib import Path
 
+from evaluation.reporting.render import write_files
 from pipelines.program.csv_text import to_csv
 from tuning.reporting import conclusion, markdown, page, sweep_data
 
 
 def write_report(folder: Path) -> str:
-    """Write the four files into a sweep's folder, each aside and renamed. Returns the answer, a sentence or two.
+    """Write the four files into a sweep's folder. Returns the answer, a sentence or two.
 
     Raises `UserError` where the folder, or a file that it should hold, is missing or not readable.
     """
     sweep = sweep_data.read(folder)
-    files = {
-        "summary.csv": to_csv(sweep.summary),
-        "pairwise.csv": to_csv(sweep.comparisons),
-        "report.md": markdown.render(sweep),
-        "report.html": page.render(sweep),
-    }
-    for name, content in files.items():
-        aside = folder / f"{name}.partial-{os.getpid()}"
-        aside.write_text(content, encoding="utf-8", newline="")
-        aside.rename(folder / name)
+    files = {"summary.csv": to_csv(sweep.summary), "pairwise.csv": to_csv(sweep.comparisons)}
+    write_files(folder, files | {"report.md": markdown.render(sweep), "report.html": page.render_page(sweep)})
     return f"{conclusion.answer(sweep).striptags()}."

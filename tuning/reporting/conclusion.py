@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipelines.program import number_format
+from evaluation.reporting import number_format
 from tuning import statistics
 from tuning.reporting.sweep_data import Sweep
 

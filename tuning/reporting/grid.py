@@ -4,8 +4,7 @@ import math
 from itertools import product
 from typing import Any
 
-from evaluation import metrics
-from pipelines.program import number_format
+from evaluation.reporting import number_format
 from tuning.reporting.sweep_data import Sweep, records
 
 _MANY_COLUMNS = 8
@@ -21,28 +20,21 @@ def heat_maps(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def _heat_map(sweep: Sweep, metric: str) -> dict[str, Any]:
-    score = metric == "score"
-    percent = sweep.percent if score else metrics.metric(metric).percent
     first, rest = sweep.axes[0], sweep.axes[1:]
     rows = list(product(*(axis["labels"] for axis in rest)))
     by_labels = {tuple(labels): cell for cell, labels in sweep.cells.items()}
-    means = [sweep.figures[cell, metric]["mean"] for cell in sweep.cells]
-    known = [mean for mean in means if number_format.is_number(mean)]
-    low_is_better = _low(sweep, metric)
-    table = [
-        [_heat_cell(sweep, by_labels.get((label, *row)), metric, known, low_is_better) for label in first["labels"]]
-        for row in rows
-    ]
+    known = _known(sweep, metric)
+    table = [[_heat_cell(sweep, by_labels.get((label, *row)), metric, known) for label in first["labels"]] for row in rows]
     columns, heads = list(first["labels"]), [", ".join(row) for row in rows]
     across, down = first["title"], " x ".join(axis["title"] for axis in rest)
     if len(columns) > _MANY_COLUMNS and len(rows) < len(columns):
         table = [list(column) for column in zip(*table, strict=True)]
         columns, heads, across, down = heads, columns, down, across
     return {
-        "title": sweep.title if score else sweep.names[metric],
-        "path": " + ".join(sweep.info["score"]["metrics"]) if score else metric,
-        "percent": percent,
-        "score": score,
+        "title": sweep.title if metric == "score" else sweep.names[metric],
+        "path": sweep.score_path if metric == "score" else metric,
+        "percent": sweep.is_percent(metric),
+        "score": metric == "score",
         "across": across,
         "down": down,
         "columns": columns,
@@ -50,35 +42,27 @@ def _heat_map(sweep: Sweep, metric: str) -> dict[str, Any]:
     }
 
 
-def _low(sweep: Sweep, metric: str) -> bool:
-    if metric == "score":
-        return sweep.mode == "min"
-    # As the sweep's mode says for what it ranks by.
-    return (sweep.mode if metric in sweep.info["score"]["metrics"] else metrics.metric(metric).better) == "min"
+def _known(sweep: Sweep, metric: str) -> list[float]:
+    means = [sweep.figures[cell, metric]["mean"] for cell in sweep.cells]
+    return [mean for mean in means if number_format.is_number(mean)]
 
 
-def _heat_cell(sweep: Sweep, cell: str | None, metric: str, known: list[float], low_is_better: bool) -> dict[str, Any]:
+def _heat_cell(sweep: Sweep, cell: str | None, metric: str, known: list[float]) -> dict[str, Any]:
+    empty = {"cell": cell or "", "value": "", "word": "not planned", "heat": 0.0, "best": False, "level": False, "small": []}
     if cell is None:
-        return {"cell": "", "value": "", "word": "not planned", "heat": 0.0, "best": False, "level": False, "small": []}
-    row = sweep.figures[cell, metric]
-    percent = sweep.percent if metric == "score" else metrics.metric(metric).percent
+        return empty
+    row, percent = sweep.figures[cell, metric], sweep.is_percent(metric)
     if not row["n"]:
         state = sweep.state(cell)
-        word = "not measured" if state == "results" else state
-        return {"cell": cell, "value": "", "word": word, "heat": 0.0, "best": False, "level": False, "small": []}
-    low, high = min(known), max(known)
-    share = 1.0 if low == high else (row["mean"] - low) / (high - low)
-    best = min(known) if low_is_better else max(known)
-    interval = (
-        f"{number_format.value(row['low'], percent)}\u2013{number_format.value(row['high'], percent)}"
-        if number_format.is_number(row["low"])
-        else ""
-    )
+        return empty | {"word": "not measured" if state == "results" else state}
+    best, ends = sweep.better(metric)(known), (row["low"], row["high"])
+    share = abs(row["mean"] - best) / ((max(known) - min(known)) or 1.0)
+    interval = "\u2013".join(number_format.value(end, percent) for end in ends) if number_format.is_number(row["low"]) else ""
     return {
         "cell": cell,
         "value": number_format.value(row["mean"], percent),
         "word": "",
-        "heat": round(0.04 + 0.46 * (1 - share if low_is_better else share), 3),
+        "heat": round(0.5 - 0.46 * share, 3),
         "best": row["mean"] == best,
         "level": metric == "score" and cell in sweep.verdict.level_with and sweep.verdict.resolution is not None,
         "small": [part for part in (interval, f"n {int(row['n'])}") if part],
@@ -89,31 +73,21 @@ def paper_columns(sweep: Sweep) -> list[dict[str, str]]:
     """Metrics in the order of the table's columns, the score last."""
     single = sweep.info["score"]["metrics"] if len(sweep.info["score"]["metrics"]) == 1 else []
     columns = [{"metric": m, "title": sweep.names[m], "path": m} for m in sweep.metrics if m not in single]
-    return [*columns, {"metric": "score", "title": sweep.title, "path": " + ".join(sweep.info["score"]["metrics"])}]
+    return [*columns, {"metric": "score", "title": sweep.title, "path": sweep.score_path}]
 
 
 def paper_rows(sweep: Sweep) -> list[dict[str, Any]]:
     """A row a cell: labels, best point, mean and sd of every metric, n, rank and seconds; `word` where it has no result."""
-    columns = paper_columns(sweep)
-    best = {}
-    for column in columns:
-        means = [sweep.figures[cell, column["metric"]]["mean"] for cell in sweep.cells]
-        known = [mean for mean in means if number_format.is_number(mean)]
-        best[column["metric"]] = (min(known) if _low(sweep, column["metric"]) else max(known)) if known else math.nan
+    metrics = [column["metric"] for column in paper_columns(sweep)]
+    best = {metric: sweep.better(metric)(_known(sweep, metric), default=math.nan) for metric in metrics}
     rows = []
     for cell, labels in sweep.cells.items():
         point, score, state = sweep.point(cell), sweep.figures[cell, "score"], sweep.state(cell)
         values = []
-        for column in columns:
-            row = sweep.figures[cell, column["metric"]]
-            percent = sweep.percent if column["metric"] == "score" else metrics.metric(column["metric"]).percent
-            values.append(
-                {
-                    "mean": number_format.value(row["mean"], percent),
-                    "sd": number_format.value(row["sd"], percent),
-                    "best": row["mean"] == best[column["metric"]],
-                }
-            )
+        for metric in metrics:
+            row, percent = sweep.figures[cell, metric], sweep.is_percent(metric)
+            shown = {key: number_format.value(row[key], percent) for key in ("mean", "sd")}
+            values.append(shown | {"best": row["mean"] == best[metric]})
         rows.append(
             {
                 "cell": cell,
@@ -131,35 +105,26 @@ def paper_rows(sweep: Sweep) -> list[dict[str, Any]]:
 
 def chance_row(sweep: Sweep) -> list[str]:
     """What guessing scores, by column of the paper's table; empty where it is not known of any metric."""
-    base = metrics.chances(sweep.info["baselines"])
-    score = [base.get(metric, math.nan) for metric in sweep.info["score"]["metrics"]]
-    base["score"] = math.fsum(score) / len(score) if score else math.nan
-    row = [number_format.value(base.get(column["metric"], math.nan)) for column in paper_columns(sweep)]
+    row = [number_format.value(sweep.chances.get(column["metric"], math.nan)) for column in paper_columns(sweep)]
     return row if any(row) else []
 
 
+PAIR_HEAD = ("difference", "sd", "seeds", "se of items", "p", "p Holm", "verdict")
+
+
 def pairs(sweep: Sweep) -> list[dict[str, Any]]:
-    """Every comparison with its verdict in words; where the leader is in it, `other` is the cell that it is compared with."""
+    """Every comparison with its figures, as `PAIR_HEAD` says; `other`: the cell that the leader is compared with in it."""
     found, leader = [], sweep.verdict.leader
     for row in records(sweep.comparisons):
         if math.isnan(row["p"]):
             word = "not testable" if row["n"] > 1 else "too few seeds"
         else:
             word = "better" if row["distinguishable"] else "within noise"
-        found.append(
-            {
-                "better": row["better"],
-                "worse": row["worse"],
-                "other": {row["better"]: row["worse"], row["worse"]: row["better"]}.get(leader, ""),
-                # On the seeds that both have, the leader may be behind.
-                "behind": row["worse"] == leader,
-                "n": int(row["n"]),
-                "difference": number_format.value(row["difference"], sweep.percent),
-                "sd": number_format.value(row["sd"], sweep.percent),
-                "se_items": number_format.value(row["se_items"], sweep.percent),
-                "p": number_format.probability(row["p"]),
-                "p_adjusted": number_format.probability(row["p_adjusted"]),
-                "word": word,
-            }
-        )
+        difference, sd, se = (number_format.value(row[key], sweep.percent) for key in ("difference", "sd", "se_items"))
+        figures = [difference, sd, str(int(row["n"])), se]
+        figures += [number_format.probability(row["p"]), number_format.probability(row["p_adjusted"]), word]
+        other = {row["better"]: row["worse"], row["worse"]: row["better"]}.get(leader, "")
+        behind = "\N{MINUS SIGN}" if row["worse"] == leader else ""  # on the seeds that both have, the leader may be behind
+        of_leader = [other, behind + figures[0], *figures[1:]]
+        found.append({"better": row["better"], "worse": row["worse"], "other": other, "figures": figures, "of_leader": of_leader})
     return found

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.reporting import svg
-from pipelines.program import number_format
+from evaluation.reporting import number_format
+from evaluation.reporting.chart import Scale
 from tuning.config import label
 from tuning.reporting.sweep_data import Sweep, records
 
@@ -32,7 +32,7 @@ class Range:
         """`lower` or `upper` where a value lies within 5 % of an end of a range that is known."""
         if not self.known or self.low == self.high:
             return ""
-        share = svg.position(value, self.low, self.high, self.log)
+        share = Scale(self.low, self.high, 0, 1, self.log)(value)
         return "lower" if share <= _EDGE else "upper" if share >= 1 - _EDGE else ""
 
 
@@ -71,8 +71,8 @@ def _holds(sweep: Sweep, cell: str, condition: str, wanted: Any) -> bool:
     return condition in values and values[condition] in (wanted if isinstance(wanted, list) else [wanted])
 
 
-def edges(sweep: Sweep) -> list[dict[str, str]]:
-    """Best points that lie at the edge of what was searched."""
+def edges(sweep: Sweep) -> list[tuple[str, str]]:
+    """Best points that lie at the edge of what was searched: the cell, and what is to be said of it."""
     found = []
     for cell in sweep.cells:
         point = sweep.point(cell)
@@ -80,17 +80,9 @@ def edges(sweep: Sweep) -> list[dict[str, str]]:
             value: Any = point.get(parameter["key"])
             searched = range_of(sweep, cell, parameter)
             if searched is not None and number_format.is_number(value) and (side := searched.edge(value)):
-                end = searched.low if side == "lower" else searched.high
-                found.append(
-                    {
-                        "cell": cell,
-                        "title": parameter["title"],
-                        "key": parameter["key"],
-                        "value": number_format.parameter(value),
-                        "side": side,
-                        "end": number_format.parameter(end),
-                    }
-                )
+                end = number_format.parameter(searched.low if side == "lower" else searched.high)
+                shown = f"{parameter['title']} {number_format.parameter(value)}"
+                found.append((cell, f"{shown} is at the edge of its range (its {side} end is {end}): widen it"))
     return found
 
 

@@ -4,7 +4,8 @@ Nothing here is certain to be complete: the report is written again and again wh
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +49,21 @@ class Sweep:
     @property
     def percent(self) -> bool:
         """The score is a percentage."""
-        return all(metrics.metric(metric).percent for metric in self.info["score"]["metrics"])
+        return all(metrics.metric(path).percent for path in self.info["score"]["metrics"])
+
+    @property
+    def score_path(self) -> str:
+        """What the score is the mean of."""
+        return " + ".join(self.info["score"]["metrics"])
+
+    def is_percent(self, metric: str) -> bool:
+        """Of `score` or a path."""
+        return self.percent if metric == "score" else metrics.metric(metric).percent
+
+    def better(self, metric: str) -> Callable[..., float]:
+        """`min` or `max`; the sweep's mode says so for what it ranks by."""
+        ranked = metric == "score" or metric in self.info["score"]["metrics"]
+        return min if (self.mode if ranked else metrics.metric(metric).better) == "min" else max
 
     @property
     def unit(self) -> str:
@@ -77,6 +92,13 @@ class Sweep:
     def names(self) -> dict[str, str]:
         paths = [*self.info["score"]["metrics"], *self.info["metrics"]]
         return metrics.headings(list(dict.fromkeys(paths)), [dataset["name"] for dataset in self.info["datasets"]])
+
+    @cached_property
+    def chances(self) -> dict[str, float]:
+        """What guessing scores, by path, `score` too; NaN where it is not known of all that it is the mean of."""
+        known = metrics.chances(self.info["baselines"])
+        parts = [known.get(path, math.nan) for path in self.info["score"]["metrics"]]
+        return known | {"score": math.fsum(parts) / len(parts) if parts else math.nan}
 
     @cached_property
     def search(self) -> pd.DataFrame:
@@ -164,34 +186,21 @@ def read(folder: Path) -> Sweep:
     """Raises `UserError` where the folder or one of its files is missing or not readable."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of a sweep, such as runs/openmoji-grid")
-    info = _json(folder / "sweep.json")
-    return Sweep(folder, info, _trials(_table(folder / "trials.parquet"), info), _table(folder / "curves.parquet"))
+    info = _read(folder / "sweep.json", lambda path: json.loads(path.read_text(encoding="utf-8")))
+    trials, curves = (
+        _read(folder / name, lambda path: storage.read_table(path).to_pandas()) for name in ("trials.parquet", "curves.parquet")
+    )
+    return Sweep(folder, info, _trials(trials, info), curves)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read(path: Path, parse: Callable[[Path], Any]) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse(path)
     except FileNotFoundError:
-        raise _missing(path) from None
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
-
-
-def _table(path: Path) -> pd.DataFrame:
-    try:
-        return storage.read_table(path).to_pandas()
-    except FileNotFoundError:
-        raise _missing(path) from None
+        raise UserError(f"{path}: missing; {path.parent} is no sweep's folder, or its first trial has not begun") from None
     except (OSError, ValueError) as error:  # pyarrow's errors are among them
-        raise _unreadable(path, error) from None
-
-
-def _missing(path: Path) -> UserError:
-    return UserError(f"{path}: missing; {path.parent} is no sweep's folder, or its first trial has not begun")
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: not readable ({' '.join(str(error).split())[:200]}); the sweep's command writes it again")
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not readable ({why}); the sweep's command writes it again") from None
 
 
 def _trials(table: pd.DataFrame, info: dict[str, Any]) -> pd.DataFrame:

@@ -47,3 +47,25 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """1 cell, 1,024 cells."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 11th, 1,022nd."""
+    last = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number:,}{last}"
+
+
+def short(value: float) -> str:
+    """For labels in charts: 3,498, 51.7, 7.5, 0.0613."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 5 else f"{value:.3g}"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """With a minus sign, and none before zero."""
+    shown = f"{value:.{digits}f}"
+    return shown.lstrip("-") if float(shown) == 0 else shown.replace("-", "\N{MINUS SIGN}")
+
+
+def chance(value: float) -> str:
+    """Never 0.0, which it is not."""
+    return "<0.1" if 0 < value < 0.05 else signed(value)

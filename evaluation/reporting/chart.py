@@ -1,0 +1,288 @@
+"""Charts as inline SVG in the colours and the font of the page: scales, marks, line charts, and the table of what is drawn.
+
+Drawn by hand because the colours must follow the page's light and dark mode, points tell their values to who points at them, and
+a page of a hundred charts has to be written in a second or two, after every few trials of a sweep.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from markupsafe import Markup
+
+from evaluation.reporting import number_format
+
+COLOURS = 8  # classes m0, m1, ... of the page's style
+SMALL, TINY, LARGE = (290.0, 190.0), (200.0, 150.0), (760.0, 400.0)
+_STEPS = (1, 2, 5, 10)
+_PERCENTS = (0.1, 0.3, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99)  # ticks of a logit axis
+_MOST_POINTS = 500  # of a line: a page does not grow with the length of a run
+_MOST_DOTS = 40
+_MOST_ROWS = 25  # of a chart's table
+_APART = 12.0  # pixels between two labels at the ends of lines
+
+
+def mark(position: int) -> str:
+    """The class of a colour; past the last they begin anew, hollow and dashed."""
+    return f"m{position % COLOURS}" + (" again" if position // COLOURS % 2 else "")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values from `low` to `high` onto pixels from `start` to `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+    logit: bool = False  # of percentages; what is at or next to 0 and 100, which have no logit, is drawn as 0.1 and 99.9
+
+    def __call__(self, value: float) -> float:
+        low, high, at = (self._straight(v) for v in (self.low, self.high, value))
+        return self.start + (0.5 if low == high else (at - low) / (high - low)) * (self.end - self.start)
+
+    def _straight(self, value: float) -> float:
+        return logit(value) if self.logit else math.log(value) if self.log else value
+
+    def ticks(self, count: int) -> list[float]:
+        """At most about so many round values within."""
+        if self.logit:
+            within = [value for value in _PERCENTS if self.low <= value <= self.high]
+            return within[:: math.ceil(len(within) / count)] if within else []
+        return _log_ticks(self.low, self.high, count) if self.log else _linear_ticks(self.low, self.high, count)
+
+
+def logit(percent: float) -> float:
+    inside = min(99.9, max(0.1, percent))
+    return math.log(inside / (100.0 - inside))
+
+
+def score_range(values: Iterable[float], from_zero: bool = False) -> tuple[float, float] | None:
+    """What an axis of scores spans: what there is and a little more; None without values."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return None
+    low, high = min(finite), max(finite)
+    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return (0.0 if from_zero and low >= 0 else low - margin), high + margin
+
+
+def _linear_ticks(low: float, high: float, count: int) -> list[float]:
+    if low == high:
+        return [low]
+    rough = (high - low) / count
+    unit = 10 ** math.floor(math.log10(rough))
+    step = next(unit * s for s in _STEPS if unit * s >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float, count: int) -> list[float]:
+    """Powers of ten; where fewer than two lie within, 1, 2 and 5 times these; else the two ends."""
+    for factors in ((1,), (1, 3), (1, 2, 5)):
+        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        found = [f * 10.0**e for e in exponents for f in factors if low * (1 - 1e-9) <= f * 10.0**e <= high * (1 + 1e-9)]
+        if len(found) >= 2:
+            return found[:: math.ceil(len(found) / count)]
+    return sorted({low, high})
+
+
+@dataclass
+class Plot:
+    """A chart in the making. Marks are given by values and drawn where the scales say; names are classes of the page's style."""
+
+    width: float
+    height: float
+    x: Scale
+    y: Scale
+    parts: list[Markup] = field(default_factory=list)
+
+    def frame(self, x_title: str = "", x_ticks: int | Mapping[float, str] = 4, y_ticks: int = 5) -> None:
+        """Quiet axes: a base line, horizontal grid, few numbers; the x axis's title below its right end."""
+        x, y = self.x, self.y
+        for value in y.ticks(y_ticks):
+            self.level(value, "grid")
+            self.text(x.start - 5, y(value) + 3.5, number_format.parameter(value), "end")
+        self.pixels([(x.start, y.start), (x.end, y.start)], "base")
+        if not isinstance(x_ticks, Mapping):
+            x_ticks = {value: number_format.parameter(value) for value in x.ticks(x_ticks)}
+        for value, label in x_ticks.items():
+            self.pixels([(x(value), y.start), (x(value), y.start + 3)], "base")
+            for row, words in enumerate(label.split("\n")):
+                self.text(x(value), y.start + 14 + 13 * row, words)
+        if x_title:
+            lines = 1 + max((label.count("\n") for label in x_ticks.values()), default=0)
+            self.text(x.end, y.start + 17 + 13 * lines, x_title, "end")
+
+    def text(self, x: float, y: float, content: str, anchor: str = "middle", name: str = "") -> None:
+        """Letters at a pixel."""
+        style = Markup(' class="{}"').format(name) if name else ""
+        self.parts.append(Markup('<text x="{}" y="{}" text-anchor="{}"{}>{}</text>').format(_n(x), _n(y), anchor, style, content))
+
+    def pixels(self, points: Iterable[tuple[float, float]], name: str, title: str = "", closed: bool = False) -> None:
+        """A line through pixels, or the area within; `title` is shown to who points at it."""
+        d = "M" + "L".join(f"{_n(x)} {_n(y)}" for x, y in points) + ("Z" if closed else "")
+        self.parts.append(Markup('<path class="{}" d="{}">{}</path>').format(name, d, _title(title)))
+
+    def line(self, points: Iterable[tuple[float, float]], name: str, title: str = "", closed: bool = False) -> None:
+        """A line through those of the points that have a place."""
+        known = [(self.x(x), self.y(y)) for x, y in points if math.isfinite(y)]
+        if known:
+            self.pixels(known, name, title, closed)
+
+    def level(self, value: float, name: str, title: str = "") -> None:
+        """A horizontal line through the whole chart."""
+        self.pixels([(self.x.start, self.y(value)), (self.x.end, self.y(value))], name, title)
+
+    def dot(self, x: float, y: float, radius: float, name: str, title: str = "") -> None:
+        self.parts.append(
+            Markup('<circle class="{}" cx="{}" cy="{}" r="{}">{}</circle>').format(
+                name, _n(self.x(x)), _n(self.y(y)), radius, _title(title)
+            )
+        )
+
+    def cross(self, x: float, name: str, title: str) -> None:
+        """On the base line, for what failed."""
+        d = f"M{_n(self.x(x) - 3)} {_n(self.y.start - 3)}l6 6m0 -6l-6 6"
+        self.parts.append(Markup('<path class="{}" d="{}">{}</path>').format(name, d, _title(title)))
+
+    def end_labels(self, ends: Iterable[tuple[float, str, str]]) -> None:
+        """Level, text and class: beside the right end, pushed apart where they would overlap."""
+        below = -math.inf
+        for level, label, name in sorted((self.y(value), label, name) for value, label, name in ends):
+            below = max(level, below + _APART)
+            self.text(self.x.end + 8, below + 3.5, label, "start", name)
+
+    def svg(self, about: str, name: str = "") -> Markup:
+        """The whole chart; `about` is what a reader who cannot see it is told."""
+        return Markup('<svg role="img" aria-label="{}" class="{}" viewBox="0 0 {} {}">{}</svg>').format(
+            about, name, _n(self.width), _n(self.height), Markup("").join(self.parts)
+        )
+
+
+def _title(content: str) -> Markup:
+    return Markup("<title>{}</title>").format(content) if content else Markup("")
+
+
+def _n(number: float) -> str:
+    """A pixel's place to a tenth, without a needless end."""
+    return f"{number:.1f}".removesuffix(".0")
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a chart shows, in figures: the head of the columns, and rows as text."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def shown(self) -> Sequence[Sequence[str]]:
+        """At most so many rows, at even distances, the first and the last always."""
+        last = len(self.rows) - 1
+        if last < _MOST_ROWS:
+            return self.rows
+        return [self.rows[round(i * last / (_MOST_ROWS - 1))] for i in range(_MOST_ROWS)]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing and its table."""
+
+    svg: Markup
+    table: Table
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: x -> y. `spread`: x -> ends of its whisker, or of a band. `chosen`: the x of a point with a ring."""
+
+    name: str
+    points: Mapping[float, float]
+    style: str = "m0"  # the class of its colour
+    kind: str = ""  # a class of the line alone
+    spread: Mapping[float, tuple[float, float]] = field(default_factory=dict)
+    chosen: float | None = None
+    band: bool = False
+    aside: float = 0.0  # pixels, so that the whiskers of two lines do not hide one another
+    titles: Mapping[float, str] = field(default_factory=dict)  # x -> what its point tells
+    background: bool = False  # to compare with: neither dots nor a column of the table
+
+    def draw(self, plot: Plot, at: Mapping[float, str], x_title: str, percent: bool) -> None:
+        """The line, what surrounds it, and its points with their values."""
+        plot = replace(plot, x=replace(plot.x, start=plot.x.start + self.aside, end=plot.x.end + self.aside))
+        places = sorted(self.points)
+        stride = math.ceil(len(places) / _MOST_POINTS)
+        places = [*places[:-1:stride], *places[-1:]]
+        if self.band:
+            ends = [self.spread[x] for x in places]
+            outline = [(x, low) for x, (low, _) in zip(places, ends, strict=True)]
+            outline += [(x, high) for x, (_, high) in reversed(list(zip(places, ends, strict=True)))]
+            plot.line(outline, f"band {self.style}", closed=True)
+        plot.line([(x, self.points[x]) for x in places], f"line {self.style} {self.kind}".strip(), self.name)
+        for x in places if len(places) <= _MOST_DOTS and not self.background else []:
+            if x in self.spread and not self.band:
+                plot.line([(x, end) for end in self.spread[x]], f"error {self.style}")
+            if math.isfinite(self.points[x]):
+                title = f"{self.name}, {x_title} {at.get(x) or number_format.parameter(x)}: "
+                title = self.titles.get(x) or title + number_format.value(self.points[x], percent)
+                plot.dot(x, self.points[x], 2.6, f"dot {self.style}", title)
+        if self.chosen is not None and self.chosen in self.points:
+            plot.dot(self.chosen, self.points[self.chosen], 5.2, f"ring {self.style}", f"{self.name}: chosen")
+
+
+def lines(
+    series: Sequence[Series],
+    about: str,
+    x_title: str,
+    *,
+    names: Mapping[float, str] | None = None,
+    limits: tuple[float, float] | None = None,
+    from_zero: bool = False,
+    log: bool = False,
+    levels: Mapping[str, float] | None = None,
+    labelled: float = 0.0,
+    percent: bool = True,
+    size: tuple[float, float] = SMALL,
+) -> Chart:
+    """Scores against something.
+
+    Args:
+        names: what stands below some x instead of numbers; limits: of y, where several charts share them.
+        levels: values to compare with, drawn across; labelled: pixels at the right for the names and last values of the series.
+    """
+    levels, width, height = levels or {}, *size
+    values = [end for s in series for x, y in s.points.items() for end in (y, *s.spread.get(x, ()))]
+    limits = limits or score_range([*values, *levels.values()], from_zero) or (0.0, 1.0)
+    places = sorted({x for s in series for x in s.points})
+    margin = 0.0 if log or labelled else 0.04 * (places[-1] - places[0])
+    low = 0.0 if x_title == "epoch" else places[0] - margin
+    below = 34 + 13 * max((name.count("\n") for name in (names or {}).values()), default=0)
+    x, y = Scale(low, places[-1] + margin, 38, width - (labelled or 12), log), Scale(*limits, height - below, 8)
+    plot = Plot(width, height, x, y)
+    plot.frame(x_title, names or 4)
+    for name, level in levels.items():
+        if limits[0] <= level <= limits[1]:
+            plot.level(level, "chance", f"{name}: {number_format.value(level, percent)}")
+    for s in series:
+        s.draw(plot, names or {}, x_title, percent)
+    if labelled:
+        ends = [(s.points[max(s.points)], s.name, s.style) for s in series if not s.background and s.points]
+        plot.end_labels(
+            [(v, f"{n} {number_format.short(v)}".strip(), f"name {c}") for v, n, c in ends if math.isfinite(v)]
+            + [(level, f"{name} {number_format.short(level)}", "") for name, level in levels.items()]
+        )
+    shown = [s for s in series if not s.background]
+    rows = [
+        [(names or {}).get(x, number_format.parameter(x)).replace("\n", ", "), *(_figure(s, x, percent) for s in shown)]
+        for x in places
+    ]
+    return Chart(plot.svg(about), Table([x_title, *(s.name for s in shown)], rows))
+
+
+def _figure(series: Series, x: float, percent: bool) -> str:
+    """The value, and the ends of its spread."""
+    value = number_format.value(series.points.get(x, math.nan), percent)
+    ends = [number_format.value(end, percent) for end in series.spread.get(x, ())]
+    return f"{value} ({' to '.join(ends)})" if value and any(ends) else value
