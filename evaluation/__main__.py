@@ -1,5 +1,6 @@
 """`python -m evaluation CONFIG.yaml`: set tasks to models, and write what came of it down for tables and for people."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from pipelines.io.retry import shown_tree
 from pipelines.program import interrupts
 from pipelines.program.cli import begin, run_program
 from pipelines.program.display import Display
-from pipelines.program.settings import digest
+from pipelines.program.settings import UserError, digest
 
 PURPOSE = """Score anything that embeds images and texts: zero-shot classification, retrieval, SugarCrepe, linear and few-shot
 probes, corruptions and effective robustness, on prepared datasets and on the layouts of others. Embeds with Ray Data, once for
@@ -61,6 +62,7 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
         if model.embeddings is None:
             check_embedder(model.embedder, model.arguments())
     if any(model.embeddings is None for model in models.values()):
+        _check_room(settings)
         cluster.start(display.verbose)
     pool = feature_store.Pool(settings.actors, settings.use_gpu, settings.cpus_per_actor)
     results = []
@@ -79,6 +81,27 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     display.line(f"results: {settings.output}/*/*/*/result.json")
     display.line(f"page: {settings.output / 'report.html'}")
     return results
+
+
+def _check_room(settings: EvaluateSettings) -> None:
+    """Raises `UserError` where the Ray that this process starts would wait for ever; a cluster may grow."""
+    import ray
+    import torch
+
+    if "RAY_ADDRESS" in os.environ or ray.is_initialized():
+        return
+    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    if settings.use_gpu and settings.actors > gpus:
+        raise UserError(f"use_gpu: {settings.actors} x 1 GPU, and this machine has {gpus}; pass use_gpu=false, or fewer actors")
+    if settings.cpus_per_actor > cpus:
+        raise UserError(
+            f"cpus_per_actor: {settings.cpus_per_actor} CPUs, and this machine has {cpus}; pass cpus_per_actor={cpus} or less"
+        )
+    if settings.actors * settings.cpus_per_actor > cpus:
+        raise UserError(
+            f"actors: {settings.actors} x {settings.cpus_per_actor} CPUs = {settings.actors * settings.cpus_per_actor}, and this "
+            f"machine has {cpus}; pass actors={cpus // settings.cpus_per_actor}"
+        )
 
 
 def _score(

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, WrapValidator, field_validator, model_validator
 
 from evaluation.corruptions import PARAMETERS, SEVERITIES
 from evaluation.data.union import DataUnion
@@ -14,6 +14,12 @@ from pipelines.program.path_keys import LocalPlace
 from pipelines.program.settings import Settings
 
 TaskName = Literal["zero_shot", "retrieval", "sugarcrepe", "linear_probe", "few_shot", "corruption"]
+# Beside them functions of the user's own, as module:function (`evaluation.plan`).
+AnyTask = Annotated[
+    TaskName,
+    WrapValidator(lambda value, ours: value if isinstance(value, str) and ":" in value else ours(value)),
+    PlainSerializer(str),
+]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of folders
 
 
@@ -93,8 +99,10 @@ class EvaluateSettings(ModelSettings):
     data: dict[str, DataUnion] = Field(
         min_length=1, description="sets by what results call them; a folder that python -m pipelines made stands for itself"
     )
-    tasks: Annotated[tuple[TaskName, ...], AfterValidator(different)] = Field(
-        ("zero_shot", "retrieval", "sugarcrepe"), min_length=1, description="what is asked; each set takes part in what it can"
+    tasks: Annotated[tuple[AnyTask, ...], AfterValidator(different)] = Field(
+        ("zero_shot", "retrieval", "sugarcrepe"),
+        min_length=1,
+        description="what is asked, also module:function of your own; each set takes part in what it can",
     )
     recall_at: Positions = Field((1, 5, 10), min_length=1, description="k of R@k")
     linear_probe: LinearProbeSettings = Field(LinearProbeSettings(), description="of that task")

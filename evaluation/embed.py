@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from evaluation.embedder import load_embedder
 from evaluation.embeddings import Rows, Wanted, refuse_nan
 from evaluation.model_settings import ModelSettings
 from pipelines.features import feature_store
+from pipelines.io.deadly import deadly
 from pipelines.program.display import Display
 from pipelines.program.settings import UserError
 
@@ -80,8 +82,15 @@ def embed(
     def load(number: int, ids: np.ndarray) -> Any:
         return _Piece(asked[number], ids)
 
+    def culprit(number: int, ids: np.ndarray) -> str:
+        one = asked[number]
+        if one.kind == "texts":
+            return ""
+        return deadly(partial(_image, one.of), lambda row: f"data: the image {one.of.name(row)} of {one.name}", ids.tolist())
+
     folder.mkdir(parents=True, exist_ok=True)
-    feature_store.compute(found, load, _Encoder, (settings, key, pool.threads), pool, display, title=f"embed {name}")
+    arguments = settings, key, pool.threads
+    feature_store.compute(found, load, _Encoder, arguments, pool, display, title=f"embed {name}", culprit=culprit)
     for one, given, bank in zip(wanted, asked, found, strict=True):
         rows.add(one, bank.path / "rows.npy", stand_in=one.kind != given.kind)
     return rows

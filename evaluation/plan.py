@@ -11,6 +11,7 @@ from evaluation.tasks.retrieval import Retrieval
 from evaluation.tasks.shifts import Corruption, EffectiveRobustness
 from evaluation.tasks.sugarcrepe import SugarCrepe
 from evaluation.tasks.zero_shot import ZeroShot
+from pipelines.program.import_string import call
 from pipelines.program.settings import UserError
 
 
@@ -27,7 +28,7 @@ def plan(settings: EvaluateSettings, contents: dict[str, Content]) -> list[Task]
         # Those that are asked for by default are not missed where there is nothing for them.
         if not found and "tasks" in settings.model_fields_set:
             raise UserError(
-                f"tasks: no set of data can take part in {name}: it needs {_NEEDS[name]}; leave it out, or add such data"
+                f"tasks: no set of data can take part in {name}: it needs {_NEEDS.get(name, 'what it asks for')}; leave it out, or add such data"
             )
         tasks += found
     tasks += [_robustness(shift, given, contents) for shift, given in settings.robustness.items()]
@@ -47,7 +48,9 @@ _NEEDS = {
 
 
 def _of(name: str, place: str, content: Content, settings: EvaluateSettings) -> Iterator[Task]:
-    """The tasks of one name that one entry of `data` can take part in."""
+    """The tasks of one name that one entry of `data` can take part in; of a function of the user's own, those it returns."""
+    if ":" in name:
+        yield from call(name, {"place": place, "content": content}, "tasks", "tasks", "mypackage.mymodule:tasks_of")
     if name == "retrieval" and content.retrieval is not None:
         yield Retrieval(place, content.retrieval, place, settings.recall_at)
     if name == "sugarcrepe" and content.sugarcrepe is not None:

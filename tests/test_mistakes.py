@@ -1,6 +1,7 @@
 """The mistakes a newcomer makes: each one line that names the key or the file and the way out, exit code 2, no traceback."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pipelines.__main__ import _run as run_pipelines
 from pipelines.dataset.prepared import Prepared
 from pipelines.prepare.config import PrepareSettings
 from pipelines.program.cli import run_program
-from pipelines.program.settings import load, parse_overrides
+from pipelines.program.settings import UserError, example_of, load, parse_overrides
 from training.__main__ import _run as run_training
 from training.config import TrainSettings
 from tuning.__main__ import _run as run_tuning
@@ -174,6 +175,16 @@ def test_evaluation(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("program", "config"), [*zip(PROGRAMS, (EMOJIS, OPENMOJI, SCORES, SWEEP), strict=True)])
+def test_the_example_of_each_program_is_one_of_its_keys(program: str, config: str) -> None:
+    """It stands in --help, and where what was typed says nothing."""
+    model, _ = PROGRAMS[program]
+    example = example_of(model)
+    with pytest.raises(UserError, match=re.escape(f"for example {example}")):
+        parse_overrides(["3"], model)
+    load(model, ROOT / config, parse_overrides([example], model))  # raises where there is no such key
+
+
 @pytest.mark.parametrize("place", ["README.md", "README.md/x"])
 def test_a_file_is_no_storage(place: str, mistake: Callable[..., str], tiny_dataset: Prepared) -> None:
     said = mistake("training", SCRATCH, f"data.path={tiny_dataset.path}", "global_batch_size=8", f"storage={place}")
@@ -248,6 +259,25 @@ def test_tuning(
     for part in named:
         assert part in said
     assert not list(tmp_path.iterdir()), "a sweep that never began leaves no folder"
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("overrides.checkpoint.best=accuracy", "checkpoint.best: 'accuracy'"),
+        ("overrides.optimizer.options={beta: 1}", "optimizer.options: adamw has no 'beta'"),
+        ("score=[accuracy]", "score: 'accuracy'"),
+        ("loggers=[mlflow]", "loggers: mlflow"),
+    ],
+)
+def test_a_mistake_does_not_cost_the_sweep_that_was_to_be_replaced(
+    argument: str, named: str, mistake: Callable[..., str], tiny_dataset: Prepared, tmp_path: Path
+) -> None:
+    (tmp_path / "smoke-sweep").mkdir()
+    (tmp_path / "smoke-sweep" / "sweep.json").write_text("{}")
+    small = [f"storage={tmp_path}", f"overrides.data.path={tiny_dataset.path}", "overrides.global_batch_size=16"]
+    assert named in mistake("tuning", SWEEP, *small, "overwrite=true", argument)
+    assert (tmp_path / "smoke-sweep" / "sweep.json").read_text() == "{}"
 
 
 def test_a_sweep_of_another_kind_is_not_mixed_in(mistake: Callable[..., str], tiny_dataset: Prepared, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def rank() -> int:
 
 @contextmanager
 def gloo(store: str, rank: int, size: int, patience: float) -> Iterator[None]:
-    """This process is worker `rank` of `size` on CPUs, which meet at a file that is not there yet; Ray Train does it otherwise."""
+    """This process is worker `rank` of `size` on CPUs, meeting at a file that is not there yet; Ray Train does it otherwise."""
     dist.init_process_group("gloo", f"file://{store}", timedelta(seconds=patience), rank=rank, world_size=size)
     try:
         yield

@@ -1,6 +1,7 @@
 """Optimizer by name, decay groups, and the learning rate as a function of the step."""
 
 import difflib
+import inspect
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -8,7 +9,8 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
-from pipelines.program.import_string import call, find
+from pipelines.program.config_errors import plain
+from pipelines.program.import_string import call
 from pipelines.program.settings import Settings, UserError
 from training.half_cosine import half_cosine
 
@@ -52,23 +54,44 @@ class OptimizerSettings(Settings):
         return {name: number(found) for name, found in value.items()}
 
     def check(self) -> None:
-        """Raises `UserError` where an optimizer of the user's own is not there, or does not take `options`."""
-        if ":" in self.name:
-            find(self.name, self._arguments([]), *_KEYS)
+        """A step on a toy: what fails there fails in every run. Raises `UserError`."""
+        toy = nn.Linear(2, 2)
+        try:
+            optimizer = self.build([toy])
+            toy(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+        except UserError:
+            raise
+        except Exception as error:  # each optimizer has its own
+            raise self._refused(error) from None
 
-    def _arguments(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
-        """Of an optimizer of the user's own: as torch's optimizers take them."""
-        return {"params": groups, "lr": self.lr, "weight_decay": self.weight_decay} | self.options
+    def _check_names(self) -> None:
+        """timm drops `eps` and `betas` in silence where an optimizer has none."""
+        from timm.optim import get_optimizer_class
+
+        known = inspect.signature(get_optimizer_class(self.name, bind_defaults=False)).parameters
+        own = [name for name in known if name not in ("params", "lr", "weight_decay", "momentum")]
+        for name in self.options:
+            if name not in own:
+                near = difflib.get_close_matches(name, own, n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise UserError(f"optimizer.options: {self.name} has no '{name}'; {hint}it has {', '.join(own)}")
+
+    def _refused(self, error: Exception) -> UserError:
+        return UserError(f"optimizer.options: {self.name} does not take {plain(self.options)}: {' '.join(str(error).split())}")
 
     def build(self, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
         """Two groups: weights with decay; biases, norms, scalars and everything else below two dimensions without."""
+        if ":" not in self.name:
+            self._check_names()
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
         if ":" in self.name:
-            made = call(self.name, self._arguments([group for group in groups if group["params"]]), *_KEYS)
+            given = {"params": [group for group in groups if group["params"]], "lr": self.lr, "weight_decay": self.weight_decay}
+            made = call(self.name, given | self.options, *_KEYS)
             if not isinstance(made, torch.optim.Optimizer):
                 raise UserError(f"optimizer.name: {self.name} gave a {type(made).__name__}; it must be a torch.optim.Optimizer")
             return made
@@ -84,8 +107,8 @@ class OptimizerSettings(Settings):
                 momentum=self.momentum,
                 **{k: tuple(v) if isinstance(v, list) else v for k, v in self.options.items()},
             )
-        except TypeError as error:
-            raise UserError(f"optimizer.options: {self.name}: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise self._refused(error) from None
 
 
 class ScheduleSettings(Settings):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.suite import HeldOut, SuiteSettings, held_out
+from evaluation.suite import HeldOut, SuiteSettings, held_out, metric_names
 from pipelines.dataset.batch import columns
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
@@ -162,6 +162,14 @@ def test_data(settings: TrainSettings, prepared: Prepared) -> HeldOut | None:
         return held_out(prepared, suite, settings.data.split_seed, settings.data.validation)
     except UserError as error:
         raise UserError(str(error).replace("evaluation.split", "evaluation.test_split", 1)) from None
+
+
+def check_metric(settings: TrainSettings, data: Sequence[HeldOut]) -> None:
+    """A misspelt `checkpoint.best` would keep nothing and say nothing. Raises `UserError`."""
+    best = settings.checkpoint.best
+    known = [name for theirs in data for name in metric_names(theirs)]
+    if best not in (None, "loss", *known):
+        raise UserError(f"checkpoint.best: '{best}' is no metric of this run; it has: loss, {', '.join(known)}")
 
 
 def needs_banks(settings: TrainSettings) -> bool:

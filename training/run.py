@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.suite import HeldOut, Scores, mean_recalls, metric_names, score
+from evaluation.suite import Scores, mean_recalls, score
 from pipelines.dataset.prepared import Prepared
 from pipelines.features.feature_store import Pool
 from pipelines.program import cluster, interrupts, path_keys, yaml_text
@@ -35,7 +35,7 @@ from training.config import TrainSettings
 from training.dry_run import check_build
 from training.final_test import test_chosen
 from training.metrics_file import read_metrics, unusable_reasons
-from training.plan import Plan, held_out_data, keep_towers, make_order, make_plan, needs_banks, test_data
+from training.plan import Plan, check_metric, held_out_data, keep_towers, make_order, make_plan, needs_banks, test_data
 from training.ray_train import fit, newest_step
 from training.report import write_report
 from training.resources import Cluster, ahead, plan_resources, present
@@ -51,33 +51,40 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     data = held_out_data(settings, prepared)
     order = make_order(settings, prepared)
     test_data(settings, prepared)  # a mistake in its name is told before the hours of training
-    done = _earlier(folder, settings, prepared)
+    check_metric(settings, [theirs for _, theirs in data])
+    settings.optimizer.check()
+    done = None if settings.overwrite else _earlier(folder, settings, prepared)
     if done is not None:
         display.line(f"{folder}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again")
         _show(done, display, folder)
         return done
     begun = (folder / LOCK).exists()
-    with only_one(folder), interrupts.keeping(lambda: _kept(folder)):
-        checkpoint = settle(folder, display.line)
-        if begun:
-            _tell_where(folder, order.steps_per_epoch * settings.epochs, display)
+    replaced = folder if settings.overwrite and folder.exists() else None  # until all checks are made
+    with only_one(folder), interrupts.keeping(lambda: _kept(folder, replaced is not None)):
+        checkpoint = None
+        if replaced is None:
+            checkpoint = settle(folder, display.line)
+            if begun:
+                _tell_where(folder, order.steps_per_epoch * settings.epochs, display)
         phases = _Phases()
-        _check_metric(settings, [theirs for _, theirs in data])
         if (size := ahead()) is not None:
             _booked(settings, size)
         plan = None
         if not needs_banks(settings):
-            plan = make_plan(settings, prepared, data, order, Pool(0), display, folder, checkpoint)
-            keep_towers(plan, folder)
+            plan = make_plan(settings, prepared, data, order, Pool(0), display, None if replaced else folder, checkpoint)
             check_build(plan)
         cluster.start(display.verbose)
         size = present()
         data_cpus = _booked(settings, size)
         phases.end("start")
         if plan is None:
-            plan = make_plan(settings, prepared, data, order, _pool(settings, size), display, folder, checkpoint)
-            keep_towers(plan, folder)
+            pool = _pool(settings, size)
+            plan = make_plan(settings, prepared, data, order, pool, display, None if replaced else folder, checkpoint)
             check_build(plan)
+        if replaced is not None:
+            _empty(folder)
+            replaced = None
+        keep_towers(plan, folder)
         phases.end("features")
         put(folder / "config.yaml", yaml_text.dump(settings.model_dump(mode="json")))
         _announce(plan, display)
@@ -99,8 +106,6 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
 
 def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[str, Any] | None:
     """What an earlier run of this name left: its result, nothing, or a reason to refuse."""
-    if settings.overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
     file = folder / "config.yaml"
     if not file.exists():
         if registered(folder):
@@ -154,6 +159,15 @@ def only_one(folder: Path) -> Iterator[None]:
             raise
 
 
+def _empty(folder: Path) -> None:
+    """Delete all of a run but its lock, which is held."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
 class _Phases:
     """Wall time by phase, in seconds."""
 
@@ -181,18 +195,10 @@ def _pool(settings: TrainSettings, size: Cluster) -> Pool:
     return Pool(max(1, int(there)), wanted.use_gpu)
 
 
-def _check_metric(settings: TrainSettings, data: list[HeldOut]) -> None:
-    """A misspelt `checkpoint.best` would keep nothing and say nothing."""
-    best = settings.checkpoint.best
-    if best is None:
-        return
-    known = [name for theirs in data for name in metric_names(theirs)]
-    if best not in (*known, "loss"):
-        raise UserError(f"checkpoint.best: '{best}' is no metric of this run; it has: loss, {', '.join(known)}")
-
-
-def _kept(folder: Path) -> str:
-    """What is left of a run that was interrupted."""
+def _kept(folder: Path, untouched: bool) -> str:
+    """What is left of a run that was interrupted; `untouched`: before it replaced the earlier one."""
+    if untouched:
+        return f"the earlier run in {folder} was not replaced yet (with overwrite=true it would be)"
     step = newest_step(folder)
     return "no checkpoint was saved yet" if step is None else f"step {step:,} is kept in {newest_checkpoint(folder)}"
 

@@ -14,7 +14,7 @@ from pipelines.io import storage
 from pipelines.program.config_files import find_config
 from pipelines.program.settings import UserError, apply_overrides, digest, read_config, validate
 from training.config import TrainSettings
-from training.plan import held_out_data, make_order
+from training.plan import check_metric, held_out_data, make_order
 from tuning.config import SweepSettings
 from tuning.resolved import check_conditions, resolve
 from tuning.results import dataset_of
@@ -143,7 +143,8 @@ class SweepPlan:
         for phase in ("search", "final") if self.settings.space else ("final",):
             tried = self.build(self.example(cell, phase))
             make_order(tried, self.prepared[path])
-            self._held_out(tried)
+            check_metric(tried, self._held_out(tried))
+            tried.optimizer.check()
         if settings.data.fraction < 1:  # each seed draws another share, and one of them may be too small
             for seed in self.settings.seeds:
                 make_order(self.build(self.example(cell, "final", seed=seed)), self.prepared[path])

@@ -138,8 +138,8 @@ class Follow(TrialProgressCallback):
         """Nothing to print."""
 
 
-def loggers(settings: SweepSettings, folder: Path) -> list[Any]:
-    """Tune's own logger callbacks. Raises `UserError` where a package is missing."""
+def check_loggers(settings: SweepSettings) -> None:
+    """Raises `UserError` where a package is missing."""
     from importlib.util import find_spec
 
     from pipelines.program.settings import UserError
@@ -148,6 +148,10 @@ def loggers(settings: SweepSettings, folder: Path) -> list[Any]:
     for name in settings.loggers:
         if find_spec(packages[name]) is None:
             raise UserError(f"loggers: {name} needs the package {packages[name]}; pip install 'raylign[{name}]', or leave it out")
+
+
+def loggers(settings: SweepSettings, folder: Path) -> list[Any]:
+    """Tune's own logger callbacks, of packages that are there (`check_loggers`)."""
     found: list[Any] = []
     if "tensorboard" in settings.loggers:
         from ray.tune.logger import TBXLoggerCallback

@@ -33,8 +33,10 @@ def sweep(settings: SweepSettings, display: Display, command: str) -> None:
 
     plan = SweepPlan(settings)
     settings, place = plan.settings, plan.folder.path
-    if settings.overwrite:
-        shutil.rmtree(place, ignore_errors=True)
+    if settings.overwrite and place.exists():
+        _check(plan)  # a mistake must not cost the sweep that is there
+        with only_one(place):
+            shutil.rmtree(place)
     before = read_json(place / "sweep.json")
     if before is not None:
         changed = _changed(before["identity"], json.loads(json.dumps(plan.identity())))
@@ -61,28 +63,39 @@ def _ended(plan: SweepPlan, schedule: Schedule) -> str:
     return f"{ended} of {sum(schedule.planned.values())} trials have ended"
 
 
+def _check(plan: SweepPlan) -> list[TrainSettings]:
+    """An example of each cell's trials. Raises `UserError` for what would fail in them, or would not fit."""
+    from training.resources import ahead
+    from training.weight_sources import check_sources
+    from tuning.resources import booking_of, trials_at_a_time
+    from tuning.searcher import check_loggers
+
+    examples = [plan.build(plan.example(cell)) for cell in plan.cells]
+    _ = plan.score  # raises where it is no metric of the runs
+    if plan.settings.scheduler.name == "hyperband" and not all(booking_of(e).inline for e in examples):
+        raise UserError(
+            "scheduler.name: hyperband pauses trials, and these would start Ray Train anew each time they go on; choose asha"
+        )
+    check_loggers(plan.settings)
+    for example in examples:
+        check_sources(example)
+    if (size := ahead()) is not None:
+        trials_at_a_time(examples, size, plan.settings.concurrency)
+    return examples
+
+
 def _run(
     plan: SweepPlan, schedule: Schedule, first: Trial | None, before: Mapping[str, Any] | None, command: str, display: Display
 ) -> None:
     """Ray, from its start to its end."""
     from pipelines.program import cluster
-    from training.resources import ahead, present
-    from training.weight_sources import check_sources
+    from training.resources import present
     from tuning.resources import booking_of, trials_at_a_time
     from tuning.searcher import loggers
 
     settings, started = plan.settings, time.monotonic()
-    callbacks = loggers(settings, plan.folder.path)
-    examples = [plan.build(plan.example(cell)) for cell in plan.cells]
+    examples, callbacks = _check(plan), loggers(settings, plan.folder.path)
     small = all(booking_of(e).inline for e in examples)
-    if settings.scheduler.name == "hyperband" and not small:
-        raise UserError(
-            "scheduler.name: hyperband pauses trials, and these would start Ray Train anew each time they go on; choose asha"
-        )
-    for example in examples:
-        check_sources(example)
-    if (size := ahead()) is not None:
-        trials_at_a_time(examples, size, settings.concurrency)
     cluster.start(display.verbose, state_api=not small)
     size = present()
     at_once = trials_at_a_time(examples, size, settings.concurrency)

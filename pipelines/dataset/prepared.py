@@ -81,6 +81,10 @@ class Prepared:
         for file in shards:
             if _absolute(file) or ".." in file.split("/"):
                 raise UserError(f"data.path: {path} names the shard {file}, which is not in its folder; prepare it again")
+            if isinstance(path, Path) and not (path / file).is_file():
+                raise UserError(
+                    f"data.path: {path} lacks {file}, which its {MANIFEST} names; copy it too, or prepare with overwrite=true"
+                )
         return cls(path, manifest)
 
     @property

@@ -30,6 +30,7 @@ from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.dataset.views import UNCHANGED, Augment, Drawn, StrongViews, apply, draw, draw_strong, eval_view
 from pipelines.features.frozen_encoders import Guides
 from pipelines.features.rows_by_id import bank_rows, id_columns
+from pipelines.io.deadly import deadly
 from pipelines.io.storage import Missing
 from pipelines.program.cluster import RETRIES, configure_data, deaths_told
 from pipelines.program.randomness import generator
@@ -307,8 +308,18 @@ class Stream:
         items = ray.data.from_items(parts, override_num_blocks=len(parts))
         share = math.floor(100 * cpus / at_once) / 100  # rounded down: a sum that exceeds `cpus` would leave one out
         dataset = items.map_batches(make, batch_size=1, num_cpus=share, max_retries=RETRIES, **_booked(worker))
-        with deaths_told("an image may crash its decoder: preparing with verify=all or mode=copy finds it and leaves it out"):
-            yield from dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device)
+        given = start
+
+        def culprit() -> str:
+            ids = [pick(index).sample_ids for index in range(given, end)]
+            return deadly_picture(
+                self.prepared, np.concatenate(ids) if "image" in self.columns and ids else np.empty(0, np.int64)
+            )
+
+        with deaths_told("see also whether its image is one that no decoder survives: prepare with verify=all", culprit):
+            for batch in dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device):
+                given += 1
+                yield batch
 
 
 def _booked(worker: Worker) -> dict[str, Any]:
@@ -338,6 +349,16 @@ def whole_images(prepared: Prepared, sample_ids: np.ndarray) -> "Iterator[Image.
             yield _opened(prepared, data).rgb()
         except BadImage as bad:
             raise _unusable(prepared, int(sample_id), f"{bad.reason}, {bad.detail}") from None
+
+
+def deadly_picture(prepared: Prepared, sample_ids: np.ndarray) -> str:
+    """A clause about the first of these samples whose image ends the process that reads it; empty where none does."""
+
+    def name(sample_id: int) -> str:
+        (place,) = prepared.places(np.asarray([sample_id]))
+        return f"data.path: the image of sample {sample_id} ({place.file}) of {prepared.path}"
+
+    return deadly(lambda sample_id: next(whole_images(prepared, np.asarray([sample_id]))), name, sample_ids.tolist())
 
 
 def _opened(prepared: Prepared, data: bytes | Missing) -> Opened:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import Item, Stream
+from pipelines.dataset.stream import Item, Stream, deadly_picture
 from pipelines.features.rows_by_id import digest_of_rows
 from pipelines.io import storage
 from pipelines.program import interrupts
@@ -35,6 +35,9 @@ from pipelines.program.settings import UserError, difference, digest
 _BATCH = 64  # rows that an encoder sees together
 _PART = 64 * _BATCH
 _FORMAT = 2  # another one, other names
+_SUSPECTS = 64  # batches in which the image is looked for that ended an actor
+
+Culprit = Callable[[int, np.ndarray], str]
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def image_bank(
 
     about = {"of": "images by sample_id", "size": size, "encoder": identity, "dataset": prepared.fingerprint}
     bank = Bank(folder_of(prepared), prepared.num_samples, about)
-    compute([bank], load, encoder, arguments, pool, display)
+    compute([bank], load, encoder, arguments, pool, display, culprit=lambda _, ids: deadly_picture(prepared, ids))
     return bank.path
 
 
@@ -161,11 +164,13 @@ def compute(
     pool: Pool,
     display: Display,
     title: str | None = None,
+    culprit: Culprit | None = None,
 ) -> None:
     """Compute what is missing of banks of one encoder, and check those that are there.
 
     Args:
         load: of a bank's number and row ids [n], what the encoder is to see.
+        culprit: of a bank's number and row ids [n], a clause that names the image which ended a process, or an empty text.
         title: of the progress line; by default what the first bank is of.
     """
     first = {bank.path: number for number, bank in reversed(list(enumerate(banks)))}  # equal lists share a bank
@@ -183,7 +188,7 @@ def compute(
         display.line(f"{title}: going on, {len(parts) - len(missing)} of {len(parts)} parts are done")
     if missing:
         with interrupts.keeping(lambda: f"{title}: {sum(part.done for part in parts)} of {len(parts)} parts are kept"):
-            _fill(missing, load, encoder, arguments, pool, title, display)
+            _fill(missing, load, encoder, arguments, pool, title, display, culprit)
     for bank in todo.values():
         _put_in_place(bank)
 
@@ -220,10 +225,11 @@ def _fill(
     pool: Pool,
     title: str,
     display: Display,
+    culprit: Culprit | None,
 ) -> None:
     """Compute parts and put each in place as soon as its last batch has come; batches come in order."""
     batches = [(part, at, min(at + _BATCH, part.end)) for part in parts for at in range(part.start, part.end, _BATCH)]
-    results = _computed([(part.number, start, end) for part, start, end in batches], load, encoder, arguments, pool)
+    results = _computed([(part.number, start, end) for part, start, end in batches], load, encoder, arguments, pool, culprit)
     total = sum({part.number: part.bank.rows for part in parts}.values())
     done = total - sum(part.end - part.start for part in parts)
     with display.task(title, total) as task:
@@ -287,6 +293,7 @@ def _computed(
     encoder: Callable,
     arguments: tuple,
     pool: Pool,
+    culprit: Culprit | None,
 ) -> Iterator[np.ndarray]:
     """Rows of each (bank, start, end) in turn, from a pool of actors that each hold the encoder, or from this process."""
     if not pool.actors:
@@ -317,5 +324,12 @@ def _computed(
         max_restarts=RETRIES,
         max_task_retries=RETRIES,
     )
-    for batch in blocks(dataset):
+    given = 0
+
+    def look() -> str:
+        left = ((number, np.arange(start, end)) for number, start, end in batches[given : given + _SUSPECTS])
+        return next(filter(None, (culprit(number, ids) for number, ids in left)), "") if culprit else ""
+
+    for batch in blocks(dataset, look):
+        given += 1
         yield batch["rows"]

@@ -250,7 +250,7 @@ def _tell(
         list(chain.from_iterable(one["said"]["examples"] for one in found if "said" in one)), _EXAMPLES
     ):
         display.line(f"for example {origin}: {quoted(caption)}")
-    for warning in repeats.warnings(splits):
+    for warning in repeats.warnings(splits, {} if settings.splits == "source" else settings.splits):
         display.line(f"warning: {warning}")
     rate = (sum(headers.values()) + len(twice)) / max(1, rows)
     rate += (1 - rate) * sum(shares)

@@ -20,8 +20,13 @@ class Repeats:
     with_commonest: int  # rows
     largest_group: int  # rows
 
-    def warnings(self, splits: Mapping[str, int]) -> list[str]:
-        """A sentence for each thing that makes scores hollow. `splits`: rows of each, train among them."""
+    def warnings(self, splits: Mapping[str, int], shares: Mapping[str, float] | None = None) -> list[str]:
+        """A sentence for each thing that makes scores hollow.
+
+        Args:
+            splits: rows of each, train among them.
+            shares: of each but train, as they were asked for.
+        """
         if not self.rows:
             return []
         found = []
@@ -33,7 +38,10 @@ class Repeats:
                 f"{self.with_commonest:,} of {self.rows:,} rows ({share:.0%}) have the same caption, {text}: training takes them "
                 "for different, and scoring finds each of them right for all their images; leave it out where it says nothing"
             )
+        shares = shares or {}
         for name in [name for name, count in splits.items() if count == 0]:
+            if name == "train" and sum(shares.values()) > 1 - 1e-9:
+                continue  # data for evaluation only, as asked for
             found.append(
                 f"split {name} is empty: the {self.rows:,} rows are {_count(self.groups, 'group')}"
                 + (f" (rows of one caption are one, unless source.group says otherwise; the largest has {self.largest_group:,})")
@@ -44,7 +52,7 @@ class Repeats:
 
 def warnings_of(manifest: Mapping[str, Any]) -> list[str]:
     """Of a prepared dataset; none of one that an earlier version prepared."""
-    return Repeats(**manifest["repeats"]).warnings(manifest["splits"]) if "repeats" in manifest else []
+    return Repeats(**manifest["repeats"]).warnings(manifest["splits"], manifest["split_shares"]) if "repeats" in manifest else []
 
 
 def quoted(text: str) -> str:

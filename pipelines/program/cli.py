@@ -15,7 +15,17 @@ from pipelines.program.causes import cause_of, innermost
 from pipelines.program.config_errors import alike
 from pipelines.program.config_files import ROOT, find_config, shipped, short_name
 from pipelines.program.display import Display
-from pipelines.program.settings import Settings, UserError, describe, hint_of, load, parse_overrides, read_config, read_yaml
+from pipelines.program.settings import (
+    Settings,
+    UserError,
+    describe,
+    example_of,
+    hint_of,
+    load,
+    parse_overrides,
+    read_config,
+    read_yaml,
+)
 
 S = TypeVar("S", bound=Settings)
 _NAMED = 10  # files, in one line
@@ -81,7 +91,7 @@ def run_program(
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG.yaml", help="what to do; the files that come along are listed below")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the config, such as seed=1")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=f"set a key of the config, such as {example_of(model)}")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--verbose", action="store_true", help="print Ray's own output too, and tracebacks of errors")
     parser.add_argument("--show", action="store_true", help="print the config with every default filled in, and stop")
@@ -215,5 +225,5 @@ def _epilog(package: str, model: type[Settings]) -> str:
         comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").split("\n") if line.startswith("#")]
         lines.append(f"  {path.relative_to(ROOT)}")
         lines += [f"      {comment}" for comment in comments[:2]]
-    lines += ["", "keys (dots reach inside: optimizer.lr=1e-3):", describe(model)]
+    lines += ["", f"keys (dots reach inside: {example_of(model)}):", describe(model)]
     return "\n".join(lines)

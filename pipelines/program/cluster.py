@@ -221,9 +221,12 @@ def telling(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]
     return tell
 
 
-def blocks(dataset: "ray.data.Dataset") -> Iterator[dict[str, np.ndarray]]:
-    """The blocks of a dataset of `telling` tasks, as they come. Raises the `UserError` that one of them met."""
-    with deaths_told("the same command goes on with what is missing"):
+def blocks(dataset: "ray.data.Dataset", culprit: Callable[[], str] | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """The blocks of a dataset of `telling` tasks, as they come. Raises the `UserError` that one of them met.
+
+    `culprit` as of `deaths_told`.
+    """
+    with deaths_told("the same command goes on with what is missing", culprit):
         for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
             if _MISTAKE in block:
                 raise UserError(str(block[_MISTAKE][0]))
@@ -231,13 +234,18 @@ def blocks(dataset: "ray.data.Dataset") -> Iterator[dict[str, np.ndarray]]:
 
 
 @contextmanager
-def deaths_told(advice: str) -> Iterator[None]:
-    """A task whose process died again and again is a `UserError` that says so, and what to do."""
+def deaths_told(advice: str, culprit: Callable[[], str] | None = None) -> Iterator[None]:
+    """A task whose process died again and again is a `UserError` that says so, and what to do.
+
+    `culprit`: looks for the image that it died of; a clause that names key and image, empty where it is none.
+    """
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
     try:
         yield
     except (NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError) as error:
+        if found := culprit() if culprit else "":
+            raise UserError(f"{found}; mend or remove the file, or prepare again with verify=all, which leaves it out") from None
         cause = str(error).strip().partition("\n")[0]
         raise UserError(
             f"Ray: a task's process ended, {RETRIES + 1} times: {cause}; see whether the machine is short of memory; {advice}"
@@ -263,6 +271,9 @@ def configure_data(verbose: bool = False) -> None:
     """Ray Data's settings in this process. Workers and controllers call it too: a `DataContext` does not travel."""
     import ray.data
 
+    # Of the options of its tasks Ray Data names some as parameters now, and not those for retries and placement, which we need;
+    # nothing takes their place yet, and pyproject.toml keeps Ray below 2.61. Here, as Ray sets a filter of its own at import.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     context = ray.data.DataContext.get_current()
     # Batches come in the order they were asked for, not as tasks happen to finish: the order is part of the result.
     context.execution_options.preserve_order = True

@@ -1,7 +1,7 @@
 """Keys that take a path: a local one, or a URI where a program reads and writes object stores. A mistyped one is refused."""
 
-import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,5 +50,7 @@ def check_folder(place: Place, key: str) -> None:
     there = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
     if not there.is_dir():
         raise UserError(f"{key}: {there if there != place.absolute() else place} is a file; choose another {key}")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{key}: nothing can be written to {there}; choose another {key}")
+    try:  # what the permissions say is not all: a folder of the kernel's, or of a server that trusts nobody's root
+        Path(tempfile.mkdtemp(prefix=".raylign-", dir=there)).rmdir()
+    except OSError as error:
+        raise UserError(f"{key}: nothing can be written to {there} ({error.strerror}); choose another {key}") from None

@@ -20,6 +20,14 @@ from pipelines.program import yaml_text
 from pipelines.program.config_errors import classes, explain, near_keys, plain, tag_of, walk
 from pipelines.program.config_files import find_shipped, short_name
 
+# By a field that only this program's settings have.
+_EXAMPLES = {
+    "optimizer": "optimizer.lr=1e-3",
+    "few_shot": "few_shot.shots=[1]",
+    "budget": "budget.epochs=5",
+    "source": "image.size=256",
+    "dataset": "dataset=data/mine",
+}
 _MOST_BYTES = 4 * 2**20  # of a config; larger ones would be read for a minute
 
 
@@ -131,10 +139,16 @@ def parse_overrides(arguments: Sequence[str], model: type[BaseModel] | None = No
     return overrides
 
 
+def example_of(model: type[BaseModel] | None) -> str:
+    """A key=value that this program takes."""
+    fields = {"optimizer"} if model is None else model.model_fields.keys()
+    return next((text for key, text in _EXAMPLES.items() if key in fields), "key=value")
+
+
 def hint_of(arguments: Sequence[str], model: type[BaseModel] | None) -> str:
     """What the first of these words was to say, with those that follow it: `--epochs 3`, `epochs: 3`, `epochs = 3`."""
     given = re.match(r"-{0,2}([A-Za-z_][\w.-]*)\s*[:=]?\s*(.*)$", arguments[0], re.DOTALL)
-    example = "for example optimizer.lr=1e-3" if model is None or "optimizer" in model.model_fields else "for example name=mine"
+    example = f"for example {example_of(model)}"
     if given is None:
         return example
     key, value = given[1].rstrip("."), given[2]

@@ -87,6 +87,28 @@ def test_precomputed_rows_give_the_scores_of_the_embedder(ray_session: None, sta
         assert one.details.get("calibration") == other.details.get("calibration")
 
 
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("use_gpu=true", "use_gpu: 1 x 1 GPU, and this machine has 0; pass use_gpu=false"),
+        ("actors=3", "actors: 3 x 1 CPUs = 3, and this machine has 2; pass actors=2"),
+        ("cpus_per_actor=64", "cpus_per_actor: 64 CPUs, and this machine has 2"),
+    ],
+)
+def test_what_would_wait_for_ever_is_told_before_ray(
+    argument: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    def start(*_: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("pipelines.program.cluster.start", start)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert run(tmp_path, known_model(tmp_path, "x") | {"data": {"digits": DIGITS}}, argument) == 2
+    assert named in capfd.readouterr().err
+
+
 @pytest.fixture
 def mistake(capfd: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., str]:
     """Run what must fail with exit code 2 and one line, which is returned."""

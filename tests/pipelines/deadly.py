@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pipelines.dataset.prepared import Prepared
 from pipelines.io import child_process
+from pipelines.io.storage import Missing
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.folder import FolderSource
 
@@ -44,6 +48,16 @@ def raising(error: Exception, _: int) -> Iterator[int]:
     """A number, and then an error."""
     yield 1
     raise error
+
+
+class DeadlyPrepared(Prepared):
+    """A dataset of which the image of sample 7 ends whoever reads it."""
+
+    def images(self, sample_ids: np.ndarray) -> Iterator[bytes | Missing]:
+        for sample_id, data in zip(sample_ids, super().images(sample_ids), strict=True):
+            if sample_id == 7:
+                os.kill(os.getpid(), signal.SIGSEGV)
+            yield data
 
 
 class Deadly(FolderSource):

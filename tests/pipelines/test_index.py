@@ -22,6 +22,7 @@ from pipelines.prepare.prepare import prepare
 from pipelines.program.display import Display
 from pipelines.program.randomness import generator
 from pipelines.program.settings import UserError
+from tests.pipelines.deadly import DeadlyPrepared
 
 QUIET = Display(quiet=True)
 ROWS, BATCH, SIZE, SEED = 60, 8, 12, 5
@@ -184,6 +185,24 @@ def test_scores_are_of_every_image_or_of_none(indexed: Prepared, tmp_path: Path)
         message = str(caught.value)
         assert "\n" not in message and f"sample {victim} ({path})" in message
         assert "undecodable" in message and "verify=all" in message and "mode=copy" in message
+
+
+def test_an_image_that_ends_the_process_that_reads_it_is_named(indexed: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training and in a bank: Ray says that a task's process died, and not of what."""
+    monkeypatch.setattr("pipelines.dataset.stream.RETRIES", 0)
+    monkeypatch.setattr("pipelines.features.feature_store.RETRIES", 0)
+    deadly = DeadlyPrepared(indexed.path, indexed.manifest)
+    file = indexed.places(np.asarray([7]))[0].file
+    ids = np.arange(16)
+    for use in (
+        lambda: list(stream_of(deadly).evaluation(ids, 4, ALONE)),
+        lambda: image_bank(deadly, SIZE, Means, (), {"weights": "deadly"}, Pool(1), QUIET),
+    ):
+        with pytest.raises(UserError) as caught:
+            use()
+        message = str(caught.value)
+        assert message.startswith(f"data.path: the image of sample 7 ({file}) of {indexed.path} ends the process that reads it")
+        assert "SIGSEGV" in message and "verify=all" in message and "\n" not in message
 
 
 class Means:

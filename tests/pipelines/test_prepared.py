@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.dataset.prepared import Prepared, split_of
+from pipelines.dataset.prepared import FORMAT_VERSION, Prepared, split_of
 from pipelines.program.settings import UserError
 
 
@@ -160,3 +160,10 @@ def test_shuffled_captions_are_never_held_out_for_validation(stamps: Prepared) -
         f"data.validation: may hold out some of the 5 rows of {stamps.path} that have other rows' captions; "
         "prepare it again with splits.validation and another output, and leave data.validation null"
     )
+
+
+def test_a_dataset_that_was_copied_in_part_names_what_is_missing(tmp_path: Path) -> None:
+    manifest = {"format_version": FORMAT_VERSION, "shards": [{"file": "content-1/00000.parquet", "rows": 3}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"^data\.path: .* lacks content-1/00000\.parquet, which its manifest\.json names; "):
+        Prepared.open(tmp_path)

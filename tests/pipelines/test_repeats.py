@@ -87,6 +87,16 @@ def test_checking_and_preparing_tell_what_repeats(
     assert line.endswith(", ".join(f"{name} {count}" for name, count in prepared.manifest["splits"].items()))
 
 
+def test_data_for_evaluation_only_do_not_warn_of_what_was_asked_for(
+    settings_of: Callable[..., PrepareSettings], capsys: pytest.CaptureFixture
+) -> None:
+    for splits in ({"test": 1.0}, {"test": 0.3, "val": 0.7}):
+        settings = settings_of(DISTINCT, splits=splits, overwrite=True)
+        checking.check(settings, Display())
+        assert prepare.prepare(settings, Display()).manifest["splits"]["train"] == 0
+        assert "warning: " not in capsys.readouterr().out
+
+
 def test_the_facts_are_those_of_counting(settings_of: Callable[..., PrepareSettings]) -> None:
     captions = np.random.default_rng(0).choice(["one", "two", "three", "four"], 60, p=[0.5, 0.3, 0.15, 0.05]).tolist()
     counts = Counter(captions)

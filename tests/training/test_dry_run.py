@@ -156,6 +156,63 @@ def test_what_needs_no_cluster_is_told_before_one_starts(
     assert not runs.exists() or [path.name for path in runs.iterdir()] in ([], ["changed"])
 
 
+@pytest.fixture
+def replacing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> Callable[..., tuple[int, str, dict[str, str]]]:
+    """Start a run that is to replace an earlier one: its exit code, its last word, and the files that are there then."""
+    monkeypatch.setattr(cluster, "start", lambda *_: None)
+    monkeypatch.setattr("training.run.ahead", lambda: Cluster(2, 0))
+    monkeypatch.setattr("training.run.present", lambda: Cluster(2, 0))
+    run = tmp_path / "runs" / "run"
+    for name in ("config.yaml", "result.json", "checkpoint_00000006/state.pt", "towers/image_tower/x", ".lock"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("old")
+    tree = SMALL | {"name": "run", "storage": str(run.parent), "data": {"path": str(root / "squares")}, "embed_dim": 8}
+    tree |= {"epochs": 2, "global_batch_size": 8, "tensorboard": False, "overwrite": True}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
+
+    def start(*overrides: str) -> tuple[int, str, dict[str, str]]:
+        code = run_program("training", "", TrainSettings, _run, [str(tmp_path / "run.yaml"), *overrides])
+        files = {str(path.relative_to(run)): path.read_text() for path in run.rglob("*") if path.is_file()}
+        return code, capfd.readouterr().err.strip(), files
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["checkpoint.best=accuracy"], "checkpoint.best"),
+        (["optimizer.options={beta: 1}"], "optimizer.options"),
+        (["resources.num_workers=8"], "resources"),
+        (["evaluation.split=dev"], "evaluation.split"),
+        (["image_tower={name: timm, model: test_resnet, weights: /no/such.pth, image_size: 32}"], "image_tower.weights"),
+        (["image_tower={name: timm, model: test_resnet, image_size: 32}", "accumulate=2"], "accumulate"),  # of the rehearsal
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_mistake_does_not_cost_the_run_that_was_to_be_replaced(
+    overrides: list[str], named: str, replacing: Callable[..., tuple[int, str, dict[str, str]]]
+) -> None:
+    code, said, files = replacing(*overrides)
+    assert code == 2 and said.startswith(f"error: {named}") and "\n" not in said
+    assert set(files) >= {"result.json", "checkpoint_00000006/state.pt", "towers/image_tower/x"}
+    assert {content for name, content in files.items() if name != ".lock"} == {"old"}
+
+
+def test_nothing_of_a_run_that_is_replaced_is_left(
+    replacing: Callable[..., tuple[int, str, dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*_: Any) -> None:
+        raise UserError("training begins")
+
+    monkeypatch.setattr("training.run.fit", fit)
+    code, said, files = replacing()
+    assert (code, said) == (2, "error: training begins")
+    assert set(files) == {".lock", "config.yaml"} and files["config.yaml"] != "old"
+
+
 def test_the_first_word_comes_before_torch(tmp_path: Path) -> None:
     """Importing it takes seconds, in which nobody should wonder."""
     program = (

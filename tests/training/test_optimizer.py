@@ -71,8 +71,25 @@ def test_options_reach_the_optimizer_and_wrong_ones_are_named() -> None:
     optimizer = OptimizerSettings(options={"betas": [0.9, 0.98], "eps": 1e-6}).build([nn.Linear(2, 2)])
     assert optimizer.defaults["betas"] == (0.9, 0.98) and optimizer.defaults["eps"] == 1e-6
     assert OptimizerSettings(name="sgd", momentum=0.7).build([nn.Linear(2, 2)]).defaults["momentum"] == 0.7
-    with pytest.raises(UserError, match=r"optimizer\.options: adamw: .*beta"):
-        OptimizerSettings(options={"beta": 0.5}).build([nn.Linear(2, 2)])
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"options": {"beta": 0.5}}, r"adamw has no 'beta'; did you mean betas\? it has betas, eps, "),
+        ({"options": {"betas": [0.9, 2]}}, r"adamw does not take \{'betas': \[0\.9, 2\]\}: .*2"),
+        ({"options": {"betas": 0.9}}, r"adamw does not take \{'betas': 0\.9\}: "),
+        ({"name": "lion", "options": {"eps": 1e-8}}, r"lion has no 'eps'; it has betas, "),
+        ({"name": "sgd", "momentum": 0, "options": {"dampenin": 1}}, r"sgd has no 'dampenin'; did you mean dampening\?"),
+    ],
+    ids=str,
+)
+def test_options_that_an_optimizer_does_not_take(keys: dict, told: str) -> None:
+    """Found by a step on a toy, before there is anything to train."""
+    OptimizerSettings(name=keys.get("name", "adamw")).check()
+    with pytest.raises(UserError, match=rf"^optimizer\.options: {told}") as caught:
+        OptimizerSettings(**keys).check()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_number_without_a_dot_which_yaml_takes_for_text_is_a_number() -> None:
