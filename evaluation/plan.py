@@ -27,9 +27,8 @@ def plan(settings: EvaluateSettings, contents: dict[str, Content]) -> list[Task]
         found = [task for place, content in contents.items() for task in _of(name, place, content, settings)]
         # Those that are asked for by default are not missed where there is nothing for them.
         if not found and "tasks" in settings.model_fields_set:
-            raise UserError(
-                f"tasks: no set of data can take part in {name}: it needs {_NEEDS.get(name, 'what it asks for')}; leave it out, or add such data"
-            )
+            needs = _NEEDS.get(name, "what it asks for")
+            raise UserError(f"tasks: no set of data can take part in {name}: it needs {needs}; leave it out, or add such data")
         tasks += found
     tasks += [_robustness(shift, given, contents) for shift, given in settings.robustness.items()]
     if not tasks:

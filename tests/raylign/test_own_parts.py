@@ -1,4 +1,4 @@
-"""Objectives, sources, tasks and optimizers of one's own, named by import strings: read, run, loaded again, and refused in one line."""
+"""Objectives, sources, tasks and optimizers of one's own, by import strings: read, run, loaded again, refused in one line."""
 
 import sys
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_an_optimizer_of_ones_own() -> None:
     layer(torch.tensor([[1.0, 3.0]])).sum().backward()
     optimizer.step()
     torch.testing.assert_close(layer.weight, before - settings.lr * 2 * torch.tensor([[1.0, 3.0]]))
-    with pytest.raises(UserError, match=r"optimizer\.options.*does not take these arguments"):
+    with pytest.raises(UserError, match=r"optimizer\.name: .* does not take these arguments.*optimizer\.options"):
         load(TrainSettings, CONFIG, OWN | {"optimizer.options.fact": 2}).optimizer.check()
     with pytest.raises(UserError, match=r"optimizer\.name: .* gave a Tensor; it must be a torch\.optim\.Optimizer"):
         load(TrainSettings, CONFIG, {"optimizer.name": "tests.raylign.test_own_parts:no_optimizer"}).optimizer.check()
