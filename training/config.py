@@ -144,7 +144,7 @@ class TrainSettings(Settings):
     overwrite: bool = Field(False, description="delete what an earlier run of this name left")
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> "TrainSettings":
+    def _batch_divides(self) -> "TrainSettings":
         workers, parts = self.resources.num_workers, self.accumulate
         if self.global_batch_size % (workers * parts):
             near = math.ceil(self.global_batch_size / (workers * parts)) * workers * parts
@@ -152,48 +152,28 @@ class TrainSettings(Settings):
                 f"global_batch_size: {self.global_batch_size} is not divisible by resources.num_workers x accumulate = "
                 f"{workers} x {parts}; {near} would be"
             )
-        objective, mode = self.objective, self.image_tower.mode
+        return self
+
+    @model_validator(mode="after")
+    def _objective_has_what_it_needs(self) -> "TrainSettings":
+        objective, augment = self.objective, self.data.augment
         if self.global_batch_size < objective.least_batch:
             raise ValueError(
                 f"global_batch_size: {self.global_batch_size} is too small for objective.name={objective.name}, whose head "
                 f"normalises over the batch: the spread of fewer than {objective.least_batch} pairs says little"
             )
-        if objective.needs.strong is not None and mode in ("locked", "frozen"):
-            raise ValueError(
-                f"objective.name: {objective.name} teaches the image tower by strong views of images, and "
-                f"image_tower.mode={mode} does not train it; choose trainable, or another objective"
-            )
-        if objective.needs.masked != "no" and self.text_tower.mode in ("locked", "frozen"):
-            raise ValueError(
-                f"objective.mlm: {objective.name} hides words from the text tower, and text_tower.mode={self.text_tower.mode} "
-                "does not train it; pass objective.mlm=0, or text_tower.mode=trainable"
-            )
-        if objective.needs.other_words and self.text_tower.mode == "locked":
-            raise ValueError(
-                f"objective.name: {objective.name} shows the text tower captions in other words, whose features text_tower.mode="
-                "locked does not have; choose trainable, or another objective"
-            )
-        if objective.needs.one_space and self.frozen_encoders is None:
-            raise ValueError(
-                f"frozen_encoders: objective.name={objective.name} learns from a teacher; name its halves as "
-                "frozen_encoders.image_encoder and frozen_encoders.text_encoder, such as {name: run, path: runs/demo} or "
-                "{name: open_clip, model: ViT-B-32, weights: TAG}"
-            )
-        if objective.needs.guides == "live" and "locked" in (mode, self.text_tower.mode):
-            raise ValueError(
-                f"objective.name: {objective.name} runs frozen encoders on what the towers see, and a locked tower sees nothing; "
-                "choose trainable or frozen for both, or take features from banks: clip-ping, or objective.live=false"
-            )
-        if objective.needs.codes and self.heads[0].name != "augmented":
-            raise ValueError(
-                f"image_head.name: objective.name={objective.name} tells the head what was done to a view, which "
-                f"{self.heads[0].name} does not read; leave image_head out, or choose augmented"
-            )
-        if objective.needs.codes and self.data.augment is not None and self.data.augment.rand_augment is not None:
-            raise ValueError(
-                f"data.augment.rand_augment: objective.name={objective.name} tells the head what was done to a view, and its "
-                "code has no place for RandAugment; leave that out, or pass objective.codes=false"
-            )
+        objective.needs.check(
+            objective.name,
+            image_mode=self.image_tower.mode,
+            text_mode=self.text_tower.mode,
+            image_head=self.heads[0].name,
+            encoders_named=self.frozen_encoders is not None,
+            rand_augment=augment is not None and augment.rand_augment is not None,
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _test_split_is_apart(self) -> "TrainSettings":
         test, best = self.evaluation.test_split, self.checkpoint.best
         if test is not None and best in (None, "loss"):
             raise ValueError(
@@ -205,6 +185,10 @@ class TrainSettings(Settings):
                 f"evaluation.test_split: '{test}' is what the run {'chooses' if test == self.evaluation.split else 'trains'} on; "
                 "name a split that is used for nothing else"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _device_has_the_precision(self) -> "TrainSettings":
         if self.precision == "fp16" and not self.resources.use_gpu:
             raise ValueError("precision: fp16 needs resources.use_gpu=true; bf16 and fp32 run on CPUs")
         return self

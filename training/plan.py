@@ -112,6 +112,35 @@ class Plan:
         return FrozenEncoders(image, text, widths, size, digest([first.identity, second.identity]))
 
 
+@dataclass(frozen=True)
+class TrainData:
+    """What a run's settings name, opened and checked; no network is built yet, and no feature computed."""
+
+    settings: TrainSettings
+    prepared: Prepared
+    order: Order
+    held_out: list[tuple[Prepared, HeldOut]]  # of `held_out_data`
+    test: HeldOut | None  # of `test_data`
+
+
+def open_data(settings: TrainSettings) -> TrainData:
+    """Open the run's datasets. Raises `UserError` for all that can be wrong with data, splits, labels and batch size."""
+    prepared = Prepared.open(settings.data.path)
+    held_out = held_out_data(settings, prepared)
+    return TrainData(settings, prepared, make_order(settings, prepared), held_out, test_data(settings, prepared))
+
+
+def plan_of(
+    settings: TrainSettings,
+    pool: feature_store.Pool,
+    display: Display,
+    run: Path | None = None,
+    checkpoint: Path | None = None,
+) -> Plan:
+    """From settings to a plan; arguments and errors as of `open_data` and `make_plan`."""
+    return make_plan(open_data(settings), pool, display, run, checkpoint)
+
+
 def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
     """The training split's order. Raises `UserError` for an unknown split, or one that does not fill a batch."""
     known = prepared.split_list(settings.data.validation)
@@ -120,8 +149,7 @@ def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
     if settings.data.split == settings.evaluation.split:
         raise UserError(f"evaluation.split: '{settings.evaluation.split}' is what the run trains on; hold another split out")
     order = Order(
-        prepared.path,
-        prepared.fingerprint,
+        prepared,
         settings.data.split,
         settings.data.split_seed,
         settings.seed,
@@ -179,10 +207,7 @@ def needs_banks(settings: TrainSettings) -> bool:
 
 
 def make_plan(
-    settings: TrainSettings,
-    prepared: Prepared,
-    data: Sequence[tuple[Prepared, HeldOut]],
-    order: Order,
+    data: TrainData,
     pool: feature_store.Pool,
     display: Display,
     run: Path | None = None,
@@ -191,10 +216,10 @@ def make_plan(
     """Tokenizer, banks of locked towers, streams.
 
     Args:
-        data: of `held_out_data`.
         run: the run's folder. What it keeps of its towers is read, and not the weights that the settings name.
         checkpoint: what the run goes on from.
     """
+    settings, prepared, order = data.settings, data.prepared, data.order
     image = settings.image_tower
     there = _frozen_towers(settings, run)
     tokenizer = _tokenizer(settings, prepared, order, there.get("text_tower"), checkpoint)
@@ -226,8 +251,10 @@ def make_plan(
         texts, prompts = text_banks(of, what)
         return Scored(what, images, texts, prompts, file)
 
-    scored = [scored_of(of, what, f"held_out-{what.dataset}.npz" if i else "held_out.npz") for i, (of, what) in enumerate(data)]
-    own, test = scored[0], test_data(settings, prepared)
+    scored = [
+        scored_of(of, what, f"held_out-{what.dataset}.npz" if i else "held_out.npz") for i, (of, what) in enumerate(data.held_out)
+    ]
+    own = scored[0]
     wanted = columns(settings.objective.needs, own.images.image_bank is not None, own.text_bank is not None)
     stream = Stream(
         prepared=prepared,
@@ -242,7 +269,7 @@ def make_plan(
         image_bank=own.images.image_bank,
         text_bank=own.text_bank,
     )
-    tested = None if test is None else scored_of(prepared, test, "test.npz")
+    tested = None if data.test is None else scored_of(prepared, data.test, "test.npz")
     kept, towers = tuple(there.values()), towers_of(checkpoint)
     return Plan(settings, order, stream, tuple(scored), tokenizer, code_version(), tested, kept, towers)
 

@@ -5,8 +5,8 @@ import os
 from dataclasses import dataclass
 
 import ray
-import torch
 
+from pipelines.program.cluster import own_machine
 from pipelines.program.settings import UserError
 from training.config import ResourceSettings
 
@@ -22,9 +22,8 @@ class Cluster:
 
 def ahead() -> Cluster | None:
     """The cluster that this process will start; None where it joins one, or did already."""
-    if "RAY_ADDRESS" in os.environ or ray.is_initialized():
-        return None
-    return Cluster(os.cpu_count() or 1, torch.cuda.device_count())
+    size = own_machine()
+    return None if size is None else Cluster(*size)
 
 
 def present() -> Cluster:

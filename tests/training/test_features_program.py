@@ -19,7 +19,7 @@ from pipelines.program.settings import UserError, load, validate
 from tests.patience import PATIENCE
 from training.config import TrainSettings
 from training.features import BankSettings
-from training.plan import held_out_data, make_order, make_plan
+from training.plan import plan_of
 from training.towers import ImageFeatures, TextFeatures
 from training.towers.base import TowerSettings
 from training.weight_sources import check_sources
@@ -68,15 +68,14 @@ def test_a_run_finds_them_and_computes_nothing(tiny_dataset: Prepared, computed:
         "global_batch_size": 8,
     }
     settings = validate(TrainSettings, tree, "run")
-    data, order = held_out_data(settings, tiny_dataset), make_order(settings, tiny_dataset)
-    guides = make_plan(settings, tiny_dataset, data, order, Pool(0), Display(quiet=True)).stream.guides
+    guides = plan_of(settings, Pool(0), Display(quiet=True)).stream.guides
     assert guides is not None and guides.neighbours is not None
     assert {guides.image_bank, guides.text_bank, guides.neighbours} <= computed
     assert set((tiny_dataset.path / "banks").iterdir()) == computed
 
     ids = np.asarray([0, 40, 95])
     views = np.stack([eval_view(decode(data), 192) for data in tiny_dataset.images(ids)])
-    texts = np.asarray(tiny_dataset.texts(), dtype=object)[ids]
+    texts = tiny_dataset.texts().to_numpy()[ids]
     image_encoder, text_encoder = settings.guides
     for path, direct in (
         (guides.image_bank, ImageFeatures(image_encoder)(views)),
