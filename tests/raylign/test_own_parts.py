@@ -134,5 +134,5 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
         np.save(tmp_path / f"{wanted.kind}.npy", array.astype(np.float32))
         rows.add(wanted, tmp_path / f"{wanted.kind}.npy")
     assert task.score(rows).scores == {"nearer": 100.0}
-    with pytest.raises(UserError, match="tasks: no set of data can take part in tests.raylign.own_parts:tasks_of"):
+    with pytest.raises(UserError, match=r"tasks: no set of data can take part in tests\.raylign\.own_parts:tasks_of"):
         plan(settings, {"o": Content()})
