@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, WrapValidator, create_model, field_validator, model_validator
 
 from evaluation.data.union import DataUnion
 from evaluation.model_settings import ModelSettings
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     TaskName = str
     _TaskSettings = ModelSettings
 else:
-    TaskName = Literal[tuple(info.path for info in _NAMED)]
+    # Beside them classes of the user's own, as module:Class (`evaluation.plan`).
+    TaskName = Annotated[
+        Literal[tuple(info.path for info in _NAMED)],
+        WrapValidator(lambda value, ours: value if isinstance(value, str) and ":" in value else ours(value)),
+        PlainSerializer(str),
+    ]
     # The keys of tasks that have settings.
     _TaskSettings = create_model(
         "TaskSettings",
@@ -43,7 +48,7 @@ class EvaluateSettings(_TaskSettings):
     tasks: Annotated[tuple[TaskName, ...], AfterValidator(different)] = Field(
         tuple(info.path for info in _NAMED if info.by_default),
         min_length=1,
-        description="what is asked; each set takes part in what it can",
+        description="what is asked, also module:Class of your own; each set takes part in what it can",
     )
     recall_at: Positions = Field((1, 5, 10), min_length=1, description="k of R@k")
     robustness: dict[str, RobustnessSettings] = Field(

@@ -1,9 +1,12 @@
 """From a config to the tasks that every model is set: data is read once, and each set takes part in what it can."""
 
+from typing import cast
+
 from evaluation.config import EvaluateSettings
 from evaluation.data.base import Content
 from evaluation.tasks import TASKS
-from evaluation.tasks.base import Task
+from evaluation.tasks.base import Task, TaskInfo
+from pipelines.program.import_string import find
 from pipelines.program.settings import UserError
 
 
@@ -16,15 +19,22 @@ def plan(settings: EvaluateSettings, contents: dict[str, Content]) -> list[Task]
     """All tasks. Raises `UserError` where no set can take part in one that is asked for."""
     tasks: list[Task] = []
     by_name = {kind.info.path: kind for kind in TASKS}
-    for kind in [by_name[name] for name in settings.tasks] + [kind for kind in TASKS if not kind.info.needs]:
+    asked = {name: by_name.get(name) or _own(name) for name in settings.tasks}
+    for name, kind in (asked | {kind.info.path: kind for kind in TASKS if not kind.info.needs}).items():
         found = list(kind.among(contents, settings))
         # Those that are asked for by default are not missed where there is nothing for them.
         if kind.info.needs and not found and "tasks" in settings.model_fields_set:
-            info = kind.info
-            raise UserError(
-                f"tasks: no set of data can take part in {info.path}: it needs {info.needs}; leave it out, or add such data"
-            )
+            needs = kind.info.needs
+            raise UserError(f"tasks: no set of data can take part in {name}: it needs {needs}; leave it out, or add such data")
         tasks += found
     if not tasks:
         raise UserError(f"data: none of {', '.join(contents)} can take part in {', '.join(settings.tasks)}; see tasks in --help")
     return tasks
+
+
+def _own(name: str) -> type[Task]:
+    """A task of the user's own, by its import string. Raises `UserError` where it is none."""
+    kind = find(name, None, "tasks", "tasks", "mypackage.mymodule:MyTask")
+    if not isinstance(getattr(kind, "info", None), TaskInfo) or not hasattr(kind, "among"):
+        raise UserError(f"tasks: {name} is no class with `info` and `among`; see evaluation/tasks/base.py")
+    return cast(type[Task], kind)

@@ -226,6 +226,7 @@ def test_one_module_runs_what_a_config_names() -> None:
     assert imported == {
         "evaluation/embedder.py",
         "evaluation/data/function.py",
+        "evaluation/plan.py",
         "pipelines/program/own_class.py",
         "training/optimizer.py",
     }, "keys of configs, which docs/security.md names"

@@ -6,6 +6,8 @@ gradient of the global batch's loss (Ray Train and DDP average; see tests/traini
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -24,6 +26,17 @@ def world_size() -> int:
 def rank() -> int:
     """This worker's number, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+@contextmanager
+def gloo(store: str, rank: int, size: int, patience: float) -> Iterator[None]:
+    """This process is worker `rank` of `size` on CPUs, meeting at a file that is not there yet; Ray Train does it otherwise."""
+    dist.init_process_group("gloo", f"file://{store}", timedelta(seconds=patience), rank=rank, world_size=size)
+    try:
+        yield
+        dist.barrier()  # nobody leaves while another still gathers
+    finally:
+        dist.destroy_process_group()
 
 
 class _AllGather(torch.autograd.Function):

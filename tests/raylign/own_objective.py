@@ -1,0 +1,115 @@
+"""Objectives as somebody outside of this repository writes them: one that keeps the laws, and one broken in each way."""
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from pipelines.dataset.batch import Batch
+from training.distributed import all_gather, first_row
+from training.objectives.base import Embeddings, Loss, Objective, ObjectiveSettings, Task
+
+
+class Plain(ObjectiveSettings):
+    """InfoNCE from images to texts at a fixed scale, with a moving average of the mean text as a negative of all."""
+
+    scale: float = Field(10.0, gt=0, description="1/temperature")
+
+    def build(self, task: Task) -> Objective:
+        return PlainLoss(self, task)
+
+    def logit_scale(self, saved: object) -> float:
+        return self.scale
+
+
+class PlainLoss(Objective):
+    """State: the moving average."""
+
+    mean: Tensor
+
+    def __init__(self, settings: Plain, task: Task):
+        super().__init__()
+        self._scale = settings.scale
+        self.register_buffer("mean", torch.zeros(task.embed_dim))
+
+    def texts(self, embeddings: Embeddings) -> Tensor:
+        return all_gather(embeddings.text)
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
+        keys = torch.cat([self.texts(embeddings), self.mean[None]])
+        logits = self._scale * embeddings.image @ keys.T
+        own = torch.arange(len(logits), device=logits.device) + self.first(len(logits))
+        return Loss(F.cross_entropy(logits, own), {}, {"text": embeddings.text.detach()})
+
+    def first(self, rows: int) -> int:
+        return first_row(rows)
+
+    def update(self, batch: Batch, loss: Loss) -> None:
+        self.mean.lerp_(all_gather(loss.state["text"]).mean(0), 0.5)
+
+
+class OwnRowsOnly(Plain):
+    """Compares with this worker's texts alone."""
+
+    def build(self, task: Task) -> Objective:
+        class Broken(PlainLoss):
+            def texts(self, embeddings: Embeddings) -> Tensor:
+                return embeddings.text
+
+            def first(self, rows: int) -> int:
+                return 0
+
+        return Broken(self, task)
+
+
+class OwnStateOnly(Plain):
+    """Writes what this worker saw."""
+
+    def build(self, task: Task) -> Objective:
+        class Broken(PlainLoss):
+            def update(self, batch: Batch, loss: Loss) -> None:
+                self.mean.lerp_(loss.state["text"].mean(0), 0.5)
+
+        return Broken(self, task)
+
+
+class WritesInForward(Plain):
+    """Changes state where it is only to be read."""
+
+    def build(self, task: Task) -> Objective:
+        class Broken(PlainLoss):
+            def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
+                loss = super().forward(embeddings, batch)
+                self.mean += 0.1
+                return loss
+
+        return Broken(self, task)
+
+
+class Forgets(Plain):
+    """Keeps state that no checkpoint holds."""
+
+    def build(self, task: Task) -> Objective:
+        class Broken(PlainLoss):
+            def __init__(self, settings: Plain, task: Task):
+                super().__init__(settings, task)
+                del self._buffers["mean"]
+                self.mean = torch.zeros(task.embed_dim, dtype=torch.float64)
+
+        return Broken(self, task)
+
+
+class SumsOverRows(Plain):
+    """A sum in the place of the mean: right for one worker and one part."""
+
+    def build(self, task: Task) -> Objective:
+        class Broken(PlainLoss):
+            def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
+                loss = super().forward(embeddings, batch)
+                return loss._replace(total=loss.total * len(embeddings.image))
+
+        return Broken(self, task)
+
+
+class NoSettings(Objective):
+    """What a config cannot name: not settings, but the objective itself."""
