@@ -26,8 +26,8 @@ from benchmarks.memory import peak_of
 from benchmarks.runs import machine, plan_of, score, worker
 from evaluation.metrics import mean_recalls
 from pipelines.program.display import Display
+from training.build import build_state
 from training.in_process import fit_inline
-from training.loop import build_state
 from training.objectives import ObjectiveUnion
 from training.plan import Plan
 from training.step import train_step

@@ -24,7 +24,7 @@ from benchmarks.memory import peak_of
 from benchmarks.runs import machine, plan_of, score, worker
 from pipelines.dataset.batch import Batch, Needs
 from pipelines.program.display import Display
-from training.loop import build_state
+from training.build import build_state
 from training.objectives import ObjectiveUnion
 from training.objectives.base import Embeddings, ObjectiveSettings, Task
 from training.plan import Plan

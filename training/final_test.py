@@ -15,9 +15,10 @@ from pipelines.dataset.stream import Worker
 from pipelines.program.cluster import configure_data
 from pipelines.program.display import Display
 from pipelines.program.settings import UserError
+from training.build import build_state
 from training.checkpoint import load_checkpoint
 from training.held_out import merged
-from training.loop import build_state, this_worker
+from training.loop import this_worker
 from training.plan import Plan
 from training.ray_train import run_workers
 from training.validation import embed_held_out

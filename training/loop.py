@@ -16,11 +16,11 @@ import numpy as np
 import ray.train
 import ray.train.torch
 import torch
-from torch import nn
 
 from pipelines.dataset.stream import Unusable, Worker
 from pipelines.program.cluster import configure_data
 from pipelines.program.settings import UserError
+from training.build import build_state, masks_to_cut
 from training.cadence import Clock
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.distributed import mean
@@ -30,9 +30,7 @@ from training.plan import Plan
 from training.state import TrainState
 from training.step import train_step
 from training.stopping import Asked
-from training.teacher import FrozenEncoders
-from training.towers.base import synchronised
-from training.towers.padding import may_cut, shortened
+from training.towers.padding import shortened
 from training.validation import validate_held_out
 
 
@@ -95,7 +93,7 @@ def train(
         if folder:
             load_checkpoint(Path(folder), state, plan, worker.device)
     clock = Clock(settings, state.seconds)
-    cut = _masks_to_cut(plan, encoder, state)
+    cut = masks_to_cut(plan, encoder, state)
     encoder.train()
     failed: list[Unusable] = []  # rows of this worker, since the last report
     batches = plan.stream.training(plan.order, state.step, plan.total_steps, worker, failed.append)
@@ -168,39 +166,6 @@ def this_worker(data_cpus: float) -> Worker:
     context = ray.train.get_context()
     size = context.get_world_size()
     return Worker(context.get_world_rank(), size, ray.train.torch.get_device(), data_cpus / size)
-
-
-def build_state(plan: Plan, worker: Worker, checkpoint: Path | None = None) -> tuple[Any, TrainState]:
-    """The bare encoder, and the state around its distributed form. `checkpoint`: what will be loaded into it."""
-    settings = plan.settings
-    encoder: Any
-    encoder, objective, teacher = plan.build(checkpoint)
-    encoder.to(worker.device)
-    if worker.world_size > 1 and worker.device.type == "cuda":
-        encoder = synchronised(encoder)
-    distributed: nn.Module = encoder
-    if worker.world_size > 1 and any(p.requires_grad for p in encoder.parameters()):
-        # Our objectives keep their state equal by gathering; broadcasting buffers every forward would be waste.
-        distributed = ray.train.torch.prepare_model(encoder, parallel_strategy_kwargs={"broadcast_buffers": False})
-    if settings.compile:
-        distributed = torch.compile(distributed)  # type: ignore[assignment]
-    objective.to(worker.device)
-    teacher.to(worker.device)
-    optimizer = settings.optimizer.build([encoder, objective])
-    scaler = torch.amp.GradScaler(worker.device.type, enabled=settings.precision == "fp16")
-    return encoder, TrainState(distributed, objective, teacher, optimizer, scaler)
-
-
-def _masks_to_cut(plan: Plan, encoder: Any, state: TrainState) -> set[str]:
-    """Masks of a batch behind whose last token nothing is read. A compiled encoder keeps one length: it is compiled for it."""
-    found: set[str] = set()
-    if encoder.text_tower is not None and not plan.settings.compile and may_cut(encoder.text_tower, plan.tokenizer):
-        found |= {"text_mask", "other_mask"}
-    if isinstance(state.teacher, FrozenEncoders):
-        assert plan.stream.guide_tokenizer is not None
-        if may_cut(state.teacher.text, plan.stream.guide_tokenizer):
-            found |= {"guide_mask"}
-    return found
 
 
 def _device_name(device: torch.device) -> str:

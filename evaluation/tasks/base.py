@@ -107,7 +107,9 @@ class Task(Protocol):
 class MeasuredTask(Task, Protocol):
     """A task whose scores alone are quick: training asks for them between epochs."""
 
-    names: Sequence[str]  # of the scores that `measure` gives
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the scores that `measure` gives."""
 
     def measure(self, rows: Rows) -> Scored:
         """What `score` gives, without intervals and details, and without means of scores (`evaluation.metrics`)."""

@@ -77,7 +77,9 @@ class _Probe:
 class LinearProbe(_Probe):
     """On all training images."""
 
-    info = TaskInfo("linear_probe", "linear_probe", "Linear probe", accuracies("lp_"), needs="labels of training and test images")
+    info: ClassVar[TaskInfo] = TaskInfo(
+        "linear_probe", "linear_probe", "Linear probe", accuracies("lp_"), needs="labels of training and test images"
+    )
     settings: ClassVar[type[Settings] | None] = LinearProbeSettings
 
     def __init__(self, dataset: str, content: Classification, place: str, views: int = 0, seed: int = 0):
@@ -116,7 +118,9 @@ class LinearProbe(_Probe):
 class FewShot(_Probe):
     """On k training images a class."""
 
-    info = TaskInfo("few_shot", "few_shot", "Few-shot probe", accuracies(), needs="labels of training and test images")
+    info: ClassVar[TaskInfo] = TaskInfo(
+        "few_shot", "few_shot", "Few-shot probe", accuracies(), needs="labels of training and test images"
+    )
     settings: ClassVar[type[Settings] | None] = FewShotSettings
 
     def __init__(self, dataset: str, content: Classification, place: str, shots: Sequence[int], seeds: Sequence[int]):

@@ -22,7 +22,7 @@ _SPREAD = 5000  # rows at most of which uniformity, which is quadratic, is compu
 class Retrieval:
     """Images among all images, captions among all captions."""
 
-    info = TaskInfo(
+    info: ClassVar[TaskInfo] = TaskInfo(
         "zeroshot_retrieval",
         "retrieval",
         "Retrieval",

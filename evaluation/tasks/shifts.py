@@ -73,7 +73,9 @@ class RobustnessSettings(Settings):
 class Corruption:
     """Zero-shot classification of the same images, corrupted in several ways and to several degrees."""
 
-    info = TaskInfo("corruption", "corruption", "Corruptions", (Measure("mean", "mean of all"),), needs="labels of test images")
+    info: ClassVar[TaskInfo] = TaskInfo(
+        "corruption", "corruption", "Corruptions", (Measure("mean", "mean of all"),), needs="labels of test images"
+    )
     settings: ClassVar[type[Settings] | None] = CorruptionSettings
 
     def __init__(
@@ -136,7 +138,7 @@ class Corruption:
 class EffectiveRobustness:
     """Top-1 under a shift beside what a line through baselines predicts from top-1 on the reference set."""
 
-    info = TaskInfo(
+    info: ClassVar[TaskInfo] = TaskInfo(
         "effective_robustness",
         "robustness",
         "Effective robustness",
@@ -154,8 +156,8 @@ class EffectiveRobustness:
     @classmethod
     def among(cls, contents: Mapping[str, Content], settings: Any) -> Iterator[Task]:
         for shift, given in settings.robustness.items():
-            pair = [_only(name, contents, shift) for name in (shift, given.reference)]
-            yield cls(*pair, *_line(given, shift))
+            line, baselines = _line(given, shift)
+            yield cls(_only(shift, contents, shift), _only(given.reference, contents, shift), line, baselines)
 
     def wanted(self) -> Sequence[Wanted]:
         return self._shift.images, self._shift.texts, self._reference.images

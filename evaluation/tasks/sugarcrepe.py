@@ -16,7 +16,7 @@ from pipelines.program.settings import Settings
 class SugarCrepe:
     """All subsets that the data holds."""
 
-    info = TaskInfo(
+    info: ClassVar[TaskInfo] = TaskInfo(
         "image_caption_selection",
         "sugarcrepe",
         "SugarCrepe",

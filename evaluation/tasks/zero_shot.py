@@ -18,7 +18,7 @@ from pipelines.program.settings import Settings
 class ZeroShot:
     """Prompts of all classes against the test images."""
 
-    info = TaskInfo(
+    info: ClassVar[TaskInfo] = TaskInfo(
         "zeroshot_classification",
         "zero_shot",
         "Zero-shot classification",

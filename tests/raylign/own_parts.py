@@ -1,7 +1,7 @@
 """A source, a task and an optimizer as somebody outside of this repository writes them."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class Squares(Source):
 class Same:
     """Whether a caption is nearer to its image than the mean caption is."""
 
-    info = TaskInfo("same", "same", "Nearer than the mean", (), needs="captions")
+    info: ClassVar[TaskInfo] = TaskInfo("same", "same", "Nearer than the mean", (), needs="captions")
     settings = None
 
     def __init__(self, place: str, content: Content):

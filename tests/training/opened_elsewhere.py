@@ -18,10 +18,10 @@ from pipelines.features.feature_store import Pool
 from pipelines.features.rows_by_id import bank_rows
 from pipelines.program.display import Display
 from pipelines.program.settings import validate
+from training.build import build_state
 from training.checkpoint import find_checkpoint, load_checkpoint, load_embedder
 from training.checkpoint_registry import settle
 from training.config import TrainSettings
-from training.loop import build_state
 from training.plan import keep_towers, plan_of
 
 TEXTS = ["a square of colour 3", "A photo of TWO cats, on a mat!"]

@@ -29,10 +29,10 @@ from tests.training.opened_elsewhere import embedded, going_on
 from tests.training.squares import prepared_by_hand
 from tests.training.towers.text_models import DUAL, TEXT
 from tests.training.towers.text_models import save as save_text
+from training.build import build_state
 from training.checkpoint import load_embedder, save_checkpoint
 from training.checkpoint_registry import put, seal
 from training.config import TrainSettings
-from training.loop import build_state
 from training.plan import keep_towers, plan_of
 
 SIZE, ROOT = 32, Path(__file__).parents[2]

@@ -1,0 +1,48 @@
+"""From a plan to the networks on this worker, and the state around them."""
+
+from pathlib import Path
+from typing import Any
+
+import ray.train.torch
+import torch
+from torch import nn
+
+from pipelines.dataset.stream import Worker
+from training.plan import Plan
+from training.state import TrainState
+from training.teacher import FrozenEncoders
+from training.towers.base import synchronised
+from training.towers.padding import may_cut
+
+
+def build_state(plan: Plan, worker: Worker, checkpoint: Path | None = None) -> tuple[Any, TrainState]:
+    """The bare encoder, and the state around its distributed form. `checkpoint`: what will be loaded into it."""
+    settings = plan.settings
+    encoder: Any
+    encoder, objective, teacher = plan.build(checkpoint)
+    encoder.to(worker.device)
+    if worker.world_size > 1 and worker.device.type == "cuda":
+        encoder = synchronised(encoder)
+    distributed: nn.Module = encoder
+    if worker.world_size > 1 and any(p.requires_grad for p in encoder.parameters()):
+        # Our objectives keep their state equal by gathering; broadcasting buffers every forward would be waste.
+        distributed = ray.train.torch.prepare_model(encoder, parallel_strategy_kwargs={"broadcast_buffers": False})
+    if settings.compile:
+        distributed = torch.compile(distributed)  # type: ignore[assignment]
+    objective.to(worker.device)
+    teacher.to(worker.device)
+    optimizer = settings.optimizer.build([encoder, objective])
+    scaler = torch.amp.GradScaler(worker.device.type, enabled=settings.precision == "fp16")
+    return encoder, TrainState(distributed, objective, teacher, optimizer, scaler)
+
+
+def masks_to_cut(plan: Plan, encoder: Any, state: TrainState) -> set[str]:
+    """Masks of a batch behind whose last token nothing is read. A compiled encoder keeps one length: it is compiled for it."""
+    found: set[str] = set()
+    if encoder.text_tower is not None and not plan.settings.compile and may_cut(encoder.text_tower, plan.tokenizer):
+        found |= {"text_mask", "other_mask"}
+    if isinstance(state.teacher, FrozenEncoders):
+        assert plan.stream.guide_tokenizer is not None
+        if may_cut(state.teacher.text, plan.stream.guide_tokenizer):
+            found |= {"guide_mask"}
+    return found
