@@ -4,8 +4,8 @@ Shards are permuted, then rows inside windows of consecutive shards, so that rea
 is; a dataset smaller than one window is permuted as a whole. Global batch g of an epoch is rows [gB, (g+1)B) of the order,
 whatever the number of workers; worker r of K takes the r-th of K equal parts of it. The cursor is one number: the step.
 
-Only the windows that are asked for are ever looked at: starting at any step reads nothing before it, and memory does not grow
-with the dataset.
+Only the requested windows are ever computed: starting at any step reads nothing before it, and memory does not grow with the
+dataset.
 """
 
 import functools
@@ -23,7 +23,7 @@ from pipelines.program.settings import UserError
 
 @dataclass(frozen=True)
 class Order:
-    """Which samples each step consumes. Small: it names a split, and every process finds its ids as it needs them."""
+    """Which samples each step consumes. Small: it names a split, and every process derives the ids that it needs."""
 
     path: Place
     fingerprint: str
@@ -31,11 +31,11 @@ class Order:
     split_seed: int | None
     seed: int
     global_batch_size: int
-    validation: float | None = None  # share of the training groups that is held out for choosing
-    fraction: float = 1.0  # of the split's groups that take part; a function of the seed and the group's name
+    validation: float | None = None  # share of the training groups that is held out for validation
+    fraction: float = 1.0  # share of the split's groups that is used; a function of the seed and the group's name
 
     def check(self) -> None:
-        """Raises `UserError` where the split is empty, or does not fill one global batch."""
+        """Raises `UserError` if the split is empty, or does not fill one global batch."""
         if self.rows >= self.global_batch_size:
             return
         if self.rows == 0 and self.fraction == 1:
@@ -55,18 +55,18 @@ class Order:
 
     @property
     def ids(self) -> np.ndarray:
-        """Sample ids of the split, or of the share of it that takes part, sorted, each once."""
+        """Sample ids of the split, or of the fraction of it that is used, sorted, each once."""
         shards = range(len(_prepared(self).manifest["shards"]))
         return np.concatenate([_shard_ids(self, shard) for shard in shards])
 
     @property
     def rows(self) -> int:
-        """Rows that an epoch goes through: those of the split, times their weights."""
+        """Rows in an epoch: those of the split, times their weights."""
         return int(_counts(self).sum())
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole global batches; the samples left over take their turn in another epoch's order."""
+        """Whole global batches; which samples are left over differs from epoch to epoch."""
         return self.rows // self.global_batch_size
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
@@ -77,9 +77,9 @@ class Order:
         return self.take(epoch, np.arange(start, start + size))
 
     def spares(self, step: int, rank: int, world_size: int, row: int) -> Iterator[int]:
-        """Sample ids that may stand in for a row of a worker's batch that turns out to be unusable, best first.
+        """Sample ids that may replace an unusable row of a worker's batch, best first.
 
-        They are what other batches have in the same place, so that no two rows of one batch get the same stand-in.
+        They are at the same position in other batches, so no two rows of one batch get the same substitute.
         """
         epoch, index = divmod(step, self.steps_per_epoch)
         place = index * self.global_batch_size + rank * (self.global_batch_size // world_size) + row
@@ -113,7 +113,7 @@ def _shard_ids(order: Order, shard: int) -> np.ndarray:
     mine = np.flatnonzero(prepared.split_names(shard, order.split_seed, order.validation) == order.split)
     if order.fraction < 1:
         groups = prepared.groups(shard)
-        # One number a group, whatever the share: a smaller share is a part of a larger one.
+        # One number per group, whatever the fraction: a smaller fraction is a subset of a larger one.
         mine = np.asarray(
             [row for row in mine if uniform_of(f"{groups[row]}\0share", order.seed) < order.fraction], dtype=np.int64
         )
@@ -150,13 +150,13 @@ def _windows(order: Order, epoch: int) -> tuple[list[list[int]], np.ndarray]:
 def _window(order: Order, epoch: int, window: int) -> np.ndarray:
     """The permuted rows of a window."""
     shards = _windows(order, epoch)[0][window]
-    # Sorted first: how a small dataset is cut into shards has no influence.
+    # Sorted first, so that the division of a small dataset into shards has no influence.
     rows = np.sort(np.concatenate([_weighted(order, epoch, shard) for shard in shards]))
     return generator("rows", order.seed, epoch, window).permutation(rows)
 
 
 def _weighted(order: Order, epoch: int, shard: int) -> np.ndarray:
-    """A shard's rows of this epoch: all of them as often as the weight says, and a random part of them for its fraction."""
+    """A shard's rows in this epoch: all of them once for each whole unit of weight, and a random share for its fraction."""
     ids = _shard_ids(order, shard)
     wanted = int(_counts(order)[shard])
     if wanted == len(ids):
