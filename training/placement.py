@@ -1,8 +1,8 @@
-"""What a run books at every start of its workers: their own CPUs and GPUs, and the CPUs of the tasks that read for them.
+"""What a run reserves whenever its workers start: their own CPUs and GPUs, and the CPUs of the tasks that read for them.
 
-Ray Train books its workers alone. Where those take all CPUs that are left, as after a node was lost or beside another job,
-reading tasks wait for ever, and nobody says so. Here both are booked in one placement group, all of it or nothing, so that
-workers never run without what feeds them; and a group that has to wait for its place is told of.
+Ray Train reserves resources for its workers only. If those take all CPUs that are left, after a node was lost or next to
+another job, reading tasks wait for ever without a message. Here both are reserved in one placement group, all or nothing, so
+workers never run without the tasks that feed them; and a group that has to wait is reported.
 """
 
 import threading
@@ -21,13 +21,13 @@ from ray.util.placement_group import PlacementGroup, placement_group
 
 from pipelines.program.display import Display
 
-HELD = "placement_group"  # file in a run's folder: what it has booked, or is waiting for
-_PATIENCE = 5.0  # seconds in which a group finds its place where there is one
-_LOOK = 1.0  # seconds between two looks
+HELD = "placement_group"  # file in a run's folder: what it has reserved, or is waiting for
+_PATIENCE = 5.0  # seconds within which a group that fits is placed
+_LOOK = 1.0  # seconds between two checks
 
 
 class Room(ControllerCallback):
-    """Given to Ray Train as a callback: its controller then starts workers with `cpus` for reading tasks beside them."""
+    """A callback for Ray Train: its controller then starts workers together with `cpus` for reading tasks."""
 
     def __init__(self, cpus: float, folder: Path):
         self.cpus, self.folder = cpus, folder
@@ -38,13 +38,13 @@ class Room(ControllerCallback):
         TrainController.worker_group_cls = _Group
 
     def bundles(self) -> list[dict[str, float]]:
-        """One CPU each: they may lie on different nodes."""
+        """One CPU each, since they may be on different nodes."""
         whole, rest = int(self.cpus), self.cpus - int(self.cpus)
         return [{"CPU": 1.0}] * whole + ([{"CPU": rest}] if rest >= 0.01 else [])
 
 
 class _Group(WorkerGroup):
-    """Ray Train's group of workers, with bundles for reading tasks behind the workers' own."""
+    """Ray Train's group of workers, with bundles for reading tasks after the workers' own."""
 
     room: Room
 
@@ -56,9 +56,9 @@ class _Group(WorkerGroup):
 
 
 def give_back(folder: Path) -> None:
-    """Free what a run's workers hold whose starter was killed or stopped; nothing where there is nothing.
+    """Free the resources of a run's workers whose driver was killed or stopped, if there are any.
 
-    Ray Train has a watcher for that, but it dies where two Rays run on one machine.
+    Ray Train has a watcher for that, but it dies if two Ray instances run on one machine.
     """
     group = _group(folder)
     if group is not None and _table(group).get("state") not in (None, "REMOVED"):
@@ -67,7 +67,7 @@ def give_back(folder: Path) -> None:
 
 
 def waiting(folder: Path) -> str:
-    """What a run is waiting for before it starts or goes on, in words; empty where it is not."""
+    """A description of what a run is waiting for before it starts or resumes; empty if it is not waiting."""
     group = _group(folder)
     table = {} if group is None else _table(group)
     # RESCHEDULING: a node was lost with bundles of a group whose workers may still run.
@@ -87,7 +87,7 @@ def waiting(folder: Path) -> str:
 
 
 class Watch:
-    """Tells the display when a run's workers wait for their place, in a thread beside whoever blocks."""
+    """Shows when a run's workers wait to be placed, from a thread, since the main thread is blocked."""
 
     def __init__(self, folder: Path, display: Display):
         self._folder, self._display, self._stop = folder, display, threading.Event()
@@ -111,14 +111,14 @@ class Watch:
 
 
 class Teller:
-    """Tells once of a run that waits, and again after it went on."""
+    """Reports a waiting run once, and again if it waits after it had continued."""
 
     def __init__(self) -> None:
         self._since: float | None = None
         self._told = False
 
     def news(self, folder: Path) -> str:
-        """What to say now; mostly nothing."""
+        """The message to show now; usually none."""
         text, now = waiting(folder), time.monotonic()
         if not text:
             self._since, self._told = None, False
@@ -134,7 +134,7 @@ class Teller:
 def _group(folder: Path) -> PlacementGroup | None:
     try:
         return PlacementGroup(PlacementGroupID.from_hex((folder / HELD).read_text()))
-    except (OSError, ValueError):  # there is none, or it is being written
+    except (OSError, ValueError):  # it does not exist, or is being written
         return None
 
 

@@ -3,8 +3,7 @@
 Small on purpose: a word that is not listed has no synonym, and EDA makes another change.
 """
 
-_GROUPS =
-"""
+_GROUPS = """
 big large huge
 small little tiny
 old aged ancient
