@@ -1,11 +1,11 @@
-"""Whether pretrained weights are to be had, asked first of all: apart from the config, nothing has to be imported for it."""
+"""Whether pretrained weights are available, checked first: nothing but the config has to be imported for it."""
 
 from training.config import GuideSettings, TrainSettings
 from training.towers.base import TowerSettings
 
 
 def check_sources(settings: TrainSettings) -> None:
-    """Raises `UserError` where pretrained weights are neither here nor to be had. Needs no data and no cluster."""
+    """Raises `UserError` if pretrained weights are neither on this machine nor available. Needs no data and no cluster."""
     towers: dict[str, TowerSettings] = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
     if settings.objective.needs.guides != "no":
         guides = settings.frozen_encoders or GuideSettings()
