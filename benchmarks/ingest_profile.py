@@ -44,7 +44,7 @@ def _pieces(job: Job) -> dict[str, float]:
     prepared = job.corpus.prepared("indexed")
     columns = frozenset({"image", "text", "text_mask"})
     stream = Stream(prepared, columns, image_size=job.size, augment=AUGMENT, tokenizer=job.tokenizer)
-    order = Order(prepared.path, prepared.fingerprint, "train", None, 0, job.batch)
+    order = Order(prepared, "train", None, 0, job.batch)
     seconds: dict[str, list[float]] = {}
 
     def timed(name: str, call: Callable[..., Any], *arguments: Any) -> Any:

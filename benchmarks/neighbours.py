@@ -20,7 +20,7 @@ from benchmarks.runs import machine
 from pipelines.dataset.prepared import Prepared
 from pipelines.features.frozen_encoders import unit
 from pipelines.features.knn import Approximate, nearest
-from pipelines.features.rows_by_id import bank_rows, id_columns
+from pipelines.features.rows_by_id import bank_rows
 from pipelines.program.display import Display
 from pipelines.program.settings import load
 from training.features import BankSettings, compute_banks
@@ -45,8 +45,8 @@ def openmoji() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         return
     images, texts, _ = compute_banks(settings, Display())
     prepared = Prepared.open(settings.dataset)
-    image_ids, text_ids = id_columns(str(prepared.path), prepared.fingerprint)
-    firsts = np.asarray([ids[0] for ids in text_ids])
+    everybody = np.arange(prepared.num_samples)
+    image_ids, firsts = prepared.row_ids.image(everybody), prepared.row_ids.text(everybody)
     yield "OpenMoji's images, EfficientNet-Lite0", unit(bank_rows(images)[:]), image_ids
     yield "OpenMoji's captions, MiniLM", unit(bank_rows(texts)[firsts]), image_ids
 

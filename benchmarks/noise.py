@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.runs import machine, plan_of, score
-from evaluation.suite import mean_recalls
+from evaluation.metrics import mean_recalls
 from pipelines.dataset.prepared import Prepared
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare

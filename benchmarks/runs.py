@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from evaluation.suite import mean_recalls
-from pipelines.dataset.prepared import Prepared
+import training.plan
+from evaluation.metrics import mean_recalls
 from pipelines.dataset.stream import Worker
 from pipelines.features.feature_store import Pool
 from pipelines.program import cluster
@@ -20,16 +20,14 @@ from pipelines.program.display import Display
 from pipelines.program.settings import load
 from training.config import TrainSettings
 from training.loop import train
-from training.plan import Plan, held_out_data, make_order, make_plan
+from training.plan import Plan
 
 
 def plan_of(config: Path, overrides: dict[str, Any], display: Display) -> Plan:
     """The plan of a run; features of locked towers are computed in the cluster where they are not cached yet."""
     settings = load(TrainSettings, config, overrides)
-    prepared = Prepared.open(settings.data.path)
     cluster.start(display.verbose)
-    data = held_out_data(settings, prepared)
-    return make_plan(settings, prepared, data, make_order(settings, prepared), Pool(os.cpu_count() or 1), display)
+    return training.plan.plan_of(settings, Pool(os.cpu_count() or 1), display)
 
 
 def worker() -> Worker:

@@ -1,15 +1,15 @@
 """`python -m evaluation CONFIG.yaml`: set tasks to models, and write what came of it down for tables and for people."""
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from evaluation.config import EvaluateSettings
 from evaluation.embeddings import Rows
+from evaluation.metrics import path_of, task_title
 from evaluation.model_settings import ModelSettings
 from evaluation.plan import plan, read_data
-from evaluation.results import TASKS, Result, find_result
+from evaluation.results import Result, find_result
 from evaluation.tasks.base import Task
 from pipelines.io.retry import shown_tree
 from pipelines.program import interrupts
@@ -22,13 +22,6 @@ probes, corruptions and effective robustness, on prepared datasets and on the la
 all tasks; writes OUTPUT/MODEL/DATASET/TASK/result.json and OUTPUT/report.html, which compares all models there. No data is
 downloaded."""
 
-# What the paths of scores begin with, as in training: zero_shot/openmoji_group/top1. Others are called as their results are.
-_PATHS = {
-    "zeroshot_classification": "zero_shot",
-    "zeroshot_retrieval": "retrieval",
-    "image_caption_selection": "sugarcrepe",
-    "effective_robustness": "robustness",
-}
 _FORMAT = 1  # of results; another one, and all are scored anew
 
 
@@ -85,12 +78,12 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
 
 def _check_room(settings: EvaluateSettings) -> None:
     """Raises `UserError` where the Ray that this process starts would wait for ever; a cluster may grow."""
-    import ray
-    import torch
+    from pipelines.program import cluster
 
-    if "RAY_ADDRESS" in os.environ or ray.is_initialized():
+    size = cluster.own_machine()
+    if size is None:
         return
-    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    cpus, gpus = size
     if settings.use_gpu and settings.actors > gpus:
         raise UserError(f"use_gpu: {settings.actors} x 1 GPU, and this machine has {gpus}; pass use_gpu=false, or fewer actors")
     if settings.cpus_per_actor > cpus:
@@ -120,7 +113,7 @@ def _score(
         interrupts.keeping(lambda: f"{name}: {len(results)} of {len(tasks)} results are kept"),
     ):
         for done, task in enumerate(tasks):
-            progress.update(done, f"{TASKS[task.name].lower()} of {task.dataset}")
+            progress.update(done, f"{task_title(task.name).lower()} of {task.dataset}")
             identity = digest(
                 [_FORMAT, rows.fingerprint, rows.scale, [one.fingerprint for one in task.wanted()], task.name, task.identity]
             )
@@ -150,7 +143,7 @@ def _table(results: Sequence[Result]) -> list[list[str]]:
         base = result.baselines.get(name, {})
         rows.append(
             [
-                f"{_PATHS.get(result.task, result.task)}/{result.dataset}/{name}",
+                path_of(result.task, result.dataset, name),
                 f"{result.scores[name]:.1f}",
                 "" if low is None else f"{low:.1f} to {high:.1f}",
                 f"{base['chance']:.1f}" if "chance" in base else "",
@@ -164,6 +157,11 @@ def _run(settings: EvaluateSettings, display: Display) -> None:
     evaluate(settings, display)
 
 
+def main(arguments: Sequence[str], prog: str = "python -m") -> int:
+    """The exit code."""
+    return run_program("evaluation", PURPOSE, EvaluateSettings, _run, arguments, prog=prog)
+
+
 if __name__ == "__main__":
     begin("evaluation", sys.argv[1:])
-    sys.exit(run_program("evaluation", PURPOSE, EvaluateSettings, _run))
+    sys.exit(main(sys.argv[1:]))

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from evaluation.import_string import call, find
+from pipelines.program.import_string import call, find
 
 _EXAMPLE = "training.checkpoint:load_embedder"
 

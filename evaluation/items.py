@@ -3,7 +3,8 @@
 import numpy as np
 
 from evaluation import retrieval, zero_shot
-from evaluation.suite import HeldOut, mean_recalls
+from evaluation.metrics import mean_recalls
+from evaluation.suite import HeldOut
 
 
 def parts(data: HeldOut, images: np.ndarray, texts: np.ndarray, prompts: np.ndarray) -> dict[str, np.ndarray]:

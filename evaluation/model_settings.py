@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from evaluation.import_string import names_of
 from pipelines.program.config_errors import alike
+from pipelines.program.import_string import names_of
 from pipelines.program.path_keys import LocalPlace
 from pipelines.program.settings import Settings, UserError
 

@@ -11,25 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evaluation.metrics import TASKS
 from pipelines.program.settings import UserError
-
-# Task -> what a table calls it.
-TASKS = {
-    "zeroshot_classification": "Zero-shot classification",
-    "linear_probe": "Linear probe",
-    "few_shot": "Few-shot probe",
-    "zeroshot_retrieval": "Retrieval",
-    "image_caption_selection": "SugarCrepe",
-    "effective_robustness": "Effective robustness",
-    "corruption": "Corruptions",
-}
-# Task -> our name of a score -> CLIP_benchmark's, of its tasks; the names of retrieval have k in them.
-_THEIRS = {
-    "zeroshot_classification": {"top1": "acc1", "top5": "acc5", "mean_per_class": "mean_per_class_recall"},
-    "linear_probe": {"top1": "lp_acc1", "top5": "lp_acc5", "mean_per_class": "lp_mean_per_class_recall"},
-    "image_caption_selection": {"micro": "acc"},
-}
-_WAYS = {"image_to_text_recall@": "text_retrieval_recall@", "text_to_image_recall@": "image_retrieval_recall@"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +21,7 @@ class Result:
 
     model: str
     dataset: str  # the entry of the config's `data`, with _LABEL where the entry has several labels
-    task: str  # of TASKS
+    task: str  # of evaluation.metrics.TASKS
     main: str  # the score that stands for the task
     scores: dict[str, float]  # percent; of effective_robustness percentage points
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # 95 %, over items
@@ -90,9 +73,5 @@ def _read(path: Path) -> Result:
 
 def _metrics(task: str, scores: dict[str, float]) -> dict[str, float]:
     """Fractions, under CLIP_benchmark's names where it has one."""
-    theirs_of, renamed = _THEIRS.get(task, {}), {}
-    for name, value in scores.items():
-        for ours, theirs in _WAYS.items():
-            name = name.replace(ours, theirs)
-        renamed[theirs_of.get(name, name)] = value / 100
-    return renamed
+    theirs = {name: TASKS[task].measure(name).clip_benchmark for name in scores} if task in TASKS else {}
+    return {theirs.get(name) or name: value / 100 for name, value in scores.items()}

@@ -4,7 +4,6 @@ Whoever embeds (training between epochs, `python -m evaluation` through Ray Data
 named by paths, such as `retrieval/openmoji/image_to_text_recall@1` or `zero_shot/openmoji_subgroup/top1`, in percent.
 """
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any
@@ -232,17 +231,3 @@ def gallery(data: HeldOut, images: np.ndarray, texts: np.ndarray, count: int = 1
             for i, found in zip(by_image, captions, strict=True)
         ],
     }
-
-
-def mean_recalls(metrics: dict[str, float]) -> dict[str, float]:
-    """Mean of both directions for each dataset and k, such as `retrieval/openmoji/mean_recall@1`.
-
-    And of all k, `retrieval/openmoji/mean_recall`: with R@1, 5 and 10 the mean of six recalls that fine-tuning is selected by.
-    """
-    result: dict[str, list[float]] = {}
-    for path, value in metrics.items():
-        for way in ("image_to_text_recall", "text_to_image_recall"):
-            if way in path:
-                result.setdefault(path.replace(way, "mean_recall"), []).append(value)
-                result.setdefault(path.partition("/" + way)[0] + "/mean_recall", []).append(value)
-    return {path: math.fsum(values) / len(values) for path, values in result.items()}

@@ -2,14 +2,14 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipelines.prepare.check import check
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
 from pipelines.program.cli import begin, run_program
+from pipelines.program.config_files import find_config
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError, parse_overrides, read_yaml
+from pipelines.program.settings import UserError, parse_overrides, read_config
 
 PURPOSE = """Prepare a dataset: read image-text pairs from a source with Ray Data, decode and resize every image once into
 shards (or only record where each image is), number the rows, and list the rejected ones. After an interruption the same command
@@ -33,22 +33,24 @@ def _of_banks(arguments: Sequence[str]) -> bool:
     """Whether the config has the key `dataset`, and not `source`."""
     given = [argument for argument in arguments if not argument.startswith("-")]
     try:
-        keys = set(read_yaml(Path(given[0]))) | {key.split(".")[0] for key in parse_overrides(given[1:])}
+        keys = set(read_config(find_config(given[0], "pipelines"), PrepareSettings)) | {
+            key.split(".")[0] for key in parse_overrides(given[1:])
+        }
     except (UserError, IndexError):  # the program says so itself
         return False
     return "dataset" in keys and "source" not in keys
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], prog: str = "python -m") -> int:
     """The exit code."""
     if not _of_banks(arguments):
-        return run_program("pipelines", PURPOSE, PrepareSettings, _run, arguments, check=check)
+        return run_program("pipelines", PURPOSE, PrepareSettings, _run, arguments, check, prog)
     from training.features import BankSettings, compute_banks  # torch and all encoders come with it
 
     def run(settings: BankSettings, display: Display) -> None:
         compute_banks(settings, display)
 
-    return run_program("pipelines", BANKS, BankSettings, run, arguments)
+    return run_program("pipelines", BANKS, BankSettings, run, arguments, prog=prog)
 
 
 if __name__ == "__main__":

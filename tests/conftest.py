@@ -24,7 +24,27 @@ QUIET = Display(quiet=True)
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
 os.environ.pop("RAY_ADDRESS", None)
+_NO_RAY = "a-test-not-marked-ray"  # no address: Ray refuses it at once, and names it
 os.environ |= {"RAY_memory_monitor_refresh_ms": "0", "RAY_worker_niceness": "0"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs Ray is marked `ray`: all that asks for the session's Ray, however far down, and whole programs."""
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()) or item.get_closest_marker("e2e"):
+            item.add_marker("ray")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Other tests find no Ray, neither here nor in processes of theirs: to start one fails."""
+    if not item.get_closest_marker("ray"):
+        os.environ["RAY_ADDRESS"] = _NO_RAY
+    try:
+        return (yield)
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
 
 
 @pytest.fixture(scope="session")

@@ -71,12 +71,8 @@ def test_cluster_installs_what_is_here(config: dict[str, Any]) -> None:
     assert installs and all("-c ~/raylign/constraints.txt" in command for command in installs)
 
 
-def test_every_change_is_listed_at_the_top() -> None:
-    """What the header promises to mark is marked, and nothing that is somebody's own is filled in."""
-    text = (ROOT / "cluster.yaml").read_text()
-    header, body = text.split("\ncluster_name", 1)
-    for key in ("region", "image", "auth", "shared storage"):
-        assert key in header
+def test_what_is_somebodys_own_is_marked_and_not_filled_in() -> None:
+    _, body = (ROOT / "cluster.yaml").read_text().split("\ncluster_name", 1)
     assert body.count("# CHANGE") == 4
     assert "ami-CHANGE-ME" in body and "fs-CHANGE-ME" in body
 

@@ -1,4 +1,7 @@
-"""The README's own commands, run as a user would, on a small part of the data; and what they must leave behind."""
+"""The README's own commands, run as a user would, on a small part of the data; and what they must leave behind.
+
+Each program runs once in a process of its own; what comes after runs in this one.
+"""
 
 import io
 import json
@@ -14,7 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.in_process import succeed
 from tests.patience import PATIENCE
+from tuning.__main__ import report
 
 ROOT = Path(__file__).parent.parent
 LOCKED = ["image_tower.image_size=64", "epochs=3", "global_batch_size=32", "evaluation.every_epochs=1", "log_every=2"]
@@ -27,14 +32,10 @@ def readme_commands() -> dict[str, list[str]]:
     return {program: [program, *shlex.split(rest)] for program, rest in reversed(lines)}
 
 
-def program(*arguments: str) -> subprocess.CompletedProcess:
-    """Run `python -m ...` in the repository's root, without a terminal."""
+def succeed_apart(*arguments: str) -> str:
+    """What `python -m ...` tells in a process of its own, in the repository's root, without a terminal; it must end well."""
     command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
-
-
-def succeed(*arguments: str) -> str:
-    done = program(*arguments)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -44,8 +45,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared and trained by the README's first two commands."""
     home = tmp_path_factory.mktemp("home")
     commands = readme_commands()
-    succeed(*commands["pipelines"], f"output={home}/data", "source.limit=240", "image.size=64")
-    succeed(*commands["training"], "name=demo", f"storage={home}/runs", f"data.path={home}/data", *LOCKED)
+    succeed_apart(*commands["pipelines"], f"output={home}/data", "source.limit=240", "image.size=64")
+    succeed_apart(*commands["training"], "name=demo", f"storage={home}/runs", f"data.path={home}/data", *LOCKED)
     return home
 
 
@@ -73,7 +74,7 @@ def test_a_run_leaves_all_it_promises(home: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_the_same_commands_again_say_that_all_is_done(home: Path) -> None:
+def test_the_same_commands_again_say_that_all_is_done(ray_session: None, home: Path) -> None:
     commands = readme_commands()
     before = {path: path.stat().st_mtime_ns for path in home.rglob("*.json")}
     again = succeed(*commands["pipelines"], f"output={home}/data", "source.limit=240", "image.size=64")
@@ -84,11 +85,11 @@ def test_the_same_commands_again_say_that_all_is_done(home: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_evaluation_from_pixels_gives_the_scores_of_the_run(home: Path) -> None:
+def test_evaluation_from_pixels_gives_the_scores_of_the_run(ray_session: None, home: Path) -> None:
     """Training scores cached float16 features; evaluation runs the towers on the images again."""
     output = home / "evaluation"
     overrides = [f"checkpoint={home}/runs/demo", f"data.openmoji.path={home}/data", f"output={output}", f"cache={home}/cache"]
-    table = succeed(*readme_commands()["evaluation"], *overrides)
+    table = succeed_apart(*readme_commands()["evaluation"], *overrides)
     assert "zero_shot/openmoji_group/top1" in table and "retrieval/openmoji/mean_recall@1" in table
     trained = json.loads((home / "runs" / "demo" / "result.json").read_text())["metrics"]
     compared = 0
@@ -112,14 +113,14 @@ def test_evaluation_from_pixels_gives_the_scores_of_the_run(home: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_a_sweep_tabulates_and_goes_on(home: Path) -> None:
+def test_a_sweep_tabulates_and_goes_on(ray_session: None, home: Path, capsys: pytest.CaptureFixture) -> None:
     sweep = home / "sweep.yaml"
     sweep.write_text(
         f"name: sweep\nstorage: {home}/sweeps\nbase: training/configs/openmoji.yaml\nseeds: [1]\n"
         f"overrides: {{data.path: {home}/data, image_tower.image_size: 64, global_batch_size: 32, epochs: 1}}\n"
         "grid: {objective.name: [clip, siglip]}\n"
     )
-    said = succeed("tuning", str(sweep))
+    said = succeed_apart("tuning", str(sweep))
     assert "2 at a time, each 1 worker x 1 CPU" in said and "with one seed a cell no difference can be told from chance" in said
     trials = pd.read_csv(home / "sweeps" / "sweep" / "trials.csv").set_index("objective.name")
     assert (trials["status"] == "finished").all() and (trials["split"] == "test").all()
@@ -130,11 +131,11 @@ def test_a_sweep_tabulates_and_goes_on(home: Path) -> None:
     page = home / "sweeps" / "sweep" / "report.html"
     assert "finished before" in succeed("tuning", str(sweep))
     page.unlink()
-    assert str(page) in succeed("tuning", "report", str(page.parent)) and page.exists()
+    assert report([str(page.parent)]) == 0 and str(page) in capsys.readouterr().out and page.exists()
 
 
 @pytest.mark.e2e
-def test_own_shards_are_checked_and_prepared_with_their_bad_rows_listed(tmp_path: Path) -> None:
+def test_own_shards_are_checked_and_prepared_with_their_bad_rows_listed(ray_session: None, tmp_path: Path) -> None:
     """What the README tells a user to do with data of their own."""
     for shard in range(2):
         with tarfile.open(tmp_path / f"{shard:05d}.tar", "w") as tar:
@@ -161,7 +162,7 @@ def test_own_shards_are_checked_and_prepared_with_their_bad_rows_listed(tmp_path
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("config", ["from-scratch", "finetune"])
-def test_towers_that_train_learn(home: Path, config: str) -> None:
+def test_towers_that_train_learn(ray_session: None, home: Path, config: str) -> None:
     """Pixels and tokens in, towers trained: one epoch, and the loss falls."""
     small = ["epochs=4", "image_tower.image_size=32"] if config == "from-scratch" else ["epochs=1", "image_tower.image_size=48"]
     overrides = [f"name={config}", f"storage={home}/runs", f"data.path={home}/data", "global_batch_size=16", "log_every=1"]

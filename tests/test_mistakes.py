@@ -4,20 +4,13 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from evaluation.__main__ import _run as run_evaluation
-from evaluation.config import EvaluateSettings
-from pipelines.__main__ import _run as run_pipelines
 from pipelines.dataset.prepared import Prepared
-from pipelines.prepare.config import PrepareSettings
 from pipelines.program.cli import run_program
 from pipelines.program.settings import UserError, example_of, load, parse_overrides
-from training.__main__ import _run as run_training
-from training.config import TrainSettings
-from tuning.__main__ import _run as run_tuning
+from tests.in_process import PROGRAMS
 from tuning.config import SweepSettings
 from tuning.plan import SweepPlan
 
@@ -26,12 +19,6 @@ OPENMOJI = "training/configs/openmoji.yaml"
 EMOJIS = "pipelines/configs/openmoji.yaml"
 SCORES = "evaluation/configs/openmoji.yaml"
 SWEEP = "tuning/sweeps/smoke.yaml"
-PROGRAMS: dict[str, Any] = {
-    "pipelines": (PrepareSettings, run_pipelines),
-    "training": (TrainSettings, run_training),
-    "evaluation": (EvaluateSettings, run_evaluation),
-    "tuning": (SweepSettings, run_tuning),
-}
 SCRATCH = "training/configs/from-scratch.yaml"
 
 
@@ -293,7 +280,7 @@ def test_a_sweep_of_another_kind_is_not_mixed_in(mistake: Callable[..., str], ti
     )
 
 
-def test_a_caption_file_without_a_image(mistake: Callable[..., str], folder_of: Callable) -> None:
+def test_a_caption_file_without_an_image(mistake: Callable[..., str], folder_of: Callable) -> None:
     folder = folder_of({"cat.png": b"x", "cat.txt": "a cat", "dog.txt": "a dog"})
     said = mistake("pipelines", "pipelines/configs/tuxpaint.yaml", f"source.path={folder}", "source.unpaired=error")
     assert str(folder / "dog.txt") in said and "source.unpaired=reject" in said

@@ -19,6 +19,7 @@ import pipelines.prepare.prepare
 from pipelines.dataset.prepared import Prepared
 from pipelines.prepare.config import PrepareSettings
 from pipelines.program.display import Display
+from tests.in_process import succeed
 from tests.object_store import Store, object_store
 from tests.patience import PATIENCE
 
@@ -84,8 +85,8 @@ def prepare(store: Store, folder: Path, name: str, paths: str, output: str, way:
     program(store, folder, "pipelines", name, settings(paths, output, way))
 
 
-def train(store: Store, folder: Path, name: str, data: str) -> list[float]:
-    """A short run with pixels in, two workers. Returns its losses."""
+def train(store: Store | None, folder: Path, name: str, data: str) -> list[float]:
+    """A short run with pixels in, two workers, on data in a store or on a disk. Returns its losses."""
     tree = {
         "name": name,
         "storage": str(folder / "runs"),
@@ -100,7 +101,11 @@ def train(store: Store, folder: Path, name: str, data: str) -> list[float]:
         "resources": {"num_workers": 2, "cpus_per_worker": 0.4},
         "tensorboard": False,
     }
-    program(store, folder, "training", name, tree)
+    if store is not None:
+        program(store, folder, "training", name, tree)
+    else:
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+        succeed("training", str(folder / f"{name}.yaml"))
     lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
 
@@ -138,6 +143,6 @@ def test_training_through_faults_gives_what_a_disk_gives(store: Store, on_disk: 
     with store.faulty(errors=0.05, stalls=0.02, resets=0.05):
         losses = train(store, tmp_path, "s3", store.uri("trained"))
     assert all(count > 0 for count in store.faults().values()), store.faults()
-    assert len(losses) >= 10 and losses == train(store, tmp_path, "disk", str(on_disk("index").path))
+    assert len(losses) >= 10 and losses == train(None, tmp_path, "disk", str(on_disk("index").path))
     unusable = (tmp_path / "runs" / "s3" / "unusable.jsonl").read_text()
     assert unusable == (tmp_path / "runs" / "disk" / "unusable.jsonl").read_text() and "truncated" in unusable

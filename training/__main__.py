@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.program.cli import begin, run_program
@@ -28,8 +29,13 @@ def _run(settings: TrainSettings, display: Display) -> None:
     run(settings, display)
 
 
-if __name__ == "__main__":
-    begin("training", sys.argv[1:])
+def main(arguments: Sequence[str], prog: str = "python -m") -> int:
+    """The exit code."""
     from training.config import TrainSettings
 
-    sys.exit(run_program("training", PURPOSE, TrainSettings, _run))
+    return run_program("training", PURPOSE, TrainSettings, _run, arguments, prog=prog)
+
+
+if __name__ == "__main__":
+    begin("training", sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

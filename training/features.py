@@ -68,7 +68,7 @@ def compute_banks(settings: BankSettings, display: Display) -> list[Path]:
         found += feature_store.text_banks(prepared, [prepared.texts()], TextFeatures, (text, tokenizer), identity, pool, display)
         display.line(f"bank of captions: {found[-1]}")
     if settings.neighbours:
-        order = Order(prepared.path, prepared.fingerprint, "train", None, seed=0, global_batch_size=1)
+        order = Order(prepared, "train", None, seed=0, global_batch_size=1)
         found.append(find_neighbours(Guides(order, found[0], found[1], 1), prepared, pool, display))
         display.line(f"bank of neighbours: {found[-1]}")
     return found

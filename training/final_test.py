@@ -10,7 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from evaluation.suite import mean_recalls, score
+from evaluation.metrics import mean_recalls
+from evaluation.suite import score
 from pipelines.dataset.stream import Worker
 from pipelines.program.cluster import configure_data
 from pipelines.program.display import Display

@@ -10,7 +10,7 @@ import numpy as np
 from evaluation import retrieval
 from evaluation.suite import HeldOut, gallery
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import whole_images
+from pipelines.dataset.sample_images import whole_images
 
 _THUMBNAIL = 128  # pixels of the longer side; shown at up to 96, so that dense screens stay sharp
 

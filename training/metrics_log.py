@@ -16,7 +16,7 @@ from typing import Any
 
 import ray.train
 
-from evaluation.suite import mean_recalls
+from evaluation.metrics import mean_recalls
 from pipelines.program.causes import cause_of, first_cause
 from pipelines.program.settings import UserError
 from training.checkpoint_registry import ABOUT, damage, keep_snapshot, newest_checkpoint, seal

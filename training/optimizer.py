@@ -10,16 +10,18 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from pipelines.program.config_errors import plain
+from pipelines.program.import_string import call, find
 from pipelines.program.settings import Settings, UserError
 from training.half_cosine import half_cosine
 
+_KEYS = ("optimizer.name", "optimizer.options", "mypackage.mymodule:MyOptimizer")  # for errors
 _USUAL = ("adamw", "sgd", "adam")  # known without timm, which takes a second to import
 
 
 class OptimizerSettings(Settings):
-    """Any optimizer of timm by name: adamw, sgd (with Nesterov momentum), adam, lion, lamb, ..."""
+    """Any optimizer of timm by name: adamw, sgd (with Nesterov momentum), adam, lion, lamb, ...; or one of your own."""
 
-    name: str = Field("adamw", description="adamw, sgd, adam, or any of timm's optimizers")
+    name: str = Field("adamw", description="adamw, sgd, adam, any of timm's optimizers, or module:Class of your own")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(0.05, ge=0, description="weight decay of weights; biases, norms and temperatures are not decayed")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum, for optimizers that have one, such as sgd")
@@ -28,7 +30,7 @@ class OptimizerSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value in _USUAL:
+        if value in _USUAL or ":" in value:
             return value
         from timm.optim import list_optimizers
 
@@ -52,7 +54,9 @@ class OptimizerSettings(Settings):
         return {name: number(found) for name, found in value.items()}
 
     def check(self) -> None:
-        """A step on a toy model: what fails there would fail in every run. Raises `UserError`."""
+        """A step on a toy: what fails there fails in every run. Raises `UserError`, also where one of your own is not there."""
+        if ":" in self.name:
+            find(self.name, self._arguments([]), *_KEYS)
         toy = nn.Linear(2, 2)
         try:
             optimizer = self.build([toy])
@@ -78,16 +82,25 @@ class OptimizerSettings(Settings):
     def _refused(self, error: Exception) -> UserError:
         return UserError(f"optimizer.options: {self.name} does not take {plain(self.options)}: {' '.join(str(error).split())}")
 
+    def _arguments(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
+        """Of an optimizer of the user's own: as torch's optimizers take them."""
+        return {"params": groups, "lr": self.lr, "weight_decay": self.weight_decay} | self.options
+
     def build(self, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
         """Two groups: weights with decay; biases, norms, scalars and everything else below two dimensions without."""
-        from timm.optim import create_optimizer_v2
-
-        self._check_names()
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
+        if ":" in self.name:
+            made = call(self.name, self._arguments([group for group in groups if group["params"]]), *_KEYS)
+            if not isinstance(made, torch.optim.Optimizer):
+                raise UserError(f"optimizer.name: {self.name} gave a {type(made).__name__}; it must be a torch.optim.Optimizer")
+            return made
+        from timm.optim import create_optimizer_v2
+
+        self._check_names()
         try:
             return create_optimizer_v2(
                 [group for group in groups if group["params"]],
@@ -116,12 +129,17 @@ class ScheduleSettings(Settings):
     def lr_at(self, step: int, steps_per_epoch: int, total: int, peak: float) -> float:
         """Learning rate of a step; a function of the step alone, so that a resumed run continues it."""
         if step < self.warmup_steps:
-            stair = step // self.warmup_stair * self.warmup_stair
-            if self.start_lr is None:
-                return peak * (stair + 1) / self.warmup_steps
-            return self.start_lr + (peak - self.start_lr) * stair / self.warmup_steps
-        if self.name == "constant":
-            return peak
-        if self.name == "epoch_cosine":
-            return half_cosine(peak, self.final_lr, step // steps_per_epoch * steps_per_epoch / total)
-        return half_cosine(peak, self.final_lr, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+            return self._rising(step, peak)
+        fraction = {  # of the way from `peak` to `final_lr`
+            "constant": 0.0,
+            "epoch_cosine": step // steps_per_epoch * steps_per_epoch / total,
+            "cosine": (step - self.warmup_steps) / max(1, total - self.warmup_steps),
+        }[self.name]
+        return half_cosine(peak, self.final_lr, fraction)
+
+    def _rising(self, step: int, peak: float) -> float:
+        """On a line from `start_lr` that meets `peak` after the warm-up; without one, from 0 in the step before the first."""
+        stair = step // self.warmup_stair * self.warmup_stair
+        if self.start_lr is None:
+            return peak * (stair + 1) / self.warmup_steps
+        return self.start_lr + (peak - self.start_lr) * stair / self.warmup_steps

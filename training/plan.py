@@ -104,13 +104,42 @@ class Plan:
 
     def _live(self) -> FrozenEncoders:
         """Frozen encoders that run in the step."""
-        guides, tokenizer = self.settings.frozen_encoders or GuideSettings(), self.stream.guide_tokenizer
+        tokenizer = self.stream.guide_tokenizer
         assert tokenizer is not None
         there = {tower.key: tower for tower in self.frozen}
         first, second = (there[key] for key in _GUIDES)
         image, text = first.build(), second.build(tokenizer.vocabulary_size)
-        widths, size = (image.width, text.width), guides.image_encoder.image_size
+        widths, size = (image.width, text.width), self.settings.guides[0].image_size
         return FrozenEncoders(image, text, widths, size, digest([first.identity, second.identity]))
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """What a run's settings name, opened and checked; no network is built yet, and no feature computed."""
+
+    settings: TrainSettings
+    prepared: Prepared
+    order: Order
+    held_out: list[tuple[Prepared, HeldOut]]  # of `held_out_data`
+    test: HeldOut | None  # of `test_data`
+
+
+def open_data(settings: TrainSettings) -> TrainData:
+    """Open the run's datasets. Raises `UserError` for all that can be wrong with data, splits, labels and batch size."""
+    prepared = Prepared.open(settings.data.path)
+    held_out = held_out_data(settings, prepared)
+    return TrainData(settings, prepared, make_order(settings, prepared), held_out, test_data(settings, prepared))
+
+
+def plan_of(
+    settings: TrainSettings,
+    pool: feature_store.Pool,
+    display: Display,
+    run: Path | None = None,
+    checkpoint: Path | None = None,
+) -> Plan:
+    """From settings to a plan; arguments and errors as of `open_data` and `make_plan`."""
+    return make_plan(open_data(settings), pool, display, run, checkpoint)
 
 
 def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
@@ -121,8 +150,7 @@ def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
     if settings.data.split == settings.evaluation.split:
         raise UserError(f"evaluation.split: '{settings.evaluation.split}' is what the run trains on; hold another split out")
     order = Order(
-        prepared.path,
-        prepared.fingerprint,
+        prepared,
         settings.data.split,
         settings.data.split_seed,
         settings.seed,
@@ -180,10 +208,7 @@ def needs_banks(settings: TrainSettings) -> bool:
 
 
 def make_plan(
-    settings: TrainSettings,
-    prepared: Prepared,
-    data: Sequence[tuple[Prepared, HeldOut]],
-    order: Order,
+    data: TrainData,
     pool: feature_store.Pool,
     display: Display,
     run: Path | None = None,
@@ -192,10 +217,10 @@ def make_plan(
     """Tokenizer, stored features of locked towers, streams.
 
     Args:
-        data: from `held_out_data`.
-        run: the run's folder. Its copies of the towers are read, not the weights that the settings name.
-        checkpoint: the one from which the run resumes.
+        run: the run's folder. What it keeps of its towers is read, and not the weights that the settings name.
+        checkpoint: what the run goes on from.
     """
+    settings, prepared, order = data.settings, data.prepared, data.order
     image = settings.image_tower
     there = _frozen_towers(settings, run)
     tokenizer = _tokenizer(settings, prepared, order, there.get("text_tower"), checkpoint)
@@ -227,8 +252,10 @@ def make_plan(
         texts, prompts = text_banks(of, what)
         return Scored(what, images, texts, prompts, file)
 
-    scored = [scored_of(of, what, f"held_out-{what.dataset}.npz" if i else "held_out.npz") for i, (of, what) in enumerate(data)]
-    own, test = scored[0], test_data(settings, prepared)
+    scored = [
+        scored_of(of, what, f"held_out-{what.dataset}.npz" if i else "held_out.npz") for i, (of, what) in enumerate(data.held_out)
+    ]
+    own = scored[0]
     wanted = columns(settings.objective.needs, own.images.image_bank is not None, own.text_bank is not None)
     stream = Stream(
         prepared=prepared,
@@ -243,7 +270,7 @@ def make_plan(
         image_bank=own.images.image_bank,
         text_bank=own.text_bank,
     )
-    tested = None if test is None else scored_of(prepared, test, "test.npz")
+    tested = None if data.test is None else scored_of(prepared, data.test, "test.npz")
     kept, towers = tuple(there.values()), towers_of(checkpoint)
     return Plan(settings, order, stream, tuple(scored), tokenizer, code_version(), tested, kept, towers)
 
@@ -259,8 +286,7 @@ def _frozen_towers(settings: TrainSettings, run: Path | None) -> dict[str, Froze
     sides = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
     towers: dict[str, TowerSettings] = {key: tower for key, tower in sides.items() if tower.mode == "locked"}
     if settings.objective.needs.guides != "no":
-        guides = settings.frozen_encoders or GuideSettings()
-        towers |= dict(zip(_GUIDES, (guides.image_encoder, guides.text_encoder), strict=True))
+        towers |= dict(zip(_GUIDES, settings.guides, strict=True))
     return {key: frozen(tower, key, run) for key, tower in towers.items()}
 
 
@@ -277,7 +303,7 @@ def _guides(
         return None
     guides = settings.frozen_encoders or GuideSettings()
     image, text = (there[key] for key in _GUIDES)
-    tokenizer, size = text.tokenizer(list), guides.image_encoder.image_size
+    tokenizer, size = text.tokenizer(list), settings.guides[0].image_size
     images = feature_store.image_bank(prepared, size, ImageFeatures, (image,), image.identity, pool, display)
     about = text.identity | {"tokenizer": tokenizer.identity}
     (texts,) = feature_store.text_banks(prepared, [prepared.texts()], TextFeatures, (text, tokenizer), about, pool, display)

@@ -19,6 +19,7 @@ import jinja2
 import numpy as np
 import yaml
 
+from evaluation import metrics
 from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines.dataset.prepared import Prepared
 from pipelines.io.retry import shown
@@ -32,16 +33,11 @@ from training.metrics_file import read_metrics
 from training.warmup import warmup_warning
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
-_WAYS = {"image_to_text": "Image to text", "text_to_image": "Text to image"}
+_WAYS = {way: title.capitalize() for way, title in metrics.DIRECTIONS.items()}
 _MODES = {
     "trainable": "trained",
     "frozen": "frozen: it runs in every step, and only its head is trained",
     "locked": "locked: its features are computed once, and only its head is trained",
-}
-_MEASURES = {
-    "top1": ("Top-1", "the best guess is right"),
-    "top5": ("Top-5", "the right class is among the five best guesses"),
-    "mean_per_class": ("Mean per class", "top-1, with every class counting the same"),
 }
 _HEALTH = {
     "lr": ("Learning rate", ""),
@@ -203,7 +199,10 @@ def _scores(result: dict[str, Any], data: HeldOut) -> list[dict[str, Any]]:
     for row in rows:
         left.pop(row["path"], None)
     for label, names in data.classes.items():
-        rows = [_row(result, f"zero_shot/{data.dataset}_{label}/{m}", *words) for m, words in _MEASURES.items()]
+        rows = [
+            _row(result, f"zero_shot/{data.dataset}_{label}/{m.name}", m.title.capitalize(), m.about)
+            for m in metrics.TASKS["zeroshot_classification"].measures
+        ]
         prompts = len(data.settings.templates)
         about = f"which of {len(names)} classes a held-out image is of, by the classes' names in {_count(prompts, 'sentence')}"
         groups.append({"title": f"Zero-shot: {label}", "about": about, "rows": rows})

@@ -5,8 +5,8 @@ import os
 from dataclasses import dataclass
 
 import ray
-import torch
 
+from pipelines.program.cluster import own_machine
 from pipelines.program.settings import UserError
 from training.config import ResourceSettings
 
@@ -21,10 +21,9 @@ class Cluster:
 
 
 def ahead() -> Cluster | None:
-    """The cluster that this process will start; None if it joins one, or has already."""
-    if "RAY_ADDRESS" in os.environ or ray.is_initialized():
-        return None
-    return Cluster(os.cpu_count() or 1, torch.cuda.device_count())
+    """The cluster that this process will start; None where it joins one, or did already."""
+    size = own_machine()
+    return None if size is None else Cluster(*size)
 
 
 def present() -> Cluster:

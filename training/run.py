@@ -23,18 +23,20 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.suite import Scores, mean_recalls, score
+from evaluation.metrics import mean_recalls
+from evaluation.suite import Scores, score
 from pipelines.dataset.prepared import Prepared
 from pipelines.features.feature_store import Pool
 from pipelines.program import cluster, interrupts, path_keys, yaml_text
 from pipelines.program.display import Display
+from pipelines.program.own_class import as_data
 from pipelines.program.settings import UserError, difference, read_yaml, validate
 from training.checkpoint_registry import ABOUT, newest_checkpoint, put, registered, settle
 from training.config import TrainSettings
 from training.dry_run import check_build
 from training.final_test import test_chosen
 from training.metrics_file import read_metrics, unusable_reasons
-from training.plan import Plan, check_metric, held_out_data, keep_towers, make_order, make_plan, needs_banks, test_data
+from training.plan import Plan, check_metric, keep_towers, make_plan, needs_banks, open_data
 from training.ray_train import fit, newest_step
 from training.report import write_report
 from training.resources import Cluster, ahead, plan_resources, present
@@ -46,13 +48,10 @@ LOCK = ".lock"  # in a run's folder, from its first start on
 def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     """Train, or resume training, and return the content of `result.json`."""
     folder = (settings.storage / settings.name).absolute()
-    prepared = Prepared.open(settings.data.path)
-    data = held_out_data(settings, prepared)
-    order = make_order(settings, prepared)
-    test_data(settings, prepared)  # a wrong name is reported before hours of training
-    check_metric(settings, [theirs for _, theirs in data])
+    data = open_data(settings)  # a mistake in the name of the test split, too, is told before the hours of training
+    check_metric(settings, [theirs for _, theirs in data.held_out])
     settings.optimizer.check()
-    done = None if settings.overwrite else _earlier(folder, settings, prepared)
+    done = None if settings.overwrite else _earlier(folder, settings, data.prepared)
     if done is not None:
         display.line(f"{folder}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again")
         _show(done, display, folder)
@@ -64,21 +63,20 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         if replaced is None:
             checkpoint = settle(folder, display.line)
             if begun:
-                _tell_where(folder, order.steps_per_epoch * settings.epochs, display)
+                _tell_where(folder, data.order.steps_per_epoch * settings.epochs, display)
         phases = _Phases()
         if (size := ahead()) is not None:
             _booked(settings, size)
         plan = None
         if not needs_banks(settings):
-            plan = make_plan(settings, prepared, data, order, Pool(0), display, None if replaced else folder, checkpoint)
+            plan = make_plan(data, Pool(0), display, None if replaced else folder, checkpoint)
             check_build(plan)
         cluster.start(display.verbose)
         size = present()
         data_cpus = _booked(settings, size)
         phases.end("start")
         if plan is None:
-            pool = _pool(settings, size)
-            plan = make_plan(settings, prepared, data, order, pool, display, None if replaced else folder, checkpoint)
+            plan = make_plan(data, _pool(settings, size), display, None if replaced else folder, checkpoint)
             check_build(plan)
         if replaced is not None:
             _empty(folder)
@@ -112,9 +110,10 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
                 f"name: {folder} holds checkpoints and no config.yaml; copy it too, give another name=, or overwrite=true"
             )
         return None
-    # Validated, so that a run of an earlier version gets the defaults of keys added since.
-    old, new = (s.identity() for s in (validate(TrainSettings, read_yaml(file), str(file)), settings))
-    changed = difference(old, new)
+    # Validated: a run of an earlier version gets the defaults of keys that came since.
+    with as_data():
+        old = validate(TrainSettings, read_yaml(file), str(file))
+    changed = difference(old.identity(), settings.identity())
     if changed:
         raise UserError(
             f"name: {folder} holds a run of another config ({'; '.join(changed[:4])}); give another name=, or overwrite=true"

@@ -97,10 +97,11 @@ def _embed(encoder: nn.Module, batch: Batch, settings: TrainSettings) -> Embeddi
 
 @torch.no_grad()
 def _taught(state: TrainState, batch: Batch, settings: TrainSettings) -> Batch:
-    """The batch with the teacher's columns, computed in as many parts as the student's."""
+    """The batch with the teacher's columns, computed in as many parts as the student's; its own columns are not copied."""
     with _autocast(state.encoder, settings):
         parts = [cast(dict[str, Tensor], state.teacher(part)) for part in _split(batch, settings.accumulate)]
-    return cast(Batch, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    added = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name not in batch}
+    return cast(Batch, {**batch, **added})
 
 
 def _autocast(encoder: nn.Module, settings: TrainSettings) -> torch.autocast:

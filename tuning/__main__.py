@@ -3,9 +3,11 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from pipelines.program.cli import begin, run_program
+from pipelines.program.cli import begin, command_of, run_program
 from pipelines.program.display import Display
 from pipelines.program.settings import UserError
 from tuning.config import SweepSettings
@@ -16,21 +18,20 @@ distinguishable. Writes trials.csv, summary.csv, pairwise.csv and report.html wh
 any interruption; more cells, trials or seeds extend a finished sweep. `python -m tuning report SWEEP` writes the report again."""
 
 
-def _run(settings: SweepSettings, display: Display) -> None:
+def _run(settings: SweepSettings, display: Display, command: str = "") -> None:
     from tuning.sweep import sweep
 
-    # For the report, which says how to resume: never by deleting results.
-    told = [argument for argument in sys.argv[1:] if not argument.startswith("overwrite=")]
-    sweep(settings, display, shlex.join(["python", "-m", "tuning", *told]))
+    sweep(settings, display, command)
 
 
-def report(arguments: list[str]) -> int:
+def report(arguments: Sequence[str], prog: str = "python -m") -> int:
     """Write the report of a sweep again, from its tables alone. Exit code 0, or 2 with one line that says what is wrong."""
     from tuning.reporting import write_report
 
-    parser = argparse.ArgumentParser(prog="python -m tuning report", description="Write a sweep's report again, from its tables.")
+    command = f"{command_of(prog, 'tuning')} report"
+    parser = argparse.ArgumentParser(prog=command, description="Write a sweep's report again, from its tables.")
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="the sweep's folder, such as runs/smoke-sweep")
-    folder = parser.parse_args(arguments).sweep
+    folder = parser.parse_args(list(arguments)).sweep
     try:
         answer = write_report(folder)
     except UserError as error:
@@ -41,8 +42,17 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
+def main(arguments: Sequence[str], prog: str = "python -m") -> int:
+    """The exit code."""
+    if list(arguments[:1]) == ["report"]:
+        return report(arguments[1:], prog)
+    # For the report, which says how to go on: never by deleting what is there.
+    told = [argument for argument in arguments if not argument.startswith("overwrite=")]
+    command = shlex.join([*command_of(prog, "tuning").split(), *told])
+    return run_program("tuning", PURPOSE, SweepSettings, partial(_run, command=command), arguments, prog=prog)
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["report"]:
-        sys.exit(report(sys.argv[2:]))
-    begin("tuning", sys.argv[1:])
-    sys.exit(run_program("tuning", PURPOSE, SweepSettings, _run))
+    if sys.argv[1:2] != ["report"]:
+        begin("tuning", sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

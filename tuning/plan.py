@@ -11,7 +11,8 @@ from typing import Any
 from evaluation.suite import HeldOut, metric_names
 from pipelines.dataset.prepared import Prepared
 from pipelines.io import storage
-from pipelines.program.settings import UserError, apply_overrides, digest, read_yaml, validate
+from pipelines.program.config_files import find_config
+from pipelines.program.settings import UserError, apply_overrides, digest, read_config, validate
 from training.config import TrainSettings
 from training.plan import check_metric, held_out_data, make_order
 from tuning.config import SweepSettings
@@ -28,8 +29,8 @@ class SweepPlan:
         self.settings = settings = resolve(settings)
         self.cells = cells_of(settings)
         self.folder = Folder((settings.storage / settings.name).absolute())
-        self.base = read_yaml(settings.base)
-        self._epochs: dict[tuple[str, int], int] = {}  # (cell, seed) -> epochs, if the budget is in samples
+        self.base = read_config(find_config(settings.base, "training"), TrainSettings)
+        self._epochs: dict[tuple[str, int], int] = {}  # (cell, seed) -> epochs, where the budget is of samples
         self.prepared: dict[str, Prepared] = {}
         self.datasets: list[dict[str, Any]] = []
         for cell in self.cells:

@@ -196,7 +196,7 @@ def _tune(
 def _cache_features(plan: SweepPlan, size: Any, display: Display) -> None:
     """Compute features of locked towers, once for all trials, on the whole cluster."""
     from pipelines.features.feature_store import Pool
-    from tuning.trial_runner import plan_of
+    from training.plan import plan_of
 
     for config in plan.groups():
         gpu = config.resources.use_gpu

@@ -17,7 +17,6 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from pipelines.dataset.prepared import Prepared
 from pipelines.features.feature_store import Pool
 from pipelines.program.causes import cause_of
 from pipelines.program.display import Display
@@ -28,7 +27,7 @@ from training.dry_run import check_build
 from training.in_process import fit_inline
 from training.loop import DivergenceError
 from training.metrics_file import read_metrics
-from training.plan import Plan, held_out_data, keep_towers, make_order, make_plan
+from training.plan import keep_towers, plan_of
 from training.ray_train import fit
 from training.run import result_of
 from training.stopping import Stopped
@@ -67,20 +66,11 @@ def _alone(place: Path) -> Iterator[None]:
         yield
 
 
-def plan_of(
-    settings: TrainSettings, pool: Pool, display: Display, place: Path | None = None, checkpoint: Path | None = None
-) -> Plan:
-    """The plan of a trial; features that the sweep stored are reused, others computed. `place`: its folder."""
-    prepared = Prepared.open(settings.data.path)
-    data, order = held_out_data(settings, prepared), make_order(settings, prepared)
-    return make_plan(settings, prepared, data, order, pool, display, place, checkpoint)
-
-
 def _train(config: dict[str, Any], folder: Folder) -> Outcome:
     settings = validate(TrainSettings, config["tree"], config["name"])
     place = folder.of(config["name"])
     checkpoint = settle(place, QUIET.line)
-    # In this process: the cluster's CPUs belong to the trials that run.
+    # Features that the sweep has cached are found; others in this process: the cluster's CPUs belong to the trials that run.
     plan = plan_of(settings, Pool(0, settings.resources.use_gpu), QUIET, place, checkpoint)
     keep_towers(plan, place)
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluation.suite import mean_recalls
+from evaluation.metrics import mean_recalls
 from pipelines.program import yaml_text
 from pipelines.program.settings import UserError, digest, parse_overrides
 from training.metrics_file import read_metrics

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from evaluation.data.base import Content
-from evaluation.import_string import call
+from pipelines.program.import_string import call
 from pipelines.program.settings import Settings, UserError
 
 

@@ -14,7 +14,7 @@ from evaluation.data.base import Classification, Content, LabelledImages, Retrie
 from evaluation.data.class_names import PLAIN_TEMPLATES, Templates, readable
 from evaluation.suite import HeldOut, Labels, SuiteSettings, held_out
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import whole_images
+from pipelines.dataset.sample_images import whole_images
 from pipelines.program.path_keys import Place
 from pipelines.program.settings import Settings, UserError, digest
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evaluation.metrics import score_title
 from evaluation.reporting import charts
-from evaluation.reporting.comparison import Comparison, Model, number, score_title
+from evaluation.reporting.comparison import Comparison, Model, number
 from evaluation.results import Result
 from pipelines.program import number_format
 
@@ -23,7 +24,7 @@ def zero_shot(comparison: Comparison) -> list[dict[str, Any]]:
                 "dataset": dataset,
                 "classes": next((r.details["num_classes"] for r in results.values() if r.details.get("num_classes")), None),
                 "main": comparison.main_row(task, dataset),
-                "metric": score_title(next(iter(results.values())).main),
+                "metric": score_title(task, next(iter(results.values())).main),
                 "largest": _largest(results),
                 "rows": rows,
                 "sensitivity": _sensitivity(dataset, results),
@@ -57,8 +58,15 @@ def _sensitivity(dataset: str, results: Mapping[Model, Result]) -> dict[str, Any
     if not rows:
         return None
     count = max(len(scores) for _, scores, _ in rows)
-    about = f"{score_title(metric)} on {dataset} by each of {count} templates: " + "; ".join(f"{m.name} {s}" for m, s in spread)
-    return {"svg": charts.strip(rows, templates, about), "metric": score_title(metric), "count": count, "spread": spread}
+    about = f"{score_title('zeroshot_classification', metric)} on {dataset} by each of {count} templates: " + "; ".join(
+        f"{m.name} {s}" for m, s in spread
+    )
+    return {
+        "svg": charts.strip(rows, templates, about),
+        "metric": score_title("zeroshot_classification", metric),
+        "count": count,
+        "spread": spread,
+    }
 
 
 def _reliability(dataset: str, results: Mapping[Model, Result]) -> list[dict[str, Any]]:
@@ -136,7 +144,7 @@ def probes(comparison: Comparison) -> list[dict[str, Any]]:
         about = f"Validation score on {dataset} against the strength of regularisation"
         svg = charts.lines(series, about, "lambda", log=True) if series else None
         main = comparison.main_row(task, dataset)
-        metric = score_title(next(iter(results.values())).main)
+        metric = score_title(task, next(iter(results.values())).main)
         rows = [comparison.row(task, dataset, score) for score in _MEASURES if any(score in r.scores for r in results.values())]
         block = {"dataset": dataset, "main": main, "metric": metric, "rows": rows, "svg": svg, "table": table}
         found.append(
@@ -183,12 +191,12 @@ def few_shot(comparison: Comparison) -> list[dict[str, Any]]:
         with_zero = any(0.0 in s.points for s in series)
         names = ({0.0: "0"} if with_zero else {}) | {i + 1.0: str(k) for i, k in enumerate(places)}
         seeds = max(len(result.details.get("seeds", [])) for result in results.values())
-        about = f"{score_title(metric)} on {dataset} against images a class, mean of {number_format.count(seeds, 'seed')}"
+        about = f"{score_title(task, metric)} on {dataset} against images a class, mean of {number_format.count(seeds, 'seed')}"
         chance = number(next(iter(results.values())).baselines.get(f"{metric}@{places[-1]}", {}).get("chance"))
         found.append(
             {
                 "dataset": dataset,
-                "metric": score_title(metric),
+                "metric": score_title(task, metric),
                 "seeds": seeds,
                 "places": places,
                 "columns": columns,

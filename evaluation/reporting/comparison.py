@@ -9,16 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.results import TASKS, Result
+from evaluation.metrics import TASKS, score_title
+from evaluation.results import Result
 from pipelines.program import number_format
 
 COLOURS = 8
-_MEASURES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class", "mean": "mean of all", "macro": "macro mean"}
-_WAYS = {
-    "image_to_text_recall": "image to text R",
-    "text_to_image_recall": "text to image R",
-    "mean_recall": "mean R",
-}
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ class Comparison:
         if len(different) == 1:
             return self.row(task, dataset, different[0], dataset)
         cells = [_cell(model, results.get(model), mains.get(model, "")) for model in self.models]
-        return Row(dataset, cells, note="main scores differ: " + ", ".join(score_title(main) for main in different))
+        return Row(dataset, cells, note="main scores differ: " + ", ".join(score_title(task, main) for main in different))
 
     def row(self, task: str, dataset: str, score: str, title: str = "") -> Row:
         """One score of a set, under its usual name or `title`."""
@@ -97,7 +92,7 @@ class Comparison:
         cells = {model: _cell(model, results.get(model), score) for model in self.models}
         note = _difference(list(results.values()), sizes)
         return Row(
-            title or score_title(score),
+            title or score_title(task, score),
             list(cells.values()) if note else compare(cells),
             next((chance for chance in chances if chance is not None), None),
             sizes[0] if sizes and len(set(sizes)) == 1 else None,
@@ -124,19 +119,6 @@ def compare(cells: Mapping[Model, Cell]) -> list[Cell]:
 def number(value: Any) -> float | None:
     """A finite one, else None: what is missing and what is NaN look alike to a reader."""
     return float(value) if number_format.is_number(value) else None
-
-
-def score_title(score: str) -> str:
-    """top1 -> top-1, top1@4 -> top-1 at 4, mean_recall@1 -> mean R@1, replace_obj -> replace obj."""
-    name, _, k = score.partition("@")
-    if name in _WAYS:
-        return f"{_WAYS[name]}@{k}"
-    title = _MEASURES.get(name, name.replace("_", " "))
-    return f"{title} at {k}" if k else title
-
-
-def task_title(task: str) -> str:
-    return TASKS.get(task, task)
 
 
 def _cell(model: Model, result: Result | None, score: str) -> Cell:

@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 
 from evaluation.class_sets import ELEVEN, average_of_eleven
-from evaluation.reporting.comparison import Cell, Comparison, Row, compare, number, score_title, task_title
+from evaluation.metrics import TASKS, score_title, task_title
+from evaluation.reporting.comparison import Cell, Comparison, Row, compare, number
 from pipelines.program import number_format
 
 _COLUMNS = ["model", "dataset", "task", "score", "main", "value", "low", "high", "chance", "largest_class", "n"]
@@ -20,11 +21,11 @@ def groups(comparison: Comparison) -> list[dict[str, Any]]:
         rows = []
         for dataset in comparison.datasets(task):
             mains = dict.fromkeys(result.main for result in comparison.of(task, dataset).values())
-            metric = ", ".join(score_title(main) for main in mains)
+            metric = ", ".join(score_title(task, main) for main in mains)
             rows.append({"row": comparison.main_row(task, dataset), "metric": metric, "average": False})
         if task in _AVERAGED and (average := _average(comparison, task)) is not None:
             rows.append({"row": average, "metric": "main scores, unweighted", "average": True})
-        unit = "percentage points" if task == "effective_robustness" else "%"
+        unit = TASKS[task].unit if task in TASKS else "%"
         found.append({"task": task, "title": task_title(task), "unit": unit, "rows": rows})
     return found
 

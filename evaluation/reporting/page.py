@@ -7,8 +7,9 @@ from typing import Any
 
 import jinja2
 
+from evaluation.metrics import task_title
 from evaluation.reporting import charts, classification, overview, retrieval, shifts
-from evaluation.reporting.comparison import Comparison, task_title
+from evaluation.reporting.comparison import Comparison
 from pipelines.program import number_format
 
 _TEMPLATES = Path(__file__).parent

@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from evaluation import sugarcrepe
+from evaluation.metrics import score_title
 from evaluation.reporting import charts
-from evaluation.reporting.comparison import Comparison, Model, Row, number, score_title
+from evaluation.reporting.comparison import Comparison, Model, Row, number
 from evaluation.reporting.svg import score_range
 from evaluation.results import Result
 from pipelines.program import number_format
@@ -76,14 +77,14 @@ def captions(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _subset_title(name: str) -> str:
     if name.endswith("_order_only"):
-        return f"{score_title(name.removesuffix('_order_only'))}, order only"
+        return f"{score_title('image_caption_selection', name.removesuffix('_order_only'))}, order only"
     if name == "order_only":
         return "all that have such items, pooled"
     if name == "macro":
         return "mean of subsets"
     if name == "micro" or name.endswith("_micro"):
         return f"{name.removesuffix('_micro')}, items pooled" if name != "micro" else "items pooled"
-    return f"{name}, mean of subsets" if name in sugarcrepe.GROUPS else score_title(name)
+    return f"{name}, mean of subsets" if name in sugarcrepe.GROUPS else score_title("image_caption_selection", name)
 
 
 def robustness(comparison: Comparison) -> list[dict[str, Any]]:

@@ -56,6 +56,51 @@ class Needs:
     masked: Literal["no", "apart", "shared"] = "no"  # masked words: in a copy of the caption, or in the caption itself
     other_words: bool = False
 
+    def check(
+        self, objective: str, *, image_mode: str, text_mode: str, image_head: str, encoders_named: bool, rand_augment: bool
+    ) -> None:
+        """Raises `ValueError`, which names the key, where a run cannot give what `objective` reads.
+
+        Modes are those of the run's towers; `encoders_named`: the config names its frozen encoders itself.
+        """
+        untrained = ("locked", "frozen")
+        if self.strong is not None and image_mode in untrained:
+            raise ValueError(
+                f"objective.name: {objective} teaches the image tower by strong views of images, and "
+                f"image_tower.mode={image_mode} does not train it; choose trainable, or another objective"
+            )
+        if self.masked != "no" and text_mode in untrained:
+            raise ValueError(
+                f"objective.mlm: {objective} hides words from the text tower, and text_tower.mode={text_mode} "
+                "does not train it; pass objective.mlm=0, or text_tower.mode=trainable"
+            )
+        if self.other_words and text_mode == "locked":
+            raise ValueError(
+                f"objective.name: {objective} shows the text tower captions in other words, whose features text_tower.mode="
+                "locked does not have; choose trainable, or another objective"
+            )
+        if self.one_space and not encoders_named:
+            raise ValueError(
+                f"frozen_encoders: objective.name={objective} learns from a teacher; name its halves as "
+                "frozen_encoders.image_encoder and frozen_encoders.text_encoder, such as {name: run, path: runs/demo} or "
+                "{name: open_clip, model: ViT-B-32, weights: TAG}"
+            )
+        if self.guides == "live" and "locked" in (image_mode, text_mode):
+            raise ValueError(
+                f"objective.name: {objective} runs frozen encoders on what the towers see, and a locked tower sees nothing; "
+                "choose trainable or frozen for both, or take features from banks: clip-ping, or objective.live=false"
+            )
+        if self.codes and image_head != "augmented":
+            raise ValueError(
+                f"image_head.name: objective.name={objective} tells the head what was done to a view, which "
+                f"{image_head} does not read; leave image_head out, or choose augmented"
+            )
+        if self.codes and rand_augment:
+            raise ValueError(
+                f"data.augment.rand_augment: objective.name={objective} tells the head what was done to a view, and its "
+                "code has no place for RandAugment; leave that out, or pass objective.codes=false"
+            )
+
 
 def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
     """The columns that a batch must have: those of the towers and of the objective, and no others."""

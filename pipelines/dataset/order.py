@@ -8,25 +8,26 @@ Only the requested windows are ever computed: starting at any step reads nothing
 dataset.
 """
 
-import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
-from pipelines.dataset.prepared import Prepared
-from pipelines.program.path_keys import Place
+from pipelines.dataset.prepared import Prepared, once_per_process
 from pipelines.program.randomness import generator, uniform_of
 from pipelines.program.settings import UserError
 
 
 @dataclass(frozen=True)
 class Order:
-    """Which samples each step consumes. Small: it names a split, and every process derives the ids that it needs."""
+    """Which samples each step consumes. It travels as its fields: every process finds ids as it needs them, and keeps a few
+    windows of them for the next task that asks.
+    """
 
-    path: Place
-    fingerprint: str
+    prepared: Prepared
     split: str
     split_seed: int | None
     seed: int
@@ -34,14 +35,19 @@ class Order:
     validation: float | None = None  # share of the training groups that is held out for validation
     fraction: float = 1.0  # share of the split's groups that is used; a function of the seed and the group's name
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = Order, *(getattr(self, field.name) for field in fields(self))
+        # Counted once, by the driver: a split that is drawn anew can only be counted by reading the groups of all rows.
+        return once_per_process, arguments, {name: self.__dict__[name] for name in ("_counts",) if name in self.__dict__}
+
     def check(self) -> None:
         """Raises `UserError` if the split is empty, or does not fill one global batch."""
         if self.rows >= self.global_batch_size:
             return
         if self.rows == 0 and self.fraction == 1:
             raise UserError(
-                f"data.split: '{self.split}' of {self.path} is empty, its pairs are all in other splits; to train on it, prepare"
-                " it again with smaller shares, such as 'splits={test: 0.1}', and another output"
+                f"data.split: '{self.split}' of {self.prepared.path} is empty, its pairs are all in other splits; to train on "
+                "it, prepare it again with smaller shares, such as 'splits={test: 0.1}', and another output"
             )
         if self.fraction == 1:
             raise UserError(
@@ -55,14 +61,14 @@ class Order:
 
     @property
     def ids(self) -> np.ndarray:
-        """Sample ids of the split, or of the fraction of it that is used, sorted, each once."""
-        shards = range(len(_prepared(self).manifest["shards"]))
-        return np.concatenate([_shard_ids(self, shard) for shard in shards])
+        """Sample ids of the split, or of the share of it that takes part, sorted, each once."""
+        shards = range(len(self.prepared.manifest["shards"]))
+        return np.concatenate([self._shard_ids(shard) for shard in shards])
 
     @property
     def rows(self) -> int:
-        """Rows in an epoch: those of the split, times their weights."""
-        return int(_counts(self).sum())
+        """Rows that an epoch goes through: those of the split, times their weights."""
+        return int(self._counts.sum())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -90,77 +96,71 @@ class Order:
 
     def take(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Sample ids at positions of an epoch's order."""
-        starts = _windows(self, epoch)[1]
+        starts = self._windows(epoch)[1]
         windows = np.searchsorted(starts, positions, side="right") - 1
         result = np.empty(len(positions), dtype=np.int64)
         for window in np.unique(windows):
             where = windows == window
-            result[where] = _window(self, epoch, int(window))[positions[where] - starts[window]]
+            result[where] = self._window(epoch, int(window))[positions[where] - starts[window]]
         return result
 
     def epoch_of(self, step: int) -> int:
         """The epoch a step belongs to, from 0."""
         return step // self.steps_per_epoch
 
+    def _shard_ids(self, shard: int) -> np.ndarray:
+        prepared = self.prepared
+        mine = np.flatnonzero(prepared.split_names(shard, self.split_seed, self.validation) == self.split)
+        if self.fraction < 1:
+            groups = prepared.groups(shard)
+            # One number a group, whatever the share: a smaller share is a part of a larger one.
+            kept = [row for row in mine if uniform_of(f"{groups[row]}\0share", self.seed) < self.fraction]
+            mine = np.asarray(kept, dtype=np.int64)
+        return prepared.shard_starts[shard] + mine
 
-@functools.lru_cache(maxsize=4)
-def _prepared(order: Order) -> Prepared:
-    return Prepared.open(order.path)
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        """Rows of each shard that an epoch shows, int64 [shards]."""
+        shards = self.prepared.manifest["shards"]
+        if self.split_seed is None and self.validation is None and self.fraction == 1:
+            rows = [shard["splits"].get(self.split, 0) for shard in shards]
+        else:
+            rows = [len(self._shard_ids(shard)) for shard in range(len(shards))]
+        return np.asarray([round(n * shard.get("weight", 1)) for n, shard in zip(rows, shards, strict=True)], dtype=np.int64)
 
+    @cached_property
+    def _windows(self) -> Callable[[int], tuple[list[list[int]], np.ndarray]]:
+        """Of an epoch, the shards of each window, and the position in the epoch's order where each window starts."""
+        return lru_cache(maxsize=8)(self._cut)
 
-def _shard_ids(order: Order, shard: int) -> np.ndarray:
-    prepared = _prepared(order)
-    mine = np.flatnonzero(prepared.split_names(shard, order.split_seed, order.validation) == order.split)
-    if order.fraction < 1:
-        groups = prepared.groups(shard)
-        # One number per group, whatever the fraction: a smaller fraction is a subset of a larger one.
-        mine = np.asarray(
-            [row for row in mine if uniform_of(f"{groups[row]}\0share", order.seed) < order.fraction], dtype=np.int64
-        )
-    return prepared.shard_starts()[shard] + mine
+    @cached_property
+    def _window(self) -> Callable[[int, int], np.ndarray]:
+        """Of an epoch and a window, its permuted rows."""
+        return lru_cache(maxsize=3)(self._permuted)
 
+    def _cut(self, epoch: int) -> tuple[list[list[int]], np.ndarray]:
+        windows: list[list[int]] = [[]]
+        rows = [0]
+        for shard in generator("shards", self.seed, epoch).permutation(len(self._counts)).tolist():
+            if rows[-1] >= self.prepared.window:
+                windows.append([])
+                rows.append(0)
+            windows[-1].append(shard)
+            rows[-1] += int(self._counts[shard])
+        return windows, np.cumsum([0, *rows[:-1]])
 
-@functools.lru_cache(maxsize=8)
-def _counts(order: Order) -> np.ndarray:
-    """Rows of each shard that an epoch shows, int64 [shards]."""
-    shards = _prepared(order).manifest["shards"]
-    if order.split_seed is None and order.validation is None and order.fraction == 1:
-        rows = [shard["splits"].get(order.split, 0) for shard in shards]
-    else:
-        rows = [len(_shard_ids(order, shard)) for shard in range(len(shards))]
-    return np.asarray([round(n * shard.get("weight", 1)) for n, shard in zip(rows, shards, strict=True)], dtype=np.int64)
+    def _permuted(self, epoch: int, window: int) -> np.ndarray:
+        shards = self._windows(epoch)[0][window]
+        # Sorted first: how a small dataset is cut into shards has no influence.
+        rows = np.sort(np.concatenate([self._weighted(epoch, shard) for shard in shards]))
+        return generator("rows", self.seed, epoch, window).permutation(rows)
 
-
-@functools.lru_cache(maxsize=8)
-def _windows(order: Order, epoch: int) -> tuple[list[list[int]], np.ndarray]:
-    """The shards of each window, and the position in the epoch's order where each window starts."""
-    counts = _counts(order)
-    windows: list[list[int]] = [[]]
-    rows = [0]
-    for shard in generator("shards", order.seed, epoch).permutation(len(counts)).tolist():
-        if rows[-1] >= _prepared(order).window:
-            windows.append([])
-            rows.append(0)
-        windows[-1].append(shard)
-        rows[-1] += int(counts[shard])
-    return windows, np.cumsum([0, *rows[:-1]])
-
-
-@functools.lru_cache(maxsize=3)
-def _window(order: Order, epoch: int, window: int) -> np.ndarray:
-    """The permuted rows of a window."""
-    shards = _windows(order, epoch)[0][window]
-    # Sorted first, so that the division of a small dataset into shards has no influence.
-    rows = np.sort(np.concatenate([_weighted(order, epoch, shard) for shard in shards]))
-    return generator("rows", order.seed, epoch, window).permutation(rows)
-
-
-def _weighted(order: Order, epoch: int, shard: int) -> np.ndarray:
-    """A shard's rows in this epoch: all of them once for each whole unit of weight, and a random share for its fraction."""
-    ids = _shard_ids(order, shard)
-    wanted = int(_counts(order)[shard])
-    if wanted == len(ids):
-        return ids
-    whole, rest = divmod(wanted, max(1, len(ids)))
-    some = generator("weight", order.seed, epoch, shard).permutation(ids)[:rest]
-    return np.concatenate([np.tile(ids, whole), some])
+    def _weighted(self, epoch: int, shard: int) -> np.ndarray:
+        """A shard's rows of this epoch: all of them as often as the weight says, and a random part of them for its fraction."""
+        ids = self._shard_ids(shard)
+        wanted = int(self._counts[shard])
+        if wanted == len(ids):
+            return ids
+        whole, rest = divmod(wanted, max(1, len(ids)))
+        some = generator("weight", self.seed, epoch, shard).permutation(ids)[:rest]
+        return np.concatenate([np.tile(ids, whole), some])

@@ -6,19 +6,26 @@ key, group string; captions list<string>; split string; label_NAME string
 file, start, length, column: where the encoded image is (`locations.Location`); a relative file lies in the dataset's folder
 shuffled   bool, where the config shuffles captions: this row has another row's
 
-Readers do not need to know whether images were copied or only indexed.
+Whether images were copied or only indexed makes no difference to who reads them.
+
+An opened dataset owns what was read of it: shards, ids, mapped features. It travels as its path and fingerprint, and a process
+that it comes to again and again, as tasks of a stream do, has it open only once (`once_per_process`).
 """
 
-import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipelines.dataset import row_ids
+from pipelines.dataset.row_ids import RowIds
+from pipelines.features.rows_by_id import bank_rows
 from pipelines.io import storage
 from pipelines.io.image_bytes import Location, read_locations
 from pipelines.io.storage import Missing
@@ -28,10 +35,25 @@ from pipelines.program.settings import UserError
 
 FORMAT_VERSION = 3  # incremented when the same source would be prepared differently: ids, pixels, rejected rows
 MANIFEST = "manifest.json"
-_CACHED_SHARDS = 40  # shards whose light columns are cached, per process; 2,048 rows are some 400 kB
+_CACHED_SHARDS = 40  # light columns of so many are kept; 2,048 rows are some 400 kB
+_CACHED_BANKS = 8
+_ARRIVED = 8  # datasets and orders that a process keeps
 _PLACE = ("file", "start", "length", "column")
 _WINDOW = 65536  # rows that are permuted together
 _WINDOW_OF_TABLES = 2048  # tables are read by row group: those of a window should fit into memory
+
+
+T = TypeVar("T")
+
+
+def once_per_process(make: Callable[..., T], *arguments: Hashable) -> T:
+    """What `make(*arguments)` gave before in this process. Datasets and orders are unpickled by it, with all they have read."""
+    return _made(make, *arguments)
+
+
+@lru_cache(maxsize=_ARRIVED)
+def _made(make: Callable[..., Any], *arguments: Hashable) -> Any:
+    return make(*arguments)
 
 
 def split_of(group: str, splits: dict[str, float], seed: int) -> str:
@@ -45,9 +67,9 @@ def split_of(group: str, splits: dict[str, float], seed: int) -> str:
     return "train"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
-    """An opened prepared dataset. Cheap to send to workers: a path and the manifest."""
+    """An opened prepared dataset."""
 
     path: Place
     manifest: dict[str, Any]
@@ -87,6 +109,10 @@ class Prepared:
                 )
         return cls(path, manifest)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The recipe tells apart what has equal content in other files.
+        return once_per_process, (_reopened, self.path, self.fingerprint, self.manifest.get("recipe"))
+
     @property
     def name(self) -> str:
         """The dataset's name in metrics."""
@@ -125,7 +151,7 @@ class Prepared:
 
     def table(self, *columns: str) -> pa.Table:
         """Light columns of all samples, in the order of sample ids; they must fit into memory."""
-        return pa.concat_tables(storage.read_table(self._file(shard), columns) for shard in range(len(self.manifest["shards"])))
+        return pa.concat_tables(self._tables(columns))
 
     def split_ids(self, seed: int | None = None, validation: float | None = None) -> dict[str, np.ndarray]:
         """Sample ids of each split, sorted; `seed` draws the splits again with the same shares.
@@ -135,7 +161,7 @@ class Prepared:
         the splits are the source's own.
         """
         found: dict[str, list[np.ndarray]] = {name: [] for name in self.split_list(validation)}
-        for shard, first in enumerate(self.shard_starts()[:-1]):
+        for shard, first in enumerate(self.shard_starts[:-1]):
             names = self.split_names(shard, seed, validation)
             for name, ids in found.items():
                 ids.append(first + np.flatnonzero(names == name))
@@ -148,7 +174,7 @@ class Prepared:
     def split_names(self, shard: int, seed: int | None = None, validation: float | None = None) -> np.ndarray:
         """The split of each row of a shard, objects [rows]; arguments as of `split_ids`."""
         self._check_splits(seed, validation)
-        table = shard_rows(self._file(shard), ("group", "split"))
+        table = self._shard(shard, ("group", "split"))
         names = np.asarray(table["split"].to_pylist(), dtype=object)
         if seed is None and validation is None:
             return names
@@ -162,8 +188,8 @@ class Prepared:
         return names
 
     def groups(self, shard: int) -> list[str]:
-        """The group of each row of a shard: splits, and fractions of one, keep a group together."""
-        return shard_rows(self._file(shard), ("group", "split"))["group"].to_pylist()
+        """The group of each row of a shard: what splits, and shares of one, keep together."""
+        return self._shard(shard, ("group", "split"))["group"].to_pylist()
 
     def _check_splits(self, seed: int | None, validation: float | None) -> None:
         if seed is not None and self.manifest["config"].get("splits") == "source":
@@ -186,18 +212,19 @@ class Prepared:
                 "prepare it again with splits.validation and another output, and leave data.validation null"
             )
 
+    @cached_property
     def shard_starts(self) -> np.ndarray:
         """First sample id of each shard, and N at the end."""
         return np.cumsum([0] + [shard["rows"] for shard in self.manifest["shards"]])
 
     def rows(self, sample_ids: np.ndarray, columns: tuple[str, ...]) -> pa.Table:
-        """The named light columns of the given samples, in the given order; a few shards are cached."""
-        starts = self.shard_starts()
+        """The named light columns of the given samples, in the given order; a few shards are kept."""
+        starts = self.shard_starts
         shards = np.searchsorted(starts, sample_ids, side="right") - 1
         pieces, positions = [], []
         for shard in np.unique(shards):
             where = np.flatnonzero(shards == shard)
-            table = shard_rows(self._file(shard), columns)
+            table = self._shard(int(shard), columns)
             pieces.append(table.take(pa.array(sample_ids[where] - starts[shard])))
             positions.append(where)
         order = np.argsort(np.concatenate(positions))
@@ -213,20 +240,55 @@ class Prepared:
         """Encoded images of the given samples, in the given order; `Missing` for one that can no longer be read."""
         return read_locations(self.places(sample_ids))
 
-    def texts(self) -> list[str]:
-        """All different captions, in the order of text ids."""
-        table = self.table("captions", "text_id")
-        texts: dict[int, str] = {}
-        for captions, ids in zip(table["captions"].to_pylist(), table["text_id"].to_pylist(), strict=True):
-            texts.update(zip(ids, captions, strict=True))
-        return [texts[i] for i in range(self.num_texts)]
+    @cached_property
+    def row_ids(self) -> RowIds:
+        """Image and caption ids of all samples, by sample id."""
+        return RowIds.of(self._tables(row_ids.COLUMNS))
 
-    def _file(self, shard: int) -> str:
-        return str(storage.join(self.path, self.manifest["shards"][shard]["file"]))
+    def texts(self) -> pa.ChunkedArray:
+        """All different captions, in the order of text ids, as Arrow's large strings."""
+        seen = np.zeros(self.num_texts, dtype=bool)
+        ids, captions = [], []
+        for table in self._tables(("captions", "text_id")):
+            found, first = np.unique(pc.list_flatten(table["text_id"]).to_numpy(), return_index=True)
+            new = ~seen[found]
+            seen[found] = True
+            ids.append(found[new])
+            captions.append(pc.list_flatten(table["captions"]).take(pa.array(first[new])).cast(pa.large_string()))
+        order = np.concatenate(ids)
+        whole = pa.chunked_array([chunk for part in captions for chunk in part.chunks], pa.large_string())
+        if (np.diff(order) > 0).all():  # ids were given in the order of rows, unless captions were shuffled
+            return whole
+        return pa.chunked_array([whole.combine_chunks().take(pa.array(np.argsort(order)))])
+
+    @cached_property
+    def bank(self) -> Callable[[Path], np.ndarray]:
+        """Rows of one of its banks, float16 [rows, F], mapped into memory."""
+        return lru_cache(maxsize=_CACHED_BANKS)(bank_rows)
+
+    @cached_property
+    def _shard(self) -> Callable[[int, tuple[str, ...]], pa.Table]:
+        """Light columns of a shard."""
+        return lru_cache(maxsize=_CACHED_SHARDS)(self._read)
+
+    def _tables(self, columns: tuple[str, ...]) -> Iterator[pa.Table]:
+        """Light columns of each shard in turn; none is kept."""
+        return (self._read(shard, columns) for shard in range(len(self.manifest["shards"])))
+
+    def _read(self, shard: int, columns: tuple[str, ...]) -> pa.Table:
+        return storage.read_table(str(storage.join(self.path, self.manifest["shards"][shard]["file"])), columns)
+
+
+def _reopened(path: Place, fingerprint: str, _: str | None) -> Prepared:
+    """A dataset that another process has sent. Raises `UserError` where it was prepared anew meanwhile."""
+    found = Prepared.open(path)
+    if found.fingerprint != fingerprint:
+        raise UserError(
+            f"data.path: {path} was prepared anew while it was in use: its fingerprint was {fingerprint[:12]} and is "
+            f"{found.fingerprint[:12]}; start again"
+        )
+    return found
 
 
 def _absolute(file: str) -> bool:
     return file.startswith("/") or storage.is_remote(file)
-
-
-shard_rows = functools.lru_cache(maxsize=_CACHED_SHARDS)(storage.read_table)

@@ -8,8 +8,9 @@ step's content depends on the number of workers or on scheduling.
 An image that was only indexed may turn out to be unusable here. A substitute, chosen by the sample order, takes its row, so the
 batch keeps its size; the failed row is passed on with its reason, to be counted and listed.
 
-Features of locked towers are not streamed: every worker maps the stored features into memory and looks up rows by id. If both
-towers are locked there is nothing to decode, and no stream at all.
+Features of locked towers are not streamed: every worker maps the bank into memory and looks its rows up by id. Where both
+towers are locked there is nothing to decode, and no stream at all; else the ids of images and captions come with the stream, so
+that no worker holds those of all samples.
 """
 
 import math
@@ -20,17 +21,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.dataset.batch import Batch
 from pipelines.dataset.caption_augmentation import other_words
-from pipelines.dataset.images import REASONS, BadImage, Opened, open_image
+from pipelines.dataset.images import REASONS, BadImage
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.row_ids import COLUMNS
+from pipelines.dataset.sample_images import deadly_image, opened, unusable
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.dataset.views import UNCHANGED, Augment, Drawn, StrongViews, apply, draw, draw_strong, eval_view
 from pipelines.features.frozen_encoders import Guides
-from pipelines.features.rows_by_id import bank_rows, id_columns
-from pipelines.io.deadly import deadly
 from pipelines.io.storage import Missing
 from pipelines.program.cluster import RETRIES, configure_data, deaths_told
 from pipelines.program.randomness import generator
@@ -38,7 +41,6 @@ from pipelines.program.settings import UserError
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
 _SEGMENT = 2000  # steps of one Ray Data execution, so that planning stays small in a long run
 _PREFETCH = 3  # batches that wait on the worker
@@ -132,9 +134,9 @@ class Stream:
         import torch
 
         made = self.compute(item) if self.uses_tasks else {"sample_id": item.sample_ids}
-        rows = self.look_up(made["sample_id"], item.epoch)
-        found = {name: column for name, column in made.items() if name in self.columns} | rows
-        return cast(Batch, {name: torch.from_numpy(column) for name, column in found.items()})
+        rows = self.look_up(made["sample_id"], item.epoch, text_ids=made.get("text_id"))
+        found = rows | {name: column for name, column in made.items() if name in self.columns}
+        return cast(Batch, {name: torch.from_numpy(np.require(column, requirements="W")) for name, column in found.items()})
 
     def _attempt(self, item: Item) -> dict[str, np.ndarray]:
         """The columns, and for each row: its sample_id, the id that failed there (or -1), and the reason.
@@ -159,10 +161,12 @@ class Stream:
                 result["strong"] = views[:, 1:]
             if "codes" in self.columns:
                 result["codes"] = codes
+        captions = self._captions(ids, item.epoch)
+        if self._wants_ids:
+            result |= {name: np.array(captions[name]) for name in COLUMNS}
         if "text" in self.columns:
             assert self.tokenizer is not None
-            captions = zip(self.prepared.rows(ids, ("captions",))["captions"].to_pylist(), ids, strict=True)
-            texts = [found[self._choice(len(found), item.epoch, int(i))] for found, i in captions]
+            texts = captions["captions"].to_pylist()
             result["text"], result["text_mask"] = self.tokenizer(texts)
             if "masked_labels" in self.columns:
                 randoms = [generator("mask", self.seed, item.epoch, int(i)) for i in ids]
@@ -176,6 +180,16 @@ class Stream:
             if self.guide_tokenizer is not None:
                 result["guide_text"], result["guide_mask"] = self.guide_tokenizer(texts)
         return result
+
+    def _captions(self, sample_ids: np.ndarray, epoch: int) -> dict[str, pa.ChunkedArray]:
+        """The captions that the epoch shows of samples, and the ids of images and of those captions, where they are wanted."""
+        lists = [*(["captions"] if "text" in self.columns else []), *(["text_id"] if self._wants_ids else [])]
+        if not lists:
+            return {}
+        rows = self.prepared.rows(sample_ids, (*lists, *(["image_id"] if self._wants_ids else [])))
+        counts = pc.list_value_length(rows[lists[0]]).to_numpy().astype(np.int64)
+        places = pa.array(np.cumsum(counts) - counts + self._choice(counts, sample_ids, epoch))
+        return {name: pc.list_flatten(rows[name]).take(places) if name in lists else rows[name] for name in rows.column_names}
 
     def _stand_in(self, views: np.ndarray, codes: np.ndarray, item: Item, row: int) -> int:
         """The first usable substitute, whose views it writes; the sample itself if there is none."""
@@ -192,38 +206,54 @@ class Stream:
         """Raises `UserError` if a row failed and has no substitute."""
         for row in np.flatnonzero(failed == ids):
             if item.spares is None:
-                raise _unusable(self.prepared, int(ids[row]), _REASONS[reasons[row]])
+                raise unusable(self.prepared, int(ids[row]), _REASONS[reasons[row]])
             raise UserError(
                 f"data.path: the image of sample {ids[row]} of {self.prepared.path} cannot be used ({_REASONS[reasons[row]]}), "
                 f"nor can the {_SPARES} that might stand in for it; see where the images have gone, and prepare again"
             )
 
-    def look_up(self, sample_ids: np.ndarray, epoch: int, device: str = "cpu") -> dict[str, np.ndarray]:
-        """The columns that a worker looks up: ids and stored features. `device`: where neighbours are searched."""
+    def look_up(
+        self, sample_ids: np.ndarray, epoch: int, device: str = "cpu", text_ids: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """The columns that a worker looks up: rows of banks, and ids.
+
+        Args:
+            device: where neighbours are searched.
+            text_ids: of the captions that the epoch shows, where tasks have read them; then the ids are no part of the result.
+        """
         result: dict[str, np.ndarray] = {}
         if self.guides is not None and "guide_ids" in self.columns:
             result |= self.guides.columns(sample_ids, epoch, device)
         if "image_features" in self.columns:
-            result["image_features"] = bank_rows(self.image_bank)[sample_ids].astype(np.float32)
+            assert self.image_bank is not None
+            result["image_features"] = self.prepared.bank(self.image_bank)[sample_ids].astype(np.float32)
         if "sample_id" in self.columns:
             result["sample_id"] = sample_ids
-        if self.columns & {"text_features", "text_id", "guide_images"}:
-            image_ids, text_ids = id_columns(str(self.prepared.path), self.prepared.fingerprint)
-            texts = [text_ids[i][self._choice(len(text_ids[i]), epoch, int(i))] for i in sample_ids]
-            result |= {"image_id": image_ids[sample_ids], "text_id": np.asarray(texts)}
+        if self._wants_ids and text_ids is None:
+            row_ids = self.prepared.row_ids
+            text_ids = row_ids.text(sample_ids, self._choice(row_ids.counts(sample_ids), sample_ids, epoch))
+            result |= {"image_id": row_ids.image(sample_ids), "text_id": text_ids}
         if self.guides is not None and "guide_ids" not in self.columns:
-            result |= self.guides.own(sample_ids, result["text_id"])
+            assert text_ids is not None
+            result |= self.guides.own(sample_ids, text_ids)
         if "text_features" in self.columns:
-            result["text_features"] = bank_rows(self.text_bank)[result["text_id"]].astype(np.float32)
+            assert self.text_bank is not None and text_ids is not None
+            result["text_features"] = self.prepared.bank(self.text_bank)[text_ids].astype(np.float32)
         return {name: column for name, column in result.items() if name in self.columns}
+
+    @property
+    def _wants_ids(self) -> bool:
+        """Whether ids of images and captions are columns, or name rows of a bank."""
+        own = "guide_images" in self.columns and "guide_ids" not in self.columns
+        return own or bool(self.columns & {*COLUMNS, "text_features"})
 
     @property
     def _strong_count(self) -> int:
         return 0 if self.strong is None else self.strong.count
 
     def _write_views(self, views: np.ndarray, codes: np.ndarray, data: bytes | Missing, epoch: int, sample_id: int) -> None:
-        """Write all views of an image into uint8 [1 + strong views, 3, size, size]; returns their augmentation codes."""
-        image: Any = _opened(self.prepared, data)
+        """All views of an image, into uint8 [1 + strong ones, 3, size, size], and what was done to them."""
+        image: Any = opened(self.prepared, data)
         key, drawn = (self.seed, epoch, sample_id), []
         if self.augment is None:
             image = image.rgb()
@@ -244,11 +274,12 @@ class Stream:
             return draw_strong(size, self.strong.augment, generator("strong", *key, self.strong.count))
         return draw(size, self.augment, generator("view", *key, 0))
 
-    def _choice(self, count: int, epoch: int, sample_id: int) -> int:
-        """Which of a sample's captions this epoch shows."""
-        if count == 1 or self.augment is None:
-            return 0
-        return int(generator("caption", self.seed, epoch, sample_id).integers(count))
+    def _choice(self, counts: np.ndarray, sample_ids: np.ndarray, epoch: int) -> np.ndarray:
+        """Which of their captions this epoch shows, int64 [b]. `counts`: how many each sample has."""
+        which = np.zeros(len(sample_ids), dtype=np.int64)
+        for row in np.flatnonzero(counts > 1) if self.augment is not None else ():
+            which[row] = generator("caption", self.seed, epoch, int(sample_ids[row])).integers(counts[row])
+        return which
 
     def _batches(
         self,
@@ -279,9 +310,10 @@ class Stream:
                 for row in np.flatnonzero(missed >= 0):
                     if failed is not None:
                         failed(Unusable(int(missed[row]), _REASONS[reasons[row]]))
-                rows = self.look_up(ids, item.epoch, str(worker.device))
+                text_ids = computed["text_id"].cpu().numpy() if self._wants_ids else None
+                rows = self.look_up(ids, item.epoch, str(worker.device), text_ids)
                 rest = {name: torch.from_numpy(column).to(worker.device) for name, column in rows.items()}
-                yield cast(Batch, computed | rest)
+                yield cast(Batch, {name: column for name, column in computed.items() if name in self.columns} | rest)
 
     def _computed(self, pick: Callable[[int], Item], start: int, end: int, size: int, worker: Worker) -> Iterator[dict[str, Any]]:
         """The columns of items [start, end) that Ray Data computes."""
@@ -312,9 +344,7 @@ class Stream:
 
         def culprit() -> str:
             ids = [pick(index).sample_ids for index in range(given, end)]
-            return deadly_picture(
-                self.prepared, np.concatenate(ids) if "image" in self.columns and ids else np.empty(0, np.int64)
-            )
+            return deadly_image(self.prepared, np.concatenate(ids) if "image" in self.columns and ids else np.empty(0, np.int64))
 
         with deaths_told("see also whether its image is one that no decoder survives: prepare with verify=all", culprit):
             for batch in dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device):
@@ -340,37 +370,3 @@ def _parts(start: int, end: int, together: int, at_once: int) -> Iterator[tuple[
         count = min(together, 2 ** (number // at_once), end - start)
         yield start, start + count
         start, number = start + count, number + 1
-
-
-def whole_images(prepared: Prepared, sample_ids: np.ndarray) -> "Iterator[Image.Image]":
-    """The samples' images in RGB, as stored. Raises `UserError` for one that cannot be used."""
-    for sample_id, data in zip(sample_ids, prepared.images(sample_ids), strict=True):
-        try:
-            yield _opened(prepared, data).rgb()
-        except BadImage as bad:
-            raise _unusable(prepared, int(sample_id), f"{bad.reason}, {bad.detail}") from None
-
-
-def deadly_picture(prepared: Prepared, sample_ids: np.ndarray) -> str:
-    """A clause about the first of these samples whose image crashes the process that reads it; empty if none does."""
-
-    def name(sample_id: int) -> str:
-        (place,) = prepared.places(np.asarray([sample_id]))
-        return f"data.path: the image of sample {sample_id} ({place.file}) of {prepared.path}"
-
-    return deadly(lambda sample_id: next(whole_images(prepared, np.asarray([sample_id]))), name, sample_ids.tolist())
-
-
-def _opened(prepared: Prepared, data: bytes | Missing) -> Opened:
-    if isinstance(data, Missing):
-        raise BadImage("missing_image", str(data))
-    image = prepared.manifest["image"]
-    return open_image(data, image["background"], svg_size=image["size"])
-
-
-def _unusable(prepared: Prepared, sample_id: int, why: str) -> UserError:
-    place = prepared.places(np.asarray([sample_id]))[0]
-    return UserError(
-        f"data.path: the image of sample {sample_id} ({place.file}) of {prepared.path} cannot be used: {why}; "
-        "scores and banks need every image: prepare with verify=all, or mode=copy"
-    )

@@ -12,6 +12,7 @@ parts that are missing. A part holds whole batches: which rows an encoder sees t
 what was done before. Two processes may compute one bank: they put equal files in place, and whoever comes last finds it done.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -22,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import Item, Stream, deadly_picture
+from pipelines.dataset.sample_images import deadly_image
+from pipelines.dataset.stream import Item, Stream
 from pipelines.features.rows_by_id import digest_of_rows
 from pipelines.io import storage
 from pipelines.program import interrupts
@@ -121,13 +124,13 @@ def image_bank(
 
     about = {"of": "images by sample_id", "size": size, "encoder": identity, "dataset": prepared.fingerprint}
     bank = Bank(folder_of(prepared), prepared.num_samples, about)
-    compute([bank], load, encoder, arguments, pool, display, culprit=lambda _, ids: deadly_picture(prepared, ids))
+    compute([bank], load, encoder, arguments, pool, display, culprit=lambda _, ids: deadly_image(prepared, ids))
     return bank.path
 
 
 def text_banks(
     prepared: Prepared,
-    texts: Sequence[Sequence[str]],
+    texts: Sequence[Sequence[str] | pa.ChunkedArray],
     encoder: Callable,
     arguments: tuple,
     identity: Any,
@@ -136,19 +139,34 @@ def text_banks(
 ) -> list[Path]:
     """A bank for each list of texts, rows in their order. What is missing is computed in one pass: actors start slowly.
 
+    They are sent to actors as Arrow's strings: lists of millions would take five times their memory in each.
+
     Raises `UserError` where what lies there is another bank, or damaged.
     """
+    parts = [part if isinstance(part, pa.ChunkedArray) else pa.chunked_array([part], pa.large_string()) for part in texts]
+    folder = folder_of(prepared)
     banks = [
-        Bank(folder_of(prepared), len(part), {"of": "texts in order", "encoder": identity, "texts": digest(list(part))})
-        for part in texts
+        Bank(folder, len(part), {"of": "texts in order", "encoder": identity, "texts": digest_of_texts(part)}) for part in parts
     ]
-    lists: list[Sequence[str]] = [() if bank.exists else part for bank, part in zip(banks, texts, strict=True)]  # to be sent
+    missing = [part if not bank.exists else None for bank, part in zip(banks, parts, strict=True)]  # to be sent
 
     def load(number: int, ids: np.ndarray) -> np.ndarray:
-        return np.asarray([lists[number][i] for i in ids], dtype=object)
+        part = missing[number]
+        assert part is not None
+        return part.slice(int(ids[0]), len(ids)).to_numpy()  # consecutive ones
 
     compute(banks, load, encoder, arguments, pool, display)
     return [bank.path for bank in banks]
+
+
+def digest_of_texts(texts: pa.ChunkedArray) -> str:
+    """`settings.digest` of the list of texts, which is never made."""
+    found = hashlib.blake2b(b"[", digest_size=16)
+    for start in range(0, len(texts), _PART):
+        part = json.dumps(texts.slice(start, _PART).to_pylist(), ensure_ascii=False, separators=(",", ":"))
+        found.update(("," * (start > 0) + part[1:-1]).encode())
+    found.update(b"]")
+    return found.hexdigest()
 
 
 def folder_of(prepared: Prepared) -> Path:

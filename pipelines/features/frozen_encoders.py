@@ -7,61 +7,20 @@ Where the support set is the whole split, neighbours may have been looked up onc
 (`pipelines.features.knn_cache`).
 """
 
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from pipelines.dataset.order import Order
+from pipelines.dataset.row_ids import RowIds
 from pipelines.features.knn import Approximate, nearest
-from pipelines.features.rows_by_id import bank_rows, id_columns
 from pipelines.program.randomness import generator
 
 Search = Literal["exact", "approximate"]
-
-
-@dataclass(frozen=True)
-class Guides:
-    """Two banks and the split whose samples may be neighbours. Picklable; the same on every worker."""
-
-    order: Order
-    image_bank: Path  # rows by sample_id
-    text_bank: Path  # rows by text_id; a sample's first caption stands for it
-    support: int  # samples in the support set, at most the split's
-    search: Search = "exact"
-    neighbours: Path | None = None  # rows by sample_id of what a search in the whole split finds
-
-    @property
-    def widths(self) -> tuple[int, int]:
-        """Of the features of images and captions."""
-        return bank_rows(self.image_bank).shape[1], bank_rows(self.text_bank).shape[1]
-
-    def columns(self, sample_ids: np.ndarray, epoch: int, device: str) -> dict[str, np.ndarray]:
-        """`guide_ids` int64 [b, 3]: each sample, and those nearest to its image and to its caption (-1: there is none); and the
-        unit features of all three, `guide_images` [b, 3, F] and `guide_texts` [b, 3, G].
-        """
-        found = self.near(sample_ids, epoch, device) if self.neighbours is None else bank_rows(self.neighbours)[sample_ids]
-        ids = np.concatenate([sample_ids[:, None], found], axis=1)
-        named = np.where(ids < 0, sample_ids[:, None], ids).ravel()
-        shape = (len(sample_ids), 3, -1)
-        images, texts = _image_rows(self, named).reshape(shape), _text_rows(self, named).reshape(shape)
-        return {"guide_ids": ids, "guide_images": images, "guide_texts": texts}
-
-    def near(self, sample_ids: np.ndarray, epoch: int, device: str) -> np.ndarray:
-        """int64 [b, 2]: of the epoch's support set, the samples nearest to each one's image and to its caption, -1 for none."""
-        support = _support(self, epoch)
-        groups = id_columns(str(self.order.path), self.order.fingerprint)[0][sample_ids]
-        own = _image_rows(self, sample_ids), _text_rows(self, sample_ids)
-        places = [find(queries, groups, device) for find, queries in zip(support.finders, own, strict=True)]
-        return np.stack([np.where(place < 0, -1, support.ids[place]) for place in places], axis=1)
-
-    def own(self, sample_ids: np.ndarray, text_ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Unit features of each sample's image and one of its captions: `guide_images` [b, 1, F], `guide_texts` [b, 1, G]."""
-        images, texts = bank_rows(self.image_bank)[sample_ids], bank_rows(self.text_bank)[text_ids]
-        return {"guide_images": unit(images)[:, None], "guide_texts": unit(texts)[:, None]}
 
 
 @dataclass(frozen=True)
@@ -71,34 +30,89 @@ class _Support:
     finders: tuple[Callable[[np.ndarray, np.ndarray, str], np.ndarray], ...]
 
 
-@functools.lru_cache(maxsize=2)
-def _support(guides: Guides, epoch: int) -> _Support:
-    order = guides.order
-    ids = order.ids
-    if guides.support < len(ids):
-        ids = np.sort(generator("support", order.seed, epoch).choice(ids, guides.support, replace=False))
-    elif epoch:
-        return _support(guides, 0)  # all of them, whatever the epoch
-    groups = id_columns(str(order.path), order.fingerprint)[0][ids]
+@dataclass(frozen=True)
+class Guides:
+    """Two banks and the split whose samples may be neighbours. Picklable, without what it has read; the same on every worker."""
 
-    def finder(rows: Callable[[Guides, np.ndarray], np.ndarray]) -> Callable[[np.ndarray, np.ndarray, str], np.ndarray]:
-        if guides.search == "approximate":
-            return Approximate(lambda places: rows(guides, ids[places]), groups).nearest
-        keys = rows(guides, ids)
-        return lambda queries, own, device: nearest(queries, keys, own, groups, device)
+    order: Order
+    image_bank: Path  # rows by sample_id
+    text_bank: Path  # rows by text_id; a sample's first caption stands for it
+    support: int  # samples in the support set, at most the split's
+    search: Search = "exact"
+    neighbours: Path | None = None  # rows by sample_id of what a search in the whole split finds
 
-    return _Support(ids, (finder(_image_rows), finder(_text_rows)))
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of the features of images and captions."""
+        return self._bank(self.image_bank).shape[1], self._bank(self.text_bank).shape[1]
 
-def _image_rows(guides: Guides, sample_ids: np.ndarray) -> np.ndarray:
-    """Unit rows of images, float32 [n, F]."""
-    return unit(bank_rows(guides.image_bank)[sample_ids])
+    def columns(self, sample_ids: np.ndarray, epoch: int, device: str) -> dict[str, np.ndarray]:
+        """`guide_ids` int64 [b, 3]: each sample, and those nearest to its image and to its caption (-1: there is none); and the
+        unit features of all three, `guide_images` [b, 3, F] and `guide_texts` [b, 3, G].
+        """
+        found = self.near(sample_ids, epoch, device) if self.neighbours is None else self._bank(self.neighbours)[sample_ids]
+        ids = np.concatenate([sample_ids[:, None], found], axis=1)
+        named = np.where(ids < 0, sample_ids[:, None], ids).ravel()
+        shape = (len(sample_ids), 3, -1)
+        images, texts = self._image_rows(named).reshape(shape), self._text_rows(named).reshape(shape)
+        return {"guide_ids": ids, "guide_images": images, "guide_texts": texts}
 
+    def near(self, sample_ids: np.ndarray, epoch: int, device: str) -> np.ndarray:
+        """int64 [b, 2]: of the epoch's support set, the samples nearest to each one's image and to its caption, -1 for none."""
+        # All of the split, whatever the epoch, has one support set.
+        support = self._support(epoch if self.support < self._count else 0)
+        groups = self._ids.image(sample_ids)
+        own = self._image_rows(sample_ids), self._text_rows(sample_ids)
+        places = [find(queries, groups, device) for find, queries in zip(support.finders, own, strict=True)]
+        return np.stack([np.where(place < 0, -1, support.ids[place]) for place in places], axis=1)
 
-def _text_rows(guides: Guides, sample_ids: np.ndarray) -> np.ndarray:
-    """Unit rows of first captions, float32 [n, G]."""
-    text_ids = id_columns(str(guides.order.path), guides.order.fingerprint)[1]
-    return unit(bank_rows(guides.text_bank)[np.asarray([text_ids[i][0] for i in sample_ids])])
+    def own(self, sample_ids: np.ndarray, text_ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Unit features of each sample's image and one of its captions: `guide_images` [b, 1, F], `guide_texts` [b, 1, G]."""
+        images, texts = self._bank(self.image_bank)[sample_ids], self._bank(self.text_bank)[text_ids]
+        return {"guide_images": unit(images)[:, None], "guide_texts": unit(texts)[:, None]}
+
+    @property
+    def _bank(self) -> Callable[[Path], np.ndarray]:
+        return self.order.prepared.bank
+
+    @property
+    def _ids(self) -> RowIds:
+        return self.order.prepared.row_ids
+
+    @cached_property
+    def _count(self) -> int:
+        """Samples of the split."""
+        return len(self.order.ids)
+
+    @cached_property
+    def _support(self) -> Callable[[int], _Support]:
+        """Of an epoch."""
+        return lru_cache(maxsize=2)(self._drawn)
+
+    def _drawn(self, epoch: int) -> _Support:
+        ids = self.order.ids
+        if self.support < len(ids):
+            ids = np.sort(generator("support", self.order.seed, epoch).choice(ids, self.support, replace=False))
+        groups = self._ids.image(ids)
+
+        def finder(rows: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray, np.ndarray, str], np.ndarray]:
+            if self.search == "approximate":
+                return Approximate(lambda places: rows(ids[places]), groups).nearest
+            keys = rows(ids)
+            return lambda queries, own, device: nearest(queries, keys, own, groups, device)
+
+        return _Support(ids, (finder(self._image_rows), finder(self._text_rows)))
+
+    def _image_rows(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Unit rows of images, float32 [n, F]."""
+        return unit(self._bank(self.image_bank)[sample_ids])
+
+    def _text_rows(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Unit rows of first captions, float32 [n, G]."""
+        return unit(self._bank(self.text_bank)[self._ids.text(sample_ids)])
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

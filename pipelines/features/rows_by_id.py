@@ -1,4 +1,4 @@
-"""What workers look up by id: rows of banks, and the ids of images and captions."""
+"""Rows of banks by id, and digests of their files."""
 
 import functools
 import hashlib
@@ -6,10 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.dataset.prepared import Prepared
 
-
-@functools.lru_cache(maxsize=8)
 def bank_rows(path: Path | None) -> np.ndarray:
     """A bank's rows, float16 [rows, F], mapped into memory."""
     assert path is not None
@@ -31,10 +28,3 @@ def digest_of_file(path: Path) -> str:
 def _digest(path: Path, number: int, changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-@functools.lru_cache(maxsize=2)
-def id_columns(path: str, fingerprint: str) -> tuple[np.ndarray, list[list[int]]]:
-    """image_id [N] and text_ids of every sample of a dataset."""
-    table = Prepared.open(path).table("image_id", "text_id")
-    return table["image_id"].to_numpy(), table["text_id"].to_pylist()

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.dataset.row_ids import RowIds
 from pipelines.io import storage
 from pipelines.prepare.captions import exchange
 from pipelines.prepare.config import PrepareSettings
@@ -57,6 +58,7 @@ class _Digests:
     texts: np.ndarray  # uint64 [m], all captions one after another
     captions: np.ndarray  # int64 [n], how many each row has
     train: np.ndarray  # bool [n]
+    labels: list[str]  # names of all labels, as they first appear
 
 
 def number(parts: list[Part], content: Place, settings: PrepareSettings, rejected_file: Place) -> Numbered:
@@ -64,19 +66,18 @@ def number(parts: list[Part], content: Place, settings: PrepareSettings, rejecte
     digests = _read_digests(parts, content)
     refused = _duplicates(digests, settings)
     kept = refused == ""
-    image_ids = first_seen(digests.image[kept])
     text_kept = np.repeat(kept, digests.captions)
-    text_ids = np.split(first_seen(digests.texts[text_kept]), np.cumsum(digests.captions[kept])[:-1])
-    result = Numbered(kept=int(kept.sum()), images=_count(image_ids), texts=_count(np.concatenate([*text_ids, []])))
+    starts = np.concatenate([[0], np.cumsum(digests.captions[kept])])
+    ids = RowIds(first_seen(digests.image[kept]), starts, first_seen(digests.texts[text_kept]))
+    result = Numbered(kept=int(kept.sum()), images=_count(ids.images), texts=_count(ids.texts))
     hasher = hashlib.blake2b(digest_size=16)
     hasher.update(digests.content[kept].tobytes())
-    givers = _shuffle(text_ids, digests.train[kept], settings, result.captions)
+    givers = _shuffle(ids, digests.train[kept], settings, result.captions)
     if givers is not None:
         hasher.update(givers.tobytes())
     shuffled_captions = _captions_of(parts, content, refused, digests, givers) if givers is not None else None
     first, offset = 0, 0
-    label_names = _label_names(parts, content)
-    groups, rows_of_text = [np.empty(0, np.int64)], np.bincount(np.concatenate([*text_ids, []]).astype(np.int64), minlength=1)
+    groups, rows_of_text = [np.empty(0, np.int64)], np.bincount(ids.texts, minlength=1)
     commonest, text = int(rows_of_text.argmax()), None
     with storage.written(rejected_file) as path, pq.ParquetWriter(path, REJECTED) as rejected:
         for part, rows in zip(parts, digests.rows_of_part, strict=True):
@@ -88,10 +89,10 @@ def number(parts: list[Part], content: Place, settings: PrepareSettings, rejecte
             rejected.write_table(bad)
             if not len(table):
                 continue
-            ids = np.arange(first, first + len(table))
+            samples = np.arange(first, first + len(table))
             first += len(table)
-            mine = ids if givers is None else givers[ids]
-            table = _finished(table, ids, image_ids[ids], [text_ids[i] for i in mine], label_names, result.labels)
+            mine = samples if givers is None else givers[samples]
+            table = _finished(table, samples, ids.image(samples), ids.lists(mine), digests.labels, result.labels)
             groups.append(np.fromiter(map(hash, table["group"].to_pylist()), np.int64, len(table)))
             text = _text_of(commonest, table) if text is None and givers is None else text
             if shuffled_captions is not None:
@@ -99,7 +100,7 @@ def number(parts: list[Part], content: Place, settings: PrepareSettings, rejecte
                     table.schema.get_field_index("captions"),
                     "captions",
                     pa.array([shuffled_captions[i] for i in mine], pa.list_(pa.string())),
-                ).append_column("shuffled", pa.array(mine != ids))
+                ).append_column("shuffled", pa.array(mine != samples))
             with storage.written(storage.join(content, f"{part.name}.parquet")) as shard:
                 pq.write_table(table, shard)
             result.tables |= any(pc.unique(table["column"]).to_pylist())
@@ -116,12 +117,9 @@ def number(parts: list[Part], content: Place, settings: PrepareSettings, rejecte
             # The order of samples depends on where shards end, and on their weights.
             hasher.update(np.asarray([len(table), part.weight]).tobytes())
     if shuffled_captions is not None and result.kept:
-        text = next(
-            caption
-            for ids, found in zip(text_ids, shuffled_captions, strict=True)
-            for i, caption in zip(ids, found, strict=True)
-            if i == commonest
-        )
+        place = int((ids.texts == commonest).argmax())
+        row = int(np.searchsorted(ids.starts, place, side="right")) - 1
+        text = shuffled_captions[row][place - ids.starts[row]]
     sizes = np.unique(np.concatenate(groups), return_counts=True)[1]
     most = int(rows_of_text.max()), int(sizes.max(initial=0))
     result.repeats = Repeats(result.kept, result.texts, len(sizes), text or "", *most)
@@ -168,7 +166,12 @@ def _count(ids: np.ndarray) -> int:
 
 def _read_digests(parts: list[Part], content: Place) -> _Digests:
     columns = ["key_digest", "image_digest", "content_digest", "near_hash", "text_digest", "split"]
-    tables = [storage.read_table(found_file(content, part), columns, _NOT_REJECTED) for part in parts]
+    tables, names = [], dict[str, None]()
+    for part in parts:
+        table = storage.read_table(found_file(content, part), [*columns, "labels"], _NOT_REJECTED)
+        for labels in pc.unique(table["labels"]).to_pylist():
+            names |= dict.fromkeys(json.loads(labels))
+        tables.append(table.drop_columns("labels"))
     table = pa.concat_tables(tables)
     texts = table["text_digest"]
     return _Digests(
@@ -180,6 +183,7 @@ def _read_digests(parts: list[Part], content: Place) -> _Digests:
         pc.list_flatten(texts).to_numpy(),
         pc.list_value_length(texts).to_numpy().astype(np.int64),
         pc.equal(table["split"], "train").to_numpy(),
+        list(names),
     )
 
 
@@ -212,14 +216,15 @@ def _duplicates(digests: _Digests, settings: PrepareSettings) -> np.ndarray:
     return refused
 
 
-def _shuffle(text_ids: list[np.ndarray], train: np.ndarray, settings: PrepareSettings, counts: Counter[str]) -> np.ndarray | None:
+def _shuffle(ids: RowIds, train: np.ndarray, settings: PrepareSettings, counts: Counter[str]) -> np.ndarray | None:
     """The row whose captions each row gets, int64 [kept]; None where nothing is shuffled. A function of the seed."""
     if not settings.captions.shuffled:
         return None
-    givers = np.arange(len(text_ids))
+    givers = np.arange(len(ids.images))
     rows = np.flatnonzero(train)
     random = generator("captions", settings.captions.shuffle_seed, 0)
-    exchanged = exchange([tuple(text_ids[i].tolist()) for i in rows], settings.captions.shuffled, random)
+    captions = [tuple(ids.texts[ids.starts[i] : ids.starts[i + 1]].tolist()) for i in rows]
+    exchanged = exchange(captions, settings.captions.shuffled, random)
     for row, giver in exchanged.items():
         givers[rows[row]] = rows[giver]
     counts.update(chosen=len(exchanged), shuffled=int((givers != np.arange(len(givers))).sum()))
@@ -237,14 +242,6 @@ def _captions_of(
         captions += [texts for texts, reason in zip(found, refused[offset : offset + rows], strict=True) if not reason]
         offset += rows
     return captions
-
-
-def _label_names(parts: list[Part], content: Place) -> list[str]:
-    names: dict[str, None] = {}
-    for part in parts:
-        for labels in pc.unique(storage.read_table(found_file(content, part), ["labels"])["labels"]).drop_null().to_pylist():
-            names |= dict.fromkeys(json.loads(labels))
-    return list(names)
 
 
 def _split_off(table: pa.Table, late: np.ndarray, settings: PrepareSettings) -> tuple[pa.Table, pa.Table]:
@@ -269,16 +266,16 @@ def _split_off(table: pa.Table, late: np.ndarray, settings: PrepareSettings) -> 
 
 def _finished(
     table: pa.Table,
-    ids: np.ndarray,
+    sample_ids: np.ndarray,
     image_ids: np.ndarray,
-    text_ids: list[np.ndarray],
+    text_ids: pa.ListArray,
     label_names: list[str],
     counted: dict[str, Counter[str]],
 ) -> pa.Table:
     columns: dict[str, Any] = {
-        "sample_id": pa.array(ids),
+        "sample_id": pa.array(sample_ids),
         "image_id": pa.array(image_ids),
-        "text_id": pa.array(text_ids, pa.list_(pa.int64())),
+        "text_id": text_ids,
         **{name: table[name] for name in ("key", "group", "split", "captions")},
         **{name: table[name] for name in ("file", "start", "length", "column")},
     }

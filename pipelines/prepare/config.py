@@ -82,7 +82,7 @@ class PrepareSettings(Settings):
     """Source in, prepared dataset out."""
 
     renamed: ClassVar[dict[str, str]] = {"way": "mode"}
-    source: SourceSettings = Field(description="where the pairs come from")
+    source: SourceSettings = Field(description="where the pairs come from: one of these, or module:Class of your own")
     output: Place = Field(description="folder of the prepared dataset; s3:// and gs:// too")
     mode: Literal["copy", "index"] = Field(
         "copy",

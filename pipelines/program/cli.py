@@ -13,11 +13,21 @@ from pipelines.io.retry import shown
 from pipelines.program import interrupts, yaml_text
 from pipelines.program.causes import cause_of, innermost
 from pipelines.program.config_errors import alike
+from pipelines.program.config_files import ROOT, find_config, shipped, short_name
 from pipelines.program.display import Display
-from pipelines.program.settings import Settings, UserError, describe, example_of, hint_of, load, parse_overrides, read_yaml
+from pipelines.program.settings import (
+    Settings,
+    UserError,
+    describe,
+    example_of,
+    hint_of,
+    load,
+    parse_overrides,
+    read_config,
+    read_yaml,
+)
 
 S = TypeVar("S", bound=Settings)
-_ROOT = Path(__file__).parents[2]
 _NAMED = 10  # files, in one line
 # Keys that a config of each program has, and no other program's has together.
 _OWN = {
@@ -26,6 +36,9 @@ _OWN = {
     "evaluation": {"data", "output"},
     "tuning": {"base"},
 }
+_SWEEP = {"grid", "space", "overrides", "seeds"}  # beside `base`, which a config of any program may have
+VERBS = {"pipelines": "prepare", "training": "train", "evaluation": "evaluate", "tuning": "sweep"}
+"""What the command `raylign` calls the programs."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,14 +72,18 @@ def run_program(
     action: Callable[[S, Display], None],
     arguments: Sequence[str] | None = None,
     check: Callable[[S, Display], bool] | None = None,
+    prog: str = "python -m",
 ) -> int:
     """Parse, load, act. Exit code 0: done; 2: a mistake the user can put right, in one line; 128 + N: stopped by signal N.
 
-    `check`: what --check does instead of `action`; exit code 1 where it is not content.
+    Args:
+        check: what --check does instead of `action`; exit code 1 where it is not content.
+        prog: how programs are called, `python -m` or `raylign`.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    command = command_of(prog, package)
     parser = _Parser(
-        prog=f"python -m {package}",
+        prog=command,
         description=purpose,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         # Only for whom it is shown to: the defaults of some keys take seconds to import.
@@ -86,7 +103,7 @@ def run_program(
     settings: S | None = None
     with interrupts.handled():
         try:
-            settings = _read(package, model, options)
+            settings = _read(prog, package, model, options)
             if options.show:
                 print(yaml_text.dump(settings.model_dump(mode="json")), end="")
                 return 0
@@ -102,7 +119,7 @@ def run_program(
             return 2
         except KeyboardInterrupt as stopped:
             display.close()
-            again = _again(package, sys.argv[1:] if arguments is None else arguments, getattr(settings, "overwrite", False))
+            again = _again(command, given, getattr(settings, "overwrite", False))
             return _stop(str(stopped), again)
         except Exception as error:
             if options.verbose or not _lost(error):
@@ -118,6 +135,11 @@ def run_program(
     return 0
 
 
+def command_of(prog: str, package: str) -> str:
+    """`python -m training` or `raylign train`."""
+    return f"{prog} {VERBS[package] if prog == 'raylign' else package}"
+
+
 def _stop(kept: str, again: str) -> int:
     """The last line of a program that was asked to stop, and its exit code."""
     number = interrupts.received()
@@ -129,12 +151,12 @@ def _stop(kept: str, again: str) -> int:
     return 128 + number
 
 
-def _again(package: str, arguments: Sequence[str], overwrites: bool) -> str:
+def _again(command: str, arguments: Sequence[str], overwrites: bool) -> str:
     """The command that goes on: never by deleting what is there, whether an argument or the config asked for that."""
     kept = [argument for argument in arguments if not argument.startswith("overwrite=")]
     if overwrites and len(kept) == len(arguments):
         kept.append("overwrite=false")
-    return shlex.join(["python", "-m", package, *kept])
+    return shlex.join([*command.split(), *kept])
 
 
 def _lost(error: Exception) -> bool:
@@ -143,32 +165,35 @@ def _lost(error: Exception) -> bool:
     return exceptions is not None and isinstance(inner, exceptions.RayError) and not isinstance(inner, exceptions.RayTaskError)
 
 
-def _read(package: str, model: type[S], options: argparse.Namespace) -> S:
+def _read(prog: str, package: str, model: type[S], options: argparse.Namespace) -> S:
     """The config with its overrides. Raises `UserError`."""
-    _check_file(Path(options.config), package, model)
-    return load(model, options.config, parse_overrides(options.overrides, model))
+    path = find_config(options.config, package)
+    _check_file(path, prog, package, model)
+    return load(model, path, parse_overrides(options.overrides, model))
 
 
-def _check_file(path: Path, package: str, model: type[Settings]) -> None:
+def _check_file(path: Path, prog: str, package: str, model: type[Settings]) -> None:
     """Raises `UserError` where there is no file, or another program's."""
     if not path.is_file():
         if "=" in str(path):
-            raise UserError(f"'{path}': the config comes first; python -m {package} CONFIG.yaml {path}")
+            raise UserError(f"'{path}': the config comes first; {command_of(prog, package)} CONFIG.yaml {path}")
         what = "is a folder" if path.is_dir() else "no such file"
         raise UserError(f"{path}: {what}{_configs_like(path, package, model)}")
-    tree = read_yaml(path)
-    if not _OWN[package] <= tree.keys():
-        for other, keys in _OWN.items():
-            if other != package and keys <= tree.keys():
-                raise UserError(f"{path}: is a config of another program; python -m {other} {path}")
+    if package != "tuning" and "base" in (raw := read_yaml(path)) and _SWEEP & raw.keys():
+        raise UserError(f"{path}: is a config of another program; {command_of(prog, 'tuning')} {path}")
+    keys = read_config(path, model).keys()
+    if not _OWN[package] <= keys:
+        for other, theirs in _OWN.items():
+            if other != package and theirs <= keys:
+                raise UserError(f"{path}: is a config of another program; {command_of(prog, other)} {path}")
 
 
 def _configs_like(path: Path, package: str, model: type[Settings]) -> str:
     """Where configs of this program are: those that come along, and any in the folder that was looked into."""
     inside = path if path.is_dir() else path.parent
     beside = sorted(inside.glob("*.yaml")) if inside.is_dir() else []
-    known = [*(file for file in beside if _reads(file, model)), *_shipped(package)]
-    files = list(dict.fromkeys(_as_typed(file) for file in known))
+    known = [*(file for file in beside if _reads(file, model)), *shipped(package)]
+    files = list(dict.fromkeys(short_name(file) for file in known))
     names = {Path(file).stem: file for file in reversed(files)}
     near = [] if path.is_dir() else alike(path.stem, names)
     if near:
@@ -177,22 +202,13 @@ def _configs_like(path: Path, package: str, model: type[Settings]) -> str:
     return f"; there are: {', '.join(files[:_NAMED])}{more}"
 
 
-def _as_typed(file: Path) -> str:
-    file, here = file.absolute(), Path.cwd()
-    return str(file.relative_to(here) if file.is_relative_to(here) else file)
-
-
 def _reads(file: Path, model: type[Settings]) -> bool:
     """Whether a file looks like a config of this program: there may be others beside it."""
     try:
-        keys = read_yaml(file).keys()
+        keys = read_config(file, model).keys()
     except UserError:
         return False
     return bool(keys) and keys <= model.model_fields.keys()
-
-
-def _shipped(package: str) -> list[Path]:
-    return sorted((_ROOT / package / ("sweeps" if package == "tuning" else "configs")).rglob("*.yaml"))
 
 
 def begin(package: str, arguments: Sequence[str]) -> None:
@@ -205,9 +221,9 @@ def begin(package: str, arguments: Sequence[str]) -> None:
 def _epilog(package: str, model: type[Settings]) -> str:
     """Examples, the config files that come along with their first comment lines, and every key."""
     lines = ["config files:"]
-    for path in _shipped(package):
+    for path in shipped(package):
         comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").split("\n") if line.startswith("#")]
-        lines.append(f"  {path.relative_to(_ROOT)}")
+        lines.append(f"  {path.relative_to(ROOT)}")
         lines += [f"      {comment}" for comment in comments[:2]]
     lines += ["", f"keys (dots reach inside: {example_of(model)}):", describe(model)]
     return "\n".join(lines)

@@ -151,6 +151,16 @@ def _init(options: dict[str, Any]) -> None:
     )
 
 
+def own_machine() -> tuple[int, int] | None:
+    """CPUs and GPUs of the Ray that this process will start; None where it joins one, or did already."""
+    import ray
+    import torch
+
+    if "RAY_ADDRESS" in os.environ or ray.is_initialized():
+        return None
+    return os.cpu_count() or 1, torch.cuda.device_count()
+
+
 def stop() -> None:
     """Leave the cluster; of a local Ray, or one that was still starting, nothing stays."""
     ray = sys.modules.get("ray")

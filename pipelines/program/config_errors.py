@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.program import yaml_text
 
+OWN_CLASS = "own_class"  # an error of a class that a config names by an import string: its own key, and what is wrong
 _MAPPING = ("model_type", "model_attributes_type", "dict_type", "dataclass_type")
 _LISTS = ("tuple_type", "list_type", "set_type")
 
@@ -77,6 +78,8 @@ def _explain(model: type[BaseModel], error: Any, short: bool = False) -> str:
     if kind == "too_short":
         return f"{key}: at least {_count(error['ctx']['min_length'], 'value')} is wanted (value {plain(value)})"
     message = error["msg"].removeprefix("Value error, ")
+    if kind == OWN_CLASS:
+        return f"{key}.{message}"
     if kind == "value_error":
         return f"{key}: {message}" if key != "config" else message
     hint = ""

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipelines.program import yaml_text
 from pipelines.program.config_errors import classes, explain, near_keys, plain, tag_of, walk
+from pipelines.program.config_files import find_shipped, short_name
 
 # By a field that only this program's settings have.
 _EXAMPLES = {
@@ -72,6 +73,45 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected keys and values, found {type(tree).__name__}")
     return tree
+
+
+def read_config(path: Path, model: type[BaseModel], chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file on top of the one that its key `base` names, and so on.
+
+    A base is a file beside the one that names it, or one that comes along. Mappings are merged key by key; a `name` that picks
+    another class drops its base's other keys. Where `base` is a key of `model` itself, as of a sweep, it is only looked up.
+    Raises `UserError` for a base that is missing, or leads back to where it came from.
+    """
+    tree, package = read_yaml(path), model.__module__.partition(".")[0]
+    if "base" not in tree:
+        return tree
+    base = tree["base"]
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base: one file is wanted (value {plain(base)})")
+    beside = path.parent / Path(base).expanduser()
+    if "base" in model.model_fields:
+        return tree | {"base": str(beside)} if beside.is_file() else tree
+    file = beside if beside.exists() else find_shipped(base, package)
+    if file is None or not file.is_file():
+        what = "no such file" if file is None else "is a folder"
+        raise UserError(f"{path}: base: {beside}: {what}; a base lies beside the file that names it, or comes along ({package})")
+    chain = (*chain, path)
+    if any(file.resolve() == earlier.resolve() for earlier in chain):
+        raise UserError(f"{path}: base: goes round, {' -> '.join(short_name(one) for one in (*chain, file))}; take one base out")
+    return _merged(read_config(file, model, chain), {key: value for key, value in tree.items() if key != "base"}, model, [])
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any], model: type[BaseModel], above: list[str]) -> dict[str, Any]:
+    """`own` on top of `base`; `above`: the keys that lead to both."""
+    result = dict(base)
+    for key, value in own.items():
+        old, here = result.get(key), [*above, str(key)]
+        if isinstance(value, dict) and isinstance(old, dict):
+            picked = value.get("name", old.get("name")) != old.get("name") and len(walk(model, here)[0]) > 1
+            result[key] = value if picked else _merged(old, value, model, here)
+        else:
+            result[key] = value
+    return result
 
 
 def parse_overrides(arguments: Sequence[str], model: type[BaseModel] | None = None) -> dict[str, Any]:
@@ -156,7 +196,7 @@ def _place(node: dict[str, Any], parts: list[str]) -> tuple[dict[str, Any], str]
 
 def load(model: type[S], path: str | Path, overrides: Mapping[str, Any] | None = None) -> S:
     """Read, override, validate. Raises `UserError` in one line that names the key, the value and the way out."""
-    return validate(model, apply_overrides(read_yaml(Path(path)), overrides or {}, model), str(path))
+    return validate(model, apply_overrides(read_config(Path(path), model), overrides or {}, model), str(path))
 
 
 def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:

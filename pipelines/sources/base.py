@@ -16,7 +16,7 @@ from pydantic import Field
 from pipelines.dataset.image_formats import EXTENSIONS
 from pipelines.io.image_bytes import Location
 from pipelines.io.retry import is_text
-from pipelines.program.settings import Settings
+from pipelines.program.own_class import Named
 
 UNKNOWN_FILE = f"neither an image by its name ({', '.join(EXTENSIONS)}) nor beside one of this name"
 
@@ -59,7 +59,7 @@ class Unit:
     splits: tuple[str, ...] | None = None  # the source's own, of each row; "" where a row names none; None: it has no splits
 
 
-class Source(Settings):
+class Source(Named):
     """Base of the source settings: what to read, and how."""
 
     dataset: str = Field(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pipelines.program.own_class import OrOwn
 from pipelines.program.settings import Settings, UserError
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.classes import ClassesSource
@@ -40,6 +41,7 @@ class Weighted(Settings):
     source: Annotated[
         PlainSource,
         Field(discriminator="name", description="where its pairs come from; any source but a mix"),
+        OrOwn(Source),
     ]
 
 

@@ -60,7 +60,7 @@ def of_every_task(model: str, top1: float) -> list[Result]:
         "median_rank": {"image_to_text": 2.5, "text_to_image": math.inf},
         "geometry": {"modality_gap": 0.8, "alignment": 1.2, "uniformity_images": -2.3, "uniformity_texts": -2.0},
         "gallery": gallery,
-        "images": {"p1": IMAGE, "p2": "http://example.org/tracker.png"},
+        "thumbnails": {"p1": IMAGE, "p2": "http://example.org/tracker.png"},
     }
     recalls = {f"{way}_recall@{k}": top1 - 20 + k for way in ("image_to_text", "text_to_image", "mean") for k in (1, 5)}
     probe = {"l2": 1e6, "c": 1e-6, "tried": {"1e-06": 50.0, "1.0": 60.0, "1000000.0": 70.0}, "converged": False}

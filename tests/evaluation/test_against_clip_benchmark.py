@@ -104,7 +104,7 @@ def test_zero_shot_classification() -> None:
 
 
 @pytest.mark.parametrize("counts", [[5] * 60, [1 + i % 5 for i in range(90)]], ids=["five", "one to five"])
-def test_retrieval_with_several_captions_a_image(counts: list[int]) -> None:
+def test_retrieval_with_several_captions_an_image(counts: list[int]) -> None:
     owners = np.repeat(np.arange(len(counts)), counts)
     images = rows(len(counts), 0)
     texts = rows(len(owners), 1, images[owners], 2.5)

@@ -13,7 +13,7 @@ from evaluation.suite import SuiteSettings, held_out
 from evaluation.zero_shot import build_prompts
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import whole_images
+from pipelines.dataset.sample_images import whole_images
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
 from pipelines.program.display import Display
@@ -72,7 +72,7 @@ def test_data_that_are_for_evaluation_only(ray_session: None, folder_of: Callabl
     found = read(PreparedData, path=prepared.path).retrieval
     assert found is not None and sorted(found.texts) == [f"thing {i}" for i in range(5)] and len(found.images) == 5
     with pytest.raises(UserError, match=r"^data\.split: 'train' of .*out is empty, its pairs are all in other splits; "):
-        Order(prepared.path, prepared.fingerprint, "train", None, seed=0, global_batch_size=2).check()
+        Order(prepared, "train", None, seed=0, global_batch_size=2).check()
 
 
 def test_only_what_is_asked_for(tiny_dataset: Prepared) -> None:

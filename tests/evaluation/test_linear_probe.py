@@ -103,7 +103,7 @@ def test_the_bisection_ends_where_the_full_sweep_does(name: str) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("name", ["wine", "breast_cancer"])
-def test_where_it_settles_on_another_peak_it_loses_a_image_at_most(name: str, seed: int) -> None:
+def test_where_it_settles_on_another_peak_it_loses_an_image_at_most(name: str, seed: int) -> None:
     train, validation, _ = real(name, seed, (1 / 3, 2 / 3))
     l2, tried, _ = search(train, validation, "top1")
     assert tried[l2] >= 100 * max(full_sweep(train, validation).values()) - 100.1 / len(validation.labels)

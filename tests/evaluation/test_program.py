@@ -103,6 +103,7 @@ def test_what_would_wait_for_ever_is_told_before_ray(
 
     monkeypatch.setattr("pipelines.program.cluster.start", start)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # of the session's Ray
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert run(tmp_path, known_model(tmp_path, "x") | {"data": {"digits": DIGITS}}, argument) == 2

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 from evaluation.class_sets import ELEVEN
+from evaluation.metrics import TASKS
 from evaluation.reporting import write_report
 from evaluation.reporting.__main__ import main
-from evaluation.results import TASKS, Result
+from evaluation.results import Result
 from tests.evaluation.results_by_hand import LINE, NASTY, of_every_task, result, zero_shot
 from tests.patience import PATIENCE
 from tests.training.test_report import Element, read
@@ -102,7 +103,7 @@ def test_every_task_has_its_section_and_only_those_with_results(page: Element, t
     links = [link.attributes["href"] for link in page.all("nav")[0].all("a")]
     assert sorted(links) == sorted(f"#{name}" for name in ids)
     titles = [plain(figure.all("figcaption")[0]) for figure in section(page, "bars").all("figure")]
-    assert titles == [f"{title} {'percentage points' if 'robust' in title else '%'}" for title in TASKS.values()]
+    assert titles == [f"{info.title} {'percentage points' if 'robust' in info.title else '%'}" for info in TASKS.values()]
     one = page_of(tmp_path, [zero_shot("a", "pets", 60.0)])
     assert [part.attributes["id"] for part in one.all("section")] == ["scores", "bars", "zero-shot", "scored"]
 

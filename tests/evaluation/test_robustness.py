@@ -101,10 +101,7 @@ def test_the_five_lines_of_the_test_bed() -> None:
     assert robustness(found["imagenet_v2"], 35, 30).extrapolated and not robustness(found["imagenet_v2"], 60, 50).extrapolated
 
 
-def test_the_data_says_where_it_comes_from() -> None:
-    about = (SHIPPED.parent / "README.md").read_text(encoding="utf-8")
-    for fact in (SHIPPED.name, "modestyachts/imagenet-testbed", "MIT", "arXiv 2007.00644", "stand-in"):
-        assert fact in about
+def test_the_data_come_with_their_license() -> None:
     assert "Permission is hereby granted" in SHIPPED.with_suffix(".LICENSE.txt").read_text(encoding="utf-8")
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from evaluation.suite import HeldOut, SuiteSettings, gallery, held_out, mean_recalls, metric_names, prompt, score
+from evaluation.metrics import mean_recalls
+from evaluation.suite import HeldOut, SuiteSettings, gallery, held_out, metric_names, prompt, score
 from pipelines.dataset.prepared import Prepared
 from pipelines.program.settings import UserError
 
@@ -143,7 +144,7 @@ def test_a_held_out_split_is_read_whole(stamps: Prepared, seed: int | None) -> N
     captions = [table["captions"][int(i)].as_py() for i in data.sample_ids]
     assert data.texts == [text for texts in captions for text in texts]
     assert [sum(data.image_of_text == i) for i in range(len(captions))] == [len(texts) for texts in captions]
-    assert [stamps.texts()[i] for i in data.text_ids] == data.texts
+    assert stamps.texts().to_numpy()[data.text_ids].tolist() == data.texts
     # Classes are all of the dataset's, so that scores of splits compare.
     assert data.classes == {"kind": ["animals", "food", "tools"]}
     assert [data.classes["kind"][t] for t in data.targets["kind"]] == [

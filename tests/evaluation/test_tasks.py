@@ -74,7 +74,7 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
     assert task.score(answered(tmp_path, task, 4)[0]).details["without_images"] == ["bird"]
 
 
-def test_retrieval_with_several_captions_a_image(tmp_path: Path) -> None:
+def test_retrieval_with_several_captions_an_image(tmp_path: Path) -> None:
     """Every figure from the full matrix by hand; the intervals lie around the scores that they are of."""
     random = np.random.default_rng(3)
     counts = random.integers(1, 6, 40)
@@ -107,8 +107,8 @@ def test_retrieval_shows_images_of_what_was_found(tmp_path: Path) -> None:
     task = RetrievalTask("set", content, "set", (1,))
     texts = np.asarray([[1, 0, 0], [0, 0.9, 0.1], [0, 1, 0], [1, 0.1, 0]])
     details = task.score(rows_of(tmp_path, {task.images: np.eye(3), task.texts: unit(texts)})).details
-    assert set(details["images"]) == {"0", "1", "2"}
-    assert all(uri.startswith("data:image/jpeg;base64,") for uri in details["images"].values())
+    assert set(details["thumbnails"]) == {"0", "1", "2"}
+    assert all(uri.startswith("data:image/jpeg;base64,") for uri in details["thumbnails"].values())
     captions = {shown["caption"]: shown for shown in details["gallery"]["captions"]}
     assert captions["two"]["right"] == "2" and captions["two"]["found"][0] == {"image": "1", "hit": False}
     assert captions["again"]["right"] == "0" and captions["again"]["found"][0] == {"image": "0", "hit": True}

@@ -62,7 +62,7 @@ def main(path: str) -> None:
     cluster._init({"address": "local", "include_dashboard": False, "log_to_driver": False} | limits)
     cluster.configure_data()
     prepared = Prepared.open(Path(path))
-    order = Order(prepared.path, prepared.fingerprint, "train", None, seed=0, global_batch_size=BATCH)
+    order = Order(prepared, "train", None, seed=0, global_batch_size=BATCH)
     stream = Stream(prepared, frozenset({"image"}), image_size=SIZE, augment=Augment())
     state = get_state_from_address(ray.get_runtime_context().gcs_address)
     peak = {"consumer": 0.0, "task": 0.0, "store": 0.0, "spilled": 0.0}

@@ -37,6 +37,7 @@ class Slow:
 
 def started(monkeypatch: pytest.MonkeyPatch, times: int, error: Exception = SLOW) -> Slow:
     slow = Slow(times, error)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # by which a test that is not marked ray finds none
     monkeypatch.setattr(ray, "init", slow)
     return slow
 

@@ -301,7 +301,7 @@ def hash_of(data: bytes) -> int:
     return found
 
 
-def test_a_copy_of_a_image_is_near_it_and_another_image_is_not() -> None:
+def test_a_copy_of_an_image_is_near_it_and_another_image_is_not() -> None:
     images = [photo(seed) for seed in range(12)]
     originals = [hash_of(encoded(image)) for image in images]
     for image, original in zip(images, originals, strict=True):

@@ -6,14 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines.dataset.images import decode
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.views import eval_view
-from pipelines.features.feature_store import Pool, image_bank, text_banks
+from pipelines.features.feature_store import _PART, Pool, digest_of_texts, image_bank, text_banks
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError
+from pipelines.program.settings import UserError, digest
 
 QUIET = Display(quiet=True)
 TEXTS = [[f"caption {i}" * (i % 5 + 1) for i in range(70)], ["a photo of a cat", "a photo of a dog"], ["one more"]]
@@ -249,3 +250,11 @@ def test_a_bank_of_another_encoder_or_of_other_data_is_refused_by_name(
     with pytest.raises(UserError, match=r"rows.npy is float16 \[1, 2\], not float16 \[2, 2\]"):
         text_banks(stamps, [TEXTS[1]], words, (tmp_path / "log",), {"weights": str(tmp_path)}, Pool(0), QUIET)
     shutil.rmtree(texts)
+
+
+@pytest.mark.parametrize("count", [0, 1, _PART, 2 * _PART + 1])
+def test_texts_have_the_digest_of_their_list(count: int) -> None:
+    """Banks are named by it, and those of earlier versions are to be found."""
+    texts = [f'{i} "quoted", \\ \n caf\u00e9 \U0001f431' for i in range(count)]
+    chunks = [texts[: count // 3], texts[count // 3 :]]
+    assert digest_of_texts(pa.chunked_array(chunks, pa.large_string())) == digest(texts)

@@ -17,7 +17,8 @@ from PIL import Image
 from pipelines.dataset.batch import Batch
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import Stream, Worker, whole_images
+from pipelines.dataset.sample_images import whole_images
+from pipelines.dataset.stream import Stream, Worker
 from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
 from pipelines.dataset.views import Augment
 from pipelines.prepare.config import PrepareSettings
@@ -60,7 +61,7 @@ def batches_of(data: Prepared, tokenizer: TextTokenizer) -> list[Batch]:
     """An epoch and a half."""
     wanted = frozenset({"image", "text", "text_mask", "sample_id", "image_id", "text_id"})
     stream = Stream(data, wanted, seed=1, image_size=24, augment=Augment(), tokenizer=tokenizer)
-    order = Order(data.path, data.fingerprint, "train", None, seed=1, global_batch_size=BATCH)
+    order = Order(data, "train", None, seed=1, global_batch_size=BATCH)
     return list(stream.training(order, 0, order.steps_per_epoch * 3 // 2, Worker(0, 1, torch.device("cpu"), 1)))
 
 
@@ -69,7 +70,7 @@ def reference(
     ray_session: None, pairs: list[Given], tokenizer: TextTokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Batch]:
     data = prepared(tmp_path_factory.mktemp("reference"), "folder", "copy", pairs)
-    assert data.texts() == [pair.caption for pair in pairs]
+    assert data.texts().to_pylist() == [pair.caption for pair in pairs]
     return batches_of(data, tokenizer)
 
 
@@ -79,7 +80,7 @@ def test_the_same_pairs_are_the_same_batches(
     tmp_path: Path, form: str, way: str, pairs: list[Given], tokenizer: TextTokenizer, reference: list[Batch]
 ) -> None:
     data = prepared(tmp_path, form, way, pairs)
-    assert data.texts() == [pair.caption for pair in pairs]
+    assert data.texts().to_pylist() == [pair.caption for pair in pairs]
     assert data.manifest["counts"] == {"listed": PAIRS, "found": PAIRS, "read": PAIRS, "kept": PAIRS, "rejected": {}}
     found = batches_of(data, tokenizer)
     assert len(found) == len(reference) > 3

@@ -28,7 +28,7 @@ def guides(stamps: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Guides
         folders.append(tmp_path_factory.mktemp("banks") / f"bank-{width}")
         folders[-1].mkdir()
         np.save(folders[-1] / "rows.npy", np.random.default_rng(width).normal(size=(rows, width)).astype(np.float16))
-    order = Order(str(stamps.path), stamps.fingerprint, "train", None, seed=2, global_batch_size=8)
+    order = Order(stamps, "train", None, seed=2, global_batch_size=8)
     return Guides(order, folders[0], folders[1], support=10_000)
 
 
@@ -122,7 +122,7 @@ def test_own_features_are_those_of_the_caption_that_is_shown(stamps: Prepared, g
 
 def test_a_second_tokenizer_reads_the_same_captions(stamps: Prepared) -> None:
     """The student's and the frozen encoder's tokens are of one text."""
-    first, second = (train_tokenizer(stamps.texts(), size, 16) for size in (90, 300))
+    first, second = (train_tokenizer(stamps.texts().to_pylist(), size, 16) for size in (90, 300))
     wanted = columns(Needs(guides="live"), False, False)
     assert wanted == {"image", "text", "text_mask", "guide_text", "guide_mask"}
     stream = Stream(stamps, frozenset(wanted), 2, 8, Augment(), first, guide_tokenizer=second)

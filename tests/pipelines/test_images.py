@@ -317,7 +317,7 @@ ORIGINALS = [
     damage=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=3),
     length=st.none() | st.integers(1, 400),
 )
-def test_damaged_bytes_give_a_image_or_a_reason(original: bytes, damage: list[tuple[int, int]], length: int | None) -> None:
+def test_damaged_bytes_give_an_image_or_a_reason(original: bytes, damage: list[tuple[int, int]], length: int | None) -> None:
     """No other exception may escape: one bad file would stop the preparation of millions."""
     data = bytearray(original)
     for position, value in damage:

@@ -13,7 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 from pipelines.dataset.batch import Batch
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import Stream, Unusable, Worker, whole_images
+from pipelines.dataset.sample_images import whole_images
+from pipelines.dataset.stream import Stream, Unusable, Worker
 from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
 from pipelines.dataset.views import Augment, train_view
 from pipelines.features.feature_store import Pool, image_bank
@@ -57,12 +58,12 @@ def indexed(ray_session: None, folder: Path, tmp_path: Path) -> Prepared:
 
 
 def stream_of(prepared: Prepared, tokenizer: TextTokenizer | None = None) -> Stream:
-    tokenizer = tokenizer or train_tokenizer(prepared.texts(), 200, 10)
+    tokenizer = tokenizer or train_tokenizer(prepared.texts().to_pylist(), 200, 10)
     return Stream(prepared, COLUMNS, seed=SEED, image_size=SIZE, augment=Augment(), tokenizer=tokenizer)
 
 
 def order_of(prepared: Prepared) -> Order:
-    return Order(prepared.path, prepared.fingerprint, "train", None, seed=SEED, global_batch_size=BATCH)
+    return Order(prepared, "train", None, seed=SEED, global_batch_size=BATCH)
 
 
 def equal(one: Batch, two: Batch) -> bool:
@@ -77,7 +78,7 @@ def test_an_index_gives_what_a_copy_gives(indexed: Prepared, folder: Path, tmp_p
     assert copied.table(*columns).equals(indexed.table(*columns))
     assert [s["rows"] for s in copied.manifest["shards"]] == [s["rows"] for s in indexed.manifest["shards"]]
     assert list(copied.images(np.arange(ROWS))) == list(indexed.images(np.arange(ROWS)))
-    orders, tokenizer = (order_of(copied), order_of(indexed)), train_tokenizer(copied.texts(), 200, 10)
+    orders, tokenizer = (order_of(copied), order_of(indexed)), train_tokenizer(copied.texts().to_pylist(), 200, 10)
     steps = 2 * orders[0].steps_per_epoch
     ours, theirs = (
         list(stream_of(p, tokenizer).training(o, 0, steps, ALONE)) for p, o in zip((indexed, copied), orders, strict=True)

@@ -1,6 +1,7 @@
 """The order of samples: a permutation that is a function of (seed, epoch), the same whatever the number of workers."""
 
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -43,7 +44,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Order]:
             "shards": shards,
         }
         (folder / "manifest.json").write_text(json.dumps(manifest))
-        return Order(folder, f"{folder}", "train", None, **({"seed": 0, "global_batch_size": 1} | keys))
+        return Order(Prepared.open(folder), "train", **({"split_seed": None, "seed": 0, "global_batch_size": 1} | keys))
 
     return make
 
@@ -135,13 +136,39 @@ def test_starting_late_reads_nothing_before(dataset: Callable, monkeypatch: pyte
     order = dataset([10] * 50, global_batch_size=10)
     opened: list[str] = []
 
+    read = storage.read_table
+
     def spy(path: Any, *arguments: Any) -> Any:
         opened.append(str(path))
-        return storage.read_table(path, *arguments)
+        return read(path, *arguments)
 
-    monkeypatch.setattr("pipelines.dataset.prepared.shard_rows", spy)
+    monkeypatch.setattr(storage, "read_table", spy)
     order.batch(49)
     assert 1 <= len(set(opened)) <= 2
+
+
+def test_a_task_finds_what_earlier_tasks_of_its_process_have_read(dataset: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each task unpickles the order: the manifest and the shards of a window are read once, and no group to count a new split."""
+    small_window(monkeypatch, 20)
+    order = dataset([10] * 50, global_batch_size=10, split_seed=3)
+    order.check()
+    sent, expected = pickle.dumps(order), order.batch(2)
+    assert len(sent) < 50 * 8 + 800, "eight bytes a shard, and not the manifest"
+    read: list[str] = []
+    for name in ("read", "read_table"):
+        function = getattr(storage, name)
+        monkeypatch.setattr(storage, name, lambda path, *rest, f=function: (read.append(str(path)), f(path, *rest))[1])
+    for _ in range(3):
+        assert np.array_equal(pickle.loads(sent).batch(2), expected)
+    assert len(read) == len(set(read)) < 10
+
+
+def test_a_dataset_that_was_prepared_anew_meanwhile_is_refused(dataset: Callable) -> None:
+    order = dataset([10])
+    sent, manifest = pickle.dumps(order), order.prepared.path / "manifest.json"
+    manifest.write_text(json.dumps(order.prepared.manifest | {"fingerprint": "another"}))
+    with pytest.raises(UserError, match=r"^data\.path: .* was prepared anew while it was in use: .* is another; start again$"):
+        pickle.loads(sent)
 
 
 def test_stand_ins_are_of_other_batches_and_differ_within_one(dataset: Callable) -> None:
@@ -159,7 +186,7 @@ def test_stand_ins_are_of_other_batches_and_differ_within_one(dataset: Callable)
 
 @pytest.fixture
 def order(stamps: Prepared) -> Order:
-    return Order(stamps.path, stamps.fingerprint, "train", None, seed=3, global_batch_size=8)
+    return Order(stamps, "train", None, seed=3, global_batch_size=8)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])

@@ -54,7 +54,7 @@ def prepared(
 
 
 def order_of(prepared: Prepared, **keys: Any) -> Order:
-    return Order(prepared.path, prepared.fingerprint, "train", None, seed=0, global_batch_size=8, **keys)
+    return Order(prepared, "train", None, seed=0, global_batch_size=8, **keys)
 
 
 def test_every_row_is_in_the_split_that_it_was_published_in(prepared: Prepared) -> None:

@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 
 from pipelines.dataset.prepared import Prepared
+from tests.in_process import succeed
 from tests.patience import PATIENCE, wait_until
 from tests.training.program import listen
 
@@ -33,11 +34,11 @@ ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
 class Preparing:
-    """`python -m pipelines CONFIG.yaml output=...` with all that it starts; `stop`: where it does so (prepare_run.py)."""
+    """`python -m pipelines CONFIG.yaml output=...` with all that it starts; `stop`: where it waits (prepare_run.py)."""
 
-    def __init__(self, config: Path, output: Path, stop: str | None):
+    def __init__(self, config: Path, output: Path, stop: str):
         self._output = config.with_name(f"output-{time.time_ns()}.txt")
-        program = ["-m", "pipelines"] if stop is None else [str(Path(__file__).with_name("prepare_run.py")), stop]
+        program = [str(Path(__file__).with_name("prepare_run.py")), stop]
         with self._output.open("w") as file:
             self.process = subprocess.Popen(
                 [sys.executable, *program, str(config), f"output={output}"],
@@ -50,11 +51,6 @@ class Preparing:
 
     def text(self) -> str:
         return self._output.read_text()
-
-    def wait(self) -> str:
-        """What it said, after it ended well."""
-        assert self.process.wait(PATIENCE) == 0, self.text()
-        return self.text()
 
     def stop(self, number: signal.Signals) -> None:
         """Ask it to stop: it says in one line what is kept and how to go on, and nothing of its Ray stays."""
@@ -109,10 +105,10 @@ Start = Callable[..., Preparing]
 
 @pytest.fixture(scope="module")
 def start(config: Path) -> Iterator[Start]:
-    """Start preparing into a folder, to the end or to a stop. Same folder, same command."""
+    """Start preparing into a folder, as far as a stop. Same folder, same command."""
     programs: list[Preparing] = []
 
-    def start(output: Path, stop: str | None = None) -> Preparing:
+    def start(output: Path, stop: str) -> Preparing:
         programs.append(Preparing(config, output, stop))
         return programs[-1]
 
@@ -122,9 +118,9 @@ def start(config: Path) -> Iterator[Start]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def undisturbed(ray_session: None, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     output = tmp_path_factory.mktemp("undisturbed") / "out"
-    said = start(output).wait()
+    said = succeed("pipelines", str(config), f"output={output}")
     assert "going on" not in said
     return Prepared.open(output)
 
@@ -188,7 +184,7 @@ def contents(prepared: Prepared) -> dict[str, bytes]:
 
 
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_dataset(
-    start: Start, undisturbed: Prepared, tmp_path: Path
+    start: Start, config: Path, undisturbed: Prepared, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     parts = len(undisturbed.manifest["shards"])
@@ -212,7 +208,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_dataset(
     assert len(shards(output)) > 3 and not (output / "manifest.json").exists()
     assert list(output.glob("rejected.parquet*")), "this is left too, and is no stranger's"
 
-    said = start(output).wait()
+    said = succeed("pipelines", str(config), f"output={output}")
     assert f"going on, {parts} of {parts} parts are done" in said
     after = Prepared.open(output)
     assert after.fingerprint == undisturbed.fingerprint and without_time(after) == without_time(undisturbed)
@@ -227,8 +223,8 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_dataset(
     assert not [name for name in ours if ".partial-" in name or ".found." in name]
 
 
-def test_what_was_prepared_is_left_alone(start: Start, undisturbed: Prepared) -> None:
+def test_what_was_prepared_is_left_alone(config: Path, undisturbed: Prepared) -> None:
     before = {path: path.stat().st_mtime_ns for path in undisturbed.path.rglob("*")}
-    assert "already prepared by this config" in start(undisturbed.path).wait()
+    assert "already prepared by this config" in succeed("pipelines", str(config), f"output={undisturbed.path}")
     assert {path: path.stat().st_mtime_ns for path in undisturbed.path.rglob("*")} == before
     assert json.loads((undisturbed.path / "manifest.json").read_text()) == undisturbed.manifest

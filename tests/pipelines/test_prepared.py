@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pipelines.dataset.prepared import FORMAT_VERSION, Prepared, split_of
+from pipelines.dataset.row_ids import RowIds
 from pipelines.program.settings import UserError
 
 
@@ -38,15 +39,32 @@ def test_images_come_in_the_order_asked_for_from_wherever_they_lie(stamps: Prepa
 
 
 def test_shard_starts_are_the_shards_first_ids(stamps: Prepared) -> None:
-    assert stamps.shard_starts().tolist() == [0, 16, 32, 40]
+    assert stamps.shard_starts.tolist() == [0, 16, 32, 40]
 
 
 def test_texts_are_all_different_captions_by_id(stamps: Prepared) -> None:
-    texts = stamps.texts()
+    texts = stamps.texts().to_pylist()
     table = stamps.table("captions", "text_id")
     assert len(texts) == len(set(texts)) == stamps.num_texts
     for captions, ids in zip(table["captions"].to_pylist(), table["text_id"].to_pylist(), strict=True):
         assert [texts[i] for i in ids] == captions
+
+
+def test_row_ids_are_those_of_the_lists(stamps: Prepared) -> None:
+    table, everybody = stamps.table("image_id", "text_id"), np.arange(40)
+    found, lists = stamps.row_ids, table["text_id"].to_pylist()
+    assert found.image(everybody).tolist() == table["image_id"].to_pylist()
+    assert found.counts(everybody).tolist() == list(map(len, lists)) and {1, 2} <= set(map(len, lists))
+    assert found.text(everybody[::-1]).tolist() == [ids[0] for ids in lists[::-1]]
+    assert found.text(everybody, found.counts(everybody) - 1).tolist() == [ids[-1] for ids in lists]
+    assert {ids.dtype for ids in (found.image(everybody), found.text(everybody))} == {np.dtype(np.int64)}, "as batches have them"
+
+
+def test_row_ids_beyond_32_bits() -> None:
+    tables = [pa.table({"image_id": [0, 1 << 40], "text_id": [[5], [3, 1 << 33]]}), pa.table({"image_id": [7], "text_id": [[2]]})]
+    found = RowIds.of(tables)
+    assert found.image(np.asarray([1, 2])).tolist() == [1 << 40, 7]
+    assert found.text(np.asarray([2, 1]), np.asarray([0, 1])).tolist() == [2, 1 << 33]
 
 
 @pytest.mark.parametrize("seed", [None, 0, 1, 2])

@@ -202,7 +202,7 @@ def test_a_dot_in_the_columns_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "keys", "problem"),
     [
-        ({"image": [A], "caption": ["a"]}, {}, r"source\.image: .* has none of image, jpg.*'image', 'caption'"),
+        ({"photo": [A], "caption": ["a"]}, {}, r"source\.image: .* has none of image, jpg.*'photo', 'caption'"),
         ({"image": [A], "words": ["a"]}, {}, r"source\.caption: .* has none of caption.*'image', 'words'.*source\.caption=NAME"),
         (
             {"image": [A], "caption": ["a"]},

@@ -11,7 +11,8 @@ from pipelines.dataset.batch import Batch, Needs, columns
 from pipelines.dataset.caption_augmentation import other_words
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import Stream, Worker, whole_images
+from pipelines.dataset.sample_images import whole_images
+from pipelines.dataset.stream import Item, Stream, Worker
 from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
 from pipelines.dataset.views import Augment
 from pipelines.program.randomness import generator
@@ -21,12 +22,12 @@ ALONE = Worker(0, 1, torch.device("cpu"), 1)
 
 @pytest.fixture(scope="module")
 def tokenizer(stamps: Prepared) -> TextTokenizer:
-    return train_tokenizer(stamps.texts(), 200, 10)
+    return train_tokenizer(stamps.texts().to_pylist(), 200, 10)
 
 
 @pytest.fixture(scope="module")
 def order(stamps: Prepared) -> Order:
-    return Order(str(stamps.path), stamps.fingerprint, "train", None, seed=2, global_batch_size=8)
+    return Order(stamps, "train", None, seed=2, global_batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_batches_follow_the_order_and_describe_their_samples(
 ) -> None:
     _, batches, steps = whole
     assert len(batches) == steps
-    texts, image_ids = stamps.texts(), stamps.table("image_id")["image_id"].to_numpy()
+    texts, image_ids = stamps.texts().to_pylist(), stamps.table("image_id")["image_id"].to_numpy()
     captions = stamps.table("captions")["captions"].to_pylist()
     for step, batch in enumerate(batches):
         ids = order.batch(step)
@@ -159,6 +160,23 @@ def test_batches_follow_the_order_and_describe_their_samples(
         # The id that the objective sees belongs to the caption that the tower sees.
         tokens, mask = tokenizer(shown)
         assert np.array_equal(batch["text"].numpy(), tokens) and np.array_equal(batch["text_mask"].numpy(), mask)
+
+
+def test_tasks_and_workers_choose_the_same_caption(stamps: Prepared, tokenizer: TextTokenizer, banks: tuple[Path, Path]) -> None:
+    """Where tasks read captions they hand on the ids; where nothing is read, the worker looks the ids of all samples up."""
+    ids, read = {"image_id", "text_id", "text_features"}, {"text", "text_mask"}
+    texts, several = stamps.texts().to_pylist(), 0
+    for epoch in range(4):
+        item = Item(np.arange(40)[::-1].copy(), epoch)
+        tasks, looked_up = Prepared.open(stamps.path), Prepared.open(stamps.path)
+        found = stream_of(tasks, tokenizer, banks, ids | read).here(item)
+        expected = stream_of(looked_up, tokenizer, banks, ids).here(item)
+        assert set(found) == ids | read and set(expected) == ids
+        assert all(torch.equal(column, found[name]) for name, column in expected.items())  # type: ignore[literal-required]
+        assert np.array_equal(found["text"].numpy(), tokenizer([texts[i] for i in found["text_id"].tolist()])[0])
+        assert "row_ids" in vars(looked_up) and "row_ids" not in vars(tasks), "not held where the stream brings them"
+        several += int((found["text_id"] != torch.from_numpy(stamps.row_ids.text(item.sample_ids))).sum())
+    assert several > 0, "some samples have shown another caption than their first"
 
 
 def test_every_epoch_shows_other_views_and_other_captions(whole: tuple[Stream, list[Batch], int]) -> None:

@@ -154,7 +154,7 @@ def test_one_decoding_serves_all_views() -> None:
 
 def batches(stamps: Prepared, strong: StrongViews | None, augment: Augment | None, worker: Worker, first: int = 0) -> list[Batch]:
     """With codes where there are strong views."""
-    order = Order(str(stamps.path), stamps.fingerprint, "train", None, seed=2, global_batch_size=8)
+    order = Order(stamps, "train", None, seed=2, global_batch_size=8)
     wanted = columns(Needs(sample_id=True, strong=strong, codes=strong is not None), False, True) - {"text_features"}
     stream = Stream(stamps, frozenset(wanted), 2, 12, augment, strong=strong)
     return list(stream.training(order, first, 2 * order.steps_per_epoch, worker))

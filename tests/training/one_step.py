@@ -7,20 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import Worker
 from pipelines.features.feature_store import Pool
 from pipelines.program.display import Display
 from training import loop
 from training.config import TrainSettings
-from training.plan import Plan, held_out_data, make_order, make_plan
+from training.plan import Plan, plan_of
 from training.state import TrainState
 
 
-def one_step(settings: TrainSettings, prepared: Prepared, folder: Path) -> tuple[Plan, dict[str, Any], TrainState]:
+def one_step(settings: TrainSettings, folder: Path) -> tuple[Plan, dict[str, Any], TrainState]:
     """The plan, the step's metrics and the state after it, whose gradients are still there. A checkpoint is left in `folder`."""
-    data, order = held_out_data(settings, prepared), make_order(settings, prepared)
-    plan = make_plan(settings, prepared, data, order, Pool(0), Display(quiet=True))
+    plan = plan_of(settings, Pool(0), Display(quiet=True))
     assert plan.total_steps == 1
     reported: list[dict[str, Any]] = []
     states: list[TrainState] = []

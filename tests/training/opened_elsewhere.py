@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import Worker
 from pipelines.features.feature_store import Pool
 from pipelines.features.rows_by_id import bank_rows
@@ -23,7 +22,7 @@ from training.checkpoint import find_checkpoint, load_checkpoint, load_embedder
 from training.checkpoint_registry import settle
 from training.config import TrainSettings
 from training.loop import build_state
-from training.plan import held_out_data, keep_towers, make_order, make_plan
+from training.plan import keep_towers, plan_of
 
 TEXTS = ["a square of colour 3", "A photo of TWO cats, on a mat!"]
 
@@ -42,9 +41,8 @@ def embedded(run: Path) -> dict[str, np.ndarray]:
 def going_on(run: Path, tree: dict[str, Any]) -> dict[str, np.ndarray]:
     """What a run sees that goes on: features that no checkpoint holds, ids of its words, and its weights in a row."""
     settings = validate(TrainSettings, tree, "run")
-    prepared, checkpoint = Prepared.open(settings.data.path), settle(run, print)
-    data, order = held_out_data(settings, prepared), make_order(settings, prepared)
-    plan = make_plan(settings, prepared, data, order, Pool(0), Display(quiet=True), run, checkpoint)
+    checkpoint = settle(run, print)
+    plan = plan_of(settings, Pool(0), Display(quiet=True), run, checkpoint)
     keep_towers(plan, run)
     _, state = build_state(plan, Worker(0, 1, torch.device("cpu"), 1.0), checkpoint)
     if checkpoint is not None:

@@ -17,7 +17,7 @@ from pipelines.program.display import Display
 from pipelines.program.settings import apply_overrides, validate
 from tests.conftest import png
 from training.config import TrainSettings
-from training.plan import Plan, held_out_data, make_order, make_plan
+from training.plan import Plan, plan_of
 
 TRAIN, TEST, BATCH, EPOCHS = 24, 10, 8, 4
 STEPS = TRAIN // BATCH * EPOCHS  # 12
@@ -60,7 +60,7 @@ def write_root(root: Path) -> None:
     prepared_by_hand(root / "again", "squares", 200)
     torch.manual_seed(0)
     torch.save(timm.create_model("test_resnet").state_dict(), root / "image.pth")
-    tokenizer = train_tokenizer(squares.texts(), 100, 8)
+    tokenizer = train_tokenizer(squares.texts().to_pylist(), 100, 8)
     sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 8}
     config = DistilBertConfig(**sizes, vocab_size=tokenizer.vocabulary_size)
     DistilBertModel(config).save_pretrained(root / "text")
@@ -96,8 +96,6 @@ def planner(root: Path) -> Callable[..., Plan]:
     def make(**overrides: Any) -> Plan:
         given = {key.replace("__", "."): value for key, value in overrides.items()}
         settings = validate(TrainSettings, apply_overrides(tree, given, TrainSettings), "run")
-        prepared = Prepared.open(settings.data.path)
-        data, order = held_out_data(settings, prepared), make_order(settings, prepared)
-        return make_plan(settings, prepared, data, order, Pool(0), Display(quiet=True))
+        return plan_of(settings, Pool(0), Display(quiet=True))
 
     return make

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 from evaluation.suite import SuiteSettings, held_out
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import Stream, whole_images
+from pipelines.dataset.sample_images import whole_images
+from pipelines.dataset.stream import Stream
 from pipelines.dataset.tokenizer import train_tokenizer
 from pipelines.program.settings import validate
 from training.checkpoint import CheckpointEmbedder, load_embedder, save_checkpoint
@@ -42,10 +43,10 @@ def save(prepared: Prepared, folder: Path, **changes: Any) -> TrainState:
         "global_batch_size": 4,
     }
     settings = validate(TrainSettings, tree | changes, "t")
-    tokenizer = train_tokenizer(prepared.texts(), 100, settings.text_tower.max_tokens)
+    tokenizer = train_tokenizer(prepared.texts().to_pylist(), 100, settings.text_tower.max_tokens)
     stream = Stream(prepared, frozenset({"image"}), image_size=12, tokenizer=tokenizer)
     scored = Scored(held_out(prepared, SuiteSettings()), stream, None, None, "held_out.npz")
-    order = Order(prepared.path, prepared.fingerprint, "train", None, 0, 4)
+    order = Order(prepared, "train", None, 0, 4)
     plan = Plan(settings, order, stream, (scored,), tokenizer, "test")
     encoder, objective, teacher = plan.build()
     optimizer = settings.optimizer.build([encoder, objective])

@@ -53,7 +53,7 @@ def one_step(toy: dict[str, Any], tiny_dataset: Prepared, tmp_path_factory: pyte
     def run(*overrides: str) -> tuple[TrainSettings, dict[str, float], dict, dict]:
         settings = load(TrainSettings, PRESET, toy | parse_overrides(overrides))
         folder = tmp_path_factory.mktemp("checkpoint")
-        plan, metrics, _ = take_one_step(settings, tiny_dataset, folder)
+        plan, metrics, _ = take_one_step(settings, folder)
         before = plan.build()[0].state_dict()
         return settings, metrics, before, torch.load(folder / "state.pt", weights_only=True)["encoder"]
 

@@ -17,10 +17,12 @@ from pipelines.features.feature_store import Pool
 from pipelines.program.display import Display
 from pipelines.program.settings import UserError, load, validate
 from tests.patience import PATIENCE
-from training.config import GuideSettings, TrainSettings
+from training.config import TrainSettings
 from training.features import BankSettings
-from training.plan import held_out_data, make_order, make_plan
+from training.plan import plan_of
 from training.towers import ImageFeatures, TextFeatures
+from training.towers.base import TowerSettings
+from training.weight_sources import check_sources
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "pipelines" / "configs" / "openmoji-banks.yaml"
@@ -33,10 +35,24 @@ def computed(tiny_dataset: Prepared) -> set[Path]:
     return set((tiny_dataset.path / "banks").iterdir())
 
 
-def test_the_recipe_names_the_encoders_that_a_run_has_by_default() -> None:
-    settings, guides = load(BankSettings, RECIPE), GuideSettings()
-    assert settings.image_encoder == guides.image_encoder and settings.text_encoder == guides.text_encoder
+def identities(image: TowerSettings | None, text: TowerSettings | None) -> list[dict[str, Any]]:
+    """What names the banks of two encoders."""
+    assert image is not None and text is not None
+    return [image.identity("image_encoder"), text.identity("text_encoder")]
+
+
+def test_the_recipe_names_the_encoders_that_the_demo_has_by_default() -> None:
+    """Where a run names no frozen encoders, its towers are taken with the weights that they start from."""
+    settings, demo = load(BankSettings, RECIPE), load(TrainSettings, ROOT / "training/configs/openmoji.yaml")
+    assert demo.frozen_encoders is None
+    assert identities(settings.image_encoder, settings.text_encoder) == identities(*demo.guides)
     assert settings.neighbours
+
+
+def test_towers_without_weights_are_no_frozen_encoders() -> None:
+    from_scratch = load(TrainSettings, ROOT / "training/configs/from-scratch.yaml", {"objective.name": "clip-ping"})
+    with pytest.raises(UserError, match=r"frozen_encoders\.image_encoder: a frozen encoder needs pretrained weights"):
+        check_sources(from_scratch)
 
 
 def test_a_run_finds_them_and_computes_nothing(tiny_dataset: Prepared, computed: set[Path], tmp_path: Path) -> None:
@@ -47,22 +63,22 @@ def test_a_run_finds_them_and_computes_nothing(tiny_dataset: Prepared, computed:
         "image_tower": {"name": "conv", "image_size": 16, "channels": [8]},
         "text_tower": {"name": "bag", "width": 8, "vocabulary_size": 200},
         "objective": {"name": "clip-ping"},
+        "frozen_encoders": {name: yaml.safe_load(RECIPE.read_text())[name] for name in ("image_encoder", "text_encoder")},
         "epochs": 1,
         "global_batch_size": 8,
     }
     settings = validate(TrainSettings, tree, "run")
-    data, order = held_out_data(settings, tiny_dataset), make_order(settings, tiny_dataset)
-    guides = make_plan(settings, tiny_dataset, data, order, Pool(0), Display(quiet=True)).stream.guides
+    guides = plan_of(settings, Pool(0), Display(quiet=True)).stream.guides
     assert guides is not None and guides.neighbours is not None
     assert {guides.image_bank, guides.text_bank, guides.neighbours} <= computed
     assert set((tiny_dataset.path / "banks").iterdir()) == computed
 
     ids = np.asarray([0, 40, 95])
     views = np.stack([eval_view(decode(data), 192) for data in tiny_dataset.images(ids)])
-    texts = np.asarray(tiny_dataset.texts(), dtype=object)[ids]
-    text_encoder = settings.frozen_encoders.text_encoder if settings.frozen_encoders else GuideSettings().text_encoder
+    texts = tiny_dataset.texts().to_numpy()[ids]
+    image_encoder, text_encoder = settings.guides
     for path, direct in (
-        (guides.image_bank, ImageFeatures(GuideSettings().image_encoder)(views)),
+        (guides.image_bank, ImageFeatures(image_encoder)(views)),
         (guides.text_bank, TextFeatures(text_encoder, text_encoder.tokenizer(list))(texts)),
     ):
         np.testing.assert_allclose(np.load(path / "rows.npy")[ids], direct, atol=0.01)

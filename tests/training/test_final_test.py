@@ -14,7 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evaluation.suite import mean_recalls, score
+from evaluation.metrics import mean_recalls
+from evaluation.suite import score
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import Worker
 from pipelines.features.rows_by_id import bank_rows

@@ -99,7 +99,7 @@ def guides(tiny_dataset: Prepared, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("guides")
     torch.manual_seed(0)
     torch.save(timm.create_model("test_resnet").state_dict(), folder / "image.pth")
-    tokenizer = train_tokenizer(tiny_dataset.texts(), 100, 8)
+    tokenizer = train_tokenizer(tiny_dataset.texts().to_pylist(), 100, 8)
     sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 8}
     DistilBertModel(DistilBertConfig(**sizes, vocab_size=tokenizer.vocabulary_size)).save_pretrained(folder / "text")
     (folder / "text" / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
@@ -171,7 +171,7 @@ def step_at_toy_size(
     if full.frozen_encoders is not None:
         overrides["frozen_encoders"] = guides
     settings = load(TrainSettings, path, parse_overrides(given) | overrides)
-    _, metrics, state = one_step(settings, tiny_dataset, tmp_path)
+    _, metrics, state = one_step(settings, tmp_path)
     assert metrics["loss"] == pytest.approx(metrics["loss"]) and 0 < metrics["grad_norm"] < float("inf")
     start = full.schedule.start_lr or full.optimizer.lr / full.schedule.warmup_steps
     assert metrics["lr"] == pytest.approx(start)

@@ -18,7 +18,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from evaluation.suite import HeldOut, SuiteSettings, held_out, mean_recalls, score
+from evaluation.metrics import mean_recalls
+from evaluation.suite import HeldOut, SuiteSettings, held_out, score
 from pipelines.dataset.prepared import FORMAT_VERSION, Prepared
 from tests.patience import PATIENCE
 from training.checkpoint_registry import NEWEST

@@ -1,11 +1,12 @@
-"""Runs of the real program: any number of workers gives one curve, and a killed run goes on where it was."""
+"""Runs of the real program: any number of workers gives one curve, and a killed run goes on where it was.
+
+What is killed or stopped runs in a process of its own; what nobody disturbs, in this one.
+"""
 
 import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from program import ROOT, Program
+from program import Program
 from recording_run import consumed_in
 
+from tests.in_process import run_command, succeed
 from tests.patience import PATIENCE, wait_until
 from training.checkpoint_registry import newest_checkpoint
 
@@ -46,12 +48,11 @@ CONFIG: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """160 emojis, small."""
     output = tmp_path_factory.mktemp("data") / "tiny"
     overrides = ["source.limit=160", "image.size=48", f"output={output}"]
-    command = [sys.executable, "-m", "pipelines", "pipelines/configs/openmoji.yaml", *overrides, "--quiet"]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=PATIENCE)
+    succeed("pipelines", "pipelines/configs/openmoji.yaml", *overrides)
     return output
 
 
@@ -61,18 +62,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 Start = Callable[..., Program]
+ConfigOf = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def start(data: Path, folder: Path) -> Iterator[Start]:
-    """Start a run by name. Same name, same command; `held`: it waits after KILLED_AT steps."""
+def config_of(data: Path, folder: Path) -> ConfigOf:
+    """A run's config by its name."""
+
+    def write(name: str) -> Path:
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(CONFIG | {"name": name, "storage": str(folder), "data": {"path": str(data)}}))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def start(config_of: ConfigOf) -> Iterator[Start]:
+    """Start a run by name that waits after KILLED_AT steps. Same name, same command."""
     programs = []
     holding = (str(Path(__file__).parent / "recording_run.py"),)
 
-    def start(name: str, *overrides: str, held: bool = False) -> Program:
-        config = folder / f"{name}.yaml"
-        config.write_text(yaml.safe_dump(CONFIG | {"name": name, "storage": str(folder), "data": {"path": str(data)}}))
-        programs.append(Program(config, str(KILLED_AT), *overrides, run=holding) if held else Program(config, *overrides))
+    def start(name: str, *overrides: str) -> Program:
+        programs.append(Program(config_of(name), str(KILLED_AT), *overrides, run=holding))
         return programs[-1]
 
     yield start
@@ -81,10 +93,9 @@ def start(data: Path, folder: Path) -> Iterator[Start]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(start: Start, folder: Path) -> list[dict[str, Any]]:
+def uninterrupted(config_of: ConfigOf, folder: Path) -> list[dict[str, Any]]:
     """The history of one worker that nobody disturbs."""
-    program = start("one")
-    assert program.wait() == 0, program.text()
+    succeed("training", str(config_of("one")))
     return history(folder / "one")
 
 
@@ -164,7 +175,7 @@ def test_one_worker_learns(uninterrupted: list[dict[str, Any]]) -> None:
 @pytest.fixture(scope="module")
 def two_workers(start: Start, folder: Path) -> Killed:
     """Two workers, of which one is killed in the middle of the second epoch."""
-    program, run = start("two", "resources.num_workers=2", held=True), folder / "two"
+    program, run = start("two", "resources.num_workers=2"), folder / "two"
     wait_to_kill(program, run)
     workers = program.workers()
     assert len(workers) == 2
@@ -199,10 +210,9 @@ def test_killed_worker(two_workers: Killed, uninterrupted: list[dict[str, Any]])
 
 
 @pytest.fixture(scope="module")
-def two_undisturbed(start: Start, folder: Path) -> Path:
+def two_undisturbed(config_of: ConfigOf, folder: Path) -> Path:
     """The folder of two workers that nobody disturbs."""
-    program = start("two-undisturbed", "resources.num_workers=2")
-    assert program.wait() == 0, program.text()
+    succeed("training", str(config_of("two-undisturbed")), "resources.num_workers=2")
     return folder / "two-undisturbed"
 
 
@@ -217,7 +227,7 @@ def test_asked_to_stop_all_workers_save_the_same_step_and_the_next_start_goes_on
     run, done = folder / "asked", 0
     options = ("resources.num_workers=2", "checkpoint.every_steps=null")
     for number in (signal.SIGINT, signal.SIGTERM):
-        program = start("asked", *options, held=True)
+        program = start("asked", *options)
         wait_to_kill(program, run, done + KILLED_AT)
         family = program.family()
         program.process.send_signal(number)
@@ -232,13 +242,11 @@ def test_asked_to_stop_all_workers_save_the_same_step_and_the_next_start_goes_on
         assert lines(run)[-1]["step"] == done and not (run / "result.json").exists()
         assert "Traceback" not in program.text() and not (run / "restarts.jsonl").exists()
         assert not psutil.wait_procs(family, timeout=PATIENCE)[1], "nothing of its Ray stays"
-    last = start("asked", *options)
-    assert last.wait() == 0, last.text()
-    assert f"going on from step {done} of {STEPS}" in last.text()
+    assert f"going on from step {done} of {STEPS}" in succeed("training", str(folder / "asked.yaml"), *options)
     assert_same_weights(run, two_undisturbed)
 
 
-def test_damaged_checkpoint(start: Start, folder: Path, uninterrupted: list[dict[str, Any]]) -> None:
+def test_damaged_checkpoint(config_of: ConfigOf, folder: Path, uninterrupted: list[dict[str, Any]]) -> None:
     """A copy of a run, before its result, with one bit of its newest checkpoint flipped: the one before it is used."""
     run = Path(shutil.copytree(folder / "one", folder / "damaged"))
     (run / "result.json").unlink()
@@ -246,9 +254,8 @@ def test_damaged_checkpoint(start: Start, folder: Path, uninterrupted: list[dict
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
-    program, began = start("damaged"), time.time()
-    assert program.wait() == 0, program.text()
-    told = " ".join(program.text().split())
+    began = time.time()
+    told = " ".join(succeed("training", str(config_of("damaged"))).split())
     assert f"checkpoint_{STEPS:08d} is damaged: state.pt is not what was saved; going on from checkpoint_{STEPS - 1:08d}" in told
     assert [line["step"] for line in history(run) if line["time"] > began] == [STEPS], "one step is done again"
     assert_same_weights(run, folder / "one")
@@ -256,26 +263,22 @@ def test_damaged_checkpoint(start: Start, folder: Path, uninterrupted: list[dict
 
 def test_killed_driver(start: Start, folder: Path, uninterrupted: list[dict[str, Any]]) -> None:
     """The program is killed in the middle of the second epoch: the same command goes on, and after that says it is done."""
-    program, run = start("driver", held=True), folder / "driver"
+    program, run = start("driver"), folder / "driver"
     wait_to_kill(program, run)
     program.family()
     program.process.kill()
     killed = Killed(program, run, time.time())
     go_on(run)
     assert program.wait() == -signal.SIGKILL
-    again = start("driver")
-    assert again.wait() == 0, again.text()
+    command = ("training", str(folder / "driver.yaml"))
+    succeed(*command)
     assert_went_on(killed)
     assert_same_curve(history(run), uninterrupted)
     assert_same_weights(folder / "driver", folder / "one")
 
     files = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    third = start("driver")
-    assert third.wait() == 0, third.text()
-    assert f"finished before, at step {STEPS}" in third.text()
-
-    other = start("driver", "optimizer.lr=0.1")
-    assert other.wait() == 2
-    assert len(other.text().splitlines()) == 2, "one line, after the one that says that it is loading"
-    assert "error: name:" in other.text() and "optimizer" in other.text() and "overwrite=true" in other.text()
+    assert f"finished before, at step {STEPS}" in succeed(*command)
+    code, told = run_command(*command, "optimizer.lr=0.1")
+    assert code == 2 and len(told.splitlines()) == 1
+    assert "error: name:" in told and "optimizer" in told and "overwrite=true" in told
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == files, "neither touches what is done"

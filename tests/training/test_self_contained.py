@@ -33,7 +33,7 @@ from training.checkpoint import load_embedder, save_checkpoint
 from training.checkpoint_registry import put, seal
 from training.config import TrainSettings
 from training.loop import build_state
-from training.plan import held_out_data, keep_towers, make_order, make_plan
+from training.plan import keep_towers, plan_of
 
 SIZE, ROOT = 32, Path(__file__).parents[2]
 CPU = Worker(0, 1, torch.device("cpu"), 1.0)
@@ -103,8 +103,7 @@ def train(settings: TrainSettings, prepared: Prepared, run: Path) -> np.ndarray:
     Returns which of its parameters are trained.
     """
     run.mkdir()
-    data, order = held_out_data(settings, prepared), make_order(settings, prepared)
-    plan = make_plan(settings, prepared, data, order, Pool(0), Display(quiet=True), run)
+    plan = plan_of(settings, Pool(0), Display(quiet=True), run)
     keep_towers(plan, run)
     encoder, state = build_state(plan, CPU)
     generator = torch.Generator().manual_seed(7)

@@ -12,7 +12,8 @@ from evaluation.suite import SuiteSettings, held_out
 from pipelines.dataset.batch import Batch
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
-from pipelines.dataset.stream import Item, Stream, whole_images
+from pipelines.dataset.sample_images import whole_images
+from pipelines.dataset.stream import Item, Stream
 from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
 from pipelines.dataset.views import eval_view
 from pipelines.program.settings import UserError, validate
@@ -27,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def tokenizer(stamps: Prepared) -> TextTokenizer:
-    return train_tokenizer(stamps.texts(), 100, 8)
+    return train_tokenizer(stamps.texts().to_pylist(), 100, 8)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def plan(stamps: Prepared, tokenizer: TextTokenizer) -> Plan:
         "global_batch_size": 4,
     }
     settings = validate(TrainSettings, tree, "t")
-    order = Order(stamps.path, stamps.fingerprint, "train", None, 0, 4)
+    order = Order(stamps, "train", None, 0, 4)
     stream = Stream(stamps, frozenset({"image", "text", "text_mask", "image_id", "text_id"}), 0, 12, None, tokenizer)
     images = Stream(stamps, frozenset({"image"}), image_size=12)
     scored = Scored(held_out(stamps, SuiteSettings()), images, None, None, "held_out.npz")

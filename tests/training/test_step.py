@@ -90,6 +90,15 @@ def test_parts_give_the_gradient_and_the_step_of_the_whole(batch: Batch, parts: 
         torch.testing.assert_close(named(split)[name], parameter, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_copies_no_column_of_the_batch(batch: Batch, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are most of a step's memory; what the objective is handed after the step lies where the stream put it."""
+    state, seen = state_of(settings_of(accumulate=parts)), []
+    monkeypatch.setattr(state.objective, "update", lambda given, _: seen.append(given))
+    train_step(state, batch, settings_of(accumulate=parts), 0.1)
+    assert {name: column.data_ptr() for name, column in seen[0].items()} == {name: c.data_ptr() for name, c in batch.items()}
+
+
 class Compiled(nn.Module):
     """As torch.compile's wrapper: it draws other random numbers than the module inside, and others again without a graph."""
 

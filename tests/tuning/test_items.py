@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from evaluation import items as outcomes
-from evaluation.suite import HeldOut, SuiteSettings, held_out, mean_recalls, score
+from evaluation.metrics import mean_recalls
+from evaluation.suite import HeldOut, SuiteSettings, held_out, score
 from tests.training.test_report import prepare_by_hand
 from tuning.held_out_items import FILE, Items, read_items, variance, write_items
 from tuning.statistics import compare, verdict

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from evaluation import metrics
 from evaluation.reporting import svg
 from pipelines.program import number_format
 from tests.training.test_report import Element
 from tests.tuning.pages import figures, page_of, paths, plain, section, table_rows
 from tests.tuning.tables import I2T, NAN_REASON, curve_rows, final_rows, info, row, search_rows
-from tuning.reporting import naming
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +222,9 @@ def test_probabilities_have_two_digits_and_times_are_for_people():
 
 def test_metrics_name_their_dataset_only_where_there_are_several():
     path = "zero_shot/emoji_black_subgroup/mean_per_class"
-    one = naming.metric_names([I2T, path, "retrieval/emoji/mean_recall@5", "odd/path"], ["emoji"])
+    one = metrics.headings([I2T, path, "retrieval/emoji/mean_recall@5", "odd/path"], ["emoji"])
     assert list(one.values()) == ["image to text R@1", "zero-shot black_subgroup mean per class", "mean R@5", "odd/path"]
-    two = naming.metric_names([I2T, path], ["emoji", "emoji_black"])
+    two = metrics.headings([I2T, path], ["emoji", "emoji_black"])
     assert list(two.values()) == ["image to text R@1, emoji", "zero-shot subgroup mean per class, emoji_black"]
 
 

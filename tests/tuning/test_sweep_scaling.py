@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from evaluation.suite import mean_recalls
+from evaluation.metrics import mean_recalls
 from pipelines.dataset.prepared import Prepared
 from pipelines.program.settings import UserError, load
 from tests.tuning.pages import page_of, paths, plain, section, table_rows

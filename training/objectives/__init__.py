@@ -1,11 +1,16 @@
-"""Objectives, one file each. The union of their settings is the registry: a new objective is one file and one member."""
+"""Objectives, one file each. The union of their settings is the registry: a new objective is one file and one member.
+
+One of your own needs neither: a config names its settings class, as `mypackage.mymodule:MySettings`.
+"""
 
 from typing import Annotated
 
 from pydantic import Field
 
+from pipelines.program.own_class import OrOwn
 from training.objectives.a_clip_ping import AClipPingSettings
 from training.objectives.albef import AlbefSettings
+from training.objectives.base import ForeignObjective, ObjectiveSettings
 from training.objectives.clip import ClipSettings
 from training.objectives.clip_ping import ClipPingSettings
 from training.objectives.cyclip import CyClipSettings
@@ -41,4 +46,5 @@ ObjectiveUnion = Annotated[
     | DeclipSettings
     | DistillSettings,
     Field(discriminator="name"),
+    OrOwn(ObjectiveSettings, ForeignObjective),
 ]

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
+from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from pipelines.dataset.batch import Batch, Needs
-from pipelines.program.settings import Settings
+from pipelines.program.own_class import Named
+from pipelines.program.settings import UserError
 from training.teacher import NoTeacher, Teacher
 
 
@@ -75,7 +77,7 @@ class Objective(nn.Module, ABC):
         """Advance after a skipped step: schedules move, nothing is learned."""
 
 
-class ObjectiveSettings(Settings):
+class ObjectiveSettings(Named):
     """Base of an objective's settings: what it needs, and how it is built."""
 
     @property
@@ -98,4 +100,13 @@ class ObjectiveSettings(Settings):
 
     @abstractmethod
     def build(self, task: Task) -> Objective:
-        """The objective, with its initial state."""
+        """The objective, with its state at the start."""
+
+
+class ForeignObjective(ObjectiveSettings):
+    """What a checkpoint says of an objective that is not ours: keys, as data. Nothing is imported for it, and nothing built."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def build(self, task: Task) -> Objective:
+        raise UserError(f"objective.name: {self.name} was read as data, and is not to be built")

@@ -48,8 +48,7 @@ class PsdSettings(ContrastiveSettings):
     name: Literal["psd"] = "psd"
     teacher: Annotated[SelfSettings | EmaSettings, Field(discriminator="name")] = Field(
         EmaSettings(),
-        description="who makes the soft targets; self: the network itself, as in the paper, at no extra cost, and below CLIP "
-        "where captions were wrong (docs/objectives.md)",
+        description="who makes the soft targets; self: the network itself, as in the paper (what it costs: docs/objectives.md)",
     )
     soft_fraction: float = Field(0.9, ge=0, lt=1, description="share of soft pairs at the end of its growth")
     schedule: Literal["linear", "cosine", "constant"] = Field(

@@ -4,9 +4,8 @@ import math
 from itertools import product
 from typing import Any
 
-from evaluation.suite import mean_recalls
+from evaluation import metrics
 from pipelines.program import number_format
-from tuning.reporting import naming
 from tuning.reporting.sweep_data import Sweep, records
 
 _MANY_COLUMNS = 8
@@ -23,7 +22,7 @@ def heat_maps(sweep: Sweep) -> list[dict[str, Any]]:
 
 def _heat_map(sweep: Sweep, metric: str) -> dict[str, Any]:
     score = metric == "score"
-    percent = sweep.percent if score else naming.is_percent(metric)
+    percent = sweep.percent if score else metrics.metric(metric).percent
     first, rest = sweep.axes[0], sweep.axes[1:]
     rows = list(product(*(axis["labels"] for axis in rest)))
     by_labels = {tuple(labels): cell for cell, labels in sweep.cells.items()}
@@ -54,14 +53,15 @@ def _heat_map(sweep: Sweep, metric: str) -> dict[str, Any]:
 def _low(sweep: Sweep, metric: str) -> bool:
     if metric == "score":
         return sweep.mode == "min"
-    return naming.lower_is_better(metric, sweep.info["score"]["metrics"], sweep.mode)
+    # As the sweep's mode says for what it ranks by.
+    return (sweep.mode if metric in sweep.info["score"]["metrics"] else metrics.metric(metric).better) == "min"
 
 
 def _heat_cell(sweep: Sweep, cell: str | None, metric: str, known: list[float], low_is_better: bool) -> dict[str, Any]:
     if cell is None:
         return {"cell": "", "value": "", "word": "not planned", "heat": 0.0, "best": False, "level": False, "small": []}
     row = sweep.figures[cell, metric]
-    percent = sweep.percent if metric == "score" else naming.is_percent(metric)
+    percent = sweep.percent if metric == "score" else metrics.metric(metric).percent
     if not row["n"]:
         state = sweep.state(cell)
         word = "not measured" if state == "results" else state
@@ -106,7 +106,7 @@ def paper_rows(sweep: Sweep) -> list[dict[str, Any]]:
         values = []
         for column in columns:
             row = sweep.figures[cell, column["metric"]]
-            percent = sweep.percent if column["metric"] == "score" else naming.is_percent(column["metric"])
+            percent = sweep.percent if column["metric"] == "score" else metrics.metric(column["metric"]).percent
             values.append(
                 {
                     "mean": number_format.value(row["mean"], percent),
@@ -131,8 +131,7 @@ def paper_rows(sweep: Sweep) -> list[dict[str, Any]]:
 
 def chance_row(sweep: Sweep) -> list[str]:
     """What guessing scores, by column of the paper's table; empty where it is not known of any metric."""
-    base = {path: known["chance"] for path, known in sweep.info["baselines"].items() if "chance" in known}
-    base |= mean_recalls(base)
+    base = metrics.chances(sweep.info["baselines"])
     score = [base.get(metric, math.nan) for metric in sweep.info["score"]["metrics"]]
     base["score"] = math.fsum(score) / len(score) if score else math.nan
     row = [number_format.value(base.get(column["metric"], math.nan)) for column in paper_columns(sweep)]

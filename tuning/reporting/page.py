@@ -6,9 +6,10 @@ from typing import Any
 
 import jinja2
 
+from evaluation import metrics
 from pipelines.io.retry import shown
 from pipelines.program import number_format, yaml_text
-from tuning.reporting import charts, conclusion, grid, naming, scaling, space
+from tuning.reporting import charts, conclusion, grid, scaling, space
 from tuning.reporting.sweep_data import Sweep, records
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -77,7 +78,7 @@ def _tiles(sweep: Sweep) -> list[dict[str, str]]:
     tiles = []
     for column in [score, *columns][: max(_TILES, 1 + len(sweep.info["score"]["metrics"]))]:
         row = sweep.figures[leader, column["metric"]]
-        percent = sweep.percent if column["metric"] == "score" else naming.is_percent(column["metric"])
+        percent = sweep.percent if column["metric"] == "score" else metrics.metric(column["metric"]).percent
         spread = f"sd {number_format.value(row['sd'], percent)} over {int(row['n'])} seeds" if row["n"] > 1 else "one seed"
         tile = {"title": column["title"], "path": column["path"], "value": number_format.value(row["mean"], percent)}
         tiles.append(tile | {"unit": "%" if percent else "", "about": spread})

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from evaluation.metrics import chances
 from evaluation.reporting.svg import Scale, dot, frame, image, line, path, score_range, text
-from evaluation.suite import mean_recalls
 from pipelines.program import number_format
 from tuning.reporting.sweep_data import Sweep
 
@@ -94,7 +94,6 @@ def _figure(sweep: Sweep, row: dict[str, Any]) -> str:
 
 def _chance(sweep: Sweep) -> float:
     """Of the score; NaN where it is not known of all that it is the mean of."""
-    base = {path: known["chance"] for path, known in sweep.info["baselines"].items() if "chance" in known}
-    base |= mean_recalls(base)
+    base = chances(sweep.info["baselines"])
     found = [base.get(metric, float("nan")) for metric in sweep.info["score"]["metrics"]]
     return sum(found) / len(found)

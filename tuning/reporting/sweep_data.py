@@ -12,11 +12,11 @@ from typing import Any
 
 import pandas as pd
 
+from evaluation import metrics
 from pipelines.io import storage
 from pipelines.program.settings import UserError
 from tuning import statistics
 from tuning.held_out_items import Items, read_items
-from tuning.reporting import naming
 
 _TEXT = ("trial", "cell", "phase", "status", "reason", "split", "command")
 _NUMBERS = ("point", "seed", "train_samples", "epochs", "samples", "seconds", "loss", "score")
@@ -48,7 +48,7 @@ class Sweep:
     @property
     def percent(self) -> bool:
         """The score is a percentage."""
-        return all(naming.is_percent(metric) for metric in self.info["score"]["metrics"])
+        return all(metrics.metric(metric).percent for metric in self.info["score"]["metrics"])
 
     @property
     def unit(self) -> str:
@@ -76,7 +76,7 @@ class Sweep:
     @cached_property
     def names(self) -> dict[str, str]:
         paths = [*self.info["score"]["metrics"], *self.info["metrics"]]
-        return naming.metric_names(list(dict.fromkeys(paths)), [dataset["name"] for dataset in self.info["datasets"]])
+        return metrics.headings(list(dict.fromkeys(paths)), [dataset["name"] for dataset in self.info["datasets"]])
 
     @cached_property
     def search(self) -> pd.DataFrame:

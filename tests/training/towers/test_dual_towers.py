@@ -179,7 +179,7 @@ def run_settings(stamps: Prepared, **changes: Any) -> TrainSettings:
 
 def checkpoint_of(settings: TrainSettings, stamps: Prepared, folder: Path) -> Path:
     folder.mkdir()
-    one_step(settings, stamps, folder)
+    one_step(settings, folder)
     return folder
 
 
@@ -228,7 +228,7 @@ def test_a_run_teaches_another(stamps: Prepared, trained: Path, case: str, tmp_p
     image, text = (half.model_dump(mode="json") for half in halves(trained))
     guides = {"image_encoder": image, "text_encoder": text}
     settings = run_settings(stamps, objective=GUIDED[case], frozen_encoders=guides, seed=1)
-    plan, metrics, state = one_step(settings, stamps, tmp_path)
+    plan, metrics, state = one_step(settings, tmp_path)
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     saved = torch.load(tmp_path / "state.pt", weights_only=True)
     assert sum(value.numel() for value in saved["teacher"].values() if isinstance(value, Tensor)) == 0
@@ -248,7 +248,7 @@ def test_a_live_teacher_sees_what_the_student_sees(stamps: Prepared, trained: Pa
     guides = {"image_encoder": image.model_dump(mode="json"), "text_encoder": text.model_dump(mode="json")}
     tower = {"name": "conv", "image_size": 24, "channels": [8, 16]}
     settings = run_settings(stamps, objective={"name": "a-clip-ping"}, frozen_encoders=guides, image_tower=tower)
-    plan, _, state = one_step(settings, stamps, tmp_path)
+    plan, _, state = one_step(settings, tmp_path)
     views = images(24)
     tokens = plan.stream.guide_tokenizer
     assert tokens is not None

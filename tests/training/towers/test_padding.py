@@ -192,7 +192,7 @@ def test_a_step_learns_the_same(name: str, parts: int, stamps: Prepared, tmp_pat
             if not cut:
                 patch.setattr(loop, "may_cut", lambda *_: False)
             (tmp_path / str(cut)).mkdir()
-            found.append(one_step(settings, stamps, tmp_path / str(cut)))
+            found.append(one_step(settings, tmp_path / str(cut)))
     assert all(length < 40 for length in lengths[0].values()) and set(lengths[1].values()) == {40}
     (_, one, first), (_, other, second) = found
     assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)

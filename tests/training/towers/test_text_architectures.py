@@ -43,7 +43,7 @@ def runs(folders: dict[str, Path], stamps: Prepared, tmp_path_factory: pytest.Te
     root = tmp_path_factory.mktemp("runs")
     for name in RUNS:
         (root / name).mkdir()
-        one_step(run_of(stamps, {"weights": str(folders[name]), "projected": name in DUAL}), stamps, root / name)
+        one_step(run_of(stamps, {"weights": str(folders[name]), "projected": name in DUAL}), root / name)
     return {name: root / name for name in RUNS}
 
 
@@ -196,9 +196,9 @@ def test_masked_words_are_guessed_from_states_of_their_own_width(
     """States of 32 numbers, rows of 20 or 12. A tower of a run has those of the tower in it, however deep."""
     text: dict[str, Any] = {"weights": str(folders[kind if kind in folders else "roberta"]), "projected": kind in DUAL}
     for number in range(kind.count("run")):
-        one_step(run_of(stamps, text), stamps, tmp_path / str(number))
+        one_step(run_of(stamps, text), tmp_path / str(number))
         text = {"name": "run", "path": str(tmp_path / str(number))}
-    _, metrics, state = one_step(run_of(stamps, text, objective=MASKED[objective]), stamps, tmp_path / "last")
+    _, metrics, state = one_step(run_of(stamps, text, objective=MASKED[objective]), tmp_path / "last")
     assert np.isfinite(metrics["mlm"]) and metrics["mlm"] > 0
     head: Any = state.objective.words
     assert head.in_features == 32 and head.weight.grad.abs().sum() > 0

@@ -34,8 +34,8 @@ def call(name: str, arguments: dict[str, Any], key: str, arguments_key: str, exa
     return find(name, arguments, key, arguments_key, example)(**arguments)
 
 
-def find(name: str, arguments: dict[str, Any], key: str, arguments_key: str, example: str) -> Callable:
-    """`module:function`, which takes these keywords.
+def find(name: str, arguments: dict[str, Any] | None, key: str, arguments_key: str, example: str) -> Callable:
+    """`module:function`, which takes these keywords; None: whatever it takes.
 
     Raises `UserError` naming `key` or `arguments_key` where there is no such function, or it does not take them.
     """
@@ -44,11 +44,13 @@ def find(name: str, arguments: dict[str, Any], key: str, arguments_key: str, exa
         raise UserError(f"{key}: '{name}' is not of the form module:function, such as {example}")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"{key}: {module_name} cannot be imported: {error}") from None
+    except (ImportError, SyntaxError, ValueError) as error:
+        raise UserError(f"{key}: {module_name} cannot be imported: {error}; is it installed, or in this folder?") from None
     function: Callable | None = getattr(module, attribute, None)
     if not callable(function):
         raise UserError(f"{key}: {module_name} has no '{attribute}'")
+    if arguments is None:
+        return function
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:

@@ -1,0 +1,23 @@
+"""raylign from Python: the four programs as functions, and embedders of runs and of other people's models.
+
+Importing it is light: torch, Ray and the rest come with the first call that needs them. docs/python.md has examples.
+"""
+
+from pipelines.program.settings import UserError
+from raylign.embedding import embed_images, embed_texts, load_huggingface, load_open_clip, load_run, rank
+from raylign.programs import evaluate, open_dataset, prepare, sweep, train
+
+__all__ = [
+    "UserError",
+    "embed_images",
+    "embed_texts",
+    "evaluate",
+    "load_huggingface",
+    "load_open_clip",
+    "load_run",
+    "open_dataset",
+    "prepare",
+    "rank",
+    "sweep",
+    "train",
+]

@@ -1,0 +1,61 @@
+"""The command `raylign`: `prepare`, `train`, `evaluate` and `sweep`, each with a config and overrides, and `init`.
+
+The same programs as `python -m pipelines`, `training`, `evaluation` and `tuning`, which `ray job submit` calls.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from pipelines.program.cli import VERBS, begin
+
+_USAGE = """usage: raylign COMMAND CONFIG.yaml [key=value ...]
+
+  raylign init NAME                 write a folder with four commented configs for data of your own
+  raylign prepare CONFIG.yaml       pairs -> prepared dataset; --check looks at a sample first
+  raylign train CONFIG.yaml         prepared dataset -> run: checkpoints, scores, a page
+  raylign evaluate CONFIG.yaml      any embedder -> scores
+  raylign sweep CONFIG.yaml         grid x search x seeds -> one report; raylign sweep report SWEEP writes it again
+
+CONFIG.yaml is a file, or the name of one that comes along, such as openmoji.yaml. raylign COMMAND --help lists those and
+all keys."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code."""
+    verb, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if verb in ("-h", "--help"):
+        print(_USAGE)
+        return 0
+    if verb == "init":
+        from raylign.starter import init
+
+        return init(rest)
+    package = {name: package for package, name in VERBS.items()}.get(verb)
+    if package is None:
+        print(f"error: '{verb}' is no command, those are init, {', '.join(VERBS.values())}; see raylign --help", file=sys.stderr)
+        return 2
+    # As of `python -m`: modules of your own, which a config names by import strings, are found in this folder. Ray's workers
+    # look there too.
+    if os.getcwd() not in sys.path:  # noqa: PTH109  a string, as sys.path holds
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    if rest[:1] != ["report"]:
+        begin(package, rest)
+    return _program(package)(rest, "raylign")
+
+
+def _program(package: str) -> Callable[[Sequence[str], str], int]:
+    """Its `main`, imported where it is wanted: most of them bring torch along."""
+    if package == "pipelines":
+        from pipelines.__main__ import main
+    elif package == "training":
+        from training.__main__ import main
+    elif package == "evaluation":
+        from evaluation.__main__ import main
+    else:
+        from tuning.__main__ import main
+    return main
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Embedders in the caller's process, without Ray: of runs and of other people's models; and what one does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.program.settings import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from evaluation.embedder import Embedder
+
+    AnyImage = str | Path | Image.Image
+
+
+def load_run(path: str | Path) -> Embedder:
+    """The embedder of a run's newest checkpoint, or of the checkpoint that `path` is. Raises `UserError` where there is none."""
+    from training.checkpoint import load_embedder
+
+    return load_embedder(str(path))
+
+
+def load_open_clip(model: str, weights: str | None) -> Embedder:
+    """An open_clip model with its own preprocessing; `weights`: a tag of open_clip's, or a path. Needs raylign[open_clip]."""
+    from training.embedders import open_clip
+
+    return open_clip(model, weights)
+
+
+def load_huggingface(weights: str) -> Embedder:
+    """A CLIP-like model of transformers with its own processor; `weights`: a hub name, or a folder."""
+    from training.embedders import huggingface
+
+    return huggingface(weights)
+
+
+def embed_images(embedder: Embedder, images: Sequence[AnyImage], batch_size: int = 64) -> np.ndarray:
+    """Files or PIL images to unit rows, float32 [n, D]; `batch_size` are in memory at a time.
+
+    Raises `UserError` that names a file which is no whole image.
+    """
+    import numpy as np
+
+    batches = [images[first : first + batch_size] for first in range(0, len(images), batch_size)]
+    if not batches:
+        raise UserError("images: there is none to embed")
+    return np.concatenate([embedder.embed_images([_read(image) for image in batch]) for batch in batches])
+
+
+def embed_texts(embedder: Embedder, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
+    """Strings to unit rows, float32 [n, D]."""
+    import numpy as np
+
+    if isinstance(texts, str) or not texts:
+        raise UserError(f"texts: a list of at least one text is wanted (value {texts!r})")
+    return np.concatenate([embedder.embed_texts(list(texts[i : i + batch_size])) for i in range(0, len(texts), batch_size)])
+
+
+def rank(embedder: Embedder, query: str | Image.Image, images: str | Path | Sequence[AnyImage]) -> list[tuple[AnyImage, float]]:
+    """Images by how near they are to a query, nearest first, each with its cosine.
+
+    Args:
+        query: a sentence, or a PIL image.
+        images: files, PIL images, or a folder: all images below it.
+    """
+    listed = _below(Path(images)) if isinstance(images, str | Path) else list(images)
+    wanted = embed_texts(embedder, [query]) if isinstance(query, str) else embed_images(embedder, [query])
+    cosines = embed_images(embedder, listed) @ wanted[0]
+    return [(listed[i], float(cosines[i])) for i in (-cosines).argsort(kind="stable")]
+
+
+def _below(folder: Path) -> list[AnyImage]:
+    """Images below a folder, sorted by name; hidden files are none."""
+    from pipelines.dataset.image_formats import is_hidden, is_image
+
+    names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    found: list[AnyImage] = [folder / name for name in names if is_image(name) and not is_hidden(name)]
+    if not found:
+        raise UserError(f"images: {folder} {'holds no images' if folder.is_dir() else 'is not a folder'}; give one with images")
+    return found
+
+
+def _read(image: AnyImage) -> Image.Image:
+    """RGB and upright, as everywhere else."""
+    from pipelines.dataset.images import BadImage, decode
+
+    if not isinstance(image, str | Path):
+        return image.convert("RGB")
+    try:
+        return decode(Path(image).read_bytes())
+    except OSError as error:
+        raise UserError(f"images: {image} cannot be read: {error.strerror}; give a file") from None
+    except BadImage as bad:
+        raise UserError(f"images: {image} cannot be used: {bad.reason}, {bad.detail}; leave it out") from None

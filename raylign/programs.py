@@ -1,0 +1,108 @@
+"""The four programs as functions. A config is a file's name, as on the command line, or a mapping; overrides are dotted keys.
+
+    raylign.train("openmoji.yaml", {"name": "mine", "optimizer.lr": 3e-4})
+
+Each goes on where an interrupted call left off, as the commands do, and raises `UserError` for what the caller can put right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipelines.program.config_files import find_config
+from pipelines.program.settings import Settings, apply_overrides, load, validate
+
+if TYPE_CHECKING:
+    from evaluation.results import Result
+    from pipelines.dataset.prepared import Prepared
+    from pipelines.program.display import Display
+
+Config = str | Path | Mapping[str, Any]
+S = TypeVar("S", bound=Settings)
+
+
+def prepare(
+    config: Config, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False, verbose: bool = False
+) -> Prepared:
+    """Prepare a dataset, as `raylign prepare` does.
+
+    Args:
+        config: a file, or the keys of one.
+        overrides: dotted keys and their values, such as `{"image.size": 192}`.
+        quiet: print nothing.
+        verbose: print what Ray prints too.
+
+    Returns:
+        The dataset, as of `open_dataset`.
+    """
+    from pipelines.prepare.config import PrepareSettings
+    from pipelines.prepare.prepare import prepare
+
+    return prepare(_settings(PrepareSettings, config, overrides), _display(quiet, verbose))
+
+
+def train(
+    config: Config, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False, verbose: bool = False
+) -> dict[str, Any]:
+    """Train, or go on training, as `raylign train` does; arguments as of `prepare`.
+
+    Returns:
+        The content of the run's `result.json`: `metrics` by path such as `retrieval/NAME/mean_recall`, in percent, and what the
+        run was. The run is in the folder `storage/name`.
+    """
+    from training.config import TrainSettings
+    from training.run import run
+    from training.weight_sources import check_sources
+
+    settings = _settings(TrainSettings, config, overrides)
+    check_sources(settings)
+    return run(settings, _display(quiet, verbose))
+
+
+def evaluate(
+    config: Config, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False, verbose: bool = False
+) -> list[Result]:
+    """Score models on data, as `raylign evaluate` does; arguments as of `prepare`.
+
+    Returns:
+        One result for each model, set and task: `model`, `dataset`, `task`, and `scores`, in percent.
+    """
+    from evaluation.__main__ import evaluate
+    from evaluation.config import EvaluateSettings
+
+    return evaluate(_settings(EvaluateSettings, config, overrides), _display(quiet, verbose))
+
+
+def sweep(config: Config, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False, verbose: bool = False) -> Path:
+    """Run what is left of a sweep, as `raylign sweep` does; arguments as of `prepare`.
+
+    Returns:
+        Its folder, with `trials.csv`, `summary.csv`, `pairwise.csv` and `report.html`.
+    """
+    from tuning.config import SweepSettings
+    from tuning.sweep import sweep
+
+    settings = _settings(SweepSettings, config, overrides)
+    sweep(settings, _display(quiet, verbose), f"raylign.sweep({str(config)!r})")
+    return settings.storage / settings.name
+
+
+def open_dataset(path: str | Path) -> Prepared:
+    """A dataset that was prepared: a folder, or a URI such as s3://bucket/folder. Raises `UserError` where there is none."""
+    from pipelines.dataset.prepared import Prepared
+
+    return Prepared.open(path)
+
+
+def _settings(model: type[S], config: Config, overrides: Mapping[str, Any] | None) -> S:
+    if isinstance(config, Mapping):
+        return validate(model, apply_overrides(config, overrides or {}, model), "config")
+    return load(model, find_config(config, model.__module__.partition(".")[0]), overrides)
+
+
+def _display(quiet: bool, verbose: bool) -> Display:
+    from pipelines.program.display import Display
+
+    return Display(quiet=quiet, verbose=verbose)
