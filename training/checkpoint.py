@@ -2,7 +2,7 @@
 
 state.pt         TrainState.state_dict()
 checkpoint.json  config, dataset fingerprint, code version, step
-tokenizer.json   the text tower's tokenizer
+tokenizer.json   the text tower's tokenizer tokenizer
 held_out.npz     last checkpoint only: embeddings of the held-out split; one more file for each extra dataset
 digests.json     digests of these files (checkpoint_registry.py)
 """

@@ -49,8 +49,10 @@ class GuideSettings(Settings):
         description="its features of images, computed once or in the step; null: the image tower with the weights it starts from",
     )
     text_encoder: TextTowerUnion | None = Field(None, description="the same, of captions; null: the text tower as it starts")
-    support: int = Field(65536, ge=1, description="training samples among which neighbours are found, others in every epoch")
-    search: Search = Field("exact", description="approximate: by an index, for supports beyond memory; needs raylign[ann]")
+    support: int = Field(65536, ge=1, description="training samples among which neighbours are searched, redrawn every epoch")
+    search: Search = Field(
+        "exact", description="approximate: with an index, for support sets larger than memory; needs raylign[ann]"
+    )
 
     @field_validator("search")
     @classmethod

@@ -21,7 +21,7 @@ class Cluster:
 
 
 def ahead() -> Cluster | None:
-    """The cluster that this process will start; None where it joins one, or did already."""
+    """The cluster that this process will start; None if it joins one, or has already."""
     size = own_machine()
     return None if size is None else Cluster(*size)
 

@@ -110,7 +110,7 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
                 f"name: {folder} holds checkpoints and no config.yaml; copy it too, give another name=, or overwrite=true"
             )
         return None
-    # Validated: a run of an earlier version gets the defaults of keys that came since.
+    # Validated, so that a run of an earlier version gets the defaults of keys added since.
     with as_data():
         old = validate(TrainSettings, read_yaml(file), str(file))
     changed = difference(old.identity(), settings.identity())

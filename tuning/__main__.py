@@ -46,7 +46,7 @@ def main(arguments: Sequence[str], prog: str = "python -m") -> int:
     """The exit code."""
     if list(arguments[:1]) == ["report"]:
         return report(arguments[1:], prog)
-    # For the report, which says how to go on: never by deleting what is there.
+    # For the report, which says how to resume: never by deleting results.
     told = [argument for argument in arguments if not argument.startswith("overwrite=")]
     command = shlex.join([*command_of(prog, "tuning").split(), *told])
     return run_program("tuning", PURPOSE, SweepSettings, partial(_run, command=command), arguments, prog=prog)

@@ -30,7 +30,7 @@ class SweepPlan:
         self.cells = cells_of(settings)
         self.folder = Folder((settings.storage / settings.name).absolute())
         self.base = read_config(find_config(settings.base, "training"), TrainSettings)
-        self._epochs: dict[tuple[str, int], int] = {}  # (cell, seed) -> epochs, where the budget is of samples
+        self._epochs: dict[tuple[str, int], int] = {}  # (cell, seed) -> epochs, if the budget is in samples
         self.prepared: dict[str, Prepared] = {}
         self.datasets: list[dict[str, Any]] = []
         for cell in self.cells:

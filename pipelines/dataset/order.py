@@ -61,13 +61,13 @@ class Order:
 
     @property
     def ids(self) -> np.ndarray:
-        """Sample ids of the split, or of the share of it that takes part, sorted, each once."""
+        """Sample ids of the split, or of the fraction of it that is used, sorted, each once."""
         shards = range(len(self.prepared.manifest["shards"]))
         return np.concatenate([self._shard_ids(shard) for shard in shards])
 
     @property
     def rows(self) -> int:
-        """Rows that an epoch goes through: those of the split, times their weights."""
+        """Rows in an epoch: those of the split, times their weights."""
         return int(self._counts.sum())
 
     @property
@@ -113,7 +113,7 @@ class Order:
         mine = np.flatnonzero(prepared.split_names(shard, self.split_seed, self.validation) == self.split)
         if self.fraction < 1:
             groups = prepared.groups(shard)
-            # One number a group, whatever the share: a smaller share is a part of a larger one.
+            # One number per group, whatever the fraction: a smaller fraction is a subset of a larger one.
             kept = [row for row in mine if uniform_of(f"{groups[row]}\0share", self.seed) < self.fraction]
             mine = np.asarray(kept, dtype=np.int64)
         return prepared.shard_starts[shard] + mine
@@ -151,12 +151,12 @@ class Order:
 
     def _permuted(self, epoch: int, window: int) -> np.ndarray:
         shards = self._windows(epoch)[0][window]
-        # Sorted first: how a small dataset is cut into shards has no influence.
+        # Sorted first, so that the division of a small dataset into shards has no influence.
         rows = np.sort(np.concatenate([self._weighted(epoch, shard) for shard in shards]))
         return generator("rows", self.seed, epoch, window).permutation(rows)
 
     def _weighted(self, epoch: int, shard: int) -> np.ndarray:
-        """A shard's rows of this epoch: all of them as often as the weight says, and a random part of them for its fraction."""
+        """A shard's rows in this epoch: all of them once for each whole unit of weight, and a random share for its fraction."""
         ids = self._shard_ids(shard)
         wanted = int(self._counts[shard])
         if wanted == len(ids):

@@ -6,7 +6,7 @@ key, group string; captions list<string>; split string; label_NAME string
 file, start, length, column: where the encoded image is (`locations.Location`); a relative file lies in the dataset's folder
 shuffled   bool, where the config shuffles captions: this row has another row's
 
-Whether images were copied or only indexed makes no difference to who reads them.
+Readers do not need to know whether images were copied or only indexed.
 
 An opened dataset owns what was read of it: shards, ids, mapped features. It travels as its path and fingerprint, and a process
 that it comes to again and again, as tasks of a stream do, has it open only once (`once_per_process`).
@@ -188,7 +188,7 @@ class Prepared:
         return names
 
     def groups(self, shard: int) -> list[str]:
-        """The group of each row of a shard: what splits, and shares of one, keep together."""
+        """The group of each row of a shard: splits, and fractions of one, keep a group together."""
         return self._shard(shard, ("group", "split"))["group"].to_pylist()
 
     def _check_splits(self, seed: int | None, validation: float | None) -> None:
@@ -218,7 +218,7 @@ class Prepared:
         return np.cumsum([0] + [shard["rows"] for shard in self.manifest["shards"]])
 
     def rows(self, sample_ids: np.ndarray, columns: tuple[str, ...]) -> pa.Table:
-        """The named light columns of the given samples, in the given order; a few shards are kept."""
+        """The named light columns of the given samples, in the given order; a few shards are cached."""
         starts = self.shard_starts
         shards = np.searchsorted(starts, sample_ids, side="right") - 1
         pieces, positions = [], []

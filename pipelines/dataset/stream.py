@@ -252,7 +252,7 @@ class Stream:
         return 0 if self.strong is None else self.strong.count
 
     def _write_views(self, views: np.ndarray, codes: np.ndarray, data: bytes | Missing, epoch: int, sample_id: int) -> None:
-        """All views of an image, into uint8 [1 + strong ones, 3, size, size], and what was done to them."""
+        """Write all views of an image into uint8 [1 + strong views, 3, size, size]; returns their augmentation codes."""
         image: Any = opened(self.prepared, data)
         key, drawn = (self.seed, epoch, sample_id), []
         if self.augment is None:

@@ -100,7 +100,7 @@ class ObjectiveSettings(Named):
 
     @abstractmethod
     def build(self, task: Task) -> Objective:
-        """The objective, with its state at the start."""
+        """The objective, with its initial state."""
 
 
 class ForeignObjective(ObjectiveSettings):
