@@ -1,7 +1,7 @@
-"""Why something ended, in words for people: one line from whatever Ray, Ray Train or Ray Tune wrap an exception in.
+"""Why something ended, readably: one line from whatever Ray, Ray Train or Ray Tune wrap an exception in.
 
-The first cause is told, not the last line of the last traceback. Where one worker of several dies, the others fail a moment later
-in whatever they had to say to it: that their connection broke is how they learn of it, and nobody's mistake.
+It reports the root cause, not the last line of the last traceback. When one of several workers dies, the others fail a moment
+later in their next communication with it: a broken connection is a consequence, not a cause.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from pipelines.program.settings import UserError
 
-_LONGEST = 400  # characters of what an exception says
+_LONGEST = 400  # characters of an exception's message
 # How torch's gloo and NCCL, and Ray Train's barrier, say that another worker is gone.
 _BROKEN = re.compile(
     r"Connection (?:closed|reset) by peer|Broken pipe|Connection refused|GLHF|NCCL|ProcessGroup|have not joined the collective"
@@ -56,7 +56,7 @@ def cause_of(error: BaseException) -> str:
 
 
 def first_cause(failures: Mapping[int, BaseException]) -> str:
-    """Of workers that failed together, by rank: the one that began it, and how many others it took along."""
+    """For workers that failed together, by rank: the one that failed first, and how many others failed with it."""
     if not failures:
         return "no worker said why"
     found = {rank: innermost(error) for rank, error in sorted(failures.items())}
@@ -65,7 +65,7 @@ def first_cause(failures: Mapping[int, BaseException]) -> str:
         rank, error = next(iter(found.items()))
         lost = f"worker {rank} lost its connection to another ({_text(error)[:160]})"
         return f"a worker was lost, or the network between workers: {lost}"
-    # An exception says more than a death, and whoever raised one did not die of the others.
+    # An exception says more than a death, and a worker that raised one was not a victim of the others.
     rank = min(own, key=lambda rank: (_of_ray(own[rank]), rank))
     cause = f"worker {rank}: {cause_of(own[rank])}"
     others = len(found) - 1
@@ -79,7 +79,7 @@ def is_broken_connection(error: BaseException) -> bool:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """What is inside of Ray's wrappers."""
+    """The exception inside Ray's wrappers."""
     seen = [error]
     while True:
         last = seen[-1]
@@ -108,7 +108,7 @@ def _text(error: BaseException) -> str:
 
 
 def _cut(text: str) -> str:
-    """In one line, its beginning: that is where what happened stands."""
+    """One line, cut at the end: the beginning says what happened."""
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
