@@ -24,9 +24,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_TRIES = (
-    2  # deaths at one item, other than by its limits, before it is blamed: a machine short of memory kills arbitrary processes
-)
+# Deaths at one item, other than by its limits, before it is blamed: a machine short of memory kills arbitrary processes.
+_TRIES = 2
 _MEMORY_WORDS = ("memory allocation", "out of memory", "cannot allocate", "bad_alloc")  # of what libraries say before they abort
 
 
