@@ -24,7 +24,7 @@ MEMBERS: dict[str, type[ObjectiveSettings]] = {
     member.model_fields["name"].default: member for member in get_args(get_args(ObjectiveUnion)[0])
 }
 _ROW = re.compile(r"^\| (`.*?`) \| (.*?) \|(.*)$")
-_COST = re.compile(r"step x [\d.]+, loss x [\d.]+, loss memory x [\d.]+")
+_COST = re.compile(r"step x [\d.]+, loss x [\d.]+, loss memory x \d+\.\d+")
 
 
 def filled(page: str, measured: str) -> str:

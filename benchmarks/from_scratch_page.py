@@ -101,7 +101,7 @@ def write(machine: str) -> str:
     lines += [
         f"Mean (sd) over {seeds} seeds, of {TABLE_EPOCHS} epochs, 27 and 12 steps: what runs, and which defaults move at once;"
         f" too little to rank them. Chance is {chance('openmoji')} and {chance('tuxpaint')} of R@10, where some still are"
-        " ([what small data asks for](../objectives.md#what-small-data-asks-for)). Step time and memory relative to CLIP's"
+        " ([settings for small data](../objectives.md#settings-for-small-data)). Step time and memory relative to CLIP's"
         f" ({time}, {memory} of tensors at the peak, beyond weights and state) on OpenMoji; forwards are rows through a tower for"
         " each pair, counted by hooks, and of them those of a teacher, without gradient. clip-ping finds its features in banks;"
         " distill learns from a run with locked EfficientNet-Lite0 and MiniLM on the same split."

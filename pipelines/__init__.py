@@ -1,4 +1,4 @@
-"""Data, and the vocabulary every layer shares: settings, batches, prepared datasets, the order of samples, streams, banks.
+"""Data, and what every layer shares: settings, batches, prepared datasets, sample order, streams, stored features.
 
-The lowest layer: it imports none of `evaluation`, `training`, `tuning`.
+This is the lowest layer: it does not import `evaluation`, `training` or `tuning`.
 """

@@ -1,4 +1,4 @@
-"""`python -m pipelines CONFIG.yaml`: prepare a dataset, or compute banks of a prepared one."""
+"""`python -m pipelines CONFIG.yaml`: prepare a dataset, or compute stored features of a prepared one."""
 
 import sys
 from collections.abc import Sequence
@@ -12,16 +12,17 @@ from pipelines.program.display import Display
 from pipelines.program.settings import UserError, parse_overrides, read_config
 
 PURPOSE = """Prepare a dataset: read image-text pairs from a source with Ray Data, decode and resize every image once into
-shards (or only note where each lies), number the rows, and list the rejected ones. Killed, the same command goes on; asked again
-for the same, it says so and returns.
+shards (or only record where each image is), number the rows, and list the rejected ones. After an interruption the same command
+resumes; if everything is done, it says so and returns.
 
-A config with the key dataset instead of source computes banks of that prepared dataset: frozen encoders' features of all images
-and captions, once, for runs with locked towers or guides. Killed, the same command goes on. Its keys:
+A config with the key dataset instead of source computes stored features (banks) of that prepared dataset: frozen encoders'
+features of all images and captions, once, for runs with locked towers or frozen encoders. After an interruption the same
+command resumes. Its keys:
 python -m pipelines pipelines/configs/openmoji-banks.yaml --help"""
 
-BANKS = """Compute banks: a frozen encoder's features of all images or captions of a prepared dataset, with Ray Data actors,
-and the neighbours that they name. Runs with the same encoders find them. Killed, the same command goes on; what is there is
-checked."""
+BANKS = """Compute stored features (banks): a frozen encoder's features of all images or captions of a prepared dataset, with Ray
+Data actors, and the nearest neighbours that they give. Runs with the same encoders use them. After an interruption the same
+command resumes; existing features are checked."""
 
 
 def _run(settings: PrepareSettings, display: Display) -> None:

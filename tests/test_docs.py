@@ -30,7 +30,7 @@ def test_what_differs_is_written_as_it_is(before: str, after: str) -> None:
 
 
 def test_a_key_without_a_row_gets_one() -> None:
-    row = "| `bias` | -10 | start of the learned bias |\n"
+    row = "| `bias` | -10 | initial value of the learned bias |\n"
     assert WRITTEN.count(row) == 1 and "| `bias` | -10 |" in filled(WRITTEN.replace(row, ""), COSTS)
 
 

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from training.config import TrainSettings
 
 PURPOSE = """Train a dual encoder on a prepared dataset with Ray Train, score it on held-out pairs, and write a report.
-The same command again goes on where an interrupted run was; a finished run says so."""
+The same command resumes an interrupted run; a finished run says so."""
 
 
 def _run(settings: TrainSettings, display: Display) -> None:
     from training.checkpoint_registry import registered
     from training.weight_sources import check_sources
 
-    # A run with a checkpoint has what it needs. Before the rest is imported: that takes as long again.
+    # Only for a run without a checkpoint, which would have its own copies. Checked before the rest is imported, which takes as
+    # long again.
     if settings.overwrite or not registered(settings.storage / settings.name):
         check_sources(settings)
     from training.run import run

@@ -21,7 +21,7 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        """Measure from here on."""
+        """Start measuring here."""
         self.waited = 0.0
         self._start = time.perf_counter()
         self._steps = 0
@@ -31,7 +31,7 @@ class Clock:
         return time.monotonic() - self._zero
 
     def out_of_time(self) -> bool:
-        """Whether the run has had its minutes; the clock is rank 0's. Asked at evaluations only, so that a run ends with one."""
+        """Whether the run's minutes are over, by rank 0's clock. Checked at evaluations only, so that a run ends with one."""
         limit = self._settings.max_minutes
         if limit is None:
             return False
@@ -39,18 +39,18 @@ class Clock:
         return spent
 
     def reports(self, step: int, plan: Plan) -> bool:
-        """Whether this step is reported; every worker says the same."""
+        """Whether this step is reported; the same on every worker."""
         self._steps += 1
         every = self._settings.checkpoint.every_steps
         due = step % self._settings.log_every == 0 or (every is not None and step % every == 0)
         return due or self.evaluates(step, plan)
 
     def evaluates(self, step: int, plan: Plan) -> bool:
-        """At the end of every so many epochs, and of the run."""
+        """Due at the end of every `every_epochs` epochs, and of the run."""
         return step % (plan.order.steps_per_epoch * self._settings.evaluation.every_epochs) == 0 or step == plan.total_steps
 
     def saves(self, step: int, due: bool) -> bool:
-        """Whether to save here, where it is not `due` anyway; the clock is rank 0's."""
+        """Whether to save at a step that is not `due` anyway, by rank 0's clock."""
         every, minutes = self._settings.checkpoint.every_steps, self._settings.checkpoint.every_minutes
         late = minutes is not None and time.monotonic() - self._saved >= 60 * minutes
         (late,) = from_rank_zero([late])
@@ -60,7 +60,7 @@ class Clock:
         return due
 
     def read(self) -> dict[str, float]:
-        """Speed and waiting since the last report, peak memory of this worker since its start."""
+        """Speed and waiting time since the last report, and this worker's peak memory since its start."""
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         values = {
             "samples_per_second": self._steps * self._settings.global_batch_size / elapsed,
@@ -72,7 +72,7 @@ class Clock:
 
 
 def _peak_memory() -> float:
-    """GiB: of the GPU where there is one, else of the process."""
+    """GiB: of the GPU if there is one, else of the process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024

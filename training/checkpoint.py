@@ -54,7 +54,7 @@ def save_checkpoint(folder: Path, state: TrainState, plan: Plan, metrics: dict[s
 
 
 def load_checkpoint(folder: Path, state: TrainState, plan: Plan, device: torch.device) -> None:
-    """Read a checkpoint into the state. Raises `UserError` where it is damaged, or of other data."""
+    """Read a checkpoint into the state. Raises `UserError` if it is damaged, or was trained on other data."""
     check(folder)
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     found, wanted = about["dataset"]["fingerprint"], plan.stream.prepared.fingerprint
@@ -67,33 +67,34 @@ def load_checkpoint(folder: Path, state: TrainState, plan: Plan, device: torch.d
 
 
 def _state(folder: Path, device: torch.device) -> dict[str, Any]:
-    """Tensors and numbers of a checkpoint; nothing in it is run. Raises `UserError` where it is no such file."""
+    """Tensors and numbers of a checkpoint; no code in it is run. Raises `UserError` if the file is something else."""
     try:
         return torch.load(folder / "state.pt", map_location=device, weights_only=True)
-    except Exception as error:  # pickle, zip and torch each have errors of their own
+    except Exception as error:  # pickle, zip and torch each raise their own errors
         raise UserError(
             f"checkpoint: {folder / 'state.pt'} holds no state that torch can load ({type(error).__name__})"
         ) from None
 
 
 class Trained(NamedTuple):
-    """A checkpoint's dual encoder with both towers, locked ones too, on the CPU and in eval mode; and how it was trained."""
+    """A checkpoint's dual encoder with both towers, including locked ones, on the CPU and in eval mode, with its training
+    config."""
 
     encoder: DualEncoder
     settings: TrainSettings
     tokenizer: TextTokenizer
-    scale: float | None  # 1/temperature, where its objective has one
+    scale: float | None  # 1/temperature, if its objective has one
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A checkpoint, or the newest one of a run's folder. Raises `UserError` where there is none."""
+    """A checkpoint, or the newest one of a run's folder. Raises `UserError` if there is none."""
     if not path.is_dir():
         raise UserError(f"checkpoint: {path} is not a folder; give a run such as runs/demo, or one of its checkpoints")
     return path if any((path / name).exists() for name in ("state.pt", ABOUT, DIGESTS)) else newest_checkpoint(path)
 
 
 def load_encoder(folder: Path) -> Trained:
-    """Of a checkpoint. Raises `UserError` where it is damaged, or its weights do not fit its config."""
+    """The encoder of a checkpoint. Raises `UserError` if it is damaged, or its weights do not fit its config."""
     check(folder)
     file = folder / ABOUT
     try:
@@ -125,7 +126,8 @@ def load_encoder(folder: Path) -> Trained:
 
 
 class CheckpointEmbedder:
-    """A trained dual encoder, towers and heads, on its own. What it offers beside rows is in evaluation/embedder.py."""
+    """A trained dual encoder (towers and heads), ready for use. Its optional attributes are explained in
+    evaluation/embedder.py."""
 
     def __init__(self, folder: Path):
         self._encoder, self._settings, self._tokenizer, scale = load_encoder(folder)
@@ -149,13 +151,13 @@ class CheckpointEmbedder:
 
     @torch.inference_mode()
     def image_features(self, images: list[Image.Image]) -> np.ndarray:
-        """What the image tower gives and the head takes, float32 [n, F]."""
+        """The image tower's features, which the head projects, float32 [n, F]."""
         assert self._encoder.image_tower is not None
         return self._encoder.image_tower(self._pixels(images)).float().cpu().numpy()
 
     @cached_property
     def fingerprint(self) -> str:
-        # Of locked towers too: their weights are loaded with the others. Whether a tower was trained is no matter here.
+        # Including locked towers, whose weights are loaded with the others: here it does not matter whether a tower was trained.
         towers = [
             tower.model_dump(mode="json", exclude={"mode", "weights"})
             for tower in (self._settings.image_tower, self._settings.text_tower)

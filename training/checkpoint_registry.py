@@ -1,8 +1,8 @@
-"""Which checkpoints a run has, whether each is whole, and from which one it goes on.
+"""Which checkpoints a run has, whether each is intact, and from which one the run resumes.
 
-A checkpoint is a folder that is registered once all of it is in place: by Ray Train in its list, of which a copy is kept, or,
-in runs without Ray Train, in a list of ours. Whatever else is called checkpoint_... is part of one, and nobody reads it.
-`digests.json` says what each file of a checkpoint holds, so that one that was cut off or changed in a copy is named, not used.
+A checkpoint is a folder that is registered once it is complete: by Ray Train in its list, of which a copy is kept, or, in runs
+without Ray Train, in a list of our own. Any other folder called checkpoint_... is incomplete and is ignored. `digests.json` has a
+digest of each file of a checkpoint, so that a truncated or altered one is reported, not used.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _BLOCK = 1 << 22  # bytes
 
 
 def seal(folder: Path) -> None:
-    """Write down what each file of a checkpoint holds; of files that were sealed before, nothing is asked again."""
+    """Write a digest of each file of a checkpoint; files with a digest are not read again."""
     known = _digests(folder) if (folder / DIGESTS).exists() else {}
     for file in sorted(folder.iterdir()):
         if file.name != DIGESTS and file.name not in known:
@@ -36,7 +36,7 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in a clause that names the file; None where it is as it was saved."""
+    """What is wrong with a checkpoint, as a clause that names the file; None if it is as saved."""
     if not folder.is_dir():
         return "is missing"
     try:
@@ -52,7 +52,7 @@ def damage(folder: Path) -> str | None:
 
 
 def changed(folder: Path) -> str | None:
-    """What of a sealed folder is not as it was, in a clause that names the file; None where all is."""
+    """What has changed in a folder with digests, as a clause that names the file; None if nothing has."""
     try:
         known = _digests(folder)
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def changed(folder: Path) -> str | None:
 
 
 def check(folder: Path) -> None:
-    """Raises `UserError` that names what is damaged of a checkpoint and, where the run has one, the newest that is whole."""
+    """Raises `UserError` that names the damaged file of a checkpoint and, if the run has one, the newest intact checkpoint."""
     what = damage(folder)
     if what is None:
         return
@@ -81,11 +81,11 @@ def check(folder: Path) -> None:
 
 
 def registered(run: Path) -> list[Path]:
-    """The finished checkpoints of a run's folder, the newest last, as its lists name them; not all need to be whole."""
+    """The finished checkpoints in a run's folder, the newest last, according to its lists; some may be damaged."""
     names: list[str] = []
     if (run / NEWEST).exists():
         found = _json(run / NEWEST)
-        whole = [path.name for path in run.glob("checkpoint_*")]  # where the list is damaged: each was put in place as a whole
+        whole = [path.name for path in run.glob("checkpoint_*")]  # damaged list; folders are complete once renamed
         names = [found] if isinstance(found, str) else found if isinstance(found, list) else whole
     for tree in (_listed(run / _KEPT), _listed(run / SNAPSHOT)):
         if tree is not None:
@@ -95,7 +95,7 @@ def registered(run: Path) -> list[Path]:
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """The newest finished checkpoint of a run's folder. Raises `UserError` where there is none."""
+    """The newest finished checkpoint in a run's folder. Raises `UserError` if there is none."""
     found = registered(run)
     if not found:
         raise UserError(
@@ -105,10 +105,10 @@ def newest_checkpoint(run: Path) -> Path:
 
 
 def settle(run: Path, tell: Callable[[str], None]) -> Path | None:
-    """Before a run goes on: the newest checkpoint that is whole, which its lists name as the newest from now on.
+    """Before a run resumes: its newest intact checkpoint, which its lists name as the newest from now on.
 
-    Damaged ones that are newer are told, and put aside as damaged-checkpoint_...; parts of checkpoints that were never finished
-    are deleted. None where no checkpoint was ever finished: the run begins. Raises `UserError` where none is whole.
+    Newer damaged ones are reported and renamed to damaged-checkpoint_...; incomplete checkpoints are deleted. None if no
+    checkpoint was ever finished: the run starts at step 0. Raises `UserError` if there are checkpoints, but none is intact.
     """
     for left in run.glob("*.json.partial-*"):
         left.unlink()
@@ -141,10 +141,10 @@ def settle(run: Path, tell: Callable[[str], None]) -> Path | None:
 
 
 def keep_snapshot(run: Path) -> bool:
-    """Copy Ray Train's list of checkpoints, and say whether it was whole.
+    """Copy Ray Train's list of checkpoints; returns whether it was complete.
 
-    Ray writes it in place, so that a process that is killed meanwhile leaves a part of it, from which Ray can go on no more.
-    What the list before named is still there: Ray deletes checkpoints after it has written that they are gone.
+    Ray writes the list in place, so a process that is killed meanwhile leaves a truncated list, from which Ray cannot resume. The
+    checkpoints in the previous list still exist: Ray deletes checkpoints only after it has written the new list.
     """
     tree = _listed(run / SNAPSHOT)
     if tree is not None:
@@ -153,7 +153,7 @@ def keep_snapshot(run: Path) -> bool:
 
 
 def put(path: Path, text: str) -> None:
-    """Write a file aside, and rename it into place."""
+    """Write a temporary file, and rename it into place."""
     aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
     aside.rename(path)
@@ -171,7 +171,7 @@ def _rewrite(run: Path, names: Sequence[str]) -> None:
 
 
 def _listed(path: Path) -> dict[str, Any] | None:
-    """A list of Ray Train's that can be read; None for any other content, and where there is no checkpoint in it."""
+    """A readable list of Ray Train's; None for any other content, and for a list without checkpoints."""
     tree = _json(path)
     try:
         if "list" in tree:  # our copy
@@ -184,7 +184,7 @@ def _listed(path: Path) -> dict[str, Any] | None:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there, cut off, or changed
+    except (OSError, ValueError):  # missing, truncated or changed
         return None
 
 

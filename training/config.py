@@ -1,4 +1,4 @@
-"""What `python -m training CONFIG.yaml` is told. Each part's settings stand beside what they build; here they are composed."""
+"""The config of `python -m training CONFIG.yaml`. Each part's settings are defined next to what they build, and composed here."""
 
 import math
 from importlib.util import find_spec
@@ -23,9 +23,9 @@ class DataSettings(Settings):
     """The prepared dataset."""
 
     renamed: ClassVar[dict[str, str]] = {"share": "fraction"}
-    path: Place = Field(description="folder that python -m pipelines made; s3:// and gs:// too")
+    path: Place = Field(description="prepared dataset, the output of python -m pipelines; s3:// and gs:// too")
     split: str = Field("train", description="split to train on")
-    split_seed: int | None = Field(None, ge=0, description="hold out other groups than the dataset was prepared with")
+    split_seed: int | None = Field(None, ge=0, description="draw other held-out groups than the prepared ones")
     validation: float | None = Field(
         None, gt=0, lt=1, description="hold out this share of the training groups as one more split, named validation"
     )
@@ -33,24 +33,26 @@ class DataSettings(Settings):
         1.0,
         gt=0,
         le=1,
-        description="train on this share of the split's groups; drawn by seed, a smaller share is part of a larger one",
+        description="train on this share of the split's groups; drawn by seed, and a smaller share is a subset of a larger one",
     )
     max_unusable_rate: float = Field(
-        0.1, ge=0, le=1, description="of indexed data: stop when a larger share of the rows met cannot be used"
+        0.1, ge=0, le=1, description="for indexed data: stop when a larger share of the rows read so far is unusable"
     )
-    augment: Augment | None = Field(Augment(), description="random views of training images; null: the centre view")
+    augment: Augment | None = Field(Augment(), description="random views of training images; null: the centre crop")
 
 
 class GuideSettings(Settings):
-    """Frozen encoders whose features an objective learns from, and where they look for neighbours."""
+    """Frozen encoders whose features an objective learns from, and where their nearest neighbours are searched."""
 
     image_encoder: ImageTowerUnion | None = Field(
         None,
         description="its features of images, computed once or in the step; null: the image tower with the weights it starts from",
     )
     text_encoder: TextTowerUnion | None = Field(None, description="the same, of captions; null: the text tower as it starts")
-    support: int = Field(65536, ge=1, description="training samples among which neighbours are found, others in every epoch")
-    search: Search = Field("exact", description="approximate: by an index, for supports beyond memory; needs raylign[ann]")
+    support: int = Field(65536, ge=1, description="training samples among which neighbours are searched, redrawn every epoch")
+    search: Search = Field(
+        "exact", description="approximate: with an index, for support sets larger than memory; needs raylign[ann]"
+    )
 
     @field_validator("search")
     @classmethod
@@ -61,35 +63,35 @@ class GuideSettings(Settings):
 
 
 class ResourceSettings(Settings):
-    """What is asked of the cluster. No part of a run's identity: a run may go on with other resources."""
+    """What a run needs of the cluster. Not part of a run's identity: a run may resume with other resources."""
 
     num_workers: int = Field(1, ge=1, description="Ray Train workers; each takes an equal part of the global batch")
-    use_gpu: bool = Field(False, description="one GPU a worker")
-    cpus_per_worker: float = Field(1, gt=0, description="CPUs booked for a worker; 0.5 is possible")
+    use_gpu: bool = Field(False, description="one GPU per worker")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs reserved per worker; 0.5 is possible")
     data_cpus: float = Field(
-        1, ge=1, description="CPUs booked for reading and decoding; where the run starts a Ray of its own, all that are left"
+        1, ge=1, description="CPUs reserved for reading and decoding; if the run starts its own Ray, all that are left"
     )
-    autoscale: bool = Field(False, description="the cluster may grow to what is asked for; do not refuse, wait")
+    autoscale: bool = Field(False, description="wait for the cluster to grow instead of refusing what does not fit now")
     max_failures: int = Field(3, ge=-1, description="restarts from the last checkpoint after lost workers; -1: no limit")
 
 
 class CheckpointSettings(Settings):
-    """When the whole state is saved, and what is kept. It is always saved after an evaluation and at the end."""
+    """When the whole state is saved, and which checkpoints are kept. It is always saved after an evaluation and at the end."""
 
-    every_steps: int | None = Field(None, ge=1, description="save every so many optimizer steps")
-    every_minutes: float | None = Field(10, gt=0, description="save every so many minutes")
-    keep: int = Field(2, ge=1, description="the newest so many are kept")
+    every_steps: int | None = Field(None, ge=1, description="save every N optimizer steps")
+    every_minutes: float | None = Field(10, gt=0, description="save every N minutes")
+    keep: int = Field(2, ge=1, description="keep the newest N checkpoints")
     best: str | None = Field(None, description="keep the checkpoint with the best value of this metric in best/")
-    mode: Literal["max", "min"] = Field("max", description="which value of `best` is better")
+    mode: Literal["max", "min"] = Field("max", description="whether larger or smaller values of `best` are better")
 
 
 class OtherData(Settings):
-    """One more prepared dataset that is scored: the split of the same name as the run's own."""
+    """One more prepared dataset to score, on the split with the same name as the run's own."""
 
-    path: Place = Field(description="folder that python -m pipelines made")
-    retrieval: bool = Field(True, description="score retrieval; false where captions say no more than the class")
+    path: Place = Field(description="prepared dataset, the output of python -m pipelines")
+    retrieval: bool = Field(True, description="score retrieval; false if captions only name the class")
     labels: Labels | None = Field(None, description="label columns for zero-shot classification; all by default")
-    templates: tuple[str, ...] | None = Field(None, description="prompts of a class; null: the run's own")
+    templates: tuple[str, ...] | None = Field(None, description="prompts for each class; null: the run's own")
 
 
 class EvaluationSettings(SuiteSettings):
@@ -99,10 +101,10 @@ class EvaluationSettings(SuiteSettings):
     recall_at: Positions = Field((1, 5, 10), min_length=1, description="k of R@k")
     extra_datasets: tuple[OtherData, ...] = Field((), description="further datasets to score, such as MS-COCO and ImageNet")
     test_split: str | None = Field(
-        None, description="score the checkpoint that checkpoint.best chose on this split too: once, at the end"
+        None, description="also score the checkpoint chosen by checkpoint.best on this split, once, at the end"
     )
-    every_epochs: int = Field(1, ge=1, description="score every so many epochs, and always at the end")
-    batch_size: int = Field(256, ge=1, description="images or texts embedded at a time by one worker")
+    every_epochs: int = Field(1, ge=1, description="score every N epochs, and always at the end")
+    batch_size: int = Field(256, ge=1, description="images or texts that one worker embeds at a time")
 
 
 class TrainSettings(Settings):
@@ -110,14 +112,14 @@ class TrainSettings(Settings):
 
     renamed: ClassVar[dict[str, str]] = {"guides": "frozen_encoders"}
     name: str = Field(description="the run writes under storage/name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: LocalPlace = Field(Path("runs"), description="folder of all runs; on a cluster, one that every node shares")
+    storage: LocalPlace = Field(Path("runs"), description="folder of all runs; on a cluster, one that all nodes share")
     data: DataSettings
-    seed: int = Field(0, ge=0, description="of initial weights, order, views and dropout")
+    seed: int = Field(0, ge=0, description="seed of initial weights, order, views and dropout")
     image_tower: ImageTowerUnion = Field(description="the image half")
     text_tower: TextTowerUnion = Field(description="the text half")
     image_head: HeadUnion | None = Field(
         None,
-        description="from image features to the joint space; null: linear, or augmented where the objective asks for it",
+        description="from image features to the joint space; null: linear, or augmented if the objective needs it",
     )
     text_head: HeadUnion = Field(LinearHead(name="linear"), description="from text features to the joint space")
     embed_dim: int = Field(256, ge=1, description="width of the joint space")
@@ -130,18 +132,18 @@ class TrainSettings(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     epochs: int = Field(ge=1, description="passes over the training split")
-    max_minutes: float | None = Field(None, gt=0, description="end at the first evaluation after so many minutes of training")
+    max_minutes: float | None = Field(None, gt=0, description="end at the first evaluation after N minutes of training")
     global_batch_size: int = Field(ge=2, description="pairs of one optimizer step, over all workers")
-    accumulate: int = Field(1, ge=1, description="forward in so many parts a step; the loss still sees the whole batch")
-    clip_norm: float | None = Field(None, gt=0, description="cap of the gradient's norm")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the encoder; losses are always fp32")
+    accumulate: int = Field(1, ge=1, description="micro-batches per step; the loss still sees the whole batch")
+    clip_norm: float | None = Field(None, gt=0, description="maximum norm of the gradient")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the encoder; losses are always fp32")
     compile: bool = Field(False, description="torch.compile the encoder")
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     resources: ResourceSettings = ResourceSettings()
     log_every: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
     tensorboard: bool | None = Field(None, description="write event files; null: where tensorboard is installed")
-    overwrite: bool = Field(False, description="delete what an earlier run of this name left")
+    overwrite: bool = Field(False, description="delete an earlier run of this name")
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "TrainSettings":
@@ -195,7 +197,7 @@ class TrainSettings(Settings):
 
     @property
     def heads(self) -> tuple[HeadSettings, HeadSettings]:
-        """Of images and texts."""
+        """The image head and the text head."""
         image = AugmentedHead(name="augmented") if self.objective.needs.codes else LinearHead(name="linear")
         return self.image_head or image, self.text_head
 
@@ -207,7 +209,7 @@ class TrainSettings(Settings):
         return image, named.text_encoder or self.text_tower.model_copy(update={"mode": "locked"})
 
     def identity(self) -> dict:
-        """What makes a run this run. The rest (resources, log, checkpoints) may change when it is resumed."""
+        """The settings that identify a run. The others (resources, log, checkpoints) may change when it resumes."""
         free = {"name", "storage", "resources", "checkpoint", "log_every", "tensorboard", "overwrite"}
         chosen_by = [self.checkpoint.best, self.checkpoint.mode] if self.evaluation.test_split else None
         return self.model_dump(mode="json", exclude=free) | {"chosen by": chosen_by}

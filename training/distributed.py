@@ -1,4 +1,4 @@
-"""The only place that talks to torch.distributed. Everything here is the identity where there is one worker.
+"""The only module that uses torch.distributed. With one worker, everything here is the identity.
 
 One convention for gradients, here and nowhere else: `Loss.total` is the mean over this worker's own rows; the backward of
 `all_gather` sums over workers; encoder and objective gradients are averaged over workers. Together that is exactly the
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 PeerLost = dist.DistError
-"""What torch raises where another worker is gone."""
+"""What torch raises if another worker is gone."""
 
 
 def world_size() -> int:
@@ -40,7 +40,7 @@ def gloo(store: str, rank: int, size: int, patience: float) -> Iterator[None]:
 
 
 class _AllGather(torch.autograd.Function):
-    """Concatenate over workers; backward: sum over workers, take the own slice."""
+    """Concatenate over workers; backward: sum over workers, and take this worker's slice."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class _AllGather(torch.autograd.Function):
 
 
 def all_gather(rows: Tensor) -> Tensor:
-    """Rows of all workers in rank order, [world_size * b, ...], with gradient. Every worker must bring equally many."""
+    """Rows of all workers in rank order, [world_size * b, ...], with gradient. Every worker must pass the same number."""
     if world_size() == 1:
         return rows
     if rows.requires_grad:
@@ -80,7 +80,7 @@ class _Pass(torch.autograd.Function):
 
 
 def _exchange(rows: Tensor, step: int) -> Tensor:
-    """Send to the worker `step` further round the ring, receive from the one as far behind."""
+    """Send to the worker `step` places ahead in the ring, receive from the one as far behind."""
     received, size = torch.empty_like(rows, memory_format=torch.contiguous_format), world_size()
     send = dist.P2POp(dist.isend, rows.contiguous(), (rank() + step) % size)
     receive = dist.P2POp(dist.irecv, received, (rank() - step) % size)
@@ -90,9 +90,9 @@ def _exchange(rows: Tensor, step: int) -> Tensor:
 
 
 def around(rows: Tensor, ring: bool) -> Iterator[Tensor]:
-    """Every worker's rows, one worker at a time, the own ones first, with gradient.
+    """Every worker's rows, one worker at a time, this worker's first, with gradient.
 
-    `ring`: passed on from worker to worker, so that two blocks are held at a time; else gathered at once.
+    `ring`: passed from worker to worker, so that only two blocks are held at a time; else all gathered at once.
     """
     size = world_size()
     if not ring:
@@ -106,7 +106,7 @@ def around(rows: Tensor, ring: bool) -> Iterator[Tensor]:
 
 
 def first_row(rows: int) -> int:
-    """Index of this worker's first row in a gathered tensor, where each worker brings `rows`."""
+    """Index of this worker's first row in a gathered tensor to which each worker contributes `rows`."""
     return rank() * rows
 
 

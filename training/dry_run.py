@@ -1,6 +1,6 @@
-"""What the driver tries out before any worker starts, and before Ray where it can: what fails here would fail on each worker.
+"""What the driver tries before any worker starts, and before Ray if possible: what fails here would fail on each worker.
 
-Whether networks can be built; a step forward and backward on a few real rows; two forwards in eval.
+It builds the networks, takes a step (forward and backward) on a few real rows, and runs two forward passes in eval mode.
 """
 
 from typing import Any
@@ -18,11 +18,11 @@ from training.towers.base import batch_statistics
 from training.towers.pretrained import first_line
 from training.towers.text_reading import tells_apart
 
-_ROWS = 4  # of the batch that is tried
+_ROWS = 4  # rows of the trial batch
 
 
 def check_build(plan: Plan) -> None:
-    """Build everything once on the driver, and try a step of it. Raises `UserError` for what no worker could do either."""
+    """Build everything once on the driver, and try a step. Raises `UserError` for what would fail on every worker too."""
     settings = plan.settings
     encoder, objective, teacher = plan.build()
     if encoder.text_tower is not None:
@@ -36,7 +36,7 @@ def check_build(plan: Plan) -> None:
         _rehearse(plan, state)
     except UserError:
         raise
-    except Exception as error:  # each model has its own
+    except Exception as error:  # each model raises its own errors
         raise UserError(
             f"the first step cannot be done, on {_ROWS} rows of {plan.stream.prepared.path}: {type(error).__name__}: "
             f"{first_line(error)}; --verbose shows where"
@@ -44,12 +44,12 @@ def check_build(plan: Plan) -> None:
 
 
 def _rehearse(plan: Plan, state: TrainState) -> None:
-    """Forward and backward, of which nothing is kept, and two forwards in eval. Raises `UserError`."""
+    """A forward and backward pass whose results are discarded, and two forward passes in eval mode. Raises `UserError`."""
     settings = plan.settings
     encoder: Any = state.encoder
     ids = plan.order.batch(0)[: max(_ROWS, settings.objective.least_batch)]
     batch = plan.stream.here(Item(ids, 0, lambda row: plan.order.spares(0, 0, 1, row)))
-    # fp16 is of GPUs, and a few rows need no parts.
+    # fp16 needs a GPU, and a few rows need no micro-batches.
     tried = settings.model_copy(
         update={"accumulate": 1, "precision": "fp32" if settings.precision == "fp16" else settings.precision}
     )
@@ -74,7 +74,7 @@ def _rehearse(plan: Plan, state: TrainState) -> None:
 
 
 def _check_batch_statistics(plan: Plan, encoder: DualEncoder) -> None:
-    """Raises `UserError` where a tower would learn from a part of the batch what it is to learn from the whole."""
+    """Raises `UserError` if a tower would compute statistics on a part of the batch that it should compute on the whole."""
     settings = plan.settings
     workers, parts = settings.resources.num_workers, settings.accumulate
     if workers == parts == 1:
@@ -84,7 +84,7 @@ def _check_batch_statistics(plan: Plan, encoder: DualEncoder) -> None:
     sees = {"image_tower": (pixels,), "text_tower": (torch.from_numpy(ids), torch.from_numpy(mask))}
     for key, tower in (("image_tower", encoder.image_tower), ("text_tower", encoder.text_tower)):
         for name, module in ({} if tower is None else batch_statistics(tower, *sees[key])).items():
-            # torch synchronises BatchNorm, and that alone, between workers on GPUs.
+            # torch synchronises only BatchNorm, and only between workers on GPUs.
             normal = isinstance(module, nn.modules.batchnorm._BatchNorm)
             what = f"{key}'s {name} ({type(module).__name__}) takes statistics of what it sees at once, which is"
             way = "image_tower.batch_norm=frozen, " if normal and key == "image_tower" else ""

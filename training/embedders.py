@@ -1,10 +1,10 @@
-"""Embedders of other people's models, with the preprocessing and the tokenizer that they were published with.
+"""Embedders for published models, with the preprocessing and the tokenizer that they were published with.
 
     embedder: training.embedders:open_clip     embedder_arguments: {model: ViT-B-32, weights: laion2b_s34b_b79k}
     embedder: training.embedders:huggingface   embedder_arguments: {weights: openai/clip-vit-base-patch32}
 
-Nothing of ours touches an image or a text on its way: the same image in, the same score out. What they offer beside rows is
-in evaluation/embedder.py.
+None of our own preprocessing is applied to an image or a text, so scores are comparable with published ones. The optional
+attributes of an embedder are explained in evaluation/embedder.py.
 """
 
 import json
@@ -30,7 +30,7 @@ from training.trunk_features import hugging_face_features, open_clip_features
 
 F = TypeVar("F", bound=Callable)
 _KEY = "embedder_arguments.weights"
-_LONG = 10_000  # words of a text that any tokenizer with a length cuts
+_LONG = 10_000  # words of a text that any tokenizer with a maximum length truncates
 
 
 class OpenClipEmbedder:
@@ -66,7 +66,7 @@ class OpenClipEmbedder:
     @cached_property
     def fingerprint(self) -> str:
         about = [self._config, self._network.visual.preprocess_cfg, self._tokenizer.context_length]
-        if hasattr(self._tokenizer, "tokenizer"):  # one of transformers; open_clip's own goes by the package's version
+        if hasattr(self._tokenizer, "tokenizer"):  # of transformers; open_clip's own goes by its version
             about.append(of_tokenizer(self._tokenizer.tokenizer))
         return fingerprint(self._network, about)
 
@@ -88,7 +88,7 @@ class HuggingFaceEmbedder:
         network = load_pretrained(weights, _KEY, lambda network: _dual(network, weights))
         try:
             self._processor: Any = AutoProcessor.from_pretrained(resolve(weights, _KEY) or weights, trust_remote_code=False)
-        except Exception as error:  # the hub, json and each processor have errors of their own
+        except Exception as error:  # the hub, json and each processor raise their own errors
             raise UserError(f"{_KEY}: {weights}: {first_line(error)}; give a folder or a hub name") from None
         self._device = _device()
         self._network = network.to(self._device)
@@ -107,7 +107,7 @@ class HuggingFaceEmbedder:
 
     @torch.inference_mode()
     def embed_texts(self, texts: list[str]) -> np.ndarray:
-        """Strings to unit rows, float32 [n, D]; what is too long is cut."""
+        """Strings to unit rows, float32 [n, D]; long texts are truncated."""
         given = self._processor(text=texts, return_tensors="pt", **self._text_options).to(self._device)
         return _rows(self._network.get_text_features(**given).pooler_output)
 
@@ -117,7 +117,7 @@ class HuggingFaceEmbedder:
         tokenizer, usable = self._processor.tokenizer, positions(text_half(self._network))
         if tokenizer.pad_token is None:
             raise UserError(f"{_KEY}: the tokenizer of {weights} names no pad_token; name it in its tokenizer_config.json")
-        if usable is not None:  # some tokenizers know no length, and say 1e30
+        if usable is not None:  # some tokenizers have no maximum length, and say 1e30
             tokenizer.model_max_length = min(tokenizer.model_max_length, usable)
         (ids,) = self._processor(text=["word " * _LONG], truncation=True)["input_ids"]
         length = len(ids) if usable is None else min(len(ids), usable)
@@ -127,7 +127,8 @@ class HuggingFaceEmbedder:
         ):
             options["padding"] = "max_length"
         else:
-            # To the right, where models count positions from: a row is the same alone and beside longer texts.
+            # Pad on the right, since models count positions from the left: a text's row is then the same alone and next to longer
+            # texts.
             options["padding"], tokenizer.padding_side = True, "right"
         return options
 
@@ -137,7 +138,7 @@ class HuggingFaceEmbedder:
 
     @cached_property
     def fingerprint(self) -> str:
-        # Where a model lies says nothing of what it is.
+        # The location of a model is not part of its identity.
         config = json.loads(
             self._network.config.to_json_string(use_diff=False),
             object_hook=lambda tree: {key: value for key, value in tree.items() if key != "_name_or_path"},
@@ -161,7 +162,7 @@ def _dual(network: Any, weights: str) -> Any:
 
 
 def _checked_by(check: Callable[..., None]) -> Callable[[F], F]:
-    """Gives a function what evaluation asks before a cluster starts (evaluation/embedder.py)."""
+    """Attach to a function what evaluation checks before a cluster starts (evaluation/embedder.py)."""
 
     def mark(function: F) -> F:
         setattr(function, "check", check)  # noqa: B010  functions have no such attribute, says mypy
@@ -180,7 +181,7 @@ def _check_huggingface(weights: str) -> None:
 
 @_checked_by(_check_open_clip)
 def open_clip(model: str, weights: str | None = None) -> OpenClipEmbedder:
-    """`weights`: open_clip's tag, or a path; None: random ones. Raises `UserError` where they are not to be had."""
+    """`weights`: open_clip's tag, or a path; None: random ones. Raises `UserError` if they are not available."""
     return OpenClipEmbedder(model, weights)
 
 
@@ -195,7 +196,7 @@ def _device() -> torch.device:
 
 
 def _scale(network: Any) -> float:
-    """The logit scale that a model multiplies cosines by; AIMv2 caps it."""
+    """The logit scale by which a model multiplies cosines; AIMv2 caps it."""
     return float(network.logit_scale.detach().clamp(max=getattr(network, "max_log_logit_scale", math.inf)).exp())
 
 

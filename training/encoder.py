@@ -1,6 +1,6 @@
 """The dual encoder: two towers, two heads, unit rows in the joint space.
 
-A locked tower is not part of it while it trains: the batch holds the tower's features already.
+A locked tower is not part of it during training: the batch already contains the tower's features.
 """
 
 from typing import Annotated, Any, Literal
@@ -29,7 +29,7 @@ class LinearHead(Settings):
 
 
 class IdentityHead(Settings):
-    """None: features are in the joint space already, as those of either half of a dual encoder. For fine-tuning one."""
+    """No head: the features are already in the joint space, like those of either half of a dual encoder. For fine-tuning one."""
 
     name: Literal["identity"]
 
@@ -62,10 +62,10 @@ class MlpHead(Settings):
 
 
 class AugmentedHead(Settings):
-    """A residual MLP that is told what was done to a view (UniCLIP); at inference nothing was."""
+    """A residual MLP that also reads the augmentation code of a view (UniCLIP); at inference, the code of no augmentation."""
 
     name: Literal["augmented"]
-    hidden: int = Field(64, ge=1, description="width of the augmentation's code, and of the layers that make it")
+    hidden: int = Field(64, ge=1, description="width of the encoded augmentation, and of the layers that encode it")
     blocks: int = Field(3, ge=0, description="residual blocks before the joint space")
 
     def build(self, width: int, embed_dim: int) -> nn.Module:
@@ -77,7 +77,7 @@ HeadUnion = Annotated[HeadSettings, Field(discriminator="name")]
 
 
 class CodedHead(nn.Module):
-    """From features and the code of an augmentation to the joint space. UniCLIP's idea, in a size of ours."""
+    """From features and an augmentation code to the joint space. UniCLIP's idea, with our own sizes."""
 
     identity: Tensor
 
@@ -90,7 +90,7 @@ class CodedHead(nn.Module):
         self.out = nn.Linear(width + hidden, embed_dim, bias=False)
 
     def forward(self, features: Tensor, codes: Tensor | None = None) -> Tensor:
-        """Features [n, F] and codes [n, 13], of no change where there are none, to [n, D]."""
+        """Features [n, F] and codes [n, 13] to [n, D]; without codes, those of no augmentation are used."""
         codes = self.identity.expand(len(features), -1) if codes is None else codes
         rows = torch.cat([features, self.code(codes).to(features.dtype)], dim=1)
         for block in self.blocks:
@@ -104,7 +104,7 @@ class _Residual(nn.Sequential):
 
 
 class DualEncoder(nn.Module):
-    """Towers that are `None` are locked: their features come in the batch, or from the embedder at inference."""
+    """A tower that is `None` is locked: its features are in the batch, or come from the embedder at inference."""
 
     def __init__(self, image_tower: Tower | None, text_tower: TextTower | None, image_head: nn.Module, text_head: nn.Module):
         super().__init__()
@@ -112,7 +112,7 @@ class DualEncoder(nn.Module):
         self.image_head, self.text_head = image_head, text_head
 
     def forward(self, batch: Batch) -> Embeddings:
-        """Both embeddings of a batch, and what it has beside them: strong views, captions with hidden words."""
+        """Both embeddings of a batch, and those of its other inputs: strong views, reworded and masked captions."""
         image, strong_features, strong = self.images(batch)
         text, states = self._texts(batch)
         text, other = self.text_head(text).float(), None
@@ -122,7 +122,7 @@ class DualEncoder(nn.Module):
         return Embeddings(unit(image), unit(text), image, text, strong_features, strong, states, other)
 
     def _texts(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Features [b, G] of captions, and, where words are hidden, states [b, L, S] of those captions."""
+        """Features [b, G] of captions and, if words are masked, states [b, L, S] of those captions."""
         if self.text_tower is None:
             return batch["text_features"], None
         text, mask = batch["text"], batch["text_mask"]
@@ -134,7 +134,7 @@ class DualEncoder(nn.Module):
         return features, states.float()
 
     def images(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Projections [b, D] of images; features [b, V, F] and projections [b, V, D] of strong views, where there are some."""
+        """Projections [b, D] of images; features [b, V, F] and projections [b, V, D] of strong views, if there are any."""
         codes = batch.get("codes")
         image = batch["image_features"] if self.image_tower is None else self.image_tower(batch["image"])
         image = self._project(image, None if codes is None else codes[:, 0])
@@ -158,7 +158,7 @@ class DualEncoder(nn.Module):
         return unit(self.text_head(ids if self.text_tower is None else self.text_tower(ids, mask)))
 
     def train(self, mode: bool = True) -> "DualEncoder":
-        """Frozen towers stay in eval mode: no dropout, and BatchNorm as it was trained."""
+        """Frozen towers stay in eval mode: no dropout, and BatchNorm with its trained statistics."""
         super().train(mode)
         for tower in (self.image_tower, self.text_tower):
             if tower is not None and not any(p.requires_grad for p in tower.parameters()):
@@ -177,7 +177,7 @@ def build_encoder(
 ) -> DualEncoder:
     """`widths`: feature widths of locked towers, None for towers that are part of the encoder.
 
-    `abouts`: where a checkpoint's weights are to be loaded, of what its towers are built (`Tower.about`).
+    `abouts`: to load a checkpoint's weights, descriptions of its towers' architectures (`Tower.about`).
     """
     image_tower: Any = None
     text_tower: Any = None

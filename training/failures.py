@@ -1,6 +1,6 @@
-"""Which failure of a worker may pass if it starts again: that of a process, a machine, a network or a store.
+"""Which failures of a worker a restart may resolve: those of a process, a machine, a network or a store.
 
-All else is an exception of the code, ours or the user's, and comes again at the same step, as often as one tries.
+Anything else is an exception in the code, ours or the user's, and would recur at the same step every time.
 """
 
 import re
@@ -14,7 +14,7 @@ from pipelines.program.causes import innermost
 from pipelines.program.ray_internals import of_ray
 from training.distributed import PeerLost
 
-# gloo raises a bare RuntimeError where a peer is gone, in words such as "[../gloo/transport/tcp/pair.cc:534] Connection closed by
+# gloo raises a bare RuntimeError if a peer is gone, with a text such as "[../gloo/transport/tcp/pair.cc:534] Connection closed by
 # peer" or "Application timeout caused pair closure".
 _OF_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket timeout|pair closure", re.IGNORECASE)
 _PASSING: tuple[type[BaseException], ...] = (
@@ -36,10 +36,10 @@ def may_pass(error: BaseException) -> bool:
 
 
 class EndAtOnce(ray.train.UserCallback):
-    """Given to Ray Train as a callback: it restarts lost workers, and ends the run where the code raised."""
+    """A callback for Ray Train: restarts lost workers, and ends the run if the code raised."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called in the controller before it decides. What is raised here it does not try again."""
+        """Called in the controller before it decides. It does not retry what is raised here."""
         for error in worker_exceptions.values():
             if not may_pass(error):
                 raise innermost(error)

@@ -1,6 +1,7 @@
-"""What `python -m pipelines CONFIG.yaml` does for a config with the key `dataset`: banks of frozen encoders, before any run.
+"""What `python -m pipelines CONFIG.yaml` does for a config with the key `dataset`: store frozen encoders' features before any
+run.
 
-A run that names the same encoders finds them: `frozen_encoders.image_encoder` and `frozen_encoders.text_encoder`, or a locked
+A run that names the same encoders uses them: `frozen_encoders.image_encoder` and `frozen_encoders.text_encoder`, or a locked
 tower.
 """
 
@@ -23,15 +24,17 @@ from training.towers import ImageFeatures, ImageTowerUnion, TextFeatures, TextTo
 class BankSettings(Settings):
     """A prepared dataset in, features of its images and captions out."""
 
-    dataset: Place = Field(description="folder that python -m pipelines made; banks lie in it, so on a disk that all nodes share")
-    image_encoder: ImageTowerUnion | None = Field(None, description="its features of all images; needs pretrained weights")
-    text_encoder: TextTowerUnion | None = Field(None, description="its features of all captions; needs pretrained weights")
+    dataset: Place = Field(
+        description="prepared dataset; features are stored in its folder, so it must be on a disk that all nodes share"
+    )
+    image_encoder: ImageTowerUnion | None = Field(None, description="encoder of all images; needs pretrained weights")
+    text_encoder: TextTowerUnion | None = Field(None, description="encoder of all captions; needs pretrained weights")
     neighbours: bool = Field(
         False,
-        description="look up all neighbours in the training split too, for runs whose frozen_encoders.support holds it all",
+        description="also find all neighbours in the training split, for runs whose frozen_encoders.support covers it",
     )
-    actors: int | None = Field(None, ge=1, description="copies of an encoder; null: one a CPU, or one a GPU")
-    use_gpu: bool = Field(False, description="one GPU a copy")
+    actors: int | None = Field(None, ge=1, description="copies of an encoder; null: one per CPU, or one per GPU")
+    use_gpu: bool = Field(False, description="one GPU per copy")
 
     @model_validator(mode="after")
     def _something_to_do(self) -> "BankSettings":
@@ -43,7 +46,7 @@ class BankSettings(Settings):
 
 
 def compute_banks(settings: BankSettings, display: Display) -> list[Path]:
-    """Compute what is not there, check what is, and return their folders. Raises `UserError`."""
+    """Compute missing features, check existing ones, and return their folders. Raises `UserError`."""
     try:
         prepared = Prepared.open(settings.dataset)
     except UserError as error:
@@ -51,7 +54,7 @@ def compute_banks(settings: BankSettings, display: Display) -> list[Path]:
     image, text = settings.image_encoder, settings.text_encoder
     for side, tower in (("image", image), ("text", text)):
         if tower is not None:
-            tower.identity(f"{side}_encoder")  # raises where it has no weights
+            tower.identity(f"{side}_encoder")  # raises if it has no weights
     cluster.start(display.verbose)
     pool = feature_store.Pool(_actors(settings), settings.use_gpu)
     found: list[Path] = []
@@ -72,7 +75,7 @@ def compute_banks(settings: BankSettings, display: Display) -> list[Path]:
 
 
 def _actors(settings: BankSettings) -> int:
-    """As many as were asked for, or as the cluster can hold."""
+    """As many as configured, or as fit into the cluster."""
     if settings.actors is not None:
         return settings.actors
     import ray

@@ -1,7 +1,7 @@
-"""The chosen checkpoint, scored once: where `evaluation.test_split` names a split, after training and before the result.
+"""The best checkpoint, scored once: if `evaluation.test_split` names a split, after training and before the result.
 
-`checkpoint.best` chooses among the run's evaluations of `evaluation.split`. The test split has no part in that: it is embedded
-when all is decided, by the same workers' code as every evaluation, and what it says is kept in `RUN/test.json`.
+`checkpoint.best` chooses among the run's evaluations of `evaluation.split`. The test split plays no part in that: it is embedded
+after the choice, by the same code as in every evaluation, and its scores are written to `RUN/test.json`.
 """
 
 import json
@@ -27,7 +27,7 @@ _FILE = "test.json"
 
 
 def test_chosen(plan: Plan, folder: Path, data_cpus: float, display: Display) -> dict[str, Any]:
-    """The content of `test.json`: what an earlier call found, or what the run's workers find now. Raises `UserError`."""
+    """The content of `test.json`: from an earlier call, or computed by the run's workers now. Raises `UserError`."""
     place = folder / _FILE
     if place.exists():
         return json.loads(place.read_text(encoding="utf-8"))

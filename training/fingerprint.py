@@ -1,8 +1,8 @@
-"""The name that an embedder's rows are cached under: a digest of all that decides them.
+"""The name under which an embedder's rows are cached: a digest of everything that decides them.
 
-That is every parameter and buffer as it was loaded, whatever file it came from; how an image and a text become tensors; and
-the versions of the libraries that do the work, since an upgrade may change a resize or a forward. Where files lie is not in it,
-nor the device, which moves the last bits only.
+That is every parameter and buffer as loaded, whatever file it came from; how an image and a text become tensors; and the
+versions of the libraries involved, since an upgrade may change a resize or a forward pass. File locations are not included,
+nor the device, which only affects the last bits.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ _LIBRARIES = ("raylign", "torch", "torchvision", "timm", "transformers", "tokeni
 
 
 def fingerprint(network: nn.Module, about: Any) -> str:
-    """Digest of a network's tensors, and of `about`: JSON values for all else that decides the rows."""
+    """Digest of a network's tensors and of `about`: JSON values for everything else that decides the rows."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps([_versions(), about], sort_keys=True, default=str).encode())
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
@@ -28,12 +28,12 @@ def fingerprint(network: nn.Module, about: Any) -> str:
 
 
 def of_tokenizer(tokenizer: Any) -> list[Any]:
-    """What decides the ids of a tokenizer of transformers."""
+    """What decides the ids of a transformers tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         words = tokenizer.get_vocab()
     else:
-        # The last call's padding and cutting stand in it too; they are no part of the tokenizer.
+        # It also contains the padding and truncation of the last call, which are not part of the tokenizer.
         words = {key: value for key, value in json.loads(backend.to_str()).items() if key not in ("padding", "truncation")}
     return [type(tokenizer).__name__, tokenizer.model_max_length, words]
 

@@ -1,7 +1,7 @@
-"""One run in this process: the plan, loop and files of a run through Ray Train, without its processes and their start.
+"""One run in this process: the same plan, loop and files as with Ray Train, without starting its processes.
 
-For small runs, of which a sweep has hundreds: both towers locked, one worker. Started again on the same folder it goes on
-from the newest checkpoint, as `fit` does.
+For small runs, of which a sweep has hundreds: both towers locked, one worker. Started again on the same folder it resumes from
+the newest checkpoint, as `fit` does.
 """
 
 import json
@@ -25,11 +25,11 @@ from training.stopping import Asked, Stopped
 
 
 def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Train to the end; `heard(line)` is called after each line of metrics.jsonl. Returns what the loop returned.
+    """Train to the end; `heard(line)` is called after each line of metrics.jsonl. Returns the loop's result.
 
-    The folder is new, or `registered.settle` has been there.
+    The folder is new, or `checkpoint_registry.settle` was called on it.
 
-    Raises `DivergenceError` where the loss is no longer a number, and `Stopped` where the run was asked to stop.
+    Raises `DivergenceError` if the loss is no longer finite, and `Stopped` if the run was asked to stop.
     """
     settings = plan.settings
     for left in folder.glob("partial-*"):
@@ -39,7 +39,7 @@ def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]
     recorder.catch_up()
 
     def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
-        # The line first: after a kill between the two the step is done again, and its line replaced.
+        # The line first: after a kill between the two, the step is repeated and its line replaced.
         line = recorder.write(metrics)
         if save is not None:
             recorder.keep_best(line, _put(folder, metrics["step"], save, settings.checkpoint.keep))
@@ -59,7 +59,7 @@ def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]
 
 
 def _put(folder: Path, step: int, save: Callable[[Path], None], keep: int) -> ray.train.Checkpoint:
-    """Write a checkpoint aside, rename, register it, and drop all but the newest `keep`."""
+    """Write a checkpoint under a temporary name, rename and register it, and delete all but the newest `keep`."""
     place = folder / f"checkpoint_{step:08d}"
     aside = folder / f"partial-{place.name}-{os.getpid()}"
     aside.mkdir()

@@ -1,4 +1,4 @@
-"""The training loop, as every Ray Train worker runs it; it reads downwards: batch, step, log, evaluate, checkpoint.
+"""The training loop that every Ray Train worker runs, in order: batch, step, log, evaluate, checkpoint.
 
 `ray.train.report` is a barrier: all workers reach it at the same steps. Which steps is a function of the step, except for
 checkpoints by the clock, which rank 0 decides for all, and for the last step of a run that is asked to stop.
@@ -35,12 +35,12 @@ from training.validation import validate_held_out
 
 
 class DivergenceError(UserError):
-    """Loss, gradients or weights are no longer numbers."""
+    """Loss, gradients or weights are no longer finite."""
 
 
-_PATIENCE = 20  # skipped steps more than counted ones, in a long run; fp16's scale of 65536 is below 1 after 17
+_PATIENCE = 20  # excess of skipped over counted steps, in a long run; fp16's scale of 65536 is below 1 after 17
 _WAYS_OUT = "a lower optimizer.lr, a longer schedule.warmup_steps, clip_norm=1 or precision=bf16 may help"
-_ENOUGH = 1000  # samples to have seen before a rate of unusable ones says something
+_ENOUGH = 1000  # samples before the rate of unusable ones is meaningful
 Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
 
 
@@ -81,7 +81,7 @@ def train(
     asked: Callable[[], bool] = _never,
     keep: Callable[[int, list[Any]], Any] = _keep_nothing,
 ) -> dict[str, Any]:
-    """Train to the last step. Needs no Ray where both towers are locked. Returns what the driver must know of the end.
+    """Train to the last step. Needs no Ray if both towers are locked. Returns what the driver must know about the end.
 
     `report(metrics, save)` is called on every worker at the same steps; `save(folder)`, where due, writes a checkpoint. Once
     `asked()` is true on any worker, the next step that counts is the last: all of them save it, and `stopped` is its number.
@@ -113,7 +113,7 @@ def train(
             continue
         metrics: dict[str, Any] = {"step": state.step, "epoch": state.step / plan.order.steps_per_epoch, "samples": state.samples}
         metrics |= {"lr": lr, "skipped": state.skipped}
-        if counted:  # else there is nothing to tell of the step: its line has no loss
+        if counted:  # else the step has no result: its line has no loss
             metrics |= {"loss": float(mean(loss.total)), "grad_norm": float(norm)}
             metrics |= {name: float(mean(value)) for name, value in loss.metrics.items()}
         metrics |= clock.read()
@@ -162,7 +162,7 @@ def _too_many(plan: Plan, state: TrainState) -> str:
 
 
 def this_worker(data_cpus: float) -> Worker:
-    """Who Ray Train says that this process is."""
+    """This process's rank, according to Ray Train."""
     context = ray.train.get_context()
     size = context.get_world_size()
     return Worker(context.get_world_rank(), size, ray.train.torch.get_device(), data_cpus / size)

@@ -1,16 +1,16 @@
-"""Reading `metrics.jsonl` and its like, apart from what writes it, so that the report needs no Ray."""
+"""Reading `metrics.jsonl` and similar files, separate from the writer so that the report needs no Ray."""
 
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-UNUSABLE = "unusable.jsonl"  # rows of indexed data that could not be used when their turn came, each once, with its reason
-UNUSABLE_ROWS = "unusable_rows"  # key of the reports that bring them
+UNUSABLE = "unusable.jsonl"  # rows of indexed data that turned out to be unusable, each once, with its reason
+UNUSABLE_ROWS = "unusable_rows"  # their key in the workers' reports
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; the last may be cut short where a process was killed."""
+    """All complete lines; the last may be truncated if a process was killed."""
     lines = []
     if path.exists():
         for text in path.read_text(encoding="utf-8").split("\n"):

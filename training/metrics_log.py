@@ -1,7 +1,7 @@
-"""`metrics.jsonl`: one line a report, written by Ray Train's controller, read by the display and the report.
+"""`metrics.jsonl`: one line per report, written by Ray Train's controller, read by the display and the report.
 
-After a restart steps come again; the lines from that step on are replaced, so the file always is one run's history.
-What the disk refuses is tried again, as often as `resources.max_failures` says; workers wait meanwhile.
+After a restart steps are repeated; the lines from that step on are replaced, so the file always is the history of one run.
+Failed writes are retried up to `resources.max_failures` times, while the workers wait.
 """
 
 import json
@@ -22,12 +22,12 @@ from pipelines.program.settings import UserError
 from training.checkpoint_registry import ABOUT, damage, keep_snapshot, newest_checkpoint, seal
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, read_metrics
 
-_FIRST_WAIT = 2.0  # seconds before the second try; doubles with every further one
+_FIRST_WAIT = 2.0  # seconds before the second attempt; doubles with every further one
 _LONGEST_WAIT = 60.0
 
 
 class MetricsLog:
-    """Appends lines; a step that is not after the last one drops what it replaces."""
+    """Appends lines; a step that is not after the last one removes the lines it replaces."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -35,7 +35,7 @@ class MetricsLog:
         self._last = max((line["step"] for line in lines), default=-1)
 
     def append(self, metrics: dict[str, Any]) -> None:
-        """One line, readable at once. After an `OSError` the same call may come again."""
+        """Append one line and flush it. After an `OSError` the same call may be repeated."""
         if metrics["step"] <= self._last:
             self._rewrite([line for line in read_metrics(self._path) if line["step"] < metrics["step"]])
         self._last = metrics["step"]
@@ -48,7 +48,7 @@ class MetricsLog:
 
 
 def append_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """JSON lines at the end of a file, in place of a last line that was cut off: by a kill, or a disk that was full."""
+    """Append JSON lines to a file, replacing a last line that was truncated by a kill or a full disk."""
     data = "".join(json.dumps(line) + "\n" for line in lines).encode()
     with path.open("a+b") as file:
         end = file.tell()
@@ -62,7 +62,7 @@ def append_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
 class Recorder(ray.train.UserCallback):
     """Writes what workers report: metrics.jsonl, TensorBoard events, restarts, and a copy of the best checkpoint.
 
-    An error here would end Ray Train's controller, and the run with it: `max_failures` further tries come before that.
+    An error here ends Ray Train's controller, and the run with it, so it is raised only after `max_failures` retries.
     """
 
     def __init__(self, run: Path, best: str | None, mode: str, tensorboard: bool, max_failures: int = 0):
@@ -80,7 +80,7 @@ class Recorder(ray.train.UserCallback):
             self.keep_best(line, checkpoint)
 
     def _tried(self, what: str, work: Callable[[], Any]) -> None:
-        """Do it, again after an `OSError`; what it did before that must not stand twice."""
+        """Do it, and again after an `OSError`; it must not write anything twice."""
         failures = 0
         while True:
             try:
@@ -92,7 +92,7 @@ class Recorder(ray.train.UserCallback):
                     tries = "once" if failures == 1 else f"{failures} times"
                     raise OSError(f"{what} of {self._run} could not be written, tried {tries} ({error})") from error
                 print(f"{what} of {self._run} could not be written, trying again ({error})", file=sys.stderr)
-                # How long to wait changes no result.
+                # The delay does not change any result.
                 time.sleep(min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (failures - 1)))
 
     def write(self, metrics: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Recorder(ray.train.UserCallback):
         self._log.append(line)
 
     def _add_events(self, line: dict[str, Any]) -> None:
-        writer, self._writer = self._writer, None  # after an error a new one: it takes back what was written of this step
+        writer, self._writer = self._writer, None  # after an error a new one, which removes what was written for this step
         if writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -121,7 +121,7 @@ class Recorder(ray.train.UserCallback):
         self._writer = writer
 
     def _list_unusable(self, rows: list[list[Any]]) -> None:
-        """Each row once, however often epochs and restarts come past it."""
+        """Write each row once, however often epochs and restarts meet it."""
         path = self._run / UNUSABLE
         if not rows:
             return
@@ -133,7 +133,7 @@ class Recorder(ray.train.UserCallback):
         self._unusable = known | new.keys()
 
     def catch_up(self) -> None:
-        """What a process that died left undone: a best checkpoint between two names, or a better one not copied yet."""
+        """Finish what a process that died left undone: a half-renamed best checkpoint, or a better one not copied yet."""
         if self._best is None:
             return
         best, old = self._run / "best", self._run / "best.old"
@@ -151,7 +151,7 @@ class Recorder(ray.train.UserCallback):
         self.keep_best(metrics, ray.train.Checkpoint.from_directory(newest))
 
     def keep_best(self, line: dict[str, Any], checkpoint: Any) -> None:
-        """Copy a better checkpoint aside and rename, so that `best` is always whole."""
+        """Copy a better checkpoint under a temporary name and rename it, so that `best` is always complete."""
         value = (line | mean_recalls(line)).get(self._best or "", math.nan)
         if math.isfinite(value):
             self._tried("best", lambda: self._copy_better(value, line["step"], checkpoint))

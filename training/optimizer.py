@@ -23,8 +23,8 @@ class OptimizerSettings(Settings):
 
     name: str = Field("adamw", description="adamw, sgd, adam, any of timm's optimizers, or module:Class of your own")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.05, ge=0, description="of weights; biases, norms and temperatures are not decayed")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of optimizers that have one, such as sgd")
+    weight_decay: float = Field(0.05, ge=0, description="weight decay of weights; biases, norms and temperatures are not decayed")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum, for optimizers that have one, such as sgd")
     options: dict[str, Any] = Field(default_factory=dict, description="passed on to the optimizer, such as {betas: [0.9, 0.98]}")
 
     @field_validator("name")
@@ -43,7 +43,7 @@ class OptimizerSettings(Settings):
     @field_validator("options")
     @classmethod
     def _numbers(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """YAML takes 1e-8, which has no dot, for text."""
+        """YAML reads 1e-8, which has no dot, as text."""
 
         def number(found: Any) -> Any:
             try:
@@ -62,11 +62,11 @@ class OptimizerSettings(Settings):
             optimizer.step()
         except UserError:
             raise
-        except Exception as error:  # each optimizer has its own
+        except Exception as error:  # each optimizer raises its own errors
             raise self._refused(error) from None
 
     def _check_names(self) -> None:
-        """timm drops `eps` and `betas` in silence where an optimizer has none."""
+        """timm silently drops `eps` and `betas` if an optimizer has none."""
         from timm.optim import get_optimizer_class
 
         known = inspect.signature(get_optimizer_class(self.name, bind_defaults=False)).parameters
@@ -115,7 +115,7 @@ class ScheduleSettings(Settings):
     """The learning rate: linear warm-up, then a cosine or a constant."""
 
     name: Literal["cosine", "epoch_cosine", "constant"] = Field(
-        "cosine", description="what follows the warm-up; epoch_cosine: over all epochs, in one stair an epoch"
+        "cosine", description="what follows the warm-up; epoch_cosine: a cosine with one step down per epoch"
     )
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
     warmup_stair: int = Field(1, ge=1, description="steps between two rises of the warm-up")

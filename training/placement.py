@@ -1,8 +1,8 @@
-"""What a run books at every start of its workers: their own CPUs and GPUs, and the CPUs of the tasks that read for them.
+"""What a run reserves whenever its workers start: their own CPUs and GPUs, and the CPUs of the tasks that read for them.
 
-Ray Train books its workers alone. Where those take all CPUs that are left, as after a node was lost or beside another job,
-reading tasks wait for ever, and nobody says so. Here both are booked in one placement group, all of it or nothing, so that
-workers never run without what feeds them; and a group that has to wait for its place is told of.
+Ray Train reserves resources for its workers only. If those take all CPUs that are left, after a node was lost or next to
+another job, reading tasks wait for ever without a message. Here both are reserved in one placement group, all or nothing, so
+workers never run without the tasks that feed them; and a group that has to wait is reported.
 """
 
 import threading
@@ -17,9 +17,9 @@ from ray.util.placement_group import PlacementGroup
 from pipelines.program.display import Display
 from pipelines.program.ray_internals import beside_workers, placement_group_of
 
-HELD = "placement_group"  # file in a run's folder: what it has booked, or is waiting for
-_PATIENCE = 5.0  # seconds in which a group finds its place where there is one
-_LOOK = 1.0  # seconds between two looks
+HELD = "placement_group"  # file in a run's folder: what it has reserved, or is waiting for
+_PATIENCE = 5.0  # seconds within which a group that fits is placed
+_LOOK = 1.0  # seconds between two checks
 
 
 def room(cpus: float, folder: Path) -> Any:
@@ -34,9 +34,9 @@ def bundles(cpus: float) -> list[dict[str, float]]:
 
 
 def give_back(folder: Path) -> None:
-    """Free what a run's workers hold whose starter was killed or stopped; nothing where there is nothing.
+    """Free the resources of a run's workers whose driver was killed or stopped, if there are any.
 
-    Ray Train has a watcher for that, but it dies where two Rays run on one machine.
+    Ray Train has a watcher for that, but it dies if two Ray instances run on one machine.
     """
     group = _group(folder)
     if group is not None and _table(group).get("state") not in (None, "REMOVED"):
@@ -45,7 +45,7 @@ def give_back(folder: Path) -> None:
 
 
 def waiting(folder: Path) -> str:
-    """What a run is waiting for before it starts or goes on, in words; empty where it is not."""
+    """A description of what a run is waiting for before it starts or resumes; empty if it is not waiting."""
     group = _group(folder)
     table = {} if group is None else _table(group)
     # RESCHEDULING: a node was lost with bundles of a group whose workers may still run.
@@ -65,7 +65,7 @@ def waiting(folder: Path) -> str:
 
 
 class Watch:
-    """Tells the display when a run's workers wait for their place, in a thread beside whoever blocks."""
+    """Shows when a run's workers wait to be placed, from a thread, since the main thread is blocked."""
 
     def __init__(self, folder: Path, display: Display):
         self._folder, self._display, self._stop = folder, display, threading.Event()
@@ -89,14 +89,14 @@ class Watch:
 
 
 class Teller:
-    """Tells once of a run that waits, and again after it went on."""
+    """Reports a waiting run once, and again if it waits after it had continued."""
 
     def __init__(self) -> None:
         self._since: float | None = None
         self._told = False
 
     def news(self, folder: Path) -> str:
-        """What to say now; mostly nothing."""
+        """The message to show now; usually none."""
         text, now = waiting(folder), time.monotonic()
         if not text:
             self._since, self._told = None, False

@@ -1,4 +1,4 @@
-"""The plan of a run: all that the driver finds out before any worker starts, and the workers need to know."""
+"""The plan of a run: everything that the driver determines before any worker starts and that the workers need."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ _GUIDES = ("frozen_encoders.image_encoder", "frozen_encoders.text_encoder")
 
 @dataclass(frozen=True)
 class Scored:
-    """One held-out split, and where its images and texts come from."""
+    """One held-out split, and the sources of its images and texts."""
 
     data: HeldOut
     images: Stream
@@ -54,9 +54,9 @@ class Plan:
     scored: tuple[Scored, ...]  # the run's own held-out split, and those of further datasets
     tokenizer: TextTokenizer
     code_version: str
-    test: Scored | None = None  # what the chosen checkpoint is scored on at the end
-    frozen: tuple[Frozen, ...] = ()  # towers that no checkpoint holds: locked ones, and the guides
-    towers: tuple[About | None, About | None] = (None, None)  # of what they are built, where the run goes on from a checkpoint
+    test: Scored | None = None  # the split on which the best checkpoint is scored at the end
+    frozen: tuple[Frozen, ...] = ()  # towers that are not in checkpoints: locked ones and frozen encoders
+    towers: tuple[About | None, About | None] = (None, None)  # their architectures, if the run resumes
 
     @property
     def held_out(self) -> HeldOut:
@@ -70,12 +70,12 @@ class Plan:
 
     @property
     def uses_tasks(self) -> bool:
-        """Whether tasks read for the workers: of images or captions, for training or for scores."""
+        """Whether tasks read images or captions for the workers, for training or for scoring."""
         scored = [*self.scored, *([self.test] if self.test else [])]
         return self.stream.uses_tasks or any(one.images.uses_tasks for one in scored)
 
     def task(self, encoder: DualEncoder, frozen: FrozenEncoders | None = None) -> Task:
-        """What objective and teacher may know of the run."""
+        """What the objective and the teacher may know about the run."""
         manifest, settings, tower = self.stream.prepared.manifest, self.settings, encoder.image_tower
         width = bank_rows(self.stream.image_bank).shape[1] if tower is None else tower.width
         return Task(
@@ -92,7 +92,8 @@ class Plan:
         )
 
     def build(self, checkpoint: Path | None = None) -> tuple[DualEncoder, Objective, Teacher]:
-        """Networks with weights that are a function of the seed; as they were built for a checkpoint that is to be loaded."""
+        """Networks with initial weights that are a function of the seed; for a checkpoint to be loaded, as they were built
+        then."""
         settings = self.settings
         torch.manual_seed(settings.seed)
         encoder = build_encoder(
@@ -152,7 +153,7 @@ def plan_of(
 
 
 def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
-    """The training split's order. Raises `UserError` for an unknown split, or one that does not fill a batch."""
+    """The order of the training split. Raises `UserError` for an unknown split, or one that does not fill a batch."""
     known = prepared.split_list(settings.data.validation)
     if settings.data.split not in known:
         raise UserError(f"data.split: '{settings.data.split}' is unknown; {prepared.path} has {', '.join(known)}")
@@ -172,9 +173,9 @@ def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
 
 
 def held_out_data(settings: TrainSettings, prepared: Prepared) -> list[tuple[Prepared, HeldOut]]:
-    """The run's own held-out split, then those of further datasets.
+    """The run's own held-out split, then those of extra datasets.
 
-    Raises `UserError` for a missing dataset, an unknown split or label, or two datasets of one name.
+    Raises `UserError` for a missing dataset, an unknown split or label, or two datasets with the same name.
     """
     suite = settings.evaluation
     found = [(prepared, held_out(prepared, suite, settings.data.split_seed, settings.data.validation))]
@@ -192,7 +193,7 @@ def held_out_data(settings: TrainSettings, prepared: Prepared) -> list[tuple[Pre
 
 
 def test_data(settings: TrainSettings, prepared: Prepared) -> HeldOut | None:
-    """The split that the chosen checkpoint is scored on. Raises `UserError` where it is unknown or empty."""
+    """The split on which the best checkpoint is scored. Raises `UserError` if it is unknown or empty."""
     if settings.evaluation.test_split is None:
         return None
     suite = settings.evaluation.model_copy(update={"split": settings.evaluation.test_split})
@@ -203,7 +204,7 @@ def test_data(settings: TrainSettings, prepared: Prepared) -> HeldOut | None:
 
 
 def check_metric(settings: TrainSettings, data: Sequence[HeldOut]) -> None:
-    """A misspelt `checkpoint.best` would keep nothing and say nothing. Raises `UserError`."""
+    """A misspelt `checkpoint.best` would silently keep nothing. Raises `UserError`."""
     best = settings.checkpoint.best
     known = [name for theirs in data for name in metric_names(theirs)]
     if best not in (None, "loss", *known):
@@ -223,7 +224,7 @@ def make_plan(
     run: Path | None = None,
     checkpoint: Path | None = None,
 ) -> Plan:
-    """Tokenizer, banks of locked towers, streams.
+    """Tokenizer, stored features of locked towers, streams.
 
     Args:
         run: the run's folder. What it keeps of its towers is read, and not the weights that the settings name.
@@ -234,7 +235,7 @@ def make_plan(
     there = _frozen_towers(settings, run)
     tokenizer = _tokenizer(settings, prepared, order, there.get("text_tower"), checkpoint)
     if settings.objective.needs.masked != "no":
-        tokenizer.mask_id  # noqa: B018  raises where there is none, before any bank is computed
+        tokenizer.mask_id  # noqa: B018  raises if there is none, before any features are computed
 
     def image_bank(of: Prepared) -> Path | None:
         tower = there.get("image_tower")
@@ -285,13 +286,13 @@ def make_plan(
 
 
 def keep_towers(plan: Plan, run: Path) -> None:
-    """Put into the run's folder what it needs to be opened elsewhere, and no checkpoint holds."""
+    """Save in the run's folder what is needed to open it elsewhere and is not in its checkpoints."""
     prepared = plan.stream.prepared
     keep(plan.frozen, run, None if is_remote(prepared.path) else feature_store.folder_of(prepared))
 
 
 def _frozen_towers(settings: TrainSettings, run: Path | None) -> dict[str, Frozen]:
-    """Towers that no checkpoint holds, by their keys. Raises `UserError` for one without pretrained weights."""
+    """Towers that are not in checkpoints, by their keys. Raises `UserError` for one without pretrained weights."""
     sides = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
     towers: dict[str, TowerSettings] = {key: tower for key, tower in sides.items() if tower.mode == "locked"}
     if settings.objective.needs.guides != "no":
@@ -307,7 +308,7 @@ def _guides(
     pool: feature_store.Pool,
     display: Display,
 ) -> Guides | None:
-    """Banks of frozen encoders, where the objective asks for neighbours."""
+    """Stored features of the frozen encoders, if the objective needs neighbours."""
     if settings.objective.needs.guides not in ("own", "neighbours"):
         return None
     guides = settings.frozen_encoders or GuideSettings()
@@ -320,15 +321,15 @@ def _guides(
 
 
 def _guide_tokenizer(settings: TrainSettings, there: dict[str, Frozen]) -> TextTokenizer | None:
-    """Of a frozen text encoder that runs in the step."""
+    """The tokenizer of a frozen text encoder that runs in the step."""
     return there[_GUIDES[1]].tokenizer(list) if settings.objective.needs.guides == "live" else None
 
 
 def _tokenizer(
     settings: TrainSettings, prepared: Prepared, order: Order, locked: Frozen | None, checkpoint: Path | None
 ) -> TextTokenizer:
-    """The checkpoint's, so that a run that goes on reads the same words; at first the text tower's own, or one trained on the
-    training split's captions, in the order of sample ids.
+    """The checkpoint's tokenizer, so that a resumed run gets the same tokens; at the start the text tower's own, or one trained
+    on the training split's captions, in the order of sample ids.
     """
     if checkpoint is not None:
         return tokenizer_of(checkpoint, settings.text_tower.max_tokens)

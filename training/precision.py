@@ -1,4 +1,4 @@
-"""Rows of embeddings in float32 at least, whatever precision the encoder runs in."""
+"""Embedding rows in at least float32, whatever the precision of the encoder."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def exact(rows: Tensor) -> Tensor:
-    """float32 where it was less; rounding cosines to bfloat16 changes exponentials by a tenth."""
+    """Lower precision to float32: rounding cosines to bfloat16 would change exponentials by a tenth."""
     return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
 
 

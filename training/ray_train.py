@@ -1,4 +1,4 @@
-"""How a run calls Ray Train: once to train, with the display following along."""
+"""How a run calls Ray Train: once, while the display follows the metrics."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -27,11 +27,11 @@ from training.stopping import Stopped, ask, forget
 def fit(
     plan: Plan, folder: Path, data_cpus: float, display: Display, callbacks: Sequence[ray.train.UserCallback] = ()
 ) -> dict[str, Any]:
-    """Train with Ray Train, with the display reading metrics.jsonl meanwhile; `callbacks`: who else is told of reports.
+    """Train with Ray Train, while the display reads metrics.jsonl; `callbacks`: further receivers of reports.
 
-    The folder is new, or `registered.settle` has been there.
+    The folder is new, or `checkpoint_registry.settle` was called on it.
 
-    Raises `Stopped` where the run was asked to stop: by a signal, or by whoever called `training.stopping.ask`.
+    Raises `Stopped` if the run was asked to stop, by a signal or through `training.stopping.ask`.
     """
     settings, wanted = plan.settings, plan.settings.resources
     tensorboard = settings.tensorboard
@@ -56,7 +56,7 @@ def fit(
 
 
 def newest_step(run: Path) -> int | None:
-    """The step that a run would go on from; None where it would start anew."""
+    """The step from which a run would resume; None if it would start at the beginning."""
     try:
         return int(newest_checkpoint(run).name.rpartition("_")[2])
     except (UserError, ValueError):
@@ -64,7 +64,7 @@ def newest_step(run: Path) -> int | None:
 
 
 def _stop_workers(folder: Path) -> None:
-    """Ask them, and let them end by themselves; where no step is under way, nothing would be lost."""
+    """Ask the workers to stop, and let them finish; if no step is running, nothing would be lost."""
     if ask(folder):
         threading.Event().wait()
 
@@ -78,9 +78,9 @@ def run_workers(
     callbacks: Sequence[ray.train.UserCallback] = (),
     **options: Any,
 ) -> dict[str, Any]:
-    """What a function returns that all workers of a run call; Ray Train keeps its state in `folder`.
+    """The result of a function that all workers of a run call; Ray Train keeps its state in `folder`.
 
-    `config`: of the function, with the run's `plan`, and `data_cpus`, which are booked beside the workers where tasks read.
+    `config`: of the function, with the run's `plan`, and `data_cpus`, which are reserved with the workers if tasks read for them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     beside = room(config["data_cpus"] if config["plan"].uses_tasks else 0.0, folder)
@@ -115,7 +115,7 @@ def run_workers(
 
 
 class _Follower:
-    """Draws progress from metrics.jsonl in a thread, while `fit` blocks."""
+    """Shows progress from metrics.jsonl in a thread, while `fit` blocks."""
 
     def __init__(self, folder: Path, plan: Plan, display: Display):
         self._path, self._plan, self._display = folder / "metrics.jsonl", plan, display
@@ -133,7 +133,7 @@ class _Follower:
 
     def _follow(self) -> None:
         restarts = len(read_metrics(self._restarts))
-        before = read_metrics(self._path)[-1:]  # of an earlier start, which may have come further than its last checkpoint
+        before = read_metrics(self._path)[-1:]  # of an earlier start, which may have got further than its last checkpoint
         with self._display.task("train", self._plan.total_steps) as task:
             task.update(self._first, "starting workers")
             shown = -1
@@ -141,7 +141,7 @@ class _Follower:
                 ended = self._stop.wait(0.5)
                 try:
                     lines, found = read_metrics(self._path), read_metrics(self._restarts)
-                except OSError:  # of a disk that fails now and then; whoever writes them tells
+                except OSError:  # the disk fails now and then; the writer reports that
                     if ended:
                         return
                     continue

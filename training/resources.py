@@ -1,4 +1,4 @@
-"""Will it fit? Asked before anything starts: where the arithmetic does not work out, Ray waits in silence for ever."""
+"""Will it fit? Checked before anything starts: if resources do not suffice, Ray silently waits for ever."""
 
 import math
 import os
@@ -13,15 +13,15 @@ from training.config import ResourceSettings
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a cluster has, in Ray's logical units."""
+    """The resources of a cluster, in Ray's logical units."""
 
     cpus: float
     gpus: float
-    shared: bool = False  # with other jobs: a run takes what it asked for, and no more
+    shared: bool = False  # with other jobs: a run takes what it requested, and no more
 
 
 def ahead() -> Cluster | None:
-    """The cluster that this process will start; None where it joins one, or did already."""
+    """The cluster that this process will start; None if it joins one, or has already."""
     size = own_machine()
     return None if size is None else Cluster(*size)
 
@@ -33,14 +33,14 @@ def present() -> Cluster:
 
 
 def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster) -> float:
-    """CPUs that a run books for reading and decoding, beside its workers' own: `data_cpus`, and of a Ray of its own all the rest.
+    """CPUs that a run reserves for reading and decoding, besides its workers': `data_cpus`, or all others of its own local Ray.
 
-    Raises `UserError` with the arithmetic where it does not fit.
+    Raises `UserError` with the arithmetic if it does not fit.
 
     Args:
-        uses_tasks: whether the run streams; with both towers locked it needs no CPU beside its workers.
+        uses_tasks: whether the run streams data; with both towers locked it needs no CPUs besides its workers'.
     """
-    workers = wanted.num_workers * round(wanted.cpus_per_worker, 4)  # as Ray counts
+    workers = wanted.num_workers * round(wanted.cpus_per_worker, 4)  # Ray's rounding
     data = wanted.data_cpus if uses_tasks else 0
     rest = math.floor((cluster.cpus - workers + 1e-6) * 100) / 100
     booked = data if cluster.shared or not uses_tasks else max(data, rest)

@@ -1,10 +1,10 @@
-"""One run, seen from the driver: check, plan, cache features, fit once, report. The same call again resumes or says it is done.
+"""One run, from the driver's side: check, plan, store features, fit once, report. The same call again resumes or says it is done.
 
 A run's folder, `storage/name`:
 
-    config.yaml      resolved          metrics.jsonl   one line a report
+    config.yaml      resolved          metrics.jsonl   one line per report
     result.json      at the end        report.html     at the end
-    test.json        of the chosen checkpoint, where there is a test split
+    test.json        scores of the best checkpoint on the test split, if there is one
     checkpoint_.../  newest k          best/           by a named metric, if one is named
     held_out.npz     rows of the held-out split at the end; held_out.json: what they scored (held_out.py)
     towers/          locked ones: a folder opens without the weights that it was trained from (saved_towers.py)
@@ -45,7 +45,7 @@ LOCK = ".lock"  # in a run's folder, from its first start on
 
 
 def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
-    """Train, or go on training, and return the content of `result.json`."""
+    """Train, or resume training, and return the content of `result.json`."""
     folder = (settings.storage / settings.name).absolute()
     data = open_data(settings)  # a mistake in the name of the test split, too, is told before the hours of training
     check_metric(settings, [theirs for _, theirs in data.held_out])
@@ -56,7 +56,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         _show(done, display, folder)
         return done
     begun = (folder / LOCK).exists()
-    replaced = folder if settings.overwrite and folder.exists() else None  # until all checks are made
+    replaced = folder if settings.overwrite and folder.exists() else None  # until all checks have passed
     with only_one(folder), interrupts.keeping(lambda: _kept(folder, replaced is not None)):
         checkpoint = None
         if replaced is None:
@@ -90,7 +90,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         if tested:
             phases.end("test")
         result = result_of(plan, folder, returned, phases.seconds) | tested
-        # The result first: whatever happens to the page, a finished training is finished.
+        # The result first: if writing the page fails, the training is still finished.
         put(folder / "result.json", json.dumps(result, indent=1))
         write_report(folder, result, plan.held_out)
         phases.end("report")
@@ -101,7 +101,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
 
 
 def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[str, Any] | None:
-    """What an earlier run of this name left: its result, nothing, or a reason to refuse."""
+    """The result of an earlier run of this name, or None. Raises `UserError` if it was a different run."""
     file = folder / "config.yaml"
     if not file.exists():
         if registered(folder):
@@ -109,7 +109,7 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
                 f"name: {folder} holds checkpoints and no config.yaml; copy it too, give another name=, or overwrite=true"
             )
         return None
-    # Validated: a run of an earlier version gets the defaults of keys that came since.
+    # Validated, so that a run of an earlier version gets the defaults of keys added since.
     with as_data():
         old = validate(TrainSettings, read_yaml(file), str(file))
     changed = difference(old.identity(), settings.identity())
@@ -120,7 +120,7 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
     for checkpoint in reversed(registered(folder)):
         try:
             found = json.loads((checkpoint / ABOUT).read_text(encoding="utf-8"))["dataset"]["fingerprint"]
-        except (OSError, ValueError, LookupError, TypeError):  # damaged: `settle` tells
+        except (OSError, ValueError, LookupError, TypeError):  # damaged, which `settle` reports
             continue
         if found != prepared.fingerprint:
             raise UserError(
@@ -139,7 +139,7 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """One process a run. The lock goes with the process, however it ends; a run that never began leaves no folder."""
+    """One process per run. The lock ends with the process, however it ends; a run that never began leaves no folder."""
     path_keys.check_folder(folder, "storage")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
@@ -156,7 +156,7 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def _empty(folder: Path) -> None:
-    """Delete all of a run but its lock, which is held."""
+    """Delete everything in a run's folder except its lock, which is held."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -177,22 +177,22 @@ class _Phases:
 
 
 def _booked(settings: TrainSettings, size: Cluster) -> float:
-    """CPUs for reading and decoding. Raises `UserError` where what is asked for does not fit."""
+    """CPUs for reading and decoding. Raises `UserError` if the requested resources do not fit."""
     locked = settings.image_tower.mode == "locked" and settings.text_tower.mode == "locked"
     return plan_resources(settings.resources, not locked, size)
 
 
 def _pool(settings: TrainSettings, size: Cluster) -> Pool:
-    """Actors for features of locked towers: one a GPU, or one a CPU; before training starts all of them are free."""
+    """Actors for features of locked towers: one per GPU or per CPU, since all are free before training starts."""
     wanted = settings.resources
     there = size.gpus if wanted.use_gpu else size.cpus
-    if wanted.autoscale:  # nobody can count nodes that are still to come
+    if wanted.autoscale:  # the number of nodes to come is unknown
         there = max(there, wanted.num_workers if wanted.use_gpu else wanted.data_cpus)
     return Pool(max(1, int(there)), wanted.use_gpu)
 
 
 def _kept(folder: Path, untouched: bool) -> str:
-    """What is left of a run that was interrupted; `untouched`: before it replaced the earlier one."""
+    """A message about what an interrupted run keeps; `untouched`: it had not yet replaced the earlier run."""
     if untouched:
         return f"the earlier run in {folder} was not replaced yet (with overwrite=true it would be)"
     step = newest_step(folder)
@@ -200,7 +200,7 @@ def _kept(folder: Path, untouched: bool) -> str:
 
 
 def _tell_where(folder: Path, steps: int, display: Display) -> None:
-    """Where a run goes on that was started before."""
+    """Say where a run that was started before resumes."""
     step = newest_step(folder)
     if step is None:
         display.line(f"{folder}: started before, but there is no checkpoint to go on from; training begins at step 0")
@@ -263,7 +263,7 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
 
 
 def _shuffled(plan: Plan) -> int:
-    """How many of the samples that were trained on have another row's captions."""
+    """Number of training samples that have another row's captions."""
     prepared = plan.stream.prepared
     if not prepared.shuffled or plan.order.fraction == 1:
         return prepared.shuffled
@@ -271,7 +271,7 @@ def _shuffled(plan: Plan) -> int:
 
 
 def _show(result: dict[str, Any], display: Display, folder: Path) -> None:
-    """The headline table, and where the page is."""
+    """Print the headline table and the path of the page."""
     scores = Scores(
         {k: v for k, v in result["metrics"].items() if k in result["baselines"]},
         result["baselines"],

@@ -1,12 +1,12 @@
-"""What a run keeps of its towers, so that its folder opens on a machine that has no other file of them, no package and no hub.
+"""What a run saves of its towers, so that its folder can be opened on a machine without their packages, files or a hub.
 
-    RUN/checkpoint_.../checkpoint.json   of what each tower in `state.pt` is built, without its weights (`Tower.about`)
-    RUN/checkpoint_.../tokenizer.json    of the text tower
-    RUN/towers/KEY/tower.pt              of a tower that is in no checkpoint, locked or one of the guides: that, its weights,
-                                         its identity, and of a text tower its tokenizer
-    DATASET/banks/towers/DIGEST/         the same, where the dataset is on a disk: runs link to it, and sweeps have hundreds
+    RUN/checkpoint_.../checkpoint.json   the architecture of each tower in `state.pt`, without weights (`Tower.about`)
+    RUN/checkpoint_.../tokenizer.json    the text tower's tokenizer
+    RUN/towers/KEY/tower.pt              of a tower that is not in checkpoints (a locked one or a frozen encoder): architecture,
+                                         weights, identity, and a text tower's tokenizer
+    DATASET/banks/towers/DIGEST/         the same, if the dataset is on a disk: the hundreds of runs of a sweep link to it
 
-A run that goes on reads its own copies and never the originals, which may be gone, or other ones by now.
+A resumed run reads its own copies and never the originals, which may be gone or different by now.
 """
 
 import json
@@ -32,17 +32,17 @@ About = dict[str, Any]
 
 
 def towers_of(checkpoint: Path | None) -> tuple[About | None, About | None]:
-    """Of what the towers of a checkpoint are built, image and text; None for one that is not in it, or that it does not tell."""
+    """Architectures of a checkpoint's towers, image and text; None for one that is not in it, or not described."""
     try:
         about = json.loads((checkpoint / ABOUT).read_text(encoding="utf-8")) if checkpoint else {}
         image, text = about["towers"]
         return image, text
-    except (OSError, ValueError, LookupError, TypeError):  # of an earlier version; a damaged one is told where it is loaded
+    except (OSError, ValueError, LookupError, TypeError):  # of an earlier version; a damaged one is reported when it is loaded
         return None, None
 
 
 def tokenizer_of(checkpoint: Path, max_tokens: int) -> TextTokenizer:
-    """The text tower's, as the checkpoint was trained with it."""
+    """The text tower's tokenizer with which the checkpoint was trained."""
     about = json.loads((checkpoint / ABOUT).read_text(encoding="utf-8"))
     words = (checkpoint / "tokenizer.json").read_text(encoding="utf-8")
     return TextTokenizer(words, max_tokens, **about.get("tokenizer", {}))
@@ -50,9 +50,9 @@ def tokenizer_of(checkpoint: Path, max_tokens: int) -> TextTokenizer:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A tower that no checkpoint holds. `folder`: the run's copy, None where the weights that its settings name are read.
+    """A tower that is not in checkpoints. `folder`: the run's copy; None if the weights named in the settings are read.
 
-    `identity`: what decides its features, JSON values.
+    `identity`: what decides its features, as JSON values.
     """
 
     settings: TowerSettings
@@ -61,7 +61,7 @@ class Frozen:
     identity: dict[str, Any]
 
     def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
-        """Of a text tower."""
+        """The text tower's tokenizer."""
         assert isinstance(self.settings, TextTowerSettings)
         if self.folder is None:
             return self.settings.tokenizer(corpus)
@@ -91,7 +91,7 @@ def build(settings: TowerSettings, vocabulary_size: int) -> Any:
 
 
 def frozen(settings: TowerSettings, key: str, run: Path | None) -> Frozen:
-    """A tower that no checkpoint holds: as the run kept it, if it did. Raises `UserError` where that is damaged."""
+    """A tower that is not in checkpoints: the run's copy, if there is one. Raises `UserError` if that is damaged."""
     folder = None if run is None else run / _TOWERS / key
     if folder is None or not folder.exists():
         return Frozen(settings, key, None, settings.identity(key))
@@ -101,16 +101,16 @@ def frozen(settings: TowerSettings, key: str, run: Path | None) -> Frozen:
 
 
 def trained_tower(settings: TowerSettings, about: About | None, vocabulary_size: int) -> Any:
-    """A tower for a checkpoint's weights; where it does not tell of what it is built, with those of its settings beneath."""
+    """A tower for a checkpoint's weights; if its architecture is not recorded, built with the weights of its settings."""
     return build(settings, vocabulary_size) if about is None else settings.rebuild(about, vocabulary_size)
 
 
 def locked_tower(
     settings: TowerSettings, key: str, checkpoint: Path, identity: dict[str, Any] | None, vocabulary_size: int
 ) -> Any:
-    """A locked tower of a checkpoint: the run's copy, or else from the weights that its settings name.
+    """A locked tower of a checkpoint: the run's copy, or else built from the weights that its settings name.
 
-    `identity`: what it was when the run was trained. Raises `UserError` where it is another one now.
+    `identity`: its identity when the run was trained. Raises `UserError` if it is different now.
     """
     way_out = f"copy the run's folder {_TOWERS} too, beside the checkpoint"
     try:
@@ -128,7 +128,7 @@ def locked_tower(
 
 
 def keep(towers: Iterable[Frozen], run: Path, cache: Path | None) -> None:
-    """Put a copy of each into the run's folder, where there is none. `cache`: a folder to link to, None without one."""
+    """Put a copy of each tower into the run's folder unless there is one. `cache`: a folder to link to, or None."""
     for tower in towers:
         place = run / _TOWERS / tower.key
         if place.exists():
@@ -145,7 +145,7 @@ def keep(towers: Iterable[Frozen], run: Path, cache: Path | None) -> None:
 
 
 def _cached(tower: Frozen, source: Path) -> bool:
-    """Whether it is in the cache; from now on, unless that is on a disk that is only read."""
+    """Put the tower into the cache if it is not there; False if the cache is on a read-only disk."""
     if source.exists() and changed(source) is None:
         return True
     aside = source.with_name(f"{source.name}.partial-{os.getpid()}")
@@ -154,7 +154,7 @@ def _cached(tower: Frozen, source: Path) -> bool:
         shutil.rmtree(aside, ignore_errors=True)
         _write(tower, aside)
         aside.rename(source)
-    except OSError:  # also where another process was faster
+    except OSError:  # also if another process was faster
         shutil.rmtree(aside, ignore_errors=True)
     return source.exists() and changed(source) is None
 
@@ -175,15 +175,15 @@ def _write(tower: Frozen, folder: Path) -> None:
 
 
 def _link(source: str, target: str) -> None:
-    """Nobody changes these files, so one of them on a disk is enough."""
+    """Link instead of copying: these files never change, so one copy per disk is enough."""
     try:
         os.link(source, target)
-    except OSError:  # another disk, or one that knows no links
+    except OSError:  # another disk, or one without links
         shutil.copyfile(source, target)
 
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
         return torch.load(folder / _FILE, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch each have errors of their own
+    except Exception as error:  # pickle, zip and torch each raise their own errors
         raise UserError(f"{folder}: {_FILE} holds no tower that torch can load ({type(error).__name__})") from None

@@ -1,7 +1,7 @@
 """`TrainState`: everything that changes while training. What is not in it is not saved.
 
-The data cursor is `step`: the order of samples is a function of (seed, epoch), so the step says where the stream goes on.
-Random numbers need no state either: every step seeds them from (seed, step, rank).
+The data cursor is `step`: the order of samples is a function of (seed, epoch), so the step determines where the stream resumes.
+Random number generators have no saved state either: every step seeds them from (seed, step, rank).
 """
 
 from dataclasses import dataclass, field, fields
@@ -19,35 +19,35 @@ _TRANSIENT = {"transient": True}
 
 @dataclass
 class TrainState:
-    """`state_dict` walks the fields, so there is no list to forget."""
+    """`state_dict` iterates over the fields, so no separate list has to be maintained."""
 
     encoder: nn.Module
     objective: Objective
     teacher: Teacher
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    step: int = 0  # steps done, skipped ones too; the next one is this one
+    step: int = 0  # steps done, including skipped ones; also the number of the next step, from 0
     samples: int = 0  # pairs seen, over all workers
-    skipped: int = 0  # steps that did not count, for their loss or gradient was not finite
-    failing: int = 0  # skipped steps less those that have counted since, not below 0
-    unusable: int = 0  # rows that could not be used when their turn came, over all workers; others stood in for them
-    seconds: float = 0.0  # of training so far, evaluation included, in all sessions
+    skipped: int = 0  # steps that did not count, because their loss or gradient was not finite
+    failing: int = 0  # skipped steps minus those that have counted since, at least 0
+    unusable: int = 0  # rows that turned out to be unusable and were replaced, over all workers
+    seconds: float = 0.0  # seconds of training so far, including evaluation, in all sessions
     ended: bool = False  # at the last step, or out of time
-    stopping: bool = field(default=False, metadata=_TRANSIENT)  # before a step: asked here; after it: on any worker, as all know
+    stopping: bool = field(default=False, metadata=_TRANSIENT)  # asked to stop; after a step: equal on all workers
 
     def state_dict(self) -> dict[str, Any]:
-        """All fields: those with a state dict by it, numbers as they are."""
+        """All fields: the state dicts of those that have one, and plain numbers."""
         values = {name: unwrap(getattr(self, name)) for name in _kept()}
         return {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
 
     def finite(self) -> bool:
-        """Whether all that was learned is numbers. Of buffers, masks hold -inf, and statistics nothing like it."""
+        """Whether everything that was learned is finite. Among buffers, only statistics are checked: masks may hold -inf."""
         tensors = [p for module in (self.encoder, self.objective) for p in module.parameters()]
         buffers = [b for b in self.encoder.buffers() if b.is_floating_point()]
         return all(bool(t.isfinite().all()) for t in tensors) and not any(bool((b.isnan() | b.isposinf()).any()) for b in buffers)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Raises `KeyError` where a field is missing."""
+        """Raises `KeyError` if a field is missing."""
         for name in _kept():
             value = unwrap(getattr(self, name))
             if hasattr(value, "load_state_dict"):
@@ -61,7 +61,7 @@ def _kept() -> list[str]:
 
 
 def unwrap(value: Any) -> Any:
-    """A module without DDP's and torch.compile's wrappers, so that any number of workers can load it; others as they are."""
+    """A module without DDP's and torch.compile's wrappers, so that any number of workers can load it; others unchanged."""
     while isinstance(value, nn.Module):
         inner = getattr(value, "_orig_mod", None) or (value.module if isinstance(value, DistributedDataParallel) else None)
         if inner is None:

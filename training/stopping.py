@@ -1,7 +1,7 @@
-"""How a run is asked to stop: whoever started it leaves a word in Ray's own store, where the run's rank 0 looks for it.
+"""How a run is asked to stop: the driver sets a key in Ray's internal store, which the run's rank 0 polls.
 
-Not a file in the run's folder: on a network disk, another machine may see a new file half a minute late. The workers agree on the
-step at which they stop in the exchange that every step has anyway (`training.step`).
+This is not a file in the run's folder: on a network disk, another machine may see a new file half a minute late. The workers
+agree on the step at which they stop in the exchange that every step has anyway (`training.step`).
 """
 
 import threading
@@ -16,7 +16,7 @@ _HERE, _STOP = b"here", b"stop"
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """A run was asked to stop, and has saved a checkpoint. `step`: at which."""
+    """A run was asked to stop, and has saved a checkpoint at `step`."""
 
     def __init__(self, step: int):
         super().__init__(f"stopped at step {step:,}")
@@ -24,9 +24,9 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
 
 
 class Asked:
-    """On rank 0: whether the run was asked to stop. From the first question on it can be asked; until then nothing would be lost.
+    """On rank 0: whether the run was asked to stop. It can be asked after the first call; before that nothing would be lost.
 
-    A thread looks, so that no step waits for an answer of the cluster's head.
+    A thread polls, so that no step waits for the cluster's head.
     """
 
     def __init__(self, folder: Path):
@@ -46,7 +46,7 @@ class Asked:
         self._over.set()
         if self._thread is not None:
             self._thread.join(5)
-        if error is None:  # else the workers that come next are asked the same
+        if error is None:  # else the next workers would be asked to stop, too
             forget(Path(self._key))
 
     def _look(self) -> None:
@@ -61,7 +61,7 @@ class Asked:
 
 
 def ask(folder: Path) -> bool:
-    """Ask the run in this folder to stop. False: nobody trains there, or not yet."""
+    """Ask the run in this folder to stop. False if no process trains there, or not yet."""
     if not trains(folder):
         return False
     _STORE.put(_key(folder), _STOP)

@@ -1,7 +1,7 @@
-"""Teachers: whoever says what the embeddings of a batch ought to be.
+"""Teachers: sources of target embeddings for a batch.
 
 A teacher only adds columns, `batch = teacher(batch)`: `teacher_image` and `teacher_text`, unit rows like the student's, or
-features of frozen encoders. It is part of TrainState, and is updated once after each optimizer step.
+features of frozen encoders. A teacher is part of TrainState, and is updated once after each optimizer step.
 """
 
 import copy
@@ -27,28 +27,28 @@ class Teacher(nn.Module, ABC):
         """The batch with the teacher's columns."""
 
     def update(self, student: nn.Module, step: int) -> None:
-        """Follow the student after optimizer step `step`, from 0."""
+        """Update from the student after optimizer step `step`, counted from 0."""
 
     def train(self, mode: bool = True) -> "Teacher":
-        """No dropout, and BatchNorm as it stands, whatever the student does."""
+        """Always eval mode, whatever the student's mode: no dropout, and BatchNorm with its running statistics."""
         return super().train(False)
 
 
 class NoTeacher(Teacher):
-    """The batch as it is."""
+    """The batch unchanged."""
 
     def forward(self, batch: Batch) -> Batch:
         return batch
 
 
 class EmaSettings(Settings):
-    """The student's own moving average: one more forward without gradient a step."""
+    """A moving average of the student: one more forward pass without gradient per step."""
 
     name: Literal["ema"] = "ema"
     momentum: float | None = Field(
-        None, ge=0, le=1, description="share of the teacher that stays, at the first step; null: 0.996, less in a short run"
+        None, ge=0, le=1, description="weight of the teacher in its update at the first step; null: 0.996, less in a short run"
     )
-    final_momentum: float = Field(1.0, ge=0, le=1, description="and at the last; in between a half cosine")
+    final_momentum: float = Field(1.0, ge=0, le=1, description="the same at the last step; a half cosine in between")
 
     def build(self, student: nn.Module, total_steps: int, images_only: bool = False) -> "EmaTeacher":
         return EmaTeacher(self, student, total_steps, images_only)
@@ -57,12 +57,12 @@ class EmaSettings(Settings):
 class EmaTeacher(Teacher):
     """theta' <- m theta' + (1 - m) theta over parameters (Tarvainen and Valpola, arXiv 1703.01780); buffers are copied.
 
-    The same on every worker without a word exchanged: it follows parameters that are equal everywhere.
+    It is equal on every worker without communication, since the student's parameters are equal everywhere.
     """
 
     def __init__(self, settings: EmaSettings, student: nn.Module, total_steps: int, images_only: bool = False):
         super().__init__()
-        # What never changes is shared with the student, not copied.
+        # Parameters that never change are shared with the student, not copied.
         shared = {id(p): p for p in student.parameters() if not p.requires_grad}
         self.encoder = copy.deepcopy(student, shared).requires_grad_(False)
         self._settings, self._total_steps, self._images_only = settings, total_steps, images_only
@@ -78,7 +78,7 @@ class EmaTeacher(Teacher):
     def momentum(self, step: int) -> float:
         """m, from `momentum` to `final_momentum` on a half cosine."""
         first = self._settings.momentum
-        if first is None:  # a teacher that remembers a quarter of the run at most
+        if first is None:  # a teacher that averages over a quarter of the run at most
             first = min(0.996, max(0.0, 1 - 4 / self._total_steps))
         return half_cosine(first, self._settings.final_momentum, step / self._total_steps)
 
@@ -93,13 +93,14 @@ class EmaTeacher(Teacher):
 
 
 class FrozenEncoders(Teacher):
-    """Two frozen encoders, run on what the student sees: `guide_images` [b, 1, F] and `guide_texts` [b, 1, G], unit rows.
+    """Two frozen encoders, run on the student's inputs: `guide_images` [b, 1, F] and `guide_texts` [b, 1, G], unit rows.
 
-    Their weights are no part of a checkpoint, only what they are: the run keeps a copy (saved_towers.py) and uses no other.
+    Checkpoints contain their identity, but not their weights: the run keeps a copy (saved_towers.py) and uses no other.
     """
 
     def __init__(self, image: nn.Module, text: nn.Module, widths: tuple[int, int], image_size: int, identity: str):
-        """`widths`: F and G. `image_size`: pixels that `image` sees; other views are resized. `identity`: a digest of both."""
+        """`widths`: F and G. `image_size`: input size of `image` in pixels; other views are resized. `identity`: a digest of
+        both."""
         super().__init__()
         self._networks = [network.requires_grad_(False).eval() for network in (image, text)]  # in a list: not in a state dict
         self.widths, self._image_size, self._identity = widths, image_size, identity
@@ -124,11 +125,11 @@ class FrozenEncoders(Teacher):
         return super()._apply(fn, recurse)
 
     def get_extra_state(self) -> str:
-        """What the networks are."""
+        """The identity of the networks."""
         return self._identity
 
     def set_extra_state(self, state: str) -> None:
-        """Raises `UserError` where a checkpoint was made with other networks."""
+        """Raises `UserError` if a checkpoint was made with other networks."""
         if state != self._identity:
             raise UserError(
                 "frozen_encoders: this run was trained with frozen encoders of other weights than are there now; "

@@ -1,7 +1,7 @@
-"""Image features before the projection into the joint space, of other people's models: what CLIP's linear probe reads.
+"""Image features before the projection into the joint space, of published models: the input of CLIP's linear probe.
 
-CLIP, arXiv 2103.00020, appendix A.3. Where a model projects nothing, such as SigLIP, they are what its trunk gives. None stands
-for a model of which it is not known where its projection begins: better no probe than one of something else.
+CLIP, arXiv 2103.00020, appendix A.3. If a model has no projection, such as SigLIP, they are the trunk's output. The result is
+None if it is unknown where a model's projection begins: better no probe than one on the wrong features.
 """
 
 from collections.abc import Callable
@@ -13,28 +13,28 @@ from torch.func import functional_call
 
 
 def open_clip_features(visual: Any) -> Callable[[Tensor], Tensor] | None:
-    """Of the image half of an open_clip model: preprocessed images to [n, F]."""
+    """For the image half of an open_clip model: preprocessed images to [n, F]."""
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
-    if isinstance(visual, VisionTransformer):  # CoCa's too, which gives its tokens beside the pooled row
+    if isinstance(visual, VisionTransformer):  # also CoCa's, which gives its tokens in addition to the pooled row
         return lambda pixels: _first(functional_call(visual, {"proj": None}, (pixels,)))  # type: ignore[dict-item]
     if isinstance(visual, ModifiedResNet):
-        # Attention pooling reads this layer's weights without calling it, so there is nothing to listen to.
+        # Attention pooling reads this layer's weights without calling it, so a hook would never run.
         last = visual.attnpool.c_proj
         same = torch.eye(last.in_features, device=last.weight.device, dtype=last.weight.dtype)
         without = {"attnpool.c_proj.weight": same, "attnpool.c_proj.bias": same.new_zeros(len(same))}
         return lambda pixels: functional_call(visual, without, (pixels,))
     if isinstance(visual, TimmModel) and not hasattr(visual.head, "pool"):
-        # Without a head of open_clip's, timm's classifier is the projection, if there is one.
+        # Without open_clip's own head, timm's classifier is the projection, if there is one.
         own = len(visual.head) == 0 and visual.trunk.num_classes > 0
         return lambda pixels: _input_of(visual.trunk.get_classifier() if own else visual.head, lambda: visual(pixels))
     return None
 
 
 def hugging_face_features(network: Any) -> Callable[..., Tensor] | None:
-    """Of a CLIP-like model of transformers: what its `get_image_features` takes, to [n, F]."""
+    """For a CLIP-like model of transformers: the input of its `get_image_features` to [n, F]."""
     projection = getattr(network, "visual_projection", None)
     if isinstance(projection, nn.Module):
         return lambda **given: _input_of(projection, lambda: network.get_image_features(**given))
@@ -48,7 +48,7 @@ def _first(out: Any) -> Tensor:
 
 
 def _input_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
-    """What a module is given while something runs."""
+    """The input of a module while `run` is called."""
     seen: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:

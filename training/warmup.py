@@ -2,7 +2,7 @@
 
 
 def warmup_warning(warmup: int, steps: int) -> str | None:
-    """A sentence where half the run or more is warm-up; None where it is not."""
+    """A warning if half of the run or more is warm-up; else None."""
     if 2 * warmup < max(2, steps):
         return None
     never = "ends before it has reached optimizer.lr" if warmup > steps else "is at its peak in the second half only"

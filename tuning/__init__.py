@@ -1,1 +1,1 @@
-"""Sweeps: a grid of cells, a search in each, seeds for the best points, and a report that says what can be told apart."""
+"""Sweeps: a grid of cells, a search in each, seeds for the best points, and a report on which cells are distinguishable."""

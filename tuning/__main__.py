@@ -12,10 +12,10 @@ from pipelines.program.display import Display
 from pipelines.program.settings import UserError
 from tuning.config import SweepSettings
 
-PURPOSE = """Compare what a grid crosses (objective x optimizer, say) on equal terms: in every cell search hyperparameters on a
-validation split with Ray Tune and Optuna, train the best point with several seeds, test, and say what can be told apart.
-Writes trials.csv, summary.csv, pairwise.csv and report.html while it runs. The same command again goes on after whatever
-stopped it; more cells, trials or seeds extend a finished sweep. `python -m tuning report SWEEP` writes the report again."""
+PURPOSE = """Compare the cells of a grid (such as objective x optimizer) on equal terms: in every cell search hyperparameters on a
+validation split with Ray Tune and Optuna, train the best point with several seeds, test, and report which differences are
+distinguishable. Writes trials.csv, summary.csv, pairwise.csv and report.html while it runs. The same command resumes after
+any interruption; more cells, trials or seeds extend a finished sweep. `python -m tuning report SWEEP` writes the report again."""
 
 
 def _run(settings: SweepSettings, display: Display, command: str = "") -> None:
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str], prog: str = "python -m") -> int:
     """The exit code."""
     if list(arguments[:1]) == ["report"]:
         return report(arguments[1:], prog)
-    # For the report, which says how to go on: never by deleting what is there.
+    # For the report, which says how to resume: never by deleting results.
     told = [argument for argument in arguments if not argument.startswith("overwrite=")]
     command = shlex.join([*command_of(prog, "tuning").split(), *told])
     return run_program("tuning", PURPOSE, SweepSettings, partial(_run, command=command), arguments, prog=prog)

@@ -1,4 +1,4 @@
-"""What `python -m tuning SWEEP.yaml` is told: a training config, a grid of overrides, what to search in each cell, and seeds.
+"""The config of `python -m tuning SWEEP.yaml`: a training config, a grid of overrides, what to search in each cell, and seeds.
 
 There is no second configuration language: keys of the grid and of the search space are keys of the training config, and a
 trial is overrides of it.
@@ -18,14 +18,14 @@ from pipelines.program.settings import Settings
 class Dimension(Settings):
     """Values of one key that the sampler may choose from: a range, or a list of choices."""
 
-    low: float | None = Field(None, description="lower end of a range")
-    high: float | None = Field(None, description="upper end of a range")
-    log: bool = Field(False, description="even over orders of magnitude, as learning rates want it")
+    low: float | None = Field(None, description="lower bound of a range")
+    high: float | None = Field(None, description="upper bound of a range")
+    log: bool = Field(False, description="search on a logarithmic scale, as for learning rates")
     integer: bool = Field(False, description="whole numbers only")
-    points: int | None = Field(None, ge=2, description="for sampler grid: so many values, evenly spread over the range")
-    choices: list[Any] | None = Field(None, min_length=1, description="in the place of a range")
+    points: int | None = Field(None, ge=2, description="for sampler grid: number of values, evenly spread over the range")
+    choices: list[Any] | None = Field(None, min_length=1, description="values to choose from, in place of a range")
     when: dict[str, Any] = Field(
-        default_factory=dict, description="only where these keys have this value, or one of these: {objective.name: [clip, psd]}"
+        default_factory=dict, description="only if these keys have this value, or one of these: {objective.name: [clip, psd]}"
     )
 
     @model_validator(mode="after")
@@ -59,7 +59,7 @@ class Dimension(Settings):
         return list(dict.fromkeys(self.tidy(value) for value in values))
 
     def tidy(self, value: Any) -> Any:
-        """Four significant digits, within the range: what a person would type, and what the trial's command says."""
+        """Four significant digits, within the range: short enough to type, and as in the trial's command."""
         if self.choices is not None:
             return value
         assert self.low is not None and self.high is not None
@@ -74,10 +74,10 @@ class TpeSettings(Settings):
     name: Literal["tpe"] = "tpe"
     startup: int = Field(5, ge=1, description="points of a cell that are drawn at random first")
     parallel: int = Field(
-        1, ge=1, description="points of a cell that may be under way at once; each is chosen without the others"
+        1, ge=1, description="points of a cell that may run at once; each is chosen without the others' results"
     )
     cost: Literal["seconds", "peak_memory_gib"] | None = Field(
-        None, description="search for a good trade of score against this cost; null: for the score alone"
+        None, description="search for good trade-offs between score and this cost; null: for the score alone"
     )
 
 
@@ -87,7 +87,7 @@ class CmaEsSettings(Settings):
     name: Literal["cmaes"]
     startup: int = Field(5, ge=1, description="points of a cell that are drawn at random first")
     parallel: int = Field(
-        1, ge=1, description="points of a cell that may be under way at once; each is chosen without the others"
+        1, ge=1, description="points of a cell that may run at once; each is chosen without the others' results"
     )
 
 
@@ -113,11 +113,11 @@ class NoScheduler(Settings):
 
 
 class AshaSettings(Settings):
-    """Asynchronous successive halving: at each rung only the best share of all trials so far goes on."""
+    """Asynchronous successive halving: at each rung only the best share of all trials so far continues."""
 
     name: Literal["asha"]
     grace_epochs: int = Field(1, ge=1, description="epochs before a trial can be stopped")
-    reduction_factor: float = Field(3, gt=1, description="one in so many goes on to the next rung, so many times further")
+    reduction_factor: float = Field(3, gt=1, description="one in N continues to the next rung, which is N times as far")
 
 
 class MedianSettings(Settings):
@@ -125,21 +125,21 @@ class MedianSettings(Settings):
 
     name: Literal["median"]
     grace_epochs: int = Field(1, ge=1, description="epochs before a trial can be stopped")
-    min_trials: int = Field(3, ge=1, description="trials that must have come as far, for a median to count")
+    min_trials: int = Field(3, ge=1, description="trials that must have got as far before the median is used")
 
 
 class HyperbandSettings(Settings):
-    """Successive halving in brackets: trials wait for one another at each rung, and go on from their checkpoints."""
+    """Successive halving in brackets: trials wait for each other at each rung, and continue from their checkpoints."""
 
     name: Literal["hyperband"]
-    reduction_factor: float = Field(3, gt=1, description="one in so many goes on to the next rung, so many times further")
+    reduction_factor: float = Field(3, gt=1, description="one in N continues to the next rung, which is N times as far")
 
 
 SchedulerUnion = Annotated[NoScheduler | AshaSettings | MedianSettings | HyperbandSettings, Field(discriminator="name")]
 
 
 class BudgetSettings(Settings):
-    """How much a trial may train. At most one of them; none: as the training config says."""
+    """How long a trial trains. At most one of these keys; none: as in the training config."""
 
     epochs: int | None = Field(None, ge=1, description="passes over the training split")
     samples: int | None = Field(None, ge=1, description="pairs seen, rounded up to whole epochs")
@@ -156,37 +156,39 @@ class SweepSettings(Settings):
     """For every cell of a grid: search good hyperparameters on a validation split, train the best with several seeds, test."""
 
     name: str = Field(description="the sweep writes under storage/name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: LocalPlace = Field(
-        Path("runs"), description="folder of all runs and sweeps; on a cluster, one that every node shares"
-    )
+    storage: LocalPlace = Field(Path("runs"), description="folder of all runs and sweeps; on a cluster, one that all nodes share")
     base: LocalPlace = Field(description="training config that every trial starts from")
     overrides: dict[str, Any] = Field(default_factory=dict, description="for all trials: key of the training config -> value")
     grid: dict[str, list[Any]] = Field(default_factory=dict, description="key of the training config -> values to cross")
     space: dict[str, Annotated[list[Dimension], Field(min_length=1)]] = Field(
         default_factory=dict,
-        description="key of the training config -> what to search in each cell; of several, the one whose `when` holds",
+        description="key of the training config -> what to search in each cell; of several ranges, the one whose `when` holds",
     )
-    sampler: SamplerUnion = Field(TpeSettings(), description="who chooses points of the space")
+    sampler: SamplerUnion = Field(TpeSettings(), description="how points of the space are chosen")
     trials: int | None = Field(None, ge=1, description="points that are tried in each cell; null: 10, or all of a grid")
-    search_seed: int = Field(0, ge=0, description="seed of the search: of what is drawn, and of every trial's weights and order")
-    seeds: list[int] = Field([0], min_length=1, description="the best point of each cell is trained and tested with each of them")
-    seed_keys: list[str] = Field(
-        ["seed"], description="keys that receive the seed; with data.split_seed among them each seed tests on other pairs"
+    search_seed: int = Field(
+        0, ge=0, description="seed of the search: of the points drawn, and of every trial's weights and order"
     )
-    validation: str = Field("validation", description="split that points are chosen on; the training config's is for the seeds")
+    seeds: list[int] = Field(
+        [0], min_length=1, description="the best point of each cell is trained and tested with each of these seeds"
+    )
+    seed_keys: list[str] = Field(
+        ["seed"], description="keys that receive the seed; with data.split_seed among them each seed has another test split"
+    )
+    validation: str = Field("validation", description="split on which points are chosen; final runs use the training config's")
     score: list[str] | None = Field(
         None, description="metrics whose mean ranks trials and cells; null: R@1, mean of both directions"
     )
-    mode: Literal["max", "min"] = Field("max", description="which score is better")
-    metrics: list[str] | None = Field(None, description="further metrics that the report shows; null: a selection")
-    budget: BudgetSettings = Field(BudgetSettings(), description="how much a trial may train")
-    scheduler: SchedulerUnion = Field(NoScheduler(), description="who stops trials of the search early")
-    concurrency: int | None = Field(None, ge=1, description="trials at a time; null: as many as the cluster holds")
-    retries: int = Field(1, ge=0, description="restarts of a trial whose process died; it goes on from its checkpoint")
+    mode: Literal["max", "min"] = Field("max", description="whether larger or smaller scores are better")
+    metrics: list[str] | None = Field(None, description="further metrics to show in the report; null: a selection")
+    budget: BudgetSettings = Field(BudgetSettings(), description="how long a trial trains")
+    scheduler: SchedulerUnion = Field(NoScheduler(), description="how trials of the search are stopped early")
+    concurrency: int | None = Field(None, ge=1, description="trials at a time; null: as many as fit into the cluster")
+    retries: int = Field(1, ge=0, description="restarts of a trial whose process died; it resumes from its checkpoint")
     loggers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
         default_factory=list, description="Ray Tune's own loggers; each needs its package"
     )
-    overwrite: bool = Field(False, description="delete what an earlier sweep of this name left")
+    overwrite: bool = Field(False, description="delete an earlier sweep of this name")
 
     @field_validator("overrides", "grid", mode="before")
     @classmethod
@@ -197,7 +199,7 @@ class SweepSettings(Settings):
     @field_validator("space", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
-        """A dimension that stands alone needs no brackets."""
+        """A single dimension needs no brackets."""
         if not isinstance(value, dict):
             return value
         return {key: [found] if isinstance(found, dict | Dimension) else found for key, found in _flat(value).items()}
@@ -260,7 +262,7 @@ class SweepSettings(Settings):
         return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
 
     def identity(self) -> dict[str, Any]:
-        """What makes results comparable; the rest (more cells, trials, seeds; resources) may change when a sweep goes on."""
+        """The settings that make results comparable; others (cells, trials, seeds, resources) may change when a sweep resumes."""
         free = {"name", "storage", "grid", "trials", "seeds", "metrics", "concurrency", "retries", "loggers", "overwrite"}
         return self.model_dump(mode="json", exclude=free) | {"axes": list(self.grid)}
 
@@ -277,7 +279,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _twice(values: list[Any]) -> list[Any]:
-    """Those that an equal one stands before; True is not 1 here."""
+    """Values that repeat an earlier one; True does not equal 1 here."""
     return [
         value
         for i, value in enumerate(values)
@@ -286,7 +288,7 @@ def _twice(values: list[Any]) -> list[Any]:
 
 
 def label(key: str, value: Any) -> str:
-    """What people call a value of an axis: a name, or the last part of the key with a number."""
+    """The label of a value of an axis: a name, or the last part of the key with a number."""
     if isinstance(value, dict) and "name" in value:
         return str(value["name"])
     if isinstance(value, str):

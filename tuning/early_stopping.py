@@ -1,6 +1,6 @@
-"""Who stops trials of the search early: Ray Tune's schedulers, kept away from the seeds' runs, and reminded after a restart.
+"""Early stopping of search trials: Ray Tune's schedulers, which do not affect final runs and recover after a restart.
 
-A scheduler compares all trials of the search with one another, whichever cell they belong to: a cell can lose as a whole.
+A scheduler compares all trials of the search, whatever their cell, so all trials of a cell may be stopped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ def build_scheduler(
 
 
 class SearchOnly(TrialScheduler):
-    """A scheduler that sees trials of the search only; the last result of a trial cannot stop it, for it is at its end."""
+    """A scheduler for search trials only; a trial's last result cannot stop it, since the trial is complete."""
 
     def __init__(self, inner: TrialScheduler, errors: dict[str, str]):
         super().__init__()
@@ -39,7 +39,7 @@ class SearchOnly(TrialScheduler):
     def remind(self, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         """Reported results of trials that ended before a restart, by name, so that later ones are compared with them too.
 
-        HyperBand's brackets hold trials under way only.
+        HyperBand's brackets only contain running trials.
         """
         if isinstance(self._inner, HyperBandScheduler):
             return
@@ -57,7 +57,7 @@ class SearchOnly(TrialScheduler):
         return TrialScheduler.CONTINUE if result.get("last") else decision
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        # The only place where Tune shows the exception before the searcher is told.
+        # The only place where Tune shows the exception before it calls the searcher.
         self._errors[trial.trial_id] = _death(trial)
         if _searched(trial):
             self._inner.on_trial_error(tune_controller, trial)
@@ -72,7 +72,7 @@ class SearchOnly(TrialScheduler):
             self._inner.on_trial_remove(tune_controller, trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """The seeds' runs first: each of them ends a cell."""
+        """Final runs first: each of them is the last of a cell."""
         waiting = [t for t in tune_controller.get_trials() if t.status == Trial.PENDING and not _searched(t)]
         return waiting[0] if waiting else self._inner.choose_trial_to_run(tune_controller)
 
@@ -80,10 +80,10 @@ class SearchOnly(TrialScheduler):
         return self._inner.debug_string()
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the curves on disk are the state."""
+        """Nothing to save: the curves on disk are the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: see `remind`."""
+        """Nothing to restore: see `remind`."""
 
 
 def _searched(trial: Trial) -> bool:

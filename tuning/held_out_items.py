@@ -1,9 +1,9 @@
-"""The test items of a sweep: what each final run kept of them, and how far another test set could have moved a difference.
+"""The test items of a sweep: each final run's results on them, and how far another test set could change a difference.
 
     SWEEP/trials/NAME/items.npz   of a final run: for each dataset the groups of its test items, and their parts of every score
 
-An item is a group of the data, which splits keep together: its images are not drawn one by one. The file is small: a number a
-image and score.
+An item is a group of the data, which splits keep together: its images are not drawn independently. The file is small: one
+number per image and score.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ FILE = "items.npz"
 
 @dataclass(frozen=True)
 class Items:
-    """A final run's score, taken apart: one entry a group of test items, in the order of `keys`."""
+    """A final run's score by item: one entry per group of test items, in the order of `keys`."""
 
-    keys: np.ndarray  # int64 [K], distinct: which dataset's group it is
+    keys: np.ndarray  # int64 [K], distinct: the item's dataset and group
     of: np.ndarray  # int64 [K]: number of the dataset
-    parts: np.ndarray  # float64 [K]: they add up to the score
-    shares: np.ndarray  # float64 [K]: of the items of its dataset
-    reach: tuple[float, ...]  # for each dataset by how much its items could move the score, from none right to all right
+    parts: np.ndarray  # float64 [K]: parts that add up to the score
+    shares: np.ndarray  # float64 [K]: the item's share of its dataset's items
+    reach: tuple[float, ...]  # for each dataset, how far its items could move the score, from none right to all right
 
 
 def write_items(place: Path, found: Sequence[tuple[Prepared, HeldOut, Mapping[str, np.ndarray]]]) -> None:
-    """Of each held-out split its data and the embeddings (images, texts, prompts), aside and renamed."""
+    """Write the items of each held-out split, from its data and embeddings (images, texts, prompts), atomically."""
     arrays: dict[str, Any] = {}
     for number, (prepared, data, rows) in enumerate(found):
         known = items.parts(data, rows["images"], rows["texts"], rows["prompts"])
@@ -50,7 +50,7 @@ def write_items(place: Path, found: Sequence[tuple[Prepared, HeldOut, Mapping[st
 
 
 def read_items(trial: Path, score: Sequence[str]) -> Items | None:
-    """Of a trial's folder; None where it keeps none, they are not readable, or a metric of the score is not among them."""
+    """The items in a trial's folder; None if there are none, they are unreadable, or a metric of the score is missing."""
     try:
         with np.load(trial / FILE) as file:
             arrays = {name: file[name] for name in file.files}
@@ -78,15 +78,15 @@ def read_items(trial: Path, score: Sequence[str]) -> Items | None:
 
 
 def variance(pairs: Sequence[tuple[Items, Items]]) -> tuple[float, int] | None:
-    """Variance of a mean difference between two cells that other test items would make, and its degrees of freedom.
+    """Variance over test items of a mean difference between two cells, and its degrees of freedom.
 
-    A pair of runs for each seed, on the same items; seeds may share items or have their own. An item's part of the mean
-    difference, less what its share of the items would be, is squared and summed: the cluster-robust variance (Liang & Zeger,
-    1986), which for items that all seeds share is the variance over items of their mean over seeds, divided by their number. As
-    in the paired counterpart of Wilson's interval (Bonett & Price, 2012) one item more is counted on either side, with all it
-    could weigh: hits that never differ do not prove that they never would.
+    There is a pair of runs for each seed, on the same items; seeds may share items or have their own. Each item's part of the
+    mean difference, minus the part expected from its share of the items, is squared and summed: the cluster-robust variance
+    (Liang & Zeger, 1986). For items that all seeds share it is the variance over items of their mean over seeds, divided by
+    their number. As in the paired counterpart of Wilson's interval (Bonett & Price, 2012), one pseudo-item with the largest
+    possible effect is added on either side: that hits never differed does not prove that they never would.
 
-    None where a pair is not of the same items, or there are fewer than two items.
+    None if a pair has different items, or there are fewer than two items.
     """
     rests = []
     for first, second in pairs:

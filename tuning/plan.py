@@ -1,4 +1,4 @@
-"""A sweep, resolved: what every trial trains, on which data, by which score; and all mistakes that its trials would share.
+"""A resolved sweep: what every trial trains, on which data and with which score; finds all mistakes that trials would share.
 
 Nothing here starts Ray.
 """
@@ -30,7 +30,7 @@ class SweepPlan:
         self.cells = cells_of(settings)
         self.folder = Folder((settings.storage / settings.name).absolute())
         self.base = read_config(find_config(settings.base, "training"), TrainSettings)
-        self._epochs: dict[tuple[str, int], int] = {}  # (cell, seed) -> epochs, where the budget is of samples
+        self._epochs: dict[tuple[str, int], int] = {}  # (cell, seed) -> epochs, if the budget is in samples
         self.prepared: dict[str, Prepared] = {}
         self.datasets: list[dict[str, Any]] = []
         for cell in self.cells:
@@ -38,7 +38,7 @@ class SweepPlan:
         check_conditions(settings, self.trees())
 
     def overrides(self, trial: Trial) -> dict[str, Any]:
-        """Of the base config, as the trial's command has them."""
+        """Overrides of the base config, as in the trial's command."""
         return trial.overrides(self.settings, self._cell(trial.cell), self._budget(trial))
 
     def build(self, trial: Trial) -> TrainSettings:
@@ -55,19 +55,19 @@ class SweepPlan:
         also = tuple(
             other.model_copy(update={"path": storage.absolute(other.path)}) for other in settings.evaluation.extra_datasets
         )
-        # A sweep chooses on its validation split and tests by itself: on the split that a run would test on.
+        # A sweep chooses on its validation split and does its own testing, on the split that a run would test on.
         final = None if trial.phase == "search" else settings.evaluation.test_split
         splits = {"split": final or settings.evaluation.split, "test_split": None}
         absolute = {
             "data": settings.data.model_copy(update={"path": storage.absolute(settings.data.path)}),
             "evaluation": settings.evaluation.model_copy(update={"extra_datasets": also} | splits),
         }
-        # Tune's loggers write events; a trial's own would be the same again.
+        # Tune's loggers write events; a trial's own would duplicate them.
         return settings.model_copy(update=absolute | {"tensorboard": settings.tensorboard or False})
 
     @cached_property
     def score(self) -> list[str]:
-        """The metrics whose mean counts. Raises `UserError` for one that the runs do not have."""
+        """The metrics whose mean is the score. Raises `UserError` for one that the runs do not have."""
         data = self._held_out(self.build(self.example(self.cells[0])))
         known = [name for theirs in data for name in metric_names(theirs)]
         if self.settings.score is None:
@@ -88,11 +88,11 @@ class SweepPlan:
 
     @property
     def test_split(self) -> str:
-        """Where the seeds' runs are scored."""
+        """The split on which final runs are scored."""
         return self.build(self.example(self.cells[0], "final")).evaluation.split
 
     def identity(self) -> dict[str, Any]:
-        """What must not change when a sweep goes on."""
+        """What must not change when a sweep resumes."""
         prints = {path: prepared.fingerprint for path, prepared in self.prepared.items()}
         cells = {cell.label: cell.overrides for cell in self.cells}
         return {"sweep": self.settings.identity(), "base": self.base, "data": prints, "cells": cells}
@@ -102,7 +102,7 @@ class SweepPlan:
         return [self.build(self.example(cell)).model_dump(mode="json") for cell in self.cells]
 
     def groups(self) -> list[TrainSettings]:
-        """Configs that stand for all: one for each set of features that has to be cached."""
+        """Representative configs: one for each set of features that has to be stored."""
         found: dict[str, TrainSettings] = {}
         for cell in self.cells:
             for phase in ("search", "final") if self.settings.space else ("final",):
@@ -114,7 +114,7 @@ class SweepPlan:
         return list(found.values())
 
     def example(self, cell: Cell, phase: Any = None, params: Mapping[str, Any] | None = None, seed: int | None = None) -> Trial:
-        """A trial of a cell, for what all its trials share."""
+        """An example trial of a cell, for what all its trials share."""
         phase = phase or ("search" if self.settings.space else "final")
         if seed is None:
             seed = self.settings.search_seed if phase == "search" else self.settings.seeds[0]
@@ -129,8 +129,8 @@ class SweepPlan:
         return [data for _, data in found]
 
     def _check(self, cell: Cell) -> None:
-        """Data, splits, budget, and both ends of every range: what is wrong here is wrong for all trials of the cell."""
-        # Without the budget, which is counted in samples of data that is yet to be opened.
+        """Check data, splits, budget, and both ends of every range: a mistake here affects all trials of the cell."""
+        # Without the budget, which is in samples of data that is not open yet.
         trial = self.example(cell)
         path = str(self._build(trial, trial.overrides(self.settings, cell, {})).data.path)
         if path not in self.prepared:
@@ -145,12 +145,12 @@ class SweepPlan:
             make_order(tried, self.prepared[path])
             check_metric(tried, self._held_out(tried))
             tried.optimizer.check()
-        if settings.data.fraction < 1:  # each seed draws another share, and one of them may be too small
+        if settings.data.fraction < 1:  # each seed draws a different fraction, and one of them may be too small
             for seed in self.settings.seeds:
                 make_order(self.build(self.example(cell, "final", seed=seed)), self.prepared[path])
 
     def _describe(self, prepared: Prepared, cell: Cell) -> dict[str, Any]:
-        """What the report says of a dataset. Raises `UserError` where it has no split to choose on."""
+        """What the report says about a dataset. Raises `UserError` if it has no split to choose on."""
         settings, test = (self.build(self.example(cell, phase)) for phase in ("search", "final"))
         ids = prepared.split_ids(settings.data.split_seed, settings.data.validation)
         if self.settings.space and self.settings.validation not in ids:

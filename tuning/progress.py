@@ -1,4 +1,4 @@
-"""While a sweep runs: one table of cells in the terminal, in a log file a calm line now and then; and a report that keeps up."""
+"""Progress of a running sweep: a table of cells in the terminal, an occasional line in a log file, and an updated report."""
 
 import math
 import threading
@@ -14,14 +14,14 @@ from pipelines.program.display import Display
 from tuning.search_order import Schedule
 from tuning.trials import Trial
 
-_EVERY = 10.0  # seconds between two lines where there is no terminal, at least
-_LINES = 20  # in the time so far, at most, from then on
-_REFRESH = 30.0  # seconds between two reports, at least
-_SHARE = 0.05  # of the time, at most, in which one is written
+_EVERY = 10.0  # minimum number of seconds between two lines without a terminal
+_LINES = 20  # maximum number of lines over the time so far, after that
+_REFRESH = 30.0  # minimum number of seconds between two reports
+_SHARE = 0.05  # maximum share of the time spent on writing reports
 
 
 class Board:
-    """Counts of every cell: done, running, best so far; and how long it may still take."""
+    """Counts for every cell (done, running, best so far), and the estimated time left."""
 
     def __init__(self, name: str, schedule: Schedule, at_once: int, display: Display):
         self._name, self._schedule, self._at_once, self._display = name, schedule, at_once, display
@@ -40,7 +40,7 @@ class Board:
             self._live.stop()
 
     def update(self, running: Sequence[Trial], seconds: Sequence[float]) -> None:
-        """Show where the sweep stands, not too often; `seconds`: how long each trial of this session took."""
+        """Show the state of the sweep, not too often; `seconds`: duration of each trial of this session."""
         self._seconds = seconds
         now = time.monotonic()
         if now - self._shown < (0.5 if self._live else max(_EVERY, (now - self._begun) / _LINES)):
@@ -95,7 +95,7 @@ class Board:
 
 
 class Refresher:
-    """Writes the report of a running sweep in a thread, when there is news, and never so often that trials would feel it."""
+    """Writes the report of a running sweep in a thread, when there are new results, rarely enough not to slow trials down."""
 
     def __init__(self, write: Callable[[], Any], display: Display):
         self._write, self._display, self._ended = write, display, 0
@@ -112,7 +112,7 @@ class Refresher:
         self._thread.join()
 
     def hear(self, ended: int) -> None:
-        """So many trials have ended."""
+        """Note the number of trials that have ended."""
         if ended > self._ended:
             self._ended = ended
             self._news.set()
@@ -127,6 +127,6 @@ class Refresher:
             begun = time.monotonic()
             try:
                 self._write()
-            except Exception as error:  # the trials are worth more than a page of them; the last one is written in the open
+            except Exception as error:  # a failed page must not end the trials; the final report raises its errors
                 self._display.line(f"report: not written this time ({type(error).__name__}: {error})")
             pause = max(_REFRESH, (time.monotonic() - begun) / _SHARE)

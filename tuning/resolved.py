@@ -1,6 +1,6 @@
 """A sweep's values as the training config reads them, and conditions of its space that can never hold.
 
-`"0.001"` and `1e-3` are one learning rate to the training config; so they must be to labels, duplicates and `when`.
+`"0.001"` and `1e-3` are the same learning rate to the training config, so labels, duplicates and `when` must treat them alike.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from tuning.space import value_at
 
 
 def resolve(settings: SweepSettings) -> SweepSettings:
-    """With every value as the training config takes it. Raises `UserError` where two values turn out to be one."""
+    """Settings with every value as the training config reads it. Raises `UserError` if two values turn out to be equal."""
     space = {
         key: [
             dimension.model_dump()
@@ -36,7 +36,7 @@ def resolve(settings: SweepSettings) -> SweepSettings:
 
 def _resolved(key: str, value: Any) -> Any:
     found = [] if isinstance(value, dict) else readings(TrainSettings, key, value)
-    # A whole number stays as it was typed, where a fraction is read of it.
+    # An integer stays as it was typed if it is read as a float.
     typed = type(value) is int and bool(found) and type(found[0]) is float
     return found[0] if found and not typed else value
 
@@ -46,7 +46,7 @@ def _resolved_each(key: str, wanted: Any) -> Any:
 
 
 def check_conditions(settings: SweepSettings, trees: Sequence[Mapping[str, Any]]) -> None:
-    """Raises `UserError` for a range of the space that no cell searches, and for a value in a `when` that nothing ever has.
+    """Raises `UserError` for a range of the space that no cell searches, and for a value in a `when` that never occurs.
 
     A grid may be narrowed on the command line: a name or a switch that its key can have may be missing from the grid.
 
@@ -69,14 +69,14 @@ def check_conditions(settings: SweepSettings, trees: Sequence[Mapping[str, Any]]
 
 
 def _holds(settings: SweepSettings, dimension: Dimension, tree: Mapping[str, Any]) -> bool:
-    """Whether some point of a cell may meet all conditions."""
+    """Whether any point of a cell can meet all conditions."""
     return all(
         any(value in _listed(wanted) for value in _values(settings, name, tree)) for name, wanted in dimension.when.items()
     )
 
 
 def _values(settings: SweepSettings, key: str, tree: Mapping[str, Any]) -> list[Any]:
-    """What a key can be in a cell: what its config says, or what is searched."""
+    """The possible values of a key in a cell: its config's value, or those searched."""
     found = [value_at(tree, key)]
     for dimension in settings.space.get(key, ()):
         if dimension.choices is not None or dimension.points:
@@ -88,7 +88,7 @@ def _values(settings: SweepSettings, key: str, tree: Mapping[str, Any]) -> list[
 
 
 def _may_be_missing(settings: SweepSettings, key: str, value: Any, trees: Sequence[Mapping[str, Any]]) -> bool:
-    """A name, a switch or null of something that the sweep varies, which the key may be in some cell."""
+    """Whether the value is a name, a switch or null of a key that the sweep varies, possible in some cell."""
     varied = any(key == axis or key.startswith(f"{axis}.") for axis in (*settings.grid, *settings.space))
     if not varied or not (value is None or isinstance(value, str | bool)):
         return False

@@ -1,7 +1,7 @@
-"""How many trials at a time? Booked before the first starts: Tune's trials and Train's workers do not know of one another.
+"""How many trials run at a time, decided before the first starts: Tune's trials and Train's workers do not know of each other.
 
-A small trial (both towers locked, one worker) trains in its Tune actor, which books its CPUs. A large one starts a Ray Train run
-of its own; its Tune actor only waits, on the head node and without a CPU, and its workers and its reading tasks are counted here.
+A small trial (both towers locked, one worker) trains in its Tune actor, which reserves its CPUs. A large one starts its own
+Ray Train run; its Tune actor only waits, on the head node and without a CPU, and its workers and reading tasks are counted here.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ class Booking:
     gpus: float
 
     def bundle(self) -> dict[str, float]:
-        """What the trial's Tune actor books."""
+        """What the trial's Tune actor reserves."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {}) if self.inline else WAITING
 
     def words(self) -> str:
-        """Such as: 2 workers x 1 CPU, 1 CPU for reading, 2 GPUs."""
+        """A description such as: 2 workers x 1 CPU, 1 CPU for reading, 2 GPUs."""
         parts = [f"{self.workers} worker{'s' if self.workers > 1 else ''} x {self.cpus / self.workers:g} CPU"]
         parts += [f"{self.data_cpus:g} CPU for reading and decoding"] if self.data_cpus else []
         parts += [f"{self.gpus:g} GPU"] if self.gpus else []
@@ -54,7 +54,7 @@ def booking_of(settings: TrainSettings) -> Booking:
 def trials_at_a_time(trials: Sequence[TrainSettings], cluster: Cluster, wanted: int | None) -> int:
     """How many of the largest of these trials run at once.
 
-    Raises `UserError` with the arithmetic where not one fits, or fewer than `wanted`.
+    Raises `UserError` with the arithmetic if not even one fits, or fewer than `wanted`.
     """
     found = []
     for settings in trials:
@@ -70,7 +70,7 @@ def trials_at_a_time(trials: Sequence[TrainSettings], cluster: Cluster, wanted: 
         fits = int((cluster.cpus + 1e-9) / (booking.cpus + booking.data_cpus))
         fits = min(fits, int(cluster.gpus / booking.gpus)) if booking.gpus else fits
         if settings.resources.autoscale and wanted is not None:
-            fits = wanted  # nobody can count nodes that are still to come
+            fits = wanted  # the number of nodes to come is unknown
         elif wanted is not None and wanted > fits:
             raise UserError(
                 f"concurrency: {wanted} trials x ({booking.words()}) is more than the cluster's {cluster.cpus:g} CPUs and "

@@ -1,4 +1,4 @@
-"""From a sweep's folder to its tables: one row a trial, one row an evaluation, and what must be known of the sweep itself.
+"""From a sweep's folder to its tables: one row per trial, one row per evaluation, and facts about the sweep itself.
 
     trials.parquet, trials.csv   curves.parquet   sweep.json
 
@@ -34,7 +34,7 @@ def write_tables(
     score: Sequence[str],
     test_split: str = "test",
 ) -> None:
-    """`trials.parquet`, `trials.csv` and `curves.parquet`, aside and renamed.
+    """`trials.parquet`, `trials.csv` and `curves.parquet`, written atomically.
 
     Args:
         trials: those handed out so far, ended or not. overrides: of each trial's training config, by name.
@@ -50,7 +50,7 @@ def write_tables(
     table = pd.DataFrame(rows, columns=None if rows else list(_row_keys(settings)))
     first = [key for key in _row_keys(settings) if key in table]
     table = table[[*first, *sorted(str(key) for key in table if key not in first)]]
-    for name in map(_column, settings.space):  # a column has one type: choices may be words
+    for name in map(_column, settings.space):  # a column has one type, and choices may be text
         if name in table and not pd.api.types.is_numeric_dtype(table[name]):
             table[name] = [None if _missing(v) else str(v) for v in table[name]]
     curves = pd.DataFrame(lines, columns=None if lines else ["trial", "epoch", "samples", "loss", "score"])
@@ -74,7 +74,7 @@ def _row(
     score: Sequence[str],
     test_split: str,
 ) -> dict[str, Any]:
-    """One row of trials.csv: what it is, how it ended, all its metrics."""
+    """One row of trials.csv: the trial, how it ended, all its metrics."""
     outcome = folder.ended(trial.name)
     status = "running" if outcome is None else outcome.status
     outcome = outcome or folder.so_far(trial.name)
@@ -132,7 +132,7 @@ def about_of(settings: SweepSettings, cells: Sequence[Cell], score: Sequence[str
 
 
 def dataset_of(prepared: Prepared, train: int, validation: int, test: int) -> dict[str, Any]:
-    """What the report says of the data."""
+    """What the report says about the data."""
     manifest = prepared.manifest
     return {
         "name": prepared.name,
@@ -157,12 +157,12 @@ def test_sizes(folder: Folder, trials: Iterable[Trial]) -> dict[str, Any]:
 
 
 def _column(key: str) -> str:
-    """What a key's column is called: a key without dots, such as epochs, might be a column already."""
+    """The name of a key's column: a key without dots, such as epochs, might already be a column."""
     return key if "." in key else f"config.{key}"
 
 
 def _title(key: str) -> str:
-    """`objective.name` is the objective; of other keys the last part says enough."""
+    """`objective.name` becomes objective; of other keys the last part is enough."""
     parts = key.split(".")
     return (parts[-2] if parts[-1] == "name" and len(parts) > 1 else parts[-1]).replace("_", " ")
 

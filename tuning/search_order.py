@@ -1,8 +1,8 @@
 """Which trial comes next: a function of the sweep and of the outcomes so far, without Ray.
 
-Cells take turns; within a cell each point waits for the results it is chosen from (`tuning.space`). When all points of a
-cell have ended, the best by the validation score is trained with each of the seeds. A sweep that goes on, after a kill or with
-more cells, trials or seeds, walks the same way again: what has an outcome is passed over, what has none is handed out.
+Cells take turns; within a cell each point waits for the results it is chosen from (`tuning.space`). When all points of a cell
+have ended, the best by the validation score is trained with each of the seeds. A sweep that resumes, after a kill or with more
+cells, trials or seeds, repeats the same sequence: trials with an outcome are skipped, the others are handed out.
 """
 
 import math
@@ -32,7 +32,7 @@ class Schedule:
         self._points = [Points(settings, cell.label, tree) for cell, tree in zip(cells, trees, strict=True)]
         self._asked: list[list[Trial]] = [[] for _ in cells]
         self.outcomes: dict[str, Outcome] = {}  # by name, of all trials that have ended
-        self.seen: dict[str, Trial] = {}  # by name, of all trials that were handed out or passed over
+        self.seen: dict[str, Trial] = {}  # by name, of all trials that were handed out or skipped
         self._finals: deque[Trial] = deque()
         self._open: dict[str, Trial] = {}
         self._cost = getattr(settings.sampler, "cost", None)
@@ -46,13 +46,13 @@ class Schedule:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to hand out or to wait for."""
+        """Whether there is nothing left to hand out or wait for."""
         return (
             not self._open and not self._finals and all(len(a) == p.total for a, p in zip(self._asked, self._points, strict=True))
         )
 
     def next(self) -> Trial | None:
-        """A trial to run now; None where all wait for results, or all is done."""
+        """A trial to run now; None if all wait for results, or all are done."""
         while True:
             trial = self._finals.popleft() if self._finals else self._point()
             if trial is None:
@@ -64,7 +64,7 @@ class Schedule:
             self.ended(trial.name, outcome)
 
     def ended(self, name: str, outcome: Outcome) -> None:
-        """Take in how a trial ended that `next` has handed out."""
+        """Record the outcome of a trial that `next` handed out."""
         trial = self._open.pop(name)
         self.outcomes[name] = outcome
         if trial.phase == "search":
@@ -74,7 +74,7 @@ class Schedule:
             self._queue_seeds(index)
 
     def _point(self) -> Trial | None:
-        """The next point of the ready cell that has had the fewest."""
+        """The next point of the ready cell with the fewest points so far."""
         ready = [i for i, points in enumerate(self._points) if points.ready()]
         if not ready:
             return None
@@ -98,12 +98,12 @@ class Schedule:
                 self._finals.append(Trial(cell.label, "final", best.point, seed, best.params, {}, cell.slug))
 
     def _best(self, trials: Sequence[Trial]) -> Trial | None:
-        """The finished point with the best score, the first of equals; None where none finished."""
+        """The finished point with the best score, the first of equals; None if none finished."""
         scores = {trial.point: score for trial in trials if (score := self._score_of(trial)) is not None}
         return next(trial for trial in trials if trial.point == self.pick(scores)) if scores else None
 
     def _score_of(self, trial: Trial) -> float | None:
-        """Of a trial that came to its end; None for others."""
+        """The score of a trial that finished; None for others."""
         outcome = self.outcomes.get(trial.name)
         if outcome is None or outcome.status != "finished":
             return None
@@ -125,7 +125,7 @@ class Schedule:
         return found
 
     def test_scores(self) -> dict[str, list[float]]:
-        """Each cell's scores of the seeds' runs so far, of points that are the best now."""
+        """Each cell's scores of the final runs so far, of points that are still the best."""
         found: dict[str, list[float]] = {}
         for trial in list(self.seen.values()):
             if trial.phase == "final" and (score := self._score_of(trial)) is not None:
@@ -133,7 +133,7 @@ class Schedule:
         return found
 
     def counts(self) -> dict[str, tuple[int, int, int, int]]:
-        """Of each cell: points ended and planned, seeds ended and planned."""
+        """For each cell: points ended and planned, seeds ended and planned."""
         ended = Counter((self.seen[name].cell, self.seen[name].phase) for name in self.outcomes)
         return {
             cell.label: (ended[cell.label, "search"], points.total, ended[cell.label, "final"], len(self._settings.seeds))

@@ -1,4 +1,4 @@
-"""Our schedule, as Ray Tune's searcher: it hands out trials, and takes in how they ended; and Tune's callbacks."""
+"""Our schedule as a Ray Tune searcher, which hands out trials and records their outcomes; and Tune's callbacks."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ from tuning.trials import Folder, Outcome, Trial
 
 
 class Feeder(Searcher):
-    """At most `at_once` trials are out; None: as many as Tune takes.
+    """At most `at_once` trials run at a time; None: as many as Tune takes.
 
-    build: the training config of a trial. errors: why trials died, by Tune's id. first: a trial that was taken from the
-    schedule already.
+    build: the training config of a trial. errors: why trials died, by Tune's id. first: a trial that was already taken from the
+    schedule.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class Feeder(Searcher):
         self._first = first
         self._begun: dict[str, float] = {}
         self.out: dict[str, Trial] = {}  # by Tune's id
-        self.seconds: list[float] = []  # how long each trial took that ended in this session
-        self.stopping = False  # trials are asked to stop, and none is handed out any more
+        self.seconds: list[float] = []  # duration of each trial that ended in this session
+        self.stopping = False  # trials are asked to stop, and no more are handed out
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config; None: not now."""
@@ -70,12 +70,12 @@ class Feeder(Searcher):
         }
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """A trial that ended by itself has left its outcome; else it was stopped, or its process died."""
+        """A trial that ended by itself has written its outcome; otherwise it was stopped, or its process died."""
         trial = self.out.pop(trial_id)
         outcome = self._folder.ended(trial.name)
         if outcome is None:
             give_back(self._folder.of(trial.name))
-            if self.stopping and not error:  # it goes on when the sweep does
+            if self.stopping and not error:  # it resumes with the sweep
                 return
             so_far = self._folder.so_far(trial.name)
             if error:
@@ -88,7 +88,7 @@ class Feeder(Searcher):
         self._schedule.ended(trial.name, outcome)
 
     def stop(self) -> None:
-        """Ask the trials under way to save and end, and wait until they have; those that train no step yet lose nothing."""
+        """Ask running trials to save and end, and wait for them; those without a step yet lose nothing."""
         self.stopping, asked = True, set()
         while True:
             out = [trial.name for trial in list(self.out.values())]
@@ -98,21 +98,21 @@ class Feeder(Searcher):
             time.sleep(0.2)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher beside its own state; ours is on disk already."""
+        """Tune pickles its searcher with its own state; ours is already on disk."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the trials' folders are the state."""
+        """Nothing to save: the trials' folders are the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: a sweep that goes on walks its schedule again."""
+        """Nothing to restore: a resumed sweep repeats its schedule."""
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing, as `save`."""
+        """Nothing to do, as in `save`."""
 
 
 class Follow(TrialProgressCallback):
-    """In the place of Tune's own progress: `told` is called at every turn of its loop, `lost` with the name of a dead trial."""
+    """Replaces Tune's own progress: `told` is called in every iteration of its loop, `lost` with the name of a dead trial."""
 
     def __init__(self, told: Callable[[], None], lost: Callable[[str], None]):
         super().__init__()
@@ -139,7 +139,7 @@ class Follow(TrialProgressCallback):
 
 
 def check_loggers(settings: SweepSettings) -> None:
-    """Raises `UserError` where a package is missing."""
+    """Raises `UserError` if a package is missing."""
     from importlib.util import find_spec
 
     from pipelines.program.settings import UserError
@@ -151,7 +151,7 @@ def check_loggers(settings: SweepSettings) -> None:
 
 
 def loggers(settings: SweepSettings, folder: Path) -> list[Any]:
-    """Tune's own logger callbacks, of packages that are there (`check_loggers`)."""
+    """Tune's own logger callbacks, for installed packages (`check_loggers`)."""
     found: list[Any] = []
     if "tensorboard" in settings.loggers:
         from ray.tune.logger import TBXLoggerCallback

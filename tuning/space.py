@@ -1,8 +1,8 @@
 """The points of one cell: an Optuna study whose suggestions are a function of (sweep, seed, cell, point), not of scheduling.
 
-Point k is chosen from the results of points 0 to k - parallel, whichever trials have ended meanwhile, by a sampler that is
-seeded for this point alone. So a sweep that was killed, or ran on another number of CPUs, tries the same points; and a study
-need not be saved: asked again in the same order, with the same results, it is the same study.
+Point k is chosen from the results of points 0 to k - parallel, whichever trials have ended meanwhile, by a sampler with its own
+seed for this point. So a sweep that was killed, or ran on another number of CPUs, tries the same points. A study need not be
+saved: asked again in the same order with the same results, it gives the same points.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +22,8 @@ _MOST_CORNERS = 200
 class Points:
     """What to try next in one cell.
 
-    `settings`: the sweep; `cell`: its label, which the random numbers belong to; `config`: the resolved training config of the
-    cell, as a tree, which `when` conditions look at.
+    `settings`: the sweep; `cell`: its label, which seeds the random numbers; `config`: the resolved training config of the cell,
+    as a tree, for `when` conditions.
     """
 
     def __init__(self, settings: SweepSettings, cell: str, config: Mapping[str, Any]):
@@ -39,7 +39,7 @@ class Points:
 
     @property
     def total(self) -> int:
-        """Number of points that the sweep asks for."""
+        """Number of points that the sweep requests."""
         if not self._settings.space:
             return 0
         if self._grid is not None:
@@ -47,11 +47,11 @@ class Points:
         return self._settings.trials or 10
 
     def ready(self) -> bool:
-        """Whether the next point can be chosen now: all results that it depends on are there."""
+        """Whether the next point can be chosen now: all results that it depends on are available."""
         return len(self._asked) < self.total and all(k in self._results for k in range(self._depends_on()))
 
     def ask(self, recorded: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The next point: overrides, and the sampler's exact values, to be handed in as `recorded` when it is asked again."""
+        """The next point: overrides, and the sampler's exact values, to be passed as `recorded` when it is asked again."""
         number = len(self._asked)
         if self._grid is not None:
             self._asked.append(self._study.ask())
@@ -69,13 +69,13 @@ class Points:
         for key, alternatives in self._settings.space.items():
             index = _alternative(key, alternatives, self._config, point)
             if index is not None:
-                # A name for each alternative: Optuna wants one range a name.
+                # A name for each alternative: Optuna requires one range per name.
                 name = key if len(alternatives) == 1 else f"{key}@{index}"
                 point[key] = alternatives[index].tidy(_suggest(trial, name, alternatives[index]))
         return point, dict(trial.params)
 
     def tell(self, point: int, result: "Result") -> None:
-        """What became of a point."""
+        """Record the result of a point."""
         self._results[point] = result
 
     def _depends_on(self) -> int:
@@ -90,7 +90,7 @@ class Points:
         if result.values is not None:
             self._study.tell(trial, result.values if self._costly else result.values[:1])
             return
-        # Stopped or diverged: worse than all that came further. Anything else says nothing about the point.
+        # Stopped or diverged: worse than all that got further. Any other outcome says nothing about the point.
         pruned = result.diverged or bool(result.curve)
         if not self._costly:
             for epoch, score in result.curve:
@@ -108,10 +108,10 @@ class Points:
 
 
 class Result:
-    """What a study is told of a point.
+    """The result of a point for its study.
 
-    values: score and cost of a trial that came to its end; None for all others. curve: (epoch, score) of one that was stopped.
-    diverged: its loss was not a number.
+    values: score and cost of a trial that finished; None for all others. curve: (epoch, score) of one that was stopped.
+    diverged: its loss was not finite.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ def _suggest(trial: optuna.Trial, name: str, dimension: Dimension) -> Any:
 
 
 def _alternative(key: str, alternatives: list[Dimension], config: Mapping[str, Any], point: Mapping[str, Any]) -> int | None:
-    """Index of the dimension that applies. Raises `UserError` where several do."""
+    """Index of the dimension that applies. Raises `UserError` if several do."""
     found = [i for i, d in enumerate(alternatives) if all(_holds(k, v, config, point) for k, v in d.when.items())]
     if len(found) > 1:
         raise UserError(f"space.{key}: {len(found)} of its {len(alternatives)} ranges apply at once; narrow their `when`")
@@ -143,16 +143,15 @@ def _holds(key: str, wanted: Any, config: Mapping[str, Any], point: Mapping[str,
 
 
 def value_at(tree: Any, key: str) -> Any:
-    """The value of a dotted key in a tree; None where there is none."""
+    """The value of a dotted key in a tree; None if there is none."""
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, Mapping) else None
     return tree
 
 
 def corners(space: dict[str, list[Dimension]], config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Points that together hold both ends of every range and every choice: what cannot be built fails before the first trial.
-
-    Of very many combinations of choices only the first are among them.
+    """Points that together include both ends of every range and every choice, so that what cannot be built fails before the first
+    trial. Of very many combinations of choices only the first are included.
     """
     if not space:
         return []
@@ -171,7 +170,7 @@ def _combinations(space: dict[str, list[Dimension]], config: Mapping[str, Any]) 
 def _walk(
     space: dict[str, list[Dimension]], config: Mapping[str, Any], values: Callable[[Dimension], Sequence[Any]]
 ) -> list[dict[str, Any]]:
-    """Points of all these values of the dimensions that apply; conditions may look at keys that stand before theirs."""
+    """Points with all these values of the dimensions that apply; conditions may use keys that come before their own."""
     points: list[dict[str, Any]] = [{}]
     for key, alternatives in space.items():
         grown = []

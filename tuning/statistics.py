@@ -1,11 +1,11 @@
-"""What a sweep's trials say: best points, means with intervals over seeds, paired tests corrected for their number, a verdict.
+"""Statistics of a sweep's trials: best points, means with intervals over seeds, corrected paired tests, and a verdict.
 
-A difference between cells has two sources of chance: another run (seed) on the same test items, and other test items. Where the
-runs kept their items (`tuning.held_out_items`) a test is against both, else against the first alone, and a verdict says which.
+A difference between cells has two sources of chance: another run (seed) on the same test items, and other test items. If the runs
+stored their items (`tuning.held_out_items`) a test covers both, else only the first, and a verdict says which.
 
-Everything is computed from the table of trials (`trials.parquet`), which may be incomplete: a value that is missing or not
-finite counts as not there, and `n` says how many were. No function changes its input, and none depends on the order of rows.
-`mode` is "max" or "min": which scores are better.
+Everything is computed from the table of trials (`trials.parquet`), which may be incomplete: a value that is missing or not finite
+is ignored, and `n` counts the others. No function changes its input or depends on the order of rows. `mode` is "max" or "min":
+which scores are better.
 """
 
 import math
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, combinations_with_replacement, product
-from statistics import mean, median, stdev  # exact sums: equal values have no spread, and the order of rows leaves no trace
+from statistics import mean, median, stdev  # exact sums: equal values have no spread, and the order of rows has no effect
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from tuning.held_out_items import Items, variance
 
 ALPHA = 0.05
 _SIGN = {"max": 1, "min": -1}
-_DIGITS = 9  # scores that differ by less are equal: the rest is rounding, as of two means of the same hits
+_DIGITS = 9  # smaller differences are rounding, as between two means of the same hits
 _MOST_RESAMPLES = 50_000
 _DRAWS = 10_000
 _COLUMNS = ["cell", "phase", "point", "seed", "status", "score", "seconds"]
@@ -36,25 +36,25 @@ _PAIR |= {"se_items": float, "df_items": float}
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be said of the cells' scores. All cells with results are the leader, in `level_with` or in `ahead_of`."""
+    """The verdict on the cells' scores. Every cell with results is the leader, in `level_with` or in `ahead_of`."""
 
-    leader: str | None  # the best mean; of equal ones the first by name; None where nothing has a result
+    leader: str | None  # the best mean; of equal ones the first by name; None if nothing has a result
     value: float  # its mean score
     n: int  # its seeds
-    level_with: list[str]  # the leader cannot be called better than these; best first
-    ahead_of: list[str]  # these it can; best first
-    comparisons: int  # pairs that could be tested, which is what p was corrected for
-    resolution: float | None  # a smaller mean difference could not have been told from chance; None where nothing could be tested
-    over_items: bool  # chance: of other seeds and other test items; else of other seeds on the same items alone
+    level_with: list[str]  # the leader is not distinguishably better than these; best first
+    ahead_of: list[str]  # the leader is distinguishably better than these; best first
+    comparisons: int  # number of pairs that could be tested, for which p was corrected
+    resolution: float | None  # a smaller mean difference would not be distinguishable; None if nothing could be tested
+    over_items: bool  # chance includes other seeds and other test items; else only other seeds on the same items
 
 
 def average(trials: pd.DataFrame, metrics: Sequence[str]) -> pd.Series:
-    """Plain mean of the metrics of each row; NaN where any of them, or its column, is missing."""
+    """Unweighted mean of the metrics of each row; NaN if any of them, or its column, is missing."""
     return trials.reindex(columns=list(metrics)).astype(float).mean(axis=1, skipna=False)
 
 
 def best_points(trials: pd.DataFrame, mode: str = "max") -> dict[str, int]:
-    """The point of each cell that its finished search trials score best; of equal ones the lowest.
+    """The point of each cell with the best score among its finished search trials; of equal ones the lowest.
 
     A cell without search trials has the point of its final ones. A cell whose search trials have no score is left out.
     """
@@ -77,12 +77,12 @@ def results(trials: pd.DataFrame, mode: str = "max") -> pd.DataFrame:
 
 
 def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the mean over resamples of `values`; NaN, NaN for fewer than two, and where all are equal.
+    """Percentile interval of the mean over resamples of `values`; NaN, NaN for fewer than two, and if all are equal.
 
-    Equal values show no spread, which is not to say that there is none: of 0 % with two seeds no interval is known from these.
+    Equal values do not prove that there is no spread: from 0 % with two seeds no interval can be computed.
 
-    Exact (all n^n resamples) up to n = 6, else from seeded draws. Few seeds make it too narrow: for n <= 3 it is the smallest
-    and the largest value, between which the true mean of symmetric values lies in 1 - 2^(1-n) of all cases, 75 % for n = 3.
+    Exact (all n^n resamples) up to n = 6, else from seeded draws. Few seeds make it too narrow: for n <= 3 it is the range, which
+    covers the true mean of symmetric values in 1 - 2^(1-n) of all cases, 75 % for n = 3.
     """
     known = np.sort(_finite(values))
     n = len(known)
@@ -91,7 +91,7 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[fl
     if known[-1] - known[0] < 10**-_DIGITS:
         return math.nan, math.nan
     counts, ways = _resamples(n)
-    means = known[0] + counts @ (known - known[0]) / n  # so that equal values give exactly themselves
+    means = known[0] + counts @ (known - known[0]) / n  # so that the mean of equal values is exactly that value
     order = np.argsort(means, kind="stable")
     means, ways = means[order], ways[order]
     tail = (1 - level) / 2 * ways.sum()
@@ -102,7 +102,7 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[fl
 
 @lru_cache(maxsize=8)
 def _resamples(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Resamples of n values as int counts [R, n], and in how many ways each can be drawn, int [R]."""
+    """Resamples of n values as int counts [R, n], and the number of ways to draw each, int [R]."""
     if n**n > _MOST_RESAMPLES:
         return np.random.default_rng(0).multinomial(n, [1 / n] * n, size=_DRAWS), np.ones(_DRAWS, int)
     counts = [[draw.count(i) for i in range(n)] for draw in combinations_with_replacement(range(n), n)]
@@ -111,7 +111,7 @@ def _resamples(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def summarize(trials: pd.DataFrame, cells: Sequence[str], metrics: Sequence[str], mode: str = "max") -> pd.DataFrame:
-    """A row a cell and metric, in the order given, with "score" as the first metric of each cell.
+    """One row per cell and metric, in the order given, with "score" as the first metric of each cell.
 
     Returns columns cell; point (NaN where there is no best one); metric; n; mean; sd (n - 1; NaN for n < 2); low, high
     (`bootstrap_interval`); rank (of the cell, by its mean score: 1 is best, equal ones share the lowest number, NaN without
@@ -144,25 +144,24 @@ def compare(
 
     Args:
         value: column that is compared. `mode` is the score's, and counts for both: which point is best, which value is.
-        items: of the column's values, by trial; looked at where every result has some.
+        items: of the column's values, by trial; used if every result has some.
 
-    A handful of seeds says little about the spread of one pair: with three, a paired t-test has two degrees of freedom, and no
-    difference survives the correction for many pairs. So the seeds' part of a mean difference's variance is that of all pairs
-    together, or the pair's own where that is larger, for cells are not equally noisy. The pooled spread is the root mean square
-    of the pairs' sds; where every cell has every seed its square is exactly twice the residual variance of the two-way layout
-    cells x seeds, with (cells - 1)(seeds - 1) degrees of freedom. Without items p is the t-test against it: with two cells, the
-    paired t-test.
+    A few seeds say little about the spread of one pair: with three, a paired t-test has two degrees of freedom, and no difference
+    survives the correction for many pairs. So the variance over seeds of a mean difference is pooled over all pairs, or the
+    pair's own if that is larger, since cells are not equally noisy. The pooled spread is the root mean square of the pairs' sds;
+    if every cell has every seed its square is exactly twice the residual variance of the two-way layout cells x seeds, with
+    (cells - 1)(seeds - 1) degrees of freedom. Without items p is the t-test against it: with two cells, the paired t-test.
 
-    With items the variance over them is added (`tuning.held_out_items.variance`): what seeds and items do together is counted in
-    both, so the sum is on the safe side, as of a bootstrap over both (Owen, 2007). p is the level at which the difference is
-    sqrt(t_s^2 V_s + t_i^2 V_i), each t of its own degrees of freedom, which no shares of the two variances make too small
-    (Banerjee, Biometrika 1961). A bootstrap of two or three seeds would: its resamples hardly differ.
+    With items the variance over them is added (`tuning.held_out_items.variance`): the interaction of seeds and items is counted
+    in both, so the sum is conservative, like a bootstrap over both (Owen, 2007). p is the level at which the difference is
+    sqrt(t_s^2 V_s + t_i^2 V_i), each t with its own degrees of freedom, which is conservative for any ratio of the two variances
+    (Banerjee, Biometrika 1961). A bootstrap of two or three seeds would not be: its resamples hardly differ.
 
     Returns columns better, worse (by the mean over shared seeds; over all seeds where none is shared); n (shared seeds);
-    difference (mean of the paired differences, >= 0); sd (of these, n - 1); p_alone (two-sided paired t-test of this pair's
-    seeds alone); se_items, df_items (standard error over test items, and its degrees of freedom; NaN without); p; p_adjusted (p
-    corrected by Holm over all pairs that have one); distinguishable (p_adjusted < ALPHA). Both p are NaN for n < 2, and where
-    there is no spread to set a difference against.
+    difference (mean of the paired differences, >= 0); sd (of these, n - 1); p_alone (two-sided paired t-test of this pair's seeds
+    alone); se_items, df_items (standard error over test items, and its degrees of freedom; NaN without); p; p_adjusted (p
+    corrected by Holm over all pairs that have one); distinguishable (p_adjusted < ALPHA). Both p are NaN for n < 2, and if there
+    is no spread.
     """
     finals = results(trials, mode)
     found, kept = _by_cell(finals, value), _items_by_cell(finals, items)
@@ -192,7 +191,8 @@ def _pair(
 
 
 def _items_by_cell(finals: pd.DataFrame, items: Mapping[str, Items] | None) -> dict[str, dict[int, Items]]:
-    """Cell -> seed -> items; empty unless every result has some: no two pairs are told apart by different kinds of chance."""
+    """Cell -> seed -> items; empty unless every result has some, so that all pairs are tested against the same kinds of
+    chance."""
     if items is None or finals.empty or not set(finals["trial"]) <= items.keys():
         return {}
     found: dict[str, dict[int, Items]] = {}
@@ -209,21 +209,21 @@ def _spread(pairs: pd.DataFrame, found: Mapping[str, Mapping[int, float]]) -> tu
 
 
 def _needed(pairs: pd.DataFrame, seeds: pd.Series, freedom: int) -> Callable[[Any], np.ndarray]:
-    """From a probability p, two-sided, to the differences that chance makes so seldom; without items of seeds alone."""
+    """From a two-sided probability p to the differences that chance exceeds that rarely; without items, over seeds alone."""
     errors = seeds.to_numpy()
     over, degrees = pairs["se_items"].fillna(0.0).to_numpy(), pairs["df_items"].fillna(1.0).to_numpy()
     return lambda p: np.hypot(stdtrit(freedom, p / 2) * errors, stdtrit(degrees, p / 2) * over)
 
 
 def _p(pairs: pd.DataFrame, seeds: pd.Series, freedom: int) -> np.ndarray:
-    """The p whose needed difference each one is, 1e-40 at the least; NaN where there is no spread."""
+    """The p at which each difference is just the required one, at least 1e-40; NaN if there is no spread."""
     difference, errors = pairs["difference"].to_numpy(), seeds.to_numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         alone = np.where(errors > 0, 2 * stats.t.sf(difference / errors, freedom), math.nan)
     if pairs["se_items"].isna().all():
         return alone
     needed = _needed(pairs, seeds, freedom)
-    low, high = np.full(len(pairs), math.log(1e-40)), np.zeros(len(pairs))  # logarithms of p, by halving
+    low, high = np.full(len(pairs), math.log(1e-40)), np.zeros(len(pairs))  # logarithms of p, by bisection
     for _ in range(45):
         middle = (low + high) / 2
         likelier = needed(np.exp(middle)) > difference
@@ -232,7 +232,7 @@ def _p(pairs: pd.DataFrame, seeds: pd.Series, freedom: int) -> np.ndarray:
 
 
 def _freedom(found: Mapping[str, Mapping[int, float]]) -> int:
-    """Of the residuals where every cell and every seed has a mean of its own; cells and seeds that stand alone add none."""
+    """Degrees of freedom of the residuals if every cell and every seed has its own mean; isolated cells and seeds add none."""
     seeds = Counter(seed for values in found.values() for seed in values)
     cells = [kept for values in found.values() if (kept := [seed for seed in values if seeds[seed] > 1])]
     shared = {seed for kept in cells for seed in kept}
@@ -251,7 +251,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def verdict(trials: pd.DataFrame, mode: str = "max", items: Mapping[str, Items] | None = None) -> Verdict:
-    """Who leads by mean score, and what of that is more than chance; arguments as of `compare`."""
+    """Which cell leads by mean score, and which differences exceed chance; arguments as in `compare`."""
     finals = results(trials, mode)
     found = _by_cell(finals, "score")
     if not found:
@@ -274,9 +274,9 @@ def verdict(trials: pd.DataFrame, mode: str = "max", items: Mapping[str, Items] 
 def resolution(
     trials: pd.DataFrame, mode: str = "max", items: Mapping[str, Items] | None = None, seeds: int | None = None
 ) -> float | None:
-    """The difference that Holm's first step, at ALPHA over the number of comparisons, would just have passed: median of pairs.
+    """The difference that would just pass Holm's first step, at ALPHA over the number of comparisons: median of pairs.
 
-    `seeds`: had every cell so many of them, each with the spread that was seen. None where nothing could be tested.
+    `seeds`: if every cell had that many, with the observed spread. None if nothing could be tested.
     """
     found = _by_cell(results(trials, mode), "score")
     pairs = compare(trials, mode=mode, items=items)
@@ -291,7 +291,7 @@ def resolution(
 
 
 def pareto(values: Sequence[float], costs: Sequence[float], mode: str = "max") -> list[bool]:
-    """Whether nothing else is at least as good at no more cost, and better in one of both; False for NaN."""
+    """Whether each row is Pareto-optimal: no other is at least as good at no higher cost, and better in one; False for NaN."""
     points = [(_SIGN[mode] * value, -cost) for value, cost in zip(values, costs, strict=True)]
     return [
         not math.isnan(value + cost) and not any(v >= value and c >= cost and (v, c) != (value, cost) for v, c in points)
@@ -305,7 +305,7 @@ def _finite(values: Sequence[float]) -> np.ndarray:
 
 
 def _by_cell(finals: pd.DataFrame, value: str) -> dict[str, dict[int, float]]:
-    """Cell -> seed -> value, of the finite values only: cells without any are left out."""
+    """Cell -> seed -> value, finite values only; cells without any are left out."""
     if value not in finals:
         return {}
     found: dict[str, dict[int, float]] = {}
@@ -316,7 +316,7 @@ def _by_cell(finals: pd.DataFrame, value: str) -> dict[str, dict[int, float]]:
 
 
 def _best_first(found: Mapping[str, Mapping[int, float]], mode: str) -> list[str]:
-    """Cells by their mean; equal ones by name."""
+    """Cells sorted by mean; equal ones by name."""
     return sorted(found, key=lambda cell: (round(-_SIGN[mode] * mean(found[cell].values()), _DIGITS), cell))
 
 

@@ -1,6 +1,6 @@
-"""One sweep, seen from the driver: check everything, book, cache features once, let Ray Tune run the schedule, tabulate, report.
+"""One sweep, from the driver's side: check everything, reserve, store features once, run the schedule with Ray Tune, report.
 
-The same call again goes on: the trials' folders are the state (`tuning.trials`), and the schedule is walked again.
+The same call again resumes: the trials' folders are the state (`tuning.trials`), and the schedule is repeated.
 """
 
 import json
@@ -28,13 +28,13 @@ _UNDER_WAY = "those under way are kept at their newest checkpoints"
 
 
 def sweep(settings: SweepSettings, display: Display, command: str) -> None:
-    """Run what is left of a sweep, and write its tables and its report. `command`: what runs it, for the report."""
-    from training.run import LOCK, only_one  # brings torch along
+    """Run the rest of a sweep, and write its tables and report. `command`: the command that runs it, for the report."""
+    from training.run import LOCK, only_one  # imports torch
 
     plan = SweepPlan(settings)
     settings, place = plan.settings, plan.folder.path
     if settings.overwrite and place.exists():
-        _check(plan)  # a mistake must not cost the sweep that is there
+        _check(plan)  # a mistake must not delete an existing sweep
         with only_one(place):
             shutil.rmtree(place)
     before = read_json(place / "sweep.json")
@@ -58,20 +58,20 @@ def sweep(settings: SweepSettings, display: Display, command: str) -> None:
 
 
 def _ended(plan: SweepPlan, schedule: Schedule) -> str:
-    """What of a sweep is done."""
+    """How much of a sweep is done."""
     ended = len(list(plan.folder.path.glob("trials/*/outcome.json")))
     return f"{ended} of {sum(schedule.planned.values())} trials have ended"
 
 
 def _check(plan: SweepPlan) -> list[TrainSettings]:
-    """An example of each cell's trials. Raises `UserError` for what would fail in them, or would not fit."""
+    """An example trial of each cell. Raises `UserError` for what would fail in them, or would not fit."""
     from training.resources import ahead
     from training.weight_sources import check_sources
     from tuning.resources import booking_of, trials_at_a_time
     from tuning.searcher import check_loggers
 
     examples = [plan.build(plan.example(cell)) for cell in plan.cells]
-    _ = plan.score  # raises where it is no metric of the runs
+    _ = plan.score  # raises if it is not a metric of the runs
     if plan.settings.scheduler.name == "hyperband" and not all(booking_of(e).inline for e in examples):
         raise UserError(
             "scheduler.name: hyperband pauses trials, and these would start Ray Train anew each time they go on; choose asha"
@@ -130,7 +130,7 @@ def _run(
 def _tune(
     plan: SweepPlan, schedule: Schedule, first: Trial | None, at_once: int, callbacks: list[Any], write: Any, display: Display
 ) -> None:
-    """Ray Tune runs what the schedule hands out; `write`: tables and report, as things stand."""
+    """Run with Ray Tune what the schedule hands out; `write`: writes the current tables and report."""
     from ray import tune
 
     from training.placement import Teller, give_back
@@ -194,7 +194,7 @@ def _tune(
 
 
 def _cache_features(plan: SweepPlan, size: Any, display: Display) -> None:
-    """Features of locked towers, once for all trials, with the whole cluster."""
+    """Compute features of locked towers, once for all trials, on the whole cluster."""
     from pipelines.features.feature_store import Pool
     from training.plan import plan_of
 
@@ -204,7 +204,7 @@ def _cache_features(plan: SweepPlan, size: Any, display: Display) -> None:
 
 
 def _write(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any]) -> str:
-    """All tables and the report, as things stand. Returns its first sentence."""
+    """Write all tables and the current report. Returns its first sentence."""
     trials = list(schedule.seen.values())
     write_tables(
         plan.folder, plan.settings, plan.cells, trials, {t.name: plan.overrides(t) for t in trials}, plan.score, plan.test_split
@@ -214,7 +214,7 @@ def _write(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any]) -> str
 
 
 def _conclude(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any], display: Display) -> None:
-    """The last tables and report, and what came of it in the terminal. Raises `UserError` where no trial came to its end."""
+    """Write the final tables and report, and print the result. Raises `UserError` if no trial finished."""
     answer = _write(plan, schedule, dict(about) | {"state": "finished"})
     place = plan.folder.path
     summary = read_sweep(place).summary
@@ -245,13 +245,13 @@ def _figure(value: float, form: str) -> str:
 def _budget(settings: SweepSettings, example: TrainSettings) -> str:
     if settings.budget.minutes is not None:
         return f"{settings.budget.minutes:g} minutes a trial"
-    if settings.budget.samples is not None and "data.fraction" in settings.grid:  # other epochs in every cell
+    if settings.budget.samples is not None and "data.fraction" in settings.grid:  # epochs differ between cells
         return f"{settings.budget.samples:,} pairs seen, rounded up to whole epochs"
     return f"{example.epochs} epochs"
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What must not change and did. Cells may come and go, but not keep their name with another value."""
+    """Changes that are not allowed. Cells may be added or removed, but not keep their name with another value."""
     both = old["cells"].keys() & new["cells"].keys()
     old, new = ({**tree, "cells": {cell: tree["cells"][cell] for cell in both}} for tree in (old, new))
     return difference(old, new)

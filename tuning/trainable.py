@@ -1,7 +1,7 @@
-"""Tune's function, in a module that imports nothing: an actor that has torch to load before it counts as started loses its trial.
+"""Tune's function, in a module without imports: an actor that must load torch before it counts as started loses its trial.
 
-Tune hands a waiting trial to whichever actor is free first. If starting one takes longer than a trial, every new actor is thrown
-away for a reused one, and all but one CPU do nothing else.
+Tune hands a waiting trial to whichever actor is free first. If starting an actor takes longer than a trial, every new actor is
+discarded in favour of a reused one, and all CPUs but one only start actors.
 """
 
 from typing import Any

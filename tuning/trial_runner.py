@@ -1,7 +1,7 @@
-"""What a Tune trial runs: one training run, to its end, its stop, or its failure; and what it tells Tune meanwhile.
+"""What a Tune trial runs: one training run, until it finishes, is stopped or fails, and its reports to Tune.
 
-Whatever goes wrong in training is an outcome with a reason, written by the trial itself. Only a process that dies writes
-nothing: Tune starts it again, and it goes on from its newest checkpoint.
+Any failure in training is an outcome with a reason, written by the trial itself. Only a process that dies writes nothing: Tune
+starts it again, and it resumes from its newest checkpoint.
 """
 
 import fcntl
@@ -42,22 +42,23 @@ def run_trial(config: dict[str, Any]) -> None:
     folder = Folder(Path(config["storage"]))
     name = config["name"]
     with _alone(folder.of(name)):
-        if folder.ended(name) is not None:  # the one before brought it to its end after all
+        if folder.ended(name) is not None:  # the previous process finished it after all
             return
         try:
             outcome = _train(config, folder)
-        except Stopped:  # with the whole sweep: without an outcome it goes on when the sweep does
+        except Stopped:  # with the whole sweep: without an outcome it resumes with the sweep
             return
         except Exception as error:
             outcome = _failure(error, read_metrics(folder.of(name) / "metrics.jsonl"))
-        # A run that was stopped from outside may come apart after the sweep has noted that it was.
+        # A run that was stopped from outside may fail after the sweep has recorded the stop.
         if folder.ended(name) is None:
             folder.end(name, outcome)
 
 
 @contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """One process a trial: where a driver was killed, its trials live on for some seconds, while the next driver starts them."""
+    """One process per trial: after a driver is killed, its trials run on for some seconds, while the next driver restarts
+    them."""
     with (place / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(str(os.getpid()))
@@ -93,7 +94,7 @@ def _train(config: dict[str, Any], folder: Folder) -> Outcome:
 
 
 class _Tell(TuneReportCallback):
-    """Passes on evaluations of a Ray Train run, from its controller to the trial that started it."""
+    """Passes evaluations of a Ray Train run from its controller to the trial that started it."""
 
     def __init__(self, score: Sequence[str], epochs: int):
         super().__init__()
@@ -105,17 +106,17 @@ class _Tell(TuneReportCallback):
 
 
 def _told(line: dict[str, Any], score: Sequence[str], epochs: int) -> dict[str, Any]:
-    """What Tune, its schedulers and loggers learn of an evaluation; empty for other lines."""
+    """The values of an evaluation for Tune, its schedulers and loggers; empty for other lines."""
     scored = evaluations([line])
     if not scored:
         return {}
-    # MLflow takes no @ in names.
+    # MLflow does not allow @ in names.
     plain = {name.replace("@", "_at_"): value for name, value in scored[0].items()}
     return plain | {"score": score_of(scored[0], score), "last": line["epoch"] >= epochs}
 
 
 def _failure(error: Exception, lines: list[dict[str, Any]]) -> Outcome:
-    """A reason for people: what happened and, where we know one, the way out."""
+    """A readable reason: what happened and, if known, the remedy."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         reason = text

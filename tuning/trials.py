@@ -1,10 +1,10 @@
-"""Cells and trials: what each is called, which overrides it stands for, and what a sweep keeps of it on disk.
+"""Cells and trials: their names, their overrides, and what a sweep stores of them on disk.
 
 SWEEP/trials/NAME/trial.json     cell, phase, point, seed, overrides; written before it starts
-                  metrics.jsonl  one line a report
-                  outcome.json   how it ended; written last, so that a trial without one goes on when the sweep does
-                  items.npz      of the seeds' runs: what became of each test item (`tuning.held_out_items`)
-                  checkpoint_... of the seeds' runs, and of what is under way
+                  metrics.jsonl  one line per report
+                  outcome.json   how it ended; written last, so that a trial without one resumes with the sweep
+                  items.npz      of final runs: results on each test item (`tuning.held_out_items`)
+                  checkpoint_... of final runs and of running trials
 """
 
 import json
@@ -32,17 +32,17 @@ Phase = Literal["search", "final"]
 class Cell:
     """One combination of the grid's values."""
 
-    labels: tuple[str, ...]  # one an axis
+    labels: tuple[str, ...]  # one per axis
     overrides: dict[str, Any]
 
     @property
     def label(self) -> str:
-        """What people read."""
+        """The label."""
         return ", ".join(self.labels) or "all"
 
     @property
     def slug(self) -> str:
-        """What trials and folders are called: ASCII letters, digits, `.`, `_` and `-`; what that loses stands in a digest."""
+        """The name of trials and folders: ASCII letters, digits, `.`, `_` and `-`; a digest stands for replaced characters."""
         plain = "-".join(self.labels) or "all"
         safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in plain)
         safe = safe if safe[0].isalnum() else f"x{safe}"
@@ -50,7 +50,7 @@ class Cell:
 
 
 def cells_of(settings: SweepSettings) -> list[Cell]:
-    """All cells, in the order of the grid. Raises `UserError` where two would be called the same."""
+    """All cells, in the order of the grid. Raises `UserError` if two would have the same name."""
     cells = [Cell(tuple(label(key, value) for key, value in cell.items()), cell) for cell in settings.cells()]
     for name in ("label", "slug"):
         twice = [value for value, count in Counter(getattr(cell, name) for cell in cells).items() if count > 1]
@@ -73,26 +73,26 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Unique in the sweep: the cell, the point, and for the seeds' runs the seed."""
+        """Unique in the sweep: the cell, the point, and for final runs the seed."""
         parts = [self.slug, f"p{self.point}"] + ([f"seed{self.seed}"] if self.phase == "final" else [])
         return "-".join(parts)
 
     def overrides(self, settings: SweepSettings, cell: Cell, budget: Mapping[str, Any]) -> dict[str, Any]:
-        """Of the base config; without name and storage."""
+        """Overrides of the base config, without name and storage."""
         split = {"evaluation.split": settings.validation} if self.phase == "search" else {}
         seeds = dict.fromkeys(settings.seed_keys, self.seed)
         return settings.overrides | cell.overrides | self.params | seeds | dict(budget) | split
 
 
 def command(base: Path, name: str, overrides: Mapping[str, Any]) -> str:
-    """The command that trains exactly this trial again, as a run of its own."""
+    """The command that trains exactly this trial again, as a separate run."""
     values = [f"{key}={_typed(value)}" for key, value in overrides.items()]
     return shlex.join(["python", "-m", "training", str(base), f"name={name}", *values])
 
 
 def _typed(value: Any) -> str:
-    """As it is typed on a command line, where it is read as YAML."""
-    # Of nothing at all, which `key=` is no way to say, YAML makes a pair of quotes.
+    """The value as typed on a command line, where it is read as YAML."""
+    # YAML writes an empty text as a pair of quotes, which `key=` alone could not express.
     if isinstance(value, str) and value.strip() and parse_overrides([f"key={value}"])["key"] == value:
         return value
     return yaml_text.dump(value, flow=True).removesuffix("\n").removesuffix("\n...")
@@ -111,11 +111,11 @@ class Outcome:
     seconds: float = math.nan  # of training, in all sessions
     loss: float = math.nan
     peak_memory_gib: float = math.nan
-    train_samples: int | None = None  # in its training split, or the share of it that the trial trains on
+    train_samples: int | None = None  # in its training split, or the fraction of it that the trial trains on
 
 
 class Folder:
-    """A sweep's folder: what is known of its trials."""
+    """A sweep's folder, with the records of its trials."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -125,16 +125,16 @@ class Folder:
         return self.path / "trials" / name
 
     def begin(self, trial: Trial) -> None:
-        """Keep what the trial is, before it starts."""
+        """Record the trial, before it starts."""
         self.of(trial.name).mkdir(parents=True, exist_ok=True)
         write(self.of(trial.name) / "trial.json", json.dumps(asdict(trial), indent=1))
 
     def begun(self, name: str) -> dict[str, Any] | None:
-        """What `begin` kept, where it was called."""
+        """What `begin` recorded, if it was called."""
         return read_json(self.of(name) / "trial.json")
 
     def end(self, name: str, outcome: Outcome) -> None:
-        """Keep how it ended. A search's checkpoints are of no use any more: the command makes them again."""
+        """Record how it ended. Checkpoints of search trials are deleted: the trial's command makes them again."""
         write(self.of(name) / "outcome.json", json.dumps(asdict(outcome), indent=1))
         begun = self.begun(name)
         if begun is None or begun["phase"] == "search" or outcome.status != "finished":
@@ -146,12 +146,12 @@ class Folder:
                     left.unlink(missing_ok=True)
 
     def ended(self, name: str) -> Outcome | None:
-        """What `end` kept, where it was called."""
+        """What `end` recorded, if it was called."""
         found = read_json(self.of(name) / "outcome.json")
         return None if found is None else Outcome(**found)
 
     def so_far(self, name: str) -> Outcome:
-        """What a trial without an outcome has reached, as that of a stopped one."""
+        """The results so far of a trial without an outcome, as for a stopped one."""
         return outcome_of("stopped", "", read_metrics(self.of(name) / "metrics.jsonl"))
 
     def curve(self, name: str) -> list[dict[str, Any]]:
@@ -160,7 +160,7 @@ class Folder:
 
 
 def evaluations(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that hold scores, with means of both directions."""
+    """The lines of metrics.jsonl with scores, with means of both directions added."""
     return [line | mean_recalls(line) for line in lines if any("/" in key for key in line)]
 
 
@@ -185,12 +185,12 @@ def outcome_of(
 
 
 def score_of(metrics: Mapping[str, float], names: Sequence[str]) -> float:
-    """Mean of the named metrics; NaN where one is missing."""
+    """Mean of the named metrics; NaN if one is missing."""
     return math.fsum(metrics.get(name, math.nan) for name in names) / len(names)
 
 
 def result_of_point(outcome: Outcome, curve: Sequence[dict[str, Any]], names: Sequence[str], cost: str | None) -> Result:
-    """What the sampler is told."""
+    """The result for the sampler."""
     if outcome.status == "finished":
         return Result((score_of(outcome.metrics, names), getattr(outcome, cost) if cost else 0.0))
     shown = [(line["epoch"], score_of(line, names)) for line in curve] if outcome.status == "stopped" else []
@@ -198,17 +198,17 @@ def result_of_point(outcome: Outcome, curve: Sequence[dict[str, Any]], names: Se
 
 
 def write_result(place: Path, result: dict[str, Any]) -> None:
-    """`result.json` of a trial, as any other run has it."""
+    """`result.json` of a trial, as for any other run."""
     write(place / "result.json", json.dumps(result, indent=1))
 
 
 def write(path: Path, text: str) -> None:
-    """Aside, then renamed."""
+    """Write a temporary file, then rename it."""
     aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
     aside.rename(path)
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; None where there is none."""
+    """The content of a JSON file; None if there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -1,4 +1,4 @@
-"""How reports print numbers: percentages short, probabilities to two digits, small rates in powers of ten, times for people."""
+"""How reports print numbers: percentages short, probabilities to two digits, small rates in powers of ten, readable times."""
 
 import math
 from numbers import Real
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def is_number(value: Any) -> bool:
-    """A finite one: neither text nor missing."""
+    """Whether a value is a finite number: neither text nor missing."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def value(number: float, percent: bool = True) -> str:
-    """A percentage with one decimal, anything else with four digits; nothing where it is missing."""
+    """A percentage with one decimal, anything else with four digits; empty if it is missing."""
     if not is_number(number):
         return ""
     return f"{number:.1f}" if percent else f"{number:.4g}"
@@ -35,7 +35,7 @@ def parameter(setting: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: 4.2 s, 1 min 43 s, 2 h 05 min."""
+    """A readable time: 4.2 s, 1 min 43 s, 2 h 05 min."""
     if not is_number(seconds):
         return ""
     if seconds < 59.95:

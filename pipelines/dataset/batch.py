@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 
 from pipelines.dataset.views import StrongViews
 
-if TYPE_CHECKING:  # data tasks do not wait three seconds for torch
+if TYPE_CHECKING:  # importing torch would cost each data task three seconds
     from torch import Tensor
 
 
 class Batch(TypedDict, total=False):
-    """Columns of one worker's batch of b samples. Only what was asked for is there."""
+    """Columns of one worker's batch of b samples; only the requested ones are present."""
 
     image: Tensor  # [b, 3, H, W] uint8
     strong: Tensor  # [b, V, 3, H, W] uint8, strong views
-    codes: Tensor  # [b, 1 + V, 13] float32, what was done to the plain view and to the strong ones
+    codes: Tensor  # [b, 1 + V, 13] float32, augmentation codes of the plain and the strong views
     text: Tensor  # [b, L] int64 token ids
     text_mask: Tensor  # [b, L] int64, 1 for a token and 0 for padding
-    other_text: Tensor  # [b, L] int64, the caption in other words
+    other_text: Tensor  # [b, L] int64, the reworded caption
     other_mask: Tensor  # [b, L] int64
-    masked_text: Tensor  # [b, L] int64 token ids, some of them hidden
-    masked_labels: Tensor  # [b, L] int64, what was hidden, -100 elsewhere
+    masked_text: Tensor  # [b, L] int64 token ids, some of them masked
+    masked_labels: Tensor  # [b, L] int64, the masked tokens, -100 elsewhere
     image_features: Tensor  # [b, F] float32, output of a locked image tower
     text_features: Tensor  # [b, F] float32, output of a locked text tower
     sample_id: Tensor  # [b] int64 in [0, num_samples)
@@ -44,16 +44,16 @@ class Batch(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective reads beside the embeddings."""
+    """What an objective reads in addition to the embeddings."""
 
     ids: bool = False  # image_id, text_id
     sample_id: bool = False
     strong: StrongViews | None = None
     codes: bool = False  # of all views
-    # Features of frozen encoders: of the sample, from banks; of its neighbours too; or of what the student sees, in the step.
+    # Frozen encoders' features: stored ones of the sample; of its neighbours too; or computed in the step on the student's view.
     guides: Literal["no", "own", "neighbours", "live"] = "no"
     one_space: bool = False  # the frozen encoders are a dual encoder
-    masked: Literal["no", "apart", "shared"] = "no"  # hidden words: in a copy of the caption, or in the caption itself
+    masked: Literal["no", "apart", "shared"] = "no"  # masked words: in a copy of the caption, or in the caption itself
     other_words: bool = False
 
     def check(
@@ -103,7 +103,7 @@ class Needs:
 
 
 def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
-    """The columns a batch must hold: those of the towers and those of the objective, no more."""
+    """The columns that a batch must have: those of the towers and of the objective, and no others."""
     wanted = {"image_features"} if image_locked else {"image"}
     wanted |= {"text_features"} if text_locked else {"text", "text_mask"}
     if needs.ids:

@@ -1,7 +1,8 @@
-"""Captions in other words: easy data augmentation (EDA; Wei and Zou, EMNLP 2019, arXiv 1901.11196), as DeCLIP uses it.
+"""Reworded captions: easy data augmentation (EDA; Wei and Zou, EMNLP 2019, arXiv 1901.11196), as DeCLIP uses it.
 
-One of three changes, drawn for each caption: some words by synonyms, some pairs of words exchanged, some words left out. How many
-is a share of the caption's words. Where a change does not apply, another one is tried; a single word without a synonym stays.
+One of three changes is drawn for each caption: replace some words with synonyms, swap some pairs of words, or drop some words.
+The number is a fraction of the caption's words. If a change does not apply, another is tried; a single word without a synonym is
+unchanged.
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ _SHARE = 0.1  # of the words
 
 
 def other_words(caption: str, random: np.random.Generator) -> str:
-    """The caption after one change that applies, or as it is; never empty where it was not."""
+    """The caption after one change that applies, or unchanged; never empty unless it was."""
     words = caption.split()
     changes = (_by_synonyms, _swapped, _thinned)
     for which in random.permutation(len(changes)).tolist():
@@ -27,7 +28,7 @@ def _count(words: list[str]) -> int:
 
 
 def _by_synonyms(words: list[str], random: np.random.Generator) -> list[str] | None:
-    """Replace as many different words as have synonyms and the share allows."""
+    """Replace distinct words that have synonyms, as many as the fraction allows."""
     known = [i for i, word in enumerate(words) if word.lower() in SYNONYMS]
     if not known:
         return None
@@ -39,7 +40,7 @@ def _by_synonyms(words: list[str], random: np.random.Generator) -> list[str] | N
 
 
 def _swapped(words: list[str], random: np.random.Generator) -> list[str] | None:
-    """Exchange two words, as often as the share says."""
+    """Swap two words, as many times as the fraction gives."""
     if len(words) < 2:
         return None
     found = list(words)
@@ -50,7 +51,7 @@ def _swapped(words: list[str], random: np.random.Generator) -> list[str] | None:
 
 
 def _thinned(words: list[str], random: np.random.Generator) -> list[str] | None:
-    """Leave out each word with the share as probability, all but one at most."""
+    """Drop each word with the fraction as probability; at least one remains."""
     if len(words) < 2:
         return None
     kept = [word for word in words if random.random() >= _SHARE]

@@ -1,12 +1,12 @@
-"""Which image formats are read, and which files are no part of any data: one table for every source, evaluation and decoding.
+"""Which image formats are read, and which files are ignored: one table for every source, evaluation and decoding.
 
-Pillow knows forty formats. Some of their readers start other programs (EPS starts Ghostscript), some are hardly ever looked
-after: only the decoders of this table see a byte. A file's name says that it is meant as an image, its bytes which format it is.
+Pillow reads forty formats. Some of its readers start other programs (EPS starts Ghostscript) and some are hardly maintained, so
+only the decoders in this table are used. A file's name decides whether it counts as an image, its bytes decide the format.
 """
 
 import re
 
-FORMATS = {  # Pillow's name, or SVG, which resvg renders; and the endings of files, of which the first are most usual
+FORMATS = {  # Pillow's name, or SVG, which resvg renders; and the file extensions, the most common first
     "JPEG": (".jpg", ".jpeg", ".jfif"),
     "PNG": (".png",),
     "WEBP": (".webp",),
@@ -21,17 +21,17 @@ FORMATS = {  # Pillow's name, or SVG, which resvg renders; and the endings of fi
 PILLOW = tuple(name for name in FORMATS if name != "SVG")
 EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
 
-# What systems and programs leave beside people's files: names with a leading dot (macOS's ._x, .Trashes, .DS_Store, Jupyter's
-# .ipynb_checkpoints), and some without. As a regular expression of a name's beginning, after a slash.
+# Files that systems and programs leave behind: names with a leading dot (macOS's ._x, .Trashes, .DS_Store, Jupyter's
+# .ipynb_checkpoints), and some without. A regular expression for the beginning of a name, after a slash.
 HIDDEN = r"(?:\.(?!\.?(?:/|$))|__MACOSX(?:/|$)|\$RECYCLE\.BIN(?:/|$)|Thumbs\.db$|desktop\.ini$)"
 _HIDDEN = re.compile(rf"(?:^|/){HIDDEN}")
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file, named from the folder or tar of the data on, is hidden or in a hidden folder: no part of the data."""
+    """Whether a file (its path inside the data's folder or tar) is hidden or in a hidden folder, and so ignored."""
     return _HIDDEN.search(name) is not None
 
 
 def is_image(name: str, extensions: tuple[str, ...] = EXTENSIONS) -> bool:
-    """Whether a file is meant as an image, by its name's ending in any case."""
+    """Whether a file counts as an image, by its extension in any case."""
     return name.lower().endswith(extensions)

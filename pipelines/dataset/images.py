@@ -21,24 +21,24 @@ from pipelines.io import child_process
 ImageFormat = Literal["png", "jpeg", "webp"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 REASONS = ("empty", "html", "undecodable", "truncated", "decompression_bomb", "svg")  # of `BadImage`, in a fixed order
-MAX_PIXELS = 89_478_485  # Pillow's own limit for its warning; more is a decompression bomb
+MAX_PIXELS = 89_478_485  # the limit of Pillow's own warning; more is a decompression bomb
 
-# What Pillow remarks about one of millions of files (odd metadata, ...) is no news to anybody; that it might be a bomb is one of
-# these remarks, which is why `open_image` counts pixels itself.
+# Pillow's warnings about single files among millions (odd metadata, ...) are noise. Its bomb warning is suppressed with them, so
+# `open_image` counts pixels itself.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-# Somebody's `LOAD_TRUNCATED_IMAGES = True` would fill what is missing with grey, in silence.
+# With `LOAD_TRUNCATED_IMAGES = True`, set elsewhere, Pillow would silently fill missing pixels with grey.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
-# Programs write their whole history into a PNG's text, and a colour profile may be larger than Pillow's 1 MiB. More than this, of
-# one text and of all of them, is a bomb.
+# Some programs write their whole edit history into a PNG's text chunks, and a colour profile may exceed Pillow's 1 MiB. More than
+# this, for one text and for all of them, is a bomb.
 PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20, 64 << 20
 
-_TEXT_BEGINS = (b"<", b" ", b"\n", b"\r", b"\t", b"\xef")  # what HTML and SVG may begin with, and no image format does
+_TEXT_BEGINS = (b"<", b" ", b"\n", b"\r", b"\t", b"\xef")  # what HTML and SVG may begin with, but no other image format
 _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)\b", re.IGNORECASE)
-_JPEG = ("JPEG", "MPO")  # MPO: a JPEG with another behind it, as phones write them; the first is read
-# Their headers are certain. A PNG's orientation may stand behind its pixels, a TIFF turns upright as it is decoded, an icon may
-# have another size than it says: images of other formats are decoded as they are opened.
+_JPEG = ("JPEG", "MPO")  # MPO: a JPEG followed by another, as phones write; the first is read
+# Formats whose headers are reliable. A PNG's orientation may come after its pixels, a TIFF is turned upright while it is decoded,
+# an icon may differ from its stated size: images of other formats are decoded when they are opened.
 _CERTAIN = (*_JPEG, "WEBP")
-_UPRIGHT = {  # EXIF's orientation, and what undoes it
+_UPRIGHT = {  # EXIF's orientation, and the transform that undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -53,8 +53,8 @@ _ORIENTATION, _PHOTOMETRIC, _BITS = 0x0112, 262, 258  # tags of EXIF and TIFF
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 
-class BadImage(Exception):  # noqa: N818 - it is a finding about data, not a programming error
-    """An image that cannot be used: `reason` is a short code, `detail` what the decoder said."""
+class BadImage(Exception):  # noqa: N818 - a finding about data, not a programming error
+    """An image that cannot be used: `reason` is a short code, `detail` the decoder's message."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(reason, detail)
@@ -83,8 +83,8 @@ class Opened:
     def rgb(self, least: tuple[float, float] | None = None) -> Image.Image:
         """Decode to RGB; to be called once. Raises `BadImage`: truncated, undecodable.
 
-        `least`: a JPEG may come out 1/2, 1/4 or 1/8 as large, decoded so in a fraction of the time (Pillow's draft mode), but
-        not narrower or lower than this, as displayed.
+        `least`: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size in a fraction of the time (Pillow's draft mode), but not
+        narrower or lower than this, as displayed.
         """
         image = self._image
         try:
@@ -94,7 +94,7 @@ class Opened:
                 drafted = image.draft("RGB", (height, width) if self._orientation >= 5 else (width, height))
                 self._reduction = 1 if drafted is None else round(stored_width / drafted[1][2])
             image.load()
-        except Exception as error:  # decoders raise what they like on damaged data: OSError, SyntaxError, struct.error, ...
+        except Exception as error:  # decoders raise many kinds of errors on damaged data: OSError, SyntaxError, struct.error, ...
             raise _damaged(error) from None
         if self._orientation != 1:
             image = image.transpose(_UPRIGHT[self._orientation])
@@ -103,10 +103,10 @@ class Opened:
         return _to_rgb(image, self._background)
 
     def reduced(self, box: Box, image: Image.Image) -> Box:
-        """Where a box of the displayed image lies in `image`, which `rgb` gave.
+        """Where a box of the displayed image lies in `image`, which `rgb` returned.
 
-        A decoder that reduces rounds sides up: its last column and row stand for less than the others. They are where the stored
-        image ends, which on display is left or top if it was mirrored or turned.
+        A decoder that reduces the size rounds sides up, so its last column and row cover less than the others. They are at the
+        end of the stored image, which is displayed at the left or top if the image is mirrored or rotated.
         """
         if self._reduction == 1:
             return box
@@ -120,7 +120,7 @@ def open_image(data: bytes, background: str = "white", svg_size: int = 512) -> O
     """Read the header of encoded bytes, of a format in `FORMATS`. Raises `BadImage`.
 
     Decoded, the EXIF orientation is applied, transparency is composited on `background` (a CSS colour), grey of more bits is
-    scaled to 8, an animation gives its first frame, an SVG is rendered with `svg_size` pixels on its shorter side.
+    scaled to 8, an animation yields its first frame, an SVG is rendered with `svg_size` pixels on its shorter side.
     """
     if not data:
         raise BadImage("empty", "0 bytes")
@@ -168,7 +168,7 @@ def _damaged(error: Exception) -> BadImage:
 
 
 def _not_read(data: bytes) -> str:
-    """Why no decoder took these bytes: which other format they are, as far as their beginning tells. None is opened for it."""
+    """Why no decoder took these bytes: which other format they are, judging by their first bytes. No decoder is run for this."""
     name = data[8:12].decode("ascii", "replace").strip().upper() if data[4:8] == b"ftyp" else ""
     Image.init()
     for other, (_, accepts) in Image.OPEN.items():
@@ -183,9 +183,9 @@ def _not_read(data: bytes) -> str:
 
 
 def _bounded_jpeg(data: bytes) -> bytes:
-    """A JPEG with its first EXIF block only, which is where the orientation is: Pillow joins and parses any number of them.
+    """A JPEG with only its first EXIF block, which holds the orientation: Pillow joins and parses any number of them.
 
-    Raises `BadImage`, also for so many scans that decoding would take minutes: each of a few bytes goes over all pixels.
+    Raises `BadImage`, also for so many scans that decoding would take minutes: each scan, even of a few bytes, visits all pixels.
     """
     kept, place, start, blocks, progressive = [], 2, 0, 0, False
     for _ in range(_MOST_SEGMENTS):
@@ -208,14 +208,14 @@ def _bounded_jpeg(data: bytes) -> bytes:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's tag 0x0112 (or XMP's word for it), from 1 to 8; 5 to 8 lie on their side. No other tag is looked at."""
-    if image.format == "TIFF":  # decoded, and turned upright by it
+    """EXIF's tag 0x0112 (or XMP's equivalent), from 1 to 8; 5 to 8 are rotated by 90 degrees. No other tag is read."""
+    if image.format == "TIFF":  # decoding turned it upright
         return 1
     info, found = image.info, 1
     try:
         exif = info.get("exif") or bytes.fromhex("".join(info.get("Raw profile type exif", "").split("\n")[3:]))
         found = _orientation_in(exif)
-    except (ValueError, AttributeError, struct.error):  # a damaged EXIF block says nothing, and harms no pixel
+    except (ValueError, AttributeError, struct.error):  # a damaged EXIF block is ignored; the pixels are unaffected
         pass
     if found == 1:
         xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
@@ -249,14 +249,14 @@ def _to_rgb(image: Image.Image, background: str) -> Image.Image:
             ground.alpha_composite(image)
             image = ground
         return image.convert("RGB")
-    except (ValueError, MemoryError) as error:  # Pillow knows no way from these colours, or the image is too large
+    except (ValueError, MemoryError) as error:  # Pillow cannot convert these colours, or the image is too large
         raise _damaged(error) from None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of more bits scaled to 8, by what is white in the format and not by what is brightest in the image.
+    """Grey of more bits scaled to 8, by the format's white level and not by the brightest pixel of the image.
 
-    Raises `BadImage` where nobody knows what is white: floating point outside of 0 to 1, 32 bits, numbers with a sign.
+    Raises `BadImage` if the white level is unknown: floating point outside 0 to 1, 32 bits, signed integers.
     """
     tags, pixels = getattr(image, "tag_v2", {}), np.asarray(image).astype(np.float64)
     white = 4095.0 if tags.get(_BITS) == (12,) else 65535.0
@@ -276,7 +276,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def is_svg(data: bytes) -> bool:
-    """Whether encoded bytes are an SVG, by their beginning."""
+    """Whether encoded bytes are an SVG, by their first bytes."""
     head = data[:1024].lstrip()
     return head.startswith((b"<?xml", b"<svg", b"<!DOCTYPE svg", b"<!--", b"\xef\xbb\xbf<")) and b"<svg" in data[:65536]
 

@@ -4,8 +4,8 @@ Shards are permuted, then rows inside windows of consecutive shards, so that rea
 is; a dataset smaller than one window is permuted as a whole. Global batch g of an epoch is rows [gB, (g+1)B) of the order,
 whatever the number of workers; worker r of K takes the r-th of K equal parts of it. The cursor is one number: the step.
 
-Only the windows that are asked for are ever looked at: starting at any step reads nothing before it, and memory does not grow
-with the dataset.
+Only the requested windows are ever computed: starting at any step reads nothing before it, and memory does not grow with the
+dataset.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,8 +32,8 @@ class Order:
     split_seed: int | None
     seed: int
     global_batch_size: int
-    validation: float | None = None  # share of the training groups that is held out for choosing
-    fraction: float = 1.0  # of the split's groups that take part; a function of the seed and the group's name
+    validation: float | None = None  # share of the training groups that is held out for validation
+    fraction: float = 1.0  # share of the split's groups that is used; a function of the seed and the group's name
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = Order, *(getattr(self, field.name) for field in fields(self))
@@ -41,7 +41,7 @@ class Order:
         return once_per_process, arguments, {name: self.__dict__[name] for name in ("_counts",) if name in self.__dict__}
 
     def check(self) -> None:
-        """Raises `UserError` where the split is empty, or does not fill one global batch."""
+        """Raises `UserError` if the split is empty, or does not fill one global batch."""
         if self.rows >= self.global_batch_size:
             return
         if self.rows == 0 and self.fraction == 1:
@@ -61,18 +61,18 @@ class Order:
 
     @property
     def ids(self) -> np.ndarray:
-        """Sample ids of the split, or of the share of it that takes part, sorted, each once."""
+        """Sample ids of the split, or of the fraction of it that is used, sorted, each once."""
         shards = range(len(self.prepared.manifest["shards"]))
         return np.concatenate([self._shard_ids(shard) for shard in shards])
 
     @property
     def rows(self) -> int:
-        """Rows that an epoch goes through: those of the split, times their weights."""
+        """Rows in an epoch: those of the split, times their weights."""
         return int(self._counts.sum())
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole global batches; the samples left over take their turn in another epoch's order."""
+        """Whole global batches; which samples are left over differs from epoch to epoch."""
         return self.rows // self.global_batch_size
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
@@ -83,9 +83,9 @@ class Order:
         return self.take(epoch, np.arange(start, start + size))
 
     def spares(self, step: int, rank: int, world_size: int, row: int) -> Iterator[int]:
-        """Sample ids that may stand in for a row of a worker's batch that turns out to be unusable, best first.
+        """Sample ids that may replace an unusable row of a worker's batch, best first.
 
-        They are what other batches have in the same place, so that no two rows of one batch get the same stand-in.
+        They are at the same position in other batches, so no two rows of one batch get the same substitute.
         """
         epoch, index = divmod(step, self.steps_per_epoch)
         place = index * self.global_batch_size + rank * (self.global_batch_size // world_size) + row
@@ -113,7 +113,7 @@ class Order:
         mine = np.flatnonzero(prepared.split_names(shard, self.split_seed, self.validation) == self.split)
         if self.fraction < 1:
             groups = prepared.groups(shard)
-            # One number a group, whatever the share: a smaller share is a part of a larger one.
+            # One number per group, whatever the fraction: a smaller fraction is a subset of a larger one.
             kept = [row for row in mine if uniform_of(f"{groups[row]}\0share", self.seed) < self.fraction]
             mine = np.asarray(kept, dtype=np.int64)
         return prepared.shard_starts[shard] + mine
@@ -151,12 +151,12 @@ class Order:
 
     def _permuted(self, epoch: int, window: int) -> np.ndarray:
         shards = self._windows(epoch)[0][window]
-        # Sorted first: how a small dataset is cut into shards has no influence.
+        # Sorted first, so that the division of a small dataset into shards has no influence.
         rows = np.sort(np.concatenate([self._weighted(epoch, shard) for shard in shards]))
         return generator("rows", self.seed, epoch, window).permutation(rows)
 
     def _weighted(self, epoch: int, shard: int) -> np.ndarray:
-        """A shard's rows of this epoch: all of them as often as the weight says, and a random part of them for its fraction."""
+        """A shard's rows in this epoch: all of them once for each whole unit of weight, and a random share for its fraction."""
         ids = self._shard_ids(shard)
         wanted = int(self._counts[shard])
         if wanted == len(ids):

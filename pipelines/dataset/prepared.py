@@ -1,4 +1,4 @@
-"""A prepared dataset: `manifest.json`, shards of light columns, images by their places, `rejected.parquet`, banks of features.
+"""A prepared dataset: `manifest.json`, shards of light columns, image locations, `rejected.parquet`, stored features.
 
 sample_id  int64, dense in [0, num_samples), in the order of the source
 image_id   int64, equal for equal images; text_id list<int64>, one a caption, equal for equal captions
@@ -6,7 +6,7 @@ key, group string; captions list<string>; split string; label_NAME string
 file, start, length, column: where the encoded image is (`locations.Location`); a relative file lies in the dataset's folder
 shuffled   bool, where the config shuffles captions: this row has another row's
 
-Whether images were copied or only indexed makes no difference to who reads them.
+Readers do not need to know whether images were copied or only indexed.
 
 An opened dataset owns what was read of it: shards, ids, mapped features. It travels as its path and fingerprint, and a process
 that it comes to again and again, as tasks of a stream do, has it open only once (`once_per_process`).
@@ -33,13 +33,13 @@ from pipelines.program.path_keys import Place
 from pipelines.program.randomness import uniform_of
 from pipelines.program.settings import UserError
 
-FORMAT_VERSION = 3  # raised when equal rows of a source would be kept otherwise: ids, pixels, what is left out
+FORMAT_VERSION = 3  # incremented when the same source would be prepared differently: ids, pixels, rejected rows
 MANIFEST = "manifest.json"
 _CACHED_SHARDS = 40  # light columns of so many are kept; 2,048 rows are some 400 kB
 _CACHED_BANKS = 8
 _ARRIVED = 8  # datasets and orders that a process keeps
 _PLACE = ("file", "start", "length", "column")
-_WINDOW = 65536  # rows that are permuted among one another
+_WINDOW = 65536  # rows that are permuted together
 _WINDOW_OF_TABLES = 2048  # tables are read by row group: those of a window should fit into memory
 
 
@@ -76,7 +76,7 @@ class Prepared:
 
     @classmethod
     def open(cls, path: Place) -> "Prepared":
-        """Raises `UserError` where there is no finished dataset."""
+        """Raises `UserError` if there is no finished dataset."""
         path = storage.absolute(path)
         if not storage.exists(storage.join(path, MANIFEST)):
             if isinstance(path, Path) and path.is_file():
@@ -130,7 +130,7 @@ class Prepared:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the content: keys, images, captions, labels, in order, and where shards end."""
+        """Digest of the content: keys, images, captions and labels in order, and the shard boundaries."""
         return self.manifest["fingerprint"]
 
     @property
@@ -140,11 +140,11 @@ class Prepared:
 
     @property
     def window(self) -> int:
-        """Rows that the order of samples permutes among one another, at least: as many as can be read at random."""
+        """Minimum number of rows that the sample order permutes together: as many as can be read at random."""
         return _WINDOW_OF_TABLES if self.manifest["tables"] else _WINDOW
 
     def local_folder(self, why: str) -> Path:
-        """The dataset's folder, for what must lie on a disk. Raises `UserError` where it is in an object store."""
+        """The dataset's folder, for files that must be on a disk. Raises `UserError` if it is in an object store."""
         if isinstance(self.path, str):
             raise UserError(f"data.path: {why} needs the dataset on a disk that all nodes share, not in {self.path}")
         return self.path
@@ -154,11 +154,11 @@ class Prepared:
         return pa.concat_tables(self._tables(columns))
 
     def split_ids(self, seed: int | None = None, validation: float | None = None) -> dict[str, np.ndarray]:
-        """Sample ids of each split, sorted; `seed` splits anew with the same shares.
+        """Sample ids of each split, sorted; `seed` draws the splits again with the same shares.
 
-        `validation`: this share of the training groups becomes a split of that name, and the others stay as they are.
-        Raises `UserError` where either could hold out shuffled captions, there is a validation split already, or the splits are
-        the source's own and a seed asks for others.
+        `validation`: this share of the training groups becomes a split of that name, and the others stay as they are. Raises
+        `UserError` if either could hold out shuffled captions, if there is a validation split already, or if a seed is given but
+        the splits are the source's own.
         """
         found: dict[str, list[np.ndarray]] = {name: [] for name in self.split_list(validation)}
         for shard, first in enumerate(self.shard_starts[:-1]):
@@ -188,7 +188,7 @@ class Prepared:
         return names
 
     def groups(self, shard: int) -> list[str]:
-        """The group of each row of a shard: what splits, and shares of one, keep together."""
+        """The group of each row of a shard: splits, and fractions of one, keep a group together."""
         return self._shard(shard, ("group", "split"))["group"].to_pylist()
 
     def _check_splits(self, seed: int | None, validation: float | None) -> None:
@@ -218,7 +218,7 @@ class Prepared:
         return np.cumsum([0] + [shard["rows"] for shard in self.manifest["shards"]])
 
     def rows(self, sample_ids: np.ndarray, columns: tuple[str, ...]) -> pa.Table:
-        """The named light columns of the given samples, in the given order; a few shards are kept."""
+        """The named light columns of the given samples, in the given order; a few shards are cached."""
         starts = self.shard_starts
         shards = np.searchsorted(starts, sample_ids, side="right") - 1
         pieces, positions = [], []
@@ -237,7 +237,7 @@ class Prepared:
         return [Location(*place) for place in zip(files, *(places[name] for name in _PLACE[1:]), strict=True)]
 
     def images(self, sample_ids: np.ndarray) -> Iterator[bytes | Missing]:
-        """Encoded images of the given samples, in the given order; `Missing` where one cannot be had any more."""
+        """Encoded images of the given samples, in the given order; `Missing` for one that can no longer be read."""
         return read_locations(self.places(sample_ids))
 
     @cached_property

@@ -1,8 +1,8 @@
-"""RandAugment: a few operations on a view's colours and geometry, drawn at random, all of one magnitude.
+"""RandAugment: a few operations on a view's colours and geometry, drawn at random, all with the same magnitude.
 
-Cubuk et al., arXiv 1909.13719. Operations, their strengths and that each drawn one is made in half of the views are those of the
-public code of ALBEF (Li et al., arXiv 2107.07651) with the ten operations that it trains with, which the starter code of a course
-(training/configs/course.yaml) has as well. Geometry is interpolated, and filled with gray from outside.
+Cubuk et al., arXiv 1909.13719. The ten operations, their strengths and the probability of one half for applying each drawn one
+follow the public training code of ALBEF (Li et al., arXiv 2107.07651), as does the starter code of a course
+(training/configs/course.yaml). Geometric operations interpolate, and fill the outside with gray.
 """
 
 import numpy as np
@@ -30,16 +30,16 @@ Operation = tuple[str, float]  # name and strength: a factor, a slope, pixels of
 
 
 class RandAugment(Settings):
-    """Operations on a view after crop and mirror."""
+    """Operations on a view after crop and flip."""
 
-    operations: int = Field(2, ge=1, description="drawn for each view; half of those drawn are made")
-    magnitude: float = Field(7, ge=0, le=10, description="how strong they are, of 10")
+    operations: int = Field(2, ge=1, description="operations drawn for each view; half of those drawn are applied")
+    magnitude: float = Field(7, ge=0, le=10, description="strength of the operations, from 0 to 10")
 
     def draw(self, random: np.random.Generator) -> tuple[Operation, ...]:
         """What is done to one view, in order."""
         share, found = self.magnitude / 10, []
         for _ in range(self.operations):
-            # All numbers are drawn, used or not.
+            # All numbers are drawn, whether used or not.
             name, made, sign = str(random.choice(NAMES)), random.random() < _MADE, 1 if random.random() < 0.5 else -1
             strengths = {"brightness": 0.1 + 1.8 * share, "sharpness": 0.1 + 1.8 * share, "rotate": sign * 30 * share}
             strengths |= dict.fromkeys(("shear_x", "shear_y"), sign * 0.3 * share)
@@ -62,7 +62,7 @@ def operate(view: Image.Image, operation: Operation) -> Image.Image:
         return ImageEnhance.Sharpness(view).enhance(strength)
     if name == "rotate":
         return view.rotate(strength, Image.Resampling.BILINEAR, fillcolor=_GRAY)
-    # Where in the view a pixel comes from.
+    # The position in the input of each output pixel.
     origins = {
         "shear_x": (1, -strength, 0, 0, 1, 0),
         "shear_y": (1, 0, 0, -strength, 1, 0),

@@ -5,8 +5,8 @@ augments and tokenizes them, and hands over the finished batch: uint8 images and
 Epochs follow one another without a stall; a run that starts at step t asks for step t, and nothing before it is read. No
 step's content depends on the number of workers or on scheduling.
 
-An image that was only indexed may turn out to be unusable here. A stand-in, chosen by the order, takes its row, so the batch
-keeps its size; the row that failed is handed on with its reason, to be counted and listed.
+An image that was only indexed may turn out to be unusable here. A substitute, chosen by the sample order, takes its row, so the
+batch keeps its size; the failed row is passed on with its reason, to be counted and listed.
 
 Features of locked towers are not streamed: every worker maps the bank into memory and looks its rows up by id. Where both
 towers are locked there is nothing to decode, and no stream at all; else the ids of images and captions come with the stream, so
@@ -42,20 +42,20 @@ from pipelines.program.settings import UserError
 if TYPE_CHECKING:
     import torch
 
-_SEGMENT = 2000  # steps of one Ray Data execution: planning stays small however long the run is
+_SEGMENT = 2000  # steps of one Ray Data execution, so that planning stays small in a long run
 _PREFETCH = 3  # batches that wait on the worker
-# A task makes several steps: Ray Data looks at its tasks ten times a second, and takes two looks until a place is free again, so
-# that a task of one small batch would leave its CPU idle most of the time.
+# A task makes several steps: Ray Data polls its tasks ten times a second and needs two polls to reuse a slot, so a task of one
+# small batch would leave its CPU idle most of the time.
 _TASK_ROWS = 512
-_TASK_BYTES = 80 << 20  # at most, as long as one step is not more
-_SPARES = 32  # stand-ins that are tried
-_ABOUT = ("sample_id", "failed", "reason")  # columns about rows, beside those that a batch has
-_REASONS = ("", "missing_image", *REASONS)  # in a batch, why a row failed is an index into this
+_TASK_BYTES = 80 << 20  # at most, unless one step alone is more
+_SPARES = 32  # substitutes that are tried
+_ABOUT = ("sample_id", "failed", "reason")  # columns about rows, in addition to those of a batch
+_REASONS = ("", "missing_image", *REASONS)  # in a batch, the reason of a failed row is an index into this
 
 
 @dataclass(frozen=True)
 class Unusable:
-    """A row of the dataset that a batch had to do without."""
+    """A row of the dataset that had to be replaced in a batch."""
 
     sample_id: int
     reason: str
@@ -63,7 +63,7 @@ class Unusable:
 
 @dataclass(frozen=True)
 class Item:
-    """What one batch is made of: samples of an epoch, and who stands in for a row that fails (nobody, where scores are made)."""
+    """The samples of one batch, and the substitutes for rows that fail (none when scoring)."""
 
     sample_ids: np.ndarray
     epoch: int
@@ -72,7 +72,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Worker:
-    """Whose part of a global batch to make, and where to put it."""
+    """Which worker's part of a global batch to make, and on which device to put it."""
 
     rank: int
     world_size: int
@@ -82,13 +82,13 @@ class Worker:
 
 @dataclass(frozen=True)
 class Stream:
-    """How samples of a prepared dataset become the columns of a batch. Picklable; the same on every worker."""
+    """Turns samples of a prepared dataset into the columns of a batch. Picklable; the same on every worker."""
 
     prepared: Prepared
     columns: frozenset[str]
     seed: int = 0
     image_size: int = 0
-    augment: Augment | None = None  # None: the centre view and the first caption
+    augment: Augment | None = None  # None: the centre crop and the first caption
     tokenizer: TextTokenizer | None = None
     image_bank: Path | None = None
     text_bank: Path | None = None
@@ -98,13 +98,13 @@ class Stream:
 
     @property
     def uses_tasks(self) -> bool:
-        """Whether anything has to be computed in the cluster."""
+        """Whether any column has to be computed in the cluster."""
         return bool(self.columns & {"image", "text", "text_mask"})
 
     def training(
         self, order: Order, first: int, last: int, worker: Worker, failed: Callable[[Unusable], None] | None = None
     ) -> Iterator[Batch]:
-        """A worker's batches of steps [first, last). `failed` is told of every row that a stand-in had to replace."""
+        """A worker's batches of steps [first, last). `failed` is called with every row that had to be replaced."""
         rank, world_size = worker.rank, worker.world_size  # `worker` itself would bring torch into every task
 
         def pick(step: int) -> Item:
@@ -124,7 +124,7 @@ class Stream:
         return self._batches(pick, 0, -(-len(sample_ids) // batch_size), batch_size, worker)
 
     def compute(self, item: Item) -> dict[str, np.ndarray]:
-        """The columns that tasks compute. Raises `UserError` for an image that can neither be used nor replaced."""
+        """The columns that tasks compute. Raises `UserError` for an unusable image without a usable substitute."""
         result = self._attempt(item)
         self._check(item, *(result[name] for name in _ABOUT))
         return result
@@ -139,9 +139,9 @@ class Stream:
         return cast(Batch, {name: torch.from_numpy(np.require(column, requirements="W")) for name, column in found.items()})
 
     def _attempt(self, item: Item) -> dict[str, np.ndarray]:
-        """The columns, and of each row: its sample_id, the id that failed in its place (or -1), and why.
+        """The columns, and for each row: its sample_id, the id that failed there (or -1), and the reason.
 
-        Where nobody stands in, the two ids are equal.
+        If the row has no substitute, the two ids are equal.
         """
         ids = item.sample_ids.copy()
         failed, reasons = np.full(len(ids), -1), np.zeros(len(ids), dtype=np.int64)
@@ -192,7 +192,7 @@ class Stream:
         return {name: pc.list_flatten(rows[name]).take(places) if name in lists else rows[name] for name in rows.column_names}
 
     def _stand_in(self, views: np.ndarray, codes: np.ndarray, item: Item, row: int) -> int:
-        """The first spare sample that can be used, whose views it writes; the sample itself, where there is none."""
+        """The first usable substitute, whose views it writes; the sample itself if there is none."""
         for spare in islice(item.spares(row), _SPARES) if item.spares is not None else ():
             (data,) = self.prepared.images(np.asarray([spare]))
             try:
@@ -203,7 +203,7 @@ class Stream:
         return int(item.sample_ids[row])
 
     def _check(self, item: Item, ids: np.ndarray, failed: np.ndarray, reasons: np.ndarray) -> None:
-        """Raises `UserError` where a row failed and nobody stands in for it."""
+        """Raises `UserError` if a row failed and has no substitute."""
         for row in np.flatnonzero(failed == ids):
             if item.spares is None:
                 raise unusable(self.prepared, int(ids[row]), _REASONS[reasons[row]])
@@ -252,7 +252,7 @@ class Stream:
         return 0 if self.strong is None else self.strong.count
 
     def _write_views(self, views: np.ndarray, codes: np.ndarray, data: bytes | Missing, epoch: int, sample_id: int) -> None:
-        """All views of an image, into uint8 [1 + strong ones, 3, size, size], and what was done to them."""
+        """Write all views of an image into uint8 [1 + strong views, 3, size, size]; returns their augmentation codes."""
         image: Any = opened(self.prepared, data)
         key, drawn = (self.seed, epoch, sample_id), []
         if self.augment is None:
@@ -316,15 +316,15 @@ class Stream:
                 yield cast(Batch, {name: column for name, column in computed.items() if name in self.columns} | rest)
 
     def _computed(self, pick: Callable[[int], Item], start: int, end: int, size: int, worker: Worker) -> Iterator[dict[str, Any]]:
-        """Ray Data's part of the batches of items [start, end)."""
+        """The columns of items [start, end) that Ray Data computes."""
         import ray.data
 
         configure_data()
         context = ray.data.DataContext.get_current()
-        # Every worker runs an execution of its own; each keeps to its share of the CPUs that are left for data, and no more
-        # batches lie in the object store than keep them busy.
+        # Every worker runs its own execution, within its share of the CPUs that are left for data; the object store holds no more
+        # batches than keep those CPUs busy.
         cpus = max(1.0, worker.data_cpus)
-        at_once = int(cpus) + 1  # one more than there are CPUs: it works while another's place is not yet free
+        at_once = int(cpus) + 1  # one more than there are CPUs: it works while the slot of another is being released
         batch_bytes = size * ((1 + self._strong_count) * 3 * self.image_size**2 + 1024)
         together = max(1, min(_TASK_ROWS // size, _TASK_BYTES // batch_bytes))
         context.execution_options.resource_limits = ray.data.ExecutionResources(
@@ -335,10 +335,10 @@ class Stream:
             for index in range(int(parts["start"][0]), int(parts["end"][0])):
                 yield self._attempt(pick(index))
 
-        # Not `from_arrow`, which asks tasks about its tables, on CPUs that nobody has booked.
+        # Not `from_arrow`, which runs tasks to inspect its tables, on CPUs that are not reserved.
         parts = [{"start": first, "end": last} for first, last in _parts(start, end, together, at_once)]
         items = ray.data.from_items(parts, override_num_blocks=len(parts))
-        share = math.floor(100 * cpus / at_once) / 100  # rounded down: a sum that exceeds `cpus` would leave one out
+        share = math.floor(100 * cpus / at_once) / 100  # rounded down: if the sum exceeded `cpus`, one task would not run
         dataset = items.map_batches(make, batch_size=1, num_cpus=share, max_retries=RETRIES, **_booked(worker))
         given = start
 
@@ -353,7 +353,7 @@ class Stream:
 
 
 def _booked(worker: Worker) -> dict[str, Any]:
-    """Where tasks run, for Ray: among the CPUs that were booked for them beside the workers, where some were."""
+    """Where tasks run, for Ray: on the CPUs reserved for them next to the workers, if there are any."""
     import ray.util
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -364,7 +364,7 @@ def _booked(worker: Worker) -> dict[str, Any]:
 
 
 def _parts(start: int, end: int, together: int, at_once: int) -> Iterator[tuple[int, int]]:
-    """The items [first, last) of each task, in order: one at first, so that the first batch is there soon, up to `together`."""
+    """The items [first, last) of each task, in order: one at first, so that the first batch comes soon, then up to `together`."""
     number = 0
     while start < end:
         count = min(together, 2 ** (number // at_once), end - start)

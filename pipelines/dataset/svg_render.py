@@ -1,7 +1,7 @@
-"""SVG to pixels, by resvg, of what the file itself holds: no file beside it, no address, no entity of elsewhere.
+"""SVG to pixels, by resvg, from the file's own content only: no other file, no address, no external entity.
 
-An SVG may name others to be drawn within it, and may ask for more memory, or for more levels of recursion, than there are, which
-would end the whole process. So each is read here first, and what resvg gets is what was looked at, written anew.
+An SVG may embed other files, and may need more memory or deeper recursion than there is, which would crash the whole process.
+So each is parsed here first, and resvg gets only what was checked, serialised again.
 """
 
 import base64
@@ -18,12 +18,12 @@ from PIL import Image
 
 from pipelines.dataset.image_formats import PILLOW
 
-_PROBE = 256  # pixels of the square that an SVG is fitted into to learn its proportions
-_RATIO = 30  # longer than this it would be a bomb
-# CSS: 96 pixels are an inch, 72 points, 25.4 millimetres (https://www.w3.org/TR/css-values-3/#absolute-lengths). resvg_py's
-# own default of 0 makes nothing of all of them.
+_PROBE = 256  # side of the square into which an SVG is fitted to find its proportions
+_RATIO = 30  # a longer one would be a bomb
+# CSS: 96 pixels are one inch, which is 72 points or 25.4 millimetres (https://www.w3.org/TR/css-values-3/#absolute-lengths).
+# resvg_py's own default of 0 turns all such lengths into zero.
 _DPI = 96
-_DEEPEST = 64  # levels of elements within one another; resvg recurses, and overflows the stack between 200 and 300 of them
+_DEEPEST = 64  # levels of nested elements; resvg recurses, and overflows the stack between 200 and 300
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _LOCAL = re.compile(r"^#(.+)$|url\(\s*['\"]?#([^'\")]+)")
 _LENGTHS = re.compile(r"[cdrf]?[xy]|[xy][12]|r|width|height|font-size|stroke-width")  # attributes
@@ -35,7 +35,7 @@ def render(data: bytes, size: int, most_pixels: int) -> bytes:
     """An SVG as PNG, its shorter side `size` pixels. Raises `ValueError` with what is wrong.
 
     Args:
-        most_pixels: of the raster images that are embedded in it, together.
+        most_pixels: total pixels of the raster images embedded in it.
     """
     text = _safe(data, most_pixels)
     with Image.open(io.BytesIO(_drawn(text, width=_PROBE, height=_PROBE)), formats=["PNG"]) as probe:
@@ -46,8 +46,8 @@ def render(data: bytes, size: int, most_pixels: int) -> bytes:
 
 
 def _drawn(text: str, **size: int) -> bytes:
-    """As PNG. Text is set in DejaVu, whatever the file asks for and the machine has: by default resvg leaves out all text whose
-    font it does not find, and one file would give different images on different machines."""
+    """As PNG. Text is rendered in DejaVu, whatever the file asks for and the machine has: by default resvg leaves out text whose
+    font it does not find, so the same file would give different images on different machines."""
     import resvg_py
 
     settings: dict[str, Any] = {"svg_string": text, "dpi": _DPI, **_fonts(), **size}
@@ -66,7 +66,7 @@ def _fonts() -> dict[str, Any]:
 
 
 def _safe(data: bytes, most_pixels: int) -> str:
-    """The SVG without entities and references to others. Raises `ValueError`."""
+    """The SVG without entities and references to other files. Raises `ValueError`."""
     try:
         # Entities are expanded, within expat's limits, and external ones are errors.
         root = _parsed(data)
@@ -93,7 +93,7 @@ def _safe(data: bytes, most_pixels: int) -> str:
 
 
 def _parsed(data: bytes) -> ET.Element:
-    """UTF-8 whatever it says of itself; what is none is what it says."""
+    """Decoded as UTF-8 whatever encoding it declares; if it is not UTF-8, by the declared encoding."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -102,11 +102,11 @@ def _parsed(data: bytes) -> ET.Element:
 
 
 def _settle_lengths(root: ET.Element) -> None:
-    """Lengths as resvg reads them: it knows no blanks, capitals and quarter millimetres, and takes what it cannot read for 100 %
-    or for nothing. Raises `ValueError` where nobody knows the size.
+    """Lengths in the form that resvg reads: it does not know blanks, capitals and quarter millimetres, and treats what it cannot
+    read as 100 % or as zero. Raises `ValueError` if the size is unknown.
     """
     for name, value in _SIZE.findall(root.get("style", "")):
-        if (length := _length(value)) and not length.endswith("%"):  # of a page that is not there
+        if (length := _length(value)) and not length.endswith("%"):  # relative to a page that does not exist
             root.attrib[name] = length
     for element in root.iter():
         for name, value in element.attrib.items():
@@ -122,7 +122,7 @@ def _settle_lengths(root: ET.Element) -> None:
 
 
 def _length(value: str) -> str:
-    """A length of CSS as resvg reads it; empty where it is none, or of a unit that depends on a window or a page."""
+    """A CSS length as resvg reads it; empty if it is not one, or its unit depends on a window or a page."""
     found = _LENGTH.fullmatch(value.strip())
     if found is None:
         return ""
@@ -131,7 +131,7 @@ def _length(value: str) -> str:
 
 
 def _images(element: ET.Element, shown: bool) -> Iterator[tuple[ET.Element, bool]]:
-    """All elements that can draw another image, and whether they are shown: editors leave a template on a hidden layer."""
+    """All elements that can embed another image, and whether they are visible: editors leave a template on a hidden layer."""
     style = element.get("style", "").replace(" ", "")
     shown = shown and element.get("display") != "none" and "display:none" not in style
     if element.tag in (f"{_SVG}image", f"{_SVG}feImage"):
@@ -147,12 +147,12 @@ def _embedded(href: str) -> tuple[bytes, str, int]:
             data = answer.read()
         with Image.open(io.BytesIO(data), formats=list(PILLOW)) as image:
             return data, (image.format or "").lower().replace("mpo", "jpeg"), image.width * image.height
-    except Exception as error:  # decoders raise what they like on damaged data
+    except Exception as error:  # decoders raise many kinds of errors on damaged data
         raise ValueError(f"an embedded image cannot be read: {error}") from None
 
 
 def _check_depth(root: ET.Element) -> None:
-    """Raises `ValueError` where elements lie too deep in one another, those that others refer to counted where they are used."""
+    """Raises `ValueError` if elements are nested too deeply, counting referenced elements where they are used."""
     depth = 0
     by_id: dict[str, ET.Element] = {}
     level = [root]
@@ -168,7 +168,7 @@ def _check_depth(root: ET.Element) -> None:
         if above > _DEEPEST:
             raise ValueError(f"more than {_DEEPEST} levels of elements, by what they refer to")
         if element not in heights:
-            heights[element] = 0  # of one that refers to itself, which resvg finds out
+            heights[element] = 0  # of one that refers to itself, which resvg detects
             names = (name for value in element.attrib.values() for pair in _LOCAL.findall(value) for name in pair if name)
             inside = [*element, *(by_id[name] for name in names if name in by_id)]
             heights[element] = 1 + max((height(other, above + 1) for other in inside), default=0)

@@ -1,6 +1,6 @@
-"""Words of captions that may stand for one another, collected for this project and free as its code is.
+"""Words in captions that may replace one another, collected for this project and licensed like its code.
 
-Small on purpose: a word that is not here has no synonym, and EDA makes another change.
+Small on purpose: a word that is not listed has no synonym, and EDA makes another change.
 """
 
 _GROUPS = """

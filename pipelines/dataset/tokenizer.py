@@ -1,8 +1,7 @@
 """Captions to token ids: a tokenizer that comes with a text tower, or a small one trained on the corpus.
 
-Either way it is a `tokenizer.json` of the `tokenizers` library, carried as text: it fits into a config, a task, a
-checkpoint, and needs no transformers where captions are tokenized. Its padding and truncation say with which token, and on
-which side.
+Either way it is a `tokenizer.json` of the `tokenizers` library, carried as text: it fits into a config, a task or a checkpoint,
+and tokenizing does not need transformers. Its padding and truncation settings name the token and the side.
 """
 
 import math
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _MASKS = ("[MASK]", "<mask>")
-_PADS = ("[PAD]", "<pad>", "<|endoftext|>")  # where a tokenizer.json stands alone and names none
-# What tokenizers do differently: case, punctuation, accents, entities, blanks, other scripts, no text at all, and too much of it.
+_PADS = ("[PAD]", "<pad>", "<|endoftext|>")  # for a tokenizer.json on its own that names none
+# Where tokenizers differ: case, punctuation, accents, entities, blanks, other scripts, empty text, and too long text.
 _PROBES = [
     "a photo of a cat.",
     "  A  PHOTO of   two DOGS,  playing -- in 1985?! ",
@@ -38,8 +37,8 @@ _PROBES = [
 class TextTokenizer:
     """A tokenizer and the length it pads and cuts to.
 
-    `reads_padding`: its model was trained without a mask (SigLIP), so that the mask is 1 for padding too. `clean`: open_clip's
-    name of what is done to a text before.
+    `reads_padding`: its model was trained without a mask (SigLIP), so the mask is 1 for padding too. `clean`: open_clip's name
+    for the preprocessing of texts.
     """
 
     json: str
@@ -67,17 +66,17 @@ class TextTokenizer:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """What is no part of the JSON and decides ids and mask, JSON values."""
+        """What decides ids and mask besides the JSON itself, as JSON values."""
         return {"reads_padding": self.reads_padding, "clean": self.clean}
 
     @property
     def identity(self) -> str:
-        """A digest of all that decides ids and mask."""
+        """A digest of everything that decides ids and mask."""
         return digest([self.json, self.max_tokens, self.reading])
 
     @property
     def vocabulary_size(self) -> int:
-        """The largest token id, and 1."""
+        """The largest token id plus 1."""
         return max(self._tokenizer.get_vocab().values()) + 1
 
     def __call__(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -97,12 +96,12 @@ class TextTokenizer:
         return get_clean_fn(self.clean)(text)
 
     def mask(self, ids: np.ndarray, randoms: Sequence[np.random.Generator]) -> tuple[np.ndarray, np.ndarray]:
-        """Hide some words, each row by its own generator, as BERT does (Devlin et al., arXiv 1810.04805).
+        """Mask some words, each row with its own generator, as BERT does (Devlin et al., arXiv 1810.04805).
 
         Each token but special ones is chosen with probability 0.15; of those, 80 % become the mask token, 10 % another token of
         the vocabulary, 10 % stay.
 
-        Returns: the ids, and what they were where they were chosen, -100 elsewhere; int64 [n, L] each.
+        Returns: the ids, and the original ids of the chosen tokens, -100 elsewhere; int64 [n, L] each.
         """
         special, hidden, labels = self._special, ids.copy(), np.full_like(ids, -100)
         words = np.setdiff1d(np.arange(self.vocabulary_size), special)
@@ -117,7 +116,7 @@ class TextTokenizer:
 
     @property
     def mask_id(self) -> int:
-        """The token that stands for a hidden word. Raises `UserError` where there is none."""
+        """The token for a masked word. Raises `UserError` if there is none."""
         found = next((i for token in _MASKS if (i := self._tokenizer.token_to_id(token)) is not None), None)
         if found is None:
             raise UserError(
@@ -127,7 +126,7 @@ class TextTokenizer:
 
     @cached_property
     def _special(self) -> np.ndarray:
-        """Ids that are never hidden, and never stand for a word."""
+        """Ids that are never masked, and never replace a word."""
         added = self._tokenizer.get_added_tokens_decoder()
         padding = (self._tokenizer.padding or {})["pad_id"]  # some models pad with a token that is not marked as special
         return np.asarray(sorted({i for i, token in added.items() if token.special} | {padding}))
@@ -136,7 +135,7 @@ class TextTokenizer:
 def load_tokenizer(name: str, max_tokens: int, key: str) -> TextTokenizer:
     """The tokenizer of a local folder, an installed package or a hub name, with the ids that transformers would give.
 
-    A file is taken as it is. Raises `UserError` where there is none, or where it gives other ids than transformers' tokenizer.
+    A file is used unchanged. Raises `UserError` if there is none, or if it gives other ids than transformers' tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -164,16 +163,16 @@ def load_tokenizer(name: str, max_tokens: int, key: str) -> TextTokenizer:
 
 
 def full_length(theirs: Any, weights: Any) -> int | None:
-    """The most tokens that a tokenizer of transformers, or else the text model it comes with, was made for."""
+    """The maximum length of a transformers tokenizer, or else of its text model."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(weights, trust_remote_code=False).get_text_config()
     found = min(theirs.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf)
-    return int(found) if found < 1e9 else None  # a tokenizer that knows no length says 1e30
+    return int(found) if found < 1e9 else None  # a tokenizer without a length says 1e30
 
 
 def _settled(theirs: Any, path: Path | None, max_tokens: int, key: str, name: str) -> str:
-    """A tokenizer of transformers as a `tokenizer.json` that pads and cuts as that does."""
+    """A transformers tokenizer as a `tokenizer.json` with the same padding and truncation."""
     from tokenizers import Tokenizer
 
     if getattr(theirs, "backend_tokenizer", None) is not None:
@@ -194,14 +193,14 @@ def _settled(theirs: Any, path: Path | None, max_tokens: int, key: str, name: st
     found.enable_truncation(max_tokens, direction=theirs.truncation_side)
     found.no_padding()
     if pad is not None:
-        # To the right where it is masked, whatever a tokenizer says: models count positions from the first token.
+        # Masked padding goes to the right, whatever the tokenizer says: models count positions from the first token.
         side = theirs.padding_side if read else "right"
         found.enable_padding(direction=side, pad_id=found.token_to_id(pad), pad_token=pad, length=max_tokens)
     return found.to_str()
 
 
 def _compare(own: TextTokenizer, theirs: Any, key: str, name: str) -> None:
-    """What a class of transformers does in Python, such as SigLIP's canonical texts, is in no `tokenizer.json`."""
+    """What a transformers class does in Python, such as SigLIP's canonical texts, is not in `tokenizer.json`."""
     wanted = theirs(_PROBES, truncation=True, max_length=own.max_tokens)
     bare = own._tokenizer.from_str(own._tokenizer.to_str())
     bare.no_padding()
@@ -216,7 +215,7 @@ def _compare(own: TextTokenizer, theirs: Any, key: str, name: str) -> None:
 
 
 def train_tokenizer(texts: list[str], vocabulary_size: int, max_tokens: int) -> TextTokenizer:
-    """A lower-casing WordPiece vocabulary of at most the given size, from the training captions."""
+    """A lower-casing WordPiece tokenizer with at most the given vocabulary, trained on the training captions."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     def blank(vocabulary: dict[str, int]) -> Tokenizer:
@@ -227,8 +226,8 @@ def train_tokenizer(texts: list[str], vocabulary_size: int, max_tokens: int) -> 
 
     tokenizer = blank({})
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    # The trainer numbers "##" pieces as a hash table yields them, anew in every process, and breaks ties by number. Naming
-    # them up front, as if they were special, makes the vocabulary a function of the corpus.
+    # The trainer numbers "##" pieces in the order of a hash table, which differs in every process, and breaks ties by number.
+    # Listing them first, like special tokens, makes the vocabulary a function of the corpus.
     normalize, split = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
     longest = tokenizer.model.max_input_chars_per_word
     # A longer word is unknown to the tokenizer, whatever its vocabulary; the trainer's time grows with the square of it.

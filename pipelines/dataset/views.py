@@ -1,7 +1,7 @@
 """Views: what training and evaluation see of an image.
 
-A random view is drawn first, all of it from one generator, and then applied: so views are functions of (seed, epoch, sample,
-view), all views of an image come from one decoding of it, and what was done to an image can be told.
+The parameters of a random view are drawn first, from one generator, and then applied. So views are functions of (seed, epoch,
+sample, view), all views of an image come from decoding it once, and the augmentation is known.
 """
 
 from collections.abc import Sequence
@@ -22,22 +22,22 @@ class Augment(Settings):
     crop_scale: tuple[float, float] = Field((0.5, 1.0), description="area of the random crop, as a share of the image")
     crop_ratio: tuple[float, float] = Field((0.75, 1.3333), description="width / height of the random crop")
     flip: bool = Field(True, description="mirror every second view")
-    rand_augment: RandAugment | None = Field(None, description="RandAugment behind both; null: none")
+    rand_augment: RandAugment | None = Field(None, description="RandAugment after crop and mirror; null: none")
 
 
 class StrongAugment(Settings):
-    """A strong view, as of SimCLR (Chen et al., arXiv 2002.05709) and MoCo v2: what it shows of an image is hard to tell."""
+    """A strong view, as in SimCLR (Chen et al., arXiv 2002.05709) and MoCo v2: heavily cropped, recoloured and blurred."""
 
     crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the random crop, as a share of the image")
     crop_ratio: tuple[float, float] = Field((0.75, 1.3333), description="width / height of the random crop")
     jitter: float = Field(0.8, ge=0, le=1, description="share of views with other colours")
-    brightness: float = Field(0.4, ge=0, le=1, description="of those: factors within 1 +- this")
+    brightness: float = Field(0.4, ge=0, le=1, description="brightness, contrast and saturation: factors within 1 +- this")
     contrast: float = Field(0.4, ge=0, le=1, description="the same")
     saturation: float = Field(0.4, ge=0, le=1, description="the same")
-    hue: float = Field(0.1, ge=0, le=0.5, description="and turns of the colour circle within +- this")
+    hue: float = Field(0.1, ge=0, le=0.5, description="hue: turns of the colour circle within +- this")
     gray: float = Field(0.2, ge=0, le=1, description="share of views without colour")
     blur: float = Field(0.5, ge=0, le=1, description="share of blurred views")
-    blur_sigma: tuple[float, float] = Field((0.1, 2.0), description="of the Gaussian, in pixels of the view")
+    blur_sigma: tuple[float, float] = Field((0.1, 2.0), description="standard deviation of the blur, in pixels of the view")
     flip: bool = Field(True, description="mirror every second view")
 
 
@@ -47,12 +47,12 @@ class StrongViews:
 
     augment: StrongAugment
     count: int
-    all_strong: bool = False  # the plain view is a strong one too
+    all_strong: bool = False  # the plain view is also a strong one
 
 
 @dataclass(frozen=True)
 class Jitter:
-    """Changes of colour: three factors, a shift in turns of the colour circle, and in which order they are made."""
+    """Changes of colour: three factors, a hue shift in turns of the colour circle, and the order in which they are applied."""
 
     brightness: float
     contrast: float
@@ -76,7 +76,7 @@ class Drawn:
         """Thirteen numbers for an image of this width and height, as UniCLIP's head reads them.
 
         Left, top, width and height of the crop as shares of the image; mirrored; recoloured, with brightness, contrast and
-        saturation less 1, and hue; gray; blurred, with half of sigma. Of operations it tells nothing.
+        saturation less 1, and hue; gray; blurred, with half of sigma. RandAugment's operations are not included.
         """
         (width, height), (left, top, right, bottom), jitter = size, self.box, self.jitter
         crop = [left / width, top / height, (right - left) / width, (bottom - top) / height]
@@ -87,7 +87,7 @@ class Drawn:
         return [*crop, float(self.flip), *colours, float(self.gray), *blur]
 
 
-# The code of an image to which nothing was done.
+# The code of an unchanged image.
 UNCHANGED = (0.0, 0.0, 1.0, 1.0, *(0.0,) * 9)
 
 
@@ -100,7 +100,8 @@ def train_view(image: Opened | Image.Image, size: int, augment: Augment, random:
 
 
 def eval_view(image: Opened | Image.Image, size: int) -> np.ndarray:
-    """The centre square, resized to `size`; uint8 [3, size, size]. Decoded in full: scores depend on no decoder's shortcut."""
+    """The centre square, resized to `size`; uint8 [3, size, size]. Decoded at full size: scores must not depend on a decoder's
+    shortcut."""
     rgb = image.rgb() if isinstance(image, Opened) else image
     return _pixels(ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))
 
@@ -115,7 +116,7 @@ def draw(size: tuple[int, int], augment: Augment, random: np.random.Generator) -
 def draw_strong(size: tuple[int, int], augment: StrongAugment, random: np.random.Generator) -> Drawn:
     """A strong view of an image of this width and height."""
     box = _box(size, augment.crop_scale, augment.crop_ratio, random)
-    # All numbers are drawn, used or not: no setting changes what another one draws.
+    # All numbers are drawn, whether used or not, so no setting changes what another one draws.
     flip, jitter, gray, blur = random.random(4)
     strengths = np.asarray([augment.brightness, augment.contrast, augment.saturation, augment.hue])
     brightness, contrast, saturation, hue = ([1, 1, 1, 0] + strengths * random.uniform(-1, 1, 4)).tolist()
@@ -130,7 +131,7 @@ def draw_strong(size: tuple[int, int], augment: StrongAugment, random: np.random
 
 
 def apply(image: Opened | Image.Image, size: int, drawn: Sequence[Drawn]) -> list[np.ndarray]:
-    """Views of an image, uint8 [3, size, size] each, from one decoding: as small as the narrowest crop allows."""
+    """Views of an image, uint8 [3, size, size] each, from decoding it once, as small as the narrowest crop allows."""
     boxes = [one.box for one in drawn]
     if isinstance(image, Opened):
         width, height = image.size
@@ -144,7 +145,7 @@ def apply(image: Opened | Image.Image, size: int, drawn: Sequence[Drawn]) -> lis
 
 
 def _box(size: tuple[int, int], scale: tuple[float, float], ratios: tuple[float, float], random: np.random.Generator) -> Box:
-    """A crop of a random area and proportion; the whole image where ten tries do not fit into it."""
+    """A crop of random area and aspect ratio; the whole image if ten tries do not fit."""
     width, height = size
     for _ in range(10):
         area = random.uniform(*scale) * width * height
@@ -188,4 +189,4 @@ def _jittered(view: Image.Image, jitter: Jitter) -> Image.Image:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)  # not contiguous: whoever puts it into a batch copies it anyhow
+    return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)  # not contiguous: it is copied into the batch anyway

@@ -1,15 +1,16 @@
-"""Banks: a frozen encoder's features for every image or caption, computed once in the cluster, mapped by workers.
+"""Stored features (banks): a frozen encoder's features of every image or caption, computed once in the cluster, mapped by
+workers.
 
     DATASET/banks/IDENTITY/rows.npy            float16 [rows, F]; images by sample_id, captions by text_id, other texts in order
-    DATASET/banks/IDENTITY/bank.json           what it was computed from, and a digest of the rows
-    DATASET/banks/IDENTITY.parts/00012.npy     while it is computed: a part of the rows, put there whole
+    DATASET/banks/IDENTITY/bank.json           what the rows were computed from, and their digest
+    DATASET/banks/IDENTITY.parts/00012.npy     during computation: a complete part of the rows
 
-The identity is a digest of the encoder, its weights and the content it saw: a bank of something else has another name.
+The identity is a digest of the encoder, its weights and its input, so features of anything else have another name.
 The encoder is a class that an actor builds once: `encoder(*arguments)`, then `encoder(column) -> [n, F]`.
 
-Actors compute batches; this process puts each part in place as soon as it is whole, so a killed computation goes on with the
-parts that are missing. A part holds whole batches: which rows an encoder sees together, and so every bit, does not depend on
-what was done before. Two processes may compute one bank: they put equal files in place, and whoever comes last finds it done.
+Actors compute batches; this process stores each part as soon as it is complete, so a killed computation resumes with the missing
+parts. A part consists of whole batches, so the rows that an encoder sees together, and hence every bit, do not depend on earlier
+attempts. Two processes may compute the same bank: they write equal files, and the later one finds it done.
 """
 
 import hashlib
@@ -37,8 +38,8 @@ from pipelines.program.settings import UserError, difference, digest
 
 _BATCH = 64  # rows that an encoder sees together
 _PART = 64 * _BATCH
-_FORMAT = 2  # another one, other names
-_SUSPECTS = 64  # batches in which the image is looked for that ended an actor
+_FORMAT = 2  # incremented to change all names
+_SUSPECTS = 64  # batches that are searched for the image that crashed an actor
 
 Culprit = Callable[[int, np.ndarray], str]
 
@@ -54,7 +55,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Bank:
-    """A bank that is there or is to be computed. `about`: all that decides its rows, JSON values."""
+    """A bank that exists or will be computed. `about`: everything that decides its rows, as JSON values."""
 
     folder: Path
     rows: int
@@ -63,7 +64,7 @@ class Bank:
 
     @property
     def path(self) -> Path:
-        """Its folder, named after what it is of."""
+        """Its folder, named by its identity."""
         return self.folder / digest(self.about | {"format": _FORMAT})
 
     @property
@@ -71,7 +72,7 @@ class Bank:
         return (self.path / "bank.json").exists()
 
     def check(self) -> None:
-        """Raises `UserError` where what lies there is of another encoder or of other data, or where rows are missing."""
+        """Raises `UserError` if the folder holds features of another encoder or other data, or if rows are missing."""
         found = json.loads((self.path / "bank.json").read_text(encoding="utf-8"))
         about = {name: value for name, value in found.items() if name not in ("rows", "width", "digest")}
         changed = difference(about, self.about)
@@ -97,7 +98,7 @@ class Bank:
 
 
 def _summary(about: dict[str, Any]) -> str:
-    """What a bank is of, in a clause."""
+    """A clause that describes a bank's content."""
     encoder, of = about.get("encoder"), f"{about.get('of')}"
     if isinstance(encoder, dict) and encoder:
         of += f" by {encoder.get('model') or encoder.get('weights') or digest(encoder)[:12]}"
@@ -106,7 +107,7 @@ def _summary(about: dict[str, Any]) -> str:
 
 
 def _missing(rows: np.ndarray) -> np.ndarray:
-    """Rows that were never written, as they look: all zeros, or no numbers."""
+    """Rows that look as if they were never written: all zeros, or not finite."""
     blocks = [(start, rows[start : start + _PART]) for start in range(0, len(rows), _PART)]
     return np.concatenate([start + np.flatnonzero(~(np.isfinite(b) & (b != 0)).any(axis=1)) for start, b in blocks])
 
@@ -114,9 +115,9 @@ def _missing(rows: np.ndarray) -> np.ndarray:
 def image_bank(
     prepared: Prepared, size: int, encoder: Callable, arguments: tuple, identity: Any, pool: Pool, display: Display
 ) -> Path:
-    """Features of every sample's centre view of `size` pixels, rows by sample_id. `identity`: the encoder's, JSON values.
+    """Features of every sample's centre crop of `size` pixels, rows by sample_id. `identity`: the encoder's, as JSON values.
 
-    Raises `UserError` where what lies there is another bank, or damaged.
+    Raises `UserError` if the folder holds something else, or is damaged.
     """
 
     def load(_: int, ids: np.ndarray) -> np.ndarray:
@@ -141,7 +142,7 @@ def text_banks(
 
     They are sent to actors as Arrow's strings: lists of millions would take five times their memory in each.
 
-    Raises `UserError` where what lies there is another bank, or damaged.
+    Raises `UserError` if the folder holds something else, or is damaged.
     """
     parts = [part if isinstance(part, pa.ChunkedArray) else pa.chunked_array([part], pa.large_string()) for part in texts]
     folder = folder_of(prepared)
@@ -170,7 +171,7 @@ def digest_of_texts(texts: pa.ChunkedArray) -> str:
 
 
 def folder_of(prepared: Prepared) -> Path:
-    """Where a dataset's banks are. Raises `UserError` where it is in an object store."""
+    """The folder of a dataset's banks. Raises `UserError` if the dataset is in an object store."""
     return prepared.local_folder("a bank of features") / "banks"
 
 
@@ -184,12 +185,12 @@ def compute(
     title: str | None = None,
     culprit: Culprit | None = None,
 ) -> None:
-    """Compute what is missing of banks of one encoder, and check those that are there.
+    """Compute missing parts of one encoder's banks, and check existing ones.
 
     Args:
-        load: of a bank's number and row ids [n], what the encoder is to see.
-        culprit: of a bank's number and row ids [n], a clause that names the image which ended a process, or an empty text.
-        title: of the progress line; by default what the first bank is of.
+        load: from a bank's number and row ids [n] to the encoder's input.
+        culprit: from a bank's number and row ids [n] to a clause that names the image that crashed a process, or an empty text.
+        title: of the progress line; by default from the first bank's content.
     """
     first = {bank.path: number for number, bank in reversed(list(enumerate(banks)))}  # equal lists share a bank
     todo = {number: banks[number] for number in sorted(first.values()) if banks[number].rows and not banks[number].exists}
@@ -231,7 +232,7 @@ class _Part:
     def done(self) -> bool:
         try:
             return len(np.load(self.path, mmap_mode="r")) == self.end - self.start
-        except (OSError, ValueError, EOFError):  # not there, or cut off as the machine went down
+        except (OSError, ValueError, EOFError):  # missing, or truncated by a crash of the machine
             return False
 
 
@@ -245,7 +246,7 @@ def _fill(
     display: Display,
     culprit: Culprit | None,
 ) -> None:
-    """Compute parts and put each in place as soon as its last batch has come; batches come in order."""
+    """Compute parts and store each as soon as its last batch has arrived; batches arrive in order."""
     batches = [(part, at, min(at + _BATCH, part.end)) for part in parts for at in range(part.start, part.end, _BATCH)]
     results = _computed([(part.number, start, end) for part, start, end in batches], load, encoder, arguments, pool, culprit)
     total = sum({part.number: part.bank.rows for part in parts}.values())
@@ -276,12 +277,12 @@ def _write(part: _Part, rows: np.ndarray) -> None:
         with storage.written(part.path) as path, path.open("wb") as file:
             np.save(file, rows)
     except OSError:
-        if not part.bank.exists:  # else another process was faster, and has tidied up
+        if not part.bank.exists:  # else another process was faster, and has cleaned up
             raise
 
 
 def _put_in_place(bank: Bank) -> None:
-    """Parts to one file; the folder appears with all that belongs into it, and what led to it goes away."""
+    """Join parts into one file; the folder appears complete, and the parts are deleted."""
     aside = bank.path.with_name(f"{bank.path.name}.partial-{platform.node()}-{os.getpid()}")
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -313,7 +314,7 @@ def _computed(
     pool: Pool,
     culprit: Culprit | None,
 ) -> Iterator[np.ndarray]:
-    """Rows of each (bank, start, end) in turn, from a pool of actors that each hold the encoder, or from this process."""
+    """Rows of each (bank, start, end) in turn, from a pool of actors with the encoder, or from this process."""
     if not pool.actors:
         encode = encoder(*arguments)
         for number, start, end in batches:

@@ -1,9 +1,9 @@
-"""Guides: for every sample, the samples that two frozen encoders find nearest to it, and their features.
+"""Guides: for every sample, its nearest neighbours according to two frozen encoders, and their features.
 
-The encoders' features lie in banks (`pipelines.features.feature_store`). Neighbours are looked for in a support set: samples of
-the training split, chosen anew in every epoch, the same on every worker without a word exchanged. The search is exact, one
+The encoders' features are stored (`pipelines.features.feature_store`). Neighbours are searched in a support set: samples of the
+training split, redrawn every epoch, the same on every worker without communication. The search is exact, one
 product of a batch's features with those of the support set on the worker's device, unless an approximate index is asked for.
-Where the support set is the whole split, neighbours may have been looked up once for all epochs
+If the support set is the whole split, neighbours may have been computed once for all epochs
 (`pipelines.features.knn_cache`).
 """
 
@@ -36,21 +36,21 @@ class Guides:
 
     order: Order
     image_bank: Path  # rows by sample_id
-    text_bank: Path  # rows by text_id; a sample's first caption stands for it
+    text_bank: Path  # rows by text_id; a sample is represented by its first caption
     support: int  # samples in the support set, at most the split's
     search: Search = "exact"
-    neighbours: Path | None = None  # rows by sample_id of what a search in the whole split finds
+    neighbours: Path | None = None  # rows by sample_id: the result of a search in the whole split
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def widths(self) -> tuple[int, int]:
-        """Of the features of images and captions."""
+        """Widths of the features of images and captions."""
         return self._bank(self.image_bank).shape[1], self._bank(self.text_bank).shape[1]
 
     def columns(self, sample_ids: np.ndarray, epoch: int, device: str) -> dict[str, np.ndarray]:
-        """`guide_ids` int64 [b, 3]: each sample, and those nearest to its image and to its caption (-1: there is none); and the
+        """`guide_ids` int64 [b, 3]: each sample, and those nearest to its image and to its caption (-1 for none); and the
         unit features of all three, `guide_images` [b, 3, F] and `guide_texts` [b, 3, G].
         """
         found = self.near(sample_ids, epoch, device) if self.neighbours is None else self._bank(self.neighbours)[sample_ids]
@@ -61,7 +61,7 @@ class Guides:
         return {"guide_ids": ids, "guide_images": images, "guide_texts": texts}
 
     def near(self, sample_ids: np.ndarray, epoch: int, device: str) -> np.ndarray:
-        """int64 [b, 2]: of the epoch's support set, the samples nearest to each one's image and to its caption, -1 for none."""
+        """int64 [b, 2]: the samples of the epoch's support set nearest to each image and to each caption, -1 for none."""
         # All of the split, whatever the epoch, has one support set.
         support = self._support(epoch if self.support < self._count else 0)
         groups = self._ids.image(sample_ids)
@@ -116,6 +116,6 @@ class Guides:
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float32 [n, F]; a row of zeros stays one."""
+    """Rows of length 1, float32 [n, F]; a row of zeros is unchanged."""
     rows = rows.astype(np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -1,7 +1,7 @@
-"""Which keys are nearest to queries: an exact search in blocks, and an approximate index for keys beyond memory.
+"""Nearest keys of queries: an exact search in blocks, and an approximate index for keys larger than memory.
 
-Both leave out keys of a query's own group, and both choose among what is close by products in float64: the answer depends
-neither on which queries are asked together, nor on the size of the blocks, nor on the device.
+Both skip keys of a query's own group, and both choose among close candidates by products in float64, so the result does not
+depend on which queries are asked together, on the block size or on the device.
 """
 
 from collections.abc import Callable
@@ -11,16 +11,16 @@ import numpy as np
 Rows = Callable[[np.ndarray], np.ndarray]  # places [n] to float32 [n, F]
 
 _BYTES = 1 << 28  # of one block of similarities
-_SLACK = 1e-5  # error of a product of unit rows in float32, at most
-_BLOCK = 1 << 16  # keys that are read at a time
-_PAIRS = 1 << 14  # whose products are computed at a time
-_CANDIDATES = 32  # that the index names for a query
-_SAMPLE = 64  # keys a list that decide where lists lie
+_SLACK = 1e-5  # maximum error of a product of unit rows in float32
+_BLOCK = 1 << 16  # keys read at a time
+_PAIRS = 1 << 14  # pairs whose products are computed at a time
+_CANDIDATES = 32  # candidates from the index for each query
+_SAMPLE = 64  # keys per list that are used to place the lists
 _LISTS_ASKED = 1 / 16
 
 
 def nearest(queries: np.ndarray, keys: np.ndarray, groups: np.ndarray, key_groups: np.ndarray, device: str = "cpu") -> np.ndarray:
-    """int64 [n]: of each query, the key with the largest product that is of another group; the first of equal ones, -1 for none.
+    """int64 [n]: for each query, the key of another group with the largest product; the first of equal ones, -1 for none.
 
     Args:
         queries, keys: float32 [n, F] and [Q, F].
@@ -47,7 +47,7 @@ def nearest(queries: np.ndarray, keys: np.ndarray, groups: np.ndarray, key_group
 
 
 def _best(queries: np.ndarray, keys: Rows, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """int64 [n]: for each query, of the keys that it is paired with, the best; the first of equal ones, -1 where it has no pair.
+    """int64 [n]: for each query, the best of the keys that it is paired with; the first of equal ones, -1 if it has no pair.
 
     Args:
         rows, places: int64 [p] each: pairs of a query and a key.
@@ -65,14 +65,14 @@ def _best(queries: np.ndarray, keys: Rows, rows: np.ndarray, places: np.ndarray)
 
 
 class Approximate:
-    """faiss's inverted lists of 8-bit codes: a quarter of the keys' memory, and a sixteenth of them looked at.
+    """faiss's inverted lists of 8-bit codes: a quarter of the keys' memory, and a sixteenth of them searched.
 
-    The index only names candidates; the rows decide among them. Where all candidates are of the query's own group, the search is
-    exact. The lists are the same in every process that builds them of the same rows.
+    The index only gives candidates; the rows decide among them. If all candidates are of the query's own group, the search is
+    exact. Every process that builds the lists from the same rows gets the same lists.
     """
 
     def __init__(self, keys: Rows, groups: np.ndarray):
-        """`groups`: int64 [Q], of the keys at places 0 to Q - 1, which are unit rows and are read in blocks."""
+        """`groups`: int64 [Q], of keys 0 to Q - 1, which are unit rows and are read in blocks."""
         import faiss
 
         self._keys, self._groups = keys, groups
@@ -95,7 +95,7 @@ class Approximate:
             faiss.omp_set_num_threads(threads)
 
     def nearest(self, queries: np.ndarray, groups: np.ndarray, device: str = "cpu") -> np.ndarray:
-        """As the function `nearest`, but for a few queries a key that is not quite the nearest."""
+        """Like the function `nearest`, but approximate for a few queries."""
         candidates = self._index.search(queries, min(_CANDIDATES, len(self._groups)))[1]  # [n, k], -1: no more
         other = (candidates >= 0) & (self._groups[candidates] != groups[:, None])
         rows, columns = other.nonzero()

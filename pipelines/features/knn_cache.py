@@ -1,8 +1,8 @@
-"""Neighbours of all samples in a whole split, looked up once: a bank of sample ids beside those of features.
+"""Neighbours of all samples in a whole split, computed once: a bank of sample ids next to those of features.
 
     DATASET/banks/IDENTITY/rows.npy   int64 [N, 2] by sample_id: nearest by image and by caption, -1 for none
 
-Its identity names both banks, the dataset's content and the split's samples; it is computed, resumed and checked as they are.
+Its identity covers both banks, the dataset's content and the split's samples; it is computed, resumed and checked like them.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pipelines.program.display import Display
 
 
 def find_neighbours(guides: Guides, prepared: Prepared, pool: Pool, display: Display) -> Path:
-    """The exact neighbours of all samples in the guides' split, computed where they are not there. Raises `UserError`."""
+    """The exact neighbours of all samples in the guides' split, computed if missing. Raises `UserError`."""
     whole = replace(guides, support=len(guides.order.ids), search="exact", neighbours=None)
     bank = _bank(whole, prepared)
     compute([bank], lambda _, ids: ids, _Find, (whole, "cuda" if pool.use_gpu else "cpu"), pool, display)
@@ -26,7 +26,7 @@ def find_neighbours(guides: Guides, prepared: Prepared, pool: Pool, display: Dis
 
 
 def with_neighbours(guides: Guides, prepared: Prepared) -> Guides:
-    """Guides that look them up, where the support set is the whole split and they are there. Raises `UserError` for damage."""
+    """Guides that look neighbours up, if the support set is the whole split and they exist. Raises `UserError` for damage."""
     if guides.support < len(guides.order.ids):
         return guides
     bank = _bank(guides, prepared)

@@ -19,7 +19,7 @@ def digest_of_rows(path: Path) -> str:
 
 
 def digest_of_file(path: Path) -> str:
-    """Hex digest of a file, which is read once as long as it is the same file: the trials of a sweep share banks."""
+    """Hex digest of a file, read once while the file is unchanged: the trials of a sweep share banks."""
     stat = path.stat()
     return _digest(path, stat.st_ino, stat.st_mtime_ns)
 

@@ -1,6 +1,6 @@
-"""How much an archive or a compressed file may unpack to: a megabyte of gzip can hold a gigabyte, to fill a disk or a memory.
+"""Limits on the unpacked size of an archive or a compressed file: a megabyte of gzip can expand to a gigabyte and fill memory.
 
-Real data shrinks little: images not at all, text to a tenth, a tar of tiny files to a thirtieth, as tars pad them.
+Real data compresses little: images not at all, text to a tenth, a padded tar of tiny files to a thirtieth.
 """
 
 import gzip
@@ -12,19 +12,19 @@ from typing import BinaryIO, cast
 
 from pipelines.io.retry import Missing
 
-LARGEST = 64 << 30  # bytes of one file, whatever it was before
+LARGEST = 64 << 30  # unpacked bytes of one file, whatever its packed size
 _RATIO = 100
-_SMALL = 64 << 20  # bytes, up to which the ratio does not matter
+_SMALL = 64 << 20  # bytes up to which the ratio does not matter
 
 
 class Bomb(Missing):
-    """What unpacks to more than it should."""
+    """A file that unpacks to more than the limits."""
 
     reason = "decompression_bomb"
 
 
 def check_size(size: int, packed: int) -> None:
-    """Raises `Bomb` where `packed` bytes may not become `size` of them."""
+    """Raises `Bomb` if `packed` bytes may not unpack to `size`."""
     if size > LARGEST:
         raise Bomb(f"unpacks to more than {LARGEST >> 30} GiB")
     if size > max(_SMALL, _RATIO * packed):
@@ -54,9 +54,9 @@ class _Gunzipped(io.RawIOBase):
 
 
 def unzip(path: Path, folder: Path) -> None:
-    """Unpack a zip; no member lands outside of the folder. Raises `Missing`, `zipfile.BadZipFile`, `OSError`."""
+    """Unpack a zip; no member is written outside the folder. Raises `Missing`, `zipfile.BadZipFile`, `OSError`."""
     with zipfile.ZipFile(path) as archive:
-        # The library reads no more of a member than this says.
+        # The library reads no more of a member than its declared size.
         check_size(sum(member.file_size for member in archive.infolist()), path.stat().st_size)
         for member in archive.namelist():
             if not (folder / member).resolve().is_relative_to(folder.resolve()):

@@ -61,7 +61,8 @@ def _in_package(location: str, key: str) -> Path:
 
 
 def _unpacked(path: Path, key: str) -> Path:
-    """A zip's content in the user's cache, unpacked aside and renamed; any other path as it is. Raises `UserError`."""
+    """A zip's content in the user's cache, unpacked under a temporary name and renamed; any other path unchanged. Raises
+    `UserError`."""
     if path.suffix != ".zip":
         return path
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raylign"

@@ -1,9 +1,9 @@
-"""Work on foreign bytes in a process of its own, which may die of them: the item it died of is told, and the others go on.
+"""Process untrusted bytes in a child process, which may crash: the item that crashed it is reported, and the others continue.
 
-A drawing of a few bytes can ask a renderer for terabytes or for minutes, and a damaged file can crash a decoder. Native code
-answers to no exception and no timer of Python's, only to the kernel. So a child process does such work: it says which item it
-begins, it has so much CPU time and memory for each, and where it ends the parent goes on behind that item with another child.
-CPU time and not time by the clock: a busy machine refuses no good image. A child is kept for the next work.
+A drawing of a few bytes can make a renderer use terabytes or minutes, and a damaged file can crash a decoder. Python's
+exceptions and timers cannot stop native code; only the kernel can. So a child process does such work: it announces each item
+before it begins, has limited CPU time and memory for it, and if it dies the parent continues after that item with a new child.
+The limit is CPU time, not wall-clock time, so a busy machine does not reject good images. A child is reused for later work.
 """
 
 import contextlib
@@ -24,17 +24,18 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_TRIES = 2  # deaths at one item, but by its limits, until they are its fault: a machine short of memory kills whom it likes
+# Deaths at one item, other than by its limits, before it is blamed: a machine short of memory kills arbitrary processes.
+_TRIES = 2
 _MEMORY_WORDS = ("memory allocation", "out of memory", "cannot allocate", "bad_alloc")  # of what libraries say before they abort
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one item."""
+    """Limits for one item."""
 
     # An eighth of the largest image that is read (`images.MAX_PIXELS`) took 0.1 to 0.9 s and 85 to 310 MiB by format.
-    seconds: float = 20.0  # of CPU time, all threads together
-    memory: int = 4 << 30  # bytes of address space, beyond what the process has
+    seconds: float = 20.0  # CPU time, of all threads together
+    memory: int = 4 << 30  # bytes of address space, in addition to what the process already has
 
 
 LIMITS = Limits()
@@ -42,7 +43,7 @@ LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Fatal:
-    """An item that ended the process. `about`: what was said of it when it began; None: the process was not at any item."""
+    """An item that ended the process. `about`: what `begin` was called with; None if no item had begun."""
 
     about: Any
     why: str  # a clause
@@ -55,7 +56,7 @@ class Fatal:
 
 
 class _Ended(Exception):  # noqa: N818 - it is a finding about data, not a programming error
-    """The child is no more."""
+    """The child has ended."""
 
     def __init__(self, why: str, costly: bool, final: bool, begun: Any) -> None:
         super().__init__(why)
@@ -63,13 +64,13 @@ class _Ended(Exception):  # noqa: N818 - it is a finding about data, not a progr
 
 
 def each(work: Callable[[int], Iterator[T]], limits: Limits = LIMITS) -> Iterator[T | Fatal]:
-    """The items of `work(0)`, made in a child.
+    """The items of `work(0)`, produced in a child.
 
     Args:
         work: picklable; `work(n)` gives the items from number n on. It calls `begin` before an item that might be the last.
 
-    After an item that ends the child comes a `Fatal`, and then the items behind it. A child that ends before it has begun with
-    the next item ends it all: nobody knows how to get past that. What `work` raises is raised.
+    After an item that ends the child comes a `Fatal`, and then the following items. If a child ends before it has begun the next
+    item, the iteration ends, since it cannot be skipped. Exceptions of `work` are raised here.
     """
     done = deaths = 0
     while True:
@@ -107,7 +108,7 @@ def _once(work: Callable[[], T], first: int) -> Iterator[T]:
 # --- the child's side ---
 
 _parent: Connection | None = None
-_note = -1  # descriptor of the file that says which item was begun: to write it wakes nobody
+_note = -1  # descriptor of the file with the current item: writing it wakes no other process
 _limits, _again, _sent = LIMITS, False, 0
 
 
@@ -117,19 +118,19 @@ def inside() -> bool:
 
 
 def again() -> bool:
-    """Whether another child died here: what reads ahead should not, so that what comes before is there."""
+    """Whether an earlier child died here: then work should not read ahead, so that earlier items are not lost."""
     return _again
 
 
 def begin(about: Any) -> None:
-    """Say which item is next, in case it is the last one. Elsewhere than in a child: nothing."""
+    """Announce the next item, in case it ends the process. Does nothing outside a child."""
     if _parent is not None:
         os.pwrite(_note, pickle.dumps((_sent, about)), 0)
 
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
-    """The block has an item's CPU time and memory, or the process ends. Elsewhere than in a child: no limit."""
+    """Limit the block to an item's CPU time and memory; exceeding them ends the process. No limit outside a child."""
     if not inside() or signal.getitimer(signal.ITIMER_PROF)[0]:
         yield
         return
@@ -146,12 +147,12 @@ def limited() -> Iterator[None]:
 
 
 def serve(descriptor: int, note: int) -> None:
-    """A child's whole life: work after work, until the parent is gone."""
+    """The main loop of a child: one work after another, until the parent is gone."""
     global _parent, _note, _limits, _again, _sent
     _parent, _note = Connection(descriptor), note
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     with contextlib.suppress(EOFError, OSError):
         while True:
             request = _parent.recv_bytes()
@@ -170,7 +171,7 @@ def _pickled_error(error: BaseException) -> bytes:
     try:
         data = pickle.dumps(("raised", error))
         pickle.loads(data)
-    except Exception:  # some do not travel
+    except Exception:  # some cannot be pickled
         data = pickle.dumps(("raised", RuntimeError(traceback.format_exc())))
     return data
 
@@ -181,10 +182,10 @@ def _pickled_error(error: BaseException) -> bytes:
 class _Child:
     def __init__(self) -> None:
         self.connection, theirs = Pipe()
-        # What libraries write before they end the process.
+        # What libraries print before they end the process.
         self._said = tempfile.TemporaryFile(prefix="raylign-")  # noqa: SIM115 - closed with the child
         self._note = tempfile.TemporaryFile(prefix="raylign-")  # noqa: SIM115
-        # As this process finds its modules; a thread more would only ask for address space.
+        # The same module path as here; extra threads would only use address space.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         environment = os.environ | {
             "PYTHONPATH": path,
@@ -214,10 +215,10 @@ class _Child:
         self.connection.send_bytes(request)
 
     def ended(self, limits: Limits, received: int) -> _Ended:
-        """Why it is no more, to be called when it is."""
+        """Why it ended; called after the end."""
         code = self._process.wait()
         number, begun = pickle.loads(os.pread(self._note.fileno(), 1 << 20, 0) or pickle.dumps((-1, None)))
-        begun = begun if number == received else None  # else it had sent that item
+        begun = begun if number == received else None  # otherwise it would have sent that item
         if code == -signal.SIGPROF:
             return _Ended(f"takes more than {limits.seconds:g} s of CPU time", True, True, begun)
         self._said.seek(0)
@@ -236,11 +237,11 @@ class _Child:
         self._process.wait()
 
 
-_idle: dict[int, list[_Child]] = {}  # by the process that they belong to: a fork of it must not talk to them
+_idle: dict[int, list[_Child]] = {}  # by owning process, since a fork must not use them
 
 
 def _items(work: Callable[[], Iterator[Any]], limits: Limits, again: bool) -> Iterator[Any]:
-    """What a child makes of the work. Raises `_Ended`, and what the work raises."""
+    """Run the work in a child. Raises `_Ended`, and exceptions of the work."""
     request = _pickled((work, limits, again))
     idle = _idle.setdefault(os.getpid(), [])
     child = idle.pop() if idle else _Child()
@@ -270,7 +271,7 @@ def _items(work: Callable[[], Iterator[Any]], limits: Limits, again: bool) -> It
 def _pickled(work: Any) -> bytes:
     try:
         return pickle.dumps(work, pickle.HIGHEST_PROTOCOL)
-    except (pickle.PicklingError, AttributeError, TypeError):  # of a program's own classes
+    except (pickle.PicklingError, AttributeError, TypeError):  # exceptions of a program's own classes
         import ray.cloudpickle
 
         return ray.cloudpickle.dumps(work)

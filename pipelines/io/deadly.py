@@ -1,7 +1,7 @@
-"""Which image ended the process that read it: those that may have are read again, one by one, in a process apart.
+"""Find the image that crashed the process that read it: candidates are read again, one by one, in a separate process.
 
-Ray says that a task's process died, and not of what. Preparing reads apart from the start; training and banks read in tasks,
-and look for the image only when a task has died for good.
+Ray reports that a task's process died, but not why. Preparing always reads in child processes; training and stored features
+read in tasks, and search for the image only when a task has failed for good.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.io import child_process
 from pipelines.io.child_process import LIMITS, Limits
 
-_MOST = 4096  # images that are tried: half a minute of photographs
+_MOST = 4096  # maximum number of images to try: half a minute of photographs
 
 
 def deadly(
@@ -21,11 +21,11 @@ def deadly(
     rows: Sequence[int],
     limits: Limits = LIMITS,
 ) -> str:
-    """A clause about the first row whose image ends the process that reads it; empty where none of them does.
+    """A clause about the first row whose image crashes the process that reads it; empty if none does.
 
     Args:
-        read: decodes the image of a row; picklable, by Ray's pickle at least. What it raises is told elsewhere.
-        name: what people call the image of a row.
+        read: decodes the image of a row; picklable, by Ray's pickle at least. Its exceptions are reported elsewhere.
+        name: a readable name of a row's image.
     """
     for found in child_process.each(partial(_read, read, [int(row) for row in rows[:_MOST]]), limits):
         if isinstance(found, child_process.Fatal):

@@ -1,9 +1,9 @@
 """Downloads over http(s), from servers of every quality: slow, gone, cutting bodies short, or answering with something else.
 
-URLs come with the data. A machine of a cloud or a company answers its neighbours what it tells nobody else (credentials at
-169.254.169.254, services without a password), so an address that is not a public one is asked only where the environment names
-its host or network: RAYLIGN_PRIVATE_HOSTS=images.corp,10.1.0.0/16. That holds for the address that a name stands for, when it
-is connected to, and for every redirect. A proxy of the environment is believed to know whom it asks.
+URLs come from the data. Machines in a cloud or company network answer internal requests with secrets (credentials at
+169.254.169.254, services without a password), so a non-public address is contacted only if the environment names its host or
+network: RAYLIGN_PRIVATE_HOSTS=images.corp,10.1.0.0/16. This applies to the resolved address at connection time, and to every
+redirect. A proxy in the environment is trusted to choose whom it contacts.
 """
 
 import http.client
@@ -25,14 +25,14 @@ from pipelines.io.retry import Missing, Unreachable, retried
 T = TypeVar("T")
 
 PRIVATE_HOSTS = "RAYLIGN_PRIVATE_HOSTS"
-_ATTEMPTS = 4  # the web has many dead servers, and each takes its time
+_ATTEMPTS = 4  # the web has many dead servers, each of which takes until the timeout
 _TIMEOUT = 20  # seconds without a byte
 _SLOWEST = 1024  # bytes a second on average, beyond the first `_TIMEOUT` seconds
-_MAX_BYTES = 100 << 20  # an image is smaller
+_MAX_BYTES = 100 << 20  # images are smaller
 
 
 class Refused(Missing):
-    """A host that data may not name."""
+    """A host that data must not name."""
 
     reason = "private_address"
 
@@ -43,7 +43,7 @@ def is_web(path: object) -> bool:
 
 
 def fetch(url: str) -> bytes:
-    """What lies at a URL. Raises `Missing`, also where it is more than 100 MiB."""
+    """The content of a URL. Raises `Missing`, also if it is more than 100 MiB."""
 
     def get() -> bytes:
         target = io.BytesIO()
@@ -54,7 +54,7 @@ def fetch(url: str) -> bytes:
 
 
 def download(url: str, target: BinaryIO) -> None:
-    """Write what lies at a URL, up to 64 GiB, to a file that holds nothing yet. Raises `Missing`."""
+    """Download a URL, up to 64 GiB, into an empty file. Raises `Missing`."""
 
     def get() -> None:
         target.seek(0)
@@ -65,7 +65,7 @@ def download(url: str, target: BinaryIO) -> None:
 
 
 def _patiently(get: Callable[[], T], url: str) -> T:
-    """Of the web's servers many are gone for good: one that does not answer has no image for us."""
+    """Many servers on the web are gone for good, so one that does not answer counts as missing."""
     try:
         return retried(get, url, _ATTEMPTS)
     except Unreachable as error:
@@ -73,7 +73,7 @@ def _patiently(get: Callable[[], T], url: str) -> T:
 
 
 def _copy(url: str, target: BinaryIO, limit: int) -> None:
-    """Raises `OSError` where another attempt may help, `Missing` where it will not."""
+    """Raises `OSError` if another attempt may help, `Missing` if not."""
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "raylign"})
         with _opener().open(request, timeout=_TIMEOUT) as answer:
@@ -87,7 +87,7 @@ def _copy(url: str, target: BinaryIO, limit: int) -> None:
         if isinstance(error.reason, TimeoutError | ConnectionError):
             raise
         raise Missing(str(error.reason)) from None  # no such host, a certificate that does not fit
-    except (ValueError, http.client.InvalidURL):  # whose words repeat the URL, with what may be secret in it
+    except (ValueError, http.client.InvalidURL):  # its message repeats the URL, which may contain secrets
         raise Missing("not a valid URL") from None
     except http.client.HTTPException as error:
         raise ConnectionError(f"not the answer of a web server: {type(error).__name__} {error}") from None
@@ -106,13 +106,13 @@ def _copy_body(answer: http.client.HTTPResponse, target: BinaryIO, limit: int) -
         done += len(piece)
         if done < _SLOWEST * (time.monotonic() - started - _TIMEOUT):
             raise TimeoutError(f"slower than {_SLOWEST} bytes a second")
-    # The library takes the end of the connection for the end of the body.
+    # The library treats the end of the connection as the end of the body.
     if expected is not None and done != expected:
         raise ConnectionError(f"{done} of {expected} bytes came")
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """As urllib's own, but for ftp, files and private addresses."""
+    """Like urllib's own, but without ftp, files and private addresses."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -138,7 +138,7 @@ class _Https(urllib.request.HTTPSHandler):
 
 
 def _guarded(kind: type[http.client.HTTPConnection], request: urllib.request.Request) -> Any:
-    """What makes a connection for this request, to a public address. Raises `Refused`."""
+    """A function that connects for this request, to a public address. Raises `Refused`."""
     if request.has_proxy() or getattr(request, "_tunnel_host", None):
         host = urllib.parse.urlsplit(request.full_url).hostname or ""
         with suppress(OSError):  # only the proxy knows it
@@ -154,7 +154,7 @@ def _guarded(kind: type[http.client.HTTPConnection], request: urllib.request.Req
 
 
 def _connect(address: tuple[str, int], timeout: float, source: Any = None) -> socket.socket:
-    """As `socket.create_connection`. The name is looked up once: what was judged is what is connected to."""
+    """Like `socket.create_connection`. The name is resolved once, so the checked address is the one connected to."""
     failed: OSError | None = None
     for found in _addresses(*address):
         try:
@@ -165,7 +165,7 @@ def _connect(address: tuple[str, int], timeout: float, source: Any = None) -> so
 
 
 def _addresses(host: str, port: int | None) -> list[str]:
-    """The addresses of a host. Raises `OSError` where nobody knows it, `Refused` where one of them may not be asked."""
+    """The addresses of a host. Raises `OSError` if it cannot be resolved, `Refused` if one of them is not allowed."""
     found = list(dict.fromkeys(str(one[4][0]) for one in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
     for address in found:
         if not _is_allowed(host, address):
@@ -189,7 +189,7 @@ def _is_allowed(host: str, address: str) -> bool:
 
 
 def _embedded(ip: Any) -> Any:
-    """The IPv4 address that an IPv6 address leads to, where it does: 6to4, and NAT64's prefix."""
+    """The IPv4 address embedded in an IPv6 address, if any: 6to4, and NAT64's prefix."""
     if ip.version == 6 and ip in ipaddress.ip_network("64:ff9b::/96"):
         return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
     return getattr(ip, "sixtofour", None) or ip

@@ -1,6 +1,6 @@
-"""Weights from a hub: whether they are on this machine or can be fetched, known within seconds and before anything starts.
+"""Weights from a hub: check within seconds, before anything starts, whether they are cached or can be downloaded.
 
-The libraries that load them try a network that is not there again and again, for minutes, in every process that wants a model.
+Without a network, the libraries that load them retry for minutes in every process that needs a model.
 """
 
 import functools
@@ -17,10 +17,10 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def check_repository(repository: str, key: str, name: str) -> None:
-    """Raises `UserError` where a repository of the Hugging Face hub is neither in this machine's cache nor to be had now.
+    """Raises `UserError` if a repository of the Hugging Face hub is neither in this machine's cache nor available now.
 
-    `name`: what the config calls it. Where it is cached and the hub does not answer, neither this process nor those that it
-    starts ask again.
+    `name`: its name in the config. If it is cached and the hub does not answer, neither this process nor those that it starts
+    ask again.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -44,14 +44,14 @@ def check_repository(repository: str, key: str, name: str) -> None:
 
 
 def check_file(url: str, file: Path, key: str, name: str) -> None:
-    """The same of weights that are one file on the web, which its library would keep as `file`."""
+    """The same for weights that are one file on the web, which its library would save as `file`."""
     if not file.exists() and (wrong := _of_web(url)) is not None:
         raise UserError(f"{key}: {name} needs {file}, which is not there, and {url} {wrong}; put it there, or give a path")
 
 
 @functools.cache
 def _of_hub(repository: str) -> str | None:
-    """None, or what is wrong with asking the hub for it."""
+    """None, or why the hub cannot provide it."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -72,14 +72,14 @@ def _words(error: Exception | None) -> str | None:
 
 
 def _asked(ask: Callable[[], object]) -> Exception | None:
-    """None, or why there is no answer. In a thread: nothing limits how long the network looks for a name."""
+    """None, or why there is no answer. In a thread, since name resolution has no timeout."""
     found: list[Exception | None] = []
 
     def work() -> None:
         try:
             ask()
             found.append(None)
-        except Exception as error:  # each layer of the network has errors of its own
+        except Exception as error:  # each layer of the network raises its own errors
             found.append(error)
 
     thread = threading.Thread(target=work, daemon=True)

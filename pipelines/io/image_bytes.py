@@ -1,4 +1,4 @@
-"""Where an image's encoded bytes are, and how many of them are fetched at once.
+"""Locations of encoded images, and fetching many of them at once.
 
 An image is a range of bytes of a file (a file of its own, a member of a tar), or a row of a table (Parquet, Arrow). Ranges are
 read one by one, so a batch costs the bytes it needs and no more. Tables are read by row group, and a few groups are kept.
@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from pipelines.io import storage, tables
 from pipelines.io.storage import Missing
 
-_THREADS = 32  # requests in flight, per process: latency of an object store is hidden by their number
-_AHEAD = 4 * _THREADS  # images that are fetched, or wait for it, before their turn
+_THREADS = 32  # requests in flight, per process, to hide the latency of an object store
+_AHEAD = 4 * _THREADS  # images that are fetched, or queued, ahead of the reader
 _KEPT_BYTES = 512 << 20  # of row groups, per process
 
 _lock = threading.Lock()
@@ -52,14 +52,14 @@ def read_location(location: Location) -> bytes:
 
 
 def read_locations(locations: Sequence[Location]) -> Iterator[bytes | Missing]:
-    """The bytes of each, in order; what cannot be had is a `Missing`. Remote ones are fetched many at a time and ahead.
+    """The bytes of each, in order; `Missing` for one that cannot be read. Remote ones are fetched in parallel and ahead.
 
-    A reader that leaves early waits for nothing.
+    A reader that stops early waits for nothing.
     """
     if not any(storage.is_remote(location.file) for location in locations):
         yield from map(_attempt, locations)
         return
-    # Ahead, but not all at once: memory stays flat however many are asked for.
+    # Ahead, but not all at once, so memory stays bounded.
     waiting: deque[Future[bytes | Missing]] = deque()
     pool = ThreadPoolExecutor(_THREADS)
     try:
@@ -108,7 +108,7 @@ def _forget_old_groups() -> None:
     with _lock:
         sizes = {key: kept.result().nbytes for key, kept in _groups.items() if kept.done()}
         total = sum(sizes.values())
-        for key in list(sizes)[:-1]:  # the newest stays, however large
+        for key in list(sizes)[:-1]:  # the newest is kept, however large
             if total <= _KEPT_BYTES:
                 break
             total -= sizes[key]

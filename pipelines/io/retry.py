@@ -1,6 +1,6 @@
-"""What is remote, and what is done about its failures: the passing ones are tried again, the others are findings about data.
+"""Remote files and their failures: temporary ones are retried, the others are findings about the data.
 
-An object store answers with errors and cut bodies now and then, and says so only by an error's text.
+An object store occasionally returns errors and truncated bodies, which can only be recognised by the error's text.
 """
 
 import random
@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 _ATTEMPTS = 8
 _FIRST_WAIT = 0.1  # seconds; doubles with every attempt, some 12 s in all
-_PATIENCE = 120  # seconds, after which no further attempt begins,
-_LEAST = 3  # but for these: one that sends or fetches a large file, or on a busy machine, may take longer than that by itself
+_PATIENCE = 120  # seconds after which no further attempt begins,
+_LEAST = 3  # except for these: a single attempt with a large file, or on a busy machine, may take longer than that
 _FINAL = re.compile(
     r"AWS Error (ACCESS_DENIED|NO_SUCH_BUCKET|NO_SUCH_KEY|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH)"
     r"|HTTP status 4(?!08|29)\d\d"
-    r"|Invalid IPC|thrift|[Cc]orrupt"  # what came is no Arrow or Parquet file
+    r"|Invalid IPC|thrift|[Cc]orrupt"  # the content is not an Arrow or Parquet file
 )
 
 
@@ -28,17 +28,17 @@ _QUERY = re.compile(r"(\bhttps?://[^\s?#'\"]*)[?#][^\s'\"]*", re.IGNORECASE)
 
 
 class Missing(Exception):  # noqa: N818 - it is a finding about data, not a programming error
-    """A file that is not there, or that nobody hands out; of some kinds the `reason` is a code of its own."""
+    """A file that does not exist or is not accessible; in some cases `reason` is a specific code."""
 
     reason = ""
 
 
 class Unreachable(OSError):  # noqa: N818 - as above
-    """A store that did not answer, however often it was asked. Nobody takes its files for missing."""
+    """A store that did not answer after all retries. Its files do not count as missing."""
 
 
 def is_remote(path: Path | str) -> bool:
-    """Whether a path is the URI of something that is not on this machine's disks."""
+    """Whether a path is a URI outside this machine's disks."""
     return "://" in str(path) and not str(path).startswith("file://")
 
 
@@ -52,21 +52,21 @@ def is_text(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """A text for people and files: without what URLs in it may hold of secrets, a user, a password, a query with a signature.
+    """A text that is safe to show and store: URLs in it lose their secrets (user, password, query with a signature).
 
     Bytes of a file's name that are not UTF-8 become \\xff.
     """
     if not is_text(text):
         try:
             data = text.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:  # surrogates that stand for no byte, as JSON may name them
+        except UnicodeEncodeError:  # surrogates that do not represent a byte, which JSON can contain
             data = text.encode("utf-8", "backslashreplace")
         text = data.decode("utf-8", "backslashreplace")
     return _QUERY.sub(r"\1?...", _USER.sub(r"\1...@", text)) if "://" in text else text
 
 
 def shown_place(place: Path | str) -> str:
-    """A path or URL as `shown` has it, whatever characters it is made of."""
+    """A path or URL as `shown` would print it, whatever its characters."""
     text = str(place)
     if not text.lower().startswith(("http://", "https://")):
         return shown(text)
@@ -75,7 +75,7 @@ def shown_place(place: Path | str) -> str:
 
 
 def shown_tree(tree: Any) -> Any:
-    """A tree of JSON values with every text as `shown` has it."""
+    """A tree of JSON values with `shown` applied to every text."""
     if isinstance(tree, dict):
         return {key: shown_tree(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -84,13 +84,13 @@ def shown_tree(tree: Any) -> Any:
 
 
 def retried(work: Callable[[], T], path: Path | str | None = None, attempts: int = _ATTEMPTS) -> T:
-    """Do it, again after an error of the connection or the server; on this machine's disks once.
+    """Do the work, and retry after an error of the connection or the server; on this machine's disks only once.
 
     Args:
         work: raises `OSError` where it fails.
-        path: what is read; without it, what is of no use to try again is raised as `OSError`.
+        path: what is read; without it, errors for which retrying is useless are raised as `OSError`.
 
-    Raises `Missing` where it is of no use, and `Unreachable` where it was tried often enough: an outage says nothing about data.
+    Raises `Missing` if retrying is useless, and `Unreachable` after the last attempt: an outage says nothing about the data.
     """
     started = time.monotonic()
     if path is not None and not is_remote(path):

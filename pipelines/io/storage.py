@@ -1,7 +1,7 @@
 """Files wherever they are: local paths, s3://, gs://, any fsspec URL, and http(s):// for reading.
 
-pyarrow's own file systems serve s3 and gs, fsspec the rest. Every request that fails is tried again, later and later, before it
-counts as failed. What is written is there whole or not at all.
+pyarrow's own file systems serve s3 and gs, fsspec the rest. Failed requests are retried with growing delays before they count as
+failed. Writes are atomic.
 
 Environment: AWS_ENDPOINT_URL names another S3-compatible service; credentials and AWS_REGION are as the AWS tools know them.
 """
@@ -31,16 +31,16 @@ from pipelines.program.settings import UserError
 _CONNECT_TIMEOUT = 10  # seconds
 _TIMEOUT = 20  # seconds without a byte
 _REQUEST_ATTEMPTS = 3  # by the client of the object store, of every part of an upload for itself
-_OPEN_FILES = 256  # handles of remote files, per process: opening one asks for its size
+_OPEN_FILES = 256  # open handles of remote files, per process: opening one requests its size
 _SENT_AT_ONCE = 32 << 20  # bytes of an upload that are in memory
 _GLOB = re.compile(r"(\*\*/|\*|\?|\[[^\]/]+\])")
-_VISIBLE = rf"(?!(?<=/){HIDDEN})"  # as in a shell, a leading dot is matched by a dot alone
+_VISIBLE = rf"(?!(?<=/){HIDDEN})"  # as in a shell, a leading dot is only matched by a dot
 _AS_REGEX = {"**/": rf"(?:{_VISIBLE}[^/]+/)*", "*": rf"{_VISIBLE}[^/]*", "?": rf"{_VISIBLE}[^/]"}
 
 
 @dataclass(frozen=True)
 class File:
-    """A file that was found, and what changes when it does."""
+    """A listed file, with what changes when its content does."""
 
     path: str
     size: int  # bytes; -1: unknown
@@ -48,12 +48,12 @@ class File:
 
 
 def join(folder: Path | str, *names: str) -> Path | str:
-    """A path below a folder, of the folder's kind."""
+    """A path below a folder: a URI if the folder is one."""
     return "/".join([folder, *names]) if isinstance(folder, str) else folder.joinpath(*names)
 
 
 def absolute(path: Path | str) -> Path | str:
-    """A local path from the root on; a URI as it is."""
+    """An absolute local path; a URI unchanged."""
     return path if is_remote(path) else Path(path).absolute()
 
 
@@ -65,7 +65,7 @@ def name_of(path: Path | str) -> str:
 def find(patterns: str | tuple[str, ...], key: str) -> list[File]:
     """Files by path, `{00000..00331}` or `{a,b}` braces, and globs, in the order of the patterns, each pattern's sorted.
 
-    A folder stands for all files below it but hidden ones. Raises `UserError`, naming `key`, where a pattern finds nothing.
+    A folder means all files below it except hidden ones. Raises `UserError`, naming `key`, if a pattern finds nothing.
     """
     found: dict[str, File] = {}
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
@@ -104,21 +104,21 @@ def exists(path: Path | str) -> bool:
 
 
 def read(path: Path | str, start: int = 0, length: int = -1) -> bytes:
-    """Bytes of a file, from `start` on; a negative length means to the end. Fewer where it ends before. Raises `Missing`."""
+    """Bytes of a file, from `start` on; a negative length means to the end. Fewer if the file ends earlier. Raises `Missing`."""
     if not is_remote(path):
         return _read_local(str(path).removeprefix("file://"), start, length)
     if http.is_web(path):
         return http.fetch(str(path))[start : None if length < 0 else start + length]
     try:
         system, inside = _system(path)
-    except UserError as error:  # of one row's file; of a whole source, whoever looks for its files has said it before
+    except UserError as error:  # this is about one row's file; listing a source has already reported it for the whole source
         raise Missing(str(error)) from None
     if isinstance(system, pafs.PyFileSystem):
         end = None if length < 0 else start + length
         return retried(lambda: system.handler.fs.cat_file(inside, start=start, end=end), path)
 
     def get() -> bytes:
-        # A file that is read whole may have been replaced: its size is asked for anew.
+        # A file that is read completely may have been replaced, so its size is requested again.
         file = _opened(str(path)) if length >= 0 else system.open_input_file(inside)
         left = max(0, file.size() - start)
         return file.read_at(left if length < 0 else min(length, left), start) if left else b""
@@ -138,7 +138,7 @@ def _read_local(path: str, start: int, length: int) -> bytes:
 
 
 def open_random(path: Path | str) -> pa.NativeFile:
-    """A file for reading at any place; remote ones are asked for the ranges that are read. Raises `OSError`, `Missing`."""
+    """A seekable file for reading; of remote ones only the ranges that are read are requested. Raises `OSError`, `Missing`."""
     if not is_remote(path):
         return pa.memory_map(str(path).removeprefix("file://"))
     if http.is_web(path):
@@ -189,9 +189,9 @@ def _receive(path: Path | str, copy: Path) -> None:
 
 @contextmanager
 def written(path: Path | str) -> Iterator[Path]:
-    """A local path to write to; what lies there when the block ends without an error is put at `path`, whole or not at all.
+    """A local path to write to; if the block ends without an error, the file is moved or uploaded to `path` atomically.
 
-    Raises `OSError` where it cannot be put there.
+    Raises `OSError` if that fails.
     """
     if not is_remote(path):
         final = Path(path)
@@ -206,7 +206,7 @@ def written(path: Path | str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="raylign-") as folder:
         aside = Path(folder) / name_of(path)
         yield aside
-        # Closing an upload makes a file of what was sent until then. An interrupt strikes the main thread alone: not this one.
+        # Closing an upload makes a file of what was sent so far. An interrupt only affects the main thread, not this one.
         with ThreadPoolExecutor(1) as sender:
             sender.submit(retried, lambda: _send(aside, path)).result()
 
@@ -221,30 +221,30 @@ def _send(aside: Path, path: Path | str) -> None:
             with system.open_output_stream(inside) as target:
                 for start in range(0, data.size, _SENT_AT_ONCE):
                     target.write(data[start : start + _SENT_AT_ONCE])
-                    target.flush()  # what was sent needs no memory any more
-    _opened.cache_clear()  # handles of what was there before
+                    target.flush()  # parts that were sent need no memory any more
+    _opened.cache_clear()  # handles of the earlier file
     if system.get_file_info(inside).size != aside.stat().st_size:
         raise OSError(f"{path}: fewer bytes arrived than were sent")
 
 
 def delete(path: Path | str) -> None:
-    """Delete a file, or a folder with all that is in it; nothing where there is nothing."""
+    """Delete a file, or a folder with its content, if it exists."""
     system, inside = _system(path)
     kind = retried(lambda: system.get_file_info(inside).type)
     work = {pafs.FileType.Directory: system.delete_dir, pafs.FileType.File: system.delete_file}.get(kind)
     if work is not None:
-        with suppress(FileNotFoundError):  # an attempt whose answer was lost did it
+        with suppress(FileNotFoundError):  # an earlier attempt, whose answer was lost, deleted it
             retried(lambda: work(inside))
     _opened.cache_clear()
 
 
 def files_below(folder: Path | str) -> list[File]:
-    """All files below a folder, sorted; empty where there is none."""
+    """All files below a folder, sorted; empty if it does not exist."""
     return _files(folder, recursive=True)
 
 
 def data_below(folder: Path | str) -> dict[str, File]:
-    """The files below a folder by their names from there, sorted, without hidden ones; empty where there is none."""
+    """The files below a folder by relative path, sorted, without hidden ones; empty if it does not exist."""
     files = {file.path[len(str(folder)) :].lstrip("/"): file for file in files_below(folder)}
     return {name: file for name, file in files.items() if not is_hidden(name)}
 
@@ -283,7 +283,7 @@ def _matching(pattern: str) -> list[File]:
     if http.is_web(pattern):
         return [File(pattern, -1, 0)]
     system, inside = _system(pattern)
-    info = retried(lambda: system.get_file_info(inside))  # also of a pattern: files may be called so
+    info = retried(lambda: system.get_file_info(inside))  # a pattern, too, may be the literal name of a file
     if info.type == pafs.FileType.Directory:
         return list(data_below(pattern).values())
     if info.type == pafs.FileType.File:
@@ -295,14 +295,14 @@ def _matching(pattern: str) -> list[File]:
     folder = _folder_of(pattern)
     below = pattern[len(folder) + 1 :] if folder else pattern
     deep = "/" in below
-    # A slash before both, so that every name has one before it.
+    # A slash before both, so that every name is preceded by one.
     wanted = re.compile("/" + (re.escape(folder + "/") if folder else "") + as_regex(below))
     files = _files(folder or ("/" if pattern.startswith("/") else "."), deep)
     return [file for file in files if wanted.fullmatch("/" + file.path.removeprefix("./"))]
 
 
 def _folder_of(pattern: str) -> str:
-    """The folder in which a glob begins. One that is called `shards [v2]` means itself."""
+    """The folder in which a glob begins. An existing folder called `shards [v2]` is taken literally."""
     parts = pattern.split("/")[:-1]
     for count, part in enumerate(parts):
         if _GLOB.search(part) and not _is_folder("/".join(parts[: count + 1])):
@@ -316,7 +316,7 @@ def _is_folder(path: str) -> bool:
 
 
 def as_regex(pattern: str) -> str:
-    """A glob as a regular expression for a path with a slash before it."""
+    """A glob as a regular expression for a path with a leading slash."""
     return "".join(map(_as_regex, _GLOB.split(pattern)))
 
 
@@ -328,7 +328,7 @@ def _as_regex(piece: str) -> str:
 
 
 def _prefix(path: Path | str, inside: str) -> str:
-    """What stands before a file system's own paths."""
+    """The URI prefix before a file system's own paths."""
     return str(path).removesuffix(inside) if is_remote(path) else ""
 
 

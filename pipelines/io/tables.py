@@ -1,8 +1,8 @@
-"""The one place where Parquet and Arrow are opened: a table that could run code is refused by its schema, before a cell is read.
+"""Opens all Parquet and Arrow files: a table that could run code is refused by its schema, before any cell is read.
 
-A column may be of an extension type, which a library has registered with Arrow. Ray registers one whose cells are pickles
-(`ray.data.arrow_pickled_object`), and unpickling runs whatever the file's author wants. Known to hold numbers and text alone are
-Arrow's own types and Ray's tensors; their parameters are JSON.
+A column may have an extension type, which a library has registered with Arrow. Ray registers one whose cells are pickles
+(`ray.data.arrow_pickled_object`), and unpickling runs whatever code the file's author wants. Arrow's own types and Ray's tensors
+are known to contain only numbers and text; their parameters are JSON.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipelines.io.retry import Missing
 from pipelines.program.ray_internals import TENSOR_TYPES
 
-_NAME = b"ARROW:extension:name"  # of a field whose type nobody registered
+_NAME = b"ARROW:extension:name"  # metadata key of a field whose type is not registered
 _HARMLESS = frozenset(
     f"arrow.{name}"
     for name in ("bool8", "fixed_shape_tensor", "json", "opaque", "parquet.variant", "timestamp_with_offset", "uuid")
@@ -24,7 +24,7 @@ _HARMLESS = frozenset(
 
 
 class Refused(Missing):
-    """A table that is not read."""
+    """A table that is refused."""
 
 
 def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
@@ -73,7 +73,7 @@ def _opened(opening: Any, source: Any) -> Any:
 
 
 def _unlike(error: ValueError | TypeError) -> Exception:
-    """Arrow's own error as it is; another comes from a library that cannot make sense of its type's parameters."""
+    """Arrow's own error unchanged; any other comes from a library that cannot read its type's parameters."""
     first = str(error).strip().partition("\n")[0]
     return error if isinstance(error, pa.ArrowException) else Refused(f"has a type that is not as its library writes it: {first}")
 
@@ -89,7 +89,7 @@ def _check(schema: pa.Schema) -> None:
 
 
 def _extensions(field: pa.Field) -> Iterator[str]:
-    """Names of all extension types of a column, however deep inside."""
+    """Names of all extension types of a column, at any depth."""
     if _NAME in (field.metadata or {}):
         yield field.metadata[_NAME].decode("utf-8", "replace")
     waiting = [field.type]

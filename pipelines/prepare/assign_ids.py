@@ -1,7 +1,7 @@
 """The second half of preparing: duplicates, dense ids, shuffled captions, and the shards' light columns.
 
-It runs on the driver over what the parts found, images excepted: digests of all rows at once as arrays, everything else a
-part at a time. The same parts give the same files and the same fingerprint, however often and wherever they were read.
+It runs on the driver over the rows that the parts produced, without images: digests of all rows at once as arrays, everything
+else part by part. The same parts give the same files and the same fingerprint, however often and wherever they were read.
 """
 
 import hashlib
@@ -41,22 +41,22 @@ class Numbered:
     labels: dict[str, Counter[str]] = field(default_factory=dict)
     captions: Counter[str] = field(default_factory=lambda: Counter(chosen=0, shuffled=0))
     reasons: Counter[str] = field(default_factory=Counter)
-    tables: bool = False  # whether images lie in tables, to be read by row group
+    tables: bool = False  # whether images are in tables, which are read by row group
     fingerprint: str = ""
     repeats: Repeats | None = None
 
 
 @dataclass
 class _Digests:
-    """Of all rows that no part rejected, in order."""
+    """Digests of all rows that no part rejected, in order."""
 
     rows_of_part: np.ndarray  # int64 [parts]
     key: np.ndarray  # uint64 [n]
     image: np.ndarray
     content: np.ndarray
     near: np.ndarray
-    texts: np.ndarray  # uint64 [m], all captions one after another
-    captions: np.ndarray  # int64 [n], how many each row has
+    texts: np.ndarray  # uint64 [m], captions of all rows concatenated
+    captions: np.ndarray  # int64 [n], number of captions of each row
     train: np.ndarray  # bool [n]
     labels: list[str]  # names of all labels, as they first appear
 
@@ -114,7 +114,7 @@ def number(parts: list[Part], content: Place, settings: PrepareSettings, rejecte
             if part.weight != 1:
                 entry["weight"] = part.weight
             result.shards.append(entry)
-            # The order of samples depends on where shards end, and on their weights.
+            # The order of samples depends on the shard boundaries and weights.
             hasher.update(np.asarray([len(table), part.weight]).tobytes())
     if shuffled_captions is not None and result.kept:
         place = int((ids.texts == commonest).argmax())
@@ -142,7 +142,7 @@ def first_seen(values: np.ndarray) -> np.ndarray:
 
 
 def near_duplicates(hashes: np.ndarray, bits: int) -> np.ndarray:
-    """Rows whose 64-bit hash differs in at most `bits` bits from that of an earlier row that is none itself. bool [n].
+    """Rows whose 64-bit hash differs in at most `bits` bits from that of an earlier row that is not such a duplicate. bool [n].
 
     Two hashes that differ in so many bits agree in at least one of `bits + 1` bands: only rows of one band are compared.
     """
@@ -188,10 +188,10 @@ def _read_digests(parts: list[Part], content: Place) -> _Digests:
 
 
 def _duplicates(digests: _Digests, settings: PrepareSettings) -> np.ndarray:
-    """A reason for each row that an earlier one makes superfluous, else the empty string. str [n].
+    """The rejection reason of each row that duplicates an earlier one, else the empty string. str [n].
 
-    Where splits are the source's own, held-out rows come first: duplicates take nothing from a published test split but what
-    it has twice itself. Where splits are drawn, the order of rows decides alone.
+    If splits are the source's own, held-out rows take precedence: a published test split only loses its own duplicates. If
+    splits are drawn, only the order of rows decides.
     """
     refused = np.full(len(digests.key), "", dtype=object)
     order = np.argsort(digests.train, kind="stable") if settings.splits == "source" else np.arange(len(refused))

@@ -1,4 +1,4 @@
-"""Captions on their way into a prepared dataset: cleaned, cut or refused, and, to study noisy data, exchanged. Pure functions.
+"""Processing of captions for a prepared dataset: cleaning, truncation, rejection, and shuffling to study noise. Pure functions.
 
 The rules of cleaning are those of ALBEF's public code (Li et al., "Align before Fuse", NeurIPS 2021, arXiv 2107.07651), which
 many later projects copied.
@@ -19,10 +19,10 @@ _STRIPPED = re.compile(r"[,.'!?\"()*#:;~]")
 
 
 class CaptionSettings(Settings):
-    """What becomes of captions before they are kept."""
+    """How captions are processed before they are stored."""
 
     clean: bool = Field(False, description="lower case, no punctuation, one space between words")
-    max_words: int | None = Field(None, ge=1, description="longer captions are cut to so many words")
+    max_words: int | None = Field(None, ge=1, description="longer captions are cut to this many words")
     reject_words: int = Field(1000, ge=1, description="longer captions are rejected, before any is cut")
     reject_characters: int = Field(
         10_000, ge=1, description="longer captions are rejected likewise; languages without spaces have words of any length"
@@ -40,15 +40,15 @@ def clean(caption: str) -> str:
 
 
 def cut(caption: str, words: int) -> str:
-    """At most so many words; a caption that is short enough stays as it is."""
+    """At most this many words; a short enough caption is unchanged."""
     found = caption.split()
     return caption if len(found) <= words else " ".join(found[:words])
 
 
 def usable(pair: Pair, settings: CaptionSettings) -> Pair | Rejected:
-    """The pair with its captions as they are kept, or why it cannot be.
+    """The pair with its processed captions, or why it is rejected.
 
-    A NUL is in no text that people wrote: some programs end a text there, others refuse it.
+    A NUL does not occur in real text: some programs end a text there, others refuse it.
     """
     if any("\0" in text for text in (pair.key, pair.group, *pair.captions, *pair.labels.values())):
         return Rejected(pair.key.replace("\0", ""), pair.origin, "bad_row", "a NUL in its text")
@@ -63,7 +63,7 @@ def usable(pair: Pair, settings: CaptionSettings) -> Pair | Rejected:
         return Rejected(pair.key, pair.origin, "caption_too_long", f"{longest} words")
     if settings.max_words is not None:
         captions = [cut(caption, settings.max_words) for caption in captions]
-    # A group that is named by its caption still is: captions that have become equal stay in one split.
+    # A group named by its caption is renamed with it, so captions that have become equal stay in one split.
     named = pair.group == pair.captions[0].lower()
     return replace(pair, captions=captions, group=captions[0].lower() if named else pair.group)
 
@@ -71,11 +71,11 @@ def usable(pair: Pair, settings: CaptionSettings) -> Pair | Rejected:
 def exchange(captions: Sequence[Hashable], share: float, random: np.random.Generator) -> dict[int, int]:
     """Choose `round(share * rows)` rows at random, and for each the row whose captions it gets.
 
-    No row gets captions equal to its own, unless more than half of the chosen rows have the same: as few as possible then
-    keep theirs, and stand for themselves in the result.
+    No row gets captions equal to its own, unless more than half of the chosen rows have the same: then as few as possible keep
+    their own, and map to themselves in the result.
     """
     chosen = random.permutation(len(captions))[: round(share * len(captions))].tolist()
-    # Equal captions side by side in a circle; everybody looks as far ahead as the longest run of equals.
+    # Sort equal captions together in a circle; each row takes the captions as far ahead as the longest run of equals.
     counts = Counter(captions[row] for row in chosen)
     place = {caption: index for index, caption in enumerate(counts)}
     chosen.sort(key=lambda row: place[captions[row]])

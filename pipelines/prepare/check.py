@@ -1,4 +1,4 @@
-"""`python -m pipelines CONFIG.yaml --check`: what preparing would meet, told in a minute and without writing anything.
+"""`python -m pipelines CONFIG.yaml --check`: what preparing would find, reported within a minute and without writing anything.
 
 The headers of up to some hundred units are read (members of tars, footers and captions of tables), and a sample of their
 images is decoded by the same code that preparing uses. Shares of the sample come with their 95 % interval.
@@ -32,12 +32,12 @@ from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_names
 
 _UNITS = 200  # whose headers are read
 _IMAGES = 2000  # that are decoded, over all units
-_COMMON = 5  # captions of a unit that may be the commonest of all
+_COMMON = 5  # captions of a unit that are candidates for the most common one
 _EXAMPLES = 5  # pairs that are shown
 
 
 def check(settings: PrepareSettings, display: Display) -> bool:
-    """Print tables; whether preparing would do. Raises `UserError` for an empty source."""
+    """Print tables; returns whether preparing would succeed. Raises `UserError` for an empty source."""
     units = list_units(settings)
     if not units:
         raise UserError(f"source: nothing to read for {settings.source.title()}; check the source's keys")
@@ -58,7 +58,7 @@ def _spread(items: Sequence[Any], count: int) -> list[Any]:
 
 
 def _scan(units: list[Unit], settings: PrepareSettings) -> Iterator[dict[str, Any]]:
-    """What was found in each unit, from the cluster."""
+    """Scan each unit in the cluster."""
     import ray.data
 
     per_unit = -(-_IMAGES // len(units))
@@ -77,7 +77,7 @@ def _scan(units: list[Unit], settings: PrepareSettings) -> Iterator[dict[str, An
 def scan_unit(
     data: Any, images: int, settings: PrepareSettings, limits: child_process.Limits = child_process.LIMITS
 ) -> dict[str, Any]:
-    """Headers of all rows of a unit, and so many of its images decoded, apart from this process as in preparing."""
+    """Headers of all rows of a unit, and some of its images decoded, in a child process as in preparing."""
     found: dict[str, Any] = {"rows": 0, "header_reasons": Counter(), "examples": {}, "words": [], "keys": []}
     samples: list[_Sample] = []
     for item in child_process.each(partial(_looked_at, data, images, settings), limits):
@@ -151,7 +151,7 @@ def _sample(pair: Pair, columns: dict[str, Any], settings: PrepareSettings) -> _
 
 
 def _said(pairs: Sequence[Pair], settings: PrepareSettings) -> dict[str, Any]:
-    """What captions and groups of these pairs say to each other; captions and groups by their digests."""
+    """How often captions and groups repeat among these pairs, by their digests."""
     texts = Counter(caption for pair in pairs for caption in set(pair.captions))
     splits: Counter[str] = Counter()
     if settings.splits != "source":
@@ -168,14 +168,14 @@ def _said(pairs: Sequence[Pair], settings: PrepareSettings) -> dict[str, Any]:
 
 
 def _repeats(found: list[dict[str, Any]]) -> Repeats:
-    """Of all units that were looked at."""
+    """Repetition over all scanned units."""
     said = [one["said"] for one in found if "said" in one]
     captions, groups, texts = Counter[str](), Counter[str](), dict[str, str]()
     for one in said:
         captions.update(one["captions"])
         groups.update(one["groups"])
         texts |= one["commonest"]
-    # One that no unit has often is none of many rows.
+    # A caption that is rare in every unit cannot have many rows.
     commonest = max(texts, key=lambda key: captions[key], default="")
     rows, largest = sum(groups.values()), max(groups.values(), default=0)
     return Repeats(rows, len(captions), len(groups), texts.get(commonest, ""), captions[commonest], largest)
@@ -197,7 +197,7 @@ def _weighed(found: list[dict[str, Any]], kind: str, name: str, whole: bool) -> 
 def _tell(
     found: list[dict[str, Any]], units: int, absent: int, own: Counter[str], settings: PrepareSettings, display: Display
 ) -> bool:
-    """Print what was found; `own`: rows of the source's own splits."""
+    """Print the result; `own`: rows of the source's own splits."""
     rows = sum(one["rows"] for one in found)
     sampled = sum(one["sampled"] for one in found)
     headers, images = Counter[str](), Counter[str]()

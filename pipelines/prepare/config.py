@@ -1,4 +1,4 @@
-"""What `python -m pipelines CONFIG.yaml` is told: a source, and how its pairs are kept."""
+"""The config of `python -m pipelines CONFIG.yaml`: a source, and how its pairs are stored."""
 
 import difflib
 import re
@@ -18,7 +18,7 @@ _SHARES = TypeAdapter(dict[str, float])
 
 
 class ImageSettings(Settings):
-    """How images are kept."""
+    """How images are stored."""
 
     size: int = Field(224, ge=8, description="pixels of the shorter side; smaller images stay as they are")
     format: ImageFormat = Field("jpeg", description="png for drawings, jpeg or webp for photographs")
@@ -35,11 +35,11 @@ class ImageSettings(Settings):
 
 
 class FilterSettings(Settings):
-    """Pairs that are left out on purpose; each is counted and listed, and none is part of max_rejected_rate."""
+    """Pairs that are left out on purpose; they are counted and listed, but not part of max_rejected_rate."""
 
-    min_side: int | None = Field(None, ge=1, description="pixels that the shorter side must have")
-    max_aspect: float | None = Field(None, ge=1, description="how many times as long as wide an image may be")
-    min_words: int | None = Field(None, ge=1, description="words that every caption must have")
+    min_side: int | None = Field(None, ge=1, description="minimum number of pixels of the shorter side")
+    max_aspect: float | None = Field(None, ge=1, description="maximum ratio of the longer to the shorter side")
+    min_words: int | None = Field(None, ge=1, description="minimum number of words of every caption")
     languages: tuple[str, ...] | None = Field(
         None, description="ISO 639-1 codes of the languages that captions may be in, such as [en]; needs raylign[curation]"
     )
@@ -86,8 +86,8 @@ class PrepareSettings(Settings):
     output: Place = Field(description="folder of the prepared dataset; s3:// and gs:// too")
     mode: Literal["copy", "index"] = Field(
         "copy",
-        description="copy: decode, resize and write every image once; index: leave them where they are, read each once to know"
-        " equal ones, and note their places",
+        description="copy: decode, resize and write every image once; index: leave them where they are, read each once to detect"
+        " duplicates, and record their locations",
     )
     verify: Literal["held_out", "all"] = Field(
         "held_out",
@@ -102,9 +102,9 @@ class PrepareSettings(Settings):
         description="share of each held-out split, the rest is train; {test: 1.0}: all is for evaluation; source: the splits that"
         " the source has",
     )
-    split_seed: int = Field(0, ge=0, description="another seed, other held-out groups")
+    split_seed: int = Field(0, ge=0, description="seed of the draw of held-out groups")
     max_rejected_rate: float = Field(0.1, ge=0, le=1, description="stop when a larger share of the rows is unusable")
-    shard_rows: int = Field(2048, ge=1, description="rows that one shard gathers, unless a single file of the source has more")
+    shard_rows: int = Field(2048, ge=1, description="rows per shard, unless a single file of the source has more")
     overwrite: bool = Field(False, description="replace a dataset prepared by another config")
 
     @field_validator("splits", mode="plain")  # a union's errors would name its members
@@ -134,5 +134,5 @@ class PrepareSettings(Settings):
         return self
 
     def recipe(self) -> dict:
-        """What decides the content: all but where it goes and how it may be replaced."""
+        """The settings that decide the content: all except the output and whether it may be replaced."""
         return self.model_dump(mode="json", exclude={"output", "overwrite", "max_rejected_rate"})

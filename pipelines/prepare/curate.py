@@ -1,11 +1,11 @@
-"""One pair on its way into a dataset: captions, filters, the image; out comes a row that is kept, or one with a reason.
+"""Processing of one pair: captions, filters, the image. The result is a row that is kept, or one with a reason.
 
-Everything here is a function of the pair and the settings, so that it can run anywhere in the cluster, and again. What
-depends on other rows (duplicates, ids) is decided in `assign_ids.py`, by the digests that are noted here.
+Everything here is a function of the pair and the settings, so that it can run anywhere in the cluster, and again. What depends on
+other rows (duplicates, ids) is decided in `assign_ids.py`, from the digests recorded here.
 
 Two images are the same one if their encoded bytes are, as the source has them; of SVGs, whose bytes are a drawing's description
-and no pixels, if they are rendered the same. That is one rule for both ways, so that equal ids mask the same pairs in either: way
-index, which is there to decode no training image, reads each for it.
+and no pixels, if they are rendered the same. Both modes use this rule, so equal ids mask the same pairs in either: mode index,
+which does not decode training images, reads each one for this.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ FOUND = pa.schema(
         ("near_hash", pa.uint64()),  # perceptual, where near duplicates are looked for
     ]
 )
-# Left out because somebody asked for it: counted and listed, and no sign of broken data.
+# Left out on request: counted and listed, but not a sign of broken data.
 FILTERED = frozenset(
     (
         "too_small",
@@ -59,10 +59,10 @@ FILTERED = frozenset(
         "duplicate_pair",
         "duplicate_image",
         "near_duplicate",
-        "unknown_file",  # of a folder that may hold anything beside its images
+        "unknown_file",  # in folders, which may contain other files besides images
     )
 )
-# Nothing was there to be looked at.
+# There was nothing to inspect.
 NOT_FOUND = frozenset(("missing_image",))
 _AHEAD = 512  # pairs whose images are fetched together
 _REDUCING = 3  # a JPEG may be decoded smaller, but not below so many times the size that is kept
@@ -139,7 +139,7 @@ def _image(item: _Candidate, data: bytes | Missing, settings: PrepareSettings) -
             return rejected(Rejected(pair.key, pair.origin, *refused))
         scale = settings.image.size / min(opened.size)
         least = tuple(round(_REDUCING * side * scale) for side in opened.size)
-        # Also where nothing is written: perceptual hashes are to be of the same pixels whatever the way.
+        # Also if nothing is written, so that perceptual hashes are of the same pixels in both modes.
         image = opened.rgb((least[0], least[1])) if scale < 1 else opened.rgb()
         drawn = opened.format == "SVG"
         stays = settings.mode == "index" or _stays(opened, settings)
@@ -163,7 +163,7 @@ def _refused(size: tuple[int, int], settings: PrepareSettings) -> tuple[str, str
 
 
 def _stays(opened: Opened, settings: PrepareSettings) -> bool:
-    """Whether the bytes are already what would be written: encoding anew would only lose."""
+    """Whether the bytes are already what would be written, since re-encoding would only lose quality."""
     return opened.plain and opened.format == settings.image.format.upper() and min(opened.size) <= settings.image.size
 
 
@@ -172,7 +172,7 @@ def _encoded(image: Any, settings: PrepareSettings) -> bytes:
 
 
 def rejected(row: Rejected) -> Row:
-    """The row of what cannot be used."""
+    """The row of an unusable pair."""
     texts = {"key": row.key, "origin": row.origin, "detail": row.detail}
     return Row({name: shown(text) for name, text in texts.items()} | {"reason": row.reason})
 
@@ -215,6 +215,6 @@ def _perceptual_hash(image: Any) -> int:
 
 
 def _language(caption: str) -> str:
-    import py3langid  # loads its model when it is first asked
+    import py3langid  # loads its model on the first call
 
     return py3langid.classify(caption)[0]

@@ -4,8 +4,8 @@
     OUTPUT/rejected.parquet                            every row that was left out, and why
     OUTPUT/manifest.json                               written last; a folder without it is no dataset
 
-The content folder is named after the recipe (config and source listing), so a killed prepare goes on with the parts that
-are missing, and a dataset that is prepared anew stays whole until the new one takes its place.
+The content folder is named after the recipe (config and source listing), so after a kill preparing resumes with the missing
+parts, and an existing dataset stays intact until the new one replaces it.
 """
 
 import importlib.metadata
@@ -34,14 +34,14 @@ from pipelines.program.settings import UserError, difference, digest
 from pipelines.sources.base import Unit
 
 REJECTED_FILE = "rejected.parquet"
-# What preparing itself puts into a folder: a run that was killed may have left any of it, and no manifest.
+# Files that preparing itself writes into a folder: after a kill any of them may be there without a manifest.
 _OURS = re.compile(r"content-[0-9a-f]{12}/|rejected\.parquet|manifest\.json\.partial-")
-_ENOUGH = 1000  # rows to have seen before a rate of rejected ones says something
-_GIT = 300  # seconds until a git that hangs is done without; a slow disk or a busy machine leaves no commit out
+_ENOUGH = 1000  # rows before the rate of rejected ones is meaningful
+_GIT = 300  # seconds before a hanging git is ignored; long enough for a slow disk or a busy machine
 
 
 def prepare(settings: PrepareSettings, display: Display) -> Prepared:
-    """Prepare, go on, or say that it was done before. Raises `UserError` for an empty source or too many unusable rows."""
+    """Prepare, resume, or report that it is done. Raises `UserError` for an empty source or too many unusable rows."""
     units = list_units(settings)
     if not units or all(unit.rows == 0 for unit in units):
         raise UserError(f"source: nothing to read for {settings.source.title()}; check the source's keys")
@@ -64,7 +64,7 @@ def prepare(settings: PrepareSettings, display: Display) -> Prepared:
     manifest = _manifest(settings, recipe, units, counts, numbered)
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
     if _fingerprint(settings.output) != numbered.fingerprint:
-        storage.delete(storage.join(settings.output, "banks"))  # features of the content that goes away
+        storage.delete(storage.join(settings.output, "banks"))  # features of the content that is replaced
     with storage.written(storage.join(settings.output, MANIFEST)) as path:
         path.write_text(text, encoding="utf-8")
     _tidy(settings.output, content)
@@ -92,14 +92,14 @@ def summary(prepared: Prepared) -> str:
 
 
 def coverage(manifest: dict[str, Any]) -> str:
-    """How much of what was listed is there: "901 of 1,000 rows kept", and where they were lost if they were."""
+    """How many of the listed rows are kept: "901 of 1,000 rows kept", and how many were found if some were not."""
     counts = manifest["counts"]
     text = f"{counts['kept']:,} of {counts['listed']:,} rows kept"
     return text if counts["found"] == counts["listed"] else f"{text}, {counts['found']:,} found"
 
 
 class _Counts:
-    """Of all parts that are done."""
+    """Counts of all parts that are done."""
 
     def __init__(self) -> None:
         self.read = 0
@@ -111,7 +111,7 @@ class _Counts:
 
     @property
     def unusable(self) -> int:
-        """Rows that nobody asked to leave out."""
+        """Rejected rows that were not left out on request."""
         return sum(count for reason, count in self.reasons.items() if reason not in FILTERED)
 
     def add(self, rows: int, reasons: Counter[str]) -> None:
@@ -131,7 +131,7 @@ def _read(parts: list[Part], content: Place, settings: PrepareSettings, display:
             counts.add(*counts_of(content, part))
         else:
             missing.append(part)
-    if missing != parts or done:  # of a start that was killed in its first part, nothing is left to go on from
+    if missing != parts or done:  # a start that was killed in its first part left nothing to resume from
         display.line(f"{settings.output}: going on, {len(parts) - len(missing)} of {len(parts)} parts are done")
     _check_rate(counts, parts, content, settings, last=not missing)
     if not missing:
@@ -204,7 +204,7 @@ def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
 
 
 def _fingerprint(output: Place) -> str | None:
-    """Of the dataset that is to be replaced; None where there is none that this version reads."""
+    """The manifest of the dataset to be replaced; None if there is none that this version reads."""
     try:
         return Prepared.open(output).fingerprint
     except UserError:
@@ -212,7 +212,7 @@ def _fingerprint(output: Place) -> str | None:
 
 
 def _tidy(output: Place, content: Place) -> None:
-    """Delete what the dataset does not need: what parts found, what a killed run had begun, and what other recipes left."""
+    """Delete what the dataset does not need: intermediate rows, unfinished files of a killed run, and other recipes' content."""
     mine = storage.name_of(content)
     names = [name for name in _names_below(output) if _OURS.match(name)]
     for folder in {name.split("/")[0] for name in names if "/" in name} - {mine}:
@@ -267,7 +267,7 @@ def _manifest(settings: PrepareSettings, recipe: str, units: list[Unit], counts:
 
 
 def code_version() -> str:
-    """Version of raylign, and the commit where there is a checkout."""
+    """Version of raylign, and the commit if it is a checkout."""
     try:
         version = importlib.metadata.version("raylign")
     except importlib.metadata.PackageNotFoundError:

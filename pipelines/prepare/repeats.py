@@ -1,17 +1,17 @@
-"""Captions and groups that repeat: what is held out, learnt and scored says little where most pairs are the same to it."""
+"""Captions and groups that repeat: splits, training and scores mean little if most pairs have the same caption."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_SHARE = 0.05  # of the rows with one caption: in a batch of 128 every caption of them meets five others that are as right
-_LEAST = 3  # rows that are no accident
+_SHARE = 0.05  # share of rows with one caption: in a batch of 128, each of them meets five others that are equally correct
+_LEAST = 3  # fewer rows than this may be chance
 _SHOWN = 60  # characters of a caption
 
 
 @dataclass(frozen=True)
 class Repeats:
-    """Of the rows that are kept, or that were looked at."""
+    """Repetition among the rows that are kept, or were scanned."""
 
     rows: int
     captions: int  # different ones
@@ -21,7 +21,7 @@ class Repeats:
     largest_group: int  # rows
 
     def warnings(self, splits: Mapping[str, int], shares: Mapping[str, float] | None = None) -> list[str]:
-        """A sentence for each thing that makes scores hollow.
+        """A warning for each repetition that makes scores meaningless.
 
         Args:
             splits: rows of each, train among them.
@@ -51,7 +51,7 @@ class Repeats:
 
 
 def warnings_of(manifest: Mapping[str, Any]) -> list[str]:
-    """Of a prepared dataset; none of one that an earlier version prepared."""
+    """Warnings for a prepared dataset; none if an earlier version prepared it."""
     return Repeats(**manifest["repeats"]).warnings(manifest["splits"], manifest["split_shares"]) if "repeats" in manifest else []
 
 

@@ -2,9 +2,9 @@
 
 A part leaves two files in the dataset's content folder: `00012.tar` with the images that are kept (mode copy only), in the
 WebDataset layout that others read too, and `00012.found.parquet` with a row of `curate.FOUND` for every row of the source.
-The second is put there last: a part that has it is done, so a killed run goes on with the parts that have not.
+The second is put there last: a part that has it is done, so a killed run resumes with the others.
 
-No foreign byte is read in Ray's own processes: a child of theirs does it, and where a row ends the child, that row is rejected.
+Untrusted bytes are not read in Ray's own processes but in a child process; a row that crashes the child is rejected.
 """
 
 import io
@@ -30,7 +30,7 @@ from pipelines.program.settings import UserError
 from pipelines.program.text_lines import in_one_line
 from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_names
 
-_PARTS = 16  # a small source is cut into so many, to be read in parallel
+_PARTS = 16  # a small source is divided into this many parts, to be read in parallel
 _ROWS_AT_ONCE = 1024  # rows in memory before they are written
 _EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 
@@ -53,7 +53,7 @@ class Part:
 
 
 def list_units(settings: PrepareSettings) -> list[Unit]:
-    """All work; units have splits where the config keeps the source's own. Raises `UserError` where nothing is there to keep."""
+    """All work; units have splits if the config keeps the source's own. Raises `UserError` if the source has none."""
     units = settings.source.units()
     if settings.splits != "source":
         return [replace(unit, splits=None) for unit in units]
@@ -68,7 +68,8 @@ def list_units(settings: PrepareSettings) -> list[Unit]:
 
 
 def cut(units: list[Unit], shard_rows: int) -> list[Part]:
-    """Parts of about `shard_rows` rows each, fewer where the source is small; no unit is torn, none has units of two weights."""
+    """Parts of about `shard_rows` rows each, fewer if the source is small; no unit is divided, and a part's units have one
+    weight."""
     known = [unit.rows for unit in units if unit.rows is not None]
     size = min(shard_rows, -(-sum(known) // _PARTS)) if len(known) == len(units) else shard_rows
     gathered: list[list[Unit]] = []
@@ -94,12 +95,12 @@ def cut(units: list[Unit], shard_rows: int) -> list[Part]:
 
 
 def found_file(content: Place, part: Part) -> Place:
-    """What says that a part is done."""
+    """The file that marks a part as done."""
     return storage.join(content, f"{part.name}.found.parquet")
 
 
 def read_parts(parts: list[Part], content: Place, settings: PrepareSettings) -> Iterator[tuple[int, Counter[str]]]:
-    """Read parts in the cluster; (rows, reasons of the rejected) as each is done. What is kept never passes this process."""
+    """Read parts in the cluster; (rows, reasons of the rejected) as each is done. Kept rows never pass through this process."""
     import ray.data
 
     def work(batch: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +177,7 @@ def _indexed(part: Part, settings: PrepareSettings, limits: child_process.Limits
 def _copied(
     part: Part, settings: PrepareSettings, path: Path, content: Place, limits: child_process.Limits
 ) -> Iterator[dict[str, Any]]:
-    """Write the images into a tar; their rows say where in it they are."""
+    """Write the images into a tar, and their locations in it into their rows."""
     folder = storage.name_of(content)
     extension = _EXTENSIONS[settings.image.format]
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -191,7 +192,7 @@ def _copied(
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Add a member; where its content begins."""
+    """Add a member; returns the offset of its content."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))

@@ -1,1 +1,1 @@
-"""What all programs share: settings and their errors, the command line, the display, Ray's start, signals, numbers in words."""
+"""What all programs share: settings and their errors, the command line, the display, Ray's start, signals, number formats."""

@@ -1,7 +1,7 @@
-"""Why something ended, in words for people: one line from whatever Ray, Ray Train or Ray Tune wrap an exception in.
+"""Why something ended, readably: one line from whatever Ray, Ray Train or Ray Tune wrap an exception in.
 
-The first cause is told, not the last line of the last traceback. Where one worker of several dies, the others fail a moment later
-in whatever they had to say to it: that their connection broke is how they learn of it, and nobody's mistake.
+It reports the root cause, not the last line of the last traceback. When one of several workers dies, the others fail a moment
+later in their next communication with it: a broken connection is a consequence, not a cause.
 """
 
 import re
@@ -11,7 +11,7 @@ from pipelines.program import ray_internals
 from pipelines.program.ray_internals import of_ray
 from pipelines.program.settings import UserError
 
-_LONGEST = 400  # characters of what an exception says
+_LONGEST = 400  # characters of an exception's message
 # How torch's gloo and NCCL, and Ray Train's barrier, say that another worker is gone.
 _BROKEN = re.compile(
     r"Connection (?:closed|reset) by peer|Broken pipe|Connection refused|GLHF|NCCL|ProcessGroup"
@@ -48,7 +48,7 @@ def cause_of(error: BaseException) -> str:
 
 
 def first_cause(failures: Mapping[int, BaseException]) -> str:
-    """Of workers that failed together, by rank: the one that began it, and how many others it took along."""
+    """For workers that failed together, by rank: the one that failed first, and how many others failed with it."""
     if not failures:
         return "no worker said why"
     found = {rank: innermost(error) for rank, error in sorted(failures.items())}
@@ -71,7 +71,7 @@ def is_broken_connection(error: BaseException) -> bool:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """What is inside of Ray's wrappers."""
+    """The exception inside Ray's wrappers."""
     seen = [error]
     while True:
         last = seen[-1]
@@ -89,7 +89,7 @@ def _text(error: BaseException) -> str:
 
 
 def _cut(text: str) -> str:
-    """In one line, its beginning: that is where what happened stands."""
+    """One line, cut at the end: the beginning says what happened."""
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 

@@ -1,4 +1,4 @@
-"""What the four programs have in common: CONFIG.yaml, key=value overrides, --quiet, --verbose, --show, and how errors end."""
+"""What the four programs have in common: CONFIG.yaml, key=value overrides, --quiet, --verbose, --show, and error handling."""
 
 import argparse
 import shlex
@@ -42,7 +42,7 @@ VERBS = {"pipelines": "prepare", "training": "train", "evaluation": "evaluate", 
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argument errors in the same voice as all others; `model` has the keys that are no options."""
+    """Argument errors in the same style as all others; `model` has the config's keys, which are not options."""
 
     model: type[Settings] = Settings
 
@@ -51,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def _no_stray_options(self, given: Sequence[str]) -> None:
-        """An error for `--epochs 3`: keys of a config are no options."""
+        """An error for `--epochs 3`: keys of a config are not options."""
         known = [option for action in self._actions for option in action.option_strings]
         for position, argument in enumerate(given):
             if argument.startswith("-") and argument not in known:
@@ -74,7 +74,7 @@ def run_program(
     check: Callable[[S, Display], bool] | None = None,
     prog: str = "python -m",
 ) -> int:
-    """Parse, load, act. Exit code 0: done; 2: a mistake the user can put right, in one line; 128 + N: stopped by signal N.
+    """Parse, load, act. Exit code 0: done; 2: a mistake that the user can fix, in one line; 128 + N: stopped by signal N.
 
     Args:
         check: what --check does instead of `action`; exit code 1 where it is not content.
@@ -86,7 +86,7 @@ def run_program(
         prog=command,
         description=purpose,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        # Only for whom it is shown to: the defaults of some keys take seconds to import.
+        # Only if help is shown: the defaults of some keys take seconds to import.
         epilog=_epilog(package, model) if {"-h", "--help"}.intersection(given) else None,
         allow_abbrev=False,
     )
@@ -152,7 +152,7 @@ def _stop(kept: str, again: str) -> int:
 
 
 def _again(command: str, arguments: Sequence[str], overwrites: bool) -> str:
-    """The command that goes on: never by deleting what is there, whether an argument or the config asked for that."""
+    """The command that resumes: never with deletion, even if an argument or the config asked for it."""
     kept = [argument for argument in arguments if not argument.startswith("overwrite=")]
     if overwrites and len(kept) == len(arguments):
         kept.append("overwrite=false")
@@ -160,7 +160,7 @@ def _again(command: str, arguments: Sequence[str], overwrites: bool) -> str:
 
 
 def _lost(error: Exception) -> bool:
-    """Whether a process or node of Ray was lost, or never there: not a bug, which shows its traceback."""
+    """Whether a process or node of Ray was lost or never started, as opposed to a bug, which shows its traceback."""
     exceptions, inner = sys.modules.get("ray.exceptions"), innermost(error)
     return exceptions is not None and isinstance(inner, exceptions.RayError) and not isinstance(inner, exceptions.RayTaskError)
 
@@ -173,7 +173,7 @@ def _read(prog: str, package: str, model: type[S], options: argparse.Namespace) 
 
 
 def _check_file(path: Path, prog: str, package: str, model: type[Settings]) -> None:
-    """Raises `UserError` where there is no file, or another program's."""
+    """Raises `UserError` if there is no file, or it is another program's."""
     if not path.is_file():
         if "=" in str(path):
             raise UserError(f"'{path}': the config comes first; {command_of(prog, package)} CONFIG.yaml {path}")
@@ -189,7 +189,7 @@ def _check_file(path: Path, prog: str, package: str, model: type[Settings]) -> N
 
 
 def _configs_like(path: Path, package: str, model: type[Settings]) -> str:
-    """Where configs of this program are: those that come along, and any in the folder that was looked into."""
+    """Where configs of this program are: those included, and any in the folder of the given path."""
     inside = path if path.is_dir() else path.parent
     beside = sorted(inside.glob("*.yaml")) if inside.is_dir() else []
     known = [*(file for file in beside if _reads(file, model)), *shipped(package)]
@@ -212,14 +212,14 @@ def _reads(file: Path, model: type[Settings]) -> bool:
 
 
 def begin(package: str, arguments: Sequence[str]) -> None:
-    """A line at once, and an ear for signals: what follows imports torch, which takes seconds."""
+    """Print a line and install signal handlers at once: what follows imports torch, which takes seconds."""
     interrupts.install()
     if not {"-h", "--help", "--quiet", "--show"}.intersection(arguments):
         print(f"{package}: loading", flush=True)
 
 
 def _epilog(package: str, model: type[Settings]) -> str:
-    """Examples, the config files that come along with their first comment lines, and every key."""
+    """Examples, the included config files with their first comment lines, and every key."""
     lines = ["config files:"]
     for path in shipped(package):
         comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").split("\n") if line.startswith("#")]

@@ -29,12 +29,12 @@ if TYPE_CHECKING:  # the environment below has to be set first
     import ray.data
 
 _MISTAKE = "mistake"  # column of a block that brings a user's mistake
-# Of a task whose process or machine dies. Ray Data's default is without end; what data do to a process is not among its causes.
+# Retries of a task whose process or machine dies. Ray Data's default is unlimited, but data may crash a process every time.
 RETRIES = 5
-_STARTS = 5  # of a local Ray, until the machine is too busy for it
-_LOOK = 2.0  # seconds between two looks whether the head is there
+_STARTS = 5  # attempts to start a local Ray before the machine counts as too busy
+_LOOK = 2.0  # seconds between two checks of the head
 _HEAD = 45.0  # seconds without it until it is gone: Ray ends drivers after 60
-_LOCAL_HEAD = 5.0  # of a local Ray, whose head nobody starts again
+_LOCAL_HEAD = 5.0  # for a local Ray, whose head is not restarted
 
 ENVIRONMENT = {name: value for name, (value, _) in ray_internals.VARIABLES.items()} | {
     # Each task tokenizes on the one CPU it was given; no notice about forks.
@@ -69,7 +69,7 @@ def start(verbose: bool = False, cpus: int | None = None, state_api: bool = Fals
         "logging_level": logging.INFO if verbose else logging.ERROR,
     }
     if "RAY_ADDRESS" in os.environ:
-        # The nodes' daemons were started by somebody else: our environment has to travel.
+        # The nodes' daemons were started elsewhere, so our environment has to be sent.
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
     else:
         # Without an address Ray would attach to any cluster left running on this machine; the dashboard costs a second.
@@ -82,9 +82,9 @@ def start(verbose: bool = False, cpus: int | None = None, state_api: bool = Fals
 
 
 def _init(options: dict[str, Any]) -> None:
-    """`ray.init`, again where a node of our own was not up in time.
+    """`ray.init`, retried if our own node did not start in time.
 
-    Ray's node ends itself where its agents take more than 15 s to start, and nothing but that limit is wrong on a busy machine.
+    A Ray node shuts itself down if its agents take more than 15 s to start, which only means that the machine is busy.
     """
     import ray
 
@@ -98,7 +98,7 @@ def _init(options: dict[str, Any]) -> None:
             if ended.code != signal.SIGTERM:
                 raise
             interrupts.came(signal.SIGTERM)
-        except Exception as error:  # Ray raises no narrower one
+        except Exception as error:  # Ray raises no more specific error
             if "RAY_ADDRESS" in os.environ:
                 raise UserError(
                     f"RAY_ADDRESS: the cluster at {os.environ['RAY_ADDRESS']} cannot be joined: {cause_of(error)}; start it, or "
@@ -128,7 +128,7 @@ def own_machine() -> tuple[int, int] | None:
 
 
 def stop() -> None:
-    """Leave the cluster; of a local Ray, or one that was still starting, nothing stays."""
+    """Leave the cluster; a local Ray, or one that was still starting, is stopped completely."""
     ray = sys.modules.get("ray")
     if ray is None:
         return
@@ -143,9 +143,9 @@ def stop() -> None:
 
 
 def _watch_head(local: bool) -> None:
-    """Say so and end the program where the cluster's head is gone for good: Ray itself would end it a minute later, mute.
+    """End the program with a message if the cluster's head is gone for good: Ray itself would end it silently a minute later.
 
-    A head that is started again in time, as with a store of its state, is found again by Ray.
+    Ray reconnects to a head that is restarted in time, for example one with an external store of its state.
     """
     import ray
 
@@ -172,7 +172,7 @@ def _watch_head(local: bool) -> None:
 
 
 def _answers(address: str) -> bool:
-    """Whether somebody listens there."""
+    """Whether the address accepts connections."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -182,7 +182,7 @@ def _answers(address: str) -> bool:
 
 
 def telling(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """`work` for a task of Ray Data: a `UserError`, or a store that does not answer, becomes a block that says so.
+    """`work` for a task of Ray Data: a `UserError`, or a store that does not answer, becomes a block that reports it.
 
     Ray would log a failed task at length.
     """
@@ -198,7 +198,7 @@ def telling(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]
 
 
 def blocks(dataset: "ray.data.Dataset", culprit: Callable[[], str] | None = None) -> Iterator[dict[str, np.ndarray]]:
-    """The blocks of a dataset of `telling` tasks, as they come. Raises the `UserError` that one of them met.
+    """The blocks of a dataset of `telling` tasks, as they arrive. Raises the `UserError` of the first that failed.
 
     `culprit` as of `deaths_told`.
     """
@@ -211,9 +211,9 @@ def blocks(dataset: "ray.data.Dataset", culprit: Callable[[], str] | None = None
 
 @contextmanager
 def deaths_told(advice: str, culprit: Callable[[], str] | None = None) -> Iterator[None]:
-    """A task whose process died again and again is a `UserError` that says so, and what to do.
+    """Turn a task whose process died repeatedly into a `UserError` with a remedy.
 
-    `culprit`: looks for the image that it died of; a clause that names key and image, empty where it is none.
+    `culprit`: finds the image that crashed it; a clause that names key and image, empty if it was not an image.
     """
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
@@ -229,7 +229,7 @@ def deaths_told(advice: str, culprit: Callable[[], str] | None = None) -> Iterat
 
 
 def _divert_native_errors(path: Path) -> None:
-    """Ray's C++ core writes notices about harmless things to file descriptor 2; they go to a file beside Ray's own logs.
+    """Redirect file descriptor 2, to which Ray's C++ core writes harmless notices, to a file next to Ray's own logs.
 
     Python's `sys.stderr`, and with it every traceback, stays on the terminal.
     """

@@ -1,19 +1,19 @@
 """Tables as csv that a spreadsheet may open: text from data never becomes a formula.
 
-A cell that begins with =, +, -, @, a tab or a line break is computed by Excel and its like when the file is opened, and may fetch
-a URL or start a program. OWASP's advice against this ("CSV injection") is an apostrophe before it. Numbers stay numbers; programs
-that want the text itself read the Parquet file or JSON beside it.
+Excel and similar programs evaluate a cell that begins with =, +, -, @, a tab or a line break when the file is opened, which may
+fetch a URL or start a program. OWASP's advice against this ("CSV injection") is a leading apostrophe. Numbers stay numbers;
+programs that need the exact text can read the Parquet or JSON file instead.
 """
 
 from typing import Any
 
 import pandas as pd
 
-_STARTS = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: the same, full width
+_STARTS = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: the full-width forms
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    """The table without its index; text that would be a formula, headers too, has an apostrophe before it."""
+    """The table without its index; text that would be a formula, including headers, gets a leading apostrophe."""
     columns = {quoted(name): table.iloc[:, place].map(quoted) for place, name in enumerate(table.columns)}
     return pd.DataFrame(columns, index=table.index).to_csv(index=False)
 

@@ -1,4 +1,4 @@
-"""What the terminal shows: one calm progress line a task, plain lines where there is no terminal, nothing with --quiet."""
+"""Terminal output: one progress line per task, plain lines if there is no terminal, nothing with --quiet."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ _PIPED = 10_000  # columns
 
 
 class Task:
-    """One piece of long work under way. `update(done, note)`; in a log file a line at most every `every` seconds."""
+    """Progress of one long task. `update(done, note)`; in a log file at most one line every `every` seconds."""
 
     def __init__(self, display: "Display", title: str, total: int, every: float = 5.0):
         self._display, self._title, self._total, self._every = display, title, total, every
@@ -31,7 +31,7 @@ class Task:
             self._id = self._progress.add_task(title, total=total, note="")
 
     def update(self, done: int, note: str = "") -> None:
-        """`done` of the total so far; `note` is shown beside the bar."""
+        """`done` of the total so far; `note` is shown next to the bar."""
         if self._progress is not None:
             self._progress.update(self._id, completed=done, note=note)
         elif time.monotonic() - self._last >= self._every or done >= self._total:
@@ -39,20 +39,20 @@ class Task:
             self._display.line(f"{self._title} {done}/{self._total} {note}".rstrip())
 
     def close(self) -> None:
-        """Leave the last state standing."""
+        """Leave the last state on the screen."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
 
 class Display:
-    """Where a program's words go. `live` where standard output is a terminal."""
+    """A program's output. `live` if standard output is a terminal."""
 
     def __init__(self, quiet: bool = False, verbose: bool = False):
         self.quiet, self.verbose = quiet, verbose
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         if not self.console.is_terminal:
-            self.console.width = _PIPED  # a file or a pipe has no edge at which names would be cut in two
+            self.console.width = _PIPED  # a file or a pipe has no width at which to wrap names
         self.live = self.console.is_terminal and not quiet
         self._task: Task | None = None
 
@@ -79,7 +79,7 @@ class Display:
 
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[Task]:
-        """A progress display for one piece of work."""
+        """A progress display for one task."""
         self._task = Task(self, title, total)
         try:
             yield self._task
@@ -88,6 +88,6 @@ class Display:
             self._task = None
 
     def close(self) -> None:
-        """Give the terminal back, whatever happened."""
+        """Restore the terminal in any case."""
         if self._task is not None:
             self._task.close()

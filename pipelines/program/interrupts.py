@@ -1,10 +1,10 @@
-"""Ctrl-C, SIGTERM (`kill`, `ray job stop`, a scheduler's limit) and a closed terminal: how a program stops that is asked to.
+"""Ctrl-C, SIGTERM (`kill`, `ray job stop`, a scheduler's limit) and a closed terminal: how a program stops when asked.
 
-What is done is kept on disk at every moment, so in most places a signal is a `KeyboardInterrupt`, at once. Where work would be
-lost that can be put in order first, `asking(ask)` lets the first signal call `ask`, and the work goes on to its own end. A second
-signal ends the program where it stands; the first one does so too where nothing came of it in two minutes.
+Finished work is always on disk, so in most places a signal immediately raises `KeyboardInterrupt`. If work would be lost that
+can be saved first, `asking(ask)` makes the first signal call `ask`, and the work continues to its own end. A second signal
+ends the program immediately, and so does the first if the work has not ended after two minutes.
 
-Either way the program ends with one line, of what is kept and how to go on, and with the exit code 128 + the signal's number.
+Either way the program ends with one line that says what is kept and how to resume, and with exit code 128 + the signal's number.
 """
 
 import os
@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_TOGETHER = 0.5  # seconds in which a signal that comes twice counts once: `timeout` sends it to the program and to its group
-PATIENCE = 120.0  # seconds for what was asked to come to its end
+_TOGETHER = 0.5  # seconds within which repeated signals count as one: `timeout` sends it to the program and to its group
+PATIENCE = 120.0  # seconds for the work to end after a request
 
 
 class Interrupted(KeyboardInterrupt):
@@ -26,22 +26,22 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _State:
-    """Of this process: what came, and who wants to be asked."""
+    """State of this process: the signal received, and the handler to ask."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.when = 0.0
         self.late = False
         self.ask: Callable[[], None] | None = None
-        self.over = False  # the program has done its work, and is on its way out
+        self.over = False  # the program has finished its work and is exiting
 
 
-_state: _State | None = None  # there is none while a program still imports what it needs
+_state: _State | None = None  # there is none while a program is still importing
 
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Signals mean what this module says."""
+    """Install the handlers of this module."""
     global _state
     before, _state = {number: signal.getsignal(number) for number in _SIGNALS}, _State()
     install()
@@ -56,9 +56,9 @@ def handled() -> Iterator[None]:
 
 
 def install() -> None:
-    """Take the signals: before long imports, and again where somebody has taken them meanwhile, as `ray.init` does.
+    """Install handlers: before long imports, and again after other code, such as `ray.init`, has replaced them.
 
-    A signal that was ignored when the program started, as Ctrl-C is in the background, still is.
+    A signal that was ignored when the program started, as Ctrl-C is in the background, stays ignored.
     """
     if _mine():
         for number in _SIGNALS:
@@ -67,13 +67,13 @@ def install() -> None:
 
 
 def retake() -> None:
-    """`install`, in a program that handles signals; nothing where a library's user has handlers of his own."""
+    """`install` in a program that handles signals; nothing if raylign is used as a library in another program."""
     if _state is not None and not _state.over:
         install()
 
 
 def came(number: int) -> None:
-    """A signal that somebody else's handler got. Raises `KeyboardInterrupt`."""
+    """Handle a signal that another handler received. Raises `KeyboardInterrupt`."""
     if _state is not None and _state.received is None:
         _state.received, _state.when = signal.Signals(number), time.monotonic()
     raise KeyboardInterrupt
@@ -91,9 +91,9 @@ def _mine() -> bool:
 
 @contextmanager
 def asking(ask: Callable[[], None]) -> Iterator[None]:
-    """Inside, the first signal calls `ask`, in a thread.
+    """Inside the block, the first signal calls `ask` in a thread.
 
-    The program is interrupted when it leaves, or else when `ask` returns, or `PATIENCE` later.
+    The program is interrupted when it leaves the block, or else when `ask` returns, or `PATIENCE` later.
     """
     if _state is None:
         yield
@@ -109,7 +109,7 @@ def asking(ask: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def keeping(kept: Callable[[], str]) -> Iterator[None]:
-    """An interruption inside says what is kept; the innermost knows best."""
+    """Inside the block, an interruption says what is kept; the innermost block has precedence."""
     try:
         yield
     except Interrupted:
@@ -123,7 +123,7 @@ def _receive(number: int, _: FrameType | None) -> None:
     if _state is None:
         say(f"{name}: stopped before anything was done")
         os._exit(128 + number)
-    if _state.late:  # what was asked has had its time
+    if _state.late:  # the work has had its time
         _state.late = False
         raise KeyboardInterrupt
     if _state.received is None and not _state.over:
@@ -146,11 +146,11 @@ def _ask(state: _State, ask: Callable[[], None]) -> None:
 
 
 def _quietly(ask: Callable[[], None]) -> None:
-    with suppress(Exception):  # whoever cannot be asked, such as a cluster that is gone, is not waited for
+    with suppress(Exception):  # if the request fails, for example because the cluster is gone, do not wait
         ask()
 
 
 def say(line: str) -> None:
-    """A line on standard error, from wherever the program is; a terminal that was closed hears nothing."""
+    """Write a line to standard error, from any point of the program; errors of a closed terminal are ignored."""
     with suppress(OSError, ValueError):
         os.write(sys.stderr.fileno(), f"{line}\n".encode(errors="backslashreplace"))

@@ -1,4 +1,4 @@
-"""Keys that take a path: a local one, or a URI where a program reads and writes object stores. A mistyped one is refused."""
+"""Keys that take a path: a local one, or a URI if a program reads and writes object stores. A mistyped one is refused."""
 
 import re
 import tempfile
@@ -44,13 +44,13 @@ LocalPlace = Annotated[Path, BeforeValidator(_local_place)]
 
 
 def check_folder(place: Place, key: str) -> None:
-    """Raises `UserError` where a local folder neither is one that can be written to nor can become one; it is not made here."""
+    """Raises `UserError` if a local folder cannot be written to, or cannot be created; it is not created here."""
     if isinstance(place, str):
         return
     there = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
     if not there.is_dir():
         raise UserError(f"{key}: {there if there != place.absolute() else place} is a file; choose another {key}")
-    try:  # what the permissions say is not all: a folder of the kernel's, or of a server that trusts nobody's root
+    try:  # permissions are not enough: it may be a kernel folder, or on a server that does not trust root
         Path(tempfile.mkdtemp(prefix=".raylign-", dir=there)).rmdir()
     except OSError as error:
         raise UserError(f"{key}: nothing can be written to {there} ({error.strerror}); choose another {key}") from None

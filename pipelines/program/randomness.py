@@ -1,6 +1,6 @@
 """Randomness as a function of (seed, epoch, sample, ...), never of scheduling.
 
-Every random choice names what it is for and which seed, epoch and sample it belongs to. The same names give the same
+Every random choice is keyed by its purpose and its seed, epoch and sample. The same names give the same
 numbers in any process, on any number of workers, after any restart.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def generator(purpose: str, *key: int) -> np.random.Generator:
-    """A generator of its own for one choice, such as `generator("view", seed, epoch, sample_id)`."""
+    """A separate generator for one choice, such as `generator("view", seed, epoch, sample_id)`."""
     return np.random.default_rng([_number(purpose), *key])
 
 
@@ -20,7 +20,7 @@ def torch_seed(purpose: str, *key: int) -> int:
 
 
 def uniform_of(text: str, *key: int) -> float:
-    """A number in [0, 1) that belongs to a text: stable when other texts come and go."""
+    """A number in [0, 1) determined by a text, so it is stable when other texts are added or removed."""
     return _number("\0".join([text, *map(str, key)])) / 2**64
 
 

@@ -32,11 +32,11 @@ _MOST_BYTES = 4 * 2**20  # of a config; larger ones would be read for a minute
 
 
 class UserError(Exception):
-    """Something the user can put right. One line: what is wrong, and the way out. Programs print it and exit with 2."""
+    """Something the user can fix. One line: what is wrong, and the remedy. Programs print it and exit with 2."""
 
 
 class Settings(BaseModel):
-    """Base of every settings class: frozen, unknown keys forbidden. `renamed`: keys of earlier versions, to today's."""
+    """Base of every settings class: frozen, unknown keys forbidden. `renamed`: from keys of earlier versions to current ones."""
 
     renamed: ClassVar[dict[str, str]] = {}
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
@@ -56,7 +56,7 @@ def digest(value: Any) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises `UserError` where the file is missing or not a mapping."""
+    """The mapping in a YAML file. Raises `UserError` if the file is missing or not a mapping."""
     if not path.exists():
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file" + (f"; there are: {', '.join(near)}" if near else ""))
@@ -117,7 +117,7 @@ def _merged(base: Mapping[str, Any], own: Mapping[str, Any], model: type[BaseMod
 def parse_overrides(arguments: Sequence[str], model: type[BaseModel] | None = None) -> dict[str, Any]:
     """`["optimizer.lr=1e-3"]` to `{"optimizer.lr": 0.001}`; values are read as YAML, so lists and null work.
 
-    Raises `UserError` for what is no key=value, has no value, or sets a key twice; `model` tells which key was meant.
+    Raises `UserError` for an argument that is not key=value, has no value, or sets a key twice; `model` helps to suggest a key.
     """
     overrides: dict[str, Any] = {}
     for position, argument in enumerate(arguments):
@@ -146,7 +146,8 @@ def example_of(model: type[BaseModel] | None) -> str:
 
 
 def hint_of(arguments: Sequence[str], model: type[BaseModel] | None) -> str:
-    """What the first of these words was to say, with those that follow it: `--epochs 3`, `epochs: 3`, `epochs = 3`."""
+    """A suggestion for what was meant by the first of these words and those that follow: `--epochs 3`, `epochs: 3`, `epochs =
+    3`."""
     given = re.match(r"-{0,2}([A-Za-z_][\w.-]*)\s*[:=]?\s*(.*)$", arguments[0], re.DOTALL)
     example = f"for example {example_of(model)}"
     if given is None:
@@ -170,7 +171,7 @@ def apply_overrides(
 ) -> dict[str, Any]:
     """A copy of the tree with dotted keys set. A `name` that picks another class of `model` drops its siblings.
 
-    Where the tree itself has a key with dots (a sweep's `overrides: {optimizer.lr: 1e-3}`), that key is the one that is meant.
+    Where the tree itself has a key with dots (a sweep's `overrides: {optimizer.lr: 1e-3}`), that key is used.
     """
     result: dict[str, Any] = copy.deepcopy(dict(tree))
     # `objective.name` before `objective.temperature`, whatever order they were typed in.
@@ -184,7 +185,7 @@ def apply_overrides(
 
 
 def _place(node: dict[str, Any], parts: list[str]) -> tuple[dict[str, Any], str]:
-    """The mapping that a dotted key ends in, made where it is missing, and its key there."""
+    """The mapping that contains a dotted key, created if missing, and the key's last part."""
     longest = next((n for n in range(len(parts), 1, -1) if ".".join(parts[:n]) in node), 1)
     key, rest = ".".join(parts[:longest]), parts[longest:]
     if not rest:
@@ -200,7 +201,7 @@ def load(model: type[S], path: str | Path, overrides: Mapping[str, Any] | None =
 
 
 def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
-    """Validate a tree that is already read; `where` names it in errors."""
+    """Validate a parsed tree; `where` names it in errors."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -210,7 +211,7 @@ def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
 def readings(model: type[BaseModel], key: str, value: Any) -> list[Any]:
     """What a dotted key of the model makes of a value, as JSON has it; one for each member of a union that takes it.
 
-    Empty where there is no such key, or its type takes no such value; what validators of the class say is not asked.
+    Empty if there is no such key, or its type does not accept the value; validators of the class are not run.
     """
     *above, last = key.split(".")
     inside: list[type[BaseModel]] = [model]
@@ -235,7 +236,7 @@ def difference(old: Any, new: Any, key: str = "") -> list[str]:
 
 
 def describe(model: type[BaseModel], indent: str = "  ", defaults: BaseModel | None = None) -> str:
-    """The keys of a settings class with their meaning and defaults, for `--help`; `defaults`: an object that has others."""
+    """The keys of a settings class with their meaning and defaults, for `--help`; `defaults`: an object with other defaults."""
     lines = []
     for name, field in model.model_fields.items():
         nested = classes(field.annotation)

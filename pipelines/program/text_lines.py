@@ -1,7 +1,6 @@
-"""What a text is, and where its lines end: one rule for every reader of captions, labels and names.
+"""Text encoding and line ends: one rule for every reader of captions, labels and names.
 
-`str.splitlines` also ends a line at U+2028, U+0085, form feeds and some more. Captions from the web hold them; they are part
-of the caption.
+`str.splitlines` also splits at U+2028, U+0085, form feeds and others. Captions from the web contain them as part of the text.
 """
 
 import re

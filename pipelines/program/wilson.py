@@ -1,4 +1,4 @@
-"""How far a share of independent draws may lie from what was seen: Wilson's interval (JASA 22, 1927), never without a width."""
+"""Wilson's interval for a proportion of independent draws (JASA 22, 1927), which never has zero width."""
 
 import math
 
@@ -6,7 +6,7 @@ Z = 1.959963984540054  # two-sided 95 %
 
 
 def wilson(hits: float, n: float) -> tuple[float, float]:
-    """95 % interval of hits / n; 0 to 1 where nothing was drawn. `n` need not be whole: an effective number of draws."""
+    """95 % interval of hits / n; 0 to 1 if nothing was drawn. `n` need not be whole: an effective number of draws."""
     if n == 0:
         return 0.0, 1.0
     p = hits / n

@@ -1,8 +1,8 @@
 """YAML as people type it, to values and back.
 
-PyYAML follows YAML 1.1, to which `1e-3` is text; here numbers are those of YAML 1.2 (core schema, section 10.3.2). What is dumped
-is read again as it was. A file is untrusted until it has been read: anchors that multiply one another, or contain themselves, are
-refused before anything is built of them.
+PyYAML follows YAML 1.1, in which `1e-3` is text; here numbers are those of YAML 1.2 (core schema, section 10.3.2). Dumped values
+are read back unchanged. Files are untrusted: anchors that multiply one another, or contain themselves, are refused before any
+objects are built from them.
 """
 
 import re
@@ -19,7 +19,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 class TooMuch(yaml.YAMLError):
-    """More than a config can mean to hold."""
+    """More content than a config can reasonably have."""
 
 
 class Twice(yaml.constructor.ConstructorError):
@@ -88,7 +88,7 @@ def parse(text: str) -> Any:
 
 
 def dump(value: Any, flow: bool = False) -> str:
-    """A text that `parse` reads as `value`, keys in their order; `flow`: as one line ends with it."""
+    """A text that `parse` reads as `value`, with keys in order; `flow`: in one-line style."""
     width = float("inf") if flow else None
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=width)
 

@@ -1,12 +1,12 @@
-"""A-CLIP-PING: CLIP-PING whose frozen encoders run in the step, on the very views that the student sees.
+"""A-CLIP-PING: CLIP-PING whose frozen encoders run in the step, on the same views as the student.
 
-Thwal et al., arXiv 2412.03871, of which `clip_ping` is the other member. There is no bank: features are computed when a pair's
-turn comes, and neighbours are looked for among those of past pairs, in a queue that all workers share:
+Thwal et al., arXiv 2412.03871, which also describes `clip_ping`. No features are stored beforehand: they are computed in the
+step, and neighbours are searched among those of past pairs, in a queue that all workers share:
 
     A^I, A^T of the batch  ->  n, m: nearest entries of another image  ->  the losses of CLIP-PING  ->  A^I, A^T into the queue
 
 "Active" is read as run, not as trained: the frozen encoders' weights never change (ours; the paper prints no code). Two more
-forwards a step, without gradient.
+forward passes per step, without gradient.
 """
 
 from dataclasses import replace
@@ -24,11 +24,11 @@ from training.objectives.ops.queue import at, nearest, push
 
 
 class AClipPingSettings(ClipPingSettings):
-    """A-CLIP-PING: CLIP-PING with frozen encoders that run in the step, and a queue in the place of banks."""
+    """A-CLIP-PING: CLIP-PING with frozen encoders that run in the step, and a queue instead of stored features."""
 
     name: Literal["a-clip-ping"] = "a-clip-ping"  # type: ignore[assignment]
     queue: int = Field(
-        65536, ge=1, description="past pairs among which neighbours are found; at most as many as there are images"
+        65536, ge=1, description="past pairs among which neighbours are searched; at most as many as there are images"
     )
 
     @property
@@ -40,7 +40,7 @@ class AClipPingSettings(ClipPingSettings):
 
 
 class AClipPing(ClipPing):
-    """State: the queue, unit rows in float16 with sample and image ids, and how many were ever pushed."""
+    """State: the queue (unit rows in float16 with sample and image ids), and the number of rows ever pushed."""
 
     images: Tensor
     texts: Tensor

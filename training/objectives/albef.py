@@ -6,9 +6,9 @@ Li et al., "Align before Fuse: Vision and Language Representation Learning with 
     C_text = [teacher texts of the batch; queue],   target_i = a softmax(teacher x_i . C_text / t) + (1 - a) own_i
     L = [ H(target^image, softmax(x C_text^T / t)) + H(target^text, softmax(y C_image^T / t)) ] / 2
 
-a grows from 0 to `teacher_weight` over the first epoch. `own` is spread evenly over candidates with the same image or caption;
-so a queue may hold a sample of the batch from an epoch ago. Masked words and matching, ALBEF's other two losses, are not part
-of a dual encoder.
+a rises from 0 to `teacher_weight` over the first epoch. `own` is spread evenly over candidates with the same image or caption, so
+the queue may still hold a sample of the batch from the previous epoch. ALBEF's other two losses, masked words and matching, need
+its fusion encoder and are left out.
 """
 
 from typing import ClassVar, Literal
@@ -34,8 +34,8 @@ class AlbefSettings(LearnedTemperatureSettings):
     renamed: ClassVar[dict[str, str]] = {"share": "teacher_weight"}
     name: Literal["albef"] = "albef"
     max_scale: float = Field(1000.0, gt=0, description="cap of the logit scale 1/temperature")
-    teacher_weight: float = Field(0.4, ge=0, le=1, description="of the teacher in the targets, from the second epoch on")
-    queue: int = Field(65536, ge=0, description="past pairs among the candidates; at most as many as the data has images")
+    teacher_weight: float = Field(0.4, ge=0, le=1, description="weight of the teacher in the targets, from the second epoch on")
+    queue: int = Field(65536, ge=0, description="past pairs among the candidates; at most the number of images in the data")
     teacher: EmaSettings = Field(EmaSettings(momentum=0.995, final_momentum=0.995), description="moving average of the encoder")
 
     @property
@@ -50,7 +50,7 @@ class AlbefSettings(LearnedTemperatureSettings):
 
 
 class Albef(Objective):
-    """State: queues of teacher embeddings with their ids, how many were ever pushed, and the number of steps done."""
+    """State: queues of teacher embeddings with their ids, the number of rows ever pushed, and the number of steps done."""
 
     images: Tensor
     texts: Tensor

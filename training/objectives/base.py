@@ -1,9 +1,9 @@
 """The contract of an objective: what training minimizes, with its parameters and its state.
 
 Temperature, bias and heads are parameters of the objective; queues, moving averages and per-sample state are its buffers.
-`forward` reads them and can be replayed; `update` writes them once per optimizer step, with gathered values. An objective
-never sees ranks or Ray: it gathers through `training.distributed`, which is the identity for one worker. A teacher, whatever
-it is, reaches an objective as two more columns of the batch.
+`forward` reads them and can be replayed; `update` writes them once per optimizer step, with gathered values. An objective never
+sees ranks or Ray: it gathers through `training.distributed`, which is the identity for one worker. Any teacher is just two more
+columns of the batch to an objective.
 """
 
 from abc import ABC, abstractmethod
@@ -22,24 +22,24 @@ from training.teacher import NoTeacher, Teacher
 
 
 class Embeddings(NamedTuple):
-    """What the encoder makes of a batch, float32: unit rows in the joint space, and the projections they were made from."""
+    """The encoder's output for a batch, float32: unit rows in the joint space, and the projections before normalisation."""
 
     image: Tensor  # [b, D]
     text: Tensor  # [b, D]
     image_projection: Tensor  # [b, D]
     text_projection: Tensor  # [b, D]
-    strong_features: Tensor | None = None  # [b, V, F] of the image tower, for strong views; None where there are none
+    strong_features: Tensor | None = None  # [b, V, F] of the image tower, for strong views; None if there are none
     strong_projection: Tensor | None = None  # [b, V, D]
-    text_states: Tensor | None = None  # [b, L, S] of the text tower, of captions with hidden words
-    other_projection: Tensor | None = None  # [b, D], of captions in other words
+    text_states: Tensor | None = None  # [b, L, S] of the text tower, of captions with masked words
+    other_projection: Tensor | None = None  # [b, D], of reworded captions
 
 
 class Loss(NamedTuple):
-    """What `forward` found.
+    """The result of `forward`.
 
     total: mean over this worker's rows, a scalar with gradient.
     metrics: detached scalars for the log.
-    state: detached values for this worker's rows, which `update` will write.
+    state: detached values for this worker's rows, for `update` to write.
     """
 
     total: Tensor
@@ -49,7 +49,7 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What an objective or a teacher may know of the run it serves."""
+    """What an objective or a teacher may know about its run."""
 
     num_images: int  # image ids lie in [0, num_images)
     num_texts: int  # text ids lie in [0, num_texts)
@@ -71,10 +71,10 @@ class Objective(nn.Module, ABC):
         """The loss of this worker's rows against the global batch."""
 
     def update(self, batch: Batch, loss: Loss) -> None:
-        """Write state, once after each optimizer step, from what `forward` found."""
+        """Write state from the result of `forward`, once after each optimizer step."""
 
     def skip(self) -> None:
-        """Go on after a step that did not count: schedules move, nothing is learned."""
+        """Advance after a skipped step: schedules move, nothing is learned."""
 
 
 class ObjectiveSettings(Named):
@@ -82,25 +82,25 @@ class ObjectiveSettings(Named):
 
     @property
     def needs(self) -> Needs:
-        """What it reads beside the embeddings and its teacher's."""
+        """What it reads in addition to the embeddings and the teacher's."""
         return Needs()
 
     @property
     def least_batch(self) -> int:
-        """Pairs that the global batch must hold at least."""
+        """Smallest global batch, in pairs."""
         return 2
 
     def logit_scale(self, saved: Mapping[str, Tensor]) -> float | None:
-        """1/temperature of an image with a caption, from a trained objective's state dict; None where there is no one number."""
+        """1/temperature for image-caption pairs, from a trained objective's state dict; None if there is no single number."""
         return None
 
     def build_teacher(self, encoder: nn.Module, task: Task) -> Teacher:
-        """Who adds `teacher_image` and `teacher_text` to the batch."""
+        """The teacher, which adds `teacher_image` and `teacher_text` to the batch."""
         return NoTeacher()
 
     @abstractmethod
     def build(self, task: Task) -> Objective:
-        """The objective, with its state at the start."""
+        """The objective, with its initial state."""
 
 
 class ForeignObjective(ObjectiveSettings):

@@ -1,10 +1,10 @@
-"""CLIP: match each image with its caption among the batch's captions, and the reverse.
+"""CLIP: match each image with its caption among the batch's captions, and vice versa.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, arXiv 2103.00020:
 
     L = (CE(s X Y^T) + CE(s Y X^T)) / 2,   s = 1 / temperature, learnable and clamped to [1, 100]
 
-Rows of a batch that show the same image or caption are no negatives of one another (ours; a no-op without duplicates).
+Rows of a batch with the same image or caption are not negatives of each other (ours; a no-op without duplicates).
 """
 
 from typing import Literal
@@ -20,7 +20,7 @@ from training.objectives.ops.temperature import LearnedTemperatureSettings, Logi
 class ContrastiveSettings(LearnedTemperatureSettings):
     """Settings of all objectives that contrast pairs within a batch at a learned temperature."""
 
-    mask_false_negatives: bool = Field(True, description="rows with the same image or caption are no negatives")
+    mask_false_negatives: bool = Field(True, description="rows with the same image or caption are not negatives")
 
     @property
     def needs(self) -> Needs:
@@ -37,7 +37,7 @@ class ClipSettings(ContrastiveSettings):
 
 
 class Clip(Objective):
-    """No state but the temperature."""
+    """No state except the temperature."""
 
     def __init__(self, settings: ContrastiveSettings):
         super().__init__()

@@ -1,15 +1,15 @@
-"""CLIP-PING: a small encoder guided by the neighbours that frozen encoders of one modality see.
+"""CLIP-PING: a small encoder guided by nearest neighbours according to frozen single-modality encoders.
 
 Thwal et al., "CLIP-PING: Boosting Lightweight Vision-Language Models with Proximus Intrinsic Neighbors Guidance", arXiv
-2412.03871. For sample k a frozen image encoder names the sample n whose image is nearest to k's, a frozen text encoder the
-sample m whose caption is nearest (`pipelines.features.frozen_encoders`). Beside CLIP, two heads on the student's projections
-contrast it with the features A^I, A^T of nearest neighbours (NN) and of cross nearest neighbours (XNN):
+2412.03871. For sample k, n is the sample whose image is nearest according to a frozen image encoder, and m the sample whose
+caption is nearest according to a frozen text encoder (`pipelines.features.frozen_encoders`). In addition to CLIP, two heads on
+the student's projections contrast it with the features A^I, A^T of nearest neighbours (NN) and of cross nearest neighbours (XNN):
 
     L = L_CLIP + nn [ G(p^I, A^I_n) + G(p^T, A^T_m) ] / 2 + xnn [ G(p^I, A^I_m) + G(p^T, A^T_n) ] / 2
-    G(p, f): symmetric InfoNCE of the batch's p and f at a temperature of its own; same neighbours are no negatives
+    G(p, f): symmetric InfoNCE of the batch's p and f at its own temperature; same neighbours are not negatives
 
 The paper prints no equations and has no public code: these losses are our reading of its text. With `cross: other_modality` XNN
-is G(p^I, A^T_n) + G(p^T, A^I_m), by two more heads.
+is G(p^I, A^T_n) + G(p^T, A^I_m), with two more heads.
 """
 
 from dataclasses import replace
@@ -29,11 +29,11 @@ from training.objectives.ops.means import mean_over_workers
 from training.objectives.ops.temperature import LogitScale
 from training.precision import unit
 
-_OWN, _BY_IMAGE, _BY_TEXT = range(3)  # in the columns of guides: the sample, its image's neighbour n, its caption's neighbour m
+_OWN, _BY_IMAGE, _BY_TEXT = range(3)  # index in the guide columns: the sample, its image's neighbour n, its caption's neighbour m
 
 
 class ClipPingSettings(ContrastiveSettings):
-    """CLIP-PING: CLIP, and the neighbours that frozen image and text encoders see."""
+    """CLIP-PING: CLIP, and nearest neighbours according to frozen image and text encoders."""
 
     renamed: ClassVar[dict[str, str]] = {"nn": "nearest", "xnn": "cross_nearest", "own": "own_features"}
     name: Literal["clip-ping"] = "clip-ping"
@@ -41,9 +41,11 @@ class ClipPingSettings(ContrastiveSettings):
     cross_nearest: float = Field(1.0, ge=0, description="weight of cross nearest neighbours")
     own_features: float = Field(0.0, ge=0, description="weight of the sample's own features, as in distillation")
     cross: Literal["same_modality", "other_modality"] = Field(
-        "same_modality", description="what an image is compared with for XNN: the image of m; or the caption of n"
+        "same_modality", description="what XNN compares an image with: the image of m, or the caption of n"
     )
-    neighbour_temperature: float = Field(0.07, gt=0, description="of the contrast with neighbours; learned as `temperature` is")
+    neighbour_temperature: float = Field(
+        0.07, gt=0, description="temperature of the contrast with neighbours; learned if `temperature` is"
+    )
 
     @property
     def needs(self) -> Needs:
@@ -54,7 +56,7 @@ class ClipPingSettings(ContrastiveSettings):
 
 
 class ClipPing(Clip):
-    """No state but two temperatures and the heads."""
+    """No state except two temperatures and the heads."""
 
     def __init__(self, settings: ClipPingSettings, task: Task):
         super().__init__(settings)
@@ -98,7 +100,7 @@ class ClipPing(Clip):
 def guidance(rows: Tensor, features: Tensor, ids: Tensor, scale: Tensor) -> Tensor:
     """G: symmetric InfoNCE of this worker's unit rows [b, F] with features [b, F] of samples `ids` [b], against all workers'.
 
-    Rows of one id are no negatives of one another; a row with id -1 has no guide and takes no part.
+    Rows with the same id are not negatives of each other; a row with id -1 has no neighbour and is left out.
     """
     there = ids >= 0
     everywhere = all_gather(there)

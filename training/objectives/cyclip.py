@@ -1,10 +1,10 @@
-"""CyCLIP: CLIP, and the geometry of images and texts made consistent.
+"""CyCLIP: CLIP plus consistency of the geometry of images and texts.
 
 Goel et al., "CyCLIP: Cyclic Contrastive Language-Image Pretraining", NeurIPS 2022, arXiv 2205.14459:
 
     L = L_CLIP + in_modal/B sum_jk (<x_j, x_k> - <y_j, y_k>)^2 + cross_modal/B sum_jk (<x_j, y_k> - <x_k, y_j>)^2
 
-The sums are of raw cosines, without the scale. They grow with B, so both weights belong to a batch size.
+The sums are of raw cosines, without the scale. They grow with B, so both weights depend on the batch size.
 """
 
 from typing import Literal
@@ -31,7 +31,7 @@ class CyClipSettings(ContrastiveSettings):
 
 
 class CyClip(Clip):
-    """No state but the temperature."""
+    """No state except the temperature."""
 
     def __init__(self, settings: CyClipSettings):
         super().__init__(settings)
@@ -50,8 +50,8 @@ class CyClip(Clip):
 def inconsistencies(image: Tensor, text: Tensor, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
     """Both of the paper's sums over k, [b] each, of this worker's rows [b, D] among all [B, D].
 
-    Multiplied out, they are forms of three D x D matrices: nothing of size B x B is made. In float64, since large numbers cancel
-    where all rows point in nearly one direction, as those of dual encoders do.
+    Multiplied out, they are quadratic forms of three D x D matrices, so no B x B matrix is needed. Computed in float64, since
+    large numbers cancel if all rows point in nearly the same direction, as those of dual encoders do.
     """
     x, y, all_x, all_y = (part.double() for part in (image, text, images, texts))
     with torch.autocast(x.device.type, enabled=False):

@@ -1,20 +1,20 @@
-"""DeCLIP: supervision from everywhere in a pair: its other view, its other words, its hidden words, its neighbours.
+"""DeCLIP: several sources of supervision in each pair: a second view, a reworded caption, masked words, neighbours.
 
 Li et al., "Supervision Exists Everywhere: A Data Efficient Contrastive Language-Image Pre-training Paradigm", ICLR 2022, arXiv
-2110.05208. For two strong views x, a of an image, its caption y, of which some words are hidden, and its caption in other words
-y~ (`pipelines.dataset.caption_augmentation`):
+2110.05208. For two strong views x, a of an image, its caption y with some words masked, and its reworded caption y~
+(`pipelines.dataset.caption_augmentation`):
 
     L = plain L_CLIP(x, y) + views mean[others of x, a and y, y~] + image L_ISS + mlm L_MLM + neighbours L_NNS
     L_ISS = -1/2 mean[cos(p_x, sg z_a) + cos(p_a, sg z_x)],  z = projector(image), p = predictor(z)   (SimSiam, arXiv 2011.10566)
     L_NNS = mean over v in {x, a} and t in {y, y~} of CE(s v NN(t)^T),  NN(t): the nearest of a queue of past captions
 
-Weights are those of the public code, 0.1 for each of the four contrasts; the paper's text says plain 0.4 and views 0.2. The queue
-is one for all workers, and is saved; nothing is compared with entries that were never filled.
+Weights are those of the public code, 0.1 for each of the four contrasts; the paper's text says plain 0.4 and views 0.2. All
+workers share one queue, which is saved; entries that were never filled are not compared.
 
-A caption's neighbour is another caption, of another image (ours). The public code looks among all entries: of 15 million pairs
-a queue holds the last few hundred steps, where a caption hardly ever meets itself; one that outlasts the data gives every caption
-its own former self. Entries know their pair, so that with `mask_false_negatives` an image is not pushed from a neighbour of
-another row that is its own caption, or that is its own target again.
+A caption's neighbour is a different caption of a different image (ours). The public code searches all entries: with 15 million
+pairs the queue holds the last few hundred steps, in which a caption hardly ever meets itself; a queue longer than the data would
+give every caption its own earlier embedding. Entries record their pair, so that with `mask_false_negatives` an image is not
+pushed away from another row's neighbour that is its own caption, or that equals its own target.
 """
 
 from dataclasses import replace
@@ -44,11 +44,13 @@ class DeclipSettings(ContrastiveSettings):
     renamed: ClassVar[dict[str, str]] = {"plain": "contrastive"}
     name: Literal["declip"] = "declip"
     contrastive: float = Field(0.1, ge=0, description="weight of the contrast of an image with its caption")
-    views: float = Field(0.3, ge=0, description="weight of the mean of the three with the other view or the other words")
+    views: float = Field(
+        0.3, ge=0, description="weight of the mean of the three contrasts with the other view or the reworded caption"
+    )
     image: float = Field(0.2, ge=0, description="weight of SimSiam between the views")
-    mlm: float = Field(0.2, ge=0, description="weight of masked words; 0: none is hidden")
+    mlm: float = Field(0.2, ge=0, description="weight of masked words; 0: none are masked")
     neighbours: float = Field(0.2, ge=0, description="weight of the contrast with the captions' nearest neighbours")
-    queue: int = Field(65536, ge=1, description="past captions among which neighbours are looked for")
+    queue: int = Field(65536, ge=1, description="past captions among which neighbours are searched")
     hidden: int = Field(1024, ge=1, description="width of SimSiam's projector; its predictor has half of it")
     strong: StrongAugment = Field(StrongAugment(crop_scale=(0.2, 1.0)), description="both views of an image")
 
@@ -68,7 +70,7 @@ class DeclipSettings(ContrastiveSettings):
 
 
 class Declip(Clip):
-    """State: the queue of caption embeddings, images and captions they belong to, and how many were ever pushed."""
+    """State: the queue of caption embeddings with their image and text ids, and the number of rows ever pushed."""
 
     queue: Tensor
     ids: Tensor

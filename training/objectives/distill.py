@@ -1,20 +1,20 @@
-"""Distillation from a stronger dual encoder: a small one learns what a large one makes of the same pairs.
+"""Distillation from a stronger dual encoder: a small one learns from a large one's output for the same pairs.
 
-Yang et al., "CLIP-KD: An Empirical Study of CLIP Model Distillation", CVPR 2024, arXiv 2307.12732, has these
-losses and more. For the teacher's unit rows u, v of image and caption, its own temperature t', and two linear heads that take
-the student's projections into its space, p^I and p^T:
+Yang et al., "CLIP-KD: An Empirical Study of CLIP Model Distillation", CVPR 2024, arXiv 2307.12732, has these losses and more. For
+the teacher's unit rows u, v of image and caption, its own temperature t', and two linear heads that map the student's projections
+into the teacher's space, p^I and p^T:
 
     L = plain L_CLIP + relation L_CRD + feature L_FD + interactive L_ICL
     L_CRD = [ H(softmax(u V^T / t'), softmax(x Y^T / t)) + H(softmax(v U^T / t'), softmax(y X^T / t)) ] / 2
     L_FD  = |p^I - u|^2 + |p^T - v|^2
     L_ICL = [ CE(p^I V^T / t) + CE(p^T U^T / t) ] / 2
 
-L_CRD is the paper's Kullback-Leibler divergence but for the teacher's entropy, which no weight of the student changes. The public
-scripts weigh L_FD, taken as a mean over entries, with 2,000: 4 times the sum is about that at a width of 512. Paper and scripts
-have heads only where the widths differ; here there always are (ours).
+L_CRD is the paper's Kullback-Leibler divergence without the teacher's entropy, which does not depend on the student. The public
+scripts use a weight of 2,000 for L_FD as a mean over entries, which is about 4 times the sum at a width of 512. Paper and scripts
+have heads only if the widths differ; here they are always there (ours).
 
 The teacher is `frozen_encoders`: both halves of an open_clip or Hugging Face model, or of an earlier run. Its embeddings of
-images and captions are computed once and looked up; or, with `live`, it runs in the step on the views that the student sees.
+images and captions are computed once and looked up; with `live`, it runs in the step on the student's views.
 """
 
 from dataclasses import replace
@@ -42,9 +42,15 @@ class DistillSettings(ContrastiveSettings):
     contrastive: float = Field(1.0, ge=0, description="weight of CLIP's own loss")
     relation: float = Field(1.0, ge=0, description="weight of the teacher's similarities within the batch, as soft targets")
     feature: float = Field(4.0, ge=0, description="weight of the squared distance to the teacher's embeddings")
-    interactive: float = Field(1.0, ge=0, description="weight of the contrast with the teacher's embeddings of the other kind")
-    teacher_temperature: float = Field(0.01, gt=0, description="of the teacher's similarities; 0.01 is that of released CLIPs")
-    live: bool = Field(False, description="run the teacher in the step on the student's views; false: look its embeddings up")
+    interactive: float = Field(
+        1.0, ge=0, description="weight of the contrast with the teacher's embeddings of the other modality"
+    )
+    teacher_temperature: float = Field(
+        0.01, gt=0, description="temperature of the teacher's similarities; 0.01 is that of released CLIP models"
+    )
+    live: bool = Field(
+        False, description="run the teacher in the step on the student's views; false: look up its stored embeddings"
+    )
 
     @property
     def needs(self) -> Needs:
@@ -55,7 +61,7 @@ class DistillSettings(ContrastiveSettings):
 
 
 class Distill(Clip):
-    """No state but the temperature and the heads."""
+    """No state except the temperature and the heads."""
 
     def __init__(self, settings: DistillSettings, task: Task):
         super().__init__(settings)

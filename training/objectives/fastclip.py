@@ -1,14 +1,14 @@
-"""FastCLIP-v3: the global contrast of SogCLR with one temperature that is learned by its own exact gradient.
+"""FastCLIP-v3: the global contrast of SogCLR with one temperature that is learned by its exact gradient.
 
 Wei et al., "FastCLIP: A Suite of Optimization Techniques to Accelerate CLIP Training with Limited Resources", arXiv
-2407.01445. It follows
+2407.01445. It descends
 
     F = t mean_i [ log(eps + g_i^image) + log(eps + g_i^text) ] + 2 rho t
 
-in the features and in t, with gamma falling from 1 to its minimum over the first half of the run, epoch by epoch. What is
-stepped is ln(1/t), as in the released code, so a step of 2e-4 is two parts in ten thousand of t, whatever t is. That code
-halves two of the three terms of dF/dt; this is the gradient of F itself. The temperature has Adam of its own (ours; moments of
-the released runs on ResNet-50), so that it is learned alike under every optimizer of the encoder.
+in the features and in t, while gamma decays epoch by epoch from 1 to its minimum over the first half of the run. The learned
+parameter is ln(1/t), as in the released code, so a step of 2e-4 changes t by two parts in ten thousand, whatever t is. That code
+halves two of the three terms of dF/dt; this is the gradient of F itself. The temperature has its own Adam (ours; with the betas
+of the released ResNet-50 runs), so it is learned the same way whatever the encoder's optimizer.
 """
 
 import math
@@ -27,7 +27,7 @@ from training.objectives.ops.losses import following
 from training.objectives.ops.sample_memory import Memory
 from training.objectives.sogclr import GlobalSettings, estimate
 
-_SLOW = 0.03  # at and below this temperature its learning rate is a third
+_SLOW = 0.03  # at and below this temperature its learning rate is divided by three
 _BETAS, _TINY = (0.9, 0.999), 1e-8
 
 
@@ -36,9 +36,11 @@ class FastClipSettings(GlobalSettings):
 
     name: Literal["fastclip"] = "fastclip"
     rho: float = Field(6.5, ge=0, description="pulls the temperature down")
-    min_gamma: float = Field(0.2, gt=0, le=1, description="share of the new batch in running estimates, from mid-run on")
+    min_gamma: float = Field(
+        0.2, gt=0, le=1, description="weight of the new batch in running estimates, from half of the epochs on"
+    )
     temperature_lr: float = Field(2e-4, ge=0, description="step size of ln(1/temperature)")
-    min_temperature: float = Field(0.01, gt=0, lt=1, description="lower end; the upper end is 1")
+    min_temperature: float = Field(0.01, gt=0, lt=1, description="lower bound; the upper bound is 1")
 
     @model_validator(mode="after")
     def _start_within(self) -> "FastClipSettings":
@@ -57,7 +59,7 @@ class FastClipSettings(GlobalSettings):
 
 
 class FastClip(Objective):
-    """State: log u of every image and caption; ln(1/temperature), its moments and how many steps made them; steps done."""
+    """State: log u of every image and caption; ln(1/temperature), its moments and their number of updates; steps done."""
 
     log_scale: Tensor
     moments: Tensor

@@ -1,12 +1,12 @@
 """iSogCLR: SogCLR with a temperature of its own for every image and every caption.
 
 Qiu et al., "Not All Semantics are Created Equal: Contrastive Self-supervised Learning with Automatic Temperature
-Individualization", ICML 2023, arXiv 2305.11965. It follows
+Individualization", ICML 2023, arXiv 2305.11965. It descends
 
     F = mean_i [ t_i log(eps + g_i(t_i)) + t_i rho ]  for images, and the same for texts
 
-Frequent meanings get a high temperature, which spares their many near neighbours; rare ones a low one. The temperatures are
-state: gradient descent with momentum on dF_i/dt_i, once a step, for the samples of the batch.
+Samples with frequent content get a high temperature, which pushes their many near neighbours away less; rare ones a low one. The
+temperatures are state: gradient descent with momentum on dF_i/dt_i, once per step, for the samples of the batch.
 """
 
 import math
@@ -30,11 +30,11 @@ class ISogClrSettings(GlobalSettings):
     """iSogCLR: SogCLR with individual temperatures."""
 
     name: Literal["isogclr"] = "isogclr"
-    temperature: float = Field(0.01, gt=0, description="every sample's at the start")
-    gamma: float = Field(0.8, gt=0, le=1, description="share of the new batch in a sample's running estimate")
+    temperature: float = Field(0.01, gt=0, description="initial temperature of every sample")
+    gamma: float = Field(0.8, gt=0, le=1, description="weight of the new batch in a sample's running estimate")
     rho: float = Field(8.0, ge=0, description="pulls temperatures down")
     temperature_lr: float = Field(0.03, ge=0, description="step size of temperatures")
-    momentum: float = Field(0.5, gt=0, le=1, description="share of the new gradient in a temperature's velocity")
+    momentum: float = Field(0.5, gt=0, le=1, description="weight of the new gradient in a temperature's velocity")
     min_temperature: float = Field(0.005, gt=0, description="lower end")
     max_temperature: float = Field(0.05, gt=0, description="upper end")
 
@@ -55,7 +55,7 @@ class ISogClrSettings(GlobalSettings):
 
 
 class ISogClr(Objective):
-    """State: log u, temperature and its velocity, of every image and of every caption."""
+    """State: log u, temperature and its velocity, for every image and every caption."""
 
     def __init__(self, settings: ISogClrSettings, task: Task):
         super().__init__()

@@ -1,16 +1,16 @@
-"""MCD: misalign images by strong views, contrast all, and distil how far they went astray.
+"""MCD: misalign images by strong views, contrast everything, and distil the degree of misalignment.
 
 Kim, Jo, Kim and Kim, "Misalign, Contrast then Distill: Rethinking Misalignments in Language-Image Pretraining", ICCV 2023, arXiv
-2312.12661. A strong view x' of image x may no longer fit caption y. How much less is what a moving average of the image tower
-sees, and the student learns by log-ratios of distances, D(u, v) = |u - v| (equations 5 to 13):
+2312.12661. A strong view x' of image x may no longer fit caption y. A moving average of the image tower estimates by how much,
+and the student learns that through log-ratios of distances, D(u, v) = |u - v| (equations 5 to 13):
 
     L = L_con(l) + l [L_pos + L_neg + L_noisy] + mlm L_MLM,   l from 0 to 1 on a half cosine
     LR_i(u, v) = h( log D(y_i, u) / D(y_i, v) - the teacher's )
     L_pos = mean_i LR_i(x_i, x'_i),  L_neg = mean_{i != j} LR_i(x_j, x'_j),  L_noisy = mean_{i != j} LR_i(x_i, x_j)
 
-L_con is MP-NCE over x, y and x', in which a positive pair with a strong view weighs 1 - l; the three terms are
-`training.objectives.ops.log_ratio`'s. Inference uses the student. h, the weight of L_MLM and the teacher's momentum are ours
-where the paper's text that we have gives none.
+L_con is MP-NCE over x, y and x', in which a positive pair with a strong view has weight 1 - l; the three terms are in
+`training.objectives.ops.log_ratio`. Inference uses the student. h, the weight of L_MLM and the teacher's momentum are ours where
+the paper's text that we have gives none.
 
 The rows of the paper's ablation (table 5) are weights of the three terms and l: MP-NCE alone is `progress` 0.
 """
@@ -39,15 +39,18 @@ class McdSettings(ContrastiveSettings):
     """MCD: contrast over images, captions and strong views, and distillation of their misalignment."""
 
     name: Literal["mcd"] = "mcd"
-    distance: Distance = Field("square", description="h, of differences of log-ratios")
+    distance: Distance = Field("square", description="h, applied to differences of log-ratios")
     positive: float = Field(1.0, ge=0, description="weight of L_pos, the misalignment of an image's own strong view")
-    negative: float = Field(1.0, ge=0, description="weight of L_neg, that of other images' strong views")
-    noisy: float = Field(1.0, ge=0, description="weight of L_noisy, of other images against the own one")
+    negative: float = Field(1.0, ge=0, description="weight of L_neg, the misalignment of other images' strong views")
+    noisy: float = Field(1.0, ge=0, description="weight of L_noisy, other images compared with the caption's own")
     progress: float | None = Field(
-        None, ge=0, le=1, description="l, from contrast to distillation, fixed; null: from 0 to 1 on a half cosine over the run"
+        None,
+        ge=0,
+        le=1,
+        description="a fixed l, from contrast (0) to distillation (1); null: from 0 to 1 on a half cosine over the run",
     )
-    mlm: float = Field(0.2, ge=0, description="weight of masked words; 0: none, and one forward of the text tower less")
-    teacher: EmaSettings = Field(EmaSettings(), description="moving average of the encoder, whose image half is used")
+    mlm: float = Field(0.2, ge=0, description="weight of masked words; 0: none, which saves a forward pass of the text tower")
+    teacher: EmaSettings = Field(EmaSettings(), description="moving average of the encoder, of which the image half is used")
     strong: StrongAugment = Field(StrongAugment(), description="the strong view")
 
     @property

@@ -1,11 +1,10 @@
 """OnlineCLR: one weight distribution over all negatives and one over all positives, against running means of both.
 
-Described in the course project of our seeds; the class of that name stands in public starter code, no paper is known. It
-follows the gradient of
+Described in a course project; the class of that name is in public starter code, and no paper is known. It follows the gradient of
 
     F = tau_n log mean_{i != j} exp(s_ij / tau_n) + tau_p log mean_i exp(-s_ii / tau_p)
 
-with two moving averages in the place of the batch's own means. All in logarithms.
+with two moving averages in place of the batch's own means, all in logarithms.
 """
 
 import math
@@ -29,11 +28,11 @@ class OnlineClrSettings(TemperatureSettings):
     """OnlineCLR: global weights of negatives and positives from two running means."""
 
     name: Literal["onlineclr"] = "onlineclr"
-    temperature: float = Field(0.01, gt=0, description="of negatives, fixed")
-    positive_ratio: float = Field(10.0, gt=0, description="temperature of positives, in temperatures of negatives")
-    gamma: float = Field(0.8, gt=0, le=1, description="share of the new batch in the running means")
-    init: Literal["first_batch", "zero"] = Field("first_batch", description="running means start there; zero biases the start")
-    mask_false_negatives: bool = Field(True, description="rows with the same image or caption are no negatives")
+    temperature: float = Field(0.01, gt=0, description="fixed temperature of negatives")
+    positive_ratio: float = Field(10.0, gt=0, description="temperature of positives divided by that of negatives")
+    gamma: float = Field(0.8, gt=0, le=1, description="weight of the new batch in the running means")
+    init: Literal["first_batch", "zero"] = Field("first_batch", description="initial running means; zero biases the first steps")
+    mask_false_negatives: bool = Field(True, description="rows with the same image or caption are not negatives")
 
     @property
     def needs(self) -> Needs:

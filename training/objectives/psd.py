@@ -1,16 +1,16 @@
-"""PSD, progressive self-distillation: a growing share of the pairs is matched to the alignment that a teacher sees.
+"""PSD, progressive self-distillation: a growing share of the pairs is matched to a teacher's alignment.
 
 Andonian, Chen and Hamid, "Robust Cross-Modal Representation Learning with Progressive Self-Distillation", CVPR 2022, arXiv
-2204.04588. Captions of the web fit many images, and some fit none: a random part of every batch, which grows as training goes
-on, gets soft targets in the place of its one-hot ones.
+2204.04588. Captions of the web fit many images, and some fit none: a random part of every batch, which grows during training,
+gets soft targets in place of one-hot ones.
 
     L = 1/2B sum_i [ H(R_i^image, softmax(s X Y^T)_i) + H(R_i^text, softmax(s Y X^T)_i) ]
     R_i = softmax(teacher's row i / sharpening) for a soft pair, e_i for a hard one
 
-The paper's schedule, targets and temperatures are printed nowhere we could read: those here are ours. So is the default teacher,
-a moving average, which costs one more forward; the paper's is the network itself, "without incurring extra computational cost":
+We could not find the paper's schedule, targets and temperatures, so those here are ours. So is the default teacher, a moving
+average, which costs one more forward pass; the paper's is the network itself, "without incurring extra computational cost":
 `teacher.name=self`. With 40 % of the captions exchanged, `self` was below CLIP and the moving average above it
-(docs/benchmarks/noise.md), and wrong captions are what PSD is for.
+(docs/benchmarks/noise.md), and PSD is meant for wrong captions.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -33,7 +33,7 @@ from training.teacher import EmaSettings, NoTeacher, Teacher
 
 
 class SelfSettings(Settings):
-    """The student's own prediction, without gradient: no further forward."""
+    """The student's own prediction, without gradient: no further forward pass."""
 
     name: Literal["self"] = "self"
 
@@ -50,19 +50,19 @@ class PsdSettings(ContrastiveSettings):
         EmaSettings(),
         description="who makes the soft targets; self: the network itself, as in the paper (what it costs: docs/objectives.md)",
     )
-    soft_fraction: float = Field(0.9, ge=0, lt=1, description="of soft pairs, once it is fully grown")
+    soft_fraction: float = Field(0.9, ge=0, lt=1, description="share of soft pairs at the end of its growth")
     schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="of the fraction: linear, grown at half of the run; cosine, grown at its end; constant"
+        "linear", description="growth of the fraction: linear, complete half-way through the run; cosine, at its end; constant"
     )
     sharpening: float = Field(1.0, gt=0, description="the teacher's logits are divided by it")
     swap_directions: bool | None = Field(
-        None, description="target of an image is the teacher's prediction for its text, and the reverse; null: for self only"
+        None, description="an image's target is the teacher's prediction for its text, and vice versa; null: for self only"
     )
-    scope: Literal["batch", "block"] = Field("batch", description="block: soft pairs are contrasted with soft ones only")
+    scope: Literal["batch", "block"] = Field("batch", description="block: soft pairs are contrasted with soft pairs only")
 
     @property
     def swapped(self) -> bool:
-        """Without it, the own unsharpened prediction as target has no gradient."""
+        """Without swapping, the network's own unsharpened prediction as target has no gradient."""
         return self.teacher.name == "self" if self.swap_directions is None else self.swap_directions
 
     def build_teacher(self, encoder: nn.Module, task: Task) -> Teacher:
@@ -73,7 +73,7 @@ class PsdSettings(ContrastiveSettings):
 
 
 class Psd(Objective):
-    """State: the number of steps done, of which share and choice of soft pairs are functions."""
+    """State: the number of steps done, which determines the share and choice of soft pairs."""
 
     step: Tensor
 
@@ -84,7 +84,7 @@ class Psd(Objective):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def share(self, step: int) -> float:
-        """Of soft pairs at a step."""
+        """The share of soft pairs at a step."""
         done, settings = step / self._task.total_steps, self._settings
         if settings.schedule == "constant":
             return settings.soft_fraction

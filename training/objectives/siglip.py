@@ -1,11 +1,11 @@
-"""SigLIP: every pair of an image and a text is a yes-or-no question of its own.
+"""SigLIP: every pair of an image and a text is a separate binary classification.
 
 Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, arXiv 2303.15343:
 
     L = 1/B [ sum_ij softplus(z_ij) - sum_i z_ii ],   z = s X Y^T + bias
 
-Nothing is normalised over the batch, so texts can go round the workers (`exchange: ring`) and no worker ever holds more than
-two blocks of them. Pairs with the same image or caption are left out (ours; a no-op without duplicates).
+Nothing is normalised over the batch, so texts can be passed around the workers (`exchange: ring`) and no worker ever holds more
+than two blocks of them. Pairs with the same image or caption are left out (ours; a no-op without duplicates).
 """
 
 from typing import Literal
@@ -29,9 +29,9 @@ class SigLipSettings(LearnedTemperatureSettings):
     """SigLIP, the pairwise sigmoid loss."""
 
     name: Literal["siglip"] = "siglip"
-    temperature: float = Field(0.1, gt=0, description="1/temperature scales the cosines; its start where it is learned")
-    bias: float = Field(-10.0, description="start of the learned bias, about -log of the negatives a positive")
-    exchange: Literal["ring", "gather"] = Field("ring", description="texts go round the workers, or all to all at once")
+    temperature: float = Field(0.1, gt=0, description="1/temperature scales the cosines; the initial value, if it is learned")
+    bias: float = Field(-10.0, description="initial value of the learned bias, about -log of the negatives per positive")
+    exchange: Literal["ring", "gather"] = Field("ring", description="pass texts around the workers, or gather all at once")
     mask_false_negatives: bool = Field(True, description="pairs with the same image or caption are left out")
 
     @property
@@ -43,7 +43,7 @@ class SigLipSettings(LearnedTemperatureSettings):
 
 
 class SigLip(Objective):
-    """No state but scale and bias."""
+    """No state except scale and bias."""
 
     def __init__(self, settings: SigLipSettings):
         super().__init__()
@@ -55,7 +55,7 @@ class SigLip(Objective):
         image, text = exact(embeddings.image), exact(embeddings.text)
         ring, scale = self._settings.exchange == "ring", self.scale()
         own = torch.arange(len(image), device=image.device)
-        # Without the ids of the data, a pair is alike itself and nothing else.
+        # Without the data's ids, a pair is only like itself.
         ids = pair_ids(batch) if self._settings.mask_false_negatives else (own + first_row(len(own)))[:, None].expand(-1, 2)
         sums = F.softplus(-scale * (image * text).sum(1) - self.bias)
         for texts, text_ids in zip(around(text, ring), around(ids, ring), strict=True):

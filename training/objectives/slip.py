@@ -1,4 +1,4 @@
-"""SLIP: CLIP, and SimCLR between two strong views of each image in a space of their own.
+"""SLIP: CLIP, and SimCLR between two strong views of each image in a separate space.
 
 Mu, Kirillov, Wagner and Xie, "SLIP: Self-supervision meets Language-Image Pre-training", ECCV 2022, arXiv 2112.12750; SimCLR's
 loss is NT-Xent (Chen et al., ICML 2020, arXiv 2002.05709). Of the 2B vectors z = [p; q] that a head makes of the image tower's
@@ -6,9 +6,9 @@ features for the strong views, partner pi(k) shows the same image:
 
     L = L_CLIP + weight L_SSL,   L_SSL = -1/2B sum_k log e^{<z_k, z_pi(k)>/t} / sum_{l != k} e^{<z_k, z_l>/t}
 
-Three forwards of the image tower a step. Captions see a plain view; the head goes when training ends. Views of the same image
-in another row are no negatives (ours; a no-op without duplicates). Both contrasts gather with gradient, where the public code
-does so for the views only.
+Three forward passes of the image tower per step. Captions are contrasted with a plain view; the head is discarded after training.
+Views of the same image in another row are not negatives (ours; a no-op without duplicates). Both contrasts gather with gradient,
+while the public code does so for the views only.
 """
 
 from dataclasses import replace
@@ -33,10 +33,10 @@ class SlipSettings(ContrastiveSettings):
     """SLIP: CLIP with SimCLR on two strong views of each image."""
 
     name: Literal["slip"] = "slip"
-    weight: float = Field(1.0, ge=0, description="of the contrast between strong views")
-    view_temperature: float = Field(0.1, gt=0, description="of that contrast; fixed")
+    weight: float = Field(1.0, ge=0, description="weight of the contrast between strong views")
+    view_temperature: float = Field(0.1, gt=0, description="fixed temperature of that contrast")
     hidden: int = Field(4096, ge=1, description="width of the head's two hidden layers")
-    width: int = Field(256, ge=1, description="of the space in which views are compared")
+    width: int = Field(256, ge=1, description="width of the space in which views are compared")
     strong: StrongAugment = Field(StrongAugment(), description="the strong views")
 
     @property
@@ -52,7 +52,7 @@ class SlipSettings(ContrastiveSettings):
 
 
 class Slip(Clip):
-    """No state but the temperature and the head."""
+    """No state except the temperature and the head."""
 
     def __init__(self, settings: SlipSettings, task: Task):
         super().__init__(settings)
@@ -73,13 +73,13 @@ def nt_xent(views: Tensor, scale: float, image_id: Tensor | None = None) -> Tens
 
     Args:
         scale: 1/temperature.
-        image_id: int64 [b]; other rows with the same one are no negatives. None: all other rows are.
+        image_id: int64 [b]; other rows with the same one are not negatives. None: all other rows are.
     """
     own = torch.cat(exact(views).unbind(1))  # [2b, D]: first views, then second
     first, second = (all_gather(exact(view)) for view in views.unbind(1))
     rows, everywhere = len(views), len(views) * world_size()
     place = torch.arange(rows, device=views.device) + first_row(rows)
-    # Candidates that are alike are left out, all but the target: a vector itself, and views of its image in other rows.
+    # All candidates that are alike except the target are left out: a vector itself, and views of its image in other rows.
     ids = place if image_id is None else image_id
     pairs = torch.stack([ids, ids], dim=1).repeat(2, 1)
     candidates = Candidates(

@@ -1,18 +1,19 @@
-"""SogCLR: every sample remembers its own normaliser over the whole data, so that a small batch follows the global contrast.
+"""SogCLR: every sample keeps a running estimate of its normaliser over the whole data, so small batches follow the global
+contrast.
 
 Yuan et al., "Provable Stochastic Optimization for Global Contrastive Learning: Small Batch Does Not Harm Performance", ICML
-2022, arXiv 2202.12387; for two modalities as in Qiu et al., ICML 2023, arXiv 2305.11965. It follows
+2022, arXiv 2202.12387; for two modalities as in Qiu et al., ICML 2023, arXiv 2305.11965. It descends
 
     F = t mean_i [ log(eps + g_i^image) + log(eps + g_i^text) ],   g_i^image = mean_{j != i} exp((s_ij - s_ii) / t)
 
-with a moving average u_i in the place of g_i's denominator: u_i <- (1 - gamma) u_i + gamma g_i, first visit u_i = g_i. All in
-logarithms, where nothing overflows at any temperature. `total` is the estimate of F; its gradient is the method's.
+with a moving average u_i in place of g_i's denominator: u_i <- (1 - gamma) u_i + gamma g_i, at the first visit u_i = g_i. All in
+logarithms, so nothing overflows at any temperature. `total` is the estimate of F; its gradient is the method's.
 
-Here eps is what it is in F, one number for all anchors. Public code for two modalities keeps u_i exp(-b_i) and holds that above
-eps: b_i is the largest (s_ij - s_ii) / t that the anchor ever met, 0 at least, so its eps is eps exp(b_i), and never falls again.
-An anchor whose negatives were ahead by a cosine of 0.5 once, as at random weights, then counts as solved at temperature 0.01 and
-eps 1e-14 as soon as they are ahead by less than 0.18: what it was long ago decides whether it has a gradient, even without memory
-(gamma = 1). That was a way not to overflow, which logarithms do not need (docs/objectives.md has both measured).
+Here eps is one number for all anchors, as in F. Public code for two modalities stores u_i exp(-b_i) and keeps that above eps: b_i
+is the largest (s_ij - s_ii) / t that the anchor has had, at least 0, so its effective eps is eps exp(b_i), and never falls again.
+An anchor whose negatives were once ahead by a cosine of 0.5, as at random weights, then counts as solved at temperature 0.01 and
+eps 1e-14 as soon as they are ahead by less than 0.18: its past decides whether it has a gradient, even without memory (gamma =
+1). That code avoids overflow this way, which logarithms do not need (docs/objectives.md has measurements of both).
 
 With `hinge` the gap x = s_ij - s_ii enters as the square hinge max(0, x + hinge)^2, in g_i and in its gradient: a surrogate that
 the same public code offers, off by default there too.
@@ -37,7 +38,7 @@ from training.objectives.ops.temperature import TemperatureSettings
 class GlobalSettings(TemperatureSettings):
     """Settings of all objectives that estimate the global contrast."""
 
-    epsilon: float = Field(1e-14, gt=0, description="anchors whose mean falls below it are solved, and lose their weight")
+    epsilon: float = Field(1e-14, gt=0, description="anchors whose mean falls below it count as solved, and lose their weight")
 
     @property
     def needs(self) -> Needs:
@@ -49,13 +50,13 @@ class SogClrSettings(GlobalSettings):
 
     name: Literal["sogclr"] = "sogclr"
     temperature: float = Field(0.01, gt=0, description="fixed")
-    gamma: float = Field(0.8, gt=0, le=1, description="share of the new batch in a sample's running estimate")
+    gamma: float = Field(0.8, gt=0, le=1, description="weight of the new batch in a sample's running estimate")
     grad_scale: Literal["source", "unit"] = Field(
-        "source", description="source: the gradient is 2 x temperature of CLIP's; unit: of CLIP's size, for SGD"
+        "source", description="source: the gradient is 2 x temperature times CLIP's; unit: the size of CLIP's, for SGD"
     )
 
     hinge: float | None = Field(
-        None, ge=0, description="c: gaps x to the own pair's cosine enter as max(0, x + c)^2 (public code: 1); null: as they are"
+        None, ge=0, description="c: gaps x to the own pair's cosine enter as max(0, x + c)^2 (public code: 1); null: unchanged"
     )
 
     def build(self, task: Task) -> "SogClr":
@@ -63,13 +64,13 @@ class SogClrSettings(GlobalSettings):
 
 
 class Estimates(NamedTuple):
-    """Of this worker's b pairs, each as image and as text: [2, b] but for `counted`."""
+    """Results for this worker's b pairs, each as image and as text: [2, b] except `counted`."""
 
     log_g: Tensor  # log of the batch's mean over negatives, with gradient
     log_u: Tensor  # updated running estimate
     level: Tensor  # log(eps + u), of which F is the mean
-    weight: Tensor  # g / (eps + u), the anchor's share in the gradient
-    counted: Tensor  # bool [b]: it has negatives; elsewhere log_g and weight are 0 and log_u is as it was
+    weight: Tensor  # g / (eps + u), the anchor's weight in the gradient
+    counted: Tensor  # bool [b]: it has negatives; elsewhere log_g and weight are 0 and log_u is unchanged
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over pairs of the sum over both modalities of [2, b]; anchors without negatives count as 0."""
@@ -105,7 +106,7 @@ def estimate(
 
 
 class SogClr(Objective):
-    """State: log u of every image and of every caption."""
+    """State: log u of every image and every caption."""
 
     def __init__(self, settings: SogClrSettings, task: Task):
         super().__init__()

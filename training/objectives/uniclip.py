@@ -1,14 +1,14 @@
-"""UniCLIP: images, their views and captions contrasted in one space, by a head that is told what was done to a view.
+"""UniCLIP: images, their views and captions contrasted in one space, with a head that reads a view's augmentation code.
 
 Lee et al., "UniCLIP: Unified Framework for Contrastive Language-Image Pre-training", NeurIPS 2022, arXiv 2209.13430. A random
-crop may lose what the caption says; other objectives keep views and captions apart for that. Here
+crop may lose what the caption describes, so other objectives keep views and captions apart. Here
 
-- the image head reads a code of the augmentation (`training.encoder.AugmentedHead`); inference uses the code of no change;
+- the image head reads a code of the augmentation (`training.encoder.AugmentedHead`); inference uses the code of no augmentation;
 - all pairs of views and captions enter one loss, MP-NCE (`training.objectives.ops.mp_nce`), whose positives do not compete;
 - temperature and offset depend on what is compared: s = (<z, z'> - offset) / t for image-image, image-text and text-text.
 
-There is no public code; the size of the head, and that all pairs weigh 1, are ours. One plain view takes part beside the strong
-ones. With `codes` false the head is told nothing and may be any: MP-NCE without augmentation encoding, as MCD's ablation has it.
+There is no public code; the size of the head and equal weights of all pairs are ours. One plain view is used in addition to the
+strong ones. With `codes` false any head may be used, without codes: MP-NCE without augmentation encoding, as in MCD's ablation.
 """
 
 from collections.abc import Mapping
@@ -36,8 +36,8 @@ class UniClipSettings(ContrastiveSettings):
     image_temperature: float = Field(0.1, gt=0, description="the same, between views of images")
     text_temperature: float = Field(0.1, gt=0, description="the same, between captions")
     self_pair: bool = Field(True, description="a row is a positive of itself, which only pushes negatives away")
-    views: int = Field(1, ge=1, description="strong views of each image, beside the plain one")
-    codes: bool = Field(True, description="tell the image head what was done to a view; false: a plain head")
+    views: int = Field(1, ge=1, description="strong views of each image, in addition to the plain one")
+    codes: bool = Field(True, description="give the image head the augmentation's code; false: a plain head")
     strong: StrongAugment = Field(StrongAugment(), description="the strong views")
 
     @property
@@ -52,7 +52,7 @@ class UniClipSettings(ContrastiveSettings):
 
 
 class UniClip(Objective):
-    """No state but three temperatures and three offsets: image-text, image-image, text-text."""
+    """No state except three temperatures and three offsets: image-text, image-image, text-text."""
 
     def __init__(self, settings: UniClipSettings):
         super().__init__()
@@ -65,7 +65,7 @@ class UniClip(Objective):
         assert embeddings.strong_projection is not None
         strong = unit(embeddings.strong_projection).unbind(1)
         rows = [embeddings.image, *strong, embeddings.text]
-        # Of each pair of rows, which of the three it is.
+        # For each pair of rows, which of the three applies.
         text = torch.tensor([False] * (len(rows) - 1) + [True])
         kind = torch.where(text[:, None] & text, 2, torch.where(text[:, None] | text, 0, 1)).to(self.offsets.device)
         scales = torch.stack([scale() for scale in self.scales])

@@ -6,7 +6,7 @@ u, v [B, D] before normalisation:
     L = invariance mean (u - v)^2 + variance [hinge(u) + hinge(v)] / 2 + covariance [offdiagonal(u) + offdiagonal(v)]
     hinge(u) = mean_k max(0, 1 - sqrt(Var_k(u) + 1e-4)),   offdiagonal(u) = 1/D sum_{k != l} Cov(u)_kl^2
 
-No expander network stands before the loss here; the paper's has three layers of 8192.
+There is no expander network before the loss here; the paper's has three layers of 8192.
 """
 
 from typing import Literal
@@ -25,8 +25,8 @@ class VicRegSettings(ObjectiveSettings):
     """VICReg: invariance, variance and covariance of projections, without negatives."""
 
     name: Literal["vicreg"] = "vicreg"
-    invariance: float = Field(25.0, ge=0, description="weight of the distance of a pair")
-    variance: float = Field(25.0, ge=0, description="weight of the spread that a dimension lacks")
+    invariance: float = Field(25.0, ge=0, description="weight of the distance between the two embeddings of a pair")
+    variance: float = Field(25.0, ge=0, description="weight of the missing standard deviation of a dimension")
     covariance: float = Field(1.0, ge=0, description="weight of the correlations between dimensions")
 
     def build(self, task: Task) -> "VicReg":
@@ -54,7 +54,7 @@ class VicReg(Objective):
 
 
 def _hinge(rows: Tensor) -> Tensor:
-    """Mean over dimensions of what the standard deviation lacks to 1."""
+    """Mean over dimensions of the amount by which the standard deviation is below 1."""
     return torch.relu(1 - (rows.var(0) + 1e-4).sqrt()).mean()
 
 

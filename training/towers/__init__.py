@@ -1,4 +1,4 @@
-"""The halves of a dual encoder, and the actors that compute a locked tower's features."""
+"""The two towers of a dual encoder, and the actors that compute a locked tower's features."""
 
 from typing import TYPE_CHECKING, Annotated
 

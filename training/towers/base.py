@@ -1,6 +1,6 @@
-"""What all towers share: how they take part in training, and where weights come from.
+"""What all towers share: their mode in training, and where weights come from.
 
-A tower maps uint8 images, or token ids and a mask, to one feature row a sample; normalising images belongs to it.
+A tower maps uint8 images, or token ids and a mask, to one feature row per sample; normalising images is part of it.
 """
 
 import re
@@ -19,18 +19,19 @@ from pipelines.program.settings import Settings, UserError
 
 Mode = Literal["trainable", "frozen", "locked"]
 
-# Raised when towers make other features of the same weights, images and texts: what was cached before is not found again.
+# Incremented when towers give different features for the same weights, images and texts, which invalidates stored features.
 _FEATURES_VERSION = 2
 
 
 class Tower(nn.Module):
-    """`width`: features a row. `about`: of what `TowerSettings.rebuild` makes the same tower without weights, JSON values."""
+    """`width`: features per row. `about`: JSON values from which `TowerSettings.rebuild` builds the same tower without
+    weights."""
 
     width: int
     about: dict[str, Any]
 
     def describe(self, **about: Any) -> Self:
-        """Remember this, and which parameters are not to be trained; called by whoever builds the tower, at the end."""
+        """Record this, and which parameters are not trained; called last by the code that builds the tower."""
         fixed = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         self.about = about | {"fixed": fixed}
         return self
@@ -41,33 +42,35 @@ class TowerSettings(Settings):
 
     mode: Mode = Field(
         "trainable",
-        description="trainable; frozen: run, not trained; locked: features are computed once and cached, only heads train",
+        description="trainable; frozen: runs, not trained; locked: features are computed once and stored, only heads train",
     )
 
     @abstractmethod
     def weights_name(self) -> str | None:
-        """Where pretrained weights come from, None for random ones."""
+        """The source of pretrained weights, None for random ones."""
 
     def check_source(self, key: str) -> None:
-        """Raises `UserError` where the weights are neither here nor to be had."""
+        """Raises `UserError` if the weights are neither on this machine nor available for download."""
         name = self.weights_name()
         if name is not None and resolve(name, f"{key}.weights") is None:
             hub.check_repository(name, f"{key}.weights", name)
 
     @abstractmethod
     def again(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
-        """What `rebuild` asks of each kind."""
+        """The implementation of `rebuild` for each kind."""
 
     def rebuild(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
-        """The tower that `about` is of, for weights that a checkpoint holds: no file is read, no hub is asked.
+        """The tower that `about` describes, for a checkpoint's weights: reads no file and asks no hub.
 
-        Raises `UserError` where this installation cannot build it.
+        Raises `UserError` if this installation cannot build it.
         """
         try:
             tower = self.again(about, vocabulary_size)
         except UserError:
             raise
-        except Exception as error:  # each library has its own, and a checkpoint of another version any of them
+        except (
+            Exception
+        ) as error:  # each library raises its own errors, and a checkpoint of another version may cause any of them
             why = str(error).strip().splitlines() or [type(error).__name__]
             kind = getattr(self, "name", "tower")
             raise UserError(f"checkpoint: its tower of kind {kind} cannot be built again here ({why[0][:150]})") from None
@@ -78,10 +81,10 @@ class TowerSettings(Settings):
         return tower
 
     def identity(self, key: str) -> dict[str, Any]:
-        """What decides a locked tower's features, for the name of its bank."""
+        """What decides a locked tower's features, for the name of their folder."""
         name = self.weights_name()
         if name is None:
-            encoder = key.endswith("encoder")  # frozen by its nature
+            encoder = key.endswith("encoder")  # always frozen
             what, other = ("a frozen encoder", "") if encoder else ("a locked tower", f", or {key}.mode=trainable")
             raise UserError(f"{key}: {what} needs pretrained weights; set {key}.weights{other}")
         path = resolve(name, f"{key}.weights")
@@ -90,10 +93,10 @@ class TowerSettings(Settings):
 
 
 def load_weights(module: nn.Module, path: Path, key: str, spare: tuple[str, ...] = ()) -> None:
-    """Load a state dict by name, or, where all names differ, by position if shapes, kinds and numbers agree.
+    """Load a state dict by name or, if all names differ, by position if shapes, kinds and numbers agree.
 
-    `spare`: how names begin of what nobody needs, a classifier, of which the file may have none or another. Of a training
-    checkpoint averaged weights are taken where there are some, as timm does.
+    `spare`: prefixes of names that are not needed (a classifier), which the file may lack or have differently. From a training
+    checkpoint the averaged weights are taken if there are any, as timm does.
 
     Raises `UserError` that names what does not fit.
     """
@@ -101,7 +104,7 @@ def load_weights(module: nn.Module, path: Path, key: str, spare: tuple[str, ...]
 
     try:
         found = load_state_dict(str(path))
-    except Exception as error:  # pickle, zip and torch each have errors of their own
+    except Exception as error:  # pickle, zip and torch each raise their own errors
         raise UserError(f"{key}: {path} holds no weights that torch can load ({type(error).__name__})") from None
     if not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise UserError(f"{key}: {path} holds other things than tensors, so it is no state dict")
@@ -127,10 +130,10 @@ def load_weights(module: nn.Module, path: Path, key: str, spare: tuple[str, ...]
 
 
 def _in_order(own: list[str], theirs: list[str]) -> bool:
-    """Whether names of one network may be those of another, one by one: shapes agree in many a wrong order, as of equal blocks.
+    """Whether the names of two networks may correspond one by one: shapes can agree in a wrong order, as with equal blocks.
 
-    Each ends as its counterpart does (weight, bias); words that both networks use are used in the same places; and layers that
-    differ in their numbers only are counted upwards, which sorted names do not (block 10 before block 2).
+    Each must end like its counterpart (weight, bias); words that both networks use must be in the same places; and layers that
+    differ only in their number must ascend, which sorted names do not (block 10 before block 2).
     """
     ours_and_theirs = {word for name in own for word in name.split(".")} & {word for name in theirs for word in name.split(".")}
     shared = {word for word in ours_and_theirs if not re.search("[0-9]", word)}
@@ -164,9 +167,9 @@ def reached(rows: Tensor) -> set[int]:
 
 
 def freeze_unreached(network: nn.Module, rows: Callable[[], Tensor]) -> None:
-    """Where only a part of a network runs, as without a mask token or a pooling head: only that part is trained.
+    """Train only the part of a network that runs, for example without a mask token or a pooling head.
 
-    What never gets a gradient learns nothing, and would stop several workers.
+    Parameters that never get a gradient learn nothing, and would block several workers.
     """
     with torch.enable_grad():
         depends_on = reached(rows())
@@ -176,9 +179,9 @@ def freeze_unreached(network: nn.Module, rows: Callable[[], Tensor]) -> None:
 
 
 def batch_statistics(tower: Tower, *inputs: Tensor) -> dict[str, nn.Module]:
-    """Modules by name, in their present modes, that see more than one row: BatchNorm, and all that write in a forward.
+    """Modules by name, in their current modes, that see more than one row: BatchNorm, and all that write in a forward pass.
 
-    On a part of the batch they do something else than on the whole, and two parts are written to them twice.
+    On a part of the batch they give different results than on the whole, and two parts would update them twice.
     """
     before = {name: buffer.clone() for name, buffer in tower.named_buffers()}
     with torch.no_grad():
@@ -192,10 +195,10 @@ def batch_statistics(tower: Tower, *inputs: Tensor) -> dict[str, nn.Module]:
 
 
 def synchronised(encoder: Any) -> Any:
-    """With BatchNorm over the rows of all workers, on GPUs."""
+    """The network with BatchNorm over the rows of all workers, on GPUs."""
     from timm.layers import convert_sync_batchnorm
 
-    # torch's own would lose the activations that timm's BatchNorm brings along.
+    # torch's own conversion would lose the activations that timm's BatchNorm includes.
     return convert_sync_batchnorm(encoder)
 
 

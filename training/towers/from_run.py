@@ -1,4 +1,4 @@
-"""Either half of a dual encoder that raylign trained, tower and head: a teacher, an encoder of guides, or a start."""
+"""Either half of a dual encoder that raylign trained, tower and head: a teacher, a frozen encoder, or an initialisation."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +22,7 @@ class _RunSettings(TowerSettings):
     path: LocalPlace = Field(description="folder of a run, or one of its checkpoints")
 
     def weights_name(self) -> str | None:
-        from training.checkpoint import find_checkpoint  # a checkpoint has towers, which may be these
+        from training.checkpoint import find_checkpoint  # imported here: checkpoints contain towers, possibly these
 
         return str(find_checkpoint(self.path).absolute())
 
@@ -87,7 +87,7 @@ class RunTextSettings(_RunSettings, TextTowerSettings):
 
 def _head(about: dict[str, Any], width: int) -> nn.Module:
     """A run's head, without weights."""
-    from training.encoder import HeadUnion  # which has towers
+    from training.encoder import HeadUnion  # which imports towers
 
     settings: Any = TypeAdapter(HeadUnion).validate_python(about["head"])
     return settings.build(width, about["width"])

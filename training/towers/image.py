@@ -22,7 +22,7 @@ from training.towers.pretrained import first_line, load_pretrained, measure, reb
 class ImageTowerSettings(TowerSettings):
     """Settings of all image towers."""
 
-    image_size: int = Field(224, ge=8, description="pixels of the square that it sees")
+    image_size: int = Field(224, ge=8, description="side of its square input, in pixels")
     batch_norm: Literal["train", "frozen"] = Field(
         "train", description="frozen: keep the pretrained BatchNorm statistics while the rest trains"
     )
@@ -32,9 +32,9 @@ class ImageTowerSettings(TowerSettings):
         """The network with its weights."""
 
     def tower(self, network: nn.Module, pixels: Pixels, name: str, own_size: int | None) -> "ImageTower":
-        """A network as a tower, once it has shown that it takes this size and gives one row, the same each time.
+        """A network as a tower, after checking that it takes this size and gives one row, the same each time.
 
-        `own_size`: what the model was made for, where that is known; `name` stands for it in errors.
+        `own_size`: the size that the model was made for, if known; `name` names the model in errors.
         """
         size, cut = self.image_size, []
 
@@ -51,7 +51,7 @@ class ImageTowerSettings(TowerSettings):
         try:
             with torch.no_grad():
                 rows = network(pixels(image))
-        except Exception as error:  # each model has its own
+        except Exception as error:  # each model raises its own errors
             what = f"image_tower.image_size: {size} pixels are not what {name} takes ({first_line(error)})"
             raise UserError(f"{what}; {way_out}, or another model") from None
         finally:
@@ -70,7 +70,7 @@ class ImageTowerSettings(TowerSettings):
         return self.finished(network, width, pixels)
 
     def finished(self, network: nn.Module, width: int, pixels: Pixels, **about: Any) -> "ImageTower":
-        """A network as a tower that can be built again: of its width, its pixels, and what its kind needs beside them."""
+        """A network as a tower that can be rebuilt from its width, its preprocessing, and what else its kind needs."""
         tower = ImageTower(network, width, pixels, self.batch_norm == "frozen")
         return tower.describe(width=width, pixels=pixels.about, **about)
 
@@ -88,7 +88,7 @@ class ImageTower(Tower):
     def __init__(self, network: nn.Module, width: int, pixels: Pixels, freeze_batch_norm: bool):
         super().__init__()
         self.pixels = pixels
-        # Channels last: half the time of a convolutional forward on CPUs, and what tensor cores want.
+        # Channels last: half the time of a convolutional forward pass on CPUs, and the layout for tensor cores.
         self.network = network.to(memory_format=torch.channels_last)
         self.width = width
         self._freeze_batch_norm = freeze_batch_norm
@@ -106,7 +106,8 @@ class ImageTower(Tower):
 
 
 def _registered(name: str) -> bool:
-    """Whether timm's source registers a model of this name: to import timm takes seconds, and a mistake is to be told at once."""
+    """Whether timm's source registers a model of this name: importing timm takes seconds, and a mistake should be reported at
+    once."""
     found = importlib.util.find_spec("timm")
     folder = Path(found.submodule_search_locations[0]) / "models" if found and found.submodule_search_locations else Path()
     model = re.compile(rf"^@register_model\ndef {re.escape(name.partition('.')[0])}\(", re.MULTILINE)
@@ -122,7 +123,7 @@ class TimmSettings(ImageTowerSettings):
         "weights and how their pixels are normalised"
     )
     weights: str | None = Field(None, description="hub, a path, package:NAME/FILE, or null for random weights")
-    options: dict[str, Any] = Field(default_factory=dict, description="passed on to timm.create_model")
+    options: dict[str, Any] = Field(default_factory=dict, description="passed to timm.create_model")
 
     @field_validator("model")
     @classmethod
@@ -175,7 +176,7 @@ class TimmSettings(ImageTowerSettings):
         size = self._size()
         try:
             network = timm.create_model(self.model, pretrained=of_hub, **size, **self.options)
-        except Exception as error:  # the hub and each model have errors of their own
+        except Exception as error:  # the hub and each model raise their own errors
             sizes = f", pass image_size={own_size}" if size and self.image_size != own_size else ""
             raise UserError(
                 f"image_tower.model: timm cannot build {self.model} for image_size={self.image_size}, weights={self.weights} and "
@@ -199,7 +200,7 @@ class TimmSettings(ImageTowerSettings):
         return network.eval()
 
     def _size(self) -> dict[str, int]:
-        """Where timm says that a model is made for one size, it can be told another."""
+        """Options that give a timm model another size, if timm says that it is made for one size."""
         import timm
 
         about = timm.get_pretrained_cfg(self.model)
@@ -218,7 +219,7 @@ class HuggingFaceVisionSettings(ImageTowerSettings):
 
     def build(self) -> ImageTower:
         key = "image_tower.weights"
-        # A file saved from a classifier has no pooler where the classifier reads the first token itself.
+        # A file saved from a classifier has no pooler if the classifier reads the first token itself.
         network = load_pretrained(self.weights, key, self._image_half, () if self.projected else ("pooler",))
         pixels = pixels_of_processor(self.weights, self.image_size, key)
         config = getattr(network.config, "vision_config", network.config)
@@ -241,7 +242,7 @@ class HuggingFaceVisionSettings(ImageTowerSettings):
 
 
 class _Pooled(nn.Module):
-    """The joint space; or the pooled output, where a model has one, else its class token, else the mean over positions."""
+    """The projection; else the pooled output if the model has one, else its class token, else the mean over positions."""
 
     def __init__(self, network: Any, projected: bool):
         super().__init__()
@@ -265,7 +266,7 @@ class ConvSettings(ImageTowerSettings):
     """A small depthwise convolutional net, for training from scratch on little data."""
 
     name: Literal["conv"]
-    image_size: int = Field(48, ge=8, description="pixels of the square that it sees")
+    image_size: int = Field(48, ge=8, description="side of its square input, in pixels")
     channels: tuple[int, ...] = Field((24, 48, 96, 144), min_length=1, description="of the stages; each halves the resolution")
 
     @field_validator("channels")

@@ -1,4 +1,4 @@
-"""Either half of an open_clip model, into the joint space it was trained for: a teacher, an encoder of guides, or a start."""
+"""Either half of an open_clip model, with its projection: a teacher, a frozen encoder, or an initialisation."""
 
 import difflib
 import json
@@ -21,7 +21,7 @@ from training.towers.image import ImageTower, ImageTowerSettings
 from training.towers.pixels import Pixels
 from training.towers.text import TextTower, TextTowerSettings
 
-# In place of the half that is thrown away.
+# In place of the half that is discarded.
 _SMALL_TEXT = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
 _SMALL_VISION = {"image_size": 8, "patch_size": 8, "width": 64, "layers": 1}
 
@@ -42,7 +42,7 @@ class _OpenClipSettings(TowerSettings):
             return
         about = self._published().get(self.weights)
         if about is None:
-            return  # `load` says which there are
+            return  # `load` lists those that exist
         name = f"open_clip's {self.model} of {self.weights}"
         if about.get("hf_hub"):
             hub.check_repository(about["hf_hub"].rpartition("/")[0], f"{key}.weights", name)
@@ -55,7 +55,7 @@ class _OpenClipSettings(TowerSettings):
         return super().identity(key)
 
     def config(self) -> dict[str, Any]:
-        """open_clip's description of the model. Raises `UserError` where it, or the package, is not there."""
+        """open_clip's description of the model. Raises `UserError` if it or the package is missing."""
         try:
             import open_clip
         except ImportError:
@@ -78,7 +78,7 @@ class _OpenClipSettings(TowerSettings):
         variant = f"{self.model}-quickgelu"
         quick = path is None and self.weights in open_clip.list_pretrained_tags_by_model(variant)
         if quick and published.get(self.weights, {}).get("quick_gelu"):
-            # open_clip only warns, and computes another function than was trained.
+            # open_clip only warns, and computes a different function from the one that was trained.
             raise UserError(f"model: {self.weights} of {self.model} was trained with QuickGELU; pass model={variant}")
         try:
             return open_clip.create_model(
@@ -88,12 +88,12 @@ class _OpenClipSettings(TowerSettings):
             )
         except UserError:
             raise
-        except Exception as error:  # the hub, torch and open_clip each have errors of their own
+        except Exception as error:  # the hub, torch and open_clip each raise their own errors
             why = " ".join(str(error).split())[:300]
             raise UserError(f"weights: '{self.weights}' cannot be loaded into open_clip's {self.model}: {why}") from None
 
     def rebuilt(self, config: dict[str, Any]) -> Any:
-        """A model of an open_clip config, whatever this installation calls by its name, with weights that are still to come."""
+        """A model built from an open_clip config, whatever this installation has under its name; its weights are loaded later."""
         import open_clip
 
         name = f"raylign-{digest(config)[:12]}"
@@ -111,9 +111,9 @@ class _OpenClipSettings(TowerSettings):
         return {tag: open_clip.get_pretrained_cfg(self.model, tag) for tag in open_clip.list_pretrained_tags_by_model(self.model)}
 
     def _preprocessing(self, path: Path, published: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-        """How images are made ready for a file of weights, of which open_clip itself assumes CLIP's way.
+        """The preprocessing for a file of weights, for which open_clip itself would assume CLIP's.
 
-        As `open_clip_config.json` beside the file says, else as all published weights of this model have it.
+        It is read from `open_clip_config.json` next to the file, or else taken from the model's published weights if all agree.
         """
         names = ("mean", "std", "interpolation", "resize_mode", "fill_color")
         described = path.with_name("open_clip_config.json")
@@ -197,16 +197,16 @@ class _OpenClipText(TextTower):
         freeze_unreached(model, lambda: self(ids, ids))
 
     def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        # A run asks its tokenizer for a token that hides words first, and CLIP's vocabulary has none.
+        # A run first asks its tokenizer for a mask token, which CLIP's vocabulary does not have.
         raise UserError("text_tower.name: open_clip's text half has no states of single tokens for masked words")
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        # Whatever it reads of its padding, such as its last token, it sees the length and the zeros that it was trained with.
+        # Whatever it reads of its padding, such as the last token, it gets the length and the zeros that it was trained with.
         return self.model.encode_text(F.pad(ids, (0, self._context - ids.shape[1])))
 
 
 def _byte_pairs() -> str:
-    """CLIP's vocabulary, which open_clip carries, as a `tokenizer.json` for texts that are cleaned before; it pads with zeros."""
+    """CLIP's vocabulary, which open_clip includes, as a `tokenizer.json` for cleaned texts; it pads with zeros."""
     from open_clip.tokenizer import SimpleTokenizer
     from tokenizers import Tokenizer
     from transformers import CLIPTokenizer

@@ -1,9 +1,9 @@
-"""How far captions are padded: to the longest of those that are embedded together, where that changes no row.
+"""How far captions are padded: to the longest of those that are embedded together, if that changes no row.
 
-A tokenizer pads every text to `max_tokens`, and most captions fill a fraction of that. What stands behind the last token of the
-longest one is masked in every row, and is cut off, unless the tower looks at it all the same: it may mix all tokens (FNet), read
-neighbours beyond the end (convolutions, MobileBERT's trigrams), pool the last place, or know one length only. No config says so,
-so each tower is asked once, where it is built.
+A tokenizer pads every text to `max_tokens`, and most captions fill a fraction of that. The positions after the last token of
+the longest caption are masked in every row, and are cut off unless the tower reads them anyway: it may mix all tokens (FNet),
+read neighbours beyond the end (convolutions, MobileBERT's trigrams), pool the last position, or have a fixed length. No
+config says so, so each tower is tested once when it is built.
 """
 
 from collections.abc import Collection
@@ -16,8 +16,8 @@ from pipelines.dataset.batch import Batch
 from pipelines.dataset.tokenizer import TextTokenizer
 from training.towers.text import TextTower
 
-_MULTIPLE = 8  # of lengths: few shapes, on which kernels of GPUs are at their best
-_CLOSE = 1e-5  # of the largest number: what sums over another length differ by, with some room
+_MULTIPLE = 8  # lengths are multiples of this: few shapes, and efficient ones for GPU kernels
+_CLOSE = 1e-5  # relative to the largest number: rounding differences of sums over another length, with some margin
 _PROBES = ("a", "a red apple on the table")
 # Columns of a batch that a mask covers.
 _COVERED = {
@@ -40,7 +40,7 @@ class Padded:
 
 
 def shortened(batch: Batch, masks: Collection[str]) -> Batch:
-    """A batch whose captions are padded to the longest of them, in the columns that `masks` cover."""
+    """A batch with captions padded to the longest of them, in the columns that `masks` cover."""
     columns: dict[str, Tensor] = cast(Any, batch)
     for mask in masks:
         if mask in columns:
@@ -51,26 +51,26 @@ def shortened(batch: Batch, masks: Collection[str]) -> Batch:
 
 @torch.no_grad()
 def may_cut(tower: TextTower, tokenizer: TextTokenizer) -> bool:
-    """Whether texts have the same rows, and tokens the same states, without their padding."""
+    """Whether texts have the same rows, and tokens the same states, without padding."""
     device, training = next(tower.parameters()).device, tower.training
     tower.eval()
     try:
         return all(_same(tower, *(torch.from_numpy(part).to(device) for part in tokenizer([text]))) for text in _PROBES)
-    except (IndexError, RuntimeError, ValueError):  # it knows one length only
+    except (IndexError, RuntimeError, ValueError):  # it has a fixed length
         return False
     finally:
         tower.train(training)
 
 
 def _same(tower: TextTower, ids: Tensor, mask: Tensor) -> bool:
-    """Of one text [1, L]: without padding, and with as much as is left of it."""
+    """Whether one text [1, L] gives the same without padding and with the padding that would be left."""
     used = max(1, int(mask.sum()))
     wanted = _rows(tower, ids, mask, used)
     return all(_close(_rows(tower, ids[:, :length], mask[:, :length], used), wanted) for length in (used, _length(mask)))
 
 
 def _rows(tower: TextTower, ids: Tensor, mask: Tensor, used: int) -> Tensor:
-    """A text's row, and its first `used` states where the tower has some."""
+    """A text's row, and its first `used` states if the tower has any."""
     if not tower.states_width:
         return tower(ids, mask).flatten()
     rows, states = tower.with_states(ids, mask)
@@ -82,7 +82,7 @@ def _close(one: Tensor, two: Tensor) -> bool:
 
 
 def _length(mask: Tensor) -> int:
-    """Places [n, L] up to the last that any row reads, in multiples."""
+    """Positions [n, L] up to the last that any row reads, rounded up."""
     places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     last = max(1, int((mask.any(0) * places).max()))
     return min(-(-last // _MULTIPLE) * _MULTIPLE, mask.shape[1])

@@ -1,7 +1,6 @@
-"""What a network is given in place of an image's levels: scaled, normalised and in its order of channels, as it was trained.
+"""Pixel preprocessing of a network: levels scaled, normalised and with channels in the order that it was trained with.
 
-How an image becomes a square of the tower's size is no part of a tower: pipelines/dataset/views.py does that, for every tower
-alike.
+Cropping and resizing an image to the tower's size is not part of a tower: pipelines/dataset/views.py does that for all towers.
 """
 
 import numpy as np
@@ -24,7 +23,7 @@ class Pixels(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
         self._order = list(order)
-        self.about = {"mean": list(mean), "std": list(std), "order": list(order)}  # what makes the same again
+        self.about = {"mean": list(mean), "std": list(std), "order": list(order)}  # arguments that rebuild it
 
     def forward(self, images: Tensor) -> Tensor:
         if self._order != [0, 1, 2]:
@@ -33,22 +32,22 @@ class Pixels(nn.Module):
 
 
 def pixels_of_processor(weights: str, size: int, key: str) -> Pixels:
-    """What the image processor beside these weights makes of colours, found by asking it, whatever its settings are called.
+    """The colour transform of these weights' image processor, found by running it, whatever its settings are called.
 
-    `size`: of the squares that it is asked about, in pixels. Raises `UserError` where there is no processor, and where it does
-    more to a colour than to scale, shift and reorder its channels.
+    `size`: of the test squares, in pixels. Raises `UserError` if there is no processor, or if it does more to a colour than
+    scale, shift and reorder its channels.
     """
     from transformers import AutoImageProcessor
 
     found = resolve(weights, key) or weights
     try:
         processor = AutoImageProcessor.from_pretrained(found, trust_remote_code=False)
-    except Exception as error:  # the hub, json and each processor have errors of their own
+    except Exception as error:  # the hub, json and each processor raise their own errors
         raise UserError(
             f"{key}: {weights} has no image processor, which says what pixels its model takes ({first_line(error)}); "
             "save it beside the weights"
         ) from None
-    # One hue at a time tells order, scale and shift; the rest, whether that is all.
+    # Single hues determine order, scale and shift; the others verify that there is nothing else.
     asked = np.concatenate([np.zeros((1, 3)), 255 * np.eye(3), np.random.default_rng(0).integers(0, 256, (6, 3))]).astype(
         np.uint8
     )

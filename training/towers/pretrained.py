@@ -1,7 +1,7 @@
-"""The one way in for models of transformers: every weight that runs comes from the file, and a forward in eval is no lottery.
+"""Loads all transformers models: every weight that is used comes from the file, and eval mode is deterministic.
 
-`from_pretrained` fills weights that a file lacks with random numbers and says so in a warning only. A tower is built again in
-every process that reads a checkpoint or computes a bank, so such numbers would be other ones each time.
+`from_pretrained` fills weights that a file lacks with random numbers, with only a warning. A tower is rebuilt in every process
+that reads a checkpoint or computes stored features, so such numbers would differ each time.
 """
 
 import json
@@ -18,31 +18,31 @@ from pipelines.program.settings import UserError
 def load_pretrained(
     weights: str, key: str, part: Callable[[Any], Any] = lambda network: network, may_lack: Collection[str] = ()
 ) -> Any:
-    """A model of transformers in eval mode, float32, of which every weight that runs is the file's.
+    """A transformers model in eval mode, float32, in which every weight that is used comes from the file.
 
-    `weights`: hub name, folder, or package:NAME/FILE; `key` names the setting in errors. `part` is given the whole model, removes
-    what does not run, and returns what does: weights of nothing else are asked for. `may_lack`: submodules of the part, such as a
-    pooler, that are set to None where the file has none of their weights. `source` of what is returned is JSON values of which
-    `rebuild_pretrained` makes it again, without weights.
+    `weights`: hub name, folder, or package:NAME/FILE; `key` names the setting in errors. `part` gets the whole model, removes
+    what does not run, and returns the rest: only its weights are required. `may_lack`: submodules of the part, such as a pooler,
+    that are set to None if the file has none of their weights. The `source` of the result is JSON values from which
+    `rebuild_pretrained` rebuilds it without weights.
 
-    Raises `UserError` where there is no such model, and where the file lacks weights of the part or has them in another shape.
+    Raises `UserError` if there is no such model, or if the file lacks weights of the part or has them in another shape.
     """
     from transformers import AutoModel
 
     found = resolve(weights, key) or weights
     try:
-        # Half precision in the file, which `dtype="auto"` would keep, is neither what images come in nor what an optimizer wants.
+        # `dtype="auto"` would keep a file's half precision, which suits neither the input images nor the optimizer.
         network, info = AutoModel.from_pretrained(
             found,
             dtype=torch.float32,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # looked at below, with names
+            ignore_mismatched_sizes=True,  # checked below, with names
         )
-    except Exception as error:  # the hub, json, safetensors and each model have errors of their own
+    except Exception as error:  # the hub, json, safetensors and each model raise their own errors
         raise UserError(f"{key}: {weights}: {first_line(error)}; give a folder or a hub name") from None
     wrong = {name: f"{_shape(theirs)} in the file, {_shape(ours)} here" for name, theirs, ours in info["mismatched_keys"]}
-    # How often a BatchNorm was updated decides nothing, and old files do not count it.
+    # BatchNorm's update count has no effect, and old files lack it.
     wrong |= {name: "" for name in info["missing_keys"] if not name.endswith("num_batches_tracked")}
     config = json.loads(network.config.to_json_string())
     tensors = dict(network.state_dict(keep_vars=True))
@@ -71,7 +71,7 @@ def load_pretrained(
 
 
 def rebuild_pretrained(source: dict[str, Any], part: Callable[[Any], Any]) -> Any:
-    """What `load_pretrained` returned, with weights that are still to come, in eval mode."""
+    """What `load_pretrained` returned, in eval mode, before its weights are loaded."""
     from transformers import CONFIG_MAPPING, AutoModel
 
     config = CONFIG_MAPPING[source["config"]["model_type"]].from_dict(source["config"])
@@ -83,21 +83,21 @@ def rebuild_pretrained(source: dict[str, Any], part: Callable[[Any], Any]) -> An
 
 
 def _without_places(tree: Any) -> Any:
-    """A config without the places that it came from, which say nothing of what it is."""
+    """A config without the paths that it came from, which are not part of its identity."""
     if isinstance(tree, dict):
         return {key: _without_places(value) for key, value in tree.items() if key != "_name_or_path"}
     return [_without_places(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def measure(run: Callable[[], Tensor], key: str) -> int:
-    """Features a row of a tower in eval mode, which `run` runs on one fixed input, [1, F].
+    """Features per row of a tower in eval mode; `run` runs it on one fixed input, [1, F].
 
-    Raises `UserError` where two runs differ, as those of a masked autoencoder, which draws its mask in eval mode too (ViTMAE): an
-    image would have another embedding each time.
+    Raises `UserError` if two runs differ, as with a masked autoencoder that draws its mask in eval mode too (ViTMAE): an image
+    would have a different embedding each time.
     """
     with torch.no_grad():
         first, second = run(), run()
-    if first.is_meta:  # shapes without numbers
+    if first.is_meta:  # shapes without data
         return first.shape[-1]
     if not (first.isfinite().all() and second.isfinite().all()):
         raise UserError(f"{key}: this model gives numbers that are not finite; give other weights")
@@ -110,7 +110,7 @@ def measure(run: Callable[[], Tensor], key: str) -> int:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of another library says, in one line."""
+    """The message of another library's error, in one line."""
     lines = str(error).strip().splitlines()
     return lines[0][:150] if lines else type(error).__name__
 

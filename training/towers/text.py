@@ -23,25 +23,25 @@ class TextTowerSettings(TowerSettings):
 
     @abstractmethod
     def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
-        """The tower's own, or one trained on the training captions, which `corpus()` reads."""
+        """The tower's own tokenizer, or one trained on the training captions, which `corpus()` reads."""
 
     @abstractmethod
     def build(self, vocabulary_size: int) -> "TextTower":
         """The network with its weights."""
 
     def bank_identity(self, tokenizer: TextTokenizer, key: str) -> dict[str, Any]:
-        """What decides a locked tower's features of a text: weights, and how the text becomes tokens."""
+        """What decides a locked tower's features of a text: weights and tokenization."""
         return self.identity(key) | {"tokenizer": tokenizer.identity}
 
 
 class TextTower(Tower):
-    """Token ids and mask, int64 [b, L] each, to float [b, width]. `states_width`: numbers of one token's state."""
+    """Token ids and mask, int64 [b, L] each, to float [b, width]. `states_width`: size of one token's state."""
 
     states_width: int
 
     @abstractmethod
     def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The same rows, float [b, width], and from the same forward a state for every token, float [b, L, states_width]."""
+        """The same rows, float [b, width], and from the same forward pass a state for every token, float [b, L, states_width]."""
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.with_states(ids, mask)[0]
@@ -54,7 +54,7 @@ class HuggingFaceTextSettings(TextTowerSettings):
     weights: str = Field(description="hub name, folder with config.json, or package:NAME/FILE.zip")
     pooling: Literal["mean", "cls"] = Field("mean", description="how token states become one row")
     projected: bool = Field(
-        False, description="of a CLIP-like model: its text half as it was trained, pooled and projected into the joint space"
+        False, description="for a CLIP-like model: its text half as trained, pooled and projected into the joint space"
     )
 
     def weights_name(self) -> str | None:
@@ -100,7 +100,7 @@ class HuggingFaceTextSettings(TextTowerSettings):
         return _ProjectedText(network) if self.projected else _HuggingFaceText(network, self.pooling)
 
     def _part(self, network: Any) -> Any:
-        """What of a model runs."""
+        """The part of a model that runs."""
         if self.projected:
             if not hasattr(network, "get_text_features"):
                 raise UserError(f"text_tower.projected: {self.weights} is no CLIP-like model; pass projected=false")
@@ -117,7 +117,7 @@ class HuggingFaceTextSettings(TextTowerSettings):
 
     @torch.no_grad()
     def _check(self, tower: "_HuggingFaceText | _ProjectedText", usable: int | None, known: int) -> None:
-        """Measure sizes, and refuse what would be wrong without a sign."""
+        """Measure sizes, and refuse models that would silently give wrong rows."""
         length, ids = self.max_tokens, words_of(known, self.max_tokens)
         ones = torch.ones_like(ids)
         try:
@@ -166,7 +166,7 @@ class _ProjectedText(TextTower):
 
 class _FromScratch(TextTowerSettings):
     width: int = Field(256, ge=8, description="of the token embeddings")
-    vocabulary_size: int = Field(4000, ge=64, description="at most so many word pieces, trained on the training captions")
+    vocabulary_size: int = Field(4000, ge=64, description="maximum number of word pieces, trained on the training captions")
 
     def weights_name(self) -> str | None:
         return None

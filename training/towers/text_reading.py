@@ -1,4 +1,4 @@
-"""How a text model of transformers reads: asked of the model itself, since configs do not say it.
+"""How a transformers text model reads its input, found by running it, since configs do not say.
 
 Rows [n, F] come from ids and a mask, int64 [n, L] each.
 """
@@ -22,9 +22,9 @@ def text_half(network: Any) -> Any:
 
 
 def positions(half: Any) -> int | None:
-    """How many tokens a text model can tell apart by their places; None: no number is known.
+    """How many positions a text model has; None: unknown.
 
-    RoBERTa and its like count places from behind that of the padding token.
+    RoBERTa and similar models count positions from after the padding token's.
     """
     for name, module in half.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
@@ -34,13 +34,13 @@ def positions(half: Any) -> int | None:
 
 
 def words_of(known: int, length: int) -> Tensor:
-    """Ids of a text without a meaning, [1, length], for a model that knows so many tokens."""
+    """Ids of a meaningless text, [1, length], for a model with this vocabulary size."""
     words = torch.arange(2, max(3, min(known, 17)))
     return words[torch.arange(length) % len(words)][None]
 
 
 def reads_padding(rows: Rows, short: int, long: int) -> bool:
-    """Whether a text has another row where it is padded to another length, although that is masked: SigLIP takes the last."""
+    """Whether a text's row changes with the length of its masked padding: SigLIP, for one, pools the last position."""
 
     def padded(length: int) -> Tensor:
         ids, mask = torch.ones(2, 1, length, dtype=torch.int64)
@@ -57,7 +57,7 @@ def first_sees_the_rest(first: Rows, ids: Tensor) -> bool:
 
 
 def tells_apart(embed: Callable[[list[str]], Any], key: str, name: str) -> None:
-    """Raises `UserError` where texts have no rows, or all of them one, as of a CLIP whose tokenizer adds no end of text."""
+    """Raises `UserError` if texts have no rows or all the same, as with a CLIP whose tokenizer adds no end of text."""
     try:
         rows = np.asarray(embed(["one", "two or three words"]))
     except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:

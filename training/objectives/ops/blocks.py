@@ -1,7 +1,7 @@
-"""Which pairs a row is compared with, and how to go through all of them without holding them all.
+"""Which pairs a row is compared with, and how to process all of them in blocks.
 
-A b x B matrix that would be large is made in blocks of rows, of which only what rows and columns sum up to is kept, and made
-again in the backward pass (the idea of Cheng et al., "Breaking the Memory Barrier", arXiv 2410.17243).
+A large b x B matrix is computed in blocks of rows; only the sums over rows and columns are kept, and blocks are recomputed
+in the backward pass (the idea of Cheng et al., "Breaking the Memory Barrier", arXiv 2410.17243).
 """
 
 from collections.abc import Callable
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-PLAIN = 2**24  # entries of a similarity matrix that is simply held: 64 MiB
+PLAIN = 2**24  # largest similarity matrix that is held as a whole, in entries: 64 MiB
 BLOCK = 2**21  # entries of one block of a larger one
-NEVER = -1e30  # logit of what is left out; -inf would turn the gradient of an empty row into NaN
+NEVER = -1e30  # logit of excluded entries; -inf would turn the gradient of an empty row into NaN
 
 
 class Candidates(NamedTuple):
@@ -21,8 +21,8 @@ class Candidates(NamedTuple):
 
     targets: int64 [b], the column of the row's own pair.
     ids, all_ids: int64 [b, k] and [B, k], image and caption at least; rows that agree with a key in one of them are alike.
-        None where no pair is like another.
-    group, all_groups: [b] and [B]; a row is compared within its group only. None: all are one group.
+        None if no two pairs are alike.
+    group, all_groups: [b] and [B]; a row is compared only within its group. None: all are one group.
     """
 
     targets: Tensor
@@ -32,7 +32,7 @@ class Candidates(NamedTuple):
     all_groups: Tensor | None = None
 
     def rows(self, block: slice) -> "Candidates":
-        """Of some rows only."""
+        """The candidates of some rows only."""
         ids = None if self.ids is None else self.ids[block]
         group = None if self.group is None else self.group[block]
         return Candidates(self.targets[block], ids, self.all_ids, group, self.all_groups)
@@ -44,7 +44,7 @@ class Candidates(NamedTuple):
         return same(self.ids, self.all_ids).scatter_(1, self.targets[:, None], False)
 
     def excluded(self) -> Tensor | None:
-        """Bool [b, B]: pairs that are no negatives of a row: those alike, and those of another group."""
+        """Bool [b, B]: pairs that are not negatives of a row: those alike, and those of another group."""
         alike = self.alike()
         if self.group is None or self.all_groups is None:
             return alike
@@ -52,7 +52,7 @@ class Candidates(NamedTuple):
         return others if alike is None else others | alike
 
     def leave_out(self, logits: Tensor, own: bool) -> Tensor:
-        """Logits [b, B] with the excluded ones, and the own ones unless `own`, pushed out of every sum; in place."""
+        """Exclude from logits [b, B], in place, the pairs that are left out and, unless `own`, each row's own pair."""
         excluded = self.excluded()
         if excluded is not None:
             logits = logits.masked_fill_(excluded, NEVER)
@@ -78,7 +78,8 @@ def same(ids: Tensor, others: Tensor) -> Tensor:
 
 
 def in_blocks(function: Callable[..., Any], width: int, candidates: Candidates, *rows: Tensor) -> list[Any]:
-    """`function(candidates, *rows)` on blocks of rows, recomputed in the backward pass; on one, where b x width is small."""
+    """`function(candidates, *rows)` on blocks of rows, recomputed in the backward pass; on a single block if b x width is
+    small."""
     size = len(candidates.targets)
     if size * width <= PLAIN:
         return [function(candidates, *rows)]

@@ -1,7 +1,7 @@
-"""One similarity block a worker: its images against all texts, and both directions of the contrast out of it.
+"""One similarity block per worker: its images against all texts, from which both directions of the contrast are computed.
 
-Sums over texts are complete where the image is. Sums over images are partial on every worker; they are exchanged, a float a
-text and worker, and added up. So only texts are gathered, and each worker computes one product where others compute two.
+Sums over texts are complete on the image's worker. Sums over images are partial on every worker; they are exchanged, one
+float per text and worker, and added up. So only texts are gathered, and each worker computes one product instead of two.
 The gradient convention is that of `training.distributed`.
 """
 
@@ -19,9 +19,9 @@ from training.precision import exact
 
 
 class Contrast(NamedTuple):
-    """Of this worker's b pairs, each as image and as text, against the global batch."""
+    """Results for this worker's b pairs, each as image and as text, against the global batch."""
 
-    own: Tensor  # [b] cosine of the own pair
+    own: Tensor  # [b] cosine of the row's own pair
     image: Tensor  # [b] log-sum-exp over texts, at the image's scale
     text: Tensor  # [b] log-sum-exp over images, at the text's scale
 
@@ -38,7 +38,7 @@ def contrast(
 
 
 def hinged_sums(embeddings: Embeddings, candidates: Candidates, scale: Tensor, hinge: float) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp over negatives of scale max(0, x + hinge)^2, x the cosine less the own pair's: [b] of images, [b] of texts."""
+    """Log-sum-exp over negatives of scale max(0, x + hinge)^2, x the cosine minus the own pair's: [b] of images, [b] of texts."""
     image, text = exact(embeddings.image), exact(embeddings.text)
     texts, own = all_gather(text), (image * text).sum(1)
     all_own = all_gather(own)
@@ -54,7 +54,7 @@ def hinged_sums(embeddings: Embeddings, candidates: Candidates, scale: Tensor, h
 
 
 def _over_workers(columns: Tensor, rows: int) -> Tensor:
-    """Of this worker's `rows` texts, from every worker's log-sum-exp [B] over its own images."""
+    """The log-sum-exp of this worker's `rows` texts, from every worker's log-sum-exp [B] over its own images."""
     partial = all_gather(columns[None])  # [world_size, B]
     start = first_row(rows)
     mine = partial[:, start : start + rows]
@@ -69,7 +69,7 @@ def find_candidates(embeddings: Embeddings, batch: Batch, ids: bool) -> Candidat
         return Candidates(targets)
     own = pair_ids(batch)
     everywhere = all_gather(own)
-    # Most batches hold nothing twice, and then no mask need be made.
+    # Most batches have no duplicates, and then need no mask.
     if all(len(column.unique()) == len(column) for column in everywhere.unbind(1)):
         return Candidates(targets)
     return Candidates(targets, own, everywhere)

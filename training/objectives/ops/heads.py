@@ -1,7 +1,7 @@
-"""Networks that an objective puts behind the towers, and drops when training ends.
+"""Networks that an objective puts on top of the towers, and discards after training.
 
-They see the rows of a whole step, whatever `accumulate` says, and normalise over those of all workers: so they are exact at any
-number of either. torch's own SyncBatchNorm wants GPUs.
+They see the rows of a whole step, whatever `accumulate` is, and normalise over those of all workers, so they are exact for any
+number of either. torch's own SyncBatchNorm needs GPUs.
 """
 
 from itertools import pairwise
@@ -16,7 +16,7 @@ from training.precision import exact
 class BatchNorm(nn.Module):
     """BatchNorm over the rows [b, F] of all workers (Ioffe and Szegedy, arXiv 1502.03167), at least in float32.
 
-    It keeps no running statistics: nothing of it is left at inference.
+    It keeps no running statistics, since it is not used at inference.
     """
 
     def __init__(self, width: int, affine: bool = True, eps: float = 1e-5):
@@ -35,7 +35,7 @@ class BatchNorm(nn.Module):
 
 
 def mlp(*widths: int, last_bias: bool = True) -> nn.Sequential:
-    """Linear maps, with BatchNorm and ReLU between them. `last_bias`: false where BatchNorm follows, which takes it away."""
+    """Linear maps, with BatchNorm and ReLU between them. `last_bias`: false if BatchNorm follows, which cancels it."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths[:-1]):
         layers += [nn.Linear(before, after, bias=False), BatchNorm(after), nn.ReLU()]

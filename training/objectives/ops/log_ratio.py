@@ -1,7 +1,7 @@
-"""How far images went from captions, as ratios of distances that a student is to share with a teacher.
+"""How far images are from captions, as ratios of distances that a student should share with a teacher.
 
 MCD (Kim et al., ICCV 2023, arXiv 2312.12661), equations 6 to 9, after the log-ratio loss of Kim et al., CVPR 2019. The floor
-under squared distances, and which h, are ours where the paper's text that we have gives none.
+under squared distances and the choice of h are ours, since the paper's text that we have gives neither.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from training.objectives.ops.means import mean_over_workers
 from training.precision import exact
 
 Distance = Literal["square", "absolute", "huber"]
-_FLOOR = 1e-6  # of squared distances: the logarithm's slope stays finite where an image lies on its caption
+_FLOOR = 1e-6  # floor of squared distances, which keeps the logarithm's slope finite if an image equals its caption
 
 
 def misalignments(text: Tensor, images: Sequence[Tensor], candidates: Candidates, distance: Distance) -> tuple[Tensor, ...]:
@@ -26,8 +26,8 @@ def misalignments(text: Tensor, images: Sequence[Tensor], candidates: Candidates
     Args:
         text: this worker's captions, unit [b, D].
         images: images and their strong views, of the student and then of the teacher, unit [b, D] each.
-        candidates: pairs that are alike are no pair i != j.
-        distance: h, of differences of log-ratios.
+        candidates: pairs that are alike do not count as pairs i != j.
+        distance: h, applied to differences of log-ratios.
     """
     keys = [all_gather(exact(part)) for part in images]
     width = len(keys[0])

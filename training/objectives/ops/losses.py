@@ -1,6 +1,6 @@
 """Pure functions of queries, keys and targets: no state, no ranks, never less than float32.
 
-None of them holds a b x B matrix where that would be large. Sums over rows and over columns come from the same block, so both
+None of them holds a large b x B matrix. Sums over rows and over columns come from the same block, so both
 directions of InfoNCE cost one product.
 """
 
@@ -19,12 +19,12 @@ def log_sums(
 
     Args:
         queries: [b, D] unit rows; keys: [B, D] unit rows.
-        row_scale: 1/temperature, a scalar or [b], of the sums over keys.
-        column_scale: the same, a scalar or [B], of the sums over queries; the same object where it is the same scale; None
-            where they are not wanted.
-        own: whether a row's own key takes part.
+        row_scale: 1/temperature, a scalar or [b], for the sums over keys.
+        column_scale: the same, a scalar or [B], for the sums over queries; the same object if it is the same scale; None if these
+            sums are not needed.
+        own: whether a row's own key is included.
 
-    Returns: [b], and [B] (empty where `column_scale` is None).
+    Returns: [b], and [B] (empty if `column_scale` is None).
     """
     queries, keys = exact(queries), exact(keys)
 
@@ -55,7 +55,7 @@ def soft_cross_entropy(
 
     Args:
         student, teacher: queries [b, D], keys [B, D] and scale (a scalar) each; the teacher gets no gradient.
-        share: [b], of the teacher in the row's target.
+        share: [b], weight of the teacher in the row's target.
         alike_is_own: pairs alike share the own key's target, instead of being left out.
     """
     queries, keys, scale = exact(student[0]), exact(student[1]), student[2]
@@ -101,7 +101,7 @@ def following(value: Tensor, path: Tensor) -> Tensor:
 
 
 def log_blend(old: Tensor, new: Tensor, gamma: float, adopt: bool = True) -> Tensor:
-    """log((1 - gamma) exp(old) + gamma exp(new)); with `adopt`, `new` alone where `old` is -inf, that is, not there yet."""
+    """log((1 - gamma) exp(old) + gamma exp(new)); with `adopt`, only `new` where `old` is -inf, that is, not yet set."""
     weights = torch.tensor([1 - gamma, gamma], dtype=new.dtype, device=new.device).log()
     blend = torch.logaddexp(old + weights[0], new + weights[1])
     return torch.where(old.isinf(), new, blend) if adopt else blend

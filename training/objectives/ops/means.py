@@ -1,4 +1,4 @@
-"""Means over what workers have unequally many of."""
+"""Means over values of which workers have different numbers."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from training.distributed import all_gather, world_size
 
 
 def mean_over_workers(sums: Tensor, counts: Tensor) -> Tensor:
-    """Each worker's share of a mean: averaged over workers it is all sums by all counts; 0 where nothing was counted.
+    """Each worker's share of a mean: its average over workers is the total sum over the total count; 0 if nothing was counted.
 
     Args:
         sums, counts: [n] of this worker.

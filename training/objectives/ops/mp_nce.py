@@ -6,7 +6,7 @@ negatives. With s_kp = scale_kp (<z_k, z_p> - offset_kp):
 
     L_k = 1/|P_k| sum_{p in P_k} w_kp softplus( logsumexp_{q in N_k} s_kq - s_kp )
 
-Other positives are absent from the denominator, which tells it from SupCon. The pair of a row with itself has cosine 1: it only
+Unlike in SupCon, other positives are not in the denominator. The pair of a row with itself has cosine 1: it only
 pushes negatives away.
 """
 
@@ -29,7 +29,7 @@ def mp_nce(
 
     Args:
         rows: S kinds of rows (views, captions), unit [b, D] each; row i of each kind belongs to sample i.
-        scale, offset, weight: [S, S], of pairs of kinds.
+        scale, offset, weight: [S, S], for pairs of kinds.
         candidates: samples that are alike are neither positives nor negatives.
         self_pair: whether a row is a positive of itself.
     """

@@ -1,6 +1,6 @@
-"""Contrast of images with the nearest past captions of their own captions: DeCLIP's nearest-neighbour supervision.
+"""Contrast of images with the nearest neighbours of their captions among past captions: DeCLIP's nearest-neighbour supervision.
 
-Li et al., arXiv 2110.05208, section 3.2; what keeps a caption from finding itself is told in `declip`.
+Li et al., arXiv 2110.05208, section 3.2; `declip` explains why a caption does not find itself.
 """
 
 import torch
@@ -16,15 +16,15 @@ from training.precision import exact, unit
 
 def neighbours(rows: Tensor, queue: Tensor, ids: Tensor, queue_ids: Tensor) -> Tensor:
     """int64 [b]: of each row [b, D], the entry of the queue [Q, D] with the largest cosine that is of another image and another
-    caption, by `ids` [b, 2] and `queue_ids` [Q, 2]; -1 where there is none.
+    caption, by `ids` [b, 2] and `queue_ids` [Q, 2]; -1 if there is none.
     """
     return nearest(unit(rows), unit(queue).to(rows.dtype), ids, queue_ids)
 
 
 def ids_of(places: Tensor, ids: Tensor, queue_ids: Tensor) -> Tensor:
-    """int64 [b, 2]: the ids of the entries at places; of a caption that several images share, the least that may be its image.
+    """int64 [b, 2]: the ids of the entries at places; for a caption that several images share, the smallest eligible image id.
 
-    Equal captions have equal rows, among which rounding chooses, and rounding differs with the number of workers.
+    Equal captions have equal rows, so rounding decides which is nearest, and rounding differs with the number of workers.
     """
     captions, found = at(queue_ids, places)[:, 1], []
     for own, caption in zip(ids.split(1024), captions.split(1024), strict=True):
@@ -42,14 +42,14 @@ def neighbour_contrast(
     scale: Tensor,
     mask: bool,
 ) -> Tensor:
-    """L_NNS: mean over views and texts of the contrast of views with the neighbours of texts; 0 where no text has one.
+    """L_NNS: mean over views and texts of the contrast of views with the neighbours of texts; 0 if no text has one.
 
     Args:
         views, texts: unit rows [b, D] each.
         ids: int64 [b, 2], image and caption of the rows.
         past: the queue's rows [Q, D] and their ids [Q, 2].
         targets: int64 [b], the column of the row's own pair among those of all workers.
-        mask: whether keys that are the row's own pair, its own target again, or of a pair like it, are left out.
+        mask: whether to leave out keys that are the row's own pair, equal its target, or belong to a pair like it.
     """
     queue, queue_ids = past
     losses = []

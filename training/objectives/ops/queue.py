@@ -1,4 +1,4 @@
-"""Queues of past rows in buffers of fixed size, the same on every worker: the newest push out the oldest."""
+"""Queues of past rows in buffers of fixed size, the same on every worker: the newest replace the oldest."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ from training.objectives.ops.blocks import same
 
 
 def push(pushed: Tensor, new: int, size: int) -> tuple[slice, Tensor]:
-    """Which of `new` rows stay, and where in a queue of `size` they go, after `pushed` rows in all; counts them.
+    """Which of `new` rows are kept, and their places in a queue of `size`, after `pushed` earlier rows; adds them to `pushed`.
 
-    A batch longer than the queue leaves its end there.
+    Of a batch longer than the queue the last rows are kept.
     """
     kept = slice(max(0, new - size), new)
     places = (pushed + torch.arange(new, device=pushed.device)[kept]) % max(size, 1)
@@ -18,7 +18,7 @@ def push(pushed: Tensor, new: int, size: int) -> tuple[slice, Tensor]:
 
 
 def nearest(rows: Tensor, queue: Tensor, ids: Tensor, queue_ids: Tensor) -> Tensor:
-    """int64 [n]: the entry of the queue with the largest product that is not the row's own, -1 for none.
+    """int64 [n]: the entry of the queue with the largest product that is not the row's own, -1 if there is none.
 
     Args:
         rows, queue: unit rows [n, F] and [Q, F].
@@ -36,5 +36,5 @@ def nearest(rows: Tensor, queue: Tensor, ids: Tensor, queue_ids: Tensor) -> Tens
 
 
 def at(rows: Tensor, places: Tensor) -> Tensor:
-    """Rows at places; anything where the place is -1, zeros where there are no rows."""
+    """Rows at places; arbitrary ones where the place is -1, zeros if there are no rows."""
     return rows[places.clamp(min=0)] if len(rows) else rows.new_zeros(len(places), *rows.shape[1:])

@@ -1,7 +1,7 @@
-"""A number for every image and one for every caption of the training data: the state of objectives that remember samples.
+"""One number for every image and every caption of the training data: the per-sample state of objectives.
 
-Replicated: a sample meets another worker in every epoch, so every worker writes what all of them found, and any number of
-workers can go on from a checkpoint. A value stays where it was until its image or caption is seen again.
+Replicated: a sample may be on another worker in every epoch, so every worker writes the values of all workers, and any number
+of workers can resume from a checkpoint. A value does not change until its image or caption is seen again.
 """
 
 import torch
@@ -24,11 +24,11 @@ class Memory(nn.Module):
         self.register_buffer("text", torch.full((task.num_texts,), start))
 
     def read(self, batch: Batch) -> Tensor:
-        """[2, b]: of the batch's images and of its captions. Raises `IndexError` for an id that the data cannot have."""
+        """[2, b]: values of the batch's images and captions. Raises `IndexError` for an id that is out of range."""
         return torch.stack([_at(self.image, batch["image_id"], "image_id"), _at(self.text, batch["text_id"], "text_id")])
 
     def write(self, batch: Batch, values: Tensor, valid: Tensor, log: bool = False) -> None:
-        """[2, b] of every worker, where `valid` [b]. An id that occurs twice gets the mean; with `log`, log of mean exp."""
+        """Write [2, b] of every worker where `valid` [b]. An id that occurs twice gets the mean; with `log`, log of mean exp."""
         valid = all_gather(valid)
         for array, ids, found in zip((self.image, self.text), (batch["image_id"], batch["text_id"]), values, strict=True):
             unique, where = all_gather(ids)[valid].unique(return_inverse=True)

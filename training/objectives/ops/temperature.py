@@ -1,4 +1,4 @@
-"""The temperature that nearly all objectives share: one key, learned or not."""
+"""The temperature that nearly all objectives have: one key, learned or not."""
 
 import math
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from training.objectives.base import ObjectiveSettings
 
 
 class TemperatureSettings(ObjectiveSettings):
-    """Settings of all objectives with a temperature: one key, whatever becomes of it."""
+    """Settings of all objectives with a temperature: one key, however it is used."""
 
-    temperature: float = Field(0.07, gt=0, description="of the softmax; where it is learned, its start")
+    temperature: float = Field(0.07, gt=0, description="of the softmax; the initial value, if it is learned")
 
     def logit_scale(self, saved: Mapping[str, Tensor]) -> float | None:
         return 1 / self.temperature
