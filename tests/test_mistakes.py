@@ -75,7 +75,7 @@ def mistake(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ca
         # Which file
         ("training", [], ["CONFIG.yaml"]),
         ("training", ["nope.yaml"], ["nope.yaml", "no such file", OPENMOJI]),
-        ("training", ["openmoji.yaml"], ["no such file", f"did you mean {OPENMOJI}?"]),
+        ("training", ["opnmoji.yaml"], ["no such file", f"did you mean {OPENMOJI}?"]),
         ("training", ["training/configs/opnmoji.yaml"], [f"did you mean {OPENMOJI}?"]),
         ("training", ["training/configs"], ["is a folder", OPENMOJI]),
         ("training", ["README.md"], ["README.md", "not readable as YAML"]),

@@ -292,7 +292,7 @@ def test_the_best_checkpoint_outlives_the_newest(plan_of: Callable[..., Plan], t
     assert json.loads((tmp_path / "best" / "best.json").read_text()) == {"metric": metric, "value": value, "step": step}
     best = torch.load(tmp_path / "best" / "state.pt", weights_only=True)["encoder"]
     assert all(torch.equal(tensor, states[step][name]) for name, tensor in best.items())
-    left = {"metrics.jsonl", "best", "newest_checkpoint.json", f"checkpoint_{STEPS:08d}"}
+    left = {"metrics.jsonl", "best", "newest_checkpoint.json", f"checkpoint_{STEPS:08d}", "held_out.json", "held_out.npz"}
     assert {path.name for path in tmp_path.iterdir()} == left
 
 

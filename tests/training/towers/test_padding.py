@@ -16,6 +16,7 @@ from pipelines.program.settings import validate
 from tests.training.one_step import one_step
 from tests.training.towers.text_models import POSITIONS, SIZES, save
 from training import loop
+from training.build import masks_to_cut
 from training.config import TrainSettings
 from training.teacher import FrozenEncoders
 from training.towers import TextFeatures
@@ -152,7 +153,7 @@ def test_a_compiled_encoder_keeps_one_length(tokenizer: TextTokenizer) -> None:
     )
     encoder, state = SimpleNamespace(text_tower=tower), SimpleNamespace(teacher=frozen)
     for plan.settings.compile, expected in [(True, {"guide_mask"}), (False, {"text_mask", "other_mask", "guide_mask"})]:
-        assert loop._masks_to_cut(plan, encoder, state) == expected  # type: ignore[arg-type]
+        assert masks_to_cut(plan, encoder, state) == expected  # type: ignore[arg-type]
 
 
 # All columns with tokens: captions, hidden words, other words, a moving average that reads them, frozen encoders in the step.
