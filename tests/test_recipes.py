@@ -51,7 +51,7 @@ def test_every_trial_of_a_sweep_is_a_config_that_loads(path: Path) -> None:
     """A grid over a key that does not exist would be found out after the first hours."""
     from training.config import TrainSettings
     from tuning.config import SweepSettings
-    from tuning.space import corners
+    from tuning.optuna_points import corners
 
     sweep = load(SweepSettings, ROOT / path)
     for cell in sweep.cells():

@@ -13,9 +13,10 @@ from pipelines.features.frozen_encoders import Search
 from pipelines.program.path_keys import LocalPlace, Place
 from pipelines.program.settings import Settings
 from training.encoder import AugmentedHead, HeadSettings, HeadUnion, LinearHead
+from training.learning_rate import ScheduleSettings
 from training.objectives import ObjectiveUnion
 from training.objectives.clip import ClipSettings
-from training.optimizer import OptimizerSettings, ScheduleSettings
+from training.optimizer import OptimizerSettings
 from training.towers import ImageTowerSettings, ImageTowerUnion, TextTowerSettings, TextTowerUnion
 
 

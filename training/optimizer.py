@@ -1,9 +1,9 @@
-"""Optimizer by name, decay groups, and the learning rate as a function of the step."""
+"""Optimizer by name, and its decay groups."""
 
 import difflib
 import inspect
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, field_validator
@@ -12,7 +12,6 @@ from torch import nn
 from pipelines.program.config_errors import plain
 from pipelines.program.import_string import call
 from pipelines.program.settings import Settings, UserError
-from training.half_cosine import half_cosine
 
 _KEYS = ("optimizer.name", "optimizer.options", "mypackage.mymodule:MyOptimizer")  # for errors
 _USUAL = ("adamw", "sgd", "adam")  # known without timm, which takes a second to import
@@ -109,28 +108,3 @@ class OptimizerSettings(Settings):
             )
         except (TypeError, ValueError) as error:
             raise self._refused(error) from None
-
-
-class ScheduleSettings(Settings):
-    """The learning rate: linear warm-up, then a cosine or a constant."""
-
-    name: Literal["cosine", "epoch_cosine", "constant"] = Field(
-        "cosine", description="what follows the warm-up; epoch_cosine: a cosine with one step down per epoch"
-    )
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
-    warmup_stair: int = Field(1, ge=1, description="steps between two rises of the warm-up")
-    start_lr: float | None = Field(None, ge=0, description="learning rate of the first step of a warm-up; null: peak/steps")
-    final_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
-
-    def lr_at(self, step: int, steps_per_epoch: int, total: int, peak: float) -> float:
-        """Learning rate of a step; a function of the step alone, so that a resumed run continues it."""
-        if step < self.warmup_steps:
-            stair = step // self.warmup_stair * self.warmup_stair
-            if self.start_lr is None:
-                return peak * (stair + 1) / self.warmup_steps
-            return self.start_lr + (peak - self.start_lr) * stair / self.warmup_steps
-        if self.name == "constant":
-            return peak
-        if self.name == "epoch_cosine":
-            return half_cosine(peak, self.final_lr, step // steps_per_epoch * steps_per_epoch / total)
-        return half_cosine(peak, self.final_lr, (step - self.warmup_steps) / max(1, total - self.warmup_steps))

@@ -23,7 +23,7 @@ from evaluation.reporting.render import write_files
 from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines.dataset.prepared import Prepared
 from pipelines.io.retry import shown
-from pipelines.prepare.repeats import warnings_of
+from pipelines.prepare.repeated_captions import warnings_of
 from pipelines.program import yaml_text
 from pipelines.program.settings import UserError, validate
 from pipelines.program.wilson import wilson

@@ -16,9 +16,9 @@ from pipelines.program.settings import UserError, apply_overrides, digest, read_
 from training.config import TrainSettings
 from training.plan import check_metric, held_out_data, make_order
 from tuning.config import SweepSettings
+from tuning.optuna_points import corners
 from tuning.resolved import check_conditions, resolve
 from tuning.results import dataset_of
-from tuning.space import corners
 from tuning.trials import Cell, Folder, Trial, cells_of
 
 

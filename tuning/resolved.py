@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.program.settings import UserError, apply_overrides, readings, validate
 from training.config import TrainSettings
 from tuning.config import Dimension, SweepSettings
-from tuning.space import value_at
+from tuning.optuna_points import value_at
 
 
 def resolve(settings: SweepSettings) -> SweepSettings:

@@ -1,8 +1,8 @@
 """Which trial comes next: a function of the sweep and of the outcomes so far, without Ray.
 
-Cells take turns; within a cell each point waits for the results it is chosen from (`tuning.space`). When all points of a cell
-have ended, the best by the validation score is trained with each of the seeds. A sweep that resumes, after a kill or with more
-cells, trials or seeds, repeats the same sequence: trials with an outcome are skipped, the others are handed out.
+Cells take turns; within a cell each point waits for the results it is chosen from (`tuning.optuna_points`). When all points of
+a cell have ended, the best by the validation score is trained with each of the seeds. A sweep that resumes, after a kill or
+with more cells, trials or seeds, repeats the same sequence: trials with an outcome are skipped, the others are handed out.
 """
 
 import math
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from tuning.config import SweepSettings
-from tuning.space import Points
+from tuning.optuna_points import Points
 from tuning.trials import Cell, Folder, Outcome, Trial, result_of_point, score_of
 
 Key = TypeVar("Key")

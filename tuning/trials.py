@@ -23,7 +23,7 @@ from pipelines.program import yaml_text
 from pipelines.program.settings import UserError, digest, parse_overrides
 from training.metrics_file import read_metrics
 from tuning.config import SweepSettings, label
-from tuning.space import Result
+from tuning.optuna_points import Result
 
 Phase = Literal["search", "final"]
 

@@ -20,7 +20,7 @@ from pipelines.dataset.row_ids import RowIds
 from pipelines.io import storage
 from pipelines.prepare.captions import exchange
 from pipelines.prepare.config import PrepareSettings
-from pipelines.prepare.repeats import Repeats
+from pipelines.prepare.repeated_captions import Repeats
 from pipelines.prepare.shards import Part, found_file
 from pipelines.program.path_keys import Place
 from pipelines.program.randomness import generator

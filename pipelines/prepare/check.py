@@ -22,7 +22,7 @@ from pipelines.io.retry import shown
 from pipelines.io.storage import Missing
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.curate import FILTERED, examine
-from pipelines.prepare.repeats import Repeats, quoted
+from pipelines.prepare.repeated_captions import Repeats, quoted
 from pipelines.prepare.shards import list_units
 from pipelines.program import cluster
 from pipelines.program.display import Display

@@ -25,7 +25,7 @@ from pipelines.io.retry import shown_tree
 from pipelines.prepare.assign_ids import Numbered, number
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.curate import FILTERED, NOT_FOUND
-from pipelines.prepare.repeats import warnings_of
+from pipelines.prepare.repeated_captions import warnings_of
 from pipelines.prepare.shards import Part, counts_of, cut, found_file, list_units, read_parts
 from pipelines.program import cluster, interrupts, path_keys
 from pipelines.program.display import Display

@@ -9,9 +9,10 @@ from torch import nn
 
 from pipelines.program.settings import UserError, validate
 from training.encoder import MlpHead
+from training.learning_rate import ScheduleSettings
 from training.objectives.base import Task
 from training.objectives.clip import ClipSettings
-from training.optimizer import OptimizerSettings, ScheduleSettings
+from training.optimizer import OptimizerSettings
 from training.towers.image import ConvSettings
 from training.towers.text import TransformerSettings
 

@@ -10,8 +10,8 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.program.settings import UserError, load, parse_overrides, readings
 from training.config import TrainSettings
 from tuning.config import SweepSettings
+from tuning.optuna_points import Points
 from tuning.plan import SweepPlan
-from tuning.space import Points
 
 BASE = """
 name: b

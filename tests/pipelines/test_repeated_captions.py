@@ -13,7 +13,7 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.prepare import check as checking
 from pipelines.prepare import prepare
 from pipelines.prepare.config import PrepareSettings
-from pipelines.prepare.repeats import Repeats, warnings_of
+from pipelines.prepare.repeated_captions import Repeats, warnings_of
 from pipelines.prepare.shards import Part, read_part
 from pipelines.program import cluster
 from pipelines.program.display import Display

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.program.settings import UserError, validate
 from tuning.config import Dimension, SweepSettings
-from tuning.space import Points, Result, corners
+from tuning.optuna_points import Points, Result, corners
 
 RATE = {"low": 1e-5, "high": 1, "log": True}
 HEAT = {"low": 0.005, "high": 0.5, "log": True}
