@@ -53,6 +53,9 @@ def raising(error: Exception, _: int) -> Iterator[int]:
 class DeadlyPrepared(Prepared):
     """A dataset of which the image of sample 7 ends whoever reads it."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DeadlyPrepared, (self.path, self.manifest)
+
     def images(self, sample_ids: np.ndarray) -> Iterator[bytes | Missing]:
         for sample_id, data in zip(sample_ids, super().images(sample_ids), strict=True):
             if sample_id == 7:

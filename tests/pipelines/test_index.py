@@ -118,7 +118,7 @@ def test_what_fails_while_training_is_replaced_and_told(indexed: Prepared) -> No
     expected = [Unusable(i, spoilt[i]) for step in range(steps) for i in order.batch(step).tolist() if i in spoilt]
     assert told == expected and {one.reason for one in told} == {"missing_image", "truncated", "html"}
 
-    texts, captions = indexed.texts(), indexed.table("captions")["captions"].to_pylist()
+    texts, captions = indexed.texts().to_pylist(), indexed.table("captions")["captions"].to_pylist()
     train = set(indexed.split_ids()["train"].tolist())
     replaced = 0
     for step, (batch, before) in enumerate(zip(batches, healthy, strict=True)):
