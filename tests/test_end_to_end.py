@@ -100,7 +100,7 @@ def test_evaluation_from_pixels_gives_the_scores_of_the_run(ray_session: None, h
             known = trained[f"{task}/{result['dataset']}/{name}"]
             assert abs(result["scores"][name] - known) <= 100 / count * 1.001 or "per_class" in name
             compared += 1
-    assert compared == 9 + 2 * 3, "retrieval, and two labels"
+    assert compared == 10 + 2 * 3, "retrieval with its means, and two labels"
     page = output / "report.html"
     assert "<html" in page.read_text() and "demo" in page.read_text()
 
