@@ -15,7 +15,7 @@ from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
 from pipelines.program.settings import validate
 from tests.training.one_step import one_step
 from tests.training.towers.text_models import POSITIONS, SIZES, save
-from training import loop
+from training import build, loop
 from training.build import masks_to_cut
 from training.config import TrainSettings
 from training.teacher import FrozenEncoders
@@ -191,7 +191,7 @@ def test_a_step_learns_the_same(name: str, parts: int, stamps: Prepared, tmp_pat
         with monkeypatch.context() as patch:
             patch.setattr(loop, "train_step", seen)
             if not cut:
-                patch.setattr(loop, "may_cut", lambda *_: False)
+                patch.setattr(build, "may_cut", lambda *_: False)
             (tmp_path / str(cut)).mkdir()
             found.append(one_step(settings, tmp_path / str(cut)))
     assert all(length < 40 for length in lengths[0].values()) and set(lengths[1].values()) == {40}
