@@ -3,7 +3,7 @@
 state.pt         TrainState.state_dict()
 checkpoint.json  config, dataset fingerprint, code version, step
 tokenizer.json   the text tower's
-digests.json     what each of these files holds (registered.py)
+digests.json     what each of these files holds (checkpoint_registry.py)
 """
 
 import json

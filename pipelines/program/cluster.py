@@ -42,7 +42,7 @@ ENVIRONMENT = {name: value for name, (value, _) in ray_internals.VARIABLES.items
     # transformers' load reports and bars would break the progress display; real errors are raised all the same.
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    # Hosts and networks beyond the public web that data may name (web.py): those that read must know them too.
+    # Hosts and networks beyond the public web that data may name (http.py): those that read must know them too.
     "RAYLIGN_PRIVATE_HOSTS": "",
 }
 

@@ -1,7 +1,7 @@
 """Which files data may name: those below the source's own folder, unless its settings say otherwise.
 
 A table, a list or a folder from somebody else may name any file that this machine's user can read (`/etc/passwd`, `../..`, a
-link), and what is read ends up in a dataset. Images of the web are another matter: `web.py` says which hosts are asked.
+link), and what is read ends up in a dataset. Images of the web are another matter: `http.py` says which hosts are asked.
 """
 
 import functools
