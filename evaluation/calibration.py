@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.zero_shot import outcome
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 _BLOCK = 4096
 

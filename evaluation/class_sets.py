@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 FOLDER = Path(__file__).parent / "classes"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.bootstrap import interval
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 METRICS = ("top1", "top5", "mean_per_class")
 

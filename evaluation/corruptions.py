@@ -14,8 +14,8 @@ import io
 import numpy as np
 from PIL import Image, ImageFilter
 
+from pipelines.program.errors import UserError
 from pipelines.program.randomness import generator
-from pipelines.program.settings import UserError
 
 SEVERITIES = (1, 2, 3, 4, 5)
 # One parameter for each severity.

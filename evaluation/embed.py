@@ -26,7 +26,7 @@ from evaluation.model_settings import ModelSettings
 from pipelines.features import feature_store
 from pipelines.io.deadly import deadly
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 _ANEW = "anew-"  # fingerprint of an embedder that has none
 

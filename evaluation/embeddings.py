@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from evaluation.data.subsets import Chosen
-from pipelines.program.settings import UserError, digest
+from pipelines.program.errors import UserError
+from pipelines.program.settings import digest
 
 
 @dataclass(frozen=True)

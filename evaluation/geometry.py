@@ -5,7 +5,7 @@ Rows are normalised first, so nothing here depends on their lengths.
 
 import numpy as np
 
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 _BLOCK = 1024
 

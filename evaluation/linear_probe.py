@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.classification import METRICS, Outcome, judge, measures
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 MAX_ITERATIONS = 1000
 STEPS_A_DECADE = 8

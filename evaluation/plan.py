@@ -6,8 +6,8 @@ from evaluation.config import EvaluateSettings
 from evaluation.data.base import Content
 from evaluation.tasks import TASKS
 from evaluation.tasks.base import Task, TaskInfo
+from pipelines.program.errors import UserError
 from pipelines.program.import_string import find
-from pipelines.program.settings import UserError
 
 
 def read_data(settings: EvaluateSettings) -> dict[str, Content]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.metrics import TASKS
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 TABLE = Path(__file__).parent / "baselines" / "imagenet_testbed.csv"
 # Shift -> its columns without and under the shift.

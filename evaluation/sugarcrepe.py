@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 # Items of each subset as published. Groups are the name's first part.
 SIZES = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.classification import METRICS, Outcome, check, judge, measures
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 _BLOCK = 4096
 

@@ -9,7 +9,8 @@ from pipelines.prepare.prepare import prepare
 from pipelines.program.cli import begin, run_program
 from pipelines.program.config_files import find_config
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError, parse_overrides, read_config
+from pipelines.program.errors import UserError
+from pipelines.program.settings import parse_overrides, read_config
 
 PURPOSE = """Prepare a dataset: read image-text pairs from a source with Ray Data, decode and resize every image once into
 shards (or only record where each image is), number the rows, and list the rejected ones. After an interruption the same command

@@ -3,7 +3,7 @@
 Importing it is light: torch, Ray and the rest come with the first call that needs them. docs/python.md has examples.
 """
 
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from raylign.embedding import embed_images, embed_texts, load_huggingface, load_open_clip, load_run, rank
 from raylign.programs import evaluate, open_dataset, prepare, sweep, train
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np

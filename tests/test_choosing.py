@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pipelines.dataset.batch import Batch, columns
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from training.config import TrainSettings
 from training.encoder import build_encoder
 from training.objectives import ObjectiveUnion

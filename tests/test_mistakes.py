@@ -14,7 +14,8 @@ from pipelines.__main__ import _run as run_pipelines
 from pipelines.dataset.prepared import Prepared
 from pipelines.prepare.config import PrepareSettings
 from pipelines.program.cli import run_program
-from pipelines.program.settings import UserError, example_of, load, parse_overrides
+from pipelines.program.errors import UserError
+from pipelines.program.settings import example_of, load, parse_overrides
 from training.__main__ import _run as run_training
 from training.config import TrainSettings
 from tuning.__main__ import _run as run_tuning

@@ -11,7 +11,8 @@ from evaluation.config import EvaluateSettings
 from pipelines.io.artifacts import resolve
 from pipelines.prepare.config import PrepareSettings
 from pipelines.program.config_errors import classes
-from pipelines.program.settings import UserError, load
+from pipelines.program.errors import UserError
+from pipelines.program.settings import load
 from training.config import TrainSettings
 from training.features import BankSettings
 from tuning.config import SweepSettings

@@ -24,7 +24,8 @@ from pipelines.features.feature_store import Bank
 from pipelines.io import storage
 from pipelines.io.image_bytes import Location, read_location
 from pipelines.io.storage import Missing
-from pipelines.program.settings import UserError, load, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import load, validate
 from pipelines.sources.base import Rejected
 from pipelines.sources.huggingface import HuggingFaceSource
 from pipelines.sources.parquet import ParquetSource

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.dataset.prepared import Prepared
 from pipelines.program import cluster
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent

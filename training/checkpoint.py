@@ -17,8 +17,9 @@ from PIL import Image
 
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.dataset.views import eval_view
+from pipelines.program.errors import UserError
 from pipelines.program.own_class import as_data
-from pipelines.program.settings import UserError, validate
+from pipelines.program.settings import validate
 from training.checkpoint_registry import ABOUT, DIGESTS, FORMAT, check, newest_checkpoint, seal
 from training.config import TrainSettings
 from training.encoder import DualEncoder

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import SNAPSHOT, is_snapshot, snapshot_checkpoints, snapshot_with
-from pipelines.program.settings import UserError, digest
+from pipelines.program.settings import digest
 
 DIGESTS = "digests.json"
 ABOUT = "checkpoint.json"

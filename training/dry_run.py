@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipelines.dataset.stream import Item
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.encoder import DualEncoder
 from training.plan import Plan
 from training.state import TrainState

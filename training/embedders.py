@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.io.artifacts import resolve
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.fingerprint import fingerprint, of_tokenizer
 from training.precision import unit
 from training.towers.image import HuggingFaceVisionSettings

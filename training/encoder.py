@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pipelines.dataset.batch import Batch
 from pipelines.dataset.views import UNCHANGED
-from pipelines.program.settings import Settings, UserError
+from pipelines.program.errors import UserError
+from pipelines.program.settings import Settings
 from training.objectives.base import Embeddings
 from training.precision import unit
 from training.towers import ImageTowerSettings, TextTowerSettings

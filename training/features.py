@@ -16,8 +16,9 @@ from pipelines.features.frozen_encoders import Guides
 from pipelines.features.knn_cache import find_neighbours
 from pipelines.program import cluster
 from pipelines.program.display import Display
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import Settings, UserError
+from pipelines.program.settings import Settings
 from training.towers import ImageFeatures, ImageTowerUnion, TextFeatures, TextTowerUnion
 
 

@@ -14,7 +14,7 @@ from evaluation.suite import score
 from pipelines.dataset.stream import Worker
 from pipelines.program.cluster import configure_data
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.build import build_state
 from training.checkpoint import load_checkpoint
 from training.held_out import merged

@@ -18,7 +18,7 @@ import numpy as np
 from evaluation.metrics import mean_recalls
 from evaluation.suite import HeldOut, Scores
 from evaluation.tasks.retrieval import Retrieval
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.checkpoint_registry import put
 
 _FILE = "held_out.json"

@@ -19,7 +19,7 @@ import torch
 
 from pipelines.dataset.stream import Unusable, Worker
 from pipelines.program.cluster import configure_data
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.build import build_state, masks_to_cut
 from training.cadence import Clock
 from training.checkpoint import load_checkpoint, save_checkpoint

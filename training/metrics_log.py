@@ -18,7 +18,7 @@ import ray.train
 
 from evaluation.metrics import mean_recalls
 from pipelines.program.causes import cause_of, first_cause
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.checkpoint_registry import ABOUT, damage, keep_snapshot, newest_checkpoint, seal
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, read_metrics
 

@@ -10,8 +10,9 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from pipelines.program.config_errors import plain
+from pipelines.program.errors import UserError
 from pipelines.program.import_string import call
-from pipelines.program.settings import Settings, UserError
+from pipelines.program.settings import Settings
 
 _KEYS = ("optimizer.name", "optimizer.options", "mypackage.mymodule:MyOptimizer")  # for errors
 _USUAL = ("adamw", "sgd", "adam")  # known without timm, which takes a second to import

@@ -12,7 +12,7 @@ import ray.train
 from pipelines.program import interrupts, ray_internals
 from pipelines.program.causes import cause_of, first_cause
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.checkpoint_registry import newest_checkpoint
 from training.config import ResourceSettings
 from training.failures import EndAtOnce

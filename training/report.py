@@ -25,7 +25,8 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.io.retry import shown
 from pipelines.prepare.repeated_captions import warnings_of
 from pipelines.program import yaml_text
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from pipelines.program.wilson import wilson
 from training.gallery import gallery_of
 from training.held_out import read_held_out

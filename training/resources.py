@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import ray
 
 from pipelines.program.cluster import own_machine
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.config import ResourceSettings
 
 

@@ -27,8 +27,9 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.features.feature_store import Pool
 from pipelines.program import cluster, interrupts, path_keys, yaml_text
 from pipelines.program.display import Display
+from pipelines.program.errors import UserError
 from pipelines.program.own_class import as_data
-from pipelines.program.settings import UserError, difference, read_yaml, validate
+from pipelines.program.settings import difference, read_yaml, validate
 from training.checkpoint_registry import ABOUT, newest_checkpoint, put, registered, settle
 from training.config import TrainSettings
 from training.dry_run import check_build

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from pipelines.dataset.tokenizer import TextTokenizer
-from pipelines.program.settings import UserError, difference, digest
+from pipelines.program.errors import UserError
+from pipelines.program.settings import difference, digest
 from training.checkpoint_registry import ABOUT, changed, seal
 from training.towers.base import TowerSettings
 from training.towers.image import ImageTowerSettings

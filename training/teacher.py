@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.dataset.batch import Batch
-from pipelines.program.settings import Settings, UserError
+from pipelines.program.errors import UserError
+from pipelines.program.settings import Settings
 from training.half_cosine import half_cosine
 from training.precision import unit
 

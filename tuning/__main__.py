@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipelines.program.cli import begin, command_of, run_program
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tuning.config import SweepSettings
 
 PURPOSE = """Compare the cells of a grid (such as objective x optimizer) on equal terms: in every cell search hyperparameters on a

@@ -10,8 +10,8 @@ from typing import Any
 
 import optuna
 
+from pipelines.program.errors import UserError
 from pipelines.program.randomness import torch_seed
-from pipelines.program.settings import UserError
 from tuning.config import CmaEsSettings, Dimension, GridSettings, RandomSettings, SweepSettings, TpeSettings
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pipelines.program.settings import UserError, apply_overrides, readings, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import apply_overrides, readings, validate
 from training.config import TrainSettings
 from tuning.config import Dimension, SweepSettings
 from tuning.optuna_points import value_at

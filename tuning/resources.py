@@ -7,8 +7,8 @@ Ray Train run; its Tune actor only waits, on the head node and without a CPU, an
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import HEAD_NODE
-from pipelines.program.settings import UserError
 from training.config import TrainSettings
 from training.resources import Cluster, plan_resources
 

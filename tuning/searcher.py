@@ -142,7 +142,7 @@ def check_loggers(settings: SweepSettings) -> None:
     """Raises `UserError` if a package is missing."""
     from importlib.util import find_spec
 
-    from pipelines.program.settings import UserError
+    from pipelines.program.errors import UserError
 
     packages = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
     for name in settings.loggers:

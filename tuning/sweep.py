@@ -13,8 +13,9 @@ from typing import Any
 
 from pipelines.program import interrupts
 from pipelines.program.display import Display
+from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import let_trials_wait
-from pipelines.program.settings import UserError, difference
+from pipelines.program.settings import difference
 from training.config import TrainSettings
 from tuning.config import SweepSettings
 from tuning.plan import SweepPlan

@@ -20,7 +20,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from pipelines.features.feature_store import Pool
 from pipelines.program.causes import cause_of
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from training.checkpoint_registry import settle
 from training.config import TrainSettings
 from training.dry_run import check_build

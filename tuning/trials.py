@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from evaluation.metrics import mean_recalls
 from pipelines.program import yaml_text
-from pipelines.program.settings import UserError, digest, parse_overrides
+from pipelines.program.errors import UserError
+from pipelines.program.settings import digest, parse_overrides
 from training.metrics_file import read_metrics
 from tuning.config import SweepSettings, label
 from tuning.optuna_points import Result

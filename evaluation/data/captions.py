@@ -22,8 +22,9 @@ from evaluation.data.base import Content, Retrieval
 from evaluation.data.files import Located, changes, files_in, fingerprint, read_text
 from pipelines.io import storage
 from pipelines.io.storage import File
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import Settings, UserError
+from pipelines.program.settings import Settings
 from pipelines.program.text_lines import lines_of
 from pipelines.sources import json_layouts
 from pipelines.sources.rows import Unreadable

@@ -15,8 +15,8 @@ from pipelines.io.http import is_web
 from pipelines.io.image_bytes import Location, read_locations
 from pipelines.io.retry import is_text, shown
 from pipelines.io.storage import File, Missing
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import UserError
 from pipelines.program.text_lines import decoded
 
 

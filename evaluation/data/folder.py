@@ -22,8 +22,8 @@ from evaluation.data.files import Located, changes, files_in, fingerprint, read_
 from pipelines.dataset.image_formats import is_hidden, is_image
 from pipelines.io import storage
 from pipelines.io.storage import File
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import UserError
 from pipelines.program.text_lines import lines_of
 
 _SPLITS = ("test", "val", "train")

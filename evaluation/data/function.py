@@ -5,8 +5,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from evaluation.data.base import Content
+from pipelines.program.errors import UserError
 from pipelines.program.import_string import call
-from pipelines.program.settings import Settings, UserError
+from pipelines.program.settings import Settings
 
 
 class FunctionData(Settings):

@@ -9,8 +9,9 @@ from evaluation.data.base import Content, LabelledImages
 from evaluation.data.class_names import PLAIN_TEMPLATES, Templates
 from evaluation.suite import HeldOut, Labels, SuiteSettings, held_out, named
 from pipelines.dataset.prepared import Prepared
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import Settings, UserError
+from pipelines.program.settings import Settings
 
 _VALIDATION = ("val", "validation")  # splits that are chosen on
 

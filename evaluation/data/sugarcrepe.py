@@ -8,8 +8,9 @@ from pydantic import Field
 from evaluation.data.base import Content, SugarCrepe
 from evaluation.data.files import Located, changes, files_in, fingerprint
 from evaluation.sugarcrepe import SIZES, read
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import LocalPlace, Place
-from pipelines.program.settings import Settings, UserError
+from pipelines.program.settings import Settings
 
 _IMAGES = "COCO's val2017.zip (https://cocodataset.org/#download), unpacked"
 

@@ -21,8 +21,9 @@ from evaluation.data.base import Classification, Content, LabelledImages
 from evaluation.data.class_names import Templates, positions
 from evaluation.data.files import Located, changes, files_in, fingerprint
 from pipelines.dataset.image_formats import is_hidden
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import LocalPlace
-from pipelines.program.settings import Settings, UserError
+from pipelines.program.settings import Settings
 
 
 class _Part(NamedTuple):

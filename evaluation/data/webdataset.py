@@ -21,8 +21,8 @@ from pipelines.dataset.image_formats import EXTENSIONS
 from pipelines.io import storage
 from pipelines.io.image_bytes import Location
 from pipelines.io.storage import File, Missing
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import UserError
 from pipelines.program.text_lines import decoded, lines_of
 from pipelines.sources.tar_samples import Member, Sample, index
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from evaluation.reporting import write_report
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 
 def main(arguments: Iterable[str] | None = None) -> int:

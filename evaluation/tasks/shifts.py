@@ -16,8 +16,9 @@ from evaluation.data.subsets import Chosen, Corrupted
 from evaluation.embeddings import Rows, Wanted
 from evaluation.tasks.base import Measure, Scored, Task, TaskInfo, classified
 from evaluation.tasks.zero_shot import ZeroShot
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import LocalPlace
-from pipelines.program.settings import Settings, UserError
+from pipelines.program.settings import Settings
 
 _POINTS = "percentage points"
 

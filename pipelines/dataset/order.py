@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.dataset.prepared import Prepared, once_per_process
+from pipelines.program.errors import UserError
 from pipelines.program.randomness import generator, uniform_of
-from pipelines.program.settings import UserError
 
 
 @dataclass(frozen=True)

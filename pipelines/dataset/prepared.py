@@ -29,9 +29,9 @@ from pipelines.features.rows_by_id import bank_rows
 from pipelines.io import storage
 from pipelines.io.image_bytes import Location, read_locations
 from pipelines.io.storage import Missing
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
 from pipelines.program.randomness import uniform_of
-from pipelines.program.settings import UserError
 
 FORMAT_VERSION = 3  # incremented when the same source would be prepared differently: ids, pixels, rejected rows
 MANIFEST = "manifest.json"

@@ -9,7 +9,7 @@ from pipelines.dataset.images import BadImage, Opened, open_image
 from pipelines.dataset.prepared import Prepared
 from pipelines.io.deadly import deadly
 from pipelines.io.storage import Missing
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 
 def whole_images(prepared: Prepared, sample_ids: np.ndarray) -> Iterator[Image.Image]:

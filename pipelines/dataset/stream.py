@@ -36,8 +36,8 @@ from pipelines.dataset.views import UNCHANGED, Augment, Drawn, StrongViews, appl
 from pipelines.features.frozen_encoders import Guides
 from pipelines.io.storage import Missing
 from pipelines.program.cluster import RETRIES, configure_data, deaths_told
+from pipelines.program.errors import UserError
 from pipelines.program.randomness import generator
-from pipelines.program.settings import UserError
 
 if TYPE_CHECKING:
     import torch

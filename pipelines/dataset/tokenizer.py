@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.io.artifacts import resolve
-from pipelines.program.settings import UserError, digest
+from pipelines.program.errors import UserError
+from pipelines.program.settings import digest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -34,7 +34,8 @@ from pipelines.io import storage
 from pipelines.program import interrupts
 from pipelines.program.cluster import RETRIES, blocks, telling
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError, difference, digest
+from pipelines.program.errors import UserError
+from pipelines.program.settings import difference, digest
 
 _BATCH = 64  # rows that an encoder sees together
 _PART = 64 * _BATCH

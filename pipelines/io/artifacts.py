@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipelines.io.archives import unzip
 from pipelines.io.retry import Missing, is_remote, shown_place
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 
 def resolve(name: str, key: str) -> Path | None:

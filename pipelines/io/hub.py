@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 _PATIENCE = 3.5  # seconds for an answer
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")

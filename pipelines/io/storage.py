@@ -26,7 +26,7 @@ import pyarrow.fs as pafs
 from pipelines.dataset.image_formats import HIDDEN, is_hidden
 from pipelines.io import http, tables
 from pipelines.io.retry import Missing, is_remote, is_text, retried, shown
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 _CONNECT_TIMEOUT = 10  # seconds
 _TIMEOUT = 20  # seconds without a byte

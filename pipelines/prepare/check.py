@@ -26,7 +26,8 @@ from pipelines.prepare.repeated_captions import Repeats, quoted
 from pipelines.prepare.shards import list_units
 from pipelines.program import cluster
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError, digest
+from pipelines.program.errors import UserError
+from pipelines.program.settings import digest
 from pipelines.program.wilson import wilson
 from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_names
 

@@ -29,8 +29,9 @@ from pipelines.prepare.repeated_captions import warnings_of
 from pipelines.prepare.shards import Part, counts_of, cut, found_file, list_units, read_parts
 from pipelines.program import cluster, interrupts, path_keys
 from pipelines.program.display import Display
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import UserError, difference, digest
+from pipelines.program.settings import difference, digest
 from pipelines.sources.base import Unit
 
 REJECTED_FILE = "rejected.parquet"

@@ -25,8 +25,8 @@ from pipelines.io import child_process, storage
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.curate import FOUND, Row, examine, rejected
 from pipelines.program.cluster import RETRIES, blocks, telling
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import UserError
 from pipelines.program.text_lines import in_one_line
 from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_names
 

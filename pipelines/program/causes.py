@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 
 from pipelines.program import ray_internals
+from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import of_ray
-from pipelines.program.settings import UserError
 
 _LONGEST = 400  # characters of an exception's message
 # How torch's gloo and NCCL, and Ray Train's barrier, say that another worker is gone.

@@ -15,17 +15,8 @@ from pipelines.program.causes import cause_of, innermost
 from pipelines.program.config_errors import alike
 from pipelines.program.config_files import ROOT, find_config, shipped, short_name
 from pipelines.program.display import Display
-from pipelines.program.settings import (
-    Settings,
-    UserError,
-    describe,
-    example_of,
-    hint_of,
-    load,
-    parse_overrides,
-    read_config,
-    read_yaml,
-)
+from pipelines.program.errors import UserError
+from pipelines.program.settings import Settings, describe, example_of, hint_of, load, parse_overrides, read_config, read_yaml
 
 S = TypeVar("S", bound=Settings)
 _NAMED = 10  # files, in one line

@@ -23,7 +23,7 @@ import numpy as np
 from pipelines.io.retry import Unreachable
 from pipelines.program import interrupts, ray_internals
 from pipelines.program.causes import cause_of
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 if TYPE_CHECKING:  # the environment below has to be set first
     import ray.data

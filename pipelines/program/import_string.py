@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 
 def names_of(module: ModuleSpec) -> set[str] | None:

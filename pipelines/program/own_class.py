@@ -15,8 +15,9 @@ from pydantic import GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from pipelines.program.config_errors import OWN_CLASS, explain
+from pipelines.program.errors import UserError
 from pipelines.program.import_string import find
-from pipelines.program.settings import Settings, UserError
+from pipelines.program.settings import Settings
 
 _as_data: ContextVar[bool] = ContextVar("as_data", default=False)
 

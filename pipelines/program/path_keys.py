@@ -9,7 +9,7 @@ from pydantic import BeforeValidator
 
 from pipelines.io.retry import is_remote, shown_place
 from pipelines.program.config_errors import plain
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pipelines.program import yaml_text
 from pipelines.program.config_errors import classes, explain, near_keys, plain, tag_of, walk
 from pipelines.program.config_files import find_shipped, short_name
+from pipelines.program.errors import UserError
 
 # By a field that only this program's settings have.
 _EXAMPLES = {
@@ -29,10 +30,6 @@ _EXAMPLES = {
     "dataset": "dataset=data/mine",
 }
 _MOST_BYTES = 4 * 2**20  # of a config; larger ones would be read for a minute
-
-
-class UserError(Exception):
-    """Something the user can fix. One line: what is wrong, and the remedy. Programs print it and exit with 2."""
 
 
 class Settings(BaseModel):

@@ -16,8 +16,8 @@ from pipelines.dataset.image_formats import EXTENSIONS, is_image
 from pipelines.io import storage
 from pipelines.io.image_bytes import Location
 from pipelines.io.storage import Missing
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import UserError
 from pipelines.program.text_lines import decoded, lines_of
 from pipelines.sources.base import UNKNOWN_FILE, Pair, Rejected, Source, Unit, unknown_files
 from pipelines.sources.inside import REASON, Outside, link_out

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipelines.io.image_bytes import Location
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import UserError
 from pipelines.sources import rows
 from pipelines.sources.base import Pair, Rejected, Source
 from pipelines.sources.inside import Outside

@@ -13,7 +13,7 @@ import yaml
 
 from pipelines.io.storage import as_regex
 from pipelines.program import yaml_text
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 # As the library `datasets` finds splits by names.
 _SPLITS = r"(?:partial-)?(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)"

@@ -17,8 +17,8 @@ from pydantic import Field
 
 from pipelines.io import storage
 from pipelines.io.storage import File, Missing
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import UserError
 from pipelines.sources import arrow, configurations, parquet, rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.columns import ColumnsSource

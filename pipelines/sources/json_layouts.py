@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.io import storage
 from pipelines.io.http import is_web
 from pipelines.io.storage import Missing
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from pipelines.sources.rows import Unreadable
 
 _PARTS_OF = {"restval": "train"}  # COCO's validation images beyond val and test, which all papers train on

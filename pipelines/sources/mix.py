@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pipelines.program.errors import UserError
 from pipelines.program.own_class import OrOwn
-from pipelines.program.settings import Settings, UserError
+from pipelines.program.settings import Settings
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.classes import ClassesSource
 from pipelines.sources.folder import FolderSource

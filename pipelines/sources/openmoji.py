@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipelines.io.image_bytes import Location
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 
 _ANNOTATIONS = Path(__file__).parent.parent / "openmoji" / "annotations.csv"

@@ -24,8 +24,9 @@ from pipelines.io.http import is_web
 from pipelines.io.image_bytes import Location
 from pipelines.io.retry import is_text, shown_place
 from pipelines.io.storage import File, Missing
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import UserError, digest
+from pipelines.program.settings import digest
 from pipelines.program.text_lines import IS_UTF_16, UTF_16
 from pipelines.sources.base import NOT_UTF8, Pair, Rejected, Unit
 from pipelines.sources.inside import REASON, is_inside

@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.io import storage
 from pipelines.io.http import is_web
 from pipelines.io.storage import Missing
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from pipelines.sources import rows
 
 _READERS = 16  # at a time

@@ -21,7 +21,7 @@ from pipelines.io import storage
 from pipelines.io.http import is_web
 from pipelines.io.image_bytes import Location
 from pipelines.io.storage import File, Missing
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from pipelines.program.text_lines import decoded, lines_of
 from pipelines.sources import rows
 from pipelines.sources.base import Pair, Rejected, Source, Unit

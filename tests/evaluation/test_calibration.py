@@ -7,7 +7,7 @@ import pytest
 
 from evaluation import calibration as module
 from evaluation.calibration import calibration, zero_shot_calibration
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 
 def test_by_hand_with_bins_closed_above() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.class_sets import ELEVEN, FOLDER, average_of_eleven, class_set, known_sets
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 # Classes and CLIP's templates of each set (its paper's table 9; the shifts have ImageNet's templates).
 SIZES = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation.classification import intervals, judge, measures, result, worst_classes
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 NAN = float("nan")
 

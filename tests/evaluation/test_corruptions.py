@@ -11,7 +11,7 @@ from PIL import Image
 
 from evaluation.corruptions import PARAMETERS, SEVERITIES, corrupt
 from pipelines.dataset.images import decode
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 EMOJIS = ["1F436", "1F34E", "1F697", "1F3E0"]  # a dog, an apple, a car, a house

@@ -8,7 +8,7 @@ import pytest
 
 from evaluation.data.captions import CaptionsData
 from evaluation.data.webdataset import WebdatasetData
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.conftest import write_files
 from tests.evaluation.images import encoded, numbers, read, told
 from tests.evaluation.test_data_webdataset import export

@@ -10,7 +10,7 @@ import pytest
 from evaluation.class_sets import class_set
 from evaluation.data.folder import FolderData
 from evaluation.zero_shot import build_prompts
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.conftest import write_files
 from tests.evaluation.images import encoded, numbers, on_its_side, read, told
 

@@ -14,7 +14,8 @@ from evaluation.data.folder import FolderData
 from evaluation.data.function import FunctionData
 from evaluation.data.union import DataUnion
 from evaluation.zero_shot import build_prompts
-from pipelines.program.settings import Settings, UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import Settings, validate
 from tests.evaluation.images import numbers, read
 
 HERE = "tests.evaluation.test_data_function"

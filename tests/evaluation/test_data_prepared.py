@@ -17,7 +17,7 @@ from pipelines.dataset.sample_images import whole_images
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.evaluation.images import read
 
 

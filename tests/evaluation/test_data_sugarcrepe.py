@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.data.sugarcrepe import SugarCrepeData
 from evaluation.sugarcrepe import SIZES
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.conftest import write_files
 from tests.evaluation.images import encoded, numbers, read
 

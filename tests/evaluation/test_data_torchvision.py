@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 from evaluation.class_sets import class_set
 from evaluation.data.torchvision import _SETS, TorchvisionData
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.conftest import write_files
 from tests.evaluation.images import encoded, numbers, read, told
 

@@ -14,7 +14,7 @@ import webdataset
 from evaluation.class_sets import class_set
 from evaluation.data.folder import FolderData
 from evaluation.data.webdataset import WebdatasetData
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.conftest import write_files
 from tests.evaluation.images import encoded, numbers, on_its_side, read, told
 

@@ -11,7 +11,7 @@ from evaluation.embeddings import Rows, Wanted
 from evaluation.model_settings import ModelSettings
 from pipelines.features.feature_store import Pool
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.evaluation.lists import Plain
 
 QUIET = Display(quiet=True)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from evaluation.embedder import load_embedder
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 STRANGER = "tests.evaluation.stranger"
 

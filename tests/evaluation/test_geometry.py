@@ -7,7 +7,7 @@ import pytest
 
 from evaluation import geometry
 from evaluation.geometry import alignment, modality_gap, uniformity
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

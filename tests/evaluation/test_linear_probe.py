@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from evaluation import linear_probe as module
 from evaluation.linear_probe import END, Labelled, draw, few_shot, fit, hold_out, lambda_at, linear_probe, search
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 
 def real(name: str, seed: int, sizes: tuple[float, float]) -> list[Labelled]:

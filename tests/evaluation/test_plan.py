@@ -12,7 +12,7 @@ from evaluation.config import EvaluateSettings
 from evaluation.data.base import Classification, Content, LabelledImages, Retrieval
 from evaluation.plan import plan
 from evaluation.tasks import TASKS
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.evaluation.lists import Plain
 
 LABELLED = LabelledImages(Plain(4), np.array([0, 1, 0, 1]))

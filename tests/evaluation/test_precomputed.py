@@ -8,7 +8,7 @@ import pytest
 from evaluation.embeddings import Rows, Wanted
 from evaluation.model_settings import ModelSettings
 from evaluation.precomputed import precomputed
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.evaluation.lists import Plain
 
 IMAGES, TEXTS = Wanted("images", Plain(3), "set/test"), Wanted("texts", ("a cat", "two\ndogs"), "set/captions")

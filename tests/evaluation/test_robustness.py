@@ -8,7 +8,7 @@ import pytest
 
 from evaluation.robustness import TABLE as SHIPPED
 from evaluation.robustness import Line, fit, read_baselines, relative, robustness, shipped_lines
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 REFERENCE, SHIFT = [60, 70, 76, 80], [48, 58, 64, 69]
 

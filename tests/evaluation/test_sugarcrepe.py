@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from evaluation.sugarcrepe import CHANCE, SIZES, Item, correct, read, scores
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 ITEMS = {
     "swap_obj": {

@@ -16,7 +16,7 @@ from evaluation.suite import HeldOut, SuiteSettings, held_out, metric_names, sco
 from evaluation.tasks.retrieval import Retrieval
 from evaluation.zero_shot import build_prompts
 from pipelines.dataset.prepared import Prepared
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.evaluation.lists import Plain
 from tests.training.test_report import prepare_by_hand
 

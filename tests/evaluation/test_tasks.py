@@ -18,7 +18,7 @@ from evaluation.tasks.retrieval import Retrieval as RetrievalTask
 from evaluation.tasks.shifts import Corruption, EffectiveRobustness
 from evaluation.tasks.sugarcrepe import SugarCrepe as SugarCrepeTask
 from evaluation.tasks.zero_shot import ZeroShot
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.evaluation.lists import Plain, rows_of
 from tests.pipelines.test_images import gradient
 

@@ -7,7 +7,7 @@ import pytest
 
 from evaluation import zero_shot
 from evaluation.zero_shot import baselines, build_prompts, class_vectors, classify, ensemble, outcome, prompt_sensitivity
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 
 def unit(row: np.ndarray) -> np.ndarray:

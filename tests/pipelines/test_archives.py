@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from pipelines.io import archives
 from pipelines.io.artifacts import resolve
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from pipelines.sources import SourceSettings
 from pipelines.sources.base import Pair, Rejected, Source
 from pipelines.sources.rows import LONGEST

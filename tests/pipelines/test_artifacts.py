@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.io.artifacts import fingerprint, resolve
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 
 def test_a_path_that_exists_is_itself(tmp_path: Path) -> None:

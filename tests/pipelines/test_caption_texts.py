@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from evaluation.data.union import DataUnion
 from pipelines.dataset.tokenizer import train_tokenizer
 from pipelines.prepare.captions import CaptionSettings, usable
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from pipelines.program.text_lines import lines_of
 from pipelines.sources import SourceSettings
 from pipelines.sources.base import Pair, Rejected, Source

@@ -14,7 +14,8 @@ from pipelines.prepare.captions import CaptionSettings, clean, cut, exchange, us
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare, summary
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from pipelines.sources.base import Pair, Rejected
 
 QUIET = Display(quiet=True)

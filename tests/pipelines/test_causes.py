@@ -9,7 +9,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, Worker
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from pipelines.program.causes import cause_of, first_cause
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 # As torch's gloo says it: the line that says something comes first, or last.
 CLOSED = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:46107")

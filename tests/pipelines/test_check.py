@@ -15,7 +15,7 @@ from pipelines.prepare.check import check, scan_unit, wilson
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from pipelines.sources.folder import FolderSource
 from tests.patience import PATIENCE
 

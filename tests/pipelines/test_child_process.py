@@ -17,7 +17,7 @@ from pipelines.io.child_process import Fatal, Limits
 from pipelines.prepare.check import scan_unit
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.shards import Part, cut, list_units, read_part
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.pipelines.deadly import Deadly, killed_once, numbers, process, raising
 from tests.pipelines.test_images import svg_of
 

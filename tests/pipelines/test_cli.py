@@ -12,7 +12,8 @@ import yaml
 from pipelines.prepare.config import PrepareSettings
 from pipelines.program.cli import run_program
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError, load
+from pipelines.program.errors import UserError
+from pipelines.program.settings import load
 from tests.patience import PATIENCE
 from training.config import TrainSettings
 

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from pipelines.program import cluster
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.patience import PATIENCE, wait_until
 from tests.training.program import listen
 

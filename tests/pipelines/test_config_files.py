@@ -8,7 +8,8 @@ import pytest
 from pipelines.program import yaml_text
 from pipelines.program.cli import run_program
 from pipelines.program.config_files import ROOT, find_config
-from pipelines.program.settings import UserError, load, read_config
+from pipelines.program.errors import UserError
+from pipelines.program.settings import load, read_config
 from training.config import TrainSettings
 from tuning.config import SweepSettings
 

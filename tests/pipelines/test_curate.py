@@ -13,7 +13,8 @@ from pipelines.dataset.prepared import split_of
 from pipelines.io.image_bytes import Location
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.curate import FILTERED, FOUND, Row, examine
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from pipelines.sources.base import Pair, Rejected
 
 SPLITS = {"test": 0.5}

@@ -18,7 +18,7 @@ from pipelines.features.frozen_encoders import Guides
 from pipelines.features.knn import nearest
 from pipelines.features.knn_cache import find_neighbours, with_neighbours
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 
 @pytest.fixture(scope="module")

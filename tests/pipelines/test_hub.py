@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 from evaluation.embedder import check_embedder
 from pipelines.io import hub
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.towers.image import HuggingFaceVisionSettings, TimmSettings
 from training.towers.open_clip import OpenClipImageSettings, OpenClipTextSettings
 from training.towers.pretrained import load_pretrained

@@ -21,8 +21,8 @@ from pipelines.features.feature_store import Pool, image_bank
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
 from pipelines.program.display import Display
+from pipelines.program.errors import UserError
 from pipelines.program.randomness import generator
-from pipelines.program.settings import UserError
 from tests.pipelines.deadly import DeadlyPrepared
 
 QUIET = Display(quiet=True)

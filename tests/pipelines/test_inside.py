@@ -17,7 +17,7 @@ from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
 from pipelines.program.cli import run_program
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from pipelines.sources import SourceSettings
 from pipelines.sources.base import Pair, Rejected, Source
 from pipelines.sources.inside import is_inside

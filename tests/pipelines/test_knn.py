@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipelines.features.knn import Approximate, nearest
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from tests.patience import PATIENCE
 from training.config import GuideSettings
 

@@ -15,7 +15,7 @@ import pytest
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import FORMAT_VERSION, Prepared
 from pipelines.io import storage
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
 from pipelines.prepare.shards import found_file, list_units
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.pipelines.rows import image, write_karpathy
 
 QUIET = Display(quiet=True)

@@ -19,7 +19,8 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.folder import FolderSource
 

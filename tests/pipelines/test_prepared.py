@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipelines.dataset.prepared import FORMAT_VERSION, Prepared, split_of
 from pipelines.dataset.row_ids import RowIds
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 
 @pytest.mark.parametrize("ids", [[0], [39, 0, 20], [15, 16, 15], [31, 12, 32, 1, 29, 2], list(range(39, -1, -1))])

@@ -11,8 +11,9 @@ from torchvision.transforms import functional as tv  # type: ignore[import-untyp
 
 from pipelines.dataset.rand_augment import NAMES, RandAugment, operate
 from pipelines.dataset.views import Augment, draw, train_view
+from pipelines.program.errors import UserError
 from pipelines.program.randomness import generator
-from pipelines.program.settings import UserError, validate
+from pipelines.program.settings import validate
 from tests.pipelines.test_images import gradient, noise
 from training.config import TrainSettings
 

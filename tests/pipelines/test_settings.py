@@ -8,17 +8,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from pipelines.program.settings import (
-    Settings,
-    UserError,
-    apply_overrides,
-    describe,
-    digest,
-    load,
-    parse_overrides,
-    read_yaml,
-    validate,
-)
+from pipelines.program.errors import UserError
+from pipelines.program.settings import Settings, apply_overrides, describe, digest, load, parse_overrides, read_yaml, validate
 
 
 class Red(Settings):

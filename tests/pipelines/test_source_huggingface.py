@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.io.image_bytes import Location, read_location
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from pipelines.sources.base import Pair
 from pipelines.sources.huggingface import HuggingFaceSource
 from tests.object_store import Store

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pipelines.io.image_bytes import Location, read_location
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.json_lists import JsonSource
 from tests.pipelines.rows import read, told

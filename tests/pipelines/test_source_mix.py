@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.io.image_bytes import read_location
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.mix import MixSource
 

@@ -11,7 +11,8 @@ import pytest
 
 from pipelines.io import retry, storage
 from pipelines.io.image_bytes import Location, read_location
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from pipelines.sources import parquet
 from pipelines.sources.base import Rejected
 from pipelines.sources.parquet import ParquetSource

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.io.image_bytes import Location, read_location
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.table import TableSource
 

@@ -15,7 +15,8 @@ import webdataset
 from PIL import Image
 
 from pipelines.io.image_bytes import Location, read_location
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.webdataset import WebDatasetSource
 from tests.object_store import Store

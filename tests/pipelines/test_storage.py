@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.io import retry, storage
 from pipelines.io.retry import Missing
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.object_store import Folder
 
 

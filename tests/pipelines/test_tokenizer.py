@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipelines.dataset.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
+from pipelines.program.errors import UserError
 from pipelines.program.randomness import generator
-from pipelines.program.settings import UserError
 
 CORPUS = [f"a {adjective} {noun}" for adjective in ("red", "green", "Big") for noun in ("cat", "dog", "house", "boat")] * 3
 PAD, UNKNOWN, CLS, SEP = 0, 1, 2, 3

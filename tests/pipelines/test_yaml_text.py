@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.program import yaml_text
-from pipelines.program.settings import UserError, parse_overrides, read_yaml
+from pipelines.program.errors import UserError
+from pipelines.program.settings import parse_overrides, read_yaml
 from pipelines.program.yaml_text import dump, parse
 from pipelines.sources.configurations import by_readme
 

@@ -15,8 +15,9 @@ from evaluation.data.base import Content, Retrieval
 from evaluation.embeddings import Rows
 from evaluation.plan import plan
 from pipelines.prepare.config import PrepareSettings
+from pipelines.program.errors import UserError
 from pipelines.program.own_class import as_data
-from pipelines.program.settings import UserError, load, validate
+from pipelines.program.settings import load, validate
 from pipelines.sources.base import Rejected
 from tests.raylign.own_objective import Plain
 from tests.raylign.own_parts import Squares

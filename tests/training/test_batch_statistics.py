@@ -8,7 +8,7 @@ import timm.layers
 import torch
 from torch import nn
 
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.training.squares import planner, write_root
 from training.dry_run import check_build
 from training.plan import Plan

@@ -10,7 +10,7 @@ import ray.train
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 from ray.train.v2._internal.execution.storage import StorageContext
 
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.checkpoint_registry import check, damage, keep_snapshot, newest_checkpoint, put, registered, seal, settle
 
 FILES = ["state.pt", "checkpoint.json", "tokenizer.json", "more.npz", "digests.json"]

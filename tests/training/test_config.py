@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from training.config import TrainSettings
 
 TREE = {

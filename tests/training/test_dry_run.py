@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipelines.program import cluster
 from pipelines.program.cli import run_program
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.training.squares import planner, write_root
 from training import plan as planning
 from training.__main__ import _run

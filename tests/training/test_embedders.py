@@ -13,7 +13,7 @@ import torch
 
 from evaluation import retrieval
 from evaluation.embedder import load_embedder
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.training.hub import hub, photographs
 
 MODEL = "raylign-embedder-test"

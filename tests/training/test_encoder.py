@@ -5,7 +5,7 @@ import torch
 
 from pipelines.dataset.batch import Batch
 from pipelines.dataset.views import UNCHANGED
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.encoder import AugmentedHead, DualEncoder, IdentityHead, LinearHead, MlpHead, build_encoder
 from training.precision import unit
 from training.towers.image import ConvSettings, ImageTowerSettings, TimmSettings

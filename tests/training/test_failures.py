@@ -10,7 +10,7 @@ import torch
 
 from pipelines.io.retry import Unreachable
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.config import ResourceSettings
 from training.failures import EndAtOnce, may_pass
 from training.ray_train import run_workers

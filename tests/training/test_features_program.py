@@ -15,7 +15,8 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.views import eval_view
 from pipelines.features.feature_store import Pool
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError, load, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import load, validate
 from tests.patience import PATIENCE
 from training.config import TrainSettings
 from training.features import BankSettings

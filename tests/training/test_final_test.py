@@ -20,7 +20,8 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import Worker
 from pipelines.features.rows_by_id import bank_rows
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError, difference, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import difference, validate
 from tests.training.squares import TEST, planner, write_root
 from tests.training.test_report import read
 from training import final_test

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from evaluation.suite import score
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.training.squares import BATCH, BEST, EPOCHS, STEPS, TEST, planner, write_root
 from training import in_process, loop
 from training.checkpoint_registry import settle

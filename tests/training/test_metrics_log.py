@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray.train
 
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training import metrics_log
 from training.checkpoint_registry import newest_checkpoint, seal
 from training.metrics_log import MetricsLog, Recorder, append_lines, read_metrics

@@ -7,7 +7,8 @@ import torch
 import yaml
 from torch import nn
 
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from training.encoder import MlpHead
 from training.learning_rate import ScheduleSettings
 from training.objectives.base import Task

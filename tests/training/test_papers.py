@@ -10,7 +10,8 @@ import torch
 
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.tokenizer import train_tokenizer
-from pipelines.program.settings import UserError, load, parse_overrides
+from pipelines.program.errors import UserError
+from pipelines.program.settings import load, parse_overrides
 from tests.training.one_step import one_step
 from training.config import TrainSettings
 from training.resources import Cluster, plan_resources

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.config import ResourceSettings
 from training.placement import bundles
 from training.resources import Cluster, plan_resources

@@ -24,7 +24,8 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import Worker
 from pipelines.features.feature_store import Pool
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from tests.training.opened_elsewhere import embedded, going_on
 from tests.training.squares import prepared_by_hand
 from tests.training.towers.text_models import DUAL, TEXT

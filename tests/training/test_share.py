@@ -13,7 +13,8 @@ from pipelines.dataset.batch import columns
 from pipelines.dataset.stream import Worker
 from pipelines.dataset.tokenizer import train_tokenizer
 from pipelines.features.frozen_encoders import Guides
-from pipelines.program.settings import UserError, difference
+from pipelines.program.errors import UserError
+from pipelines.program.settings import difference
 from tests.training.squares import BATCH, TRAIN, planner, write_root
 from training.in_process import fit_inline
 from training.plan import Plan, make_order

@@ -16,7 +16,8 @@ from pipelines.dataset.sample_images import whole_images
 from pipelines.dataset.stream import Item, Stream
 from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
 from pipelines.dataset.views import eval_view
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from training.checkpoint import load_checkpoint, load_embedder, save_checkpoint
 from training.config import TrainSettings
 from training.plan import Plan, Scored

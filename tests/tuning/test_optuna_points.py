@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from tuning.config import Dimension, SweepSettings
 from tuning.optuna_points import Points, Result, corners
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from pipelines.dataset.prepared import Prepared
-from pipelines.program.settings import UserError, load, parse_overrides, readings
+from pipelines.program.errors import UserError
+from pipelines.program.settings import load, parse_overrides, readings
 from training.config import TrainSettings
 from tuning.config import SweepSettings
 from tuning.optuna_points import Points

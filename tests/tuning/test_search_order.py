@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pipelines.program.display import Display
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from tests.training.test_report import prepare_by_hand
 from tests.tuning.trainer import Judge, Run, failed, finished, listed, rough, run, schedule_of, settings, smooth
 from tuning import sweep as driver

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.program.settings import UserError, difference, load, parse_overrides, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import difference, load, parse_overrides, validate
 from tuning.config import BudgetSettings, Dimension, RandomSettings, SweepSettings, label
 
 RATE = {"low": 1e-4, "high": 1e-2, "log": True}

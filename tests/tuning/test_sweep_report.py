@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.patience import PATIENCE
 from tests.training.test_report import Element, read
 from tests.tuning.pages import headline, markdown_tables, page_of, plain, section, table_rows

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.program.settings import UserError, load
+from pipelines.program.errors import UserError
+from pipelines.program.settings import load
 from training.config import TrainSettings
 from training.resources import Cluster
 from tuning.config import SweepSettings

@@ -10,7 +10,8 @@ import yaml
 
 from evaluation.metrics import mean_recalls
 from pipelines.dataset.prepared import Prepared
-from pipelines.program.settings import UserError, load
+from pipelines.program.errors import UserError
+from pipelines.program.settings import load
 from tests.tuning.pages import page_of, paths, plain, section, table_rows
 from tests.tuning.tables import I2T, T2I, row
 from tuning.config import SweepSettings

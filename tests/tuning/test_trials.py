@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.program.settings import UserError, apply_overrides, load, parse_overrides, read_yaml, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import apply_overrides, load, parse_overrides, read_yaml, validate
 from tests.tuning.trainer import NUMBERS, finished, line, settings
 from training.config import TrainSettings
 from tuning.trials import Cell, Folder, Outcome, Trial, cells_of, command, evaluations, outcome_of, result_of_point, score_of

@@ -16,8 +16,8 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from pipelines.dataset.batch import Batch, Needs
+from pipelines.program.errors import UserError
 from pipelines.program.own_class import Named
-from pipelines.program.settings import UserError
 from training.teacher import NoTeacher, Teacher
 
 

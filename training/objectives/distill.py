@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.dataset.batch import Batch, Needs
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip import Clip, ContrastiveSettings

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from pipelines.io import hub
 from pipelines.io.artifacts import fingerprint, resolve
-from pipelines.program.settings import Settings, UserError
+from pipelines.program.errors import UserError
+from pipelines.program.settings import Settings
 
 Mode = Literal["trainable", "frozen", "locked"]
 

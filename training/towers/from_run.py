@@ -7,8 +7,8 @@ from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
 from pipelines.dataset.tokenizer import TextTokenizer
+from pipelines.program.errors import UserError
 from pipelines.program.path_keys import LocalPlace
-from pipelines.program.settings import UserError
 from training.towers.base import Tower, TowerSettings
 from training.towers.image import ImageTower, ImageTowerSettings
 from training.towers.text import TextTower, TextTowerSettings

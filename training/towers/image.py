@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipelines.io import hub
 from pipelines.io.artifacts import resolve
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.towers.base import Tower, TowerSettings, freeze_unreached, load_weights
 from training.towers.pixels import Pixels, pixels_of_processor
 from training.towers.pretrained import first_line, load_pretrained, measure, rebuild_pretrained

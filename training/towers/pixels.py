@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.io.artifacts import resolve
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.towers.pretrained import first_line
 
 

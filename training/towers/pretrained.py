@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipelines.io.artifacts import resolve
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 
 
 def load_pretrained(

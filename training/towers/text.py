@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.dataset.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.towers.base import Tower, TowerSettings, freeze_unreached, mean_over_tokens
 from training.towers.pretrained import first_line, load_pretrained, measure, rebuild_pretrained
 from training.towers.text_reading import first_sees_the_rest, positions, reads_padding, text_half, words_of

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.towers.pretrained import first_line
 
 Rows = Callable[[Tensor, Tensor], Tensor]

@@ -15,7 +15,7 @@ import pandas as pd
 
 from evaluation import metrics
 from pipelines.io import storage
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tuning import statistics
 from tuning.held_out_items import Items, read_items
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from tests.training.objectives.reference import (
     REPEATED,
     assert_near,

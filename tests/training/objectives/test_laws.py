@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.dataset.batch import Batch, columns
-from pipelines.program.settings import UserError, apply_overrides, parse_overrides, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import apply_overrides, parse_overrides, validate
 from tests.training.gloo import Gloo
 from training import distributed
 from training.config import TrainSettings

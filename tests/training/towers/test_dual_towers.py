@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pipelines.dataset.prepared import Prepared
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from tests.training.one_step import one_step
 from training.checkpoint import load_embedder
 from training.config import TrainSettings

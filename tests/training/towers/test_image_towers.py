@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from training.towers import ImageFeatures
 from training.towers.base import load_weights
 from training.towers.image import ConvSettings, HuggingFaceVisionSettings, TimmSettings

@@ -12,7 +12,8 @@ import transformers as t
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from training.towers.base import load_weights
 from training.towers.image import HuggingFaceVisionSettings, ImageTower, TimmSettings
 from training.towers.open_clip import OpenClipImageSettings

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from pipelines.dataset.prepared import Prepared
-from pipelines.program.settings import UserError, validate
+from pipelines.program.errors import UserError
+from pipelines.program.settings import validate
 from tests.training.one_step import one_step
 from tests.training.towers.text_models import DUAL, POSITIONS, TEXT, save, tokenizer_of
 from tests.training.towers.text_rows import CAPTIONS, tower_rows

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipelines.dataset.tokenizer import train_tokenizer
-from pipelines.program.settings import UserError
+from pipelines.program.errors import UserError
 from training.towers import TextFeatures
 from training.towers.base import mean_over_tokens
 from training.towers.text import BagSettings, HuggingFaceTextSettings, TransformerSettings
