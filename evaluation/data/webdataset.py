@@ -155,8 +155,8 @@ def _samples(path: Place, name: str, tar: str, key: str) -> Iterator[tuple[Membe
                 raise UserError(f"{where} is damaged: {found.damage}; copy it anew")
             for sample_name, sample in found.samples.items():
                 image = _image(sample)
-                if image is None or sample.again:
-                    wrong = f"two members .{next(iter(sample.again))}" if sample.again else f"no {', '.join(_IMAGES)}"
+                if image is None or sample.repeated:
+                    wrong = f"two members .{next(iter(sample.repeated))}" if sample.repeated else f"no {', '.join(_IMAGES)}"
                     raise UserError(
                         f"{where}: sample {sample_name} has {wrong}, only .{', .'.join(sample.members)}; write it anew"
                     )

@@ -28,7 +28,7 @@ from pipelines.program.cluster import RETRIES, blocks, telling
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
 from pipelines.program.text_lines import in_one_line
-from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_names
+from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_utf8_names
 
 _PARTS = 16  # a small source is divided into this many parts, to be read in parallel
 _ROWS_AT_ONCE = 1024  # rows in memory before they are written
@@ -155,7 +155,7 @@ def _rows(part: Part, settings: PrepareSettings, limits: child_process.Limits) -
 
 def _rows_of(unit: Any, splits: Sequence[str] | None, settings: PrepareSettings, first: int) -> Iterator[Row]:
     """The rows of a unit, from one on."""
-    found = with_names(settings.source.read(unit, images=settings.mode == "copy"))
+    found = with_utf8_names(settings.source.read(unit, images=settings.mode == "copy"))
     yield from examine(islice(found if splits is None else _in_splits(found, splits), first, None), settings)
 
 
