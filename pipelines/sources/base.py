@@ -19,7 +19,6 @@ from pipelines.io.retry import is_text
 from pipelines.program.own_class import Named
 
 UNKNOWN_FILE = f"not named like an image ({', '.join(EXTENSIONS)}), and no image beside it has the same stem"
-NOT_UTF8 = "its name is not UTF-8; rename it"
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def with_utf8_names(rows: Iterator[Pair | Rejected]) -> Iterator[Pair | Rejected
     """The rows, with pairs rejected whose names are not UTF-8, as file names may be: no table can store them."""
     for row in rows:
         if isinstance(row, Pair) and not is_text("".join((row.key, row.origin, row.location.file, *row.labels.values()))):
-            yield Rejected(row.key, row.origin, "bad_row", NOT_UTF8)
+            yield Rejected(row.key, row.origin, "bad_row", "its name is not UTF-8; rename it")
         else:
             yield row
 

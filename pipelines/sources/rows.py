@@ -28,7 +28,7 @@ from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
 from pipelines.program.settings import digest
 from pipelines.program.text_lines import IS_UTF_16, UTF_16
-from pipelines.sources.base import NOT_UTF8, Pair, Rejected, Unit
+from pipelines.sources.base import Pair, Rejected, Unit
 from pipelines.sources.inside import REASON, is_inside
 
 # Columns of open_clip (filepath, title), CyCLIP (image, caption), img2dataset (url, caption), LAION (URL, TEXT) and others.
@@ -120,7 +120,7 @@ def units_of_files(
     def attempt(file: File, prefix: str) -> list[Unit] | Unreadable:
         try:
             if not is_text(file.path):
-                raise Unreadable(f"cannot be read: {NOT_UTF8}")
+                raise Unreadable("has a name that is not UTF-8", remedy="rename it")
             if file.size == 0:
                 raise Unreadable("is empty")
             return units_of(file, prefix)
