@@ -41,7 +41,7 @@ def check(settings: PrepareSettings, display: Display) -> bool:
     """Print tables; returns whether preparing would succeed. Raises `UserError` for an empty source."""
     units = list_units(settings)
     if not units:
-        raise UserError(f"source: nothing to read for {settings.source.title()}; check the source's keys")
+        raise UserError("source", f"{settings.source.title()} has no rows", "check the source's keys")
     cluster.start(display.verbose)
     some = _spread(units, _UNITS)
     found: list[dict[str, Any]] = []

@@ -59,11 +59,9 @@ def list_units(settings: PrepareSettings) -> list[Unit]:
         return [replace(unit, splits=None) for unit in units]
     lacking = sum(unit.splits is None for unit in units)
     if lacking:
-        some = "none" if lacking == len(units) else "not all"
-        raise UserError(
-            f"splits: {some} of {settings.source.title()}'s files tell splits of their own, as Karpathy's json does; "
-            "pass 'splits={test: 0.1}' to draw them"
-        )
+        how_many = "none" if lacking == len(units) else "not all"
+        problem = f"source, but {how_many} of {settings.source.title()}'s files have splits, as Karpathy's json does"
+        raise UserError("splits", problem, "pass 'splits={test: 0.1}' to draw them")
     return units
 
 

@@ -50,13 +50,13 @@ class TableSource(Source):
     key: Column | None = Field(None, description="column of unique names of the rows; null: FILE:ROW")
 
     @model_validator(mode="after")
-    def _columns_are_numbers_without_header(self) -> "TableSource":
+    def _positions_without_header(self) -> "TableSource":
         if not self._has_header():
             if self.image is None or self.caption is None:
-                raise ValueError("without a header the columns are numbers; pass, for example, source.image=0 source.caption=1")
+                raise ValueError("without a header, columns are given by position; pass, for example, image=0 and caption=1")
             for key, column in self._columns():
                 if isinstance(column, str):
-                    raise ValueError(f"source.{key}={column}: without a header the columns are numbers, from 0")
+                    raise ValueError(f"{key}: there is no column '{column}' without a header; give its position, from 0")
         return self
 
     def title(self) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from pipelines.io.image_bytes import read_location
-from pipelines.program.errors import UserError
 from pipelines.program.settings import validate
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.classes import ClassesSource
@@ -130,7 +129,7 @@ def test_no_image_at_all_stops_with_the_way_out(animals: Path, keys: dict) -> No
 
 @pytest.mark.parametrize("templates", [["a dog"], []])
 def test_templates_need_a_place_for_the_name(animals: Path, templates: list[str]) -> None:
-    with pytest.raises(UserError, match="templates"):
+    with refused("templates"):
         source_of(animals, templates=templates)
 
 
