@@ -47,7 +47,7 @@ class Loss(NamedTuple):
     state: Mapping[str, Tensor] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """What an objective or a teacher may know about its run."""
 
@@ -109,4 +109,5 @@ class ForeignObjective(ObjectiveSettings):
     model_config = ConfigDict(extra="allow")
 
     def build(self, task: Task) -> Objective:
-        raise UserError(f"objective.name: {self.name} was read as data, and is not to be built")
+        problem = f"{self.name} was read from a checkpoint as data, and cannot be built"
+        raise UserError("objective.name", problem, "load the run's own config.yaml, which imports the class")

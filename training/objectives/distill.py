@@ -67,10 +67,8 @@ class Distill(Clip):
         super().__init__(settings)
         self._settings, (width, text_width) = settings, task.guide_widths
         if width != text_width:
-            raise UserError(
-                "frozen_encoders: distill needs a dual encoder, whose halves share a space; these have widths "
-                f"{width} and {text_width}"
-            )
+            problem = f"distill needs the halves of one dual encoder, and these have widths {width} and {text_width}"
+            raise UserError("frozen_encoders", problem, "name both halves of one model, such as name: run with the same path")
         self.image_head, self.text_head = nn.Linear(task.embed_dim, width), nn.Linear(task.embed_dim, width)
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
