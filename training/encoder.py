@@ -118,7 +118,16 @@ class DualEncoder(nn.Module):
         if "other_text" in batch:
             assert self.text_tower is not None
             other = self.text_head(self.text_tower(batch["other_text"], batch["other_mask"])).float()
-        return Embeddings(unit(image), unit(text), image, text, strong_features, strong, states, other)
+        return Embeddings(
+            image=unit(image),
+            text=unit(text),
+            image_projection=image,
+            text_projection=text,
+            strong_features=strong_features,
+            strong_projection=strong,
+            text_states=states,
+            other_projection=other,
+        )
 
     def _texts(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Features [b, G] of captions and, if words are masked, states [b, L, S] of the masked captions."""

@@ -2,8 +2,8 @@
 
 Temperature, bias and heads are parameters of the objective; queues, moving averages and per-sample state are its buffers.
 `forward` reads them and can be replayed; `update` writes them once per optimizer step, with gathered values. An objective never
-sees ranks or Ray: it gathers through `training.distributed`, which is the identity for one worker. Any teacher is just two more
-columns of the batch to an objective.
+sees ranks or Ray: it gathers through `training.distributed`, which is the identity for one worker. To an objective, a teacher is
+just more columns of the batch.
 """
 
 from abc import ABC, abstractmethod
@@ -104,7 +104,7 @@ class ObjectiveSettings(Named):
 
 
 class ForeignObjective(ObjectiveSettings):
-    """What a checkpoint says of an objective that is not ours: keys, as data. Nothing is imported for it, and nothing built."""
+    """Settings of a user's own objective, read from a checkpoint as data: its class is not imported, and it cannot be built."""
 
     model_config = ConfigDict(extra="allow")
 
