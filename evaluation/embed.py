@@ -82,11 +82,12 @@ def embed(
     def load(number: int, ids: np.ndarray) -> Any:
         return _Piece(asked[number], ids)
 
-    def culprit(number: int, ids: np.ndarray) -> str:
+    def culprit(number: int, ids: np.ndarray) -> UserError | None:
         one = asked[number]
         if one.kind == "texts":
-            return ""
-        return deadly(partial(_image, one.of), lambda row: f"data: the image {one.of.name(row)} of {one.name}", ids.tolist())
+            return None
+        problem = deadly(partial(_image, one.of), lambda row: f"the image {one.of.name(row)} of {one.name}", ids.tolist())
+        return UserError("data", problem, "repair or remove the file") if problem else None
 
     folder.mkdir(parents=True, exist_ok=True)
     arguments = settings, key, pool.threads
