@@ -157,7 +157,7 @@ class HeldOut:
         for task in self.tasks:
             if isinstance(task, ZeroShot):
                 count = len(task.prompts.texts)
-                found.add(task.images.whole or task.images, images)
+                found.add(task.images.superset or task.images, images)
                 found.add(task.texts, prompts[start : start + count])
                 start += count
             elif isinstance(task, RetrievalTask):

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from evaluation.data.base import Content, Retrieval
-from evaluation.data.files import Located, changes, files_in, fingerprint, read_text
+from evaluation.data.files import FileImages, changes, files_in, fingerprint, read_text
 from pipelines.io import storage
 from pipelines.io.storage import File
 from pipelines.program.errors import UserError
@@ -63,7 +63,7 @@ class CaptionsData(Settings):
         ends = np.cumsum([len(captions) for _, captions in found])
         right = np.split(np.arange(len(texts)), ends[:-1])
         digest = fingerprint([*changes(names, files), fingerprint([text])])
-        return Content(retrieval=Retrieval(Located(key, self.images, tuple(names), digest), texts, right))
+        return Content(retrieval=Retrieval(FileImages(key, self.images, tuple(names), digest), texts, right))
 
     def _files(self, key: str, wanted: list[str], files: dict[str, File]) -> list[str]:
         """The file of each image: under its whole name, or, where folders are others, the only one with its last part."""

@@ -21,7 +21,7 @@ from pipelines.program.text_lines import decoded
 
 
 @dataclass(eq=False)
-class Located:
+class FileImages:
     """Images that are files below a folder."""
 
     key: str

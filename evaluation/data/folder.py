@@ -18,7 +18,7 @@ from pydantic import Field
 from evaluation.class_sets import ClassSet
 from evaluation.data.base import Content, LabelledImages
 from evaluation.data.class_names import NamedSettings, positions, readable
-from evaluation.data.files import Located, changes, files_in, fingerprint, read_text
+from evaluation.data.files import FileImages, changes, files_in, fingerprint, read_text
 from pipelines.dataset.image_formats import is_hidden, is_image
 from pipelines.io import storage
 from pipelines.io.storage import File
@@ -96,14 +96,14 @@ class FolderData(NamedSettings):
         folder = storage.join(self.path, root.rstrip("/")) if root else self.path
         changed = changes((root + name for name, _ in rows), files)
         digest = fingerprint([*changed, labels.tolist()])
-        return LabelledImages(Located(key, folder, tuple(name for name, _ in rows), digest), labels)
+        return LabelledImages(FileImages(key, folder, tuple(name for name, _ in rows), digest), labels)
 
     def _by_file(self, key: str, known: ClassSet | None, files: dict[str, File], path: Place) -> Content:
         names = [name for name in files if is_image(name)]
         given = _read_labels(path, names, key, self.path)
         labels, classes = _numbers(given, known, key, path)
         digest = fingerprint([*changes(names, files), labels.tolist()])
-        test = LabelledImages(Located(key, self.path, tuple(names), digest), labels)
+        test = LabelledImages(FileImages(key, self.path, tuple(names), digest), labels)
         return Content({"": self.classification(known, classes, test)})
 
 

@@ -19,7 +19,7 @@ _CROP = Augment(crop_scale=(0.08, 1.0), flip=True)
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class Subset:
     """Some images, in the order of `indices`, int64 [n]."""
 
     images: Images
@@ -105,4 +105,4 @@ def with_labels(part: LabelledImages) -> LabelledImages:
     kept = np.flatnonzero(part.labels >= 0)
     if len(kept) == len(part.labels):
         return part
-    return LabelledImages(Chosen(part.images, kept), part.labels[kept])
+    return LabelledImages(Subset(part.images, kept), part.labels[kept])

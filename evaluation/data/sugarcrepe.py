@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from evaluation.data.base import Content, SugarCrepe
-from evaluation.data.files import Located, changes, files_in, fingerprint
+from evaluation.data.files import FileImages, changes, files_in, fingerprint
 from evaluation.sugarcrepe import SIZES, read
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import LocalPlace, Place
@@ -42,7 +42,7 @@ class SugarCrepeData(Settings):
                 f"{key}.images: {folder} has no '{missing[0]}' ({len(missing)} of {len(position)} images are missing); "
                 f"put there: {_IMAGES}"
             )
-        images = Located(key, folder, tuple(position), fingerprint(changes(position, files)))
+        images = FileImages(key, folder, tuple(position), fingerprint(changes(position, files)))
         image_of = {
             name: np.asarray([position[item.filename] for item in subset], dtype=np.int64) for name, subset in items.items()
         }

@@ -19,7 +19,7 @@ from pydantic import Field
 from evaluation.class_sets import class_set
 from evaluation.data.base import Classification, Content, LabelledImages
 from evaluation.data.class_names import Templates, positions
-from evaluation.data.files import Located, changes, files_in, fingerprint
+from evaluation.data.files import FileImages, changes, files_in, fingerprint
 from pipelines.dataset.image_formats import is_hidden
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import LocalPlace
@@ -171,7 +171,7 @@ class TorchvisionData(Settings):
             )
         labels = order[np.asarray([label for _, label in rows], dtype=np.int64)]
         digest = fingerprint([*changes(names, files), labels.tolist()])
-        return LabelledImages(Located(key, root, tuple(names), digest), labels)
+        return LabelledImages(FileImages(key, root, tuple(names), digest), labels)
 
 
 def _names(dataset: Any) -> list[str]:

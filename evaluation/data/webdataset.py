@@ -16,7 +16,7 @@ from pydantic import Field
 from evaluation.class_sets import ClassSet
 from evaluation.data.base import Content, LabelledImages, Retrieval
 from evaluation.data.class_names import PLAIN_TEMPLATES, NamedSettings, positions
-from evaluation.data.files import Located, changes, files_in, fingerprint, read_text
+from evaluation.data.files import FileImages, changes, files_in, fingerprint, read_text
 from pipelines.dataset.image_formats import EXTENSIONS
 from pipelines.io import storage
 from pipelines.io.image_bytes import Location
@@ -91,7 +91,7 @@ class WebdatasetData(NamedSettings):
 
 
 @dataclass(eq=False)
-class _Members(Located):
+class _Members(FileImages):
     """Images that are members of tars, `names` as `test/0.tar/s0000001.png`."""
 
     tars: tuple[str, ...]

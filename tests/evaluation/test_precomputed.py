@@ -5,18 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.embeddings import Rows, Wanted
+from evaluation.embeddings import Inputs, Rows
 from evaluation.model_settings import ModelSettings
 from evaluation.precomputed import precomputed
 from pipelines.program.errors import UserError
 from tests.evaluation.lists import Plain
 
-IMAGES, TEXTS = Wanted("images", Plain(3), "set/test"), Wanted("texts", ("a cat", "two\ndogs"), "set/captions")
-FEATURES = Wanted("features", Plain(3), "set/test")
+IMAGES, TEXTS = Inputs("images", Plain(3), "set/test"), Inputs("texts", ("a cat", "two\ndogs"), "set/captions")
+FEATURES = Inputs("features", Plain(3), "set/test")
 
 
-def read(tmp_path: Path, *wanted: Wanted) -> Rows:
-    return precomputed("models.theirs", ModelSettings(embeddings=tmp_path / "rows"), wanted, tmp_path / "inputs")
+def read(tmp_path: Path, *inputs: Inputs) -> Rows:
+    return precomputed("models.theirs", ModelSettings(embeddings=tmp_path / "rows"), inputs, tmp_path / "inputs")
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def test_files_of_another_form_are_refused(tmp_path: Path, content: str | None, 
         read(tmp_path, {"swap_obj": 245})
 
 
-def test_by_default_all_seven_are_wanted(tmp_path: Path) -> None:
+def test_by_default_all_seven_are_inputs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"replace_obj\.json does not exist"):
         read(write(tmp_path, ITEMS))
 
