@@ -1,8 +1,8 @@
 """What a reader of evaluation data returns for the tasks: images in a fixed order, and their labels or captions.
 
-A reader is a settings class with `name`, and `read(key)`, which inspects the files but decodes no image. `key` is the entry of the
-config, such as `data.flickr30k`: the key of every `UserError` begins with it. Nothing is ever downloaded: where files are missing,
-the error says which files belong where.
+A reader is a settings class with `name`, and `read(key)`, which inspects the files but decodes no image. `key` is the entry of
+the config, such as `data.flickr30k`: the key of every `UserError` begins with it. Nothing is ever downloaded: where files are
+missing, the error says which files belong where.
 """
 
 from collections.abc import Iterator

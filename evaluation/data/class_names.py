@@ -1,7 +1,7 @@
 """Names of a data set's classes, and how its class numbers map to those of a shipped class set.
 
-Shipped sets (`evaluation/classes`) have CLIP's names in a fixed order; a copy of the images may have its classes in another. Class
-numbers used without a comparison of names would then score at chance, for no visible reason.
+Shipped sets (`evaluation/classes`) have CLIP's names in a fixed order; a copy of the images may have its classes in another.
+Class numbers used without a comparison of names would then score at chance, for no visible reason.
 """
 
 from collections.abc import Sequence
