@@ -122,7 +122,7 @@ class CaptionsData(Settings):
     def _listed(self, text: str, key: str) -> Iterator[tuple[str, list[Any]]]:
         first = text.partition("\n")[0]
         if {"filename", "raw"} <= set(first.strip().split(",")):
-            yield from self._table(text)
+            yield from self._table(text, key)
             return
         self._no_splits(key)
         captions: dict[str, list[Any]] = {}
@@ -138,12 +138,13 @@ class CaptionsData(Settings):
                 raise Unreadable(f"has the line '{line[:80]}', unlike the lines before it")
         yield from captions.items()
 
-    def _table(self, text: str) -> Iterator[tuple[str, list[Any]]]:
+    def _table(self, text: str, key: str) -> Iterator[tuple[str, list[Any]]]:
         split = self.split or "test"
         rows = list(csv.DictReader(io.StringIO(text)))
         splits = {row["split"] for row in rows if row.get("split")}
         if splits and split not in splits:
-            raise Unreadable(f"has no split {split} (its splits are {', '.join(sorted(splits))})")
+            problem = f"{self.path} has no split '{split}'"
+            raise UserError(f"{key}.split", problem, f"choose one of {', '.join(sorted(splits))}")
         for row in rows:
             if not splits or row.get("split") == split:
                 try:

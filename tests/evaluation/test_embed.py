@@ -11,8 +11,8 @@ from evaluation.embeddings import Inputs, Rows
 from evaluation.model_settings import ModelSettings
 from pipelines.features.feature_store import Pool
 from pipelines.program.display import Display
-from pipelines.program.errors import UserError
 from tests.evaluation.lists import Plain
+from tests.refusals import refused
 
 QUIET = Display(quiet=True)
 TEXTS = tuple(f"{'a' * (i % 7)} text {i}" for i in range(130))
@@ -76,7 +76,7 @@ def test_embeddings_stand_in_for_features(ray_session: None, tmp_path: Path) -> 
 def test_what_was_done_before_an_error_is_not_done_again(ray_session: None, tmp_path: Path) -> None:
     """Rows are put down in parts of 4,096."""
     texts = Inputs("texts", tuple(f"text {i}" for i in range(5000)), "set/captions")
-    with pytest.raises(UserError, match=r"known: 1 of 64 rows of set/captions \(texts\) are NaN .* that of text 4500; mend"):
+    with refused("models.known", "1 of 64 rows of set/captions (texts)", "text 4500", remedy="embedder"):
         embedded(tmp_path, [texts], model("known", seen=str(tmp_path / "seen"), bad="text 4500"))
     assert seen(tmp_path)["text"] >= 4096
     rows = embedded(tmp_path, [texts], model("known", seen=str(tmp_path / "seen")))
@@ -84,7 +84,7 @@ def test_what_was_done_before_an_error_is_not_done_again(ray_session: None, tmp_
 
 
 def test_an_embedder_with_wrong_shapes_is_found_out(ray_session: None, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"models.known: 64 images of set/test gave an array of shape \[3\]"):
+    with refused("models.known", "64 images of set/test", "shape [3]", remedy="[64, width]"):
         embedded(tmp_path, INPUTS[:1], model("flat", scale=1))
 
 
@@ -93,7 +93,5 @@ def test_rows_of_two_widths_are_not_in_one_space(tmp_path: Path) -> None:
     for inputs, width in zip(INPUTS[:2], (3, 4), strict=True):
         np.save(tmp_path / f"{width}.npy", np.ones((len(inputs.items), width)))
         rows.add(inputs, tmp_path / f"{width}.npy")
-    with pytest.raises(
-        UserError, match=r"models.x: rows of set/test \(images\) are 3 wide and those of set/captions \(texts\) 4; all"
-    ):
+    with refused("models.x", "set/test (images)", 3, "set/captions (texts)", 4, remedy="one space"):
         rows.check_widths(INPUTS[:2], "models.x")
