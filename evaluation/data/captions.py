@@ -54,7 +54,8 @@ class CaptionsData(Settings):
         try:
             rows = list(self._rows(text, key))
         except Unreadable as problem:
-            raise UserError(f"{key}.path", f"{self.path} {problem}", f"put there: {_CAPTIONS}") from None
+            of, remedy = ("split", "choose one of them") if problem.key == "split" else ("path", f"put there: {_CAPTIONS}")
+            raise UserError(f"{key}.{of}", f"{self.path} {problem}", remedy) from None
         if not rows:
             raise UserError(f"{key}.path", f"{self.path} lists no image", f"put there: {_CAPTIONS}")
         files = files_in(self.images, f"{key}.images", _IMAGES)
