@@ -85,12 +85,13 @@ def embed(
     def load(number: int, ids: np.ndarray) -> Any:
         return _Batch(embedded[number], ids)
 
-    def culprit(number: int, ids: np.ndarray) -> str:
+    def culprit(number: int, ids: np.ndarray) -> UserError | None:
         inputs = embedded[number]
         if inputs.kind == "texts":
-            return ""
+            return None
         images = inputs.items
-        return deadly(partial(_image, images), lambda row: f"data: the image {images.name(row)} of {inputs.name}", ids.tolist())
+        problem = deadly(partial(_image, images), lambda row: f"the image {images.name(row)} of {inputs.name}", ids.tolist())
+        return UserError("data", problem, "repair or remove the file") if problem else None
 
     folder.mkdir(parents=True, exist_ok=True)
     arguments = settings, key, pool.threads

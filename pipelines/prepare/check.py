@@ -69,7 +69,7 @@ def _scan(units: list[Unit], settings: PrepareSettings) -> Iterator[dict[str, An
 
     items = [{"unit": json.dumps(unit.data)} for unit in units]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        cluster.telling(work), batch_size=1, max_retries=cluster.RETRIES
+        cluster.errors_as_blocks(work), batch_size=1, max_retries=cluster.RETRIES
     )
     for block in cluster.blocks(dataset):
         yield json.loads(block["found"][0])

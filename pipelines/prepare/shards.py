@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pipelines.io import child_process, storage
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.curate import FOUND, Row, examine, rejected
-from pipelines.program.cluster import RETRIES, blocks, telling
+from pipelines.program.cluster import RETRIES, blocks, errors_as_blocks
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
 from pipelines.program.text_lines import in_one_line
@@ -113,7 +113,7 @@ def read_parts(parts: list[Part], content: Place, settings: PrepareSettings) -> 
     context.execution_options.preserve_order = False  # as they are done
     with ray.data.DataContext.current(context):
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            telling(work), batch_size=1, max_retries=RETRIES
+            errors_as_blocks(work), batch_size=1, max_retries=RETRIES
         )
         for block in blocks(dataset):
             counts = Counter(json.loads(block["counts"][0]))
