@@ -154,8 +154,8 @@ def _samples(path: Place, name: str, tar: str, key: str) -> Iterator[tuple[Membe
                 raise UserError(key, f"{name} in {path} is damaged: {content.damage}", "copy it again")
             for sample_name, sample in content.samples.items():
                 image = _image(sample)
-                if image is None or sample.again:
-                    wrong = f"two members .{next(iter(sample.again))}" if sample.again else f"no {', '.join(_IMAGES)}"
+                if image is None or sample.repeated:
+                    wrong = f"two members .{next(iter(sample.repeated))}" if sample.repeated else f"no {', '.join(_IMAGES)}"
                     problem = f"sample {sample_name} of {name} in {path} has {wrong}, only .{', .'.join(sample.members)}"
                     raise UserError(key, problem, "write the tar again")
                 texts = {kind: _bytes(file, sample.members[kind]) for kind in ("cls", "txt") if kind in sample.members}

@@ -29,7 +29,7 @@ from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.settings import digest
 from pipelines.program.wilson import wilson
-from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_names
+from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_utf8_names
 
 _UNITS = 200  # whose headers are read
 _IMAGES = 2000  # that are decoded, over all units
@@ -41,7 +41,7 @@ def check(settings: PrepareSettings, display: Display) -> bool:
     """Print tables; returns whether preparing would succeed. Raises `UserError` for an empty source."""
     units = list_units(settings)
     if not units:
-        raise UserError(f"source: nothing to read for {settings.source.title()}; check the source's keys")
+        raise UserError("source", f"{settings.source.title()} has no rows", "check the source's keys")
     cluster.start(display.verbose)
     some = _spread(units, _UNITS)
     found: list[dict[str, Any]] = []
@@ -115,11 +115,11 @@ class _Sample:
 def _looked_at(data: Any, images: int, settings: PrepareSettings, first: int) -> Iterator[dict[str, Any] | _Sample]:
     """What the headers say, and then the samples; from one of these items on."""
     try:
-        found = with_names(settings.source.read(data, images=False))
+        found = with_utf8_names(settings.source.read(data, images=False))
         # Thousands at once; those of the sample are read again.
         rows = [replace(row, image=None) if isinstance(row, Pair) else row for row in found]
     except UserError:  # it can only be copied
-        rows = list(with_names(settings.source.read(data, images=True)))
+        rows = list(with_utf8_names(settings.source.read(data, images=True)))
     pairs = [row for row in rows if isinstance(row, Pair)]
     every = settings.model_copy(update={"mode": "copy"})
     sample = _spread(pairs, images) if pairs else []

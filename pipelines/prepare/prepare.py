@@ -45,7 +45,7 @@ def prepare(settings: PrepareSettings, display: Display) -> Prepared:
     """Prepare, resume, or report that it is done. Raises `UserError` for an empty source or too many unusable rows."""
     units = list_units(settings)
     if not units or all(unit.rows == 0 for unit in units):
-        raise UserError(f"source: nothing to read for {settings.source.title()}; check the source's keys")
+        raise UserError("source", f"{settings.source.title()} has no rows", "check the source's keys")
     listing = [unit.data if unit.splits is None else [unit.data, unit.splits] for unit in units]
     recipe = digest({"config": settings.recipe(), "listing": listing, "format": FORMAT_VERSION})
     done = _prepared_before(settings, recipe)
@@ -58,7 +58,8 @@ def prepare(settings: PrepareSettings, display: Display) -> Prepared:
     parts = cut(units, settings.shard_rows)
     counts = _read(parts, content, settings, display)
     if counts.kept == 0:
-        raise UserError(f"source: none of {counts.read} rows is usable ({counts.table()}){_example(parts, content)}")
+        problem = f"none of {counts.read} rows is usable ({counts.table()}{_example(parts, content)})"
+        raise UserError("source", problem, "check the source's keys and files")
     numbered = number(parts, content, settings, storage.join(settings.output, REJECTED_FILE))
     counts.reasons = numbered.reasons
     _check_rate(counts, parts, content, settings, last=True)
@@ -156,15 +157,16 @@ def _read(parts: list[Part], content: Place, settings: PrepareSettings, display:
 def _check_rate(counts: _Counts, parts: list[Part], content: Place, settings: PrepareSettings, last: bool) -> None:
     if (counts.read < _ENOUGH and not last) or counts.kept == 0 or counts.unusable <= settings.max_rejected_rate * counts.read:
         return
-    raise UserError(
-        f"max_rejected_rate: {counts.unusable} of {counts.read} rows are unusable ({counts.table()}), more than "
-        f"{settings.max_rejected_rate:.0%}{_example(parts, content)}; mend the source or pass "
-        f"max_rejected_rate={min(1.0, counts.unusable / counts.read + 0.01):.2f}"
+    problem = (
+        f"{counts.unusable} of {counts.read} rows are unusable, more than {settings.max_rejected_rate:.0%} "
+        f"({counts.table()}{_example(parts, content)})"
     )
+    rate = min(1.0, counts.unusable / counts.read + 0.01)
+    raise UserError("max_rejected_rate", problem, f"repair the source, or pass max_rejected_rate={rate:.2f}")
 
 
 def _example(parts: list[Part], content: Place) -> str:
-    """The first rejected row."""
+    """A clause about the first rejected row; empty if there is none."""
     for row in _rejected_rows(parts, content):
         return f"; the first: {row['origin']}: {row['detail']}"
     return ""
@@ -182,12 +184,10 @@ def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
     output = settings.output
     path_keys.check_folder(output, "output")
     if not storage.exists(storage.join(output, MANIFEST)):
-        strangers = [name for name in _names_below(output) if not _OURS.match(name)]
-        if strangers and not settings.overwrite:
-            raise UserError(
-                f"output: {output} is not empty and no prepared dataset ({strangers[0]}); choose another output or pass "
-                "overwrite=true"
-            )
+        foreign = [name for name in _names_below(output) if not _OURS.match(name)]
+        if foreign and not settings.overwrite:
+            problem = f"{output} is neither empty nor a prepared dataset: it has {foreign[0]}"
+            raise UserError("output", problem, "choose another output, or pass overwrite=true")
         return None
     try:
         prepared = Prepared.open(output)
@@ -200,8 +200,9 @@ def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
     if settings.overwrite:
         return None
     changed = difference(prepared.manifest["config"], shown_tree(settings.recipe()))
-    what = "; ".join(changed[:3]) if changed else "the source's files changed"
-    raise UserError(f"output: {output} was prepared differently ({what}); choose another output or pass overwrite=true")
+    difference_text = "; ".join(changed[:3]) if changed else "the source's files changed"
+    problem = f"{output} was prepared differently ({difference_text})"
+    raise UserError("output", problem, "choose another output, or pass overwrite=true")
 
 
 def _fingerprint(output: Place) -> str | None:

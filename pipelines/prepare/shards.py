@@ -28,7 +28,7 @@ from pipelines.program.cluster import RETRIES, blocks, errors_as_blocks
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
 from pipelines.program.text_lines import in_one_line
-from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_names
+from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_utf8_names
 
 _PARTS = 16  # a small source is divided into this many parts, to be read in parallel
 _ROWS_AT_ONCE = 1024  # rows in memory before they are written
@@ -59,11 +59,9 @@ def list_units(settings: PrepareSettings) -> list[Unit]:
         return [replace(unit, splits=None) for unit in units]
     lacking = sum(unit.splits is None for unit in units)
     if lacking:
-        some = "none" if lacking == len(units) else "not all"
-        raise UserError(
-            f"splits: {some} of {settings.source.title()}'s files tell splits of their own, as Karpathy's json does; "
-            "pass 'splits={test: 0.1}' to draw them"
-        )
+        how_many = "none" if lacking == len(units) else "not all"
+        problem = f"source, but {how_many} of {settings.source.title()}'s files have splits, as Karpathy's json does"
+        raise UserError("splits", problem, "pass 'splits={test: 0.1}' to draw them")
     return units
 
 
@@ -155,7 +153,7 @@ def _rows(part: Part, settings: PrepareSettings, limits: child_process.Limits) -
 
 def _rows_of(unit: Any, splits: Sequence[str] | None, settings: PrepareSettings, first: int) -> Iterator[Row]:
     """The rows of a unit, from one on."""
-    found = with_names(settings.source.read(unit, images=settings.mode == "copy"))
+    found = with_utf8_names(settings.source.read(unit, images=settings.mode == "copy"))
     yield from examine(islice(found if splits is None else _in_splits(found, splits), first, None), settings)
 
 

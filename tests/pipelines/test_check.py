@@ -15,9 +15,9 @@ from pipelines.prepare.check import check, scan_unit, wilson
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
 from pipelines.program.display import Display
-from pipelines.program.errors import UserError
 from pipelines.sources.folder import FolderSource
 from tests.patience import PATIENCE
+from tests.refusals import refused
 
 ROOT = Path(__file__).parents[2]
 PIXELS = np.random.default_rng(1).integers(0, 256, (16, 24, 3), dtype=np.uint8)
@@ -66,7 +66,7 @@ def test_what_would_be_left_out_is_told_with_reasons_counts_and_examples(
     assert lines["empty"][:3] == ["empty", "images", "1"] and lines["empty"][-1] == str(root / "030.png")
     # 2 of 40 rows, and of the other 38 four: 15 %, as many as preparing would find.
     assert "unusable: about 15.0% of the rows, more than max_rejected_rate=0.1" in said
-    with pytest.raises(UserError, match="6 of 40 rows are unusable"):
+    with refused("max_rejected_rate", "6 of 40 rows", remedy="max_rejected_rate=0.16"):
         prepare(settings_of(root), Display(quiet=True))
 
 
@@ -120,7 +120,7 @@ def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
 
     (tmp_path / "in").mkdir()
     empty = settings_of(tmp_path / "in").model_copy(update={"source": Empty(name="folder", path=tmp_path / "in", dataset="none")})
-    with pytest.raises(UserError, match="source: nothing to read for none"):
+    with refused("source", "none"):
         check(empty, Display(quiet=True))
 
 
