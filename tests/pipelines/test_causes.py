@@ -38,7 +38,7 @@ def task(error: Exception) -> ray.exceptions.RayTaskError:
     [
         (ValueError("the first line\nthe second"), "ValueError: the first line the second"),
         (KeyError(), "KeyError"),
-        (UserError("key: what is wrong; the way out"), "key: what is wrong; the way out"),
+        (UserError("key", "what is wrong", "the way out"), "key: what is wrong; the way out"),
         (raised(ValueError("no such column")), "ValueError: no such column"),
         (task(ValueError("no such column")), "ValueError: no such column"),
         (task(ValueError("no such column")).as_instanceof_cause(), "ValueError: no such column"),
