@@ -1,4 +1,4 @@
-"""A local Ray that is not up in time, as on a busy machine, is started again; what was left of it ends."""
+"""A local Ray that does not start in time, as on a busy machine, is started again; errors of tasks; the loss of the head."""
 
 import signal
 import subprocess
@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterator
 from itertools import chain, repeat
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
+from pipelines.io.retry import Unreachable
 from pipelines.program import cluster
+from pipelines.program.errors import UserError
 from tests.patience import PATIENCE, wait_until
 from tests.refusals import refused
 from tests.training.program import listen
@@ -79,6 +83,33 @@ def test_every_words_of_a_start_that_took_too_long_are_tried_again(monkeypatch: 
         slow = started(monkeypatch, 1, error)
         cluster._init({})
         assert len(slow.left) == 1
+
+
+# --- errors of tasks ---
+
+
+@pytest.mark.parametrize(
+    ("error", "key", "problem", "remedy"),
+    [
+        (UserError("source.path", "no 'x'", "give a folder"), "source.path", "no 'x'", "give a folder"),
+        (Unreachable("s3://b: given up"), "", "s3://b: given up", "again"),
+    ],
+)
+def test_an_error_in_a_task_arrives_with_its_parts(error: Exception, key: str, problem: str, remedy: str) -> None:
+    def work(_: dict) -> dict:
+        raise error
+
+    block = {name: np.asarray(column) for name, column in cluster.errors_as_blocks(work)({}).items()}
+    dataset: Any = SimpleNamespace(iter_batches=lambda **_: [block])
+    with refused(key, problem, remedy=remedy):
+        list(cluster.blocks(dataset))
+
+
+def test_a_task_that_died_names_its_image_or_the_memory() -> None:
+    image = UserError("data.path", "the image of sample 3", "remove the file")
+    for culprit, key, remedy in ((lambda: image, "data.path", "remove the file"), (lambda: None, "Ray", "memory")):
+        with refused(key, remedy=remedy), cluster.deaths_as_errors("", culprit):
+            raise ray.exceptions.WorkerCrashedError
 
 
 # --- the cluster's head ---
@@ -162,7 +193,9 @@ def test_a_program_that_leaves_its_cluster_is_not_ended(watch: Watch, local: boo
 
 PROGRAM = """
 import sys
+from pipelines.io.retry import Unreachable
 from pipelines.program import cluster
+from pipelines.program.errors import UserError
 from pipelines.program.cli import run_program
 from pipelines.prepare.config import PrepareSettings
 def act(settings, display):
