@@ -31,8 +31,9 @@ from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.row_ids import COLUMNS
 from pipelines.dataset.sample_images import deadly_image, opened, unusable
+from pipelines.dataset.strong_views import StrongViews
 from pipelines.dataset.tokenizer import TextTokenizer
-from pipelines.dataset.views import UNCHANGED, Augment, Drawn, StrongViews, apply, draw, draw_strong, eval_view
+from pipelines.dataset.views import UNCHANGED, Augment, Drawn, apply, draw, draw_strong, eval_view
 from pipelines.features.frozen_encoders import Guides
 from pipelines.io.storage import Missing
 from pipelines.program.cluster import RETRIES, configure_data, deaths_as_errors

@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.suite import SuiteSettings, held_out
 from pipelines.dataset.prepared import Prepared, split_of
-from pipelines.prepare.captions import CaptionSettings, clean, cut, exchange, usable
+from pipelines.prepare.captions import CaptionSettings, clean, exchange, truncate, usable
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare, summary
 from pipelines.program.display import Display
@@ -44,9 +44,9 @@ def test_a_cleaned_caption(found: str, kept: str) -> None:
 
 
 def test_cutting_counts_words_and_leaves_short_captions_as_they_are() -> None:
-    assert cut("one two  three four", 3) == "one two three"
-    assert cut("one  two three", 3) == "one  two three"
-    assert cut("one", 1) == "one" and cut("one two", 1) == "one"
+    assert truncate("one two  three four", 3) == "one two three"
+    assert truncate("one  two three", 3) == "one  two three"
+    assert truncate("one", 1) == "one" and truncate("one two", 1) == "one"
 
 
 def pair(*captions: str, group: str = "g") -> Pair:

@@ -87,8 +87,8 @@ def test_what_is_there_is_described(ray_session: None, pairs: Folder, png_of: Ca
     root = pairs(20, {"003.png": png_of(PIXELS), "004.png": png_of(PIXELS), "005.txt": "a caption of five words"})
     _, _, said = checked(settings_of(root), capsys)
     described = {line.rsplit("  ", 1)[0].strip(): line.rsplit("  ", 1)[-1].strip() for line in said.splitlines()}
-    assert described["shorter side, pixels"] == "16, 16, 16" and described["words of a caption"] == "2, 2, 2"
-    assert described["formats"] == "PNG 100%" and described["images equal to an earlier one"] == "2 of 20"
+    assert described["shorter side, pixels"] == "16, 16, 16" and described["words per caption"] == "2, 2, 2"
+    assert described["formats"] == "PNG 100%" and described["duplicate images"] == "2 of 20"
 
 
 def test_a_sample_of_a_unit_is_spread_over_it(pairs: Folder) -> None:

@@ -16,7 +16,7 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.prepare.check import check
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
-from pipelines.prepare.shards import found_file, list_units
+from pipelines.prepare.shards import list_units, rows_file
 from pipelines.program.display import Display
 from tests.pipelines.rows import image, write_karpathy
 from tests.refusals import refused
@@ -113,11 +113,11 @@ def test_what_was_interrupted_goes_on_to_the_same_dataset(
     settings = settings_of(source, tmp_path / "out", mode=prepared.manifest["mode"])
 
     def die(parts: list, content: Path, *_: Any) -> None:
-        found_file(content, parts[1]).unlink()  # type: ignore[union-attr]
+        rows_file(content, parts[1]).unlink()  # type: ignore[union-attr]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.prepare.prepare.number", die)
+        patch.setattr("pipelines.prepare.prepare.assign_ids", die)
         with pytest.raises(KeyboardInterrupt):
             prepare(settings, QUIET)
     again = prepare(settings, Display())
@@ -162,7 +162,7 @@ def test_a_row_or_file_without_a_split_is_rejected_and_the_others_stay(ray_sessi
         ("dataset_coco:3.png", "bad_row"),
         ("torn", "unreadable_file"),
     ]
-    assert rejected[0]["detail"] == "it names no split"
+    assert rejected[0]["detail"] == "it has no split"
 
 
 def without_splits(root: Path) -> dict[str, Any]:
