@@ -89,7 +89,7 @@ def _check_resources(settings: EvaluateSettings) -> None:
     cpus, gpus = size
     actors, each = settings.actors, settings.cpus_per_actor
     if settings.use_gpu and actors > gpus:
-        problem = f"{actors} actors x 1 GPU, and this machine has {gpus}"
+        problem = f"{actors} x 1 GPU, and this machine has {gpus}"
         raise UserError("use_gpu", problem, f"pass use_gpu=false{f' or actors={gpus}' if gpus else ''}")
     if each > cpus:
         raise UserError("cpus_per_actor", f"{each} CPUs, and this machine has {cpus}", f"pass cpus_per_actor={cpus} or less")

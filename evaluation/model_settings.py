@@ -45,7 +45,7 @@ class ModelSettings(Settings):
         return self.checkpoint is not None or bool(self.embedder_arguments) or self.embedder != self.embedder_default()
 
     @property
-    def given(self) -> bool:
+    def names_model(self) -> bool:
         """Whether the config names a model here at all."""
         return self.embeddings is not None or self.names_embedder
 

@@ -43,7 +43,7 @@ class SuiteSettings(Settings):
     def _has_place(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for template in value:
             if "{}" not in template and "{c}" not in template:
-                raise ValueError(f"'{template}' has no {{}} for the name of the class")
+                raise ValueError(f"'{template}' has no place for the name of the class; write {{}} or {{c}} there")
         return value
 
 

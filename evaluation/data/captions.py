@@ -53,9 +53,9 @@ class CaptionsData(Settings):
         text = read_text(self.path, f"{key}.path", _CAPTIONS)
         try:
             rows = list(self._rows(text, key))
-        except Unreadable as problem:
-            of, remedy = ("split", "choose one of them") if problem.key == "split" else ("path", f"put there: {_CAPTIONS}")
-            raise UserError(f"{key}.{of}", f"{self.path} {problem}", remedy) from None
+        except Unreadable as error:
+            setting, remedy = ("split", error.remedy) if error.key == "split" else ("path", f"put there: {_CAPTIONS}")
+            raise UserError(f"{key}.{setting}", f"{self.path} {error.problem}", remedy) from None
         if not rows:
             raise UserError(f"{key}.path", f"{self.path} lists no image", f"put there: {_CAPTIONS}")
         files = files_in(self.images, f"{key}.images", _IMAGES)

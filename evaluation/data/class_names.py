@@ -21,7 +21,7 @@ PLAIN_TEMPLATES = ("a photo of a {}.", "{}")  # for classes without templates of
 def _have_place(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
     for template in value or ():
         if "{}" not in template and "{c}" not in template:
-            raise ValueError(f"'{template}' has no {{}} for the name of the class")
+            raise ValueError(f"'{template}' has no place for the name of the class; write {{}} or {{c}} there")
     return value
 
 
