@@ -38,7 +38,7 @@ def write_items(place: Path, scored: Sequence[tuple[Prepared, HeldOut, Mapping[s
     """Write the items of each held-out split, from its data and embeddings (images, texts, prompts), atomically."""
     arrays: dict[str, Any] = {}
     for number, (prepared, data, rows) in enumerate(scored):
-        parts = items.parts(data, rows["images"], rows["texts"], rows["prompts"])
+        parts = items.contributions(data, rows["images"], rows["texts"], rows["prompts"])
         groups = prepared.rows(data.sample_ids, ("group",))["group"].to_pylist()
         arrays[f"groups-{number}"] = np.array([_key(f"{data.dataset}\0{group}") for group in groups])
         arrays[f"metrics-{number}"] = np.array(list(parts))
@@ -61,7 +61,7 @@ def read_items(trial: Path, score: Sequence[str]) -> Items | None:
     reach: list[float] = []
     for number in range(sum(name.startswith("groups-") for name in arrays)):
         stored = dict(zip(arrays[f"metrics-{number}"].tolist(), arrays[f"parts-{number}"].astype(np.float64), strict=True))
-        by_metric = {metric: part for metric in score if (part := items.part_of(stored, metric)) is not None}
+        by_metric = {metric: part for metric in score if (part := items.contributions_to(stored, metric)) is not None}
         if not by_metric:
             continue
         groups, where, counts = np.unique(arrays[f"groups-{number}"], return_inverse=True, return_counts=True)
