@@ -15,7 +15,8 @@ from evaluation.data.function import FunctionData
 from evaluation.data.union import DataUnion
 from evaluation.zero_shot import build_prompts
 from pipelines.program.errors import UserError
-from pipelines.program.settings import Settings, validate
+from pipelines.program.settings import validate
+from pipelines.program.settings_base import Settings
 from tests.evaluation.images import numbers, read
 
 HERE = "tests.evaluation.test_data_function"

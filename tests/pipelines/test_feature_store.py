@@ -15,7 +15,7 @@ from pipelines.dataset.views import eval_view
 from pipelines.features.feature_store import _PART, Pool, digest_of_texts, image_bank, text_banks
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 
 QUIET = Display(quiet=True)
 TEXTS = [[f"caption {i}" * (i % 5 + 1) for i in range(70)], ["a photo of a cat", "a photo of a dog"], ["one more"]]

@@ -15,7 +15,7 @@ from pipelines.io.storage import Missing
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.shards import cut, list_units, read_part
 from pipelines.program.errors import UserError
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.folder import FolderSource
 
