@@ -17,6 +17,7 @@ from tests.refusals import refused
 from tests.training.one_step import one_step
 from training.checkpoint import load_embedder
 from training.config import TrainSettings
+from training.saved_towers import Frozen
 from training.towers.from_run import RunImageSettings, RunTextSettings
 from training.towers.image import HuggingFaceVisionSettings
 from training.towers.open_clip import OpenClipImageSettings, OpenClipTextSettings
@@ -213,6 +214,13 @@ def test_what_does_not_fit_a_run_is_named(trained: Path, tmp_path: Path) -> None
         RunImageSettings(name="run", path=trained).build()
     with refused("text_tower.max_tokens", 32, trained, remedy="text_tower.max_tokens=9"):
         RunTextSettings(name="run", path=trained).tokenizer(lambda: [])
+    # Of a frozen encoder, its own keys: those of a tower of the run would change another network.
+    key = "frozen_encoders.image_encoder"
+    with refused(f"{key}.image_size", 224, trained, remedy=f"{key}.image_size=16"):
+        Frozen(RunImageSettings(name="run", path=trained), key, None, {}).build()
+    key = "frozen_encoders.text_encoder"
+    with refused(f"{key}.max_tokens", 32, trained, remedy=f"{key}.max_tokens=9"):
+        Frozen(RunTextSettings(name="run", path=trained), key, None, {}).tokenizer(list)
     with pytest.raises(UserError, match=str(tmp_path / "nothing")):
         RunImageSettings(name="run", path=tmp_path / "nothing").identity("k")
 
