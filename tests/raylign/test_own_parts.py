@@ -129,9 +129,9 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
     assert validate(EvaluateSettings, settings.model_dump(mode="json"), "again") == settings
     (task,) = plan(settings, {"o": content})
     rows = Rows("model", None)
-    for wanted, array in zip(task.wanted(), (np.eye(2), np.eye(2)), strict=True):
-        np.save(tmp_path / f"{wanted.kind}.npy", array.astype(np.float32))
-        rows.add(wanted, tmp_path / f"{wanted.kind}.npy")
+    for inputs, array in zip(task.inputs(), (np.eye(2), np.eye(2)), strict=True):
+        np.save(tmp_path / f"{inputs.kind}.npy", array.astype(np.float32))
+        rows.add(inputs, tmp_path / f"{inputs.kind}.npy")
     assert task.score(rows).scores == {"nearer": 100.0}
     with pytest.raises(UserError, match=r"^tasks: .*tests\.raylign\.own_parts:Same"):
         plan(settings, {"o": Content()})
