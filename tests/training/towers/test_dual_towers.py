@@ -93,6 +93,13 @@ def test_what_open_clip_has_not_is_named(released: tuple[Any, Path], tmp_path: P
         OpenClipImageSettings(name="open_clip", model=MODEL, weights=str(path)).build()
     with refused("text_tower.max_tokens", 90, MODEL, remedy="text_tower.max_tokens=77"):
         OpenClipTextSettings(name="open_clip", model=MODEL, weights=str(path), max_tokens=90).tokenizer(list)
+    # Of a frozen encoder, its own keys: those of the run's tower would change another network.
+    key = "frozen_encoders.image_encoder"
+    with refused(f"{key}.image_size", 224, remedy=f"{key}.image_size=32"):
+        Frozen(OpenClipImageSettings(name="open_clip", model=MODEL, weights=str(path)), key, None, {}).build()
+    key = "frozen_encoders.text_encoder"
+    with refused(f"{key}.max_tokens", 90, remedy=f"{key}.max_tokens=77"):
+        Frozen(OpenClipTextSettings(name="open_clip", model=MODEL, max_tokens=90), key, None, {}).tokenizer(list)
     with refused("text_tower.model", "ViT-B-16-SigLIP"):
         OpenClipTextSettings(name="open_clip", model="ViT-B-16-SigLIP", weights="webli").tokenizer(list)
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pt")
@@ -214,13 +221,6 @@ def test_what_does_not_fit_a_run_is_named(trained: Path, tmp_path: Path) -> None
         RunImageSettings(name="run", path=trained).build()
     with refused("text_tower.max_tokens", 32, trained, remedy="text_tower.max_tokens=9"):
         RunTextSettings(name="run", path=trained).tokenizer(lambda: [])
-    # Of a frozen encoder, its own keys: those of a tower of the run would change another network.
-    key = "frozen_encoders.image_encoder"
-    with refused(f"{key}.image_size", 224, trained, remedy=f"{key}.image_size=16"):
-        Frozen(RunImageSettings(name="run", path=trained), key, None, {}).build()
-    key = "frozen_encoders.text_encoder"
-    with refused(f"{key}.max_tokens", 32, trained, remedy=f"{key}.max_tokens=9"):
-        Frozen(RunTextSettings(name="run", path=trained), key, None, {}).tokenizer(list)
     with pytest.raises(UserError, match=str(tmp_path / "nothing")):
         RunImageSettings(name="run", path=tmp_path / "nothing").identity("k")
 
