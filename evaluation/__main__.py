@@ -16,7 +16,7 @@ from pipelines.program import interrupts
 from pipelines.program.cli import begin, run_program
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 
 PURPOSE = """Score anything that embeds images and texts: zero-shot classification, retrieval, SugarCrepe, linear and few-shot
 probes, corruptions and effective robustness, on prepared datasets and on the layouts of others. Embeds with Ray Data, once for

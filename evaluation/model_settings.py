@@ -9,7 +9,7 @@ from pipelines.program.config_errors import alike
 from pipelines.program.errors import UserError
 from pipelines.program.import_string import names_of
 from pipelines.program.path_keys import LocalPlace
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 
 class ModelSettings(Settings):

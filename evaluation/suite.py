@@ -25,7 +25,7 @@ from evaluation.zero_shot import build_prompts
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.sample_images import whole_images
 from pipelines.program.errors import UserError
-from pipelines.program.settings import Settings, digest
+from pipelines.program.settings_base import Settings, digest
 
 Labels = Annotated[tuple[str, ...], AfterValidator(different)]
 

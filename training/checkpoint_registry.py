@@ -16,7 +16,7 @@ from typing import Any
 
 from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import SNAPSHOT, is_snapshot, snapshot_checkpoints, snapshot_with
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 
 DIGESTS = "digests.json"
 ABOUT = "checkpoint.json"

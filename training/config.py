@@ -11,7 +11,7 @@ from evaluation.suite import Labels, Positions, SuiteSettings
 from pipelines.dataset.views import Augment
 from pipelines.features.frozen_encoders import Search
 from pipelines.program.path_keys import LocalPlace, Place
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 from training.encoder import AugmentedHead, HeadSettings, HeadUnion, LinearHead
 from training.learning_rate import ScheduleSettings
 from training.objectives import ObjectiveUnion

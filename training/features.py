@@ -18,7 +18,7 @@ from pipelines.program import cluster
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 from training.saved_towers import frozen
 from training.towers import ImageFeatures, ImageTowerUnion, TextFeatures, TextTowerUnion
 

@@ -21,7 +21,7 @@ from pipelines.io.retry import is_remote
 from pipelines.prepare.prepare import code_version
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 from training.config import GuideSettings, TrainSettings
 from training.encoder import DualEncoder, build_encoder
 from training.objectives.base import Objective, Task

@@ -21,7 +21,8 @@ import torch
 
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.program.errors import UserError
-from pipelines.program.settings import difference, digest
+from pipelines.program.settings import difference
+from pipelines.program.settings_base import digest
 from training.checkpoint_registry import ABOUT, changed, seal
 from training.towers.base import TowerSettings
 from training.towers.image import ImageTowerSettings

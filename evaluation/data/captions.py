@@ -24,7 +24,7 @@ from pipelines.io import storage
 from pipelines.io.storage import File
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 from pipelines.program.text_lines import lines_of
 from pipelines.sources import json_layouts
 from pipelines.sources.rows import Unreadable

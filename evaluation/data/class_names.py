@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 from evaluation.class_sets import ClassSet, class_set
 from evaluation.data.base import Classification, LabelledImages
 from pipelines.program.errors import UserError
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 PLAIN_TEMPLATES = ("a photo of a {}.", "{}")  # for classes without templates of their own
 

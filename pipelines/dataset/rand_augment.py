@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 from pydantic import Field
 
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 NAMES = (
     "identity",

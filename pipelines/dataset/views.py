@@ -14,7 +14,7 @@ from pydantic import Field
 from pipelines.dataset.images import Box, Opened
 from pipelines.dataset.rand_augment import Operation, RandAugment, operate
 from pipelines.dataset.strong_views import StrongAugment
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 
 class Augment(Settings):

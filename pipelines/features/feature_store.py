@@ -35,7 +35,8 @@ from pipelines.program import interrupts
 from pipelines.program.cluster import RETRIES, blocks, errors_as_blocks
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
-from pipelines.program.settings import difference, digest
+from pipelines.program.settings import difference
+from pipelines.program.settings_base import digest
 
 _BATCH = 64  # rows that an encoder sees together
 _PART = 64 * _BATCH

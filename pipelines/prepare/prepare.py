@@ -31,7 +31,8 @@ from pipelines.program import cluster, interrupts, path_keys
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import difference, digest
+from pipelines.program.settings import difference
+from pipelines.program.settings_base import digest
 from pipelines.sources.base import Unit
 
 REJECTED_FILE = "rejected.parquet"

@@ -14,7 +14,8 @@ from evaluation.data.folder import FolderData
 from evaluation.data.function import FunctionData
 from evaluation.data.union import DataUnion
 from evaluation.zero_shot import build_prompts
-from pipelines.program.settings import Settings, validate
+from pipelines.program.settings import validate
+from pipelines.program.settings_base import Settings
 from tests.evaluation.images import numbers, read
 from tests.refusals import refused
 

@@ -14,7 +14,7 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.views import eval_view
 from pipelines.features.feature_store import _PART, Pool, digest_of_texts, image_bank, text_banks
 from pipelines.program.display import Display
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 from tests.refusals import refused
 
 QUIET = Display(quiet=True)
