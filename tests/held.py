@@ -90,7 +90,7 @@ def _training(place: str | None, hold: Any) -> int:
     from training.config import TrainSettings
     from training.resources import Cluster
 
-    training.run.present = lambda: Cluster(2, 0)
+    training.run.current_cluster = lambda: Cluster(2, 0)
     training.run._pool = lambda *_: feature_store.Pool(0)
     if place == "start":
         cluster.start = hold  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Will it fit? Checked before anything starts: if resources do not suffice, Ray silently waits for ever."""
+"""Checks before anything starts whether a run fits into the cluster: if it does not, Ray waits for ever without a message."""
 
 import math
 import os
@@ -17,25 +17,25 @@ class Cluster:
 
     cpus: float
     gpus: float
-    shared: bool = False  # with other jobs: a run takes what it requested, and no more
+    shared: bool = False  # with other jobs: a run then reserves what it requested, and no more
 
 
-def ahead() -> Cluster | None:
-    """The cluster that this process will start; None if it joins one, or has already."""
+def expected_cluster() -> Cluster | None:
+    """The cluster that this process will start; None if it will join one, or is part of one already."""
     size = own_machine()
     return None if size is None else Cluster(*size)
 
 
-def present() -> Cluster:
+def current_cluster() -> Cluster:
     """The cluster that this process is part of."""
-    found = ray.cluster_resources()
-    return Cluster(found.get("CPU", 0), found.get("GPU", 0), "RAY_ADDRESS" in os.environ)
+    total = ray.cluster_resources()
+    return Cluster(total.get("CPU", 0), total.get("GPU", 0), "RAY_ADDRESS" in os.environ)
 
 
 def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster) -> float:
-    """CPUs that a run reserves for reading and decoding, besides its workers': `data_cpus`, or all others of its own local Ray.
+    """The CPUs that a run reserves for reading and decoding: `data_cpus`, or in its own local Ray all that workers leave.
 
-    Raises `UserError` with the arithmetic if it does not fit.
+    Raises a `UserError` with the arithmetic if the run does not fit.
 
     Args:
         uses_tasks: whether the run streams data; with both towers locked it needs no CPUs besides its workers'.
@@ -43,9 +43,9 @@ def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster)
     workers = wanted.num_workers * round(wanted.cpus_per_worker, 4)  # Ray's rounding
     data = wanted.data_cpus if uses_tasks else 0
     rest = math.floor((cluster.cpus - workers + 1e-6) * 100) / 100
-    booked = data if cluster.shared or not uses_tasks else max(data, rest)
+    reserved = data if cluster.shared or not uses_tasks else max(data, rest)
     if wanted.autoscale:
-        return booked
+        return reserved
     if workers + data > cluster.cpus:
         ways = ["resources.autoscale=true on a cluster that grows"]
         fewer = int((cluster.cpus - data) // wanted.cpus_per_worker)
@@ -54,14 +54,13 @@ def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster)
         share = int((cluster.cpus - data) / wanted.num_workers * 100) / 100
         if share >= 0.1:
             ways.insert(0, f"resources.cpus_per_worker={share:g}")
-        raise UserError(
-            f"resources: {wanted.num_workers} workers x {wanted.cpus_per_worker:g} CPU"
-            + (f" + {data:g} for reading and decoding" if data else "")
-            + f" = {workers + data:g} CPUs, and the cluster has {cluster.cpus:g}; pass {' or '.join(ways)}"
-        )
+        reading = f" + {data:g} for reading and decoding" if data else ""
+        arithmetic = f"{wanted.num_workers} workers x {wanted.cpus_per_worker:g} CPU{reading} = {workers + data:g} CPUs"
+        raise UserError("resources", f"{arithmetic}, and the cluster has {cluster.cpus:g}", f"pass {' or '.join(ways)}")
     if wanted.use_gpu and wanted.num_workers > cluster.gpus:
         raise UserError(
-            f"resources: {wanted.num_workers} workers x 1 GPU = {wanted.num_workers} GPUs, and the cluster has {cluster.gpus:g}; "
-            "pass resources.use_gpu=false, fewer resources.num_workers, or resources.autoscale=true on a cluster that grows"
+            "resources",
+            f"{wanted.num_workers} workers x 1 GPU = {wanted.num_workers} GPUs, and the cluster has {cluster.gpus:g}",
+            "pass resources.use_gpu=false, fewer resources.num_workers, or resources.autoscale=true on a cluster that grows",
         )
-    return booked
+    return reserved

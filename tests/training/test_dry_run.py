@@ -138,7 +138,7 @@ def test_what_needs_no_cluster_is_told_before_one_starts(
         raise AssertionError("Ray was started")
 
     monkeypatch.setattr(cluster, "start", start)
-    monkeypatch.setattr("training.run.ahead", lambda: Cluster(2, 0))
+    monkeypatch.setattr("training.run.expected_cluster", lambda: Cluster(2, 0))
     config, runs = tmp_path / "run.yaml", tmp_path / "runs"
     tree = SMALL | {"name": "run", "storage": str(runs), "data": {"path": str(root / "squares")}, "embed_dim": 8, "epochs": 2}
     tree |= {"global_batch_size": 8, "tensorboard": False}
@@ -162,8 +162,8 @@ def replacing(
 ) -> Callable[..., tuple[int, str, dict[str, str]]]:
     """Start a run that is to replace an earlier one: its exit code, its last word, and the files that are there then."""
     monkeypatch.setattr(cluster, "start", lambda *_: None)
-    monkeypatch.setattr("training.run.ahead", lambda: Cluster(2, 0))
-    monkeypatch.setattr("training.run.present", lambda: Cluster(2, 0))
+    monkeypatch.setattr("training.run.expected_cluster", lambda: Cluster(2, 0))
+    monkeypatch.setattr("training.run.current_cluster", lambda: Cluster(2, 0))
     run = tmp_path / "runs" / "run"
     for name in ("config.yaml", "result.json", "checkpoint_00000006/state.pt", "towers/image_tower/x", ".lock"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)

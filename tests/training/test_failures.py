@@ -12,7 +12,7 @@ from pipelines.io.retry import Unreachable
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from training.config import ResourceSettings
-from training.failures import EndAtOnce, may_pass
+from training.failures import EndAtOnce, is_transient
 from training.ray_train import run_workers
 
 
@@ -57,8 +57,8 @@ STAY = [
 
 
 @pytest.mark.parametrize("error", PASS, ids=lambda error: type(error).__name__)
-def test_what_may_pass(error: Exception) -> None:
-    assert may_pass(error) and may_pass(of_a_worker(error))
+def test_what_is_transient(error: Exception) -> None:
+    assert is_transient(error) and is_transient(of_a_worker(error))
     EndAtOnce().after_exception(None, {0: of_a_worker(error), 1: missed()})
 
 
@@ -66,7 +66,7 @@ def test_what_may_pass(error: Exception) -> None:
 def test_what_comes_again(error: Exception) -> None:
     """Also where it was raised in a task, and where the other workers only lost their connection."""
     for wrapped in (error, of_a_worker(error), of_a_task(error), of_a_worker(of_a_task(error))):
-        assert not may_pass(wrapped)
+        assert not is_transient(wrapped)
         with pytest.raises(type(error)) as caught:
             EndAtOnce().after_exception(None, {0: of_a_worker(PASS[-1]), 1: missed(), 2: wrapped})
         assert str(caught.value) == str(error)
@@ -77,7 +77,7 @@ def test_what_comes_again(error: Exception) -> None:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(("error", "tries"), [(ValueError("a column is missing\nand more"), 1), (OSError("disk"), 2)], ids=str)
-def test_ray_train_tries_again_only_what_may_pass(ray_session: None, tmp_path: Path, error: Exception, tries: int) -> None:
+def test_ray_train_tries_again_only_what_is_transient(ray_session: None, tmp_path: Path, error: Exception, tries: int) -> None:
     def failing(config: dict[str, Any]) -> dict[str, Any]:
         """What a worker runs: it fails each time, and counts."""
         with config["tries"].open("a") as file:
