@@ -84,7 +84,7 @@ def _state(folder: Path, device: torch.device) -> dict[str, Any]:
 
 
 class Trained(NamedTuple):
-    """The dual encoder of a checkpoint with both towers, locked ones too, on the CPU and in eval mode; and its training config."""
+    """A checkpoint's dual encoder with both towers, locked ones too, on the CPU and in eval mode; and its training config."""
 
     encoder: DualEncoder
     settings: TrainSettings

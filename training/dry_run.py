@@ -1,24 +1,58 @@
-"""A trial step on the driver before any worker starts, and before Ray if possible: what fails here would fail on each worker.
+"""Checks on the driver before any worker starts, and before Ray if possible: what fails here would fail on each worker.
 
-It builds the networks, takes one step (forward and backward) on a few real rows, and runs two forward passes in eval mode.
+`check_towers` builds locked towers and frozen encoders, before their features are computed. `check_build` builds all networks,
+takes one step (forward and backward) on a few real rows, and runs two forward passes in eval mode.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipelines.dataset.stream import Item
+from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.program.errors import UserError
 from training.encoder import DualEncoder
 from training.plan import Plan
+from training.saved_towers import Frozen, has_copy
 from training.state import TrainState
 from training.step import gradients
 from training.towers.base import batch_statistics
 from training.towers.pretrained import first_line
+from training.towers.text import TextTowerSettings
 from training.towers.text_reading import tells_apart
 
 _ROWS = 4  # rows of the trial batch
+
+
+def check_towers(towers: Iterable[Frozen], cache: Path | None) -> None:
+    """Build towers from their pretrained weights once, before anything is computed. Raises `UserError` if one cannot be built.
+
+    A tower with a copy, in the run's folder or in `cache`, was built before.
+    """
+    for tower in towers:
+        if has_copy(tower, cache):
+            continue
+        try:
+            if isinstance(tower.settings, TextTowerSettings):
+                tokenizer = tower.tokenizer(list)
+                _check_texts(tower.build(tokenizer.vocabulary_size), tokenizer, tower.key, str(tower.weights_name()))
+            else:
+                tower.build()
+        except UserError:
+            raise
+        except Exception as error:  # each library raises its own errors
+            problem = f"cannot be built from {tower.weights_name()}: {type(error).__name__}: {first_line(error)}"
+            raise UserError(tower.key, problem, f"give other {tower.key}.weights; --verbose shows where") from error
+
+
+def _check_texts(tower: Any, tokenizer: TextTokenizer, key: str, name: str) -> None:
+    """Raises `UserError` if a text tower does not tell texts apart."""
+    tower.eval()
+    with torch.no_grad():
+        tells_apart(lambda texts: tower(*map(torch.from_numpy, tokenizer(texts))), f"{key}.weights", name)
 
 
 def check_build(plan: Plan) -> None:
@@ -26,9 +60,7 @@ def check_build(plan: Plan) -> None:
     settings = plan.settings
     encoder, objective, teacher = plan.build()
     if encoder.text_tower is not None:
-        tower = encoder.text_tower.eval()
-        with torch.no_grad():
-            tells_apart(lambda texts: tower(*map(torch.from_numpy, plan.tokenizer(texts))), "text_tower.weights", "this model")
+        _check_texts(encoder.text_tower, plan.tokenizer, "text_tower", "this model")
     optimizer = settings.optimizer.build([encoder, objective])
     _check_batch_statistics(plan, encoder.train())
     state = TrainState(encoder, objective, teacher, optimizer, torch.amp.GradScaler("cpu", enabled=False))

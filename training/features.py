@@ -17,6 +17,8 @@ from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
 from pipelines.program.settings import Settings
+from training.dry_run import check_towers
+from training.saved_towers import frozen
 from training.towers import ImageFeatures, ImageTowerUnion, TextFeatures, TextTowerUnion
 
 
@@ -50,20 +52,20 @@ def compute_banks(settings: BankSettings, display: Display) -> list[Path]:
         prepared = Prepared.open(settings.dataset)
     except UserError as error:
         raise error.under("dataset", instead_of="data.path") from None
-    image, text = settings.image_encoder, settings.text_encoder
-    for side, tower in (("image", image), ("text", text)):
-        if tower is not None:
-            tower.identity(f"{side}_encoder")  # raises if it has no weights
+    # These raise if an encoder has no weights.
+    image = None if settings.image_encoder is None else frozen(settings.image_encoder, "image_encoder", None)
+    text = None if settings.text_encoder is None else frozen(settings.text_encoder, "text_encoder", None)
+    check_towers([tower for tower in (image, text) if tower is not None], None)
     cluster.start(display.verbose)
     pool = feature_store.Pool(_actors(settings), settings.use_gpu)
     banks: list[Path] = []
-    if image is not None:
-        identity = image.identity("image_encoder")
-        banks.append(feature_store.image_bank(prepared, image.image_size, ImageFeatures, (image,), identity, pool, display))
+    if settings.image_encoder is not None and image is not None:
+        size = settings.image_encoder.image_size
+        banks.append(feature_store.image_bank(prepared, size, ImageFeatures, (image,), image.identity, pool, display))
         display.line(f"bank of images: {banks[-1]}")
     if text is not None:
-        tokenizer = text.tokenizer(lambda: [])
-        identity = text.bank_identity(tokenizer, "text_encoder")
+        tokenizer = text.tokenizer(list)
+        identity = text.identity | {"tokenizer": tokenizer.identity}
         banks += feature_store.text_banks(prepared, [prepared.texts()], TextFeatures, (text, tokenizer), identity, pool, display)
         display.line(f"bank of captions: {banks[-1]}")
     if settings.neighbours:

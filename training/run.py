@@ -33,11 +33,20 @@ from pipelines.program.settings import difference, read_yaml, validate
 from training.checkpoint import other_data
 from training.checkpoint_registry import ABOUT, newest_checkpoint, put, registered, settle
 from training.config import TrainSettings
-from training.dry_run import check_build
+from training.dry_run import check_build, check_towers
 from training.final_test import test_chosen
 from training.held_out import read_held_out
 from training.metrics_file import read_metrics, unusable_reasons
-from training.plan import Plan, check_frozen, check_metric, keep_towers, make_plan, needs_banks, open_data
+from training.plan import (
+    Plan,
+    check_metric,
+    keep_towers,
+    make_plan,
+    needs_banks,
+    open_data,
+    pretrained_towers,
+    tower_cache,
+)
 from training.ray_train import fit, newest_step
 from training.report import write_report
 from training.resources import Cluster, current_cluster, expected_cluster, plan_resources
@@ -71,7 +80,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
             _data_cpus(settings, size)
         plan = None
         if needs_banks(settings):
-            check_frozen(data, run_folder, checkpoint)
+            check_towers(pretrained_towers(settings, run_folder, checkpoint).values(), tower_cache(data.prepared))
         else:
             plan = make_plan(data, Pool(0), display, run_folder, checkpoint)
             check_build(plan)

@@ -66,6 +66,8 @@ def _ended(plan: SweepPlan, schedule: Schedule) -> str:
 
 def _check(plan: SweepPlan) -> list[TrainSettings]:
     """An example trial of each cell. Raises `UserError` for what would fail in them, or would not fit."""
+    from training.dry_run import check_towers
+    from training.plan import pretrained_towers, tower_cache
     from training.resources import expected_cluster
     from training.weight_sources import check_sources
     from tuning.resources import booking_of, trials_at_a_time
@@ -82,6 +84,13 @@ def _check(plan: SweepPlan) -> list[TrainSettings]:
         check_sources(example)
     if (size := expected_cluster()) is not None:
         trials_at_a_time(examples, size, plan.settings.concurrency)
+    towers: dict[str, Any] = {}  # by dataset, key and identity: cells often share them
+    for example in examples:
+        cache = tower_cache(plan.prepared[str(example.data.path)])
+        for tower in pretrained_towers(example).values():
+            towers[json.dumps([str(cache), tower.key, tower.identity])] = tower, cache
+    for tower, cache in towers.values():
+        check_towers([tower], cache)
     return examples
 
 

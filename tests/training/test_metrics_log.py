@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray.train
 
-from pipelines.program.errors import UserError
+from tests.refusals import refused
 from training import metrics_log
 from training.checkpoint_registry import newest_checkpoint, seal
 from training.metrics_log import MetricsLog, Recorder, append_lines, read_metrics
@@ -118,7 +118,7 @@ def test_restarts_are_noted_with_their_causes(tmp_path: Path) -> None:
 
 
 class Failing:
-    """What writes one of the places fails so many times, then works."""
+    """Makes the function that writes to one of the places fail so many times, then work."""
 
     def __init__(self, patch: pytest.MonkeyPatch, place: str, times: int):
         owner, name, argument = PLACES[place]
@@ -155,10 +155,8 @@ def report(recorder: Recorder, tmp_path: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize("file", PLACES)
-def test_what_the_disk_refuses_is_tried_again_as_often_as_max_failures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
-) -> None:
-    """And stands there once, in its order, as if nothing had been."""
+def test_failed_writes_are_retried_as_often_as_max_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    """Each line is written once, and in its order."""
     recorder = Recorder(tmp_path, "score", "max", False, max_failures=3)
     report(recorder, tmp_path, 1)
     with monkeypatch.context() as patch:
@@ -176,12 +174,14 @@ def test_what_the_disk_refuses_is_tried_again_as_often_as_max_failures(
 
 
 @pytest.mark.parametrize("file", ["metrics.jsonl", "restarts.jsonl"])
-def test_in_the_end_it_says_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+def test_after_the_last_retry_the_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
     recorder = Recorder(tmp_path, "score", "max", False, max_failures=2)
     with monkeypatch.context() as patch:
         Failing(patch, file, times=3)
-        with pytest.raises(OSError, match=rf"^{file} of {tmp_path} could not be written, tried 3 times .*No space left"):
+        with pytest.raises(OSError) as caught:
             report(recorder, tmp_path, 1)
+    for named in (file, str(tmp_path), "3", "No space left on device"):
+        assert named in str(caught.value)
 
 
 def test_half_a_line_of_a_full_disk_is_replaced(tmp_path: Path) -> None:
@@ -197,9 +197,9 @@ def test_half_a_line_of_a_full_disk_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["state.pt", "best.json"])
 def test_a_damaged_best_is_named_before_training(tmp_path: Path, kind: str) -> None:
-    """What was the best can be had from nowhere else; whether to choose among the rest is not for us to say."""
+    """The best checkpoint exists nowhere else, so only the user can decide to choose among the rest."""
     Recorder(tmp_path, "score", "max", False).after_report(None, [{"step": 1, "score": 9.0}], checkpoint(tmp_path / "a", "x"))
     file = tmp_path / "best" / kind
     file.write_bytes(file.read_bytes()[:-1] + b"~")
-    with pytest.raises(UserError, match=rf"^checkpoint.best: .*best is damaged: {kind} is not what was saved; .*delete it"):
+    with refused("checkpoint.best", tmp_path / "best", kind, remedy="delete"):
         Recorder(tmp_path, "score", "max", False).catch_up()

@@ -10,8 +10,8 @@ import torch
 
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.tokenizer import train_tokenizer
-from pipelines.program.errors import UserError
 from pipelines.program.settings import load, parse_overrides
+from tests.refusals import refused
 from tests.training.one_step import one_step
 from training.config import TrainSettings
 from training.resources import Cluster, plan_resources
@@ -46,7 +46,7 @@ def test_a_preset_fits_its_cluster_and_not_one_with_a_gpu_less(path: Path) -> No
     nodes, gpus, _, cpus = comment(path, r"cluster: (\d+) nodes?(?:, each)? with (\d+) A100 of (\d+) GB and (\d+) CPUs")
     wanted = load(TrainSettings, path).resources
     assert plan_resources(wanted, True, Cluster(nodes * cpus, nodes * gpus)) >= wanted.data_cpus
-    with pytest.raises(UserError, match=r"GPUs, and the cluster has"):
+    with refused("resources", f"{nodes * gpus} GPUs", remedy="resources.use_gpu=false"):
         plan_resources(wanted, True, Cluster(nodes * cpus, nodes * gpus - 1))
 
 
