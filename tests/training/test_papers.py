@@ -46,7 +46,7 @@ def test_a_preset_fits_its_cluster_and_not_one_with_a_gpu_less(path: Path) -> No
     nodes, gpus, _, cpus = comment(path, r"cluster: (\d+) nodes?(?:, each)? with (\d+) A100 of (\d+) GB and (\d+) CPUs")
     wanted = load(TrainSettings, path).resources
     assert plan_resources(wanted, True, Cluster(nodes * cpus, nodes * gpus)) >= wanted.data_cpus
-    with refused("resources", f"{nodes * gpus} GPUs", remedy="resources.use_gpu=false"):
+    with refused("resources", f"{wanted.num_workers} GPUs", remedy="resources.use_gpu=false"):
         plan_resources(wanted, True, Cluster(nodes * cpus, nodes * gpus - 1))
 
 
