@@ -1,4 +1,4 @@
-"""metrics.jsonl is one run's history whatever was restarted, and `best` is always a whole checkpoint."""
+"""metrics.jsonl is the history of one run whatever was restarted, and `best` is always a complete checkpoint."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_lines_are_appended_and_readable_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reopened", [False, True])
 def test_after_a_restart_lines_are_replaced_not_doubled(tmp_path: Path, reopened: bool) -> None:
-    """Workers went on from step 10; the lines of 20 and 30 belong to a history that did not happen."""
+    """Workers resumed from step 10; the lines of steps 20 and 30 are no longer part of the history."""
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path)
     for step in (10, 20, 30):
@@ -42,7 +42,7 @@ def test_after_a_restart_lines_are_replaced_not_doubled(tmp_path: Path, reopened
 
 
 @pytest.mark.parametrize("step", [10, 20, 30])
-def test_a_line_cut_short_by_a_kill_is_forgotten_and_swallows_nothing(tmp_path: Path, step: int) -> None:
+def test_a_line_truncated_by_a_kill_is_dropped_and_no_other(tmp_path: Path, step: int) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 10, "loss": 1.0}\n{"step": 20, "lo')
     assert steps(path) == [(10, 1.0)]
@@ -63,7 +63,7 @@ def checkpoint(folder: Path, content: str) -> ray.train.Checkpoint:
     ("mode", "values", "best"), [("max", [5.0, 4.0, 6.0, 6.0], [0, 2]), ("min", [5.0, 4.0, 4.0, 6.0], [0, 1])]
 )
 def test_the_best_checkpoint_is_copied(tmp_path: Path, mode: str, values: list[float], best: list[int]) -> None:
-    """As good as before is not better."""
+    """An equal value is not better."""
     recorder = Recorder(tmp_path, "score", mode, tensorboard=False)
     kept = None
     for number, value in enumerate(values):
@@ -114,7 +114,7 @@ def test_restarts_are_noted_with_their_causes(tmp_path: Path) -> None:
     assert line["workers"].keys() == {"0", "1"} and "Connection closed by peer" in line["workers"]["0"]
 
 
-# A disk that fails
+# Disk errors
 
 
 class Failing:
@@ -144,7 +144,7 @@ PLACES = {
 
 
 def report(recorder: Recorder, tmp_path: Path, number: int) -> None:
-    """All that a controller calls for one report and one lost worker."""
+    """All calls of a controller for one report and one lost worker."""
     metrics = {"step": number, "loss": 1.0, "score": float(number), "unusable_rows": [[number, "bad"]]}
     name = f"checkpoint_{number:08d}"
     result = {"version": 0, "checkpoint_dir_name": name, "metrics": {}}

@@ -1,4 +1,4 @@
-"""A run that trains on a share of its training split: only on it, with everything that counts or looks up agreeing."""
+"""A run that trains on a share of its training split: on that alone, and all counts and look-ups agree."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,7 +40,7 @@ def test_a_run_sees_its_share_and_nothing_else_of_the_split(plan_of: Callable[..
     batches = stream.training(plan.order, 0, plan.total_steps, Worker(0, 1, torch.device("cpu"), 1))
     seen = {int(i) for batch in batches for i in batch["sample_id"]}
     assert seen <= share and len(seen) > BATCH
-    # What is held out is what a whole run holds out.
+    # It holds out the same samples as a run on the whole split.
     assert np.array_equal(plan.held_out.sample_ids, plan_of().held_out.sample_ids)
     result = result_of(plan, tmp_path, fit_inline(plan, tmp_path, lambda line: None), {"training": 1.0})
     assert (result["dataset"]["train_samples"], result["dataset"]["fraction"]) == (len(share), 0.6)
@@ -54,7 +54,7 @@ def test_a_tokenizer_is_trained_on_the_captions_of_the_share(plan_of: Callable[.
     assert plan.tokenizer.json != train_tokenizer([captions[i][0] for i in range(TRAIN)], 120, 8).json
 
 
-def test_neighbours_are_looked_for_in_the_share(plan_of: Callable[..., Plan]) -> None:
+def test_neighbours_are_searched_in_the_share(plan_of: Callable[..., Plan]) -> None:
     plan = plan_of(**FEW)
     assert plan.stream.image_bank and plan.stream.text_bank
     guides = Guides(plan.order, plan.stream.image_bank, plan.stream.text_bank, support=65536)
@@ -62,7 +62,7 @@ def test_neighbours_are_looked_for_in_the_share(plan_of: Callable[..., Plan]) ->
     assert set(found.ravel().tolist()) <= set(plan.order.ids.tolist())
 
 
-def test_the_share_is_part_of_what_a_run_is(plan_of: Callable[..., Plan]) -> None:
+def test_the_share_identifies_a_run(plan_of: Callable[..., Plan]) -> None:
     changed = difference(plan_of().settings.identity(), plan_of(data__fraction=0.9).settings.identity())
     assert changed == ["data.fraction: 1.0 -> 0.9"]
 
