@@ -4,7 +4,7 @@ Real locked towers, tiny and untrained, on datasets of a few coloured squares. N
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from evaluation.suite import score
+from pipelines.dataset.batch import Batch
+from pipelines.dataset.stream import Stream, Unusable
 from tests.refusals import refused
 from tests.training.squares import BATCH, BEST, EPOCHS, STEPS, TEST, planner, write_root
 from training import in_process, loop
@@ -362,6 +364,25 @@ def test_what_is_not_finite_is_neither_saved_nor_scored(
     with refused("", part, "step 6", remedy="optimizer.lr"):
         train(plan_of(), tmp_path)
     assert steps(tmp_path) == [2, 4] and curve(tmp_path)[-1]["step"] == 5
+
+
+def test_too_many_unusable_rows_end_a_run_that_did_not_diverge(
+    plan_of: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep's samplers avoid settings that diverge; broken images say nothing about the settings."""
+    stream = Stream.training
+
+    def broken(self: Stream, *arguments: Any) -> Iterator[Batch]:
+        *_, failed = arguments
+        for number, batch in enumerate(stream(self, *arguments)):
+            failed(Unusable(number, "truncated"))
+            yield batch
+
+    monkeypatch.setattr(Stream, "training", broken)
+    monkeypatch.setattr(loop, "_ENOUGH", 2 * BATCH)
+    with refused("data.max_unusable_rate", f"2 of {2 * BATCH}", "0.1", remedy="unusable.jsonl") as caught:
+        train(plan_of(), tmp_path)
+    assert not isinstance(caught.value, DivergenceError) and steps(tmp_path) == [2], "the step is saved"
 
 
 # By the clock
