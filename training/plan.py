@@ -163,12 +163,12 @@ def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
         raise UserError("evaluation.split", problem, f"choose another split of {prepared.path}: {', '.join(splits)}")
     order = Order(
         prepared,
-        settings.data.split,
-        settings.data.split_seed,
-        settings.seed,
-        settings.global_batch_size,
-        settings.data.validation,
-        settings.data.fraction,
+        split=settings.data.split,
+        split_seed=settings.data.split_seed,
+        seed=settings.seed,
+        global_batch_size=settings.global_batch_size,
+        validation=settings.data.validation,
+        fraction=settings.data.fraction,
     )
     order.check()
     return order
@@ -291,9 +291,16 @@ def make_plan(
         image_bank=own.images.image_bank,
         text_bank=own.text_bank,
     )
-    test = None if data.test is None else scored_of(prepared, data.test, "test.npz")
     return Plan(
-        settings, order, stream, tuple(scored), tokenizer, code_version(), test, tuple(towers.values()), towers_of(checkpoint)
+        settings=settings,
+        order=order,
+        stream=stream,
+        scored=tuple(scored),
+        tokenizer=tokenizer,
+        code_version=code_version(),
+        test=None if data.test is None else scored_of(prepared, data.test, "test.npz"),
+        frozen=tuple(towers.values()),
+        towers=towers_of(checkpoint),
     )
 
 

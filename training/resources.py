@@ -32,13 +32,14 @@ def current_cluster() -> Cluster:
     return Cluster(total.get("CPU", 0), total.get("GPU", 0), "RAY_ADDRESS" in os.environ)
 
 
-def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster) -> float:
+def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster, key: str = "resources") -> float:
     """The CPUs that a run reserves for reading and decoding: `data_cpus`, or in its own local Ray all that workers leave.
 
     Raises a `UserError` with the arithmetic if the run does not fit.
 
     Args:
         uses_tasks: whether the run streams data; with both towers locked it needs no CPUs besides its workers'.
+        key: of these settings, for errors.
     """
     workers = wanted.num_workers * round(wanted.cpus_per_worker, 4)  # Ray's rounding
     data = wanted.data_cpus if uses_tasks else 0
@@ -47,20 +48,24 @@ def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster)
     if wanted.autoscale:
         return reserved
     if workers + data > cluster.cpus:
-        ways = ["resources.autoscale=true on a cluster that grows"]
+        ways = [f"{key}.autoscale=true on a cluster that grows"]
         fewer = int((cluster.cpus - data) // wanted.cpus_per_worker)
         if fewer >= 1:
-            ways.insert(0, f"resources.num_workers={fewer}")
+            ways.insert(0, f"{key}.num_workers={fewer}")
         share = int((cluster.cpus - data) / wanted.num_workers * 100) / 100
         if share >= 0.1:
-            ways.insert(0, f"resources.cpus_per_worker={share:g}")
+            ways.insert(0, f"{key}.cpus_per_worker={share:g}")
         reading = f" + {data:g} for reading and decoding" if data else ""
-        arithmetic = f"{wanted.num_workers} workers x {wanted.cpus_per_worker:g} CPU{reading} = {workers + data:g} CPUs"
-        raise UserError("resources", f"{arithmetic}, and the cluster has {cluster.cpus:g}", f"pass {' or '.join(ways)}")
+        raise UserError(
+            key,
+            f"{wanted.num_workers} workers x {wanted.cpus_per_worker:g} CPU{reading} = {workers + data:g} CPUs, "
+            f"and the cluster has {cluster.cpus:g}",
+            f"pass {' or '.join(ways)}",
+        )
     if wanted.use_gpu and wanted.num_workers > cluster.gpus:
         raise UserError(
-            "resources",
+            key,
             f"{wanted.num_workers} workers x 1 GPU = {wanted.num_workers} GPUs, and the cluster has {cluster.gpus:g}",
-            "pass resources.use_gpu=false, fewer resources.num_workers, or resources.autoscale=true on a cluster that grows",
+            f"pass {key}.use_gpu=false, fewer {key}.num_workers, or {key}.autoscale=true on a cluster that grows",
         )
     return reserved

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 
 from evaluation.classification import SetResult
 from evaluation.data.base import Classification, Content
-from evaluation.embeddings import Rows, Wanted
+from evaluation.embeddings import Inputs, Rows
 from pipelines.program.settings import Settings
 
 Better = Literal["max", "min"]
@@ -97,7 +97,7 @@ class Task(Protocol):
     def identity(self) -> Any:
         """JSON values: with the rows' fingerprints, all that decides the scores."""
 
-    def wanted(self) -> Sequence[Wanted]:
+    def inputs(self) -> Sequence[Inputs]:
         """The rows that `score` reads."""
 
     def score(self, rows: Rows) -> Scored:

@@ -13,7 +13,7 @@ import pytest
 from pipelines.io import storage
 from pipelines.prepare import prepare as preparing
 from pipelines.prepare.config import PrepareSettings
-from pipelines.prepare.shards import Part, found_file
+from pipelines.prepare.shards import Part, rows_file
 from pipelines.program import interrupts
 from pipelines.program.display import Display
 from pipelines.program.path_keys import Place
@@ -146,7 +146,7 @@ def test_a_stopped_preparing_counts_all_parts_that_are_written(tmp_path: Path, m
 
     def read(parts: list[Part], content: Place, _: PrepareSettings) -> Iterator[Any]:
         for part in parts[:2]:
-            with storage.written(found_file(content, part)) as path:
+            with storage.written(rows_file(content, part)) as path:
                 path.touch()
         raise KeyboardInterrupt
         yield

@@ -23,6 +23,7 @@ from tests.training.squares import write_root
 from training.config import TrainSettings
 from training.features import BankSettings
 from training.plan import plan_of
+from training.saved_towers import frozen
 from training.towers import ImageFeatures, TextFeatures
 from training.towers.base import TowerSettings
 from training.weight_sources import check_sources
@@ -89,8 +90,8 @@ def test_a_run_finds_the_banks_and_computes_nothing(tiny_dataset: Prepared, comp
     texts = tiny_dataset.texts().to_numpy()[ids]
     image_encoder, text_encoder = settings.guides
     for path, direct in (
-        (guides.image_bank, ImageFeatures(image_encoder)(views)),
-        (guides.text_bank, TextFeatures(text_encoder, text_encoder.tokenizer(list))(texts)),
+        (guides.image_bank, ImageFeatures(frozen(image_encoder, "k", None))(views)),
+        (guides.text_bank, TextFeatures(frozen(text_encoder, "k", None), text_encoder.tokenizer(list))(texts)),
     ):
         np.testing.assert_allclose(np.load(path / "rows.npy")[ids], direct, atol=0.01)
 

@@ -45,11 +45,12 @@ def plan(stamps: Prepared, tokenizer: TextTokenizer) -> Plan:
         "global_batch_size": 4,
     }
     settings = validate(TrainSettings, tree, "t")
-    order = Order(stamps, "train", None, 0, 4)
-    stream = Stream(stamps, frozenset({"image", "text", "text_mask", "image_id", "text_id"}), 0, 12, None, tokenizer)
+    order = Order(stamps, "train", split_seed=None, seed=0, global_batch_size=4)
+    columns = frozenset({"image", "text", "text_mask", "image_id", "text_id"})
+    stream = Stream(stamps, columns, image_size=12, tokenizer=tokenizer)
     images = Stream(stamps, frozenset({"image"}), image_size=12)
     scored = Scored(held_out(stamps, SuiteSettings()), images, None, None, "held_out.npz")
-    return Plan(settings, order, stream, (scored,), tokenizer, "test")
+    return Plan(settings=settings, order=order, stream=stream, scored=(scored,), tokenizer=tokenizer, code_version="test")
 
 
 def state_of(plan: Plan, seed: int = 0) -> TrainState:
