@@ -1,4 +1,4 @@
-"""The mistakes a newcomer makes: each one line that names the key or the file and the way out, exit code 2, no traceback."""
+"""Mistakes of newcomers: each ends with exit code 2 and one line that names the key or file, the value and the way out."""
 
 import json
 from collections.abc import Callable
@@ -257,6 +257,7 @@ def test_training(
         (["loggers=[mlflow]"], ["loggers", "mlflow", "raylign[mlflow]"]),
         (["seeds=[1,1]"], ["seeds", "1"]),
         (["scheduler.name=hyperband"], ["scheduler.name", "hyperband", "sampler.name=random"]),
+        (["overrides.image_tower.model=test_resnet"], ["image_tower.weights: ", "efficientnet-lite0"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) and "=" in value[-1] else None,
 )
