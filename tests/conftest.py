@@ -47,6 +47,21 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         os.environ.pop("RAY_ADDRESS", None)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[pytest.TestReport]:
+    """A test that fails beside the session's Ray shows what Ray held at that time: who has the CPUs, and what waits for them."""
+    report = yield
+    import ray
+
+    if report.failed and item.get_closest_marker("ray") and ray.is_initialized():
+        logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+        for name, count in (("debug_state.txt", 90), ("raylign-driver.err", 40)):
+            if (logs / name).exists():
+                lines = (logs / name).read_text(errors="replace").splitlines()
+                report.sections.append((f"Ray's {name}", "\n".join(lines[:count] if name.endswith("txt") else lines[-count:])))
+    return report
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One local Ray with two CPUs. Starting it takes seconds, so no test starts its own in this process."""

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-PATIENCE = 1800  # seconds
+PATIENCE = 600  # seconds
 
 
 def wait_until(reached: Callable[[], bool], told: Callable[[], str] = str, every: float = 0.01) -> None:

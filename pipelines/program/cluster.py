@@ -5,6 +5,7 @@
 """
 
 import functools
+import gc
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -227,10 +229,27 @@ def deaths_as_errors(remedy: str, culprit: Callable[[], UserError | None] | None
     try:
         yield
     except (NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError) as error:
+        _release(error)
         if image_error := culprit() if culprit else None:
             raise image_error from None
         problem = f"a task's process ended, {RETRIES + 1} times: {str(error).strip().partition(chr(10))[0]}"
         raise UserError("Ray", problem, f"check whether the machine is short of memory; {remedy}") from None
+    except Exception as error:
+        _release(error)
+        raise
+
+
+def _release(error: BaseException) -> None:
+    """Drop what the frames of a failed execution hold.
+
+    Its actors keep their CPUs while anything refers to them, and an error lives on in a notebook or in the error raised next:
+    without this, the next program in the same process would wait for CPUs for ever.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        traceback.clear_frames(chain.__traceback__)
+        chain = chain.__cause__ or chain.__context__
+    gc.collect()  # an execution refers to itself
 
 
 def _divert_native_errors(path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 
 from pipelines.dataset.images import decode
 from pipelines.dataset.prepared import Prepared
@@ -15,6 +16,7 @@ from pipelines.dataset.views import eval_view
 from pipelines.features.feature_store import _PART, Pool, digest_of_texts, image_bank, text_banks
 from pipelines.program.display import Display
 from pipelines.program.settings_base import digest
+from tests.patience import wait_until
 from tests.refusals import refused
 
 QUIET = Display(quiet=True)
@@ -89,9 +91,11 @@ def test_what_is_there_is_not_computed_again(tiny_dataset: Prepared, colours: Pa
 def test_other_weights_or_pixels_are_another_bank_and_a_crash_leaves_nothing(
     tiny_dataset: Prepared, colours: Path, crashing: Callable, size: int, weights: str
 ) -> None:
-    with pytest.raises(Exception, match="asked to compute"):
-        image_bank(tiny_dataset, size, crashing, (), {"weights": weights}, Pool(1), QUIET)
+    with pytest.raises(Exception, match="asked to compute") as caught:
+        image_bank(tiny_dataset, size, crashing, (), {"weights": weights}, Pool(2), QUIET)
     assert folders(tiny_dataset) == {colours.name}
+    wait_until(lambda: ray.available_resources().get("CPU") == 2)  # though the error lives on
+    assert caught.value is not None
 
 
 def test_texts_are_embedded_in_one_pass_and_only_what_is_missing(stamps: Prepared, words: Callable, tmp_path: Path) -> None:
