@@ -4,8 +4,9 @@ from typing import cast
 
 from evaluation.config import EvaluateSettings
 from evaluation.data.base import Content
+from evaluation.task_info import TaskInfo
 from evaluation.tasks import TASKS
-from evaluation.tasks.base import Task, TaskInfo
+from evaluation.tasks.base import Task
 from pipelines.program.errors import UserError
 from pipelines.program.import_string import find
 
@@ -19,7 +20,7 @@ def plan(settings: EvaluateSettings, contents: dict[str, Content]) -> list[Task]
     """All tasks. Raises `UserError` where no set can take part in one that is asked for."""
     tasks: list[Task] = []
     by_name = {kind.info.path: kind for kind in TASKS}
-    asked = {name: by_name.get(name) or _own(name) for name in settings.tasks}
+    asked = {name: by_name.get(name) or own_task(name) for name in settings.tasks}
     for name, kind in (asked | {kind.info.path: kind for kind in TASKS if not kind.info.needs}).items():
         found = list(kind.among(contents, settings))
         # Those that are asked for by default are not missed where there is nothing for them.
@@ -32,9 +33,9 @@ def plan(settings: EvaluateSettings, contents: dict[str, Content]) -> list[Task]
     return tasks
 
 
-def _own(name: str) -> type[Task]:
-    """A task of the user's own, by its import string. Raises `UserError` where it is none."""
-    kind = find(name, None, "tasks", "tasks", "mypackage.mymodule:MyTask")
+def own_task(name: str, key: str = "tasks") -> type[Task]:
+    """A task of the user's own, by its import string. `key`: where it is named. Raises `UserError` where it is none."""
+    kind = find(name, None, key, key, "mypackage.mymodule:MyTask")
     if not isinstance(getattr(kind, "info", None), TaskInfo) or not hasattr(kind, "among"):
-        raise UserError(f"tasks: {name} is no class with `info` and `among`; see evaluation/tasks/base.py")
+        raise UserError(key, f"{name} is no class with `info` and `among`", "see evaluation/tasks/base.py")
     return cast(type[Task], kind)

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from evaluation.reporting import number_format
 
 COLOURS = 8  # classes m0, m1, ... of the page's style
+SHADES = 6  # classes of the sequential scale, from worst to best
 SMALL, TINY, LARGE = (290.0, 190.0), (200.0, 150.0), (760.0, 400.0)
 _STEPS = (1, 2, 5, 10)
 _PERCENTS = (0.1, 0.3, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99)  # ticks of a logit axis
@@ -188,10 +189,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing and its table."""
+    """A drawing and its figures, unless a table beside it has them."""
 
     svg: Markup
-    table: Table
+    table: Table = Table((), ())
 
 
 @dataclass(frozen=True)

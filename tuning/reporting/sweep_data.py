@@ -47,6 +47,11 @@ class Sweep:
         return self.names.get(title, title)
 
     @property
+    def heading(self) -> str:
+        """`title` at the start of a sentence."""
+        return self.title[:1].upper() + self.title[1:]
+
+    @property
     def percent(self) -> bool:
         """The score is a percentage."""
         return all(metrics.metric(path).percent for path in self.info["score"]["metrics"])
@@ -185,7 +190,7 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 def read(folder: Path) -> Sweep:
     """Raises `UserError` where the folder or one of its files is missing or not readable."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder of a sweep, such as runs/openmoji-grid")
+        raise UserError(f"{folder}", "no such folder", "give the folder of a sweep, such as runs/openmoji-grid")
     info = _read(folder / "sweep.json", lambda path: json.loads(path.read_text(encoding="utf-8")))
     trials, curves = (
         _read(folder / name, lambda path: storage.read_table(path).to_pandas()) for name in ("trials.parquet", "curves.parquet")
@@ -197,10 +202,11 @@ def _read(path: Path, parse: Callable[[Path], Any]) -> Any:
     try:
         return parse(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; {path.parent} is no sweep's folder, or its first trial has not begun") from None
+        problem = f"missing: {path.parent} is no sweep's folder, or its first trial has not begun"
+        raise UserError(f"{path}", problem, "give the folder of a sweep that has begun") from None
     except (OSError, ValueError) as error:  # pyarrow's errors are among them
         why = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not readable ({why}); the sweep's command writes it again") from None
+        raise UserError(f"{path}", f"not readable ({why})", "run the sweep's command again, which writes it anew") from None
 
 
 def _trials(table: pd.DataFrame, info: dict[str, Any]) -> pd.DataFrame:
