@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from pipelines.dataset.views import StrongAugment
+from pipelines.dataset.strong_views import StrongAugment
 from training.objectives import ObjectiveUnion
 from training.objectives.base import ObjectiveSettings
 from training.towers.base import TowerSettings

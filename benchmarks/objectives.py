@@ -114,7 +114,8 @@ def loss_costs() -> pd.DataFrame:
     image, text, more, still = (torch.randn(ROWS, WIDTH, generator=random) for _ in range(4))
     ids = torch.arange(ROWS)
     batch = Batch(image_id=ids, text_id=ids, teacher_image=F.normalize(image + more), teacher_text=F.normalize(text + still))
-    task = Task(ROWS, ROWS, WIDTH, WIDTH, steps_per_epoch=1, total_steps=100, seed=0)
+    sizes = {"num_images": ROWS, "num_texts": ROWS, "embed_dim": WIDTH, "image_width": WIDTH}
+    task = Task(**sizes, steps_per_epoch=1, total_steps=100, seed=0)
     made = {name: member().build(task) for name, member in members().items()}
 
     def call(name: str) -> None:

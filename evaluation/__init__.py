@@ -1,4 +1,4 @@
-"""What a dual encoder is worth: retrieval and zero-shot classification, for anything that embeds images and texts.
+"""Scores for anything that embeds images and texts: retrieval, zero-shot classification and other tasks.
 
-Above `pipelines`, below `training`, which it never imports: what it evaluates is named by an import string.
+Above `pipelines` and below `training`, which it never imports: a config names the embedder by an import string.
 """

@@ -1,4 +1,4 @@
-"""`python -m evaluation CONFIG.yaml`: set tasks to models, and write what came of it down for tables and for people."""
+"""`python -m evaluation CONFIG.yaml`: score models on tasks, and write the results as JSON and as one page."""
 
 import sys
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ probes, corruptions and effective robustness, on prepared datasets and on the la
 all tasks; writes OUTPUT/MODEL/DATASET/TASK/result.json and OUTPUT/report.html, which compares all models there. No data is
 downloaded."""
 
-_FORMAT = 1  # of results; another one, and all are scored anew
+_FORMAT = 1  # of results; incremented when earlier results must be computed again
 
 
 def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
-    """Embed, score, write results and the page, and return all that was asked for."""
+    """Embed, score, write the results and the page, and return the results of all models, sets and tasks."""
     from evaluation.embed import embed, forget
     from evaluation.embedder import check_embedder
     from evaluation.precomputed import precomputed
@@ -37,9 +37,9 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
 
     contents = read_data(settings)
     tasks = plan(settings, contents)
-    every = {one.fingerprint: one for task in tasks for one in task.wanted()}
-    # What is among the rows of another is not embedded again.
-    wanted = [one for one in every.values() if one.whole is None or one.whole.fingerprint not in every]
+    every = {inputs.fingerprint: inputs for task in tasks for inputs in task.inputs()}
+    # Rows of a subset are taken from those of all images.
+    embedded = [one for one in every.values() if one.superset is None or one.superset.fingerprint not in every]
     data = {
         name: {
             "attribution": content.attribution,
@@ -52,52 +52,50 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     for name, model in models.items():
         if model.embeddings is None:
             model.check(settings.key_of(name))
-    for place, key in ((settings.output, "output"), (settings.cache, "cache")):
-        path_keys.check_folder(place, key)
+    for folder, key in ((settings.output, "output"), (settings.cache, "cache")):
+        path_keys.check_folder(folder, key)
     for model in models.values():
         if model.embeddings is None:
             check_embedder(model.embedder, model.arguments())
     if any(model.embeddings is None for model in models.values()):
-        _check_room(settings)
+        _check_resources(settings)
         cluster.start(display.verbose)
     pool = feature_store.Pool(settings.actors, settings.use_gpu, settings.cpus_per_actor)
     results = []
     for name, model in models.items():
         key = settings.key_of(name)
         if model.embeddings is None:
-            rows = embed(name, key, model, wanted, settings.cache, pool, display)
+            rows = embed(name, key, model, embedded, settings.cache, pool, display)
         else:
-            rows = precomputed(key, model, wanted, settings.output / "inputs")
-        rows.check_widths(wanted, key)
-        found = _score(name, model, tasks, rows, data, settings, display)
+            rows = precomputed(key, model, embedded, settings.output / "inputs")
+        rows.check_widths(embedded, key)
+        scored = _score(name, model, tasks, rows, data, settings, display)
         forget(rows, settings.cache)
-        display.table(name, ["score, %", "value", "95 %", "chance", "n"], _table(found))
-        results += found
+        display.table(name, ["score, %", "value", "95 %", "chance", "n"], _table(scored))
+        results += scored
     write_report(settings.output, {type(task) for task in tasks})
     display.line(f"results: {settings.output}/*/*/*/result.json")
     display.line(f"page: {settings.output / 'report.html'}")
     return results
 
 
-def _check_room(settings: EvaluateSettings) -> None:
-    """Raises `UserError` where the Ray that this process starts would wait for ever; a cluster may grow."""
+def _check_resources(settings: EvaluateSettings) -> None:
+    """Raises `UserError` where actors would wait forever in the Ray that this process starts. A running cluster may grow."""
     from pipelines.program import cluster
 
     size = cluster.own_machine()
     if size is None:
         return
     cpus, gpus = size
-    if settings.use_gpu and settings.actors > gpus:
-        raise UserError(f"use_gpu: {settings.actors} x 1 GPU, and this machine has {gpus}; pass use_gpu=false, or fewer actors")
-    if settings.cpus_per_actor > cpus:
-        raise UserError(
-            f"cpus_per_actor: {settings.cpus_per_actor} CPUs, and this machine has {cpus}; pass cpus_per_actor={cpus} or less"
-        )
-    if settings.actors * settings.cpus_per_actor > cpus:
-        raise UserError(
-            f"actors: {settings.actors} x {settings.cpus_per_actor} CPUs = {settings.actors * settings.cpus_per_actor}, and this "
-            f"machine has {cpus}; pass actors={cpus // settings.cpus_per_actor}"
-        )
+    actors, each = settings.actors, settings.cpus_per_actor
+    if settings.use_gpu and actors > gpus:
+        problem = f"{actors} actors x 1 GPU, and this machine has {gpus}"
+        raise UserError("use_gpu", problem, f"pass use_gpu=false{f' or actors={gpus}' if gpus else ''}")
+    if each > cpus:
+        raise UserError("cpus_per_actor", f"{each} CPUs, and this machine has {cpus}", f"pass cpus_per_actor={cpus} or less")
+    if actors * each > cpus:
+        problem = f"{actors} x {each} CPUs = {actors * each}, and this machine has {cpus}"
+        raise UserError("actors", problem, f"pass actors={cpus // each}")
 
 
 def _score(
@@ -109,7 +107,7 @@ def _score(
     settings: EvaluateSettings,
     display: Display,
 ) -> list[Result]:
-    """Set all tasks to one model; what was scored before, of the same rows, is taken from disk."""
+    """Score one model on all tasks; an earlier result of the same rows and task is read from disk."""
     results: list[Result] = []
     with (
         display.task(f"score {name}", len(tasks)) as progress,
@@ -117,9 +115,8 @@ def _score(
     ):
         for done, task in enumerate(tasks):
             progress.update(done, f"{task.info.title.lower()} of {task.dataset}")
-            identity = digest(
-                [_FORMAT, rows.fingerprint, rows.scale, [one.fingerprint for one in task.wanted()], task.info.name, task.identity]
-            )
+            inputs = [one.fingerprint for one in task.inputs()]
+            identity = digest([_FORMAT, rows.fingerprint, rows.scale, inputs, task.info.name, task.identity])
             result = find_result(settings.output, name, task.dataset, task.info.name, identity)
             if result is None:
                 scored = task.score(rows)
@@ -129,7 +126,7 @@ def _score(
                     "embedder": str(model.embeddings or model.embedder),
                     "arguments": {} if model.embeddings else model.arguments(),
                     "fingerprint": rows.fingerprint,
-                    "data": data[task.place] | {"fingerprint": digest([one.fingerprint for one in task.wanted()])},
+                    "data": data[task.place] | {"fingerprint": digest(inputs)},
                 }
                 result = Result(name, task.dataset, task.info.name, about=about, **vars(scored))
                 result.write(settings.output, task.info)

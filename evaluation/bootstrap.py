@@ -1,16 +1,16 @@
-"""How far a score could have fallen otherwise, had other items been drawn: 95 % intervals over items.
+"""95 % intervals of scores over items: how much a score would vary with another test set of the same size.
 
-A share of independent items (top-1, R@k of images, a subset's accuracy) has Wilson's interval. What is more than a share (several
-captions an image, the mean of both directions, the mean over classes) has the percentile interval of a bootstrap over items
-(Efron, 1979). Where all items came out alike a resample is like the sample, and that interval would have no width: 0 hits of 86
-are not 0 % for certain. Then as many items of another kind as Wilson's interval leaves room for may have gone unseen.
+A proportion of independent items (top-1, R@k of images, a subset's accuracy) has Wilson's interval. Other scores (several
+captions per image, the mean of both directions, the mean over classes) have the percentile interval of a bootstrap over items
+(Efron, 1979). Where all items have the same value, every resample equals the sample and that interval would have no width, but 0
+hits of 86 do not prove 0 %. Then the interval allows for as many unseen items of the other outcome as Wilson's does.
 """
 
 import numpy as np
 
 from pipelines.program.wilson import wilson
 
-_AT_A_TIME = 4_000_000  # drawn indices held at once
+_MAX_INDICES = 4_000_000  # drawn indices in memory at a time
 
 
 def interval(
@@ -23,10 +23,10 @@ def interval(
     """95 % interval of a score in percent: the mean of `values`, or of each row's mean where there are several rows.
 
     With `groups` the score is the mean over groups of each group's mean, such as recall per class. Items are resampled over
-    all groups together, as a new test set would be; a group that a resample misses is left out of that resample's mean.
+    all groups together, as a new test set would be; a resample's mean leaves out the groups that it misses.
 
     Args:
-        values: float [n] or [rows, n], one column an item, from 0 to 100; items must be independent of one another.
+        values: float [n] or [rows, n], one column per item, from 0 to 100; items must be independent of one another.
         groups: int [n], not negative.
         weights: float, of the shape of `values`: how much an item counts in its row's mean, such as its number of captions.
     """
@@ -45,36 +45,36 @@ def interval(
         low, high = wilson(table.sum() / 100, n)
         return 100 * low, 100 * high
     random = np.random.default_rng(seed)
-    at_once = max(1, _AT_A_TIME // n)
-    found = []
+    at_once = max(1, _MAX_INDICES // n)
+    resampled = []
     for start in range(0, resamples, at_once):
         drawn = random.integers(0, n, (min(at_once, resamples - start), n))
         if groups is None:
-            found.append(np.mean([_weighted(row, share, drawn) for row, share in zip(table, shares, strict=True)], axis=0))
+            resampled.append(np.mean([_weighted(row, share, drawn) for row, share in zip(table, shares, strict=True)], axis=0))
         else:
-            found.append(np.mean([_mean_over_groups(row[drawn], groups[drawn]) for row in table], axis=0))
-    low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
+            resampled.append(np.mean([_mean_over_groups(row[drawn], groups[drawn]) for row in table], axis=0))
+    low, high = np.percentile(np.concatenate(resampled), [2.5, 97.5])
     return float(low), float(high)
 
 
 def _effective(weights: np.ndarray) -> float:
-    """How many equal items would tell as much (Kish, 1965)."""
+    """Effective sample size of weighted items (Kish, 1965)."""
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
 def _group_weights(groups: np.ndarray) -> np.ndarray:
-    """How much each item counts in the mean over groups, but for a factor."""
+    """Weight of each item in the mean over groups, up to a common factor."""
     return 1.0 / np.bincount(groups)[groups]
 
 
 def _weighted(values: np.ndarray, weights: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Means of resamples, [rows]; one that drew nothing of weight counts as the sample."""
+    """Means of resamples, [resamples]; a resample without weight has the mean of the sample."""
     sums, totals = (values * weights)[drawn].sum(axis=1), weights[drawn].sum(axis=1)
     return np.where(totals > 0, sums / np.maximum(totals, 1e-300), (values * weights).sum() / weights.sum())
 
 
 def _mean_over_groups(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Row by row, both [rows, n]."""
+    """The mean over groups of each resample, [resamples], from values and groups [resamples, n]."""
     width = int(groups.max()) + 1
     cells = (groups + width * np.arange(len(groups))[:, None]).ravel()
     counts = np.bincount(cells, minlength=width * len(groups)).reshape(-1, width)

@@ -1,4 +1,4 @@
-"""Expected calibration error: is a classifier right as often as it is sure? (Guo et al., arXiv 1706.04599, section 2)."""
+"""Expected calibration error: how far confidence is from accuracy (Guo et al., arXiv 1706.04599, section 2)."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose confidence is in (low, high], and how often they are classified right; in percent."""
+    """Images with a confidence in (low, high], and their accuracy; in percent."""
 
     low: float
     high: float
@@ -23,7 +23,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """In percent: the expected calibration error, what it is made of, and the overall means."""
+    """In percent: the expected calibration error, its bins, and the overall means."""
 
     error: float
     confidence: float
@@ -36,16 +36,16 @@ def zero_shot_calibration(images: np.ndarray, classes: np.ndarray, labels: np.nd
 
     Args:
         images: float [n, D] unit rows; classes: float [C, D] unit rows; labels: int [n] in [0, C).
-        scale: the model's own, 1 / temperature: 100 for OpenAI's CLIP. Accuracy does not depend on it, calibration does.
+        scale: the model's 1 / temperature, such as 100 for OpenAI's CLIP. Calibration depends on it, accuracy does not.
 
-    Raises `UserError` for embeddings that are NaN or infinite: their probabilities are not defined.
+    Raises `UserError` for embeddings that are NaN or infinite, whose probabilities are undefined.
     """
     if not scale > 0:
-        raise UserError(f"scale: {scale} is not above 0; give the model's 1 / temperature, such as 100")
+        raise UserError("scale", f"{scale} is not above 0", "give the model's 1 / temperature, such as scale=100")
     for name, rows in (("images", images), ("classes", classes)):
         bad = int((~np.isfinite(rows)).any(axis=1).sum())
         if bad:
-            raise UserError(f"calibration: {bad} of {len(rows)} {name} have NaN or infinite embeddings; check the embedder")
+            raise UserError(name, f"{bad} of {len(rows)} embeddings are NaN or infinite", "correct the embedder")
     correct = outcome(images, classes, labels).ranks == 0
     columns = classes.astype(np.float32).T
     confidence = []
@@ -57,21 +57,21 @@ def zero_shot_calibration(images: np.ndarray, classes: np.ndarray, labels: np.nd
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray, num_bins: int = 15) -> Calibration:
-    """Sum over equally wide bins of (share of images) * |accuracy - mean confidence|.
+    """Sum over equally wide bins of (fraction of images) * |accuracy - mean confidence|.
 
     Args:
         confidence: float [n], the predicted class's probability in [0, 1]; correct: bool [n].
     """
     edges = np.linspace(0.0, 1.0, num_bins + 1)
-    place = np.clip(np.digitize(confidence, edges, right=True) - 1, 0, num_bins - 1)
+    bin_of = np.clip(np.digitize(confidence, edges, right=True) - 1, 0, num_bins - 1)
     bins, error = [], 0.0
     for b in range(num_bins):
-        mine = place == b
-        low, high, count = 100.0 * float(edges[b]), 100.0 * float(edges[b + 1]), int(mine.sum())
+        inside = bin_of == b
+        low, high, count = 100.0 * float(edges[b]), 100.0 * float(edges[b + 1]), int(inside.sum())
         if count == 0:
             bins.append(Bin(low, high, 0, None, None))
             continue
-        sure, right = 100.0 * float(confidence[mine].mean()), 100.0 * float(correct[mine].mean())
-        bins.append(Bin(low, high, count, sure, right))
-        error += count / len(confidence) * abs(right - sure)
+        mean_confidence, accuracy = 100.0 * float(confidence[inside].mean()), 100.0 * float(correct[inside].mean())
+        bins.append(Bin(low, high, count, mean_confidence, accuracy))
+        error += count / len(confidence) * abs(accuracy - mean_confidence)
     return Calibration(error, 100.0 * float(np.mean(confidence)), 100.0 * float(np.mean(correct)), bins)

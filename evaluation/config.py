@@ -1,4 +1,4 @@
-"""What `python -m evaluation CONFIG.yaml` is told: models, data, and which tasks to set them."""
+"""The config of `python -m evaluation CONFIG.yaml`: models, data, and the tasks that score them."""
 
 import re
 from pathlib import Path
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     TaskName = str
     _TaskSettings = ModelSettings
 else:
-    # Beside them classes of the user's own, as module:Class (`evaluation.plan`).
+    # Or a class of the user's own, as module:Class (`evaluation.plan`).
     TaskName = Annotated[
         Literal[tuple(info.path for info in _NAMED)],
-        WrapValidator(lambda value, ours: value if isinstance(value, str) and ":" in value else ours(value)),
+        WrapValidator(lambda value, validate: value if isinstance(value, str) and ":" in value else validate(value)),
         PlainSerializer(str),
     ]
-    # The keys of tasks that have settings.
+    # One key for each task with settings.
     _TaskSettings = create_model(
         "TaskSettings",
         __base__=ModelSettings,
@@ -36,7 +36,7 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of folders
 
 
 class EvaluateSettings(_TaskSettings):
-    """Models and data in, scores and a page that compares them out. One model is named at the top, several in `models`."""
+    """Models, data and tasks. One model stands at the top, several stand in `models`."""
 
     name: str | None = Field(
         None, pattern=_NAME, description="what results call the one model; null: the run's name, or the embedder's function"
@@ -77,14 +77,14 @@ class EvaluateSettings(_TaskSettings):
     def _names_fit(self) -> "EvaluateSettings":
         if self.given and self.models:
             raise ValueError(
-                "models: a model is named at the top too; leave that out, or add it to the others with models.NAME.embedder=..."
+                "models: a model is also named at the top; remove it there, or move it into models with models.NAME.embedder=..."
             )
         if not self.given and not self.models:
             raise ValueError("embedder: no model is named; pass checkpoint=RUN, embedder=module:function, or embeddings=FOLDER")
         for key, names in (("models", self.models), ("data", self.data)):
             for name in names:
                 if not re.match(_NAME, name):
-                    raise ValueError(f"{key}: '{name}' names a folder; use letters, digits, dots, hyphens and underscores")
+                    raise ValueError(f"{key}: '{name}' must name a folder; use letters, digits, dots, hyphens and underscores")
         for shift, settings in self.robustness.items():
             for name in (shift, settings.reference):
                 if name not in self.data:
@@ -95,14 +95,13 @@ class EvaluateSettings(_TaskSettings):
         """Models by name."""
         if self.models:
             return self.models
-        return {self.name or self._own_name(): self}
+        return {self.name or self._default_name(): self}
 
-    def _own_name(self) -> str:
-        if self.checkpoint is not None or self.embeddings is not None:
-            path = self.checkpoint or self.embeddings
-            assert path is not None
-            own = path.name if not path.name.startswith(("checkpoint_", "best")) else f"{path.absolute().parent.name}-{path.name}"
-            return own or "model"
+    def _default_name(self) -> str:
+        path = self.checkpoint or self.embeddings
+        if path is not None:
+            is_checkpoint = path.name.startswith(("checkpoint_", "best"))
+            return (f"{path.absolute().parent.name}-{path.name}" if is_checkpoint else path.name) or "model"
         model = self.embedder_arguments.get("model")
         return f"{model}".replace("/", "-") if model else self.embedder.partition(":")[2] or self.embedder
 

@@ -1,11 +1,11 @@
-"""Corruption shifts: blur, noise, JPEG, contrast and grayscale at five severities, computed on the fly for any images.
+"""Corruption shifts: blur, noise, JPEG, contrast and grayscale at five severities, computed on the fly for any image.
 
 Inspired by Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, ICLR 2019,
 arXiv 1903.12261. The parameters are our own, and neither corruptions nor severities equal those of ImageNet-C: compare
 models under these shifts with one another, not with published ImageNet-C figures.
 
-A corrupted image is a function of the image, the corruption, the severity, a seed and the sample's id, whoever computes
-it. A severity is further from the original than the one before. Noise and JPEG act on the image's own pixels, and shrinking
+A corrupted image depends only on the image, the corruption, the severity, a seed and the sample's id: every process computes the
+same. Each severity is further from the original than the one before. Noise and JPEG act on the image's own pixels, and shrinking
 averages them away: shrink large images to about the model's size first.
 """
 
@@ -23,8 +23,8 @@ PARAMETERS = {
     "blur": (0.005, 0.010, 0.016, 0.024, 0.035),  # standard deviation of the Gaussian over the image's shorter side
     "noise": (0.04, 0.08, 0.13, 0.20, 0.30),  # standard deviation of independent Gaussians, where black is 0 and white is 1
     "jpeg": (40, 25, 15, 9, 5),  # quality, with colours at half the resolution
-    "contrast": (0.65, 0.45, 0.30, 0.18, 0.10),  # what is left of the distance to the image's mean colour
-    "grayscale": (0.2, 0.4, 0.6, 0.8, 1.0),  # share of the way to gray of the same luma; a gray image stays as it is
+    "contrast": (0.65, 0.45, 0.30, 0.18, 0.10),  # remaining fraction of the distance to the image's mean colour
+    "grayscale": (0.2, 0.4, 0.6, 0.8, 1.0),  # fraction of the distance to gray of the same luma; a gray image does not change
 }
 
 
@@ -35,14 +35,14 @@ def corrupt(image: Image.Image, name: str, severity: int, seed: int, sample_id: 
         image: RGB.
         name: one of `PARAMETERS`.
         severity: 1 (mild) to 5.
-        seed, sample_id: what noise is drawn by; all severities of a sample scale the same draw.
+        seed, sample_id: determine the noise; all severities of a sample scale the same draw.
     Raises:
-        UserError: for another name or severity.
+        UserError: for an unknown name or severity.
     """
     if name not in PARAMETERS:
-        raise UserError(f"corruption: '{name}' is unknown; choose one of: {', '.join(PARAMETERS)}")
+        raise UserError("corruption", f"'{name}' is unknown", f"choose one of {', '.join(PARAMETERS)}")
     if severity not in SEVERITIES:
-        raise UserError(f"severity: {severity} is none; choose 1, 2, 3, 4 or 5 (the image as it is belongs to no shift)")
+        raise UserError("severity", f"{severity} is unknown", f"choose one of {', '.join(map(str, SEVERITIES))}")
     if image.mode != "RGB":
         raise ValueError(f"image: mode {image.mode}, expected RGB")
     parameter = PARAMETERS[name][severity - 1]

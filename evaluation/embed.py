@@ -1,9 +1,9 @@
-"""From what tasks want to rows: embedded once through Ray Data, kept on disk, found again by whoever wants the same.
+"""Embeds the inputs of all tasks: once per model, through Ray Data, kept on disk for the next command.
 
-    CACHE/IDENTITY/rows.npy            float32 [n, D]; beside it what it was computed from, as for any bank of features
+    CACHE/IDENTITY/rows.npy            float32 [n, D], and beside it what it was computed from, as for all stored features
 
-The identity is a digest of the embedder's fingerprint and of the images' or texts'. All that a model lacks is computed in one
-pass of actors; killed, the same command goes on. An embedder that has no `fingerprint` is embedded anew by each command, for
+The identity is a digest of the embedder's fingerprint and of the images or texts. One pass of the actors computes everything that
+a model lacks; after a kill, the same command goes on. An embedder without a `fingerprint` is run again by each command, because
 nobody can tell whether it is still the same.
 """
 
@@ -21,112 +21,121 @@ import numpy as np
 
 from evaluation.data.base import Images
 from evaluation.embedder import load_embedder
-from evaluation.embeddings import Rows, Wanted, refuse_nan
+from evaluation.embeddings import Inputs, Rows, check_finite
 from evaluation.model_settings import ModelSettings
 from pipelines.features import feature_store
 from pipelines.io.deadly import deadly
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 
-_ANEW = "anew-"  # fingerprint of an embedder that has none
+_UNNAMED = "anew-"  # begins the fingerprint of an embedder that has none
 
 
-class About(NamedTuple):
-    """What an embedder tells of itself."""
+class EmbedderInfo(NamedTuple):
+    """An embedder's optional attributes (`Embedder`)."""
 
     fingerprint: str | None
     scale: float | None
     has_features: bool
 
 
-def describe(settings: ModelSettings) -> About:
-    """Load an embedder somewhere in the cluster, and ask it. Raises `UserError` where it cannot be loaded."""
+def describe(settings: ModelSettings) -> EmbedderInfo:
+    """Load an embedder in a Ray task and read its optional attributes. Raises `UserError` where it cannot be loaded."""
     import ray
 
     @ray.remote(num_cpus=1, max_calls=1)
-    def ask() -> About:
+    def load() -> EmbedderInfo:
         embedder = load_embedder(settings.embedder, settings.arguments())
         fingerprint, scale = getattr(embedder, "fingerprint", None), getattr(embedder, "scale", None)
-        return About(fingerprint, None if scale is None else float(scale), hasattr(embedder, "image_features"))
+        return EmbedderInfo(fingerprint, None if scale is None else float(scale), hasattr(embedder, "image_features"))
 
-    return ray.get(ask.remote())
+    return ray.get(load.remote())
 
 
 def embed(
     name: str,
     key: str,
     settings: ModelSettings,
-    wanted: Sequence[Wanted],
+    every: Sequence[Inputs],
     cache: Path,
     pool: feature_store.Pool,
     display: Display,
 ) -> Rows:
-    """Compute what is missing, in one pass. `name`: the model's; `key`: where the config names it, for errors.
+    """Compute the missing rows of every input in one pass. `name`: the model's; `key`: where the config names it, for errors.
 
-    Features are embeddings where the embedder has none. Raises `UserError`, also for rows that are NaN or infinite.
+    An embedder without features gives embeddings in their place. Raises `UserError`, also for rows that are NaN or infinite.
     """
-    about = describe(settings)
-    if about.fingerprint is None:
-        display.line(f"{name}: the embedder has no fingerprint, so all is embedded anew")
-    rows = Rows(about.fingerprint or f"{_ANEW}{uuid.uuid4().hex}", settings.scale or about.scale)
-    folder = cache if about.fingerprint else cache / rows.fingerprint
-    asked = [one if about.has_features else one.embeddings for one in wanted]
+    info = describe(settings)
+    if info.fingerprint is None:
+        display.line(f"{name}: the embedder has no fingerprint, so everything is embedded again")
+    rows = Rows(info.fingerprint or f"{_UNNAMED}{uuid.uuid4().hex}", settings.scale or info.scale)
+    folder = cache if info.fingerprint else cache / rows.fingerprint
+    embedded = [inputs if info.has_features else inputs.fallback for inputs in every]
     encoder = {"model": settings.embedder, "fingerprint": rows.fingerprint}
-    found = [
+    banks = [
         feature_store.Bank(
-            folder, len(one.of), {"of": f"{one.kind} in order", "encoder": encoder, "data": one.fingerprint}, np.float32
+            folder,
+            len(inputs.items),
+            {"of": f"{inputs.kind} in order", "encoder": encoder, "data": inputs.fingerprint},
+            np.float32,
         )
-        for one in asked
+        for inputs in embedded
     ]
 
     def load(number: int, ids: np.ndarray) -> Any:
-        return _Piece(asked[number], ids)
+        return _Batch(embedded[number], ids)
 
-    def culprit(number: int, ids: np.ndarray) -> str:
-        one = asked[number]
-        if one.kind == "texts":
-            return ""
-        return deadly(partial(_image, one.of), lambda row: f"data: the image {one.of.name(row)} of {one.name}", ids.tolist())
+    def culprit(number: int, ids: np.ndarray) -> UserError | None:
+        inputs = embedded[number]
+        if inputs.kind == "texts":
+            return None
+        images = inputs.items
+        problem = deadly(partial(_image, images), lambda row: f"the image {images.name(row)} of {inputs.name}", ids.tolist())
+        return UserError("data", problem, "repair or remove the file") if problem else None
 
     folder.mkdir(parents=True, exist_ok=True)
     arguments = settings, key, pool.threads
-    feature_store.compute(found, load, _Encoder, arguments, pool, display, title=f"embed {name}", culprit=culprit)
-    for one, given, bank in zip(wanted, asked, found, strict=True):
-        rows.add(one, bank.path / "rows.npy", stand_in=one.kind != given.kind)
+    feature_store.compute(banks, load, _Encoder, arguments, pool, display, title=f"embed {name}", culprit=culprit)
+    for inputs, computed, bank in zip(every, embedded, banks, strict=True):
+        rows.add(inputs, bank.path / "rows.npy", fallback=inputs.kind != computed.kind)
     return rows
 
 
 def forget(rows: Rows, cache: Path) -> None:
-    """Delete rows that nobody could find again."""
-    if rows.fingerprint.startswith(_ANEW):
+    """Delete the rows of an embedder without a fingerprint, which no later command could find."""
+    if rows.fingerprint.startswith(_UNNAMED):
         shutil.rmtree(cache / rows.fingerprint, ignore_errors=True)
 
 
 @dataclass(frozen=True)
-class _Piece:
-    wanted: Wanted
+class _Batch:
+    inputs: Inputs
     ids: np.ndarray
 
 
 class _Encoder:
-    """In an actor: the embedder, and threads that decode for it."""
+    """In an actor: the embedder, and threads that decode images for it."""
 
     def __init__(self, settings: ModelSettings, key: str, threads: int):
         self._embedder: Any = load_embedder(settings.embedder, settings.arguments())
         self._key, self._threads = key, ThreadPoolExecutor(threads)
 
-    def __call__(self, piece: _Piece) -> np.ndarray:
+    def __call__(self, batch: _Batch) -> np.ndarray:
         """float32 [n, D]."""
-        wanted, ids = piece.wanted, piece.ids
-        if wanted.kind == "texts":
-            rows = self._embedder.embed_texts([wanted.of[i] for i in ids])
+        inputs, ids = batch.inputs, batch.ids
+        if inputs.kind == "texts":
+            rows = self._embedder.embed_texts([inputs.items[i] for i in ids])
         else:
-            work = self._embedder.image_features if wanted.kind == "features" else self._embedder.embed_images
-            rows = work(list(self._threads.map(_image, repeat(wanted.of), ids)))
+            method = self._embedder.image_features if inputs.kind == "features" else self._embedder.embed_images
+            rows = method(list(self._threads.map(_image, repeat(inputs.items), ids)))
         rows = np.asarray(rows, dtype=np.float32)
         if rows.ndim != 2 or len(rows) != len(ids):
-            raise UserError(f"{self._key}: {len(ids)} {wanted.kind} of {wanted.name} gave an array of shape {list(rows.shape)}")
-        refuse_nan(self._key, wanted, rows, ids)
+            raise UserError(
+                self._key,
+                f"{len(ids)} {inputs.kind} of {inputs.name} gave an array of shape {list(rows.shape)}",
+                f"return one row for each of them: [{len(ids)}, width]",
+            )
+        check_finite(self._key, inputs, rows, ids)
         return rows
 
 

@@ -1,4 +1,4 @@
-"""`Embedder`: images and strings in, unit rows out. Preprocessing and tokenizing belong to it."""
+"""`Embedder`, the interface of every model that is evaluated: images and strings in, unit rows out."""
 
 from typing import Any, Protocol
 
@@ -11,14 +11,14 @@ _EXAMPLE = "training.checkpoint:load_embedder"
 
 
 class Embedder(Protocol):
-    """Anything that embeds images and texts into one space.
+    """Embeds images and texts into one space, and does its own preprocessing and tokenizing.
 
-    It may offer more; what it lacks, it leaves out:
-        fingerprint: str - a digest of all that decides its rows: weights, preprocessing, tokenizer, and the libraries behind
-            them. Embeddings are cached under it; without one they are computed anew each time.
+    Optional attributes:
+        fingerprint: str - a digest of everything that decides its rows: weights, preprocessing, tokenizer, and the libraries
+            behind them. It is the key of cached embeddings; without it, they are computed again each time.
         scale: float - the factor, 1/temperature, that turns its cosines into logits. Calibration reads it.
-        image_features(images) - RGB images to features before the projection into the joint space, or what the trunk gives
-            where there is none; float32 [n, F], of any length. Linear probes read them.
+        image_features(images) - RGB images to features before the projection into the joint space, or the trunk's output where
+            there is no projection; float32 [n, F], of any length. Linear probes read them.
     """
 
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:
@@ -34,10 +34,10 @@ def load_embedder(name: str, arguments: dict[str, Any]) -> Embedder:
 
 
 def check_embedder(name: str, arguments: dict[str, Any]) -> None:
-    """Raises `UserError` for what can be known before a cluster starts: that there is no such function, or what its `check` says.
+    """Find mistakes before a cluster starts. Raises `UserError` where there is no such function, or where its `check` raises one.
 
-    `check`: a function of the same keywords, which may be an attribute of the embedder's. A run of ours has none, and is not even
-    imported here: that takes seconds.
+    `check` is an optional attribute of the function: a function of the same keywords. The function that opens our own runs has
+    none, and is not imported here, because that takes seconds.
     """
     if name != _EXAMPLE:
         getattr(find(name, arguments, "embedder", "embedder_arguments", _EXAMPLE), "check", lambda **_: None)(**arguments)

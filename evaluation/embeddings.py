@@ -1,4 +1,4 @@
-"""Rows of one model: what tasks want, and where it lies."""
+"""What a task has embedded (`Inputs`), and one model's rows for it (`Rows`), in memory or in a file."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,91 +8,94 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evaluation.data.subsets import Chosen
+from evaluation.data.subsets import Subset
 from pipelines.program.errors import UserError
 from pipelines.program.settings import digest
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Rows that a task needs: embeddings of images or texts, or features of images before the joint space."""
+class Inputs:
+    """Images or texts to embed, or images whose features before the joint space a task reads."""
 
     kind: Literal["images", "features", "texts"]
-    of: Any  # Images, or a tuple of strings
-    name: str  # for people, such as openmoji/test; names the files of precomputed embeddings
+    items: Any  # Images, or a tuple of strings
+    name: str  # for people, such as openmoji/test; also names the files of precomputed embeddings
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of what is embedded, not of how."""
-        return digest([self.kind, list(self.of)] if self.kind == "texts" else [self.kind, self.of.fingerprint])
+        """Of what is embedded, whatever the model."""
+        return digest([self.kind, list(self.items)] if self.kind == "texts" else [self.kind, self.items.fingerprint])
 
     @property
-    def embeddings(self) -> "Wanted":
-        """What stands in for features where a model has none to offer."""
-        return Wanted("images", self.of, self.name) if self.kind == "features" else self
+    def fallback(self) -> "Inputs":
+        """What replaces features where a model has none: embeddings of the same images."""
+        return Inputs("images", self.items, self.name) if self.kind == "features" else self
 
     @property
-    def whole(self) -> "Wanted | None":
-        """Rows among which these are: of all the images that these were chosen from."""
-        return Wanted(self.kind, self.of.images, self.name) if isinstance(self.of, Chosen) else None
+    def superset(self) -> "Inputs | None":
+        """All the images from which these were selected; None where these are no subset."""
+        return Inputs(self.kind, self.items.images, self.name) if isinstance(self.items, Subset) else None
 
-    def item(self, index: int) -> str:
-        """What people call one of the items, in one line."""
-        return " ".join(self.of[index].split()) if self.kind == "texts" else self.of.name(index)
+    def describe(self, index: int) -> str:
+        """The name of an image, or a text on one line."""
+        return " ".join(self.items[index].split()) if self.kind == "texts" else self.items.name(index)
 
-    def items(self) -> Iterator[str]:
-        """All of them, in order."""
-        return (self.item(index) for index in range(len(self.of)))
+    def descriptions(self) -> Iterator[str]:
+        """Of all items, in order."""
+        return (self.describe(index) for index in range(len(self.items)))
 
 
 class Rows:
-    """By what was wanted. Embeddings come as unit rows, features as they are."""
+    """One model's rows by `Inputs`: embeddings with unit length, features as they are."""
 
     def __init__(self, fingerprint: str, scale: float | None):
         self.fingerprint, self.scale = fingerprint, scale
         self._rows: dict[str, Path | np.ndarray] = {}
-        self._stand_ins: set[str] = set()
+        self._fallbacks: set[str] = set()
 
-    def add(self, wanted: Wanted, rows: Path | np.ndarray, stand_in: bool = False) -> None:
-        """An array [n, D], or the file where it lies. `stand_in`: they are embeddings, where features were wanted."""
-        self._rows[wanted.fingerprint] = rows
-        if stand_in:
-            self._stand_ins.add(wanted.fingerprint)
+    def add(self, inputs: Inputs, rows: Path | np.ndarray, fallback: bool = False) -> None:
+        """An array [n, D] or its file. `fallback`: the rows are embeddings although `inputs` asks for features."""
+        self._rows[inputs.fingerprint] = rows
+        if fallback:
+            self._fallbacks.add(inputs.fingerprint)
 
-    def has_features(self, wanted: Wanted) -> bool:
-        """Whether they are features indeed."""
-        found = wanted.whole if wanted.fingerprint not in self._rows and wanted.whole is not None else wanted
-        return found.fingerprint not in self._stand_ins
+    def has_features(self, inputs: Inputs) -> bool:
+        """Whether the rows are features, not embeddings in their place."""
+        stored = inputs.superset if inputs.fingerprint not in self._rows and inputs.superset is not None else inputs
+        return stored.fingerprint not in self._fallbacks
 
-    def __getitem__(self, wanted: Wanted) -> np.ndarray:
+    def __getitem__(self, inputs: Inputs) -> np.ndarray:
         """float32 [n, D]."""
-        rows = self._mapped(wanted).astype(np.float32)
-        if wanted.kind == "features":
+        rows = self._stored(inputs).astype(np.float32)
+        if inputs.kind == "features":
             return rows
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
-    def check_widths(self, wanted: Sequence[Wanted], key: str) -> None:
-        """Raises `UserError` where embeddings are not of one width: then they are not in one space."""
-        widths = {self._mapped(one).shape[1]: one for one in wanted if one.kind != "features"}
+    def check_widths(self, every: Sequence[Inputs], key: str) -> None:
+        """Raises `UserError` where embeddings differ in width, so that they cannot be in one space."""
+        widths = {self._stored(inputs).shape[1]: inputs for inputs in every if inputs.kind != "features"}
         if len(widths) > 1:
             (first, a), (second, b) = list(widths.items())[:2]
             raise UserError(
-                f"{key}: rows of {a.name} ({a.kind}) are {first} wide and those of {b.name} ({b.kind}) {second}; all must be "
-                "embedded into one space"
+                key,
+                f"rows of {a.name} ({a.kind}) are {first} wide and those of {b.name} ({b.kind}) {second}",
+                "embed images and texts into one space",
             )
 
-    def _mapped(self, wanted: Wanted) -> np.ndarray:
-        if wanted.fingerprint not in self._rows and wanted.whole is not None:
-            return self._mapped(wanted.whole)[wanted.of.indices]
-        found = self._rows[wanted.fingerprint]
-        return np.load(found, mmap_mode="r") if isinstance(found, Path) else found
+    def _stored(self, inputs: Inputs) -> np.ndarray:
+        if inputs.fingerprint not in self._rows and inputs.superset is not None:
+            return self._stored(inputs.superset)[inputs.items.indices]
+        rows = self._rows[inputs.fingerprint]
+        return np.load(rows, mmap_mode="r") if isinstance(rows, Path) else rows
 
 
-def refuse_nan(key: str, wanted: Wanted, rows: np.ndarray, ids: np.ndarray) -> None:
+def check_finite(key: str, inputs: Inputs, rows: np.ndarray, ids: np.ndarray) -> None:
     """Raises `UserError` where rows [n, D], those of items `ids` [n], are not finite."""
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         raise UserError(
-            f"{key}: {len(bad)} of {len(rows)} rows of {wanted.name} ({wanted.kind}) are NaN or infinite, the first that of "
-            f"{wanted.item(int(ids[bad[0]]))}; mend the embedder, or leave out of the data what it cannot embed"
+            key,
+            f"{len(bad)} of {len(rows)} rows of {inputs.name} ({inputs.kind}) are NaN or infinite, the first that of "
+            f"{inputs.describe(int(ids[bad[0]]))}",
+            "correct the embedder, or remove from the data what it cannot embed",
         )

@@ -1,6 +1,6 @@
-"""How two clouds of embeddings lie on the sphere: modality gap, alignment, uniformity. No units: cosines and distances.
+"""Geometry of image and text embeddings on the unit sphere: modality gap, alignment, uniformity. All without a unit.
 
-Rows are normalised first, so nothing here depends on their lengths.
+Rows are normalised first, so that their lengths do not matter.
 """
 
 import numpy as np
@@ -20,30 +20,30 @@ def modality_gap(images: np.ndarray, texts: np.ndarray) -> float:
 
 
 def alignment(images: np.ndarray, texts: np.ndarray) -> float:
-    """Mean of |image - its text|^2 over pairs, from 0 to 4; less is closer (Wang and Isola, arXiv 2005.10242, alpha = 2).
+    """Mean of |image - its text|^2 over pairs, from 0 to 4; lower is closer (Wang and Isola, arXiv 2005.10242, alpha = 2).
 
     Args:
-        images: float [n, D]; texts: float [n, D], row i belongs to row i.
+        images: float [n, D]; texts: float [n, D], row i of `images` and row i of `texts` are a pair.
     """
     if len(images) != len(texts):
-        raise UserError(f"alignment: {len(images)} images and {len(texts)} texts; give pairs, row by row")
+        raise UserError("alignment", f"{len(images)} images and {len(texts)} texts", "give pairs, row by row")
     return float(((_unit("images", images) - _unit("texts", texts)) ** 2).sum(axis=1).mean())
 
 
 def uniformity(rows: np.ndarray) -> float:
-    """log of the mean of exp(-2 |x - y|^2) over pairs of different rows, from -8 to 0; less is more evenly spread
+    """log of the mean of exp(-2 |x - y|^2) over pairs of different rows, from -8 to 0; lower is more uniform
     (Wang and Isola, arXiv 2005.10242, t = 2). Takes n^2 / 2 products, in blocks.
 
     Args:
-        rows: float [n, D], of one kind, n at least 2.
+        rows: float [n, D], all of images or all of texts, n at least 2.
     """
     if len(rows) < 2:
-        raise UserError(f"uniformity: {len(rows)} rows have no pair; give two or more")
+        raise UserError("uniformity", f"{len(rows)} rows have no pair", "give two or more")
     unit = _unit("rows", rows)
     total = 0.0
     for start in range(0, len(unit), _BLOCK):
         block = unit[start : start + _BLOCK]
-        # Pairs within the block lie twice in its square, with the diagonal of ones; those with later rows lie once.
+        # The block's square has its pairs twice and a diagonal of ones; pairs with later rows come once.
         total += (_similarity(block, block).sum() - len(block)) / 2
         for later in range(start + _BLOCK, len(unit), _BLOCK):
             total += _similarity(block, unit[later : later + _BLOCK]).sum()
@@ -59,5 +59,5 @@ def _unit(name: str, rows: np.ndarray) -> np.ndarray:
     rows = np.asarray(rows, dtype=np.float64)
     bad = int((~np.isfinite(rows)).any(axis=1).sum())
     if bad or len(rows) == 0:
-        raise UserError(f"{name}: {bad} of {len(rows)} rows are NaN or infinite; give finite embeddings, at least one")
+        raise UserError(name, f"{bad} of {len(rows)} rows are NaN or infinite", "give finite embeddings, at least one")
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -1,4 +1,4 @@
-"""What became of each item of a held-out split: the parts whose means are the scores, for whoever asks how far chance goes."""
+"""How much each item of a held-out split contributes to each score, for error estimates over items (`tuning`)."""
 
 import numpy as np
 
@@ -9,17 +9,17 @@ from evaluation.tasks.retrieval import Retrieval
 from evaluation.tasks.zero_shot import ZeroShot
 
 
-def parts(data: HeldOut, images: np.ndarray, texts: np.ndarray, prompts: np.ndarray) -> dict[str, np.ndarray]:
-    """For each of the scores that `evaluation.suite.score` returns a part of every image, float64 [I]; their mean is the score.
+def contributions(data: HeldOut, images: np.ndarray, texts: np.ndarray, prompts: np.ndarray) -> dict[str, np.ndarray]:
+    """For each score of `evaluation.suite.score` the contribution of every image, float64 [I]; their mean is the score.
 
-    A caption counts for its image. Where a score is of some images only, or weighs them, so do the parts: those of images
-    without the label are 0. Arguments as of `score`.
+    A caption counts for its image. Where a score covers some images only, or weights them, so do the contributions: an image
+    without the label contributes 0. Arguments as of `score`.
     """
     count, rows = len(data.sample_ids), data.rows(images, texts, prompts)
-    found: dict[str, np.ndarray] = {}
+    by_path: dict[str, np.ndarray] = {}
 
     def put(task: Task, name: str, values: np.ndarray) -> None:
-        found[path_of(task.info.name, task.dataset, name)] = values
+        by_path[path_of(task.info.name, task.dataset, name)] = values
 
     for task in data.tasks:
         if isinstance(task, Retrieval):
@@ -37,13 +37,13 @@ def parts(data: HeldOut, images: np.ndarray, texts: np.ndarray, prompts: np.ndar
                 ("top5", 5, even),
                 ("mean_per_class", 1, count / ((sizes > 0).sum() * sizes[outcome.labels])),
             ):
-                part = np.zeros(count)
-                part[labelled] = 100.0 * (outcome.ranks < k) * weights
-                put(task, measure, part)
-    return found
+                values = np.zeros(count)
+                values[labelled] = 100.0 * (outcome.ranks < k) * weights
+                put(task, measure, values)
+    return by_path
 
 
-def part_of(found: dict[str, np.ndarray], metric: str) -> np.ndarray | None:
-    """Parts of a metric, which may be a mean of both directions or of all recalls; None where it is not of these items."""
-    ways = [part for path, part in found.items() if path == metric or metric in mean_recalls({path: 0.0})]
-    return np.mean(ways, axis=0) if ways else None
+def contributions_to(by_path: dict[str, np.ndarray], metric: str) -> np.ndarray | None:
+    """Contributions to a score, or to a mean of recalls (`mean_recalls`); None for a metric of other items."""
+    averaged = [values for path, values in by_path.items() if path == metric or metric in mean_recalls({path: 0.0})]
+    return np.mean(averaged, axis=0) if averaged else None

@@ -1,12 +1,12 @@
 """Linear probe: logistic regression on frozen features, by CLIP's procedure (arXiv 2103.00020, appendix A.3).
 
-The features are those before the projection into the joint space, one an image; random crops of the training images may be
-fitted beside them, as MCD (arXiv 2312.12661) probes, and nothing is chosen or scored on those. Fitted is lambda/2 |W|^2 plus the
-sum of the cross entropies, the bias unpenalised: scikit-learn's C is 1 / lambda. Lambda is searched on validation data over 1e-6
-to 1e6 in steps of an eighth of a decade: seven values two decades apart first, then twice as fine around the best, and so on to
-one step. A tie goes to the stronger regularisation, so a plateau is left at the end where the classifier is simplest. It is a
-local search of 15 fits in place of 97: where the score wavers by a validation image or two, it may settle on another peak than
-the full sweep. The last fit is on training and validation data together.
+The features are those before the projection into the joint space, one row per image. Random crops of the training images can be
+fitted too, as in MCD's probes (arXiv 2312.12661); lambda is selected and scores are computed without them. The objective is
+lambda/2 |W|^2 plus the sum of the cross entropies, with the bias unpenalised: scikit-learn's C is 1 / lambda. Lambda is searched
+on validation data over 1e-6 to 1e6 in steps of an eighth of a decade: first seven values two decades apart, then with half the
+spacing around the best, down to one step. A tie goes to the stronger regularisation, which gives the simplest classifier of a
+plateau. This local search makes 15 fits in place of 97: where the score varies by a validation image or two, it may find another
+peak than the full sweep. The last fit is on training and validation data together.
 """
 
 import warnings
@@ -21,18 +21,18 @@ from pipelines.program.errors import UserError
 
 MAX_ITERATIONS = 1000
 STEPS_A_DECADE = 8
-END = 6 * STEPS_A_DECADE  # of the search, in steps from lambda = 1 to either side
-HELD_OUT = 0.2  # of the training data, where no validation data is given
+END = 6 * STEPS_A_DECADE  # limit of the search, in steps from lambda = 1 in both directions
+HELD_OUT = 0.2  # fraction of the training data that validates, where no validation data is given
 FEW_SHOT_VALIDATION = 4
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features of images and what they show."""
+    """Features of images, and their labels."""
 
     features: np.ndarray  # float [n, D]
     labels: np.ndarray  # int [n]
-    views: np.ndarray | None = None  # float [n, V, D], of random views of the same images, which are fitted too
+    views: np.ndarray | None = None  # float [n, V, D], of random crops of the same images, which are fitted too
 
     def fitted(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows to fit and their labels: of the images, then of their views."""
@@ -44,20 +44,20 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe's figures. `outcome` feeds `classification.result`; it counts classes as training numbers them."""
+    """Scores of a fitted probe. `outcome` is for `classification.result`, with classes numbered by position in `classes`."""
 
     scores: dict[str, float]  # on test data, percent: top1, top5, mean_per_class
     l2: float  # lambda; C is 1 / lambda
-    tried: dict[float, float]  # lambda -> metric on validation data, percent
-    converged: bool  # the last fit, within 1000 iterations
+    tried: dict[float, float]  # lambda -> metric on validation data, in percent
+    converged: bool  # whether the last fit did, within 1000 iterations
     not_converged: list[float]  # lambdas of the search whose fit did not
-    classes: np.ndarray  # int [C]: the labels of training, ascending
-    outcome: Outcome  # its labels and predictions are positions in `classes`
+    classes: np.ndarray  # int [C]: the labels of the training data, ascending
+    outcome: Outcome
 
 
 @dataclass(frozen=True)
 class FewShot:
-    """Probes on k images a class, one a seed; the metric in percent."""
+    """Probes on k images per class, one for each seed; the metric in percent."""
 
     shots: int
     scores: list[float]
@@ -65,7 +65,7 @@ class FewShot:
     sd: float | None  # sample standard deviation over seeds; None with one seed
     l2: list[float]
     converged: list[bool]
-    short: list[int]  # labels of classes that have fewer than k images; all of theirs are used
+    short: list[int]  # labels of classes with fewer than k images, all of which are used
 
 
 def linear_probe(
@@ -74,11 +74,11 @@ def linear_probe(
     """Search lambda, fit on training and validation data, score on test data.
 
     Args:
-        metric: chooses lambda on validation data; "top1" or "mean_per_class", as the papers report the set.
-        validation: None takes a fifth of each class from the training data, drawn by `seed`.
+        metric: selects lambda on validation data; "top1" or "mean_per_class", as papers report the set.
+        validation: None holds out a fifth of each class of the training data, drawn by `seed`.
 
     Raises `UserError` for labels of the wrong length, features that are NaN or of another width, and labels of test or
-    validation data that training data lacks. A fit that does not converge is reported, not an error.
+    validation data that training data lacks. A fit that does not converge is reported and is no error.
     """
     _check(train, test, validation, metric)
     fitted, validation = hold_out(train, seed) if validation is None else (train, validation)
@@ -94,10 +94,10 @@ def few_shot(
     shots: Sequence[int] = (1, 2, 4, 8, 16),
     seeds: Sequence[int] = (0, 1, 2),
 ) -> list[FewShot]:
-    """Probes on k training images a class, drawn by each seed; more shots contain the fewer of the same seed.
+    """Probes on k training images per class, drawn by each seed; with the same seed a larger k contains the smaller ones.
 
-    Lambda is searched on min(k, 4) validation images a class, as CoOp (arXiv 2109.01134) draws them: with a whole
-    validation set, few shots would not be few. They do not join the last fit. Arguments and errors as `linear_probe`.
+    Lambda is searched on min(k, 4) validation images per class, as in CoOp (arXiv 2109.01134): with a whole validation set, few
+    shots would not be few. The last fit is without them. Arguments and errors as of `linear_probe`.
     """
     _check(train, test, validation, metric)
     result = []
@@ -126,31 +126,31 @@ def few_shot(
 
 def search(train: Labelled, validation: Labelled, metric: str) -> tuple[float, dict[float, float], list[float]]:
     """The best lambda, the metric in percent at every lambda tried, and the lambdas whose fit did not converge."""
-    found: dict[int, float] = {}
+    scores: dict[int, float] = {}
     not_converged = []
     step, best = 2 * STEPS_A_DECADE, 0
-    places = list(range(-END, END + 1, step))
+    exponents = list(range(-END, END + 1, step))
     while step >= 1:
-        for place in places:
-            if place in found or abs(place) > END:
+        for exponent in exponents:
+            if exponent in scores or abs(exponent) > END:
                 continue
-            model, converged = fit(train, lambda_at(place))
-            found[place] = measures(_judge(model, validation))[metric]
+            model, converged = fit(train, lambda_at(exponent))
+            scores[exponent] = measures(_judge(model, validation))[metric]
             if not converged:
-                not_converged.append(lambda_at(place))
-        best = max(found, key=lambda place: (found[place], place))
+                not_converged.append(lambda_at(exponent))
+        best = max(scores, key=lambda exponent: (scores[exponent], exponent))
         step //= 2
-        places = [best - step, best + step]
-    return lambda_at(best), {lambda_at(place): found[place] for place in sorted(found)}, not_converged
+        exponents = [best - step, best + step]
+    return lambda_at(best), {lambda_at(exponent): scores[exponent] for exponent in sorted(scores)}, not_converged
 
 
-def lambda_at(place: int) -> float:
-    """Regularisation strength so many steps above 1."""
-    return 10.0 ** (place / STEPS_A_DECADE)
+def lambda_at(exponent: int) -> float:
+    """Lambda from its exponent in steps of an eighth of a decade."""
+    return 10.0 ** (exponent / STEPS_A_DECADE)
 
 
 def fit(train: Labelled, l2: float) -> tuple[Any, bool]:
-    """scikit-learn's model, L-BFGS, and whether it converged."""
+    """scikit-learn's model, fitted by L-BFGS, and whether it converged."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -163,16 +163,16 @@ def fit(train: Labelled, l2: float) -> tuple[Any, bool]:
 
 
 def hold_out(data: Labelled, seed: int) -> tuple[Labelled, Labelled]:
-    """A fifth of each class, at least one of two or more images, split off by `seed`: what is left, and what is held out."""
+    """Split off a fifth of each class, at least one of two or more images, by `seed`: the rest, and the held-out part."""
     random = np.random.default_rng(seed)
-    taken = np.zeros(len(data.labels), dtype=bool)
+    held_out = np.zeros(len(data.labels), dtype=bool)
     for label in np.unique(data.labels):
-        mine = random.permutation(np.flatnonzero(data.labels == label))
-        count = max(1, round(HELD_OUT * len(mine))) if len(mine) > 1 else 0
-        taken[mine[:count]] = True
-    if not taken.any():
-        raise UserError("train labels: no class has two images, so none can be held out; give validation data")
-    return _rows(data, ~taken), _rows(data, taken)
+        of_class = random.permutation(np.flatnonzero(data.labels == label))
+        count = max(1, round(HELD_OUT * len(of_class))) if len(of_class) > 1 else 0
+        held_out[of_class[:count]] = True
+    if not held_out.any():
+        raise UserError("train.labels", "no class has two images, so that none can be held out", "give validation data")
+    return _rows(data, ~held_out), _rows(data, held_out)
 
 
 def draw(data: Labelled, k: int, seed: int) -> Labelled:
@@ -186,9 +186,9 @@ def _rows(data: Labelled, kept: np.ndarray) -> Labelled:
     return Labelled(data.features[kept], data.labels[kept], None if data.views is None else data.views[kept])
 
 
-def _joined(one: Labelled, other: Labelled) -> Labelled:
-    views = None if one.views is None or other.views is None else np.concatenate([one.views, other.views])
-    return Labelled(np.concatenate([one.features, other.features]), np.concatenate([one.labels, other.labels]), views)
+def _joined(a: Labelled, b: Labelled) -> Labelled:
+    views = None if a.views is None or b.views is None else np.concatenate([a.views, b.views])
+    return Labelled(np.concatenate([a.features, b.features]), np.concatenate([a.labels, b.labels]), views)
 
 
 def _score(train: Labelled, test: Labelled, l2: float, tried: dict[float, float], not_converged: list[float]) -> Probe:
@@ -206,25 +206,22 @@ def _judge(model: Any, data: Labelled) -> Outcome:
 
 def _check(train: Labelled, test: Labelled, validation: Labelled | None, metric: str) -> None:
     if metric not in METRICS:
-        raise UserError(f"metric: '{metric}' is unknown; there are {', '.join(METRICS)}")
+        raise UserError("metric", f"'{metric}' is unknown", f"choose one of {', '.join(METRICS)}")
     parts = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
-    known = np.unique(train.labels)
+    classes = np.unique(train.labels)
     for name, data in parts.items():
+        labels, features = f"{name}.labels", f"{name}.features"
         if len(data.labels) == 0 or len(data.labels) != len(data.features):
-            raise UserError(f"{name} labels: {len(data.labels)} for {len(data.features)} images; give one an image")
+            raise UserError(labels, f"{len(data.labels)} for {len(data.features)} images", "give one for each image")
         if data.features.ndim != 2 or data.features.shape[1] != train.features.shape[1]:
-            raise UserError(
-                f"{name} features: shape {list(data.features.shape)}, training has {list(train.features.shape)}; "
-                "embed all of them with one model"
-            )
+            problem = f"their shape is {list(data.features.shape)}, and that of train.features {list(train.features.shape)}"
+            raise UserError(features, problem, "embed all of them with one model")
         bad = int((~np.isfinite(data.features)).any(axis=1).sum())
         if bad:
-            raise UserError(f"{name} features: {bad} of {len(data.features)} rows have NaN or infinity; check the embedder")
-        lacking = np.setdiff1d(data.labels, known)
+            raise UserError(features, f"{bad} of {len(data.features)} rows are NaN or infinite", "correct the embedder")
+        lacking = np.setdiff1d(data.labels, classes)
         if len(lacking):
-            raise UserError(
-                f"{name} labels: {len(lacking)} classes are not in training, such as {lacking[0]}; "
-                "train on them, or leave their images out"
-            )
-    if len(known) < 2:
-        raise UserError(f"train labels: all are {known[0]}; a probe needs two classes or more")
+            problem = f"{len(lacking)} classes are not in the training data, such as {lacking[0]}"
+            raise UserError(labels, problem, "train on them, or leave their images out")
+    if len(classes) < 2:
+        raise UserError("train.labels", f"all are {classes[0]}", "give images of two classes or more")

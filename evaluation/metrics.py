@@ -1,8 +1,7 @@
-"""The one registry of scores: for each its path, its titles, its unit, which way is better, and what guessing scores.
+"""The registry of scores: path, titles, unit, direction and chance of each.
 
-A path is TASK/DATASET/SCORE, such as `retrieval/openmoji/image_to_text_recall@1` or `zero_shot/openmoji_group/top1`, whoever
-computes it: training between epochs, `python -m evaluation`, or a trial of a sweep. A name without slashes is a figure of
-training itself, such as `loss`.
+A path is TASK/DATASET/SCORE, such as `retrieval/openmoji/image_to_text_recall@1` or `zero_shot/openmoji_group/top1`: the same in
+training's validation, in `python -m evaluation` and in a sweep. A name without slashes, such as `loss`, is a figure of training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,9 @@ class Metric:
     """One score of one dataset, by its path."""
 
     path: str
-    dataset: str  # "" where the path does not tell
-    title: str  # among others of its task and dataset: top-1
-    heading: str  # on its own: zero-shot group top-1
+    dataset: str  # "" where the path names none
+    title: str  # beside scores of the same task and dataset: top-1
+    heading: str  # beside any others: zero-shot group top-1
     about: str
     unit: str
     better: Better
@@ -36,12 +35,12 @@ _BY_PATH = {info.path: info for info in TASKS.values()}
 
 
 def path_of(task: str, dataset: str, score: str) -> str:
-    """Of a result's score."""
+    """The path of a result's score."""
     return f"{TASKS[task].path if task in TASKS else task}/{dataset}/{score}"
 
 
 def metric(path: str, datasets: Sequence[str] = ()) -> Metric:
-    """What is known of a score. `datasets`: names that its path may hold, to tell those from the labels behind them."""
+    """The metric at a path. `datasets`: the possible datasets, to separate a dataset from the label that follows its name."""
     task, slash, rest = path.partition("/")
     if not slash:
         return Metric(path, "", path, path, "", "", "min")
@@ -49,7 +48,7 @@ def metric(path: str, datasets: Sequence[str] = ()) -> Metric:
     if info is None or not middle:
         return Metric(path, "", path, path, "", "%", "max")
     measure = info.measure(score)
-    # The longest name first: "openmoji_black" is no label "black" of "openmoji" where both are datasets.
+    # The longest name first: where both are datasets, "openmoji_black" is not label "black" of "openmoji".
     dataset = next((d for d in sorted(datasets, key=len, reverse=True) if middle == d or middle.startswith(f"{d}_")), "")
     if task == "retrieval":
         dataset, heading = middle, measure.title
@@ -60,16 +59,16 @@ def metric(path: str, datasets: Sequence[str] = ()) -> Metric:
 
 
 def headings(paths: Sequence[str], datasets: Sequence[str]) -> dict[str, str]:
-    """Path -> what heads its column; the dataset is named only where the paths are of several."""
-    found = {path: metric(path, datasets) for path in paths}
-    several = len({one.dataset for one in found.values() if one.dataset}) > 1
-    return {p: f"{one.heading}, {one.dataset}" if several and one.dataset else one.heading for p, one in found.items()}
+    """Path -> heading of its column; it names the dataset only where the paths have several."""
+    metrics = {path: metric(path, datasets) for path in paths}
+    several = len({m.dataset for m in metrics.values() if m.dataset}) > 1
+    return {path: f"{m.heading}, {m.dataset}" if several and m.dataset else m.heading for path, m in metrics.items()}
 
 
 def chances(baselines: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """What guessing scores, by path, of all scores whose `baselines` tell; that of a mean is the mean of its parts'.
+    """Scores of a random guess by path, where `baselines` has them; that of a mean of recalls is the mean of theirs.
 
-    It depends on the data (classes, candidates), so each task tells it beside its scores.
+    They depend on the data (classes, candidates), so that each task returns them with its scores.
     """
-    known = {path: base["chance"] for path, base in baselines.items() if "chance" in base}
-    return mean_recalls(known) | known
+    by_path = {path: base["chance"] for path, base in baselines.items() if "chance" in base}
+    return mean_recalls(by_path) | by_path

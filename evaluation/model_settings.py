@@ -1,4 +1,4 @@
-"""What is judged: an embedder and what it is told, or embeddings that somebody computed before."""
+"""Which model is scored: an embedder with its arguments, or embeddings that were computed before."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -28,18 +28,20 @@ class ModelSettings(Settings):
         None, description="instead of an embedder: a folder of .npy files, rows in the order of the lists in OUTPUT/inputs"
     )
     scale: float | None = Field(
-        None, gt=0, description="logit scale, 1 / temperature, for calibration; null: the embedder's own, if it tells"
+        None, gt=0, description="logit scale, 1 / temperature, for calibration; null: the embedder's own, if it has one"
     )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "ModelSettings":
         if self.embeddings is not None and self.names_embedder:
-            raise ValueError("embeddings: stands for an embedder; leave embedder, checkpoint and embedder_arguments out, or it")
+            raise ValueError(
+                "embeddings: they replace an embedder; remove embedder, checkpoint and embedder_arguments, or embeddings"
+            )
         return self
 
     @property
     def names_embedder(self) -> bool:
-        """Whether the config says anything about an embedder."""
+        """Whether the config sets any key of an embedder."""
         return self.checkpoint is not None or bool(self.embedder_arguments) or self.embedder != self.embedder_default()
 
     @property
@@ -49,29 +51,31 @@ class ModelSettings(Settings):
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the embedder's function."""
-        given = {} if self.checkpoint is None else {"checkpoint": str(self.checkpoint.absolute())}
-        return given | self.embedder_arguments
+        checkpoint = {} if self.checkpoint is None else {"checkpoint": str(self.checkpoint.absolute())}
+        return checkpoint | self.embedder_arguments
 
     def check(self, key: str) -> None:
-        """What is known of an embedder without importing it. Raises `UserError` that names `key`, where the config names it."""
+        """Find mistakes without importing the embedder. Raises `UserError` about `key`, where the config names the model."""
         module, colon, function = self.embedder.partition(":")
+        example = f"such as {self.embedder_default()}"
         if not colon:
-            raise UserError(f"{key}: '{self.embedder}' is not of the form module:function, such as {self.embedder_default()}")
+            raise UserError(key, f"'{self.embedder}' is not of the form module:function", f"give one, {example}")
         try:
-            found = find_spec(module)
+            spec = find_spec(module)
         except (ImportError, ValueError):
-            found = None
-        if found is None:
-            raise UserError(f"{key}: there is no module '{module}'; is it installed, or in this folder?")
-        names = names_of(found)
+            spec = None
+        if spec is None:
+            raise UserError(key, f"there is no module '{module}'", "install it, or start in its folder")
+        names = names_of(spec)
         if names is not None and function not in names:
             near = alike(function, names)
-            raise UserError(f"{key}: {module} has no '{function}'" + (f"; did you mean {module}:{near[0]}?" if near else ""))
+            remedy = f"did you mean {module}:{near[0]}?" if near else f"give a function of that module, {example}"
+            raise UserError(key, f"{module} has no '{function}'", remedy)
         if self.checkpoint is None or self.embedder != self.embedder_default():
             return
         if not any(self.checkpoint.glob("checkpoint_*")) and not (self.checkpoint / "checkpoint.json").exists():
-            what = "holds no checkpoint" if self.checkpoint.is_dir() else "is not a folder"
-            raise UserError(f"checkpoint: {self.checkpoint} {what}; give a run such as runs/demo, or one of its checkpoints")
+            state = "holds no checkpoint" if self.checkpoint.is_dir() else "is not a folder"
+            raise UserError("checkpoint", f"{self.checkpoint} {state}", "give a run such as runs/demo, or one of its checkpoints")
 
     @classmethod
     def embedder_default(cls) -> str:
@@ -80,5 +84,5 @@ class ModelSettings(Settings):
 
     @property
     def pretrained(self) -> str:
-        """What weights these are, for tables."""
+        """Name of the weights, for tables."""
         return str(self.checkpoint or self.embeddings or self.embedder_arguments.get("weights") or "")

@@ -1,8 +1,8 @@
-"""Results on disk: OUTPUT/MODEL/DATASET/TASK/result.json, one a task, whole or not there at all; the page is made of them alone.
+"""Results on disk: OUTPUT/MODEL/DATASET/TASK/result.json, one for each task, written atomically; the page needs nothing else.
 
 A file has the fields of CLIP_benchmark's results (`dataset`, `model`, `pretrained`, `task`, `language`, and `metrics` under its
-names, as fractions), so that tables of others read it. Beside them stand ours, in percent: `scores` with `intervals`,
-`baselines` and `sample_sizes`, the name of the `main` one, and `details`, whatever a task has to show.
+names, as fractions), so that other tools can read it. It also has ours, in percent: `scores` with `intervals`, `baselines` and
+`sample_sizes`, the name of the `main` score, and `details`, which each task defines.
 """
 
 import json
@@ -17,13 +17,13 @@ from pipelines.program.errors import UserError
 
 @dataclass(frozen=True)
 class Result:
-    """What one task says of one model on one set."""
+    """Scores of one model on one task and set."""
 
     model: str
     dataset: str  # the entry of the config's `data`, with _LABEL where the entry has several labels
     task: str  # of evaluation.metrics.TASKS
-    main: str  # the score that stands for the task
-    scores: dict[str, float]  # percent; of effective_robustness percentage points
+    main: str  # the main score
+    scores: dict[str, float]  # percent; percentage points for effective_robustness
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # 95 %, over items
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)  # score -> chance, largest_class
     sample_sizes: dict[str, int] = field(default_factory=dict)
@@ -39,22 +39,22 @@ class Result:
             "pretrained": str(self.about.get("pretrained", "")),
             "metrics": {info.measure(name).clip_benchmark or name: value / 100 for name, value in self.scores.items()},
         }
-        aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-        aside.write_text(json.dumps(asdict(self) | tree, indent=1), encoding="utf-8")
-        aside.rename(path)
+        partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+        partial.write_text(json.dumps(asdict(self) | tree, indent=1), encoding="utf-8")
+        partial.rename(path)
         return path
 
 
 def read_results(output: Path) -> list[Result]:
-    """All results below a folder, by model, set and task. Raises `UserError` where there is none, or one is not readable."""
-    found = [_read(path) for path in sorted(output.glob("*/*/*/result.json"))]
-    if not found:
-        raise UserError(f"output: there is no result in {output}; run python -m evaluation CONFIG.yaml first")
-    return found
+    """All results below a folder, sorted by path. Raises `UserError` where there is none, or one cannot be read."""
+    results = [_read(path) for path in sorted(output.glob("*/*/*/result.json"))]
+    if not results:
+        raise UserError("output", f"there is no result in {output}", "run python -m evaluation CONFIG.yaml first")
+    return results
 
 
 def find_result(output: Path, model: str, dataset: str, task: str, identity: str) -> Result | None:
-    """An earlier result, if it is of the same rows and the same question: `about.identity` says so."""
+    """An earlier result, if `about.identity` says that it is of the same rows and task; else None."""
     path = output / model / dataset / task / "result.json"
     if not path.exists():
         return None
@@ -68,4 +68,5 @@ def _read(path: Path) -> Result:
         tree["intervals"] = {name: (low, high) for name, (low, high) in tree["intervals"].items()}
         return Result(**{name: tree[name] for name in Result.__dataclass_fields__})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a result of python -m evaluation ({error}); delete it and evaluate again") from None
+        problem = f"this is not a result of python -m evaluation ({error})"
+        raise UserError(str(path), problem, "delete it and run python -m evaluation again") from None

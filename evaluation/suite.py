@@ -1,10 +1,9 @@
-"""The held-out split of a prepared dataset: what must be embedded of it, and the tasks that it is scored by.
+"""The held-out split of a prepared dataset: what to embed of it, and the tasks that score it.
 
-`python -m evaluation` sets the same tasks to the same split (`evaluation.data.prepared`). Training, which embeds by itself, hands
-over arrays and gets back the tasks' scores by their paths (`evaluation.metrics`), in percent.
+Training embeds a split itself and passes the arrays to `score`; `python -m evaluation` runs the same tasks on the same split
+(`evaluation.data.prepared`). Scores have paths (`evaluation.metrics`) and are in percent.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ Labels = Annotated[tuple[str, ...], AfterValidator(different)]
 
 
 class SuiteSettings(Settings):
-    """What is scored."""
+    """Which split, labels and ranks are scored."""
 
     split: str = Field("test", description="the held-out split")
     recall_at: Positions = Field((1, 5, 10), description="k of R@k")
@@ -41,7 +40,7 @@ class SuiteSettings(Settings):
 
     @field_validator("templates")
     @classmethod
-    def _has_a_place(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _has_place(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for template in value:
             if "{}" not in template and "{c}" not in template:
                 raise ValueError(f"'{template}' has no {{}} for the name of the class")
@@ -49,17 +48,17 @@ class SuiteSettings(Settings):
 
 
 @contextmanager
-def named(key: str) -> Iterator[None]:
-    """Errors name a program's own entry for the data instead of training's keys."""
+def under_key(key: str) -> Iterator[None]:
+    """Errors about a prepared dataset name the config's entry `key` in place of training's `data`."""
     try:
         yield
     except UserError as error:
-        raise UserError(re.sub(r"^(data|evaluation)\.", f"{key}.", str(error))) from None
+        raise error.under(key, instead_of="data") from None
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Images of a prepared dataset's samples, as they are stored."""
+    """The stored images of some samples of a prepared dataset."""
 
     key: str  # where the config names the dataset, for errors
     prepared: Prepared
@@ -73,13 +72,13 @@ class Samples:
         return str(self.prepared.rows(self.sample_ids[[index]], ("key",))["key"][0].as_py())
 
     def read(self, indices: np.ndarray) -> Iterator[Image.Image]:
-        with named(self.key):
+        with under_key(self.key):
             yield from whole_images(self.prepared, self.sample_ids[indices])
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What must be embedded: images, captions, prompts; and what is right."""
+    """A split's images, captions and prompts, and which of them belong together."""
 
     dataset: str
     sample_ids: np.ndarray  # int64 [I]
@@ -88,14 +87,14 @@ class HeldOut:
     texts: list[str]  # [T]
     image_of_text: np.ndarray  # int64 [T], index into sample_ids
     classes: dict[str, list[str]]  # label -> names of its classes
-    targets: dict[str, np.ndarray]  # label -> int64 [I]; -1 for an image without this label, which no score of it counts
-    prompts: list[str]  # all classes of all labels x templates, in this order
+    targets: dict[str, np.ndarray]  # label -> int64 [I]; -1 for an image without this label, which its scores leave out
+    prompts: list[str]  # of all labels, classes and templates, in this order of nesting
     settings: SuiteSettings
     images: Images
 
     @cached_property
     def texts_of_image(self) -> list[np.ndarray]:
-        """For each image the captions that are right: its own, and those equal to a caption of an equal image."""
+        """The right captions of each image: its own, and those equal to a caption of an equal image."""
         captions: dict[int, set[int]] = {}
         positions: dict[int, list[int]] = {}
         for position, (image, text_id) in enumerate(zip(self.image_of_text, self.text_ids, strict=True)):
@@ -106,12 +105,12 @@ class HeldOut:
 
     @cached_property
     def images_of_text(self) -> list[np.ndarray]:
-        """For each caption the images that are right: the same pairs, seen from the other side."""
+        """The right images of each caption: the inverse of `texts_of_image`."""
         images: list[list[int]] = [[] for _ in self.texts]
         for image, texts in enumerate(self.texts_of_image):
             for text in texts:
                 images[text].append(image)
-        return [np.asarray(found) for found in images]
+        return [np.asarray(indices) for indices in images]
 
     @cached_property
     def retrieval(self) -> Retrieval | None:
@@ -119,7 +118,7 @@ class HeldOut:
 
     @cached_property
     def classifications(self) -> dict[str, Classification]:
-        """By label. Classes are called as their label says, with spaces for - and _."""
+        """One for each label. Class names are its values, with spaces for - and _."""
         return {
             label: Classification(
                 classes=tuple((readable(name),) for name in names),
@@ -132,43 +131,43 @@ class HeldOut:
 
     @cached_property
     def tasks(self) -> list[MeasuredTask]:
-        """All that is asked of a model."""
-        found: list[MeasuredTask] = []
+        """Retrieval, where there are captions, and zero-shot classification for each label."""
+        tasks: list[MeasuredTask] = []
         if self.retrieval is not None and self.settings.recall_at:
-            found.append(RetrievalTask(self.dataset, self.retrieval, self.dataset, self.settings.recall_at))
-        for label, one in self.classifications.items():
-            found.append(ZeroShot(f"{self.dataset}_{label}", one, self.dataset))
-        return found
+            tasks.append(RetrievalTask(self.dataset, self.retrieval, self.dataset, self.settings.recall_at))
+        for label, classification in self.classifications.items():
+            tasks.append(ZeroShot(f"{self.dataset}_{label}", classification, self.dataset))
+        return tasks
 
     def rows(self, images: np.ndarray, texts: np.ndarray, prompts: np.ndarray) -> Rows:
-        """What the tasks read.
+        """The rows that the tasks read.
 
         Args:
             images: float [I, D] unit rows, in the order of `sample_ids`; texts: float [T, D]; prompts: float [P, D].
         """
-        for name, rows, count in (
+        for name, array, count in (
             ("images", images, len(self.sample_ids)),
             ("texts", texts, len(self.texts)),
             ("prompts", prompts, len(self.prompts)),
         ):
-            if len(rows) != count or (len(rows) and rows.shape[1] != images.shape[1]):
-                raise ValueError(f"{name}: expected [{count}, {images.shape[1]}], got {list(rows.shape)}")
-        found, start = Rows("", None), 0
+            if len(array) != count or (len(array) and array.shape[1] != images.shape[1]):
+                raise ValueError(f"{name}: expected [{count}, {images.shape[1]}], got {list(array.shape)}")
+        rows, start = Rows("", None), 0
         for task in self.tasks:
             if isinstance(task, ZeroShot):
                 count = len(task.prompts.texts)
-                found.add(task.images.whole or task.images, images)
-                found.add(task.texts, prompts[start : start + count])
+                rows.add(task.images.superset or task.images, images)
+                rows.add(task.texts, prompts[start : start + count])
                 start += count
             elif isinstance(task, RetrievalTask):
-                found.add(task.images, images)
-                found.add(task.texts, texts)
-        return found
+                rows.add(task.images, images)
+                rows.add(task.texts, texts)
+        return rows
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Percentages by path, what they must be compared with, and of how many items they are."""
+    """Percentages by path, with their baselines and numbers of items."""
 
     metrics: dict[str, float]
     baselines: dict[str, dict[str, float]]
@@ -193,25 +192,31 @@ def held_out(
     split_seed: int | None = None,
     validation: float | None = None,
     retrieval: bool = True,
-    key: str = "data",
+    key: str = "",
 ) -> HeldOut:
-    """Read what a split needs; without `retrieval` no captions. `key`: where the config names the dataset.
+    """Read a split, without captions if `retrieval` is false.
+
+    Args:
+        split_seed, validation: as of `Prepared.split_ids`.
+        key: the dataset's entry in a config of evaluation, for errors; by default they name training's keys.
 
     Raises `UserError` for an unknown or empty split, or an unknown label.
     """
+    settings_key = key or "evaluation"
     ids = prepared.split_ids(split_seed, validation)
     if settings.split not in ids:
-        raise UserError(f"evaluation.split: '{settings.split}' is unknown; {prepared.path} has {', '.join(ids)}")
+        problem = f"{prepared.path} has no split '{settings.split}'"
+        raise UserError(f"{settings_key}.split", problem, f"choose one of {', '.join(ids)}")
     sample_ids = ids[settings.split]
     if len(sample_ids) == 0:
-        raise UserError(
-            f"evaluation.split: '{settings.split}' of {prepared.path} is empty; prepare with a larger share in splits"
-        )
-    known = list(prepared.manifest["labels"])
-    labels = list(settings.labels) if settings.labels is not None else known
+        problem = f"'{settings.split}' of {prepared.path} is empty"
+        raise UserError(f"{settings_key}.split", problem, f"prepare again with a larger splits.{settings.split}")
+    available = list(prepared.manifest["labels"])
+    labels = list(settings.labels) if settings.labels is not None else available
     for label in labels:
-        if label not in known:
-            raise UserError(f"evaluation.labels: '{label}' is unknown; {prepared.path} has {', '.join(known) or 'no labels'}")
+        if label not in available:
+            remedy = f"choose from {', '.join(available)}" if available else "remove it: the dataset has no labels"
+            raise UserError(f"{settings_key}.labels", f"{prepared.path} has no label '{label}'", remedy)
     table = prepared.rows(sample_ids, ("captions", "image_id", "text_id", *(f"label_{label}" for label in labels)))
     none: list[list] = [[] for _ in sample_ids]
     captions, text_ids = (table["captions"].to_pylist(), table["text_id"].to_pylist()) if retrieval else (none, none)
@@ -232,16 +237,16 @@ def held_out(
         targets=targets,
         prompts=[p for label in labels for p in build_prompts([readable(c) for c in classes[label]], settings.templates).texts],
         settings=settings,
-        images=Samples(key, prepared, sample_ids, fingerprint),
+        images=Samples(key or "data", prepared, sample_ids, fingerprint),
     )
 
 
 def metric_names(data: HeldOut) -> list[str]:
-    """All that `score` returns for this split, and what `mean_recalls` adds."""
+    """Paths of all scores that `score` returns for this split, and of the means that `mean_recalls` adds."""
     names: list[str] = []
     for task in data.tasks:
-        own = [path_of(task.info.name, task.dataset, name) for name in task.names]
-        names += [*own, *sorted(mean_recalls(dict.fromkeys(own, 0.0)), key=lambda path: "@" not in path)]
+        of_task = [path_of(task.info.name, task.dataset, name) for name in task.names]
+        names += [*of_task, *sorted(mean_recalls(dict.fromkeys(of_task, 0.0)), key=lambda path: "@" not in path)]
     return names
 
 
@@ -250,9 +255,9 @@ def score(data: HeldOut, images: np.ndarray, texts: np.ndarray, prompts: np.ndar
     rows = data.rows(images, texts, prompts)
     scores = Scores({}, {}, {}, {label: len(names) for label, names in data.classes.items()})
     for task in data.tasks:
-        found = task.measure(rows)
-        for name, value in found.scores.items():
+        scored = task.measure(rows)
+        for name, value in scored.scores.items():
             path = path_of(task.info.name, task.dataset, name)
-            scores.metrics[path], scores.baselines[path] = value, found.baselines[name]
-            scores.sample_sizes[path] = found.sample_sizes[name]
+            scores.metrics[path], scores.baselines[path] = value, scored.baselines[name]
+            scores.sample_sizes[path] = scored.sample_sizes[name]
     return scores

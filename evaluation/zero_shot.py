@@ -13,7 +13,7 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a set's classes, to be embedded in this order: class by class, template by template, name by name."""
+    """Prompts of a set's classes, in the order of their embeddings: by class, then by template, then by name."""
 
     texts: list[str]  # [P]
     class_of: np.ndarray  # int64 [P], ascending
@@ -23,9 +23,9 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One metric in percent by each template alone: how much of a score is the wording."""
+    """One metric in percent for each template alone: how much the score depends on the wording."""
 
-    scores: tuple[float, ...]  # one a template
+    scores: tuple[float, ...]  # one for each template
     mean: float
     sd: float | None  # sample standard deviation; None with one template
     min: float
@@ -36,18 +36,18 @@ def build_prompts(classes: Sequence[str | Sequence[str]], templates: Sequence[st
     """Every name of every class in every template.
 
     Args:
-        classes: a name, or several names, a class. templates: `{}` or `{c}` stands for the name, wherever it occurs.
+        classes: one name or several for each class. templates: each `{}` or `{c}` is replaced by the name.
     """
     if not templates:
-        raise UserError("templates: there is none; '{}' is the plain name")
+        raise UserError("templates", "there is none", "give at least one; '{}' is the name alone")
     for template in templates:
         if "{}" not in template and "{c}" not in template:
-            raise UserError(f"templates: '{template}' has no {{}} or {{c}} for the name of the class")
+            raise UserError("templates", f"'{template}' has no place for the name of the class", "write {} or {c} there")
     texts, class_of, template_of = [], [], []
-    for c, given in enumerate(classes):
-        names = [given] if isinstance(given, str) else given
+    for c, entry in enumerate(classes):
+        names = [entry] if isinstance(entry, str) else entry
         if len(names) == 0:
-            raise UserError(f"classes: class {c} has no name; give it at least one")
+            raise UserError("classes", f"class {c} has no name", "give it at least one")
         for t, template in enumerate(templates):
             texts += [template.replace("{c}", "{}").replace("{}", name) for name in names]
             class_of += [c] * len(names)
@@ -59,19 +59,20 @@ def ensemble(prompts: Prompts, embeddings: np.ndarray, template: int | None = No
     """Unit vectors of classes, float [C, D]: prompts normalised, averaged over templates and names, normalised again.
 
     Args:
-        embeddings: float [P, D], in the order of `prompts.texts`. template: only this one's prompts.
+        embeddings: float [P, D], in the order of `prompts.texts`. template: use only the prompts of this one.
     """
     if len(embeddings) != len(prompts.texts):
-        raise UserError(f"embedder: gave {len(embeddings)} rows for {len(prompts.texts)} prompts; give one a prompt")
-    kept = slice(None) if template is None else prompts.template_of == template
-    class_of = prompts.class_of[kept]
+        problem = f"it gave {len(embeddings)} rows for {len(prompts.texts)} prompts"
+        raise UserError("embedder", problem, "return one row for each prompt")
+    selected = slice(None) if template is None else prompts.template_of == template
+    class_of = prompts.class_of[selected]
     starts = np.flatnonzero(np.diff(class_of, prepend=-1))
-    sums = np.add.reduceat(_unit(embeddings[kept]), starts, axis=0)
+    sums = np.add.reduceat(_unit(embeddings[selected]), starts, axis=0)
     return _unit(sums / np.bincount(class_of)[:, None])
 
 
 def class_vectors(prompts: np.ndarray) -> np.ndarray:
-    """`ensemble` for classes of equally many prompts.
+    """`ensemble` for classes with equally many prompts.
 
     Args:
         prompts: float [classes, templates, D]; each row is normalised, averaged over templates, normalised again.
@@ -88,9 +89,8 @@ def outcome(images: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> Outc
     """
     check(images, labels, len(classes))
     if images.shape[1] != classes.shape[1]:
-        raise UserError(
-            f"embedder: images are {images.shape[1]} wide and prompts {classes.shape[1]}; both must be embedded into one space"
-        )
+        problem = f"images are {images.shape[1]} wide and prompts {classes.shape[1]}"
+        raise UserError("embedder", problem, "embed images and texts into one space")
     columns = classes.astype(np.float32).T
     blocks = [
         judge(images[start : start + _BLOCK].astype(np.float32) @ columns, labels[start : start + _BLOCK])
@@ -107,8 +107,7 @@ def outcome(images: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> Outc
 def classify(images: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Scores in percent: `top1`, `top5`, `mean_per_class`.
 
-    A class's rank counts ties and NaN against the model. `mean_per_class` is the mean recall over the classes that have
-    images.
+    Ties and NaN count against the model. `mean_per_class` is the mean recall over the classes that have images.
 
     Args:
         images: float [n, D] unit rows; classes: float [C, D] unit rows; labels: int [n] in [0, C).
@@ -119,13 +118,13 @@ def classify(images: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> dic
 def prompt_sensitivity(
     images: np.ndarray, prompts: Prompts, embeddings: np.ndarray, labels: np.ndarray, metric: str
 ) -> Sensitivity:
-    """The metric by every single template, and its spread. Names are still averaged.
+    """The metric for each template alone, and its spread. Names are still averaged.
 
     Args:
         images: float [n, D] unit rows; embeddings: float [P, D]; labels: int [n]; metric: of METRICS.
     """
     if metric not in METRICS:
-        raise UserError(f"metric: '{metric}' is unknown; there are {', '.join(METRICS)}")
+        raise UserError("metric", f"'{metric}' is unknown", f"choose one of {', '.join(METRICS)}")
     scores = [
         classify(images, ensemble(prompts, embeddings, template), labels)[metric] for template in range(len(prompts.templates))
     ]

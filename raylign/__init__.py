@@ -1,6 +1,6 @@
-"""raylign from Python: the four programs as functions, and embedders of runs and of other people's models.
+"""raylign from Python: the four programs as functions, and embedders of runs and of pretrained models.
 
-Importing it is light: torch, Ray and the rest come with the first call that needs them. docs/python.md has examples.
+Importing it is fast: torch, Ray and the rest are imported by the first call that needs them. docs/python.md has examples.
 """
 
 from pipelines.program.errors import UserError

@@ -17,8 +17,8 @@ _USAGE = """usage: raylign COMMAND CONFIG.yaml [key=value ...]
   raylign evaluate CONFIG.yaml      any embedder -> scores
   raylign sweep CONFIG.yaml         grid x search x seeds -> one report; raylign sweep report SWEEP writes it again
 
-CONFIG.yaml is a file, or the name of one that comes along, such as openmoji.yaml. raylign COMMAND --help lists those and
-all keys."""
+CONFIG.yaml is a file, or the name of an included one, such as openmoji.yaml. raylign COMMAND --help lists those and all
+keys."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,10 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return init(rest)
     package = {name: package for package, name in VERBS.items()}.get(verb)
     if package is None:
-        print(f"error: '{verb}' is no command, those are init, {', '.join(VERBS.values())}; see raylign --help", file=sys.stderr)
+        print(f"error: '{verb}' is not a command: init, {', '.join(VERBS.values())}; see raylign --help", file=sys.stderr)
         return 2
-    # As of `python -m`: modules of your own, which a config names by import strings, are found in this folder. Ray's workers
-    # look there too.
+    # As with `python -m`: the user's own modules, which a config names by import strings, are found in this folder. Ray's
+    # workers look there too.
     if os.getcwd() not in sys.path:  # noqa: PTH109  a string, as sys.path holds
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     if rest[:1] != ["report"]:
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _program(package: str) -> Callable[[Sequence[str], str], int]:
-    """Its `main`, imported where it is wanted: most of them bring torch along."""
+    """A package's `main`, imported only when it is needed: most import torch."""
     if package == "pipelines":
         from pipelines.__main__ import main
     elif package == "training":

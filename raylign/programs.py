@@ -1,8 +1,8 @@
-"""The four programs as functions. A config is a file's name, as on the command line, or a mapping; overrides are dotted keys.
+"""The four programs as functions. A config is a file name, as on the command line, or a mapping; overrides have dotted keys.
 
     raylign.train("openmoji.yaml", {"name": "mine", "optimizer.lr": 3e-4})
 
-Each goes on where an interrupted call left off, as the commands do, and raises `UserError` for what the caller can put right.
+Like the commands, each resumes an interrupted call. Each raises `UserError` for what the caller can fix.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def prepare(
     """Prepare a dataset, as `raylign prepare` does.
 
     Args:
-        config: a file, or the keys of one.
+        config: a config file, or a mapping with its keys.
         overrides: dotted keys and their values, such as `{"image.size": 192}`.
         quiet: print nothing.
-        verbose: print what Ray prints too.
+        verbose: print Ray's own output too.
 
     Returns:
-        The dataset, as of `open_dataset`.
+        The dataset, as from `open_dataset`.
     """
     from pipelines.prepare.config import PrepareSettings
     from pipelines.prepare.prepare import prepare
@@ -46,11 +46,11 @@ def prepare(
 def train(
     config: Config, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False, verbose: bool = False
 ) -> dict[str, Any]:
-    """Train, or go on training, as `raylign train` does; arguments as of `prepare`.
+    """Train, or resume training, as `raylign train` does; for the arguments see `prepare`.
 
     Returns:
-        The content of the run's `result.json`: `metrics` by path such as `retrieval/NAME/mean_recall`, in percent, and what the
-        run was. The run is in the folder `storage/name`.
+        The content of the run's `result.json`: `metrics` by path such as `retrieval/NAME/mean_recall`, in percent, and a
+        description of the run. The run is in the folder `storage/name`.
     """
     from training.config import TrainSettings
     from training.run import run
@@ -64,10 +64,10 @@ def train(
 def evaluate(
     config: Config, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False, verbose: bool = False
 ) -> list[Result]:
-    """Score models on data, as `raylign evaluate` does; arguments as of `prepare`.
+    """Score models on datasets, as `raylign evaluate` does; for the arguments see `prepare`.
 
     Returns:
-        One result for each model, set and task: `model`, `dataset`, `task`, and `scores`, in percent.
+        One result for each model, dataset and task: `model`, `dataset`, `task`, and `scores`, in percent.
     """
     from evaluation.__main__ import evaluate
     from evaluation.config import EvaluateSettings
@@ -76,10 +76,10 @@ def evaluate(
 
 
 def sweep(config: Config, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False, verbose: bool = False) -> Path:
-    """Run what is left of a sweep, as `raylign sweep` does; arguments as of `prepare`.
+    """Run a sweep, or what is left of one, as `raylign sweep` does; for the arguments see `prepare`.
 
     Returns:
-        Its folder, with `trials.csv`, `summary.csv`, `pairwise.csv` and `report.html`.
+        The sweep's folder, with `trials.csv`, `summary.csv`, `pairwise.csv` and `report.html`.
     """
     from tuning.config import SweepSettings
     from tuning.sweep import sweep
@@ -90,7 +90,7 @@ def sweep(config: Config, overrides: Mapping[str, Any] | None = None, *, quiet: 
 
 
 def open_dataset(path: str | Path) -> Prepared:
-    """A dataset that was prepared: a folder, or a URI such as s3://bucket/folder. Raises `UserError` where there is none."""
+    """A prepared dataset, from its folder or a URI such as s3://bucket/folder. Raises `UserError` if there is none."""
     from pipelines.dataset.prepared import Prepared
 
     return Prepared.open(path)

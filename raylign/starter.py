@@ -1,4 +1,4 @@
-"""`raylign init NAME`: a folder with four commented configs for data of one's own, which run as they are."""
+"""`raylign init NAME`: a folder with four commented configs for the user's own data, which work unchanged."""
 
 import re
 import sys
@@ -6,20 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.program import yaml_text
+from pipelines.program.errors import UserError
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def init(arguments: Sequence[str]) -> int:
-    """Write them. Exit code 0, or 2 with one line that says what is wrong; nothing that is there is written over."""
+    """Write the folder. Returns exit code 0, or 2 after a one-line error; an existing folder is not overwritten."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: raylign init NAME\n\nWrite the folder NAME with commented configs for data of your own.")
+        print("usage: raylign init NAME\n\nWrite the folder NAME with commented configs for your own data.")
         return 0 if arguments in (["-h"], ["--help"]) else 2
     folder = Path(arguments[0])
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", folder.name) or not isinstance(yaml_text.parse(folder.name), str):
-        return _refused(f"NAME: '{folder.name}' names a dataset and runs; use letters, digits, dots, hyphens and underscores")
+        remedy = "use letters, digits, dots, hyphens and underscores, and begin with a letter"
+        return _print_error(UserError("NAME", f"'{folder.name}' cannot name a dataset and its runs", remedy))
     if folder.exists():
-        return _refused(f"{folder}: is there already; choose another name")
+        return _print_error(UserError(str(folder), "exists", "choose another name"))
     folder.mkdir(parents=True)
     for template in sorted(_TEMPLATES.glob("*.yaml")):
         text = template.read_text(encoding="utf-8").replace("NAME", folder.name).replace("FOLDER", str(folder))
@@ -30,6 +32,6 @@ def init(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _refused(why: str) -> int:
-    print(f"error: {why}", file=sys.stderr)
+def _print_error(error: UserError) -> int:
+    print(f"error: {error}", file=sys.stderr)
     return 2

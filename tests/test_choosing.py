@@ -59,7 +59,8 @@ def built(settings: ObjectiveSettings) -> tuple[Any, Any, Any]:
     run = _run(settings.name)
     towers = ConvSettings(name="conv", image_size=SIZE, channels=(8,)), BagSettings(name="bag", width=8, max_tokens=WORDS)
     encoder = build_encoder(*towers, run.heads, 8, (None, None), 64)
-    task = Task(10, 10, 8, 8, 10, 100, 0, states_width=8, vocabulary_size=64, guide_widths=(8, 8))
+    widths: Any = {"embed_dim": 8, "image_width": 8, "states_width": 8, "guide_widths": (8, 8)}
+    task = Task(num_images=10, num_texts=10, steps_per_epoch=10, total_steps=100, seed=0, vocabulary_size=64, **widths)
     if settings.needs.guides == "live":
         image, text = towers[0].build(), towers[1].build(64)
         return encoder, settings.build(task), FrozenEncoders(image, text, (8, 8), SIZE, "small")

@@ -135,6 +135,7 @@ def mistake(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ca
         ("tuning", [SWEEP, "scheduler=asha"], ["did you mean scheduler.name=asha"]),
         ("tuning", [SWEEP, "scheduler.name=ahsa"], ["did you mean 'asha'"]),
         ("tuning", [SWEEP, "base=nope.yaml"], ["nope.yaml", "no such file"]),
+        ("tuning", [SWEEP, f"base={SWEEP}"], ["base: ", SWEEP, f"base={OPENMOJI}"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in "".join(value) else None,
 )
@@ -241,11 +242,11 @@ def test_training(
         (["space.optimizer.learning_rate={low: 1, high: 2}"], ["optimizer.learning_rate", "unknown key"]),
         (["space.objective.temperature={low: 2, high: 1}"], ["space.objective.temperature", "low: 2 is not below high: 1"]),
         (["space.optimizer.name={choices: [adam]}"], ["space.optimizer.name", "axis of the grid"]),
-        (["overrides.data.validation=null"], ["validation", "train, test", "data.validation: 0.15"]),
+        (["overrides.data.validation=null"], ["validation", "train, test", "overrides.data.validation=0.15"]),
         (["score=[accuracy]"], ["score", "'accuracy'", "zero_shot/openmoji_group/top1"]),
         (["budget.minutes=1"], ["budget", "one of epochs, samples and minutes"]),
         (["concurrency=3"], ["concurrency", "3 trials x (1 worker x 1 CPU)", "2 fit"]),
-        (["overrides.resources.num_workers=4"], ["4 workers x 1 CPU", "has 2"]),
+        (["overrides.resources.num_workers=4"], ["overrides.resources.num_workers=", "4 workers x 1 CPU", "has 2"]),
         (["loggers=[mlflow]"], ["loggers", "mlflow", "raylign[mlflow]"]),
         (["seeds=[1,1]"], ["seeds", "twice"]),
         (["scheduler.name=hyperband"], ["scheduler.name", "hyperband", "sampler.name=random"]),
@@ -268,7 +269,7 @@ def test_tuning(
         ("overrides.checkpoint.best=accuracy", "checkpoint.best: 'accuracy'"),
         ("overrides.optimizer.options={beta: 1}", "optimizer.options: adamw has no 'beta'"),
         ("score=[accuracy]", "score: 'accuracy'"),
-        ("loggers=[mlflow]", "loggers: mlflow"),
+        ("loggers=[mlflow]", "loggers: 'mlflow'"),
     ],
 )
 def test_a_mistake_does_not_cost_the_sweep_that_was_to_be_replaced(

@@ -16,7 +16,7 @@ import pytest
 import torch
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
 
-from evaluation.embeddings import Wanted
+from evaluation.embeddings import Inputs
 from evaluation.model_settings import ModelSettings
 from evaluation.precomputed import precomputed
 from pipelines.dataset.prepared import FORMAT_VERSION, Prepared
@@ -172,9 +172,9 @@ def test_features(tmp_path: Path, touched: Path) -> None:
     (bank.path / "bank.json").write_text(json.dumps(bank.about | {"width": 1, "rows": 1, "digest": ""}))
     assert "rows.npy" in one_line(bank.check)
     np.save(tmp_path / "set.texts.npy", cells, allow_pickle=True)
-    wanted = Wanted("texts", ("a",), "set")
+    inputs = Inputs("texts", ("a",), "set")
     settings = ModelSettings(embeddings=tmp_path)
-    assert "set.texts.npy" in one_line(lambda: precomputed("models.x", settings, [wanted], tmp_path / "inputs"))
+    assert "set.texts.npy" in one_line(lambda: precomputed("models.x", settings, [inputs], tmp_path / "inputs"))
 
 
 def test_checkpoints_and_weights(tmp_path: Path, touched: Path) -> None:

@@ -110,7 +110,7 @@ def load_encoder(folder: Path) -> Trained:
     towers = [
         locked_tower(tower, key, folder, frozen.get(key), tokenizer.vocabulary_size)
         if tower.mode == "locked"
-        else trained_tower(tower, described, tokenizer.vocabulary_size)
+        else trained_tower(tower, key, described, tokenizer.vocabulary_size)
         for (key, tower), described in zip(sides.items(), towers_of(folder), strict=True)
     ]
     heads = [head.build(tower.width, settings.embed_dim) for head, tower in zip(settings.heads, towers, strict=True)]

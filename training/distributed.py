@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 PeerLost = dist.DistError
-"""What torch raises if another worker is gone."""
+"""What torch raises if another worker has died."""
 
 
 def world_size() -> int:
@@ -30,11 +30,11 @@ def rank() -> int:
 
 @contextmanager
 def gloo(store: str, rank: int, size: int, patience: float) -> Iterator[None]:
-    """This process is worker `rank` of `size` on CPUs, meeting at a file that is not there yet; Ray Train does it otherwise."""
+    """Joins this process to a group, without Ray Train, as worker `rank` of `size` on CPUs. `store`: a new file's path."""
     dist.init_process_group("gloo", f"file://{store}", timedelta(seconds=patience), rank=rank, world_size=size)
     try:
         yield
-        dist.barrier()  # nobody leaves while another still gathers
+        dist.barrier()  # no worker leaves while another still gathers
     finally:
         dist.destroy_process_group()
 
@@ -68,7 +68,7 @@ def all_gather(rows: Tensor) -> Tensor:
 
 
 class _Pass(torch.autograd.Function):
-    """Rows go to the next worker and come from the one before; gradients go the other way."""
+    """Rows are sent to the next worker and received from the previous one; gradients go the other way."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class _Pass(torch.autograd.Function):
 
 
 def _exchange(rows: Tensor, step: int) -> Tensor:
-    """Send to the worker `step` places ahead in the ring, receive from the one as far behind."""
+    """Send to the worker `step` places ahead in the ring, and receive from the worker as far behind."""
     received, size = torch.empty_like(rows, memory_format=torch.contiguous_format), world_size()
     send = dist.P2POp(dist.isend, rows.contiguous(), (rank() + step) % size)
     receive = dist.P2POp(dist.irecv, received, (rank() - step) % size)
@@ -119,6 +119,17 @@ def mean(value: Tensor) -> Tensor:
     return total / world_size()
 
 
+def mean_over_workers(sums: Tensor, counts: Tensor) -> Tensor:
+    """Each worker's share of a mean over values of which workers have different numbers: its average over workers is the total
+    sum over the total count, or 0 if nothing was counted.
+
+    Args:
+        sums, counts: [n] of this worker; `sums` with gradient.
+    """
+    total = all_gather(counts.detach().sum()[None]).sum()
+    return sums.sum() * world_size() / total.clamp(min=1)
+
+
 def average_gradients(module: nn.Module) -> None:
     """Average the gradients of a module that DDP does not wrap, such as an objective's temperature."""
     if world_size() == 1:
@@ -135,9 +146,9 @@ def gather_objects(value: Any) -> list[Any]:
     """Every worker's picklable value, in rank order, on every worker."""
     if world_size() == 1:
         return [value]
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def from_rank_zero(flags: Iterable[bool]) -> list[bool]:

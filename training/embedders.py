@@ -1,10 +1,10 @@
-"""Embedders for published models, with the preprocessing and the tokenizer that they were published with.
+"""Embedders of published models, each with the preprocessing and the tokenizer that it was published with.
 
     embedder: training.embedders:open_clip     embedder_arguments: {model: ViT-B-32, weights: laion2b_s34b_b79k}
     embedder: training.embedders:huggingface   embedder_arguments: {weights: openai/clip-vit-base-patch32}
 
-None of our own preprocessing is applied to an image or a text, so scores are comparable with published ones. The optional
-attributes of an embedder are explained in evaluation/embedder.py.
+Images and texts get none of our own preprocessing, so scores are comparable with published ones. evaluation/embedder.py explains
+the optional attributes of an embedder.
 """
 
 import json
@@ -29,7 +29,8 @@ from training.towers.text_reading import positions, reads_padding, tells_apart, 
 from training.trunk_features import hugging_face_features, open_clip_features
 
 F = TypeVar("F", bound=Callable)
-_KEY = "embedder_arguments.weights"
+_ARGUMENTS = "embedder_arguments"
+_KEY = f"{_ARGUMENTS}.weights"
 _LONG = 10_000  # words of a text that any tokenizer with a maximum length truncates
 
 
@@ -42,8 +43,8 @@ class OpenClipEmbedder:
 
         self._device = _device()
         settings = OpenClipImageSettings(name="open_clip", model=model, weights=weights)
-        network: Any = settings.load()
-        self._config = settings.config()
+        network: Any = settings.load(_ARGUMENTS)
+        self._config = settings.config(_ARGUMENTS)
         self._network = network.eval().to(self._device)
         self.scale = _scale(network)
         self._features = open_clip_features(network.visual)
@@ -51,7 +52,7 @@ class OpenClipEmbedder:
             self.image_features = self._image_features
         self._preprocess = image_transform_v2(PreprocessCfg(**network.visual.preprocess_cfg), is_train=False)
         self._tokenizer = open_clip.get_tokenizer(model)
-        tells_apart(self.embed_texts, "embedder_arguments.model", model)
+        tells_apart(self.embed_texts, f"{_ARGUMENTS}.model", model)
 
     @torch.inference_mode()
     def embed_images(self, images: list[Image.Image]) -> np.ndarray:
@@ -66,7 +67,7 @@ class OpenClipEmbedder:
     @cached_property
     def fingerprint(self) -> str:
         about = [self._config, self._network.visual.preprocess_cfg, self._tokenizer.context_length]
-        if hasattr(self._tokenizer, "tokenizer"):  # of transformers; open_clip's own goes by its version
+        if hasattr(self._tokenizer, "tokenizer"):  # of transformers; open_clip's own is the same for all models
             about.append(of_tokenizer(self._tokenizer.tokenizer))
         return fingerprint(self._network, about)
 
@@ -80,7 +81,7 @@ class OpenClipEmbedder:
 
 
 class HuggingFaceEmbedder:
-    """A CLIP-like model of transformers: CLIP, SigLIP, VisionTextDualEncoder and their like."""
+    """A CLIP-like model of transformers, such as CLIP, SigLIP or VisionTextDualEncoder."""
 
     def __init__(self, weights: str):
         from transformers import AutoProcessor
@@ -89,10 +90,11 @@ class HuggingFaceEmbedder:
         try:
             self._processor: Any = AutoProcessor.from_pretrained(resolve(weights, _KEY) or weights, trust_remote_code=False)
         except Exception as error:  # the hub, json and each processor raise their own errors
-            raise UserError(f"{_KEY}: {weights}: {first_line(error)}; give a folder or a hub name") from None
+            problem = f"{weights} has no processor that can be loaded: {first_line(error)}"
+            raise UserError(_KEY, problem, "save the model's processor beside its weights") from None
         self._device = _device()
         self._network = network.to(self._device)
-        self._text_options = self._how_texts_are_read(weights)
+        self._text_options = self._tokenizer_options(weights)
         if hasattr(network, "logit_scale"):
             self.scale = _scale(network)
         self._features = hugging_face_features(network)
@@ -108,15 +110,15 @@ class HuggingFaceEmbedder:
     @torch.inference_mode()
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Strings to unit rows, float32 [n, D]; long texts are truncated."""
-        given = self._processor(text=texts, return_tensors="pt", **self._text_options).to(self._device)
-        return _rows(self._network.get_text_features(**given).pooler_output)
+        inputs = self._processor(text=texts, return_tensors="pt", **self._text_options).to(self._device)
+        return _rows(self._network.get_text_features(**inputs).pooler_output)
 
     @torch.inference_mode()
-    def _how_texts_are_read(self, weights: str) -> dict[str, Any]:
-        """Cut to what the processor cuts to and the model has positions for; padded to that where the model reads its padding."""
+    def _tokenizer_options(self, weights: str) -> dict[str, Any]:
+        """Cut texts to the processor's length and the model's positions, and pad them to that if the model reads its padding."""
         tokenizer, usable = self._processor.tokenizer, positions(text_half(self._network))
         if tokenizer.pad_token is None:
-            raise UserError(f"{_KEY}: the tokenizer of {weights} names no pad_token; name it in its tokenizer_config.json")
+            raise UserError(_KEY, f"the tokenizer of {weights} has no pad_token", "name it in its tokenizer_config.json")
         if usable is not None:  # some tokenizers have no maximum length, and say 1e30
             tokenizer.model_max_length = min(tokenizer.model_max_length, usable)
         (ids,) = self._processor(text=["word " * _LONG], truncation=True)["input_ids"]
@@ -127,18 +129,17 @@ class HuggingFaceEmbedder:
         ):
             options["padding"] = "max_length"
         else:
-            # Pad on the right, since models count positions from the left: a text's row is then the same alone and next to longer
-            # texts.
+            # On the right, since models count positions from the left: a text's row does not depend on the texts beside it.
             options["padding"], tokenizer.padding_side = True, "right"
         return options
 
     def _text_rows(self, ids: Tensor, mask: Tensor) -> Tensor:
-        given = {"input_ids": ids.to(self._device), "attention_mask": mask.to(self._device)}
-        return self._network.get_text_features(**given).pooler_output
+        inputs = {"input_ids": ids.to(self._device), "attention_mask": mask.to(self._device)}
+        return self._network.get_text_features(**inputs).pooler_output
 
     @cached_property
     def fingerprint(self) -> str:
-        # The location of a model is not part of its identity.
+        # Where a model is stored is not part of its identity.
         config = json.loads(
             self._network.config.to_json_string(use_diff=False),
             object_hook=lambda tree: {key: value for key, value in tree.items() if key != "_name_or_path"},
@@ -157,12 +158,13 @@ class HuggingFaceEmbedder:
 
 def _dual(network: Any, weights: str) -> Any:
     if not hasattr(network, "get_image_features") or not hasattr(network, "get_text_features"):
-        raise UserError(f"{_KEY}: {weights} is a {type(network).__name__}, which does not embed images and texts")
+        problem = f"{weights} is a {type(network).__name__}, which does not embed images and texts"
+        raise UserError(_KEY, problem, "choose a CLIP-like model")
     return network
 
 
 def _checked_by(check: Callable[..., None]) -> Callable[[F], F]:
-    """Attach to a function what evaluation checks before a cluster starts (evaluation/embedder.py)."""
+    """Attach `check` to a function: evaluation calls it with the same arguments before it starts (evaluation/embedder.py)."""
 
     def mark(function: F) -> F:
         setattr(function, "check", check)  # noqa: B010  functions have no such attribute, says mypy
@@ -172,22 +174,22 @@ def _checked_by(check: Callable[..., None]) -> Callable[[F], F]:
 
 
 def _check_open_clip(model: str, weights: str | None = None) -> None:
-    OpenClipImageSettings(name="open_clip", model=model, weights=weights).check_source("embedder_arguments")
+    OpenClipImageSettings(name="open_clip", model=model, weights=weights).check_source(_ARGUMENTS)
 
 
 def _check_huggingface(weights: str) -> None:
-    HuggingFaceVisionSettings(name="huggingface", weights=weights).check_source("embedder_arguments")
+    HuggingFaceVisionSettings(name="huggingface", weights=weights).check_source(_ARGUMENTS)
 
 
 @_checked_by(_check_open_clip)
 def open_clip(model: str, weights: str | None = None) -> OpenClipEmbedder:
-    """`weights`: open_clip's tag, or a path; None: random ones. Raises `UserError` if they are not available."""
+    """`weights`: open_clip's tag, or a path; None: random ones. Raises `UserError` if they cannot be loaded."""
     return OpenClipEmbedder(model, weights)
 
 
 @_checked_by(_check_huggingface)
 def huggingface(weights: str) -> HuggingFaceEmbedder:
-    """`weights`: a hub name, or a folder with config.json and what a processor needs. Raises `UserError`."""
+    """`weights`: a hub name, or a folder with config.json and a processor. Raises `UserError` if they cannot be loaded."""
     return HuggingFaceEmbedder(weights)
 
 
@@ -196,7 +198,7 @@ def _device() -> torch.device:
 
 
 def _scale(network: Any) -> float:
-    """The logit scale by which a model multiplies cosines; AIMv2 caps it."""
+    """The logit scale, by which a model multiplies cosines; AIMv2 caps it."""
     return float(network.logit_scale.detach().clamp(max=getattr(network, "max_log_logit_scale", math.inf)).exp())
 
 

@@ -1,6 +1,6 @@
-"""The dual encoder: two towers, two heads, unit rows in the joint space.
+"""The dual encoder: two towers and two heads, from images and texts to unit rows in the joint space.
 
-A locked tower is not part of it during training: the batch already contains the tower's features.
+A locked tower is not part of it during training: the batch holds the tower's features.
 """
 
 from typing import Annotated, Any, Literal
@@ -30,21 +30,19 @@ class LinearHead(Settings):
 
 
 class IdentityHead(Settings):
-    """No head: the features are already in the joint space, like those of either half of a dual encoder. For fine-tuning one."""
+    """No head: the features are already in the joint space, as those of half of a dual encoder are. For fine-tuning."""
 
     name: Literal["identity"]
 
     def build(self, width: int, embed_dim: int) -> nn.Module:
         if width != embed_dim:
-            raise UserError(
-                f"embed_dim: {embed_dim}, but this tower's features have {width} numbers, which head.name=identity takes as they "
-                f"are; pass embed_dim={width}, or another head"
-            )
+            problem = f"{embed_dim}, but a tower with an identity head has {width} features, which are not projected"
+            raise UserError("embed_dim", problem, f"pass embed_dim={width}, or choose another head")
         return nn.Identity()
 
 
 class MlpHead(Settings):
-    """LayerNorm, a hidden layer, and the joint space."""
+    """LayerNorm, a hidden layer, and a linear map to the joint space."""
 
     name: Literal["mlp"]
     hidden: int = Field(512, ge=1, description="width of the hidden layer")
@@ -63,7 +61,7 @@ class MlpHead(Settings):
 
 
 class AugmentedHead(Settings):
-    """A residual MLP that also reads the augmentation code of a view (UniCLIP); at inference, the code of no augmentation."""
+    """A residual MLP that also takes the augmentation code of a view (UniCLIP); at inference, the code of no augmentation."""
 
     name: Literal["augmented"]
     hidden: int = Field(64, ge=1, description="width of the encoded augmentation, and of the layers that encode it")
@@ -78,7 +76,7 @@ HeadUnion = Annotated[HeadSettings, Field(discriminator="name")]
 
 
 class CodedHead(nn.Module):
-    """From features and an augmentation code to the joint space. UniCLIP's idea, with our own sizes."""
+    """From features and an augmentation code to the joint space: UniCLIP's idea, with our own sizes."""
 
     identity: Tensor
 
@@ -105,7 +103,7 @@ class _Residual(nn.Sequential):
 
 
 class DualEncoder(nn.Module):
-    """A tower that is `None` is locked: its features are in the batch, or come from the embedder at inference."""
+    """A tower that is None is locked: in training its features are in the batch."""
 
     def __init__(self, image_tower: Tower | None, text_tower: TextTower | None, image_head: nn.Module, text_head: nn.Module):
         super().__init__()
@@ -113,17 +111,26 @@ class DualEncoder(nn.Module):
         self.image_head, self.text_head = image_head, text_head
 
     def forward(self, batch: Batch) -> Embeddings:
-        """Both embeddings of a batch, and those of its other inputs: strong views, reworded and masked captions."""
+        """Both embeddings of a batch, and the outputs for its other inputs: strong views, reworded and masked captions."""
         image, strong_features, strong = self.images(batch)
         text, states = self._texts(batch)
         text, other = self.text_head(text).float(), None
         if "other_text" in batch:
             assert self.text_tower is not None
             other = self.text_head(self.text_tower(batch["other_text"], batch["other_mask"])).float()
-        return Embeddings(unit(image), unit(text), image, text, strong_features, strong, states, other)
+        return Embeddings(
+            image=unit(image),
+            text=unit(text),
+            image_projection=image,
+            text_projection=text,
+            strong_features=strong_features,
+            strong_projection=strong,
+            text_states=states,
+            other_projection=other,
+        )
 
     def _texts(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Features [b, G] of captions and, if words are masked, states [b, L, S] of those captions."""
+        """Features [b, G] of captions and, if words are masked, states [b, L, S] of the masked captions."""
         if self.text_tower is None:
             return batch["text_features"], None
         text, mask = batch["text"], batch["text_mask"]
@@ -176,9 +183,11 @@ def build_encoder(
     vocabulary_size: int,
     abouts: tuple[dict[str, Any] | None, dict[str, Any] | None] = (None, None),
 ) -> DualEncoder:
-    """`widths`: feature widths of locked towers, None for towers that are part of the encoder.
+    """A dual encoder with initial or pretrained weights.
 
-    `abouts`: to load a checkpoint's weights, descriptions of its towers' architectures (`Tower.about`).
+    Args:
+        widths: features per row of locked towers, image and text; None for a tower that is part of the encoder.
+        abouts: to load a checkpoint's weights, the architectures of its towers (`Tower.about`).
     """
     image_tower: Any = None
     text_tower: Any = None

@@ -19,6 +19,7 @@ from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
 from pipelines.program.settings import Settings
+from training.saved_towers import frozen
 from training.towers import ImageFeatures, ImageTowerUnion, TextFeatures, TextTowerUnion
 
 
@@ -52,20 +53,19 @@ def compute_banks(settings: BankSettings, display: Display) -> list[Path]:
         prepared = Prepared.open(settings.dataset)
     except UserError as error:
         raise UserError(str(error).replace("data.path", "dataset", 1)) from None
-    image, text = settings.image_encoder, settings.text_encoder
-    for side, tower in (("image", image), ("text", text)):
-        if tower is not None:
-            tower.identity(f"{side}_encoder")  # raises if it has no weights
+    # These raise if an encoder has no weights.
+    image = None if settings.image_encoder is None else frozen(settings.image_encoder, "image_encoder", None)
+    text = None if settings.text_encoder is None else frozen(settings.text_encoder, "text_encoder", None)
     cluster.start(display.verbose)
     pool = feature_store.Pool(_actors(settings), settings.use_gpu)
     found: list[Path] = []
-    if image is not None:
-        identity = image.identity("image_encoder")
-        found.append(feature_store.image_bank(prepared, image.image_size, ImageFeatures, (image,), identity, pool, display))
+    if settings.image_encoder is not None and image is not None:
+        size = settings.image_encoder.image_size
+        found.append(feature_store.image_bank(prepared, size, ImageFeatures, (image,), image.identity, pool, display))
         display.line(f"bank of images: {found[-1]}")
     if text is not None:
-        tokenizer = text.tokenizer(lambda: [])
-        identity = text.bank_identity(tokenizer, "text_encoder")
+        tokenizer = text.tokenizer(list)
+        identity = text.identity | {"tokenizer": tokenizer.identity}
         found += feature_store.text_banks(prepared, [prepared.texts()], TextFeatures, (text, tokenizer), identity, pool, display)
         display.line(f"bank of captions: {found[-1]}")
     if settings.neighbours:

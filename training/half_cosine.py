@@ -1,4 +1,4 @@
-"""The half cosine along which learning rates, momenta and weights go from one value to another."""
+"""The half cosine on which learning rates, momenta and weights go from one value to another."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step: warm-up, then a cosine or a constant."""
+"""The learning rate as a function of the step."""
 
 from typing import Literal
 
@@ -31,7 +31,7 @@ class ScheduleSettings(Settings):
         return half_cosine(peak, self.final_lr, fraction)
 
     def _rising(self, step: int, peak: float) -> float:
-        """On a line from `start_lr` that meets `peak` after the warm-up; without one, from 0 in the step before the first."""
+        """On a line from `start_lr` at the first step, or else from 0 before it, to `peak` at the end of the warm-up."""
         stair = step // self.warmup_stair * self.warmup_stair
         if self.start_lr is None:
             return peak * (stair + 1) / self.warmup_steps

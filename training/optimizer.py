@@ -1,4 +1,4 @@
-"""Optimizer by name, and its decay groups."""
+"""The optimizer, by name, and which parameters it decays."""
 
 import difflib
 import inspect
@@ -15,11 +15,11 @@ from pipelines.program.import_string import call
 from pipelines.program.settings import Settings
 
 _KEYS = ("optimizer.name", "optimizer.options", "mypackage.mymodule:MyOptimizer")  # for errors
-_USUAL = ("adamw", "sgd", "adam")  # known without timm, which takes a second to import
+_USUAL = ("adamw", "sgd", "adam")  # accepted without importing timm, which takes a second
 
 
 class OptimizerSettings(Settings):
-    """Any optimizer of timm by name: adamw, sgd (with Nesterov momentum), adam, lion, lamb, ...; or one of your own."""
+    """Any optimizer of timm by name: adamw, sgd (with Nesterov momentum), adam, lion, lamb, ...; or a class of your own."""
 
     name: str = Field("adamw", description="adamw, sgd, adam, any of timm's optimizers, or module:Class of your own")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
@@ -34,10 +34,10 @@ class OptimizerSettings(Settings):
             return value
         from timm.optim import list_optimizers
 
-        known = list_optimizers()
-        if value not in known:
-            near = difflib.get_close_matches(value, known, n=3) or list(_USUAL)
-            raise ValueError(f"unknown optimizer '{value}'; did you mean {' or '.join(near)}? timm has {len(known)}")
+        names = list_optimizers()
+        if value not in names:
+            near = difflib.get_close_matches(value, names, n=3) or list(_USUAL)
+            raise ValueError(f"unknown optimizer '{value}'; did you mean {' or '.join(near)}? timm has {len(names)}")
         return value
 
     @field_validator("options")
@@ -45,16 +45,16 @@ class OptimizerSettings(Settings):
     def _numbers(cls, value: dict[str, Any]) -> dict[str, Any]:
         """YAML reads 1e-8, which has no dot, as text."""
 
-        def number(found: Any) -> Any:
+        def number(option: Any) -> Any:
             try:
-                return float(found) if isinstance(found, str) else found
+                return float(option) if isinstance(option, str) else option
             except ValueError:
-                return found
+                return option
 
-        return {name: number(found) for name, found in value.items()}
+        return {name: number(option) for name, option in value.items()}
 
     def check(self) -> None:
-        """A step on a toy: what fails there fails in every run. Raises `UserError`."""
+        """Take a step on a toy: what fails there fails in every run. Raises `UserError`."""
         toy = nn.Linear(2, 2)
         try:
             optimizer = self.build([toy])
@@ -63,25 +63,26 @@ class OptimizerSettings(Settings):
         except UserError:
             raise
         except Exception as error:  # each optimizer raises its own errors
-            raise self._refused(error) from None
+            raise self._refusal(error) from None
 
     def _check_names(self) -> None:
-        """timm silently drops `eps` and `betas` if an optimizer has none."""
+        """Raises `UserError` for an unknown option: timm silently drops `eps` and `betas` if an optimizer has none."""
         from timm.optim import get_optimizer_class
 
-        known = inspect.signature(get_optimizer_class(self.name, bind_defaults=False)).parameters
-        own = [name for name in known if name not in ("params", "lr", "weight_decay", "momentum")]
+        arguments = inspect.signature(get_optimizer_class(self.name, bind_defaults=False)).parameters
+        names = [name for name in arguments if name not in ("params", "lr", "weight_decay", "momentum")]
         for name in self.options:
-            if name not in own:
-                near = difflib.get_close_matches(name, own, n=1)
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
-                raise UserError(f"optimizer.options: {self.name} has no '{name}'; {hint}it has {', '.join(own)}")
+                raise UserError("optimizer.options", f"{self.name} has no '{name}'", f"{hint}it has {', '.join(names)}")
 
-    def _refused(self, error: Exception) -> UserError:
-        return UserError(f"optimizer.options: {self.name} does not take {plain(self.options)}: {' '.join(str(error).split())}")
+    def _refusal(self, error: Exception) -> UserError:
+        problem = f"{self.name} does not take {plain(self.options)}: {' '.join(str(error).split())}"
+        return UserError("optimizer.options", problem, "change or remove the option")
 
     def build(self, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
-        """Two groups: weights with decay; biases, norms, scalars and everything else below two dimensions without."""
+        """Two groups of parameters: weights, with decay; those below two dimensions, such as biases and norms, without."""
         if ":" not in self.name:
             self._check_names()
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -90,11 +91,13 @@ class OptimizerSettings(Settings):
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
         if ":" in self.name:
-            given = {"params": [group for group in groups if group["params"]], "lr": self.lr, "weight_decay": self.weight_decay}
-            made = call(self.name, given | self.options, *_KEYS)
-            if not isinstance(made, torch.optim.Optimizer):
-                raise UserError(f"optimizer.name: {self.name} gave a {type(made).__name__}; it must be a torch.optim.Optimizer")
-            return made
+            arguments: dict[str, Any] = {"params": [group for group in groups if group["params"]]}
+            arguments |= {"lr": self.lr, "weight_decay": self.weight_decay} | self.options
+            optimizer = call(self.name, arguments, *_KEYS)
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                problem = f"{self.name} returned a {type(optimizer).__name__}"
+                raise UserError("optimizer.name", problem, "return a torch.optim.Optimizer")
+            return optimizer
         from timm.optim import create_optimizer_v2
 
         try:
@@ -108,4 +111,4 @@ class OptimizerSettings(Settings):
                 **{k: tuple(v) if isinstance(v, list) else v for k, v in self.options.items()},
             )
         except (TypeError, ValueError) as error:
-            raise self._refused(error) from None
+            raise self._refusal(error) from None

@@ -162,12 +162,12 @@ def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
         raise UserError(f"evaluation.split: '{settings.evaluation.split}' is what the run trains on; hold another split out")
     order = Order(
         prepared,
-        settings.data.split,
-        settings.data.split_seed,
-        settings.seed,
-        settings.global_batch_size,
-        settings.data.validation,
-        settings.data.fraction,
+        split=settings.data.split,
+        split_seed=settings.data.split_seed,
+        seed=settings.seed,
+        global_batch_size=settings.global_batch_size,
+        validation=settings.data.validation,
+        fraction=settings.data.fraction,
     )
     order.check()
     return order
@@ -283,7 +283,17 @@ def make_plan(
     )
     tested = None if data.test is None else scored_of(prepared, data.test, "test.npz")
     kept, towers = tuple(there.values()), towers_of(checkpoint)
-    return Plan(settings, order, stream, tuple(scored), tokenizer, code_version(), tested, kept, towers)
+    return Plan(
+        settings=settings,
+        order=order,
+        stream=stream,
+        scored=tuple(scored),
+        tokenizer=tokenizer,
+        code_version=code_version(),
+        test=tested,
+        frozen=kept,
+        towers=towers,
+    )
 
 
 def keep_towers(plan: Plan, run: Path) -> None:

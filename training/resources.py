@@ -32,13 +32,14 @@ def present() -> Cluster:
     return Cluster(found.get("CPU", 0), found.get("GPU", 0), "RAY_ADDRESS" in os.environ)
 
 
-def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster) -> float:
+def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster, key: str = "resources") -> float:
     """CPUs that a run reserves for reading and decoding, besides its workers': `data_cpus`, or all others of its own local Ray.
 
     Raises `UserError` with the arithmetic if it does not fit.
 
     Args:
         uses_tasks: whether the run streams data; with both towers locked it needs no CPUs besides its workers'.
+        key: of these settings, for errors.
     """
     workers = wanted.num_workers * round(wanted.cpus_per_worker, 4)  # Ray's rounding
     data = wanted.data_cpus if uses_tasks else 0
@@ -47,21 +48,24 @@ def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster)
     if wanted.autoscale:
         return booked
     if workers + data > cluster.cpus:
-        ways = ["resources.autoscale=true on a cluster that grows"]
+        ways = [f"{key}.autoscale=true on a cluster that grows"]
         fewer = int((cluster.cpus - data) // wanted.cpus_per_worker)
         if fewer >= 1:
-            ways.insert(0, f"resources.num_workers={fewer}")
+            ways.insert(0, f"{key}.num_workers={fewer}")
         share = int((cluster.cpus - data) / wanted.num_workers * 100) / 100
         if share >= 0.1:
-            ways.insert(0, f"resources.cpus_per_worker={share:g}")
+            ways.insert(0, f"{key}.cpus_per_worker={share:g}")
+        reading = f" + {data:g} for reading and decoding" if data else ""
         raise UserError(
-            f"resources: {wanted.num_workers} workers x {wanted.cpus_per_worker:g} CPU"
-            + (f" + {data:g} for reading and decoding" if data else "")
-            + f" = {workers + data:g} CPUs, and the cluster has {cluster.cpus:g}; pass {' or '.join(ways)}"
+            key,
+            f"{wanted.num_workers} workers x {wanted.cpus_per_worker:g} CPU{reading} = {workers + data:g} CPUs, "
+            f"and the cluster has {cluster.cpus:g}",
+            f"pass {' or '.join(ways)}",
         )
     if wanted.use_gpu and wanted.num_workers > cluster.gpus:
         raise UserError(
-            f"resources: {wanted.num_workers} workers x 1 GPU = {wanted.num_workers} GPUs, and the cluster has {cluster.gpus:g}; "
-            "pass resources.use_gpu=false, fewer resources.num_workers, or resources.autoscale=true on a cluster that grows"
+            key,
+            f"{wanted.num_workers} workers x 1 GPU = {wanted.num_workers} GPUs, and the cluster has {cluster.gpus:g}",
+            f"pass {key}.use_gpu=false, fewer {key}.num_workers, or {key}.autoscale=true on a cluster that grows",
         )
     return booked

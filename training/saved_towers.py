@@ -1,4 +1,4 @@
-"""What a run saves of its towers, so that its folder can be opened on a machine without their packages, files or a hub.
+"""What a run saves of its towers, so that its folder opens on a machine without their packages, files or a hub.
 
     RUN/checkpoint_.../checkpoint.json   the architecture of each tower in `state.pt`, without weights (`Tower.about`)
     RUN/checkpoint_.../tokenizer.json    the text tower's tokenizer
@@ -33,49 +33,46 @@ About = dict[str, Any]
 
 
 def towers_of(checkpoint: Path | None) -> tuple[About | None, About | None]:
-    """Architectures of a checkpoint's towers, image and text; None for one that is not in it, or not described."""
+    """Architectures of a checkpoint's towers, image and text; None for a tower that it does not hold, or does not describe."""
     try:
         about = json.loads((checkpoint / ABOUT).read_text(encoding="utf-8")) if checkpoint else {}
         image, text = about["towers"]
         return image, text
-    except (OSError, ValueError, LookupError, TypeError):  # of an earlier version; a damaged one is reported when it is loaded
+    except (OSError, ValueError, LookupError, TypeError):  # of an earlier version; a damaged file is reported when it is loaded
         return None, None
 
 
 def tokenizer_of(checkpoint: Path, max_tokens: int) -> TextTokenizer:
     """The text tower's tokenizer with which the checkpoint was trained."""
     about = json.loads((checkpoint / ABOUT).read_text(encoding="utf-8"))
-    words = (checkpoint / "tokenizer.json").read_text(encoding="utf-8")
-    return TextTokenizer(words, max_tokens, **about.get("tokenizer", {}))
+    tokenizer = (checkpoint / "tokenizer.json").read_text(encoding="utf-8")
+    return TextTokenizer(tokenizer, max_tokens, **about.get("tokenizer", {}))
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """A tower that is not in checkpoints. `folder`: the run's copy; None if the weights named in the settings are read.
-
-    `identity`: what decides its features, as JSON values.
-    """
+    """A tower that is not in checkpoints: a locked one, or a frozen encoder."""
 
     settings: TowerSettings
-    key: str
-    folder: Path | None
-    identity: dict[str, Any]
+    key: str  # in the config, such as image_tower
+    folder: Path | None  # the run's copy; None: its weights are those that the settings name
+    identity: dict[str, Any]  # what determines its features, as JSON values
 
     def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
         """The text tower's tokenizer."""
         assert isinstance(self.settings, TextTowerSettings)
         if self.folder is None:
-            return self.settings.tokenizer(corpus)
-        kept = _read(self.folder)["tokenizer"]
-        return TextTokenizer(kept["json"], self.settings.max_tokens, **kept["reading"])
+            return self.settings.tokenizer(corpus, self.key)
+        saved = _read(self.folder)["tokenizer"]
+        return TextTokenizer(saved["json"], self.settings.max_tokens, **saved["reading"])
 
     def build(self, vocabulary_size: int = 0) -> Any:
         """The tower with its weights."""
         if self.folder is None:
-            return build(self.settings, vocabulary_size)
-        kept = _read(self.folder)
-        tower = self.settings.rebuild(json.loads(kept["about"]), vocabulary_size)
-        tower.load_state_dict(kept["state"])
+            return build(self.settings, vocabulary_size, self.key)
+        saved = _read(self.folder)
+        tower = self.settings.rebuild(json.loads(saved["about"]), vocabulary_size)
+        tower.load_state_dict(saved["state"])
         return tower.eval()
 
     def weights_name(self) -> str | None:
@@ -83,27 +80,28 @@ class Frozen:
         return self.settings.weights_name() if self.folder is None else str(self.folder)
 
 
-def build(settings: TowerSettings, vocabulary_size: int) -> Any:
+def build(settings: TowerSettings, vocabulary_size: int, key: str) -> Any:
     """A tower from the weights that its settings name."""
     if isinstance(settings, ImageTowerSettings):
-        return settings.build()
+        return settings.build(key)
     assert isinstance(settings, TextTowerSettings)
-    return settings.build(vocabulary_size)
+    return settings.build(vocabulary_size, key)
 
 
 def frozen(settings: TowerSettings, key: str, run: Path | None) -> Frozen:
-    """A tower that is not in checkpoints: the run's copy, if there is one. Raises `UserError` if that is damaged."""
+    """A tower that is not in checkpoints: the run's copy if there is one. Raises `UserError` if that is damaged, or if there is
+    none and the settings name no pretrained weights."""
     folder = None if run is None else run / _TOWERS / key
     if folder is None or not folder.exists():
         return Frozen(settings, key, None, settings.identity(key))
-    if (what := changed(folder)) is not None:
-        raise UserError(f"{key}: {folder} is damaged: {what}; copy it again, or delete it, and {key}.weights is read again")
+    if (damage := changed(folder)) is not None:
+        raise UserError(key, f"{folder} is damaged: {damage}", f"copy it again, or delete it, and {key}.weights is read again")
     return Frozen(settings, key, folder, json.loads(_read(folder)["identity"]))
 
 
-def trained_tower(settings: TowerSettings, about: About | None, vocabulary_size: int) -> Any:
-    """A tower for a checkpoint's weights; if its architecture is not recorded, built with the weights of its settings."""
-    return build(settings, vocabulary_size) if about is None else settings.rebuild(about, vocabulary_size)
+def trained_tower(settings: TowerSettings, key: str, about: About | None, vocabulary_size: int) -> Any:
+    """A tower for a checkpoint's weights. Without `about` it is built from the weights that its settings name."""
+    return build(settings, vocabulary_size, key) if about is None else settings.rebuild(about, vocabulary_size)
 
 
 def locked_tower(
@@ -111,30 +109,30 @@ def locked_tower(
 ) -> Any:
     """A locked tower of a checkpoint: the run's copy, or else built from the weights that its settings name.
 
-    `identity`: its identity when the run was trained. Raises `UserError` if it is different now.
+    `identity`: its identity when the run was trained; None if it is not recorded. Raises `UserError` if it is different now.
     """
-    way_out = f"copy the run's folder {_TOWERS} too, beside the checkpoint"
+    remedy = f"copy the run's folder {_TOWERS} too, beside the checkpoint"
     try:
-        found = frozen(settings, key, checkpoint.parent)
+        tower = frozen(settings, key, checkpoint.parent)
     except UserError as error:
         if (checkpoint.parent / _TOWERS / key).exists():
             raise
-        raise UserError(f"checkpoint: {checkpoint} does not hold its {key}, which is locked ({error}); {way_out}") from None
-    if identity is not None and found.identity != identity:
-        changes = "; ".join(difference(identity, found.identity)[:2])
-        raise UserError(
-            f"checkpoint: {checkpoint} was trained with another {key} than {found.weights_name()} is now ({changes}); {way_out}"
-        )
-    return found.build(vocabulary_size)
+        problem = f"{checkpoint} does not hold its {key}, which is locked ({error.key}: {error.problem})"
+        raise UserError("checkpoint", problem, remedy) from None
+    if identity is not None and tower.identity != identity:
+        changes = ", ".join(difference(identity, tower.identity)[:2])
+        problem = f"{checkpoint} was trained with another {key} than {tower.weights_name()} is now ({changes})"
+        raise UserError("checkpoint", problem, remedy)
+    return tower.build(vocabulary_size)
 
 
 def keep(towers: Iterable[Frozen], run: Path, cache: Path | None) -> None:
-    """Put a copy of each tower into the run's folder unless there is one. `cache`: a folder to link to, or None."""
+    """Put a copy of each tower into the run's folder unless it has one. `cache`: a folder of copies to link to, or None."""
     for tower in towers:
-        place = run / _TOWERS / tower.key
-        if place.exists():
+        folder = run / _TOWERS / tower.key
+        if folder.exists():
             continue
-        aside = place.with_name(f"{place.name}.partial-{os.getpid()}")
+        aside = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
         shutil.rmtree(aside, ignore_errors=True)
         aside.parent.mkdir(parents=True, exist_ok=True)
         source = None if cache is None else cache / _TOWERS / digest([tower.identity, tower.settings.model_dump(mode="json")])
@@ -142,11 +140,11 @@ def keep(towers: Iterable[Frozen], run: Path, cache: Path | None) -> None:
             shutil.copytree(source, aside, copy_function=_link)
         else:
             _write(tower, aside)
-        aside.rename(place)
+        aside.rename(folder)
 
 
 def _cached(tower: Frozen, source: Path) -> bool:
-    """Put the tower into the cache if it is not there; False if the cache is on a read-only disk."""
+    """Put the tower into the cache unless it is there. False if that fails, as on a read-only disk."""
     if source.exists() and changed(source) is None:
         return True
     aside = source.with_name(f"{source.name}.partial-{os.getpid()}")
@@ -155,7 +153,7 @@ def _cached(tower: Frozen, source: Path) -> bool:
         shutil.rmtree(aside, ignore_errors=True)
         _write(tower, aside)
         aside.rename(source)
-    except OSError:  # also if another process was faster
+    except OSError:  # among others, if another process was faster
         shutil.rmtree(aside, ignore_errors=True)
     return source.exists() and changed(source) is None
 
@@ -163,23 +161,23 @@ def _cached(tower: Frozen, source: Path) -> bool:
 def _write(tower: Frozen, folder: Path) -> None:
     tokenizer = tower.tokenizer(list) if isinstance(tower.settings, TextTowerSettings) else None
     built = tower.build(0 if tokenizer is None else tokenizer.vocabulary_size)
-    kept: dict[str, Any] = {
+    saved: dict[str, Any] = {
         "identity": json.dumps(tower.identity),
         "about": json.dumps(built.about),
         "state": built.state_dict(),
     }
     if tokenizer is not None:
-        kept["tokenizer"] = {"json": tokenizer.json, "reading": tokenizer.reading}
+        saved["tokenizer"] = {"json": tokenizer.json, "reading": tokenizer.reading}
     folder.mkdir(parents=True)
-    torch.save(kept, folder / _FILE)
+    torch.save(saved, folder / _FILE)
     seal(folder)
 
 
 def _link(source: str, target: str) -> None:
-    """Link instead of copying: these files never change, so one copy per disk is enough."""
+    """A link instead of a copy: these files never change, so one per disk is enough."""
     try:
         os.link(source, target)
-    except OSError:  # another disk, or one without links
+    except OSError:  # another disk, or a disk without links
         shutil.copyfile(source, target)
 
 
@@ -187,4 +185,5 @@ def _read(folder: Path) -> dict[str, Any]:
     try:
         return torch.load(folder / _FILE, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch each raise their own errors
-        raise UserError(f"{folder}: {_FILE} holds no tower that torch can load ({type(error).__name__})") from None
+        problem = f"holds no tower that torch can load ({type(error).__name__})"
+        raise UserError(str(folder / _FILE), problem, "copy the folder again, or delete it") from None

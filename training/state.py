@@ -1,7 +1,7 @@
-"""`TrainState`: everything that changes while training. What is not in it is not saved.
+"""`TrainState`: everything that changes during training, and what a checkpoint saves.
 
 The data cursor is `step`: the order of samples is a function of (seed, epoch), so the step determines where the stream resumes.
-Random number generators have no saved state either: every step seeds them from (seed, step, rank).
+The state of random number generators is not saved: every step seeds them from (seed, step, rank).
 """
 
 from dataclasses import dataclass, field, fields
@@ -30,7 +30,7 @@ class TrainState:
     samples: int = 0  # pairs seen, over all workers
     skipped: int = 0  # steps that did not count, because their loss or gradient was not finite
     failing: int = 0  # skipped steps minus those that have counted since, at least 0
-    unusable: int = 0  # rows that turned out to be unusable and were replaced, over all workers
+    unusable: int = 0  # rows that could not be read and were replaced, over all workers
     seconds: float = 0.0  # seconds of training so far, including evaluation, in all sessions
     ended: bool = False  # at the last step, or out of time
     stopping: bool = field(default=False, metadata=_TRANSIENT)  # asked to stop; after a step: equal on all workers
@@ -57,7 +57,7 @@ class TrainState:
 
 
 def _kept() -> list[str]:
-    return [one.name for one in fields(TrainState) if not one.metadata]
+    return [item.name for item in fields(TrainState) if not item.metadata]
 
 
 def unwrap(value: Any) -> Any:

@@ -4,8 +4,9 @@ A contrastive loss of parts is not the loss of the whole. With `accumulate` part
 parts and drop their graphs, take the loss on all of them and its gradient with respect to the embeddings, then embed each part
 again, under the same random numbers, and push that gradient through.
 
-A step counts or it does not. Where a loss or a gradient is not finite, on any worker, nothing that learns is written: no weight,
-no moment, no state of the objective, no teacher, no statistics of the encoder. Only counters go on, and the scaler's scale.
+A step counts or is skipped. If a loss or a gradient is not finite, on any worker, nothing that is learned changes: no weight, no
+optimizer state, no state of the objective or the teacher, no statistics of the encoder. Only counters change, and the scaler's
+scale.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -26,12 +27,12 @@ from training.state import TrainState, unwrap
 def train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: float) -> tuple[Loss, Tensor]:
     """Teacher, forward, backward, clip, step, updates. Returns the loss and the gradient's norm before clipping.
 
-    `state.skipped` is one more where the step did not count; `state.stopping` is true on all workers where it was on one.
+    `state.skipped` is incremented if the step did not count; `state.stopping` becomes true on all workers if it was on one.
     """
     encoder = unwrap(state.encoder)
     before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     for group in state.optimizer.param_groups:
-        # timm's layer-wise groups carry a scale of their own.
+        # timm's layer-wise groups have a scale of their own.
         group["lr"] = lr * group.get("lr_scale", 1.0)
     state.optimizer.zero_grad(set_to_none=True)
     batch, loss = gradients(state, batch, settings)
@@ -41,7 +42,7 @@ def train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: flo
     norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or float("inf"))
     counts, state.stopping = _agreed(loss, norm, state.stopping)
     if counts:
-        state.optimizer.step()  # gradients are unscaled, and found to be finite: nothing is left to the scaler
+        state.optimizer.step()  # not through the scaler: gradients are unscaled already, and finite
         state.objective.update(batch, loss)
         state.teacher.update(encoder, state.step)
         state.failing = max(0, state.failing - 1)
@@ -57,7 +58,7 @@ def train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: flo
 
 
 def gradients(state: TrainState, batch: Batch, settings: TrainSettings) -> tuple[Batch, Loss]:
-    """Teacher, forward and backward: the batch with the teacher's columns, and the loss, whose gradients are added up."""
+    """Teacher, forward and backward: the batch with the teacher's columns, and the loss. Adds gradients to `.grad`."""
     batch = _taught(state, batch, settings)
     seed = torch_seed("step", settings.seed, state.step, rank())
     if settings.accumulate > 1:
@@ -69,35 +70,35 @@ def gradients(state: TrainState, batch: Batch, settings: TrainSettings) -> tuple
 
 
 def _agreed(loss: Loss, norm: Tensor, stopping: bool) -> tuple[bool, bool]:
-    """Whether all that the step would write is finite, on every worker; and whether any was asked to stop.
+    """Whether everything that the step would write is finite, on every worker; and whether any worker was asked to stop.
 
-    The step's one wait for the device.
+    The only synchronisation with the device in a step.
     """
-    found = [loss.total.detach().isfinite(), norm.isfinite()]
-    # A logarithm of what was never seen is -inf, in memories of normalisers.
-    found += [~(value.isnan() | value.isposinf()).any() for value in loss.state.values() if value.is_floating_point()]
-    finite = torch.stack(found).all().float()
+    checks = [loss.total.detach().isfinite(), norm.isfinite()]
+    # In memories of normalisers, the logarithm of what was never seen is -inf.
+    checks += [~(value.isnan() | value.isposinf()).any() for value in loss.state.values() if value.is_floating_point()]
+    finite = torch.stack(checks).all().float()
     all_finite, any_stopping = mean(torch.stack([finite, finite.new_tensor(float(stopping))])).tolist()
     return all_finite == 1, any_stopping > 0
 
 
 @torch.no_grad()
 def _restore(encoder: nn.Module, before: dict[str, Tensor]) -> None:
-    """Take back what a forward wrote, such as statistics of BatchNorm."""
+    """Undo what a forward pass wrote, such as statistics of BatchNorm."""
     for name, buffer in encoder.named_buffers():
         if name in before and not torch.equal(buffer, before[name]):
             buffer.copy_(before[name])
 
 
 def _embed(encoder: nn.Module, batch: Batch, settings: TrainSettings) -> Embeddings:
-    """The encoder under autocast; its rows come out in float32."""
+    """The encoder under autocast. Its results are float32."""
     with _autocast(encoder, settings):
         return encoder(batch)
 
 
 @torch.no_grad()
 def _taught(state: TrainState, batch: Batch, settings: TrainSettings) -> Batch:
-    """The batch with the teacher's columns, computed in as many parts as the student's; its own columns are not copied."""
+    """The batch with the teacher's columns, computed in as many parts as the student's. No column of the batch is copied."""
     with _autocast(state.encoder, settings):
         parts = [cast(dict[str, Tensor], state.teacher(part)) for part in _split(batch, settings.accumulate)]
     added = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name not in batch}
@@ -113,18 +114,18 @@ def _autocast(encoder: nn.Module, settings: TrainSettings) -> torch.autocast:
 def _accumulate(state: TrainState, batch: Batch, settings: TrainSettings, seed: int) -> Loss:
     """The gradient of the whole batch's loss, `settings.accumulate` parts at a time.
 
-    Both passes run the same module in the same mode. Without a graph, the first would take other kernels, or be compiled by
-    itself, and nothing promises that those draw the same masks of dropout.
+    Both passes run the same module in the same mode, with a graph. Without one, the first pass could use other kernels, or be
+    compiled separately, with other dropout masks.
     """
     parts = _split(batch, settings.accumulate)
-    found = []
+    outputs = []
     for index, part in enumerate(parts):
         torch.manual_seed(seed + index)
         with _without_exchange(state.encoder):
             rows: Any = _embed(state.encoder, part, settings)
-        found.append([None if column is None else column.detach() for column in rows])
+        outputs.append([None if column is None else column.detach() for column in rows])
     whole: Any = Embeddings._make(
-        None if columns[0] is None else torch.cat(columns).requires_grad_() for columns in zip(*found, strict=True)
+        None if columns[0] is None else torch.cat(columns).requires_grad_() for columns in zip(*outputs, strict=True)
     )
     loss = state.objective(whole, batch)
     state.scaler.scale(loss.total).backward()
@@ -139,7 +140,7 @@ def _accumulate(state: TrainState, batch: Batch, settings: TrainSettings, seed: 
 
 
 def _without_exchange(encoder: nn.Module) -> AbstractContextManager[None]:
-    """Gradients stay on each worker. torch.compile's wrapper stands around DDP's."""
+    """A context in which DDP does not average gradients. torch.compile's wrapper is outside DDP's."""
     inner = getattr(encoder, "_orig_mod", encoder)
     return inner.no_sync() if isinstance(inner, DistributedDataParallel) else nullcontext()
 

@@ -1,7 +1,7 @@
-"""Teachers: sources of target embeddings for a batch.
+"""Teachers: networks whose embeddings an objective uses as targets.
 
 A teacher only adds columns, `batch = teacher(batch)`: `teacher_image` and `teacher_text`, unit rows like the student's, or
-features of frozen encoders. A teacher is part of TrainState, and is updated once after each optimizer step.
+features of frozen encoders. It is part of TrainState, and is updated once after each optimizer step.
 """
 
 import copy
@@ -36,7 +36,7 @@ class Teacher(nn.Module, ABC):
 
 
 class NoTeacher(Teacher):
-    """The batch unchanged."""
+    """Adds nothing."""
 
     def forward(self, batch: Batch) -> Batch:
         return batch
@@ -73,8 +73,8 @@ class EmaTeacher(Teacher):
         if self._images_only:
             image, _, strong = cast(Any, self.encoder).images(batch)
             return {**batch, "teacher_image": unit(image), "teacher_strong": unit(strong)}
-        found = self.encoder(batch)
-        return {**batch, "teacher_image": found.image, "teacher_text": found.text}
+        embeddings = self.encoder(batch)
+        return {**batch, "teacher_image": embeddings.image, "teacher_text": embeddings.text}
 
     def momentum(self, step: int) -> float:
         """m, from `momentum` to `final_momentum` on a half cosine."""
@@ -86,9 +86,9 @@ class EmaTeacher(Teacher):
     @torch.no_grad()
     def update(self, student: nn.Module, step: int) -> None:
         keep = self.momentum(step)
-        for own, other in zip(self.encoder.parameters(), student.parameters(), strict=True):
-            if own is not other:
-                own.lerp_(other, 1 - keep)
+        for own, new in zip(self.encoder.parameters(), student.parameters(), strict=True):
+            if own is not new:
+                own.lerp_(new, 1 - keep)
         for copied, buffer in zip(self.encoder.buffers(), student.buffers(), strict=True):
             copied.copy_(buffer)
 
@@ -96,12 +96,11 @@ class EmaTeacher(Teacher):
 class FrozenEncoders(Teacher):
     """Two frozen encoders, run on the student's inputs: `guide_images` [b, 1, F] and `guide_texts` [b, 1, G], unit rows.
 
-    Checkpoints contain their identity, but not their weights: the run keeps a copy (saved_towers.py) and uses no other.
+    Checkpoints hold their identity, but not their weights, of which the run keeps a copy (saved_towers.py).
     """
 
     def __init__(self, image: nn.Module, text: nn.Module, widths: tuple[int, int], image_size: int, identity: str):
-        """`widths`: F and G. `image_size`: input size of `image` in pixels; other views are resized. `identity`: a digest of
-        both."""
+        """`widths`: F and G. `image_size`: of `image`, in pixels; views are resized to it. `identity`: a digest of both."""
         super().__init__()
         self._networks = [network.requires_grad_(False).eval() for network in (image, text)]  # in a list: not in a state dict
         self.widths, self._image_size, self._identity = widths, image_size, identity
@@ -132,7 +131,5 @@ class FrozenEncoders(Teacher):
     def set_extra_state(self, state: str) -> None:
         """Raises `UserError` if a checkpoint was made with other networks."""
         if state != self._identity:
-            raise UserError(
-                "frozen_encoders: this run was trained with frozen encoders of other weights than are there now; "
-                "put the former ones back, or give the run another name"
-            )
+            problem = "their weights are not those that this run was trained with"
+            raise UserError("frozen_encoders", problem, "put the former weights back, or give the run another name")

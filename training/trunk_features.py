@@ -1,7 +1,7 @@
-"""Image features before the projection into the joint space, of published models: the input of CLIP's linear probe.
+"""Image features of published models before the projection into the joint space: the input of CLIP's linear probe.
 
-CLIP, arXiv 2103.00020, appendix A.3. If a model has no projection, such as SigLIP, they are the trunk's output. The result is
-None if it is unknown where a model's projection begins: better no probe than one on the wrong features.
+CLIP, arXiv 2103.00020, appendix A.3. For a model without projection, such as SigLIP, they are the trunk's output. Where it is
+unknown where a model's projection begins, the result is None: no probe is better than one on the wrong features.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def open_clip_features(visual: Any) -> Callable[[Tensor], Tensor] | None:
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
-    if isinstance(visual, VisionTransformer):  # also CoCa's, which gives its tokens in addition to the pooled row
+    if isinstance(visual, VisionTransformer):  # CoCa's also gives its tokens
         return lambda pixels: _first(functional_call(visual, {"proj": None}, (pixels,)))  # type: ignore[dict-item]
     if isinstance(visual, ModifiedResNet):
         # Attention pooling reads this layer's weights without calling it, so a hook would never run.
@@ -37,9 +37,9 @@ def hugging_face_features(network: Any) -> Callable[..., Tensor] | None:
     """For a CLIP-like model of transformers: the input of its `get_image_features` to [n, F]."""
     projection = getattr(network, "visual_projection", None)
     if isinstance(projection, nn.Module):
-        return lambda **given: _input_of(projection, lambda: network.get_image_features(**given))
+        return lambda **inputs: _input_of(projection, lambda: network.get_image_features(**inputs))
     if network.config.model_type in ("siglip", "siglip2"):
-        return lambda **given: network.get_image_features(**given).pooler_output
+        return lambda **inputs: network.get_image_features(**inputs).pooler_output
     return None
 
 
@@ -48,9 +48,9 @@ def _first(out: Any) -> Tensor:
 
 
 def _input_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
-    """The input of a module while `run` is called."""
+    """The input of a module during `run()`."""
     seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         run()
     finally:

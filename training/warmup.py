@@ -1,10 +1,10 @@
-"""Whether a warm-up fits its run."""
+"""The warning about a warm-up that takes most of its run."""
 
 
 def warmup_warning(warmup: int, steps: int) -> str | None:
-    """A warning if half of the run or more is warm-up; else None."""
+    """A warning if warm-up takes half of the run or more; else None."""
     if 2 * warmup < max(2, steps):
         return None
-    never = "ends before it has reached optimizer.lr" if warmup > steps else "is at its peak in the second half only"
-    way = f"pass schedule.warmup_steps={steps // 10}, or train longer"
-    return f"schedule.warmup_steps: {warmup:,} of {steps:,} steps, so that the learning rate {never}; {way}"
+    problem = "never reaches optimizer.lr" if warmup > steps else "only reaches its peak in the second half"
+    remedy = f"pass schedule.warmup_steps={steps // 10}, or train longer"
+    return f"schedule.warmup_steps: {warmup:,} of {steps:,} steps, so the learning rate {problem}; {remedy}"

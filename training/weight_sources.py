@@ -1,11 +1,11 @@
-"""Whether pretrained weights are to be had, asked first of all: apart from the config, nothing has to be imported for it."""
+"""Checks first of all whether pretrained weights are available: it needs nothing but the config."""
 
 from training.config import TrainSettings
 from training.towers.base import TowerSettings
 
 
 def check_sources(settings: TrainSettings) -> None:
-    """Raises `UserError` where pretrained weights are neither here nor to be had. Needs no data and no cluster."""
+    """Raises `UserError` if pretrained weights are neither on this machine nor available for download."""
     towers: dict[str, TowerSettings] = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
     if settings.objective.needs.guides != "no":
         towers |= dict(zip(("frozen_encoders.image_encoder", "frozen_encoders.text_encoder"), settings.guides, strict=True))

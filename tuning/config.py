@@ -1,7 +1,7 @@
-"""The config of `python -m tuning SWEEP.yaml`: a training config, a grid of overrides, what to search in each cell, and seeds.
+"""The config of `python -m tuning SWEEP.yaml`: a training config, a grid of overrides, a search space for each cell, and seeds.
 
-There is no second configuration language: keys of the grid and of the search space are keys of the training config, and a
-trial is overrides of it.
+There is no second configuration language: the keys of grid and space are keys of the training config, and a trial is a set of
+overrides of it.
 """
 
 import math
@@ -34,14 +34,14 @@ class Dimension(Settings):
         if (self.choices is None) == (None in ends):
             raise ValueError("give low and high, or choices")
         if self.choices is not None and (twice := _twice(self.choices)):
-            raise ValueError(f"choices: {twice[0]!r} stands there twice")
+            raise ValueError(f"choices: {twice[0]!r} is listed twice; remove one of them")
         if self.choices is not None and (ends != (None, None) or self.log or self.integer or self.points):
             raise ValueError("choices take no low, high, log, integer or points")
         if self.low is not None and self.high is not None:
             if not self.low < self.high:
                 raise ValueError(f"low: {self.low:g} is not below high: {self.high:g}")
             if self.log and self.low <= 0:
-                raise ValueError(f"low: {self.low:g} has no logarithm; with log: true it must be positive")
+                raise ValueError(f"low: {self.low:g} has no logarithm; with log: true choose a positive number")
             if self.integer and (self.low % 1 or self.high % 1):
                 raise ValueError(f"integer: the range {self.low:g} to {self.high:g} must begin and end with whole numbers")
         return self
@@ -69,7 +69,7 @@ class Dimension(Settings):
 
 
 class TpeSettings(Settings):
-    """Optuna's tree of Parzen estimators: learns from each cell's earlier trials where good points lie."""
+    """Optuna's tree-structured Parzen estimator: learns from each cell's earlier trials where good points lie."""
 
     name: Literal["tpe"] = "tpe"
     startup: int = Field(5, ge=1, description="points of a cell that are drawn at random first")
@@ -121,11 +121,11 @@ class AshaSettings(Settings):
 
 
 class MedianSettings(Settings):
-    """Stops a trial whose best score so far is below the median of the others' means up to the same epoch."""
+    """Stops a trial whose best score so far is worse than the median of the others' means up to the same epoch."""
 
     name: Literal["median"]
     grace_epochs: int = Field(1, ge=1, description="epochs before a trial can be stopped")
-    min_trials: int = Field(3, ge=1, description="trials that must have got as far before the median is used")
+    min_trials: int = Field(3, ge=1, description="trials that must have reached this epoch before the median is used")
 
 
 class HyperbandSettings(Settings):
@@ -139,7 +139,7 @@ SchedulerUnion = Annotated[NoScheduler | AshaSettings | MedianSettings | Hyperba
 
 
 class BudgetSettings(Settings):
-    """How long a trial trains. At most one of these keys; none: as in the training config."""
+    """How long a trial trains: at most one of these keys; without any, as the training config says."""
 
     epochs: int | None = Field(None, ge=1, description="passes over the training split")
     samples: int | None = Field(None, ge=1, description="pairs seen, rounded up to whole epochs")
@@ -156,18 +156,18 @@ class SweepSettings(Settings):
     """For every cell of a grid: search good hyperparameters on a validation split, train the best with several seeds, test."""
 
     name: str = Field(description="the sweep writes under storage/name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: LocalPlace = Field(Path("runs"), description="folder of all runs and sweeps; on a cluster, one that all nodes share")
+    storage: LocalPlace = Field(Path("runs"), description="folder of all runs and sweeps; on a cluster, one shared by all nodes")
     base: LocalPlace = Field(description="training config that every trial starts from")
     overrides: dict[str, Any] = Field(default_factory=dict, description="for all trials: key of the training config -> value")
     grid: dict[str, list[Any]] = Field(default_factory=dict, description="key of the training config -> values to cross")
     space: dict[str, Annotated[list[Dimension], Field(min_length=1)]] = Field(
         default_factory=dict,
-        description="key of the training config -> what to search in each cell; of several ranges, the one whose `when` holds",
+        description="key of the training config -> what to search in each cell; of several ranges the one whose `when` holds",
     )
     sampler: SamplerUnion = Field(TpeSettings(), description="how points of the space are chosen")
     trials: int | None = Field(None, ge=1, description="points that are tried in each cell; null: 10, or all of a grid")
     search_seed: int = Field(
-        0, ge=0, description="seed of the search: of the points drawn, and of every trial's weights and order"
+        0, ge=0, description="seed of the search: of the points drawn, and of every trial's initial weights and data order"
     )
     seeds: list[int] = Field(
         [0], min_length=1, description="the best point of each cell is trained and tested with each of these seeds"
@@ -202,7 +202,7 @@ class SweepSettings(Settings):
         """A single dimension needs no brackets."""
         if not isinstance(value, dict):
             return value
-        return {key: [found] if isinstance(found, dict | Dimension) else found for key, found in _flat(value).items()}
+        return {key: [inner] if isinstance(inner, dict | Dimension) else inner for key, inner in _flat(value).items()}
 
     @field_validator("sampler", mode="before")
     @classmethod
@@ -218,43 +218,43 @@ class SweepSettings(Settings):
             labels = [label(key, v) for v in values]
             if len(set(labels)) < len(labels):
                 twice = max(labels, key=labels.count)
-                raise ValueError(f"'{key}' has two values called '{twice}'; make what differs between them an axis of its own")
+                raise ValueError(f"'{key}' has two values called '{twice}'; make the key that differs an axis of its own")
         return value
 
     @field_validator("seeds", "seed_keys", "score", "metrics", "loggers")
     @classmethod
     def _different(cls, value: list[Any] | None) -> list[Any] | None:
         if value is not None and (twice := _twice(value)):
-            raise ValueError(f"{twice[0]!r} stands there twice")
+            raise ValueError(f"{twice[0]!r} is listed twice; remove one of them")
         return value
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "SweepSettings":
         both = sorted(self.grid.keys() & self.space.keys())
         if both:
-            raise ValueError(f"space.{both[0]}: is an axis of the grid too; a key is either crossed or searched")
+            raise ValueError(f"space.{both[0]}: is an axis of the grid too; remove it from one of them")
         names = list(self.space)
         for place, key in enumerate(names):
             later = [name for dimension in self.space[key] for name in dimension.when if name in names[place:]]
             if later:
                 raise ValueError(
-                    f"space.{key}: its `when` looks at {later[0]}, which is chosen after it; put {later[0]} before it"
+                    f"space.{key}: its `when` depends on {later[0]}, which is chosen after it; put {later[0]} before it"
                 )
         if self.sampler.name == "grid":
             for key, dimensions in self.space.items():
                 if any(d.choices is None and d.points is None for d in dimensions):
-                    raise ValueError(f"space.{key}: a grid needs choices, or points in its range")
+                    raise ValueError(f"space.{key}: a grid cannot spread a range without points; set points, or give choices")
         if self.sampler.name == "grid" and self.trials is not None:
-            raise ValueError("trials: a grid tries all combinations; leave it null, or choose sampler.name=random")
+            raise ValueError("trials: a grid tries all combinations; leave trials null, or choose sampler.name=random")
         if self.scheduler.name == "hyperband" and self.sampler.name not in ("random", "grid"):
             raise ValueError(
-                "scheduler.name: hyperband lets points of a cell wait for one another, so none may depend on another's result; "
+                "scheduler.name: hyperband makes points of a cell wait for each other, so none may depend on another's result; "
                 "choose sampler.name=random or grid, or scheduler.name=asha"
             )
         if self.scheduler.name == "hyperband" and self.concurrency is not None:
-            raise ValueError("concurrency: hyperband pauses trials, and runs as many as there are CPUs for; leave it null")
+            raise ValueError("concurrency: hyperband runs as many trials as there are CPUs for; leave concurrency null")
         if self.trials is not None and not self.space:
-            raise ValueError("trials: there is nothing to try without a space; add one, or leave trials null")
+            raise ValueError("trials: there is nothing to try without a space; add a space, or leave trials null")
         return self
 
     def cells(self) -> list[dict[str, Any]]:
@@ -269,13 +269,13 @@ class SweepSettings(Settings):
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys of a nested mapping; a dimension of a space is a value."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value and not value.keys() & Dimension.model_fields.keys():
-            found |= _flat(value, f"{prefix}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value
-    return found
+            flat[prefix + key] = value
+    return flat
 
 
 def _twice(values: list[Any]) -> list[Any]:

@@ -38,7 +38,7 @@ def write_items(place: Path, found: Sequence[tuple[Prepared, HeldOut, Mapping[st
     """Write the items of each held-out split, from its data and embeddings (images, texts, prompts), atomically."""
     arrays: dict[str, Any] = {}
     for number, (prepared, data, rows) in enumerate(found):
-        known = items.parts(data, rows["images"], rows["texts"], rows["prompts"])
+        known = items.contributions(data, rows["images"], rows["texts"], rows["prompts"])
         groups = prepared.rows(data.sample_ids, ("group",))["group"].to_pylist()
         arrays[f"groups-{number}"] = np.array([_key(f"{data.dataset}\0{group}") for group in groups])
         arrays[f"metrics-{number}"] = np.array(list(known))
@@ -61,7 +61,7 @@ def read_items(trial: Path, score: Sequence[str]) -> Items | None:
     reach: list[float] = []
     for number in range(sum(name.startswith("groups-") for name in arrays)):
         known = dict(zip(arrays[f"metrics-{number}"].tolist(), arrays[f"parts-{number}"].astype(np.float64), strict=True))
-        here = {metric: part for metric in score if (part := items.part_of(known, metric)) is not None}
+        here = {metric: part for metric in score if (part := items.contributions_to(known, metric)) is not None}
         if not here:
             continue
         groups, where, counts = np.unique(arrays[f"groups-{number}"], return_inverse=True, return_counts=True)

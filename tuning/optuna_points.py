@@ -133,7 +133,8 @@ def _alternative(key: str, alternatives: list[Dimension], config: Mapping[str, A
     """Index of the dimension that applies. Raises `UserError` if several do."""
     found = [i for i, d in enumerate(alternatives) if all(_holds(k, v, config, point) for k, v in d.when.items())]
     if len(found) > 1:
-        raise UserError(f"space.{key}: {len(found)} of its {len(alternatives)} ranges apply at once; narrow their `when`")
+        problem = f"{len(found)} of its {len(alternatives)} ranges apply at the same time"
+        raise UserError(f"space.{key}", problem, "narrow their `when`")
     return found[0] if found else None
 
 

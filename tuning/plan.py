@@ -1,19 +1,22 @@
-"""A resolved sweep: what every trial trains, on which data and with which score; finds all mistakes that trials would share.
+"""The plan of a sweep: the config, data and score of every trial. Finds all mistakes that trials would share.
 
-Nothing here starts Ray.
+Configs are checked before data is opened. Nothing here starts Ray, or imports what only running trials or the report need: a
+mistake in the sweep file is reported within seconds.
 """
 
 import math
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from evaluation.suite import HeldOut, metric_names
 from pipelines.dataset.prepared import Prepared
 from pipelines.io import storage
-from pipelines.program.config_files import find_config
+from pipelines.program.config_errors import alike
+from pipelines.program.config_files import find_config, find_shipped, shipped, short_name
 from pipelines.program.errors import UserError
-from pipelines.program.settings import apply_overrides, digest, read_config, validate
+from pipelines.program.settings import apply_overrides, digest, read_config, read_yaml, validate
 from training.config import TrainSettings
 from training.plan import check_metric, held_out_data, make_order
 from tuning.config import SweepSettings
@@ -30,10 +33,12 @@ class SweepPlan:
         self.settings = settings = resolve(settings)
         self.cells = cells_of(settings)
         self.folder = Folder((settings.storage / settings.name).absolute())
-        self.base = read_config(find_config(settings.base, "training"), TrainSettings)
+        self.base = _read_base(settings.base)
         self._epochs: dict[tuple[str, int], int] = {}  # (cell, seed) -> epochs, if the budget is in samples
         self.prepared: dict[str, Prepared] = {}
         self.datasets: list[dict[str, Any]] = []
+        for cell in self.cells:
+            self._build_without_budget(self.example(cell))
         for cell in self.cells:
             self._check(cell)
         check_conditions(settings, self.trees())
@@ -46,22 +51,26 @@ class SweepPlan:
         """The training config of a trial, with absolute paths: it runs in another process, perhaps on another machine."""
         return self._build(trial, self.overrides(trial))
 
+    def _build_without_budget(self, trial: Trial) -> TrainSettings:
+        """A budget in samples is known only when the data is open."""
+        return self._build(trial, trial.overrides(self.settings, self._cell(trial.cell), {}))
+
     def _build(self, trial: Trial, overrides: Mapping[str, Any]) -> TrainSettings:
-        given = {"name": trial.name, "storage": str(self.folder.path / "trials")}
+        own = {"name": trial.name, "storage": str(self.folder.path / "trials")}
         settings = validate(
             TrainSettings,
-            apply_overrides(self.base, dict(overrides) | given, TrainSettings),
+            apply_overrides(self.base, dict(overrides) | own, TrainSettings),
             f"{self.settings.base}, {trial.cell}",
         )
-        also = tuple(
+        extra = tuple(
             other.model_copy(update={"path": storage.absolute(other.path)}) for other in settings.evaluation.extra_datasets
         )
-        # A sweep chooses on its validation split and does its own testing, on the split that a run would test on.
-        final = None if trial.phase == "search" else settings.evaluation.test_split
-        splits = {"split": final or settings.evaluation.split, "test_split": None}
+        # A sweep chooses on its validation split and tests by itself, on the split that a run would test on.
+        test_split = None if trial.phase == "search" else settings.evaluation.test_split
+        splits = {"split": test_split or settings.evaluation.split, "test_split": None}
         absolute = {
             "data": settings.data.model_copy(update={"path": storage.absolute(settings.data.path)}),
-            "evaluation": settings.evaluation.model_copy(update={"extra_datasets": also} | splits),
+            "evaluation": settings.evaluation.model_copy(update={"extra_datasets": extra} | splits),
         }
         # Tune's loggers write events; a trial's own would duplicate them.
         return settings.model_copy(update=absolute | {"tensorboard": settings.tensorboard or False})
@@ -70,12 +79,13 @@ class SweepPlan:
     def score(self) -> list[str]:
         """The metrics whose mean is the score. Raises `UserError` for one that the runs do not have."""
         data = self._held_out(self.build(self.example(self.cells[0])))
-        known = [name for theirs in data for name in metric_names(theirs)]
+        names = [name for held_out in data for name in metric_names(held_out)]
         if self.settings.score is None:
             return [f"retrieval/{data[0].dataset}/mean_recall@{min(data[0].settings.recall_at)}"]
         for name in [*self.settings.score, *(self.settings.metrics or [])]:
-            if name not in known:
-                raise UserError(f"score: '{name}' is no metric of these runs; they have: {', '.join(known)}")
+            if name not in names:
+                key = "score" if name in self.settings.score else "metrics"
+                raise UserError(key, f"'{name}' is not a metric of these runs", f"choose from: {', '.join(names)}")
         return self.settings.score
 
     @property
@@ -83,9 +93,9 @@ class SweepPlan:
         """Metrics of the report's tables, those of the score first."""
         if self.settings.metrics is not None:
             return list(dict.fromkeys([*self.score, *self.settings.metrics]))
-        known = [name for data in self._held_out(self.build(self.example(self.cells[0]))) for name in metric_names(data)]
-        more = [name for name in known if name.endswith("/top1") or "/mean_recall@" in name]
-        return list(dict.fromkeys([*self.score, *more]))
+        names = [name for data in self._held_out(self.build(self.example(self.cells[0]))) for name in metric_names(data)]
+        main = [name for name in names if name.endswith("/top1") or "/mean_recall@" in name]
+        return list(dict.fromkeys([*self.score, *main]))
 
     @property
     def test_split(self) -> str:
@@ -104,15 +114,15 @@ class SweepPlan:
 
     def groups(self) -> list[TrainSettings]:
         """Representative configs: one for each set of features that has to be stored."""
-        found: dict[str, TrainSettings] = {}
+        groups: dict[str, TrainSettings] = {}
         for cell in self.cells:
             for phase in ("search", "final") if self.settings.space else ("final",):
                 settings = self.build(self.example(cell, phase))
                 tree = settings.model_dump(mode="json", include={"data", "image_tower", "text_tower", "evaluation"})
                 tree["data"] = tree["data"]["path"]
                 tree["evaluation"] = [tree["evaluation"][key] for key in ("templates", "labels", "extra_datasets")]
-                found.setdefault(digest(tree), settings)
-        return list(found.values())
+                groups.setdefault(digest(tree), settings)
+        return list(groups.values())
 
     def example(self, cell: Cell, phase: Any = None, params: Mapping[str, Any] | None = None, seed: int | None = None) -> Trial:
         """An example trial of a cell, for what all its trials share."""
@@ -125,15 +135,14 @@ class SweepPlan:
         return next(cell for cell in self.cells if cell.label == label)
 
     def _held_out(self, settings: TrainSettings) -> list[HeldOut]:
-        found = held_out_data(settings, self.prepared[str(settings.data.path)])
-        self.prepared |= {str(prepared.path): prepared for prepared, _ in found}
-        return [data for _, data in found]
+        pairs = held_out_data(settings, self.prepared[str(settings.data.path)])
+        self.prepared |= {str(prepared.path): prepared for prepared, _ in pairs}
+        return [data for _, data in pairs]
 
     def _check(self, cell: Cell) -> None:
         """Check data, splits, budget, and both ends of every range: a mistake here affects all trials of the cell."""
-        # Without the budget, which is in samples of data that is not open yet.
         trial = self.example(cell)
-        path = str(self._build(trial, trial.overrides(self.settings, cell, {})).data.path)
+        path = str(self._build_without_budget(trial).data.path)
         if path not in self.prepared:
             self.prepared[path] = Prepared.open(path)
             self.datasets.append(self._describe(self.prepared[path], cell))
@@ -142,10 +151,10 @@ class SweepPlan:
         for params in corners(self.settings.space, tree):
             self.build(self.example(cell, params=params))
         for phase in ("search", "final") if self.settings.space else ("final",):
-            tried = self.build(self.example(cell, phase))
-            make_order(tried, self.prepared[path])
-            check_metric(tried, self._held_out(tried))
-            tried.optimizer.check()
+            example = self.build(self.example(cell, phase))
+            make_order(example, self.prepared[path])
+            check_metric(example, self._held_out(example))
+            example.optimizer.check()
         if settings.data.fraction < 1:  # each seed draws a different fraction, and one of them may be too small
             for seed in self.settings.seeds:
                 make_order(self.build(self.example(cell, "final", seed=seed)), self.prepared[path])
@@ -156,8 +165,9 @@ class SweepPlan:
         ids = prepared.split_ids(settings.data.split_seed, settings.data.validation)
         if self.settings.space and self.settings.validation not in ids:
             raise UserError(
-                f"validation: {prepared.path} has no split '{self.settings.validation}' to choose on, but {', '.join(ids)}; hold "
-                "one out with overrides: {data.validation: 0.15}, or prepare the data with splits.validation"
+                "validation",
+                f"{prepared.path} has no split '{self.settings.validation}' to choose points on, but {', '.join(ids)}",
+                "hold one out with overrides.data.validation=0.15, or prepare the data with splits.validation",
             )
         names = settings.data.split, self.settings.validation, test.evaluation.split
         return dataset_of(prepared, *(len(ids.get(name, ())) for name in names))
@@ -172,9 +182,29 @@ class SweepPlan:
             return {}
         key = trial.cell, trial.seed
         if key not in self._epochs:
-            cell = self._cell(trial.cell)
-            example = self.example(cell, trial.phase, seed=trial.seed)
-            settings = self._build(example, example.overrides(self.settings, cell, {}))
+            settings = self._build_without_budget(self.example(self._cell(trial.cell), trial.phase, seed=trial.seed))
             order = make_order(settings, self.prepared[str(settings.data.path)])
             self._epochs[key] = math.ceil(budget.samples / (order.steps_per_epoch * settings.global_batch_size))
         return {"epochs": self._epochs[key]}
+
+
+def _read_base(base: Path) -> dict[str, Any]:
+    """The training config that every trial starts from. Raises `UserError` if there is none, or it is a sweep itself."""
+    file = find_config(base, "training")
+    if not file.is_file():
+        file = find_shipped(base, "tuning") or file
+    if not file.is_file():
+        names = {path.stem: short_name(path) for path in shipped("training")}
+        near = [names[stem] for stem in alike(base.stem, names)[:1]]
+        what = "is a folder" if file.is_dir() else "no such file"
+        remedy = f"did you mean base={near[0]}?" if near else f"give a training config, such as {names['openmoji']}"
+        raise UserError("base", f"{base}: {what}", remedy)
+    tree = read_yaml(file)
+    of_sweep = [key for key in tree if key in SweepSettings.model_fields and key not in TrainSettings.model_fields]
+    if "base" in of_sweep and len(of_sweep) > 1:
+        own = short_name(Path(read_config(file, SweepSettings)["base"]))
+        problem = f"{short_name(file)} is a sweep ({', '.join(of_sweep)}), and trials start from a training config"
+        raise UserError(
+            "base", problem, f"pass that sweep's own base, base={own}, or run it: python -m tuning {short_name(file)}"
+        )
+    return read_config(file, TrainSettings)

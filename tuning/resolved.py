@@ -1,4 +1,4 @@
-"""A sweep's values as the training config reads them, and conditions of its space that can never hold.
+"""Resolves a sweep's values as the training config reads them, and finds conditions of its space that can never hold.
 
 `"0.001"` and `1e-3` are the same learning rate to the training config, so labels, duplicates and `when` must treat them alike.
 """
@@ -36,10 +36,10 @@ def resolve(settings: SweepSettings) -> SweepSettings:
 
 
 def _resolved(key: str, value: Any) -> Any:
-    found = [] if isinstance(value, dict) else readings(TrainSettings, key, value)
+    parsed = [] if isinstance(value, dict) else readings(TrainSettings, key, value)
     # An integer stays as it was typed if it is read as a float.
-    typed = type(value) is int and bool(found) and type(found[0]) is float
-    return found[0] if found and not typed else value
+    typed = type(value) is int and bool(parsed) and type(parsed[0]) is float
+    return parsed[0] if parsed and not typed else value
 
 
 def _resolved_each(key: str, wanted: Any) -> Any:
@@ -59,14 +59,18 @@ def check_conditions(settings: SweepSettings, trees: Sequence[Mapping[str, Any]]
             place = f"space.{key}" + (f".{number}" if len(alternatives) > 1 else "")
             narrowed = False
             for name, wanted in dimension.when.items():
-                there = [value for tree in trees for value in _values(settings, name, tree)]
+                values = [value for tree in trees for value in _values(settings, name, tree)]
                 for value in _listed(wanted):
-                    if value not in there:
+                    if value not in values:
                         if not _may_be_missing(settings, name, value, trees):
-                            raise UserError(f"{place}.when: {name} is never {value!r} in this sweep, but {_words(there)}")
+                            raise UserError(
+                                f"{place}.when",
+                                f"{name} is never {value!r} in this sweep",
+                                f"it is {_words(values)}; name one of these, or leave the range out",
+                            )
                         narrowed = True
             if not narrowed and not any(_holds(settings, dimension, tree) for tree in trees):
-                raise UserError(f"{place}.when: no cell of this sweep meets {dimension.when} as a whole; narrow or remove it")
+                raise UserError(f"{place}.when", f"no cell of this sweep meets all of {dimension.when}", "remove a condition")
 
 
 def _holds(settings: SweepSettings, dimension: Dimension, tree: Mapping[str, Any]) -> bool:
@@ -78,14 +82,14 @@ def _holds(settings: SweepSettings, dimension: Dimension, tree: Mapping[str, Any
 
 def _values(settings: SweepSettings, key: str, tree: Mapping[str, Any]) -> list[Any]:
     """The possible values of a key in a cell: its config's value, or those searched."""
-    found = [value_at(tree, key)]
+    values = [value_at(tree, key)]
     for dimension in settings.space.get(key, ()):
         if dimension.choices is not None or dimension.points:
-            found += dimension.spread()
+            values += dimension.spread()
         elif dimension.integer:
             assert dimension.low is not None and dimension.high is not None
-            found += range(round(dimension.low), round(dimension.high) + 1)
-    return found
+            values += range(round(dimension.low), round(dimension.high) + 1)
+    return values
 
 
 def _may_be_missing(settings: SweepSettings, key: str, value: Any, trees: Sequence[Mapping[str, Any]]) -> bool:
@@ -105,7 +109,7 @@ def _listed(wanted: Any) -> list[Any]:
 
 
 def _words(values: Sequence[Any]) -> str:
-    different = [value for i, value in enumerate(values) if value not in values[:i]]
-    if different == [None]:
-        return "null, or no key of these runs"
-    return " or ".join(repr(value) for value in different[:6]) + (" and more" if len(different) > 6 else "")
+    distinct = [value for i, value in enumerate(values) if value not in values[:i]]
+    if distinct == [None]:
+        return "null, or not a key of these runs"
+    return " or ".join(repr(value) for value in distinct[:6]) + (" and more" if len(distinct) > 6 else "")

@@ -1,7 +1,7 @@
-"""How many trials run at a time, decided before the first starts: Tune's trials and Train's workers do not know of each other.
+"""How many trials run at a time, decided before the first starts: Ray Tune and Ray Train do not know of each other's bookings.
 
 A small trial (both towers locked, one worker) trains in its Tune actor, which reserves its CPUs. A large one starts its own
-Ray Train run; its Tune actor only waits, on the head node and without a CPU, and its workers and reading tasks are counted here.
+Ray Train run: its Tune actor only waits, on the head node and without a CPU, and its workers and reading tasks are counted here.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from pipelines.program.ray_internals import HEAD_NODE
 from training.config import TrainSettings
 from training.resources import Cluster, plan_resources
 
-# Tune refuses a trial that books nothing; a head node is not a spot node.
+# Tune rejects a trial that reserves nothing. A head node is never a spot node.
 WAITING = {HEAD_NODE: 0.001}
 
 
 @dataclass(frozen=True)
 class Booking:
-    """What one trial takes, in Ray's logical units."""
+    """The resources of one trial, in Ray's logical units."""
 
     inline: bool  # trains in its own actor
     workers: int
@@ -27,7 +27,7 @@ class Booking:
     gpus: float
 
     def bundle(self) -> dict[str, float]:
-        """What the trial's Tune actor reserves."""
+        """The resources that the trial's Tune actor reserves."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {}) if self.inline else WAITING
 
     def words(self) -> str:
@@ -39,15 +39,15 @@ class Booking:
 
 
 def booking_of(settings: TrainSettings) -> Booking:
-    """What a trial of this config takes."""
-    wanted = settings.resources
+    """The resources of a trial of this config."""
+    resources = settings.resources
     locked = settings.image_tower.mode == "locked" and settings.text_tower.mode == "locked"
     return Booking(
-        inline=locked and wanted.num_workers == 1,
-        workers=wanted.num_workers,
-        cpus=wanted.num_workers * wanted.cpus_per_worker,
-        data_cpus=0 if locked else wanted.data_cpus,
-        gpus=wanted.num_workers if wanted.use_gpu else 0,
+        inline=locked and resources.num_workers == 1,
+        workers=resources.num_workers,
+        cpus=resources.num_workers * resources.cpus_per_worker,
+        data_cpus=0 if locked else resources.data_cpus,
+        gpus=resources.num_workers if resources.use_gpu else 0,
     )
 
 
@@ -56,26 +56,20 @@ def trials_at_a_time(trials: Sequence[TrainSettings], cluster: Cluster, wanted: 
 
     Raises `UserError` with the arithmetic if not even one fits, or fewer than `wanted`.
     """
-    found = []
+    limits = [] if wanted is None else [wanted]
     for settings in trials:
         booking = booking_of(settings)
-        try:
-            plan_resources(settings.resources, bool(booking.data_cpus), cluster)
-        except UserError as error:  # not one fits; its keys are those of a training config
-            raise UserError(
-                str(error)
-                .replace("pass resources.", "pass overrides.resources.")
-                .replace("or resources.", "or overrides.resources.")
-            ) from None
+        plan_resources(settings.resources, bool(booking.data_cpus), cluster, key="overrides.resources")
         fits = int((cluster.cpus + 1e-9) / (booking.cpus + booking.data_cpus))
         fits = min(fits, int(cluster.gpus / booking.gpus)) if booking.gpus else fits
         if settings.resources.autoscale and wanted is not None:
             fits = wanted  # the number of nodes to come is unknown
         elif wanted is not None and wanted > fits:
             raise UserError(
-                f"concurrency: {wanted} trials x ({booking.words()}) is more than the cluster's {cluster.cpus:g} CPUs and "
-                f"{cluster.gpus:g} GPUs; {fits} fit: pass concurrency={fits}, or null, or on a cluster that grows "
-                "overrides.resources.autoscale=true"
+                "concurrency",
+                f"{wanted} trials x ({booking.words()}) is more than the cluster's {cluster.cpus:g} CPUs and "
+                f"{cluster.gpus:g} GPUs; {fits} fit",
+                f"pass concurrency={fits} or concurrency=null, or overrides.resources.autoscale=true on a cluster that grows",
             )
-        found.append(max(1, fits))
-    return min([*found, *([wanted] if wanted is not None else [])])
+        limits.append(max(1, fits))
+    return min(limits)

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
+from pipelines.program.errors import UserError
 from training.config import TrainSettings
 from training.placement import give_back
 from training.stopping import ask, forget
@@ -140,14 +142,11 @@ class Follow(TrialProgressCallback):
 
 def check_loggers(settings: SweepSettings) -> None:
     """Raises `UserError` if a package is missing."""
-    from importlib.util import find_spec
-
-    from pipelines.program.errors import UserError
-
     packages = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
     for name in settings.loggers:
         if find_spec(packages[name]) is None:
-            raise UserError(f"loggers: {name} needs the package {packages[name]}; pip install 'raylign[{name}]', or leave it out")
+            remedy = f"pip install 'raylign[{name}]', or leave it out"
+            raise UserError("loggers", f"'{name}' needs the package {packages[name]}, which is not installed", remedy)
 
 
 def loggers(settings: SweepSettings, folder: Path) -> list[Any]:

@@ -19,8 +19,6 @@ from pipelines.program.settings import difference
 from training.config import TrainSettings
 from tuning.config import SweepSettings
 from tuning.plan import SweepPlan
-from tuning.reporting import write_report
-from tuning.reporting.sweep_data import read as read_sweep
 from tuning.results import about_of, test_sizes, write_about, write_tables
 from tuning.search_order import Schedule
 from tuning.trials import Trial, read_json, score_of
@@ -30,9 +28,9 @@ _UNDER_WAY = "those under way are kept at their newest checkpoints"
 
 def sweep(settings: SweepSettings, display: Display, command: str) -> None:
     """Run the rest of a sweep, and write its tables and report. `command`: the command that runs it, for the report."""
-    from training.run import LOCK, only_one  # imports torch
-
     plan = SweepPlan(settings)
+    from training.run import LOCK, only_one  # imports Ray Train; the plan's errors need not wait for it
+
     settings, place = plan.settings, plan.folder.path
     if settings.overwrite and place.exists():
         _check(plan)  # a mistake must not delete an existing sweep
@@ -43,17 +41,18 @@ def sweep(settings: SweepSettings, display: Display, command: str) -> None:
         changed = _changed(before["identity"], json.loads(json.dumps(plan.identity())))
         if changed:
             raise UserError(
-                f"name: {place} holds a sweep of another kind ({'; '.join(changed[:4])}); values of the grid, trials and seeds "
-                "may be added, all else needs another name=, or overwrite=true"
+                "name",
+                f"{place} holds a sweep with other settings ({'; '.join(changed[:4])})",
+                "add only values of the grid, trials or seeds to it, or pass another name=, or overwrite=true",
             )
     schedule = Schedule(settings, plan.cells, plan.trees(), plan.score, plan.folder)
     first = schedule.next()
     if first is None and before is not None:
-        display.line(f"{place}: finished before; add seeds, trials or cells, give another name=, or overwrite=true to start anew")
+        display.line(f"{place}: finished before; add seeds, trials or cells, or start again with another name= or overwrite=true")
         _conclude(plan, schedule, before, display)
         return
     if (place / LOCK).exists():
-        display.line(f"{place}: going on, {_ended(plan, schedule)}")
+        display.line(f"{place}: resuming, {_ended(plan, schedule)}")
     with only_one(place), interrupts.keeping(lambda: f"{_ended(plan, schedule)}, {_UNDER_WAY}"):
         _run(plan, schedule, first, before, command, display)
 
@@ -65,7 +64,7 @@ def _ended(plan: SweepPlan, schedule: Schedule) -> str:
 
 
 def _check(plan: SweepPlan) -> list[TrainSettings]:
-    """An example trial of each cell. Raises `UserError` for what would fail in them, or would not fit."""
+    """An example trial of each cell. Raises `UserError` for anything that would fail in them, and if they do not fit."""
     from training.resources import ahead
     from training.weight_sources import check_sources
     from tuning.resources import booking_of, trials_at_a_time
@@ -75,7 +74,9 @@ def _check(plan: SweepPlan) -> list[TrainSettings]:
     _ = plan.score  # raises if it is not a metric of the runs
     if plan.settings.scheduler.name == "hyperband" and not all(booking_of(e).inline for e in examples):
         raise UserError(
-            "scheduler.name: hyperband pauses trials, and these would start Ray Train anew each time they go on; choose asha"
+            "scheduler.name",
+            "'hyperband' pauses trials, and these would start Ray Train again at each rung",
+            "choose scheduler.name=asha",
         )
     check_loggers(plan.settings)
     for example in examples:
@@ -124,7 +125,9 @@ def _run(
     write_about(plan.folder, standing("running") | test_sizes(plan.folder, []))
     _tune(plan, schedule, first, at_once, callbacks, lambda: _write(plan, schedule, standing("running")), display)
     if not schedule.done:
-        raise UserError(f"{settings.name}: Ray Tune ended before all trials had; the same command goes on, --verbose shows more")
+        raise UserError(
+            str(plan.folder.path), "Ray Tune stopped before all trials ended", "the same command resumes, --verbose shows more"
+        )
     _conclude(plan, schedule, standing("finished"), display)
 
 
@@ -206,6 +209,8 @@ def _cache_features(plan: SweepPlan, size: Any, display: Display) -> None:
 
 def _write(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any]) -> str:
     """Write all tables and the current report. Returns its first sentence."""
+    from tuning.reporting import write_report  # imports scipy
+
     trials = list(schedule.seen.values())
     write_tables(
         plan.folder, plan.settings, plan.cells, trials, {t.name: plan.overrides(t) for t in trials}, plan.score, plan.test_split
@@ -216,6 +221,8 @@ def _write(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any]) -> str
 
 def _conclude(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any], display: Display) -> None:
     """Write the final tables and report, and print the result. Raises `UserError` if no trial finished."""
+    from tuning.reporting.sweep_data import read as read_sweep
+
     answer = _write(plan, schedule, dict(about) | {"state": "finished"})
     place = plan.folder.path
     summary = read_sweep(place).summary
@@ -236,7 +243,11 @@ def _conclude(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any], dis
         display.line(f"failed: {len(failed) - 5} more, see {place / 'trials.csv'}")
     display.line(f"report: {place / 'report.html'}")
     if failed and not any(o.status == "finished" for o in schedule.outcomes.values()):
-        raise UserError(f"{plan.settings.name}: no trial came to its end; the first: {next(iter(failed.values()))}")
+        raise UserError(
+            str(place),
+            f"no trial finished; the first failed with: {next(iter(failed.values()))}",
+            f"mend the cause and pass another name= or overwrite=true; {place / 'trials.csv'} has all reasons",
+        )
 
 
 def _figure(value: float, form: str) -> str:

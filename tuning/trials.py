@@ -56,7 +56,7 @@ def cells_of(settings: SweepSettings) -> list[Cell]:
     for name in ("label", "slug"):
         twice = [value for value, count in Counter(getattr(cell, name) for cell in cells).items() if count > 1]
         if twice:
-            raise UserError(f"grid: two of its cells would be called '{twice[0]}'; choose values whose names say which is which")
+            raise UserError("grid", f"two of its cells would be called '{twice[0]}'", "choose values with distinct names")
     return cells
 
 

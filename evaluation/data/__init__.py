@@ -1,1 +1,1 @@
-"""What models are judged on: readers of the layouts that people have (one file each), and what every one of them hands over."""
+"""Readers of evaluation data, one file per layout, and what they all return (`base.Content`)."""

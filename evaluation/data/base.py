@@ -1,8 +1,8 @@
-"""What a reader of data hands to the tasks: images in a fixed order, and what is right about them.
+"""What a reader of evaluation data returns for the tasks: images in a fixed order, and their labels or captions.
 
-A reader is a settings class with `name`, and `read(key)`, which looks at what is on disk and decodes no image yet. `key` is
-where the config names it, such as `data.flickr30k`: every `UserError` begins with it. Nothing is ever downloaded: where files
-are missing, the error says what belongs where.
+A reader is a settings class with `name`, and `read(key)`, which inspects the files but decodes no image. `key` is the entry of
+the config, such as `data.flickr30k`: the key of every `UserError` begins with it. Nothing is ever downloaded: where files are
+missing, the error says which files belong where.
 """
 
 from collections.abc import Iterator
@@ -16,19 +16,19 @@ from evaluation.sugarcrepe import Item
 
 
 class Images(Protocol):
-    """Images in a fixed order. Picklable and small: it travels to the processes that read them."""
+    """Images in a fixed order. Picklable and small, because it is sent to the processes that read them."""
 
     @property
     def fingerprint(self) -> str:
-        """Another one where any image, or their order, may have changed."""
+        """A digest that changes where any image, or their order, may have changed."""
 
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray) -> Iterator[Image.Image]:
-        """RGB, upright, of whatever size; one by one. Raises `UserError` naming an image that cannot be used."""
+        """RGB, upright, of any size; one by one. Raises `UserError` that names an image that cannot be used."""
 
     def name(self, index: int) -> str:
-        """What people call the image: a file, or a key inside one."""
+        """The image's name for people: a file, or a key in a file."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LabelledImages:
     """Images and the class of each."""
 
     images: Images
-    labels: np.ndarray  # int64 [n], positions of classes; -1: none of them, which no score counts
+    labels: np.ndarray  # int64 [n], positions of classes; -1 for none of them: scores leave such images out
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,26 @@ class Classification:
 
     classes: tuple[tuple[str, ...], ...]  # names of each class
     templates: tuple[str, ...]
-    metric: str  # the main one: top1 or mean_per_class
+    metric: str  # the main score: top1 or mean_per_class
     test: LabelledImages
     train: LabelledImages | None = None  # for probes
     validation: LabelledImages | None = None
-    imagenet: tuple[tuple[int, ...], ...] | None = None  # for each class the ImageNet classes that it is
+    imagenet: tuple[tuple[int, ...], ...] | None = None  # ImageNet's classes of each class
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Images and captions, and which belong together."""
+    """Images and captions, and which of them belong together."""
 
     images: Images
     texts: list[str]
-    texts_of_image: list[np.ndarray]  # for each image the positions of all captions that are right; every caption is somewhere
-    image_of_text: np.ndarray | None = None  # int64 [T], whose each caption is; None: of the first image that it is right for
+    texts_of_image: list[np.ndarray]  # for each image the positions of its right captions; every caption has an image
+    image_of_text: np.ndarray | None = None  # int64 [T], each caption's own image; None: the first for which it is right
 
 
 @dataclass(frozen=True)
 class SugarCrepe:
-    """Items of SugarCrepe's subsets, and the images that they are about, each once."""
+    """Items of SugarCrepe's subsets, and their images, each once."""
 
     images: Images
     items: dict[str, list[Item]]  # by subset
@@ -73,10 +73,10 @@ class SugarCrepe:
 
 @dataclass(frozen=True)
 class Content:
-    """All that one entry of a config's `data` has to offer; whatever tasks can use it do."""
+    """Everything in one entry of a config's `data`; each task uses the parts that suit it."""
 
     classifications: dict[str, Classification] = field(default_factory=dict)  # by label; "" where there is only one
     retrieval: Retrieval | None = None
     sugarcrepe: SugarCrepe | None = None
     attribution: str = ""
-    coverage: dict[str, int] = field(default_factory=dict)  # rows listed, found, kept, where somebody counted
+    coverage: dict[str, int] = field(default_factory=dict)  # rows listed, found and kept, where they were counted

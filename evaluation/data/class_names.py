@@ -1,7 +1,7 @@
-"""What a set's classes are called, and which of a shipped set's classes each of somebody's classes is.
+"""Names of a data set's classes, and how its class numbers map to those of a shipped class set.
 
-Shipped sets (`evaluation/classes`) have CLIP's names in a fixed order; who packed the images may have sorted them otherwise.
-Numbers that are taken over without a look at the names would score at chance, and nobody would know why.
+Shipped sets (`evaluation/classes`) have CLIP's names in a fixed order; a copy of the images may have its classes in another.
+Class numbers used without a comparison of names would then score at chance, for no visible reason.
 """
 
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ from evaluation.data.base import Classification, LabelledImages
 from pipelines.program.errors import UserError
 from pipelines.program.settings import Settings
 
-PLAIN_TEMPLATES = ("a photo of a {}.", "{}")  # for classes of which nothing is known
+PLAIN_TEMPLATES = ("a photo of a {}.", "{}")  # for classes without templates of their own
 
 
-def _have_a_place(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+def _have_place(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
     for template in value or ():
         if "{}" not in template and "{c}" not in template:
             raise ValueError(f"'{template}' has no {{}} for the name of the class")
     return value
 
 
-Templates = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_have_a_place)]
+Templates = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_have_place)]
 """Prompts of a class; `{}` or `{c}` stands for its name."""
 
 
-class NamedSettings(Settings):
+class ClassNameSettings(Settings):
     """Keys of readers whose classes may be those of a shipped set."""
 
     classes: str | None = Field(
@@ -43,70 +43,69 @@ class NamedSettings(Settings):
         None, description="the main score; null: what papers report of the class set, or top1"
     )
 
-    def known(self, key: str) -> ClassSet | None:
-        """The shipped set. Raises `UserError` where there is none of that name."""
-        if self.classes is None:
-            return None
+    def class_set(self, key: str) -> ClassSet | None:
+        """The shipped set that `classes` names. Raises `UserError` where there is none of that name."""
         try:
-            return class_set(self.classes)
+            return None if self.classes is None else class_set(self.classes)
         except UserError as error:
-            raise UserError(f"{key}.classes: {str(error).removeprefix('class set: ')}") from None
+            raise error.under(key) from None
 
     def classification(
         self,
-        known: ClassSet | None,
-        given: Sequence[str],
+        shipped: ClassSet | None,
+        names: Sequence[str],
         test: LabelledImages,
         train: LabelledImages | None = None,
         validation: LabelledImages | None = None,
         templates: Sequence[str] = PLAIN_TEMPLATES,
     ) -> Classification:
-        """With the words of the shipped set, or, without one, those of the data; settings go before both.
+        """With the names, templates and metric of the shipped set, or else of the data; settings override both.
 
         Args:
-            given: the data's names of all classes; templates: the data's.
+            names: the data's class names; templates: the data's.
         """
-        if known is None:
-            classes = tuple((name,) for name in given)
+        if shipped is None:
+            classes = tuple((name,) for name in names)
             return Classification(classes, self.templates or tuple(templates), self.metric or "top1", test, train, validation)
-        prompts, metric = self.templates or known.templates, self.metric or known.metric
-        return Classification(known.classes, prompts, metric, test, train, validation, known.imagenet)
+        prompts, metric = self.templates or shipped.templates, self.metric or shipped.metric
+        return Classification(shipped.classes, prompts, metric, test, train, validation, shipped.imagenet)
 
 
 def readable(name: str) -> str:
-    """A folder's name as people would say it; prompts of prepared datasets have always been made so."""
+    """A class name for prompts, from the name of a folder or a label."""
     return name.replace("-", " ").replace("_", " ")
 
 
-def positions(given: Sequence[str], known: ClassSet, key: str, where: str) -> np.ndarray:
-    """Which class of the shipped set each of these is, int64 [C].
+def match_classes(names: Sequence[str], shipped: ClassSet, key: str, source: str) -> np.ndarray:
+    """The shipped set's class of each of the data's classes, int64 [C].
 
-    By name, whatever its case and punctuation, where every name is found; else in the same order. Raises `UserError` where
-    there are more or fewer classes, or where a name that is found belongs to another place.
+    By name, without case and punctuation, where every name matches one class; else in the same order. Raises `UserError` where
+    there are more or fewer classes, or where a matching name contradicts that order.
 
     Args:
-        given: names of all classes, in the order of the numbers or folders of the data.
-        where: what the names are of, for errors.
+        names: of all classes, in the order of the data's class numbers or folders.
+        source: what the names come from, for errors.
     """
-    if len(given) != len(known.classes):
-        raise UserError(
-            f"{key}: {where} has {len(given)} classes, and the class set {known.name} has {len(known.classes)}; its order is: "
-            f"{known.order}"
-        )
-    places: dict[str, list[int]] = {}
-    for position, names in enumerate(known.classes):
-        for name in {_plain(name) for name in names}:
-            places.setdefault(name, []).append(position)
-    found = [places.get(_plain(name), []) for name in given]
-    if all(len(place) == 1 for place in found) and len({place[0] for place in found}) == len(given):
-        return np.asarray([place[0] for place in found], dtype=np.int64)
-    for position, (name, place) in enumerate(zip(given, found, strict=True)):
-        if place and position not in place:
+    order = f"order them as the class set does: {shipped.order}"
+    if len(names) != len(shipped.classes):
+        problem = f"{source} has {len(names)} classes, and the class set {shipped.name} has {len(shipped.classes)}"
+        raise UserError(key, problem, f"give exactly its classes, and {order}")
+    by_name: dict[str, list[int]] = {}
+    for position, synonyms in enumerate(shipped.classes):
+        for name in {_plain(name) for name in synonyms}:
+            by_name.setdefault(name, []).append(position)
+    matches = [by_name.get(_plain(name), []) for name in names]
+    if all(len(match) == 1 for match in matches) and len({match[0] for match in matches}) == len(names):
+        return np.asarray([match[0] for match in matches], dtype=np.int64)
+    for position, (name, match) in enumerate(zip(names, matches, strict=True)):
+        if match and position not in match:
             raise UserError(
-                f"{key}: '{name}' is class {position} of {where} and class {place[0]} of the class set {known.name}, and other "
-                f"names are not alike, so that neither they nor the order tell what is what; the set's order is: {known.order}"
+                key,
+                f"'{name}' is class {position} of {source} and class {match[0]} of the class set {shipped.name}, and other names "
+                "match no class, so that neither names nor order identify the classes",
+                order,
             )
-    return np.arange(len(given), dtype=np.int64)
+    return np.arange(len(names), dtype=np.int64)
 
 
 def _plain(name: str) -> str:

@@ -1,7 +1,7 @@
-"""1,797 handwritten digits of 8 x 8 pixels, which come with scikit-learn: a classification set that everybody has.
+"""1,797 handwritten digits of 8 x 8 pixels, a part of scikit-learn: a classification set that needs no download.
 
 They are the test set of UCI's Optical Recognition of Handwritten Digits. Of every ten images of a digit the first six are for
-training, two for validation, two for the test, so that classes are as frequent in all three. A writer's digits are on all sides.
+training, two for validation and two for the test, so that class frequencies are equal. All three have digits of the same writers.
 """
 
 import functools
@@ -15,7 +15,7 @@ from evaluation.data.base import Classification, Content, LabelledImages
 from pipelines.program.settings import digest
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_TRAIN, _VALIDATION, _TEST = range(6), range(6, 8), range(8, 10)  # of every ten of a digit
+_TRAIN, _VALIDATION, _TEST = range(6), range(6, 8), range(8, 10)  # of every ten images of a digit
 _ATTRIBUTION = (
     "E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998, CC BY 4.0 "
     "(https://archive.ics.uci.edu/dataset/80); its test set, as packaged with scikit-learn"
@@ -23,14 +23,14 @@ _ATTRIBUTION = (
 
 
 def digits() -> Content:
-    """The ten digits, each by its word and its numeral, in the template that CLIP has for MNIST."""
+    """The ten digits, named by word and numeral, with CLIP's template for MNIST."""
     _, labels = _loaded()
-    order = np.zeros(len(labels), dtype=np.int64)  # which image of its digit each is
+    order = np.zeros(len(labels), dtype=np.int64)  # number of each image among those of its digit
     for digit in range(10):
         order[labels == digit] = np.arange((labels == digit).sum())
 
-    def part(places: range) -> LabelledImages:
-        indices = np.flatnonzero(np.isin(order % 10, places))
+    def part(numbers: range) -> LabelledImages:
+        indices = np.flatnonzero(np.isin(order % 10, numbers))
         images = _Digits(indices, digest(["scikit-learn's digits", indices.tolist()]))
         return LabelledImages(images, labels[indices])
 
@@ -43,7 +43,7 @@ def digits() -> Content:
 
 @dataclass(eq=False)
 class _Digits:
-    """Some of the images, white on black."""
+    """Selected images, white on black."""
 
     indices: np.ndarray
     fingerprint: str
@@ -65,5 +65,5 @@ def _loaded() -> tuple[np.ndarray, np.ndarray]:
     """Grey values uint8 [n, 8, 8], and digits int64 [n]."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    return (found.images * (255 / 16)).round().astype(np.uint8), found.target.astype(np.int64)
+    data = load_digits()
+    return (data.images * (255 / 16)).round().astype(np.uint8), data.target.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Images in files: where each is, its bytes when it is asked for, and nothing else in memory."""
+"""Images in files, of which only the names stay in memory, and how readers list and read files."""
 
 import hashlib
 import json
@@ -21,12 +21,12 @@ from pipelines.program.text_lines import decoded
 
 
 @dataclass(eq=False)
-class Located:
-    """Images that are files below a folder."""
+class FileImages:
+    """Images in files below a folder."""
 
     key: str
     folder: Place
-    names: tuple[str, ...]  # below the folder
+    names: tuple[str, ...]  # paths relative to the folder
     fingerprint: str
 
     def __len__(self) -> int:
@@ -36,7 +36,7 @@ class Located:
         return self.names[index]
 
     def location(self, index: int) -> Location:
-        """Where the encoded image is."""
+        """The location of the encoded image."""
         return Location(str(storage.join(self.folder, self.names[index])))
 
     def read(self, indices: np.ndarray) -> Iterator[Image.Image]:
@@ -48,52 +48,51 @@ class Located:
                     raise BadImage("missing_image", str(data))
                 yield decode(data)
             except BadImage as bad:
-                raise UserError(
-                    f"{self.key}: the image {self.name(index)} in {self.folder} cannot be used: {bad.reason}, {bad.detail}; "
-                    "scores need every image: put a whole one there"
-                ) from None
+                problem = f"the image {self.name(index)} in {self.folder} cannot be used: {bad.reason}, {bad.detail}"
+                raise UserError(self.key, problem, "replace it with a valid one: scores need every image") from None
 
 
-def files_in(folder: Place, key: str, wanted: str) -> dict[str, File]:
-    """Files below a folder by their names from there, sorted folder by folder, without hidden ones. Raises `UserError`.
+def files_in(folder: Place, key: str, expected: str) -> dict[str, File]:
+    """Files below a folder by relative path, sorted folder by folder, without hidden ones. Raises `UserError`.
 
     Args:
-        wanted: what belongs there, for the error.
+        expected: what belongs there, for the error.
     """
     if is_web(folder):
-        raise UserError(f"{key}: {folder} is on the web, and nothing is downloaded here; fetch it, and give its folder")
+        problem = f"{folder} is on the web, and evaluation downloads nothing"
+        raise UserError(key, problem, "download it, and give its folder")
     try:
         files = storage.data_below(folder)
-    except UserError as error:  # of a URI that nobody here can read
-        raise UserError(f"{key}: {error}") from None
+    except UserError as error:  # no file system for such a URI
+        raise UserError(key, f"{folder} cannot be read: {error.problem}", error.remedy) from None
     if not files:
         state = "holds no files" if storage.exists(folder) else "does not exist"
-        raise UserError(f"{key}: {folder} {state}; put there: {wanted}")
-    strange = next((name for name in files if not is_text(name)), None)
-    if strange is not None:
-        raise UserError(f"{key}: the name of {shown(strange)} in {folder} is not UTF-8; rename it")
-    # As people sort them, and as a walk through the folders finds them.
+        raise UserError(key, f"{folder} {state}", f"put there: {expected}")
+    undecodable = next((name for name in files if not is_text(name)), None)
+    if undecodable is not None:
+        raise UserError(key, f"the name of {shown(undecodable)} in {folder} is not UTF-8", "rename it")
+    # By parts of the path, the order of a walk through the folders.
     return {name: files[name] for name in sorted(files, key=lambda name: name.split("/"))}
 
 
 def changes(names: Iterable[str], files: dict[str, File]) -> Iterator[list[Any]]:
-    """What of each file goes into a fingerprint."""
+    """For fingerprints: name, size and time of change of each file."""
     return ([name, files[name].size, files[name].changed] for name in names)
 
 
 def fingerprint(rows: Iterable[Any]) -> str:
     """32 hex digits of any JSON-able values, in order."""
-    found = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for row in rows:
-        found.update(json.dumps(row).encode() + b"\n")
-    return found.hexdigest()
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
 
 
-def read_text(path: Place, key: str, wanted: str) -> str:
-    """A text file, without a byte order mark. Raises `UserError` where it is missing or no UTF-8."""
+def read_text(path: Place, key: str, expected: str) -> str:
+    """A text file, without a byte order mark. Raises `UserError` where it is missing or not UTF-8."""
     try:
         return decoded(storage.read(path))
     except Missing as missing:
-        raise UserError(f"{key}: {path} cannot be read: {missing}; put there: {wanted}") from None
+        raise UserError(key, f"{path} cannot be read: {missing}", f"put there: {expected}") from None
     except ValueError as error:
-        raise UserError(f"{key}: {path} is not UTF-8: {error}; save it as such") from None
+        raise UserError(key, f"{path} is not UTF-8: {error}", "save it as UTF-8") from None

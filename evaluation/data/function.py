@@ -1,4 +1,4 @@
-"""Evaluation data of your own: any function that returns a `Content`."""
+"""Evaluation data from a function of the user's own that returns a `Content`."""
 
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from pipelines.program.settings import Settings
 
 
 class FunctionData(Settings):
-    """What a function of yours returns."""
+    """Data that a function of yours returns."""
 
     name: Literal["function"]
     function: str = Field(
@@ -21,8 +21,9 @@ class FunctionData(Settings):
     arguments: dict[str, Any] = Field(default_factory=dict, description="passed to it as keywords")
 
     def read(self, key: str) -> Content:
-        """Call it. Raises `UserError` where it cannot be found or called, or returns something else."""
-        found = call(self.function, self.arguments, f"{key}.function", f"{key}.arguments", "evaluation.data.digits:digits")
-        if not isinstance(found, Content):
-            raise UserError(f"{key}.function: {self.function} gave a {type(found).__name__}; it must return a Content")
-        return found
+        """Call the function. Raises `UserError` where it cannot be imported or called, or returns something else."""
+        content = call(self.function, self.arguments, f"{key}.function", f"{key}.arguments", "evaluation.data.digits:digits")
+        if not isinstance(content, Content):
+            problem = f"{self.function} returned a {type(content).__name__}"
+            raise UserError(f"{key}.function", problem, "return an evaluation.data.base.Content")
+        return content

@@ -7,13 +7,13 @@ from pydantic import Field
 
 from evaluation.data.base import Content, LabelledImages
 from evaluation.data.class_names import PLAIN_TEMPLATES, Templates
-from evaluation.suite import HeldOut, Labels, SuiteSettings, held_out, named
+from evaluation.suite import HeldOut, Labels, SuiteSettings, held_out, under_key
 from pipelines.dataset.prepared import Prepared
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
 from pipelines.program.settings import Settings
 
-_VALIDATION = ("val", "validation")  # splits that are chosen on
+_VALIDATION = ("val", "validation")  # names of validation splits, the first of them that exists
 
 
 class PreparedData(Settings):
@@ -28,27 +28,27 @@ class PreparedData(Settings):
     retrieval: bool = Field(True, description="false: captions are not scored")
 
     def read(self, key: str) -> Content:
-        """One classification a label, under its name. Probes have the split `train`, and val or validation where there is one.
+        """Retrieval, and one classification for each label. Probes use `train`, and val or validation where there is one.
 
-        Captions are right for their image, for images equal to it, and so are captions equal to them. Classes are called as
-        their label says, with spaces for - and _. Raises `UserError`.
+        A caption is right for its image and for every equal image, and so is every equal caption. Class names are the label's
+        values, with spaces for - and _. Raises `UserError`.
         """
-        with named(key):
+        with under_key(key):
             prepared = Prepared.open(self.path)
             ids = prepared.split_ids(self.split_seed)
             data = self._held_out(key, prepared, self.split, self.retrieval)
             if not data.classes and not self.retrieval:
-                raise UserError(f"data.retrieval: false, and {self.path} has no labels to score; set it to true")
-            chosen = next((name for name in _VALIDATION if name in ids), "")
-            sides = [name for name in ("train", chosen) if data.classes and name != self.split and len(ids.get(name, ())) > 0]
-            tests = {name: self._held_out(key, prepared, name, False).classifications for name in sides}
+                raise UserError("data.retrieval", f"false, and {self.path} has no labels to score", f"set {key}.retrieval=true")
+            validation = next((name for name in _VALIDATION if name in ids), "")
+            others = [n for n in ("train", validation) if data.classes and n != self.split and len(ids.get(n, ())) > 0]
+            by_split = {name: self._held_out(key, prepared, name, False).classifications for name in others}
 
         def part(split: str, label: str) -> LabelledImages | None:
-            return tests[split][label].test if split in tests else None
+            return by_split[split][label].test if split in by_split else None
 
         classifications = {
-            label: replace(found, train=part("train", label), validation=part(chosen, label))
-            for label, found in data.classifications.items()
+            label: replace(classification, train=part("train", label), validation=part(validation, label))
+            for label, classification in data.classifications.items()
         }
         counts = {name: prepared.manifest["counts"][name] for name in ("listed", "found", "kept")}
         return Content(classifications, data.retrieval, attribution=prepared.manifest["attribution"], coverage=counts)

@@ -1,4 +1,4 @@
-"""Images made of other images: some of them, or all of them cropped or corrupted."""
+"""Images derived from other images: a subset, random crops, or corrupted images."""
 
 import math
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from pipelines.dataset.views import Augment, apply, draw
 from pipelines.program.randomness import generator
 from pipelines.program.settings import digest
 
-# As classifiers are trained on ImageNet since Szegedy et al., arXiv 1409.4842.
+# The usual crop for training on ImageNet (Szegedy et al., arXiv 1409.4842).
 _CROP = Augment(crop_scale=(0.08, 1.0), flip=True)
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
-    """Some images, in the order of `indices`, int64 [n]."""
+class Subset:
+    """The images at `indices`, int64 [n], in that order."""
 
     images: Images
     indices: np.ndarray
@@ -41,7 +41,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Cropped:
-    """A random crop of each image, stretched to a square of its own area, every second mirrored; others for each `number`."""
+    """A random crop of each image, resized to a square of the crop's area, half of them mirrored; `number` selects the draw."""
 
     images: Images
     number: int
@@ -67,8 +67,8 @@ class Cropped:
 
 @dataclass(frozen=True)
 class Corrupted:
-    """Images under a corruption. They are shrunk to `size` pixels of the shorter side first: corruptions act on pixels, and
-    a model that shrinks a large image afterwards would not see them."""
+    """Images under a corruption. They are first shrunk to `size` pixels on the shorter side: corruptions act on pixels, and a
+    model that shrinks a large image afterwards would average them away."""
 
     images: Images
     corruption: str
@@ -93,7 +93,7 @@ class Corrupted:
 
 
 def shrunk(image: Image.Image, size: int) -> Image.Image:
-    """The image with `size` pixels on its shorter side, or as it is where it has no more."""
+    """The image resized to `size` pixels on its shorter side; a smaller image does not change."""
     ratio = size / min(image.size)
     if ratio >= 1:
         return image
@@ -101,8 +101,8 @@ def shrunk(image: Image.Image, size: int) -> Image.Image:
 
 
 def with_labels(part: LabelledImages) -> LabelledImages:
-    """Without the images that show none of the classes."""
-    kept = np.flatnonzero(part.labels >= 0)
-    if len(kept) == len(part.labels):
+    """Only the images that have a label."""
+    labelled = np.flatnonzero(part.labels >= 0)
+    if len(labelled) == len(part.labels):
         return part
-    return LabelledImages(Chosen(part.images, kept), part.labels[kept])
+    return LabelledImages(Subset(part.images, labelled), part.labels[labelled])

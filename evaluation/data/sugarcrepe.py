@@ -1,4 +1,4 @@
-"""SugarCrepe as published: seven json files, and the images of COCO 2017 val that they are about."""
+"""SugarCrepe as published: seven json files, and the images of COCO 2017 val to which they refer."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from evaluation.data.base import Content, SugarCrepe
-from evaluation.data.files import Located, changes, files_in, fingerprint
+from evaluation.data.files import FileImages, changes, files_in, fingerprint
 from evaluation.sugarcrepe import SIZES, read
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import LocalPlace, Place
@@ -16,7 +16,7 @@ _IMAGES = "COCO's val2017.zip (https://cocodataset.org/#download), unpacked"
 
 
 class SugarCrepeData(Settings):
-    """SugarCrepe: captions against captions that are not true of the image."""
+    """SugarCrepe: captions against captions that do not describe the image."""
 
     name: Literal["sugarcrepe"]
     path: LocalPlace = Field(description="folder with replace_obj.json and the other six files")
@@ -26,11 +26,11 @@ class SugarCrepeData(Settings):
     )
 
     def read(self, key: str) -> Content:
-        """The items, and every image once, in the order in which the subsets come to it. Raises `UserError`."""
+        """The items, and every image once, in order of first use. Raises `UserError`."""
         try:
             items = read(self.path, self.subsets)
         except UserError as error:
-            raise UserError(f"{key}: {str(error).removeprefix('sugarcrepe: ')}") from None
+            raise error.under(key) from None
         folder = self.path / "val2017" if self.images is None else self.images
         files = files_in(folder, f"{key}.images", _IMAGES)
         position: dict[str, int] = {}
@@ -38,11 +38,9 @@ class SugarCrepeData(Settings):
             position.setdefault(item.filename, len(position))
         missing = [name for name in position if name not in files]
         if missing:
-            raise UserError(
-                f"{key}.images: {folder} has no '{missing[0]}' ({len(missing)} of {len(position)} images are missing); "
-                f"put there: {_IMAGES}"
-            )
-        images = Located(key, folder, tuple(position), fingerprint(changes(position, files)))
+            problem = f"{folder} has no '{missing[0]}' ({len(missing)} of {len(position)} images are missing)"
+            raise UserError(f"{key}.images", problem, f"put there: {_IMAGES}")
+        images = FileImages(key, folder, tuple(position), fingerprint(changes(position, files)))
         image_of = {
             name: np.asarray([position[item.filename] for item in subset], dtype=np.int64) for name, subset in items.items()
         }

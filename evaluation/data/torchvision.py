@@ -1,9 +1,9 @@
-"""Classification sets in the folders that torchvision reads, where somebody put them; nothing is downloaded.
+"""Classification sets on disk in the layouts that torchvision reads; nothing is downloaded.
 
-Every class number is turned into ours by the names that torchvision read: it sorts Pets otherwise, and leaves out Caltech-101's
-background. Tests are the official ones, but: ImageNet's is its validation split; torchvision knows no splits of SUN397 and
-Caltech-101, so all their images are the test and none are for probes (for papers' splits of these, sort the images into a
-`folder`). DTD has the first of its ten partitions.
+Class numbers are mapped to the shipped class set by torchvision's class names: it sorts Pets in another order, and leaves out
+Caltech-101's background. Test splits are the official ones, with exceptions: ImageNet's is its validation split, and torchvision
+has no splits of SUN397 and Caltech-101, so that all their images are the test split and probes have none (for the splits of
+papers, sort the images into a `folder`). DTD uses the first of its ten partitions.
 """
 
 import functools
@@ -18,8 +18,8 @@ from pydantic import Field
 
 from evaluation.class_sets import class_set
 from evaluation.data.base import Classification, Content, LabelledImages
-from evaluation.data.class_names import Templates, positions
-from evaluation.data.files import Located, changes, files_in, fingerprint
+from evaluation.data.class_names import Templates, match_classes
+from evaluation.data.files import FileImages, changes, files_in, fingerprint
 from pipelines.dataset.image_formats import is_hidden
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import LocalPlace
@@ -27,14 +27,14 @@ from pipelines.program.settings import Settings
 
 
 class _Part(NamedTuple):
-    """A split: what must be there below the root, and the class's arguments."""
+    """A split: its folder below the root, and the arguments of torchvision's class."""
 
     folder: str
     arguments: dict[str, Any]
 
 
 class _Set(NamedTuple):
-    """A class of torchvision.datasets."""
+    """A set, and the class of torchvision.datasets that reads it."""
 
     cls: str
     source: str  # what to put below the root, and from where
@@ -120,69 +120,70 @@ _SETS = {
 
 
 class TorchvisionData(Settings):
-    """One of torchvision's datasets, where it lies on a disk."""
+    """One of torchvision's datasets, on disk."""
 
     name: Literal["torchvision"]
     dataset: Literal[
         "cifar10", "cifar100", "pets", "food101", "flowers", "cars", "caltech101", "aircraft", "dtd", "sun397", "imagenet"
     ] = Field(description="the set, by the name of its shipped class set")
-    path: LocalPlace = Field(description="root, as torchvision calls it: the folder that holds the set's own")
+    path: LocalPlace = Field(description="torchvision's root: the folder that contains the set's folder")
     templates: Templates | None = Field(
         None, description="prompts of a class; {} or {c} is its name; null: those of the class set"
     )
 
     def read(self, key: str) -> Content:
-        """A classification with the shipped names; probes' splits as far as they are on the disk. Raises `UserError`."""
-        found, known = _SETS[self.dataset], class_set(self.dataset)
+        """A classification with the shipped names, and with the splits for probes that are on disk. Raises `UserError`."""
+        layout, shipped = _SETS[self.dataset], class_set(self.dataset)
 
-        def side(part: _Part | None) -> LabelledImages | None:
-            there = part is not None and (self.path / part.folder).is_dir()
-            return self._labelled(key, found, part) if part is not None and there else None
+        def optional(part: _Part | None) -> LabelledImages | None:
+            return self._labelled(key, layout, part) if part is not None and (self.path / part.folder).is_dir() else None
 
-        test = self._labelled(key, found, found.test)
-        templates, sides = self.templates or known.templates, (side(found.train), side(found.validation))
-        return Content({"": Classification(known.classes, templates, known.metric, test, *sides, known.imagenet)})
+        test = self._labelled(key, layout, layout.test)
+        templates, others = self.templates or shipped.templates, (optional(layout.train), optional(layout.validation))
+        return Content({"": Classification(shipped.classes, templates, shipped.metric, test, *others, shipped.imagenet)})
 
-    def _labelled(self, key: str, found: _Set, part: _Part) -> LabelledImages:
-        if not (self.path / part.folder).is_dir():
-            raise UserError(f"{key}.path: {self.path} has no {part.folder}; put into {self.path}: {found.source}")
+    def _labelled(self, key: str, layout: _Set, part: _Part) -> LabelledImages:
+        folder, remedy = self.path / part.folder, f"put into {self.path}: {layout.source}"
+        if not folder.is_dir():
+            raise UserError(f"{key}.path", f"{self.path} has no {part.folder}", remedy)
         try:
-            dataset = _load(found.cls, self.path, **part.arguments)
+            dataset = _load(layout.cls, self.path, **part.arguments)
         except (RuntimeError, OSError, ValueError, KeyError) as error:
-            why = str(error).replace(" You can use download=True to download it", "")
-            raise UserError(
-                f"{key}.path: torchvision finds no {found.cls} in {self.path}: {why}; put there: {found.source}"
-            ) from None
-        order = positions(_names(dataset), class_set(self.dataset), key, f"torchvision's {found.cls} in {self.path}")
+            # torchvision recommends a download, which evaluation never does.
+            reason = str(error).partition(" You can use download=True")[0]
+            raise UserError(f"{key}.path", f"torchvision cannot read {layout.cls} in {self.path}: {reason}", remedy) from None
+        source = f"torchvision's {layout.cls} in {self.path}"
+        order = match_classes(_names(dataset), class_set(self.dataset), key, source)
         root = self.path / part.folder.partition("/")[0]
-        files = files_in(root, key, found.source)
-        if found.cls.startswith("CIFAR"):
-            raw = np.asarray(dataset.targets, dtype=np.int64)
+        files = files_in(root, key, layout.source)
+        if layout.cls.startswith("CIFAR"):
+            numbers = np.asarray(dataset.targets, dtype=np.int64)
             digest = fingerprint([*changes(files, files), part.arguments])
-            return LabelledImages(_Cifar(found.cls, self.path, part.arguments["train"], len(raw), digest), order[raw])
-        found_rows = sorted((str(Path(file).relative_to(root)), label) for file, label in _rows(dataset))
-        rows = [(name, label) for name, label in found_rows if not is_hidden(name)]  # SUN397's come as the disk has them
+            return LabelledImages(_Cifar(layout.cls, self.path, part.arguments["train"], len(numbers), digest), order[numbers])
+        listed = sorted((str(Path(file).relative_to(root)), label) for file, label in _rows(dataset))
+        rows = [(name, label) for name, label in listed if not is_hidden(name)]  # SUN397 is a search, which finds hidden files
         names = [name for name, _ in rows]
         missing = [name for name in names if name not in files]
         if missing:
-            raise UserError(
-                f"{key}.path: {self.path / part.folder} lacks '{missing[0]}' ({len(missing)} of {len(names)} images are "
-                f"missing); put into {self.path}: {found.source}"
-            )
+            problem = f"{folder} lacks '{missing[0]}' ({len(missing)} of {len(names)} images are missing)"
+            raise UserError(f"{key}.path", problem, remedy)
         labels = order[np.asarray([label for _, label in rows], dtype=np.int64)]
         digest = fingerprint([*changes(names, files), labels.tolist()])
-        return LabelledImages(Located(key, root, tuple(names), digest), labels)
+        return LabelledImages(FileImages(key, root, tuple(names), digest), labels)
 
 
 def _names(dataset: Any) -> list[str]:
-    """What torchvision calls the classes, in the order of the numbers that `_rows` gives."""
+    """torchvision's class names, in the order of the numbers that `_rows` returns."""
     if hasattr(dataset, "categories"):
-        return ["BACKGROUND_Google", *dataset.categories]  # as the other users of Caltech-101 number them
+        return [
+            "BACKGROUND_Google",
+            *dataset.categories,
+        ]  # background first, as others number them
     return [str(name) for name in getattr(dataset, "wnids", dataset.classes)]
 
 
 def _rows(dataset: Any) -> list[tuple[str, int]]:
-    """File and class number of every image, which torchvision keeps under several names."""
+    """File and class number of every image, for which torchvision's classes have several attributes."""
     if hasattr(dataset, "categories"):
         folder = Path(dataset.root) / "101_ObjectCategories"
         rows = zip(dataset.index, dataset.y, strict=True)
@@ -195,7 +196,7 @@ def _rows(dataset: Any) -> list[tuple[str, int]]:
 
 
 def _load(cls: str, path: Path, **arguments: Any) -> Any:
-    # Here, since evaluation works without torch.
+    # Imported here because evaluation works without torch.
     import torchvision.datasets  # type: ignore[import-untyped]
 
     return getattr(torchvision.datasets, cls)(root=str(path), **arguments)
@@ -206,7 +207,7 @@ _pixels = functools.lru_cache(maxsize=2)(_load)
 
 @dataclass(eq=False)
 class _Cifar:
-    """Images of CIFAR, whose files hold thousands each: read where they are asked for, and kept there."""
+    """Images of CIFAR, whose files hold thousands each: the process that uses them reads and keeps them."""
 
     cls: str
     path: Path

@@ -1,4 +1,4 @@
-"""All readers of evaluation data: `name` in an entry of a config's `data` picks one."""
+"""The union of all readers of evaluation data: `name` in an entry of a config's `data` selects one."""
 
 from typing import Annotated
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 
 from evaluation.classification import SetResult
 from evaluation.data.base import Classification, Content
-from evaluation.embeddings import Rows, Wanted
+from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html
 from evaluation.reporting.comparison import Comparison
 from evaluation.task_info import Measure as Measure
@@ -61,7 +61,7 @@ class Task(Protocol):
     def identity(self) -> Any:
         """JSON values: with the rows' fingerprints, all that decides the scores."""
 
-    def wanted(self) -> Sequence[Wanted]:
+    def inputs(self) -> Sequence[Inputs]:
         """The rows that `score` reads."""
 
     def score(self, rows: Rows) -> Scored:

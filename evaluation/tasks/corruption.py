@@ -12,8 +12,8 @@ from evaluation.bootstrap import interval
 from evaluation.classification import measures
 from evaluation.corruptions import PARAMETERS, SEVERITIES
 from evaluation.data.base import Content
-from evaluation.data.subsets import Chosen, Corrupted
-from evaluation.embeddings import Rows, Wanted
+from evaluation.data.subsets import Corrupted, Subset
+from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html, number_format
 from evaluation.reporting.chart import TINY, Series, lines, score_range
 from evaluation.reporting.comparison import Comparison, number
@@ -74,9 +74,9 @@ class Corruption:
         # Spread over the set, which may be sorted by class; the same ones for every model and corruption.
         self._kept = np.sort(np.random.default_rng(seed).permutation(count)[:images])
         self._images = {
-            f"{name}@{severity}": Wanted(
+            f"{name}@{severity}": Inputs(
                 "images",
-                Chosen(Corrupted(plain.test.images, name, severity, seed, size), self._kept),
+                Subset(Corrupted(plain.test.images, name, severity, seed, size), self._kept),
                 f"{plain.place}/test-{name}-{severity}",
             )
             for name in names
@@ -90,7 +90,7 @@ class Corruption:
         for dataset, one, place in classified(contents):
             yield cls(ZeroShot(dataset, one, place), given.names, given.severities, given.images, given.seed, given.size)
 
-    def wanted(self) -> Sequence[Wanted]:
+    def inputs(self) -> Sequence[Inputs]:
         return [self._plain.images, self._plain.texts, *self._images.values()]
 
     def score(self, rows: Rows) -> Scored:

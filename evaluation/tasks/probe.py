@@ -7,7 +7,7 @@ import numpy as np
 
 from evaluation.data.base import Classification, LabelledImages
 from evaluation.data.subsets import Cropped, with_labels
-from evaluation.embeddings import Rows, Wanted
+from evaluation.embeddings import Inputs, Rows
 from evaluation.linear_probe import Labelled
 
 
@@ -24,10 +24,10 @@ class Probe:
         # A class without a training image cannot be learnt: its test images are left out, and the class is named.
         lost = np.setdiff1d(content.test.labels, [*learnt, -1])
         self._lost = [content.classes[label][0] for label in lost]
-        self._wanted = {part: Wanted("features", given.images, f"{place}/{part}") for part, given in self._parts.items()}
+        self._inputs = {part: Inputs("features", given.images, f"{place}/{part}") for part, given in self._parts.items()}
         self._views = {
             part: [
-                Wanted("features", Cropped(given.images, number, seed), f"{place}/{part}-crop-{number}")
+                Inputs("features", Cropped(given.images, number, seed), f"{place}/{part}-crop-{number}")
                 for number in range(views)
             ]
             for part, given in self._parts.items()
@@ -35,19 +35,19 @@ class Probe:
         }
         self.identity: list[Any] = [{p: g.labels.tolist() for p, g in self._parts.items()}, content.metric]
 
-    def wanted(self) -> Sequence[Wanted]:
-        return [*self._wanted.values(), *(view for part in self._views.values() for view in part)]
+    def inputs(self) -> Sequence[Inputs]:
+        return [*self._inputs.values(), *(view for part in self._views.values() for view in part)]
 
     def data(self, rows: Rows) -> tuple[Labelled, Labelled, Labelled | None]:
         """Training, test and validation data; the last may be missing."""
         views = {part: np.stack([rows[view] for view in wanted], axis=1) for part, wanted in self._views.items()}
-        found = {part: Labelled(rows[self._wanted[part]], given.labels, views.get(part)) for part, given in self._parts.items()}
+        found = {part: Labelled(rows[self._inputs[part]], given.labels, views.get(part)) for part, given in self._parts.items()}
         return found["train"], found["test"], found.get("validation")
 
     def about(self, rows: Rows) -> dict[str, Any]:
-        train = rows[self._wanted["train"]]
+        train = rows[self._inputs["train"]]
         sizes = {part: len(given.labels) for part, given in self._parts.items()}
-        kind = "features before the joint space" if rows.has_features(self._wanted["train"]) else "embeddings"
+        kind = "features before the joint space" if rows.has_features(self._inputs["train"]) else "embeddings"
         views = len(self._views.get("train", []))
         return {"width": train.shape[1], "of": kind, "without_training": self._lost, "views": views} | sizes
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from evaluation import bootstrap, geometry, retrieval
 from evaluation.data import base
-from evaluation.embeddings import Rows, Wanted
+from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html, number_format
 from evaluation.reporting.comparison import Comparison, Figures, Group, Row, number, score_table
 from evaluation.results import Result
@@ -51,8 +51,8 @@ class Retrieval:
 
     def __init__(self, dataset: str, content: base.Retrieval, place: str, recall_at: Sequence[int]):
         self.dataset, self.place, self.content, self._ks = dataset, place, content, tuple(recall_at)
-        self.images = Wanted("images", content.images, f"{place}/test")
-        self.texts = Wanted("texts", tuple(content.texts), f"{place}/captions")
+        self.images = Inputs("images", content.images, f"{place}/test")
+        self.texts = Inputs("texts", tuple(content.texts), f"{place}/captions")
         owners = np.repeat(np.arange(len(content.images)), [len(texts) for texts in content.texts_of_image])
         self._pairs = owners, np.concatenate(content.texts_of_image).astype(np.int64)
         self.names = tuple(f"{way}_recall@{k}" for way in retrieval.DIRECTIONS for k in self._ks)
@@ -67,7 +67,7 @@ class Retrieval:
     def identity(self) -> list[Any]:
         return [[texts.tolist() for texts in self.content.texts_of_image], self._ks]
 
-    def wanted(self) -> Sequence[Wanted]:
+    def inputs(self) -> Sequence[Inputs]:
         return self.images, self.texts
 
     def ranks(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:

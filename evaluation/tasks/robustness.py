@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from evaluation import robustness, zero_shot
 from evaluation.data.base import Content
-from evaluation.embeddings import Rows, Wanted
+from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html, number_format
 from evaluation.reporting.chart import Chart, Plot, Scale, logit
 from evaluation.reporting.comparison import Comparison, Row, number, score_table
@@ -76,7 +76,7 @@ class EffectiveRobustness:
             line, baselines = _line(given, shift)
             yield cls(_only(shift, contents, shift), _only(given.reference, contents, shift), line, baselines)
 
-    def wanted(self) -> Sequence[Wanted]:
+    def inputs(self) -> Sequence[Inputs]:
         return self._shift.images, self._shift.texts, self._reference.images
 
     def score(self, rows: Rows) -> Scored:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from evaluation import sugarcrepe
 from evaluation.bootstrap import interval
 from evaluation.data import base
-from evaluation.embeddings import Rows, Wanted
+from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html
 from evaluation.reporting.comparison import Comparison, Group, score_table
 from evaluation.task_info import Measure, TaskInfo
@@ -32,9 +32,9 @@ class SugarCrepe:
 
     def __init__(self, dataset: str, content: base.SugarCrepe, place: str):
         self.dataset, self.place, self._content = dataset, place, content
-        self._images = Wanted("images", content.images, f"{place}/test")
+        self._images = Inputs("images", content.images, f"{place}/test")
         texts = [text for items in content.items.values() for item in items for text in (item.caption, item.negative)]
-        self._texts = Wanted("texts", tuple(texts), f"{place}/captions")
+        self._texts = Inputs("texts", tuple(texts), f"{place}/captions")
         self.identity = {name: places.tolist() for name, places in content.image_of.items()}
 
     @classmethod
@@ -43,7 +43,7 @@ class SugarCrepe:
             if content.sugarcrepe is not None:
                 yield cls(place, content.sugarcrepe, place)
 
-    def wanted(self) -> Sequence[Wanted]:
+    def inputs(self) -> Sequence[Inputs]:
         return self._images, self._texts
 
     def score(self, rows: Rows) -> Scored:

@@ -12,7 +12,7 @@ from evaluation import calibration, classification, zero_shot
 from evaluation.classification import METRICS, Outcome
 from evaluation.data.base import Classification, Content
 from evaluation.data.subsets import with_labels
-from evaluation.embeddings import Rows, Wanted
+from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html, number_format
 from evaluation.reporting.chart import Chart, Plot, Scale, Table, score_range
 from evaluation.reporting.classification import class_sets
@@ -43,8 +43,8 @@ class ZeroShot:
         self.dataset, self.place, self.content = dataset, place, content
         self.test = with_labels(content.test)
         self.prompts = zero_shot.build_prompts(content.classes, content.templates)
-        self.images = Wanted("images", self.test.images, f"{place}/test")
-        self.texts = Wanted("texts", tuple(self.prompts.texts), f"{dataset}/prompts")
+        self.images = Inputs("images", self.test.images, f"{place}/test")
+        self.texts = Inputs("texts", tuple(self.prompts.texts), f"{dataset}/prompts")
         self.identity = [self.test.labels.tolist(), content.classes, content.templates, content.metric]
 
     @classmethod
@@ -52,7 +52,7 @@ class ZeroShot:
         for dataset, one, place in classified(contents):
             yield cls(dataset, one, place)
 
-    def wanted(self) -> Sequence[Wanted]:
+    def inputs(self) -> Sequence[Inputs]:
         return self.images, self.texts
 
     def outcome(self, rows: Rows) -> Outcome:

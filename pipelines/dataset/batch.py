@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from pipelines.dataset.views import StrongViews
-
 if TYPE_CHECKING:  # importing torch would cost each data task three seconds
     from torch import Tensor
+
+    from pipelines.dataset.strong_views import StrongViews
 
 
 class Batch(TypedDict, total=False):

@@ -1,11 +1,10 @@
-"""The order of samples as a function of (seed, epoch), and the cursor's arithmetic.
+"""The order of samples as a function of (seed, epoch), and the samples of each step and worker.
 
 Shards are permuted, then rows inside windows of consecutive shards, so that reading stays local however large the dataset
 is; a dataset smaller than one window is permuted as a whole. Global batch g of an epoch is rows [gB, (g+1)B) of the order,
-whatever the number of workers; worker r of K takes the r-th of K equal parts of it. The cursor is one number: the step.
+whatever the number of workers; worker r of K takes the r-th of K equal parts of it. The only state is one number: the step.
 
-Only the requested windows are ever computed: starting at any step reads nothing before it, and memory does not grow with the
-dataset.
+Only the requested windows are computed: starting at any step reads nothing before it, and memory does not grow with the dataset.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,8 +22,8 @@ from pipelines.program.randomness import generator, uniform_of
 
 @dataclass(frozen=True)
 class Order:
-    """Which samples each step consumes. It travels as its fields: every process finds ids as it needs them, and keeps a few
-    windows of them for the next task that asks.
+    """Which samples each step consumes. It is pickled as its fields: every process computes ids as it needs them, and caches a
+    few windows of them for its next tasks.
     """
 
     prepared: Prepared
@@ -37,7 +36,7 @@ class Order:
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = Order, *(getattr(self, field.name) for field in fields(self))
-        # Counted once, by the driver: a split that is drawn anew can only be counted by reading the groups of all rows.
+        # Counted once, by the driver: counting a split that is drawn again requires reading the groups of all rows.
         return once_per_process, arguments, {name: self.__dict__[name] for name in ("_counts",) if name in self.__dict__}
 
     def check(self) -> None:
@@ -46,17 +45,21 @@ class Order:
             return
         if self.rows == 0 and self.fraction == 1:
             raise UserError(
-                f"data.split: '{self.split}' of {self.prepared.path} is empty, its pairs are all in other splits; to train on "
-                "it, prepare it again with smaller shares, such as 'splits={test: 0.1}', and another output"
+                "data.split",
+                f"'{self.split}' of {self.prepared.path} is empty, its pairs are all in other splits",
+                "to train on it, prepare again with smaller shares, such as 'splits={test: 0.1}', and another output",
             )
         if self.fraction == 1:
             raise UserError(
-                f"global_batch_size: {self.global_batch_size} is more than the {self.rows} samples of split '{self.split}'; "
-                f"pass global_batch_size={max(1, self.rows)} or less, or prepare more data"
+                "global_batch_size",
+                f"{self.global_batch_size} is more than the {self.rows} samples of split '{self.split}'",
+                f"pass global_batch_size={max(1, self.rows)} or less, or prepare more data",
             )
         raise UserError(
-            f"data.fraction: {self.fraction:g} leaves {self.rows} samples of split '{self.split}' with seed={self.seed}, fewer "
-            f"than global_batch_size={self.global_batch_size}; pass a larger data.fraction, or a smaller global_batch_size"
+            "data.fraction",
+            f"{self.fraction:g} leaves {self.rows} samples of split '{self.split}' with seed={self.seed}, fewer than "
+            f"global_batch_size={self.global_batch_size}",
+            "pass a larger data.fraction, or a smaller global_batch_size",
         )
 
     @property
@@ -72,7 +75,7 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole global batches; which samples are left over differs from epoch to epoch."""
+        """Number of whole global batches; which samples are left over differs from epoch to epoch."""
         return self.rows // self.global_batch_size
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
@@ -120,7 +123,7 @@ class Order:
 
     @cached_property
     def _counts(self) -> np.ndarray:
-        """Rows of each shard that an epoch shows, int64 [shards]."""
+        """Rows of each shard in an epoch, int64 [shards]."""
         shards = self.prepared.manifest["shards"]
         if self.split_seed is None and self.validation is None and self.fraction == 1:
             rows = [shard["splits"].get(self.split, 0) for shard in shards]
@@ -130,12 +133,12 @@ class Order:
 
     @cached_property
     def _windows(self) -> Callable[[int], tuple[list[list[int]], np.ndarray]]:
-        """Of an epoch, the shards of each window, and the position in the epoch's order where each window starts."""
+        """A function from an epoch to the shards of each window, and the position in the order where each window starts."""
         return lru_cache(maxsize=8)(self._cut)
 
     @cached_property
     def _window(self) -> Callable[[int, int], np.ndarray]:
-        """Of an epoch and a window, its permuted rows."""
+        """A function from an epoch and a window to the window's permuted rows."""
         return lru_cache(maxsize=3)(self._permuted)
 
     def _cut(self, epoch: int) -> tuple[list[list[int]], np.ndarray]:
@@ -156,11 +159,11 @@ class Order:
         return generator("rows", self.seed, epoch, window).permutation(rows)
 
     def _weighted(self, epoch: int, shard: int) -> np.ndarray:
-        """A shard's rows in this epoch: all of them once for each whole unit of weight, and a random share for its fraction."""
+        """A shard's rows in this epoch: a weight of 2.3 gives all of them twice, and a random 0.3 of them once more."""
         ids = self._shard_ids(shard)
-        wanted = int(self._counts[shard])
-        if wanted == len(ids):
+        count = int(self._counts[shard])
+        if count == len(ids):
             return ids
-        whole, rest = divmod(wanted, max(1, len(ids)))
-        some = generator("weight", self.seed, epoch, shard).permutation(ids)[:rest]
-        return np.concatenate([np.tile(ids, whole), some])
+        repeats, rest = divmod(count, max(1, len(ids)))
+        extra = generator("weight", self.seed, epoch, shard).permutation(ids)[:rest]
+        return np.concatenate([np.tile(ids, repeats), extra])

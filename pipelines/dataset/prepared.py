@@ -1,15 +1,15 @@
-"""A prepared dataset: `manifest.json`, shards of light columns, image locations, `rejected.parquet`, stored features.
+"""A prepared dataset: `manifest.json`, shards of metadata columns, image locations, `rejected.parquet`, stored features.
 
 sample_id  int64, dense in [0, num_samples), in the order of the source
-image_id   int64, equal for equal images; text_id list<int64>, one a caption, equal for equal captions
+image_id   int64, equal for equal images; text_id list<int64>, one for each caption, equal for equal captions
 key, group string; captions list<string>; split string; label_NAME string
-file, start, length, column: where the encoded image is (`locations.Location`); a relative file lies in the dataset's folder
-shuffled   bool, where the config shuffles captions: this row has another row's
+file, start, length, column: where the encoded image is (`image_bytes.Location`); a relative file is in the dataset's folder
+shuffled   bool, only if the config shuffles captions: whether this row has another row's captions
 
 Readers do not need to know whether images were copied or only indexed.
 
-An opened dataset owns what was read of it: shards, ids, mapped features. It travels as its path and fingerprint, and a process
-that it comes to again and again, as tasks of a stream do, has it open only once (`once_per_process`).
+An opened dataset caches what it has read: shards, ids, mapped features. It is pickled as its path and fingerprint, and a process
+that unpickles it many times, as tasks of a stream do, opens it only once (`once_per_process`).
 """
 
 import json
@@ -33,25 +33,25 @@ from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
 from pipelines.program.randomness import uniform_of
 
+_AGAIN = "prepare it again with overwrite=true"
 FORMAT_VERSION = 3  # incremented when the same source would be prepared differently: ids, pixels, rejected rows
 MANIFEST = "manifest.json"
-_CACHED_SHARDS = 40  # light columns of so many are kept; 2,048 rows are some 400 kB
+_CACHED_SHARDS = 40  # shards whose columns are kept in memory; 2,048 rows are some 400 kB
 _CACHED_BANKS = 8
-_ARRIVED = 8  # datasets and orders that a process keeps
+_CACHED_OBJECTS = 8  # datasets and orders that a process keeps
 _PLACE = ("file", "start", "length", "column")
-_WINDOW = 65536  # rows that are permuted together
-_WINDOW_OF_TABLES = 2048  # tables are read by row group: those of a window should fit into memory
-
+_WINDOW = 65536  # minimum rows that are permuted together
+_WINDOW_OF_TABLES = 2048  # the same for tables, which are read by row group: those of a window should fit into memory
 
 T = TypeVar("T")
 
 
 def once_per_process(make: Callable[..., T], *arguments: Hashable) -> T:
-    """What `make(*arguments)` gave before in this process. Datasets and orders are unpickled by it, with all they have read."""
+    """`make(*arguments)`, cached in this process. Datasets and orders are unpickled by it, with all that they have cached."""
     return _made(make, *arguments)
 
 
-@lru_cache(maxsize=_ARRIVED)
+@lru_cache(maxsize=_CACHED_OBJECTS)
 def _made(make: Callable[..., Any], *arguments: Hashable) -> Any:
     return make(*arguments)
 
@@ -61,7 +61,7 @@ def split_of(group: str, splits: dict[str, float], seed: int) -> str:
     position, left = uniform_of(group, seed), 1.0
     for name, share in sorted(splits.items()):
         left -= share
-        if position < share or left < 1e-9:  # thirds make no whole
+        if position < share or left < 1e-9:  # three times a third may be less than one
             return name
         position -= share
     return "train"
@@ -76,41 +76,35 @@ class Prepared:
 
     @classmethod
     def open(cls, path: Place) -> "Prepared":
-        """Raises `UserError` if there is no finished dataset."""
+        """Open a folder or URI. Raises `UserError` if there is no finished dataset, or it is damaged."""
         path = storage.absolute(path)
         if not storage.exists(storage.join(path, MANIFEST)):
+            problem = f"{path} is not a prepared dataset"
+            remedy = f"prepare it first: python -m pipelines CONFIG.yaml output={path}"
             if isinstance(path, Path) and path.is_file():
-                raise UserError(f"data.path: {path} is a file; give a folder that python -m pipelines made: a config's output")
-            if isinstance(path, Path) and path.is_dir() and any(path.iterdir()):
-                raise UserError(
-                    f"data.path: {path} is no prepared dataset; if it holds your images, prepare them first: "
-                    f"python -m pipelines CONFIG.yaml source.path={path} output=FOLDER, and give that FOLDER here"
-                )
-            raise UserError(
-                f"data.path: {path} is no prepared dataset; make it with: python -m pipelines CONFIG.yaml output={path}"
-            )
+                problem, remedy = f"{path} is a file", "give a folder that python -m pipelines has made, the output of its config"
+            elif isinstance(path, Path) and path.is_dir() and any(path.iterdir()):
+                command = f"python -m pipelines CONFIG.yaml source.path={path} output=FOLDER"
+                remedy = f"if it contains your images, prepare them first: {command}, and give that FOLDER here"
+            raise UserError("data.path", problem, remedy)
         try:
             manifest = json.loads(storage.read(storage.join(path, MANIFEST)))
             version = manifest["format_version"]
             shards = [str(shard["file"]) for shard in manifest["shards"]] if version == FORMAT_VERSION else []
         except (ValueError, LookupError, TypeError, Missing) as error:
-            raise UserError(f"data.path: {path} has no {MANIFEST} that preparing wrote ({type(error).__name__})") from None
+            problem = f"the {MANIFEST} of {path} is not one of a prepared dataset ({type(error).__name__})"
+            raise UserError("data.path", problem, _AGAIN) from None
         if version != FORMAT_VERSION:
-            raise UserError(
-                f"data.path: {path} has format {version}, this version reads {FORMAT_VERSION}; "
-                "prepare it again with overwrite=true"
-            )
+            raise UserError("data.path", f"{path} has format {version}, and this version reads {FORMAT_VERSION}", _AGAIN)
         for file in shards:
             if _absolute(file) or ".." in file.split("/"):
-                raise UserError(f"data.path: {path} names the shard {file}, which is not in its folder; prepare it again")
+                raise UserError("data.path", f"{path} names the shard {file}, which is not in its folder", _AGAIN)
             if isinstance(path, Path) and not (path / file).is_file():
-                raise UserError(
-                    f"data.path: {path} lacks {file}, which its {MANIFEST} names; copy it too, or prepare with overwrite=true"
-                )
+                raise UserError("data.path", f"{path} has no {file}, which its {MANIFEST} names", f"copy that too, or {_AGAIN}")
         return cls(path, manifest)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The recipe tells apart what has equal content in other files.
+        # The recipe distinguishes datasets with equal content in different files.
         return once_per_process, (_reopened, self.path, self.fingerprint, self.manifest.get("recipe"))
 
     @property
@@ -120,12 +114,12 @@ class Prepared:
 
     @property
     def num_samples(self) -> int:
-        """N: sample ids lie in [0, N)."""
+        """N: sample ids are in [0, N)."""
         return self.manifest["num_samples"]
 
     @property
     def num_texts(self) -> int:
-        """Number of different captions: text ids lie in [0, num_texts)."""
+        """Number of distinct captions: text ids are in [0, num_texts)."""
         return self.manifest["num_texts"]
 
     @property
@@ -140,39 +134,43 @@ class Prepared:
 
     @property
     def window(self) -> int:
-        """Minimum number of rows that the sample order permutes together: as many as can be read at random."""
+        """Minimum number of rows that the sample order permutes together: as many as can be read in random order."""
         return _WINDOW_OF_TABLES if self.manifest["tables"] else _WINDOW
 
     def local_folder(self, why: str) -> Path:
         """The dataset's folder, for files that must be on a disk. Raises `UserError` if it is in an object store."""
         if isinstance(self.path, str):
-            raise UserError(f"data.path: {why} needs the dataset on a disk that all nodes share, not in {self.path}")
+            problem = f"{why} needs the dataset on a disk, not in {self.path}"
+            raise UserError("data.path", problem, "copy it to a folder that all nodes share, and give that")
         return self.path
 
     def table(self, *columns: str) -> pa.Table:
-        """Light columns of all samples, in the order of sample ids; they must fit into memory."""
+        """Metadata columns of all samples, in the order of sample ids; they must fit into memory."""
         return pa.concat_tables(self._tables(columns))
 
     def split_ids(self, seed: int | None = None, validation: float | None = None) -> dict[str, np.ndarray]:
-        """Sample ids of each split, sorted; `seed` draws the splits again with the same shares.
+        """Sample ids of each split, sorted.
 
-        `validation`: this share of the training groups becomes a split of that name, and the others stay as they are. Raises
-        `UserError` if either could hold out shuffled captions, if there is a validation split already, or if a seed is given but
-        the splits are the source's own.
+        Args:
+            seed: draw the splits again with this seed and the same shares.
+            validation: this share of the training groups becomes the split `validation`; the other splits are unchanged.
+
+        Raises `UserError` if either could hold out shuffled captions, if there is a validation split already, or if a seed is
+        given but the splits are the source's own.
         """
-        found: dict[str, list[np.ndarray]] = {name: [] for name in self.split_list(validation)}
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in self.split_list(validation)}
         for shard, first in enumerate(self.shard_starts[:-1]):
             names = self.split_names(shard, seed, validation)
-            for name, ids in found.items():
+            for name, ids in parts.items():
                 ids.append(first + np.flatnonzero(names == name))
-        return {name: np.concatenate(ids) for name, ids in found.items()}
+        return {name: np.concatenate(ids) for name, ids in parts.items()}
 
     def split_list(self, validation: float | None = None) -> list[str]:
         """Names of the splits."""
         return ["train", *sorted(self.manifest["split_shares"])] + ([] if validation is None else ["validation"])
 
     def split_names(self, shard: int, seed: int | None = None, validation: float | None = None) -> np.ndarray:
-        """The split of each row of a shard, objects [rows]; arguments as of `split_ids`."""
+        """The split of each row of a shard, objects [rows]; for the arguments see `split_ids`."""
         self._check_splits(seed, validation)
         table = self._shard(shard, ("group", "split"))
         names = np.asarray(table["split"].to_pylist(), dtype=object)
@@ -194,22 +192,25 @@ class Prepared:
     def _check_splits(self, seed: int | None, validation: float | None) -> None:
         if seed is not None and self.manifest["config"].get("splits") == "source":
             raise UserError(
-                f"data.split_seed: {self.path} keeps its source's own splits, which no seed draws; leave data.split_seed null, "
-                "or prepare it again with 'splits={test: 0.1}' and another output"
+                "data.split_seed",
+                f"{self.path} has its source's own splits, which are not drawn with a seed",
+                "leave data.split_seed null, or prepare again with 'splits={test: 0.1}' and another output",
             )
         if seed is not None and self.shuffled and seed != self.manifest["config"]["split_seed"]:
             raise UserError(
-                f"data.split_seed: {seed} could hold out some of the {self.shuffled} rows of {self.path} that have other rows' "
-                f"captions; prepare it again with split_seed={seed} and another output, and leave data.split_seed null"
+                "data.split_seed",
+                f"{seed} could hold out some of the {self.shuffled} rows of {self.path} that have other rows' captions",
+                f"prepare again with split_seed={seed} and another output, and leave data.split_seed null",
             )
         if validation is None:
             return
         if "validation" in self.manifest["split_shares"]:
-            raise UserError(f"data.validation: {self.path} was prepared with a split of that name; leave data.validation null")
+            raise UserError("data.validation", f"{self.path} has a split of that name already", "leave data.validation null")
         if self.shuffled:
             raise UserError(
-                f"data.validation: may hold out some of the {self.shuffled} rows of {self.path} that have other rows' captions; "
-                "prepare it again with splits.validation and another output, and leave data.validation null"
+                "data.validation",
+                f"{validation:g} could hold out some of the {self.shuffled} rows of {self.path} that have other rows' captions",
+                "prepare again with splits.validation and another output, and leave data.validation null",
             )
 
     @cached_property
@@ -218,7 +219,7 @@ class Prepared:
         return np.cumsum([0] + [shard["rows"] for shard in self.manifest["shards"]])
 
     def rows(self, sample_ids: np.ndarray, columns: tuple[str, ...]) -> pa.Table:
-        """The named light columns of the given samples, in the given order; a few shards are cached."""
+        """The named metadata columns of the given samples, in the given order; recent shards are cached."""
         starts = self.shard_starts
         shards = np.searchsorted(starts, sample_ids, side="right") - 1
         pieces, positions = [], []
@@ -231,7 +232,7 @@ class Prepared:
         return pa.concat_tables(pieces).take(pa.array(order))
 
     def places(self, sample_ids: np.ndarray) -> list[Location]:
-        """Where the images of the given samples are."""
+        """Where the encoded images of the given samples are."""
         places = self.rows(sample_ids, _PLACE).to_pydict()
         files = [file if _absolute(file) else str(storage.join(self.path, file)) for file in places["file"]]
         return [Location(*place) for place in zip(files, *(places[name] for name in _PLACE[1:]), strict=True)]
@@ -246,33 +247,33 @@ class Prepared:
         return RowIds.of(self._tables(row_ids.COLUMNS))
 
     def texts(self) -> pa.ChunkedArray:
-        """All different captions, in the order of text ids, as Arrow's large strings."""
+        """All distinct captions, in the order of text ids, as Arrow's large strings."""
         seen = np.zeros(self.num_texts, dtype=bool)
         ids, captions = [], []
         for table in self._tables(("captions", "text_id")):
-            found, first = np.unique(pc.list_flatten(table["text_id"]).to_numpy(), return_index=True)
-            new = ~seen[found]
-            seen[found] = True
-            ids.append(found[new])
+            distinct, first = np.unique(pc.list_flatten(table["text_id"]).to_numpy(), return_index=True)
+            new = ~seen[distinct]
+            seen[distinct] = True
+            ids.append(distinct[new])
             captions.append(pc.list_flatten(table["captions"]).take(pa.array(first[new])).cast(pa.large_string()))
         order = np.concatenate(ids)
         whole = pa.chunked_array([chunk for part in captions for chunk in part.chunks], pa.large_string())
-        if (np.diff(order) > 0).all():  # ids were given in the order of rows, unless captions were shuffled
+        if (np.diff(order) > 0).all():  # ids were assigned in the order of rows, unless captions were shuffled
             return whole
         return pa.chunked_array([whole.combine_chunks().take(pa.array(np.argsort(order)))])
 
     @cached_property
     def bank(self) -> Callable[[Path], np.ndarray]:
-        """Rows of one of its banks, float16 [rows, F], mapped into memory."""
+        """A function from a bank's folder to its rows, float16 [rows, F], mapped into memory."""
         return lru_cache(maxsize=_CACHED_BANKS)(bank_rows)
 
     @cached_property
     def _shard(self) -> Callable[[int, tuple[str, ...]], pa.Table]:
-        """Light columns of a shard."""
+        """A function from a shard's number and column names to its table; recent ones are cached."""
         return lru_cache(maxsize=_CACHED_SHARDS)(self._read)
 
     def _tables(self, columns: tuple[str, ...]) -> Iterator[pa.Table]:
-        """Light columns of each shard in turn; none is kept."""
+        """Columns of each shard in turn, not cached."""
         return (self._read(shard, columns) for shard in range(len(self.manifest["shards"])))
 
     def _read(self, shard: int, columns: tuple[str, ...]) -> pa.Table:
@@ -280,14 +281,12 @@ class Prepared:
 
 
 def _reopened(path: Place, fingerprint: str, _: str | None) -> Prepared:
-    """A dataset that another process has sent. Raises `UserError` where it was prepared anew meanwhile."""
-    found = Prepared.open(path)
-    if found.fingerprint != fingerprint:
-        raise UserError(
-            f"data.path: {path} was prepared anew while it was in use: its fingerprint was {fingerprint[:12]} and is "
-            f"{found.fingerprint[:12]}; start again"
-        )
-    return found
+    """Open a dataset that another process has pickled. Raises `UserError` if it was prepared again in the meantime."""
+    prepared = Prepared.open(path)
+    if prepared.fingerprint != fingerprint:
+        change = f"its fingerprint was {fingerprint[:12]} and is {prepared.fingerprint[:12]}"
+        raise UserError("data.path", f"{path} was prepared again while it was in use: {change}", "start again")
+    return prepared
 
 
 def _absolute(file: str) -> bool:

@@ -1,4 +1,4 @@
-"""The images of a prepared dataset's samples, opened whole, or refused by the name of the sample and its file."""
+"""Images of a prepared dataset's samples, decoded at full size; errors name the sample and its file."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from pipelines.program.errors import UserError
 
 
 def whole_images(prepared: Prepared, sample_ids: np.ndarray) -> Iterator[Image.Image]:
-    """The samples' images in RGB, as they are kept. Raises `UserError` for one that cannot be used."""
+    """The samples' images in RGB, at their stored size. Raises `UserError` for one that cannot be used."""
     for sample_id, data in zip(sample_ids, prepared.images(sample_ids), strict=True):
         try:
             yield opened(prepared, data).rgb()
@@ -21,14 +21,15 @@ def whole_images(prepared: Prepared, sample_ids: np.ndarray) -> Iterator[Image.I
             raise unusable(prepared, int(sample_id), f"{bad.reason}, {bad.detail}") from None
 
 
-def deadly_image(prepared: Prepared, sample_ids: np.ndarray) -> str:
-    """A clause about the first of these samples whose image ends the process that reads it; empty where none does."""
+def deadly_image(prepared: Prepared, sample_ids: np.ndarray) -> UserError | None:
+    """An error about the first of these samples whose image crashes the process that reads it; None if none does."""
 
-    def name(sample_id: int) -> str:
-        (place,) = prepared.places(np.asarray([sample_id]))
-        return f"data.path: the image of sample {sample_id} ({place.file}) of {prepared.path}"
+    def read(sample_id: int) -> Image.Image:
+        return next(whole_images(prepared, np.asarray([sample_id])))
 
-    return deadly(lambda sample_id: next(whole_images(prepared, np.asarray([sample_id]))), name, sample_ids.tolist())
+    problem = deadly(read, lambda sample_id: _name(prepared, sample_id), sample_ids.tolist())
+    remedy = "repair or remove the file, or prepare again with verify=all, which leaves it out"
+    return UserError("data.path", problem, remedy) if problem else None
 
 
 def opened(prepared: Prepared, data: bytes | Missing) -> Opened:
@@ -40,9 +41,11 @@ def opened(prepared: Prepared, data: bytes | Missing) -> Opened:
 
 
 def unusable(prepared: Prepared, sample_id: int, why: str) -> UserError:
-    """The error of whoever needs the image of each sample."""
-    place = prepared.places(np.asarray([sample_id]))[0]
-    return UserError(
-        f"data.path: the image of sample {sample_id} ({place.file}) of {prepared.path} cannot be used: {why}; "
-        "scores and banks need every image: prepare with verify=all, or mode=copy"
-    )
+    """The error about an unusable image where every image is needed."""
+    problem = f"{_name(prepared, sample_id)} cannot be used: {why}"
+    return UserError("data.path", problem, "scores and banks need every image: prepare again with verify=all, or mode=copy")
+
+
+def _name(prepared: Prepared, sample_id: int) -> str:
+    (place,) = prepared.places(np.asarray([sample_id]))
+    return f"the image of sample {sample_id} ({place.file}) of {prepared.path}"

@@ -31,11 +31,12 @@ from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.row_ids import COLUMNS
 from pipelines.dataset.sample_images import deadly_image, opened, unusable
+from pipelines.dataset.strong_views import StrongViews
 from pipelines.dataset.tokenizer import TextTokenizer
-from pipelines.dataset.views import UNCHANGED, Augment, Drawn, StrongViews, apply, draw, draw_strong, eval_view
+from pipelines.dataset.views import UNCHANGED, Augment, Drawn, apply, draw, draw_strong, eval_view
 from pipelines.features.frozen_encoders import Guides
 from pipelines.io.storage import Missing
-from pipelines.program.cluster import RETRIES, configure_data, deaths_told
+from pipelines.program.cluster import RETRIES, configure_data, deaths_as_errors
 from pipelines.program.errors import UserError
 from pipelines.program.randomness import generator
 
@@ -208,8 +209,10 @@ class Stream:
             if item.spares is None:
                 raise unusable(self.prepared, int(ids[row]), _REASONS[reasons[row]])
             raise UserError(
-                f"data.path: the image of sample {ids[row]} of {self.prepared.path} cannot be used ({_REASONS[reasons[row]]}), "
-                f"nor can the {_SPARES} that might stand in for it; see where the images have gone, and prepare again"
+                "data.path",
+                f"the image of sample {ids[row]} of {self.prepared.path} cannot be used ({_REASONS[reasons[row]]}), and neither "
+                f"can {_SPARES} possible substitutes",
+                "check where the images are now, and prepare again",
             )
 
     def look_up(
@@ -342,11 +345,11 @@ class Stream:
         dataset = items.map_batches(make, batch_size=1, num_cpus=share, max_retries=RETRIES, **_booked(worker))
         given = start
 
-        def culprit() -> str:
+        def culprit() -> UserError | None:
             ids = [pick(index).sample_ids for index in range(given, end)]
             return deadly_image(self.prepared, np.concatenate(ids) if "image" in self.columns and ids else np.empty(0, np.int64))
 
-        with deaths_told("see also whether its image is one that no decoder survives: prepare with verify=all", culprit):
+        with deaths_as_errors("prepare with verify=all to find images that crash their decoder", culprit):
             for batch in dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device):
                 given += 1
                 yield batch

@@ -1,7 +1,7 @@
-"""Captions to token ids: a tokenizer that comes with a text tower, or a small one trained on the corpus.
+"""Captions to token ids: a pretrained text tower's tokenizer, or a small one trained on the captions.
 
-Either way it is a `tokenizer.json` of the `tokenizers` library, carried as text: it fits into a config, a task or a checkpoint,
-and tokenizing does not need transformers. Its padding and truncation settings name the token and the side.
+Either way it is a `tokenizer.json` of the `tokenizers` library, kept as text: it fits into a config, a task or a checkpoint, and
+tokenizing does not need transformers. Its padding and truncation settings give the padding token and the sides.
 """
 
 import math
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _MASKS = ("[MASK]", "<mask>")
-_PADS = ("[PAD]", "<pad>", "<|endoftext|>")  # for a tokenizer.json on its own that names none
-# Where tokenizers differ: case, punctuation, accents, entities, blanks, other scripts, empty text, and too long text.
+_PADS = ("[PAD]", "<pad>", "<|endoftext|>")  # for a tokenizer.json that names none
+# Texts on which tokenizers differ: case, punctuation, accents, entities, spaces, other scripts, empty and overlong text.
 _PROBES = [
     "a photo of a cat.",
     "  A  PHOTO of   two DOGS,  playing -- in 1985?! ",
@@ -36,16 +36,12 @@ _PROBES = [
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A tokenizer and the length it pads and cuts to.
-
-    `reads_padding`: its model was trained without a mask (SigLIP), so the mask is 1 for padding too. `clean`: open_clip's name
-    for the preprocessing of texts.
-    """
+    """A tokenizer and the length to which it pads and truncates."""
 
     json: str
     max_tokens: int
-    reads_padding: bool = False
-    clean: str | None = None
+    reads_padding: bool = False  # its model was trained without a mask (SigLIP), so the mask is 1 for padding too
+    clean: str | None = None  # open_clip's name for the preprocessing of texts
 
     @cached_property
     def _tokenizer(self) -> "Tokenizer":
@@ -56,7 +52,8 @@ class TextTokenizer:
         if padding is None:
             pad = next((token for token in _PADS if tokenizer.token_to_id(token) is not None), None)
             if pad is None:
-                raise UserError(f"text_tower.tokenizer: it has no padding token; expected one of {', '.join(_PADS)}")
+                remedy = f"add one of {', '.join(_PADS)} to its tokenizer.json"
+                raise UserError("text_tower.tokenizer", "has no padding token", remedy)
             padding = {"pad_token": pad, "pad_id": tokenizer.token_to_id(pad)}
         tokenizer.enable_truncation(self.max_tokens, direction=cut.get("direction", "right"))
         tokenizer.enable_padding(**padding | {"length": self.max_tokens, "pad_to_multiple_of": None})
@@ -67,12 +64,12 @@ class TextTokenizer:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """What decides ids and mask besides the JSON itself, as JSON values."""
+        """What else determines ids and mask, besides the tokenizer.json and the length, as JSON values."""
         return {"reads_padding": self.reads_padding, "clean": self.clean}
 
     @property
     def identity(self) -> str:
-        """A digest of everything that decides ids and mask."""
+        """A digest of everything that determines ids and mask."""
         return digest([self.json, self.max_tokens, self.reading])
 
     @property
@@ -81,7 +78,7 @@ class TextTokenizer:
         return max(self._tokenizer.get_vocab().values()) + 1
 
     def __call__(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids, and a mask of those that the model reads, both int64 [len(texts), max_tokens]."""
+        """Token ids, and a mask that is 1 for those that the model reads, both int64 [len(texts), max_tokens]."""
         encoded = self._tokenizer.encode_batch([self._cleaned(text) for text in texts])
         ids = np.asarray([e.ids for e in encoded], dtype=np.int64).reshape(len(texts), self.max_tokens)
         if self.reads_padding:
@@ -118,25 +115,25 @@ class TextTokenizer:
     @property
     def mask_id(self) -> int:
         """The token for a masked word. Raises `UserError` if there is none."""
-        found = next((i for token in _MASKS if (i := self._tokenizer.token_to_id(token)) is not None), None)
-        if found is None:
-            raise UserError(
-                f"text_tower.tokenizer: it has no mask token ({', '.join(_MASKS)}), which masked words need; pass objective.mlm=0"
-            )
-        return found
+        mask_id = next((i for token in _MASKS if (i := self._tokenizer.token_to_id(token)) is not None), None)
+        if mask_id is None:
+            problem = f"has no mask token ({' or '.join(_MASKS)}), which masked words need"
+            raise UserError("text_tower.tokenizer", problem, "pass objective.mlm=0")
+        return mask_id
 
     @cached_property
     def _special(self) -> np.ndarray:
-        """Ids that are never masked, and never replace a word."""
+        """Ids that are never masked and never replace a word."""
         added = self._tokenizer.get_added_tokens_decoder()
         padding = (self._tokenizer.padding or {})["pad_id"]  # some models pad with a token that is not marked as special
         return np.asarray(sorted({i for i, token in added.items() if token.special} | {padding}))
 
 
 def load_tokenizer(name: str, max_tokens: int, key: str) -> TextTokenizer:
-    """The tokenizer of a local folder, an installed package or a hub name, with the ids that transformers would give.
+    """The tokenizer in a local folder or an installed package, or of a hub name, with the same ids as in transformers.
 
-    A file is used unchanged. Raises `UserError` if there is none, or if it gives other ids than transformers' tokenizer.
+    A file is used unchanged. Raises `UserError` about `key` if there is no tokenizer, or its ids differ from those of
+    transformers.
     """
     from transformers import AutoTokenizer
 
@@ -144,75 +141,73 @@ def load_tokenizer(name: str, max_tokens: int, key: str) -> TextTokenizer:
     if path is not None and path.is_file():
         return TextTokenizer(path.read_text(encoding="utf-8"), max_tokens)
     if path is not None and not (path / "tokenizer.json").exists():
-        raise UserError(f"{key}: {path} holds no tokenizer.json")
+        raise UserError(key, f"{path} has no tokenizer.json", "give a folder with one, as transformers saves it")
     try:
-        theirs: Any = AutoTokenizer.from_pretrained(path or name, trust_remote_code=False)
-    except Exception as error:  # the hub, tokenizers and each class have errors of their own
+        reference: Any = AutoTokenizer.from_pretrained(path or name, trust_remote_code=False)
+    except Exception as error:  # the hub, tokenizers and each class have their own exceptions
         where = "its tokenizer cannot be loaded" if path else "cannot be loaded from the hub"
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise UserError(f"{key}: {name} {where} ({why}); give a folder that transformers' AutoTokenizer reads") from None
-    unmasked = "attention_mask" not in theirs.model_input_names
-    full = full_length(theirs, path or name) if unmasked else max_tokens
+        raise UserError(key, f"{name} {where} ({why})", "give a folder that transformers' AutoTokenizer reads") from None
+    unmasked = "attention_mask" not in reference.model_input_names
+    full = full_length(reference, path or name) if unmasked else max_tokens
     if full not in (max_tokens, None):
-        raise UserError(
-            f"{key.replace('weights', 'max_tokens')}: {max_tokens}, but {name} reads its padding and was trained with its full "
-            f"length; pass max_tokens={full}"
-        )
-    found = TextTokenizer(_settled(theirs, path, max_tokens, key, name), max_tokens, unmasked)
-    _compare(found, theirs, key, name)
-    return found
+        length_key = key.replace("weights", "max_tokens")
+        problem = f"{max_tokens}, but {name} reads its padding and was trained with its full length"
+        raise UserError(length_key, problem, f"pass {length_key}={full}")
+    own = TextTokenizer(_as_json(reference, path, max_tokens, key, name), max_tokens, unmasked)
+    _compare(own, reference, key, name)
+    return own
 
 
-def full_length(theirs: Any, weights: Any) -> int | None:
-    """The maximum length of a transformers tokenizer, or else of its text model."""
+def full_length(reference: Any, weights: Any) -> int | None:
+    """The maximum length of a transformers tokenizer, or else of its text model; None if neither has one."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(weights, trust_remote_code=False).get_text_config()
-    found = min(theirs.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf)
-    return int(found) if found < 1e9 else None  # a tokenizer without a length says 1e30
+    length = min(reference.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf)
+    return int(length) if length < 1e9 else None  # a tokenizer without a maximum has 1e30
 
 
-def _settled(theirs: Any, path: Path | None, max_tokens: int, key: str, name: str) -> str:
+def _as_json(reference: Any, path: Path | None, max_tokens: int, key: str, name: str) -> str:
     """A transformers tokenizer as a `tokenizer.json` with the same padding and truncation."""
     from tokenizers import Tokenizer
 
-    if getattr(theirs, "backend_tokenizer", None) is not None:
-        found = Tokenizer.from_str(theirs.backend_tokenizer.to_str())
+    if getattr(reference, "backend_tokenizer", None) is not None:
+        tokenizer = Tokenizer.from_str(reference.backend_tokenizer.to_str())
     elif path is not None:
-        found = Tokenizer.from_file(str(path / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     else:
-        raise UserError(
-            f"{key}: the tokenizer of {name}, a {type(theirs).__name__}, has no tokenizer.json; give a folder with one"
-        )
-    pad, read = theirs.pad_token, "attention_mask" not in theirs.model_input_names
+        problem = f"the tokenizer of {name}, a {type(reference).__name__}, has no tokenizer.json"
+        raise UserError(key, problem, "give a folder with one")
+    pad, read = reference.pad_token, "attention_mask" not in reference.model_input_names
     if pad is None and read:
-        raise UserError(f"{key}: {name} reads its padding, but its tokenizer_config.json names no pad_token; name it there")
+        problem = f"{name} reads its padding, but its tokenizer_config.json names no pad_token"
+        raise UserError(key, problem, "name it in tokenizer_config.json")
     if pad is None:
-        # Where padding is masked any token will do.
-        known = [token for token in (theirs.eos_token, *_PADS) if token is not None]
-        pad = next((token for token in known if found.token_to_id(token) is not None), None)
-    found.enable_truncation(max_tokens, direction=theirs.truncation_side)
-    found.no_padding()
+        # If padding is masked, any token will do.
+        candidates = [token for token in (reference.eos_token, *_PADS) if token is not None]
+        pad = next((token for token in candidates if tokenizer.token_to_id(token) is not None), None)
+    tokenizer.enable_truncation(max_tokens, direction=reference.truncation_side)
+    tokenizer.no_padding()
     if pad is not None:
         # Masked padding goes to the right, whatever the tokenizer says: models count positions from the first token.
-        side = theirs.padding_side if read else "right"
-        found.enable_padding(direction=side, pad_id=found.token_to_id(pad), pad_token=pad, length=max_tokens)
-    return found.to_str()
+        side = reference.padding_side if read else "right"
+        tokenizer.enable_padding(direction=side, pad_id=tokenizer.token_to_id(pad), pad_token=pad, length=max_tokens)
+    return tokenizer.to_str()
 
 
-def _compare(own: TextTokenizer, theirs: Any, key: str, name: str) -> None:
-    """What a transformers class does in Python, such as SigLIP's canonical texts, is not in `tokenizer.json`."""
-    wanted = theirs(_PROBES, truncation=True, max_length=own.max_tokens)
+def _compare(own: TextTokenizer, reference: Any, key: str, name: str) -> None:
+    """Raises `UserError` if ids differ: what a class like SigLIP's does in Python is not in `tokenizer.json`."""
+    expected = reference(_PROBES, truncation=True, max_length=own.max_tokens)
     bare = own._tokenizer.from_str(own._tokenizer.to_str())
     bare.no_padding()
-    for text, ids, encoded in zip(_PROBES, wanted["input_ids"], bare.encode_batch(_PROBES), strict=True):
+    for text, ids, encoded in zip(_PROBES, expected["input_ids"], bare.encode_batch(_PROBES), strict=True):
         if list(ids) != encoded.ids:
-            raise UserError(
-                f"{key}: the tokenizer.json of {name} reads {text[:30]!r} as other tokens than its {type(theirs).__name__} does; "
-                "save the tokenizer again with transformers"
-            )
-    if any(any(kinds) for kinds in wanted.get("token_type_ids", [])):
-        raise UserError(f"{key}: the tokenizer of {name} gives tokens types, which a text tower does not pass on; choose another")
+            problem = f"the tokenizer.json of {name} gives other tokens for {text[:30]!r} than its {type(reference).__name__}"
+            raise UserError(key, problem, "save the tokenizer again with transformers")
+    if any(any(kinds) for kinds in expected.get("token_type_ids", [])):
+        problem = f"the tokenizer of {name} gives token types, which a text tower does not pass on"
+        raise UserError(key, problem, "choose a model without them")
 
 
 def train_tokenizer(texts: list[str], vocabulary_size: int, max_tokens: int) -> TextTokenizer:
@@ -228,20 +223,20 @@ def train_tokenizer(texts: list[str], vocabulary_size: int, max_tokens: int) -> 
     tokenizer = blank({})
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     # The trainer numbers "##" pieces in the order of a hash table, which differs in every process, and breaks ties by number.
-    # Listing them first, like special tokens, makes the vocabulary a function of the corpus.
+    # Listing them first, like special tokens, makes the vocabulary a function of the captions.
     normalize, split = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
     longest = tokenizer.model.max_input_chars_per_word
-    # A longer word is unknown to the tokenizer, whatever its vocabulary; the trainer's time grows with the square of it.
-    read: list[str] = []
+    # A longer word is unknown to the tokenizer, whatever its vocabulary, and the trainer's time is quadratic in its length.
+    short_texts: list[str] = []
     words: set[str] = set()
     for text in texts:
-        found = [word for word, _ in split(normalize(text))]
-        short = [word for word in found if len(word) <= longest]
+        all_words = [word for word, _ in split(normalize(text))]
+        short = [word for word in all_words if len(word) <= longest]
         words.update(short)
-        read.append(text if len(short) == len(found) else " ".join(short))
-    inner = sorted({f"##{sign}" for word in words for sign in word[1:]})
+        short_texts.append(text if len(short) == len(all_words) else " ".join(short))
+    inner = sorted({f"##{character}" for word in words for character in word[1:]})
     trainer = trainers.WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=special + inner, show_progress=False)
-    tokenizer.train_from_iterator(read, trainer)
+    tokenizer.train_from_iterator(short_texts, trainer)
     tokenizer = blank(tokenizer.get_vocab())
     tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))

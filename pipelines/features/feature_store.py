@@ -32,7 +32,7 @@ from pipelines.dataset.stream import Item, Stream
 from pipelines.features.rows_by_id import digest_of_rows
 from pipelines.io import storage
 from pipelines.program import interrupts
-from pipelines.program.cluster import RETRIES, blocks, telling
+from pipelines.program.cluster import RETRIES, blocks, errors_as_blocks
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.settings import difference, digest
@@ -42,7 +42,7 @@ _PART = 64 * _BATCH
 _FORMAT = 2  # incremented to change all names
 _SUSPECTS = 64  # batches that are searched for the image that crashed an actor
 
-Culprit = Callable[[int, np.ndarray], str]
+Culprit = Callable[[int, np.ndarray], UserError | None]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Bank:
         about = {name: value for name, value in found.items() if name not in ("rows", "width", "digest")}
         changed = difference(about, self.about)
         if changed:
-            raise self._refusal(f"holds {_summary(about)}; {'; '.join(changed[:3])}")
+            raise self._refusal(f"it holds {_summary(about)} ({', '.join(changed[:3])})")
         try:
             rows = np.load(self.path / "rows.npy", mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
@@ -92,10 +92,8 @@ class Bank:
             raise self._refusal(f"rows.npy does not hold what was computed: {what}")
 
     def _refusal(self, why: str) -> UserError:
-        return UserError(
-            f"bank {self.path}: wanted are {_summary(self.about)}, and it {why}; delete the folder: the same command computes it "
-            "anew, and so does python -m pipelines CONFIG.yaml with the key dataset"
-        )
+        remedy = "delete the folder; the same command computes it again, as does python -m pipelines with a config for banks"
+        return UserError(str(self.path), f"the bank should hold {_summary(self.about)}, but {why}", remedy)
 
 
 def _summary(about: dict[str, Any]) -> str:
@@ -190,7 +188,7 @@ def compute(
 
     Args:
         load: from a bank's number and row ids [n] to the encoder's input.
-        culprit: from a bank's number and row ids [n] to a clause that names the image that crashed a process, or an empty text.
+        culprit: from a bank's number and row ids [n] to an error about the image that crashed a process; None if none did.
         title: of the progress line; by default from the first bank's content.
     """
     first = {bank.path: number for number, bank in reversed(list(enumerate(banks)))}  # equal lists share a bank
@@ -200,7 +198,7 @@ def compute(
             bank.check()
     for bank in todo.values():
         if bank.path.exists():
-            raise UserError(f"bank {bank.path}: there is no bank.json in it, so it is no bank; delete the folder")
+            raise UserError(str(bank.path), "has no bank.json, so it is not a bank", "delete the folder")
     parts = [_Part(number, bank, start) for number, bank in todo.items() for start in range(0, bank.rows, _PART)]
     missing = [part for part in parts if not part.done]
     title = title or (f"bank of {banks[0].about['of'].split()[0]}" if banks else "")
@@ -327,7 +325,7 @@ def _computed(
         def __init__(self) -> None:
             self.encode = encoder(*arguments)
 
-        @telling
+        @errors_as_blocks
         def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             number, start, end = (int(batch[name][0]) for name in ("bank", "start", "end"))
             return {"rows": np.asarray(self.encode(load(number, np.arange(start, end))))}
@@ -346,9 +344,9 @@ def _computed(
     )
     given = 0
 
-    def look() -> str:
+    def look() -> UserError | None:
         left = ((number, np.arange(start, end)) for number, start, end in batches[given : given + _SUSPECTS])
-        return next(filter(None, (culprit(number, ids) for number, ids in left)), "") if culprit else ""
+        return next(filter(None, (culprit(number, ids) for number, ids in left)), None) if culprit else None
 
     for batch in blocks(dataset, look):
         given += 1

@@ -16,23 +16,25 @@ from pipelines.io.archives import unzip
 from pipelines.io.retry import Missing, is_remote, shown_place
 from pipelines.program.errors import UserError
 
+_REMEDY = "give an existing local path, package:NAME/FILE, or a hub name"
+
 
 def resolve(name: str, key: str) -> Path | None:
-    """The local file or folder that `name` stands for, or None for a hub name. `key` names the setting in errors."""
+    """The local file or folder that `name` refers to, or None for a hub name. Raises `UserError` about `key`."""
     if name.startswith("package:"):
         return _in_package(name.removeprefix("package:"), key)
     if is_remote(name):
-        raise UserError(f"{key}: {shown_place(name)} is not on a disk; give a local path, package:NAME/FILE, or a hub name")
+        raise UserError(key, f"{shown_place(name)} is not on a local disk", _REMEDY)
     path = Path(name.removeprefix("file://")).expanduser()
     if path.exists():
         return _unpacked(path, key)
     if name.startswith(("/", "./", "../", "~")) or path.suffix in (".pth", ".pt", ".bin", ".safetensors", ".zip"):
-        raise UserError(f"{key}: {name} does not exist; give a path that does, package:NAME/FILE, or a hub name")
+        raise UserError(key, f"{name} does not exist", _REMEDY)
     return None
 
 
 def fingerprint(path: Path) -> str:
-    """Digest of a file, or of all files of a folder. Read once a process, unless sizes or times change."""
+    """Digest of a file, or of all files of a folder. Computed once per process, unless sizes or times change."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
@@ -50,19 +52,19 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 def _in_package(location: str, key: str) -> Path:
     package, _, inside = location.partition("/")
-    # find_spec does not run the package: some print or import a lot.
+    # find_spec does not run the package, which may print or import a lot.
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise UserError(f"{key}: package {package} is not installed; pip install the package that provides it, or give a path")
+        raise UserError(key, f"package {package} is not installed", "pip install the package that provides it, or give a path")
     path = Path(spec.origin).parent / inside
     if not path.exists():
-        raise UserError(f"{key}: package {package} has no file {inside}; found: {sorted(p.name for p in path.parent.glob('*'))}")
+        files = ", ".join(sorted(file.name for file in path.parent.glob("*")))
+        raise UserError(key, f"package {package} has no file {inside}", f"choose one of: {files}" if files else _REMEDY)
     return _unpacked(path, key)
 
 
 def _unpacked(path: Path, key: str) -> Path:
-    """A zip's content in the user's cache, unpacked under a temporary name and renamed; any other path unchanged. Raises
-    `UserError`."""
+    """The folder in the user's cache with a zip's content; any other path unchanged. Raises `UserError`."""
     if path.suffix != ".zip":
         return path
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raylign"
@@ -72,7 +74,7 @@ def _unpacked(path: Path, key: str) -> Path:
         try:
             unzip(path, aside)
         except (Missing, zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"{key}: {path} cannot be unpacked: {error}") from None
+            raise UserError(key, f"{path} cannot be unpacked: {error}", "replace it, or unpack it and give the folder") from None
         try:
             aside.rename(folder)
         except OSError:  # another process was faster

@@ -1,4 +1,4 @@
-"""Weights from a hub: check within seconds, before anything starts, whether they are cached or can be downloaded.
+"""Weights from a hub: checks within seconds, before anything starts, whether they are cached or can be downloaded.
 
 Without a network, the libraries that load them retry for minutes in every process that needs a model.
 """
@@ -17,10 +17,9 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def check_repository(repository: str, key: str, name: str) -> None:
-    """Raises `UserError` if a repository of the Hugging Face hub is neither in this machine's cache nor available now.
+    """Raises `UserError` about `key` if a repository of the Hugging Face hub is neither cached on this machine nor available.
 
-    `name`: its name in the config. If it is cached and the hub does not answer, neither this process nor those that it starts
-    ask again.
+    `name`: what the config calls it. If it is cached and the hub does not answer, this process and its children do not ask again.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -28,61 +27,64 @@ def check_repository(repository: str, key: str, name: str) -> None:
     try:
         validate_repo_id(repository)
     except HFValidationError:
-        raise UserError(f"{key}: there is no {name} here, and no hub takes it for a name; give a folder, or OWNER/NAME") from None
-    place = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    wrong = _of_hub(repository)
-    if wrong is None:
+        raise UserError(
+            key, f"{name} is neither a local path nor the name of a repository", "give a folder, or OWNER/NAME"
+        ) from None
+    cache = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    failure = _hub_failure(repository)
+    if failure is None:
         return
-    if any(file.name.endswith(_WEIGHTS) for file in place.glob("snapshots/*/**/*")):
+    if any(file.name.endswith(_WEIGHTS) for file in cache.glob("snapshots/*/**/*")):
         os.environ["HF_HUB_OFFLINE"] = "1"
         constants.HF_HUB_OFFLINE = True
         return
     raise UserError(
-        f"{key}: the weights of {name} would come from a hub, are not in the cache {place}, and {constants.ENDPOINT} {wrong}; "
-        f"fill the cache where there is a network (hf download {repository}), or give a path that exists"
+        key,
+        f"the weights of {name} are not in the cache {cache}, and {constants.ENDPOINT} {failure}",
+        f"fill the cache where there is a network (hf download {repository}), or give a path that exists",
     )
 
 
 def check_file(url: str, file: Path, key: str, name: str) -> None:
-    """The same for weights that are one file on the web, which its library would save as `file`."""
-    if not file.exists() and (wrong := _of_web(url)) is not None:
-        raise UserError(f"{key}: {name} needs {file}, which is not there, and {url} {wrong}; put it there, or give a path")
+    """The same for weights that are one file on the web, which their library would save as `file`."""
+    if not file.exists() and (failure := _web_failure(url)) is not None:
+        raise UserError(key, f"{name} needs {file}, which does not exist, and {url} {failure}", "put it there, or give a path")
 
 
 @functools.cache
-def _of_hub(repository: str) -> str | None:
-    """None, or why the hub cannot provide it."""
+def _hub_failure(repository: str) -> str | None:
+    """A clause about why the hub cannot provide it; None if it can."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if constants.is_offline_mode():
-        return "is not asked (HF_HUB_OFFLINE)"
-    error = _asked(lambda: HfApi(constants.ENDPOINT).model_info(repository, timeout=_PATIENCE))
-    return "has no such model, or hides it" if isinstance(error, RepositoryNotFoundError) else _words(error)
+        return "is not contacted (HF_HUB_OFFLINE)"
+    error = _error_of(lambda: HfApi(constants.ENDPOINT).model_info(repository, timeout=_PATIENCE))
+    return "has no such model, or does not show it" if isinstance(error, RepositoryNotFoundError) else _clause(error)
 
 
 @functools.cache
-def _of_web(url: str) -> str | None:
-    asked = urllib.request.Request(url, method="HEAD")
-    return _words(_asked(lambda: urllib.request.urlopen(asked, timeout=_PATIENCE).close()))
+def _web_failure(url: str) -> str | None:
+    request = urllib.request.Request(url, method="HEAD")
+    return _clause(_error_of(lambda: urllib.request.urlopen(request, timeout=_PATIENCE).close()))
 
 
-def _words(error: Exception | None) -> str | None:
+def _clause(error: Exception | None) -> str | None:
     return None if error is None else f"cannot be reached ({type(error).__name__})"
 
 
-def _asked(ask: Callable[[], object]) -> Exception | None:
-    """None, or why there is no answer. In a thread, since name resolution has no timeout."""
-    found: list[Exception | None] = []
+def _error_of(request: Callable[[], object]) -> Exception | None:
+    """The error of a request, or None. It runs in a thread, since name resolution has no timeout."""
+    outcome: list[Exception | None] = []
 
     def work() -> None:
         try:
-            ask()
-            found.append(None)
+            request()
+            outcome.append(None)
         except Exception as error:  # each layer of the network raises its own errors
-            found.append(error)
+            outcome.append(error)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(_PATIENCE)
-    return found[0] if found else TimeoutError()
+    return outcome[0] if outcome else TimeoutError()

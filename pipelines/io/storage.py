@@ -30,9 +30,9 @@ from pipelines.program.errors import UserError
 
 _CONNECT_TIMEOUT = 10  # seconds
 _TIMEOUT = 20  # seconds without a byte
-_REQUEST_ATTEMPTS = 3  # by the client of the object store, of every part of an upload for itself
+_REQUEST_ATTEMPTS = 3  # of the object store's client, for each part of an upload
 _OPEN_FILES = 256  # open handles of remote files, per process: opening one requests its size
-_SENT_AT_ONCE = 32 << 20  # bytes of an upload that are in memory
+_SENT_AT_ONCE = 32 << 20  # bytes of an upload in memory
 _GLOB = re.compile(r"(\*\*/|\*|\?|\[[^\]/]+\])")
 _VISIBLE = rf"(?!(?<=/){HIDDEN})"  # as in a shell, a leading dot is only matched by a dot
 _AS_REGEX = {"**/": rf"(?:{_VISIBLE}[^/]+/)*", "*": rf"{_VISIBLE}[^/]*", "?": rf"{_VISIBLE}[^/]"}
@@ -40,7 +40,7 @@ _AS_REGEX = {"**/": rf"(?:{_VISIBLE}[^/]+/)*", "*": rf"{_VISIBLE}[^/]*", "?": rf
 
 @dataclass(frozen=True)
 class File:
-    """A listed file, with what changes when its content does."""
+    """A listed file; size and time change when its content does."""
 
     path: str
     size: int  # bytes; -1: unknown
@@ -65,19 +65,19 @@ def name_of(path: Path | str) -> str:
 def find(patterns: str | tuple[str, ...], key: str) -> list[File]:
     """Files by path, `{00000..00331}` or `{a,b}` braces, and globs, in the order of the patterns, each pattern's sorted.
 
-    A folder means all files below it except hidden ones. Raises `UserError`, naming `key`, if a pattern finds nothing.
+    A folder means all files below it except hidden ones. Raises `UserError` about `key` if a pattern matches nothing.
     """
-    found: dict[str, File] = {}
+    matches: dict[str, File] = {}
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         for path in expand_braces(str(pattern).removeprefix("file://")):
             files = _matching(path)
             if not files:
-                of = f" (of {pattern})" if path != pattern else ""
-                sign = next(iter(re.findall(r"\[[^\]/]+\]", path)), None)
-                hint = f", where {sign} is read as a pattern of one character" if sign else ""
-                raise UserError(f"{key}: nothing is found at {path}{hint}; check the path{of}")
-            found |= {file.path: file for file in files}
-    return list(found.values())
+                origin = f" (from {pattern})" if path != pattern else ""
+                brackets = next(iter(re.findall(r"\[[^\]/]+\]", path)), None)
+                hint = f", in which {brackets} matches one character" if brackets else ""
+                raise UserError(key, f"nothing matches {path}{origin}{hint}", "check the path")
+            matches |= {file.path: file for file in files}
+    return list(matches.values())
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
@@ -111,7 +111,7 @@ def read(path: Path | str, start: int = 0, length: int = -1) -> bytes:
         return http.fetch(str(path))[start : None if length < 0 else start + length]
     try:
         system, inside = _system(path)
-    except UserError as error:  # this is about one row's file; listing a source has already reported it for the whole source
+    except UserError as error:  # this is about one row's file; for a whole source, listing it has reported it
         raise Missing(str(error)) from None
     if isinstance(system, pafs.PyFileSystem):
         end = None if length < 0 else start + length
@@ -148,7 +148,7 @@ def open_random(path: Path | str) -> pa.NativeFile:
 
 
 def read_table(path: Path | str, columns: Sequence[str] | None = None, filters: Any = None) -> pa.Table:
-    """Columns of a Parquet file of ours, all by default.
+    """Columns of a Parquet file that raylign wrote, all by default.
 
     Raises `OSError`, `Missing` for one on the web, and `UserError` for one that could run code.
     """
@@ -160,12 +160,12 @@ def read_table(path: Path | str, columns: Sequence[str] | None = None, filters: 
     try:
         return retried(get) if is_remote(path) else get()
     except tables.Refused as refused:
-        raise UserError(f"{path}: {refused}") from None
+        raise UserError(shown(str(path)), str(refused)) from None
 
 
 @contextmanager
 def local_copy(path: Path | str) -> Iterator[Path]:
-    """A file on this machine's disks: the file itself, or a copy that goes away again. Raises `Missing`."""
+    """A local path of a file: its own, or that of a temporary copy. Raises `Missing`."""
     if not is_remote(path):
         yield Path(str(path).removeprefix("file://"))
         return
@@ -184,7 +184,7 @@ def _receive(path: Path | str, copy: Path) -> None:
     with system.open_input_stream(inside) as source, copy.open("wb") as target:
         shutil.copyfileobj(source, target, 1 << 22)
     if copy.stat().st_size != system.get_file_info(inside).size:
-        raise OSError(f"{path}: fewer bytes came than the file has")
+        raise OSError(f"{path}: fewer bytes were received than the file has")
 
 
 @contextmanager
@@ -221,7 +221,7 @@ def _send(aside: Path, path: Path | str) -> None:
             with system.open_output_stream(inside) as target:
                 for start in range(0, data.size, _SENT_AT_ONCE):
                     target.write(data[start : start + _SENT_AT_ONCE])
-                    target.flush()  # parts that were sent need no memory any more
+                    target.flush()  # frees the memory of the parts that were sent
     _opened.cache_clear()  # handles of the earlier file
     if system.get_file_info(inside).size != aside.stat().st_size:
         raise OSError(f"{path}: fewer bytes arrived than were sent")
@@ -256,27 +256,27 @@ def _files(folder: Path | str, recursive: bool) -> list[File]:
     selector = pafs.FileSelector(inside, recursive=recursive, allow_not_found=True)
     infos = retried(lambda: system.get_file_info(selector))
     prefix = _prefix(folder, inside)
-    found, unnamed = [], False
+    files, has_other_names = [], False
     for info in infos:
         if info.type == pafs.FileType.File:
             try:
-                found.append(_file(prefix, info))
+                files.append(_file(prefix, info))
             except UnicodeDecodeError:
-                unnamed = True
-    if unnamed:
-        found += _not_utf8(inside, recursive)
-    return sorted(found, key=lambda file: file.path)
+                has_other_names = True
+    if has_other_names:
+        files += _not_utf8(inside, recursive)
+    return sorted(files, key=lambda file: file.path)
 
 
 def _not_utf8(folder: str, recursive: bool) -> Iterator[File]:
-    """Files on this machine's disks whose path is not UTF-8, which pyarrow does not name; as Python has it, with surrogates."""
+    """Local files whose path is not UTF-8, which pyarrow cannot list; as Python writes such paths, with surrogates."""
     for above, folders, names in os.walk(folder, followlinks=True):
         if not recursive:
             folders.clear()
         for path in (Path(above, name) for name in names):
             if not is_text(str(path)) and path.is_file():
-                about = path.stat()
-                yield File(str(path), about.st_size, about.st_mtime_ns)
+                status = path.stat()
+                yield File(str(path), status.st_size, status.st_mtime_ns)
 
 
 def _matching(pattern: str) -> list[File]:
@@ -296,9 +296,9 @@ def _matching(pattern: str) -> list[File]:
     below = pattern[len(folder) + 1 :] if folder else pattern
     deep = "/" in below
     # A slash before both, so that every name is preceded by one.
-    wanted = re.compile("/" + (re.escape(folder + "/") if folder else "") + as_regex(below))
+    regex = re.compile("/" + (re.escape(folder + "/") if folder else "") + as_regex(below))
     files = _files(folder or ("/" if pattern.startswith("/") else "."), deep)
-    return [file for file in files if wanted.fullmatch("/" + file.path.removeprefix("./"))]
+    return [file for file in files if regex.fullmatch("/" + file.path.removeprefix("./"))]
 
 
 def _folder_of(pattern: str) -> str:
@@ -340,7 +340,7 @@ def _system(path: Path | str) -> tuple[pafs.FileSystem, str]:
     """The file system of a path, and the path inside it."""
     text = str(path)
     if not is_text(text):
-        raise UserError(f"{shown(text)}: its name is not UTF-8; rename it")
+        raise UserError(shown(text), "its name is not UTF-8", "rename it")
     if not is_remote(text):
         return _local(), text.removeprefix("file://")
     scheme, _, rest = text.partition("://")
@@ -351,7 +351,9 @@ def _system(path: Path | str) -> tuple[pafs.FileSystem, str]:
     try:
         system, inside = fsspec.core.url_to_fs(text)
     except (ValueError, ImportError) as error:
-        raise UserError(f"{text}: no file system for '{scheme}' is installed: {error}") from None
+        raise UserError(
+            shown(text), f"no file system for '{scheme}' is installed: {error}", "install it, or check the URI"
+        ) from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(system)), inside
 
 

@@ -1,4 +1,4 @@
-"""Opens all Parquet and Arrow files: a table that could run code is refused by its schema, before any cell is read.
+"""Opens all Parquet and Arrow files; a table that could run code is refused because of its schema, before any cell is read.
 
 A column may have an extension type, which a library has registered with Arrow. Ray registers one whose cells are pickles
 (`ray.data.arrow_pickled_object`), and unpickling runs whatever code the file's author wants. Arrow's own types and Ray's tensors
@@ -24,7 +24,7 @@ _HARMLESS = frozenset(
 
 
 class Refused(Missing):
-    """A table that is refused."""
+    """A table that could run code."""
 
 
 def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
@@ -75,7 +75,7 @@ def _opened(opening: Any, source: Any) -> Any:
 def _unlike(error: ValueError | TypeError) -> Exception:
     """Arrow's own error unchanged; any other comes from a library that cannot read its type's parameters."""
     first = str(error).strip().partition("\n")[0]
-    return error if isinstance(error, pa.ArrowException) else Refused(f"has a type that is not as its library writes it: {first}")
+    return error if isinstance(error, pa.ArrowException) else Refused(f"has a type with invalid parameters: {first}")
 
 
 def _check(schema: pa.Schema) -> None:
@@ -84,7 +84,7 @@ def _check(schema: pa.Schema) -> None:
             if name not in _HARMLESS:
                 raise Refused(
                     f"column '{field.name}' is of the Arrow extension type {name}, and reading such types can run code; "
-                    "write the table anew without it"
+                    "write the table again without it"
                 )
 
 

@@ -1,7 +1,8 @@
-"""The second half of preparing: duplicates, dense ids, shuffled captions, and the shards' light columns.
+"""The second half of preparing: removes duplicates, assigns dense ids, shuffles captions, and writes the shards' columns.
 
-It runs on the driver over the rows that the parts produced, without images: digests of all rows at once as arrays, everything
-else part by part. The same parts give the same files and the same fingerprint, however often and wherever they were read.
+It runs on the driver over the rows that the parts produced, without images: the digests of all rows at once as arrays,
+everything else part by part. The same parts give the same files and the same fingerprint, wherever and however often they were
+read.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from pipelines.io import storage
 from pipelines.prepare.captions import exchange
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.repeated_captions import Repeats
-from pipelines.prepare.shards import Part, found_file
+from pipelines.prepare.shards import Part, rows_file
 from pipelines.program.path_keys import Place
 from pipelines.program.randomness import generator
 
@@ -30,8 +31,8 @@ REJECTED = pa.schema([(name, pa.string()) for name in ("key", "origin", "reason"
 
 
 @dataclass
-class Numbered:
-    """What the manifest needs to know."""
+class Totals:
+    """Totals over all kept rows, for the manifest."""
 
     kept: int = 0
     images: int = 0
@@ -48,7 +49,7 @@ class Numbered:
 
 @dataclass
 class _Digests:
-    """Digests of all rows that no part rejected, in order."""
+    """Digests of all rows that were not rejected when read, in order."""
 
     rows_of_part: np.ndarray  # int64 [parts]
     key: np.ndarray  # uint64 [n]
@@ -58,49 +59,49 @@ class _Digests:
     texts: np.ndarray  # uint64 [m], captions of all rows concatenated
     captions: np.ndarray  # int64 [n], number of captions of each row
     train: np.ndarray  # bool [n]
-    labels: list[str]  # names of all labels, as they first appear
+    labels: list[str]  # names of all labels, in order of appearance
 
 
-def number(parts: list[Part], content: Place, settings: PrepareSettings, rejected_file: Place) -> Numbered:
-    """Write `00012.parquet` for every part with kept rows, and the list of rejected rows. May be repeated."""
+def assign_ids(parts: list[Part], content: Place, settings: PrepareSettings, rejected_file: Place) -> Totals:
+    """Write `00012.parquet` for every part with kept rows, and the list of rejected rows. Can be repeated."""
     digests = _read_digests(parts, content)
-    refused = _duplicates(digests, settings)
-    kept = refused == ""
+    duplicate = _duplicates(digests, settings)
+    kept = duplicate == ""
     text_kept = np.repeat(kept, digests.captions)
     starts = np.concatenate([[0], np.cumsum(digests.captions[kept])])
     ids = RowIds(first_seen(digests.image[kept]), starts, first_seen(digests.texts[text_kept]))
-    result = Numbered(kept=int(kept.sum()), images=_count(ids.images), texts=_count(ids.texts))
+    result = Totals(kept=int(kept.sum()), images=_count(ids.images), texts=_count(ids.texts))
     hasher = hashlib.blake2b(digest_size=16)
     hasher.update(digests.content[kept].tobytes())
     givers = _shuffle(ids, digests.train[kept], settings, result.captions)
     if givers is not None:
         hasher.update(givers.tobytes())
-    shuffled_captions = _captions_of(parts, content, refused, digests, givers) if givers is not None else None
+    shuffled_captions = _captions_of(parts, content, duplicate, digests, givers) if givers is not None else None
     first, offset = 0, 0
     groups, rows_of_text = [np.empty(0, np.int64)], np.bincount(ids.texts, minlength=1)
     commonest, text = int(rows_of_text.argmax()), None
     with storage.written(rejected_file) as path, pq.ParquetWriter(path, REJECTED) as rejected:
         for part, rows in zip(parts, digests.rows_of_part, strict=True):
-            table = storage.read_table(found_file(content, part))
-            late = refused[offset : offset + rows]
+            table = storage.read_table(rows_file(content, part))
+            reasons = duplicate[offset : offset + rows]
             offset += rows
-            table, bad = _split_off(table, late, settings)
+            table, bad = _split_off(table, reasons, settings)
             result.reasons.update(bad["reason"].to_pylist())
             rejected.write_table(bad)
             if not len(table):
                 continue
             samples = np.arange(first, first + len(table))
             first += len(table)
-            mine = samples if givers is None else givers[samples]
-            table = _finished(table, samples, ids.image(samples), ids.lists(mine), digests.labels, result.labels)
+            caption_rows = samples if givers is None else givers[samples]
+            table = _with_ids(table, samples, ids.image(samples), ids.lists(caption_rows), digests.labels, result.labels)
             groups.append(np.fromiter(map(hash, table["group"].to_pylist()), np.int64, len(table)))
             text = _text_of(commonest, table) if text is None and givers is None else text
             if shuffled_captions is not None:
                 table = table.set_column(
                     table.schema.get_field_index("captions"),
                     "captions",
-                    pa.array([shuffled_captions[i] for i in mine], pa.list_(pa.string())),
-                ).append_column("shuffled", pa.array(mine != samples))
+                    pa.array([shuffled_captions[i] for i in caption_rows], pa.list_(pa.string())),
+                ).append_column("shuffled", pa.array(caption_rows != samples))
             with storage.written(storage.join(content, f"{part.name}.parquet")) as shard:
                 pq.write_table(table, shard)
             result.tables |= any(pc.unique(table["column"]).to_pylist())
@@ -128,13 +129,13 @@ def number(parts: list[Part], content: Place, settings: PrepareSettings, rejecte
 
 
 def _text_of(text_id: int, table: pa.Table) -> str | None:
-    """A caption by its id, if these rows have it."""
+    """The caption with this id, if these rows have it."""
     places = pc.index(pc.list_flatten(table["text_id"]), text_id).as_py()
     return None if places < 0 else pc.list_flatten(table["captions"])[places].as_py()
 
 
 def first_seen(values: np.ndarray) -> np.ndarray:
-    """Dense ids of values, numbered in the order in which they first appear. int64 [n]."""
+    """Dense ids of values, in order of first appearance. int64 [n]."""
     _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
@@ -142,22 +143,22 @@ def first_seen(values: np.ndarray) -> np.ndarray:
 
 
 def near_duplicates(hashes: np.ndarray, bits: int) -> np.ndarray:
-    """Rows whose 64-bit hash differs in at most `bits` bits from that of an earlier row that is not such a duplicate. bool [n].
+    """Rows whose 64-bit hash differs in at most `bits` bits from that of an earlier row that is not itself a duplicate. bool [n].
 
-    Two hashes that differ in so many bits agree in at least one of `bits + 1` bands: only rows of one band are compared.
+    Two such hashes are equal in at least one of `bits + 1` bands, so only rows that share a band are compared.
     """
     edges = np.linspace(0, 64, bits + 2).round().astype(int)
     bands = [((1 << int(b - a)) - 1, int(a)) for a, b in pairwise(edges)]
     seen: list[dict[int, list[int]]] = [{} for _ in bands]
-    found = np.zeros(len(hashes), dtype=bool)
+    is_duplicate = np.zeros(len(hashes), dtype=bool)
     for row, value in enumerate(hashes.tolist()):
         places = [(where, (value >> shift) & mask) for where, (mask, shift) in zip(seen, bands, strict=True)]
         if any((value ^ other).bit_count() <= bits for where, key in places for other in where.get(key, ())):
-            found[row] = True
+            is_duplicate[row] = True
             continue
         for where, key in places:
             where.setdefault(key, []).append(value)
-    return found
+    return is_duplicate
 
 
 def _count(ids: np.ndarray) -> int:
@@ -168,7 +169,7 @@ def _read_digests(parts: list[Part], content: Place) -> _Digests:
     columns = ["key_digest", "image_digest", "content_digest", "near_hash", "text_digest", "split"]
     tables, names = [], dict[str, None]()
     for part in parts:
-        table = storage.read_table(found_file(content, part), [*columns, "labels"], _NOT_REJECTED)
+        table = storage.read_table(rows_file(content, part), [*columns, "labels"], _NOT_REJECTED)
         for labels in pc.unique(table["labels"]).to_pylist():
             names |= dict.fromkeys(json.loads(labels))
         tables.append(table.drop_columns("labels"))
@@ -188,36 +189,36 @@ def _read_digests(parts: list[Part], content: Place) -> _Digests:
 
 
 def _duplicates(digests: _Digests, settings: PrepareSettings) -> np.ndarray:
-    """The rejection reason of each row that duplicates an earlier one, else the empty string. str [n].
+    """The rejection reason of each row that duplicates an earlier one, "" for the others. str [n].
 
-    If splits are the source's own, held-out rows take precedence: a published test split only loses its own duplicates. If
-    splits are drawn, only the order of rows decides.
+    If the splits are the source's own, held-out rows take precedence, so a published test split loses only its own duplicates.
+    If they are drawn, only the order of rows decides.
     """
-    refused = np.full(len(digests.key), "", dtype=object)
-    order = np.argsort(digests.train, kind="stable") if settings.splits == "source" else np.arange(len(refused))
+    reasons = np.full(len(digests.key), "", dtype=object)
+    order = np.argsort(digests.train, kind="stable") if settings.splits == "source" else np.arange(len(reasons))
 
-    def refuse(values: np.ndarray, reason: str) -> None:
-        left = order[refused[order] == ""]
+    def reject_repeated(values: np.ndarray, reason: str) -> None:
+        left = order[reasons[order] == ""]
         first = np.zeros(len(left), dtype=bool)
         first[np.unique(values[left], return_index=True, axis=0)[1]] = True
-        refused[left[~first]] = reason
+        reasons[left[~first]] = reason
 
-    refuse(digests.key, "duplicate_key")
+    reject_repeated(digests.key, "duplicate_key")
     if settings.deduplicate.exact == "image":
-        refuse(digests.image, "duplicate_image")
+        reject_repeated(digests.image, "duplicate_image")
     if settings.deduplicate.exact == "pair":
         starts = np.cumsum(digests.captions) - digests.captions
-        # A sum of scrambled digests: blake2b's are uniform, so equal sums are equal captions.
+        # The digests are uniform, so equal sums mean equal captions, in any order.
         captions = np.add.reduceat(digests.texts, starts) if len(starts) else digests.texts
-        refuse(np.stack([digests.image, captions], axis=1), "duplicate_pair")
+        reject_repeated(np.stack([digests.image, captions], axis=1), "duplicate_pair")
     if settings.deduplicate.near is not None:
-        left = order[refused[order] == ""]
-        refused[left[near_duplicates(digests.near[left], settings.deduplicate.near)]] = "near_duplicate"
-    return refused
+        left = order[reasons[order] == ""]
+        reasons[left[near_duplicates(digests.near[left], settings.deduplicate.near)]] = "near_duplicate"
+    return reasons
 
 
 def _shuffle(ids: RowIds, train: np.ndarray, settings: PrepareSettings, counts: Counter[str]) -> np.ndarray | None:
-    """The row whose captions each row gets, int64 [kept]; None where nothing is shuffled. A function of the seed."""
+    """The row whose captions each row gets, int64 [kept], as the seed decides; None if nothing is shuffled."""
     if not settings.captions.shuffled:
         return None
     givers = np.arange(len(ids.images))
@@ -232,26 +233,27 @@ def _shuffle(ids: RowIds, train: np.ndarray, settings: PrepareSettings, counts: 
 
 
 def _captions_of(
-    parts: list[Part], content: Place, refused: np.ndarray, digests: _Digests, givers: np.ndarray
+    parts: list[Part], content: Place, duplicate: np.ndarray, digests: _Digests, givers: np.ndarray
 ) -> list[list[str]]:
-    """All kept rows' captions: to study noise they must fit into memory."""
+    """The captions of all kept rows; to be shuffled they must fit into memory."""
     captions: list[list[str]] = []
     offset = 0
     for part, rows in zip(parts, digests.rows_of_part, strict=True):
-        found = storage.read_table(found_file(content, part), ["captions"], _NOT_REJECTED)["captions"].to_pylist()
-        captions += [texts for texts, reason in zip(found, refused[offset : offset + rows], strict=True) if not reason]
+        texts_of_part = storage.read_table(rows_file(content, part), ["captions"], _NOT_REJECTED)["captions"].to_pylist()
+        reasons = duplicate[offset : offset + rows]
+        captions += [texts for texts, reason in zip(texts_of_part, reasons, strict=True) if not reason]
         offset += rows
     return captions
 
 
-def _split_off(table: pa.Table, late: np.ndarray, settings: PrepareSettings) -> tuple[pa.Table, pa.Table]:
-    """The rows that are kept, and the rejected ones with reason and detail; `late`: reasons of rows that had none, in order."""
+def _split_off(table: pa.Table, duplicate: np.ndarray, settings: PrepareSettings) -> tuple[pa.Table, pa.Table]:
+    """The kept rows, and the rejected ones with reason and detail. `duplicate`: the reasons of rows that had none, in order."""
     reasons = np.asarray(table["reason"].to_pylist(), dtype=object)
     details = np.asarray(table["detail"].to_pylist(), dtype=object)
-    found = np.flatnonzero(table["reason"].is_null().to_numpy())
-    reasons[found] = [reason or None for reason in late]
+    undecided = np.flatnonzero(table["reason"].is_null().to_numpy())
+    reasons[undecided] = [reason or None for reason in duplicate]
     earlier = "an earlier or held-out row" if settings.splits == "source" else "an earlier row"
-    details[found[late != ""]] = f"{earlier} is the same"
+    details[undecided[duplicate != ""]] = f"{earlier} is the same"
     keep = np.asarray([reason is None for reason in reasons], dtype=bool)
     bad = pa.table(
         {
@@ -264,7 +266,7 @@ def _split_off(table: pa.Table, late: np.ndarray, settings: PrepareSettings) -> 
     return table.filter(pa.array(keep)), bad.filter(pa.array(~keep)).cast(REJECTED)
 
 
-def _finished(
+def _with_ids(
     table: pa.Table,
     sample_ids: np.ndarray,
     image_ids: np.ndarray,

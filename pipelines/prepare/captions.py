@@ -1,7 +1,7 @@
 """Processing of captions for a prepared dataset: cleaning, truncation, rejection, and shuffling to study noise. Pure functions.
 
-The rules of cleaning are those of ALBEF's public code (Li et al., "Align before Fuse", NeurIPS 2021, arXiv 2107.07651), which
-many later projects copied.
+Cleaning follows ALBEF's public code (Li et al., "Align before Fuse", NeurIPS 2021, arXiv 2107.07651), which many later projects
+copied.
 """
 
 import re
@@ -28,27 +28,27 @@ class CaptionSettings(Settings):
         10_000, ge=1, description="longer captions are rejected likewise; languages without spaces have words of any length"
     )
     shuffled: float = Field(
-        0.0, ge=0, le=1, description="share of the train split's rows that get one another's captions, to study noisy data"
+        0.0, ge=0, le=1, description="share of the train split's rows that exchange captions, to study noisy data"
     )
-    shuffle_seed: int = Field(0, ge=0, description="another seed, other rows")
+    shuffle_seed: int = Field(0, ge=0, description="seed of the choice of rows")
 
 
 def clean(caption: str) -> str:
-    """Lower case; , . ' ! ? " ( ) * # : ; ~ gone; hyphen and slash a space; "<person>" is "person"; single spaces."""
+    """Lower case, without , . ' ! ? " ( ) * # : ; ~; hyphens and slashes become spaces, "<person>" "person"; single spaces."""
     text = _STRIPPED.sub("", caption.lower())
     return " ".join(text.replace("-", " ").replace("/", " ").replace("<person>", "person").split())
 
 
-def cut(caption: str, words: int) -> str:
+def truncate(caption: str, words: int) -> str:
     """At most this many words; a short enough caption is unchanged."""
-    found = caption.split()
-    return caption if len(found) <= words else " ".join(found[:words])
+    kept = caption.split()
+    return caption if len(kept) <= words else " ".join(kept[:words])
 
 
 def usable(pair: Pair, settings: CaptionSettings) -> Pair | Rejected:
     """The pair with its processed captions, or why it is rejected.
 
-    A NUL does not occur in real text: some programs end a text there, others refuse it.
+    A NUL does not occur in real text: some programs end the text there, others refuse it.
     """
     if any("\0" in text for text in (pair.key, pair.group, *pair.captions, *pair.labels.values())):
         return Rejected(pair.key.replace("\0", ""), pair.origin, "bad_row", "a NUL in its text")
@@ -62,17 +62,17 @@ def usable(pair: Pair, settings: CaptionSettings) -> Pair | Rejected:
     if longest > settings.reject_words:
         return Rejected(pair.key, pair.origin, "caption_too_long", f"{longest} words")
     if settings.max_words is not None:
-        captions = [cut(caption, settings.max_words) for caption in captions]
+        captions = [truncate(caption, settings.max_words) for caption in captions]
     # A group named by its caption is renamed with it, so captions that have become equal stay in one split.
-    named = pair.group == pair.captions[0].lower()
-    return replace(pair, captions=captions, group=captions[0].lower() if named else pair.group)
+    is_named_by_caption = pair.group == pair.captions[0].lower()
+    return replace(pair, captions=captions, group=captions[0].lower() if is_named_by_caption else pair.group)
 
 
 def exchange(captions: Sequence[Hashable], share: float, random: np.random.Generator) -> dict[int, int]:
-    """Choose `round(share * rows)` rows at random, and for each the row whose captions it gets.
+    """Choose `round(share * rows)` rows at random. Returns {row: the row whose captions it gets}.
 
-    No row gets captions equal to its own, unless more than half of the chosen rows have the same: then as few as possible keep
-    their own, and map to themselves in the result.
+    No row gets captions equal to its own, unless more than half of the chosen rows have equal captions: then as few as possible
+    keep their own, and map to themselves.
     """
     chosen = random.permutation(len(captions))[: round(share * len(captions))].tolist()
     # Sort equal captions together in a circle; each row takes the captions as far ahead as the longest run of equals.

@@ -1,4 +1,4 @@
-"""The config of `python -m pipelines CONFIG.yaml`: a source, and how its pairs are stored."""
+"""The config of `python -m pipelines CONFIG.yaml`: a source, and how its pairs are filtered and stored."""
 
 import difflib
 import re
@@ -35,7 +35,7 @@ class ImageSettings(Settings):
 
 
 class FilterSettings(Settings):
-    """Pairs that are left out on purpose; they are counted and listed, but not part of max_rejected_rate."""
+    """Pairs to leave out; they are counted and listed, but do not count towards max_rejected_rate."""
 
     min_side: int | None = Field(None, ge=1, description="minimum number of pixels of the shorter side")
     max_aspect: float | None = Field(None, ge=1, description="maximum ratio of the longer to the shorter side")
@@ -46,33 +46,33 @@ class FilterSettings(Settings):
 
     @field_validator("languages")
     @classmethod
-    def _can_be_told(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _languages_can_be_detected(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for code in value or ():
             if not re.fullmatch("[a-z]{2}", code):
-                raise ValueError(f"'{code}' is no code of two letters, such as en")
+                raise ValueError(f"'{code}' is not a code of two letters; write, for example, [en]")
         if value is not None and find_spec("py3langid") is None:
             raise ValueError("py3langid is not installed; pip install 'raylign[curation]', or leave filters.languages null")
         return value
 
 
 class DeduplicateSettings(Settings):
-    """Pairs that are left out because an earlier one is the same; like filters."""
+    """Pairs to leave out because an earlier one is the same; counted as those of the filters."""
 
     exact: Literal["none", "pair", "image"] = Field(
         "none",
-        description="pair: the same image with the same captions; image: the same image, whatever the captions; an image is the"
-        " same if its bytes are, an SVG if it is rendered the same",
+        description="pair: the same image with the same captions; image: the same image, whatever the captions; images are the"
+        " same if their bytes are, SVGs if they are rendered the same",
     )
     near: int | None = Field(
         None,
         ge=0,
         le=16,
-        description="bits of 64 in which perceptual hashes of equal images may differ; needs raylign[curation]",
+        description="number of the 64 bits in which perceptual hashes of equal images may differ; needs raylign[curation]",
     )
 
     @field_validator("near")
     @classmethod
-    def _can_be_told(cls, value: int | None) -> int | None:
+    def _hashes_can_be_computed(cls, value: int | None) -> int | None:
         if value is not None and find_spec("imagehash") is None:
             raise ValueError("imagehash is not installed; pip install 'raylign[curation]', or leave deduplicate.near null")
         return value
@@ -82,7 +82,7 @@ class PrepareSettings(Settings):
     """Source in, prepared dataset out."""
 
     renamed: ClassVar[dict[str, str]] = {"way": "mode"}
-    source: SourceSettings = Field(description="where the pairs come from: one of these, or module:Class of your own")
+    source: SourceSettings = Field(description="where the pairs come from: one of these, or your own module:Class")
     output: Place = Field(description="folder of the prepared dataset; s3:// and gs:// too")
     mode: Literal["copy", "index"] = Field(
         "copy",
@@ -99,8 +99,8 @@ class PrepareSettings(Settings):
     deduplicate: DeduplicateSettings = DeduplicateSettings()
     splits: dict[str, float] | Literal["source"] = Field(
         {"test": 0.1},
-        description="share of each held-out split, the rest is train; {test: 1.0}: all is for evaluation; source: the splits that"
-        " the source has",
+        description="share of each held-out split, the rest is train; {test: 1.0}: all rows are for evaluation; source: the"
+        " source's own splits",
     )
     split_seed: int = Field(0, ge=0, description="seed of the draw of held-out groups")
     max_rejected_rate: float = Field(0.1, ge=0, le=1, description="stop when a larger share of the rows is unusable")
@@ -117,14 +117,14 @@ class PrepareSettings(Settings):
         shares = _SHARES.validate_python(value)
         for name in shares:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-                raise ValueError(f"'{name}' names files; use letters, digits, dots, hyphens and underscores")
+                raise ValueError(f"'{name}' cannot be part of a file name; use letters, digits, dots, hyphens and underscores")
             near = difflib.get_close_matches(name.lower(), _USUAL, n=1, cutoff=0.75)
             if near and name not in _USUAL and near[0] not in name.lower():
-                raise ValueError(f"'{name}' is spelled almost like '{near[0]}'; write it so, or choose another name")
+                raise ValueError(f"'{name}' is spelled almost like '{near[0]}'; write '{near[0]}', or choose another name")
         if "train" in shares:
-            raise ValueError("'train' is what the other splits leave; name the held-out splits only")
+            raise ValueError("'train' is what the other splits leave; list only the held-out splits")
         if any(share <= 0 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
-            raise ValueError(f"shares must be positive, and no more than 1 together, got {shares}")
+            raise ValueError(f"shares must be positive and sum to at most 1, got {shares}")
         return shares
 
     @model_validator(mode="after")

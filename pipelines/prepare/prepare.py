@@ -1,10 +1,10 @@
-"""From a source to a prepared dataset: parts are read in the cluster, rows are numbered here, the manifest makes it a dataset.
+"""Turns a source into a prepared dataset: reads parts in the cluster, assigns ids on the driver, and writes the manifest.
 
     OUTPUT/content-RECIPE/00012.tar, 00012.parquet     images (mode copy) and light columns of each shard
     OUTPUT/rejected.parquet                            every row that was left out, and why
-    OUTPUT/manifest.json                               written last; a folder without it is no dataset
+    OUTPUT/manifest.json                               written last; a folder without it is not a dataset
 
-The content folder is named after the recipe (config and source listing), so after a kill preparing resumes with the missing
+The content folder is named after the recipe (config and source listing), so that a killed program resumes with the missing
 parts, and an existing dataset stays intact until the new one replaces it.
 """
 
@@ -22,11 +22,11 @@ from typing import Any
 from pipelines.dataset.prepared import FORMAT_VERSION, MANIFEST, Prepared
 from pipelines.io import storage
 from pipelines.io.retry import shown_tree
-from pipelines.prepare.assign_ids import Numbered, number
+from pipelines.prepare.assign_ids import Totals, assign_ids
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.curate import FILTERED, NOT_FOUND
 from pipelines.prepare.repeated_captions import warnings_of
-from pipelines.prepare.shards import Part, counts_of, cut, found_file, list_units, read_parts
+from pipelines.prepare.shards import Part, counts_of, cut, list_units, read_parts, rows_file
 from pipelines.program import cluster, interrupts, path_keys
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
@@ -35,17 +35,17 @@ from pipelines.program.settings import difference, digest
 from pipelines.sources.base import Unit
 
 REJECTED_FILE = "rejected.parquet"
-# Files that preparing itself writes into a folder: after a kill any of them may be there without a manifest.
+# Files that preparing writes: if it is killed, any of them may exist without a manifest.
 _OURS = re.compile(r"content-[0-9a-f]{12}/|rejected\.parquet|manifest\.json\.partial-")
-_ENOUGH = 1000  # rows before the rate of rejected ones is meaningful
+_ENOUGH = 1000  # rows from which the rejected rate is meaningful
 _GIT = 300  # seconds before a hanging git is ignored; long enough for a slow disk or a busy machine
 
 
 def prepare(settings: PrepareSettings, display: Display) -> Prepared:
-    """Prepare, resume, or report that it is done. Raises `UserError` for an empty source or too many unusable rows."""
+    """Prepare the dataset, or resume, or open it if it is done. Raises `UserError` for an empty source or too many bad rows."""
     units = list_units(settings)
     if not units or all(unit.rows == 0 for unit in units):
-        raise UserError(f"source: nothing to read for {settings.source.title()}; check the source's keys")
+        raise UserError("source", f"{settings.source.title()} has no rows", "check the source's keys")
     listing = [unit.data if unit.splits is None else [unit.data, unit.splits] for unit in units]
     recipe = digest({"config": settings.recipe(), "listing": listing, "format": FORMAT_VERSION})
     done = _prepared_before(settings, recipe)
@@ -58,21 +58,22 @@ def prepare(settings: PrepareSettings, display: Display) -> Prepared:
     parts = cut(units, settings.shard_rows)
     counts = _read(parts, content, settings, display)
     if counts.kept == 0:
-        raise UserError(f"source: none of {counts.read} rows is usable ({counts.table()}){_example(parts, content)}")
-    numbered = number(parts, content, settings, storage.join(settings.output, REJECTED_FILE))
-    counts.reasons = numbered.reasons
+        problem = f"none of {counts.read} rows is usable ({counts.table()}{_example(parts, content)})"
+        raise UserError("source", problem, "check the source's keys and files")
+    totals = assign_ids(parts, content, settings, storage.join(settings.output, REJECTED_FILE))
+    counts.reasons = totals.reasons
     _check_rate(counts, parts, content, settings, last=True)
-    manifest = _manifest(settings, recipe, units, counts, numbered)
+    manifest = _manifest(settings, recipe, units, counts, totals)
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    if _fingerprint(settings.output) != numbered.fingerprint:
+    if _fingerprint(settings.output) != totals.fingerprint:
         storage.delete(storage.join(settings.output, "banks"))  # features of the content that is replaced
     with storage.written(storage.join(settings.output, MANIFEST)) as path:
         path.write_text(text, encoding="utf-8")
     _tidy(settings.output, content)
     prepared = Prepared.open(settings.output)
     display.line(f"{settings.output}: prepared in {time.monotonic() - start:.0f} s, {summary(prepared)}")
-    if numbered.reasons:
-        rows = [[reason, f"{count:,}"] for reason, count in numbered.reasons.most_common()]
+    if totals.reasons:
+        rows = [[reason, f"{count:,}"] for reason, count in totals.reasons.most_common()]
         display.table(f"left out, listed in {storage.join(settings.output, REJECTED_FILE)}", ["reason", "rows"], rows)
     _warn(prepared, display)
     return prepared
@@ -100,7 +101,7 @@ def coverage(manifest: dict[str, Any]) -> str:
 
 
 class _Counts:
-    """Counts of all parts that are done."""
+    """Row counts of all parts that are done."""
 
     def __init__(self) -> None:
         self.read = 0
@@ -128,7 +129,7 @@ def _read(parts: list[Part], content: Place, settings: PrepareSettings, display:
     counts, missing = _Counts(), []
     done = {file.path.rpartition("/")[2] for file in storage.files_below(content)}
     for part in parts:
-        if storage.name_of(found_file(content, part)) in done:
+        if storage.name_of(rows_file(content, part)) in done:
             counts.add(*counts_of(content, part))
         else:
             missing.append(part)
@@ -138,8 +139,8 @@ def _read(parts: list[Part], content: Place, settings: PrepareSettings, display:
     if not missing:
         return counts
     cluster.start(display.verbose)
-    known = [part.rows for part in parts if part.rows is not None]
-    total = sum(known) if len(known) == len(parts) else None
+    row_counts = [part.rows for part in parts if part.rows is not None]
+    total = sum(row_counts) if len(row_counts) == len(parts) else None
     before = finished = len(parts) - len(missing)
     with (
         display.task(f"prepare {settings.source.title()}", total or len(parts)) as task,
@@ -156,15 +157,16 @@ def _read(parts: list[Part], content: Place, settings: PrepareSettings, display:
 def _check_rate(counts: _Counts, parts: list[Part], content: Place, settings: PrepareSettings, last: bool) -> None:
     if (counts.read < _ENOUGH and not last) or counts.kept == 0 or counts.unusable <= settings.max_rejected_rate * counts.read:
         return
-    raise UserError(
-        f"max_rejected_rate: {counts.unusable} of {counts.read} rows are unusable ({counts.table()}), more than "
-        f"{settings.max_rejected_rate:.0%}{_example(parts, content)}; mend the source or pass "
-        f"max_rejected_rate={min(1.0, counts.unusable / counts.read + 0.01):.2f}"
+    problem = (
+        f"{counts.unusable} of {counts.read} rows are unusable, more than {settings.max_rejected_rate:.0%} "
+        f"({counts.table()}{_example(parts, content)})"
     )
+    rate = min(1.0, counts.unusable / counts.read + 0.01)
+    raise UserError("max_rejected_rate", problem, f"repair the source, or pass max_rejected_rate={rate:.2f}")
 
 
 def _example(parts: list[Part], content: Place) -> str:
-    """The first rejected row."""
+    """A clause about the first rejected row; empty if there is none."""
     for row in _rejected_rows(parts, content):
         return f"; the first: {row['origin']}: {row['detail']}"
     return ""
@@ -173,8 +175,8 @@ def _example(parts: list[Part], content: Place) -> str:
 def _rejected_rows(parts: list[Part], content: Place) -> Iterator[dict[str, Any]]:
     done = {file.path.rpartition("/")[2] for file in storage.files_below(content)}
     for part in parts:
-        if storage.name_of(found_file(content, part)) in done:
-            rows = storage.read_table(found_file(content, part), ["origin", "reason", "detail"]).to_pylist()
+        if storage.name_of(rows_file(content, part)) in done:
+            rows = storage.read_table(rows_file(content, part), ["origin", "reason", "detail"]).to_pylist()
             yield from (row for row in rows if row["reason"] is not None and row["reason"] not in FILTERED)
 
 
@@ -182,12 +184,10 @@ def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
     output = settings.output
     path_keys.check_folder(output, "output")
     if not storage.exists(storage.join(output, MANIFEST)):
-        strangers = [name for name in _names_below(output) if not _OURS.match(name)]
-        if strangers and not settings.overwrite:
-            raise UserError(
-                f"output: {output} is not empty and no prepared dataset ({strangers[0]}); choose another output or pass "
-                "overwrite=true"
-            )
+        foreign = [name for name in _names_below(output) if not _OURS.match(name)]
+        if foreign and not settings.overwrite:
+            problem = f"{output} is neither empty nor a prepared dataset: it has {foreign[0]}"
+            raise UserError("output", problem, "choose another output, or pass overwrite=true")
         return None
     try:
         prepared = Prepared.open(output)
@@ -200,12 +200,13 @@ def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:
     if settings.overwrite:
         return None
     changed = difference(prepared.manifest["config"], shown_tree(settings.recipe()))
-    what = "; ".join(changed[:3]) if changed else "the source's files changed"
-    raise UserError(f"output: {output} was prepared differently ({what}); choose another output or pass overwrite=true")
+    difference_text = "; ".join(changed[:3]) if changed else "the source's files changed"
+    problem = f"{output} was prepared differently ({difference_text})"
+    raise UserError("output", problem, "choose another output, or pass overwrite=true")
 
 
 def _fingerprint(output: Place) -> str | None:
-    """The manifest of the dataset to be replaced; None if there is none that this version reads."""
+    """The fingerprint of the dataset to be replaced; None if there is none that this version can read."""
     try:
         return Prepared.open(output).fingerprint
     except UserError:
@@ -214,12 +215,12 @@ def _fingerprint(output: Place) -> str | None:
 
 def _tidy(output: Place, content: Place) -> None:
     """Delete what the dataset does not need: intermediate rows, unfinished files of a killed run, and other recipes' content."""
-    mine = storage.name_of(content)
+    current = storage.name_of(content)
     names = [name for name in _names_below(output) if _OURS.match(name)]
-    for folder in {name.split("/")[0] for name in names if "/" in name} - {mine}:
+    for folder in {name.split("/")[0] for name in names if "/" in name} - {current}:
         storage.delete(storage.join(output, folder))
     for name in names:
-        if name.split("/")[0] in (mine, name) and (name.endswith(".found.parquet") or ".partial-" in name):
+        if name.split("/")[0] in (current, name) and (name.endswith(".found.parquet") or ".partial-" in name):
             storage.delete(storage.join(output, *name.split("/")))
 
 
@@ -228,34 +229,34 @@ def _names_below(output: Place) -> list[str]:
     return [file.path[len(str(output)) :].lstrip("/") for file in storage.files_below(output)]
 
 
-def _manifest(settings: PrepareSettings, recipe: str, units: list[Unit], counts: _Counts, found: Numbered) -> dict[str, Any]:
+def _manifest(settings: PrepareSettings, recipe: str, units: list[Unit], counts: _Counts, totals: Totals) -> dict[str, Any]:
     absent = sum(unit.absent for unit in units)
-    lost = sum(found.reasons[reason] for reason in NOT_FOUND)
+    lost = sum(totals.reasons[reason] for reason in NOT_FOUND)
     shares = settings.splits
     if shares == "source":
         held_out = {split for unit in units for split in unit.splits or ()} - {"train", ""}
-        shares = {name: found.splits[name] / found.kept for name in sorted(held_out)}
+        shares = {name: totals.splits[name] / totals.kept for name in sorted(held_out)}
     return {
         "format_version": FORMAT_VERSION,
         "name": settings.source.title(),
         "mode": settings.mode,
-        "tables": found.tables,
-        "num_samples": found.kept,
-        "num_images": found.images,
-        "num_texts": found.texts,
-        "splits": {name: found.splits[name] for name in ["train", *sorted(shares)]},
+        "tables": totals.tables,
+        "num_samples": totals.kept,
+        "num_images": totals.images,
+        "num_texts": totals.texts,
+        "splits": {name: totals.splits[name] for name in ["train", *sorted(shares)]},
         "split_shares": shares,
-        "labels": {name: dict(sorted(values.items())) for name, values in found.labels.items()},
+        "labels": {name: dict(sorted(values.items())) for name, values in totals.labels.items()},
         "image": {"size": settings.image.size, "format": settings.image.format, "background": settings.image.background},
-        "captions": dict(found.captions),
-        "repeats": asdict(found.repeats) if found.repeats else None,
-        "fingerprint": found.fingerprint,
+        "captions": dict(totals.captions),
+        "repeats": asdict(totals.repeats) if totals.repeats else None,
+        "fingerprint": totals.fingerprint,
         "counts": {
             "listed": counts.read + absent,
             "found": counts.read - lost,
             "read": counts.read,
-            "kept": found.kept,
-            "rejected": dict(found.reasons),
+            "kept": totals.kept,
+            "rejected": dict(totals.reasons),
         },
         "licence": settings.source.licence(),
         "attribution": settings.source.attribution(),
@@ -263,7 +264,7 @@ def _manifest(settings: PrepareSettings, recipe: str, units: list[Unit], counts:
         "config": shown_tree(settings.recipe()),
         "code_version": code_version(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "shards": found.shards,
+        "shards": totals.shards,
     }
 
 

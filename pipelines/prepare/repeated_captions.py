@@ -5,49 +5,49 @@ from dataclasses import dataclass
 from typing import Any
 
 _SHARE = 0.05  # share of rows with one caption: in a batch of 128, each of them meets five others that are equally correct
-_LEAST = 3  # fewer rows than this may be chance
+_LEAST = 3  # rows; fewer may be chance
 _SHOWN = 60  # characters of a caption
 
 
 @dataclass(frozen=True)
 class Repeats:
-    """Repetition among the rows that are kept, or were scanned."""
+    """Repetition among the rows that were kept or scanned."""
 
     rows: int
-    captions: int  # different ones
+    captions: int  # distinct
     groups: int
-    commonest: str  # the caption that most rows have
-    with_commonest: int  # rows
+    commonest: str  # the most common caption
+    with_commonest: int  # rows that have it
     largest_group: int  # rows
 
     def warnings(self, splits: Mapping[str, int], shares: Mapping[str, float] | None = None) -> list[str]:
         """A warning for each repetition that makes scores meaningless.
 
         Args:
-            splits: rows of each, train among them.
-            shares: of each but train, as they were asked for.
+            splits: rows of each split, including train.
+            shares: the configured share of each split but train.
         """
         if not self.rows:
             return []
-        found = []
+        warnings = []
         text, share = quoted(self.commonest), self.with_commonest / self.rows
         if self.captions == 1:
-            found.append(f"all {self.rows:,} rows have one caption, {text}: there is nothing to tell images apart by")
+            warnings.append(f"all {self.rows:,} rows have the same caption, {text}: nothing can be learnt from it")
         elif share > _SHARE and self.with_commonest >= _LEAST:
-            found.append(
-                f"{self.with_commonest:,} of {self.rows:,} rows ({share:.0%}) have the same caption, {text}: training takes them "
-                "for different, and scoring finds each of them right for all their images; leave it out where it says nothing"
+            warnings.append(
+                f"{self.with_commonest:,} of {self.rows:,} rows ({share:.0%}) have the same caption, {text}: training treats "
+                "them as different, and scoring counts each as right for all their images; leave them out if it says nothing"
             )
         shares = shares or {}
         for name in [name for name, count in splits.items() if count == 0]:
             if name == "train" and sum(shares.values()) > 1 - 1e-9:
-                continue  # data for evaluation only, as asked for
-            found.append(
-                f"split {name} is empty: the {self.rows:,} rows are {_count(self.groups, 'group')}"
-                + (f" (rows of one caption are one, unless source.group says otherwise; the largest has {self.largest_group:,})")
-                + ", and no group is torn apart"
+                continue  # data for evaluation only, as configured
+            warnings.append(
+                f"split {name} is empty: the {self.rows:,} rows form {_count(self.groups, 'group')}, the largest of "
+                f"{self.largest_group:,} rows, and a group stays in one split; rows with the same caption are a group unless "
+                "source.group is set"
             )
-        return found
+        return warnings
 
 
 def warnings_of(manifest: Mapping[str, Any]) -> list[str]:

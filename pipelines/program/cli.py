@@ -1,4 +1,4 @@
-"""What the four programs have in common: CONFIG.yaml, key=value overrides, --quiet, --verbose, --show, and error handling."""
+"""The command line shared by the four programs: CONFIG.yaml, key=value overrides, the options, and how errors are printed."""
 
 import argparse
 import shlex
@@ -19,36 +19,36 @@ from pipelines.program.errors import UserError
 from pipelines.program.settings import Settings, describe, example_of, hint_of, load, parse_overrides, read_config, read_yaml
 
 S = TypeVar("S", bound=Settings)
-_NAMED = 10  # files, in one line
-# Keys that a config of each program has, and no other program's has together.
+_MOST_NAMES = 10  # configs listed in one error
+# Keys by which a config belongs to a program: only its configs have all of them.
 _OWN = {
     "pipelines": {"source", "output"},
     "training": {"image_tower", "text_tower"},
     "evaluation": {"data", "output"},
     "tuning": {"base"},
 }
-_SWEEP = {"grid", "space", "overrides", "seeds"}  # beside `base`, which a config of any program may have
+_SWEEP = {"grid", "space", "overrides", "seeds"}  # keys of a sweep, as any program's config may have a `base`
 VERBS = {"pipelines": "prepare", "training": "train", "evaluation": "evaluate", "tuning": "sweep"}
-"""What the command `raylign` calls the programs."""
+"""The programs' names in the command `raylign`."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argument errors in the same style as all others; `model` has the config's keys, which are not options."""
+    """Prints argument errors like all other errors; `model` has the keys of the config, which are not options."""
 
     model: type[Settings] = Settings
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # what all ways to parse come to
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # called by every other method that parses
         self._no_stray_options(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
     def _no_stray_options(self, given: Sequence[str]) -> None:
         """An error for `--epochs 3`: keys of a config are not options."""
-        known = [option for action in self._actions for option in action.option_strings]
+        options = [option for action in self._actions for option in action.option_strings]
         for position, argument in enumerate(given):
-            if argument.startswith("-") and argument not in known:
+            if argument.startswith("-") and argument not in options:
                 hint = hint_of(given[position:], self.model)
-                told = f"; {hint}" if hint.startswith("did") else ""
-                self.error(f"'{argument}' is no option, those are {', '.join(known)}; keys of the config are key=value{told}")
+                meant = f"; {hint}" if hint.startswith("did") else ""
+                self.error(f"'{argument}' is not an option ({', '.join(options)}); set keys of the config as key=value{meant}")
 
     def error(self, message: str) -> NoReturn:
         message = message.replace("CONFIG.yaml, key=value", "CONFIG.yaml")  # the overrides are optional
@@ -68,8 +68,8 @@ def run_program(
     """Parse, load, act. Exit code 0: done; 2: a mistake that the user can fix, in one line; 128 + N: stopped by signal N.
 
     Args:
-        check: what --check does instead of `action`; exit code 1 where it is not content.
-        prog: how programs are called, `python -m` or `raylign`.
+        check: what --check does instead of `action`; exit code 1 if it returns False.
+        prog: how the program was called, `python -m` or `raylign`.
     """
     given = sys.argv[1:] if arguments is None else arguments
     command = command_of(prog, package)
@@ -81,13 +81,13 @@ def run_program(
         epilog=_epilog(package, model) if {"-h", "--help"}.intersection(given) else None,
         allow_abbrev=False,
     )
-    parser.add_argument("config", metavar="CONFIG.yaml", help="what to do; the files that come along are listed below")
+    parser.add_argument("config", metavar="CONFIG.yaml", help="what to do; the included files are listed below")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help=f"set a key of the config, such as {example_of(model)}")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--verbose", action="store_true", help="print Ray's own output too, and tracebacks of errors")
     parser.add_argument("--show", action="store_true", help="print the config with every default filled in, and stop")
     if check is not None:
-        parser.add_argument("--check", action="store_true", help="look at headers and a sample, tell what would happen, and stop")
+        parser.add_argument("--check", action="store_true", help="look at headers and a sample, say what would happen, and stop")
     parser.model = model
     options = parser.parse_intermixed_args(arguments)
     display = Display(quiet=options.quiet, verbose=options.verbose)
@@ -105,7 +105,7 @@ def run_program(
             if options.verbose:
                 sys.stderr.write(shown(traceback.format_exc()))
             display.close()
-            # Raised inside a Ray task it comes back wrapped in the task's traceback.
+            # One raised inside a Ray task is wrapped in the task's traceback.
             print(f"error: {shown(str(getattr(error, 'cause', error)))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt as stopped:
@@ -132,7 +132,7 @@ def command_of(prog: str, package: str) -> str:
 
 
 def _stop(kept: str, again: str) -> int:
-    """The last line of a program that was asked to stop, and its exit code."""
+    """Print the last line of a program that was asked to stop, leave the cluster, and return the exit code."""
     number = interrupts.received()
     with suppress(OSError):  # the terminal may be gone
         print(f"{number.name}: stopped{f', {shown(kept)}' if kept else ''}; to go on: {shown(again)}", file=sys.stderr)
@@ -143,7 +143,7 @@ def _stop(kept: str, again: str) -> int:
 
 
 def _again(command: str, arguments: Sequence[str], overwrites: bool) -> str:
-    """The command that resumes: never with deletion, even if an argument or the config asked for it."""
+    """The command that resumes: it never deletes anything, even if an argument or the config asked for it."""
     kept = [argument for argument in arguments if not argument.startswith("overwrite=")]
     if overwrites and len(kept) == len(arguments):
         kept.append("overwrite=false")
@@ -151,13 +151,13 @@ def _again(command: str, arguments: Sequence[str], overwrites: bool) -> str:
 
 
 def _lost(error: Exception) -> bool:
-    """Whether a process or node of Ray was lost or never started, as opposed to a bug, which shows its traceback."""
+    """Whether a Ray process or node was lost or did not start, as opposed to a bug, which is shown with its traceback."""
     exceptions, inner = sys.modules.get("ray.exceptions"), innermost(error)
     return exceptions is not None and isinstance(inner, exceptions.RayError) and not isinstance(inner, exceptions.RayTaskError)
 
 
 def _read(prog: str, package: str, model: type[S], options: argparse.Namespace) -> S:
-    """The config with its overrides. Raises `UserError`."""
+    """The validated config with its overrides. Raises `UserError`."""
     path = find_config(options.config, package)
     _check_file(path, prog, package, model)
     return load(model, path, parse_overrides(options.overrides, model))
@@ -165,36 +165,36 @@ def _read(prog: str, package: str, model: type[S], options: argparse.Namespace) 
 
 def _check_file(path: Path, prog: str, package: str, model: type[Settings]) -> None:
     """Raises `UserError` if there is no file, or it is another program's."""
+    name = short_name(path)
     if not path.is_file():
         if "=" in str(path):
-            raise UserError(f"'{path}': the config comes first; {command_of(prog, package)} CONFIG.yaml {path}")
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: {what}{_configs_like(path, package, model)}")
-    if package != "tuning" and "base" in (raw := read_yaml(path)) and _SWEEP & raw.keys():
-        raise UserError(f"{path}: is a config of another program; {command_of(prog, 'tuning')} {path}")
-    keys = read_config(path, model).keys()
-    if not _OWN[package] <= keys:
-        for other, theirs in _OWN.items():
-            if other != package and theirs <= keys:
-                raise UserError(f"{path}: is a config of another program; {command_of(prog, other)} {path}")
+            raise UserError(f"'{path}'", "the config comes first", f"run {command_of(prog, package)} CONFIG.yaml {path}")
+        raise UserError(name, "is a folder" if path.is_dir() else "no such file", _configs_like(path, package, model))
+    owner = package
+    if "base" in (raw := read_yaml(path)) and _SWEEP & raw.keys():
+        owner = "tuning"
+    elif not _OWN[package] <= (keys := read_config(path, model).keys()):
+        owner = next((other for other, own in _OWN.items() if other != package and own <= keys), package)
+    if owner != package:
+        raise UserError(name, "is a config of another program", f"run {command_of(prog, owner)} {name}")
 
 
 def _configs_like(path: Path, package: str, model: type[Settings]) -> str:
-    """Where configs of this program are: those included, and any in the folder of the given path."""
-    inside = path if path.is_dir() else path.parent
-    beside = sorted(inside.glob("*.yaml")) if inside.is_dir() else []
-    known = [*(file for file in beside if _reads(file, model)), *shipped(package)]
-    files = list(dict.fromkeys(short_name(file) for file in known))
-    names = {Path(file).stem: file for file in reversed(files)}
-    near = [] if path.is_dir() else alike(path.stem, names)
+    """A remedy with configs of this program: the included ones, and those in the folder of the path."""
+    folder = path if path.is_dir() else path.parent
+    beside = sorted(folder.glob("*.yaml")) if folder.is_dir() else []
+    configs = [*(file for file in beside if _reads(file, model)), *shipped(package)]
+    names = list(dict.fromkeys(short_name(file) for file in configs))
+    by_stem = {Path(name).stem: name for name in reversed(names)}
+    near = [] if path.is_dir() else alike(path.stem, by_stem)
     if near:
-        return f"; did you mean {names[near[0]]}?"
-    more = f" and {len(files) - _NAMED} more, see --help" if len(files) > _NAMED else ""
-    return f"; there are: {', '.join(files[:_NAMED])}{more}"
+        return f"did you mean {by_stem[near[0]]}?"
+    more = f" and {len(names) - _MOST_NAMES} more, see --help" if len(names) > _MOST_NAMES else ""
+    return f"there are: {', '.join(names[:_MOST_NAMES])}{more}"
 
 
 def _reads(file: Path, model: type[Settings]) -> bool:
-    """Whether a file looks like a config of this program: there may be others beside it."""
+    """Whether a file looks like a config of this program."""
     try:
         keys = read_config(file, model).keys()
     except UserError:
@@ -210,7 +210,7 @@ def begin(package: str, arguments: Sequence[str]) -> None:
 
 
 def _epilog(package: str, model: type[Settings]) -> str:
-    """Examples, the included config files with their first comment lines, and every key."""
+    """The included config files with their first comment lines, and every key, for --help."""
     lines = ["config files:"]
     for path in shipped(package):
         comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").split("\n") if line.startswith("#")]

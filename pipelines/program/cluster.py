@@ -1,7 +1,7 @@
 """Ray, started one way for all programs, with every environment variable and `DataContext` setting that matters.
 
-`start()` joins the cluster that RAY_ADDRESS names (as inside `ray job submit`) or starts a local one. Ray's own variables, with
-their reasons, stand in `ray_internals`.
+`start()` joins the cluster that RAY_ADDRESS names (as inside `ray job submit`) or starts a local one. Ray's own variables are in
+`ray_internals`, with their reasons.
 """
 
 import functools
@@ -28,7 +28,7 @@ from pipelines.program.errors import UserError
 if TYPE_CHECKING:  # the environment below has to be set first
     import ray.data
 
-_MISTAKE = "mistake"  # column of a block that brings a user's mistake
+_ERROR = ("error_key", "error_problem", "error_remedy")  # columns of a block that holds a `UserError`
 # Retries of a task whose process or machine dies. Ray Data's default is unlimited, but data may crash a process every time.
 RETRIES = 5
 _STARTS = 5  # attempts to start a local Ray before the machine counts as too busy
@@ -42,23 +42,24 @@ ENVIRONMENT = {name: value for name, (value, _) in ray_internals.VARIABLES.items
     # transformers' load reports and bars would break the progress display; real errors are raised all the same.
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    # Hosts and networks beyond the public web that data may name (http.py): those that read must know them too.
+    # Hosts and networks besides the public web that data may name (http.py): tasks that read need them too.
     "RAYLIGN_PRIVATE_HOSTS": "",
 }
 
 
-# At import, not in `start`: Ray reads many of them when it is imported itself, which no module does before this one.
+# At import, not in `start`: Ray reads many of them when it is imported, which no module does before this one.
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
 
 
 def start(verbose: bool = False, cpus: int | None = None, state_api: bool = False) -> None:
-    """Join or start Ray, once a process. Raises `UserError` where it does not start.
+    """Join or start Ray, once in a process. Raises `UserError` if it does not start.
 
-    `cpus`: logical CPUs of a local Ray, the machine's by default.
-
-    `state_api`: Ray Train asks it whether a run that was stopped from outside still lives, before it gives the run's CPUs back.
+    Args:
+        cpus: logical CPUs of a local Ray, the machine's by default.
+        state_api: start the service that Ray Train asks whether a run that was stopped from outside is still alive, before it
+            releases the run's CPUs.
     """
     import ray
 
@@ -69,7 +70,7 @@ def start(verbose: bool = False, cpus: int | None = None, state_api: bool = Fals
         "logging_level": logging.INFO if verbose else logging.ERROR,
     }
     if "RAY_ADDRESS" in os.environ:
-        # The nodes' daemons were started elsewhere, so our environment has to be sent.
+        # The nodes' daemons were started elsewhere, so they need to be sent our environment.
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
     else:
         # Without an address Ray would attach to any cluster left running on this machine; the dashboard costs a second.
@@ -100,25 +101,23 @@ def _init(options: dict[str, Any]) -> None:
             interrupts.came(signal.SIGTERM)
         except Exception as error:  # Ray raises no more specific error
             if "RAY_ADDRESS" in os.environ:
-                raise UserError(
-                    f"RAY_ADDRESS: the cluster at {os.environ['RAY_ADDRESS']} cannot be joined: {cause_of(error)}; start it, or "
-                    "unset RAY_ADDRESS for a Ray of this program's own"
-                ) from error
+                problem = f"the cluster at {os.environ['RAY_ADDRESS']} cannot be joined: {cause_of(error)}"
+                raise UserError("RAY_ADDRESS", problem, "start it, or unset RAY_ADDRESS to start a local Ray") from error
             for left in set(psutil.Process().children()) - before:
                 left.kill()
                 left.wait()
             if ray_internals.NOT_UP_IN_TIME not in str(error).lower():
-                raise UserError(f"Ray: it did not start on this machine: {cause_of(error)}; --verbose shows more") from error
+                problem = f"did not start on this machine: {cause_of(error)}"
+                raise UserError("Ray", problem, "run with --verbose to see more") from error
             continue
         interrupts.retake()
         return
-    raise UserError(
-        f"Ray: its processes were not up in time on this machine, {_STARTS} times; end what else runs here, or try again later"
-    )
+    problem = f"its processes did not start in time on this machine, {_STARTS} times"
+    raise UserError("Ray", problem, "stop other programs on this machine, or try again later")
 
 
 def own_machine() -> tuple[int, int] | None:
-    """CPUs and GPUs of the Ray that this process will start; None where it joins one, or did already."""
+    """CPUs and GPUs of the local Ray that this process will start; None if it joins a cluster, or Ray has started."""
     import ray
     import torch
 
@@ -143,7 +142,7 @@ def stop() -> None:
 
 
 def _watch_head(local: bool) -> None:
-    """End the program with a message if the cluster's head is gone for good: Ray itself would end it silently a minute later.
+    """End the program with a message if the cluster's head is lost for good: Ray would end it a minute later without a word.
 
     Ray reconnects to a head that is restarted in time, for example one with an external store of its state.
     """
@@ -164,8 +163,10 @@ def _watch_head(local: bool) -> None:
                 interrupts.say(f"Ray's head at {address} does not answer; waiting up to {patience:.0f} s for it")
             missed = 0.0 if answers else missed + time.monotonic() - begun
         if ray.is_initialized():
-            way = "the same command goes on" if local else "start the cluster again, and the same command goes on"
-            interrupts.say(f"error: Ray: the head at {address} is gone, and with it all that ran; {way} from what is done")
+            remedy = "run the same command again" if local else "start the cluster and run the same command again"
+            interrupts.say(
+                f"error: Ray: the head at {address} is lost, with all that ran; {remedy}: it resumes from what is done"
+            )
             os._exit(2)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -181,51 +182,55 @@ def _answers(address: str) -> bool:
     return True
 
 
-def telling(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """`work` for a task of Ray Data: a `UserError`, or a store that does not answer, becomes a block that reports it.
+def errors_as_blocks(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """`work` for a task of Ray Data: if a `UserError` is raised, or a store does not answer, the result is a block that says so.
 
     Ray would log a failed task at length.
     """
 
     @functools.wraps(work)
-    def tell(*arguments: Any) -> dict[str, Any]:
+    def run(*arguments: Any) -> dict[str, Any]:
         try:
             return work(*arguments)
-        except (UserError, Unreachable) as error:
-            return {_MISTAKE: [str(error)]}
+        except UserError as error:
+            parts = error.key, error.problem, error.remedy
+        except Unreachable as error:
+            parts = "", str(error), "try again when it answers: the same command goes on"
+        return {name: [part] for name, part in zip(_ERROR, parts, strict=True)}
 
-    return tell
+    return run
 
 
-def blocks(dataset: "ray.data.Dataset", culprit: Callable[[], str] | None = None) -> Iterator[dict[str, np.ndarray]]:
-    """The blocks of a dataset of `telling` tasks, as they arrive. Raises the `UserError` of the first that failed.
+def blocks(dataset: "ray.data.Dataset", culprit: Callable[[], UserError | None] | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """The blocks of a dataset of `errors_as_blocks` tasks, as they arrive. Raises the `UserError` of the first that failed.
 
-    `culprit` as of `deaths_told`.
+    Args:
+        culprit: see `deaths_as_errors`.
     """
-    with deaths_told("the same command goes on with what is missing", culprit):
+    with deaths_as_errors("the same command goes on with what is missing", culprit):
         for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-            if _MISTAKE in block:
-                raise UserError(str(block[_MISTAKE][0]))
+            if _ERROR[0] in block:
+                raise UserError(*(str(block[name][0]) for name in _ERROR))
             yield block
 
 
 @contextmanager
-def deaths_told(advice: str, culprit: Callable[[], str] | None = None) -> Iterator[None]:
-    """Turn a task whose process died repeatedly into a `UserError` with a remedy.
+def deaths_as_errors(remedy: str, culprit: Callable[[], UserError | None] | None = None) -> Iterator[None]:
+    """Inside the block, a task whose process died repeatedly raises a `UserError`.
 
-    `culprit`: finds the image that crashed it; a clause that names key and image, empty if it was not an image.
+    Args:
+        remedy: what else to do, besides looking at the machine's memory.
+        culprit: finds the image that crashed the task; its error is raised instead. None if it was not an image.
     """
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
     try:
         yield
     except (NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError) as error:
-        if found := culprit() if culprit else "":
-            raise UserError(f"{found}; mend or remove the file, or prepare again with verify=all, which leaves it out") from None
-        cause = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"Ray: a task's process ended, {RETRIES + 1} times: {cause}; see whether the machine is short of memory; {advice}"
-        ) from None
+        if image_error := culprit() if culprit else None:
+            raise image_error from None
+        problem = f"a task's process ended, {RETRIES + 1} times: {str(error).strip().partition(chr(10))[0]}"
+        raise UserError("Ray", problem, f"check whether the machine is short of memory; {remedy}") from None
 
 
 def _divert_native_errors(path: Path) -> None:
@@ -244,13 +249,13 @@ def _divert_native_errors(path: Path) -> None:
 
 
 def configure_data(verbose: bool = False) -> None:
-    """Ray Data's settings in this process. Workers and controllers call it too: a `DataContext` does not travel."""
+    """Set Ray Data's options in this process. Workers and controllers call it too: a `DataContext` stays in its process."""
     import ray.data
 
-    # Here, as Ray sets a filter of its own at import.
+    # Here, as Ray sets its own filter when it is imported.
     warnings.filterwarnings("ignore", message=ray_internals.OPTIONS_WARNING)
     context = ray.data.DataContext.get_current()
-    # Batches come in the order they were asked for, not as tasks happen to finish: the order is part of the result.
+    # Batches arrive in the order of the input, not as tasks happen to finish: the order is part of the result.
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.use_datasource_v2 = False

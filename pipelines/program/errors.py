@@ -1,4 +1,4 @@
-"""What a user can fix, told in three parts: the key it is about, the problem and the remedy."""
+"""`UserError`: what the user can fix, in three parts: the key it is about, the problem and the remedy."""
 
 
 class UserError(Exception):
@@ -7,21 +7,21 @@ class UserError(Exception):
     Args:
         key: what it is about: a dotted config key, a file, a URI, an argument. Empty where there is no such thing.
         problem: what is wrong, with the value as the user wrote it.
-        remedy: what to do now. Empty where the problem says it.
+        remedy: what to do about it. Empty if the problem says it.
     """
 
     def __init__(self, key: str, problem: str | None = None, remedy: str = "") -> None:
         if problem is None:  # until every call names its parts
             key, problem = "", key
-        super().__init__(key, problem, remedy)  # all parts, so that a pickled one comes back whole out of a Ray task
+        super().__init__(key, problem, remedy)  # all parts, so that they survive pickling, as out of a Ray task
         self.key, self.problem, self.remedy = key, problem, remedy
 
     def __str__(self) -> str:
-        told = f"{self.key}: {self.problem}" if self.key else self.problem
-        return f"{told}; {self.remedy}" if self.remedy else told
+        text = f"{self.key}: {self.problem}" if self.key else self.problem
+        return f"{text}; {self.remedy}" if self.remedy else text
 
     def under(self, prefix: str, instead_of: str = "") -> "UserError":
-        """The same about a key of `prefix`: `path` under `source.sources[0]` is `source.sources[0].path`.
+        """The same error about a key below `prefix`: `path` under `source.sources[0]` becomes `source.sources[0].path`.
 
         Args:
             prefix: a dotted key, or the file that holds the key.

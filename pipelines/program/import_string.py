@@ -1,4 +1,4 @@
-"""Functions by import string: how a config names what is not ours."""
+"""Functions and classes by import string, `module:name`: how a config refers to code outside this project."""
 
 import ast
 import importlib
@@ -12,7 +12,7 @@ from pipelines.program.errors import UserError
 
 
 def names_of(module: ModuleSpec) -> set[str] | None:
-    """What a module's source names at its top, without importing it; None where that does not tell, as of a star import."""
+    """Names that a module's source defines at top level, without importing it; None if that is unclear, as with a star import."""
     if module.origin is None or not module.origin.endswith(".py"):
         return None
     tree = ast.parse(Path(module.origin).read_text(encoding="utf-8"))
@@ -30,29 +30,30 @@ def names_of(module: ModuleSpec) -> set[str] | None:
 
 
 def call(name: str, arguments: dict[str, Any], key: str, arguments_key: str, example: str) -> Any:
-    """What `module:function` returns for these keywords. Raises as `find` does; what goes wrong inside of it is its own."""
+    """What `module:function` returns for these keywords. Raises as `find` does; exceptions of the function pass through."""
     return find(name, arguments, key, arguments_key, example)(**arguments)
 
 
 def find(name: str, arguments: dict[str, Any] | None, key: str, arguments_key: str, example: str) -> Callable:
-    """`module:function`, which takes these keywords; None: whatever it takes.
+    """The object that `module:function` names, if it accepts these keywords; None: they are not checked.
 
-    Raises `UserError` naming `key` or `arguments_key` where there is no such function, or it does not take them.
+    Raises `UserError` about `key` if there is no such object, or it does not accept the keywords, those of `arguments_key`.
     """
     module_name, colon, attribute = name.partition(":")
     if not colon:
-        raise UserError(f"{key}: '{name}' is not of the form module:function, such as {example}")
+        raise UserError(key, f"'{name}' is not of the form module:name", f"write it like {example}")
     try:
         module = importlib.import_module(module_name)
     except (ImportError, SyntaxError, ValueError) as error:
-        raise UserError(f"{key}: {module_name} cannot be imported: {error}; is it installed, or in this folder?") from None
+        remedy = f"install {module_name.partition('.')[0]}, or run this in the folder that holds it"
+        raise UserError(key, f"{module_name} cannot be imported: {error}", remedy) from None
     function: Callable | None = getattr(module, attribute, None)
     if not callable(function):
-        raise UserError(f"{key}: {module_name} has no '{attribute}'")
+        raise UserError(key, f"{module_name} has no '{attribute}'", f"write it like {example}")
     if arguments is None:
         return function
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
-        raise UserError(f"{key}: {name} does not take these arguments: {error}; see {arguments_key}") from None
+        raise UserError(key, f"{name} does not accept these arguments: {error}", f"change {arguments_key}") from None
     return function

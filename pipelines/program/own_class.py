@@ -1,8 +1,8 @@
-"""A class of the user's own in the place of one of ours: `objective.name: mypackage.mymodule:MySettings`.
+"""A user's own class in place of a built-in one: `objective.name: mypackage.mymodule:MySettings`.
 
-A union of settings classes is picked by `name`. Where that is `module:Class`, the module is imported, with all the user's rights,
-and the class, which derives from the union's base, reads the other keys. So a config runs code. A config that comes with a
-checkpoint does not: `as_data()` reads it without importing what it names.
+The key `name` selects a member of a union of settings classes. If it is `module:Class`, the module is imported, with all of the
+user's rights, and the class, which must derive from the union's base, reads the other keys. So such a config runs code. A config
+that comes with a checkpoint does not: `as_data()` reads it without importing what it names.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from pipelines.program.config_errors import OWN_CLASS, explain
+from pipelines.program.config_errors import OWN_CLASS, user_error
 from pipelines.program.errors import UserError
 from pipelines.program.import_string import find
 from pipelines.program.settings import Settings
@@ -23,7 +23,7 @@ _as_data: ContextVar[bool] = ContextVar("as_data", default=False)
 
 
 class Named(Settings):
-    """Base of what a config picks by name. A class of the user's own is called by where it is, as `module:Class`."""
+    """Base of settings classes that a config selects by name. The name of a user's own class is its place, `module:Class`."""
 
     name: str = ""
 
@@ -36,7 +36,7 @@ class Named(Settings):
 
 @contextmanager
 def as_data() -> Iterator[None]:
-    """Classes that a config names by import strings are not imported; a stand-in holds their keys."""
+    """Inside the block, classes that a config names by import string are not imported; a stand-in holds their keys."""
     token = _as_data.set(True)
     try:
         yield
@@ -46,9 +46,10 @@ def as_data() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class OrOwn:
-    """An annotation of a union: beside its members, classes of the user's that derive from `base`.
+    """Annotation of a union: besides its members, it accepts the user's own classes that derive from `base`.
 
-    `stand_in`: of `base` too, with any keys; what `as_data` reads. None where no such config comes from elsewhere.
+    Args:
+        stand_in: a subclass of `base` that accepts any keys, for `as_data`; None if such configs never come from elsewhere.
     """
 
     base: type[Named]
@@ -67,22 +68,22 @@ class OrOwn:
             return value
         if _as_data.get() and self.stand_in is not None:
             return self.stand_in.model_validate(value)
-        told, own = "", self.base
+        own = self.base
         try:
             own = self._find(name)
             return own.model_validate(value)
         except UserError as error:
-            told = str(error)
+            mistake = error
         except ValidationError as error:
-            told = explain(own, error)
-        raise PydanticCustomError(OWN_CLASS, "{told}", {"told": told})
+            mistake = user_error(own, error)
+        raise PydanticCustomError(OWN_CLASS, "{text}", {"text": str(mistake), "error": mistake})
 
     def _find(self, name: str) -> type[Named]:
         base = f"{self.base.__module__}:{self.base.__name__}"
-        found: Any = find(name, None, "name", "", "mypackage.mymodule:MySettings")
-        if not isinstance(found, type) or not issubclass(found, self.base):
-            raise UserError(f"name: {name} is no settings class of this kind; derive it from {base}")
-        return found
+        own: Any = find(name, None, "name", "", "mypackage.mymodule:MySettings")
+        if not isinstance(own, type) or not issubclass(own, self.base):
+            raise UserError("name", f"{name} is not a settings class for this key", f"derive it from {base}")
+        return own
 
     @staticmethod
     def _write(value: Any, members: Any, info: core_schema.SerializationInfo) -> Any:

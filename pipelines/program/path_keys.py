@@ -1,4 +1,4 @@
-"""Keys that take a path: a local one, or a URI if a program reads and writes object stores. A mistyped one is refused."""
+"""Types of keys that hold a path: a local one, or also a URI where object stores are supported. A mistyped one is an error."""
 
 import re
 import tempfile
@@ -16,7 +16,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
 def _place(value: Any) -> Any:
     if not isinstance(value, str | Path):
-        raise ValueError(f"a path is wanted (value {plain(value)})")
+        raise ValueError(f"must be a path (value {plain(value)})")
     if isinstance(value, Path):
         return value
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", value):
@@ -30,8 +30,7 @@ def _local_place(value: Any) -> Any:
         return value
     if _SCHEME.match(text):  # as a path it would be a folder called s3: in the working directory
         raise ValueError(
-            f"'{shown_place(text)}' is not on a disk, and nothing else works here; give a local path, on a cluster one that all "
-            "nodes share"
+            f"'{shown_place(text)}' is not on a disk, as it must be; give a local path, on a cluster one that all nodes share"
         )
     return Path(text).expanduser()
 
@@ -40,17 +39,18 @@ Place = Annotated[Path | str, BeforeValidator(_place)]
 """A local path, or a URI such as s3://bucket/folder."""
 
 LocalPlace = Annotated[Path, BeforeValidator(_local_place)]
-"""A local path; a URI is refused."""
+"""A local path; a URI is an error."""
 
 
 def check_folder(place: Place, key: str) -> None:
-    """Raises `UserError` if a local folder cannot be written to, or cannot be created; it is not created here."""
+    """Raises `UserError` if a local folder cannot be created or written to. The folder itself is not created here."""
     if isinstance(place, str):
         return
-    there = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"{key}: {there if there != place.absolute() else place} is a file; choose another {key}")
+    existing = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
+    remedy = f"choose another {key}"
+    if not existing.is_dir():
+        raise UserError(key, f"{existing if existing != place.absolute() else place} is a file", remedy)
     try:  # permissions are not enough: it may be a kernel folder, or on a server that does not trust root
-        Path(tempfile.mkdtemp(prefix=".raylign-", dir=there)).rmdir()
+        Path(tempfile.mkdtemp(prefix=".raylign-", dir=existing)).rmdir()
     except OSError as error:
-        raise UserError(f"{key}: nothing can be written to {there} ({error.strerror}); choose another {key}") from None
+        raise UserError(key, f"nothing can be written to {existing} ({error.strerror})", remedy) from None

@@ -1,7 +1,7 @@
-"""From a YAML file and `key=value` overrides to a validated, frozen settings object, or one line that says what is wrong.
+"""From a YAML file and `key=value` overrides to a validated, frozen settings object, or a `UserError`.
 
-A command line argument and a sweep's trial are the same thing: overrides, dotted paths to values. Every settings class in
-the project derives from `Settings`: unknown keys are errors, and an error names the key, the value and what is allowed.
+Command line arguments and a sweep's trials are both overrides: dotted keys and their values. Every settings class of the project
+derives from `Settings`: unknown keys are errors, and an error names the key, the value and what is allowed.
 """
 
 import copy
@@ -17,11 +17,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipelines.program import yaml_text
-from pipelines.program.config_errors import classes, explain, near_keys, plain, tag_of, walk
+from pipelines.program.config_errors import classes, near_keys, plain, tag_of, user_error, walk
 from pipelines.program.config_files import find_shipped, short_name
 from pipelines.program.errors import UserError
 
-# By a field that only this program's settings have.
+# An override for --help, by a field that only this program's settings have.
 _EXAMPLES = {
     "optimizer": "optimizer.lr=1e-3",
     "few_shot": "few_shot.shots=[1]",
@@ -29,11 +29,11 @@ _EXAMPLES = {
     "source": "image.size=256",
     "dataset": "dataset=data/mine",
 }
-_MOST_BYTES = 4 * 2**20  # of a config; larger ones would be read for a minute
+_MOST_BYTES = 4 * 2**20  # of a config; reading a larger one would take a minute
 
 
 class Settings(BaseModel):
-    """Base of every settings class: frozen, unknown keys forbidden. `renamed`: from keys of earlier versions to current ones."""
+    """Base of every settings class: frozen, unknown keys forbidden. `renamed`: old names of keys, and their current names."""
 
     renamed: ClassVar[dict[str, str]] = {}
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
@@ -54,58 +54,65 @@ def digest(value: Any) -> str:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `UserError` if the file is missing or not a mapping."""
+    name = short_name(path)
     if not path.exists():
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such file" + (f"; there are: {', '.join(near)}" if near else ""))
+        near = sorted(short_name(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UserError(name, "no such file", f"there are: {', '.join(near)}" if near else "")
     if path.is_dir():
-        raise UserError(f"{path}: is a folder, not a YAML file")
+        raise UserError(name, "is a folder, not a YAML file", "give a file in it")
     if path.stat().st_size > _MOST_BYTES:
-        raise UserError(f"{path}: {path.stat().st_size:,} bytes, and a config has {_MOST_BYTES:,} at most; is it one?")
+        size = path.stat().st_size
+        raise UserError(name, f"has {size:,} bytes, and a config at most {_MOST_BYTES:,}", "give a config file")
     try:
         tree = yaml_text.parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        raise UserError(name, f"not readable as YAML: {' '.join(str(error).split())}", "correct the file") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(tree).__name__}")
+        raise UserError(name, f"expected keys and values, found {type(tree).__name__}", "write it as key: value lines")
     return tree
 
 
 def read_config(path: Path, model: type[BaseModel], chain: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file on top of the one that its key `base` names, and so on.
+    """The mapping in a YAML file, merged over that of the file which its key `base` names, if any; a base may have a base.
 
-    A base is a file beside the one that names it, or one that comes along. Mappings are merged key by key; a `name` that picks
-    another class drops its base's other keys. Where `base` is a key of `model` itself, as of a sweep, it is only looked up.
-    Raises `UserError` for a base that is missing, or leads back to where it came from.
+    A base is a file relative to the folder of the one that names it, or an included config. Mappings are merged key by key; a
+    `name` that selects another class drops the base's other keys. If `base` is a key of `model` itself, as of a sweep's, its file
+    is found but not merged. Raises `UserError` for a base that is missing, or is its own base.
+
+    Args:
+        chain: the files that led to this one.
     """
     tree, package = read_yaml(path), model.__module__.partition(".")[0]
     if "base" not in tree:
         return tree
     base = tree["base"]
     if not isinstance(base, str):
-        raise UserError(f"{path}: base: one file is wanted (value {plain(base)})")
+        raise UserError("base", f"must be one file (value {plain(base)}) [{short_name(path)}]", "give its name")
     beside = path.parent / Path(base).expanduser()
     if "base" in model.model_fields:
         return tree | {"base": str(beside)} if beside.is_file() else tree
     file = beside if beside.exists() else find_shipped(base, package)
     if file is None or not file.is_file():
-        what = "no such file" if file is None else "is a folder"
-        raise UserError(f"{path}: base: {beside}: {what}; a base lies beside the file that names it, or comes along ({package})")
+        what = "does not exist" if file is None else "is a folder"
+        remedy = f"give a file, relative to the one that names it, or an included config of {package}"
+        raise UserError("base", f"{short_name(beside)} {what} [{short_name(path)}]", remedy)
     chain = (*chain, path)
     if any(file.resolve() == earlier.resolve() for earlier in chain):
-        raise UserError(f"{path}: base: goes round, {' -> '.join(short_name(one) for one in (*chain, file))}; take one base out")
+        circle = " -> ".join(short_name(link) for link in (*chain, file))
+        raise UserError("base", f"a file is its own base: {circle}", "remove one base")
     return _merged(read_config(file, model, chain), {key: value for key, value in tree.items() if key != "base"}, model, [])
 
 
 def _merged(base: Mapping[str, Any], own: Mapping[str, Any], model: type[BaseModel], above: list[str]) -> dict[str, Any]:
-    """`own` on top of `base`; `above`: the keys that lead to both."""
+    """`own` merged over `base`; `above`: the keys that lead to both."""
     result = dict(base)
     for key, value in own.items():
-        old, here = result.get(key), [*above, str(key)]
+        old, path = result.get(key), [*above, str(key)]
         if isinstance(value, dict) and isinstance(old, dict):
-            picked = value.get("name", old.get("name")) != old.get("name") and len(walk(model, here)[0]) > 1
-            result[key] = value if picked else _merged(old, value, model, here)
+            another_class = value.get("name", old.get("name")) != old.get("name") and len(walk(model, path)[0]) > 1
+            result[key] = value if another_class else _merged(old, value, model, path)
         else:
             result[key] = value
     return result
@@ -114,39 +121,38 @@ def _merged(base: Mapping[str, Any], own: Mapping[str, Any], model: type[BaseMod
 def parse_overrides(arguments: Sequence[str], model: type[BaseModel] | None = None) -> dict[str, Any]:
     """`["optimizer.lr=1e-3"]` to `{"optimizer.lr": 0.001}`; values are read as YAML, so lists and null work.
 
-    Raises `UserError` for an argument that is not key=value, has no value, or sets a key twice; `model` helps to suggest a key.
+    Raises `UserError` for an argument that is not key=value, has no value, or sets a key twice. `model` is used to suggest keys.
     """
     overrides: dict[str, Any] = {}
     for position, argument in enumerate(arguments):
         key, equals, value = argument.partition("=")
         key = key.strip()
         if not equals or not all(key.split(".")):
-            raise UserError(f"'{argument}': expected key=value, {hint_of(arguments[position:], model)}")
+            raise UserError(f"'{argument}'", "is not of the form key=value", hint_of(arguments[position:], model))
         if not value.strip():
-            raise UserError(f"'{argument}': nothing follows the equals sign, {hint_of(arguments[position:], model)}")
+            raise UserError(key, "no value follows the equals sign", hint_of(arguments[position:], model))
         try:
             parsed = yaml_text.parse(value)
         except (yaml_text.TooMuch, yaml_text.Twice) as error:
-            raise UserError(f"{key}: {getattr(error, 'problem', None) or error}") from None
+            raise UserError(key, getattr(error, "problem", None) or str(error), "correct its value") from None
         except yaml.YAMLError:
             parsed = value
         if key in overrides:
-            raise UserError(f"{key}: is set twice, to {plain(overrides[key])} and to {plain(parsed)}; leave one of them out")
+            raise UserError(key, f"is set twice, to {plain(overrides[key])} and to {plain(parsed)}", "leave one of them out")
         overrides[key] = parsed
     return overrides
 
 
 def example_of(model: type[BaseModel] | None) -> str:
-    """A key=value that this program takes."""
+    """An override that this program accepts, as an example."""
     fields = {"optimizer"} if model is None else model.model_fields.keys()
     return next((text for key, text in _EXAMPLES.items() if key in fields), "key=value")
 
 
 def hint_of(arguments: Sequence[str], model: type[BaseModel] | None) -> str:
-    """A suggestion for what was meant by the first of these words and those that follow: `--epochs 3`, `epochs: 3`, `epochs =
-    3`."""
+    """A remedy for arguments that begin with something other than key=value: `--epochs 3`, `epochs: 3`, `epochs = 3`."""
     given = re.match(r"-{0,2}([A-Za-z_][\w.-]*)\s*[:=]?\s*(.*)$", arguments[0], re.DOTALL)
-    example = f"for example {example_of(model)}"
+    example = f"write, for example, {example_of(model)}"
     if given is None:
         return example
     key, value = given[1].rstrip("."), given[2]
@@ -154,24 +160,24 @@ def hint_of(arguments: Sequence[str], model: type[BaseModel] | None) -> str:
         value = following.strip().removeprefix("=").strip()
         if value:
             break
-    known = near_keys(model, key) if model else [key]
-    if not known or key.endswith((".yaml", ".yml")):
+    near = near_keys(model, key) if model else [key]
+    if not near or key.endswith((".yaml", ".yml")):
         return example
     if not value or value.startswith("-") or "=" in value:
         value = "true" if arguments[0].startswith("-") else "VALUE"
-    null = " (null: none)" if value == "VALUE" else ""
-    return f"did you mean {' or '.join(f'{one}={value}' for one in known)}?{null}"
+    null = " (null for none)" if value == "VALUE" else ""
+    return f"did you mean {' or '.join(f'{name}={value}' for name in near)}?{null}"
 
 
 def apply_overrides(
     tree: Mapping[str, Any], overrides: Mapping[str, Any], model: type[BaseModel] | None = None
 ) -> dict[str, Any]:
-    """A copy of the tree with dotted keys set. A `name` that picks another class of `model` drops its siblings.
+    """A copy of the tree with dotted keys set. A `name` that selects another class of `model` drops its siblings.
 
-    Where the tree itself has a key with dots (a sweep's `overrides: {optimizer.lr: 1e-3}`), that key is used.
+    If the tree itself has a key with dots (a sweep's `overrides: {optimizer.lr: 1e-3}`), that key is set.
     """
     result: dict[str, Any] = copy.deepcopy(dict(tree))
-    # `objective.name` before `objective.temperature`, whatever order they were typed in.
+    # `objective.name` before `objective.temperature`, in whatever order they were typed.
     for dotted in sorted(overrides, key=lambda key: (not key.endswith(".name"), key.count("."))):
         node, last = _place(result, dotted.split("."))
         above = dotted.split(".")[:-1]
@@ -193,35 +199,36 @@ def _place(node: dict[str, Any], parts: list[str]) -> tuple[dict[str, Any], str]
 
 
 def load(model: type[S], path: str | Path, overrides: Mapping[str, Any] | None = None) -> S:
-    """Read, override, validate. Raises `UserError` in one line that names the key, the value and the way out."""
-    return validate(model, apply_overrides(read_config(Path(path), model), overrides or {}, model), str(path))
+    """Read, override, validate. Raises `UserError` with the key, the value and the remedy."""
+    path = Path(path)
+    return validate(model, apply_overrides(read_config(path, model), overrides or {}, model), short_name(path))
 
 
 def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
-    """Validate a parsed tree; `where` names it in errors."""
+    """Validate a parsed tree; `where` names it in errors. Raises `UserError` about the first key that is wrong."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{where}: {explain(model, error)}") from None
+        raise user_error(model, error, where) from None
 
 
 def readings(model: type[BaseModel], key: str, value: Any) -> list[Any]:
-    """What a dotted key of the model makes of a value, as JSON has it; one for each member of a union that takes it.
+    """A value as a dotted key of the model reads it, as JSON values: one for each member of a union that accepts it.
 
-    Empty if there is no such key, or its type does not accept the value; validators of the class are not run.
+    Empty if there is no such key, or its type does not accept the value. Validators of the class are not run.
     """
     *above, last = key.split(".")
     inside: list[type[BaseModel]] = [model]
     for part in above:
         fields = [cls.model_fields[part] for cls in inside if part in cls.model_fields]
         inside = [inner for field in fields for inner in classes(field.annotation)]
-    found = []
+    values = []
     for field in [cls.model_fields[last] for cls in inside if last in cls.model_fields]:
         annotation: Any = field.annotation
         adapter: TypeAdapter[Any] = TypeAdapter(annotation)
         with suppress(ValidationError):
-            found.append(adapter.dump_python(adapter.validate_python(value), mode="json"))
-    return found
+            values.append(adapter.dump_python(adapter.validate_python(value), mode="json"))
+    return values
 
 
 def difference(old: Any, new: Any, key: str = "") -> list[str]:
@@ -233,7 +240,11 @@ def difference(old: Any, new: Any, key: str = "") -> list[str]:
 
 
 def describe(model: type[BaseModel], indent: str = "  ", defaults: BaseModel | None = None) -> str:
-    """The keys of a settings class with their meaning and defaults, for `--help`; `defaults`: an object with other defaults."""
+    """The keys of a settings class with their meaning and defaults, for `--help`.
+
+    Args:
+        defaults: an object whose values are shown in place of the class's defaults.
+    """
     lines = []
     for name, field in model.model_fields.items():
         nested = classes(field.annotation)

@@ -6,7 +6,7 @@
 import re
 
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how such files begin
-IS_UTF_16 = "it is UTF-16 (iconv -f UTF-16 -t UTF-8 makes UTF-8 of it)"
+IS_UTF_16 = "it is UTF-16 (iconv -f UTF-16 -t UTF-8 converts it)"
 _END = re.compile(r"\r\n|\n|\r")
 
 
@@ -22,7 +22,7 @@ def in_one_line(text: str) -> str:
 
 
 def decoded(data: bytes) -> str:
-    """Text in UTF-8, without a byte order mark. Raises `ValueError`, which says so where it is UTF-16."""
+    """Text in UTF-8, without a byte order mark. Raises `ValueError`, with a hint if it is UTF-16."""
     if data.startswith(UTF_16):
         raise ValueError(IS_UTF_16)
     return data.decode("utf-8-sig")

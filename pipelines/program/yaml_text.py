@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-MOST_VALUES = 250_000  # in one text, where every alias counts as all that its anchor holds; about 200 MB while it is read
-_DEEPEST = 100  # of lists and mappings in one another
+MOST_VALUES = 250_000  # in one text, where each alias counts as all values of its anchor; about 200 MB while it is read
+_DEEPEST = 100  # levels of nested lists and mappings
 _NUMBER = re.compile(r"^(?=.*[.eE])[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
 _FLOAT, _FIRST = "tag:yaml.org,2002:float", list("-+.0123456789")
 _MERGE = "tag:yaml.org,2002:merge"
@@ -23,11 +23,11 @@ class TooMuch(yaml.YAMLError):
 
 
 class Twice(yaml.constructor.ConstructorError):
-    """A mapping that has one key twice."""
+    """A mapping with a duplicate key."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe types only; no key twice, and no more than `MOST_VALUES`."""
+    """Safe types only, no duplicate keys, and at most `MOST_VALUES` values."""
 
     def __init__(self, text: str):
         super().__init__(text)
@@ -40,12 +40,12 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # As it is typed: a mapping that is only merged (`<<`) is never built, and what it gives may well be set again.
+        # On the nodes as typed: a mapping that is only merged (`<<`) is never built, and its keys may be set again.
         node = super().compose_mapping_node(anchor)
         keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE)
         for (_, key), count in keys.items():
             if count > 1:
-                raise Twice(None, None, f"the key '{key}' stands there twice", node.start_mark)
+                raise Twice(None, None, f"the key '{key}' is there twice", node.start_mark)
         return node
 
 
@@ -58,7 +58,7 @@ for _kind in (_Loader, _Dumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    """Line ends beyond \\n would be read as \\n or a space, unless they are escaped."""
+    """Quotes text with line ends other than \\n, which would be read as \\n or a space unless they are escaped."""
     style = '"' if any(end in value for end in "\x85\u2028\u2029") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
@@ -67,7 +67,7 @@ _Dumper.add_representer(str, _text)
 
 
 def parse(text: str) -> Any:
-    """The one value that a text holds; None for an empty one. Raises `yaml.YAMLError`, or its kind `TooMuch`."""
+    """The single value in a text; None for an empty one. Raises `yaml.YAMLError`, such as `TooMuch` or `Twice`."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -88,30 +88,30 @@ def parse(text: str) -> Any:
 
 
 def dump(value: Any, flow: bool = False) -> str:
-    """A text that `parse` reads as `value`, with keys in order; `flow`: in one-line style."""
+    """A text that `parse` reads as `value`, with keys in order; `flow`: on one line."""
     width = float("inf") if flow else None
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=width)
 
 
-def _expanded(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Values from a node on, with all that aliases stand for, and how deep they are nested."""
-    if id(node) in known:
-        if not known[id(node)][0]:
+def _expanded(node: yaml.Node, visited: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Number of values in a node, with all aliases expanded, and their depth. `visited`: results so far, by the node's id."""
+    if id(node) in visited:
+        if not visited[id(node)][0]:
             raise TooMuch("an anchor contains an alias of itself")
-        return known[id(node)]
-    known[id(node)] = 0, 0
+        return visited[id(node)]
+    visited[id(node)] = 0, 0
     inner = []
     if isinstance(node, yaml.SequenceNode):
         inner = node.value
     elif isinstance(node, yaml.MappingNode):
         inner = [part for pair in node.value for part in pair]
-    parts = [_expanded(part, known) for part in inner]
-    known[id(node)] = 1 + sum(count for count, _ in parts), 1 + max((depth for _, depth in parts), default=0)
-    return known[id(node)]
+    parts = [_expanded(part, visited) for part in inner]
+    visited[id(node)] = 1 + sum(count for count, _ in parts), 1 + max((depth for _, depth in parts), default=0)
+    return visited[id(node)]
 
 
 def _too_many() -> TooMuch:
-    return TooMuch(f"holds more than {MOST_VALUES:,} values, counting what its anchors repeat")
+    return TooMuch(f"holds more than {MOST_VALUES:,} values, counting those that aliases repeat")
 
 
 def _too_deep() -> TooMuch:

@@ -1,7 +1,7 @@
-"""Arrow streams, as Hugging Face's `save_to_disk` writes them: record batches, one behind the other.
+"""Arrow streams, as Hugging Face's `save_to_disk` writes them: a sequence of record batches.
 
-On this machine's disks a stream is mapped: batches that are passed over, and images that are not wanted, are not read. One
-elsewhere is a single unit, and is copied for as long as it is read.
+A local stream is memory-mapped, so that skipped batches and images that are not needed are not read. A remote one is a single
+unit, and is copied to a temporary file while it is read.
 """
 
 from collections.abc import Iterator
@@ -39,8 +39,8 @@ def units_of(source: ColumnsSource, file: File, prefix: str) -> list[Unit]:
             raise Unreadable(f"is not an Arrow stream: {error}") from None
         damage = str(error)
     units = [
-        Unit({**data, "batches": some, "first": first, "number": number}, rows=sum(some))
-        for first, number, some in units_in(sizes)
+        Unit({**data, "batches": batch_sizes, "first": first, "number": number}, rows=sum(batch_sizes))
+        for first, number, batch_sizes in units_in(sizes)
     ]
     if damage:
         units.append(Unit({**data, "batches": [], "first": 0, "number": 1, "cut": damage}, rows=1))
@@ -57,7 +57,7 @@ def _schema(path: str) -> pa.Schema:
 
 
 def read_unit(source: ColumnsSource, key: str, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
-    """The rows of a unit. Raises `UserError`, naming `key`, where single images are wanted and cannot be read."""
+    """The rows of a unit. Raises `UserError` about source.`key` if single images are needed and cannot be read."""
     file, prefix, sizes = unit["file"], unit["prefix"], unit["batches"]
     done, end = 0, None if sizes is None else unit["first"] + len(sizes)
     try:
@@ -75,12 +75,12 @@ def read_unit(source: ColumnsSource, key: str, unit: Any, images: bool) -> Itera
     except (Missing, Unreadable) as error:
         yield Rejected(prefix, file, "unreadable_file", str(error))
     except _DAMAGED as error:
-        yield Rejected(prefix, file, "truncated_archive", f"{error}; what comes before is kept")
+        yield Rejected(prefix, file, "truncated_archive", f"{error}; the rows before it are kept")
 
 
 @contextmanager
 def _stream(path: Path) -> Iterator[pa.RecordBatchReader]:
-    """A stream on disk, mapped into memory. Raises `Missing`, and what `_DAMAGED` is."""
+    """A stream on disk, mapped into memory. Raises `Missing`, and the errors of `_DAMAGED`."""
     try:
         opened = pa.memory_map(str(path))
     except OSError as error:

@@ -1,8 +1,8 @@
-"""The one interface of all sources.
+"""The interface of all sources.
 
-A source lists units of work on the driver, cheaply, and reads one unit at a time in the cluster. A unit is what is best
-read in one go: a bunch of files, a tar, a row group. Reading a unit yields a `Pair` or a `Rejected` for every row: a bad
-row never stops the others.
+A source lists its units of work on the driver, cheaply, and reads one unit at a time in the cluster. A unit is what is best
+read at once: some files, a tar, a row group. Reading a unit yields a `Pair` or a `Rejected` for every row, so a bad row never
+stops the others.
 """
 
 from abc import abstractmethod
@@ -18,29 +18,26 @@ from pipelines.io.image_bytes import Location
 from pipelines.io.retry import is_text
 from pipelines.program.own_class import Named
 
-UNKNOWN_FILE = f"neither an image by its name ({', '.join(EXTENSIONS)}) nor beside one of this name"
-
-
-NOT_UTF8 = "its name is not UTF-8; rename it"
+UNKNOWN_FILE = f"not named like an image ({', '.join(EXTENSIONS)}), and no image beside it has the same stem"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One image with at least one caption, as found."""
+    """One image with at least one caption, as the source has them."""
 
     key: str  # unique within the source
-    origin: str  # where it came from, for people: a path, a URL, a member of a tar
+    origin: str  # where it came from, for error messages: a path, a URL, a member of a tar
     location: Location  # where the image's encoded bytes are
     captions: list[str]
-    group: str  # what must not be torn apart by a split: a concept, a product, a photographer
+    group: str  # pairs of one group stay in one split: a concept, a product, a photographer
     labels: dict[str, str] = field(default_factory=dict)
-    image: bytes | None = None  # encoded, where the source had them at hand; else they are read from `location`
-    split: str = ""  # the source's own, from `Unit.splits`, where the config keeps it
+    image: bytes | None = None  # encoded; None: to be read from `location`
+    split: str = ""  # the source's own, from `Unit.splits`, if the config keeps it
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that cannot be used, and why: `reason` is a short code, counted in the manifest."""
+    """A row that cannot be used; `reason` is a short code, counted in the manifest."""
 
     key: str
     origin: str
@@ -50,13 +47,13 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece of reading. `data` is what `read` needs, as JSON values; what makes its content change is part of it."""
+    """A unit of work. `data`: what `read` needs, as JSON values, with what changes when the content does (size, time)."""
 
     data: Any
-    rows: int | None  # how many rows it will give; None: not known before it is read
-    absent: int = 0  # rows that whoever fetched the data listed, and could not fetch
+    rows: int | None  # number of rows; None: unknown before reading
+    absent: int = 0  # rows that the downloader listed and failed to download
     weight: float = 1.0  # how often an epoch shows its pairs
-    splits: tuple[str, ...] | None = None  # the source's own, of each row; "" where a row names none; None: it has no splits
+    splits: tuple[str, ...] | None = None  # each row's split in the source, "" if it has none; None: the source has no splits
 
 
 class Source(Named):
@@ -66,7 +63,7 @@ class Source(Named):
         "", description="the dataset's name in metrics; by default what a JSON file calls it, or taken from the path"
     )
     data_licence: str = Field("unknown", description="licence of the data")
-    data_attribution: str = Field("", description="what must stand beside the data where it is shown")
+    data_attribution: str = Field("", description="attribution to print wherever the data is shown")
 
     @abstractmethod
     def title(self) -> str:
@@ -77,32 +74,32 @@ class Source(Named):
         return self.data_licence
 
     def attribution(self) -> str:
-        """What must stand beside the data wherever it is shown."""
+        """Attribution to print wherever the data is shown."""
         return self.data_attribution
 
     @abstractmethod
     def units(self) -> list[Unit]:
-        """All work, listed without reading it, in a fixed order. Raises `UserError` where nothing can be read."""
+        """All units of work, listed without reading them, in a fixed order. Raises `UserError` if nothing can be read."""
 
     @abstractmethod
     def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
-        """The rows of one unit's `data`, in a fixed order. Runs in the cluster.
+        """The rows of one unit, given its `data`, in a fixed order. Runs in the cluster.
 
-        `images`: the encoded images are wanted too; a source that passes them anyway fills `Pair.image`.
+        `images`: whether the encoded images are needed; a source that reads them anyway may fill `Pair.image`.
         """
 
 
-def with_names(found: Iterator[Pair | Rejected]) -> Iterator[Pair | Rejected]:
-    """The rows; a pair that is named by bytes that are no UTF-8, as file names may be, is rejected: no table could hold it."""
-    for row in found:
+def with_utf8_names(rows: Iterator[Pair | Rejected]) -> Iterator[Pair | Rejected]:
+    """The rows, with pairs rejected whose names are not UTF-8, as file names may be: no table can store them."""
+    for row in rows:
         if isinstance(row, Pair) and not is_text("".join((row.key, row.origin, row.location.file, *row.labels.values()))):
-            yield Rejected(row.key, row.origin, "bad_row", NOT_UTF8)
+            yield Rejected(row.key, row.origin, "bad_row", "its name is not UTF-8; rename it")
         else:
             yield row
 
 
 def file_of(unit: Any) -> str:
-    """What people call a unit's `data`: its file, or the first of its files."""
+    """The file that a unit's `data` names, or the first of its files."""
     if isinstance(unit, dict):
         return str(unit.get("file", ""))
     if isinstance(unit, list):
@@ -111,9 +108,9 @@ def file_of(unit: Any) -> str:
 
 
 def unknown_files(names: Iterable[str], taken: Iterable[str], extensions: tuple[str, ...]) -> list[str]:
-    """Files of a folder that nobody takes and that do not go with one that is taken: `a.json` goes with `a.jpg`.
+    """The files that are neither in `taken` nor share the stem of one that is, as `a.json` shares that of `a.jpg`.
 
-    None where the endings of images are the user's own: then the others are left out because somebody asked for it.
+    Empty if the user chose the extensions of images, and with them what to leave out.
     """
     if extensions != EXTENSIONS:
         return []

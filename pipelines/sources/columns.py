@@ -1,7 +1,7 @@
-"""Rows of Parquet and Arrow: which column holds what, and what a row's values mean.
+"""What Parquet and Arrow sources have in common: which column holds what, and how a row becomes a pair.
 
-The image is bytes in the table (a column of its own, or the field of Hugging Face's struct {bytes, path}), or a path or URL.
-Text comes out as it is in the table; what is not UTF-8 costs its row only.
+An image is bytes in the table (a column, or a field of Hugging Face's struct {bytes, path}), or a path or URL. Text is kept as
+it is in the table; text that is not UTF-8 rejects its row only.
 """
 
 import json
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipelines.io.image_bytes import Location
+from pipelines.io.retry import shown_place
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
 from pipelines.sources import rows
@@ -23,28 +24,28 @@ from pipelines.sources.rows import Unreadable
 
 IMAGES = ("image", "jpg", "jpeg", "png", "webp", "bytes", "image_path", "filepath", "file_name", "path", "url", "URL")
 CAPTIONS = ("caption", "captions", "text", "TEXT", "txt", "title")
-ROWS_PER_UNIT = 512  # to which smaller row groups and record batches are joined
-_ERROR = "error_message"  # img2dataset's column of why there is no image
+ROWS_PER_UNIT = 512  # up to which small row groups and record batches are joined
+_ERROR = "error_message"  # img2dataset's column of the reason for a missing image
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is in which column of one file."""
+    """Which column of a file holds what."""
 
     encoded: tuple[str, ...] | None  # the image's bytes: a column, or a column and the field of its struct
-    path: tuple[str, ...] | None  # likewise, its path or URL
-    columns: dict[str, str]  # of caption, label, group, key and error, where there is one
-    label_names: tuple[str, ...] | None  # where labels are numbers that stand for names
+    path: tuple[str, ...] | None  # the image's path or URL, likewise
+    columns: dict[str, str]  # the columns of caption, label, group, key and error, of those that exist
+    label_names: tuple[str, ...] | None  # the names that numeric labels stand for
 
     def dotted(self, encoded: bool) -> list[str]:
-        """Everything that is to be read of a table, with or without the encoded images."""
+        """The dotted names of all columns to read, with or without the encoded images."""
         leaves = [self.path, self.encoded if encoded else None]
         return [*dict.fromkeys(self.columns.values()), *(".".join(leaf) for leaf in leaves if leaf)]
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where the rows of a batch begin."""
+    """Where a batch begins in its file."""
 
     file: str
     prefix: str  # of keys
@@ -53,7 +54,7 @@ class Start:
     number: int  # of the first row, within the file, from 1
 
     def lost(self, index: int, reason: str, detail: str) -> Rejected:
-        """A row of the batch that cannot be used."""
+        """A rejected row of the batch."""
         return Rejected(self.key(index), self.origin(index), reason, detail)
 
     def key(self, index: int) -> str:
@@ -64,14 +65,14 @@ class Start:
 
 
 class ColumnsSource(Source):
-    """Base of the sources that read Parquet and Arrow: the names of the columns."""
+    """Base of the sources that read Parquet and Arrow: settings that name the columns."""
 
     image: str | None = Field(
         None, description=f"column of images (bytes, or {{bytes, path}}), paths or URLs; null: {', '.join(IMAGES)}"
     )
     caption: str | None = Field(None, description=f"column of captions, one or a list; null: {', '.join(CAPTIONS)}")
     label: str | None = Field(None, description="column of a label")
-    group: str | None = Field(None, description="column of what a split must not tear apart; null: the first caption")
+    group: str | None = Field(None, description="column of groups, which stay in one split; null: the first caption")
     key: str | None = Field(None, description="column of unique names of the rows; null: FILE:ROW")
     root: Place | None = Field(None, description="where relative paths of images start; null: the file's folder")
     outside: Outside = False
@@ -84,25 +85,27 @@ class ColumnsSource(Source):
         wanted |= {key: name for key in ("label", "group", "key") if (name := getattr(self, key)) is not None}
         for key, name in {"image": image, **wanted}.items():
             if names.count(name) != 1:
-                problem = "no column" if name not in names else "several columns"
-                raise Unreadable(f"has {problem} '{name}'; its columns are: {', '.join(map(repr, names))}", key)
+                problem = f"has {'no column' if name not in names else 'several columns'} '{name}'"
+                raise Unreadable(problem, key, f"its columns are: {', '.join(map(repr, names))}")
         caption = schema.field(wanted["caption"])
         if not (_is_text(caption.type) or (_is_list(caption.type) and _is_text(caption.type.value_type))):
-            raise Unreadable(f"has no captions in column '{caption.name}': its type is {caption.type}, not text", "caption")
+            problem = f"has no captions in column '{caption.name}': its type is {caption.type}, not text"
+            raise Unreadable(problem, "caption", "pass source.caption=NAME")
         for key in wanted.keys() - {"caption"}:
             kind = schema.field(wanted[key]).type
             if pa.types.is_nested(kind) or _is_binary(kind):
-                raise Unreadable(f"has no {key} in column '{wanted[key]}': its type is {kind}, not text or a number", key)
+                problem = f"has no {key} in column '{wanted[key]}': its type is {kind}, not text or a number"
+                raise Unreadable(problem, key, f"pass source.{key}=NAME")
         if names.count(_ERROR) == 1 and _is_text(schema.field(_ERROR).type):
             wanted["error"] = _ERROR
         return Layout(*_image_leaves(schema.field(image)), wanted, _label_names(schema, self.label))
 
     def pairs(self, batch: pa.RecordBatch, layout: Layout, start: Start, images: bool) -> Iterator[Pair | Rejected]:
-        """The rows of a batch. One without the images' column is of a file in which no image is null."""
+        """The rows of a batch. A batch without the column of encoded images is of a file in which none of them is null."""
         cells = {name: _values(batch.column(column)) for name, column in layout.columns.items()}
         empty = [None] * len(batch)
         encoded = _leaf(batch, layout.encoded)
-        there = [layout.encoded is not None] * len(batch) if encoded is None else encoded.is_valid().to_pylist()
+        has_bytes = [layout.encoded is not None] * len(batch) if encoded is None else encoded.is_valid().to_pylist()
         paths = _leaf(batch, layout.path)
         for index, (path, *values) in enumerate(
             zip(
@@ -112,56 +115,57 @@ class ColumnsSource(Source):
             )
         ):
             captions, label, group, key, error = values
-            if not there[index] and path is None:
+            if not has_bytes[index] and path is None:
                 yield start.lost(index, "missing_image", str(error or "no image"))
                 continue
-            found = rows.pair_of(
+            row = rows.pair_of(
                 start.key(index),
                 start.origin(index),
                 self.root or rows.folder_of(start.file),
-                image=start.file if there[index] else path,
+                image=start.file if has_bytes[index] else path,
                 captions=captions,
                 key=key,
                 group=group,
                 labels={self.label: _name(label, layout.label_names)} if self.label else {},
-                outside=self.outside or there[index],
+                outside=self.outside or has_bytes[index],
             )
-            if isinstance(found, Pair) and there[index] and layout.encoded:
-                found = replace(
-                    found,
+            if isinstance(row, Pair) and has_bytes[index] and layout.encoded:
+                row = replace(
+                    row,
                     origin=start.origin(index),
                     location=Location(start.file, start.group, start.row + index, ".".join(layout.encoded)),
                     image=encoded[index].as_py() if images and encoded is not None else None,
                 )
-            yield found
+            yield row
 
 
 def units_in(sizes: Sequence[int], limit: int | None = ROWS_PER_UNIT) -> Iterator[tuple[int, int, list[int]]]:
-    """Consecutive groups of these sizes, joined to units of up to `limit` rows, of any number where it is None.
+    """Joins consecutive groups of these sizes into units of up to `limit` rows (None: no limit), without empty units.
 
-    For each unit: its first group, the number of its first row from 1, and the sizes of its groups. None is without rows.
+    Yields (first group, number of the first row from 1, sizes of the groups).
     """
     first, number = 0, 1
     while first < len(sizes):
         end = first + 1
         while end < len(sizes) and (limit is None or sum(sizes[first : end + 1]) <= limit):
             end += 1
-        some = list(sizes[first:end])
-        if any(some):
-            yield first, number, some
-        first, number = end, number + sum(some)
+        joined = list(sizes[first:end])
+        if any(joined):
+            yield first, number, joined
+        first, number = end, number + sum(joined)
 
 
 def check_one_by_one(key: str, file: str, layout: Layout, why: str) -> None:
-    """Raises `UserError` where images are to stay in a table, and `why` (or their column's name) speaks against it."""
+    """Raises `UserError` if the images cannot stay in their table, because of `why` (empty: nothing) or their column's name."""
     if layout.encoded and "." in "".join(layout.encoded):
         why = f"column '{layout.encoded[0]}' has a dot in its name"
     if layout.encoded and why:
-        raise UserError(f"source.{key}: {file}: {why}, so its images cannot be read one by one; prepare with mode=copy")
+        problem = f"{shown_place(file)}: {why}, so its images cannot be read one by one"
+        raise UserError(f"source.{key}", problem, "prepare with mode=copy")
 
 
 def _image_leaves(field: pa.Field) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
-    """Where the bytes are, and where the path. Raises `Unreadable`."""
+    """`Layout.encoded` and `Layout.path`. Raises `Unreadable`."""
     if _is_binary(field.type):
         return (field.name,), None
     if _is_text(field.type):
@@ -172,8 +176,8 @@ def _image_leaves(field: pa.Field) -> tuple[tuple[str, ...] | None, tuple[str, .
         path = (field.name, "path") if "path" in types and _is_text(types["path"]) else None
         if encoded or path:
             return encoded, path
-    wanted = "bytes, {bytes, path}, a path"
-    raise Unreadable(f"has no images in column '{field.name}': its type is {field.type}, not one of {wanted}", "image")
+    problem = f"has no images in column '{field.name}': its type is {field.type}, not one of bytes, {{bytes, path}}, a path"
+    raise Unreadable(problem, "image", "pass source.image=NAME")
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -193,7 +197,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _label_names(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
-    """Hugging Face's names of the classes, which the columns hold as numbers."""
+    """The class names that Hugging Face keeps in the metadata; the column holds their numbers."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(map(str, features[label]["names"]))
@@ -208,7 +212,7 @@ def _name(label: Any, names: Sequence[str] | None) -> Any:
 
 
 def _leaf(batch: pa.RecordBatch, leaf: tuple[str, ...] | None) -> pa.Array | None:
-    """A column, or the field of a struct; None where the batch has it not."""
+    """A column, or the field of a struct; None if the batch has no such column."""
     if leaf is None or leaf[0] not in batch.schema.names:
         return None
     column = batch.column(leaf[0])
@@ -218,7 +222,7 @@ def _leaf(batch: pa.RecordBatch, leaf: tuple[str, ...] | None) -> pa.Array | Non
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """Values of a column; of text that is not UTF-8, the bytes as surrogates, which no text that is valid has."""
+    """Values of a column; bytes that are not UTF-8 become surrogates, which valid text does not contain."""
     if _is_text(column.type):
         return [_text(value) for value in column.cast(pa.large_binary()).to_pylist()]
     if _is_list(column.type) and _is_text(column.type.value_type):

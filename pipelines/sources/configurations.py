@@ -1,7 +1,7 @@
-"""Which configuration of a Hugging Face dataset a file belongs to: its languages or versions, often with the same images.
+"""Which configuration of a Hugging Face dataset a file belongs to: a language or version, often with the same images.
 
-A README.md names them in its header, each with patterns of files, by split or not. Without one they are the folders above those
-of the splits, as the hub's own conversion to Parquet lays them out: `en/train/0000.parquet`, `de/train/0000.parquet`.
+The header of a README.md lists the configurations, each with patterns of files, by split or not. Without a list they are the
+folders above those of the splits, as in the hub's own conversion to Parquet: `en/train/0000.parquet`, `de/train/0000.parquet`.
 """
 
 import re
@@ -15,35 +15,35 @@ from pipelines.io.storage import as_regex
 from pipelines.program import yaml_text
 from pipelines.program.errors import UserError
 
-# As the library `datasets` finds splits by names.
+# The names by which the library `datasets` recognises splits.
 _SPLITS = r"(?:partial-)?(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)"
 _HEADER = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
 def by_readme(text: str) -> dict[str, list[str]]:
-    """Configurations that a README.md names, each with its patterns of files; none where it names none.
+    """The configurations that a README.md lists, each with its patterns of files; may be empty.
 
-    Raises `UserError` where the header grows without bounds.
+    Raises `UserError` if the header is too large.
     """
     header = _HEADER.match(text)
     try:
         tree = yaml_text.parse(header[1]) if header else None
     except yaml_text.TooMuch as error:
-        raise UserError(f"README.md: its header {error}") from None
+        raise UserError("source.path", f"README.md: its header {error}", "shorten it") from None
     except yaml.YAMLError:
         return {}
-    configs = tree.get("configs") if isinstance(tree, dict) else None
-    found: dict[str, list[str]] = {}
-    for config in configs if isinstance(configs, list) else []:
+    entries = tree.get("configs") if isinstance(tree, dict) else None
+    configurations: dict[str, list[str]] = {}
+    for config in entries if isinstance(entries, list) else []:
         if isinstance(config, dict) and "config_name" in config:
             folder = str(config.get("data_dir") or "")
             patterns = list(_patterns(config.get("data_files", "**")))
-            found[str(config["config_name"])] = [str(PurePosixPath(folder) / pattern) for pattern in patterns]
-    return found
+            configurations[str(config["config_name"])] = [str(PurePosixPath(folder) / pattern) for pattern in patterns]
+    return configurations
 
 
 def _patterns(value: Any) -> Iterator[str]:
-    """A pattern, a list of them, or such by split: as a mapping, or as a list of `split` and `path`."""
+    """The patterns in a pattern, a list, a mapping by split, or a list of {split, path}."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
@@ -55,14 +55,14 @@ def _patterns(value: Any) -> Iterator[str]:
 
 
 def matches(name: str, patterns: list[str]) -> bool:
-    """Whether a file is meant by one of the patterns; a folder stands for all that is in it."""
+    """Whether one of the patterns matches a file, or a folder that contains it."""
     return any(re.fullmatch(f"/{as_regex(pattern)}(?:/.*)?", f"/{name}") for pattern in patterns)
 
 
 def by_folder(name: str, split: str) -> str:
-    """The folders above that of a file's split; empty where there is none."""
+    """The folders above that of a file's split; empty if there are none."""
     *folders, stem = PurePosixPath(name).with_suffix("").parts
-    for end in (r"\Z", "(?![a-zA-Z0-9])"):  # a folder that is called like a split, before one that begins so
+    for end in (r"\Z", "(?![a-zA-Z0-9])"):  # a folder named exactly like a split takes precedence over one that begins so
         for depth, part in enumerate((*folders, stem)):
             if re.match(f"(?:{_SPLITS}|{re.escape(split)}){end}", part):
                 return "/".join(folders[:depth])

@@ -1,8 +1,7 @@
 """A folder of images, each with a caption file of the same stem beside it: `cats/tom.png` and `cats/tom.txt`.
 
-The first line of a caption file is the caption, or every line is one. Images that share a caption form one group. The
-first folder below the root can serve as a label. Any other file is rejected as unknown_file, unless it has the name of an image
-beside it but for the ending.
+The first line of a caption file is the caption, or every line is one. Images that share a caption form one group. The first
+folder below the root can serve as a label. Any other file is rejected as unknown_file, unless an image beside it has its stem.
 """
 
 from collections.abc import Iterator
@@ -31,15 +30,17 @@ class FolderSource(Source):
 
     name: Literal["folder"]
     path: Place = Field(description="the folder, searched with all its subfolders")
-    extensions: tuple[str, ...] = Field(EXTENSIONS, description="of images; those left out are asked for, and not counted")
+    extensions: tuple[str, ...] = Field(
+        EXTENSIONS, description="of images; with your own list, other files are ignored, not counted"
+    )
     caption_extension: str = Field(".txt", description="of caption files")
-    captions: Literal["first_line", "all_lines"] = Field("first_line", description="what of a caption file is a caption")
+    captions: Literal["first_line", "all_lines"] = Field("first_line", description="which lines of a caption file are captions")
     exclude: tuple[str, ...] = Field((), description="patterns of paths to leave out, such as symbols/*")
     outside: Outside = False
-    label: str | None = Field(None, description="name of a label that the first folder below `path` gives")
+    label: str | None = Field(None, description="name of a label whose value is the first folder below `path`")
     unpaired: Literal["error", "reject"] = Field(
         "error",
-        description="an image without caption file or a caption file without image: stop, or list as rejected",
+        description="an image without caption file or a caption file without image: stop, or reject the row",
     )
 
     def title(self) -> str:
@@ -48,11 +49,11 @@ class FolderSource(Source):
     def units(self) -> list[Unit]:
         files = storage.data_below(self.path)
         if not files and not (isinstance(self.path, Path) and self.path.is_dir()):
-            raise UserError(f"source.path: {self.path} is not a folder; pass source.path=FOLDER")
+            raise UserError("source.path", f"{self.path} is not a folder", "pass source.path=FOLDER")
         captions: dict[str, str] = {}  # path without extension -> caption file
         images: list[str] = []
         others: list[str] = []
-        # Folder by folder, as people sort them.
+        # Folder by folder: a plain sort would put a.b/x before a/x.
         for relative in sorted(files, key=lambda name: name.split("/")):
             if any(fnmatch(relative, pattern) for pattern in self.exclude):
                 continue
@@ -61,33 +62,29 @@ class FolderSource(Source):
             else:
                 (images if is_image(relative, self.extensions) else others).append(relative)
         if not images:
-            kinds = ", ".join(self.extensions)
-            raise UserError(f"source.path: no images ({kinds}) in {self.path}; check source.path and source.exclude")
+            problem = f"there are no images ({', '.join(self.extensions)}) in {self.path}"
+            raise UserError("source.path", problem, "check source.path, source.extensions and source.exclude")
         stems = {image: str(Path(image).with_suffix("")) for image in images}
         paired = [[image, captions.get(stem)] for image, stem in stems.items()]
-        alone: list[list[str | None]] = [[None, captions[stem]] for stem in sorted(captions.keys() - set(stems.values()))]
-        self._check_paired([r[0] for r in paired if r[1] is None and r[0]], [r[1] for r in alone if r[1]])
+        lonely: list[list[str | None]] = [[None, captions[stem]] for stem in sorted(captions.keys() - set(stems.values()))]
+        self._check_paired([r[0] for r in paired if r[1] is None and r[0]], [r[1] for r in lonely if r[1]])
         # Size and time of every file are part of the listing, so that a changed file is a changed source.
-        listing = [row + [n for name in row if name for n in (files[name].size, files[name].changed)] for row in paired + alone]
-        taken = [*images, *captions.values()]
-        listing += [[None, name] for name in unknown_files(others, taken, self.extensions)]
+        listing = [row + [n for name in row if name for n in (files[name].size, files[name].changed)] for row in paired + lonely]
+        listing += [[None, name] for name in unknown_files(others, [*images, *captions.values()], self.extensions)]
         chunks = [listing[start : start + _ROWS_PER_UNIT] for start in range(0, len(listing), _ROWS_PER_UNIT)]
         return [Unit(data=chunk, rows=len(chunk)) for chunk in chunks]
 
     def _check_paired(self, images: list[str], captions: list[str]) -> None:
         if self.unpaired == "reject":
             return
-        out = "or pass source.unpaired=reject to list them in rejected.parquet and go on"
+        alternative = "or pass source.unpaired=reject to reject such rows and continue"
         if captions:
-            raise UserError(
-                f"{storage.join(self.path, captions[0])}: a caption file without an image beside it "
-                f"({len(captions)} such files); add the image, delete the file, {out}"
-            )
+            problem = f"no image is beside the caption file {storage.join(self.path, captions[0])} ({len(captions)} such files)"
+            raise UserError("source.path", problem, f"add the image, delete the file, {alternative}")
         if images:
-            raise UserError(
-                f"{storage.join(self.path, images[0])}: an image without a {self.caption_extension} file beside it "
-                f"({len(images)} such files); add the caption, delete the image, {out}"
-            )
+            file = storage.join(self.path, images[0])
+            problem = f"no {self.caption_extension} file is beside the image {file} ({len(images)} such files)"
+            raise UserError("source.path", problem, f"add the caption, delete the image, {alternative}")
 
     def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
         for image, caption, *_ in unit:

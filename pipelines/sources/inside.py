@@ -1,7 +1,7 @@
-"""Which files data may name: those below the source's own folder, unless its settings say otherwise.
+"""Which files data may refer to: those below the source's own folder, unless its settings allow others.
 
-A table, a list or a folder from somebody else may name any file that this machine's user can read (`/etc/passwd`, `../..`, a
-link), and what is read ends up in a dataset. Images of the web are another matter: `http.py` says which hosts are asked.
+A table, a list or a folder from a third party may refer to any file that the user can read (`/etc/passwd`, `../..`, a link), and
+its content would end up in a dataset. For images on the web, `http.py` decides which hosts are contacted.
 """
 
 import functools
@@ -21,11 +21,11 @@ REASON = "outside_root"
 Outside = Annotated[
     bool, Field(description="whether files may lie anywhere that you can read: by absolute paths, .. and links out of the folder")
 ]
-_FOLDERS = 4096  # whose links are known, per process
+_FOLDERS = 4096  # whose resolved links are cached, per process
 
 
 def is_inside(file: str, root: Place) -> bool:
-    """Whether a file lies below a folder, links followed; what is on the web belongs to no folder, and counts as inside."""
+    """Whether a file lies below a folder after following links; a URL of the web counts as inside."""
     if is_web(file):
         return True
     if is_remote(file) or isinstance(root, str):
@@ -35,13 +35,13 @@ def is_inside(file: str, root: Place) -> bool:
 
 
 def link_out(names: Iterable[str], folder: Place) -> str:
-    """Of files that were found below a folder, what is wrong with the first that is a link out of it; empty where none is."""
-    found = next((name for name in names if not is_inside(str(join(folder, name)), folder)), None)
-    return f"{found} is a link out of {shown_place(folder)}; pass source.outside=true to follow such links" if found else ""
+    """A message about the first of the files below a folder that is a link out of it; empty if none is."""
+    link = next((name for name in names if not is_inside(str(join(folder, name)), folder)), None)
+    return f"{link} is a link out of {shown_place(folder)}; pass source.outside=true to follow such links" if link else ""
 
 
 def _real(path: Path) -> str:
-    """The path without links. Of files in one folder only the last part is looked at."""
+    """The path with links resolved; the folder's are resolved once."""
     if path.name in ("", ".."):
         return os.path.realpath(path)
     whole = Path(_real_folder(str(path.parent)), path.name)

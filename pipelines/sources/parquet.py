@@ -1,7 +1,7 @@
-"""Parquet files with a row an image: Hugging Face's, img2dataset's, tables of paths or URLs.
+"""Parquet files with one image per row: Hugging Face's, img2dataset's, tables of paths or URLs.
 
-The driver reads the footers only; row groups are read apart, a few rows at a time. With mode=index the images' column is read
-only where the file's statistics say that some are null.
+The driver reads only the footers; row groups are read separately, a few rows at a time. With mode=index the column of images
+is read only if the file's statistics say that some are null.
 """
 
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ from pipelines.sources.columns import ROWS_PER_UNIT, ColumnsSource, Layout, Star
 from pipelines.sources.rows import Paths, Unreadable
 
 _ROWS_AT_ONCE = 64
-_BUFFER = 8 << 20  # bytes of a column in flight
-_LARGEST = 64 << 20  # bytes of images in a row group of which single rows are wanted
+_BUFFER = 8 << 20  # bytes of a column that are read ahead
+_LARGEST = 64 << 20  # maximum bytes of images in a row group from which single rows are read
 
 
 class ParquetSource(ColumnsSource):
@@ -42,7 +42,7 @@ class ParquetSource(ColumnsSource):
 
 
 def units_of(source: ColumnsSource, file: File, prefix: str) -> list[Unit]:
-    """The units of one file, by its footer. Raises `Unreadable`, `Missing`."""
+    """The units of one file, from its footer. Raises `Unreadable`, `Missing`."""
     try:
         opened = retried(_Table(file.path).opened, file.path)
         source.layout(opened.schema_arrow)
@@ -50,13 +50,15 @@ def units_of(source: ColumnsSource, file: File, prefix: str) -> list[Unit]:
         raise Unreadable(f"is not Parquet: {error}") from None
     sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
     data = {"file": file.path, "prefix": prefix, "size": file.size, "changed": file.changed}
-    # From the web a file comes as a whole.
-    found = units_in(sizes, None if is_web(file.path) else ROWS_PER_UNIT)
-    return [Unit({**data, "groups": some, "first": first, "number": number}, rows=sum(some)) for first, number, some in found]
+    # A file on the web is downloaded as a whole.
+    ranges = units_in(sizes, None if is_web(file.path) else ROWS_PER_UNIT)
+    return [
+        Unit({**data, "groups": groups, "first": first, "number": number}, rows=sum(groups)) for first, number, groups in ranges
+    ]
 
 
 def read_unit(source: ColumnsSource, key: str, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
-    """The rows of a unit. Raises `UserError`, naming `key`, where single images are wanted and cannot be read."""
+    """The rows of a unit. Raises `UserError` about source.`key` if single images are needed and cannot be read."""
     if "damage" in unit:
         yield Rejected(unit["prefix"], unit["file"], "unreadable_file", unit["damage"])
         return
@@ -80,19 +82,19 @@ def read_unit(source: ColumnsSource, key: str, unit: Any, images: bool) -> Itera
 
 
 def _some_are_null(table: pq.ParquetFile, group: int, layout: Layout, key: str, path: str) -> bool:
-    """Whether only the images' column itself says which images are there. Raises `UserError` as `read_unit` does."""
+    """Whether images may be null, so that their column must be read. Raises `UserError` as `read_unit` does."""
     if layout.encoded is None:
         return False
-    found, leaf = table.metadata.row_group(group), ".".join(layout.encoded)
-    chunk = next(c for c in map(found.column, range(found.num_columns)) if c.path_in_schema == leaf)
+    row_group, leaf = table.metadata.row_group(group), ".".join(layout.encoded)
+    chunk = next(c for c in map(row_group.column, range(row_group.num_columns)) if c.path_in_schema == leaf)
     size = chunk.total_uncompressed_size
     large = f"row group {group} holds {size >> 20} MiB of images" if size > _LARGEST else ""
-    check_one_by_one(key, path, layout, "it lies behind http(s)" if is_web(path) else large)
+    check_one_by_one(key, path, layout, "it is behind http(s)" if is_web(path) else large)
     return not (chunk.statistics and chunk.statistics.has_null_count and chunk.statistics.null_count == 0)
 
 
 class _Table:
-    """An open file, read batch after batch. After a failure it is opened anew, and goes on where it was."""
+    """An open file, read batch by batch. After a failure it is opened again, and reading continues where it stopped."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -107,11 +109,11 @@ class _Table:
         return self._opened
 
     def batch(self, group: int, row: int, columns: list[str]) -> pa.RecordBatch | None:
-        """Rows of a group from `row` on, where another batch ended; None at its end. Raises like `opened`."""
+        """Rows of a group from `row`, where another batch ended; None at its end. Raises like `opened`."""
         try:
             if self._at != (group, row):
-                found = self.opened().iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns)
-                self._batches = (batch for batch, end in _with_ends(found) if end > row)
+                batches = self.opened().iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns)
+                self._batches = (batch for batch, end in _with_ends(batches) if end > row)
             batch = next(self._batches, None)
         except BaseException:
             self._opened = self._at = None

@@ -1,7 +1,7 @@
-"""Rows that name an image: what tables and JSON files have in common.
+"""What tables and JSON files have in common: rows that name an image.
 
-How text files are found and cut into units that are read apart, and what a row's values mean: which file the image is,
-what is a caption, and why a row is none.
+Finds text files, divides them into units that can be read separately, and turns a row's values into a `Pair`, or into a
+`Rejected` with the reason.
 """
 
 import io
@@ -28,37 +28,46 @@ from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
 from pipelines.program.settings import digest
 from pipelines.program.text_lines import IS_UTF_16, UTF_16
-from pipelines.sources.base import NOT_UTF8, Pair, Rejected, Unit
+from pipelines.sources.base import Pair, Rejected, Unit
 from pipelines.sources.inside import REASON, is_inside
 
 # Columns of open_clip (filepath, title), CyCLIP (image, caption), img2dataset (url, caption), LAION (URL, TEXT) and others.
 IMAGE_NAMES = ("filepath", "image", "image_path", "path", "file_name", "url", "URL")
 CAPTION_NAMES = ("caption", "text", "TEXT", "title")
-# Names of files and folders that are no dataset's.
-_KINDS = ("captions", "annotations", "metadata", "data", "train", "val", "validation", "test")
+# Names of files and folders that say nothing about the dataset.
+_GENERIC = ("captions", "annotations", "metadata", "data", "train", "val", "validation", "test")
 ROWS_PER_UNIT = 256
-LONGEST = 1 << 20  # bytes of a row
+LONGEST = 1 << 20  # maximum bytes of a row
 DAMAGED = (EOFError, OSError, zlib.error)  # what reading a damaged gzip file raises
 
 
-def _several(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return (str(value),) if isinstance(value, str | Path) else value
 
 
-Paths = Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)]
-"""Files by path, glob or braces; one alone need not be a list."""
+Paths = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+"""Files by path, glob or braces; a single one needs no list."""
 
 
 class Unreadable(Exception):  # noqa: N818 - it is a finding about data, not a programming error
-    """A file that is not what the settings say; `key` is the setting that it contradicts."""
+    """A file that does not fit the settings.
 
-    def __init__(self, problem: str, key: str = "paths") -> None:
-        super().__init__(problem)
-        self.key = key
+    Args:
+        problem: what is wrong, as a clause that follows the file's name.
+        key: the setting that the file contradicts; `paths` where it is the file itself.
+        remedy: as of a `UserError`.
+    """
+
+    def __init__(self, problem: str, key: str = "paths", remedy: str = "") -> None:
+        super().__init__(problem, key, remedy)
+        self.problem, self.key, self.remedy = problem, key, remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.remedy}" if self.remedy else self.problem
 
 
 class _Bad(Exception):  # noqa: N818 - it is a finding about data, not a programming error
-    """A row that is no pair."""
+    """A row that cannot be used."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(detail)
@@ -66,16 +75,16 @@ class _Bad(Exception):  # noqa: N818 - it is a finding about data, not a program
 
 
 def title_of(pattern: str) -> str:
-    """A dataset's name from a path or pattern: its file's stem, or, where that is all wildcards or says no more than what kind of
-    file it is (captions.json), the folder's name.
+    """A dataset's name from a path or pattern: the stem of the file, or the folder's name if the stem is all wildcards or generic
+    (captions.json).
     """
-    plain = ""
+    fallback = ""
     for part in reversed(PurePosixPath(shown_place(pattern).split("?")[0] if storage.is_remote(pattern) else pattern).parts):
         name = re.sub(r"[^a-z0-9_-]+", "-", re.sub(r"\{.*?\}|\[.*?\]|[*?]", "", stem(part)).lower()).strip("-_")
-        if name and name not in _KINDS:
+        if name and name not in _GENERIC:
             return name
-        plain = plain or name
-    return plain or "pairs"
+        fallback = fallback or name
+    return fallback or "pairs"
 
 
 def stem(path: str) -> str:
@@ -85,68 +94,72 @@ def stem(path: str) -> str:
 
 
 def list_units(paths: tuple[str, ...], kinds: Sequence[str], units_of: Callable[[File, str], list[Unit]]) -> list[Unit]:
-    """The units of every file, in order. `units_of` takes a file and what its keys begin with, and may raise `Unreadable`.
+    """The units of every file, in order. `units_of` takes a file and the prefix of its keys, and may raise `Unreadable`.
 
-    Of a pattern that finds files of these kinds (endings) and others, only those count: a folder may hold the images too. A
-    file that cannot be read gives one rejected row. Raises `UserError` where none can, or where the first that is whole
-    contradicts the settings.
+    If a pattern matches files with one of these endings (`kinds`) and others, the others are ignored: a folder may hold the
+    images too. A file that cannot be read gives one rejected row. Raises `UserError` if no file can be read, or if the first
+    readable one contradicts the settings.
     """
-    found: dict[str, File] = {}
+    files: dict[str, File] = {}
     for path in paths:
-        files = storage.find(path, "source.paths")
-        found |= {file.path: file for file in [f for f in files if f.path.removesuffix(".gz").endswith(tuple(kinds))] or files}
-    prefixes = prefixes_of(list(found))
-    units = units_of_files([(file, prefixes[path]) for path, file in found.items()], units_of)
+        matches = storage.find(path, "source.paths")
+        of_kind = [file for file in matches if file.path.removesuffix(".gz").endswith(tuple(kinds))]
+        files |= {file.path: file for file in of_kind or matches}
+    prefixes = prefixes_of(list(files))
+    units = units_of_files([(file, prefixes[path]) for path, file in files.items()], units_of)
     if not units:
-        raise UserError(f"source.paths: there are no rows in {', '.join(paths)}; check the paths")
+        raise UserError("source.paths", f"there are no rows in {', '.join(paths)}", "check the paths")
     return units
 
 
 def units_of_files(
     files: Sequence[tuple[File, str]], units_of: Callable[[File, str], list[Unit]], key: str = "paths"
 ) -> list[Unit]:
-    """The units of files, each with what its keys begin with; as of `list_units`. `key`: the setting that names the files."""
+    """The units of files, each given with the prefix of its keys, as in `list_units`. `key`: the setting that names the files."""
 
-    def attempt(file: File, prefix: str) -> list[Unit] | Unreadable | Missing:
+    def attempt(file: File, prefix: str) -> list[Unit] | Unreadable:
         try:
             if not is_text(file.path):
-                raise Unreadable(f"cannot be read: {NOT_UTF8}")
+                raise Unreadable("has a name that is not UTF-8", remedy="rename it")
             if file.size == 0:
                 raise Unreadable("is empty")
             return units_of(file, prefix)
-        except (Unreadable, Missing) as error:
-            return error
+        except Unreadable as unreadable:
+            return unreadable
+        except Missing as missing:
+            return Unreadable(f"cannot be read: {missing}")
 
     units: list[Unit] = []
-    wrong, right = None, False
-    # A remote file takes its time to answer; many of them answer at once.
+    first_error, any_read = None, False
+    # Remote files are slow to answer, so many are asked at once.
     with ThreadPoolExecutor(32 if any(storage.is_remote(file.path) for file, _ in files) else 1) as pool:
-        for (file, prefix), made in zip(files, pool.map(lambda pair: attempt(*pair), files), strict=True):
-            if not isinstance(made, list):
-                about = made.key if isinstance(made, Unreadable) and made.key != "paths" else key
-                wrong = wrong or UserError(f"source.{about}: {shown_place(file.path)} {made}")
-                if about != key and not right:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise UserError(f"source.{about}: {shown_place(file.path)} {made}")
-                data = {"file": file.path, "prefix": prefix, "size": file.size, "changed": file.changed}
-                units.append(Unit({**data, "damage": str(made)}, rows=1, splits=("",)))
-            else:
-                right = True
-                units += made
-    if wrong is not None and not right:
-        raise wrong
+        for (file, prefix), result in zip(files, pool.map(lambda pair: attempt(*pair), files), strict=True):
+            if isinstance(result, list):
+                any_read = True
+                units += result
+                continue
+            setting = key if result.key == "paths" else result.key
+            error = UserError(f"source.{setting}", f"{shown_place(file.path)} {result.problem}", result.remedy)
+            if setting != key and not any_read:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise error
+            first_error = first_error or error
+            data = {"file": file.path, "prefix": prefix, "size": file.size, "changed": file.changed}
+            units.append(Unit({**data, "damage": str(result)}, rows=1, splits=("",)))
+    if first_error is not None and not any_read:
+        raise first_error
     return units
 
 
 def prefixes_of(paths: list[str]) -> dict[str, str]:
-    """What keys of each file begin with: its stem, and where several have the same, as many folders as tell them apart."""
+    """The prefix of each file's keys: its stem, preceded by as many folders as are needed to tell equal stems apart."""
     parts = {path: (*PurePosixPath(shown_place(path)).parts[:-1], stem(path)) for path in paths}
     result: dict[str, str] = {}
     for length in range(1, max(len(p) for p in parts.values()) + 1):
         names = {path: "/".join(parts[path][-length:]) for path in paths if path not in result}
         count = Counter(names.values())
         result |= {path: name for path, name in names.items() if count[name] == 1}
-    # Left are files that differ only in what follows the stem, such as a.csv and a.tsv, or a URL's query.
+    # The rest differ only in what follows the stem, such as a.csv and a.tsv, or a URL's query.
     left = Counter(shown_place(path) for path in paths if path not in result)
     return {path: result.get(path) or (shown_place(path) if left[shown_place(path)] == 1 else digest(path)) for path in paths}
 
@@ -156,18 +169,18 @@ def usual_name(key: str, usual: Sequence[str], names: Sequence[str]) -> str:
     for name in usual:
         if name in names:
             return name
-    found = ", ".join(map(repr, names))
-    raise Unreadable(f"has none of {', '.join(usual)}, but: {found}; pass source.{key}=NAME", key)
+    problem = f"has none of {', '.join(usual)}, but: {', '.join(map(repr, names))}"
+    raise Unreadable(problem, key, f"pass source.{key}=NAME")
 
 
 def in_one_piece(path: str) -> bool:
-    """Whether a file can only be read from its beginning on."""
+    """Whether a file can only be read from its beginning."""
     return path.endswith(".gz") or is_web(path)
 
 
 @contextmanager
 def stream(path: str) -> Iterator[BinaryIO]:
-    """A file's bytes from the beginning on, decompressed. Raises `Missing`."""
+    """A file's decompressed bytes, from the beginning. Raises `Missing`."""
     if is_web(path):
         with io.BytesIO(storage.read(path)) as raw:
             yield _decompressed(raw, path)
@@ -186,7 +199,7 @@ def _decompressed(raw: BinaryIO, path: str) -> BinaryIO:
 
 
 def read_unit(unit: Any, read: Callable[[BinaryIO, Any], Iterator[Pair | Rejected]]) -> Iterator[Pair | Rejected]:
-    """The rows that `read` finds in a unit's bytes; where they cannot be had to the end, one rejected row says so."""
+    """The rows that `read` finds in a unit's bytes; if they cannot be read to the end, a last, rejected row says why."""
     file, prefix = unit["file"], unit["prefix"]
     if "damage" in unit:
         yield Rejected(prefix, file, "unreadable_file", unit["damage"])
@@ -198,18 +211,18 @@ def read_unit(unit: Any, read: Callable[[BinaryIO, Any], Iterator[Pair | Rejecte
         else:
             yield from read(io.BytesIO(storage.read(file, unit["start"], unit["bytes"])), unit)
     except (Missing, Unreadable) as problem:
-        yield lost(prefix, file, problem)
+        yield rejected_file(prefix, file, problem)
     except DAMAGED as error:
-        yield Rejected(prefix, file, "truncated_archive", f"{error}; what comes before is kept")
+        yield Rejected(prefix, file, "truncated_archive", f"{error}; the rows before it are kept")
 
 
-def lost(prefix: str, file: str, problem: Missing | Unreadable) -> Rejected:
-    """A file that cannot be read at all."""
+def rejected_file(prefix: str, file: str, problem: Missing | Unreadable) -> Rejected:
+    """The rejected row of a file that cannot be read at all."""
     return Rejected(prefix, file, getattr(problem, "reason", "") or "unreadable_file", str(problem))
 
 
 def lines(source: BinaryIO, start: int) -> Iterator[tuple[bytes, int]]:
-    """Each line with its length in bytes; of a line above `LONGEST` the text is cut. A byte order mark at 0 is left out.
+    """Each line with its length in bytes; a line above `LONGEST` comes without its text. A byte order mark at 0 is left out.
 
     Raises `Unreadable` for UTF-16.
     """
@@ -228,19 +241,19 @@ def lines(source: BinaryIO, start: int) -> Iterator[tuple[bytes, int]]:
 
 
 def byte_ranges(rows: Iterable[tuple[int, int]], start: int) -> Iterator[tuple[dict[str, int], int]]:
-    """Ranges of `ROWS_PER_UNIT` rows, each with how many rows are in it; `rows` gives each row's number and where it ends.
+    """Ranges of up to `ROWS_PER_UNIT` rows, each with its number of rows; `rows` gives each row's number and end offset.
 
     A range is part of a unit's data: its `start` in the file, its `bytes`, and the number of its `first` row.
     """
     rows = iter(rows)
-    while some := list(islice(rows, ROWS_PER_UNIT)):
-        end = some[-1][1]
-        yield {"start": start, "bytes": end - start, "first": some[0][0]}, len(some)
+    while chunk := list(islice(rows, ROWS_PER_UNIT)):
+        end = chunk[-1][1]
+        yield {"start": start, "bytes": end - start, "first": chunk[0][0]}, len(chunk)
         start = end
 
 
 def folder_of(path: str) -> Place:
-    """The folder that a file is in."""
+    """The folder of a file."""
     return path.rpartition("/")[0] if storage.is_remote(path) else Path(path.removeprefix("file://")).parent
 
 
@@ -256,15 +269,15 @@ def pair_of(
     labels: dict[str, Any],
     outside: bool,
 ) -> Pair | Rejected:
-    """The pair of a row's values, or why it is none.
+    """The pair that a row's values describe, or why the row is rejected.
 
     Args:
-        number: the key of a row that has no other.
-        origin: names the row, should it be rejected; a pair is named by its image.
+        number: the key of a row without a key of its own.
+        origin: names the row if it is rejected; a pair is named by its image.
         root: where relative paths start.
         image: a path or URL.
-        captions: one, or a list; in a list, nulls are left out, and empty ones as long as another remains.
-        key, group, labels: text or numbers; null or empty means there is none.
+        captions: one, or a list; in a list, nulls are left out, and so are empty ones if another remains.
+        key, group, labels: text or numbers; null and empty mean none.
         outside: whether the image may lie outside of `root`.
     """
     try:
@@ -275,9 +288,9 @@ def pair_of(
         if "\0" in image:
             raise _Bad("bad_row", "a NUL in the path of the image")
         texts = _captions(captions)
-        found = {name: text for name, value in labels.items() if (text := _text(value, f"label '{name}'")) is not None}
-        own, torn = _text(key, "key"), _text(group, "group")
-        "".join([image, *texts, *found.values(), own or "", torn or ""]).encode()
+        label_texts = {name: text for name, value in labels.items() if (text := _text(value, f"label '{name}'")) is not None}
+        key_text, group_text = _text(key, "key"), _text(group, "group")
+        "".join([image, *texts, *label_texts.values(), key_text or "", group_text or ""]).encode()
     except _Bad as bad:
         return Rejected(number, origin, bad.reason, str(bad))
     except UnicodeEncodeError:
@@ -286,11 +299,11 @@ def pair_of(
     if not outside and not is_inside(file, root):
         where = f"{shown_place(file)} lies outside of {shown_place(root)}"
         return Rejected(number, origin, REASON, f"{where}; pass source.root=FOLDER, or source.outside=true for any place")
-    return Pair(own or number, shown_place(file), Location(file), texts, torn or texts[0].lower(), found)
+    return Pair(key_text or number, shown_place(file), Location(file), texts, group_text or texts[0].lower(), label_texts)
 
 
 def _below(root: Place, image: str) -> str:
-    """A path in a folder; a backslash is a slash, as tables from Windows have it, where no file is called so."""
+    """A path in a folder; a backslash counts as a slash, as in tables from Windows, unless a file has that very name."""
     file = str(storage.join(root, image))
     windows = "\\" in image and isinstance(root, Path) and not os.path.lexists(file)
     return str(storage.join(root, image.replace("\\", "/"))) if windows else file
@@ -299,7 +312,7 @@ def _below(root: Place, image: str) -> str:
 def _captions(value: Any) -> list[str]:
     texts: list[str] = []
     for item in value if isinstance(value, list) else [value]:
-        # {"raw": caption} is how Karpathy's splits hold one.
+        # Karpathy's splits store a caption as {"raw": caption}.
         text = item["raw"] if isinstance(item, dict) and "raw" in item else item
         if isinstance(text, str):
             texts.append(text)

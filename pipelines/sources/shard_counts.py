@@ -1,7 +1,7 @@
-"""How many samples shards hold, by what files beside them say, so that nobody needs to look inside.
+"""The number of samples in shards, from files beside them, so that the shards need not be opened.
 
-img2dataset writes 00000_stats.json beside 00000.tar: how many images were listed, and how many of them came. Others write one
-sizes.json a folder, as open_clip reads it.
+img2dataset writes 00000_stats.json beside 00000.tar, with the number of images that were listed and downloaded. Others write
+one sizes.json per folder, which open_clip reads.
 """
 
 import json
@@ -19,7 +19,7 @@ _READERS = 16  # at a time
 
 
 def counts_beside(files: list[str]) -> dict[str, dict[str, Any]]:
-    """For each file, the `rows` in it, and how many are `absent`; empty where nothing beside it tells. They are believed."""
+    """For each file, its `rows` and how many are `absent`, as the files beside it say; empty if there are none."""
     folders = list({_folder(file): None for file in files if not is_web(file)})
     with ThreadPoolExecutor(_READERS) as pool:
         listings = dict(zip(folders, pool.map(_documents, folders), strict=True))
@@ -27,9 +27,9 @@ def counts_beside(files: list[str]) -> dict[str, dict[str, Any]]:
 
         def count(file: str) -> dict[str, int]:
             stats = _object(listings.get(_folder(file), {}).get(f"{rows.stem(file)}_stats.json"))
-            came, listed = stats.get("successes"), stats.get("count")
-            if isinstance(came, int) and isinstance(listed, int) and 0 <= came <= listed:
-                return {"rows": came, "absent": listed - came}
+            downloaded, listed = stats.get("successes"), stats.get("count")
+            if isinstance(downloaded, int) and isinstance(listed, int) and 0 <= downloaded <= listed:
+                return {"rows": downloaded, "absent": listed - downloaded}
             size = sizes.get(_folder(file), {}).get(storage.name_of(file))
             return {"rows": size} if isinstance(size, int) and size >= 0 else {}
 
@@ -37,20 +37,20 @@ def counts_beside(files: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _folder(file: str) -> str:
-    """With the slash at its end; empty for a file in the current folder."""
+    """With a trailing slash; empty for a file in the current folder."""
     return file[: file.rfind("/") + 1]
 
 
 def _documents(folder: str) -> dict[str, str]:
-    """JSON files of a folder, by name."""
-    with suppress(UserError):  # there is none
+    """The JSON files of a folder, {name: path}."""
+    with suppress(UserError):  # there are none
         return {storage.name_of(file.path): file.path for file in storage.find(f"{folder}*.json", "")}
     return {}
 
 
 def _object(path: str | None) -> dict[str, Any]:
-    """A JSON object; an empty one where there is none that can be understood."""
+    """A JSON object; empty if there is no file, or no object in it."""
     with suppress(Missing, ValueError, RecursionError):
-        found = json.loads(storage.read(path)) if path else None
-        return found if isinstance(found, dict) else {}
+        value = json.loads(storage.read(path)) if path else None
+        return value if isinstance(value, dict) else {}
     return {}

@@ -1,10 +1,10 @@
-"""A table in text files, .csv or .tsv (also .gz), with a column of paths or URLs of images, and columns of captions.
+"""Tables in text files, .csv or .tsv (also .gz), with a column of image paths or URLs, and columns of captions.
 
-A file is streamed once to find where its rows end; then it is read in ranges of bytes, each apart. Compressed files, and those
-behind http(s), are read in one piece.
+A file is streamed once to find where its rows end; then ranges of bytes are read separately. Compressed files, and those
+behind http(s), are read as a whole.
 
-With quoting, a quote must close, followed by a separator or the row's end. Where it does not, or where a row of several lines
-has the wrong number of fields, its first line is a bad row, and reading goes on with the next line: nothing is swallowed.
+With quoting, a closing quote must be followed by a separator or the row's end. If it is not, or if a row of several lines has
+the wrong number of fields, its first line is a bad row and reading continues with the next line, so no row is swallowed.
 """
 
 import csv
@@ -24,9 +24,9 @@ from pipelines.sources.inside import Outside
 from pipelines.sources.rows import CAPTION_NAMES, IMAGE_NAMES, Paths, Unreadable
 
 Column = Annotated[int, Field(ge=0)] | str
-# Shells and editors make a tab hard to type.
+# A tab is hard to type in shells and editors.
 Separator = Annotated[str, BeforeValidator(lambda value: "\t" if value == "\\t" else value), Field(pattern=r'^[^"\r\n]$')]
-_INVALID = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, as they are decoded here
+_INVALID = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, decoded with surrogateescape
 
 
 class TableSource(Source):
@@ -46,32 +46,33 @@ class TableSource(Source):
     root: Place | None = Field(None, description="where relative paths of images start; null: the table's folder")
     outside: Outside = False
     label: Column | None = Field(None, description="column of a label")
-    group: Column | None = Field(None, description="column of what a split must not tear apart; null: the first caption")
+    group: Column | None = Field(None, description="column of groups, which stay in one split; null: the first caption")
     key: Column | None = Field(None, description="column of unique names of the rows; null: FILE:ROW")
 
     @model_validator(mode="after")
-    def _columns_are_numbers_without_header(self) -> "TableSource":
+    def _positions_without_header(self) -> "TableSource":
         if not self._has_header():
             if self.image is None or self.caption is None:
-                raise ValueError("without a header the columns are numbers; pass, for example, source.image=0 source.caption=1")
+                raise ValueError("without a header, columns are given by position; pass, for example, image=0 and caption=1")
             for key, column in self._columns():
                 if isinstance(column, str):
-                    raise ValueError(f"source.{key}={column}: without a header the columns are numbers, from 0")
+                    raise ValueError(f"{key}: there is no column '{column}' without a header; give its position, from 0")
         return self
 
     def title(self) -> str:
         return self.dataset or rows.title_of(self.paths[0])
 
     def units(self) -> list[Unit]:
-        return rows.list_units(self.paths, (".csv", ".tsv"), self._units_of)
+        return rows.list_units(self.paths, (".csv", ".tsv"), self.units_of)
 
     def read(self, unit: Any, images: bool) -> Iterator[Pair | Rejected]:
         yield from rows.read_unit(unit, self._read)
 
-    def _units_of(self, file: File, prefix: str) -> list[Unit]:
+    def units_of(self, file: File, prefix: str) -> list[Unit]:
+        """The units of one file, whose keys begin with `prefix`. Raises `Unreadable`, `Missing`."""
         with rows.stream(file.path) as source:
             records = _records(source, 0, *self._form(file.path))
-            # The columns are known by the header, or else by the first row that is in order.
+            # The header tells the columns, or else the first well-formed row.
             head: list[_Record] = []
             try:
                 for record in records:
@@ -89,7 +90,7 @@ class TableSource(Source):
             after = head[0].end if self._has_header() else 0
             numbered = enumerate(records if after else chain(head, records), 1)
             ranges = rows.byte_ranges(((number, record.end) for number, record in numbered), after)
-            return [Unit({**data, **found}, rows=count) for found, count in ranges]
+            return [Unit({**data, **range_of}, rows=count) for range_of, count in ranges]
 
     def _read(self, source: BinaryIO, unit: Any) -> Iterator[Pair | Rejected]:
         records = _records(source, unit["start"], *self._form(unit["file"]), unit["columns"]["width"])
@@ -125,7 +126,7 @@ class TableSource(Source):
         return self.separator or ("\t" if tabs else ","), not tabs if self.quoting is None else self.quoting
 
     def _columns(self) -> list[tuple[str, str | int]]:
-        """The settings that name a column, each with the column."""
+        """(setting, column) of every setting that names a column."""
         captions = self.caption if isinstance(self.caption, tuple) else (self.caption,)
         pairs = [("image", self.image), ("label", self.label), ("group", self.group), ("key", self.key)]
         return [(key, column) for key, column in [*pairs, *(("caption", c) for c in captions)] if column is not None]
@@ -134,7 +135,7 @@ class TableSource(Source):
         return not any(isinstance(column, int) for _, column in self._columns()) if self.header is None else self.header
 
     def _layout(self, first: "_Record") -> dict[str, Any]:
-        """How many fields a row has (`width`), and the positions of the columns, from the first row of a file."""
+        """The number of fields of a row (`width`) and the positions of the columns, from the first row of a file."""
         names = [field.strip() for field in first.fields] if self._has_header() else []
         text, width = "".join(names), len(first.fields)
         if first.problem:
@@ -142,36 +143,36 @@ class TableSource(Source):
         if "\0" in text or _INVALID.search(text):
             raise Unreadable("is not text in UTF-8")
         if width == 1:
-            raise Unreadable(
-                f"has one column only, beginning with {first.fields[0][:80]!r}; {_hint(first.fields[0])}", "separator"
-            )
+            problem = f"has only one column, which begins with {first.fields[0][:80]!r}"
+            raise Unreadable(problem, "separator", _separator_remedy(first.fields[0]))
         wanted = self._columns()
         for key, usual in (("image", IMAGE_NAMES), ("caption", CAPTION_NAMES)):
             if not any(key == other for other, _ in wanted):
                 wanted.append((key, rows.usual_name(key, usual, names)))
         positions = [(key, _position(key, column, names, width)) for key, column in wanted]
-        found: dict[str, Any] = {"width": width, "label": None, "group": None, "key": None, **dict(positions)}
-        return found | {"caption": [position for key, position in positions if key == "caption"]}
+        layout: dict[str, Any] = {"width": width, "label": None, "group": None, "key": None, **dict(positions)}
+        return layout | {"caption": [position for key, position in positions if key == "caption"]}
 
 
-def _hint(line: str) -> str:
-    """What is between the fields of a line, by the looks of it."""
-    found = next((sign for sign in (";", "\t", "|", ",") if sign in line), None)
-    return "check source.separator" if found is None else f"pass source.separator={json.dumps(found)}"
+def _separator_remedy(line: str) -> str:
+    """A remedy that names the separator which the line appears to have."""
+    separator = next((sign for sign in (";", "\t", "|", ",") if sign in line), None)
+    return "check source.separator" if separator is None else f"pass source.separator={json.dumps(separator)}"
 
 
 def _position(key: str, column: str | int, names: list[str], width: int) -> int:
     if isinstance(column, int):
         if column >= width:
-            raise Unreadable(f"has {width} columns, so there is none at position {column}", key)
+            problem = f"has {width} columns, so there is none at position {column}"
+            raise Unreadable(problem, key, f"pass a position from 0 to {width - 1}")
         return column
     if column not in names:
-        raise Unreadable(f"has no column '{column}'; its columns are: {', '.join(map(repr, names))}", key)
+        raise Unreadable(f"has no column '{column}'", key, f"its columns are: {', '.join(map(repr, names))}")
     return names.index(column)
 
 
 class _Record(NamedTuple):
-    """A row's fields, what is wrong with it, and the offset of its end in the file."""
+    """A row's fields, its problem ("" for none), and the offset of its end in the file."""
 
     fields: list[str]
     problem: str
@@ -179,7 +180,7 @@ class _Record(NamedTuple):
 
 
 def _records(source: BinaryIO, start: int, separator: str, quoting: bool, width: int | None = None) -> Iterator[_Record]:
-    """The rows from an offset of the file on, without blank lines. Rows have `width` fields, by default as many as the first."""
+    """The rows from an offset of the file, without blank lines. Rows have `width` fields, by default as many as the first."""
     feed, end = _Feed(source, start), start
     parsed = csv.reader(feed, delimiter=separator, strict=True)
     while True:
@@ -204,12 +205,12 @@ def _records(source: BinaryIO, start: int, separator: str, quoting: bool, width:
 
 
 class _Feed:
-    """Lines for csv, which are counted, and read again where a quote turns out not to close."""
+    """Feeds lines to the csv reader, counts their bytes, and feeds them again if a quote turns out not to close."""
 
     def __init__(self, source: BinaryIO, start: int) -> None:
         self._lines = rows.lines(source, start)
-        self._again: list[tuple[bytes, int]] = []  # last first
-        self._taken: list[tuple[bytes, int]] = []  # of the row at hand
+        self._again: list[tuple[bytes, int]] = []  # to be fed again, last first
+        self._taken: list[tuple[bytes, int]] = []  # of the current row
         self._size = 0
         self.damage: Exception | None = None  # what ended the lines too early
 
@@ -229,11 +230,11 @@ class _Feed:
         return line.decode("utf-8", "surrogateescape")
 
     def several(self) -> bool:
-        """Whether the row took several lines."""
+        """Whether the row has several lines."""
         return len(self._taken) > 1
 
     def settle(self, first_only: bool) -> int:
-        """The row is over: the bytes it took, of all its lines or only of the first; the others are read again."""
+        """End the row and return its bytes: those of all its lines, or only of the first; then the others are fed again."""
         if first_only:
             self._again += reversed(self._taken[1:])
             del self._taken[1:]

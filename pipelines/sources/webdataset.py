@@ -1,10 +1,10 @@
-"""WebDataset's tars: `a/001.jpg` and `a/001.txt` or `a/001.json` are one sample, wherever in the tar they stand.
+"""WebDataset's tars: `a/001.jpg` and `a/001.txt` or `a/001.json` are one sample, wherever in the tar they are.
 
-Of several images of a sample the first by `image_extensions` counts, and the others are no matter. A sample with neither
-image nor caption is rejected as unknown_member.
+If a sample has several images, the first by `image_extensions` is used and the others are ignored. A sample with neither image
+nor caption is rejected as unknown_member.
 
-A plain tar on disk is read by its headers and its texts: the images stay where they are. A remote one is copied for as long as
-it is read, and a compressed one decompressed. Of a tar cut short the complete members are kept.
+Of a plain tar on disk only headers and texts are read. A remote tar is copied to a temporary file while it is read, and a
+compressed one is decompressed. The complete members of a truncated tar are kept.
 """
 
 import json
@@ -20,6 +20,7 @@ from pipelines.dataset.image_formats import EXTENSIONS
 from pipelines.io import storage
 from pipelines.io.http import is_web
 from pipelines.io.image_bytes import Location
+from pipelines.io.retry import shown_place
 from pipelines.io.storage import File, Missing
 from pipelines.program.errors import UserError
 from pipelines.program.text_lines import decoded, lines_of
@@ -29,7 +30,7 @@ from pipelines.sources.rows import Paths, Unreadable
 from pipelines.sources.shard_counts import counts_beside
 from pipelines.sources.tar_samples import GZIP, Member, Sample, decompressed, index
 
-_KINDS = (".tar", ".tar.gz", ".tgz")
+_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
 
 def _without_dots(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -47,20 +48,20 @@ class WebDatasetSource(Source):
         tuple(extension.removeprefix(".") for extension in EXTENSIONS), description="of members that are images"
     )
     caption: str = Field("txt", min_length=1, description="extension of the member that holds the caption")
-    captions: Literal["first_line", "all_lines"] = Field("first_line", description="what of that member is a caption")
+    captions: Literal["first_line", "all_lines"] = Field("first_line", description="which lines of that member are captions")
     caption_field: str | None = Field(
         None, description="field of the json member that holds the caption, or a list; null: the member named by `caption` does"
     )
     label: str | None = Field(None, description="field of the json member that is a label; cls: the member of that extension")
     group: str | None = Field(
-        None, description="field of the json member with what a split must not tear apart; null: the first caption"
+        None, description="field of the json member that holds groups, which stay in one split; null: the first caption"
     )
 
     def title(self) -> str:
         return self.dataset or rows.title_of(self.paths[0])
 
     def units(self) -> list[Unit]:
-        units = rows.list_units(self.paths, _KINDS, _units_of)
+        units = rows.list_units(self.paths, _ENDINGS, _units_of)
         counts = counts_beside([unit.data["file"] for unit in units])
         return [unit if "damage" in unit.data else replace(unit, **counts[unit.data["file"]]) for unit in units]
 
@@ -70,7 +71,7 @@ class WebDatasetSource(Source):
             yield Rejected(prefix, file, "unreadable_file", unit["damage"])
             return
         if not images and is_web(file):
-            raise _not_one_by_one(file, "lies behind http(s)")
+            raise _not_one_by_one(file, "is behind http(s)")
         try:
             with storage.local_copy(file) as copy, _opened(copy) as raw:
                 compressed = raw.read(len(GZIP)) == GZIP
@@ -83,22 +84,22 @@ class WebDatasetSource(Source):
                 with decompressed(raw) as (content, damage):
                     yield from self._samples(_Tar(file, prefix, content, True), damage, images)
         except Missing as missing:
-            yield rows.lost(prefix, file, missing)
+            yield rows.rejected_file(prefix, file, missing)
         except tarfile.TarError as error:
             yield Rejected(prefix, file, "unreadable_file", str(error))
 
     def _samples(self, tar: "_Tar", damage: str, images: bool) -> Iterator[Pair | Rejected]:
-        found = index(tar.content)
-        damage = found.damage or damage
-        for key, sample in found.samples.items():
+        contents = index(tar.content)
+        damage = contents.damage or damage
+        for key, sample in contents.samples.items():
             row = self._row(tar, key, sample, images)
-            # What the sample at which a tar is cut would have had, nobody knows.
-            if isinstance(row, Pair) or not (damage and key == found.last):
+            # Whether the last sample of a truncated tar was complete is unknown, so it is not reported as bad.
+            if isinstance(row, Pair) or not (damage and key == contents.last):
                 yield row
-            for _ in range(max(sample.again.values(), default=0)):
-                yield tar.rejected(key, "duplicate_key", f"another {_listed(sample.again)} of this name in the tar")
+            for _ in range(max(sample.repeated.values(), default=0)):
+                yield tar.rejected(key, "duplicate_key", f"another {_listed(sample.repeated)} of this name in the tar")
         if damage:
-            yield Rejected(tar.prefix, tar.file, "truncated_archive", f"{damage}; what comes before is kept")
+            yield Rejected(tar.prefix, tar.file, "truncated_archive", f"{damage}; the samples before it are kept")
 
     def _row(self, tar: "_Tar", key: str, sample: Sample, images: bool) -> Pair | Rejected:
         members = sample.members
@@ -115,7 +116,7 @@ class WebDatasetSource(Source):
         if captions is None:
             where = f"'{self.caption_field}' in .json" if self.caption_field else f".{self.caption}"
             return tar.rejected(key, "missing_caption", f"no {where}; holds {_listed(members)}")
-        found = rows.pair_of(
+        row = rows.pair_of(
             tar.key(key),
             tar.origin(key),
             rows.folder_of(tar.file),
@@ -125,30 +126,30 @@ class WebDatasetSource(Source):
             labels={self.label: label} if self.label else {},
             outside=True,  # it is in the tar
         )
-        return tar.placed(found, image, images) if isinstance(found, Pair) else found
+        return tar.placed(row, image, images) if isinstance(row, Pair) else row
 
     def _fields(self, tar: "_Tar", sample: Sample) -> dict[str, Any]:
-        """What the json member says, where it is asked. Raises `ValueError`."""
-        asked = self.caption_field or self.group or (self.label and self.label != "cls")
-        if not asked or "json" not in sample.members:
+        """The fields of the json member, if a setting needs them. Raises `ValueError`."""
+        needed = self.caption_field or self.group or (self.label and self.label != "cls")
+        if not needed or "json" not in sample.members:
             return {}
         try:
-            found = json.loads(decoded(tar.text_bytes(sample.members["json"])))
+            fields = json.loads(decoded(tar.text_bytes(sample.members["json"])))
         except RecursionError:
             raise ValueError(".json: nested too deeply") from None
         except ValueError as error:
             raise ValueError(f".json: {error}") from None
-        if not isinstance(found, dict):
+        if not isinstance(fields, dict):
             raise ValueError(".json: not an object")
-        return found
+        return fields
 
     def _lines(self, tar: "_Tar", sample: Sample) -> list[str] | None:
         """The captions of the text member. Raises `ValueError`."""
         if self.caption not in sample.members:
             return None
         lines = lines_of(_lenient(tar.text_bytes(sample.members[self.caption])))
-        found = [line for line in lines if line.strip()] or [""]
-        return found[:1] if self.captions == "first_line" else found
+        captions = [line for line in lines if line.strip()] or [""]
+        return captions[:1] if self.captions == "first_line" else captions
 
     def _label(self, tar: "_Tar", sample: Sample, fields: dict[str, Any]) -> Any:
         """Raises `ValueError`."""
@@ -159,7 +160,7 @@ class WebDatasetSource(Source):
 
 @dataclass(frozen=True)
 class _Tar:
-    """A tar that is being read."""
+    """An open tar."""
 
     file: str
     prefix: str  # of keys
@@ -176,7 +177,7 @@ class _Tar:
         return Rejected(self.key(sample), self.origin(sample), reason, detail)
 
     def placed(self, pair: Pair, image: Member, images: bool) -> Pair:
-        """The pair with its image's place, and with the image where reading it from there would cost more."""
+        """The pair with its image's location, and with the image itself if reading it from there would cost more."""
         passes = storage.is_remote(self.file) or (images and self.compressed)
         location = Location(self.file) if self.compressed else Location(self.file, image.start, image.length)
         return replace(pair, origin=self.origin(image.name), location=location, image=self.read(image) if passes else None)
@@ -186,19 +187,20 @@ class _Tar:
         return self.content.read(member.length)
 
     def text_bytes(self, member: Member) -> bytes:
-        """A member that is text. Raises `ValueError` where it is too long for one."""
+        """A text member. Raises `ValueError` if it is too long."""
         if member.length > rows.LONGEST:
             raise ValueError(f"{member.name}: longer than {rows.LONGEST} bytes")
         return self.read(member)
 
 
 def _lenient(data: bytes) -> str:
-    """Text without a byte order mark; bytes that are not UTF-8 as surrogates, which no valid text has."""
+    """Text without its byte order mark; bytes that are not UTF-8 become surrogates, which valid text does not contain."""
     return data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
 
 
 def _not_one_by_one(file: str, why: str) -> UserError:
-    return UserError(f"source.paths: {file} {why}, so its images cannot be read one by one; prepare with mode=copy")
+    problem = f"{shown_place(file)} {why}, so its images cannot be read one by one"
+    return UserError("source.paths", problem, "prepare with mode=copy")
 
 
 def _listed(extensions: Any) -> str:
@@ -213,6 +215,6 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _units_of(file: File, prefix: str) -> list[Unit]:
-    if not storage.name_of(file.path).endswith(_KINDS):
-        raise Unreadable(f"is no tar by its name; there must be one that ends in {', '.join(_KINDS)}")
+    if not storage.name_of(file.path).endswith(_ENDINGS):
+        raise Unreadable("is not named like a tar", remedy=f"name files that end in {', '.join(_ENDINGS)}")
     return [Unit({"file": file.path, "prefix": prefix, "size": file.size, "changed": file.changed}, rows=None)]

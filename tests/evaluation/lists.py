@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from evaluation.embeddings import Rows, Wanted
+from evaluation.embeddings import Inputs, Rows
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Plain:
         return f"image {index + self.first}"
 
 
-def rows_of(folder: Path, given: Mapping[Wanted, np.ndarray], scale: float | None = None, stand_in: bool = False) -> Rows:
+def rows_of(folder: Path, given: Mapping[Inputs, np.ndarray], scale: float | None = None, fallback: bool = False) -> Rows:
     """Rows as if a model had made them."""
     rows = Rows("made up", scale)
-    for wanted, array in given.items():
-        path = folder / f"{wanted.fingerprint}.npy"
+    for inputs, array in given.items():
+        path = folder / f"{inputs.fingerprint}.npy"
         np.save(path, np.asarray(array, dtype=np.float32))
-        rows.add(wanted, path, stand_in and wanted.kind == "features")
+        rows.add(inputs, path, fallback and inputs.kind == "features")
     return rows

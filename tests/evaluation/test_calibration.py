@@ -7,7 +7,7 @@ import pytest
 
 from evaluation import calibration as module
 from evaluation.calibration import calibration, zero_shot_calibration
-from pipelines.program.errors import UserError
+from tests.refusals import refused
 
 
 def test_by_hand_with_bins_closed_above() -> None:
@@ -54,9 +54,9 @@ def test_zero_shot_agrees_with_plain_loops(scale: float, monkeypatch: pytest.Mon
 
 def test_what_has_no_probability_is_named() -> None:
     spoilt = np.array([[1.0, 0.0], [np.nan, 0.0]])
-    with pytest.raises(UserError, match="1 of 2 images have NaN"):
+    with refused("images", "1 of 2", remedy="embedder"):
         zero_shot_calibration(spoilt, np.eye(2), np.array([0, 1]), 100.0)
-    with pytest.raises(UserError, match="1 of 2 classes have NaN"):
+    with refused("classes", "1 of 2", remedy="embedder"):
         zero_shot_calibration(np.eye(2), spoilt, np.array([0, 1]), 100.0)
-    with pytest.raises(UserError, match="scale: 0 is not above 0"):
+    with refused("scale", 0, remedy="1 / temperature"):
         zero_shot_calibration(np.eye(2), np.eye(2), np.array([0, 1]), 0)

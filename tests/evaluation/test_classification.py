@@ -1,10 +1,9 @@
 """From scores to measures: predictions, classes without images, and the worst classes, by hand."""
 
 import numpy as np
-import pytest
 
 from evaluation.classification import intervals, judge, measures, result, worst_classes
-from pipelines.program.errors import UserError
+from tests.refusals import refused
 
 NAN = float("nan")
 
@@ -60,8 +59,8 @@ def test_intervals_hold_the_scores_they_are_of() -> None:
 
 def test_mistakes_are_named() -> None:
     found = judge(np.eye(2), np.array([0, 1]))
-    with pytest.raises(UserError, match="metric: 'accuracy' is unknown; there are top1, top5, mean_per_class"):
+    with refused("metric", "'accuracy'", remedy="top1, top5, mean_per_class"):
         result(found, ["a", "b"], "accuracy")
     empty = judge(np.empty((0, 2)), np.array([], dtype=int))
-    with pytest.raises(UserError, match="no image to classify"):
+    with refused("labels", "no image", remedy="split"):
         result(empty, ["a", "b"], "top1")

@@ -7,9 +7,9 @@ import pytest
 
 from evaluation.data.sugarcrepe import SugarCrepeData
 from evaluation.sugarcrepe import SIZES
-from pipelines.program.errors import UserError
 from tests.conftest import write_files
 from tests.evaluation.images import encoded, numbers, read
+from tests.refusals import refused
 
 FILES = {"swap_obj": ["3.jpg", "1.jpg", "3.jpg"], "add_att": ["2.jpg", "1.jpg"]}
 SUBSETS = {name: len(files) for name, files in FILES.items()}
@@ -39,18 +39,16 @@ def test_every_item_has_its_image(root: Path) -> None:
 
 
 def test_all_seven_are_wanted_by_default(root: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.toy: .*replace_obj\.json does not exist; put the seven json files"):
+    with refused("data.toy.path", root / "replace_obj.json", remedy="seven json files"):
         read(SugarCrepeData, path=root)
     assert SugarCrepeData(name="sugarcrepe", path=root).subsets == SIZES
 
 
 def test_what_is_missing_is_told(root: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.toy: .*swap_obj\.json has 3 items; expected 245: copy it anew"):
+    with refused("data.toy.path", root / "swap_obj.json", 3, 245, remedy="https"):
         read(SugarCrepeData, path=root, subsets={"swap_obj": 245})
     (root / "val2017/1.jpg").unlink()
-    with pytest.raises(
-        UserError, match=r"data\.toy\.images: .*val2017 has no '1\.jpg' \(1 of 3 images are missing\); put there: COCO"
-    ):
+    with refused("data.toy.images", root / "val2017", "'1.jpg'", "1 of 3 images", remedy="val2017.zip"):
         read(SugarCrepeData, path=root, subsets=SUBSETS)
-    with pytest.raises(UserError, match=r"data\.toy\.images: .*none does not exist; put there: COCO's val2017\.zip"):
+    with refused("data.toy.images", root / "none", remedy="val2017.zip"):
         read(SugarCrepeData, path=root, images=root / "none", subsets=SUBSETS)

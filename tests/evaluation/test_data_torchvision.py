@@ -16,9 +16,9 @@ from scipy.io import savemat
 
 from evaluation.class_sets import class_set
 from evaluation.data.torchvision import _SETS, TorchvisionData
-from pipelines.program.errors import UserError
 from tests.conftest import write_files
 from tests.evaluation.images import encoded, numbers, read, told
+from tests.refusals import refused
 
 Patch = pytest.MonkeyPatch
 Right = list[tuple[int, int]]  # number of an image, and its class among ours
@@ -206,8 +206,7 @@ def test_all_sets_are_tried_and_no_download_is_asked_for() -> None:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_missing_set_is_told_with_what_belongs_there(tmp_path: Path, name: str) -> None:
-    message = rf"data\.toy\.path: {tmp_path} has no {_SETS[name].test.folder}; put into {tmp_path}: .*https://"
-    with pytest.raises(UserError, match=message):
+    with refused("data.toy.path", tmp_path, _SETS[name].test.folder, remedy=f"put into {tmp_path}: {_SETS[name].source}"):
         read(TorchvisionData, dataset=name, path=tmp_path)
     assert list(tmp_path.iterdir()) == []  # torchvision would make folders
 
@@ -215,11 +214,9 @@ def test_a_missing_set_is_told_with_what_belongs_there(tmp_path: Path, name: str
 def test_what_torchvision_finds_wanting_is_told(tmp_path: Path, monkeypatch: Patch) -> None:
     cifar(tmp_path, monkeypatch, "cifar10")
     (tmp_path / "cifar-10-batches-py/data_batch_3").write_bytes(b"no more")
-    with pytest.raises(
-        UserError, match=r"data\.toy\.path: torchvision finds no CIFAR10 in .*: Dataset not found or cor.*; put"
-    ) as told_:
+    with refused("data.toy.path", "CIFAR10", tmp_path, "not found or corrupted", remedy="cifar-10-python.tar.gz") as caught:
         read(TorchvisionData, dataset="cifar10", path=tmp_path)
-    assert "download=True" not in str(told_.value)
+    assert "download=True" not in str(caught.value)
 
 
 def test_names_that_do_not_fit_are_told(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -228,23 +225,19 @@ def test_names_that_do_not_fit_are_told(tmp_path: Path, monkeypatch: Patch) -> N
     others = [f"kind {n}" if n == 50 else name for n, name in enumerate(names("aircraft"))]
     others[2], others[3] = others[3], others[2]
     variants.write_text("\n".join(others))
-    with pytest.raises(
-        UserError, match=r"data\.toy: '737-300' is class 2 of torchvision's FGVCAircraft in .* and class 3 of the"
-    ):
+    source = f"torchvision's FGVCAircraft in {tmp_path}"
+    with refused("data.toy", "'737-300'", f"class 2 of {source}", "class 3", "aircraft", remedy="order"):
         read(TorchvisionData, dataset="aircraft", path=tmp_path)
     variants.write_text("\n".join([*names("aircraft"), "UFO"]))
-    with pytest.raises(
-        UserError, match=r"data\.toy: torchvision's FGVCAircraft in .* has 101 classes, and the class set aircraft has"
-    ):
+    with refused("data.toy", f"{source} has 101 classes", "aircraft", 100, remedy="order"):
         read(TorchvisionData, dataset="aircraft", path=tmp_path)
 
 
 def test_a_listed_image_that_is_not_there_is_told(tmp_path: Path, monkeypatch: Patch) -> None:
     dtd(tmp_path, monkeypatch)
     (tmp_path / "dtd/dtd/images/banded/banded_test.jpg").unlink()
-    with pytest.raises(
-        UserError, match=r"data\.toy\.path: .* lacks 'dtd/images/banded/banded_test\.jpg' \(1 of 47 images are missing"
-    ):
+    missing = "'dtd/images/banded/banded_test.jpg' (1 of 47 images"
+    with refused("data.toy.path", tmp_path / "dtd" / "dtd", missing, remedy=f"put into {tmp_path}"):
         read(TorchvisionData, dataset="dtd", path=tmp_path)
 
 

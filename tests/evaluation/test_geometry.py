@@ -7,7 +7,7 @@ import pytest
 
 from evaluation import geometry
 from evaluation.geometry import alignment, modality_gap, uniformity
-from pipelines.program.errors import UserError
+from tests.refusals import refused
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -47,12 +47,12 @@ def test_they_agree_with_plain_loops(pairs: tuple[np.ndarray, np.ndarray], monke
 
 def test_what_has_no_geometry_is_named(pairs: tuple[np.ndarray, np.ndarray]) -> None:
     images, texts = pairs
-    with pytest.raises(UserError, match="50 images and 49 texts"):
+    with refused("alignment", 50, 49, remedy="pairs"):
         alignment(images, texts[1:])
     images[3, 2] = np.nan
-    with pytest.raises(UserError, match="images: 1 of 50 rows are NaN"):
+    with refused("images", "1 of 50 rows", remedy="finite"):
         modality_gap(images, texts)
-    with pytest.raises(UserError, match="rows: 1 of 50 rows are NaN"):
+    with refused("rows", "1 of 50 rows", remedy="finite"):
         uniformity(images)
-    with pytest.raises(UserError, match="1 rows have no pair"):
+    with refused("uniformity", 1, remedy="two"):
         uniformity(texts[:1])

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from evaluation import linear_probe as module
 from evaluation.linear_probe import END, Labelled, draw, few_shot, fit, hold_out, lambda_at, linear_probe, search
-from pipelines.program.errors import UserError
+from tests.refusals import refused
 
 
 def real(name: str, seed: int, sizes: tuple[float, float]) -> list[Labelled]:
@@ -198,21 +198,23 @@ GOOD = blobs({0: 5, 1: 5})
 
 
 @pytest.mark.parametrize(
-    ("parts", "message"),
+    ("parts", "key", "named", "remedy"),
     [
-        ({"train": Labelled(GOOD.features, GOOD.labels[1:])}, "train labels: 9 for 10 images"),
-        ({"test": Labelled(GOOD.features[:0], GOOD.labels[:0])}, "test labels: 0 for 0 images"),
-        ({"test": Labelled(np.full((2, 30), np.nan), np.array([0, 1]))}, "test features: 2 of 2 rows have NaN"),
+        ({"train": Labelled(GOOD.features, GOOD.labels[1:])}, "train.labels", [9, 10], "each image"),
+        ({"test": Labelled(GOOD.features[:0], GOOD.labels[:0])}, "test.labels", [0], "each image"),
+        ({"test": Labelled(np.full((2, 30), np.nan), np.array([0, 1]))}, "test.features", ["2 of 2 rows"], "embedder"),
         (
             {"validation": Labelled(np.ones((2, 8)), np.array([0, 1]))},
-            r"validation features: shape \[2, 8\], training has \[10, 30\]",
+            "validation.features",
+            [[2, 8], "train.features", [10, 30]],
+            "one model",
         ),
-        ({"test": Labelled(np.ones((3, 30)), np.array([0, 7, 8]))}, "test labels: 2 classes are not in training, such as 7"),
-        ({"train": blobs({0: 5}), "test": blobs({0: 5})}, "train labels: all are 0; a probe needs two classes"),
-        ({"train": blobs({0: 1, 1: 1})}, "no class has two images, so none can be held out"),
-        ({"metric": "accuracy"}, "metric: 'accuracy' is unknown"),
+        ({"test": Labelled(np.ones((3, 30)), np.array([0, 7, 8]))}, "test.labels", ["2 classes", 7], "leave"),
+        ({"train": blobs({0: 5}), "test": blobs({0: 5})}, "train.labels", [0], "two classes"),
+        ({"train": blobs({0: 1, 1: 1})}, "train.labels", ["two images"], "validation"),
+        ({"metric": "accuracy"}, "metric", ["'accuracy'"], "top1"),
     ],
 )
-def test_mistakes_are_named(parts: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_mistakes_are_named(parts: dict, key: str, named: list, remedy: str) -> None:
+    with refused(key, *named, remedy=remedy):
         linear_probe(**{"train": GOOD, "test": GOOD} | parts)

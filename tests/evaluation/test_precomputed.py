@@ -5,18 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.embeddings import Rows, Wanted
+from evaluation.embeddings import Inputs, Rows
 from evaluation.model_settings import ModelSettings
 from evaluation.precomputed import precomputed
-from pipelines.program.errors import UserError
 from tests.evaluation.lists import Plain
+from tests.refusals import refused
 
-IMAGES, TEXTS = Wanted("images", Plain(3), "set/test"), Wanted("texts", ("a cat", "two\ndogs"), "set/captions")
-FEATURES = Wanted("features", Plain(3), "set/test")
+IMAGES, TEXTS = Inputs("images", Plain(3), "set/test"), Inputs("texts", ("a cat", "two\ndogs"), "set/captions")
+FEATURES = Inputs("features", Plain(3), "set/test")
 
 
-def read(tmp_path: Path, *wanted: Wanted) -> Rows:
-    return precomputed("models.theirs", ModelSettings(embeddings=tmp_path / "rows"), wanted, tmp_path / "inputs")
+def read(tmp_path: Path, *inputs: Inputs) -> Rows:
+    return precomputed("models.theirs", ModelSettings(embeddings=tmp_path / "rows"), inputs, tmp_path / "inputs")
 
 
 @pytest.fixture
@@ -52,31 +52,28 @@ def test_features_are_their_own_or_else_the_embeddings(folder: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("rows", "named", "remedy"),
     [
-        (None, r"test.images.npy is missing; save floats \[3, width\] there, rows in the order of .*inputs/set/test.images.txt"),
-        (
-            np.ones((2, 4)),
-            r"test.images.npy is float64 \[2, 4\]; expected floats \[3, width\], rows in .*images.txt",
-        ),
-        (np.ones(3), r"is float64 \[3\]; expected floats \[3, width\]"),
-        (np.ones((3, 4), dtype=np.int64), r"is int64 \[3, 4\]; expected floats"),
-        (
-            np.asarray([[1, 1], [1, np.nan], [np.inf, 1]]),
-            r"2 of 3 rows of set/test \(images\) are NaN .*, the first .* image 1",
-        ),
+        (None, [], "[3, width]"),
+        (np.ones((2, 4)), ["float64 [2, 4]"], "[3, width]"),
+        (np.ones(3), ["float64 [3]"], "[3, width]"),
+        (np.ones((3, 4), dtype=np.int64), ["int64 [3, 4]"], "floats"),
+        (np.asarray([[1, 1], [1, np.nan], [np.inf, 1]]), ["2 of 3 rows of set/test (images)", "image 1"], "embedder"),
     ],
 )
-def test_a_wrong_file_is_refused(folder: Path, tmp_path: Path, rows: np.ndarray | None, message: str) -> None:
+def test_a_wrong_file_is_refused(folder: Path, tmp_path: Path, rows: np.ndarray | None, named: list[str], remedy: str) -> None:
     (folder / "test.images.npy").unlink()
     if rows is not None:
         np.save(folder / "test.images.npy", rows)
-    with pytest.raises(UserError, match=f"^models.theirs: .*{message}"):
+    with refused("models.theirs", *named, remedy=remedy) as caught:
         read(tmp_path, IMAGES, TEXTS)
+    if "embedder" not in remedy:
+        assert str(folder / "test.images.npy") in caught.value.problem
+        assert str(tmp_path / "inputs" / "set" / "test.images.txt") in caught.value.remedy
     assert (tmp_path / "inputs" / "set" / "test.images.txt").exists(), "the list is there for whoever makes the file"
 
 
 def test_a_file_that_is_no_array_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "test.images.npy").write_text("0.1 0.2")
-    with pytest.raises(UserError, match=r"test.images.npy cannot be read as an array: .*; write it with numpy.save"):
+    with refused("models.theirs", folder / "test.images.npy", remedy="numpy.save"):
         read(tmp_path, IMAGES)

@@ -8,7 +8,7 @@ import pytest
 
 from evaluation.robustness import TABLE as SHIPPED
 from evaluation.robustness import Line, fit, read_baselines, relative, robustness, shipped_lines
-from pipelines.program.errors import UserError
+from tests.refusals import refused
 
 REFERENCE, SHIFT = [60, 70, 76, 80], [48, 58, 64, 69]
 
@@ -66,14 +66,15 @@ def test_relative_robustness_is_the_gain_under_shift() -> None:
 
 @pytest.mark.parametrize("reference", [[70], [70, 70, 70], [0, 100, 70], []])
 def test_too_few_baselines_make_no_line(reference: list[float]) -> None:
-    with pytest.raises(UserError, match=r"baselines: . of . models can be used .* a line needs two with different"):
+    with refused("baselines", f"of {len(reference)} models", remedy="two"):
         fit(reference, [50] * len(reference))
 
 
 @pytest.mark.parametrize("value", [-0.1, 100.5, math.nan])
 def test_what_is_no_percentage_is_refused(value: float) -> None:
-    for call in (lambda: fit([60, value], [50, 51]), lambda: robustness(fit(REFERENCE, SHIFT), 70, value)):
-        with pytest.raises(UserError, match=r"is no accuracy; give a number from 0 to 100, in percent"):
+    line = fit(REFERENCE, SHIFT)
+    for key, call in (("reference", lambda: fit([60, value], [50, 51])), ("shift", lambda: robustness(line, 70, value))):
+        with refused(key, value, remedy="0 to 100"):
             call()
 
 
@@ -116,22 +117,19 @@ def test_two_columns_of_a_table_of_ones_own_make_the_line(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "named", "remedy"),
     [
-        (None, r"baselines: .*own\.csv does not exist; give a csv with a row a model"),
-        ("model,val\na,60\n", r"own\.csv has no column 'imagenet-r'; it has model, val"),
-        ("", r"own\.csv has no column 'val'; it has $"),
-        ("val,imagenet-r\n60,48\n70,good\n", r"own\.csv, line 3: 'good' is no accuracy; give a number from 0 to 100"),
-        ("val,imagenet-r\n160,48\n", r"own\.csv, line 2: '160' is no accuracy"),
-        (
-            "val,imagenet-r\n0.60,0.48\n0.70,0.58\n",
-            r"all accuracies of 'val' and 'imagenet-r' in .* at most 1; give them in percent",
-        ),
+        (None, ["own.csv"], "percent"),
+        ("model,val\na,60\n", ["own.csv", "'imagenet-r'"], "model, val"),
+        ("", ["own.csv", "'val'"], "columns"),
+        ("val,imagenet-r\n60,48\n70,good\n", ["own.csv", "line 3", "'good'"], "0 to 100"),
+        ("val,imagenet-r\n160,48\n", ["own.csv", "line 2", "'160'"], "0 to 100"),
+        ("val,imagenet-r\n0.60,0.48\n0.70,0.58\n", ["own.csv", "'val'", "'imagenet-r'", "1"], "percent"),
     ],
 )
-def test_tables_that_cannot_be_read_are_refused(tmp_path: Path, content: str | None, message: str) -> None:
+def test_tables_that_cannot_be_read_are_refused(tmp_path: Path, content: str | None, named: list[str], remedy: str) -> None:
     path = tmp_path / "own.csv"
     if content is not None:
         path.write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=message):
+    with refused("baselines", *named, remedy=remedy):
         read_baselines(path, "val", "imagenet-r")

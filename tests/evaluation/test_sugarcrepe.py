@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from evaluation.sugarcrepe import CHANCE, SIZES, Item, correct, read, scores
-from pipelines.program.errors import UserError
+from tests.refusals import refused
 
 ITEMS = {
     "swap_obj": {
@@ -53,26 +53,26 @@ def test_sizes_are_those_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "named", "remedy"),
     [
-        (None, r"sugarcrepe: .*swap_obj\.json does not exist; put the seven json files of https://github\.com/.* there"),
-        ("{", r"swap_obj\.json is not readable as json: .*; copy it anew from https"),
-        ("[]", r"swap_obj\.json holds a list; expected ids and items"),
-        ('{"5": {"filename": "a.jpg", "caption": "b"}}', r"item 5: negative_caption is None; expected a text"),
-        ('{"5": {"filename": "a.jpg", "caption": 7, "negative_caption": "c"}}', r"item 5: caption is 7; expected a text"),
-        ('{"5": "a.jpg"}', r"item 5: filename is None; expected a text"),
-        (json.dumps(ITEMS["swap_obj"]), r"swap_obj\.json has 3 items; expected 245: copy it anew from https"),
+        (None, [], "https://github.com/RAIVNLab/sugar-crepe"),
+        ("{", ["json"], "https"),
+        ("[]", ["list"], "https"),
+        ('{"5": {"filename": "a.jpg", "caption": "b"}}', ["item 5", "negative_caption", None], "https"),
+        ('{"5": {"filename": "a.jpg", "caption": 7, "negative_caption": "c"}}', ["item 5", "caption", 7], "https"),
+        ('{"5": "a.jpg"}', ["item 5", "filename", None], "https"),
+        (json.dumps(ITEMS["swap_obj"]), [3, 245], "https"),
     ],
 )
-def test_files_of_another_form_are_refused(tmp_path: Path, content: str | None, message: str) -> None:
+def test_files_of_another_form_are_refused(tmp_path: Path, content: str | None, named: list, remedy: str) -> None:
     if content is not None:
         (tmp_path / "swap_obj.json").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=message):
+    with refused("path", "swap_obj.json", *named, remedy=remedy):
         read(tmp_path, {"swap_obj": 245})
 
 
-def test_by_default_all_seven_are_wanted(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"replace_obj\.json does not exist"):
+def test_by_default_all_seven_are_inputs(tmp_path: Path) -> None:
+    with refused("path", "replace_obj.json", remedy="https"):
         read(write(tmp_path, ITEMS))
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 from evaluation import robustness
 from evaluation.corruptions import corrupt
 from evaluation.data.base import Classification, Content, LabelledImages, Retrieval, SugarCrepe
-from evaluation.data.subsets import Chosen, Corrupted, Cropped, shrunk
-from evaluation.embeddings import Rows, Wanted
+from evaluation.data.subsets import Corrupted, Cropped, Subset, shrunk
+from evaluation.embeddings import Inputs, Rows
 from evaluation.sugarcrepe import Item
 from evaluation.tasks.corruption import Corruption
 from evaluation.tasks.few_shot import FewShot
@@ -42,7 +42,7 @@ NAMES = (("cat",), ("dog", "hound"), ("bird",))
 
 
 def answered(tmp_path: Path, task: ZeroShot, seed: int, scale: float | None = None) -> tuple[Rows, np.ndarray, np.ndarray]:
-    images, texts = random_rows(seed, len(task.images.of), 6), random_rows(seed + 1, len(task.texts.of), 6)
+    images, texts = random_rows(seed, len(task.images.items), 6), random_rows(seed + 1, len(task.texts.items), 6)
     return rows_of(tmp_path, {task.images: images, task.texts: texts}, scale), images, texts
 
 
@@ -55,8 +55,8 @@ def best_class(images: np.ndarray, texts: np.ndarray, owner: list[int]) -> np.nd
 def test_zero_shot_counts_images_that_have_a_class(tmp_path: Path) -> None:
     labels = [0, 1, 2, -1, 1, 0, 2, 2, -1, 1]
     task = ZeroShot("pets", classified(labels, NAMES), "pets")
-    assert task.texts.of == ("a cat", "one cat", "a dog", "a hound", "one dog", "one hound", "a bird", "one bird")
-    assert (task.images.name, task.texts.name) == ("pets/test", "pets/prompts") and len(task.images.of) == 8
+    assert task.texts.items == ("a cat", "one cat", "a dog", "a hound", "one dog", "one hound", "a bird", "one bird")
+    assert (task.images.name, task.texts.name) == ("pets/test", "pets/prompts") and len(task.images.items) == 8
     rows, images, texts = answered(tmp_path, task, 0, scale=10.0)
     found = task.score(rows)
     right = np.asarray([label for label in labels if label >= 0])
@@ -126,8 +126,8 @@ def test_sugarcrepe_reads_each_image_and_both_captions(tmp_path: Path) -> None:
     task = SugarCrepeTask(
         "crepe", SugarCrepe(Plain(2), items, {"swap_obj": np.asarray([0, 1]), "add_att": np.asarray([0])}), "crepe"
     )
-    images, texts = task.wanted()
-    assert texts.of == ("cat on dog", "dog on cat", "red car", "blue car", "a cat", "a green cat")
+    images, texts = task.inputs()
+    assert texts.items == ("cat on dog", "dog on cat", "red car", "blue car", "a cat", "a green cat")
     rows = np.asarray([[0.6, 0.8], [0.6, 0.8], [0, 1], [1, 0], [1, 0], [0, 1]])  # a tie is wrong; right; right
     found = task.score(rows_of(tmp_path, {images: np.asarray([[1, 0], [0, 1]]), texts: rows}))
     assert found.scores["swap_obj"] == 50 and found.scores["add_att"] == 100
@@ -143,7 +143,7 @@ def test_corrupted_images_are_a_function_of_the_image() -> None:
     assert wanted.size == (round(41 * 6 / 8), 6)
     for found in (
         list(images.read(np.asarray([2, 33])))[1],
-        next(Chosen(images, np.asarray([5, 33])).read(np.asarray([1]))),
+        next(Subset(images, np.asarray([5, 33])).read(np.asarray([1]))),
     ):
         assert np.array_equal(np.asarray(found), np.asarray(wanted))
     prints = {
@@ -159,13 +159,13 @@ def test_corrupted_images_are_a_function_of_the_image() -> None:
 def test_corruption_scores_the_same_images_corrupted(tmp_path: Path) -> None:
     plain = ZeroShot("pets", classified([0, 1, 2, 1, 0, -1, 2, 1], NAMES), "pets")
     task = Corruption(plain, ("blur", "jpeg"), (1, 5), images=5, seed=0, size=8)
-    given, texts = {}, random_rows(1, len(plain.texts.of), 6)
-    arrays = {one: random_rows(9 + n, len(one.of), 6) for n, one in enumerate(task.wanted()) if one.kind == "images"}
+    given, texts = {}, random_rows(1, len(plain.texts.items), 6)
+    arrays = {one: random_rows(9 + n, len(one.items), 6) for n, one in enumerate(task.inputs()) if one.kind == "images"}
     given = arrays | {plain.texts: texts}
     found = task.score(rows_of(tmp_path, given))
     owner = [0, 0, 1, 1, 1, 1, 2, 2]
     one = next(w for w in arrays if w.name == "pets/test-jpeg-5")
-    kept = one.of.indices
+    kept = one.items.indices
     labels = plain.test.labels[kept]
     assert len(kept) == 5 and found.scores["jpeg@5"] == pytest.approx(
         100 * (best_class(arrays[one], texts, owner) == labels).mean()
@@ -173,7 +173,7 @@ def test_corruption_scores_the_same_images_corrupted(tmp_path: Path) -> None:
     assert found.details["clean"] == pytest.approx(100 * (best_class(arrays[plain.images][kept], texts, owner) == labels).mean())
     assert list(found.scores) == ["blur@1", "blur@5", "jpeg@1", "jpeg@5", "mean"]
     assert found.scores["mean"] == pytest.approx(np.mean([v for k, v in found.scores.items() if k != "mean"]))
-    assert {w.name for w in task.wanted()} >= {"pets/test", "pets/prompts", "pets/test-blur-1"}
+    assert {w.name for w in task.inputs()} >= {"pets/test", "pets/prompts", "pets/test-blur-1"}
 
 
 LINE = robustness.fit([60, 70, 76, 80], [48, 58, 64, 69])
@@ -218,18 +218,18 @@ def test_a_probe_is_fitted_on_features(tmp_path: Path) -> None:
     """Separable features are learnt whatever the embeddings are."""
     train, validation = [0, 1, 2, -1] * 12, [0, 1, 2] * 4
     task = LinearProbe("pets", probed(train, validation), "pets")
-    assert {one.name: (one.kind, len(one.of)) for one in task.wanted()} == {
+    assert {one.name: (one.kind, len(one.items)) for one in task.inputs()} == {
         "pets/train": ("features", 36),
         "pets/validation": ("features", 12),
         "pets/test": ("features", 7),
     }
     labels = {"pets/train": [0, 1, 2] * 12, "pets/validation": validation, "pets/test": [0, 1, 2, 1, 0, 2, 1]}
-    given = {w: np.eye(3)[labels[w.name]] + 0.1 * random_rows(len(w.of), len(w.of), 3) for w in task.wanted()}
+    given = {w: np.eye(3)[labels[w.name]] + 0.1 * random_rows(len(w.items), len(w.items), 3) for w in task.inputs()}
     found = task.score(rows_of(tmp_path, given))
     assert found.scores["top1"] == 100 and found.sample_sizes["top1"] == 7
     assert found.details["of"] == "features before the joint space" and found.details["width"] == 3
     assert found.details["c"] == pytest.approx(1 / found.details["l2"]) and found.details["train"] == 36
-    assert task.score(rows_of(tmp_path, given, stand_in=True)).details["of"] == "embeddings"
+    assert task.score(rows_of(tmp_path, given, fallback=True)).details["of"] == "embeddings"
 
 
 def test_a_probe_may_be_fitted_on_crops_too(tmp_path: Path) -> None:
@@ -238,11 +238,11 @@ def test_a_probe_may_be_fitted_on_crops_too(tmp_path: Path) -> None:
     task = LinearProbe("pets", probed(train, validation), "pets", views=2, seed=5)
     plain = LinearProbe("pets", probed(train, validation), "pets")
     crops = {f"pets/{part}-crop-{number}": part for part in ("train", "validation") for number in (0, 1)}
-    assert {one.name for one in task.wanted()} == {one.name for one in plain.wanted()} | set(crops)
-    assert len({one.fingerprint for one in task.wanted()}) == 7 and task.identity != plain.identity
+    assert {one.name for one in task.inputs()} == {one.name for one in plain.inputs()} | set(crops)
+    assert len({one.fingerprint for one in task.inputs()}) == 7 and task.identity != plain.identity
     # Images alone say nothing of their class; their crops do, and so do test images.
     labels = {"train": [0, 1, 2] * 12, "validation": validation, "test": [0, 1, 2, 1, 0, 2, 1]}
-    noise = {w: 0.1 * random_rows(i, len(w.of), 3) for i, w in enumerate(task.wanted())}
+    noise = {w: 0.1 * random_rows(i, len(w.items), 3) for i, w in enumerate(task.inputs())}
     of = {w: crops.get(w.name, w.name.removeprefix("pets/")) for w in noise}
     given = {w: rows + np.eye(3)[labels[of[w]]] * (w.name in crops or w.name == "pets/test") for w, rows in noise.items()}
     rows = rows_of(tmp_path, given)
@@ -282,8 +282,8 @@ def test_a_crop_is_a_part_of_its_image_drawn_anew_for_each_number() -> None:
 def test_a_class_without_a_training_image_is_left_out_and_named(tmp_path: Path) -> None:
     task = LinearProbe("pets", probed([0, 1] * 12, [0, 1, 2] * 4), "pets")
     labels = {"pets/train": [0, 1] * 12, "pets/validation": [0, 1] * 4, "pets/test": [0, 1, 1, 0, 1]}
-    assert {one.name: len(one.of) for one in task.wanted()} == {name: len(theirs) for name, theirs in labels.items()}
-    given = {w: np.eye(3)[labels[w.name]] + 0.1 * random_rows(len(w.of), len(w.of), 3) for w in task.wanted()}
+    assert {one.name: len(one.items) for one in task.inputs()} == {name: len(theirs) for name, theirs in labels.items()}
+    given = {w: np.eye(3)[labels[w.name]] + 0.1 * random_rows(len(w.items), len(w.items), 3) for w in task.inputs()}
     found = task.score(rows_of(tmp_path, given))
     assert found.details["without_training"] == ["bird"] and found.sample_sizes["top1"] == 5 and found.scores["top1"] == 100
 
@@ -291,7 +291,7 @@ def test_a_class_without_a_training_image_is_left_out_and_named(tmp_path: Path) 
 def test_few_shots(tmp_path: Path) -> None:
     task = FewShot("pets", probed([0, 1, 2] * 5 + [0]), "pets", (1, 5, 6), (0, 1))
     labels = {"pets/train": [0, 1, 2] * 5 + [0], "pets/test": [0, 1, 2, 1, 0, 2, 1]}
-    given = {w: np.eye(3)[labels[w.name]] + 0.1 * random_rows(len(w.of), len(w.of), 3) for w in task.wanted()}
+    given = {w: np.eye(3)[labels[w.name]] + 0.1 * random_rows(len(w.items), len(w.items), 3) for w in task.inputs()}
     found = task.score(rows_of(tmp_path, given))
     assert list(found.scores) == ["top1@1", "top1@5", "top1@6"] and found.main == "top1@6"
     shots = found.details["shots"]
@@ -300,4 +300,4 @@ def test_few_shots(tmp_path: Path) -> None:
 
 def test_content_without_anything_is_content() -> None:
     assert Content().classifications == {} and Content().retrieval is None
-    assert Wanted("texts", ("a  b\nc",), "x").item(0) == "a b c"
+    assert Inputs("texts", ("a  b\nc",), "x").describe(0) == "a b c"

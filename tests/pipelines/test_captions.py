@@ -10,13 +10,13 @@ import pytest
 
 from evaluation.suite import SuiteSettings, held_out
 from pipelines.dataset.prepared import Prepared, split_of
-from pipelines.prepare.captions import CaptionSettings, clean, cut, exchange, usable
+from pipelines.prepare.captions import CaptionSettings, clean, exchange, truncate, usable
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare, summary
 from pipelines.program.display import Display
-from pipelines.program.errors import UserError
 from pipelines.program.settings import validate
 from pipelines.sources.base import Pair, Rejected
+from tests.refusals import refused
 
 QUIET = Display(quiet=True)
 
@@ -44,9 +44,9 @@ def test_a_cleaned_caption(found: str, kept: str) -> None:
 
 
 def test_cutting_counts_words_and_leaves_short_captions_as_they_are() -> None:
-    assert cut("one two  three four", 3) == "one two three"
-    assert cut("one  two three", 3) == "one  two three"
-    assert cut("one", 1) == "one" and cut("one two", 1) == "one"
+    assert truncate("one two  three four", 3) == "one two three"
+    assert truncate("one  two three", 3) == "one  two three"
+    assert truncate("one", 1) == "one" and truncate("one two", 1) == "one"
 
 
 def pair(*captions: str, group: str = "g") -> Pair:
@@ -232,18 +232,15 @@ def test_the_same_config_gives_the_same_noise_and_the_fingerprint_tells_it_apart
     assert again.fingerprint == noisy.fingerprint and shards_of(again) == shards_of(noisy)
     assert len({plain.fingerprint, noisy.fingerprint, other.fingerprint}) == 3 and shards_of(other) != shards_of(noisy)
     assert other.shuffled == noisy.shuffled
-    with pytest.raises(UserError, match=r"was prepared differently \(captions\.shuffled: 0\.4 -> 0\.0\)"):
+    with refused("output", tmp_path / "again", "captions.shuffled: 0.4 -> 0.0", remedy="overwrite=true"):
         prepare(settings_of(folder, tmp_path / "again", {"clean": True}), QUIET)
 
 
 def test_another_split_of_shuffled_captions_is_refused(plain: Prepared, noisy: Prepared) -> None:
     """It would score the model on captions of other images."""
-    with pytest.raises(UserError) as caught:
+    with refused("data.split_seed", 3, f"{noisy.shuffled} rows", remedy="split_seed=3"):
         noisy.split_ids(3)
-    message = str(caught.value)
-    assert message.startswith("data.split_seed: 3 could hold out some of the ") and "\n" not in message
-    assert f"{noisy.shuffled} rows" in message and "prepare it again with split_seed=3" in message
-    with pytest.raises(UserError, match=r"data\.split_seed: 3 could hold out"):
+    with refused("data.split_seed", 3, remedy="split_seed=3"):
         held_out(noisy, SuiteSettings(), 3)
     # The split that it was prepared with is the same under its number.
     stored, named = noisy.split_ids(), noisy.split_ids(0)
@@ -282,19 +279,19 @@ def test_rows_that_cleaning_empties_are_listed(ray_session: None, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "remedy"),
     [
-        ({"shuffled": 1.5}, "captions.shuffled: input should be less than or equal to 1 (value 1.5)"),
-        ({"shuffled": -0.1}, "captions.shuffled: input should be greater than or equal to 0 (value -0.1)"),
-        ({"shuffle_seed": -1}, "captions.shuffle_seed: input should be greater than or equal to 0"),
-        ({"max_words": 0}, "captions.max_words: input should be greater than or equal to 1"),
-        ({"reject_words": 0}, "captions.reject_words: input should be greater than or equal to 1"),
-        ({"clean": "very"}, "captions.clean: input should be a valid boolean"),
-        ({"shuffle": 0.5}, "captions.shuffle: unknown key (value 0.5); did you mean 'shuffled'?"),
+        ({"shuffled": 1.5}, ""),
+        ({"shuffled": -0.1}, ""),
+        ({"shuffle_seed": -1}, ""),
+        ({"max_words": 0}, ""),
+        ({"reject_words": 0}, ""),
+        ({"clean": "very"}, ""),
+        ({"shuffle": 0.5}, "'shuffled'"),
     ],
 )
-def test_a_value_that_cannot_be_names_its_key(change: dict, message: str) -> None:
+def test_a_value_that_cannot_be_names_its_key(change: dict, remedy: str) -> None:
     tree = {"source": {"name": "folder", "path": "in"}, "output": "out", "captions": change}
-    with pytest.raises(UserError) as caught:
+    ((key, value),) = change.items()
+    with refused(f"captions.{key}", value, "c.yaml", remedy=remedy):
         validate(PrepareSettings, tree, "c.yaml")
-    assert str(caught.value).startswith(f"c.yaml: {message}"), caught.value

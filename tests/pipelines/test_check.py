@@ -15,9 +15,9 @@ from pipelines.prepare.check import check, scan_unit, wilson
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
 from pipelines.program.display import Display
-from pipelines.program.errors import UserError
 from pipelines.sources.folder import FolderSource
 from tests.patience import PATIENCE
+from tests.refusals import refused
 
 ROOT = Path(__file__).parents[2]
 PIXELS = np.random.default_rng(1).integers(0, 256, (16, 24, 3), dtype=np.uint8)
@@ -66,7 +66,7 @@ def test_what_would_be_left_out_is_told_with_reasons_counts_and_examples(
     assert lines["empty"][:3] == ["empty", "images", "1"] and lines["empty"][-1] == str(root / "030.png")
     # 2 of 40 rows, and of the other 38 four: 15 %, as many as preparing would find.
     assert "unusable: about 15.0% of the rows, more than max_rejected_rate=0.1" in said
-    with pytest.raises(UserError, match="6 of 40 rows are unusable"):
+    with refused("max_rejected_rate", "6 of 40 rows", remedy="max_rejected_rate=0.16"):
         prepare(settings_of(root), Display(quiet=True))
 
 
@@ -87,8 +87,8 @@ def test_what_is_there_is_described(ray_session: None, pairs: Folder, png_of: Ca
     root = pairs(20, {"003.png": png_of(PIXELS), "004.png": png_of(PIXELS), "005.txt": "a caption of five words"})
     _, _, said = checked(settings_of(root), capsys)
     described = {line.rsplit("  ", 1)[0].strip(): line.rsplit("  ", 1)[-1].strip() for line in said.splitlines()}
-    assert described["shorter side, pixels"] == "16, 16, 16" and described["words of a caption"] == "2, 2, 2"
-    assert described["formats"] == "PNG 100%" and described["images equal to an earlier one"] == "2 of 20"
+    assert described["shorter side, pixels"] == "16, 16, 16" and described["words per caption"] == "2, 2, 2"
+    assert described["formats"] == "PNG 100%" and described["duplicate images"] == "2 of 20"
 
 
 def test_a_sample_of_a_unit_is_spread_over_it(pairs: Folder) -> None:
@@ -120,7 +120,7 @@ def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
 
     (tmp_path / "in").mkdir()
     empty = settings_of(tmp_path / "in").model_copy(update={"source": Empty(name="folder", path=tmp_path / "in", dataset="none")})
-    with pytest.raises(UserError, match="source: nothing to read for none"):
+    with refused("source", "none"):
         check(empty, Display(quiet=True))
 
 

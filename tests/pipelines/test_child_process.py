@@ -59,7 +59,7 @@ def test_a_child_that_somebody_kills_is_no_items_fault(tmp_path: Path) -> None:
     assert list(child_process.each(partial(killed_once, tmp_path / "marker"))) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("error", [UserError("source.path: no"), ConnectionResetError("gone"), ZeroDivisionError("0")])
+@pytest.mark.parametrize("error", [UserError("source.path", "no", "yes"), ConnectionResetError("gone"), ZeroDivisionError("0")])
 def test_what_the_work_raises_is_raised(error: Exception) -> None:
     found = []
     with pytest.raises(type(error), match=str(error)):

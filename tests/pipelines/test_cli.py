@@ -35,7 +35,8 @@ def program(*arguments: str) -> subprocess.CompletedProcess:
 def test_a_mistake_is_one_line_and_exit_code_2() -> None:
     ended = program("pipelines", "nofile.yaml")
     assert ended.returncode == 2 and ended.stdout == "pipelines: loading\n"
-    assert ended.stderr.startswith("error: nofile.yaml: no such file") and ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith("error: nofile.yaml: ") and ended.stderr.count("\n") == 1
+    assert "pipelines/configs/openmoji.yaml" in ended.stderr
 
 
 @pytest.mark.parametrize(("package", "model"), [("pipelines", PrepareSettings), ("training", TrainSettings)])
@@ -80,7 +81,7 @@ def test_flags_and_overrides_may_stand_in_any_order(config: str) -> None:
 
 def test_a_traceback_only_with_verbose(config: str, capsys: pytest.CaptureFixture) -> None:
     def fail(settings: PrepareSettings, display: Display) -> None:
-        raise UserError("key: what is wrong; the way out")
+        raise UserError("key", "what is wrong", "the way out")
 
     assert run_program("pipelines", "p", PrepareSettings, fail, [config]) == 2
     assert capsys.readouterr().err == "error: key: what is wrong; the way out\n"
@@ -114,8 +115,8 @@ def test_what_ray_loses_is_told_in_one_line_and_a_bug_in_its_tasks_is_not_hidden
     lost = ray.exceptions.ActorDiedError()
     for error in (lost, ray.exceptions.RayTaskError("f", "Traceback ...", lost, "ray::f", 1, "10.0.0.1")):
         assert run_program("pipelines", "p", PrepareSettings, act(error), [config]) == 2
-        told = capsys.readouterr().err
-        assert told.startswith("error: Ray: its process died: killed from outside") and told.count("\n") == 1
+        printed = capsys.readouterr().err
+        assert printed.startswith("error: Ray: its process died") and "--verbose" in printed and printed.count("\n") == 1
     with pytest.raises(ray.exceptions.ActorDiedError):
         run_program("pipelines", "p", PrepareSettings, act(lost), [config, "--verbose"])
     bug = ray.exceptions.RayTaskError("f", "Traceback ...", ZeroDivisionError(), "ray::f", 1, "10.0.0.1")

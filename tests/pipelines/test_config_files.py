@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.program import yaml_text
+from pipelines.program import config_files, yaml_text
 from pipelines.program.cli import run_program
-from pipelines.program.config_files import ROOT, find_config
-from pipelines.program.errors import UserError
+from pipelines.program.config_files import ROOT, find_config, short_name
 from pipelines.program.settings import load, read_config
+from tests.refusals import refused
 from training.config import TrainSettings
 from tuning.config import SweepSettings
 
@@ -49,11 +49,11 @@ def merged(folder: Path, own: dict[str, Any]) -> dict[str, Any]:
         ({"seed": 4}, {"seed": 4}),
     ],
 )
-def test_what_a_file_says_stands_on_top_of_its_base(tmp_path: Path, own: dict[str, Any], changed: dict[str, Any]) -> None:
+def test_a_file_is_merged_over_its_base(tmp_path: Path, own: dict[str, Any], changed: dict[str, Any]) -> None:
     assert merged(tmp_path, own) == BASE | changed
 
 
-def test_a_base_lies_beside_the_file_wherever_one_is_and_may_have_one_itself(
+def test_a_base_is_relative_to_its_file_whatever_the_working_directory_and_may_have_a_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     write(tmp_path / "a", base=BASE)
@@ -70,41 +70,62 @@ def test_a_base_lies_beside_the_file_wherever_one_is_and_may_have_one_itself(
     )
 
 
-def test_a_base_may_be_one_that_comes_along(tmp_path: Path) -> None:
+def test_a_base_may_be_an_included_config(tmp_path: Path) -> None:
     write(tmp_path, mine={"base": "openmoji.yaml", "name": "mine"})
     expected = load(TrainSettings, ROOT / "training/configs/openmoji.yaml", {"name": "mine"})
     assert load(TrainSettings, tmp_path / "mine.yaml") == expected
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "named"),
     [
-        ({"own": {"base": "gone.yaml"}}, r"own\.yaml: base: .*gone\.yaml: no such file; a base lies beside"),
-        ({"own": {"base": "."}}, r"own\.yaml: base: .*: is a folder; a base lies beside"),
-        ({"own": {"base": ["a.yaml"]}}, r"own\.yaml: base: one file is wanted"),
-        ({"own": {"base": "own.yaml"}}, r"base: goes round, .*own\.yaml -> .*own\.yaml; take one base out"),
-        ({"own": {"base": "b.yaml"}, "b": {"base": "own.yaml"}}, r"base: goes round, .*own\.yaml -> .*b\.yaml -> .*own\.yaml"),
-        ({"own": {"base": "b.yaml"}, "b": {"base": "gone.yaml"}}, r"b\.yaml: base: .*gone\.yaml: no such file"),
+        ({"own": {"base": "gone.yaml"}}, ["gone.yaml", "own.yaml"]),
+        ({"own": {"base": "."}}, ["folder", "own.yaml"]),
+        ({"own": {"base": ["a.yaml"]}}, ["['a.yaml']", "own.yaml"]),
+        ({"own": {"base": "own.yaml"}}, ["own.yaml -> own.yaml"]),
+        ({"own": {"base": "b.yaml"}, "b": {"base": "own.yaml"}}, ["own.yaml -> b.yaml -> own.yaml"]),
+        ({"own": {"base": "b.yaml"}, "b": {"base": "gone.yaml"}}, ["gone.yaml", "b.yaml"]),
     ],
 )
-def test_a_base_that_is_missing_or_goes_round_is_one_line(tmp_path: Path, files: dict[str, Any], told: str) -> None:
+def test_a_base_that_is_missing_or_its_own_base_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, Any], named: list[str]
+) -> None:
     write(tmp_path, **files)
-    with pytest.raises(UserError, match=told) as caught:
-        load(TrainSettings, tmp_path / "own.yaml")
-    assert "\n" not in str(caught.value)
+    monkeypatch.chdir(tmp_path)
+    with refused("base", *named):
+        load(TrainSettings, "own.yaml")
 
 
-def test_a_sweeps_base_lies_beside_it_or_comes_along(tmp_path: Path) -> None:
+def test_an_error_in_an_included_config_names_it_as_it_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed in an environment inside the working directory, as projects have it, and anywhere else."""
+    installed = tmp_path / "work" / ".venv" / "site-packages"
+    write(installed / "training" / "configs", mine={"name": "mine"})
+    monkeypatch.setattr(config_files, "ROOT", installed)
+    for folder in (tmp_path / "work", tmp_path):
+        monkeypatch.chdir(folder)
+        path = find_config("mine", "training")
+        assert path.is_absolute() and short_name(path) == "training/configs/mine.yaml"
+        with refused("epochs", "'ten'", "[training/configs/mine.yaml]") as caught:
+            load(TrainSettings, path, {**BASE, "epochs": "ten"})
+        assert str(installed) not in str(caught.value)
+    # A file of the user's keeps the name that was typed.
+    write(tmp_path, own={"epochs": "ten"})
+    monkeypatch.chdir(tmp_path / "work")
+    with refused("epochs", "[../own.yaml]"):
+        load(TrainSettings, "../own.yaml", {key: value for key, value in BASE.items() if key != "epochs"})
+
+
+def test_a_sweeps_base_is_relative_to_it_or_included(tmp_path: Path) -> None:
     write(tmp_path, base=BASE, sweep={"name": "s", "base": "base.yaml"}, other={"name": "s", "base": "openmoji.yaml"})
     assert load(SweepSettings, tmp_path / "sweep.yaml").base == tmp_path / "base.yaml"
     assert find_config(load(SweepSettings, tmp_path / "other.yaml").base, "training") == ROOT / "training/configs/openmoji.yaml"
 
 
 @pytest.mark.parametrize("typed", ["openmoji", "openmoji.yaml", "training/configs/openmoji.yaml"])
-def test_a_config_that_comes_along_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+def test_an_included_config_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_config(typed, "training") == ROOT / "training/configs/openmoji.yaml"
-    # One's own of that name goes first.
+    # The user's own file of that name comes first.
     (tmp_path / typed).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / typed).write_text("name: mine\n")
     assert find_config(typed, "training") == Path(typed)

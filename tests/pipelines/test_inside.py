@@ -17,11 +17,11 @@ from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
 from pipelines.program.cli import run_program
 from pipelines.program.display import Display
-from pipelines.program.errors import UserError
 from pipelines.sources import SourceSettings
 from pipelines.sources.base import Pair, Rejected, Source
 from pipelines.sources.inside import is_inside
 from tests.pipelines.rows import image, read
+from tests.refusals import refused
 
 SECRET = "the content of a file that is none of the data's business"
 
@@ -185,7 +185,7 @@ def test_tables_from_windows(place: Path) -> None:
     ]
     (place / "semicolon.csv").write_bytes(b"\xef\xbb\xbffilepath;title\r\nin.png;x\r\n")
     tree = {"name": "table", "paths": str(place / "semicolon.csv")}
-    with pytest.raises(UserError, match=r'^source\.separator: [^\n]*pass source\.separator=";"$'):
+    with refused("source.separator", "filepath;title", remedy='source.separator=";"'):
         source_of(tree).units()
     assert [type(row) for row in read(source_of(tree, separator=";"))] == [Pair]
 
@@ -234,5 +234,5 @@ def test_a_prepared_dataset_is_found_again_though_its_manifest_hides_a_url(ray_s
     again = prepare(settings, Display(quiet=True))
     assert again.manifest == first.manifest
     tree["image"] = {"size": 32}
-    with pytest.raises(UserError, match=r"\(image\.size: 224 -> 32\)"):
+    with refused("output", "image.size: 224 -> 32", remedy="overwrite=true"):
         prepare(PrepareSettings.model_validate(tree), Display(quiet=True))

@@ -16,10 +16,10 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.prepare.check import check
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
-from pipelines.prepare.shards import found_file, list_units
+from pipelines.prepare.shards import list_units, rows_file
 from pipelines.program.display import Display
-from pipelines.program.errors import UserError
 from tests.pipelines.rows import image, write_karpathy
+from tests.refusals import refused
 
 QUIET = Display(quiet=True)
 # In no order, several units and shards, and restval, which belongs to train.
@@ -89,12 +89,8 @@ def test_training_reads_train_alone_and_may_hold_out_a_share_of_it(prepared: Pre
 @pytest.mark.parametrize("seed", [0, 3])
 def test_no_seed_draws_published_splits_anew(prepared: Prepared, seed: int) -> None:
     for ask in (prepared.split_ids, lambda seed: held_out(prepared, SuiteSettings(split="test"), seed)):
-        with pytest.raises(UserError) as caught:
+        with refused("data.split_seed", prepared.path, "'splits={test: 0.1}'", remedy="data.split_seed"):
             ask(seed)
-        assert str(caught.value) == (
-            f"data.split_seed: {prepared.path} keeps its source's own splits, which no seed draws; leave data.split_seed null, "
-            "or prepare it again with 'splits={test: 0.1}' and another output"
-        )
 
 
 def test_the_second_command_has_nothing_to_do_and_other_splits_are_another_dataset(
@@ -104,7 +100,7 @@ def test_the_second_command_has_nothing_to_do_and_other_splits_are_another_datas
     assert isinstance(prepared.path, Path)
     assert prepare(settings_of(source, prepared.path, mode=way), Display()).manifest == prepared.manifest
     assert "already prepared by this config" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"was prepared differently \(splits: 'source' -> \{'test': 0\.2\}\)"):
+    with refused("output", prepared.path, "splits: 'source' -> {'test': 0.2}", remedy="overwrite=true"):
         prepare(settings_of(source, prepared.path, mode=way, splits={"test": 0.2}), QUIET)
     drawn = prepare(settings_of(source, tmp_path / "drawn", mode=way, splits={"test": 0.2, "val": 0.2}), QUIET)
     assert drawn.fingerprint != prepared.fingerprint and drawn.table("split") != prepared.table("split")
@@ -117,11 +113,11 @@ def test_what_was_interrupted_goes_on_to_the_same_dataset(
     settings = settings_of(source, tmp_path / "out", mode=prepared.manifest["mode"])
 
     def die(parts: list, content: Path, *_: Any) -> None:
-        found_file(content, parts[1]).unlink()  # type: ignore[union-attr]
+        rows_file(content, parts[1]).unlink()  # type: ignore[union-attr]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.prepare.prepare.number", die)
+        patch.setattr("pipelines.prepare.prepare.assign_ids", die)
         with pytest.raises(KeyboardInterrupt):
             prepare(settings, QUIET)
     again = prepare(settings, Display())
@@ -136,7 +132,7 @@ def test_another_split_in_the_file_is_another_dataset(ray_session: None, tmp_pat
     before = file.stat()
     write_karpathy(tmp_path / "in", ["train", "test", "val"])
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(UserError, match=r"was prepared differently \(the source's files changed\)"):
+    with refused("output", tmp_path / "out", "source's files", remedy="overwrite=true"):
         prepare(settings_of(found, tmp_path / "out"), QUIET)
     other = prepare(settings_of(found, tmp_path / "out", overwrite=True), QUIET)
     assert other.fingerprint != one.fingerprint and other.table("split")["split"].to_pylist() == ["train", "test", "val"]
@@ -166,7 +162,7 @@ def test_a_row_or_file_without_a_split_is_rejected_and_the_others_stay(ray_sessi
         ("dataset_coco:3.png", "bad_row"),
         ("torn", "unreadable_file"),
     ]
-    assert rejected[0]["detail"] == "it names no split"
+    assert rejected[0]["detail"] == "it has no split"
 
 
 def without_splits(root: Path) -> dict[str, Any]:
@@ -189,10 +185,6 @@ def some_without(root: Path) -> dict[str, Any]:
 def test_a_source_without_splits_is_an_error_before_anything_is_read(
     tmp_path: Path, ask: Callable, make: Callable, which: str
 ) -> None:
-    with pytest.raises(UserError) as caught:
+    with refused("splits", f"{which} of coco's files", remedy="'splits={test: 0.1}'"):
         ask(settings_of(make(tmp_path / "in"), tmp_path / "out"), QUIET)
-    assert str(caught.value) == (
-        f"splits: {which} of coco's files tell splits of their own, as Karpathy's json does; "
-        "pass 'splits={test: 0.1}' to draw them"
-    )
     assert not (tmp_path / "out").exists()

@@ -10,8 +10,8 @@ import pytest
 
 from pipelines.io import retry, storage
 from pipelines.io.retry import Missing
-from pipelines.program.errors import UserError
 from tests.object_store import Folder
+from tests.refusals import refused
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,10 @@ def test_names_with_signs_of_their_own(home: Home) -> None:
 
 def test_find_names_the_file_that_is_missing(home: Home) -> None:
     home.put("s-00.tar", b"0")
-    with pytest.raises(
-        UserError, match=r"source\.paths: nothing is found at .*/s-01\.tar; check the path \(of .*s-\{00\.\.01\}\.tar\)"
-    ):
+    with refused("source.paths", home.uri("s-01.tar"), home.uri("s-{00..01}.tar")):
         storage.find(home.uri("s-{00..01}.tar"), "source.paths")
     for pattern in ("none", "none/*.tar", "s-*.txt"):
-        with pytest.raises(UserError, match="nothing is found"):
+        with refused("source.paths", home.uri(pattern)):
             storage.find(home.uri(pattern), "source.paths")
 
 
@@ -249,7 +247,7 @@ def test_file_systems_of_fsspec(tmp_path: Path) -> None:
 
 
 def test_a_scheme_that_nobody_serves() -> None:
-    with pytest.raises(UserError, match="no file system for 'carrier-pigeon' is installed"):
+    with refused("carrier-pigeon://coop/a.jpg", "'carrier-pigeon'"):
         storage.find("carrier-pigeon://coop/a.jpg", "source.paths")
     with pytest.raises(Missing, match="carrier-pigeon"):
         storage.read("carrier-pigeon://coop/a.jpg")
@@ -279,5 +277,5 @@ def test_brackets_in_the_names_of_folders(tmp_path: Path) -> None:
     assert found("shards [v2]/deep [x]/[0-9].tar") == ["shards [v2]/deep [x]/1.tar"]
     assert found("shards [vw]/*.tar") == ["shards v/2.tar"]
     assert found("shards [[]v2]/0.tar") == ["shards [v2]/0.tar"]
-    with pytest.raises(UserError, match=r"^source\.paths: .*shards \[w3\]/\*\.tar, where \[w3\] is read as a pattern"):
+    with refused("source.paths", "shards [w3]/*.tar", " [w3] "):
         found("shards [w3]/*.tar")

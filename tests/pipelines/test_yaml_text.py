@@ -14,6 +14,7 @@ from pipelines.program.errors import UserError
 from pipelines.program.settings import parse_overrides, read_yaml
 from pipelines.program.yaml_text import dump, parse
 from pipelines.sources.configurations import by_readme
+from tests.refusals import refused
 
 # YAML 1.2.2, section 10.3.2: tag:yaml.org,2002:float of the core schema, without infinities.
 CORE_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -61,20 +62,20 @@ def laughs(depth: int, width: int = 9) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("text", "named"),
     [
-        (laughs(9), "more than 20,000 values"),
-        (f"[{'1,' * 20_001}]", "more than 20,000 values"),
-        ("[" * 5000 + "]" * 5000, "nested more than 100 deep"),
-        ("a0: &a0 [x]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 150)), "nested more than 100 deep"),
-        ("a: &a [1, *a]", "an anchor contains an alias of itself"),
-        ("a: &a {b: *a}", "an anchor contains an alias of itself"),
-        ("a: 1\na: 2", "the key 'a' stands there twice"),
-        ("{b: {c: 1, d: 2, 'c': 3}}", "the key 'c' stands there twice"),
-        ("b: {<<: {c: 1, c: 2}, d: 3}", "the key 'c' stands there twice"),
-        ("b: {<<: [{d: 1}, {c: 1, c: 2}]}", "the key 'c' stands there twice"),
-        ("day: 2024-13-45", "month must be in 1..12"),
-        (f"n: {'9' * 5000}", "Exceeds the limit"),
+        (laughs(9), "20,000"),
+        (f"[{'1,' * 20_001}]", "20,000"),
+        ("[" * 5000 + "]" * 5000, "100"),
+        ("a0: &a0 [x]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 150)), "100"),
+        ("a: &a [1, *a]", "anchor"),
+        ("a: &a {b: *a}", "anchor"),
+        ("a: 1\na: 2", "'a'"),
+        ("{b: {c: 1, d: 2, 'c': 3}}", "'c'"),
+        ("b: {<<: {c: 1, c: 2}, d: 3}", "'c'"),
+        ("b: {<<: [{d: 1}, {c: 1, c: 2}]}", "'c'"),
+        ("day: 2024-13-45", "month"),
+        (f"n: {'9' * 5000}", "digits"),
     ],
     ids=[
         "laughs",
@@ -92,15 +93,14 @@ def laughs(depth: int, width: int = 9) -> str:
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line_before_it_grows(
-    text: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(yaml_text, "MOST_VALUES", 20_000)
     file = tmp_path / "c.yaml"
     file.write_text(text)
-    with pytest.raises(UserError) as caught:
+    with refused(str(file), named) as caught:
         read_yaml(file)
-    message = str(caught.value)
-    assert message.startswith(f"{file}: ") and reason in message and "\n" not in message and len(message) < 400
+    assert len(str(caught.value)) < 400
 
 
 def test_anchors_that_repeat_a_little_are_what_they_are_for() -> None:
@@ -111,7 +111,7 @@ def test_anchors_that_repeat_a_little_are_what_they_are_for() -> None:
 
 
 def test_what_is_typed_is_bounded_too_and_other_mistakes_are_text() -> None:
-    with pytest.raises(UserError, match="grid: an anchor contains an alias of itself"):
+    with refused("grid", "anchor"):
         parse_overrides(["grid=&a [*a]"])
     assert parse_overrides(["k=[1", "d=2024-13-45"]) == {"k": "[1", "d": "2024-13-45"}
 
@@ -127,7 +127,7 @@ def test_a_file_too_large_to_be_a_config_is_not_read(tmp_path: Path, monkeypatch
     with file.open("wb") as out:
         out.truncate(2**33)
     monkeypatch.setattr(yaml_text, "parse", lambda text: pytest.fail("it was read"))
-    with pytest.raises(UserError, match="8,589,934,592 bytes, and a config has 4,194,304 at most"):
+    with refused(str(file), "8,589,934,592", "4,194,304"):
         read_yaml(file)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from evaluation.data.base import Content
-from evaluation.embeddings import Rows, Wanted
+from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html
 from evaluation.reporting.comparison import Comparison, score_table
 from evaluation.tasks.base import Scored, TaskInfo
@@ -43,8 +43,8 @@ class Same:
     def __init__(self, place: str, content: Content):
         assert content.retrieval is not None
         self.dataset = self.place = place
-        self.images = Wanted("images", content.retrieval.images, f"{place}/test")
-        self.texts = Wanted("texts", tuple(content.retrieval.texts), f"{place}/captions")
+        self.images = Inputs("images", content.retrieval.images, f"{place}/test")
+        self.texts = Inputs("texts", tuple(content.retrieval.texts), f"{place}/captions")
         self.identity = [texts.tolist() for texts in content.retrieval.texts_of_image]
         self._first = np.asarray([texts[0] for texts in content.retrieval.texts_of_image])
 
@@ -53,7 +53,7 @@ class Same:
         """One a set with captions."""
         yield from (cls(place, content) for place, content in contents.items() if content.retrieval is not None)
 
-    def wanted(self) -> tuple[Wanted, Wanted]:
+    def inputs(self) -> tuple[Inputs, Inputs]:
         return self.images, self.texts
 
     def score(self, rows: Rows) -> Scored:

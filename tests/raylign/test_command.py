@@ -20,17 +20,17 @@ def test_init_writes_configs_that_load_and_fit_one_another(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["init", "mine"]) == 0
-    told = capsys.readouterr().out
-    found: dict[str, Any] = {verb: load(model, f"mine/{verb}.yaml") for verb, model in MODELS.items()}
-    assert all(f"raylign {verb} mine/{verb}.yaml" in told for verb in MODELS)
-    assert found["prepare"].output == found["train"].data.path and found["prepare"].source.title() == "mine"
-    assert found["evaluate"].checkpoint == found["train"].storage / found["train"].name
-    assert found["sweep"].base == Path("mine/train.yaml")
+    printed = capsys.readouterr().out
+    settings: dict[str, Any] = {verb: load(model, f"mine/{verb}.yaml") for verb, model in MODELS.items()}
+    assert all(f"raylign {verb} mine/{verb}.yaml" in printed for verb in MODELS)
+    assert settings["prepare"].output == settings["train"].data.path and settings["prepare"].source.title() == "mine"
+    assert settings["evaluate"].checkpoint == settings["train"].storage / settings["train"].name
+    assert settings["sweep"].base == Path("mine/train.yaml")
     assert all(
-        weights is None for weights in (found["train"].image_tower.weights_name(), found["train"].text_tower.weights_name())
+        weights is None for weights in (settings["train"].image_tower.weights_name(), settings["train"].text_tower.weights_name())
     )
-    # Nothing is written over.
-    assert main(["init", "mine"]) == 2 and "is there already" in capsys.readouterr().err
+    # Nothing is overwritten.
+    assert main(["init", "mine"]) == 2 and capsys.readouterr().err.startswith("error: mine: ")
 
 
 @pytest.mark.parametrize("name", ["a b", "true", "1", ".x"])
@@ -46,10 +46,11 @@ def test_it_calls_itself_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     assert main(["init", "mine"]) == 0
     assert main(["train", "mine/prepare.yaml"]) == 2
-    assert "is a config of another program; raylign prepare mine/prepare.yaml" in capsys.readouterr().err
+    assert "raylign prepare mine/prepare.yaml" in capsys.readouterr().err
     assert main(["train", "mine/sweep.yaml"]) == 2
-    assert "is a config of another program; raylign sweep mine/sweep.yaml" in capsys.readouterr().err
+    assert "raylign sweep mine/sweep.yaml" in capsys.readouterr().err
     assert main(["prepare", "opnmoji"]) == 2
-    assert "did you mean" in capsys.readouterr().err
+    assert "pipelines/configs/openmoji.yaml" in capsys.readouterr().err
     assert main(["trian", "mine/train.yaml"]) == 2
-    assert "'trian' is no command, those are init, prepare, train, evaluate, sweep" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "'trian'" in said and "init, prepare, train, evaluate, sweep" in said and "raylign --help" in said

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 import raylign
+from tests.refusals import refused
 
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
 
 
 class Colours:
-    """Unit rows of mean colours, and of the colours that a text names; how many it is given at a time is noted."""
+    """Unit rows of mean colours, and of the colours that a text names; `given` has the size of each batch of images."""
 
     def __init__(self) -> None:
         self.given: list[int] = []
@@ -71,15 +72,14 @@ def test_rows_are_those_of_one_batch_whatever_the_batches(folder: Path) -> None:
 def test_mistakes_are_one_line(folder: Path) -> None:
     broken = folder / "broken.png"
     broken.write_bytes(b"no image")
-    for call, told in (
-        (lambda: raylign.embed_images(Colours(), [broken]), "broken.png cannot be used: undecodable"),
-        (lambda: raylign.embed_images(Colours(), [folder / "gone.png"]), "gone.png cannot be read"),
-        (lambda: raylign.embed_images(Colours(), []), "images: there is none"),
-        (lambda: raylign.embed_texts(Colours(), "red"), "texts: a list of at least one text"),
-        (lambda: raylign.rank(Colours(), "red", folder / "nowhere"), "is not a folder"),
-        (lambda: raylign.open_dataset(folder), "is no prepared dataset"),
-        (lambda: raylign.train({"name": "x"}, {"data.path": "nowhere"}), "config: image_tower: missing"),
+    for call, key, named in (
+        (lambda: raylign.embed_images(Colours(), [broken]), "images", [broken, "undecodable"]),
+        (lambda: raylign.embed_images(Colours(), [folder / "gone.png"]), "images", [folder / "gone.png"]),
+        (lambda: raylign.embed_images(Colours(), []), "images", []),
+        (lambda: raylign.embed_texts(Colours(), "red"), "texts", ["'red'"]),
+        (lambda: raylign.rank(Colours(), "red", folder / "nowhere"), "images", [folder / "nowhere"]),
+        (lambda: raylign.open_dataset(folder), "data.path", [folder, "source.path="]),
+        (lambda: raylign.train({"name": "x"}, {"data.path": "nowhere"}), "image_tower", ["image_tower=VALUE", "config"]),
     ):
-        with pytest.raises(raylign.UserError, match=told) as caught:
+        with refused(key, *named):
             call()
-        assert "\n" not in str(caught.value)

@@ -32,6 +32,7 @@ from training.objectives.clip import ClipSettings
 
 CONFIG = Path(__file__).parents[2] / "training/configs/from-scratch.yaml"
 PLAIN, SQUARES = "tests.raylign.own_objective:Plain", "tests.raylign.own_parts:Squares"
+OBJECTIVE_BASE = "training.objectives.base:ObjectiveSettings"
 OWN = {"objective.name": PLAIN, "objective.scale": 4, "optimizer.name": "tests.raylign.own_parts:Descent"}
 
 
@@ -47,7 +48,7 @@ def test_an_objective_of_ones_own_is_read_written_and_read_again() -> None:
 
 
 def test_a_checkpoint_of_it_is_read_without_importing_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint may be a stranger's: its config is data, and says the same."""
+    """A checkpoint may come from a stranger: its config is data, with the same values."""
     (tmp_path / "strange.py").write_text("raise SystemExit('it was run')")
     monkeypatch.syspath_prepend(str(tmp_path))
     tree = load(TrainSettings, CONFIG).model_dump(mode="json") | {"objective": {"name": "strange:Loss", "scale": 2}}
@@ -58,27 +59,23 @@ def test_a_checkpoint_of_it_is_read_without_importing_anything(tmp_path: Path, m
     own = load(TrainSettings, CONFIG, OWN)
     with as_data():
         data = validate(TrainSettings, own.model_dump(mode="json"), "config.yaml")
-    assert data.identity() == own.identity(), "a run that goes on is the same run"
+    assert data.identity() == own.identity(), "a resumed run is the same run"
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "key", "named", "remedy"),
     [
-        ({"objective.name": "nowhere.to:Be"}, "objective.name: nowhere.to cannot be imported: No module named 'nowhere'"),
-        ({"objective.name": "tests.raylign.own_objective:Gone"}, "objective.name: tests.raylign.own_objective has no 'Gone'"),
-        (
-            {"objective.name": "tests.raylign.own_objective:NoSettings"},
-            "objective.name: .* derive it from training.objectives.base:",
-        ),
-        ({"objective.name": SQUARES}, "objective.name: .* derive it from training.objectives.base:ObjectiveSettings"),
-        ({"objective.name": PLAIN, "objective.scale": -1}, r"objective.scale: input should be greater than 0 \(value -1\)"),
-        ({"objective.name": PLAIN, "objective.scal": 1}, "objective.scal: unknown key .*did you mean 'scale'"),
+        ({"objective.name": "nowhere.to:Be"}, "objective.name", ["nowhere.to"], "nowhere"),
+        ({"objective.name": "tests.raylign.own_objective:Gone"}, "objective.name", ["tests.raylign.own_objective", "'Gone'"], ""),
+        ({"objective.name": "tests.raylign.own_objective:NoSettings"}, "objective.name", ["NoSettings"], OBJECTIVE_BASE),
+        ({"objective.name": SQUARES}, "objective.name", [SQUARES], OBJECTIVE_BASE),
+        ({"objective.name": PLAIN, "objective.scale": -1}, "objective.scale", ["0", "-1"], ""),
+        ({"objective.name": PLAIN, "objective.scal": 1}, "objective.scal", ["1"], "'scale'"),
     ],
 )
-def test_what_is_wrong_is_one_line_that_names_the_key(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told) as caught:
+def test_an_error_in_a_class_of_ones_own_names_the_key(changes: dict[str, Any], key: str, named: list[str], remedy: str) -> None:
+    with refused(key, *named, remedy=remedy):
         load(TrainSettings, CONFIG, changes)
-    assert "\n" not in str(caught.value)
 
 
 def test_an_optimizer_of_ones_own() -> None:
@@ -90,14 +87,14 @@ def test_an_optimizer_of_ones_own() -> None:
     layer(torch.tensor([[1.0, 3.0]])).sum().backward()
     optimizer.step()
     torch.testing.assert_close(layer.weight, before - settings.lr * 2 * torch.tensor([[1.0, 3.0]]))
-    with pytest.raises(UserError, match=r"optimizer\.name: .* does not take these arguments.*optimizer\.options"):
+    with refused("optimizer.name", "Descent", "'fact'", remedy="optimizer.options"):
         load(TrainSettings, CONFIG, OWN | {"optimizer.options.fact": 2}).optimizer.check()
-    with pytest.raises(UserError, match=r"optimizer\.name: .* gave a Tensor; it must be a torch\.optim\.Optimizer"):
+    with pytest.raises(UserError, match=r"^optimizer\.name: .*Tensor.*torch\.optim\.Optimizer"):
         load(TrainSettings, CONFIG, {"optimizer.name": "tests.raylign.test_own_parts:no_optimizer"}).optimizer.check()
 
 
 def no_optimizer(params: Any, lr: float, weight_decay: float) -> torch.Tensor:
-    """What is none."""
+    """Not an optimizer."""
     return torch.zeros(())
 
 
@@ -110,7 +107,7 @@ def test_a_source_of_ones_own_alone_and_in_a_mix(mixed: bool) -> None:
     rows = [row for unit in settings.source.units() for row in settings.source.read(unit.data, True)]
     assert [isinstance(row, Rejected) for row in rows] == [False, False, False, True, False]
     assert settings.source.title() == "squares" and Squares().name == SQUARES
-    with pytest.raises(UserError, match="count: input should be a valid integer"):
+    with refused("source.count", "integer", "'many'"):
         validate(PrepareSettings, {"source": {"name": SQUARES, "count": "many"}, "output": "data/o"}, "c.yaml")
 
 
@@ -136,11 +133,11 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
     assert validate(EvaluateSettings, settings.model_dump(mode="json"), "again") == settings
     (task,) = plan(settings, {"o": content})
     rows = Rows("model", None)
-    for wanted, array in zip(task.wanted(), (np.eye(2), np.eye(2)), strict=True):
-        np.save(tmp_path / f"{wanted.kind}.npy", array.astype(np.float32))
-        rows.add(wanted, tmp_path / f"{wanted.kind}.npy")
+    for inputs, array in zip(task.inputs(), (np.eye(2), np.eye(2)), strict=True):
+        np.save(tmp_path / f"{inputs.kind}.npy", array.astype(np.float32))
+        rows.add(inputs, tmp_path / f"{inputs.kind}.npy")
     assert task.score(rows).scores == {"nearer": 100.0}
-    with pytest.raises(UserError, match=r"tasks: no set of data can take part in tests\.raylign\.own_parts:Same"):
+    with pytest.raises(UserError, match=r"^tasks: .*tests\.raylign\.own_parts:Same"):
         plan(settings, {"o": Content()})
 
 

@@ -26,8 +26,18 @@ from training.plan import Plan, Scored
 from training.precision import unit
 from training.state import TrainState
 
-SIZES = {"states_width": 16, "vocabulary_size": 50, "guide_widths": (4, 4)}
-TASK = Task(9, 9, embed_dim=8, image_width=16, steps_per_epoch=1, total_steps=1, seed=0, **SIZES)  # type: ignore[arg-type]
+TASK = Task(
+    num_images=9,
+    num_texts=9,
+    embed_dim=8,
+    image_width=16,
+    steps_per_epoch=1,
+    total_steps=1,
+    seed=0,
+    states_width=16,
+    vocabulary_size=50,
+    guide_widths=(4, 4),
+)
 
 
 def save(prepared: Prepared, folder: Path, **changes: Any) -> TrainState:
@@ -46,8 +56,8 @@ def save(prepared: Prepared, folder: Path, **changes: Any) -> TrainState:
     tokenizer = train_tokenizer(prepared.texts().to_pylist(), 100, settings.text_tower.max_tokens)
     stream = Stream(prepared, frozenset({"image"}), image_size=12, tokenizer=tokenizer)
     scored = Scored(held_out(prepared, SuiteSettings()), stream, None, None, "held_out.npz")
-    order = Order(prepared, "train", None, 0, 4)
-    plan = Plan(settings, order, stream, (scored,), tokenizer, "test")
+    order = Order(prepared, "train", split_seed=None, seed=0, global_batch_size=4)
+    plan = Plan(settings=settings, order=order, stream=stream, scored=(scored,), tokenizer=tokenizer, code_version="test")
     encoder, objective, teacher = plan.build()
     optimizer = settings.optimizer.build([encoder, objective])
     state = TrainState(encoder, objective, teacher, optimizer, torch.amp.GradScaler("cpu", enabled=False))

@@ -14,6 +14,7 @@ import torch
 from evaluation import retrieval
 from evaluation.embedder import load_embedder
 from pipelines.program.errors import UserError
+from tests.refusals import refused
 from tests.training.hub import hub, photographs
 
 MODEL = "raylign-embedder-test"
@@ -158,9 +159,9 @@ def test_what_is_no_dual_encoder_is_named(tmp_path: Path) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     BertModel(BertConfig(**sizes, vocab_size=30)).save_pretrained(tmp_path)
     BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"embedder_arguments\.weights: .* is a BertModel, which does not embed images"):
+    with refused("embedder_arguments.weights", tmp_path, "BertModel"):
         load_embedder("training.embedders:huggingface", {"weights": str(tmp_path)})
     with pytest.raises(UserError, match=r"embedder_arguments\.weights: .*/nothing"):
         load_embedder("training.embedders:huggingface", {"weights": f"{tmp_path}/nothing"})
-    with pytest.raises(UserError, match="model: open_clip has no 'ViT-B/32'; did you mean ViT-B-32"):
+    with refused("embedder_arguments.model", "ViT-B/32", remedy="ViT-B-32"):
         load_embedder("training.embedders:open_clip", {"model": "ViT-B/32"})

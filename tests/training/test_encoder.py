@@ -5,7 +5,7 @@ import torch
 
 from pipelines.dataset.batch import Batch
 from pipelines.dataset.views import UNCHANGED
-from pipelines.program.errors import UserError
+from tests.refusals import refused
 from training.encoder import AugmentedHead, DualEncoder, IdentityHead, LinearHead, MlpHead, build_encoder
 from training.precision import unit
 from training.towers.image import ConvSettings, ImageTowerSettings, TimmSettings
@@ -175,5 +175,5 @@ def test_without_heads_features_are_the_embeddings_and_must_be_as_wide() -> None
     head = IdentityHead(name="identity")
     rows = torch.randn(3, 12)
     assert torch.equal(head.build(12, 12)(rows), rows)
-    with pytest.raises(UserError, match=r"^embed_dim: 10, but this tower's features have 12 numbers.* pass embed_dim=12"):
+    with refused("embed_dim", 10, remedy="embed_dim=12"):
         head.build(12, 10)

@@ -21,6 +21,7 @@ from tests.patience import PATIENCE
 from training.config import TrainSettings
 from training.features import BankSettings
 from training.plan import plan_of
+from training.saved_towers import frozen
 from training.towers import ImageFeatures, TextFeatures
 from training.towers.base import TowerSettings
 from training.weight_sources import check_sources
@@ -79,8 +80,8 @@ def test_a_run_finds_them_and_computes_nothing(tiny_dataset: Prepared, computed:
     texts = tiny_dataset.texts().to_numpy()[ids]
     image_encoder, text_encoder = settings.guides
     for path, direct in (
-        (guides.image_bank, ImageFeatures(image_encoder)(views)),
-        (guides.text_bank, TextFeatures(text_encoder, text_encoder.tokenizer(list))(texts)),
+        (guides.image_bank, ImageFeatures(frozen(image_encoder, "k", None))(views)),
+        (guides.text_bank, TextFeatures(frozen(text_encoder, "k", None), text_encoder.tokenizer(list))(texts)),
     ):
         np.testing.assert_allclose(np.load(path / "rows.npy")[ids], direct, atol=0.01)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from pipelines.program.errors import UserError
 from pipelines.program.settings import validate
+from tests.refusals import refused
 from training.encoder import MlpHead
 from training.learning_rate import ScheduleSettings
 from training.objectives.base import Task
@@ -25,7 +26,9 @@ def groups(optimizer: torch.optim.Optimizer) -> dict[int, float]:
 
 def test_only_weights_of_two_and_more_dimensions_decay() -> None:
     image, text = ConvSettings(name="conv").build(), TransformerSettings(name="transformer", width=16, layers=1).build(70)
-    head, clip = MlpHead(name="mlp").build(16, 8), ClipSettings().build(Task(1, 1, 8, 16, 1, 1, 0))
+    head = MlpHead(name="mlp").build(16, 8)
+    sizes = {"num_images": 1, "num_texts": 1, "embed_dim": 8, "image_width": 16}
+    clip = ClipSettings().build(Task(**sizes, steps_per_epoch=1, total_steps=1, seed=0))
     modules: dict[str, nn.Module] = {"image": image, "text": text, "head": head, "objective": clip}
     decay = groups(OptimizerSettings(weight_decay=0.05).build(modules.values()))
     named = {f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters()}
@@ -76,22 +79,21 @@ def test_options_reach_the_optimizer_and_wrong_ones_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "named", "remedy"),
     [
-        ({"options": {"beta": 0.5}}, r"adamw has no 'beta'; did you mean betas\? it has betas, eps, "),
-        ({"options": {"betas": [0.9, 2]}}, r"adamw does not take \{'betas': \[0\.9, 2\]\}: .*2"),
-        ({"options": {"betas": 0.9}}, r"adamw does not take \{'betas': 0\.9\}: "),
-        ({"name": "lion", "options": {"eps": 1e-8}}, r"lion has no 'eps'; it has betas, "),
-        ({"name": "sgd", "momentum": 0, "options": {"dampenin": 1}}, r"sgd has no 'dampenin'; did you mean dampening\?"),
+        ({"options": {"beta": 0.5}}, ["adamw", "'beta'"], "betas, eps"),
+        ({"options": {"betas": [0.9, 2]}}, ["adamw", "'betas': [0.9, 2]"], ""),
+        ({"options": {"betas": 0.9}}, ["adamw", "'betas': 0.9"], ""),
+        ({"name": "lion", "options": {"eps": 1e-8}}, ["lion", "'eps'"], "betas"),
+        ({"name": "sgd", "momentum": 0, "options": {"dampenin": 1}}, ["sgd", "'dampenin'"], "dampening?"),
     ],
     ids=str,
 )
-def test_options_that_an_optimizer_does_not_take(keys: dict, told: str) -> None:
+def test_options_that_an_optimizer_does_not_take(keys: dict, named: list[str], remedy: str) -> None:
     """Found by a step on a toy, before there is anything to train."""
     OptimizerSettings(name=keys.get("name", "adamw")).check()
-    with pytest.raises(UserError, match=rf"^optimizer\.options: {told}") as caught:
+    with refused("optimizer.options", *named, remedy=remedy):
         OptimizerSettings(**keys).check()
-    assert "\n" not in str(caught.value)
 
 
 def test_a_number_without_a_dot_which_yaml_takes_for_text_is_a_number() -> None:
@@ -109,7 +111,7 @@ def test_sgd_may_have_no_momentum() -> None:
 
 
 def test_an_unknown_optimizer_gets_a_suggestion() -> None:
-    with pytest.raises(UserError, match=r"name: unknown optimizer 'adamwx'; did you mean .*adamw"):
+    with pytest.raises(UserError, match=r"name.*'adamwx'.*\badamw\b"):
         validate(OptimizerSettings, {"name": "adamwx"}, "c.yaml")
 
 

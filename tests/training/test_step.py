@@ -44,11 +44,16 @@ DROPOUT = {
 }
 
 
+def task_of(embed_dim: int, image_width: int) -> Task:
+    sizes = {"embed_dim": embed_dim, "image_width": image_width}
+    return Task(num_images=100, num_texts=100, steps_per_epoch=4, total_steps=8, seed=0, **sizes)
+
+
 def state_of(settings: TrainSettings) -> TrainState:
     torch.manual_seed(7)
     towers, heads = (settings.image_tower, settings.text_tower), settings.heads
     encoder = build_encoder(*towers, heads, settings.embed_dim, (None, None), VOCABULARY).train()
-    task = Task(100, 100, settings.embed_dim, image_width=8, steps_per_epoch=4, total_steps=8, seed=0)
+    task = task_of(embed_dim=settings.embed_dim, image_width=8)
     objective, teacher = settings.objective.build(task), settings.objective.build_teacher(encoder, task)
     optimizer = settings.optimizer.build([encoder, objective])
     return TrainState(encoder, objective, teacher, optimizer, torch.amp.GradScaler("cpu", enabled=False))
@@ -154,7 +159,7 @@ def test_parts_of_a_compiled_encoder_see_the_masks_of_the_loss(batch: Batch) -> 
     """Compiled code draws its own masks: those of the first pass must be those of the second."""
     settings = settings_of(accumulate=2)
     torch.manual_seed(7)
-    encoder, objective = Dropped(), settings.objective.build(Task(100, 100, 4, 6, 4, 8, 0))
+    encoder, objective = Dropped(), settings.objective.build(task_of(embed_dim=4, image_width=6))
     features = {name: torch.randn(ROWS, 6) for name in ("image_features", "text_features")}
     batch = Batch(**features, image_id=batch["image_id"], text_id=batch["text_id"])
     compiled: Any = torch.compile(encoder)

@@ -61,12 +61,12 @@ def scores_of(data: HeldOut, rows: dict[str, np.ndarray]) -> dict[str, float]:
 
 def test_the_mean_of_all_parts_is_the_score(data: HeldOut) -> None:
     rows = embeddings(data, 0)
-    found = outcomes.parts(data, **rows)
+    found = outcomes.contributions(data, **rows)
     for metric, value in scores_of(data, rows).items():
-        part = outcomes.part_of(found, metric)
+        part = outcomes.contributions_to(found, metric)
         assert part is not None and part.mean() == pytest.approx(value) and len(part) == len(CAPTIONS), metric
     assert sum(0 < value < 100 for value in scores_of(data, rows).values()) > 5
-    assert outcomes.part_of(found, "retrieval/other/mean_recall@1") is None
+    assert outcomes.contributions_to(found, "retrieval/other/mean_recall@1") is None
 
 
 def test_what_was_written_is_read_by_group_and_adds_up(data: HeldOut, tmp_path: Path) -> None:

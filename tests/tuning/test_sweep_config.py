@@ -1,13 +1,18 @@
-"""What a sweep file may say: every rule with its message, dotted and nested keys alike, cells, labels, and what may change."""
+"""The sweep config: every rule and what its error names, dotted and nested keys, cells, labels, and what may change."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.program.config_files import shipped
 from pipelines.program.errors import UserError
 from pipelines.program.settings import difference, load, parse_overrides, validate
+from tests.refusals import refused
 from tuning.config import BudgetSettings, Dimension, RandomSettings, SweepSettings, label
+from tuning.plan import SweepPlan
 
 RATE = {"low": 1e-4, "high": 1e-2, "log": True}
 FILE = """
@@ -27,12 +32,14 @@ def settings(**changes: Any) -> SweepSettings:
     return validate(SweepSettings, {"name": "s", "base": "base.yaml"} | changes, "sweep.yaml")
 
 
-def refusal(**changes: Any) -> str:
-    """The line that a user reads."""
+def refusal(key: str, *named: str, **changes: Any) -> None:
+    """These settings raise an error about `key`, which names each of `named`, in one line."""
     with pytest.raises(UserError) as caught:
         settings(**changes)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    line = str(caught.value)
+    assert "\n" not in line and f" {key}: " in f" {line}", f"the key {key!r} is not named: {line}"
+    for name in named:
+        assert name in line, f"{name!r} is not named: {line}"
 
 
 @pytest.fixture
@@ -46,43 +53,48 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("dimension", "message"),
+    ("dimension", "named"),
     [
-        ({}, "give low and high, or choices"),
-        ({"low": 1}, "give low and high, or choices"),
-        ({"high": 1}, "give low and high, or choices"),
-        ({"choices": [1], "low": 1, "high": 2}, "give low and high, or choices"),
-        ({"choices": [1], "low": 1}, "choices take no low, high, log, integer or points"),
-        ({"choices": [1], "log": True}, "choices take no low, high, log, integer or points"),
-        ({"choices": [1], "integer": True}, "choices take no low, high, log, integer or points"),
-        ({"choices": [1], "points": 2}, "choices take no low, high, log, integer or points"),
-        ({"choices": []}, "at least one"),
-        ({"low": 2, "high": 1}, "low: 2 is not below high: 1"),
-        ({"low": 1, "high": 1}, "low: 1 is not below high: 1"),
-        ({"low": 0, "high": 1, "log": True}, "low: 0 has no logarithm; with log: true it must be positive"),
-        ({"low": -1, "high": 1, "log": True}, "low: -1 has no logarithm; with log: true it must be positive"),
-        ({"low": 0.5, "high": 3, "integer": True}, "integer: the range 0.5 to 3 must begin and end with whole numbers"),
-        ({"low": 1, "high": 2.5, "integer": True}, "integer: the range 1 to 2.5 must begin and end with whole numbers"),
-        ({"low": 1, "high": 2, "points": 1}, "greater than or equal to 2 (value 1)"),
-        ({"low": 1, "high": 2, "lwo": 3}, "lwo: unknown key (value 3); did you mean 'low'?"),
+        ({}, ["low", "high", "choices"]),
+        ({"low": 1}, ["low", "high", "choices"]),
+        ({"high": 1}, ["low", "high", "choices"]),
+        ({"choices": [1], "low": 1, "high": 2}, ["low", "high", "choices"]),
+        ({"choices": [1], "low": 1}, ["choices", "low", "log", "integer", "points"]),
+        ({"choices": [1], "log": True}, ["choices", "low", "log", "integer", "points"]),
+        ({"choices": [1], "integer": True}, ["choices", "low", "log", "integer", "points"]),
+        ({"choices": [1], "points": 2}, ["choices", "low", "log", "integer", "points"]),
+        ({"choices": []}, ["choices", "at least one"]),
+        ({"low": 2, "high": 1}, ["low: 2", "high: 1"]),
+        ({"low": 1, "high": 1}, ["low: 1", "high: 1"]),
+        ({"low": 0, "high": 1, "log": True}, ["low: 0", "log: true"]),
+        ({"low": -1, "high": 1, "log": True}, ["low: -1", "log: true"]),
+        ({"low": 0.5, "high": 3, "integer": True}, ["integer: ", "0.5 to 3"]),
+        ({"low": 1, "high": 2.5, "integer": True}, ["integer: ", "1 to 2.5"]),
+        ({"low": 1, "high": 2, "points": 1}, ["points: ", "(value 1)", "2"]),
+        ({"low": 1, "high": 2, "lwo": 3}, ["lwo: ", "(value 3)", "'low'"]),
     ],
 )
-def test_a_dimension_that_cannot_be_searched_is_refused(dimension: dict, message: str) -> None:
-    assert message in refusal(space={"optimizer.lr": dimension})
-    assert message in refusal(space={"optimizer.lr": [RATE, dimension]})
+def test_a_dimension_that_cannot_be_searched_is_refused(dimension: dict, named: list[str]) -> None:
+    for number, dimensions in enumerate([dimension, [RATE, dimension]]):
+        with pytest.raises(UserError) as caught:
+            settings(space={"optimizer.lr": dimensions})
+        line = str(caught.value)
+        assert f"space.optimizer.lr.{number}" in line and all(name in line for name in named), line
 
 
 @pytest.mark.parametrize("dimension", [{"low": 2, "high": 1}, [{"low": 2, "high": 1}], {"low": 1, "high": 2, "points": 1}])
 def test_a_refused_dimension_is_named_as_the_file_names_it(dimension: Any) -> None:
-    """Whether it stands alone or in a list is nothing that the line may trip over."""
-    line = refusal(space={"optimizer.lr": dimension})
-    assert line.startswith("sweep.yaml: space.optimizer.lr")
+    """The error is about the dimension, whether it is given alone or in a list."""
+    with pytest.raises(UserError) as caught:
+        settings(space={"optimizer.lr": dimension})
+    line = str(caught.value)
+    assert line.removeprefix("sweep.yaml: ").startswith("space.optimizer.lr")
     assert "function-after" not in line and "valid list" not in line and "valid dictionary" not in line
 
 
 def test_a_key_without_any_dimension_is_refused() -> None:
-    """Its points would all be the base's, tried again and again."""
-    assert "space.optimizer.lr" in refusal(space={"optimizer.lr": []})
+    """All its points would be the base's value."""
+    refusal("space.optimizer.lr", space={"optimizer.lr": []})
 
 
 @pytest.mark.parametrize(
@@ -92,9 +104,9 @@ def test_a_key_without_any_dimension_is_refused() -> None:
         ({"low": 0, "high": 1, "points": 5}, [0, 0.25, 0.5, 0.75, 1]),
         ({"low": 1e-4, "high": 1, "log": True, "points": 5}, [1e-4, 1e-3, 1e-2, 1e-1, 1]),
         ({"low": 1, "high": 100, "log": True, "integer": True, "points": 3}, [1, 10, 100]),
-        # Whole numbers that fall together are tried once.
+        # Integers that are equal after rounding are tried once.
         ({"low": 1, "high": 3, "integer": True, "points": 9}, [1, 2, 3]),
-        # A third has no four digits that lie within the range, so the end itself is tried.
+        # A third rounded to four digits is outside the range, so the end itself is tried.
         ({"low": 1 / 3, "high": 2 / 3, "points": 2}, [1 / 3, 2 / 3]),
         ({"low": 1, "high": 2, "points": 4}, [1, 1.333, 1.667, 2]),
     ],
@@ -127,49 +139,43 @@ def test_values_are_tidied_to_four_digits_within_the_range(dimension: dict, valu
 
 
 @pytest.mark.parametrize(
-    ("changes", "line"),
+    ("changes", "key", "named"),
     [
-        ({"grid": {"a": []}}, "grid: 'a' has no values; list at least one, or remove the key"),
-        (
-            {"grid": {"a": [{"name": "x", "v": 1}, {"name": "x", "v": 2}]}},
-            "grid: 'a' has two values called 'x'; make what differs between them an axis of its own",
-        ),
-        (
-            {"grid": {"b": ["y"], "a.lr": [1, 2, 1.0]}},
-            "grid: 'a.lr' has two values called 'lr=1'; make what differs between them an axis of its own",
-        ),
-        ({"seeds": [0, 1, 0]}, "seeds: 0 stands there twice"),
-        ({"score": ["a", "b", "a"]}, "score: 'a' stands there twice"),
-        (
-            {"grid": {"a": [1], "lr": [1]}, "space": {"lr": RATE, "b": RATE}},
-            "space.lr: is an axis of the grid too; a key is either crossed or searched",
-        ),
+        ({"grid": {"a": []}}, "grid", ["'a'", "at least one"]),
+        ({"grid": {"a": [{"name": "x", "v": 1}, {"name": "x", "v": 2}]}}, "grid", ["'a'", "'x'", "axis"]),
+        ({"grid": {"b": ["y"], "a.lr": [1, 2, 1.0]}}, "grid", ["'a.lr'", "'lr=1'", "axis"]),
+        ({"seeds": [0, 1, 0]}, "seeds", ["0", "twice"]),
+        ({"score": ["a", "b", "a"]}, "score", ["'a'", "twice"]),
+        ({"grid": {"a": [1], "lr": [1]}, "space": {"lr": RATE, "b": RATE}}, "space.lr", ["axis of the grid"]),
         (
             {"space": {"a": {"choices": [1]}, "lr": [RATE | {"points": 2}, RATE]}, "sampler": {"name": "grid"}},
-            "space.lr: a grid needs choices, or points in its range",
+            "space.lr",
+            ["choices", "points"],
         ),
         (
             {"space": {"a": {"choices": [1]}}, "sampler": {"name": "grid"}, "trials": 3},
-            "trials: a grid tries all combinations; leave it null, or choose sampler.name=random",
+            "trials",
+            ["trials null", "sampler.name=random"],
         ),
         (
             {"space": {"lr": RATE}, "scheduler": {"name": "hyperband"}},
-            "scheduler.name: hyperband lets points of a cell wait for one another, so none may depend on another's result; "
-            "choose sampler.name=random or grid, or scheduler.name=asha",
+            "scheduler.name",
+            ["hyperband", "sampler.name=random", "grid", "scheduler.name=asha"],
         ),
         (
             {"space": {"lr": RATE}, "sampler": {"name": "random"}, "scheduler": {"name": "hyperband"}, "concurrency": 2},
-            "concurrency: hyperband pauses trials, and runs as many as there are CPUs for; leave it null",
+            "concurrency",
+            ["hyperband", "null"],
         ),
-        ({"trials": 3}, "trials: there is nothing to try without a space; add one, or leave trials null"),
-        ({"budget": {"epochs": 2, "samples": 5}}, "budget: give one of epochs, samples and minutes"),
-        ({"budget": {"epochs": 2, "minutes": 0.5}}, "budget: give one of epochs, samples and minutes"),
-        ({"sampler": {"name": "bayes"}}, "sampler.name: 'bayes' is unknown; choose one of: cmaes, grid, random, tpe"),
-        ({"scheduler": {"name": "pbt"}}, "scheduler.name: 'pbt' is unknown; choose one of: asha, hyperband, median, none"),
+        ({"trials": 3}, "trials", ["space", "trials null"]),
+        ({"budget": {"epochs": 2, "samples": 5}}, "budget", ["epochs, samples and minutes"]),
+        ({"budget": {"epochs": 2, "minutes": 0.5}}, "budget", ["epochs, samples and minutes"]),
+        ({"sampler": {"name": "bayes"}}, "sampler.name", ["'bayes'", "cmaes, grid, random, tpe"]),
+        ({"scheduler": {"name": "pbt"}}, "scheduler.name", ["'pbt'", "asha, hyperband, median, none"]),
     ],
 )
-def test_a_sweep_that_cannot_be_meant_is_refused_with_the_way_out(changes: dict, line: str) -> None:
-    assert refusal(**changes) == f"sweep.yaml: {line}"
+def test_settings_that_contradict_each_other_are_refused_with_a_remedy(changes: dict, key: str, named: list[str]) -> None:
+    refusal(key, *named, **changes)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +202,7 @@ def test_a_sweep_that_cannot_be_meant_is_refused_with_the_way_out(changes: dict,
 def test_values_out_of_bounds_are_refused_by_key(changes: dict) -> None:
     key, value = next(iter(changes.items()))
     inner = [name for name in value if name != "name"] if isinstance(value, dict) else []
-    assert refusal(**changes).startswith(f"sweep.yaml: {'.'.join([key, *inner[:1]])}: ")
+    refusal(".".join([key, *inner[:1]]), **changes)
 
 
 def test_hyperband_goes_with_points_that_need_no_results() -> None:
@@ -304,7 +310,7 @@ def test_a_value_is_called_by_its_name_or_by_its_key(key: str, value: Any, expec
     assert label(key, value) == expected
 
 
-# What may change when a sweep goes on
+# What may change when a sweep resumes
 
 
 @pytest.fixture
@@ -357,3 +363,58 @@ def test_what_makes_results_comparable_may_not_change(file: Path, sweep: SweepSe
 def test_every_setting_is_either_free_to_change_or_part_of_the_identity(sweep: SweepSettings) -> None:
     free = {"name", "storage", "grid", "trials", "seeds", "metrics", "concurrency", "retries", "loggers", "overwrite"}
     assert set(sweep.identity()) == set(SweepSettings.model_fields) - free | {"axes"}
+
+
+# The base
+
+
+@pytest.mark.parametrize("base", ["tuning/sweeps/course.yaml", "course.yaml", "mine.yaml"])
+def test_a_sweep_as_base_is_refused_with_its_own_base(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name that a user types: a shipped sweep, or a file in this folder. `course.yaml` is a training config too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("name: m\nbase: training/configs/course.yaml\ngrid: {seed: [1]}\n")
+    sweep = settings(base=base, overrides={"data.path": str(tmp_path / "nowhere")})
+    if base == "course.yaml":
+        with pytest.raises(UserError, match="nowhere"):  # the next thing that is checked
+            SweepPlan(sweep)
+        return
+    with refused("base", base, "grid", remedy="base=training/configs/course.yaml"):
+        SweepPlan(sweep)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("base", "problem", "remedy"),
+    [
+        ("smoke", "tuning/sweeps/smoke.yaml", "base=training/configs/openmoji.yaml"),  # only a sweep has this name
+        ("opnmoji.yaml", "opnmoji.yaml", "base=training/configs/openmoji.yaml"),
+        ("zzz", "zzz", "training/configs/openmoji.yaml"),
+        (".", ".", "training/configs/openmoji.yaml"),
+    ],
+)
+def test_a_base_that_is_no_training_config_is_refused(
+    base: str, problem: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with refused("base", problem, remedy=remedy):
+        SweepPlan(settings(base=base))
+
+
+def test_every_shipped_training_config_can_be_a_base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """None is taken for a sweep because of a key that both have."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "named.yaml").write_text("base: training/configs/openmoji.yaml\nname: mine\n")
+    for base in ["named.yaml", *map(str, shipped("training"))]:
+        with pytest.raises(UserError, match="nowhere"):  # the next thing that is checked
+            SweepPlan(settings(base=base, overrides={"data.path": "nowhere"}))
+
+
+def test_a_mistake_in_the_grid_is_told_without_the_imports_that_trials_and_report_need() -> None:
+    """Those take seconds. In a process of its own: this one has imported everything."""
+    code = (
+        "import sys; from tuning.__main__ import main; code = main(['smoke', 'grid.optimizer.nam=[sgd]']);"
+        "heavy = {'scipy', 'ray.train', 'ray.tune', 'tuning.reporting'} & sys.modules.keys(); sys.exit(f'{code} {heavy}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "2 set()", done.stderr
+    assert "optimizer.nam" in done.stderr

@@ -1,6 +1,6 @@
 """Objectives, one file each. The union of their settings is the registry: a new objective is one file and one member.
 
-One of your own needs neither: a config names its settings class, as `mypackage.mymodule:MySettings`.
+Users' own objectives need neither: a config names the settings class, as `mypackage.mymodule:MySettings`.
 """
 
 from typing import Annotated

@@ -62,10 +62,10 @@ class AClipPing(ClipPing):
         places = [nearest(rows, queue, batch["image_id"][:, None], ids[:, 1:]) for rows, queue in zip(own, queues, strict=True)]
         guided = batch.copy()
         for name, rows, queue in zip(("guide_images", "guide_texts"), own, queues, strict=True):
-            found = [at(queue, place).to(rows.dtype) for place in places]
-            guided[name] = torch.stack([rows, *found], dim=1)  # type: ignore[literal-required]
-        named = [torch.where(place < 0, -1, at(ids[:, 0], place)) for place in places]
-        guided["guide_ids"] = torch.stack([batch["sample_id"], *named], dim=1)
+            neighbours = [at(queue, place).to(rows.dtype) for place in places]
+            guided[name] = torch.stack([rows, *neighbours], dim=1)  # type: ignore[literal-required]
+        neighbour_ids = [torch.where(place < 0, -1, at(ids[:, 0], place)) for place in places]
+        guided["guide_ids"] = torch.stack([batch["sample_id"], *neighbour_ids], dim=1)
         loss = super().forward(embeddings, guided)
         new = all_gather(torch.stack([batch["sample_id"], batch["image_id"]], dim=1)), *map(all_gather, own)
         state = dict(zip(("ids", "images", "texts"), new, strict=True))

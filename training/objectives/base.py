@@ -2,8 +2,8 @@
 
 Temperature, bias and heads are parameters of the objective; queues, moving averages and per-sample state are its buffers.
 `forward` reads them and can be replayed; `update` writes them once per optimizer step, with gathered values. An objective never
-sees ranks or Ray: it gathers through `training.distributed`, which is the identity for one worker. Any teacher is just two more
-columns of the batch to an objective.
+sees ranks or Ray: it gathers through `training.distributed`, which is the identity for one worker. To an objective, a teacher is
+just more columns of the batch.
 """
 
 from abc import ABC, abstractmethod
@@ -47,7 +47,7 @@ class Loss(NamedTuple):
     state: Mapping[str, Tensor] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """What an objective or a teacher may know about its run."""
 
@@ -104,9 +104,10 @@ class ObjectiveSettings(Named):
 
 
 class ForeignObjective(ObjectiveSettings):
-    """What a checkpoint says of an objective that is not ours: keys, as data. Nothing is imported for it, and nothing built."""
+    """Settings of a user's own objective, read from a checkpoint as data: its class is not imported, and it cannot be built."""
 
     model_config = ConfigDict(extra="allow")
 
     def build(self, task: Task) -> Objective:
-        raise UserError(f"objective.name: {self.name} was read as data, and is not to be built")
+        problem = f"{self.name} was read from a checkpoint as data, and cannot be built"
+        raise UserError("objective.name", problem, "load the run's own config.yaml, which imports the class")

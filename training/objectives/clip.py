@@ -46,8 +46,8 @@ class Clip(Objective):
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
         scale = self.scale()
-        found = contrast(embeddings, find_candidates(embeddings, batch, self._mask), scale, scale)
-        total = ((found.image + found.text) / 2 - scale * found.own).mean()
+        sums = contrast(embeddings, find_candidates(embeddings, batch, self._mask), scale, scale)
+        total = ((sums.image + sums.text) / 2 - scale * sums.own).mean()
         return Loss(total, {"temperature": 1 / scale.detach()})
 
     def update(self, batch: Batch, loss: Loss) -> None:

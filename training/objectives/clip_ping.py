@@ -5,7 +5,7 @@ Thwal et al., "CLIP-PING: Boosting Lightweight Vision-Language Models with Proxi
 caption is nearest according to a frozen text encoder (`pipelines.features.frozen_encoders`). In addition to CLIP, two heads on
 the student's projections contrast it with the features A^I, A^T of nearest neighbours (NN) and of cross nearest neighbours (XNN):
 
-    L = L_CLIP + nn [ G(p^I, A^I_n) + G(p^T, A^T_m) ] / 2 + xnn [ G(p^I, A^I_m) + G(p^T, A^T_n) ] / 2
+    L = L_CLIP + nearest [ G(p^I, A^I_n) + G(p^T, A^T_m) ] / 2 + cross_nearest [ G(p^I, A^I_m) + G(p^T, A^T_n) ] / 2
     G(p, f): symmetric InfoNCE of the batch's p and f at its own temperature; same neighbours are not negatives
 
 The paper prints no equations and has no public code: these losses are our reading of its text. With `cross: other_modality` XNN
@@ -20,12 +20,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.dataset.batch import Batch, Needs
-from training.distributed import all_gather
+from training.distributed import all_gather, mean_over_workers
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip import Clip, ContrastiveSettings
 from training.objectives.ops.blocks import Candidates
 from training.objectives.ops.contrast import contrast, find_candidates
-from training.objectives.ops.means import mean_over_workers
 from training.objectives.ops.temperature import LogitScale
 from training.precision import unit
 
@@ -102,13 +101,17 @@ def guidance(rows: Tensor, features: Tensor, ids: Tensor, scale: Tensor) -> Tens
 
     Rows with the same id are not negatives of each other; a row with id -1 has no neighbour and is left out.
     """
-    there = ids >= 0
-    everywhere = all_gather(there)
+    has_neighbour = ids >= 0
     features = features.to(rows.dtype)
     pairs = Embeddings(rows, features, rows, features)
-    candidates = find_candidates(pairs, {}, ids=False)
     columns = torch.stack([ids, ids], dim=1)
-    candidates = Candidates(candidates.targets, columns, all_gather(columns), there, everywhere)
-    found = contrast(pairs, candidates, scale, scale)
-    losses = (found.image + found.text) / 2 - scale * found.own
-    return mean_over_workers(torch.where(there, losses, 0.0), there)
+    candidates = Candidates(
+        targets=find_candidates(pairs, {}, ids=False).targets,
+        ids=columns,
+        all_ids=all_gather(columns),
+        group=has_neighbour,
+        all_groups=all_gather(has_neighbour),
+    )
+    sums = contrast(pairs, candidates, scale, scale)
+    losses = (sums.image + sums.text) / 2 - scale * sums.own
+    return mean_over_workers(torch.where(has_neighbour, losses, 0.0), has_neighbour)

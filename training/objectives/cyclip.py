@@ -43,8 +43,8 @@ class CyClip(Clip):
         within, across = inconsistencies(image, text, all_gather(image), all_gather(text))
         in_modal, cross_modal = within.mean().to(clip.total.dtype), across.mean().to(clip.total.dtype)
         total = clip.total + self._in_modal * in_modal + self._cross_modal * cross_modal
-        found = {"clip": clip.total.detach(), "in_modal": in_modal.detach(), "cross_modal": cross_modal.detach()}
-        return Loss(total, clip.metrics | found)
+        metrics = {"clip": clip.total.detach(), "in_modal": in_modal.detach(), "cross_modal": cross_modal.detach()}
+        return Loss(total, clip.metrics | metrics)
 
 
 def inconsistencies(image: Tensor, text: Tensor, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,15 @@
-"""DeCLIP: several sources of supervision in each pair: a second view, a reworded caption, masked words, neighbours.
+"""DeCLIP: more supervision from each pair: a second view, a reworded caption, masked words, nearest neighbours.
 
 Li et al., "Supervision Exists Everywhere: A Data Efficient Contrastive Language-Image Pre-training Paradigm", ICLR 2022, arXiv
 2110.05208. For two strong views x, a of an image, its caption y with some words masked, and its reworded caption y~
 (`pipelines.dataset.caption_augmentation`):
 
-    L = plain L_CLIP(x, y) + views mean[others of x, a and y, y~] + image L_ISS + mlm L_MLM + neighbours L_NNS
+    L = contrastive L_CLIP(x, y) + views mean[L_CLIP of x, a with y, y~ otherwise] + image L_ISS + mlm L_MLM + neighbours L_NNS
     L_ISS = -1/2 mean[cos(p_x, sg z_a) + cos(p_a, sg z_x)],  z = projector(image), p = predictor(z)   (SimSiam, arXiv 2011.10566)
     L_NNS = mean over v in {x, a} and t in {y, y~} of CE(s v NN(t)^T),  NN(t): the nearest of a queue of past captions
 
-Weights are those of the public code, 0.1 for each of the four contrasts; the paper's text says plain 0.4 and views 0.2. All
-workers share one queue, which is saved; entries that were never filled are not compared.
+Weights are those of the public code, 0.1 for each of the four contrasts; the paper's text says 0.4 for the first and 0.2 for
+`views`. All workers share one queue, which is saved; entries that were never filled are not compared.
 
 A caption's neighbour is a different caption of a different image (ours). The public code searches all entries: with 15 million
 pairs the queue holds the last few hundred steps, in which a caption hardly ever meets itself; a queue longer than the data would
@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.dataset.batch import Batch, Needs
-from pipelines.dataset.views import StrongAugment, StrongViews
+from pipelines.dataset.strong_views import StrongAugment, StrongViews
 from training.distributed import all_gather
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip import Clip, ContrastiveSettings
@@ -96,22 +96,22 @@ class Declip(Clip):
         texts = [embeddings.text, unit(embeddings.other_projection)]
 
         def clip(view: Tensor, text: Tensor) -> Tensor:
-            found = contrast(embeddings._replace(image=view, text=text), candidates, scale, scale)
-            return ((found.image + found.text) / 2 - scale * found.own).mean()
+            sums = contrast(embeddings._replace(image=view, text=text), candidates, scale, scale)
+            return ((sums.image + sums.text) / 2 - scale * sums.own).mean()
 
         plain, *others = (clip(view, text) for text in texts for view in views)
         z = [self.projector(rows) for rows in (embeddings.image_projection, embeddings.strong_projection[:, 0])]
-        found = {"contrastive": plain, "views": torch.stack(others).mean()}
-        found["image"] = simsiam(*(self.predictor(rows) for rows in z), *z)
+        losses = {"contrastive": plain, "views": torch.stack(others).mean()}
+        losses["image"] = simsiam(*(self.predictor(rows) for rows in z), *z)
         filled = min(int(self.pushed), len(self.queue))
         past = self.queue[:filled], self.ids[:filled]
-        found["neighbours"] = neighbour_contrast(views, texts, pair_ids(batch), past, candidates.targets, scale, self._mask)
+        losses["neighbours"] = neighbour_contrast(views, texts, pair_ids(batch), past, candidates.targets, scale, self._mask)
         if settings.mlm:
             assert embeddings.text_states is not None
-            found["mlm"] = masked_loss(self.words, embeddings.text_states, batch["masked_labels"])
-        total = torch.stack([getattr(settings, name) * value for name, value in found.items()]).sum()
-        found["spread"] = all_gather(unit(z[0].detach())).std(0).mean()
-        metrics = {"temperature": 1 / scale.detach()} | {name: value.detach() for name, value in found.items()}
+            losses["mlm"] = masked_loss(self.words, embeddings.text_states, batch["masked_labels"])
+        total = torch.stack([getattr(settings, name) * value for name, value in losses.items()]).sum()
+        metrics = {"temperature": 1 / scale.detach()} | {name: value.detach() for name, value in losses.items()}
+        metrics["spread"] = all_gather(unit(z[0].detach())).std(0).mean()
         new = (texts[0].detach(), texts[1].detach(), pair_ids(batch))
         return Loss(total, metrics, dict(zip(("texts", "others", "ids"), map(all_gather, new), strict=True)))
 

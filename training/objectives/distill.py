@@ -1,17 +1,17 @@
-"""Distillation from a stronger dual encoder: a small one learns from a large one's output for the same pairs.
+"""Distillation from a stronger dual encoder: a small one learns from the large one's embeddings of the same pairs.
 
 Yang et al., "CLIP-KD: An Empirical Study of CLIP Model Distillation", CVPR 2024, arXiv 2307.12732, has these losses and more. For
 the teacher's unit rows u, v of image and caption, its own temperature t', and two linear heads that map the student's projections
 into the teacher's space, p^I and p^T:
 
-    L = plain L_CLIP + relation L_CRD + feature L_FD + interactive L_ICL
+    L = contrastive L_CLIP + relation L_CRD + feature L_FD + interactive L_ICL
     L_CRD = [ H(softmax(u V^T / t'), softmax(x Y^T / t)) + H(softmax(v U^T / t'), softmax(y X^T / t)) ] / 2
     L_FD  = |p^I - u|^2 + |p^T - v|^2
     L_ICL = [ CE(p^I V^T / t) + CE(p^T U^T / t) ] / 2
 
 L_CRD is the paper's Kullback-Leibler divergence without the teacher's entropy, which does not depend on the student. The public
 scripts use a weight of 2,000 for L_FD as a mean over entries, which is about 4 times the sum at a width of 512. Paper and scripts
-have heads only if the widths differ; here they are always there (ours).
+have heads only if the widths differ; here there are always heads (ours).
 
 The teacher is `frozen_encoders`: both halves of an open_clip or Hugging Face model, or of an earlier run. Its embeddings of
 images and captions are computed once and looked up; with `live`, it runs in the step on the student's views.
@@ -67,10 +67,8 @@ class Distill(Clip):
         super().__init__(settings)
         self._settings, (width, text_width) = settings, task.guide_widths
         if width != text_width:
-            raise UserError(
-                "frozen_encoders: distill needs a dual encoder, whose halves share a space; these have widths "
-                f"{width} and {text_width}"
-            )
+            problem = f"distill needs the halves of one dual encoder, and these have widths {width} and {text_width}"
+            raise UserError("frozen_encoders", problem, "name both halves of one model, such as name: run with the same path")
         self.image_head, self.text_head = nn.Linear(task.embed_dim, width), nn.Linear(task.embed_dim, width)
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
@@ -78,23 +76,23 @@ class Distill(Clip):
         u, v = exact(batch["guide_images"][:, 0]), exact(batch["guide_texts"][:, 0])
         everywhere = all_gather(u), all_gather(v)
         candidates = find_candidates(embeddings, batch, self._mask)
-        clip, found = super().forward(embeddings, batch), {}
-        found["contrastive"] = clip.total
+        clip, losses = super().forward(embeddings, batch), {}
+        losses["contrastive"] = clip.total
         if settings.relation:
             sharp, all_soft = scale.new_tensor(1 / settings.teacher_temperature), torch.ones_like(u[:, 0])
             texts, images = all_gather(embeddings.text), all_gather(embeddings.image)
             image = soft_cross_entropy((embeddings.image, texts, scale), (u, everywhere[1], sharp), all_soft, candidates)
             text = soft_cross_entropy((embeddings.text, images, scale), (v, everywhere[0], sharp), all_soft, candidates)
-            found["relation"] = (image + text).mean() / 2
+            losses["relation"] = (image + text).mean() / 2
         p = unit(self.image_head(embeddings.image_projection)), unit(self.text_head(embeddings.text_projection))
         if settings.feature:
-            found["feature"] = ((exact(p[0]) - u).square().sum(1) + (exact(p[1]) - v).square().sum(1)).mean()
+            losses["feature"] = ((exact(p[0]) - u).square().sum(1) + (exact(p[1]) - v).square().sum(1)).mean()
 
         def interactive(rows: Tensor, keys: Tensor, own: Tensor) -> Tensor:
             sums, _ = log_sums(rows, keys, scale, None, candidates)
             return (sums - scale * (exact(rows) * own).sum(1)).mean()
 
         if settings.interactive:
-            found["interactive"] = (interactive(p[0], everywhere[1], v) + interactive(p[1], everywhere[0], u)) / 2
-        total = torch.stack([getattr(settings, name) * value for name, value in found.items()]).sum()
-        return Loss(total, clip.metrics | {name: value.detach() for name, value in found.items()})
+            losses["interactive"] = (interactive(p[0], everywhere[1], v) + interactive(p[1], everywhere[0], u)) / 2
+        total = torch.stack([getattr(settings, name) * value for name, value in losses.items()]).sum()
+        return Loss(total, clip.metrics | {name: value.detach() for name, value in losses.items()})

@@ -88,12 +88,12 @@ class FastClip(Objective):
         settings = self._settings
         learned = self.temperature().to(embeddings.image.dtype).requires_grad_()
         gamma = self.gamma(int(self.step))
-        found = estimate(embeddings, batch, self.log_u, (learned, learned), gamma, settings.epsilon)
-        path = found.mean(found.weight * found.log_g)
+        estimates = estimate(embeddings, batch, self.log_u, (learned, learned), gamma, settings.epsilon)
+        path = estimates.mean(estimates.weight * estimates.log_g)
         (slope,) = torch.autograd.grad(path, learned, retain_graph=True)
-        temperature, level = learned.detach(), found.mean(found.level) + 2 * settings.rho
+        temperature, level = learned.detach(), estimates.mean(estimates.level) + 2 * settings.rho
         gradient = -temperature * (level + temperature * slope)  # dF/d ln(1/t) = -t dF/dt
-        state = {"log_u": found.log_u, "counted": found.counted, "gradient": gradient}
+        state = {"log_u": estimates.log_u, "counted": estimates.counted, "gradient": gradient}
         metrics = {"temperature": temperature, "gamma": temperature.new_tensor(gamma)}
         return Loss(following(temperature * level, temperature * path), metrics, state)
 

@@ -67,14 +67,15 @@ class ISogClr(Objective):
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
         settings, dtype = self._settings, embeddings.image.dtype
         image, text = (part.to(dtype).requires_grad_() for part in self.temperature.read(batch).unbind())
-        found = estimate(embeddings, batch, self.log_u, (image, text), settings.gamma, settings.epsilon)
-        slopes = torch.autograd.grad(found.log_g.sum(), (image, text), retain_graph=True)
+        estimates = estimate(embeddings, batch, self.log_u, (image, text), settings.gamma, settings.epsilon)
+        slopes = torch.autograd.grad(estimates.log_g.sum(), (image, text), retain_graph=True)
         temperature = torch.stack([image, text]).detach()
-        gradient = found.level + settings.rho + found.weight * temperature * torch.stack(slopes)
+        gradient = estimates.level + settings.rho + estimates.weight * temperature * torch.stack(slopes)
         total = following(
-            found.mean(temperature * (found.level + settings.rho)), found.mean(temperature * found.weight * found.log_g)
+            estimates.mean(temperature * (estimates.level + settings.rho)),
+            estimates.mean(temperature * estimates.weight * estimates.log_g),
         )
-        state = {"log_u": found.log_u, "gradient": gradient, "counted": found.counted}
+        state = {"log_u": estimates.log_u, "gradient": gradient, "counted": estimates.counted}
         return Loss(total, {"temperature": temperature.mean(), "temperature_sd": temperature.std()}, state)
 
     def update(self, batch: Batch, loss: Loss) -> None:

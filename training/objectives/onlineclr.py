@@ -1,6 +1,6 @@
 """OnlineCLR: one weight distribution over all negatives and one over all positives, against running means of both.
 
-Described in a course project; the class of that name is in public starter code, and no paper is known. It follows the gradient of
+From a course project, whose public starter code has a class of this name; no paper is known. It follows the gradient of
 
     F = tau_n log mean_{i != j} exp(s_ij / tau_n) + tau_p log mean_i exp(-s_ii / tau_p)
 
@@ -64,15 +64,15 @@ class OnlineClr(Objective):
         rows, _ = log_sums(image, texts, image.new_tensor(1 / negative), None, candidates, own=False)
         count = all_gather(candidates.negatives(len(texts))).sum()
         if not count:
-            raise ValueError("onlineclr: all pairs of a batch have the same image or caption; nothing is a negative")
+            raise ValueError("onlineclr: all pairs of a batch have the same image or caption, so there are no negatives")
         own = all_gather((image * text).sum(1))
         means = all_gather(rows).logsumexp(0) - count.to(own.dtype).log(), (-own / positive).logsumexp(0) - math.log(len(own))
-        found = torch.stack(means)
+        log_means = torch.stack(means)
         temperatures = image.new_tensor([negative, positive])
-        old = self.log_means.to(found.dtype)
+        old = self.log_means.to(log_means.dtype)
         # The source starts both means at zero, which biases the first steps by 1 / gamma.
-        new = log_blend(old, found.detach(), settings.gamma, adopt=settings.init == "first_batch")
-        path = (temperatures * (found.detach() - new).exp() * found).sum()
+        new = log_blend(old, log_means.detach(), settings.gamma, adopt=settings.init == "first_batch")
+        path = (temperatures * (log_means.detach() - new).exp() * log_means).sum()
         metrics = {"temperature": temperatures[0]}
         return Loss(following((temperatures * new).sum(), path), metrics, {"log_means": new})
 

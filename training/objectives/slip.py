@@ -7,8 +7,8 @@ features for the strong views, partner pi(k) shows the same image:
     L = L_CLIP + weight L_SSL,   L_SSL = -1/2B sum_k log e^{<z_k, z_pi(k)>/t} / sum_{l != k} e^{<z_k, z_l>/t}
 
 Three forward passes of the image tower per step. Captions are contrasted with a plain view; the head is discarded after training.
-Views of the same image in another row are not negatives (ours; a no-op without duplicates). Both contrasts gather with gradient,
-while the public code does so for the views only.
+Views of the same image in another row are not negatives (ours; a no-op without duplicates). Both contrasts gather with gradient;
+the public code does so for the views only.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipelines.dataset.batch import Batch, Needs
-from pipelines.dataset.views import StrongAugment, StrongViews
+from pipelines.dataset.strong_views import StrongAugment, StrongViews
 from training.distributed import all_gather, first_row, world_size
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip import Clip, ContrastiveSettings
@@ -64,8 +64,8 @@ class Slip(Clip):
         assert embeddings.strong_features is not None
         views = torch.stack([self.head(view) for view in embeddings.strong_features.unbind(1)], dim=1)
         views_loss = nt_xent(unit(views), self._scale, batch["image_id"] if self._mask else None).mean()
-        found = {"clip": clip.total.detach(), "views": views_loss.detach()}
-        return Loss(clip.total + self._weight * views_loss, clip.metrics | found)
+        metrics = {"clip": clip.total.detach(), "views": views_loss.detach()}
+        return Loss(clip.total + self._weight * views_loss, clip.metrics | metrics)
 
 
 def nt_xent(views: Tensor, scale: float, image_id: Tensor | None = None) -> Tensor:
@@ -73,13 +73,13 @@ def nt_xent(views: Tensor, scale: float, image_id: Tensor | None = None) -> Tens
 
     Args:
         scale: 1/temperature.
-        image_id: int64 [b]; other rows with the same one are not negatives. None: all other rows are.
+        image_id: int64 [b]; other rows with the same id are not negatives. None: all other rows are negatives.
     """
     own = torch.cat(exact(views).unbind(1))  # [2b, D]: first views, then second
     first, second = (all_gather(exact(view)) for view in views.unbind(1))
     rows, everywhere = len(views), len(views) * world_size()
     place = torch.arange(rows, device=views.device) + first_row(rows)
-    # All candidates that are alike except the target are left out: a vector itself, and views of its image in other rows.
+    # Candidates with the row's id, except its target, are left out: the vector itself, and views of its image in other rows.
     ids = place if image_id is None else image_id
     pairs = torch.stack([ids, ids], dim=1).repeat(2, 1)
     candidates = Candidates(

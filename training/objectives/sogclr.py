@@ -93,8 +93,8 @@ def estimate(
     negatives = candidates.negatives(world_size() * len(embeddings.image))
     counted = negatives > 0
     if hinge is None:
-        found = contrast(embeddings, candidates, image_scale, text_scale, own=False)
-        sums = torch.stack([found.image - found.own * image_scale, found.text - found.own * text_scale])
+        result = contrast(embeddings, candidates, image_scale, text_scale, own=False)
+        sums = torch.stack([result.image - result.own * image_scale, result.text - result.own * text_scale])
     else:
         sums = torch.stack(hinged_sums(embeddings, candidates, image_scale, hinge))
     log_g = torch.where(counted, sums - negatives.clamp(min=1).to(sums.dtype).log(), 0.0)
@@ -117,10 +117,10 @@ class SogClr(Objective):
         settings = self._settings
         temperature = embeddings.image.new_tensor(settings.temperature)
         temperatures = temperature, temperature
-        found = estimate(embeddings, batch, self.log_u, temperatures, settings.gamma, settings.epsilon, settings.hinge)
+        estimates = estimate(embeddings, batch, self.log_u, temperatures, settings.gamma, settings.epsilon, settings.hinge)
         factor = temperature if settings.grad_scale == "source" else 0.5
-        total = following(factor * found.mean(found.level), factor * found.mean(found.weight * found.log_g))
-        return Loss(total, {"temperature": temperature}, {"log_u": found.log_u, "counted": found.counted})
+        total = following(factor * estimates.mean(estimates.level), factor * estimates.mean(estimates.weight * estimates.log_g))
+        return Loss(total, {"temperature": temperature}, {"log_u": estimates.log_u, "counted": estimates.counted})
 
     def update(self, batch: Batch, loss: Loss) -> None:
         self.log_u.write(batch, loss.state["log_u"], loss.state["counted"], log=True)

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.dataset.batch import Batch, Needs
-from pipelines.dataset.views import StrongAugment, StrongViews
+from pipelines.dataset.strong_views import StrongAugment, StrongViews
 from training.objectives.base import Embeddings, Loss, Objective, Task
 from training.objectives.clip import ContrastiveSettings
 from training.objectives.ops.contrast import find_candidates
@@ -70,12 +70,12 @@ class UniClip(Objective):
         kind = torch.where(text[:, None] & text, 2, torch.where(text[:, None] | text, 0, 1)).to(self.offsets.device)
         scales = torch.stack([scale() for scale in self.scales])
         candidates = find_candidates(embeddings, batch, self._settings.mask_false_negatives)
-        found = mp_nce(
+        losses = mp_nce(
             rows, scales[kind], self.offsets[kind], torch.ones_like(scales[kind]), candidates, self._settings.self_pair
         )
-        images = found[:-1].mean().detach()
-        log = {"temperature": 1 / scales[0].detach(), "images": images, "texts": found[-1].mean().detach()}
-        return Loss(found.mean(), log)
+        images = losses[:-1].mean().detach()
+        log = {"temperature": 1 / scales[0].detach(), "images": images, "texts": losses[-1].mean().detach()}
+        return Loss(losses.mean(), log)
 
     def update(self, batch: Batch, loss: Loss) -> None:
         for scale in self.scales:

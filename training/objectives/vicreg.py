@@ -49,8 +49,8 @@ class VicReg(Objective):
             covariance = _off_diagonal(images) + _off_diagonal(texts)
         weights = self._settings
         total = weights.invariance * invariance + weights.variance * variance + weights.covariance * covariance
-        found = {"invariance": invariance, "variance": variance, "covariance": covariance}
-        return Loss(total, {name: value.detach() for name, value in found.items()})
+        terms = {"invariance": invariance, "variance": variance, "covariance": covariance}
+        return Loss(total, {name: value.detach() for name, value in terms.items()})
 
 
 def _hinge(rows: Tensor) -> Tensor:

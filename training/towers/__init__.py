@@ -1,4 +1,4 @@
-"""The two towers of a dual encoder, and the actors that compute a locked tower's features."""
+"""The settings of all towers, and the actors that compute a locked tower's features."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,11 +37,11 @@ __all__ = [
 
 
 class ImageFeatures:
-    """A locked image tower: uint8 [n, 3, H, W] to float32 [n, F]. Built once in an actor."""
+    """A locked image tower: uint8 [n, 3, H, W] to float32 [n, F]. Built once per actor."""
 
-    def __init__(self, settings: "ImageTowerSettings | Frozen"):
+    def __init__(self, tower: "Frozen"):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._tower = settings.build().eval().to(self._device)
+        self._tower = tower.build().eval().to(self._device)
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -49,13 +49,13 @@ class ImageFeatures:
 
 
 class TextFeatures:
-    """A locked text tower: strings to float32 [n, F]. Built once in an actor."""
+    """A locked text tower: strings to float32 [n, F]. Built once per actor."""
 
-    def __init__(self, settings: "TextTowerSettings | Frozen", tokenizer: TextTokenizer):
+    def __init__(self, tower: "Frozen", tokenizer: TextTokenizer):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._tower = settings.build(tokenizer.vocabulary_size).eval().to(self._device)
+        self._tower = tower.build(tokenizer.vocabulary_size).eval().to(self._device)
         self._padded = Padded(self._tower, tokenizer)
-        tells_apart(lambda texts: self(np.asarray(texts, dtype=object)), "text_tower.weights", str(settings.weights_name()))
+        tells_apart(lambda texts: self(np.asarray(texts, dtype=object)), f"{tower.key}.weights", str(tower.weights_name()))
 
     @torch.inference_mode()
     def __call__(self, texts: np.ndarray) -> np.ndarray:

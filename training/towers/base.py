@@ -1,6 +1,7 @@
-"""What all towers share: their mode in training, and where weights come from.
+"""What all towers share: their mode in training, where their weights come from, and how they are rebuilt for a checkpoint.
 
-A tower maps uint8 images, or token ids and a mask, to one feature row per sample; normalising images is part of it.
+A tower maps uint8 images, or token ids and a mask, to one row of features per sample; normalising images is part of it. Its
+settings build it. Where they take a `key`, it is the tower's place in the config, such as `image_tower`, for errors.
 """
 
 import re
@@ -25,14 +26,13 @@ _FEATURES_VERSION = 2
 
 
 class Tower(nn.Module):
-    """`width`: features per row. `about`: JSON values from which `TowerSettings.rebuild` builds the same tower without
-    weights."""
+    """`width`: features per row. `about`: JSON values from which `TowerSettings.rebuild` builds the tower without its weights."""
 
     width: int
     about: dict[str, Any]
 
     def describe(self, **about: Any) -> Self:
-        """Record this, and which parameters are not trained; called last by the code that builds the tower."""
+        """Record `about`, and which parameters are not trained. Builders call this last."""
         fixed = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         self.about = about | {"fixed": fixed}
         return self
@@ -48,20 +48,20 @@ class TowerSettings(Settings):
 
     @abstractmethod
     def weights_name(self) -> str | None:
-        """The source of pretrained weights, None for random ones."""
+        """Where pretrained weights come from; None for random ones."""
 
     def check_source(self, key: str) -> None:
-        """Raises `UserError` if the weights are neither on this machine nor available for download."""
+        """Raises `UserError` if the weights are neither on this machine nor available for download. Loads nothing."""
         name = self.weights_name()
         if name is not None and resolve(name, f"{key}.weights") is None:
             hub.check_repository(name, f"{key}.weights", name)
 
     @abstractmethod
     def again(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
-        """The implementation of `rebuild` for each kind."""
+        """`rebuild` for this kind of tower; may raise anything."""
 
     def rebuild(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
-        """The tower that `about` describes, for a checkpoint's weights: reads no file and asks no hub.
+        """The tower that `about` describes, for a checkpoint's weights. Reads no file and asks no hub.
 
         Raises `UserError` if this installation cannot build it.
         """
@@ -69,12 +69,10 @@ class TowerSettings(Settings):
             tower = self.again(about, vocabulary_size)
         except UserError:
             raise
-        except (
-            Exception
-        ) as error:  # each library raises its own errors, and a checkpoint of another version may cause any of them
+        except Exception as error:  # each library raises its own errors; `about` may be from another version of it
             why = str(error).strip().splitlines() or [type(error).__name__]
-            kind = getattr(self, "name", "tower")
-            raise UserError(f"checkpoint: its tower of kind {kind} cannot be built again here ({why[0][:150]})") from None
+            problem = f"its tower '{getattr(self, 'name', '')}' cannot be rebuilt here ({why[0][:150]})"
+            raise UserError("checkpoint", problem, "install the package versions with which it was trained") from None
         fixed = set(about["fixed"])
         for name, parameter in tower.named_parameters():
             parameter.requires_grad_(name not in fixed)
@@ -82,68 +80,78 @@ class TowerSettings(Settings):
         return tower
 
     def identity(self, key: str) -> dict[str, Any]:
-        """What decides a locked tower's features, for the name of their folder."""
+        """What determines a locked tower's features: the name of their folder is its digest."""
         name = self.weights_name()
         if name is None:
             encoder = key.endswith("encoder")  # always frozen
-            what, other = ("a frozen encoder", "") if encoder else ("a locked tower", f", or {key}.mode=trainable")
-            raise UserError(f"{key}: {what} needs pretrained weights; set {key}.weights{other}")
+            what, other = ("a frozen encoder", "") if encoder else ("a locked tower", f", or pass {key}.mode=trainable")
+            source = "weights" if "weights" in type(self).model_fields else "name to a tower that has them"
+            raise UserError(key, f"{what} needs pretrained weights", f"set {key}.{source}{other}")
         path = resolve(name, f"{key}.weights")
         settings = self.model_dump(mode="json", exclude={"mode"})
         return settings | {"weights": fingerprint(path) if path else name, "version": _FEATURES_VERSION}
 
 
 def load_weights(module: nn.Module, path: Path, key: str, spare: tuple[str, ...] = ()) -> None:
-    """Load a state dict by name or, if all names differ, by position if shapes, kinds and numbers agree.
+    """Load a state dict by name or, if all names differ, by position if shapes, kinds and numbers of layers agree.
 
-    `spare`: prefixes of names that are not needed (a classifier), which the file may lack or have differently. From a training
-    checkpoint the averaged weights are taken if there are any, as timm does.
+    From a training checkpoint the averaged weights are taken if there are any, as timm does.
 
-    Raises `UserError` that names what does not fit.
+    Args:
+        key: the setting that names the file, for errors.
+        spare: prefixes of names that are not needed (a classifier), which the file may lack or have in another shape.
+
+    Raises: `UserError` that names what does not fit.
     """
     from timm.models import load_state_dict
 
     try:
-        found = load_state_dict(str(path))
+        weights = load_state_dict(str(path))
     except Exception as error:  # pickle, zip and torch each raise their own errors
-        raise UserError(f"{key}: {path} holds no weights that torch can load ({type(error).__name__})") from None
-    if not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise UserError(f"{key}: {path} holds other things than tensors, so it is no state dict")
+        problem = f"{path} holds no weights that torch can load ({type(error).__name__})"
+        raise UserError(key, problem, "give a state dict saved by torch or safetensors") from None
+    if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise UserError(key, f"{path} does not hold only tensors, so it is not a state dict", "save the model's state_dict()")
     own = module.state_dict()
-    if not own.keys() & found.keys():
-        # Ports of one network often rename every layer and keep their order.
-        names = list(own) if len(found) == len(own) else [name for name in own if not name.startswith(spare)]
+    if not own.keys() & weights.keys():
+        # Ports of one network often rename every layer and keep the order.
+        names = list(own) if len(weights) == len(own) else [name for name in own if not name.startswith(spare)]
         shapes = [own[name].shape for name in names if not name.startswith(spare)]
-        placed = dict(zip(names, found.values(), strict=False))
-        if len(found) != len(names) or shapes != [t.shape for name, t in placed.items() if not name.startswith(spare)]:
-            raise UserError(f"{key}: {path.name} holds {len(found)} tensors of other names or shapes than the model's {len(own)}")
-        if path.suffix == ".safetensors" or not _in_order(names, list(found)):
+        by_position = dict(zip(names, weights.values(), strict=False))
+        if len(weights) != len(names) or shapes != [t.shape for name, t in by_position.items() if not name.startswith(spare)]:
+            problem = f"{path.name} holds {len(weights)} tensors, with other names or shapes than the model's {len(own)}"
+            raise UserError(key, problem, "give a file saved from this model")
+        if path.suffix == ".safetensors" or not _in_order(names, list(weights)):
             raise UserError(
-                f"{key}: {path.name} names its tensors otherwise than the model, such as {next(iter(found))}, and does not "
-                "list them in the model's order, so that nothing tells which is which; give a file with the model's names"
+                key,
+                f"{path.name} has other names for its tensors than the model, such as {next(iter(weights))}, and does not list "
+                "them in the model's order, so they cannot be matched",
+                "give a file with the model's names",
             )
-        found = placed
-    needed = {name: tensor for name, tensor in found.items() if not name.startswith(spare)}
+        weights = by_position
+    needed = {name: tensor for name, tensor in weights.items() if not name.startswith(spare)}
     try:
         module.load_state_dict({name: tensor for name, tensor in own.items() if name.startswith(spare)} | needed)
     except RuntimeError as error:
-        raise UserError(f"{key}: {path.name} does not fit the model: {' '.join(str(error).split())[:300]}") from None
+        problem = f"{path.name} does not fit the model: {' '.join(str(error).split())[:300]}"
+        raise UserError(key, problem, "give a file saved from this model") from None
 
 
-def _in_order(own: list[str], theirs: list[str]) -> bool:
-    """Whether the names of two networks may correspond one by one: shapes can agree in a wrong order, as with equal blocks.
+def _in_order(names: list[str], file_names: list[str]) -> bool:
+    """Whether the names of a model and of a file may correspond one to one. Shapes alone can agree in a wrong order, as those of
+    equal blocks do.
 
-    Each must end like its counterpart (weight, bias); words that both networks use must be in the same places; and layers that
-    differ only in their number must ascend, which sorted names do not (block 10 before block 2).
+    Each name must end like its counterpart (weight, bias); words that both use must be in the same places; and layers that
+    differ only in their number must ascend, which names sorted as text do not (block 10 before block 2).
     """
-    ours_and_theirs = {word for name in own for word in name.split(".")} & {word for name in theirs for word in name.split(".")}
-    shared = {word for word in ours_and_theirs if not re.search("[0-9]", word)}
-    for one, other in zip(own, theirs, strict=True):
-        first, second = one.split("."), other.split(".")
+    model_words, file_words = ({word for name in some for word in name.split(".")} for some in (names, file_names))
+    shared = {word for word in model_words & file_words if not re.search("[0-9]", word)}
+    for name, file_name in zip(names, file_names, strict=True):
+        first, second = name.split("."), file_name.split(".")
         if first[-1] != second[-1] or shared.intersection(first) != shared.intersection(second):
             return False
     last: dict[str, list[int]] = {}
-    for name in theirs:
+    for name in file_names:
         kind, numbers = re.sub("[0-9]+", "#", name), [int(digits) for digits in re.findall("[0-9]+", name)]
         if numbers < last.get(kind, numbers):
             return False
@@ -152,8 +160,8 @@ def _in_order(own: list[str], theirs: list[str]) -> bool:
 
 
 def reached(rows: Tensor) -> set[int]:
-    """Identities (`id`) of the parameters that rows depend on."""
-    found: set[int] = set()
+    """The `id`s of the parameters that rows depend on."""
+    parameters: set[int] = set()
     seen: set[Any] = {None}
     todo: list[Any] = [rows.grad_fn]
     while todo:
@@ -162,15 +170,15 @@ def reached(rows: Tensor) -> set[int]:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            found.add(id(node.variable))
+            parameters.add(id(node.variable))
         todo += [following for following, _ in node.next_functions]
-    return found
+    return parameters
 
 
 def freeze_unreached(network: nn.Module, rows: Callable[[], Tensor]) -> None:
-    """Train only the part of a network that runs, for example without a mask token or a pooling head.
+    """Train only the parameters that `rows()` depends on: not a mask token or an unused pooling head.
 
-    Parameters that never get a gradient learn nothing, and would block several workers.
+    DDP waits for a gradient of every trained parameter, so one that never gets any would block several workers.
     """
     with torch.enable_grad():
         depends_on = reached(rows())
@@ -180,9 +188,9 @@ def freeze_unreached(network: nn.Module, rows: Callable[[], Tensor]) -> None:
 
 
 def batch_statistics(tower: Tower, *inputs: Tensor) -> dict[str, nn.Module]:
-    """Modules by name, in their current modes, that see more than one row: BatchNorm, and all that write in a forward pass.
+    """Modules by name whose result for a row depends on other rows, in their current mode: BatchNorm, and all that write buffers.
 
-    On a part of the batch they give different results than on the whole, and two parts would update them twice.
+    They give other results for a part of the batch than for the whole, and two parts would update them twice.
     """
     before = {name: buffer.clone() for name, buffer in tower.named_buffers()}
     with torch.no_grad():
@@ -196,7 +204,7 @@ def batch_statistics(tower: Tower, *inputs: Tensor) -> dict[str, nn.Module]:
 
 
 def synchronised(encoder: Any) -> Any:
-    """The network with BatchNorm over the rows of all workers, on GPUs."""
+    """The network with BatchNorm over the rows of all workers; needs GPUs."""
     from timm.layers import convert_sync_batchnorm
 
     # torch's own conversion would lose the activations that timm's BatchNorm includes.

@@ -1,4 +1,4 @@
-"""Either half of a dual encoder that raylign trained, tower and head: a teacher, a frozen encoder, or an initialisation."""
+"""Half of a dual encoder that raylign trained, tower and head: as a frozen encoder, or to start from."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,12 +22,12 @@ class _RunSettings(TowerSettings):
     path: LocalPlace = Field(description="folder of a run, or one of its checkpoints")
 
     def weights_name(self) -> str | None:
-        from training.checkpoint import find_checkpoint  # imported here: checkpoints contain towers, possibly these
+        from training.checkpoint import find_checkpoint  # imported here, since it imports all towers
 
         return str(find_checkpoint(self.path).absolute())
 
     def load(self) -> "Trained":
-        """The whole encoder."""
+        """The whole dual encoder."""
         from training.checkpoint import find_checkpoint, load_encoder
 
         return load_encoder(find_checkpoint(self.path))
@@ -36,16 +36,17 @@ class _RunSettings(TowerSettings):
 class RunImageSettings(_RunSettings, ImageTowerSettings):
     """The image half of a run, tower and head."""
 
-    def build(self) -> ImageTower:
-        found = self.load()
-        sees = found.settings.image_tower.image_size
-        if sees != self.image_size:
-            raise UserError(f"image_size: {self.image_size}, but {self.path} sees {sees} pixels; pass image_size={sees}")
-        assert isinstance(found.encoder.image_tower, ImageTower)
-        settings = found.settings.image_tower.model_dump(mode="json")
-        tower = _RunImage(found.encoder.image_tower, found.encoder.image_head, found.settings.embed_dim)
-        head = found.settings.heads[0].model_dump(mode="json")
-        return tower.describe(settings=settings, tower=found.encoder.image_tower.about, head=head, width=tower.width)
+    def build(self, key: str = "image_tower") -> ImageTower:
+        run = self.load()
+        size = run.settings.image_tower.image_size
+        if size != self.image_size:
+            problem = f"{self.image_size}, but {self.path} was trained with {size} pixels"
+            raise UserError(f"{key}.image_size", problem, f"pass {key}.image_size={size}")
+        assert isinstance(run.encoder.image_tower, ImageTower)
+        settings = run.settings.image_tower.model_dump(mode="json")
+        tower = _RunImage(run.encoder.image_tower, run.encoder.image_head, run.settings.embed_dim)
+        head = run.settings.heads[0].model_dump(mode="json")
+        return tower.describe(settings=settings, tower=run.encoder.image_tower.about, head=head, width=tower.width)
 
     def again(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
         from training.towers import ImageTowerUnion
@@ -59,22 +60,20 @@ class RunImageSettings(_RunSettings, ImageTowerSettings):
 class RunTextSettings(_RunSettings, TextTowerSettings):
     """The text half of a run, tower and head."""
 
-    def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
-        found = self.load().tokenizer
-        if found.max_tokens != self.max_tokens:
-            raise UserError(
-                f"max_tokens: {self.max_tokens}, but {self.path} was trained with {found.max_tokens}; "
-                f"pass max_tokens={found.max_tokens}"
-            )
-        return found
+    def tokenizer(self, corpus: Callable[[], list[str]], key: str = "text_tower") -> TextTokenizer:
+        tokenizer = self.load().tokenizer
+        if tokenizer.max_tokens != self.max_tokens:
+            problem = f"{self.max_tokens}, but {self.path} was trained with {tokenizer.max_tokens}"
+            raise UserError(f"{key}.max_tokens", problem, f"pass {key}.max_tokens={tokenizer.max_tokens}")
+        return tokenizer
 
-    def build(self, vocabulary_size: int) -> TextTower:
-        found = self.load()
-        assert found.encoder.text_tower is not None
-        settings = found.settings.text_tower.model_dump(mode="json")
-        tower = _RunText(found.encoder.text_tower, found.encoder.text_head, found.settings.embed_dim)
-        head = found.settings.heads[1].model_dump(mode="json")
-        return tower.describe(settings=settings, tower=found.encoder.text_tower.about, head=head, width=tower.width)
+    def build(self, vocabulary_size: int, key: str = "text_tower") -> TextTower:
+        run = self.load()
+        assert run.encoder.text_tower is not None
+        settings = run.settings.text_tower.model_dump(mode="json")
+        tower = _RunText(run.encoder.text_tower, run.encoder.text_head, run.settings.embed_dim)
+        head = run.settings.heads[1].model_dump(mode="json")
+        return tower.describe(settings=settings, tower=run.encoder.text_tower.about, head=head, width=tower.width)
 
     def again(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
         from training.towers import TextTowerUnion

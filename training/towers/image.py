@@ -1,4 +1,4 @@
-"""Image towers: any timm model, any Hugging Face vision model, or a small convolutional net to train from scratch."""
+"""Image towers: any model of timm, any vision model of Hugging Face, or a small convolutional network to train from scratch."""
 
 import difflib
 import importlib.util
@@ -28,49 +28,50 @@ class ImageTowerSettings(TowerSettings):
     )
 
     @abstractmethod
-    def build(self) -> "ImageTower":
-        """The network with its weights."""
+    def build(self, key: str = "image_tower") -> "ImageTower":
+        """The network with its weights. Raises `UserError`, about a setting of `key`, if there is no such network."""
 
-    def tower(self, network: nn.Module, pixels: Pixels, name: str, own_size: int | None) -> "ImageTower":
-        """A network as a tower, after checking that it takes this size and gives one row, the same each time.
+    def tower(self, network: nn.Module, pixels: Pixels, name: str, own_size: int | None, key: str) -> "ImageTower":
+        """A network as a tower, after checking that it takes images of this size and gives one row, the same each time.
 
-        `own_size`: the size that the model was made for, if known; `name` names the model in errors.
+        Args:
+            name: the model's name, for errors.
+            own_size: the size that the model was made for, in pixels, if known.
         """
         size, cut = self.image_size, []
 
-        def look(patches: nn.Module, given: tuple[Tensor, ...]) -> None:
+        def record_cut(patches: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             assert isinstance(patches, nn.Conv2d)
-            if given[0].shape[-1] % patches.stride[0]:
+            if inputs[0].shape[-1] % patches.stride[0]:
                 cut.append(patches.stride[0])
 
         image = torch.randint(0, 256, (1, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         network.eval()
         patches = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3 and m.kernel_size == m.stride]
-        hooks = [conv.register_forward_pre_hook(look) for conv in patches]
-        way_out = "give another size" if own_size in (None, size) else f"pass image_size={own_size}"
+        hooks = [conv.register_forward_pre_hook(record_cut) for conv in patches]
         try:
             with torch.no_grad():
                 rows = network(pixels(image))
         except Exception as error:  # each model raises its own errors
-            what = f"image_tower.image_size: {size} pixels are not what {name} takes ({first_line(error)})"
-            raise UserError(f"{what}; {way_out}, or another model") from None
+            remedy = "another size" if own_size in (None, size) else f"{key}.image_size={own_size}"
+            problem = f"{name} does not take {size} pixels ({first_line(error)})"
+            raise UserError(f"{key}.image_size", problem, f"pass {remedy}, or choose another model") from None
         finally:
             for hook in hooks:
                 hook.remove()
         if not isinstance(rows, Tensor) or rows.ndim != 2:
             shape = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
-            raise UserError(f"image_tower: {name} gives {shape} for an image, not one row of features; give another model")
+            raise UserError(key, f"{name} gives {shape} for an image, not one row of features", "choose another model")
         if cut and size != own_size:
-            raise UserError(
-                f"image_tower.image_size: of {size} pixels, {name} would see {size - size % cut[0]}, in patches of {cut[0]}; "
-                f"pass image_size={size - size % cut[0]} or {size - size % cut[0] + cut[0]}"
-            )
-        width = measure(lambda: network(pixels(image)), f"image_tower: {name}")
+            seen = size - size % cut[0]
+            problem = f"of {size} pixels, {name} would see {seen}, in patches of {cut[0]}"
+            raise UserError(f"{key}.image_size", problem, f"pass {key}.image_size={seen} or {seen + cut[0]}")
+        width = measure(lambda: network(pixels(image)), key, name)
         freeze_unreached(network, lambda: network(pixels(image)))
         return self.finished(network, width, pixels)
 
     def finished(self, network: nn.Module, width: int, pixels: Pixels, **about: Any) -> "ImageTower":
-        """A network as a tower that can be rebuilt from its width, its preprocessing, and what else its kind needs."""
+        """A network as a tower that can be rebuilt from its width, its preprocessing and `about`."""
         tower = ImageTower(network, width, pixels, self.batch_norm == "frozen")
         return tower.describe(width=width, pixels=pixels.about, **about)
 
@@ -106,10 +107,9 @@ class ImageTower(Tower):
 
 
 def _registered(name: str) -> bool:
-    """Whether timm's source registers a model of this name: importing timm takes seconds, and a mistake should be reported at
-    once."""
-    found = importlib.util.find_spec("timm")
-    folder = Path(found.submodule_search_locations[0]) / "models" if found and found.submodule_search_locations else Path()
+    """Whether timm's source registers a model of this name: importing timm takes seconds, and a mistake is reported at once."""
+    spec = importlib.util.find_spec("timm")
+    folder = Path(spec.submodule_search_locations[0]) / "models" if spec and spec.submodule_search_locations else Path()
     model = re.compile(rf"^@register_model\ndef {re.escape(name.partition('.')[0])}\(", re.MULTILINE)
     return any(model.search(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.py")))
 
@@ -139,11 +139,12 @@ class TimmSettings(ImageTowerSettings):
 
     @field_validator("options")
     @classmethod
-    def _ours(cls, value: dict[str, Any]) -> dict[str, Any]:
-        ours = {"img_size": "set image_size", "pretrained": "set weights", "checkpoint_path": "set weights"}
-        ours |= {"num_classes": "a tower has no classes", "in_chans": "images have 3", "features_only": "a tower gives one row"}
-        for name in value.keys() & ours.keys():
-            raise ValueError(f"{name} is not passed on to timm; leave it out: {ours[name]}")
+    def _reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
+        reserved = {"img_size": "set image_size", "pretrained": "set weights", "checkpoint_path": "set weights"}
+        reserved |= {"num_classes": "a tower has no classes", "in_chans": "images have 3 channels"}
+        reserved |= {"features_only": "a tower gives one row"}
+        for name in value.keys() & reserved.keys():
+            raise ValueError(f"{name} is not passed on to timm; leave it out: {reserved[name]}")
         return value
 
     def weights_name(self) -> str | None:
@@ -162,35 +163,37 @@ class TimmSettings(ImageTowerSettings):
             file = Path(torch.hub.get_dir()) / "checkpoints" / about.url.rpartition("/")[2]
             hub.check_file(about.url, file, f"{key}.weights", f"timm's {self.model}")
 
-    def build(self) -> ImageTower:
+    def build(self, key: str = "image_tower") -> ImageTower:
         import timm
         from timm.data import resolve_data_config
 
-        of_hub, path = self.weights == "hub", None
-        if self.weights and not of_hub:
-            path = resolve(self.weights, "image_tower.weights")
+        from_hub, path = self.weights == "hub", None
+        if self.weights and not from_hub:
+            path = resolve(self.weights, f"{key}.weights")
             if path is None:
-                raise UserError(f"image_tower.weights: '{self.weights}' is no file; give a path, package:NAME/FILE, hub or null")
+                problem = f"there is no file '{self.weights}'"
+                raise UserError(f"{key}.weights", problem, "give a path, package:NAME/FILE, hub or null")
         about = timm.get_pretrained_cfg(self.model)
         own_size = about.input_size[-1] if about is not None else None
         size = self._size()
         try:
-            network = timm.create_model(self.model, pretrained=of_hub, **size, **self.options)
+            network = timm.create_model(self.model, pretrained=from_hub, **size, **self.options)
         except Exception as error:  # the hub and each model raise their own errors
-            sizes = f", pass image_size={own_size}" if size and self.image_size != own_size else ""
             raise UserError(
-                f"image_tower.model: timm cannot build {self.model} for image_size={self.image_size}, weights={self.weights} and "
-                f"options={self.options} ({first_line(error)}); change one of them{sizes}"
+                f"{key}.model",
+                f"timm cannot build {self.model} for image_size={self.image_size}, weights={self.weights} and "
+                f"options={self.options} ({first_line(error)})",
+                f"pass {key}.image_size={own_size}" if size and self.image_size != own_size else "change one of them",
             ) from None
         if path is not None:
             classifier = network.pretrained_cfg.get("classifier") or ()
             names = (classifier,) if isinstance(classifier, str) else classifier
-            load_weights(network, path, "image_tower.weights", tuple(f"{name}." for name in names))
+            load_weights(network, path, f"{key}.weights", tuple(f"{name}." for name in names))
         network.reset_classifier(0)
         config = resolve_data_config(model=network)
         if config["input_size"][0] != 3:
-            raise UserError(f"image_tower.model: {self.model} does not see images of 3 channels; give another model")
-        return self.tower(network, Pixels(config["mean"], config["std"]), f"timm's {self.model}", own_size)
+            raise UserError(f"{key}.model", f"{self.model} does not take images of 3 channels", "choose another model")
+        return self.tower(network, Pixels(config["mean"], config["std"]), f"timm's {self.model}", own_size, key)
 
     def bare(self, about: dict[str, Any]) -> nn.Module:
         import timm
@@ -200,7 +203,7 @@ class TimmSettings(ImageTowerSettings):
         return network.eval()
 
     def _size(self) -> dict[str, int]:
-        """Options that give a timm model another size, if timm says that it is made for one size."""
+        """The option that sets the image size of a timm model which is made for one size."""
         import timm
 
         about = timm.get_pretrained_cfg(self.model)
@@ -212,37 +215,41 @@ class HuggingFaceVisionSettings(ImageTowerSettings):
 
     name: Literal["huggingface"]
     weights: str = Field(description="hub name, folder with config.json and its image processor, or package:NAME/FILE.zip")
-    projected: bool = Field(False, description="of a CLIP-like model: its image half with the projection into the joint space")
+    projected: bool = Field(False, description="for a CLIP-like model: its image half with the projection into the joint space")
 
     def weights_name(self) -> str | None:
         return self.weights
 
-    def build(self) -> ImageTower:
-        key = "image_tower.weights"
+    def build(self, key: str = "image_tower") -> ImageTower:
+        def image_half(network: Any) -> Any:
+            return self._image_half(network, key)
+
         # A file saved from a classifier has no pooler if the classifier reads the first token itself.
-        network = load_pretrained(self.weights, key, self._image_half, () if self.projected else ("pooler",))
-        pixels = pixels_of_processor(self.weights, self.image_size, key)
+        network = load_pretrained(self.weights, f"{key}.weights", image_half, () if self.projected else ("pooler",))
+        pixels = pixels_of_processor(self.weights, self.image_size, f"{key}.weights")
         config = getattr(network.config, "vision_config", network.config)
         own_size = getattr(config, "image_size", None)
         name = f"{self.weights} ({type(network).__name__})"
         own = own_size if isinstance(own_size, int) else None
-        tower = self.tower(_Pooled(network, self.projected), pixels, name, own)
+        tower = self.tower(_Pooled(network, self.projected), pixels, name, own, key)
         return tower.describe(**tower.about, source=network.source)
 
     def bare(self, about: dict[str, Any]) -> nn.Module:
         return _Pooled(rebuild_pretrained(about["source"], self._image_half), self.projected).eval()
 
-    def _image_half(self, network: Any) -> Any:
+    def _image_half(self, network: Any, key: str = "image_tower") -> Any:
         if not self.projected:
             return getattr(network, "vision_model", network)
         if not hasattr(network, "get_image_features"):
-            raise UserError(f"image_tower.projected: {self.weights} is no CLIP-like model; pass projected=false")
+            problem = f"{self.weights} is not a CLIP-like model, so it has no projection"
+            raise UserError(f"{key}.projected", problem, f"pass {key}.projected=false")
         network.text_model = None
         return network
 
 
 class _Pooled(nn.Module):
-    """The projection; else the pooled output if the model has one, else its class token, else the mean over positions."""
+    """One row per image: the projection; else the pooled output if there is one, else the class token, else the mean over
+    positions."""
 
     def __init__(self, network: Any, projected: bool):
         super().__init__()
@@ -263,7 +270,7 @@ class _Pooled(nn.Module):
 
 
 class ConvSettings(ImageTowerSettings):
-    """A small depthwise convolutional net, for training from scratch on little data."""
+    """A small depthwise convolutional network, for training from scratch on little data."""
 
     name: Literal["conv"]
     image_size: int = Field(48, ge=8, description="side of its square input, in pixels")
@@ -279,7 +286,7 @@ class ConvSettings(ImageTowerSettings):
     def weights_name(self) -> str | None:
         return None
 
-    def build(self) -> ImageTower:
+    def build(self, key: str = "image_tower") -> ImageTower:
         half = (0.5, 0.5, 0.5)
         return self.finished(self.bare({}), self.channels[-1], Pixels(half, half))
 

@@ -1,4 +1,4 @@
-"""Either half of an open_clip model, with its projection: a teacher, a frozen encoder, or an initialisation."""
+"""Half of an open_clip model, with its projection: as a frozen encoder, or to start from."""
 
 import difflib
 import json
@@ -22,7 +22,7 @@ from training.towers.image import ImageTower, ImageTowerSettings
 from training.towers.pixels import Pixels
 from training.towers.text import TextTower, TextTowerSettings
 
-# In place of the half that is discarded.
+# Sizes of the other half, which is built and discarded.
 _SMALL_TEXT = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
 _SMALL_VISION = {"image_size": 8, "patch_size": 8, "width": 64, "layers": 1}
 
@@ -38,12 +38,12 @@ class _OpenClipSettings(TowerSettings):
         return self.weights
 
     def check_source(self, key: str) -> None:
-        self.config()
+        self.config(key)
         if self.weights is None or resolve(self.weights, f"{key}.weights") is not None:
             return
         about = self._published().get(self.weights)
         if about is None:
-            return  # `load` lists those that exist
+            return  # `load` reports it
         name = f"open_clip's {self.model} of {self.weights}"
         if about.get("hf_hub"):
             hub.check_repository(about["hf_hub"].rpartition("/")[0], f"{key}.weights", name)
@@ -52,49 +52,54 @@ class _OpenClipSettings(TowerSettings):
             hub.check_file(about["url"], file, f"{key}.weights", name)
 
     def identity(self, key: str) -> dict[str, Any]:
-        self.config()
+        self.config(key)
         return super().identity(key)
 
-    def config(self) -> dict[str, Any]:
+    def config(self, key: str) -> dict[str, Any]:
         """open_clip's description of the model. Raises `UserError` if it or the package is missing."""
         try:
             import open_clip
         except ImportError:
-            raise UserError(f"model: {self.model} needs open_clip; pip install 'raylign[open_clip]'") from None
-        found = open_clip.get_model_config(self.model)
-        if found is None:
+            problem = f"{self.model} needs open_clip, which is not installed"
+            raise UserError(f"{key}.model", problem, "pip install 'raylign[open_clip]'") from None
+        config = open_clip.get_model_config(self.model)
+        if config is None:
             near = difflib.get_close_matches(self.model, open_clip.list_models(), n=4, cutoff=0.5)
-            raise UserError(f"model: open_clip has no '{self.model}'" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-        return found
+            remedy = f"did you mean {' or '.join(near)}?" if near else "open_clip.list_models() lists all names"
+            raise UserError(f"{key}.model", f"open_clip has no '{self.model}'", remedy)
+        return config
 
-    def load(self) -> nn.Module:
-        """The whole model."""
+    def load(self, key: str) -> nn.Module:
+        """The whole model. Raises `UserError` if its weights are missing or do not fit."""
         import open_clip
 
-        self.config()
+        self.config(key)
         if self.weights is None:
             return open_clip.create_model(self.model, load_weights=False)
-        path = resolve(self.weights, "weights")
+        path = resolve(self.weights, f"{key}.weights")
         published = self._published()
         variant = f"{self.model}-quickgelu"
         quick = path is None and self.weights in open_clip.list_pretrained_tags_by_model(variant)
         if quick and published.get(self.weights, {}).get("quick_gelu"):
             # open_clip only warns, and computes a different function from the one that was trained.
-            raise UserError(f"model: {self.weights} of {self.model} was trained with QuickGELU; pass model={variant}")
+            problem = f"{self.model}, but its weights {self.weights} were trained with QuickGELU"
+            raise UserError(f"{key}.model", problem, f"pass {key}.model={variant}")
         try:
             return open_clip.create_model(
                 self.model,
                 pretrained=str(path or self.weights),
-                force_preprocess_cfg=None if path is None else self._preprocessing(path, published),
+                force_preprocess_cfg=None if path is None else self._preprocessing(path, published, key),
             )
         except UserError:
             raise
         except Exception as error:  # the hub, torch and open_clip each raise their own errors
             why = " ".join(str(error).split())[:300]
-            raise UserError(f"weights: '{self.weights}' cannot be loaded into open_clip's {self.model}: {why}") from None
+            problem = f"'{self.weights}' cannot be loaded into open_clip's {self.model}: {why}"
+            remedy = f"give a path, or one of its tags {', '.join(published)}" if published else "give the path of its weights"
+            raise UserError(f"{key}.weights", problem, remedy) from None
 
     def rebuilt(self, config: dict[str, Any]) -> Any:
-        """A model built from an open_clip config, whatever this installation has under its name; its weights are loaded later."""
+        """A model with random weights from an open_clip config, whatever this installation has under the model's name."""
         import open_clip
 
         name = f"raylign-{digest(config)[:12]}"
@@ -106,46 +111,50 @@ class _OpenClipSettings(TowerSettings):
         return open_clip.create_model(name, load_weights=False)
 
     def _published(self) -> dict[str, dict[str, Any]]:
-        """What open_clip knows of each of the model's tags."""
+        """open_clip's description of the model's published weights, by tag."""
         import open_clip
 
         return {tag: open_clip.get_pretrained_cfg(self.model, tag) for tag in open_clip.list_pretrained_tags_by_model(self.model)}
 
-    def _preprocessing(self, path: Path, published: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-        """The preprocessing for a file of weights, for which open_clip itself would assume CLIP's.
+    def _preprocessing(self, path: Path, published: dict[str, dict[str, Any]], key: str) -> dict[str, Any] | None:
+        """The preprocessing for a file of weights. open_clip itself would assume CLIP's.
 
-        It is read from `open_clip_config.json` next to the file, or else taken from the model's published weights if all agree.
+        It is read from `open_clip_config.json` beside the file; without one, it is that of the model's published weights if all
+        have the same.
         """
         names = ("mean", "std", "interpolation", "resize_mode", "fill_color")
         described = path.with_name("open_clip_config.json")
         if described.exists():
             try:
-                found = json.loads(described.read_text(encoding="utf-8"))["preprocess_cfg"]
-                return {name: found[name] for name in names if name in found}
+                config = json.loads(described.read_text(encoding="utf-8"))["preprocess_cfg"]
+                return {name: config[name] for name in names if name in config}
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"weights: {described} has no preprocess_cfg that can be read ({error})") from None
-        ways = [{name: about[name] for name in names if name in about} for about in published.values()]
-        if any(way != ways[0] for way in ways):
+                problem = f"{described} has no preprocess_cfg that can be read ({error})"
+                raise UserError(f"{key}.weights", problem, "copy the file again, or delete it") from None
+        configs = [{name: about[name] for name in names if name in about} for about in published.values()]
+        if any(config != configs[0] for config in configs):
             raise UserError(
-                f"weights: open_clip knows several ways to make images ready for {self.model}, and {path.name} does not say "
-                f"which is its own; put open_clip_config.json beside it, or pass one of the tags {', '.join(published)}"
+                f"{key}.weights",
+                f"published weights of open_clip's {self.model} have different image preprocessing, and {path.name} does not "
+                "say which is its own",
+                f"put open_clip_config.json beside it, or pass one of the tags {', '.join(published)}",
             )
-        return ways[0] if ways else None
+        return configs[0] if configs else None
 
 
 class OpenClipImageSettings(_OpenClipSettings, ImageTowerSettings):
     """The image half of an open_clip model, with its projection."""
 
-    def build(self) -> ImageTower:
-        sees = self.config()["vision_cfg"]["image_size"]
-        if sees != self.image_size:
-            raise UserError(
-                f"image_size: {self.image_size}, but open_clip's {self.model} sees {sees} pixels; pass image_size={sees}"
-            )
-        visual: Any = self.load().visual
+    def build(self, key: str = "image_tower") -> ImageTower:
+        config = self.config(key)
+        size = config["vision_cfg"]["image_size"]
+        if size != self.image_size:
+            problem = f"{self.image_size}, but open_clip's {self.model} takes {size} pixels"
+            raise UserError(f"{key}.image_size", problem, f"pass {key}.image_size={size}")
+        visual: Any = self.load(key).visual
         pixels = Pixels(visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"])
-        tower = self.tower(visual, pixels, f"open_clip's {self.model}", sees)
-        return tower.describe(**tower.about, config=self.config())
+        tower = self.tower(visual, pixels, f"open_clip's {self.model}", size, key)
+        return tower.describe(**tower.about, config=config)
 
     def bare(self, about: dict[str, Any]) -> nn.Module:
         names = ("embed_dim", "vision_cfg", "quick_gelu")
@@ -158,27 +167,26 @@ class OpenClipTextSettings(_OpenClipSettings, TextTowerSettings):
 
     max_tokens: int = Field(77, ge=2, description="captions are cut to this many tokens")
 
-    def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
-        text = self.config()["text_cfg"]
+    def tokenizer(self, corpus: Callable[[], list[str]], key: str = "text_tower") -> TextTokenizer:
+        text = self.config(key)["text_cfg"]
         if text.get("hf_tokenizer_name") or text.get("hf_model_name"):
-            raise UserError(
-                f"model: the text half of open_clip's {self.model} has a tokenizer of its own, which is not read here"
-            )
+            problem = f"the text half of open_clip's {self.model} does not use CLIP's tokenizer, which is the only one supported"
+            raise UserError(f"{key}.model", problem, "choose another model")
         context = text.get("context_length", 77)
         if self.max_tokens > context:
-            raise UserError(f"max_tokens: {self.max_tokens} is more than the {context} of open_clip's {self.model}")
+            problem = f"{self.max_tokens} is more than the {context} of open_clip's {self.model}"
+            raise UserError(f"{key}.max_tokens", problem, f"pass {key}.max_tokens={context}")
         options = dict(text.get("tokenizer_kwargs") or {})
         clean = options.pop("clean", "lower")
         if options:
-            raise UserError(
-                f"model: the tokenizer of open_clip's {self.model} is told {', '.join(sorted(options))}, which is not read here; "
-                "choose another model"
-            )
+            names = ", ".join(sorted(options))
+            problem = f"the tokenizer of open_clip's {self.model} has the options {names}, which are not supported"
+            raise UserError(f"{key}.model", problem, "choose another model")
         return TextTokenizer(_byte_pairs(), self.max_tokens, clean=clean)
 
-    def build(self, vocabulary_size: int) -> TextTower:
-        config = self.config()
-        return self._tower(self.load(), config).describe(config=config)
+    def build(self, vocabulary_size: int, key: str = "text_tower") -> TextTower:
+        config = self.config(key)
+        return self._tower(self.load(key), config).describe(config=config)
 
     def again(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
         config = about["config"]
@@ -198,27 +206,28 @@ class _OpenClipText(TextTower):
         freeze_unreached(model, lambda: self(ids, ids))
 
     def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        # A run first asks its tokenizer for a mask token, which CLIP's vocabulary does not have.
-        raise UserError("text_tower.name: open_clip's text half has no states of single tokens for masked words")
+        # Not reached by a run, which first asks its tokenizer for a mask token: CLIP's vocabulary has none.
+        problem = "open_clip's text half has no states of single tokens, which masked words need"
+        raise UserError("text_tower.name", problem, "pass objective.mlm=0, or choose another text tower")
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        # Whatever it reads of its padding, such as the last token, it gets the length and the zeros that it was trained with.
+        # It gets the length and the zeros that it was trained with, since it may read its padding, such as the last token.
         return self.model.encode_text(F.pad(ids, (0, self._context - ids.shape[1])))
 
 
 def _byte_pairs() -> str:
-    """CLIP's vocabulary, which open_clip includes, as a `tokenizer.json` for cleaned texts; it pads with zeros."""
+    """CLIP's vocabulary, which open_clip includes, as a `tokenizer.json` for cleaned texts. It pads with zeros."""
     from open_clip.tokenizer import SimpleTokenizer
     from tokenizers import Tokenizer
     from transformers import CLIPTokenizer
 
-    carried = SimpleTokenizer()
+    bpe = SimpleTokenizer()
     start, end = "<start_of_text>", "<end_of_text>"
-    merges = sorted(carried.bpe_ranks, key=carried.bpe_ranks.get)
-    theirs: Any = CLIPTokenizer(
-        vocab=dict(carried.encoder), merges=merges, bos_token=start, eos_token=end, unk_token=end, pad_token=end
+    merges = sorted(bpe.bpe_ranks, key=bpe.bpe_ranks.get)
+    clip: Any = CLIPTokenizer(
+        vocab=dict(bpe.encoder), merges=merges, bos_token=start, eos_token=end, unk_token=end, pad_token=end
     )
-    tree = json.loads(theirs.backend_tokenizer.to_str()) | {"normalizer": None}
+    tree = json.loads(clip.backend_tokenizer.to_str()) | {"normalizer": None}
     tokenizer = Tokenizer.from_str(json.dumps(tree))
     tokenizer.enable_padding(pad_id=0, pad_token=tokenizer.id_to_token(0))
     return tokenizer.to_str()

@@ -1,9 +1,9 @@
 """How far captions are padded: to the longest of those that are embedded together, if that changes no row.
 
 A tokenizer pads every text to `max_tokens`, and most captions fill a fraction of that. The positions after the last token of
-the longest caption are masked in every row, and are cut off unless the tower reads them anyway: it may mix all tokens (FNet),
+the longest caption are masked in every row. They are cut off, unless the tower reads them anyway: it may mix all tokens (FNet),
 read neighbours beyond the end (convolutions, MobileBERT's trigrams), pool the last position, or have a fixed length. No
-config says so, so each tower is tested once when it is built.
+config says so; each tower is tested once, when it is built.
 """
 
 from collections.abc import Collection
@@ -17,9 +17,9 @@ from pipelines.dataset.tokenizer import TextTokenizer
 from training.towers.text import TextTower
 
 _MULTIPLE = 8  # lengths are multiples of this: few shapes, and efficient ones for GPU kernels
-_CLOSE = 1e-5  # relative to the largest number: rounding differences of sums over another length, with some margin
+_CLOSE = 1e-5  # relative to the largest number; sums over another length differ by rounding
 _PROBES = ("a", "a red apple on the table")
-# Columns of a batch that a mask covers.
+# By mask, the columns of a batch that have its length.
 _COVERED = {
     "text_mask": ("text", "text_mask", "masked_text", "masked_labels"),
     "other_mask": ("other_text", "other_mask"),
@@ -28,7 +28,7 @@ _COVERED = {
 
 
 class Padded:
-    """Texts to ids and mask, int64 [n, L] each on the CPU, padded as far as a tower needs."""
+    """Tokenizes texts for a tower: ids and mask, int64 [n, L] each on the CPU, padded as far as the tower needs."""
 
     def __init__(self, tower: TextTower, tokenizer: TextTokenizer):
         self._tokenizer, self._cut = tokenizer, may_cut(tower, tokenizer)
@@ -40,7 +40,7 @@ class Padded:
 
 
 def shortened(batch: Batch, masks: Collection[str]) -> Batch:
-    """A batch with captions padded to the longest of them, in the columns that `masks` cover."""
+    """A batch in which the columns of `masks` are padded to the longest caption only."""
     columns: dict[str, Tensor] = cast(Any, batch)
     for mask in masks:
         if mask in columns:
@@ -56,17 +56,17 @@ def may_cut(tower: TextTower, tokenizer: TextTokenizer) -> bool:
     tower.eval()
     try:
         return all(_same(tower, *(torch.from_numpy(part).to(device) for part in tokenizer([text]))) for text in _PROBES)
-    except (IndexError, RuntimeError, ValueError):  # it has a fixed length
+    except (IndexError, RuntimeError, ValueError):  # of a tower with a fixed length
         return False
     finally:
         tower.train(training)
 
 
 def _same(tower: TextTower, ids: Tensor, mask: Tensor) -> bool:
-    """Whether one text [1, L] gives the same without padding and with the padding that would be left."""
+    """Whether one text [1, L] gives the same with full padding, with none, and with the padding that would be left."""
     used = max(1, int(mask.sum()))
-    wanted = _rows(tower, ids, mask, used)
-    return all(_close(_rows(tower, ids[:, :length], mask[:, :length], used), wanted) for length in (used, _length(mask)))
+    full = _rows(tower, ids, mask, used)
+    return all(_close(_rows(tower, ids[:, :length], mask[:, :length], used), full) for length in (used, _length(mask)))
 
 
 def _rows(tower: TextTower, ids: Tensor, mask: Tensor, used: int) -> Tensor:
@@ -77,12 +77,12 @@ def _rows(tower: TextTower, ids: Tensor, mask: Tensor, used: int) -> Tensor:
     return torch.cat([rows.flatten(), states[:, :used].flatten()])
 
 
-def _close(one: Tensor, two: Tensor) -> bool:
-    return bool((one - two).abs().max() <= _CLOSE * two.abs().max())
+def _close(rows: Tensor, full: Tensor) -> bool:
+    return bool((rows - full).abs().max() <= _CLOSE * full.abs().max())
 
 
 def _length(mask: Tensor) -> int:
-    """Positions [n, L] up to the last that any row reads, rounded up."""
-    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    last = max(1, int((mask.any(0) * places).max()))
+    """Positions up to the last that any row of a mask [n, L] uses, rounded up."""
+    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    last = max(1, int((mask.any(0) * positions).max()))
     return min(-(-last // _MULTIPLE) * _MULTIPLE, mask.shape[1])

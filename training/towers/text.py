@@ -1,4 +1,4 @@
-"""Text towers: any Hugging Face text model, or small ones to train from scratch with a tokenizer trained on the corpus."""
+"""Text towers: any text model of Hugging Face, or small ones to train from scratch with a tokenizer trained on the captions."""
 
 import inspect
 from abc import abstractmethod
@@ -13,7 +13,7 @@ from pipelines.dataset.tokenizer import TextTokenizer, load_tokenizer, train_tok
 from pipelines.program.errors import UserError
 from training.towers.base import Tower, TowerSettings, freeze_unreached, mean_over_tokens
 from training.towers.pretrained import first_line, load_pretrained, measure, rebuild_pretrained
-from training.towers.text_reading import first_sees_the_rest, positions, reads_padding, text_half, words_of
+from training.towers.text_reading import any_tokens, first_sees_the_rest, positions, reads_padding, text_half
 
 
 class TextTowerSettings(TowerSettings):
@@ -22,16 +22,12 @@ class TextTowerSettings(TowerSettings):
     max_tokens: int = Field(32, ge=2, description="captions are cut to this many tokens")
 
     @abstractmethod
-    def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
+    def tokenizer(self, corpus: Callable[[], list[str]], key: str = "text_tower") -> TextTokenizer:
         """The tower's own tokenizer, or one trained on the training captions, which `corpus()` reads."""
 
     @abstractmethod
-    def build(self, vocabulary_size: int) -> "TextTower":
-        """The network with its weights."""
-
-    def bank_identity(self, tokenizer: TextTokenizer, key: str) -> dict[str, Any]:
-        """What decides a locked tower's features of a text: weights and tokenization."""
-        return self.identity(key) | {"tokenizer": tokenizer.identity}
+    def build(self, vocabulary_size: int, key: str = "text_tower") -> "TextTower":
+        """The network with its weights. Raises `UserError`, about a setting of `key`, if there is no such network."""
 
 
 class TextTower(Tower):
@@ -41,14 +37,14 @@ class TextTower(Tower):
 
     @abstractmethod
     def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The same rows, float [b, width], and from the same forward pass a state for every token, float [b, L, states_width]."""
+        """Rows, float [b, width], and from the same forward pass a state for every token, float [b, L, states_width]."""
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.with_states(ids, mask)[0]
 
 
 class HuggingFaceTextSettings(TextTowerSettings):
-    """Any text model of transformers, from the hub, a local folder or an installed package; of encoder-decoders the encoder."""
+    """Any text model of transformers, from the hub, a local folder or a package; of an encoder-decoder, the encoder."""
 
     name: Literal["huggingface"]
     weights: str = Field(description="hub name, folder with config.json, or package:NAME/FILE.zip")
@@ -60,34 +56,28 @@ class HuggingFaceTextSettings(TextTowerSettings):
     def weights_name(self) -> str | None:
         return self.weights
 
-    def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
-        found = load_tokenizer(self.weights, self.max_tokens, "text_tower.weights")
+    def tokenizer(self, corpus: Callable[[], list[str]], key: str = "text_tower") -> TextTokenizer:
+        tokenizer = load_tokenizer(self.weights, self.max_tokens, f"{key}.weights")
         if self.pooling == "cls" and not self.projected:
-            first = found(["a", "the"])[0][:, 0]
+            first = tokenizer(["a", "the"])[0][:, 0]
             if first[0] != first[1]:
-                raise UserError(
-                    f"text_tower.pooling: cls, but the tokenizer of {self.weights} puts no token of its own before a text, which "
-                    "could stand for all of it; pass pooling=mean"
-                )
-        return found
+                problem = f"cls, but the tokenizer of {self.weights} puts no token before a text that could stand for all of it"
+                raise UserError(f"{key}.pooling", problem, f"pass {key}.pooling=mean")
+        return tokenizer
 
-    def build(self, vocabulary_size: int) -> TextTower:
-        network = load_pretrained(self.weights, "text_tower.weights", self._part)
+    def build(self, vocabulary_size: int, key: str = "text_tower") -> TextTower:
+        network = load_pretrained(self.weights, f"{key}.weights", lambda network: self._part(network, key))
         half = text_half(network)
         usable = positions(half)
         if usable is not None and self.max_tokens > usable:
-            raise UserError(
-                f"text_tower.max_tokens: {self.max_tokens} is more than the {usable} usable positions of {self.weights}; pass "
-                f"max_tokens={usable}"
-            )
-        known = half.get_input_embeddings().weight.shape[0]
-        if vocabulary_size > known:
-            raise UserError(
-                f"text_tower.weights: the tokenizer of {self.weights} gives ids up to {vocabulary_size - 1}, and the model knows "
-                f"{known} tokens; give a folder whose tokenizer and model belong together"
-            )
+            problem = f"{self.max_tokens} is more than the {usable} usable positions of {self.weights}"
+            raise UserError(f"{key}.max_tokens", problem, f"pass {key}.max_tokens={usable}")
+        tokens = half.get_input_embeddings().weight.shape[0]
+        if vocabulary_size > tokens:
+            problem = f"the tokenizer of {self.weights} gives ids up to {vocabulary_size - 1}, but the model has {tokens} tokens"
+            raise UserError(f"{key}.weights", problem, "give a folder whose tokenizer and model belong together")
         tower = self._tower(network)
-        self._check(tower, usable, known)
+        self._check(tower, usable, tokens, key)
         sizes = {"width": tower.width, "states_width": tower.states_width}
         return tower.describe(source=network.source, **sizes)
 
@@ -99,11 +89,12 @@ class HuggingFaceTextSettings(TextTowerSettings):
     def _tower(self, network: Any) -> "_HuggingFaceText | _ProjectedText":
         return _ProjectedText(network) if self.projected else _HuggingFaceText(network, self.pooling)
 
-    def _part(self, network: Any) -> Any:
+    def _part(self, network: Any, key: str = "text_tower") -> Any:
         """The part of a model that runs."""
         if self.projected:
             if not hasattr(network, "get_text_features"):
-                raise UserError(f"text_tower.projected: {self.weights} is no CLIP-like model; pass projected=false")
+                problem = f"{self.weights} is not a CLIP-like model, so it has no projection"
+                raise UserError(f"{key}.projected", problem, f"pass {key}.projected=false")
             for name, _ in list(network.named_children()):
                 if not name.startswith("text"):
                     setattr(network, name, None)
@@ -116,27 +107,25 @@ class HuggingFaceTextSettings(TextTowerSettings):
         return half
 
     @torch.no_grad()
-    def _check(self, tower: "_HuggingFaceText | _ProjectedText", usable: int | None, known: int) -> None:
+    def _check(self, tower: "_HuggingFaceText | _ProjectedText", usable: int | None, tokens: int, key: str) -> None:
         """Measure sizes, and refuse models that would silently give wrong rows."""
-        length, ids = self.max_tokens, words_of(known, self.max_tokens)
+        length, ids = self.max_tokens, any_tokens(tokens, self.max_tokens)
         ones = torch.ones_like(ids)
         try:
             rows, states = tower.with_states(ids, ones)
         except (IndexError, RuntimeError) as error:
-            raise UserError(f"text_tower.max_tokens: {self.weights} cannot read {length} tokens: {first_line(error)}") from None
+            problem = f"{self.weights} cannot read {length} tokens: {first_line(error)}"
+            raise UserError(f"{key}.max_tokens", problem, f"pass a smaller {key}.max_tokens") from None
         if not isinstance(rows, Tensor) or rows.ndim != 2:
-            raise UserError(f"text_tower.projected: {self.weights} does not give one row a text; pass projected=false")
-        tower.width, tower.states_width = measure(lambda: tower(ids, ones), "text_tower.weights"), states.shape[-1]
+            raise UserError(f"{key}.projected", f"{self.weights} does not give one row a text", f"pass {key}.projected=false")
+        tower.width = measure(lambda: tower(ids, ones), f"{key}.weights", self.weights)
+        tower.states_width = states.shape[-1]
         if self.projected and usable is not None and reads_padding(tower, length, usable):
-            raise UserError(
-                f"text_tower.max_tokens: {length}, but {self.weights} reads its padding and was trained with its full length; "
-                f"pass max_tokens={usable}"
-            )
+            problem = f"{length}, but {self.weights} reads its padding and was trained with {usable} tokens"
+            raise UserError(f"{key}.max_tokens", problem, f"pass {key}.max_tokens={usable}")
         if not self.projected and self.pooling == "cls" and not first_sees_the_rest(tower, ids[:, :2]):
-            raise UserError(
-                f"text_tower.pooling: cls, but in {self.weights} the first token sees none behind it, and all texts would have "
-                "one row; pass pooling=mean"
-            )
+            problem = f"cls, but the first token of {self.weights} sees none after it, and all texts would have the same row"
+            raise UserError(f"{key}.pooling", problem, f"pass {key}.pooling=mean")
         freeze_unreached(tower, lambda: tower(ids, ones))
 
 
@@ -145,12 +134,12 @@ class _HuggingFaceText(TextTower):
         super().__init__()
         self.network = network
         self._pooling = pooling
-        # FNet, for one, mixes all tokens and has no argument for a mask.
+        # FNet, for example, mixes all tokens and takes no mask.
         self._masked = "attention_mask" in inspect.signature(network.forward).parameters
 
     def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        given = {"attention_mask": mask} if self._masked else {}
-        states = self.network(input_ids=ids, **given).last_hidden_state
+        masks = {"attention_mask": mask} if self._masked else {}
+        states = self.network(input_ids=ids, **masks).last_hidden_state
         return mean_over_tokens(states, mask) if self._pooling == "mean" else states[:, 0], states
 
 
@@ -171,7 +160,7 @@ class _FromScratch(TextTowerSettings):
     def weights_name(self) -> str | None:
         return None
 
-    def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
+    def tokenizer(self, corpus: Callable[[], list[str]], key: str = "text_tower") -> TextTokenizer:
         return train_tokenizer(corpus(), self.vocabulary_size, self.max_tokens)
 
     def again(self, about: dict[str, Any], vocabulary_size: int) -> Tower:
@@ -183,7 +172,7 @@ class BagSettings(_FromScratch):
 
     name: Literal["bag"]
 
-    def build(self, vocabulary_size: int) -> TextTower:
+    def build(self, vocabulary_size: int, key: str = "text_tower") -> TextTower:
         return _Bag(vocabulary_size, self.width).describe()
 
 
@@ -208,9 +197,10 @@ class TransformerSettings(_FromScratch):
     heads: int = Field(4, ge=1, description="attention heads")
     dropout: float = Field(0.0, ge=0, lt=1, description="inside the blocks")
 
-    def build(self, vocabulary_size: int) -> TextTower:
+    def build(self, vocabulary_size: int, key: str = "text_tower") -> TextTower:
         if self.width % self.heads:
-            raise UserError(f"text_tower.heads: {self.heads} does not divide text_tower.width {self.width}")
+            problem = f"{self.heads} does not divide {key}.width={self.width}"
+            raise UserError(f"{key}.heads", problem, f"change {key}.heads or {key}.width")
         return _Transformer(vocabulary_size, self).describe()
 
 

@@ -1,6 +1,6 @@
-"""How a transformers text model reads its input, found by running it, since configs do not say.
+"""How a text model of transformers reads its input: positions, padding, direction. Found by running it, since configs do not say.
 
-Rows [n, F] come from ids and a mask, int64 [n, L] each.
+A model is a function from ids and a mask, int64 [n, L] each, to rows [n, F].
 """
 
 from collections.abc import Callable
@@ -17,14 +17,14 @@ Rows = Callable[[Tensor, Tensor], Tensor]
 
 
 def text_half(network: Any) -> Any:
-    """The text model inside a dual encoder of transformers, or the network as it is."""
+    """The text model inside a dual encoder of transformers; any other network unchanged."""
     return getattr(network, "text_model", network)
 
 
 def positions(half: Any) -> int | None:
-    """How many positions a text model has; None: unknown.
+    """How many positions a text model has for tokens; None if unknown.
 
-    RoBERTa and similar models count positions from after the padding token's.
+    RoBERTa and similar models start counting after the padding token's position.
     """
     for name, module in half.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
@@ -33,14 +33,14 @@ def positions(half: Any) -> int | None:
     return limit if limit and limit > 0 else None
 
 
-def words_of(known: int, length: int) -> Tensor:
-    """Ids of a meaningless text, [1, length], for a model with this vocabulary size."""
-    words = torch.arange(2, max(3, min(known, 17)))
-    return words[torch.arange(length) % len(words)][None]
+def any_tokens(vocabulary_size: int, length: int) -> Tensor:
+    """Ids of a meaningless text, [1, length]."""
+    ids = torch.arange(2, max(3, min(vocabulary_size, 17)))
+    return ids[torch.arange(length) % len(ids)][None]
 
 
 def reads_padding(rows: Rows, short: int, long: int) -> bool:
-    """Whether a text's row changes with the length of its masked padding: SigLIP, for one, pools the last position."""
+    """Whether a text's row depends on the length of its masked padding, as with SigLIP, which pools the last position."""
 
     def padded(length: int) -> Tensor:
         ids, mask = torch.ones(2, 1, length, dtype=torch.int64)
@@ -51,25 +51,32 @@ def reads_padding(rows: Rows, short: int, long: int) -> bool:
 
 
 def first_sees_the_rest(first: Rows, ids: Tensor) -> bool:
-    """Whether the first token's state [1, F] depends on what follows, which a causal model's does not."""
+    """Whether the first token's state [1, F] depends on later tokens. That of a causal model does not."""
     other, mask = torch.cat([ids[:, :1], ids[:, 1:] + 1], dim=1), torch.ones_like(ids)
     return not _close(first(ids, mask), first(other, mask))
 
 
 def tells_apart(embed: Callable[[list[str]], Any], key: str, name: str) -> None:
-    """Raises `UserError` if texts have no rows or all the same, as with a CLIP whose tokenizer adds no end of text."""
+    """Raises `UserError` if a model gives no rows, or the same row for all texts, as a CLIP whose tokenizer adds no end of text.
+
+    Args:
+        key, name: the setting and the model, for errors.
+    """
     try:
         rows = np.asarray(embed(["one", "two or three words"]))
     except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
-        raise UserError(f"{key}: {name} does not embed texts ({first_line(error)}); give another model") from None
+        raise UserError(key, f"{name} does not embed texts ({first_line(error)})", "choose another model") from None
     if rows.ndim != 2:
-        raise UserError(f"{key}: {name} does not give one row a text but {list(rows.shape[1:])} numbers; give another model")
+        problem = f"{name} gives {list(rows.shape[1:])} numbers for a text, not one row"
+        raise UserError(key, problem, "choose another model")
     if np.abs(rows[0] - rows[1]).max() <= 1e-6 * np.abs(rows).max():
         raise UserError(
-            f"{key}: {name} gives different texts one row: its tokenizer may lack the end of text that it reads, or its last "
-            "layers may be untrained; give another model"
+            key,
+            f"{name} gives different texts the same row: its tokenizer may add no end of text, which the model reads, or its "
+            "last layers may be untrained",
+            "choose another model",
         )
 
 
-def _close(one: Tensor, two: Tensor) -> bool:
-    return bool((one - two).abs().max() <= 1e-4 * one.abs().max())
+def _close(first: Tensor, second: Tensor) -> bool:
+    return bool((first - second).abs().max() <= 1e-4 * first.abs().max())

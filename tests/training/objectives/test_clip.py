@@ -209,7 +209,7 @@ def test_temperatures_and_scales_must_be_positive(key: str, value: float) -> Non
 @pytest.mark.parametrize(("temperature", "max_scale"), [(0.005, 100.0), (1.5, 100.0), (0.5, 1.5), (0.9, 0.5)])
 def test_a_learned_temperature_starts_where_it_is_kept(temperature: float, max_scale: float) -> None:
     """Else the first step would move it, whatever was asked for."""
-    with pytest.raises(ValueError, match=rf"temperature: {temperature} is outside .*learn_temperature=false"):
+    with pytest.raises(ValueError, match=rf"temperature.*{temperature}.*learn_temperature=false"):
         ClipSettings(temperature=temperature, max_scale=max_scale)
     assert ClipSettings(temperature=temperature, max_scale=max_scale, learn_temperature=False).temperature == temperature
     assert ClipSettings(temperature=0.01, max_scale=100.0).temperature == 0.01

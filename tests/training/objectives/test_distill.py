@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.program.errors import UserError
+from tests.refusals import refused
 from tests.training.objectives.reference import (
     REPEATED,
     assert_near,
@@ -103,5 +103,5 @@ def test_the_teachers_length_and_direction_are_what_features_follow() -> None:
 
 
 def test_encoders_of_two_spaces_are_no_teacher() -> None:
-    with pytest.raises(UserError, match=r"frozen_encoders: distill needs a dual encoder, .* widths 1280 and 384"):
+    with refused("frozen_encoders", "distill", 1280, 384):
         build(DistillSettings(), guide_widths=(1280, 384))

@@ -193,6 +193,6 @@ def test_a_mistake_in_the_settings_is_named(key: str, value: float) -> None:
 
 @pytest.mark.parametrize("start", [0.005, 1.5])
 def test_a_temperature_cannot_start_outside_its_bounds(start: float) -> None:
-    with pytest.raises(ValueError, match=rf"temperature: {start} is outside min_temperature 0\.01 to 1"):
+    with pytest.raises(ValueError, match=rf"temperature: {start} .*min_temperature 0\.01"):
         FastClipSettings(temperature=start)
     assert FastClipSettings(temperature=0.005, min_temperature=0.005).temperature == 0.005

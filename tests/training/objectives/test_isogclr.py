@@ -162,5 +162,5 @@ def test_a_mistake_in_the_settings_is_named(key: str, value: float) -> None:
 
 @pytest.mark.parametrize("keys", [{"temperature": 0.07}, {"temperature": 0.001}, {"max_temperature": 0.008}])
 def test_a_start_outside_its_bounds_names_start_and_bounds(keys: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"temperature: [0-9.]+ is outside min_temperature 0.005 to max_temperature [0-9.]+"):
+    with pytest.raises(ValueError, match=r"temperature: .*min_temperature 0\.005 .*max_temperature"):
         ISogClrSettings(**keys)

@@ -449,7 +449,7 @@ def test_a_batch_without_negatives_is_finite_or_refused(name: str) -> None:
     batch |= guides_of(batch["image_id"], *TASK.guide_widths, torch.float32) | {"sample_id": torch.arange(ROWS)}
     objective = objective_of(name)
     if name == "onlineclr":
-        with pytest.raises(ValueError, match="onlineclr: all pairs of a batch have the same image or caption"):
+        with pytest.raises(ValueError, match="onlineclr"):
             objective(embeddings, batch)
         return
     loss = objective(embeddings, batch)
@@ -503,7 +503,8 @@ def test_it_descends(name: str) -> None:
     """Twenty-four free pairs in batches of twelve: after some dozen steps pairs find one another, measured by itself."""
     torch.manual_seed(1)
     size, batches = 2 * ROWS, 60
-    task = Task(size, size, 16, 16, 2, batches, 0, guide_widths=(16, 16))
+    widths: Any = {"embed_dim": 16, "image_width": 16, "guide_widths": (16, 16)}
+    task = Task(num_images=size, num_texts=size, steps_per_epoch=2, total_steps=batches, seed=0, **widths)
     settings = settings_of(DESCENT[name])
     encoder = Free(size, 16)
     objective, teacher = settings.objective.build(task), settings.objective.build_teacher(encoder, task)
@@ -543,7 +544,7 @@ def test_the_temperature_is_one_key_for_all(name: str) -> None:
     tree["objective"] = {"name": name}
     tree = apply_overrides(tree, parse_overrides(["objective.temperature=0.05"]))
     if name == "vicreg":
-        with pytest.raises(UserError, match=r"objective\.temperature: unknown key"):
+        with pytest.raises(UserError, match=r"objective\.temperature"):
             validate(TrainSettings, tree, "laws")
         return
     settings = validate(TrainSettings, tree, "laws")

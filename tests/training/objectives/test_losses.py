@@ -454,16 +454,16 @@ def test_a_memory_starts_as_told_and_reads_by_image_and_by_caption() -> None:
 
 
 @pytest.mark.parametrize(
-    ("image_id", "text_id", "message"),
+    ("image_id", "text_id", "named"),
     [
-        ([0, 5], [0, 1], r"image_id: 5 is outside \[0, 5\)"),
-        ([-1, 0], [0, 1], r"image_id: -1 is outside \[0, 5\)"),
-        ([0, 4], [7, 1], r"text_id: 7 is outside \[0, 7\)"),
-        ([0, 4], [6, -2], r"text_id: -2 is outside \[0, 7\)"),
+        ([0, 5], [0, 1], "image_id: 5 .*5"),
+        ([-1, 0], [0, 1], "image_id: -1 .*5"),
+        ([0, 4], [7, 1], "text_id: 7 .*7"),
+        ([0, 4], [6, -2], "text_id: -2 .*7"),
     ],
 )
-def test_an_id_that_the_data_cannot_have_is_refused(image_id: list[int], text_id: list[int], message: str) -> None:
-    with pytest.raises(IndexError, match=message):
+def test_an_id_that_the_data_cannot_have_is_refused(image_id: list[int], text_id: list[int], named: str) -> None:
+    with pytest.raises(IndexError, match=named):
         Memory(TASK, 0.0).read(batch_of(image_id, text_id))
 
 

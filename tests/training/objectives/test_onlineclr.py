@@ -171,7 +171,7 @@ def test_without_the_mask_ids_are_not_read() -> None:
 
 
 def test_a_batch_without_any_negative_is_an_error_that_says_why() -> None:
-    with pytest.raises(ValueError, match="same image or caption"):
+    with pytest.raises(ValueError, match="onlineclr"):
         run(objective(0.1), X, Y, ids([5, 5, 5], [0, 1, 2]))
 
 

@@ -277,9 +277,9 @@ def test_the_lowest_temperature_in_single_precision_stays_finite() -> None:
 
 
 def test_an_id_that_the_data_cannot_have_is_an_error() -> None:
-    with pytest.raises(IndexError, match=r"image_id: 10 is outside \[0, 10\)"):
+    with pytest.raises(IndexError, match=r"image_id.*10"):
         run(objective(0.2), X, Y, ids([0, 1, 10], [0, 1, 2]))
-    with pytest.raises(IndexError, match=r"text_id: -1 is outside \[0, 10\)"):
+    with pytest.raises(IndexError, match=r"text_id.*-1"):
         run(objective(0.2), X, Y, ids([0, 1, 2], [0, 1, -1]))
 
 

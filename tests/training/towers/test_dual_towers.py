@@ -13,6 +13,7 @@ from torch import Tensor
 from pipelines.dataset.prepared import Prepared
 from pipelines.program.errors import UserError
 from pipelines.program.settings import validate
+from tests.refusals import refused
 from tests.training.one_step import one_step
 from training.checkpoint import load_embedder
 from training.config import TrainSettings
@@ -85,16 +86,16 @@ def test_open_clips_text_half_and_its_tokens(released: tuple[Any, Path], tokens:
 
 def test_what_open_clip_has_not_is_named(released: tuple[Any, Path], tmp_path: Path) -> None:
     _, path = released
-    with pytest.raises(UserError, match=r"model: open_clip has no 'ViT-B/32'; did you mean ViT-B-32"):
+    with refused("k.model", "ViT-B/32", remedy="ViT-B-32"):
         OpenClipImageSettings(name="open_clip", model="ViT-B/32", weights="openai").identity("k")
-    with pytest.raises(UserError, match=r"image_size: 224, but open_clip's raylign-test sees 32 pixels; pass image_size=32"):
+    with refused("image_tower.image_size", 224, MODEL, remedy="image_tower.image_size=32"):
         OpenClipImageSettings(name="open_clip", model=MODEL, weights=str(path)).build()
-    with pytest.raises(UserError, match=r"max_tokens: 90 is more than the 77"):
+    with refused("text_tower.max_tokens", 90, MODEL, remedy="text_tower.max_tokens=77"):
         OpenClipTextSettings(name="open_clip", model=MODEL, weights=str(path), max_tokens=90).tokenizer(list)
-    with pytest.raises(UserError, match=r"ViT-B-16-SigLIP has a tokenizer of its own"):
+    with refused("text_tower.model", "ViT-B-16-SigLIP"):
         OpenClipTextSettings(name="open_clip", model="ViT-B-16-SigLIP", weights="webli").tokenizer(list)
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"weights: '.*other\.pt' cannot be loaded into open_clip's raylign-test: "):
+    with refused("image_tower.weights", tmp_path / "other.pt", MODEL):
         OpenClipImageSettings(name="open_clip", model=MODEL, weights=str(tmp_path / "other.pt"), image_size=SIZE).build()
 
 
@@ -122,7 +123,7 @@ def test_what_of_open_clips_tokenizers_is_not_read_is_refused(released: tuple[An
     config["text_cfg"]["tokenizer_kwargs"] = {"reduction_mask": "shuffle"}
     (tmp_path / f"{MODEL}-shuffle.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path)
-    with pytest.raises(UserError, match=r"^model: the tokenizer of open_clip's .*shuffle is told reduction_mask"):
+    with refused("text_tower.model", f"{MODEL}-shuffle", "reduction_mask"):
         OpenClipTextSettings(name="open_clip", model=f"{MODEL}-shuffle").tokenizer(list)
 
 
@@ -208,11 +209,11 @@ def test_our_own_halves(trained: Path) -> None:
 
 
 def test_what_does_not_fit_a_run_is_named(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"image_size: 224, but .* sees 16 pixels; pass image_size=16"):
+    with refused("image_tower.image_size", 224, trained, remedy="image_tower.image_size=16"):
         RunImageSettings(name="run", path=trained).build()
-    with pytest.raises(UserError, match=r"max_tokens: 32, but .* was trained with 9; pass max_tokens=9"):
+    with refused("text_tower.max_tokens", 32, trained, remedy="text_tower.max_tokens=9"):
         RunTextSettings(name="run", path=trained).tokenizer(lambda: [])
-    with pytest.raises(UserError, match=r"checkpoint: .* is not a folder; give a run"):
+    with pytest.raises(UserError, match=str(tmp_path / "nothing")):
         RunImageSettings(name="run", path=tmp_path / "nothing").identity("k")
 
 
@@ -239,7 +240,7 @@ def test_a_run_teaches_another(stamps: Prepared, trained: Path, case: str, tmp_p
     assert {"guide_text", "guide_mask"} <= plan.stream.columns and plan.stream.guides is None
     with torch.no_grad():
         saved["teacher"]["_extra_state"] = "another"
-        with pytest.raises(UserError, match="frozen_encoders: this run was trained with frozen encoders of other weights"):
+        with refused("frozen_encoders"):
             state.load_state_dict(saved)
 
 
@@ -264,15 +265,15 @@ def test_a_live_teacher_sees_what_the_student_sees(stamps: Prepared, trained: Pa
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"objective": {"name": "distill"}}, "frozen_encoders: objective.name=distill learns from a teacher; name its halves"),
+        ({"objective": {"name": "distill"}}, "frozen_encoders.*distill.*frozen_encoders.image_encoder"),
         (
             {"objective": {"name": "a-clip-ping"}, "image_tower": {"name": "conv", "mode": "locked"}},
-            "objective.name: a-clip-ping runs frozen encoders on what the towers see, and a locked tower sees nothing",
+            "objective.name.*a-clip-ping.*locked",
         ),
     ],
 )
-def test_what_cannot_teach_is_refused_at_once(stamps: Prepared, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_what_cannot_teach_is_refused_at_once(stamps: Prepared, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
         run_settings(stamps, **changes)

@@ -9,6 +9,8 @@ from torch import nn
 
 from pipelines.program.errors import UserError
 from pipelines.program.settings import validate
+from tests.refusals import refused
+from training.saved_towers import Frozen
 from training.towers import ImageFeatures
 from training.towers.base import load_weights
 from training.towers.image import ConvSettings, HuggingFaceVisionSettings, TimmSettings
@@ -44,7 +46,7 @@ def test_pixels_in_features_out_and_gradients_back(settings: ConvSettings | Timm
 
 @pytest.mark.parametrize("channels", [(), (12,), (4, 8)])
 def test_channels_must_fit_the_norm(channels: tuple) -> None:
-    with pytest.raises(UserError, match=r"channels: "):
+    with pytest.raises(UserError, match="channels"):
         validate(ConvSettings, {"name": "conv", "channels": channels}, "c.yaml")
 
 
@@ -95,35 +97,32 @@ def test_weights_are_loaded_by_name_whatever_their_order(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "named"),
     [
-        ({"a": torch.zeros(3)}, r"w\.pth holds 1 tensors of other names or shapes than the model's 2"),
-        ({"a": torch.zeros(3, 2), "b": torch.zeros(4)}, r"w\.pth holds 2 tensors of other names or shapes"),
-        ({"weight": torch.zeros(5, 2), "bias": torch.zeros(3)}, r"w\.pth does not fit the model: .*size mismatch"),
-        ({"weight": torch.zeros(3, 2)}, r"w\.pth does not fit the model: .*Missing key.*bias"),
-        (b"<html>404</html>", r"w\.pth"),
-        (b"", r"w\.pth"),
-        ([1, 2], r"w\.pth"),
+        ({"a": torch.zeros(3)}, []),
+        ({"a": torch.zeros(3, 2), "b": torch.zeros(4)}, []),
+        ({"weight": torch.zeros(5, 2), "bias": torch.zeros(3)}, ["weight"]),
+        ({"weight": torch.zeros(3, 2)}, ["bias"]),
+        (b"<html>404</html>", []),
+        (b"", []),
+        ([1, 2], []),
     ],
     ids=["one-of-two", "other-shapes", "wrong-shape", "missing", "html", "empty", "list"],
 )
-def test_a_wrong_weights_file_is_refused_with_its_name(tmp_path: Path, content: object, message: str) -> None:
+def test_a_wrong_weights_file_is_refused_with_its_name(tmp_path: Path, content: object, named: list[str]) -> None:
     path = tmp_path / "w.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    with pytest.raises(UserError, match=rf"image_tower\.weights: .*{message}") as caught:
+    with refused("image_tower.weights", "w.pth", *named):
         load_weights(nn.Linear(2, 3), path, "image_tower.weights")
-    assert "\n" not in str(caught.value)
 
 
 def test_weights_that_are_nowhere_are_named() -> None:
-    with pytest.raises(UserError, match=r"image_tower\.weights: /nowhere/w\.pth does not exist"):
+    with pytest.raises(UserError, match=r"image_tower\.weights: .*/nowhere/w\.pth"):
         TINY.model_copy(update={"weights": "/nowhere/w.pth"}).build()
-    with pytest.raises(
-        UserError, match=r"image_tower\.weights: 'imagenet' is no file; give a path, package:NAME/FILE, hub or null"
-    ):
+    with refused("image_tower.weights", "imagenet", remedy="package:NAME/FILE, hub or null"):
         TINY.model_copy(update={"weights": "imagenet"}).build()
 
 
@@ -167,14 +166,13 @@ def test_a_hugging_face_model_from_a_folder(vit: Path) -> None:
 
 
 def test_a_folder_without_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"image_tower\.weights: .*; give a folder or a hub name") as caught:
+    with refused("image_tower.weights", tmp_path, remedy="folder"):
         HuggingFaceVisionSettings(name="huggingface", weights=str(tmp_path)).build()
-    assert "\n" not in str(caught.value)
 
 
 def test_the_actor_of_a_locked_tower_gives_the_towers_features() -> None:
     torch.manual_seed(0)
-    features = ImageFeatures(TINY)
+    features = ImageFeatures(Frozen(TINY, "image_tower", None, {}))
     pixels = images(32).numpy()
     found = features(pixels)
     assert found.dtype == np.float32 and found.shape[0] == 2
@@ -195,5 +193,7 @@ def test_what_a_locked_towers_features_depend_on(vit: Path, tmp_path: Path) -> N
     assert settings.model_copy(update={"image_size": 64}).identity("k") != base
     torch.save({"a": torch.ones(1)}, tmp_path / "one.pth")
     assert settings.identity("k") != base
-    with pytest.raises(UserError, match=r"image_tower: a locked tower needs pretrained weights; set image_tower\.weights"):
+    with refused("image_tower", remedy="image_tower.weights"):
         TINY.identity("image_tower")
+    with refused("frozen_encoders.image_encoder", remedy="frozen_encoders.image_encoder.name"):
+        ConvSettings(name="conv").identity("frozen_encoders.image_encoder")

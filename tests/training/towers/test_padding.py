@@ -18,6 +18,7 @@ from tests.training.towers.text_models import POSITIONS, SIZES, save
 from training import build, loop
 from training.build import masks_to_cut
 from training.config import TrainSettings
+from training.saved_towers import Frozen
 from training.teacher import FrozenEncoders
 from training.towers import TextFeatures
 from training.towers.open_clip import OpenClipTextSettings, _OpenClipText
@@ -124,7 +125,7 @@ def test_a_bank_is_what_it_was(tokenizer: TextTokenizer) -> None:
     """Of a frozen tower: rows of a batch, and each caption's alone, at the full length."""
     settings = TransformerSettings(name="transformer", width=16, layers=2, heads=2, max_tokens=FULL)
     torch.manual_seed(0)
-    features = TextFeatures(settings, tokenizer)
+    features = TextFeatures(Frozen(settings, "k", None, {}), tokenizer)
     right = np.concatenate([rows_of(features._tower, tokenizer([text])).numpy() for text in CAPTIONS])
     np.testing.assert_allclose(features(np.asarray(CAPTIONS, dtype=object)), right, atol=1e-5)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipelines.program.errors import UserError
 from pipelines.program.settings import validate
+from tests.refusals import refused
 from training.towers.base import load_weights
 from training.towers.image import HuggingFaceVisionSettings, ImageTower, TimmSettings
 from training.towers.open_clip import OpenClipImageSettings
@@ -43,27 +44,26 @@ def without(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "named"),
     [
-        (without("cls_token"), r"lacks 1 of the \d+ weights that ViTModel runs with: embeddings.cls_token; give"),
-        (without("pooler.dense.bias"), r"lacks 1 of the .*: pooler.dense.bias"),  # half a pooler is no model without one
+        (without("cls_token"), ["ViTModel", "embeddings.cls_token"]),
+        (without("pooler.dense.bias"), ["pooler.dense.bias"]),  # half a pooler is not the model without one
         (
             lambda weights: {f"backbone.{key}": tensor for key, tensor in weights.items()},
-            r"lacks .* and \d+ more; it has \d+ of other names, such as backbone\.embeddings.cls_token; give",
+            [" embeddings.cls_token", " backbone.embeddings.cls_token"],
         ),
         (
             lambda weights: weights | {"embeddings.cls_token": torch.zeros(1, 1, 8)},
-            r"lacks 1 of .*: embeddings.cls_token \(1 x 1 x 8 in the file, 1 x 1 x 16 here\)",
+            ["embeddings.cls_token", "1 x 1 x 8", "1 x 1 x 16"],
         ),
-        (without("weight"), r"lacks \d+ of"),
+        (without("weight"), ["layernorm.weight"]),
     ],
     ids=["one", "half-a-pooler", "renamed", "other-shape", "many"],
 )
-def test_weights_that_a_file_lacks_are_named(tmp_path: Path, change: Any, message: str) -> None:
+def test_weights_that_a_file_lacks_are_named(tmp_path: Path, change: Any, named: list[str]) -> None:
     edit(vit(tmp_path), change)
-    with pytest.raises(UserError, match=rf"image_tower\.weights: .*{message}") as caught:
+    with refused("image_tower.weights", tmp_path, *named):
         build(tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_file_in_half_precision_is_a_tower_in_full(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_file_in_half_precision_is_a_tower_in_full(tmp_path: Path) -> None:
 def test_a_model_that_masks_at_random_is_refused(tmp_path: Path) -> None:
     t.ViTMAEModel(t.ViTMAEConfig(**SIZES)).save_pretrained(tmp_path)
     t.ViTImageProcessor().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"image_tower: .*\(ViTMAEModel\): .* other features each time, .*; give a model without"):
+    with refused("image_tower", tmp_path, "ViTMAEModel"):
         build(tmp_path)
 
 
@@ -87,56 +87,52 @@ def test_pixels_that_a_tower_cannot_make_are_refused(tmp_path: Path) -> None:
     """It never guesses: no processor, patches in place of images, a frame of padding."""
     vit(tmp_path / "none")
     (tmp_path / "none" / "preprocessor_config.json").unlink()
-    with pytest.raises(UserError, match=r"image_tower\.weights: .*none has no image processor, .*; save it beside the weights"):
+    with refused("image_tower.weights", tmp_path / "none", remedy="processor"):
         build(tmp_path / "none")
-    with pytest.raises(UserError, match=r"Siglip2ImageProcessor, gives \[\d+, 256, 768\] in place of one image of 3 channels"):
+    with refused("image_tower.weights", "Siglip2ImageProcessor", "256, 768]"):
         build(vit(tmp_path / "patches", t.Siglip2ImageProcessor()))
     framed = t.ViTImageProcessor(do_resize=False, do_center_crop=True, crop_size={"height": 48, "width": 48})
-    with pytest.raises(UserError, match="ViTImageProcessor, does more to a square of one colour than to scale"):
+    with refused("image_tower.weights", "ViTImageProcessor"):
         build(vit(tmp_path / "frame", framed))
 
 
 def test_a_size_that_a_model_does_not_take_is_refused_with_one_that_it_takes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"image_tower\.image_size: 48 pixels are not what .*; pass image_size=32, or"):
+    with refused("image_tower.image_size", 48, remedy="image_tower.image_size=32"):
         build(vit(tmp_path / "vit"), 48)
     t.Dinov2Model(t.Dinov2Config(**SIZES)).save_pretrained(tmp_path / "dino")
     t.ViTImageProcessor().save_pretrained(tmp_path / "dino")
     assert build(tmp_path / "dino", 40).width == 16
-    with pytest.raises(UserError, match=r"image_size: of 45 pixels, .* would see 40, in patches of 8; pass image_size=40 or 48"):
+    with refused("image_tower.image_size", 45, remedy="image_tower.image_size=40 or 48"):
         build(tmp_path / "dino", 45)
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "size", "message"),
+    ("model", "options", "size", "refusal"),  # the refusal: key, remedy
     [
         ("swin_tiny_patch4_window7_224", {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}, 256, None),
         ("cait_xxs24_224", {"embed_dim": 32, "depth": 1, "num_heads": 2}, 256, None),
         ("mixer_s32_224", {}, 256, None),
         ("hiera_tiny_224", {"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1, 1)}, 256, None),
         ("flexivit_small", {"embed_dim": 32, "depth": 1, "num_heads": 2}, 256, None),
-        (
-            "crossvit_tiny_240",
-            {},
-            256,
-            r"image_size: 256 pixels are not what timm's crossvit_tiny_240 takes.*; pass image_size=240",
-        ),
-        ("mixer_s32_224", {}, 250, r"image_size: of 250 pixels, .* would see 224, in patches of 32; pass image_size=224 or 256"),
-        ("test_vit", {"depth": 1, "no_such": 1}, 64, r"model: timm cannot build test_vit for .*no_such.*; change one of them"),
+        ("crossvit_tiny_240", {}, 256, ("image_size", "image_tower.image_size=240")),
+        ("mixer_s32_224", {}, 250, ("image_size", "image_tower.image_size=224 or 256")),
+        ("test_vit", {"depth": 1, "no_such": 1}, 64, ("model", "")),
     ],
 )
-def test_timm_is_asked_which_sizes_a_model_takes(model: str, options: dict[str, Any], size: int, message: str | None) -> None:
+def test_timm_is_asked_which_sizes_a_model_takes(
+    model: str, options: dict[str, Any], size: int, refusal: tuple[str, str] | None
+) -> None:
     settings = TimmSettings(name="timm", model=model, options=options, image_size=size)
-    if message is None:
+    if refusal is None:
         assert settings.build().width > 0
         return
-    with pytest.raises(UserError, match=rf"image_tower\.{message}") as caught:
+    with refused(f"image_tower.{refusal[0]}", model, size, *options, remedy=refusal[1]):
         settings.build()
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["img_size", "num_classes", "in_chans", "checkpoint_path", "features_only"])
 def test_options_that_would_change_what_a_tower_is_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=rf"options: {name} is not passed on to timm; leave it out"):
+    with pytest.raises(UserError, match=rf"options.*\b{name}\b"):
         validate(TimmSettings, {"name": "timm", "model": "test_vit", "options": {name: 3}}, "c.yaml")
 
 
@@ -176,10 +172,10 @@ def test_weights_of_other_names_are_placed_only_in_an_order_that_can_be_checked(
     }
     for about, weights in wrong.items():
         torch.save(weights, tmp_path / f"{about}.pth")
-        with pytest.raises(UserError, match=rf"k: {about}\.pth (names its tensors otherwise|holds 50 tensors of other names)"):
+        with refused("k", f"{about}.pth"):
             load_weights(Blocks(), tmp_path / f"{about}.pth", "k")
     save_file(given, tmp_path / "w.safetensors")  # which keeps no order
-    with pytest.raises(UserError, match=r"w\.safetensors (names its tensors otherwise|holds 50 tensors of other names)"):
+    with refused("k", "w.safetensors"):
         load_weights(Blocks(), tmp_path / "w.safetensors", "k")
 
 
@@ -188,7 +184,7 @@ def test_a_classifier_may_be_any_and_a_training_checkpoint_gives_its_average(tmp
     del weights["head.bias"]
     weights["head.weight"] = torch.zeros(7, 2)
     torch.save({"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"w\.pth does not fit the model: .*head\.bias"):
+    with refused("k", "w.pth", "head.bias"):
         load_weights(Blocks(), tmp_path / "w.pth", "k")
     target = Blocks()
     load_weights(target, tmp_path / "w.pth", "k", ("head.",))
@@ -197,7 +193,7 @@ def test_a_classifier_may_be_any_and_a_training_checkpoint_gives_its_average(tmp
     load_weights(target, tmp_path / "ema.pth", "k")
     assert all(torch.equal(target.state_dict()[name], tensor) for name, tensor in average.items())
     torch.save(average | {"blocks.12.q.weight": torch.zeros(2, 2)}, tmp_path / "deeper.pth")
-    with pytest.raises(UserError, match=r"deeper\.pth does not fit the model: .*Unexpected key.*blocks\.12\.q\.weight"):
+    with refused("k", "deeper.pth", "blocks.12.q.weight"):
         load_weights(Blocks(), tmp_path / "deeper.pth", "k", ("head.",))
 
 
@@ -214,14 +210,12 @@ def test_a_file_of_open_clip_has_the_pixels_that_its_model_was_published_with(
     monkeypatch.setattr(OpenClipImageSettings, "_published", lambda self: ways)
     assert settings.build().pixels.mean.flatten().tolist() == [127.5] * 3
     ways["two"] = {"mean": (0.25,) * 3, "std": (0.5,) * 3}
-    with pytest.raises(
-        UserError, match=r"weights: .* and w\.pt does not say which is its own; put open_clip_config\.json beside"
-    ):
+    with refused("image_tower.weights", "raylign-pixels", "w.pt", "one, two", remedy="open_clip_config.json"):
         settings.build()
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": ways["two"]}))
     assert settings.build().pixels.mean.flatten().tolist() == [63.75] * 3
 
 
 def test_a_tag_that_was_trained_with_another_activation_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model: openai of ViT-B-32 was trained with QuickGELU; pass model=ViT-B-32-quickgelu"):
+    with refused("image_tower.model", "ViT-B-32", "openai", remedy="image_tower.model=ViT-B-32-quickgelu"):
         OpenClipImageSettings(name="open_clip", model="ViT-B-32", weights="openai").build()

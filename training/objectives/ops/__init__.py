@@ -1,1 +1,1 @@
-"""What objectives share: contrasts in blocks, losses, queues, state per sample, heads, temperature."""
+"""What several objectives share: contrasts in blocks, losses, queues, state per sample, heads, temperature."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-PLAIN = 2**24  # largest similarity matrix that is held as a whole, in entries: 64 MiB
-BLOCK = 2**21  # entries of one block of a larger one
+PLAIN = 2**24  # entries of the largest similarity matrix that is held as a whole: 64 MiB
+BLOCK = 2**21  # entries of one block of a larger matrix
 NEVER = -1e30  # logit of excluded entries; -inf would turn the gradient of an empty row into NaN
 
 
@@ -20,7 +20,7 @@ class Candidates(NamedTuple):
     """Which keys each row's query is compared with.
 
     targets: int64 [b], the column of the row's own pair.
-    ids, all_ids: int64 [b, k] and [B, k], image and caption at least; rows that agree with a key in one of them are alike.
+    ids, all_ids: int64 [b, k] and [B, k], at least image and caption; pairs that agree in any of the k are alike.
         None if no two pairs are alike.
     group, all_groups: [b] and [B]; a row is compared only within its group. None: all are one group.
     """
@@ -35,7 +35,7 @@ class Candidates(NamedTuple):
         """The candidates of some rows only."""
         ids = None if self.ids is None else self.ids[block]
         group = None if self.group is None else self.group[block]
-        return Candidates(self.targets[block], ids, self.all_ids, group, self.all_groups)
+        return self._replace(targets=self.targets[block], ids=ids, group=group)
 
     def alike(self) -> Tensor | None:
         """Bool [b, B]: other pairs with the same image or caption."""
@@ -71,15 +71,14 @@ class Candidates(NamedTuple):
 
 def same(ids: Tensor, others: Tensor) -> Tensor:
     """Bool [b, B]: rows [b, k] and [B, k] that agree in any of the k, such as image and caption."""
-    found = ids[:, None, 0] == others[:, 0]
+    agree = ids[:, None, 0] == others[:, 0]
     for own, other in zip(ids.unbind(1)[1:], others.unbind(1)[1:], strict=True):
-        found |= own[:, None] == other
-    return found
+        agree |= own[:, None] == other
+    return agree
 
 
 def in_blocks(function: Callable[..., Any], width: int, candidates: Candidates, *rows: Tensor) -> list[Any]:
-    """`function(candidates, *rows)` on blocks of rows, recomputed in the backward pass; on a single block if b x width is
-    small."""
+    """`function(candidates, *rows)` on blocks of rows, recomputed in the backward pass; on one block if b x width is small."""
     size = len(candidates.targets)
     if size * width <= PLAIN:
         return [function(candidates, *rows)]

@@ -96,7 +96,7 @@ def sigmoid_sums(queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, can
 
 
 def following(value: Tensor, path: Tensor) -> Tensor:
-    """A scalar that is `value` and has the gradient of `path`."""
+    """A scalar with the value of `value` and the gradient of `path`."""
     return path + (value - path).detach()
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.objectives.ops.means import mean_over_workers
+from training.distributed import mean_over_workers
 from training.precision import exact
 
 

@@ -35,11 +35,11 @@ def mp_nce(
     """
     rows = [exact(part) for part in rows]
     everywhere = [all_gather(part) for part in rows]
-    found = []
+    losses = []
     for i, own in enumerate(rows):
         sums = [log_sums(own, keys, scale[i, j], None, candidates, own=False)[0] for j, keys in enumerate(everywhere)]
         negatives = torch.stack([part - scale[i, j] * offset[i, j] for j, part in enumerate(sums)]).logsumexp(0)
         positives = [p for p in range(len(rows)) if self_pair or p != i]
         terms = [weight[i, p] * F.softplus(negatives - scale[i, p] * ((own * rows[p]).sum(1) - offset[i, p])) for p in positives]
-        found.append(torch.stack(terms).mean(0))
-    return torch.stack(found)
+        losses.append(torch.stack(terms).mean(0))
+    return torch.stack(losses)

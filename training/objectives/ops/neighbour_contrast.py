@@ -6,31 +6,30 @@ Li et al., arXiv 2110.05208, section 3.2; `declip` explains why a caption does n
 import torch
 from torch import Tensor
 
-from training.distributed import all_gather
+from training.distributed import all_gather, mean_over_workers
 from training.objectives.ops.blocks import Candidates, same
 from training.objectives.ops.losses import log_sums
-from training.objectives.ops.means import mean_over_workers
 from training.objectives.ops.queue import at, nearest
 from training.precision import exact, unit
 
 
 def neighbours(rows: Tensor, queue: Tensor, ids: Tensor, queue_ids: Tensor) -> Tensor:
-    """int64 [b]: of each row [b, D], the entry of the queue [Q, D] with the largest cosine that is of another image and another
-    caption, by `ids` [b, 2] and `queue_ids` [Q, 2]; -1 if there is none.
+    """int64 [b]: for each row [b, D], the entry of the queue [Q, D] with the largest cosine among those of another image and
+    another caption, by `ids` [b, 2] and `queue_ids` [Q, 2]; -1 if there is none.
     """
     return nearest(unit(rows), unit(queue).to(rows.dtype), ids, queue_ids)
 
 
 def ids_of(places: Tensor, ids: Tensor, queue_ids: Tensor) -> Tensor:
-    """int64 [b, 2]: the ids of the entries at places; for a caption that several images share, the smallest eligible image id.
+    """int64 [b, 2]: the ids of the queue's entries at `places`; of a caption of several images, the smallest eligible image id.
 
     Equal captions have equal rows, so rounding decides which is nearest, and rounding differs with the number of workers.
     """
-    captions, found = at(queue_ids, places)[:, 1], []
+    captions, images = at(queue_ids, places)[:, 1], []
     for own, caption in zip(ids.split(1024), captions.split(1024), strict=True):
         others = (caption[:, None] != queue_ids[:, 1]) | same(own, queue_ids)
-        found.append(queue_ids[:, 0].expand(others.shape).masked_fill(others, torch.iinfo(torch.int64).max).amin(1))
-    return torch.stack([torch.cat(found), captions], 1)
+        images.append(queue_ids[:, 0].expand(others.shape).masked_fill(others, torch.iinfo(torch.int64).max).amin(1))
+    return torch.stack([torch.cat(images), captions], 1)
 
 
 def neighbour_contrast(
@@ -55,8 +54,8 @@ def neighbour_contrast(
     losses = []
     for text in texts:
         places = neighbours(text.detach(), queue, ids, queue_ids)
-        there, near = places >= 0, unit(at(queue, places)).to(text.dtype)
-        candidates = Candidates(targets, group=there, all_groups=all_gather(there))
+        has_neighbour, near = places >= 0, unit(at(queue, places)).to(text.dtype)
+        candidates = Candidates(targets, group=has_neighbour, all_groups=all_gather(has_neighbour))
         if mask and len(queue):
             near_ids = ids_of(places, ids, queue_ids)
             own_ids, key_ids = torch.cat([ids, near_ids, ids], 1), torch.cat([near_ids, near_ids, ids], 1)
@@ -64,6 +63,6 @@ def neighbour_contrast(
         keys = all_gather(near)
         for view in views:
             sums, _ = log_sums(view, keys, scale, None, candidates)
-            found = torch.where(there, sums - scale * (exact(view) * near).sum(1), 0.0)
-            losses.append(mean_over_workers(found, there))
+            rows = torch.where(has_neighbour, sums - scale * (exact(view) * near).sum(1), 0.0)
+            losses.append(mean_over_workers(rows, has_neighbour))
     return torch.stack(losses).mean()

@@ -26,13 +26,13 @@ def nearest(rows: Tensor, queue: Tensor, ids: Tensor, queue_ids: Tensor) -> Tens
     """
     if not len(queue):
         return rows.new_full((len(rows),), -1, dtype=torch.int64)
-    found, entries = [], queue.to(rows.dtype)
+    places, entries = [], queue.to(rows.dtype)
     for start in range(0, len(rows), 1024):
         block = slice(start, start + 1024)
         products = (rows[block] @ entries.T).masked_fill_(same(ids[block], queue_ids), -torch.inf)
         best, place = products.max(1)
-        found.append(torch.where(best.isinf(), -1, place))
-    return torch.cat(found)
+        places.append(torch.where(best.isinf(), -1, place))
+    return torch.cat(places)
 
 
 def at(rows: Tensor, places: Tensor) -> Tensor:

@@ -30,9 +30,9 @@ class Memory(nn.Module):
     def write(self, batch: Batch, values: Tensor, valid: Tensor, log: bool = False) -> None:
         """Write [2, b] of every worker where `valid` [b]. An id that occurs twice gets the mean; with `log`, log of mean exp."""
         valid = all_gather(valid)
-        for array, ids, found in zip((self.image, self.text), (batch["image_id"], batch["text_id"]), values, strict=True):
+        for array, ids, new in zip((self.image, self.text), (batch["image_id"], batch["text_id"]), values, strict=True):
             unique, where = all_gather(ids)[valid].unique(return_inverse=True)
-            array[unique] = _mean(all_gather(found)[valid].to(array.dtype), where, len(unique), log)
+            array[unique] = _mean(all_gather(new)[valid].to(array.dtype), where, len(unique), log)
 
 
 def _at(array: Tensor, ids: Tensor, name: str) -> Tensor:
