@@ -17,8 +17,8 @@ def gallery(shown: dict[str, Any], data: HeldOut, credit: str) -> html.Section:
     captions, images = [], []
     for item in shown["captions"]:
         found = [html.Found(alt[f["image"]], f["hit"], thumbnails[f["image"]]) for f in item["found"]]
-        own = None if any(f.hit for f in found) else thumbnails[item["right"]]
-        captions.append(html.Example(item["caption"], [_answer(found, item["place"], num_images)], own))
+        own_image = None if any(f.hit for f in found) else thumbnails[item["right"]]
+        captions.append(html.Example(item["caption"], [_answer(found, item["place"], num_images)], own_image))
     for item in shown["images"]:
         found = [html.Found(f["caption"], f["hit"]) for f in item["found"]]
         own = () if any(f.hit for f in found) else item["right"]

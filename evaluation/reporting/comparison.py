@@ -1,4 +1,4 @@
-"""Results side by side: who is best at a score, whom its interval does not tell apart from the best, and who lacks it.
+"""Results side by side: which model is best at a score, and which are level with it because their intervals overlap.
 
 A model whose interval overlaps that of the best is `level` with it. That is a rule of thumb and errs on the side of caution:
 all models see the same items, so their scores move together, and an interval of the paired difference would be narrower. It
@@ -72,7 +72,7 @@ class Comparison:
         self._infos = {info.name: info for info in tasks}
         names = sorted({result.model for result in results})
         self.models = [html.Model(name, mark(i)) for i, name in enumerate(names)]
-        self._found = {(result.task, result.dataset, result.model): result for result in results}
+        self._by_key = {(result.task, result.dataset, result.model): result for result in results}
 
     def info(self, task: str) -> TaskInfo:
         return self._infos.get(task) or TaskInfo(task, task, task, ())
@@ -91,8 +91,8 @@ class Comparison:
 
     def of(self, task: str, dataset: str) -> dict[html.Model, Result]:
         """By model, those that have it."""
-        found = {model: self._found.get((task, dataset, model.name)) for model in self.models}
-        return {model: result for model, result in found.items() if result is not None}
+        results = {model: self._by_key.get((task, dataset, model.name)) for model in self.models}
+        return {model: result for model, result in results.items() if result is not None}
 
     def main_row(self, task: str, dataset: str) -> Row:
         """The score that stands for the task; a model's own where they differ, and then they are not compared."""
@@ -136,12 +136,12 @@ def compare(cells: Mapping[html.Model, Cell]) -> list[Cell]:
 
 
 def first(values: Iterable[Any]) -> float | None:
-    """The first that is a number: what is the same for all models is told by the first that tells it."""
-    return next((found for found in map(number, values) if found is not None), None)
+    """The first that is a number: of a value that is the same for all models, the first known one."""
+    return next((known for known in map(number, values) if known is not None), None)
 
 
 def number(value: Any) -> float | None:
-    """A finite one, else None: what is missing and what is NaN look alike to a reader."""
+    """A finite number, else None: a missing value and NaN look alike to a reader."""
     return float(value) if number_format.is_number(value) else None
 
 
@@ -153,7 +153,7 @@ def _cell(model: html.Model, result: Result | None, score: str) -> Cell:
 
 
 def _difference(results: Sequence[Result], sizes: Sequence[int]) -> str:
-    """Whether the models were scored on the same items, as far as results tell."""
+    """Why the models were not scored on the same items, as far as results show; empty where they were."""
     data = [result.about.get("data") for result in results]
     prints = {entry["fingerprint"] for entry in data if isinstance(entry, dict) and entry.get("fingerprint")}
     if len(prints) > 1:

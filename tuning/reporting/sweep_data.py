@@ -1,6 +1,6 @@
-"""What a sweep left in its folder, finished or not, and the figures that every part of the report shares.
+"""The files of a sweep's folder, finished or not, and the figures that all parts of the report share.
 
-Nothing here is certain to be complete: the report is written again and again while trials run.
+Nothing here has to be complete: the report is written repeatedly while trials run.
 """
 
 import json
@@ -210,7 +210,7 @@ def _read(path: Path, parse: Callable[[Path], Any]) -> Any:
 
 
 def _trials(table: pd.DataFrame, info: dict[str, Any]) -> pd.DataFrame:
-    """With every column that the report asks for: before the first trial there may be none."""
+    """With every column that the report reads: before the first trial there may be none."""
     texts = [*_TEXT, *(axis["key"] for axis in info["axes"])]
     missing: dict[str, Any] = {name: "" for name in texts if name not in table}
     missing |= {name: float("nan") for name in (*_NUMBERS, *info["score"]["metrics"]) if name not in table}
