@@ -59,7 +59,7 @@ def scaling(sweep: Sweep) -> html.Section | None:
         percent=sweep.percent,
         size=LARGE,
     )
-    titles = [
+    columns_shown = [
         f"{sweep.title}{sweep.unit and ', %'}",
         *(f"{n} samples, fraction {share}" for n, share in zip(heads, columns, strict=True)),
     ]
@@ -74,7 +74,7 @@ def scaling(sweep: Sweep) -> html.Section | None:
             sweep.test_split,
         ),
         html.scroll("Score against data", html.figure(chart, own=False), "wide"),
-        html.table("Score against data", titles, rows_of_table, name="paper"),
+        html.table("Score against data", columns_shown, rows_of_table, name="paper"),
         html.soft(
             'Mean (standard deviation over seeds){}. Budget: {}. <a href="#pairs">Pairs</a> tells which differences are more '
             "than noise.",
