@@ -86,9 +86,11 @@ class Corruption:
 
     @classmethod
     def among(cls, contents: Mapping[str, Content], settings: Any) -> Iterator[Task]:
-        given = settings.corruption
+        options = settings.corruption
         for dataset, one, place in classified(contents):
-            yield cls(ZeroShot(dataset, one, place), given.names, given.severities, given.images, given.seed, given.size)
+            yield cls(
+                ZeroShot(dataset, one, place), options.names, options.severities, options.images, options.seed, options.size
+            )
 
     def inputs(self) -> Sequence[Inputs]:
         return [self._plain.images, self._plain.texts, *self._images.values()]
@@ -102,10 +104,10 @@ class Corruption:
         scored = Scored("mean", {}, details={"clean": clean, "metric": metric, "names": list(self._names)})
         hits = []
         for name, wanted in self._images.items():
-            found = zero_shot.outcome(rows[wanted], classes, labels)
-            hit = 100.0 * (found.ranks < 1)
+            outcome = zero_shot.outcome(rows[wanted], classes, labels)
+            hit = 100.0 * (outcome.ranks < 1)
             hits.append(hit)
-            scored.scores[name] = measures(found)[metric]
+            scored.scores[name] = measures(outcome)[metric]
             scored.intervals[name] = interval(hit, labels if metric == "mean_per_class" else None)
         scored.scores["mean"] = float(np.mean(list(scored.scores.values())))
         # An image is one item, however often it was corrupted.

@@ -51,9 +51,9 @@ class FewShot(Probe):
     def score(self, rows: Rows) -> Scored:
         train, test, validation = self.data(rows)
         metric = self.content.metric
-        found = linear_probe.few_shot(train, test, metric, validation, self._shots, self._seeds)
+        probes = linear_probe.few_shot(train, test, metric, validation, self._shots, self._seeds)
         chance = zero_shot.baselines(len(self.content.classes), test.labels)[metric]
-        names = [f"{metric}@{few.shots}" for few in found]
+        names = [f"{metric}@{few.shots}" for few in probes]
         shown = [
             {
                 "shots": few.shots,
@@ -63,11 +63,11 @@ class FewShot(Probe):
                 "converged": few.converged,
                 "short": [self.content.classes[label][0] for label in few.short],
             }
-            for few in found
+            for few in probes
         ]
         return Scored(
             main=names[int(np.argmax(self._shots))],
-            scores={name: few.mean for name, few in zip(names, found, strict=True)},
+            scores={name: few.mean for name, few in zip(names, probes, strict=True)},
             baselines=dict.fromkeys(names, chance),
             sample_sizes=dict.fromkeys(names, len(test.labels)),
             details={"shots": shown, "seeds": list(self._seeds), "metric": metric} | self.about(rows),

@@ -50,15 +50,15 @@ class LinearProbe(Probe):
     def score(self, rows: Rows) -> Scored:
         train, test, validation = self.data(rows)
         metric = self.content.metric
-        found = linear_probe.linear_probe(train, test, metric, validation)
-        names = [self.content.classes[label][0] for label in found.classes]
-        result = classification.result(found.outcome, names, metric)
+        fit = linear_probe.linear_probe(train, test, metric, validation)
+        names = [self.content.classes[label][0] for label in fit.classes]
+        result = classification.result(fit.outcome, names, metric)
         search = {
-            "l2": found.l2,
-            "c": 1 / found.l2,
-            "tried": {str(l2): value for l2, value in found.tried.items()},
-            "converged": found.converged,
-            "not_converged": found.not_converged,
+            "l2": fit.l2,
+            "c": 1 / fit.l2,
+            "tried": {str(l2): value for l2, value in fit.tried.items()},
+            "converged": fit.converged,
+            "not_converged": fit.not_converged,
         }
         return Scored(
             main=metric,

@@ -41,8 +41,8 @@ class Probe:
     def data(self, rows: Rows) -> tuple[Labelled, Labelled, Labelled | None]:
         """Training, test and validation data; the last may be missing."""
         views = {part: np.stack([rows[view] for view in wanted], axis=1) for part, wanted in self._views.items()}
-        found = {part: Labelled(rows[self._inputs[part]], given.labels, views.get(part)) for part, given in self._parts.items()}
-        return found["train"], found["test"], found.get("validation")
+        parts = {part: Labelled(rows[self._inputs[part]], images.labels, views.get(part)) for part, images in self._parts.items()}
+        return parts["train"], parts["test"], parts.get("validation")
 
     def about(self, rows: Rows) -> dict[str, Any]:
         train = rows[self._inputs["train"]]

@@ -1,4 +1,4 @@
-"""Retrieval both ways, how the two clouds of embeddings lie, and images of what was found, for people to look at."""
+"""Retrieval in both directions, geometry of the embeddings, and retrieved examples."""
 
 import base64
 import io
@@ -99,8 +99,8 @@ class Retrieval:
             "image_to_text": retrieval.median_rank(by_image),
             "text_to_image": retrieval.median_rank(by_text),
         }
-        # An image's captions are not independent of one another, so the image is what is drawn again, with those captions
-        # of which it is the first image; one that has none of its own counts for nothing on their side.
+        # An image's captions are not independent of one another, so images are resampled, each with those captions
+        # of which it is the first image; an image without captions of its own has weight 0 there.
         first = np.full(len(texts), len(images))
         np.minimum.at(first, members, owners)
         own = np.bincount(first, minlength=len(images))
@@ -125,14 +125,14 @@ class Retrieval:
 
     def _geometry(self, images: np.ndarray, texts: np.ndarray) -> dict[str, float]:
         owners, members = self._pairs
-        found = {
+        values = {
             "modality_gap": geometry.modality_gap(images, texts),
             "alignment": geometry.alignment(images[owners], texts[members]),
         }
         for name, rows in (("uniformity_images", images), ("uniformity_texts", texts)):
             if len(rows) > 1:
-                found[name] = geometry.uniformity(rows[_evenly(len(rows), _SPREAD)])
-        return found
+                values[name] = geometry.uniformity(rows[_evenly(len(rows), _SPREAD)])
+        return values
 
     def gallery(self, rows: Rows) -> dict[str, Any]:
         """Evenly spaced captions with the images found for them, and the reverse.

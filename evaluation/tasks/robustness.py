@@ -36,7 +36,7 @@ class RobustnessSettings(Settings):
 
     reference: str = Field(description="entry of data: the set without the shift")
     line: str | None = Field(
-        None, description="one of the lines that ship: imagenet_v2, imagenet_sketch, imagenet_r, imagenet_a, objectnet"
+        None, description="an included line: imagenet_v2, imagenet_sketch, imagenet_r, imagenet_a, objectnet"
     )
     baselines: LocalPlace | None = Field(None, description="instead: csv with a row a baseline model, accuracies in percent")
     reference_column: str | None = Field(None, description="of baselines: accuracy on the reference")
@@ -46,7 +46,7 @@ class RobustnessSettings(Settings):
     def _one_line(self) -> "RobustnessSettings":
         columns = [self.reference_column, self.shift_column]
         if (self.line is None) == (self.baselines is None):
-            raise ValueError("line: give either one of the lines that ship, or baselines with its two columns")
+            raise ValueError("line: give either an included line, or baselines with its two columns")
         if (self.baselines is None) != (columns == [None, None]) or (self.baselines is not None and None in columns):
             raise ValueError("baselines: needs reference_column and shift_column, and they need it")
         return self
@@ -62,7 +62,7 @@ class EffectiveRobustness:
         (Measure("effective", "effective robustness", unit=_POINTS),),
         _POINTS,
     )
-    settings: ClassVar[type[Settings] | None] = None  # its key holds one a shift
+    settings: ClassVar[type[Settings] | None] = None  # its key holds one entry for each shift
 
     def __init__(self, shift: ZeroShot, reference: ZeroShot, line: robustness.Line, baselines: str):
         self.dataset, self.place, self._shift = shift.dataset, shift.place, shift
@@ -84,13 +84,13 @@ class EffectiveRobustness:
         under = zero_shot.classify(rows[self._shift.images], classes, self._shift.test.labels)["top1"]
         kept = self._labels >= 0
         without = zero_shot.classify(rows[self._reference.images][kept], classes, self._labels[kept])["top1"]
-        found = robustness.robustness(self._line, without, under)
+        result = robustness.robustness(self._line, without, under)
         return Scored(
             main="effective",
-            scores={"effective": found.effective, "prediction": found.prediction, "shift": under, "reference": without},
+            scores={"effective": result.effective, "prediction": result.prediction, "shift": under, "reference": without},
             sample_sizes={"shift": len(self._shift.test.labels), "reference": int(kept.sum())},
             details={
-                "extrapolated": found.extrapolated,
+                "extrapolated": result.extrapolated,
                 "line": asdict(self._line),
                 "baselines": self._baselines,
                 "reference_set": self._reference.dataset,
@@ -135,13 +135,13 @@ def _line(given: RobustnessSettings, shift: str) -> tuple[robustness.Line, str]:
 
 def _on_classes(reference: ZeroShot, shift: ZeroShot) -> np.ndarray:
     """The shift's class of each of the reference's images, int64 [n], -1 for none: by ImageNet's numbers, or else by name."""
-    ours: Sequence[Sequence[object]] = reference.content.classes
-    theirs: Sequence[Sequence[object]] = shift.content.classes
+    own: Sequence[Sequence[object]] = reference.content.classes
+    shifted: Sequence[Sequence[object]] = shift.content.classes
     if reference.content.imagenet is not None and shift.content.imagenet is not None:
-        ours, theirs = reference.content.imagenet, shift.content.imagenet
-    place = {entry: c for c, entries in enumerate(theirs) for entry in entries}
-    found = [next((place[entry] for entry in entries if entry in place), -1) for entries in ours]
-    labels = np.asarray(found, dtype=np.int64)[reference.test.labels]
+        own, shifted = reference.content.imagenet, shift.content.imagenet
+    place = {entry: c for c, entries in enumerate(shifted) for entry in entries}
+    classes = [next((place[entry] for entry in entries if entry in place), -1) for entries in own]
+    labels = np.asarray(classes, dtype=np.int64)[reference.test.labels]
     if (labels < 0).all():
         problem = f"no image of {reference.dataset} is of a class of {shift.dataset}"
         raise UserError(f"robustness.{shift.dataset}.reference", problem, "give a set with the same classes")

@@ -65,12 +65,12 @@ class ZeroShot:
     def measure(self, rows: Rows) -> Scored:
         return self._measured(self.outcome(rows))
 
-    def _measured(self, found: Outcome) -> Scored:
+    def _measured(self, outcome: Outcome) -> Scored:
         return Scored(
             main=self.content.metric,
-            scores=classification.measures(found),
-            baselines=zero_shot.baselines(found.num_classes, found.labels),
-            sample_sizes=dict.fromkeys(METRICS, len(found.labels)),
+            scores=classification.measures(outcome),
+            baselines=zero_shot.baselines(outcome.num_classes, outcome.labels),
+            sample_sizes=dict.fromkeys(METRICS, len(outcome.labels)),
         )
 
     def score(self, rows: Rows) -> Scored:
