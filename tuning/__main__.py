@@ -1,4 +1,4 @@
-"""`python -m tuning SWEEP.yaml`: many runs, one report. `python -m tuning report SWEEP`: write the report again."""
+"""`python -m tuning SWEEP.yaml` runs a sweep; `python -m tuning report SWEEP` writes its report again from its tables."""
 
 import argparse
 import shlex
@@ -14,8 +14,9 @@ from tuning.config import SweepSettings
 
 PURPOSE = """Compare the cells of a grid (such as objective x optimizer) on equal terms: in every cell search hyperparameters on a
 validation split with Ray Tune and Optuna, train the best point with several seeds, test, and report which differences are
-distinguishable. Writes trials.csv, summary.csv, pairwise.csv and report.html while it runs. The same command resumes after
-any interruption; more cells, trials or seeds extend a finished sweep. `python -m tuning report SWEEP` writes the report again."""
+distinguishable from chance. Writes trials.csv, summary.csv, pairwise.csv and report.html while it runs. The same command resumes
+an interrupted sweep, and extends a finished one with more cells, trials or seeds. `python -m tuning report SWEEP` writes the
+report again."""
 
 
 def _run(settings: SweepSettings, display: Display, command: str = "") -> None:
@@ -43,12 +44,12 @@ def report(arguments: Sequence[str], prog: str = "python -m") -> int:
 
 
 def main(arguments: Sequence[str], prog: str = "python -m") -> int:
-    """The exit code."""
+    """Run the program and return its exit code."""
     if list(arguments[:1]) == ["report"]:
         return report(arguments[1:], prog)
-    # For the report, which says how to resume: never by deleting results.
-    told = [argument for argument in arguments if not argument.startswith("overwrite=")]
-    command = shlex.join([*command_of(prog, "tuning").split(), *told])
+    # The report shows this command as the one that resumes: it must not delete results.
+    kept = [argument for argument in arguments if not argument.startswith("overwrite=")]
+    command = shlex.join([*command_of(prog, "tuning").split(), *kept])
     return run_program("tuning", PURPOSE, SweepSettings, partial(_run, command=command), arguments, prog=prog)
 
 

@@ -1,4 +1,4 @@
-"""Early stopping of search trials: Ray Tune's schedulers, which do not affect final runs and recover after a restart.
+"""Early stopping of search trials with Ray Tune's schedulers. Final runs are never stopped; a restart restores the state.
 
 A scheduler compares all trials of the search, whatever their cell, so all trials of a cell may be stopped.
 """
@@ -17,7 +17,7 @@ from tuning.config import AshaSettings, HyperbandSettings, MedianSettings, NoSch
 def build_scheduler(
     settings: NoScheduler | AshaSettings | MedianSettings | HyperbandSettings, mode: str, epochs: int
 ) -> TrialScheduler:
-    """Tune's scheduler over the reported `score`, in epochs; `epochs`: of a whole trial."""
+    """Tune's scheduler over the reported `score`. `epochs`: of a trial that is not stopped."""
     common: dict[str, Any] = {"time_attr": "epoch", "metric": "score", "mode": mode}
     if isinstance(settings, AshaSettings):
         grace = min(settings.grace_epochs, epochs)
@@ -30,16 +30,16 @@ def build_scheduler(
 
 
 class SearchOnly(TrialScheduler):
-    """A scheduler for search trials only; a trial's last result cannot stop it, since the trial is complete."""
+    """Applies a scheduler to search trials only. A trial's last result does not stop it: the trial is complete."""
 
     def __init__(self, inner: TrialScheduler, errors: dict[str, str]):
         super().__init__()
         self._inner, self._errors = inner, errors
 
     def remind(self, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """Reported results of trials that ended before a restart, by name, so that later ones are compared with them too.
+        """Pass on the results of trials that ended before a restart, by name, so that later trials are compared with them too.
 
-        HyperBand's brackets only contain running trials.
+        Not for HyperBand, whose brackets contain running trials only.
         """
         if isinstance(self._inner, HyperBandScheduler):
             return
@@ -72,7 +72,7 @@ class SearchOnly(TrialScheduler):
             self._inner.on_trial_remove(tune_controller, trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Final runs first: each of them is the last of a cell."""
+        """Final runs first: they complete a cell."""
         waiting = [t for t in tune_controller.get_trials() if t.status == Trial.PENDING and not _searched(t)]
         return waiting[0] if waiting else self._inner.choose_trial_to_run(tune_controller)
 
@@ -91,7 +91,7 @@ def _searched(trial: Trial) -> bool:
 
 
 def _death(trial: Trial) -> str:
-    """A reason for people: trials that raise have written their own, so this one's process is gone, or never was there."""
+    """The reason in words. A trial that raises records its own reason, so this one's process died or never started."""
     error, times = ray_internals.failure_of(trial)
     cause = "its process died" if error is None else cause_of(error)
     return f"{cause} ({times} times)" if times > 1 else cause

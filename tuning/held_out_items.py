@@ -1,4 +1,4 @@
-"""The test items of a sweep: each final run's results on them, and how far another test set could change a difference.
+"""Results of final runs on each test item, and the variance of a difference between cells over test items.
 
     SWEEP/trials/NAME/items.npz   of a final run: for each dataset the groups of its test items, and their parts of every score
 
@@ -34,19 +34,19 @@ class Items:
     reach: tuple[float, ...]  # for each dataset, how far its items could move the score, from none right to all right
 
 
-def write_items(place: Path, found: Sequence[tuple[Prepared, HeldOut, Mapping[str, np.ndarray]]]) -> None:
+def write_items(place: Path, scored: Sequence[tuple[Prepared, HeldOut, Mapping[str, np.ndarray]]]) -> None:
     """Write the items of each held-out split, from its data and embeddings (images, texts, prompts), atomically."""
     arrays: dict[str, Any] = {}
-    for number, (prepared, data, rows) in enumerate(found):
-        known = items.contributions(data, rows["images"], rows["texts"], rows["prompts"])
+    for number, (prepared, data, rows) in enumerate(scored):
+        parts = items.contributions(data, rows["images"], rows["texts"], rows["prompts"])
         groups = prepared.rows(data.sample_ids, ("group",))["group"].to_pylist()
         arrays[f"groups-{number}"] = np.array([_key(f"{data.dataset}\0{group}") for group in groups])
-        arrays[f"metrics-{number}"] = np.array(list(known))
-        arrays[f"parts-{number}"] = np.array(list(known.values()), dtype=np.float32)
-    aside = place / f"{FILE}.partial-{os.getpid()}"
-    with aside.open("wb") as file:
+        arrays[f"metrics-{number}"] = np.array(list(parts))
+        arrays[f"parts-{number}"] = np.array(list(parts.values()), dtype=np.float32)
+    partial = place / f"{FILE}.partial-{os.getpid()}"
+    with partial.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    aside.rename(place / FILE)
+    partial.rename(place / FILE)
 
 
 def read_items(trial: Path, score: Sequence[str]) -> Items | None:
@@ -60,18 +60,18 @@ def read_items(trial: Path, score: Sequence[str]) -> Items | None:
     keys, of, parts, shares = [], [], [], []
     reach: list[float] = []
     for number in range(sum(name.startswith("groups-") for name in arrays)):
-        known = dict(zip(arrays[f"metrics-{number}"].tolist(), arrays[f"parts-{number}"].astype(np.float64), strict=True))
-        here = {metric: part for metric in score if (part := items.contributions_to(known, metric)) is not None}
-        if not here:
+        stored = dict(zip(arrays[f"metrics-{number}"].tolist(), arrays[f"parts-{number}"].astype(np.float64), strict=True))
+        by_metric = {metric: part for metric in score if (part := items.contributions_to(stored, metric)) is not None}
+        if not by_metric:
             continue
         groups, where, counts = np.unique(arrays[f"groups-{number}"], return_inverse=True, return_counts=True)
-        total = np.sum(list(here.values()), axis=0) / len(score)
+        total = np.sum(list(by_metric.values()), axis=0) / len(score)
         keys.append(groups)
         of.append(np.full(len(groups), len(reach)))
         parts.append(np.bincount(where, weights=total, minlength=len(groups)) / len(total))
         shares.append(counts / len(total))
-        reach.append(100.0 * len(here) / len(score))
-        missing -= here.keys()
+        reach.append(100.0 * len(by_metric) / len(score))
+        missing -= by_metric.keys()
     if missing:
         return None
     return Items(np.concatenate(keys), np.concatenate(of), np.concatenate(parts), np.concatenate(shares), tuple(reach))
@@ -102,9 +102,9 @@ def variance(pairs: Sequence[tuple[Items, Items]]) -> tuple[float, int] | None:
     freedom = len(chosen) - len(counts)
     if freedom < 1:
         return None
-    moved = np.bincount(where, weights=np.concatenate(rests)) / len(pairs)
+    effects = np.bincount(where, weights=np.concatenate(rests)) / len(pairs)
     unseen = sum(2 * (reach / count) ** 2 for reach, count in zip(pairs[0][0].reach, counts.tolist(), strict=True))
-    return float((moved**2).sum()) + unseen, freedom
+    return float((effects**2).sum()) + unseen, freedom
 
 
 def _key(text: str) -> int:

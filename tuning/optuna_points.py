@@ -1,8 +1,8 @@
-"""The points of one cell: an Optuna study whose suggestions are a function of (sweep, seed, cell, point), not of scheduling.
+"""The points of one cell: an Optuna study whose suggestions depend on (sweep, seed, cell, point) only, not on scheduling.
 
-Point k is chosen from the results of points 0 to k - parallel, whichever trials have ended meanwhile, by a sampler with its own
-seed for this point. So a sweep that was killed, or ran on another number of CPUs, tries the same points. A study need not be
-saved: asked again in the same order with the same results, it gives the same points.
+Point k is chosen from the results of points 0 to k - parallel, whichever other trials have ended, by a sampler with its own seed
+for this point. So a sweep that was killed, or runs on another number of CPUs, tries the same points. The study is not saved:
+asked again in the same order with the same results, it gives the same points.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,11 @@ _MOST_CORNERS = 200
 
 
 class Points:
-    """What to try next in one cell.
+    """Suggests the points of one cell.
 
-    `settings`: the sweep; `cell`: its label, which seeds the random numbers; `config`: the resolved training config of the cell,
-    as a tree, for `when` conditions.
+    Args:
+        cell: its label, which seeds the random numbers.
+        config: the cell's resolved training config as a tree, for `when` conditions.
     """
 
     def __init__(self, settings: SweepSettings, cell: str, config: Mapping[str, Any]):
@@ -39,7 +40,7 @@ class Points:
 
     @property
     def total(self) -> int:
-        """Number of points that the sweep requests."""
+        """Number of points to try."""
         if not self._settings.space:
             return 0
         if self._grid is not None:
@@ -130,12 +131,12 @@ def _suggest(trial: optuna.Trial, name: str, dimension: Dimension) -> Any:
 
 
 def _alternative(key: str, alternatives: list[Dimension], config: Mapping[str, Any], point: Mapping[str, Any]) -> int | None:
-    """Index of the dimension that applies. Raises `UserError` if several do."""
-    found = [i for i, d in enumerate(alternatives) if all(_holds(k, v, config, point) for k, v in d.when.items())]
-    if len(found) > 1:
-        problem = f"{len(found)} of its {len(alternatives)} ranges apply at the same time"
+    """Index of the dimension that applies, if any. Raises `UserError` if several do."""
+    indices = [i for i, d in enumerate(alternatives) if all(_holds(k, v, config, point) for k, v in d.when.items())]
+    if len(indices) > 1:
+        problem = f"{len(indices)} of its {len(alternatives)} ranges apply at the same time"
         raise UserError(f"space.{key}", problem, "narrow their `when`")
-    return found[0] if found else None
+    return indices[0] if indices else None
 
 
 def _holds(key: str, wanted: Any, config: Mapping[str, Any], point: Mapping[str, Any]) -> bool:
@@ -151,8 +152,9 @@ def value_at(tree: Any, key: str) -> Any:
 
 
 def corners(space: dict[str, list[Dimension]], config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Points that together include both ends of every range and every choice, so that what cannot be built fails before the first
-    trial. Of very many combinations of choices only the first are included.
+    """Points that include both ends of every range and every choice, so that an invalid value fails before the first trial.
+
+    At most 200 for each end: of more combinations of choices the first ones.
     """
     if not space:
         return []
@@ -174,12 +176,12 @@ def _walk(
     """Points with all these values of the dimensions that apply; conditions may use keys that come before their own."""
     points: list[dict[str, Any]] = [{}]
     for key, alternatives in space.items():
-        grown = []
+        extended = []
         for point in points:
             index = _alternative(key, alternatives, config, point)
             if index is None:
-                grown.append(point)
+                extended.append(point)
             else:
-                grown += [point | {key: alternatives[index].tidy(value)} for value in values(alternatives[index])]
-        points = grown
+                extended += [point | {key: alternatives[index].tidy(value)} for value in values(alternatives[index])]
+        points = extended
     return points

@@ -1,4 +1,4 @@
-"""Progress of a running sweep: a table of cells in the terminal, an occasional line in a log file, and an updated report."""
+"""Progress of a running sweep: a table of cells in a terminal, an occasional line in a log file, and an updated report."""
 
 import math
 import threading
@@ -52,7 +52,7 @@ class Board:
             self._display.line(self.line(len(running)))
 
     def line(self, running: int) -> str:
-        """All in one line."""
+        """The state of the sweep in one line."""
         outcomes, total = self._schedule.outcomes, sum(self._schedule.planned.values())
         states = Counter(outcome.status for outcome in outcomes.values())
         parts = [f"{self._name}: {len(outcomes)}/{total} trials"]
@@ -95,7 +95,7 @@ class Board:
 
 
 class Refresher:
-    """Writes the report of a running sweep in a thread, when there are new results, rarely enough not to slow trials down."""
+    """Writes the report of a running sweep in a thread if there are new results, at most 5 % of the time."""
 
     def __init__(self, write: Callable[[], Any], display: Display):
         self._write, self._display, self._ended = write, display, 0
@@ -127,6 +127,6 @@ class Refresher:
             begun = time.monotonic()
             try:
                 self._write()
-            except Exception as error:  # a failed page must not end the trials; the final report raises its errors
+            except Exception as error:  # a failed report must not end the trials; the final one raises its errors
                 self._display.line(f"report: not written this time ({type(error).__name__}: {error})")
             pause = max(_REFRESH, (time.monotonic() - begun) / _SHARE)

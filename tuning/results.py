@@ -1,4 +1,4 @@
-"""From a sweep's folder to its tables: one row per trial, one row per evaluation, and facts about the sweep itself.
+"""Writes the tables of a sweep: one row per trial, one row per evaluation, and a description of the sweep.
 
     trials.parquet, trials.csv   curves.parquet   sweep.json
 
@@ -106,7 +106,7 @@ def write_about(folder: Folder, about: Mapping[str, Any]) -> None:
 
 
 def about_of(settings: SweepSettings, cells: Sequence[Cell], score: Sequence[str]) -> dict[str, Any]:
-    """What is known of a sweep before it runs."""
+    """The description of a sweep that is available before it runs."""
     axes = [
         {"key": _column(key), "title": _title(key), "labels": list(dict.fromkeys(cell.labels[i] for cell in cells))}
         for i, key in enumerate(settings.grid)
@@ -172,6 +172,6 @@ def _missing(value: Any) -> bool:
 
 
 def _put(path: Path, save: Any) -> None:
-    aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    save(aside)
-    aside.rename(path)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    save(partial)
+    partial.rename(path)

@@ -1,4 +1,4 @@
-"""Which trial comes next: a function of the sweep and of the outcomes so far, without Ray.
+"""The order of trials: which comes next is a function of the sweep and of the outcomes so far. No Ray.
 
 Cells take turns; within a cell each point waits for the results it is chosen from (`tuning.optuna_points`). When all points of
 a cell have ended, the best by the validation score is trained with each of the seeds. A sweep that resumes, after a kill or
@@ -18,7 +18,12 @@ Key = TypeVar("Key")
 
 
 class Schedule:
-    """`trees`: each cell's resolved training config; `score`: the metrics whose mean counts."""
+    """Hands out trials and records their outcomes.
+
+    Args:
+        trees: each cell's resolved training config.
+        score: the metrics whose mean is the score.
+    """
 
     def __init__(
         self,
@@ -117,20 +122,20 @@ class Schedule:
 
     def best_scores(self) -> dict[str, float]:
         """Each cell's best validation score so far."""
-        found = {}
+        best = {}
         for cell, asked in zip(self._cells, self._asked, strict=True):
             scores = {trial.point: score for trial in asked if (score := self._score_of(trial)) is not None}
             if scores:
-                found[cell.label] = scores[self.pick(scores)]
-        return found
+                best[cell.label] = scores[self.pick(scores)]
+        return best
 
     def test_scores(self) -> dict[str, list[float]]:
         """Each cell's scores of the final runs so far, of points that are still the best."""
-        found: dict[str, list[float]] = {}
+        scores: dict[str, list[float]] = {}
         for trial in list(self.seen.values()):
             if trial.phase == "final" and (score := self._score_of(trial)) is not None:
-                found.setdefault(trial.cell, []).append(score)
-        return found
+                scores.setdefault(trial.cell, []).append(score)
+        return scores
 
     def counts(self) -> dict[str, tuple[int, int, int, int]]:
         """For each cell: points ended and planned, seeds ended and planned."""

@@ -1,4 +1,4 @@
-"""Our schedule as a Ray Tune searcher, which hands out trials and records their outcomes; and Tune's callbacks."""
+"""The interface to Ray Tune: a searcher that hands out the schedule's trials and records their outcomes, and callbacks."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -20,10 +20,13 @@ from tuning.trials import Folder, Outcome, Trial
 
 
 class Feeder(Searcher):
-    """At most `at_once` trials run at a time; None: as many as Tune takes.
+    """The searcher.
 
-    build: the training config of a trial. errors: why trials died, by Tune's id. first: a trial that was already taken from the
-    schedule.
+    Args:
+        build: makes the training config of a trial.
+        at_once: maximum number of running trials; None: as many as Tune starts.
+        errors: why trials died, by Tune's id.
+        first: a trial that was already taken from the schedule.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class Feeder(Searcher):
         self._begun: dict[str, float] = {}
         self.out: dict[str, Trial] = {}  # by Tune's id
         self.seconds: list[float] = []  # duration of each trial that ended in this session
-        self.stopping = False  # trials are asked to stop, and no more are handed out
+        self.stopping = False  # running trials are asked to stop, and no more are handed out
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config; None: not now."""
@@ -100,7 +103,7 @@ class Feeder(Searcher):
             time.sleep(0.2)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher with its own state; ours is already on disk."""
+        """Tune pickles the searcher with its own state; the searcher's state is already on disk."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
@@ -114,21 +117,21 @@ class Feeder(Searcher):
 
 
 class Follow(TrialProgressCallback):
-    """Replaces Tune's own progress: `told` is called in every iteration of its loop, `lost` with the name of a dead trial."""
+    """Replaces Tune's own progress: calls `on_step` in every iteration of its loop, `on_death` with the name of a dead trial."""
 
-    def __init__(self, told: Callable[[], None], lost: Callable[[str], None]):
+    def __init__(self, on_step: Callable[[], None], on_death: Callable[[str], None]):
         super().__init__()
-        self._told, self._lost = told, lost
+        self._on_step, self._on_death = on_step, on_death
 
     def __getstate__(self) -> dict[str, Any]:
-        """As the feeder's."""
+        """Empty, as the feeder's."""
         return {}
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
-        self._told()
+        self._on_step()
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._lost(trial.config["name"])
+        self._on_death(trial.config["name"])
 
     def on_trial_result(self, *_: Any, **info: Any) -> None:
         """Nothing to print."""
@@ -151,17 +154,17 @@ def check_loggers(settings: SweepSettings) -> None:
 
 def loggers(settings: SweepSettings, folder: Path) -> list[Any]:
     """Tune's own logger callbacks, for installed packages (`check_loggers`)."""
-    found: list[Any] = []
+    callbacks: list[Any] = []
     if "tensorboard" in settings.loggers:
         from ray.tune.logger import TBXLoggerCallback
 
-        found.append(TBXLoggerCallback())
+        callbacks.append(TBXLoggerCallback())
     if "mlflow" in settings.loggers:
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-        found.append(MLflowLoggerCallback(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", experiment_name=settings.name))
+        callbacks.append(MLflowLoggerCallback(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", experiment_name=settings.name))
     if "wandb" in settings.loggers:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
-        found.append(WandbLoggerCallback(project="raylign", group=settings.name))
-    return found
+        callbacks.append(WandbLoggerCallback(project="raylign", group=settings.name))
+    return callbacks

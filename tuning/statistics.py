@@ -84,14 +84,14 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[fl
     Exact (all n^n resamples) up to n = 6, else from seeded draws. Few seeds make it too narrow: for n <= 3 it is the range, which
     covers the true mean of symmetric values in 1 - 2^(1-n) of all cases, 75 % for n = 3.
     """
-    known = np.sort(_finite(values))
-    n = len(known)
+    finite = np.sort(_finite(values))
+    n = len(finite)
     if n < 2:
         return math.nan, math.nan
-    if known[-1] - known[0] < 10**-_DIGITS:
+    if finite[-1] - finite[0] < 10**-_DIGITS:
         return math.nan, math.nan
     counts, ways = _resamples(n)
-    means = known[0] + counts @ (known - known[0]) / n  # so that the mean of equal values is exactly that value
+    means = finite[0] + counts @ (finite - finite[0]) / n  # so that the mean of equal values is exactly that value
     order = np.argsort(means, kind="stable")
     means, ways = means[order], ways[order]
     tail = (1 - level) / 2 * ways.sum()
@@ -122,10 +122,10 @@ def summarize(trials: pd.DataFrame, cells: Sequence[str], metrics: Sequence[str]
     seconds = {cell: mean(times.values()) for cell, times in _by_cell(finals, "seconds").items()}
     spent = {} if trials.empty else trials.groupby("cell")["seconds"].sum().to_dict()
     names = ["score", *(name for name in metrics if name != "score")]
-    found = {name: _by_cell(finals, name) for name in names}
+    by_metric = {name: _by_cell(finals, name) for name in names}
     rows: list[dict[str, Any]] = []
     for cell, name in product(cells, names):
-        values = list(found[name].get(cell, {}).values())
+        values = list(by_metric[name].get(cell, {}).values())
         low, high = bootstrap_interval(values)
         rows.append(
             {"cell": cell, "point": points.get(cell, math.nan), "metric": name, "n": len(values)}
@@ -164,20 +164,20 @@ def compare(
     is no spread.
     """
     finals = results(trials, mode)
-    found, kept = _by_cell(finals, value), _items_by_cell(finals, items)
-    pairs = [_pair(first, second, found, mode, kept) for first, second in combinations(_best_first(found, mode), 2)]
+    scores, kept = _by_cell(finals, value), _items_by_cell(finals, items)
+    pairs = [_pair(first, second, scores, mode, kept) for first, second in combinations(_best_first(scores, mode), 2)]
     table = pd.DataFrame(pairs, columns=list(_PAIR)).astype(_PAIR)
-    table["p"] = _p(table, *_spread(table, found))
+    table["p"] = _p(table, *_spread(table, scores))
     table["p_adjusted"] = holm(table["p"].tolist())
     return table.assign(p_adjusted=table["p_adjusted"].astype(float), distinguishable=table["p_adjusted"] < ALPHA)
 
 
 def _pair(
-    first: str, second: str, found: Mapping[str, Mapping[int, float]], mode: str, kept: Mapping[str, Mapping[int, Items]]
+    first: str, second: str, scores: Mapping[str, Mapping[int, float]], mode: str, kept: Mapping[str, Mapping[int, Items]]
 ) -> dict[str, Any]:
     """A row of `compare`; `first` is the better one over all its seeds."""
-    shared = sorted(found[first].keys() & found[second].keys())
-    differences = [_SIGN[mode] * (found[first][seed] - found[second][seed]) for seed in shared]
+    shared = sorted(scores[first].keys() & scores[second].keys())
+    differences = [_SIGN[mode] * (scores[first][seed] - scores[second][seed]) for seed in shared]
     n = len(differences)
     difference = mean(differences) if n else math.nan
     sd = stdev(differences) if n > 1 else math.nan
@@ -195,17 +195,17 @@ def _items_by_cell(finals: pd.DataFrame, items: Mapping[str, Items] | None) -> d
     chance."""
     if items is None or finals.empty or not set(finals["trial"]) <= items.keys():
         return {}
-    found: dict[str, dict[int, Items]] = {}
+    by_cell: dict[str, dict[int, Items]] = {}
     for cell, seed, trial in zip(finals["cell"], finals["seed"], finals["trial"], strict=True):
-        found.setdefault(str(cell), {})[int(seed)] = items[trial]
-    return found
+        by_cell.setdefault(str(cell), {})[int(seed)] = items[trial]
+    return by_cell
 
 
-def _spread(pairs: pd.DataFrame, found: Mapping[str, Mapping[int, float]]) -> tuple[pd.Series, int]:
+def _spread(pairs: pd.DataFrame, scores: Mapping[str, Mapping[int, float]]) -> tuple[pd.Series, int]:
     """Standard error over seeds of each pair's difference (NaN: too few), and the degrees of freedom of its pooled part."""
     weights = (pairs["n"] - 1).clip(lower=0)
     pooled = math.sqrt((weights * pairs["sd"].fillna(0.0) ** 2).sum() / weights.sum()) if weights.sum() else 0.0
-    return pairs["sd"].clip(lower=pooled) / np.sqrt(pairs["n"]), _freedom(found)
+    return pairs["sd"].clip(lower=pooled) / np.sqrt(pairs["n"]), _freedom(scores)
 
 
 def _needed(pairs: pd.DataFrame, seeds: pd.Series, freedom: int) -> Callable[[Any], np.ndarray]:
@@ -231,10 +231,10 @@ def _p(pairs: pd.DataFrame, seeds: pd.Series, freedom: int) -> np.ndarray:
     return np.where(pairs["se_items"].isna(), alone, np.where(np.isnan(errors), math.nan, np.exp(high)))
 
 
-def _freedom(found: Mapping[str, Mapping[int, float]]) -> int:
+def _freedom(scores: Mapping[str, Mapping[int, float]]) -> int:
     """Degrees of freedom of the residuals if every cell and every seed has its own mean; isolated cells and seeds add none."""
-    seeds = Counter(seed for values in found.values() for seed in values)
-    cells = [kept for values in found.values() if (kept := [seed for seed in values if seeds[seed] > 1])]
+    seeds = Counter(seed for values in scores.values() for seed in values)
+    cells = [kept for values in scores.values() if (kept := [seed for seed in values if seeds[seed] > 1])]
     shared = {seed for kept in cells for seed in kept}
     return max(1, sum(map(len, cells)) - len(cells) - len(shared) + 1)
 
@@ -253,16 +253,16 @@ def holm(p: Sequence[float]) -> list[float]:
 def verdict(trials: pd.DataFrame, mode: str = "max", items: Mapping[str, Items] | None = None) -> Verdict:
     """Which cell leads by mean score, and which differences exceed chance; arguments as in `compare`."""
     finals = results(trials, mode)
-    found = _by_cell(finals, "score")
-    if not found:
+    scores = _by_cell(finals, "score")
+    if not scores:
         return Verdict(None, math.nan, 0, [], [], 0, None, False)
-    leader, *others = _best_first(found, mode)
+    leader, *others = _best_first(scores, mode)
     pairs = compare(trials, mode=mode, items=items)
     ahead = set(pairs.loc[(pairs["better"] == leader) & pairs["distinguishable"], "worse"])
     return Verdict(
         leader=leader,
-        value=mean(found[leader].values()),
-        n=len(found[leader]),
+        value=mean(scores[leader].values()),
+        n=len(scores[leader]),
         level_with=[cell for cell in others if cell not in ahead],
         ahead_of=[cell for cell in others if cell in ahead],
         comparisons=int(pairs["p"].notna().sum()),
@@ -278,14 +278,14 @@ def resolution(
 
     `seeds`: if every cell had that many, with the observed spread. None if nothing could be tested.
     """
-    found = _by_cell(results(trials, mode), "score")
+    scores = _by_cell(results(trials, mode), "score")
     pairs = compare(trials, mode=mode, items=items)
-    spread, freedom = _spread(pairs, found)
+    spread, freedom = _spread(pairs, scores)
     tested = pairs["p"].notna()
     if not tested.any():
         return None
     if seeds is not None:
-        spread, freedom = spread * np.sqrt(pairs["n"] / seeds), (len(found) - 1) * (seeds - 1)
+        spread, freedom = spread * np.sqrt(pairs["n"] / seeds), (len(scores) - 1) * (seeds - 1)
     needed = _needed(pairs[tested], spread[tested], freedom)(ALPHA / int(tested.sum()))
     return float(median(needed.tolist()))
 
@@ -308,18 +308,18 @@ def _by_cell(finals: pd.DataFrame, value: str) -> dict[str, dict[int, float]]:
     """Cell -> seed -> value, finite values only; cells without any are left out."""
     if value not in finals:
         return {}
-    found: dict[str, dict[int, float]] = {}
+    scores: dict[str, dict[int, float]] = {}
     for cell, seed, number in zip(finals["cell"], finals["seed"], finals[value].astype(float), strict=True):
         if math.isfinite(number):
-            found.setdefault(str(cell), {})[int(seed)] = number
-    return found
+            scores.setdefault(str(cell), {})[int(seed)] = number
+    return scores
 
 
-def _best_first(found: Mapping[str, Mapping[int, float]], mode: str) -> list[str]:
+def _best_first(scores: Mapping[str, Mapping[int, float]], mode: str) -> list[str]:
     """Cells sorted by mean; equal ones by name."""
-    return sorted(found, key=lambda cell: (round(-_SIGN[mode] * mean(found[cell].values()), _DIGITS), cell))
+    return sorted(scores, key=lambda cell: (round(-_SIGN[mode] * mean(scores[cell].values()), _DIGITS), cell))
 
 
-def _ranks(found: Mapping[str, Mapping[int, float]], mode: str) -> dict[str, int]:
-    means = {cell: round(_SIGN[mode] * mean(values.values()), _DIGITS) for cell, values in found.items()}
+def _ranks(scores: Mapping[str, Mapping[int, float]], mode: str) -> dict[str, int]:
+    means = {cell: round(_SIGN[mode] * mean(values.values()), _DIGITS) for cell, values in scores.items()}
     return {cell: 1 + sum(other > own for other in means.values()) for cell, own in means.items()}

@@ -1,4 +1,4 @@
-"""One sweep, from the driver's side: check everything, reserve, store features once, run the schedule with Ray Tune, report.
+"""Runs a sweep on the driver: check everything, store features once, run the schedule with Ray Tune, write the report.
 
 The same call again resumes: the trials' folders are the state (`tuning.trials`), and the schedule is repeated.
 """
@@ -27,7 +27,7 @@ _UNDER_WAY = "those under way are kept at their newest checkpoints"
 
 
 def sweep(settings: SweepSettings, display: Display, command: str) -> None:
-    """Run the rest of a sweep, and write its tables and report. `command`: the command that runs it, for the report."""
+    """Run what is left of a sweep, and write its tables and report. `command`: the command that resumes it, for the report."""
     plan = SweepPlan(settings)
     from training.run import LOCK, only_one  # imports Ray Train; the plan's errors need not wait for it
 
@@ -65,7 +65,9 @@ def _ended(plan: SweepPlan, schedule: Schedule) -> str:
 
 def _check(plan: SweepPlan) -> list[TrainSettings]:
     """An example trial of each cell. Raises `UserError` for anything that would fail in them, and if they do not fit."""
-    from training.resources import ahead
+    from training.dry_run import check_towers
+    from training.plan import pretrained_towers, tower_cache
+    from training.resources import expected_cluster
     from training.weight_sources import check_sources
     from tuning.resources import booking_of, trials_at_a_time
     from tuning.searcher import check_loggers
@@ -81,17 +83,24 @@ def _check(plan: SweepPlan) -> list[TrainSettings]:
     check_loggers(plan.settings)
     for example in examples:
         check_sources(example)
-    if (size := ahead()) is not None:
+    if (size := expected_cluster()) is not None:
         trials_at_a_time(examples, size, plan.settings.concurrency)
+    towers: dict[str, Any] = {}  # by dataset, key and identity: cells often share them
+    for example in examples:
+        cache = tower_cache(plan.prepared[str(example.data.path)])
+        for tower in pretrained_towers(example).values():
+            towers[json.dumps([str(cache), tower.key, tower.identity])] = tower, cache
+    for tower, cache in towers.values():
+        check_towers([tower], cache)
     return examples
 
 
 def _run(
     plan: SweepPlan, schedule: Schedule, first: Trial | None, before: Mapping[str, Any] | None, command: str, display: Display
 ) -> None:
-    """Ray, from its start to its end."""
+    """Start Ray, run all trials and write the results."""
     from pipelines.program import cluster
-    from training.resources import present
+    from training.resources import current_cluster
     from tuning.resources import booking_of, trials_at_a_time
     from tuning.searcher import loggers
 
@@ -99,7 +108,7 @@ def _run(
     examples, callbacks = _check(plan), loggers(settings, plan.folder.path)
     small = all(booking_of(e).inline for e in examples)
     cluster.start(display.verbose, state_api=not small)
-    size = present()
+    size = current_cluster()
     at_once = trials_at_a_time(examples, size, settings.concurrency)
     words = f"{at_once} at a time, each {booking_of(examples[0]).words()}, of {size.cpus:g} CPUs and {size.gpus:g} GPUs"
     planned = schedule.planned
@@ -134,10 +143,10 @@ def _run(
 def _tune(
     plan: SweepPlan, schedule: Schedule, first: Trial | None, at_once: int, callbacks: list[Any], write: Any, display: Display
 ) -> None:
-    """Run with Ray Tune what the schedule hands out; `write`: writes the current tables and report."""
+    """Run the schedule's trials with Ray Tune. `write`: writes the current tables and report."""
     from ray import tune
 
-    from training.placement import Teller, give_back
+    from training.placement import WaitNotice, give_back
     from tuning.early_stopping import SearchOnly, build_scheduler
     from tuning.progress import Board, Refresher
     from tuning.resources import booking_of
@@ -148,10 +157,10 @@ def _tune(
     examples = [plan.build(plan.example(cell)) for cell in plan.cells]
     all_inline = all(booking_of(e).inline for e in examples)
     errors: dict[str, str] = {}
-    tellers: dict[str, Teller] = defaultdict(Teller)  # by trial
-    together = settings.scheduler.name == "hyperband"
-    limit = None if together else at_once
-    if together:  # a bracket compares what Tune has been given: all of the search at once
+    notices: dict[str, WaitNotice] = defaultdict(WaitNotice)  # by trial
+    hyperband = settings.scheduler.name == "hyperband"
+    limit = None if hyperband else at_once
+    if hyperband:  # a bracket consists of the trials that Tune has: give it the whole search
         let_trials_wait(schedule.planned["search"])
     feeder = Feeder(settings, schedule, plan.folder, plan.build, plan.score, limit, errors, first)
     scheduler = SearchOnly(build_scheduler(settings.scheduler, settings.mode, max(e.epochs for e in examples)), errors)
@@ -163,16 +172,16 @@ def _tune(
 
     with Board(settings.name, schedule, at_once, display) as board, Refresher(write, display) as refresher:
 
-        def told() -> None:
+        def on_step() -> None:
             board.update(list(feeder.out.values()), feeder.seconds)
             refresher.hear(len(schedule.outcomes))
             for trial in [] if all_inline else feeder.out.values():
-                if news := tellers[trial.name].news(plan.folder.of(trial.name)):
-                    display.line(f"{trial.name}: {news}")
+                if notice := notices[trial.name].due(plan.folder.of(trial.name)):
+                    display.line(f"{trial.name}: {notice}")
 
-        def lost(trial: str) -> None:
+        def on_death(trial: str) -> None:
             give_back(plan.folder.of(trial))
-            display.line(f"{trial}: its process died; going on from its newest checkpoint")
+            display.line(f"{trial}: its process died; resuming from its newest checkpoint")
 
         tuner = tune.Tuner(
             tune.with_resources(run_trial, lambda config: tune.PlacementGroupFactory([config["bundle"]])),
@@ -180,7 +189,7 @@ def _tune(
                 search_alg=feeder,
                 scheduler=scheduler,
                 num_samples=sum(schedule.planned.values()),
-                # A function's thread cannot be stopped while it waits for a Ray Train run.
+                # The thread of a trial that waits for a Ray Train run cannot be stopped.
                 reuse_actors=all_inline,
                 trial_name_creator=name,
                 trial_dirname_creator=name,
@@ -189,7 +198,7 @@ def _tune(
                 name=f"session-{time.strftime('%Y%m%d-%H%M%S')}",
                 storage_path=str(plan.folder.path / "tune"),
                 verbose=0,
-                callbacks=[Follow(told, lost), *callbacks],
+                callbacks=[Follow(on_step, on_death), *callbacks],
                 failure_config=tune.FailureConfig(max_failures=settings.retries),
             ),
         )

@@ -1,4 +1,4 @@
-"""Tune's function, in a module without imports: an actor that must load torch before it counts as started loses its trial.
+"""The function that Tune runs, in a module without imports: an actor that loads torch while it starts loses its trial.
 
 Tune hands a waiting trial to whichever actor is free first. If starting an actor takes longer than a trial, every new actor is
 discarded in favour of a reused one, and all CPUs but one only start actors.

@@ -1,6 +1,6 @@
-"""What a Tune trial runs: one training run, until it finishes, is stopped or fails, and its reports to Tune.
+"""Runs one trial in its Tune actor: a training run until it finishes, is stopped or fails, with reports to Tune.
 
-Any failure in training is an outcome with a reason, written by the trial itself. Only a process that dies writes nothing: Tune
+Any failure in training is an outcome with a reason, recorded by the trial itself. Only a process that dies records nothing: Tune
 starts it again, and it resumes from its newest checkpoint.
 """
 
@@ -39,7 +39,7 @@ QUIET = Display(quiet=True)
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """Tune's function. `config`: name, tree (a whole training config), inline, data_cpus, score, items, storage."""
+    """Run a trial. `config`: name, tree (a whole training config), inline, data_cpus, score, items, storage."""
     folder = Folder(Path(config["storage"]))
     name = config["name"]
     with _alone(folder.of(name)):
@@ -47,7 +47,7 @@ def run_trial(config: dict[str, Any]) -> None:
             return
         try:
             outcome = _train(config, folder)
-        except Stopped:  # with the whole sweep: without an outcome it resumes with the sweep
+        except Stopped:  # the whole sweep stops; without an outcome the trial resumes with it
             return
         except Exception as error:
             outcome = _failure(error, read_metrics(folder.of(name) / "metrics.jsonl"))
@@ -58,8 +58,7 @@ def run_trial(config: dict[str, Any]) -> None:
 
 @contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """One process per trial: after a driver is killed, its trials run on for some seconds, while the next driver restarts
-    them."""
+    """Lock the trial: after a driver is killed, its trials run for some more seconds, and the next driver restarts them."""
     with (place / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(str(os.getpid()))
@@ -75,26 +74,26 @@ def _train(config: dict[str, Any], folder: Folder) -> Outcome:
     plan = plan_of(settings, Pool(0, settings.resources.use_gpu), QUIET, place, checkpoint)
     keep_towers(plan, place)
 
-    def heard(line: dict[str, Any]) -> None:
-        if found := _told(line, config["score"], settings.epochs):
-            tune.report(found)
+    def report(line: dict[str, Any]) -> None:
+        if values := _values_for_tune(line, config["score"], settings.epochs):
+            tune.report(values)
 
     if config["inline"]:
-        returned = fit_inline(plan, place, heard)
+        returned = fit_inline(plan, place, report)
     else:
         check_build(plan)
-        returned = fit(plan, place, config["data_cpus"], QUIET, [_Tell(config["score"], settings.epochs)])
+        returned = fit(plan, place, config["data_cpus"], QUIET, [_Report(config["score"], settings.epochs)])
     lines = read_metrics(place / "metrics.jsonl")
     outcome = outcome_of("finished", "", lines)
     result = result_of(plan, place, returned, {"training": outcome.seconds})
     write_result(place, result)
     if config["items"]:
         write_items(place, [(scored.images.prepared, scored.data, np.load(place / scored.file)) for scored in plan.scored])
-    # What is kept beside the run, not the last line: a line can be lost where a driver dies.
+    # The stored result, not the last line of metrics.jsonl: that can be lost if a driver dies.
     return Outcome(**vars(outcome) | {"metrics": result["metrics"], "train_samples": result["dataset"]["train_samples"]})
 
 
-class _Tell(TuneReportCallback):
+class _Report(TuneReportCallback):
     """Passes evaluations of a Ray Train run from its controller to the trial that started it."""
 
     def __init__(self, score: Sequence[str], epochs: int):
@@ -102,18 +101,18 @@ class _Tell(TuneReportCallback):
         self._score, self._epochs = score, epochs
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: ray.train.Checkpoint | None) -> None:
-        if found := _told(metrics[0], self._score, self._epochs):
-            super().after_report(run_context, [found], None)
+        if values := _values_for_tune(metrics[0], self._score, self._epochs):
+            super().after_report(run_context, [values], None)
 
 
-def _told(line: dict[str, Any], score: Sequence[str], epochs: int) -> dict[str, Any]:
+def _values_for_tune(line: dict[str, Any], score: Sequence[str], epochs: int) -> dict[str, Any]:
     """The values of an evaluation for Tune, its schedulers and loggers; empty for other lines."""
     scored = evaluations([line])
     if not scored:
         return {}
     # MLflow does not allow @ in names.
-    plain = {name.replace("@", "_at_"): value for name, value in scored[0].items()}
-    return plain | {"score": score_of(scored[0], score), "last": line["epoch"] >= epochs}
+    values = {name.replace("@", "_at_"): value for name, value in scored[0].items()}
+    return values | {"score": score_of(scored[0], score), "last": line["epoch"] >= epochs}
 
 
 def _failure(error: Exception, lines: list[dict[str, Any]]) -> Outcome:

@@ -21,7 +21,8 @@ from typing import Any, Literal
 from evaluation.metrics import mean_recalls
 from pipelines.program import yaml_text
 from pipelines.program.errors import UserError
-from pipelines.program.settings import digest, parse_overrides
+from pipelines.program.settings import parse_overrides
+from pipelines.program.settings_base import digest
 from training.metrics_file import read_metrics
 from tuning.config import SweepSettings, label
 from tuning.optuna_points import Result
@@ -38,7 +39,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The label."""
+        """The cell's name in tables and on pages."""
         return ", ".join(self.labels) or "all"
 
     @property
@@ -140,16 +141,16 @@ class Folder:
         begun = self.begun(name)
         if begun is None or begun["phase"] == "search" or outcome.status != "finished":
             kinds = ("*checkpoint*", "partial-*", "best", "towers", "held_out*")
-            for left in [path for kind in kinds for path in self.of(name).glob(kind)]:
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-                else:  # the list of checkpoints, the rows of the end
-                    left.unlink(missing_ok=True)
+            for path in [path for kind in kinds for path in self.of(name).glob(kind)]:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:  # the registry of checkpoints, the embeddings of the held-out split
+                    path.unlink(missing_ok=True)
 
     def ended(self, name: str) -> Outcome | None:
         """What `end` recorded, if it was called."""
-        found = read_json(self.of(name) / "outcome.json")
-        return None if found is None else Outcome(**found)
+        outcome = read_json(self.of(name) / "outcome.json")
+        return None if outcome is None else Outcome(**outcome)
 
     def so_far(self, name: str) -> Outcome:
         """The results so far of a trial without an outcome, as for a stopped one."""
@@ -194,8 +195,8 @@ def result_of_point(outcome: Outcome, curve: Sequence[dict[str, Any]], names: Se
     """The result for the sampler."""
     if outcome.status == "finished":
         return Result((score_of(outcome.metrics, names), getattr(outcome, cost) if cost else 0.0))
-    shown = [(line["epoch"], score_of(line, names)) for line in curve] if outcome.status == "stopped" else []
-    return Result(None, shown, outcome.diverged)
+    scores = [(line["epoch"], score_of(line, names)) for line in curve] if outcome.status == "stopped" else []
+    return Result(None, scores, outcome.diverged)
 
 
 def write_result(place: Path, result: dict[str, Any]) -> None:
@@ -205,9 +206,9 @@ def write_result(place: Path, result: dict[str, Any]) -> None:
 
 def write(path: Path, text: str) -> None:
     """Write a temporary file, then rename it."""
-    aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.rename(path)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)
 
 
 def read_json(path: Path) -> Any:

@@ -18,7 +18,7 @@ from evaluation.reporting import html
 from evaluation.reporting.comparison import Comparison
 from evaluation.task_info import Measure as Measure
 from evaluation.task_info import TaskInfo as TaskInfo
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 
 def different(value: tuple[Any, ...]) -> tuple[Any, ...]:

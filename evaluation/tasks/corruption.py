@@ -21,7 +21,7 @@ from evaluation.results import Result
 from evaluation.task_info import Measure, TaskInfo
 from evaluation.tasks.base import Scored, Task, classified
 from evaluation.tasks.zero_shot import ZeroShot
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 
 class CorruptionSettings(Settings):

@@ -17,7 +17,7 @@ from evaluation.results import Result
 from evaluation.task_info import TaskInfo
 from evaluation.tasks.base import Positions, Scored, Task, accuracies, classified, different
 from evaluation.tasks.probe import Probe, has_training
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 
 class FewShotSettings(Settings):

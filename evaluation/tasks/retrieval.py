@@ -17,7 +17,7 @@ from evaluation.reporting.comparison import Comparison, Figures, Group, Row, num
 from evaluation.results import Result
 from evaluation.task_info import Measure, TaskInfo
 from evaluation.tasks.base import Scored, Task
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 _SHOWN, _FOUND = 10, 5  # examples each way, and what is shown for each
 _THUMBNAIL = 128  # pixels of the longer side; shown at up to 96, so that dense screens stay sharp

@@ -14,7 +14,7 @@ from evaluation.reporting import html
 from evaluation.reporting.comparison import Comparison, Group, score_table
 from evaluation.task_info import Measure, TaskInfo
 from evaluation.tasks.base import Scored, Task
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 
 class SugarCrepe:

@@ -20,7 +20,7 @@ from evaluation.reporting.comparison import Comparison, first, number
 from evaluation.results import Result
 from evaluation.task_info import TaskInfo
 from evaluation.tasks.base import Scored, Task, accuracies, classified, of_classes
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 _STRIP, _SQUARE = 360.0, 250.0  # pixels
 

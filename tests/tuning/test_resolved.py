@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from pipelines.dataset.prepared import Prepared
-from pipelines.program.errors import UserError
 from pipelines.program.settings import load, parse_overrides, readings
 from tests.refusals import refused
 from training.config import TrainSettings
@@ -70,19 +69,18 @@ def test_a_condition_holds_for_its_number_however_it_is_written(plan_of: Callabl
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("text", "key", "named"),
     [
-        (DECAYS % ("1e-3", "0.001", "1e-3", "1e-3"), ["grid: ", "'optimizer.lr'", "'lr=0.001'"]),
-        (DECAYS % ("'1e-3'", "0.001", "1e-3", "1e-3"), ["grid: ", "'optimizer.lr'", "'lr=0.001'"]),
-        ("grid: {compile: [false, 'no']}", ["grid: ", "'compile'", "'compile=False'"]),
-        ("space: {optimizer.lr: {choices: [1e-3, '0.001']}}", ["space.optimizer.lr.0", "choices", "0.001"]),
+        (DECAYS % ("1e-3", "0.001", "1e-3", "1e-3"), "grid", ["'optimizer.lr'", "'lr=0.001'"]),
+        (DECAYS % ("'1e-3'", "0.001", "1e-3", "1e-3"), "grid", ["'optimizer.lr'", "'lr=0.001'"]),
+        ("grid: {compile: [false, 'no']}", "grid", ["'compile'", "'compile=False'"]),
+        ("space: {optimizer.lr: {choices: [1e-3, '0.001']}}", "space.optimizer.lr.0.choices", ["0.001"]),
     ],
     ids=["numbers", "text", "switch", "choices"],
 )
-def test_two_spellings_of_a_value_are_one_value(plan_of: Callable[..., SweepPlan], text: str, named: list[str]) -> None:
-    with pytest.raises(UserError) as caught:
+def test_two_spellings_of_a_value_are_one_value(plan_of: Callable[..., SweepPlan], text: str, key: str, named: list[str]) -> None:
+    with refused(key, *named):
         plan_of(text)
-    assert all(name in str(caught.value) for name in named) and "\n" not in str(caught.value)
 
 
 LR = "space: {optimizer.weight_decay: {low: 0.1, high: 0.2, when: {%s}}}\ntrials: 1\n"
@@ -130,7 +128,7 @@ def test_conditions_on_what_is_searched(plan_of: Callable[..., SweepPlan]) -> No
     with refused("space.optimizer.weight_decay.when", "optimizer.lr", "0.003", "0.001 or 0.002"):
         plan_of(space % (decay % "optimizer.lr: 3e-3"))
     later = "trials: 1\nspace: {%s, optimizer.lr: {choices: [1e-3, 2e-3]}}"
-    with pytest.raises(UserError, match=r"space\.optimizer\.weight_decay: .*optimizer\.lr"):
+    with refused("space.optimizer.weight_decay", remedy="optimizer.lr"):
         plan_of(later % (decay % "optimizer.lr: 2e-3"))
 
 

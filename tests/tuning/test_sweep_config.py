@@ -33,13 +33,9 @@ def settings(**changes: Any) -> SweepSettings:
 
 
 def refusal(key: str, *named: str, **changes: Any) -> None:
-    """These settings raise an error about `key`, which names each of `named`, in one line."""
-    with pytest.raises(UserError) as caught:
+    """These settings raise an error about `key`, which names each of `named`, and the file."""
+    with refused(key, *named, "sweep.yaml"):
         settings(**changes)
-    line = str(caught.value)
-    assert "\n" not in line and f" {key}: " in f" {line}", f"the key {key!r} is not named: {line}"
-    for name in named:
-        assert name in line, f"{name!r} is not named: {line}"
 
 
 @pytest.fixture
@@ -63,7 +59,7 @@ def file(tmp_path: Path) -> Path:
         ({"choices": [1], "log": True}, ["choices", "low", "log", "integer", "points"]),
         ({"choices": [1], "integer": True}, ["choices", "low", "log", "integer", "points"]),
         ({"choices": [1], "points": 2}, ["choices", "low", "log", "integer", "points"]),
-        ({"choices": []}, ["choices", "at least one"]),
+        ({"choices": []}, ["choices"]),
         ({"low": 2, "high": 1}, ["low: 2", "high: 1"]),
         ({"low": 1, "high": 1}, ["low: 1", "high: 1"]),
         ({"low": 0, "high": 1, "log": True}, ["low: 0", "log: true"]),
@@ -79,7 +75,7 @@ def test_a_dimension_that_cannot_be_searched_is_refused(dimension: dict, named: 
         with pytest.raises(UserError) as caught:
             settings(space={"optimizer.lr": dimensions})
         line = str(caught.value)
-        assert f"space.optimizer.lr.{number}" in line and all(name in line for name in named), line
+        assert caught.value.key.startswith(f"space.optimizer.lr.{number}") and all(name in line for name in named), line
 
 
 @pytest.mark.parametrize("dimension", [{"low": 2, "high": 1}, [{"low": 2, "high": 1}], {"low": 1, "high": 2, "points": 1}])
@@ -88,7 +84,7 @@ def test_a_refused_dimension_is_named_as_the_file_names_it(dimension: Any) -> No
     with pytest.raises(UserError) as caught:
         settings(space={"optimizer.lr": dimension})
     line = str(caught.value)
-    assert line.removeprefix("sweep.yaml: ").startswith("space.optimizer.lr")
+    assert caught.value.key.startswith("space.optimizer.lr")
     assert "function-after" not in line and "valid list" not in line and "valid dictionary" not in line
 
 
@@ -141,7 +137,7 @@ def test_values_are_tidied_to_four_digits_within_the_range(dimension: dict, valu
 @pytest.mark.parametrize(
     ("changes", "key", "named"),
     [
-        ({"grid": {"a": []}}, "grid", ["'a'", "at least one"]),
+        ({"grid": {"a": []}}, "grid", ["'a'", "remove the key"]),
         ({"grid": {"a": [{"name": "x", "v": 1}, {"name": "x", "v": 2}]}}, "grid", ["'a'", "'x'", "axis"]),
         ({"grid": {"b": ["y"], "a.lr": [1, 2, 1.0]}}, "grid", ["'a.lr'", "'lr=1'", "axis"]),
         ({"seeds": [0, 1, 0]}, "seeds", ["0", "twice"]),
@@ -375,7 +371,7 @@ def test_a_sweep_as_base_is_refused_with_its_own_base(base: str, tmp_path: Path,
     (tmp_path / "mine.yaml").write_text("name: m\nbase: training/configs/course.yaml\ngrid: {seed: [1]}\n")
     sweep = settings(base=base, overrides={"data.path": str(tmp_path / "nowhere")})
     if base == "course.yaml":
-        with pytest.raises(UserError, match="nowhere"):  # the next thing that is checked
+        with refused("data.path", "nowhere"):  # the next thing that is checked
             SweepPlan(sweep)
         return
     with refused("base", base, "grid", remedy="base=training/configs/course.yaml"):
@@ -405,7 +401,7 @@ def test_every_shipped_training_config_can_be_a_base(monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     (tmp_path / "named.yaml").write_text("base: training/configs/openmoji.yaml\nname: mine\n")
     for base in ["named.yaml", *map(str, shipped("training"))]:
-        with pytest.raises(UserError, match="nowhere"):  # the next thing that is checked
+        with refused("data.path", "nowhere"):  # the next thing that is checked
             SweepPlan(settings(base=base, overrides={"data.path": "nowhere"}))
 
 
