@@ -6,7 +6,7 @@ from typing import Any
 
 from evaluation.config import EvaluateSettings
 from evaluation.embeddings import Rows
-from evaluation.metrics import path_of, task_title
+from evaluation.metrics import path_of
 from evaluation.model_settings import ModelSettings
 from evaluation.plan import plan, read_data
 from evaluation.results import Result, find_result
@@ -31,7 +31,7 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     from evaluation.embed import embed, forget
     from evaluation.embedder import check_embedder
     from evaluation.precomputed import precomputed
-    from evaluation.reporting import write_report
+    from evaluation.report import write_report
     from pipelines.features import feature_store
     from pipelines.program import cluster, path_keys
 
@@ -73,7 +73,7 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
         forget(rows, settings.cache)
         display.table(name, ["score, %", "value", "95 %", "chance", "n"], _table(scored))
         results += scored
-    write_report(settings.output)
+    write_report(settings.output, {type(task) for task in tasks})
     display.line(f"results: {settings.output}/*/*/*/result.json")
     display.line(f"page: {settings.output / 'report.html'}")
     return results
@@ -114,7 +114,7 @@ def _score(
         interrupts.keeping(lambda: f"{name}: {len(results)} of {len(tasks)} results are kept"),
     ):
         for done, task in enumerate(tasks):
-            progress.update(done, f"{task_title(task.info.name).lower()} of {task.dataset}")
+            progress.update(done, f"{task.info.title.lower()} of {task.dataset}")
             inputs = [one.fingerprint for one in task.inputs()]
             identity = digest([_FORMAT, rows.fingerprint, rows.scale, inputs, task.info.name, task.identity])
             result = find_result(settings.output, name, task.dataset, task.info.name, identity)
@@ -129,7 +129,7 @@ def _score(
                     "data": data[task.place] | {"fingerprint": digest(inputs)},
                 }
                 result = Result(name, task.dataset, task.info.name, about=about, **vars(scored))
-                result.write(settings.output)
+                result.write(settings.output, task.info)
             results.append(result)
         progress.update(len(tasks))
     return results

@@ -10,7 +10,7 @@ from evaluation.data.union import DataUnion
 from evaluation.model_settings import ModelSettings
 from evaluation.tasks import TASKS
 from evaluation.tasks.base import Positions, different
-from evaluation.tasks.shifts import RobustnessSettings
+from evaluation.tasks.robustness import RobustnessSettings
 from pipelines.program.path_keys import LocalPlace
 
 _NAMED = [kind.info for kind in TASKS if kind.info.needs]

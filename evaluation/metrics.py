@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from evaluation import tasks
 from evaluation.retrieval import DIRECTIONS as DIRECTIONS
 from evaluation.retrieval import mean_recalls as mean_recalls
-from evaluation.tasks.base import Better, TaskInfo
+from evaluation.task_info import Better
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,6 @@ _BY_PATH = {info.path: info for info in TASKS.values()}
 def path_of(task: str, dataset: str, score: str) -> str:
     """The path of a result's score."""
     return f"{TASKS[task].path if task in TASKS else task}/{dataset}/{score}"
-
-
-def task_title(task: str) -> str:
-    """The title of a result's task; of an unknown one, its name."""
-    return TASKS[task].title if task in TASKS else task
-
-
-def score_title(task: str, score: str) -> str:
-    """top1 -> top-1, top1@4 -> top-1 at 4, mean_recall@1 -> mean R@1, replace_obj -> replace obj."""
-    return (TASKS.get(task) or TaskInfo(task, task, task, ())).measure(score).title
 
 
 def metric(path: str, datasets: Sequence[str] = ()) -> Metric:

@@ -4,8 +4,9 @@ from typing import cast
 
 from evaluation.config import EvaluateSettings
 from evaluation.data.base import Content
+from evaluation.task_info import TaskInfo
 from evaluation.tasks import TASKS
-from evaluation.tasks.base import Task, TaskInfo
+from evaluation.tasks.base import Task
 from pipelines.program.errors import UserError
 from pipelines.program.import_string import find
 
@@ -19,7 +20,7 @@ def plan(settings: EvaluateSettings, contents: dict[str, Content]) -> list[Task]
     """All tasks. Raises `UserError` where a task in the config's `tasks` suits no set of data."""
     tasks: list[Task] = []
     by_name = {kind.info.path: kind for kind in TASKS}
-    kinds = {name: by_name.get(name) or _imported(name) for name in settings.tasks}
+    kinds = {name: by_name.get(name) or own_task(name) for name in settings.tasks}
     for name, kind in (kinds | {kind.info.path: kind for kind in TASKS if not kind.info.needs}).items():
         of_kind = list(kind.among(contents, settings))
         # The default tasks may lack data; those that the config names must not.
@@ -33,9 +34,9 @@ def plan(settings: EvaluateSettings, contents: dict[str, Content]) -> list[Task]
     return tasks
 
 
-def _imported(name: str) -> type[Task]:
-    """The user's own task class, by its import string. Raises `UserError` where it is not one."""
-    kind = find(name, None, "tasks", "tasks", "mypackage.mymodule:MyTask")
+def own_task(name: str, key: str = "tasks") -> type[Task]:
+    """The user's own task class, by its import string. `key`: where it is named. Raises `UserError` where it is not one."""
+    kind = find(name, None, key, key, "mypackage.mymodule:MyTask")
     if not isinstance(getattr(kind, "info", None), TaskInfo) or not hasattr(kind, "among"):
-        raise UserError("tasks", f"{name} is not a task", "give a class as of evaluation/tasks/base.py, with `info` and `among`")
+        raise UserError(key, f"{name} is not a task", "give a class as of evaluation/tasks/base.py, with `info` and `among`")
     return cast(type[Task], kind)

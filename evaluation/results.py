@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.metrics import TASKS
+from evaluation.task_info import TaskInfo
 from pipelines.program.errors import UserError
 
 
@@ -30,14 +30,14 @@ class Result:
     details: dict[str, Any] = field(default_factory=dict)  # JSON values
     about: dict[str, Any] = field(default_factory=dict)  # model and data: what was scored, fingerprints, attribution, coverage
 
-    def write(self, output: Path) -> Path:
-        """Write it into the folder of its model, set and task."""
+    def write(self, output: Path, info: TaskInfo) -> Path:
+        """Write it into the folder of its model, set and task. `info`: of its task, for CLIP_benchmark's names of the scores."""
         path = output / self.model / self.dataset / self.task / "result.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         tree = {
             "language": "en",
             "pretrained": str(self.about.get("pretrained", "")),
-            "metrics": _metrics(self.task, self.scores),
+            "metrics": {info.measure(name).clip_benchmark or name: value / 100 for name, value in self.scores.items()},
         }
         partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
         partial.write_text(json.dumps(asdict(self) | tree, indent=1), encoding="utf-8")
@@ -70,9 +70,3 @@ def _read(path: Path) -> Result:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"this is not a result of python -m evaluation ({error})"
         raise UserError(str(path), problem, "delete it and run python -m evaluation again") from None
-
-
-def _metrics(task: str, scores: dict[str, float]) -> dict[str, float]:
-    """Scores as fractions, under CLIP_benchmark's names where it has one."""
-    names = {name: TASKS[task].measure(name).clip_benchmark for name in scores} if task in TASKS else {}
-    return {names.get(name) or name: value / 100 for name, value in scores.items()}

@@ -50,6 +50,16 @@ def test_imports_point_one_way(layer: str) -> None:
     assert not [str(path) for path in below for name in imports(ROOT / path) if name == "pipelines.__main__"]
 
 
+def test_tasks_know_the_pages_kit_and_it_knows_no_task() -> None:
+    """A task brings its block of the page, so that nothing else has to name it."""
+    kit = [path for path in MODULES if path.parts[:2] == ("evaluation", "reporting") and path.name != "__main__.py"]
+    above = ("evaluation.tasks", "evaluation.metrics", "evaluation.report", "evaluation.plan", "evaluation.config")
+    assert len(kit) > 4 and [f"{p}: {n}" for p in kit for n in imports(ROOT / p) if any(within(n, a) for a in above)] == []
+    tasks = {f"evaluation.tasks.{path.stem}" for path in MODULES if path.parts[:2] == ("evaluation", "tasks")}
+    page = {name for name in imports(ROOT / "evaluation" / "report.py") if name in tasks}
+    assert page == {"evaluation.tasks.base"}
+
+
 def test_one_module_talks_to_torch_distributed() -> None:
     """The class DistributedDataParallel, from torch.nn.parallel, is another matter."""
     found = {str(path) for path in MODULES if any(within(name, "torch.distributed") for name in imports(ROOT / path))}

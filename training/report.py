@@ -1,4 +1,4 @@
-"""`report.html`: what a run trained on what, what it is worth, and images it found; one file that needs nothing else.
+"""`report.html`: what a run trained on what, its scores, and retrieved images; one file that needs nothing else.
 
 `python -m training.report RUN` writes it again from what the run left on disk, without Ray and without training.
 """
@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from evaluation.metrics import DIRECTIONS, chances, metric
-from evaluation.reporting import number_format, render
+from evaluation.metrics import DIRECTIONS
+from evaluation.reporting import html, number_format
 from evaluation.reporting.chart import TINY, Series, lines, mark, score_range
-from evaluation.reporting.render import write_files
+from evaluation.reporting.render import page, write_files
 from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines.dataset.prepared import Prepared
 from pipelines.io.retry import shown
@@ -27,8 +27,8 @@ from pipelines.prepare.repeated_captions import warnings_of
 from pipelines.program import yaml_text
 from pipelines.program.errors import UserError
 from pipelines.program.settings import validate
-from pipelines.program.wilson import wilson
-from training.gallery import gallery_of
+from training import report_scores
+from training.gallery import gallery
 from training.held_out import read_held_out
 from training.metrics_file import read_metrics
 from training.warmup import warmup_warning
@@ -38,7 +38,7 @@ _MODES = {
     "frozen": "frozen: it runs in every step, and only its head is trained",
     "locked": "locked: its features are computed once, and only its head is trained",
 }
-_HEALTH = {
+_DIAGNOSTICS = {
     "lr": "Learning rate",
     "temperature": "Temperature",
     "grad_norm": "Norm of the gradient",
@@ -57,42 +57,59 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
     """
     prepared = Prepared.open(result["dataset"]["path"])
     config = yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
-    kept = read_held_out(run)
-    page = {
-        "name": result["name"],
-        "result": result,
-        "summary": _summary(result, config),
-        "headline": _headline(result | (result.get("test") or {}), data),
-        "test": _test(result, data),
-        "warnings": _warnings(result, config, prepared),
-        "scores": _scores(result, data),
-        "gallery": gallery_of(kept["gallery"], data),
-        "curves": _curves(read_metrics(run / "metrics.jsonl"), result, data),
-        "dataset": _dataset(prepared, result),
-        "again": _again(config, prepared),
-        "restarts": _restarts(run / "restarts.jsonl"),
-    }
-    write_files(run, {"report.html": render.page(Path(__file__).parent, "report.html.j2", page)})
-
-
-def _summary(result: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """What was trained, in words."""
-    return {
-        "objective": config["objective"]["name"],
-        "towers": [
-            {
-                "side": side,
-                "name": _tower_name(tower),
-                "kind": tower["name"],
-                "mode": tower["mode"],
-                "about": _MODES[tower["mode"]],
-            }
-            for side, tower in (("Image", config["image_tower"]), ("Text", config["text_tower"]))
+    about = result["dataset"]
+    credit = (
+        about["attribution"] if about["licence"] in about["attribution"] else "{attribution} (licence: {licence})".format(**about)
+    )
+    made = page(
+        result["name"],
+        html.fill("Training run <b>{}</b>", result["name"]),
+        report_scores.headline(result, data),
+        [*_warnings(result, config, prepared), _what_was_trained(result, config), report_scores.tiles(result, data)],
+        [
+            report_scores.test(result, data),
+            report_scores.scores(result, data),
+            gallery(read_held_out(run)["gallery"], data, credit),
+            _curves(read_metrics(run / "metrics.jsonl"), result, data),
+            _data(prepared, result),
+            _reproduce(run, result, config, prepared),
         ],
-        "batch": config["global_batch_size"],
-        "workers": result["machine"]["workers"],
-        "seconds": math.fsum(result["seconds"].values()),
-    }
+        html.fill(
+            "Written by raylign {}. The images and captions of {}: {}", result["versions"]["raylign"], about["name"], credit
+        ),
+    )
+    write_files(run, {"report.html": made})
+
+
+def _what_was_trained(result: dict[str, Any], config: dict[str, Any]) -> Markup:
+    """In a sentence or two."""
+    about, test = result["dataset"], result.get("test")
+    unseen, skipped = "", ""
+    if test:
+        unseen = ": split {split}, once, by the checkpoint of step {step:,}, which split {chosen_on} chose".format(**test)
+    if result.get("skipped"):
+        skipped = f" ({result['skipped']:,} of them skipped, for their loss or gradient was no number)"
+    towers = ", ".join(f"{side.lower()} tower {_tower_name(tower)} ({tower['mode']})" for side, tower in _towers(config))
+    return html.paragraph(
+        "A dual encoder trained with the <b>{config[objective][name]}</b> objective on <b>{about[train_samples]:,} image-text "
+        "pairs of {about[name]}</b> and scored on <b>{samples:,} held-out pairs</b> that it has not seen{unseen}. {towers}; "
+        "{epochs}, {result[step]:,} steps of {config[global_batch_size]:,} pairs{skipped}, {workers}, seed {result[seed]}, "
+        "{time} in all.",
+        config=config,
+        about=about,
+        result=result,
+        samples=test["samples"] if test else about["held_out_samples"],
+        unseen=unseen,
+        skipped=skipped,
+        towers=towers[0].upper() + towers[1:],
+        epochs=number_format.count(result["epochs"], "epoch"),
+        workers=number_format.count(result["machine"]["workers"], "worker"),
+        time=number_format.duration(math.fsum(result["seconds"].values())),
+    )
+
+
+def _towers(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [("Image", config["image_tower"]), ("Text", config["text_tower"])]
 
 
 def _tower_name(tower: dict[str, Any]) -> str:
@@ -107,122 +124,40 @@ def _tower_name(tower: dict[str, Any]) -> str:
     return Path(weights).name if weights.startswith(("/", ".", "~")) else weights
 
 
-def _headline(result: dict[str, Any], data: HeldOut) -> dict[str, Any]:
-    """The figures that come first: R@k of both directions, and top-1 of the labels with most classes."""
-    rows = {row["path"]: row for row in _rows(result, data)}
-    ks = sorted(data.settings.recall_at)
-    tiles = [rows[f"retrieval/{data.dataset}/mean_recall@{k}"] for k in sorted({ks[0], ks[-1]})]
-    tiles = [tile | {"title": tile["name"], "about": f"{tile['about']}, mean of both directions"} for tile in tiles]
-    for label in sorted(data.classes, key=lambda label: -len(data.classes[label]))[:2]:
-        about = f"right class of {len(data.classes[label])} on the first guess"
-        tiles.append(rows[f"zero_shot/{data.dataset}_{label}/top1"] | {"title": f"Zero-shot {label}", "about": about})
-    queries = result["sample_sizes"][f"retrieval/{data.dataset}/image_to_text_recall@{ks[0]}"]
-    # Of one direction: the two are about the same pairs, so their mean is hardly surer than either.
-    low, high = wilson(queries * tiles[0]["value"] / 100, queries)
-    return {
-        "hollow": _hollow(result, data, ks[0]),
-        "first": tiles[0],
-        "k": ks[0],
-        "tiles": tiles,
-        "low": 100 * low,
-        "high": 100 * high,
-        "queries": queries,
-    }
-
-
-def _hollow(result: dict[str, Any], data: HeldOut, k: int) -> list[str]:
-    """Directions whose recall may be chance, by its 95 % interval: the mean of both hides them."""
-    found = []
-    for direction, title in DIRECTIONS.items():
-        path = f"retrieval/{data.dataset}/{direction}_recall@{k}"
-        value, chance, n = result["metrics"][path], result["baselines"][path]["chance"], result["sample_sizes"][path]
-        if wilson(n * value / 100, n)[0] <= chance / 100:
-            found.append(f"{title}, {value:.1f} % by {chance:.1f} %")
-    return found
-
-
-def _warnings(result: dict[str, Any], config: dict[str, Any], prepared: Prepared) -> list[str]:
-    """What makes the scores say less than they seem to."""
+def _warnings(result: dict[str, Any], config: dict[str, Any], prepared: Prepared) -> list[Markup]:
+    """Why the scores may say less than they seem to."""
     warmup = warmup_warning(config.get("schedule", {}).get("warmup_steps", 0), result["step"])
-    return [*([warmup] if warmup else []), *warnings_of(prepared.manifest)]
+    told = [*([warmup] if warmup else []), *warnings_of(prepared.manifest)]
+    return [html.fill('<p class="warning" role="note"><b>Warning:</b> {}.</p>', warning) for warning in told]
 
 
-def _test(result: dict[str, Any], data: HeldOut) -> dict[str, Any] | None:
-    """What the chosen checkpoint scored on the test split, where the run has one: `data` is the split that it was chosen on."""
-    test = result.get("test")
-    if test is None:
-        return None
-    last = next(row["value"] for row in _rows(result, data) if row["path"] == test["metric"])
-    return test | {"groups": _scores(test, data), "last": last}
+def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut) -> html.Section:
+    """Charts in two groups: loss and scores, and diagnostics of training."""
 
-
-def _scores(result: dict[str, Any], data: HeldOut) -> list[dict[str, Any]]:
-    """Groups of rows: every metric of the run, those of unknown kinds by their paths."""
-    retrieval, sentences = f"retrieval/{data.dataset}/", number_format.count(len(data.settings.templates), "sentence")
-    groups: dict[str, tuple[str, str]] = {}
-    for way, other, query, wanted in (
-        ("image_to_text", "text_to_image", "image", "caption"),
-        ("text_to_image", "image_to_text", "caption", "image"),
-    ):
-        candidates = result["sample_sizes"][f"{retrieval}{other}_recall@{min(data.settings.recall_at)}"]
-        about = f"given a held-out {query}, its {wanted} is looked for among {candidates:,}"
-        groups[f"{retrieval}{way}"] = (DIRECTIONS[way].capitalize(), about)
-    groups[f"{retrieval}mean"] = ("Mean of both directions", "")
-    for label, names in data.classes.items():
-        about = f"which of {len(names)} classes a held-out image is of, by the classes' names in {sentences}"
-        groups[f"zero_shot/{data.dataset}_{label}/"] = (f"Zero-shot: {label}", about)
-    groups[""] = ("Other scores", "")
-    found: dict[str, list[dict[str, Any]]] = {prefix: [] for prefix in groups}
-    for row in _rows(result, data):
-        found[next(prefix for prefix in groups if row["path"].startswith(prefix))].append(row)
-    return [{"title": groups[p][0], "about": groups[p][1], "rows": rows} for p, rows in found.items() if rows]
-
-
-def _rows(result: dict[str, Any], data: HeldOut) -> list[dict[str, Any]]:
-    """Every score with all that it must be compared with, recalls by k and that of all k last."""
-    chance, largest, sizes = chances(result["baselines"]), result["baselines"], result["sample_sizes"]
-    rows = []
-    for path, value in result["metrics"].items():
-        known, k = metric(path, [data.dataset]), path.partition("_recall@")[2]
-        name, about, n = known.title, known.about, f"{sizes[path]:,}" if path in sizes else ""
-        if path.endswith("/mean_recall"):
-            name = "all of these"
-        if k:
-            name, about = f"R@{k}", "the right one comes first" if k == "1" else f"a right one is among the first {k}"
-            if not n:  # of both directions
-                both = [f"{sizes[path.replace('mean_', f'{way}_')]:,}" for way in DIRECTIONS]
-                n = f"2 x {both[0]}" if both[0] == both[1] else " + ".join(both)
-        row = {"path": path, "name": name, "about": about, "value": value, "n": n, "k": int(k or 0)}
-        rows.append(row | {"chance": chance.get(path), "largest": largest.get(path, {}).get("largest_class")})
-    return sorted(rows, key=lambda row: row["k"] or math.inf)
-
-
-def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut) -> dict[str, list[dict[str, Any]]]:
-    """Charts in two groups: how good it became, and how training went."""
-
-    def draw(title: str, keys: dict[str, str], note: str = "", percent: bool = False, **options: Any) -> list[dict[str, Any]]:
+    def draw(title: str, keys: dict[str, str], note: str = "", percent: bool = False, **options: Any) -> list[Markup]:
         """A line a key of the history, under its name, where the history has it."""
-        found: list[Series] = []
+        series: list[Series] = []
         for i, (key, name) in enumerate(keys.items()):
             points = {line["epoch"]: (100.0 if key == "data_wait" else 1.0) * line[key] for line in history if key in line}
-            found += [Series(name or title, points, mark(i))] if points else []
-        if not found:
+            series += [Series(name or title, points, mark(i))] if points else []
+        if not series:
             return []
-        ends = [(s.name if len(keys) > 1 else "", s.points[min(s.points)], s.points[max(s.points)]) for s in found]
+        ends = [(s.name if len(keys) > 1 else "", s.points[min(s.points)], s.points[max(s.points)]) for s in series]
         spans = ", ".join(f"{name} from {first:.4g} to {last:.4g}".strip() for name, first, last in ends)
         note = note or f"{number_format.short(ends[0][2])}{' %' if percent else ''} at the end"
-        about = f"{title} over {max(found[0].points):g} epochs: {spans}"
+        about = f"{title} over {max(series[0].points):g} epochs: {spans}"
         labelled = 82.0 if len(keys) > 1 else 0.0
-        drawn = lines(found, about, "epoch", percent=percent, from_zero=True, labelled=labelled, **options)
-        return [{"title": title, "note": note, "chart": drawn}]
+        drawn = lines(series, about, "epoch", percent=percent, from_zero=True, labelled=labelled, **options)
+        return [html.figure(drawn, title, note)]
 
     learning = draw("Training loss", {"loss": ""})
     ks = data.settings.recall_at[:3]
     recalls = {way: {f"retrieval/{data.dataset}/{way}_recall@{k}": f"R@{k}" for k in ks} for way in DIRECTIONS}
     # One height for both directions, so that they can be compared.
     top = score_range((line[key] for line in history for keys in recalls.values() for key in keys if key in line), from_zero=True)
-    for (way, keys), candidates in zip(recalls.items(), ("captions", "images"), strict=True):
-        queries = f"{len(data.sample_ids):,} images" if candidates == "captions" else f"{len(data.texts):,} captions"
+    for (way, keys), queries in zip(
+        recalls.items(), (f"{len(data.sample_ids):,} images", f"{len(data.texts):,} captions"), strict=True
+    ):
         learning += draw(f"Recall, {DIRECTIONS[way]}", keys, f"%, of {queries}", percent=True, limits=top)
     for label in data.classes:
         path = f"zero_shot/{data.dataset}_{label}/"
@@ -230,47 +165,87 @@ def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut
         levels = {"largest": result["baselines"][path + "top1"]["largest_class"]}
         note = "%; dashed: top-1 of always naming the largest class"
         learning += draw(f"Zero-shot, {label}", keys, note, percent=True, levels=levels)
-    extra = {key for line in history for key in line if "/" not in key} - _NO_CURVE - _HEALTH.keys()
-    health = []
-    for key, title in (_HEALTH | {key: key for key in sorted(extra)}).items():
-        health += draw(title, {key: ""}, percent=key == "data_wait", size=TINY)
-    return {"learning": learning, "health": health}
+    extra = {key for line in history for key in line if "/" not in key} - _NO_CURVE - _DIAGNOSTICS.keys()
+    diagnostics = []
+    for key, title in (_DIAGNOSTICS | {key: key for key in sorted(extra)}).items():
+        diagnostics += draw(title, {key: ""}, percent=key == "data_wait", size=TINY)
+    return html.section(
+        "curves",
+        "Curves",
+        html.heading("Loss and scores"),
+        html.div("charts", *learning),
+        html.heading("Diagnostics"),
+        html.div("charts small", *diagnostics),
+    )
 
 
-def _dataset(prepared: Prepared, result: dict[str, Any]) -> dict[str, Any]:
-    """What the data is, beyond what the result says; `table`: what became of its rows."""
+def _data(prepared: Prepared, result: dict[str, Any]) -> html.Section:
+    """What the data is, and what became of its rows."""
     manifest, about, counts = prepared.manifest, result["dataset"], result["dataset"]["counts"]
-    credit, licence = about["attribution"], about["licence"]
     fraction, shuffled = about.get("fraction", 1), about.get("shuffled", prepared.shuffled)  # not in results of earlier versions
     rejected = sorted(counts["rejected"].items(), key=lambda item: -item[1]) or [("", 0)]
     held_out = "the dataset's own split" if about["split_seed"] is None else f"split seed {about['split_seed']}"
     drawn = f"a share of {fraction:g} of the split's groups, drawn by seed {result['seed']}" if fraction < 1 else ""
-    table = [("listed by the source", "", counts["listed"]), ("found", "", counts["found"])]
-    table += [("rejected", reason.replace("_", " "), count) for reason, count in rejected]
-    table += [("kept", "", counts["kept"])]
-    table += [("of these unusable while training", reason.replace("_", " "), n) for reason, n in counts["unusable"].items()]
-    table += [("trained on", drawn, about["train_samples"])]
-    table += [("of these with another row's captions", "shuffled on purpose", shuffled)] if shuffled else []
-    table += [("held out and scored", held_out, about["held_out_samples"])]
-    return about | {
-        "credit": credit if licence in credit else f"{credit} (licence: {licence})",
-        "table": [(Markup("{} <small>{}</small>").format(name, why) if why else name, f"{n:,}") for name, why, n in table],
-        "num_images": manifest["num_images"],
-        "num_texts": manifest["num_texts"],
-        "image": manifest["image"],
-        "created": manifest["created"],
-    }
+    rows = [("listed by the source", "", counts["listed"]), ("found", "", counts["found"])]
+    rows += [("rejected", reason.replace("_", " "), count) for reason, count in rejected]
+    rows += [("kept", "", counts["kept"])]
+    rows += [("of these unusable while training", reason.replace("_", " "), n) for reason, n in counts["unusable"].items()]
+    rows += [("trained on", drawn, about["train_samples"])]
+    rows += [("of these with another row's captions", "shuffled on purpose", shuffled)] if shuffled else []
+    rows += [("held out and scored", held_out, about["held_out_samples"])]
+    image = manifest["image"]
+    pairs = [
+        ("Dataset", about["name"]),
+        ("Licence", about["licence"]),
+        ("Attribution", about["attribution"]),
+        ("Images", f"{manifest['num_images']:,} different ones, shorter side {image['size']} pixels, {image['format']}"),
+        ("Captions", f"{manifest['num_texts']:,} different ones"),
+        ("Fingerprint", about["fingerprint"]),
+        ("Prepared", manifest["created"]),
+    ]
+    counted = [(html.fill("{} {}", name, html.small(why)), f"{n:,}") for name, why, n in rows]
+    return html.section(
+        "data", "Data", html.div("columns", html.facts(pairs), html.table("Rows of the dataset", ("rows", "count"), counted))
+    )
 
 
-def _again(config: dict[str, Any], prepared: Prepared) -> dict[str, str]:
-    """Commands and configs that give this run once more."""
-    folder = f"{config['storage']}/{config['name']}"
-    return {
-        "train": f"python -m training {shlex.quote(f'{folder}/config.yaml')} name={config['name']}-again",
-        "report": f"python -m training.report {shlex.quote(folder)}",
-        "config": shown(yaml_text.dump(config)),
-        "data_config": yaml_text.dump(prepared.manifest["config"]),
-    }
+def _reproduce(run: Path, result: dict[str, Any], config: dict[str, Any], prepared: Prepared) -> html.Section:
+    """Commands, configs, machine and versions of this run."""
+    folder, machine = f"{config['storage']}/{config['name']}", result["machine"]
+    towers = [
+        (side, html.fill('{} ({})<br><span class="soft">{}</span>', _tower_name(tower), tower["name"], _MODES[tower["mode"]]))
+        for side, tower in _towers(config)
+    ]
+    host = f"{machine['cpus']} CPUs, {machine['processor']}"
+    of_machine = html.facts([("Device", machine["device"]), ("Workers", machine["workers"]), ("Host", host)])
+    times = html.facts((phase, number_format.duration(seconds)) for phase, seconds in result["seconds"].items())
+    call = html.soft("Of the call that ended the run; the time of earlier, interrupted calls is not included.")
+    restarts = _restarts(run / "restarts.jsonl")
+    lost = [
+        html.heading("Restarts"),
+        html.soft("Workers were lost and training went on from the last checkpoint:"),
+        html.facts(restarts),
+    ]
+    train = f"python -m training {shlex.quote(f'{folder}/config.yaml')} name={config['name']}-again"
+    return html.section(
+        "again",
+        "Reproduce",
+        html.paragraph("With this run's folder and the prepared data in place:"),
+        html.code(train),
+        html.div(
+            "columns",
+            html.div("", html.heading("Towers"), html.facts(towers), html.heading("Machine"), of_machine),
+            html.div("", html.heading("Wall time"), times, call, *(lost if restarts else [])),
+            html.div("", html.heading("Versions"), html.facts(result["versions"].items())),
+        ),
+        html.more("Config of the run", html.code(shown(yaml_text.dump(config)))),
+        html.more("Config of the data", html.code(yaml_text.dump(prepared.manifest["config"]))),
+        html.more(
+            "This page",
+            html.paragraph("It is written at the end of a run, and again from the run's folder by"),
+            html.code(f"python -m training.report {shlex.quote(folder)}"),
+        ),
+    )
 
 
 def _restarts(path: Path) -> list[tuple[str, str]]:
@@ -304,23 +279,24 @@ def main(arguments: Iterable[str] | None = None) -> int:
 def _rewrite(run: Path, data_path: Path | None) -> None:
     """`write_report` with everything read from disk."""
     if not run.is_dir():
-        raise UserError(f"{run}: no such folder; give a finished run, such as runs/demo")
+        raise UserError(f"{run}", "no such folder", "give a finished run, such as runs/demo")
     try:
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
         config = yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(
-            f"{run}: no finished run, {Path(error.filename).name} is missing; the training command of the run finishes it"
-        ) from None
+        problem = f"no finished run, {Path(error.filename).name} is missing"
+        raise UserError(f"{run}", problem, "give the run's training command again, which finishes it") from None
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{run}: result.json or config.yaml is not readable: {' '.join(str(error).split())}") from None
+        problem = f"result.json or config.yaml is not readable: {' '.join(str(error).split())}"
+        raise UserError(f"{run}", problem, "give the run's training command again, which writes them anew") from None
     if data_path is not None:
         result["dataset"]["path"] = str(data_path.absolute())
     prepared = Prepared.open(result["dataset"]["path"])
     if prepared.fingerprint != result["dataset"]["fingerprint"]:
         raise UserError(
-            f"{prepared.path}: holds other data ({prepared.fingerprint[:12]}) than {run} was trained on "
-            f"({result['dataset']['fingerprint'][:12]}); name the folder that does with --data"
+            f"{prepared.path}",
+            f"holds other data ({prepared.fingerprint[:12]}) than {run} was trained on ({result['dataset']['fingerprint'][:12]})",
+            "name the folder that holds it with --data",
         )
     # Of the training config only what the suite knows, so that pages of old runs can be written by newer versions.
     suite = {key: value for key, value in config["evaluation"].items() if key in SuiteSettings.model_fields}

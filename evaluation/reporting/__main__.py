@@ -5,7 +5,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from evaluation.reporting import write_report
+from evaluation.plan import own_task
+from evaluation.report import write_report
 from pipelines.program.errors import UserError
 
 
@@ -16,9 +17,10 @@ def main(arguments: Iterable[str] | None = None) -> int:
         description="Write report.html, report.md and results.csv of a folder of results again, from the result files alone.",
     )
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="the output of python -m evaluation, such as runs/evaluation")
+    parser.add_argument("--task", action="append", default=[], metavar="MODULE:CLASS", help="a task of your own that has results")
     options = parser.parse_args(None if arguments is None else list(arguments))
     try:
-        write_report(options.output)
+        write_report(options.output, [own_task(name, "--task") for name in options.task])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

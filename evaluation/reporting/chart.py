@@ -1,6 +1,6 @@
 """Charts as inline SVG in the colours and the font of the page: scales, marks, line charts, and the table of what is drawn.
 
-Drawn by hand because the colours must follow the page's light and dark mode, points tell their values to who points at them, and
+Drawn by hand because the colours must follow the page's light and dark mode, points show their values in tooltips, and
 a page of a hundred charts has to be written in a second or two, after every few trials of a sweep.
 """
 
@@ -13,6 +13,7 @@ from markupsafe import Markup
 from evaluation.reporting import number_format
 
 COLOURS = 8  # classes m0, m1, ... of the page's style
+SHADES = 6  # classes of the sequential scale, from worst to best
 SMALL, TINY, LARGE = (290.0, 190.0), (200.0, 150.0), (760.0, 400.0)
 _STEPS = (1, 2, 5, 10)
 _PERCENTS = (0.1, 0.3, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99)  # ticks of a logit axis
@@ -59,7 +60,7 @@ def logit(percent: float) -> float:
 
 
 def score_range(values: Iterable[float], from_zero: bool = False) -> tuple[float, float] | None:
-    """What an axis of scores spans: what there is and a little more; None without values."""
+    """The range of an axis of scores: that of the values and a margin; None without values."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return None
@@ -82,15 +83,15 @@ def _log_ticks(low: float, high: float, count: int) -> list[float]:
     """Powers of ten; where fewer than two lie within, 1, 2 and 5 times these; else the two ends."""
     for factors in ((1,), (1, 3), (1, 2, 5)):
         exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        found = [f * 10.0**e for e in exponents for f in factors if low * (1 - 1e-9) <= f * 10.0**e <= high * (1 + 1e-9)]
-        if len(found) >= 2:
-            return found[:: math.ceil(len(found) / count)]
+        ticks = [f * 10.0**e for e in exponents for f in factors if low * (1 - 1e-9) <= f * 10.0**e <= high * (1 + 1e-9)]
+        if len(ticks) >= 2:
+            return ticks[:: math.ceil(len(ticks) / count)]
     return sorted({low, high})
 
 
 @dataclass
 class Plot:
-    """A chart in the making. Marks are given by values and drawn where the scales say; names are classes of the page's style."""
+    """A chart under construction. Marks are given by values and placed by the scales; names are classes of the page's style."""
 
     width: float
     height: float
@@ -121,12 +122,12 @@ class Plot:
         self.parts.append(Markup('<text x="{}" y="{}" text-anchor="{}"{}>{}</text>').format(_n(x), _n(y), anchor, style, content))
 
     def pixels(self, points: Iterable[tuple[float, float]], name: str, title: str = "", closed: bool = False) -> None:
-        """A line through pixels, or the area within; `title` is shown to who points at it."""
+        """A line through pixels, or the area within; `title` is its tooltip."""
         d = "M" + "L".join(f"{_n(x)} {_n(y)}" for x, y in points) + ("Z" if closed else "")
         self.parts.append(Markup('<path class="{}" d="{}">{}</path>').format(name, d, _title(title)))
 
     def line(self, points: Iterable[tuple[float, float]], name: str, title: str = "", closed: bool = False) -> None:
-        """A line through those of the points that have a place."""
+        """A line through the finite points."""
         known = [(self.x(x), self.y(y)) for x, y in points if math.isfinite(y)]
         if known:
             self.pixels(known, name, title, closed)
@@ -143,7 +144,7 @@ class Plot:
         )
 
     def cross(self, x: float, name: str, title: str) -> None:
-        """On the base line, for what failed."""
+        """On the base line, for a failed trial."""
         d = f"M{_n(self.x(x) - 3)} {_n(self.y.start - 3)}l6 6m0 -6l-6 6"
         self.parts.append(Markup('<path class="{}" d="{}">{}</path>').format(name, d, _title(title)))
 
@@ -155,7 +156,7 @@ class Plot:
             self.text(self.x.end + 8, below + 3.5, label, "start", name)
 
     def svg(self, about: str, name: str = "") -> Markup:
-        """The whole chart; `about` is what a reader who cannot see it is told."""
+        """The whole chart; `about` is its text for screen readers."""
         return Markup('<svg role="img" aria-label="{}" class="{}" viewBox="0 0 {} {}">{}</svg>').format(
             about, name, _n(self.width), _n(self.height), Markup("").join(self.parts)
         )
@@ -172,7 +173,7 @@ def _n(number: float) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """What a chart shows, in figures: the head of the columns, and rows as text."""
+    """The values of a chart: the head of the columns, and rows as text."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -188,10 +189,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing and its table."""
+    """A drawing and its figures, unless a table beside it has them."""
 
     svg: Markup
-    table: Table
+    table: Table = Table((), ())
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class Series:
     chosen: float | None = None
     band: bool = False
     aside: float = 0.0  # pixels, so that the whiskers of two lines do not hide one another
-    titles: Mapping[float, str] = field(default_factory=dict)  # x -> what its point tells
+    titles: Mapping[float, str] = field(default_factory=dict)  # x -> tooltip of its point
     background: bool = False  # to compare with: neither dots nor a column of the table
 
     def draw(self, plot: Plot, at: Mapping[float, str], x_title: str, percent: bool) -> None:
@@ -249,7 +250,7 @@ def lines(
     """Scores against something.
 
     Args:
-        names: what stands below some x instead of numbers; limits: of y, where several charts share them.
+        names: labels of some x instead of numbers; limits: of y, where several charts share them.
         levels: values to compare with, drawn across; labelled: pixels at the right for the names and last values of the series.
     """
     levels, width, height = levels or {}, *size

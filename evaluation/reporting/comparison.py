@@ -1,4 +1,4 @@
-"""Results side by side: who is best at a score, whom its interval does not tell apart from the best, and who lacks it.
+"""Results side by side: which model is best at a score, and which are level with it because their intervals overlap.
 
 A model whose interval overlaps that of the best is `level` with it. That is a rule of thumb and errs on the side of caution:
 all models see the same items, so their scores move together, and an interval of the paired difference would be narrower. It
@@ -6,28 +6,22 @@ takes scores item by item, which results do not hold.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from evaluation.metrics import TASKS, score_title
-from evaluation.reporting import number_format
+from markupsafe import Markup
+
+from evaluation.reporting import html, number_format
 from evaluation.reporting.chart import mark
 from evaluation.results import Result
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model, and the class of the page's style that gives it the same colour everywhere."""
-
-    name: str
-    mark: str
+from evaluation.task_info import TaskInfo
 
 
 @dataclass(frozen=True)
 class Cell:
     """One model's score; everything None where it has none."""
 
-    model: Model
+    model: html.Model
     value: float | None = None
     low: float | None = None
     high: float | None = None
@@ -48,39 +42,67 @@ class Row:
     chance: float | None = None
     n: int | None = None
     note: str = ""  # why the models may not be comparable
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A row of figures that are not compared with one another, one a model."""
+
+    title: str
+    about: str
+    figures: list[str]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of a table below a heading of their own."""
+
+    title: str
+    about: str
+    rows: Sequence[Row | Figures]
 
 
 class Comparison:
     """All results of a folder, by task, set and model. Models keep one order and one colour over the whole page."""
 
-    def __init__(self, results: Sequence[Result]):
+    def __init__(self, results: Sequence[Result], tasks: Iterable[TaskInfo]):
+        """`tasks`: in the order of the page; a task that is not among them has its name for a title, and comes last."""
         self.results = list(results)
+        self._infos = {info.name: info for info in tasks}
         names = sorted({result.model for result in results})
-        self.models = [Model(name, mark(i)) for i, name in enumerate(names)]
-        self._found = {(result.task, result.dataset, result.model): result for result in results}
+        self.models = [html.Model(name, mark(i)) for i, name in enumerate(names)]
+        self._by_key = {(result.task, result.dataset, result.model): result for result in results}
 
-    def tasks(self) -> list[str]:
-        """Those that have results, in the order of `TASKS`, unknown ones last."""
-        there = dict.fromkeys(result.task for result in self.results)
-        return [task for task in TASKS if task in there] + [task for task in there if task not in TASKS]
+    def info(self, task: str) -> TaskInfo:
+        return self._infos.get(task) or TaskInfo(task, task, task, ())
+
+    def tasks(self) -> list[TaskInfo]:
+        """Those that have results, in the order of the page."""
+        order, scored = list(self._infos), dict.fromkeys(result.task for result in self.results)
+        return [self.info(task) for task in sorted(scored, key=lambda task: order.index(task) if task in order else len(order))]
+
+    def score_title(self, task: str, score: str) -> str:
+        """top1 -> top-1, top1@4 -> top-1 at 4, mean_recall@1 -> mean R@1, replace_obj -> replace obj."""
+        return self.info(task).measure(score).title
 
     def datasets(self, task: str) -> list[str]:
         return sorted({result.dataset for result in self.results if result.task == task})
 
-    def of(self, task: str, dataset: str) -> dict[Model, Result]:
+    def of(self, task: str, dataset: str) -> dict[html.Model, Result]:
         """By model, those that have it."""
-        found = {model: self._found.get((task, dataset, model.name)) for model in self.models}
-        return {model: result for model, result in found.items() if result is not None}
+        results = {model: self._by_key.get((task, dataset, model.name)) for model in self.models}
+        return {model: result for model, result in results.items() if result is not None}
 
     def main_row(self, task: str, dataset: str) -> Row:
         """The score that stands for the task; a model's own where they differ, and then they are not compared."""
         results = self.of(task, dataset)
         mains = {model: result.main for model, result in results.items()}
-        different = list(dict.fromkeys(mains.values()))
-        if len(different) == 1:
-            return self.row(task, dataset, different[0], dataset)
+        titles = ", ".join(self.score_title(task, main) for main in dict.fromkeys(mains.values()))
+        if len(set(mains.values())) == 1:
+            return replace(self.row(task, dataset, next(iter(mains.values())), dataset), about=titles)
         cells = [_cell(model, results.get(model), mains.get(model, "")) for model in self.models]
-        return Row(dataset, cells, note="main scores differ: " + ", ".join(score_title(task, main) for main in different))
+        return Row(dataset, cells, note=f"main scores differ: {titles}", about=titles)
 
     def row(self, task: str, dataset: str, score: str, title: str = "") -> Row:
         """One score of a set, under its usual name or `title`."""
@@ -89,7 +111,7 @@ class Comparison:
         cells = {model: _cell(model, results.get(model), score) for model in self.models}
         note = _difference(list(results.values()), sizes)
         return Row(
-            title or score_title(task, score),
+            title or self.score_title(task, score),
             list(cells.values()) if note else compare(cells),
             first(result.baselines.get(score, {}).get("chance") for result in results.values()),
             sizes[0] if sizes and len(set(sizes)) == 1 else None,
@@ -97,7 +119,7 @@ class Comparison:
         )
 
 
-def compare(cells: Mapping[Model, Cell]) -> list[Cell]:
+def compare(cells: Mapping[html.Model, Cell]) -> list[Cell]:
     """With the best, and those level with it, marked; more is better. A model alone is not compared with anybody."""
     values = [cell.value for cell in cells.values() if cell.value is not None]
     if len(values) < 2:
@@ -114,16 +136,16 @@ def compare(cells: Mapping[Model, Cell]) -> list[Cell]:
 
 
 def first(values: Iterable[Any]) -> float | None:
-    """The first that is a number: what is the same for all models is told by the first that tells it."""
-    return next((found for found in map(number, values) if found is not None), None)
+    """The first that is a number: of a value that is the same for all models, the first known one."""
+    return next((known for known in map(number, values) if known is not None), None)
 
 
 def number(value: Any) -> float | None:
-    """A finite one, else None: what is missing and what is NaN look alike to a reader."""
+    """A finite number, else None: a missing value and NaN look alike to a reader."""
     return float(value) if number_format.is_number(value) else None
 
 
-def _cell(model: Model, result: Result | None, score: str) -> Cell:
+def _cell(model: html.Model, result: Result | None, score: str) -> Cell:
     if result is None or number(result.scores.get(score)) is None:
         return Cell(model)
     low, high = (number(end) for end in result.intervals.get(score, (None, None)))
@@ -131,7 +153,7 @@ def _cell(model: Model, result: Result | None, score: str) -> Cell:
 
 
 def _difference(results: Sequence[Result], sizes: Sequence[int]) -> str:
-    """Whether the models were scored on the same items, as far as results tell."""
+    """Why the models were not scored on the same items, as far as results show; empty where they were."""
     data = [result.about.get("data") for result in results]
     prints = {entry["fingerprint"] for entry in data if isinstance(entry, dict) and entry.get("fingerprint")}
     if len(prints) > 1:
@@ -139,3 +161,48 @@ def _difference(results: Sequence[Result], sizes: Sequence[int]) -> str:
     if len(set(sizes)) > 1:
         return f"scored on different numbers of items ({', '.join(f'{n:,}' for n in sizes)}): not comparable"
     return ""
+
+
+def score_table(
+    comparison: Comparison,
+    *groups: Group | Sequence[Row | Figures],
+    first_column: str = "score",
+    chance: bool = True,
+    name: str = "",
+) -> Markup:
+    """Scores of all models, what chance scores, and the number of items."""
+    titles = [first_column, *map(html.named, comparison.models), *(["chance", "n"] if chance else [])]
+    bodies = []
+    for group in groups:
+        group = group if isinstance(group, Group) else Group("", "", group)
+        if group.rows:
+            words = '<tr class="group"><th scope="rowgroup" colspan="{}">{}{}</th></tr>'
+            above = html.fill(words, len(titles), group.title, html.small(group.about)) if group.title else ""
+            bodies.append(html.fill("<tbody>\n{}\n</tbody>", html.join(above, *(_line(line, chance) for line in group.rows))))
+    return html.scroll(
+        "Scores",
+        html.fill('<table class="scores{}">\n{}\n{}\n</table>', f" {name}" * bool(name), html.head(titles), html.join(*bodies)),
+    )
+
+
+def _line(line: Row | Figures, chance: bool) -> Markup:
+    first = html.fill(
+        "{}{}{}", line.title, html.small(line.about), html.small(line.note, "flag") if isinstance(line, Row) else ""
+    )
+    if isinstance(line, Figures):
+        return html.row(first, *(html.cell(value, "number score") for value in line.figures), *[html.cell("", "")] * 2 * chance)
+    known = "" if line.chance is None else number_format.chance(line.chance), "" if line.n is None else f"{line.n:,}"
+    return html.row(
+        first,
+        *(html.cell(_score(cell), "number score") for cell in line.cells),
+        *(html.cell(value, "number soft") for value in known * chance),
+    )
+
+
+def _score(cell: Cell) -> Markup:
+    """The value, marked, with its interval."""
+    if cell.value is None:
+        return html.fill('<span class="soft">{}</span>', html.NDASH)
+    level = Markup('<i class="mark" title="within noise of the best">\N{ALMOST EQUAL TO}</i>' if cell.level else "")
+    value = html.fill("<b>{}</b>" if cell.best else "{}", number_format.signed(cell.value))
+    return html.fill("{}{}{}", level, value, html.small(number_format.span(*cell.interval) if cell.interval else ""))

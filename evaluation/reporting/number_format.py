@@ -66,6 +66,11 @@ def signed(value: float, digits: int = 1) -> str:
     return shown.lstrip("-") if float(shown) == 0 else shown.replace("-", "\N{MINUS SIGN}")
 
 
+def span(low: float, high: float) -> str:
+    """58.0 to 62.0."""
+    return f"{signed(low)} to {signed(high)}"
+
+
 def chance(value: float) -> str:
     """Never 0.0, which it is not."""
     return "<0.1" if 0 < value < 0.05 else signed(value)

@@ -1,4 +1,4 @@
-"""Pages from templates, tables in Markdown, and files that appear whole: what the reports of all programs share."""
+"""A whole page in one file, tables in Markdown, and files that appear whole: for the reports of all programs."""
 
 import os
 import re
@@ -6,28 +6,56 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
+from markupsafe import Markup
 
-from evaluation.reporting import chart, number_format
+from evaluation.reporting import html
+from evaluation.reporting.chart import COLOURS, SHADES
 
-_KIT = Path(__file__).parent
+_STYLE = Path(__file__).with_name("style.css")
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&])")
+# Everything is inline and there is no script, so that a page can be mailed, printed, and opened in twenty years.
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<link rel="icon" href="data:,">
+<title>{}: {}</title>
+<style>
+{}
+</style>
+</head>
+<body>
+<header>
+<p class="over">{}</p>
+<h1>{}</h1>
+{}
+<nav aria-label="Sections">
+{}
+</nav>
+</header>
+
+{}
+<footer><p>{}</p></footer>
+</body>
+</html>
+"""
 
 
-def page(templates: Path, name: str, values: Mapping[str, Any]) -> str:
-    """A whole page: one file that needs nothing else, and has no script. Templates find those of the kit beside their own."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([templates, _KIT]),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        extensions=["jinja2.ext.do"],
-    )
-    environment.filters |= {"score": number_format.signed, "chance": number_format.chance, "whole": "{:,}".format}
-    environment.filters |= {"duration": number_format.duration, "number": number_format.value}
-    environment.globals |= {"count": number_format.count, "colours": chart.COLOURS}
-    return environment.get_template(name).render(values, sections=[])
+def page(name: str, over: str, headline: str, lead: Sequence[str], sections: Iterable[html.Section | None], footer: str) -> str:
+    """A whole page.
+
+    Args:
+        name: what the page is about; over: the line above the headline; lead: what follows it, before the links to the sections.
+    """
+    shown = [section for section in sections if section]
+    links = html.join(*(html.fill('<a href="#{}">{}</a>', section.id, section.link) for section in shown))
+    colours = [f".m{i} {{ --c: var(--m{i}); }}" for i in range(COLOURS)]
+    colours += [f"svg .shade-{i} {{ stroke: var(--shade-{i}); stroke-opacity: .65; }}" for i in range(SHADES)]
+    style = Markup("\n".join([*colours, _STYLE.read_text(encoding="utf-8")]))
+    title, body = html.fill("{}", headline).striptags(), html.join(*(section.content for section in shown))
+    return str(html.fill(_PAGE, name, title, style, over, headline, html.join(*lead), links, body, footer))
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> None:
@@ -39,7 +67,7 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def plain(text: Any) -> str:
-    """Text that stays text in Markdown: on one line, nothing of it is markup."""
+    """Text that stays text in Markdown: on one line, without markup."""
     return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
 
 

@@ -1,28 +1,31 @@
-"""What a task is: it says which rows it needs, and turns them into a result.
+"""What a task is: it says which rows it needs, turns them into a result, and shows its results on the page.
 
-A new task is one file here (its `TaskInfo`, its settings, which data it can be set on, the rows that it reads, what it makes of
-them), and its class in `evaluation.tasks.TASKS`. Config, plan and the registry of scores take the rest from there.
+A new task is one file here, its class in `evaluation.tasks.TASKS`, and a test. The file holds its `TaskInfo`, its settings, which
+data it can be run on, the rows that it reads, its scores, and its block of the page, made of parts of `evaluation.reporting`.
+Config, plan, registry of scores and page take the rest from there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import AfterValidator, Field
 
 from evaluation.classification import SetResult
 from evaluation.data.base import Classification, Content
 from evaluation.embeddings import Inputs, Rows
+from evaluation.reporting import html
+from evaluation.reporting.comparison import Comparison
+from evaluation.task_info import Measure as Measure
+from evaluation.task_info import TaskInfo as TaskInfo
 from pipelines.program.settings_base import Settings
-
-Better = Literal["max", "min"]
 
 
 def different(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A list of a config that has nothing twice. Raises `ValueError`."""
+    """A list of a config without duplicates. Raises `ValueError`."""
     for item in value:
         if value.count(item) > 1:
-            raise ValueError(f"{item!r} stands there twice")
+            raise ValueError(f"{item!r} is given twice")
     return value
 
 
@@ -31,47 +34,8 @@ Positions = Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(di
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A kind of score, by how its name begins: all of it, or up to and with the @ that a number follows."""
-
-    name: str
-    title: str  # {} is the number after the @
-    about: str = ""  # what it is the percentage of
-    unit: str = "%"
-    better: Better = "max"
-    clip_benchmark: str = ""  # CLIP_benchmark's name, where it has one; {} as in the title
-
-
-@dataclass(frozen=True)
-class TaskInfo:
-    """What is said of a kind of task."""
-
-    name: str  # what results and their folders call it: CLIP_benchmark's name where it has one
-    path: str  # what configs call it, and paths of its scores begin with
-    title: str
-    measures: tuple[Measure, ...]  # those with titles of their own
-    unit: str = "%"  # of its main score
-    needs: str = ""  # of the data, to be asked for by name in `tasks`; "": its own key of the config asks for it
-    by_default: bool = False
-
-    def measure(self, score: str) -> Measure:
-        """Of a score by its name in results; one without a title of its own is called as it is named."""
-        found = next((measure for measure in self.measures if measure.name == score), None)
-        if found is not None:
-            return found
-        name, at, k = score.partition("@")
-        for measure in self.measures:
-            if at and measure.name == name + at:
-                return replace(
-                    measure, name=score, title=measure.title.format(k), clip_benchmark=measure.clip_benchmark.format(k)
-                )
-        plain = next((measure for measure in self.measures if measure.name == name), Measure(name, name.replace("_", " ")))
-        return replace(plain, name=score, title=f"{plain.title} at {k}", clip_benchmark="") if at else plain
-
-
-@dataclass(frozen=True)
 class Scored:
-    """What came of a task; fields as in `evaluation.results.Result`."""
+    """Scores of a task; fields as in `evaluation.results.Result`."""
 
     main: str
     scores: dict[str, float]
@@ -82,7 +46,7 @@ class Scored:
 
 
 class Task(Protocol):
-    """One task on one set, ready to be asked of any model."""
+    """One task on one set, ready to be run on any model."""
 
     info: ClassVar[TaskInfo]
     settings: ClassVar[type[Settings] | None]  # of its key in the config, `info.path`
@@ -91,7 +55,7 @@ class Task(Protocol):
 
     @classmethod
     def among(cls, contents: Mapping[str, Content], settings: Any) -> Iterator["Task"]:
-        """One for each set that it can be set on. `settings`: of the whole evaluation. Raises `UserError`."""
+        """One for each set that it can be run on. `settings`: of the whole evaluation. Raises `UserError`."""
 
     @property
     def identity(self) -> Any:
@@ -101,7 +65,14 @@ class Task(Protocol):
         """The rows that `score` reads."""
 
     def score(self, rows: Rows) -> Scored:
-        """Raises `UserError` for rows that cannot be judged."""
+        """Raises `UserError` for rows that cannot be scored."""
+
+    @classmethod
+    def block(cls, comparison: Comparison) -> html.Section:
+        """Its block of the page, of results of any number of models on any number of sets, as they are on disk.
+
+        A task of one's own may lack it: then the page has a table of all its scores.
+        """
 
 
 class MeasuredTask(Task, Protocol):

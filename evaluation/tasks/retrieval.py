@@ -1,4 +1,4 @@
-"""Retrieval both ways, how the two clouds of embeddings lie, and images of what was found, for people to look at."""
+"""Retrieval in both directions, geometry of the embeddings, and retrieved examples."""
 
 import base64
 import io
@@ -6,17 +6,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from evaluation import bootstrap, geometry, retrieval
 from evaluation.data import base
 from evaluation.embeddings import Inputs, Rows
-from evaluation.tasks.base import Measure, Scored, Task, TaskInfo
+from evaluation.reporting import html, number_format
+from evaluation.reporting.comparison import Comparison, Figures, Group, Row, number, score_table
+from evaluation.results import Result
+from evaluation.task_info import Measure, TaskInfo
+from evaluation.tasks.base import Scored, Task
 from pipelines.program.settings_base import Settings
 
 _SHOWN, _FOUND = 10, 5  # examples each way, and what is shown for each
 _THUMBNAIL = 128  # pixels of the longer side; shown at up to 96, so that dense screens stay sharp
 _SPREAD = 5000  # rows at most of which uniformity, which is quadratic, is computed
+_GEOMETRY = {
+    "modality_gap": ("modality gap", "distance between the mean image and the mean text, 0 to 2; 0 is no gap"),
+    "alignment": ("alignment", "mean squared distance of an image to its text, 0 to 4; less is closer"),
+    "uniformity_images": ("uniformity of images", "-8 to 0; less is more evenly spread over the sphere"),
+    "uniformity_texts": ("uniformity of texts", "the same of texts"),
+}
+_IMAGE = "data:image/"  # all that a page may show: nothing is loaded from anywhere
 
 
 class Retrieval:
@@ -87,8 +99,8 @@ class Retrieval:
             "image_to_text": retrieval.median_rank(by_image),
             "text_to_image": retrieval.median_rank(by_text),
         }
-        # An image's captions are not independent of one another, so the image is what is drawn again, with those captions
-        # of which it is the first image; one that has none of its own counts for nothing on their side.
+        # An image's captions are not independent of one another, so images are resampled, each with those captions
+        # of which it is the first image; an image without captions of its own has weight 0 there.
         first = np.full(len(texts), len(images))
         np.minimum.at(first, members, owners)
         own = np.bincount(first, minlength=len(images))
@@ -113,14 +125,14 @@ class Retrieval:
 
     def _geometry(self, images: np.ndarray, texts: np.ndarray) -> dict[str, float]:
         owners, members = self._pairs
-        found = {
+        values = {
             "modality_gap": geometry.modality_gap(images, texts),
             "alignment": geometry.alignment(images[owners], texts[members]),
         }
         for name, rows in (("uniformity_images", images), ("uniformity_texts", texts)):
             if len(rows) > 1:
-                found[name] = geometry.uniformity(rows[_evenly(len(rows), _SPREAD)])
-        return found
+                values[name] = geometry.uniformity(rows[_evenly(len(rows), _SPREAD)])
+        return values
 
     def gallery(self, rows: Rows) -> dict[str, Any]:
         """Evenly spaced captions with the images found for them, and the reverse.
@@ -162,6 +174,19 @@ class Retrieval:
         images = self.content.images.read(np.asarray([int(name) for name in gallery["alt"]]))
         return {name: _thumbnail(image) for name, image in zip(gallery["alt"], images, strict=True)}
 
+    @classmethod
+    def block(cls, comparison: Comparison) -> html.Section:
+        datasets = comparison.datasets(cls.info.name)
+        return html.section(
+            "retrieval",
+            "Retrieval",
+            html.paragraph(
+                "R@k: the percentage of queries with a right answer among the k nearest. The more candidates, the lower: compare "
+                "only on the same set."
+            ),
+            *(_of_set(comparison, dataset, dataset == datasets[0]) for dataset in datasets),
+        )
+
     def _owners(self) -> np.ndarray:
         """int64 [T]: the image that each caption was written for."""
         if self.content.image_of_text is not None:
@@ -185,3 +210,99 @@ def _thumbnail(image: Image.Image) -> str:
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     small.save(buffer, "WEBP", quality=85)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _of_set(comparison: Comparison, dataset: str, open: bool) -> Markup:
+    """Recalls and median ranks, geometry of the embeddings, and what the models find, side by side."""
+    task, ways = Retrieval.info.name, (*retrieval.DIRECTIONS, "mean")
+    results = comparison.of(task, dataset)
+    scores = {score.partition("_recall@")[::2]: score for result in results.values() for score in result.scores}
+    recalls = sorted((ways.index(way), int(k), score) for (way, k), score in scores.items() if way in ways and k.isdigit())
+    rows: list[Row | Figures] = [comparison.row(task, dataset, score) for *_, score in recalls]
+    rows += _median_ranks(comparison, results)
+    geometry_rows = Group(
+        "Geometry of the embeddings", "no units, and no better or worse by themselves", _geometry(comparison, results)
+    )
+    captions, images = _captions(results), _images(results)
+    elements = [html.heading(dataset), score_table(comparison, rows, geometry_rows)]
+    if captions:
+        title = f"{number_format.count(len(captions), 'caption')} with the images retrieved for each, nearest first"
+        about = html.soft(
+            "At even distances through the set, not picked by hand. Framed and ticked: right. Dashed: the caption's own image."
+        )
+        elements.append(html.more(title, about, html.searches(captions), open=open))
+    if images:
+        elements.append(
+            html.more(f"{number_format.count(len(images), 'image')} with the captions retrieved for each", html.cards(images))
+        )
+    return html.join(*elements)
+
+
+def _median_ranks(comparison: Comparison, results: Mapping[html.Model, Result]) -> list[Figures]:
+    """Of the best right answer, a row a direction; infinite where half of the queries have none."""
+    rows = []
+    for way, title in retrieval.DIRECTIONS.items():
+        ranks = {model: (result.details.get("median_rank") or {}).get(way) for model, result in results.items()}
+        if any(rank is not None for rank in ranks.values()):
+            shown = [_rank(ranks.get(model)) for model in comparison.models]
+            none = "; none: half of the queries or more have no right answer" if "none" in shown else ""
+            rows.append(Figures(f"median rank, {title}", f"1 is first; less is better{none}", shown))
+    return rows
+
+
+def _rank(rank: Any) -> str:
+    if rank is None:
+        return html.NDASH
+    return f"{rank:,.1f}".removesuffix(".0") if number(rank) is not None else "none"
+
+
+def _geometry(comparison: Comparison, results: Mapping[html.Model, Result]) -> list[Figures]:
+    rows = []
+    for key, (title, about) in _GEOMETRY.items():
+        values = {model: number((result.details.get("geometry") or {}).get(key)) for model, result in results.items()}
+        if any(value is not None for value in values.values()):
+            # Two decimals: these have no unit, and all that matters of them lies within 1.
+            shown = [
+                html.NDASH if (value := values.get(m)) is None else number_format.signed(value, 2) for m in comparison.models
+            ]
+            rows.append(Figures(title, about, shown))
+    return rows
+
+
+def _captions(results: Mapping[html.Model, Result]) -> list[html.Example]:
+    """Captions with the images that each model found; the same caption of all models together."""
+    examples: dict[str, html.Example] = {}
+    for model, sources, item in _gallery(results, "captions"):
+        example = examples.setdefault(item["caption"], html.Example(item["caption"], []))
+        example.src = example.src or sources.get(str(item.get("right")))
+        hits = [(sources.get(str(f["image"])), bool(f["hit"])) for f in item.get("found", [])]
+        example.answers.append(_answer(model, [html.Found("right" if hit else "not right", hit, src) for src, hit in hits]))
+    return list(examples.values())
+
+
+def _images(results: Mapping[html.Model, Result]) -> list[html.Example]:
+    """Images with the captions that each model found."""
+    examples: dict[str, html.Example] = {}
+    for model, sources, item in _gallery(results, "images"):
+        own = [str(text) for text in item.get("right", [])]
+        example = examples.setdefault(str(item["image"]), html.Example("; ".join(own) or "query", [], own=own))
+        example.src = example.src or sources.get(str(item["image"]))
+        example.answers.append(_answer(model, [html.Found(str(f["caption"]), bool(f["hit"])) for f in item.get("found", [])]))
+    return list(examples.values())
+
+
+def _gallery(results: Mapping[html.Model, Result], kind: str) -> list[tuple[html.Model, dict[str, str], dict[str, Any]]]:
+    """The queries of a kind that models were given, each with the model and its thumbnails."""
+    queries = []
+    for model, result in results.items():
+        thumbnails = result.details.get("thumbnails") or {}
+        sources = {str(key): src for key, src in thumbnails.items() if isinstance(src, str) and src.startswith(_IMAGE)}
+        queries += [(model, sources, item) for item in (result.details.get("gallery") or {}).get(kind, [])]
+    return queries
+
+
+def _answer(model: html.Model, found: list[html.Found]) -> html.Answer:
+    """The verdict is for a reader who does not see the frames."""
+    hits = [place for place, item in enumerate(found, 1) if item.hit]
+    none = f"none right among {number_format.count(len(found), 'answer')}"
+    return html.Answer(found, f"right at place {hits[0]}" if hits else none, model)

@@ -4,12 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from markupsafe import Markup
 
 from evaluation import sugarcrepe
 from evaluation.bootstrap import interval
 from evaluation.data import base
 from evaluation.embeddings import Inputs, Rows
-from evaluation.tasks.base import Measure, Scored, Task, TaskInfo
+from evaluation.reporting import html
+from evaluation.reporting.comparison import Comparison, Group, score_table
+from evaluation.task_info import Measure, TaskInfo
+from evaluation.tasks.base import Scored, Task
 from pipelines.program.settings_base import Settings
 
 
@@ -64,3 +68,44 @@ class SugarCrepe:
             baselines={name: {"chance": sugarcrepe.CHANCE} for name in scores},
             sample_sizes=sizes,
         )
+
+    @classmethod
+    def block(cls, comparison: Comparison) -> html.Section:
+        return html.section(
+            "sugarcrepe",
+            "SugarCrepe",
+            html.paragraph(
+                "Is an image nearer to its caption than to one that says something else in nearly the same words? Chance is "
+                "50&nbsp;%, and a tie is wrong. Where only the order of words differs, a bag of words cannot score at all."
+            ),
+            *(_of_set(comparison, dataset) for dataset in comparison.datasets(cls.info.name)),
+        )
+
+
+def _of_set(comparison: Comparison, dataset: str) -> Markup:
+    """Rows by group, each group's mean first, then its subsets; scores that only depend on word order last."""
+    task = SugarCrepe.info.name
+    names = list(dict.fromkeys(score for result in comparison.of(task, dataset).values() for score in result.scores))
+    groups = {"All subsets": ["macro", "micro"]}
+    for group in sugarcrepe.GROUPS:
+        subsets = [name for name in names if name.startswith(f"{group}_") and not name.endswith(("_micro", "_order_only"))]
+        groups[group.capitalize()] = [group, *subsets, f"{group}_micro"]
+    order = [name for name in names if name.endswith("order_only")]
+    groups["Only the order of words differs"] = sorted(order, key=lambda name: name != "order_only")
+    groups["Other scores"] = [name for name in names if not any(name in listed for listed in groups.values())]
+    tables = [
+        Group(title, "", [comparison.row(task, dataset, name, _title(comparison, name)) for name in listed if name in names])
+        for title, listed in groups.items()
+    ]
+    several = len(comparison.datasets(task)) > 1
+    return html.join(html.heading(dataset) if several else "", score_table(comparison, *tables))
+
+
+def _title(comparison: Comparison, name: str) -> str:
+    if name.endswith("_order_only"):
+        return f"{comparison.score_title(SugarCrepe.info.name, name.removesuffix('_order_only'))}, order only"
+    if name.endswith("_micro"):
+        return f"{name.removesuffix('_micro')}, items pooled"
+    titles = {"order_only": "all that have such items, pooled", "macro": "mean of subsets", "micro": "items pooled"}
+    titles |= {group: f"{group}, mean of subsets" for group in sugarcrepe.GROUPS}
+    return titles.get(name) or comparison.score_title(SugarCrepe.info.name, name)

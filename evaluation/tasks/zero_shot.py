@@ -1,18 +1,28 @@
 """Zero-shot classification of a set: the ensemble's scores, each template's alone, calibration, and the worst classes."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 import numpy as np
+from markupsafe import Markup
 
 from evaluation import calibration, classification, zero_shot
 from evaluation.classification import METRICS, Outcome
 from evaluation.data.base import Classification, Content
 from evaluation.data.subsets import with_labels
 from evaluation.embeddings import Inputs, Rows
-from evaluation.tasks.base import Scored, Task, TaskInfo, accuracies, classified, of_classes
+from evaluation.reporting import html, number_format
+from evaluation.reporting.chart import Chart, Plot, Scale, Table, score_range
+from evaluation.reporting.classification import class_sets
+from evaluation.reporting.comparison import Comparison, first, number
+from evaluation.results import Result
+from evaluation.task_info import TaskInfo
+from evaluation.tasks.base import Scored, Task, accuracies, classified, of_classes
 from pipelines.program.settings_base import Settings
+
+_STRIP, _SQUARE = 360.0, 250.0  # pixels
 
 
 class ZeroShot:
@@ -55,12 +65,12 @@ class ZeroShot:
     def measure(self, rows: Rows) -> Scored:
         return self._measured(self.outcome(rows))
 
-    def _measured(self, found: Outcome) -> Scored:
+    def _measured(self, outcome: Outcome) -> Scored:
         return Scored(
             main=self.content.metric,
-            scores=classification.measures(found),
-            baselines=zero_shot.baselines(found.num_classes, found.labels),
-            sample_sizes=dict.fromkeys(METRICS, len(found.labels)),
+            scores=classification.measures(outcome),
+            baselines=zero_shot.baselines(outcome.num_classes, outcome.labels),
+            sample_sizes=dict.fromkeys(METRICS, len(outcome.labels)),
         )
 
     def score(self, rows: Rows) -> Scored:
@@ -74,3 +84,122 @@ class ZeroShot:
             found = calibration.zero_shot_calibration(images, self._classes(rows), labels, rows.scale)
             details["calibration"] = {"scale": rows.scale} | asdict(found)
         return replace(self._measured(outcome), intervals=result.intervals, details=details)
+
+    @classmethod
+    def block(cls, comparison: Comparison) -> html.Section:
+        def of_set(dataset: str, results: Mapping[html.Model, Result], scores: Markup) -> list[str]:
+            metric = comparison.score_title(cls.info.name, next(iter(results.values())).main)
+            classes = next((r.details["num_classes"] for r in results.values() if r.details.get("num_classes")), None)
+            largest = first(result.baselines.get(result.main, {}).get("largest_class") for result in results.values())
+            about = "" if classes is None else f"{classes:,} classes; "
+            largest_class = "" if largest is None else f"; always naming the largest class scores {largest:.1f}\u00a0%"
+            told = html.soft("{}main score: {}{}.", about, metric, largest_class)
+            return [told, scores, _sensitivity(comparison, dataset, results), _calibration(dataset, results)]
+
+        return html.section(
+            "zero-shot",
+            "Zero-shot classification",
+            html.paragraph(
+                "Each class is a sentence, or the mean of several, and an image is of the class whose sentence is nearest. Ties "
+                "count against the model. Always naming the largest class is a second baseline beside chance."
+            ),
+            class_sets(comparison, cls.info.name, of_set),
+            link="Zero-shot",
+        )
+
+
+def _sensitivity(comparison: Comparison, dataset: str, results: Mapping[html.Model, Result]) -> Markup:
+    """Scores by each template alone: a strip of dots a model, and the spread in numbers. One template has no spread."""
+    rows, spread, metric = [], [], ""
+    templates: list[str] = []
+    for model, result in results.items():
+        details = result.details.get("sensitivity") or {}
+        scores = [float(value) for value in details.get("scores", []) if number(value) is not None]
+        if len(scores) > 1:
+            metric = metric or str(details.get("metric", result.main))
+            templates = templates or [str(template) for template in result.details.get("templates", [])]
+            rows.append((model, scores, number(result.scores.get(details.get("metric", result.main)))))
+            sd = number(details.get("sd"))
+            ends = number_format.span(min(scores), max(scores))
+            spread.append(f"{model.name} {ends}" + (f", sd {number_format.value(sd)}" if sd is not None else ""))
+    if not rows:
+        return Markup("")
+    count, title, spreads = (
+        max(len(scores) for _, scores, _ in rows),
+        comparison.score_title("zeroshot_classification", metric),
+        "; ".join(spread),
+    )
+    templates = [*templates, *(f"template {i + 1}" for i in range(len(templates), count))]
+    chart = _strip(rows, templates, f"{title} on {dataset} by each of {count} templates: {spreads}")
+    note = f"{title.capitalize()} by each of {count} templates alone, a dot each; bar: all templates together, the score above."
+    return html.join(
+        html.heading("Sensitivity to the prompt template", 4), html.figure(chart, "", note), html.soft("{}.", spreads)
+    )
+
+
+def _strip(rows: Sequence[tuple[html.Model, Sequence[float], float | None]], templates: Sequence[str], about: str) -> Chart:
+    """A row of dots a model, one a template, and a bar where all templates together are."""
+    limits = score_range([value for _, scores, all_ in rows for value in (*scores, *([] if all_ is None else [all_]))])
+    x, bottom = Scale(*(limits or (0.0, 1.0)), 6, _STRIP - 6), 12.0 + 32 * len(rows)
+    plot = Plot(_STRIP, bottom + 12, x, Scale(0, bottom, 0, bottom))
+    for value in x.ticks(5):
+        plot.line([(value, 2), (value, bottom - 6)], "grid")
+        plot.text(x(value), bottom + 8, number_format.parameter(value))
+    for i, (model, scores, together) in enumerate(rows):
+        y = 12.0 + 32 * i
+        plot.text(0, y, model.name, "start", "name halo")
+        for template, score in zip(templates, scores, strict=False):
+            title = f"{model.name}, {template}: {number_format.value(score)}"
+            plot.dot(score, y + 11, 3.4, f"dot faint {model.mark}", title)
+        if together is not None:
+            left, right = x(together) - 1.5, x(together) + 1.5
+            corners = [(left, y + 3), (right, y + 3), (right, y + 19), (left, y + 19)]
+            plot.pixels(corners, "together", f"{model.name}, all templates: {number_format.value(together)}", closed=True)
+    by_template = [[number_format.value(s[i]) if i < len(s) else "" for _, s, _ in rows] for i in range(len(templates))]
+    table = [[template, *values] for template, values in zip(templates, by_template, strict=True)]
+    return Chart(plot.svg(about), Table(["template", *(model.name for model, *_ in rows)], table))
+
+
+def _calibration(dataset: str, results: Mapping[html.Model, Result]) -> Markup:
+    """A reliability diagram a model."""
+    figures = []
+    for model, result in results.items():
+        details = result.details.get("calibration") or {}
+        bins = [
+            (float(b["confidence"]), float(b["accuracy"]), int(b["count"]))
+            for b in details.get("bins", [])
+            if number(b.get("confidence")) is not None and number(b.get("accuracy")) is not None and b.get("count")
+        ]
+        error = number(details.get("error"))
+        if not bins or error is None:
+            continue
+        notes = [f"calibration error {number_format.value(error)} points"]
+        confidence, accuracy = number(details.get("confidence")), number(details.get("accuracy"))
+        if confidence is not None and accuracy is not None and abs(confidence - accuracy) >= 0.05:
+            word = "too sure" if confidence > accuracy else "not sure enough"
+            notes.append(f"{number_format.value(abs(confidence - accuracy))} points {word} on average")
+        notes += [f"scale {scale}"] if (scale := number_format.parameter(details.get("scale"))) else []
+        about = f"Accuracy against confidence of {model.name} on {dataset}: expected {notes[0]}"
+        figures.append(html.figure(_reliability(model, bins, about), html.named(model), "; ".join(notes)))
+    if not figures:
+        return Markup("")
+    about_all = html.soft(
+        "Accuracy against confidence in bins; the larger a dot, the more images. On the diagonal the two are equal; below it the "
+        "model is overconfident. Confidence depends on the scale that cosines are multiplied with; accuracy does not."
+    )
+    return html.join(html.heading("Calibration", 4), about_all, html.div("charts small", *figures))
+
+
+def _reliability(model: html.Model, bins: Sequence[tuple[float, float, int]], about: str) -> Chart:
+    """Accuracy against confidence: (mean confidence, accuracy, images) of each bin; the larger, the more images."""
+    plot = Plot(_SQUARE, _SQUARE, Scale(0, 100, 30, _SQUARE - 10), Scale(0, 100, _SQUARE - 34, 8))
+    plot.frame("confidence, %")
+    plot.line([(0, 0), (100, 100)], "diagonal")
+    plot.line([(sure, right) for sure, right, _ in bins], f"line {model.mark}", model.name)
+    rows = [(f"{count:,}", number_format.value(sure), number_format.value(right)) for sure, right, count in bins]
+    most = max(count for *_, count in bins)
+    for (sure, right, count), (images, *shown) in zip(bins, rows, strict=True):
+        title = f"{images} image{'' if count == 1 else 's'}: confidence {shown[0]}, right {shown[1]}"
+        plot.dot(sure, right, round(1.8 + 4.2 * math.sqrt(count / most), 1), f"dot {model.mark}", title)
+    table = Table(("confidence, %", "right, %", "images"), [(sure, right, images) for images, sure, right in rows])
+    return Chart(plot.svg(about), table)

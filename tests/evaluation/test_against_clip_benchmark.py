@@ -19,6 +19,7 @@ from sklearn import datasets
 from sklearn.metrics import balanced_accuracy_score
 
 from evaluation import classification, linear_probe, retrieval, sugarcrepe, zero_shot
+from evaluation.metrics import TASKS
 from evaluation.results import Result
 from evaluation.suite import HeldOut, SuiteSettings, score
 from tests.evaluation.lists import Plain
@@ -175,7 +176,7 @@ def test_its_table_reads_our_results(build: Any, tmp_path: Path) -> None:
         Result("b32", "coco", "zeroshot_retrieval", "x", {"image_to_text_recall@5": 75.0, "text_to_image_recall@5": 62.5}),
         Result("b32", "crepe", "image_caption_selection", "macro", {"macro": 77.0, "micro": 76.5, "swap_obj": 60.0}),
     ]
-    files = [result.write(tmp_path) for result in results]
+    files = [result.write(tmp_path, TASKS[result.task]) for result in results]
     build(SimpleNamespace(files=[str(file) for file in files], output=str(tmp_path / "benchmark.csv")))
     with (tmp_path / "benchmark.csv").open(newline="") as file:
         table = {row["task"]: row for row in csv.DictReader(file)}

@@ -8,26 +8,20 @@ from pathlib import Path
 import pytest
 from scipy.special import logit
 
-from evaluation.reporting import render
+from evaluation.reporting import html, render
 from evaluation.reporting.chart import Plot, Scale, Series, Table, lines
 from tests.training.test_report import Element, read
 
 
-def page_of(folder: Path, body: str, **values: object) -> Element:
-    """A page of one template."""
-    (folder / "made.html.j2").write_text(
-        '{% extends "base.html.j2" %}{% from "kit.j2" import figure, section with context %}{% block body %}'
-        + body
-        + "{% endblock %}"
-    )
-    (folder / "made.html").write_text(render.page(folder, "made.html.j2", values), encoding="utf-8")
+def page_of(folder: Path, *sections: html.Section) -> Element:
+    (folder / "made.html").write_text(render.page("name", "over", "headline", [], sections, "footer"), encoding="utf-8")
     return read(folder / "made.html")
 
 
 def test_a_chart_is_followed_by_the_figures_that_it_draws(tmp_path: Path) -> None:
     drawn = [Series("a", {1.0: 10.0, 2.0: 20.0}, "m0", spread={2.0: (18.0, 22.0)}), Series("b", {2.0: math.nan, 3.0: 5.0}, "m1")]
     chart = lines([*drawn, Series("c", {1.0: 1.0}, background=True)], "a <chart>", "shots")
-    page = page_of(tmp_path, "{% call section('one', 'One') %}{{ figure(chart, 'A & B') }}{% endcall %}", chart=chart)
+    page = page_of(tmp_path, html.section("one", "One", html.figure(chart, "A & B")))
     figure = page.all("figure")[0]
     rows = [[cell.text for cell in row.children] for row in figure.all("tr")]
     assert rows == [["shots", "a", "b"], ["1", "10.0", ""], ["2", "20.0 (18.0 to 22.0)", ""], ["3", "", "5.0"]]
@@ -37,8 +31,7 @@ def test_a_chart_is_followed_by_the_figures_that_it_draws(tmp_path: Path) -> Non
 
 def test_sections_are_linked_and_wide_tables_scroll_with_the_keyboard(tmp_path: Path) -> None:
     chart = lines([Series("a", {1.0: 1.0})], "about", "x")
-    body = "{% for id in 'ab' %}{% call section(id, 'Part ' ~ id, id | upper) %}{{ figure(chart, id) }}{% endcall %}{% endfor %}"
-    page = page_of(tmp_path, body, chart=chart)
+    page = page_of(tmp_path, *(html.section(id, f"Part {id}", html.figure(chart, id), link=id.upper()) for id in "ab"))
     assert [(a.attributes["href"], a.text) for a in page.all("nav")[0].all("a")] == [("#a", "A"), ("#b", "B")]
     tables = [div for div in page.all("div", "scroll") if div.all("table")]
     assert len(tables) == 2 and all(div.attributes["tabindex"] == "0" and div.attributes["aria-label"] for div in tables)
@@ -49,7 +42,7 @@ def test_the_table_of_a_long_line_keeps_both_ends_and_says_how_many_rows_there_a
     shown = [int(row[0]) for row in chart.table.shown]
     assert shown[0] == 0 and shown[-1] == 899 and len(shown) == len(set(shown)) <= 30 and len(chart.table.rows) == 900
     assert max(b - a for a, b in pairwise(shown)) <= 40
-    page = page_of(tmp_path, "{{ figure(chart, 'Loss') }}", chart=chart)
+    page = page_of(tmp_path, html.section("a", "A", html.figure(chart, "Loss")))
     assert f"{len(shown)} of 900 rows" in page.all("summary")[0].text
     assert Table(["x"], [["1"], ["2"]]).shown == [["1"], ["2"]]
 

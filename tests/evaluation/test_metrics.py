@@ -33,7 +33,7 @@ def test_a_result_and_its_path_agree() -> None:
         for measure in info.measures:
             score = f"{measure.name}3" if measure.name.endswith("@") else measure.name
             path = metrics.path_of(info.name, "pets", score)
-            assert metrics.metric(path, ["pets"]).title == metrics.score_title(info.name, score)
+            assert metrics.metric(path, ["pets"]).title == info.measure(score).title
 
 
 def test_guessing_scores_a_mean_what_it_scores_the_parts() -> None:

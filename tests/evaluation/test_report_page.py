@@ -12,7 +12,7 @@ import pytest
 
 from evaluation.class_sets import ELEVEN
 from evaluation.metrics import TASKS
-from evaluation.reporting import write_report
+from evaluation.report import write_report
 from evaluation.reporting.__main__ import main
 from evaluation.results import Result
 from tests.evaluation.results_by_hand import LINE, NASTY, of_every_task, result, zero_shot
@@ -25,7 +25,7 @@ MODELS = {"alpha": 60.0, "beta": 59.0, "gamma": 40.0}  # top-1; intervals are 2 
 
 def page_of(output: Path, results: list[Result]) -> Element:
     for made in results:
-        made.write(output)
+        made.write(output, TASKS[made.task])
     write_report(output)
     return read(output / "report.html")
 
@@ -98,7 +98,7 @@ def test_tasks_have_fingerprints_of_their_own(tmp_path: Path):
 
 def test_every_task_has_its_section_and_only_those_with_results(page: Element, tmp_path: Path):
     ids = [part.attributes["id"] for part in page.all("section")]
-    own = ["zero-shot", "probe", "few-shot", "retrieval", "corruptions", "sugarcrepe", "robustness"]
+    own = ["zero-shot", "probe", "few-shot", "retrieval", "sugarcrepe", "robustness", "corruptions"]
     assert ids == ["scores", "bars", *own, "scored"] and len(own) == len(TASKS)
     links = [link.attributes["href"] for link in page.all("nav")[0].all("a")]
     assert sorted(links) == sorted(f"#{name}" for name in ids)
@@ -145,6 +145,7 @@ def test_models_keep_their_colour(page: Element):
 def test_zero_shot_tells_wording_and_confidence(page: Element):
     part = section(page, "zero-shot")
     _, pets = part.all("details", "set")
+    assert plain(pets.all("summary")[0]) == "pets alpha 60.0 beta 59.0 gamma 40.0"
     assert [line[0] for line in table_rows(pets.all("table")[0])] == ["top-1", "top-5", "mean per class"]
     strip, *reliability = pets.all("svg")
     assert len(strip.all("circle")) == 2 * len(MODELS) and "<i>{}</i>" in strip.all("circle")[1].text
@@ -180,8 +181,8 @@ def test_retrieval_shows_the_same_caption_of_all_models(page: Element):
     assert [len(find.all("div", "hit")) for find in search.all("div", "find")] == [1, 1, 1]
     assert len(search.all("span", "lost")) == len(MODELS)  # an image from elsewhere is not loaded
     assert [plain(item) for card in part.all("li", "card") for item in card.all("li")] == [f"1 said by {name}" for name in MODELS]
-    assert cells(row(page, "median place, image to text", "retrieval"))[:3] == ["2.5"] * 3
-    assert cells(row(page, "median place, text to image", "retrieval"))[:3] == ["none"] * 3
+    assert cells(row(page, "median rank, image to text", "retrieval"))[:3] == ["2.5"] * 3
+    assert cells(row(page, "median rank, text to image", "retrieval"))[:3] == ["none"] * 3
     assert cells(row(page, "modality gap", "retrieval"))[:3] == ["0.80"] * 3
 
 
@@ -279,7 +280,7 @@ def test_the_markdown_has_the_main_table(tmp_path: Path):
 
 
 def test_the_command_writes_it_again_without_ray_and_torch(tmp_path: Path):
-    zero_shot("a", "pets", 60.0).write(tmp_path)
+    zero_shot("a", "pets", 60.0).write(tmp_path, TASKS["zeroshot_classification"])
     code = (
         "import sys; from evaluation.reporting.__main__ import main; status = main(sys.argv[1:]); "
         "sys.exit(status or sum(name in sys.modules for name in ('ray', 'torch')))"

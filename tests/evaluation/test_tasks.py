@@ -13,9 +13,11 @@ from evaluation.data.base import Classification, Content, LabelledImages, Retrie
 from evaluation.data.subsets import Corrupted, Cropped, Subset, shrunk
 from evaluation.embeddings import Inputs, Rows
 from evaluation.sugarcrepe import Item
-from evaluation.tasks.probes import FewShot, LinearProbe
+from evaluation.tasks.corruption import Corruption
+from evaluation.tasks.few_shot import FewShot
+from evaluation.tasks.linear_probe import LinearProbe
 from evaluation.tasks.retrieval import Retrieval as RetrievalTask
-from evaluation.tasks.shifts import Corruption, EffectiveRobustness
+from evaluation.tasks.robustness import EffectiveRobustness
 from evaluation.tasks.sugarcrepe import SugarCrepe as SugarCrepeTask
 from evaluation.tasks.zero_shot import ZeroShot
 from pipelines.program.errors import UserError

@@ -8,6 +8,8 @@ import torch
 
 from evaluation.data.base import Content
 from evaluation.embeddings import Inputs, Rows
+from evaluation.reporting import html
+from evaluation.reporting.comparison import Comparison, score_table
 from evaluation.tasks.base import Scored, TaskInfo
 from pipelines.io.image_bytes import Location
 from pipelines.sources.base import Pair, Rejected, Source, Unit
@@ -58,6 +60,12 @@ class Same:
         images, texts = rows[self.images], rows[self.texts]
         own, mean = (images * texts[self._first]).sum(1), images @ texts.mean(0)
         return Scored("nearer", {"nearer": 100 * float((own > mean).mean())})
+
+    @classmethod
+    def block(cls, comparison: Comparison) -> html.Section:
+        """Its block of the page."""
+        rows = [comparison.row(cls.info.name, dataset, "nearer", dataset) for dataset in comparison.datasets(cls.info.name)]
+        return html.section("same", cls.info.title, html.soft("Of <b>{:,}</b> sets.", len(rows)), score_table(comparison, rows))
 
 
 class Descent(torch.optim.Optimizer):

@@ -13,14 +13,18 @@ from torch import nn
 from evaluation.config import EvaluateSettings
 from evaluation.data.base import Content, Retrieval
 from evaluation.embeddings import Rows
-from evaluation.plan import plan
+from evaluation.plan import own_task, plan
+from evaluation.reporting.__main__ import main
+from evaluation.results import Result
 from pipelines.prepare.config import PrepareSettings
 from pipelines.program.own_class import as_data
 from pipelines.program.settings import load, validate
 from pipelines.sources.base import Rejected
 from tests.raylign.own_objective import Plain
-from tests.raylign.own_parts import Squares
+from tests.raylign.own_parts import Same, Squares
 from tests.refusals import refused
+from tests.training.test_report import Element, read
+from tests.tuning.pages import section, table_rows
 from training.config import TrainSettings
 from training.objectives.base import ForeignObjective
 from training.objectives.clip import ClipSettings
@@ -134,3 +138,22 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
     assert task.score(rows).scores == {"nearer": 100.0}
     with refused("tasks", "tests.raylign.own_parts:Same"):
         plan(settings, {"o": Content()})
+
+
+def test_a_task_of_ones_own_brings_its_block_of_the_page(tmp_path: Path) -> None:
+    for model, score in (("a", 75.0), ("b", 50.0)):
+        Result(model, "pets", "same", "nearer", {"nearer": score}).write(tmp_path, Same.info)
+
+    def block(*arguments: str) -> Element:
+        assert main([str(tmp_path), *arguments]) == 0
+        return section(read(tmp_path / "report.html"), "same")
+
+    own = block("--task", "tests.raylign.own_parts:Same")
+    assert own.all("h2")[0].text == "Nearer than the mean" and own.all("p")[0].all("b")[0].text == "1"
+    assert table_rows(own.all("table")[0]) == [["pets", "75.0", "50.0", "", ""]]
+    again = next(pre.text for pre in read(tmp_path / "report.html").all("pre"))
+    assert again == f"python -m evaluation.reporting {tmp_path} --task=tests.raylign.own_parts:Same"
+    unknown = block()  # all scores, though nothing says what they are
+    assert table_rows(unknown.all("table")[0])[1] == ["nearer", "75.0", "50.0", "", ""]
+    with refused("--task", "tests.raylign.own_parts:Squares"):
+        own_task("tests.raylign.own_parts:Squares", "--task")

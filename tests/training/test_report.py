@@ -310,7 +310,7 @@ def test_what_makes_scores_hollow_stands_at_the_top(tmp_path: Path):
     assert len(warnings) == 2 and "schedule.warmup_steps: 2,000 of 1,234 steps" in warnings[0]
     assert "7 of 26 rows (27%)" in warnings[1] and "'a <b>photo</b>'" in warnings[1]
     headline = header.all("h1")[0].text
-    assert "nothing tells from chance: image to text" in headline and "text to image" not in headline
+    assert "image to text" in headline and "text to image" not in headline
 
 
 def test_a_page_without_such_things_warns_of_nothing(made: Made):
@@ -512,18 +512,13 @@ def test_a_missing_run_is_one_line_and_exit_code_2(tmp_path: Path):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and str(tmp_path / "nowhere") in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("missing", "said"),
-    [
-        ("result.json", "no finished run, result.json is missing"),
-        ("held_out.json", "held_out.json: missing or not readable"),
-    ],
-)
-def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str, said: str):
+@pytest.mark.parametrize("missing", ["result.json", "config.yaml", "held_out.json"])
+def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str):
     run_by_hand(tmp_path / "run", prepare_by_hand(tmp_path / "data", [["one"], ["two"]]))
     (tmp_path / "run" / missing).unlink()
     assert main([str(tmp_path / "run")]) == 2
-    assert said in one_line(capsys)
+    line = one_line(capsys)
+    assert missing in line and str(tmp_path / "run") in line
     assert not (tmp_path / "run" / "report.html").exists()
 
 
@@ -541,7 +536,8 @@ def test_other_data_at_the_same_place_is_refused(tmp_path: Path, capsys: pytest.
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
     (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": "f" * 32}))
     assert main([str(tmp_path / "run")]) == 2
-    assert "holds other data (ffffffffffff)" in one_line(capsys)
+    line = one_line(capsys)
+    assert str(tmp_path / "data") in line and 12 * "f" in line and "--data" in line
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -1,4 +1,4 @@
-"""The answer of a sweep in a sentence or two, and how sure it is."""
+"""The answer of a sweep in a sentence or two, and its uncertainty."""
 
 import shlex
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from tuning.reporting.sweep_data import Sweep
 
 
 def answer(sweep: Sweep) -> Markup:
-    """What leads and by how much, in one or two sentences without a final full stop."""
+    """The leader and its lead, in one or two sentences without a final full stop."""
     verdict = sweep.verdict
     if verdict.leader is None:
         return _without_results(sweep)
@@ -37,7 +37,7 @@ def answer(sweep: Sweep) -> Markup:
 
 
 def _against(sweep: Sweep, verdict: statistics.Verdict, n: int) -> Markup:
-    """The second half of the sentence: what the leader can be told from."""
+    """The second half of the sentence: which cells the leader can be distinguished from."""
     level = verdict.level_with
     if verdict.resolution is None:
         few = "one seed a cell" if n < 2 else "so few seeds in common"
@@ -53,7 +53,7 @@ def _against(sweep: Sweep, verdict: statistics.Verdict, n: int) -> Markup:
 
 
 def _chance(verdict: statistics.Verdict) -> str:
-    """Which kind of chance the comparison speaks of."""
+    """Which chance the comparison accounts for."""
     if verdict.resolution is None:
         return ""
     return " (chance: of seeds and test items)" if verdict.over_items else " (chance: of seeds alone, on these test items)"
@@ -101,34 +101,34 @@ def _cell(label: str) -> Markup:
 
 
 def certainty(sweep: Sweep) -> list[Markup]:
-    """Paragraphs: the test, what it could have seen, and what would make it see more."""
+    """Paragraphs: the test, the smallest difference that it detects, and how to detect a smaller one."""
     verdict = sweep.verdict
-    told: list[Markup] = []
+    paragraphs: list[Markup] = []
     if verdict.leader is None or len(sweep.cells) == 1:
-        return told
+        return paragraphs
     if verdict.resolution is None:
-        told.append(
+        paragraphs.append(
             Markup(
                 "No two cells have two seeds in common whose scores could be compared. What another seed would have changed is "
                 "not known, so neither the order nor the distances say which cell is better."
             )
         )
     else:
-        told.append(_test(sweep, verdict))
-        told.append(_sensitivity(sweep, verdict))
+        paragraphs.append(_test(sweep, verdict))
+        paragraphs.append(_sensitivity(sweep, verdict))
     if len(verdict.level_with) + len(verdict.ahead_of) > 0:
-        told.append(
+        paragraphs.append(
             Markup(
                 "The leader is the best of {} on the {} split itself: comparisons are corrected for that, its own score is not, "
                 "and is likelier too high than too low."
             ).format(number_format.count(1 + len(verdict.level_with) + len(verdict.ahead_of), "cell"), sweep.test_split)
         )
-    told.append(Markup("More seeds; what is there already is kept: <code>{}</code>").format(more_seeds(sweep.info)))
-    return told
+    paragraphs.append(Markup("More seeds, with finished trials kept: <code>{}</code>").format(more_seeds(sweep.info)))
+    return paragraphs
 
 
 def _test(sweep: Sweep, verdict: statistics.Verdict) -> Markup:
-    """How two cells are compared, and against which chance."""
+    """How two cells are compared, and which chance is accounted for."""
     pooled = ", against the spread of all pairs together or their own where that is larger" if verdict.comparisons > 1 else ""
     corrected = Markup(
         "The probabilities are corrected for {} by Holm's method; a difference counts where the corrected probability is below "
@@ -150,7 +150,7 @@ def _test(sweep: Sweep, verdict: statistics.Verdict) -> Markup:
 
 
 def _sensitivity(sweep: Sweep, verdict: statistics.Verdict) -> Markup:
-    """What could have been seen, and what more seeds would change."""
+    """The smallest difference that would have been detected, now and with more seeds."""
     assert verdict.resolution is not None
     more = len(_more(sweep.info["seeds"]))
     then = statistics.resolution(sweep.trials, sweep.mode, sweep.items, more)
@@ -184,9 +184,9 @@ def _more(seeds: Sequence[int]) -> list[int]:
 
 
 def facts(sweep: Sweep) -> list[tuple[str, str]]:
-    """What was done, in pairs of a name and words."""
+    """Names and values: trials, time, and the splits of selection and report."""
     info = sweep.info
-    told = []
+    pairs = []
     for phase, rows, title in (("search", sweep.search, "Search"), ("final", sweep.final, "Final runs")):
         if not info["planned"][phase]:
             continue
@@ -199,16 +199,16 @@ def facts(sweep: Sweep) -> list[tuple[str, str]]:
         ]
         if not sweep.running and len(rows) < info["planned"][phase]:
             parts.append(f"{info['planned'][phase] - len(rows):,} not run")
-        told.append((title, ", ".join(parts)))
-    told.append(
+        pairs.append((title, ", ".join(parts)))
+    pairs.append(
         ("Time", f"{number_format.duration(info['seconds'])} of wall time in {number_format.count(info['sessions'], 'session')}")
     )
     if info["planned"]["search"]:
-        told.append(("Selected on", _split(sweep, "validation", "the best point of each cell, with one seed")))
+        pairs.append(("Selected on", _split(sweep, "validation", "the best point of each cell, with one seed")))
     else:
-        told.append(("Selected on", "nothing: no cell was searched, every cell is trained as the grid says"))
-    told.append(("Reported on", _split(sweep, "test", f"seeds {', '.join(str(seed) for seed in info['seeds'])}")))
-    return told
+        pairs.append(("Selected on", "nothing: no cell was searched, every cell is trained as the grid says"))
+    pairs.append(("Reported on", _split(sweep, "test", f"seeds {', '.join(str(seed) for seed in info['seeds'])}")))
+    return pairs
 
 
 def _split(sweep: Sweep, name: str, detail: str) -> str:

@@ -114,7 +114,7 @@ PAIR_HEAD = ("difference", "sd", "seeds", "se of items", "p", "p Holm", "verdict
 
 def pairs(sweep: Sweep) -> list[dict[str, Any]]:
     """Every comparison with its figures, as `PAIR_HEAD` says; `other`: the cell that the leader is compared with in it."""
-    found, leader = [], sweep.verdict.leader
+    rows, leader = [], sweep.verdict.leader
     for row in records(sweep.comparisons):
         if math.isnan(row["p"]):
             word = "not testable" if row["n"] > 1 else "too few seeds"
@@ -126,5 +126,5 @@ def pairs(sweep: Sweep) -> list[dict[str, Any]]:
         other = {row["better"]: row["worse"], row["worse"]: row["better"]}.get(leader, "")
         behind = "\N{MINUS SIGN}" if row["worse"] == leader else ""  # on the seeds that both have, the leader may be behind
         of_leader = [other, behind + figures[0], *figures[1:]]
-        found.append({"better": row["better"], "worse": row["worse"], "other": other, "figures": figures, "of_leader": of_leader})
-    return found
+        rows.append({"better": row["better"], "worse": row["worse"], "other": other, "figures": figures, "of_leader": of_leader})
+    return rows

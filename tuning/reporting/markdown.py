@@ -127,7 +127,7 @@ def _again(sweep: Sweep) -> list[str]:
         )
     machine = [f"{info['machine'].get('cpus', '?')} CPUs, {info['machine'].get('processor', '?')}", info["resources"]]
     return [
-        "## Do it again",
+        "## Reproduce",
         "The same command goes on where the sweep stands, or says that it is done; with more seeds it extends it:",
         _code(f"{commands['resume']}\n{commands['extend']}"),
         "These files are written again by",

@@ -1,5 +1,5 @@
 """The search space, cell by cell: in which range a parameter was searched, whether the best point lies at its edge, and
-which parameters set the best points apart."""
+which parameters distinguish the best points."""
 
 import math
 import warnings
@@ -37,7 +37,7 @@ class Range:
 
 
 def range_of(sweep: Sweep, cell: str, parameter: Mapping[str, Any]) -> Range | None:
-    """In which a numeric parameter was searched in a cell; None where it was not, or is not numeric."""
+    """The range in which a numeric parameter was searched in a cell; None where it was not, or is not numeric."""
     rows = sweep.search[sweep.search["cell"] == cell]
     tried = [value for value in rows[parameter["key"]] if number_format.is_number(value)]
     if not tried:
@@ -50,7 +50,7 @@ def range_of(sweep: Sweep, cell: str, parameter: Mapping[str, Any]) -> Range | N
 
 
 def _entry(sweep: Sweep, cell: str, key: str) -> Mapping[str, Any] | None:
-    """The part of the settings' space that holds in a cell; None where that cannot be said."""
+    """The part of the settings' space that applies to a cell; None where that is not known."""
     space = sweep.info["settings"].get("space", {}).get(key.removeprefix("config."))
     for entry in space if isinstance(space, list) else [space]:
         conditions = (entry or {}).get("when") or {}
@@ -72,8 +72,8 @@ def _holds(sweep: Sweep, cell: str, condition: str, wanted: Any) -> bool:
 
 
 def edges(sweep: Sweep) -> list[tuple[str, str]]:
-    """Best points that lie at the edge of what was searched: the cell, and what is to be said of it."""
-    found = []
+    """Best points at the edge of the searched range: the cell, and a sentence about it."""
+    at_edges = []
     for cell in sweep.cells:
         point = sweep.point(cell)
         for parameter in sweep.parameters:
@@ -82,15 +82,15 @@ def edges(sweep: Sweep) -> list[tuple[str, str]]:
             if searched is not None and number_format.is_number(value) and (side := searched.edge(value)):
                 end = number_format.parameter(searched.low if side == "lower" else searched.high)
                 shown = f"{parameter['title']} {number_format.parameter(value)}"
-                found.append((cell, f"{shown} is at the edge of its range (its {side} end is {end}): widen it"))
-    return found
+                at_edges.append((cell, f"{shown} is at the edge of its range (its {side} end is {end}): widen it"))
+    return at_edges
 
 
 def importances(sweep: Sweep) -> list[dict[str, Any]]:
     """PED-ANOVA of the whole search, the axes of the grid being parameters too, and of every cell with enough trials.
 
     Returns for each: label, trials, top (how many count as best, and those level with the last), bars: title and share, which
-    sum to 1. Left out where nothing sets the best apart.
+    sum to 1. Left out where nothing distinguishes the best.
     """
     done = sweep.search[(sweep.search["status"] == "finished") & sweep.search["score"].map(math.isfinite)]
     axes = [axis for axis in sweep.axes if len(axis["labels"]) > 1]
@@ -98,7 +98,7 @@ def importances(sweep: Sweep) -> list[dict[str, Any]]:
     if len(sweep.cells) > 1:
         groups.append(("whole search", done, [*axes, *sweep.parameters]))
     groups += [(cell, done[done["cell"] == cell], sweep.parameters) for cell in sweep.cells]
-    found: list[dict[str, Any]] = []
+    importances_of: list[dict[str, Any]] = []
     for name, rows, columns in groups:
         columns = [column for column in columns if rows[column["key"]].nunique() > 1]
         if len(rows) < MIN_TRIALS or len(columns) < 2:  # a single parameter has all of the importance
@@ -108,12 +108,12 @@ def importances(sweep: Sweep) -> list[dict[str, Any]]:
         shares = _ped_anova(rows, columns, sweep.mode, (top - 0.5) / len(rows))
         bars = [{"title": column["title"], "share": shares[column["key"]]} for column in columns]
         bars.sort(key=lambda bar: -bar["share"])
-        found.append({"label": name, "trials": len(rows), "top": top, "bars": bars})
-    return [group for group in found if sum(bar["share"] for bar in group["bars"]) > 0]
+        importances_of.append({"label": name, "trials": len(rows), "top": top, "bars": bars})
+    return [group for group in importances_of if sum(bar["share"] for bar in group["bars"]) > 0]
 
 
 def _ped_anova(rows: pd.DataFrame, columns: list[dict[str, Any]], mode: str, quantile: float) -> dict[str, float]:
-    """Importance by key, with sum 1; all 0 where nothing sets the best trials apart."""
+    """Importance by key, with sum 1; all 0 where nothing distinguishes the best trials."""
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator
 
@@ -126,14 +126,14 @@ def _ped_anova(rows: pd.DataFrame, columns: list[dict[str, Any]], mode: str, qua
             optuna.trial.create_trial(params=params, distributions={key: kinds[key] for key in params}, value=float(row["score"]))
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # which it was in Optuna 4
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # experimental in Optuna 4
         shares = PedAnovaImportanceEvaluator(target_quantile=quantile).evaluate(study)
     total = math.fsum(shares.values())
     return {key: shares.get(key, 0.0) / total if total else 0.0 for key in kinds}
 
 
 def _distribution(values: pd.Series, log: bool) -> Any:
-    """What the values were drawn from, as far as they tell."""
+    """The distribution of the values, inferred from them."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     if all(number_format.is_number(value) for value in values):

@@ -1,6 +1,6 @@
-"""What a sweep left in its folder, finished or not, and the figures that every part of the report shares.
+"""The files of a sweep's folder, finished or not, and the figures that all parts of the report share.
 
-Nothing here is certain to be complete: the report is written again and again while trials run.
+Nothing here has to be complete: the report is written repeatedly while trials run.
 """
 
 import json
@@ -45,6 +45,11 @@ class Sweep:
         """Name of the score, in words."""
         title = self.info["score"]["title"]
         return self.names.get(title, title)
+
+    @property
+    def heading(self) -> str:
+        """`title` at the start of a sentence."""
+        return self.title[:1].upper() + self.title[1:]
 
     @property
     def percent(self) -> bool:
@@ -185,7 +190,7 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 def read(folder: Path) -> Sweep:
     """Raises `UserError` where the folder or one of its files is missing or not readable."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder of a sweep, such as runs/openmoji-grid")
+        raise UserError(f"{folder}", "no such folder", "give the folder of a sweep, such as runs/openmoji-grid")
     info = _read(folder / "sweep.json", lambda path: json.loads(path.read_text(encoding="utf-8")))
     trials, curves = (
         _read(folder / name, lambda path: storage.read_table(path).to_pandas()) for name in ("trials.parquet", "curves.parquet")
@@ -197,14 +202,15 @@ def _read(path: Path, parse: Callable[[Path], Any]) -> Any:
     try:
         return parse(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; {path.parent} is no sweep's folder, or its first trial has not begun") from None
+        problem = f"missing: {path.parent} is no sweep's folder, or its first trial has not begun"
+        raise UserError(f"{path}", problem, "give the folder of a sweep that has begun") from None
     except (OSError, ValueError) as error:  # pyarrow's errors are among them
         why = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not readable ({why}); the sweep's command writes it again") from None
+        raise UserError(f"{path}", f"not readable ({why})", "run the sweep's command again, which writes it anew") from None
 
 
 def _trials(table: pd.DataFrame, info: dict[str, Any]) -> pd.DataFrame:
-    """With every column that the report asks for: before the first trial there may be none."""
+    """With every column that the report reads: before the first trial there may be none."""
     texts = [*_TEXT, *(axis["key"] for axis in info["axes"])]
     missing: dict[str, Any] = {name: "" for name in texts if name not in table}
     missing |= {name: float("nan") for name in (*_NUMBERS, *info["score"]["metrics"]) if name not in table}

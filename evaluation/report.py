@@ -1,0 +1,304 @@
+"""The page that compares all models of a folder of results: report.html and report.md for people, results.csv for programs.
+
+Made from the result files alone, without Ray and without embedding anything, at any time. Each task brings its own block.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from evaluation.class_sets import ELEVEN, average_of_eleven
+from evaluation.reporting import html, number_format, render
+from evaluation.reporting.chart import Chart, Plot, Scale
+from evaluation.reporting.comparison import Cell, Comparison, Group, Row, compare, number, score_table
+from evaluation.reporting.render import markdown_table, plain
+from evaluation.results import read_results
+from evaluation.tasks import TASKS
+from evaluation.tasks.base import Task
+from pipelines.program.csv_text import to_csv
+
+_COLUMNS = ["model", "dataset", "task", "score", "main", "value", "low", "high", "chance", "largest_class", "n"]
+_AVERAGED = ("zeroshot_classification", "linear_probe")
+_AVERAGE = "average of eleven sets"
+_DIGITS = 12  # of a fingerprint
+_BARS = 360.0  # pixels wide
+
+
+def write_report(output: Path, own: Iterable[type[Task]] = ()) -> None:
+    """Write the three files into a folder of results. `own`: classes of tasks beside those of `evaluation.tasks.TASKS`.
+
+    Raises `UserError` where there is no result, or one is not readable.
+    """
+    tasks = {task.info.name: task for task in (*TASKS, *own)}
+    comparison = Comparison(read_results(output), [task.info for task in tasks.values()])
+    files = {"results.csv": to_csv(_table(comparison)), "report.md": _markdown(comparison)}
+    render.write_files(output, files | {"report.html": _page(comparison, output, tasks)})
+
+
+def _page(comparison: Comparison, output: Path, tasks: dict[str, type[Task]]) -> str:
+    scored = [info.name for info in comparison.tasks()]
+    blocks = [_block(comparison, name, tasks.get(name)) for name in scored]
+    own = [
+        f"--task={tasks[name].__module__}:{tasks[name].__qualname__}" for name in scored if tasks.get(name, TASKS[0]) not in TASKS
+    ]
+    command = shlex.join(["python", "-m", "evaluation.reporting", str(output), *own])
+    models = (html.fill("<li>{}</li>", html.named(model)) for model in comparison.models)
+    results = number_format.count(len(comparison.results), "result")
+    return render.page(
+        output.name or str(output),
+        html.fill("Evaluation <b>{}</b>", output.name or str(output)),
+        _headline(comparison),
+        [html.fill('<ul class="legend">\n{}</ul>', html.join(*models))],
+        [_scores(comparison), _bars(comparison), *blocks, _models_and_data(comparison, command)],
+        html.fill("Written by raylign from {}. Images and captions belong to their owners, named above.", results),
+    )
+
+
+def _block(comparison: Comparison, name: str, task: type[Task] | None) -> html.Section:
+    """The task's own, or a table of all its scores."""
+    if task is not None and hasattr(task, "block"):
+        return task.block(comparison)
+    tables = []
+    for dataset in comparison.datasets(name):
+        scores = dict.fromkeys(score for result in comparison.of(name, dataset).values() for score in result.scores)
+        tables.append(Group(dataset, "", [comparison.row(name, dataset, score) for score in scores]))
+    return html.section(name, comparison.info(name).title, score_table(comparison, *tables))
+
+
+def _main_rows(comparison: Comparison) -> Iterator[tuple[str, str, list[Row]]]:
+    """Title, unit and rows of each task: its main score on each set."""
+    for info in comparison.tasks():
+        rows = [comparison.main_row(info.name, dataset) for dataset in comparison.datasets(info.name)]
+        if info.name in _AVERAGED and (average := _average(comparison, info.name)) is not None:
+            rows.append(average)
+        yield info.title, info.unit, rows
+
+
+def _average(comparison: Comparison, task: str) -> Row | None:
+    """The mean that papers report of their eleven sets, for models that have them all."""
+    cells = {}
+    for model in comparison.models:
+        values = {}
+        for dataset in ELEVEN:
+            result = comparison.of(task, dataset).get(model)
+            value = None if result is None else number(result.scores.get(result.main))
+            if value is not None:
+                values[dataset] = value
+        cells[model] = Cell(model, average_of_eleven(values))
+    return (
+        None
+        if all(cell.value is None for cell in cells.values())
+        else Row(_AVERAGE, compare(cells), about="main scores, unweighted")
+    )
+
+
+def _headline(comparison: Comparison) -> str:
+    """Which model is ahead how often, and how often by more than noise."""
+    every = [row for *_, rows in _main_rows(comparison) for row in rows if row.title != _AVERAGE]
+    rows = [row for row in every if any(cell.best for cell in row.cells)]
+    if len(comparison.models) == 1:
+        sets = len({result.dataset for result in comparison.results})
+        return (
+            f"{comparison.models[0].name}: {number_format.count(len(every), 'main score')} on {number_format.count(sets, 'set')}"
+        )
+    if not rows:
+        return f"{len(comparison.models)} models, and no score that two of them share"
+    wins = {model: sum(any(c.best and c.model == model for c in row.cells) for row in rows) for model in comparison.models}
+    most = max(wins.values())
+    ahead = [model.name for model in comparison.models if wins[model] == most]
+    clear = sum(any(c.best and c.model.name in ahead for c in row.cells) and _clear(row) for row in rows)
+    if len(ahead) > 1:
+        return f"No model is ahead: {_and(ahead)} are each best in {most} of {number_format.count(len(rows), 'comparison')}"
+    if not clear:
+        noise = "all within noise"
+    else:
+        noise = "all beyond noise" if clear == most else f"{clear} of these beyond noise"
+    return f"{ahead[0]} is best in {most} of {number_format.count(len(rows), 'comparison')}, {noise}"
+
+
+def _clear(row: Row) -> bool:
+    """One best, all compared by intervals, and none of the others level with it."""
+    known = [cell for cell in row.cells if cell.value is not None]
+    return sum(c.best for c in known) == 1 and not any(c.level for c in known) and all(c.interval for c in known)
+
+
+def _and(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _scores(comparison: Comparison) -> html.Section:
+    several = len(comparison.models) > 1
+    about, rule = "The main score of every set, with its 95&nbsp;% interval and the score of chance.", ""
+    if several:
+        about = (
+            "The main score of every set. <b>Bold</b>: the best. &asymp;: within noise of the best, its 95&nbsp;% interval "
+            "overlapping the best's; &ndash;: not measured."
+        )
+        rule = (
+            " That intervals overlap is a cautious rule of thumb and no test: all models see the same items, and the interval of "
+            "their paired difference would be narrower, but it takes scores item by item, which saved results do not hold. So "
+            "&asymp; means that this rule cannot tell two models apart, not that they are equal; nothing is corrected for the "
+            "number of comparisons."
+        )
+    groups = [Group(f"{title}, {unit}", "", rows) for title, unit, rows in _main_rows(comparison)]
+    intervals = (
+        "Intervals are over the items of a set (Wilson's of a share, else a bootstrap's): how far another draw of items would "
+        "move a score. How far another training seed would is not in them. n: items."
+    )
+    table = score_table(comparison, *groups, first_column="set", name="main")
+    return html.section("scores", "Scores", html.paragraph(about), table, html.soft(intervals + rule))
+
+
+def _bars(comparison: Comparison) -> html.Section:
+    figures = []
+    for title, unit, rows in _main_rows(comparison):
+        # Averages are of other bars.
+        shown = [row for row in rows if row.title != _AVERAGE and any(cell.value is not None for cell in row.cells)]
+        figures += [html.figure(_bar_chart(shown, unit), title, unit, own=False)] if shown else []
+    about = html.paragraph(
+        "The same scores, models in one order and colour throughout. Whiskers: 95&nbsp;% intervals. Dashed: chance."
+    )
+    return html.section("bars", "Scores by task", about, html.div("stacks", *figures), link="Bars")
+
+
+def _bar_chart(rows: Sequence[Row], unit: str) -> Chart:
+    """A group of bars a set, one a model, with whiskers for the interval and a tick across the group for chance."""
+    ends = [end for row in rows for cell in row.cells for end in (cell.value, cell.low, cell.high) if end is not None]
+    low, high = min(0.0, *ends), max(1.0, *ends, *(row.chance or 0.0 for row in rows))
+    high = min(100.0, 10 * math.ceil(high / 10)) if unit == "%" else high
+    height = 22.0 + sum(21 + 12 * sum(cell.value is not None for cell in row.cells) for row in rows)
+    x = Scale(low, high, 2, _BARS - 44)
+    plot = Plot(_BARS, height, x, Scale(0, height, 0, height))
+    for value in x.ticks(4):
+        plot.line([(value, 0), (value, height - 18)], "grid")
+        plot.text(x(value), height - 5, number_format.signed(value, 0))
+    y = 4.0
+    for row in rows:
+        plot.text(x.start - 2, y + 9, row.title, "start", "name")
+        y = top = y + 15
+        for cell in row.cells:
+            if cell.value is None:
+                continue
+            title = f"{cell.model.name}, {row.title}: {number_format.value(cell.value)} {unit}"
+            corners = [(0.0, y), (cell.value, y), (cell.value, y + 9), (0.0, y + 9)]
+            if cell.interval:
+                title += f" ({number_format.value(cell.interval[0])} to {number_format.value(cell.interval[1])})"
+            plot.line(corners, f"bar {cell.model.mark}", title, closed=True)
+            if cell.interval:
+                plot.line([(end, y + 4.5) for end in cell.interval], "whisker")
+            last = max(0.0, cell.value, *(cell.interval or ()))
+            plot.text(x(last) + 4, y + 8.5, number_format.signed(cell.value), "start", "value")
+            y += 12
+        if row.chance is not None:
+            plot.line([(row.chance, top - 2), (row.chance, y - 1)], "chance", f"chance: {number_format.chance(row.chance)}")
+        y += 6
+    plot.line([(0.0, 0), (0.0, height - 18)], "base")
+    about = f"Bars in {unit} of {number_format.count(len(rows), 'set')}: " + ", ".join(row.title for row in rows)
+    return Chart(plot.svg(about))
+
+
+def _models_and_data(comparison: Comparison, command: str) -> html.Section:
+    return html.section(
+        "scored",
+        "Models and data",
+        html.heading("Models"),
+        html.div("columns", *_models(comparison)),
+        html.heading("Data"),
+        html.div("columns", *_data(comparison)),
+        html.heading("Write this page again"),
+        html.paragraph(
+            "From the saved results alone, without embedding anything; <code>results.csv</code> beside it has every score:"
+        ),
+        html.code(command),
+    )
+
+
+def _models(comparison: Comparison) -> list[Markup]:
+    """What made the models, and how long they took."""
+    blocks = []
+    for model in comparison.models:
+        mine = [result for result in comparison.results if result.model == model.name]
+        seconds = sum(result.about["seconds"] for result in mine if number_format.is_number(result.about.get("seconds")))
+        keys = ("embedder", "pretrained", "arguments", "fingerprint")
+        pairs = [(key, _distinct([result.about.get(key) for result in mine])) for key in keys]
+        pairs += [("time", number_format.duration(seconds) if seconds else ""), ("results", f"{len(mine):,}")]
+        blocks.append(html.fill("<div>{}{}</div>", html.heading(html.named(model), 4), html.facts(pairs)))
+    return blocks
+
+
+def _data(comparison: Comparison) -> list[Markup]:
+    """The sets: whose images they are, how much of them was found, and whether all models saw the same."""
+    blocks = []
+    for dataset in sorted({result.dataset for result in comparison.results}):
+        mine = [result for result in comparison.results if result.dataset == dataset]
+        abouts = [(result.task, result.about["data"]) for result in mine if isinstance(result.about.get("data"), dict)]
+        # A task has a fingerprint of its own: each is of the rows that it needs.
+        prints: dict[str, list[str]] = {}
+        for task, about in abouts:
+            if about.get("fingerprint"):
+                prints.setdefault(task, []).append(str(about["fingerprint"])[:_DIGITS])
+        shown = "; ".join(f"{comparison.info(t).title} {' or '.join(dict.fromkeys(values))}" for t, values in prints.items())
+        if any(len(set(values)) > 1 for values in prints.values()):
+            shown = html.fill('{} <span class="flag">not the same for all models</span>', shown)
+        pairs = [("tasks", ", ".join(dict.fromkeys(comparison.info(result.task).title for result in mine)))]
+        for key in dict.fromkeys(key for _, about in abouts for key in about if key != "fingerprint"):
+            pairs.append((str(key).replace("_", " "), _distinct([about.get(key) for _, about in abouts])))
+        blocks.append(html.fill("<div>{}{}</div>", html.heading(dataset, 4), html.facts([*pairs, ("fingerprints", shown)])))
+    return blocks
+
+
+def _distinct(values: list[Any]) -> str:
+    """Each value once, as text; what is missing or empty is left out."""
+    return "; ".join(dict.fromkeys(_plain(value) for value in values if value is not None and value not in ("", {}, [])))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items() if entry not in (None, "", {}, []))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _table(comparison: Comparison) -> pd.DataFrame:
+    """A row for every model, set, task and score."""
+    rows = []
+    for result in comparison.results:
+        for score, value in result.scores.items():
+            low, high = result.intervals.get(score, (None, None))
+            base = result.baselines.get(score, {})
+            row = [result.model, result.dataset, result.task, score, score == result.main]
+            row += [number(value), number(low), number(high), number(base.get("chance")), number(base.get("largest_class"))]
+            rows.append([*row, result.sample_sizes.get(score)])
+    return pd.DataFrame(rows, columns=_COLUMNS).astype({"n": "Int64"})
+
+
+def _markdown(comparison: Comparison) -> str:
+    """The table of main scores, for a readme or an issue."""
+    head = ["task", "set", "score", *(plain(model.name) for model in comparison.models), "chance", "n"]
+    rows = []
+    for title, _, scored in _main_rows(comparison):
+        for row in scored:
+            end = ["" if row.chance is None else number_format.value(row.chance), "" if row.n is None else f"{row.n:,}"]
+            name = f"{row.title} ({row.note})" if row.note else row.title
+            rows.append([*map(plain, (title, name, row.about)), *map(_cell, row.cells), *end])
+    parts = [
+        "# Evaluation",
+        f"{plain(_headline(comparison))}.",
+        markdown_table(head, rows, 3),
+        "Percent, of effective robustness percentage points; in brackets 95 % intervals, over items.\n"
+        "Bold: best of the row. ~: its interval overlaps that of the best, so it is within noise of it by this cautious rule.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(cell: Cell) -> str:
+    if cell.value is None:
+        return "-"
+    value = number_format.value(cell.value)
+    value = f"**{value}**" if cell.best else f"~{value}" if cell.level else value
+    return value if cell.interval is None else f"{value} [{', '.join(number_format.value(end) for end in cell.interval)}]"

@@ -1,0 +1,157 @@
+"""Few-shot probes: linear probes on a few training images a class, drawn anew for each seed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from markupsafe import Markup
+from pydantic import AfterValidator, Field
+
+from evaluation import linear_probe, zero_shot
+from evaluation.data.base import Classification, Content
+from evaluation.embeddings import Rows
+from evaluation.reporting import html, number_format
+from evaluation.reporting.chart import Series, lines
+from evaluation.reporting.comparison import Comparison, first, number
+from evaluation.results import Result
+from evaluation.task_info import TaskInfo
+from evaluation.tasks.base import Positions, Scored, Task, accuracies, classified, different
+from evaluation.tasks.probe import Probe, has_training
+from pipelines.program.settings_base import Settings
+
+
+class FewShotSettings(Settings):
+    """Probes on a few images a class."""
+
+    shots: Positions = Field((1, 2, 4, 8, 16), min_length=1, description="training images a class")
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(different)] = Field(
+        (0, 1, 2), min_length=1, description="each draws other images"
+    )
+
+
+class FewShot(Probe):
+    """On k training images a class."""
+
+    info: ClassVar[TaskInfo] = TaskInfo(
+        "few_shot", "few_shot", "Few-shot probe", accuracies(), needs="labels of training and test images"
+    )
+    settings: ClassVar[type[Settings] | None] = FewShotSettings
+
+    def __init__(self, dataset: str, content: Classification, place: str, shots: Sequence[int], seeds: Sequence[int]):
+        super().__init__(dataset, content, place)
+        self._shots, self._seeds = tuple(shots), tuple(seeds)
+        self.identity += [self._shots, self._seeds]
+
+    @classmethod
+    def among(cls, contents: Mapping[str, Content], settings: Any) -> Iterator[Task]:
+        for dataset, one, place in classified(contents):
+            if has_training(one.train):
+                yield cls(dataset, one, place, settings.few_shot.shots, settings.few_shot.seeds)
+
+    def score(self, rows: Rows) -> Scored:
+        train, test, validation = self.data(rows)
+        metric = self.content.metric
+        probes = linear_probe.few_shot(train, test, metric, validation, self._shots, self._seeds)
+        chance = zero_shot.baselines(len(self.content.classes), test.labels)[metric]
+        names = [f"{metric}@{few.shots}" for few in probes]
+        shown = [
+            {
+                "shots": few.shots,
+                "scores": few.scores,
+                "mean": few.mean,
+                "sd": few.sd,
+                "converged": few.converged,
+                "short": [self.content.classes[label][0] for label in few.short],
+            }
+            for few in probes
+        ]
+        return Scored(
+            main=names[int(np.argmax(self._shots))],
+            scores={name: few.mean for name, few in zip(names, probes, strict=True)},
+            baselines=dict.fromkeys(names, chance),
+            sample_sizes=dict.fromkeys(names, len(test.labels)),
+            details={"shots": shown, "seeds": list(self._seeds), "metric": metric} | self.about(rows),
+        )
+
+    @classmethod
+    def block(cls, comparison: Comparison) -> html.Section:
+        blocks = [_of_set(comparison, dataset) for dataset in comparison.datasets(cls.info.name)]
+        zero = " At 0: zero-shot." if any(with_zero for _, with_zero in blocks) else ""
+        return html.section(
+            "few-shot",
+            "Few-shot probe",
+            html.paragraph(
+                "The same probe on few images a class, drawn anew for each seed: mean over seeds, whiskers of one standard "
+                "deviation. They show how far the draw alone moves a score.{} Dashed: chance.",
+                zero,
+            ),
+            *(block for block, _ in blocks),
+            link="Few-shot",
+        )
+
+
+def _of_set(comparison: Comparison, dataset: str) -> tuple[Markup, bool]:
+    """Score against images a class, with zero-shot of the same metric at 0 where a model has it; and whether one has."""
+    task = FewShot.info.name
+    results, zero = comparison.of(task, dataset), comparison.of("zeroshot_classification", dataset)
+    by_model = {model: _shots(result) for model, result in results.items()}
+    places = sorted({k for shots in by_model.values() for k in shots})
+    if not places:
+        return Markup(""), False
+    metric = next(iter(results.values())).main.partition("@")[0]
+    at_none = {model: number(zero[model].scores.get(metric)) for model in results if model in zero}
+    series = []
+    for model, shots in by_model.items():
+        points = {places.index(k) + 1.0: mean for k, (mean, _) in shots.items()}
+        if (value := at_none.get(model)) is not None:
+            points[0.0] = value
+        spread = {places.index(k) + 1.0: (mean - sd, mean + sd) for k, (mean, sd) in shots.items() if sd is not None}
+        series.append(Series(model.name, points, model.mark, spread=spread))
+    with_zero = any(0.0 in s.points for s in series)
+    names = ({0.0: "0"} if with_zero else {}) | {i + 1.0: str(k) for i, k in enumerate(places)}
+    seeds = max(len(result.details.get("seeds", [])) for result in results.values())
+    counted, title = number_format.count(seeds, "seed"), comparison.score_title(task, metric)
+    chance = first(r.baselines.get(f"{metric}@{places[-1]}", {}).get("chance") for r in results.values())
+    levels = {} if chance is None else {"chance": chance}
+    chart = lines(
+        series, f"{title} on {dataset} against images a class, mean of {counted}", "images a class", names=names, levels=levels
+    )
+    rows = [["0, zero-shot", *(_cell(at_none.get(model), None) for model in results)]] if with_zero else []
+    rows += [[str(k), *(_cell(*shots.get(k, (None, None))) for shots in by_model.values())] for k in places]
+    scores = html.table(f"Few-shot scores on {dataset}", ["images a class", *map(html.named, results)], rows, name="scores")
+    flags = [html.paragraph("{}", flag, style="flag") for flag in _flags(results)]
+    drawn = html.figure(chart, "", f"{title}, %" + (f"; {counted}" if seeds else ""), own=False)
+    return html.join(html.heading(dataset), *flags, html.div("pair", drawn, scores)), with_zero
+
+
+def _cell(value: float | None, sd: float | None) -> str:
+    if value is None:
+        return html.NDASH
+    return html.fill("{}{}", number_format.signed(value), html.small("" if sd is None else f"sd {number_format.signed(sd)}"))
+
+
+def _shots(result: Result) -> dict[int, tuple[float, float | None]]:
+    """Number of shots -> mean and sd over seeds; from the scores alone where details are missing."""
+    entries: Sequence[Mapping[str, Any]] = result.details.get("shots", [])
+    means = {int(e["shots"]): (float(e["mean"]), number(e.get("sd"))) for e in entries if number(e.get("mean")) is not None}
+    metric = result.main.partition("@")[0]
+    for score, value in result.scores.items():
+        name, _, k = score.partition("@")
+        if name == metric and k.isdigit() and number(value) is not None:
+            means.setdefault(int(k), (float(value), None))
+    return dict(sorted(means.items()))
+
+
+def _flags(results: Mapping[html.Model, Result]) -> list[str]:
+    """What a reader should know; once where it is true of all models, as where the data lacks images."""
+    who: dict[str, list[str]] = {}
+    for model, result in results.items():
+        for entry in result.details.get("shots", []):
+            missed, short = list(entry.get("converged", [])).count(False), len(entry.get("short", []))
+            if missed:
+                flag = f"{number_format.count(missed, 'fit')} with {entry['shots']} a class did not converge"
+                who.setdefault(flag, []).append(model.name)
+            if short:
+                noun = "1 class has" if short == 1 else f"{short:,} classes have"
+                who.setdefault(f"{noun} fewer than {entry['shots']} images: all of them are used", []).append(model.name)
+    return [flag if len(names) == len(results) else f"{', '.join(names)}: {flag}" for flag, names in who.items()]
