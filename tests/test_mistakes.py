@@ -236,7 +236,7 @@ def test_training(
     [
         (["sede=[1]"], ["sede", "did you mean 'seeds'"]),
         (["sampler.name=bayes"], ["sampler.name", "'bayes'", "cmaes, grid, random, tpe"]),
-        (["grid.optimizer.name=[adamw,adamx]"], ["clip, adamx: optimizer.name", "did you mean adamax"]),
+        (["grid.optimizer.name=[adamw,adamx]"], ["optimizer.name", "clip, adamx", "did you mean adamax"]),
         (["grid.objective.name=[]"], ["grid", "'objective.name' has no values"]),
         (["grid.objektive.name=[clip]"], ["objektive", "did you mean 'objective'"]),
         (["space.optimizer.learning_rate={low: 1, high: 2}"], ["optimizer.learning_rate", "unknown key"]),
