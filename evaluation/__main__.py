@@ -16,7 +16,7 @@ from pipelines.program import interrupts
 from pipelines.program.cli import begin, run_program
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 
 PURPOSE = """Score anything that embeds images and texts: zero-shot classification, retrieval, SugarCrepe, linear and few-shot
 probes, corruptions and effective robustness, on prepared datasets and on the layouts of others. Embeds with Ray Data, once for
@@ -89,7 +89,7 @@ def _check_resources(settings: EvaluateSettings) -> None:
     cpus, gpus = size
     actors, each = settings.actors, settings.cpus_per_actor
     if settings.use_gpu and actors > gpus:
-        problem = f"{actors} actors x 1 GPU, and this machine has {gpus}"
+        problem = f"{actors} x 1 GPU, and this machine has {gpus}"
         raise UserError("use_gpu", problem, f"pass use_gpu=false{f' or actors={gpus}' if gpus else ''}")
     if each > cpus:
         raise UserError("cpus_per_actor", f"{each} CPUs, and this machine has {cpus}", f"pass cpus_per_actor={cpus} or less")

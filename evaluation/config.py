@@ -75,11 +75,11 @@ class EvaluateSettings(_TaskSettings):
 
     @model_validator(mode="after")
     def _names_fit(self) -> "EvaluateSettings":
-        if self.given and self.models:
+        if self.names_model and self.models:
             raise ValueError(
                 "models: a model is also named at the top; remove it there, or move it into models with models.NAME.embedder=..."
             )
-        if not self.given and not self.models:
+        if not self.names_model and not self.models:
             raise ValueError("embedder: no model is named; pass checkpoint=RUN, embedder=module:function, or embeddings=FOLDER")
         for key, names in (("models", self.models), ("data", self.data)):
             for name in names:

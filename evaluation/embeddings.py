@@ -10,7 +10,7 @@ import numpy as np
 
 from evaluation.data.subsets import Subset
 from pipelines.program.errors import UserError
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pipelines.program.config_errors import alike
 from pipelines.program.errors import UserError
 from pipelines.program.import_string import names_of
 from pipelines.program.path_keys import LocalPlace
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 
 class ModelSettings(Settings):
@@ -45,7 +45,7 @@ class ModelSettings(Settings):
         return self.checkpoint is not None or bool(self.embedder_arguments) or self.embedder != self.embedder_default()
 
     @property
-    def given(self) -> bool:
+    def names_model(self) -> bool:
         """Whether the config names a model here at all."""
         return self.embeddings is not None or self.names_embedder
 

@@ -16,7 +16,7 @@ from evaluation.embeddings import Inputs, Rows, check_finite
 from evaluation.model_settings import ModelSettings
 from pipelines.features.rows_by_id import digest_of_file
 from pipelines.program.errors import UserError
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 
 
 def precomputed(key: str, settings: ModelSettings, every: Sequence[Inputs], listings: Path) -> Rows:

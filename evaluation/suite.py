@@ -25,7 +25,7 @@ from evaluation.zero_shot import build_prompts
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.sample_images import whole_images
 from pipelines.program.errors import UserError
-from pipelines.program.settings import Settings, digest
+from pipelines.program.settings_base import Settings, digest
 
 Labels = Annotated[tuple[str, ...], AfterValidator(different)]
 
@@ -43,7 +43,7 @@ class SuiteSettings(Settings):
     def _has_place(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for template in value:
             if "{}" not in template and "{c}" not in template:
-                raise ValueError(f"'{template}' has no {{}} for the name of the class")
+                raise ValueError(f"'{template}' has no place for the name of the class; write {{}} or {{c}} there")
         return value
 
 

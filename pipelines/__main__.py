@@ -32,12 +32,11 @@ def _run(settings: PrepareSettings, display: Display) -> None:
 
 def _of_banks(arguments: Sequence[str]) -> bool:
     """Whether the config has the key `dataset`, and not `source`."""
-    given = [argument for argument in arguments if not argument.startswith("-")]
+    config, *overrides = [argument for argument in arguments if not argument.startswith("-")] or [""]
     try:
-        keys = set(read_config(find_config(given[0], "pipelines"), PrepareSettings)) | {
-            key.split(".")[0] for key in parse_overrides(given[1:])
-        }
-    except (UserError, IndexError):  # the program says so itself
+        tree = read_config(find_config(config, "pipelines"), PrepareSettings)
+        keys = tree.keys() | {key.split(".")[0] for key in parse_overrides(overrides)}
+    except UserError:  # `run_program` will raise it again
         return False
     return "dataset" in keys and "source" not in keys
 
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str], prog: str = "python -m") -> int:
     """The exit code."""
     if not _of_banks(arguments):
         return run_program("pipelines", PURPOSE, PrepareSettings, _run, arguments, check, prog)
-    from training.features import BankSettings, compute_banks  # torch and all encoders come with it
+    from training.features import BankSettings, compute_banks  # imports torch and all encoders
 
     def run(settings: BankSettings, display: Display) -> None:
         compute_banks(settings, display)

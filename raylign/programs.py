@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.program.config_files import find_config
-from pipelines.program.settings import Settings, apply_overrides, load, validate
+from pipelines.program.settings import apply_overrides, load, validate
+from pipelines.program.settings_base import Settings
 
 if TYPE_CHECKING:
     from evaluation.results import Result

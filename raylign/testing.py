@@ -1,10 +1,11 @@
-"""Checks that an objective of one's own keeps the laws which those that come along keep. For its author's tests:
+"""Checks that a user's own objective obeys the laws that the built-in ones obey. For its author's tests:
 
     def test_it_keeps_the_laws():
         raylign.testing.check_objective(MySettings(temperature=0.2))
 
-A loss of parts is not the loss of the whole unless somebody takes care of it: gathers what other workers have, keeps state out of
-`forward`, and writes it in `update` from gathered values. Small networks in float64, by the step that training takes.
+The loss of a batch in parts equals that of the whole batch only if the objective gathers the rows of other workers, changes no
+state in `forward`, and writes state in `update` from gathered values. The checks train small networks in float64 with the same
+step function as training.
 """
 
 import io
@@ -38,14 +39,14 @@ _TASK = Task(
     vocabulary_size=11,
     guide_widths=(_DIM, _DIM),
 )
-# Pairs by image and by caption: the same image twice, the same caption twice, one pair twice.
+# The pairs' images and captions: with an image twice, a caption twice, and a pair twice.
 _IMAGES = torch.tensor([0, 0, 0, 1, 2, 3, 3, 4, 5, 6, 7, 7])
 _TEXTS = torch.tensor([0, 1, 2, 2, 3, 4, 5, 5, 5, 6, 8, 8])
-_PATIENCE = 300  # seconds for two processes to start and to take their steps
+_PATIENCE = 300  # seconds for a process to start and train
 
 
 class Outcome(NamedTuple):
-    """What some steps did: losses and gradients of each, and all state at the end."""
+    """The result of some steps: losses and gradients of each, and all state at the end."""
 
     losses: list[Tensor]
     gradients: list[list[Tensor]]
@@ -54,37 +55,40 @@ class Outcome(NamedTuple):
 
 
 def check_objective(settings: ObjectiveSettings, workers: int = 2) -> None:
-    """Raises `AssertionError` that names the law which the objective breaks.
+    """Raises `AssertionError` with the law that the objective breaks.
 
-    Its config is read again as it was; `forward` changes nothing, and gives the same again; a checkpoint between two steps
-    changes nothing; a step in two or three parts is the step of the whole, and so is one of `workers` processes (2, 3, 4, 6, 12).
+    The laws: its settings survive being written and read; `forward` is repeatable and changes no state; a checkpoint between two
+    steps changes nothing; a step in two or three parts equals the step on the whole batch, and so does one by several processes.
 
     Args:
-        settings: of the objective, at which all of it moves within a few steps: soft temperatures, short schedules. Its module
-            must be importable: processes are started that import it.
+        settings: the objective's, such that all of it changes within a few steps: high temperatures, short schedules. Its module
+            must be importable, as the processes import it.
+        workers: number of processes: 2, 3, 4, 6 or 12.
     """
-    told = f"{type(settings).__name__}: "
+    prefix = f"{type(settings).__name__}: "
     tree = settings.model_dump(mode="json")
     again = _run_settings(tree).objective
-    assert again == settings, f"{told}read from its config it is another: {again!r} in the place of {settings!r}"
-    _check_forward(settings, told)
+    assert again == settings, f"{prefix}written and read again, its settings differ: {again!r} instead of {settings!r}"
+    _check_forward(settings, prefix)
     whole = _steps(tree, 0, _STEPS)
     for step, loss in enumerate(whole.losses):
-        assert bool(loss.isfinite()), f"{told}the loss of step {step} is {float(loss)}"
-    assert any(bool(g.abs().max() > 0) for g in whole.gradients[-1]), f"{told}no gradient reaches the encoder"
+        assert bool(loss.isfinite()), f"{prefix}the loss of step {step} is {float(loss)}"
+    assert any(bool(g.abs().max() > 0) for g in whole.gradients[-1]), f"{prefix}no gradient reaches the encoder"
     first = _steps(tree, 0, 1)
     _compare(
-        _steps(tree, 1, _STEPS, first.saved), whole, f"{told}after a checkpoint it goes on otherwise: state that is no buffer?"
+        _steps(tree, 1, _STEPS, first.saved),
+        whole,
+        f"{prefix}after a checkpoint, steps differ: is state outside of buffers?",
     )
     for parts in (2, 3):
-        what = f"{told}a step in {parts} parts is not the step of the whole: does `forward` write state, or draw random numbers?"
+        what = f"{prefix}a step in {parts} parts differs from the whole step: does `forward` write state, or draw random numbers?"
         _compare(_steps(tree, 0, _STEPS, None, parts), whole, what)
-    what = f"{told}{workers} workers are not one: does it gather what it compares with, and what `update` writes?"
-    for found in _on(workers, tree):
-        _compare(found, whole, what)
+    what = f"{prefix}{workers} workers differ from one: does it gather what it compares with, and what `update` writes?"
+    for outcome in _on(workers, tree):
+        _compare(outcome, whole, what)
 
 
-def _check_forward(settings: ObjectiveSettings, told: str) -> None:
+def _check_forward(settings: ObjectiveSettings, prefix: str) -> None:
     state = _state(_run_settings(settings.model_dump(mode="json")))
     batch: Any = _batch(0)
     with torch.no_grad():
@@ -92,27 +96,29 @@ def _check_forward(settings: ObjectiveSettings, told: str) -> None:
         rows = state.encoder(batch)
         before = {name: value.clone() for name, value in state.objective.state_dict().items()}
         first, second = (state.objective(rows, batch) for _ in range(2))
-    assert first.total.ndim == 0, f"{told}`Loss.total` has shape {list(first.total.shape)}; it is one number, the mean over rows"
-    assert torch.equal(first.total, second.total), f"{told}`forward` gives another loss the second time"
+    assert first.total.ndim == 0, (
+        f"{prefix}`Loss.total` has shape {list(first.total.shape)}; must be one number, the mean over rows"
+    )
+    assert torch.equal(first.total, second.total), f"{prefix}`forward` gives another loss the second time"
     after = state.objective.state_dict()
     changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
-    assert not changed, f"{told}`forward` changes {', '.join(changed)}; state is written in `update`"
-    assert not any(value.requires_grad for value in first.metrics.values()), f"{told}`Loss.metrics` are to be detached"
+    assert not changed, f"{prefix}`forward` changes {', '.join(changed)}; write state in `update`"
+    assert not any(value.requires_grad for value in first.metrics.values()), f"{prefix}`Loss.metrics` must be detached"
 
 
-def _compare(found: Outcome, expected: Outcome, told: str) -> None:
-    """Up to the rounding of float64."""
+def _compare(outcome: Outcome, expected: Outcome, law: str) -> None:
+    """Raises `AssertionError` if outcomes differ by more than rounding in float64; `expected` may have more steps before."""
     close: dict[str, Any] = {"rtol": 1e-7, "atol": 1e-10}
     pairs = {
-        "loss": (found.losses, expected.losses[-len(found.losses) :]),
-        "gradients": (found.gradients, expected.gradients[-len(found.gradients) :]),
-        "state": (found.state, expected.state),
+        "loss": (outcome.losses, expected.losses[-len(outcome.losses) :]),
+        "gradients": (outcome.gradients, expected.gradients[-len(outcome.gradients) :]),
+        "state": (outcome.state, expected.state),
     }
-    for name, (one, other) in pairs.items():
+    for name, (actual, reference) in pairs.items():
         try:
-            torch.testing.assert_close(one, other, **close)
+            torch.testing.assert_close(actual, reference, **close)
         except AssertionError as error:
-            raise AssertionError(f"{told} ({name}: {' '.join(str(error).split())})") from None
+            raise AssertionError(f"{law} ({name}: {' '.join(str(error).split())})") from None
 
 
 def _run_settings(objective: dict[str, Any], accumulate: int = 1) -> TrainSettings:
@@ -126,7 +132,7 @@ def _run_settings(objective: dict[str, Any], accumulate: int = 1) -> TrainSettin
         "epochs": 1,
         "global_batch_size": _ROWS,
         "accumulate": accumulate,
-        # Named for objectives that ask for some, and never built.
+        # For objectives that need some; they are never built.
         "frozen_encoders": {"image_encoder": {"name": "conv"}, "text_encoder": {"name": "bag"}},
     }
     return validate(TrainSettings, tree | {"objective": objective}, "check_objective")
@@ -149,13 +155,13 @@ class _Encoder(nn.Module):
         return Embeddings(F.normalize(image), F.normalize(text), image, text, strong, strong, states, other)
 
     def images(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """As `DualEncoder`, for teachers that look at strong views."""
+        """Like that of `DualEncoder`, for teachers that embed strong views."""
         strong = self.image(batch["strong"])
         return self.image(batch["image_features"]), strong, strong
 
 
 def _batch(step: int) -> Batch:
-    """A step's global batch; every column that an objective can ask for."""
+    """A step's global batch, with every column that an objective can read."""
     image_id, text_id = (_IMAGES + 5 * step) % _TASK.num_images, (_TEXTS + 5 * step) % _TASK.num_texts
     fixed, own = torch.Generator().manual_seed(1), torch.Generator().manual_seed(100 + step)
 
@@ -186,7 +192,7 @@ def _batch(step: int) -> Batch:
 
 
 def _own_rows(batch: Any) -> Any:
-    """This worker's."""
+    """This worker's part of a global batch."""
     size = _ROWS // distributed.world_size()
     own = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
     return {name: column[own] for name, column in batch.items()}
@@ -204,7 +210,7 @@ def _state(settings: TrainSettings, seed: int = 0) -> TrainState:
 
 
 def _steps(objective: dict[str, Any], first: int, last: int, saved: bytes | None = None, parts: int = 1) -> Outcome:
-    """Train on this worker's rows of global batches, from a checkpoint where there is one."""
+    """Train on this worker's rows of global batches, from a checkpoint if there is one."""
     settings = _run_settings(objective, parts)
     state = _state(settings, seed=0 if saved is None else 99)
     if saved is not None:
@@ -225,25 +231,25 @@ def _steps(objective: dict[str, Any], first: int, last: int, saved: bytes | None
 
 
 def _on(workers: int, objective: dict[str, Any]) -> list[Outcome]:
-    """The steps in several processes that talk through gloo."""
+    """The outcomes of several processes that train together, through gloo."""
     assert _ROWS % workers == 0, f"workers: {workers} do not share {_ROWS} rows; choose 2, 3, 4, 6 or 12"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "timm.optim", "training.step"])  # imported once, whatever is checked after this
+    context.set_forkserver_preload(["torch", "timm.optim", "training.step"])  # imported once for all checks
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_worker, args=(theirs, str(Path(folder) / "store"), rank, workers, objective))
+            own_end, worker_end = context.Pipe()
+            process = context.Process(target=_worker, args=(worker_end, str(Path(folder) / "store"), rank, workers, objective))
             process.start()
-            theirs.close()
-            pipes.append(ours)
+            worker_end.close()
+            pipes.append(own_end)
             processes.append(process)
         try:
             answers = []
             for rank, pipe in enumerate(pipes):
                 if not pipe.poll(_PATIENCE):
                     raise AssertionError(
-                        f"worker {rank} of {workers} gave no answer in {_PATIENCE} s: do all gather equally often?"
+                        f"worker {rank} of {workers} gave no answer in {_PATIENCE} s: do all workers gather equally often?"
                     )
                 try:
                     answer = pipe.recv()
@@ -260,12 +266,12 @@ def _on(workers: int, objective: dict[str, Any]) -> list[Outcome]:
 
 
 def _worker(pipe: Any, store: str, rank: int, workers: int, objective: dict[str, Any]) -> None:
-    """One process of `_on`: its outcome, or what went wrong, in words."""
+    """One process of `_on`: sends its outcome, or the text of its exception."""
     torch.set_num_threads(1)
     try:
         with distributed.gloo(store, rank, workers, _PATIENCE):
             outcome = _steps(objective, 0, _STEPS)
-        file = io.BytesIO()  # by themselves tensors would be sent as shared memory, which ends with this process
+        file = io.BytesIO()  # sent directly, tensors would be in shared memory, which ends with this process
         torch.save((outcome.losses, outcome.gradients, outcome.state), file)
         pipe.send(file.getvalue())
     except Exception as error:

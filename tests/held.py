@@ -15,7 +15,7 @@ from tests.patience import wait_until
 
 
 class Held:
-    """Starts programs; each writes what it tells to a file of its own."""
+    """Starts programs; each writes its output to a file of its own."""
 
     def __init__(self, folder: Path):
         self._folder, self._count = folder, 0
@@ -24,36 +24,36 @@ class Held:
         self._processes: list[BaseProcess] = []
 
     def __call__(self, package: str, place: str | None, arguments: Sequence[str], number: int = 0) -> tuple[int, list[str]]:
-        """The exit code of `python -m package arguments`, and the lines that it told; `number` is sent when it is at `place`."""
+        """The exit code and printed lines of `python -m package arguments`; signal `number` is sent when it is at `place`."""
         self._count += 1
-        told, there = self._folder / f"told-{self._count}.txt", self._folder / f"there-{self._count}"
-        process = self._context.Process(target=_run, args=(package, place, list(arguments), told, there))
+        output, reached = self._folder / f"output-{self._count}.txt", self._folder / f"reached-{self._count}"
+        process = self._context.Process(target=_run, args=(package, place, list(arguments), output, reached))
         self._processes.append(process)
         process.start()
         if number:
-            wait_until(lambda: there.exists() or not process.is_alive(), told.read_text)
-            assert there.exists(), told.read_text()
+            wait_until(lambda: reached.exists() or not process.is_alive(), output.read_text)
+            assert reached.exists(), output.read_text()
             assert process.pid is not None
             os.kill(process.pid, number)
         process.join()
         assert process.exitcode is not None
-        return process.exitcode, told.read_text().splitlines()
+        return process.exitcode, output.read_text().splitlines()
 
     def close(self) -> None:
         for process in self._processes:
             process.kill()
 
 
-def _run(package: str, place: str | None, arguments: list[str], told: Path, there: Path) -> None:
+def _run(package: str, place: str | None, arguments: list[str], output: Path, reached: Path) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, which ignores it
-    file = os.open(told, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115 - as long as the process
     sys.argv = [package, *arguments]
 
     def hold(*_: Any, **__: Any) -> None:
-        there.touch()
+        reached.touch()
         while True:
             signal.pause()
 
@@ -90,7 +90,7 @@ def _training(place: str | None, hold: Any) -> int:
     from training.config import TrainSettings
     from training.resources import Cluster
 
-    training.run.present = lambda: Cluster(2, 0)
+    training.run.current_cluster = lambda: Cluster(2, 0)
     training.run._pool = lambda *_: feature_store.Pool(0)
     if place == "start":
         cluster.start = hold  # type: ignore[assignment]

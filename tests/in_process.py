@@ -1,4 +1,4 @@
-"""The programs in this process, on the session's Ray: a command without the seconds that a process and a Ray of its own take.
+"""Runs the programs in this process on the session's Ray, which saves the seconds that a process and a Ray of its own take.
 
 For tests of what a command does, not of how a process starts and ends. They ask for `ray_session`.
 """
@@ -12,19 +12,19 @@ ROOT = Path(__file__).parent.parent
 
 
 def run_command(program: str, *arguments: str) -> tuple[int, str]:
-    """`python -m PROGRAM ARGUMENTS` in the repository's root: its exit code, and all that it told."""
+    """`python -m PROGRAM ARGUMENTS` in the repository's root: its exit code and output."""
     main = importlib.import_module(f"{program}.__main__").main
-    told = io.StringIO()
-    with chdir(ROOT), redirect_stdout(told), redirect_stderr(told):
+    output = io.StringIO()
+    with chdir(ROOT), redirect_stdout(output), redirect_stderr(output):
         try:
             code = main(arguments)
-        except SystemExit as ended:  # of what is no option
+        except SystemExit as ended:  # by argparse
             code = int(ended.code or 0)
-    return code, told.getvalue()
+    return code, output.getvalue()
 
 
 def succeed(program: str, *arguments: str) -> str:
-    """What a command told that ended well."""
-    code, told = run_command(program, *arguments)
-    assert code == 0, f"{program} {arguments}\n{told}"
-    return told
+    """The output of a command, which must succeed."""
+    code, output = run_command(program, *arguments)
+    assert code == 0, f"{program} {arguments}\n{output}"
+    return output

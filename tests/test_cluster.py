@@ -288,4 +288,4 @@ def test_job_that_fails(submit: Submit, tmp_path: Path) -> None:
     """The program's one line arrives, and the code is not 0."""
     job = submit("python", "-m", "training", "training/configs/openmoji.yaml", "optimizer.learning_rate=1")
     assert job.code != 0
-    assert "error: training/configs/openmoji.yaml: optimizer.learning_rate: unknown key" in job.output
+    assert "error: optimizer.learning_rate: " in job.output and "training/configs/openmoji.yaml" in job.output

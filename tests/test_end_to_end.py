@@ -1,6 +1,6 @@
-"""The README's own commands, run as a user would, on a small part of the data; and what they must leave behind.
+"""The README's commands, run as a user would on a small part of the data, and the files that they must leave.
 
-Each program runs once in a process of its own; what comes after runs in this one.
+Each program runs once in a process of its own, and again in this one.
 """
 
 import io
@@ -32,7 +32,7 @@ def readme_commands() -> dict[str, list[str]]:
 
 
 def succeed_apart(*arguments: str) -> str:
-    """What `python -m ...` tells in a process of its own, in the repository's root, without a terminal; it must end well."""
+    """The output of `python -m ...` in a process of its own, in the repository's root, without a terminal; it must succeed."""
     command = [sys.executable, "-m", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
@@ -73,13 +73,13 @@ def test_a_run_leaves_all_it_promises(home: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_the_same_commands_again_say_that_all_is_done(ray_session: None, home: Path) -> None:
+def test_the_same_commands_again_change_nothing(ray_session: None, home: Path) -> None:
     commands = readme_commands()
     before = {path: path.stat().st_mtime_ns for path in home.rglob("*.json")}
     again = succeed(*commands["pipelines"], f"output={home}/data", "source.limit=240", "image.size=64")
-    assert "already prepared" in again
+    assert f"{home}/data" in again
     again = succeed(*commands["training"], "name=demo", f"storage={home}/runs", f"data.path={home}/data", *LOCKED)
-    assert "finished before" in again and "retrieval/openmoji/image_to_text_recall@1" in again
+    assert f"{home}/runs/demo: " in again and "retrieval/openmoji/image_to_text_recall@1" in again
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*.json")} == before
 
 
@@ -112,7 +112,7 @@ def test_evaluation_from_pixels_gives_the_scores_of_the_run(ray_session: None, h
 
 
 @pytest.mark.e2e
-def test_a_sweep_tabulates_and_goes_on(ray_session: None, home: Path) -> None:
+def test_a_sweep_tabulates_and_resumes(ray_session: None, home: Path) -> None:
     sweep = home / "sweep.yaml"
     sweep.write_text(
         f"name: sweep\nstorage: {home}/sweeps\nbase: training/configs/openmoji.yaml\nseeds: [1]\n"
@@ -120,7 +120,7 @@ def test_a_sweep_tabulates_and_goes_on(ray_session: None, home: Path) -> None:
         "grid: {objective.name: [clip, siglip]}\n"
     )
     said = succeed_apart("tuning", str(sweep))
-    assert "2 at a time, each 1 worker x 1 CPU" in said and "with one seed a cell no difference can be told from chance" in said
+    assert "2 at a time, each 1 worker x 1 CPU" in said and "one seed" in said
     trials = pd.read_csv(home / "sweeps" / "sweep" / "trials.csv").set_index("objective.name")
     assert (trials["status"] == "finished").all() and (trials["split"] == "test").all()
     summary = pd.read_csv(home / "sweeps" / "sweep" / "summary.csv").query("metric == 'score'").set_index("cell")
@@ -128,14 +128,14 @@ def test_a_sweep_tabulates_and_goes_on(ray_session: None, home: Path) -> None:
         assert summary.loc[cell, "n"] == 1
         assert summary.loc[cell, "mean"] == pytest.approx(trials.loc[cell, "retrieval/openmoji/mean_recall@1"])
     page = home / "sweeps" / "sweep" / "report.html"
-    assert "finished before" in succeed("tuning", str(sweep))
+    assert f"{page.parent}: " in succeed("tuning", str(sweep))
     page.unlink()
     assert str(page) in succeed("tuning", "report", str(page.parent)) and page.exists()
 
 
 @pytest.mark.e2e
 def test_own_shards_are_checked_and_prepared_with_their_bad_rows_listed(ray_session: None, tmp_path: Path) -> None:
-    """What the README tells a user to do with data of their own."""
+    """The README's commands for a user's own data."""
     for shard in range(2):
         with tarfile.open(tmp_path / f"{shard:05d}.tar", "w") as tar:
             for i in range(20):

@@ -1,7 +1,6 @@
-"""The mistakes a newcomer makes: each one line that names the key or the file and the way out, exit code 2, no traceback."""
+"""Mistakes of newcomers: each ends with exit code 2 and one line that names the key or file, the value and the way out."""
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from pipelines.__main__ import _run as run_pipelines
 from pipelines.dataset.prepared import Prepared
 from pipelines.prepare.config import PrepareSettings
 from pipelines.program.cli import run_program
-from pipelines.program.errors import UserError
 from pipelines.program.settings import example_of, load, parse_overrides
+from tests.refusals import refused
 from training.__main__ import _run as run_training
 from training.config import TrainSettings
 from tuning.__main__ import _run as run_tuning
@@ -45,7 +44,7 @@ def mistake(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ca
         model, action = PROGRAMS[program]
         try:
             code = run_program(program, "", model, action, arguments)
-        except SystemExit as ended:  # of what is no option
+        except SystemExit as ended:  # as for an unknown option
             code = ended.code
         said = capfd.readouterr().err.strip()
         assert code == 2, said
@@ -60,87 +59,95 @@ def mistake(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ca
     [
         # How keys are set
         ("training", [OPENMOJI, "epochs=3", "epochs=4"], ["epochs", "twice", "3", "4"]),
-        ("training", [OPENMOJI, "optimizer.lr="], ["optimizer.lr", "nothing follows", "optimizer.lr=VALUE"]),
-        ("training", [OPENMOJI, "optimizer.lr=", "1e-3"], ["did you mean optimizer.lr=1e-3"]),
-        ("training", [OPENMOJI, "--epochs", "3"], ["--epochs", "did you mean epochs=3"]),
-        ("training", [OPENMOJI, "--epochs=3"], ["did you mean epochs=3"]),
-        ("training", [OPENMOJI, "--lr", "1e-3"], ["did you mean optimizer.lr=1e-3"]),
-        ("training", [OPENMOJI, "--batch-size", "64"], ["did you mean global_batch_size=64"]),
-        ("training", [OPENMOJI, "--overwrite"], ["did you mean overwrite=true"]),
-        ("training", [OPENMOJI, "--resume"], ["'--resume' is no option", "--quiet"]),
-        ("training", [OPENMOJI, "epochs", "3"], ["did you mean epochs=3"]),
-        ("training", [OPENMOJI, "epochs:", "3"], ["did you mean epochs=3"]),
-        ("training", [OPENMOJI, "epochs", "=", "3"], ["did you mean epochs=3"]),
-        ("training", [OPENMOJI, "optimizer..lr=1"], ["optimizer..lr", "expected key=value"]),
-        ("pipelines", [EMOJIS, "--limit", "10"], ["did you mean source.limit=10"]),
+        ("training", [OPENMOJI, "optimizer.lr="], ["optimizer.lr", "optimizer.lr=VALUE"]),
+        ("training", [OPENMOJI, "optimizer.lr=", "1e-3"], ["optimizer.lr=1e-3"]),
+        ("training", [OPENMOJI, "--epochs", "3"], ["--epochs", "epochs=3"]),
+        ("training", [OPENMOJI, "--epochs=3"], ["epochs=3"]),
+        ("training", [OPENMOJI, "--lr", "1e-3"], ["optimizer.lr=1e-3"]),
+        ("training", [OPENMOJI, "--batch-size", "64"], ["global_batch_size=64"]),
+        ("training", [OPENMOJI, "--overwrite"], ["overwrite=true"]),
+        ("training", [OPENMOJI, "--resume"], ["'--resume'", "--quiet"]),
+        ("training", [OPENMOJI, "epochs", "3"], ["epochs=3"]),
+        ("training", [OPENMOJI, "epochs:", "3"], ["epochs=3"]),
+        ("training", [OPENMOJI, "epochs", "=", "3"], ["epochs=3"]),
+        ("training", [OPENMOJI, "optimizer..lr=1"], ["optimizer..lr", "key=value"]),
+        ("pipelines", [EMOJIS, "--limit", "10"], ["source.limit=10"]),
         # Which file
         ("training", [], ["CONFIG.yaml"]),
-        ("training", ["nope.yaml"], ["nope.yaml", "no such file", OPENMOJI]),
-        ("training", ["opnmoji.yaml"], ["no such file", f"did you mean {OPENMOJI}?"]),
-        ("training", ["training/configs/opnmoji.yaml"], [f"did you mean {OPENMOJI}?"]),
-        ("training", ["training/configs"], ["is a folder", OPENMOJI]),
-        ("training", ["README.md"], ["README.md", "not readable as YAML"]),
-        ("training", [EMOJIS], ["another program", f"python -m pipelines {EMOJIS}"]),
-        ("pipelines", [OPENMOJI], ["another program", f"python -m training {OPENMOJI}"]),
-        ("evaluation", [SWEEP], ["another program", f"python -m tuning {SWEEP}"]),
-        ("tuning", [SCORES], ["another program", f"python -m evaluation {SCORES}"]),
-        ("training", ["epochs=3", OPENMOJI], ["the config comes first"]),
-        ("training", [OPENMOJI, SCRATCH], [SCRATCH, "expected key=value"]),
+        ("training", ["nope.yaml"], ["nope.yaml", OPENMOJI]),
+        ("training", ["opnmoji.yaml"], ["opnmoji.yaml", f"{OPENMOJI}?"]),
+        ("training", ["training/configs/opnmoji.yaml"], [f"{OPENMOJI}?"]),
+        ("training", ["training/configs"], ["training/configs: ", OPENMOJI]),
+        ("training", ["README.md"], ["README.md", "YAML"]),
+        ("training", [EMOJIS], [f"python -m pipelines {EMOJIS}"]),
+        ("pipelines", [OPENMOJI], [f"python -m training {OPENMOJI}"]),
+        ("evaluation", [SWEEP], [f"python -m tuning {SWEEP}"]),
+        ("tuning", [SCORES], [f"python -m evaluation {SCORES}"]),
+        ("training", ["epochs=3", OPENMOJI], ["'epochs=3'", "CONFIG.yaml epochs=3"]),
+        ("training", [OPENMOJI, SCRATCH], [SCRATCH, "key=value"]),
         # Keys
-        ("training", [OPENMOJI, "lr=1e-3"], ["lr: unknown key", "did you mean 'optimizer.lr'"]),
-        ("training", [OPENMOJI, "learning_rate=1e-3"], ["did you mean 'optimizer.lr'"]),
-        ("training", [OPENMOJI, "num_workers=2"], ["did you mean 'resources.num_workers'"]),
-        ("training", [OPENMOJI, "batch_size=64"], ["did you mean 'global_batch_size'"]),
-        ("training", [OPENMOJI, "objective.name=siglip", "objective.warmup_epochs=1"], ["objective.warmup_epochs: unknown key"]),
-        ("pipelines", [EMOJIS, "source.name=table", "source.path=a.csv"], ["source.path", "did you mean 'paths'"]),
-        ("tuning", [SWEEP, "data.path=x"], ["data: unknown key", "overrides.data"]),
-        ("evaluation", [SCORES, "model=x"], ["model: unknown key", "did you mean 'models'"]),
+        ("training", [OPENMOJI, "lr=1e-3"], ["error: lr: ", "'optimizer.lr'"]),
+        ("training", [OPENMOJI, "learning_rate=1e-3"], ["'optimizer.lr'"]),
+        ("training", [OPENMOJI, "num_workers=2"], ["'resources.num_workers'"]),
+        ("training", [OPENMOJI, "batch_size=64"], ["'global_batch_size'"]),
+        (
+            "training",
+            [OPENMOJI, "objective.name=siglip", "objective.warmup_epochs=1"],
+            ["objective.warmup_epochs: "],
+        ),
+        ("pipelines", [EMOJIS, "source.name=table", "source.path=a.csv"], ["source.path", "'paths'"]),
+        ("tuning", [SWEEP, "data.path=x"], ["error: data: ", "overrides.data"]),
+        ("evaluation", [SCORES, "model=x"], ["error: model: ", "'models'"]),
         # Values
-        ("training", [OPENMOJI, "objective=siglip"], ["objective", "did you mean objective.name=siglip"]),
-        ("training", [OPENMOJI, "optimizer=sgd"], ["did you mean optimizer.name=sgd"]),
-        ("training", [OPENMOJI, "data=data/mine"], ["did you mean data.path=data/mine"]),
-        ("training", [OPENMOJI, "objective.name=CLIP"], ["did you mean 'clip'"]),
+        ("training", [OPENMOJI, "objective=siglip"], ["objective", "objective.name=siglip"]),
+        ("training", [OPENMOJI, "optimizer=sgd"], ["optimizer.name=sgd"]),
+        ("training", [OPENMOJI, "data=data/mine"], ["data.path=data/mine"]),
+        ("training", [OPENMOJI, "objective.name=CLIP"], ["'clip'"]),
         ("training", [OPENMOJI, "image_tower=resnet50"], ["image_tower.name", "timm"]),
-        ("training", [OPENMOJI, "evaluation.recall_at=5"], ["did you mean evaluation.recall_at=[5]"]),
+        ("training", [OPENMOJI, "evaluation.recall_at=5"], ["evaluation.recall_at=[5]"]),
         ("training", [OPENMOJI, "evaluation.recall_at=[0]"], ["evaluation.recall_at", "(value 0)"]),
-        ("training", [OPENMOJI, "evaluation.recall_at=[1,1]"], ["evaluation.recall_at", "1 stands there twice"]),
-        ("training", [OPENMOJI, "evaluation.labels=[group,group]"], ["evaluation.labels", "'group' stands there twice"]),
-        ("training", [OPENMOJI, "evaluation.templates=[]"], ["evaluation.templates", "at least one"]),
-        ("training", [OPENMOJI, "optimizer={lr: 1, lr: 2}"], ["optimizer", "'lr' stands there twice"]),
-        ("training", [OPENMOJI, "data.path=null"], ["data.path", "a path is wanted", "null"]),
-        ("training", [OPENMOJI, "data.path=README.md"], ["data.path", "README.md is a file"]),
-        ("training", [OPENMOJI, "data.path=docs"], ["data.path", "docs is no prepared dataset", "source.path="]),
-        ("training", [OPENMOJI, "checkpoint.mode=maximum"], ["checkpoint.mode", "did you mean 'max'"]),
-        ("pipelines", [EMOJIS, "source.name=csv"], ["source.name", "did you mean 'table'"]),
-        ("pipelines", [EMOJIS, "source=tar"], ["did you mean source.name=webdataset"]),
+        ("training", [OPENMOJI, "evaluation.recall_at=[1,1]"], ["evaluation.recall_at", ": 1 "]),
+        ("training", [OPENMOJI, "evaluation.labels=[group,group]"], ["evaluation.labels", "'group'"]),
+        ("training", [OPENMOJI, "evaluation.templates=[]"], ["evaluation.templates", "[]"]),
+        ("training", [OPENMOJI, "optimizer={lr: 1, lr: 2}"], ["optimizer", "'lr'"]),
+        ("training", [OPENMOJI, "data.path=null"], ["data.path", "null"]),
+        ("training", [OPENMOJI, "data.path=README.md"], ["data.path", "README.md"]),
+        ("training", [OPENMOJI, "data.path=docs"], ["data.path", "docs", "source.path="]),
+        ("training", [OPENMOJI, "checkpoint.mode=maximum"], ["checkpoint.mode", "'max'"]),
+        ("pipelines", [EMOJIS, "source.name=csv"], ["source.name", "'table'"]),
+        ("pipelines", [EMOJIS, "source=tar"], ["source.name=webdataset"]),
         ("pipelines", [EMOJIS, "splits.tset=0.2"], ["splits", "'tset'", "'test'"]),
         ("pipelines", [EMOJIS, "splits=0.2"], ["splits", "(value 0.2)"]),
         ("pipelines", [EMOJIS, "splits.test=20"], ["splits", "20"]),
-        ("pipelines", [EMOJIS, "image.format=jpg"], ["image.format", "did you mean 'jpeg'"]),
-        ("pipelines", [EMOJIS, "filters.languages=en"], ["did you mean filters.languages=[en]"]),
+        ("pipelines", [EMOJIS, "image.format=jpg"], ["image.format", "'jpeg'"]),
+        ("pipelines", [EMOJIS, "filters.languages=en"], ["filters.languages=[en]"]),
         ("pipelines", [EMOJIS, "filters.languages=[english]"], ["filters.languages", "'english'", "two letters"]),
-        ("pipelines", [EMOJIS, "output=s3:/bucket/x"], ["output", "did you mean s3://bucket/x"]),
-        ("pipelines", [EMOJIS, "output=README.md"], ["output", "README.md is a file"]),
-        ("pipelines", [EMOJIS, "output=README.md/x"], ["output", "README.md is a file"]),
+        ("pipelines", [EMOJIS, "output=s3:/bucket/x"], ["output", "s3://bucket/x"]),
+        ("pipelines", [EMOJIS, "output=README.md"], ["output", "README.md"]),
+        ("pipelines", [EMOJIS, "output=README.md/x"], ["output", "README.md"]),
         ("pipelines", [EMOJIS, "source.name=folder", "source.path=nowhere"], ["source.path", "nowhere"]),
-        ("evaluation", [SCORES, "tasks=zero_shot"], ["did you mean tasks=[zero_shot]"]),
-        ("evaluation", [SCORES, "tasks=[zeroshot]"], ["tasks.0", "did you mean 'zero_shot'"]),
+        ("evaluation", [SCORES, "tasks=zero_shot"], ["tasks=[zero_shot]"]),
+        ("evaluation", [SCORES, "tasks=[zeroshot]"], ["tasks.0", "'zero_shot'"]),
         ("evaluation", [SCORES, "few_shot.shots=[0]"], ["few_shot.shots.0", "(value 0)"]),
         ("evaluation", [SCORES, "corruption.severities=[6]"], ["corruption.severities", "6"]),
-        ("evaluation", [SCORES, "data.openmoji.name=torchvision", "data.openmoji.path=x"], ["data.openmoji.dataset", "missing"]),
-        ("evaluation", [SCORES, "data=nowhere"], ["nowhere", "no prepared dataset"]),
+        (
+            "evaluation",
+            [SCORES, "data.openmoji.name=torchvision", "data.openmoji.path=x"],
+            ["data.openmoji.dataset=VALUE"],
+        ),
+        ("evaluation", [SCORES, "data=nowhere"], ["nowhere", "python -m pipelines"]),
         ("evaluation", [SCORES, "checkpoint=null"], ["embedder", "checkpoint=RUN"]),
-        ("tuning", [SWEEP, "seeds=3"], ["did you mean seeds=[3]"]),
-        ("tuning", [SWEEP, "grid.objective.name=clip"], ["did you mean grid.objective.name=[clip]"]),
-        ("tuning", [SWEEP, "scheduler=asha"], ["did you mean scheduler.name=asha"]),
-        ("tuning", [SWEEP, "scheduler.name=ahsa"], ["did you mean 'asha'"]),
-        ("tuning", [SWEEP, "base=nope.yaml"], ["nope.yaml", "no such file"]),
+        ("tuning", [SWEEP, "seeds=3"], ["seeds=[3]"]),
+        ("tuning", [SWEEP, "grid.objective.name=clip"], ["grid.objective.name=[clip]"]),
+        ("tuning", [SWEEP, "scheduler=asha"], ["scheduler.name=asha"]),
+        ("tuning", [SWEEP, "scheduler.name=ahsa"], ["'asha'"]),
+        ("tuning", [SWEEP, "base=nope.yaml"], ["nope.yaml"]),
         ("tuning", [SWEEP, f"base={SWEEP}"], ["base: ", SWEEP, f"base={OPENMOJI}"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in "".join(value) else None,
 )
 def test_words(program: str, arguments: list[str], named: list[str], mistake: Callable[..., str]) -> None:
-    """Told from the words alone: no data is there, and nothing starts."""
+    """From the config alone: there is no data, and nothing starts."""
     said = mistake(program, *arguments)
     for part in named:
         assert part in said
@@ -151,11 +158,11 @@ def test_words(program: str, arguments: list[str], named: list[str], mistake: Ca
     [
         (["embedder=open_clip", "checkpoint=null"], ["embedder", "'open_clip'", "module:function"]),
         (["embedder=no_such_module:f", "checkpoint=null"], ["embedder", "no_such_module"]),
-        (["embedder=training.embedders:openclip", "checkpoint=null"], ["embedder", "did you mean training.embedders:open_clip"]),
-        (["checkpoint=nowhere"], ["checkpoint", "nowhere is not a folder", "runs/demo"]),
-        (["checkpoint=docs"], ["checkpoint", "docs holds no checkpoint"]),
-        (["output=README.md", "embedder=training.embedders:open_clip", "checkpoint=null"], ["output", "README.md is a file"]),
-        (["cache=README.md", "embedder=training.embedders:open_clip", "checkpoint=null"], ["cache", "README.md is a file"]),
+        (["embedder=training.embedders:openclip", "checkpoint=null"], ["embedder", "training.embedders:open_clip"]),
+        (["checkpoint=nowhere"], ["checkpoint", "nowhere", "runs/demo"]),
+        (["checkpoint=docs"], ["checkpoint", "docs"]),
+        (["output=README.md", "embedder=training.embedders:open_clip", "checkpoint=null"], ["output", "README.md"]),
+        (["cache=README.md", "embedder=training.embedders:open_clip", "checkpoint=null"], ["cache", "README.md"]),
         (["data.openmoji.split=tset"], ["data.openmoji.split", "'tset'", "train, test"]),
         (["data.openmoji.labels=[colour]"], ["data.openmoji.labels", "'colour'", "group, subgroup"]),
     ],
@@ -164,14 +171,14 @@ def test_words(program: str, arguments: list[str], named: list[str], mistake: Ca
 def test_evaluation(
     arguments: list[str], named: list[str], mistake: Callable[..., str], tiny_dataset: Prepared, tmp_path: Path
 ) -> None:
-    """Told before a cluster is looked for."""
+    """Before a cluster is looked for."""
     given = [
         f"data.openmoji.path={tiny_dataset.path}",
         f"output={tmp_path / 'out'}",
         f"cache={tmp_path / 'c'}",
     ]
     keys = {argument.partition("=")[0] for argument in arguments}
-    said = mistake("evaluation", SCORES, *[one for one in given if one.partition("=")[0] not in keys], *arguments)
+    said = mistake("evaluation", SCORES, *[argument for argument in given if argument.partition("=")[0] not in keys], *arguments)
     for part in named:
         assert part in said
     assert not list(tmp_path.iterdir())
@@ -179,10 +186,10 @@ def test_evaluation(
 
 @pytest.mark.parametrize(("program", "config"), [*zip(PROGRAMS, (EMOJIS, OPENMOJI, SCORES, SWEEP), strict=True)])
 def test_the_example_of_each_program_is_one_of_its_keys(program: str, config: str) -> None:
-    """It stands in --help, and where what was typed says nothing."""
+    """It is in --help, and in errors about arguments that suggest nothing better."""
     model, _ = PROGRAMS[program]
     example = example_of(model)
-    with pytest.raises(UserError, match=re.escape(f"for example {example}")):
+    with refused("'3'", remedy=example):
         parse_overrides(["3"], model)
     load(model, ROOT / config, parse_overrides([example], model))  # raises where there is no such key
 
@@ -190,27 +197,27 @@ def test_the_example_of_each_program_is_one_of_its_keys(program: str, config: st
 @pytest.mark.parametrize("place", ["README.md", "README.md/x"])
 def test_a_file_is_no_storage(place: str, mistake: Callable[..., str], tiny_dataset: Prepared) -> None:
     said = mistake("training", SCRATCH, f"data.path={tiny_dataset.path}", "global_batch_size=8", f"storage={place}")
-    assert "storage" in said and "README.md is a file" in said
+    assert "error: storage: " in said and "README.md" in said
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([OPENMOJI, "optimiser.lr=1"], ["optimiser", "did you mean 'optimizer'"]),
-        ([OPENMOJI, "image_tower.wieghts=x"], ["image_tower.wieghts", "did you mean 'weights'"]),
+        ([OPENMOJI, "optimiser.lr=1"], ["optimiser", "'optimizer'"]),
+        ([OPENMOJI, "image_tower.wieghts=x"], ["image_tower.wieghts", "'weights'"]),
         ([OPENMOJI, "epochs=ten"], ["epochs", "'ten'", "integer"]),
         ([OPENMOJI, "objective.name=clipp"], ["objective.name", "'clipp'", "clip"]),
         ([OPENMOJI, "image_tower.name=resnet"], ["image_tower.name", "'resnet'", "conv, huggingface, open_clip, run, timm"]),
         ([OPENMOJI, "optimizer.name=adamww"], ["optimizer.name", "adamww", "adamw"]),
-        (["training/configs/nope.yaml"], ["training/configs/nope.yaml", "no such file", OPENMOJI]),
+        (["training/configs/nope.yaml"], ["training/configs/nope.yaml", OPENMOJI]),
         ([OPENMOJI, "data.path=nowhere"], ["data.path", "nowhere", "python -m pipelines"]),
         ([SCRATCH, "global_batch_size=100000"], ["global_batch_size", "100000", "global_batch_size=7"]),
         ([SCRATCH, "global_batch_size=30", "accumulate=4"], ["global_batch_size", "30", "4", "32"]),
         ([SCRATCH, "evaluation.split=dev"], ["evaluation.split", "'dev'", "train, test"]),
         ([SCRATCH, "evaluation.labels=[colour]"], ["evaluation.labels", "'colour'", "group, subgroup"]),
-        ([SCRATCH, "evaluation.split=train"], ["evaluation.split", "hold another split out"]),
-        ([SCRATCH, "resources.num_workers=2"], ["2 workers x 1 CPU + 1", "= 3 CPUs", "has 2", "resources.cpus_per_worker=0.5"]),
-        ([SCRATCH, "resources.use_gpu=true"], ["1 workers x 1 GPU", "has 0", "resources.use_gpu=false"]),
+        ([SCRATCH, "evaluation.split=train"], ["evaluation.split", "'train'"]),
+        ([SCRATCH, "resources.num_workers=2"], ["resources.num_workers", "3 CPUs", "2", "resources.cpus_per_worker=0.5"]),
+        ([SCRATCH, "resources.use_gpu=true"], ["1 GPU", "0", "resources.use_gpu=false"]),
         ([SCRATCH, "checkpoint.best=accuracy"], ["checkpoint.best", "'accuracy'", "zero_shot/openmoji_group/top1"]),
         ([SCRATCH, "precision=fp16"], ["precision", "fp16", "bf16"]),
         ([SCRATCH, "name=../x"], ["name", "'../x'"]),
@@ -234,22 +241,23 @@ def test_training(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["sede=[1]"], ["sede", "did you mean 'seeds'"]),
+        (["sede=[1]"], ["sede", "'seeds'"]),
         (["sampler.name=bayes"], ["sampler.name", "'bayes'", "cmaes, grid, random, tpe"]),
-        (["grid.optimizer.name=[adamw,adamx]"], ["optimizer.name", "clip, adamx", "did you mean adamax"]),
-        (["grid.objective.name=[]"], ["grid", "'objective.name' has no values"]),
-        (["grid.objektive.name=[clip]"], ["objektive", "did you mean 'objective'"]),
-        (["space.optimizer.learning_rate={low: 1, high: 2}"], ["optimizer.learning_rate", "unknown key"]),
-        (["space.objective.temperature={low: 2, high: 1}"], ["space.objective.temperature", "low: 2 is not below high: 1"]),
-        (["space.optimizer.name={choices: [adam]}"], ["space.optimizer.name", "axis of the grid"]),
+        (["grid.optimizer.name=[adamw,adamx]"], ["clip, adamx", "optimizer.name", "adamax"]),
+        (["grid.objective.name=[]"], ["error: grid: ", "'objective.name'"]),
+        (["grid.objektive.name=[clip]"], ["objektive", "'objective'"]),
+        (["space.optimizer.learning_rate={low: 1, high: 2}"], ["optimizer.learning_rate", "optimizer.lr"]),
+        (["space.objective.temperature={low: 2, high: 1}"], ["space.objective.temperature", "low: 2 ", "high: 1"]),
+        (["space.optimizer.name={choices: [adam]}"], ["space.optimizer.name", "grid"]),
         (["overrides.data.validation=null"], ["validation", "train, test", "overrides.data.validation=0.15"]),
         (["score=[accuracy]"], ["score", "'accuracy'", "zero_shot/openmoji_group/top1"]),
-        (["budget.minutes=1"], ["budget", "one of epochs, samples and minutes"]),
-        (["concurrency=3"], ["concurrency", "3 trials x (1 worker x 1 CPU)", "2 fit"]),
-        (["overrides.resources.num_workers=4"], ["overrides.resources.num_workers=", "4 workers x 1 CPU", "has 2"]),
+        (["budget.minutes=1"], ["budget", "epochs, samples and minutes"]),
+        (["concurrency=3"], ["concurrency", "3 trials", "2"]),
+        (["overrides.resources.num_workers=4"], ["overrides.resources.num_workers=", "4 workers", "2"]),
         (["loggers=[mlflow]"], ["loggers", "mlflow", "raylign[mlflow]"]),
-        (["seeds=[1,1]"], ["seeds", "twice"]),
+        (["seeds=[1,1]"], ["seeds", "1"]),
         (["scheduler.name=hyperband"], ["scheduler.name", "hyperband", "sampler.name=random"]),
+        (["overrides.image_tower.model=test_resnet"], ["image_tower.weights: ", "efficientnet-lite0"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) and "=" in value[-1] else None,
 )
@@ -266,24 +274,25 @@ def test_tuning(
 @pytest.mark.parametrize(
     ("argument", "named"),
     [
-        ("overrides.checkpoint.best=accuracy", "checkpoint.best: 'accuracy'"),
-        ("overrides.optimizer.options={beta: 1}", "optimizer.options: adamw has no 'beta'"),
-        ("score=[accuracy]", "score: 'accuracy'"),
-        ("loggers=[mlflow]", "loggers: 'mlflow'"),
+        ("overrides.checkpoint.best=accuracy", ["checkpoint.best: ", "'accuracy'"]),
+        ("overrides.optimizer.options={beta: 1}", ["optimizer.options: ", "'beta'"]),
+        ("score=[accuracy]", ["score: ", "'accuracy'"]),
+        ("loggers=[mlflow]", ["loggers: ", "mlflow"]),
     ],
 )
 def test_a_mistake_does_not_cost_the_sweep_that_was_to_be_replaced(
-    argument: str, named: str, mistake: Callable[..., str], tiny_dataset: Prepared, tmp_path: Path
+    argument: str, named: list[str], mistake: Callable[..., str], tiny_dataset: Prepared, tmp_path: Path
 ) -> None:
     (tmp_path / "smoke-sweep").mkdir()
     (tmp_path / "smoke-sweep" / "sweep.json").write_text("{}")
     small = [f"storage={tmp_path}", f"overrides.data.path={tiny_dataset.path}", "overrides.global_batch_size=16"]
-    assert named in mistake("tuning", SWEEP, *small, "overwrite=true", argument)
+    said = mistake("tuning", SWEEP, *small, "overwrite=true", argument)
+    assert all(part in said for part in named)
     assert (tmp_path / "smoke-sweep" / "sweep.json").read_text() == "{}"
 
 
 def test_a_sweep_of_another_kind_is_not_mixed_in(mistake: Callable[..., str], tiny_dataset: Prepared, tmp_path: Path) -> None:
-    """Told by the key that differs; here the folder is one that a killed sweep would have left."""
+    """The error names the key that differs; the folder is like one that a killed sweep leaves."""
     small = [f"storage={tmp_path}", f"overrides.data.path={tiny_dataset.path}", "overrides.global_batch_size=16"]
     settings = load(SweepSettings, ROOT / "tuning/sweeps/smoke.yaml", parse_overrides(small))
     (tmp_path / "smoke-sweep").mkdir()
@@ -303,7 +312,7 @@ def test_a_caption_file_without_an_image(mistake: Callable[..., str], folder_of:
 
 def test_an_empty_folder(mistake: Callable[..., str], tmp_path: Path) -> None:
     said = mistake("pipelines", "pipelines/configs/tuxpaint.yaml", f"source.path={tmp_path}", f"output={tmp_path}/out")
-    assert "source.path" in said and "no images" in said and str(tmp_path) in said
+    assert "source.path" in said and str(tmp_path) in said
 
 
 def test_another_config_refuses_to_overwrite(mistake: Callable[..., str], tiny_dataset: Prepared) -> None:

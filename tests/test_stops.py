@@ -1,5 +1,5 @@
-"""The table of docs/stopping.md: a signal at the start of a run, in its features, in an evaluation. What is told, the exit code,
-what is kept, and what the next start says. No Ray; training, preparing, sweeps and jobs are in the tests of what they are.
+"""The table of docs/stopping.md: a signal at the start of a run, in its features, in an evaluation. What is printed, the exit
+code, what is kept, and what the next start says. No Ray; training, preparing, sweeps and jobs have tests of their own.
 """
 
 import json
@@ -31,12 +31,21 @@ def held(root: Path) -> Iterator[Held]:
 
 
 def code_of(number: signal.Signals) -> int:
-    """As Python's multiprocessing has it: nobody has a say in a kill."""
+    """The exit code as Python's multiprocessing has it; a killed process has none of its own."""
     return -number if number == KILL else 128 + number
 
 
-def last_line(number: signal.Signals, package: str, config: Path, kept: str) -> str:
-    return f"{number.name}: stopped, {kept}; to go on: python -m {package} {config}"
+def assert_stopped(number: signal.Signals, line: str, package: str, config: Path, kept: str) -> None:
+    """The last line names the signal, what is kept and the command that resumes."""
+    assert line.startswith(f"{number.name}: ") and kept in line and line.endswith(f"python -m {package} {config}"), line
+
+
+def resumes_at_0(line: str, run: Path) -> bool:
+    return line.startswith(f"{run}: ") and "no checkpoint" in line and line.endswith(" step 0")
+
+
+def resumes_features(line: str) -> bool:
+    return line.startswith("bank of images: ") and "2 of 3 parts" in line
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -45,26 +54,29 @@ def test_at_the_start_in_the_features_and_before_the_first_step(
 ) -> None:
     config, run = tmp_path / "c.yaml", tmp_path / "runs" / "run"
     config.write_text(json.dumps(tree_of(root) | {"storage": str(tmp_path / "runs")}))
-    told_before = f"{run}: started before, but there is no checkpoint to go on from; training begins at step 0"
 
-    code, told = held("training", "start", [str(config)], number)
-    assert code == code_of(number) and told_before not in told
-    assert told[-1:] == [] if number == KILL else [last_line(number, "training", config, "no checkpoint was saved yet")]
+    code, printed = held("training", "start", [str(config)], number)
+    assert code == code_of(number) and not any(resumes_at_0(line, run) for line in printed)
+    if number == KILL:
+        assert printed == []
+    else:
+        assert_stopped(number, printed[-1], "training", config, "no checkpoint")
 
     if number == signal.SIGINT:  # the others find its features
-        code, told = held("training", "features", [str(config)], number)
-        assert code == code_of(number) and told[0] == told_before
-        assert told[-1] == last_line(number, "training", config, "bank of images: 2 of 3 parts are kept")
-        code, told = held("training", "features", [str(config)], KILL)
-        assert code == -KILL and told[:2] == [told_before, "bank of images: going on, 2 of 3 parts are done"]
-        assert not any("stopped" in line for line in told)
-        code, told = held("training", "features", [str(config)], signal.SIGTERM)
-        assert code == 143 and told[:2] == [told_before, "bank of images: going on, 2 of 3 parts are done"]
-        assert told[-1] == last_line(signal.SIGTERM, "training", config, "bank of images: 2 of 3 parts are kept")
+        code, printed = held("training", "features", [str(config)], number)
+        assert code == code_of(number) and resumes_at_0(printed[0], run)
+        assert_stopped(number, printed[-1], "training", config, "bank of images: 2 of 3 parts")
+        code, printed = held("training", "features", [str(config)], KILL)
+        assert code == -KILL and resumes_at_0(printed[0], run) and resumes_features(printed[1])
+        assert not any(str(config) in line for line in printed), "a killed program prints nothing about its end"
+        code, printed = held("training", "features", [str(config)], signal.SIGTERM)
+        assert code == 143 and resumes_at_0(printed[0], run) and resumes_features(printed[1])
+        assert_stopped(signal.SIGTERM, printed[-1], "training", config, "bank of images: 2 of 3 parts")
 
-    code, told = held("training", "fit", [str(config)], number)
-    assert code == code_of(number) and told[0] == told_before
-    assert number == KILL or told[-1] == last_line(number, "training", config, "no checkpoint was saved yet")
+    code, printed = held("training", "fit", [str(config)], number)
+    assert code == code_of(number) and resumes_at_0(printed[0], run)
+    if number != KILL:
+        assert_stopped(number, printed[-1], "training", config, "no checkpoint")
     assert not list(run.glob("checkpoint*")) and not (run / "result.json").exists()
 
 
@@ -83,22 +95,23 @@ def test_an_evaluation(held: Held, root: Path, tmp_path: Path, number: signal.Si
     config.write_text(json.dumps(tree))
     results = lambda: {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("result.json")}  # noqa: E731
 
-    code, told = held("evaluation", "embedding", [str(config)], number)
+    code, printed = held("evaluation", "embedding", [str(config)], number)
     assert code == code_of(number) and not results()
     parts = len(list((tmp_path / "cache").glob("*.parts/*.npy")))
     assert parts == 1
     if number != KILL:
-        total = told[-1].split("of ")[1].split()[0]
-        assert told[-1] == last_line(number, "evaluation", config, f"embed m: 1 of {total} parts are kept")
+        total = printed[-1].split("of ")[1].split()[0]
+        assert_stopped(number, printed[-1], "evaluation", config, f"embed m: 1 of {total} parts")
 
-    code, told = held("evaluation", "scoring", [str(config)], number)
-    assert code == code_of(number) and any(line.startswith("embed m: going on, 1 of ") for line in told)
+    code, printed = held("evaluation", "scoring", [str(config)], number)
+    assert code == code_of(number) and any(line.startswith("embed m: ") and " 1 of " in line for line in printed)
     kept = results()
     assert len(kept) == 1
-    assert number == KILL or told[-1] == last_line(number, "evaluation", config, "m: 1 of 2 results are kept")
+    if number != KILL:
+        assert_stopped(number, printed[-1], "evaluation", config, "m: 1 of 2 results")
 
     shown = (tmp_path / "seen").read_text()
-    code, told = held("evaluation", None, [str(config)])
-    assert code == 0 and "going on" not in "".join(told)
+    code, printed = held("evaluation", None, [str(config)])
+    assert code == 0 and "going on" not in "".join(printed)
     assert len(results()) == 2 and kept.items() <= results().items(), "what was scored is not scored again"
     assert (tmp_path / "seen").read_text() == shown, "nor embedded"

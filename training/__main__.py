@@ -1,4 +1,4 @@
-"""`python -m training CONFIG.yaml`: one run."""
+"""`python -m training CONFIG.yaml`: trains one run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ def _run(settings: TrainSettings, display: Display) -> None:
     from training.checkpoint_registry import registered
     from training.weight_sources import check_sources
 
-    # Only for a run without a checkpoint, which would have its own copies. Checked before the rest is imported, which takes as
-    # long again.
+    # A run with a checkpoint has its own copies of the weights. Checked before the other imports, which take as long again.
     if settings.overwrite or not registered(settings.storage / settings.name):
         check_sources(settings)
     from training.run import run
@@ -30,7 +29,7 @@ def _run(settings: TrainSettings, display: Display) -> None:
 
 
 def main(arguments: Sequence[str], prog: str = "python -m") -> int:
-    """The exit code."""
+    """Run the program, and return its exit code."""
     from training.config import TrainSettings
 
     return run_program("training", PURPOSE, TrainSettings, _run, arguments, prog=prog)

@@ -1,4 +1,4 @@
-"""From a plan to the networks on this worker, and the state around them."""
+"""Builds a plan's networks on one worker, and the train state around them."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from training.towers.padding import may_cut
 
 
 def build_state(plan: Plan, worker: Worker, checkpoint: Path | None = None) -> tuple[Any, TrainState]:
-    """The bare encoder, and the state around its distributed form. `checkpoint`: what will be loaded into it."""
+    """The plain encoder, and the state with its distributed form. `checkpoint`: what the caller will load into the state."""
     settings = plan.settings
     encoder: Any
     encoder, objective, teacher = plan.build(checkpoint)
@@ -25,7 +25,7 @@ def build_state(plan: Plan, worker: Worker, checkpoint: Path | None = None) -> t
         encoder = synchronised(encoder)
     distributed: nn.Module = encoder
     if worker.world_size > 1 and any(p.requires_grad for p in encoder.parameters()):
-        # Our objectives keep their state equal by gathering; broadcasting buffers every forward would be waste.
+        # Our objectives keep their state equal by gathering, so broadcasting buffers in every forward pass would be waste.
         distributed = ray.train.torch.prepare_model(encoder, parallel_strategy_kwargs={"broadcast_buffers": False})
     if settings.compile:
         distributed = torch.compile(distributed)  # type: ignore[assignment]
@@ -37,12 +37,12 @@ def build_state(plan: Plan, worker: Worker, checkpoint: Path | None = None) -> t
 
 
 def masks_to_cut(plan: Plan, encoder: Any, state: TrainState) -> set[str]:
-    """Masks of a batch behind whose last token nothing is read. A compiled encoder keeps one length: it is compiled for it."""
-    found: set[str] = set()
+    """Names of the token masks whose padding may be cut to a batch's longest text. A compiled encoder keeps its fixed length."""
+    masks: set[str] = set()
     if encoder.text_tower is not None and not plan.settings.compile and may_cut(encoder.text_tower, plan.tokenizer):
-        found |= {"text_mask", "other_mask"}
+        masks |= {"text_mask", "other_mask"}
     if isinstance(state.teacher, FrozenEncoders):
         assert plan.stream.guide_tokenizer is not None
         if may_cut(state.teacher.text, plan.stream.guide_tokenizer):
-            found |= {"guide_mask"}
-    return found
+            masks |= {"guide_mask"}
+    return masks

@@ -1,4 +1,4 @@
-"""What is due at a step (a line, an evaluation, a checkpoint, the end), and how the time since the last line was spent."""
+"""What is due at a step (a report, an evaluation, a checkpoint, the end), and how the time since the last report was spent."""
 
 import resource
 import sys
@@ -12,7 +12,7 @@ from training.plan import Plan
 
 
 class Clock:
-    """What is due at a step, and how the time since the last report was spent."""
+    """Decides what is due, and measures speed. `seconds`: training time of earlier sessions."""
 
     def __init__(self, settings: TrainSettings, seconds: float):
         self._settings = settings
@@ -21,7 +21,7 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        """Start measuring here."""
+        """Start a new measurement."""
         self.waited = 0.0
         self._start = time.perf_counter()
         self._steps = 0
@@ -31,7 +31,7 @@ class Clock:
         return time.monotonic() - self._zero
 
     def out_of_time(self) -> bool:
-        """Whether the run's minutes are over, by rank 0's clock. Checked at evaluations only, so that a run ends with one."""
+        """Whether `max_minutes` have passed, by rank 0's clock. Checked at evaluations only, so that a run ends with one."""
         limit = self._settings.max_minutes
         if limit is None:
             return False
@@ -46,21 +46,21 @@ class Clock:
         return due or self.evaluates(step, plan)
 
     def evaluates(self, step: int, plan: Plan) -> bool:
-        """Due at the end of every `every_epochs` epochs, and of the run."""
+        """Whether an evaluation is due: after every `every_epochs` epochs, and at the end of the run."""
         return step % (plan.order.steps_per_epoch * self._settings.evaluation.every_epochs) == 0 or step == plan.total_steps
 
     def saves(self, step: int, due: bool) -> bool:
-        """Whether to save at a step that is not `due` anyway, by rank 0's clock."""
+        """Whether to save: if `due` for another reason, every `every_steps`, or after `every_minutes` by rank 0's clock."""
         every, minutes = self._settings.checkpoint.every_steps, self._settings.checkpoint.every_minutes
-        late = minutes is not None and time.monotonic() - self._saved >= 60 * minutes
-        (late,) = from_rank_zero([late])
-        due = due or late or (every is not None and step % every == 0)
+        overdue = minutes is not None and time.monotonic() - self._saved >= 60 * minutes
+        (overdue,) = from_rank_zero([overdue])
+        due = due or overdue or (every is not None and step % every == 0)
         if due:
             self._saved = time.monotonic()
         return due
 
     def read(self) -> dict[str, float]:
-        """Speed and waiting time since the last report, and this worker's peak memory since its start."""
+        """Speed, and share of time spent waiting for data, since the last report; this worker's peak memory since its start."""
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         values = {
             "samples_per_second": self._steps * self._settings.global_batch_size / elapsed,
@@ -72,7 +72,7 @@ class Clock:
 
 
 def _peak_memory() -> float:
-    """GiB: of the GPU if there is one, else of the process."""
+    """In GiB: the GPU's if there is one, else the process's."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024

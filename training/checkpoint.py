@@ -1,9 +1,9 @@
-"""Checkpoints: all of TrainState, with the resolved config, the data's fingerprint and the code version; and their embedder.
+"""Saving and loading checkpoints, and embedding images and texts with one.
 
 state.pt         TrainState.state_dict()
-checkpoint.json  config, dataset fingerprint, code version, step
+checkpoint.json  resolved config, dataset fingerprint, code version, step
 tokenizer.json   the text tower's
-digests.json     what each of these files holds (checkpoint_registry.py)
+digests.json     a digest of each of these files (checkpoint_registry.py)
 """
 
 import json
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.dataset.views import eval_view
 from pipelines.program.errors import UserError
@@ -32,7 +33,7 @@ from training.towers.padding import Padded
 
 
 def save_checkpoint(folder: Path, state: TrainState, plan: Plan, metrics: dict[str, Any]) -> None:
-    """Write all files of a checkpoint into a folder, and what they hold. It counts once it is registered."""
+    """Write all files of a checkpoint, and their digests, into a folder. The checkpoint is valid once it is registered."""
     encoder: Any = unwrap(state.encoder)
     torch.save(state.state_dict(), folder / "state.pt")
     (folder / "tokenizer.json").write_text(plan.tokenizer.json, encoding="utf-8")
@@ -44,7 +45,7 @@ def save_checkpoint(folder: Path, state: TrainState, plan: Plan, metrics: dict[s
         "tokenizer": plan.tokenizer.reading,
         "towers": [getattr(tower, "about", None) for tower in (encoder.image_tower, encoder.text_tower)],
         "frozen": {tower.key: tower.identity for tower in plan.frozen},
-        # Of an objective that is not ours, which nobody has to import to embed.
+        # Stored because embedding must not import an objective that is not ours.
         "scale": plan.settings.objective.logit_scale(unwrap(state.objective).state_dict()),
         "step": state.step,
         "total_steps": plan.total_steps,
@@ -55,42 +56,46 @@ def save_checkpoint(folder: Path, state: TrainState, plan: Plan, metrics: dict[s
 
 
 def load_checkpoint(folder: Path, state: TrainState, plan: Plan, device: torch.device) -> None:
-    """Read a checkpoint into the state. Raises `UserError` if it is damaged, or was trained on other data."""
+    """Load a checkpoint into the state. Raises `UserError` if it is damaged, or was trained on other data."""
     check(folder)
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    found, wanted = about["dataset"]["fingerprint"], plan.stream.prepared.fingerprint
-    if found != wanted:
-        raise UserError(
-            f"data.path: the checkpoint {folder} was trained on data {found[:12]}, "
-            f"{plan.stream.prepared.path} holds {wanted[:12]}; give the run another name, or pass overwrite=true"
-        )
+    trained_on, data = about["dataset"]["fingerprint"], plan.stream.prepared
+    if trained_on != data.fingerprint:
+        raise other_data(folder, trained_on, data)
     state.load_state_dict(_state(folder, device))
 
 
+def other_data(folder: Path, trained_on: str, data: Prepared) -> UserError:
+    """The error for a run or checkpoint that was trained on data with another fingerprint."""
+    return UserError(
+        "data.path",
+        f"{folder} was trained on data with fingerprint {trained_on[:12]}, and {data.path} now has {data.fingerprint[:12]}",
+        "give another name=, or pass overwrite=true",
+    )
+
+
 def _state(folder: Path, device: torch.device) -> dict[str, Any]:
-    """Tensors and numbers of a checkpoint; no code in it is run. Raises `UserError` if the file is something else."""
+    """Tensors and numbers of a checkpoint; no code in it is run. Raises `UserError` if torch cannot load the file."""
     try:
         return torch.load(folder / "state.pt", map_location=device, weights_only=True)
     except Exception as error:  # pickle, zip and torch each raise their own errors
-        raise UserError(
-            f"checkpoint: {folder / 'state.pt'} holds no state that torch can load ({type(error).__name__})"
-        ) from None
+        problem = f"torch cannot load {folder / 'state.pt'} as a state ({type(error).__name__})"
+        raise UserError("checkpoint", problem, "copy the checkpoint again, or give another one") from None
 
 
 class Trained(NamedTuple):
-    """A checkpoint's dual encoder with both towers, including locked ones, on the CPU and in eval mode, with its training
-    config."""
+    """A checkpoint's dual encoder with both towers, locked ones too, on the CPU and in eval mode; and its training config."""
 
     encoder: DualEncoder
     settings: TrainSettings
     tokenizer: TextTokenizer
-    scale: float | None  # 1/temperature, if its objective has one
+    scale: float | None  # 1/temperature, if the objective has one
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A checkpoint, or the newest one of a run's folder. Raises `UserError` if there is none."""
+    """The folder itself if it is a checkpoint, else the newest checkpoint of a run's folder. Raises `UserError` if neither."""
     if not path.is_dir():
-        raise UserError(f"checkpoint: {path} is not a folder; give a run such as runs/demo, or one of its checkpoints")
+        raise UserError("checkpoint", f"{path} is not a folder", "give a run such as runs/demo, or one of its checkpoints")
     return path if any((path / name).exists() for name in ("state.pt", ABOUT, DIGESTS)) else newest_checkpoint(path)
 
 
@@ -102,7 +107,8 @@ def load_encoder(folder: Path) -> Trained:
         about = json.loads(file.read_text(encoding="utf-8"))
         tree, frozen = about["config"], about.get("frozen", {})
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"checkpoint: {file} holds no config of a run ({type(error).__name__})") from None
+        problem = f"{file} has no config of a run ({type(error).__name__})"
+        raise UserError("checkpoint", problem, "copy the checkpoint again, or give another one") from None
     with as_data():
         settings = validate(TrainSettings, tree, str(file))
     sides = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
@@ -120,15 +126,15 @@ def load_encoder(folder: Path) -> Trained:
     missing, unexpected = encoder.load_state_dict(saved["encoder"], strict=False)
     wrong = [name for name in missing if not name.startswith(locked)] + list(unexpected)
     if wrong:
-        raise UserError(f"checkpoint: {folder} does not fit its config: {', '.join(wrong[:4])}")
+        problem = f"the weights in {folder} do not fit its config: {', '.join(wrong[:4])}"
+        raise UserError("checkpoint", problem, "load it with the version of raylign that trained it, or give another one")
     foreign = isinstance(settings.objective, ForeignObjective)
     scale = about.get("scale") if foreign else settings.objective.logit_scale(saved["objective"])
     return Trained(encoder, settings, tokenizer, scale)
 
 
 class CheckpointEmbedder:
-    """A trained dual encoder (towers and heads), ready for use. Its optional attributes are explained in
-    evaluation/embedder.py."""
+    """A trained dual encoder as an embedder; evaluation/embedder.py explains its optional attributes."""
 
     def __init__(self, folder: Path):
         self._encoder, self._settings, self._tokenizer, scale = load_encoder(folder)
@@ -158,7 +164,7 @@ class CheckpointEmbedder:
 
     @cached_property
     def fingerprint(self) -> str:
-        # Including locked towers, whose weights are loaded with the others: here it does not matter whether a tower was trained.
+        # Covers locked towers too: their weights are loaded like the others, so the mode makes no difference.
         towers = [
             tower.model_dump(mode="json", exclude={"mode", "weights"})
             for tower in (self._settings.image_tower, self._settings.text_tower)
@@ -172,5 +178,5 @@ class CheckpointEmbedder:
 
 
 def load_embedder(checkpoint: str) -> CheckpointEmbedder:
-    """`embedder=training.checkpoint:load_embedder`: from a run's folder, or one of its checkpoints."""
+    """The embedder of a run's folder, or of one of its checkpoints; `embedder=training.checkpoint:load_embedder` in a config."""
     return CheckpointEmbedder(find_checkpoint(Path(checkpoint)))

@@ -1,8 +1,8 @@
 """Which checkpoints a run has, whether each is intact, and from which one the run resumes.
 
-A checkpoint is a folder that is registered once it is complete: by Ray Train in its list, of which a copy is kept, or, in runs
-without Ray Train, in a list of our own. Any other folder called checkpoint_... is incomplete and is ignored. `digests.json` has a
-digest of each file of a checkpoint, so that a truncated or altered one is reported, not used.
+A checkpoint is a folder that is registered once it is complete: by Ray Train in its list, of which we keep a copy, or, in runs
+without Ray Train, in a list of our own. Any other folder called checkpoint_... is incomplete and ignored. `digests.json` has a
+digest of each file of a checkpoint, so that a truncated or altered file is reported and not used.
 """
 
 import hashlib
@@ -16,38 +16,38 @@ from typing import Any
 
 from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import SNAPSHOT, is_snapshot, snapshot_checkpoints, snapshot_with
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 
 DIGESTS = "digests.json"
 ABOUT = "checkpoint.json"
-FORMAT = 2  # in checkpoint.json; those of 1, which do not name it, have no digests
-NEWEST = "newest_checkpoint.json"  # names of all, the newest last, where a run was trained without Ray Train
-_KEPT = "checkpoint_manager_snapshot.kept.json"  # our copy of Ray Train's list, the last that was whole
+FORMAT = 2  # in checkpoint.json; format 1 has neither this key nor digests
+NEWEST = "newest_checkpoint.json"  # in runs without Ray Train: names of all checkpoints, the newest last
+_KEPT = "checkpoint_manager_snapshot.kept.json"  # our copy of Ray Train's list, as of the last time it was complete
 _NAME = re.compile(r"checkpoint_[0-9]+")
 _BLOCK = 1 << 22  # bytes
 
 
 def seal(folder: Path) -> None:
-    """Write a digest of each file of a checkpoint; files with a digest are not read again."""
-    known = _digests(folder) if (folder / DIGESTS).exists() else {}
+    """Write a digest of each file of a checkpoint; files that have one already are not read again."""
+    digests = _digests(folder) if (folder / DIGESTS).exists() else {}
     for file in sorted(folder.iterdir()):
-        if file.name != DIGESTS and file.name not in known:
-            known[file.name] = _digest(file)
-    put(folder / DIGESTS, json.dumps({"files": known, "digest": digest(known)}, indent=1))
+        if file.name != DIGESTS and file.name not in digests:
+            digests[file.name] = _digest(file)
+    put(folder / DIGESTS, json.dumps({"files": digests, "digest": digest(digests)}, indent=1))
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, as a clause that names the file; None if it is as saved."""
+    """What is wrong with a checkpoint, as a clause that names the file; None if it is intact."""
     if not folder.is_dir():
         return "is missing"
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        old = about["config"] is not None and "format" not in about
+        without_digests = about["config"] is not None and "format" not in about
     except FileNotFoundError:
         return f"{ABOUT} is missing"
     except (OSError, ValueError, LookupError, TypeError) as error:
         return f"{ABOUT} is not what was saved ({type(error).__name__})"
-    if old and not (folder / DIGESTS).exists():  # saved before there were digests
+    if without_digests and not (folder / DIGESTS).exists():
         return None if (folder / "state.pt").exists() else "state.pt is missing"
     return changed(folder)
 
@@ -55,39 +55,39 @@ def damage(folder: Path) -> str | None:
 def changed(folder: Path) -> str | None:
     """What has changed in a folder with digests, as a clause that names the file; None if nothing has."""
     try:
-        known = _digests(folder)
+        digests = _digests(folder)
     except FileNotFoundError:
         return f"{DIGESTS} is missing"
     except (OSError, ValueError) as error:
         return f"{DIGESTS} is not what was saved ({type(error).__name__})"
-    for name, wanted in known.items():
+    for name, saved in digests.items():
         try:
-            found = _digest(folder / name)
+            now = _digest(folder / name)
         except OSError as error:
             return f"{name} {'is missing' if isinstance(error, FileNotFoundError) else f'cannot be read ({error.strerror})'}"
-        if found != wanted:
+        if now != saved:
             return f"{name} is not what was saved"
     return None
 
 
 def check(folder: Path) -> None:
-    """Raises `UserError` that names the damaged file of a checkpoint and, if the run has one, the newest intact checkpoint."""
+    """Raises a `UserError` that names the damaged file of a checkpoint and, if the run has one, the newest intact checkpoint."""
     what = damage(folder)
     if what is None:
         return
     others = [path for path in reversed(registered(folder.parent)) if path.name != folder.name]
-    whole = next((path for path in others if damage(path) is None), None)
-    way_out = "copy it again" + ("" if whole is None else f", or give {whole}, the newest that is whole")
-    raise UserError(f"checkpoint: {folder} is damaged: {what}; {way_out}")
+    intact = next((path for path in others if damage(path) is None), None)
+    remedy = "copy it again" + ("" if intact is None else f", or give {intact}, the newest intact one")
+    raise UserError("checkpoint", f"{folder} is damaged: {what}", remedy)
 
 
 def registered(run: Path) -> list[Path]:
-    """The finished checkpoints in a run's folder, the newest last, according to its lists; some may be damaged."""
+    """The finished checkpoints in a run's folder according to its lists, the newest last; some may be damaged."""
     names: list[str] = []
     if (run / NEWEST).exists():
-        found = _json(run / NEWEST)
-        whole = [path.name for path in run.glob("checkpoint_*")]  # damaged list; folders are complete once renamed
-        names = [found] if isinstance(found, str) else found if isinstance(found, list) else whole
+        listed = _json(run / NEWEST)
+        folders = [path.name for path in run.glob("checkpoint_*")]  # if the list is damaged: a folder is complete once renamed
+        names = [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else folders
     for tree in (_listed(run / _KEPT), _listed(run / SNAPSHOT)):
         if tree is not None:
             names += snapshot_checkpoints(tree)
@@ -97,48 +97,46 @@ def registered(run: Path) -> list[Path]:
 
 def newest_checkpoint(run: Path) -> Path:
     """The newest finished checkpoint in a run's folder. Raises `UserError` if there is none."""
-    found = registered(run)
-    if not found:
-        raise UserError(
-            f"checkpoint: {run} holds no finished checkpoint; give a run's folder, or one checkpoint_... or best inside it"
-        )
-    return found[-1]
+    checkpoints = registered(run)
+    if not checkpoints:
+        remedy = "give a run's folder, or one checkpoint_... or best inside it"
+        raise UserError("checkpoint", f"{run} holds no finished checkpoint", remedy)
+    return checkpoints[-1]
 
 
 def settle(run: Path, tell: Callable[[str], None]) -> Path | None:
-    """Before a run resumes: its newest intact checkpoint, which its lists name as the newest from now on.
+    """Prepare a run's folder for resuming: returns its newest intact checkpoint, which its lists then name as the newest.
 
     Newer damaged ones are reported and renamed to damaged-checkpoint_...; incomplete checkpoints are deleted. None if no
     checkpoint was ever finished: the run starts at step 0. Raises `UserError` if there are checkpoints, but none is intact.
     """
-    for left in run.glob("*.json.partial-*"):
-        left.unlink()
-    found, wrong = registered(run), []
-    while found and (what := damage(found[-1])) is not None:
-        wrong.append((found.pop(), what))
-    if wrong and not found:
-        told = "; ".join(f"{path.name}: {what}" for path, what in wrong)
-        raise UserError(
-            f"checkpoint: {run} holds no checkpoint that is whole ({told}); copy one again, give another name=, or overwrite=true"
-        )
-    for path, what in wrong:
-        tell(f"{path} is damaged: {what}; going on from {found[-1].name}, the newest that is whole")
+    for leftover in run.glob("*.json.partial-*"):
+        leftover.unlink()
+    checkpoints, damaged = registered(run), []
+    while checkpoints and (what := damage(checkpoints[-1])) is not None:
+        damaged.append((checkpoints.pop(), what))
+    if damaged and not checkpoints:
+        problem = "; ".join(f"{path.name}: {what}" for path, what in damaged)
+        remedy = "copy one again, give another name=, or pass overwrite=true"
+        raise UserError("checkpoint", f"{run} holds no intact checkpoint ({problem})", remedy)
+    for path, what in damaged:
+        tell(f"{path} is damaged: {what}; going on from {checkpoints[-1].name}, the newest intact one")
         if path.is_dir():
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-    if not found:
+    if not checkpoints:
         (run / SNAPSHOT).unlink(missing_ok=True)  # the very first list was cut off
         return None
-    found = [path for path in found if path.is_dir()]
+    checkpoints = [path for path in checkpoints if path.is_dir()]
     if (run / NEWEST).exists():
-        put(run / NEWEST, json.dumps([path.name for path in found]))
+        put(run / NEWEST, json.dumps([path.name for path in checkpoints]))
     else:
-        _rewrite(run, [path.name for path in found])
+        _rewrite(run, [path.name for path in checkpoints])
     for path in run.glob("checkpoint_*"):
-        if path.is_dir() and path not in found:
+        if path.is_dir() and path not in checkpoints:
             shutil.rmtree(path)
-    return found[-1]
+    return checkpoints[-1]
 
 
 def keep_snapshot(run: Path) -> bool:
@@ -161,9 +159,9 @@ def put(path: Path, text: str) -> None:
 
 
 def _rewrite(run: Path, names: Sequence[str]) -> None:
-    """Ray Train's list with these checkpoints alone, the last being the newest.
+    """Reduce Ray Train's list to these checkpoints, the last being the newest.
 
-    Our copy is the one to trust, which has a digest; Ray's, where a process died before it was copied.
+    Our copy of the list is trusted first, because it has a digest; then Ray's, if a process died before it was copied.
     """
     trees = [tree for file in (_KEPT, SNAPSHOT) if (tree := _listed(run / file)) is not None]
     tree = next(tree for tree in trees if names[-1] in snapshot_checkpoints(tree))
@@ -172,7 +170,7 @@ def _rewrite(run: Path, names: Sequence[str]) -> None:
 
 
 def _listed(path: Path) -> dict[str, Any] | None:
-    """A readable list of Ray Train's; None for any other content, and for a list without checkpoints."""
+    """Ray Train's list, or our copy of it; None for any other content, and for a list without checkpoints."""
     tree = _json(path)
     try:
         if "list" in tree:  # our copy
@@ -197,8 +195,8 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _digest(file: Path) -> str:
-    found = hashlib.blake2b(digest_size=16)
+    digest_of_file = hashlib.blake2b(digest_size=16)
     with file.open("rb") as stream:
         while block := stream.read(_BLOCK):
-            found.update(block)
-    return found.hexdigest()
+            digest_of_file.update(block)
+    return digest_of_file.hexdigest()

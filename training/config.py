@@ -1,4 +1,4 @@
-"""The config of `python -m training CONFIG.yaml`. Each part's settings are defined next to what they build, and composed here."""
+"""The config of `python -m training CONFIG.yaml`, composed of parts whose settings are defined next to what they build."""
 
 import math
 from importlib.util import find_spec
@@ -11,7 +11,7 @@ from evaluation.suite import Labels, Positions, SuiteSettings
 from pipelines.dataset.views import Augment
 from pipelines.features.frozen_encoders import Search
 from pipelines.program.path_keys import LocalPlace, Place
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 from training.encoder import AugmentedHead, HeadSettings, HeadUnion, LinearHead
 from training.learning_rate import ScheduleSettings
 from training.objectives import ObjectiveUnion
@@ -64,7 +64,7 @@ class GuideSettings(Settings):
 
 
 class ResourceSettings(Settings):
-    """What a run needs of the cluster. Not part of a run's identity: a run may resume with other resources."""
+    """What a run needs of the cluster. It is not part of the run's identity: a run may resume with other resources."""
 
     num_workers: int = Field(1, ge=1, description="Ray Train workers; each takes an equal part of the global batch")
     use_gpu: bool = Field(False, description="one GPU per worker")
@@ -109,7 +109,7 @@ class EvaluationSettings(SuiteSettings):
 
 
 class TrainSettings(Settings):
-    """One run."""
+    """All settings of one run."""
 
     renamed: ClassVar[dict[str, str]] = {"guides": "frozen_encoders"}
     name: str = Field(description="the run writes under storage/name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -150,10 +150,10 @@ class TrainSettings(Settings):
     def _batch_divides(self) -> "TrainSettings":
         workers, parts = self.resources.num_workers, self.accumulate
         if self.global_batch_size % (workers * parts):
-            near = math.ceil(self.global_batch_size / (workers * parts)) * workers * parts
+            divisible = math.ceil(self.global_batch_size / (workers * parts)) * workers * parts
             raise ValueError(
                 f"global_batch_size: {self.global_batch_size} is not divisible by resources.num_workers x accumulate = "
-                f"{workers} x {parts}; {near} would be"
+                f"{workers} x {parts}; pass global_batch_size={divisible}"
             )
         return self
 
@@ -163,7 +163,7 @@ class TrainSettings(Settings):
         if self.global_batch_size < objective.least_batch:
             raise ValueError(
                 f"global_batch_size: {self.global_batch_size} is too small for objective.name={objective.name}, whose head "
-                f"normalises over the batch: the spread of fewer than {objective.least_batch} pairs says little"
+                f"normalises over the batch; pass at least global_batch_size={objective.least_batch}"
             )
         objective.needs.check(
             objective.name,
@@ -180,14 +180,12 @@ class TrainSettings(Settings):
         test, best = self.evaluation.test_split, self.checkpoint.best
         if test is not None and best in (None, "loss"):
             raise ValueError(
-                f"evaluation.test_split: which checkpoint is to be tested on '{test}'? Name a metric of split "
-                f"'{self.evaluation.split}' as checkpoint.best, such as retrieval/NAME/mean_recall"
+                f"evaluation.test_split: no metric chooses the checkpoint to score on '{test}'; set checkpoint.best to a metric "
+                f"of split '{self.evaluation.split}', such as retrieval/NAME/mean_recall"
             )
         if test is not None and test in (self.evaluation.split, self.data.split):
-            raise ValueError(
-                f"evaluation.test_split: '{test}' is what the run {'chooses' if test == self.evaluation.split else 'trains'} on; "
-                "name a split that is used for nothing else"
-            )
+            use = "chooses its checkpoint" if test == self.evaluation.split else "trains"
+            raise ValueError(f"evaluation.test_split: the run {use} on '{test}'; name a split that it uses for nothing else")
         return self
 
     @model_validator(mode="after")
@@ -204,7 +202,7 @@ class TrainSettings(Settings):
 
     @property
     def guides(self) -> tuple[ImageTowerSettings, TextTowerSettings]:
-        """The frozen encoders of images and of captions: those that are named, or the towers with the weights they start from."""
+        """The frozen encoders of images and captions: those named in the config, else the towers with their initial weights."""
         named = self.frozen_encoders or GuideSettings()
         image = named.image_encoder or self.image_tower.model_copy(update={"mode": "locked"})
         return image, named.text_encoder or self.text_tower.model_copy(update={"mode": "locked"})

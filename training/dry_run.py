@@ -1,34 +1,66 @@
-"""What the driver tries before any worker starts, and before Ray if possible: what fails here would fail on each worker.
+"""Checks on the driver before any worker starts, and before Ray if possible: what fails here would fail on each worker.
 
-It builds the networks, takes a step (forward and backward) on a few real rows, and runs two forward passes in eval mode.
+`check_towers` builds locked towers and frozen encoders, before their features are computed. `check_build` builds all networks,
+takes one step (forward and backward) on a few real rows, and runs two forward passes in eval mode.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipelines.dataset.stream import Item
+from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.program.errors import UserError
 from training.encoder import DualEncoder
 from training.plan import Plan
+from training.saved_towers import Frozen, has_copy
 from training.state import TrainState
 from training.step import gradients
 from training.towers.base import batch_statistics
 from training.towers.pretrained import first_line
+from training.towers.text import TextTowerSettings
 from training.towers.text_reading import tells_apart
 
 _ROWS = 4  # rows of the trial batch
 
 
+def check_towers(towers: Iterable[Frozen], cache: Path | None) -> None:
+    """Build towers from their pretrained weights once, before anything is computed. Raises `UserError` if one cannot be built.
+
+    A tower with a copy, in the run's folder or in `cache`, was built before.
+    """
+    for tower in towers:
+        if has_copy(tower, cache):
+            continue
+        try:
+            if isinstance(tower.settings, TextTowerSettings):
+                tokenizer = tower.tokenizer(list)
+                _check_texts(tower.build(tokenizer.vocabulary_size), tokenizer, tower.key, str(tower.weights_name()))
+            else:
+                tower.build()
+        except UserError:
+            raise
+        except Exception as error:  # each library raises its own errors
+            problem = f"cannot be built from {tower.weights_name()}: {type(error).__name__}: {first_line(error)}"
+            raise UserError(tower.key, problem, f"give other {tower.key}.weights; --verbose shows where") from error
+
+
+def _check_texts(tower: Any, tokenizer: TextTokenizer, key: str, name: str) -> None:
+    """Raises `UserError` if a text tower does not tell texts apart."""
+    tower.eval()
+    with torch.no_grad():
+        tells_apart(lambda texts: tower(*map(torch.from_numpy, tokenizer(texts))), f"{key}.weights", name)
+
+
 def check_build(plan: Plan) -> None:
-    """Build everything once on the driver, and try a step. Raises `UserError` for what would fail on every worker too."""
+    """Build everything once on the driver, and try a step. Raises `UserError` for whatever would fail on every worker too."""
     settings = plan.settings
     encoder, objective, teacher = plan.build()
     if encoder.text_tower is not None:
-        tower = encoder.text_tower.eval()
-        with torch.no_grad():
-            tells_apart(lambda texts: tower(*map(torch.from_numpy, plan.tokenizer(texts))), "text_tower.weights", "this model")
+        _check_texts(encoder.text_tower, plan.tokenizer, "text_tower", "this model")
     optimizer = settings.optimizer.build([encoder, objective])
     _check_batch_statistics(plan, encoder.train())
     state = TrainState(encoder, objective, teacher, optimizer, torch.amp.GradScaler("cpu", enabled=False))
@@ -37,10 +69,8 @@ def check_build(plan: Plan) -> None:
     except UserError:
         raise
     except Exception as error:  # each model raises its own errors
-        raise UserError(
-            f"the first step cannot be done, on {_ROWS} rows of {plan.stream.prepared.path}: {type(error).__name__}: "
-            f"{first_line(error)}; --verbose shows where"
-        ) from error
+        problem = f"a trial step on {_ROWS} rows fails: {type(error).__name__}: {first_line(error)}"
+        raise UserError(str(plan.stream.prepared.path), problem, "--verbose shows where") from error
 
 
 def _rehearse(plan: Plan, state: TrainState) -> None:
@@ -50,15 +80,14 @@ def _rehearse(plan: Plan, state: TrainState) -> None:
     ids = plan.order.batch(0)[: max(_ROWS, settings.objective.least_batch)]
     batch = plan.stream.here(Item(ids, 0, lambda row: plan.order.spares(0, 0, 1, row)))
     # fp16 needs a GPU, and a few rows need no micro-batches.
-    tried = settings.model_copy(
-        update={"accumulate": 1, "precision": "fp32" if settings.precision == "fp16" else settings.precision}
-    )
-    gradients(state, batch, tried)
-    still = [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
-    if still and settings.resources.num_workers > 1:
+    precision = "fp32" if settings.precision == "fp16" else settings.precision
+    gradients(state, batch, settings.model_copy(update={"accumulate": 1, "precision": precision}))
+    unreached = [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
+    if unreached and settings.resources.num_workers > 1:
         raise UserError(
-            f"resources.num_workers: {len(still)} parameters got no gradient in a step, such as {still[0]}, for which several "
-            "workers would wait; pass resources.num_workers=1, or mode=frozen for that tower, or choose another"
+            "resources.num_workers",
+            f"{len(unreached)} parameters get no gradient, such as {unreached[0]}, and several workers would wait for it",
+            "pass resources.num_workers=1, or mode=frozen for that tower, or choose another tower",
         )
     encoder.eval()
     images = batch["image_features"] if encoder.image_tower is None else batch["image"]
@@ -67,34 +96,29 @@ def _rehearse(plan: Plan, state: TrainState) -> None:
         twice = [(encoder.embed_images(images), encoder.embed_texts(*texts)) for _ in range(2)]
     for key, first, second in zip(("image", "text"), *twice, strict=True):
         if not torch.allclose(first, second, atol=1e-4):
-            raise UserError(
-                f"{key}_tower: in eval mode too, the same {key} has another embedding each time; give a model without random "
-                f"parts, or another {key}_head"
-            )
+            problem = f"even in eval mode, the same {key} has a different embedding each time"
+            raise UserError(f"{key}_tower", problem, f"give a model without random parts, or another {key}_head")
 
 
 def _check_batch_statistics(plan: Plan, encoder: DualEncoder) -> None:
-    """Raises `UserError` if a tower would compute statistics on a part of the batch that it should compute on the whole."""
+    """Raises `UserError` if a tower would compute batch statistics on a part of the batch only."""
     settings = plan.settings
     workers, parts = settings.resources.num_workers, settings.accumulate
     if workers == parts == 1:
         return
     size = settings.image_tower.image_size
     pixels, (ids, mask) = torch.randint(256, (2, 3, size, size), dtype=torch.uint8), plan.tokenizer(["a", "b"])
-    sees = {"image_tower": (pixels,), "text_tower": (torch.from_numpy(ids), torch.from_numpy(mask))}
+    inputs = {"image_tower": (pixels,), "text_tower": (torch.from_numpy(ids), torch.from_numpy(mask))}
     for key, tower in (("image_tower", encoder.image_tower), ("text_tower", encoder.text_tower)):
-        for name, module in ({} if tower is None else batch_statistics(tower, *sees[key])).items():
+        for name, module in ({} if tower is None else batch_statistics(tower, *inputs[key])).items():
             # torch synchronises only BatchNorm, and only between workers on GPUs.
-            normal = isinstance(module, nn.modules.batchnorm._BatchNorm)
-            what = f"{key}'s {name} ({type(module).__name__}) takes statistics of what it sees at once, which is"
-            way = "image_tower.batch_norm=frozen, " if normal and key == "image_tower" else ""
+            batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            what = f"{key}'s {name} ({type(module).__name__}) would compute its statistics on one of"
+            freeze = "image_tower.batch_norm=frozen, " if batch_norm and key == "image_tower" else ""
             if parts > 1:
-                raise UserError(
-                    f"accumulate: {what} one of {parts} parts of a step; pass {way}accumulate=1, or choose another {key}"
-                )
-            if not (normal and settings.resources.use_gpu):
+                remedy = f"pass {freeze}accumulate=1, or choose another {key}"
+                raise UserError("accumulate", f"{what} the {parts} parts of a step", remedy)
+            if not (batch_norm and settings.resources.use_gpu):
                 kind = "" if settings.resources.use_gpu else "CPU "
-                raise UserError(
-                    f"resources.num_workers: {what} one of {workers} {kind}workers' rows; "
-                    f"pass {way}resources.num_workers=1, or choose another {key}"
-                )
+                remedy = f"pass {freeze}resources.num_workers=1, or choose another {key}"
+                raise UserError("resources.num_workers", f"{what} the {workers} {kind}workers' rows", remedy)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipelines.dataset.batch import Batch
 from pipelines.dataset.views import UNCHANGED
 from pipelines.program.errors import UserError
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 from training.objectives.base import Embeddings
 from training.precision import unit
 from training.towers import ImageTowerSettings, TextTowerSettings

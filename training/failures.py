@@ -1,6 +1,6 @@
-"""Which failures of a worker a restart may resolve: those of a process, a machine, a network or a store.
+"""Which worker failures a restart may resolve: those of a process, a machine, a network or a store.
 
-Anything else is an exception in the code, ours or the user's, and would recur at the same step every time.
+Anything else is an exception in our code or the user's, and would recur at the same step every time.
 """
 
 import re
@@ -16,30 +16,27 @@ from training.distributed import PeerLost
 
 # gloo raises a bare RuntimeError if a peer is gone, with a text such as "[../gloo/transport/tcp/pair.cc:534] Connection closed by
 # peer" or "Application timeout caused pair closure".
-_OF_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket timeout|pair closure", re.IGNORECASE)
-_PASSING: tuple[type[BaseException], ...] = (
-    *(OSError, EOFError),
-    *(PeerLost, torch.AcceleratorError),
-)
+_PEER_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket timeout|pair closure", re.IGNORECASE)
+_TRANSIENT: tuple[type[BaseException], ...] = (OSError, EOFError, PeerLost, torch.AcceleratorError)
 
 
-def may_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether a restart from the last checkpoint may help."""
-    found = innermost(error)
-    if isinstance(found, ray.exceptions.RayTaskError):
+    root = innermost(error)
+    if isinstance(root, ray.exceptions.RayTaskError):
         return False
-    if isinstance(found, (ray.exceptions.RayError, *_PASSING)):
+    if isinstance(root, (ray.exceptions.RayError, *_TRANSIENT)):
         return True
-    if of_ray(found):  # of Ray Train: a missed health check, a barrier that a peer never reached
+    if of_ray(root):  # of Ray Train: a missed health check, a barrier that a peer never reached
         return True
-    return type(found) is RuntimeError and bool(_OF_A_PEER.search(str(found)))
+    return type(root) is RuntimeError and bool(_PEER_LOST.search(str(root)))
 
 
 class EndAtOnce(ray.train.UserCallback):
-    """A callback for Ray Train: restarts lost workers, and ends the run if the code raised."""
+    """A callback for Ray Train that ends the run if the code raised, instead of restarting the workers."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called in the controller before it decides. It does not retry what is raised here."""
+        """Called in the controller before it decides about a restart; what is raised here ends the run."""
         for error in worker_exceptions.values():
-            if not may_pass(error):
+            if not is_transient(error):
                 raise innermost(error)

@@ -1,8 +1,6 @@
-"""What `python -m pipelines CONFIG.yaml` does for a config with the key `dataset`: store frozen encoders' features before any
-run.
+"""Stores frozen encoders' features before any run: `python -m pipelines CONFIG.yaml` for a config with the key `dataset`.
 
-A run that names the same encoders uses them: `frozen_encoders.image_encoder` and `frozen_encoders.text_encoder`, or a locked
-tower.
+A run that names the same encoder uses them, as `frozen_encoders.image_encoder`, `frozen_encoders.text_encoder` or a locked tower.
 """
 
 from pathlib import Path
@@ -18,13 +16,14 @@ from pipelines.program import cluster
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
+from training.dry_run import check_towers
 from training.saved_towers import frozen
 from training.towers import ImageFeatures, ImageTowerUnion, TextFeatures, TextTowerUnion
 
 
 class BankSettings(Settings):
-    """A prepared dataset in, features of its images and captions out."""
+    """Which features of a prepared dataset's images and captions to compute."""
 
     dataset: Place = Field(
         description="prepared dataset; features are stored in its folder, so it must be on a disk that all nodes share"
@@ -52,36 +51,39 @@ def compute_banks(settings: BankSettings, display: Display) -> list[Path]:
     try:
         prepared = Prepared.open(settings.dataset)
     except UserError as error:
-        raise UserError(str(error).replace("data.path", "dataset", 1)) from None
+        raise error.under("dataset", instead_of="data.path") from None
     # These raise if an encoder has no weights.
     image = None if settings.image_encoder is None else frozen(settings.image_encoder, "image_encoder", None)
     text = None if settings.text_encoder is None else frozen(settings.text_encoder, "text_encoder", None)
+    check_towers([tower for tower in (image, text) if tower is not None], None)
     cluster.start(display.verbose)
     pool = feature_store.Pool(_actors(settings), settings.use_gpu)
-    found: list[Path] = []
+    banks: list[Path] = []
     if settings.image_encoder is not None and image is not None:
         size = settings.image_encoder.image_size
-        found.append(feature_store.image_bank(prepared, size, ImageFeatures, (image,), image.identity, pool, display))
-        display.line(f"bank of images: {found[-1]}")
+        banks.append(feature_store.image_bank(prepared, size, ImageFeatures, (image,), image.identity, pool, display))
+        display.line(f"bank of images: {banks[-1]}")
     if text is not None:
         tokenizer = text.tokenizer(list)
         identity = text.identity | {"tokenizer": tokenizer.identity}
-        found += feature_store.text_banks(prepared, [prepared.texts()], TextFeatures, (text, tokenizer), identity, pool, display)
-        display.line(f"bank of captions: {found[-1]}")
+        banks += feature_store.text_banks(prepared, [prepared.texts()], TextFeatures, (text, tokenizer), identity, pool, display)
+        display.line(f"bank of captions: {banks[-1]}")
     if settings.neighbours:
         order = Order(prepared, "train", None, seed=0, global_batch_size=1)
-        found.append(find_neighbours(Guides(order, found[0], found[1], 1), prepared, pool, display))
-        display.line(f"bank of neighbours: {found[-1]}")
-    return found
+        banks.append(find_neighbours(Guides(order, banks[0], banks[1], 1), prepared, pool, display))
+        display.line(f"bank of neighbours: {banks[-1]}")
+    return banks
 
 
 def _actors(settings: BankSettings) -> int:
-    """As many as configured, or as fit into the cluster."""
+    """As many as configured, else as many as fit into the cluster."""
     if settings.actors is not None:
         return settings.actors
     import ray
 
-    there = int(ray.cluster_resources().get("GPU" if settings.use_gpu else "CPU", 0))
-    if there < 1:
-        raise UserError("use_gpu: the cluster has no GPU; pass use_gpu=false, or actors=N on a cluster that grows")
-    return there
+    kind, key = ("GPU", "use_gpu") if settings.use_gpu else ("CPU", "actors")
+    fitting = int(ray.cluster_resources().get(kind, 0))
+    if fitting < 1:
+        other = "use_gpu=false, or " if settings.use_gpu else ""
+        raise UserError(key, f"the cluster has no {kind}", f"pass {other}actors=N on a cluster that grows")
+    return fitting

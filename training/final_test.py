@@ -1,11 +1,10 @@
-"""The best checkpoint, scored once: if `evaluation.test_split` names a split, after training and before the result.
+"""Scores the best checkpoint once, after training, on the split that `evaluation.test_split` names.
 
 `checkpoint.best` chooses among the run's evaluations of `evaluation.split`. The test split plays no part in that: it is embedded
 after the choice, by the same code as in every evaluation, and its scores are written to `RUN/test.json`.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from training.build import build_state
 from training.checkpoint import load_checkpoint
-from training.held_out import merged
+from training.checkpoint_registry import put
+from training.held_out import merged_scores
 from training.loop import this_worker
 from training.plan import Plan
 from training.ray_train import run_workers
@@ -28,29 +28,28 @@ _FILE = "test.json"
 
 def test_chosen(plan: Plan, folder: Path, data_cpus: float, display: Display) -> dict[str, Any]:
     """The content of `test.json`: from an earlier call, or computed by the run's workers now. Raises `UserError`."""
-    place = folder / _FILE
+    place, metric = folder / _FILE, plan.settings.checkpoint.best
     if place.exists():
         return json.loads(place.read_text(encoding="utf-8"))
     if not (folder / "best").exists():
-        raise UserError(f"checkpoint.best: '{plan.settings.checkpoint.best}' was never a number, so no checkpoint was chosen")
+        problem = f"'{metric}' never had a value in {folder}, so no checkpoint was chosen"
+        raise UserError("checkpoint.best", problem, "name another metric, and another name= for the run")
     aside = folder / "testing"  # Ray Train's own files
     config = {"plan": plan, "data_cpus": data_cpus, "folder": folder}
-    found = run_workers(_test_worker, config, plan.settings.resources, aside, display)
+    content = run_workers(_test_worker, config, plan.settings.resources, aside, display)
     shutil.rmtree(aside, ignore_errors=True)
-    partial = folder / f"{_FILE}.partial-{os.getpid()}"
-    partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    partial.rename(place)
-    return found
+    put(place, json.dumps(content, indent=1))
+    return content
 
 
 def _test_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What each Ray Train worker runs."""
+    """The function that each Ray Train worker runs."""
     configure_data()
     return score_chosen(config["plan"], config["folder"], this_worker(config["data_cpus"]))
 
 
 def score_chosen(plan: Plan, folder: Path, worker: Worker) -> dict[str, Any]:
-    """Scores of `best/` on the test split, and how it was chosen; the same on every worker."""
+    """Scores of `best/` on the test split, and how that checkpoint was chosen; the same on every worker."""
     assert plan.test is not None
     encoder, state = build_state(plan, worker, folder / "best")
     load_checkpoint(folder / "best", state, plan, worker.device)
@@ -61,5 +60,5 @@ def score_chosen(plan: Plan, folder: Path, worker: Worker) -> dict[str, Any]:
         "samples": len(plan.test.data.sample_ids),
         "chosen_on": plan.settings.evaluation.split,
         **json.loads((folder / "best" / "best.json").read_text(encoding="utf-8")),  # metric, its value there, step
-        **merged([scores]),
+        **merged_scores([scores]),
     }

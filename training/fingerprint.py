@@ -1,8 +1,8 @@
-"""The name under which an embedder's rows are cached: a digest of everything that decides them.
+"""The key under which an embedder's rows are cached: a digest of everything that decides them.
 
 That is every parameter and buffer as loaded, whatever file it came from; how an image and a text become tensors; and the
-versions of the libraries involved, since an upgrade may change a resize or a forward pass. File locations are not included,
-nor the device, which only affects the last bits.
+versions of the libraries involved, since an upgrade may change a resize or a forward pass. Neither file locations nor the device,
+which only affects the last bits, are included.
 """
 
 import hashlib
@@ -39,10 +39,10 @@ def of_tokenizer(tokenizer: Any) -> list[Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for library in _LIBRARIES:
         try:
-            found[library] = version(library)
+            versions[library] = version(library)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,9 +1,9 @@
-"""What a run keeps of its held-out splits when training ends: embedded and scored once, by its workers.
+"""The embeddings and scores of its held-out splits that a run keeps at the end of training, as its workers computed them.
 
     RUN/held_out.npz    unit rows of the run's own split; held_out-NAME.npz of each further dataset
-    RUN/held_out.json   what they scored, and examples of what was found; written last
+    RUN/held_out.json   their scores, and examples of retrieval for the page; written last
 
-Result, page and sweeps read it, and none of them needs Ray or torch for that.
+The result, the page and sweeps read these files, and none of them needs Ray or torch for that.
 """
 
 import json
@@ -34,9 +34,9 @@ class HeldOutEmbeddings:
 
 
 def keep_held_out(folder: Path, step: int, splits: Sequence[tuple[str, HeldOut, HeldOutEmbeddings, Scores]]) -> None:
-    """Write both kinds of files. `splits`: for each the name of its file, the run's own first.
+    """Write both kinds of files. `splits`: of each its file name, data, embeddings and scores; the run's own split first.
 
-    It is done before the last checkpoint counts, so that whoever finds that one finds this.
+    They are written before the last checkpoint is registered, so a run that has that checkpoint has these files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, _, rows, _ in splits:
@@ -45,34 +45,36 @@ def keep_held_out(folder: Path, step: int, splits: Sequence[tuple[str, HeldOut, 
             np.savez(file, **asdict(rows))
         aside.rename(folder / name)
     _, data, own, _ = splits[0]
-    kept = {"step": step, **merged([scores for *_, scores in splits]), "gallery": _gallery(data, own)}
-    put(folder / _FILE, json.dumps(kept))
+    content = {"step": step, **merged_scores([scores for *_, scores in splits]), "gallery": _gallery(data, own)}
+    put(folder / _FILE, json.dumps(content))
 
 
 def read_held_out(folder: Path) -> dict[str, Any]:
-    """step, metrics, baselines, sample_sizes, gallery. Raises `UserError` where the file is missing or not readable."""
+    """step, metrics, baselines, sample_sizes, gallery. Raises `UserError` if the file is missing or not readable."""
     try:
         return json.loads((folder / _FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise UserError(f"{folder / _FILE}: missing or not readable; let the training command finish, or train again") from None
+        raise UserError(
+            str(folder / _FILE), "missing or not readable", "let the training command finish, or train again"
+        ) from None
 
 
-def merged(scores: Sequence[Scores]) -> dict[str, Any]:
-    """Scores of all datasets, and means of them, as results have them."""
-    metrics = {path: value for found in scores for path, value in found.metrics.items()}
+def merged_scores(scores: Sequence[Scores]) -> dict[str, Any]:
+    """Scores of all datasets and their means, in the form of results."""
+    metrics = {path: value for part in scores for path, value in part.metrics.items()}
     return {
         "metrics": metrics | mean_recalls(metrics),
-        "baselines": {path: base for found in scores for path, base in found.baselines.items()},
-        "sample_sizes": {path: size for found in scores for path, size in found.sample_sizes.items()},
+        "baselines": {path: baseline for part in scores for path, baseline in part.baselines.items()},
+        "sample_sizes": {path: size for part in scores for path, size in part.sample_sizes.items()},
     }
 
 
 def retrieval_of(data: HeldOut) -> Retrieval | None:
-    """The task whose gallery is shown."""
+    """The retrieval task, whose examples the page shows, if there is one."""
     return next((task for task in data.tasks if isinstance(task, Retrieval)), None)
 
 
 def _gallery(data: HeldOut, rows: HeldOutEmbeddings) -> dict[str, Any] | None:
-    """Without its thumbnails: no image is read, so none that has gone since it was embedded ends a run."""
+    """Examples of retrieval, without thumbnails: reading images here could end a run if one has gone since it was embedded."""
     task = retrieval_of(data)
     return None if task is None else task.gallery(data.rows(rows.images, rows.texts, rows.prompts))

@@ -1,6 +1,6 @@
-"""One run in this process: the same plan, loop and files as with Ray Train, without starting its processes.
+"""Trains one run in this process: the same plan, loop and files as with Ray Train, without starting its processes.
 
-For small runs, of which a sweep has hundreds: both towers locked, one worker. Started again on the same folder it resumes from
+For small runs, of which a sweep has hundreds: both towers locked, one worker. Started again on the same folder, it resumes from
 the newest checkpoint, as `fit` does.
 """
 
@@ -18,44 +18,40 @@ import torch
 from pipelines.dataset.stream import Worker
 from training.checkpoint_registry import NEWEST, put, registered
 from training.held_out import keep_held_out
-from training.loop import DivergenceError, train
+from training.loop import completed, train
 from training.metrics_log import Recorder
 from training.plan import Plan
-from training.stopping import Asked, Stopped
+from training.stopping import Asked
 
 
-def fit_inline(plan: Plan, folder: Path, heard: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Train to the end; `heard(line)` is called after each line of metrics.jsonl. Returns the loop's result.
+def fit_inline(plan: Plan, folder: Path, on_line: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Train to the end, and return the loop's result; `on_line(line)` is called after each line of metrics.jsonl.
 
     The folder is new, or `checkpoint_registry.settle` was called on it.
 
-    Raises `DivergenceError` if the loss is no longer finite, and `Stopped` if the run was asked to stop.
+    Raises as `loop.completed` does.
     """
     settings = plan.settings
-    for left in folder.glob("partial-*"):
-        left.unlink() if left.is_file() else shutil.rmtree(left)
-    kept, tries = settings.checkpoint, settings.resources.max_failures
-    recorder = Recorder(folder, kept.best, kept.mode, bool(settings.tensorboard), tries)
+    for leftover in folder.glob("partial-*"):
+        leftover.unlink() if leftover.is_file() else shutil.rmtree(leftover)
+    keep, tries = settings.checkpoint, settings.resources.max_failures
+    recorder = Recorder(folder, keep.best, keep.mode, bool(settings.tensorboard), tries)
     recorder.catch_up()
 
     def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
-        # The line first: after a kill between the two, the step is repeated and its line replaced.
+        # The line comes first: after a kill between the two, the step is repeated and its line replaced.
         line = recorder.write(metrics)
         if save is not None:
-            recorder.keep_best(line, _put(folder, metrics["step"], save, settings.checkpoint.keep))
-        heard(line)
+            recorder.keep_best(line, _put(folder, metrics["step"], save, keep.keep))
+        on_line(line)
 
-    before = registered(folder)
-    checkpoint = ray.train.Checkpoint.from_directory(before[-1]) if before else None
+    checkpoints = registered(folder)
+    checkpoint = ray.train.Checkpoint.from_directory(checkpoints[-1]) if checkpoints else None
     device = torch.device("cuda" if settings.resources.use_gpu else "cpu")
     with Asked(folder) as asked:
         worker = Worker(0, 1, device, settings.resources.data_cpus)
         returned = train(plan, worker, report, checkpoint, asked, partial(keep_held_out, folder))
-    if "failed" in returned:
-        raise DivergenceError(f"training stopped: {returned['failed']}")
-    if "stopped" in returned:
-        raise Stopped(returned["stopped"])
-    return returned
+    return completed(returned)
 
 
 def _put(folder: Path, step: int, save: Callable[[Path], None], keep: int) -> ray.train.Checkpoint:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 from training.half_cosine import half_cosine
 
 

@@ -1,7 +1,7 @@
-"""The training loop that every Ray Train worker runs, in order: batch, step, log, evaluate, checkpoint.
+"""The training loop that every worker runs: batch, step, log, evaluate, checkpoint.
 
-`ray.train.report` is a barrier: all workers reach it at the same steps. Which steps is a function of the step, except for
-checkpoints by the clock, which rank 0 decides for all, and for the last step of a run that is asked to stop.
+`ray.train.report` is a barrier: all workers must reach it at the same steps. Whether a step reports depends on its number alone,
+except for checkpoints by the clock, which rank 0 decides for all, and for the last step of a run that is asked to stop.
 """
 
 import tempfile
@@ -29,7 +29,7 @@ from training.metrics_file import UNUSABLE, UNUSABLE_ROWS
 from training.plan import Plan
 from training.state import TrainState
 from training.step import train_step
-from training.stopping import Asked
+from training.stopping import Asked, Stopped
 from training.towers.padding import shortened
 from training.validation import validate_held_out
 
@@ -39,13 +39,13 @@ class DivergenceError(UserError):
 
 
 _PATIENCE = 20  # excess of skipped over counted steps, in a long run; fp16's scale of 65536 is below 1 after 17
-_WAYS_OUT = "a lower optimizer.lr, a longer schedule.warmup_steps, clip_norm=1 or precision=bf16 may help"
+_REMEDY = "a lower optimizer.lr, a longer schedule.warmup_steps, clip_norm=1 or precision=bf16 may help"
 _ENOUGH = 1000  # samples before the rate of unusable ones is meaningful
 Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What each Ray Train worker runs: `train` from the newest checkpoint on."""
+    """The function that each Ray Train worker runs: `train`, from the newest checkpoint on."""
     plan: Plan = config["plan"]
     configure_data()
     worker = this_worker(config["data_cpus"])
@@ -81,11 +81,16 @@ def train(
     asked: Callable[[], bool] = _never,
     keep: Callable[[int, list[Any]], Any] = _keep_nothing,
 ) -> dict[str, Any]:
-    """Train to the last step. Needs no Ray if both towers are locked. Returns what the driver must know about the end.
+    """Train to the last step. Needs no Ray if both towers are locked.
 
-    `report(metrics, save)` is called on every worker at the same steps; `save(folder)`, where due, writes a checkpoint. Once
-    `asked()` is true on any worker, the next step that counts is the last: all of them save it, and `stopped` is its number.
-    `keep` is called on rank 0 with what `keep_held_out` takes of the last evaluation, before its checkpoint is saved.
+    Args:
+        report: `report(metrics, save)` is called on every worker at the same steps; `save(folder)` writes a checkpoint, if due.
+        asked: once it is true on any worker, the next step that counts is the last, and every worker saves it.
+        keep: called on rank 0 with the last evaluation, before its checkpoint is saved; arguments as of `keep_held_out`.
+
+    Returns:
+        Step, samples, skipped steps and device at the end; or only `stopped`, the step of a run that was asked to stop;
+        `diverged`, why; or `failed`, another error's key, problem and remedy. `completed` raises for these.
     """
     settings = plan.settings
     with checkpoint.as_directory() if checkpoint is not None else nullcontext() as folder:
@@ -107,7 +112,7 @@ def train(
         loss, norm = train_step(state, batch, settings, lr)
         counted = state.skipped == skipped
         if state.failing >= min(_PATIENCE, max(2, plan.total_steps // 2)) or state.skipped == plan.total_steps:
-            return {"failed": _skipped_on(state, float(mean(loss.total)), float(norm))}
+            return {"diverged": _skipped_steps(state, float(mean(loss.total)), float(norm))}
         stops = state.stopping and counted
         if not clock.reports(state.step, plan) and not stops:
             continue
@@ -118,15 +123,15 @@ def train(
             metrics |= {name: float(mean(value)) for name, value in loss.metrics.items()}
         metrics |= clock.read()
         evaluate = clock.evaluates(state.step, plan)
-        # A run that is failing keeps the checkpoints that it has.
+        # No checkpoint of a skipped step: a failing run must not replace its good checkpoints.
         saves = (counted or evaluate) and clock.saves(state.step, evaluate or stops)
         if saves and not state.finite():
-            return {"failed": f"the weights are no longer numbers at step {state.step}; {_WAYS_OUT}"}
+            return {"diverged": f"the weights are no longer finite at step {state.step}"}
         if evaluate:
             scores, rows = validate_held_out(encoder, plan, worker)
-            if not all(np.isfinite(part).all() for found in rows for part in (found.images, found.texts, found.prompts)):
-                return {"failed": f"embeddings are no longer numbers at step {state.step}; {_WAYS_OUT}"}
-            metrics |= {name: value for found in scores for name, value in found.metrics.items()}
+            if not all(np.isfinite(part).all() for split in rows for part in (split.images, split.texts, split.prompts)):
+                return {"diverged": f"the embeddings are no longer finite at step {state.step}"}
+            metrics |= {name: value for split in scores for name, value in split.metrics.items()}
             clock.restart()
             state.ended = state.step == plan.total_steps or clock.out_of_time()
             if state.ended and worker.rank == 0:
@@ -138,31 +143,41 @@ def train(
         metrics["seconds"] = round(state.seconds, 3)
         report(metrics, partial(save_checkpoint, state=state, plan=plan, metrics=metrics) if saves else None)
         if state.samples >= _ENOUGH and state.unusable > settings.data.max_unusable_rate * state.samples:
-            return {"failed": _too_many(plan, state)}
+            return {"failed": _too_many_unusable(plan, state)}
         if stops and not state.ended:
             return {"stopped": state.step}
     return {"step": state.step, "samples": state.samples, "skipped": state.skipped, "device": _device_name(worker.device)}
 
 
-def _skipped_on(state: TrainState, loss: float, norm: float) -> str:
+def completed(returned: dict[str, Any]) -> dict[str, Any]:
+    """What `train` returned, if it trained to the end. Raises `Stopped`, `DivergenceError` or another `UserError` if not."""
+    if "diverged" in returned:
+        raise DivergenceError("", f"training stopped: {returned['diverged']}", _REMEDY)
+    if "failed" in returned:
+        raise UserError(*returned["failed"])
+    if "stopped" in returned:
+        raise Stopped(returned["stopped"])
+    return returned
+
+
+def _skipped_steps(state: TrainState, loss: float, norm: float) -> str:
     if state.skipped == state.step:
-        many = "no step of the run counted"
+        count = "every step of the run was skipped"
     else:
-        many = f"{state.failing} more of the last steps were skipped than counted ({state.skipped:,} of {state.step:,} in all)"
-    return f"{many}: at step {state.step} the loss is {loss:g} and the gradient's norm {norm:g}; {_WAYS_OUT}"
+        count = f"{state.failing} more of the last steps were skipped than counted ({state.skipped:,} of {state.step:,} in all)"
+    return f"{count}: at step {state.step} the loss is {loss:g} and the gradient's norm {norm:g}"
 
 
-def _too_many(plan: Plan, state: TrainState) -> str:
+def _too_many_unusable(plan: Plan, state: TrainState) -> tuple[str, str, str]:
     data = plan.settings.data
-    return (
-        f"{state.unusable:,} of {state.samples:,} rows could not be used, more than "
-        f"data.max_unusable_rate={data.max_unusable_rate}; {UNUSABLE} in the run's folder lists them with reasons; "
-        f"see where the images of {data.path} have gone, or allow more"
-    )
+    rate = data.max_unusable_rate
+    problem = f"training stopped: {state.unusable:,} of {state.samples:,} rows could not be used, more than the rate {rate}"
+    remedy = f"{UNUSABLE} in the run's folder lists the reasons; check the images of {data.path}, or allow a larger rate"
+    return "data.max_unusable_rate", problem, remedy
 
 
 def this_worker(data_cpus: float) -> Worker:
-    """This process's rank, according to Ray Train."""
+    """Rank, device and CPUs for reading of this process, according to Ray Train."""
     context = ray.train.get_context()
     size = context.get_world_size()
     return Worker(context.get_world_rank(), size, ray.train.torch.get_device(), data_cpus / size)

@@ -1,11 +1,11 @@
-"""Reading `metrics.jsonl` and similar files, separate from the writer so that the report needs no Ray."""
+"""Reads `metrics.jsonl` and similar files. Apart from the writer (metrics_log.py), so that the page needs no Ray."""
 
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-UNUSABLE = "unusable.jsonl"  # rows of indexed data that turned out to be unusable, each once, with its reason
+UNUSABLE = "unusable.jsonl"  # rows of indexed data that could not be used, each once, with its reason
 UNUSABLE_ROWS = "unusable_rows"  # their key in the workers' reports
 
 
@@ -22,5 +22,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def unusable_reasons(run: Path) -> dict[str, int]:
-    """How many rows of the dataset the run found unusable, by reason, the most frequent first."""
+    """Number of the dataset's rows that the run could not use, by reason, the most frequent first."""
     return dict(Counter(line["reason"] for line in read_metrics(run / UNUSABLE)).most_common())

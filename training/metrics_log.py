@@ -1,6 +1,6 @@
-"""`metrics.jsonl`: one line per report, written by Ray Train's controller, read by the display and the report.
+"""Writes `metrics.jsonl`, one line per report, in Ray Train's controller; the display and the page read it (metrics_file.py).
 
-After a restart steps are repeated; the lines from that step on are replaced, so the file always is the history of one run.
+After a restart steps are repeated, and the lines from that step on are replaced, so the file is always the history of one run.
 Failed writes are retried up to `resources.max_failures` times, while the workers wait.
 """
 
@@ -27,7 +27,7 @@ _LONGEST_WAIT = 60.0
 
 
 class MetricsLog:
-    """Appends lines; a step that is not after the last one removes the lines it replaces."""
+    """Appends lines. A line whose step is not after the last one replaces the lines from that step on."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -62,7 +62,7 @@ def append_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
 class Recorder(ray.train.UserCallback):
     """Writes what workers report: metrics.jsonl, TensorBoard events, restarts, and a copy of the best checkpoint.
 
-    An error here ends Ray Train's controller, and the run with it, so it is raised only after `max_failures` retries.
+    An error here would end Ray Train's controller and with it the run, so it is raised only after `max_failures` retries.
     """
 
     def __init__(self, run: Path, best: str | None, mode: str, tensorboard: bool, max_failures: int = 0):
@@ -76,11 +76,11 @@ class Recorder(ray.train.UserCallback):
         """Called in the controller once all workers have reported."""
         line = self.write(*metrics)
         if checkpoint is not None:
-            self._tried("the list of checkpoints", lambda: keep_snapshot(self._run))
+            self._retried("the list of checkpoints", lambda: keep_snapshot(self._run))
             self.keep_best(line, checkpoint)
 
-    def _tried(self, what: str, work: Callable[[], Any]) -> None:
-        """Do it, and again after an `OSError`; it must not write anything twice."""
+    def _retried(self, what: str, work: Callable[[], Any]) -> None:
+        """Call `work`, and again after an `OSError`; repeating it must not write anything twice."""
         failures = 0
         while True:
             try:
@@ -96,13 +96,13 @@ class Recorder(ray.train.UserCallback):
                 time.sleep(min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (failures - 1)))
 
     def write(self, metrics: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
-        """One line of metrics.jsonl from rank 0's report, and its events; all workers' unusable rows. Returns the line."""
+        """Write rank 0's report as a line and events, and all workers' unusable rows. Returns the line."""
         rows = [row for report in (metrics, *others) for row in report.get(UNUSABLE_ROWS, [])]
-        self._tried(UNUSABLE, lambda: self._list_unusable(rows))
+        self._retried(UNUSABLE, lambda: self._list_unusable(rows))
         line = {key: value for key, value in metrics.items() if key != UNUSABLE_ROWS} | {"time": round(time.time(), 3)}
-        self._tried("metrics.jsonl", lambda: self._append(line))
+        self._retried("metrics.jsonl", lambda: self._append(line))
         if self._tensorboard:
-            self._tried("tensorboard", lambda: self._add_events(line))
+            self._retried("tensorboard", lambda: self._add_events(line))
         return line
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ class Recorder(ray.train.UserCallback):
         self._log.append(line)
 
     def _add_events(self, line: dict[str, Any]) -> None:
-        writer, self._writer = self._writer, None  # after an error a new one, which removes what was written for this step
+        writer, self._writer = self._writer, None  # after an error, a new writer removes what was written for this step
         if writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -121,28 +121,27 @@ class Recorder(ray.train.UserCallback):
         self._writer = writer
 
     def _list_unusable(self, rows: list[list[Any]]) -> None:
-        """Write each row once, however often epochs and restarts meet it."""
+        """Write each row once, in however many epochs and restarts it occurs."""
         path = self._run / UNUSABLE
         if not rows:
             return
         if self._unusable is None:
             self._unusable = {line["sample_id"] for line in read_metrics(path)}
-        known, self._unusable = self._unusable, None  # after an error they are read again
-        new = {sample_id: reason for sample_id, reason in rows if sample_id not in known}
+        written, self._unusable = self._unusable, None  # after an error they are read again
+        new = {sample_id: reason for sample_id, reason in rows if sample_id not in written}
         append_lines(path, [{"sample_id": sample_id, "reason": reason} for sample_id, reason in new.items()])
-        self._unusable = known | new.keys()
+        self._unusable = written | new.keys()
 
     def catch_up(self) -> None:
-        """Finish what a process that died left undone: a half-renamed best checkpoint, or a better one not copied yet."""
+        """Finish the work of a process that died: a half-renamed best checkpoint, or a better one not copied yet."""
         if self._best is None:
             return
         best, old = self._run / "best", self._run / "best.old"
         if old.exists() and not best.exists():
             old.rename(best)
         if best.exists() and (what := damage(best)) is not None:
-            raise UserError(
-                f"checkpoint.best: {best} is damaged: {what}; copy it again, or delete it, and the best from here on is kept"
-            )
+            remedy = "copy it again, or delete it: then the best from here on is kept"
+            raise UserError("checkpoint.best", f"{best} is damaged: {what}", remedy)
         try:
             newest = newest_checkpoint(self._run)
             metrics = json.loads((newest / ABOUT).read_text(encoding="utf-8"))["metrics"]
@@ -154,7 +153,7 @@ class Recorder(ray.train.UserCallback):
         """Copy a better checkpoint under a temporary name and rename it, so that `best` is always complete."""
         value = (line | mean_recalls(line)).get(self._best or "", math.nan)
         if math.isfinite(value):
-            self._tried("best", lambda: self._copy_better(value, line["step"], checkpoint))
+            self._retried("best", lambda: self._copy_better(value, line["step"], checkpoint))
 
     def _copy_better(self, value: float, step: int, checkpoint: Any) -> None:
         note = self._run / "best" / "best.json"
@@ -162,8 +161,8 @@ class Recorder(ray.train.UserCallback):
         if before is not None and (value <= before if self._mode == "max" else value >= before):
             return
         aside, old = self._run / "best.partial", self._run / "best.old"
-        for left in (aside, old):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in (aside, old):
+            shutil.rmtree(leftover, ignore_errors=True)
         checkpoint.to_directory(str(aside))
         (aside / "best.json").write_text(json.dumps({"metric": self._best, "value": value, "step": step}))
         seal(aside)
@@ -176,4 +175,4 @@ class Recorder(ray.train.UserCallback):
         """Called in the controller before it restarts workers."""
         errors = {rank: cause_of(error) for rank, error in worker_exceptions.items()}
         line = {"time": round(time.time(), 3), "cause": first_cause(worker_exceptions), "workers": errors}
-        self._tried("restarts.jsonl", lambda: append_lines(self._run / "restarts.jsonl", [line]))
+        self._retried("restarts.jsonl", lambda: append_lines(self._run / "restarts.jsonl", [line]))

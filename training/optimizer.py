@@ -12,7 +12,7 @@ from torch import nn
 from pipelines.program.config_errors import plain
 from pipelines.program.errors import UserError
 from pipelines.program.import_string import call
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 _KEYS = ("optimizer.name", "optimizer.options", "mypackage.mymodule:MyOptimizer")  # for errors
 _USUAL = ("adamw", "sgd", "adam")  # accepted without importing timm, which takes a second

@@ -1,6 +1,7 @@
-"""The plan of a run: everything that the driver determines before any worker starts and that the workers need."""
+"""The plan of a run: everything that the workers need and the driver determines before any of them starts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pipelines.io.retry import is_remote
 from pipelines.prepare.prepare import code_version
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 from training.config import GuideSettings, TrainSettings
 from training.encoder import DualEncoder, build_encoder
 from training.objectives.base import Objective, Task
@@ -31,7 +32,7 @@ from training.towers import ImageFeatures, TextFeatures
 from training.towers.base import TowerSettings
 
 _BLOCK = 1 << 16  # rows whose captions are read at a time
-_GUIDES = ("frozen_encoders.image_encoder", "frozen_encoders.text_encoder")
+_ENCODERS = ("frozen_encoders.image_encoder", "frozen_encoders.text_encoder")
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ class Scored:
 
     data: HeldOut
     images: Stream
-    text_bank: Path | None  # features of all captions by text_id, where the text tower is locked
-    prompt_bank: Path | None  # features of all prompts, where the text tower is locked
+    text_bank: Path | None  # features of all captions by text_id, if the text tower is locked
+    prompt_bank: Path | None  # features of all prompts, if the text tower is locked
     file: str  # in the run's folder, for its embeddings: held_out.npz for the run's own split
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Picklable; the same on every worker."""
+    """Everything a worker needs; picklable, and the same on every worker."""
 
     settings: TrainSettings
     order: Order
@@ -57,11 +58,11 @@ class Plan:
     code_version: str
     test: Scored | None = None  # the split on which the best checkpoint is scored at the end
     frozen: tuple[Frozen, ...] = ()  # towers that are not in checkpoints: locked ones and frozen encoders
-    towers: tuple[About | None, About | None] = (None, None)  # their architectures, if the run resumes
+    towers: tuple[About | None, About | None] = (None, None)  # architectures of both towers, if the run resumes
 
     @property
     def held_out(self) -> HeldOut:
-        """The run's own."""
+        """The run's own held-out split."""
         return self.scored[0].data
 
     @property
@@ -73,10 +74,10 @@ class Plan:
     def uses_tasks(self) -> bool:
         """Whether tasks read images or captions for the workers, for training or for scoring."""
         scored = [*self.scored, *([self.test] if self.test else [])]
-        return self.stream.uses_tasks or any(one.images.uses_tasks for one in scored)
+        return self.stream.uses_tasks or any(split.images.uses_tasks for split in scored)
 
     def task(self, encoder: DualEncoder, frozen: FrozenEncoders | None = None) -> Task:
-        """What the objective and the teacher may know about the run."""
+        """What the objective and the teacher are told about the run."""
         manifest, settings, tower = self.stream.prepared.manifest, self.settings, encoder.image_tower
         width = bank_rows(self.stream.image_bank).shape[1] if tower is None else tower.width
         return Task(
@@ -93,8 +94,7 @@ class Plan:
         )
 
     def build(self, checkpoint: Path | None = None) -> tuple[DualEncoder, Objective, Teacher]:
-        """Networks with initial weights that are a function of the seed; for a checkpoint to be loaded, as they were built
-        then."""
+        """Networks with initial weights, which depend on the seed alone. `checkpoint`: build the towers that it describes."""
         settings = self.settings
         torch.manual_seed(settings.seed)
         encoder = build_encoder(
@@ -117,8 +117,8 @@ class Plan:
         """Frozen encoders that run in the step."""
         tokenizer = self.stream.guide_tokenizer
         assert tokenizer is not None
-        there = {tower.key: tower for tower in self.frozen}
-        first, second = (there[key] for key in _GUIDES)
+        towers = {tower.key: tower for tower in self.frozen}
+        first, second = (towers[key] for key in _ENCODERS)
         image, text = first.build(), second.build(tokenizer.vocabulary_size)
         widths, size = (image.width, text.width), self.settings.guides[0].image_size
         return FrozenEncoders(image, text, widths, size, digest([first.identity, second.identity]))
@@ -126,7 +126,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class TrainData:
-    """What a run's settings name, opened and checked; no network is built yet, and no feature computed."""
+    """The data that a run's settings name, opened and checked; no network is built yet, and no feature computed."""
 
     settings: TrainSettings
     prepared: Prepared
@@ -136,7 +136,7 @@ class TrainData:
 
 
 def open_data(settings: TrainSettings) -> TrainData:
-    """Open the run's datasets. Raises `UserError` for all that can be wrong with data, splits, labels and batch size."""
+    """Open the run's datasets. Raises `UserError` for mistakes in data, splits, labels and batch size."""
     prepared = Prepared.open(settings.data.path)
     held_out = held_out_data(settings, prepared)
     return TrainData(settings, prepared, make_order(settings, prepared), held_out, test_data(settings, prepared))
@@ -155,11 +155,12 @@ def plan_of(
 
 def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
     """The order of the training split. Raises `UserError` for an unknown split, or one that does not fill a batch."""
-    known = prepared.split_list(settings.data.validation)
-    if settings.data.split not in known:
-        raise UserError(f"data.split: '{settings.data.split}' is unknown; {prepared.path} has {', '.join(known)}")
+    splits = prepared.split_list(settings.data.validation)
+    if settings.data.split not in splits:
+        raise UserError("data.split", f"'{settings.data.split}' is unknown", f"{prepared.path} has {', '.join(splits)}")
     if settings.data.split == settings.evaluation.split:
-        raise UserError(f"evaluation.split: '{settings.evaluation.split}' is what the run trains on; hold another split out")
+        problem = f"the run trains on '{settings.evaluation.split}'"
+        raise UserError("evaluation.split", problem, f"choose another split of {prepared.path}: {', '.join(splits)}")
     order = Order(
         prepared,
         split=settings.data.split,
@@ -179,18 +180,29 @@ def held_out_data(settings: TrainSettings, prepared: Prepared) -> list[tuple[Pre
     Raises `UserError` for a missing dataset, an unknown split or label, or two datasets with the same name.
     """
     suite = settings.evaluation
-    found = [(prepared, held_out(prepared, suite, settings.data.split_seed, settings.data.validation))]
-    for other in suite.extra_datasets:
-        theirs = Prepared.open(other.path)
-        if theirs.name in [data.dataset for _, data in found]:
-            raise UserError(
-                f"evaluation.extra_datasets: two datasets are called '{theirs.name}'; prepare one of them with another name"
-            )
+    splits = [(prepared, held_out(prepared, suite, settings.data.split_seed, settings.data.validation))]
+    for number, extra in enumerate(suite.extra_datasets):
+        key = f"evaluation.extra_datasets[{number}]"
+        with _keyed(f"{key}.path", "data.path"):
+            dataset = Prepared.open(extra.path)
+        if dataset.name in [data.dataset for _, data in splits]:
+            problem = f"{dataset.path} is called '{dataset.name}' like another dataset of this run"
+            raise UserError(f"{key}.path", problem, "prepare one of them with another name")
         own = SuiteSettings(
-            split=suite.split, recall_at=suite.recall_at, templates=other.templates or suite.templates, labels=other.labels
+            split=suite.split, recall_at=suite.recall_at, templates=extra.templates or suite.templates, labels=extra.labels
         )
-        found.append((theirs, held_out(theirs, own, retrieval=other.retrieval)))
-    return found
+        with _keyed(f"{key}.labels", "evaluation.labels"):  # its split is the run's, and keeps the run's key
+            splits.append((dataset, held_out(dataset, own, retrieval=extra.retrieval)))
+    return splits
+
+
+@contextmanager
+def _keyed(key: str, instead_of: str) -> Iterator[None]:
+    """Errors about the key `instead_of` are about `key` here."""
+    try:
+        yield
+    except UserError as error:
+        raise error.under(key, instead_of) if error.key == instead_of else error from None
 
 
 def test_data(settings: TrainSettings, prepared: Prepared) -> HeldOut | None:
@@ -198,22 +210,20 @@ def test_data(settings: TrainSettings, prepared: Prepared) -> HeldOut | None:
     if settings.evaluation.test_split is None:
         return None
     suite = settings.evaluation.model_copy(update={"split": settings.evaluation.test_split})
-    try:
+    with _keyed("evaluation.test_split", "evaluation.split"):
         return held_out(prepared, suite, settings.data.split_seed, settings.data.validation)
-    except UserError as error:
-        raise UserError(str(error).replace("evaluation.split", "evaluation.test_split", 1)) from None
 
 
 def check_metric(settings: TrainSettings, data: Sequence[HeldOut]) -> None:
-    """A misspelt `checkpoint.best` would silently keep nothing. Raises `UserError`."""
+    """Raises `UserError` if `checkpoint.best` is not a metric of the run: no checkpoint would ever be kept."""
     best = settings.checkpoint.best
-    known = [name for theirs in data for name in metric_names(theirs)]
-    if best not in (None, "loss", *known):
-        raise UserError(f"checkpoint.best: '{best}' is no metric of this run; it has: loss, {', '.join(known)}")
+    metrics = ["loss", *(name for split in data for name in metric_names(split))]
+    if best is not None and best not in metrics:
+        raise UserError("checkpoint.best", f"'{best}' is not a metric of this run", f"choose one of: {', '.join(metrics)}")
 
 
 def needs_banks(settings: TrainSettings) -> bool:
-    """Whether features are computed before training, in the cluster."""
+    """Whether features are computed before training, by the cluster."""
     modes = settings.image_tower.mode, settings.text_tower.mode
     return "locked" in modes or settings.objective.needs.guides in ("own", "neighbours")
 
@@ -225,64 +235,62 @@ def make_plan(
     run: Path | None = None,
     checkpoint: Path | None = None,
 ) -> Plan:
-    """Tokenizer, stored features of locked towers, streams.
+    """The plan of a run: its tokenizer, the stored features of its locked towers, its streams.
 
     Args:
-        run: the run's folder. What it keeps of its towers is read, and not the weights that the settings name.
-        checkpoint: what the run goes on from.
+        run: the run's folder, whose copies of towers are read instead of the weights that the settings name.
+        checkpoint: from which the run resumes.
     """
     settings, prepared, order = data.settings, data.prepared, data.order
     image = settings.image_tower
-    there = _frozen_towers(settings, run)
-    tokenizer = _tokenizer(settings, prepared, order, there.get("text_tower"), checkpoint)
+    towers = frozen_towers(settings, run)
+    tokenizer = _tokenizer(settings, prepared, order, towers.get("text_tower"), checkpoint)
     if settings.objective.needs.masked != "no":
         tokenizer.mask_id  # noqa: B018  raises if there is none, before any features are computed
 
-    def image_bank(of: Prepared) -> Path | None:
-        tower = there.get("image_tower")
+    def image_bank(dataset: Prepared) -> Path | None:
+        tower = towers.get("image_tower")
         if tower is None:
             return None
-        return feature_store.image_bank(of, image.image_size, ImageFeatures, (tower,), tower.identity, pool, display)
+        return feature_store.image_bank(dataset, image.image_size, ImageFeatures, (tower,), tower.identity, pool, display)
 
-    def text_banks(of: Prepared, what: HeldOut) -> list[Path] | list[None]:
-        tower = there.get("text_tower")
+    def text_banks(dataset: Prepared, split: HeldOut) -> list[Path] | list[None]:
+        tower = towers.get("text_tower")
         if tower is None:
             return [None, None]
-        texts = [of.texts(), what.prompts] if what.texts else [what.texts, what.prompts]
+        texts = [dataset.texts(), split.prompts] if split.texts else [split.texts, split.prompts]
         identity = tower.identity | {"tokenizer": tokenizer.identity}
-        return feature_store.text_banks(of, texts, TextFeatures, (tower, tokenizer), identity, pool, display)
+        return feature_store.text_banks(dataset, texts, TextFeatures, (tower, tokenizer), identity, pool, display)
 
-    def scored_of(of: Prepared, what: HeldOut, file: str) -> Scored:
-        bank = image_bank(of)
+    def scored_of(dataset: Prepared, split: HeldOut, file: str) -> Scored:
+        bank = image_bank(dataset)
         images = Stream(
-            prepared=of,
+            prepared=dataset,
             columns=frozenset({"image_features" if bank else "image"}),
             image_size=image.image_size,
             image_bank=bank,
         )
-        texts, prompts = text_banks(of, what)
-        return Scored(what, images, texts, prompts, file)
+        texts, prompts = text_banks(dataset, split)
+        return Scored(split, images, texts, prompts, file)
 
     scored = [
-        scored_of(of, what, f"held_out-{what.dataset}.npz" if i else "held_out.npz") for i, (of, what) in enumerate(data.held_out)
+        scored_of(dataset, split, f"held_out-{split.dataset}.npz" if i else "held_out.npz")
+        for i, (dataset, split) in enumerate(data.held_out)
     ]
     own = scored[0]
-    wanted = columns(settings.objective.needs, own.images.image_bank is not None, own.text_bank is not None)
     stream = Stream(
         prepared=prepared,
-        columns=frozenset(wanted),
+        columns=frozenset(columns(settings.objective.needs, own.images.image_bank is not None, own.text_bank is not None)),
         seed=settings.seed,
         image_size=image.image_size,
         augment=settings.data.augment,
         strong=settings.objective.needs.strong,
-        guides=_guides(settings, prepared, order, there, pool, display),
-        guide_tokenizer=_guide_tokenizer(settings, there),
+        guides=_guides(settings, prepared, order, towers, pool, display),
+        guide_tokenizer=_guide_tokenizer(settings, towers),
         tokenizer=tokenizer,
         image_bank=own.images.image_bank,
         text_bank=own.text_bank,
     )
-    tested = None if data.test is None else scored_of(prepared, data.test, "test.npz")
-    kept, towers = tuple(there.values()), towers_of(checkpoint)
     return Plan(
         settings=settings,
         order=order,
@@ -290,40 +298,51 @@ def make_plan(
         scored=tuple(scored),
         tokenizer=tokenizer,
         code_version=code_version(),
-        test=tested,
-        frozen=kept,
-        towers=towers,
+        test=None if data.test is None else scored_of(prepared, data.test, "test.npz"),
+        frozen=tuple(towers.values()),
+        towers=towers_of(checkpoint),
     )
 
 
 def keep_towers(plan: Plan, run: Path) -> None:
-    """Save in the run's folder what is needed to open it elsewhere and is not in its checkpoints."""
-    prepared = plan.stream.prepared
-    keep(plan.frozen, run, None if is_remote(prepared.path) else feature_store.folder_of(prepared))
+    """Save in the run's folder the towers that are not in its checkpoints, so that it opens on another machine."""
+    keep(plan.frozen, run, tower_cache(plan.stream.prepared))
 
 
-def _frozen_towers(settings: TrainSettings, run: Path | None) -> dict[str, Frozen]:
+def tower_cache(prepared: Prepared) -> Path | None:
+    """The folder of a dataset in which its runs share copies of towers; None if the dataset is not on a disk."""
+    return None if is_remote(prepared.path) else feature_store.folder_of(prepared)
+
+
+def frozen_towers(settings: TrainSettings, run: Path | None) -> dict[str, Frozen]:
     """Towers that are not in checkpoints, by their keys. Raises `UserError` for one without pretrained weights."""
     sides = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
     towers: dict[str, TowerSettings] = {key: tower for key, tower in sides.items() if tower.mode == "locked"}
     if settings.objective.needs.guides != "no":
-        towers |= dict(zip(_GUIDES, settings.guides, strict=True))
+        towers |= dict(zip(_ENCODERS, settings.guides, strict=True))
     return {key: frozen(tower, key, run) for key, tower in towers.items()}
+
+
+def pretrained_towers(settings: TrainSettings, run: Path | None = None, checkpoint: Path | None = None) -> dict[str, Frozen]:
+    """Frozen towers, and those that a run without a checkpoint trains from pretrained weights, by their keys."""
+    sides = {"image_tower": settings.image_tower, "text_tower": settings.text_tower} if checkpoint is None else {}
+    trained = {key: frozen(tower, key, None) for key, tower in sides.items() if tower.weights_name() is not None}
+    return trained | frozen_towers(settings, run)
 
 
 def _guides(
     settings: TrainSettings,
     prepared: Prepared,
     order: Order,
-    there: dict[str, Frozen],
+    towers: dict[str, Frozen],
     pool: feature_store.Pool,
     display: Display,
 ) -> Guides | None:
-    """Stored features of the frozen encoders, if the objective needs neighbours."""
+    """Stored features of the frozen encoders, if the objective needs them."""
     if settings.objective.needs.guides not in ("own", "neighbours"):
         return None
     guides = settings.frozen_encoders or GuideSettings()
-    image, text = (there[key] for key in _GUIDES)
+    image, text = (towers[key] for key in _ENCODERS)
     tokenizer, size = text.tokenizer(list), settings.guides[0].image_size
     images = feature_store.image_bank(prepared, size, ImageFeatures, (image,), image.identity, pool, display)
     about = text.identity | {"tokenizer": tokenizer.identity}
@@ -331,16 +350,17 @@ def _guides(
     return with_neighbours(Guides(order, images, texts, guides.support, guides.search), prepared)
 
 
-def _guide_tokenizer(settings: TrainSettings, there: dict[str, Frozen]) -> TextTokenizer | None:
+def _guide_tokenizer(settings: TrainSettings, towers: dict[str, Frozen]) -> TextTokenizer | None:
     """The tokenizer of a frozen text encoder that runs in the step."""
-    return there[_GUIDES[1]].tokenizer(list) if settings.objective.needs.guides == "live" else None
+    return towers[_ENCODERS[1]].tokenizer(list) if settings.objective.needs.guides == "live" else None
 
 
 def _tokenizer(
     settings: TrainSettings, prepared: Prepared, order: Order, locked: Frozen | None, checkpoint: Path | None
 ) -> TextTokenizer:
-    """The checkpoint's tokenizer, so that a resumed run gets the same tokens; at the start the text tower's own, or one trained
-    on the training split's captions, in the order of sample ids.
+    """The checkpoint's tokenizer if the run resumes, else the text tower's own, or one trained on the training captions.
+
+    These are read in the order of sample ids.
     """
     if checkpoint is not None:
         return tokenizer_of(checkpoint, settings.text_tower.max_tokens)

@@ -1,4 +1,4 @@
-"""How a run calls Ray Train: once, while the display follows the metrics."""
+"""Runs a run's workers with Ray Train, while the display follows the metrics."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -16,12 +16,12 @@ from pipelines.program.errors import UserError
 from training.checkpoint_registry import newest_checkpoint
 from training.config import ResourceSettings
 from training.failures import EndAtOnce
-from training.loop import DivergenceError, train_worker
+from training.loop import completed, train_worker
 from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
 from training.placement import Watch, room
 from training.plan import Plan
-from training.stopping import Stopped, ask, forget
+from training.stopping import ask, forget
 
 
 def fit(
@@ -31,28 +31,25 @@ def fit(
 
     The folder is new, or `checkpoint_registry.settle` was called on it.
 
-    Raises `Stopped` if the run was asked to stop, by a signal or through `training.stopping.ask`.
+    Raises `Stopped` if the run was asked to stop, by a signal or through `training.stopping.ask`; else as `loop.completed` does.
     """
     settings, wanted = plan.settings, plan.settings.resources
     tensorboard = settings.tensorboard
     if tensorboard and find_spec("tensorboard") is None:
-        raise UserError("tensorboard: the package is not installed; pip install 'raylign[tensorboard]', or tensorboard=false")
+        remedy = "pip install 'raylign[tensorboard]', or pass tensorboard=false"
+        raise UserError("tensorboard", "the package is not installed", remedy)
     if tensorboard is None:
         tensorboard = find_spec("tensorboard") is not None
     recorder = Recorder(folder, settings.checkpoint.best, settings.checkpoint.mode, tensorboard, wanted.max_failures)
     recorder.catch_up()
     config = {"plan": plan, "data_cpus": data_cpus, "folder": folder}
-    kept = ray.train.CheckpointConfig(num_to_keep=settings.checkpoint.keep)
+    keep = ray.train.CheckpointConfig(num_to_keep=settings.checkpoint.keep)
     forget(folder)
     with _Follower(folder, plan, display), interrupts.asking(partial(_stop_workers, folder)):
         returned = run_workers(
-            train_worker, config, wanted, folder, display, callbacks=[recorder, *callbacks], checkpoint_config=kept
+            train_worker, config, wanted, folder, display, callbacks=[recorder, *callbacks], checkpoint_config=keep
         )
-    if "failed" in returned:
-        raise DivergenceError(f"training stopped: {returned['failed']}")
-    if "stopped" in returned:
-        raise Stopped(returned["stopped"])
-    return returned
+    return completed(returned)
 
 
 def newest_step(run: Path) -> int | None:
@@ -64,7 +61,7 @@ def newest_step(run: Path) -> int | None:
 
 
 def _stop_workers(folder: Path) -> None:
-    """Ask the workers to stop, and let them finish; if no step is running, nothing would be lost."""
+    """Ask the workers to stop, and wait until they have; return at once if no step is running, since nothing would be lost."""
     if ask(folder):
         threading.Event().wait()
 
@@ -78,9 +75,9 @@ def run_workers(
     callbacks: Sequence[ray.train.UserCallback] = (),
     **options: Any,
 ) -> dict[str, Any]:
-    """The result of a function that all workers of a run call; Ray Train keeps its state in `folder`.
+    """Call a function on all workers of a run, and return its result; Ray Train keeps its state in `folder`.
 
-    `config`: of the function, with the run's `plan`, and `data_cpus`, which are reserved with the workers if tasks read for them.
+    `config`: the function's argument, with the run's `plan` and `data_cpus`, which are reserved if tasks read for the workers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     beside = room(config["data_cpus"] if config["plan"].uses_tasks else 0.0, folder)
@@ -109,13 +106,12 @@ def run_workers(
             raise
         failures = getattr(error, "worker_failures", None)
         cause = first_cause(failures) if failures else cause_of(error)
-        raise UserError(
-            f"training stopped: {cause}; --verbose shows all, the same command goes on from the last checkpoint"
-        ) from None
+        remedy = "--verbose shows all, the same command goes on from the last checkpoint"
+        raise UserError("", f"training stopped: {cause}", remedy) from None
 
 
 class _Follower:
-    """Shows progress from metrics.jsonl in a thread, while `fit` blocks."""
+    """A context in which a thread shows progress from metrics.jsonl, while Ray Train blocks the main thread."""
 
     def __init__(self, folder: Path, plan: Plan, display: Display):
         self._path, self._plan, self._display = folder / "metrics.jsonl", plan, display
@@ -133,21 +129,21 @@ class _Follower:
 
     def _follow(self) -> None:
         restarts = len(read_metrics(self._restarts))
-        before = read_metrics(self._path)[-1:]  # of an earlier start, which may have got further than its last checkpoint
+        before = read_metrics(self._path)[-1:]  # by an earlier start, which may have gone beyond its last checkpoint
         with self._display.task("train", self._plan.total_steps) as task:
             task.update(self._first, "starting workers")
             shown = -1
             while True:
                 ended = self._stop.wait(0.5)
                 try:
-                    lines, found = read_metrics(self._path), read_metrics(self._restarts)
-                except OSError:  # the disk fails now and then; the writer reports that
+                    lines, losses = read_metrics(self._path), read_metrics(self._restarts)
+                except OSError:  # a disk error, which the writer reports
                     if ended:
                         return
                     continue
-                for line in found[restarts:]:
+                for line in losses[restarts:]:
                     self._display.line(f"worker lost, going on from the last checkpoint: {line['cause']}")
-                restarts = len(found)
+                restarts = len(losses)
                 if lines and lines[-1:] != before and lines[-1]["step"] != shown:
                     line = lines[-1]
                     shown = line["step"]

@@ -1,4 +1,4 @@
-"""Will it fit? Checked before anything starts: if resources do not suffice, Ray silently waits for ever."""
+"""Checks before anything starts whether a run fits into the cluster: if it does not, Ray waits for ever without a message."""
 
 import math
 import os
@@ -17,25 +17,25 @@ class Cluster:
 
     cpus: float
     gpus: float
-    shared: bool = False  # with other jobs: a run takes what it requested, and no more
+    shared: bool = False  # with other jobs: a run then reserves what it requested, and no more
 
 
-def ahead() -> Cluster | None:
-    """The cluster that this process will start; None if it joins one, or has already."""
+def expected_cluster() -> Cluster | None:
+    """The cluster that this process will start; None if it will join one, or is part of one already."""
     size = own_machine()
     return None if size is None else Cluster(*size)
 
 
-def present() -> Cluster:
+def current_cluster() -> Cluster:
     """The cluster that this process is part of."""
-    found = ray.cluster_resources()
-    return Cluster(found.get("CPU", 0), found.get("GPU", 0), "RAY_ADDRESS" in os.environ)
+    total = ray.cluster_resources()
+    return Cluster(total.get("CPU", 0), total.get("GPU", 0), "RAY_ADDRESS" in os.environ)
 
 
 def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster, key: str = "resources") -> float:
-    """CPUs that a run reserves for reading and decoding, besides its workers': `data_cpus`, or all others of its own local Ray.
+    """The CPUs that a run reserves for reading and decoding: `data_cpus`, or in its own local Ray all that workers leave.
 
-    Raises `UserError` with the arithmetic if it does not fit.
+    Raises a `UserError` with the arithmetic if the run does not fit.
 
     Args:
         uses_tasks: whether the run streams data; with both towers locked it needs no CPUs besides its workers'.
@@ -44,9 +44,9 @@ def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster,
     workers = wanted.num_workers * round(wanted.cpus_per_worker, 4)  # Ray's rounding
     data = wanted.data_cpus if uses_tasks else 0
     rest = math.floor((cluster.cpus - workers + 1e-6) * 100) / 100
-    booked = data if cluster.shared or not uses_tasks else max(data, rest)
+    reserved = data if cluster.shared or not uses_tasks else max(data, rest)
     if wanted.autoscale:
-        return booked
+        return reserved
     if workers + data > cluster.cpus:
         ways = [f"{key}.autoscale=true on a cluster that grows"]
         fewer = int((cluster.cpus - data) // wanted.cpus_per_worker)
@@ -68,4 +68,4 @@ def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster,
             f"{wanted.num_workers} workers x 1 GPU = {wanted.num_workers} GPUs, and the cluster has {cluster.gpus:g}",
             f"pass {key}.use_gpu=false, fewer {key}.num_workers, or {key}.autoscale=true on a cluster that grows",
         )
-    return booked
+    return reserved

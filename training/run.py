@@ -1,4 +1,4 @@
-"""One run, from the driver's side: check, plan, store features, fit once, report. The same call again resumes or says it is done.
+"""The driver of one run: check, plan, store features, train, report. The same call again resumes, or says that the run is done.
 
 A run's folder, `storage/name`:
 
@@ -6,8 +6,8 @@ A run's folder, `storage/name`:
     result.json      at the end        report.html     at the end
     test.json        scores of the best checkpoint on the test split, if there is one
     checkpoint_.../  newest k          best/           by a named metric, if one is named
-    held_out.npz     rows of the held-out split at the end; held_out.json: what they scored (held_out.py)
-    towers/          locked ones: a folder opens without the weights that it was trained from (saved_towers.py)
+    held_out.npz     embeddings of the held-out split at the end; held_out.json: their scores (held_out.py)
+    towers/          locked towers, so that the folder opens without the weights that they came from (saved_towers.py)
 """
 
 import fcntl
@@ -30,16 +30,26 @@ from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.own_class import as_data
 from pipelines.program.settings import difference, read_yaml, validate
+from training.checkpoint import other_data
 from training.checkpoint_registry import ABOUT, newest_checkpoint, put, registered, settle
 from training.config import TrainSettings
-from training.dry_run import check_build
+from training.dry_run import check_build, check_towers
 from training.final_test import test_chosen
 from training.held_out import read_held_out
 from training.metrics_file import read_metrics, unusable_reasons
-from training.plan import Plan, check_metric, keep_towers, make_plan, needs_banks, open_data
+from training.plan import (
+    Plan,
+    check_metric,
+    keep_towers,
+    make_plan,
+    needs_banks,
+    open_data,
+    pretrained_towers,
+    tower_cache,
+)
 from training.ray_train import fit, newest_step
 from training.report import write_report
-from training.resources import Cluster, ahead, plan_resources, present
+from training.resources import Cluster, current_cluster, expected_cluster, plan_resources
 from training.warmup import warmup_warning
 
 LOCK = ".lock"  # in a run's folder, from its first start on
@@ -48,39 +58,42 @@ LOCK = ".lock"  # in a run's folder, from its first start on
 def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     """Train, or resume training, and return the content of `result.json`."""
     folder = (settings.storage / settings.name).absolute()
-    data = open_data(settings)  # a mistake in the name of the test split, too, is told before the hours of training
-    check_metric(settings, [theirs for _, theirs in data.held_out])
+    data = open_data(settings)  # checks the test split too, before the hours of training
+    check_metric(settings, [split for _, split in data.held_out])
     settings.optimizer.check()
     done = None if settings.overwrite else _earlier(folder, settings, data.prepared)
     if done is not None:
         display.line(f"{folder}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again")
         _show(done, display, folder)
         return done
-    begun = (folder / LOCK).exists()
-    replaced = folder if settings.overwrite and folder.exists() else None  # until all checks have passed
-    with only_one(folder), interrupts.keeping(lambda: _kept(folder, replaced is not None)):
+    started_before = (folder / LOCK).exists()
+    replaces = settings.overwrite and folder.exists()  # an earlier run, which stays until all checks have passed
+    with only_one(folder), interrupts.keeping(lambda: _kept(folder, replaces)):
+        run_folder = None if replaces else folder
         checkpoint = None
-        if replaced is None:
+        if not replaces:
             checkpoint = settle(folder, display.line)
-            if begun:
-                _tell_where(folder, data.order.steps_per_epoch * settings.epochs, display)
+            if started_before:
+                _say_where(folder, data.order.steps_per_epoch * settings.epochs, display)
         phases = _Phases()
-        if (size := ahead()) is not None:
-            _booked(settings, size)
+        if (size := expected_cluster()) is not None:
+            _data_cpus(settings, size)
         plan = None
-        if not needs_banks(settings):
-            plan = make_plan(data, Pool(0), display, None if replaced else folder, checkpoint)
+        if needs_banks(settings):
+            check_towers(pretrained_towers(settings, run_folder, checkpoint).values(), tower_cache(data.prepared))
+        else:
+            plan = make_plan(data, Pool(0), display, run_folder, checkpoint)
             check_build(plan)
         cluster.start(display.verbose)
-        size = present()
-        data_cpus = _booked(settings, size)
+        size = current_cluster()
+        data_cpus = _data_cpus(settings, size)
         phases.end("start")
         if plan is None:
-            plan = make_plan(data, _pool(settings, size), display, None if replaced else folder, checkpoint)
+            plan = make_plan(data, _pool(settings, size), display, run_folder, checkpoint)
             check_build(plan)
-        if replaced is not None:
+        if replaces:
             _empty(folder)
-            replaced = None
+            replaces = False
         keep_towers(plan, folder)
         phases.end("features")
         put(folder / "config.yaml", yaml_text.dump(settings.model_dump(mode="json")))
@@ -106,28 +119,23 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
     file = folder / "config.yaml"
     if not file.exists():
         if registered(folder):
-            raise UserError(
-                f"name: {folder} holds checkpoints and no config.yaml; copy it too, give another name=, or overwrite=true"
-            )
+            remedy = "copy it too, give another name=, or pass overwrite=true"
+            raise UserError("name", f"{folder} holds checkpoints and no config.yaml", remedy)
         return None
     # Validated, so that a run of an earlier version gets the defaults of keys added since.
     with as_data():
         old = validate(TrainSettings, read_yaml(file), str(file))
     changed = difference(old.identity(), settings.identity())
     if changed:
-        raise UserError(
-            f"name: {folder} holds a run of another config ({'; '.join(changed[:4])}); give another name=, or overwrite=true"
-        )
+        problem = f"{folder} holds a run of another config ({'; '.join(changed[:4])})"
+        raise UserError("name", problem, "give another name=, or pass overwrite=true")
     for checkpoint in reversed(registered(folder)):
         try:
-            found = json.loads((checkpoint / ABOUT).read_text(encoding="utf-8"))["dataset"]["fingerprint"]
+            trained_on = json.loads((checkpoint / ABOUT).read_text(encoding="utf-8"))["dataset"]["fingerprint"]
         except (OSError, ValueError, LookupError, TypeError):  # damaged, which `settle` reports
             continue
-        if found != prepared.fingerprint:
-            raise UserError(
-                f"data.path: {folder} was trained on other content ({found[:12]}) than {prepared.path} holds now "
-                f"({prepared.fingerprint[:12]}); give another name=, or overwrite=true"
-            )
+        if trained_on != prepared.fingerprint:
+            raise other_data(folder, trained_on, prepared)
         break
     result = folder / "result.json"
     if not result.exists():
@@ -135,19 +143,19 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
     try:
         return json.loads(result.read_text(encoding="utf-8"))
     except ValueError:
-        raise UserError(f"name: {result} is cut off or changed; delete it, and the same command writes it again") from None
+        raise UserError("name", f"{result} is truncated or altered", "delete it, and the same command writes it again") from None
 
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """One process per run. The lock ends with the process, however it ends; a run that never began leaves no folder."""
+    """Lock the folder: one process per run. The lock ends with the process; a run that never began leaves no folder."""
     path_keys.check_folder(folder, "storage")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"name: another process is training {folder}; wait for it, or give another name=") from None
+            raise UserError("name", f"another process is training {folder}", "wait for it, or give another name=") from None
         try:
             yield
         except UserError:
@@ -177,8 +185,8 @@ class _Phases:
         self.seconds[name], self._start = round(now - self._start, 1), now
 
 
-def _booked(settings: TrainSettings, size: Cluster) -> float:
-    """CPUs for reading and decoding. Raises `UserError` if the requested resources do not fit."""
+def _data_cpus(settings: TrainSettings, size: Cluster) -> float:
+    """CPUs to reserve for reading and decoding. Raises `UserError` if the requested resources do not fit."""
     locked = settings.image_tower.mode == "locked" and settings.text_tower.mode == "locked"
     return plan_resources(settings.resources, not locked, size)
 
@@ -186,22 +194,22 @@ def _booked(settings: TrainSettings, size: Cluster) -> float:
 def _pool(settings: TrainSettings, size: Cluster) -> Pool:
     """Actors for features of locked towers: one per GPU or per CPU, since all are free before training starts."""
     wanted = settings.resources
-    there = size.gpus if wanted.use_gpu else size.cpus
-    if wanted.autoscale:  # the number of nodes to come is unknown
-        there = max(there, wanted.num_workers if wanted.use_gpu else wanted.data_cpus)
-    return Pool(max(1, int(there)), wanted.use_gpu)
+    actors = size.gpus if wanted.use_gpu else size.cpus
+    if wanted.autoscale:  # the size to which the cluster will grow is unknown
+        actors = max(actors, wanted.num_workers if wanted.use_gpu else wanted.data_cpus)
+    return Pool(max(1, int(actors)), wanted.use_gpu)
 
 
-def _kept(folder: Path, untouched: bool) -> str:
-    """A message about what an interrupted run keeps; `untouched`: it had not yet replaced the earlier run."""
-    if untouched:
+def _kept(folder: Path, replaces: bool) -> str:
+    """A message about what an interrupted run keeps; `replaces`: the earlier run is still there."""
+    if replaces:
         return f"the earlier run in {folder} was not replaced yet (with overwrite=true it would be)"
     step = newest_step(folder)
     return "no checkpoint was saved yet" if step is None else f"step {step:,} is kept in {newest_checkpoint(folder)}"
 
 
-def _tell_where(folder: Path, steps: int, display: Display) -> None:
-    """Say where a run that was started before resumes."""
+def _say_where(folder: Path, steps: int, display: Display) -> None:
+    """Show at which step a run that was started before resumes."""
     step = newest_step(folder)
     if step is None:
         display.line(f"{folder}: started before, but there is no checkpoint to go on from; training begins at step 0")
@@ -224,7 +232,7 @@ def _announce(plan: Plan, display: Display) -> None:
 
 
 def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
-    """All that is known at the end; scores are of the last step, on the held-out split."""
+    """The content of `result.json`; its scores are the last step's on the held-out split."""
     held_out = read_held_out(folder)
     history = read_metrics(folder / "metrics.jsonl")
     prepared = plan.stream.prepared
@@ -289,5 +297,5 @@ def _show(result: dict[str, Any], display: Display, folder: Path) -> None:
         title = f"step {test['step']}, chosen by {test['metric']}, on {test['samples']} pairs of split {test['split']}"
         display.table(title, Scores.HEADER, tested.rows())
     if result.get("skipped"):
-        display.line(f"{result['skipped']:,} of {result['step']:,} steps were skipped: their loss or gradient was no number")
+        display.line(f"{result['skipped']:,} of {result['step']:,} steps were skipped: their loss or gradient was not finite")
     display.line(f"report: {folder / 'report.html'}")

@@ -21,7 +21,8 @@ import torch
 
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.program.errors import UserError
-from pipelines.program.settings import difference, digest
+from pipelines.program.settings import difference
+from pipelines.program.settings_base import digest
 from training.checkpoint_registry import ABOUT, changed, seal
 from training.towers.base import TowerSettings
 from training.towers.image import ImageTowerSettings
@@ -135,12 +136,21 @@ def keep(towers: Iterable[Frozen], run: Path, cache: Path | None) -> None:
         aside = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
         shutil.rmtree(aside, ignore_errors=True)
         aside.parent.mkdir(parents=True, exist_ok=True)
-        source = None if cache is None else cache / _TOWERS / digest([tower.identity, tower.settings.model_dump(mode="json")])
+        source = None if cache is None else _shared_copy(tower, cache)
         if source is not None and _cached(tower, source):
             shutil.copytree(source, aside, copy_function=_link)
         else:
             _write(tower, aside)
         aside.rename(folder)
+
+
+def has_copy(tower: Frozen, cache: Path | None) -> bool:
+    """Whether the run or the cache has a copy, damaged or not: then the tower was built before."""
+    return tower.folder is not None or (cache is not None and _shared_copy(tower, cache).exists())
+
+
+def _shared_copy(tower: Frozen, cache: Path) -> Path:
+    return cache / _TOWERS / digest([tower.identity, tower.settings.model_dump(mode="json")])
 
 
 def _cached(tower: Frozen, source: Path) -> bool:

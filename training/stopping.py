@@ -1,6 +1,6 @@
-"""How a run is asked to stop: the driver sets a key in Ray's internal store, which the run's rank 0 polls.
+"""Asks a run to stop: the driver sets a key in Ray's internal store, and the run's rank 0 polls it.
 
-This is not a file in the run's folder: on a network disk, another machine may see a new file half a minute late. The workers
+A file in the run's folder would not do: on a network disk, another machine may see a new file half a minute late. The workers
 agree on the step at which they stop in the exchange that every step has anyway (`training.step`).
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.program.ray_internals import Store
 
 _STORE = Store("raylign")
-_LOOK = 0.5  # seconds between two looks
+_INTERVAL = 0.5  # seconds between two polls
 _HERE, _STOP = b"here", b"stop"
 
 
@@ -24,7 +24,7 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
 
 
 class Asked:
-    """On rank 0: whether the run was asked to stop. It can be asked after the first call; before that nothing would be lost.
+    """On rank 0: `asked()` is whether the run was asked to stop. Polling begins with the first call; earlier, nothing is lost.
 
     A thread polls, so that no step waits for the cluster's head.
     """
@@ -46,17 +46,17 @@ class Asked:
         self._over.set()
         if self._thread is not None:
             self._thread.join(5)
-        if error is None:  # else the next workers would be asked to stop, too
+        if error is None:  # after an error the request stays, and the restarted workers stop
             forget(Path(self._key))
 
     def _look(self) -> None:
         while _STORE.ready:
-            with suppress(Exception):  # the head does not answer just now
-                found = _STORE.get(self._key)
-                if found is None:
+            with suppress(Exception):  # the head may not answer at the moment
+                value = _STORE.get(self._key)
+                if value is None:
                     _STORE.put(self._key, _HERE)
-                self._asked = found == _STOP
-            if self._asked or self._over.wait(_LOOK):
+                self._asked = value == _STOP
+            if self._asked or self._over.wait(_INTERVAL):
                 return
 
 
@@ -69,12 +69,12 @@ def ask(folder: Path) -> bool:
 
 
 def trains(folder: Path) -> bool:
-    """Whether steps are under way."""
+    """Whether a process is training in this folder."""
     return _STORE.has(_key(folder))
 
 
 def forget(folder: Path) -> None:
-    """Nobody trains here, and what was asked of an earlier run is not asked of the next."""
+    """Delete the key: no process trains here, and a request to an earlier run does not apply to the next."""
     if _STORE.ready:
         with suppress(Exception):
             _STORE.delete(_key(folder))

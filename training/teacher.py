@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipelines.dataset.batch import Batch
 from pipelines.program.errors import UserError
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 from training.half_cosine import half_cosine
 from training.precision import unit
 

@@ -1,4 +1,4 @@
-"""Scoring held-out splits with the current encoder, with the work divided among all workers."""
+"""Scores held-out splits with the current encoder; the workers share the embedding."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from training.towers.padding import Padded
 
 @torch.inference_mode()
 def embed_held_out(encoder: DualEncoder, plan: Plan, scored: Scored, worker: Worker) -> HeldOutEmbeddings:
-    """Each worker embeds its part of the split and receives the parts of the others."""
+    """Embeddings of a split, the same on every worker: each embeds its part, and gathers the images of the others."""
     encoder.eval()
     data, size = scored.data, plan.settings.evaluation.batch_size
     mine = np.array_split(np.arange(len(data.sample_ids)), worker.world_size)[worker.rank]
@@ -36,7 +36,7 @@ def embed_held_out(encoder: DualEncoder, plan: Plan, scored: Scored, worker: Wor
 
 
 def _rows(bank: Path | None, ids: np.ndarray) -> np.ndarray | None:
-    """Stored rows; None if none are needed, since they may then not exist."""
+    """Stored features, float32 [n, F]; None if none are needed: then there may be no bank."""
     return bank_rows(bank)[ids].astype(np.float32) if len(ids) else None
 
 
@@ -56,6 +56,6 @@ def _embed_texts(encoder: DualEncoder, plan: Plan, worker: Worker, padded: Padde
 
 
 def validate_held_out(encoder: DualEncoder, plan: Plan, worker: Worker) -> tuple[list[Scores], list[HeldOutEmbeddings]]:
-    """All scores of each dataset, equal on every worker, and the embeddings that they are computed from."""
+    """The scores of each dataset, the same on every worker, and the embeddings that they are computed from."""
     rows = [embed_held_out(encoder, plan, scored, worker) for scored in plan.scored]
     return [score(s.data, r.images, r.texts, r.prompts) for s, r in zip(plan.scored, rows, strict=True)], rows

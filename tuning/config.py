@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.program.path_keys import LocalPlace
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 
 class Dimension(Settings):

@@ -16,7 +16,8 @@ from pipelines.io import storage
 from pipelines.program.config_errors import alike
 from pipelines.program.config_files import find_config, find_shipped, shipped, short_name
 from pipelines.program.errors import UserError
-from pipelines.program.settings import apply_overrides, digest, read_config, read_yaml, validate
+from pipelines.program.settings import apply_overrides, read_config, read_yaml, validate
+from pipelines.program.settings_base import digest
 from training.config import TrainSettings
 from training.plan import check_metric, held_out_data, make_order
 from tuning.config import SweepSettings

@@ -65,7 +65,9 @@ def _ended(plan: SweepPlan, schedule: Schedule) -> str:
 
 def _check(plan: SweepPlan) -> list[TrainSettings]:
     """An example trial of each cell. Raises `UserError` for anything that would fail in them, and if they do not fit."""
-    from training.resources import ahead
+    from training.dry_run import check_towers
+    from training.plan import pretrained_towers, tower_cache
+    from training.resources import expected_cluster
     from training.weight_sources import check_sources
     from tuning.resources import booking_of, trials_at_a_time
     from tuning.searcher import check_loggers
@@ -81,8 +83,15 @@ def _check(plan: SweepPlan) -> list[TrainSettings]:
     check_loggers(plan.settings)
     for example in examples:
         check_sources(example)
-    if (size := ahead()) is not None:
+    if (size := expected_cluster()) is not None:
         trials_at_a_time(examples, size, plan.settings.concurrency)
+    towers: dict[str, Any] = {}  # by dataset, key and identity: cells often share them
+    for example in examples:
+        cache = tower_cache(plan.prepared[str(example.data.path)])
+        for tower in pretrained_towers(example).values():
+            towers[json.dumps([str(cache), tower.key, tower.identity])] = tower, cache
+    for tower, cache in towers.values():
+        check_towers([tower], cache)
     return examples
 
 
@@ -91,7 +100,7 @@ def _run(
 ) -> None:
     """Start Ray, run all trials and write the results."""
     from pipelines.program import cluster
-    from training.resources import present
+    from training.resources import current_cluster
     from tuning.resources import booking_of, trials_at_a_time
     from tuning.searcher import loggers
 
@@ -99,7 +108,7 @@ def _run(
     examples, callbacks = _check(plan), loggers(settings, plan.folder.path)
     small = all(booking_of(e).inline for e in examples)
     cluster.start(display.verbose, state_api=not small)
-    size = present()
+    size = current_cluster()
     at_once = trials_at_a_time(examples, size, settings.concurrency)
     words = f"{at_once} at a time, each {booking_of(examples[0]).words()}, of {size.cpus:g} CPUs and {size.gpus:g} GPUs"
     planned = schedule.planned
@@ -137,7 +146,7 @@ def _tune(
     """Run the schedule's trials with Ray Tune. `write`: writes the current tables and report."""
     from ray import tune
 
-    from training.placement import Teller, give_back
+    from training.placement import WaitNotice, give_back
     from tuning.early_stopping import SearchOnly, build_scheduler
     from tuning.progress import Board, Refresher
     from tuning.resources import booking_of
@@ -148,7 +157,7 @@ def _tune(
     examples = [plan.build(plan.example(cell)) for cell in plan.cells]
     all_inline = all(booking_of(e).inline for e in examples)
     errors: dict[str, str] = {}
-    tellers: dict[str, Teller] = defaultdict(Teller)  # by trial
+    notices: dict[str, WaitNotice] = defaultdict(WaitNotice)  # by trial
     hyperband = settings.scheduler.name == "hyperband"
     limit = None if hyperband else at_once
     if hyperband:  # a bracket consists of the trials that Tune has: give it the whole search
@@ -167,8 +176,8 @@ def _tune(
             board.update(list(feeder.out.values()), feeder.seconds)
             refresher.hear(len(schedule.outcomes))
             for trial in [] if all_inline else feeder.out.values():
-                if news := tellers[trial.name].news(plan.folder.of(trial.name)):
-                    display.line(f"{trial.name}: {news}")
+                if notice := notices[trial.name].due(plan.folder.of(trial.name)):
+                    display.line(f"{trial.name}: {notice}")
 
         def on_death(trial: str) -> None:
             give_back(plan.folder.of(trial))

@@ -21,7 +21,8 @@ from typing import Any, Literal
 from evaluation.metrics import mean_recalls
 from pipelines.program import yaml_text
 from pipelines.program.errors import UserError
-from pipelines.program.settings import digest, parse_overrides
+from pipelines.program.settings import parse_overrides
+from pipelines.program.settings_base import digest
 from training.metrics_file import read_metrics
 from tuning.config import SweepSettings, label
 from tuning.optuna_points import Result

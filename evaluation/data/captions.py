@@ -24,7 +24,7 @@ from pipelines.io import storage
 from pipelines.io.storage import File
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 from pipelines.program.text_lines import lines_of
 from pipelines.sources import json_layouts
 from pipelines.sources.rows import Unreadable
@@ -53,9 +53,9 @@ class CaptionsData(Settings):
         text = read_text(self.path, f"{key}.path", _CAPTIONS)
         try:
             rows = list(self._rows(text, key))
-        except Unreadable as problem:
-            of, remedy = ("split", "choose one of them") if problem.key == "split" else ("path", f"put there: {_CAPTIONS}")
-            raise UserError(f"{key}.{of}", f"{self.path} {problem}", remedy) from None
+        except Unreadable as error:
+            setting, remedy = ("split", error.remedy) if error.key == "split" else ("path", f"put there: {_CAPTIONS}")
+            raise UserError(f"{key}.{setting}", f"{self.path} {error.problem}", remedy) from None
         if not rows:
             raise UserError(f"{key}.path", f"{self.path} lists no image", f"put there: {_CAPTIONS}")
         files = files_in(self.images, f"{key}.images", _IMAGES)

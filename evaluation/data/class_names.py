@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 from evaluation.class_sets import ClassSet, class_set
 from evaluation.data.base import Classification, LabelledImages
 from pipelines.program.errors import UserError
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 PLAIN_TEMPLATES = ("a photo of a {}.", "{}")  # for classes without templates of their own
 
@@ -21,7 +21,7 @@ PLAIN_TEMPLATES = ("a photo of a {}.", "{}")  # for classes without templates of
 def _have_place(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
     for template in value or ():
         if "{}" not in template and "{c}" not in template:
-            raise ValueError(f"'{template}' has no {{}} for the name of the class")
+            raise ValueError(f"'{template}' has no place for the name of the class; write {{}} or {{c}} there")
     return value
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from evaluation.data.base import Classification, Content, LabelledImages
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _TRAIN, _VALIDATION, _TEST = range(6), range(6, 8), range(8, 10)  # of every ten images of a digit

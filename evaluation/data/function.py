@@ -7,7 +7,7 @@ from pydantic import Field
 from evaluation.data.base import Content
 from pipelines.program.errors import UserError
 from pipelines.program.import_string import call
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 
 class FunctionData(Settings):

@@ -11,7 +11,7 @@ from evaluation.suite import HeldOut, Labels, SuiteSettings, held_out, under_key
 from pipelines.dataset.prepared import Prepared
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 _VALIDATION = ("val", "validation")  # names of validation splits, the first of them that exists
 

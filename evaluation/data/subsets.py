@@ -12,7 +12,7 @@ from evaluation.corruptions import PARAMETERS, corrupt
 from evaluation.data.base import Images, LabelledImages
 from pipelines.dataset.views import Augment, apply, draw
 from pipelines.program.randomness import generator
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 
 # The usual crop for training on ImageNet (Szegedy et al., arXiv 1409.4842).
 _CROP = Augment(crop_scale=(0.08, 1.0), flip=True)

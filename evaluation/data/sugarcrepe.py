@@ -10,7 +10,7 @@ from evaluation.data.files import FileImages, changes, files_in, fingerprint
 from evaluation.sugarcrepe import SIZES, read
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import LocalPlace, Place
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 _IMAGES = "COCO's val2017.zip (https://cocodataset.org/#download), unpacked"
 

@@ -23,7 +23,7 @@ from evaluation.data.files import FileImages, changes, files_in, fingerprint
 from pipelines.dataset.image_formats import is_hidden
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import LocalPlace
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 
 class _Part(NamedTuple):

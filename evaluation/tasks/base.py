@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 from evaluation.classification import SetResult
 from evaluation.data.base import Classification, Content
 from evaluation.embeddings import Inputs, Rows
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 Better = Literal["max", "min"]
 

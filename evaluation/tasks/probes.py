@@ -12,7 +12,7 @@ from evaluation.data.subsets import Cropped, with_labels
 from evaluation.embeddings import Inputs, Rows
 from evaluation.linear_probe import Labelled
 from evaluation.tasks.base import Positions, Scored, Task, TaskInfo, accuracies, classified, different, of_classes
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 
 class LinearProbeSettings(Settings):

@@ -12,7 +12,7 @@ from evaluation import bootstrap, geometry, retrieval
 from evaluation.data import base
 from evaluation.embeddings import Inputs, Rows
 from evaluation.tasks.base import Measure, Scored, Task, TaskInfo
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 _SHOWN, _FOUND = 10, 5  # examples each way, and what is shown for each
 _THUMBNAIL = 128  # pixels of the longer side; shown at up to 96, so that dense screens stay sharp

@@ -18,7 +18,7 @@ from evaluation.tasks.base import Measure, Scored, Task, TaskInfo, classified
 from evaluation.tasks.zero_shot import ZeroShot
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import LocalPlace
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 _POINTS = "percentage points"
 

@@ -10,7 +10,7 @@ from evaluation.bootstrap import interval
 from evaluation.data import base
 from evaluation.embeddings import Inputs, Rows
 from evaluation.tasks.base import Measure, Scored, Task, TaskInfo
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 
 class SugarCrepe:

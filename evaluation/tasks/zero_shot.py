@@ -12,7 +12,7 @@ from evaluation.data.base import Classification, Content
 from evaluation.data.subsets import with_labels
 from evaluation.embeddings import Inputs, Rows
 from evaluation.tasks.base import Scored, Task, TaskInfo, accuracies, classified, of_classes
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 
 class ZeroShot:

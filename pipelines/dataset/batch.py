@@ -50,7 +50,7 @@ class Needs:
     sample_id: bool = False
     strong: StrongViews | None = None
     codes: bool = False  # of all views
-    # Frozen encoders' features: stored ones of the sample; of its neighbours too; or computed in the step on the student's view.
+    # Frozen encoders' features: the sample's, stored; its neighbours' too; or computed in the step from the student's view.
     guides: Literal["no", "own", "neighbours", "live"] = "no"
     one_space: bool = False  # the frozen encoders are a dual encoder
     masked: Literal["no", "apart", "shared"] = "no"  # masked words: in a copy of the caption, or in the caption itself
@@ -59,9 +59,11 @@ class Needs:
     def check(
         self, objective: str, *, image_mode: str, text_mode: str, image_head: str, encoders_named: bool, rand_augment: bool
     ) -> None:
-        """Raises `ValueError`, which names the key, where a run cannot give what `objective` reads.
+        """Raises `ValueError`, `key: problem; remedy`, if a run cannot provide what `objective` reads.
 
-        Modes are those of the run's towers; `encoders_named`: the config names its frozen encoders itself.
+        Args:
+            image_mode, text_mode: modes of the run's towers.
+            encoders_named: whether the config names its frozen encoders.
         """
         untrained = ("locked", "frozen")
         if self.strong is not None and image_mode in untrained:
@@ -103,23 +105,23 @@ class Needs:
 
 
 def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
-    """The columns that a batch must have: those of the towers and of the objective, and no others."""
-    wanted = {"image_features"} if image_locked else {"image"}
-    wanted |= {"text_features"} if text_locked else {"text", "text_mask"}
+    """The columns of a batch: those that the towers and the objective read, and no others."""
+    names = {"image_features"} if image_locked else {"image"}
+    names |= {"text_features"} if text_locked else {"text", "text_mask"}
     if needs.ids:
-        wanted |= {"image_id", "text_id"}
+        names |= {"image_id", "text_id"}
     if needs.sample_id:
-        wanted.add("sample_id")
+        names.add("sample_id")
     if needs.strong is not None:
-        wanted.add("strong")
+        names.add("strong")
     if needs.codes:
-        wanted.add("codes")
+        names.add("codes")
     if needs.masked != "no":
-        wanted |= {"masked_labels"} | ({"masked_text"} if needs.masked == "apart" else set())
+        names |= {"masked_labels"} | ({"masked_text"} if needs.masked == "apart" else set())
     if needs.other_words:
-        wanted |= {"other_text", "other_mask"}
+        names |= {"other_text", "other_mask"}
     if needs.guides == "live":
-        wanted |= {"guide_text", "guide_mask"}
+        names |= {"guide_text", "guide_mask"}
     elif needs.guides != "no":
-        wanted |= {"guide_images", "guide_texts"} | ({"guide_ids"} if needs.guides == "neighbours" else set())
-    return wanted
+        names |= {"guide_images", "guide_texts"} | ({"guide_ids"} if needs.guides == "neighbours" else set())
+    return names

@@ -13,13 +13,13 @@ _SHARE = 0.1  # of the words
 
 
 def other_words(caption: str, random: np.random.Generator) -> str:
-    """The caption after one change that applies, or unchanged; never empty unless it was."""
+    """The caption after one change that applies, or unchanged; never empty unless it was empty."""
     words = caption.split()
     changes = (_by_synonyms, _swapped, _thinned)
     for which in random.permutation(len(changes)).tolist():
-        found = changes[which](words, random)
-        if found is not None:
-            return " ".join(found)
+        changed = changes[which](words, random)
+        if changed is not None:
+            return " ".join(changed)
     return caption
 
 
@@ -29,25 +29,25 @@ def _count(words: list[str]) -> int:
 
 def _by_synonyms(words: list[str], random: np.random.Generator) -> list[str] | None:
     """Replace distinct words that have synonyms, as many as the fraction allows."""
-    known = [i for i, word in enumerate(words) if word.lower() in SYNONYMS]
-    if not known:
+    replaceable = [i for i, word in enumerate(words) if word.lower() in SYNONYMS]
+    if not replaceable:
         return None
-    found = list(words)
-    for i in random.permutation(known)[: _count(words)].tolist():
+    changed = list(words)
+    for i in random.permutation(replaceable)[: _count(words)].tolist():
         others = SYNONYMS[words[i].lower()]
-        found[i] = others[int(random.integers(len(others)))]
-    return found
+        changed[i] = others[int(random.integers(len(others)))]
+    return changed
 
 
 def _swapped(words: list[str], random: np.random.Generator) -> list[str] | None:
     """Swap two words, as many times as the fraction gives."""
     if len(words) < 2:
         return None
-    found = list(words)
+    changed = list(words)
     for _ in range(_count(words)):
         i, j = random.choice(len(words), 2, replace=False).tolist()
-        found[i], found[j] = found[j], found[i]
-    return found
+        changed[i], changed[j] = changed[j], changed[i]
+    return changed
 
 
 def _thinned(words: list[str], random: np.random.Generator) -> list[str] | None:

@@ -1,6 +1,7 @@
-"""Images: bytes to RGB on a chosen background, resizing and encoding.
+"""Images: decoding to RGB on a chosen background, resizing and encoding.
 
-Pure functions. What cannot be decoded raises `BadImage` with a short reason, which becomes a row of `rejected.parquet`.
+Pure functions. An image that cannot be decoded raises `BadImage` with a short reason, which becomes a row of
+`rejected.parquet`.
 """
 
 import io
@@ -211,17 +212,17 @@ def _orientation(image: Image.Image) -> int:
     """EXIF's tag 0x0112 (or XMP's equivalent), from 1 to 8; 5 to 8 are rotated by 90 degrees. No other tag is read."""
     if image.format == "TIFF":  # decoding turned it upright
         return 1
-    info, found = image.info, 1
+    info, orientation = image.info, 1
     try:
         exif = info.get("exif") or bytes.fromhex("".join(info.get("Raw profile type exif", "").split("\n")[3:]))
-        found = _orientation_in(exif)
+        orientation = _orientation_in(exif)
     except (ValueError, AttributeError, struct.error):  # a damaged EXIF block is ignored; the pixels are unaffected
         pass
-    if found == 1:
+    if orientation == 1:
         xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
         match = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
-        found = int(match[1]) if match else 1
-    return found if found in _UPRIGHT else 1
+        orientation = int(match[1]) if match else 1
+    return orientation if orientation in _UPRIGHT else 1
 
 
 def _orientation_in(exif: bytes) -> int:
@@ -265,7 +266,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         if not (pixels.min(initial=0) >= 0 and pixels.max(initial=0) <= 1):  # NaN is neither
             raise BadImage("undecodable", f"floating point from {pixels.min():g} to {pixels.max():g}; only 0 to 1 is known")
     elif image.mode == "I" and image.format != "PPM":
-        raise BadImage("undecodable", "whole numbers of 32 bits or with a sign, of which nobody knows which is white")
+        raise BadImage("undecodable", "integers of 32 bits or with a sign, of which the white level is unknown")
     if tags.get(_PHOTOMETRIC) == 0:  # 0 is white
         pixels = white - pixels
     grey = Image.fromarray((pixels * (255 / white)).round().astype(np.uint8))

@@ -194,13 +194,13 @@ class Prepared:
             raise UserError(
                 "data.split_seed",
                 f"{self.path} has its source's own splits, which are not drawn with a seed",
-                "leave data.split_seed null, or prepare again with 'splits={test: 0.1}' and another output",
+                "leave split_seed null, or prepare again with 'splits={test: 0.1}' and another output",
             )
         if seed is not None and self.shuffled and seed != self.manifest["config"]["split_seed"]:
             raise UserError(
                 "data.split_seed",
                 f"{seed} could hold out some of the {self.shuffled} rows of {self.path} that have other rows' captions",
-                f"prepare again with split_seed={seed} and another output, and leave data.split_seed null",
+                f"prepare again with split_seed={seed} and another output, and leave split_seed null",
             )
         if validation is None:
             return

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 from pydantic import Field
 
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 NAMES = (
     "identity",
@@ -23,7 +23,7 @@ NAMES = (
     "translate_y",
     "rotate",
 )
-_MADE = 0.5  # share of the operations drawn
+_APPLIED = 0.5  # probability with which a drawn operation is applied
 _GRAY = (128, 128, 128)
 
 Operation = tuple[str, float]  # name and strength: a factor, a slope, pixels of the view or degrees
@@ -36,17 +36,17 @@ class RandAugment(Settings):
     magnitude: float = Field(7, ge=0, le=10, description="strength of the operations, from 0 to 10")
 
     def draw(self, random: np.random.Generator) -> tuple[Operation, ...]:
-        """What is done to one view, in order."""
-        share, found = self.magnitude / 10, []
+        """The operations on one view, in order."""
+        share, operations = self.magnitude / 10, []
         for _ in range(self.operations):
             # All numbers are drawn, whether used or not.
-            name, made, sign = str(random.choice(NAMES)), random.random() < _MADE, 1 if random.random() < 0.5 else -1
+            name, applied, sign = str(random.choice(NAMES)), random.random() < _APPLIED, 1 if random.random() < 0.5 else -1
             strengths = {"brightness": 0.1 + 1.8 * share, "sharpness": 0.1 + 1.8 * share, "rotate": sign * 30 * share}
             strengths |= dict.fromkeys(("shear_x", "shear_y"), sign * 0.3 * share)
             strengths |= dict.fromkeys(("translate_x", "translate_y"), sign * 10 * share)
-            if made:
-                found.append((name, strengths.get(name, 0.0)))
-        return tuple(found)
+            if applied:
+                operations.append((name, strengths.get(name, 0.0)))
+        return tuple(operations)
 
 
 def operate(view: Image.Image, operation: Operation) -> Image.Image:

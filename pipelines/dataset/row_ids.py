@@ -1,4 +1,4 @@
-"""Ids of images and captions of many samples, as arrays: fifteen million rows are some 200 MB, where lists of lists are 2 GB."""
+"""Image and caption ids of many samples, as arrays: fifteen million rows take some 200 MB, and 2 GB as lists of lists."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ COLUMNS = ("image_id", "text_id")  # of a shard
 
 @dataclass(frozen=True)
 class RowIds:
-    """Of rows 0 to n - 1. The captions of row i are those from `starts[i]` to `starts[i + 1]`, one row's after another's."""
+    """Ids of rows 0 to n - 1. The caption ids of row i are `texts[starts[i] : starts[i + 1]]`."""
 
     images: np.ndarray  # [n]
     starts: np.ndarray  # [n + 1]
@@ -20,7 +20,7 @@ class RowIds:
 
     @classmethod
     def of(cls, tables: Iterable[pa.Table]) -> "RowIds":
-        """Of tables with the columns `COLUMNS`, one after another; each is let go before the next is read."""
+        """From tables with the columns `COLUMNS`, in order; each is released before the next is read."""
         images, counts, texts = [], [np.zeros(1, dtype=np.int32)], []
         for table in tables:
             images.append(_narrow(table["image_id"].to_numpy()))
@@ -34,15 +34,15 @@ class RowIds:
         return self.images[rows].astype(np.int64)
 
     def counts(self, rows: np.ndarray) -> np.ndarray:
-        """How many captions rows have, int64 [b]."""
+        """Numbers of captions of rows, int64 [b]."""
         return (self.starts[rows + 1] - self.starts[rows]).astype(np.int64)
 
     def text(self, rows: np.ndarray, which: np.ndarray | int = 0) -> np.ndarray:
-        """The ids of one caption of each row, int64 [b]. `which`: from 0, below the row's count."""
+        """The id of one caption of each row, int64 [b]. `which`: its index in the row, from 0."""
         return self.texts[self.starts[rows] + which].astype(np.int64)
 
     def lists(self, rows: np.ndarray) -> pa.ListArray:
-        """The ids of all captions of rows, as a shard's column has them."""
+        """The ids of all captions of rows, as in a shard's column."""
         counts = self.counts(rows)
         offsets = np.concatenate([[0], np.cumsum(counts)])
         places = np.arange(offsets[-1]) + np.repeat(self.starts[rows] - offsets[:-1], counts)

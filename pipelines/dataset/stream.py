@@ -1,16 +1,16 @@
-"""Prepared data, needs and a cursor: what each worker iterates.
+"""The batches that each worker iterates: from a prepared dataset, the requested columns and a first step.
 
 One item of the Ray Data stream is one step. A task looks up which samples its worker consumes at that step, reads, decodes,
-augments and tokenizes them, and hands over the finished batch: uint8 images and int64 tokens, normalised on the device.
-Epochs follow one another without a stall; a run that starts at step t asks for step t, and nothing before it is read. No
+augments and tokenizes them, and returns the finished batch: uint8 images, which are normalised on the device, and int64 tokens.
+Epochs follow one another without a stall; a run that starts at step t requests step t, and nothing before it is read. No
 step's content depends on the number of workers or on scheduling.
 
 An image that was only indexed may turn out to be unusable here. A substitute, chosen by the sample order, takes its row, so the
-batch keeps its size; the failed row is passed on with its reason, to be counted and listed.
+batch keeps its size; the failed row is reported with its reason, to be counted and listed.
 
-Features of locked towers are not streamed: every worker maps the bank into memory and looks its rows up by id. Where both
-towers are locked there is nothing to decode, and no stream at all; else the ids of images and captions come with the stream, so
-that no worker holds those of all samples.
+Features of locked towers are not streamed: every worker maps the bank into memory and looks up rows by id. If both towers are
+locked there is nothing to decode, and no stream; otherwise the ids of images and captions are streamed, so that no worker holds
+those of all samples.
 """
 
 import math
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
     import torch
 
 _SEGMENT = 2000  # steps of one Ray Data execution, so that planning stays small in a long run
-_PREFETCH = 3  # batches that wait on the worker
+_PREFETCH = 3  # batches that are ready on the worker
 # A task makes several steps: Ray Data polls its tasks ten times a second and needs two polls to reuse a slot, so a task of one
 # small batch would leave its CPU idle most of the time.
 _TASK_ROWS = 512
 _TASK_BYTES = 80 << 20  # at most, unless one step alone is more
 _SPARES = 32  # substitutes that are tried
-_ABOUT = ("sample_id", "failed", "reason")  # columns about rows, in addition to those of a batch
+_ROW_COLUMNS = ("sample_id", "failed", "reason")  # columns about rows, in addition to those of a batch
 _REASONS = ("", "missing_image", *REASONS)  # in a batch, the reason of a failed row is an index into this
 
 
@@ -64,7 +64,7 @@ class Unusable:
 
 @dataclass(frozen=True)
 class Item:
-    """The samples of one batch, and the substitutes for rows that fail (none when scoring)."""
+    """The samples of one batch, and a function from a row to its possible substitutes (None when scoring)."""
 
     sample_ids: np.ndarray
     epoch: int
@@ -73,7 +73,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Worker:
-    """Which worker's part of a global batch to make, and on which device to put it."""
+    """Which worker's part of a global batch to compute, and its device."""
 
     rank: int
     world_size: int
@@ -106,7 +106,7 @@ class Stream:
         self, order: Order, first: int, last: int, worker: Worker, failed: Callable[[Unusable], None] | None = None
     ) -> Iterator[Batch]:
         """A worker's batches of steps [first, last). `failed` is called with every row that had to be replaced."""
-        rank, world_size = worker.rank, worker.world_size  # `worker` itself would bring torch into every task
+        rank, world_size = worker.rank, worker.world_size  # `worker` itself would import torch in every task
 
         def pick(step: int) -> Item:
             def spares(row: int) -> Iterator[int]:
@@ -127,17 +127,17 @@ class Stream:
     def compute(self, item: Item) -> dict[str, np.ndarray]:
         """The columns that tasks compute. Raises `UserError` for an unusable image without a usable substitute."""
         result = self._attempt(item)
-        self._check(item, *(result[name] for name in _ABOUT))
+        self._check(item, *(result[name] for name in _ROW_COLUMNS))
         return result
 
     def here(self, item: Item) -> Batch:
         """One batch, computed in this process. Raises `UserError` as `compute` does."""
         import torch
 
-        made = self.compute(item) if self.uses_tasks else {"sample_id": item.sample_ids}
-        rows = self.look_up(made["sample_id"], item.epoch, text_ids=made.get("text_id"))
-        found = rows | {name: column for name, column in made.items() if name in self.columns}
-        return cast(Batch, {name: torch.from_numpy(np.require(column, requirements="W")) for name, column in found.items()})
+        computed = self.compute(item) if self.uses_tasks else {"sample_id": item.sample_ids}
+        rows = self.look_up(computed["sample_id"], item.epoch, text_ids=computed.get("text_id"))
+        batch = rows | {name: column for name, column in computed.items() if name in self.columns}
+        return cast(Batch, {name: torch.from_numpy(np.require(column, requirements="W")) for name, column in batch.items()})
 
     def _attempt(self, item: Item) -> dict[str, np.ndarray]:
         """The columns, and for each row: its sample_id, the id that failed there (or -1), and the reason.
@@ -183,7 +183,7 @@ class Stream:
         return result
 
     def _captions(self, sample_ids: np.ndarray, epoch: int) -> dict[str, pa.ChunkedArray]:
-        """The captions that the epoch shows of samples, and the ids of images and of those captions, where they are wanted."""
+        """The samples' captions in this epoch, and the ids of images and of those captions; only columns that are needed."""
         lists = [*(["captions"] if "text" in self.columns else []), *(["text_id"] if self._wants_ids else [])]
         if not lists:
             return {}
@@ -193,7 +193,7 @@ class Stream:
         return {name: pc.list_flatten(rows[name]).take(places) if name in lists else rows[name] for name in rows.column_names}
 
     def _stand_in(self, views: np.ndarray, codes: np.ndarray, item: Item, row: int) -> int:
-        """The first usable substitute, whose views it writes; the sample itself if there is none."""
+        """Write the views of the first usable substitute, and return its id; the sample's own id if there is none."""
         for spare in islice(item.spares(row), _SPARES) if item.spares is not None else ():
             (data,) = self.prepared.images(np.asarray([spare]))
             try:
@@ -222,7 +222,7 @@ class Stream:
 
         Args:
             device: where neighbours are searched.
-            text_ids: of the captions that the epoch shows, where tasks have read them; then the ids are no part of the result.
+            text_ids: of the samples' captions in this epoch, if tasks have read them; the result has no ids then.
         """
         result: dict[str, np.ndarray] = {}
         if self.guides is not None and "guide_ids" in self.columns:
@@ -246,7 +246,7 @@ class Stream:
 
     @property
     def _wants_ids(self) -> bool:
-        """Whether ids of images and captions are columns, or name rows of a bank."""
+        """Whether ids of images and captions are columns, or needed to look up rows of a bank."""
         own = "guide_images" in self.columns and "guide_ids" not in self.columns
         return own or bool(self.columns & {*COLUMNS, "text_features"})
 
@@ -255,7 +255,7 @@ class Stream:
         return 0 if self.strong is None else self.strong.count
 
     def _write_views(self, views: np.ndarray, codes: np.ndarray, data: bytes | Missing, epoch: int, sample_id: int) -> None:
-        """Write all views of an image into uint8 [1 + strong views, 3, size, size]; returns their augmentation codes."""
+        """Write all views of an image into `views`, uint8 [1 + strong views, 3, size, size], and their codes into `codes`."""
         image: Any = opened(self.prepared, data)
         key, drawn = (self.seed, epoch, sample_id), []
         if self.augment is None:
@@ -267,18 +267,18 @@ class Stream:
             for number in range(self.strong.count):
                 drawn.append(draw_strong(image.size, self.strong.augment, generator("strong", *key, number)))
         if drawn:
-            made = slice(len(views) - len(drawn), None)
-            views[made], codes[made] = apply(image, self.image_size, drawn), [one.code(image.size) for one in drawn]
+            rest = slice(len(views) - len(drawn), None)
+            views[rest], codes[rest] = apply(image, self.image_size, drawn), [view.code(image.size) for view in drawn]
 
     def _first(self, size: tuple[int, int], key: tuple[int, int, int]) -> Drawn:
-        """The view of the column image."""
+        """The view in the column `image`."""
         assert self.augment is not None
         if self.strong is not None and self.strong.all_strong:
             return draw_strong(size, self.strong.augment, generator("strong", *key, self.strong.count))
         return draw(size, self.augment, generator("view", *key, 0))
 
     def _choice(self, counts: np.ndarray, sample_ids: np.ndarray, epoch: int) -> np.ndarray:
-        """Which of their captions this epoch shows, int64 [b]. `counts`: how many each sample has."""
+        """The index of each sample's caption in this epoch, int64 [b]. `counts`: how many captions each sample has."""
         which = np.zeros(len(sample_ids), dtype=np.int64)
         for row in np.flatnonzero(counts > 1) if self.augment is not None else ():
             which[row] = generator("caption", self.seed, epoch, int(sample_ids[row])).integers(counts[row])
@@ -299,17 +299,17 @@ class Stream:
         if not self.uses_tasks:
             for index in range(first, last):
                 item = pick(index)
-                found = self.look_up(item.sample_ids, item.epoch, str(worker.device))
-                yield cast(Batch, {name: torch.from_numpy(c).to(worker.device) for name, c in found.items()})
+                rows = self.look_up(item.sample_ids, item.epoch, str(worker.device))
+                yield cast(Batch, {name: torch.from_numpy(column).to(worker.device) for name, column in rows.items()})
             return
         for start in range(first, last, _SEGMENT):
             end = min(start + _SEGMENT, last)
             for index, computed in zip(range(start, end), self._computed(pick, start, end, size, worker), strict=True):
                 item = pick(index)
-                ids, missed, reasons = (computed.pop(name).cpu().numpy() for name in _ABOUT)
+                ids, missed, reasons = (computed.pop(name).cpu().numpy() for name in _ROW_COLUMNS)
                 if not np.array_equal(np.where(missed < 0, ids, missed), item.sample_ids):
-                    raise RuntimeError(f"stream: the batch of item {index} holds other samples than the order says")
-                self._check(item, ids, missed, reasons)  # here, not in the task: Ray would wrap what it raises
+                    raise RuntimeError(f"stream: the batch of item {index} has other samples than the order")
+                self._check(item, ids, missed, reasons)  # here, not in the task, where Ray would wrap the error
                 for row in np.flatnonzero(missed >= 0):
                     if failed is not None:
                         failed(Unusable(int(missed[row]), _REASONS[reasons[row]]))
@@ -324,10 +324,10 @@ class Stream:
 
         configure_data()
         context = ray.data.DataContext.get_current()
-        # Every worker runs its own execution, within its share of the CPUs that are left for data; the object store holds no more
-        # batches than keep those CPUs busy.
+        # Every worker runs its own execution, with its share of the CPUs that are left for data. The object store holds only as
+        # many batches as keep those CPUs busy.
         cpus = max(1.0, worker.data_cpus)
-        at_once = int(cpus) + 1  # one more than there are CPUs: it works while the slot of another is being released
+        at_once = int(cpus) + 1  # one more than CPUs: it runs while the slot of another is being released
         batch_bytes = size * ((1 + self._strong_count) * 3 * self.image_size**2 + 1024)
         together = max(1, min(_TASK_ROWS // size, _TASK_BYTES // batch_bytes))
         context.execution_options.resource_limits = ray.data.ExecutionResources(
@@ -343,20 +343,20 @@ class Stream:
         items = ray.data.from_items(parts, override_num_blocks=len(parts))
         share = math.floor(100 * cpus / at_once) / 100  # rounded down: if the sum exceeded `cpus`, one task would not run
         dataset = items.map_batches(make, batch_size=1, num_cpus=share, max_retries=RETRIES, **_booked(worker))
-        given = start
+        received = start
 
         def culprit() -> UserError | None:
-            ids = [pick(index).sample_ids for index in range(given, end)]
+            ids = [pick(index).sample_ids for index in range(received, end)]
             return deadly_image(self.prepared, np.concatenate(ids) if "image" in self.columns and ids else np.empty(0, np.int64))
 
         with deaths_as_errors("prepare with verify=all to find images that crash their decoder", culprit):
             for batch in dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device):
-                given += 1
+                received += 1
                 yield batch
 
 
 def _booked(worker: Worker) -> dict[str, Any]:
-    """Where tasks run, for Ray: on the CPUs reserved for them next to the workers, if there are any."""
+    """Options that make Ray run tasks on the CPUs reserved for them next to the workers, if there are any."""
     import ray.util
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -367,7 +367,7 @@ def _booked(worker: Worker) -> dict[str, Any]:
 
 
 def _parts(start: int, end: int, together: int, at_once: int) -> Iterator[tuple[int, int]]:
-    """The items [first, last) of each task, in order: one at first, so that the first batch comes soon, then up to `together`."""
+    """The items [first, last) of each task: one item at first, so that the first batch comes soon, then up to `together`."""
     number = 0
     while start < end:
         count = min(together, 2 ** (number // at_once), end - start)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 
 class StrongAugment(Settings):

@@ -1,7 +1,7 @@
-"""SVG to pixels, by resvg, from the file's own content only: no other file, no address, no external entity.
+"""SVG to pixels with resvg, from the file's own content only: no other file, no URL, no external entity.
 
-An SVG may embed other files, and may need more memory or deeper recursion than there is, which would crash the whole process.
-So each is parsed here first, and resvg gets only what was checked, serialised again.
+An SVG may refer to other files, and may need so much memory or recursion that the whole process would crash. So each is parsed
+here first, and resvg gets only what was checked, serialised again.
 """
 
 import base64
@@ -21,7 +21,7 @@ from pipelines.dataset.image_formats import PILLOW
 _PROBE = 256  # side of the square into which an SVG is fitted to find its proportions
 _RATIO = 30  # a longer one would be a bomb
 # CSS: 96 pixels are one inch, which is 72 points or 25.4 millimetres (https://www.w3.org/TR/css-values-3/#absolute-lengths).
-# resvg_py's own default of 0 turns all such lengths into zero.
+# resvg_py's default of 0 turns all such lengths into zero.
 _DPI = 96
 _DEEPEST = 64  # levels of nested elements; resvg recurses, and overflows the stack between 200 and 300
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
@@ -32,7 +32,7 @@ _SIZE = re.compile(r"(?:^|;)\s*(width|height)\s*:\s*([^;!]+)")  # in a style
 
 
 def render(data: bytes, size: int, most_pixels: int) -> bytes:
-    """An SVG as PNG, its shorter side `size` pixels. Raises `ValueError` with what is wrong.
+    """An SVG as PNG, its shorter side `size` pixels. Raises `ValueError` if it cannot be rendered safely.
 
     Args:
         most_pixels: total pixels of the raster images embedded in it.
@@ -46,8 +46,8 @@ def render(data: bytes, size: int, most_pixels: int) -> bytes:
 
 
 def _drawn(text: str, **size: int) -> bytes:
-    """As PNG. Text is rendered in DejaVu, whatever the file asks for and the machine has: by default resvg leaves out text whose
-    font it does not find, so the same file would give different images on different machines."""
+    """Render to PNG. All text is in DejaVu, whatever fonts the file names and the machine has: by default resvg leaves out text
+    whose font it does not find, so the same file would give different images on different machines."""
     import resvg_py
 
     settings: dict[str, Any] = {"svg_string": text, "dpi": _DPI, **_fonts(), **size}
@@ -102,8 +102,8 @@ def _parsed(data: bytes) -> ET.Element:
 
 
 def _settle_lengths(root: ET.Element) -> None:
-    """Lengths in the form that resvg reads: it does not know blanks, capitals and quarter millimetres, and treats what it cannot
-    read as 100 % or as zero. Raises `ValueError` if the size is unknown.
+    """Rewrite lengths so that resvg reads them: it does not accept spaces, capitals and quarter millimetres, and takes what it
+    cannot read as 100 % or zero. Raises `ValueError` if the size is unknown.
     """
     for name, value in _SIZE.findall(root.get("style", "")):
         if (length := _length(value)) and not length.endswith("%"):  # relative to a page that does not exist
@@ -117,16 +117,16 @@ def _settle_lengths(root: ET.Element) -> None:
         if size is None or _length(size):
             continue
         if size.strip().lower() not in ("", "auto") and "viewBox" not in root.attrib:
-            raise ValueError(f"its {name} is '{size[:40]}', which is no length that is read, and it has no viewBox")
+            raise ValueError(f"its {name} is '{size[:40]}', which is not a supported length, and it has no viewBox")
         del root.attrib[name]
 
 
 def _length(value: str) -> str:
     """A CSS length as resvg reads it; empty if it is not one, or its unit depends on a window or a page."""
-    found = _LENGTH.fullmatch(value.strip())
-    if found is None:
+    match = _LENGTH.fullmatch(value.strip())
+    if match is None:
         return ""
-    number, unit = found[1], (found[2] or "").lower()
+    number, unit = match[1], (match[2] or "").lower()
     return f"{float(number) / 4!r}mm" if unit == "q" else number + unit
 
 

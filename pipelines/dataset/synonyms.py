@@ -163,11 +163,11 @@ several many various
 
 def _table() -> dict[str, tuple[str, ...]]:
     groups = [line.split() for line in _GROUPS.split("\n") if line]
-    found: dict[str, tuple[str, ...]] = {}
+    table: dict[str, tuple[str, ...]] = {}
     for group in groups:
         for word in group:
-            found[word] = found.get(word, ()) + tuple(other for other in group if other != word)
-    return found
+            table[word] = table.get(word, ()) + tuple(other for other in group if other != word)
+    return table
 
 
 SYNONYMS = _table()

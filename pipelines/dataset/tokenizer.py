@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines.io.artifacts import resolve
 from pipelines.program.errors import UserError
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

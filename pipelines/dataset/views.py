@@ -1,7 +1,7 @@
-"""Views: what training and evaluation see of an image.
+"""Views: the crops and augmentations of an image that training and evaluation use.
 
 The parameters of a random view are drawn first, from one generator, and then applied. So views are functions of (seed, epoch,
-sample, view), all views of an image come from decoding it once, and the augmentation is known.
+sample, view), an image is decoded once for all its views, and objectives can read what was done to it.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from pydantic import Field
 from pipelines.dataset.images import Box, Opened
 from pipelines.dataset.rand_augment import Operation, RandAugment, operate
 from pipelines.dataset.strong_views import StrongAugment
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 
 class Augment(Settings):
-    """The random view that training sees of an image."""
+    """The random view of an image in training."""
 
     crop_scale: tuple[float, float] = Field((0.5, 1.0), description="area of the random crop, as a share of the image")
     crop_ratio: tuple[float, float] = Field((0.75, 1.3333), description="width / height of the random crop")
@@ -39,7 +39,7 @@ class Jitter:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is done to an image, in this order: crop and resize, colours, gray, blur, mirror, operations of RandAugment."""
+    """The parameters of one view, applied in this order: crop and resize, colours, gray, blur, mirror, RandAugment."""
 
     box: Box  # of the displayed image, in its pixels
     flip: bool = False
@@ -49,7 +49,7 @@ class Drawn:
     operations: tuple[Operation, ...] = ()
 
     def code(self, size: tuple[int, int]) -> list[float]:
-        """Thirteen numbers for an image of this width and height, as UniCLIP's head reads them.
+        """The augmentation code of an image of this width and height: thirteen numbers, as UniCLIP's head reads them.
 
         Left, top, width and height of the crop as shares of the image; mirrored; recoloured, with brightness, contrast and
         saturation less 1, and hue; gray; blurred, with half of sigma. RandAugment's operations are not included.
@@ -76,8 +76,8 @@ def train_view(image: Opened | Image.Image, size: int, augment: Augment, random:
 
 
 def eval_view(image: Opened | Image.Image, size: int) -> np.ndarray:
-    """The centre square, resized to `size`; uint8 [3, size, size]. Decoded at full size: scores must not depend on a decoder's
-    shortcut."""
+    """The centre square, resized to `size`; uint8 [3, size, size]. Decoded at full size, so that scores do not depend on how a
+    decoder reduces images."""
     rgb = image.rgb() if isinstance(image, Opened) else image
     return _pixels(ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))
 
@@ -108,7 +108,7 @@ def draw_strong(size: tuple[int, int], augment: StrongAugment, random: np.random
 
 def apply(image: Opened | Image.Image, size: int, drawn: Sequence[Drawn]) -> list[np.ndarray]:
     """Views of an image, uint8 [3, size, size] each, from decoding it once, as small as the narrowest crop allows."""
-    boxes = [one.box for one in drawn]
+    boxes = [view.box for view in drawn]
     if isinstance(image, Opened):
         width, height = image.size
         across = max(size / (right - left) for left, _, right, _ in boxes)
@@ -117,7 +117,7 @@ def apply(image: Opened | Image.Image, size: int, drawn: Sequence[Drawn]) -> lis
         boxes = [image.reduced(box, rgb) for box in boxes]
     else:
         rgb = image
-    return [_pixels(_view(rgb, box, size, one)) for box, one in zip(boxes, drawn, strict=True)]
+    return [_pixels(_view(rgb, box, size, view)) for box, view in zip(boxes, drawn, strict=True)]
 
 
 def _box(size: tuple[int, int], scale: tuple[float, float], ratios: tuple[float, float], random: np.random.Generator) -> Box:

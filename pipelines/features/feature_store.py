@@ -1,5 +1,5 @@
-"""Stored features (banks): a frozen encoder's features of every image or caption, computed once in the cluster, mapped by
-workers.
+"""Stored features (banks): a frozen encoder's features of every image or caption, computed once in the cluster, and mapped into
+memory by workers.
 
     DATASET/banks/IDENTITY/rows.npy            float16 [rows, F]; images by sample_id, captions by text_id, other texts in order
     DATASET/banks/IDENTITY/bank.json           what the rows were computed from, and their digest
@@ -35,7 +35,8 @@ from pipelines.program import interrupts
 from pipelines.program.cluster import RETRIES, blocks, errors_as_blocks
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
-from pipelines.program.settings import difference, digest
+from pipelines.program.settings import difference
+from pipelines.program.settings_base import digest
 
 _BATCH = 64  # rows that an encoder sees together
 _PART = 64 * _BATCH
@@ -47,7 +48,7 @@ Culprit = Callable[[int, np.ndarray], UserError | None]
 
 @dataclass(frozen=True)
 class Pool:
-    """How many copies of an encoder; each books `threads` CPUs, and one GPU with `use_gpu`. 0: one copy, in this process."""
+    """Number of actors with a copy of an encoder, each with `threads` CPUs, and a GPU with `use_gpu`. 0: run in this process."""
 
     actors: int
     use_gpu: bool = False
@@ -56,7 +57,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Bank:
-    """A bank that exists or will be computed. `about`: everything that decides its rows, as JSON values."""
+    """A bank that exists or will be computed. `about`: everything that determines its rows, as JSON values."""
 
     folder: Path
     rows: int
@@ -74,8 +75,8 @@ class Bank:
 
     def check(self) -> None:
         """Raises `UserError` if the folder holds features of another encoder or other data, or if rows are missing."""
-        found = json.loads((self.path / "bank.json").read_text(encoding="utf-8"))
-        about = {name: value for name, value in found.items() if name not in ("rows", "width", "digest")}
+        stored = json.loads((self.path / "bank.json").read_text(encoding="utf-8"))
+        about = {name: value for name, value in stored.items() if name not in ("rows", "width", "digest")}
         changed = difference(about, self.about)
         if changed:
             raise self._refusal(f"it holds {_summary(about)} ({', '.join(changed[:3])})")
@@ -83,10 +84,10 @@ class Bank:
             rows = np.load(self.path / "rows.npy", mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
             raise self._refusal(f"rows.npy cannot be read: {error}") from None
-        wanted = (self.rows, found.get("width"))
-        if rows.shape != wanted or rows.dtype != self.dtype:
-            raise self._refusal(f"rows.npy is {rows.dtype} {[*rows.shape]}, not {np.dtype(self.dtype)} {[*wanted]}")
-        if digest_of_rows(self.path) != found.get("digest"):
+        shape = (self.rows, stored.get("width"))
+        if rows.shape != shape or rows.dtype != self.dtype:
+            raise self._refusal(f"rows.npy is {rows.dtype} {[*rows.shape]}, not {np.dtype(self.dtype)} {[*shape]}")
+        if digest_of_rows(self.path) != stored.get("digest"):
             missing = _missing(rows)
             what = f"row {missing[0]} is missing ({len(missing)} in all)" if len(missing) else "some were changed"
             raise self._refusal(f"rows.npy does not hold what was computed: {what}")
@@ -137,9 +138,9 @@ def text_banks(
     pool: Pool,
     display: Display,
 ) -> list[Path]:
-    """A bank for each list of texts, rows in their order. What is missing is computed in one pass: actors start slowly.
+    """A bank for each list of texts, rows in their order. Missing banks are computed in one pass, as actors start slowly.
 
-    They are sent to actors as Arrow's strings: lists of millions would take five times their memory in each.
+    Texts are sent to actors as Arrow strings: millions of Python strings would take five times the memory in each.
 
     Raises `UserError` if the folder holds something else, or is damaged.
     """
@@ -153,20 +154,20 @@ def text_banks(
     def load(number: int, ids: np.ndarray) -> np.ndarray:
         part = missing[number]
         assert part is not None
-        return part.slice(int(ids[0]), len(ids)).to_numpy()  # consecutive ones
+        return part.slice(int(ids[0]), len(ids)).to_numpy()  # `ids` are consecutive
 
     compute(banks, load, encoder, arguments, pool, display)
     return [bank.path for bank in banks]
 
 
 def digest_of_texts(texts: pa.ChunkedArray) -> str:
-    """`settings.digest` of the list of texts, which is never made."""
-    found = hashlib.blake2b(b"[", digest_size=16)
+    """`settings.digest` of the texts as a list, without building the list."""
+    hasher = hashlib.blake2b(b"[", digest_size=16)
     for start in range(0, len(texts), _PART):
         part = json.dumps(texts.slice(start, _PART).to_pylist(), ensure_ascii=False, separators=(",", ":"))
-        found.update(("," * (start > 0) + part[1:-1]).encode())
-    found.update(b"]")
-    return found.hexdigest()
+        hasher.update(("," * (start > 0) + part[1:-1]).encode())
+    hasher.update(b"]")
+    return hasher.hexdigest()
 
 
 def folder_of(prepared: Prepared) -> Path:
@@ -191,7 +192,7 @@ def compute(
         culprit: from a bank's number and row ids [n] to an error about the image that crashed a process; None if none did.
         title: of the progress line; by default from the first bank's content.
     """
-    first = {bank.path: number for number, bank in reversed(list(enumerate(banks)))}  # equal lists share a bank
+    first = {bank.path: number for number, bank in reversed(list(enumerate(banks)))}  # equal lists have the same bank
     todo = {number: banks[number] for number in sorted(first.values()) if banks[number].rows and not banks[number].exists}
     for bank in banks:
         if bank.exists:
@@ -208,7 +209,7 @@ def compute(
         with interrupts.keeping(lambda: f"{title}: {sum(part.done for part in parts)} of {len(parts)} parts are kept"):
             _fill(missing, load, encoder, arguments, pool, title, display, culprit)
     for bank in todo.values():
-        _put_in_place(bank)
+        _assemble(bank)
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def _fill(
     with display.task(title, total) as task:
         waiting: list[np.ndarray] = []
         for (part, start, end), rows in zip(batches, results, strict=True):
-            waiting.append(_kept(rows, part.bank.dtype, start, end))
+            waiting.append(_checked(rows, part.bank.dtype, start, end))
             done += end - start
             task.update(done)
             if end == part.end:
@@ -261,13 +262,14 @@ def _fill(
                 waiting = []
 
 
-def _kept(rows: np.ndarray, dtype: type[np.generic], start: int, end: int) -> np.ndarray:
+def _checked(rows: np.ndarray, dtype: type[np.generic], start: int, end: int) -> np.ndarray:
+    """Rows [start, end) as they are stored. Raises `ValueError` for another number of rows, or values that are not finite."""
     if len(rows) != end - start:
-        raise ValueError(f"bank: {len(rows)} rows came for {start} to {end - 1}")
+        raise ValueError(f"bank: the encoder gave {len(rows)} rows for {start} to {end - 1}")
     with np.errstate(over="ignore"):
         rows = rows.astype(dtype)
     if not np.isfinite(rows).all():
-        raise ValueError(f"bank: rows {start} to {end - 1} hold a value that is not finite, or not in {rows.dtype}")
+        raise ValueError(f"bank: rows {start} to {end - 1} have a value that is not finite in {rows.dtype}")
     return rows
 
 
@@ -276,12 +278,12 @@ def _write(part: _Part, rows: np.ndarray) -> None:
         with storage.written(part.path) as path, path.open("wb") as file:
             np.save(file, rows)
     except OSError:
-        if not part.bank.exists:  # else another process was faster, and has cleaned up
+        if not part.bank.exists:  # otherwise another process was faster, and has deleted the parts
             raise
 
 
-def _put_in_place(bank: Bank) -> None:
-    """Join parts into one file; the folder appears complete, and the parts are deleted."""
+def _assemble(bank: Bank) -> None:
+    """Join the parts into one file, rename the complete folder into place, and delete the parts."""
     aside = bank.path.with_name(f"{bank.path.name}.partial-{platform.node()}-{os.getpid()}")
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -297,7 +299,7 @@ def _put_in_place(bank: Bank) -> None:
         (aside / "bank.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
         aside.rename(bank.path)
     except OSError:
-        if not bank.exists:  # else another process was faster
+        if not bank.exists:  # otherwise another process was faster
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -313,7 +315,7 @@ def _computed(
     pool: Pool,
     culprit: Culprit | None,
 ) -> Iterator[np.ndarray]:
-    """Rows of each (bank, start, end) in turn, from a pool of actors with the encoder, or from this process."""
+    """Rows of each (bank, start, end) in order, computed by a pool of actors or in this process."""
     if not pool.actors:
         encode = encoder(*arguments)
         for number, start, end in batches:
@@ -330,7 +332,7 @@ def _computed(
             number, start, end = (int(batch[name][0]) for name in ("bank", "start", "end"))
             return {"rows": np.asarray(self.encode(load(number, np.arange(start, end))))}
 
-    # Items, not `range`: reading them takes no CPU, so actors may have all of them without a deadlock.
+    # Items, not `range`: reading them takes no CPU, so actors may use all CPUs without a deadlock.
     items = [{"bank": number, "start": start, "end": end} for number, start, end in batches]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset = dataset.map_batches(
@@ -342,12 +344,12 @@ def _computed(
         max_restarts=RETRIES,
         max_task_retries=RETRIES,
     )
-    given = 0
+    received = 0
 
-    def look() -> UserError | None:
-        left = ((number, np.arange(start, end)) for number, start, end in batches[given : given + _SUSPECTS])
+    def culprit_of_rest() -> UserError | None:
+        left = ((number, np.arange(start, end)) for number, start, end in batches[received : received + _SUSPECTS])
         return next(filter(None, (culprit(number, ids) for number, ids in left)), None) if culprit else None
 
-    for batch in blocks(dataset, look):
-        given += 1
+    for batch in blocks(dataset, culprit_of_rest):
+        received += 1
         yield batch["rows"]

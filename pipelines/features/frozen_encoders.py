@@ -1,10 +1,9 @@
 """Guides: for every sample, its nearest neighbours according to two frozen encoders, and their features.
 
 The encoders' features are stored (`pipelines.features.feature_store`). Neighbours are searched in a support set: samples of the
-training split, redrawn every epoch, the same on every worker without communication. The search is exact, one
-product of a batch's features with those of the support set on the worker's device, unless an approximate index is asked for.
-If the support set is the whole split, neighbours may have been computed once for all epochs
-(`pipelines.features.knn_cache`).
+training split, drawn again every epoch, the same on every worker without communication. The search is exact, one product of a
+batch's features with those of the support set on the worker's device, unless the config asks for an approximate index. If the
+support set is the whole split, neighbours may be computed once for all epochs (`pipelines.features.knn_cache`).
 """
 
 from collections.abc import Callable
@@ -26,18 +25,18 @@ Search = Literal["exact", "approximate"]
 @dataclass(frozen=True)
 class _Support:
     ids: np.ndarray  # [Q] sample ids, ascending
-    # By images and by captions: unit rows [n, F], image ids [n] and a device to places [n] among the ids.
+    # For images and for captions: from unit rows [n, F], image ids [n] and a device to positions [n] in `ids`.
     finders: tuple[Callable[[np.ndarray, np.ndarray, str], np.ndarray], ...]
 
 
 @dataclass(frozen=True)
 class Guides:
-    """Two banks and the split whose samples may be neighbours. Picklable, without what it has read; the same on every worker."""
+    """Two banks and the split whose samples may be neighbours. Pickled without its caches; the same on every worker."""
 
     order: Order
     image_bank: Path  # rows by sample_id
     text_bank: Path  # rows by text_id; a sample is represented by its first caption
-    support: int  # samples in the support set, at most the split's
+    support: int  # samples in the support set, at most those of the split
     search: Search = "exact"
     neighbours: Path | None = None  # rows by sample_id: the result of a search in the whole split
 
@@ -53,16 +52,16 @@ class Guides:
         """`guide_ids` int64 [b, 3]: each sample, and those nearest to its image and to its caption (-1 for none); and the
         unit features of all three, `guide_images` [b, 3, F] and `guide_texts` [b, 3, G].
         """
-        found = self.near(sample_ids, epoch, device) if self.neighbours is None else self._bank(self.neighbours)[sample_ids]
-        ids = np.concatenate([sample_ids[:, None], found], axis=1)
-        named = np.where(ids < 0, sample_ids[:, None], ids).ravel()
+        near = self.near(sample_ids, epoch, device) if self.neighbours is None else self._bank(self.neighbours)[sample_ids]
+        ids = np.concatenate([sample_ids[:, None], near], axis=1)
+        filled = np.where(ids < 0, sample_ids[:, None], ids).ravel()
         shape = (len(sample_ids), 3, -1)
-        images, texts = self._image_rows(named).reshape(shape), self._text_rows(named).reshape(shape)
+        images, texts = self._image_rows(filled).reshape(shape), self._text_rows(filled).reshape(shape)
         return {"guide_ids": ids, "guide_images": images, "guide_texts": texts}
 
     def near(self, sample_ids: np.ndarray, epoch: int, device: str) -> np.ndarray:
         """int64 [b, 2]: the samples of the epoch's support set nearest to each image and to each caption, -1 for none."""
-        # All of the split, whatever the epoch, has one support set.
+        # If it is the whole split, all epochs share one support set.
         support = self._support(epoch if self.support < self._count else 0)
         groups = self._ids.image(sample_ids)
         own = self._image_rows(sample_ids), self._text_rows(sample_ids)
@@ -84,12 +83,12 @@ class Guides:
 
     @cached_property
     def _count(self) -> int:
-        """Samples of the split."""
+        """Number of samples in the split."""
         return len(self.order.ids)
 
     @cached_property
     def _support(self) -> Callable[[int], _Support]:
-        """Of an epoch."""
+        """A function from an epoch to its support set; recent ones are cached."""
         return lru_cache(maxsize=2)(self._drawn)
 
     def _drawn(self, epoch: int) -> _Support:

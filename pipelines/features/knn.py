@@ -1,7 +1,7 @@
 """Nearest keys of queries: an exact search in blocks, and an approximate index for keys larger than memory.
 
 Both skip keys of a query's own group, and both choose among close candidates by products in float64, so the result does not
-depend on which queries are asked together, on the block size or on the device.
+depend on which queries are searched together, on the block size or on the device.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _BLOCK = 1 << 16  # keys read at a time
 _PAIRS = 1 << 14  # pairs whose products are computed at a time
 _CANDIDATES = 32  # candidates from the index for each query
 _SAMPLE = 64  # keys per list that are used to place the lists
-_LISTS_ASKED = 1 / 16
+_LISTS_SEARCHED = 1 / 16  # share of the lists
 
 
 def nearest(queries: np.ndarray, keys: np.ndarray, groups: np.ndarray, key_groups: np.ndarray, device: str = "cpu") -> np.ndarray:
@@ -28,22 +28,22 @@ def nearest(queries: np.ndarray, keys: np.ndarray, groups: np.ndarray, key_group
     """
     import torch
 
-    found = np.full(len(queries), -1)
+    best = np.full(len(queries), -1)
     if not len(keys):
-        return found
-    there, there_groups = torch.from_numpy(keys).to(device), torch.from_numpy(key_groups).to(device)
-    longest = there.norm(dim=1).max()
+        return best
+    device_keys, device_groups = torch.from_numpy(keys).to(device), torch.from_numpy(key_groups).to(device)
+    longest = device_keys.norm(dim=1).max()
     step = max(1, _BYTES // (4 * len(keys)))
     for start in range(0, len(queries), step):
         part = slice(start, start + step)
-        asked = torch.from_numpy(queries[part]).to(device)
-        products = asked @ there.T
-        products.masked_fill_(torch.from_numpy(groups[part]).to(device)[:, None] == there_groups, -torch.inf)
-        least = products.max(1).values - _SLACK * asked.norm(dim=1) * longest
+        block = torch.from_numpy(queries[part]).to(device)
+        products = block @ device_keys.T
+        products.masked_fill_(torch.from_numpy(groups[part]).to(device)[:, None] == device_groups, -torch.inf)
+        least = products.max(1).values - _SLACK * block.norm(dim=1) * longest
         close = (products >= least[:, None]) & least.isfinite()[:, None]
         rows, places = close.nonzero().T.cpu().numpy()
-        found[part] = _best(queries[part], lambda at: keys[at], rows, places)
-    return found
+        best[part] = _best(queries[part], lambda at: keys[at], rows, places)
+    return best
 
 
 def _best(queries: np.ndarray, keys: Rows, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -59,9 +59,9 @@ def _best(queries: np.ndarray, keys: Rows, rows: np.ndarray, places: np.ndarray)
         products[part] = (queries[rows[part]].astype(np.float64) * keys(places[part])).sum(axis=1)
     order = np.lexsort((places, -products, rows))
     firsts = order[np.unique(rows[order], return_index=True)[1]]
-    found = np.full(len(queries), -1)
-    found[rows[firsts]] = places[firsts]
-    return found
+    best = np.full(len(queries), -1)
+    best[rows[firsts]] = places[firsts]
+    return best
 
 
 class Approximate:
@@ -84,7 +84,7 @@ class Approximate:
         flat = faiss.IndexFlatIP(width)
         self._index = faiss.IndexIVFScalarQuantizer(flat, width, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
         self._index.cp.min_points_per_centroid = 1  # no warning about small sets
-        self._index.nprobe = max(8, round(lists * _LISTS_ASKED))
+        self._index.nprobe = max(8, round(lists * _LISTS_SEARCHED))
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)  # sums in one order, whatever the machine
         try:
@@ -99,11 +99,11 @@ class Approximate:
         candidates = self._index.search(queries, min(_CANDIDATES, len(self._groups)))[1]  # [n, k], -1: no more
         other = (candidates >= 0) & (self._groups[candidates] != groups[:, None])
         rows, columns = other.nonzero()
-        found = _best(queries, self._keys, rows, candidates[rows, columns])
-        left = np.flatnonzero(found < 0)
+        best = _best(queries, self._keys, rows, candidates[rows, columns])
+        left = np.flatnonzero(best < 0)
         if len(left):
-            found[left] = self._exactly(queries[left], groups[left], device)
-        return found
+            best[left] = self._exactly(queries[left], groups[left], device)
+        return best
 
     def _exactly(self, queries: np.ndarray, groups: np.ndarray, device: str) -> np.ndarray:
         """Block by block, then the best of the blocks' best."""

@@ -26,7 +26,7 @@ def find_neighbours(guides: Guides, prepared: Prepared, pool: Pool, display: Dis
 
 
 def with_neighbours(guides: Guides, prepared: Prepared) -> Guides:
-    """Guides that look neighbours up, if the support set is the whole split and they exist. Raises `UserError` for damage."""
+    """The guides with stored neighbours, if the support set is the whole split and they exist. Raises `UserError` for damage."""
     if guides.support < len(guides.order.ids):
         return guides
     bank = _bank(guides, prepared)

@@ -60,7 +60,7 @@ def unzip(path: Path, folder: Path) -> None:
         check_size(sum(member.file_size for member in archive.infolist()), path.stat().st_size)
         for member in archive.namelist():
             if not (folder / member).resolve().is_relative_to(folder.resolve()):
-                raise Missing(f"holds {member!r}, which leads outside of the folder that it is unpacked into")
+                raise Missing(f"contains {member!r}, which would be unpacked outside of the folder")
         try:
             archive.extractall(folder)
         except BaseException:

@@ -181,9 +181,9 @@ def _pickled_error(error: BaseException) -> bytes:
 
 class _Child:
     def __init__(self) -> None:
-        self.connection, theirs = Pipe()
+        self.connection, child_end = Pipe()
         # What libraries print before they end the process.
-        self._said = tempfile.TemporaryFile(prefix="raylign-")  # noqa: SIM115 - closed with the child
+        self._output = tempfile.TemporaryFile(prefix="raylign-")  # noqa: SIM115 - closed with the child
         self._note = tempfile.TemporaryFile(prefix="raylign-")  # noqa: SIM115
         # The same module path as here; extra threads would only use address space.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
@@ -198,19 +198,19 @@ class _Child:
                 sys.executable,
                 "-P",
                 "-c",
-                f"from pipelines.io.child_process import serve; serve({theirs.fileno()}, {self._note.fileno()})",
+                f"from pipelines.io.child_process import serve; serve({child_end.fileno()}, {self._note.fileno()})",
             ],
             stdin=subprocess.DEVNULL,
-            stdout=self._said,
-            stderr=self._said,
+            stdout=self._output,
+            stderr=self._output,
             env=environment,
-            pass_fds=[theirs.fileno(), self._note.fileno()],
+            pass_fds=[child_end.fileno(), self._note.fileno()],
         )
-        theirs.close()
+        child_end.close()
 
     def start(self, request: bytes) -> None:
-        self._said.truncate(0)
-        self._said.seek(0)
+        self._output.truncate(0)
+        self._output.seek(0)
         self._note.truncate(0)
         self.connection.send_bytes(request)
 
@@ -221,17 +221,17 @@ class _Child:
         begun = begun if number == received else None  # otherwise it would have sent that item
         if code == -signal.SIGPROF:
             return _Ended(f"takes more than {limits.seconds:g} s of CPU time", True, True, begun)
-        self._said.seek(0)
-        lines = self._said.read(1 << 16).decode("utf-8", "replace").splitlines()
-        said = next((f": {line.strip()[:200]}" for line in lines if line.strip()), "")
-        costly = any(words in said.lower() for words in _MEMORY_WORDS)
+        self._output.seek(0)
+        lines = self._output.read(1 << 16).decode("utf-8", "replace").splitlines()
+        message = next((f": {line.strip()[:200]}" for line in lines if line.strip()), "")
+        costly = any(words in message.lower() for words in _MEMORY_WORDS)
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         limit = f", which may have {limits.memory / (1 << 30):g} GiB" if costly else ""
-        return _Ended(f"ends the process that reads it{limit} ({name}{said})", costly, costly, begun)
+        return _Ended(f"ends the process that reads it{limit} ({name}{message})", costly, costly, begun)
 
     def kill(self) -> None:
         self.connection.close()
-        self._said.close()
+        self._output.close()
         self._note.close()
         self._process.kill()
         self._process.wait()

@@ -27,9 +27,9 @@ def deadly(
         read: decodes the image of a row; picklable, by Ray's pickle at least. Its exceptions are reported elsewhere.
         name: a readable name of a row's image.
     """
-    for found in child_process.each(partial(_read, read, [int(row) for row in rows[:_MOST]]), limits):
-        if isinstance(found, child_process.Fatal):
-            return "" if found.about is None else f"{name(found.about)} {found.why}"
+    for result in child_process.each(partial(_read, read, [int(row) for row in rows[:_MOST]]), limits):
+        if isinstance(result, child_process.Fatal):
+            return "" if result.about is None else f"{name(result.about)} {result.why}"
     return ""
 
 

@@ -32,7 +32,7 @@ _MAX_BYTES = 100 << 20  # images are smaller
 
 
 class Refused(Missing):
-    """A host that data must not name."""
+    """A host that data must not refer to."""
 
     reason = "private_address"
 
@@ -50,7 +50,7 @@ def fetch(url: str) -> bytes:
         _copy(url, target, _MAX_BYTES)
         return target.getvalue()
 
-    return _patiently(get, url)
+    return _with_retries(get, url)
 
 
 def download(url: str, target: BinaryIO) -> None:
@@ -61,11 +61,11 @@ def download(url: str, target: BinaryIO) -> None:
         target.truncate()
         _copy(url, target, LARGEST)
 
-    _patiently(get, url)
+    _with_retries(get, url)
 
 
-def _patiently(get: Callable[[], T], url: str) -> T:
-    """Many servers on the web are gone for good, so one that does not answer counts as missing."""
+def _with_retries(get: Callable[[], T], url: str) -> T:
+    """Many servers on the web are gone for good, so a server that does not answer counts as missing."""
     try:
         return retried(get, url, _ATTEMPTS)
     except Unreachable as error:
@@ -108,7 +108,7 @@ def _copy_body(answer: http.client.HTTPResponse, target: BinaryIO, limit: int) -
             raise TimeoutError(f"slower than {_SLOWEST} bytes a second")
     # The library treats the end of the connection as the end of the body.
     if expected is not None and done != expected:
-        raise ConnectionError(f"{done} of {expected} bytes came")
+        raise ConnectionError(f"only {done} of {expected} bytes were received")
 
 
 def _opener() -> urllib.request.OpenerDirector:
@@ -155,22 +155,22 @@ def _guarded(kind: type[http.client.HTTPConnection], request: urllib.request.Req
 
 def _connect(address: tuple[str, int], timeout: float, source: Any = None) -> socket.socket:
     """Like `socket.create_connection`. The name is resolved once, so the checked address is the one connected to."""
-    failed: OSError | None = None
-    for found in _addresses(*address):
+    last_error: OSError | None = None
+    for ip in _addresses(*address):
         try:
-            return socket.create_connection((found, address[1]), timeout, source)
+            return socket.create_connection((ip, address[1]), timeout, source)
         except OSError as error:
-            failed = error
-    raise failed or OSError("no address")
+            last_error = error
+    raise last_error or OSError("no address")
 
 
 def _addresses(host: str, port: int | None) -> list[str]:
     """The addresses of a host. Raises `OSError` if it cannot be resolved, `Refused` if one of them is not allowed."""
-    found = list(dict.fromkeys(str(one[4][0]) for one in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
-    for address in found:
+    addresses = list(dict.fromkeys(str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+    for address in addresses:
         if not _is_allowed(host, address):
             raise Refused(f"{host} is {address}, which is not public; {PRIVATE_HOSTS}={host} in the environment allows it")
-    return found
+    return addresses
 
 
 def _is_allowed(host: str, address: str) -> bool:

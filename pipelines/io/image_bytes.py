@@ -87,21 +87,21 @@ def read_group(file: str, group: int, column: str) -> pa.ChunkedArray:
     """
     key = (file, group, column)
     with _lock:
-        found, first = _groups.get(key), key not in _groups
-        if found is None:
-            found = _groups[key] = Future()
+        column_values, first = _groups.get(key), key not in _groups
+        if column_values is None:
+            column_values = _groups[key] = Future()
         _groups.move_to_end(key)
     if first:
         try:
             with _reading:
-                found.set_result(storage.retried(lambda: _read_group(file, group, column), file))
+                column_values.set_result(storage.retried(lambda: _read_group(file, group, column), file))
         except BaseException as error:
             with _lock:
                 _groups.pop(key, None)
-            found.set_exception(error)
+            column_values.set_exception(error)
         else:
             _forget_old_groups()
-    return found.result()
+    return column_values.result()
 
 
 def _forget_old_groups() -> None:
@@ -120,14 +120,14 @@ def _read_group(file: str, group: int, column: str) -> pa.ChunkedArray:
     try:
         with storage.open_random(file) as source:
             if storage.name_of(file).endswith(".arrow"):
-                found = pa.chunked_array([_record_batch(source, group).column(name)])
+                values = pa.chunked_array([_record_batch(source, group).column(name)])
             else:
-                found = tables.open_parquet(source).read_row_group(group, columns=[column]).column(0)
+                values = tables.open_parquet(source).read_row_group(group, columns=[column]).column(0)
         for field in fields:
-            found = pc.struct_field(found, field)
+            values = pc.struct_field(values, field)
     except (pa.ArrowException, KeyError, IndexError) as error:
         raise Missing(f"{type(error).__name__}: {error}") from None
-    return found
+    return values
 
 
 def _record_batch(source: Any, group: int) -> pa.RecordBatch:

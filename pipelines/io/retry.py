@@ -1,4 +1,4 @@
-"""Remote files and their failures: temporary ones are retried, the others are findings about the data.
+"""Failures of remote files: temporary ones are retried, the others are findings about the data.
 
 An object store occasionally returns errors and truncated bodies, which can only be recognised by the error's text.
 """
@@ -15,7 +15,7 @@ T = TypeVar("T")
 _ATTEMPTS = 8
 _FIRST_WAIT = 0.1  # seconds; doubles with every attempt, some 12 s in all
 _PATIENCE = 120  # seconds after which no further attempt begins,
-_LEAST = 3  # except for these: a single attempt with a large file, or on a busy machine, may take longer than that
+_LEAST = 3  # except the first ones: a single attempt with a large file, or on a busy machine, may take longer
 _FINAL = re.compile(
     r"AWS Error (ACCESS_DENIED|NO_SUCH_BUCKET|NO_SUCH_KEY|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH)"
     r"|HTTP status 4(?!08|29)\d\d"
@@ -43,7 +43,7 @@ def is_remote(path: Path | str) -> bool:
 
 
 def is_text(text: str) -> bool:
-    """Whether it can be written as UTF-8, which a file's name need not be."""
+    """Whether a text can be encoded as UTF-8; the name of a file may not be."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from pydantic import Field
 
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 from pipelines.sources.base import Pair, Rejected
 
 _STRIPPED = re.compile(r"[,.'!?\"()*#:;~]")

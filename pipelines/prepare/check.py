@@ -27,7 +27,7 @@ from pipelines.prepare.shards import list_units
 from pipelines.program import cluster
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 from pipelines.program.wilson import wilson
 from pipelines.sources.base import Pair, Rejected, Unit, file_of, with_utf8_names
 

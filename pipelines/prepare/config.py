@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, field_validator, model_validator
 from pipelines.dataset.images import ImageFormat
 from pipelines.prepare.captions import CaptionSettings
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 from pipelines.sources import SourceSettings
 
 _USUAL = ("train", "test", "val", "validation", "dev")  # names of splits

@@ -14,7 +14,7 @@ import re
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from pipelines.program import cluster, interrupts, path_keys
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import difference, digest
+from pipelines.program.settings import difference
+from pipelines.program.settings_base import digest
 from pipelines.sources.base import Unit
 
 REJECTED_FILE = "rejected.parquet"
@@ -126,27 +127,25 @@ class _Counts:
 
 def _read(parts: list[Part], content: Place, settings: PrepareSettings, display: Display) -> _Counts:
     """Read the parts that are not done yet. Raises `UserError` as soon as too many rows are unusable."""
-    counts, missing = _Counts(), []
-    done = {file.path.rpartition("/")[2] for file in storage.files_below(content)}
-    for part in parts:
-        if storage.name_of(rows_file(content, part)) in done:
-            counts.add(*counts_of(content, part))
-        else:
-            missing.append(part)
-    if missing != parts or done:  # a start that was killed in its first part left nothing to resume from
-        display.line(f"{settings.output}: going on, {len(parts) - len(missing)} of {len(parts)} parts are done")
+    counts, done = _Counts(), _done(parts, content)
+    for part in done:
+        counts.add(*counts_of(content, part))
+    written = {part.index for part in done}
+    missing = [part for part in parts if part.index not in written]
+    if done or storage.files_below(content):  # a start that was killed in its first part left nothing to resume from
+        display.line(f"{settings.output}: going on, {len(done)} of {len(parts)} parts are done")
     _check_rate(counts, parts, content, settings, last=not missing)
     if not missing:
         return counts
     cluster.start(display.verbose)
     row_counts = [part.rows for part in parts if part.rows is not None]
     total = sum(row_counts) if len(row_counts) == len(parts) else None
-    before = finished = len(parts) - len(missing)
     with (
         display.task(f"prepare {settings.source.title()}", total or len(parts)) as task,
-        interrupts.keeping(lambda: f"{finished} of {len(parts)} parts are kept"),
+        # Parts count once they are written, which may be before they are reported here.
+        interrupts.keeping(lambda: f"{len(_done(parts, content))} of {len(parts)} parts are kept"),
     ):
-        for finished, (rows, reasons) in enumerate(read_parts(missing, content, settings), before + 1):
+        for finished, (rows, reasons) in enumerate(read_parts(missing, content, settings), len(done) + 1):
             counts.add(rows, reasons)
             note = f"{counts.reasons.total():,} left out"
             task.update(counts.read if total else finished, note if total else f"parts, {counts.read:,} rows, {note}")
@@ -173,11 +172,15 @@ def _example(parts: list[Part], content: Place) -> str:
 
 
 def _rejected_rows(parts: list[Part], content: Place) -> Iterator[dict[str, Any]]:
-    done = {file.path.rpartition("/")[2] for file in storage.files_below(content)}
-    for part in parts:
-        if storage.name_of(rows_file(content, part)) in done:
-            rows = storage.read_table(rows_file(content, part), ["origin", "reason", "detail"]).to_pylist()
-            yield from (row for row in rows if row["reason"] is not None and row["reason"] not in FILTERED)
+    for part in _done(parts, content):
+        rows = storage.read_table(rows_file(content, part), ["origin", "reason", "detail"]).to_pylist()
+        yield from (row for row in rows if row["reason"] is not None and row["reason"] not in FILTERED)
+
+
+def _done(parts: Sequence[Part], content: Place) -> list[Part]:
+    """The parts that are written, in order."""
+    names = {storage.name_of(file.path) for file in storage.files_below(content)}
+    return [part for part in parts if storage.name_of(rows_file(content, part)) in names]
 
 
 def _prepared_before(settings: PrepareSettings, recipe: str) -> Prepared | None:

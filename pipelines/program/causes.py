@@ -1,4 +1,4 @@
-"""Why something ended, readably: one line from whatever Ray, Ray Train or Ray Tune wrap an exception in.
+"""Why something failed, in one readable line, from whatever Ray, Ray Train or Ray Tune wrap an exception in.
 
 It reports the root cause, not the last line of the last traceback. When one of several workers dies, the others fail a moment
 later in their next communication with it: a broken connection is a consequence, not a cause.
@@ -12,20 +12,19 @@ from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import of_ray
 
 _LONGEST = 400  # characters of an exception's message
-# How torch's gloo and NCCL, and Ray Train's barrier, say that another worker is gone.
+# What torch's gloo and NCCL, and Ray Train's barrier, say when another worker was lost.
 _BROKEN = re.compile(
     r"Connection (?:closed|reset) by peer|Broken pipe|Connection refused|GLHF|NCCL|ProcessGroup"
     rf"|{ray_internals.BARRIER_TEXT}|Socket (?:closed|Timeout)|pair closure|remote process exited",
     re.IGNORECASE,
 )
 _BROKEN_TYPES = {"DistBackendError", "DistNetworkError", "DistStoreError", ray_internals.BARRIER_BROKEN}
-_DIED = "its process died: killed from outside, or by the system for want of memory, or it crashed"
-_SHORT = "the node ran low on memory, and Ray ended its process"
-# How, the first that fits.
-_WAYS = (
-    (ray_internals.LOW_MEMORY, _SHORT),
+_DIED = "its process died: killed from outside, or by the system for lack of memory, or it crashed"
+# Reasons for a death; the first that matches is reported.
+_DEATHS = (
+    (ray_internals.LOW_MEMORY, "the node ran low on memory, and Ray ended its process"),
     (ray_internals.NODE_LOST, "its node was lost"),
-    (ray_internals.OWNER_LOST, "the process or node that had started it is gone"),
+    (ray_internals.OWNER_LOST, "the process or node that had started it was lost"),
 )
 
 
@@ -41,31 +40,31 @@ def cause_of(error: BaseException) -> str:
         # The text is a traceback, which ends with the exception that the actor's own __init__ raised.
         return f"its process could not be set up: {_cut(_last_line(str(error)))}"
     if ray_internals.is_death(error):
-        return next((words for pattern, words in _WAYS if pattern.search(f"{name} {text}")), _DIED)
+        return next((words for pattern, words in _DEATHS if pattern.search(f"{name} {text}")), _DIED)
     if isinstance(error, MemoryError) or name == "OutOfMemoryError":  # Python's or torch's, which says how much was asked for
         return "out of memory" + (f": {text}" if text else "")
     return f"{name}: {text}" if text else name
 
 
 def first_cause(failures: Mapping[int, BaseException]) -> str:
-    """For workers that failed together, by rank: the one that failed first, and how many others failed with it."""
+    """For workers that failed together, by rank: the cause of the first failure, and how many others failed with it."""
     if not failures:
-        return "no worker said why"
-    found = {rank: innermost(error) for rank, error in sorted(failures.items())}
-    own = {rank: error for rank, error in found.items() if not is_broken_connection(error)}
+        return "no worker gave a reason"
+    errors = {rank: innermost(error) for rank, error in sorted(failures.items())}
+    own = {rank: error for rank, error in errors.items() if not is_broken_connection(error)}
     if not own:
-        rank, error = next(iter(found.items()))
+        rank, error = next(iter(errors.items()))
         lost = f"worker {rank} lost its connection to another ({_text(error)[:160]})"
         return f"a worker was lost, or the network between workers: {lost}"
-    # An exception says more than a death, and whoever raised one did not die of the others.
+    # An exception says more than a death, and is not a consequence of another worker's death.
     rank = min(own, key=lambda rank: (of_ray(own[rank]), rank))
     cause = f"worker {rank}: {cause_of(own[rank])}"
-    others = len(found) - 1
+    others = len(errors) - 1
     return cause if not others else f"{cause} ({others} other{'s' if others > 1 else ''} failed with it)"
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    """Whether it says only that another worker is gone."""
+    """Whether it only means that another worker was lost."""
     error = innermost(error)
     return type(error).__name__ in _BROKEN_TYPES or (isinstance(error, RuntimeError) and bool(_BROKEN.search(str(error))))
 
@@ -79,7 +78,7 @@ def innermost(error: BaseException) -> BaseException:
         if isinstance(inner, Mapping):  # of workers
             own = {rank: failure for rank, failure in inner.items() if not is_broken_connection(failure)}
             inner = next(iter((own or inner).values()))
-        if not isinstance(inner, BaseException) or any(inner is one for one in seen):
+        if not isinstance(inner, BaseException) or any(inner is earlier for earlier in seen):
             return last
         seen.append(inner)
 

@@ -16,7 +16,8 @@ from pipelines.program.config_errors import alike
 from pipelines.program.config_files import ROOT, find_config, shipped, short_name
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
-from pipelines.program.settings import Settings, describe, example_of, hint_of, load, parse_overrides, read_config, read_yaml
+from pipelines.program.settings import describe, example_of, hint_of, load, parse_overrides, read_config, read_yaml
+from pipelines.program.settings_base import Settings
 
 S = TypeVar("S", bound=Settings)
 _MOST_NAMES = 10  # configs listed in one error

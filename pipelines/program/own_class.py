@@ -11,27 +11,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic import GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from pipelines.program.config_errors import OWN_CLASS, user_error
 from pipelines.program.errors import UserError
 from pipelines.program.import_string import find
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Named
 
 _as_data: ContextVar[bool] = ContextVar("as_data", default=False)
-
-
-class Named(Settings):
-    """Base of settings classes that a config selects by name. The name of a user's own class is its place, `module:Class`."""
-
-    name: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_its_place(cls, value: Any) -> Any:
-        own = isinstance(value, Mapping) and cls.model_fields["name"].annotation is str
-        return {"name": f"{cls.__module__}:{cls.__qualname__}"} | value if own else value
 
 
 @contextmanager

@@ -1,10 +1,10 @@
-"""Everything of Ray that Ray does not promise to keep: private names, files, resources, variables and texts.
+"""Everything used of Ray that is not part of its public API: private names, files, resources, variables and message texts.
 
-No other module of the four packages uses any (tests/test_architecture.py). Each part gives its reason and where it stands in
-Ray 2.60, as a path below `ray/`; tests/test_ray_internals.py holds each against the installed release, and fails in plain words
-where it changed. To accept a next release: run that file, then the tests of cluster, placement, resuming and sweeps.
+No other module of the four packages uses any (tests/test_architecture.py). Each part gives its reason and its place in Ray 2.60,
+as a path below `ray/`. tests/test_ray_internals.py checks each against the installed release, and says what has changed. To
+accept a new release: run that file, then the tests of cluster, placement, resuming and sweeps.
 
-Nothing of Ray is imported at the top: its variables have to be set first, and hardly a program needs all of it.
+Ray is not imported at the top: its variables have to be set first, and few programs need all of this.
 """
 
 import os
@@ -21,47 +21,47 @@ if TYPE_CHECKING:
 
 # --- variables -----------------------------------------------------------------------------------------------------------------
 
-# Ray reads most of them in processes that it starts itself, hence variables. Name: (value, the file that reads it). RAY_AUTH_MODE
-# is left as it is: a local Ray makes itself a token and its processes find it; a job client has to be told (docs/cluster.md).
+# Ray reads most of them in processes that it starts, hence variables. Name: (value, the file that reads it). RAY_AUTH_MODE is not
+# set: a local Ray makes a token, which its processes find; a job client has to be given one (docs/cluster.md).
 VARIABLES = {
-    # No report to the vendor, and no notice about it.
+    # No usage report to the vendor, and no notice about it.
     "RAY_USAGE_STATS_ENABLED": ("0", "_common/usage/usage_constants.py"),
     # The train controller polls its workers this often: the default of 2 s delays metrics, checkpoints and the end of a run.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": ("0.2", "train/v2/_internal/constants.py"),
-    # Else every print of a worker appears twice.
+    # Otherwise every line that a worker prints appears twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": ("0", "train/v2/_internal/constants.py"),
-    # We draw our own progress.
+    # We show our own progress.
     "RAY_DATA_DISABLE_PROGRESS_BARS": ("1", "data/context.py"),
     "RAY_AIR_NEW_OUTPUT": ("0", "tune/experimental/output.py"),
-    # Reader V2 packs small Parquet files into one or two tasks: no parallel decode, first batch at the very end.
+    # Reader V2 packs small Parquet files into one or two tasks: no parallel decoding, and the first batch comes at the end.
     "RAY_DATA_USE_DATASOURCE_V2": ("0", "data/context.py"),
     # On a cloud, nodes take minutes to come up; the default of 60 s only fills the log with retries.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": ("600", "train/v2/_internal/constants.py"),
-    # The defaults of 30 and 60 s are too little on a busy machine.
+    # The defaults of 30 and 60 s are too short on a busy machine.
     "RAY_raylet_start_wait_time_s": ("60", "_raylet.so"),
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": ("300", "_private/ray_constants.py"),
-    # One notice a second about an actor state that needs the dashboard.
+    # Otherwise one notice a second about actor states, which need the dashboard.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": ("0", "train/constants.py"),
     # Trials run where the driver runs, so that relative paths mean the same; they log what the sweep's `loggers` name.
     "RAY_CHDIR_TO_TRIAL_DIR": ("0", "train/constants.py"),
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": ("1", "tune/utils/callback.py"),
-    # Ctrl-C ends a sweep at once: it can go on, and needs no state of Tune's for that.
+    # Ctrl-C ends a sweep at once: to resume, it needs no state of Tune's.
     "TUNE_DISABLE_SIGINT_HANDLER": ("1", "tune/tune.py"),
     "TUNE_GLOBAL_CHECKPOINT_S": ("600", "tune/execution/tune_controller.py"),
-    # A trial may fail before its first evaluation, and has no score then.
+    # A trial that fails before its first evaluation has no score.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": ("1", "tune/execution/tune_controller.py"),
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": ("0", "tune/execution/experiment_state.py"),
     # Keeps CUDA_VISIBLE_DEVICES as it is for tasks without GPUs, and silences the notice about it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": ("0", "_private/accelerators/accelerator.py"),
-    # Inside a job Ray refuses a variable that the job's own runtime environment names too, even with an equal value. We send
-    # what this process has, so what the job was submitted with stands.
+    # Inside a job Ray rejects a variable that the job's own runtime environment also sets, even to an equal value. We send the
+    # values of this process, so those of the job's submission hold.
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": ("1", "_private/worker.py"),
 }
 _PENDING_TRIALS = "TUNE_MAX_PENDING_TRIALS_PG"  # tune/execution/tune_controller.py
 
 
 def let_trials_wait(count: int) -> None:
-    """So many trials may wait for their place at once: of a searcher that is not Tune's own, Tune takes one."""
+    """Let this many trials wait for resources at once: for a searcher that is not Tune's own, Tune allows one."""
     os.environ[_PENDING_TRIALS] = str(count)
 
 
@@ -69,22 +69,22 @@ def let_trials_wait(count: int) -> None:
 
 # The resource that every head node has, and no other (HEAD_NODE_RESOURCE_NAME in _common/constants.py).
 HEAD_NODE = "node:__internal_head__"
-# Ray's words for a local node that was not up in time, in any case: three errors have them, two of them of no class of their own
-# (_private/node.py, _private/services.py).
+# What Ray's errors say, in lower case, about a local node that did not start in time: three have it, two without an exception
+# class of their own (_private/node.py, _private/services.py).
 NOT_UP_IN_TIME = "timed out"
 
 
 def logs_folder() -> Path:
-    """Where this session's logs lie, after `ray.init`; no public function says it (`Node` in _private/node.py)."""
+    """Folder of this session's logs, after `ray.init`; no public function returns it (`Node` in _private/node.py)."""
     import ray
 
     return Path(ray._private.worker._global_node.get_logs_dir_path())
 
 
 class Store:
-    """Values under keys, kept by the cluster's head: Ray's own store, which its libraries share (experimental/internal_kv.py).
+    """A key-value store in the cluster's head, the one that Ray's libraries use (experimental/internal_kv.py).
 
-    An actor with a name would need a process, which may be lost. namespace: of the keys.
+    A named actor would need a process, which may be lost. `namespace`: of the keys.
     """
 
     def __init__(self, namespace: str):
@@ -96,11 +96,11 @@ class Store:
         return _store()._internal_kv_initialized()
 
     def get(self, key: str) -> bytes | None:
-        """The value; None where there is none."""
+        """The value; None if there is none."""
         return _store()._internal_kv_get(key, namespace=self._space)
 
     def put(self, key: str, value: bytes) -> None:
-        """Keep it, in the place of another."""
+        """Set the value, replacing any other."""
         _store()._internal_kv_put(key, value, namespace=self._space)
 
     def has(self, key: str) -> bool:
@@ -108,7 +108,7 @@ class Store:
         return bool(_store()._internal_kv_exists(key, namespace=self._space))
 
     def delete(self, key: str) -> None:
-        """Forget it, where there is one."""
+        """Delete the value, if there is one."""
         _store()._internal_kv_del(key, namespace=self._space)
 
 
@@ -122,24 +122,25 @@ def _store() -> Any:
 
 
 def placement_group_of(group_id: str) -> "PlacementGroup":
-    """The group of another process, from its id in hexadecimal: Ray finds them by name only, and ours have none (`_raylet`).
+    """A group of another process, from its id in hexadecimal: Ray's API finds groups by name, and ours have none (`_raylet`).
 
-    Raises `ValueError` where this is no id.
+    Raises `ValueError` if this is not an id.
     """
     from ray._raylet import PlacementGroupID
     from ray.util.placement_group import PlacementGroup
 
-    return PlacementGroup(PlacementGroupID(bytes.fromhex(group_id)))  # `from_hex` makes an empty id of what is none
+    return PlacementGroup(PlacementGroupID(bytes.fromhex(group_id)))  # `from_hex` turns what is not an id into an empty one
 
 
 def beside_workers(bundles: list[dict[str, float]], booked: Callable[[str], object]) -> Any:
-    """A callback for Ray Train's `RunConfig`: a run's placement groups hold these bundles behind those of its workers.
+    """A callback for Ray Train's `RunConfig`: a run's placement groups get these bundles after those of its workers.
 
-    Ray Train books workers alone. Its controller makes their group by a class that is an attribute of its own, so ours is put
-    there, in the controller's process and before the first group (train/v2/_internal/execution: callback.py,
+    Ray Train reserves resources for workers only. Its controller creates their group with a class that is one of its attributes,
+    which we replace in the controller's process before the first group is created (train/v2/_internal/execution: callback.py,
     controller/controller.py, worker_group/worker_group.py, worker_group/placement_group_handle.py).
 
-    booked: called in that process with the id of each group, in hexadecimal, before the group has its place.
+    Args:
+        booked: called in that process with the id of each group, in hexadecimal, before its resources are reserved.
     """
     from ray.train.v2._internal.execution.callback import ControllerCallback
 
@@ -173,20 +174,20 @@ def _group_with(bundles: list[dict[str, float]], booked: Callable[[str], object]
 def trainer(function: Callable[[dict[str, Any]], Any], **options: Any) -> "ray.train.torch.TorchTrainer":
     """A `TorchTrainer` that leaves signals to the program.
 
-    Ray Train's own handler of Ctrl-C would end the run where it stands, and no setting keeps it away
+    Ray Train's own handler of Ctrl-C would end the run at once, and no setting turns it off
     (train/v2/api/data_parallel_trainer.py).
     """
     from ray.train.torch import TorchTrainer
 
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
-            """Nothing."""
+            """Do nothing."""
 
     return Trainer(function, **options)
 
 
-# Ray Train's list of a run's checkpoints, in the run's folder. Ray reads it when a run goes on and writes it in place, so that
-# it may be cut off; we read and mend it (train/v2/_internal/constants.py, execution/checkpoint/checkpoint_manager.py). Its keys:
+# Ray Train's list of a run's checkpoints, in the run's folder. Ray reads it when a run resumes and writes it in place, so it may
+# be truncated; we read and repair it (train/v2/_internal/constants.py, execution/checkpoint/checkpoint_manager.py). Its keys:
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 _RESULTS, _INDICES, _LATEST = "checkpoint_results", "checkpoint_report_indices", "latest_checkpoint_result"
 _COUNT, _FOLDER = "current_report_index", "checkpoint_dir_name"
@@ -194,7 +195,7 @@ _PENDING = ("pending_training_results", "pending_validation_specs")
 
 
 def is_snapshot(tree: Any) -> bool:
-    """Whether this is such a list, whole and with a checkpoint in it."""
+    """Whether this is such a list, complete and with at least one checkpoint."""
     try:
         names = [result[_FOLDER] for result in tree[_RESULTS]]
         return tree[_LATEST][_FOLDER] in names and len(tree[_INDICES]) == len(names) and tree[_COUNT] >= 0
@@ -203,12 +204,12 @@ def is_snapshot(tree: Any) -> bool:
 
 
 def snapshot_checkpoints(tree: dict[str, Any]) -> list[str]:
-    """The folders' names in a list; the one that was registered last is in it, wherever it stands."""
+    """The folder names in a list, including the one that was registered last."""
     return [result[_FOLDER] for result in (*tree[_RESULTS], tree[_LATEST])]
 
 
 def snapshot_with(tree: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The list with these of its checkpoints alone, the last being the newest: Ray reads no list that names a missing one."""
+    """The list with only these of its checkpoints, the last being the newest: Ray rejects a list that names a missing one."""
     results = {result[_FOLDER]: result for result in (*tree[_RESULTS], tree[_LATEST])}
     indices = dict(zip([result[_FOLDER] for result in tree[_RESULTS]], tree[_INDICES], strict=True))
     left = [name for name in names if name in indices]
@@ -220,11 +221,11 @@ def snapshot_with(tree: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def remind(scheduler: "TrialScheduler", name: str, results: Iterable[Mapping[str, Any]]) -> None:
-    """Tell one of Tune's schedulers what a trial reported that ended before this process began.
+    """Report to one of Tune's schedulers the results of a trial that ended before this process started.
 
-    Schedulers learn from trials under way only, and take up saved state only whole; so a stand-in for the trial reports again:
-    a stub, which has no function to run, and no controller. ASHA asks for none. The median rule would, and takes no more of a
-    trial that it would have stopped; it is told of each result as of a last one, which it only takes down
+    Schedulers learn from running trials only, and restore saved state only as a whole. So a stub of the trial, which has no
+    function to run, reports again, without a controller. ASHA does not use the controller. The median rule would, and would
+    ignore further results of a trial that it stops; so each result is reported as a final one, which it only records
     (tune/experiment/trial.py, tune/schedulers/async_hyperband.py, tune/schedulers/median_stopping_rule.py).
     """
     from ray.tune.experiment import Trial
@@ -238,25 +239,25 @@ def remind(scheduler: "TrialScheduler", name: str, results: Iterable[Mapping[str
 
 
 def failure_of(trial: "Trial") -> tuple[BaseException | None, int]:
-    """Why a trial died, None where only its process did, and how often it has: Tune tells a scheduler that, and not why."""
+    """A failed trial's error (None if its process died) and its number of failures: Tune gives a scheduler neither."""
     return trial.get_pickled_error(), trial.run_metadata.num_failures
 
 
 # --- Ray Data ------------------------------------------------------------------------------------------------------------------
 
-# Of the options of its tasks Ray Data names some as parameters now. Those for retries and placement, which we need, it takes as
-# others, with this warning, until it removes them in 2.64; nothing takes their place yet (data/dataset.py).
+# Ray Data has parameters for some options of its tasks. The others, of which we need those for retries and placement, give this
+# warning until they are removed in 2.64; there is no replacement yet (data/dataset.py).
 OPTIONS_WARNING = "`ray_remote_args` is deprecated"
-# Of its types of Arrow columns those that hold numbers alone, with parameters in JSON; another holds pickles
+# Its Arrow extension types that hold numbers only, with parameters in JSON; another one holds pickles
 # (data/_internal/tensor_extensions/arrow.py, data/_internal/object_extensions/arrow.py).
 TENSOR_TYPES = frozenset({"ray.data.arrow_tensor", "ray.data.arrow_tensor_v2", "ray.data.arrow_variable_shaped_tensor"})
 
 # --- errors --------------------------------------------------------------------------------------------------------------------
 
-# Where Ray's wrappers keep what they wrap, an exception or one a worker (train/v2/_internal/exceptions.py,
+# Attributes in which Ray's wrappers keep the wrapped exception, or one per worker (train/v2/_internal/exceptions.py,
 # train/v2/api/exceptions.py, exceptions.py).
 _INSIDE = ("_base_exc", "health_check_failure", "controller_failure", "cause", "worker_failures")
-# Those of exceptions.py that say that a process or node is gone.
+# Exceptions, in exceptions.py, that mean that a process or node was lost.
 _DEATHS = {
     "ActorDiedError",
     "ActorUnavailableError",
@@ -267,29 +268,30 @@ _DEATHS = {
     "RayActorError",
     "WorkerCrashedError",
 }
-# What of, by the exception's name or text: none has a field for it (exceptions.py; core/src/ray: raylet/raylet, gcs/gcs_server).
+# Its cause, by the exception's name or text, as none has a field for it (exceptions.py; core/src/ray: raylet/raylet,
+# gcs/gcs_server).
 LOW_MEMORY = re.compile(r"low on memory|OutOfMemoryError")
 NODE_LOST = re.compile(r"NodeDiedError|node (?:has )?(?:died|is dead)|[Nn]ode .{0,80}terminat")
 OWNER_LOST = re.compile(r"OwnerDiedError|owner has died|LocalRayletDiedError")
-# Ray Train's barrier, of which another worker never came to (train/v2/_internal/exceptions.py).
+# Ray Train's barrier, when another worker did not reach it (train/v2/_internal/exceptions.py).
 BARRIER_BROKEN, BARRIER_TEXT = "BroadcastCollectiveTimeoutError", "have not joined the collective"
 
 
 def of_ray(error: BaseException) -> bool:
-    """Whether Ray's own code made this exception up, not a user's."""
+    """Whether Ray's own code created this exception, and not a user's."""
     return type(error).__module__.startswith("ray.")
 
 
 def inside(error: BaseException) -> Any:
-    """What one of Ray's wrappers holds: an exception, or exceptions by the worker's rank; None where it is no wrapper."""
-    return next((found for field in _INSIDE if (found := getattr(error, field, None))), None)
+    """What one of Ray's wrappers contains: an exception, or exceptions by worker rank; None if it is not a wrapper."""
+    return next((inner for field in _INSIDE if (inner := getattr(error, field, None))), None)
 
 
 def is_death(error: BaseException) -> bool:
-    """Whether it says that a process or node is gone."""
+    """Whether it means that a process or node was lost."""
     return type(error).__name__ in _DEATHS and of_ray(error)
 
 
 def failed_at_start(error: BaseException) -> bool:
-    """Whether an actor is gone because its own __init__ raised; the text of such an error is a traceback (exceptions.py)."""
+    """Whether an actor was lost because its own __init__ raised; the text of such an error is a traceback (exceptions.py)."""
     return bool(getattr(error, "actor_init_failed", False))

@@ -5,21 +5,21 @@ derives from `Settings`: unknown keys are errors, and an error names the key, th
 """
 
 import copy
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pipelines.program import yaml_text
 from pipelines.program.config_errors import classes, near_keys, plain, tag_of, user_error, walk
 from pipelines.program.config_files import find_shipped, short_name
 from pipelines.program.errors import UserError
+from pipelines.program.settings_base import Settings
 
 # An override for --help, by a field that only this program's settings have.
 _EXAMPLES = {
@@ -32,24 +32,7 @@ _EXAMPLES = {
 _MOST_BYTES = 4 * 2**20  # of a config; reading a larger one would take a minute
 
 
-class Settings(BaseModel):
-    """Base of every settings class: frozen, unknown keys forbidden. `renamed`: old names of keys, and their current names."""
-
-    renamed: ClassVar[dict[str, str]] = {}
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
-
-    def digest(self) -> str:
-        """Hex digest of the resolved values: equal settings, equal digest."""
-        return digest(self.model_dump(mode="json"))
-
-
 S = TypeVar("S", bound=Settings)
-
-
-def digest(value: Any) -> str:
-    """32 hex digits of any JSON-able value, independent of the order of keys."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()  # names of files may be any bytes
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

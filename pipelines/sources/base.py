@@ -16,7 +16,7 @@ from pydantic import Field
 from pipelines.dataset.image_formats import EXTENSIONS
 from pipelines.io.image_bytes import Location
 from pipelines.io.retry import is_text
-from pipelines.program.own_class import Named
+from pipelines.program.settings_base import Named
 
 UNKNOWN_FILE = f"not named like an image ({', '.join(EXTENSIONS)}), and no image beside it has the same stem"
 

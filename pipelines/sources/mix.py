@@ -12,7 +12,7 @@ from pydantic import Field
 
 from pipelines.program.errors import UserError
 from pipelines.program.own_class import OrOwn
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.classes import ClassesSource
 from pipelines.sources.folder import FolderSource

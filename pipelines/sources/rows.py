@@ -26,7 +26,7 @@ from pipelines.io.retry import is_text, shown_place
 from pipelines.io.storage import File, Missing
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 from pipelines.program.text_lines import IS_UTF_16, UTF_16
 from pipelines.sources.base import Pair, Rejected, Unit
 from pipelines.sources.inside import REASON, is_inside

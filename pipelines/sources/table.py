@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipelines.io.storage import File
 from pipelines.program.path_keys import Place
@@ -23,7 +23,7 @@ from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.inside import Outside
 from pipelines.sources.rows import CAPTION_NAMES, IMAGE_NAMES, Paths, Unreadable
 
-Column = Annotated[int, Field(ge=0)] | str
+Column = int | str  # position or name
 # A tab is hard to type in shells and editors.
 Separator = Annotated[str, BeforeValidator(lambda value: "\t" if value == "\\t" else value), Field(pattern=r'^[^"\r\n]$')]
 _INVALID = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, decoded with surrogateescape
@@ -48,6 +48,14 @@ class TableSource(Source):
     label: Column | None = Field(None, description="column of a label")
     group: Column | None = Field(None, description="column of groups, which stay in one split; null: the first caption")
     key: Column | None = Field(None, description="column of unique names of the rows; null: FILE:ROW")
+
+    @field_validator("image", "caption", "label", "group", "key")
+    @classmethod
+    def _positions_count_from_0(cls, value: Any) -> Any:
+        for column in value if isinstance(value, tuple) else (value,):
+            if isinstance(column, int) and column < 0:
+                raise ValueError(f"there is no position {column}; positions count from 0")
+        return value
 
     @model_validator(mode="after")
     def _positions_without_header(self) -> "TableSource":

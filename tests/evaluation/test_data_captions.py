@@ -121,7 +121,7 @@ def changed(tree: dict[str, Any], part: str, values: Any) -> str:
         ("x.json", changed(COCO, "annotations", []), {}, "path", ["'caption'"], "captions_val2017.json"),
         ("x.json", changed(COCO, "images", [{"id": 11}, *COCO["images"]]), {}, "path", [None], "file name"),
         ("x.json", json.dumps(COCO), {"split": "test"}, "split", [], "data.toy.split=null"),
-        ("x.json", json.dumps(karpathy()), {"split": "dev"}, "split", ["dev", "test", "train", "val"], "choose"),
+        ("x.json", json.dumps(karpathy()), {"split": "dev"}, "split", ["dev"], "'test', 'train', 'val'"),
         ("x.csv", TABLE, {"split": "dev"}, "split", ["'dev'"], "test, train"),
         ("x.csv", "raw,filename\na cat,1.jpg\n", {}, "path", ["'1.jpg'", "'a cat'", "json"], "captions_val2017.json"),
         ("x.token", "1.jpg a cat\n", {}, "path", ["'1.jpg a cat'"], "results_20130124.token"),

@@ -10,7 +10,6 @@ import pytest
 from evaluation.class_sets import class_set
 from evaluation.data.folder import FolderData
 from evaluation.zero_shot import build_prompts
-from pipelines.program.errors import UserError
 from tests.conftest import write_files
 from tests.evaluation.images import encoded, numbers, on_its_side, read, told
 from tests.refusals import refused
@@ -180,7 +179,7 @@ def test_nothing_is_read_from_nowhere_or_the_web(tmp_path: Path) -> None:
 
 
 def test_a_store_that_nobody_can_read_is_told() -> None:
-    with refused("data.toy", "nowhere://set"):
+    with refused("data.toy", "nowhere://set", remedy="URI"):
         read(FolderData, path="nowhere://set")
 
 
@@ -194,7 +193,7 @@ def test_a_folder_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_templates_without_a_place_for_the_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"templates: 'a photo' has no \{\} for the name of the class"):
+    with refused("templates", "'a photo'", remedy="{}"):
         read(FolderData, path=tmp_path, templates=["a photo"])
 
 

@@ -1,24 +1,24 @@
 """A prepared dataset as evaluation data: what the suite scores, in the readers' words."""
 
+import json
 import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from evaluation.data.prepared import PreparedData
 from evaluation.suite import SuiteSettings, held_out
 from evaluation.zero_shot import build_prompts
 from pipelines.dataset.order import Order
-from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.prepared import MANIFEST, Prepared
 from pipelines.dataset.sample_images import whole_images
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
 from pipelines.program.display import Display
-from pipelines.program.errors import UserError
 from tests.evaluation.images import read
+from tests.refusals import refused
 
 
 def test_retrieval_is_what_the_suite_scores(stamps: Prepared) -> None:
@@ -71,7 +71,7 @@ def test_data_that_are_for_evaluation_only(ray_session: None, folder_of: Callabl
     assert prepared.manifest["splits"] == {"train": 0, "test": 5}
     found = read(PreparedData, path=prepared.path).retrieval
     assert found is not None and sorted(found.texts) == [f"thing {i}" for i in range(5)] and len(found.images) == 5
-    with pytest.raises(UserError, match=r"^data\.split: 'train' of .*out is empty, its pairs are all in other splits; "):
+    with refused("data.split", "'train'", prepared.path, remedy="splits"):
         Order(prepared, "train", None, seed=0, global_batch_size=2).check()
 
 
@@ -97,18 +97,22 @@ def test_another_seed_holds_out_what_the_suite_would(tiny_dataset: Prepared) -> 
 
 
 def test_what_is_wrong_names_the_entry(tiny_dataset: Prepared, tmp_path: Path) -> None:
-    for settings, message in (
-        ({"path": tmp_path}, r"data\.toy\.path: .* is no prepared dataset; make it with: python -m pipelines"),
-        ({"split": "dev"}, r"data\.toy\.split: 'dev' is unknown; .* has train, test"),
-        ({"labels": ["colour"]}, r"data\.toy\.labels: 'colour' is unknown; .* has group, subgroup"),
-        ({"labels": [], "retrieval": False}, r"data\.toy\.retrieval: false, and .* has no labels to score"),
-        ({"templates": ["a photo"]}, r"templates: 'a photo' has no \{\} for the name of the class"),
+    own_splits = Path(shutil.copytree(tiny_dataset.path, tmp_path / "own_splits"))
+    manifest = json.loads((own_splits / MANIFEST).read_text())
+    (own_splits / MANIFEST).write_text(json.dumps(manifest | {"config": manifest["config"] | {"splits": "source"}}))
+    for settings, key, named, remedy in (
+        ({"path": tmp_path / "x"}, "data.toy.path", [tmp_path / "x"], "python -m pipelines"),
+        ({"split": "dev"}, "data.toy.split", ["'dev'", tiny_dataset.path], "train, test"),
+        ({"labels": ["colour"]}, "data.toy.labels", ["'colour'", tiny_dataset.path], "group, subgroup"),
+        ({"labels": [], "retrieval": False}, "data.toy.retrieval", ["false"], "data.toy.retrieval=true"),
+        ({"templates": ["a photo"]}, "templates", ["'a photo'"], "{}"),
+        ({"split_seed": 3, "path": own_splits}, "data.toy.split_seed", [own_splits], "leave split_seed null"),
     ):
-        with pytest.raises(UserError, match=message):
+        with refused(key, *named, remedy=remedy):
             read(PreparedData, **({"path": tiny_dataset.path} | settings))
 
 
-def test_a_image_that_cannot_be_used_is_named(tiny_dataset: Prepared, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_used_is_named(tiny_dataset: Prepared, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_dataset.path, tmp_path / "copy"))
     found = read(PreparedData, path=copy).retrieval
     assert found is not None
@@ -117,5 +121,5 @@ def test_a_image_that_cannot_be_used_is_named(tiny_dataset: Prepared, tmp_path: 
     with Path(place.file).open("r+b") as file:
         file.seek(place.start)
         file.write(b"no image")
-    with pytest.raises(UserError, match=rf"data\.toy\.path: the image of sample {sample} .* cannot be used: undecodable"):
+    with refused("data.toy.path", f"sample {sample}", place.file, "undecodable", remedy="prepare"):
         list(found.images.read(np.asarray([2])))

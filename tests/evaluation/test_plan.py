@@ -14,6 +14,7 @@ from evaluation.plan import plan
 from evaluation.tasks import TASKS
 from pipelines.program.errors import UserError
 from tests.evaluation.lists import Plain
+from tests.refusals import refused
 
 LABELLED = LabelledImages(Plain(4), np.array([0, 1, 0, 1]))
 PETS = Classification((("cat",), ("dog",)), ("a {}",), "top1", LABELLED, LABELLED)
@@ -50,10 +51,11 @@ def test_each_set_takes_part_in_what_it_can() -> None:
 
 
 def test_what_nobody_can_take_part_in_is_told() -> None:
-    with pytest.raises(UserError, match=r"^tasks: no set of data can take part in sugarcrepe: it needs an entry with name"):
+    with refused("tasks", "sugarcrepe", "name: sugarcrepe", remedy="sugarcrepe"):
         planned(tasks=["zero_shot", "sugarcrepe"])
-    with pytest.raises(UserError, match=r"^robustness\.coco: coco has 2 sets of labels"):
+    with pytest.raises(UserError) as caught:
         planned(robustness={"coco": {"reference": "pets", "line": "imagenet_v2"}})
+    assert str(caught.value).startswith("robustness.coco") and "2" in str(caught.value)
 
 
 def test_config_and_registry_know_every_task() -> None:

@@ -80,9 +80,9 @@ def test_precomputed_rows_give_the_scores_of_the_embedder(ray_session: None, sta
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, rows.astype(np.float64))
     assert run(tmp_path, given) == 0
-    live, theirs = ([r for r in read_results(tmp_path / "out") if r.model == model] for model in ("live", "given"))
-    assert len(live) == len(theirs) > 1
-    for one, other in zip(live, theirs, strict=True):
+    live, read = ([r for r in read_results(tmp_path / "out") if r.model == model] for model in ("live", "given"))
+    assert len(live) == len(read) > 1
+    for one, other in zip(live, read, strict=True):
         assert (one.dataset, one.task, one.scores) == (other.dataset, other.task, pytest.approx(other.scores))
         assert one.details.get("calibration") == other.details.get("calibration")
 
@@ -90,13 +90,13 @@ def test_precomputed_rows_give_the_scores_of_the_embedder(ray_session: None, sta
 @pytest.mark.parametrize(
     ("argument", "named"),
     [
-        ("use_gpu=true", "use_gpu: 1 x 1 GPU, and this machine has 0; pass use_gpu=false"),
-        ("actors=3", "actors: 3 x 1 CPUs = 3, and this machine has 2; pass actors=2"),
-        ("cpus_per_actor=64", "cpus_per_actor: 64 CPUs, and this machine has 2"),
+        ("use_gpu=true", ["error: use_gpu: ", "1 x 1 GPU", "0", "use_gpu=false"]),
+        ("actors=3", ["error: actors: ", "3 x 1 CPUs = 3", "2", "actors=2"]),
+        ("cpus_per_actor=64", ["error: cpus_per_actor: ", "64 CPUs", "2", "cpus_per_actor=2"]),
     ],
 )
 def test_what_would_wait_for_ever_is_told_before_ray(
-    argument: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    argument: str, named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     def start(*_: object) -> None:
         raise AssertionError("Ray was started")
@@ -107,18 +107,19 @@ def test_what_would_wait_for_ever_is_told_before_ray(
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert run(tmp_path, known_model(tmp_path, "x") | {"data": {"digits": DIGITS}}, argument) == 2
-    assert named in capfd.readouterr().err
+    printed = capfd.readouterr().err
+    assert all(part in printed for part in named)
 
 
 @pytest.fixture
 def mistake(capfd: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., str]:
-    """Run what must fail with exit code 2 and one line, which is returned."""
+    """Run a program that must fail with exit code 2 and one line, which is returned."""
 
     def attempt(tree: dict, *arguments: str) -> str:
         assert run(tmp_path, tree, *arguments) == 2
-        said = capfd.readouterr().err.strip()
-        assert said.startswith("error: ") and "\n" not in said and "Traceback" not in said
-        return said
+        printed = capfd.readouterr().err.strip()
+        assert printed.startswith("error: ") and "\n" not in printed and "Traceback" not in printed
+        return printed
 
     return attempt
 
@@ -129,45 +130,45 @@ MODEL = {"embedder": COLOURS, "embedder_arguments": {"scale": 1}}
 @pytest.mark.parametrize(
     ("tree", "named"),
     [
-        ({"data": {"digits": DIGITS}}, ["embedder: no model is named", "checkpoint=RUN"]),
+        ({"data": {"digits": DIGITS}}, ["embedder: ", "checkpoint=RUN", "embedder=module:function", "embeddings=FOLDER"]),
         (
             MODEL | {"models": {"a": MODEL}, "data": {"d": DIGITS}},
-            ["models: a model is named at the top too", "models.NAME.embedder"],
+            ["models: ", "models.NAME.embedder"],
         ),
-        (MODEL | {"embeddings": "x", "data": {"d": DIGITS}}, ["embeddings: stands for an embedder"]),
-        (MODEL, ["data: missing"]),
+        (MODEL | {"embeddings": "x", "data": {"d": DIGITS}}, ["embeddings: ", "embedder, checkpoint and embedder_arguments"]),
+        (MODEL, ["data: ", "data=VALUE"]),
         (MODEL | {"data": "nowhere"}, ["data.nowhere", "nowhere", "python -m pipelines"]),
         (MODEL | {"data": {"d": {"name": "imagefolder"}}}, ["'imagefolder'", "folder", "webdataset", "torchvision"]),
-        (MODEL | {"data": {"a/b": DIGITS}}, ["data: 'a/b' names a folder"]),
+        (MODEL | {"data": {"a/b": DIGITS}}, ["data: ", "'a/b'", "letters"]),
         (MODEL | {"data": {"d": DIGITS}, "tasks": ["zeroshot"]}, ["tasks", "'zeroshot'", "zero_shot"]),
         (
             MODEL | {"data": {"d": DIGITS}, "tasks": ["retrieval"]},
-            ["tasks: no set of data can take part in retrieval", "captions"],
+            ["tasks: ", "retrieval", "captions"],
         ),
         (
             MODEL | {"data": {"d": DIGITS}, "corruption": {"names": ["fog"]}},
-            ["corruption.names: 'fog' is unknown", "blur, noise"],
+            ["corruption.names: ", "'fog'", "blur, noise"],
         ),
         (
             MODEL | {"data": {"d": DIGITS}, "robustness": {"d": {"reference": "e", "line": "x"}}},
-            ["robustness.d: 'e' is not in data"],
+            ["robustness.d: ", "'e'", "data"],
         ),
         (
             MODEL | {"data": {"d": DIGITS}, "robustness": {"d": {"reference": "d", "line": "imagenet-r"}}},
-            ["robustness.d.line: 'imagenet-r' does not ship", "imagenet_r"],
+            ["robustness.d.line: ", "'imagenet-r'", "imagenet_r"],
         ),
         (
             MODEL | {"data": {"pets": {"name": "torchvision", "dataset": "pets", "path": "/nowhere"}}},
             ["data.pets", "/nowhere", "oxford-iiit-pet"],
         ),
-        ({"embedder": "nobodys:model", "data": {"d": DIGITS}}, ["embedder: there is no module 'nobodys'"]),
-        ({"checkpoint": "runs/nowhere", "data": {"d": DIGITS}}, ["checkpoint", "runs/nowhere", "runs/demo"]),
+        ({"embedder": "nobodys:model", "data": {"d": DIGITS}}, ["embedder: ", "'nobodys'", "install"]),
+        ({"checkpoint": "runs/nowhere", "data": {"d": DIGITS}}, ["checkpoint: ", "runs/nowhere", "runs/demo"]),
     ],
 )
 def test_mistakes(tree: dict, named: list[str], mistake: Callable[..., str], ray_session: None) -> None:
-    said = mistake(tree)
+    printed = mistake(tree)
     for part in named:
-        assert part in said
+        assert part in printed
 
 
 def test_labels_of_the_wrong_length(mistake: Callable[..., str], tmp_path: Path) -> None:
@@ -176,14 +177,14 @@ def test_labels_of_the_wrong_length(mistake: Callable[..., str], tmp_path: Path)
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / name)
     (tmp_path / "labels.txt").write_text("0\n1\n")
     entry = {"name": "folder", "path": str(tmp_path / "images"), "labels": str(tmp_path / "labels.txt"), "classes": "cifar10"}
-    said = mistake(MODEL | {"data": {"mine": entry}})
-    assert "data.mine" in said and "labels.txt" in said and "2" in said and "3" in said
+    printed = mistake(MODEL | {"data": {"mine": entry}})
+    assert all(part in printed for part in ("data.mine.labels: ", "labels.txt", "2 labels", "3 images"))
 
 
 def test_rows_that_cannot_be_judged(mistake: Callable[..., str], ray_session: None, tmp_path: Path) -> None:
     arguments = {"seen": str(tmp_path / "seen"), "bad": 'a photo of the number: "two".'}
     model = {"embedder": "tests.evaluation.stranger:known", "embedder_arguments": arguments, "data": {"d": DIGITS}}
-    said = mistake(model)
-    assert "NaN" in said and "two" in said and "d/prompts" in said
-    said = mistake({"embedder": "tests.evaluation.stranger:narrow", "data": {"d": DIGITS}})
-    assert "d/test (images) are 3 wide and those of d/prompts (texts) 2" in said
+    printed = mistake(model)
+    assert all(part in printed for part in ("embedder: ", "NaN", "two", "d/prompts"))
+    printed = mistake({"embedder": "tests.evaluation.stranger:narrow", "data": {"d": DIGITS}})
+    assert all(part in printed for part in ("embedder: ", "d/test (images)", "3 wide", "d/prompts (texts)", "one space"))

@@ -14,8 +14,8 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.views import eval_view
 from pipelines.features.feature_store import _PART, Pool, digest_of_texts, image_bank, text_banks
 from pipelines.program.display import Display
-from pipelines.program.errors import UserError
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
+from tests.refusals import refused
 
 QUIET = Display(quiet=True)
 TEXTS = [[f"caption {i}" * (i % 5 + 1) for i in range(70)], ["a photo of a cat", "a photo of a dog"], ["one more"]]
@@ -181,7 +181,7 @@ def test_a_folder_that_is_no_bank_is_refused_before_anything_is_computed(
     where = image_bank(stamps, 12, images, (1.0,), {"blocked": str(tmp_path)}, Pool(0), QUIET)
     (where / "bank.json").unlink()
     before = folders(stamps)
-    with pytest.raises(UserError, match=f"{where}: there is no bank.json in it"):
+    with refused(str(where), "bank.json", remedy="delete"):
         image_bank(stamps, 12, crashing, (), {"blocked": str(tmp_path)}, Pool(0), QUIET)
     assert folders(stamps) == before
     shutil.rmtree(where)
@@ -200,31 +200,30 @@ def bank(stamps: Prepared, images: Callable, tmp_path: Path) -> Iterator[Callabl
     shutil.rmtree(path)
 
 
-def refusal(bank: Callable[[], Path]) -> str:
-    with pytest.raises(UserError) as caught:
+def check_refused(bank: Callable[[], Path], path: Path, *named: object) -> None:
+    with refused(str(path), *named, remedy="delete") as caught:
         bank()
-    assert "delete the folder" in str(caught.value) and "python -m pipelines" in str(caught.value)
-    return str(caught.value)
+    assert "python -m pipelines" in caught.value.remedy
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_a_missing_row_is_refused_by_name(bank: Callable[[], Path], value: float) -> None:
-    rows = np.load(bank() / "rows.npy", mmap_mode="r+")
+    path = bank()
+    rows = np.load(path / "rows.npy", mmap_mode="r+")
     rows[[17, 30]] = value
     rows.flush()
-    message = refusal(bank)
-    assert "row 17 is missing (2 in all)" in message and "images by sample_id" in message
+    check_refused(bank, path, "rows.npy", "row 17", 2, "images by sample_id")
 
 
 def test_fewer_rows_half_a_file_and_changed_rows_are_refused(bank: Callable[[], Path]) -> None:
     file = bank() / "rows.npy"
     rows, whole = np.load(file), file.read_bytes()
     np.save(file, rows[:-1])
-    assert "rows.npy is float16 [39, 6], not float16 [40, 6]" in refusal(bank)
+    check_refused(bank, file.parent, "rows.npy", "float16 [39, 6]", "float16 [40, 6]")
     file.write_bytes(whole[:-100])
-    assert "rows.npy cannot be read" in refusal(bank)
+    check_refused(bank, file.parent, "rows.npy")
     np.save(file, rows[::-1])
-    assert "some were changed" in refusal(bank)
+    check_refused(bank, file.parent, "rows.npy")
     np.save(file, rows)
     assert bank() == file.parent
 
@@ -232,23 +231,23 @@ def test_fewer_rows_half_a_file_and_changed_rows_are_refused(bank: Callable[[], 
 def test_a_bank_of_another_encoder_or_of_other_data_is_refused_by_name(
     bank: Callable[[], Path], stamps: Prepared, tiny_dataset: Prepared, images: Callable, words: Callable, tmp_path: Path
 ) -> None:
-    """Whoever puts one bank's files where another belongs is told of both."""
+    """If one bank's files are put in the place of another, the error names both."""
     path = bank()
 
-    def put(other: Path) -> str:
+    def check_put(other: Path, *named: str) -> None:
         shutil.rmtree(path)
         shutil.copytree(other, path)
-        return refusal(bank)
+        check_refused(bank, path, *named)
 
-    message = put(image_bank(stamps, 12, images, (1.0,), {"weights": "other weights"}, Pool(0), QUIET))
-    assert str(path) in message and f"encoder.weights: 'other weights' -> '{tmp_path}'" in message
-    message = put(image_bank(tiny_dataset, 12, images, (1.0,), {"weights": str(tmp_path)}, Pool(0), QUIET))
-    assert f"dataset: '{tiny_dataset.fingerprint}' -> '{stamps.fingerprint}'" in message
+    other = image_bank(stamps, 12, images, (1.0,), {"weights": "other weights"}, Pool(0), QUIET)
+    check_put(other, "encoder.weights", "'other weights'", f"'{tmp_path}'")
+    other = image_bank(tiny_dataset, 12, images, (1.0,), {"weights": str(tmp_path)}, Pool(0), QUIET)
+    check_put(other, "dataset", tiny_dataset.fingerprint, stamps.fingerprint)
     (texts,) = text_banks(stamps, [TEXTS[1]], words, (tmp_path / "log",), {"weights": str(tmp_path)}, Pool(0), QUIET)
-    assert "holds texts in order" in put(texts)
+    check_put(texts, "texts in order", "images by sample_id")
     (others,) = text_banks(stamps, [TEXTS[2]], words, (tmp_path / "log",), {"weights": str(tmp_path)}, Pool(0), QUIET)
     shutil.copy(others / "rows.npy", texts / "rows.npy")
-    with pytest.raises(UserError, match=r"rows.npy is float16 \[1, 2\], not float16 \[2, 2\]"):
+    with refused(str(texts), "float16 [1, 2]", "float16 [2, 2]", remedy="delete"):
         text_banks(stamps, [TEXTS[1]], words, (tmp_path / "log",), {"weights": str(tmp_path)}, Pool(0), QUIET)
     shutil.rmtree(texts)
 

@@ -14,7 +14,7 @@ from pipelines.io.image_bytes import read_location
 from pipelines.io.storage import Missing
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.shards import cut, list_units, read_part
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 from pipelines.sources.base import Pair, Rejected
 from pipelines.sources.folder import FolderSource
 from tests.refusals import refused

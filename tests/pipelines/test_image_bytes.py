@@ -105,7 +105,7 @@ def test_each_row_is_missing_for_itself(put: Callable[[str, bytes], str], kind: 
     assert found[1::2] == [b"three"] * len(bad)
     for words, missing in zip(bad, found[::2], strict=True):
         assert isinstance(missing, Missing) and re.search(words, str(missing)), (words, missing)
-    with pytest.raises(Missing, match="no image in this row"):
+    with pytest.raises(Missing, match="no image"):
         read_location(Location(path, 0, 1, "encoded"))
 
 

@@ -6,9 +6,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipelines.io import storage
+from pipelines.prepare import prepare as preparing
+from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.shards import Part, rows_file
+from pipelines.program import interrupts
+from pipelines.program.display import Display
+from pipelines.program.path_keys import Place
 from tests.patience import PATIENCE
 from tests.training.program import listen
 
@@ -129,3 +137,21 @@ def test_what_was_started_in_the_background_leaves_ctrl_c_to_others(start: Start
     process.send_signal(signal.SIGINT)
     process.terminate()
     assert ended(process)[0] == 143
+
+
+def test_a_stopped_preparing_counts_all_parts_that_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that tasks wrote and the program had not heard of yet: the next start finds them."""
+    tree = {"source": {"name": "folder", "path": str(tmp_path)}, "output": str(tmp_path / "out")}
+    parts = [Part(index, (), 2, 0, 1.0) for index in range(3)]
+
+    def read(parts: list[Part], content: Place, _: PrepareSettings) -> Iterator[Any]:
+        for part in parts[:2]:
+            with storage.written(rows_file(content, part)) as path:
+                path.touch()
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(preparing, "read_parts", read)
+    monkeypatch.setattr(preparing.cluster, "start", lambda *_: None)
+    with pytest.raises(interrupts.Interrupted, match=r"^2 of 3\b"):
+        preparing._read(parts, tmp_path / "out" / "content", PrepareSettings.model_validate(tree), Display(quiet=True))

@@ -15,7 +15,7 @@ import pytest
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import FORMAT_VERSION, Prepared
 from pipelines.io import storage
-from pipelines.program.errors import UserError
+from tests.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_a_dataset_that_was_prepared_anew_meanwhile_is_refused(dataset: Callable
     order = dataset([10])
     sent, manifest = pickle.dumps(order), order.prepared.path / "manifest.json"
     manifest.write_text(json.dumps(order.prepared.manifest | {"fingerprint": "another"}))
-    with pytest.raises(UserError, match=r"^data\.path: .* was prepared anew while it was in use: .* is another; start again$"):
+    with refused("data.path", order.prepared.path, "another"):
         pickle.loads(sent)
 
 
@@ -227,11 +227,8 @@ def test_another_split_seed_trains_on_other_samples(order: Order, stamps: Prepar
 def test_a_split_smaller_than_the_batch_is_refused_with_the_way_out(order: Order) -> None:
     samples = len(order.ids)
     replace(order, global_batch_size=samples).check()
-    with pytest.raises(UserError) as caught:
+    with refused("global_batch_size", samples + 1, samples, "'train'", remedy=f"global_batch_size={samples}"):
         replace(order, global_batch_size=samples + 1).check()
-    message = str(caught.value)
-    assert message.startswith(f"global_batch_size: {samples + 1} is more than the {samples} samples of split 'train'")
-    assert f"global_batch_size={samples} or less" in message
 
 
 def test_a_smaller_share_is_a_part_of_a_larger_one(stamps: Prepared, order: Order) -> None:
@@ -276,8 +273,5 @@ def test_a_share_too_small_for_a_batch_is_refused_with_the_way_out(order: Order)
     few = replace(order, fraction=0.2)
     rows = few.rows
     assert 0 < rows < 20
-    with pytest.raises(UserError) as caught:
+    with refused("data.fraction", 0.2, rows, "'train'", "seed=3", f"global_batch_size={rows + 1}", remedy="data.fraction"):
         replace(few, global_batch_size=rows + 1).check()
-    message = str(caught.value)
-    assert message.startswith(f"data.fraction: 0.2 leaves {rows} samples of split 'train' with seed=3, fewer than")
-    assert f"global_batch_size={rows + 1}" in message and "a larger data.fraction" in message

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipelines.dataset.prepared import FORMAT_VERSION, Prepared, split_of
 from pipelines.dataset.row_ids import RowIds
-from pipelines.program.errors import UserError
+from tests.refusals import refused
 
 
 @pytest.mark.parametrize("ids", [[0], [39, 0, 20], [15, 16, 15], [31, 12, 32, 1, 29, 2], list(range(39, -1, -1))])
@@ -96,16 +96,21 @@ def test_shares_of_many_groups_are_as_asked_for() -> None:
 
 
 def test_what_is_no_dataset_is_refused_with_the_command(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
+    with refused("data.path", tmp_path, remedy=f"python -m pipelines CONFIG.yaml output={tmp_path}"):
         Prepared.open(tmp_path)
-    assert str(caught.value) == (
-        f"data.path: {tmp_path} is no prepared dataset; make it with: python -m pipelines CONFIG.yaml output={tmp_path}"
-    )
+    (tmp_path / "image.png").write_bytes(b"")
+    with refused("data.path", tmp_path, remedy=f"python -m pipelines CONFIG.yaml source.path={tmp_path}"):
+        Prepared.open(tmp_path)
+    with refused("data.path", tmp_path / "image.png", remedy="python -m pipelines"):
+        Prepared.open(tmp_path / "image.png")
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"format_version": 99}))
-    with pytest.raises(UserError, match="has format 99, this version reads"):
+    with refused("data.path", tmp_path, 99, FORMAT_VERSION, remedy="overwrite=true"):
+        Prepared.open(tmp_path)
+    (tmp_path / "manifest.json").write_text("[]")
+    with refused("data.path", tmp_path, "manifest.json", remedy="overwrite=true"):
         Prepared.open(tmp_path)
 
 
@@ -162,26 +167,19 @@ def test_validation_is_the_share_that_was_asked_for(tmp_path: Path) -> None:
 def test_a_second_validation_split_is_refused(stamps: Prepared) -> None:
     has_one = replace(stamps, manifest=stamps.manifest | {"split_shares": {"test": 0.2, "validation": 0.1}})
     assert list(has_one.split_ids()) == ["train", "test", "validation"]
-    with pytest.raises(UserError) as caught:
+    with refused("data.validation", stamps.path, remedy="data.validation"):
         has_one.split_ids(validation=0.1)
-    assert str(caught.value) == (
-        f"data.validation: {stamps.path} was prepared with a split of that name; leave data.validation null"
-    )
 
 
 def test_shuffled_captions_are_never_held_out_for_validation(stamps: Prepared) -> None:
     shuffled = replace(stamps, manifest=stamps.manifest | {"captions": {"shuffled": 5}})
     assert list(shuffled.split_ids()) == ["train", "test", "val"]
-    with pytest.raises(UserError) as caught:
+    with refused("data.validation", 0.1, 5, stamps.path, remedy="splits.validation"):
         shuffled.split_ids(validation=0.1)
-    assert str(caught.value) == (
-        f"data.validation: may hold out some of the 5 rows of {stamps.path} that have other rows' captions; "
-        "prepare it again with splits.validation and another output, and leave data.validation null"
-    )
 
 
 def test_a_dataset_that_was_copied_in_part_names_what_is_missing(tmp_path: Path) -> None:
     manifest = {"format_version": FORMAT_VERSION, "shards": [{"file": "content-1/00000.parquet", "rows": 3}]}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"^data\.path: .* lacks content-1/00000\.parquet, which its manifest\.json names; "):
+    with refused("data.path", tmp_path, "content-1/00000.parquet", "manifest.json", remedy="overwrite=true"):
         Prepared.open(tmp_path)

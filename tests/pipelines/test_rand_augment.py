@@ -11,10 +11,10 @@ from torchvision.transforms import functional as tv  # type: ignore[import-untyp
 
 from pipelines.dataset.rand_augment import NAMES, RandAugment, operate
 from pipelines.dataset.views import Augment, draw, train_view
-from pipelines.program.errors import UserError
 from pipelines.program.randomness import generator
 from pipelines.program.settings import validate
 from tests.pipelines.test_images import gradient, noise
+from tests.refusals import refused
 from training.config import TrainSettings
 
 
@@ -109,6 +109,6 @@ def test_a_head_that_is_told_what_was_done_would_not_be_told_of_it() -> None:
         "epochs": 1,
         "global_batch_size": 8,
     }
-    with pytest.raises(UserError, match=r"data\.augment\.rand_augment: objective\.name=uniclip tells .*objective\.codes=false"):
+    with refused("data.augment.rand_augment", "objective.name=uniclip", remedy="objective.codes=false"):
         validate(TrainSettings, tree, "run")
     assert validate(TrainSettings, tree | {"objective": {"name": "uniclip", "codes": False}}, "run").heads[0].name == "linear"

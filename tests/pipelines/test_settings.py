@@ -8,7 +8,8 @@ import pytest
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines.program.errors import UserError
-from pipelines.program.settings import Settings, apply_overrides, describe, digest, load, parse_overrides, read_yaml, validate
+from pipelines.program.settings import apply_overrides, describe, load, parse_overrides, read_yaml, validate
+from pipelines.program.settings_base import Settings, digest
 from tests.refusals import refused
 
 

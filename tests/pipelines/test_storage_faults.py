@@ -55,7 +55,7 @@ def test_an_upload_that_fails_half_way_changes_nothing(bucket: Folder, impatient
     bucket.put("a.bin", b"old")
     with (
         bucket.store.faulty(errors=1.0, only=SECOND_PART),
-        pytest.raises(OSError, match="given up after 8 attempts"),
+        pytest.raises(OSError, match="8 attempts"),
         storage.written(bucket.uri("a.bin")) as path,
     ):
         path.write_bytes(noise(25 << 20))
@@ -174,14 +174,14 @@ def test_a_store_that_is_down_is_given_up(bucket: Folder, impatient: None, monke
     monkeypatch.setattr(storage, "_REQUEST_ATTEMPTS", 1)
     path = bucket.put("a.bin", b"there")
     with bucket.store.faulty(errors=1.0):
-        with pytest.raises(Unreachable, match=r"a\.bin: given up after 8 attempts in \d+ s: .*HTTP status 50"):
+        with pytest.raises(Unreachable, match=r"a\.bin: 8 attempts.*HTTP status 50"):
             storage.read(path)
         with pytest.raises(Unreachable):  # an outage is no finding about an image
             list(read_locations([Location(path, 0, 3)]))
-        with pytest.raises(OSError, match="given up after 8 attempts"):
+        with pytest.raises(OSError, match="8 attempts"):
             storage.exists(path)
         monkeypatch.setattr(retry, "_PATIENCE", -1)
-        with pytest.raises(Unreachable, match="given up after 3 attempts"):
+        with pytest.raises(Unreachable, match="3 attempts"):
             storage.read(path)
     assert storage.read(path) == b"there", "and it may come back"
 
@@ -217,7 +217,7 @@ def test_errors_that_will_not_pass_are_not_tried_again(text: str, final: bool, i
         calls.append(1)
         raise OSError(text)
 
-    with pytest.raises(Missing if final else Unreachable, match=r"^When|^AWS" if final else "given up after 8 attempts"):
+    with pytest.raises(Missing if final else Unreachable, match=r"^When|^AWS" if final else "8 attempts"):
         retry.retried(work, "s3://bucket/key")
     assert len(calls) == (1 if final else 8)
 

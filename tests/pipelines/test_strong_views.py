@@ -13,18 +13,8 @@ from pipelines.dataset.images import open_image
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import Stream, Worker
-from pipelines.dataset.views import (
-    UNCHANGED,
-    Augment,
-    Drawn,
-    Jitter,
-    StrongAugment,
-    StrongViews,
-    apply,
-    draw,
-    draw_strong,
-    eval_view,
-)
+from pipelines.dataset.strong_views import StrongAugment, StrongViews
+from pipelines.dataset.views import UNCHANGED, Augment, Drawn, Jitter, apply, draw, draw_strong, eval_view
 from pipelines.program.randomness import generator
 from tests.pipelines.corpus import encoded
 from tests.pipelines.test_images import gradient, noise

@@ -4,11 +4,10 @@ import pickle
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from pipelines.dataset.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
-from pipelines.program.errors import UserError
 from pipelines.program.randomness import generator
+from tests.refusals import refused
 
 CORPUS = [f"a {adjective} {noun}" for adjective in ("red", "green", "Big") for noun in ("cat", "dog", "house", "boat")] * 3
 PAD, UNKNOWN, CLS, SEP = 0, 1, 2, 3
@@ -80,7 +79,7 @@ def test_a_saved_tokenizer_is_loaded_from_its_folder_or_file(tmp_path: Path) -> 
     for found, right in zip(load_tokenizer(str(tmp_path), 8, "k")(captions), tokenizer(captions), strict=True):
         assert np.array_equal(found, right)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"text_tower\.weights: .*empty holds no tokenizer\.json"):
+    with refused("text_tower.weights", tmp_path / "empty", "tokenizer.json"):
         load_tokenizer(str(tmp_path / "empty"), 8, "text_tower.weights")
 
 
@@ -95,7 +94,7 @@ def test_a_tokenizer_without_padding_is_refused() -> None:
     from tokenizers import Tokenizer, models
 
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
-    with pytest.raises(UserError, match="no padding token"):
+    with refused("text_tower.tokenizer", remedy="[PAD]"):
         TextTokenizer(tokenizer.to_str(), 4)(["a"])
 
 
@@ -123,5 +122,5 @@ def test_hidden_words_follow_the_recipe_and_their_generators() -> None:
 def test_a_tokenizer_without_a_mask_is_named_with_the_way_out() -> None:
     tokenizer = train_tokenizer(CORPUS, 200, 8)
     without = TextTokenizer(tokenizer.json.replace("[MASK]", "[HIDE]"), 8)
-    with pytest.raises(UserError, match=r"no mask token .*objective\.mlm=0"):
+    with refused("text_tower.tokenizer", "[MASK]", remedy="objective.mlm=0"):
         without.mask(np.zeros((1, 8), dtype=np.int64), [generator("mask", 0)])

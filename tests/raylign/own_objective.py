@@ -1,4 +1,4 @@
-"""Objectives as somebody outside of this repository writes them: one that keeps the laws, and one broken in each way."""
+"""Objectives as a user of the library writes them: one that obeys the laws, and one that breaks each of them."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""A program under test in a process of its own, that can be killed with all that it started."""
+"""A program under test in a process of its own, which can be killed with all processes that it started."""
 
 import signal
 import subprocess
@@ -17,12 +17,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def listen() -> None:
-    """In a child: Ctrl-C as at a terminal, also where the tests themselves run in the background, which ignores it."""
+    """Called in a child: accept Ctrl-C as at a terminal, even if the tests run in the background, where it is ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Program:
-    """`python -m training CONFIG.yaml ...`, or other arguments of Python's."""
+    """`python -m training CONFIG.yaml ...`, or Python with other arguments."""
 
     def __init__(self, config: Path, *overrides: str, run: Sequence[str] = ("-m", "training")):
         self.output = config.with_name(f"output-{time.time_ns()}.txt")
@@ -46,22 +46,22 @@ class Program:
 
     def family(self) -> list[psutil.Process]:
         """The program's Ray processes."""
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        self._family |= {child.pid: child for child in found}
-        return found
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self._family |= {child.pid: child for child in children}
+        return children
 
     def workers(self) -> list[psutil.Process]:
         """Its Ray Train workers."""
         return [child for child in self.family() if _title(child).startswith("ray::RayTrainWorker")]
 
     def kill(self) -> None:
-        """End the program, and what it left behind: a driver that is killed cannot take its Ray down with it."""
+        """End the program and the Ray that it started: a killed driver cannot end it."""
         if self.process.poll() is None:
             self.family()
             self.process.kill()
             self.process.wait()
         for child in self._family.values():
-            if child.is_running():  # compares start times too: no other process that got the number
+            if child.is_running():  # also compares start times, so a new process with the same number is safe
                 child.kill()
 
 

@@ -1,4 +1,4 @@
-"""`python -m training` that notes which samples each step consumed, and may wait at a step: a program for tests that kill it.
+"""`python -m training` that records the samples of each step, and can wait at a step: a program for tests that kill it.
 
 Run as a script: CONFIG.yaml STEPS KEY=VALUE ... After so many steps (0: never) its workers wait until there is a file `go` beside
 what they have noted, so that whoever kills it comes neither too early nor too late, on any machine; or until the run is asked to
@@ -25,7 +25,7 @@ from training.stopping import Asked
 
 
 class RecordingStream(Stream):
-    """Writes (step, sample ids) as batches are handed to the loop, a file an attempt and worker."""
+    """Writes (step, sample ids) as the loop receives batches, one file per attempt and worker."""
 
     folder: Path
     attempt: int
@@ -35,11 +35,11 @@ class RecordingStream(Stream):
         self, order: Order, first: int, last: int, worker: Worker, failed: Callable[[Unusable], None] | None = None
     ) -> Iterator[Batch]:
         name = f"{self.attempt}-{first:06d}-{worker.rank}-of-{worker.world_size}.jsonl"
-        asked = [one for one in gc.get_objects() if isinstance(one, Asked)]  # rank 0 has one, and the others follow it
+        asked = [value for value in gc.get_objects() if isinstance(value, Asked)]  # rank 0 has one, and the others follow it
         with (self.folder / name).open("w") as file:
             for step, batch in enumerate(super().training(order, first, last, worker, failed), first):
                 while self.wait_after and step - first >= self.wait_after and not (self.folder / "go").exists():
-                    if any(one() for one in asked):
+                    if any(request() for request in asked):
                         (self.folder / "go").touch()
                     time.sleep(0.02)
                 ids = cast(dict, batch).pop("sample_id").tolist()
@@ -49,7 +49,7 @@ class RecordingStream(Stream):
 
 
 def consumed_in(storage: Path, name: str) -> Path:
-    """Where a run notes."""
+    """The folder of a run's records."""
     return storage / "consumed" / name
 
 

@@ -1,4 +1,4 @@
-"""Runs of a few coloured squares in this process: real locked towers, tiny and untrained. No Ray."""
+"""Runs on a few coloured squares in this process, with real locked towers, tiny and untrained. No Ray."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ BEST = "retrieval/squares/image_to_text_recall@1"
 
 
 def prepared_by_hand(folder: Path, name: str, first: int = 0) -> Prepared:
-    """24 training and 10 test squares, each of a colour and with a caption of its own."""
+    """24 training and 10 test squares, each with its own colour and caption."""
     folder.mkdir()
     rows = []
     for i in range(TRAIN + TEST):

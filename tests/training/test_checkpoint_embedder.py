@@ -1,4 +1,4 @@
-"""What the embedder of a checkpoint offers beside rows: its scale, features before the head, and the name of its rows."""
+"""What a checkpoint's embedder offers besides rows: its scale, features before the head, and their fingerprint."""
 
 import json
 import shutil
@@ -67,7 +67,7 @@ def save(prepared: Prepared, folder: Path, **changes: Any) -> TrainState:
 
 
 def resealed(folder: Path) -> Path:
-    """After a change that is meant."""
+    """A checkpoint's embedder after a change."""
     (folder / "digests.json").unlink()
     seal(folder)
     return folder
@@ -94,7 +94,7 @@ def objective_of(name: str) -> tuple[Any, Objective]:
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_a_learned_temperature_is_what_it_has_become(name: str) -> None:
+def test_a_learned_temperature_is_the_current_one(name: str) -> None:
     settings, objective = objective_of(name)
     assert settings.logit_scale(objective.state_dict()) == pytest.approx(1 / settings.temperature)
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_other_temperatures() -> None:
         assert settings.logit_scale(objective.state_dict()) is None
 
 
-def test_the_embedder_tells_the_scale_if_there_is_one(stamps: Prepared, tmp_path: Path) -> None:
+def test_the_embedder_has_a_scale_if_the_objective_does(stamps: Prepared, tmp_path: Path) -> None:
     state = save(stamps, tmp_path / "clip", objective={"name": "clip", "temperature": 0.05})
     scale = load_embedder(str(tmp_path / "clip")).scale
     assert scale == pytest.approx(20) == state.objective.scale().item()  # type: ignore[operator]
@@ -134,7 +134,7 @@ def test_the_fingerprint_is_what_decides_the_rows(stamps: Prepared, tmp_path: Pa
     assert first == CheckpointEmbedder(shutil.copytree(run, tmp_path / "copy")).fingerprint
 
     def changed(name: str, **config: Any) -> str:
-        """Of the same weights under another config."""
+        """The fingerprint of the same weights under another config."""
         copy = shutil.copytree(run, tmp_path / name)
         about = json.loads((copy / "checkpoint.json").read_text())
         for key, change in config.items():
@@ -142,7 +142,7 @@ def test_the_fingerprint_is_what_decides_the_rows(stamps: Prepared, tmp_path: Pa
         (copy / "checkpoint.json").write_text(json.dumps(about))
         return CheckpointEmbedder(resealed(copy)).fingerprint
 
-    # Neither how it was trained nor what else the checkpoint holds.
+    # It depends neither on how the run was trained nor on the rest of the checkpoint.
     assert changed("seed", seed=7, global_batch_size=8, image_tower={"mode": "frozen"}) == first
     saved = torch.load(run / "state.pt", weights_only=True)
     torch.save(saved | {"step": 99}, run / "state.pt")
@@ -161,7 +161,7 @@ def test_the_fingerprint_is_what_decides_the_rows(stamps: Prepared, tmp_path: Pa
 
 
 def test_a_locked_towers_weights_are_in_it(stamps: Prepared, tmp_path: Path) -> None:
-    """They are not in the checkpoint: another file at the same place is another model."""
+    """They are not in the checkpoint: another file in the same place is another model."""
     import timm
 
     torch.manual_seed(0)

@@ -1,10 +1,11 @@
-"""Rules between the keys of a training config, and what makes a run this run."""
+"""Rules between the keys of a training config, and which of them identify a run."""
 
 import pytest
 from pydantic import ValidationError
 
 from pipelines.program.errors import UserError
 from pipelines.program.settings import validate
+from tests.refusals import refused
 from training.config import TrainSettings
 
 TREE = {
@@ -22,61 +23,54 @@ def settings(**changes: object) -> TrainSettings:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "key", "named"),
     [
         (
             {"global_batch_size": 10, "accumulate": 2, "resources": {"num_workers": 3}},
-            "global_batch_size: 10 is not divisible by resources.num_workers x accumulate = 3 x 2; 12 would be",
+            "global_batch_size",
+            ["10", "resources.num_workers", "accumulate", "12"],
         ),
-        ({"precision": "fp16"}, "precision: fp16 needs resources.use_gpu=true"),
-        ({"precision": "fp8"}, "precision: input should be 'fp32', 'bf16' or 'fp16'"),
-        ({"name": "a/b"}, "name: string should match pattern"),
-        ({"epochs": 0}, "epochs: input should be greater than or equal to 1"),
-        ({"global_batch_size": 1}, "global_batch_size: input should be greater than or equal to 2"),
-        ({"optimizer": {"name": "adamx"}}, "optimizer.name: unknown optimizer 'adamx'"),
-        (
-            {"objective": {"name": "clip", "temprature": 1}},
-            "objective.temprature: unknown key (value 1); did you mean 'temperature'?",
-        ),
-        (
-            {"objective": {"name": "slip"}, "global_batch_size": 4},
-            "global_batch_size: 4 is too small for objective.name=slip, whose head normalises over the batch",
-        ),
+        ({"precision": "fp16"}, "precision", ["fp16", "resources.use_gpu=true"]),
+        ({"precision": "fp8"}, "precision", ["'fp8'", "fp32", "bf16", "fp16"]),
+        ({"name": "a/b"}, "name", ["'a/b'"]),
+        ({"epochs": 0}, "epochs", ["1", "(value 0)"]),
+        ({"global_batch_size": 1}, "global_batch_size", ["2", "(value 1)"]),
+        ({"optimizer": {"name": "adamx"}}, "optimizer.name", ["'adamx'"]),
+        ({"objective": {"name": "clip", "temprature": 1}}, "objective.temprature", ["value 1", "'temperature'"]),
+        ({"objective": {"name": "slip"}, "global_batch_size": 4}, "global_batch_size", ["4", "objective.name=slip"]),
         (
             {"objective": {"name": "slip"}, "image_tower": {"name": "conv", "mode": "frozen"}},
-            "objective.name: slip teaches the image tower by strong views of images, and "
-            "image_tower.mode=frozen does not train it; "
-            "choose trainable, or another objective",
+            "objective.name",
+            ["slip", "image_tower.mode=frozen", "trainable"],
         ),
         (
             {"objective": {"name": "mcd"}, "text_tower": {"name": "bag", "mode": "frozen"}},
-            "objective.mlm: mcd hides words from the text tower, and text_tower.mode=frozen does not train it; "
-            "pass objective.mlm=0, or text_tower.mode=trainable",
+            "objective.mlm",
+            ["text_tower.mode=frozen", "objective.mlm=0", "text_tower.mode=trainable"],
         ),
         (
             {"objective": {"name": "uniclip"}, "image_head": {"name": "linear"}},
-            "image_head.name: objective.name=uniclip tells the head what was done to a view, "
-            "which linear does not read; "
-            "leave image_head out, or choose augmented",
+            "image_head.name",
+            ["objective.name=uniclip", "linear", "augmented"],
         ),
-        ({"image_tower": {"name": "timm", "model": "resnet_50"}}, "image_tower.model: timm has no 'resnet_50'; did you mean"),
-        ({"image_tower": {"name": "cnn"}}, "image_tower.name: 'cnn' is unknown; choose one of: conv, huggingface, "),
-        ({"image_head": {"name": "mlp", "hiden": 3}}, "image_head.hiden: unknown key (value 3); did you mean 'hidden'?"),
-        ({"evaluation": {"templates": ["a photo"]}}, "evaluation.templates: 'a photo' has no {}"),
+        ({"image_tower": {"name": "timm", "model": "resnet_50"}}, "image_tower.model", ["'resnet_50'", "resnet50"]),
+        ({"image_tower": {"name": "cnn"}}, "image_tower.name", ["'cnn'", "conv, huggingface, "]),
+        ({"image_head": {"name": "mlp", "hiden": 3}}, "image_head.hiden", ["value 3", "'hidden'"]),
+        ({"evaluation": {"templates": ["a photo"]}}, "evaluation.templates", ["'a photo'", "{}"]),
     ],
 )
-def test_what_cannot_work_names_its_key_and_the_way_out(changes: dict, message: str) -> None:
-    with pytest.raises(UserError) as caught:
+def test_what_cannot_work_names_its_key_and_the_way_out(changes: dict, key: str, named: list[str]) -> None:
+    with refused(key, "c.yaml", *named):
         settings(**changes)
-    assert str(caught.value).startswith(f"c.yaml: {message}"), caught.value
 
 
-def test_the_number_that_it_suggests_works() -> None:
+def test_the_suggested_batch_size_works() -> None:
     for workers, parts, size in [(3, 2, 10), (4, 1, 5), (2, 4, 3)]:
         with pytest.raises(UserError) as caught:
             settings(global_batch_size=size, accumulate=parts, resources={"num_workers": workers})
-        near = int(str(caught.value).split("; ")[1].split()[0])
-        settings(global_batch_size=near, accumulate=parts, resources={"num_workers": workers})
+        suggested = int(caught.value.remedy.rpartition("global_batch_size=")[2])
+        assert suggested >= size
+        settings(global_batch_size=suggested, accumulate=parts, resources={"num_workers": workers})
 
 
 def test_resources_and_logging_are_no_part_of_a_runs_identity() -> None:

@@ -16,7 +16,7 @@ from tests.training.one_step import one_step as take_one_step
 from training.config import TrainSettings
 
 PRESET = Path(__file__).parent.parent.parent / "training" / "configs" / "course.yaml"
-# What the comments of the preset tell a reader to pass.
+# The overrides that the comments of the preset suggest.
 OFFERED = [shlex.split(text)[0] for text in re.findall(r"^# +((?:objective|optimizer)='.*')$", PRESET.read_text(), re.M)]
 TOKENS = 30
 

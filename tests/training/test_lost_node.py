@@ -1,4 +1,4 @@
-"""A cluster of several nodes on this machine, of which some are lost under a run: it says what it waits for, and goes on."""
+"""A cluster of several nodes on this machine that loses nodes under a run: the run says what it waits for, and goes on."""
 
 import json
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def squares(tmp_path: Path) -> Prepared:
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head without CPUs, and three nodes of one each: two workers, and what reads for them."""
+    """A head without CPUs, and three nodes of one CPU each: for two workers, and the tasks that read for them."""
     ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}, connect=True)
     for _ in range(3):
@@ -53,8 +53,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def test_a_lost_node_is_waited_for_in_words(cluster: Cluster, squares: Prepared, tmp_path: Path) -> None:
-    """First the one where tasks read, whose workers live on without it; then a worker's. Another comes each time."""
+def test_a_run_says_that_it_waits_for_a_lost_node(cluster: Cluster, squares: Prepared, tmp_path: Path) -> None:
+    """First the node of the reading tasks, which the workers survive, then a worker's. Each time another node joins."""
     config, run = tmp_path / "run.yaml", tmp_path / "runs" / "run"
     config.write_text(yaml.safe_dump(CONFIG | {"storage": str(run.parent), "data": {"path": str(squares.path)}}))
     program = Program(config)
@@ -67,7 +67,7 @@ def test_a_lost_node_is_waited_for_in_words(cluster: Cluster, squares: Prepared,
             return json.loads(lines[-1])["step"] if lines else 0
 
         def lose(bundle: int) -> None:
-            """The node where this one of the run's bundles lies."""
+            """Remove the node with this one of the run's bundles."""
             group = PlacementGroup(PlacementGroupID.from_hex((run / HELD).read_text()))
             nodes = ray.util.placement_group_table(group)["bundles_to_node_id"]
             assert len(set(nodes.values())) == 3, "of one CPU each"
@@ -75,10 +75,10 @@ def test_a_lost_node_is_waited_for_in_words(cluster: Cluster, squares: Prepared,
             cluster.remove_node(node, allow_graceful=False)
 
         wait_until(lambda: steps() > 0, program.text)
-        for told, bundle in enumerate((2, 0), 1):
+        for losses, bundle in enumerate((2, 0), 1):
             lose(bundle)
-            # How many there are is told as the cluster's head knows it, which may find out later that a node is lost.
-            wait_until(lambda told=told: program.text().count("waiting for 3 CPUs (the cluster has ") == told, program.text)
+            # The number that the cluster has is not asserted: its head may notice the loss later.
+            wait_until(lambda losses=losses: program.text().count("waiting for 3 CPUs ") == losses, program.text)
             before = steps()
             cluster.add_node(num_cpus=1)
             wait_until(lambda before=before: steps() > before + 10, program.text)

@@ -1,4 +1,4 @@
-"""Presets of the papers' recipes: each says what it is, fits the cluster that it names, and takes a real step at toy size."""
+"""Presets of the papers' recipes: each describes itself, fits the cluster that it names, and takes a real step at toy size."""
 
 import re
 import shlex
@@ -10,8 +10,8 @@ import torch
 
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.tokenizer import train_tokenizer
-from pipelines.program.errors import UserError
 from pipelines.program.settings import load, parse_overrides
+from tests.refusals import refused
 from tests.training.one_step import one_step
 from training.config import TrainSettings
 from training.resources import Cluster, plan_resources
@@ -46,7 +46,7 @@ def test_a_preset_fits_its_cluster_and_not_one_with_a_gpu_less(path: Path) -> No
     nodes, gpus, _, cpus = comment(path, r"cluster: (\d+) nodes?(?:, each)? with (\d+) A100 of (\d+) GB and (\d+) CPUs")
     wanted = load(TrainSettings, path).resources
     assert plan_resources(wanted, True, Cluster(nodes * cpus, nodes * gpus)) >= wanted.data_cpus
-    with pytest.raises(UserError, match=r"GPUs, and the cluster has"):
+    with refused("resources", f"{wanted.num_workers} GPUs", remedy="resources.use_gpu=false"):
         plan_resources(wanted, True, Cluster(nodes * cpus, nodes * gpus - 1))
 
 
@@ -69,7 +69,7 @@ def test_further_data_that_a_preset_offers_to_score_loads(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def toy(tiny_dataset: Prepared) -> dict[str, Any]:
-    """What makes any preset small. Only sizes change: kinds of networks, objective, optimizer and schedule are the preset's."""
+    """Overrides that make any preset small. Only sizes change: networks, objective, optimizer and schedule stay of their kind."""
     return {
         "data.path": str(tiny_dataset.path),
         "image_tower.image_size": 32,
@@ -128,7 +128,7 @@ def test_the_five_rows_of_mcds_ablation_differ_by_one_part_after_another() -> No
     weights = {row: (s.objective.positive, s.objective.negative, s.objective.noisy) for row, s in found.items() if row != "b"}
     assert weights == {"a": (0, 0, 0), "c": (1, 0, 0), "d": (1, 1, 0), "e": (1, 1, 1)}
     assert not found["a"].objective.distils and found["a"].objective.progress == 0
-    # But for the objective each is the preset, and the last is the preset's own.
+    # Apart from the objective each is the preset, and the last row is the preset itself.
     rest = [s.model_dump(mode="json", exclude={"objective"}) for s in found.values()]
     assert all(tree == rest[0] for tree in rest)
     assert found["e"] == load(TrainSettings, FOLDER / "mcd-yfcc15m.yaml")
@@ -150,7 +150,7 @@ def test_uniclip_with_a_plain_head_takes_a_step_at_toy_size(
 
 
 def test_slips_own_baseline_is_its_towers_and_length() -> None:
-    """What clip-yfcc15m.yaml tells a reader to pass, against the preset whose baseline it is."""
+    """The overrides that clip-yfcc15m.yaml suggests, against the preset whose baseline they make."""
     text = (FOLDER / "clip-yfcc15m.yaml").read_text(encoding="utf-8")
     (offered,) = re.findall(r"^#   (image_tower.*)$", text, flags=re.MULTILINE)
     found = load(TrainSettings, FOLDER / "clip-yfcc15m.yaml", parse_overrides(shlex.split(offered)))
@@ -166,7 +166,7 @@ def step_at_toy_size(
     """A real optimizer step, whose gradient reaches every parameter that trains. `given`: overrides of the preset."""
     full = load(TrainSettings, path, parse_overrides(given))
     vit = full.image_tower.model.startswith("vit_")
-    # A ResNet's branches begin at zero, and their first layers get no gradient in the first step: not so here.
+    # A ResNet's branches start at zero, so their first layers would get no gradient in the first step.
     options = {"embed_dim": 16, "depth": 1, "num_heads": 2} if vit else {"zero_init_last": False}
     overrides = toy | {"image_tower.options": options} | _SMALL.get(full.objective.name, {})
     if full.frozen_encoders is not None:
@@ -180,6 +180,6 @@ def step_at_toy_size(
     assert len(trained) > 20
     for name, parameter in trained.items():
         assert parameter.requires_grad and parameter.grad is not None, name
-        # The queue of A-CLIP-PING is empty at first: what serves neighbours has none to look at.
+        # The queue of A-CLIP-PING is empty at first, so the head for neighbours gets no gradient.
         idle = full.objective.name == "a-clip-ping" and name.startswith("objective.") and not name.startswith("objective.scale.")
         assert bool(parameter.grad.isfinite().all()) and bool(parameter.grad.any()) is not idle, name

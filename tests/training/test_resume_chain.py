@@ -46,7 +46,7 @@ CONFIG: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def folder(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pairs indexed where they lie; then some of the training images break."""
+    """Indexed pairs, some of whose training images are broken afterwards."""
     root = tmp_path_factory.mktemp("chain")
     (root / "pairs").mkdir()
     for i in range(PAIRS):
@@ -126,7 +126,7 @@ def test_any_number_of_kills_and_workers_consumes_the_same(folder: Path, undistu
         finally:
             program.kill()
         if kill in (1, 2):
-            # As if the kill had come while Ray Train was writing its list of checkpoints, which it does in place.
+            # As if the kill had come while Ray Train wrote its list of checkpoints, in place.
             snapshot = folder / "killed" / "checkpoint_manager_snapshot.json"
             snapshot.write_bytes(snapshot.read_bytes()[: 40 * (kill - 1)])
     program = start(folder, "killed", plan[-1])
@@ -139,7 +139,7 @@ def test_any_number_of_kills_and_workers_consumes_the_same(folder: Path, undistu
 
 
 def wait_for_steps(program: Program, folder: Path, done: int, steps: int) -> None:
-    """Until this attempt has consumed so many steps, and the run has a checkpoint to go on from."""
+    """Wait until this attempt has consumed so many steps, and the run has a checkpoint."""
 
     def reached() -> bool:
         assert program.process.poll() is None, program.text()

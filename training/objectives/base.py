@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipelines.dataset.batch import Batch, Needs
 from pipelines.program.errors import UserError
-from pipelines.program.own_class import Named
+from pipelines.program.settings_base import Named
 from training.teacher import NoTeacher, Teacher
 
 

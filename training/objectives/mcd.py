@@ -8,37 +8,31 @@ and the student learns that through log-ratios of distances, D(u, v) = |u - v| (
     LR_i(u, v) = h( log D(y_i, u) / D(y_i, v) - the teacher's )
     L_pos = mean_i LR_i(x_i, x'_i),  L_neg = mean_{i != j} LR_i(x_j, x'_j),  L_noisy = mean_{i != j} LR_i(x_i, x_j)
 
-L_con is MP-NCE over x, y and x', in which a positive pair with a strong view has weight 1 - l. The other three terms follow the
-log-ratio loss of Kim et al., CVPR 2019. Inference uses the student. h, the floor under squared distances, the weight of L_MLM and
-the teacher's momentum are ours where the paper's text that we have gives none.
+L_con is MP-NCE over x, y and x', in which a positive pair with a strong view has weight 1 - l; the other three terms are in
+`training.objectives.ops.log_ratio`. Inference uses the student. h, the weight of L_MLM and the teacher's momentum are ours where
+the paper's text that we have gives none.
 
 The rows of the paper's ablation (table 5) are weights of the three terms and l: MP-NCE alone is `progress` 0.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.dataset.batch import Batch, Needs
 from pipelines.dataset.strong_views import StrongAugment, StrongViews
-from training.distributed import all_gather, mean_over_workers
 from training.half_cosine import half_cosine
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip import Clip, ContrastiveSettings
-from training.objectives.ops.blocks import Candidates, in_blocks
 from training.objectives.ops.contrast import find_candidates
+from training.objectives.ops.log_ratio import Distance, misalignments
 from training.objectives.ops.mlm import masked_loss
 from training.objectives.ops.mp_nce import mp_nce
-from training.precision import exact, unit
+from training.precision import unit
 from training.teacher import EmaSettings, NoTeacher, Teacher
-
-Distance = Literal["square", "absolute", "huber"]
-_FLOOR = 1e-6  # of squared distances: keeps the logarithm's slope finite if an image equals its caption
 
 
 class McdSettings(ContrastiveSettings):
@@ -120,45 +114,3 @@ class Mcd(Clip):
     def update(self, batch: Batch, loss: Loss) -> None:
         super().update(batch, loss)
         self.step += 1
-
-
-def misalignments(text: Tensor, images: Sequence[Tensor], candidates: Candidates, distance: Distance) -> tuple[Tensor, ...]:
-    """L_pos, L_neg and L_noisy, scalars.
-
-    Args:
-        text: this worker's captions, unit [b, D].
-        images: images and their strong views, of the student and then of the teacher, unit [b, D] each.
-        candidates: pairs that are alike do not count as pairs i != j.
-        distance: h, applied to differences of log-ratios.
-    """
-    keys = [all_gather(exact(part)) for part in images]
-    width = len(keys[0])
-
-    def block(candidates: Candidates, texts: Tensor) -> tuple[Tensor, ...]:
-        with torch.autocast(texts.device.type, enabled=False):
-            # Log-distances [b, B] of the student's x and x' and the teacher's; no gradient passes through the teacher.
-            x, a = (_log_distance(texts @ part.T) for part in keys[:2])
-            taught_x, taught_a = (_log_distance(texts.detach() @ part.T) for part in keys[2:])
-            shift, targets = (x - a) - (taught_x - taught_a), candidates.targets[:, None]
-            own = (x - taught_x).gather(1, targets) - (x - taught_x)
-            excluded = candidates.excluded()
-            others = torch.ones_like(x, dtype=torch.bool) if excluded is None else ~excluded
-            others = others.scatter(1, targets, False)
-            negative, noisy = (torch.where(others, _h(part, distance), 0.0).sum(1) for part in (shift, own))
-            return _h(shift, distance).gather(1, targets)[:, 0], negative, noisy, others.sum(1).to(x.dtype)
-
-    parts = in_blocks(block, width, candidates, exact(text))
-    positive, negative, noisy, counts = (torch.cat(part) for part in zip(*parts, strict=True))
-    return positive.mean(), mean_over_workers(negative, counts), mean_over_workers(noisy, counts)
-
-
-def _h(difference: Tensor, distance: Distance) -> Tensor:
-    if distance == "square":
-        return difference.square()
-    if distance == "absolute":
-        return difference.abs()
-    return F.huber_loss(difference, torch.zeros_like(difference), reduction="none")
-
-
-def _log_distance(cosines: Tensor) -> Tensor:
-    return 0.5 * ((2 - 2 * cosines).clamp(min=0) + _FLOOR).log()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pipelines.dataset.batch import Batch
 from pipelines.program.randomness import generator
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 from training.distributed import all_gather, first_row, world_size
 from training.half_cosine import half_cosine
 from training.objectives.base import Embeddings, Loss, Objective, Task

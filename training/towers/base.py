@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipelines.io import hub
 from pipelines.io.artifacts import fingerprint, resolve
 from pipelines.program.errors import UserError
-from pipelines.program.settings import Settings
+from pipelines.program.settings_base import Settings
 
 Mode = Literal["trainable", "frozen", "locked"]
 

@@ -16,7 +16,7 @@ from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.io import hub
 from pipelines.io.artifacts import resolve
 from pipelines.program.errors import UserError
-from pipelines.program.settings import digest
+from pipelines.program.settings_base import digest
 from training.towers.base import Tower, TowerSettings, freeze_unreached
 from training.towers.image import ImageTower, ImageTowerSettings
 from training.towers.pixels import Pixels

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from tests.training.objectives.reference import A, M, X, Y, assert_near, build, ids, random_pairs, task, unit
 from training.objectives.base import Embeddings, Loss
-from training.objectives.mcd import Mcd, McdSettings, misalignments
+from training.objectives.mcd import Mcd, McdSettings
 from training.objectives.ops.contrast import find_candidates
+from training.objectives.ops.log_ratio import misalignments
 from training.objectives.ops.mlm import masked_loss
 from training.teacher import EmaTeacher, NoTeacher
 

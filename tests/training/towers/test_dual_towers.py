@@ -17,6 +17,7 @@ from tests.refusals import refused
 from tests.training.one_step import one_step
 from training.checkpoint import load_embedder
 from training.config import TrainSettings
+from training.saved_towers import Frozen
 from training.towers.from_run import RunImageSettings, RunTextSettings
 from training.towers.image import HuggingFaceVisionSettings
 from training.towers.open_clip import OpenClipImageSettings, OpenClipTextSettings
@@ -92,6 +93,13 @@ def test_what_open_clip_has_not_is_named(released: tuple[Any, Path], tmp_path: P
         OpenClipImageSettings(name="open_clip", model=MODEL, weights=str(path)).build()
     with refused("text_tower.max_tokens", 90, MODEL, remedy="text_tower.max_tokens=77"):
         OpenClipTextSettings(name="open_clip", model=MODEL, weights=str(path), max_tokens=90).tokenizer(list)
+    # Of a frozen encoder, its own keys: those of the run's tower would change another network.
+    key = "frozen_encoders.image_encoder"
+    with refused(f"{key}.image_size", 224, remedy=f"{key}.image_size=32"):
+        Frozen(OpenClipImageSettings(name="open_clip", model=MODEL, weights=str(path)), key, None, {}).build()
+    key = "frozen_encoders.text_encoder"
+    with refused(f"{key}.max_tokens", 90, remedy=f"{key}.max_tokens=77"):
+        Frozen(OpenClipTextSettings(name="open_clip", model=MODEL, max_tokens=90), key, None, {}).tokenizer(list)
     with refused("text_tower.model", "ViT-B-16-SigLIP"):
         OpenClipTextSettings(name="open_clip", model="ViT-B-16-SigLIP", weights="webli").tokenizer(list)
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pt")
