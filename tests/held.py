@@ -116,7 +116,7 @@ def _evaluation(place: str | None, hold: Any) -> int:
     from pipelines.features import feature_store
     from pipelines.program.cli import run_program
 
-    evaluation.embed.describe = lambda _: evaluation.embed.About("known", 20.0, True)
+    evaluation.embed.describe = lambda _: evaluation.embed.EmbedderInfo("known", 20.0, True)
     pool = feature_store.Pool
     feature_store.Pool = lambda *_: pool(0)  # type: ignore[assignment,misc]
     if place == "embedding":

@@ -66,6 +66,7 @@ def start(verbose: bool = False, cpus: int | None = None, state_api: bool = Fals
     import ray
 
     if ray.is_initialized():
+        gc.collect()  # an earlier program's execution in this process may still hold its actors, and with them CPUs
         return
     options: dict[str, Any] = {
         "log_to_driver": verbose,
@@ -245,10 +246,16 @@ def _release(error: BaseException) -> None:
     Its actors keep their CPUs while anything refers to them, and an error lives on in a notebook or in the error raised next:
     without this, the next program in the same process would wait for CPUs for ever.
     """
-    chain: BaseException | None = error
-    while chain is not None:
-        traceback.clear_frames(chain.__traceback__)
-        chain = chain.__cause__ or chain.__context__
+    chain, seen = [error], set[int]()
+    while chain:
+        one = chain.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            for frame, _ in traceback.walk_tb(one.__traceback__):
+                for outer, _ in traceback.walk_stack(frame):  # Ray cuts tracebacks short, but a frame refers to its callers
+                    with suppress(RuntimeError):  # it is running
+                        outer.clear()
+            chain += [earlier for earlier in (one.__cause__, one.__context__) if earlier is not None]
     gc.collect()  # an execution refers to itself
 
 

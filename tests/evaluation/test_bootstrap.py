@@ -88,7 +88,7 @@ def test_it_is_the_same_for_the_same_seed_in_blocks_of_any_size(monkeypatch: pyt
     groups = np.random.default_rng(2).integers(0, 7, 300)
     whole = interval(values, groups, seed=5)
     assert interval(values, groups, seed=5) == whole != interval(values, groups, seed=6)
-    monkeypatch.setattr(bootstrap, "_AT_A_TIME", 1000)
+    monkeypatch.setattr(bootstrap, "_MAX_INDICES", 1000)
     assert interval(values, groups, seed=5) == pytest.approx(whole)
 
 

@@ -127,8 +127,8 @@ def test_the_colour_key_of_16_bits_is_transparent() -> None:
         (tiff(np.array([[0.0, 255.0]], dtype=np.float32), sample_format=3), "floating point from 0 to 255"),
         (tiff(np.array([[-0.5, 0.5]], dtype=np.float32), sample_format=3), "floating point from -0.5 to 0.5"),
         (tiff(np.array([[np.nan, 0.5]], dtype=np.float32), sample_format=3), "floating point from nan"),
-        (encoded(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)), "TIFF"), "whole numbers of 32 bits"),
-        (tiff(np.array([[-5, 9000]], dtype=np.int16), sample_format=2), "whole numbers of 32 bits or with a sign"),
+        (encoded(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)), "TIFF"), "32 bits"),
+        (tiff(np.array([[-5, 9000]], dtype=np.int16), sample_format=2), "sign"),
     ],
     ids=["float-255", "float-negative", "float-nan", "32-bit", "signed"],
 )
