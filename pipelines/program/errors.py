@@ -10,9 +10,7 @@ class UserError(Exception):
         remedy: what to do about it. Empty if the problem says it.
     """
 
-    def __init__(self, key: str, problem: str | None = None, remedy: str = "") -> None:
-        if problem is None:  # until every call names its parts
-            key, problem = "", key
+    def __init__(self, key: str, problem: str, remedy: str = "") -> None:
         super().__init__(key, problem, remedy)  # all parts, so that they survive pickling, as out of a Ray task
         self.key, self.problem, self.remedy = key, problem, remedy
 
