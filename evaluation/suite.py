@@ -53,6 +53,8 @@ def under_key(key: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        if error.key.startswith(f"{key}."):  # `held_out` was told it
+            raise
         raise error.under(key, instead_of="data") from None
 
 

@@ -246,7 +246,7 @@ def test_training(
         (["grid.optimizer.name=[adamw,adamx]"], ["clip, adamx", "optimizer.name", "adamax"]),
         (["grid.objective.name=[]"], ["error: grid: ", "'objective.name'"]),
         (["grid.objektive.name=[clip]"], ["objektive", "'objective'"]),
-        (["space.optimizer.learning_rate={low: 1, high: 2}"], ["optimizer.learning_rate", "optimizer.lr"]),
+        (["space.optimizer.learning_rate={low: 1, high: 2}"], ["optimizer.learning_rate", "'lr'"]),
         (["space.objective.temperature={low: 2, high: 1}"], ["space.objective.temperature", "low: 2 ", "high: 1"]),
         (["space.optimizer.name={choices: [adam]}"], ["space.optimizer.name", "grid"]),
         (["overrides.data.validation=null"], ["validation", "train, test", "overrides.data.validation=0.15"]),
