@@ -494,6 +494,7 @@ def _margin(rows: Embeddings) -> float:
 DESCENT = {name: {"name": name} for name in NAMES} | {
     "albef": {"name": "albef", "teacher": {"name": "ema", "momentum": 0.5, "final_momentum": 0.5}},
     "mcd": {"name": "mcd", "mlm": 0},
+    "slip": {"name": "slip", "hidden": 64},  # 4,096 take a third of a minute
     "declip": {"name": "declip", "mlm": 0},
 }
 
