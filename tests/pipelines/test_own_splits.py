@@ -89,7 +89,7 @@ def test_training_reads_train_alone_and_may_hold_out_a_share_of_it(prepared: Pre
 @pytest.mark.parametrize("seed", [0, 3])
 def test_no_seed_draws_published_splits_anew(prepared: Prepared, seed: int) -> None:
     for ask in (prepared.split_ids, lambda seed: held_out(prepared, SuiteSettings(split="test"), seed)):
-        with refused("data.split_seed", prepared.path, "'splits={test: 0.1}'", remedy="data.split_seed"):
+        with refused("data.split_seed", prepared.path, "'splits={test: 0.1}'", remedy="split_seed null"):
             ask(seed)
 
 
