@@ -50,9 +50,9 @@ WORKERS ?= 2
 check: install lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not ray" --numprocesses $(WORKERS) --dist worksteal --durations 15
 
-# All. Those with Ray by file, two at a time: each worker has a Ray of its own, and much of such a test is waiting.
+# All: those with Ray one after another, as each takes both cores (by file, two at a time, they take as long).
 test: check
-	$(PY) -m pytest -m ray --numprocesses $(WORKERS) --dist loadfile --durations 40
+	$(PY) -m pytest -m ray --durations 40
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
