@@ -2,7 +2,8 @@
 
 Shards are permuted, then rows inside windows of consecutive shards, so that reading stays local however large the dataset
 is; a dataset smaller than one window is permuted as a whole. Global batch g of an epoch is rows [gB, (g+1)B) of the order,
-whatever the number of workers; worker r of K takes the r-th of K equal parts of it. The only state is one number: the step.
+whatever the number of workers; worker r of K takes the r-th of K shares of it, equal ones if K divides B (shares.py). The only
+state is one number: the step.
 
 Only the requested windows are computed: starting at any step reads nothing before it, and memory does not grow with the dataset.
 """
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.dataset.prepared import Prepared, once_per_process
+from pipelines.dataset.shares import shares
 from pipelines.program.errors import UserError
 from pipelines.program.randomness import generator, uniform_of
 
@@ -79,11 +81,13 @@ class Order:
         return self.rows // self.global_batch_size
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """Sample ids of a worker's part of a step's global batch, int64 [global_batch_size / world_size]."""
+        """Sample ids of a worker's share of a step's global batch, int64."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        size = self.global_batch_size // world_size
-        start = index * self.global_batch_size + rank * size
-        return self.take(epoch, np.arange(start, start + size))
+        return self.take(epoch, index * self.global_batch_size + np.asarray(self.share(rank, world_size)))
+
+    def share(self, rank: int, world_size: int) -> range:
+        """The rows of every global batch that a worker takes."""
+        return shares(self.global_batch_size, world_size)[rank]
 
     def spares(self, step: int, rank: int, world_size: int, row: int) -> Iterator[int]:
         """Sample ids that may replace an unusable row of a worker's batch, best first.
@@ -91,7 +95,7 @@ class Order:
         They are at the same position in other batches, so no two rows of one batch get the same substitute.
         """
         epoch, index = divmod(step, self.steps_per_epoch)
-        place = index * self.global_batch_size + rank * (self.global_batch_size // world_size) + row
+        place = index * self.global_batch_size + self.share(rank, world_size)[row]
         whole = self.steps_per_epoch * self.global_batch_size
         other_batches = range(self.global_batch_size, whole, self.global_batch_size)
         for hop in chain(other_batches, range(1, self.global_batch_size)):

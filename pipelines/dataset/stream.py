@@ -114,7 +114,7 @@ class Stream:
 
             return Item(order.batch(step, rank, world_size), order.epoch_of(step), spares)
 
-        return self._batches(pick, first, last, order.global_batch_size // world_size, worker, failed)
+        return self._batches(pick, first, last, len(order.share(rank, world_size)), worker, failed)
 
     def evaluation(self, sample_ids: np.ndarray, batch_size: int, worker: Worker) -> Iterator[Batch]:
         """The given samples in the given order, once; the last batch may be shorter. Raises `UserError` for unusable images."""

@@ -14,6 +14,7 @@ import pytest
 
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import FORMAT_VERSION, Prepared
+from pipelines.dataset.shares import shares
 from pipelines.io import storage
 from tests.refusals import refused
 
@@ -189,12 +190,20 @@ def order(stamps: Prepared) -> Order:
     return Order(stamps, "train", None, seed=3, global_batch_size=8)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", range(1, 9))
 def test_workers_parts_make_up_the_global_batch(order: Order, workers: int) -> None:
+    """Whether or not their number divides it: sizes differ by at most one, as numpy cuts an array."""
     for step in range(2 * order.steps_per_epoch + 1):
         parts = [order.batch(step, rank, workers) for rank in range(workers)]
-        assert {len(part) for part in parts} == {8 // workers}
-        assert np.array_equal(np.concatenate(parts), order.batch(step))
+        expected = np.array_split(order.batch(step), workers)
+        assert all(np.array_equal(part, other) for part, other in zip(parts, expected, strict=True))
+        spares = [next(order.spares(step, rank, workers, row)) for rank, part in enumerate(parts) for row in range(len(part))]
+        assert spares == [next(order.spares(step, 0, 1, row)) for row in range(8)]
+
+
+def test_nobody_is_left_without_a_row() -> None:
+    with pytest.raises(ValueError, match="3 rows cannot be shared by 4"):
+        shares(3, 4)
 
 
 def test_an_epoch_shows_no_sample_twice_and_other_samples_are_left_over_each_time(order: Order, stamps: Prepared) -> None:
