@@ -23,12 +23,12 @@ from pipelines.program.errors import UserError
 from training.build import build_state, masks_to_cut
 from training.cadence import Clock
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.distributed import mean
+from training.distributed import total
 from training.held_out import keep_held_out
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS
 from training.plan import Plan
 from training.state import TrainState
-from training.step import train_step
+from training.step import over_workers, train_step
 from training.stopping import Asked, Stopped
 from training.towers.padding import shortened
 from training.validation import validate_held_out
@@ -112,15 +112,14 @@ def train(
         loss, norm = train_step(state, batch, settings, lr)
         counted = state.skipped == skipped
         if state.failing >= min(_PATIENCE, max(2, plan.total_steps // 2)) or state.skipped == plan.total_steps:
-            return {"diverged": _skipped_steps(state, float(mean(loss.total)), float(norm))}
+            return {"diverged": _skipped_steps(state, over_workers(loss, settings)["loss"], float(norm))}
         stops = state.stopping and counted
         if not clock.reports(state.step, plan) and not stops:
             continue
         metrics: dict[str, Any] = {"step": state.step, "epoch": state.step / plan.order.steps_per_epoch, "samples": state.samples}
         metrics |= {"lr": lr, "skipped": state.skipped}
         if counted:  # else the step has no result: its line has no loss
-            metrics |= {"loss": float(mean(loss.total)), "grad_norm": float(norm)}
-            metrics |= {name: float(mean(value)) for name, value in loss.metrics.items()}
+            metrics |= over_workers(loss, settings) | {"grad_norm": float(norm)}
         metrics |= clock.read()
         evaluate = clock.evaluates(state.step, plan)
         # No checkpoint of a skipped step: a failing run must not replace its good checkpoints.
@@ -136,7 +135,7 @@ def train(
             state.ended = state.step == plan.total_steps or clock.out_of_time()
             if state.ended and worker.rank == 0:
                 keep(state.step, [(s.file, s.data, *of) for s, *of in zip(plan.scored, rows, scores, strict=True)])
-        state.unusable += round(float(mean(torch.tensor(float(len(failed)), device=worker.device))) * worker.world_size)
+        state.unusable += round(float(total(torch.tensor(float(len(failed)), device=worker.device))))
         metrics |= {"unusable": state.unusable, UNUSABLE_ROWS: [[row.sample_id, row.reason] for row in failed]}
         failed.clear()
         state.seconds = clock.total()

@@ -4,6 +4,9 @@ A contrastive loss of parts is not the loss of the whole. With `accumulate` part
 parts and drop their graphs, take the loss on all of them and its gradient with respect to the embeddings, then embed each part
 again, under the same random numbers, and push that gradient through.
 
+The global batch is shared by the rule of `pipelines.dataset.shares`, among workers and then, on each, among parts: neither number
+need divide it, as long as each part has a row. A worker's loss counts by its share of the rows (`training.distributed`).
+
 A step counts or is skipped. If a loss or a gradient is not finite, on any worker, nothing that is learned changes: no weight, no
 optimizer state, no state of the objective or the teacher, no statistics of the encoder. Only counters change, and the scaler's
 scale.
@@ -17,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.dataset.batch import Batch
+from pipelines.dataset.shares import shares
 from pipelines.program.randomness import torch_seed
 from training.config import TrainSettings
-from training.distributed import average_gradients, mean, rank
+from training.distributed import average_gradients, global_batch, mean, rank, total, weight
 from training.objectives.base import Embeddings, Loss
 from training.state import TrainState, unwrap
 
@@ -28,7 +32,19 @@ def train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: flo
     """Teacher, forward, backward, clip, step, updates. Returns the loss and the gradient's norm before clipping.
 
     `state.skipped` is incremented if the step did not count; `state.stopping` becomes true on all workers if it was on one.
+    `batch` holds this worker's share of a global batch of `settings.global_batch_size`.
     """
+    with global_batch(settings.global_batch_size):
+        return _train_step(state, batch, settings, lr)
+
+
+def over_workers(loss: Loss, settings: TrainSettings) -> dict[str, float]:
+    """`loss` and metrics of a step, over the global batch. To be called on all workers."""
+    with global_batch(settings.global_batch_size):
+        return {name: float(mean(value)) for name, value in {"loss": loss.total, **loss.metrics}.items()}
+
+
+def _train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: float) -> tuple[Loss, Tensor]:
     encoder = unwrap(state.encoder)
     before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     for group in state.optimizer.param_groups:
@@ -65,7 +81,7 @@ def gradients(state: TrainState, batch: Batch, settings: TrainSettings) -> tuple
         return batch, _accumulate(state, batch, settings, seed)
     torch.manual_seed(seed)
     loss = state.objective(_embed(state.encoder, batch, settings), batch)
-    state.scaler.scale(loss.total).backward()
+    state.scaler.scale(weight() * loss.total).backward()
     return batch, loss
 
 
@@ -77,9 +93,9 @@ def _agreed(loss: Loss, norm: Tensor, stopping: bool) -> tuple[bool, bool]:
     checks = [loss.total.detach().isfinite(), norm.isfinite()]
     # In memories of normalisers, the logarithm of what was never seen is -inf.
     checks += [~(value.isnan() | value.isposinf()).any() for value in loss.state.values() if value.is_floating_point()]
-    finite = torch.stack(checks).all().float()
-    all_finite, any_stopping = mean(torch.stack([finite, finite.new_tensor(float(stopping))])).tolist()
-    return all_finite == 1, any_stopping > 0
+    failed = 1 - torch.stack(checks).all().float()
+    failures, requests = total(torch.stack([failed, failed.new_tensor(float(stopping))])).tolist()
+    return failures == 0, requests > 0
 
 
 @torch.no_grad()
@@ -128,9 +144,9 @@ def _accumulate(state: TrainState, batch: Batch, settings: TrainSettings, seed: 
         None if columns[0] is None else torch.cat(columns).requires_grad_() for columns in zip(*outputs, strict=True)
     )
     loss = state.objective(whole, batch)
-    state.scaler.scale(loss.total).backward()
+    state.scaler.scale(weight() * loss.total).backward()
     used = [index for index, rows in enumerate(whole) if rows is not None and rows.grad is not None]
-    gradients = [whole[index].grad.chunk(len(parts)) for index in used]
+    gradients = [_cut(whole[index].grad, len(parts)) for index in used]
     for index, part in enumerate(parts):
         torch.manual_seed(seed + index)
         with nullcontext() if index == len(parts) - 1 else _without_exchange(state.encoder):
@@ -146,5 +162,9 @@ def _without_exchange(encoder: nn.Module) -> AbstractContextManager[None]:
 
 
 def _split(batch: Batch, parts: int) -> list[Batch]:
-    chunks = {name: column.chunk(parts) for name, column in cast(dict[str, Tensor], batch).items()}
-    return [cast(Batch, {name: chunk[i] for name, chunk in chunks.items()}) for i in range(parts)]
+    pieces = {name: _cut(column, parts) for name, column in cast(dict[str, Tensor], batch).items()}
+    return [cast(Batch, {name: piece[i] for name, piece in pieces.items()}) for i in range(parts)]
+
+
+def _cut(rows: Tensor, parts: int) -> tuple[Tensor, ...]:
+    return rows.split([len(share) for share in shares(len(rows), parts)])

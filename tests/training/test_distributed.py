@@ -38,7 +38,7 @@ TASK = Task(
 
 @pytest.fixture(scope="module")
 def gloo() -> Iterator[Gloo]:
-    with Gloo(3) as workers:
+    with Gloo(4) as workers:
         yield workers
 
 
@@ -220,6 +220,64 @@ def test_all_gather(gloo: Gloo, world_size: int) -> None:
         assert torch.equal(gathered, expected)
         assert torch.equal(gradient, total[2 * rank : 2 * rank + 2])
         assert ids.tolist() == [n for r in range(world_size) for n in (10 + r, 20 + r)]
+
+
+def _shares_and_their_gradients() -> dict[str, Any]:
+    """Seven rows: what each worker is sent, and the gradient of sums that weigh the row, its receiver and its share."""
+    own, size = distributed.rank(), distributed.world_size()
+    everything = torch.arange(14.0).reshape(7, 2)
+    with distributed.global_batch(7):
+        found: dict[str, Any] = {"weight": distributed.weight()}
+        for name in ("gather", "ring", "blocks"):
+            rows = everything.tensor_split(size)[own].clone().requires_grad_()
+            blocks = [distributed.all_gather(rows)] if name == "gather" else list(distributed.around(rows, name == "ring"))
+            received = torch.cat(blocks)
+            (received.square() * (own + 1)).sum().backward()
+            found[name], found[f"{name} gradient"] = received.detach(), rows.grad
+        found["ids"] = distributed.all_gather(torch.arange(7).tensor_split(size)[own])
+        found["stacked"] = distributed.stacked(torch.tensor([own, 9]))
+        found["mean"] = distributed.mean(everything.tensor_split(size)[own].mean())
+        found["total"] = distributed.total(torch.tensor(own))
+        found["places"] = distributed.first_row(len(rows)), distributed.all_rows(len(rows))
+        counts = torch.tensor(2.0 * own)  # of values that are 10 each
+        found["counted"] = distributed.mean(distributed.mean_over_workers(10 * counts, counts))
+        try:
+            distributed.all_gather(torch.zeros(len(rows) + 1))
+        except ValueError as error:
+            found["refused"] = str(error)
+    return found
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_seven_rows_on_any_number_of_workers(gloo: Gloo, world_size: int) -> None:
+    everything = torch.arange(14.0).reshape(7, 2)
+    own = everything.tensor_split(world_size)
+    receivers = sum(range(1, world_size + 1))
+    for rank, found in enumerate(gloo(world_size, _shares_and_their_gradients)):
+        senders = [(rank - hop) % world_size for hop in range(world_size)]
+        assert torch.equal(found["gather"], everything)
+        assert torch.equal(found["ring"], torch.cat([own[sender] for sender in senders]))
+        assert torch.equal(found["blocks"], found["ring"])
+        for name in ("gather", "ring", "blocks"):
+            assert torch.equal(found[f"{name} gradient"], 2 * receivers * own[rank])
+        assert found["ids"].tolist() == list(range(7))
+        assert found["stacked"].tolist() == [[r, 9] for r in range(world_size)]
+        assert float(found["mean"]) == pytest.approx(float(everything.mean()))
+        assert int(found["total"]) == receivers - world_size
+        assert found["places"] == (sum(len(rows) for rows in own[:rank]), 7)
+        assert found["weight"] == pytest.approx(world_size * len(own[rank]) / 7)
+        assert float(found["counted"]) == pytest.approx(10)
+        assert f"{len(own[rank]) + 1} rows" in found["refused"] and "stacked" in found["refused"]
+
+
+def test_more_workers_than_rows_are_refused(gloo: Gloo) -> None:
+    assert gloo(4, _refusal) == ["3 rows cannot be shared by 4: each needs at least one"] * 4
+
+
+def _refusal() -> str:
+    with pytest.raises(ValueError, match="shared") as caught, distributed.global_batch(3):
+        pass
+    return str(caught.value)
 
 
 def _around_and_its_gradient(ring: bool) -> tuple[list[Tensor], Tensor, list[list[int]]]:

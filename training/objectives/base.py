@@ -2,8 +2,8 @@
 
 Temperature, bias and heads are parameters of the objective; queues, moving averages and per-sample state are its buffers.
 `forward` reads them and can be replayed; `update` writes them once per optimizer step, with gathered values. An objective never
-sees ranks or Ray: it gathers through `training.distributed`, which is the identity for one worker. To an objective, a teacher is
-just more columns of the batch.
+sees ranks or Ray: it gathers through `training.distributed`, which is the identity for one worker, and counts all rows through
+it, as workers may have different numbers of them. To an objective, a teacher is just more columns of the batch.
 """
 
 from abc import ABC, abstractmethod

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from pipelines.dataset.batch import Batch
-from training.distributed import mean
+from training.distributed import mean, weight
 from training.half_cosine import half_cosine
 from training.objectives.base import Embeddings, Loss, Objective, Task
 from training.objectives.ops.losses import following
@@ -90,7 +90,9 @@ class FastClip(Objective):
         gamma = self.gamma(int(self.step))
         estimates = estimate(embeddings, batch, self.log_u, (learned, learned), gamma, settings.epsilon)
         path = estimates.mean(estimates.weight * estimates.log_g)
-        (slope,) = torch.autograd.grad(path, learned, retain_graph=True)
+        # This worker's part of the slope of all workers' paths, each weighted as in the step; `mean` will weight the part again.
+        (slope,) = torch.autograd.grad(weight() * path, learned, retain_graph=True)
+        slope = slope / weight()
         temperature, level = learned.detach(), estimates.mean(estimates.level) + 2 * settings.rho
         gradient = -temperature * (level + temperature * slope)  # dF/d ln(1/t) = -t dF/dt
         state = {"log_u": estimates.log_u, "counted": estimates.counted, "gradient": gradient}

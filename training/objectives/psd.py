@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pipelines.dataset.batch import Batch
 from pipelines.program.randomness import generator
 from pipelines.program.settings_base import Settings
-from training.distributed import all_gather, first_row, world_size
+from training.distributed import all_gather, all_rows, first_row
 from training.half_cosine import half_cosine
 from training.objectives.base import Embeddings, Loss, Objective, Task
 from training.objectives.clip import ContrastiveSettings
@@ -112,7 +112,7 @@ class Psd(Objective):
         from_image, from_text = (taught_image, taught_texts), (taught_text, taught_images)
         if settings.swapped:
             from_image, from_text = from_text, from_image
-        all_soft = self.soft(rows * world_size(), int(self.step)).to(images.device)
+        all_soft = self.soft(all_rows(rows), int(self.step)).to(images.device)
         soft = all_soft[first_row(rows) :][:rows]
         candidates = find_candidates(embeddings, batch, settings.mask_false_negatives)
         if settings.scope == "block":

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipelines.dataset.batch import Batch, Needs
 from pipelines.dataset.strong_views import StrongAugment, StrongViews
-from training.distributed import all_gather, first_row, world_size
+from training.distributed import all_gather, all_rows, first_row
 from training.objectives.base import Embeddings, Loss, Task
 from training.objectives.clip import Clip, ContrastiveSettings
 from training.objectives.ops.blocks import Candidates
@@ -77,7 +77,7 @@ def nt_xent(views: Tensor, scale: float, image_id: Tensor | None = None) -> Tens
     """
     own = torch.cat(exact(views).unbind(1))  # [2b, D]: first views, then second
     first, second = (all_gather(exact(view)) for view in views.unbind(1))
-    rows, everywhere = len(views), len(views) * world_size()
+    rows, everywhere = len(views), all_rows(len(views))
     place = torch.arange(rows, device=views.device) + first_row(rows)
     # Candidates with the row's id, except its target, are left out: the vector itself, and views of its image in other rows.
     ids = place if image_id is None else image_id

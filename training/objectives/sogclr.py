@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipelines.dataset.batch import Batch, Needs
-from training.distributed import world_size
+from training.distributed import all_rows
 from training.objectives.base import Embeddings, Loss, Objective, Task
 from training.objectives.ops.contrast import contrast, find_candidates, hinged_sums
 from training.objectives.ops.losses import following, log_blend
@@ -90,7 +90,7 @@ def estimate(
     candidates = find_candidates(embeddings, batch, ids=True)
     image_scale = 1 / temperatures[0]
     text_scale = image_scale if temperatures[1] is temperatures[0] else 1 / temperatures[1]
-    negatives = candidates.negatives(world_size() * len(embeddings.image))
+    negatives = candidates.negatives(all_rows(len(embeddings.image)))
     counted = negatives > 0
     if hinge is None:
         result = contrast(embeddings, candidates, image_scale, text_scale, own=False)

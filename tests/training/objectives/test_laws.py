@@ -24,9 +24,10 @@ from training.config import TrainSettings
 from training.objectives import ObjectiveUnion
 from training.objectives.base import Embeddings, Objective, Task
 from training.state import TrainState
-from training.step import train_step
+from training.step import over_workers, train_step
 
 ROWS, WIDTH, EMBED_DIM, STEPS = 12, 7, 5, 6
+UNEVEN = 7  # pairs that no number of workers but one shares equally
 TASK = Task(
     num_images=23,
     num_texts=29,
@@ -100,11 +101,11 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 @pytest.fixture(scope="module")
 def gloo() -> Iterator[Gloo]:
-    with Gloo(3) as workers:
+    with Gloo(4) as workers:
         yield workers
 
 
-def settings_of(objective: dict[str, Any], accumulate: int = 1) -> TrainSettings:
+def settings_of(objective: dict[str, Any], accumulate: int = 1, rows: int = ROWS) -> TrainSettings:
     tree: dict[str, Any] = {
         "name": "laws",
         "data": {"path": "nowhere"},
@@ -118,7 +119,8 @@ def settings_of(objective: dict[str, Any], accumulate: int = 1) -> TrainSettings
     }
     if objective["name"] == "distill":
         tree["frozen_encoders"] = {"image_encoder": {"name": "conv"}, "text_encoder": {"name": "bag"}}  # never built
-    return validate(TrainSettings, tree | {"objective": objective}, "laws")
+    # Fewer than an objective's least batch are too few to train well, but not for the laws.
+    return validate(TrainSettings, tree | {"objective": objective}, "laws").model_copy(update={"global_batch_size": rows})
 
 
 WORDS = torch.randn(TASK.vocabulary_size, WIDTH, generator=torch.Generator().manual_seed(400), dtype=torch.float64)
@@ -161,12 +163,12 @@ def hidden_words(step: int) -> dict[str, Tensor]:
     return {"masked_text": texts.masked_fill(hidden, 1), "masked_labels": texts.masked_fill(~hidden, -100)}
 
 
-def batch_of(step: int, shuffle: int = 0) -> Batch:
+def batch_of(step: int, shuffle: int = 0, rows: int = ROWS) -> Batch:
     """A step's global batch. Samples come back in later steps, on other workers; `shuffle` deals them out in another way."""
     image_id, text_id = (IMAGES + 5 * step) % TASK.num_images, (TEXTS + 5 * step) % TASK.num_texts
     random = torch.Generator().manual_seed(100)
     images, texts = torch.randn(2, TASK.num_texts, WIDTH, generator=random, dtype=torch.float64).unbind()
-    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1000 * shuffle + step))
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(1000 * shuffle + step))
     batch = {"image_features": images[image_id], "text_features": texts[text_id], "image_id": image_id, "text_id": text_id}
     shifts = torch.randn(ROWS, 2, WIDTH, generator=torch.Generator().manual_seed(200 + step), dtype=torch.float64)
     batch |= guides_of(image_id, *TASK.guide_widths, torch.float64) | {"sample_id": image_id + 40}
@@ -178,9 +180,8 @@ def batch_of(step: int, shuffle: int = 0) -> Batch:
 
 def part_of(batch: Batch) -> Batch:
     """This worker's rows."""
-    size = ROWS // distributed.world_size()
-    own = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
-    return Batch(**{name: column[own] for name, column in batch.items()})  # type: ignore[typeddict-item,index]
+    place, size = distributed.rank(), distributed.world_size()
+    return Batch(**{name: column.tensor_split(size)[place] for name, column in batch.items()})  # type: ignore[typeddict-item,attr-defined]
 
 
 def state_of(settings: TrainSettings, seed: int = 0) -> TrainState:
@@ -205,19 +206,25 @@ class Outcome(NamedTuple):
 
 
 def steps(
-    objective: dict[str, Any], first: int, last: int, saved: bytes | None = None, accumulate: int = 1, shuffle: int = 0
+    objective: dict[str, Any],
+    first: int,
+    last: int,
+    saved: bytes | None = None,
+    accumulate: int = 1,
+    shuffle: int = 0,
+    rows: int = ROWS,
 ) -> Outcome:
     """Train on this worker's rows of global batches, from a checkpoint where there is one."""
-    settings = settings_of(objective, accumulate)
+    settings = settings_of(objective, accumulate, rows)
     state = state_of(settings, seed=0 if saved is None else 99)
     if saved is not None:
         state.load_state_dict(torch.load(io.BytesIO(saved), weights_only=True))
     assert state.step == first
     losses, gradients = [], []
     for step in range(first, last):
-        loss, _ = train_step(state, part_of(batch_of(step, shuffle)), settings, settings.optimizer.lr)
+        loss, _ = train_step(state, part_of(batch_of(step, shuffle, rows)), settings, settings.optimizer.lr)
         assert loss.total.dtype == torch.float64
-        losses.append(distributed.mean(loss.total))
+        losses.append(torch.tensor(over_workers(loss, settings)["loss"], dtype=torch.float64))
         parameters = [p for module in (state.encoder, state.objective) for p in module.parameters() if p.requires_grad]
         gradients.append([p.grad.clone() for p in parameters if p.grad is not None])
         assert len(gradients[-1]) == len(parameters)
@@ -299,6 +306,26 @@ def test_a_run_may_go_on_with_other_workers(gloo: Gloo, variant: str) -> None:
     for first, second in product(firsts, seconds):
         losses, gradients = ([*a, *b, *c] for a, b, c in zip(first[:2], second[:2], third[:2], strict=True))
         assert_same(third._replace(losses=losses, gradients=gradients), expected_of(variant))
+
+
+@cache
+def uneven_expected_of(variant: str) -> Outcome:
+    """One worker, whole batches of seven pairs."""
+    return steps(VARIANTS[variant], 0, STEPS, rows=UNEVEN)
+
+
+@every_variant
+def test_workers_with_unequal_shares_are_one(gloo: Gloo, variant: str) -> None:
+    """Seven pairs on four workers, then three, then two with three parts each, by checkpoints: as one worker all along."""
+    expected, saved = uneven_expected_of(variant), None
+    for first, (workers, parts) in zip((0, 2, 4), ((4, 1), (3, 1), (2, 3)), strict=True):
+        outcomes = gloo(workers, steps, VARIANTS[variant], first, first + 2, saved, parts, 0, UNEVEN)
+        now = Outcome(expected.losses[: first + 2], expected.gradients[: first + 2], {}, b"")
+        for found in outcomes:
+            assert_same(found._replace(state={}), now)
+        saved = outcomes[-1].saved
+    for found in outcomes:
+        assert_same(found, expected)
 
 
 @every_variant

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipelines.dataset.batch import Batch
-from training.distributed import all_gather, first_row
+from training.distributed import all_gather, first_row, stacked
 from training.objectives.base import Embeddings
 from training.objectives.ops.blocks import Candidates, in_blocks
 from training.objectives.ops.losses import log_sums
@@ -55,7 +55,7 @@ def hinged_sums(embeddings: Embeddings, candidates: Candidates, scale: Tensor, h
 
 def _over_workers(columns: Tensor, rows: int) -> Tensor:
     """The log-sum-exp of this worker's `rows` texts, from every worker's log-sum-exp [B] over its own images."""
-    partial = all_gather(columns[None])  # [world_size, B]
+    partial = stacked(columns)  # [world_size, B]
     start = first_row(rows)
     mine = partial[:, start : start + rows]
     return mine.logsumexp(0) if len(mine) > 1 else mine[0]

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from training.distributed import all_gather, world_size
+from training.distributed import all_rows, stacked
 from training.precision import exact
 
 
@@ -27,9 +27,9 @@ class BatchNorm(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         rows = exact(rows)
-        count = len(rows) * world_size()
-        centred = rows - all_gather(rows.sum(0, keepdim=True)).sum(0) / count
-        variance = all_gather(centred.square().sum(0, keepdim=True)).sum(0) / count
+        count = all_rows(len(rows))
+        centred = rows - stacked(rows.sum(0)).sum(0) / count
+        variance = stacked(centred.square().sum(0)).sum(0) / count
         rows = centred * torch.rsqrt(variance + self._eps)
         return rows if self.weight is None or self.bias is None else torch.addcmul(self.bias, rows, self.weight)
 
