@@ -1,6 +1,5 @@
 """The config of `python -m training CONFIG.yaml`, composed of parts whose settings are defined next to what they build."""
 
-import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -147,13 +146,12 @@ class TrainSettings(Settings):
     overwrite: bool = Field(False, description="delete an earlier run of this name")
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> "TrainSettings":
+    def _batch_fills_all_parts(self) -> "TrainSettings":
         workers, parts = self.resources.num_workers, self.accumulate
-        if self.global_batch_size % (workers * parts):
-            divisible = math.ceil(self.global_batch_size / (workers * parts)) * workers * parts
+        if self.global_batch_size < workers * parts:
             raise ValueError(
-                f"global_batch_size: {self.global_batch_size} is not divisible by resources.num_workers x accumulate = "
-                f"{workers} x {parts}; pass global_batch_size={divisible}"
+                f"global_batch_size: {self.global_batch_size} is less than resources.num_workers x accumulate = {workers} x "
+                f"{parts}, and each part of a step needs a pair; pass at least global_batch_size={workers * parts}"
             )
         return self
 

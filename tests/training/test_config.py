@@ -26,9 +26,9 @@ def settings(**changes: object) -> TrainSettings:
     ("changes", "key", "named"),
     [
         (
-            {"global_batch_size": 10, "accumulate": 2, "resources": {"num_workers": 3}},
+            {"global_batch_size": 5, "accumulate": 2, "resources": {"num_workers": 3}},
             "global_batch_size",
-            ["10", "resources.num_workers", "accumulate", "12"],
+            ["5", "resources.num_workers", "accumulate", "3 x 2", "6"],
         ),
         ({"precision": "fp16"}, "precision", ["fp16", "resources.use_gpu=true"]),
         ({"precision": "fp8"}, "precision", ["'fp8'", "fp32", "bf16", "fp16"]),
@@ -64,8 +64,13 @@ def test_what_cannot_work_names_its_key_and_the_way_out(changes: dict, key: str,
         settings(**changes)
 
 
+@pytest.mark.parametrize(("workers", "parts", "size"), [(3, 2, 10), (4, 1, 7), (2, 4, 9), (3, 2, 6)])
+def test_no_number_of_workers_or_parts_needs_to_divide_the_batch(workers: int, parts: int, size: int) -> None:
+    settings(global_batch_size=size, accumulate=parts, resources={"num_workers": workers})
+
+
 def test_the_suggested_batch_size_works() -> None:
-    for workers, parts, size in [(3, 2, 10), (4, 1, 5), (2, 4, 3)]:
+    for workers, parts, size in [(3, 2, 5), (4, 1, 3), (2, 4, 3)]:
         with pytest.raises(UserError) as caught:
             settings(global_batch_size=size, accumulate=parts, resources={"num_workers": workers})
         suggested = int(caught.value.remedy.rpartition("global_batch_size=")[2])
