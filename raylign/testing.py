@@ -5,7 +5,7 @@
 
 The loss of a batch in parts equals that of the whole batch only if the objective gathers the rows of other workers, changes no
 state in `forward`, and writes state in `update` from gathered values. The checks train small networks in float64 with the same
-step function as training.
+step function as training, on batches that no number of workers or parts but one shares equally.
 """
 
 import io
@@ -19,14 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelines.dataset.batch import Batch, columns
+from pipelines.dataset.shares import shares
 from pipelines.program.settings import validate
 from training import distributed
 from training.config import TrainSettings
 from training.objectives.base import Embeddings, ObjectiveSettings, Task
 from training.state import TrainState
-from training.step import train_step
+from training.step import over_workers, train_step
 
-_ROWS, _WIDTH, _DIM, _STEPS = 12, 7, 5, 3
+_ROWS, _WIDTH, _DIM, _STEPS = 11, 7, 5, 3
 _TASK = Task(
     num_images=23,
     num_texts=29,
@@ -40,8 +41,8 @@ _TASK = Task(
     guide_widths=(_DIM, _DIM),
 )
 # The pairs' images and captions: with an image twice, a caption twice, and a pair twice.
-_IMAGES = torch.tensor([0, 0, 0, 1, 2, 3, 3, 4, 5, 6, 7, 7])
-_TEXTS = torch.tensor([0, 1, 2, 2, 3, 4, 5, 5, 5, 6, 8, 8])
+_IMAGES = torch.tensor([0, 0, 0, 1, 2, 3, 3, 4, 5, 7, 7])
+_TEXTS = torch.tensor([0, 1, 2, 2, 3, 4, 5, 5, 5, 8, 8])
 _PATIENCE = 300  # seconds for a process to start and train
 
 
@@ -63,7 +64,7 @@ def check_objective(settings: ObjectiveSettings, workers: int = 2) -> None:
     Args:
         settings: the objective's, such that all of it changes within a few steps: high temperatures, short schedules. Its module
             must be importable, as the processes import it.
-        workers: number of processes: 2, 3, 4, 6 or 12.
+        workers: number of processes, 2 to 10; they have unequal shares of a batch.
     """
     prefix = f"{type(settings).__name__}: "
     tree = settings.model_dump(mode="json")
@@ -193,9 +194,8 @@ def _batch(step: int) -> Batch:
 
 def _own_rows(batch: Any) -> Any:
     """This worker's part of a global batch."""
-    size = _ROWS // distributed.world_size()
-    own = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
-    return {name: column[own] for name, column in batch.items()}
+    own = shares(_ROWS, distributed.world_size())[distributed.rank()]
+    return {name: column[own.start : own.stop] for name, column in batch.items()}
 
 
 def _state(settings: TrainSettings, seed: int = 0) -> TrainState:
@@ -220,7 +220,7 @@ def _steps(objective: dict[str, Any], first: int, last: int, saved: bytes | None
     for step in range(first, last):
         batch = {name: column for name, column in _own_rows(_batch(step)).items() if name in wanted}
         loss, _ = train_step(state, batch, settings, settings.optimizer.lr)  # type: ignore[arg-type]
-        losses.append(distributed.mean(loss.total.detach()))
+        losses.append(torch.tensor(over_workers(loss, settings)["loss"], dtype=torch.float64))
         parameters = [p for module in (state.encoder, state.objective) for p in module.parameters() if p.requires_grad]
         gradients.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters])
     written = state.state_dict()
@@ -232,7 +232,7 @@ def _steps(objective: dict[str, Any], first: int, last: int, saved: bytes | None
 
 def _on(workers: int, objective: dict[str, Any]) -> list[Outcome]:
     """The outcomes of several processes that train together, through gloo."""
-    assert _ROWS % workers == 0, f"workers: {workers} do not share {_ROWS} rows; choose 2, 3, 4, 6 or 12"
+    assert 1 < workers < _ROWS, f"workers: {workers} do not share {_ROWS} rows unequally; choose 2 to {_ROWS - 1}"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "timm.optim", "training.step"])  # imported once for all checks
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipelines.dataset.batch import Batch
-from training.distributed import all_gather, first_row
+from training.distributed import all_gather, first_row, rank
 from training.objectives.base import Embeddings, Loss, Objective, ObjectiveSettings, Task
 
 
@@ -107,6 +107,17 @@ class SumsOverRows(Plain):
             def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
                 loss = super().forward(embeddings, batch)
                 return loss._replace(total=loss.total * len(embeddings.image))
+
+        return Broken(self, task)
+
+
+class EqualShares(Plain):
+    """Takes all workers to have as many rows as this one."""
+
+    def build(self, task: Task) -> Objective:
+        class Broken(PlainLoss):
+            def first(self, rows: int) -> int:
+                return rank() * rows
 
         return Broken(self, task)
 

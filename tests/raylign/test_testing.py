@@ -18,6 +18,7 @@ def test_what_keeps_the_laws_passes(settings: own_objective.Plain) -> None:
         ("OwnRowsOnly", "2 workers"),
         ("OwnStateOnly", "2 workers"),
         ("SumsOverRows", "2 workers"),
+        ("EqualShares", "2 workers"),
         ("WritesInForward", "`forward`"),
         ("Forgets", "checkpoint"),
     ],
