@@ -542,6 +542,13 @@ def test_an_embedded_image_is_bounded(inner: bytes, about: str) -> None:
     assert about in svg_refused(svg_of(f'<image href="{data_url(inner, "image/svg+xml")}" width="40" height="40"/>'))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_embedded_images_are_bounded_together() -> None:
+    """Each may have 49 million pixels; two have more than one image may."""
+    one = f'<image href="{data_url(png_header(7000, 7000))}" width="20" height="20"/>'
+    assert "98,000,000 pixels" in svg_refused(svg_of(one * 2))
+
+
 @pytest.mark.parametrize(
     "inside",
     [

@@ -86,6 +86,12 @@ FOUR = {"clip, adamw": [15.0, 17.0, 19.0], "clip, sgd": [14.0, 19.0, 15.0], "sog
             "No final run is finished yet; 16 of 16 search trials are done; the best of the search, sogclr, adamw, "
             "has 20.0 % Average on the validation split",
         ),
+        (
+            search_rows(),
+            BEGUN | {"score": {"title": "Average", "metrics": [I2T, T2I], "mode": "min"}},
+            "No final run is finished yet; 16 of 16 search trials are done; the best of the search, sogclr, adamw, "
+            "has 11.0 % Average on the validation split",
+        ),
         ([], BEGUN, "No final run is finished yet; 0 of 16 search trials are done"),
         (
             [row(cell, "search", 0, 0, math.nan, status="failed", reason=f"{NAN_REASON}.") for cell in CELLS],
