@@ -559,8 +559,9 @@ def test_embedded_images_are_bounded_together() -> None:
             for i in range(3000)
         )
         + '<rect width="9" height="9" fill="url(#a2999)"/>',
+        "".join(f'<g id="a{i}"><use href="#a{i - 1}"/></g>' for i in reversed(range(3000))),
     ],
-    ids=["nested", "used", "pattern"],
+    ids=["nested", "used", "pattern", "used-before-defined"],
 )
 def test_levels_of_an_svg_are_bounded(inside: str) -> None:
     """resvg recurses: some hundred levels overflow its stack, which ends the whole process."""
