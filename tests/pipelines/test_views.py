@@ -155,6 +155,14 @@ def test_the_evaluation_view_is_the_centre_square() -> None:
     assert np.abs(small[1, 2:-2, 16].astype(float) - (1.5 + 4 * np.arange(2, 30))).max() <= 1
 
 
+@pytest.mark.parametrize("size", [12, 24, 100])
+def test_the_evaluation_view_is_exactly_what_it_always_was(size: int) -> None:
+    """Published scores can be computed again years later: bicubic, from the whole of the centre square."""
+    image = Image.fromarray(noise(48, 64))
+    expected = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=(8, 0, 56, 48))).transpose(2, 0, 1)
+    assert np.array_equal(eval_view(image, size), expected)
+
+
 @pytest.mark.parametrize("changed", [{"crop_scale": (0.5,)}, {"crop_scale": "half"}, {"flip": "perhaps"}])
 def test_augmentation_settings_of_a_wrong_kind_are_refused(changed: dict) -> None:
     with pytest.raises(ValueError, match=r"crop_scale|flip"):
