@@ -121,8 +121,9 @@ def test_pixels_that_a_tower_cannot_make_are_refused(tmp_path: Path) -> None:
         lambda levels: levels**2,
         lambda levels: levels.mean(-1, keepdims=True).repeat(3, -1),  # grey
         lambda levels: levels @ np.array([[0.8, 0.2, 0], [0, 0.8, 0.2], [0.2, 0, 0.8]]),
+        lambda levels: levels * np.linspace(1, 0.9, levels.shape[2])[:, None],
     ],
-    ids=["squared", "grey", "mixed"],
+    ids=["squared", "grey", "mixed", "shaded"],
 )
 def test_colours_that_a_tower_cannot_make_are_refused(change: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def processor(images: list[np.ndarray], **_: Any) -> dict[str, Tensor]:
