@@ -257,6 +257,16 @@ def test_a_tokenizer_that_knows_no_length_is_told_the_models(name: str, folders:
     np.testing.assert_allclose(unit(torch.from_numpy(tower_rows(str(tmp_path), projected=True))), right, atol=1e-5)
 
 
+def test_a_model_that_reads_its_padding_keeps_its_length_whatever_its_tokenizer_says(tmp_path: Path) -> None:
+    """SigLIP's has no mask, which tells; one that was saved with a mask does not, and the model is found out by running it."""
+    save("siglip", DUAL["siglip"][1], tmp_path, model_input_names=["input_ids", "attention_mask"])
+    with refused("text_tower.max_tokens", tmp_path, remedy=f"text_tower.max_tokens={POSITIONS}"):
+        tower_rows(str(tmp_path), max_tokens=8, projected=True)
+    right = unit(torch.from_numpy(alone(tmp_path, True))).numpy()
+    np.testing.assert_allclose(huggingface(str(tmp_path)).embed_texts(CAPTIONS), right, atol=1e-5)
+    np.testing.assert_allclose(unit(torch.from_numpy(tower_rows(str(tmp_path), projected=True))), right, atol=1e-5)
+
+
 def test_what_no_text_is_told_apart_by_is_refused(tmp_path: Path) -> None:
     """A CLIP reads the end of a text that its config names, and this tokenizer adds another: the first token stands for all."""
     save("clip", DUAL["clip"][1], tmp_path)
