@@ -146,8 +146,10 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
     if not result.exists():
         return None
     try:
-        return json.loads(result.read_text(encoding="utf-8"))
-    except ValueError:
+        earlier = json.loads(result.read_text(encoding="utf-8"))
+        earlier["step"]
+        return earlier
+    except (ValueError, LookupError, TypeError):
         raise UserError("name", f"{result} is truncated or altered", "delete it, and the same command writes it again") from None
 
 

@@ -228,7 +228,7 @@ def test_nothing_of_a_run_that_is_replaced_is_left(
     def fit(*_: Any) -> None:
         raise UserError("", "training begins")
 
-    monkeypatch.setattr("training.run.fit", fit)
+    monkeypatch.setattr("training.ray_train.fit", fit)
     code, printed, files = replacing()
     assert (code, printed) == (2, "error: training begins")
     assert set(files) == {".lock", "config.yaml"} and files["config.yaml"] != "old"
