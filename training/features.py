@@ -58,6 +58,7 @@ def compute_banks(settings: BankSettings, display: Display) -> list[Path]:
     # These raise if an encoder has no weights.
     image = None if settings.image_encoder is None else frozen(settings.image_encoder, "image_encoder", None)
     text = None if settings.text_encoder is None else frozen(settings.text_encoder, "text_encoder", None)
+    feature_store.Pool(settings.actors or 1, settings.use_gpu).check()
     check_towers([tower for tower in (image, text) if tower is not None], None)
     cluster.start(display.verbose)
     pool = feature_store.Pool(_actors(settings), settings.use_gpu)

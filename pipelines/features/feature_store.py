@@ -32,7 +32,7 @@ from pipelines.dataset.stream import Item, Stream
 from pipelines.features.rows_by_id import digest_of_rows
 from pipelines.io import storage
 from pipelines.program import interrupts
-from pipelines.program.cluster import RETRIES, blocks, errors_as_blocks
+from pipelines.program.cluster import RETRIES, blocks, errors_as_blocks, own_machine
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.settings import difference
@@ -53,6 +53,25 @@ class Pool:
     actors: int
     use_gpu: bool = False
     threads: int = 1
+
+    def check(self) -> None:
+        """Raises `UserError` if actors would wait forever in the Ray that this process will start. A running cluster may grow.
+
+        Errors name the keys of the programs' configs.
+        """
+        size = own_machine()
+        if size is None:
+            return
+        cpus, gpus = size
+        actors, each = self.actors, self.threads
+        if self.use_gpu and actors > gpus:
+            problem = f"{actors} x 1 GPU, and this machine has {gpus}"
+            raise UserError("use_gpu", problem, f"pass use_gpu=false{f' or actors={gpus}' if gpus else ''}")
+        if each > cpus:
+            raise UserError("cpus_per_actor", f"{each} CPUs, and this machine has {cpus}", f"pass cpus_per_actor={cpus} or less")
+        if actors * each > cpus:
+            problem = f"{actors} x {each} CPUs = {actors * each}, and this machine has {cpus}"
+            raise UserError("actors", problem, f"pass actors={cpus // each}")
 
 
 @dataclass(frozen=True)

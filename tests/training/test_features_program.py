@@ -170,6 +170,32 @@ def test_weights_of_another_model_are_refused_before_a_cluster_starts(
     assert printed.startswith("error: image_encoder.weights: ") and "image.pth" in printed and printed.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),  # the key first
+    [
+        (["use_gpu=true"], ["use_gpu", "1 x 1 GPU", "has 0", "use_gpu=false"]),
+        (["use_gpu=true", "actors=2"], ["use_gpu", "2 x 1 GPU", "has 0", "use_gpu=false"]),
+        (["actors=3"], ["actors", "3 x 1 CPUs = 3", "has 2", "actors=2"]),
+    ],
+)
+def test_actors_that_would_wait_for_ever_are_told_before_a_cluster_starts(
+    given: list[str], named: list[str], root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def start(*_: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("training.features.cluster.start", start)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    encoder = f"image_encoder={{name: timm, model: test_resnet, weights: {root}/image.pth, image_size: 32}}"
+    assert main([str(RECIPE), f"dataset={root}/squares", "neighbours=false", "text_encoder=null", encoder, *given]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {named[0]}: ") and printed.count("\n") == 1
+    assert all(part in printed for part in named)
+
+
 def test_the_keys_decide_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """In the file or among the overrides; help and --show are of what would be done."""
     both = tmp_path / "c.yaml"
