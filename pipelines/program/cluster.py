@@ -231,9 +231,11 @@ def deaths_as_errors(remedy: str, culprit: Callable[[], UserError | None] | None
         yield
     except (NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError) as error:
         _release(error)
+        if ray_internals.failed_at_start(error):  # an exception, of an encoder for example, and no death
+            raise UserError("Ray", f"a task failed: {cause_of(error)}", f"correct that; {remedy}") from None
         if image_error := culprit() if culprit else None:
             raise image_error from None
-        problem = f"a task's process ended, {RETRIES + 1} times: {str(error).strip().partition(chr(10))[0]}"
+        problem = f"a task failed {RETRIES + 1} times: {cause_of(error)}"
         raise UserError("Ray", problem, f"check whether the machine is short of memory; {remedy}") from None
     except Exception as error:
         _release(error)

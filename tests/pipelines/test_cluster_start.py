@@ -112,6 +112,24 @@ def test_a_task_that_died_names_its_image_or_the_memory() -> None:
             raise ray.exceptions.WorkerCrashedError
 
 
+def test_an_actor_that_could_not_be_set_up_is_told_by_its_cause_and_is_none_of_memory() -> None:
+    """An encoder that cannot be built there: Ray reports a dead actor, which is not a death."""
+    raised = ValueError("no GPU of this kind")
+    cause = ray.exceptions.RayTaskError("f", "Traceback ...\nValueError: no GPU of this kind", raised, "ray::f", 1, "10.0.0.1")
+
+    def culprit() -> None:
+        raise AssertionError("no image is at fault")
+
+    with (
+        refused("Ray", "ValueError: no GPU of this kind", remedy="it goes on") as caught,
+        cluster.deaths_as_errors("it goes on", culprit),
+    ):
+        raise ray.exceptions.ActorDiedError(cause)
+    assert "memory" not in str(caught.value)
+    with refused("Ray", "its process died", remedy="memory"), cluster.deaths_as_errors(""):
+        raise ray.exceptions.ActorDiedError
+
+
 # --- the cluster's head ---
 
 
