@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pipelines.io.retry import shown
 from pipelines.program import interrupts, yaml_text
-from pipelines.program.causes import cause_of, innermost
+from pipelines.program.causes import cause_of, innermost, of_storage
 from pipelines.program.config_errors import alike
 from pipelines.program.config_files import ROOT, find_config, shipped, short_name
 from pipelines.program.display import Display
@@ -114,13 +114,11 @@ def run_program(
             again = _again(command, given, getattr(settings, "overwrite", False))
             return _stop(str(stopped), again)
         except Exception as error:
-            if options.verbose or not _lost(error):
+            told = of_storage(error) or _lost(error)
+            if options.verbose or told is None:
                 raise
             display.close()
-            print(
-                f"error: Ray: {shown(cause_of(error))}; the same command goes on from what is done, --verbose shows all",
-                file=sys.stderr,
-            )
+            print(f"error: {shown(str(told))}", file=sys.stderr)
             return 2
         finally:
             display.close()
@@ -151,10 +149,12 @@ def _again(command: str, arguments: Sequence[str], overwrites: bool) -> str:
     return shlex.join([*command.split(), *kept])
 
 
-def _lost(error: Exception) -> bool:
-    """Whether a Ray process or node was lost or did not start, as opposed to a bug, which is shown with its traceback."""
+def _lost(error: Exception) -> UserError | None:
+    """The user's error, if a Ray process or node was lost or did not start; None for a bug, which is shown with its traceback."""
     exceptions, inner = sys.modules.get("ray.exceptions"), innermost(error)
-    return exceptions is not None and isinstance(inner, exceptions.RayError) and not isinstance(inner, exceptions.RayTaskError)
+    if exceptions is None or not isinstance(inner, exceptions.RayError) or isinstance(inner, exceptions.RayTaskError):
+        return None
+    return UserError("Ray", cause_of(error), "the same command goes on from what is done, --verbose shows all")
 
 
 def _read(prog: str, package: str, model: type[S], options: argparse.Namespace) -> S:

@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.io.retry import Unreachable
 from pipelines.program import interrupts, ray_internals
-from pipelines.program.causes import cause_of
+from pipelines.program.causes import cause_of, of_storage
 from pipelines.program.errors import UserError
 
 if TYPE_CHECKING:  # the environment below has to be set first
@@ -186,7 +185,7 @@ def _answers(address: str) -> bool:
 
 
 def errors_as_blocks(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """`work` for a task of Ray Data: if a `UserError` is raised, or a store does not answer, the result is a block that says so.
+    """`work` for a task of Ray Data: if a `UserError` is raised, or a store or disk fails, the result is a block that says so.
 
     Ray would log a failed task at length.
     """
@@ -197,8 +196,10 @@ def errors_as_blocks(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[
             return work(*arguments)
         except UserError as error:
             parts = error.key, error.problem, error.remedy
-        except Unreachable as error:
-            parts = "", str(error), "try again when it answers: the same command goes on"
+        except OSError as error:
+            if (told := of_storage(error)) is None:
+                raise
+            parts = told.key, told.problem, told.remedy
         return {name: [part] for name, part in zip(_ERROR, parts, strict=True)}
 
     return run

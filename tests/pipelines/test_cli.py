@@ -1,5 +1,6 @@
 """The programs from outside: exit codes, one-line errors, --help and --show. `run_program` itself runs in this process."""
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import pytest
 import ray.exceptions
 import yaml
 
+from pipelines.io.retry import Unreachable
 from pipelines.prepare.config import PrepareSettings
 from pipelines.program.cli import run_program
 from pipelines.program.display import Display
@@ -122,6 +124,30 @@ def test_what_ray_loses_is_told_in_one_line_and_a_bug_in_its_tasks_is_not_hidden
     bug = ray.exceptions.RayTaskError("f", "Traceback ...", ZeroDivisionError(), "ray::f", 1, "10.0.0.1")
     with pytest.raises(ZeroDivisionError):
         run_program("pipelines", "p", PrepareSettings, act(bug.as_instanceof_cause()), [config])
+
+
+@pytest.mark.parametrize("in_a_task", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [Unreachable("s3://b/x: given up"), OSError(errno.ENOSPC, "No space left", "/d/x"), OSError(errno.EIO, "I/O", "/d/x")],
+)
+def test_a_store_or_disk_that_fails_is_told_in_one_line_and_other_errors_are_not_hidden(
+    config: str, capsys: pytest.CaptureFixture, error: OSError, in_a_task: bool
+) -> None:
+    """On the driver, and in a task of which Ray hands it on."""
+
+    def act(error: Exception) -> int:
+        def fail(settings: PrepareSettings, display: Display) -> None:
+            raise ray.exceptions.RayTaskError("f", "Traceback", error, "ray::f", 1, "10.0.0.1") if in_a_task else error
+
+        return run_program("pipelines", "p", PrepareSettings, fail, [config])
+
+    assert act(error) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and "same command" in printed
+    assert (error.filename or "s3://b/x") in printed
+    with pytest.raises((FileNotFoundError, ray.exceptions.RayTaskError)):
+        act(FileNotFoundError(errno.ENOENT, "No such file", "/d/x"))
 
 
 @pytest.mark.parametrize("arguments", [[], ["--nonsense", "c.yaml"]])

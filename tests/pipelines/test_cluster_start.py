@@ -93,6 +93,7 @@ def test_every_words_of_a_start_that_took_too_long_are_tried_again(monkeypatch: 
     [
         (UserError("source.path", "no 'x'", "give a folder"), "source.path", "no 'x'", "give a folder"),
         (Unreachable("s3://b: given up"), "", "s3://b: given up", "again"),
+        (OSError(28, "No space left on device", "/data/x"), "", "No space left on device: '/data/x'", "room"),
     ],
 )
 def test_an_error_in_a_task_arrives_with_its_parts(error: Exception, key: str, problem: str, remedy: str) -> None:
