@@ -50,6 +50,8 @@ def test_no_key_makes_a_local_path_of_a_uri(uri: str) -> None:
         except ValidationError as error:
             found[key] = f"{error}"
             assert f"'{uri}' is not on a disk" in str(error), key
+        with pytest.raises(ValidationError):
+            adapter.validate_python(Path(uri))  # from Python; it has lost a slash
     refused = {key for key, value in found.items() if value != uri}
     assert {"TrainSettings.storage", "SweepSettings.storage", "EvaluateSettings.output", "RunImageSettings.path"} <= refused
     assert found["PrepareSettings.output"] == found["DataSettings.path"] == uri
