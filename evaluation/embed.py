@@ -25,6 +25,7 @@ from evaluation.embeddings import Inputs, Rows, check_finite
 from evaluation.model_settings import ModelSettings
 from pipelines.features import feature_store
 from pipelines.io.deadly import deadly
+from pipelines.program.cluster import say_if_full
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 
@@ -49,6 +50,7 @@ def describe(settings: ModelSettings) -> EmbedderInfo:
         fingerprint, scale = getattr(embedder, "fingerprint", None), getattr(embedder, "scale", None)
         return EmbedderInfo(fingerprint, None if scale is None else float(scale), hasattr(embedder, "image_features"))
 
+    say_if_full()
     return ray.get(load.remote())
 
 

@@ -369,6 +369,6 @@ def _computed(
         left = ((number, np.arange(start, end)) for number, start, end in batches[received : received + _SUSPECTS])
         return next(filter(None, (culprit(number, ids) for number, ids in left)), None) if culprit else None
 
-    for batch in blocks(dataset, culprit_of_rest):
+    for batch in blocks(dataset, culprit_of_rest, pool.threads, 1 if pool.use_gpu else 0):
         received += 1
         yield batch["rows"]

@@ -39,7 +39,8 @@ def of_storage(error: BaseException) -> UserError | None:
     if isinstance(error, Unreachable):
         return UserError("", str(error), "try again when it answers: the same command goes on")
     if isinstance(error, OSError) and error.errno in _DISK:
-        return UserError("", f"the disk fails: {_text(error)}", "make room or repair it: the same command goes on")
+        text = str(error).removeprefix(f"[Errno {error.errno}] ")
+        return UserError("", f"the disk fails: {text}", "make room or repair it: the same command goes on")
     return None
 
 

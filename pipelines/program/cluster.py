@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ _STARTS = 5  # attempts to start a local Ray before the machine counts as too bu
 _LOOK = 2.0  # seconds between two checks of the head
 _HEAD = 45.0  # seconds without it until it is gone: Ray ends drivers after 60
 _LOCAL_HEAD = 5.0  # for a local Ray, whose head is not restarted
+_FULL = 5.0  # seconds in which a cluster has no room until the program says that it waits; Ray counts with a delay
 
 ENVIRONMENT = {name: value for name, (value, _) in ray_internals.VARIABLES.items()} | {
     # Each task tokenizes on the one CPU it was given; no notice about forks.
@@ -205,12 +206,50 @@ def errors_as_blocks(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[
     return run
 
 
-def blocks(dataset: "ray.data.Dataset", culprit: Callable[[], UserError | None] | None = None) -> Iterator[dict[str, np.ndarray]]:
+def say_if_full(cpus: float = 1, gpus: float = 0) -> None:
+    """Say in a cluster that others use too what the work that is submitted next waits for, if there is no room for it.
+
+    Asked before, when none of that work can be running: afterwards, the program itself may be what takes all CPUs.
+
+    Args:
+        cpus, gpus: of one of its tasks.
+    """
+    import ray
+
+    if "RAY_ADDRESS" not in os.environ or not ray.is_initialized():
+        return
+    needed = {kind: count for kind, count in (("CPU", cpus), ("GPU", gpus)) if count}
+    begun = time.monotonic()
+    while any(ray.available_resources().get(kind, 0) < count for kind, count in needed.items()):
+        if time.monotonic() - begun > _FULL:
+            interrupts.say(waits_for(needed))
+            return
+        time.sleep(0.2)
+
+
+def waits_for(needed: Mapping[str, float]) -> str:
+    """A line about resources, in Ray's names and units, for which the cluster has no room."""
+    import ray
+
+    total, free = ray.cluster_resources(), ray.available_resources()
+    parts = [
+        f"{count:g} {kind}{'' if count == 1 else 's'} (the cluster has {total.get(kind, 0):g}, {free.get(kind, 0):g} free)"
+        for kind, count in needed.items()
+        if count
+    ]
+    return f"waiting for {' and '.join(parts)}: it continues when a node joins or another job ends"
+
+
+def blocks(
+    dataset: "ray.data.Dataset", culprit: Callable[[], UserError | None] | None = None, cpus: float = 1, gpus: float = 0
+) -> Iterator[dict[str, np.ndarray]]:
     """The blocks of a dataset of `errors_as_blocks` tasks, as they arrive. Raises the `UserError` of the first that failed.
 
     Args:
         culprit: see `deaths_as_errors`.
+        cpus, gpus: of one of its tasks.
     """
+    say_if_full(cpus, gpus)
     with deaths_as_errors("the same command goes on with what is missing", culprit):
         for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
             if _ERROR[0] in block:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import ray.data
 
 from pipelines.io.retry import Unreachable
 from pipelines.program import cluster
@@ -111,6 +112,35 @@ def test_a_task_that_died_names_its_image_or_the_memory() -> None:
     for culprit, key, remedy in ((lambda: image, "data.path", "remove the file"), (lambda: None, "Ray", "memory")):
         with refused(key, remedy=remedy), cluster.deaths_as_errors("", culprit):
             raise ray.exceptions.WorkerCrashedError
+
+
+def test_data_tasks_say_what_they_wait_for_while_other_jobs_have_all_cpus(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    @ray.remote(num_cpus=2)
+    class Other:
+        """What another job runs."""
+
+        def here(self) -> bool:
+            return True
+
+    monkeypatch.setenv("RAY_ADDRESS", "of a cluster")
+    monkeypatch.setattr(cluster, "_FULL", 0.5)
+    other = Other.remote()
+    assert ray.get(other.here.remote())
+
+    def end_when_told(line: str) -> None:
+        ray.kill(other)
+        lines.append(line)
+
+    lines: list[str] = []
+    monkeypatch.setattr(cluster.interrupts, "say", end_when_told)
+    data = ray.data.from_items([{"x": 1}]).map_batches(cluster.errors_as_blocks(lambda batch: batch), batch_size=1)
+    assert [block["x"].tolist() for block in cluster.blocks(data)] == [[1]]
+    assert len(lines) == 1 and all(part in lines[0] for part in ("1 CPU ", "has 2", "0 free"))
+    # With room, nothing is said.
+    assert [block["x"].tolist() for block in cluster.blocks(data)] == [[1]]
+    assert len(lines) == 1
 
 
 def test_an_actor_that_could_not_be_set_up_is_told_by_its_cause_and_is_none_of_memory() -> None:
