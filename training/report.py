@@ -128,7 +128,7 @@ def _warnings(result: dict[str, Any], config: dict[str, Any], prepared: Prepared
     """Why the scores may say less than they seem to."""
     warmup = warmup_warning(config.get("schedule", {}).get("warmup_steps", 0), result["step"])
     told = [*([warmup] if warmup else []), *warnings_of(prepared.manifest)]
-    return [html.fill('<p class="warning" role="note"><b>Warning:</b> {}.</p>', warning) for warning in told]
+    return [html.warning(warning) for warning in told]
 
 
 def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut) -> html.Section:

@@ -54,6 +54,11 @@ def heading(title: str, level: int = 3) -> Markup:
     return fill("<h{}>{}</h{}>", level, title, level)
 
 
+def warning(text: str) -> Markup:
+    """Why figures may say less than they seem to, in a sentence without its full stop."""
+    return fill('<p class="warning" role="note"><b>Warning:</b> {}.</p>', text)
+
+
 def paragraph(words: str, *values: Any, style: str = "", **named: Any) -> Markup:
     """`style`: a class, such as `soft` for an explanation and `flag` for a warning."""
     return fill('<p class="{}">{}</p>' if style else "<p{}>{}</p>", style, fill(words, *values, **named))

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from evaluation.reporting.comparison import Comparison, Figures, Group, Row, num
 from evaluation.results import Result
 from evaluation.task_info import Measure, TaskInfo
 from evaluation.tasks.base import Scored, Task
+from pipelines.prepare.repeated_captions import shared_caption
 from pipelines.program.settings_base import Settings
 
 _SHOWN, _FOUND = 10, 5  # examples each way, and what is shown for each
@@ -118,10 +120,19 @@ class Retrieval:
         scored.scores.update(means)
         scored.baselines.update({name: {"chance": chances[name]} for name in means})
         scored.sample_sizes.update(dict.fromkeys(means, len(images)))
+        scored.details["warnings"] = self._warnings()
         scored.details["geometry"] = self._geometry(images, texts)
         scored.details["gallery"] = gallery = self.gallery(rows)
         scored.details["thumbnails"] = self.thumbnails(gallery)
         return scored
+
+    def _warnings(self) -> list[str]:
+        """Why the recalls may say little: a caption that many images share."""
+        images_of: defaultdict[str, set[int]] = defaultdict(set)
+        for image, text in zip(*self._pairs, strict=True):
+            images_of[self.content.texts[text]].add(int(image))
+        commonest = max(images_of, key=lambda text: len(images_of[text]))
+        return shared_caption(len(self.content.images), len(images_of), commonest, len(images_of[commonest]))
 
     def _geometry(self, images: np.ndarray, texts: np.ndarray) -> dict[str, float]:
         owners, members = self._pairs
@@ -224,7 +235,8 @@ def _of_set(comparison: Comparison, dataset: str, open: bool) -> Markup:
         "Geometry of the embeddings", "no units, and no better or worse by themselves", _geometry(comparison, results)
     )
     captions, images = _captions(results), _images(results)
-    elements = [html.heading(dataset), score_table(comparison, rows, geometry_rows)]
+    warnings = dict.fromkeys(warning for result in results.values() for warning in result.details.get("warnings", ()))
+    elements = [html.heading(dataset), *map(html.warning, warnings), score_table(comparison, rows, geometry_rows)]
     if captions:
         title = f"{number_format.count(len(captions), 'caption')} with the images retrieved for each, nearest first"
         about = html.soft(
