@@ -20,6 +20,7 @@ from pipelines.program.settings import apply_overrides, read_config, read_yaml, 
 from pipelines.program.settings_base import digest
 from training.config import TrainSettings
 from training.plan import check_metric, held_out_data, make_order
+from training.warmup import warmup_warning
 from tuning.config import SweepSettings
 from tuning.optuna_points import corners
 from tuning.resolved import check_conditions, resolve
@@ -38,6 +39,7 @@ class SweepPlan:
         self._epochs: dict[tuple[str, int], int] = {}  # (cell, seed) -> epochs, if the budget is in samples
         self.prepared: dict[str, Prepared] = {}
         self.datasets: list[dict[str, Any]] = []
+        self.warnings: dict[str, None] = {}  # about settings of the trials, each once
         for cell in self.cells:
             self._build_without_budget(self.example(cell))
         for cell in self.cells:
@@ -153,7 +155,9 @@ class SweepPlan:
             self.build(self.example(cell, params=params))
         for phase in ("search", "final") if self.settings.space else ("final",):
             example = self.build(self.example(cell, phase))
-            make_order(example, self.prepared[path])
+            steps = make_order(example, self.prepared[path]).steps_per_epoch * example.epochs
+            if warning := warmup_warning(example.schedule.warmup_steps, steps, "overrides.schedule.warmup_steps"):
+                self.warnings.setdefault(warning)
             check_metric(example, self._held_out(example))
             example.optimizer.check()
         if settings.data.fraction < 1:  # each seed draws a different fraction, and one of them may be too small

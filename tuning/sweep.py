@@ -110,6 +110,8 @@ def _run(
     at_once = trials_at_a_time(examples, size, settings.concurrency)
     words = f"{at_once} at a time, each {booking_of(examples[0]).words()}, of {size.cpus:g} CPUs and {size.gpus:g} GPUs"
     planned = schedule.planned
+    for warning in plan.warnings:
+        display.line(f"warning: {warning}")
     display.line(
         f"{settings.name}: {len(plan.cells)} cells; {planned['search']} trials to search, {planned['final']} with seeds; {words}"
     )
