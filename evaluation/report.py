@@ -17,7 +17,7 @@ from evaluation.class_sets import ELEVEN, average_of_eleven
 from evaluation.reporting import html, number_format, render
 from evaluation.reporting.chart import Chart, Plot, Scale
 from evaluation.reporting.comparison import Cell, Comparison, Group, Row, compare, number, score_table
-from evaluation.reporting.render import markdown_table, plain
+from evaluation.reporting.markdown import markdown
 from evaluation.results import read_results
 from evaluation.tasks import TASKS
 from evaluation.tasks.base import Task
@@ -37,7 +37,8 @@ def write_report(output: Path, own: Iterable[type[Task]] = ()) -> None:
     """
     tasks = {task.info.name: task for task in (*TASKS, *own)}
     comparison = Comparison(read_results(output), [task.info for task in tasks.values()])
-    files = {"results.csv": to_csv(_table(comparison)), "report.md": _markdown(comparison)}
+    report = markdown("Evaluation", _headline(comparison), _scores(comparison).content)
+    files = {"results.csv": to_csv(_table(comparison)), "report.md": report}
     render.write_files(output, files | {"report.html": _page(comparison, output, tasks)})
 
 
@@ -275,30 +276,3 @@ def _table(comparison: Comparison) -> pd.DataFrame:
             row += [number(value), number(low), number(high), number(base.get("chance")), number(base.get("largest_class"))]
             rows.append([*row, result.sample_sizes.get(score)])
     return pd.DataFrame(rows, columns=_COLUMNS).astype({"n": "Int64"})
-
-
-def _markdown(comparison: Comparison) -> str:
-    """The table of main scores, for a readme or an issue."""
-    head = ["task", "set", "score", *(plain(model.name) for model in comparison.models), "chance", "n"]
-    rows = []
-    for title, _, scored in _main_rows(comparison):
-        for row in scored:
-            end = ["" if row.chance is None else number_format.value(row.chance), "" if row.n is None else f"{row.n:,}"]
-            name = f"{row.title} ({row.note})" if row.note else row.title
-            rows.append([*map(plain, (title, name, row.about)), *map(_cell, row.cells), *end])
-    parts = [
-        "# Evaluation",
-        f"{plain(_headline(comparison))}.",
-        markdown_table(head, rows, 3),
-        "Percent, of effective robustness percentage points; in brackets 95 % intervals, over items.\n"
-        "Bold: best of the row. ~: its interval overlaps that of the best, so it is within noise of it by this cautious rule.",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _cell(cell: Cell) -> str:
-    if cell.value is None:
-        return "-"
-    value = number_format.value(cell.value)
-    value = f"**{value}**" if cell.best else f"~{value}" if cell.level else value
-    return value if cell.interval is None else f"{value} [{', '.join(number_format.value(end) for end in cell.interval)}]"

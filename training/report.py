@@ -9,7 +9,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.io.retry import shown
 from pipelines.prepare.repeated_captions import warnings_of
 from pipelines.program import yaml_text
+from pipelines.program.cli import run_page
 from pipelines.program.errors import UserError
 from pipelines.program.settings import validate
 from training import report_scores
-from training.gallery import gallery
+from training.gallery import retrieved
 from training.held_out import read_held_out
 from training.metrics_file import read_metrics
 from training.warmup import warmup_warning
@@ -58,9 +59,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
     prepared = Prepared.open(result["dataset"]["path"])
     config = yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
     about = result["dataset"]
-    credit = (
-        about["attribution"] if about["licence"] in about["attribution"] else "{attribution} (licence: {licence})".format(**about)
-    )
+    credit = html.credit(about)
     made = page(
         result["name"],
         html.fill("Training run <b>{}</b>", result["name"]),
@@ -69,7 +68,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
         [
             report_scores.test(result, data),
             report_scores.scores(result, data),
-            gallery(read_held_out(run)["gallery"], data, credit),
+            retrieved(read_held_out(run)["gallery"], data, credit),
             _curves(read_metrics(run / "metrics.jsonl"), result, data),
             _data(prepared, result),
             _reproduce(run, result, config, prepared),
@@ -259,25 +258,19 @@ def _restarts(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-def main(arguments: Iterable[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page of a finished run again. Exit code 0, or 2 with one line that says what is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m training.report", description="Write report.html of a finished run again, from what the run left on disk."
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, such as runs/demo")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="the prepared dataset, where it is no longer where it was")
-    options = parser.parse_args(None if arguments is None else list(arguments))
-    try:
-        _rewrite(options.run, options.data)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"report: {options.run / 'report.html'}")
-    return 0
+    return run_page(parser, _rewrite, arguments)
 
 
-def _rewrite(run: Path, data_path: Path | None) -> None:
+def _rewrite(options: argparse.Namespace) -> Path:
     """`write_report` with everything read from disk."""
+    run: Path = options.run
     if not run.is_dir():
         raise UserError(f"{run}", "no such folder", "give a finished run, such as runs/demo")
     try:
@@ -289,8 +282,8 @@ def _rewrite(run: Path, data_path: Path | None) -> None:
     except (ValueError, yaml.YAMLError) as error:
         problem = f"result.json or config.yaml is not readable: {' '.join(str(error).split())}"
         raise UserError(f"{run}", problem, "give the run's training command again, which writes them anew") from None
-    if data_path is not None:
-        result["dataset"]["path"] = str(data_path.absolute())
+    if options.data is not None:
+        result["dataset"]["path"] = str(options.data.absolute())
     prepared = Prepared.open(result["dataset"]["path"])
     if prepared.fingerprint != result["dataset"]["fingerprint"]:
         raise UserError(
@@ -303,6 +296,7 @@ def _rewrite(run: Path, data_path: Path | None) -> None:
     settings = validate(SuiteSettings, suite, str(run / "config.yaml"))
     splits = result["dataset"]["split_seed"], result["dataset"].get("validation")  # not in results of earlier versions
     write_report(run, result, held_out(prepared, settings, *splits))
+    return run / "report.html"
 
 
 if __name__ == "__main__":

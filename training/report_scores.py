@@ -128,13 +128,8 @@ def _table(result: dict[str, Any], data: HeldOut) -> Markup:
     """All scores, by group."""
     marked = Markup('<span class="hidden">value as a bar; </span>mark: chance')
     titles = ("score", "value, %", marked, "chance", "largest class", "n")
-    bodies = []
-    for title, about, rows in _groups(result, data):
-        words = '<tr class="group"><th scope="rowgroup" colspan="6">{}{}</th></tr>'
-        bodies.append(
-            html.fill("<tbody>\n{}\n{}\n</tbody>", html.fill(words, title, html.small(about)), html.join(*map(_line, rows)))
-        )
-    return html.scroll("Scores", html.fill('<table class="run">\n{}\n{}\n</table>', html.head(titles), html.join(*bodies)))
+    bodies = ([html.group(title, about, len(titles)), *map(_line, rows)] for title, about, rows in _groups(result, data))
+    return html.table("Scores", titles, *bodies, name="run")
 
 
 def _line(score: Score) -> Markup:

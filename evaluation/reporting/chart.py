@@ -59,14 +59,14 @@ def logit(percent: float) -> float:
     return math.log(inside / (100.0 - inside))
 
 
-def score_range(values: Iterable[float], from_zero: bool = False) -> tuple[float, float] | None:
-    """The range of an axis of scores: that of the values and a margin; None without values."""
+def score_range(values: Iterable[float], from_zero: bool = False, margin: float = 0.06) -> tuple[float, float] | None:
+    """The range of an axis: that of the finite values, and a margin as a share of it; None without values."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return None
     low, high = min(finite), max(finite)
-    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-    return (0.0 if from_zero and low >= 0 else low - margin), high + margin
+    room = margin * (high - low) or 0.1 * abs(high) or 1.0
+    return (0.0 if from_zero and low >= 0 else low - room), high + room
 
 
 def _linear_ticks(low: float, high: float, count: int) -> list[float]:

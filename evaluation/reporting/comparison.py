@@ -175,14 +175,9 @@ def score_table(
     bodies = []
     for group in groups:
         group = group if isinstance(group, Group) else Group("", "", group)
-        if group.rows:
-            words = '<tr class="group"><th scope="rowgroup" colspan="{}">{}{}</th></tr>'
-            above = html.fill(words, len(titles), group.title, html.small(group.about)) if group.title else ""
-            bodies.append(html.fill("<tbody>\n{}\n</tbody>", html.join(above, *(_line(line, chance) for line in group.rows))))
-    return html.scroll(
-        "Scores",
-        html.fill('<table class="scores{}">\n{}\n{}\n</table>', f" {name}" * bool(name), html.head(titles), html.join(*bodies)),
-    )
+        above = [html.group(group.title, group.about, len(titles))] if group.title and group.rows else []
+        bodies.append([*above, *(_line(line, chance) for line in group.rows)])
+    return html.table("Scores", titles, *bodies, name=f"scores {name}".strip())
 
 
 def _line(line: Row | Figures, chance: bool) -> Markup:
