@@ -6,6 +6,7 @@ Made from the result files alone, without Ray and without embedding anything, at
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,20 +84,13 @@ def _main_rows(comparison: Comparison) -> Iterator[tuple[str, str, list[Row]]]:
 
 def _average(comparison: Comparison, task: str) -> Row | None:
     """The mean that papers report of their eleven sets, for models that have them all."""
-    cells = {}
+    cells = []
     for model in comparison.models:
-        values = {}
-        for dataset in ELEVEN:
-            result = comparison.of(task, dataset).get(model)
-            value = None if result is None else number(result.scores.get(result.main))
-            if value is not None:
-                values[dataset] = value
-        cells[model] = Cell(model, average_of_eleven(values))
-    return (
-        None
-        if all(cell.value is None for cell in cells.values())
-        else Row(_AVERAGE, compare(cells), about="main scores, unweighted")
-    )
+        results = {dataset: comparison.of(task, dataset).get(model) for dataset in ELEVEN}
+        values = {name: number(result.scores.get(result.main)) for name, result in results.items() if result is not None}
+        cells.append(Cell(model, value=average_of_eleven({name: v for name, v in values.items() if v is not None})))
+    known = any(cell.value is not None for cell in cells)
+    return Row(_AVERAGE, compare(cells), about="main scores, unweighted") if known else None
 
 
 def _headline(comparison: Comparison) -> str:
@@ -104,23 +98,19 @@ def _headline(comparison: Comparison) -> str:
     every = [row for *_, rows in _main_rows(comparison) for row in rows if row.title != _AVERAGE]
     rows = [row for row in every if any(cell.best for cell in row.cells)]
     if len(comparison.models) == 1:
-        sets = len({result.dataset for result in comparison.results})
-        return (
-            f"{comparison.models[0].name}: {number_format.count(len(every), 'main score')} on {number_format.count(sets, 'set')}"
-        )
+        sets = number_format.count(len({result.dataset for result in comparison.results}), "set")
+        return f"{comparison.models[0].name}: {number_format.count(len(every), 'main score')} on {sets}"
     if not rows:
         return f"{len(comparison.models)} models, and no score that two of them share"
-    wins = {model: sum(any(c.best and c.model == model for c in row.cells) for row in rows) for model in comparison.models}
-    most = max(wins.values())
-    ahead = [model.name for model in comparison.models if wins[model] == most]
-    clear = sum(any(c.best and c.model.name in ahead for c in row.cells) and _clear(row) for row in rows)
+    wins = Counter(cell.model for row in rows for cell in row.cells if cell.best)
+    most, compared = max(wins.values()), number_format.count(len(rows), "comparison")
+    ahead = [model for model in comparison.models if wins[model] == most]
     if len(ahead) > 1:
-        return f"No model is ahead: {_and(ahead)} are each best in {most} of {number_format.count(len(rows), 'comparison')}"
-    if not clear:
-        noise = "all within noise"
-    else:
-        noise = "all beyond noise" if clear == most else f"{clear} of these beyond noise"
-    return f"{ahead[0]} is best in {most} of {number_format.count(len(rows), 'comparison')}, {noise}"
+        *names, last = [model.name for model in ahead]
+        return f"No model is ahead: {', '.join(names)} and {last} are each best in {most} of {compared}"
+    clear = sum(_clear(row) and any(cell.best and cell.model == ahead[0] for cell in row.cells) for row in rows)
+    noise = "all within noise" if not clear else "all beyond noise" if clear == most else f"{clear} of these beyond noise"
+    return f"{ahead[0].name} is best in {most} of {compared}, {noise}"
 
 
 def _clear(row: Row) -> bool:
@@ -129,14 +119,9 @@ def _clear(row: Row) -> bool:
     return sum(c.best for c in known) == 1 and not any(c.level for c in known) and all(c.interval for c in known)
 
 
-def _and(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
-
-
 def _scores(comparison: Comparison) -> html.Section:
-    several = len(comparison.models) > 1
     about, rule = "The main score of every set, with its 95&nbsp;% interval and the score of chance.", ""
-    if several:
+    if len(comparison.models) > 1:
         about = (
             "The main score of every set. <b>Bold</b>: the best. &asymp;: within noise of the best, its 95&nbsp;% interval "
             "overlapping the best's; &ndash;: not measured."

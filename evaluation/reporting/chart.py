@@ -172,11 +172,12 @@ def _n(number: float) -> str:
 
 
 @dataclass(frozen=True)
-class Table:
-    """The values of a chart: the head of the columns, and rows as text."""
+class Chart:
+    """A drawing, and its values as the head and the rows of a table, unless a table beside it has them."""
 
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    svg: Markup
+    head: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
 
     @property
     def shown(self) -> Sequence[Sequence[str]]:
@@ -185,14 +186,6 @@ class Table:
         if last < _MOST_ROWS:
             return self.rows
         return [self.rows[round(i * last / (_MOST_ROWS - 1))] for i in range(_MOST_ROWS)]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A drawing and its figures, unless a table beside it has them."""
-
-    svg: Markup
-    table: Table = Table((), ())
 
 
 @dataclass(frozen=True)
@@ -279,7 +272,7 @@ def lines(
         [(names or {}).get(x, number_format.parameter(x)).replace("\n", ", "), *(_figure(s, x, percent) for s in shown)]
         for x in places
     ]
-    return Chart(plot.svg(about), Table([x_title, *(s.name for s in shown)], rows))
+    return Chart(plot.svg(about), [x_title, *(s.name for s in shown)], rows)
 
 
 def _figure(series: Series, x: float, percent: bool) -> str:

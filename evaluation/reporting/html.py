@@ -79,9 +79,11 @@ def code(text: str) -> Markup:
     return fill("<pre>{}</pre>", text)
 
 
-def more(title: str, *elements: str, open: bool = False) -> Markup:
+def more(title: str, *elements: str, open: bool = False, name: str = "") -> Markup:
     """What a reader opens to see it."""
-    return fill("<details{}><summary>{}</summary>\n{}\n</details>", Markup(" open" if open else ""), title, join(*elements))
+    style = fill(' class="{}"', name) if name else ""
+    words = "<details{}{}><summary>{}</summary>\n{}\n</details>"
+    return fill(words, style, Markup(" open" if open else ""), title, join(*elements))
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> Markup:
@@ -156,11 +158,11 @@ def figure(chart: Chart, title: str = "", note: str = "", own: bool = True) -> M
     caption = fill("<figcaption>{}{}</figcaption>", title, small(note)) if title or note else ""
     figures = Markup("")
     if own:
-        shown, rows, name = chart.table.shown, chart.table.rows, fill("{}", title or note).striptags()
+        shown, rows, name = chart.shown, chart.rows, fill("{}", title or note).striptags()
         summary = fill("{} of {:,} rows", len(shown), len(rows)) if len(shown) < len(rows) else "Figures"
         summary = fill('{}<span class="hidden"> of {}</span>', summary, name)
-        figures = table(f"Figures of {name}", chart.table.head, shown, name="narrow")
-        figures = fill('<details class="figures"><summary>{}</summary>\n{}\n</details>', summary, figures)
+        figures = table(f"Figures of {name}", chart.head, shown, name="narrow")
+        figures = more(summary, figures, name="figures")
     return fill("<figure>{}{}\n{}</figure>", caption, chart.svg, figures)
 
 

@@ -13,7 +13,7 @@ from evaluation import bootstrap, geometry, retrieval
 from evaluation.data import base
 from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import gallery, html, number_format
-from evaluation.reporting.comparison import Comparison, Figures, Group, Row, number, score_table
+from evaluation.reporting.comparison import Cell, Comparison, Group, Row, number, score_table
 from evaluation.results import Result
 from evaluation.task_info import Measure, TaskInfo
 from evaluation.tasks.base import Scored, Task
@@ -217,7 +217,7 @@ def _of_set(comparison: Comparison, dataset: str, open: bool) -> Markup:
     results = comparison.of(task, dataset)
     scores = {score.partition("_recall@")[::2]: score for result in results.values() for score in result.scores}
     recalls = sorted((ways.index(way), int(k), score) for (way, k), score in scores.items() if way in ways and k.isdigit())
-    rows: list[Row | Figures] = [comparison.row(task, dataset, score) for *_, score in recalls]
+    rows = [comparison.row(task, dataset, score) for *_, score in recalls]
     rows += _median_ranks(comparison, results)
     geometry_rows = Group(
         "Geometry of the embeddings", "no units, and no better or worse by themselves", _geometry(comparison, results)
@@ -237,15 +237,15 @@ def _of_set(comparison: Comparison, dataset: str, open: bool) -> Markup:
     return html.join(*elements)
 
 
-def _median_ranks(comparison: Comparison, results: Mapping[html.Model, Result]) -> list[Figures]:
+def _median_ranks(comparison: Comparison, results: Mapping[html.Model, Result]) -> list[Row]:
     """Of the best right answer, a row a direction; infinite where half of the queries have none."""
     rows = []
     for way, title in retrieval.DIRECTIONS.items():
         ranks = {model: (result.details.get("median_rank") or {}).get(way) for model, result in results.items()}
         if any(rank is not None for rank in ranks.values()):
-            shown = [_rank(ranks.get(model)) for model in comparison.models]
-            none = "; none: half of the queries or more have no right answer" if "none" in shown else ""
-            rows.append(Figures(f"median rank, {title}", f"1 is first; less is better{none}", shown))
+            cells = [Cell(model, _rank(ranks.get(model))) for model in comparison.models]
+            none = "; none: half of the queries or more have no right answer" if "none" in [c.text for c in cells] else ""
+            rows.append(Row(f"median rank, {title}", cells, about=f"1 is first; less is better{none}"))
     return rows
 
 
@@ -255,14 +255,12 @@ def _rank(rank: Any) -> str:
     return f"{rank:,.1f}".removesuffix(".0") if number(rank) is not None else "none"
 
 
-def _geometry(comparison: Comparison, results: Mapping[html.Model, Result]) -> list[Figures]:
+def _geometry(comparison: Comparison, results: Mapping[html.Model, Result]) -> list[Row]:
     rows = []
     for key, (title, about) in _GEOMETRY.items():
         values = {model: number((result.details.get("geometry") or {}).get(key)) for model, result in results.items()}
         if any(value is not None for value in values.values()):
             # Two decimals: these have no unit, and all that matters of them lies within 1.
-            shown = [
-                html.NDASH if (value := values.get(m)) is None else number_format.signed(value, 2) for m in comparison.models
-            ]
-            rows.append(Figures(title, about, shown))
+            texts = {model: number_format.signed(value, 2) for model, value in values.items() if value is not None}
+            rows.append(Row(title, [Cell(model, texts.get(model, html.NDASH)) for model in comparison.models], about=about))
     return rows

@@ -6,10 +6,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 from scipy.special import logit
 
 from evaluation.reporting import html, render
-from evaluation.reporting.chart import Plot, Scale, Series, Table, lines
+from evaluation.reporting.chart import Chart, Plot, Scale, Series, lines
 from tests.training.test_report import Element, read
 
 
@@ -39,12 +40,12 @@ def test_sections_are_linked_and_wide_tables_scroll_with_the_keyboard(tmp_path: 
 
 def test_the_table_of_a_long_line_keeps_both_ends_and_says_how_many_rows_there_are(tmp_path: Path) -> None:
     chart = lines([Series("loss", {float(x): 1000.0 - x for x in range(900)})], "about", "epoch")
-    shown = [int(row[0]) for row in chart.table.shown]
-    assert shown[0] == 0 and shown[-1] == 899 and len(shown) == len(set(shown)) <= 30 and len(chart.table.rows) == 900
+    shown = [int(row[0]) for row in chart.shown]
+    assert shown[0] == 0 and shown[-1] == 899 and len(shown) == len(set(shown)) <= 30 and len(chart.rows) == 900
     assert max(b - a for a, b in pairwise(shown)) <= 40
     page = page_of(tmp_path, html.section("a", "A", html.figure(chart, "Loss")))
     assert f"{len(shown)} of 900 rows" in page.all("summary")[0].text
-    assert Table(["x"], [["1"], ["2"]]).shown == [["1"], ["2"]]
+    assert Chart(Markup(""), ["x"], [["1"], ["2"]]).shown == [["1"], ["2"]]
 
 
 @pytest.mark.parametrize("percent", [0.2, 30.0, 97.0])

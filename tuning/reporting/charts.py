@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import LARGE, Chart, Plot, Scale, Series, Table, lines, mark, score_range
+from evaluation.reporting.chart import LARGE, Chart, Plot, Scale, Series, lines, mark, score_range
 from tuning import statistics
 from tuning.reporting.sweep_data import Sweep
 
@@ -165,7 +165,7 @@ def cost(sweep: Sweep) -> html.Section:
     _name(plot, [(row["cell"], *at[row["cell"]]) for row in best], [(x - 5, y - 5, x + 5, y + 5) for x, y in at.values()])
     names, titles = [row["cell"] for row in best], ("time", score.title)
     about = f"{score.title} against seconds of {number_format.count(len(rows), 'cell')}; not beaten in both: {'; '.join(names)}"
-    chart = Chart(plot.svg(about), Table(("cell", *titles), list(figures.values())))
+    chart = Chart(plot.svg(about), ("cell", *titles), list(figures.values()))
     unbeaten = [figures[name] for name in names]
     return html.section(
         "cost",

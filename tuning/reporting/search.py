@@ -7,7 +7,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import SHADES, Chart, Plot, Scale, Table, score_range
+from evaluation.reporting.chart import SHADES, Chart, Plot, Scale, score_range
 from tuning.reporting import space
 from tuning.reporting.charts import MULTIPLE
 from tuning.reporting.sweep_data import Sweep, records
@@ -118,7 +118,7 @@ def _sensitivity_chart(
         table.append((row["trial"], shown, score or row["status"]))
     trials, failed = number_format.count(len(rows), "trial"), (rows["status"] == "failed").sum()
     about = f"{sweep.score.title} of {cell} against {parameter['title']}: {trials}, {failed} failed, {note}"
-    chart = Chart(plot.svg(about), Table(("trial", parameter["title"], sweep.score.title), table))
+    chart = Chart(plot.svg(about), ("trial", parameter["title"], sweep.score.title), table)
     return html.figure(chart, cell, html.fill("{}{}", note, edge))
 
 
@@ -153,7 +153,7 @@ def _parallel_coordinates(sweep: Sweep) -> list[Markup]:
             plot.text(x + 6, _NONE + 3.5, "none", "start", "halo")
     trials = number_format.count(len(rows), "search trial")
     about = f"{trials} over {', '.join(titles[:-1])} and {sweep.score.title} on the validation split"
-    chart = Chart(plot.svg(about, "parallel"), Table(["trial", *titles], table[::-1]))
+    chart = Chart(plot.svg(about, "parallel"), ["trial", *titles], table[::-1])
     key = html.join(*(html.fill('<i style="background:var(--shade-{})"></i>', shade) for shade in range(SHADES)))
     return [
         html.heading("All finished search trials"),
