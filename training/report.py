@@ -150,14 +150,13 @@ def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut
         return [html.figure(drawn, title, note)]
 
     learning = draw("Training loss", {"loss": ""})
-    ks = data.settings.recall_at[:3]
-    recalls = {way: {f"retrieval/{data.dataset}/{way}_recall@{k}": f"R@{k}" for k in ks} for way in DIRECTIONS}
+    queries = dict(zip(DIRECTIONS, (f"{len(data.sample_ids):,} images", f"{len(data.texts):,} captions"), strict=True))
+    ks, prefix = data.settings.recall_at[:3], f"retrieval/{data.dataset}"
+    recalls = {way: {f"{prefix}/{way}_recall@{k}": f"R@{k}" for k in ks} for way in DIRECTIONS}
     # One height for both directions, so that they can be compared.
     top = score_range((line[key] for line in history for keys in recalls.values() for key in keys if key in line), from_zero=True)
-    for (way, keys), queries in zip(
-        recalls.items(), (f"{len(data.sample_ids):,} images", f"{len(data.texts):,} captions"), strict=True
-    ):
-        learning += draw(f"Recall, {DIRECTIONS[way]}", keys, f"%, of {queries}", percent=True, limits=top)
+    for way, keys in recalls.items():
+        learning += draw(f"Recall, {DIRECTIONS[way]}", keys, f"%, of {queries[way]}", percent=True, limits=top)
     for label in data.classes:
         path = f"zero_shot/{data.dataset}_{label}/"
         keys = {path + "top5": "top-5", path + "top1": "top-1", path + "mean_per_class": "per class"}
@@ -195,8 +194,7 @@ def _data(prepared: Prepared, result: dict[str, Any]) -> html.Section:
     image = manifest["image"]
     pairs = [
         ("Dataset", about["name"]),
-        ("Licence", about["licence"]),
-        ("Attribution", about["attribution"]),
+        *((name.capitalize(), about[name]) for name in ("licence", "attribution")),
         ("Images", f"{manifest['num_images']:,} different ones, shorter side {image['size']} pixels, {image['format']}"),
         ("Captions", f"{manifest['num_texts']:,} different ones"),
         ("Fingerprint", about["fingerprint"]),
@@ -211,20 +209,15 @@ def _data(prepared: Prepared, result: dict[str, Any]) -> html.Section:
 def _reproduce(run: Path, result: dict[str, Any], config: dict[str, Any], prepared: Prepared) -> html.Section:
     """Commands, configs, machine and versions of this run."""
     folder, machine = f"{config['storage']}/{config['name']}", result["machine"]
-    towers = [
-        (side, html.fill('{} ({})<br><span class="soft">{}</span>', _tower_name(tower), tower["name"], _MODES[tower["mode"]]))
-        for side, tower in _towers(config)
-    ]
+    words = '{} ({})<br><span class="soft">{}</span>'
+    towers = [(side, html.fill(words, _tower_name(t), t["name"], _MODES[t["mode"]])) for side, t in _towers(config)]
     host = f"{machine['cpus']} CPUs, {machine['processor']}"
     of_machine = html.facts([("Device", machine["device"]), ("Workers", machine["workers"]), ("Host", host)])
     times = html.facts((phase, number_format.duration(seconds)) for phase, seconds in result["seconds"].items())
     call = html.soft("Of the call that ended the run; the time of earlier, interrupted calls is not included.")
+    about = html.soft("Workers were lost and training went on from the last checkpoint:")
     restarts = _restarts(run / "restarts.jsonl")
-    lost = [
-        html.heading("Restarts"),
-        html.soft("Workers were lost and training went on from the last checkpoint:"),
-        html.facts(restarts),
-    ]
+    lost = [html.heading("Restarts"), about, html.facts(restarts)] if restarts else []
     train = f"python -m training {shlex.quote(f'{folder}/config.yaml')} name={config['name']}-again"
     return html.section(
         "again",
@@ -234,7 +227,7 @@ def _reproduce(run: Path, result: dict[str, Any], config: dict[str, Any], prepar
         html.div(
             "columns",
             html.div("", html.heading("Towers"), html.facts(towers), html.heading("Machine"), of_machine),
-            html.div("", html.heading("Wall time"), times, call, *(lost if restarts else [])),
+            html.div("", html.heading("Wall time"), times, call, *lost),
             html.div("", html.heading("Versions"), html.facts(result["versions"].items())),
         ),
         html.more("Config of the run", html.code(shown(yaml_text.dump(config)))),

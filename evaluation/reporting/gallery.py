@@ -1,5 +1,6 @@
 """Retrieved examples on a page: captions with the images that one model or several found, and images with captions."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,7 @@ class Gallery:
 def captions(galleries: Iterable[Gallery]) -> list[Markup]:
     """An <li> a caption with the images that were found for it; the same caption of all models together."""
     items = []
-    for caption, answers in _by_query(galleries, "captions", "caption").items():
+    for caption, answers in _by_query(galleries, "captions", "caption"):
         finds = []
         for gallery, item in answers:
             slots = []
@@ -73,7 +74,7 @@ def captions(galleries: Iterable[Gallery]) -> list[Markup]:
 def images(galleries: Iterable[Gallery]) -> list[Markup]:
     """An <li> an image with the captions that were found for it."""
     items = []
-    for name, answers in _by_query(galleries, "images", "image").items():
+    for name, answers in _by_query(galleries, "images", "image"):
         (gallery, first), blocks = answers[0], []
         for answering, item in answers:
             lines = []
@@ -91,13 +92,16 @@ def images(galleries: Iterable[Gallery]) -> list[Markup]:
     return items
 
 
-def _by_query(galleries: Iterable[Gallery], kind: str, key: str) -> dict[str, _Answers]:
-    """What each model found for a query, by the query."""
-    queries: dict[str, _Answers] = {}
+def _by_query(galleries: Iterable[Gallery], kind: str, key: str) -> list[tuple[str, _Answers]]:
+    """Queries, each with what every model found for it; one that a model was given twice stands twice."""
+    queries: dict[tuple[str, int], _Answers] = {}
     for gallery in galleries:
+        seen = Counter[str]()
         for item in gallery.examples.get(kind, []):
-            queries.setdefault(str(item[key]), []).append((gallery, item))
-    return queries
+            query = str(item[key])
+            queries.setdefault((query, seen[query]), []).append((gallery, item))
+            seen[query] += 1
+    return [(query, answers) for (query, _), answers in queries.items()]
 
 
 def _tells_own(answers: _Answers) -> bool:

@@ -64,10 +64,9 @@ def scaling(sweep: Sweep) -> html.Section | None:
         "scaling",
         "Score against data",
         html.paragraph(
-            "{} on the {} split against the number of training samples, on a logarithmic axis. Mean over seeds, each of which "
-            "draws another share of the training groups, the same for every line; bar: bootstrap interval of the mean.",
-            score.heading,
-            sweep.test_split,
+            "{Score} on the {test} split against the number of training samples, on a logarithmic axis. Mean over seeds, each of "
+            "which draws another share of the training groups, the same for every line; bar: bootstrap interval of the mean.",
+            **sweep.words,
         ),
         html.scroll("Score against data", html.figure(chart, own=False), "wide"),
         html.table("Score against data", titles_shown, table, name="paper"),
@@ -107,12 +106,12 @@ def learning(sweep: Sweep) -> html.Section:
             chart = lines(series, about, "epoch", limits=limits, percent=score.percent, size=MULTIPLE)
             figures.append(html.figure(chart, cell, note))
     words = (
-        "{}, upwards, over epochs, with the same axes everywhere. Line: mean over the seeds of the final runs; band: from the "
-        "lowest to the highest of them; dotted: the leader's mean. Cells without results show single runs as thin lines: of the "
-        "search, these are scored on the {} split."
+        "{Score}, upwards, over epochs, with the same axes everywhere. Line: mean over the seeds of the final runs; band: from "
+        "the lowest to the highest of them; dotted: the leader's mean. Cells without results show single runs as thin lines: of "
+        "the search, these are scored on the {validation} split."
     )
     none = html.paragraph("No run has been evaluated during training{}.", " yet" if sweep.running else "")
-    shown = [html.paragraph(words, score.heading, sweep.validation_split), html.div("charts small", *figures)]
+    shown = [html.paragraph(words, **sweep.words), html.div("charts small", *figures)]
     return html.section("curves", "Learning curves", *(shown if figures else [none]), link="Curves")
 
 
@@ -140,8 +139,7 @@ def cost(sweep: Sweep) -> html.Section:
     score, rows = sweep.score, [sweep.figures[cell, "score"] for cell in sweep.cells]
     rows = [row for row in rows if row["n"] and number_format.is_number(row["seconds"])]
     if not rows:
-        words = "No final run is finished{}."
-        about = html.paragraph(words, " yet" if sweep.running else "")
+        about = html.paragraph("No final run is finished{}.", " yet" if sweep.running else "")
         return html.section("cost", "Quality against cost", about, link="Cost")
     (width, height), seconds = _COST, [row["seconds"] for row in rows]
     ends = [value for row in rows for value in (row["mean"], row["low"], row["high"])]
@@ -171,11 +169,10 @@ def cost(sweep: Sweep) -> html.Section:
         "cost",
         "Quality against cost",
         html.paragraph(
-            "{} on the {} split against training time of one final run, means over seeds, with bootstrap intervals. Joined and "
-            "named: cells that no other one beats in both. Trials shared the machine: {}.",
-            score.heading,
-            sweep.test_split,
+            "{Score} on the {test} split against training time of one final run, means over seeds, with bootstrap intervals. "
+            "Joined and named: cells that no other one beats in both. Trials shared the machine: {}.",
             sweep.info["resources"],
+            **sweep.words,
         ),
         html.div(
             "pair",

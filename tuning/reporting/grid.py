@@ -20,14 +20,14 @@ def grid(sweep: Sweep) -> html.Section | None:
     if sweep.parameters:
         chosen = f", of the point of each cell that was best on the {sweep.validation_split} split"
     about = html.paragraph(
-        "Mean over seeds on the {} split{}. The stronger the colour, the better a cell is within its map. Small print: "
+        "Mean over seeds on the {test} split{}. The stronger the colour, the better a cell is within its map. Small print: "
         "bootstrap interval of the mean <b>over seeds, on the same test items</b> (nominally 95 %; with three seeds it is the "
         "span of all three, and covers less; none where all seeds score the same) and n, the number of seeds. Another draw of "
         'test items is not in it, but in the <a href="#pairs">comparison of pairs</a>{}. &#9733; marks the best mean, &asymp; '
         "a cell level with it: not distinguishable from the leader.",
-        sweep.test_split,
         chosen,
         "" if sweep.verdict.over_items else " only where runs kept their items, which these did not",
+        **sweep.words,
     )
     others = [_heat_map(sweep, measure) for measure in sweep.measures]
     return html.section("grid", "Grid", about, _heat_map(sweep, sweep.score), html.div("maps", *others))
@@ -103,12 +103,12 @@ def cells(sweep: Sweep) -> html.Section:
             sizes.setdefault(size, []).append(sweep.names[path])
     counts = "; ".join(f"{n:,} ({', '.join(names)})" if len(sizes) > 1 else f"{n:,}" for n, names in sizes.items())
     about = html.paragraph(
-        "{} on the {} split: mean and, in brackets, standard deviation over n seeds; percentages unless the name says otherwise. "
-        "Bold: the best mean of a column. Time is that of one final run.",
+        "{} on the {test} split: mean and, in brackets, standard deviation over n seeds; percentages unless the name says "
+        "otherwise. Bold: the best mean of a column. Time is that of one final run.",
         "The best point of every cell" if sweep.parameters else "Every cell",
-        sweep.test_split,
+        **sweep.words,
     )
-    items = html.soft("Items of the {} split that a metric is of: {}.", sweep.test_split, counts) if sizes else ""
+    items = html.soft("Items of the {test} split that a metric is of: {}.", counts, **sweep.words) if sizes else ""
     table = html.table("Cells", [*titles, "n", "rank", "time"], lines, foot, text=len(axes), name="paper")
     return html.section("cells", "Cells", about, table, items)
 
@@ -149,12 +149,12 @@ def pairs(sweep: Sweep) -> html.Section:
         spread = f" against {pooled}" if verdict.comparisons > 1 else ""
         test = f"p is of a paired t-test{spread}: of another run on the same test items, and not of other items;"
     about = html.paragraph(
-        "Differences are means over shared seeds of the difference seed by seed, in points of {}; sd is their standard "
+        "Differences are means over shared seeds of the difference seed by seed, in points of {score}; sd is their standard "
         'deviation. {} p Holm is corrected for {}. "Within noise" does not mean equal: {} cannot tell.',
-        sweep.score.title,
         test,
         number_format.count(verdict.comparisons, "comparison"),
         "these seeds and items" if verdict.over_items else "these seeds",
+        **sweep.words,
     )
     leading, others = html.table("Pairs with the leader", [f"{verdict.leader} against", *_PAIR], of_leader), Markup("")
     if len(every) > len(of_leader):

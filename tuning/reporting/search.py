@@ -23,11 +23,9 @@ def search(sweep: Sweep) -> html.Section | None:
         "search",
         "Search",
         html.paragraph(
-            "{} on the {} split, one seed a point: the best point of a cell was selected by it. It is not comparable with the "
-            "figures above, which are of the {} split and several seeds.",
-            sweep.score.heading,
-            sweep.validation_split,
-            sweep.test_split,
+            "{Score} on the {validation} split, one seed a point: the best point of a cell was selected by it. It is not "
+            "comparable with the figures above, which are of the {test} split and several seeds.",
+            **sweep.words,
         ),
         ranges_to_widen(sweep),
         *(_sensitivity(sweep) or [html.paragraph("No search trial has ended yet.")]),
@@ -45,12 +43,12 @@ def ranges_to_widen(sweep: Sweep) -> Markup:
 
 def _importances(sweep: Sweep) -> list[Markup]:
     figures = []
-    for group in space.importances(sweep):
+    for title, trials, top, shares in space.importances(sweep):
         words = '<span>{}</span>{}<span class="share">{:.0f}&nbsp;%</span>'
-        bars = [html.fill(words, entry["title"], html.bar(100 * entry["share"]), 100 * entry["share"]) for entry in group["bars"]]
-        about = html.small(f"best {group['top']} of {number_format.count(group['trials'], 'trial')}")
+        bars = [html.fill(words, name, html.bar(100 * share), 100 * share) for name, share in shares]
+        about = html.small(f"best {top} of {number_format.count(trials, 'trial')}")
         words = "<figure><figcaption>{}{}</figcaption>{}</figure>"
-        figures.append(html.fill(words, group["label"], about, html.div("bars", *bars)))
+        figures.append(html.fill(words, title, about, html.div("bars", *bars)))
     if not figures:
         words = "To tell which parameters mattered takes at least {} finished search trials that differ in two of them."
         return [html.paragraph(words, space.MIN_TRIALS)]
@@ -76,11 +74,11 @@ def _sensitivity(sweep: Sweep) -> list[Markup]:
             log = ", log scale" if any(searched and searched.log for searched in ranges.values()) else ""
             title = html.fill('<span title="{}">Sensitivity to {}{}</span>', parameter["key"], parameter["title"], log)
             words = (
-                '{}, upwards, against {}. Large, ringed dot: the chosen point. <b class="flag">&times;</b> at the bottom: a '
+                '{Score}, upwards, against {}. Large, ringed dot: the chosen point. <b class="flag">&times;</b> at the bottom: a '
                 "trial that failed. Trials that were stopped early are left out."
             )
             drawn = [_sensitivity_chart(sweep, cell, parameter, rows_of[cell], limits, ranges[cell]) for cell in ranges]
-            about = html.soft(words, sweep.score.heading, parameter["title"])
+            about = html.soft(words, parameter["title"], **sweep.words)
             elements += [html.heading(title), about, html.div("charts small", *drawn)]
     return elements
 
@@ -158,7 +156,7 @@ def _parallel_coordinates(sweep: Sweep) -> list[Markup]:
     return [
         html.heading("All finished search trials"),
         html.soft("A line a trial. Thick: the best of its cell. A line that leaves an axis at the bottom has no such parameter."),
-        html.paragraph("worst{}best {} on the {} split", key, sweep.score.title, sweep.validation_split, style="key"),
+        html.paragraph("worst{}best {score} on the {validation} split", key, style="key", **sweep.words),
         html.scroll("All finished search trials", html.figure(chart, "", "Settings and scores"), "wide"),
     ]
 

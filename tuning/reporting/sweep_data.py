@@ -154,6 +154,12 @@ class Sweep:
         """Where points are chosen."""
         return str(self.search["split"].iloc[0]) if len(self.search) else "validation"
 
+    @property
+    def words(self) -> dict[str, str]:
+        """For sentences: the score, the score at the start of one, and the splits."""
+        score = self.score
+        return {"score": score.title, "Score": score.heading, "test": self.test_split, "validation": self.validation_split}
+
     @cached_property
     def comparisons(self) -> pd.DataFrame:
         return statistics.compare(self.trials, "score", self.mode, self.items)
