@@ -11,6 +11,7 @@ from scipy.special import logit
 
 from evaluation.reporting import html, render
 from evaluation.reporting.chart import Chart, Plot, Scale, Series, lines
+from evaluation.reporting.markdown import markdown
 from tests.training.test_report import Element, read
 
 
@@ -60,3 +61,21 @@ def test_labels_at_the_ends_of_lines_do_not_cover_one_another() -> None:
     plot.end_labels([(50.0, "a", ""), (50.5, "b", ""), (51.0, "c", ""), (90.0, "d", "")])
     places = sorted(float(re.findall(r' y="([\d.]+)"', part)[0]) for part in plot.parts)
     assert all(b - a >= 11 for a, b in pairwise(places))
+
+
+def test_markdown_has_a_pages_words_and_tables_without_charts_and_what_is_closed() -> None:
+    chart = lines([Series("a", {1.0: 1.0})], "drawn", "x")
+    marked = html.row("a|b", html.cell(html.fill("<b>{}</b>{}", "1.0", html.small("0.5 to 1.5"))), html.cell("2"))
+    every = html.table("All", ["name", "first", "<i>second</i>"], [html.group("Group", "of rows", 3), marked, ("c_d", "", "3")])
+    shown = [html.figure(chart, "A chart"), html.more("Closed", every), every, html.facts([("Rows", "1 * 2"), ("Left out", "")])]
+    text = markdown("name", html.fill("best {}", "x_y"), html.section("s", "Title", *shown, html.code("a_b  *c*")).content)
+    assert text.split("\n\n") == [
+        "# name",
+        "**best x\\_y.**",
+        "## Title",
+        "#### A chart",
+        "| name | first | \\<i\\>second\\</i\\> |\n| --- | ---: | ---: |\n| **Group (of rows)** |  |  |\n"
+        "| a\\|b | **1.0** (0.5 to 1.5) | 2 |\n| c\\_d |  | 3 |",
+        "- Rows: 1 \\* 2",
+        "```\na_b  *c*\n```\n",
+    ]
