@@ -42,8 +42,8 @@ def scaling(sweep: Sweep) -> html.Section | None:
         titles = {r["samples"]: tooltip.format(name, r["samples"], r["said"], score.unit, r["n"]) for r in rows}
         aside = 3.0 * (i - (len(by_name) - 1) / 2)
         series.append(Series(name, means, mark(i), "scaling", spread, aside=aside, titles=titles))
-        said = {row["share"]: row["said"] for row in rows}
-        table.append([name, *(said.get(share, "") for share in heads)])
+        by_share = {row["share"]: row["said"] for row in rows}
+        table.append([name, *(by_share.get(share, "") for share in heads)])
         spans.append(f"{name} from {rows[0]['said']} to {rows[-1]['said']}")
     first, *_, last = heads.values()
     known = number_format.is_number(score.chance)
@@ -89,13 +89,13 @@ def learning(sweep: Sweep) -> html.Section:
     curves_of = {cell: _curves_of(sweep, cell, known) for cell in sweep.cells} if len(known) else {}
     limits = score_range((y for _, drawn in curves_of.values() for row in drawn for y in row.values()), score.percent)
     reached = {cell: drawn for cell, (_, drawn) in curves_of.items() if drawn and sweep.state(cell) == "results"}
-    means = {cell: mean for cell, drawn in reached.items() if (mean := _mean(drawn))}
+    means = {cell: _mean(drawn) for cell, drawn in reached.items()}
     figures = []
     for cell, (note, drawn) in curves_of.items():
         series, about = [], f"{cell}: {note}"
         if cell != leader and (best := means.get(leader or "")):
             series.append(Series(f"mean of {leader}", best, kind="reference", background=True))
-        if mean := means.get(cell):
+        if mean := means.get(cell, {}):
             spread = {x: (min(row[x] for row in drawn), max(row[x] for row in drawn)) for x in mean} if len(drawn) > 1 else {}
             start, end = (score.shown(mean[epoch]) for epoch in (min(mean), max(mean)))
             about = f"{score.title} of {cell} over {max(mean):g} epochs: from {start} to {end}, mean of {note}"
@@ -139,8 +139,8 @@ def cost(sweep: Sweep) -> html.Section:
     score, rows = sweep.score, [sweep.figures[cell, "score"] for cell in sweep.cells]
     rows = [row for row in rows if row["n"] and number_format.is_number(row["seconds"])]
     if not rows:
-        about = html.paragraph("No final run is finished{}.", " yet" if sweep.running else "")
-        return html.section("cost", "Quality against cost", about, link="Cost")
+        none = html.paragraph("No final run is finished{}.", " yet" if sweep.running else "")
+        return html.section("cost", "Quality against cost", none, link="Cost")
     (width, height), seconds = _COST, [row["seconds"] for row in rows]
     ends = [value for row in rows for value in (row["mean"], row["low"], row["high"])]
     across, up = score_range(seconds, margin=0.1), score_range(ends, margin=0.12)
