@@ -225,12 +225,10 @@ def _data(comparison: Comparison) -> list[Markup]:
         mine = [result for result in comparison.results if result.dataset == dataset]
         abouts = [(result.task, result.about["data"]) for result in mine if isinstance(result.about.get("data"), dict)]
         # A task has a fingerprint of its own: each is of the rows that it needs.
-        prints: dict[str, list[str]] = {}
-        for task, about in abouts:
-            if about.get("fingerprint"):
-                prints.setdefault(task, []).append(str(about["fingerprint"])[:_DIGITS])
-        shown = "; ".join(f"{comparison.info(t).title} {' or '.join(dict.fromkeys(values))}" for t, values in prints.items())
-        if any(len(set(values)) > 1 for values in prints.values()):
+        known = [(task, str(about["fingerprint"])[:_DIGITS]) for task, about in abouts if about.get("fingerprint")]
+        prints = {task: list(dict.fromkeys(value for other, value in known if other == task)) for task, _ in known}
+        shown = "; ".join(f"{comparison.info(task).title} {' or '.join(values)}" for task, values in prints.items())
+        if any(len(values) > 1 for values in prints.values()):
             shown = html.fill('{} <span class="flag">not the same for all models</span>', shown)
         pairs = [("tasks", ", ".join(dict.fromkeys(comparison.info(result.task).title for result in mine)))]
         for key in dict.fromkeys(key for _, about in abouts for key in about if key != "fingerprint"):
@@ -255,9 +253,8 @@ def _table(comparison: Comparison) -> pd.DataFrame:
     rows = []
     for result in comparison.results:
         for score, value in result.scores.items():
-            low, high = result.intervals.get(score, (None, None))
-            base = result.baselines.get(score, {})
-            row = [result.model, result.dataset, result.task, score, score == result.main]
-            row += [number(value), number(low), number(high), number(base.get("chance")), number(base.get("largest_class"))]
+            baselines, ends = result.baselines.get(score, {}), result.intervals.get(score, (None, None))
+            figures = map(number, (value, *ends, baselines.get("chance"), baselines.get("largest_class")))
+            row = [result.model, result.dataset, result.task, score, score == result.main, *figures]
             rows.append([*row, result.sample_sizes.get(score)])
     return pd.DataFrame(rows, columns=_COLUMNS).astype({"n": "Int64"})

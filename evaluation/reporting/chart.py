@@ -59,11 +59,11 @@ def logit(percent: float) -> float:
     return math.log(inside / (100.0 - inside))
 
 
-def score_range(values: Iterable[float], from_zero: bool = False, margin: float = 0.06) -> tuple[float, float] | None:
-    """The range of an axis: that of the finite values, and a margin as a share of it; None without values."""
+def score_range(values: Iterable[float], from_zero: bool = False, margin: float = 0.06) -> tuple[float, float]:
+    """The range of an axis: that of the finite values, and a margin as a share of it; 0 to 1 without values."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
-        return None
+        return 0.0, 1.0
     low, high = min(finite), max(finite)
     room = margin * (high - low) or 0.1 * abs(high) or 1.0
     return (0.0 if from_zero and low >= 0 else low - room), high + room
@@ -248,7 +248,7 @@ def lines(
     """
     levels, width, height = levels or {}, *size
     values = [end for s in series for x, y in s.points.items() for end in (y, *s.spread.get(x, ()))]
-    limits = limits or score_range([*values, *levels.values()], from_zero) or (0.0, 1.0)
+    limits = limits or score_range([*values, *levels.values()], from_zero)
     places = sorted({x for s in series for x in s.points})
     margin = 0.0 if log or labelled else 0.04 * (places[-1] - places[0])
     low = 0.0 if x_title == "epoch" else places[0] - margin

@@ -136,7 +136,7 @@ def _sensitivity(comparison: Comparison, dataset: str, results: Mapping[html.Mod
 def _strip(rows: Sequence[tuple[html.Model, Sequence[float], float | None]], templates: Sequence[str], about: str) -> Chart:
     """A row of dots a model, one a template, and a bar where all templates together are."""
     limits = score_range([value for _, scores, together in rows for value in (*scores, together) if value is not None])
-    x, bottom = Scale(*(limits or (0.0, 1.0)), 6, _STRIP - 6), 12.0 + 32 * len(rows)
+    x, bottom = Scale(*limits, 6, _STRIP - 6), 12.0 + 32 * len(rows)
     plot = Plot(_STRIP, bottom + 12, x, Scale(0, bottom, 0, bottom))
     for value in x.ticks(5):
         plot.line([(value, 2), (value, bottom - 6)], "grid")

@@ -83,9 +83,7 @@ def scaling(sweep: Sweep) -> html.Section | None:
 def learning(sweep: Sweep) -> html.Section:
     """A chart a cell of score against epoch; all have the same axes."""
     curves, score, leader = sweep.curves, sweep.score, sweep.verdict.leader
-    known = (
-        curves[curves["score"].notna() & curves["epoch"].notna()] if {"trial", "epoch", "score"} <= set(curves) else curves[:0]
-    )
+    known = curves.dropna(subset=["score", "epoch"]) if {"trial", "epoch", "score"} <= set(curves) else curves[:0]
     curves_of = {cell: _curves_of(sweep, cell, known) for cell in sweep.cells} if len(known) else {}
     limits = score_range((y for _, drawn in curves_of.values() for row in drawn for y in row.values()), score.percent)
     reached = {cell: drawn for cell, (_, drawn) in curves_of.items() if drawn and sweep.state(cell) == "results"}
@@ -143,10 +141,9 @@ def cost(sweep: Sweep) -> html.Section:
         return html.section("cost", "Quality against cost", none, link="Cost")
     (width, height), seconds = _COST, [row["seconds"] for row in rows]
     ends = [value for row in rows for value in (row["mean"], row["low"], row["high"])]
-    across, up = score_range(seconds, margin=0.1), score_range(ends, margin=0.12)
-    assert across and up
-    x = Scale(max(0.0, across[0]), across[1], 36, width - 12)
-    plot = Plot(width, height, x, Scale(*up, height - 38, 12))
+    least, most = score_range(seconds, margin=0.1)
+    y = Scale(*score_range(ends, margin=0.12), height - 38, 12)
+    plot = Plot(width, height, Scale(max(0.0, least), most, 36, width - 12), y)
     front = statistics.pareto([row["mean"] for row in rows], seconds, sweep.mode)
     best = sorted((row for row, on in zip(rows, front, strict=True) if on), key=lambda row: row["seconds"])
     plot.frame("seconds of a final run", 6)

@@ -65,8 +65,6 @@ def _sensitivity(sweep: Sweep) -> list[Markup]:
     """For every searched parameter a chart a cell: score on the validation split against the value."""
     ended = sweep.search[sweep.search["status"].isin(["finished", "failed"])]
     limits, elements = score_range(ended["score"].tolist()), list[Markup]()
-    if limits is None:
-        return []
     for parameter in sweep.parameters:
         rows_of = {cell: ended[(ended["cell"] == cell) & ended[parameter["key"]].notna()] for cell in sweep.cells}
         ranges = {cell: space.range_of(sweep, cell, parameter) for cell, rows in rows_of.items() if len(rows)}
