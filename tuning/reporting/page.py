@@ -58,7 +58,7 @@ def _tiles(sweep: Sweep) -> Markup:
 
 def _failures(sweep: Sweep) -> html.Section:
     """Trials by the reason that they failed for, the most frequent first."""
-    failed = sweep.with_status("failed").groupby("reason", sort=False)["trial"].agg(list).to_dict()
+    failed = sweep.with_status("failed").groupby("reason", sort=False, dropna=False)["trial"].agg(list).to_dict()
     rows = [(str(why), f"{len(names)}: {', '.join(names)}") for why, names in sorted(failed.items(), key=lambda e: -len(e[1]))]
     listed = html.table("Failures", ("reason", "trials"), rows, text=2, name="trials")
     stopped, early = len(sweep.with_status("stopped")), ""
