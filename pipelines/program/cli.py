@@ -106,9 +106,7 @@ def run_program(
             if options.verbose:
                 sys.stderr.write(shown(traceback.format_exc()))
             display.close()
-            # One raised inside a Ray task is wrapped in the task's traceback.
-            print(f"error: {shown(str(getattr(error, 'cause', error)))}", file=sys.stderr)
-            return 2
+            return refused(error)
         except KeyboardInterrupt as stopped:
             display.close()
             again = _again(command, given, getattr(settings, "overwrite", False))
@@ -123,6 +121,26 @@ def run_program(
         finally:
             display.close()
     return 0
+
+
+def run_page(
+    parser: argparse.ArgumentParser, write: Callable[[argparse.Namespace], Path], arguments: Sequence[str] | None = None
+) -> int:
+    """A program that writes a page again, from files alone: parse, write, print where it is. Exit codes as of `run_program`."""
+    options = parser.parse_args(arguments)
+    try:
+        page = write(options)
+    except UserError as error:
+        return refused(error)
+    print(f"report: {page}")
+    return 0
+
+
+def refused(error: UserError) -> int:
+    """Print a mistake that the user can fix, in one line. Returns the exit code."""
+    # One raised inside a Ray task is wrapped in the task's traceback.
+    print(f"error: {shown(str(getattr(error, 'cause', error)))}", file=sys.stderr)
+    return 2
 
 
 def command_of(prog: str, package: str) -> str:
