@@ -33,17 +33,16 @@ from pipelines.program.settings import difference, read_yaml, validate
 from training.checkpoint import other_data
 from training.checkpoint_registry import ABOUT, newest_checkpoint, put, registered, settle
 from training.config import TrainSettings
+from training.data import check_metric, open_data
 from training.dry_run import check_build, check_towers
 from training.final_test import test_chosen
 from training.held_out import read_held_out
 from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import (
     Plan,
-    check_metric,
     keep_towers,
     make_plan,
     needs_banks,
-    open_data,
     pretrained_towers,
     tower_cache,
 )

@@ -19,7 +19,7 @@ from pipelines.program.errors import UserError
 from pipelines.program.settings import apply_overrides, read_config, read_yaml, validate
 from pipelines.program.settings_base import digest
 from training.config import TrainSettings
-from training.plan import check_metric, held_out_data, make_order
+from training.data import check_metric, held_out_data, make_order
 from tuning.config import SweepSettings
 from tuning.optuna_points import corners
 from tuning.resolved import check_conditions, resolve

@@ -17,8 +17,9 @@ from pipelines.program.errors import UserError
 from pipelines.program.settings import difference
 from tests.refusals import refused
 from tests.training.squares import BATCH, TRAIN, planner, write_root
+from training.data import make_order
 from training.in_process import fit_inline
-from training.plan import Plan, make_order
+from training.plan import Plan
 from training.run import result_of
 
 FEW: dict[str, Any] = {"data__fraction": 0.6, "seed": 1}

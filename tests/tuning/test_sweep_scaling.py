@@ -128,7 +128,7 @@ def plan_of(tiny_dataset: Prepared, tmp_path: Path) -> Callable[..., SweepPlan]:
 
 def test_a_budget_of_samples_gives_every_share_of_every_seed_as_many_steps(plan_of: Callable[..., SweepPlan]) -> None:
     """A seed's share is smaller or larger than another's; all go on until they have seen as much."""
-    from training.plan import make_order
+    from training.data import make_order
 
     plan = plan_of(budget={"samples": 1000})
     (prepared,) = plan.prepared.values()
