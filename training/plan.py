@@ -15,7 +15,7 @@ from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.features import feature_store
 from pipelines.features.rows_by_id import bank_rows
 from pipelines.io.retry import is_remote
-from pipelines.prepare.prepare import code_version
+from pipelines.program.code_version import code_version
 from pipelines.program.display import Display
 from pipelines.program.settings_base import digest
 from training.config import GuideSettings, TrainSettings

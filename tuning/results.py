@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from pipelines.dataset.prepared import Prepared
-from pipelines.prepare.prepare import code_version
+from pipelines.program.code_version import code_version
 from pipelines.program.csv_text import to_csv
 from tuning.config import SweepSettings
 from tuning.trials import Cell, Folder, Trial, command, read_json, score_of, write

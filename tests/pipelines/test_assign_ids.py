@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipelines.dataset.prepared import split_of
 from pipelines.io.image_bytes import Location
-from pipelines.prepare.assign_ids import REJECTED, Totals, assign_ids, first_seen, near_duplicates
+from pipelines.prepare.assign_ids import REJECTED, Totals, assign_ids, first_seen
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.curate import ROW_SCHEMA, curate
 from pipelines.prepare.shards import Part, rows_file
@@ -36,29 +36,6 @@ def test_ids_are_numbered_as_they_appear(values: list[int]) -> None:
     expected = [seen.setdefault(value, len(seen)) for value in values]
     found = first_seen(np.asarray(values, dtype=np.uint64))
     assert found.tolist() == expected and found.dtype == np.int64
-
-
-@st.composite
-def hashes(draw: st.DrawFn) -> list[int]:
-    """64-bit hashes of which many are near one another: some bits of an earlier one are flipped."""
-    found = [draw(st.integers(0, 2**64 - 1))]
-    for _ in range(draw(st.integers(0, 25))):
-        value = draw(st.sampled_from(found))
-        for bit in draw(st.lists(st.integers(0, 63), max_size=20)):
-            value ^= 1 << bit
-        found.append(value)
-    return found
-
-
-@given(hashes(), st.integers(0, 16))
-def test_near_duplicates_are_those_of_comparing_everything(values: list[int], bits: int) -> None:
-    kept: list[int] = []
-    expected = []
-    for value in values:
-        expected.append(any(bin(value ^ other).count("1") <= bits for other in kept))
-        if not expected[-1]:
-            kept.append(value)
-    assert near_duplicates(np.asarray(values, dtype=np.uint64), bits).tolist() == expected
 
 
 # --- parts to shards ---
