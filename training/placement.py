@@ -59,7 +59,7 @@ def waiting(folder: Path) -> str:
         if count
     ]
     return (
-        f"waiting for {' and '.join(parts)}: it goes on when a node joins or another job ends; or stop it, and start it again "
+        f"waiting for {' and '.join(parts)}: it continues when a node joins or another job ends; or stop it, and start it again "
         "with fewer resources.num_workers or resources.data_cpus"
     )
 

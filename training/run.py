@@ -211,9 +211,9 @@ def _say_where(folder: Path, steps: int, display: Display) -> None:
     """Show at which step a run that was started before resumes."""
     step = newest_step(folder)
     if step is None:
-        display.line(f"{folder}: started before, but there is no checkpoint to go on from; training begins at step 0")
+        display.line(f"{folder}: started before, but there is no checkpoint to resume from; training begins at step 0")
     else:
-        display.line(f"{folder}: going on from step {step:,} of {steps:,}")
+        display.line(f"{folder}: resuming from step {step:,} of {steps:,}")
 
 
 def _announce(plan: Plan, display: Display) -> None:

@@ -118,7 +118,7 @@ def run_program(
                 raise
             display.close()
             print(
-                f"error: Ray: {shown(cause_of(error))}; the same command goes on from what is done, --verbose shows all",
+                f"error: Ray: {shown(cause_of(error))}; the same command resumes from what is done, --verbose shows all",
                 file=sys.stderr,
             )
             return 2
@@ -136,7 +136,7 @@ def _stop(kept: str, again: str) -> int:
     """Print the last line of a program that was asked to stop, leave the cluster, and return the exit code."""
     number = interrupts.received()
     with suppress(OSError):  # the terminal may be gone
-        print(f"{number.name}: stopped{f', {shown(kept)}' if kept else ''}; to go on: {shown(again)}", file=sys.stderr)
+        print(f"{number.name}: stopped{f', {shown(kept)}' if kept else ''}; to resume: {shown(again)}", file=sys.stderr)
     from pipelines.program import cluster
 
     cluster.stop()

@@ -198,7 +198,7 @@ def errors_as_blocks(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[
         except UserError as error:
             parts = error.key, error.problem, error.remedy
         except Unreachable as error:
-            parts = "", str(error), "try again when it answers: the same command goes on"
+            parts = "", str(error), "try again when it answers: the same command resumes"
         return {name: [part] for name, part in zip(_ERROR, parts, strict=True)}
 
     return run
@@ -210,7 +210,7 @@ def blocks(dataset: "ray.data.Dataset", culprit: Callable[[], UserError | None] 
     Args:
         culprit: see `deaths_as_errors`.
     """
-    with deaths_as_errors("the same command goes on with what is missing", culprit):
+    with deaths_as_errors("the same command resumes with what is missing", culprit):
         for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
             if _ERROR[0] in block:
                 raise UserError(*(str(block[name][0]) for name in _ERROR))

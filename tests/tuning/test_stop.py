@@ -30,7 +30,7 @@ def feeder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Feeder:
     return feeder
 
 
-def test_trials_that_train_are_waited_for_and_go_on_with_the_next_start(
+def test_trials_that_train_are_waited_for_and_resume_with_the_next_start(
     feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, names = Folder(tmp_path), {key: trial.name for key, trial in feeder.out.items()}
