@@ -144,7 +144,7 @@ def test_a_budget_of_samples_gives_every_share_of_every_seed_as_many_steps(plan_
 
 
 def test_a_share_that_is_too_small_with_any_seed_is_refused_before_the_first_trial(plan_of: Callable[..., SweepPlan]) -> None:
-    with refused("data.fraction", "0.05", "seed="):
+    with refused("grid.data.fraction", "0.05", "seed=", remedy="overrides.global_batch_size="):
         plan_of(grid={"data.fraction": [0.05, 1]}, seeds=list(range(12)))
 
 
