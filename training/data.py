@@ -39,7 +39,8 @@ def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
         raise UserError("data.split", f"'{settings.data.split}' is unknown", f"{prepared.path} has {', '.join(splits)}")
     if settings.data.split == settings.evaluation.split:
         problem = f"the run trains on '{settings.evaluation.split}'"
-        raise UserError("evaluation.split", problem, f"choose another split of {prepared.path}: {', '.join(splits)}")
+        others = ", ".join(split for split in splits if split != settings.data.split)
+        raise UserError("evaluation.split", problem, f"choose another split of {prepared.path}: {others}")
     order = Order(
         prepared,
         split=settings.data.split,

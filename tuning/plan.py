@@ -58,14 +58,12 @@ class SweepPlan:
             raise UserError(own, error.problem, remedy) from None
 
     def _place(self, key: str) -> str | None:
-        """The sweep's key that sets a key of the runs; None if there is none. Other keys are unchanged."""
-        if re.split(r"[.\[]", key)[0] not in TrainSettings.model_fields:
-            return key
+        """The sweep's key that sets a key of the runs; None if only their base does. Other keys are unchanged."""
         for part in ("space", "grid", "overrides"):
             names = getattr(self.settings, part)
-            if any(f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in names):
+            if key and any(f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in names):
                 return f"{part}.{key}"
-        return None
+        return None if re.split(r"[.\[]", key)[0] in TrainSettings.model_fields else key
 
     def overrides(self, trial: Trial) -> dict[str, Any]:
         """Overrides of the base config, as in the trial's command."""

@@ -16,20 +16,13 @@ from pipelines.features.frozen_encoders import Guides
 from pipelines.program.errors import UserError
 from pipelines.program.settings import difference
 from tests.refusals import refused
-from tests.training.squares import BATCH, TRAIN, planner, write_root
+from tests.training.squares import BATCH, TRAIN
 from training.data import make_order
 from training.in_process import fit_inline
 from training.plan import Plan
 from training.run import result_of
 
 FEW: dict[str, Any] = {"data__fraction": 0.6, "seed": 1}
-
-
-@pytest.fixture(scope="module")
-def plan_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Plan]:
-    root = tmp_path_factory.mktemp("share")
-    write_root(root)
-    return planner(root)
 
 
 def test_a_run_sees_its_share_and_nothing_else_of_the_split(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
