@@ -22,7 +22,7 @@ from evaluation.tasks.sugarcrepe import SugarCrepe as SugarCrepeTask
 from evaluation.tasks.zero_shot import ZeroShot
 from pipelines.program.errors import UserError
 from tests.evaluation.lists import Plain, rows_of
-from tests.pipelines.test_images import gradient
+from tests.pipelines.pixels import gradient
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ def settings(**changes: object) -> TrainSettings:
 
 
 def test_no_key_of_another_objective_is_suggested() -> None:
-    """`swap_directions` is one of CLIP's; a key that is spelled alike elsewhere in the config may be meant."""
+    """`swap_directions` is one of PSD's; a key that is spelled alike elsewhere in the config may be meant."""
     with refused("objective.warmup_epochs", remedy="temperature") as caught:
         settings(objective={"name": "siglip", "warmup_epochs": 1})
     assert "swap_directions" not in caught.value.remedy
