@@ -80,15 +80,16 @@ def _check(plan: SweepPlan) -> list[TrainSettings]:
         )
     if (size := expected_cluster()) is not None:
         trials_at_a_time(examples, size, plan.settings.concurrency)
-    for example in examples:
-        check_sources(example)
-    towers: dict[str, Any] = {}  # by dataset, key and identity: cells often share them
-    for example in examples:
-        cache = tower_cache(plan.prepared[str(example.data.path)])
-        for tower in pretrained_towers(example).values():
-            towers[json.dumps([str(cache), tower.key, tower.identity])] = tower, cache
-    for tower, cache in towers.values():
-        check_towers([tower], cache)
+    with plan.keys_of_runs():
+        for example in examples:
+            check_sources(example)
+        towers: dict[str, Any] = {}  # by dataset, key and identity: cells often share them
+        for example in examples:
+            cache = tower_cache(plan.prepared[str(example.data.path)])
+            for tower in pretrained_towers(example).values():
+                towers[json.dumps([str(cache), tower.key, tower.identity])] = tower, cache
+        for tower, cache in towers.values():
+            check_towers([tower], cache)
     return examples
 
 
@@ -148,7 +149,7 @@ def _tune(
     from tuning.early_stopping import SearchOnly, build_scheduler
     from tuning.progress import Board, Refresher
     from tuning.resources import booking_of
-    from tuning.searcher import Feeder, Follow
+    from tuning.searcher import Follow, ScheduleSearcher
     from tuning.trainable import run_trial
 
     settings = plan.settings
@@ -160,7 +161,7 @@ def _tune(
     limit = None if hyperband else at_once
     if hyperband:  # a bracket consists of the trials that Tune has: give it the whole search
         let_trials_wait(schedule.planned["search"])
-    feeder = Feeder(settings, schedule, plan.folder, plan.build, plan.score, limit, errors, first)
+    searcher = ScheduleSearcher(settings, schedule, plan.folder, plan.build, plan.score, limit, errors, first)
     scheduler = SearchOnly(build_scheduler(settings.scheduler, settings.mode, max(e.epochs for e in examples)), errors)
     ended = [name for name in schedule.outcomes if schedule.seen[name].phase == "search"]
     scheduler.remind({name: [c | {"score": score_of(c, plan.score)} for c in plan.folder.curve(name)] for name in ended})
@@ -171,9 +172,9 @@ def _tune(
     with Board(settings.name, schedule, at_once, display) as board, Refresher(write, display) as refresher:
 
         def on_step() -> None:
-            board.update(list(feeder.out.values()), feeder.seconds)
+            board.update(list(searcher.out.values()), searcher.seconds)
             refresher.hear(len(schedule.outcomes))
-            for trial in [] if all_inline else feeder.out.values():
+            for trial in [] if all_inline else searcher.out.values():
                 if notice := notices[trial.name].due(plan.folder.of(trial.name)):
                     display.line(f"{trial.name}: {notice}")
 
@@ -184,7 +185,7 @@ def _tune(
         tuner = tune.Tuner(
             tune.with_resources(run_trial, lambda config: tune.PlacementGroupFactory([config["bundle"]])),
             tune_config=tune.TuneConfig(
-                search_alg=feeder,
+                search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=sum(schedule.planned.values()),
                 # The thread of a trial that waits for a Ray Train run cannot be stopped.
@@ -200,7 +201,7 @@ def _tune(
                 failure_config=tune.FailureConfig(max_failures=settings.retries),
             ),
         )
-        with interrupts.asking(feeder.stop):
+        with interrupts.asking(searcher.stop):
             tuner.fit()
 
 
