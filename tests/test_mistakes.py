@@ -256,7 +256,7 @@ def test_training(
         (["overrides.resources.num_workers=4"], ["overrides.resources.num_workers=", "4 workers", "2"]),
         (["loggers=[mlflow]"], ["loggers", "mlflow", "raylign[mlflow]"]),
         (["seeds=[1,1]"], ["seeds", "1"]),
-        (["overrides.global_batch_size=9999"], ["overrides.global_batch_size: ", "9999", " overrides.global_batch_size="]),
+        (["overrides.data.fraction=0.01"], ["overrides.data.fraction: ", "0.01", " overrides.global_batch_size="]),
         (["scheduler.name=hyperband"], ["scheduler.name", "hyperband", "sampler.name=random"]),
         (["overrides.image_tower.model=test_resnet"], ["image_tower.weights: ", "efficientnet-lite0"]),
     ],
