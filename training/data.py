@@ -22,14 +22,14 @@ class TrainData:
     prepared: Prepared
     order: Order
     held_out: list[tuple[Prepared, HeldOut]]  # of `held_out_data`
-    test: HeldOut | None  # of `test_data`
+    test: HeldOut | None  # of `final_test_data`
 
 
 def open_data(settings: TrainSettings) -> TrainData:
     """Open the run's datasets. Raises `UserError` for mistakes in data, splits, labels and batch size."""
     prepared = Prepared.open(settings.data.path)
     held_out = held_out_data(settings, prepared)
-    return TrainData(settings, prepared, make_order(settings, prepared), held_out, test_data(settings, prepared))
+    return TrainData(settings, prepared, make_order(settings, prepared), held_out, final_test_data(settings, prepared))
 
 
 def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
@@ -85,7 +85,7 @@ def _keyed(key: str, instead_of: str) -> Iterator[None]:
         raise error.under(key, instead_of) if error.key == instead_of else error from None
 
 
-def test_data(settings: TrainSettings, prepared: Prepared) -> HeldOut | None:
+def final_test_data(settings: TrainSettings, prepared: Prepared) -> HeldOut | None:
     """The split on which the best checkpoint is scored. Raises `UserError` if it is unknown or empty."""
     if settings.evaluation.test_split is None:
         return None

@@ -68,7 +68,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         _data_cpus(settings, size)
     if settings.overwrite or not registered(folder):  # a run with a checkpoint has its own copies of the weights
         check_sources(settings)
-    from training.final_test import test_chosen  # these import Ray Train, which takes a second
+    from training.final_test import run_final_test  # these import Ray Train, which takes a second
     from training.ray_train import fit
     from training.report import write_report
 
@@ -104,7 +104,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         _announce(plan, display)
         returned = fit(plan, folder, data_cpus, display)
         phases.end("training")
-        tested = {} if plan.test is None else {"test": test_chosen(plan, folder, data_cpus, display)}
+        tested = {} if plan.test is None else {"test": run_final_test(plan, folder, data_cpus, display)}
         if tested:
             phases.end("test")
         result = result_of(plan, folder, returned, phases.seconds) | tested

@@ -148,7 +148,7 @@ def dataset_of(prepared: Prepared, train: int, validation: int, test: int) -> di
     }
 
 
-def test_sizes(folder: Folder, trials: Iterable[Trial]) -> dict[str, Any]:
+def baselines_and_sizes(folder: Folder, trials: Iterable[Trial]) -> dict[str, Any]:
     """Baselines and sample sizes of the test split, from the first seed's run that has ended; empty before."""
     for trial in trials:
         if trial.phase == "final" and (result := read_json(folder.of(trial.name) / "result.json")):

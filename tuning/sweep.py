@@ -20,7 +20,7 @@ from training.config import TrainSettings
 from training.run import LOCK, only_one
 from tuning.config import SweepSettings
 from tuning.plan import SweepPlan
-from tuning.results import about_of, test_sizes, write_about, write_tables
+from tuning.results import about_of, baselines_and_sizes, write_about, write_tables
 from tuning.search_order import Schedule
 from tuning.trials import Trial, read_json, score_of
 
@@ -130,7 +130,7 @@ def _run(
     def standing(state: str) -> dict[str, Any]:
         return about | {"state": state, "seconds": round(spent + time.monotonic() - started, 1)}
 
-    write_about(plan.folder, standing("running") | test_sizes(plan.folder, []))
+    write_about(plan.folder, standing("running") | baselines_and_sizes(plan.folder, []))
     _tune(plan, schedule, first, at_once, callbacks, lambda: _write(plan, schedule, standing("running")), display)
     if not schedule.done:
         raise UserError(
@@ -223,7 +223,7 @@ def _write(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any]) -> str
     write_tables(
         plan.folder, plan.settings, plan.cells, trials, {t.name: plan.overrides(t) for t in trials}, plan.score, plan.test_split
     )
-    write_about(plan.folder, dict(about) | test_sizes(plan.folder, trials))
+    write_about(plan.folder, dict(about) | baselines_and_sizes(plan.folder, trials))
     return write_report(plan.folder.path)
 
 

@@ -92,16 +92,16 @@ def test_the_orientation_is_applied(file_format: str, options: dict, orientation
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize("way", ["exif", "xmp", "pair"])
-def test_the_orientation_of_a_jpeg_is_applied(way: str, orientation: int) -> None:
+@pytest.mark.parametrize("written", ["exif", "xmp", "pair"])
+def test_the_orientation_of_a_jpeg_is_applied(written: str, orientation: int) -> None:
     """Three ways in which cameras and programs write it; a pair is a phone's image with its depth or brightness behind it."""
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](np.asarray(gradient(160, 96)))))
     options: dict[str, object] = {"exif": exif(orientation)}
-    if way == "xmp":
+    if written == "xmp":
         options = {"xmp": f'<rdf:Description tiff:Orientation="{orientation}"/>'.encode()}
-    elif way == "pair":
+    elif written == "pair":
         options |= {"save_all": True, "append_images": [Image.new("RGB", stored.size)]}
-    opened = open_image(encoded(stored, "MPO" if way == "pair" else "JPEG", quality=95, **options))
+    opened = open_image(encoded(stored, "MPO" if written == "pair" else "JPEG", quality=95, **options))
     assert opened.size == (160, 96)
     assert np.abs(np.asarray(opened.rgb()).astype(int) - np.asarray(gradient(160, 96))).mean() < 3
 

@@ -31,11 +31,11 @@ COLUMNS = frozenset({"image", "text", "text_mask", "text_id", "sample_id"})
 ALONE = Worker(0, 1, torch.device("cpu"), 1)
 
 
-def prepared_in(folder: Path, output: Path, way: str, **keys: Any) -> Prepared:
+def prepared_in(folder: Path, output: Path, mode: str, **keys: Any) -> Prepared:
     tree = {
         "source": {"name": "folder", "path": str(folder), "dataset": "things", "captions": "all_lines"},
         "output": output,
-        "mode": way,
+        "mode": mode,
         "image": {"size": 16, "format": "png"},
         "splits": {"test": 0.25},
     }
@@ -246,10 +246,10 @@ def test_both_ways_find_the_same_equal_images(ray_session: None, folder: Path, t
     for name, caption in {"same": "thing number 7", "twin": "else", "again": "again", "one": "a box", "two": "a box"}.items():
         (folder / f"{name}.txt").write_text(caption)
     found = {}
-    for way in ("copy", "index"):
-        data = prepared_in(folder, tmp_path / way, way, deduplicate={"exact": exact})
+    for mode in ("copy", "index"):
+        data = prepared_in(folder, tmp_path / mode, mode, deduplicate={"exact": exact})
         table = data.table("key", "image_id", "text_id", "split")
-        found[way] = (table.to_pylist(), data.manifest["counts"], data.manifest["num_images"])
+        found[mode] = (table.to_pylist(), data.manifest["counts"], data.manifest["num_images"])
     assert found["copy"] == found["index"]
     rows, counts, images = found["copy"]
     ids = {row["key"]: row["image_id"] for row in rows}

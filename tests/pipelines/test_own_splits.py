@@ -97,13 +97,13 @@ def test_no_seed_draws_published_splits_anew(prepared: Prepared, seed: int) -> N
 def test_the_second_command_has_nothing_to_do_and_other_splits_are_another_dataset(
     prepared: Prepared, source: dict, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    way = prepared.manifest["mode"]
+    mode = prepared.manifest["mode"]
     assert isinstance(prepared.path, Path)
-    assert prepare(settings_of(source, prepared.path, mode=way), Display()).manifest == prepared.manifest
+    assert prepare(settings_of(source, prepared.path, mode=mode), Display()).manifest == prepared.manifest
     assert "already prepared by this config" in capsys.readouterr().out
     with refused("output", prepared.path, "splits: 'source' -> {'test': 0.2}", remedy="overwrite=true"):
-        prepare(settings_of(source, prepared.path, mode=way, splits={"test": 0.2}), QUIET)
-    drawn = prepare(settings_of(source, tmp_path / "drawn", mode=way, splits={"test": 0.2, "val": 0.2}), QUIET)
+        prepare(settings_of(source, prepared.path, mode=mode, splits={"test": 0.2}), QUIET)
+    drawn = prepare(settings_of(source, tmp_path / "drawn", mode=mode, splits={"test": 0.2, "val": 0.2}), QUIET)
     assert drawn.fingerprint != prepared.fingerprint and drawn.table("split") != prepared.table("split")
     assert len(drawn.split_ids(3)["test"]) > 0
 

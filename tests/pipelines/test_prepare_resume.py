@@ -144,7 +144,7 @@ def begun(output: Path) -> set[Path]:
 
 
 def shards(output: Path) -> list[Path]:
-    """Shards that have been numbered."""
+    """Shards whose rows have their ids."""
     return [path for path in output.glob("content-*/*.parquet") if ".found." not in path.name]
 
 
@@ -194,8 +194,8 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_dataset(
         end_at_random(start, output, parts, choose, number)
     before = done(output)
 
-    # Between the parts and the manifest: as soon as all parts are done, and when some shards are numbered.
-    program = start(output, "numbering")
+    # Between the parts and the manifest: as soon as all parts are done, and when the rows of some shards have ids.
+    program = start(output, "ids")
     wait_for(program, lambda: len(list(output.glob("content-*/*.found.parquet"))) == parts)
     program.kill()
     every = done(output)

@@ -25,7 +25,7 @@ def test_extra_datasets_are_scored_like_the_runs_own(
     before, after = curve(straight[0]), curve(tmp_path)
     added = [set(line) - set(old) for line, old in zip(after, before, strict=True)]
     names = {
-        *(f"retrieval/others/{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 2)),
+        *(f"retrieval/others/{direction}_recall@{k}" for direction in ("image_to_text", "text_to_image") for k in (1, 2)),
         *(f"zero_shot/others_hue/{measure}" for measure in ("top1", "top5", "mean_per_class")),
     }
     assert added == [names if BEST in line else set() for line in before]
