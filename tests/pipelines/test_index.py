@@ -24,6 +24,7 @@ from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.randomness import generator
 from tests.pipelines.deadly import DeadlyPrepared
+from tests.refusals import refused
 
 QUIET = Display(quiet=True)
 ROWS, BATCH, SIZE, SEED = 60, 8, 12, 5
@@ -217,11 +218,8 @@ def test_where_all_images_are_gone_a_run_ends(indexed: Prepared, folder: Path) -
     for path in folder.glob("*.png"):
         path.unlink()
     told: list[Unusable] = []
-    with pytest.raises(UserError) as caught:
+    with refused("data.path", folder, "missing_image", remedy="prepare again"):
         list(stream_of(indexed).training(order_of(indexed), 0, 2, ALONE, told.append))
-    message = str(caught.value)
-    assert "\n" not in message and message.startswith("data.path: the image of sample ")
-    assert "missing_image" in message and "prepare again" in message
 
 
 def drawing(comment: str) -> bytes:
