@@ -13,7 +13,7 @@ class UserError(Exception):
     Args:
         key: what it is about: a dotted config key, a file, a URI, an argument. Empty where there is no such thing.
         problem: what is wrong, with the value as the user wrote it.
-        remedy: what to do about it. Empty if the problem says it.
+        remedy: what to do about it, with keys as they are set: `epochs=`, or with their dots. Empty if the problem says it.
     """
 
     def __init__(self, key: str, problem: str, remedy: str = "") -> None:

@@ -164,7 +164,7 @@ def test_stand_ins_do_not_depend_on_the_number_of_workers(indexed: Prepared) -> 
     assert sorted(told_by_parts, key=str) == sorted(told, key=str) and len(told) > len(spoilt) / 2
 
 
-def test_a_run_that_goes_on_gets_the_same_stand_ins(indexed: Prepared) -> None:
+def test_a_resumed_run_gets_the_same_stand_ins(indexed: Prepared) -> None:
     order, stream = order_of(indexed), stream_of(indexed)
     spoil(indexed, 9)
     whole = list(stream.training(order, 0, 4, ALONE))
