@@ -3,7 +3,7 @@
     CACHE/IDENTITY/rows.npy            float32 [n, D], and beside it what it was computed from, as for all stored features
 
 The identity is a digest of the embedder's fingerprint and of the images or texts. One pass of the actors computes everything that
-a model lacks; after a kill, the same command goes on. An embedder without a `fingerprint` is run again by each command, because
+a model lacks; after a kill, the same command resumes. An embedder without a `fingerprint` is run again by each command, because
 nobody can tell whether it is still the same.
 """
 

@@ -129,7 +129,7 @@ def settle(run: Path, tell: Callable[[str], None]) -> Path | None:
         remedy = "copy one again, give another name=, or pass overwrite=true"
         raise UserError("checkpoint", f"{run} holds no intact checkpoint ({problem})", remedy)
     for path, what in damaged:
-        tell(f"{path} is damaged: {what}; going on from {checkpoints[-1].name}, the newest intact one")
+        tell(f"{path} is damaged: {what}; resuming from {checkpoints[-1].name}, the newest intact one")
         if path.is_dir():
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)

@@ -98,7 +98,7 @@ def run_workers(
             raise
         failures = getattr(error, "worker_failures", None)
         cause = first_cause(failures) if failures else cause_of(error)
-        remedy = "--verbose shows all, the same command goes on from the last checkpoint"
+        remedy = "--verbose shows all, the same command resumes from the last checkpoint"
         raise UserError("", f"training stopped: {cause}", remedy) from None
 
 
@@ -134,7 +134,7 @@ class _Follower:
                         return
                     continue
                 for line in losses[restarts:]:
-                    self._display.line(f"worker lost, going on from the last checkpoint: {line['cause']}")
+                    self._display.line(f"worker lost, resuming from the last checkpoint: {line['cause']}")
                 restarts = len(losses)
                 if lines and lines[-1:] != before and lines[-1]["step"] != shown:
                     line = lines[-1]

@@ -33,16 +33,15 @@ from pipelines.program.settings import difference, read_yaml, validate
 from training.checkpoint import other_data
 from training.checkpoint_registry import ABOUT, newest_checkpoint, newest_step, put, registered, settle
 from training.config import TrainSettings
+from training.data import check_metric, open_data
 from training.dry_run import check_build, check_towers
 from training.held_out import read_held_out
 from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import (
     Plan,
-    check_metric,
     keep_towers,
     make_plan,
     needs_banks,
-    open_data,
     pretrained_towers,
     tower_cache,
 )
@@ -69,7 +68,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         _data_cpus(settings, size)
     if settings.overwrite or not registered(folder):  # a run with a checkpoint has its own copies of the weights
         check_sources(settings)
-    from training.final_test import test_chosen  # these import Ray Train, which takes a second
+    from training.final_test import run_final_test  # these import Ray Train, which takes a second
     from training.ray_train import fit
     from training.report import write_report
 
@@ -105,7 +104,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         _announce(plan, display)
         returned = fit(plan, folder, data_cpus, display)
         phases.end("training")
-        tested = {} if plan.test is None else {"test": test_chosen(plan, folder, data_cpus, display)}
+        tested = {} if plan.test is None else {"test": run_final_test(plan, folder, data_cpus, display)}
         if tested:
             phases.end("test")
         result = result_of(plan, folder, returned, phases.seconds) | tested
@@ -219,9 +218,9 @@ def _say_where(folder: Path, steps: int, display: Display) -> None:
     """Show at which step a run that was started before resumes."""
     step = newest_step(folder)
     if step is None:
-        display.line(f"{folder}: started before, but there is no checkpoint to go on from; training begins at step 0")
+        display.line(f"{folder}: started before, but there is no checkpoint to resume from; training begins at step 0")
     else:
-        display.line(f"{folder}: going on from step {step:,} of {steps:,}")
+        display.line(f"{folder}: resuming from step {step:,} of {steps:,}")
 
 
 def _announce(plan: Plan, display: Display) -> None:

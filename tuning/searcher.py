@@ -17,8 +17,8 @@ from tuning.search_order import Schedule
 from tuning.trials import Folder, Outcome, Trial
 
 
-class Feeder(Searcher):
-    """The searcher.
+class ScheduleSearcher(Searcher):
+    """Suggests the schedule's trials to Tune, and records how they end.
 
     Args:
         build: makes the training config of a trial.
@@ -122,7 +122,7 @@ class Follow(TrialProgressCallback):
         self._on_step, self._on_death = on_step, on_death
 
     def __getstate__(self) -> dict[str, Any]:
-        """Empty, as the feeder's."""
+        """Empty, as the searcher's."""
         return {}
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:

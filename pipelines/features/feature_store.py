@@ -223,7 +223,7 @@ def compute(
     missing = [part for part in parts if not part.done]
     title = title or (f"bank of {banks[0].about['of'].split()[0]}" if banks else "")
     if len(missing) < len(parts):
-        display.line(f"{title}: going on, {len(parts) - len(missing)} of {len(parts)} parts are done")
+        display.line(f"{title}: resuming, {len(parts) - len(missing)} of {len(parts)} parts are done")
     if missing:
         with interrupts.keeping(lambda: f"{title}: {sum(part.done for part in parts)} of {len(parts)} parts are kept"):
             _fill(missing, load, encoder, arguments, pool, title, display, culprit)

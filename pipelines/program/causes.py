@@ -37,10 +37,10 @@ def of_storage(error: BaseException) -> UserError | None:
     """The user's error, if a store does not answer, or a disk is full, fails or is read-only; None for any other error."""
     error = innermost(error)
     if isinstance(error, Unreachable):
-        return UserError("", str(error), "try again when it answers: the same command goes on")
+        return UserError("", str(error), "try again when it answers: the same command resumes")
     if isinstance(error, OSError) and error.errno in _DISK:
         text = str(error).removeprefix(f"[Errno {error.errno}] ")
-        return UserError("", f"the disk fails: {text}", "make room or repair it: the same command goes on")
+        return UserError("", f"the disk fails: {text}", "make room or repair it: the same command resumes")
     return None
 
 

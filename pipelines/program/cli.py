@@ -152,7 +152,7 @@ def _stop(kept: str, again: str) -> int:
     """Print the last line of a program that was asked to stop, leave the cluster, and return the exit code."""
     number = interrupts.received()
     with suppress(OSError):  # the terminal may be gone
-        print(f"{number.name}: stopped{f', {shown(kept)}' if kept else ''}; to go on: {shown(again)}", file=sys.stderr)
+        print(f"{number.name}: stopped{f', {shown(kept)}' if kept else ''}; to resume: {shown(again)}", file=sys.stderr)
     from pipelines.program import cluster
 
     cluster.stop()
@@ -172,7 +172,7 @@ def _lost(error: Exception) -> UserError | None:
     exceptions, inner = sys.modules.get("ray.exceptions"), innermost(error)
     if exceptions is None or not isinstance(inner, exceptions.RayError) or isinstance(inner, exceptions.RayTaskError):
         return None
-    return UserError("Ray", cause_of(error), "the same command goes on from what is done, --verbose shows all")
+    return UserError("Ray", cause_of(error), "the same command resumes from what is done, --verbose shows all")
 
 
 def _read(prog: str, package: str, model: type[S], options: argparse.Namespace) -> S:

@@ -250,7 +250,7 @@ def blocks(
         cpus, gpus: of one of its tasks.
     """
     say_if_full(cpus, gpus)
-    with deaths_as_errors("the same command goes on with what is missing", culprit):
+    with deaths_as_errors("the same command resumes with what is missing", culprit):
         for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
             if _ERROR[0] in block:
                 raise UserError(*(str(block[name][0]) for name in _ERROR))

@@ -72,7 +72,7 @@ def test_scores_have_paths_baselines_and_sizes(data: HeldOut) -> None:
     assert scores.metrics["zero_shot/toy_kind/top1"] == pytest.approx(200 / 3)
     assert scores.metrics["zero_shot/toy_kind/mean_per_class"] == pytest.approx(75)
     assert set(scores.metrics) == {
-        *(f"retrieval/toy/{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 2)),
+        *(f"retrieval/toy/{direction}_recall@{k}" for direction in ("image_to_text", "text_to_image") for k in (1, 2)),
         *(f"zero_shot/toy_kind/{measure}" for measure in ("top1", "top5", "mean_per_class")),
     }
     assert set(scores.baselines) == set(scores.sample_sizes) == set(scores.metrics)

@@ -25,7 +25,7 @@ from evaluation.tasks.sugarcrepe import SugarCrepe as SugarCrepeTask
 from evaluation.tasks.zero_shot import ZeroShot
 from pipelines.program.errors import UserError
 from tests.evaluation.lists import Plain, rows_of
-from tests.pipelines.test_images import gradient
+from tests.pipelines.pixels import gradient
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -96,8 +96,8 @@ def test_retrieval_with_several_captions_an_image(tmp_path: Path) -> None:
         back = [owner[t] in np.argsort(-cosines[:, t])[:k] for t in range(len(owner))]
         wanted = {"image_to_text": 100 * np.mean(there), "text_to_image": 100 * np.mean(back)}
         wanted["mean"] = sum(wanted.values()) / 2
-        for way, value in wanted.items():
-            name = f"{way}_recall@{k}"
+        for direction, value in wanted.items():
+            name = f"{direction}_recall@{k}"
             assert found.scores[name] == pytest.approx(value)
             assert found.intervals[name][0] <= value <= found.intervals[name][1] and 0 < found.baselines[name]["chance"] < 60
     assert found.main == "mean_recall@1" and found.sample_sizes["text_to_image_recall@1"] == len(owner)

@@ -1,6 +1,7 @@
 """The programs from outside: exit codes, one-line errors, --help and --show. `run_program` itself runs in this process."""
 
 import errno
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.settings import load
 from tests.patience import PATIENCE
+from tests.stopped import assert_stopped
 from training.config import TrainSettings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -100,7 +102,8 @@ def test_an_interruption_has_its_own_code_and_a_bug_is_not_hidden(config: str, c
         raise ZeroDivisionError
 
     assert run_program("pipelines", "p", PrepareSettings, interrupt, [config]) == 130
-    assert capsys.readouterr().err == f"SIGINT: stopped; to go on: python -m pipelines {config}\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert_stopped(line, signal.SIGINT, f"python -m pipelines {config}")
     with pytest.raises(ZeroDivisionError):
         run_program("pipelines", "p", PrepareSettings, crash, [config])
 

@@ -10,7 +10,7 @@ from pipelines.dataset.images import decode, open_image
 from pipelines.dataset.views import Augment, eval_view, train_view
 from pipelines.program.randomness import generator
 from tests.pipelines.corpus import encoded
-from tests.pipelines.test_images import UPRIGHT, exif, gradient, noise, oriented_jpeg
+from tests.pipelines.pixels import UPRIGHT, exif, gradient, noise, oriented_jpeg
 
 
 @pytest.mark.parametrize(("width", "height"), [(256, 256), (256, 128)])

@@ -200,7 +200,7 @@ def test_a_checkpoint_from_before_there_were_digests_counts(run: Path) -> None:
 
 
 def test_ray_trains_list_is_copied_only_while_it_is_whole(tmp_path: Path) -> None:
-    """Ray writes it in place; killed meanwhile, it could never go on from it."""
+    """Ray writes it in place; killed meanwhile, it could never resume from it."""
     run = tmp_path / "run"
     for step in (20, 40):
         checkpoint(run / name_of(step), step)

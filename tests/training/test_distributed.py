@@ -12,27 +12,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.dataset.batch import Batch
 from tests.training.gloo import Gloo
+from tests.training.objectives.reference import task
 from training import distributed
 from training.config import TrainSettings
 from training.encoder import build_encoder
 from training.objectives import ObjectiveUnion
-from training.objectives.base import Embeddings, Loss, ObjectiveSettings, Task
+from training.objectives.base import Embeddings, Loss, ObjectiveSettings
 from training.objectives.clip import ClipSettings
 from training.state import TrainState, unwrap
 from training.step import _agreed, train_step
 
 ROWS, TOKENS, VOCABULARY, STEPS = 12, 5, 50, 3
-TASK = Task(
-    num_images=30,
-    num_texts=40,
-    embed_dim=6,
-    image_width=24,
-    steps_per_epoch=2,
-    total_steps=6,
-    seed=0,
-    states_width=8,
-    vocabulary_size=VOCABULARY,
-    guide_widths=(7, 7),
+TASK = task(
+    **{"num_images": 30, "num_texts": 40, "embed_dim": 6, "image_width": 24, "states_width": 8, "guide_widths": (7, 7)},
+    **{"vocabulary_size": VOCABULARY, "steps_per_epoch": 2, "total_steps": 6},
 )
 
 

@@ -372,7 +372,7 @@ def test_a_sweep_as_base_is_refused_with_its_own_base(base: str, tmp_path: Path,
     (tmp_path / "mine.yaml").write_text("name: m\nbase: training/configs/course.yaml\ngrid: {seed: [1]}\n")
     sweep = settings(base=base, overrides={"data.path": str(tmp_path / "nowhere")})
     if base == "course.yaml":
-        with refused("data.path", "nowhere"):  # the next thing that is checked
+        with refused("overrides.data.path", "nowhere"):  # the next thing that is checked
             SweepPlan(sweep)
         return
     with refused("base", base, "grid", remedy="base=training/configs/course.yaml"):
@@ -402,7 +402,7 @@ def test_every_shipped_training_config_can_be_a_base(monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     (tmp_path / "named.yaml").write_text("base: training/configs/openmoji.yaml\nname: mine\n")
     for base in ["named.yaml", *map(str, shipped("training"))]:
-        with refused("data.path", "nowhere"):  # the next thing that is checked
+        with refused("overrides.data.path", "nowhere"):  # the next thing that is checked
             SweepPlan(settings(base=base, overrides={"data.path": "nowhere"}))
 
 

@@ -291,7 +291,7 @@ def test_any_number_of_parts_is_one(variant: str) -> None:
 
 
 @every_variant
-def test_a_run_may_go_on_with_other_workers(gloo: Gloo, variant: str) -> None:
+def test_a_run_may_resume_with_other_workers(gloo: Gloo, variant: str) -> None:
     """Two workers, then three, then one, by checkpoints: as one worker all along, at every step and on every worker."""
     firsts = gloo(2, steps, VARIANTS[variant], 0, 2)
     seconds = gloo(3, steps, VARIANTS[variant], 2, 4, firsts[1].saved)
