@@ -104,6 +104,14 @@ def newest_checkpoint(run: Path) -> Path:
     return checkpoints[-1]
 
 
+def newest_step(run: Path) -> int | None:
+    """The step from which a run would resume; None if it would start at the beginning."""
+    try:
+        return int(newest_checkpoint(run).name.rpartition("_")[2])
+    except (UserError, ValueError):
+        return None
+
+
 def settle(run: Path, tell: Callable[[str], None]) -> Path | None:
     """Prepare a run's folder for resuming: returns its newest intact checkpoint, which its lists then name as the newest.
 

@@ -48,6 +48,9 @@ class BankSettings(Settings):
 
 def compute_banks(settings: BankSettings, display: Display) -> list[Path]:
     """Compute missing features, check existing ones, and return their folders. Raises `UserError`."""
+    for key, encoder in (("image_encoder", settings.image_encoder), ("text_encoder", settings.text_encoder)):
+        if encoder is not None:
+            encoder.check_source(key)
     try:
         prepared = Prepared.open(settings.dataset)
     except UserError as error:

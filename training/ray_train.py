@@ -13,7 +13,7 @@ from pipelines.program import interrupts, ray_internals
 from pipelines.program.causes import cause_of, first_cause
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
-from training.checkpoint_registry import newest_checkpoint
+from training.checkpoint_registry import newest_step
 from training.config import ResourceSettings
 from training.failures import EndAtOnce
 from training.loop import completed, train_worker
@@ -50,14 +50,6 @@ def fit(
             train_worker, config, wanted, folder, display, callbacks=[recorder, *callbacks], checkpoint_config=keep
         )
     return completed(returned)
-
-
-def newest_step(run: Path) -> int | None:
-    """The step from which a run would resume; None if it would start at the beginning."""
-    try:
-        return int(newest_checkpoint(run).name.rpartition("_")[2])
-    except (UserError, ValueError):
-        return None
 
 
 def _stop_workers(folder: Path) -> None:

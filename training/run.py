@@ -31,10 +31,9 @@ from pipelines.program.errors import UserError
 from pipelines.program.own_class import as_data
 from pipelines.program.settings import difference, read_yaml, validate
 from training.checkpoint import other_data
-from training.checkpoint_registry import ABOUT, newest_checkpoint, put, registered, settle
+from training.checkpoint_registry import ABOUT, newest_checkpoint, newest_step, put, registered, settle
 from training.config import TrainSettings
 from training.dry_run import check_build, check_towers
-from training.final_test import test_chosen
 from training.held_out import read_held_out
 from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import (
@@ -47,10 +46,9 @@ from training.plan import (
     pretrained_towers,
     tower_cache,
 )
-from training.ray_train import fit, newest_step
-from training.report import write_report
 from training.resources import Cluster, current_cluster, expected_cluster, plan_resources
 from training.warmup import warmup_warning
+from training.weight_sources import check_sources
 
 LOCK = ".lock"  # in a run's folder, from its first start on
 
@@ -66,6 +64,15 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         display.line(f"{folder}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again")
         _show(done, display, folder)
         return done
+    # What costs seconds to ask comes after what does not: imports of Ray, then of timm.
+    if (size := expected_cluster()) is not None:
+        _data_cpus(settings, size)
+    if settings.overwrite or not registered(folder):  # a run with a checkpoint has its own copies of the weights
+        check_sources(settings)
+    from training.final_test import test_chosen  # these import Ray Train, which takes a second
+    from training.ray_train import fit
+    from training.report import write_report
+
     started_before = (folder / LOCK).exists()
     replaces = settings.overwrite and folder.exists()  # an earlier run, which stays until all checks have passed
     with only_one(folder), interrupts.keeping(lambda: _kept(folder, replaces)):
@@ -76,8 +83,6 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
             if started_before:
                 _say_where(folder, data.order.steps_per_epoch * settings.epochs, display)
         phases = _Phases()
-        if (size := expected_cluster()) is not None:
-            _data_cpus(settings, size)
         plan = None
         if needs_banks(settings):
             check_towers(pretrained_towers(settings, run_folder, checkpoint).values(), tower_cache(data.prepared))
@@ -141,8 +146,10 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
     if not result.exists():
         return None
     try:
-        return json.loads(result.read_text(encoding="utf-8"))
-    except ValueError:
+        earlier = json.loads(result.read_text(encoding="utf-8"))
+        earlier["step"]
+        return earlier
+    except (ValueError, LookupError, TypeError):
         raise UserError("name", f"{result} is truncated or altered", "delete it, and the same command writes it again") from None
 
 

@@ -17,6 +17,7 @@ from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import let_trials_wait
 from pipelines.program.settings import difference
 from training.config import TrainSettings
+from training.run import LOCK, only_one
 from tuning.config import SweepSettings
 from tuning.plan import SweepPlan
 from tuning.results import about_of, test_sizes, write_about, write_tables
@@ -29,8 +30,6 @@ _UNDER_WAY = "those under way are kept at their newest checkpoints"
 def sweep(settings: SweepSettings, display: Display, command: str) -> None:
     """Run what is left of a sweep, and write its tables and report. `command`: the command that resumes it, for the report."""
     plan = SweepPlan(settings)
-    from training.run import LOCK, only_one  # imports Ray Train; the plan's errors need not wait for it
-
     settings, place = plan.settings, plan.folder.path
     if settings.overwrite and place.exists():
         _check(plan)  # a mistake must not delete an existing sweep
@@ -70,7 +69,6 @@ def _check(plan: SweepPlan) -> list[TrainSettings]:
     from training.resources import expected_cluster
     from training.weight_sources import check_sources
     from tuning.resources import booking_of, trials_at_a_time
-    from tuning.searcher import check_loggers
 
     examples = [plan.build(plan.example(cell)) for cell in plan.cells]
     _ = plan.score  # raises if it is not a metric of the runs
@@ -80,11 +78,10 @@ def _check(plan: SweepPlan) -> list[TrainSettings]:
             "'hyperband' pauses trials, and these would start Ray Train again at each rung",
             "choose scheduler.name=asha",
         )
-    check_loggers(plan.settings)
-    for example in examples:
-        check_sources(example)
     if (size := expected_cluster()) is not None:
         trials_at_a_time(examples, size, plan.settings.concurrency)
+    for example in examples:
+        check_sources(example)
     towers: dict[str, Any] = {}  # by dataset, key and identity: cells often share them
     for example in examples:
         cache = tower_cache(plan.prepared[str(example.data.path)])
@@ -99,13 +96,14 @@ def _run(
     plan: SweepPlan, schedule: Schedule, first: Trial | None, before: Mapping[str, Any] | None, command: str, display: Display
 ) -> None:
     """Start Ray, run all trials and write the results."""
-    from pipelines.program import cluster
+    settings, started = plan.settings, time.monotonic()
+    examples = _check(plan)
+    from pipelines.program import cluster  # Ray is imported once the sweep is known to be right
     from training.resources import current_cluster
     from tuning.resources import booking_of, trials_at_a_time
     from tuning.searcher import loggers
 
-    settings, started = plan.settings, time.monotonic()
-    examples, callbacks = _check(plan), loggers(settings, plan.folder.path)
+    callbacks = loggers(settings, plan.folder.path)
     small = all(booking_of(e).inline for e in examples)
     cluster.start(display.verbose, state_api=not small)
     size = current_cluster()

@@ -121,10 +121,10 @@ def _init(options: dict[str, Any]) -> None:
 
 def own_machine() -> tuple[int, int] | None:
     """CPUs and GPUs of the local Ray that this process will start; None if it joins a cluster, or Ray has started."""
-    import ray
     import torch
 
-    if "RAY_ADDRESS" in os.environ or ray.is_initialized():
+    ray = sys.modules.get("ray")  # imported only to start it
+    if "RAY_ADDRESS" in os.environ or (ray is not None and ray.is_initialized()):
         return None
     return os.cpu_count() or 1, torch.cuda.device_count()
 

@@ -14,6 +14,7 @@ from pipelines.dataset.images import decode
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.views import eval_view
 from pipelines.features.feature_store import Pool
+from pipelines.io import hub
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.settings import load, validate
@@ -21,7 +22,7 @@ from tests.patience import PATIENCE
 from tests.refusals import refused
 from tests.training.squares import write_root
 from training.config import TrainSettings
-from training.features import BankSettings
+from training.features import BankSettings, compute_banks
 from training.plan import plan_of
 from training.saved_towers import frozen
 from training.towers import ImageFeatures, TextFeatures
@@ -65,6 +66,16 @@ def test_towers_without_weights_are_no_frozen_encoders() -> None:
     from_scratch = load(TrainSettings, ROOT / "training/configs/from-scratch.yaml", {"objective.name": "clip-ping"})
     with refused("frozen_encoders.image_encoder", remedy="frozen_encoders.image_encoder."):
         check_sources(from_scratch)
+
+
+@pytest.mark.parametrize("key", ["image_encoder", "text_encoder"])
+def test_weights_that_no_hub_provides_are_told_first(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a run, and before the dataset is opened: the library would ask the hub for minutes."""
+    encoder = {"name": "huggingface", "weights": "somebody/small"}
+    settings = validate(BankSettings, {"dataset": "nowhere", "neighbours": False, key: encoder}, "banks")
+    monkeypatch.setattr(hub, "_hub_failure", lambda repository: "cannot be reached")
+    with refused(f"{key}.weights", "somebody/small", remedy="hf download somebody/small"):
+        compute_banks(settings, Display(quiet=True))
 
 
 def test_a_run_finds_the_banks_and_computes_nothing(tiny_dataset: Prepared, computed: set[Path], tmp_path: Path) -> None:

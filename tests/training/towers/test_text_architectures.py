@@ -86,7 +86,7 @@ def alone(folder: Path, dual: bool, pooling: str = "mean") -> np.ndarray:
         if dual:
             rows.append(model.get_text_features(**given).pooler_output[0])
             continue
-        half = model.get_encoder() if model.config.model_type in ("t5", "bart") else model
+        half = model.get_encoder() if model.config.model_type in ("t5", "bart", "marian") else model
         states = half(**given).last_hidden_state[0, given["attention_mask"][0] == 1]
         rows.append(states.mean(0) if pooling == "mean" else states[0])
     return torch.stack(rows).numpy()
