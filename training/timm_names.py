@@ -9,10 +9,23 @@ from pathlib import Path
 
 
 def models() -> Collection[str]:
-    """Names of timm's models, without tags. If timm is imported, also those that other packages have registered with it."""
-    if "timm" in sys.modules:
-        return sys.modules["timm"].list_models()
+    """Names of timm's models, without tags and without deprecated names."""
     return _written(r"^@register_model\ndef (\w+)\(", "models/*.py")
+
+
+def is_model(name: str) -> bool:
+    """Whether timm builds a model of this name, which may have a tag; deprecated names and other packages' models count.
+
+    timm is imported only if its source leaves that open.
+    """
+    model = name.partition(".")[0]
+    if model in models():
+        return True
+    if "timm" not in sys.modules and model not in _written(r"['\"](\w+)['\"]", "models/*.py"):
+        return False
+    import timm
+
+    return timm.is_model(name)
 
 
 def optimizers(wanted: str) -> Collection[str]:

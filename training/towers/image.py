@@ -119,9 +119,8 @@ class TimmSettings(ImageTowerSettings):
     @field_validator("model")
     @classmethod
     def _known(cls, value: str) -> str:
-        names = timm_names.models()
-        if value.partition(".")[0] not in names:
-            near = difflib.get_close_matches(value, sorted(names), n=4, cutoff=0.5)
+        if not timm_names.is_model(value):
+            near = difflib.get_close_matches(value, sorted(timm_names.models()), n=4, cutoff=0.5)
             raise ValueError(f"timm has no '{value}'" + (f"; did you mean {' or '.join(near)}?" if near else ""))
         return value
 
