@@ -15,7 +15,6 @@ from pipelines.io.retry import shown_tree
 from pipelines.program import interrupts
 from pipelines.program.cli import begin, run_program
 from pipelines.program.display import Display
-from pipelines.program.errors import UserError
 from pipelines.program.settings_base import digest
 
 PURPOSE = """Score anything that embeds images and texts: zero-shot classification, retrieval, SugarCrepe, linear and few-shot
@@ -57,10 +56,10 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     for model in models.values():
         if model.embeddings is None:
             check_embedder(model.embedder, model.arguments())
-    if any(model.embeddings is None for model in models.values()):
-        _check_resources(settings)
-        cluster.start(display.verbose)
     pool = feature_store.Pool(settings.actors, settings.use_gpu, settings.cpus_per_actor)
+    if any(model.embeddings is None for model in models.values()):
+        pool.check()
+        cluster.start(display.verbose)
     results = []
     for name, model in models.items():
         key = settings.key_of(name)
@@ -77,25 +76,6 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     display.line(f"results: {settings.output}/*/*/*/result.json")
     display.line(f"page: {settings.output / 'report.html'}")
     return results
-
-
-def _check_resources(settings: EvaluateSettings) -> None:
-    """Raises `UserError` where actors would wait forever in the Ray that this process starts. A running cluster may grow."""
-    from pipelines.program import cluster
-
-    size = cluster.own_machine()
-    if size is None:
-        return
-    cpus, gpus = size
-    actors, each = settings.actors, settings.cpus_per_actor
-    if settings.use_gpu and actors > gpus:
-        problem = f"{actors} x 1 GPU, and this machine has {gpus}"
-        raise UserError("use_gpu", problem, f"pass use_gpu=false{f' or actors={gpus}' if gpus else ''}")
-    if each > cpus:
-        raise UserError("cpus_per_actor", f"{each} CPUs, and this machine has {cpus}", f"pass cpus_per_actor={cpus} or less")
-    if actors * each > cpus:
-        problem = f"{actors} x {each} CPUs = {actors * each}, and this machine has {cpus}"
-        raise UserError("actors", problem, f"pass actors={cpus // each}")
 
 
 def _score(

@@ -3,7 +3,7 @@
     CACHE/IDENTITY/rows.npy            float32 [n, D], and beside it what it was computed from, as for all stored features
 
 The identity is a digest of the embedder's fingerprint and of the images or texts. One pass of the actors computes everything that
-a model lacks; after a kill, the same command goes on. An embedder without a `fingerprint` is run again by each command, because
+a model lacks; after a kill, the same command resumes. An embedder without a `fingerprint` is run again by each command, because
 nobody can tell whether it is still the same.
 """
 
@@ -25,6 +25,7 @@ from evaluation.embeddings import Inputs, Rows, check_finite
 from evaluation.model_settings import ModelSettings
 from pipelines.features import feature_store
 from pipelines.io.deadly import deadly
+from pipelines.program.cluster import say_if_full
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 
@@ -49,6 +50,7 @@ def describe(settings: ModelSettings) -> EmbedderInfo:
         fingerprint, scale = getattr(embedder, "fingerprint", None), getattr(embedder, "scale", None)
         return EmbedderInfo(fingerprint, None if scale is None else float(scale), hasattr(embedder, "image_features"))
 
+    say_if_full()
     return ray.get(load.remote())
 
 

@@ -6,6 +6,7 @@ Made from the result files alone, without Ray and without embedding anything, at
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from evaluation.class_sets import ELEVEN, average_of_eleven
 from evaluation.reporting import html, number_format, render
 from evaluation.reporting.chart import Chart, Plot, Scale
 from evaluation.reporting.comparison import Cell, Comparison, Group, Row, compare, number, score_table
-from evaluation.reporting.render import markdown_table, plain
+from evaluation.reporting.markdown import markdown
 from evaluation.results import read_results
 from evaluation.tasks import TASKS
 from evaluation.tasks.base import Task
@@ -37,7 +38,8 @@ def write_report(output: Path, own: Iterable[type[Task]] = ()) -> None:
     """
     tasks = {task.info.name: task for task in (*TASKS, *own)}
     comparison = Comparison(read_results(output), [task.info for task in tasks.values()])
-    files = {"results.csv": to_csv(_table(comparison)), "report.md": _markdown(comparison)}
+    report = markdown("Evaluation", _headline(comparison), _scores(comparison).content)
+    files = {"results.csv": to_csv(_table(comparison)), "report.md": report}
     render.write_files(output, files | {"report.html": _page(comparison, output, tasks)})
 
 
@@ -82,20 +84,13 @@ def _main_rows(comparison: Comparison) -> Iterator[tuple[str, str, list[Row]]]:
 
 def _average(comparison: Comparison, task: str) -> Row | None:
     """The mean that papers report of their eleven sets, for models that have them all."""
-    cells = {}
+    cells = []
     for model in comparison.models:
-        values = {}
-        for dataset in ELEVEN:
-            result = comparison.of(task, dataset).get(model)
-            value = None if result is None else number(result.scores.get(result.main))
-            if value is not None:
-                values[dataset] = value
-        cells[model] = Cell(model, average_of_eleven(values))
-    return (
-        None
-        if all(cell.value is None for cell in cells.values())
-        else Row(_AVERAGE, compare(cells), about="main scores, unweighted")
-    )
+        results = {dataset: comparison.of(task, dataset).get(model) for dataset in ELEVEN}
+        values = {name: number(result.scores.get(result.main)) for name, result in results.items() if result is not None}
+        cells.append(Cell(model, value=average_of_eleven({name: v for name, v in values.items() if v is not None})))
+    known = any(cell.value is not None for cell in cells)
+    return Row(_AVERAGE, compare(cells), about="main scores, unweighted") if known else None
 
 
 def _headline(comparison: Comparison) -> str:
@@ -103,23 +98,19 @@ def _headline(comparison: Comparison) -> str:
     every = [row for *_, rows in _main_rows(comparison) for row in rows if row.title != _AVERAGE]
     rows = [row for row in every if any(cell.best for cell in row.cells)]
     if len(comparison.models) == 1:
-        sets = len({result.dataset for result in comparison.results})
-        return (
-            f"{comparison.models[0].name}: {number_format.count(len(every), 'main score')} on {number_format.count(sets, 'set')}"
-        )
+        sets = number_format.count(len({result.dataset for result in comparison.results}), "set")
+        return f"{comparison.models[0].name}: {number_format.count(len(every), 'main score')} on {sets}"
     if not rows:
         return f"{len(comparison.models)} models, and no score that two of them share"
-    wins = {model: sum(any(c.best and c.model == model for c in row.cells) for row in rows) for model in comparison.models}
-    most = max(wins.values())
-    ahead = [model.name for model in comparison.models if wins[model] == most]
-    clear = sum(any(c.best and c.model.name in ahead for c in row.cells) and _clear(row) for row in rows)
+    wins = Counter(cell.model for row in rows for cell in row.cells if cell.best)
+    most, compared = max(wins.values()), number_format.count(len(rows), "comparison")
+    ahead = [model for model in comparison.models if wins[model] == most]
     if len(ahead) > 1:
-        return f"No model is ahead: {_and(ahead)} are each best in {most} of {number_format.count(len(rows), 'comparison')}"
-    if not clear:
-        noise = "all within noise"
-    else:
-        noise = "all beyond noise" if clear == most else f"{clear} of these beyond noise"
-    return f"{ahead[0]} is best in {most} of {number_format.count(len(rows), 'comparison')}, {noise}"
+        *names, last = [model.name for model in ahead]
+        return f"No model is ahead: {', '.join(names)} and {last} are each best in {most} of {compared}"
+    clear = sum(_clear(row) and any(cell.best and cell.model == ahead[0] for cell in row.cells) for row in rows)
+    noise = "all within noise" if not clear else "all beyond noise" if clear == most else f"{clear} of these beyond noise"
+    return f"{ahead[0].name} is best in {most} of {compared}, {noise}"
 
 
 def _clear(row: Row) -> bool:
@@ -128,14 +119,9 @@ def _clear(row: Row) -> bool:
     return sum(c.best for c in known) == 1 and not any(c.level for c in known) and all(c.interval for c in known)
 
 
-def _and(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
-
-
 def _scores(comparison: Comparison) -> html.Section:
-    several = len(comparison.models) > 1
     about, rule = "The main score of every set, with its 95&nbsp;% interval and the score of chance.", ""
-    if several:
+    if len(comparison.models) > 1:
         about = (
             "The main score of every set. <b>Bold</b>: the best. &asymp;: within noise of the best, its 95&nbsp;% interval "
             "overlapping the best's; &ndash;: not measured."
@@ -239,12 +225,10 @@ def _data(comparison: Comparison) -> list[Markup]:
         mine = [result for result in comparison.results if result.dataset == dataset]
         abouts = [(result.task, result.about["data"]) for result in mine if isinstance(result.about.get("data"), dict)]
         # A task has a fingerprint of its own: each is of the rows that it needs.
-        prints: dict[str, list[str]] = {}
-        for task, about in abouts:
-            if about.get("fingerprint"):
-                prints.setdefault(task, []).append(str(about["fingerprint"])[:_DIGITS])
-        shown = "; ".join(f"{comparison.info(t).title} {' or '.join(dict.fromkeys(values))}" for t, values in prints.items())
-        if any(len(set(values)) > 1 for values in prints.values()):
+        known = [(task, str(about["fingerprint"])[:_DIGITS]) for task, about in abouts if about.get("fingerprint")]
+        prints = {task: list(dict.fromkeys(value for other, value in known if other == task)) for task, _ in known}
+        shown = "; ".join(f"{comparison.info(task).title} {' or '.join(values)}" for task, values in prints.items())
+        if any(len(values) > 1 for values in prints.values()):
             shown = html.fill('{} <span class="flag">not the same for all models</span>', shown)
         pairs = [("tasks", ", ".join(dict.fromkeys(comparison.info(result.task).title for result in mine)))]
         for key in dict.fromkeys(key for _, about in abouts for key in about if key != "fingerprint"):
@@ -269,36 +253,8 @@ def _table(comparison: Comparison) -> pd.DataFrame:
     rows = []
     for result in comparison.results:
         for score, value in result.scores.items():
-            low, high = result.intervals.get(score, (None, None))
-            base = result.baselines.get(score, {})
-            row = [result.model, result.dataset, result.task, score, score == result.main]
-            row += [number(value), number(low), number(high), number(base.get("chance")), number(base.get("largest_class"))]
+            baselines, ends = result.baselines.get(score, {}), result.intervals.get(score, (None, None))
+            figures = map(number, (value, *ends, baselines.get("chance"), baselines.get("largest_class")))
+            row = [result.model, result.dataset, result.task, score, score == result.main, *figures]
             rows.append([*row, result.sample_sizes.get(score)])
     return pd.DataFrame(rows, columns=_COLUMNS).astype({"n": "Int64"})
-
-
-def _markdown(comparison: Comparison) -> str:
-    """The table of main scores, for a readme or an issue."""
-    head = ["task", "set", "score", *(plain(model.name) for model in comparison.models), "chance", "n"]
-    rows = []
-    for title, _, scored in _main_rows(comparison):
-        for row in scored:
-            end = ["" if row.chance is None else number_format.value(row.chance), "" if row.n is None else f"{row.n:,}"]
-            name = f"{row.title} ({row.note})" if row.note else row.title
-            rows.append([*map(plain, (title, name, row.about)), *map(_cell, row.cells), *end])
-    parts = [
-        "# Evaluation",
-        f"{plain(_headline(comparison))}.",
-        markdown_table(head, rows, 3),
-        "Percent, of effective robustness percentage points; in brackets 95 % intervals, over items.\n"
-        "Bold: best of the row. ~: its interval overlaps that of the best, so it is within noise of it by this cautious rule.",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _cell(cell: Cell) -> str:
-    if cell.value is None:
-        return "-"
-    value = number_format.value(cell.value)
-    value = f"**{value}**" if cell.best else f"~{value}" if cell.level else value
-    return value if cell.interval is None else f"{value} [{', '.join(number_format.value(end) for end in cell.interval)}]"

@@ -37,6 +37,11 @@ class Line:
     lowest: float  # reference accuracies of the models, in percent
     highest: float
 
+    def predict(self, reference: float) -> float:
+        """The accuracy under the shift at a reference accuracy, both in percent."""
+        with np.errstate(divide="ignore", over="ignore"):  # 0 and 100 % are infinite on the logit scale
+            return float(100.0 / (1.0 + np.exp(-(self.slope * _logit(np.array(reference)) + self.intercept))))
+
 
 @dataclass(frozen=True)
 class Robustness:
@@ -74,8 +79,7 @@ def fit(reference: Sequence[float], shift: Sequence[float]) -> Line:
 def robustness(line: Line, reference: float, shift: float) -> Robustness:
     """Effective robustness of a model with these accuracies in percent. Raises `UserError` where one is not a percentage."""
     reference, shift = _percent(reference, "reference"), _percent(shift, "shift")
-    with np.errstate(divide="ignore", over="ignore"):  # 0 and 100 % are infinite on the logit scale
-        prediction = float(100.0 / (1.0 + np.exp(-(line.slope * _logit(np.array(reference)) + line.intercept))))
+    prediction = line.predict(reference)
     return Robustness(prediction, shift - prediction, not line.lowest <= reference <= line.highest)
 
 

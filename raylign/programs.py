@@ -55,11 +55,8 @@ def train(
     """
     from training.config import TrainSettings
     from training.run import run
-    from training.weight_sources import check_sources
 
-    settings = _settings(TrainSettings, config, overrides)
-    check_sources(settings)
-    return run(settings, _display(quiet, verbose))
+    return run(_settings(TrainSettings, config, overrides), _display(quiet, verbose))
 
 
 def evaluate(

@@ -1,11 +1,11 @@
 """`raylign init NAME`: a folder with four commented configs for the user's own data, which work unchanged."""
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.program import yaml_text
+from pipelines.program.cli import refused
 from pipelines.program.errors import UserError
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -19,9 +19,9 @@ def init(arguments: Sequence[str]) -> int:
     folder = Path(arguments[0])
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", folder.name) or not isinstance(yaml_text.parse(folder.name), str):
         remedy = "use letters, digits, dots, hyphens and underscores, and begin with a letter"
-        return _print_error(UserError("NAME", f"'{folder.name}' cannot name a dataset and its runs", remedy))
+        return refused(UserError("NAME", f"'{folder.name}' cannot name a dataset and its runs", remedy))
     if folder.exists():
-        return _print_error(UserError(str(folder), "exists", "choose another name"))
+        return refused(UserError(str(folder), "exists", "choose another name"))
     folder.mkdir(parents=True)
     for template in sorted(_TEMPLATES.glob("*.yaml")):
         text = template.read_text(encoding="utf-8").replace("NAME", folder.name).replace("FOLDER", str(folder))
@@ -30,8 +30,3 @@ def init(arguments: Sequence[str]) -> int:
     for verb in ("prepare", "train", "evaluate", "sweep"):
         print(f"    raylign {verb} {folder / verb}.yaml")
     return 0
-
-
-def _print_error(error: UserError) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2

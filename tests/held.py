@@ -82,6 +82,7 @@ def _hold_at(module: Any, name: str, hold: Any, nth: int) -> None:
 
 
 def _training(place: str | None, hold: Any) -> int:
+    import training.ray_train
     import training.run
     from pipelines.features import feature_store
     from pipelines.program import cluster
@@ -104,7 +105,7 @@ def _training(place: str | None, hold: Any) -> int:
 
         feature_store._write = write_two
     else:
-        training.run.fit = hold
+        training.ray_train.fit = hold
     return run_program("training", PURPOSE, TrainSettings, _run)
 
 

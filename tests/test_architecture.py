@@ -4,6 +4,7 @@ import ast
 import pkgutil
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,23 @@ EXCEPTION = ("pipelines/__main__.py", "training.features")
 MODULES = sorted(path.relative_to(ROOT) for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """Of a file's code; most tests here ask for every file's."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """Every module that a file names in an import, wherever in the file it stands."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    found: list[str] = []
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
-            yield f"{node.module}"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(found)
 
 
 def within(name: str, package: str) -> bool:
@@ -66,8 +75,8 @@ def test_one_module_talks_to_torch_distributed() -> None:
     attributes = {
         str(path)
         for path in MODULES
-        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch.distributed")
+        for node in ast.walk(tree_of(ROOT / path))
+        if isinstance(node, ast.Attribute) and node.attr == "distributed" and ast.unparse(node) == "torch.distributed"
     }
     assert found | attributes == {"training/distributed.py"}
 
@@ -83,12 +92,12 @@ def test_objectives_know_nothing_of_ray_workers_or_networks(forbidden: str) -> N
 RAYS_OWN = ("ray.train.v2", "ray.tune.execution", "ray.core", "ray.dashboard", "ray.autoscaler", "ray.experimental")
 
 
-def of_rays_own(source: str) -> Iterator[str]:
+def of_rays_own(tree: ast.Module) -> Iterator[str]:
     """What a module uses of Ray that Ray keeps to itself: private names, by import or attribute, and its variables.
 
     Private is a method too that a class of Ray's has and a subclass overrides.
     """
-    tree, known = ast.parse(source), {}
+    known: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             known |= {
@@ -102,7 +111,7 @@ def of_rays_own(source: str) -> Iterator[str]:
             continue
         yield from (name for name in names if private(name))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
+        if isinstance(node, ast.Attribute) and known:
             root, _, rest = ast.unparse(node).partition(".")
             if root in known and private(name := f"{known[root]}.{rest}"):
                 yield name
@@ -127,7 +136,7 @@ def private(name: str) -> bool:
 
 
 def test_one_module_knows_what_ray_keeps_to_itself() -> None:
-    found = {str(path) for path in MODULES if any(of_rays_own((ROOT / path).read_text(encoding="utf-8")))}
+    found = {str(path) for path in MODULES if any(of_rays_own(tree_of(ROOT / path)))}
     assert found == {"pipelines/program/ray_internals.py"}
 
 
@@ -144,7 +153,7 @@ def test_one_module_knows_what_ray_keeps_to_itself() -> None:
     ],
 )
 def test_what_ray_keeps_to_itself_is_seen(source: str) -> None:
-    assert list(of_rays_own(source))
+    assert list(of_rays_own(ast.parse(source)))
 
 
 def test_evaluation_needs_no_torch() -> None:
@@ -158,7 +167,7 @@ def test_no_drawer_for_odds_and_ends() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_every_module_says_what_it_is_for(path: Path) -> None:
-    docstring = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+    docstring = ast.get_docstring(tree_of(ROOT / path))
     assert docstring is not None and len(docstring.split()) >= 4
 
 

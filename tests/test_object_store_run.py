@@ -71,18 +71,18 @@ def program(store: Store, folder: Path, package: str, name: str, tree: dict[str,
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-def settings(paths: str, output: str, way: str) -> dict[str, Any]:
+def settings(paths: str, output: str, mode: str) -> dict[str, Any]:
     return {
         "source": {"name": "webdataset", "paths": paths, "dataset": "web"},
         "output": output,
-        "mode": way,
+        "mode": mode,
         "image": {"size": 32, "format": "png"},
         "splits": {"test": 0.2},
     }
 
 
-def prepare(store: Store, folder: Path, name: str, paths: str, output: str, way: str) -> None:
-    program(store, folder, "pipelines", name, settings(paths, output, way))
+def prepare(store: Store, folder: Path, name: str, paths: str, output: str, mode: str) -> None:
+    program(store, folder, "pipelines", name, settings(paths, output, mode))
 
 
 def train(store: Store | None, folder: Path, name: str, data: str) -> list[float]:
@@ -115,25 +115,25 @@ def on_disk(ray_session: None, disk: Path, tmp_path_factory: pytest.TempPathFact
     """The same tars prepared from a disk to a disk."""
     folder = tmp_path_factory.mktemp("prepared")
 
-    def make(way: str) -> Prepared:
-        tree = settings(str(disk / "{00000..00003}.tar"), str(folder / way), way)
+    def make(mode: str) -> Prepared:
+        tree = settings(str(disk / "{00000..00003}.tar"), str(folder / mode), mode)
         return pipelines.prepare.prepare.prepare(PrepareSettings.model_validate(tree), Display(quiet=True))
 
     return make
 
 
-@pytest.mark.parametrize("way", ["copy", "index"])
-def test_preparing_through_faults_gives_what_a_disk_gives(store: Store, on_disk: Callable, tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("mode", ["copy", "index"])
+def test_preparing_through_faults_gives_what_a_disk_gives(store: Store, on_disk: Callable, tmp_path: Path, mode: str) -> None:
     store.forget()
     with store.faulty(errors=0.1, stalls=0.04, resets=0.1):
-        prepare(store, tmp_path, "s3", store.uri("web", "{00000..00003}.tar"), store.uri(way), way)
+        prepare(store, tmp_path, "s3", store.uri("web", "{00000..00003}.tar"), store.uri(mode), mode)
     faults = store.faults()
     assert sum(faults.values()) > 3 and faults["500"] + faults["503"] and faults["reset"], faults
-    there, here = json.loads(store.get(f"{way}/manifest.json") or b""), on_disk(way).manifest
+    there, here = json.loads(store.get(f"{mode}/manifest.json") or b""), on_disk(mode).manifest
     assert there["fingerprint"] == here["fingerprint"] and there["counts"] == here["counts"]
     counts = there["counts"]
     assert counts["read"] == counts["kept"] + sum(counts["rejected"].values()) == TARS * ROWS
-    if way == "copy":
+    if mode == "copy":
         assert counts["rejected"] == {"truncated": len(BROKEN)}
 
 

@@ -11,6 +11,7 @@ from evaluation.config import EvaluateSettings
 from pipelines.io.artifacts import resolve
 from pipelines.prepare.config import PrepareSettings
 from pipelines.program.config_errors import classes
+from pipelines.program.path_keys import LocalPlace, Place
 from pipelines.program.settings import load
 from tests.refusals import refused
 from training.config import TrainSettings
@@ -49,6 +50,8 @@ def test_no_key_makes_a_local_path_of_a_uri(uri: str) -> None:
         except ValidationError as error:
             found[key] = f"{error}"
             assert f"'{uri}' is not on a disk" in str(error), key
+        with pytest.raises(ValidationError):
+            adapter.validate_python(Path(uri))  # from Python; it has lost a slash
     refused = {key for key, value in found.items() if value != uri}
     assert {"TrainSettings.storage", "SweepSettings.storage", "EvaluateSettings.output", "RunImageSettings.path"} <= refused
     assert found["PrepareSettings.output"] == found["DataSettings.path"] == uri
@@ -70,9 +73,24 @@ def test_the_error_names_the_key_and_no_secret(model: type[Any], file: str, key:
         assert "secret" not in str(caught.value)
 
 
+def test_a_uri_with_one_slash_is_no_folder() -> None:
+    with refused("data.path", "'s3:/b/emoji'", remedy="s3://b/emoji"):
+        load(TrainSettings, ROOT / "training/configs/openmoji.yaml", {"data.path": "s3:/b/emoji"})
+
+
 def test_weights_too() -> None:
     with refused("k", "s3://b/w.pt"):
         resolve("s3://b/w.pt", "k")
+
+
+@pytest.mark.parametrize("name", ["why?", "a#b", "100%20", "a b", "x&y=z;", "[v2]", "\u732b"])
+def test_signs_in_a_path_are_part_of_it(name: str) -> None:
+    """No place is a URL with a query, a fragment or escapes. The slash at the end of a URI's folder is left out."""
+    place, local = TypeAdapter[Any](Place).validate_python, TypeAdapter[Any](LocalPlace).validate_python
+    for path in (f"/data/{name}", f"{name}/x"):
+        assert place(path) == local(path) == place(f"file://{path}") == local(f"file://{path}") == Path(path)
+    for uri in (f"s3://b/{name}", f"gs://b/{name}/x"):
+        assert place(uri) == place(f"{uri}/") == uri
 
 
 def test_a_local_path_may_be_a_file_uri_or_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,7 +246,7 @@ def test_ray_trains_list_of_checkpoints_is_read_and_mended(tmp_path: Path) -> No
     manager = checkpoint_manager.CheckpointManager(kept, place)
     found = [Path(result.checkpoint.path).name for result in manager.best_checkpoint_results]
     newest = manager.latest_checkpoint_result
-    holds(newest is not None and Path(newest.checkpoint.path).name == names[1], "Ray goes on from another checkpoint", rests)
+    holds(newest is not None and Path(newest.checkpoint.path).name == names[1], "Ray resumes from another checkpoint", rests)
     holds(found == names[:2], f"Ray reads {found} in a list that we mended", rests)
 
 
@@ -275,7 +275,7 @@ def test_a_scheduler_that_is_reminded_stops_what_is_worse(name: str) -> None:
     reminded = build()
     for trial, results in curves.items():
         module.remind(reminded, trial, results)
-    rests = "a sweep that goes on"
+    rests = "a sweep that resumes"
     alone = decided(build(), 1.0)
     holds(alone == TrialScheduler.CONTINUE, f"a scheduler decides {alone} of a trial that nothing is compared with", rests)
     holds(decided(reminded, 1.0) == TrialScheduler.STOP, "a stand-in's results count for nothing", rests)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.held import Held
+from tests.stopped import assert_stopped
 from tests.training.squares import tree_of, write_root
 
 KILL = signal.SIGKILL
@@ -35,11 +36,6 @@ def code_of(number: signal.Signals) -> int:
     return -number if number == KILL else 128 + number
 
 
-def assert_stopped(number: signal.Signals, line: str, package: str, config: Path, kept: str) -> None:
-    """The last line names the signal, what is kept and the command that resumes."""
-    assert line.startswith(f"{number.name}: ") and kept in line and line.endswith(f"python -m {package} {config}"), line
-
-
 def resumes_at_0(line: str, run: Path) -> bool:
     return line.startswith(f"{run}: ") and "no checkpoint" in line and line.endswith(" step 0")
 
@@ -60,23 +56,23 @@ def test_at_the_start_in_the_features_and_before_the_first_step(
     if number == KILL:
         assert printed == []
     else:
-        assert_stopped(number, printed[-1], "training", config, "no checkpoint")
+        assert_stopped(printed[-1], number, f"python -m training {config}", "no checkpoint")
 
     if number == signal.SIGINT:  # the others find its features
         code, printed = held("training", "features", [str(config)], number)
         assert code == code_of(number) and resumes_at_0(printed[0], run)
-        assert_stopped(number, printed[-1], "training", config, "bank of images: 2 of 3 parts")
+        assert_stopped(printed[-1], number, f"python -m training {config}", "bank of images: 2 of 3 parts")
         code, printed = held("training", "features", [str(config)], KILL)
         assert code == -KILL and resumes_at_0(printed[0], run) and resumes_features(printed[1])
         assert not any(str(config) in line for line in printed), "a killed program prints nothing about its end"
         code, printed = held("training", "features", [str(config)], signal.SIGTERM)
         assert code == 143 and resumes_at_0(printed[0], run) and resumes_features(printed[1])
-        assert_stopped(signal.SIGTERM, printed[-1], "training", config, "bank of images: 2 of 3 parts")
+        assert_stopped(printed[-1], signal.SIGTERM, f"python -m training {config}", "bank of images: 2 of 3 parts")
 
     code, printed = held("training", "fit", [str(config)], number)
     assert code == code_of(number) and resumes_at_0(printed[0], run)
     if number != KILL:
-        assert_stopped(number, printed[-1], "training", config, "no checkpoint")
+        assert_stopped(printed[-1], number, f"python -m training {config}", "no checkpoint")
     assert not list(run.glob("checkpoint*")) and not (run / "result.json").exists()
 
 
@@ -101,17 +97,17 @@ def test_an_evaluation(held: Held, root: Path, tmp_path: Path, number: signal.Si
     assert parts == 1
     if number != KILL:
         total = printed[-1].split("of ")[1].split()[0]
-        assert_stopped(number, printed[-1], "evaluation", config, f"embed m: 1 of {total} parts")
+        assert_stopped(printed[-1], number, f"python -m evaluation {config}", f"embed m: 1 of {total} parts")
 
     code, printed = held("evaluation", "scoring", [str(config)], number)
     assert code == code_of(number) and any(line.startswith("embed m: ") and " 1 of " in line for line in printed)
     kept = results()
     assert len(kept) == 1
     if number != KILL:
-        assert_stopped(number, printed[-1], "evaluation", config, "m: 1 of 2 results")
+        assert_stopped(printed[-1], number, f"python -m evaluation {config}", "m: 1 of 2 results")
 
     shown = (tmp_path / "seen").read_text()
     code, printed = held("evaluation", None, [str(config)])
-    assert code == 0 and "going on" not in "".join(printed)
+    assert code == 0 and not any(line.startswith("embed m: ") for line in printed)
     assert len(results()) == 2 and kept.items() <= results().items(), "what was scored is not scored again"
     assert (tmp_path / "seen").read_text() == shown, "nor embedded"

@@ -7,6 +7,7 @@ import ast
 import json
 import pickle
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from pipelines.sources.base import Rejected
 from pipelines.sources.huggingface import HuggingFaceSource
 from pipelines.sources.parquet import ParquetSource
 from tests.pipelines.rows import image, read
+from tests.test_architecture import tree_of
 from training.checkpoint import load_encoder
 from training.checkpoint_registry import seal
 from training.config import TrainSettings
@@ -207,11 +209,15 @@ def test_a_checkpoint_without_its_config(tmp_path: Path, text: str) -> None:
 MODULES = [path for layer in ("pipelines", "evaluation", "training", "tuning") for path in sorted((ROOT / layer).rglob("*.py"))]
 
 
-def calls() -> Iterator[tuple[str, str, ast.Call]]:
-    for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call):
-                yield str(path.relative_to(ROOT)), ast.unparse(node.func), node
+@cache
+def calls() -> list[tuple[str, str, ast.Call]]:
+    """Of all modules: where, of what, and the call."""
+    return [
+        (str(path.relative_to(ROOT)), ast.unparse(node.func), node)
+        for path in MODULES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Call)
+    ]
 
 
 def test_one_module_runs_what_a_config_names() -> None:
@@ -220,7 +226,7 @@ def test_one_module_runs_what_a_config_names() -> None:
     imported = {
         str(path.relative_to(ROOT))
         for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.ImportFrom) and node.module == "pipelines.program.import_string"
         if {alias.name for alias in node.names} != {"names_of"}  # which only takes a name apart
     }

@@ -17,12 +17,6 @@ The same command resumes an interrupted run; a finished run says so."""
 
 
 def _run(settings: TrainSettings, display: Display) -> None:
-    from training.checkpoint_registry import registered
-    from training.weight_sources import check_sources
-
-    # A run with a checkpoint has its own copies of the weights. Checked before the other imports, which take as long again.
-    if settings.overwrite or not registered(settings.storage / settings.name):
-        check_sources(settings)
     from training.run import run
 
     run(settings, display)

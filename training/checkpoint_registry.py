@@ -104,11 +104,20 @@ def newest_checkpoint(run: Path) -> Path:
     return checkpoints[-1]
 
 
+def newest_step(run: Path) -> int | None:
+    """The step from which a run would resume; None if it would start at the beginning."""
+    try:
+        return int(newest_checkpoint(run).name.rpartition("_")[2])
+    except (UserError, ValueError):
+        return None
+
+
 def settle(run: Path, tell: Callable[[str], None]) -> Path | None:
     """Prepare a run's folder for resuming: returns its newest intact checkpoint, which its lists then name as the newest.
 
     Newer damaged ones are reported and renamed to damaged-checkpoint_...; incomplete checkpoints are deleted. None if no
-    checkpoint was ever finished: the run starts at step 0. Raises `UserError` if there are checkpoints, but none is intact.
+    checkpoint was ever finished: the run starts at step 0. Raises `UserError` if there are checkpoints, but none is intact, or no
+    list of them.
     """
     for leftover in run.glob("*.json.partial-*"):
         leftover.unlink()
@@ -120,12 +129,13 @@ def settle(run: Path, tell: Callable[[str], None]) -> Path | None:
         remedy = "copy one again, give another name=, or pass overwrite=true"
         raise UserError("checkpoint", f"{run} holds no intact checkpoint ({problem})", remedy)
     for path, what in damaged:
-        tell(f"{path} is damaged: {what}; going on from {checkpoints[-1].name}, the newest intact one")
+        tell(f"{path} is damaged: {what}; resuming from {checkpoints[-1].name}, the newest intact one")
         if path.is_dir():
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
     if not checkpoints:
+        _check_list(run)
         (run / SNAPSHOT).unlink(missing_ok=True)  # the very first list was cut off
         return None
     checkpoints = [path for path in checkpoints if path.is_dir()]
@@ -137,6 +147,14 @@ def settle(run: Path, tell: Callable[[str], None]) -> Path | None:
         if path.is_dir() and path not in checkpoints:
             shutil.rmtree(path)
     return checkpoints[-1]
+
+
+def _check_list(run: Path) -> None:
+    """Raises `UserError` for several intact checkpoints without a list of them: the second is begun after the first list."""
+    intact = [path for path in run.glob("checkpoint_*") if _NAME.fullmatch(path.name) and damage(path) is None]
+    if len(intact) > 1 and not any((run / name).exists() for name in (NEWEST, SNAPSHOT, _KEPT)):
+        problem = f"{run} holds {len(intact)} checkpoints, and no list of them ({NEWEST}, or {SNAPSHOT} and {_KEPT})"
+        raise UserError("checkpoint", problem, "copy it too, give another name=, or pass overwrite=true")
 
 
 def keep_snapshot(run: Path) -> bool:

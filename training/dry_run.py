@@ -58,7 +58,13 @@ def _check_texts(tower: Any, tokenizer: TextTokenizer, key: str, name: str) -> N
 def check_build(plan: Plan) -> None:
     """Build everything once on the driver, and try a step. Raises `UserError` for whatever would fail on every worker too."""
     settings = plan.settings
-    encoder, objective, teacher = plan.build()
+    try:
+        encoder, objective, teacher = plan.build()
+    except UserError:
+        raise
+    except Exception as error:  # each library raises its own errors
+        problem = f"the networks of {settings.name} cannot be built: {type(error).__name__}: {first_line(error)}"
+        raise UserError("", problem, "--verbose shows where") from error
     if encoder.text_tower is not None:
         _check_texts(encoder.text_tower, plan.tokenizer, "text_tower", "this model")
     optimizer = settings.optimizer.build([encoder, objective])

@@ -184,12 +184,14 @@ def _check_huggingface(weights: str) -> None:
 @_checked_by(_check_open_clip)
 def open_clip(model: str, weights: str | None = None) -> OpenClipEmbedder:
     """`weights`: open_clip's tag, or a path; None: random ones. Raises `UserError` if they cannot be loaded."""
+    _check_open_clip(model, weights)  # a hub that cannot be reached is told at once
     return OpenClipEmbedder(model, weights)
 
 
 @_checked_by(_check_huggingface)
 def huggingface(weights: str) -> HuggingFaceEmbedder:
     """`weights`: a hub name, or a folder with config.json and a processor. Raises `UserError` if they cannot be loaded."""
+    _check_huggingface(weights)
     return HuggingFaceEmbedder(weights)
 
 

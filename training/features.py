@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
-from pipelines.features import feature_store
+from pipelines.features.feature_store import Pool
 from pipelines.features.frozen_encoders import Guides
 from pipelines.features.knn_cache import find_neighbours
 from pipelines.program import cluster
@@ -19,7 +19,8 @@ from pipelines.program.path_keys import Place
 from pipelines.program.settings_base import Settings
 from training.dry_run import check_towers
 from training.saved_towers import frozen
-from training.towers import ImageFeatures, ImageTowerUnion, TextFeatures, TextTowerUnion
+from training.stored_features import image_bank, text_banks
+from training.towers import ImageTowerUnion, TextTowerUnion
 
 
 class BankSettings(Settings):
@@ -48,6 +49,9 @@ class BankSettings(Settings):
 
 def compute_banks(settings: BankSettings, display: Display) -> list[Path]:
     """Compute missing features, check existing ones, and return their folders. Raises `UserError`."""
+    for key, encoder in (("image_encoder", settings.image_encoder), ("text_encoder", settings.text_encoder)):
+        if encoder is not None:
+            encoder.check_source(key)
     try:
         prepared = Prepared.open(settings.dataset)
     except UserError as error:
@@ -55,18 +59,16 @@ def compute_banks(settings: BankSettings, display: Display) -> list[Path]:
     # These raise if an encoder has no weights.
     image = None if settings.image_encoder is None else frozen(settings.image_encoder, "image_encoder", None)
     text = None if settings.text_encoder is None else frozen(settings.text_encoder, "text_encoder", None)
+    Pool(settings.actors or 1, settings.use_gpu).check()
     check_towers([tower for tower in (image, text) if tower is not None], None)
     cluster.start(display.verbose)
-    pool = feature_store.Pool(_actors(settings), settings.use_gpu)
+    pool = Pool(_actors(settings), settings.use_gpu)
     banks: list[Path] = []
-    if settings.image_encoder is not None and image is not None:
-        size = settings.image_encoder.image_size
-        banks.append(feature_store.image_bank(prepared, size, ImageFeatures, (image,), image.identity, pool, display))
+    if image is not None:
+        banks.append(image_bank(prepared, image, pool, display))
         display.line(f"bank of images: {banks[-1]}")
     if text is not None:
-        tokenizer = text.tokenizer(list)
-        identity = text.identity | {"tokenizer": tokenizer.identity}
-        banks += feature_store.text_banks(prepared, [prepared.texts()], TextFeatures, (text, tokenizer), identity, pool, display)
+        banks += text_banks(prepared, [prepared.texts()], text, text.tokenizer(list), pool, display)
         display.line(f"bank of captions: {banks[-1]}")
     if settings.neighbours:
         order = Order(prepared, "train", None, seed=0, global_batch_size=1)

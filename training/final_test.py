@@ -26,7 +26,7 @@ from training.validation import embed_held_out
 _FILE = "test.json"
 
 
-def test_chosen(plan: Plan, folder: Path, data_cpus: float, display: Display) -> dict[str, Any]:
+def run_final_test(plan: Plan, folder: Path, data_cpus: float, display: Display) -> dict[str, Any]:
     """The content of `test.json`: from an earlier call, or computed by the run's workers now. Raises `UserError`."""
     place, metric = folder / _FILE, plan.settings.checkpoint.best
     if place.exists():

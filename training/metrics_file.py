@@ -10,13 +10,13 @@ UNUSABLE_ROWS = "unusable_rows"  # their key in the workers' reports
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; the last may be truncated if a process was killed."""
+    """All complete lines; the last may be truncated if a process was killed, and a damaged disk may have changed others."""
     lines = []
     if path.exists():
-        for text in path.read_text(encoding="utf-8").split("\n"):
+        for text in path.read_bytes().split(b"\n"):
             try:
                 lines.append(json.loads(text))
-            except json.JSONDecodeError:
+            except ValueError:  # not JSON, or not UTF-8
                 continue
     return lines
 

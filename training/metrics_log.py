@@ -90,7 +90,7 @@ class Recorder(ray.train.UserCallback):
                 failures += 1
                 if 0 <= self._max_failures < failures:
                     tries = "once" if failures == 1 else f"{failures} times"
-                    raise OSError(f"{what} of {self._run} could not be written, tried {tries} ({error})") from error
+                    raise OSError(error.errno, f"{what} of {self._run} could not be written, tried {tries} ({error})") from error
                 print(f"{what} of {self._run} could not be written, trying again ({error})", file=sys.stderr)
                 # The delay does not change any result.
                 time.sleep(min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (failures - 1)))

@@ -13,6 +13,7 @@ from pipelines.program.config_errors import plain
 from pipelines.program.errors import UserError
 from pipelines.program.import_string import call
 from pipelines.program.settings_base import Settings
+from training import timm_names
 
 _KEYS = ("optimizer.name", "optimizer.options", "mypackage.mymodule:MyOptimizer")  # for errors
 _USUAL = ("adamw", "sgd", "adam")  # accepted without importing timm, which takes a second
@@ -32,12 +33,10 @@ class OptimizerSettings(Settings):
     def _known(cls, value: str) -> str:
         if value in _USUAL or ":" in value:
             return value
-        from timm.optim import list_optimizers
-
-        names = list_optimizers()
+        names = timm_names.optimizers(value)
         if value not in names:
-            near = difflib.get_close_matches(value, names, n=3) or list(_USUAL)
-            raise ValueError(f"unknown optimizer '{value}'; did you mean {' or '.join(near)}? timm has {len(names)}")
+            near = difflib.get_close_matches(value, sorted(names), n=3) or list(_USUAL)
+            raise ValueError(f"unknown optimizer '{value}'; did you mean {' or '.join(near)}?")
         return value
 
     @field_validator("options")
@@ -55,6 +54,8 @@ class OptimizerSettings(Settings):
 
     def check(self) -> None:
         """Take a step on a toy: what fails there fails in every run. Raises `UserError`."""
+        if self.name in _USUAL and not self.options:
+            return  # nothing that could fail is worth the import of timm
         toy = nn.Linear(2, 2)
         try:
             optimizer = self.build([toy])

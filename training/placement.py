@@ -14,6 +14,7 @@ import ray
 import ray.util
 from ray.util.placement_group import PlacementGroup
 
+from pipelines.program.cluster import waits_for
 from pipelines.program.display import Display
 from pipelines.program.ray_internals import beside_workers, placement_group_of
 
@@ -51,17 +52,8 @@ def waiting(folder: Path) -> str:
     # RESCHEDULING: a node was lost with bundles of a group whose workers may still run.
     if table.get("state") not in ("PENDING", "RESCHEDULING"):
         return ""
-    needed = [sum(bundle.get(kind, 0) for bundle in table["bundles"].values()) for kind in ("CPU", "GPU")]
-    total, free = ray.cluster_resources(), ray.available_resources()
-    parts = [
-        f"{count:g} {kind}s (the cluster has {total.get(kind, 0):g}, {free.get(kind, 0):g} of them free)"
-        for kind, count in zip(("CPU", "GPU"), needed, strict=True)
-        if count
-    ]
-    return (
-        f"waiting for {' and '.join(parts)}: it goes on when a node joins or another job ends; or stop it, and start it again "
-        "with fewer resources.num_workers or resources.data_cpus"
-    )
+    needed = {kind: sum(bundle.get(kind, 0) for bundle in table["bundles"].values()) for kind in ("CPU", "GPU")}
+    return f"{waits_for(needed)}; or stop it, and start it again with fewer resources.num_workers or resources.data_cpus"
 
 
 class Watch:

@@ -1,34 +1,30 @@
 """The plan of a run: everything that the workers need and the driver determines before any of them starts."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.compute as pc
 import torch
 
-from evaluation.suite import HeldOut, SuiteSettings, held_out, metric_names
+from evaluation.suite import HeldOut
 from pipelines.dataset.batch import columns
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import Stream
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.features import feature_store
-from pipelines.features.frozen_encoders import Guides
-from pipelines.features.knn_cache import with_neighbours
 from pipelines.features.rows_by_id import bank_rows
 from pipelines.io.retry import is_remote
-from pipelines.prepare.prepare import code_version
+from pipelines.program.code_version import code_version
 from pipelines.program.display import Display
-from pipelines.program.errors import UserError
 from pipelines.program.settings_base import digest
 from training.config import GuideSettings, TrainSettings
+from training.data import TrainData, open_data
 from training.encoder import DualEncoder, build_encoder
 from training.objectives.base import Objective, Task
 from training.saved_towers import About, Frozen, frozen, keep, tokenizer_of, towers_of
+from training.stored_features import guides_of, image_bank, text_banks
 from training.teacher import FrozenEncoders, Teacher
-from training.towers import ImageFeatures, TextFeatures
 from training.towers.base import TowerSettings
 
 _BLOCK = 1 << 16  # rows whose captions are read at a time
@@ -124,24 +120,6 @@ class Plan:
         return FrozenEncoders(image, text, widths, size, digest([first.identity, second.identity]))
 
 
-@dataclass(frozen=True)
-class TrainData:
-    """The data that a run's settings name, opened and checked; no network is built yet, and no feature computed."""
-
-    settings: TrainSettings
-    prepared: Prepared
-    order: Order
-    held_out: list[tuple[Prepared, HeldOut]]  # of `held_out_data`
-    test: HeldOut | None  # of `test_data`
-
-
-def open_data(settings: TrainSettings) -> TrainData:
-    """Open the run's datasets. Raises `UserError` for mistakes in data, splits, labels and batch size."""
-    prepared = Prepared.open(settings.data.path)
-    held_out = held_out_data(settings, prepared)
-    return TrainData(settings, prepared, make_order(settings, prepared), held_out, test_data(settings, prepared))
-
-
 def plan_of(
     settings: TrainSettings,
     pool: feature_store.Pool,
@@ -151,75 +129,6 @@ def plan_of(
 ) -> Plan:
     """From settings to a plan; arguments and errors as of `open_data` and `make_plan`."""
     return make_plan(open_data(settings), pool, display, run, checkpoint)
-
-
-def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
-    """The order of the training split. Raises `UserError` for an unknown split, or one that does not fill a batch."""
-    splits = prepared.split_list(settings.data.validation)
-    if settings.data.split not in splits:
-        raise UserError("data.split", f"'{settings.data.split}' is unknown", f"{prepared.path} has {', '.join(splits)}")
-    if settings.data.split == settings.evaluation.split:
-        problem = f"the run trains on '{settings.evaluation.split}'"
-        raise UserError("evaluation.split", problem, f"choose another split of {prepared.path}: {', '.join(splits)}")
-    order = Order(
-        prepared,
-        split=settings.data.split,
-        split_seed=settings.data.split_seed,
-        seed=settings.seed,
-        global_batch_size=settings.global_batch_size,
-        validation=settings.data.validation,
-        fraction=settings.data.fraction,
-    )
-    order.check()
-    return order
-
-
-def held_out_data(settings: TrainSettings, prepared: Prepared) -> list[tuple[Prepared, HeldOut]]:
-    """The run's own held-out split, then those of extra datasets.
-
-    Raises `UserError` for a missing dataset, an unknown split or label, or two datasets with the same name.
-    """
-    suite = settings.evaluation
-    splits = [(prepared, held_out(prepared, suite, settings.data.split_seed, settings.data.validation))]
-    for number, extra in enumerate(suite.extra_datasets):
-        key = f"evaluation.extra_datasets[{number}]"
-        with _keyed(f"{key}.path", "data.path"):
-            dataset = Prepared.open(extra.path)
-        if dataset.name in [data.dataset for _, data in splits]:
-            problem = f"{dataset.path} is called '{dataset.name}' like another dataset of this run"
-            raise UserError(f"{key}.path", problem, "prepare one of them with another name")
-        own = SuiteSettings(
-            split=suite.split, recall_at=suite.recall_at, templates=extra.templates or suite.templates, labels=extra.labels
-        )
-        with _keyed(f"{key}.labels", "evaluation.labels"):  # its split is the run's, and keeps the run's key
-            splits.append((dataset, held_out(dataset, own, retrieval=extra.retrieval)))
-    return splits
-
-
-@contextmanager
-def _keyed(key: str, instead_of: str) -> Iterator[None]:
-    """Errors about the key `instead_of` are about `key` here."""
-    try:
-        yield
-    except UserError as error:
-        raise error.under(key, instead_of) if error.key == instead_of else error from None
-
-
-def test_data(settings: TrainSettings, prepared: Prepared) -> HeldOut | None:
-    """The split on which the best checkpoint is scored. Raises `UserError` if it is unknown or empty."""
-    if settings.evaluation.test_split is None:
-        return None
-    suite = settings.evaluation.model_copy(update={"split": settings.evaluation.test_split})
-    with _keyed("evaluation.test_split", "evaluation.split"):
-        return held_out(prepared, suite, settings.data.split_seed, settings.data.validation)
-
-
-def check_metric(settings: TrainSettings, data: Sequence[HeldOut]) -> None:
-    """Raises `UserError` if `checkpoint.best` is not a metric of the run: no checkpoint would ever be kept."""
-    best = settings.checkpoint.best
-    metrics = ["loss", *(name for split in data for name in metric_names(split))]
-    if best is not None and best not in metrics:
-        raise UserError("checkpoint.best", f"'{best}' is not a metric of this run", f"choose one of: {', '.join(metrics)}")
 
 
 def needs_banks(settings: TrainSettings) -> bool:
@@ -242,50 +151,44 @@ def make_plan(
         checkpoint: from which the run resumes.
     """
     settings, prepared, order = data.settings, data.prepared, data.order
-    image = settings.image_tower
     towers = frozen_towers(settings, run)
     tokenizer = _tokenizer(settings, prepared, order, towers.get("text_tower"), checkpoint)
     if settings.objective.needs.masked != "no":
         tokenizer.mask_id  # noqa: B018  raises if there is none, before any features are computed
 
-    def image_bank(dataset: Prepared) -> Path | None:
-        tower = towers.get("image_tower")
-        if tower is None:
-            return None
-        return feature_store.image_bank(dataset, image.image_size, ImageFeatures, (tower,), tower.identity, pool, display)
-
-    def text_banks(dataset: Prepared, split: HeldOut) -> list[Path] | list[None]:
-        tower = towers.get("text_tower")
-        if tower is None:
-            return [None, None]
-        texts = [dataset.texts(), split.prompts] if split.texts else [split.texts, split.prompts]
-        identity = tower.identity | {"tokenizer": tokenizer.identity}
-        return feature_store.text_banks(dataset, texts, TextFeatures, (tower, tokenizer), identity, pool, display)
-
     def scored_of(dataset: Prepared, split: HeldOut, file: str) -> Scored:
-        bank = image_bank(dataset)
-        images = Stream(
+        locked_image, locked_text = (towers.get(key) for key in ("image_tower", "text_tower"))
+        images, texts, prompts = None, None, None
+        if locked_image is not None:
+            images = image_bank(dataset, locked_image, pool, display)
+        if locked_text is not None:
+            lists = [dataset.texts() if split.texts else split.texts, split.prompts]
+            texts, prompts = text_banks(dataset, lists, locked_text, tokenizer, pool, display)
+        stream = Stream(
             prepared=dataset,
-            columns=frozenset({"image_features" if bank else "image"}),
-            image_size=image.image_size,
-            image_bank=bank,
+            columns=frozenset({"image" if images is None else "image_features"}),
+            image_size=settings.image_tower.image_size,
+            image_bank=images,
         )
-        texts, prompts = text_banks(dataset, split)
-        return Scored(split, images, texts, prompts, file)
+        return Scored(split, stream, texts, prompts, file)
 
     scored = [
         scored_of(dataset, split, f"held_out-{split.dataset}.npz" if i else "held_out.npz")
         for i, (dataset, split) in enumerate(data.held_out)
     ]
     own = scored[0]
+    guides = None
+    if settings.objective.needs.guides in ("own", "neighbours"):
+        image, text = (towers[key] for key in _ENCODERS)
+        guides = guides_of(settings.frozen_encoders or GuideSettings(), order, image, text, pool, display)
     stream = Stream(
         prepared=prepared,
         columns=frozenset(columns(settings.objective.needs, own.images.image_bank is not None, own.text_bank is not None)),
         seed=settings.seed,
-        image_size=image.image_size,
+        image_size=settings.image_tower.image_size,
         augment=settings.data.augment,
         strong=settings.objective.needs.strong,
-        guides=_guides(settings, prepared, order, towers, pool, display),
+        guides=guides,
         guide_tokenizer=_guide_tokenizer(settings, towers),
         tokenizer=tokenizer,
         image_bank=own.images.image_bank,
@@ -328,26 +231,6 @@ def pretrained_towers(settings: TrainSettings, run: Path | None = None, checkpoi
     sides = {"image_tower": settings.image_tower, "text_tower": settings.text_tower} if checkpoint is None else {}
     trained = {key: frozen(tower, key, None) for key, tower in sides.items() if tower.weights_name() is not None}
     return trained | frozen_towers(settings, run)
-
-
-def _guides(
-    settings: TrainSettings,
-    prepared: Prepared,
-    order: Order,
-    towers: dict[str, Frozen],
-    pool: feature_store.Pool,
-    display: Display,
-) -> Guides | None:
-    """Stored features of the frozen encoders, if the objective needs them."""
-    if settings.objective.needs.guides not in ("own", "neighbours"):
-        return None
-    guides = settings.frozen_encoders or GuideSettings()
-    image, text = (towers[key] for key in _ENCODERS)
-    tokenizer, size = text.tokenizer(list), settings.guides[0].image_size
-    images = feature_store.image_bank(prepared, size, ImageFeatures, (image,), image.identity, pool, display)
-    about = text.identity | {"tokenizer": tokenizer.identity}
-    (texts,) = feature_store.text_banks(prepared, [prepared.texts()], TextFeatures, (text, tokenizer), about, pool, display)
-    return with_neighbours(Guides(order, images, texts, guides.support, guides.search), prepared)
 
 
 def _guide_tokenizer(settings: TrainSettings, towers: dict[str, Frozen]) -> TextTokenizer | None:

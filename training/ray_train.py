@@ -13,7 +13,7 @@ from pipelines.program import interrupts, ray_internals
 from pipelines.program.causes import cause_of, first_cause
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
-from training.checkpoint_registry import newest_checkpoint
+from training.checkpoint_registry import newest_step
 from training.config import ResourceSettings
 from training.failures import EndAtOnce
 from training.loop import completed, train_worker
@@ -50,14 +50,6 @@ def fit(
             train_worker, config, wanted, folder, display, callbacks=[recorder, *callbacks], checkpoint_config=keep
         )
     return completed(returned)
-
-
-def newest_step(run: Path) -> int | None:
-    """The step from which a run would resume; None if it would start at the beginning."""
-    try:
-        return int(newest_checkpoint(run).name.rpartition("_")[2])
-    except (UserError, ValueError):
-        return None
 
 
 def _stop_workers(folder: Path) -> None:
@@ -106,7 +98,7 @@ def run_workers(
             raise
         failures = getattr(error, "worker_failures", None)
         cause = first_cause(failures) if failures else cause_of(error)
-        remedy = "--verbose shows all, the same command goes on from the last checkpoint"
+        remedy = "--verbose shows all, the same command resumes from the last checkpoint"
         raise UserError("", f"training stopped: {cause}", remedy) from None
 
 
@@ -142,7 +134,7 @@ class _Follower:
                         return
                     continue
                 for line in losses[restarts:]:
-                    self._display.line(f"worker lost, going on from the last checkpoint: {line['cause']}")
+                    self._display.line(f"worker lost, resuming from the last checkpoint: {line['cause']}")
                 restarts = len(losses)
                 if lines and lines[-1:] != before and lines[-1]["step"] != shown:
                     line = lines[-1]

@@ -9,7 +9,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.io.retry import shown
 from pipelines.prepare.repeated_captions import warnings_of
 from pipelines.program import yaml_text
+from pipelines.program.cli import run_page
 from pipelines.program.errors import UserError
 from pipelines.program.settings import validate
 from training import report_scores
-from training.gallery import gallery
+from training.gallery import retrieved
 from training.held_out import read_held_out
 from training.metrics_file import read_metrics
 from training.warmup import warmup_warning
@@ -58,9 +59,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
     prepared = Prepared.open(result["dataset"]["path"])
     config = yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
     about = result["dataset"]
-    credit = (
-        about["attribution"] if about["licence"] in about["attribution"] else "{attribution} (licence: {licence})".format(**about)
-    )
+    credit = html.credit(about)
     made = page(
         result["name"],
         html.fill("Training run <b>{}</b>", result["name"]),
@@ -69,7 +68,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
         [
             report_scores.test(result, data),
             report_scores.scores(result, data),
-            gallery(read_held_out(run)["gallery"], data, credit),
+            retrieved(read_held_out(run)["gallery"], data, credit),
             _curves(read_metrics(run / "metrics.jsonl"), result, data),
             _data(prepared, result),
             _reproduce(run, result, config, prepared),
@@ -128,7 +127,7 @@ def _warnings(result: dict[str, Any], config: dict[str, Any], prepared: Prepared
     """Why the scores may say less than they seem to."""
     warmup = warmup_warning(config.get("schedule", {}).get("warmup_steps", 0), result["step"])
     told = [*([warmup] if warmup else []), *warnings_of(prepared.manifest)]
-    return [html.fill('<p class="warning" role="note"><b>Warning:</b> {}.</p>', warning) for warning in told]
+    return [html.warning(warning) for warning in told]
 
 
 def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut) -> html.Section:
@@ -151,14 +150,13 @@ def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut
         return [html.figure(drawn, title, note)]
 
     learning = draw("Training loss", {"loss": ""})
-    ks = data.settings.recall_at[:3]
-    recalls = {way: {f"retrieval/{data.dataset}/{way}_recall@{k}": f"R@{k}" for k in ks} for way in DIRECTIONS}
+    queries = dict(zip(DIRECTIONS, (f"{len(data.sample_ids):,} images", f"{len(data.texts):,} captions"), strict=True))
+    ks, prefix = data.settings.recall_at[:3], f"retrieval/{data.dataset}"
+    recalls = {way: {f"{prefix}/{way}_recall@{k}": f"R@{k}" for k in ks} for way in DIRECTIONS}
     # One height for both directions, so that they can be compared.
     top = score_range((line[key] for line in history for keys in recalls.values() for key in keys if key in line), from_zero=True)
-    for (way, keys), queries in zip(
-        recalls.items(), (f"{len(data.sample_ids):,} images", f"{len(data.texts):,} captions"), strict=True
-    ):
-        learning += draw(f"Recall, {DIRECTIONS[way]}", keys, f"%, of {queries}", percent=True, limits=top)
+    for way, keys in recalls.items():
+        learning += draw(f"Recall, {DIRECTIONS[way]}", keys, f"%, of {queries[way]}", percent=True, limits=top)
     for label in data.classes:
         path = f"zero_shot/{data.dataset}_{label}/"
         keys = {path + "top5": "top-5", path + "top1": "top-1", path + "mean_per_class": "per class"}
@@ -196,8 +194,7 @@ def _data(prepared: Prepared, result: dict[str, Any]) -> html.Section:
     image = manifest["image"]
     pairs = [
         ("Dataset", about["name"]),
-        ("Licence", about["licence"]),
-        ("Attribution", about["attribution"]),
+        *((name.capitalize(), about[name]) for name in ("licence", "attribution")),
         ("Images", f"{manifest['num_images']:,} different ones, shorter side {image['size']} pixels, {image['format']}"),
         ("Captions", f"{manifest['num_texts']:,} different ones"),
         ("Fingerprint", about["fingerprint"]),
@@ -212,20 +209,15 @@ def _data(prepared: Prepared, result: dict[str, Any]) -> html.Section:
 def _reproduce(run: Path, result: dict[str, Any], config: dict[str, Any], prepared: Prepared) -> html.Section:
     """Commands, configs, machine and versions of this run."""
     folder, machine = f"{config['storage']}/{config['name']}", result["machine"]
-    towers = [
-        (side, html.fill('{} ({})<br><span class="soft">{}</span>', _tower_name(tower), tower["name"], _MODES[tower["mode"]]))
-        for side, tower in _towers(config)
-    ]
+    words = '{} ({})<br><span class="soft">{}</span>'
+    towers = [(side, html.fill(words, _tower_name(t), t["name"], _MODES[t["mode"]])) for side, t in _towers(config)]
     host = f"{machine['cpus']} CPUs, {machine['processor']}"
     of_machine = html.facts([("Device", machine["device"]), ("Workers", machine["workers"]), ("Host", host)])
     times = html.facts((phase, number_format.duration(seconds)) for phase, seconds in result["seconds"].items())
     call = html.soft("Of the call that ended the run; the time of earlier, interrupted calls is not included.")
+    about = html.soft("Workers were lost and training went on from the last checkpoint:")
     restarts = _restarts(run / "restarts.jsonl")
-    lost = [
-        html.heading("Restarts"),
-        html.soft("Workers were lost and training went on from the last checkpoint:"),
-        html.facts(restarts),
-    ]
+    lost = [html.heading("Restarts"), about, html.facts(restarts)] if restarts else []
     train = f"python -m training {shlex.quote(f'{folder}/config.yaml')} name={config['name']}-again"
     return html.section(
         "again",
@@ -235,7 +227,7 @@ def _reproduce(run: Path, result: dict[str, Any], config: dict[str, Any], prepar
         html.div(
             "columns",
             html.div("", html.heading("Towers"), html.facts(towers), html.heading("Machine"), of_machine),
-            html.div("", html.heading("Wall time"), times, call, *(lost if restarts else [])),
+            html.div("", html.heading("Wall time"), times, call, *lost),
             html.div("", html.heading("Versions"), html.facts(result["versions"].items())),
         ),
         html.more("Config of the run", html.code(shown(yaml_text.dump(config)))),
@@ -259,25 +251,19 @@ def _restarts(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-def main(arguments: Iterable[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page of a finished run again. Exit code 0, or 2 with one line that says what is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m training.report", description="Write report.html of a finished run again, from what the run left on disk."
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, such as runs/demo")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="the prepared dataset, where it is no longer where it was")
-    options = parser.parse_args(None if arguments is None else list(arguments))
-    try:
-        _rewrite(options.run, options.data)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"report: {options.run / 'report.html'}")
-    return 0
+    return run_page(parser, _rewrite, arguments)
 
 
-def _rewrite(run: Path, data_path: Path | None) -> None:
+def _rewrite(options: argparse.Namespace) -> Path:
     """`write_report` with everything read from disk."""
+    run: Path = options.run
     if not run.is_dir():
         raise UserError(f"{run}", "no such folder", "give a finished run, such as runs/demo")
     try:
@@ -289,8 +275,8 @@ def _rewrite(run: Path, data_path: Path | None) -> None:
     except (ValueError, yaml.YAMLError) as error:
         problem = f"result.json or config.yaml is not readable: {' '.join(str(error).split())}"
         raise UserError(f"{run}", problem, "give the run's training command again, which writes them anew") from None
-    if data_path is not None:
-        result["dataset"]["path"] = str(data_path.absolute())
+    if options.data is not None:
+        result["dataset"]["path"] = str(options.data.absolute())
     prepared = Prepared.open(result["dataset"]["path"])
     if prepared.fingerprint != result["dataset"]["fingerprint"]:
         raise UserError(
@@ -303,6 +289,7 @@ def _rewrite(run: Path, data_path: Path | None) -> None:
     settings = validate(SuiteSettings, suite, str(run / "config.yaml"))
     splits = result["dataset"]["split_seed"], result["dataset"].get("validation")  # not in results of earlier versions
     write_report(run, result, held_out(prepared, settings, *splits))
+    return run / "report.html"
 
 
 if __name__ == "__main__":

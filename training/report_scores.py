@@ -1,7 +1,6 @@
 """The scores on a run's page: the headline, the tiles below it, and every score beside chance and the number of queries."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +25,10 @@ class Score:
     n: str
     k: int  # of a recall; 0: of none, or of all
 
-    @property
-    def bar(self) -> Markup:
-        return html.bar(self.value, self.chance)
-
 
 def headline(result: dict[str, Any], data: HeldOut) -> Markup:
     """The mean recall at the smallest k beside chance, and directions that may be chance by their 95 % intervals."""
-    result = result | (result.get("test") or {})
+    result = _reported(result)
     k, first = _first(result, data)
     hollow = []
     for direction, title in DIRECTIONS.items():
@@ -52,18 +47,17 @@ def headline(result: dict[str, Any], data: HeldOut) -> Markup:
 
 def tiles(result: dict[str, Any], data: HeldOut) -> Markup:
     """R@k of both directions, and top-1 of the two labels with most classes."""
-    rows = {row.path: row for row in _rows(result | (result.get("test") or {}), data)}
-    ks = sorted({min(data.settings.recall_at), max(data.settings.recall_at)})
-    recalls = [rows[f"retrieval/{data.dataset}/mean_recall@{k}"] for k in ks]
-    shown = [(row, row.title, f"{row.about}, mean of both directions") for row in recalls]
-    for label in sorted(data.classes, key=lambda label: -len(data.classes[label]))[:2]:
-        about = f"right class of {len(data.classes[label])} on the first guess"
+    rows, made = {row.path: row for row in _rows(_reported(result), data)}, []
+    recalls = [rows[f"retrieval/{data.dataset}/mean_recall@{k}"] for k in sorted({*data.settings.recall_at})]
+    shown = [(row, row.title, f"{row.about}, mean of both directions") for row in dict.fromkeys((recalls[0], recalls[-1]))]
+    for label, classes in sorted(data.classes.items(), key=lambda entry: -len(entry[1]))[:2]:
+        about = f"right class of {len(classes)} on the first guess"
         shown.append((rows[f"zero_shot/{data.dataset}_{label}/top1"], f"Zero-shot {label}", about))
-    made = []
     for row, title, about in shown:
         largest = "" if row.largest is None else f", always the largest class {row.largest:.1f}\u00a0%"
         beside = html.paragraph("chance {}\u00a0%{}", _percent(row.chance), largest)
-        made.append(html.tile(title, _percent(row.value), "%", row.path, row.bar, html.paragraph("{}", about), beside))
+        below = html.bar(row.value, row.chance), html.paragraph("{}", about), beside
+        made.append(html.tile(title, _percent(row.value), "%", row.path, *below))
     return html.div("tiles", *made)
 
 
@@ -84,10 +78,10 @@ def test(result: dict[str, Any], data: HeldOut) -> html.Section | None:
 
 def scores(result: dict[str, Any], data: HeldOut) -> html.Section:
     """Every score of the last step, with an interval of the first."""
-    test = result.get("test")
+    test, reported = result.get("test"), _reported(result)
     of_split = "Scores, images and curves below are of split {}, on which the checkpoint was chosen, and of the last step."
-    k, first = _first(result | (test or {}), data)
-    queries = (result | (test or {}))["sample_sizes"][f"retrieval/{data.dataset}/image_to_text_recall@{k}"]
+    k, first = _first(reported, data)
+    queries = reported["sample_sizes"][f"retrieval/{data.dataset}/image_to_text_recall@{k}"]
     # Of one direction: the two are about the same pairs, so their mean is hardly surer than either.
     low, high = (100 * end for end in wilson(queries * first.value / 100, queries))
     return html.section(
@@ -118,6 +112,11 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
+def _reported(result: dict[str, Any]) -> dict[str, Any]:
+    """With the scores on the test split, where the run has one."""
+    return result | (result.get("test") or {})
+
+
 def _first(result: dict[str, Any], data: HeldOut) -> tuple[int, Score]:
     """The smallest k, and the mean recall at it."""
     k = min(data.settings.recall_at)
@@ -125,43 +124,30 @@ def _first(result: dict[str, Any], data: HeldOut) -> tuple[int, Score]:
 
 
 def _table(result: dict[str, Any], data: HeldOut) -> Markup:
-    """All scores, by group."""
+    """All scores by direction of retrieval and by label; unknown kinds of scores come last."""
     marked = Markup('<span class="hidden">value as a bar; </span>mark: chance')
     titles = ("score", "value, %", marked, "chance", "largest class", "n")
-    bodies = []
-    for title, about, rows in _groups(result, data):
-        words = '<tr class="group"><th scope="rowgroup" colspan="6">{}{}</th></tr>'
-        bodies.append(
-            html.fill("<tbody>\n{}\n{}\n</tbody>", html.fill(words, title, html.small(about)), html.join(*map(_line, rows)))
-        )
-    return html.scroll("Scores", html.fill('<table class="run">\n{}\n{}\n</table>', html.head(titles), html.join(*bodies)))
-
-
-def _line(score: Score) -> Markup:
-    baselines = map(html.cell, map(_percent, (score.chance, score.largest)))
-    cells = html.cell(_percent(score.value), "number value"), html.cell(score.bar), *baselines, html.cell(score.n)
-    return html.row(html.fill("{}{}", score.title, html.small(score.about)), *cells, tooltip=score.path)
-
-
-def _groups(result: dict[str, Any], data: HeldOut) -> Iterable[tuple[str, str, list[Score]]]:
-    """Title, explanation and scores of each direction of retrieval and each label; unknown kinds of scores come last."""
     retrieval, sentences = f"retrieval/{data.dataset}/", number_format.count(len(data.settings.templates), "sentence")
-    groups: dict[str, tuple[str, str]] = {}
-    for way, other, query, answer in (
-        ("image_to_text", "text_to_image", "image", "caption"),
-        ("text_to_image", "image_to_text", "caption", "image"),
-    ):
+    groups = {}
+    for way, title in DIRECTIONS.items():
+        query, answer, other = ("image", "caption", "text_to_image")
+        if way == "text_to_image":
+            query, answer, other = ("caption", "image", "image_to_text")
         candidates = result["sample_sizes"][f"{retrieval}{other}_recall@{min(data.settings.recall_at)}"]
-        groups[f"{retrieval}{way}"] = (DIRECTIONS[way].capitalize(), f"the {answer} of a held-out {query} among {candidates:,}")
+        groups[retrieval + way] = (title.capitalize(), f"the {answer} of a held-out {query} among {candidates:,}")
     groups[f"{retrieval}mean"] = ("Mean of both directions", "")
     for label, names in data.classes.items():
         about = f"the class of a held-out image among {len(names)}, by the classes' names in {sentences}"
         groups[f"zero_shot/{data.dataset}_{label}/"] = (f"Zero-shot: {label}", about)
-    groups[""] = ("Other scores", "")
-    rows: dict[str, list[Score]] = {prefix: [] for prefix in groups}
+    bodies: dict[str, list[Markup]] = {prefix: [] for prefix in (*groups, "")}
     for row in _rows(result, data):
-        rows[next(prefix for prefix in groups if row.path.startswith(prefix))].append(row)
-    return ((*groups[prefix], listed) for prefix, listed in rows.items() if listed)
+        values = [html.cell(_percent(row.value), "number value"), html.cell(html.bar(row.value, row.chance))]
+        values += map(html.cell, (_percent(row.chance), _percent(row.largest), row.n))
+        line = html.row(html.fill("{}{}", row.title, html.small(row.about)), *values, tooltip=row.path)
+        bodies[next(prefix for prefix in bodies if row.path.startswith(prefix))].append(line)
+    groups[""] = ("Other scores", "")
+    made = ([html.group(*groups[prefix], len(titles)), *lines] for prefix, lines in bodies.items() if lines)
+    return html.table("Scores", titles, *made, name="run")
 
 
 def _rows(result: dict[str, Any], data: HeldOut) -> list[Score]:

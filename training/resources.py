@@ -4,8 +4,6 @@ import math
 import os
 from dataclasses import dataclass
 
-import ray
-
 from pipelines.program.cluster import own_machine
 from pipelines.program.errors import UserError
 from training.config import ResourceSettings
@@ -28,6 +26,8 @@ def expected_cluster() -> Cluster | None:
 
 def current_cluster() -> Cluster:
     """The cluster that this process is part of."""
+    import ray
+
     total = ray.cluster_resources()
     return Cluster(total.get("CPU", 0), total.get("GPU", 0), "RAY_ADDRESS" in os.environ)
 

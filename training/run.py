@@ -31,26 +31,23 @@ from pipelines.program.errors import UserError
 from pipelines.program.own_class import as_data
 from pipelines.program.settings import difference, read_yaml, validate
 from training.checkpoint import other_data
-from training.checkpoint_registry import ABOUT, newest_checkpoint, put, registered, settle
+from training.checkpoint_registry import ABOUT, newest_checkpoint, newest_step, put, registered, settle
 from training.config import TrainSettings
+from training.data import check_metric, open_data
 from training.dry_run import check_build, check_towers
-from training.final_test import test_chosen
 from training.held_out import read_held_out
 from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import (
     Plan,
-    check_metric,
     keep_towers,
     make_plan,
     needs_banks,
-    open_data,
     pretrained_towers,
     tower_cache,
 )
-from training.ray_train import fit, newest_step
-from training.report import write_report
 from training.resources import Cluster, current_cluster, expected_cluster, plan_resources
 from training.warmup import warmup_warning
+from training.weight_sources import check_sources
 
 LOCK = ".lock"  # in a run's folder, from its first start on
 
@@ -66,6 +63,15 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         display.line(f"{folder}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again")
         _show(done, display, folder)
         return done
+    # What costs seconds to ask comes after what does not: imports of Ray, then of timm.
+    if (size := expected_cluster()) is not None:
+        _data_cpus(settings, size)
+    if settings.overwrite or not registered(folder):  # a run with a checkpoint has its own copies of the weights
+        check_sources(settings)
+    from training.final_test import run_final_test  # these import Ray Train, which takes a second
+    from training.ray_train import fit
+    from training.report import write_report
+
     started_before = (folder / LOCK).exists()
     replaces = settings.overwrite and folder.exists()  # an earlier run, which stays until all checks have passed
     with only_one(folder), interrupts.keeping(lambda: _kept(folder, replaces)):
@@ -76,8 +82,6 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
             if started_before:
                 _say_where(folder, data.order.steps_per_epoch * settings.epochs, display)
         phases = _Phases()
-        if (size := expected_cluster()) is not None:
-            _data_cpus(settings, size)
         plan = None
         if needs_banks(settings):
             check_towers(pretrained_towers(settings, run_folder, checkpoint).values(), tower_cache(data.prepared))
@@ -100,7 +104,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         _announce(plan, display)
         returned = fit(plan, folder, data_cpus, display)
         phases.end("training")
-        tested = {} if plan.test is None else {"test": test_chosen(plan, folder, data_cpus, display)}
+        tested = {} if plan.test is None else {"test": run_final_test(plan, folder, data_cpus, display)}
         if tested:
             phases.end("test")
         result = result_of(plan, folder, returned, phases.seconds) | tested
@@ -141,8 +145,10 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
     if not result.exists():
         return None
     try:
-        return json.loads(result.read_text(encoding="utf-8"))
-    except ValueError:
+        earlier = json.loads(result.read_text(encoding="utf-8"))
+        earlier["step"]
+        return earlier
+    except (ValueError, LookupError, TypeError):
         raise UserError("name", f"{result} is truncated or altered", "delete it, and the same command writes it again") from None
 
 
@@ -212,9 +218,9 @@ def _say_where(folder: Path, steps: int, display: Display) -> None:
     """Show at which step a run that was started before resumes."""
     step = newest_step(folder)
     if step is None:
-        display.line(f"{folder}: started before, but there is no checkpoint to go on from; training begins at step 0")
+        display.line(f"{folder}: started before, but there is no checkpoint to resume from; training begins at step 0")
     else:
-        display.line(f"{folder}: going on from step {step:,} of {steps:,}")
+        display.line(f"{folder}: resuming from step {step:,} of {steps:,}")
 
 
 def _announce(plan: Plan, display: Display) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pipelines.program.cli import begin, command_of, run_program
+from pipelines.program.cli import begin, command_of, run_page, run_program
 from pipelines.program.display import Display
-from pipelines.program.errors import UserError
 from tuning.config import SweepSettings
 
 PURPOSE = """Compare the cells of a grid (such as objective x optimizer) on equal terms: in every cell search hyperparameters on a
@@ -29,18 +28,14 @@ def report(arguments: Sequence[str], prog: str = "python -m") -> int:
     """Write the report of a sweep again, from its tables alone. Exit code 0, or 2 with one line that says what is wrong."""
     from tuning.reporting import write_report
 
+    def write(options: argparse.Namespace) -> Path:
+        print(write_report(options.sweep))
+        return options.sweep / "report.html"
+
     command = f"{command_of(prog, 'tuning')} report"
     parser = argparse.ArgumentParser(prog=command, description="Write a sweep's report again, from its tables.")
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="the sweep's folder, such as runs/smoke-sweep")
-    folder = parser.parse_args(list(arguments)).sweep
-    try:
-        answer = write_report(folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(answer)
-    print(f"report: {folder / 'report.html'}")
-    return 0
+    return run_page(parser, write, arguments)
 
 
 def main(arguments: Sequence[str], prog: str = "python -m") -> int:

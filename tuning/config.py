@@ -5,6 +5,7 @@ overrides of it.
 """
 
 import math
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -219,6 +220,16 @@ class SweepSettings(Settings):
             if len(set(labels)) < len(labels):
                 twice = max(labels, key=labels.count)
                 raise ValueError(f"'{key}' has two values called '{twice}'; make the key that differs an axis of its own")
+        return value
+
+    @field_validator("loggers")
+    @classmethod
+    def _installed(cls, value: list[str]) -> list[str]:
+        packages = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+        for name in value:
+            if find_spec(packages[name]) is None:
+                problem = f"'{name}' needs the package {packages[name]}, which is not installed"
+                raise ValueError(f"{problem}; pip install 'raylign[{name}]', or leave it out")
         return value
 
     @field_validator("seeds", "seed_keys", "score", "metrics", "loggers")

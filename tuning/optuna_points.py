@@ -34,6 +34,7 @@ class Points:
         self._costly = isinstance(sampler, TpeSettings) and sampler.cost is not None
         direction = optuna.study.StudyDirection.MAXIMIZE if settings.mode == "max" else optuna.study.StudyDirection.MINIMIZE
         self._study = optuna.create_study(directions=[direction, optuna.study.StudyDirection.MINIMIZE][: 1 + self._costly])
+        self._unasked = optuna.samplers.RandomSampler(seed=0)
         self._asked: list[optuna.Trial] = []
         self._told = 0
         self._results: dict[int, Result] = {}
@@ -60,10 +61,13 @@ class Points:
         while self._told < self._depends_on():
             self._tell(self._told)
             self._told += 1
-        self._study.sampler = self._sampler(number)
         # CMA-ES keeps its own state in its suggestions, so it makes them again.
         if recorded is not None and not isinstance(self._settings.sampler, CmaEsSettings):
+            # All values are given, and TPE would compute its own first: a sweep of many trials would resume slowly.
+            self._study.sampler = self._unasked
             self._study.enqueue_trial(dict(recorded))
+        else:
+            self._study.sampler = self._sampler(number)
         trial = self._study.ask()
         self._asked.append(trial)
         point: dict[str, Any] = {}

@@ -5,7 +5,9 @@ mistake in the sweep file is reported within seconds.
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from pipelines.program.errors import UserError
 from pipelines.program.settings import apply_overrides, read_config, read_yaml, validate
 from pipelines.program.settings_base import digest
 from training.config import TrainSettings
-from training.plan import check_metric, held_out_data, make_order
+from training.data import check_metric, held_out_data, make_order
+from training.warmup import warmup_warning
 from tuning.config import SweepSettings
 from tuning.optuna_points import corners
 from tuning.resolved import check_conditions, resolve
@@ -38,11 +41,31 @@ class SweepPlan:
         self._epochs: dict[tuple[str, int], int] = {}  # (cell, seed) -> epochs, if the budget is in samples
         self.prepared: dict[str, Prepared] = {}
         self.datasets: list[dict[str, Any]] = []
-        for cell in self.cells:
-            self._build_without_budget(self.example(cell))
-        for cell in self.cells:
-            self._check(cell)
+        self.warnings: dict[str, None] = {}  # about settings of the trials, each once
+        with self.keys_of_runs():
+            for cell in self.cells:
+                self._build_without_budget(self.example(cell))
+            for cell in self.cells:
+                self._check(cell)
         check_conditions(settings, self.trees())
+
+    @contextmanager
+    def keys_of_runs(self) -> Iterator[None]:
+        """Errors about keys of the runs name them as this sweep sets them: below `overrides`, `grid` or `space`."""
+        try:
+            yield
+        except UserError as error:
+            own = self._place(error.key) or error.key  # a key that only the base sets is named as in its file
+            remedy = error.moved(lambda key: self._place(key) or f"overrides.{key}").remedy
+            raise UserError(own, error.problem, remedy) from None
+
+    def _place(self, key: str) -> str | None:
+        """The sweep's key that sets a key of the runs; None if only their base does. Other keys are unchanged."""
+        for part in ("space", "grid", "overrides"):
+            names = getattr(self.settings, part)
+            if key and any(f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in names):
+                return f"{part}.{key}"
+        return None if re.split(r"[.\[]", key)[0] in TrainSettings.model_fields else key
 
     def overrides(self, trial: Trial) -> dict[str, Any]:
         """Overrides of the base config, as in the trial's command."""
@@ -153,7 +176,9 @@ class SweepPlan:
             self.build(self.example(cell, params=params))
         for phase in ("search", "final") if self.settings.space else ("final",):
             example = self.build(self.example(cell, phase))
-            make_order(example, self.prepared[path])
+            steps = make_order(example, self.prepared[path]).steps_per_epoch * example.epochs
+            if warning := warmup_warning(example.schedule.warmup_steps, steps, "overrides.schedule.warmup_steps"):
+                self.warnings.setdefault(warning)
             check_metric(example, self._held_out(example))
             example.optimizer.check()
         if settings.data.fraction < 1:  # each seed draws a different fraction, and one of them may be too small

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from pipelines.dataset.prepared import Prepared
-from pipelines.prepare.prepare import code_version
+from pipelines.program.code_version import code_version
 from pipelines.program.csv_text import to_csv
 from tuning.config import SweepSettings
 from tuning.trials import Cell, Folder, Trial, command, read_json, score_of, write
@@ -148,7 +148,7 @@ def dataset_of(prepared: Prepared, train: int, validation: int, test: int) -> di
     }
 
 
-def test_sizes(folder: Folder, trials: Iterable[Trial]) -> dict[str, Any]:
+def baselines_and_sizes(folder: Folder, trials: Iterable[Trial]) -> dict[str, Any]:
     """Baselines and sample sizes of the test split, from the first seed's run that has ended; empty before."""
     for trial in trials:
         if trial.phase == "final" and (result := read_json(folder.of(trial.name) / "result.json")):

@@ -2,14 +2,12 @@
 
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
-from pipelines.program.errors import UserError
 from training.config import TrainSettings
 from training.placement import give_back
 from training.stopping import ask, forget
@@ -19,8 +17,8 @@ from tuning.search_order import Schedule
 from tuning.trials import Folder, Outcome, Trial
 
 
-class Feeder(Searcher):
-    """The searcher.
+class ScheduleSearcher(Searcher):
+    """Suggests the schedule's trials to Tune, and records how they end.
 
     Args:
         build: makes the training config of a trial.
@@ -124,7 +122,7 @@ class Follow(TrialProgressCallback):
         self._on_step, self._on_death = on_step, on_death
 
     def __getstate__(self) -> dict[str, Any]:
-        """Empty, as the feeder's."""
+        """Empty, as the searcher's."""
         return {}
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
@@ -143,17 +141,8 @@ class Follow(TrialProgressCallback):
         """Nothing to print."""
 
 
-def check_loggers(settings: SweepSettings) -> None:
-    """Raises `UserError` if a package is missing."""
-    packages = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
-    for name in settings.loggers:
-        if find_spec(packages[name]) is None:
-            remedy = f"pip install 'raylign[{name}]', or leave it out"
-            raise UserError("loggers", f"'{name}' needs the package {packages[name]}, which is not installed", remedy)
-
-
 def loggers(settings: SweepSettings, folder: Path) -> list[Any]:
-    """Tune's own logger callbacks, for installed packages (`check_loggers`)."""
+    """Tune's own logger callbacks, whose packages are installed."""
     callbacks: list[Any] = []
     if "tensorboard" in settings.loggers:
         from ray.tune.logger import TBXLoggerCallback

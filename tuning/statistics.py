@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats  # type: ignore[import-untyped]
-from scipy.special import stdtrit  # type: ignore[import-untyped]
+from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped]
 
 from tuning.held_out_items import Items, variance
 
@@ -60,12 +59,19 @@ def best_points(trials: pd.DataFrame, mode: str = "max") -> dict[str, int]:
     """
     if trials.empty:
         return {}
-    search, final = trials[trials["phase"] == "search"], trials[trials["phase"] == "final"]
-    judged = search[(search["status"] == "finished") & np.isfinite(search["score"].astype(float))]
-    keyed = judged.assign(score=(-_SIGN[mode] * judged["score"]).round(_DIGITS)).sort_values(["score", "point"])
-    best = keyed.drop_duplicates("cell").set_index("cell")["point"].to_dict()
-    unsearched = final[~final["cell"].isin(search["cell"])].groupby("cell")["point"].min().to_dict()
-    return {str(cell): int(point) for cell, point in (best | unsearched).items()}
+    columns = (trials[name].tolist() for name in ("cell", "phase", "point", "status"))
+    searched: set[str] = set()
+    judged: dict[str, list[tuple[float, int]]] = {}
+    trained: dict[str, list[int]] = {}
+    for cell, phase, point, status, score in zip(*columns, trials["score"].astype(float).tolist(), strict=True):
+        if phase == "search":
+            searched.add(cell)
+            if status == "finished" and math.isfinite(score):
+                judged.setdefault(cell, []).append((round(-_SIGN[mode] * score, _DIGITS), int(point)))
+        elif phase == "final":
+            trained.setdefault(cell, []).append(int(point))
+    best = {str(cell): min(scored)[1] for cell, scored in judged.items()}
+    return best | {str(cell): min(points) for cell, points in trained.items() if cell not in searched}
 
 
 def results(trials: pd.DataFrame, mode: str = "max") -> pd.DataFrame:
@@ -184,7 +190,7 @@ def _pair(
     if sd < 10**-_DIGITS:
         sd = 0.0
     better, worse = (second, first) if round(difference, _DIGITS) < 0 else (first, second)
-    p = 2 * stats.t.sf(abs(difference) / sd * math.sqrt(n), n - 1) if sd > 0 else math.nan
+    p = 2 * float(stdtr(n - 1, -abs(difference) / sd * math.sqrt(n))) if sd > 0 else math.nan
     over = variance([(kept[first][seed], kept[second][seed]) for seed in shared]) if kept else None
     row = {"better": better, "worse": worse, "n": n, "difference": abs(difference), "sd": sd, "p_alone": p}
     return row | {"se_items": math.sqrt(over[0]) if over else math.nan, "df_items": over[1] if over else math.nan}
@@ -219,7 +225,7 @@ def _p(pairs: pd.DataFrame, seeds: pd.Series, freedom: int) -> np.ndarray:
     """The p at which each difference is just the required one, at least 1e-40; NaN if there is no spread."""
     difference, errors = pairs["difference"].to_numpy(), seeds.to_numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
-        alone = np.where(errors > 0, 2 * stats.t.sf(difference / errors, freedom), math.nan)
+        alone = np.where(errors > 0, 2 * stdtr(freedom, -difference / errors), math.nan)
     if pairs["se_items"].isna().all():
         return alone
     needed = _needed(pairs, seeds, freedom)

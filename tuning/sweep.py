@@ -17,9 +17,10 @@ from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import let_trials_wait
 from pipelines.program.settings import difference
 from training.config import TrainSettings
+from training.run import LOCK, only_one
 from tuning.config import SweepSettings
 from tuning.plan import SweepPlan
-from tuning.results import about_of, test_sizes, write_about, write_tables
+from tuning.results import about_of, baselines_and_sizes, write_about, write_tables
 from tuning.search_order import Schedule
 from tuning.trials import Trial, read_json, score_of
 
@@ -29,8 +30,6 @@ _UNDER_WAY = "those under way are kept at their newest checkpoints"
 def sweep(settings: SweepSettings, display: Display, command: str) -> None:
     """Run what is left of a sweep, and write its tables and report. `command`: the command that resumes it, for the report."""
     plan = SweepPlan(settings)
-    from training.run import LOCK, only_one  # imports Ray Train; the plan's errors need not wait for it
-
     settings, place = plan.settings, plan.folder.path
     if settings.overwrite and place.exists():
         _check(plan)  # a mistake must not delete an existing sweep
@@ -70,7 +69,6 @@ def _check(plan: SweepPlan) -> list[TrainSettings]:
     from training.resources import expected_cluster
     from training.weight_sources import check_sources
     from tuning.resources import booking_of, trials_at_a_time
-    from tuning.searcher import check_loggers
 
     examples = [plan.build(plan.example(cell)) for cell in plan.cells]
     _ = plan.score  # raises if it is not a metric of the runs
@@ -80,18 +78,18 @@ def _check(plan: SweepPlan) -> list[TrainSettings]:
             "'hyperband' pauses trials, and these would start Ray Train again at each rung",
             "choose scheduler.name=asha",
         )
-    check_loggers(plan.settings)
-    for example in examples:
-        check_sources(example)
     if (size := expected_cluster()) is not None:
         trials_at_a_time(examples, size, plan.settings.concurrency)
-    towers: dict[str, Any] = {}  # by dataset, key and identity: cells often share them
-    for example in examples:
-        cache = tower_cache(plan.prepared[str(example.data.path)])
-        for tower in pretrained_towers(example).values():
-            towers[json.dumps([str(cache), tower.key, tower.identity])] = tower, cache
-    for tower, cache in towers.values():
-        check_towers([tower], cache)
+    with plan.keys_of_runs():
+        for example in examples:
+            check_sources(example)
+        towers: dict[str, Any] = {}  # by dataset, key and identity: cells often share them
+        for example in examples:
+            cache = tower_cache(plan.prepared[str(example.data.path)])
+            for tower in pretrained_towers(example).values():
+                towers[json.dumps([str(cache), tower.key, tower.identity])] = tower, cache
+        for tower, cache in towers.values():
+            check_towers([tower], cache)
     return examples
 
 
@@ -99,19 +97,22 @@ def _run(
     plan: SweepPlan, schedule: Schedule, first: Trial | None, before: Mapping[str, Any] | None, command: str, display: Display
 ) -> None:
     """Start Ray, run all trials and write the results."""
-    from pipelines.program import cluster
+    settings, started = plan.settings, time.monotonic()
+    examples = _check(plan)
+    from pipelines.program import cluster  # Ray is imported once the sweep is known to be right
     from training.resources import current_cluster
     from tuning.resources import booking_of, trials_at_a_time
     from tuning.searcher import loggers
 
-    settings, started = plan.settings, time.monotonic()
-    examples, callbacks = _check(plan), loggers(settings, plan.folder.path)
+    callbacks = loggers(settings, plan.folder.path)
     small = all(booking_of(e).inline for e in examples)
     cluster.start(display.verbose, state_api=not small)
     size = current_cluster()
     at_once = trials_at_a_time(examples, size, settings.concurrency)
     words = f"{at_once} at a time, each {booking_of(examples[0]).words()}, of {size.cpus:g} CPUs and {size.gpus:g} GPUs"
     planned = schedule.planned
+    for warning in plan.warnings:
+        display.line(f"warning: {warning}")
     display.line(
         f"{settings.name}: {len(plan.cells)} cells; {planned['search']} trials to search, {planned['final']} with seeds; {words}"
     )
@@ -131,7 +132,7 @@ def _run(
     def standing(state: str) -> dict[str, Any]:
         return about | {"state": state, "seconds": round(spent + time.monotonic() - started, 1)}
 
-    write_about(plan.folder, standing("running") | test_sizes(plan.folder, []))
+    write_about(plan.folder, standing("running") | baselines_and_sizes(plan.folder, []))
     _tune(plan, schedule, first, at_once, callbacks, lambda: _write(plan, schedule, standing("running")), display)
     if not schedule.done:
         raise UserError(
@@ -150,7 +151,7 @@ def _tune(
     from tuning.early_stopping import SearchOnly, build_scheduler
     from tuning.progress import Board, Refresher
     from tuning.resources import booking_of
-    from tuning.searcher import Feeder, Follow
+    from tuning.searcher import Follow, ScheduleSearcher
     from tuning.trainable import run_trial
 
     settings = plan.settings
@@ -162,7 +163,7 @@ def _tune(
     limit = None if hyperband else at_once
     if hyperband:  # a bracket consists of the trials that Tune has: give it the whole search
         let_trials_wait(schedule.planned["search"])
-    feeder = Feeder(settings, schedule, plan.folder, plan.build, plan.score, limit, errors, first)
+    searcher = ScheduleSearcher(settings, schedule, plan.folder, plan.build, plan.score, limit, errors, first)
     scheduler = SearchOnly(build_scheduler(settings.scheduler, settings.mode, max(e.epochs for e in examples)), errors)
     ended = [name for name in schedule.outcomes if schedule.seen[name].phase == "search"]
     scheduler.remind({name: [c | {"score": score_of(c, plan.score)} for c in plan.folder.curve(name)] for name in ended})
@@ -173,9 +174,9 @@ def _tune(
     with Board(settings.name, schedule, at_once, display) as board, Refresher(write, display) as refresher:
 
         def on_step() -> None:
-            board.update(list(feeder.out.values()), feeder.seconds)
+            board.update(list(searcher.out.values()), searcher.seconds)
             refresher.hear(len(schedule.outcomes))
-            for trial in [] if all_inline else feeder.out.values():
+            for trial in [] if all_inline else searcher.out.values():
                 if notice := notices[trial.name].due(plan.folder.of(trial.name)):
                     display.line(f"{trial.name}: {notice}")
 
@@ -186,7 +187,7 @@ def _tune(
         tuner = tune.Tuner(
             tune.with_resources(run_trial, lambda config: tune.PlacementGroupFactory([config["bundle"]])),
             tune_config=tune.TuneConfig(
-                search_alg=feeder,
+                search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=sum(schedule.planned.values()),
                 # The thread of a trial that waits for a Ray Train run cannot be stopped.
@@ -202,7 +203,7 @@ def _tune(
                 failure_config=tune.FailureConfig(max_failures=settings.retries),
             ),
         )
-        with interrupts.asking(feeder.stop):
+        with interrupts.asking(searcher.stop):
             tuner.fit()
 
 
@@ -224,7 +225,7 @@ def _write(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any]) -> str
     write_tables(
         plan.folder, plan.settings, plan.cells, trials, {t.name: plan.overrides(t) for t in trials}, plan.score, plan.test_split
     )
-    write_about(plan.folder, dict(about) | test_sizes(plan.folder, trials))
+    write_about(plan.folder, dict(about) | baselines_and_sizes(plan.folder, trials))
     return write_report(plan.folder.path)
 
 

@@ -69,7 +69,8 @@ def _alone(place: Path) -> Iterator[None]:
 def _train(config: dict[str, Any], folder: Folder) -> Outcome:
     settings = validate(TrainSettings, config["tree"], config["name"])
     place = folder.of(config["name"])
-    checkpoint = settle(place, QUIET.line)
+    damaged: list[str] = []
+    checkpoint = settle(place, damaged.append)
     # Features that the sweep has cached are found; others in this process: the cluster's CPUs belong to the trials that run.
     plan = plan_of(settings, Pool(0, settings.resources.use_gpu), QUIET, place, checkpoint)
     keep_towers(plan, place)
@@ -84,7 +85,7 @@ def _train(config: dict[str, Any], folder: Folder) -> Outcome:
         check_build(plan)
         returned = fit(plan, place, config["data_cpus"], QUIET, [_Report(config["score"], settings.epochs)])
     lines = read_metrics(place / "metrics.jsonl")
-    outcome = outcome_of("finished", "", lines)
+    outcome = outcome_of("finished", "; ".join(damaged), lines)
     result = result_of(plan, place, returned, {"training": outcome.seconds})
     write_result(place, result)
     if config["items"]:

@@ -38,7 +38,7 @@ class PreparedData(Settings):
             ids = prepared.split_ids(self.split_seed)
             data = self._held_out(key, prepared, self.split, self.retrieval)
             if not data.classes and not self.retrieval:
-                raise UserError("data.retrieval", f"false, and {self.path} has no labels to score", f"set {key}.retrieval=true")
+                raise UserError("data.retrieval", f"false, and {self.path} has no labels to score", "set data.retrieval=true")
             validation = next((name for name in _VALIDATION if name in ids), "")
             others = [n for n in ("train", validation) if data.classes and n != self.split and len(ids.get(n, ())) > 0]
             by_split = {name: self._held_out(key, prepared, name, False).classifications for name in others}

@@ -2,15 +2,15 @@
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.plan import own_task
 from evaluation.report import write_report
-from pipelines.program.errors import UserError
+from pipelines.program.cli import run_page
 
 
-def main(arguments: Iterable[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with one line that says what is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.reporting",
@@ -18,14 +18,12 @@ def main(arguments: Iterable[str] | None = None) -> int:
     )
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="the output of python -m evaluation, such as runs/evaluation")
     parser.add_argument("--task", action="append", default=[], metavar="MODULE:CLASS", help="a task of your own that has results")
-    options = parser.parse_args(None if arguments is None else list(arguments))
-    try:
-        write_report(options.output, [own_task(name, "--task") for name in options.task])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"report: {options.output / 'report.html'}")
-    return 0
+    return run_page(parser, _write, arguments)
+
+
+def _write(options: argparse.Namespace) -> Path:
+    write_report(options.output, [own_task(name, "--task") for name in options.task])
+    return options.output / "report.html"
 
 
 if __name__ == "__main__":

@@ -59,14 +59,14 @@ def logit(percent: float) -> float:
     return math.log(inside / (100.0 - inside))
 
 
-def score_range(values: Iterable[float], from_zero: bool = False) -> tuple[float, float] | None:
-    """The range of an axis of scores: that of the values and a margin; None without values."""
+def score_range(values: Iterable[float], from_zero: bool = False, margin: float = 0.06) -> tuple[float, float]:
+    """The range of an axis: that of the finite values, and a margin as a share of it; 0 to 1 without values."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
-        return None
+        return 0.0, 1.0
     low, high = min(finite), max(finite)
-    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-    return (0.0 if from_zero and low >= 0 else low - margin), high + margin
+    room = margin * (high - low) or 0.1 * abs(high) or 1.0
+    return (0.0 if from_zero and low >= 0 else low - room), high + room
 
 
 def _linear_ticks(low: float, high: float, count: int) -> list[float]:
@@ -172,11 +172,12 @@ def _n(number: float) -> str:
 
 
 @dataclass(frozen=True)
-class Table:
-    """The values of a chart: the head of the columns, and rows as text."""
+class Chart:
+    """A drawing, and its values as the head and the rows of a table, unless a table beside it has them."""
 
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    svg: Markup
+    head: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
 
     @property
     def shown(self) -> Sequence[Sequence[str]]:
@@ -185,14 +186,6 @@ class Table:
         if last < _MOST_ROWS:
             return self.rows
         return [self.rows[round(i * last / (_MOST_ROWS - 1))] for i in range(_MOST_ROWS)]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A drawing and its figures, unless a table beside it has them."""
-
-    svg: Markup
-    table: Table = Table((), ())
 
 
 @dataclass(frozen=True)
@@ -255,7 +248,7 @@ def lines(
     """
     levels, width, height = levels or {}, *size
     values = [end for s in series for x, y in s.points.items() for end in (y, *s.spread.get(x, ()))]
-    limits = limits or score_range([*values, *levels.values()], from_zero) or (0.0, 1.0)
+    limits = limits or score_range([*values, *levels.values()], from_zero)
     places = sorted({x for s in series for x in s.points})
     margin = 0.0 if log or labelled else 0.04 * (places[-1] - places[0])
     low = 0.0 if x_title == "epoch" else places[0] - margin
@@ -279,7 +272,7 @@ def lines(
         [(names or {}).get(x, number_format.parameter(x)).replace("\n", ", "), *(_figure(s, x, percent) for s in shown)]
         for x in places
     ]
-    return Chart(plot.svg(about), Table([x_title, *(s.name for s in shown)], rows))
+    return Chart(plot.svg(about), [x_title, *(s.name for s in shown)], rows)
 
 
 def _figure(series: Series, x: float, percent: bool) -> str:

@@ -5,7 +5,8 @@ all models see the same items, so their scores move together, and an interval of
 takes scores item by item, which results do not hold.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ class Cell:
     """One model's score; everything None where it has none."""
 
     model: html.Model
+    text: str = ""  # what is shown instead, of figures that are not compared
     value: float | None = None
     low: float | None = None
     high: float | None = None
@@ -46,21 +48,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """A row of figures that are not compared with one another, one a model."""
-
-    title: str
-    about: str
-    figures: list[str]
-
-
-@dataclass(frozen=True)
 class Group:
     """Rows of a table below a heading of their own."""
 
     title: str
     about: str
-    rows: Sequence[Row | Figures]
+    rows: Sequence[Row]
 
 
 class Comparison:
@@ -108,31 +101,29 @@ class Comparison:
         """One score of a set, under its usual name or `title`."""
         results = self.of(task, dataset)
         sizes = [result.sample_sizes[score] for result in results.values() if score in result.sample_sizes]
-        cells = {model: _cell(model, results.get(model), score) for model in self.models}
+        cells = [_cell(model, results.get(model), score) for model in self.models]
         note = _difference(list(results.values()), sizes)
         return Row(
             title or self.score_title(task, score),
-            list(cells.values()) if note else compare(cells),
+            cells if note else compare(cells),
             first(result.baselines.get(score, {}).get("chance") for result in results.values()),
             sizes[0] if sizes and len(set(sizes)) == 1 else None,
             note,
         )
 
 
-def compare(cells: Mapping[html.Model, Cell]) -> list[Cell]:
+def compare(cells: Sequence[Cell]) -> list[Cell]:
     """With the best, and those level with it, marked; more is better. A model alone is not compared with anybody."""
-    values = [cell.value for cell in cells.values() if cell.value is not None]
-    if len(values) < 2:
-        return list(cells.values())
-    top = max(values)
-    intervals = [cell.interval for cell in cells.values() if cell.value == top]
-    result = []
-    for cell in cells.values():
-        best = cell.value == top
-        mine = cell.interval
-        level = not best and mine is not None and any(i is not None and mine[0] <= i[1] and i[0] <= mine[1] for i in intervals)
-        result.append(Cell(cell.model, cell.value, cell.low, cell.high, best, level))
-    return result
+    values = [cell.value for cell in cells if cell.value is not None]
+    top = max(values) if len(values) > 1 else None
+    intervals = [cell.interval for cell in cells if cell.interval and cell.value == top]
+
+    def level(cell: Cell) -> bool:
+        low, high = cell.interval or (math.nan, math.nan)
+        return cell.value != top and any(low <= other[1] and other[0] <= high for other in intervals)
+
+    marked = [replace(cell, best=cell.value == top, level=level(cell)) for cell in cells]
+    return list(cells) if top is None else marked
 
 
 def first(values: Iterable[Any]) -> float | None:
@@ -149,7 +140,7 @@ def _cell(model: html.Model, result: Result | None, score: str) -> Cell:
     if result is None or number(result.scores.get(score)) is None:
         return Cell(model)
     low, high = (number(end) for end in result.intervals.get(score, (None, None)))
-    return Cell(model, number(result.scores[score]), low, high)
+    return Cell(model, "", number(result.scores[score]), low, high)
 
 
 def _difference(results: Sequence[Result], sizes: Sequence[int]) -> str:
@@ -165,7 +156,7 @@ def _difference(results: Sequence[Result], sizes: Sequence[int]) -> str:
 
 def score_table(
     comparison: Comparison,
-    *groups: Group | Sequence[Row | Figures],
+    *groups: Group | Sequence[Row],
     first_column: str = "score",
     chance: bool = True,
     name: str = "",
@@ -175,34 +166,22 @@ def score_table(
     bodies = []
     for group in groups:
         group = group if isinstance(group, Group) else Group("", "", group)
-        if group.rows:
-            words = '<tr class="group"><th scope="rowgroup" colspan="{}">{}{}</th></tr>'
-            above = html.fill(words, len(titles), group.title, html.small(group.about)) if group.title else ""
-            bodies.append(html.fill("<tbody>\n{}\n</tbody>", html.join(above, *(_line(line, chance) for line in group.rows))))
-    return html.scroll(
-        "Scores",
-        html.fill('<table class="scores{}">\n{}\n{}\n</table>', f" {name}" * bool(name), html.head(titles), html.join(*bodies)),
-    )
+        above = [html.group(group.title, group.about, len(titles))] if group.title and group.rows else []
+        bodies.append([*above, *(_line(line, chance) for line in group.rows)])
+    return html.table("Scores", titles, *bodies, name=f"scores {name}".strip())
 
 
-def _line(line: Row | Figures, chance: bool) -> Markup:
-    first = html.fill(
-        "{}{}{}", line.title, html.small(line.about), html.small(line.note, "flag") if isinstance(line, Row) else ""
-    )
-    if isinstance(line, Figures):
-        return html.row(first, *(html.cell(value, "number score") for value in line.figures), *[html.cell("", "")] * 2 * chance)
+def _line(line: Row, chance: bool) -> Markup:
+    first = html.fill("{}{}{}", line.title, html.small(line.about), html.small(line.note, "flag"))
     known = "" if line.chance is None else number_format.chance(line.chance), "" if line.n is None else f"{line.n:,}"
-    return html.row(
-        first,
-        *(html.cell(_score(cell), "number score") for cell in line.cells),
-        *(html.cell(value, "number soft") for value in known * chance),
-    )
+    scores = (html.cell(_score(cell), "number score") for cell in line.cells)
+    return html.row(first, *scores, *(html.cell(value, "number soft") for value in known * chance))
 
 
 def _score(cell: Cell) -> Markup:
     """The value, marked, with its interval."""
     if cell.value is None:
-        return html.fill('<span class="soft">{}</span>', html.NDASH)
+        return html.fill("{}", cell.text) if cell.text else html.fill('<span class="soft">{}</span>', html.NDASH)
     level = Markup('<i class="mark" title="within noise of the best">\N{ALMOST EQUAL TO}</i>' if cell.level else "")
     value = html.fill("<b>{}</b>" if cell.best else "{}", number_format.signed(cell.value))
     return html.fill("{}{}{}", level, value, html.small(number_format.span(*cell.interval) if cell.interval else ""))

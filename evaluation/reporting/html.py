@@ -1,10 +1,10 @@
-"""The elements of every page: sections, tables, charts with their figures, tiles, facts, and retrieved examples.
+"""The elements of every page: sections, tables, charts with their figures, tiles and facts.
 
 An element is `Markup`. Its words are ours and may hold markup; values are passed beside them and are escaped:
 `paragraph("<b>{}</b> images", name)`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -50,8 +50,18 @@ def div(name: str, *elements: str) -> Markup:
     return fill('<div class="{}">{}</div>', name, join(*elements))
 
 
+def ordered(name: str, items: Iterable[str]) -> Markup:
+    """A list with a class of the style, of <li>."""
+    return fill('<ol class="{}">\n{}</ol>', name, join(*items))
+
+
 def heading(title: str, level: int = 3) -> Markup:
     return fill("<h{}>{}</h{}>", level, title, level)
+
+
+def warning(text: str) -> Markup:
+    """Why figures may say less than they seem to, in a sentence without its full stop."""
+    return fill('<p class="warning" role="note"><b>Warning:</b> {}.</p>', text)
 
 
 def paragraph(words: str, *values: Any, style: str = "", **named: Any) -> Markup:
@@ -74,14 +84,22 @@ def code(text: str) -> Markup:
     return fill("<pre>{}</pre>", text)
 
 
-def more(title: str, *elements: str, open: bool = False) -> Markup:
+def more(title: str, *elements: str, open: bool = False, name: str = "") -> Markup:
     """What a reader opens to see it."""
-    return fill("<details{}><summary>{}</summary>\n{}\n</details>", Markup(" open" if open else ""), title, join(*elements))
+    style = fill(' class="{}"', name) if name else ""
+    words = "<details{}{}><summary>{}</summary>\n{}\n</details>"
+    return fill(words, style, Markup(" open" if open else ""), title, join(*elements))
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> Markup:
     """Names and values; a missing value is left out."""
     return fill("<dl>\n{}</dl>", join(*(fill("<dt>{}</dt><dd>{}</dd>", *pair) for pair in pairs if pair[1] not in (None, ""))))
+
+
+def credit(dataset: Mapping[str, Any]) -> str:
+    """Whose a dataset is."""
+    licence, attribution = dataset["licence"], dataset["attribution"]
+    return attribution if licence in attribution else f"{attribution} (licence: {licence})"
 
 
 def tile(title: str, value: str, unit: str, tooltip: str, *elements: str) -> Markup:
@@ -101,14 +119,8 @@ def scroll(about: str, content: str, name: str = "") -> Markup:
     return fill('<div class="{}" tabindex="0" role="region" aria-label="{}">{}</div>', f"scroll {name}".strip(), about, content)
 
 
-def head(titles: Sequence[str], text: int = 1) -> Markup:
-    """The head of a table; all but the first `text` columns are of numbers."""
-    cells = (fill('<th scope="col"{}>{}</th>', _number(i >= text), title) for i, title in enumerate(titles))
-    return fill("<thead><tr>{}</tr></thead>", join(*cells))
-
-
 def row(first: str, *cells: str, name: str = "", tooltip: str = "") -> Markup:
-    """A row: what it is about, and cells of `cell`."""
+    """A row of a table: what it is about, and cells of `cell`."""
     about = (fill(' {}="{}"', key, value) for key, value in (("class", name), ("title", tooltip)) if value)
     return fill('<tr{}><th scope="row">{}</th>{}</tr>', Markup("").join(about), first, Markup("").join(cells))
 
@@ -117,14 +129,33 @@ def cell(content: Any, name: str = "number") -> Markup:
     return fill('<td class="{}">{}</td>', name, content) if name else fill("<td>{}</td>", content)
 
 
-def table(about: str, titles: Sequence[str], rows: Iterable[Sequence[str]], text: int = 1, name: str = "") -> Markup:
-    """Rows of text; all but the first `text` columns are of numbers."""
-    body = [row(first, *(cell(c, "number" if i >= text else "") for i, c in enumerate(cells, 1))) for first, *cells in rows]
-    return scroll(about, fill('<table class="{}">\n{}\n<tbody>\n{}\n</tbody>\n</table>', name, head(titles, text), join(*body)))
+def group(title: str, about: str, columns: int) -> Markup:
+    """The first row of a body that has a heading of its own."""
+    words = '<tr class="group"><th scope="rowgroup" colspan="{}">{}{}</th></tr>'
+    return fill(words, columns, title, small(about))
 
 
-def _number(number: bool) -> Markup:
-    return Markup(' class="number"' if number else "")
+def table(about: str, titles: Sequence[str], *bodies: Iterable[Markup | Sequence[str]], text: int = 1, name: str = "") -> Markup:
+    """A table that scrolls where it is wider than the page.
+
+    Args:
+        titles: of the columns, or a whole <thead>; all but the first `text` are of numbers.
+        bodies: rows, each of `row` or `group`, or the texts of its cells.
+    """
+    if not isinstance(titles, Markup):
+        numbers = (Markup(' class="number"' if i >= text else "") for i in range(len(titles)))
+        cells = (fill('<th scope="col"{}>{}</th>', *both) for both in zip(numbers, titles, strict=True))
+        titles = fill("<thead><tr>{}</tr></thead>", join(*cells))
+    made = []
+    for body in bodies:
+        rows = [line if isinstance(line, Markup) else _of_texts(line, text) for line in body]
+        made += [fill("<tbody>\n{}\n</tbody>", join(*rows))] if rows else []
+    return scroll(about, fill('<table class="{}">\n{}\n{}\n</table>', name, titles, join(*made)))
+
+
+def _of_texts(texts: Sequence[str], text: int) -> Markup:
+    first, *others = texts
+    return row(first, *(cell(content, "number" if i >= text else "") for i, content in enumerate(others, 1)))
 
 
 def figure(chart: Chart, title: str = "", note: str = "", own: bool = True) -> Markup:
@@ -132,11 +163,11 @@ def figure(chart: Chart, title: str = "", note: str = "", own: bool = True) -> M
     caption = fill("<figcaption>{}{}</figcaption>", title, small(note)) if title or note else ""
     figures = Markup("")
     if own:
-        shown, rows, name = chart.table.shown, chart.table.rows, fill("{}", title or note).striptags()
+        shown, rows, name = chart.shown, chart.rows, fill("{}", title or note).striptags()
         summary = fill("{} of {:,} rows", len(shown), len(rows)) if len(shown) < len(rows) else "Figures"
         summary = fill('{}<span class="hidden"> of {}</span>', summary, name)
-        figures = table(f"Figures of {name}", chart.table.head, shown, name="narrow")
-        figures = fill('<details class="figures"><summary>{}</summary>\n{}\n</details>', summary, figures)
+        figures = table(f"Figures of {name}", chart.head, shown, name="narrow")
+        figures = more(summary, figures, name="figures")
     return fill("<figure>{}{}\n{}</figure>", caption, chart.svg, figures)
 
 
@@ -147,83 +178,3 @@ def named(model: Model) -> Markup:
 
 def chip(model: Model) -> Markup:
     return fill('<i class="chip {}" aria-hidden="true"></i>', model.mark)
-
-
-def thumb(src: str | None, alt: str) -> Markup:
-    """A thumbnail, as a data URI."""
-    words = '<img class="thumb" src="{}" alt="{}" title="{}" loading="lazy">'
-    return fill(words, src, alt, alt) if src else Markup('<span class="thumb lost">no image</span>')
-
-
-@dataclass(frozen=True)
-class Found:
-    """An image or a caption that was found for a query."""
-
-    text: str  # the caption; of an image its alternative text
-    hit: bool
-    src: str | None = None  # of an image
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one model found for a query, nearest first; without `model` on the page of that model."""
-
-    found: Sequence[Found]
-    verdict: str
-    model: Model | None = None
-
-    @property
-    def who(self) -> Markup:
-        """The model, or the verdict on the page of a single model."""
-        if self.model is None:
-            return fill('<span class="verdict">{}</span>', self.verdict)
-        return fill('<div class="who">{}<span class="hidden">: {}</span></div>', named(self.model), self.verdict)
-
-
-@dataclass
-class Example:
-    """A caption with the images that were found for it, or an image with captions."""
-
-    text: str  # the caption; of an image its alternative text
-    answers: list[Answer]
-    src: str | None = None  # of the query, or of a caption's own image
-    own: Sequence[str] = ()  # captions of an image, where they are shown
-
-
-def searches(examples: Iterable[Example]) -> Markup:
-    """Captions, and the images that one model or several found."""
-    return fill('<ol class="searches">\n{}</ol>', join(*map(_search, examples)))
-
-
-def _search(example: Example) -> Markup:
-    own = ""
-    if example.src:
-        own = fill('<div class="answer">{}<span>its own image</span></div>', thumb(example.src, example.text))
-    query = fill('<div><div class="query clamp" title="{}">{}</div>{}</div>', example.text, example.text, own)
-    finds = []
-    for answer in example.answers:
-        slots = [
-            fill('<div class="slot{}">{}{}{}</div>', " hit" * f.hit, thumb(f.src, f.text), place, " \N{CHECK MARK} right" * f.hit)
-            for place, f in enumerate(answer.found, 1)
-        ]
-        finds.append(div("find", answer.who, *slots))
-    return fill('<li class="search">{}{}</li>', query, div("finds", *finds))
-
-
-def cards(examples: Iterable[Example]) -> Markup:
-    """Images, and the captions that one model or several found."""
-    return fill('<ol class="cards">\n{}</ol>', join(*map(_card, examples)))
-
-
-def _card(example: Example) -> Markup:
-    answers = []
-    for answer in example.answers:
-        items = []
-        for place, f in enumerate(answer.found, 1):
-            hidden = Markup('<span class="hidden">right: </span>' if f.hit else "")
-            words = '<li class="{}"><span class="place">{}</span><span class="clamp" title="{}">{}{}</span></li>'
-            items.append(fill(words, "hit" * f.hit, "\N{CHECK MARK}" if f.hit else place, f.text, hidden, f.text))
-        captions = fill("<ol>{}</ol>", join(*items))
-        answers.append(fill("<div>{}</div>", join(*((answer.who, captions) if answer.model else (captions, answer.who)))))
-    own = paragraph("<b>Its own:</b> {}", "; ".join(example.own), style="answer clamp") if example.own else ""
-    return fill('<li class="card">{}{}{}</li>', thumb(example.src, example.text), div("answers", *answers), own)

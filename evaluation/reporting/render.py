@@ -1,10 +1,8 @@
-"""A whole page in one file, tables in Markdown, and files that appear whole: for the reports of all programs."""
+"""A whole page in one file, and files that appear whole: for the reports of all programs."""
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -12,7 +10,6 @@ from evaluation.reporting import html
 from evaluation.reporting.chart import COLOURS, SHADES
 
 _STYLE = Path(__file__).with_name("style.css")
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&])")
 # Everything is inline and there is no script, so that a page can be mailed, printed, and opened in twenty years.
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -64,14 +61,3 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
         aside = folder / f"{name}.partial-{os.getpid()}"
         aside.write_text(content, encoding="utf-8", newline="")
         aside.rename(folder / name)
-
-
-def plain(text: Any) -> str:
-    """Text that stays text in Markdown: on one line, without markup."""
-    return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
-    """Cells are Markdown already; all but the first columns are of numbers."""
-    rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])

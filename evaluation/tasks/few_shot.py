@@ -94,21 +94,20 @@ def _of_set(comparison: Comparison, dataset: str) -> tuple[Markup, bool]:
     """Score against images a class, with zero-shot of the same metric at 0 where a model has it; and whether one has."""
     task = FewShot.info.name
     results, zero = comparison.of(task, dataset), comparison.of("zeroshot_classification", dataset)
-    by_model = {model: _shots(result) for model, result in results.items()}
-    places = sorted({k for shots in by_model.values() for k in shots})
-    if not places:
+    by_model = {model: shots for model, result in results.items() if (shots := _shots(result))}
+    if not by_model:
         return Markup(""), False
     metric = next(iter(results.values())).main.partition("@")[0]
-    at_none = {model: number(zero[model].scores.get(metric)) for model in results if model in zero}
+    for model, shots in by_model.items():
+        if model in zero and (value := number(zero[model].scores.get(metric))) is not None:
+            shots[0] = (value, None)
+    places = sorted({k for shots in by_model.values() for k in shots})  # at even distances
     series = []
     for model, shots in by_model.items():
-        points = {places.index(k) + 1.0: mean for k, (mean, _) in shots.items()}
-        if (value := at_none.get(model)) is not None:
-            points[0.0] = value
-        spread = {places.index(k) + 1.0: (mean - sd, mean + sd) for k, (mean, sd) in shots.items() if sd is not None}
+        points = {float(places.index(k)): mean for k, (mean, _) in shots.items()}
+        spread = {float(places.index(k)): (mean - sd, mean + sd) for k, (mean, sd) in shots.items() if sd is not None}
         series.append(Series(model.name, points, model.mark, spread=spread))
-    with_zero = any(0.0 in s.points for s in series)
-    names = ({0.0: "0"} if with_zero else {}) | {i + 1.0: str(k) for i, k in enumerate(places)}
+    names = {float(i): str(k) for i, k in enumerate(places)}
     seeds = max(len(result.details.get("seeds", [])) for result in results.values())
     counted, title = number_format.count(seeds, "seed"), comparison.score_title(task, metric)
     chance = first(r.baselines.get(f"{metric}@{places[-1]}", {}).get("chance") for r in results.values())
@@ -116,12 +115,11 @@ def _of_set(comparison: Comparison, dataset: str) -> tuple[Markup, bool]:
     chart = lines(
         series, f"{title} on {dataset} against images a class, mean of {counted}", "images a class", names=names, levels=levels
     )
-    rows = [["0, zero-shot", *(_cell(at_none.get(model), None) for model in results)]] if with_zero else []
-    rows += [[str(k), *(_cell(*shots.get(k, (None, None))) for shots in by_model.values())] for k in places]
-    scores = html.table(f"Few-shot scores on {dataset}", ["images a class", *map(html.named, results)], rows, name="scores")
+    rows = [[str(k) if k else "0, zero-shot", *(_cell(*s.get(k, (None, None))) for s in by_model.values())] for k in places]
+    scores = html.table(f"Few-shot scores on {dataset}", ["images a class", *map(html.named, by_model)], rows, name="scores")
     flags = [html.paragraph("{}", flag, style="flag") for flag in _flags(results)]
     drawn = html.figure(chart, "", f"{title}, %" + (f"; {counted}" if seeds else ""), own=False)
-    return html.join(html.heading(dataset), *flags, html.div("pair", drawn, scores)), with_zero
+    return html.join(html.heading(dataset), *flags, html.div("pair", drawn, scores)), 0 in places
 
 
 def _cell(value: float | None, sd: float | None) -> str:
@@ -131,15 +129,11 @@ def _cell(value: float | None, sd: float | None) -> str:
 
 
 def _shots(result: Result) -> dict[int, tuple[float, float | None]]:
-    """Number of shots -> mean and sd over seeds; from the scores alone where details are missing."""
-    entries: Sequence[Mapping[str, Any]] = result.details.get("shots", [])
-    means = {int(e["shots"]): (float(e["mean"]), number(e.get("sd"))) for e in entries if number(e.get("mean")) is not None}
-    metric = result.main.partition("@")[0]
-    for score, value in result.scores.items():
-        name, _, k = score.partition("@")
-        if name == metric and k.isdigit() and number(value) is not None:
-            means.setdefault(int(k), (float(value), None))
-    return dict(sorted(means.items()))
+    """Number of shots -> mean, and sd over seeds where there are several."""
+    spread = {int(entry["shots"]): number(entry.get("sd")) for entry in result.details.get("shots", [])}
+    prefix = f"{result.main.partition('@')[0]}@"
+    known = {score.removeprefix(prefix): number(value) for score, value in result.scores.items() if score.startswith(prefix)}
+    return {int(k): (mean, spread.get(int(k))) for k, mean in known.items() if mean is not None}
 
 
 def _flags(results: Mapping[html.Model, Result]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -12,11 +13,12 @@ from PIL import Image
 from evaluation import bootstrap, geometry, retrieval
 from evaluation.data import base
 from evaluation.embeddings import Inputs, Rows
-from evaluation.reporting import html, number_format
-from evaluation.reporting.comparison import Comparison, Figures, Group, Row, number, score_table
+from evaluation.reporting import gallery, html, number_format
+from evaluation.reporting.comparison import Cell, Comparison, Group, Row, number, score_table
 from evaluation.results import Result
 from evaluation.task_info import Measure, TaskInfo
 from evaluation.tasks.base import Scored, Task
+from pipelines.prepare.repeated_captions import shared_caption
 from pipelines.program.settings_base import Settings
 
 _SHOWN, _FOUND = 10, 5  # examples each way, and what is shown for each
@@ -28,7 +30,6 @@ _GEOMETRY = {
     "uniformity_images": ("uniformity of images", "-8 to 0; less is more evenly spread over the sphere"),
     "uniformity_texts": ("uniformity of texts", "the same of texts"),
 }
-_IMAGE = "data:image/"  # all that a page may show: nothing is loaded from anywhere
 
 
 class Retrieval:
@@ -118,10 +119,19 @@ class Retrieval:
         scored.scores.update(means)
         scored.baselines.update({name: {"chance": chances[name]} for name in means})
         scored.sample_sizes.update(dict.fromkeys(means, len(images)))
+        scored.details["warnings"] = self._warnings()
         scored.details["geometry"] = self._geometry(images, texts)
         scored.details["gallery"] = gallery = self.gallery(rows)
         scored.details["thumbnails"] = self.thumbnails(gallery)
         return scored
+
+    def _warnings(self) -> list[str]:
+        """Why the recalls may say little: a caption that many images share."""
+        images_of: defaultdict[str, set[int]] = defaultdict(set)
+        for image, text in zip(*self._pairs, strict=True):
+            images_of[self.content.texts[text]].add(int(image))
+        commonest = max(images_of, key=lambda text: len(images_of[text]))
+        return shared_caption(len(self.content.images), len(images_of), commonest, len(images_of[commonest]))
 
     def _geometry(self, images: np.ndarray, texts: np.ndarray) -> dict[str, float]:
         owners, members = self._pairs
@@ -218,35 +228,36 @@ def _of_set(comparison: Comparison, dataset: str, open: bool) -> Markup:
     results = comparison.of(task, dataset)
     scores = {score.partition("_recall@")[::2]: score for result in results.values() for score in result.scores}
     recalls = sorted((ways.index(way), int(k), score) for (way, k), score in scores.items() if way in ways and k.isdigit())
-    rows: list[Row | Figures] = [comparison.row(task, dataset, score) for *_, score in recalls]
+    rows = [comparison.row(task, dataset, score) for *_, score in recalls]
     rows += _median_ranks(comparison, results)
     geometry_rows = Group(
         "Geometry of the embeddings", "no units, and no better or worse by themselves", _geometry(comparison, results)
     )
-    captions, images = _captions(results), _images(results)
-    elements = [html.heading(dataset), score_table(comparison, rows, geometry_rows)]
-    if captions:
+    given = [(result.details.get("gallery"), result.details.get("thumbnails"), model) for model, result in results.items()]
+    galleries = [gallery.Gallery(examples or {}, thumbnails or {}, model) for examples, thumbnails, model in given]
+    warnings = dict.fromkeys(warning for result in results.values() for warning in result.details.get("warnings", ()))
+    elements = [html.heading(dataset), *map(html.warning, warnings), score_table(comparison, rows, geometry_rows)]
+    if captions := gallery.captions(galleries):
         title = f"{number_format.count(len(captions), 'caption')} with the images retrieved for each, nearest first"
         about = html.soft(
             "At even distances through the set, not picked by hand. Framed and ticked: right. Dashed: the caption's own image."
         )
-        elements.append(html.more(title, about, html.searches(captions), open=open))
-    if images:
-        elements.append(
-            html.more(f"{number_format.count(len(images), 'image')} with the captions retrieved for each", html.cards(images))
-        )
+        elements.append(html.more(title, about, html.ordered("searches", captions), open=open))
+    if images := gallery.images(galleries):
+        title = f"{number_format.count(len(images), 'image')} with the captions retrieved for each"
+        elements.append(html.more(title, html.ordered("cards", images)))
     return html.join(*elements)
 
 
-def _median_ranks(comparison: Comparison, results: Mapping[html.Model, Result]) -> list[Figures]:
+def _median_ranks(comparison: Comparison, results: Mapping[html.Model, Result]) -> list[Row]:
     """Of the best right answer, a row a direction; infinite where half of the queries have none."""
     rows = []
     for way, title in retrieval.DIRECTIONS.items():
         ranks = {model: (result.details.get("median_rank") or {}).get(way) for model, result in results.items()}
         if any(rank is not None for rank in ranks.values()):
-            shown = [_rank(ranks.get(model)) for model in comparison.models]
-            none = "; none: half of the queries or more have no right answer" if "none" in shown else ""
-            rows.append(Figures(f"median rank, {title}", f"1 is first; less is better{none}", shown))
+            cells = [Cell(model, _rank(ranks.get(model))) for model in comparison.models]
+            none = "; none: half of the queries or more have no right answer" if "none" in [c.text for c in cells] else ""
+            rows.append(Row(f"median rank, {title}", cells, about=f"1 is first; less is better{none}"))
     return rows
 
 
@@ -256,53 +267,12 @@ def _rank(rank: Any) -> str:
     return f"{rank:,.1f}".removesuffix(".0") if number(rank) is not None else "none"
 
 
-def _geometry(comparison: Comparison, results: Mapping[html.Model, Result]) -> list[Figures]:
+def _geometry(comparison: Comparison, results: Mapping[html.Model, Result]) -> list[Row]:
     rows = []
     for key, (title, about) in _GEOMETRY.items():
         values = {model: number((result.details.get("geometry") or {}).get(key)) for model, result in results.items()}
         if any(value is not None for value in values.values()):
             # Two decimals: these have no unit, and all that matters of them lies within 1.
-            shown = [
-                html.NDASH if (value := values.get(m)) is None else number_format.signed(value, 2) for m in comparison.models
-            ]
-            rows.append(Figures(title, about, shown))
+            texts = {model: number_format.signed(value, 2) for model, value in values.items() if value is not None}
+            rows.append(Row(title, [Cell(model, texts.get(model, html.NDASH)) for model in comparison.models], about=about))
     return rows
-
-
-def _captions(results: Mapping[html.Model, Result]) -> list[html.Example]:
-    """Captions with the images that each model found; the same caption of all models together."""
-    examples: dict[str, html.Example] = {}
-    for model, sources, item in _gallery(results, "captions"):
-        example = examples.setdefault(item["caption"], html.Example(item["caption"], []))
-        example.src = example.src or sources.get(str(item.get("right")))
-        hits = [(sources.get(str(f["image"])), bool(f["hit"])) for f in item.get("found", [])]
-        example.answers.append(_answer(model, [html.Found("right" if hit else "not right", hit, src) for src, hit in hits]))
-    return list(examples.values())
-
-
-def _images(results: Mapping[html.Model, Result]) -> list[html.Example]:
-    """Images with the captions that each model found."""
-    examples: dict[str, html.Example] = {}
-    for model, sources, item in _gallery(results, "images"):
-        own = [str(text) for text in item.get("right", [])]
-        example = examples.setdefault(str(item["image"]), html.Example("; ".join(own) or "query", [], own=own))
-        example.src = example.src or sources.get(str(item["image"]))
-        example.answers.append(_answer(model, [html.Found(str(f["caption"]), bool(f["hit"])) for f in item.get("found", [])]))
-    return list(examples.values())
-
-
-def _gallery(results: Mapping[html.Model, Result], kind: str) -> list[tuple[html.Model, dict[str, str], dict[str, Any]]]:
-    """The queries of a kind that models were given, each with the model and its thumbnails."""
-    queries = []
-    for model, result in results.items():
-        thumbnails = result.details.get("thumbnails") or {}
-        sources = {str(key): src for key, src in thumbnails.items() if isinstance(src, str) and src.startswith(_IMAGE)}
-        queries += [(model, sources, item) for item in (result.details.get("gallery") or {}).get(kind, [])]
-    return queries
-
-
-def _answer(model: html.Model, found: list[html.Found]) -> html.Answer:
-    """The verdict is for a reader who does not see the frames."""
-    hits = [place for place, item in enumerate(found, 1) if item.hit]
-    none = f"none right among {number_format.count(len(found), 'answer')}"
-    return html.Answer(found, f"right at place {hits[0]}" if hits else none, model)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from markupsafe import Markup
@@ -14,7 +14,7 @@ from evaluation.data.base import Content
 from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html, number_format
 from evaluation.reporting.chart import Chart, Plot, Scale, logit
-from evaluation.reporting.comparison import Comparison, Row, number, score_table
+from evaluation.reporting.comparison import Comparison, score_table
 from evaluation.task_info import Measure, TaskInfo
 from evaluation.tasks.base import Scored, Task
 from evaluation.tasks.zero_shot import ZeroShot
@@ -23,7 +23,8 @@ from pipelines.program.path_keys import LocalPlace
 from pipelines.program.settings_base import Settings
 
 _POINTS = "percentage points"
-_FACTS = {
+_SHOWN = {
+    "effective": "effective robustness, points",
     "reference": "accuracy without the shift",
     "shift": "accuracy under the shift",
     "prediction": "predicted by the line",
@@ -148,90 +149,65 @@ def _on_classes(reference: ZeroShot, shift: ZeroShot) -> np.ndarray:
     return labels
 
 
-class Fit(NamedTuple):
-    """A line on the logit scale, and the reference accuracies that it was fitted to."""
-
-    slope: float
-    intercept: float
-    lowest: float
-    highest: float
-
-    def at(self, reference: float) -> float:
-        """The predicted accuracy, in percent like the reference."""
-        return 100.0 / (1.0 + math.exp(-(self.slope * logit(reference) + self.intercept)))
-
-
 def _of_shift(comparison: Comparison, dataset: str) -> Markup:
     """Models beside the line of the baselines, and the distances from it."""
-    task = EffectiveRobustness.info.name
-    results = comparison.of(task, dataset)
-    points, intervals, fits = {}, {}, []
-    for model, result in results.items():
-        reference, shift = number(result.scores.get("reference")), number(result.scores.get("shift"))
-        if reference is not None and shift is not None:
-            points[model] = (reference, shift)
-        low, high = map(number, result.intervals.get("shift", (None, None)))
-        if low is not None and high is not None:
-            intervals[model] = (low, high)
-        known = [number((result.details.get("line") or {}).get(key)) for key in Fit._fields]
-        fits += [Fit(*(value for value in known if value is not None))] if None not in known else []
-    fitted = list(dict.fromkeys(fits))
-    line, about = (fitted[0] if len(fitted) == 1 else None), next(iter(results.values())).details
-    elements = [
-        html.fill('<h3>{} <small class="soft">against {}</small></h3>', dataset, about.get("reference_set", "the reference set"))
+    results = comparison.of(EffectiveRobustness.info.name, dataset)
+    effective, *facts = (comparison.row(EffectiveRobustness.info.name, dataset, *score) for score in _SHOWN.items())
+    points = [
+        (under.model, without.value, under.value, under.interval)
+        for without, under in zip(facts[0].cells, facts[1].cells, strict=True)
+        if without.value is not None and under.value is not None
     ]
+    fitted = {robustness.Line(**given) for result in results.values() if (given := result.details.get("line"))}
+    line, about = (fitted.pop() if len(fitted) == 1 else None), next(iter(results.values())).details
+    words = '<h3>{} <small class="soft">against {}</small></h3>'
+    elements = [html.fill(words, dataset, about.get("reference_set", "the reference set"))]
     if beyond := [model.name for model, result in results.items() if result.details.get("extrapolated")]:
         words = "{}: accuracy without the shift is outside of what the line was fitted to; the prediction is extrapolated."
         elements.append(html.paragraph(words, ", ".join(beyond), style="flag"))
-    if len(fitted) > 1:
+    if fitted:
         words = "The models were compared with different lines: compare their effective robustness with care; no line is drawn."
         elements.append(html.paragraph(words, style="flag"))
-    scatter = Markup("")
+    scatter, described = Markup(""), Markup("")
     if points:
         note = "both axes logit; whiskers: 95 % intervals" + ("; line: baselines, dashed where extended" if line else "")
-        scatter = html.figure(_scatter(points, intervals, line), "Accuracy under the shift, %", note, own=False)
-    rows = [_unmarked(comparison.row(task, dataset, score, title)) for score, title in _FACTS.items()]
-    rows.append(comparison.row(task, dataset, "effective", "effective robustness, points"))
+        scatter = html.figure(_scatter(points, line), "Accuracy under the shift, %", note, own=False)
+    if line:
+        words = "Line of {}{}{}, R\u00b2 {:.3f}, of reference accuracies from {}\u00a0%."
+        left_out = f", {line.left_out} left out" if line.left_out else ""
+        baselines = f" ({about['baselines']})" if about.get("baselines") else ""
+        span = number_format.span(line.lowest, line.highest)
+        described = html.soft(words, number_format.count(line.models, "model"), left_out, baselines, line.r2, span)
+    # Without a best: the parts of effective robustness are not compared.
+    rows = [replace(row, cells=[replace(cell, best=False, level=False) for cell in row.cells]) for row in facts] + [effective]
     rows = [row for row in rows if any(cell.value is not None for cell in row.cells)]
     scores = score_table(comparison, rows, first_column="%", chance=False)
-    described = _description(about.get("line") or {}, about.get("baselines", "")) if line else ""
     return html.join(*elements, html.div("pair", scatter, html.div("", scores, described)))
 
 
-def _description(line: Mapping[str, Any], baselines: str) -> Markup:
-    """What the line was fitted to."""
-    words = f"Line of {number_format.count(line['models'], 'model')}" if line.get("models") else "Line"
-    if line.get("models") and line.get("left_out"):
-        words += f", {line['left_out']} left out"
-    words += f" ({baselines})" if baselines else ""
-    words += f", R\u00b2 {line['r2']:.3f}" if number(line.get("r2")) is not None else ""
-    return html.soft("{}, of reference accuracies from {}\u00a0%.", words, number_format.span(line["lowest"], line["highest"]))
-
-
 def _scatter(
-    points: Mapping[html.Model, tuple[float, float]], intervals: Mapping[html.Model, tuple[float, float]], fit: Fit | None
+    points: Sequence[tuple[html.Model, float, float, tuple[float, float] | None]], line: robustness.Line | None
 ) -> Chart:
     """Accuracy under shift against reference accuracy, both on the logit scale; the line is dashed where it is extended."""
-    across = [reference for reference, _ in points.values()] + ([fit.lowest, fit.highest] if fit else [])
-    up = [shift for _, shift in points.values()] + [end for interval in intervals.values() for end in interval]
-    up += [fit.at(end) for end in (min(across), max(across))] if fit else []
+    across = [reference for _, reference, *_ in points] + ([line.lowest, line.highest] if line else [])
+    up = [end for _, _, shift, interval in points for end in (shift, *(interval or ()))]
+    up += [line.predict(end) for end in (min(across), max(across))] if line else []
     width, height = _SCATTER
-    x, y = _logits(across, 36, width - 12), _logits(up, height - 36, 10)
-    plot = Plot(width, height, x, y)
+    plot = Plot(width, height, _logits(across, 36, width - 12), _logits(up, height - 36, 10))
     plot.frame("accuracy without the shift, %", 8, 8)
-    if fit:
-        low, high = fit.lowest, fit.highest
+    if line:
+        low, high = line.lowest, line.highest
         for start, end, name in ((min(across), low, "fit beyond"), (low, high, "fit"), (high, max(across), "fit beyond")):
             if start < end:  # straight, as both axes are logits
-                plot.line([(start, fit.at(start)), (end, fit.at(end))], name, "the line of the baselines")
-    said = []
-    for model, (reference, shift) in points.items():
-        if model in intervals:
-            plot.line([(reference, end) for end in intervals[model]], f"error {model.mark}")
+                ends = [(start, line.predict(start)), (end, line.predict(end))]
+                plot.line(ends, name, "the line of the baselines")
+    told = []
+    for model, reference, shift, interval in points:
+        plot.line([(reference, end) for end in interval or ()], f"error {model.mark}")
         title = f"{model.name}: {number_format.value(reference)} without the shift, {number_format.value(shift)} under it"
         plot.dot(reference, shift, 4.4, f"dot {model.mark}", title)
-        said.append(f"{model.name} {number_format.value(shift)} against {number_format.value(reference)}")
-    return Chart(plot.svg("Accuracy under shift against accuracy without it: " + "; ".join(said)))
+        told.append(f"{model.name} {number_format.value(shift)} against {number_format.value(reference)}")
+    return Chart(plot.svg("Accuracy under shift against accuracy without it: " + "; ".join(told)))
 
 
 def _logits(percents: list[float], start: float, end: float) -> Scale:
@@ -240,8 +216,3 @@ def _logits(percents: list[float], start: float, end: float) -> Scale:
     margin = 0.06 * (high - low) or 0.5
     low, high = (100.0 / (1.0 + math.exp(-value)) for value in (low - margin, high + margin))
     return Scale(low, high, start, end, logit=True)
-
-
-def _unmarked(row: Row) -> Row:
-    """Without a best: the parts of effective robustness are not compared."""
-    return replace(row, cells=[replace(cell, best=False, level=False) for cell in row.cells])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from evaluation.data.base import Classification, Content
 from evaluation.data.subsets import with_labels
 from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import Chart, Plot, Scale, Table, score_range
+from evaluation.reporting.chart import Chart, Plot, Scale, score_range
 from evaluation.reporting.classification import class_sets
 from evaluation.reporting.comparison import Comparison, first, number
 from evaluation.results import Result
@@ -110,37 +111,32 @@ class ZeroShot:
 
 def _sensitivity(comparison: Comparison, dataset: str, results: Mapping[html.Model, Result]) -> Markup:
     """Scores by each template alone: a strip of dots a model, and the spread in numbers. One template has no spread."""
-    rows, spread, metric = [], [], ""
-    templates: list[str] = []
+    rows, spread, metrics, templates = [], [], [], list[str]()
     for model, result in results.items():
         details = result.details.get("sensitivity") or {}
         scores = [float(value) for value in details.get("scores", []) if number(value) is not None]
         if len(scores) > 1:
-            metric = metric or str(details.get("metric", result.main))
+            metrics.append(str(details.get("metric", result.main)))
             templates = templates or [str(template) for template in result.details.get("templates", [])]
-            rows.append((model, scores, number(result.scores.get(details.get("metric", result.main)))))
+            rows.append((model, scores, number(result.scores.get(metrics[-1]))))
             sd = number(details.get("sd"))
             ends = number_format.span(min(scores), max(scores))
             spread.append(f"{model.name} {ends}" + (f", sd {number_format.value(sd)}" if sd is not None else ""))
     if not rows:
         return Markup("")
-    count, title, spreads = (
-        max(len(scores) for _, scores, _ in rows),
-        comparison.score_title("zeroshot_classification", metric),
-        "; ".join(spread),
-    )
-    templates = [*templates, *(f"template {i + 1}" for i in range(len(templates), count))]
+    count, spreads = max(len(scores) for _, scores, _ in rows), "; ".join(spread)
+    title = comparison.score_title("zeroshot_classification", metrics[0])
+    templates += [f"template {i + 1}" for i in range(len(templates), count)]
     chart = _strip(rows, templates, f"{title} on {dataset} by each of {count} templates: {spreads}")
     note = f"{title.capitalize()} by each of {count} templates alone, a dot each; bar: all templates together, the score above."
-    return html.join(
-        html.heading("Sensitivity to the prompt template", 4), html.figure(chart, "", note), html.soft("{}.", spreads)
-    )
+    heading = html.heading("Sensitivity to the prompt template", 4)
+    return html.join(heading, html.figure(chart, "", note), html.soft("{}.", spreads))
 
 
 def _strip(rows: Sequence[tuple[html.Model, Sequence[float], float | None]], templates: Sequence[str], about: str) -> Chart:
     """A row of dots a model, one a template, and a bar where all templates together are."""
-    limits = score_range([value for _, scores, all_ in rows for value in (*scores, *([] if all_ is None else [all_]))])
-    x, bottom = Scale(*(limits or (0.0, 1.0)), 6, _STRIP - 6), 12.0 + 32 * len(rows)
+    limits = score_range([value for _, scores, together in rows for value in (*scores, together) if value is not None])
+    x, bottom = Scale(*limits, 6, _STRIP - 6), 12.0 + 32 * len(rows)
     plot = Plot(_STRIP, bottom + 12, x, Scale(0, bottom, 0, bottom))
     for value in x.ticks(5):
         plot.line([(value, 2), (value, bottom - 6)], "grid")
@@ -155,9 +151,9 @@ def _strip(rows: Sequence[tuple[html.Model, Sequence[float], float | None]], tem
             left, right = x(together) - 1.5, x(together) + 1.5
             corners = [(left, y + 3), (right, y + 3), (right, y + 19), (left, y + 19)]
             plot.pixels(corners, "together", f"{model.name}, all templates: {number_format.value(together)}", closed=True)
-    by_template = [[number_format.value(s[i]) if i < len(s) else "" for _, s, _ in rows] for i in range(len(templates))]
-    table = [[template, *values] for template, values in zip(templates, by_template, strict=True)]
-    return Chart(plot.svg(about), Table(["template", *(model.name for model, *_ in rows)], table))
+    columns = [map(number_format.value, scores) for _, scores, _ in rows]
+    table = [[template, *values] for template, *values in zip_longest(templates, *columns, fillvalue="")]
+    return Chart(plot.svg(about), ["template", *(model.name for model, *_ in rows)], table)
 
 
 def _calibration(dataset: str, results: Mapping[html.Model, Result]) -> Markup:
@@ -165,29 +161,24 @@ def _calibration(dataset: str, results: Mapping[html.Model, Result]) -> Markup:
     figures = []
     for model, result in results.items():
         details = result.details.get("calibration") or {}
-        bins = [
-            (float(b["confidence"]), float(b["accuracy"]), int(b["count"]))
-            for b in details.get("bins", [])
-            if number(b.get("confidence")) is not None and number(b.get("accuracy")) is not None and b.get("count")
-        ]
-        error = number(details.get("error"))
-        if not bins or error is None:
+        bins = [(number(b.get("confidence")), number(b.get("accuracy")), b.get("count")) for b in details.get("bins", [])]
+        known = [(sure, right, count) for sure, right, count in bins if sure is not None and right is not None and count]
+        error, confidence, accuracy = (number(details.get(key)) for key in ("error", "confidence", "accuracy"))
+        if not known or error is None:
             continue
         notes = [f"calibration error {number_format.value(error)} points"]
-        confidence, accuracy = number(details.get("confidence")), number(details.get("accuracy"))
         if confidence is not None and accuracy is not None and abs(confidence - accuracy) >= 0.05:
             word = "too sure" if confidence > accuracy else "not sure enough"
             notes.append(f"{number_format.value(abs(confidence - accuracy))} points {word} on average")
         notes += [f"scale {scale}"] if (scale := number_format.parameter(details.get("scale"))) else []
         about = f"Accuracy against confidence of {model.name} on {dataset}: expected {notes[0]}"
-        figures.append(html.figure(_reliability(model, bins, about), html.named(model), "; ".join(notes)))
-    if not figures:
-        return Markup("")
+        figures.append(html.figure(_reliability(model, known, about), html.named(model), "; ".join(notes)))
     about_all = html.soft(
         "Accuracy against confidence in bins; the larger a dot, the more images. On the diagonal the two are equal; below it the "
         "model is overconfident. Confidence depends on the scale that cosines are multiplied with; accuracy does not."
     )
-    return html.join(html.heading("Calibration", 4), about_all, html.div("charts small", *figures))
+    shown = html.join(html.heading("Calibration", 4), about_all, html.div("charts small", *figures))
+    return shown if figures else Markup("")
 
 
 def _reliability(model: html.Model, bins: Sequence[tuple[float, float, int]], about: str) -> Chart:
@@ -196,10 +187,9 @@ def _reliability(model: html.Model, bins: Sequence[tuple[float, float, int]], ab
     plot.frame("confidence, %")
     plot.line([(0, 0), (100, 100)], "diagonal")
     plot.line([(sure, right) for sure, right, _ in bins], f"line {model.mark}", model.name)
-    rows = [(f"{count:,}", number_format.value(sure), number_format.value(right)) for sure, right, count in bins]
-    most = max(count for *_, count in bins)
-    for (sure, right, count), (images, *shown) in zip(bins, rows, strict=True):
-        title = f"{images} image{'' if count == 1 else 's'}: confidence {shown[0]}, right {shown[1]}"
+    table, most = [], max(count for *_, count in bins)
+    for sure, right, count in bins:
+        table.append((number_format.value(sure), number_format.value(right), f"{count:,}"))
+        title = f"{number_format.count(count, 'image')}: confidence {table[-1][0]}, right {table[-1][1]}"
         plot.dot(sure, right, round(1.8 + 4.2 * math.sqrt(count / most), 1), f"dot {model.mark}", title)
-    table = Table(("confidence, %", "right, %", "images"), [(sure, right, images) for images, sure, right in rows])
-    return Chart(plot.svg(about), table)
+    return Chart(plot.svg(about), ("confidence, %", "right, %", "images"), table)

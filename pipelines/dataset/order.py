@@ -61,7 +61,7 @@ class Order:
             "data.fraction",
             f"{self.fraction:g} leaves {self.rows} samples of split '{self.split}' with seed={self.seed}, fewer than "
             f"global_batch_size={self.global_batch_size}",
-            "pass a larger data.fraction, or a smaller global_batch_size",
+            "pass a larger data.fraction=, or a smaller global_batch_size=",
         )
 
     @property

@@ -237,6 +237,11 @@ class Prepared:
         files = [file if _absolute(file) else str(storage.join(self.path, file)) for file in places["file"]]
         return [Location(*place) for place in zip(files, *(places[name] for name in _PLACE[1:]), strict=True)]
 
+    def name_of_image(self, sample_id: int) -> str:
+        """A sample's image as errors name it, with its file."""
+        (place,) = self.places(np.asarray([sample_id]))
+        return f"the image of sample {sample_id} ({place.file}) of {self.path}"
+
     def images(self, sample_ids: np.ndarray) -> Iterator[bytes | Missing]:
         """Encoded images of the given samples, in the given order; `Missing` for one that can no longer be read."""
         return read_locations(self.places(sample_ids))

@@ -27,7 +27,7 @@ def deadly_image(prepared: Prepared, sample_ids: np.ndarray) -> UserError | None
     def read(sample_id: int) -> Image.Image:
         return next(whole_images(prepared, np.asarray([sample_id])))
 
-    problem = deadly(read, lambda sample_id: _name(prepared, sample_id), sample_ids.tolist())
+    problem = deadly(read, prepared.name_of_image, sample_ids.tolist())
     remedy = "repair or remove the file, or prepare again with verify=all, which leaves it out"
     return UserError("data.path", problem, remedy) if problem else None
 
@@ -42,10 +42,5 @@ def opened(prepared: Prepared, data: bytes | Missing) -> Opened:
 
 def unusable(prepared: Prepared, sample_id: int, why: str) -> UserError:
     """The error about an unusable image where every image is needed."""
-    problem = f"{_name(prepared, sample_id)} cannot be used: {why}"
+    problem = f"{prepared.name_of_image(sample_id)} cannot be used: {why}"
     return UserError("data.path", problem, "scores and banks need every image: prepare again with verify=all, or mode=copy")
-
-
-def _name(prepared: Prepared, sample_id: int) -> str:
-    (place,) = prepared.places(np.asarray([sample_id]))
-    return f"the image of sample {sample_id} ({place.file}) of {prepared.path}"

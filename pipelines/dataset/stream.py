@@ -210,8 +210,8 @@ class Stream:
                 raise unusable(self.prepared, int(ids[row]), _REASONS[reasons[row]])
             raise UserError(
                 "data.path",
-                f"the image of sample {ids[row]} of {self.prepared.path} cannot be used ({_REASONS[reasons[row]]}), and neither "
-                f"can {_SPARES} possible substitutes",
+                f"{self.prepared.name_of_image(int(ids[row]))} cannot be used ({_REASONS[reasons[row]]}), and neither can "
+                f"{_SPARES} possible substitutes",
                 "check where the images are now, and prepare again",
             )
 

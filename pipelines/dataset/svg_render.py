@@ -24,7 +24,6 @@ _RATIO = 30  # a longer one would be a bomb
 # resvg_py's default of 0 turns all such lengths into zero.
 _DPI = 96
 _DEEPEST = 64  # levels of nested elements; resvg recurses, and overflows the stack between 200 and 300
-_SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _LOCAL = re.compile(r"^#(.+)$|url\(\s*['\"]?#([^'\")]+)")
 _LENGTHS = re.compile(r"[cdrf]?[xy]|[xy][12]|r|width|height|font-size|stroke-width")  # attributes
 _LENGTH = re.compile(r"([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)(px|pt|pc|in|cm|mm|q|em|ex|%)?", re.IGNORECASE)
@@ -76,7 +75,7 @@ def _safe(data: bytes, most_pixels: int) -> str:
     _settle_lengths(root)
     pixels = 0
     for image, shown in _images(root, True):
-        hrefs = [name for name in ("href", f"{_XLINK}href") if name in image.attrib]
+        hrefs = [name for name in image.attrib if _local_name(name) == "href"]
         for name in hrefs:
             href = image.attrib[name].strip()
             if href.lower().startswith("data:"):
@@ -134,10 +133,15 @@ def _images(element: ET.Element, shown: bool) -> Iterator[tuple[ET.Element, bool
     """All elements that can embed another image, and whether they are visible: editors leave a template on a hidden layer."""
     style = element.get("style", "").replace(" ", "")
     shown = shown and element.get("display") != "none" and "display:none" not in style
-    if element.tag in (f"{_SVG}image", f"{_SVG}feImage"):
+    if _local_name(element.tag) in ("image", "feImage"):
         yield element, shown
     for child in element:
         yield from _images(child, shown)
+
+
+def _local_name(name: str) -> str:
+    """A name without its namespace, since resvg also draws elements that have none, as in HTML."""
+    return name.rpartition("}")[2]
 
 
 def _embedded(href: str) -> tuple[bytes, str, int]:

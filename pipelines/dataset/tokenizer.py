@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,30 +133,32 @@ class TextTokenizer:
 def load_tokenizer(name: str, max_tokens: int, key: str) -> TextTokenizer:
     """The tokenizer in a local folder or an installed package, or of a hub name, with the same ids as in transformers.
 
-    A file is used unchanged. Raises `UserError` about `key` if there is no tokenizer, or its ids differ from those of
-    transformers.
+    Raises `UserError` about `key` if there is no tokenizer that works, or its ids differ from those of transformers.
     """
     from transformers import AutoTokenizer
 
     path = resolve(name, key)
-    if path is not None and path.is_file():
-        return TextTokenizer(path.read_text(encoding="utf-8"), max_tokens)
-    if path is not None and not (path / "tokenizer.json").exists():
+    if path is not None and not (path / "tokenizer.json").is_file():
         raise UserError(key, f"{path} has no tokenizer.json", "give a folder with one, as transformers saves it")
     try:
         reference: Any = AutoTokenizer.from_pretrained(path or name, trust_remote_code=False)
+        expected = reference(_PROBES, truncation=True, max_length=max_tokens)
+        unmasked = "attention_mask" not in reference.model_input_names
+        full = full_length(reference, path or name) if unmasked else max_tokens
     except Exception as error:  # the hub, tokenizers and each class have their own exceptions
         where = "its tokenizer cannot be loaded" if path else "cannot be loaded from the hub"
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise UserError(key, f"{name} {where} ({why})", "give a folder that transformers' AutoTokenizer reads") from None
-    unmasked = "attention_mask" not in reference.model_input_names
-    full = full_length(reference, path or name) if unmasked else max_tokens
+    if set(chain.from_iterable(expected["input_ids"])) <= set(reference.all_special_ids):
+        # transformers makes a tokenizer without words for a model that has none.
+        problem = f"the tokenizer of {name} knows no word, not even of {_PROBES[0]!r}: its files may be missing"
+        raise UserError(key, problem, "give a folder with the model's tokenizer.json")
     if full not in (max_tokens, None):
         length_key = key.replace("weights", "max_tokens")
         problem = f"{max_tokens}, but {name} reads its padding and was trained with its full length"
         raise UserError(length_key, problem, f"pass {length_key}={full}")
     own = TextTokenizer(_as_json(reference, path, max_tokens, key, name), max_tokens, unmasked)
-    _compare(own, reference, key, name)
+    _compare(own, expected, type(reference).__name__, key, name)
     return own
 
 
@@ -196,14 +199,14 @@ def _as_json(reference: Any, path: Path | None, max_tokens: int, key: str, name:
     return tokenizer.to_str()
 
 
-def _compare(own: TextTokenizer, reference: Any, key: str, name: str) -> None:
-    """Raises `UserError` if ids differ: what a class like SigLIP's does in Python is not in `tokenizer.json`."""
-    expected = reference(_PROBES, truncation=True, max_length=own.max_tokens)
+def _compare(own: TextTokenizer, expected: Any, kind: str, key: str, name: str) -> None:
+    """Raises `UserError` if ids differ from `expected` ones, which a tokenizer of class `kind` gives for the probes: what a class
+    like SigLIP's does in Python is not in `tokenizer.json`."""
     bare = own._tokenizer.from_str(own._tokenizer.to_str())
     bare.no_padding()
     for text, ids, encoded in zip(_PROBES, expected["input_ids"], bare.encode_batch(_PROBES), strict=True):
         if list(ids) != encoded.ids:
-            problem = f"the tokenizer.json of {name} gives other tokens for {text[:30]!r} than its {type(reference).__name__}"
+            problem = f"the tokenizer.json of {name} gives other tokens for {text[:30]!r} than its {kind}"
             raise UserError(key, problem, "save the tokenizer again with transformers")
     if any(any(kinds) for kinds in expected.get("token_type_ids", [])):
         problem = f"the tokenizer of {name} gives token types, which a text tower does not pass on"

@@ -32,7 +32,7 @@ from pipelines.dataset.stream import Item, Stream
 from pipelines.features.rows_by_id import digest_of_rows
 from pipelines.io import storage
 from pipelines.program import interrupts
-from pipelines.program.cluster import RETRIES, blocks, errors_as_blocks
+from pipelines.program.cluster import RETRIES, blocks, errors_as_blocks, own_machine
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.settings import difference
@@ -53,6 +53,25 @@ class Pool:
     actors: int
     use_gpu: bool = False
     threads: int = 1
+
+    def check(self) -> None:
+        """Raises `UserError` if actors would wait forever in the Ray that this process will start. A running cluster may grow.
+
+        Errors name the keys of the programs' configs.
+        """
+        size = own_machine()
+        if size is None:
+            return
+        cpus, gpus = size
+        actors, each = self.actors, self.threads
+        if self.use_gpu and actors > gpus:
+            problem = f"{actors} x 1 GPU, and this machine has {gpus}"
+            raise UserError("use_gpu", problem, f"pass use_gpu=false{f' or actors={gpus}' if gpus else ''}")
+        if each > cpus:
+            raise UserError("cpus_per_actor", f"{each} CPUs, and this machine has {cpus}", f"pass cpus_per_actor={cpus} or less")
+        if actors * each > cpus:
+            problem = f"{actors} x {each} CPUs = {actors * each}, and this machine has {cpus}"
+            raise UserError("actors", problem, f"pass actors={cpus // each}")
 
 
 @dataclass(frozen=True)
@@ -204,7 +223,7 @@ def compute(
     missing = [part for part in parts if not part.done]
     title = title or (f"bank of {banks[0].about['of'].split()[0]}" if banks else "")
     if len(missing) < len(parts):
-        display.line(f"{title}: going on, {len(parts) - len(missing)} of {len(parts)} parts are done")
+        display.line(f"{title}: resuming, {len(parts) - len(missing)} of {len(parts)} parts are done")
     if missing:
         with interrupts.keeping(lambda: f"{title}: {sum(part.done for part in parts)} of {len(parts)} parts are kept"):
             _fill(missing, load, encoder, arguments, pool, title, display, culprit)
@@ -350,6 +369,6 @@ def _computed(
         left = ((number, np.arange(start, end)) for number, start, end in batches[received : received + _SUSPECTS])
         return next(filter(None, (culprit(number, ids) for number, ids in left)), None) if culprit else None
 
-    for batch in blocks(dataset, culprit_of_rest):
+    for batch in blocks(dataset, culprit_of_rest, pool.threads, 1 if pool.use_gpu else 0):
         received += 1
         yield batch["rows"]

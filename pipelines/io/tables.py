@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
@@ -39,15 +38,16 @@ def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
 
 def read_parquet(source: Any, columns: Sequence[str] | None, filters: Any) -> pa.Table:
     """Columns of a Parquet file, all by default. Raises as `open_parquet` does."""
-    options = pa.dataset.ParquetFragmentScanOptions(pre_buffer=True)
-    form = pa.dataset.ParquetFileFormat(default_fragment_scan_options=options)
+    from pyarrow import dataset  # which imports pandas: half a second that a process for one image need not wait for
+
+    options = dataset.ParquetFragmentScanOptions(pre_buffer=True)
+    form = dataset.ParquetFileFormat(default_fragment_scan_options=options)
     try:
         fragment = form.make_fragment(source)
         _check(fragment.physical_schema)
     except (ValueError, TypeError) as error:
         raise _unlike(error) from None
-    dataset = pa.dataset.FileSystemDataset([fragment], fragment.physical_schema, form, fragment.filesystem)
-    return dataset.to_table(
+    return dataset.FileSystemDataset([fragment], fragment.physical_schema, form, fragment.filesystem).to_table(
         columns=None if columns is None else list(columns),
         filter=None if filters is None else pq.filters_to_expression(filters),
     )

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,12 @@ from pipelines.dataset.row_ids import RowIds
 from pipelines.io import storage
 from pipelines.prepare.captions import exchange
 from pipelines.prepare.config import PrepareSettings
+from pipelines.prepare.duplicates import NOT_REJECTED, Digests, duplicates, read_digests
 from pipelines.prepare.repeated_captions import Repeats
 from pipelines.prepare.shards import Part, rows_file
 from pipelines.program.path_keys import Place
 from pipelines.program.randomness import generator
 
-_NOT_REJECTED = pc.field("reason").is_null()
 REJECTED = pa.schema([(name, pa.string()) for name in ("key", "origin", "reason", "detail")])
 
 
@@ -47,25 +46,10 @@ class Totals:
     repeats: Repeats | None = None
 
 
-@dataclass
-class _Digests:
-    """Digests of all rows that were not rejected when read, in order."""
-
-    rows_of_part: np.ndarray  # int64 [parts]
-    key: np.ndarray  # uint64 [n]
-    image: np.ndarray
-    content: np.ndarray
-    near: np.ndarray
-    texts: np.ndarray  # uint64 [m], captions of all rows concatenated
-    captions: np.ndarray  # int64 [n], number of captions of each row
-    train: np.ndarray  # bool [n]
-    labels: list[str]  # names of all labels, in order of appearance
-
-
 def assign_ids(parts: list[Part], content: Place, settings: PrepareSettings, rejected_file: Place) -> Totals:
     """Write `00012.parquet` for every part with kept rows, and the list of rejected rows. Can be repeated."""
-    digests = _read_digests(parts, content)
-    duplicate = _duplicates(digests, settings)
+    digests = read_digests(parts, content)
+    duplicate = duplicates(digests, settings)
     kept = duplicate == ""
     text_kept = np.repeat(kept, digests.captions)
     starts = np.concatenate([[0], np.cumsum(digests.captions[kept])])
@@ -142,79 +126,8 @@ def first_seen(values: np.ndarray) -> np.ndarray:
     return rank[inverse]
 
 
-def near_duplicates(hashes: np.ndarray, bits: int) -> np.ndarray:
-    """Rows whose 64-bit hash differs in at most `bits` bits from that of an earlier row that is not itself a duplicate. bool [n].
-
-    Two such hashes are equal in at least one of `bits + 1` bands, so only rows that share a band are compared.
-    """
-    edges = np.linspace(0, 64, bits + 2).round().astype(int)
-    bands = [((1 << int(b - a)) - 1, int(a)) for a, b in pairwise(edges)]
-    seen: list[dict[int, list[int]]] = [{} for _ in bands]
-    is_duplicate = np.zeros(len(hashes), dtype=bool)
-    for row, value in enumerate(hashes.tolist()):
-        places = [(where, (value >> shift) & mask) for where, (mask, shift) in zip(seen, bands, strict=True)]
-        if any((value ^ other).bit_count() <= bits for where, key in places for other in where.get(key, ())):
-            is_duplicate[row] = True
-            continue
-        for where, key in places:
-            where.setdefault(key, []).append(value)
-    return is_duplicate
-
-
 def _count(ids: np.ndarray) -> int:
     return int(ids.max()) + 1 if len(ids) else 0
-
-
-def _read_digests(parts: list[Part], content: Place) -> _Digests:
-    columns = ["key_digest", "image_digest", "content_digest", "near_hash", "text_digest", "split"]
-    tables, names = [], dict[str, None]()
-    for part in parts:
-        table = storage.read_table(rows_file(content, part), [*columns, "labels"], _NOT_REJECTED)
-        for labels in pc.unique(table["labels"]).to_pylist():
-            names |= dict.fromkeys(json.loads(labels))
-        tables.append(table.drop_columns("labels"))
-    table = pa.concat_tables(tables)
-    texts = table["text_digest"]
-    return _Digests(
-        np.asarray([len(table) for table in tables]),
-        table["key_digest"].to_numpy(),
-        table["image_digest"].to_numpy(),
-        table["content_digest"].to_numpy(),
-        table["near_hash"].fill_null(0).to_numpy(),
-        pc.list_flatten(texts).to_numpy(),
-        pc.list_value_length(texts).to_numpy().astype(np.int64),
-        pc.equal(table["split"], "train").to_numpy(),
-        list(names),
-    )
-
-
-def _duplicates(digests: _Digests, settings: PrepareSettings) -> np.ndarray:
-    """The rejection reason of each row that duplicates an earlier one, "" for the others. str [n].
-
-    If the splits are the source's own, held-out rows take precedence, so a published test split loses only its own duplicates.
-    If they are drawn, only the order of rows decides.
-    """
-    reasons = np.full(len(digests.key), "", dtype=object)
-    order = np.argsort(digests.train, kind="stable") if settings.splits == "source" else np.arange(len(reasons))
-
-    def reject_repeated(values: np.ndarray, reason: str) -> None:
-        left = order[reasons[order] == ""]
-        first = np.zeros(len(left), dtype=bool)
-        first[np.unique(values[left], return_index=True, axis=0)[1]] = True
-        reasons[left[~first]] = reason
-
-    reject_repeated(digests.key, "duplicate_key")
-    if settings.deduplicate.exact == "image":
-        reject_repeated(digests.image, "duplicate_image")
-    if settings.deduplicate.exact == "pair":
-        starts = np.cumsum(digests.captions) - digests.captions
-        # The digests are uniform, so equal sums mean equal captions, in any order.
-        captions = np.add.reduceat(digests.texts, starts) if len(starts) else digests.texts
-        reject_repeated(np.stack([digests.image, captions], axis=1), "duplicate_pair")
-    if settings.deduplicate.near is not None:
-        left = order[reasons[order] == ""]
-        reasons[left[near_duplicates(digests.near[left], settings.deduplicate.near)]] = "near_duplicate"
-    return reasons
 
 
 def _shuffle(ids: RowIds, train: np.ndarray, settings: PrepareSettings, counts: Counter[str]) -> np.ndarray | None:
@@ -233,13 +146,13 @@ def _shuffle(ids: RowIds, train: np.ndarray, settings: PrepareSettings, counts: 
 
 
 def _captions_of(
-    parts: list[Part], content: Place, duplicate: np.ndarray, digests: _Digests, givers: np.ndarray
+    parts: list[Part], content: Place, duplicate: np.ndarray, digests: Digests, givers: np.ndarray
 ) -> list[list[str]]:
     """The captions of all kept rows; to be shuffled they must fit into memory."""
     captions: list[list[str]] = []
     offset = 0
     for part, rows in zip(parts, digests.rows_of_part, strict=True):
-        texts_of_part = storage.read_table(rows_file(content, part), ["captions"], _NOT_REJECTED)["captions"].to_pylist()
+        texts_of_part = storage.read_table(rows_file(content, part), ["captions"], NOT_REJECTED)["captions"].to_pylist()
         reasons = duplicate[offset : offset + rows]
         captions += [texts for texts, reason in zip(texts_of_part, reasons, strict=True) if not reason]
         offset += rows

@@ -8,15 +8,12 @@ The content folder is named after the recipe (config and source listing), so tha
 parts, and an existing dataset stays intact until the new one replaces it.
 """
 
-import importlib.metadata
 import json
 import re
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from pipelines.dataset.prepared import FORMAT_VERSION, MANIFEST, Prepared
@@ -28,6 +25,7 @@ from pipelines.prepare.curate import FILTERED, NOT_FOUND
 from pipelines.prepare.repeated_captions import warnings_of
 from pipelines.prepare.shards import Part, counts_of, cut, list_units, read_parts, rows_file
 from pipelines.program import cluster, interrupts, path_keys
+from pipelines.program.code_version import code_version
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
@@ -39,7 +37,6 @@ REJECTED_FILE = "rejected.parquet"
 # Files that preparing writes: if it is killed, any of them may exist without a manifest.
 _OURS = re.compile(r"content-[0-9a-f]{12}/|rejected\.parquet|manifest\.json\.partial-")
 _ENOUGH = 1000  # rows from which the rejected rate is meaningful
-_GIT = 300  # seconds before a hanging git is ignored; long enough for a slow disk or a busy machine
 
 
 def prepare(settings: PrepareSettings, display: Display) -> Prepared:
@@ -133,7 +130,7 @@ def _read(parts: list[Part], content: Place, settings: PrepareSettings, display:
     written = {part.index for part in done}
     missing = [part for part in parts if part.index not in written]
     if done or storage.files_below(content):  # a start that was killed in its first part left nothing to resume from
-        display.line(f"{settings.output}: going on, {len(done)} of {len(parts)} parts are done")
+        display.line(f"{settings.output}: resuming, {len(done)} of {len(parts)} parts are done")
     _check_rate(counts, parts, content, settings, last=not missing)
     if not missing:
         return counts
@@ -269,17 +266,3 @@ def _manifest(settings: PrepareSettings, recipe: str, units: list[Unit], counts:
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "shards": totals.shards,
     }
-
-
-def code_version() -> str:
-    """Version of raylign, and the commit if it is a checkout."""
-    try:
-        version = importlib.metadata.version("raylign")
-    except importlib.metadata.PackageNotFoundError:
-        version = "unknown"
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, timeout=_GIT, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return version
-    return f"{version}+{commit}"

@@ -29,15 +29,7 @@ class Repeats:
         """
         if not self.rows:
             return []
-        warnings = []
-        text, share = quoted(self.commonest), self.with_commonest / self.rows
-        if self.captions == 1:
-            warnings.append(f"all {self.rows:,} rows have the same caption, {text}: nothing can be learnt from it")
-        elif share > _SHARE and self.with_commonest >= _LEAST:
-            warnings.append(
-                f"{self.with_commonest:,} of {self.rows:,} rows ({share:.0%}) have the same caption, {text}: training treats "
-                "them as different, and scoring counts each as right for all their images; leave them out if it says nothing"
-            )
+        warnings = shared_caption(self.rows, self.captions, self.commonest, self.with_commonest)
         shares = shares or {}
         for name in [name for name, count in splits.items() if count == 0]:
             if name == "train" and sum(shares.values()) > 1 - 1e-9:
@@ -48,6 +40,19 @@ class Repeats:
                 "source.group is set"
             )
         return warnings
+
+
+def shared_caption(rows: int, captions: int, commonest: str, with_commonest: int) -> list[str]:
+    """A warning if many rows have the same caption; `captions`: number of distinct ones."""
+    text, share = quoted(commonest), with_commonest / rows
+    if captions == 1:
+        return [f"all {rows:,} rows have the same caption, {text}: nothing can be learnt from it"]
+    if share <= _SHARE or with_commonest < _LEAST:
+        return []
+    return [
+        f"{with_commonest:,} of {rows:,} rows ({share:.0%}) have the same caption, {text}: training treats them as different, "
+        "and scoring counts each as right for all their images; leave them out if it says nothing"
+    ]
 
 
 def warnings_of(manifest: Mapping[str, Any]) -> list[str]:

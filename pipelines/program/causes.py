@@ -4,9 +4,11 @@ It reports the root cause, not the last line of the last traceback. When one of 
 later in their next communication with it: a broken connection is a consequence, not a cause.
 """
 
+import errno
 import re
 from collections.abc import Mapping
 
+from pipelines.io.retry import Unreachable
 from pipelines.program import ray_internals
 from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import of_ray
@@ -26,6 +28,20 @@ _DEATHS = (
     (ray_internals.NODE_LOST, "its node was lost"),
     (ray_internals.OWNER_LOST, "the process or node that had started it was lost"),
 )
+
+# What is wrong with a disk, and neither with the code nor with the data.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}
+
+
+def of_storage(error: BaseException) -> UserError | None:
+    """The user's error, if a store does not answer, or a disk is full, fails or is read-only; None for any other error."""
+    error = innermost(error)
+    if isinstance(error, Unreachable):
+        return UserError("", str(error), "try again when it answers: the same command resumes")
+    if isinstance(error, OSError) and error.errno in _DISK:
+        text = str(error).removeprefix(f"[Errno {error.errno}] ")
+        return UserError("", f"the disk fails: {text}", "make room or repair it: the same command resumes")
+    return None
 
 
 def cause_of(error: BaseException) -> str:

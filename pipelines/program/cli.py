@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pipelines.io.retry import shown
 from pipelines.program import interrupts, yaml_text
-from pipelines.program.causes import cause_of, innermost
+from pipelines.program.causes import cause_of, innermost, of_storage
 from pipelines.program.config_errors import alike
 from pipelines.program.config_files import ROOT, find_config, shipped, short_name
 from pipelines.program.display import Display
@@ -106,25 +106,41 @@ def run_program(
             if options.verbose:
                 sys.stderr.write(shown(traceback.format_exc()))
             display.close()
-            # One raised inside a Ray task is wrapped in the task's traceback.
-            print(f"error: {shown(str(getattr(error, 'cause', error)))}", file=sys.stderr)
-            return 2
+            return refused(error)
         except KeyboardInterrupt as stopped:
             display.close()
             again = _again(command, given, getattr(settings, "overwrite", False))
             return _stop(str(stopped), again)
         except Exception as error:
-            if options.verbose or not _lost(error):
+            told = of_storage(error) or _lost(error)
+            if options.verbose or told is None:
                 raise
             display.close()
-            print(
-                f"error: Ray: {shown(cause_of(error))}; the same command goes on from what is done, --verbose shows all",
-                file=sys.stderr,
-            )
+            print(f"error: {shown(str(told))}", file=sys.stderr)
             return 2
         finally:
             display.close()
     return 0
+
+
+def run_page(
+    parser: argparse.ArgumentParser, write: Callable[[argparse.Namespace], Path], arguments: Sequence[str] | None = None
+) -> int:
+    """A program that writes a page again, from files alone: parse, write, print where it is. Exit codes as of `run_program`."""
+    options = parser.parse_args(arguments)
+    try:
+        page = write(options)
+    except UserError as error:
+        return refused(error)
+    print(f"report: {page}")
+    return 0
+
+
+def refused(error: UserError) -> int:
+    """Print a mistake that the user can fix, in one line. Returns the exit code."""
+    # One raised inside a Ray task is wrapped in the task's traceback.
+    print(f"error: {shown(str(getattr(error, 'cause', error)))}", file=sys.stderr)
+    return 2
 
 
 def command_of(prog: str, package: str) -> str:
@@ -136,7 +152,7 @@ def _stop(kept: str, again: str) -> int:
     """Print the last line of a program that was asked to stop, leave the cluster, and return the exit code."""
     number = interrupts.received()
     with suppress(OSError):  # the terminal may be gone
-        print(f"{number.name}: stopped{f', {shown(kept)}' if kept else ''}; to go on: {shown(again)}", file=sys.stderr)
+        print(f"{number.name}: stopped{f', {shown(kept)}' if kept else ''}; to resume: {shown(again)}", file=sys.stderr)
     from pipelines.program import cluster
 
     cluster.stop()
@@ -151,10 +167,12 @@ def _again(command: str, arguments: Sequence[str], overwrites: bool) -> str:
     return shlex.join([*command.split(), *kept])
 
 
-def _lost(error: Exception) -> bool:
-    """Whether a Ray process or node was lost or did not start, as opposed to a bug, which is shown with its traceback."""
+def _lost(error: Exception) -> UserError | None:
+    """The user's error, if a Ray process or node was lost or did not start; None for a bug, which is shown with its traceback."""
     exceptions, inner = sys.modules.get("ray.exceptions"), innermost(error)
-    return exceptions is not None and isinstance(inner, exceptions.RayError) and not isinstance(inner, exceptions.RayTaskError)
+    if exceptions is None or not isinstance(inner, exceptions.RayError) or isinstance(inner, exceptions.RayTaskError):
+        return None
+    return UserError("Ray", cause_of(error), "the same command resumes from what is done, --verbose shows all")
 
 
 def _read(prog: str, package: str, model: type[S], options: argparse.Namespace) -> S:

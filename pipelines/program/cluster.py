@@ -15,16 +15,15 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.io.retry import Unreachable
 from pipelines.program import interrupts, ray_internals
-from pipelines.program.causes import cause_of
+from pipelines.program.causes import cause_of, of_storage
 from pipelines.program.errors import UserError
 
 if TYPE_CHECKING:  # the environment below has to be set first
@@ -37,6 +36,7 @@ _STARTS = 5  # attempts to start a local Ray before the machine counts as too bu
 _LOOK = 2.0  # seconds between two checks of the head
 _HEAD = 45.0  # seconds without it until it is gone: Ray ends drivers after 60
 _LOCAL_HEAD = 5.0  # for a local Ray, whose head is not restarted
+_FULL = 5.0  # seconds in which a cluster has no room until the program says that it waits; Ray counts with a delay
 
 ENVIRONMENT = {name: value for name, (value, _) in ray_internals.VARIABLES.items()} | {
     # Each task tokenizes on the one CPU it was given; no notice about forks.
@@ -121,10 +121,10 @@ def _init(options: dict[str, Any]) -> None:
 
 def own_machine() -> tuple[int, int] | None:
     """CPUs and GPUs of the local Ray that this process will start; None if it joins a cluster, or Ray has started."""
-    import ray
     import torch
 
-    if "RAY_ADDRESS" in os.environ or ray.is_initialized():
+    ray = sys.modules.get("ray")  # imported only to start it
+    if "RAY_ADDRESS" in os.environ or (ray is not None and ray.is_initialized()):
         return None
     return os.cpu_count() or 1, torch.cuda.device_count()
 
@@ -186,7 +186,7 @@ def _answers(address: str) -> bool:
 
 
 def errors_as_blocks(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """`work` for a task of Ray Data: if a `UserError` is raised, or a store does not answer, the result is a block that says so.
+    """`work` for a task of Ray Data: if a `UserError` is raised, or a store or disk fails, the result is a block that says so.
 
     Ray would log a failed task at length.
     """
@@ -197,20 +197,60 @@ def errors_as_blocks(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[
             return work(*arguments)
         except UserError as error:
             parts = error.key, error.problem, error.remedy
-        except Unreachable as error:
-            parts = "", str(error), "try again when it answers: the same command goes on"
+        except OSError as error:
+            if (told := of_storage(error)) is None:
+                raise
+            parts = told.key, told.problem, told.remedy
         return {name: [part] for name, part in zip(_ERROR, parts, strict=True)}
 
     return run
 
 
-def blocks(dataset: "ray.data.Dataset", culprit: Callable[[], UserError | None] | None = None) -> Iterator[dict[str, np.ndarray]]:
+def say_if_full(cpus: float = 1, gpus: float = 0) -> None:
+    """Say in a cluster that others use too what the work that is submitted next waits for, if there is no room for it.
+
+    Asked before, when none of that work can be running: afterwards, the program itself may be what takes all CPUs.
+
+    Args:
+        cpus, gpus: of one of its tasks.
+    """
+    import ray
+
+    if "RAY_ADDRESS" not in os.environ or not ray.is_initialized():
+        return
+    needed = {kind: count for kind, count in (("CPU", cpus), ("GPU", gpus)) if count}
+    begun = time.monotonic()
+    while any(ray.available_resources().get(kind, 0) < count for kind, count in needed.items()):
+        if time.monotonic() - begun > _FULL:
+            interrupts.say(waits_for(needed))
+            return
+        time.sleep(0.2)
+
+
+def waits_for(needed: Mapping[str, float]) -> str:
+    """A line about resources, in Ray's names and units, for which the cluster has no room."""
+    import ray
+
+    total, free = ray.cluster_resources(), ray.available_resources()
+    parts = [
+        f"{count:g} {kind}{'' if count == 1 else 's'} (the cluster has {total.get(kind, 0):g}, {free.get(kind, 0):g} free)"
+        for kind, count in needed.items()
+        if count
+    ]
+    return f"waiting for {' and '.join(parts)}: it continues when a node joins or another job ends"
+
+
+def blocks(
+    dataset: "ray.data.Dataset", culprit: Callable[[], UserError | None] | None = None, cpus: float = 1, gpus: float = 0
+) -> Iterator[dict[str, np.ndarray]]:
     """The blocks of a dataset of `errors_as_blocks` tasks, as they arrive. Raises the `UserError` of the first that failed.
 
     Args:
         culprit: see `deaths_as_errors`.
+        cpus, gpus: of one of its tasks.
     """
-    with deaths_as_errors("the same command goes on with what is missing", culprit):
+    say_if_full(cpus, gpus)
+    with deaths_as_errors("the same command resumes with what is missing", culprit):
         for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
             if _ERROR[0] in block:
                 raise UserError(*(str(block[name][0]) for name in _ERROR))
@@ -231,9 +271,11 @@ def deaths_as_errors(remedy: str, culprit: Callable[[], UserError | None] | None
         yield
     except (NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError) as error:
         _release(error)
+        if ray_internals.failed_at_start(error):  # an exception, of an encoder for example, and no death
+            raise UserError("Ray", f"a task failed: {cause_of(error)}", f"correct that; {remedy}") from None
         if image_error := culprit() if culprit else None:
             raise image_error from None
-        problem = f"a task's process ended, {RETRIES + 1} times: {str(error).strip().partition(chr(10))[0]}"
+        problem = f"a task failed {RETRIES + 1} times: {cause_of(error)}"
         raise UserError("Ray", problem, f"check whether the machine is short of memory; {remedy}") from None
     except Exception as error:
         _release(error)

@@ -27,7 +27,8 @@ def user_error(model: type[BaseModel], error: ValidationError, where: str = "") 
     Args:
         where: the file or object that was validated, which the problem names too.
     """
-    items = error.errors()
+    # A list whose values are wrong has enough of them all the same.
+    items = [item for item in error.errors() if item["type"] != "too_short" or len(item["input"]) < item["ctx"]["min_length"]]
     unknown = [item for item in items if item["type"] == "extra_forbidden"]
     meant = {_meant(model, item) for item in unknown}
     # A required key that is misspelt is one mistake. Missing keys come last.
@@ -162,7 +163,9 @@ def _meant(model: type[BaseModel], error: Any) -> str | None:
     elsewhere = [other for other in _ending(model, full) if other != full]
     if near := _near(path[-1], names) or ([] if elsewhere else alike(path[-1], names)):
         return ".".join([*path[:-1], near[0]])
-    return next(iter(elsewhere or near_keys(model, full)), None)
+    # Keys with the same parent were compared above; others of them belong to another member of a union.
+    parent = full.rpartition(".")[0]
+    return next(iter(elsewhere or [key for key in near_keys(model, full) if key.rpartition(".")[0] != parent]), None)
 
 
 def _owners(model: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -17,10 +17,12 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 def _place(value: Any) -> Any:
     if not isinstance(value, str | Path):
         raise ValueError(f"must be a path (value {plain(value)})")
+    text = str(value)
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", text):  # Path("s3://b") is s3:/b, a folder called s3:
+        meant = f"{scheme[1]}://{text[scheme.end() :]}{', as text and not as a Path' if isinstance(value, Path) else ''}"
+        raise ValueError(f"'{text}' has one slash where a URI has two; did you mean {meant}?")
     if isinstance(value, Path):
         return value
-    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", value):
-        raise ValueError(f"'{value}' has one slash where a URI has two; did you mean {scheme[1]}://{value[scheme.end() :]}?")
     return Path(value.removeprefix("file://")).expanduser() if not is_remote(value) else value.rstrip("/")
 
 

@@ -1,8 +1,8 @@
 """YAML as people type it, to values and back.
 
-PyYAML follows YAML 1.1, in which `1e-3` is text; here numbers are those of YAML 1.2 (core schema, section 10.3.2). Dumped values
-are read back unchanged. Files are untrusted: anchors that multiply one another, or contain themselves, are refused before any
-objects are built from them.
+PyYAML follows YAML 1.1, in which `1e-3` is text, `010` is 8 and `12:30` is 750. Here numbers are those of YAML 1.2 (core schema,
+section 10.3.2). Dumped values are read back unchanged. Files are untrusted: anchors that multiply one another, or contain
+themselves, are refused before any objects are built from them.
 """
 
 import re
@@ -13,8 +13,13 @@ import yaml
 
 MOST_VALUES = 250_000  # in one text, where each alias counts as all values of its anchor; about 200 MB while it is read
 _DEEPEST = 100  # levels of nested lists and mappings
-_NUMBER = re.compile(r"^(?=.*[.eE])[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
-_FLOAT, _FIRST = "tag:yaml.org,2002:float", list("-+.0123456789")
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_NUMBERS = {
+    _INT: re.compile(r"^([-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"),
+    _FLOAT: re.compile(
+        r"^((?=.*[.eE])[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+}
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -54,7 +59,20 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(_FLOAT, _NUMBER, _FIRST)
+    _kind.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for _tag, _pattern in _NUMBERS.items():
+        _kind.add_implicit_resolver(_tag, _pattern, list("-+.0123456789"))
+
+
+def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    digits = loader.construct_scalar(node)
+    return int(digits, 0) if digits.startswith(("0o", "0x")) else int(digits)
+
+
+_Loader.add_constructor(_INT, _int)
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:

@@ -62,7 +62,9 @@ def of_every_task(model: str, top1: float) -> list[Result]:
         "gallery": gallery,
         "thumbnails": {"p1": IMAGE, "p2": "http://example.org/tracker.png"},
     }
-    recalls = {f"{way}_recall@{k}": top1 - 20 + k for way in ("image_to_text", "text_to_image", "mean") for k in (1, 5)}
+    recalls = {
+        f"{direction}_recall@{k}": top1 - 20 + k for direction in ("image_to_text", "text_to_image", "mean") for k in (1, 5)
+    }
     probe = {"l2": 1e6, "c": 1e-6, "tried": {"1e-06": 50.0, "1.0": 60.0, "1000000.0": 70.0}, "converged": False}
     probe |= {"not_converged": [1e-6], "width": 512, "train": 3680, "validation": 736, "worst": [], "without_images": []}
     probe |= {"of": "embeddings", "without_training": ["yeti"]}

@@ -6,10 +6,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 from scipy.special import logit
 
 from evaluation.reporting import html, render
-from evaluation.reporting.chart import Plot, Scale, Series, Table, lines
+from evaluation.reporting.chart import Chart, Plot, Scale, Series, lines
+from evaluation.reporting.markdown import markdown
 from tests.training.test_report import Element, read
 
 
@@ -39,12 +41,12 @@ def test_sections_are_linked_and_wide_tables_scroll_with_the_keyboard(tmp_path: 
 
 def test_the_table_of_a_long_line_keeps_both_ends_and_says_how_many_rows_there_are(tmp_path: Path) -> None:
     chart = lines([Series("loss", {float(x): 1000.0 - x for x in range(900)})], "about", "epoch")
-    shown = [int(row[0]) for row in chart.table.shown]
-    assert shown[0] == 0 and shown[-1] == 899 and len(shown) == len(set(shown)) <= 30 and len(chart.table.rows) == 900
+    shown = [int(row[0]) for row in chart.shown]
+    assert shown[0] == 0 and shown[-1] == 899 and len(shown) == len(set(shown)) <= 30 and len(chart.rows) == 900
     assert max(b - a for a, b in pairwise(shown)) <= 40
     page = page_of(tmp_path, html.section("a", "A", html.figure(chart, "Loss")))
     assert f"{len(shown)} of 900 rows" in page.all("summary")[0].text
-    assert Table(["x"], [["1"], ["2"]]).shown == [["1"], ["2"]]
+    assert Chart(Markup(""), ["x"], [["1"], ["2"]]).shown == [["1"], ["2"]]
 
 
 @pytest.mark.parametrize("percent", [0.2, 30.0, 97.0])
@@ -59,3 +61,21 @@ def test_labels_at_the_ends_of_lines_do_not_cover_one_another() -> None:
     plot.end_labels([(50.0, "a", ""), (50.5, "b", ""), (51.0, "c", ""), (90.0, "d", "")])
     places = sorted(float(re.findall(r' y="([\d.]+)"', part)[0]) for part in plot.parts)
     assert all(b - a >= 11 for a, b in pairwise(places))
+
+
+def test_markdown_has_a_pages_words_and_tables_without_charts_and_what_is_closed() -> None:
+    chart = lines([Series("a", {1.0: 1.0})], "drawn", "x")
+    marked = html.row("a|b", html.cell(html.fill("<b>{}</b>{}", "1.0", html.small("0.5 to 1.5"))), html.cell("2"))
+    every = html.table("All", ["name", "first", "<i>second</i>"], [html.group("Group", "of rows", 3), marked, ("c_d", "", "3")])
+    shown = [html.figure(chart, "A chart"), html.more("Closed", every), every, html.facts([("Rows", "1 * 2"), ("Left out", "")])]
+    text = markdown("name", html.fill("best {}", "x_y"), html.section("s", "Title", *shown, html.code("a_b  *c*")).content)
+    assert text.split("\n\n") == [
+        "# name",
+        "**best x\\_y.**",
+        "## Title",
+        "#### A chart",
+        "| name | first | \\<i\\>second\\</i\\> |\n| --- | ---: | ---: |\n| **Group (of rows)** |  |  |\n"
+        "| a\\|b | **1.0** (0.5 to 1.5) | 2 |\n| c\\_d |  | 3 |",
+        "- Rows: 1 \\* 2",
+        "```\na_b  *c*\n```\n",
+    ]

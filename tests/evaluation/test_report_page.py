@@ -177,7 +177,7 @@ def test_few_shot_begins_at_zero_shot_and_shows_the_spread(page: Element):
 def test_retrieval_shows_the_same_caption_of_all_models(page: Element):
     part = section(page, "retrieval")
     (search,) = part.all("li", "search")
-    assert [plain(who) for who in search.all("div", "who")] == [f"{name}: right at place 1" for name in MODELS]
+    assert [plain(who) for who in search.all("div", "who")] == [f"{name}: the right one found first" for name in MODELS]
     assert [len(find.all("div", "hit")) for find in search.all("div", "find")] == [1, 1, 1]
     assert len(search.all("span", "lost")) == len(MODELS)  # an image from elsewhere is not loaded
     assert [plain(item) for card in part.all("li", "card") for item in card.all("li")] == [f"1 said by {name}" for name in MODELS]
@@ -274,8 +274,9 @@ def test_the_csv_has_every_score(tmp_path: Path):
 def test_the_markdown_has_the_main_table(tmp_path: Path):
     page_of(tmp_path, [zero_shot("a", "pets", 60.0), zero_shot("b|c", "pets", 59.0), zero_shot("a", "cars", 1.0)])
     lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
-    assert "| Zero-shot classification | pets | top-1 | **60.0** [58.0, 62.0] | ~59.0 [57.0, 61.0] | 10.0 | 1,234 |" in lines
-    assert "| Zero-shot classification | cars | top-1 | 1.0 [-1.0, 3.0] | - | 10.0 | 1,234 |" in lines
+    assert "| **Zero-shot classification, %** |  |  |  |  |" in lines
+    assert "| pets (top-1) | **60.0** (58.0 to 62.0) | \u224859.0 (57.0 to 61.0) | 10.0 | 1,234 |" in lines
+    assert "| cars (top-1) | 1.0 (\u22121.0 to 3.0) | \u2013 | 10.0 | 1,234 |" in lines
     assert any("b\\|c" in line for line in lines)
 
 

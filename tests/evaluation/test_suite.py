@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from evaluation.config import EvaluateSettings
 from evaluation.data.class_names import readable
+from evaluation.data.prepared import PreparedData
 from evaluation.metrics import mean_recalls, path_of
 from evaluation.plan import plan, read_data
 from evaluation.suite import HeldOut, SuiteSettings, held_out, metric_names, score
@@ -71,7 +72,7 @@ def test_scores_have_paths_baselines_and_sizes(data: HeldOut) -> None:
     assert scores.metrics["zero_shot/toy_kind/top1"] == pytest.approx(200 / 3)
     assert scores.metrics["zero_shot/toy_kind/mean_per_class"] == pytest.approx(75)
     assert set(scores.metrics) == {
-        *(f"retrieval/toy/{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 2)),
+        *(f"retrieval/toy/{direction}_recall@{k}" for direction in ("image_to_text", "text_to_image") for k in (1, 2)),
         *(f"zero_shot/toy_kind/{measure}" for measure in ("top1", "top5", "mean_per_class")),
     }
     assert set(scores.baselines) == set(scores.sample_sizes) == set(scores.metrics)
@@ -210,6 +211,19 @@ def test_only_ties_keep_perfect_embeddings_from_perfect_scores(stamps: Prepared)
 def test_what_the_dataset_does_not_have_is_named(stamps: Prepared, changed: dict, key: str, value: str, remedy: str) -> None:
     with refused(key, stamps.path, value, remedy=remedy):
         held_out(stamps, SuiteSettings(**changed))
+
+
+def test_an_error_names_the_entry_once(tmp_path: Path) -> None:
+    """What training calls `data` is an entry of evaluation's config, whose own keys stay as they are."""
+    prepared = prepare_by_hand(tmp_path / "data", [["a"], ["b"]])
+    for change, key, remedy in (
+        ({"path": tmp_path / "x"}, "data.toy.path", "python -m pipelines"),
+        ({"split": "dev"}, "data.toy.split", "train, test"),
+        ({"labels": ["colour"]}, "data.toy.labels", "shape"),
+        ({"labels": [], "retrieval": False}, "data.toy.retrieval", "data.toy.retrieval=true"),
+    ):
+        with refused(key, remedy=remedy):
+            PreparedData(name="prepared", **({"path": prepared.path} | change)).read("data.toy")  # type: ignore[arg-type]
 
 
 def test_an_empty_split_is_refused(stamps: Prepared) -> None:

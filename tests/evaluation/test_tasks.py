@@ -1,6 +1,7 @@
 """Tasks: from rows to results, held against plain loops; and which set takes part in what."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from evaluation.corruptions import corrupt
 from evaluation.data.base import Classification, Content, LabelledImages, Retrieval, SugarCrepe
 from evaluation.data.subsets import Corrupted, Cropped, Subset, shrunk
 from evaluation.embeddings import Inputs, Rows
+from evaluation.reporting.comparison import Comparison
+from evaluation.results import Result
 from evaluation.sugarcrepe import Item
 from evaluation.tasks.corruption import Corruption
 from evaluation.tasks.few_shot import FewShot
@@ -22,7 +25,7 @@ from evaluation.tasks.sugarcrepe import SugarCrepe as SugarCrepeTask
 from evaluation.tasks.zero_shot import ZeroShot
 from pipelines.program.errors import UserError
 from tests.evaluation.lists import Plain, rows_of
-from tests.pipelines.test_images import gradient
+from tests.pipelines.pixels import gradient
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -93,8 +96,8 @@ def test_retrieval_with_several_captions_an_image(tmp_path: Path) -> None:
         back = [owner[t] in np.argsort(-cosines[:, t])[:k] for t in range(len(owner))]
         wanted = {"image_to_text": 100 * np.mean(there), "text_to_image": 100 * np.mean(back)}
         wanted["mean"] = sum(wanted.values()) / 2
-        for way, value in wanted.items():
-            name = f"{way}_recall@{k}"
+        for direction, value in wanted.items():
+            name = f"{direction}_recall@{k}"
             assert found.scores[name] == pytest.approx(value)
             assert found.intervals[name][0] <= value <= found.intervals[name][1] and 0 < found.baselines[name]["chance"] < 60
     assert found.main == "mean_recall@1" and found.sample_sizes["text_to_image_recall@1"] == len(owner)
@@ -102,6 +105,25 @@ def test_retrieval_with_several_captions_an_image(tmp_path: Path) -> None:
     assert found.details["geometry"]["modality_gap"] == pytest.approx(gap, abs=1e-6)
     pairs = [((images[i] - texts[t]) ** 2).sum() for i in range(40) for t in texts_of_image[i]]
     assert found.details["geometry"]["alignment"] == pytest.approx(np.mean(pairs), abs=1e-6)
+
+
+def test_a_caption_that_many_images_share_is_told_beside_the_recalls(tmp_path: Path) -> None:
+    """Whether equal captions are one text, as in prepared data, or several, as in files of other tools."""
+    own = [f"caption {i}" for i in range(37)]
+    alone = [np.asarray([i]) for i in range(40)]
+    for texts, of_image in (
+        ([*own, "no <title>"], [*alone[:37], *[np.asarray([37])] * 3]),
+        ([*own, *["no <title>"] * 3], alone),
+    ):
+        task = RetrievalTask("set", Retrieval(Plain(40), texts, of_image), "set", (1,))
+        rows = rows_of(tmp_path, {task.images: random_rows(5, 40, 8), task.texts: random_rows(6, len(texts), 8)})
+        found = task.score(rows)
+        assert len(found.details["warnings"]) == 1 and "3 of 40 rows" in found.details["warnings"][0]
+        page = RetrievalTask.block(Comparison([Result("m", "set", task.info.name, **asdict(found))], [task.info]))
+        assert "<b>Warning:</b> 3 of 40 rows" in page.content and "no &lt;title&gt;" in page.content
+    distinct = RetrievalTask("set", Retrieval(Plain(40), [*own, "a", "b", "c"], alone), "set", (1,))
+    rows = rows_of(tmp_path, {distinct.images: random_rows(5, 40, 8), distinct.texts: random_rows(6, 40, 8)})
+    assert distinct.score(rows).details["warnings"] == []
 
 
 def test_retrieval_shows_images_of_what_was_found(tmp_path: Path) -> None:

@@ -91,6 +91,13 @@ def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> 
     return buffer.getvalue()
 
 
+def png_header(width: int, height: int) -> bytes:
+    """The beginning of a PNG that claims this size, up to where its pixels would begin."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 100) + b"IDAT"
+
+
 def with_alpha(mode: str = "RGBA") -> Image.Image:
     """The quarters, of which the top right one is transparent."""
     image = CLEAN.convert(mode)

@@ -2,7 +2,7 @@
 
     STOP CONFIG.yaml KEY=VALUE ...
 
-STOP: `reading` with a third of the missing parts left, `numbering` when all are read, `shards` when some shards are numbered.
+STOP: `reading` with a third of the missing parts left, `ids` when all are read, `shards` when the rows of some shards have ids.
 Whoever kills it does not come too late, on any machine.
 """
 
@@ -21,7 +21,7 @@ from pipelines.io import storage
 from pipelines.prepare.config import PrepareSettings
 from pipelines.program.cli import run_program
 
-SHARDS = 4  # that are numbered where it stops at them
+SHARDS = 4  # that have ids where it stops at them
 
 
 def stop(*_: Any) -> None:
@@ -56,7 +56,7 @@ def stop_at_shards() -> None:
 def main(where: str, config: str, *overrides: str) -> int:
     if where == "reading":
         stop_reading()
-    elif where == "numbering":
+    elif where == "ids":
         pipelines.prepare.prepare.assign_ids = stop
     else:
         assert where == "shards"

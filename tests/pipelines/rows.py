@@ -24,7 +24,7 @@ def write_karpathy(root: Path, splits: Sequence[str | None]) -> dict[str, Any]:
     images = []
     for number, split in enumerate(splits):
         (root / f"{number}.png").write_bytes(image(number))
-        sentences = [{"raw": f"Image {number}, said {way}", "sentid": 5 * number + way} for way in range(5)]
+        sentences = [{"raw": f"Image {number}, said {sentence}", "sentid": 5 * number + sentence} for sentence in range(5)]
         images.append({"filename": f"{number}.png", "imgid": number, "sentences": sentences, "split": split})
     (root / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
     return {"name": "json", "paths": str(root / "dataset_coco.json"), "dataset": "coco"}

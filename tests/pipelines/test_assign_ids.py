@@ -1,4 +1,4 @@
-"""Numbering: duplicates, dense ids, exchanged captions and the fingerprint, each set against a plain re-derivation."""
+"""Assigning ids: duplicates, dense ids, exchanged captions and the fingerprint, each set against a plain re-derivation."""
 
 import functools
 import io
@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipelines.dataset.prepared import split_of
 from pipelines.io.image_bytes import Location
-from pipelines.prepare.assign_ids import REJECTED, Totals, assign_ids, first_seen, near_duplicates
+from pipelines.prepare.assign_ids import REJECTED, Totals, assign_ids, first_seen
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.curate import ROW_SCHEMA, curate
 from pipelines.prepare.shards import Part, rows_file
@@ -36,29 +36,6 @@ def test_ids_are_numbered_as_they_appear(values: list[int]) -> None:
     expected = [seen.setdefault(value, len(seen)) for value in values]
     found = first_seen(np.asarray(values, dtype=np.uint64))
     assert found.tolist() == expected and found.dtype == np.int64
-
-
-@st.composite
-def hashes(draw: st.DrawFn) -> list[int]:
-    """64-bit hashes of which many are near one another: some bits of an earlier one are flipped."""
-    found = [draw(st.integers(0, 2**64 - 1))]
-    for _ in range(draw(st.integers(0, 25))):
-        value = draw(st.sampled_from(found))
-        for bit in draw(st.lists(st.integers(0, 63), max_size=20)):
-            value ^= 1 << bit
-        found.append(value)
-    return found
-
-
-@given(hashes(), st.integers(0, 16))
-def test_near_duplicates_are_those_of_comparing_everything(values: list[int], bits: int) -> None:
-    kept: list[int] = []
-    expected = []
-    for value in values:
-        expected.append(any(bin(value ^ other).count("1") <= bits for other in kept))
-        if not expected[-1]:
-            kept.append(value)
-    assert near_duplicates(np.asarray(values, dtype=np.uint64), bits).tolist() == expected
 
 
 # --- parts to shards ---
@@ -106,10 +83,10 @@ def settings_of(**keys: Any) -> PrepareSettings:
     return PrepareSettings.model_validate(tree | keys)
 
 
-def numbered(
+def assigned(
     folder: Path, parts: Sequence[Sequence[Given | Rejected]], weights: Sequence[float] = (), **keys: Any
 ) -> tuple[Totals, list[dict[str, Any]], list[dict[str, Any]]]:
-    """What `number` says, the kept rows, and the rejected ones."""
+    """What `assign_ids` returns, the kept rows, and the rejected ones."""
     content = folder / "content-x"
     content.mkdir(parents=True, exist_ok=True)
     settings = settings_of(**keys)
@@ -133,7 +110,7 @@ def test_ids_are_dense_and_in_the_order_of_the_parts(tmp_path: Path) -> None:
         [replace(BROKEN, key="bad2")],
         [Given("c", "one", ("z", "x", "z"))],
     ]
-    result, kept, rejected = numbered(tmp_path, parts)
+    result, kept, rejected = assigned(tmp_path, parts)
     assert [(r["sample_id"], r["key"], r["image_id"], r["text_id"]) for r in kept] == [
         (0, "a", 0, [0, 1]),
         (1, "b", 1, [1]),
@@ -148,7 +125,7 @@ def test_ids_are_dense_and_in_the_order_of_the_parts(tmp_path: Path) -> None:
 
 def test_labels_that_some_rows_lack_are_columns_all_the_same(tmp_path: Path) -> None:
     parts = [[Given("a", labels={"kind": "cat"})], [Given("b", labels={"size": "big", "kind": "dog"}), Given("c")]]
-    result, kept, _ = numbered(tmp_path, parts)
+    result, kept, _ = assigned(tmp_path, parts)
     assert [(r["label_kind"], r["label_size"]) for r in kept] == [("cat", None), ("dog", "big"), (None, None)]
     assert result.labels == {"kind": {"cat": 1, "dog": 1}, "size": {"big": 1}}
 
@@ -176,7 +153,7 @@ GIVEN = [
 )
 def test_the_first_of_several_equals_is_kept(tmp_path: Path, deduplicate: dict, reasons: dict[int, str]) -> None:
     """Across parts too; a row that is refused makes none after it a duplicate: `d` has the image of the second `a`."""
-    result, kept, rejected = numbered(tmp_path, [GIVEN[:1], GIVEN[1:4], GIVEN[4:]], deduplicate=deduplicate)
+    result, kept, rejected = assigned(tmp_path, [GIVEN[:1], GIVEN[1:4], GIVEN[4:]], deduplicate=deduplicate)
     assert [row["key"] for row in kept] == [one.key for i, one in enumerate(GIVEN) if i not in reasons]
     assert [(row["key"], row["reason"]) for row in rejected] == [(GIVEN[i].key, reason) for i, reason in sorted(reasons.items())]
     assert all(row["detail"] and row["origin"] == f"from {row['key']}" for row in rejected)
@@ -198,7 +175,7 @@ def test_of_equals_in_published_splits_the_held_out_one_is_kept(tmp_path: Path, 
     """A published test split loses nothing to the training rows before it; ids stay in the order of the source."""
     splits = ("train", "train", "test", "val", "test")
     rows = [Given(key, "same" if key != "b" else "b", split=split) for key, split in zip("abcde", splits, strict=True)]
-    _, kept, rejected = numbered(tmp_path, [rows[:2], rows[2:]], deduplicate=deduplicate, splits="source")
+    _, kept, rejected = assigned(tmp_path, [rows[:2], rows[2:]], deduplicate=deduplicate, splits="source")
     assert [(row["key"], row["split"]) for row in kept] == (
         [("b", "train"), ("c", "test")] if reason else list(zip("abcde", splits, strict=True))
     )
@@ -236,7 +213,7 @@ def test_whatever_is_read_is_kept_or_rejected(
             else:
                 seen.add(same)
                 expected.append(row)
-    result, kept, rejected = numbered(tmp_path_factory.mktemp("number"), parts, deduplicate={"exact": exact})
+    result, kept, rejected = assigned(tmp_path_factory.mktemp("ids"), parts, deduplicate={"exact": exact})
     assert [(r["key"], tuple(r["captions"]), r["group"]) for r in kept] == [(r.key, r.captions, r.group) for r in expected]
     assert [r["sample_id"] for r in kept] == list(range(len(expected)))
     assert [r["reason"] for r in rejected] == reasons and result.reasons == Counter(reasons)
@@ -259,8 +236,8 @@ MANY = [Given(f"k{i}", f"p{i}", (f"text {i}", f"more {i}") if i % 3 else (f"text
 
 def test_captions_are_exchanged_among_training_rows_of_all_parts(tmp_path: Path) -> None:
     parts = [MANY[:20], MANY[20:25], MANY[25:]]
-    _, before, _ = numbered(tmp_path / "plain", parts)
-    result, after, _ = numbered(tmp_path / "noisy", parts, captions={"shuffled": 0.5})
+    _, before, _ = assigned(tmp_path / "plain", parts)
+    result, after, _ = assigned(tmp_path / "noisy", parts, captions={"shuffled": 0.5})
     train = [row["split"] == "train" for row in before]
     moved = [i for i, (old, new) in enumerate(zip(before, after, strict=True)) if old["captions"] != new["captions"]]
     assert len(moved) == round(0.5 * sum(train)) and all(train[i] for i in moved)
@@ -322,13 +299,13 @@ def changed(**keys: Any) -> list[list[Given | Rejected]]:
     ],
 )
 def test_the_fingerprint_tells_contents_apart(tmp_path: Path, parts: list, keys: dict) -> None:
-    assert numbered(tmp_path / "one", BASE)[0].fingerprint != numbered(tmp_path / "two", parts, **keys)[0].fingerprint
+    assert assigned(tmp_path / "one", BASE)[0].fingerprint != assigned(tmp_path / "two", parts, **keys)[0].fingerprint
 
 
 def test_the_fingerprint_is_of_the_content_alone(tmp_path: Path) -> None:
     """Not of places, of repetition, or of rows that were left out."""
-    one = numbered(tmp_path / "one", BASE)[0]
-    again = numbered(tmp_path / "one", BASE)[0]
-    elsewhere = numbered(tmp_path / "two", [BASE[0], [*BASE[1], replace(BROKEN, key="other")]])[0]
+    one = assigned(tmp_path / "one", BASE)[0]
+    again = assigned(tmp_path / "one", BASE)[0]
+    elsewhere = assigned(tmp_path / "two", [BASE[0], [*BASE[1], replace(BROKEN, key="other")]])[0]
     assert one.fingerprint == again.fingerprint == elsewhere.fingerprint and len(one.fingerprint) == 32
     assert one == again

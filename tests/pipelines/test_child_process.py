@@ -19,7 +19,7 @@ from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.shards import Part, cut, list_units, read_part
 from pipelines.program.errors import UserError
 from tests.pipelines.deadly import Deadly, killed_once, numbers, process, raising
-from tests.pipelines.test_images import svg_of
+from tests.pipelines.test_svg_render import svg_of
 
 SMALL = Limits(seconds=1, memory=1 << 30)
 GREEN = '<rect width="40" height="40" fill="lime"/>'

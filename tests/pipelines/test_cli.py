@@ -1,5 +1,7 @@
 """The programs from outside: exit codes, one-line errors, --help and --show. `run_program` itself runs in this process."""
 
+import errno
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,12 +11,14 @@ import pytest
 import ray.exceptions
 import yaml
 
+from pipelines.io.retry import Unreachable
 from pipelines.prepare.config import PrepareSettings
 from pipelines.program.cli import run_program
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.settings import load
 from tests.patience import PATIENCE
+from tests.stopped import assert_stopped
 from training.config import TrainSettings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -98,7 +102,8 @@ def test_an_interruption_has_its_own_code_and_a_bug_is_not_hidden(config: str, c
         raise ZeroDivisionError
 
     assert run_program("pipelines", "p", PrepareSettings, interrupt, [config]) == 130
-    assert capsys.readouterr().err == f"SIGINT: stopped; to go on: python -m pipelines {config}\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert_stopped(line, signal.SIGINT, f"python -m pipelines {config}")
     with pytest.raises(ZeroDivisionError):
         run_program("pipelines", "p", PrepareSettings, crash, [config])
 
@@ -122,6 +127,30 @@ def test_what_ray_loses_is_told_in_one_line_and_a_bug_in_its_tasks_is_not_hidden
     bug = ray.exceptions.RayTaskError("f", "Traceback ...", ZeroDivisionError(), "ray::f", 1, "10.0.0.1")
     with pytest.raises(ZeroDivisionError):
         run_program("pipelines", "p", PrepareSettings, act(bug.as_instanceof_cause()), [config])
+
+
+@pytest.mark.parametrize("in_a_task", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [Unreachable("s3://b/x: given up"), OSError(errno.ENOSPC, "No space left", "/d/x"), OSError(errno.EIO, "I/O", "/d/x")],
+)
+def test_a_store_or_disk_that_fails_is_told_in_one_line_and_other_errors_are_not_hidden(
+    config: str, capsys: pytest.CaptureFixture, error: OSError, in_a_task: bool
+) -> None:
+    """On the driver, and in a task of which Ray hands it on."""
+
+    def act(error: Exception) -> int:
+        def fail(settings: PrepareSettings, display: Display) -> None:
+            raise ray.exceptions.RayTaskError("f", "Traceback", error, "ray::f", 1, "10.0.0.1") if in_a_task else error
+
+        return run_program("pipelines", "p", PrepareSettings, fail, [config])
+
+    assert act(error) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and "same command" in printed
+    assert (error.filename or "s3://b/x") in printed
+    with pytest.raises((FileNotFoundError, ray.exceptions.RayTaskError)):
+        act(FileNotFoundError(errno.ENOENT, "No such file", "/d/x"))
 
 
 @pytest.mark.parametrize("arguments", [[], ["--nonsense", "c.yaml"]])

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import ray.data
 
 from pipelines.io.retry import Unreachable
 from pipelines.program import cluster
 from pipelines.program.errors import UserError
 from tests.patience import PATIENCE, wait_until
 from tests.refusals import refused
+from tests.stopped import assert_stopped
 from tests.training.program import listen
 
 import psutil  # isort: skip  comes with ray
@@ -93,6 +95,7 @@ def test_every_words_of_a_start_that_took_too_long_are_tried_again(monkeypatch: 
     [
         (UserError("source.path", "no 'x'", "give a folder"), "source.path", "no 'x'", "give a folder"),
         (Unreachable("s3://b: given up"), "", "s3://b: given up", "again"),
+        (OSError(28, "No space left on device", "/data/x"), "", "No space left on device: '/data/x'", "room"),
     ],
 )
 def test_an_error_in_a_task_arrives_with_its_parts(error: Exception, key: str, problem: str, remedy: str) -> None:
@@ -110,6 +113,53 @@ def test_a_task_that_died_names_its_image_or_the_memory() -> None:
     for culprit, key, remedy in ((lambda: image, "data.path", "remove the file"), (lambda: None, "Ray", "memory")):
         with refused(key, remedy=remedy), cluster.deaths_as_errors("", culprit):
             raise ray.exceptions.WorkerCrashedError
+
+
+def test_data_tasks_say_what_they_wait_for_while_other_jobs_have_all_cpus(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    @ray.remote(num_cpus=2)
+    class Other:
+        """What another job runs."""
+
+        def here(self) -> bool:
+            return True
+
+    monkeypatch.setenv("RAY_ADDRESS", "of a cluster")
+    monkeypatch.setattr(cluster, "_FULL", 0.5)
+    other = Other.remote()
+    assert ray.get(other.here.remote())
+
+    def end_when_told(line: str) -> None:
+        ray.kill(other)
+        lines.append(line)
+
+    lines: list[str] = []
+    monkeypatch.setattr(cluster.interrupts, "say", end_when_told)
+    data = ray.data.from_items([{"x": 1}]).map_batches(cluster.errors_as_blocks(lambda batch: batch), batch_size=1)
+    assert [block["x"].tolist() for block in cluster.blocks(data)] == [[1]]
+    assert len(lines) == 1 and all(part in lines[0] for part in ("1 CPU ", "has 2", "0 free"))
+    # With room, nothing is said.
+    assert [block["x"].tolist() for block in cluster.blocks(data)] == [[1]]
+    assert len(lines) == 1
+
+
+def test_an_actor_that_could_not_be_set_up_is_told_by_its_cause_and_is_none_of_memory() -> None:
+    """An encoder that cannot be built there: Ray reports a dead actor, which is not a death."""
+    raised = ValueError("no GPU of this kind")
+    cause = ray.exceptions.RayTaskError("f", "Traceback ...\nValueError: no GPU of this kind", raised, "ray::f", 1, "10.0.0.1")
+
+    def culprit() -> None:
+        raise AssertionError("no image is at fault")
+
+    with (
+        refused("Ray", "ValueError: no GPU of this kind", remedy="it goes on") as caught,
+        cluster.deaths_as_errors("it goes on", culprit),
+    ):
+        raise ray.exceptions.ActorDiedError(cause)
+    assert "memory" not in str(caught.value)
+    with refused("Ray", "its process died", remedy="memory"), cluster.deaths_as_errors(""):
+        raise ray.exceptions.ActorDiedError
 
 
 # --- the cluster's head ---
@@ -226,7 +276,8 @@ def test_signals_while_ray_starts_and_the_loss_of_its_head_are_told_in_one_line(
         program.send_signal(number)
         _, told = program.communicate(timeout=PATIENCE)
         assert program.returncode == 128 + number, told
-        assert told == f"{number.name}: stopped; to go on: python -m pipelines {tmp_path}/c.yaml\n"
+        (line,) = told.splitlines()
+        assert_stopped(line, number, f"python -m pipelines {tmp_path}/c.yaml")
         assert not psutil.wait_procs(family, timeout=PATIENCE)[1]
 
     program = start()

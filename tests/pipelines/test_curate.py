@@ -182,10 +182,10 @@ def test_a_large_jpeg_shrinks_to_the_size_that_is_kept() -> None:
     assert np.abs(np.asarray(small, dtype=float) - direct).mean() < 2
 
 
-@pytest.mark.parametrize("way", ["copy", "index"])
-def test_a_truncated_jpeg_is_found_even_where_nothing_is_resized(way: str) -> None:
+@pytest.mark.parametrize("mode", ["copy", "index"])
+def test_a_truncated_jpeg_is_found_even_where_nothing_is_resized(mode: str) -> None:
     data = encoded(noise(32, 32))
-    assert reason(pair(data[: len(data) // 2]), mode=way, verify="all") == "truncated"
+    assert reason(pair(data[: len(data) // 2]), mode=mode, verify="all") == "truncated"
 
 
 def test_a_image_that_is_not_there_is_a_missing_one(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_an_index_notes_where_images_are() -> None:
 def test_perceptual_hashes_are_of_the_same_pixels_whatever_the_way() -> None:
     """A large JPEG is decoded smaller, and a hash of the whole one would differ by some bits."""
     data = encoded(noise(1600, 1200), quality=60)
-    settings = [settings_of(mode=way, deduplicate={"near": 0}, splits={}) for way in ("copy", "index")]
+    settings = [settings_of(mode=mode, deduplicate={"near": 0}, splits={}) for mode in ("copy", "index")]
     assert len({one(pair(data), each).columns["near_hash"] for each in settings}) == 1
 
 

@@ -95,12 +95,14 @@ def test_other_weights_or_pixels_are_another_bank_and_a_crash_leaves_nothing(
 ) -> None:
     before = folders(tiny_dataset)
     logging.disable()  # pytest keeps what is logged, and with it the frames of Ray's threads
-    with pytest.raises(Exception, match="asked to compute") as caught:
-        image_bank(tiny_dataset, size, crashing, (), {"weights": weights}, Pool(2), QUIET)
+    try:
+        with pytest.raises(Exception, match="asked to compute") as caught:
+            image_bank(tiny_dataset, size, crashing, (), {"weights": weights}, Pool(2), QUIET)
+    finally:
+        logging.disable(logging.NOTSET)
     assert folders(tiny_dataset) == before
     wait_until(lambda: gc.collect() >= 0 and ray.available_resources().get("CPU") == 2)  # though the error lives on
     assert caught.value is not None
-    logging.disable(logging.NOTSET)
 
 
 def test_texts_are_embedded_in_one_pass_and_only_what_is_missing(stamps: Prepared, words: Callable, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A bank of 100,000 rows that is killed, in processes of its own: it goes on, and ends the same to the last bit."""
+"""A bank of 100,000 rows that is killed, in processes of its own: it resumes, and ends the same to the last bit."""
 
 import random
 import shutil
@@ -69,7 +69,7 @@ def test_the_undisturbed_one_holds_what_the_encoder_gives_to_batches_of_64(undis
         assert np.array_equal(rows[at : at + 64], encoder(np.asarray(TEXTS[at : at + 64])).astype(np.float16))
 
 
-def test_killed_twice_it_goes_on_and_ends_bit_identical(start: Start, undisturbed: Path, dataset: Path) -> None:
+def test_killed_twice_it_resumes_and_ends_bit_identical(start: Start, undisturbed: Path, dataset: Path) -> None:
     choose, done = random.Random(20261125), 0
     for least, most, stop in ((1, 6, 9), (10, 16, 20)):
         before = parts(dataset)
@@ -78,13 +78,13 @@ def test_killed_twice_it_goes_on_and_ends_bit_identical(start: Start, undisturbe
         time.sleep(choose.uniform(0, 0.3))
         program.kill()
         assert program.process.returncode == -9 and not list(dataset.glob("banks/*/bank.json"))
-        assert f"going on, {done} of {PARTS} parts are done" in program.text() or not done
+        assert f" {done} of {PARTS} parts " in program.text() or not done
         after = parts(dataset)
         assert len(before) < len(after) < PARTS and before.items() <= after.items(), "what was done is not done again"
         done = len(after)
     program = start(dataset, 2)
     assert program.wait() == 0, program.text()
-    assert f"bank of texts: going on, {done} of {PARTS} parts are done" in program.text()
+    assert f" {done} of {PARTS} parts " in program.text()
     shown = [int(line.split()[3].split("/")[0]) for line in program.text().splitlines() if f"/{ROWS}" in line]
     assert shown[0] > done * 4096 and shown[-1] == ROWS, "only the missing parts are computed"
     (found,) = dataset.glob("banks/*")
@@ -109,5 +109,5 @@ def test_half_a_part_is_computed_anew(start: Start, undisturbed: Path, dataset: 
     (folder / "00003.npy").write_bytes((folder / "00003.npy").read_bytes()[:5000])
     (folder / "00004.npy").write_bytes(b"")
     program = start(dataset, 0)
-    assert program.wait() == 0 and f"going on, 23 of {PARTS} parts are done" in program.text()
+    assert program.wait() == 0 and f" 23 of {PARTS} parts " in program.text()
     assert same(dataset / "banks" / undisturbed.name, undisturbed)

@@ -29,11 +29,11 @@ QUIET = Display(quiet=True)
 PAIRS, BATCH = 70, 16
 
 
-def prepared(root: Path, form: str, way: str, pairs: list[Given], **keys: Any) -> Prepared:
+def prepared(root: Path, form: str, mode: str, pairs: list[Given], **keys: Any) -> Prepared:
     tree = {
         "source": FORMS[form](root / form, pairs) | {"dataset": "same"},
         "output": root / "out",
-        "mode": way,
+        "mode": mode,
         "image": {"size": 64, "format": "png"},
         "splits": {"test": 0.2},
         "shard_rows": 20,
@@ -74,12 +74,12 @@ def reference(
     return batches_of(data, tokenizer)
 
 
-@pytest.mark.parametrize("way", ["copy", "index"])
+@pytest.mark.parametrize("mode", ["copy", "index"])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_same_pairs_are_the_same_batches(
-    tmp_path: Path, form: str, way: str, pairs: list[Given], tokenizer: TextTokenizer, reference: list[Batch]
+    tmp_path: Path, form: str, mode: str, pairs: list[Given], tokenizer: TextTokenizer, reference: list[Batch]
 ) -> None:
-    data = prepared(tmp_path, form, way, pairs)
+    data = prepared(tmp_path, form, mode, pairs)
     assert data.texts().to_pylist() == [pair.caption for pair in pairs]
     assert data.manifest["counts"] == {"listed": PAIRS, "found": PAIRS, "read": PAIRS, "kept": PAIRS, "rejected": {}}
     found = batches_of(data, tokenizer)
@@ -130,13 +130,13 @@ CORPUS = {
 }
 
 
-@pytest.mark.parametrize("way", ["copy", "index"])
+@pytest.mark.parametrize("mode", ["copy", "index"])
 @pytest.mark.parametrize("form", CORPUS)
-def test_every_odd_row_has_its_outcome(ray_session: None, tmp_path: Path, form: str, way: str) -> None:
+def test_every_odd_row_has_its_outcome(ray_session: None, tmp_path: Path, form: str, mode: str) -> None:
     cases = {f"{i:03d}.png": case for i, case in enumerate(CORPUS[form])}
     assert len(cases) >= 40
     given = [Given(name, case.image, case.caption) for name, case in cases.items()]
-    data = prepared(tmp_path, form, way, given, verify="all", max_rejected_rate=1.0)
+    data = prepared(tmp_path, form, mode, given, verify="all", max_rejected_rate=1.0)
     rejected = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
     counts = data.manifest["counts"]
     assert counts["read"] == counts["kept"] + len(rejected) == len(cases) == counts["listed"]

@@ -104,7 +104,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr(retry, "_FIRST_WAIT", 0.001)
     monkeypatch.setattr(retry, "_PATIENCE", math.inf)
     with Site() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.ended.set()
         server.shutdown()

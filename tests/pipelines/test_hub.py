@@ -128,7 +128,7 @@ def test_a_hub_that_answers_is_believed(monkeypatch: pytest.MonkeyPatch, known: 
             pass
 
     with HTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         if known:
             hub.check_repository("somebody/small", "image_tower.weights", "somebody/small")

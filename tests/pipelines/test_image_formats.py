@@ -161,6 +161,14 @@ def test_many_texts_together_are_a_bomb() -> None:
     assert refused(encoded(RED)[:33] + chunk * 5 + encoded(RED)[33:]).reason == "decompression_bomb"
 
 
+def test_an_image_that_needs_more_memory_than_there_is_is_a_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    assert refused(encoded(RED)).reason == "decompression_bomb"
+
+
 def exif(orientation: int) -> bytes:
     return b"Exif\0\0MM\0*" + struct.pack(">IHHHIHH", 8, 1, 0x0112, 3, 1, orientation, 0) + bytes(4)
 

@@ -18,6 +18,7 @@ from pipelines.program import interrupts
 from pipelines.program.display import Display
 from pipelines.program.path_keys import Place
 from tests.patience import PATIENCE
+from tests.stopped import assert_stopped
 from tests.training.program import listen
 
 ROOT = Path(__file__).parents[2]
@@ -85,20 +86,21 @@ def ended(process: subprocess.Popen) -> tuple[int, list[str]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_program_with_one_line_of_what_is_kept_and_how_to_go_on(
+def test_a_signal_ends_a_program_with_one_line_of_what_is_kept_and_how_to_resume(
     start: Start, tmp_path: Path, number: signal.Signals
 ) -> None:
     process = start("work", "image.size=32", "overwrite=true")
     process.send_signal(number)
-    again = f"python -m pipelines {tmp_path}/c.yaml image.size=32"
-    assert ended(process) == (128 + number, [f"{number.name}: stopped, 7 of 9 parts are kept; to go on: {again}"])
+    code, (line,) = ended(process)
+    assert code == 128 + number
+    assert_stopped(line, number, f"python -m pipelines {tmp_path}/c.yaml image.size=32", "7 of 9 parts")
 
 
 def test_what_a_config_would_overwrite_is_kept_too(start: Start, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text((tmp_path / "c.yaml").read_text() + "overwrite: true\n")
     process = start("work")
     process.terminate()
-    assert ended(process)[1][0].endswith(f"to go on: python -m pipelines {tmp_path}/c.yaml overwrite=false")
+    assert_stopped(ended(process)[1][0], signal.SIGTERM, f"python -m pipelines {tmp_path}/c.yaml overwrite=false")
 
 
 def test_while_a_program_imports_and_when_it_is_done_there_is_nothing_to_keep(start: Start) -> None:
@@ -111,13 +113,13 @@ def test_while_a_program_imports_and_when_it_is_done_there_is_nothing_to_keep(st
 
 
 @pytest.mark.parametrize(("place", "step"), [("saves", 6), ("returns", 5), ("hangs", 5)])
-def test_who_wants_to_be_asked_ends_by_itself_or_is_interrupted(start: Start, place: str, step: int) -> None:
+def test_who_wants_to_be_asked_ends_by_itself_or_is_interrupted(start: Start, tmp_path: Path, place: str, step: int) -> None:
     """Where what was asked comes to its end, where there is nothing to wait for, and where nothing comes of it."""
     process = start(place)
     process.send_signal(signal.SIGINT)
     code, (first, last) = ended(process)
-    assert code == 130 and first.startswith("SIGINT: stopping as soon as what is under way is saved")
-    assert last.startswith(f"SIGINT: stopped, step {step} is kept; to go on: ")
+    assert code == 130 and first.startswith("SIGINT: ")
+    assert_stopped(last, signal.SIGINT, f"python -m pipelines {tmp_path}/c.yaml", f"step {step} ")
 
 
 def test_a_signal_sent_twice_at_once_counts_once_and_a_second_one_ends_the_program_at_once(start: Start) -> None:

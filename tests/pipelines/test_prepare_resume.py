@@ -1,4 +1,4 @@
-"""Preparing that is killed, in processes of its own: the same command goes on, redoes next to nothing, and ends the same."""
+"""Preparing that is killed, in processes of its own: the same command resumes, redoes next to nothing, and ends the same."""
 
 import json
 import os
@@ -53,12 +53,12 @@ class Preparing:
         return self._output.read_text()
 
     def stop(self, number: signal.Signals) -> None:
-        """Ask it to stop: it says in one line what is kept and how to go on, and nothing of its Ray stays."""
+        """Ask it to stop: it says in one line what is kept and how to resume, and nothing of its Ray stays."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(number)
         assert self.process.wait(PATIENCE) == 128 + number, self.text()
         last = self.text().splitlines()[-1]
-        assert re.match(rf"{number.name}: stopped, \d+ of \d+ parts are kept; to go on: python -m pipelines ", last), self.text()
+        assert re.match(rf"{number.name}: .*\d+ of \d+ parts .*: python -m pipelines ", last), self.text()
         assert not psutil.wait_procs(family, timeout=PATIENCE)[1]
 
     def kill(self) -> None:
@@ -121,7 +121,7 @@ def start(config: Path) -> Iterator[Start]:
 def undisturbed(ray_session: None, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     output = tmp_path_factory.mktemp("undisturbed") / "out"
     said = succeed("pipelines", str(config), f"output={output}")
-    assert "going on" not in said
+    assert not re.search(r"\d+ of \d+ parts", said), "there was nothing to resume"
     return Prepared.open(output)
 
 
@@ -144,7 +144,7 @@ def begun(output: Path) -> set[Path]:
 
 
 def shards(output: Path) -> list[Path]:
-    """Shards that have been numbered."""
+    """Shards whose rows have their ids."""
     return [path for path in output.glob("content-*/*.parquet") if ".found." not in path.name]
 
 
@@ -194,8 +194,8 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_dataset(
         end_at_random(start, output, parts, choose, number)
     before = done(output)
 
-    # Between the parts and the manifest: as soon as all parts are done, and when some shards are numbered.
-    program = start(output, "numbering")
+    # Between the parts and the manifest: as soon as all parts are done, and when the rows of some shards have ids.
+    program = start(output, "ids")
     wait_for(program, lambda: len(list(output.glob("content-*/*.found.parquet"))) == parts)
     program.kill()
     every = done(output)
@@ -209,7 +209,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_dataset(
     assert list(output.glob("rejected.parquet*")), "this is left too, and is no stranger's"
 
     said = succeed("pipelines", str(config), f"output={output}")
-    assert f"going on, {parts} of {parts} parts are done" in said
+    assert f" {parts} of {parts} parts " in said
     after = Prepared.open(output)
     assert after.fingerprint == undisturbed.fingerprint and without_time(after) == without_time(undisturbed)
     kept = ROWS - ROWS // 1000

@@ -13,7 +13,7 @@ from pipelines.dataset.rand_augment import NAMES, RandAugment, operate
 from pipelines.dataset.views import Augment, draw, train_view
 from pipelines.program.randomness import generator
 from pipelines.program.settings import validate
-from tests.pipelines.test_images import gradient, noise
+from tests.pipelines.pixels import gradient, noise
 from tests.refusals import refused
 from training.config import TrainSettings
 

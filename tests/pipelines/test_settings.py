@@ -316,6 +316,17 @@ def test_the_remedy_suggests_what_was_probably_meant(change: dict, key: str, nam
         validate(Outer, GOOD | change, "file.yaml")
 
 
+class Mode(Settings):
+    mode: Literal["trainable", "frozen", "locked"] = "trainable"
+
+
+@pytest.mark.parametrize(("value", "remedy"), [("froozen", "'frozen'?"), ("LOCKED", "'locked'?"), ("zzz", ""), (3, "")])
+def test_a_choice_that_is_misspelt_is_suggested(value: object, remedy: str) -> None:
+    with refused("mode", repr(value), "'trainable', 'frozen' or 'locked'", remedy=remedy) as caught:
+        validate(Mode, {"mode": value}, "file.yaml")
+    assert bool(caught.value.remedy) == bool(remedy)
+
+
 def test_a_misspelt_key_that_must_be_there_is_one_mistake() -> None:
     with refused("titel", "'t'", remedy="'title'") as caught:
         validate(Outer, {"titel": "t", "tower": {"name": "red"}}, "file.yaml")

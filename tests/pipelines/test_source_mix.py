@@ -99,6 +99,8 @@ def test_an_inner_sources_error_names_its_key_in_the_mix(files: Path) -> None:
     source = mix({"source": folder(files)}, {"source": table(files, caption="text")})
     with refused("source.sources[1].source.caption", "'text'", "'image', 'caption', 'kind'"):
         source.units()
+    with refused("source.sources[0].source.path", "nowhere", remedy="source.sources[0].source.path="):
+        mix({"source": folder(files / "nowhere")}).units()
     tar = files / "x.tar.gz"
     tar.write_bytes(gzip.compress(b""))
     source = mix({"source": folder(files)}, {"source": {"name": "webdataset", "paths": str(tar)}})

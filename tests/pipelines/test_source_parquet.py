@@ -14,6 +14,7 @@ from pipelines.io.image_bytes import Location, read_location
 from pipelines.program.settings import validate
 from pipelines.sources import parquet
 from pipelines.sources.base import Rejected
+from pipelines.sources.columns import Start
 from pipelines.sources.parquet import ParquetSource
 from tests.object_store import Store
 from tests.pipelines.rows import image, pairs, read, told
@@ -131,6 +132,59 @@ def test_lists_of_captions(tmp_path: Path, kind: pa.DataType) -> None:
     columns = {"image": [A] * 5, "captions": pa.array(lists, kind)}
     found = read(source_of(put(tmp_path / "x.parquet", columns)))
     assert [value for _, value in told(found)] == [["one", "two"], *["missing_caption"] * 3, ["x"]]
+
+
+TEXTS = {
+    "string": pa.string(),
+    "large": pa.large_string(),
+    "view": pa.string_view(),
+    "dictionary": pa.dictionary(pa.int32(), pa.string()),
+    "dictionary of large": pa.dictionary(pa.int8(), pa.large_string()),
+}
+LISTS = {"list": pa.list_, "large list": pa.large_list, "list of two": lambda kind: pa.list_(kind, 2)}
+BYTES = {"binary": pa.binary(), "large": pa.large_binary(), "view": pa.binary_view(), "fixed size": pa.binary(len(A))}
+
+
+def array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
+    return pa.array(values, kind)
+
+
+def rows_of(**columns: pa.Array) -> list[Any]:
+    """What the columns hold, whichever format they came from."""
+    batch, source = pa.record_batch(columns), source_of("x.parquet", label="kind")
+    return list(source.pairs(batch, source.layout(batch.schema), Start("x.parquet", "x", 0, 0, 1), True))
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_every_arrow_type_of_text(kind: str) -> None:
+    """As captions, labels and paths of images; one that is null is none, which is not the same as an empty one."""
+    texts = array(["caf\u00e9", None, "a cat"], TEXTS[kind])
+    first, second, third = rows_of(image=array(["0.png", "1.png", "2.png"], TEXTS[kind]), caption=texts, kind=texts)
+    assert told([first, second, third]) == [("x:1", ["caf\u00e9"]), ("x:2", "missing_caption"), ("x:3", ["a cat"])]
+    assert [(row.location, row.labels) for row in (first, third)] == [
+        (Location("0.png"), {"kind": "caf\u00e9"}),
+        (Location("2.png"), {"kind": "a cat"}),
+    ]
+    (labelled,) = rows_of(image=pa.array([A]), caption=pa.array(["a"]), kind=array([None], TEXTS[kind]))
+    assert labelled.labels == {}
+    for list_of in LISTS.values():
+        if kind.startswith("dictionary"):
+            continue
+        lists = pa.array([["one", None], None, ["two", "three"]], list_of(TEXTS[kind]))
+        found = rows_of(image=pa.array([A, B, C]), caption=lists, kind=pa.nulls(3))
+        assert told(found) == [("x:1", ["one"]), ("x:2", "missing_caption"), ("x:3", ["two", "three"])]
+
+
+@pytest.mark.parametrize("kind", BYTES)
+def test_every_arrow_type_of_bytes(kind: str) -> None:
+    columns = {"caption": pa.array(["a", "b"]), "kind": pa.array([1, 2])}
+    (found, lost) = rows_of(image=pa.array([A, None], BYTES[kind]), **columns)
+    assert found.image == A and told([lost]) == [("x:2", "missing_image")]
+    struct = pa.array([{"bytes": A}, {"bytes": None}], pa.struct([("bytes", BYTES[kind])]))
+    (found, lost) = rows_of(image=struct, **columns)
+    assert found.image == A and told([lost]) == [("x:2", "missing_image")]
 
 
 def test_text_that_is_not_utf8_costs_its_row(tmp_path: Path) -> None:

@@ -368,7 +368,7 @@ def http_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     handler = functools.partial(Quiet, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
         def serve(files: dict[str, bytes]) -> str:
             for name, content in files.items():

@@ -94,6 +94,15 @@ def test_names_with_signs_of_their_own(home: Home) -> None:
         assert storage.read(home.uri(name)) == storage.read(home.uri(name), 0, 99) == name.encode()
 
 
+def test_signs_beside_a_wildcard_mean_themselves(home: Home) -> None:
+    """As they do in a shell: neither a point nor a plus nor brackets match anything else."""
+    for name in ["a+b#%20 (1).bin", "aab#%20 1.bin", "a+b#%20 (2)-bin"]:
+        home.put(name, b"x")
+    assert found(home, "a+b#%20 (*).bin") == ["a+b#%20 (1).bin"]
+    assert found(home, "a*.bin") == ["a+b#%20 (1).bin", "aab#%20 1.bin"]
+    assert found(home, "a[\\w+]b*.bin") == ["a+b#%20 (1).bin"], "no class of letters"
+
+
 def test_find_names_the_file_that_is_missing(home: Home) -> None:
     home.put("s-00.tar", b"0")
     with refused("source.paths", home.uri("s-01.tar"), home.uri("s-{00..01}.tar")):

@@ -17,7 +17,7 @@ from pipelines.dataset.strong_views import StrongAugment, StrongViews
 from pipelines.dataset.views import UNCHANGED, Augment, Drawn, Jitter, apply, draw, draw_strong, eval_view
 from pipelines.program.randomness import generator
 from tests.pipelines.corpus import encoded
-from tests.pipelines.test_images import gradient, noise
+from tests.pipelines.pixels import gradient, noise
 
 PLAIN = StrongAugment(jitter=0, gray=0, blur=0)
 TWO = StrongViews(StrongAugment(crop_scale=(0.2, 1.0)), 2)

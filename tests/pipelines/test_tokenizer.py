@@ -1,9 +1,11 @@
 """The tokenizer trained on captions, and the ones that come with pretrained towers."""
 
+import json
 import pickle
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipelines.dataset.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 from pipelines.program.randomness import generator
@@ -71,16 +73,40 @@ def test_a_used_tokenizer_travels() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(again(["a cat"]), before, strict=True))
 
 
-def test_a_saved_tokenizer_is_loaded_from_its_folder_or_file(tmp_path: Path) -> None:
+def test_a_saved_tokenizer_is_loaded_from_its_folder(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(CORPUS, 100, 8)
     (tmp_path / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
-    assert load_tokenizer(str(tmp_path / "tokenizer.json"), 8, "k") == tokenizer
     captions = ["A red CAT", "", "house " * 20]
     for found, right in zip(load_tokenizer(str(tmp_path), 8, "k")(captions), tokenizer(captions), strict=True):
         assert np.array_equal(found, right)
-    (tmp_path / "empty").mkdir()
-    with refused("text_tower.weights", tmp_path / "empty", "tokenizer.json"):
-        load_tokenizer(str(tmp_path / "empty"), 8, "text_tower.weights")
+
+
+@pytest.mark.parametrize("damage", ["absent", "a folder", "empty", "cut", "no unknown token", "no words"])
+def test_a_tokenizer_that_does_not_work_is_refused(tmp_path: Path, damage: str) -> None:
+    """In one line; the library reports some of these when it encodes the first text, and others never."""
+    tree = json.loads(train_tokenizer(CORPUS, 100, 8).json)
+    file = tmp_path / "tokenizer.json"
+    if damage == "a folder":
+        file.mkdir()
+    elif damage == "no unknown token":
+        tree["model"]["unk_token"] = "<unk>"
+    elif damage == "no words":
+        tree["model"]["vocab"] = {token["content"]: token["id"] for token in tree["added_tokens"]}
+    if not file.exists() and damage != "absent":
+        text = json.dumps(tree)
+        file.write_text({"empty": "", "cut": text[:500]}.get(damage, text), encoding="utf-8")
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"} | ({} if damage == "no unknown token" else names)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with refused("text_tower.weights", tmp_path):
+        load_tokenizer(str(tmp_path), 8, "text_tower.weights")
+
+
+def test_a_file_is_no_tokenizers_folder(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"\xff\xfe")
+    with refused("text_tower.weights", file, "tokenizer.json"):
+        load_tokenizer(str(file), 8, "text_tower.weights")
 
 
 def test_the_demos_tokenizer_pads_by_its_own_token() -> None:

@@ -10,7 +10,7 @@ from pipelines.dataset.images import decode, open_image
 from pipelines.dataset.views import Augment, eval_view, train_view
 from pipelines.program.randomness import generator
 from tests.pipelines.corpus import encoded
-from tests.pipelines.test_images import UPRIGHT, exif, gradient, noise, oriented_jpeg
+from tests.pipelines.pixels import UPRIGHT, exif, gradient, noise, oriented_jpeg
 
 
 @pytest.mark.parametrize(("width", "height"), [(256, 256), (256, 128)])
@@ -153,6 +153,14 @@ def test_the_evaluation_view_is_the_centre_square() -> None:
     # Columns 64 to 192 and all rows: four pixels each, whose middles are at 64 + 4 i + 1.5.
     assert np.abs(small[0, 16, 2:-2].astype(float) - (65.5 + 4 * np.arange(2, 30))).max() <= 1
     assert np.abs(small[1, 2:-2, 16].astype(float) - (1.5 + 4 * np.arange(2, 30))).max() <= 1
+
+
+@pytest.mark.parametrize("size", [12, 24, 100])
+def test_the_evaluation_view_is_exactly_what_it_always_was(size: int) -> None:
+    """Published scores can be computed again years later: bicubic, from the whole of the centre square."""
+    image = Image.fromarray(noise(48, 64))
+    expected = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=(8, 0, 56, 48))).transpose(2, 0, 1)
+    assert np.array_equal(eval_view(image, size), expected)
 
 
 @pytest.mark.parametrize("changed", [{"crop_scale": (0.5,)}, {"crop_scale": "half"}, {"flip": "perhaps"}])

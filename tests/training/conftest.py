@@ -1,6 +1,7 @@
-"""What the tests of training share: one thread for tiny networks, and one small run that chose and tested a checkpoint."""
+"""What the tests of training share: one thread for tiny networks, runs on squares in this process, and one through Ray Train."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,11 @@ import torch
 from pipelines.dataset.prepared import Prepared
 from pipelines.program.display import Display
 from pipelines.program.settings import validate
+from tests.training.inline_runs import train
+from tests.training.squares import STEPS, Poison, planner, write_root
+from training import loop
 from training.config import TrainSettings
+from training.plan import Plan
 from training.run import run
 
 SMALL: dict[str, Any] = {
@@ -47,3 +52,41 @@ def chosen(tiny_dataset: Prepared, tmp_path_factory: pytest.TempPathFactory) -> 
     settings = validate(TrainSettings, tree, "chosen")
     run(settings, Display(quiet=True))
     return settings
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The datasets and towers of tests.training.squares."""
+    folder = tmp_path_factory.mktemp("squares")
+    write_root(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plan_of(squares: Path) -> Callable[..., Plan]:
+    """A function from overrides to the plan of a run on squares."""
+    return planner(squares)
+
+
+@pytest.fixture(scope="session")
+def straight(plan_of: Callable[..., Plan], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("straight")
+    result, reported = train(plan_of(), folder)
+    assert result is not None and reported == list(range(1, STEPS + 1))
+    return folder, result
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
+    """A function that makes an image's features NaN in the given steps, counted from 1."""
+    step, at = loop.train_step, []
+
+    def sick(state: Any, batch: Any, *rest: Any) -> Any:
+        if state.step + 1 in at:
+            batch = batch | {"image_features": batch["image_features"].clone()}
+            batch["image_features"][2] = torch.nan
+        return step(state, batch, *rest)
+
+    monkeypatch.setattr(loop, "train_step", sick)
+    return lambda *steps: at.extend(steps)

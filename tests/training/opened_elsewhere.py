@@ -1,6 +1,6 @@
-"""A process of its own that knows a run's folder and no other file of its towers: what it embeds, and how it goes on.
+"""A process of its own that knows a run's folder and no other file of its towers: what it embeds, and how it resumes.
 
-Argument: a folder with `runs.json`, names of runs to the settings that they go on with. The rows go into `rows.npz` beside it.
+Argument: a folder with `runs.json`, names of runs to the settings with which they resume. The rows go into `rows.npz` beside it.
 """
 
 import json
@@ -38,8 +38,8 @@ def embedded(run: Path) -> dict[str, np.ndarray]:
     return {"images": embedder.embed_images(images()), "texts": embedder.embed_texts(TEXTS)}
 
 
-def going_on(run: Path, tree: dict[str, Any]) -> dict[str, np.ndarray]:
-    """What a run sees that goes on: features that no checkpoint holds, ids of its words, and its weights in a row."""
+def resumed(run: Path, tree: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What a resumed run reads: features that no checkpoint holds, ids of its words, and its weights in a row."""
     settings = validate(TrainSettings, tree, "run")
     checkpoint = settle(run, print)
     plan = plan_of(settings, Pool(0), Display(quiet=True), run, checkpoint)
@@ -72,6 +72,6 @@ if __name__ == "__main__":
     socket.getaddrinfo = socket.create_connection = no_network
     root, rows = Path(sys.argv[1]), {}
     for name, tree in json.loads((root / "runs.json").read_text()).items():
-        for key, value in (embedded(root / name) | going_on(root / name, tree)).items():
+        for key, value in (embedded(root / name) | resumed(root / name, tree)).items():
             rows[f"{name} {key}"] = value
     np.savez(root / "rows.npz", **rows)

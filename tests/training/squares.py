@@ -22,6 +22,7 @@ from training.plan import Plan, plan_of
 TRAIN, TEST, BATCH, EPOCHS = 24, 10, 8, 4
 STEPS = TRAIN // BATCH * EPOCHS  # 12
 BEST = "retrieval/squares/image_to_text_recall@1"
+Poison = Callable[..., None]  # of the fixture `poison`
 
 
 def prepared_by_hand(folder: Path, name: str, first: int = 0) -> Prepared:

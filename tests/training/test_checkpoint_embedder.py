@@ -10,34 +10,22 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from evaluation.suite import SuiteSettings, held_out
-from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.sample_images import whole_images
-from pipelines.dataset.stream import Stream
-from pipelines.dataset.tokenizer import train_tokenizer
+from pipelines.features.feature_store import Pool
+from pipelines.program.display import Display
 from pipelines.program.settings import validate
+from tests.training.objectives.reference import task
 from training.checkpoint import CheckpointEmbedder, load_embedder, save_checkpoint
 from training.checkpoint_registry import seal
 from training.config import TrainSettings
 from training.objectives import ObjectiveUnion
-from training.objectives.base import Objective, Task
-from training.plan import Plan, Scored
+from training.objectives.base import Objective
+from training.plan import plan_of
 from training.precision import unit
 from training.state import TrainState
 
-TASK = Task(
-    num_images=9,
-    num_texts=9,
-    embed_dim=8,
-    image_width=16,
-    steps_per_epoch=1,
-    total_steps=1,
-    seed=0,
-    states_width=16,
-    vocabulary_size=50,
-    guide_widths=(4, 4),
-)
+TASK = task(states_width=16, vocabulary_size=50, guide_widths=(4, 4))
 
 
 def save(prepared: Prepared, folder: Path, **changes: Any) -> TrainState:
@@ -53,11 +41,7 @@ def save(prepared: Prepared, folder: Path, **changes: Any) -> TrainState:
         "global_batch_size": 4,
     }
     settings = validate(TrainSettings, tree | changes, "t")
-    tokenizer = train_tokenizer(prepared.texts().to_pylist(), 100, settings.text_tower.max_tokens)
-    stream = Stream(prepared, frozenset({"image"}), image_size=12, tokenizer=tokenizer)
-    scored = Scored(held_out(prepared, SuiteSettings()), stream, None, None, "held_out.npz")
-    order = Order(prepared, "train", split_seed=None, seed=0, global_batch_size=4)
-    plan = Plan(settings=settings, order=order, stream=stream, scored=(scored,), tokenizer=tokenizer, code_version="test")
+    plan = plan_of(settings, Pool(0), Display(quiet=True))
     encoder, objective, teacher = plan.build()
     optimizer = settings.optimizer.build([encoder, objective])
     state = TrainState(encoder, objective, teacher, optimizer, torch.amp.GradScaler("cpu", enabled=False))

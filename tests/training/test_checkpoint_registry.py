@@ -170,6 +170,19 @@ def test_a_bit_that_was_flipped_anywhere_in_rays_list(run: Path) -> None:
                 (run / file).write_bytes(whole[file])
 
 
+def test_a_run_whose_list_is_gone_does_not_begin_anew(run: Path) -> None:
+    """For a few files were forgotten in a copy: beginning anew would delete the checkpoints."""
+    for name in lists_of(run):
+        (run / name).unlink()
+    with refused("checkpoint", run, "newest_checkpoint.json", LISTS[0], remedy="copy"):
+        settle(run, print)
+    assert len(list(run.glob("checkpoint_*"))) == len(STEPS) + 1
+    # One alone may be of a process that died before it wrote the first list.
+    for step in STEPS[1:]:
+        shutil.rmtree(run / name_of(step))
+    assert settle(run, print) is None
+
+
 def test_a_run_without_a_finished_checkpoint_begins(tmp_path: Path) -> None:
     """Ray's very first list may be cut off: without it Ray begins, with it Ray would stop."""
     assert settle(tmp_path, print) is None and list(tmp_path.iterdir()) == []
@@ -187,7 +200,7 @@ def test_a_checkpoint_from_before_there_were_digests_counts(run: Path) -> None:
 
 
 def test_ray_trains_list_is_copied_only_while_it_is_whole(tmp_path: Path) -> None:
-    """Ray writes it in place; killed meanwhile, it could never go on from it."""
+    """Ray writes it in place; killed meanwhile, it could never resume from it."""
     run = tmp_path / "run"
     for step in (20, 40):
         checkpoint(run / name_of(step), step)

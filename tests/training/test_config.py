@@ -22,6 +22,19 @@ def settings(**changes: object) -> TrainSettings:
     return validate(TrainSettings, TREE | changes, "c.yaml")
 
 
+def test_no_key_of_another_objective_is_suggested() -> None:
+    """`swap_directions` is one of PSD's; a key that is spelled alike elsewhere in the config may be meant."""
+    with refused("objective.warmup_epochs", remedy="temperature") as caught:
+        settings(objective={"name": "siglip", "warmup_epochs": 1})
+    assert "swap_directions" not in caught.value.remedy
+
+
+def test_a_list_of_wrong_values_is_not_called_too_short() -> None:
+    with refused("evaluation.recall_at.0", "(value 0)") as caught:
+        settings(evaluation={"recall_at": [0]})
+    assert str(caught.value).count("recall_at") == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "key", "named"),
     [

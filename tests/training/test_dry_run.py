@@ -76,6 +76,14 @@ def test_a_parameter_without_a_gradient_is_named_where_there_are_several_workers
         check_build(plan_of(resources__num_workers=2))
 
 
+def test_a_network_that_cannot_be_built_is_told_in_one_line(plan_of: Callable[..., Plan], built: Callable) -> None:
+    """Such as FSMT of transformers, whose encoder lacks what all others have: each library raises its own errors."""
+    plan = plan_of()
+    built(lambda encoder: encoder.text_tower.get_input_embeddings())
+    with refused("", "run", "get_input_embeddings", remedy="--verbose"):
+        check_build(plan)
+
+
 class Noise(nn.Module):
     """Random in eval mode too."""
 
@@ -220,7 +228,7 @@ def test_nothing_of_a_run_that_is_replaced_is_left(
     def fit(*_: Any) -> None:
         raise UserError("", "training begins")
 
-    monkeypatch.setattr("training.run.fit", fit)
+    monkeypatch.setattr("training.ray_train.fit", fit)
     code, printed, files = replacing()
     assert (code, printed) == (2, "error: training begins")
     assert set(files) == {".lock", "config.yaml"} and files["config.yaml"] != "old"

@@ -14,6 +14,7 @@ from pipelines.dataset.images import decode
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.views import eval_view
 from pipelines.features.feature_store import Pool
+from pipelines.io import hub
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.settings import load, validate
@@ -21,7 +22,7 @@ from tests.patience import PATIENCE
 from tests.refusals import refused
 from tests.training.squares import write_root
 from training.config import TrainSettings
-from training.features import BankSettings
+from training.features import BankSettings, compute_banks
 from training.plan import plan_of
 from training.saved_towers import frozen
 from training.towers import ImageFeatures, TextFeatures
@@ -65,6 +66,16 @@ def test_towers_without_weights_are_no_frozen_encoders() -> None:
     from_scratch = load(TrainSettings, ROOT / "training/configs/from-scratch.yaml", {"objective.name": "clip-ping"})
     with refused("frozen_encoders.image_encoder", remedy="frozen_encoders.image_encoder."):
         check_sources(from_scratch)
+
+
+@pytest.mark.parametrize("key", ["image_encoder", "text_encoder"])
+def test_weights_that_no_hub_provides_are_told_first(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a run, and before the dataset is opened: the library would ask the hub for minutes."""
+    encoder = {"name": "huggingface", "weights": "somebody/small"}
+    settings = validate(BankSettings, {"dataset": "nowhere", "neighbours": False, key: encoder}, "banks")
+    monkeypatch.setattr(hub, "_hub_failure", lambda repository: "cannot be reached")
+    with refused(f"{key}.weights", "somebody/small", remedy="hf download somebody/small"):
+        compute_banks(settings, Display(quiet=True))
 
 
 def test_a_run_finds_the_banks_and_computes_nothing(tiny_dataset: Prepared, computed: set[Path], tmp_path: Path) -> None:
@@ -157,6 +168,32 @@ def test_weights_of_another_model_are_refused_before_a_cluster_starts(
     assert main([str(RECIPE), f"dataset={root}/squares", encoder]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: image_encoder.weights: ") and "image.pth" in printed and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),  # the key first
+    [
+        (["use_gpu=true"], ["use_gpu", "1 x 1 GPU", "has 0", "use_gpu=false"]),
+        (["use_gpu=true", "actors=2"], ["use_gpu", "2 x 1 GPU", "has 0", "use_gpu=false"]),
+        (["actors=3"], ["actors", "3 x 1 CPUs = 3", "has 2", "actors=2"]),
+    ],
+)
+def test_actors_that_would_wait_for_ever_are_told_before_a_cluster_starts(
+    given: list[str], named: list[str], root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def start(*_: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("training.features.cluster.start", start)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    encoder = f"image_encoder={{name: timm, model: test_resnet, weights: {root}/image.pth, image_size: 32}}"
+    assert main([str(RECIPE), f"dataset={root}/squares", "neighbours=false", "text_encoder=null", encoder, *given]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {named[0]}: ") and printed.count("\n") == 1
+    assert all(part in printed for part in named)
 
 
 def test_the_keys_decide_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

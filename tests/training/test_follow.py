@@ -1,4 +1,4 @@
-"""The bar of a run that goes on: from its checkpoint, never at a step of the start before, which may have come further."""
+"""The bar of a run that resumes: from its checkpoint, never at a step of the start before, which may have come further."""
 
 import json
 from collections.abc import Iterator
@@ -56,4 +56,5 @@ def test_the_bar_shows_no_step_of_a_dead_start(
         write(tmp_path, 40, 50, 57, when=2.0)  # the same step again, by the living
         wait_until(lambda: len(shown.steps) > 1)
     assert shown.steps == [first, 57]
-    assert shown.lines == ["worker lost, going on from the last checkpoint: worker 1: its node was lost"]
+    (line,) = shown.lines
+    assert line.endswith(": worker 1: its node was lost")

@@ -1,4 +1,4 @@
-"""A cluster of several nodes on this machine that loses nodes under a run: the run says what it waits for, and goes on."""
+"""A cluster of several nodes on this machine that loses nodes under a run: the run says what it waits for, and resumes."""
 
 import json
 from collections.abc import Iterator

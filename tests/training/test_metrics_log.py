@@ -51,6 +51,19 @@ def test_a_line_truncated_by_a_kill_is_dropped_and_no_other(tmp_path: Path, step
     assert steps(path) == [(10, 1.0)] * (step > 10) + [(step, 3.0)]
 
 
+def test_a_line_with_a_byte_that_is_no_text_costs_itself_only(tmp_path: Path) -> None:
+    """The top bit of a byte flipped: a run goes on, and its page can be written."""
+    path = tmp_path / "metrics.jsonl"
+    MetricsLog(path).append({"step": 10, "loss": 1.0})
+    MetricsLog(path).append({"step": 20, "loss": 2.0})
+    data = bytearray(path.read_bytes())
+    data[3] ^= 0x80
+    path.write_bytes(data)
+    assert steps(path) == [(20, 2.0)]
+    MetricsLog(path).append({"step": 30, "loss": 3.0})
+    assert steps(path) == [(20, 2.0), (30, 3.0)]
+
+
 def checkpoint(folder: Path, content: str) -> ray.train.Checkpoint:
     folder.mkdir()
     (folder / "state.pt").write_text(content)

@@ -8,24 +8,30 @@ import timm
 from timm.optim import list_optimizers
 
 from tests.patience import PATIENCE
+from training import timm_names
 from training.optimizer import _USUAL
-from training.towers.image import _registered
 
 
 def test_usual_optimizers_are_timms() -> None:
     assert set(_USUAL) <= set(list_optimizers())
 
 
-@pytest.mark.parametrize("name", [*timm.list_models()[::97], "vit_small_patch16_224.dino", "resnet50.a1_in1k"])
-def test_models_that_timm_has_are_found_in_its_source(name: str) -> None:
-    assert timm.is_model(name) and _registered(name)
+def test_names_are_timms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "timm")
+    assert timm_names.models() == set(timm.list_models())
+    # Deprecated names too: configs and checkpoints of earlier years have them.
+    known = [*timm.models._registry._model_entrypoints, "vit_small_patch16_224.dino", "tv_resnet50"]
+    assert len(known) > len(timm_names.models()) + 100
+    assert all(timm_names.is_model(name) for name in known)
+    others = ["", "resnet51", "_create_vision_transformer", "register_model", "checkpoint_filter_fn", "a|b", "("]
+    assert not any(timm_names.is_model(name) for name in others)
+    assert all(name in timm_names.optimizers(name) for name in list_optimizers())
+    assert all(name not in timm_names.optimizers(name) for name in ("adamww", "betas", "OptimInfo", "params", ""))
 
 
-@pytest.mark.parametrize(
-    "name", ["", "resnet51", "_create_vision_transformer", "register_model", "checkpoint_filter_fn", "a|b", "("]
-)
-def test_others_are_not(name: str) -> None:
-    assert not timm.is_model(name) and not _registered(name)
+def test_a_model_of_ones_own_is_known_once_it_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(timm.models._registry._model_entrypoints, "my_own_tower", timm.models.resnet18)
+    assert timm_names.is_model("my_own_tower")
 
 
 def test_a_config_is_read_without_timm_and_ray() -> None:

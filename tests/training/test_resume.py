@@ -21,6 +21,7 @@ from recording_run import consumed_in
 
 from tests.in_process import run_command, succeed
 from tests.patience import PATIENCE, wait_until
+from tests.stopped import assert_stopped
 from training.checkpoint_registry import newest_checkpoint
 
 import psutil  # isort: skip  comes with ray
@@ -134,7 +135,7 @@ def wait_to_kill(program: Program, run: Path, step: int = KILLED_AT) -> None:
     wait_until(reached, program.text)
 
 
-def go_on(run: Path) -> None:
+def release(run: Path) -> None:
     """Let the run that waits after KILLED_AT continue."""
     (consumed_in(run.parent, run.name) / "go").touch()
 
@@ -148,7 +149,7 @@ class Killed:
     when: float
 
 
-def assert_went_on(killed: Killed) -> None:
+def assert_resumed(killed: Killed) -> None:
     """It resumed from the newest checkpoint: at most a handful of steps is repeated."""
     for line in history(killed.run):
         if line["step"] <= KILLED_AT - 5:
@@ -181,7 +182,7 @@ def two_workers(start: Start, folder: Path) -> Killed:
     assert len(workers) == 2
     workers[0].kill()
     killed = Killed(program, run, time.time())
-    go_on(run)
+    release(run)
     assert program.wait() == 0, program.text()
     assert not any(worker.is_running() for worker in workers), "both start anew"
     return killed
@@ -197,7 +198,7 @@ def test_two_workers_give_the_curve_of_one(two_workers: Killed, uninterrupted: l
 
 def test_killed_worker(two_workers: Killed, uninterrupted: list[dict[str, Any]]) -> None:
     """The run resumes by itself from the last checkpoint, and says so."""
-    assert_went_on(two_workers)
+    assert_resumed(two_workers)
     assert_same_curve(history(two_workers.run), uninterrupted)
     assert len((two_workers.run / "restarts.jsonl").read_text().splitlines()) == 1
     assert "worker lost" in two_workers.program.text()
@@ -233,16 +234,16 @@ def test_asked_to_stop_all_workers_save_the_same_step_and_the_next_start_resumes
         program.process.send_signal(number)
         assert program.wait() == 128 + number, program.text()
         printed = program.text().splitlines()
-        assert (f"going on from step {done} of {STEPS}" in program.text()) == bool(done)
+        assert (f"step {done} of {STEPS}" in program.text()) == bool(done)
         done += KILLED_AT + 1  # they were asked in the step after
         kept = run / f"checkpoint_{done:08d}"
         assert newest_checkpoint(run) == kept and json.loads((kept / "checkpoint.json").read_text())["step"] == done
         again = f"python -m training {folder / 'asked.yaml'} {' '.join(options)}"
-        assert printed[-1] == f"{number.name}: stopped, step {done} is kept in {kept}; to go on: {again}"
+        assert_stopped(printed[-1], number, again, f"step {done} is kept in {kept}")
         assert lines(run)[-1]["step"] == done and not (run / "result.json").exists()
         assert "Traceback" not in program.text() and not (run / "restarts.jsonl").exists()
         assert not psutil.wait_procs(family, timeout=PATIENCE)[1], "nothing of its Ray stays"
-    assert f"going on from step {done} of {STEPS}" in succeed("training", str(folder / "asked.yaml"), *options)
+    assert f"step {done} of {STEPS}" in succeed("training", str(folder / "asked.yaml"), *options)
     assert_same_weights(run, two_undisturbed)
 
 
@@ -269,11 +270,11 @@ def test_killed_driver(start: Start, folder: Path, uninterrupted: list[dict[str,
     program.family()
     program.process.kill()
     killed = Killed(program, run, time.time())
-    go_on(run)
+    release(run)
     assert program.wait() == -signal.SIGKILL
     command = ("training", str(folder / "driver.yaml"))
     succeed(*command)
-    assert_went_on(killed)
+    assert_resumed(killed)
     assert_same_curve(history(run), uninterrupted)
     assert_same_weights(folder / "driver", folder / "one")
 

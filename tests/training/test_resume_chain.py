@@ -134,7 +134,7 @@ def test_any_number_of_kills_and_workers_consumes_the_same(folder: Path, undistu
     tried = attempts(folder, "killed")
     assert len(tried) == KILLS + 1
     starts = [min(first for first, _ in records) for records in tried]
-    assert starts == sorted(starts) and starts[-1] > 0, "went on from checkpoints"
+    assert starts == sorted(starts) and starts[-1] > 0, "resumed from checkpoints"
     assert consumed(folder, "killed") == undisturbed
 
 

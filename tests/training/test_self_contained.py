@@ -26,7 +26,7 @@ from pipelines.features.feature_store import Pool
 from pipelines.program.display import Display
 from pipelines.program.settings import validate
 from tests.refusals import refused
-from tests.training.opened_elsewhere import embedded, going_on
+from tests.training.opened_elsewhere import embedded, resumed
 from tests.training.squares import prepared_by_hand
 from tests.training.towers.text_models import DUAL, TEXT
 from tests.training.towers.text_models import save as save_text
@@ -142,7 +142,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.
     for name, case in cases(here / "runs").items():
         settings, run = settings_of(prepared, case), here / "runs" / name
         trained, trees[name] = train(settings, prepared, run), settings.model_dump(mode="json")
-        found = from_originals(run / "checkpoint_00000001", here / f"copy-{name}") | going_on(run, trees[name])
+        found = from_originals(run / "checkpoint_00000001", here / f"copy-{name}") | resumed(run, trees[name])
         before |= {f"{name} {key}": value for key, value in (found | {"trained": trained}).items()}
     for name in trees:
         shutil.move(here / "runs" / name, there / name)

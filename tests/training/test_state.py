@@ -8,19 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.suite import SuiteSettings, held_out
 from pipelines.dataset.batch import Batch
-from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.sample_images import whole_images
-from pipelines.dataset.stream import Item, Stream
-from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
+from pipelines.dataset.stream import Item
 from pipelines.dataset.views import eval_view
+from pipelines.features.feature_store import Pool
+from pipelines.program.display import Display
 from pipelines.program.settings import validate
 from tests.refusals import refused
 from training.checkpoint import load_checkpoint, load_embedder, save_checkpoint
 from training.config import TrainSettings
-from training.plan import Plan, Scored
+from training.plan import Plan, plan_of
 from training.state import TrainState, unwrap
 from training.step import train_step
 
@@ -28,12 +27,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(stamps: Prepared) -> TextTokenizer:
-    return train_tokenizer(stamps.texts().to_pylist(), 100, 8)
-
-
-@pytest.fixture(scope="module")
-def plan(stamps: Prepared, tokenizer: TextTokenizer) -> Plan:
+def plan(stamps: Prepared) -> Plan:
     tree = {
         "name": "t",
         "data": {"path": str(stamps.path)},
@@ -44,13 +38,7 @@ def plan(stamps: Prepared, tokenizer: TextTokenizer) -> Plan:
         "epochs": 2,
         "global_batch_size": 4,
     }
-    settings = validate(TrainSettings, tree, "t")
-    order = Order(stamps, "train", split_seed=None, seed=0, global_batch_size=4)
-    columns = frozenset({"image", "text", "text_mask", "image_id", "text_id"})
-    stream = Stream(stamps, columns, image_size=12, tokenizer=tokenizer)
-    images = Stream(stamps, frozenset({"image"}), image_size=12)
-    scored = Scored(held_out(stamps, SuiteSettings()), images, None, None, "held_out.npz")
-    return Plan(settings=settings, order=order, stream=stream, scored=(scored,), tokenizer=tokenizer, code_version="test")
+    return plan_of(validate(TrainSettings, tree, "t"), Pool(0), Display(quiet=True))
 
 
 def state_of(plan: Plan, seed: int = 0) -> TrainState:
@@ -74,7 +62,7 @@ def advance(state: TrainState, plan: Plan, steps: int) -> list[float]:
 
 
 @pytest.mark.parametrize("objective", ["clip", "psd", "isogclr", "albef"])
-def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(plan: Plan, tmp_path: Path, objective: str) -> None:
+def test_a_run_resumes_from_a_checkpoint_as_if_nothing_had_happened(plan: Plan, tmp_path: Path, objective: str) -> None:
     """Weights, moments of the optimizer, objective, teacher, cursor: with any of them missing the losses would differ."""
     settings = validate(TrainSettings, plan.settings.model_dump() | {"objective": {"name": objective}}, "t")
     plan = replace(plan, settings=settings)

@@ -35,7 +35,7 @@ def table_rows(table: Element) -> list[list[str]]:
 def markdown_tables(text: str) -> dict[str, list[list[str]]]:
     """Heading -> rows, with the head, of the table below it."""
     found = {}
-    for part in re.split(r"^## ", text, flags=re.M)[1:]:
+    for part in re.split(r"^#+ ", text, flags=re.M)[1:]:
         lines = [line for line in part.splitlines() if line.startswith("|")]
         if lines:
             found[part.splitlines()[0]] = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]

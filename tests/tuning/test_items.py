@@ -1,6 +1,7 @@
 """Test items in a verdict: what runs keep of them, the variance they make, and how often equal cells are called different."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,18 @@ def test_what_was_written_is_read_by_group_and_adds_up(data: HeldOut, tmp_path: 
     assert found.shares.sum() == pytest.approx(1) and found.reach == (100.0,)
     assert len(found.keys) == len({i // 3 for i in data.sample_ids.tolist()})
     assert read_items(tmp_path, ["no/such/metric"]) is None and read_items(tmp_path, [*metrics, "no/such/metric"]) is None
+
+
+def test_of_several_datasets_each_item_moves_its_own_metrics(data: HeldOut, tmp_path: Path) -> None:
+    """The score is the mean over one metric of one dataset and two of another, whose groups have the same names."""
+    other, rows = replace(data, dataset="other"), [embeddings(data, 1), embeddings(data, 2)]
+    write_items(tmp_path, [(Grouped(), data, rows[0]), (Grouped(), other, rows[1])])  # type: ignore[list-item]
+    metrics = [f"retrieval/{data.dataset}/mean_recall@1", "retrieval/other/mean_recall@1", "retrieval/other/mean_recall@5"]
+    found, scores = read_items(tmp_path, metrics), scores_of(data, rows[0]) | scores_of(other, rows[1])
+    assert found is not None and found.parts.sum() == pytest.approx(sum(scores[metric] for metric in metrics) / 3, rel=1e-6)
+    assert found.reach == pytest.approx((100 / 3, 200 / 3)) and found.shares.sum() == pytest.approx(2)
+    groups = len({i // 3 for i in data.sample_ids.tolist()})
+    assert np.bincount(found.of).tolist() == [groups, groups] and len(set(found.keys.tolist())) == 2 * groups
 
 
 def test_a_file_that_is_missing_or_cut_off_is_no_file(data: HeldOut, tmp_path: Path) -> None:

@@ -287,11 +287,11 @@ def test_a_sweep_without_axes_and_space_is_told_too() -> None:
 
 def test_baselines_are_of_the_first_seeds_run_that_has_a_result(folder: Folder, trials: list[Trial]) -> None:
     """A search's result is of the validation split: its sizes would be wrong beside scores of the test split."""
-    assert results.test_sizes(folder, trials) == {"baselines": {}, "sample_sizes": {}}
+    assert results.baselines_and_sizes(folder, trials) == {"baselines": {}, "sample_sizes": {}}
     for trial, n in ((trials[0], 17), (trials[5], 33)):
         result = {"baselines": {"m/a": {"chance": 0.5}}, "sample_sizes": {"m/a": n}, "more": 1}
         (folder.of(trial.name) / "result.json").write_text(json.dumps(result))
-    assert results.test_sizes(folder, trials) == {"baselines": {"m/a": {"chance": 0.5}}, "sample_sizes": {"m/a": 33}}
+    assert results.baselines_and_sizes(folder, trials) == {"baselines": {"m/a": {"chance": 0.5}}, "sample_sizes": {"m/a": 33}}
 
 
 def test_what_is_said_of_the_data() -> None:

@@ -80,7 +80,7 @@ def test_whatever_ends_first_the_same_trials_are_trained(fresh: Callable[[], Pat
 
 @pytest.mark.parametrize("name", SWEEPS)
 @pytest.mark.parametrize("judge", [smooth, rough], ids=["smooth", "rough"])
-def test_killed_at_any_moment_it_goes_on_to_the_same_trials(fresh: Callable[[], Path], name: str, judge: Judge) -> None:
+def test_killed_at_any_moment_it_resumes_to_the_same_trials(fresh: Callable[[], Path], name: str, judge: Judge) -> None:
     """No trial that has ended is trained again (`Run.session` asserts it), and none is left out."""
     sweep = settings(**SWEEPS[name])
     whole, _ = run(sweep, fresh(), judge)
@@ -101,7 +101,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_trials(fresh: Callable[[], 
 
 
 def test_a_trial_that_was_begun_is_handed_out_again_with_what_was_recorded(fresh: Callable[[], Path]) -> None:
-    """Its checkpoint goes on, so its parameters must be those it began with, whatever a sampler would say today."""
+    """It resumes from its checkpoint, so its parameters must be those it began with, whatever a sampler would say today."""
     folder, sweep = fresh(), settings()
     ran = Run(folder, smooth)
     ran.session(schedule_of(sweep, folder), 2, ends=0)

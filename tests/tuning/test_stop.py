@@ -14,26 +14,26 @@ from tests.tuning.trainer import SCORE, finished, schedule_of, settings
 from training.config import TrainSettings
 from tuning import searcher as module
 from tuning.early_stopping import _death
-from tuning.searcher import Feeder
+from tuning.searcher import ScheduleSearcher
 from tuning.trials import Folder
 
 
 @pytest.fixture
-def feeder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Feeder:
+def searcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScheduleSearcher:
     """With three trials out; what trials are configured to be is no matter here."""
     monkeypatch.setattr(module, "booking_of", lambda _: SimpleNamespace(inline=True, data_cpus=1.0, bundle=dict))
     monkeypatch.setattr(module, "give_back", lambda _: None)
     config = cast(TrainSettings, SimpleNamespace(model_dump=lambda mode: {}))
     sweep = settings()
-    feeder = Feeder(sweep, schedule_of(sweep, tmp_path), Folder(tmp_path), lambda _: config, SCORE, 4, {}, None)
-    assert all(isinstance(feeder.suggest(name), dict) for name in ("a", "b", "c"))
-    return feeder
+    searcher = ScheduleSearcher(sweep, schedule_of(sweep, tmp_path), Folder(tmp_path), lambda _: config, SCORE, 4, {}, None)
+    assert all(isinstance(searcher.suggest(name), dict) for name in ("a", "b", "c"))
+    return searcher
 
 
-def test_trials_that_train_are_waited_for_and_go_on_with_the_next_start(
-    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_trials_that_train_are_waited_for_and_resume_with_the_next_start(
+    searcher: ScheduleSearcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, names = Folder(tmp_path), {key: trial.name for key, trial in feeder.out.items()}
+    folder, names = Folder(tmp_path), {key: trial.name for key, trial in searcher.out.items()}
     training, asked = {folder.of(names["a"]), folder.of(names["b"])}, []
 
     def ask(run: Path) -> bool:
@@ -41,19 +41,19 @@ def test_trials_that_train_are_waited_for_and_go_on_with_the_next_start(
         return run in training
 
     monkeypatch.setattr(module, "ask", ask)
-    thread = threading.Thread(target=feeder.stop)
+    thread = threading.Thread(target=searcher.stop)
     thread.start()
     wait_until(lambda: len(set(asked)) == 3)
-    assert feeder.suggest("d") is None and thread.is_alive()
+    assert searcher.suggest("d") is None and thread.is_alive()
     training.clear()  # its steps have ended, but the trial has not yet
     before = len(asked)
     wait_until(lambda: len(asked) > before + 6)
     assert thread.is_alive()
-    feeder.on_trial_complete("a")
+    searcher.on_trial_complete("a")
     folder.end(names["b"], finished(1.0))  # it was in its last step
-    feeder.on_trial_complete("b")
+    searcher.on_trial_complete("b")
     thread.join(PATIENCE)
-    assert not thread.is_alive() and set(feeder.out) == {"c"}, "nobody waits for a trial that trains no step yet"
+    assert not thread.is_alive() and set(searcher.out) == {"c"}, "nobody waits for a trial that trains no step yet"
     assert folder.ended(names["a"]) is None and folder.ended(names["b"]) is not None
     again = schedule_of(settings(), tmp_path)
     handed = {cast(Any, again.next()).name for _ in range(2)}

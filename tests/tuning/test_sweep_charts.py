@@ -56,6 +56,13 @@ def test_sensitivity_shows_every_trial_that_ended_by_itself(page: Element):
     assert (place - ticks["1e-4"]) / (ticks["0.01"] - ticks["1e-4"]) == pytest.approx(math.log(30) / math.log(100), abs=0.002)
 
 
+def test_a_search_of_failures_alone_shows_where_they_were(tmp_path: Path):
+    failed = {"status": "failed", "reason": NAN_REASON}
+    trials = [row("clip, sgd", "search", i, 0, math.nan, **failed, **{"optimizer.lr": r}) for i, r in enumerate([0.01, 0.1, 1.0])]
+    part = section(page_of(tmp_path, trials), "search")
+    assert len(paths(figures(part)["clip, sgd"], "failed")) == 3 and "has ended" not in part.text
+
+
 @pytest.mark.parametrize(
     ("rate", "low", "high", "log", "side"),
     [

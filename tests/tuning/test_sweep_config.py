@@ -11,6 +11,7 @@ from pipelines.program.config_files import shipped
 from pipelines.program.errors import UserError
 from pipelines.program.settings import difference, load, parse_overrides, validate
 from tests.refusals import refused
+from tests.training.test_report import prepare_by_hand
 from tuning.config import BudgetSettings, Dimension, RandomSettings, SweepSettings, label
 from tuning.plan import SweepPlan
 
@@ -371,7 +372,7 @@ def test_a_sweep_as_base_is_refused_with_its_own_base(base: str, tmp_path: Path,
     (tmp_path / "mine.yaml").write_text("name: m\nbase: training/configs/course.yaml\ngrid: {seed: [1]}\n")
     sweep = settings(base=base, overrides={"data.path": str(tmp_path / "nowhere")})
     if base == "course.yaml":
-        with refused("data.path", "nowhere"):  # the next thing that is checked
+        with refused("overrides.data.path", "nowhere"):  # the next thing that is checked
             SweepPlan(sweep)
         return
     with refused("base", base, "grid", remedy="base=training/configs/course.yaml"):
@@ -401,7 +402,7 @@ def test_every_shipped_training_config_can_be_a_base(monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     (tmp_path / "named.yaml").write_text("base: training/configs/openmoji.yaml\nname: mine\n")
     for base in ["named.yaml", *map(str, shipped("training"))]:
-        with refused("data.path", "nowhere"):  # the next thing that is checked
+        with refused("overrides.data.path", "nowhere"):  # the next thing that is checked
             SweepPlan(settings(base=base, overrides={"data.path": "nowhere"}))
 
 
@@ -414,3 +415,21 @@ def test_a_mistake_in_the_grid_is_told_without_the_imports_that_trials_and_repor
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "2 set()", done.stderr
     assert "optimizer.nam" in done.stderr
+
+
+# Warnings
+
+
+def test_a_warm_up_that_takes_the_whole_trial_is_told_once_with_the_sweeps_key(tmp_path: Path) -> None:
+    prepared = prepare_by_hand(tmp_path / "data", [["a red square"], ["a blue square"]])
+    base = tmp_path / "base.yaml"
+    base.write_text(
+        f"name: x\ndata: {{path: {prepared.path}}}\nimage_tower: {{name: conv}}\ntext_tower: {{name: bag}}\n"
+        "epochs: 30\nglobal_batch_size: 2\nschedule: {name: cosine, warmup_steps: 3}\n"
+    )
+    cells = {"base": str(base), "grid": {"optimizer.name": ["adamw", "sgd"]}, "overrides": {}, "space": {}}
+    assert not SweepPlan(settings(**cells)).warnings
+    (warning,) = SweepPlan(settings(**cells | {"overrides": {"schedule.warmup_steps": 40}})).warnings
+    assert (
+        warning.startswith("overrides.schedule.warmup_steps: 40 of 30 steps") and "overrides.schedule.warmup_steps=3," in warning
+    )

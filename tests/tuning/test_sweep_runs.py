@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import shlex
 import shutil
 import signal
@@ -31,6 +30,7 @@ from pipelines.program.display import Display
 from pipelines.program.settings import load, parse_overrides
 from tests.in_process import succeed
 from tests.patience import PATIENCE, wait_until
+from tests.stopped import assert_stopped
 from tests.training.program import listen
 from training.config import TrainSettings
 from training.placement import HELD
@@ -121,9 +121,8 @@ def test_a_driver_stopped_and_killed_three_times_ends_with_the_trials_of_one_tha
         process.send_signal(number)
         output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), output
-        told = rf"{number.name}: stopped, \d+ of 12 trials have ended, those under way are kept at their newest checkpoints"
-        again = re.escape(shlex.join(["python", *command[1:]]))
-        assert number == signal.SIGKILL or re.fullmatch(f"{told}; to go on: {again}", output.splitlines()[-1]), output
+        if number != signal.SIGKILL:
+            assert_stopped(output.splitlines()[-1], number, shlex.join(["python", *command[1:]]), " of 12 trials ")
         assert (folder / "sweep.json").exists()
         for outcome, written in seen.items():
             assert outcome.stat().st_mtime_ns == written, "a trial that had ended ran again"
@@ -140,7 +139,7 @@ def test_a_driver_stopped_and_killed_three_times_ends_with_the_trials_of_one_tha
     for outcome in folder.glob("trials/*/metrics.jsonl"):
         steps = [json.loads(line)["step"] for line in outcome.read_text().splitlines()]
         assert steps == sorted(set(steps)), "every step once"
-    # The sampler went on with its history: the points are not those of a sampler that begins anew.
+    # The sampler resumed with its history: the points are not those of a sampler that begins anew.
     assert ours[ours["phase"] == "search"]["optimizer.lr"].nunique() == 8
 
 

@@ -1,4 +1,4 @@
-"""Sweeps over shares of the training data: equal budgets, and score against training samples on the page."""
+"""Sweeps over fractions of the training data: equal budgets, and score against training samples on the page."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tests.tuning.tables import I2T, T2I, row
 from tuning.config import SweepSettings
 from tuning.plan import SweepPlan
 
-OBJECTIVES, SHARES = ["clip", "psd"], ["0.1", "1"]
+OBJECTIVES, FRACTIONS = ["clip", "psd"], ["0.1", "1"]
 SCORES = {("clip", "0.1"): [8.0, 12.0], ("clip", "1"): [20.0, 24.0], ("psd", "0.1"): [9.0, 13.0], ("psd", "1"): [30.0, 30.0]}
 SAMPLES = {"0.1": [95.0, 105.0], "1": [1000.0, 1000.0]}  # of two seeds
 
@@ -25,17 +25,17 @@ SAMPLES = {"0.1": [95.0, 105.0], "1": [1000.0, 1000.0]}  # of two seeds
 def finals(**changes: Any) -> list[dict[str, Any]]:
     """Two seeds in each of the four cells; none where a cell is changed to nothing."""
     found = []
-    for (name, share), scores in (SCORES | changes.pop("scores", {})).items():
-        labels = {"objective.name": name, "data.fraction": f"fraction={share}"}
+    for (name, fraction), scores in (SCORES | changes.pop("scores", {})).items():
+        labels = {"objective.name": name, "data.fraction": f"fraction={fraction}"}
         for seed, score in enumerate(scores):
-            samples = SAMPLES[share][seed]
-            found.append(row(f"{name}, fraction={share}", "final", 0, seed, score, train_samples=samples, **labels))
+            samples = SAMPLES[fraction][seed]
+            found.append(row(f"{name}, fraction={fraction}", "final", 0, seed, score, train_samples=samples, **labels))
     return found
 
 
-def crossed(shares: list[str] = SHARES) -> dict[str, Any]:
+def crossed(fractions: list[str] = FRACTIONS) -> dict[str, Any]:
     """What sweep.json says of it."""
-    labels = [f"fraction={share}" for share in shares]
+    labels = [f"fraction={fraction}" for fraction in fractions]
     axes = [
         {"key": "objective.name", "title": "objective", "labels": OBJECTIVES},
         {"key": "data.fraction", "title": "fraction", "labels": labels},
@@ -65,7 +65,7 @@ def test_score_is_charted_against_training_samples_on_a_logarithmic_axis(tmp_pat
     assert "by chance 0.4" in plain(part)  # of 0.3 and 0.5
 
 
-def test_a_share_in_between_lies_where_its_logarithm_does(tmp_path: Path) -> None:
+def test_a_fraction_in_between_lies_where_its_logarithm_does(tmp_path: Path) -> None:
     trials = finals() + [
         row(
             f"{name}, fraction=0.3",
@@ -92,9 +92,9 @@ def test_a_share_in_between_lies_where_its_logarithm_does(tmp_path: Path) -> Non
         ([trial | {"train_samples": math.nan} for trial in finals()], crossed()),  # of an earlier version
         ([], crossed() | {"state": "running"}),
     ],
-    ids=["no-shares", "one-share-so-far", "not-counted", "nothing-yet"],
+    ids=["no-fractions", "one-fraction-so-far", "not-counted", "nothing-yet"],
 )
-def test_there_is_no_chart_of_fewer_than_two_shares(tmp_path: Path, trials: list[Any], changes: dict[str, Any]) -> None:
+def test_there_is_no_chart_of_fewer_than_two_fractions(tmp_path: Path, trials: list[Any], changes: dict[str, Any]) -> None:
     page = page_of(tmp_path, trials, [] if not trials else None, **changes)
     assert "Score against data" not in plain(page)
 
@@ -112,7 +112,7 @@ def test_the_mean_of_all_recalls_has_its_chance_and_its_name(tmp_path: Path) -> 
 
 @pytest.fixture
 def plan_of(tiny_dataset: Prepared, tmp_path: Path) -> Callable[..., SweepPlan]:
-    """The plan of a sweep over shares of 96 emojis."""
+    """The plan of a sweep over fractions of 96 emojis."""
     base = tmp_path / "base.yaml"
     tree = {"name": "b", "data": {"path": str(tiny_dataset.path)}, "embed_dim": 8, "epochs": 2, "global_batch_size": 4}
     tree |= {"image_tower": {"name": "conv", "image_size": 32}, "text_tower": {"name": "bag"}}
@@ -126,9 +126,9 @@ def plan_of(tiny_dataset: Prepared, tmp_path: Path) -> Callable[..., SweepPlan]:
     return make
 
 
-def test_a_budget_of_samples_gives_every_share_of_every_seed_as_many_steps(plan_of: Callable[..., SweepPlan]) -> None:
-    """A seed's share is smaller or larger than another's; all go on until they have seen as much."""
-    from training.plan import make_order
+def test_a_budget_of_samples_gives_every_fraction_of_every_seed_as_many_steps(plan_of: Callable[..., SweepPlan]) -> None:
+    """A seed's fraction is smaller or larger than another's; all train until they have seen as much."""
+    from training.data import make_order
 
     plan = plan_of(budget={"samples": 1000})
     (prepared,) = plan.prepared.values()
@@ -143,8 +143,8 @@ def test_a_budget_of_samples_gives_every_share_of_every_seed_as_many_steps(plan_
     assert len(steps_per_epoch) > 2
 
 
-def test_a_share_that_is_too_small_with_any_seed_is_refused_before_the_first_trial(plan_of: Callable[..., SweepPlan]) -> None:
-    with refused("data.fraction", "0.05", "seed="):
+def test_a_fraction_that_is_too_small_with_any_seed_is_refused_before_the_first_trial(plan_of: Callable[..., SweepPlan]) -> None:
+    with refused("grid.data.fraction", "0.05", "seed=", remedy="overrides.global_batch_size="):
         plan_of(grid={"data.fraction": [0.05, 1]}, seeds=list(range(12)))
 
 

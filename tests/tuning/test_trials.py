@@ -228,7 +228,7 @@ def test_checkpoints_are_kept_of_seeds_runs_that_came_to_their_end(folder: Folde
 def test_what_was_begun_and_how_it_ended_comes_back(folder: Folder) -> None:
     assert folder.begun(SEARCH.name) is None and folder.ended(SEARCH.name) is None and folder.curve(SEARCH.name) == []
     folder.begin(SEARCH)
-    folder.begin(SEARCH)  # once more, as when it goes on
+    folder.begin(SEARCH)  # once more, as when it resumes
     assert folder.begun(SEARCH.name) == vars(SEARCH) and folder.ended(SEARCH.name) is None
     assert folder.of(SEARCH.name) == folder.path / "trials" / "clip-sgd-p3"
     fill(folder, SEARCH)

@@ -1,8 +1,6 @@
 """Image towers: any model of timm, any vision model of Hugging Face, or a small convolutional network to train from scratch."""
 
 import difflib
-import importlib.util
-import re
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from pipelines.io import hub
 from pipelines.io.artifacts import resolve
 from pipelines.program.errors import UserError
+from training import timm_names
 from training.towers.base import Tower, TowerSettings, freeze_unreached, load_weights
 from training.towers.pixels import Pixels, pixels_of_processor
 from training.towers.pretrained import first_line, load_pretrained, measure, rebuild_pretrained
@@ -106,14 +105,6 @@ class ImageTower(Tower):
         return self
 
 
-def _registered(name: str) -> bool:
-    """Whether timm's source registers a model of this name: importing timm takes seconds, and a mistake is reported at once."""
-    spec = importlib.util.find_spec("timm")
-    folder = Path(spec.submodule_search_locations[0]) / "models" if spec and spec.submodule_search_locations else Path()
-    model = re.compile(rf"^@register_model\ndef {re.escape(name.partition('.')[0])}\(", re.MULTILINE)
-    return any(model.search(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.py")))
-
-
 class TimmSettings(ImageTowerSettings):
     """Any model of timm, by name."""
 
@@ -128,12 +119,8 @@ class TimmSettings(ImageTowerSettings):
     @field_validator("model")
     @classmethod
     def _known(cls, value: str) -> str:
-        if _registered(value):
-            return value
-        import timm
-
-        if not timm.is_model(value):
-            near = difflib.get_close_matches(value, timm.list_models(), n=4, cutoff=0.5)
+        if not timm_names.is_model(value):
+            near = difflib.get_close_matches(value, sorted(timm_names.models()), n=4, cutoff=0.5)
             raise ValueError(f"timm has no '{value}'" + (f"; did you mean {' or '.join(near)}?" if near else ""))
         return value
 
@@ -151,11 +138,11 @@ class TimmSettings(ImageTowerSettings):
         return self.weights
 
     def check_source(self, key: str) -> None:
-        import timm
-
         if self.weights != "hub":
             super().check_source(key)
             return
+        import timm
+
         about = timm.get_pretrained_cfg(self.model)
         if about is not None and about.hf_hub_id:
             hub.check_repository(about.hf_hub_id.partition("@")[0], f"{key}.weights", f"timm's {self.model}")

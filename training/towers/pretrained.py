@@ -49,7 +49,7 @@ def load_pretrained(
     wrong |= {name: "" for name in info["missing_keys"] if not name.endswith("num_batches_tracked")}
     config = json.loads(network.config.to_json_string())
     tensors = dict(network.state_dict(keep_vars=True))
-    lacking = {id(tensors[name]): name for name in wrong if name in tensors}
+    lacking = {id(tensors[name]): name for name in wrong.keys() - _never_saved(network) if name in tensors}
 
     used, without = part(network), []
     for name in may_lack:
@@ -85,6 +85,15 @@ def rebuild_pretrained(source: dict[str, Any], part: Callable[[Any], Any]) -> An
         setattr(used, name, None)
     used.source = source
     return used.eval()
+
+
+def _never_saved(network: Any) -> set[str]:
+    """Names of weights that the class of the file leaves out because it computes them, such as Marian's sines of positions."""
+    import transformers
+
+    classes = [getattr(transformers, name, None) for name in network.config.architectures or ()]
+    names = [name for kind in classes for name in getattr(kind, "_keys_to_ignore_on_save", None) or ()]
+    return {name.removeprefix(f"{network.base_model_prefix}.") for name in names}
 
 
 def _without_paths(tree: Any) -> Any:

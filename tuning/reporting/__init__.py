@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evaluation.reporting.render import write_files
 from pipelines.program.csv_text import to_csv
-from tuning.reporting import conclusion, markdown, page, sweep_data
+from tuning.reporting import conclusion, page, sweep_data
 
 
 def write_report(folder: Path) -> str:
@@ -18,5 +18,5 @@ def write_report(folder: Path) -> str:
     """
     sweep = sweep_data.read(folder)
     files = {"summary.csv": to_csv(sweep.summary), "pairwise.csv": to_csv(sweep.comparisons)}
-    write_files(folder, files | {"report.md": markdown.render(sweep), "report.html": page.render_page(sweep)})
+    write_files(folder, files | page.render_files(sweep))
     return f"{conclusion.answer(sweep).striptags()}."

@@ -86,19 +86,17 @@ def edges(sweep: Sweep) -> list[tuple[str, str]]:
     return at_edges
 
 
-def importances(sweep: Sweep) -> list[dict[str, Any]]:
+def importances(sweep: Sweep) -> list[tuple[str, int, int, list[tuple[str, float]]]]:
     """PED-ANOVA of the whole search, the axes of the grid being parameters too, and of every cell with enough trials.
 
-    Returns for each: label, trials, top (how many count as best, and those level with the last), bars: title and share, which
-    sum to 1. Left out where nothing distinguishes the best.
+    Returns for each: name, trials, how many count as best (and those level with the last), titles with shares, which sum to 1.
+    Left out where nothing distinguishes the best.
     """
     done = sweep.search[(sweep.search["status"] == "finished") & sweep.search["score"].map(math.isfinite)]
     axes = [axis for axis in sweep.axes if len(axis["labels"]) > 1]
-    groups: list[tuple[str, pd.DataFrame, list[dict[str, Any]]]] = []
-    if len(sweep.cells) > 1:
-        groups.append(("whole search", done, [*axes, *sweep.parameters]))
+    groups = [("whole search", done, [*axes, *sweep.parameters])] if len(sweep.cells) > 1 else []
     groups += [(cell, done[done["cell"] == cell], sweep.parameters) for cell in sweep.cells]
-    importances_of: list[dict[str, Any]] = []
+    made = []
     for name, rows, columns in groups:
         columns = [column for column in columns if rows[column["key"]].nunique() > 1]
         if len(rows) < MIN_TRIALS or len(columns) < 2:  # a single parameter has all of the importance
@@ -106,10 +104,10 @@ def importances(sweep: Sweep) -> list[dict[str, Any]]:
         top = max(_TOP, math.ceil(len(rows) / 10))
         # Half a trial less, so that rounding does not make it one more.
         shares = _ped_anova(rows, columns, sweep.mode, (top - 0.5) / len(rows))
-        bars = [{"title": column["title"], "share": shares[column["key"]]} for column in columns]
-        bars.sort(key=lambda bar: -bar["share"])
-        importances_of.append({"label": name, "trials": len(rows), "top": top, "bars": bars})
-    return [group for group in importances_of if sum(bar["share"] for bar in group["bars"]) > 0]
+        bars = sorted(((column["title"], shares[column["key"]]) for column in columns), key=lambda bar: -bar[1])
+        if any(shares.values()):
+            made.append((name, len(rows), top, bars))
+    return made
 
 
 def _ped_anova(rows: pd.DataFrame, columns: list[dict[str, Any]], mode: str, quantile: float) -> dict[str, float]:

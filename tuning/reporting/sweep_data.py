@@ -5,7 +5,7 @@ Nothing here has to be complete: the report is written repeatedly while trials r
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from evaluation import metrics
+from evaluation.reporting import number_format
 from pipelines.io import storage
 from pipelines.program.errors import UserError
 from tuning import statistics
@@ -21,6 +22,34 @@ from tuning.held_out_items import Items, read_items
 
 _TEXT = ("trial", "cell", "phase", "status", "reason", "split", "command")
 _NUMBERS = ("point", "seed", "train_samples", "epochs", "samples", "seconds", "loss", "score")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of figures: the score, or one metric."""
+
+    key: str  # of `Sweep.figures`: "score", or the metric's path
+    title: str
+    path: str  # of the metric, or of all that the score is the mean of
+    percent: bool
+    better: Callable[..., float]  # min or max
+    chance: float  # what guessing scores; NaN where it is not known
+
+    @property
+    def heading(self) -> str:
+        """`title` at the start of a sentence."""
+        return self.title[:1].upper() + self.title[1:]
+
+    @property
+    def unit(self) -> str:
+        return " %" if self.percent else ""
+
+    def shown(self, value: float) -> str:
+        return number_format.value(value, self.percent)
+
+    def mean_and_sd(self, row: Mapping[str, Any]) -> str:
+        """Of a row of the summary: 22.3 (1.1)."""
+        return self.shown(row["mean"]) + (f" ({spread})" if (spread := self.shown(row["sd"])) else "")
 
 
 @dataclass(frozen=True)
@@ -40,39 +69,24 @@ class Sweep:
     def mode(self) -> str:
         return self.info["score"]["mode"]
 
-    @property
-    def title(self) -> str:
-        """Name of the score, in words."""
-        title = self.info["score"]["title"]
-        return self.names.get(title, title)
+    @cached_property
+    def score(self) -> Measure:
+        """What trials are ranked by: a metric, or the mean of several."""
+        title, paths = self.info["score"]["title"], self.info["score"]["metrics"]
+        return self._measure("score", self.names.get(title, title), paths, self.mode)
 
-    @property
-    def heading(self) -> str:
-        """`title` at the start of a sentence."""
-        return self.title[:1].upper() + self.title[1:]
+    @cached_property
+    def measures(self) -> list[Measure]:
+        """What is shown beside the score, first what it is the mean of."""
+        ranked, modes = self.info["score"]["metrics"], {path: metrics.metric(path).better for path in self.metrics}
+        modes |= dict.fromkeys(ranked, self.mode)
+        return [self._measure(path, self.names[path], [path], modes[path]) for path in self.metrics if [path] != ranked]
 
-    @property
-    def percent(self) -> bool:
-        """The score is a percentage."""
-        return all(metrics.metric(path).percent for path in self.info["score"]["metrics"])
-
-    @property
-    def score_path(self) -> str:
-        """What the score is the mean of."""
-        return " + ".join(self.info["score"]["metrics"])
-
-    def is_percent(self, metric: str) -> bool:
-        """Of `score` or a path."""
-        return self.percent if metric == "score" else metrics.metric(metric).percent
-
-    def better(self, metric: str) -> Callable[..., float]:
-        """`min` or `max`; the sweep's mode says so for what it ranks by."""
-        ranked = metric == "score" or metric in self.info["score"]["metrics"]
-        return min if (self.mode if ranked else metrics.metric(metric).better) == "min" else max
-
-    @property
-    def unit(self) -> str:
-        return " %" if self.percent else ""
+    def _measure(self, key: str, title: str, paths: Sequence[str], mode: str) -> Measure:
+        known = metrics.chances(self.info["baselines"])
+        chance = math.fsum(known.get(path, math.nan) for path in paths) / len(paths)
+        percent = all(metrics.metric(path).percent for path in paths)
+        return Measure(key, title, " + ".join(paths), percent, min if mode == "min" else max, chance)
 
     @cached_property
     def cells(self) -> dict[str, list[str]]:
@@ -97,13 +111,6 @@ class Sweep:
     def names(self) -> dict[str, str]:
         paths = [*self.info["score"]["metrics"], *self.info["metrics"]]
         return metrics.headings(list(dict.fromkeys(paths)), [dataset["name"] for dataset in self.info["datasets"]])
-
-    @cached_property
-    def chances(self) -> dict[str, float]:
-        """What guessing scores, by path, `score` too; NaN where it is not known of all that it is the mean of."""
-        known = metrics.chances(self.info["baselines"])
-        parts = [known.get(path, math.nan) for path in self.info["score"]["metrics"]]
-        return known | {"score": math.fsum(parts) / len(parts) if parts else math.nan}
 
     @cached_property
     def search(self) -> pd.DataFrame:
@@ -147,6 +154,12 @@ class Sweep:
         """Where points are chosen."""
         return str(self.search["split"].iloc[0]) if len(self.search) else "validation"
 
+    @property
+    def words(self) -> dict[str, str]:
+        """For sentences: the score, the score at the start of one, and the splits."""
+        score = self.score
+        return {"score": score.title, "Score": score.heading, "test": self.test_split, "validation": self.validation_split}
+
     @cached_property
     def comparisons(self) -> pd.DataFrame:
         return statistics.compare(self.trials, "score", self.mode, self.items)
@@ -159,6 +172,11 @@ class Sweep:
     def figures(self) -> dict[tuple[str, str], dict[str, Any]]:
         """(cell, metric) -> row of the summary, `score` being a metric too."""
         return {(row["cell"], row["metric"]): row for row in records(self.summary)}
+
+    def means(self, measure: Measure) -> list[float]:
+        """Of the cells that have results."""
+        means = [self.figures[cell, measure.key]["mean"] for cell in self.cells]
+        return [mean for mean in means if number_format.is_number(mean)]
 
     def point(self, cell: str) -> Mapping[str, Any]:
         """Hyperparameters of a cell's best point by key; empty where it has none."""

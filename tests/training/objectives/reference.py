@@ -43,7 +43,7 @@ def taught(batch: Batch, images: Tensor, texts: Tensor) -> Batch:
     return {**batch, "teacher_image": images, "teacher_text": texts}
 
 
-def task(**changes: int) -> Task:
+def task(**changes: Any) -> Task:
     """A small run."""
     sizes = {"num_images": 10, "num_texts": 10, "embed_dim": 5, "image_width": 5}
     return Task(**sizes | {"steps_per_epoch": 10, "total_steps": 100, "seed": 0} | changes)

@@ -85,6 +85,24 @@ def test_open_clips_text_half_and_its_tokens(released: tuple[Any, Path], tokens:
     assert [name for name, p in tower.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+def test_open_clips_text_half_is_built_again_with_its_activation(released: tuple[Any, Path], tmp_path: Path) -> None:
+    _, path = released
+    config = json.loads((path.parent / f"{MODEL}.json").read_text()) | {"quick_gelu": True}
+    (tmp_path / f"{MODEL}-quick.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    settings = OpenClipTextSettings(name="open_clip", model=f"{MODEL}-quick", weights=str(path), max_tokens=WORDS)
+    tokenizer = settings.tokenizer(list)
+    tower = settings.build(tokenizer.vocabulary_size).eval()
+    gone = settings.model_copy(update={"weights": "/nowhere/at/all"})
+    again = gone.rebuild(json.loads(json.dumps(tower.about)), tokenizer.vocabulary_size)
+    again.load_state_dict(tower.state_dict())
+    ids, mask = map(torch.from_numpy, tokenizer(CAPTIONS))
+    with torch.no_grad():
+        assert torch.equal(again(ids, mask), tower(ids, mask))
+        plain = settings.model_copy(update={"model": MODEL}).build(tokenizer.vocabulary_size).eval()
+        assert (plain(ids, mask) - tower(ids, mask)).abs().max() > 1e-4, "the activation matters"
+
+
 def test_what_open_clip_has_not_is_named(released: tuple[Any, Path], tmp_path: Path) -> None:
     _, path = released
     with refused("k.model", "ViT-B/32", remedy="ViT-B-32"):

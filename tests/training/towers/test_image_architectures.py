@@ -140,6 +140,7 @@ TIMM: dict[str, tuple[dict[str, Any], int]] = {
 OPEN_CLIP: dict[str, dict[str, Any]] = {
     "vit": {"layers": 1, "width": 64, "patch_size": 16},
     "resnet": {"layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
+    "vit-quick-gelu": {"layers": 1, "width": 64, "patch_size": 16},
     "timm": {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear"},
 }
 NAMES = [*hugging_face(), *TIMM, *(f"open_clip-{name}" for name in OPEN_CLIP)]
@@ -189,7 +190,7 @@ def timm_model(name: str, **changes: Any) -> Any:
 def save_open_clip(name: str, folder: Path) -> ImageTowerSettings:
     text = {"context_length": 8, "vocab_size": 100, "width": 32, "heads": 2, "layers": 1}
     config = {"embed_dim": 24, "vision_cfg": {"image_size": 64} | OPEN_CLIP[name], "text_cfg": text}
-    (folder / f"raylign-{name}.json").write_text(json.dumps(config))
+    (folder / f"raylign-{name}.json").write_text(json.dumps(config | {"quick_gelu": name.endswith("quick-gelu")}))
     open_clip.add_model_config(folder)
     model = open_clip.create_model(f"raylign-{name}", load_weights=False)
     fill(model)

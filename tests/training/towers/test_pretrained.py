@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -66,6 +67,24 @@ def test_weights_that_a_file_lacks_are_named(tmp_path: Path, change: Any, named:
         build(tmp_path)
 
 
+def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
+    edit(vit(tmp_path), lambda weights: weights | {"layernorm.bias": torch.full((16,), torch.nan)})
+    with refused("image_tower", tmp_path, "finite"):
+        build(tmp_path)
+
+
+def test_a_count_that_has_no_effect_may_be_missing(tmp_path: Path) -> None:
+    """Of BatchNorm's updates; files older than it lack it. Its statistics may not be missing."""
+    stages = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    t.ResNetModel(t.ResNetConfig(**stages)).save_pretrained(tmp_path)
+    t.ConvNextImageProcessor().save_pretrained(tmp_path)
+    edit(tmp_path, without("num_batches_tracked"))
+    assert build(tmp_path).width == 16
+    edit(tmp_path, without("running_var"))
+    with refused("image_tower.weights", tmp_path, "running_var"):
+        build(tmp_path)
+
+
 def test_a_file_in_half_precision_is_a_tower_in_full(tmp_path: Path) -> None:
     whole = build(vit(tmp_path)).eval()
     edit(tmp_path, lambda weights: {key: tensor.half() for key, tensor in weights.items()})
@@ -94,6 +113,25 @@ def test_pixels_that_a_tower_cannot_make_are_refused(tmp_path: Path) -> None:
     framed = t.ViTImageProcessor(do_resize=False, do_center_crop=True, crop_size={"height": 48, "width": 48})
     with refused("image_tower.weights", "ViTImageProcessor"):
         build(vit(tmp_path / "frame", framed))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda levels: levels**2,
+        lambda levels: levels.mean(-1, keepdims=True).repeat(3, -1),  # grey
+        lambda levels: levels @ np.array([[0.8, 0.2, 0], [0, 0.8, 0.2], [0.2, 0, 0.8]]),
+        lambda levels: levels * np.linspace(1, 0.9, levels.shape[2])[:, None],
+    ],
+    ids=["squared", "grey", "mixed", "shaded"],
+)
+def test_colours_that_a_tower_cannot_make_are_refused(change: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def processor(images: list[np.ndarray], **_: Any) -> dict[str, Tensor]:
+        return {"pixel_values": torch.from_numpy(change(np.stack(images) / 255)).permute(0, 3, 1, 2).float()}
+
+    monkeypatch.setattr(t.AutoImageProcessor, "from_pretrained", lambda *_, **__: processor)
+    with refused("image_tower.weights", tmp_path):
+        build(vit(tmp_path))
 
 
 def test_a_size_that_a_model_does_not_take_is_refused_with_one_that_it_takes(tmp_path: Path) -> None:
@@ -208,12 +246,18 @@ def test_a_file_of_open_clip_has_the_pixels_that_its_model_was_published_with(
     settings = OpenClipImageSettings(name="open_clip", model="raylign-pixels", weights=str(tmp_path / "w.pt"), image_size=32)
     ways = {"one": {"mean": (0.5,) * 3, "std": (0.5,) * 3}}
     monkeypatch.setattr(OpenClipImageSettings, "_published", lambda self: ways)
-    assert settings.build().pixels.mean.flatten().tolist() == [127.5] * 3
+    pixels = settings.build().pixels
+    assert pixels.mean.flatten().tolist() == pixels.std.flatten().tolist() == [127.5] * 3
     ways["two"] = {"mean": (0.25,) * 3, "std": (0.5,) * 3}
     with refused("image_tower.weights", "raylign-pixels", "w.pt", "one, two", remedy="open_clip_config.json"):
         settings.build()
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": ways["two"]}))
-    assert settings.build().pixels.mean.flatten().tolist() == [63.75] * 3
+    theirs = ways["two"] | {"interpolation": "bilinear", "resize_mode": "squash", "fill_color": 7}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": theirs | {"size": 999}}))
+    pixels = settings.build().pixels
+    assert (pixels.mean.flatten().tolist(), pixels.std.flatten().tolist()) == ([63.75] * 3, [127.5] * 3)
+    used: Any = settings.load("k")
+    used = json.loads(json.dumps(used.visual.preprocess_cfg))
+    assert {name: used[name] for name in theirs} == json.loads(json.dumps(theirs))
 
 
 def test_a_tag_that_was_trained_with_another_activation_is_refused() -> None:

@@ -86,7 +86,7 @@ def alone(folder: Path, dual: bool, pooling: str = "mean") -> np.ndarray:
         if dual:
             rows.append(model.get_text_features(**given).pooler_output[0])
             continue
-        half = model.get_encoder() if model.config.model_type in ("t5", "bart") else model
+        half = model.get_encoder() if model.config.model_type in ("t5", "bart", "marian") else model
         states = half(**given).last_hidden_state[0, given["attention_mask"][0] == 1]
         rows.append(states.mean(0) if pooling == "mean" else states[0])
     return torch.stack(rows).numpy()
@@ -253,6 +253,16 @@ def test_a_tokenizer_that_knows_no_length_is_told_the_models(name: str, folders:
     kind, model = DUAL[name]
     save(kind, model, tmp_path, model_max_length=10**30)
     right = unit(torch.from_numpy(alone(folders[name], True))).numpy()
+    np.testing.assert_allclose(huggingface(str(tmp_path)).embed_texts(CAPTIONS), right, atol=1e-5)
+    np.testing.assert_allclose(unit(torch.from_numpy(tower_rows(str(tmp_path), projected=True))), right, atol=1e-5)
+
+
+def test_a_model_that_reads_its_padding_keeps_its_length_whatever_its_tokenizer_says(tmp_path: Path) -> None:
+    """SigLIP's has no mask, which tells; one that was saved with a mask does not, and the model is found out by running it."""
+    save("siglip", DUAL["siglip"][1], tmp_path, model_input_names=["input_ids", "attention_mask"])
+    with refused("text_tower.max_tokens", tmp_path, remedy=f"text_tower.max_tokens={POSITIONS}"):
+        tower_rows(str(tmp_path), max_tokens=8, projected=True)
+    right = unit(torch.from_numpy(alone(tmp_path, True))).numpy()
     np.testing.assert_allclose(huggingface(str(tmp_path)).embed_texts(CAPTIONS), right, atol=1e-5)
     np.testing.assert_allclose(unit(torch.from_numpy(tower_rows(str(tmp_path), projected=True))), right, atol=1e-5)
 

@@ -91,6 +91,8 @@ TEXT: dict[str, tuple[str, Callable[[], Any]]] = {
     "t5": ("t5", lambda: t.T5ForConditionalGeneration(t.T5Config(**_T5))),
     "t5-encoder": ("t5", lambda: t.T5EncoderModel(t.T5Config(**_T5))),
     "bart": ("roberta", lambda: t.BartModel(t.BartConfig(**_BART))),
+    # Its positions are sines, which its files leave out.
+    "marian": ("roberta", lambda: t.MarianMTModel(t.MarianConfig(**_BART, decoder_start_token_id=1))),
     "clip-text": (
         "clip",
         lambda: t.CLIPTextModel(t.CLIPTextConfig(**SIZES, max_position_embeddings=16, eos_token_id=3, bos_token_id=1)),

@@ -1,0 +1,46 @@
+"""Features of locked towers and frozen encoders, stored with a dataset: computed where they are missing, else checked."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipelines.dataset.order import Order
+from pipelines.dataset.prepared import Prepared
+from pipelines.dataset.tokenizer import TextTokenizer
+from pipelines.features import feature_store
+from pipelines.features.feature_store import Pool
+from pipelines.features.frozen_encoders import Guides
+from pipelines.features.knn_cache import with_neighbours
+from pipelines.program.display import Display
+from training.config import GuideSettings
+from training.saved_towers import Frozen
+from training.towers import ImageFeatures, ImageTowerSettings, TextFeatures
+
+
+def image_bank(prepared: Prepared, tower: Frozen, pool: Pool, display: Display) -> Path:
+    """The features of all images. Raises `UserError` for a damaged bank."""
+    settings = tower.settings
+    assert isinstance(settings, ImageTowerSettings)
+    return feature_store.image_bank(prepared, settings.image_size, ImageFeatures, (tower,), tower.identity, pool, display)
+
+
+def text_banks(
+    prepared: Prepared,
+    texts: Sequence[Sequence[str] | pa.ChunkedArray],
+    tower: Frozen,
+    tokenizer: TextTokenizer,
+    pool: Pool,
+    display: Display,
+) -> list[Path]:
+    """The features of each list of texts. Raises `UserError` for a damaged bank."""
+    identity = tower.identity | {"tokenizer": tokenizer.identity}
+    return feature_store.text_banks(prepared, texts, TextFeatures, (tower, tokenizer), identity, pool, display)
+
+
+def guides_of(settings: GuideSettings, order: Order, image: Frozen, text: Frozen, pool: Pool, display: Display) -> Guides:
+    """The features of a run's frozen encoders, with stored neighbours if there are any. Raises `UserError` for a damaged bank."""
+    prepared = order.prepared
+    images = image_bank(prepared, image, pool, display)
+    (texts,) = text_banks(prepared, [prepared.texts()], text, text.tokenizer(list), pool, display)
+    return with_neighbours(Guides(order, images, texts, settings.support, settings.search), prepared)
