@@ -38,6 +38,7 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialSchedule
 from ray.util.placement_group import PlacementGroup
 
 from pipelines.program import ray_internals as module
+from tests.patience import PATIENCE, wait_until
 
 RAY = Path(ray.__file__).parent
 
@@ -181,10 +182,20 @@ def test_ray_trains_group_of_workers_is_made_by_our_class(monkeypatch: pytest.Mo
     made = TrainController.worker_group_cls
     holds(issubclass(made, WorkerGroup) and made is not WorkerGroup, "the controller's class of groups cannot be set", rests)
     context = SimpleNamespace(num_workers=2, resources_per_worker={"CPU": 2}, placement_strategy="PACK")
-    handle = made._create_placement_group(object.__new__(made), None, context)
+    workers = object.__new__(made)
+    workers._worker_group_start_timeout_s = 600.0
+    handle = made._create_placement_group(workers, ray.train.ScalingConfig(num_workers=2), context)
     holds(handle.placement_group is group, "a handle hands on another group", rests)
     assert booked == [([{"CPU": 2}, {"CPU": 2}, {"CPU": 1.0}, {"CPU": 0.5}], "PACK")], "Ray takes the first for its workers"
     assert ids == ["ab" * 18]
+
+    rests = "counting again where more workers than the least are not placed"
+    patience = "_worker_group_start_timeout_s" in names_used(WorkerGroup)
+    holds(patience, "a group waits for its placement otherwise", rests)
+    assert workers._worker_group_start_timeout_s == 600.0, "a fixed number waits"
+    for least, seconds in ((2, 600.0), (1, module._COUNT_AGAIN)):
+        made._create_placement_group(workers, ray.train.ScalingConfig(num_workers=(least, 3)), context)
+        assert workers._worker_group_start_timeout_s == seconds
 
 
 # --- Ray Train ---
@@ -192,7 +203,7 @@ def test_ray_trains_group_of_workers_is_made_by_our_class(monkeypatch: pytest.Mo
 
 def test_ray_train_registers_its_handler_where_ours_stands() -> None:
     rests = "ending with a checkpoint on Ctrl-C"
-    trainer = module.trainer(lambda config: None, train_loop_config={})
+    trainer = module.trainer(lambda config: None, len, train_loop_config={})
     name = "_register_sigint_handler"
     owner = next((base for base in type(trainer).__mro__[1:] if name in vars(base)), None)
     assert owner is not None, f"Ray {ray.__version__}: no trainer has {name}; {rests} rests on it"
@@ -200,6 +211,73 @@ def test_ray_train_registers_its_handler_where_ours_stands() -> None:
     before = signal.getsignal(signal.SIGINT)
     trainer._register_sigint_handler(None)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ray_trains_policy_for_a_range_of_workers_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts as many as fit, or the least; and adds workers once all have reported a checkpoint, at no other time."""
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
+    from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
+    from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
+
+    rests = "a run whose number of workers follows its cluster"
+    made: dict[str, Any] = {}
+    name = "_initialize_and_run_controller"
+    owner = next((base for base in ray.train.torch.TorchTrainer.__mro__ if name in vars(base)), None)
+    assert owner is not None, f"Ray {ray.__version__}: no trainer has {name}; {rests} rests on it"
+    holds(name in names_used(owner), f"{owner.__name__} does not call {name}", rests)
+    monkeypatch.setattr(owner, name, lambda self, **arguments: made.update(arguments))
+    room = [5]
+    for number in (2, (2, 4)):
+        scaling = ray.train.ScalingConfig(num_workers=number)
+        trainer = module.trainer(lambda config: None, lambda nodes: room[0], train_loop_config={}, scaling_config=scaling)
+        getattr(trainer, name)(scaling_policy="Ray's")
+        assert (made["scaling_policy"] == "Ray's") == isinstance(number, int)
+    names = ("make_decision_for_non_running_worker_group", "make_decision_for_running_worker_group", "_get_resize_decision")
+    holds(all(hasattr(ElasticScalingPolicy, n) for n in names), "a policy decides by other methods", rests)
+    holds("_maybe_send_resource_request" in names_used(ElasticScalingPolicy), "a policy asks for nodes otherwise", rests)
+    told = "placement_group_handle" in parameters(WorkerGroupState) and "worker_statuses" in parameters(WorkerGroupPollStatus)
+    holds(told, "a group tells its state otherwise", rests)
+
+    counted: list[Any] = []
+    monkeypatch.setattr(module, "_free_resources", lambda group: counted.append(group) or [])
+    policy = made["scaling_policy"]
+    policy._maybe_send_resource_request = lambda: None
+    for free, started in ((0, 2), (1, 2), (3, 3)):
+        room[0] = free
+        decision = policy.make_decision_for_non_running_worker_group()
+        assert isinstance(decision, ResizeDecision) and decision.num_workers == started
+    assert counted == [None] * 3, "nothing of ours runs yet"
+
+    handle, saved = SimpleNamespace(placement_group="ours"), _TrainingReport(ray.train.Checkpoint("/nowhere"), {}, False)
+
+    def poll(*reports: str, workers: int = 3) -> int | None:
+        """The number of workers decided on, if any, after each worker's report: none, plain or a checkpoint."""
+        statuses = {
+            rank: WorkerStatus(True, training_report={"-": None, "p": _TrainingReport(None, {}, False), "c": saved}[report])
+            for rank, report in enumerate(reports)
+        }
+        state = SimpleNamespace(placement_group_handle=handle, num_workers=workers)
+        decision = policy.make_decision_for_running_worker_group(state, WorkerGroupPollStatus(statuses))
+        assert isinstance(decision, NoopDecision | ResizeDecision)
+        return decision.num_workers if isinstance(decision, ResizeDecision) else None
+
+    room[0] = 4
+    assert poll("-", "-", "-") is None and poll("p", "p", "p") is None, "there is room, but steps would be lost"
+    assert poll("c", "-", "p") is None and poll("-", "-", "-") is None, "one of them has not reported it yet"
+    assert poll("-", "p", "-") == 4
+    assert poll("-", "-", "-") is None
+    assert counted == [None] * 3 + ["ours"], "what its own workers hold is room too"
+    room[0] = 3
+    assert poll("c", "p", "p") is None
+    room[0] = 2
+    assert poll("c", "p", "p") is None, "none is taken away"
+    handle = SimpleNamespace(placement_group="ours, the second")
+    room[0] = 4
+    assert poll("p", "-", workers=2) is None and poll("c", "p", workers=2) is None and poll("-", "p", workers=2) == 4
+    room[0] = 3
+    assert policy.make_decision_for_non_running_worker_group().num_workers == 3
+    assert counted[-1] == "ours, the second", "its workers have failed, and still hold what they held"
+    ray.cloudpickle.loads(ray.cloudpickle.dumps(made["scaling_policy"]))  # as it is sent to the controller
 
 
 SNAPSHOT_FIELDS = {
@@ -398,7 +476,15 @@ def test_of_a_cluster_that_runs(ray_session: None) -> None:
     table = ray.util.placement_group_table(module.placement_group_of(group.id.hex()))
     holds(table.get("state") == "PENDING", f"a group that waits is {table.get('state')}", rests)
     holds(sorted(bundle["CPU"] for bundle in table["bundles"].values()) == [0.5, 1000], "bundles are told otherwise", rests)
+    before = module._free_resources(None)
+    holds(sum(node["CPU"] for node in before) >= 1, f"of free resources Ray tells {before}", "counting who fits")
+    assert module._free_resources(group) == before, "it holds nothing yet"
     ray.util.remove_placement_group(module.placement_group_of(group.id.hex()))
+    small = ray.util.placement_group([{"CPU": 0.5}])
+    assert small.wait(PATIENCE)
+    wait_until(lambda: module._free_resources(None) != before)
+    assert module._free_resources(small) == before, "what it holds is counted"
+    ray.util.remove_placement_group(small)
     state = ray.util.placement_group_table(group).get("state")
     holds(state in (None, "REMOVED"), f"a group that was given back is {state}", rests)
 

@@ -2,13 +2,14 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from evaluation.suite import Labels, Positions, SuiteSettings
 from pipelines.dataset.views import Augment
 from pipelines.features.frozen_encoders import Search
+from pipelines.program.config_errors import plain
 from pipelines.program.path_keys import LocalPlace, Place
 from pipelines.program.settings_base import Settings
 from training.encoder import AugmentedHead, HeadSettings, HeadUnion, LinearHead
@@ -62,10 +63,27 @@ class GuideSettings(Settings):
         return value
 
 
+def _number_or_range(value: object) -> object:
+    """Raises `ValueError` for what is neither a number of workers nor the least and the most of them."""
+    numbers = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    if not all(type(number) is int and number >= 1 for number in numbers):
+        raise ValueError(f"{plain(value)} is no number of workers; pass one, such as 2, or [least, most], such as [1, 8]")
+    if sorted(numbers) != [*numbers]:
+        raise ValueError(f"{plain(value)} has the least number of workers last; pass {sorted(numbers)}")
+    return value
+
+
+Workers = Annotated[int | tuple[int, int], BeforeValidator(_number_or_range)]
+
+
 class ResourceSettings(Settings):
     """What a run needs of the cluster. It is not part of the run's identity: a run may resume with other resources."""
 
-    num_workers: int = Field(1, ge=1, description="Ray Train workers; each takes an equal part of the global batch")
+    num_workers: Workers = Field(
+        1,
+        description="Ray Train workers, which share each global batch; [least, most]: as many as the cluster has room for, fewer "
+        "after a lost node and more after the next checkpoint",
+    )
     use_gpu: bool = Field(False, description="one GPU per worker")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs reserved per worker; 0.5 is possible")
     data_cpus: float = Field(
@@ -73,6 +91,16 @@ class ResourceSettings(Settings):
     )
     autoscale: bool = Field(False, description="wait for the cluster to grow instead of refusing what does not fit now")
     max_failures: int = Field(3, ge=-1, description="restarts from the last checkpoint after lost workers; -1: no limit")
+
+    @property
+    def least_workers(self) -> int:
+        """The number of workers, or the smallest of a range."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The number of workers, or the largest of a range."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 class CheckpointSettings(Settings):
@@ -147,7 +175,7 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _batch_fills_all_parts(self) -> "TrainSettings":
-        workers, parts = self.resources.num_workers, self.accumulate
+        workers, parts = self.resources.most_workers, self.accumulate
         if self.global_batch_size < workers * parts:
             raise ValueError(
                 f"global_batch_size: {self.global_batch_size} is less than resources.num_workers x accumulate = {workers} x "

@@ -89,7 +89,7 @@ def _rehearse(plan: Plan, state: TrainState) -> None:
     precision = "fp32" if settings.precision == "fp16" else settings.precision
     gradients(state, batch, settings.model_copy(update={"accumulate": 1, "precision": precision}))
     unreached = [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
-    if unreached and settings.resources.num_workers > 1:
+    if unreached and settings.resources.most_workers > 1:
         raise UserError(
             "resources.num_workers",
             f"{len(unreached)} parameters get no gradient, such as {unreached[0]}, and several workers would wait for it",
@@ -109,7 +109,7 @@ def _rehearse(plan: Plan, state: TrainState) -> None:
 def _check_batch_statistics(plan: Plan, encoder: DualEncoder) -> None:
     """Raises `UserError` if a tower would compute batch statistics on a part of the batch only."""
     settings = plan.settings
-    workers, parts = settings.resources.num_workers, settings.accumulate
+    workers, parts = settings.resources.most_workers, settings.accumulate
     if workers == parts == 1:
         return
     size = settings.image_tower.image_size

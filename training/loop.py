@@ -117,7 +117,7 @@ def train(
         if not clock.reports(state.step, plan) and not stops:
             continue
         metrics: dict[str, Any] = {"step": state.step, "epoch": state.step / plan.order.steps_per_epoch, "samples": state.samples}
-        metrics |= {"lr": lr, "skipped": state.skipped}
+        metrics |= {"lr": lr, "skipped": state.skipped, "workers": worker.world_size}
         if counted:  # else the step has no result: its line has no loss
             metrics |= over_workers(loss, settings) | {"grad_norm": float(norm)}
         metrics |= clock.read()

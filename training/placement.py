@@ -7,6 +7,7 @@ the tasks that feed them; and a group that has to wait is reported.
 
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,29 @@ def bundles(cpus: float) -> list[dict[str, float]]:
     """The resources for reading tasks, in bundles of one CPU, which may lie on different nodes."""
     whole, rest = int(cpus), cpus - int(cpus)
     return [{"CPU": 1.0}] * whole + ([{"CPU": rest}] if rest >= 0.01 else [])
+
+
+def most_that_fit(
+    nodes: Sequence[Mapping[str, float]], worker: Mapping[str, float], beside: Sequence[Mapping[str, float]], most: int
+) -> int:
+    """How many workers, `most` or fewer, nodes with these free resources have room for, beside other bundles; 0 if for none."""
+    return next((count for count in range(most, 0, -1) if _fit(nodes, [worker] * count + [*beside])), 0)
+
+
+def _fit(nodes: Sequence[Mapping[str, float]], bundles: Sequence[Mapping[str, float]]) -> bool:
+    """Whether bundles fit, the largest first; those without a GPU go to nodes without one, if they have room."""
+
+    def size(resources: Mapping[str, float]) -> tuple[float, float]:
+        return resources.get("GPU", 0), resources.get("CPU", 0)
+
+    free = [dict(node) for node in sorted(nodes, key=size)]
+    for bundle in sorted(bundles, key=size, reverse=True):
+        home = next((node for node in free if all(node.get(kind, 0) >= amount - 1e-6 for kind, amount in bundle.items())), None)
+        if home is None:
+            return False
+        for kind, amount in bundle.items():
+            home[kind] = home.get(kind, 0) - amount
+    return True
 
 
 def give_back(folder: Path) -> None:

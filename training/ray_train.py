@@ -19,7 +19,7 @@ from training.failures import EndAtOnce
 from training.loop import completed, train_worker
 from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
-from training.placement import Watch, room
+from training.placement import Watch, bundles, most_that_fit, room
 from training.plan import Plan
 from training.stopping import ask, forget
 
@@ -72,21 +72,21 @@ def run_workers(
     `config`: the function's argument, with the run's `plan` and `data_cpus`, which are reserved if tasks read for the workers.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    beside = room(config["data_cpus"] if config["plan"].uses_tasks else 0.0, folder)
+    data_cpus = config["data_cpus"] if config["plan"].uses_tasks else 0.0
+    worker = {"CPU": round(wanted.cpus_per_worker, 4)} | ({"GPU": 1} if wanted.use_gpu else {})
     trainer = ray_internals.trainer(
         function,
+        partial(most_that_fit, worker=worker, beside=bundles(data_cpus), most=wanted.most_workers),
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=wanted.num_workers,
-            use_gpu=wanted.use_gpu,
-            resources_per_worker={"CPU": wanted.cpus_per_worker} | ({"GPU": 1} if wanted.use_gpu else {}),
+            num_workers=wanted.num_workers, use_gpu=wanted.use_gpu, resources_per_worker=worker
         ),
         run_config=ray.train.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
             failure_config=ray.train.FailureConfig(max_failures=wanted.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="INFO" if display.verbose else "ERROR"),
-            callbacks=[EndAtOnce(), *callbacks, beside],
+            callbacks=[EndAtOnce(), *callbacks, room(data_cpus, folder)],
             **options,
         ),
     )

@@ -102,9 +102,14 @@ def _what_was_trained(result: dict[str, Any], config: dict[str, Any]) -> Markup:
         skipped=skipped,
         towers=towers[0].upper() + towers[1:],
         epochs=number_format.count(result["epochs"], "epoch"),
-        workers=number_format.count(result["machine"]["workers"], "worker"),
+        workers=f"{_worker_numbers(result['machine'])} {'worker' if result['machine']['workers'] == 1 else 'workers'}",
         time=number_format.duration(math.fsum(result["seconds"].values())),
     )
+
+
+def _worker_numbers(machine: dict[str, Any]) -> str:
+    """How many workers trained; each number in turn, if it changed."""
+    return ", then ".join(map(str, machine.get("worker_history") or [machine["workers"]]))
 
 
 def _towers(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -212,7 +217,7 @@ def _reproduce(run: Path, result: dict[str, Any], config: dict[str, Any], prepar
     words = '{} ({})<br><span class="soft">{}</span>'
     towers = [(side, html.fill(words, _tower_name(t), t["name"], _MODES[t["mode"]])) for side, t in _towers(config)]
     host = f"{machine['cpus']} CPUs, {machine['processor']}"
-    of_machine = html.facts([("Device", machine["device"]), ("Workers", machine["workers"]), ("Host", host)])
+    of_machine = html.facts([("Device", machine["device"]), ("Workers", _worker_numbers(machine)), ("Host", host)])
     times = html.facts((phase, number_format.duration(seconds)) for phase, seconds in result["seconds"].items())
     call = html.soft("Of the call that ended the run; the time of earlier, interrupted calls is not included.")
     about = html.soft("Workers were lost and training went on from the last checkpoint:")

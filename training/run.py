@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from training.plan import (
     pretrained_towers,
     tower_cache,
 )
-from training.resources import Cluster, current_cluster, expected_cluster, plan_resources
+from training.resources import Cluster, current_cluster, expected_cluster, plan_resources, range_in_words
 from training.warmup import warmup_warning
 from training.weight_sources import check_sources
 
@@ -202,7 +203,7 @@ def _pool(settings: TrainSettings, size: Cluster) -> Pool:
     wanted = settings.resources
     actors = size.gpus if wanted.use_gpu else size.cpus
     if wanted.autoscale:  # the size to which the cluster will grow is unknown
-        actors = max(actors, wanted.num_workers if wanted.use_gpu else wanted.data_cpus)
+        actors = max(actors, wanted.most_workers if wanted.use_gpu else wanted.data_cpus)
     return Pool(max(1, int(actors)), wanted.use_gpu)
 
 
@@ -233,6 +234,8 @@ def _announce(plan: Plan, display: Display) -> None:
         f"{settings.epochs} epochs x {order.steps_per_epoch} steps of {settings.global_batch_size}"
         + (f" ({left} pairs left over in each epoch, others each time)" if left else "")
     )
+    if words := range_in_words(settings.resources, settings.global_batch_size):
+        display.line(f"{settings.name}: {words}")
     if warning := warmup_warning(settings.schedule.warmup_steps, plan.total_steps):
         display.line(f"warning: {warning}")
 
@@ -242,6 +245,8 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
     held_out = read_held_out(folder)
     history = read_metrics(folder / "metrics.jsonl")
     prepared = plan.stream.prepared
+    numbers = [number for number, _ in groupby(line["workers"] for line in history if "workers" in line)]
+    workers = numbers or [plan.settings.resources.most_workers]  # an earlier version wrote none
     packages = ("ray", "torch", "torchvision", "transformers", "timm", "pandas", "pillow", "optuna")
     return {
         "name": plan.settings.name,
@@ -270,9 +275,10 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
         "machine": {
             "cpus": os.cpu_count(),
             "processor": platform.machine(),
-            "workers": plan.settings.resources.num_workers,
-        }
-        | {"device": returned["device"]},
+            "workers": workers[-1],
+            "worker_history": workers,
+            "device": returned["device"],
+        },
         "seed": plan.settings.seed,
     }
 

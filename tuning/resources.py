@@ -39,15 +39,18 @@ class Booking:
 
 
 def booking_of(settings: TrainSettings) -> Booking:
-    """The resources of a trial of this config."""
-    resources = settings.resources
+    """The resources of a trial of this config. Raises `UserError` for a range of workers."""
+    resources, workers = settings.resources, settings.resources.num_workers
+    if not isinstance(workers, int):  # each trial would take what the next one needs to start
+        key, problem = "overrides.resources.num_workers", f"{list(workers)} is a range, and a sweep's trials book a number"
+        raise UserError(key, problem, f"pass {key}={workers[0]}")
     locked = settings.image_tower.mode == "locked" and settings.text_tower.mode == "locked"
     return Booking(
-        inline=locked and resources.num_workers == 1,
-        workers=resources.num_workers,
-        cpus=resources.num_workers * resources.cpus_per_worker,
+        inline=locked and workers == 1,
+        workers=workers,
+        cpus=workers * resources.cpus_per_worker,
         data_cpus=0 if locked else resources.data_cpus,
-        gpus=resources.num_workers if resources.use_gpu else 0,
+        gpus=workers if resources.use_gpu else 0,
     )
 
 

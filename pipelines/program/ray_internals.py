@@ -163,19 +163,44 @@ def _group_with(bundles: list[dict[str, float]], booked: Callable[[str], object]
             workers = [worker_group_context.resources_per_worker] * worker_group_context.num_workers
             group = placement_group(workers + bundles, strategy=worker_group_context.placement_strategy)
             booked(group.id.hex())
+            if worker_group_context.num_workers > scaling_config.min_workers:
+                self._worker_group_start_timeout_s = _COUNT_AGAIN
             return DefaultPlacementGroupHandle(group)
 
     return Group
 
 
+def _free_resources(group: "PlacementGroup | None") -> list[dict[str, float]]:
+    """What is free on each live node, counting what `group` holds there (_private/state.py)."""
+    from ray._private.state import available_resources_per_node
+    from ray.util import placement_group_table
+
+    nodes = available_resources_per_node()
+    table = {} if group is None else placement_group_table(group)
+    if table.get("state") in ("CREATED", "RESCHEDULING"):
+        for index, node in table["bundles_to_node_id"].items():
+            for kind, amount in table["bundles"][index].items() if node in nodes else ():
+                nodes[node][kind] = nodes[node].get(kind, 0) + amount
+    return list(nodes.values())
+
+
 # --- Ray Train -----------------------------------------------------------------------------------------------------------------
 
+# Seconds until a run with a range of workers counts again how many fit, if those that it started are not placed: a node that had
+# just been lost was counted, or another job was faster.
+_COUNT_AGAIN = 10.0
 
-def trainer(function: Callable[[dict[str, Any]], Any], **options: Any) -> "ray.train.torch.TorchTrainer":
-    """A `TorchTrainer` that leaves signals to the program.
+
+def trainer(
+    function: Callable[[dict[str, Any]], Any], fitting: Callable[[list[dict[str, float]]], int], **options: Any
+) -> "ray.train.torch.TorchTrainer":
+    """A `TorchTrainer` that leaves signals to the program, and whose range of workers follows the cluster.
 
     Ray Train's own handler of Ctrl-C would end the run at once, and no setting turns it off
     (train/v2/api/data_parallel_trainer.py).
+
+    Args:
+        fitting: how many workers fit on nodes with these free resources; for a range of workers.
     """
     from ray.train.torch import TorchTrainer
 
@@ -183,7 +208,58 @@ def trainer(function: Callable[[dict[str, Any]], Any], **options: Any) -> "ray.t
         def _register_sigint_handler(self, controller: Any) -> None:
             """Do nothing."""
 
+        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+            if self.scaling_config.elasticity_enabled:
+                arguments["scaling_policy"] = _policy(self.scaling_config, fitting)
+            return super()._initialize_and_run_controller(**arguments)
+
     return Trainer(function, **options)
+
+
+def _policy(scaling_config: Any, fitting: Callable[[list[dict[str, float]]], int]) -> Any:
+    """Decides about the number of workers in a range: as many as there is room for.
+
+    Ray Train's own policy does not know what is booked beside the workers or by other jobs, is silent while too few fit, and
+    restarts the workers in the middle between two checkpoints. This one starts as many as fit, or waits for the smallest number
+    as a fixed one would; and it adds workers when a checkpoint has been saved, so no step is repeated. To remove workers is not
+    its task: those on a lost node fail (train/v2/_internal/execution/scaling_policy/elastic.py, worker_group/poll.py).
+    """
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
+
+    class Policy(ElasticScalingPolicy):
+        _handle: Any = None  # of the placement group of the workers that ran last
+        _reports: list[int]  # that each of them has made
+        _due = 0  # the report with a checkpoint, if not all of them have made it yet
+
+        def make_decision_for_non_running_worker_group(self) -> Any:
+            self._maybe_send_resource_request()
+            return self._get_resize_decision(max(self.scaling_config.min_workers, self._possible()))
+
+        def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+            self._maybe_send_resource_request()
+            workers = worker_group_state.num_workers
+            if self._handle is not worker_group_state.placement_group_handle:
+                self._handle, self._reports, self._due = worker_group_state.placement_group_handle, [0] * workers, 0
+            if self._saved(worker_group_status.worker_statuses) and (possible := self._possible()) > workers:
+                return self._get_resize_decision(possible)
+            return NoopDecision()
+
+        def _saved(self, statuses: Mapping[int, Any]) -> bool:
+            """Whether a checkpoint has just been registered: its report is the last that any worker has made, and all have."""
+            for rank, status in statuses.items():
+                if status.training_report is not None:
+                    self._reports[rank] += 1
+                    if status.training_report.checkpoint is not None:
+                        self._due = self._reports[rank]
+            if not self._due or min(self._reports) < self._due:
+                return False
+            self._due = 0
+            return True
+
+        def _possible(self) -> int:
+            return fitting(_free_resources(None if self._handle is None else self._handle.placement_group))
+
+    return Policy(scaling_config)
 
 
 # Ray Train's list of a run's checkpoints, in the run's folder. Ray reads it when a run resumes and writes it in place, so it may

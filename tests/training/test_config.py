@@ -43,6 +43,20 @@ def test_a_list_of_wrong_values_is_not_called_too_short() -> None:
             "global_batch_size",
             ["5", "resources.num_workers", "accumulate", "3 x 2", "6"],
         ),
+        (
+            {"global_batch_size": 5, "accumulate": 2, "resources": {"num_workers": [1, 3]}},
+            "global_batch_size",
+            ["5", "resources.num_workers", "accumulate", "3 x 2", "6"],
+        ),
+        *(
+            ({"resources": {"num_workers": value}}, "resources.num_workers", [shown, "[least, most]"])
+            for value, shown in [(0, "0"), ([0, 2], "[0, 2]"), ([2], "[2]"), ([1, 2, 3], "[1, 2, 3]"), ("many", "'many'")]
+        ),
+        *(
+            ({"resources": {"num_workers": value}}, "resources.num_workers", [shown, "[least, most]"])
+            for value, shown in [([1, 2.5], "[1, 2.5]"), (True, "true"), ({"least": 1}, "{'least': 1}"), (None, "null")]
+        ),
+        ({"resources": {"num_workers": [3, 1]}}, "resources.num_workers", ["[3, 1]", "pass [1, 3]"]),
         ({"precision": "fp16"}, "precision", ["fp16", "resources.use_gpu=true"]),
         ({"precision": "fp8"}, "precision", ["'fp8'", "fp32", "bf16", "fp16"]),
         ({"name": "a/b"}, "name", ["'a/b'"]),
@@ -80,6 +94,15 @@ def test_what_cannot_work_names_its_key_and_the_way_out(changes: dict, key: str,
 @pytest.mark.parametrize(("workers", "parts", "size"), [(3, 2, 10), (4, 1, 7), (2, 4, 9), (3, 2, 6)])
 def test_no_number_of_workers_or_parts_needs_to_divide_the_batch(workers: int, parts: int, size: int) -> None:
     settings(global_batch_size=size, accumulate=parts, resources={"num_workers": workers})
+
+
+def test_a_range_of_workers_is_read_again_as_it_was_written() -> None:
+    chosen = settings(resources={"num_workers": [1, 8]})
+    assert (chosen.resources.least_workers, chosen.resources.most_workers) == (1, 8)
+    assert chosen.model_dump(mode="json")["resources"]["num_workers"] == [1, 8]
+    assert validate(TrainSettings, chosen.model_dump(mode="json"), "again") == chosen
+    fixed = settings(resources={"num_workers": 3}).resources
+    assert (fixed.num_workers, fixed.least_workers, fixed.most_workers) == (3, 3, 3)
 
 
 def test_the_suggested_batch_size_works() -> None:

@@ -4,10 +4,11 @@ import re
 
 import pytest
 
+from pipelines.program.settings import parse_overrides
 from tests.refusals import refused
 from training.config import ResourceSettings
-from training.placement import bundles
-from training.resources import Cluster, plan_resources
+from training.placement import bundles, most_that_fit
+from training.resources import Cluster, plan_resources, range_in_words
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,11 @@ from training.resources import Cluster, plan_resources
         ({"num_workers": 4, "data_cpus": 3}, True, 8, 4),
         ({"num_workers": 2}, False, 2, 0),
         ({"num_workers": 8, "autoscale": True, "data_cpus": 2}, True, 2, 2),
+        # Of a range the least has to fit, and as many as there is room for leave the rest.
+        ({"num_workers": [1, 8]}, True, 2, 1),
+        ({"num_workers": [2, 3], "data_cpus": 4}, True, 16, 13),
+        ({"num_workers": [1, 8], "cpus_per_worker": 1.5, "data_cpus": 2}, True, 6, 3),
+        ({"num_workers": [4, 8], "autoscale": True, "data_cpus": 2}, True, 2, 2),
     ],
 )
 def test_what_fits_is_told_how_much_is_left_for_data(wanted: dict, uses_tasks: bool, cpus: float, left: float) -> None:
@@ -33,6 +39,7 @@ def test_what_fits_is_told_how_much_is_left_for_data(wanted: dict, uses_tasks: b
         ({"num_workers": 3, "cpus_per_worker": 1.5, "data_cpus": 2}, True, 6, ["3 workers", "1.5 CPU", "+ 2", "= 6.5", "6"]),
         ({"num_workers": 7, "cpus_per_worker": 2}, True, 4, ["7 workers", "2 CPU", "+ 1", "= 15", "4"]),
         ({"num_workers": 30}, True, 3, ["30 workers", "1 CPU", "+ 1", "= 31", "3"]),
+        ({"num_workers": [3, 8]}, True, 3, ["least 3 workers", "1 CPU", "+ 1", "= 4", "3"]),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_arithmetic_and_ways_out_that_work(
@@ -40,9 +47,9 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic_and_ways_out_that_work
 ) -> None:
     with refused("resources", *arithmetic) as caught:
         plan_resources(ResourceSettings(**wanted), uses_tasks, Cluster(cpus, 0))
-    offered = re.findall(r"resources\.(\w+)=([\w.]+)", caught.value.remedy)
-    assert len(offered) >= 2 and ("autoscale", "true") in offered
-    for key, value in offered:
+    offered = parse_overrides(re.findall(r"resources\.(\w+=[\w.]+|\w+=\[.+?\])", caught.value.remedy))
+    assert len(offered) >= 2 and offered["autoscale"] is True
+    for key, value in offered.items():
         plan_resources(ResourceSettings(**wanted | {key: value}), uses_tasks, Cluster(cpus, 0))
 
 
@@ -60,6 +67,10 @@ def test_gpus_are_counted_too() -> None:
     with refused("resources", "2 workers", "2 GPUs", remedy="resources.use_gpu=false"):
         plan_resources(wanted, True, Cluster(8, 1))
     assert plan_resources(wanted.model_copy(update={"autoscale": True}), True, Cluster(8, 0)) == 6
+    least = ResourceSettings(num_workers=[1, 4], use_gpu=True)
+    assert plan_resources(least, True, Cluster(8, 2)) == 6, "two workers, for whom there are GPUs"
+    with refused("resources", "least 1 workers", "1 GPU", "has 0", remedy="resources.use_gpu=false"):
+        plan_resources(least, True, Cluster(8, 0))
 
 
 def test_in_a_shared_cluster_a_run_reserves_what_it_requested() -> None:
@@ -71,10 +82,45 @@ def test_in_a_shared_cluster_a_run_reserves_what_it_requested() -> None:
         plan_resources(ResourceSettings(data_cpus=16), True, Cluster(16, 0, shared=True))
 
 
+ONE = {"CPU": 1.0}
+ON_A_GPU = {"CPU": 1.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "worker", "beside", "most", "count"),
+    [
+        ([ONE] * 4, ONE, [ONE], 8, 3),
+        ([ONE] * 4, ONE, [ONE], 2, 2),
+        ([ONE] * 2, ONE, [ONE, ONE], 8, 0),
+        ([], ONE, [], 8, 0),
+        ([{"CPU": 16.0, "memory": 1e9}], ONE, [ONE] * 4, 8, 8),
+        # A bundle needs a node of its size, however much is free in all.
+        ([{"CPU": 1.5}] * 4, {"CPU": 2.0}, [], 8, 0),
+        ([{"CPU": 0.5}, {"CPU": 1.5}, {"CPU": 0.9}], {"CPU": 0.5}, [ONE], 8, 3),
+        ([{"CPU": 0.9}], {"CPU": 0.3}, [], 8, 3),
+        # Those who read leave the GPU nodes' CPUs to the workers if they can, and take what is left there if they must.
+        ([{"CPU": 2.0, "GPU": 2.0}, {"CPU": 4.0}], ON_A_GPU, [ONE] * 4, 8, 2),
+        ([{"CPU": 2.0, "GPU": 2.0}, {"CPU": 3.0}], ON_A_GPU, [ONE] * 4, 8, 1),
+        ([{"CPU": 8.0, "GPU": 2.0}], ON_A_GPU, [ONE] * 4, 8, 2),
+        ([{"CPU": 8.0, "GPU": 0.0}], ON_A_GPU, [], 8, 0),
+    ],
+)
+def test_how_many_workers_there_is_room_for(nodes: list, worker: dict, beside: list, most: int, count: int) -> None:
+    before = [dict(node) for node in nodes]
+    assert most_that_fit(nodes, worker, beside, most) == count
+    assert nodes == before
+
+
+def test_what_a_range_means_is_said_in_numbers() -> None:
+    assert range_in_words(ResourceSettings(num_workers=3), 7) == ""
+    words = range_in_words(ResourceSettings(num_workers=[1, 3]), 7)
+    assert all(part in words for part in ("1 to 3", "batches of 7", "7 pairs on 1", "2 or 3 pairs each on 3"))
+
+
 @pytest.mark.parametrize("wanted", [{"num_workers": 3, "cpus_per_worker": 1 / 3}, {"num_workers": 2, "cpus_per_worker": 0.66666}])
 def test_reservations_fit_as_ray_counts(wanted: dict) -> None:
     """Ray rounds to four digits; a group of bundles one ten-thousandth too large is never placed."""
     settings = ResourceSettings(**wanted)
     data = plan_resources(settings, True, Cluster(16, 0))
-    booked = [round(settings.cpus_per_worker, 4)] * settings.num_workers + [b["CPU"] for b in bundles(data)]
+    booked = [round(settings.cpus_per_worker, 4)] * settings.most_workers + [b["CPU"] for b in bundles(data)]
     assert 15.98 < sum(booked) <= 16

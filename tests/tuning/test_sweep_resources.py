@@ -61,6 +61,12 @@ def test_what_a_trial_books(settings: dict, booking: Booking, bundle: dict[str, 
     assert actual == booking and actual.bundle() == bundle and actual.words() == words
 
 
+def test_a_trial_books_a_number_of_workers_and_no_range() -> None:
+    key = "overrides.resources.num_workers"
+    with refused(key, "[1, 3]", remedy=f"{key}=1"):
+        trials_at_a_time(built([STREAMED | {"num_workers": [1, 3]}]), Cluster(8, 0), None)
+
+
 def test_a_waiting_actor_reserves_next_to_nothing() -> None:
     """Tens of thousands of trials without a CPU fit; the resource exists on head nodes only."""
     assert sum(WAITING.values()) <= 0.001 and "CPU" not in WAITING
