@@ -124,7 +124,7 @@ class _Follower:
         before = read_metrics(self._path)[-1:]  # by an earlier start, which may have gone beyond its last checkpoint
         with self._display.task("train", self._plan.total_steps) as task:
             task.update(self._first, "starting workers")
-            shown = -1
+            shown, workers = -1, None
             while True:
                 ended = self._stop.wait(0.5)
                 try:
@@ -139,6 +139,9 @@ class _Follower:
                 if lines and lines[-1:] != before and lines[-1]["step"] != shown:
                     line = lines[-1]
                     shown = line["step"]
+                    if workers not in (None, line.get("workers")):
+                        self._display.line(f"training goes on with {line['workers']} instead of {workers} workers")
+                    workers = line.get("workers")
                     loss = f"loss {line['loss']:.3f}" if "loss" in line else "step skipped"
                     skipped = f"  {line['skipped']:,} skipped" if line.get("skipped") else ""
                     task.update(

@@ -33,8 +33,9 @@ class Shown:
         self.lines.append(text)
 
 
-def write(run: Path, *steps: int, when: float) -> None:
+def write(run: Path, *steps: int, when: float, workers: int = 1) -> None:
     of = [{"step": step, "time": when, "loss": 1.0, "samples_per_second": 1.0, "data_wait": 0.0} for step in steps]
+    of = [line | {"workers": workers} for line in of]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in of))
 
 
@@ -58,3 +59,15 @@ def test_the_bar_shows_no_step_of_a_dead_start(
     assert shown.steps == [first, 57]
     (line,) = shown.lines
     assert line.endswith(": worker 1: its node was lost")
+
+
+def test_another_number_of_workers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_train, "newest_step", lambda run: None)
+    shown = Shown()
+    follower: Any = ray_train._Follower(tmp_path, cast(Plan, SimpleNamespace(total_steps=100)), cast(Display, shown))
+    with follower:
+        for step, workers in enumerate((2, 2, 5, 5, 3), 1):
+            write(tmp_path, step, when=step, workers=workers)
+            wait_until(lambda step=step: shown.steps[-1:] == [step])
+    assert len(shown.lines) == 2 and all("5" in line for line in shown.lines)
+    assert "2" in shown.lines[0] and "3" in shown.lines[1]
