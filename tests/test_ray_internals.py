@@ -250,30 +250,32 @@ def test_ray_trains_policy_for_a_range_of_workers_is_ours(monkeypatch: pytest.Mo
 
     handle, saved = SimpleNamespace(placement_group="ours"), _TrainingReport(ray.train.Checkpoint("/nowhere"), {}, False)
 
-    def poll(*reports: str, workers: int = 3) -> int | None:
+    def poll(*reports: str, workers: int = 3, ended: int | None = None) -> int | None:
         """The number of workers decided on, if any, after each worker's report: none, plain or a checkpoint."""
-        statuses = {
-            rank: WorkerStatus(True, training_report={"-": None, "p": _TrainingReport(None, {}, False), "c": saved}[report])
-            for rank, report in enumerate(reports)
-        }
+        plain = _TrainingReport(None, {}, False)
+        given = [{"-": None, "p": plain, "c": saved}[report] for report in reports]
+        statuses = {rank: WorkerStatus(rank != ended, training_report=report) for rank, report in enumerate(given)}
         state = SimpleNamespace(placement_group_handle=handle, num_workers=workers)
         decision = policy.make_decision_for_running_worker_group(state, WorkerGroupPollStatus(statuses))
         assert isinstance(decision, NoopDecision | ResizeDecision)
         return decision.num_workers if isinstance(decision, ResizeDecision) else None
 
     room[0] = 4
-    assert poll("-", "-", "-") is None and poll("p", "p", "p") is None, "there is room, but steps would be lost"
+    assert poll("-", "-", "-") is None and poll("p", "p", "p") is None and poll("-", "-", "-") is None, "steps would be lost"
     assert poll("c", "-", "p") is None and poll("-", "-", "-") is None, "one of them has not reported it yet"
-    assert poll("-", "p", "-") == 4
+    assert poll("-", "p", "-") is None and poll("-", "-", "-") == 4
     assert poll("-", "-", "-") is None
     assert counted == [None] * 3 + ["ours"], "what its own workers hold is room too"
-    room[0] = 3
+    assert poll("c", "p", "p") is None and poll("-", "-", "-", ended=1) is None, "it was the last one"
+    for free in (3, 2):  # none is taken away
+        room[0] = free
+        assert poll("c", "p", "p") is None and poll("-", "-", "-") is None
     assert poll("c", "p", "p") is None
-    room[0] = 2
-    assert poll("c", "p", "p") is None, "none is taken away"
     handle = SimpleNamespace(placement_group="ours, the second")
     room[0] = 4
-    assert poll("p", "-", workers=2) is None and poll("c", "p", workers=2) is None and poll("-", "p", workers=2) == 4
+    assert poll("-", "-", workers=2) is None, "that checkpoint was of others"
+    assert poll("p", "-", workers=2) is None and poll("c", "p", workers=2) is None and poll("-", "p", workers=2) is None
+    assert poll("-", "-", workers=2) == 4
     room[0] = 3
     assert policy.make_decision_for_non_running_worker_group().num_workers == 3
     assert counted[-1] == "ours, the second", "its workers have failed, and still hold what they held"

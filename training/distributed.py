@@ -7,7 +7,7 @@ gradient of the global batch's loss (Ray Train and DDP average; see tests/traini
 Workers may have different numbers of rows, by the rule of `pipelines.dataset.shares`. Within `global_batch(B)`:
 
 - Worker r of K has b_r of B rows, and `weight()` is K b_r / B: 1 if all have equally many, and 1 on average over workers.
-- The step takes the gradient of `weight() * Loss.total`. Averaged over workers, a mean over own rows is then the mean over the
+- The step takes the gradient of `weighted(Loss.total)`. Averaged over workers, a mean over own rows is then the mean over the
   global batch, and a value that is the same on every worker counts once. `mean` weights what is logged in the same way.
 - `all_gather` pads to the largest share and cuts afterwards; blocks in the ring of `around` have their sender's length. Global
   row indices (`first_row`, `all_rows`) follow from the shares too. No sizes are communicated.
@@ -75,6 +75,12 @@ def weight() -> float:
     if _batch_rows is None or _batch_rows % world_size() == 0:
         return 1.0
     return len(shares(_batch_rows, world_size())[rank()]) * world_size() / _batch_rows
+
+
+def weighted(value: Tensor) -> Tensor:
+    """A mean over this worker's rows times `weight()`: the value itself if all workers have equally many."""
+    factor = weight()
+    return value if factor == 1 else factor * value
 
 
 def _lengths(rows: int) -> list[int]:
@@ -192,7 +198,7 @@ def total(value: Tensor) -> Tensor:
 
 def mean(value: Tensor) -> Tensor:
     """Mean over the global batch of what is a mean over each worker's rows, or the same on all workers, without gradient."""
-    return value.detach() if world_size() == 1 else total(weight() * value) / world_size()
+    return value.detach() if world_size() == 1 else total(weighted(value)) / world_size()
 
 
 def mean_over_workers(sums: Tensor, counts: Tensor) -> Tensor:

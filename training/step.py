@@ -23,7 +23,7 @@ from pipelines.dataset.batch import Batch
 from pipelines.dataset.shares import shares
 from pipelines.program.randomness import torch_seed
 from training.config import TrainSettings
-from training.distributed import average_gradients, global_batch, mean, rank, total, weight
+from training.distributed import average_gradients, global_batch, mean, rank, total, weighted
 from training.objectives.base import Embeddings, Loss
 from training.state import TrainState, unwrap
 
@@ -81,7 +81,7 @@ def gradients(state: TrainState, batch: Batch, settings: TrainSettings) -> tuple
         return batch, _accumulate(state, batch, settings, seed)
     torch.manual_seed(seed)
     loss = state.objective(_embed(state.encoder, batch, settings), batch)
-    state.scaler.scale(weight() * loss.total).backward()
+    state.scaler.scale(weighted(loss.total)).backward()
     return batch, loss
 
 
@@ -144,7 +144,7 @@ def _accumulate(state: TrainState, batch: Batch, settings: TrainSettings, seed: 
         None if columns[0] is None else torch.cat(columns).requires_grad_() for columns in zip(*outputs, strict=True)
     )
     loss = state.objective(whole, batch)
-    state.scaler.scale(weight() * loss.total).backward()
+    state.scaler.scale(weighted(loss.total)).backward()
     used = [index for index, rows in enumerate(whole) if rows is not None and rows.grad is not None]
     gradients = [_cut(whole[index].grad, len(parts)) for index in used]
     for index, part in enumerate(parts):

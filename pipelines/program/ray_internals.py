@@ -221,8 +221,9 @@ def _policy(scaling_config: Any, fitting: Callable[[list[dict[str, float]]], int
 
     Ray Train's own policy does not know what is booked beside the workers or by other jobs, is silent while too few fit, and
     restarts the workers in the middle between two checkpoints. This one starts as many as fit, or waits for the smallest number
-    as a fixed one would; and it adds workers when a checkpoint has been saved, so no step is repeated. To remove workers is not
-    its task: those on a lost node fail (train/v2/_internal/execution/scaling_policy/elastic.py, worker_group/poll.py).
+    as a fixed one would; and it adds workers when a checkpoint has been saved and they train on, so next to no step is repeated.
+    To remove workers is not its task: those on a lost node fail (train/v2/_internal/execution/scaling_policy/elastic.py,
+    worker_group/poll.py).
     """
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
 
@@ -230,6 +231,7 @@ def _policy(scaling_config: Any, fitting: Callable[[list[dict[str, float]]], int
         _handle: Any = None  # of the placement group of the workers that ran last
         _reports: list[int]  # that each of them has made
         _due = 0  # the report with a checkpoint, if not all of them have made it yet
+        _fresh = False  # whether a checkpoint was registered at the last call
 
         def make_decision_for_non_running_worker_group(self) -> Any:
             self._maybe_send_resource_request()
@@ -239,8 +241,12 @@ def _policy(scaling_config: Any, fitting: Callable[[list[dict[str, float]]], int
             self._maybe_send_resource_request()
             workers = worker_group_state.num_workers
             if self._handle is not worker_group_state.placement_group_handle:
-                self._handle, self._reports, self._due = worker_group_state.placement_group_handle, [0] * workers, 0
-            if self._saved(worker_group_status.worker_statuses) and (possible := self._possible()) > workers:
+                self._handle, self._fresh = worker_group_state.placement_group_handle, False
+                self._reports, self._due = [0] * workers, 0
+            statuses = worker_group_status.worker_statuses
+            fresh, self._fresh = self._fresh, self._saved(statuses)
+            # After its last checkpoint a worker returns.
+            if fresh and all(status.running for status in statuses.values()) and (possible := self._possible()) > workers:
                 return self._get_resize_decision(possible)
             return NoopDecision()
 
