@@ -215,6 +215,7 @@ def test_ray_train_registers_its_handler_where_ours_stands() -> None:
 
 def test_ray_trains_policy_for_a_range_of_workers_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """It starts as many as fit, or the least; and adds workers once all have reported a checkpoint, at no other time."""
+    from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
     from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
     from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
@@ -222,7 +223,7 @@ def test_ray_trains_policy_for_a_range_of_workers_is_ours(monkeypatch: pytest.Mo
     rests = "a run whose number of workers follows its cluster"
     made: dict[str, Any] = {}
     name = "_initialize_and_run_controller"
-    owner = next((base for base in ray.train.torch.TorchTrainer.__mro__ if name in vars(base)), None)
+    owner = next((base for base in TorchTrainer.__mro__ if name in vars(base)), None)
     assert owner is not None, f"Ray {ray.__version__}: no trainer has {name}; {rests} rests on it"
     holds(name in names_used(owner), f"{owner.__name__} does not call {name}", rests)
     monkeypatch.setattr(owner, name, lambda self, **arguments: made.update(arguments))
@@ -247,6 +248,9 @@ def test_ray_trains_policy_for_a_range_of_workers_is_ours(monkeypatch: pytest.Mo
         decision = policy.make_decision_for_non_running_worker_group()
         assert isinstance(decision, ResizeDecision) and decision.num_workers == started
     assert counted == [None] * 3, "nothing of ours runs yet"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_free_resources", lambda group: 1 // 0)
+        assert policy.make_decision_for_non_running_worker_group().num_workers == 2, "a head that does not answer ends no run"
 
     handle, saved = SimpleNamespace(placement_group="ours"), _TrainingReport(ray.train.Checkpoint("/nowhere"), {}, False)
 
@@ -280,6 +284,103 @@ def test_ray_trains_policy_for_a_range_of_workers_is_ours(monkeypatch: pytest.Mo
     assert policy.make_decision_for_non_running_worker_group().num_workers == 3
     assert counted[-1] == "ours, the second", "its workers have failed, and still hold what they held"
     ray.cloudpickle.loads(ray.cloudpickle.dumps(made["scaling_policy"]))  # as it is sent to the controller
+
+
+class Crew:
+    """In the place of a group of workers: its polls are given, and reports go where Ray Train's own go."""
+
+    def __init__(self, number: int, callbacks: list[Any]):
+        self.workers = [SimpleNamespace() for _ in range(number)]
+        self.polls: list[Any] = []
+        self._handle = SimpleNamespace(placement_group=f"of {number}")
+        self._handlers = [callback for callback in callbacks if hasattr(callback, "set_required_ranks")]
+        for handler in self._handlers:
+            handler.after_worker_group_start(self)
+
+    @classmethod
+    def create(cls, train_run_context: Any, worker_group_context: Any, callbacks: list[Any]) -> "Crew":
+        return cls(worker_group_context.num_workers, callbacks)
+
+    def __len__(self) -> int:
+        return len(self.workers)
+
+    def get_workers(self) -> list[Any]:
+        return self.workers
+
+    def get_worker_group_state(self) -> Any:
+        from ray.train.v2._internal.execution.worker_group import WorkerGroupState
+
+        return WorkerGroupState(0.0, self._handle, self.workers, None)  # type: ignore[arg-type]
+
+    def poll_status(self, timeout: float) -> Any:
+        from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus
+
+        status = WorkerGroupPollStatus(dict(enumerate(self.polls.pop(0))))
+        for handler in self._handlers:
+            handler.after_worker_group_poll_status(status)
+        return status
+
+    def get_latest_poll_status(self) -> None:
+        return None
+
+    def shutdown(self) -> None:
+        self.workers = []
+
+
+def test_ray_trains_controller_follows_our_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray's own controller, with workers that are none: from one to three after a checkpoint, to two after a loss, to the end."""
+    from ray.train.backend import BackendConfig
+    from ray.train.v2._internal.execution.context import TrainRunContext
+    from ray.train.v2._internal.execution.failure_handling import create_failure_policy
+    from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
+
+    rests = "a run whose number of workers follows its cluster"
+    monkeypatch.setenv(train_constants.ENABLE_PREEMPTION_WATCHER_ENV_VAR, "0")
+    monkeypatch.setenv(train_constants.ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR, "0")
+    monkeypatch.setenv(train_constants.HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0")
+    monkeypatch.setattr(TrainController, "worker_group_cls", Crew)
+    monkeypatch.setattr(module, "_free_resources", lambda group: [])
+    room = [0]
+    scaling = ray.train.ScalingConfig(num_workers=(1, 3))
+    policy = module._policy(scaling, lambda nodes: room[0])
+    policy.after_controller_start = lambda context: None
+    policy._maybe_send_resource_request = lambda: None
+    config = ray.train.RunConfig(name="run", storage_path=str(tmp_path), failure_config=ray.train.FailureConfig(max_failures=1))
+    context = TrainRunContext(config, None, scaling, BackendConfig(), ray.train.DataConfig())
+    controller = TrainController(None, context, policy, create_failure_policy(config.failure_config))  # type: ignore[arg-type]
+
+    def turn(*statuses: WorkerStatus, times: int = 1) -> tuple[int, str]:
+        """Workers and state after the controller has polled these, and has gone round so often."""
+        if statuses:
+            controller.get_worker_group().polls.append(statuses)
+        for _ in range(times):
+            asyncio.run(controller._run_control_loop_iteration())
+        group = controller.get_worker_group()
+        return 0 if group is None else len(group), type(controller.get_state()).__name__
+
+    def saved(folder: str) -> list[WorkerStatus]:
+        (tmp_path / "run" / folder).mkdir(parents=True)
+        place = controller._storage_context
+        checkpoint = ray.train.Checkpoint(place.build_checkpoint_path_from_name(folder), place.storage_filesystem)
+        others = len(controller.get_worker_group()) - 1
+        reports = [_TrainingReport(checkpoint, {}, False), *[_TrainingReport(None, {}, False)] * others]
+        return [WorkerStatus(True, training_report=report) for report in reports]
+
+    runs = WorkerStatus(True)
+    holds(turn(times=2) == (1, "RunningState"), "a run does not start with the least number of workers", rests)
+    room[0] = 3
+    assert turn(runs) == (1, "RunningState")
+    assert turn(*saved("one")) == (1, "RunningState")
+    newest = controller._checkpoint_manager.latest_checkpoint_result
+    holds(newest is not None and newest.checkpoint.path.endswith("one"), "a reported checkpoint is registered later", rests)
+    holds(turn(runs, times=3) == (3, "RunningState"), "a resize takes another course", rests)
+    room[0] = 2
+    lost = WorkerStatus(False, error=train_exceptions.WorkerHealthCheckFailedError("lost", ray.exceptions.RayActorError()))
+    assert turn(*saved("two")) == (3, "RunningState")
+    holds(turn(runs, runs, lost, times=3) == (2, "RunningState"), "a restart takes another course", rests)
+    ended = WorkerStatus(False, return_value="ended")
+    assert turn(runs, ended)[1] == "RunningState"
+    assert turn(ended, ended)[1] == "ShuttingDownState"
 
 
 SNAPSHOT_FIELDS = {

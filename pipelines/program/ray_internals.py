@@ -263,7 +263,10 @@ def _policy(scaling_config: Any, fitting: Callable[[list[dict[str, float]]], int
             return True
 
         def _possible(self) -> int:
-            return fitting(_free_resources(None if self._handle is None else self._handle.placement_group))
+            try:
+                return fitting(_free_resources(None if self._handle is None else self._handle.placement_group))
+            except Exception:  # the head does not answer; raised, it would end the run
+                return 0
 
     return Policy(scaling_config)
 
