@@ -48,7 +48,7 @@ _DIAGNOSTICS = {
     "data_wait": "Waiting for data",
     "peak_memory_gib": "Peak memory, GiB",
 }
-_NO_CURVE = {"step", "epoch", "samples", "time", "loss"}
+_NO_CURVE = {"step", "epoch", "samples", "time", "loss", "workers"}
 
 
 def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
@@ -170,7 +170,8 @@ def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut
         learning += draw(f"Zero-shot, {label}", keys, note, percent=True, levels=levels)
     extra = {key for line in history for key in line if "/" not in key} - _NO_CURVE - _DIAGNOSTICS.keys()
     diagnostics = []
-    for key, title in (_DIAGNOSTICS | {key: key for key in sorted(extra)}).items():
+    varied = {"workers": "Workers"} if len(result["machine"].get("worker_history", ())) > 1 else {}
+    for key, title in (_DIAGNOSTICS | varied | {key: key for key in sorted(extra)}).items():
         diagnostics += draw(title, {key: ""}, percent=key == "data_wait", size=TINY)
     return html.section(
         "curves",

@@ -38,6 +38,7 @@ def test_a_run_sees_its_fraction_and_nothing_else_of_the_split(plan_of: Callable
     assert np.array_equal(plan.held_out.sample_ids, plan_of().held_out.sample_ids)
     result = result_of(plan, tmp_path, fit_inline(plan, tmp_path, lambda line: None), {"training": 1.0})
     assert (result["dataset"]["train_samples"], result["dataset"]["fraction"]) == (len(fraction), 0.6)
+    assert (result["machine"]["workers"], result["machine"]["worker_history"]) == (1, [1])
 
 
 def test_a_tokenizer_is_trained_on_the_captions_of_the_fraction(plan_of: Callable[..., Plan]) -> None:

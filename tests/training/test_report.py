@@ -131,6 +131,7 @@ def run_by_hand(
             "data_wait": 0.125,
             "peak_memory_gib": 0.5,
             "objective_of_its_own": 2.0,
+            "workers": 2,
             "time": 0.0,
         }
         history.append(line | (scores.metrics if i % 2 == 0 else {}))
@@ -469,6 +470,20 @@ def test_a_long_run_does_not_make_a_heavy_page(tmp_path: Path):
     result, data, _ = run_by_hand(tmp_path / "run", prepared, lines=20_000)
     write_report(tmp_path / "run", result, data)
     assert (tmp_path / "run" / "report.html").stat().st_size < 1_000_000
+
+
+def titles(page: Element) -> list[str]:
+    return [figure.all("figcaption")[0].texts[0] for figure in page.all("figure")]
+
+
+def test_numbers_of_workers_are_told_where_there_were_several(made: Made, tmp_path: Path):
+    assert ", then" not in made.page.text and "workers" not in {title.lower() for title in titles(made.page)}
+    prepared = prepare_by_hand(tmp_path / "data", [["one"], ["two"]])
+    result, data, _ = run_by_hand(tmp_path / "run", prepared)
+    result["machine"] |= {"workers": 2, "worker_history": [1, 3, 2]}
+    write_report(tmp_path / "run", result, data)
+    page = read(tmp_path / "run" / "report.html")
+    assert page.text.count("1, then 3, then 2") == 2 and "Workers" in titles(page)
 
 
 def test_restarts_are_told_where_there_were_some(made: Made, tmp_path: Path):
