@@ -203,7 +203,7 @@ def test_ray_trains_group_of_workers_is_made_by_our_class(monkeypatch: pytest.Mo
 
 def test_ray_train_registers_its_handler_where_ours_stands() -> None:
     rests = "ending with a checkpoint on Ctrl-C"
-    trainer = module.trainer(lambda config: None, len, train_loop_config={})
+    trainer = module.trainer(lambda config: None, len, 0, train_loop_config={})
     name = "_register_sigint_handler"
     owner = next((base for base in type(trainer).__mro__[1:] if name in vars(base)), None)
     assert owner is not None, f"Ray {ray.__version__}: no trainer has {name}; {rests} rests on it"
@@ -230,7 +230,7 @@ def test_ray_trains_policy_for_a_range_of_workers_is_ours(monkeypatch: pytest.Mo
     room = [5]
     for number in (2, (2, 4)):
         scaling = ray.train.ScalingConfig(num_workers=number)
-        trainer = module.trainer(lambda config: None, lambda nodes: room[0], train_loop_config={}, scaling_config=scaling)
+        trainer = module.trainer(lambda config: None, lambda nodes: room[0], 2, train_loop_config={}, scaling_config=scaling)
         getattr(trainer, name)(scaling_policy="Ray's")
         assert (made["scaling_policy"] == "Ray's") == isinstance(number, int)
     names = ("make_decision_for_non_running_worker_group", "make_decision_for_running_worker_group", "_get_resize_decision")
@@ -284,6 +284,32 @@ def test_ray_trains_policy_for_a_range_of_workers_is_ours(monkeypatch: pytest.Mo
     assert policy.make_decision_for_non_running_worker_group().num_workers == 3
     assert counted[-1] == "ours, the second", "its workers have failed, and still hold what they held"
     ray.cloudpickle.loads(ray.cloudpickle.dumps(made["scaling_policy"]))  # as it is sent to the controller
+
+
+@pytest.mark.parametrize("beside", [0, 2])
+def test_a_cluster_that_grows_is_asked_for_the_most_workers_and_what_is_beside_them(
+    monkeypatch: pytest.MonkeyPatch, beside: int
+) -> None:
+    from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client as client
+
+    asked: dict[str, list[dict[str, float]]] = {}
+
+    class Coordinator:
+        """In the place of the actor that asks the autoscaler."""
+
+        request_resources = SimpleNamespace(remote=lambda requester_id, resources, **_: asked.update({requester_id: resources}))
+        cancel_request = SimpleNamespace(remote=lambda requester_id: asked.pop(requester_id))
+
+    monkeypatch.setattr(client, "get_or_create_autoscaling_coordinator", Coordinator)
+    monkeypatch.setattr(ray, "get", lambda reference, timeout: reference)
+    scaling = ray.train.ScalingConfig(num_workers=(1, 3), use_gpu=True, resources_per_worker={"CPU": 4, "GPU": 1})
+    policy = module._policy(scaling, len, beside)
+    policy.after_controller_start(SimpleNamespace(run_id="run"))
+    policy._maybe_send_resource_request()
+    bundles = [bundle for one in asked.values() for bundle in one]
+    assert bundles == [{"CPU": 4, "GPU": 1}] * 3 + [{"CPU": 1}] * beside
+    asyncio.run(policy.before_controller_shutdown())
+    assert asked == {}
 
 
 class Crew:
@@ -347,7 +373,7 @@ def test_ray_trains_controller_follows_our_policy(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "_free_resources", lambda group: [])
     room = [0]
     scaling = ray.train.ScalingConfig(num_workers=(1, 3))
-    policy = module._policy(scaling, lambda nodes: room[0])
+    policy = module._policy(scaling, lambda nodes: room[0], 2)
     policy.after_controller_start = lambda context: None
     policy._maybe_send_resource_request = lambda: None
     config = ray.train.RunConfig(name="run", storage_path=str(tmp_path), failure_config=ray.train.FailureConfig(max_failures=1))

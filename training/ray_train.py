@@ -73,10 +73,12 @@ def run_workers(
     """
     folder.mkdir(parents=True, exist_ok=True)
     data_cpus = config["data_cpus"] if config["plan"].uses_tasks else 0.0
+    beside = bundles(data_cpus)
     worker = {"CPU": round(wanted.cpus_per_worker, 4)} | ({"GPU": 1} if wanted.use_gpu else {})
     trainer = ray_internals.trainer(
         function,
-        partial(most_that_fit, worker=worker, beside=bundles(data_cpus), most=wanted.most_workers),
+        partial(most_that_fit, worker=worker, beside=beside, most=wanted.most_workers),
+        len(beside),
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
             num_workers=wanted.num_workers, use_gpu=wanted.use_gpu, resources_per_worker=worker

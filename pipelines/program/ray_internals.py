@@ -192,7 +192,7 @@ _COUNT_AGAIN = 10.0
 
 
 def trainer(
-    function: Callable[[dict[str, Any]], Any], fitting: Callable[[list[dict[str, float]]], int], **options: Any
+    function: Callable[[dict[str, Any]], Any], fitting: Callable[[list[dict[str, float]]], int], beside: int, **options: Any
 ) -> "ray.train.torch.TorchTrainer":
     """A `TorchTrainer` that leaves signals to the program, and whose range of workers follows the cluster.
 
@@ -201,6 +201,7 @@ def trainer(
 
     Args:
         fitting: how many workers fit on nodes with these free resources; for a range of workers.
+        beside: number of CPUs that are booked beside the workers, for which a cluster that grows is asked too.
     """
     from ray.train.torch import TorchTrainer
 
@@ -210,13 +211,13 @@ def trainer(
 
         def _initialize_and_run_controller(self, **arguments: Any) -> Any:
             if self.scaling_config.elasticity_enabled:
-                arguments["scaling_policy"] = _policy(self.scaling_config, fitting)
+                arguments["scaling_policy"] = _policy(self.scaling_config, fitting, beside)
             return super()._initialize_and_run_controller(**arguments)
 
     return Trainer(function, **options)
 
 
-def _policy(scaling_config: Any, fitting: Callable[[list[dict[str, float]]], int]) -> Any:
+def _policy(scaling_config: Any, fitting: Callable[[list[dict[str, float]]], int], beside: int) -> Any:
     """Decides about the number of workers in a range: as many as there is room for.
 
     Ray Train's own policy does not know what is booked beside the workers or by other jobs, is silent while too few fit, and
@@ -225,13 +226,29 @@ def _policy(scaling_config: Any, fitting: Callable[[list[dict[str, float]]], int
     To remove workers is not its task: those on a lost node fail (train/v2/_internal/execution/scaling_policy/elastic.py,
     worker_group/poll.py).
     """
+    from ray.train import ScalingConfig
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
+    from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import TrainAutoscalingCoordinatorClient
 
     class Policy(ElasticScalingPolicy):
         _handle: Any = None  # of the placement group of the workers that ran last
         _reports: list[int]  # that each of them has made
         _due = 0  # the report with a checkpoint, if not all of them have made it yet
         _fresh = False  # whether a checkpoint was registered at the last call
+
+        def after_controller_start(self, train_run_context: Any) -> None:
+            super().after_controller_start(train_run_context)
+            self._beside = TrainAutoscalingCoordinatorClient(f"{self._requester_id}-beside")
+
+        def _maybe_send_resource_request(self) -> None:
+            super()._maybe_send_resource_request()
+            if beside:  # else a cluster would grow until there was room for the workers alone
+                self._beside.maybe_send_resource_request(ScalingConfig(num_workers=beside), beside)
+
+        def _cancel_resource_request(self) -> None:
+            super()._cancel_resource_request()
+            if beside:
+                self._beside.cancel_resource_request()
 
         def make_decision_for_non_running_worker_group(self) -> Any:
             self._maybe_send_resource_request()

@@ -97,7 +97,8 @@ ON_A_GPU = {"CPU": 1.0, "GPU": 1.0}
         # A bundle needs a node of its size, however much is free in all.
         ([{"CPU": 1.5}] * 4, {"CPU": 2.0}, [], 8, 0),
         ([{"CPU": 0.5}, {"CPU": 1.5}, {"CPU": 0.9}], {"CPU": 0.5}, [ONE], 8, 3),
-        ([{"CPU": 0.9}], {"CPU": 0.3}, [], 8, 3),
+        ([{"CPU": 0.6}], {"CPU": 0.2}, [], 8, 3),  # 0.6 - 0.2 - 0.2 is 0.1999... to a computer
+        ([{"CPU": 2.0}, {"CPU": 1.5}], {"CPU": 1.5}, [ONE, ONE], 8, 1),  # only if each is where it leaves room for the others
         # Those who read leave the GPU nodes' CPUs to the workers if they can, and take what is left there if they must.
         ([{"CPU": 2.0, "GPU": 2.0}, {"CPU": 4.0}], ON_A_GPU, [ONE] * 4, 8, 2),
         ([{"CPU": 2.0, "GPU": 2.0}, {"CPU": 3.0}], ON_A_GPU, [ONE] * 4, 8, 1),
