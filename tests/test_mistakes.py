@@ -212,7 +212,7 @@ def test_a_file_is_no_storage(place: str, mistake: Callable[..., str], tiny_data
         (["training/configs/nope.yaml"], ["training/configs/nope.yaml", OPENMOJI]),
         ([OPENMOJI, "data.path=nowhere"], ["data.path", "nowhere", "python -m pipelines"]),
         ([SCRATCH, "global_batch_size=100000"], ["global_batch_size", "100000", "global_batch_size=7"]),
-        ([SCRATCH, "global_batch_size=30", "accumulate=4"], ["global_batch_size", "30", "4", "global_batch_size=32"]),
+        ([SCRATCH, "global_batch_size=3", "accumulate=4"], ["global_batch_size", "3", "4", "global_batch_size=4"]),
         ([SCRATCH, "evaluation.split=dev"], ["evaluation.split", "'dev'", "train, test"]),
         ([SCRATCH, "evaluation.labels=[colour]"], ["evaluation.labels", "'colour'", "group, subgroup"]),
         ([SCRATCH, "evaluation.split=train"], ["evaluation.split", "'train'", ": test"]),

@@ -31,8 +31,9 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Plan]:
         ({"accumulate": 2}, "accumulate"),
         ({"accumulate": 2, "resources__num_workers": 2, "resources__use_gpu": True}, "accumulate"),
         ({"resources__num_workers": 2}, "resources.num_workers"),
+        ({"resources__num_workers": [1, 2]}, "resources.num_workers"),
     ],
-    ids=["parts", "parts-on-gpus", "workers"],
+    ids=["parts", "parts-on-gpus", "workers", "range"],
 )
 def test_a_tower_with_batch_norm_that_trains_is_refused(
     plan_of: Callable[..., Plan], overrides: dict[str, Any], key: str

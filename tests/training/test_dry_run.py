@@ -121,7 +121,7 @@ def test_the_trial_step_changes_no_weights(plan_of: Callable[..., Plan]) -> None
 @pytest.mark.parametrize(
     ("overrides", "named"),  # the key first
     [
-        (["global_batch_size=7", "accumulate=2"], ["global_batch_size", "7", "8"]),
+        (["global_batch_size=3", "accumulate=4"], ["global_batch_size", "3", "4"]),
         (["global_batch_size=100"], ["global_batch_size", "100", "24"]),
         (["resources.use_gpu=true"], ["resources", "resources.use_gpu=false"]),
         (["resources.num_workers=8"], ["resources", "resources.num_workers=1"]),
