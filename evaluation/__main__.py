@@ -34,6 +34,9 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     from pipelines.features import feature_store
     from pipelines.program import cluster, path_keys
 
+    for folder, key in ((settings.output, "output"), (settings.cache, "cache")):
+        path_keys.check_folder(folder, key)
+    path_keys.check_kind(settings.output, "evaluation", "output")
     contents = read_data(settings)
     tasks = plan(settings, contents)
     every = {inputs.fingerprint: inputs for task in tasks for inputs in task.inputs()}
@@ -51,8 +54,6 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     for name, model in models.items():
         if model.embeddings is None:
             model.check(settings.key_of(name))
-    for folder, key in ((settings.output, "output"), (settings.cache, "cache")):
-        path_keys.check_folder(folder, key)
     for model in models.values():
         if model.embeddings is None:
             check_embedder(model.embedder, model.arguments())

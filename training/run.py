@@ -49,12 +49,12 @@ from training.resources import Cluster, current_cluster, expected_cluster, plan_
 from training.warmup import warmup_warning
 from training.weight_sources import check_sources
 
-LOCK = ".lock"  # in a run's folder, from its first start on
-
 
 def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     """Train, or resume training, and return the content of `result.json`."""
     folder = (settings.storage / settings.name).absolute()
+    path_keys.check_folder(folder, "storage")
+    path_keys.check_kind(folder, "training run", "name")
     data = open_data(settings)  # checks the test split too, before the hours of training
     check_metric(settings, [split for _, split in data.held_out])
     settings.optimizer.check()
@@ -72,7 +72,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     from training.ray_train import fit
     from training.report import write_report
 
-    started_before = (folder / LOCK).exists()
+    started_before = (folder / path_keys.LOCK).exists()
     replaces = settings.overwrite and folder.exists()  # an earlier run, which stays until all checks have passed
     with only_one(folder), interrupts.keeping(lambda: _kept(folder, replaces)):
         run_folder = None if replaces else folder
@@ -155,9 +155,8 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Lock the folder: one process per run. The lock ends with the process; a run that never began leaves no folder."""
-    path_keys.check_folder(folder, "storage")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
+    with (folder / path_keys.LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -165,7 +164,7 @@ def only_one(folder: Path) -> Iterator[None]:
         try:
             yield
         except UserError:
-            if [path.name for path in folder.iterdir()] == [LOCK]:
+            if [path.name for path in folder.iterdir()] == [path_keys.LOCK]:
                 shutil.rmtree(folder)
             raise
 
@@ -175,7 +174,7 @@ def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != LOCK:
+        elif path.name != path_keys.LOCK:
             path.unlink()
 
 
