@@ -100,7 +100,7 @@ def test_a_folder_of_something_else_is_refused_and_stays(
 
 @pytest.mark.parametrize(
     ("program", "content"),
-    [("train", "run"), ("train", "copied run"), ("train", "killed"), ("train", "nothing"), ("sweep", "sweep"), ("sweep", "nothing")],
+    [("train", name) for name in ("run", "copied run", "killed", "nothing")] + [("sweep", name) for name in ("sweep", "nothing")],
 )
 def test_what_overwrite_replaces_stays_until_ray_has_started(
     starts: dict[str, Start], tmp_path: Path, program: str, content: str
