@@ -26,6 +26,7 @@ OPENMOJI = "training/configs/openmoji.yaml"
 EMOJIS = "pipelines/configs/openmoji.yaml"
 SCORES = "evaluation/configs/openmoji.yaml"
 SWEEP = "tuning/sweeps/smoke.yaml"
+OPEN_CLIP = "{embedder: training.embedders:open_clip, embedder_arguments: {model: ViT-B-32, weights: laion2b}}"
 PROGRAMS: dict[str, Any] = {
     "pipelines": (PrepareSettings, run_pipelines),
     "training": (TrainSettings, run_training),
@@ -141,6 +142,7 @@ def mistake(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ca
         ("tuning", [SWEEP, "grid.objective.name=clip"], ["grid.objective.name=[clip]"]),
         ("tuning", [SWEEP, "scheduler=asha"], ["scheduler.name=asha"]),
         ("tuning", [SWEEP, "scheduler.name=ahsa"], ["scheduler.name: ", "'ahsa'", "'asha'"]),
+        ("tuning", [SWEEP, "overrides.objective.name=clip"], ["overrides.objective.name: ", "grid"]),
         ("tuning", [SWEEP, "base=nope.yaml"], ["base: ", "nope.yaml", OPENMOJI]),
         ("tuning", [SWEEP, f"base={SWEEP}"], ["base: ", SWEEP, f"base={OPENMOJI}"]),
     ],
@@ -161,6 +163,11 @@ def test_words(program: str, arguments: list[str], named: list[str], mistake: Ca
         (["embedder=training.embedders:openclip", "checkpoint=null"], ["embedder", "training.embedders:open_clip"]),
         (["checkpoint=nowhere"], ["checkpoint", "nowhere", "runs/demo"]),
         (["checkpoint=docs"], ["checkpoint", "docs", "runs/demo"]),
+        (["checkpoint=null", "models={a: {checkpoint: docs}}"], ["models.a.checkpoint: ", "docs", "runs/demo"]),
+        (["checkpoint=null", "models.a.embedder=no_such_module:f"], ["models.a.embedder: ", "no_such_module"]),
+        (["checkpoint=null", f"models.a={OPEN_CLIP}"], ["models.a.embedder_arguments.weights: ", "'laion2b'", "laion2b_e16"]),
+        (["checkpoint=null", "embeddings=nope"], ["embeddings: ", "nope"]),
+        (["embedder_arguments.batch=2"], ["embedder_arguments: ", "'batch'", "checkpoint=RUN"]),
         (["output=README.md", "embedder=training.embedders:open_clip", "checkpoint=null"], ["output", "README.md"]),
         (["cache=README.md", "embedder=training.embedders:open_clip", "checkpoint=null"], ["cache", "README.md"]),
         (["data.openmoji.split=tset"], ["data.openmoji.split", "'tset'", "train, test"]),

@@ -58,7 +58,7 @@ def starts(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
     def search(folder: Path, overwrite: bool) -> None:
         keys = {"name": folder.name, "storage": str(folder.parent), "overwrite": overwrite}
         overrides = {key: value for key, value in tree.items() if key != "data"} | {"data.path": tree["data"]["path"]}
-        keys |= {"base": "openmoji.yaml", "overrides": overrides, "grid": {"optimizer.lr": [0.1, 0.2]}}
+        keys |= {"base": "openmoji.yaml", "overrides": overrides, "grid": {"schedule.warmup_steps": [1, 2]}}
         sweep(validate(SweepSettings, keys, "sweep"), QUIET, "")
 
     def score(folder: Path, overwrite: bool) -> None:
