@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from evaluation.class_sets import ELEVEN, average_of_eleven
 from evaluation.reporting import html, number_format, render
-from evaluation.reporting.chart import Chart, Plot, Scale
+from evaluation.reporting.chart import Chart, Plot, Scale, figure
 from evaluation.reporting.comparison import Cell, Comparison, Group, Row, compare, number, score_table
 from evaluation.reporting.markdown import markdown
 from evaluation.results import read_results
@@ -137,7 +137,7 @@ def _scores(comparison: Comparison) -> html.Section:
         "Intervals are over the items of a set (Wilson's of a share, else a bootstrap's): how far another draw of items would "
         "move a score. How far another training seed would is not in them. n: items."
     )
-    table = score_table(comparison, *groups, first_column="set", name="main")
+    table = score_table(comparison, *groups, first_column="set", style="main")
     return html.section("scores", "Scores", html.paragraph(about), table, html.soft(intervals + rule))
 
 
@@ -146,7 +146,7 @@ def _bars(comparison: Comparison) -> html.Section:
     for title, unit, rows in _main_rows(comparison):
         # Averages are of other bars.
         shown = [row for row in rows if row.title != _AVERAGE and any(cell.value is not None for cell in row.cells)]
-        figures += [html.figure(_bar_chart(shown, unit), title, unit, own=False)] if shown else []
+        figures += [figure(_bar_chart(shown, unit), title, unit, own=False)] if shown else []
     about = html.paragraph(
         "The same scores, models in one order and colour throughout. Whiskers: 95&nbsp;% intervals. Dashed: chance."
     )
@@ -193,15 +193,15 @@ def _models_and_data(comparison: Comparison, command: str) -> html.Section:
     return html.section(
         "scored",
         "Models and data",
-        html.heading("Models"),
+        html.tag("h3", "Models"),
         html.div("columns", *_models(comparison)),
-        html.heading("Data"),
+        html.tag("h3", "Data"),
         html.div("columns", *_data(comparison)),
-        html.heading("Write this page again"),
+        html.tag("h3", "Write this page again"),
         html.paragraph(
             "From the saved results alone, without embedding anything; <code>results.csv</code> beside it has every score:"
         ),
-        html.code(command),
+        html.tag("pre", command),
     )
 
 
@@ -214,7 +214,7 @@ def _models(comparison: Comparison) -> list[Markup]:
         keys = ("embedder", "pretrained", "arguments", "fingerprint")
         pairs = [(key, _distinct([result.about.get(key) for result in mine])) for key in keys]
         pairs += [("time", number_format.duration(seconds) if seconds else ""), ("results", f"{len(mine):,}")]
-        blocks.append(html.fill("<div>{}{}</div>", html.heading(html.named(model), 4), html.facts(pairs)))
+        blocks.append(html.fill("<div>{}{}</div>", html.tag("h4", html.named(model)), html.facts(pairs)))
     return blocks
 
 
@@ -233,7 +233,7 @@ def _data(comparison: Comparison) -> list[Markup]:
         pairs = [("tasks", ", ".join(dict.fromkeys(comparison.info(result.task).title for result in mine)))]
         for key in dict.fromkeys(key for _, about in abouts for key in about if key != "fingerprint"):
             pairs.append((str(key).replace("_", " "), _distinct([about.get(key) for _, about in abouts])))
-        blocks.append(html.fill("<div>{}{}</div>", html.heading(dataset, 4), html.facts([*pairs, ("fingerprints", shown)])))
+        blocks.append(html.fill("<div>{}{}</div>", html.tag("h4", dataset), html.facts([*pairs, ("fingerprints", shown)])))
     return blocks
 
 

@@ -22,11 +22,11 @@ def retrieved(examples: dict[str, Any], data: HeldOut, credit: str) -> html.Sect
             'class="tick" aria-hidden="true">&#10003;</span> and a thick frame mark right answers; where there is none, the '
             "right answer stands beside it, dashed."
         ),
-        html.heading(f"{of['captions']} captions, each with the nearest of {sizes['images']:,} images"),
+        html.tag("h3", f"{of['captions']} captions, each with the nearest of {sizes['images']:,} images"),
         html.soft("A right image is shown for {} of {}.", right["captions"], of["captions"]),
-        html.ordered("searches", gallery.captions([own])),
-        html.heading(f"{of['images']} images, each with the nearest of {sizes['captions']:,} captions"),
+        html.tag("ol", *gallery.captions([own]), style="searches"),
+        html.tag("h3", f"{of['images']} images, each with the nearest of {sizes['captions']:,} captions"),
         html.soft("A right caption is shown for {} of {}.", right["images"], of["images"]),
-        html.ordered("cards", gallery.images([own])),
+        html.tag("ol", *gallery.images([own]), style="cards"),
         html.paragraph("Images and captions: {}", credit, style="credit"),
     )

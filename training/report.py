@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from evaluation.metrics import DIRECTIONS
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import TINY, Series, lines, mark, score_range
+from evaluation.reporting.chart import TINY, Series, figure, lines, mark, score_range
 from evaluation.reporting.render import page, write_files
 from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines.dataset.prepared import Prepared
@@ -147,7 +147,7 @@ def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut
         about = f"{title} over {max(series[0].points):g} epochs: {spans}"
         labelled = 82.0 if len(keys) > 1 else 0.0
         drawn = lines(series, about, "epoch", percent=percent, from_zero=True, labelled=labelled, **options)
-        return [html.figure(drawn, title, note)]
+        return [figure(drawn, title, note)]
 
     learning = draw("Training loss", {"loss": ""})
     queries = dict(zip(DIRECTIONS, (f"{len(data.sample_ids):,} images", f"{len(data.texts):,} captions"), strict=True))
@@ -170,9 +170,9 @@ def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut
     return html.section(
         "curves",
         "Curves",
-        html.heading("Loss and scores"),
+        html.tag("h3", "Loss and scores"),
         html.div("charts", *learning),
-        html.heading("Diagnostics"),
+        html.tag("h3", "Diagnostics"),
         html.div("charts small", *diagnostics),
     )
 
@@ -217,25 +217,25 @@ def _reproduce(run: Path, result: dict[str, Any], config: dict[str, Any], prepar
     call = html.soft("Of the call that ended the run; the time of earlier, interrupted calls is not included.")
     about = html.soft("Workers were lost and training went on from the last checkpoint:")
     restarts = _restarts(run / "restarts.jsonl")
-    lost = [html.heading("Restarts"), about, html.facts(restarts)] if restarts else []
+    lost = [html.tag("h3", "Restarts"), about, html.facts(restarts)] if restarts else []
     train = f"python -m training {shlex.quote(f'{folder}/config.yaml')} name={config['name']}-again"
     return html.section(
         "again",
         "Reproduce",
         html.paragraph("With this run's folder and the prepared data in place:"),
-        html.code(train),
+        html.tag("pre", train),
         html.div(
             "columns",
-            html.div("", html.heading("Towers"), html.facts(towers), html.heading("Machine"), of_machine),
-            html.div("", html.heading("Wall time"), times, call, *lost),
-            html.div("", html.heading("Versions"), html.facts(result["versions"].items())),
+            html.div("", html.tag("h3", "Towers"), html.facts(towers), html.tag("h3", "Machine"), of_machine),
+            html.div("", html.tag("h3", "Wall time"), times, call, *lost),
+            html.div("", html.tag("h3", "Versions"), html.facts(result["versions"].items())),
         ),
-        html.more("Config of the run", html.code(shown(yaml_text.dump(config)))),
-        html.more("Config of the data", html.code(yaml_text.dump(prepared.manifest["config"]))),
+        html.more("Config of the run", html.tag("pre", shown(yaml_text.dump(config)))),
+        html.more("Config of the data", html.tag("pre", yaml_text.dump(prepared.manifest["config"]))),
         html.more(
             "This page",
             html.paragraph("It is written at the end of a run, and again from the run's folder by"),
-            html.code(f"python -m training.report {shlex.quote(folder)}"),
+            html.tag("pre", f"python -m training.report {shlex.quote(folder)}"),
         ),
     )
 

@@ -147,7 +147,7 @@ def _table(result: dict[str, Any], data: HeldOut) -> Markup:
         bodies[next(prefix for prefix in bodies if row.path.startswith(prefix))].append(line)
     groups[""] = ("Other scores", "")
     made = ([html.group(*groups[prefix], len(titles)), *lines] for prefix, lines in bodies.items() if lines)
-    return html.table("Scores", titles, *made, name="run")
+    return html.table("Scores", titles, *made, style="run")
 
 
 def _rows(result: dict[str, Any], data: HeldOut) -> list[Score]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from markupsafe import Markup
 
-from evaluation.reporting import number_format
+from evaluation.reporting import html, number_format
 
 COLOURS = 8  # classes m0, m1, ... of the page's style
 SHADES = 6  # classes of the sequential scale, from worst to best
@@ -118,13 +118,12 @@ class Plot:
 
     def text(self, x: float, y: float, content: str, anchor: str = "middle", name: str = "") -> None:
         """Letters at a pixel."""
-        style = Markup(' class="{}"').format(name) if name else ""
-        self.parts.append(Markup('<text x="{}" y="{}" text-anchor="{}"{}>{}</text>').format(_n(x), _n(y), anchor, style, content))
+        self.parts.append(html.tag("text", content, style=name, x=_n(x), y=_n(y), text_anchor=anchor))
 
     def pixels(self, points: Iterable[tuple[float, float]], name: str, title: str = "", closed: bool = False) -> None:
         """A line through pixels, or the area within; `title` is its tooltip."""
         d = "M" + "L".join(f"{_n(x)} {_n(y)}" for x, y in points) + ("Z" if closed else "")
-        self.parts.append(Markup('<path class="{}" d="{}">{}</path>').format(name, d, _title(title)))
+        self.parts.append(html.tag("path", _title(title), style=name, d=d))
 
     def line(self, points: Iterable[tuple[float, float]], name: str, title: str = "", closed: bool = False) -> None:
         """A line through the finite points."""
@@ -137,16 +136,12 @@ class Plot:
         self.pixels([(self.x.start, self.y(value)), (self.x.end, self.y(value))], name, title)
 
     def dot(self, x: float, y: float, radius: float, name: str, title: str = "") -> None:
-        self.parts.append(
-            Markup('<circle class="{}" cx="{}" cy="{}" r="{}">{}</circle>').format(
-                name, _n(self.x(x)), _n(self.y(y)), radius, _title(title)
-            )
-        )
+        self.parts.append(html.tag("circle", _title(title), style=name, cx=_n(self.x(x)), cy=_n(self.y(y)), r=radius))
 
     def cross(self, x: float, name: str, title: str) -> None:
         """On the base line, for a failed trial."""
         d = f"M{_n(self.x(x) - 3)} {_n(self.y.start - 3)}l6 6m0 -6l-6 6"
-        self.parts.append(Markup('<path class="{}" d="{}">{}</path>').format(name, d, _title(title)))
+        self.parts.append(html.tag("path", _title(title), style=name, d=d))
 
     def end_labels(self, ends: Iterable[tuple[float, str, str]]) -> None:
         """Level, text and class: beside the right end, pushed apart where they would overlap."""
@@ -157,13 +152,12 @@ class Plot:
 
     def svg(self, about: str, name: str = "") -> Markup:
         """The whole chart; `about` is its text for screen readers."""
-        return Markup('<svg role="img" aria-label="{}" class="{}" viewBox="0 0 {} {}">{}</svg>').format(
-            about, name, _n(self.width), _n(self.height), Markup("").join(self.parts)
-        )
+        box = f"0 0 {_n(self.width)} {_n(self.height)}"
+        return html.tag("svg", *self.parts, style=name, role="img", aria_label=about, viewBox=box)
 
 
-def _title(content: str) -> Markup:
-    return Markup("<title>{}</title>").format(content) if content else Markup("")
+def _title(content: str) -> str:
+    return html.tag("title", content) if content else ""
 
 
 def _n(number: float) -> str:
@@ -186,6 +180,19 @@ class Chart:
         if last < _MOST_ROWS:
             return self.rows
         return [self.rows[round(i * last / (_MOST_ROWS - 1))] for i in range(_MOST_ROWS)]
+
+
+def figure(chart: Chart, title: str = "", note: str = "", own: bool = True) -> Markup:
+    """A chart and, closed below it, its figures; `own=False` where the table beside it has them."""
+    caption, figures = html.tag("figcaption", title, html.small(note)) if title or note else "", ""
+    if own:
+        shown, rows, name = chart.shown, chart.rows, html.fill("{}", title or note).striptags()
+        summary = f"{len(shown)} of {len(rows):,} rows" if len(shown) < len(rows) else "Figures"
+        hidden = html.tag("span", f"of {name}", style="hidden")
+        figures = html.more(
+            html.join(summary, hidden), html.table(f"Figures of {name}", chart.head, shown, style="narrow"), style="figures"
+        )
+    return html.tag("figure", caption, chart.svg, figures)
 
 
 @dataclass(frozen=True)

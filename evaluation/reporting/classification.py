@@ -38,7 +38,7 @@ def class_sets(
         mains = [(c.model, number_format.signed(c.value)) for c in cells if c.value is not None]
         shown = (html.fill(words, model.name, html.chip(model), value) for model, value in mains)
         title = html.fill("{}\n{}", dataset, html.join(*shown))
-        blocks.append(html.more(title, *elements, open=len(datasets) <= FEW, name="set"))
+        blocks.append(html.more(title, *elements, open=len(datasets) <= FEW, style="set"))
     return html.join(*blocks)
 
 
@@ -48,7 +48,7 @@ def _most_missed(results: Mapping[html.Model, Result]) -> Markup:
     for model, result in results.items():
         items = [_missed(entry) for entry in result.details.get("worst", [])]
         lists += [html.fill("<div>{}\n<ol>{}</ol></div>", html.named(model), html.join(*items))] if items else []
-    heading = html.heading("Classes with the lowest recall, and what they are taken for", 4)
+    heading = html.tag("h4", "Classes with the lowest recall, and what they are taken for")
     return html.join(heading, html.div("lists", *lists)) if lists else Markup("")
 
 

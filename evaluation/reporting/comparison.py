@@ -159,7 +159,7 @@ def score_table(
     *groups: Group | Sequence[Row],
     first_column: str = "score",
     chance: bool = True,
-    name: str = "",
+    style: str = "",
 ) -> Markup:
     """Scores of all models, what chance scores, and the number of items."""
     titles = [first_column, *map(html.named, comparison.models), *(["chance", "n"] if chance else [])]
@@ -168,7 +168,7 @@ def score_table(
         group = group if isinstance(group, Group) else Group("", "", group)
         above = [html.group(group.title, group.about, len(titles))] if group.title and group.rows else []
         bodies.append([*above, *(_line(line, chance) for line in group.rows)])
-    return html.table("Scores", titles, *bodies, name=f"scores {name}".strip())
+    return html.table("Scores", titles, *bodies, style=f"scores {style}".strip())
 
 
 def _line(line: Row, chance: bool) -> Markup:

@@ -15,7 +15,7 @@ from evaluation.data.base import Content
 from evaluation.data.subsets import Corrupted, Subset
 from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import TINY, Series, lines, score_range
+from evaluation.reporting.chart import TINY, Series, figure, lines, score_range
 from evaluation.reporting.comparison import Comparison, number
 from evaluation.results import Result
 from evaluation.task_info import Measure, TaskInfo
@@ -148,10 +148,10 @@ def _of_set(comparison: Comparison, dataset: str) -> Markup:
     figures = []
     for name, drawn in curves.items():
         about = f"Score on {dataset} against severity of {name}"
-        figures.append(html.figure(lines(drawn, about, "severity", names=severities, limits=limits, size=TINY), name))
+        figures.append(figure(lines(drawn, about, "severity", names=severities, limits=limits, size=TINY), name))
     rows = [[html.named(model), *_kept(result)] for model, result in results.items()]
-    scores = html.table(f"Corruptions of {dataset}", ("model", "clean", "mean", "kept"), rows, name="narrow")
-    return html.join(html.heading(dataset), scores, html.div("charts tiny", *figures))
+    scores = html.table(f"Corruptions of {dataset}", ("model", "clean", "mean", "kept"), rows, style="narrow")
+    return html.join(html.tag("h3", dataset), scores, html.div("charts tiny", *figures))
 
 
 def _kept(result: Result) -> list[str]:

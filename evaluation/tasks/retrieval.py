@@ -236,16 +236,16 @@ def _of_set(comparison: Comparison, dataset: str, open: bool) -> Markup:
     given = [(result.details.get("gallery"), result.details.get("thumbnails"), model) for model, result in results.items()]
     galleries = [gallery.Gallery(examples or {}, thumbnails or {}, model) for examples, thumbnails, model in given]
     warnings = dict.fromkeys(warning for result in results.values() for warning in result.details.get("warnings", ()))
-    elements = [html.heading(dataset), *map(html.warning, warnings), score_table(comparison, rows, geometry_rows)]
+    elements = [html.tag("h3", dataset), *map(html.warning, warnings), score_table(comparison, rows, geometry_rows)]
     if captions := gallery.captions(galleries):
         title = f"{number_format.count(len(captions), 'caption')} with the images retrieved for each, nearest first"
         about = html.soft(
             "At even distances through the set, not picked by hand. Framed and ticked: right. Dashed: the caption's own image."
         )
-        elements.append(html.more(title, about, html.ordered("searches", captions), open=open))
+        elements.append(html.more(title, about, html.tag("ol", *captions, style="searches"), open=open))
     if images := gallery.images(galleries):
         title = f"{number_format.count(len(images), 'image')} with the captions retrieved for each"
-        elements.append(html.more(title, html.ordered("cards", images)))
+        elements.append(html.more(title, html.tag("ol", *images, style="cards")))
     return html.join(*elements)
 
 

@@ -13,7 +13,7 @@ from evaluation import robustness, zero_shot
 from evaluation.data.base import Content
 from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import Chart, Plot, Scale, logit
+from evaluation.reporting.chart import Chart, Plot, Scale, figure, logit
 from evaluation.reporting.comparison import Comparison, score_table
 from evaluation.task_info import Measure, TaskInfo
 from evaluation.tasks.base import Scored, Task
@@ -171,7 +171,7 @@ def _of_shift(comparison: Comparison, dataset: str) -> Markup:
     scatter, described = Markup(""), Markup("")
     if points:
         note = "both axes logit; whiskers: 95 % intervals" + ("; line: baselines, dashed where extended" if line else "")
-        scatter = html.figure(_scatter(points, line), "Accuracy under the shift, %", note, own=False)
+        scatter = figure(_scatter(points, line), "Accuracy under the shift, %", note, own=False)
     if line:
         words = "Line of {}{}{}, R\u00b2 {:.3f}, of reference accuracies from {}\u00a0%."
         left_out = f", {line.left_out} left out" if line.left_out else ""

@@ -98,7 +98,7 @@ def _of_set(comparison: Comparison, dataset: str) -> Markup:
         for title, listed in groups.items()
     ]
     several = len(comparison.datasets(task)) > 1
-    return html.join(html.heading(dataset) if several else "", score_table(comparison, *tables))
+    return html.join(html.tag("h3", dataset) if several else "", score_table(comparison, *tables))
 
 
 def _title(comparison: Comparison, name: str) -> str:

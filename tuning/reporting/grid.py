@@ -92,7 +92,7 @@ def cells(sweep: Sweep) -> html.Section:
             line.append(html.fill('<td class="number word" colspan="{}">{}</td>', len(measures), state))
         rank = int(figures["rank"]) if number_format.is_number(figures["rank"]) else ""
         line += map(html.cell, (int(figures["n"]), rank, number_format.duration(figures["seconds"])))
-        lines.append(html.row(first, *line, name="leader" if cell == sweep.verdict.leader else ""))
+        lines.append(html.row(first, *line, style="leader" if cell == sweep.verdict.leader else ""))
     foot, chances = [], [number_format.value(measure.chance) for measure in measures]
     if any(chances):
         words = '<tr class="foot"><th scope="row" colspan="{}">chance</th>{}<td colspan="3"></td></tr>'
@@ -109,7 +109,7 @@ def cells(sweep: Sweep) -> html.Section:
         **sweep.words,
     )
     items = html.soft("Items of the {test} split that a metric is of: {}.", counts, **sweep.words) if sizes else ""
-    table = html.table("Cells", [*titles, "n", "rank", "time"], lines, foot, text=len(axes), name="paper")
+    table = html.table("Cells", [*titles, "n", "rank", "time"], lines, foot, text=len(axes), style="paper")
     return html.section("cells", "Cells", about, table, items)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import SHADES, Chart, Plot, Scale, score_range
+from evaluation.reporting.chart import SHADES, Chart, Plot, Scale, figure, score_range
 from tuning.reporting import space
 from tuning.reporting.charts import MULTIPLE
 from tuning.reporting.sweep_data import Sweep, records
@@ -30,7 +30,7 @@ def search(sweep: Sweep) -> html.Section | None:
         ranges_to_widen(sweep),
         *(_sensitivity(sweep) or [html.paragraph("No search trial has ended yet.")]),
         *_parallel_coordinates(sweep),
-        html.heading("Parameter importance"),
+        html.tag("h3", "Parameter importance"),
         *_importances(sweep),
     )
 
@@ -38,7 +38,7 @@ def search(sweep: Sweep) -> html.Section | None:
 def ranges_to_widen(sweep: Sweep) -> Markup:
     words = '<li><span class="cell">{}</span>: {}. A better point may lie beyond.</li>'
     edges = [html.fill(words, *edge) for edge in space.edges(sweep)]
-    return html.join(html.heading("Ranges to widen"), html.fill("<ul>\n{}</ul>", html.join(*edges))) if edges else Markup("")
+    return html.join(html.tag("h3", "Ranges to widen"), html.fill("<ul>\n{}</ul>", html.join(*edges))) if edges else Markup("")
 
 
 def _importances(sweep: Sweep) -> list[Markup]:
@@ -77,7 +77,7 @@ def _sensitivity(sweep: Sweep) -> list[Markup]:
             )
             drawn = [_sensitivity_chart(sweep, cell, parameter, rows_of[cell], limits, ranges[cell]) for cell in ranges]
             about = html.soft(words, parameter["title"], **sweep.words)
-            elements += [html.heading(title), about, html.div("charts small", *drawn)]
+            elements += [html.tag("h3", title), about, html.div("charts small", *drawn)]
     return elements
 
 
@@ -115,7 +115,7 @@ def _sensitivity_chart(
     trials, failed = number_format.count(len(rows), "trial"), (rows["status"] == "failed").sum()
     about = f"{sweep.score.title} of {cell} against {parameter['title']}: {trials}, {failed} failed, {note}"
     chart = Chart(plot.svg(about), ("trial", parameter["title"], sweep.score.title), table)
-    return html.figure(chart, cell, html.fill("{}{}", note, edge))
+    return figure(chart, cell, html.fill("{}{}", note, edge))
 
 
 def _parallel_coordinates(sweep: Sweep) -> list[Markup]:
@@ -152,10 +152,10 @@ def _parallel_coordinates(sweep: Sweep) -> list[Markup]:
     chart = Chart(plot.svg(about, "parallel"), ["trial", *titles], table[::-1])
     key = html.join(*(html.fill('<i style="background:var(--shade-{})"></i>', shade) for shade in range(SHADES)))
     return [
-        html.heading("All finished search trials"),
+        html.tag("h3", "All finished search trials"),
         html.soft("A line a trial. Thick: the best of its cell. A line that leaves an axis at the bottom has no such parameter."),
         html.paragraph("worst{}best {score} on the {validation} split", key, style="key", **sweep.words),
-        html.scroll("All finished search trials", html.figure(chart, "", "Settings and scores"), "wide"),
+        html.scroll("All finished search trials", figure(chart, "", "Settings and scores"), "wide"),
     ]
 
 
