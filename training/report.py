@@ -19,6 +19,7 @@ from markupsafe import Markup
 from evaluation.metrics import DIRECTIONS
 from evaluation.reporting import html, number_format
 from evaluation.reporting.chart import TINY, Series, figure, lines, mark, score_range
+from evaluation.reporting.gallery import Gallery, examples
 from evaluation.reporting.render import page, write_files
 from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines.dataset.prepared import Prepared
@@ -29,8 +30,7 @@ from pipelines.program.cli import run_page
 from pipelines.program.errors import UserError
 from pipelines.program.settings import validate
 from training import report_scores
-from training.gallery import retrieved
-from training.held_out import read_held_out
+from training.held_out import read_held_out, retrieval_of
 from training.metrics_file import read_metrics
 from training.warmup import warmup_warning
 
@@ -68,7 +68,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
         [
             report_scores.test(result, data),
             report_scores.scores(result, data),
-            retrieved(read_held_out(run)["gallery"], data, credit),
+            _retrieved(read_held_out(run)["gallery"], data, credit),
             _curves(read_metrics(run / "metrics.jsonl"), result, data),
             _data(prepared, result),
             _reproduce(run, result, config, prepared),
@@ -130,6 +130,19 @@ def _warnings(result: dict[str, Any], config: dict[str, Any], prepared: Prepared
     return [html.warning(warning) for warning in told]
 
 
+def _retrieved(found: dict[str, Any], data: HeldOut, credit: str) -> html.Section:
+    """What the retrieval task found when training ended, with thumbnails."""
+    task = retrieval_of(data)
+    assert task is not None
+    own = Gallery(found, task.thumbnails(found), {"captions": len(data.texts), "images": len(data.sample_ids)})
+    about = html.paragraph(
+        "Held-out captions and images, at even distances through the split and not picked by hand. Framed and ticked: right; "
+        "where nothing is, the right answer stands beside it, dashed."
+    )
+    credits = html.paragraph("Images and captions: {}", credit, style="credit")
+    return html.section("images", "Retrieved examples", about, *examples([own]), credits)
+
+
 def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut) -> html.Section:
     """Charts in two groups: loss and scores, and diagnostics of training."""
 
@@ -143,7 +156,7 @@ def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut
             return []
         ends = [(s.name if len(keys) > 1 else "", s.points[min(s.points)], s.points[max(s.points)]) for s in series]
         spans = ", ".join(f"{name} from {first:.4g} to {last:.4g}".strip() for name, first, last in ends)
-        note = note or f"{number_format.short(ends[0][2])}{' %' if percent else ''} at the end"
+        note = note or f"{number_format.label(ends[0][2])}{' %' if percent else ''} at the end"
         about = f"{title} over {max(series[0].points):g} epochs: {spans}"
         labelled = 82.0 if len(keys) > 1 else 0.0
         drawn = lines(series, about, "epoch", percent=percent, from_zero=True, labelled=labelled, **options)

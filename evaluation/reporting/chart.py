@@ -7,6 +7,7 @@ a page of a hundred charts has to be written in a second or two, after every few
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from markupsafe import Markup
 
@@ -30,7 +31,7 @@ def mark(position: int) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """Values from `low` to `high` onto pixels from `start` to `end`."""
+    """Values from `low` to `high`, or `choices` side by side, onto pixels from `start` to `end`."""
 
     low: float
     high: float
@@ -39,15 +40,21 @@ class Scale:
     log: bool = False
     logit: bool = False  # of percentages; what is at or next to 0 and 100, which have no logit, is drawn as 0.1 and 99.9
 
-    def __call__(self, value: float) -> float:
+    choices: Sequence[Any] = ()
+
+    def __call__(self, value: Any) -> float:
+        if self.choices:
+            return self.start + (self.choices.index(value) + 0.5) / len(self.choices) * (self.end - self.start)
         low, high, at = (self._straight(v) for v in (self.low, self.high, value))
         return self.start + (0.5 if low == high else (at - low) / (high - low)) * (self.end - self.start)
 
     def _straight(self, value: float) -> float:
         return logit(value) if self.logit else math.log(value) if self.log else value
 
-    def ticks(self, count: int) -> list[float]:
-        """At most about so many round values within."""
+    def ticks(self, count: int) -> Sequence[Any]:
+        """At most about so many round values within, or all choices."""
+        if self.choices:
+            return self.choices
         if self.logit:
             within = [value for value in _PERCENTS if self.low <= value <= self.high]
             return within[:: math.ceil(len(within) / count)] if within else []
@@ -271,8 +278,8 @@ def lines(
     if labelled:
         ends = [(s.points[max(s.points)], s.name, s.style) for s in series if not s.background and s.points]
         plot.end_labels(
-            [(v, f"{n} {number_format.short(v)}".strip(), f"name {c}") for v, n, c in ends if math.isfinite(v)]
-            + [(level, f"{name} {number_format.short(level)}", "") for name, level in levels.items()]
+            [(v, f"{n} {number_format.label(v)}".strip(), f"name {c}") for v, n, c in ends if math.isfinite(v)]
+            + [(level, f"{name} {number_format.label(level)}", "") for name, level in levels.items()]
         )
     shown = [s for s in series if not s.background]
     rows = [

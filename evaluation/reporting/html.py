@@ -36,14 +36,17 @@ def fill(words: str, *values: Any, **named: Any) -> Markup:
 
 def join(*elements: Any) -> Markup:
     """One after the other; those that are empty are left out."""
-    return Markup("\n").join(element for element in elements if element != "")
+    return Markup("\n").join(element for element in elements if element not in (None, ""))
 
 
 def tag(name: str, *content: Any, style: str = "", **attributes: Any) -> Markup:
-    """An element. `style`: its classes; `aria_label` is written aria-label; attributes that are empty are left out."""
+    """An element and its content, one after the other. `style`: its classes; `aria_label` is written aria-label.
+
+    Attributes that are empty are left out.
+    """
     known = [(key, value) for key, value in {"class": style, **attributes}.items() if value != ""]
     written = Markup("").join(Markup(f' {key.replace("_", "-")}="{escape(value)}"') for key, value in known)
-    return Markup(f"<{name}{written}>{join(*content)}</{name}>")
+    return Markup(f"<{name}{written}>{Markup('').join(content)}</{name}>")
 
 
 def section(id: str, title: str, *elements: str, link: str = "") -> Section:
@@ -92,7 +95,7 @@ def credit(dataset: Mapping[str, Any]) -> str:
 
 def tile(title: str, value: str, unit: str, tooltip: str, *elements: str) -> Markup:
     """A figure that stands out."""
-    figure = div("value", value, tag("small", unit))
+    figure = div("value", join(value, tag("small", unit)))
     return tag("div", tag("h2", title), figure, *elements, style="tile", title=tooltip)
 
 
@@ -116,9 +119,9 @@ def cell(content: Any, style: str = "number") -> Markup:
     return tag("td", content, style=style)
 
 
-def group(title: str, about: str, columns: int) -> Markup:
+def group(heading: str, columns: int) -> Markup:
     """The first row of a body that has a heading of its own."""
-    return tag("tr", tag("th", title, small(about), scope="rowgroup", colspan=columns), style="group")
+    return tag("tr", tag("th", heading, scope="rowgroup", colspan=columns), style="group")
 
 
 def table(about: str, titles: Sequence[str], *bodies: Sequence[Markup | Sequence[str]], text: int = 1, style: str = "") -> Markup:

@@ -158,5 +158,5 @@ def _kept(result: Result) -> list[str]:
     """Clean score, mean over all corruptions and severities, and what share of the clean score that is."""
     clean, mean = number(result.details.get("clean")), number(result.scores.get("mean"))
     kept = 100 * mean / clean if clean and mean is not None else None
-    values = [html.NDASH if value is None else number_format.signed(value) for value in (clean, mean, kept)]
+    values = [html.NDASH if value is None else number_format.value(value) for value in (clean, mean, kept)]
     return [*values[:2], values[2] + ("" if kept is None else "\u00a0%")]

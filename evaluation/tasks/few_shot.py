@@ -125,7 +125,7 @@ def _of_set(comparison: Comparison, dataset: str) -> tuple[Markup, bool]:
 def _cell(value: float | None, sd: float | None) -> str:
     if value is None:
         return html.NDASH
-    return html.fill("{}{}", number_format.signed(value), html.small("" if sd is None else f"sd {number_format.signed(sd)}"))
+    return html.fill("{}{}", number_format.value(value), html.small("" if sd is None else f"sd {number_format.value(sd)}"))
 
 
 def _shots(result: Result) -> dict[int, tuple[float, float | None]]:
