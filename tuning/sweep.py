@@ -128,7 +128,7 @@ def _run(
         f"{settings.name}: {len(plan.cells)} cells; {planned['search']} trials to search, {planned['final']} with seeds; {words}"
     )
     _cache_features(plan, size, display)
-    about = about_of(settings, plan.cells, plan.score) | {
+    about = about_of(settings, plan.cells, plan.trees(), plan.score) | {
         "command": command,
         "identity": plan.identity(),
         "metrics": plan.shown,
