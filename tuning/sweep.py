@@ -105,8 +105,7 @@ def _run(
     from tuning.searcher import loggers
 
     callbacks = loggers(settings, plan.folder.path)
-    small = all(booking_of(e).inline for e in examples)
-    cluster.start(display.verbose, state_api=not small)
+    cluster.start(display.verbose)
     size = current_cluster()
     at_once = trials_at_a_time(examples, size, settings.concurrency)
     words = f"{at_once} at a time, each {booking_of(examples[0]).words()}, of {size.cpus:g} CPUs and {size.gpus:g} GPUs"
