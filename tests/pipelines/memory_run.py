@@ -19,8 +19,8 @@ from pipelines.dataset.stream import Stream, Worker
 from pipelines.dataset.views import Augment
 from pipelines.program import cluster
 
-STORE = 80 << 20  # bytes; Ray takes no less than 75 MiB
-SIZE = 96  # pixels
+STORE = 150 << 20  # bytes
+SIZE = 136  # pixels
 BATCH = 128
 PAUSE = 40  # the batch before which the consumer waits until nobody works any more, for the store is as full as it may be
 STILL = 3.0  # seconds in which nobody works
