@@ -5,10 +5,12 @@ tasks wait for ever without a message. Here both are reserved in one placement g
 the tasks that feed them; and a group that has to wait is reported.
 """
 
+import fcntl
 import threading
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ray
 import ray.util
@@ -25,7 +27,34 @@ _INTERVAL = 1.0  # seconds between two checks
 
 def room(cpus: float, folder: Path) -> Any:
     """A callback for Ray Train that makes its controller reserve `cpus` for reading tasks with the workers."""
-    return beside_workers(bundles(cpus), (folder / HELD).write_text)
+    return beside_workers(bundles(cpus), partial(_book, folder))
+
+
+_BOOKED: list[IO[str]] = []  # open, and locked, as long as the controller's process lives
+
+
+def _book(folder: Path, group: str) -> None:
+    file = (folder / HELD).open("w")
+    fcntl.flock(file, fcntl.LOCK_SH)
+    file.write(group)
+    file.flush()
+    _BOOKED.append(file)
+
+
+def wait_for_earlier(folder: Path, display: Display) -> None:
+    """Wait until the controller of an earlier start has ended: it lives on for some seconds after its driver was killed.
+
+    Until then it registers checkpoints, among them those that this start would take for incomplete ones.
+    """
+    try:
+        with (folder / HELD).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                display.line(f"{folder}: waiting until what an earlier start of this run left running has ended")
+                fcntl.flock(file, fcntl.LOCK_EX)
+    except FileNotFoundError:
+        return
 
 
 def bundles(cpus: float) -> list[dict[str, float]]:
