@@ -69,12 +69,14 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     if settings.overwrite or not registered(folder):  # a run with a checkpoint has its own copies of the weights
         check_sources(settings)
     from training.final_test import run_final_test  # these import Ray Train, which takes a second
+    from training.placement import wait_for_earlier
     from training.ray_train import fit
     from training.report import write_report
 
     started_before = (folder / path_keys.LOCK).exists()
     replaces = settings.overwrite and folder.exists()  # an earlier run, which stays until all checks have passed
     with only_one(folder), interrupts.keeping(lambda: _kept(folder, replaces)):
+        wait_for_earlier(folder, display)
         run_folder = None if replaces else folder
         checkpoint = None
         if not replaces:

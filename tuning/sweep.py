@@ -102,9 +102,9 @@ def _start(plan: SweepPlan, examples: Sequence[TrainSettings], display: Display)
     """Start Ray, once: the cluster, and how many trials it runs at a time. Raises `UserError` if it has no room for one."""
     from pipelines.program import cluster  # Ray is imported once the sweep is known to be right
     from training.resources import current_cluster
-    from tuning.resources import booking_of, trials_at_a_time
+    from tuning.resources import trials_at_a_time
 
-    cluster.start(display.verbose, state_api=not all(booking_of(example).inline for example in examples))
+    cluster.start(display.verbose)
     size = current_cluster()
     return size, trials_at_a_time(examples, size, plan.settings.concurrency)
 
