@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from pipelines.program.config_errors import alike
+from pipelines.program.config_keys import alike
 from pipelines.program.errors import UserError
 from pipelines.program.import_string import names_of
 from pipelines.program.path_keys import LocalPlace

@@ -26,7 +26,7 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.io.retry import shown
 from pipelines.prepare.repeated_captions import warnings_of
 from pipelines.program import yaml_text
-from pipelines.program.cli import run_page
+from pipelines.program.cli import Parser, run_page
 from pipelines.program.errors import UserError
 from pipelines.program.settings import validate
 from training import report_scores
@@ -266,7 +266,7 @@ def _restarts(path: Path) -> list[tuple[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page of a finished run again. Exit code 0, or 2 with one line that says what is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m training.report", description="Write report.html of a finished run again, from what the run left on disk."
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, such as runs/demo")

@@ -15,8 +15,8 @@ from typing import Any
 from evaluation.suite import HeldOut, metric_names
 from pipelines.dataset.prepared import Prepared
 from pipelines.io import storage
-from pipelines.program.config_errors import alike
 from pipelines.program.config_files import find_config, find_shipped, shipped, short_name
+from pipelines.program.config_keys import alike
 from pipelines.program.errors import UserError
 from pipelines.program.settings import apply_overrides, read_config, read_yaml, validate
 from pipelines.program.settings_base import digest
