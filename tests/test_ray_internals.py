@@ -37,6 +37,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 from ray.util.placement_group import PlacementGroup
 
+from pipelines.program import ray_elastic
 from pipelines.program import ray_internals as module
 from tests.patience import PATIENCE, wait_until
 
@@ -228,7 +229,7 @@ def test_ray_trains_group_of_workers_is_made_by_our_class(monkeypatch: pytest.Mo
     patience = "_worker_group_start_timeout_s" in names_used(WorkerGroup)
     holds(patience, "a group waits for its placement otherwise", rests)
     assert workers._worker_group_start_timeout_s == 600.0, "a fixed number waits"
-    for least, seconds in ((2, 600.0), (1, module._COUNT_AGAIN)):
+    for least, seconds in ((2, 600.0), (1, ray_elastic.COUNT_AGAIN)):
         made._create_placement_group(workers, ray.train.ScalingConfig(num_workers=(least, 3)), context)
         assert workers._worker_group_start_timeout_s == seconds
 
@@ -275,7 +276,7 @@ def test_ray_trains_policy_for_a_range_of_workers_is_ours(monkeypatch: pytest.Mo
     holds(told, "a group tells its state otherwise", rests)
 
     counted: list[Any] = []
-    monkeypatch.setattr(module, "_free_resources", lambda group: counted.append(group) or [])
+    monkeypatch.setattr(ray_elastic, "free_resources", lambda group: counted.append(group) or [])
     policy = made["scaling_policy"]
     policy._maybe_send_resource_request = lambda: None
     for free, started in ((0, 2), (1, 2), (3, 3)):
@@ -284,7 +285,7 @@ def test_ray_trains_policy_for_a_range_of_workers_is_ours(monkeypatch: pytest.Mo
         assert isinstance(decision, ResizeDecision) and decision.num_workers == started
     assert counted == [None] * 3, "nothing of ours runs yet"
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_free_resources", lambda group: 1 // 0)
+        patch.setattr(ray_elastic, "free_resources", lambda group: 1 // 0)
         assert policy.make_decision_for_non_running_worker_group().num_workers == 2, "a head that does not answer ends no run"
 
     handle, saved = SimpleNamespace(placement_group="ours"), _TrainingReport(ray.train.Checkpoint("/nowhere"), {}, False)
@@ -338,7 +339,7 @@ def test_a_cluster_that_grows_is_asked_for_the_most_workers_and_what_is_beside_t
     monkeypatch.setattr(client, "get_or_create_autoscaling_coordinator", Coordinator)
     monkeypatch.setattr(ray, "get", lambda reference, timeout: reference)
     scaling = ray.train.ScalingConfig(num_workers=(1, 3), use_gpu=True, resources_per_worker={"CPU": 4, "GPU": 1})
-    policy = module._policy(scaling, len, beside)
+    policy = ray_elastic.policy(scaling, len, beside)
     policy.after_controller_start(SimpleNamespace(run_id="run"))
     policy._maybe_send_resource_request()
     bundles = [bundle for one in asked.values() for bundle in one]
@@ -405,10 +406,10 @@ def test_ray_trains_controller_follows_our_policy(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(train_constants.ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR, "0")
     monkeypatch.setenv(train_constants.HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0")
     monkeypatch.setattr(TrainController, "worker_group_cls", Crew)
-    monkeypatch.setattr(module, "_free_resources", lambda group: [])
+    monkeypatch.setattr(ray_elastic, "free_resources", lambda group: [])
     room = [0]
     scaling = ray.train.ScalingConfig(num_workers=(1, 3))
-    policy = module._policy(scaling, lambda nodes: room[0], 2)
+    policy = ray_elastic.policy(scaling, lambda nodes: room[0], 2)
     policy.after_controller_start = lambda context: None
     policy._maybe_send_resource_request = lambda: None
     config = ray.train.RunConfig(name="run", storage_path=str(tmp_path), failure_config=ray.train.FailureConfig(max_failures=1))
@@ -665,14 +666,14 @@ def test_of_a_cluster_that_runs(ray_session: None) -> None:
     table = ray.util.placement_group_table(module.placement_group_of(group.id.hex()))
     holds(table.get("state") == "PENDING", f"a group that waits is {table.get('state')}", rests)
     holds(sorted(bundle["CPU"] for bundle in table["bundles"].values()) == [0.5, 1000], "bundles are told otherwise", rests)
-    before = module._free_resources(None)
+    before = ray_elastic.free_resources(None)
     holds(sum(node["CPU"] for node in before) >= 1, f"of free resources Ray tells {before}", "counting who fits")
-    assert module._free_resources(group) == before, "it holds nothing yet"
+    assert ray_elastic.free_resources(group) == before, "it holds nothing yet"
     ray.util.remove_placement_group(module.placement_group_of(group.id.hex()))
     small = ray.util.placement_group([{"CPU": 0.5}])
     assert small.wait(PATIENCE)
-    wait_until(lambda: module._free_resources(None) != before)
-    assert module._free_resources(small) == before, "what it holds is counted"
+    wait_until(lambda: ray_elastic.free_resources(None) != before)
+    assert ray_elastic.free_resources(small) == before, "what it holds is counted"
     ray.util.remove_placement_group(small)
     state = ray.util.placement_group_table(group).get("state")
     holds(state in (None, "REMOVED"), f"a group that was given back is {state}", rests)

@@ -1,8 +1,8 @@
 """Everything used of Ray that is not part of its public API: private names, files, resources, variables and message texts.
 
-No other module of the four packages uses any (tests/test_architecture.py). Each part gives its reason and its place in Ray 2.60,
-as a path below `ray/`. tests/test_ray_internals.py checks each against the installed release, and says what has changed. To
-accept a new release: run that file, then the tests of cluster, placement, resuming and sweeps.
+Only ray_elastic.py, a part of this, uses more of them (tests/test_architecture.py). Each item gives its reason and its place in
+Ray 2.60, as a path below `ray/`. tests/test_ray_internals.py checks each against the installed release, and says what has
+changed. To accept a new release: run that file, then the tests of cluster, placement, resuming and sweeps.
 
 Ray is not imported at the top: its variables have to be set first, and few programs need all of this.
 """
@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pipelines.program.ray_elastic import COUNT_AGAIN, policy
 
 if TYPE_CHECKING:
     import ray.train.torch
@@ -191,31 +193,13 @@ def _group_with(bundles: list[dict[str, float]], booked: Callable[[str], object]
             group = placement_group(workers + bundles, strategy=worker_group_context.placement_strategy)
             booked(group.id.hex())
             if worker_group_context.num_workers > scaling_config.min_workers:
-                self._worker_group_start_timeout_s = _COUNT_AGAIN
+                self._worker_group_start_timeout_s = COUNT_AGAIN
             return DefaultPlacementGroupHandle(group)
 
     return Group
 
 
-def _free_resources(group: "PlacementGroup | None") -> list[dict[str, float]]:
-    """What is free on each live node, counting what `group` holds there (_private/state.py)."""
-    from ray._private.state import available_resources_per_node
-    from ray.util import placement_group_table
-
-    nodes = available_resources_per_node()
-    table = {} if group is None else placement_group_table(group)
-    if table.get("state") in ("CREATED", "RESCHEDULING"):
-        for index, node in table["bundles_to_node_id"].items():
-            for kind, amount in table["bundles"][index].items() if node in nodes else ():
-                nodes[node][kind] = nodes[node].get(kind, 0) + amount
-    return list(nodes.values())
-
-
 # --- Ray Train -----------------------------------------------------------------------------------------------------------------
-
-# Seconds until a run with a range of workers counts again how many fit, if those that it started are not placed: a node that had
-# just been lost was counted, or another job was faster.
-_COUNT_AGAIN = 10.0
 
 
 def trainer(
@@ -243,7 +227,7 @@ def trainer(
 
         def _initialize_and_run_controller(self, **arguments: Any) -> Any:
             if self.scaling_config.elasticity_enabled:
-                arguments["scaling_policy"] = _policy(self.scaling_config, fitting, beside)
+                arguments["scaling_policy"] = policy(self.scaling_config, fitting, beside)
             return super()._initialize_and_run_controller(**arguments)
 
         def _create_default_callbacks(self) -> list[Any]:
@@ -251,77 +235,6 @@ def trainer(
             return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
 
     return Trainer(function, **options)
-
-
-def _policy(scaling_config: Any, fitting: Callable[[list[dict[str, float]]], int], beside: int) -> Any:
-    """Decides about the number of workers in a range: as many as there is room for.
-
-    Ray Train's own policy does not know what is booked beside the workers or by other jobs, is silent while too few fit, and
-    restarts the workers in the middle between two checkpoints. This one starts as many as fit, or waits for the smallest number
-    as a fixed one would; and it adds workers when a checkpoint has been saved and they train on, so next to no step is repeated.
-    To remove workers is not its task: those on a lost node fail (train/v2/_internal/execution/scaling_policy/elastic.py,
-    worker_group/poll.py).
-    """
-    from ray.train import ScalingConfig
-    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
-    from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import TrainAutoscalingCoordinatorClient
-
-    class Policy(ElasticScalingPolicy):
-        _handle: Any = None  # of the placement group of the workers that ran last
-        _reports: list[int]  # that each of them has made
-        _due = 0  # the report with a checkpoint, if not all of them have made it yet
-        _fresh = False  # whether a checkpoint was registered at the last call
-
-        def after_controller_start(self, train_run_context: Any) -> None:
-            super().after_controller_start(train_run_context)
-            self._beside = TrainAutoscalingCoordinatorClient(f"{self._requester_id}-beside")
-
-        def _maybe_send_resource_request(self) -> None:
-            super()._maybe_send_resource_request()
-            if beside:  # else a cluster would grow until there was room for the workers alone
-                self._beside.maybe_send_resource_request(ScalingConfig(num_workers=beside), beside)
-
-        def _cancel_resource_request(self) -> None:
-            super()._cancel_resource_request()
-            if beside:
-                self._beside.cancel_resource_request()
-
-        def make_decision_for_non_running_worker_group(self) -> Any:
-            self._maybe_send_resource_request()
-            return self._get_resize_decision(max(self.scaling_config.min_workers, self._possible()))
-
-        def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-            self._maybe_send_resource_request()
-            workers = worker_group_state.num_workers
-            if self._handle is not worker_group_state.placement_group_handle:
-                self._handle, self._fresh = worker_group_state.placement_group_handle, False
-                self._reports, self._due = [0] * workers, 0
-            statuses = worker_group_status.worker_statuses
-            fresh, self._fresh = self._fresh, self._saved(statuses)
-            # After its last checkpoint a worker returns.
-            if fresh and all(status.running for status in statuses.values()) and (possible := self._possible()) > workers:
-                return self._get_resize_decision(possible)
-            return NoopDecision()
-
-        def _saved(self, statuses: Mapping[int, Any]) -> bool:
-            """Whether a checkpoint has just been registered: its report is the last that any worker has made, and all have."""
-            for rank, status in statuses.items():
-                if status.training_report is not None:
-                    self._reports[rank] += 1
-                    if status.training_report.checkpoint is not None:
-                        self._due = self._reports[rank]
-            if not self._due or min(self._reports) < self._due:
-                return False
-            self._due = 0
-            return True
-
-        def _possible(self) -> int:
-            try:
-                return fitting(_free_resources(None if self._handle is None else self._handle.placement_group))
-            except Exception:  # the head does not answer; raised, it would end the run
-                return 0
-
-    return Policy(scaling_config)
 
 
 # Ray Train's list of a run's checkpoints, in the run's folder. Ray reads it when a run resumes and writes it in place, so it may
