@@ -43,19 +43,21 @@ def policy(scaling_config: Any, fitting: Callable[[list[dict[str, float]]], int]
         _reports: list[int]  # that each of them has made
         _due = 0  # the report with a checkpoint, if not all of them have made it yet
         _fresh = False  # whether a checkpoint was registered at the last call
+        _beside: Any = None  # asks for what is beside the workers
 
         def after_controller_start(self, train_run_context: Any) -> None:
             super().after_controller_start(train_run_context)
-            self._beside = TrainAutoscalingCoordinatorClient(f"{self._requester_id}-beside")
+            if beside:
+                self._beside = TrainAutoscalingCoordinatorClient(f"{self._requester_id}-beside")
 
         def _maybe_send_resource_request(self) -> None:
             super()._maybe_send_resource_request()
-            if beside:  # else a cluster would grow until there was room for the workers alone
+            if self._beside is not None:  # else a cluster would grow until there was room for the workers alone
                 self._beside.maybe_send_resource_request(ScalingConfig(num_workers=beside), beside)
 
         def _cancel_resource_request(self) -> None:
             super()._cancel_resource_request()
-            if beside:
+            if self._beside is not None:
                 self._beside.cancel_resource_request()
 
         def make_decision_for_non_running_worker_group(self) -> Any:
