@@ -66,6 +66,7 @@ def test_another_number_of_workers_is_told(tmp_path: Path, monkeypatch: pytest.M
     shown = Shown()
     follower: Any = ray_train._Follower(tmp_path, cast(Plan, SimpleNamespace(total_steps=100)), cast(Display, shown))
     with follower:
+        wait_until(lambda: bool(shown.steps))  # what is there before that is of an earlier start
         for step, workers in enumerate((2, 2, 5, 5, 3), 1):
             write(tmp_path, step, when=step, workers=workers)
             wait_until(lambda step=step: shown.steps[-1:] == [step])
