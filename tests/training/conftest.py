@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
+from ray.cluster_utils import Cluster
 
 from pipelines.dataset.prepared import Prepared
 from pipelines.program.display import Display
+from pipelines.program.ray_internals import LOCAL_VARIABLES
 from pipelines.program.settings import validate
 from tests.training.inline_runs import train
 from tests.training.squares import STEPS, Poison, planner, write_root
@@ -75,6 +78,19 @@ def straight(plan_of: Callable[..., Plan], tmp_path_factory: pytest.TempPathFact
     result, reported = train(plan_of(), folder)
     assert result is not None and reported == list(range(1, STEPS + 1))
     return folder, result
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head without CPUs, to which a test adds nodes."""
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}, connect=True)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    for name in LOCAL_VARIABLES:  # which a local Ray of this process has set
+        monkeypatch.delenv(name, raising=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
-"""A run whose number of workers changes is the run of one worker: by checkpoints, at a batch that no number but one divides.
+"""A run whose number of workers changes is the run of one worker, at a batch that no number but one divides: 1, 3, 2, 1 workers.
 
-The real loop on real batches in processes of their own, without Ray: 1 worker, then 3, then 2, then 1.
+The real loop on real batches, by checkpoints in processes of their own without Ray; then once on a cluster to which nodes are
+added and from which nodes are lost.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -11,9 +13,14 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import ray
 import ray.train
 import ray.train.torch
 import torch
+import yaml
+from program import Program
+from ray.cluster_utils import Cluster
+from recording_run import consumed_in
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.dataset.batch import Batch
@@ -23,12 +30,15 @@ from pipelines.dataset.stream import Item, Stream, Worker
 from pipelines.features.feature_store import Pool
 from pipelines.program.display import Display
 from pipelines.program.settings import validate
+from tests.patience import wait_until
 from tests.training.gloo import Gloo
+from tests.training.nodes import node_with
 from tests.training.squares import TRAIN, prepared_by_hand
 from training import distributed
 from training.config import TrainSettings
 from training.loop import train
 from training.plan import Plan, plan_of
+from training.resources import range_in_words
 
 BATCH, EPOCHS = 11, 6  # 2 steps an epoch, and 2 pairs left over
 LEGS = ((1, 3), (3, 5), (2, 9), (1, TRAIN // BATCH * EPOCHS))  # workers, and the step at which they stop
@@ -75,8 +85,8 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepared
 
 
-def planned(squares: Prepared, objective: str) -> Plan:
-    tree: dict[str, Any] = {
+def tree_of(squares: Prepared, objective: str) -> dict[str, Any]:
+    return {
         "name": "run",
         "data": {"path": str(squares.path)},
         "image_tower": {"name": "conv", "image_size": 16, "channels": [16, 24]},
@@ -90,7 +100,11 @@ def planned(squares: Prepared, objective: str) -> Plan:
         "evaluation": {"every_epochs": EPOCHS, "recall_at": [1], "templates": ["a {}"]},
         "checkpoint": {"every_minutes": None},
         "resources": {"num_workers": [1, 3]},
+        "tensorboard": False,
     }
+
+
+def planned(tree: dict[str, Any]) -> Plan:
     plan = plan_of(validate(TrainSettings, tree, "run"), Pool(0), Display(quiet=True))
 
     def here(stream: Stream, *more: str) -> Stream:
@@ -123,10 +137,18 @@ def leg(plan: Plan, start: Path | None, end: int, place: Path) -> tuple[list[dic
     return lines, Here.consumed
 
 
+def assert_same_course(lines: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Each step once, with the fixed run's loss and learning rate."""
+    assert [line["step"] for line in lines] == list(range(1, len(expected) + 1))
+    for found, fixed in zip(lines, expected, strict=True):
+        assert found["loss"] == pytest.approx(fixed["loss"], abs=1e-4), found["step"]
+        assert (found["lr"], found["epoch"], found["samples"]) == (fixed["lr"], fixed["epoch"], fixed["samples"])
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_one_run_at_one_three_two_and_one_workers(gloo: Gloo, squares: Prepared, tmp_path: Path, objective: str) -> None:
     """Each step consumes the same samples, and the losses, the weights and the objective's state are the fixed run's."""
-    plan = planned(squares, objective)
+    plan = planned(tree_of(squares, objective))
     assert all(BATCH % workers for workers, _ in LEGS if workers > 1)
     expected, consumed = leg(plan, None, plan.total_steps, tmp_path / f"{plan.total_steps}-fixed")
 
@@ -141,14 +163,76 @@ def test_one_run_at_one_three_two_and_one_workers(gloo: Gloo, squares: Prepared,
         start = place
     assert samples == {step: ids for step, _, ids in consumed}, "in the same order, too"
     assert not {sample for ids in samples.values() for sample in ids} & {*BROKEN} and len(samples) == plan.total_steps
-    assert [line["step"] for line in lines] == list(range(1, plan.total_steps + 1))
     assert [line["workers"] for line in lines] == [1] * 3 + [3] * 2 + [2] * 4 + [1] * 3
-    for found, fixed in zip(lines, expected, strict=True):
-        assert found["loss"] == pytest.approx(fixed["loss"], abs=1e-4), found["step"]
-        assert (found["lr"], found["epoch"], found["samples"]) == (fixed["lr"], fixed["epoch"], fixed["samples"])
-
+    assert_same_course(lines, expected)
     assert lines[0]["loss"] != pytest.approx(lines[-1]["loss"], abs=1e-2), "training moves"
     folders = start, tmp_path / f"{plan.total_steps}-fixed"
     ends = [torch.load(folder / "state.pt", weights_only=True) for folder in folders]
     for part in ("encoder", "objective", "teacher"):
         torch.testing.assert_close(ends[0][part], ends[1][part], rtol=1e-3, atol=1e-4)
+
+
+WAIT = 4  # steps that an attempt does before it waits; every third has a checkpoint
+STARTS = ((0, 1), (6, 3), (9, 2), (12, 1))  # first step and number of workers of each attempt
+
+
+@pytest.mark.e2e
+def test_a_run_grows_and_shrinks_with_its_cluster(cluster: Cluster, squares: Prepared, tmp_path: Path) -> None:
+    """One worker, until two nodes are added and the next checkpoint is saved; then each of the two is lost."""
+    tree = tree_of(squares, "siglip") | {"storage": str(tmp_path), "global_batch_size": 7}
+    plan = planned(tree)
+    expected, reference = leg(plan, None, plan.total_steps, tmp_path / "fixed")
+    config, run, records = tmp_path / "run.yaml", tmp_path / "run", consumed_in(tmp_path, "run")
+    config.write_text(yaml.safe_dump(tree | {"checkpoint": {"every_steps": 3}}))
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)  # for a worker, and the tasks that read for it
+    program = Program(config, str(WAIT), run=(str(Path(__file__).parent / "recording_run.py"),))
+
+    def attempt(number: int, steps: int) -> None:
+        """Wait until all workers of this attempt have consumed so many steps."""
+        first, workers = STARTS[number]
+
+        def reached() -> bool:
+            assert program.process.poll() is None, program.text()
+            files = list(records.glob(f"*-{first:06d}-?-of-{workers}.jsonl"))
+            return len(files) == workers and all(file.read_text().count("\n") >= steps for file in files)
+
+        wait_until(reached, program.text)
+
+    def lose(bundle: int) -> None:
+        cluster.remove_node(node_with(cluster, run, bundle), allow_graceful=False)
+
+    try:
+        attempt(0, WAIT)
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        wait_until(lambda: ray.available_resources().get("CPU", 0) == 2)
+        (records / "go").touch()
+        attempt(1, 0)
+        (records / "go").unlink()
+        attempt(1, WAIT)
+        lose(2)
+        attempt(2, WAIT)
+        lose(1)
+        attempt(3, WAIT)
+        (records / "go").touch()
+        assert program.wait() == 0, program.text()
+    finally:
+        program.kill()
+
+    samples: dict[int, list[int]] = {}
+    for first, workers in STARTS:
+        parts = [
+            [json.loads(line) for line in file.read_text().splitlines()]
+            for file in sorted(records.glob(f"*-{first:06d}-?-of-{workers}.jsonl"))
+        ]
+        samples = {step: ids for step, ids in samples.items() if step < first}
+        samples |= {of[0]["step"]: [i for line in of for i in line["ids"]] for of in zip(*parts, strict=False)}
+    assert samples == {step: ids for step, _, ids in reference}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert_same_course(lines, expected)
+    assert [line["workers"] for line in lines] == [1] * 6 + [3] * 3 + [2] * 3 + [1] * 6
+    assert json.loads((run / "result.json").read_text())["machine"]["worker_history"] == [1, 3, 2, 1]
+    restarts = (run / "restarts.jsonl").read_text().splitlines()
+    assert len(restarts) == 2, "growing is no failure"
+    assert range_in_words(plan.settings.resources, 7) in program.text().replace("\n", " ")
