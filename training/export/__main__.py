@@ -1,6 +1,7 @@
 """`python -m training.export RUN --to TARGET`, or `raylign export`: a run as a model of another library."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str], prog: str = "python -m training.export") -> i
     parser.add_argument("--to", required=True, choices=_TARGETS, help="the library that is to load it")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="a new folder; RUN-TARGET by default")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="the prepared dataset, where it is no longer where it was")
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of a row's numbers from the run's; 1e-4")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of the rows from the run's; 1e-4")
     options = parser.parse_args(arguments)
     output = options.output or options.run.with_name(f"{options.run.name}-{options.to}")
     if output.exists():  # before the seconds that imports take
@@ -28,12 +29,22 @@ def main(arguments: Sequence[str], prog: str = "python -m training.export") -> i
     print("export: loading", flush=True)
     from training.export.export import export
 
+    _quiet()
     try:
         export(options.run, options.to, output, options.data, options.tolerance)
     except UserError as error:
         return refused(error)
     print(f"export: {output}")
     return 0
+
+
+def _quiet() -> None:
+    """The libraries' progress bars and warnings about networks that are built without weights say nothing here."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger().setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -34,16 +35,16 @@ def card(model: Model, prepared: Prepared, parity: Parity, target: Target, netwo
         + "\npipeline_tag: zero-shot-image-classification\ntags: [raylign, clip]\n---",
         f"# {settings.name}",
         f"A dual encoder of images and texts, trained by raylign {about['code_version']} with the {settings.objective.name} "
-        f"objective on {prepared.name}: rows of {settings.embed_dim} numbers, images of {settings.image_tower.image_size} pixels, "
-        f"texts of at most {settings.text_tower.max_tokens} tokens. Step {about['step']:,} of {about['total_steps']:,}.",
+        f"objective on {prepared.name}: rows of {settings.embed_dim} numbers, images of {settings.image_tower.image_size} "
+        f"pixels, texts of at most {settings.text_tower.max_tokens} tokens. Step {about['step']:,} of {about['total_steps']:,}.",
         "## Use",
-        f"```python\n{_usage(target)}\n\n\nloaded = load({str(output)!r})\n"
+        f"```python\n{_usage(target)}\n\n\nloaded = load({output.name!r})\n"
         'image, text = embed_images(loaded, ["photo.jpg"]), embed_texts(loaded, ["a photo of a cat"])\n'
         f"print({_logits(model)})\n```",
         _list(target.notes(model, network)),
         "## Scores",
-        f"Of this checkpoint on split {settings.evaluation.split} of {prepared.name}, {len(parity.data.sample_ids):,} images; one "
-        "run with one seed. The interval is Wilson's, 95 %, over queries: another seed changes a score too.",
+        f"Of this checkpoint on split {settings.evaluation.split} of {prepared.name}, {len(parity.data.sample_ids):,} images; "
+        "one run with one seed. The interval is Wilson's, 95 %, over queries: another seed changes a score too.",
         _scores(parity),
         "## The same as the run",
         _parity(parity, target),
@@ -55,7 +56,7 @@ def card(model: Model, prepared: Prepared, parity: Parity, target: Target, netwo
             [(key, _short(getattr(settings, key))) for key in ("image_tower", "text_tower", "objective", "optimizer", "schedule")]
             + [("epochs", f"{settings.epochs}, of {settings.global_batch_size} pairs a step"), ("seed", str(settings.seed))],
         ),
-        f"```\nraylign train CONFIG.yaml              # with the config below\nraylign export {shown(str(run))} --to {target.NAME}\n```",
+        f"```\nraylign train CONFIG.yaml    # the config below\nraylign export {shown(str(run))} --to {target.NAME}\n```",
         f"<details><summary>Config</summary>\n\n```yaml\n{shown(yaml_text.dump(about['config']))}```\n\n</details>",
         "## Limits",
         _list(_limits(model, prepared)),
@@ -75,22 +76,25 @@ def _logits(model: Model) -> str:
 
 
 def _scores(parity: Parity) -> str:
-    scores, rows = parity.theirs, []
+    scores, rows = parity.theirs, list[tuple[str, ...]]()
     chance = chances(scores.baselines)
     for path, value in scores.metrics.items():
         n = scores.sample_sizes[path]
         low, high = (100 * end for end in wilson(n * value / 100, n))
-        rows.append((f"`{path}`", f"{value:.1f}", f"{low:.1f} to {high:.1f}", f"{chance[path]:.1f}" if path in chance else "", f"{n:,}"))
+        by_chance = f"{chance[path]:.1f}" if path in chance else ""
+        rows.append((f"`{path}`", f"{value:.1f}", f"{low:.1f} to {high:.1f}", by_chance, f"{n:,}"))
     return _table(("score, %", "value", "95 % interval", "chance", "n"), rows)
 
 
 def _parity(parity: Parity, target: Target) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES[target.NAME])
     changed = [path for path, value in parity.ours.metrics.items() if parity.theirs.metrics[path] != value]
-    scores = f"{len(changed)} of {len(parity.ours.metrics)} scores differ ({', '.join(changed[:3])})" if changed else "equal scores"
+    scores = "all scores are equal"
+    if changed:
+        scores = f"{len(changed)} of {len(parity.ours.metrics)} scores differ ({', '.join(changed[:3])})"
     return (
-        f"Loaded with {versions} and given the split's image files and texts, this export's rows differ from the run's by at most "
-        f"{parity.images:.1e} (images) and {parity.texts:.1e} (texts); the smallest cosine of a row and its counterpart is "
+        f"Loaded with {versions} and given the split's image files and texts, this export's rows differ from the run's by at "
+        f"most {parity.images:.1e} (images) and {parity.texts:.1e} (texts); the smallest cosine of a row and its counterpart is "
         f"{parity.cosine:.6f}; {scores}."
     )
 
@@ -99,10 +103,11 @@ def _data(prepared: Prepared, model: Model) -> str:
     manifest = prepared.manifest
     counts = manifest["counts"]
     rejected = ", ".join(f"{reason} {n:,}" for reason, n in sorted(counts["rejected"].items())) or "none"
-    rows = [
+    coverage = f"{counts['kept']:,} rows kept of {counts['listed']:,} listed and {counts['found']:,} found; rejected: {rejected}"
+    rows: list[tuple[str, ...]] = [
         ("dataset", f"{prepared.name}, fingerprint `{prepared.fingerprint[:16]}`"),
         ("licence and attribution", credit(manifest) or "not stated"),
-        ("coverage", f"{counts['kept']:,} rows kept of {counts['listed']:,} listed and {counts['found']:,} found; rejected: {rejected}"),
+        ("coverage", coverage),
         ("content", f"{manifest['num_images']:,} different images, {manifest['num_texts']:,} different captions"),
     ]
     if model.settings.data.fraction < 1:
@@ -131,7 +136,7 @@ def _short(settings: Any) -> str:
     return shown(", ".join(f"{key} {json.dumps(value) if not isinstance(value, str) else value}" for key, value in tree.items()))
 
 
-def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [titles, ("---",) * len(titles), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 

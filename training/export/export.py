@@ -71,8 +71,8 @@ def _data(model: Model, data: Path | None) -> Prepared:
     except UserError as error:
         raise UserError("--data", error.problem, "give the prepared dataset of the run: its held-out split is compared") from None
     if prepared.fingerprint != about["fingerprint"]:
-        error = other_data(model.checkpoint, about["fingerprint"], prepared)
-        raise UserError("--data", error.problem, "give the folder that holds the run's data")
+        problem = other_data(model.checkpoint, about["fingerprint"], prepared).problem
+        raise UserError("--data", problem, "give the folder that holds the run's data")
     return prepared
 
 
@@ -93,7 +93,7 @@ def _cannot(model: Model, target: str, reason: CannotHoldError) -> UserError:
 def _differs(parity: Parity, target: str, tolerance: float) -> UserError:
     what, why = ("images", "") if parity.images > tolerance else ("texts", "")
     if what == "images" and parity.squares is not None and parity.squares <= tolerance:
-        why = f"; given as squares, as the run sees them, they differ by {parity.squares:.1e}: it resizes or crops images otherwise"
+        why = f", and by {parity.squares:.1e} if images are cropped to the run's squares before: it crops or resizes otherwise"
     return UserError(
         "--tolerance",
         f"rows of {what} in {target} differ from the run's by {parity.largest:.1e}, more than {tolerance:g}{why}",

@@ -27,9 +27,9 @@ def express(model: Model) -> Any:
     model.image.pixels(reordered=False)
     network = _whole(model) or _joined(model)
     with torch.no_grad():
-        network.logit_scale.fill_(math.log(model.scale))
-        if hasattr(network, "logit_bias"):
-            network.logit_bias.fill_(model.bias)
+        for name, number in (("logit_scale", math.log(model.scale)), ("logit_bias", model.bias)):
+            if hasattr(network, name):
+                getattr(network, name).fill_(number)
     return network.eval()
 
 
@@ -37,7 +37,7 @@ def write(model: Model, network: Any, folder: Path) -> None:
     """Weights, config, image processor and tokenizer, as `AutoModel` and `AutoProcessor` read them."""
     import transformers
 
-    kinds = {"clip": "CLIPProcessor", "siglip": "SiglipProcessor", "siglip2": "Siglip2Processor"}
+    kinds = {"clip": "CLIPProcessor", "siglip": "SiglipProcessor"}
     kind = getattr(transformers, kinds.get(network.config.model_type, "VisionTextDualEncoderProcessor"))
     network.save_pretrained(folder)
     kind(processor.image_processor(model), processor.tokenizer(model)).save_pretrained(folder)
@@ -45,9 +45,14 @@ def write(model: Model, network: Any, folder: Path) -> None:
 
 def notes(model: Model, network: Any) -> list[str]:
     """What a user of this export has to know."""
+    side = model.settings.image_tower.image_size
     notes = [
-        "Load the image processor with `backend=\"pil\"`: the default resizes with torchvision, whose pixels differ slightly.",
+        'Load the processor with `backend="pil"`: the default resizes with torchvision, whose pixels differ slightly.',
+        "Of an image that is not square the processor crops whole pixels, and the run half pixels and what is beside them: "
+        f"crop it with `PIL.ImageOps.fit(image, ({side}, {side}), Image.Resampling.BICUBIC)` first for the run's own pixels.",
     ]
+    if not hasattr(network, "logit_scale"):
+        notes.append(f"The temperature of {type(network).__name__} is not the run's: multiply cosines by {model.scale:.4f}.")
     if model.bias and not hasattr(network, "logit_bias"):
         notes.append(f"{type(network).__name__} has no bias: add {model.bias:.4f} to its logits.")
     if model.tokenizer.clean is not None:
@@ -71,7 +76,8 @@ def _whole(model: Model) -> Any:
     network = AutoModel.from_config(CONFIG_MAPPING[config["model_type"]].from_dict(config), dtype=torch.float32)
     missing, unexpected = network.load_state_dict(image.state_dict() | text.state_dict(), strict=False)
     if unexpected or set(missing) - {"logit_scale", "logit_bias"}:
-        raise CannotHoldError(f"its halves do not make a whole {type(network).__name__}: {', '.join([*missing, *unexpected][:3])}")
+        names = ", ".join([*missing, *unexpected][:3])
+        raise CannotHoldError(f"its halves do not make a whole {type(network).__name__}: {names}")
     return network
 
 
@@ -100,8 +106,8 @@ def _vision(side: Side) -> tuple[Any, Tensor]:
 
     settings, network = side.settings, side.tower.network
     if isinstance(settings, OpenClipImageSettings):
-        vision, own = clip_weights.vision(side.tower.about["config"], network.state_dict())
-        return vision, side.projection(own)
+        vision, projection = clip_weights.vision(side.tower.about["config"], network.state_dict())
+        return vision, side.projection(projection)
     if isinstance(settings, TimmSettings):
         arguments = settings.options | settings.size_option()
         config = t.TimmWrapperConfig(architecture=settings.model, model_args=arguments, hidden_size=side.tower.width)
@@ -110,7 +116,8 @@ def _vision(side: Side) -> tuple[Any, Tensor]:
         return vision.eval(), side.projection()
     if not isinstance(settings, HuggingFaceVisionSettings):
         raise CannotHoldError(f"transformers has no image model like the tower '{settings.name}'")
-    inner, own = network.network, None
+    inner = network.network
+    own: Tensor | None = None
     if settings.projected:
         inner, own = inner.vision_model, _projection(inner, "visual_projection")
     vision = t.CLIPVisionModel(inner.config) if isinstance(inner.config, t.CLIPVisionConfig) else _again(inner)
@@ -127,12 +134,12 @@ def _text(side: Side) -> tuple[Any, Tensor]:
     """A text model with a pooled output, and the projection [D, G] of that."""
     settings = side.settings
     if isinstance(settings, OpenClipTextSettings):
-        words, own = clip_weights.text(side.tower.about["config"], text_weights(side))
-        return words, side.projection(own)
+        words, projection = clip_weights.text(side.tower.about["config"], text_weights(side))
+        return words, side.projection(projection)
     if not isinstance(settings, HuggingFaceTextSettings):
         raise CannotHoldError(f"transformers has no text model like the tower '{settings.name}'")
     if not settings.projected:
-        pools = "averages the states of its tokens" if settings.pooling == "mean" else "takes the state of the first token as it is"
+        pools = "averages the states of its tokens" if settings.pooling == "mean" else "takes the first token's state as it is"
         raise CannotHoldError(f"its text tower {pools}, and transformers' dual encoders take a model's own pooled output")
     whole = side.tower.network
     words, own = _again(whole.text_model), _projection(whole, "text_projection")

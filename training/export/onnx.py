@@ -22,6 +22,7 @@ from training.export.model import Model
 
 NAME, LIBRARY = "onnx", "onnxruntime"
 OPSET = 18
+_LARGEST = 1 << 30  # bytes of weights in the graph's own file; of more, a second file holds them, since a graph ends at 2 GiB
 
 
 class _Image(nn.Module):
@@ -104,7 +105,7 @@ def _save(network: nn.Module, inputs: dict[str, Tensor], output: str, file: Path
             opset_version=OPSET,
             dynamo=True,
             dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in inputs),
-            external_data=False,
+            external_data=sum(tensor.nbytes for tensor in network.state_dict().values()) > _LARGEST,
             verbose=False,
         )
 

@@ -80,7 +80,7 @@ def _vision(side: Side) -> tuple[dict[str, Any], dict[str, Tensor], bool | None]
     settings, network = side.settings, side.tower.network
     if isinstance(settings, OpenClipImageSettings):
         config = side.tower.about["config"]
-        vision = config["vision_cfg"] | {"output_tokens": False}
+        vision = config["vision_cfg"] | {"output_tokens": False, "timm_model_pretrained": False}
         return vision, _projected(side, network), bool(config.get("quick_gelu"))
     if not isinstance(settings, TimmSettings):
         raise CannotHoldError(f"open_clip has no image model like the tower '{settings.name}'")
@@ -124,7 +124,7 @@ def _text(side: Side) -> tuple[dict[str, Any], dict[str, Tensor], bool]:
     if not isinstance(settings, OpenClipTextSettings):
         raise CannotHoldError(f"open_clip opens no text tower '{settings.name}' from a folder, only its own text transformer")
     config, weights = side.tower.about["config"], text_weights(side)
-    text = dict(config["text_cfg"])
+    text = config["text_cfg"] | {"output_tokens": False}
     if side.projects:
         if not isinstance(weights.get("text_projection"), Tensor):
             raise CannotHoldError("its text tower ends with no matrix to put a head into")

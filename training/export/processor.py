@@ -86,8 +86,10 @@ def _escaped(characters: str) -> str:
 
 
 def write_files(model: Model, folder: Path) -> None:
-    """`preprocessor_config.json`, `tokenizer_config.json`, and a `tokenizer.json` that pads and cuts by itself, for a network that
-    reorders channels itself."""
+    """`preprocessor_config.json`, `tokenizer_config.json`, and a `tokenizer.json` that pads and cuts by itself.
+
+    For a network that reorders channels itself.
+    """
     image_processor(model, reordered=True).save_pretrained(folder)
     tokenizer(model).save_pretrained(folder)
     tokenizer_json(model.tokenizer).save(str(folder / "tokenizer.json"))

@@ -27,13 +27,9 @@ def load(folder):
 
 def embed_images(loaded, files):
     vision, _, pixels, _ = loaded
-    size, arrays = pixels["size"]["height"], []
-    for image in map(rgb, files):
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
-        arrays.append((np.asarray(square) / 255 - pixels["image_mean"]) / pixels["image_std"])
-    batch = np.stack(arrays).transpose(0, 3, 1, 2).astype(np.float32)
+    side = pixels["size"]["height"]
+    squares = np.stack([np.asarray(ImageOps.fit(rgb(file), (side, side), Image.Resampling.BICUBIC)) for file in files])
+    batch = ((squares / 255 - pixels["image_mean"]) / pixels["image_std"]).transpose(0, 3, 1, 2).astype(np.float32)
     return vision.run(None, {"pixel_values": batch})[0]
 
 
