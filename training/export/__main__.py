@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.program import interrupts
 from pipelines.program.cli import refused
 from pipelines.program.errors import UserError
 
@@ -15,7 +16,7 @@ card. The export is loaded with that library and compared with the run on the he
 
 
 def main(arguments: Sequence[str], prog: str = "python -m training.export") -> int:
-    """Exit code 0, or 2 with one line that says what is wrong."""
+    """Exit code 0; 2 with one line that says what is wrong; 128 + N: stopped by signal N."""
     parser = argparse.ArgumentParser(prog=prog, description=_PURPOSE, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, such as runs/demo, or one of its checkpoints")
     parser.add_argument("--to", required=True, choices=_TARGETS, help="the library that is to load it")
@@ -30,10 +31,15 @@ def main(arguments: Sequence[str], prog: str = "python -m training.export") -> i
     from training.export.export import export
 
     _quiet()
-    try:
-        export(options.run, options.to, output, options.data, options.tolerance)
-    except UserError as error:
-        return refused(error)
+    with interrupts.handled():
+        try:
+            export(options.run, options.to, output, options.data, options.tolerance)
+        except UserError as error:
+            return refused(error)
+        except KeyboardInterrupt:
+            number = interrupts.received()
+            print(f"{number.name}: stopped; nothing is left of {output}", file=sys.stderr)
+            return 128 + number
     print(f"export: {output}")
     return 0
 
