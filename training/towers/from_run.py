@@ -122,6 +122,9 @@ class _RunText(TextTower):
         super().__init__()
         self.tower, self.head, self.width, self.states_width = tower, head, width, tower.states_width
 
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.head(self.tower(ids, mask))  # open_clip's text half has rows and no states
+
     def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         rows, states = self.tower.with_states(ids, mask)
         return self.head(rows), states
