@@ -18,6 +18,7 @@ from training.export.model import Model
 from training.export.parity import Parity
 from training.export.target import Target
 
+_PROPORTIONS = ("image_to_text_recall@", "text_to_image_recall@", "top")  # scores that are a share of n queries
 _PACKAGES = {
     "huggingface": ("transformers", "torch"),
     "open_clip": ("open_clip_torch", "torch"),
@@ -45,6 +46,7 @@ def card(model: Model, prepared: Prepared, parity: Parity, target: Target, netwo
         "## Scores",
         f"Of this checkpoint on split {settings.evaluation.split} of {prepared.name}, {len(parity.data.sample_ids):,} images; "
         "one run with one seed. The interval is Wilson's, 95 %, over queries: another seed changes a score too.",
+        _chosen(model),
         _scores(parity),
         "## The same as the run",
         _parity(parity, target),
@@ -75,14 +77,29 @@ def _logits(model: Model) -> str:
     return f"{model.scale:.4f} * image @ text.T{bias}" if model.trained.scale is not None else "image @ text.T"
 
 
+def _chosen(model: Model) -> str:
+    """That the scores are of the split that chose the checkpoint, and what it scored on the test split."""
+    file, test = model.checkpoint / "best.json", model.checkpoint.parent / "test.json"
+    if not file.exists():
+        return ""
+    best = json.loads(file.read_text(encoding="utf-8"))
+    told = f"This checkpoint was chosen by `{best['metric']}` on this split, so its scores here are optimistic."
+    if test.exists():
+        scores = json.loads(test.read_text(encoding="utf-8"))
+        told += f" On split {scores['split']}, which chose nothing, that score is {scores['metrics'][best['metric']]:.1f}."
+    return told
+
+
 def _scores(parity: Parity) -> str:
     scores, rows = parity.theirs, list[tuple[str, ...]]()
     chance = chances(scores.baselines)
     for path, value in scores.metrics.items():
         n = scores.sample_sizes[path]
-        low, high = (100 * end for end in wilson(n * value / 100, n))
+        interval = ""
+        if path.rpartition("/")[2].startswith(_PROPORTIONS):
+            interval = "{:.1f} to {:.1f}".format(*(100 * end for end in wilson(n * value / 100, n)))
         by_chance = f"{chance[path]:.1f}" if path in chance else ""
-        rows.append((f"`{path}`", f"{value:.1f}", f"{low:.1f} to {high:.1f}", by_chance, f"{n:,}"))
+        rows.append((f"`{path}`", f"{value:.1f}", interval, by_chance, f"{n:,}"))
     return _table(("score, %", "value", "95 % interval", "chance", "n"), rows)
 
 
