@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def load_run(path: str | Path) -> Embedder:
-    """The embedder of a run's newest checkpoint, or of the checkpoint at `path`. Raises `UserError` if there is none."""
+    """The embedder of a run's newest checkpoint, of the checkpoint at `path`, or of an export to safetensors.
+
+    Raises `UserError` if there is none.
+    """
     from training.checkpoint import load_embedder
 
     return load_embedder(str(path))

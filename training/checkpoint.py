@@ -31,6 +31,8 @@ from training.saved_towers import locked_tower, tokenizer_of, towers_of, trained
 from training.state import TrainState, unwrap
 from training.towers.padding import Padded
 
+EXPORT = "raylign.json"  # in an export to safetensors, which opens like a checkpoint
+
 
 def save_checkpoint(folder: Path, state: TrainState, plan: Plan, metrics: dict[str, Any]) -> None:
     """Write all files of a checkpoint, and their digests, into a folder. The checkpoint is valid once it is registered."""
@@ -90,17 +92,25 @@ class Trained(NamedTuple):
     settings: TrainSettings
     tokenizer: TextTokenizer
     scale: float | None  # 1/temperature, if the objective has one
+    bias: float | None  # added to the scaled cosines, if the objective has one that is ours
 
 
 def find_checkpoint(path: Path) -> Path:
     """The folder itself if it is a checkpoint, else the newest checkpoint of a run's folder. Raises `UserError` if neither."""
     if not path.is_dir():
         raise UserError("checkpoint", f"{path} is not a folder", "give a run such as runs/demo, or one of its checkpoints")
-    return path if any((path / name).exists() for name in ("state.pt", ABOUT, DIGESTS)) else newest_checkpoint(path)
+    return path if any((path / name).exists() for name in ("state.pt", ABOUT, DIGESTS, EXPORT)) else newest_checkpoint(path)
 
 
 def load_encoder(folder: Path) -> Trained:
-    """The encoder of a checkpoint. Raises `UserError` if it is damaged, or its weights do not fit its config."""
+    """The encoder of a checkpoint, or of an export to safetensors.
+
+    Raises `UserError` if it is damaged, or its weights do not fit its config.
+    """
+    if (folder / EXPORT).exists():
+        from training.export.safetensors import read  # which imports this module
+
+        return read(folder)
     check(folder)
     file = folder / ABOUT
     try:
@@ -130,16 +140,17 @@ def load_encoder(folder: Path) -> Trained:
         raise UserError("checkpoint", problem, "load it with the version of raylign that trained it, or give another one")
     foreign = isinstance(settings.objective, ForeignObjective)
     scale = about.get("scale") if foreign else settings.objective.logit_scale(saved["objective"])
-    return Trained(encoder, settings, tokenizer, scale)
+    return Trained(encoder, settings, tokenizer, scale, settings.objective.logit_bias(saved["objective"]))
 
 
 class CheckpointEmbedder:
     """A trained dual encoder as an embedder; evaluation/embedder.py explains its optional attributes."""
 
     def __init__(self, folder: Path):
-        self._encoder, self._settings, self._tokenizer, scale = load_encoder(folder)
-        if scale is not None:
-            self.scale = scale
+        trained = load_encoder(folder)
+        self._encoder, self._settings, self._tokenizer = trained.encoder, trained.settings, trained.tokenizer
+        if trained.scale is not None:
+            self.scale = trained.scale
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._encoder.to(self._device)
         assert self._encoder.text_tower is not None

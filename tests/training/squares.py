@@ -25,15 +25,31 @@ BEST = "retrieval/squares/image_to_text_recall@1"
 Poison = Callable[..., None]  # of the fixture `poison`
 
 
-def prepared_by_hand(folder: Path, name: str, first: int = 0) -> Prepared:
-    """24 training and 10 test squares, each with its own colour and caption."""
+def square(colour: np.ndarray) -> np.ndarray:
+    """Pixels of one colour."""
+    return np.tile(colour, (8, 8, 1))
+
+
+def prepared_by_hand(
+    folder: Path,
+    name: str,
+    first: int = 0,
+    draw: Callable[[np.ndarray], np.ndarray] = square,
+    say: Callable[[int], str] = "a square of colour {}".format,
+) -> Prepared:
+    """24 training and 10 test images, each with its own colour and caption.
+
+    Args:
+        draw: from a colour to pixels.
+        say: from a number to a caption.
+    """
     folder.mkdir()
     rows = []
     for i in range(TRAIN + TEST):
         colour = np.random.default_rng(first + i).integers(0, 256, 3, dtype=np.uint8)
         row = {"sample_id": i, "image_id": i, "text_id": [i], "key": f"k{i}", "group": f"g{i}"}
-        row |= {"split": "train" if i < TRAIN else "test", "captions": [f"a square of colour {first + i}"]}
-        (folder / f"{i}.png").write_bytes(png(np.tile(colour, (8, 8, 1))))
+        row |= {"split": "train" if i < TRAIN else "test", "captions": [say(first + i)]}
+        (folder / f"{i}.png").write_bytes(png(draw(colour)))
         row |= {"file": f"{i}.png", "start": 0, "length": -1, "column": ""}
         rows.append(row | {"label_hue": ("red", "green", "blue")[int(colour.argmax())]})
     pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")

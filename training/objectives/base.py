@@ -94,6 +94,10 @@ class ObjectiveSettings(Named):
         """1/temperature for image-caption pairs, from a trained objective's state dict; None if there is no single number."""
         return None
 
+    def logit_bias(self, saved: Mapping[str, Tensor]) -> float | None:
+        """What is added to the scaled cosines, from a trained objective's state dict; None if nothing is."""
+        return None
+
     def build_teacher(self, encoder: nn.Module, task: Task) -> Teacher:
         """The teacher, which adds `teacher_image` and `teacher_text` to the batch."""
         return NoTeacher()

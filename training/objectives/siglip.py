@@ -8,12 +8,13 @@ Nothing is normalised over the batch, so texts can be passed around the workers 
 than two blocks of them. Pairs with the same image or caption are left out (ours; a no-op without duplicates).
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from pipelines.dataset.batch import Batch, Needs
 from training.distributed import around, first_row
@@ -37,6 +38,9 @@ class SigLipSettings(LearnedTemperatureSettings):
     @property
     def needs(self) -> Needs:
         return Needs(ids=self.mask_false_negatives)
+
+    def logit_bias(self, saved: Mapping[str, Tensor]) -> float | None:
+        return float(saved["bias"])
 
     def build(self, task: Task) -> "SigLip":
         return SigLip(self)

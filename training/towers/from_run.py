@@ -84,6 +84,22 @@ class RunTextSettings(_RunSettings, TextTowerSettings):
         return _RunText(tower, _head(about, tower.width), about["width"]).eval()
 
 
+def innermost(settings: Any, tower: Any, head: nn.Module) -> tuple[Any, Any, list[nn.Module]]:
+    """The tower inside a tower of a run, at any depth: its settings, the tower, and all heads that follow it, the first first."""
+    heads = [head]
+    while isinstance(tower, _RunImage | _RunText):
+        union = _union(tower)
+        settings, heads = TypeAdapter(union).validate_python(tower.about["settings"]), [tower.head, *heads]
+        tower = tower.tower
+    return settings, tower, heads
+
+
+def _union(tower: Tower) -> Any:
+    from training.towers import ImageTowerUnion, TextTowerUnion
+
+    return ImageTowerUnion if isinstance(tower, _RunImage) else TextTowerUnion
+
+
 def _head(about: dict[str, Any], width: int) -> nn.Module:
     """A run's head, without weights."""
     from training.encoder import HeadUnion  # which imports towers
@@ -105,6 +121,9 @@ class _RunText(TextTower):
     def __init__(self, tower: TextTower, head: nn.Module, width: int):
         super().__init__()
         self.tower, self.head, self.width, self.states_width = tower, head, width, tower.states_width
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.head(self.tower(ids, mask))  # open_clip's text half has rows and no states
 
     def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         rows, states = self.tower.with_states(ids, mask)

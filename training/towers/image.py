@@ -162,7 +162,7 @@ class TimmSettings(ImageTowerSettings):
                 raise UserError(f"{key}.weights", problem, "give a path, package:NAME/FILE, hub or null")
         about = timm.get_pretrained_cfg(self.model)
         own_size = about.input_size[-1] if about is not None else None
-        size = self._size()
+        size = self.size_option()
         try:
             network = timm.create_model(self.model, pretrained=from_hub, **size, **self.options)
         except Exception as error:  # the hub and each model raise their own errors
@@ -185,11 +185,11 @@ class TimmSettings(ImageTowerSettings):
     def bare(self, about: dict[str, Any]) -> nn.Module:
         import timm
 
-        network = timm.create_model(self.model, pretrained=False, **self._size(), **self.options)
+        network = timm.create_model(self.model, pretrained=False, **self.size_option(), **self.options)
         network.reset_classifier(0)
         return network.eval()
 
-    def _size(self) -> dict[str, int]:
+    def size_option(self) -> dict[str, int]:
         """The option that sets the image size of a timm model which is made for one size."""
         import timm
 
