@@ -264,7 +264,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> PrepareSettings:
     listed = [next(name for name in lines(f"{split}.txt") if name.startswith("tabler:")) for split in ("test", "validation")]
     held_out = {name.partition(":")[2]: SHAPES[shape] for name, shape in zip(listed, ("key", "lock"), strict=True)}
     more = {f"thing-{i}": f'<circle cx="{3 + i}" cy="{4 + i}" r="{2 + i / 4}"/>' for i in range(12)}
-    seen = one_set("tabler", {"calendar": SHAPES["calendar"], "calendar-filled": SHAPES["moon"], **held_out, **more})
+    seen = one_set(
+        "tabler", {"calendar": SHAPES["calendar"], "calendar-filled": CORNER, "evening": SHAPES["moon"], **held_out, **more}
+    )
     own = one_set("mine", {"appointment": SHAPES["star"], "night": SHAPES["moon"], "home-filled": "<path d='M9 9h9v9z'/>"})
     away = one_set("twemoji", {"star": SHAPES["star"], "calendar": "<path d='M4 4h9v1z'/>"}, "CC-BY-4.0", info={"palette": True})
     closed = one_set("closed", {"a": CORNER, "b": "<g"}, "CC-BY-NC-4.0")
@@ -281,7 +283,7 @@ def test_icons_are_prepared_in_their_published_splits_with_classes_and_credit(
     prepared = prepare(settings, QUIET)
     manifest = prepared.manifest
     assert manifest["counts"]["rejected"] == {"licence": 2, "duplicate_image": 2}
-    assert manifest["splits"] == {"train": 15, "shift": 2, "test": 1, "validation": 1}
+    assert manifest["splits"] == {"train": 16, "shift": 2, "test": 1, "validation": 1}
     left_out = {row["key"]: row["reason"] for row in pq.read_table(settings.output / "rejected.parquet").to_pylist()}  # type: ignore[operator]
     assert left_out["mine:appointment"] == "duplicate_image"  # twemoji:star is held out
     assert "Set twemoji by Author of twemoji (CC-BY-4.0)" in manifest["attribution"] and "closed" not in manifest["attribution"]
@@ -298,5 +300,5 @@ def test_icons_are_prepared_in_their_published_splits_with_classes_and_credit(
     content = PreparedData(name="prepared", path=settings.output, split="shift", labels=("concept",)).read("data.icons")
     classification = content.classifications["concept"]
     names = [name for (name,) in classification.classes]
-    assert [names[label] for label in classification.test.labels] == ["calendar", "star"]
+    assert [names[label] for label in classification.test.labels] == ["star", "calendar"]
     assert classification.train is not None and "home" in names
