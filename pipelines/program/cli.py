@@ -127,11 +127,20 @@ def run_page(
     parser: argparse.ArgumentParser, write: Callable[[argparse.Namespace], Path], arguments: Sequence[str] | None = None
 ) -> int:
     """A program that writes a page again, from files alone: parse, write, print where it is. Exit codes as of `run_program`."""
+    given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
-    try:
-        page = write(options)
-    except UserError as error:
-        return refused(error)
+    with interrupts.handled():
+        try:
+            page = write(options)
+        except UserError as error:
+            return refused(error)
+        except KeyboardInterrupt:
+            return _stop("", shlex.join([*parser.prog.split(), *given]))
+        except Exception as error:
+            told = of_storage(error)
+            if told is None:
+                raise
+            return refused(told)
     print(f"report: {page}")
     return 0
 

@@ -35,7 +35,7 @@ from pipelines.sources.inside import REASON, is_inside
 IMAGE_NAMES = ("filepath", "image", "image_path", "path", "file_name", "url", "URL")
 CAPTION_NAMES = ("caption", "text", "TEXT", "title")
 # Names of files and folders that say nothing about the dataset.
-_GENERIC = ("captions", "annotations", "metadata", "data", "train", "val", "validation", "test")
+_GENERIC = {"captions", "annotations", "metadata", "data", "train", "val", "validation", "test"}
 ROWS_PER_UNIT = 256
 LONGEST = 1 << 20  # maximum bytes of a row
 DAMAGED = (EOFError, OSError, zlib.error)  # what reading a damaged gzip file raises
@@ -75,13 +75,13 @@ class _Bad(Exception):  # noqa: N818 - it is a finding about data, not a program
 
 
 def title_of(pattern: str) -> str:
-    """A dataset's name from a path or pattern: the stem of the file, or the folder's name if the stem is all wildcards or generic
-    (captions.json).
+    """A dataset's name from a path or pattern: the stem of the file, or the name of its folder if the stem is nothing but
+    wildcards, numbers and generic words (captions_val2017.json of COCO).
     """
     fallback = ""
     for part in reversed(PurePosixPath(shown_place(pattern).split("?")[0] if storage.is_remote(pattern) else pattern).parts):
         name = re.sub(r"[^a-z0-9_-]+", "-", re.sub(r"\{.*?\}|\[.*?\]|[*?]", "", stem(part)).lower()).strip("-_")
-        if name and name not in _GENERIC:
+        if not _GENERIC.issuperset(re.findall("[a-z]+", name)):
             return name
         fallback = fallback or name
     return fallback or "pairs"

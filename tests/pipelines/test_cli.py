@@ -1,6 +1,8 @@
 """The programs from outside: exit codes, one-line errors, --help and --show. `run_program` itself runs in this process."""
 
+import argparse
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import yaml
 
 from pipelines.io.retry import Unreachable
 from pipelines.prepare.config import PrepareSettings
-from pipelines.program.cli import run_program
+from pipelines.program.cli import run_page, run_program
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.settings import load
@@ -151,6 +153,35 @@ def test_a_store_or_disk_that_fails_is_told_in_one_line_and_other_errors_are_not
     assert (error.filename or "s3://b/x") in printed
     with pytest.raises((FileNotFoundError, ray.exceptions.RayTaskError)):
         act(FileNotFoundError(errno.ENOENT, "No such file", "/d/x"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_writing_a_page_again_stops_and_fails_as_the_programs_do(number: signal.Signals, capsys: pytest.CaptureFixture) -> None:
+    def page(act: Callable[[], None]) -> int:
+        def write(options: argparse.Namespace) -> Path:
+            act()
+            return Path(options.run) / "report.html"
+
+        parser = argparse.ArgumentParser(prog="python -m pages")
+        parser.add_argument("run")
+        return run_page(parser, write, ["runs/a b"])
+
+    def stop() -> None:
+        os.kill(os.getpid(), number)
+        signal.pause()
+
+    def fill() -> None:
+        raise OSError(errno.ENOSPC, "No space left", "/d/x")
+
+    assert page(stop) == 128 + number
+    (line,) = capsys.readouterr().err.splitlines()
+    assert_stopped(line, number, "python -m pages 'runs/a b'")
+    assert page(fill) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "/d/x" in line
+    with pytest.raises(ZeroDivisionError):
+        page(lambda: 1 // 0)
+    assert page(lambda: None) == 0
 
 
 @pytest.mark.parametrize("arguments", [[], ["--nonsense", "c.yaml"]])

@@ -23,7 +23,7 @@ from pipelines.prepare.prepare import prepare
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.randomness import generator
-from tests.pipelines.deadly import DeadlyPrepared
+from tests.pipelines.deadly import DeadlyPrepared, Means
 from tests.refusals import refused
 
 QUIET = Display(quiet=True)
@@ -205,13 +205,6 @@ def test_an_image_that_ends_the_process_that_reads_it_is_named(indexed: Prepared
         message = str(caught.value)
         assert message.startswith(f"data.path: the image of sample 7 ({file}) of {indexed.path} ends the process that reads it")
         assert "SIGSEGV" in message and "verify=all" in message and "\n" not in message
-
-
-class Means:
-    """The mean of each channel."""
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        return images.reshape(len(images), 3, -1).mean(axis=2).astype(np.float32)
 
 
 def test_where_all_images_are_gone_a_run_ends(indexed: Prepared, folder: Path) -> None:

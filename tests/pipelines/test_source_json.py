@@ -307,6 +307,7 @@ def test_a_file_that_the_settings_do_not_fit_stops_with_the_way_out(
         ("mine.json", {"images": [{**KARPATHY["images"][0], "dataset": "other"}]}, "mine"),  # of an image, not of the document
         ("mine.json", [{"image": "a.jpg", "caption": "a", "dataset": "other"}], "mine"),
         ("flowers/captions.json", COCO, "flowers"),
+        ("coco/annotations/captions_val2017.json", COCO, "coco"),
     ],
 )
 def test_metrics_are_called_after_the_dataset_and_not_after_the_file(tmp_path: Path, name: str, content: Any, title: str) -> None:

@@ -336,6 +336,8 @@ def test_settings_that_cannot_be_are_refused(keys: dict, key: str, value: object
         ("data/CC3M/Train GCC.tsv", "train-gcc"),
         ("data/CC3M/*.tsv.gz", "cc3m"),
         ("data/{00..99}.csv", "data"),
+        ("data/CC3M/00012.csv", "cc3m"),
+        ("data/train-00001.csv", "train-00001"),
         ("part-{0..9}.csv", "part"),
         ("http://host/list.csv?token=1", "list"),
         ("*.csv", "pairs"),

@@ -1,7 +1,13 @@
 """The warning about a warm-up that takes half of the run or more names a shorter one."""
 
+from collections.abc import Callable
+
 import pytest
 
+from pipelines.program.display import Display
+from tests.training.squares import STEPS
+from training.plan import Plan
+from training.run import _announce
 from training.warmup import warmup_warning
 
 
@@ -17,3 +23,11 @@ def test_a_warm_up_of_half_the_run_or_more_is_reported(warmup: int, steps: int, 
     assert warning is not None and warning.startswith("schedule.warmup_steps: ")
     assert f"{warmup} of {steps}" in warning and f"schedule.warmup_steps={shorter}," in warning
     assert ("optimizer.lr" in warning) == (warmup > steps), "it never reaches the peak"
+
+
+@pytest.mark.parametrize("warmup", [0, STEPS])
+def test_a_run_says_so_before_it_starts(plan_of: Callable[..., Plan], capsys: pytest.CaptureFixture, warmup: int) -> None:
+    _announce(plan_of(schedule__warmup_steps=warmup), Display())
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == (2 if warmup else 1)
+    assert (f"schedule.warmup_steps: {STEPS} of {STEPS} steps" in printed) == bool(warmup)
