@@ -92,6 +92,7 @@ def test_every_icon_and_alias_is_a_pair_or_a_row_with_its_reason(tmp_path: Path)
         "arrow-right": {"parent": "arrow-left", "hFlip": True},
         "arrow-left-again": {"parent": "arrow-right", "hFlip": True},
         "arrow-up": {"parent": "arrow-right", "rotate": 3},
+        "arrow-down": {"parent": "arrow-up", "rotate": 2},
         "old": {"parent": "gone", "vFlip": True},
         "lost": {"parent": "nowhere"},
         "ring": {"parent": "round"},
@@ -114,12 +115,13 @@ def test_every_icon_and_alias_is_a_pair_or_a_row_with_its_reason(tmp_path: Path)
         "untold:a": "licence",
     }
     kept = {name: [name.partition(":")[2].replace("-", " ")] for name in ("free:arrow-left", "free:dataset")}
-    kept |= {"free:arrow-right": ["arrow right"], "free:arrow-up": ["arrow up"]}
+    kept |= {"free:arrow-right": ["arrow right"], "free:arrow-up": ["arrow up"], "free:arrow-down": ["arrow down"]}
     assert dict(told(found)) == reasons | kept and len(found) == len(reasons | kept)
     images = {pair.key: drawn_of(pair) for pair in found if isinstance(pair, Pair)}
     left = images["free:arrow-left"]
     assert np.array_equal(images["free:arrow-right"], left[:, ::-1])
     assert np.array_equal(images["free:arrow-up"], np.rot90(left[:, ::-1]))  # three turns clockwise are one against it
+    assert np.array_equal(images["free:arrow-down"], images["free:arrow-up"][::-1, ::-1])
 
 
 def drawn_of(pair: Pair) -> np.ndarray:
@@ -224,6 +226,8 @@ def test_a_sets_own_prefixes_and_suffixes_decide() -> None:
         "home-20-solid": ("home", "solid"),
         "home-filled": ("home-filled", "outline"),  # not one of the set's styles
     }
+    longest = Naming(["home"], {}, {"duotone": "Duotone", "bold-duotone": "Bold Duotone"}).read("home-bold-duotone")
+    assert (longest.drawing, longest.style) == ("home", "bold duotone")
     prefixed = Naming(["home"], {"baseline": "Baseline", "twotone": "Two-Tone"}, {})
     assert [prefixed.read(name).style for name in ("baseline-home", "twotone-home", "home")] == ["baseline", "two tone", ""]
     assert {prefixed.read(name).drawing for name in ("baseline-home", "twotone-home", "home")} == {"home"}
