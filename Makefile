@@ -58,7 +58,7 @@ lint: install
 # Without Ray: for the inner loop. A worker a core, each with one thread; a worker's tests stay together, for what they share.
 WORKERS ?= 2
 check: install lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not ray" --numprocesses $(WORKERS) --dist worksteal --durations 15
+	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(PY) -m pytest -m "not ray" --numprocesses $(WORKERS) --dist worksteal --durations 15
 
 # All: those with Ray one after another, as each takes both cores (by file, two at a time, they take as long).
 test: check

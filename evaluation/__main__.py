@@ -1,7 +1,8 @@
 """`python -m evaluation CONFIG.yaml`: score models on tasks, and write the results as JSON and as one page."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from evaluation.config import EvaluateSettings
@@ -15,6 +16,7 @@ from pipelines.io.retry import shown_tree
 from pipelines.program import interrupts
 from pipelines.program.cli import begin, run_program
 from pipelines.program.display import Display
+from pipelines.program.errors import UserError
 from pipelines.program.settings_base import digest
 
 PURPOSE = """Score anything that embeds images and texts: zero-shot classification, retrieval, SugarCrepe, linear and few-shot
@@ -34,6 +36,9 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     from pipelines.features import feature_store
     from pipelines.program import cluster, path_keys
 
+    for folder, key in ((settings.output, "output"), (settings.cache, "cache")):
+        path_keys.check_folder(folder, key)
+    path_keys.check_kind(settings.output, "evaluation", "output")
     contents = read_data(settings)
     tasks = plan(settings, contents)
     every = {inputs.fingerprint: inputs for task in tasks for inputs in task.inputs()}
@@ -48,14 +53,13 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
         for name, content in contents.items()
     }
     models = settings.all_models()
+    for name, model in models.items():  # all of them before the first import of an embedder
+        with _keys_of(name, settings):
+            model.check()
     for name, model in models.items():
         if model.embeddings is None:
-            model.check(settings.key_of(name))
-    for folder, key in ((settings.output, "output"), (settings.cache, "cache")):
-        path_keys.check_folder(folder, key)
-    for model in models.values():
-        if model.embeddings is None:
-            check_embedder(model.embedder, model.arguments())
+            with _keys_of(name, settings):
+                check_embedder(model.embedder, model.arguments())
     pool = feature_store.Pool(settings.actors, settings.use_gpu, settings.cpus_per_actor)
     if any(model.embeddings is None for model in models.values()):
         pool.check()
@@ -76,6 +80,15 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
     display.line(f"results: {settings.output}/*/*/*/result.json")
     display.line(f"page: {settings.output / 'report.html'}")
     return results
+
+
+@contextmanager
+def _keys_of(name: str, settings: EvaluateSettings) -> Iterator[None]:
+    """Errors about keys of a model name them as the config sets them: at its top, or below `models`."""
+    try:
+        yield
+    except UserError as error:
+        raise (error.under(f"models.{name}") if settings.models else error) from None
 
 
 def _score(

@@ -106,5 +106,6 @@ class EvaluateSettings(_TaskSettings):
         return f"{model}".replace("/", "-") if model else self.embedder.partition(":")[2] or self.embedder
 
     def key_of(self, name: str) -> str:
-        """Where the config names a model, for errors."""
-        return f"models.{name}" if self.models else "embedder"
+        """Where the config names a model's embedder, or its embeddings, for errors."""
+        part = "embedder" if self.all_models()[name].embeddings is None else "embeddings"
+        return f"models.{name}.{part}" if self.models else part

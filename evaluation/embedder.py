@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from pipelines.program.errors import UserError
 from pipelines.program.import_string import call, find
 
 _EXAMPLE = "training.checkpoint:load_embedder"
@@ -39,5 +40,9 @@ def check_embedder(name: str, arguments: dict[str, Any]) -> None:
     `check` is an optional attribute of the function: a function of the same keywords. The function that opens our own runs has
     none, and is not imported here, because that takes seconds.
     """
-    if name != _EXAMPLE:
+    if name == _EXAMPLE:
+        if arguments.keys() != {"checkpoint"}:
+            problem = f"{name} takes a checkpoint and nothing else, not {', '.join(map(repr, arguments))}"
+            raise UserError("embedder_arguments", problem, "pass checkpoint=RUN, such as runs/demo")
+    else:
         getattr(find(name, arguments, "embedder", "embedder_arguments", _EXAMPLE), "check", lambda **_: None)(**arguments)

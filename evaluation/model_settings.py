@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from pipelines.program.config_errors import alike
+from pipelines.program.config_keys import alike
 from pipelines.program.errors import UserError
 from pipelines.program.import_string import names_of
 from pipelines.program.path_keys import LocalPlace
@@ -54,23 +54,25 @@ class ModelSettings(Settings):
         checkpoint = {} if self.checkpoint is None else {"checkpoint": str(self.checkpoint.absolute())}
         return checkpoint | self.embedder_arguments
 
-    def check(self, key: str) -> None:
-        """Find mistakes without importing the embedder. Raises `UserError` about `key`, where the config names the model."""
+    def check(self) -> None:
+        """Find mistakes without importing the embedder. Raises `UserError`."""
+        if self.embeddings is not None:
+            return
         module, colon, function = self.embedder.partition(":")
         example = f"such as {self.embedder_default()}"
         if not colon:
-            raise UserError(key, f"'{self.embedder}' is not of the form module:function", f"give one, {example}")
+            raise UserError("embedder", f"'{self.embedder}' is not of the form module:function", f"give one, {example}")
         try:
             spec = find_spec(module)
         except (ImportError, ValueError):
             spec = None
         if spec is None:
-            raise UserError(key, f"there is no module '{module}'", "install it, or start in its folder")
+            raise UserError("embedder", f"there is no module '{module}'", "install it, or start in its folder")
         names = names_of(spec)
         if names is not None and function not in names:
             near = alike(function, names)
             remedy = f"did you mean {module}:{near[0]}?" if near else f"give a function of that module, {example}"
-            raise UserError(key, f"{module} has no '{function}'", remedy)
+            raise UserError("embedder", f"{module} has no '{function}'", remedy)
         if self.checkpoint is None or self.embedder != self.embedder_default():
             return
         if not any(self.checkpoint.glob("checkpoint_*")) and not (self.checkpoint / "checkpoint.json").exists():

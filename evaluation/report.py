@@ -16,8 +16,8 @@ from markupsafe import Markup
 
 from evaluation.class_sets import ELEVEN, average_of_eleven
 from evaluation.reporting import html, number_format, render
-from evaluation.reporting.chart import Chart, Plot, Scale
-from evaluation.reporting.comparison import Cell, Comparison, Group, Row, compare, number, score_table
+from evaluation.reporting.chart import Chart, Plot, Scale, figure
+from evaluation.reporting.comparison import Cell, Comparison, Row, compare, number, score_table
 from evaluation.reporting.markdown import markdown
 from evaluation.results import read_results
 from evaluation.tasks import TASKS
@@ -50,13 +50,13 @@ def _page(comparison: Comparison, output: Path, tasks: dict[str, type[Task]]) ->
         f"--task={tasks[name].__module__}:{tasks[name].__qualname__}" for name in scored if tasks.get(name, TASKS[0]) not in TASKS
     ]
     command = shlex.join(["python", "-m", "evaluation.reporting", str(output), *own])
-    models = (html.fill("<li>{}</li>", html.named(model)) for model in comparison.models)
+    models = (html.tag("li", html.named(model)) for model in comparison.models)
     results = number_format.count(len(comparison.results), "result")
     return render.page(
         output.name or str(output),
         html.fill("Evaluation <b>{}</b>", output.name or str(output)),
         _headline(comparison),
-        [html.fill('<ul class="legend">\n{}</ul>', html.join(*models))],
+        [html.tag("ul", *models, style="legend")],
         [_scores(comparison), _bars(comparison), *blocks, _models_and_data(comparison, command)],
         html.fill("Written by raylign from {}. Images and captions belong to their owners, named above.", results),
     )
@@ -66,11 +66,11 @@ def _block(comparison: Comparison, name: str, task: type[Task] | None) -> html.S
     """The task's own, or a table of all its scores."""
     if task is not None and hasattr(task, "block"):
         return task.block(comparison)
-    tables = []
+    groups = {}
     for dataset in comparison.datasets(name):
         scores = dict.fromkeys(score for result in comparison.of(name, dataset).values() for score in result.scores)
-        tables.append(Group(dataset, "", [comparison.row(name, dataset, score) for score in scores]))
-    return html.section(name, comparison.info(name).title, score_table(comparison, *tables))
+        groups[dataset] = [comparison.row(name, dataset, score) for score in scores]
+    return html.section(name, comparison.info(name).title, score_table(comparison, groups))
 
 
 def _main_rows(comparison: Comparison) -> Iterator[tuple[str, str, list[Row]]]:
@@ -132,12 +132,12 @@ def _scores(comparison: Comparison) -> html.Section:
             "&asymp; means that this rule cannot tell two models apart, not that they are equal; nothing is corrected for the "
             "number of comparisons."
         )
-    groups = [Group(f"{title}, {unit}", "", rows) for title, unit, rows in _main_rows(comparison)]
+    groups = {f"{title}, {unit}": rows for title, unit, rows in _main_rows(comparison)}
     intervals = (
         "Intervals are over the items of a set (Wilson's of a share, else a bootstrap's): how far another draw of items would "
         "move a score. How far another training seed would is not in them. n: items."
     )
-    table = score_table(comparison, *groups, first_column="set", name="main")
+    table = score_table(comparison, groups, first_column="set", style="main")
     return html.section("scores", "Scores", html.paragraph(about), table, html.soft(intervals + rule))
 
 
@@ -146,7 +146,7 @@ def _bars(comparison: Comparison) -> html.Section:
     for title, unit, rows in _main_rows(comparison):
         # Averages are of other bars.
         shown = [row for row in rows if row.title != _AVERAGE and any(cell.value is not None for cell in row.cells)]
-        figures += [html.figure(_bar_chart(shown, unit), title, unit, own=False)] if shown else []
+        figures += [figure(_bar_chart(shown, unit), title, unit, own=False)] if shown else []
     about = html.paragraph(
         "The same scores, models in one order and colour throughout. Whiskers: 95&nbsp;% intervals. Dashed: chance."
     )
@@ -163,7 +163,7 @@ def _bar_chart(rows: Sequence[Row], unit: str) -> Chart:
     plot = Plot(_BARS, height, x, Scale(0, height, 0, height))
     for value in x.ticks(4):
         plot.line([(value, 0), (value, height - 18)], "grid")
-        plot.text(x(value), height - 5, number_format.signed(value, 0))
+        plot.text(x(value), height - 5, number_format.value(value, digits=0))
     y = 4.0
     for row in rows:
         plot.text(x.start - 2, y + 9, row.title, "start", "name")
@@ -179,7 +179,7 @@ def _bar_chart(rows: Sequence[Row], unit: str) -> Chart:
             if cell.interval:
                 plot.line([(end, y + 4.5) for end in cell.interval], "whisker")
             last = max(0.0, cell.value, *(cell.interval or ()))
-            plot.text(x(last) + 4, y + 8.5, number_format.signed(cell.value), "start", "value")
+            plot.text(x(last) + 4, y + 8.5, number_format.value(cell.value), "start", "value")
             y += 12
         if row.chance is not None:
             plot.line([(row.chance, top - 2), (row.chance, y - 1)], "chance", f"chance: {number_format.chance(row.chance)}")
@@ -193,15 +193,15 @@ def _models_and_data(comparison: Comparison, command: str) -> html.Section:
     return html.section(
         "scored",
         "Models and data",
-        html.heading("Models"),
+        html.tag("h3", "Models"),
         html.div("columns", *_models(comparison)),
-        html.heading("Data"),
+        html.tag("h3", "Data"),
         html.div("columns", *_data(comparison)),
-        html.heading("Write this page again"),
+        html.tag("h3", "Write this page again"),
         html.paragraph(
             "From the saved results alone, without embedding anything; <code>results.csv</code> beside it has every score:"
         ),
-        html.code(command),
+        html.tag("pre", command),
     )
 
 
@@ -214,7 +214,7 @@ def _models(comparison: Comparison) -> list[Markup]:
         keys = ("embedder", "pretrained", "arguments", "fingerprint")
         pairs = [(key, _distinct([result.about.get(key) for result in mine])) for key in keys]
         pairs += [("time", number_format.duration(seconds) if seconds else ""), ("results", f"{len(mine):,}")]
-        blocks.append(html.fill("<div>{}{}</div>", html.heading(html.named(model), 4), html.facts(pairs)))
+        blocks.append(html.tag("div", html.tag("h4", html.named(model)), html.facts(pairs)))
     return blocks
 
 
@@ -233,7 +233,7 @@ def _data(comparison: Comparison) -> list[Markup]:
         pairs = [("tasks", ", ".join(dict.fromkeys(comparison.info(result.task).title for result in mine)))]
         for key in dict.fromkeys(key for _, about in abouts for key in about if key != "fingerprint"):
             pairs.append((str(key).replace("_", " "), _distinct([about.get(key) for _, about in abouts])))
-        blocks.append(html.fill("<div>{}{}</div>", html.heading(dataset, 4), html.facts([*pairs, ("fingerprints", shown)])))
+        blocks.append(html.tag("div", html.tag("h4", dataset), html.facts([*pairs, ("fingerprints", shown)])))
     return blocks
 
 

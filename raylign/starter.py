@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.program import yaml_text
-from pipelines.program.cli import refused
+from pipelines.program.cli import Parser, refused
 from pipelines.program.errors import UserError
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -13,10 +13,9 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 def init(arguments: Sequence[str]) -> int:
     """Write the folder. Returns exit code 0, or 2 after a one-line error; an existing folder is not overwritten."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: raylign init NAME\n\nWrite the folder NAME with commented configs for your own data.")
-        return 0 if arguments in (["-h"], ["--help"]) else 2
-    folder = Path(arguments[0])
+    parser = Parser(prog="raylign init", description="Write the folder NAME with commented configs for your own data.")
+    parser.add_argument("name", metavar="NAME", help="the folder; its last part names the dataset and its runs")
+    folder = Path(parser.parse_args(arguments).name)
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", folder.name) or not isinstance(yaml_text.parse(folder.name), str):
         remedy = "use letters, digits, dots, hyphens and underscores, and begin with a letter"
         return refused(UserError("NAME", f"'{folder.name}' cannot name a dataset and its runs", remedy))

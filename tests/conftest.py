@@ -20,12 +20,12 @@ QUIET = Display(quiet=True)
 
 # What else runs on the machine makes nothing wrong. Tests assert nothing about time; they start their own Ray, whatever other one
 # the shell is set up for; and their Ray ends no process because others have taken the machine's memory, nor runs its own at a low
-# priority, which beside four busy processes would leave them next to nothing.
+# priority, which beside four busy processes would leave them next to nothing, nor gives up a worker that takes a minute to start.
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
 os.environ.pop("RAY_ADDRESS", None)
 _NO_RAY = "a-test-not-marked-ray"  # no address: Ray refuses it at once, and names it
-os.environ |= {"RAY_memory_monitor_refresh_ms": "0", "RAY_worker_niceness": "0"}
+os.environ |= {"RAY_memory_monitor_refresh_ms": "0", "RAY_worker_niceness": "0", "RAY_worker_register_timeout_seconds": "600"}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -135,7 +135,7 @@ def session() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def environment(session: Path) -> dict[str, str]:
     """As on the cluster: a token is asked for, and `python` is the one that Ray runs on. Nothing points at the checkout."""
-    kept = ("RAY_memory_monitor_refresh_ms", "RAY_worker_niceness")  # see conftest.py
+    kept = ("RAY_memory_monitor_refresh_ms", "RAY_worker_niceness", "RAY_worker_register_timeout_seconds")  # see conftest.py
     own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON")) or k in kept}
     path = f"{Path(sys.executable).parent}{os.pathsep}{own['PATH']}"
     return own | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RAY_TMPDIR": str(session)}

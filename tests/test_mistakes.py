@@ -13,7 +13,9 @@ from pipelines.__main__ import _run as run_pipelines
 from pipelines.dataset.prepared import Prepared
 from pipelines.prepare.config import PrepareSettings
 from pipelines.program.cli import run_program
+from pipelines.program.config_errors import plain
 from pipelines.program.settings import example_of, load, parse_overrides
+from pipelines.sources.table import TableSource
 from tests.refusals import refused
 from training.__main__ import _run as run_training
 from training.config import TrainSettings
@@ -26,12 +28,14 @@ OPENMOJI = "training/configs/openmoji.yaml"
 EMOJIS = "pipelines/configs/openmoji.yaml"
 SCORES = "evaluation/configs/openmoji.yaml"
 SWEEP = "tuning/sweeps/smoke.yaml"
+OPEN_CLIP = "{embedder: training.embedders:open_clip, embedder_arguments: {model: ViT-B-32, weights: laion2b}}"
 PROGRAMS: dict[str, Any] = {
     "pipelines": (PrepareSettings, run_pipelines),
     "training": (TrainSettings, run_training),
     "evaluation": (EvaluateSettings, run_evaluation),
     "tuning": (SweepSettings, run_tuning),
 }
+CONFIGS = dict(zip(PROGRAMS, (EMOJIS, OPENMOJI, SCORES, SWEEP), strict=True))
 SCRATCH = "training/configs/from-scratch.yaml"
 
 
@@ -72,6 +76,12 @@ def mistake(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ca
         ("training", [OPENMOJI, "epochs", "=", "3"], ["epochs=3"]),
         ("training", [OPENMOJI, "optimizer..lr=1"], ["optimizer..lr", "key=value", "optimizer.lr=1"]),
         ("pipelines", [EMOJIS, "--limit", "10"], ["source.limit=10"]),
+        ("training", [OPENMOJI, "--overwrite", OPENMOJI], [" overwrite=true?"]),
+        ("training", [OPENMOJI, "--no-augment"], [" data.augment=null?"]),
+        ("training", [OPENMOJI, "--no-overwrite"], [" overwrite=false?"]),
+        ("training", [OPENMOJI, "data.path="], ["data.path=VALUE?"]),
+        ("training", [OPENMOJI, "clip_norm="], ["clip_norm=VALUE? (null"]),
+        ("tuning", [SWEEP, "overrides.epochs="], ["overrides.epochs=VALUE"]),
         # Which file
         ("training", [], ["CONFIG.yaml", "python -m training --help"]),
         ("training", ["nope.yaml"], ["nope.yaml", OPENMOJI]),
@@ -96,6 +106,13 @@ def mistake(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ca
             ["objective.warmup_epochs: ", "temperature"],
         ),
         ("pipelines", [EMOJIS, "source.name=table", "source.path=a.csv"], ["source.path", "'paths'"]),
+        # One that is called as a choice is no choice
+        ("training", [OPENMOJI, "objective.clip=1"], ["error: objective.clip: "]),
+        ("training", [OPENMOJI, "image_tower={name: run, run: x}"], ["error: image_tower.run: ", "'x'"]),
+        ("evaluation", [SCORES, "data={prepared: {name: torchvision, x: 1}}"], ["error: data.prepared.x: "]),
+        ("evaluation", [SCORES, "data.openmoji.prepared=x"], ["error: data.openmoji.prepared: "]),
+        ("pipelines", [EMOJIS, "source={name: table, paths: a, caption: {}}"], ["error: source.caption: "]),
+        ("pipelines", [EMOJIS, "source={name: mix, sources: [table]}"], ["source.sources.0: ", "{source: table}?"]),
         ("tuning", [SWEEP, "data.path=x"], ["error: data: ", "overrides.data"]),
         ("evaluation", [SCORES, "model=x"], ["error: model: ", "'models'"]),
         # Values
@@ -141,6 +158,7 @@ def mistake(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ca
         ("tuning", [SWEEP, "grid.objective.name=clip"], ["grid.objective.name=[clip]"]),
         ("tuning", [SWEEP, "scheduler=asha"], ["scheduler.name=asha"]),
         ("tuning", [SWEEP, "scheduler.name=ahsa"], ["scheduler.name: ", "'ahsa'", "'asha'"]),
+        ("tuning", [SWEEP, "overrides.objective.name=clip"], ["overrides.objective.name: ", "grid"]),
         ("tuning", [SWEEP, "base=nope.yaml"], ["base: ", "nope.yaml", OPENMOJI]),
         ("tuning", [SWEEP, f"base={SWEEP}"], ["base: ", SWEEP, f"base={OPENMOJI}"]),
     ],
@@ -161,6 +179,10 @@ def test_words(program: str, arguments: list[str], named: list[str], mistake: Ca
         (["embedder=training.embedders:openclip", "checkpoint=null"], ["embedder", "training.embedders:open_clip"]),
         (["checkpoint=nowhere"], ["checkpoint", "nowhere", "runs/demo"]),
         (["checkpoint=docs"], ["checkpoint", "docs", "runs/demo"]),
+        (["checkpoint=null", "models={a: {checkpoint: docs}}"], ["models.a.checkpoint: ", "docs", "runs/demo"]),
+        (["checkpoint=null", "models.a.embedder=no_such_module:f"], ["models.a.embedder: ", "no_such_module"]),
+        (["checkpoint=null", f"models.a={OPEN_CLIP}"], ["models.a.embedder_arguments.weights: ", "'laion2b'", "laion2b_e16"]),
+        (["checkpoint=null", "embedder_arguments.batch=2"], ["embedder_arguments: ", "'batch'", "checkpoint=RUN"]),
         (["output=README.md", "embedder=training.embedders:open_clip", "checkpoint=null"], ["output", "README.md"]),
         (["cache=README.md", "embedder=training.embedders:open_clip", "checkpoint=null"], ["cache", "README.md"]),
         (["data.openmoji.split=tset"], ["data.openmoji.split", "'tset'", "train, test"]),
@@ -184,7 +206,75 @@ def test_evaluation(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("program", "config"), [*zip(PROGRAMS, (EMOJIS, OPENMOJI, SCORES, SWEEP), strict=True)])
+@pytest.mark.parametrize(
+    ("program", "given", "key", "remedy", "followed"),
+    [
+        ("training", "data.augment.crop_scale=0.5", "", "data.augment.crop_scale=[0.5, 1.0]", []),
+        ("training", "data.augment.crop_scale=[0.5]", "", "data.augment.crop_scale=[0.5, 1.0]", []),
+        ("training", "data.augment.crop_scale.1=1", "data.augment.crop_scale", "data.augment.crop_scale=[0.5, 1.0]", []),
+        ("training", "evaluation.recall_at.0=5", "evaluation.recall_at", "evaluation.recall_at=[5]", []),
+        ("training", "evaluation.recall_at=None", "", "evaluation.recall_at=[1, 5, 10]", []),
+        ("training", "clip_norm=None", "", "clip_norm=null", []),
+        ("training", "data.augment=none", "", "data.augment=null", []),
+        ("training", "data.augment=false", "", "data.augment=null", []),
+        ("training", "name=7", "", 'name="7"', []),
+        ("training", "name=2026-11-29", "", 'name="2026-11-29"', []),
+        ("training", "name=my run", "", "name=my-run", []),
+        ("pipelines", "source.folder=docs", "", "source.name=folder", ["source.name=folder", "source.path=docs"]),
+        ("pipelines", "splits.test=20%", "", "splits.test=0.2", []),
+        ("pipelines", "splits=[test]", "", "splits.KEY=VALUE", ["splits.test=0.2"]),
+        ("tuning", "sampler.random=true", "", "sampler.name=random", []),
+        ("tuning", "overrides=clip_norm=3", "", "overrides.clip_norm=3", []),
+        ("tuning", "grid=[3]", "", "grid.KEY=[VALUE]", ["grid.clip_norm=[3]"]),
+        ("tuning", "space=null", "", "space={}", ["space={}", "trials=null"]),
+        ("evaluation", "models=[a]", "", "models.NAME.KEY=VALUE", ["models.a.embeddings=docs", "checkpoint=null"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "=" in value else None,
+)
+def test_what_an_error_suggests_is_accepted(program: str, given: str, key: str, remedy: str, followed: list[str]) -> None:
+    """The config loads with what the remedy says (`followed`, by default as it stands there); `key`: where it is not as given."""
+    model, config = PROGRAMS[program][0], ROOT / CONFIGS[program]
+    ((typed, value),) = parse_overrides([given]).items()
+    with refused(key or typed, "" if key else plain(value), remedy=remedy) as caught:
+        load(model, config, {typed: value})
+    assert "^" not in caught.value.problem, "a pattern is no language of newcomers"
+    load(model, config, parse_overrides(followed or [remedy], model))
+
+
+def test_columns_by_position_are_suggested_by_their_keys(mistake: Callable[..., str]) -> None:
+    given = ["source={name: table, paths: a.csv}", "source.header=false"]
+    said = mistake("pipelines", EMOJIS, *given)
+    followed = ["source.image=0", "source.caption=1"]
+    assert "error: source: " in said and all(f" {setting}" in said for setting in followed)
+    source = load(PrepareSettings, ROOT / EMOJIS, parse_overrides([*given, *followed])).source
+    assert isinstance(source, TableSource) and (source.image, source.caption) == (0, 1)
+
+
+def test_a_dotted_key_in_a_file_is_moved_to_where_it_belongs(tmp_path: Path) -> None:
+    text = (ROOT / OPENMOJI).read_text().replace("lr: 1e-3, ", "")
+    file = tmp_path / "c.yaml"
+    file.write_text(f"{text}\noptimizer.lr: 2e-3\n")
+    with refused("optimizer.lr", "0.002", remedy="below optimizer, as lr: 0.002") as caught:
+        load(TrainSettings, file)
+    assert "'optimizer'" not in caught.value.remedy
+    file.write_text(text.replace("optimizer: {", "optimizer: {lr: 0.002, "))
+    assert load(TrainSettings, file).optimizer.lr == 0.002
+    with refused("frozen_encoders.foo", "1", remedy="image_encoder") as caught:  # what it is in is not what was meant
+        load(TrainSettings, ROOT / OPENMOJI, {"frozen_encoders.foo": 1})
+    assert "'frozen_encoders'" not in caught.value.remedy
+
+
+@pytest.mark.parametrize("given", [["--config", EMOJIS], [f"--config={EMOJIS}"], ["--file", EMOJIS], ["-c", "openmoji"]])
+def test_a_config_given_as_an_option_comes_first(
+    given: list[str], mistake: Callable[..., str], capfd: pytest.CaptureFixture
+) -> None:
+    said = mistake("pipelines", *given, "image.size=64", "--show")
+    again = said.partition("run python -m pipelines ")[2].partition("; see")[0].split()
+    assert run_program("pipelines", "", *PROGRAMS["pipelines"], again) == 0
+    assert "size: 64" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("program", "config"), [*CONFIGS.items()])
 def test_the_example_of_each_program_is_one_of_its_keys(program: str, config: str) -> None:
     """It is in --help, and in errors about arguments that suggest nothing better."""
     model, _ = PROGRAMS[program]

@@ -1,10 +1,8 @@
 """From S3 to S3 and into training, through a store that fails now and then: nothing is lost, and the result is that of a disk."""
 
+import functools
 import io
 import json
-import os
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,13 +17,11 @@ import pipelines.prepare.prepare
 from pipelines.dataset.prepared import Prepared
 from pipelines.prepare.config import PrepareSettings
 from pipelines.program.display import Display
-from tests.in_process import succeed
+from tests.in_process import Apart, succeed
 from tests.object_store import Store, object_store
-from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.e2e
 
-ROOT = Path(__file__).parents[1]
 TARS, ROWS = 4, 40  # tars, and samples of each
 BROKEN = {(1, 7), (3, 20)}
 
@@ -62,13 +58,12 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def program(store: Store, folder: Path, package: str, name: str, tree: dict[str, Any], *overrides: str) -> None:
-    config = folder / f"{name}.yaml"
-    config.write_text(yaml.safe_dump(tree))
-    environment = os.environ | store.environment
-    command = [sys.executable, "-m", package, str(config), *overrides]
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+@pytest.fixture(scope="module")
+def apart(store: Store) -> Iterator[Apart]:
+    """Where the environment names the store."""
+    apart = Apart(store.environment)
+    yield apart
+    apart.close()
 
 
 def settings(paths: str, output: str, mode: str) -> dict[str, Any]:
@@ -81,11 +76,27 @@ def settings(paths: str, output: str, mode: str) -> dict[str, Any]:
     }
 
 
-def prepare(store: Store, folder: Path, name: str, paths: str, output: str, mode: str) -> None:
-    program(store, folder, "pipelines", name, settings(paths, output, mode))
+Prepare = Callable[[str], dict[str, int]]
 
 
-def train(store: Store | None, folder: Path, name: str, data: str) -> list[float]:
+@pytest.fixture(scope="module")
+def prepare(store: Store, apart: Apart, tmp_path_factory: pytest.TempPathFactory) -> Prepare:
+    """A function that prepares from the store to the store, once in each mode, and returns the faults meanwhile."""
+    folder = tmp_path_factory.mktemp("there")
+
+    @functools.cache
+    def make(mode: str) -> dict[str, int]:
+        config = folder / f"{mode}.yaml"
+        config.write_text(yaml.safe_dump(settings(store.uri("web", "{00000..00003}.tar"), store.uri(mode), mode)))
+        store.forget()
+        with store.faulty(errors=0.1, stalls=0.04, resets=0.1):
+            apart.succeed("pipelines", str(config))
+        return store.faults()
+
+    return make
+
+
+def train(run: Callable[..., str], folder: Path, name: str, data: str) -> list[float]:
     """A short run with pixels in, two workers, on data in a store or on a disk. Returns its losses."""
     tree = {
         "name": name,
@@ -101,11 +112,8 @@ def train(store: Store | None, folder: Path, name: str, data: str) -> list[float
         "resources": {"num_workers": 2, "cpus_per_worker": 0.4},
         "tensorboard": False,
     }
-    if store is not None:
-        program(store, folder, "training", name, tree)
-    else:
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
-        succeed("training", str(folder / f"{name}.yaml"))
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    run("training", str(folder / f"{name}.yaml"))
     lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
 
@@ -115,6 +123,7 @@ def on_disk(ray_session: None, disk: Path, tmp_path_factory: pytest.TempPathFact
     """The same tars prepared from a disk to a disk."""
     folder = tmp_path_factory.mktemp("prepared")
 
+    @functools.cache
     def make(mode: str) -> Prepared:
         tree = settings(str(disk / "{00000..00003}.tar"), str(folder / mode), mode)
         return pipelines.prepare.prepare.prepare(PrepareSettings.model_validate(tree), Display(quiet=True))
@@ -123,11 +132,8 @@ def on_disk(ray_session: None, disk: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("mode", ["copy", "index"])
-def test_preparing_through_faults_gives_what_a_disk_gives(store: Store, on_disk: Callable, tmp_path: Path, mode: str) -> None:
-    store.forget()
-    with store.faulty(errors=0.1, stalls=0.04, resets=0.1):
-        prepare(store, tmp_path, "s3", store.uri("web", "{00000..00003}.tar"), store.uri(mode), mode)
-    faults = store.faults()
+def test_preparing_through_faults_gives_what_a_disk_gives(store: Store, prepare: Prepare, on_disk: Callable, mode: str) -> None:
+    faults = prepare(mode)
     assert sum(faults.values()) > 3 and faults["500"] + faults["503"] and faults["reset"], faults
     there, here = json.loads(store.get(f"{mode}/manifest.json") or b""), on_disk(mode).manifest
     assert there["fingerprint"] == here["fingerprint"] and there["counts"] == here["counts"]
@@ -137,12 +143,14 @@ def test_preparing_through_faults_gives_what_a_disk_gives(store: Store, on_disk:
         assert counts["rejected"] == {"truncated": len(BROKEN)}
 
 
-def test_training_through_faults_gives_what_a_disk_gives(store: Store, on_disk: Callable, tmp_path: Path) -> None:
-    prepare(store, tmp_path, "s3", store.uri("web", "{00000..00003}.tar"), store.uri("trained"), "index")
+def test_training_through_faults_gives_what_a_disk_gives(
+    store: Store, apart: Apart, prepare: Prepare, on_disk: Callable, tmp_path: Path
+) -> None:
+    prepare("index")
     store.forget()
     with store.faulty(errors=0.05, stalls=0.02, resets=0.05):
-        losses = train(store, tmp_path, "s3", store.uri("trained"))
+        losses = train(apart.succeed, tmp_path, "s3", store.uri("index"))
     assert all(count > 0 for count in store.faults().values()), store.faults()
-    assert len(losses) >= 10 and losses == train(None, tmp_path, "disk", str(on_disk("index").path))
+    assert len(losses) >= 10 and losses == train(succeed, tmp_path, "disk", str(on_disk("index").path))
     unusable = (tmp_path / "runs" / "s3" / "unusable.jsonl").read_text()
     assert unusable == (tmp_path / "runs" / "disk" / "unusable.jsonl").read_text() and "truncated" in unusable

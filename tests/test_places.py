@@ -10,7 +10,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from evaluation.config import EvaluateSettings
 from pipelines.io.artifacts import resolve
 from pipelines.prepare.config import PrepareSettings
-from pipelines.program.config_errors import classes
+from pipelines.program.config_keys import classes
 from pipelines.program.path_keys import LocalPlace, Place
 from pipelines.program.settings import load
 from tests.refusals import refused

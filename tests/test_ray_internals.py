@@ -73,9 +73,9 @@ def names_used(owner: type) -> set[str]:
 # --- variables, nodes ---
 
 
-@pytest.mark.parametrize("name", module.VARIABLES)
+@pytest.mark.parametrize("name", module.VARIABLES | module.LOCAL_VARIABLES)
 def test_ray_reads_the_variable(name: str) -> None:
-    _, file = module.VARIABLES[name]
+    _, file = (module.VARIABLES | module.LOCAL_VARIABLES)[name]
     holds((RAY / file).exists(), f"there is no file {file}", f"the variable {name}")
     known = name.encode() in (RAY / file).read_bytes() if file.endswith(".so") else name in texts(file)
     holds(known, f"{file} does not name the variable {name} any more", "what its comment says")
@@ -112,6 +112,41 @@ def test_a_node_that_was_not_up_in_time_is_told_in_these_words() -> None:
     for where in (node.Node.__init__, services.wait_for_node, services.get_node_with_retry):
         told = module.NOT_UP_IN_TIME in inspect.getsource(where).lower()
         holds(told, f"{where.__qualname__} does not say '{module.NOT_UP_IN_TIME}'", "starting a slow node again")
+
+
+def test_a_local_node_starts_only_what_one_machine_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as `ray.init` comes before it starts anything."""
+    from ray._private import node, services
+
+    rests = "starting a local Ray in a second, beside another one too"
+
+    class Stopped(Exception):  # noqa: N818 - no error
+        pass
+
+    def made(*, ray_params: Any, **_: Any) -> None:
+        assert services.start_api_server() == (None, None)
+        found.append(ray_params)
+        raise Stopped
+
+    found: list[Any] = []
+    used = names_used(node.Node)
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # no token is made
+    monkeypatch.setattr(node, "Node", made)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray._private.worker.global_worker, "mode", None)
+    before = services.start_api_server
+    for logs in (False, True):
+        with pytest.raises(Stopped), module.small_node(logs):
+            ray.init("local")
+        parameters_of_node = found.pop()
+        holds(parameters_of_node.dashboard_agent_listen_port == 0, "the agent's port is another parameter", rests)
+        holds(parameters_of_node.no_monitor is True, "what adds nodes is another parameter", rests)
+        holds(parameters_of_node.include_log_monitor is logs, "what follows logs is another parameter", rests)
+    assert services.start_api_server is before
+    holds({"no_monitor", "include_log_monitor", "start_api_server"} <= used, "a node starts otherwise", rests)
+    port = inspect.signature(ray._private.parameter.RayParams).parameters["dashboard_agent_listen_port"].default
+    holds(port, "the agent's port is not fixed any more", "our own port")
 
 
 def test_ray_init_takes_sigterm_and_exits_with_its_number() -> None:
@@ -200,6 +235,23 @@ def test_ray_train_registers_its_handler_where_ours_stands() -> None:
     before = signal.getsignal(signal.SIGINT)
     trainer._register_sigint_handler(None)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_starts_no_processes_that_it_does_not_use() -> None:
+    """Ray Train would start them, and needs neither: there are no datasets, and `training.placement` frees what a run holds."""
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+
+    rests = "a run without two processes"
+    options: dict[str, Any] = {"train_loop_config": {}, "scaling_config": ray.train.ScalingConfig(num_workers=1)}
+    whole, ours = (
+        {type(callback).__name__ for callback in made._create_default_callbacks()}
+        for made in (TorchTrainer(lambda config: None, **options), module.trainer(lambda config: None, **options))
+    )
+    holds(whole - ours == {"DatasetsCallback", "PlacementGroupCleanerCallback"}, f"without ours it has {whole - ours}", rests)
+    holds(ours < whole and "BackendSetupCallback" in ours, f"with ours it has {ours - whole}", rests)
+    provider = inspect.signature(RayTrainWorker.init_train_context).parameters["dataset_shard_provider"]
+    holds(provider.default is None, "a worker needs what hands out datasets", rests)
 
 
 SNAPSHOT_FIELDS = {

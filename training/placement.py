@@ -5,10 +5,12 @@ tasks wait for ever without a message. Here both are reserved in one placement g
 the tasks that feed them; and a group that has to wait is reported.
 """
 
+import fcntl
 import threading
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ray
 import ray.util
@@ -25,7 +27,34 @@ _INTERVAL = 1.0  # seconds between two checks
 
 def room(cpus: float, folder: Path) -> Any:
     """A callback for Ray Train that makes its controller reserve `cpus` for reading tasks with the workers."""
-    return beside_workers(bundles(cpus), (folder / HELD).write_text)
+    return beside_workers(bundles(cpus), partial(_book, folder))
+
+
+_BOOKED: list[IO[str]] = []  # open, and locked, as long as the controller's process lives
+
+
+def _book(folder: Path, group: str) -> None:
+    file = (folder / HELD).open("w")
+    fcntl.flock(file, fcntl.LOCK_SH)
+    file.write(group)
+    file.flush()
+    _BOOKED.append(file)
+
+
+def wait_for_earlier(folder: Path, display: Display) -> None:
+    """Wait until the controller of an earlier start has ended: it lives on for some seconds after its driver was killed.
+
+    Until then it registers checkpoints, among them those that this start would take for incomplete ones.
+    """
+    try:
+        with (folder / HELD).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                display.line(f"{folder}: waiting until what an earlier start of this run left running has ended")
+                fcntl.flock(file, fcntl.LOCK_EX)
+    except FileNotFoundError:
+        return
 
 
 def bundles(cpus: float) -> list[dict[str, float]]:
@@ -35,9 +64,9 @@ def bundles(cpus: float) -> list[dict[str, float]]:
 
 
 def give_back(folder: Path) -> None:
-    """Free the resources of a run whose driver was killed or stopped, if it has any.
+    """Free the resources of a run that lost its driver or its controller, if it has any.
 
-    Ray Train has a watcher for that, but the watcher dies if two Ray instances run on one machine.
+    The controller has reserved them, and Ray frees them only when the whole job has ended too.
     """
     group = _group(folder)
     if group is not None and _table(group).get("state") not in (None, "REMOVED"):
@@ -57,21 +86,26 @@ def waiting(folder: Path) -> str:
 
 
 class Watch:
-    """A context in which a thread reports workers that wait for resources; the main thread is blocked by Ray Train."""
+    """A context in which a thread reports workers that wait for resources; the main thread is blocked by Ray Train.
+
+    What an earlier start of the run still holds is freed before, and what this one holds if it fails.
+    """
 
     def __init__(self, folder: Path, display: Display):
         self._folder, self._display, self._stop = folder, display, threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> None:
-        (self._folder / HELD).unlink(missing_ok=True)  # left by a run that was killed
+        give_back(self._folder)  # else, in a cluster that lives on, the same command would wait for its own CPUs
         if not self._display.quiet:
             self._thread.start()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
         if not self._display.quiet:
             self._thread.join()
+        if error is not None and issubclass(error, Exception):  # if the program ends, so does its job
+            give_back(self._folder)
 
     def _follow(self) -> None:
         notice = WaitNotice()

@@ -18,19 +18,19 @@ from markupsafe import Markup
 
 from evaluation.metrics import DIRECTIONS
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import TINY, Series, lines, mark, score_range
+from evaluation.reporting.chart import TINY, Series, figure, lines, mark, score_range
+from evaluation.reporting.gallery import Gallery, examples
 from evaluation.reporting.render import page, write_files
 from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines.dataset.prepared import Prepared
 from pipelines.io.retry import shown
 from pipelines.prepare.repeated_captions import warnings_of
 from pipelines.program import yaml_text
-from pipelines.program.cli import run_page
+from pipelines.program.cli import Parser, run_page
 from pipelines.program.errors import UserError
 from pipelines.program.settings import validate
 from training import report_scores
-from training.gallery import retrieved
-from training.held_out import read_held_out
+from training.held_out import read_held_out, retrieval_of
 from training.metrics_file import read_metrics
 from training.warmup import warmup_warning
 
@@ -68,7 +68,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
         [
             report_scores.test(result, data),
             report_scores.scores(result, data),
-            retrieved(read_held_out(run)["gallery"], data, credit),
+            _retrieved(read_held_out(run)["gallery"], data, credit),
             _curves(read_metrics(run / "metrics.jsonl"), result, data),
             _data(prepared, result),
             _reproduce(run, result, config, prepared),
@@ -130,6 +130,19 @@ def _warnings(result: dict[str, Any], config: dict[str, Any], prepared: Prepared
     return [html.warning(warning) for warning in told]
 
 
+def _retrieved(found: dict[str, Any], data: HeldOut, credit: str) -> html.Section:
+    """What the retrieval task found when training ended, with thumbnails."""
+    task = retrieval_of(data)
+    assert task is not None
+    own = Gallery(found, task.thumbnails(found), {"captions": len(data.texts), "images": len(data.sample_ids)})
+    about = html.paragraph(
+        "Held-out captions and images, at even distances through the split and not picked by hand. Framed and ticked: right; "
+        "where nothing is, the right answer stands beside it, dashed."
+    )
+    credits = html.paragraph("Images and captions: {}", credit, style="credit")
+    return html.section("images", "Retrieved examples", about, *examples([own]), credits)
+
+
 def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut) -> html.Section:
     """Charts in two groups: loss and scores, and diagnostics of training."""
 
@@ -143,11 +156,11 @@ def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut
             return []
         ends = [(s.name if len(keys) > 1 else "", s.points[min(s.points)], s.points[max(s.points)]) for s in series]
         spans = ", ".join(f"{name} from {first:.4g} to {last:.4g}".strip() for name, first, last in ends)
-        note = note or f"{number_format.short(ends[0][2])}{' %' if percent else ''} at the end"
+        note = note or f"{number_format.label(ends[0][2])}{' %' if percent else ''} at the end"
         about = f"{title} over {max(series[0].points):g} epochs: {spans}"
         labelled = 82.0 if len(keys) > 1 else 0.0
         drawn = lines(series, about, "epoch", percent=percent, from_zero=True, labelled=labelled, **options)
-        return [html.figure(drawn, title, note)]
+        return [figure(drawn, title, note)]
 
     learning = draw("Training loss", {"loss": ""})
     queries = dict(zip(DIRECTIONS, (f"{len(data.sample_ids):,} images", f"{len(data.texts):,} captions"), strict=True))
@@ -170,9 +183,9 @@ def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut
     return html.section(
         "curves",
         "Curves",
-        html.heading("Loss and scores"),
+        html.tag("h3", "Loss and scores"),
         html.div("charts", *learning),
-        html.heading("Diagnostics"),
+        html.tag("h3", "Diagnostics"),
         html.div("charts small", *diagnostics),
     )
 
@@ -217,25 +230,25 @@ def _reproduce(run: Path, result: dict[str, Any], config: dict[str, Any], prepar
     call = html.soft("Of the call that ended the run; the time of earlier, interrupted calls is not included.")
     about = html.soft("Workers were lost and training went on from the last checkpoint:")
     restarts = _restarts(run / "restarts.jsonl")
-    lost = [html.heading("Restarts"), about, html.facts(restarts)] if restarts else []
+    lost = [html.tag("h3", "Restarts"), about, html.facts(restarts)] if restarts else []
     train = f"python -m training {shlex.quote(f'{folder}/config.yaml')} name={config['name']}-again"
     return html.section(
         "again",
         "Reproduce",
         html.paragraph("With this run's folder and the prepared data in place:"),
-        html.code(train),
+        html.tag("pre", train),
         html.div(
             "columns",
-            html.div("", html.heading("Towers"), html.facts(towers), html.heading("Machine"), of_machine),
-            html.div("", html.heading("Wall time"), times, call, *lost),
-            html.div("", html.heading("Versions"), html.facts(result["versions"].items())),
+            html.div("", html.tag("h3", "Towers"), html.facts(towers), html.tag("h3", "Machine"), of_machine),
+            html.div("", html.tag("h3", "Wall time"), times, call, *lost),
+            html.div("", html.tag("h3", "Versions"), html.facts(result["versions"].items())),
         ),
-        html.more("Config of the run", html.code(shown(yaml_text.dump(config)))),
-        html.more("Config of the data", html.code(yaml_text.dump(prepared.manifest["config"]))),
+        html.more("Config of the run", html.tag("pre", shown(yaml_text.dump(config)))),
+        html.more("Config of the data", html.tag("pre", yaml_text.dump(prepared.manifest["config"]))),
         html.more(
             "This page",
             html.paragraph("It is written at the end of a run, and again from the run's folder by"),
-            html.code(f"python -m training.report {shlex.quote(folder)}"),
+            html.tag("pre", f"python -m training.report {shlex.quote(folder)}"),
         ),
     )
 
@@ -253,7 +266,7 @@ def _restarts(path: Path) -> list[tuple[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page of a finished run again. Exit code 0, or 2 with one line that says what is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m training.report", description="Write report.html of a finished run again, from what the run left on disk."
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, such as runs/demo")

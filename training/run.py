@@ -49,12 +49,12 @@ from training.resources import Cluster, current_cluster, expected_cluster, plan_
 from training.warmup import warmup_warning
 from training.weight_sources import check_sources
 
-LOCK = ".lock"  # in a run's folder, from its first start on
-
 
 def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     """Train, or resume training, and return the content of `result.json`."""
     folder = (settings.storage / settings.name).absolute()
+    path_keys.check_folder(folder, "storage")
+    path_keys.check_kind(folder, "training run", "name")
     data = open_data(settings)  # checks the test split too, before the hours of training
     check_metric(settings, [split for _, split in data.held_out])
     settings.optimizer.check()
@@ -69,12 +69,14 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     if settings.overwrite or not registered(folder):  # a run with a checkpoint has its own copies of the weights
         check_sources(settings)
     from training.final_test import run_final_test  # these import Ray Train, which takes a second
+    from training.placement import wait_for_earlier
     from training.ray_train import fit
     from training.report import write_report
 
-    started_before = (folder / LOCK).exists()
+    started_before = (folder / path_keys.LOCK).exists()
     replaces = settings.overwrite and folder.exists()  # an earlier run, which stays until all checks have passed
     with only_one(folder), interrupts.keeping(lambda: _kept(folder, replaces)):
+        wait_for_earlier(folder, display)
         run_folder = None if replaces else folder
         checkpoint = None
         if not replaces:
@@ -155,9 +157,8 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Lock the folder: one process per run. The lock ends with the process; a run that never began leaves no folder."""
-    path_keys.check_folder(folder, "storage")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
+    with (folder / path_keys.LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -165,7 +166,7 @@ def only_one(folder: Path) -> Iterator[None]:
         try:
             yield
         except UserError:
-            if [path.name for path in folder.iterdir()] == [LOCK]:
+            if [path.name for path in folder.iterdir()] == [path_keys.LOCK]:
                 shutil.rmtree(folder)
             raise
 
@@ -175,7 +176,7 @@ def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != LOCK:
+        elif path.name != path_keys.LOCK:
             path.unlink()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pipelines.program.cli import begin, command_of, run_page, run_program
+from pipelines.program.cli import Parser, begin, command_of, run_page, run_program
 from pipelines.program.display import Display
 from tuning.config import SweepSettings
 
@@ -33,7 +33,7 @@ def report(arguments: Sequence[str], prog: str = "python -m") -> int:
         return options.sweep / "report.html"
 
     command = f"{command_of(prog, 'tuning')} report"
-    parser = argparse.ArgumentParser(prog=command, description="Write a sweep's report again, from its tables.")
+    parser = Parser(prog=command, description="Write a sweep's report again, from its tables.")
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="the sweep's folder, such as runs/smoke-sweep")
     return run_page(parser, write, arguments)
 

@@ -244,6 +244,16 @@ class SweepSettings(Settings):
         both = sorted(self.grid.keys() & self.space.keys())
         if both:
             raise ValueError(f"space.{both[0]}: is an axis of the grid too; remove it from one of them")
+        for part in ("overrides", "grid", "space"):
+            for key in getattr(self, part):
+                if reason := self._set_by_the_sweep(key):
+                    raise ValueError(f"{part}.{key}: {reason}")
+        always = {key for key, dimensions in self.space.items() if not all(dimension.when for dimension in dimensions)}
+        ignored = sorted(self.overrides.keys() & (self.grid.keys() | always))
+        if ignored:
+            raise ValueError(
+                f"overrides.{ignored[0]}: is never used, as grid or space sets the key too; remove it from one of them"
+            )
         names = list(self.space)
         for place, key in enumerate(names):
             later = [name for dimension in self.space[key] for name in dimension.when if name in names[place:]]
@@ -267,6 +277,17 @@ class SweepSettings(Settings):
         if self.trials is not None and not self.space:
             raise ValueError("trials: there is nothing to try without a space; add a space, or leave trials null")
         return self
+
+    def _set_by_the_sweep(self, key: str) -> str:
+        """Why a trial would not read this key of the training config, and the way out; "" if it does."""
+        if key in ("name", "storage", "overwrite"):
+            return "each trial has its own folder below the sweep's; remove it, or set the sweep's own key"
+        if key in self.seed_keys:
+            return "seed_keys has it, so it is one of seeds in each trial; remove it from one of them"
+        budget = "max_minutes" if self.budget.minutes is not None else "epochs"
+        if key == budget and self.budget != BudgetSettings():
+            return "budget sets it; remove it from one of them"
+        return ""
 
     def cells(self) -> list[dict[str, Any]]:
         """Overrides of each cell, in the order of the grid."""

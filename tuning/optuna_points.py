@@ -72,7 +72,7 @@ class Points:
         self._asked.append(trial)
         point: dict[str, Any] = {}
         for key, alternatives in self._settings.space.items():
-            index = _alternative(key, alternatives, self._config, point)
+            index = alternative(key, alternatives, self._config, point)
             if index is not None:
                 # A name for each alternative: Optuna requires one range per name.
                 name = key if len(alternatives) == 1 else f"{key}@{index}"
@@ -134,7 +134,7 @@ def _suggest(trial: optuna.Trial, name: str, dimension: Dimension) -> Any:
     return trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log)
 
 
-def _alternative(key: str, alternatives: list[Dimension], config: Mapping[str, Any], point: Mapping[str, Any]) -> int | None:
+def alternative(key: str, alternatives: list[Dimension], config: Mapping[str, Any], point: Mapping[str, Any]) -> int | None:
     """Index of the dimension that applies, if any. Raises `UserError` if several do."""
     indices = [i for i, d in enumerate(alternatives) if all(_holds(k, v, config, point) for k, v in d.when.items())]
     if len(indices) > 1:
@@ -182,7 +182,7 @@ def _walk(
     for key, alternatives in space.items():
         extended = []
         for point in points:
-            index = _alternative(key, alternatives, config, point)
+            index = alternative(key, alternatives, config, point)
             if index is None:
                 extended.append(point)
             else:

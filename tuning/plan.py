@@ -15,8 +15,8 @@ from typing import Any
 from evaluation.suite import HeldOut, metric_names
 from pipelines.dataset.prepared import Prepared
 from pipelines.io import storage
-from pipelines.program.config_errors import alike
 from pipelines.program.config_files import find_config, find_shipped, shipped, short_name
+from pipelines.program.config_keys import alike
 from pipelines.program.errors import UserError
 from pipelines.program.settings import apply_overrides, read_config, read_yaml, validate
 from pipelines.program.settings_base import digest
@@ -61,6 +61,8 @@ class SweepPlan:
 
     def _place(self, key: str) -> str | None:
         """The sweep's key that sets a key of the runs; None if only their base does. Other keys are unchanged."""
+        if key in self.settings.seed_keys:
+            return "seed_keys"
         for part in ("space", "grid", "overrides"):
             names = getattr(self.settings, part)
             if key and any(f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in names):
@@ -233,4 +235,7 @@ def _read_base(base: Path) -> dict[str, Any]:
         raise UserError(
             "base", problem, f"pass that sweep's own base, base={own}, or run it: python -m tuning {short_name(file)}"
         )
-    return read_config(file, TrainSettings)
+    if not {"image_tower", "text_tower"} <= (read := read_config(file, TrainSettings)).keys():
+        problem = f"{short_name(file)} is not a training config: it has no image_tower and text_tower"
+        raise UserError("base", problem, f"give one, such as {short_name(shipped('training')[0])}")
+    return read

@@ -20,6 +20,7 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.program.code_version import code_version
 from pipelines.program.csv_text import to_csv
 from tuning.config import SweepSettings
+from tuning.optuna_points import alternative
 from tuning.trials import Cell, Folder, Trial, command, read_json, score_of, write
 
 _PACKAGES = ("ray", "torch", "torchvision", "transformers", "timm", "optuna", "pandas")
@@ -105,8 +106,10 @@ def write_about(folder: Folder, about: Mapping[str, Any]) -> None:
     write(folder.path / "sweep.json", json.dumps(about, indent=1))
 
 
-def about_of(settings: SweepSettings, cells: Sequence[Cell], score: Sequence[str]) -> dict[str, Any]:
-    """The description of a sweep that is available before it runs."""
+def about_of(
+    settings: SweepSettings, cells: Sequence[Cell], configs: Sequence[Mapping[str, Any]], score: Sequence[str]
+) -> dict[str, Any]:
+    """The description of a sweep that is available before it runs. `configs`: each cell's training config, as a tree."""
     axes = [
         {"key": _column(key), "title": _title(key), "labels": list(dict.fromkeys(cell.labels[i] for cell in cells))}
         for i, key in enumerate(settings.grid)
@@ -119,7 +122,10 @@ def about_of(settings: SweepSettings, cells: Sequence[Cell], score: Sequence[str
         "name": settings.name,
         "settings": settings.model_dump(mode="json"),
         "axes": axes,
-        "cells": [{"cell": cell.label, "labels": list(cell.labels)} for cell in cells],
+        "cells": [
+            {"cell": cell.label, "labels": list(cell.labels), "ranges": _ranges(settings, config)}
+            for cell, config in zip(cells, configs, strict=True)
+        ],
         "space": space,
         "score": {"title": score[0] if len(score) == 1 else "Average", "metrics": list(score), "mode": settings.mode},
         "seeds": settings.seeds,
@@ -129,6 +135,17 @@ def about_of(settings: SweepSettings, cells: Sequence[Cell], score: Sequence[str
         "versions": {"python": platform.python_version(), "raylign": code_version()} | {p: version(p) for p in _PACKAGES},
         "machine": {"cpus": os.cpu_count(), "processor": platform.machine()},
     }
+
+
+def _ranges(settings: SweepSettings, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Column -> the range that is searched in a cell; not of choices, and not where it depends on the rest of a point."""
+    ranges = {}
+    for key, alternatives in settings.space.items():
+        if not any(name in settings.space for dimension in alternatives for name in dimension.when):
+            index = alternative(key, alternatives, config, {})
+            if index is not None and alternatives[index].choices is None:
+                ranges[_column(key)] = alternatives[index].model_dump(include={"low", "high", "log"})
+    return ranges
 
 
 def dataset_of(prepared: Prepared, train: int, validation: int, test: int) -> dict[str, Any]:

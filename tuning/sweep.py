@@ -8,21 +8,24 @@ import math
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from pipelines.program import interrupts
+from pipelines.program import interrupts, path_keys
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import let_trials_wait
 from pipelines.program.settings import difference
 from training.config import TrainSettings
-from training.run import LOCK, only_one
+from training.run import only_one
 from tuning.config import SweepSettings
 from tuning.plan import SweepPlan
 from tuning.results import about_of, baselines_and_sizes, write_about, write_tables
 from tuning.search_order import Schedule
 from tuning.trials import Trial, read_json, score_of
+
+if TYPE_CHECKING:
+    from training.resources import Cluster
 
 _UNDER_WAY = "those under way are kept at their newest checkpoints"
 
@@ -31,8 +34,10 @@ def sweep(settings: SweepSettings, display: Display, command: str) -> None:
     """Run what is left of a sweep, and write its tables and report. `command`: the command that resumes it, for the report."""
     plan = SweepPlan(settings)
     settings, place = plan.settings, plan.folder.path
+    path_keys.check_folder(place, "storage")
+    path_keys.check_kind(place, "sweep", "name")
     if settings.overwrite and place.exists():
-        _check(plan)  # a mistake must not delete an existing sweep
+        _start(plan, _check(plan), display)  # neither a mistake nor a cluster that does not start may delete an existing sweep
         with only_one(place):
             shutil.rmtree(place)
     before = read_json(place / "sweep.json")
@@ -50,7 +55,7 @@ def sweep(settings: SweepSettings, display: Display, command: str) -> None:
         display.line(f"{place}: finished before; add seeds, trials or cells, or start again with another name= or overwrite=true")
         _conclude(plan, schedule, before, display)
         return
-    if (place / LOCK).exists():
+    if (place / path_keys.LOCK).exists():
         display.line(f"{place}: resuming, {_ended(plan, schedule)}")
     with only_one(place), interrupts.keeping(lambda: f"{_ended(plan, schedule)}, {_UNDER_WAY}"):
         _run(plan, schedule, first, before, command, display)
@@ -93,22 +98,28 @@ def _check(plan: SweepPlan) -> list[TrainSettings]:
     return examples
 
 
+def _start(plan: SweepPlan, examples: Sequence[TrainSettings], display: Display) -> "tuple[Cluster, int]":
+    """Start Ray, once: the cluster, and how many trials it runs at a time. Raises `UserError` if it has no room for one."""
+    from pipelines.program import cluster  # Ray is imported once the sweep is known to be right
+    from training.resources import current_cluster
+    from tuning.resources import trials_at_a_time
+
+    cluster.start(display.verbose)
+    size = current_cluster()
+    return size, trials_at_a_time(examples, size, plan.settings.concurrency)
+
+
 def _run(
     plan: SweepPlan, schedule: Schedule, first: Trial | None, before: Mapping[str, Any] | None, command: str, display: Display
 ) -> None:
     """Start Ray, run all trials and write the results."""
     settings, started = plan.settings, time.monotonic()
     examples = _check(plan)
-    from pipelines.program import cluster  # Ray is imported once the sweep is known to be right
-    from training.resources import current_cluster
-    from tuning.resources import booking_of, trials_at_a_time
+    from tuning.resources import booking_of
     from tuning.searcher import loggers
 
     callbacks = loggers(settings, plan.folder.path)
-    small = all(booking_of(e).inline for e in examples)
-    cluster.start(display.verbose, state_api=not small)
-    size = current_cluster()
-    at_once = trials_at_a_time(examples, size, settings.concurrency)
+    size, at_once = _start(plan, examples, display)
     words = f"{at_once} at a time, each {booking_of(examples[0]).words()}, of {size.cpus:g} CPUs and {size.gpus:g} GPUs"
     planned = schedule.planned
     for warning in plan.warnings:
@@ -117,7 +128,7 @@ def _run(
         f"{settings.name}: {len(plan.cells)} cells; {planned['search']} trials to search, {planned['final']} with seeds; {words}"
     )
     _cache_features(plan, size, display)
-    about = about_of(settings, plan.cells, plan.score) | {
+    about = about_of(settings, plan.cells, plan.trees(), plan.score) | {
         "command": command,
         "identity": plan.identity(),
         "metrics": plan.shown,

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from evaluation.plan import own_task
 from evaluation.report import write_report
-from pipelines.program.cli import run_page
+from pipelines.program.cli import Parser, run_page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with one line that says what is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m evaluation.reporting",
         description="Write report.html, report.md and results.csv of a folder of results again, from the result files alone.",
     )

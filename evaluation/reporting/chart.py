@@ -7,10 +7,11 @@ a page of a hundred charts has to be written in a second or two, after every few
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from markupsafe import Markup
 
-from evaluation.reporting import number_format
+from evaluation.reporting import html, number_format
 
 COLOURS = 8  # classes m0, m1, ... of the page's style
 SHADES = 6  # classes of the sequential scale, from worst to best
@@ -30,7 +31,7 @@ def mark(position: int) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """Values from `low` to `high` onto pixels from `start` to `end`."""
+    """Values from `low` to `high`, or `choices` side by side, onto pixels from `start` to `end`."""
 
     low: float
     high: float
@@ -39,15 +40,21 @@ class Scale:
     log: bool = False
     logit: bool = False  # of percentages; what is at or next to 0 and 100, which have no logit, is drawn as 0.1 and 99.9
 
-    def __call__(self, value: float) -> float:
+    choices: Sequence[Any] = ()
+
+    def __call__(self, value: Any) -> float:
+        if self.choices:
+            return self.start + (self.choices.index(value) + 0.5) / len(self.choices) * (self.end - self.start)
         low, high, at = (self._straight(v) for v in (self.low, self.high, value))
         return self.start + (0.5 if low == high else (at - low) / (high - low)) * (self.end - self.start)
 
     def _straight(self, value: float) -> float:
         return logit(value) if self.logit else math.log(value) if self.log else value
 
-    def ticks(self, count: int) -> list[float]:
-        """At most about so many round values within."""
+    def ticks(self, count: int) -> Sequence[Any]:
+        """At most about so many round values within, or all choices."""
+        if self.choices:
+            return self.choices
         if self.logit:
             within = [value for value in _PERCENTS if self.low <= value <= self.high]
             return within[:: math.ceil(len(within) / count)] if within else []
@@ -118,13 +125,12 @@ class Plot:
 
     def text(self, x: float, y: float, content: str, anchor: str = "middle", name: str = "") -> None:
         """Letters at a pixel."""
-        style = Markup(' class="{}"').format(name) if name else ""
-        self.parts.append(Markup('<text x="{}" y="{}" text-anchor="{}"{}>{}</text>').format(_n(x), _n(y), anchor, style, content))
+        self.parts.append(html.tag("text", content, style=name, x=_n(x), y=_n(y), text_anchor=anchor))
 
     def pixels(self, points: Iterable[tuple[float, float]], name: str, title: str = "", closed: bool = False) -> None:
         """A line through pixels, or the area within; `title` is its tooltip."""
         d = "M" + "L".join(f"{_n(x)} {_n(y)}" for x, y in points) + ("Z" if closed else "")
-        self.parts.append(Markup('<path class="{}" d="{}">{}</path>').format(name, d, _title(title)))
+        self.parts.append(html.tag("path", _title(title), style=name, d=d))
 
     def line(self, points: Iterable[tuple[float, float]], name: str, title: str = "", closed: bool = False) -> None:
         """A line through the finite points."""
@@ -137,16 +143,12 @@ class Plot:
         self.pixels([(self.x.start, self.y(value)), (self.x.end, self.y(value))], name, title)
 
     def dot(self, x: float, y: float, radius: float, name: str, title: str = "") -> None:
-        self.parts.append(
-            Markup('<circle class="{}" cx="{}" cy="{}" r="{}">{}</circle>').format(
-                name, _n(self.x(x)), _n(self.y(y)), radius, _title(title)
-            )
-        )
+        self.parts.append(html.tag("circle", _title(title), style=name, cx=_n(self.x(x)), cy=_n(self.y(y)), r=radius))
 
     def cross(self, x: float, name: str, title: str) -> None:
         """On the base line, for a failed trial."""
         d = f"M{_n(self.x(x) - 3)} {_n(self.y.start - 3)}l6 6m0 -6l-6 6"
-        self.parts.append(Markup('<path class="{}" d="{}">{}</path>').format(name, d, _title(title)))
+        self.parts.append(html.tag("path", _title(title), style=name, d=d))
 
     def end_labels(self, ends: Iterable[tuple[float, str, str]]) -> None:
         """Level, text and class: beside the right end, pushed apart where they would overlap."""
@@ -157,13 +159,12 @@ class Plot:
 
     def svg(self, about: str, name: str = "") -> Markup:
         """The whole chart; `about` is its text for screen readers."""
-        return Markup('<svg role="img" aria-label="{}" class="{}" viewBox="0 0 {} {}">{}</svg>').format(
-            about, name, _n(self.width), _n(self.height), Markup("").join(self.parts)
-        )
+        box = f"0 0 {_n(self.width)} {_n(self.height)}"
+        return html.tag("svg", *self.parts, style=name, role="img", aria_label=about, viewBox=box)
 
 
-def _title(content: str) -> Markup:
-    return Markup("<title>{}</title>").format(content) if content else Markup("")
+def _title(content: str) -> str:
+    return html.tag("title", content) if content else ""
 
 
 def _n(number: float) -> str:
@@ -186,6 +187,19 @@ class Chart:
         if last < _MOST_ROWS:
             return self.rows
         return [self.rows[round(i * last / (_MOST_ROWS - 1))] for i in range(_MOST_ROWS)]
+
+
+def figure(chart: Chart, title: str = "", note: str = "", own: bool = True) -> Markup:
+    """A chart and, closed below it, its figures; `own=False` where the table beside it has them."""
+    caption, figures = html.tag("figcaption", title, html.small(note)) if title or note else "", ""
+    if own:
+        shown, rows, name = chart.shown, chart.rows, html.fill("{}", title or note).striptags()
+        summary = f"{len(shown)} of {len(rows):,} rows" if len(shown) < len(rows) else "Figures"
+        hidden = html.tag("span", f"of {name}", style="hidden")
+        figures = html.more(
+            html.join(summary, hidden), html.table(f"Figures of {name}", chart.head, shown, style="narrow"), style="figures"
+        )
+    return html.tag("figure", caption, chart.svg, figures)
 
 
 @dataclass(frozen=True)
@@ -264,8 +278,8 @@ def lines(
     if labelled:
         ends = [(s.points[max(s.points)], s.name, s.style) for s in series if not s.background and s.points]
         plot.end_labels(
-            [(v, f"{n} {number_format.short(v)}".strip(), f"name {c}") for v, n, c in ends if math.isfinite(v)]
-            + [(level, f"{name} {number_format.short(level)}", "") for name, level in levels.items()]
+            [(v, f"{n} {number_format.label(v)}".strip(), f"name {c}") for v, n, c in ends if math.isfinite(v)]
+            + [(level, f"{name} {number_format.label(level)}", "") for name, level in levels.items()]
         )
     shown = [s for s in series if not s.background]
     rows = [

@@ -27,18 +27,16 @@ def class_sets(
         results = comparison.of(task, dataset)
         measured = {score for result in results.values() for score in result.scores}
         rows = [comparison.row(task, dataset, score) for score in _MEASURES if score in measured]
-        elements = [*content(dataset, results, score_table(comparison, rows)), _most_missed(results)]
+        elements = [*content(dataset, results, score_table(comparison, {"": rows})), _most_missed(results)]
         for key, words in _WITHOUT.items():
             # A matter of the data, so it is said once.
             names: list[str] = next((r.details[key] for r in results.values() if r.details.get(key)), [])
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             elements += [html.soft(words, ", ".join(map(str, names[:_SHOWN])) + more)] if names else []
         words = '<small title="{0}">{1}<span class="hidden">{0} </span>{2}</small>'
-        cells = comparison.main_row(task, dataset).cells
-        mains = [(c.model, number_format.signed(c.value)) for c in cells if c.value is not None]
-        shown = (html.fill(words, model.name, html.chip(model), value) for model, value in mains)
-        title = html.fill("{}\n{}", dataset, html.join(*shown))
-        blocks.append(html.more(title, *elements, open=len(datasets) <= FEW, name="set"))
+        cells = [cell for cell in comparison.main_row(task, dataset).cells if cell.value is not None]
+        mains = (html.fill(words, c.model.name, html.chip(c.model), number_format.value(c.value)) for c in cells)
+        blocks.append(html.more(html.join(dataset, *mains), *elements, open=len(datasets) <= FEW, style="set"))
     return html.join(*blocks)
 
 
@@ -47,16 +45,18 @@ def _most_missed(results: Mapping[html.Model, Result]) -> Markup:
     lists = []
     for model, result in results.items():
         items = [_missed(entry) for entry in result.details.get("worst", [])]
-        lists += [html.fill("<div>{}\n<ol>{}</ol></div>", html.named(model), html.join(*items))] if items else []
-    heading = html.heading("Classes with the lowest recall, and what they are taken for", 4)
+        lists += [html.tag("div", html.named(model), html.tag("ol", *items))] if items else []
+    heading = html.tag("h4", "Classes with the lowest recall, and what they are taken for")
     return html.join(heading, html.div("lists", *lists)) if lists else Markup("")
 
 
 def _missed(entry: Mapping[str, Any]) -> Markup:
-    recall, words = number(entry.get("recall")), "<li><b>{}</b><span>{}{}</span>{}</li>"
-    shown = "" if recall is None else html.fill("{}&nbsp;%", number_format.signed(recall))
-    images = html.fill(' <span class="soft">of {:,}</span>', entry["images"]) if entry.get("images") else ""
+    recall, images = number(entry.get("recall")), entry.get("images")
+    shown = "" if recall is None else f"{number_format.value(recall)}\u00a0%"
+    of_images = html.tag("span", f" of {images:,}", style="soft") if images else ""
     shares = [(name, number(share)) for name, share in entry.get("taken_for", [])]
-    taken = [f"{name}" if share is None else f"{name} {number_format.signed(share, 0)}\u00a0%" for name, share in shares]
-    taken_for = html.fill('<span class="taken">{}</span>', ", ".join(taken)) if taken else ""
-    return html.fill(words, entry["name"], shown, images, taken_for)
+    taken = ", ".join(
+        f"{name}" if share is None else f"{name} {number_format.value(share, digits=0)}\u00a0%" for name, share in shares
+    )
+    taken_for = html.tag("span", taken, style="taken") if taken else ""
+    return html.tag("li", html.tag("b", entry["name"]), html.tag("span", shown, of_images), taken_for)

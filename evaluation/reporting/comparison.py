@@ -6,7 +6,7 @@ takes scores item by item, which results do not hold.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,15 +45,6 @@ class Row:
     n: int | None = None
     note: str = ""  # why the models may not be comparable
     about: str = ""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows of a table below a heading of their own."""
-
-    title: str
-    about: str
-    rows: Sequence[Row]
 
 
 class Comparison:
@@ -111,6 +102,11 @@ class Comparison:
             note,
         )
 
+    def not_compared(self, title: str, texts: Mapping[html.Model, str], about: str) -> list[Row]:
+        """A row of figures by model, none of which is better; no row where there is no figure."""
+        cells = [Cell(model, texts.get(model, "")) for model in self.models]
+        return [Row(title, cells, about=about)] if texts else []
+
 
 def compare(cells: Sequence[Cell]) -> list[Cell]:
     """With the best, and those level with it, marked; more is better. A model alone is not compared with anybody."""
@@ -156,32 +152,31 @@ def _difference(results: Sequence[Result], sizes: Sequence[int]) -> str:
 
 def score_table(
     comparison: Comparison,
-    *groups: Group | Sequence[Row],
+    groups: Mapping[str, Sequence[Row]],
     first_column: str = "score",
     chance: bool = True,
-    name: str = "",
+    style: str = "",
 ) -> Markup:
-    """Scores of all models, what chance scores, and the number of items."""
+    """Scores of all models, what chance scores, and the number of items. `groups`: rows by the heading above, "" for none."""
     titles = [first_column, *map(html.named, comparison.models), *(["chance", "n"] if chance else [])]
     bodies = []
-    for group in groups:
-        group = group if isinstance(group, Group) else Group("", "", group)
-        above = [html.group(group.title, group.about, len(titles))] if group.title and group.rows else []
-        bodies.append([*above, *(_line(line, chance) for line in group.rows)])
-    return html.table("Scores", titles, *bodies, name=f"scores {name}".strip())
+    for heading, rows in groups.items():
+        above = [html.group(heading, len(titles))] if heading and rows else []
+        bodies.append([*above, *(_line(line, chance) for line in rows)])
+    return html.table("Scores", titles, *bodies, style=f"scores {style}".strip())
 
 
 def _line(line: Row, chance: bool) -> Markup:
-    first = html.fill("{}{}{}", line.title, html.small(line.about), html.small(line.note, "flag"))
+    first = html.join(line.title, html.small(line.about), html.small(line.note, "flag"))
     known = "" if line.chance is None else number_format.chance(line.chance), "" if line.n is None else f"{line.n:,}"
-    scores = (html.cell(_score(cell), "number score") for cell in line.cells)
+    scores = [html.cell(_score(cell), "number score") for cell in line.cells]
     return html.row(first, *scores, *(html.cell(value, "number soft") for value in known * chance))
 
 
 def _score(cell: Cell) -> Markup:
     """The value, marked, with its interval."""
     if cell.value is None:
-        return html.fill("{}", cell.text) if cell.text else html.fill('<span class="soft">{}</span>', html.NDASH)
+        return html.fill("{}", cell.text) if cell.text else html.tag("span", html.NDASH, style="soft")
     level = Markup('<i class="mark" title="within noise of the best">\N{ALMOST EQUAL TO}</i>' if cell.level else "")
-    value = html.fill("<b>{}</b>" if cell.best else "{}", number_format.signed(cell.value))
-    return html.fill("{}{}{}", level, value, html.small(number_format.span(*cell.interval) if cell.interval else ""))
+    value = html.fill("{}<b>{}</b>" if cell.best else "{}{}", level, number_format.value(cell.value))
+    return html.join(value, html.small(number_format.span(*cell.interval) if cell.interval else ""))

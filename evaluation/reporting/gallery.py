@@ -1,14 +1,14 @@
 """Retrieved examples on a page: captions with the images that one model or several found, and images with captions."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from evaluation.reporting.html import Model, div, fill, join, named, paragraph
-from evaluation.reporting.number_format import ordinal
+from evaluation.reporting.html import Model, div, fill, more, named, paragraph, soft, tag
+from evaluation.reporting.number_format import count, ordinal
 
 _IMAGE = "data:image/"  # all that a page may show: nothing is loaded from anywhere
 _Answers = list[tuple["Gallery", Mapping[str, Any]]]
@@ -20,13 +20,13 @@ class Gallery:
 
     examples: Mapping[str, Any]
     thumbnails: Mapping[str, Any]  # data URIs by the images' names
+    sizes: Mapping[str, int | None]  # number of `captions` and `images` that were searched
     model: Model | None = None  # None on the page of a model alone, where what is right is only shown if it was not found
-    sizes: Mapping[str, int] | None = None  # number of `captions` and `images` that were searched
 
     def thumb(self, name: Any, alt: str) -> Markup:
         src = self.thumbnails.get(str(name))
         if not (isinstance(src, str) and src.startswith(_IMAGE)):
-            return Markup('<span class="thumb lost">no image</span>')
+            return tag("span", "no image", style="thumb lost")
         return fill('<img class="thumb" src="{}" alt="{}" title="{}" loading="lazy">', src, alt, alt)
 
     def alt(self, name: Any, otherwise: str) -> str:
@@ -42,14 +42,33 @@ class Gallery:
         elif item["place"] is None:
             verdict = "the right one has no rank: its score is not a number"
         else:
-            verdict = f"not among these; the right one comes {ordinal(item['place'])}"
-            verdict += f" of {self.sizes[searched]:,}" if self.sizes else ""
+            verdict = f"not among these; the right one comes {ordinal(item['place'])}{_of(self.sizes[searched])}"
         if self.model is None:
-            return fill('<span class="verdict">{}</span>', verdict)
-        return fill('<div class="who">{}<span class="hidden">: {}</span></div>', named(self.model), verdict)
+            return tag("span", verdict, style="verdict")
+        return div("who", fill('{}<span class="hidden">: {}</span>', named(self.model), verdict))
 
 
-def captions(galleries: Iterable[Gallery]) -> list[Markup]:
+def examples(galleries: Sequence[Gallery], open: bool = True) -> list[Markup]:
+    """Both ways: what the models found, and how often a right answer is among it."""
+    elements = []
+    for kind, found, style, items in (
+        ("captions", "images", "searches", _captions(galleries)),
+        ("images", "captions", "cards", _images(galleries)),
+    ):
+        if items:
+            title = f"{count(len(items), kind[:-1])}, each with the nearest{_of(galleries[0].sizes[found])} {found}"
+            hits = [sum(any(f["hit"] for f in i.get("found", [])) for i in g.examples.get(kind, [])) for g in galleries]
+            shown = (f"{hit:,}" + (f" ({g.model.name})" if g.model else "") for g, hit in zip(galleries, hits, strict=True))
+            about = soft("A right {} is shown for {} of {:,}.", found[:-1], ", ".join(shown), len(items))
+            elements.append(more(title, about, tag("ol", *items, style=style), open=open))
+    return elements
+
+
+def _of(total: int | None) -> str:
+    return "" if total is None else f" of {total:,}"
+
+
+def _captions(galleries: Sequence[Gallery]) -> list[Markup]:
     """An <li> a caption with the images that were found for it; the same caption of all models together."""
     items = []
     for caption, answers in _by_query(galleries, "captions", "caption"):
@@ -59,19 +78,18 @@ def captions(galleries: Iterable[Gallery]) -> list[Markup]:
             for place, found in enumerate(item.get("found", []), 1):
                 alt = gallery.alt(found["image"], "right" if found["hit"] else "not right")
                 after = f"{place} \N{CHECK MARK} right" if found["hit"] else place
-                words = '<div class="slot{}">{}{}</div>'
-                slots.append(fill(words, " hit" * found["hit"], gallery.thumb(found["image"], alt), after))
+                slots.append(tag("div", gallery.thumb(found["image"], alt), after, style="slot" + " hit" * found["hit"]))
             finds.append(div("find", gallery.who(item, "images"), *slots))
         known = (one.thumb(item["right"], caption) for one, item in answers if str(item.get("right")) in one.thumbnails)
         thumb, own = next(known, None), Markup("")
         if thumb and _tells_own(answers):
-            own = fill('<div class="answer">{}<span>its own image</span></div>', thumb)
-        words = '<li class="search"><div><div class="query clamp" title="{}">{}</div>{}</div>{}</li>'
-        items.append(fill(words, caption, caption, own, div("finds", *finds)))
+            own = div("answer", thumb, tag("span", "its own image"))
+        query = tag("div", caption, style="query clamp", title=caption)
+        items.append(tag("li", tag("div", query, own), div("finds", *finds), style="search"))
     return items
 
 
-def images(galleries: Iterable[Gallery]) -> list[Markup]:
+def _images(galleries: Sequence[Gallery]) -> list[Markup]:
     """An <li> an image with the captions that were found for it."""
     items = []
     for name, answers in _by_query(galleries, "images", "image"):
@@ -79,20 +97,20 @@ def images(galleries: Iterable[Gallery]) -> list[Markup]:
         for answering, item in answers:
             lines = []
             for place, found in enumerate(item.get("found", []), 1):
-                hidden = Markup('<span class="hidden">right: </span>' if found["hit"] else "")
-                mark, text = "\N{CHECK MARK}" if found["hit"] else place, str(found["caption"])
-                words = '<li class="{}"><span class="place">{}</span><span class="clamp" title="{}">{}{}</span></li>'
-                lines.append(fill(words, "hit" * found["hit"], mark, text, hidden, text))
-            listed, who = fill("<ol>{}</ol>", join(*lines)), answering.who(item, "captions")
-            blocks.append(fill("<div>{}</div>", join(who, listed) if answering.model else join(listed, who)))
+                hidden = tag("span", "right: ", style="hidden") if found["hit"] else ""
+                mark = tag("span", "\N{CHECK MARK}" if found["hit"] else place, style="place")
+                text = tag("span", hidden, found["caption"], style="clamp", title=found["caption"])
+                lines.append(tag("li", mark, text, style="hit" * found["hit"]))
+            blocks.append(tag("div", answering.who(item, "captions"), tag("ol", *lines)))
         right = "; ".join(map(str, first.get("right", [])))
         own = paragraph("<b>Its own:</b> {}", right, style="answer clamp") if right and _tells_own(answers) else ""
-        thumb = gallery.thumb(name, gallery.alt(name, right or "query"))
-        items.append(fill('<li class="card">{}{}{}</li>', thumb, div("answers", *blocks), own))
+        items.append(
+            tag("li", gallery.thumb(name, gallery.alt(name, right or "query")), div("answers", *blocks), own, style="card")
+        )
     return items
 
 
-def _by_query(galleries: Iterable[Gallery], kind: str, key: str) -> list[tuple[str, _Answers]]:
+def _by_query(galleries: Sequence[Gallery], kind: str, key: str) -> list[tuple[str, _Answers]]:
     """Queries, each with what every model found for it; one that a model was given twice stands twice."""
     queries: dict[tuple[str, int], _Answers] = {}
     for gallery in galleries:

@@ -1,4 +1,4 @@
-"""The elements of every page: sections, tables, charts with their figures, tiles and facts.
+"""The elements of every page: sections, tables, tiles and facts.
 
 An element is `Markup`. Its words are ours and may hold markup; values are passed beside them and are escaped:
 `paragraph("<b>{}</b> images", name)`.
@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
-
-from evaluation.reporting.chart import Chart
+from markupsafe import Markup, escape
 
 NDASH = "\N{EN DASH}"
 
@@ -36,27 +34,27 @@ def fill(words: str, *values: Any, **named: Any) -> Markup:
     return Markup(words).format(*values, **named)
 
 
-def join(*elements: str) -> Markup:
+def join(*elements: Any) -> Markup:
     """One after the other; those that are empty are left out."""
-    return Markup("\n").join(element for element in elements if element)
+    return Markup("\n").join(element for element in elements if element not in (None, ""))
+
+
+def tag(name: str, *content: Any, style: str = "", **attributes: Any) -> Markup:
+    """An element and its content, one after the other. `style`: its classes; `aria_label` is written aria-label.
+
+    Attributes that are empty are left out.
+    """
+    known = [(key, value) for key, value in {"class": style, **attributes}.items() if value != ""]
+    written = Markup("").join(Markup(f' {key.replace("_", "-")}="{escape(value)}"') for key, value in known)
+    return Markup(f"<{name}{written}>{Markup('').join(content)}</{name}>")
 
 
 def section(id: str, title: str, *elements: str, link: str = "") -> Section:
-    return Section(id, link or title, fill('<section id="{}">\n<h2>{}</h2>\n{}\n</section>', id, title, join(*elements)))
+    return Section(id, link or title, tag("section", tag("h2", title), *elements, id=id))
 
 
-def div(name: str, *elements: str) -> Markup:
-    """A block with a class of the style."""
-    return fill('<div class="{}">{}</div>', name, join(*elements))
-
-
-def ordered(name: str, items: Iterable[str]) -> Markup:
-    """A list with a class of the style, of <li>."""
-    return fill('<ol class="{}">\n{}</ol>', name, join(*items))
-
-
-def heading(title: str, level: int = 3) -> Markup:
-    return fill("<h{}>{}</h{}>", level, title, level)
+def div(style: str, *elements: str) -> Markup:
+    return tag("div", *elements, style=style)
 
 
 def warning(text: str) -> Markup:
@@ -66,7 +64,7 @@ def warning(text: str) -> Markup:
 
 def paragraph(words: str, *values: Any, style: str = "", **named: Any) -> Markup:
     """`style`: a class, such as `soft` for an explanation and `flag` for a warning."""
-    return fill('<p class="{}">{}</p>' if style else "<p{}>{}</p>", style, fill(words, *values, **named))
+    return tag("p", fill(words, *values, **named), style=style)
 
 
 def soft(words: str, *values: Any, **named: Any) -> Markup:
@@ -74,26 +72,19 @@ def soft(words: str, *values: Any, **named: Any) -> Markup:
     return paragraph(words, *values, style="soft", **named)
 
 
-def small(words: str, name: str = "") -> Markup:
+def small(words: str, style: str = "") -> Markup:
     """Below a name; nothing where there are no words."""
-    return fill('<small class="{}">{}</small>' if name else "<small{}>{}</small>", name, words) if words else Markup("")
+    return tag("small", words, style=style) if words else Markup("")
 
 
-def code(text: str) -> Markup:
-    """Commands and configs, as they are typed."""
-    return fill("<pre>{}</pre>", text)
-
-
-def more(title: str, *elements: str, open: bool = False, name: str = "") -> Markup:
+def more(title: str, *elements: str, open: bool = False, style: str = "") -> Markup:
     """What a reader opens to see it."""
-    style = fill(' class="{}"', name) if name else ""
-    words = "<details{}{}><summary>{}</summary>\n{}\n</details>"
-    return fill(words, style, Markup(" open" if open else ""), title, join(*elements))
+    return tag("details", tag("summary", title), *elements, style=style, open="open" * open)
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> Markup:
     """Names and values; a missing value is left out."""
-    return fill("<dl>\n{}</dl>", join(*(fill("<dt>{}</dt><dd>{}</dd>", *pair) for pair in pairs if pair[1] not in (None, ""))))
+    return tag("dl", *(fill("<dt>{}</dt><dd>{}</dd>", *pair) for pair in pairs if pair[1] not in (None, "")))
 
 
 def credit(dataset: Mapping[str, Any]) -> str:
@@ -104,8 +95,8 @@ def credit(dataset: Mapping[str, Any]) -> str:
 
 def tile(title: str, value: str, unit: str, tooltip: str, *elements: str) -> Markup:
     """A figure that stands out."""
-    words = '<div class="tile" title="{}">\n<h2>{}</h2>\n<div class="value">{} <small>{}</small></div>\n{}</div>'
-    return fill(words, tooltip, title, value, unit, join(*elements))
+    figure = div("value", join(value, tag("small", unit)))
+    return tag("div", tag("h2", title), figure, *elements, style="tile", title=tooltip)
 
 
 def bar(percent: float, mark: float | None = None) -> Markup:
@@ -114,61 +105,41 @@ def bar(percent: float, mark: float | None = None) -> Markup:
     return fill('<span class="bar" aria-hidden="true"><i style="width:{:.1f}%"></i>{}</span>', min(percent, 100.0), line)
 
 
-def scroll(about: str, content: str, name: str = "") -> Markup:
+def scroll(about: str, content: str, style: str = "") -> Markup:
     """What is wider than the page scrolls by itself, with the keyboard too."""
-    return fill('<div class="{}" tabindex="0" role="region" aria-label="{}">{}</div>', f"scroll {name}".strip(), about, content)
+    return tag("div", content, style=f"scroll {style}".strip(), tabindex=0, role="region", aria_label=about)
 
 
-def row(first: str, *cells: str, name: str = "", tooltip: str = "") -> Markup:
+def row(first: str, *cells: str, style: str = "", tooltip: str = "") -> Markup:
     """A row of a table: what it is about, and cells of `cell`."""
-    about = (fill(' {}="{}"', key, value) for key, value in (("class", name), ("title", tooltip)) if value)
-    return fill('<tr{}><th scope="row">{}</th>{}</tr>', Markup("").join(about), first, Markup("").join(cells))
+    return tag("tr", tag("th", first, scope="row"), *cells, style=style, title=tooltip)
 
 
-def cell(content: Any, name: str = "number") -> Markup:
-    return fill('<td class="{}">{}</td>', name, content) if name else fill("<td>{}</td>", content)
+def cell(content: Any, style: str = "number") -> Markup:
+    return tag("td", content, style=style)
 
 
-def group(title: str, about: str, columns: int) -> Markup:
+def group(heading: str, columns: int) -> Markup:
     """The first row of a body that has a heading of its own."""
-    words = '<tr class="group"><th scope="rowgroup" colspan="{}">{}{}</th></tr>'
-    return fill(words, columns, title, small(about))
+    return tag("tr", tag("th", heading, scope="rowgroup", colspan=columns), style="group")
 
 
-def table(about: str, titles: Sequence[str], *bodies: Iterable[Markup | Sequence[str]], text: int = 1, name: str = "") -> Markup:
+def table(about: str, titles: Sequence[str], *bodies: Sequence[Markup | Sequence[str]], text: int = 1, style: str = "") -> Markup:
     """A table that scrolls where it is wider than the page.
 
     Args:
         titles: of the columns, or a whole <thead>; all but the first `text` are of numbers.
         bodies: rows, each of `row` or `group`, or the texts of its cells.
     """
+    kinds = [*[""] * text, *["number"] * len(titles)]
     if not isinstance(titles, Markup):
-        numbers = (Markup(' class="number"' if i >= text else "") for i in range(len(titles)))
-        cells = (fill('<th scope="col"{}>{}</th>', *both) for both in zip(numbers, titles, strict=True))
-        titles = fill("<thead><tr>{}</tr></thead>", join(*cells))
-    made = []
-    for body in bodies:
-        rows = [line if isinstance(line, Markup) else _of_texts(line, text) for line in body]
-        made += [fill("<tbody>\n{}\n</tbody>", join(*rows))] if rows else []
-    return scroll(about, fill('<table class="{}">\n{}\n{}\n</table>', name, titles, join(*made)))
+        heads = (tag("th", title, scope="col", style=kind) for title, kind in zip(titles, kinds, strict=False))
+        titles = tag("thead", tag("tr", *heads))
 
+    def line(texts: Markup | Sequence[str]) -> Markup:
+        return texts if isinstance(texts, Markup) else row(texts[0], *map(cell, texts[1:], kinds[1:]))
 
-def _of_texts(texts: Sequence[str], text: int) -> Markup:
-    first, *others = texts
-    return row(first, *(cell(content, "number" if i >= text else "") for i, content in enumerate(others, 1)))
-
-
-def figure(chart: Chart, title: str = "", note: str = "", own: bool = True) -> Markup:
-    """A chart and, closed below it, its figures; `own=False` where the table beside it has them."""
-    caption = fill("<figcaption>{}{}</figcaption>", title, small(note)) if title or note else ""
-    figures = Markup("")
-    if own:
-        shown, rows, name = chart.shown, chart.rows, fill("{}", title or note).striptags()
-        summary = fill("{} of {:,} rows", len(shown), len(rows)) if len(shown) < len(rows) else "Figures"
-        summary = fill('{}<span class="hidden"> of {}</span>', summary, name)
-        figures = table(f"Figures of {name}", chart.head, shown, name="narrow")
-        figures = more(summary, figures, name="figures")
-    return fill("<figure>{}{}\n{}</figure>", caption, chart.svg, figures)
+    return scroll(about, tag("table", titles, *(tag("tbody", *map(line, body)) for body in bodies if body), style=style))
 
 
 def named(model: Model) -> Markup:
@@ -177,4 +148,4 @@ def named(model: Model) -> Markup:
 
 
 def chip(model: Model) -> Markup:
-    return fill('<i class="chip {}" aria-hidden="true"></i>', model.mark)
+    return tag("i", style=f"chip {model.mark}", aria_hidden="true")

@@ -2,19 +2,21 @@
 
 import math
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number: neither text nor missing."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def value(number: float, percent: bool = True) -> str:
-    """A percentage with one decimal, anything else with four digits; empty if it is missing."""
+def value(number: float | None, percent: bool = True, digits: int = 1) -> str:
+    """A percentage with its decimals, anything else with four digits, with a true minus sign; empty if it is missing."""
     if not is_number(number):
         return ""
-    return f"{number:.1f}" if percent else f"{number:.4g}"
+    shown = f"{number:.{digits}f}" if percent else f"{number:.4g}"
+    sign = "\N{MINUS SIGN}" if float(shown) < 0 else ""
+    return sign + shown.removeprefix("-")
 
 
 def probability(p: float) -> str:
@@ -55,22 +57,16 @@ def ordinal(number: int) -> str:
     return f"{number:,}{last}"
 
 
-def short(value: float) -> str:
-    """For labels in charts: 3,498, 51.7, 7.5, 0.0613."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 5 else f"{value:.3g}"
-
-
-def signed(value: float, digits: int = 1) -> str:
-    """With a minus sign, and none before zero."""
-    shown = f"{value:.{digits}f}"
-    return shown.lstrip("-") if float(shown) == 0 else shown.replace("-", "\N{MINUS SIGN}")
+def label(number: float) -> str:
+    """Beside a line: 3,498, 51.7, 7.5, 0.0613."""
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.1f}" if abs(number) >= 5 else f"{number:.3g}"
 
 
 def span(low: float, high: float) -> str:
     """58.0 to 62.0."""
-    return f"{signed(low)} to {signed(high)}"
+    return f"{value(low)} to {value(high)}"
 
 
-def chance(value: float) -> str:
+def chance(percent: float) -> str:
     """Never 0.0, which it is not."""
-    return "<0.1" if 0 < value < 0.05 else signed(value)
+    return "<0.1" if 0 < percent < 0.05 else value(percent)

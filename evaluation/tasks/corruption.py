@@ -15,7 +15,7 @@ from evaluation.data.base import Content
 from evaluation.data.subsets import Corrupted, Subset
 from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import TINY, Series, lines, score_range
+from evaluation.reporting.chart import TINY, Series, figure, lines, score_range
 from evaluation.reporting.comparison import Comparison, number
 from evaluation.results import Result
 from evaluation.task_info import Measure, TaskInfo
@@ -148,15 +148,15 @@ def _of_set(comparison: Comparison, dataset: str) -> Markup:
     figures = []
     for name, drawn in curves.items():
         about = f"Score on {dataset} against severity of {name}"
-        figures.append(html.figure(lines(drawn, about, "severity", names=severities, limits=limits, size=TINY), name))
+        figures.append(figure(lines(drawn, about, "severity", names=severities, limits=limits, size=TINY), name))
     rows = [[html.named(model), *_kept(result)] for model, result in results.items()]
-    scores = html.table(f"Corruptions of {dataset}", ("model", "clean", "mean", "kept"), rows, name="narrow")
-    return html.join(html.heading(dataset), scores, html.div("charts tiny", *figures))
+    scores = html.table(f"Corruptions of {dataset}", ("model", "clean", "mean", "kept"), rows, style="narrow")
+    return html.join(html.tag("h3", dataset), scores, html.div("charts tiny", *figures))
 
 
 def _kept(result: Result) -> list[str]:
     """Clean score, mean over all corruptions and severities, and what share of the clean score that is."""
     clean, mean = number(result.details.get("clean")), number(result.scores.get("mean"))
     kept = 100 * mean / clean if clean and mean is not None else None
-    values = [html.NDASH if value is None else number_format.signed(value) for value in (clean, mean, kept)]
+    values = [html.NDASH if value is None else number_format.value(value) for value in (clean, mean, kept)]
     return [*values[:2], values[2] + ("" if kept is None else "\u00a0%")]

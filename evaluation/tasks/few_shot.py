@@ -11,7 +11,7 @@ from evaluation import linear_probe, zero_shot
 from evaluation.data.base import Classification, Content
 from evaluation.embeddings import Rows
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import Series, lines
+from evaluation.reporting.chart import Series, figure, lines
 from evaluation.reporting.comparison import Comparison, first, number
 from evaluation.results import Result
 from evaluation.task_info import TaskInfo
@@ -116,16 +116,16 @@ def _of_set(comparison: Comparison, dataset: str) -> tuple[Markup, bool]:
         series, f"{title} on {dataset} against images a class, mean of {counted}", "images a class", names=names, levels=levels
     )
     rows = [[str(k) if k else "0, zero-shot", *(_cell(*s.get(k, (None, None))) for s in by_model.values())] for k in places]
-    scores = html.table(f"Few-shot scores on {dataset}", ["images a class", *map(html.named, by_model)], rows, name="scores")
+    scores = html.table(f"Few-shot scores on {dataset}", ["images a class", *map(html.named, by_model)], rows, style="scores")
     flags = [html.paragraph("{}", flag, style="flag") for flag in _flags(results)]
-    drawn = html.figure(chart, "", f"{title}, %" + (f"; {counted}" if seeds else ""), own=False)
-    return html.join(html.heading(dataset), *flags, html.div("pair", drawn, scores)), 0 in places
+    drawn = figure(chart, "", f"{title}, %" + (f"; {counted}" if seeds else ""), own=False)
+    return html.join(html.tag("h3", dataset), *flags, html.div("pair", drawn, scores)), 0 in places
 
 
 def _cell(value: float | None, sd: float | None) -> str:
     if value is None:
         return html.NDASH
-    return html.fill("{}{}", number_format.signed(value), html.small("" if sd is None else f"sd {number_format.signed(sd)}"))
+    return html.fill("{}{}", number_format.value(value), html.small("" if sd is None else f"sd {number_format.value(sd)}"))
 
 
 def _shots(result: Result) -> dict[int, tuple[float, float | None]]:

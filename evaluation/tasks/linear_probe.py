@@ -10,7 +10,7 @@ from evaluation import classification, linear_probe, zero_shot
 from evaluation.data.base import Classification, Content
 from evaluation.embeddings import Rows
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import Series, lines
+from evaluation.reporting.chart import Series, figure, lines
 from evaluation.reporting.classification import class_sets
 from evaluation.reporting.comparison import Comparison, number
 from evaluation.results import Result
@@ -89,9 +89,9 @@ class LinearProbe(Probe):
                 metric = comparison.score_title(cls.info.name, next(iter(results.values())).main)
                 about = f"Validation score on {dataset} against the strength of regularisation"
                 chart = lines(series, about, "lambda", log=True)
-                search = html.figure(chart, "Search of the regularisation", f"{metric} on validation data, %")
+                search = figure(chart, "Search of the regularisation", f"{metric} on validation data, %")
             titles = ("model", "lambda", "features", "training images", "validation images")
-            return [html.div("pair", search, html.div("", scores)), html.table("Probes", titles, rows, name="narrow")]
+            return [html.div("pair", search, html.div("", scores)), html.table("Probes", titles, rows, style="narrow")]
 
         return html.section(
             "probe",

@@ -14,7 +14,7 @@ from evaluation import bootstrap, geometry, retrieval
 from evaluation.data import base
 from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import gallery, html, number_format
-from evaluation.reporting.comparison import Cell, Comparison, Group, Row, number, score_table
+from evaluation.reporting.comparison import Comparison, Row, number, score_table
 from evaluation.results import Result
 from evaluation.task_info import Measure, TaskInfo
 from evaluation.tasks.base import Scored, Task
@@ -230,23 +230,23 @@ def _of_set(comparison: Comparison, dataset: str, open: bool) -> Markup:
     recalls = sorted((ways.index(way), int(k), score) for (way, k), score in scores.items() if way in ways and k.isdigit())
     rows = [comparison.row(task, dataset, score) for *_, score in recalls]
     rows += _median_ranks(comparison, results)
-    geometry_rows = Group(
-        "Geometry of the embeddings", "no units, and no better or worse by themselves", _geometry(comparison, results)
-    )
-    given = [(result.details.get("gallery"), result.details.get("thumbnails"), model) for model, result in results.items()]
-    galleries = [gallery.Gallery(examples or {}, thumbnails or {}, model) for examples, thumbnails, model in given]
+    about = html.small("no units, and no better or worse by themselves")
+    groups = {"": rows, html.join("Geometry of the embeddings", about): _geometry(comparison, results)}
+    galleries = [_gallery_of(result, model) for model, result in results.items()]
     warnings = dict.fromkeys(warning for result in results.values() for warning in result.details.get("warnings", ()))
-    elements = [html.heading(dataset), *map(html.warning, warnings), score_table(comparison, rows, geometry_rows)]
-    if captions := gallery.captions(galleries):
-        title = f"{number_format.count(len(captions), 'caption')} with the images retrieved for each, nearest first"
-        about = html.soft(
-            "At even distances through the set, not picked by hand. Framed and ticked: right. Dashed: the caption's own image."
-        )
-        elements.append(html.more(title, about, html.ordered("searches", captions), open=open))
-    if images := gallery.images(galleries):
-        title = f"{number_format.count(len(images), 'image')} with the captions retrieved for each"
-        elements.append(html.more(title, html.ordered("cards", images)))
-    return html.join(*elements)
+    told = "At even distances through the set, not picked by hand. Framed and ticked: right. Dashed: a caption's own image."
+    shown = gallery.examples(galleries, open)
+    elements = [html.tag("h3", dataset), *map(html.warning, warnings), score_table(comparison, groups)]
+    return html.join(*elements, *([html.soft(told), *shown] if shown else []))
+
+
+def _gallery_of(result: Result, model: html.Model) -> gallery.Gallery:
+    first = next((score for score in result.sample_sizes if score.startswith("image_to_text_recall@")), "")
+    sizes = {
+        "images": result.sample_sizes.get(first),
+        "captions": result.sample_sizes.get(first.replace("image_to_text", "text_to_image")),
+    }
+    return gallery.Gallery(result.details.get("gallery") or {}, result.details.get("thumbnails") or {}, sizes, model)
 
 
 def _median_ranks(comparison: Comparison, results: Mapping[html.Model, Result]) -> list[Row]:
@@ -254,25 +254,17 @@ def _median_ranks(comparison: Comparison, results: Mapping[html.Model, Result]) 
     rows = []
     for way, title in retrieval.DIRECTIONS.items():
         ranks = {model: (result.details.get("median_rank") or {}).get(way) for model, result in results.items()}
-        if any(rank is not None for rank in ranks.values()):
-            cells = [Cell(model, _rank(ranks.get(model))) for model in comparison.models]
-            none = "; none: half of the queries or more have no right answer" if "none" in [c.text for c in cells] else ""
-            rows.append(Row(f"median rank, {title}", cells, about=f"1 is first; less is better{none}"))
+        texts = {m: "none" if number(r) is None else f"{r:,.1f}".removesuffix(".0") for m, r in ranks.items() if r is not None}
+        none = "; none: half of the queries or more have no right answer" if "none" in texts.values() else ""
+        rows += comparison.not_compared(f"median rank, {title}", texts, f"1 is first; less is better{none}")
     return rows
-
-
-def _rank(rank: Any) -> str:
-    if rank is None:
-        return html.NDASH
-    return f"{rank:,.1f}".removesuffix(".0") if number(rank) is not None else "none"
 
 
 def _geometry(comparison: Comparison, results: Mapping[html.Model, Result]) -> list[Row]:
     rows = []
     for key, (title, about) in _GEOMETRY.items():
         values = {model: number((result.details.get("geometry") or {}).get(key)) for model, result in results.items()}
-        if any(value is not None for value in values.values()):
-            # Two decimals: these have no unit, and all that matters of them lies within 1.
-            texts = {model: number_format.signed(value, 2) for model, value in values.items() if value is not None}
-            rows.append(Row(title, [Cell(model, texts.get(model, html.NDASH)) for model in comparison.models], about=about))
+        # Two decimals: these have no unit, and all that matters of them lies within 1.
+        texts = {model: number_format.value(value, digits=2) for model, value in values.items() if value is not None}
+        rows += comparison.not_compared(title, texts, about)
     return rows

@@ -13,7 +13,7 @@ from evaluation import robustness, zero_shot
 from evaluation.data.base import Content
 from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import Chart, Plot, Scale, logit
+from evaluation.reporting.chart import Chart, Plot, Scale, figure, logit, score_range
 from evaluation.reporting.comparison import Comparison, score_table
 from evaluation.task_info import Measure, TaskInfo
 from evaluation.tasks.base import Scored, Task
@@ -171,7 +171,7 @@ def _of_shift(comparison: Comparison, dataset: str) -> Markup:
     scatter, described = Markup(""), Markup("")
     if points:
         note = "both axes logit; whiskers: 95 % intervals" + ("; line: baselines, dashed where extended" if line else "")
-        scatter = html.figure(_scatter(points, line), "Accuracy under the shift, %", note, own=False)
+        scatter = figure(_scatter(points, line), "Accuracy under the shift, %", note, own=False)
     if line:
         words = "Line of {}{}{}, R\u00b2 {:.3f}, of reference accuracies from {}\u00a0%."
         left_out = f", {line.left_out} left out" if line.left_out else ""
@@ -181,7 +181,7 @@ def _of_shift(comparison: Comparison, dataset: str) -> Markup:
     # Without a best: the parts of effective robustness are not compared.
     rows = [replace(row, cells=[replace(cell, best=False, level=False) for cell in row.cells]) for row in facts] + [effective]
     rows = [row for row in rows if any(cell.value is not None for cell in row.cells)]
-    scores = score_table(comparison, rows, first_column="%", chance=False)
+    scores = score_table(comparison, {"": rows}, first_column="%", chance=False)
     return html.join(*elements, html.div("pair", scatter, html.div("", scores, described)))
 
 
@@ -212,7 +212,5 @@ def _scatter(
 
 def _logits(percents: list[float], start: float, end: float) -> Scale:
     """An axis with a little room beside what is shown."""
-    low, high = logit(min(percents)), logit(max(percents))
-    margin = 0.06 * (high - low) or 0.5
-    low, high = (100.0 / (1.0 + math.exp(-value)) for value in (low - margin, high + margin))
+    low, high = (100.0 / (1.0 + math.exp(-value)) for value in score_range(map(logit, percents)))
     return Scale(low, high, start, end, logit=True)

@@ -11,7 +11,7 @@ from evaluation.bootstrap import interval
 from evaluation.data import base
 from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html
-from evaluation.reporting.comparison import Comparison, Group, score_table
+from evaluation.reporting.comparison import Comparison, score_table
 from evaluation.task_info import Measure, TaskInfo
 from evaluation.tasks.base import Scored, Task
 from pipelines.program.settings_base import Settings
@@ -93,12 +93,12 @@ def _of_set(comparison: Comparison, dataset: str) -> Markup:
     order = [name for name in names if name.endswith("order_only")]
     groups["Only the order of words differs"] = sorted(order, key=lambda name: name != "order_only")
     groups["Other scores"] = [name for name in names if not any(name in listed for listed in groups.values())]
-    tables = [
-        Group(title, "", [comparison.row(task, dataset, name, _title(comparison, name)) for name in listed if name in names])
+    rows = {
+        title: [comparison.row(task, dataset, name, _title(comparison, name)) for name in listed if name in names]
         for title, listed in groups.items()
-    ]
+    }
     several = len(comparison.datasets(task)) > 1
-    return html.join(html.heading(dataset) if several else "", score_table(comparison, *tables))
+    return html.join(html.tag("h3", dataset) if several else "", score_table(comparison, rows))
 
 
 def _title(comparison: Comparison, name: str) -> str:

@@ -15,7 +15,7 @@ from evaluation.data.base import Classification, Content
 from evaluation.data.subsets import with_labels
 from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import Chart, Plot, Scale, score_range
+from evaluation.reporting.chart import Chart, Plot, Scale, figure, score_range
 from evaluation.reporting.classification import class_sets
 from evaluation.reporting.comparison import Comparison, first, number
 from evaluation.results import Result
@@ -129,8 +129,8 @@ def _sensitivity(comparison: Comparison, dataset: str, results: Mapping[html.Mod
     templates += [f"template {i + 1}" for i in range(len(templates), count)]
     chart = _strip(rows, templates, f"{title} on {dataset} by each of {count} templates: {spreads}")
     note = f"{title.capitalize()} by each of {count} templates alone, a dot each; bar: all templates together, the score above."
-    heading = html.heading("Sensitivity to the prompt template", 4)
-    return html.join(heading, html.figure(chart, "", note), html.soft("{}.", spreads))
+    heading = html.tag("h4", "Sensitivity to the prompt template")
+    return html.join(heading, figure(chart, "", note), html.soft("{}.", spreads))
 
 
 def _strip(rows: Sequence[tuple[html.Model, Sequence[float], float | None]], templates: Sequence[str], about: str) -> Chart:
@@ -172,12 +172,12 @@ def _calibration(dataset: str, results: Mapping[html.Model, Result]) -> Markup:
             notes.append(f"{number_format.value(abs(confidence - accuracy))} points {word} on average")
         notes += [f"scale {scale}"] if (scale := number_format.parameter(details.get("scale"))) else []
         about = f"Accuracy against confidence of {model.name} on {dataset}: expected {notes[0]}"
-        figures.append(html.figure(_reliability(model, known, about), html.named(model), "; ".join(notes)))
+        figures.append(figure(_reliability(model, known, about), html.named(model), "; ".join(notes)))
     about_all = html.soft(
         "Accuracy against confidence in bins; the larger a dot, the more images. On the diagonal the two are equal; below it the "
         "model is overconfident. Confidence depends on the scale that cosines are multiplied with; accuracy does not."
     )
-    shown = html.join(html.heading("Calibration", 4), about_all, html.div("charts small", *figures))
+    shown = html.join(html.tag("h4", "Calibration"), about_all, html.div("charts small", *figures))
     return shown if figures else Markup("")
 
 

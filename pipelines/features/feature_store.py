@@ -15,6 +15,7 @@ attempts. Two processes may compute the same bank: they write equal files, and t
 
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -40,6 +41,7 @@ from pipelines.program.settings_base import digest
 
 _BATCH = 64  # rows that an encoder sees together
 _PART = 64 * _BATCH
+_EACH = 4  # batches that are worth an actor: it takes as long to start as a small encoder takes for a thousand rows
 _FORMAT = 2  # incremented to change all names
 _SUSPECTS = 64  # batches that are searched for the image that crashed an actor
 
@@ -357,7 +359,7 @@ def _computed(
     dataset = dataset.map_batches(
         Encode,
         batch_size=1,
-        concurrency=min(pool.actors, len(items)),
+        concurrency=min(pool.actors, math.ceil(len(items) / _EACH)),
         num_cpus=pool.threads,
         num_gpus=1 if pool.use_gpu else None,
         max_restarts=RETRIES,

@@ -12,8 +12,8 @@ from typing import Any, NoReturn, TypeVar
 from pipelines.io.retry import shown
 from pipelines.program import interrupts, yaml_text
 from pipelines.program.causes import cause_of, innermost, of_storage
-from pipelines.program.config_errors import alike
 from pipelines.program.config_files import ROOT, find_config, shipped, short_name
+from pipelines.program.config_keys import alike
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.settings import describe, example_of, hint_of, load, parse_overrides, read_config, read_yaml
@@ -33,8 +33,17 @@ VERBS = {"pipelines": "prepare", "training": "train", "evaluation": "evaluate", 
 """The programs' names in the command `raylign`."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Prints argument errors like all other errors; `model` has the keys of the config, which are not options."""
+class Parser(argparse.ArgumentParser):
+    """Prints argument errors like all other errors."""
+
+    def error(self, message: str) -> NoReturn:
+        message = message.replace("CONFIG.yaml, key=value", "CONFIG.yaml")  # the overrides are optional
+        sys.stderr.write(f"error: {shown(message)}; see {self.prog} --help\n")
+        raise SystemExit(2)
+
+
+class _ProgramParser(Parser):
+    """`model` has the keys of the config, which are not options."""
 
     model: type[Settings] = Settings
 
@@ -47,14 +56,23 @@ class _Parser(argparse.ArgumentParser):
         options = [option for action in self._actions for option in action.option_strings]
         for position, argument in enumerate(given):
             if argument.startswith("-") and argument not in options:
+                if again := self._config_first(given, position):
+                    self.error(f"'{argument}' is not an option; the config comes first: run {again}")
                 hint = hint_of(given[position:], self.model)
                 meant = f"; {hint}" if hint.startswith("did") else ""
                 self.error(f"'{argument}' is not an option ({', '.join(options)}); set keys of the config as key=value{meant}")
 
-    def error(self, message: str) -> NoReturn:
-        message = message.replace("CONFIG.yaml, key=value", "CONFIG.yaml")  # the overrides are optional
-        sys.stderr.write(f"error: {message}; see {self.prog} --help\n")
-        raise SystemExit(2)
+    def _config_first(self, given: Sequence[str], position: int) -> str:
+        """The command that was meant by `--config F`, or any option with a file of YAML and no config beside it; else ""."""
+        option, _, value = given[position].partition("=")
+        own = 1 if value else 2
+        value = value or " ".join(given[position + 1 : position + 2])
+        others = [*given[:position], *given[position + own :]]
+        is_file, called = value.endswith((".yaml", ".yml")), option in ("-c", "--config")
+        alone = all(other.startswith("-") or "=" in other for other in others)
+        if not value or value.startswith("-") or is_file + called + alone < 2:
+            return ""
+        return shlex.join([*self.prog.split(), value, *others])
 
 
 def run_program(
@@ -74,7 +92,7 @@ def run_program(
     """
     given = sys.argv[1:] if arguments is None else arguments
     command = command_of(prog, package)
-    parser = _Parser(
+    parser = _ProgramParser(
         prog=command,
         description=purpose,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -123,9 +141,7 @@ def run_program(
     return 0
 
 
-def run_page(
-    parser: argparse.ArgumentParser, write: Callable[[argparse.Namespace], Path], arguments: Sequence[str] | None = None
-) -> int:
+def run_page(parser: Parser, write: Callable[[argparse.Namespace], Path], arguments: Sequence[str] | None = None) -> int:
     """A program that writes a page again, from files alone: parse, write, print where it is. Exit codes as of `run_program`."""
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)

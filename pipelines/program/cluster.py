@@ -4,6 +4,7 @@
 `ray_internals`, with their reasons.
 """
 
+import atexit
 import functools
 import gc
 import logging
@@ -16,7 +17,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,13 +56,11 @@ for _name, _value in ENVIRONMENT.items():
 warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
 
 
-def start(verbose: bool = False, cpus: int | None = None, state_api: bool = False) -> None:
+def start(verbose: bool = False, cpus: int | None = None) -> None:
     """Join or start Ray, once in a process. Raises `UserError` if it does not start.
 
     Args:
         cpus: logical CPUs of a local Ray, the machine's by default.
-        state_api: start the service that Ray Train asks whether a run that was stopped from outside is still alive, before it
-            releases the run's CPUs.
     """
     import ray
 
@@ -76,8 +75,12 @@ def start(verbose: bool = False, cpus: int | None = None, state_api: bool = Fals
         # The nodes' daemons were started elsewhere, so they need to be sent our environment.
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
     else:
+        for name, (value, _) in ray_internals.LOCAL_VARIABLES.items():
+            os.environ.setdefault(name, value)
         # Without an address Ray would attach to any cluster left running on this machine; the dashboard costs a second.
-        options |= {"address": "local", "include_dashboard": state_api, "num_cpus": cpus or os.cpu_count()}
+        options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus or os.cpu_count()}
+        if not verbose:
+            atexit.register(_end)
     _init(options)
     _watch_head("RAY_ADDRESS" not in os.environ)
     if not verbose:
@@ -97,7 +100,9 @@ def _init(options: dict[str, Any]) -> None:
     before = set(psutil.Process().children())
     for _ in range(_STARTS):
         try:
-            ray.init(**options)
+            joins = "RAY_ADDRESS" in os.environ
+            with nullcontext() if joins else ray_internals.small_node(logs=options.get("log_to_driver", False)):
+                ray.init(**options)
         except SystemExit as ended:  # Ray's own handler of SIGTERM, which it sets first of all
             if ended.code != signal.SIGTERM:
                 raise
@@ -127,6 +132,14 @@ def own_machine() -> tuple[int, int] | None:
     if "RAY_ADDRESS" in os.environ or (ray is not None and ray.is_initialized()):
         return None
     return os.cpu_count() or 1, torch.cuda.device_count()
+
+
+def _end() -> None:
+    """Stop a local Ray as the program ends. Ray does so later, after a wait for logs to be printed."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
 
 
 def stop() -> None:

@@ -4,20 +4,38 @@ For an unknown key, name or value it suggests the closest one: the same key in a
 a choice whose description has the word.
 """
 
-import difflib
+import datetime
 import re
-import types
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
 
 from pipelines.program import yaml_text
+from pipelines.program.config_keys import (
+    accepts,
+    alike,
+    classes,
+    fixed_length,
+    follow,
+    keys_of,
+    near_in,
+    near_keys,
+    near_tags,
+    same_end,
+    tag_of,
+    walk,
+)
 from pipelines.program.errors import UserError
 
 OWN_CLASS = "own_class"  # type of an error inside a user's own class; its context has the `UserError` as "error"
 _MAPPING = ("model_type", "model_attributes_type", "dict_type", "dataclass_type")
 _LISTS = ("tuple_type", "list_type", "set_type")
+_PATTERNS = {
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "must be letters, digits, dots, hyphens and underscores, and begin with a letter or digit",
+    r'^[^"\r\n]$': "must be one character, and no quote",
+}
 _KEY = re.compile(r"([A-Za-z_][\w.\[\]-]*): ")  # what a validator of a whole class puts before its message
 
 
@@ -34,7 +52,11 @@ def user_error(model: type[BaseModel], error: ValidationError, where: str = "") 
     # A required key that is misspelt is one mistake. Missing keys come last.
     items = [item for item in items if item["type"] != "missing" or _key(model, item) not in meant]
     items.sort(key=lambda item: item["type"] == "missing")
-    first, *others = [_explain(model, item, short=number > 0) for number, item in enumerate(items)]
+    told: dict[tuple[str, str], UserError] = {}  # each once, such as that a tuple is too short
+    for item in items:
+        one = _explain(model, item, short=bool(told))
+        told.setdefault((one.key, one.problem), one)
+    first, *others = told.values()
     problem = first.problem
     if others:
         rest = ", ".join(other.key for other in others[3:23])
@@ -61,8 +83,11 @@ def _explain(model: type[BaseModel], error: Any, short: bool = False) -> UserErr
     key = key or "config"
     if kind == "extra_forbidden":
         return _unknown_key(model, error, short)
+    place = _Place(model, _location(error))
+    if kind == "missing" and isinstance(place.location[-1], int):  # a position of a tuple
+        return _of_fixed_length(_Place(model, place.location[:-1]), value)
     if kind == "missing":
-        return UserError(key, "missing", "" if short else f"add it to the file or pass {key}=VALUE")
+        return UserError(key, "missing", "" if short else f"add it to the file{place.or_pass('VALUE')}")
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         context = error.get("ctx", {})
         names = ", ".join(sorted(_tags(classes_here))) or context.get("expected_tags", "")
@@ -71,21 +96,104 @@ def _explain(model: type[BaseModel], error: Any, short: bool = False) -> UserErr
         near = near_tags(classes_here, context["tag"])
         remedy = f"did you mean {_quoted(near)}? Choose one of: {names}" if near else f"choose one of: {names}"
         return UserError(f"{key}.name", f"{context['tag']!r} is unknown", remedy)
-    if kind in _MAPPING:
-        remedy = "" if kind == "dict_type" else _as_mapping(classes_here, key, value)
-        return UserError(key, f"must have keys and values (value {plain(value)})", remedy)
-    if kind in _LISTS:
-        return UserError(key, f"must be a list (value {plain(value)})", _as_list(key, value))
-    if kind == "path_type":
-        return UserError(key, f"must be a path (value {plain(value)})")
+    if kind == "too_long" and any(fixed_length(each) for each in place.types):
+        return _of_fixed_length(place, value)
     if kind == "too_short":
         least = error["ctx"]["min_length"]
-        return UserError(key, f"needs at least {'one value' if least == 1 else f'{least} values'} (value {plain(value)})")
-    near = []
-    if kind == "literal_error" and isinstance(value, str):
+        problem = f"needs at least {'one value' if least == 1 else f'{least} values'}"
+    elif kind in _MAPPING:
+        problem = "must have keys and values"
+    elif kind in _LISTS:
+        problem = "must be a list"
+    elif kind == "path_type":
+        problem = "must be a path"
+    else:
+        problem = f"{error['msg'][:1].lower()}{error['msg'][1:]}"
+        if kind == "string_pattern_mismatch":
+            problem = _PATTERNS.get(error["ctx"]["pattern"], problem)
+    remedy = place.instead_of(value)
+    if not remedy and kind == "dict_type":
+        remedy = place.entries(value)
+    elif not remedy and kind in _MAPPING:
+        remedy = _as_mapping(classes_here, place, value)
+    elif not remedy and kind in _LISTS:
+        remedy = place.example()
+    elif kind == "literal_error" and isinstance(value, str):
         near = alike(value, re.findall(r"'([^']+)'", error["ctx"]["expected"]))
-    message = f"{error['msg'][:1].lower()}{error['msg'][1:]} (value {plain(value)})"
-    return UserError(key, message, f"did you mean {_quoted(near)}?" if near else "")
+        remedy = f"did you mean {_quoted(near)}?" if near else remedy
+    return UserError(key, f"{problem} (value {plain(value)})", remedy)
+
+
+class _Place:
+    """Where a wrong value stands, and what could stand there. Only values that the key's type accepts are suggested."""
+
+    def __init__(self, model: type[BaseModel], location: Sequence[str | int]):
+        self.model, self.location = model, list(location)
+        _, self.path, self.fields, self.types = follow(model, location)
+        self.key = ".".join(self.path)
+
+    def setting(self, value: str, *inner: str) -> str:
+        """`key=value`, with `inner` after the key; within a list, which dotted keys do not reach, as its item is written."""
+        positions = [number for number, part in enumerate(self.location) if isinstance(part, int)]
+        if not positions:
+            return f"{'.'.join([*self.path, *inner])}={value}"
+        above = walk(self.model, self.location[: positions[-1] + 1])[1]
+        below = [*self.path[len(above) :], *inner]
+        return "".join(f"{{{part}: " for part in below) + value + "}" * len(below)
+
+    def or_pass(self, value: str) -> str:
+        """The end of a remedy: the override, or how to write it within a list."""
+        text = self.setting(value)
+        return f" as {text}" if text.startswith("{") else f" or pass {text}"
+
+    def instead_of(self, value: Any) -> str:
+        """What was probably meant by a value, or "": null by None, 0.2 by 20%, a list by its only value, text by a number."""
+        text, meant = str(value).strip(), list[Any]()
+        if value is False or text.lower() in ("none", "null", "nil"):
+            meant.append(None)
+        if value is None and any(get_origin(field.annotation) is dict for field in self.fields):
+            meant.append({})
+        if isinstance(value, Mapping) and value and all(str(key).isdigit() for key in value):  # sizes.0=5
+            meant.append(list(value.values()))
+        if isinstance(value, str):
+            share = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text)
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
+            meant += [float(share[1]) / 100] if share else [name] if name != value else []
+        if value is not None and not meant and not isinstance(value, list | Mapping):
+            meant.append([value])
+        for one in meant:
+            if accepts(self.types, one):
+                return f"did you mean {self.setting(yaml_text.line(one))}?"
+        if isinstance(value, bool | int | float | datetime.date) and accepts(self.types, text):
+            quoted = f'"{plain(value)}"'
+            return f"put it in quotes: {self.path[-1]}: {quoted} in a file, '{self.setting(quoted)}' in a command"
+        if value is None and self.fields and any(field.is_required() for field in self.fields):
+            return "" if any(classes(field.annotation) for field in self.fields) else f"give it a value{self.or_pass('VALUE')}"
+        return self.example() or "leave it out for its default" if value is None and self.fields else ""
+
+    def example(self) -> str:
+        """With the default, where that is a list."""
+        for field in self.fields:
+            default = field.get_default(call_default_factory=True)
+            if default is not PydanticUndefined and isinstance(default, list | tuple) and default:
+                return f"write, for example, {self.setting(yaml_text.line(list(default)))}"
+        return ""
+
+    def entries(self, value: Any) -> str:
+        """How a mapping with any keys is set: `grid.KEY=[VALUE]`."""
+        if isinstance(value, str) and re.fullmatch(r"[\w.]+=.+", value):
+            return f"did you mean {self.key}.{value}?"
+        inner = [entry for field in self.fields for entry in get_args(field.annotation) if get_origin(field.annotation) is dict]
+        keys = sorted({name for entry in inner for cls in classes(entry) for name in cls.model_fields})
+        if keys:
+            return f"write {self.setting('VALUE', 'NAME', 'KEY')} with these keys: {', '.join(keys)}"
+        several = any(get_origin(entry) in (list, tuple) for entry in inner)
+        return f"write {self.setting('[VALUE]' if several else 'VALUE', 'KEY')}"
+
+
+def _of_fixed_length(place: _Place, value: Any) -> UserError:
+    lengths = [length for kind in place.types if (length := fixed_length(kind))]
+    return UserError(place.key, f"needs {lengths[0]} values (value {plain(value)})", place.example())
 
 
 def _of_validator(model: type[BaseModel], error: Any, classes_here: Sequence[type[BaseModel]], key: str) -> UserError:
@@ -110,29 +218,31 @@ def _unknown_key(model: type[BaseModel], error: Any, short: bool) -> UserError:
         new_key = ".".join([*path[:-1], new_names[path[-1]]])
         return UserError(key, f"has a new name (value {plain(value)})", f"write {new_key} instead")
     names = sorted({name for cls in classes_here for name in cls.model_fields})
-    meant, owners = _meant(model, error), [] if _near(path[-1], names) else _owners(model, path)
+    meant, owners = _meant(model, error), [] if near_in(path[-1], names) else _owners(model, path)
     hint = "" if meant is None else f"did you mean {_quoted(_shortened(meant, path))}?"
-    if owners:
+    place = _Place(model, _location(error)[:-1])
+    above, dot, last = path[-1].rpartition(".")
+    if dot and any(path[-1] in keys_of(cls) for cls in classes_here):
+        hint = f"move it below {'.'.join([*path[:-1], above])}, as {last}: {yaml_text.line(value)}."
+    elif owners:
         hint = f"{_or(owners)} has it."
-    elif not hint and "overrides" in model.model_fields:
+    elif not hint and path[-1] in _tags(walk(model, path[:-1])[0]) - _tags(classes_here):
+        hint = f"did you mean {place.setting(path[-1], 'name')}?"
+    elif not hint and len(path) == 1 and "overrides" in model.model_fields:
         hint = f"a key of the runs is set as overrides.{key}."
     all_names = "" if short else f"Known keys here: {', '.join(names)}"
     return UserError(key, f"unknown key (value {plain(value)})", " ".join(filter(None, [hint, all_names])))
 
 
 def plain(value: Any) -> str:
-    """A value as its owner would write it: null, not None."""
+    """A value as its owner would write it: null, not None, and 2026-11-29, not datetime.date(2026, 11, 29)."""
+    if isinstance(value, datetime.date):
+        return str(value)
     text = {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _as_list(key: str, value: Any) -> str:
-    if value is None or isinstance(value, Mapping):
-        return ""
-    return f"did you mean {key}={yaml_text.dump([value], flow=True).strip()}?"
-
-
-def _as_mapping(classes_here: Sequence[type[BaseModel]], key: str, value: Any) -> str:
+def _as_mapping(classes_here: Sequence[type[BaseModel]], place: _Place, value: Any) -> str:
     """What was meant by a plain value in place of a mapping: `objective=siglip`, `data=data/openmoji`."""
     if not classes_here:
         return ""
@@ -143,13 +253,12 @@ def _as_mapping(classes_here: Sequence[type[BaseModel]], key: str, value: Any) -
         }
         near = [value] if value in tags or not tags else near_tags(classes_here, value) or alike(value, tags, cutoff=0.7)
         if near:
-            return f"did you mean {_or(f'{key}.name={name}' for name in near)}?"
-        return f"choose {key}.name from: {', '.join(sorted(tags))}"
+            return f"did you mean {_or(place.setting(name, 'name') for name in near)}?"
+        return f"choose {place.key}.name from: {', '.join(sorted(tags))}"
     if len(classes_here) == 1 and value is not None and not isinstance(value, list):
         required = [name for name, field in fields.items() if field.is_required()]
         if len(required) == 1:
-            in_list = key.rpartition(".")[2].isdigit()
-            return f"did you mean {f'{{{required[0]}: {value}}}' if in_list else f'{key}.{required[0]}={value}'}?"
+            return f"did you mean {place.setting(str(value), required[0])}?"
     return f"its keys: {', '.join(sorted(fields))}"
 
 
@@ -159,13 +268,18 @@ def _meant(model: type[BaseModel], error: Any) -> str | None:
     if not path:
         return None
     names = sorted({name for cls in classes_here for name in cls.model_fields})
-    full = ".".join(path)
-    elsewhere = [other for other in _ending(model, full) if other != full]
-    if near := _near(path[-1], names) or ([] if elsewhere else alike(path[-1], names)):
-        return ".".join([*path[:-1], near[0]])
+    full, above = ".".join(path), path[:-1]
+    if any(isinstance(part, int) for part in _location(error)):  # a key outside the list is none of its item
+        elsewhere = [".".join([*above, inner]) for cls in classes_here for inner in same_end(cls, path[-1])]
+        others = []
+    else:
+        elsewhere, others = same_end(model, full), near_keys(model, full)
+    # What the key is in is no remedy.
+    elsewhere, others = ([key for key in keys if not f"{full}.".startswith(f"{key}.")] for keys in (elsewhere, others))
+    if near := near_in(path[-1], names) or ([] if elsewhere else alike(path[-1], names)):
+        return ".".join([*above, near[0]])
     # Keys with the same parent were compared above; others of them belong to another member of a union.
-    parent = full.rpartition(".")[0]
-    return next(iter(elsewhere or [key for key in near_keys(model, full) if key.rpartition(".")[0] != parent]), None)
+    return next(iter(elsewhere or [key for key in others if key.rpartition(".")[0] != ".".join(above)]), None)
 
 
 def _owners(model: type[BaseModel], path: Sequence[str]) -> list[str]:
@@ -180,71 +294,6 @@ def _shortened(meant: str, path: Sequence[str]) -> list[str]:
     return [last if parent == ".".join(path[:-1]) else meant]
 
 
-def alike(given: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
-    """The name with the most similar spelling, ignoring case; or none."""
-    folded = {name.lower(): name for name in names}
-    return [folded[name] for name in difflib.get_close_matches(given.lower(), folded, n=1, cutoff=cutoff)]
-
-
-def near_tags(classes_here: Sequence[type[BaseModel]], given: Any) -> list[str]:
-    """Names of classes with a similar spelling, or whose description contains the word, as that of `table` contains csv."""
-    tags = {tag: cls for cls in classes_here if (tag := tag_of(cls)) is not None}
-    near = alike(str(given), tags, cutoff=0.7)
-    word = re.compile(rf"(?<!\w){re.escape(str(given).lower().removesuffix('s'))}s?(?!\w)")
-    return near or [tag for tag, cls in tags.items() if given and word.search(cls.__doc__.lower() if cls.__doc__ else "")][:3]
-
-
-def _near(given: str, names: Iterable[str]) -> list[str]:
-    """Names that differ by a letter or so, or extend it: global_batch_size for batch_size."""
-    names = list(names)
-    return [name for name in names if name.endswith(f"_{given}")] or alike(given, names, cutoff=0.8)
-
-
-def near_keys(model: type[BaseModel], given: str) -> list[str]:
-    """Full keys that may be meant; several if they are equally likely."""
-    given = given.replace("-", "_")
-    paths = keys_of(model)
-    if given in paths:
-        return [given]
-    last = given.rpartition(".")[2]
-    same = list(dict.fromkeys([*_near(given, model.model_fields), *_ending(model, given)]))
-    return same[:3] or difflib.get_close_matches(given, paths, n=1, cutoff=0.7) or _nearly(last, paths)
-
-
-def _ending(model: type[BaseModel], given: str) -> list[str]:
-    """Keys anywhere in the config with the same last part, or with its initials: lr, learning_rate."""
-    last = given.rpartition(".")[2]
-    ends = {path: path.rpartition(".")[2] for path in sorted(keys_of(model), key=lambda path: path.count("."))}
-    same = [path for path, end in ends.items() if end == last]
-    return same or [path for path, end in ends.items() if len(last) > 1 and (_initials(end) == last or _initials(last) == end)]
-
-
-def _nearly(last: str, paths: Sequence[str]) -> list[str]:
-    ends = {path: path.rpartition(".")[2] for path in sorted(paths, key=lambda path: path.count("."))}
-    near = difflib.get_close_matches(last, set(ends.values()), n=1, cutoff=0.75)
-    return [path for path, end in ends.items() if end in near][:3]
-
-
-def _initials(name: str) -> str:
-    return "".join(word[:1] for word in name.split("_"))
-
-
-def keys_of(model: type[BaseModel]) -> list[str]:
-    """Every dotted key, including those of all members of a union, but none inside lists and free mappings."""
-    keys: dict[str, None] = {}
-    for name, field in model.model_fields.items():
-        keys[name] = None
-        if not _in_a_collection(field.annotation):
-            keys |= dict.fromkeys(f"{name}.{inner}" for cls in classes(field.annotation) for inner in keys_of(cls))
-    return list(keys)
-
-
-def _in_a_collection(annotation: Any) -> bool:
-    return get_origin(annotation) in (list, tuple, dict) or any(
-        _in_a_collection(part) for part in get_args(annotation) if get_origin(annotation) in (Union, types.UnionType, Annotated)
-    )
-
-
 def _choices(annotation: Any) -> list[str]:
     return [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
 
@@ -257,40 +306,5 @@ def _or(names: Iterable[str]) -> str:
     return " or ".join(names)
 
 
-def classes(annotation: Any) -> list[type[BaseModel]]:
-    """The settings classes inside an annotation such as `Annotated[A | B, Field(...)] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType, Annotated, list, tuple, dict):
-        return [cls for part in get_args(annotation) for cls in classes(part)]
-    return []
-
-
-def tag_of(cls: type[BaseModel]) -> str | None:
-    """The value of a class's `name: Literal[...]` discriminator."""
-    field = cls.model_fields.get("name")
-    if field is None or get_origin(field.annotation) is not Literal:
-        return None
-    return get_args(field.annotation)[0]
-
-
 def _tags(classes_here: Iterable[type[BaseModel]]) -> set[str]:
     return {tag for cls in classes_here if (tag := tag_of(cls)) is not None}
-
-
-def walk(model: type[BaseModel], location: Sequence[str | int]) -> tuple[list[type[BaseModel]], list[str]]:
-    """Follow an error's location: the classes at its end, and the parts of the key as the user wrote it (without union tags)."""
-    current, path = [model], []
-    for position, part in enumerate(location):
-        fields = [cls.model_fields[part] for cls in current if isinstance(part, str) and part in cls.model_fields]
-        last = position == len(location) - 1
-        if fields:
-            path.append(str(part))
-            inner = [cls for field in fields for cls in classes(field.annotation)]
-            if inner or not last:
-                current = inner
-        elif any(tag_of(cls) == part for cls in current):
-            current = [cls for cls in current if tag_of(cls) == part]
-        else:
-            path.append(str(part))
-    return current, path

@@ -56,3 +56,32 @@ def check_folder(place: Place, key: str) -> None:
         Path(tempfile.mkdtemp(prefix=".raylign-", dir=existing)).rmdir()
     except OSError as error:
         raise UserError(key, f"nothing can be written to {existing} ({error.strerror})", remedy) from None
+
+
+_KINDS = {
+    "training run": re.compile(r"metrics\.jsonl|result\.json|newest_checkpoint\.json|checkpoint_.*"),
+    "sweep": re.compile(r"sweep\.json"),
+    "prepared dataset": re.compile(r"manifest\.json"),
+}
+"""What a program writes into its folder, by what it makes there."""
+LOCK = ".lock"  # in the folder of a run or sweep, from its first start on
+
+
+def check_kind(folder: Path, kind: str, key: str) -> None:
+    """Raises `UserError` if a folder that a program is to write into, or to delete, is not its own.
+
+    It is where it is empty, has the program's lock, or holds what the program makes; files of another program never are.
+
+    Args:
+        kind: what is made there, a key of the table above or another word, for a program that only adds files of its own.
+    """
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    remedy = f"choose another {key}"
+    for other, pattern in _KINDS.items():
+        if other != kind and (mark := next(filter(pattern.fullmatch, names), None)):
+            raise UserError(key, f"{folder} holds a {other}, as its {mark} shows", remedy)
+    own = _KINDS.get(kind)
+    if own is not None and LOCK not in names and not any(map(own.fullmatch, names)):
+        foreign = next((name for name in names if not name.startswith(".")), None)
+        if foreign is not None:
+            raise UserError(key, f"{folder} is neither empty nor a {kind}: it has {foreign}", remedy)

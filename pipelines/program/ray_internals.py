@@ -9,7 +9,9 @@ Ray is not imported at the top: its variables have to be set first, and few prog
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +59,11 @@ VARIABLES = {
     # values of this process, so those of the job's submission hold.
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": ("1", "_private/worker.py"),
 }
+# Of a local Ray, and of no cluster.
+LOCAL_VARIABLES = {
+    # Nobody reclaims its node: no process for each group of workers that watches for it.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": ("0", "train/v2/_internal/constants.py"),
+}
 _PENDING_TRIALS = "TUNE_MAX_PENDING_TRIALS_PG"  # tune/execution/tune_controller.py
 
 
@@ -72,6 +79,26 @@ HEAD_NODE = "node:__internal_head__"
 # What Ray's errors say, in lower case, about a local node that did not start in time: three have it, two without an exception
 # class of their own (_private/node.py, _private/services.py).
 NOT_UP_IN_TIME = "timed out"
+
+
+@contextmanager
+def small_node(logs: bool) -> Iterator[None]:
+    """Inside the block, `ray.init` starts a node without what a single machine does not need; it has no arguments for that
+    (`RayParams` in _private/parameter.py, `start_api_server` in _private/services.py, `Node` in _private/node.py).
+
+    Its agent takes any free port for HTTP. By default it is 52365 alone: beside another Ray on the machine, each start would try
+    for four seconds to get it, and go on without the service (dashboard/http_server_agent.py). No processes start that would look
+    for nodes to add, that report usage, and, unless `logs`, that follow the workers' logs for a driver that prints them.
+    """
+    from ray._private import parameter, services
+
+    params, api_server = parameter.RayParams, services.start_api_server
+    parameter.RayParams = partial(params, dashboard_agent_listen_port=0, no_monitor=True, include_log_monitor=logs)
+    services.start_api_server = lambda *_, **__: (None, None)  # as if it had not started, which Ray only logs
+    try:
+        yield
+    finally:
+        parameter.RayParams, services.start_api_server = params, api_server
 
 
 def logs_folder() -> Path:
@@ -172,16 +199,24 @@ def _group_with(bundles: list[dict[str, float]], booked: Callable[[str], object]
 
 
 def trainer(function: Callable[[dict[str, Any]], Any], **options: Any) -> "ray.train.torch.TorchTrainer":
-    """A `TorchTrainer` that leaves signals to the program.
+    """A `TorchTrainer` that leaves signals to the program, and starts no processes that our runs do not use.
 
     Ray Train's own handler of Ctrl-C would end the run at once, and no setting turns it off
-    (train/v2/api/data_parallel_trainer.py).
+    (train/v2/api/data_parallel_trainer.py). Two of its callbacks start a process for each run: one hands out datasets, of which
+    we pass none; the other frees the resources of a run whose controller died, as `training.placement` does, and asks for that a
+    service that a local Ray does not start (train/v2/_internal/callbacks: datasets.py, placement_group_callback.py).
     """
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
             """Do nothing."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            unused = (DatasetsCallback, PlacementGroupCleanerCallback)
+            return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
 
     return Trainer(function, **options)
 

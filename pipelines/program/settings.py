@@ -16,8 +16,9 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pipelines.program import yaml_text
-from pipelines.program.config_errors import classes, near_keys, plain, tag_of, user_error, walk
+from pipelines.program.config_errors import plain, user_error
 from pipelines.program.config_files import find_shipped, short_name
+from pipelines.program.config_keys import accepts, classes, follow, near_keys, tag_of, walk
 from pipelines.program.errors import UserError
 from pipelines.program.settings_base import Settings
 
@@ -138,18 +139,39 @@ def hint_of(arguments: Sequence[str], model: type[BaseModel] | None) -> str:
     example = f"write, for example, {example_of(model)}"
     if given is None:
         return example
-    key, value = given[1].rstrip("."), given[2]
+    key, value, is_option = given[1].rstrip("."), given[2], arguments[0].startswith("-")
+    negated = is_option and key.startswith(("no-", "no_"))
+    key = key[3:] if negated else key
     for following in arguments[1:3] if not value else ():
         value = following.strip().removeprefix("=").strip()
         if value:
             break
-    near = near_keys(model, key) if model else [key]
-    if not near or key.endswith((".yaml", ".yml")):
+    if key.endswith((".yaml", ".yml")):
         return example
-    if not value or value.startswith("-") or "=" in value:
-        value = "true" if arguments[0].startswith("-") else "VALUE"
-    null = " (null for none)" if value == "VALUE" else ""
-    return f"did you mean {' or '.join(f'{name}={value}' for name in near)}?{null}"
+    if model is None:
+        return f"did you mean {key}={value or 'VALUE'}?"
+    value = "" if value.startswith("-") or "=" in value else value
+    settings = [setting for name in near_keys(model, key) if (setting := _setting(model, name, value, is_option, negated))]
+    null = any(setting.endswith("=VALUE") and accepts(follow(model, setting[:-6].split(".")).types, None) for setting in settings)
+    return f"did you mean {' or '.join(settings)}?{' (null for none)' if null else ''}" if settings else example
+
+
+def _setting(model: type[BaseModel], key: str, value: str, is_option: bool, negated: bool) -> str:
+    """`key=value`, with a value that the key accepts, else VALUE; "" for the negation of what has none.
+
+    Args:
+        is_option: `--tensorboard` means true.
+        negated: `--no-tensorboard` means false, and of a key that is no switch null.
+    """
+    kinds = follow(model, key.split(".")).types
+    is_switch = accepts(kinds, True, strict=True)
+    if negated:
+        off = "true" if value == "false" else "false"
+        return f"{key}={off}" if is_switch else f"{key}=null" if accepts(kinds, None) else ""
+    with suppress(yaml.YAMLError):
+        if value and (not kinds or accepts(kinds, yaml_text.parse(value))):
+            return f"{key}={value}"
+    return f"{key}={'true' if is_option and is_switch else 'VALUE'}"
 
 
 def apply_overrides(

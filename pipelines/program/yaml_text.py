@@ -111,6 +111,11 @@ def dump(value: Any, flow: bool = False) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=width)
 
 
+def line(value: Any) -> str:
+    """A value on one line, as it is typed after a key."""
+    return dump(value, flow=True).removesuffix("...\n").strip()
+
+
 def _expanded(node: yaml.Node, visited: dict[int, tuple[int, int]]) -> tuple[int, int]:
     """Number of values in a node, with all aliases expanded, and their depth. `visited`: results so far, by the node's id."""
     if id(node) in visited:

@@ -10,7 +10,7 @@ the wrong number of fields, its first line is a bad row and reading continues wi
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
@@ -26,6 +26,7 @@ from pipelines.sources.rows import CAPTION_NAMES, IMAGE_NAMES, Paths, Unreadable
 Column = int | str  # position or name
 # A tab is hard to type in shells and editors.
 Separator = Annotated[str, BeforeValidator(lambda value: "\t" if value == "\\t" else value), Field(pattern=r'^[^"\r\n]$')]
+_BY_POSITION = "source.image=0 source.caption=1"
 _INVALID = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, decoded with surrogateescape
 
 
@@ -61,7 +62,7 @@ class TableSource(Source):
     def _positions_without_header(self) -> "TableSource":
         if not self._has_header():
             if self.image is None or self.caption is None:
-                raise ValueError("without a header, columns are given by position; pass, for example, image=0 and caption=1")
+                raise ValueError("without a header, columns are given by position; pass, for example, " + _BY_POSITION)
             for key, column in self._columns():
                 if isinstance(column, str):
                     raise ValueError(f"{key}: there is no column '{column}' without a header; give its position, from 0")
@@ -156,10 +157,18 @@ class TableSource(Source):
         wanted = self._columns()
         for key, usual in (("image", IMAGE_NAMES), ("caption", CAPTION_NAMES)):
             if not any(key == other for other, _ in wanted):
-                wanted.append((key, rows.usual_name(key, usual, names)))
+                wanted.append((key, _usual_name(key, usual, names)))
         positions = [(key, _position(key, column, names, width)) for key, column in wanted]
         layout: dict[str, Any] = {"width": width, "label": None, "group": None, "key": None, **dict(positions)}
         return layout | {"caption": [position for key, position in positions if key == "caption"]}
+
+
+def _usual_name(key: str, usual: Sequence[str], names: list[str]) -> str:
+    try:
+        return rows.usual_name(key, usual, names)
+    except Unreadable as error:
+        remedy = f"{error.remedy}, or, if the first row is no header, source.header=false {_BY_POSITION}"
+        raise Unreadable(error.problem, error.key, remedy) from None
 
 
 def _separator_remedy(line: str) -> str:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from scipy.special import logit
 
 from evaluation.reporting import html, render
-from evaluation.reporting.chart import Chart, Plot, Scale, Series, lines
+from evaluation.reporting.chart import Chart, Plot, Scale, Series, figure, lines
 from evaluation.reporting.markdown import markdown
 from tests.training.test_report import Element, read
 
@@ -23,17 +23,17 @@ def page_of(folder: Path, *sections: html.Section) -> Element:
 def test_a_chart_is_followed_by_the_figures_that_it_draws(tmp_path: Path) -> None:
     drawn = [Series("a", {1.0: 10.0, 2.0: 20.0}, "m0", spread={2.0: (18.0, 22.0)}), Series("b", {2.0: math.nan, 3.0: 5.0}, "m1")]
     chart = lines([*drawn, Series("c", {1.0: 1.0}, background=True)], "a <chart>", "shots")
-    page = page_of(tmp_path, html.section("one", "One", html.figure(chart, "A & B")))
-    figure = page.all("figure")[0]
-    rows = [[cell.text for cell in row.children] for row in figure.all("tr")]
+    page = page_of(tmp_path, html.section("one", "One", figure(chart, "A & B")))
+    shown = page.all("figure")[0]
+    rows = [[cell.text for cell in row.children] for row in shown.all("tr")]
     assert rows == [["shots", "a", "b"], ["1", "10.0", ""], ["2", "20.0 (18.0 to 22.0)", ""], ["3", "", "5.0"]]
-    assert [dot.text for dot in figure.all("circle")] == ["a, shots 1: 10.0", "a, shots 2: 20.0", "b, shots 3: 5.0"]
-    assert "nan" not in figure.all("svg")[0].text + str([path.attributes for path in figure.all("path")])
+    assert [dot.text for dot in shown.all("circle")] == ["a, shots 1: 10.0", "a, shots 2: 20.0", "b, shots 3: 5.0"]
+    assert "nan" not in shown.all("svg")[0].text + str([path.attributes for path in shown.all("path")])
 
 
 def test_sections_are_linked_and_wide_tables_scroll_with_the_keyboard(tmp_path: Path) -> None:
     chart = lines([Series("a", {1.0: 1.0})], "about", "x")
-    page = page_of(tmp_path, *(html.section(id, f"Part {id}", html.figure(chart, id), link=id.upper()) for id in "ab"))
+    page = page_of(tmp_path, *(html.section(id, f"Part {id}", figure(chart, id), link=id.upper()) for id in "ab"))
     assert [(a.attributes["href"], a.text) for a in page.all("nav")[0].all("a")] == [("#a", "A"), ("#b", "B")]
     tables = [div for div in page.all("div", "scroll") if div.all("table")]
     assert len(tables) == 2 and all(div.attributes["tabindex"] == "0" and div.attributes["aria-label"] for div in tables)
@@ -44,7 +44,7 @@ def test_the_table_of_a_long_line_keeps_both_ends_and_says_how_many_rows_there_a
     shown = [int(row[0]) for row in chart.shown]
     assert shown[0] == 0 and shown[-1] == 899 and len(shown) == len(set(shown)) <= 30 and len(chart.rows) == 900
     assert max(b - a for a, b in pairwise(shown)) <= 40
-    page = page_of(tmp_path, html.section("a", "A", html.figure(chart, "Loss")))
+    page = page_of(tmp_path, html.section("a", "A", figure(chart, "Loss")))
     assert f"{len(shown)} of 900 rows" in page.all("summary")[0].text
     assert Chart(Markup(""), ["x"], [["1"], ["2"]]).shown == [["1"], ["2"]]
 
@@ -66,9 +66,13 @@ def test_labels_at_the_ends_of_lines_do_not_cover_one_another() -> None:
 def test_markdown_has_a_pages_words_and_tables_without_charts_and_what_is_closed() -> None:
     chart = lines([Series("a", {1.0: 1.0})], "drawn", "x")
     marked = html.row("a|b", html.cell(html.fill("<b>{}</b>{}", "1.0", html.small("0.5 to 1.5"))), html.cell("2"))
-    every = html.table("All", ["name", "first", "<i>second</i>"], [html.group("Group", "of rows", 3), marked, ("c_d", "", "3")])
-    shown = [html.figure(chart, "A chart"), html.more("Closed", every), every, html.facts([("Rows", "1 * 2"), ("Left out", "")])]
-    text = markdown("name", html.fill("best {}", "x_y"), html.section("s", "Title", *shown, html.code("a_b  *c*")).content)
+    every = html.table(
+        "All",
+        ["name", "first", "<i>second</i>"],
+        [html.group(html.join("Group", html.small("of rows")), 3), marked, ("c_d", "", "3")],
+    )
+    shown = [figure(chart, "A chart"), html.more("Closed", every), every, html.facts([("Rows", "1 * 2"), ("Left out", "")])]
+    text = markdown("name", html.fill("best {}", "x_y"), html.section("s", "Title", *shown, html.tag("pre", "a_b  *c*")).content)
     assert text.split("\n\n") == [
         "# name",
         "**best x\\_y.**",

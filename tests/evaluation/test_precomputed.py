@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluation.config import EvaluateSettings
 from evaluation.embeddings import Inputs, Rows
 from evaluation.model_settings import ModelSettings
 from evaluation.precomputed import precomputed
+from pipelines.program.settings import validate
 from tests.evaluation.lists import Plain
 from tests.refusals import refused
 
@@ -77,3 +79,10 @@ def test_a_file_that_is_no_array_is_refused(folder: Path, tmp_path: Path) -> Non
     (folder / "test.images.npy").write_text("0.1 0.2")
     with refused("models.theirs", folder / "test.images.npy", remedy="numpy.save"):
         read(tmp_path, IMAGES)
+
+
+def test_errors_name_the_key_that_names_the_model() -> None:
+    one = {"data": "data/a", "output": "out"}
+    assert validate(EvaluateSettings, one | {"embeddings": "rows"}, "x").key_of("rows") == "embeddings"
+    models = validate(EvaluateSettings, one | {"models": {"a": {"embeddings": "rows"}, "b": {"checkpoint": "run"}}}, "x")
+    assert [models.key_of(name) for name in "ab"] == ["models.a.embeddings", "models.b.embedder"]

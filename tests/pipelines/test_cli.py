@@ -15,7 +15,7 @@ import yaml
 
 from pipelines.io.retry import Unreachable
 from pipelines.prepare.config import PrepareSettings
-from pipelines.program.cli import run_page, run_program
+from pipelines.program.cli import Parser, run_page, run_program
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.settings import load
@@ -162,7 +162,7 @@ def test_writing_a_page_again_stops_and_fails_as_the_programs_do(number: signal.
             act()
             return Path(options.run) / "report.html"
 
-        parser = argparse.ArgumentParser(prog="python -m pages")
+        parser = Parser(prog="python -m pages")
         parser.add_argument("run")
         return run_page(parser, write, ["runs/a b"])
 

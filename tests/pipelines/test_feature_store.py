@@ -15,6 +15,7 @@ import ray
 from pipelines.dataset.images import decode
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.views import eval_view
+from pipelines.features import feature_store
 from pipelines.features.feature_store import _PART, Pool, digest_of_texts, image_bank, text_banks
 from pipelines.program.display import Display
 from pipelines.program.settings_base import digest
@@ -23,6 +24,14 @@ from tests.refusals import refused
 
 QUIET = Display(quiet=True)
 TEXTS = [[f"caption {i}" * (i % 5 + 1) for i in range(70)], ["a photo of a cat", "a photo of a dog"], ["one more"]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def an_actor_for_each_batch() -> Iterator[None]:
+    """As with many batches: rows come from several actors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_store, "_EACH", 1)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ import psutil  # isort: skip
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-ROWS = 50_000
+ROWS = 12_000
 IMAGES = 400
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
@@ -82,7 +82,7 @@ class Preparing:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table of 50,000 captions for 400 little photographs; every 1,000th image is not there."""
+    """A table of 12,000 captions for 400 little photographs; every 1,000th image is not there."""
     folder = tmp_path_factory.mktemp("source")
     for i in range(IMAGES):
         pixels = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
@@ -93,7 +93,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "source": {"name": "table", "paths": str(folder / "pairs.tsv")},
         "output": "unused",
         "image": {"size": 16, "format": "jpeg"},
-        "shard_rows": 1024,
+        "shard_rows": 256,
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(tree))

@@ -379,3 +379,11 @@ def http_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
         yield serve
         server.shutdown()
+
+
+def test_a_table_without_a_header_is_told_how_to_say_so(tmp_path: Path) -> None:
+    """Its first row was read as names of columns."""
+    table = file(tmp_path / "a.csv", "1.jpg,a cat\n2.jpg,a dog\n")
+    with refused("source.image", "1.jpg", remedy="source.header=false source.image=0 source.caption=1"):
+        source_of(table).units()
+    assert captions(source_of(table, header=False, image=0, caption=1)) == [["a cat"], ["a dog"]]

@@ -65,7 +65,9 @@ class Same:
     def block(cls, comparison: Comparison) -> html.Section:
         """Its block of the page."""
         rows = [comparison.row(cls.info.name, dataset, "nearer", dataset) for dataset in comparison.datasets(cls.info.name)]
-        return html.section("same", cls.info.title, html.soft("Of <b>{:,}</b> sets.", len(rows)), score_table(comparison, rows))
+        return html.section(
+            "same", cls.info.title, html.soft("Of <b>{:,}</b> sets.", len(rows)), score_table(comparison, {"": rows})
+        )
 
 
 class Descent(torch.optim.Optimizer):

@@ -42,6 +42,15 @@ def test_init_refuses_what_cannot_be_a_name(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("arguments", [["init"], ["init", "a", "b"], ["init", "--name", "x"], ["sweep", "report"]])
+def test_wrong_arguments_are_one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith("error: ") and f"raylign {arguments[0]}" in said.err and "--help" in said.err
+
+
 def test_it_calls_itself_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["init", "mine"]) == 0

@@ -8,6 +8,7 @@ for calls, those of each world size in a process group that lasts. Functions are
 module.
 """
 
+import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -57,7 +58,7 @@ class Gloo:
             for pipe in cast(list[Connection], ready):
                 rank = pipes.index(pipe)
                 try:
-                    answers[rank], trace = pipe.recv()
+                    answers[rank], trace = pickle.loads(pipe.recv_bytes())
                     failure = failure or (trace and f"rank {rank} failed:\n{trace}")
                 except EOFError:
                     failure = f"rank {rank} died"
@@ -100,4 +101,4 @@ def _serve(pipe: Connection, store: str, rank: int, world_size: int) -> None:
             dist.barrier()  # one that gathers once more than the others is found out here, not in the next call
         except Exception:
             answer, trace = None, traceback.format_exc()
-        pipe.send((answer, trace))
+        pipe.send_bytes(pickle.dumps((answer, trace)))  # by value: a pipe's own pickler would share each tensor's memory

@@ -167,6 +167,7 @@ def test_what_needs_no_cluster_is_told_before_one_starts(
     changed = runs / "changed"
     if "name=changed" in overrides:
         changed.mkdir(parents=True)
+        (changed / ".lock").touch()
         (changed / "config.yaml").write_text(yaml.safe_dump(tree | {"name": "changed"}))
     given = [value.replace("TEXT", str(root / "text")).replace("IMAGE", str(root / "image.pth")) for value in overrides]
     assert run_program("training", "", TrainSettings, _run, [str(config), *given]) == 2

@@ -14,6 +14,7 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import PlacementGroup
 
 from pipelines.dataset.prepared import Prepared
+from pipelines.program.ray_internals import LOCAL_VARIABLES
 from tests.patience import wait_until
 from tests.training.squares import prepared_by_hand
 from training.placement import HELD
@@ -48,6 +49,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     for _ in range(3):
         cluster.add_node(num_cpus=1)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    for name in LOCAL_VARIABLES:  # which a local Ray of this process has set
+        monkeypatch.delenv(name, raising=False)
     yield cluster
     ray.shutdown()
     cluster.shutdown()

@@ -1,10 +1,15 @@
 """A run that does not fit is refused with the arithmetic, and every number in the remedy works."""
 
 import re
+import threading
+from pathlib import Path
 
 import pytest
 
+from pipelines.program.display import Display
+from tests.patience import PATIENCE, wait_until
 from tests.refusals import refused
+from training import placement
 from training.config import ResourceSettings
 from training.placement import bundles
 from training.resources import Cluster, plan_resources
@@ -78,3 +83,52 @@ def test_reservations_fit_as_ray_counts(wanted: dict) -> None:
     data = plan_resources(settings, True, Cluster(16, 0))
     booked = [round(settings.cpus_per_worker, 4)] * settings.num_workers + [b["CPU"] for b in bundles(data)]
     assert 15.98 < sum(booked) <= 16
+
+
+def test_a_start_waits_for_the_controller_of_one_whose_driver_was_killed(tmp_path: Path) -> None:
+    """Else it deletes checkpoints that the other registers a moment later, and Ray Train refuses the list of them."""
+    shown = Shown()
+    placement.wait_for_earlier(tmp_path, shown)
+    for group in ("ab" * 18, "cd" * 18):  # its workers have started twice
+        placement._book(tmp_path, group)
+    assert (tmp_path / placement.HELD).read_text() == "cd" * 18
+    thread = threading.Thread(target=placement.wait_for_earlier, args=(tmp_path, shown))
+    thread.start()
+    wait_until(lambda: bool(shown.lines))
+    assert thread.is_alive() and str(tmp_path) in shown.lines[0]
+    while placement._BOOKED:  # its process ends
+        placement._BOOKED.pop().close()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    placement.wait_for_earlier(tmp_path, shown)
+    assert len(shown.lines) == 1
+
+
+class Shown(Display):
+    """Keeps its lines."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_what_a_run_holds_without_its_controller_is_freed_by_the_next_start_and_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a cluster that lives on: else the same command would wait for its own CPUs for ever."""
+    group, freed = "ab" * 18, []
+    held = tmp_path / placement.HELD
+    held.write_text(group)
+    monkeypatch.setattr(placement, "_table", lambda _: {"state": "CREATED"})
+    monkeypatch.setattr(placement.ray.util, "remove_placement_group", freed.append)
+    with placement.Watch(tmp_path, Display(quiet=True)):
+        assert [one.id.hex() for one in freed] == [group] and not held.exists()
+        held.write_text(group)  # by the controller of this start
+    assert len(freed) == 1 and held.exists(), "Ray Train frees what a run has that ends well"
+    with pytest.raises(RuntimeError), placement.Watch(tmp_path, Display(quiet=True)):
+        held.write_text(group)
+        raise RuntimeError
+    assert len(freed) == 3 and not held.exists()

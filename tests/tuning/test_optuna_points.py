@@ -379,21 +379,21 @@ def test_two_ranges_at_once_are_refused(sampler: dict) -> None:
 
 def test_a_grid_has_every_combination_once_and_conditional_keys_where_they_apply() -> None:
     space = {
-        "name": {"choices": ["sgd", "adam"]},
+        "kind": {"choices": ["sgd", "adam"]},
         "lr": [
-            {"low": 0.01, "high": 1, "log": True, "points": 3, "when": {"name": "sgd"}},
-            {"choices": [1e-3], "when": {"name": "adam"}},
+            {"low": 0.01, "high": 1, "log": True, "points": 3, "when": {"kind": "sgd"}},
+            {"choices": [1e-3], "when": {"kind": "adam"}},
         ],
-        "momentum": {"low": 0, "high": 0.5, "points": 2, "when": {"name": "sgd"}},
+        "momentum": {"low": 0, "high": 0.5, "points": 2, "when": {"kind": "sgd"}},
         "warm": {"choices": [0, 9], "when": {"objective.name": "clip"}},
     }
     sweep = settings(space, sampler={"name": "grid"})
     expected = [
-        {"name": "sgd", "lr": lr, "momentum": momentum, "warm": warm}
+        {"kind": "sgd", "lr": lr, "momentum": momentum, "warm": warm}
         for lr in (0.01, 0.1, 1.0)
         for momentum in (0.0, 0.5)
         for warm in (0, 9)
-    ] + [{"name": "adam", "lr": 1e-3, "warm": warm} for warm in (0, 9)]
+    ] + [{"kind": "adam", "lr": 1e-3, "warm": warm} for warm in (0, 9)]
     points = Points(sweep, "c", {"objective": {"name": "clip"}})
     assert points.total == len(expected) == 14
     assert params(explore(points)) == expected
@@ -433,7 +433,7 @@ def test_corners_of_a_cell_leave_out_what_does_not_apply_to_it() -> None:
 
 def test_corners_hold_both_ends_of_a_range_that_belongs_to_one_choice() -> None:
     """An optimizer is searched, and each has learning rates of its own: four ends, and any of them may be impossible."""
-    rates = [{"low": 1e-4, "high": 1e-2, "when": {"name": "adam"}}, {"low": 1, "high": 10, "when": {"name": "sgd"}}]
-    space = dimensions(name={"choices": ["adam", "sgd"]}, lr=rates)
-    found = {(point["name"], point["lr"]) for point in corners(space, {})}
+    rates = [{"low": 1e-4, "high": 1e-2, "when": {"kind": "adam"}}, {"low": 1, "high": 10, "when": {"kind": "sgd"}}]
+    space = dimensions(kind={"choices": ["adam", "sgd"]}, lr=rates)
+    found = {(point["kind"], point["lr"]) for point in corners(space, {})}
     assert found == {("adam", 1e-4), ("adam", 1e-2), ("sgd", 1.0), ("sgd", 10.0)}

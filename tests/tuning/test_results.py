@@ -23,6 +23,7 @@ SPACE = {
     "head.name": {"choices": ["linear", "mlp"]},
     "objective.temperature": {"low": 0.01, "high": 1, "when": {"objective.name": "clip"}},
 }
+LR, TEMPERATURE = {"low": 1e-4, "high": 1.0, "log": True}, {"low": 0.01, "high": 1.0, "log": False}
 START = ["trial", "cell", "phase", "point", "seed", "objective.name", "optimizer.name", *SPACE]
 END = ["status", "reason", "split", "score", "train_samples"]
 END += ["epochs", "samples", "seconds", "peak_memory_gib", "loss", "started", "command"]
@@ -251,7 +252,7 @@ def test_what_is_known_of_a_sweep_before_it_runs(folder: Folder) -> None:
         mode="min",
     )
     folder.path.mkdir(exist_ok=True)
-    write_about(folder, about_of(sweep, cells_of(sweep), SCORE))
+    write_about(folder, about_of(sweep, cells_of(sweep), [{"objective": {"name": "clip"}}] * 4, SCORE))
     about = json.loads((folder.path / "sweep.json").read_text())
     assert about["name"] == "s"
     assert about["axes"] == [
@@ -259,10 +260,13 @@ def test_what_is_known_of_a_sweep_before_it_runs(folder: Folder) -> None:
         {"key": "optimizer.name", "title": "optimizer", "labels": ["adamw", "sgd"]},
     ]
     assert about["cells"] == [
-        {"cell": "clip, adamw", "labels": ["clip", "adamw"]},
-        {"cell": "clip, sgd", "labels": ["clip", "sgd"]},
-        {"cell": "vicreg, adamw", "labels": ["vicreg", "adamw"]},
-        {"cell": "vicreg, sgd", "labels": ["vicreg", "sgd"]},
+        {
+            "cell": f"{objective}, {optimizer}",
+            "labels": [objective, optimizer],
+            "ranges": {"optimizer.lr": LR, "objective.temperature": TEMPERATURE},
+        }
+        for objective in ("clip", "vicreg")
+        for optimizer in ("adamw", "sgd")
     ]
     assert about["space"] == [
         {"key": "optimizer.lr", "title": "lr", "log": True, "choices": None},
@@ -271,7 +275,7 @@ def test_what_is_known_of_a_sweep_before_it_runs(folder: Folder) -> None:
         {"key": "optimizer.weight_decay", "title": "weight decay", "log": False, "choices": [0.1]},
     ]
     assert about["score"] == {"title": "Average", "metrics": SCORE, "mode": "min"}
-    assert about_of(sweep, [], ["m/a"])["score"]["title"] == "m/a"
+    assert about_of(sweep, [], [], ["m/a"])["score"]["title"] == "m/a"
     assert (about["seeds"], about["seed_keys"]) == ([3, 5], ["seed", "data.split_seed"])
     assert (about["sampler"], about["scheduler"]) == ("random", "asha")
     assert about["settings"]["space"]["optimizer.lr"][0]["low"] == 1e-4 and about["settings"]["base"] == "base.yaml"
@@ -281,8 +285,26 @@ def test_what_is_known_of_a_sweep_before_it_runs(folder: Folder) -> None:
 
 def test_a_sweep_without_axes_and_space_is_told_too() -> None:
     sweep = settings(grid={}, space={}, trials=None)
-    about = about_of(sweep, cells_of(sweep), ["m/a"])
-    assert (about["axes"], about["space"], about["cells"]) == ([], [], [{"cell": "all", "labels": []}])
+    about = about_of(sweep, cells_of(sweep), [{}], ["m/a"])
+    assert (about["axes"], about["space"], about["cells"]) == ([], [], [{"cell": "all", "labels": [], "ranges": {}}])
+
+
+@pytest.mark.parametrize(
+    ("space", "low"),
+    [
+        ([{"low": 1e-4, "high": 1}], 1e-4),
+        ([{"low": 1e-9, "high": 1, "when": {"a.name": "y"}}, {"low": 1e-4, "high": 1, "when": {"a.name": ["x", "z"]}}], 1e-4),
+        ([{"low": 1e-4, "high": 1, "when": {"a.name": "x", "batch": 8}}], 1e-4),
+        ([{"low": 1e-4, "high": 1, "when": {"a.name": "y"}}], None),
+        ([{"choices": [1e-4, 1]}], None),
+        ([{"low": 1e-4, "high": 1, "when": {"width": 8}}], None),  # of the rest of the point
+    ],
+)
+def test_a_cell_knows_in_which_range_it_is_searched(space: list[dict[str, Any]], low: float | None) -> None:
+    sweep = settings(grid={}, space={"width": {"choices": [8, 9]}, "lr": space})
+    (cell,) = about_of(sweep, cells_of(sweep), [{"a": {"name": "x"}, "batch": 8, "width": 8}], ["m/a"])["cells"]
+    expected = {} if low is None else {"config.lr": {"low": low, "high": 1.0, "log": False}}
+    assert cell["ranges"] == expected
 
 
 def test_baselines_are_of_the_first_seeds_run_that_has_a_result(folder: Folder, trials: list[Trial]) -> None:

@@ -11,7 +11,7 @@ from evaluation import metrics
 from evaluation.reporting import chart, number_format
 from tests.training.test_report import Element
 from tests.tuning.pages import figures, page_of, paths, plain, section, table_rows
-from tests.tuning.tables import I2T, NAN_REASON, curve_rows, final_rows, info, row, search_rows
+from tests.tuning.tables import I2T, LR, NAN_REASON, cell_of, curve_rows, final_rows, row, search_rows
 
 
 @pytest.fixture(scope="module")
@@ -77,53 +77,18 @@ def test_a_best_point_at_the_edge_of_its_range_is_told(
     tmp_path: Path, rate: float, low: float, high: float, log: bool, side: str
 ):
     trials = [row("clip, adamw", "search", i, 0, 16.0 - i, **{"optimizer.lr": r}) for i, r in enumerate([rate, 1e-3])]
-    space = {"optimizer.lr": {"low": low, "high": high, "log": log}}
-    page = page_of(tmp_path, trials, settings=info()["settings"] | {"space": space})
+    page = page_of(tmp_path, trials, cells=[cell_of("clip, adamw", {"low": low, "high": high, "log": log})])
     said = f"clip, adamw: lr {number_format.parameter(rate)} is at the edge of its range (its {side} end is"
     assert (said in plain(section(page, "search"))) == bool(side)
     assert (said in (tmp_path / "report.md").read_text()) == bool(side)
     assert ("at the edge of its range" in plain(page)) == bool(side)
 
 
-def _wide(**changes: Any) -> dict[str, Any]:
-    return {"low": 1e-4, "high": 1.0, "log": True, "integer": False, "points": None, "choices": None, "when": {}} | changes
-
-
-@pytest.mark.parametrize(
-    ("space", "told"),
-    [
-        ([_wide(when={"optimizer.name": ["sgd", "adamw"]})], True),
-        ([_wide(low=1e-9, when={"optimizer.name": "adamw"}), _wide(when={"optimizer.name": "sgd"})], False),
-        ([_wide(low=1e-9, when={"optimizer.name": "sgd"}), _wide(when={"optimizer.name": "adamw"})], True),
-        ([_wide(low=1e-9, when={"text_tower.name": "bag"}), _wide(when={"optimizer.name": "adamw"})], True),
-        ([_wide(when={"precision": "bf16", "objective.name": ["clip", "cyclip"]})], True),  # of the overrides for all trials
-        ([_wide(when={"text_tower.name": "bag"})], False),  # which the base config says, and the report does not know
-        ([_wide(low=2e-4, when={"optimizer.name": "adamw"})], False),  # points were tried beyond it
-        ({"low": None, "high": None, "choices": [1e-4, 1e-3], "when": {}}, False),
-    ],
-)
-def test_which_range_holds_in_a_cell_is_read_from_the_settings(tmp_path: Path, space: Any, told: bool):
+@pytest.mark.parametrize("lr", [LR | {"low": 2e-4}, None], ids=["tried-beyond-it", "not-known"])
+def test_what_was_tried_shows_no_edge(tmp_path: Path, lr: dict[str, Any] | None):
     trials = [row("clip, adamw", "search", i, 0, 16.0 - i, **{"optimizer.lr": r}) for i, r in enumerate([1e-4, 1e-3])]
-    page = page_of(
-        tmp_path, trials, settings=info()["settings"] | {"overrides": {"precision": "bf16"}, "space": {"optimizer.lr": space}}
-    )
-    assert ("is at the edge of its range" in plain(page)) == told
-
-
-def test_a_range_may_depend_on_a_name_within_an_axis(tmp_path: Path):
-    trials = [row("clip, adamw", "search", i, 0, 16.0 - i, **{"optimizer.lr": r}) for i, r in enumerate([1e-4, 1e-3])]
-    for trial in trials:
-        trial |= {"objective": "clip", "global_batch_size": "global_batch_size=64", "cell": "clip, global_batch_size=64"}
-    space = [_wide(when={"objective.name": "clip", "global_batch_size": 64}), _wide(low=1e-9, when={"global_batch_size": 8})]
-    grid = {"objective": [{"name": "clip", "temperature": 0.1}], "global_batch_size": [64]}
-    page = page_of(
-        tmp_path,
-        trials,
-        settings={"grid": grid, "space": {"optimizer.lr": space}},
-        axes=[{"key": key, "title": key, "labels": [trials[0][key]]} for key in grid],
-        cells=[{"cell": "clip, global_batch_size=64", "labels": ["clip", "global_batch_size=64"]}],
-    )
-    assert "lr 1e-4 is at the edge of its range (its lower end is 1e-4)" in plain(page)
+    page = page_of(tmp_path, trials, cells=[cell_of("clip, adamw", lr)])
+    assert "at the edge of its range" not in plain(page) and "chosen: 1e-4" in plain(section(page, "search"))
 
 
 def test_parallel_coordinates_have_a_line_a_finished_search_trial(page: Element):

@@ -165,6 +165,16 @@ def test_values_are_tidied_to_four_digits_within_the_range(dimension: dict, valu
             ["hyperband", "null"],
         ),
         ({"trials": 3}, "trials", ["space", "trials null"]),
+        # What no trial would read.
+        ({"grid": {"name": ["a", "b"]}}, "grid.name", ["folder"]),
+        ({"grid": {"storage": ["a", "b"]}}, "grid.storage", ["folder"]),
+        ({"overrides": {"storage": "a"}}, "overrides.storage", ["folder"]),
+        ({"grid": {"seed": [1, 2]}}, "grid.seed", ["seed_keys", "seeds"]),
+        ({"space": {"data.split_seed": RATE}, "seed_keys": ["data.split_seed"]}, "space.data.split_seed", ["seed_keys"]),
+        ({"grid": {"epochs": [1, 2]}, "budget": {"samples": 5}}, "grid.epochs", ["budget"]),
+        ({"overrides": {"max_minutes": 3}, "budget": {"minutes": 5}}, "overrides.max_minutes", ["budget"]),
+        ({"overrides": {"a.b": 3}, "grid": {"a.b": [1, 2]}}, "overrides.a.b", ["grid"]),
+        ({"overrides": {"lr": 3}, "space": {"lr": RATE}}, "overrides.lr", ["space"]),
         ({"budget": {"epochs": 2, "samples": 5}}, "budget", ["epochs, samples and minutes"]),
         ({"budget": {"epochs": 2, "minutes": 0.5}}, "budget", ["epochs, samples and minutes"]),
         ({"sampler": {"name": "bayes"}}, "sampler.name", ["'bayes'", "cmaes, grid, random, tpe"]),
@@ -200,6 +210,14 @@ def test_values_out_of_bounds_are_refused_by_key(changes: dict) -> None:
     key, value = next(iter(changes.items()))
     inner = [name for name in value if name != "name"] if isinstance(value, dict) else []
     refusal(".".join([key, *inner[:1]]), **changes)
+
+
+def test_a_key_that_some_trials_read_may_be_given() -> None:
+    """Where a range's `when` does not hold, a trial has the override; a budget in epochs leaves minutes alone."""
+    heat = RATE | {"when": {"objective.name": "clip"}}
+    assert settings(overrides={"objective.temperature": 0.1}, space={"objective.temperature": heat}).space
+    assert settings(overrides={"max_minutes": 3}, budget={"epochs": 5}).overrides
+    assert settings(grid={"epochs": [1, 2]}).grid
 
 
 def test_hyperband_goes_with_points_that_need_no_results() -> None:
@@ -242,7 +260,6 @@ HEAT = Dimension(low=0.01, high=0.2, when={"objective.name": "clip"})
     [
         ("overrides.data.validation=0.2", "overrides", {"data.validation": 0.2, "optimizer.weight_decay": 0.02}),
         ("overrides.clip_norm=5", "overrides", OVERRIDES | {"clip_norm": 5}),
-        ("overrides.objective.name=psd", "overrides", OVERRIDES | {"objective.name": "psd"}),
         ("grid.objective.name=[clip]", "grid", {"objective.name": ["clip"], "optimizer.name": ["adamw", "sgd"]}),
         ("grid={}", "grid", {}),
         (
@@ -387,6 +404,7 @@ def test_a_sweep_as_base_is_refused_with_its_own_base(base: str, tmp_path: Path,
         ("opnmoji.yaml", "opnmoji.yaml", "base=training/configs/openmoji.yaml"),
         ("zzz", "zzz", "training/configs/openmoji.yaml"),
         (".", ".", "training/configs/openmoji.yaml"),
+        (str(Path(__file__).parents[2] / "pipelines/configs/openmoji.yaml"), "image_tower", "training/configs/"),
     ],
 )
 def test_a_base_that_is_no_training_config_is_refused(

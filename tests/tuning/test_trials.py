@@ -93,7 +93,7 @@ def test_a_new_value_leaves_the_names_of_other_cells_alone() -> None:
 
 def test_a_trials_overrides_go_from_the_general_to_the_particular() -> None:
     sweep = settings(
-        overrides={"a": "all", "b": "all", "c": "all", "epochs": 1, "seed": 99, "evaluation.split": "dev"},
+        overrides={"a": "all", "b": "all", "c": "all", "epochs": 1, "evaluation.split": "dev"},
         seed_keys=["seed", "data.split_seed"],
         validation="val",
     )

@@ -3,7 +3,7 @@
 import difflib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,10 @@ _SMALL_TEXT = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "la
 _SMALL_VISION = {"image_size": 8, "patch_size": 8, "width": 64, "layers": 1}
 
 
+def _weights_remedy(published: Collection[str]) -> str:
+    return f"give a path, or one of its tags {', '.join(published)}" if published else "give the path of its weights"
+
+
 class _OpenClipSettings(TowerSettings):
     name: Literal["open_clip"]
     model: str = Field(description="open_clip's name of the model, such as ViT-B-32; needs raylign[open_clip]")
@@ -41,9 +45,11 @@ class _OpenClipSettings(TowerSettings):
         self.config(key)
         if self.weights is None or resolve(self.weights, f"{key}.weights") is not None:
             return
-        about = self._published().get(self.weights)
+        published = self._published()
+        about = published.get(self.weights)
         if about is None:
-            return  # `load` reports it
+            problem = f"'{self.weights}' is neither a file nor a tag of open_clip's {self.model}"
+            raise UserError(f"{key}.weights", problem, _weights_remedy(published))
         name = f"open_clip's {self.model} of {self.weights}"
         if about.get("hf_hub"):
             hub.check_repository(about["hf_hub"].rpartition("/")[0], f"{key}.weights", name)
@@ -95,8 +101,7 @@ class _OpenClipSettings(TowerSettings):
         except Exception as error:  # the hub, torch and open_clip each raise their own errors
             why = " ".join(str(error).split())[:300]
             problem = f"'{self.weights}' cannot be loaded into open_clip's {self.model}: {why}"
-            remedy = f"give a path, or one of its tags {', '.join(published)}" if published else "give the path of its weights"
-            raise UserError(f"{key}.weights", problem, remedy) from None
+            raise UserError(f"{key}.weights", problem, _weights_remedy(published)) from None
 
     def rebuilt(self, config: dict[str, Any]) -> Any:
         """A model with random weights from an open_clip config, whatever this installation has under the model's name."""

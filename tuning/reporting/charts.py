@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import LARGE, Chart, Plot, Scale, Series, lines, mark, score_range
+from evaluation.reporting.chart import LARGE, Chart, Plot, Scale, Series, figure, lines, mark, score_range
 from tuning import statistics
 from tuning.reporting.sweep_data import Sweep
 
@@ -68,8 +68,8 @@ def scaling(sweep: Sweep) -> html.Section | None:
             "which draws another share of the training groups, the same for every line; bar: bootstrap interval of the mean.",
             **sweep.words,
         ),
-        html.scroll("Score against data", html.figure(chart, own=False), "wide"),
-        html.table("Score against data", titles_shown, table, name="paper"),
+        html.scroll("Score against data", figure(chart, own=False), "wide"),
+        html.table("Score against data", titles_shown, table, style="paper"),
         html.soft(
             'Mean (standard deviation over seeds){}. Budget: {}. <a href="#pairs">Pairs</a> tells which differences are more '
             "than noise.",
@@ -102,7 +102,7 @@ def learning(sweep: Sweep) -> html.Section:
             series += [Series(f"run {i + 1}", row, kind="thin") for i, row in enumerate(drawn)]
         if drawn:
             chart = lines(series, about, "epoch", limits=limits, percent=score.percent, size=MULTIPLE)
-            figures.append(html.figure(chart, cell, note))
+            figures.append(figure(chart, cell, note))
     words = (
         "{Score}, upwards, over epochs, with the same axes everywhere. Line: mean over the seeds of the final runs; band: from "
         "the lowest to the highest of them; dotted: the leader's mean. Cells without results show single runs as thin lines: of "
@@ -173,8 +173,8 @@ def cost(sweep: Sweep) -> html.Section:
         ),
         html.div(
             "pair",
-            html.figure(chart, "", f"{score.heading} against seconds"),
-            html.table("Cells that none beats in both", ("not beaten in both", *titles), unbeaten, name="front"),
+            figure(chart, "", f"{score.heading} against seconds"),
+            html.table("Cells that none beats in both", ("not beaten in both", *titles), unbeaten, style="front"),
         ),
         link="Cost",
     )

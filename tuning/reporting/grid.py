@@ -34,6 +34,7 @@ def grid(sweep: Sweep) -> html.Section | None:
 
 
 def _heat_map(sweep: Sweep, measure: Measure) -> Markup:
+    """The first axis across and the others down, or the other way round where a grid is wide."""
     first, rest = sweep.axes[0], sweep.axes[1:]
     by_labels = {tuple(labels): cell for cell, labels in sweep.cells.items()}
     columns, rows = list(first["labels"]), list(product(*(axis["labels"] for axis in rest)))
@@ -42,36 +43,34 @@ def _heat_map(sweep: Sweep, measure: Measure) -> Markup:
     if len(columns) > _MANY_COLUMNS and len(rows) < len(columns):
         cells = [list(column) for column in zip(*cells, strict=True)]
         columns, heads, across, down = heads, columns, down, across
-    above = ""
-    if across and len(columns) > 1:
-        words = '<tr><td></td><th class="axis" scope="colgroup" colspan="{}">{}</th></tr>'
-        above = html.fill(words, len(columns), across)
-    width = round(85 / len(columns), 1)
-    titles = (html.fill('<th scope="col" style="width:{}%">{}</th>', width, column) for column in columns)
-    words = '<thead>{}<tr><th class="axis" scope="col">{}</th>{}</tr></thead>'
+    above = html.tag("th", across, style="axis", scope="colgroup", colspan=len(columns)) if across and len(columns) > 1 else ""
+    titles = [html.tag("th", down, style="axis", scope="col")]
+    words = '<th scope="col" style="width:{:.1f}%">{}</th>'
+    titles += [html.fill(words, 85 / len(columns), column) for column in columns]
     lines = [html.row(name, *line) for name, line in zip(heads, cells, strict=True)]
-    table = html.table(f"{measure.title} over the grid", html.fill(words, above, down, html.join(*titles)), lines)
-    caption = html.fill('<figcaption title="{}">{}{}</figcaption>', measure.path, measure.title, ", %" if measure.percent else "")
-    return html.fill('<figure class="heat{}">{}{}</figure>', " main" if measure == sweep.score else "", caption, table)
+    head = html.tag("thead", html.tag("tr", html.tag("td"), above) if above else "", html.tag("tr", *titles))
+    table = html.table(f"{measure.title} over the grid", head, lines)
+    caption = html.tag("figcaption", measure.title + (", %" if measure.percent else ""), title=measure.path)
+    return html.tag("figure", caption, table, style="heat" + " main" * (measure == sweep.score))
 
 
 def _heat_cell(sweep: Sweep, cell: str | None, measure: Measure) -> Markup:
     if cell is None or not sweep.figures[cell, measure.key]["n"]:
         state = "not planned" if cell is None else sweep.state(cell)
-        words = '<td class="none" title="{}">{}</td>'
-        return html.fill(words, cell or "", html.small("not measured" if state == "results" else state))
+        why = html.small("not measured" if state == "results" else state)
+        return html.tag("td", why, style="none", title=cell or "")
     row, known = sweep.figures[cell, measure.key], sweep.means(measure)
-    best, interval = measure.better(known), (row["low"], row["high"])
+    best = measure.better(known)
     heat = round(0.5 - 0.46 * abs(row["mean"] - best) / ((max(known) - min(known)) or 1.0), 3)
-    name, marked = "", ""
+    style, marked = "", ""
     if row["mean"] == best:
-        name, marked = "best", "\N{BLACK STAR} best"
+        style, marked = "best", "\N{BLACK STAR} best"
     elif measure == sweep.score and cell in sweep.verdict.level_with and sweep.verdict.resolution is not None:
-        name, marked = "level", "\N{ALMOST EQUAL TO} level"
-    ends = html.small(html.NDASH.join(map(measure.shown, interval)) if number_format.is_number(row["low"]) else "")
+        style, marked = "level", "\N{ALMOST EQUAL TO} level"
+    ends = html.NDASH.join(map(measure.shown, (row["low"], row["high"]))) if number_format.is_number(row["low"]) else ""
+    details = html.small(ends), html.small(f"n {int(row['n'])}"), html.small(marked, "mark")
     words = '<td class="{}" title="{}" style="background:rgb(var(--heat) / {})"><span>{}</span>\n{}</td>'
-    details = html.join(ends, html.small(f"n {int(row['n'])}"), html.small(marked, "mark"))
-    return html.fill(words, name, cell, heat, measure.shown(row["mean"]), details)
+    return html.fill(words, style, cell, heat, measure.shown(row["mean"]), html.join(*details))
 
 
 def cells(sweep: Sweep) -> html.Section:
@@ -79,24 +78,24 @@ def cells(sweep: Sweep) -> html.Section:
     measures, axes = [*sweep.measures, sweep.score], sweep.axes or [{"title": "cell", "key": "cell"}]
     titled = [(entry["title"], entry["key"]) for entry in (*axes, *sweep.parameters)]
     titled += [(measure.title, measure.path) for measure in measures]
-    titles = [html.fill('<span title="{}">{}</span>', key, title) for title, key in titled]
+    titles = [html.tag("span", title, title=key) for title, key in titled]
     lines = []
     for cell, labels in sweep.cells.items():
         first, *others = labels or [cell]
         point, figures, state = sweep.point(cell), sweep.figures[cell, "score"], sweep.state(cell)
-        line = [html.fill('<th scope="row">{}</th>', label) for label in others]
+        line = [html.tag("th", label, scope="row") for label in others]
         line += [html.cell(number_format.parameter(point.get(parameter["key"]))) for parameter in sweep.parameters]
         if state == "results":
             line += [html.cell(_mean(sweep, measure, cell)) for measure in measures]
         else:
-            line.append(html.fill('<td class="number word" colspan="{}">{}</td>', len(measures), state))
+            line.append(html.tag("td", state, style="number word", colspan=len(measures)))
         rank = int(figures["rank"]) if number_format.is_number(figures["rank"]) else ""
         line += map(html.cell, (int(figures["n"]), rank, number_format.duration(figures["seconds"])))
-        lines.append(html.row(first, *line, name="leader" if cell == sweep.verdict.leader else ""))
+        lines.append(html.row(first, *line, style="leader" if cell == sweep.verdict.leader else ""))
     foot, chances = [], [number_format.value(measure.chance) for measure in measures]
     if any(chances):
-        words = '<tr class="foot"><th scope="row" colspan="{}">chance</th>{}<td colspan="3"></td></tr>'
-        foot = [html.fill(words, len(axes) + len(sweep.parameters), html.join(*map(html.cell, chances)))]
+        before = html.tag("th", "chance", scope="row", colspan=len(axes) + len(sweep.parameters))
+        foot = [html.tag("tr", before, *map(html.cell, chances), html.tag("td", colspan=3), style="foot")]
     sizes: dict[int, list[str]] = {}
     for path, size in sweep.info["sample_sizes"].items():
         if path in sweep.names:
@@ -109,15 +108,15 @@ def cells(sweep: Sweep) -> html.Section:
         **sweep.words,
     )
     items = html.soft("Items of the {test} split that a metric is of: {}.", counts, **sweep.words) if sizes else ""
-    table = html.table("Cells", [*titles, "n", "rank", "time"], lines, foot, text=len(axes), name="paper")
+    table = html.table("Cells", [*titles, "n", "rank", "time"], lines, foot, text=len(axes), style="paper")
     return html.section("cells", "Cells", about, table, items)
 
 
 def _mean(sweep: Sweep, measure: Measure, cell: str) -> Markup:
     row = sweep.figures[cell, measure.key]
     best = row["mean"] == measure.better(sweep.means(measure), default=math.nan)
-    mean = html.fill("<b>{}</b>" if best else "{}", measure.shown(row["mean"]))
-    return html.fill("{} {}", mean, html.small(f"({spread})" if (spread := measure.shown(row["sd"])) else ""))
+    mean = html.tag("b", measure.shown(row["mean"])) if best else measure.shown(row["mean"])
+    return html.join(mean, html.small(f"({spread})" if (spread := measure.shown(row["sd"])) else ""))
 
 
 def pairs(sweep: Sweep) -> html.Section:
@@ -135,24 +134,17 @@ def pairs(sweep: Sweep) -> html.Section:
             of_leader.append([row["worse"], difference, *figures])
         elif row["worse"] == verdict.leader:  # behind on the seeds that both have
             of_leader.append([row["better"], f"\N{MINUS SIGN}{difference}", *figures])
+    compared = number_format.count(verdict.comparisons, "comparison")
+    se = '"Se of items" is the standard error of a difference over test items, each of which stands for its group. '
+    p = f"p is of the test that the head of this page describes, p Holm corrected for {compared}. "
     if not every:
         words = "There are no two cells with results to compare{}."
         return html.section("pairs", "Pairs", html.paragraph(words, " yet" if sweep.running else ""))
-    pooled = "the spread of all pairs together, or the pair's own where that is larger"
-    if verdict.over_items:
-        spread = f" ({pooled})" if verdict.comparisons > 1 else ""
-        test = (
-            '"Se of items" is the standard error of a difference over test items, each of which stands for its group. p is '
-            f"against the chance of both, of seeds{spread} and of items;"
-        )
-    else:
-        spread = f" against {pooled}" if verdict.comparisons > 1 else ""
-        test = f"p is of a paired t-test{spread}: of another run on the same test items, and not of other items;"
     about = html.paragraph(
         "Differences are means over shared seeds of the difference seed by seed, in points of {score}; sd is their standard "
-        'deviation. {} p Holm is corrected for {}. "Within noise" does not mean equal: {} cannot tell.',
-        test,
-        number_format.count(verdict.comparisons, "comparison"),
+        'deviation. {}{}"Within noise" does not mean equal: {} cannot tell.',
+        se if verdict.over_items else "",
+        p if verdict.comparisons else "",
         "these seeds and items" if verdict.over_items else "these seeds",
         **sweep.words,
     )

@@ -60,7 +60,7 @@ def _failures(sweep: Sweep) -> html.Section:
     """Trials by the reason that they failed for, the most frequent first."""
     failed = sweep.with_status("failed").groupby("reason", sort=False, dropna=False)["trial"].agg(list).to_dict()
     rows = [(str(why), f"{len(names)}: {', '.join(names)}") for why, names in sorted(failed.items(), key=lambda e: -len(e[1]))]
-    listed = html.table("Failures", ("reason", "trials"), rows, text=2, name="trials")
+    listed = html.table("Failures", ("reason", "trials"), rows, text=2, style="trials")
     stopped, early = len(sweep.with_status("stopped")), ""
     if stopped:
         words = "{} ended early by the scheduler ({}); that is no failure."
@@ -83,18 +83,18 @@ def _reproduce(sweep: Sweep) -> html.Section:
         "again",
         "Reproduce",
         html.paragraph("The same command resumes the sweep{}:", "" if sweep.running else ", or says that it is done"),
-        html.code(info["command"]),
+        html.tag("pre", info["command"]),
         html.paragraph("More seeds extend it; finished trials are kept:"),
-        html.code(conclusion.more_seeds(info)),
+        html.tag("pre", conclusion.more_seeds(info)),
         html.paragraph("This page is written again, without training, by"),
-        html.code(shlex.join(["python", "-m", "tuning", "report", str(folder)])),
+        html.tag("pre", shlex.join(["python", "-m", "tuning", "report", str(folder)])),
         html.div(
             "columns",
             html.div("", *(data or [html.soft("The data is not known before the first trial ends.")])),
-            html.div("", html.heading("Setup"), html.facts(setup)),
-            html.div("", html.heading("Versions"), html.facts(info["versions"].items())),
+            html.div("", html.tag("h3", "Setup"), html.facts(setup)),
+            html.div("", html.tag("h3", "Versions"), html.facts(info["versions"].items())),
         ),
-        html.more("The sweep file, resolved", html.code(shown(yaml_text.dump(info["settings"])))),
+        html.more("The sweep file, resolved", html.tag("pre", shown(yaml_text.dump(info["settings"])))),
         _trials(sweep),
     )
 
@@ -111,7 +111,7 @@ def _dataset(dataset: Mapping[str, Any]) -> Markup:
         ("Shuffled", shuffled),
         *((name.capitalize(), dataset[name]) for name in ("fingerprint", "licence", "attribution")),
     ]
-    return html.join(html.heading(f"Data: {dataset['name']}"), html.facts(pairs))
+    return html.join(html.tag("h3", f"Data: {dataset['name']}"), html.facts(pairs))
 
 
 def _trials(sweep: Sweep) -> Markup:
@@ -125,4 +125,4 @@ def _trials(sweep: Sweep) -> Markup:
         lines.append([*line, number_format.parameter(trial["epochs"]), number_format.duration(trial["seconds"])])
     titles = ("trial", "status", "split", "point", "command", sweep.score.title, "epochs", "time")
     title = f"All {number_format.count(len(lines), 'trial')}, each with the command that repeats it"
-    return html.more(title, html.table("All trials", titles, lines, text=5, name="trials")) if lines else Markup("")
+    return html.more(title, html.table("All trials", titles, lines, text=5, style="trials")) if lines else Markup("")

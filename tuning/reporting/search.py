@@ -7,7 +7,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import SHADES, Chart, Plot, Scale, score_range
+from evaluation.reporting.chart import SHADES, Chart, Plot, Scale, figure, score_range
 from tuning.reporting import space
 from tuning.reporting.charts import MULTIPLE
 from tuning.reporting.sweep_data import Sweep, records
@@ -30,7 +30,7 @@ def search(sweep: Sweep) -> html.Section | None:
         ranges_to_widen(sweep),
         *(_sensitivity(sweep) or [html.paragraph("No search trial has ended yet.")]),
         *_parallel_coordinates(sweep),
-        html.heading("Parameter importance"),
+        html.tag("h3", "Parameter importance"),
         *_importances(sweep),
     )
 
@@ -38,7 +38,7 @@ def search(sweep: Sweep) -> html.Section | None:
 def ranges_to_widen(sweep: Sweep) -> Markup:
     words = '<li><span class="cell">{}</span>: {}. A better point may lie beyond.</li>'
     edges = [html.fill(words, *edge) for edge in space.edges(sweep)]
-    return html.join(html.heading("Ranges to widen"), html.fill("<ul>\n{}</ul>", html.join(*edges))) if edges else Markup("")
+    return html.join(html.tag("h3", "Ranges to widen"), html.tag("ul", *edges)) if edges else Markup("")
 
 
 def _importances(sweep: Sweep) -> list[Markup]:
@@ -47,8 +47,7 @@ def _importances(sweep: Sweep) -> list[Markup]:
         words = '<span>{}</span>{}<span class="share">{:.0f}&nbsp;%</span>'
         bars = [html.fill(words, name, html.bar(100 * share), 100 * share) for name, share in shares]
         about = html.small(f"best {top} of {number_format.count(trials, 'trial')}")
-        words = "<figure><figcaption>{}{}</figcaption>{}</figure>"
-        figures.append(html.fill(words, title, about, html.div("bars", *bars)))
+        figures.append(html.tag("figure", html.tag("figcaption", title, about), html.div("bars", *bars)))
     if not figures:
         words = "To tell which parameters mattered takes at least {} finished search trials that differ in two of them."
         return [html.paragraph(words, space.MIN_TRIALS)]
@@ -70,14 +69,14 @@ def _sensitivity(sweep: Sweep) -> list[Markup]:
         ranges = {cell: space.range_of(sweep, cell, parameter) for cell, rows in rows_of.items() if len(rows)}
         if ranges:
             log = ", log scale" if any(searched and searched.log for searched in ranges.values()) else ""
-            title = html.fill('<span title="{}">Sensitivity to {}{}</span>', parameter["key"], parameter["title"], log)
+            title = html.tag("span", f"Sensitivity to {parameter['title']}{log}", title=parameter["key"])
             words = (
                 '{Score}, upwards, against {}. Large, ringed dot: the chosen point. <b class="flag">&times;</b> at the bottom: a '
                 "trial that failed. Trials that were stopped early are left out."
             )
             drawn = [_sensitivity_chart(sweep, cell, parameter, rows_of[cell], limits, ranges[cell]) for cell in ranges]
             about = html.soft(words, parameter["title"], **sweep.words)
-            elements += [html.heading(title), about, html.div("charts small", *drawn)]
+            elements += [html.tag("h3", title), about, html.div("charts small", *drawn)]
     return elements
 
 
@@ -92,36 +91,35 @@ def _sensitivity_chart(
     width, height = MULTIPLE
     values, chosen = rows[parameter["key"]].tolist(), sweep.best_points.get(cell)
     if searched is None:
-        choices: list[Any] = sorted(set(values), key=str)
-        names: Any = {i: number_format.parameter(choice) for i, choice in enumerate(choices)}
-        x, places = Scale(-0.5, len(choices) - 0.5, 34, width - 8), [choices.index(value) for value in values]
+        x = Scale(0, 0, 34, width - 8, choices=sorted(set(values), key=str))
     else:
-        x, places, names = Scale(searched.low, searched.high, 42, width - 14, searched.log), values, 4
+        x = Scale(searched.low, searched.high, 42, width - 14, searched.log)
     plot = Plot(width, height, x, Scale(*limits, height - 26, 8))
-    plot.frame("", names, 4)
+    plot.frame("", 4, 4)
     note, edge, table = "none chosen", Markup(""), []
-    for place, value, row in sorted(zip(places, values, records(rows), strict=True), key=lambda entry: entry[0]):
+    for value, row in sorted(zip(values, records(rows), strict=True), key=lambda entry: x(entry[0])):
         shown, score = number_format.parameter(value), sweep.score.shown(row["score"])
         title = f"{row['trial']}: {parameter['title']} {shown}"
         if row["status"] == "failed":
-            plot.cross(place, "failed", f"{title}, failed: {row['reason']}")
+            plot.cross(value, "failed", f"{title}, failed: {row['reason']}")
         elif score and row["point"] == chosen:
-            plot.dot(place, row["score"], 4.5, "dot m0 chosen", f"{title}, {score}{sweep.score.unit}, chosen")
+            plot.dot(value, row["score"], 4.5, "dot m0 chosen", f"{title}, {score}{sweep.score.unit}, chosen")
             note, side = f"chosen: {shown}", searched.edge(value) if searched else ""
-            edge = html.fill(' <b class="flag">at the {} edge</b>', side) if side else edge
+            edge = html.tag("b", f"at the {side} edge", style="flag") if side else edge
         elif score:
-            plot.dot(place, row["score"], 2.6, "dot m0 point", f"{title}, {score}{sweep.score.unit}")
+            plot.dot(value, row["score"], 2.6, "dot m0 point", f"{title}, {score}{sweep.score.unit}")
         table.append((row["trial"], shown, score or row["status"]))
     trials, failed = number_format.count(len(rows), "trial"), (rows["status"] == "failed").sum()
     about = f"{sweep.score.title} of {cell} against {parameter['title']}: {trials}, {failed} failed, {note}"
     chart = Chart(plot.svg(about), ("trial", parameter["title"], sweep.score.title), table)
-    return html.figure(chart, cell, html.fill("{}{}", note, edge))
+    return figure(chart, cell, html.join(note, edge))
 
 
 def _parallel_coordinates(sweep: Sweep) -> list[Markup]:
     """Every finished search trial as a line over the grid's axes, the searched parameters and the score."""
     rows = sweep.search[(sweep.search["status"] == "finished") & sweep.search["score"].notna()]
-    axes = [*(axis for axis in sweep.axes if len(axis["labels"]) > 1), *sweep.parameters]
+    axes = [axis for axis in sweep.axes if len(axis["labels"]) > 1]
+    axes += [parameter for parameter in sweep.parameters if rows[parameter["key"]].notna().any()]
     if rows.empty or not axes:
         return []
     (width, height), low, high = _WIDE, float(rows["score"].min()), float(rows["score"].max())
@@ -143,7 +141,7 @@ def _parallel_coordinates(sweep: Sweep) -> list[Markup]:
         x = plot.x(i)
         plot.line([(i, _TOP), (i, _BOTTOM)], "base")
         plot.text(x, 16, title, name="title")
-        for value in ladder.ticks(5) if isinstance(ladder, Scale) else ladder:
+        for value in ladder.ticks(5):
             plot.text(x + 6, _height(ladder, value) + 3.5, number_format.parameter(value), "start", "halo")
         if i < len(axes) and rows[axes[i]["key"]].isna().any():
             plot.text(x + 6, _NONE + 3.5, "none", "start", "halo")
@@ -152,25 +150,22 @@ def _parallel_coordinates(sweep: Sweep) -> list[Markup]:
     chart = Chart(plot.svg(about, "parallel"), ["trial", *titles], table[::-1])
     key = html.join(*(html.fill('<i style="background:var(--shade-{})"></i>', shade) for shade in range(SHADES)))
     return [
-        html.heading("All finished search trials"),
+        html.tag("h3", "All finished search trials"),
         html.soft("A line a trial. Thick: the best of its cell. A line that leaves an axis at the bottom has no such parameter."),
         html.paragraph("worst{}best {score} on the {validation} split", key, style="key", **sweep.words),
-        html.scroll("All finished search trials", html.figure(chart, "", "Settings and scores"), "wide"),
+        html.scroll("All finished search trials", figure(chart, "", "Settings and scores"), "wide"),
     ]
 
 
-def _ladder(values: pd.Series, axis: Mapping[str, Any]) -> Scale | list[Any]:
-    """Heights of one vertical axis: a scale for numbers, a list for labels and choices."""
+def _ladder(values: pd.Series, axis: Mapping[str, Any]) -> Scale:
+    """One vertical axis: of numbers, or of labels and choices."""
     known = [value for value in values if number_format.parameter(value)]
-    if "labels" in axis:
-        return axis["labels"]
-    if not known or not all(number_format.is_number(value) for value in known):
-        return sorted(set(known), key=str)
+    if "labels" in axis or not all(number_format.is_number(value) for value in known):
+        return Scale(0, 0, _TOP, _BOTTOM, choices=axis.get("labels") or sorted(set(known), key=str))
     return Scale(min(known), max(known), _BOTTOM, _TOP, bool(axis.get("log")) and min(known) > 0)
 
 
-def _height(ladder: Scale | list[Any], value: Any) -> float:
+def _height(ladder: Scale, value: Any) -> float:
     """Where a line crosses; what does not apply to a trial crosses below the axis."""
-    if isinstance(ladder, Scale):
-        return ladder(value) if number_format.is_number(value) else _NONE
-    return _TOP + (_BOTTOM - _TOP) * (ladder.index(value) + 0.5) / len(ladder) if value in ladder else _NONE
+    applies = value in ladder.choices if ladder.choices else number_format.is_number(value)
+    return ladder(value) if applies else _NONE

@@ -11,7 +11,6 @@ import pandas as pd
 
 from evaluation.reporting import number_format
 from evaluation.reporting.chart import Scale
-from tuning.config import label
 from tuning.reporting.sweep_data import Sweep, records
 
 MIN_TRIALS = 8  # finished ones, for importances
@@ -21,7 +20,7 @@ _TOP = 5  # optuna asks for at least so many trials above its quantile
 
 @dataclass(frozen=True)
 class Range:
-    """`known`: from the sweep's settings, else what was tried."""
+    """`known`: as the sweep's settings say, else what was tried."""
 
     low: float
     high: float
@@ -42,33 +41,10 @@ def range_of(sweep: Sweep, cell: str, parameter: Mapping[str, Any]) -> Range | N
     tried = [value for value in rows[parameter["key"]] if number_format.is_number(value)]
     if not tried:
         return None
-    entry = _entry(sweep, cell, parameter["key"])
-    log = bool(parameter.get("log")) and min(tried) > 0
-    if entry is None or entry.get("choices") or not entry["low"] <= min(tried) <= max(tried) <= entry["high"]:
-        return Range(min(tried), max(tried), log, False)
-    return Range(float(entry["low"]), float(entry["high"]), bool(entry.get("log")), True)
-
-
-def _entry(sweep: Sweep, cell: str, key: str) -> Mapping[str, Any] | None:
-    """The part of the settings' space that applies to a cell; None where that is not known."""
-    space = sweep.info["settings"].get("space", {}).get(key.removeprefix("config."))
-    for entry in space if isinstance(space, list) else [space]:
-        conditions = (entry or {}).get("when") or {}
-        if entry and all(_holds(sweep, cell, name, wanted) for name, wanted in conditions.items()):
-            return entry
-    return None
-
-
-def _holds(sweep: Sweep, cell: str, condition: str, wanted: Any) -> bool:
-    """Whether a key of the training config has a value in a cell, as far as the grid and the overrides for all trials say."""
-    settings = sweep.info["settings"]
-    values = dict(settings.get("overrides", {}))
-    for axis, chosen in zip(sweep.axes, sweep.cells[cell], strict=True):
-        key = axis["key"].removeprefix("config.")  # of a column; the settings know no such prefix
-        value = next((value for value in settings["grid"][key] if label(key, value) == chosen), None)
-        values[key] = value
-        values |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {}
-    return condition in values and values[condition] in (wanted if isinstance(wanted, list) else [wanted])
+    told = sweep.ranges[cell].get(parameter["key"])
+    if told is None or not told["low"] <= min(tried) <= max(tried) <= told["high"]:
+        return Range(min(tried), max(tried), bool(parameter.get("log")) and min(tried) > 0, False)
+    return Range(**told, known=True)
 
 
 def edges(sweep: Sweep) -> list[tuple[str, str]]:

@@ -20,9 +20,6 @@ from pipelines.program.errors import UserError
 from tuning import statistics
 from tuning.held_out_items import Items, read_items
 
-_TEXT = ("trial", "cell", "phase", "status", "reason", "split", "command")
-_NUMBERS = ("point", "seed", "train_samples", "epochs", "samples", "seconds", "loss", "score")
-
 
 @dataclass(frozen=True)
 class Measure:
@@ -92,6 +89,11 @@ class Sweep:
     def cells(self) -> dict[str, list[str]]:
         """Every planned cell, in the order of the grid -> its label on each axis."""
         return {cell["cell"]: cell["labels"] for cell in self.info["cells"]}
+
+    @cached_property
+    def ranges(self) -> dict[str, dict[str, Any]]:
+        """Cell -> parameter -> the range that its settings say; sweeps of earlier versions kept none."""
+        return {cell["cell"]: cell.get("ranges", {}) for cell in self.info["cells"]}
 
     @property
     def axes(self) -> list[dict[str, Any]]:
@@ -213,7 +215,9 @@ def read(folder: Path) -> Sweep:
     trials, curves = (
         _read(folder / name, lambda path: storage.read_table(path).to_pandas()) for name in ("trials.parquet", "curves.parquet")
     )
-    return Sweep(folder, info, _trials(trials, info), curves)
+    # Before the first trial ends, and in sweeps of earlier versions.
+    missing = {name: math.nan for name in ("train_samples", *info["score"]["metrics"]) if name not in trials}
+    return Sweep(folder, info, trials.assign(**missing), curves)
 
 
 def _read(path: Path, parse: Callable[[Path], Any]) -> Any:
@@ -225,11 +229,3 @@ def _read(path: Path, parse: Callable[[Path], Any]) -> Any:
     except (OSError, ValueError) as error:  # pyarrow's errors are among them
         why = " ".join(str(error).split())[:200]
         raise UserError(f"{path}", f"not readable ({why})", "run the sweep's command again, which writes it anew") from None
-
-
-def _trials(table: pd.DataFrame, info: dict[str, Any]) -> pd.DataFrame:
-    """With every column that the report reads: before the first trial there may be none."""
-    texts = [*_TEXT, *(axis["key"] for axis in info["axes"])]
-    missing: dict[str, Any] = {name: "" for name in texts if name not in table}
-    missing |= {name: float("nan") for name in (*_NUMBERS, *info["score"]["metrics"]) if name not in table}
-    return table.assign(**missing)

@@ -107,6 +107,8 @@ def test_what_open_clip_has_not_is_named(released: tuple[Any, Path], tmp_path: P
     _, path = released
     with refused("k.model", "ViT-B/32", remedy="ViT-B-32"):
         OpenClipImageSettings(name="open_clip", model="ViT-B/32", weights="openai").identity("k")
+    with refused("k.weights", "'laion2b'", "ViT-B-32", remedy="laion2b_e16"):
+        OpenClipImageSettings(name="open_clip", model="ViT-B-32", weights="laion2b").check_source("k")
     with refused("image_tower.image_size", 224, MODEL, remedy="image_tower.image_size=32"):
         OpenClipImageSettings(name="open_clip", model=MODEL, weights=str(path)).build()
     with refused("text_tower.max_tokens", 90, MODEL, remedy="text_tower.max_tokens=77"):
