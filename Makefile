@@ -40,6 +40,7 @@ tuxpaint: install
 ICONIFY := @iconify/json@2.2.535
 
 data/iconify/.installed: Makefile
+	mkdir -p data/iconify
 	npm install --prefix data/iconify --no-save --ignore-scripts --no-audit --no-fund --loglevel=error $(ICONIFY)
 	touch $@
 
