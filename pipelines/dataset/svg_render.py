@@ -18,8 +18,8 @@ from PIL import Image
 
 from pipelines.dataset.image_formats import PILLOW
 
-_PROBE = 256  # side of the square into which an SVG is fitted to find its proportions
-_RATIO = 30  # a longer one would be a bomb
+_RATIO = 30  # an SVG so many times as long as wide would be a bomb
+_PROBE = 8  # pixels of the shorter side of the strip into which it is fitted to find that out
 # CSS: 96 pixels are one inch, which is 72 points or 25.4 millimetres (https://www.w3.org/TR/css-values-3/#absolute-lengths).
 # resvg_py's default of 0 turns all such lengths into zero.
 _DPI = 96
@@ -36,12 +36,20 @@ def render(data: bytes, size: int, most_pixels: int) -> bytes:
     Args:
         most_pixels: total pixels of the raster images embedded in it.
     """
-    text = _safe(data, most_pixels)
-    with Image.open(io.BytesIO(_drawn(text, width=_PROBE, height=_PROBE)), formats=["PNG"]) as probe:
-        width, height = probe.size
-    if max(width, height) > _RATIO * min(width, height):
-        raise ValueError(f"more than {_RATIO} times as long as wide")
-    return _drawn(text, width=size) if width <= height else _drawn(text, height=size)
+    root = _safe(data, most_pixels)
+    frame = _frame(root)
+    # Strips of few pixels: most of the time of an icon would be spent on compressing a larger probe.
+    for strip in ((_PROBE, (_RATIO + 1) * _PROBE), ((_RATIO + 1) * _PROBE, _PROBE)):
+        if max(_size(_drawn(frame, width=strip[0], height=strip[1]))) > _RATIO * _PROBE:
+            raise ValueError(f"more than {_RATIO} times as long as wide")
+    text = _text(root)
+    drawn = _drawn(text, width=size)
+    return _drawn(text, height=size) if _size(drawn)[1] < size else drawn
+
+
+def _size(png: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        return image.size
 
 
 def _drawn(text: str, **size: int) -> bytes:
@@ -64,7 +72,17 @@ def _fonts() -> dict[str, Any]:
     return {"skip_system_fonts": True, "font_files": [str(folder / f"DejaVu{name}.ttf") for name in names], **families}
 
 
-def _safe(data: bytes, most_pixels: int) -> str:
+def _text(root: ET.Element) -> str:
+    return ET.tostring(root, encoding="unicode")
+
+
+def _frame(root: ET.Element) -> str:
+    """An SVG of the same proportions. Most say what they are, so that nothing must be drawn to find out."""
+    says = "viewBox" in root.attrib or {"width", "height"} <= root.attrib.keys()
+    return _text(ET.Element(root.tag, root.attrib) if says else root)
+
+
+def _safe(data: bytes, most_pixels: int) -> ET.Element:
     """The SVG without entities and references to other files. Raises `ValueError`."""
     try:
         # Entities are expanded, within expat's limits, and external ones are errors.
@@ -88,7 +106,7 @@ def _safe(data: bytes, most_pixels: int) -> str:
                 del image.attrib[name]
     if pixels > most_pixels:
         raise ValueError(f"its embedded images have {pixels:,} pixels, more than {most_pixels:,}")
-    return ET.tostring(root, encoding="unicode")
+    return root
 
 
 def _parsed(data: bytes) -> ET.Element:

@@ -260,7 +260,8 @@ def _report(
         display.line(f"for example {origin}: {quoted(caption)}")
     for warning in repeats.warnings(splits, {} if settings.splits == "source" else settings.splits):
         display.line(f"warning: {warning}")
-    rate = (sum(headers.values()) + len(repeated)) / max(1, rows)
+    unusable = sum(count for reason, count in headers.items() if reason not in FILTERED)
+    rate = (unusable + len(repeated)) / max(1, rows)
     rate += (1 - rate) * sum(shares)
     succeeds = rows > 0 and rate <= settings.max_rejected_rate
     verdict = "within" if succeeds else "more than"

@@ -69,6 +69,11 @@ class DeduplicateSettings(Settings):
         le=16,
         description="number of the 64 bits in which perceptual hashes of equal images may differ; needs raylign[curation]",
     )
+    near_scope: Literal["all", "held_out"] = Field(
+        "all",
+        description="of near: all: leave out every later row; held_out: only training rows that are nearly the same as a row of"
+        " another split",
+    )
 
     @field_validator("near")
     @classmethod

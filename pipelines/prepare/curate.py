@@ -60,6 +60,11 @@ FILTERED = frozenset(
         "duplicate_image",
         "near_duplicate",
         "unknown_file",  # in folders, which may contain other files besides images
+        # Of sets of icons, what nobody asked for.
+        "licence",
+        "hidden",
+        "alias",
+        "animated",
     )
 )
 # Rows whose image does not exist.

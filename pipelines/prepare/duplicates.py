@@ -82,13 +82,19 @@ def duplicates(digests: Digests, settings: PrepareSettings) -> np.ndarray:
         captions = np.add.reduceat(digests.texts, starts) if len(starts) else digests.texts
         reject_repeated(np.stack([digests.image, captions], axis=1), "duplicate_pair")
     if settings.deduplicate.near is not None:
-        left = order[reasons[order] == ""]
-        reasons[left[near_duplicates(digests.near[left], settings.deduplicate.near)]] = "near_duplicate"
+        left, references = order[reasons[order] == ""], None
+        if settings.deduplicate.near_scope == "held_out":
+            left = left[np.argsort(digests.train[left], kind="stable")]
+            references = int((~digests.train[left]).sum())
+        reasons[left[near_duplicates(digests.near[left], settings.deduplicate.near, references)]] = "near_duplicate"
     return reasons
 
 
-def near_duplicates(hashes: np.ndarray, bits: int) -> np.ndarray:
+def near_duplicates(hashes: np.ndarray, bits: int, references: int | None = None) -> np.ndarray:
     """Rows whose 64-bit hash differs in at most `bits` bits from that of an earlier row that is not itself a duplicate. bool [n].
+
+    Args:
+        references: number of first rows that alone can make another one a duplicate, and are never one; None: all rows.
 
     Two such hashes are equal in at least one of `bits + 1` bands, so only rows that share a band are compared.
     """
@@ -98,9 +104,10 @@ def near_duplicates(hashes: np.ndarray, bits: int) -> np.ndarray:
     is_duplicate = np.zeros(len(hashes), dtype=bool)
     for row, value in enumerate(hashes.tolist()):
         places = [(where, (value >> shift) & mask) for where, (mask, shift) in zip(seen, bands, strict=True)]
-        if any((value ^ other).bit_count() <= bits for where, key in places for other in where.get(key, ())):
+        is_tested = references is None or row >= references
+        if is_tested and any((value ^ other).bit_count() <= bits for where, key in places for other in where.get(key, ())):
             is_duplicate[row] = True
-            continue
-        for where, key in places:
-            where.setdefault(key, []).append(value)
+        elif references is None or not is_tested:
+            for where, key in places:
+                where.setdefault(key, []).append(value)
     return is_duplicate

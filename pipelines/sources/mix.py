@@ -17,6 +17,7 @@ from pipelines.sources.base import Pair, Rejected, Source, Unit
 from pipelines.sources.classes import ClassesSource
 from pipelines.sources.folder import FolderSource
 from pipelines.sources.huggingface import HuggingFaceSource
+from pipelines.sources.iconify import IconifySource
 from pipelines.sources.json_lists import JsonSource
 from pipelines.sources.openmoji import OpenMojiSource
 from pipelines.sources.parquet import ParquetSource
@@ -25,6 +26,7 @@ from pipelines.sources.webdataset import WebDatasetSource
 
 PlainSource = (
     OpenMojiSource
+    | IconifySource
     | FolderSource
     | WebDatasetSource
     | ParquetSource

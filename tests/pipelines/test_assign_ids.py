@@ -186,6 +186,18 @@ def test_of_equals_in_published_splits_the_held_out_one_is_kept(tmp_path: Path, 
     )
 
 
+@pytest.mark.parametrize("splits", ["source", SPLITS], ids=str)
+def test_near_the_held_out_rows_only_training_rows_are_left_out(tmp_path: Path, splits: Any) -> None:
+    """Whatever comes first; two training rows, or two held-out ones, may be nearly the same."""
+    group = {name: next(g for g in map(str, range(99)) if split_of(g, SPLITS, 0) == name) for name in ("train", "test")}
+    names = ("train", "test", "test", "train", "train", "train")
+    rows = [Given(key, image, group=group[name], split=name) for key, image, name in zip("abcdef", "ssstts", names, strict=True)]
+    given = {"deduplicate": {"near": 0, "near_scope": "held_out"}, "splits": splits}
+    _, kept, rejected = assigned(tmp_path, [rows[:2], rows[2:]], **given)
+    assert [(row["key"], row["split"]) for row in kept] == list(zip("bcde", names[1:5], strict=True))
+    assert [(row["key"], row["reason"]) for row in rejected] == [("a", "near_duplicate"), ("f", "near_duplicate")]
+
+
 WORDS = st.lists(st.sampled_from("xyz"), min_size=1, max_size=3).map(tuple)
 ROWS = st.builds(Given, st.sampled_from("abcdefgh"), st.sampled_from("pq"), WORDS, st.sampled_from("stuvw"))
 

@@ -28,3 +28,10 @@ def test_near_duplicates_are_those_of_comparing_everything(values: list[int], bi
         if not expected[-1]:
             kept.append(value)
     assert near_duplicates(np.asarray(values, dtype=np.uint64), bits).tolist() == expected
+
+
+@given(hashes(), st.integers(0, 16), st.integers(0, 26))
+def test_with_references_only_others_are_duplicates_and_only_of_these(values: list[int], bits: int, references: int) -> None:
+    first = values[:references]
+    near = [any(bin(value ^ other).count("1") <= bits for other in first) for value in values[references:]]
+    assert near_duplicates(np.asarray(values, dtype=np.uint64), bits, references).tolist() == [False] * len(first) + near
