@@ -88,7 +88,7 @@ def poisoned(folder_of: Callable, png_of: Callable) -> Path:
 
 
 def settings_of(folder: Any, output: Path, **keys: Any) -> PrepareSettings:
-    tree = {"source": {"name": "folder", "path": folder}, "output": output, "image": {"size": 16, "format": "png"}}
+    tree = {"source": {"name": "folder", "path": folder}, "output": output, "image": {"size": 256, "format": "png"}}
     return PrepareSettings.model_validate(tree | keys)
 
 
@@ -131,7 +131,7 @@ def test_a_unit_that_cannot_be_read_without_harm_costs_itself_only(folder_of: Ca
 def test_memory_is_limited_even_where_the_machine_has_it() -> None:
     """A tile of 10,000 pixels a side takes 400 MB."""
     drawing = svg_of(MEMORY.replace("1000000", "10000"))
-    found = child_process.one(partial(decode, drawing, svg_size=16), Limits(memory=128 << 20))
+    found = child_process.one(partial(decode, drawing, svg_size=256), Limits(memory=128 << 20))
     assert isinstance(found, Fatal) and found.reason == "decompression_bomb" and "which may have 0.125 GiB" in found.why
 
 

@@ -1,6 +1,5 @@
 """Exports a run: express it as the target's network, write, compare with the run, and only then give the folder its name."""
 
-import importlib
 import os
 import shutil
 from collections.abc import Callable
@@ -48,8 +47,7 @@ def export(
         aside.mkdir(parents=True)
         try:
             to.write(model, network, aside)
-            usage = importlib.import_module(f"training.export.usage.{target}")
-            parity = compare(model, held, prepared, usage, aside, tolerance)
+            parity = compare(model, held, prepared, to.usage(), aside, tolerance)
             for line in parity.lines(target):
                 tell(line)
             if parity.largest > tolerance:

@@ -6,6 +6,7 @@ averaged, a head with a hidden layer, and raylign's own small towers have no cla
 
 import math
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -173,3 +174,10 @@ def _projection(whole: Any, name: str) -> Tensor | None:
 
 def check_library() -> None:
     """Nothing beyond raylign's own requirements."""
+
+
+def usage() -> ModuleType:
+    """As a user would read the folder."""
+    from training.export.usage import huggingface
+
+    return huggingface

@@ -10,6 +10,7 @@ import logging
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -115,3 +116,10 @@ def check_library() -> None:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise UserError("--to", f"onnx needs {' and '.join(missing)}, which is not installed", "pip install 'raylign[onnx]'")
+
+
+def usage() -> ModuleType:
+    """As a user would read the folder."""
+    from training.export.usage import onnx
+
+    return onnx

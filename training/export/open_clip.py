@@ -7,6 +7,7 @@ models of Hugging Face from a name on the hub and not from a folder.
 import json
 import math
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -153,3 +154,10 @@ def check_library() -> None:
         import open_clip  # noqa: F401
     except ImportError:
         raise UserError("--to", "open_clip is not installed", "pip install 'raylign[open_clip]'") from None
+
+
+def usage() -> ModuleType:
+    """As a user would read the folder."""
+    from training.export.usage import open_clip
+
+    return open_clip

@@ -9,6 +9,7 @@ raylign opens the folder as it opens a run: as an embedder, and as a tower of an
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pipelines.dataset.tokenizer import TextTokenizer
@@ -92,3 +93,10 @@ def notes(model: Model, network: Any) -> list[str]:
 
 def check_library() -> None:
     """Nothing beyond raylign's own requirements."""
+
+
+def usage() -> ModuleType:
+    """As a user would read the folder."""
+    from training.export.usage import safetensors
+
+    return safetensors

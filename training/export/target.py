@@ -1,6 +1,7 @@
 """The targets, and what each of them has to have."""
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from training.export import huggingface, onnx, open_clip, safetensors
@@ -21,6 +22,9 @@ class Target(Protocol):
 
     def write(self, model: Model, network: Any, folder: Path) -> None:
         """Write all files. Raises `CannotHoldError`."""
+
+    def usage(self) -> ModuleType:
+        """What reads the folder with that library alone: its `load`, `embed_images` and `embed_texts`."""
 
     def notes(self, model: Model, network: Any) -> list[str]:
         """Sentences for the model card."""

@@ -17,7 +17,8 @@ def rgb(file):
 
 def load(folder):
     # Of pixels resized by Pillow, as in training. The default is torchvision, whose pixels differ slightly.
-    return AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder, backend="pil")
+    processor = AutoProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+    return AutoModel.from_pretrained(folder, trust_remote_code=False).eval(), processor
 
 
 @torch.inference_mode()
