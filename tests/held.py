@@ -2,7 +2,6 @@
 in its tasks and actors is computed in the program itself.
 """
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from tests.forked import FORKED
 from tests.patience import wait_until
 
 
@@ -19,15 +19,13 @@ class Held:
 
     def __init__(self, folder: Path):
         self._folder, self._count = folder, 0
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["torch", "timm", "transformers", "training.run", "evaluation.reporting", "sklearn"])
         self._processes: list[BaseProcess] = []
 
     def __call__(self, package: str, place: str | None, arguments: Sequence[str], number: int = 0) -> tuple[int, list[str]]:
         """The exit code and printed lines of `python -m package arguments`; signal `number` is sent when it is at `place`."""
         self._count += 1
         output, reached = self._folder / f"output-{self._count}.txt", self._folder / f"reached-{self._count}"
-        process = self._context.Process(target=_run, args=(package, place, list(arguments), output, reached))
+        process = FORKED.Process(target=_run, args=(package, place, list(arguments), output, reached))
         self._processes.append(process)
         process.start()
         if number:

@@ -20,7 +20,7 @@ from pipelines.dataset.views import Augment
 from pipelines.program import cluster
 
 STORE = 150 << 20  # bytes
-SIZE = 136  # pixels
+SIZE = 96  # pixels
 BATCH = 128
 PAUSE = 40  # the batch before which the consumer waits until nobody works any more, for the store is as full as it may be
 STILL = 3.0  # seconds in which nobody works

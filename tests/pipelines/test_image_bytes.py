@@ -67,7 +67,8 @@ def test_ranges_in_the_order_asked_for(put: Callable[[str, bytes], str]) -> None
     whole = b"".join(ROWS)
     ends = np.cumsum([len(row) for row in ROWS]).tolist()
     tar, single = put("a.tar", whole), put("single.jpg", ROWS[3])
-    order = shuffled(len(ROWS)) * 8
+    order = shuffled(len(ROWS)) * 3
+    assert len(order) > image_bytes._AHEAD
     asked = [Location(tar, ends[i] - len(ROWS[i]), len(ROWS[i])) for i in order]
     assert list(read_locations(asked)) == [ROWS[i] for i in order]
     assert list(read_locations([Location(single), asked[0], Location(single)])) == [ROWS[3], ROWS[order[0]], ROWS[3]]
@@ -110,26 +111,33 @@ def test_each_row_is_missing_for_itself(put: Callable[[str, bytes], str], kind: 
 
 
 def test_many_requests_are_out_at_a_time(bucket: Folder) -> None:
-    path = bucket.put("a.tar", bytes(range(200)))
+    path = bucket.put("a.tar", bytes(range(100)))
     storage.read(path, 0, 1)
     bucket.store.forget()
     with ThreadPoolExecutor(1) as pool:
         with bucket.store.faulty(errors=0, stalls=0, resets=0, held="GET "):
-            found = pool.submit(lambda: b"".join(read_locations([Location(path, i, 1) for i in range(200)])))
+            found = pool.submit(lambda: b"".join(read_locations([Location(path, i, 1) for i in range(100)])))
             wait_until(lambda: bucket.store.held() > 16)  # before any is answered
-        assert found.result() == bytes(range(200))
+        assert found.result() == bytes(range(100))
     assert 16 < bucket.store.most_in_flight() <= image_bytes._THREADS
-    assert sum(request.bytes for request in bucket.store.requests()) == 200, "an image costs its own bytes"
+    assert sum(request.bytes for request in bucket.store.requests()) == 100, "an image costs its own bytes"
 
 
-def test_what_is_fetched_ahead_is_bounded(bucket: Folder) -> None:
-    path = bucket.put("a.tar", bytes(2000))
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads, and images ahead, so that a bound shows after a few requests."""
+    monkeypatch.setattr(image_bytes, "_THREADS", 8)
+    monkeypatch.setattr(image_bytes, "_AHEAD", 32)
+
+
+def test_what_is_fetched_ahead_is_bounded(bucket: Folder, few: None) -> None:
+    path = bucket.put("a.tar", bytes(500))
     storage.read(path, 0, 1)
     bucket.store.forget()
-    images = read_locations([Location(path, i, 1) for i in range(2000)])
-    for taken in range(1, 301):
+    images = read_locations([Location(path, i, 1) for i in range(500)])
+    for taken in range(1, 76):
         next(images)
-        if taken in (1, 2, 300):
+        if taken in (1, 2, 75):
             assert taken < settled(bucket, taken) <= taken + image_bytes._AHEAD
     images.close()
 
@@ -143,25 +151,25 @@ def settled(bucket: Folder, taken: int) -> int:
     wait_until(lambda: asked() > taken)
     before, now = -1, 0
     while now != before:
-        time.sleep(0.5)
+        time.sleep(0.2)
         before, now = now, asked()
     return now
 
 
-def test_what_was_read_is_not_kept(bucket: Folder) -> None:
+def test_what_was_read_is_not_kept(bucket: Folder, few: None) -> None:
     size = 1 << 19
     path = bucket.put("a.tar", bytes(size))
     tracemalloc.start()
     try:
-        images = read_locations([Location(path, 0, size)] * 400)
-        assert all(len(next(images)) == size for _ in range(399))
+        images = read_locations([Location(path, 0, size)] * 100)
+        assert all(len(next(images)) == size for _ in range(99))
         last = next(images)
         assert isinstance(last, bytes)
         now, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert now < 20 * size, "at the end all but the last are gone"
-    assert 10 * size < most < (image_bytes._AHEAD + 3 * image_bytes._THREADS) * size
+    assert 2 * size < most < (image_bytes._AHEAD + 3 * image_bytes._THREADS) * size
 
 
 def test_leaving_early_waits_for_nothing_and_cancels_what_waits(bucket: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +244,7 @@ def test_nobody_notices_faults(bucket: Folder) -> None:
     tar = bucket.put("a.tar", b"".join(ROWS))
     rows = shuffled(len(ROWS) * 8)
     asked = [Location(path, row // GROUP, row % GROUP, "encoded") for row in rows]
-    asked += [Location(tar, i * 50, 50) for i in range(300)]
+    asked += [Location(tar, i * 100, 100) for i in range(150)]
     with bucket.store.faulty(errors=0.06, stalls=0.03, resets=0.06):
         found = list(read_locations(asked))
     assert found[: len(rows)] == [(ROWS * 8)[row] for row in rows]

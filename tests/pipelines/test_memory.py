@@ -22,7 +22,7 @@ from tests.patience import PATIENCE
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-ROWS = 8192  # 64 batches: enough for every process to have done its work several times
+ROWS = 15360  # 120 batches: enough for every process to have done its work several times
 
 
 def peak_of(folder: Path, rows: int) -> dict[str, float]:

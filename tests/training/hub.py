@@ -1,6 +1,8 @@
 """Folders as from the hub, with small random models, and images to embed."""
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,16 +19,25 @@ def photographs() -> list[Image.Image]:
     return found
 
 
-def hub(kind: str, folder: Path) -> Path:
-    """Weights, tokenizer and preprocessing of a small model: clip, dual, siglip or align."""
+@cache
+def clips_tokenizer() -> Any:
+    """CLIP's own, of 49,408 tokens, which takes a while."""
     import transformers as t
 
     from training.towers.open_clip import OpenClipTextSettings
 
     words = OpenClipTextSettings(name="open_clip", model="ViT-B-32").tokenizer(list).json
     words = words.replace("<start_of_text>", "<|startoftext|>").replace("<end_of_text>", "<|endoftext|>")  # transformers' names
-    (folder / "tokenizer.json").write_text(words)
-    tokenizer = t.CLIPTokenizer.from_pretrained(folder, model_max_length=16)
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "tokenizer.json").write_text(words)
+        return t.CLIPTokenizer.from_pretrained(folder, model_max_length=16)
+
+
+def hub(kind: str, folder: Path) -> Path:
+    """Weights, tokenizer and preprocessing of a small model: clip, dual, siglip or align."""
+    import transformers as t
+
+    tokenizer = clips_tokenizer()
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = sizes | {"image_size": 32, "patch_size": 16}
     text = sizes | {"eos_token_id": 49407, "bos_token_id": 49406, "pad_token_id": 49407, "vocab_size": 49408}

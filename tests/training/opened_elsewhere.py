@@ -1,14 +1,10 @@
-"""A process of its own that knows a run's folder and no other file of its towers: what it embeds, and how it resumes.
+"""A process of its own that knows a run's folder and no other file of its towers: what it embeds, and how it resumes."""
 
-Argument: a folder with `runs.json`, names of runs to the settings with which they resume. The rows go into `rows.npz` beside it.
-"""
-
-import json
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import torch
 from PIL import Image
@@ -63,15 +59,17 @@ def resumed(run: Path, tree: dict[str, Any]) -> dict[str, np.ndarray]:
     return found
 
 
-def no_network(*_: Any, **__: Any) -> Any:
-    raise OSError("no network here")
+def _alone(event: str, arguments: tuple[Any, ...]) -> None:
+    """No network, and nothing that was fetched before: whoever asks for it is told so."""
+    if event in ("socket.getaddrinfo", "socket.connect"):
+        raise OSError(f"no network here: {arguments}")
+    if event == "open" and str(arguments[0]).startswith(huggingface_hub.constants.HF_HOME):
+        raise OSError(f"no hub's cache here: {arguments[0]}")
 
 
-if __name__ == "__main__":
+def opened(root: Path, trees: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Of each run in a folder, given the settings with which it resumes: all of the above. To be called in its own process."""
     torch.set_num_threads(1)
-    socket.getaddrinfo = socket.create_connection = no_network
-    root, rows = Path(sys.argv[1]), {}
-    for name, tree in json.loads((root / "runs.json").read_text()).items():
-        for key, value in (embedded(root / name) | resumed(root / name, tree)).items():
-            rows[f"{name} {key}"] = value
-    np.savez(root / "rows.npz", **rows)
+    sys.addaudithook(_alone)
+    found = {name: embedded(root / name) | resumed(root / name, tree) for name, tree in trees.items()}
+    return {f"{name} {key}": value for name, rows in found.items() for key, value in rows.items()}

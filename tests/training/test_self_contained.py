@@ -6,10 +6,7 @@ named them, of the banks, and there is no network.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,9 @@ from pipelines.dataset.stream import Worker
 from pipelines.features.feature_store import Pool
 from pipelines.program.display import Display
 from pipelines.program.settings import validate
+from tests.forked import in_a_process
 from tests.refusals import refused
-from tests.training.opened_elsewhere import embedded, resumed
+from tests.training.opened_elsewhere import embedded, opened, resumed
 from tests.training.squares import prepared_by_hand
 from tests.training.towers.text_models import DUAL, TEXT
 from tests.training.towers.text_models import save as save_text
@@ -36,7 +34,7 @@ from training.checkpoint_registry import put, seal
 from training.config import TrainSettings
 from training.plan import keep_towers, plan_of
 
-SIZE, ROOT = 32, Path(__file__).parents[2]
+SIZE = 32
 CPU = Worker(0, 1, torch.device("cpu"), 1.0)
 CONV = {"name": "conv", "image_size": SIZE, "channels": [8, 16]}
 BAG = {"name": "bag", "width": 16, "max_tokens": 9, "vocabulary_size": 90}
@@ -148,12 +146,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.
         shutil.move(here / "runs" / name, there / name)
     shutil.rmtree(here / "runs")
     shutil.rmtree(prepared.path / "banks")
-    (there / "runs.json").write_text(json.dumps(trees))
-    program = [sys.executable, "-m", "tests.training.opened_elsewhere", str(there)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(there / "nothing")}
-    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return there, before, dict(np.load(there / "rows.npz"))
+    return there, before, in_a_process(opened, there, trees)
 
 
 @pytest.mark.parametrize("name", NAMES)

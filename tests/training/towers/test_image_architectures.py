@@ -6,9 +6,6 @@ by name. How an image becomes such a square is the pipeline's part, so processor
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +18,11 @@ import torch
 import transformers as t
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from tests.forked import in_a_process
+from training.towers import ImageTowerUnion
 from training.towers.image import HuggingFaceVisionSettings, ImageTower, ImageTowerSettings, TimmSettings
 from training.towers.open_clip import OpenClipImageSettings
 
@@ -292,31 +292,21 @@ def test_it_is_built_again_without_its_files(
     assert {n: p.requires_grad for n, p in again.named_parameters()} == {n: p.requires_grad for n, p in tower.named_parameters()}
 
 
-PROCESS = """
-import sys, json, numpy as np, open_clip
-from pathlib import Path
-from pydantic import TypeAdapter
-from training.towers import ImageTowerUnion
-from tests.training.towers.test_image_architectures import rows
-folder = Path(sys.argv[1])
-open_clip.add_model_config(folder)
-found = {}
-for name, about in json.loads((folder / "towers.json").read_text()).items():
-    settings = TypeAdapter(ImageTowerUnion).validate_python(about)
-    found[name] = rows(settings.build().eval(), settings.image_size).numpy()
-np.savez(folder / "rows.npz", **found)
-"""
+def rows_elsewhere(folder: Path, trees: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Of towers as a config names them, and open_clip's config in this folder."""
+    torch.set_num_threads(1)
+    open_clip.add_model_config(folder)
+    built: dict[str, Any] = {name: TypeAdapter(ImageTowerUnion).validate_python(tree) for name, tree in trees.items()}
+    return {name: rows(settings.build().eval(), settings.image_size).numpy() for name, settings in built.items()}
 
 
 def test_a_tower_is_the_same_in_another_process(
     saved: dict[str, ImageTowerSettings], towers: Callable[[str], ImageTower]
 ) -> None:
     folder = Path(saved["open_clip-vit"].weights).parent  # type: ignore[attr-defined]
-    (folder / "towers.json").write_text(json.dumps({name: settings.model_dump(mode="json") for name, settings in saved.items()}))
-    root, environment = Path(__file__).parents[3], os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", PROCESS, str(folder)], check=True, cwd=root, env=environment)
-    there = np.load(folder / "rows.npz")
-    assert set(there.files) == set(NAMES)
+    trees = {name: settings.model_dump(mode="json") for name, settings in saved.items()}
+    there = in_a_process(rows_elsewhere, folder, trees)
+    assert there.keys() == set(NAMES)
     for name in NAMES:
         here = rows(towers(name), saved[name].image_size).numpy()
         np.testing.assert_allclose(there[name], here, atol=1e-5 * np.abs(here).max(), rtol=0, err_msg=name)

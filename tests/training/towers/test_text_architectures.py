@@ -8,6 +8,8 @@ whose convolutions run over the padding.
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,23 @@ def elsewhere(folders: dict[str, Path], runs: dict[str, Path], tmp_path_factory:
     return dict(np.load(root / "rows.npz"))
 
 
+Built = tuple[HuggingFaceTextSettings, Any, TextTower]
+
+
+@pytest.fixture(scope="module")
+def built(folders: dict[str, Path]) -> Callable[[str], Built]:
+    """A tower by the name of its model, with its settings and its tokenizer. It is built once."""
+
+    @cache
+    def get(name: str) -> Built:
+        weights, projected = str(folders[name]), name in DUAL
+        settings = HuggingFaceTextSettings(name="huggingface", weights=weights, max_tokens=POSITIONS, projected=projected)
+        tokenizer = settings.tokenizer(list)
+        return settings, tokenizer, settings.build(tokenizer.vocabulary_size).eval()
+
+    return get
+
+
 def run_of(stamps: Prepared, text: dict[str, Any], **changes: Any) -> TrainSettings:
     tree = {
         "name": "run",
@@ -108,15 +127,12 @@ READ_PADDING = {"siglip", "siglip2", "convbert"}
 
 
 @pytest.mark.parametrize("name", [*TEXT, *DUAL])
-def test_short_captions_are_read_short_and_have_the_same_rows(name: str, folders: dict[str, Path]) -> None:
+def test_short_captions_are_read_short_and_have_the_same_rows(name: str, built: Callable[[str], Built]) -> None:
     """Pooled by the mean, the end of a text or its first token; positions counted from 0, from behind the padding's or relative;
     causal or not.
     """
-    settings = HuggingFaceTextSettings(
-        name="huggingface", weights=str(folders[name]), max_tokens=POSITIONS, projected=name in DUAL
-    )
-    tokenizer = settings.tokenizer(list)
-    tower, short = settings.build(tokenizer.vocabulary_size).eval(), ["a red cat", "two", "zebra cat"]
+    _, tokenizer, tower = built(name)
+    short = ["a red cat", "two", "zebra cat"]
     ids, mask = Padded(tower, tokenizer)(short)
     assert ids.shape[1] == mask.shape[1] == (POSITIONS if name in READ_PADDING else POSITIONS // 2)
     with torch.no_grad():
@@ -124,12 +140,9 @@ def test_short_captions_are_read_short_and_have_the_same_rows(name: str, folders
 
 
 @pytest.mark.parametrize("name", [*TEXT, *DUAL])
-def test_it_is_built_again_without_its_files(name: str, folders: dict[str, Path]) -> None:
+def test_it_is_built_again_without_its_files(name: str, built: Callable[[str], Built]) -> None:
     """Of what a checkpoint tells and its weights: the same rows, and the same parameters to be trained."""
-    tree = {"name": "huggingface", "weights": str(folders[name]), "max_tokens": POSITIONS, "projected": name in DUAL}
-    settings = HuggingFaceTextSettings.model_validate(tree)
-    tokenizer = settings.tokenizer(list)
-    tower = settings.build(tokenizer.vocabulary_size).eval()
+    settings, tokenizer, tower = built(name)
     gone = settings.model_copy(update={"weights": "/nowhere/at/all"})
     again = gone.rebuild(json.loads(json.dumps(tower.about)), tokenizer.vocabulary_size)
     again.load_state_dict(tower.state_dict())
@@ -164,14 +177,13 @@ def test_a_run_is_the_same_in_every_process(name: str, runs: dict[str, Path], el
 @pytest.mark.parametrize(
     "name", ["roberta", "t5-encoder", "gpt2", "siglip", "clip", "altclip", "align", "blip", "vision-text-bert"]
 )
-def test_a_forward_that_leaves_states_gives_the_row_that_is_served(name: str, folders: dict[str, Path]) -> None:
+def test_a_forward_that_leaves_states_gives_the_row_that_is_served(
+    name: str, folders: dict[str, Path], built: Callable[[str], Built]
+) -> None:
     from transformers import AutoModel
 
-    projected = name in DUAL
-    settings = HuggingFaceTextSettings(name="huggingface", weights=str(folders[name]), max_tokens=POSITIONS, projected=projected)
-    tokenizer = settings.tokenizer(list)
+    _, tokenizer, tower = built(name)
     ids, mask = map(torch.from_numpy, tokenizer(CAPTIONS))
-    tower = settings.build(tokenizer.vocabulary_size).eval()
     model = AutoModel.from_pretrained(folders[name]).eval()
     half = getattr(model, "text_model", model.get_encoder() if name == "t5-encoder" else model)
     with torch.no_grad():
@@ -298,15 +310,12 @@ def own_ids(folder: Path, texts: list[str]) -> np.ndarray:
     return settings.tokenizer(list)(texts)[0]
 
 
-def test_every_parameter_that_trains_gets_a_gradient(folders: dict[str, Path]) -> None:
+def test_every_parameter_that_trains_gets_a_gradient(built: Callable[[str], Built]) -> None:
     """One without would stop several workers: poolers that we do not use, cross attention, a logit scale."""
     for name in (*TEXT, *DUAL):
-        settings = HuggingFaceTextSettings(
-            name="huggingface", weights=str(folders[name]), max_tokens=POSITIONS, projected=name in DUAL
-        )
-        tokenizer = settings.tokenizer(list)
-        tower: TextTower = settings.build(tokenizer.vocabulary_size).train()
+        _, tokenizer, tower = built(name)
         ids, mask = map(torch.from_numpy, tokenizer(CAPTIONS))
-        rows: Tensor = tower(ids, mask)
+        rows: Tensor = tower.train()(ids, mask)
         rows.sum().backward()
         assert [key for key, p in tower.named_parameters() if p.requires_grad and p.grad is None] == [], name
+        tower.eval().zero_grad(set_to_none=True)
