@@ -61,9 +61,9 @@ WORKERS ?= 2
 check: install lint
 	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(PY) -m pytest -m "not ray" --numprocesses $(WORKERS) --dist worksteal --durations 15
 
-# All: those with Ray one after another, as each takes both cores (by file, two at a time, they take as long).
+# All: those with Ray by file, as a file shares its datasets and runs, and in the order of tests/conftest.py.
 test: check
-	$(PY) -m pytest -m ray --durations 40
+	$(PY) -m pytest -m ray --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 40
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
