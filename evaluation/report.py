@@ -146,7 +146,7 @@ def _bars(comparison: Comparison) -> html.Section:
     for title, unit, rows in _main_rows(comparison):
         # Averages are of other bars.
         shown = [row for row in rows if row.title != _AVERAGE and any(cell.value is not None for cell in row.cells)]
-        figures += [figure(_bar_chart(shown, unit), title, unit, own=False)] if shown else []
+        figures += [figure(_bar_chart(shown, unit), title, unit)] if shown else []
     about = html.paragraph(
         "The same scores, models in one order and colour throughout. Whiskers: 95&nbsp;% intervals. Dashed: chance."
     )
@@ -161,9 +161,7 @@ def _bar_chart(rows: Sequence[Row], unit: str) -> Chart:
     height = 22.0 + sum(21 + 12 * sum(cell.value is not None for cell in row.cells) for row in rows)
     x = Scale(low, high, 2, _BARS - 44)
     plot = Plot(_BARS, height, x, Scale(0, height, 0, height))
-    for value in x.ticks(4):
-        plot.line([(value, 0), (value, height - 18)], "grid")
-        plot.text(x(value), height - 5, number_format.value(value, digits=0))
+    plot.columns(0, height - 18, 4)
     y = 4.0
     for row in rows:
         plot.text(x.start - 2, y + 9, row.title, "start", "name")
@@ -171,15 +169,12 @@ def _bar_chart(rows: Sequence[Row], unit: str) -> Chart:
         for cell in row.cells:
             if cell.value is None:
                 continue
-            title = f"{cell.model.name}, {row.title}: {number_format.value(cell.value)} {unit}"
+            shown, whisker = number_format.value(cell.value), cell.interval or ()
+            title = f"{cell.model.name}, {row.title}: {shown} {unit}" + (f" ({number_format.span(*whisker)})" if whisker else "")
             corners = [(0.0, y), (cell.value, y), (cell.value, y + 9), (0.0, y + 9)]
-            if cell.interval:
-                title += f" ({number_format.value(cell.interval[0])} to {number_format.value(cell.interval[1])})"
             plot.line(corners, f"bar {cell.model.mark}", title, closed=True)
-            if cell.interval:
-                plot.line([(end, y + 4.5) for end in cell.interval], "whisker")
-            last = max(0.0, cell.value, *(cell.interval or ()))
-            plot.text(x(last) + 4, y + 8.5, number_format.value(cell.value), "start", "value")
+            plot.line([(end, y + 4.5) for end in whisker], "whisker")
+            plot.text(x(max(0.0, cell.value, *whisker)) + 4, y + 8.5, shown, "start", "value")
             y += 12
         if row.chance is not None:
             plot.line([(row.chance, top - 2), (row.chance, y - 1)], "chance", f"chance: {number_format.chance(row.chance)}")

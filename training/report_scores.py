@@ -115,31 +115,27 @@ def _largest(result: dict[str, Any], path: str) -> str:
 def _table(result: dict[str, Any], data: HeldOut) -> Markup:
     """All scores by direction of retrieval and by label, recalls by k; unknown kinds of scores come last."""
     marked = Markup('<span class="hidden">value as a bar; </span>mark: chance')
-    titles = ("score", "value, %", marked, "chance", "largest class", "n")
-    retrieval, sentences = f"retrieval/{data.dataset}/", number_format.count(len(data.settings.templates), "sentence")
+    prefix, ways = f"retrieval/{data.dataset}/", list(DIRECTIONS)
     groups = {}
-    for way, title in DIRECTIONS.items():
-        query, answer, other = ("image", "caption", "text_to_image")
-        if way == "text_to_image":
-            query, answer, other = ("caption", "image", "image_to_text")
-        candidates = result["sample_sizes"][f"{retrieval}{other}_recall@{min(data.settings.recall_at)}"]
-        groups[retrieval + way] = (title.capitalize(), f"the {answer} of a held-out {query} among {candidates:,}")
-    groups[f"{retrieval}mean"] = ("Mean of both directions", "")
+    for way, other in zip(ways, ways[::-1], strict=True):
+        query, answer = (word.replace("text", "caption") for word in way.split("_to_"))
+        candidates = result["sample_sizes"][f"{prefix}{other}_recall@{min(data.settings.recall_at)}"]
+        about = f"the {answer} of a held-out {query} among {candidates:,}"
+        groups[prefix + way] = html.join(DIRECTIONS[way].capitalize(), html.small(about))
+    groups[f"{prefix}mean"] = Markup("Mean of both directions")
+    sentences = number_format.count(len(data.settings.templates), "sentence")
     for label, names in data.classes.items():
         about = f"the class of a held-out image among {len(names)}, by the classes' names in {sentences}"
-        groups[f"zero_shot/{data.dataset}_{label}/"] = (f"Zero-shot: {label}", about)
-    groups[""] = ("Other scores", "")
-    bodies: dict[str, list[Markup]] = {prefix: [] for prefix in groups}
+        groups[f"zero_shot/{data.dataset}_{label}/"] = html.join(f"Zero-shot: {label}", html.small(about))
+    groups[""] = Markup("Other scores")
+    bodies: dict[str, list[Markup]] = {heading: [] for heading in groups.values()}
     for path in sorted(result["metrics"], key=_k):
         value, chance, (title, about) = result["metrics"][path], _chance(result, path), _titled(path, data)
-        cells = [html.cell(number_format.value(value), "number value"), html.cell(html.bar(value, chance))]
-        cells += map(html.cell, (number_format.value(chance), _largest(result, path), _size(result, path)))
-        line = html.row(html.join(title, html.small(about)), *cells, tooltip=path)
-        bodies[next(prefix for prefix in bodies if path.startswith(prefix))].append(line)
-    made = []
-    for prefix, (title, about) in groups.items():
-        made += [[html.group(html.join(title, html.small(about)), len(titles)), *bodies[prefix]]] if bodies[prefix] else []
-    return html.table("Scores", titles, *made, style="run")
+        shown, least = (number_format.value(number) for number in (value, chance))
+        line = [html.join(title, html.small(about)), html.tag("b", shown), html.bar(value, chance), least]
+        heading = next(heading for start, heading in groups.items() if path.startswith(start))
+        bodies[heading].append(html.row([*line, _largest(result, path), _size(result, path)], tooltip=path))
+    return html.table("Scores", ("score", "value, %", marked, "chance", "largest class", "n"), bodies, style="run")
 
 
 def _k(path: str) -> float:

@@ -39,7 +39,6 @@ class Scale:
     end: float
     log: bool = False
     logit: bool = False  # of percentages; what is at or next to 0 and 100, which have no logit, is drawn as 0.1 and 99.9
-
     choices: Sequence[Any] = ()
 
     def __call__(self, value: Any) -> float:
@@ -123,6 +122,12 @@ class Plot:
             lines = 1 + max((label.count("\n") for label in x_ticks.values()), default=0)
             self.text(x.end, y.start + 17 + 13 * lines, x_title, "end")
 
+    def columns(self, top: float, bottom: float, count: int) -> None:
+        """The quiet axis of a chart of rows: a vertical grid between two pixels, with numbers below."""
+        for value in self.x.ticks(count):
+            self.pixels([(self.x(value), top), (self.x(value), bottom)], "grid")
+            self.text(self.x(value), bottom + 13, number_format.value(value, percent=False))
+
     def text(self, x: float, y: float, content: str, anchor: str = "middle", name: str = "") -> None:
         """Letters at a pixel."""
         self.parts.append(html.tag("text", content, style=name, x=_n(x), y=_n(y), text_anchor=anchor))
@@ -142,8 +147,10 @@ class Plot:
         """A horizontal line through the whole chart."""
         self.pixels([(self.x.start, self.y(value)), (self.x.end, self.y(value))], name, title)
 
-    def dot(self, x: float, y: float, radius: float, name: str, title: str = "") -> None:
-        self.parts.append(html.tag("circle", _title(title), style=name, cx=_n(self.x(x)), cy=_n(self.y(y)), r=radius))
+    def dot(self, x: float, y: float, name: str, title: str, radius: float = 2.6, chosen: bool = False) -> None:
+        """One that is `chosen` is large, ringed, and says so."""
+        name, title, radius = (f"{name} chosen", f"{title}, chosen", 4.5) if chosen else (name, title, radius)
+        self.parts.append(html.tag("circle", _title(title), style=f"dot {name}", cx=_n(self.x(x)), cy=_n(self.y(y)), r=radius))
 
     def cross(self, x: float, name: str, title: str) -> None:
         """On the base line, for a failed trial."""
@@ -189,22 +196,20 @@ class Chart:
         return [self.rows[round(i * last / (_MOST_ROWS - 1))] for i in range(_MOST_ROWS)]
 
 
-def figure(chart: Chart, title: str = "", note: str = "", own: bool = True) -> Markup:
-    """A chart and, closed below it, its figures; `own=False` where the table beside it has them."""
-    caption, figures = html.tag("figcaption", title, html.small(note)) if title or note else "", ""
-    if own:
-        shown, rows, name = chart.shown, chart.rows, html.fill("{}", title or note).striptags()
-        summary = f"{len(shown)} of {len(rows):,} rows" if len(shown) < len(rows) else "Figures"
-        hidden = html.tag("span", f"of {name}", style="hidden")
-        figures = html.more(
-            html.join(summary, hidden), html.table(f"Figures of {name}", chart.head, shown, style="narrow"), style="figures"
-        )
-    return html.tag("figure", caption, chart.svg, figures)
+def figure(chart: Chart, title: str = "", note: str = "") -> Markup:
+    """A chart and, closed below it, its figures where it has them."""
+    caption, shown, name = "", chart.shown, html.fill("{}", title or note).striptags()
+    if title or note:
+        caption = html.tag("figcaption", title, html.small(note))
+    summary = f"{len(shown)} of {len(chart.rows):,} rows" if len(shown) < len(chart.rows) else "Figures"
+    opened = html.join(summary, html.tag("span", f"of {name}", style="hidden"))
+    table = html.table(f"Figures of {name}", chart.head, shown, style="narrow")
+    return html.tag("figure", caption, chart.svg, html.more(opened, table, style="figures") if shown else "")
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: x -> y. `spread`: x -> ends of its whisker, or of a band. `chosen`: the x of a point with a ring."""
+    """A line: x -> y. `spread`: x -> ends of its whisker, or of a band. `chosen`: the x of a ringed point."""
 
     name: str
     points: Mapping[float, float]
@@ -224,20 +229,16 @@ class Series:
         stride = math.ceil(len(places) / _MOST_POINTS)
         places = [*places[:-1:stride], *places[-1:]]
         if self.band:
-            ends = [self.spread[x] for x in places]
-            outline = [(x, low) for x, (low, _) in zip(places, ends, strict=True)]
-            outline += [(x, high) for x, (_, high) in reversed(list(zip(places, ends, strict=True)))]
+            outline = [(x, self.spread[x][0]) for x in places] + [(x, self.spread[x][1]) for x in reversed(places)]
             plot.line(outline, f"band {self.style}", closed=True)
         plot.line([(x, self.points[x]) for x in places], f"line {self.style} {self.kind}".strip(), self.name)
-        for x in places if len(places) <= _MOST_DOTS and not self.background else []:
+        dotted = len(places) <= _MOST_DOTS and not self.background
+        for x in (x for x in places if math.isfinite(self.points[x]) and (dotted or x == self.chosen)):
             if x in self.spread and not self.band:
                 plot.line([(x, end) for end in self.spread[x]], f"error {self.style}")
-            if math.isfinite(self.points[x]):
-                title = f"{self.name}, {x_title} {at.get(x) or number_format.parameter(x)}: "
-                title = self.titles.get(x) or title + number_format.value(self.points[x], percent)
-                plot.dot(x, self.points[x], 2.6, f"dot {self.style}", title)
-        if self.chosen is not None and self.chosen in self.points:
-            plot.dot(self.chosen, self.points[self.chosen], 5.2, f"ring {self.style}", f"{self.name}: chosen")
+            title = f"{self.name}, {x_title} {at.get(x) or number_format.parameter(x)}: "
+            title = self.titles.get(x) or title + number_format.value(self.points[x], percent)
+            plot.dot(x, self.points[x], self.style, title, chosen=x == self.chosen)
 
 
 def lines(

@@ -6,7 +6,7 @@ takes scores item by item, which results do not hold.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,6 +102,11 @@ class Comparison:
             note,
         )
 
+    def section(self, info: TaskInfo, about: str, of_set: Callable[["Comparison", str], Markup]) -> html.Section:
+        """A task's block of the page: what it is about, and what there is of each set."""
+        blocks = [of_set(self, dataset) for dataset in self.datasets(info.name)]
+        return html.section(info.path.replace("_", "-"), info.title, html.paragraph(about), *blocks)
+
     def not_compared(self, title: str, texts: Mapping[html.Model, str], about: str) -> list[Row]:
         """A row of figures by model, none of which is better; no row where there is no figure."""
         cells = [Cell(model, texts.get(model, "")) for model in self.models]
@@ -159,18 +164,14 @@ def score_table(
 ) -> Markup:
     """Scores of all models, what chance scores, and the number of items. `groups`: rows by the heading above, "" for none."""
     titles = [first_column, *map(html.named, comparison.models), *(["chance", "n"] if chance else [])]
-    bodies = []
-    for heading, rows in groups.items():
-        above = [html.group(heading, len(titles))] if heading and rows else []
-        bodies.append([*above, *(_line(line, chance) for line in rows)])
-    return html.table("Scores", titles, *bodies, style=f"scores {style}".strip())
+    rows = {heading: [_texts(line, chance) for line in lines] for heading, lines in groups.items()}
+    return html.table("Scores", titles, rows, style=f"scores {style}".strip())
 
 
-def _line(line: Row, chance: bool) -> Markup:
-    first = html.join(line.title, html.small(line.about), html.small(line.note, "flag"))
+def _texts(line: Row, chance: bool) -> list[Markup]:
+    title = html.join(line.title, html.small(line.about), html.small(line.note, "flag"))
     known = "" if line.chance is None else number_format.chance(line.chance), "" if line.n is None else f"{line.n:,}"
-    scores = [html.cell(_score(cell), "number score") for cell in line.cells]
-    return html.row(first, *scores, *(html.cell(value, "number soft") for value in known * chance))
+    return [title, *map(_score, line.cells), *(html.tag("span", value, style="soft") for value in known * chance)]
 
 
 def _score(cell: Cell) -> Markup:

@@ -65,12 +65,9 @@ def test_labels_at_the_ends_of_lines_do_not_cover_one_another() -> None:
 
 def test_markdown_has_a_pages_words_and_tables_without_charts_and_what_is_closed() -> None:
     chart = lines([Series("a", {1.0: 1.0})], "drawn", "x")
-    marked = html.row("a|b", html.cell(html.fill("<b>{}</b>{}", "1.0", html.small("0.5 to 1.5"))), html.cell("2"))
-    every = html.table(
-        "All",
-        ["name", "first", "<i>second</i>"],
-        [html.group(html.join("Group", html.small("of rows")), 3), marked, ("c_d", "", "3")],
-    )
+    marked = html.row(["a|b", html.fill("<b>{}</b>{}", "1.0", html.small("0.5 to 1.5")), 2])
+    group = html.join("Group", html.small("of rows"))
+    every = html.table("All", ["name", "first", "<i>second</i>"], {group: [marked, ("c_d", "", "3")], "empty": []})
     shown = [figure(chart, "A chart"), html.more("Closed", every), every, html.facts([("Rows", "1 * 2"), ("Left out", "")])]
     text = markdown("name", html.fill("best {}", "x_y"), html.section("s", "Title", *shown, html.tag("pre", "a_b  *c*")).content)
     assert text.split("\n\n") == [

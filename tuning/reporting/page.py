@@ -28,7 +28,7 @@ def render_files(sweep: Sweep) -> dict[str, str]:
     credits = [f" Images and captions of {dataset['name']}: {html.credit(dataset)}." for dataset in sweep.info["datasets"]]
     page = render.page(
         name,
-        html.fill("Sweep <b>{}</b>{}", name, ", still running" if sweep.running else ""),
+        html.fill("Sweep <b>{}</b>{}", name, ", still running" if sweep.yet else ""),
         answer,
         [_tiles(sweep), *told, facts],
         [charts.scaling(sweep), *tables, *drawn, failures, again],
@@ -58,14 +58,13 @@ def _tiles(sweep: Sweep) -> Markup:
 
 def _failures(sweep: Sweep) -> html.Section:
     """Trials by the reason that they failed for, the most frequent first."""
-    failed = sweep.with_status("failed").groupby("reason", sort=False, dropna=False)["trial"].agg(list).to_dict()
+    status = sweep.trials["status"]
+    failed = sweep.trials[status == "failed"].groupby("reason", sort=False, dropna=False)["trial"].agg(list).to_dict()
     rows = [(str(why), f"{len(names)}: {', '.join(names)}") for why, names in sorted(failed.items(), key=lambda e: -len(e[1]))]
-    listed = html.table("Failures", ("reason", "trials"), rows, text=2, style="trials")
-    stopped, early = len(sweep.with_status("stopped")), ""
-    if stopped:
-        words = "{} ended early by the scheduler ({}); that is no failure."
-        early = html.paragraph(words, number_format.count(stopped, "search trial"), sweep.info["scheduler"])
-    return html.section("failures", "Failures", listed if rows else html.paragraph("No trial failed."), early)
+    shown = html.table("Failures", ("reason", "trials"), rows, 2, "trials") if rows else html.paragraph("No trial failed.")
+    stopped = number_format.count((status == "stopped").sum(), "search trial")
+    early = html.paragraph("{} ended early by the scheduler ({}); that is no failure.", stopped, sweep.info["scheduler"])
+    return html.section("failures", "Failures", shown, early if "stopped" in set(status) else "")
 
 
 def _reproduce(sweep: Sweep) -> html.Section:
@@ -82,7 +81,7 @@ def _reproduce(sweep: Sweep) -> html.Section:
     return html.section(
         "again",
         "Reproduce",
-        html.paragraph("The same command resumes the sweep{}:", "" if sweep.running else ", or says that it is done"),
+        html.paragraph("The same command resumes the sweep{}:", "" if sweep.yet else ", or says that it is done"),
         html.tag("pre", info["command"]),
         html.paragraph("More seeds extend it; finished trials are kept:"),
         html.tag("pre", conclusion.more_seeds(info)),

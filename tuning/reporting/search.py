@@ -64,50 +64,45 @@ def _sensitivity(sweep: Sweep) -> list[Markup]:
     """For every searched parameter a chart a cell: score on the validation split against the value."""
     ended = sweep.search[sweep.search["status"].isin(["finished", "failed"])]
     limits, elements = score_range(ended["score"].tolist()), list[Markup]()
+    words = (
+        '{Score}, upwards, against {}. Large, ringed dot: the chosen point. <b class="flag">&times;</b> at the bottom: a trial '
+        "that failed. Trials that were stopped early are left out."
+    )
     for parameter in sweep.parameters:
         rows_of = {cell: ended[(ended["cell"] == cell) & ended[parameter["key"]].notna()] for cell in sweep.cells}
         ranges = {cell: space.range_of(sweep, cell, parameter) for cell, rows in rows_of.items() if len(rows)}
         if ranges:
             log = ", log scale" if any(searched and searched.log for searched in ranges.values()) else ""
             title = html.tag("span", f"Sensitivity to {parameter['title']}{log}", title=parameter["key"])
-            words = (
-                '{Score}, upwards, against {}. Large, ringed dot: the chosen point. <b class="flag">&times;</b> at the bottom: a '
-                "trial that failed. Trials that were stopped early are left out."
-            )
-            drawn = [_sensitivity_chart(sweep, cell, parameter, rows_of[cell], limits, ranges[cell]) for cell in ranges]
+            drawn = [_sensitivity_chart(sweep, parameter, rows_of[cell], limits, searched) for cell, searched in ranges.items()]
             about = html.soft(words, parameter["title"], **sweep.words)
             elements += [html.tag("h3", title), about, html.div("charts small", *drawn)]
     return elements
 
 
 def _sensitivity_chart(
-    sweep: Sweep,
-    cell: str,
-    parameter: Mapping[str, Any],
-    rows: pd.DataFrame,
-    limits: tuple[float, float],
-    searched: space.Range | None,
+    sweep: Sweep, parameter: Mapping[str, Any], rows: pd.DataFrame, limits: tuple[float, float], searched: space.Range | None
 ) -> Markup:
-    width, height = MULTIPLE
-    values, chosen = rows[parameter["key"]].tolist(), sweep.best_points.get(cell)
+    """Of the trials of a cell."""
+    (width, height), cell, key = MULTIPLE, rows["cell"].iloc[0], parameter["key"]
     if searched is None:
-        x = Scale(0, 0, 34, width - 8, choices=sorted(set(values), key=str))
+        x = Scale(0, 0, 34, width - 8, choices=sorted(set(rows[key]), key=str))
     else:
         x = Scale(searched.low, searched.high, 42, width - 14, searched.log)
     plot = Plot(width, height, x, Scale(*limits, height - 26, 8))
     plot.frame("", 4, 4)
     note, edge, table = "none chosen", Markup(""), []
-    for value, row in sorted(zip(values, records(rows), strict=True), key=lambda entry: x(entry[0])):
-        shown, score = number_format.parameter(value), sweep.score.shown(row["score"])
+    for row in sorted(records(rows), key=lambda row: x(row[key])):
+        shown, score = number_format.parameter(row[key]), sweep.score.shown(row["score"])
         title = f"{row['trial']}: {parameter['title']} {shown}"
         if row["status"] == "failed":
-            plot.cross(value, "failed", f"{title}, failed: {row['reason']}")
-        elif score and row["point"] == chosen:
-            plot.dot(value, row["score"], 4.5, "dot m0 chosen", f"{title}, {score}{sweep.score.unit}, chosen")
-            note, side = f"chosen: {shown}", searched.edge(value) if searched else ""
-            edge = html.tag("b", f"at the {side} edge", style="flag") if side else edge
+            plot.cross(row[key], "failed", f"{title}, failed: {row['reason']}")
         elif score:
-            plot.dot(value, row["score"], 2.6, "dot m0 point", f"{title}, {score}{sweep.score.unit}")
+            chosen = row["point"] == sweep.best_points.get(cell)
+            plot.dot(row[key], row["score"], "m0" if chosen else "m0 point", f"{title}, {score}{sweep.score.unit}", chosen=chosen)
+            note = f"chosen: {shown}" if chosen else note
+            if chosen and searched and (side := searched.edge(row[key])):
+                edge = html.tag("b", f"at the {side} edge", style="flag")
         table.append((row["trial"], shown, score or row["status"]))
     trials, failed = number_format.count(len(rows), "trial"), (rows["status"] == "failed").sum()
     about = f"{sweep.score.title} of {cell} against {parameter['title']}: {trials}, {failed} failed, {note}"
@@ -123,18 +118,17 @@ def _parallel_coordinates(sweep: Sweep) -> list[Markup]:
     if rows.empty or not axes:
         return []
     (width, height), low, high = _WIDE, float(rows["score"].min()), float(rows["score"].max())
+    worst, best = (low, high) if sweep.mode == "max" else (high, low)
     ladders = [_ladder(rows[axis["key"]], axis) for axis in axes] + [Scale(low, high, _BOTTOM, _TOP)]
     titles = [*(axis["title"] for axis in axes), sweep.score.title]
-    plot = Plot(width, height, Scale(0, len(axes), 80, width - 90), Scale(0, height, 0, height))
-    table = []
-    ordered = records(rows.sort_values("score", ascending=sweep.mode == "max"))
-    best = {row["trial"] for row in ordered if row["point"] == sweep.best_points.get(row["cell"])}
-    for row in sorted(ordered, key=lambda row: row["trial"] in best):  # the best on top
+    plot, table = Plot(width, height, Scale(0, len(axes), 80, width - 90), Scale(0, height, 0, height)), []
+    rows = rows.assign(best=rows["point"] == rows["cell"].map(sweep.best_points))
+    # The best on top.
+    for row in records(rows.sort_values(["best", "score"], ascending=[True, sweep.mode == "max"])):
         values, score = [row[axis["key"]] for axis in axes], sweep.score.shown(row["score"])
-        share = 0.5 if low == high else (row["score"] - low) / (high - low)
-        shade = min(SHADES - 1, int(SHADES * (share if sweep.mode == "max" else 1 - share)))
+        shade = min(SHADES - 1, int(Scale(worst, best, 0, SHADES)(row["score"])))
         heights = map(_height, ladders, [*values, row["score"]])
-        name, said = (" best", ", best of its cell") if row["trial"] in best else ("", "")
+        name, said = (" best", ", best of its cell") if row["best"] else ("", "")
         plot.line(enumerate(heights), f"shade-{shade}{name}", f"{row['trial']}: {score}{sweep.score.unit}{said}")
         table.append([row["trial"], *map(number_format.parameter, values), score])
     for i, (ladder, title) in enumerate(zip(ladders, titles, strict=True)):
