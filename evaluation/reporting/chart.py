@@ -187,21 +187,16 @@ class Chart:
     head: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
 
-    @property
-    def shown(self) -> Sequence[Sequence[str]]:
-        """At most so many rows, at even distances, the first and the last always."""
-        last = len(self.rows) - 1
-        if last < _MOST_ROWS:
-            return self.rows
-        return [self.rows[round(i * last / (_MOST_ROWS - 1))] for i in range(_MOST_ROWS)]
-
 
 def figure(chart: Chart, title: str = "", note: str = "") -> Markup:
-    """A chart and, closed below it, its figures where it has them."""
-    caption, shown, name = "", chart.shown, html.fill("{}", title or note).striptags()
+    """A chart and, closed below it, its figures where it has them: of very many, some at even distances, and both ends."""
+    caption, shown, name = "", chart.rows, html.fill("{}", title or note).striptags()
     if title or note:
         caption = html.tag("figcaption", title, html.small(note))
-    summary = f"{len(shown)} of {len(chart.rows):,} rows" if len(shown) < len(chart.rows) else "Figures"
+    summary, last = "Figures", len(chart.rows) - 1
+    if last >= _MOST_ROWS:
+        shown = [chart.rows[round(i * last / (_MOST_ROWS - 1))] for i in range(_MOST_ROWS)]
+        summary = f"{_MOST_ROWS} of {len(chart.rows):,} rows"
     opened = html.join(summary, html.tag("span", f"of {name}", style="hidden"))
     table = html.table(f"Figures of {name}", chart.head, shown, style="narrow")
     return html.tag("figure", caption, chart.svg, html.more(opened, table, style="figures") if shown else "")

@@ -51,7 +51,7 @@ def _most_missed(results: _Results) -> Markup:
         items = [_missed(entry) for entry in result.details.get("worst", [])]
         lists += [html.tag("div", html.named(model), html.tag("ol", *items))] if items else []
     heading = html.tag("h4", "Classes with the lowest recall, and what they are taken for")
-    return html.join(heading, html.div("lists", *lists)) if lists else Markup("")
+    return html.join(heading, html.div("columns lists", *lists)) if lists else Markup("")
 
 
 def _missed(entry: Mapping[str, Any]) -> Markup:

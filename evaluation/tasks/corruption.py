@@ -139,9 +139,9 @@ def _of_set(comparison: Comparison, dataset: str) -> Markup:
                 points.setdefault(name, {} if clean is None else {0.0: clean})[float(severity)] = value
         for name, values in points.items():
             curves.setdefault(name, []).append(Series(model.name, values, model.mark))
-    points = [point for drawn in curves.values() for s in drawn for point in s.points.items()]
-    limits = score_range((score for _, score in points), from_zero=True)
-    severities, figures = {severity: f"{severity:g}" for severity, _ in points}, []
+    shown = [point for drawn in curves.values() for s in drawn for point in s.points.items()]
+    limits = score_range((score for _, score in shown), from_zero=True)
+    severities, figures = {severity: f"{severity:g}" for severity, _ in shown}, []
     for name, drawn in curves.items():
         about = f"Score on {dataset} against severity of {name}"
         figures.append(figure(lines(drawn, about, "severity", names=severities, limits=limits, size=TINY), name))

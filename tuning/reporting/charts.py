@@ -1,6 +1,5 @@
 """Charts of a sweep's results: score against data, learning curves, and quality against cost."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -11,7 +10,7 @@ from tuning import statistics
 from tuning.reporting.sweep_data import Sweep
 
 MULTIPLE = (230.0, 160.0)  # size of small multiples
-_COST = (420.0, 330.0)
+_COST = (480.0, 330.0)
 _FRACTION = "data.fraction"
 
 
@@ -143,10 +142,11 @@ def cost(sweep: Sweep) -> html.Section:
     (width, height), seconds = _COST, [row["seconds"] for row in rows]
     ends = [value for row in rows for value in (row["mean"], row["low"], row["high"])]
     least, most = score_range(seconds, margin=0.1)
-    y = Scale(*score_range(ends, margin=0.12), height - 38, 12)
-    plot = Plot(width, height, Scale(max(0.0, least), most, 36, width - 12), y)
     front = statistics.pareto([row["mean"] for row in rows], seconds, sweep.mode)
     best = sorted((row for row, on in zip(rows, front, strict=True) if on), key=lambda row: row["seconds"])
+    names = min(0.5 * width, 8 + 6.5 * max(len(row["cell"]) for row in best))  # their pixels
+    y = Scale(*score_range(ends, margin=0.12), height - 38, 12)
+    plot = Plot(width, height, Scale(max(0.0, least), most, 36, width - names), y)
     plot.frame("seconds of a final run", 6)
     plot.line([(row["seconds"], row["mean"]) for row in best], "front")
     figures = {row["cell"]: (row["cell"], number_format.duration(row["seconds"]), score.shown(row["mean"])) for row in rows}
@@ -156,18 +156,17 @@ def cost(sweep: Sweep) -> html.Section:
         name, time, mean = figures[row["cell"]]
         kind, radius = ("m0 chosen", 4.0) if on else ("m0 point", 3.0)
         plot.dot(row["seconds"], row["mean"], kind, f"{name}: {mean}{score.unit}, {time}", radius)
-    at = {row["cell"]: (plot.x(row["seconds"]), plot.y(row["mean"])) for row in rows}
-    _name(plot, [(row["cell"], *at[row["cell"]]) for row in best], [(x - 5, y - 5, x + 5, y + 5) for x, y in at.values()])
-    names, titles = [row["cell"] for row in best], ("time", score.title)
-    about = f"{score.title} against seconds of {number_format.count(len(rows), 'cell')}; not beaten in both: {'; '.join(names)}"
+    plot.end_labels((row["mean"], row["cell"], "name") for row in best)
+    unbeaten, titles = [figures[row["cell"]] for row in best], ("time", score.title)
+    listed = "; ".join(row["cell"] for row in best)
+    about = f"{score.title} against seconds of {number_format.count(len(rows), 'cell')}; not beaten in both: {listed}"
     chart = Chart(plot.svg(about), ("cell", *titles), list(figures.values()))
-    unbeaten = [figures[name] for name in names]
     return html.section(
         "cost",
         "Quality against cost",
         html.paragraph(
             "{Score} on the {test} split against training time of one final run, means over seeds, with bootstrap intervals. "
-            "Joined and named: cells that no other one beats in both. Trials shared the machine: {}.",
+            "Joined, and named at the right: cells that no other one beats in both. Trials shared the machine: {}.",
             sweep.info["resources"],
             **sweep.words,
         ),
@@ -178,22 +177,3 @@ def cost(sweep: Sweep) -> html.Section:
         ),
         link="Cost",
     )
-
-
-def _name(plot: Plot, places: Iterable[tuple[str, float, float]], taken: list[tuple[float, float, float, float]]) -> None:
-    """Names beside their points, where they cover no other name or point; boxes taken are left, top, right and bottom.
-
-    One without a free place is named in the list beside the chart.
-    """
-    for name, x, y in places:
-        width, sides = 7.0 * len(name), []
-        for away in (0.0, 14.0, 28.0, 42.0):
-            sides += [(x + 8, x + 8, -away, "start"), (x - 8, x - 8 - width, -away, "end")]
-            sides += [(x, x - width / 2, down, "middle") for down in (-14 - away, 14 + away)]
-        for at, left, down, anchor in sides:
-            right, top, bottom = left + width, y + down - 6, y + down + 6
-            free = plot.x.start <= left and right <= plot.x.end
-            if free and not any(left < box[2] and box[0] < right and top < box[3] and box[1] < bottom for box in taken):
-                taken.append((left, top, right, bottom))
-                plot.text(at, y + down + 4, name, anchor, "halo name")
-                break

@@ -45,13 +45,13 @@ def render_files(sweep: Sweep) -> dict[str, str]:
 
 def _tiles(sweep: Sweep) -> Markup:
     """The leader's figures: the score, what it is the mean of, and other metrics where there is room."""
-    leader, tiles = sweep.verdict.leader, []
-    if leader is None:
+    if sweep.verdict.leader is None:
         return Markup("")
+    tiles = []
     for measure in [sweep.score, *sweep.measures][: max(_TILES, 1 + len(sweep.info["score"]["metrics"]))]:
-        row = sweep.figures[leader, measure.key]
+        row = sweep.figures[sweep.verdict.leader, measure.key]
         spread = f"sd {measure.shown(row['sd'])} over {int(row['n'])} seeds" if row["n"] > 1 else "one seed"
-        beside = html.paragraph("{}", spread)
+        beside = html.tag("p", spread)
         tiles.append(html.tile(measure.title, measure.shown(row["mean"]), measure.unit.strip(), measure.path, beside))
     return html.div("tiles", *tiles)
 
@@ -73,11 +73,11 @@ def _reproduce(sweep: Sweep) -> html.Section:
     if folder.absolute().is_relative_to(here):  # no path of one machine
         folder = folder.absolute().relative_to(here)
     data = [_dataset(dataset) for dataset in info["datasets"]]
-    setup = [
-        ("Machine", f"{info['machine'].get('cpus', '?')} CPUs, {info['machine'].get('processor', '?')}"),
-        *((name.capitalize(), info[name]) for name in ("resources", "sampler", "scheduler", "budget")),
-        ("Seeds", f"{', '.join(map(str, info['seeds']))} ({', '.join(info['seed_keys'])})"),
-    ]
+    setup = {
+        "Machine": f"{info['machine'].get('cpus', '?')} CPUs, {info['machine'].get('processor', '?')}",
+        **{name.capitalize(): info[name] for name in ("resources", "sampler", "scheduler", "budget")},
+        "Seeds": f"{', '.join(map(str, info['seeds']))} ({', '.join(info['seed_keys'])})",
+    }
     return html.section(
         "again",
         "Reproduce",
@@ -90,7 +90,7 @@ def _reproduce(sweep: Sweep) -> html.Section:
         html.div(
             "columns",
             html.div("", *(data or [html.soft("The data is not known before the first trial ends.")])),
-            html.div("", html.tag("h3", "Setup"), html.facts(setup)),
+            html.div("", html.tag("h3", "Setup"), html.facts(setup.items())),
             html.div("", html.tag("h3", "Versions"), html.facts(info["versions"].items())),
         ),
         html.more("The sweep file, resolved", html.tag("pre", shown(yaml_text.dump(info["settings"])))),
@@ -100,17 +100,15 @@ def _reproduce(sweep: Sweep) -> html.Section:
 
 def _dataset(dataset: Mapping[str, Any]) -> Markup:
     counts = dataset["counts"]
-    rejected = ", ".join(f"{reason.replace('_', ' ')} {n:,}" for reason, n in counts["rejected"].items()) or "0"
-    sizes = [f"{split} {dataset[f'{split}_samples'] or 0:,}" for split in ("train", "validation", "test")]
-    shuffled = f"{dataset['shuffled']:,} training rows have another row's captions, on purpose" if dataset["shuffled"] else ""
-    pairs = [
-        ("Rows", f"{counts['listed']:,} listed, {counts['found']:,} found, {counts['kept']:,} kept"),
-        ("Rejected", rejected),
-        ("Splits", ", ".join(sizes)),
-        ("Shuffled", shuffled),
-        *((name.capitalize(), dataset[name]) for name in ("fingerprint", "licence", "attribution")),
-    ]
-    return html.join(html.tag("h3", f"Data: {dataset['name']}"), html.facts(pairs))
+    splits = ", ".join(f"{split} {dataset[f'{split}_samples'] or 0:,}" for split in ("train", "validation", "test"))
+    facts = {
+        "Rows": f"{counts['listed']:,} listed, {counts['found']:,} found, {counts['kept']:,} kept",
+        "Rejected": ", ".join(f"{why.replace('_', ' ')} {n:,}" for why, n in counts["rejected"].items()) or "0",
+        "Splits": splits,
+        "Shuffled": dataset["shuffled"] and f"{dataset['shuffled']:,} training rows have another row's captions, on purpose",
+        **{name.capitalize(): dataset[name] for name in ("fingerprint", "licence", "attribution")},
+    }
+    return html.join(html.tag("h3", f"Data: {dataset['name']}"), html.facts((k, v) for k, v in facts.items() if v))
 
 
 def _trials(sweep: Sweep) -> Markup:

@@ -1,6 +1,7 @@
-"""The search on a sweep's page: sensitivity to each parameter, all trials at once, and which parameters mattered."""
+"""The search on a sweep's page: ranges to widen, sensitivity to each parameter, all trials at once, which parameters mattered."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -8,10 +9,11 @@ from markupsafe import Markup
 
 from evaluation.reporting import html, number_format
 from evaluation.reporting.chart import SHADES, Chart, Plot, Scale, figure, score_range
-from tuning.reporting import space
+from tuning.importance import MIN_TRIALS, importances
 from tuning.reporting.charts import MULTIPLE
 from tuning.reporting.sweep_data import Sweep, records
 
+_EDGE = 0.05  # of a range
 _WIDE = (900.0, 400.0)
 _TOP, _BOTTOM, _NONE = 34.0, _WIDE[1] - 44, _WIDE[1] - 18  # of the vertical axes; where a trial without the parameter crosses
 
@@ -35,27 +37,68 @@ def search(sweep: Sweep) -> html.Section | None:
     )
 
 
+@dataclass(frozen=True)
+class _Range:
+    """In which a numeric parameter was searched in a cell: as the sweep's settings say (`known`), else what was tried."""
+
+    low: float
+    high: float
+    log: bool
+    known: bool = True
+
+    def edge(self, value: float) -> str:
+        """`lower` or `upper` where a value lies within 5 % of an end of a range that is known."""
+        if not self.known or self.low == self.high:
+            return ""
+        share = Scale(self.low, self.high, 0, 1, self.log)(value)
+        return "lower" if share <= _EDGE else "upper" if share >= 1 - _EDGE else ""
+
+
+def _range_of(sweep: Sweep, cell: str, parameter: Mapping[str, Any]) -> _Range | None:
+    """None where it was not searched, or is not numeric."""
+    values = sweep.search.loc[sweep.search["cell"] == cell, parameter["key"]]
+    tried, told = [value for value in values if number_format.is_number(value)], sweep.ranges[cell].get(parameter["key"])
+    if tried and told is not None and told["low"] <= min(tried) <= max(tried) <= told["high"]:
+        return _Range(**told)
+    return _Range(min(tried), max(tried), bool(parameter.get("log")) and min(tried) > 0, False) if tried else None
+
+
 def ranges_to_widen(sweep: Sweep) -> Markup:
-    words = '<li><span class="cell">{}</span>: {}. A better point may lie beyond.</li>'
-    edges = [html.fill(words, *edge) for edge in space.edges(sweep)]
+    """Best points at the edge of the searched range."""
+    words, edges = '<span class="cell">{}</span>: {} {} is at the edge of its range (its {} end is {}): widen it.', []
+    for cell in sweep.cells:
+        for parameter in sweep.parameters:
+            value, searched = sweep.point(cell).get(parameter["key"]), _range_of(sweep, cell, parameter)
+            if searched and number_format.is_number(value) and (side := searched.edge(value)):
+                shown, end = map(number_format.parameter, (value, searched.low if side == "lower" else searched.high))
+                edges.append(
+                    html.tag(
+                        "li", html.fill(words, cell, parameter["title"], shown, side, end), " A better point may lie beyond."
+                    )
+                )
     return html.join(html.tag("h3", "Ranges to widen"), html.tag("ul", *edges)) if edges else Markup("")
 
 
 def _importances(sweep: Sweep) -> list[Markup]:
-    figures = []
-    for title, trials, top, shares in space.importances(sweep):
-        words = '<span>{}</span>{}<span class="share">{:.0f}&nbsp;%</span>'
-        bars = [html.fill(words, name, html.bar(100 * share), 100 * share) for name, share in shares]
-        about = html.small(f"best {top} of {number_format.count(trials, 'trial')}")
-        figures.append(html.tag("figure", html.tag("figcaption", title, about), html.div("bars", *bars)))
+    """Of the whole search, the axes of the grid being parameters too, and of every cell with enough trials."""
+    axes = [axis for axis in sweep.axes if len(axis["labels"]) > 1]
+    groups = [("whole search", sweep.search, [*axes, *sweep.parameters])] if len(sweep.cells) > 1 else []
+    groups += [(cell, sweep.search[sweep.search["cell"] == cell], sweep.parameters) for cell in sweep.cells]
+    words, figures = '<span>{}</span>{}<span class="number">{:.0f}&nbsp;%</span>', []
+    for name, trials, columns in groups:
+        if found := importances(trials, {column["key"]: bool(column.get("log")) for column in columns}, sweep.mode):
+            titles = {column["key"]: column["title"] for column in columns}
+            bars = [html.fill(words, titles[key], html.bar(100 * share), 100 * share) for key, share in found.shares.items()]
+            about = html.small(f"best {found.best} of {number_format.count(found.trials, 'trial')}")
+            figures.append(html.tag("figure", html.tag("figcaption", name, about), html.div("bars", *bars)))
     if not figures:
         words = "To tell which parameters mattered takes at least {} finished search trials that differ in two of them."
-        return [html.paragraph(words, space.MIN_TRIALS)]
+        return [html.paragraph(words, MIN_TRIALS)]
     about = html.soft(
         "Share of each parameter in what distinguishes the best trials of a search from the rest (PED-ANOVA on finished "
         "trials; those that failed or were stopped do not count). From few trials it is a hint and no measurement. Cells with "
         "fewer than {} finished trials, or with one parameter, have none.",
-        space.MIN_TRIALS,
+        MIN_TRIALS,
     )
     return [about, html.div("charts", *figures)]
 
@@ -70,7 +113,7 @@ def _sensitivity(sweep: Sweep) -> list[Markup]:
     )
     for parameter in sweep.parameters:
         rows_of = {cell: ended[(ended["cell"] == cell) & ended[parameter["key"]].notna()] for cell in sweep.cells}
-        ranges = {cell: space.range_of(sweep, cell, parameter) for cell, rows in rows_of.items() if len(rows)}
+        ranges = {cell: _range_of(sweep, cell, parameter) for cell, rows in rows_of.items() if len(rows)}
         if ranges:
             log = ", log scale" if any(searched and searched.log for searched in ranges.values()) else ""
             title = html.tag("span", f"Sensitivity to {parameter['title']}{log}", title=parameter["key"])
@@ -81,7 +124,7 @@ def _sensitivity(sweep: Sweep) -> list[Markup]:
 
 
 def _sensitivity_chart(
-    sweep: Sweep, parameter: Mapping[str, Any], rows: pd.DataFrame, limits: tuple[float, float], searched: space.Range | None
+    sweep: Sweep, parameter: Mapping[str, Any], rows: pd.DataFrame, limits: tuple[float, float], searched: _Range | None
 ) -> Markup:
     """Of the trials of a cell."""
     (width, height), cell, key = MULTIPLE, rows["cell"].iloc[0], parameter["key"]
