@@ -3,6 +3,7 @@
 Made from the result files alone, without Ray and without embedding anything, at any time. Each task brings its own block.
 """
 
+import argparse
 import json
 import math
 import shlex
@@ -14,6 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from evaluation.class_sets import average_of_eleven
+from evaluation.plan import own_task
 from evaluation.reporting import html, number_format, render
 from evaluation.reporting.chart import Chart, Plot, Scale, figure
 from evaluation.reporting.comparison import Cell, Comparison, Row, compare, number, score_table
@@ -22,6 +24,7 @@ from evaluation.results import read_results, to_table
 from evaluation.task_info import TaskInfo
 from evaluation.tasks import TASKS
 from evaluation.tasks.base import Task
+from pipelines.program.cli import Parser, run_page
 from pipelines.program.csv_text import to_csv
 
 _AVERAGED = ("zeroshot_classification", "linear_probe")
@@ -147,7 +150,7 @@ def _bars(comparison: Comparison) -> html.Section:
     about = html.paragraph(
         "The same scores, models in one order and colour throughout. Whiskers: 95&nbsp;% intervals. Dashed: chance."
     )
-    return html.section("bars", "Scores by task", about, html.div("charts", *figures), link="Bars")
+    return html.section("bars", "Scores by task", about, html.div("charts", *figures))
 
 
 def _bar_chart(rows: Sequence[Row], unit: str) -> Chart:
@@ -235,3 +238,19 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items() if entry not in (None, "", {}, []))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page again. Exit code 0, or 2 with one line that says what is wrong."""
+    parser = Parser(
+        prog="python -m evaluation.reporting",
+        description="Write report.html, report.md and results.csv of a folder of results again, from the result files alone.",
+    )
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the output of python -m evaluation, such as runs/evaluation")
+    parser.add_argument("--task", action="append", default=[], metavar="MODULE:CLASS", help="a task of your own that has results")
+    return run_page(parser, _rewrite, arguments)
+
+
+def _rewrite(options: argparse.Namespace) -> Path:
+    write_report(options.output, [own_task(name, "--task") for name in options.task])
+    return options.output / "report.html"

@@ -88,7 +88,7 @@ def _what_was_trained(result: dict[str, Any], config: dict[str, Any]) -> Markup:
         unseen = ": split {split}, once, by the checkpoint of step {step:,}, which split {chosen_on} chose".format(**test)
     if result.get("skipped"):
         skipped = f" ({result['skipped']:,} of them skipped, for their loss or gradient was no number)"
-    towers = ", ".join(f"{side.lower()} tower {_tower_name(tower)} ({tower['mode']})" for side, tower in _towers(config))
+    towers = ", ".join(f"{side} tower {_tower_name(tower)} ({tower['mode']})" for side, tower in _towers(config).items())
     return html.paragraph(
         "A dual encoder trained with the <b>{config[objective][name]}</b> objective on <b>{result[dataset][train_samples]:,} "
         "image-text pairs of {result[dataset][name]}</b> and scored on <b>{samples:,} held-out pairs</b> that it has not seen{}. "
@@ -105,8 +105,8 @@ def _what_was_trained(result: dict[str, Any], config: dict[str, Any]) -> Markup:
     )
 
 
-def _towers(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [("Image", config["image_tower"]), ("Text", config["text_tower"])]
+def _towers(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {"image": config["image_tower"], "text": config["text_tower"]}
 
 
 def _tower_name(tower: dict[str, Any]) -> str:
@@ -128,8 +128,7 @@ def _retrieved(found: dict[str, Any], data: HeldOut, credit: str) -> html.Sectio
         "Held-out captions and images, at even distances through the split and not picked by hand. Framed and ticked: right; "
         "where nothing is, the right answer stands beside it, dashed."
     )
-    credits = html.paragraph("Images and captions: {}", credit, style="credit")
-    return html.section("images", "Retrieved examples", about, *examples([own]), credits)
+    return html.section("images", "Retrieved examples", about, *examples([own]), html.soft("Images and captions: {}", credit))
 
 
 def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut) -> html.Section:
@@ -215,7 +214,10 @@ def _reproduce(run: Path, result: dict[str, Any], config: dict[str, Any], prepar
     """Commands, configs, machine and versions of this run."""
     folder, machine = f"{config['storage']}/{config['name']}", result["machine"]
     words = '{} ({})<br><span class="soft">{}</span>'
-    towers = [(side, html.fill(words, _tower_name(t), t["name"], _MODES[t["mode"]])) for side, t in _towers(config)]
+    towers = {
+        side.capitalize(): html.fill(words, _tower_name(tower), tower["name"], _MODES[tower["mode"]])
+        for side, tower in _towers(config).items()
+    }
     host = f"{machine['cpus']} CPUs, {machine['processor']}"
     of_machine = html.facts([("Device", machine["device"]), ("Workers", machine["workers"]), ("Host", host)])
     times = html.facts((phase, number_format.duration(seconds)) for phase, seconds in result["seconds"].items())
@@ -231,7 +233,7 @@ def _reproduce(run: Path, result: dict[str, Any], config: dict[str, Any], prepar
         html.tag("pre", f"python -m training {shlex.quote(f'{folder}/config.yaml')} name={config['name']}-again"),
         html.div(
             "columns",
-            html.div("", html.tag("h3", "Towers"), html.facts(towers), html.tag("h3", "Machine"), of_machine),
+            html.div("", html.tag("h3", "Towers"), html.facts(towers.items()), html.tag("h3", "Machine"), of_machine),
             html.div("", html.tag("h3", "Wall time"), times, call, *lost),
             html.div("", html.tag("h3", "Versions"), html.facts(result["versions"].items())),
         ),

@@ -20,10 +20,9 @@ def headline(result: dict[str, Any], data: HeldOut) -> Markup:
         if wilson(n * value / 100, n)[0] <= chance / 100:
             hollow.append(f"{title}, {value:.1f}\u00a0% by {chance:.1f}\u00a0%")
     return html.fill(
-        '{} in {:.1f}\u00a0% of <span class="whole">held-out</span> searches; by chance it would be in {}\u00a0%{}',
+        '{} in {}\u00a0% of <span class="whole">held-out</span> searches; by chance it would be in {}\u00a0%{}',
         "The right match comes first" if k == 1 else f"A right match is among the first {k}",
-        result["metrics"][first],
-        number_format.value(_chance(result, first)),
+        *map(number_format.value, _figures(result, first)[:2]),
         f"; not distinguishable from chance: {' and '.join(hollow)}" if hollow else "",
     )
 
@@ -31,16 +30,18 @@ def headline(result: dict[str, Any], data: HeldOut) -> Markup:
 def tiles(result: dict[str, Any], data: HeldOut) -> Markup:
     """R@k of both directions, and top-1 of the two labels with most classes."""
     result, ks, made = _reported(result), data.settings.recall_at, []
-    recalls = dict.fromkeys(f"retrieval/{data.dataset}/mean_recall@{k}" for k in (min(ks), max(ks)))
-    shown = [(path, title, f"{about}, mean of both directions") for path in recalls for title, about in [_titled(path, data)]]
+    shown = []
+    for path in dict.fromkeys(f"retrieval/{data.dataset}/mean_recall@{k}" for k in (min(ks), max(ks))):
+        title, about = _titled(path, data)
+        shown.append((path, title, f"{about}, mean of both directions"))
     for label, classes in sorted(data.classes.items(), key=lambda entry: -len(entry[1]))[:2]:
         about = f"right class of {len(classes)} on the first guess"
         shown.append((f"zero_shot/{data.dataset}_{label}/top1", f"Zero-shot {label}", about))
     for path, title, about in shown:
-        value, chance, largest = result["metrics"][path], _chance(result, path), _largest(result, path)
+        value, chance, largest = _figures(result, path)
         naming = f", always the largest class {largest}\u00a0%" if largest else ""
-        beside = html.paragraph("chance {}\u00a0%{}", number_format.value(chance), naming)
-        below = html.bar(value, chance), html.paragraph("{}", about), beside
+        beside = html.tag("p", f"chance {number_format.value(chance)}\u00a0%{naming}")
+        below = html.bar(value, chance), html.tag("p", about), beside
         made.append(html.tile(title, number_format.value(value), "%", path, *below))
     return html.div("tiles", *made)
 
@@ -57,7 +58,7 @@ def test(result: dict[str, Any], data: HeldOut) -> html.Section | None:
         t=test,
         last=result["metrics"][test["metric"]],
     )
-    return html.section("test", "Test of the chosen checkpoint", about, _table(test, data), link="Test")
+    return html.section("test", "Test of the chosen checkpoint", about, _table(test, data))
 
 
 def scores(result: dict[str, Any], data: HeldOut) -> html.Section:
@@ -88,7 +89,6 @@ def scores(result: dict[str, Any], data: HeldOut) -> html.Section:
             "Chance: a random order, or a random class. Largest class: the best that naming the same class for every image can "
             "reach. A tie counts against the model."
         ),
-        link="Scores",
     )
 
 
@@ -103,13 +103,10 @@ def _first(data: HeldOut) -> tuple[int, str]:
     return k, f"retrieval/{data.dataset}/mean_recall@{k}"
 
 
-def _chance(result: dict[str, Any], path: str) -> float | None:
-    return chances(result["baselines"]).get(path)
-
-
-def _largest(result: dict[str, Any], path: str) -> str:
-    """The score of always naming the largest class."""
-    return number_format.value(result["baselines"].get(path, {}).get("largest_class"))
+def _figures(result: dict[str, Any], path: str) -> tuple[float, float | None, str]:
+    """A score, what chance scores, and what always naming the largest class does."""
+    largest = result["baselines"].get(path, {}).get("largest_class")
+    return result["metrics"][path], chances(result["baselines"]).get(path), number_format.value(largest)
 
 
 def _table(result: dict[str, Any], data: HeldOut) -> Markup:
@@ -130,11 +127,11 @@ def _table(result: dict[str, Any], data: HeldOut) -> Markup:
     groups[""] = Markup("Other scores")
     bodies: dict[str, list[Markup]] = {heading: [] for heading in groups.values()}
     for path in sorted(result["metrics"], key=_k):
-        value, chance, (title, about) = result["metrics"][path], _chance(result, path), _titled(path, data)
+        (value, chance, largest), (title, about) = _figures(result, path), _titled(path, data)
         shown, least = (number_format.value(number) for number in (value, chance))
         line = [html.join(title, html.small(about)), html.tag("b", shown), html.bar(value, chance), least]
         heading = next(heading for start, heading in groups.items() if path.startswith(start))
-        bodies[heading].append(html.row([*line, _largest(result, path), _size(result, path)], tooltip=path))
+        bodies[heading].append(html.row([*line, largest, _size(result, path)], tooltip=path))
     return html.table("Scores", ("score", "value, %", marked, "chance", "largest class", "n"), bodies, style="run")
 
 

@@ -109,7 +109,7 @@ class Plot:
         """Quiet axes: a base line, horizontal grid, few numbers; the x axis's title below its right end."""
         x, y = self.x, self.y
         for value in y.ticks(y_ticks):
-            self.level(value, "grid")
+            self.pixels([(x.start, y(value)), (x.end, y(value))], "grid")
             self.text(x.start - 5, y(value) + 3.5, number_format.parameter(value), "end")
         self.pixels([(x.start, y.start), (x.end, y.start)], "base")
         if not isinstance(x_ticks, Mapping):
@@ -143,19 +143,10 @@ class Plot:
         if known:
             self.pixels(known, name, title, closed)
 
-    def level(self, value: float, name: str, title: str = "") -> None:
-        """A horizontal line through the whole chart."""
-        self.pixels([(self.x.start, self.y(value)), (self.x.end, self.y(value))], name, title)
-
     def dot(self, x: float, y: float, name: str, title: str, radius: float = 2.6, chosen: bool = False) -> None:
         """One that is `chosen` is large, ringed, and says so."""
         name, title, radius = (f"{name} chosen", f"{title}, chosen", 4.5) if chosen else (name, title, radius)
         self.parts.append(html.tag("circle", _title(title), style=f"dot {name}", cx=_n(self.x(x)), cy=_n(self.y(y)), r=radius))
-
-    def cross(self, x: float, name: str, title: str) -> None:
-        """On the base line, for a failed trial."""
-        d = f"M{_n(self.x(x) - 3)} {_n(self.y.start - 3)}l6 6m0 -6l-6 6"
-        self.parts.append(html.tag("path", _title(title), style=name, d=d))
 
     def end_labels(self, ends: Iterable[tuple[float, str, str]]) -> None:
         """Level, text and class: beside the right end, pushed apart where they would overlap."""
@@ -214,7 +205,6 @@ class Series:
     chosen: float | None = None
     band: bool = False
     aside: float = 0.0  # pixels, so that the whiskers of two lines do not hide one another
-    titles: Mapping[float, str] = field(default_factory=dict)  # x -> tooltip of its point
     background: bool = False  # to compare with: neither dots nor a column of the table
 
     def draw(self, plot: Plot, at: Mapping[float, str], x_title: str, percent: bool) -> None:
@@ -231,8 +221,8 @@ class Series:
         for x in (x for x in places if math.isfinite(self.points[x]) and (dotted or x == self.chosen)):
             if x in self.spread and not self.band:
                 plot.line([(x, end) for end in self.spread[x]], f"error {self.style}")
-            title = f"{self.name}, {x_title} {at.get(x) or number_format.parameter(x)}: "
-            title = self.titles.get(x) or title + number_format.value(self.points[x], percent)
+            place = (at.get(x) or number_format.parameter(x)).replace("\n", ", ")
+            title = f"{self.name}, {x_title} {place}: {number_format.value(self.points[x], percent)}"
             plot.dot(x, self.points[x], self.style, title, chosen=x == self.chosen)
 
 
@@ -268,7 +258,7 @@ def lines(
     plot.frame(x_title, names or 4)
     for name, level in levels.items():
         if limits[0] <= level <= limits[1]:
-            plot.level(level, "chance", f"{name}: {number_format.value(level, percent)}")
+            plot.pixels([(x.start, y(level)), (x.end, y(level))], "chance", f"{name}: {number_format.value(level, percent)}")
     for s in series:
         s.draw(plot, names or {}, x_title, percent)
     if labelled:

@@ -1,7 +1,7 @@
 """Retrieved examples on a page: captions with the images that one model or several found, and images with captions."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ class Gallery:
 
     def who(self, item: Mapping[str, Any], searched: str) -> Markup:
         """The model, and where the right answer came: to be read on the page of a single model, else for screen readers."""
-        hits = [place for place, found in enumerate(item.get("found", []), 1) if found["hit"]]
+        hits = [place for place, found in enumerate(item["found"], 1) if found["hit"]]
         if hits:
             verdict = f"the right one found {'first' if hits[0] == 1 else ordinal(hits[0])}"
         elif "place" not in item:
@@ -65,7 +65,7 @@ def examples(galleries: Sequence[Gallery], open: bool = True) -> list[Markup]:
     for kind, found, items in (("captions", "images", _captions(galleries)), ("images", "captions", _images(galleries))):
         if items:
             title = f"{count(len(items), kind[:-1])}, each with the nearest{_of(galleries[0].sizes[found])} {found}"
-            hits = [sum(any(f["hit"] for f in i.get("found", [])) for i in g.examples.get(kind, [])) for g in galleries]
+            hits = [sum(any(f["hit"] for f in i["found"]) for i in g.examples.get(kind, [])) for g in galleries]
             shown = (f"{hit:,}" + (f" ({g.model.name})" if g.model else "") for g, hit in zip(galleries, hits, strict=True))
             about = soft("A right {} is shown for {} of {:,}.", found[:-1], ", ".join(shown), len(items))
             elements.append(more(title, about, tag("ol", *items, style="cards" * (kind == "images")), open=open))
@@ -80,7 +80,10 @@ def _captions(galleries: Sequence[Gallery]) -> list[Markup]:
     """An <li> a caption with the images that were found for it; the same caption of all models together."""
     items = []
     for caption, answers in _by_query(galleries, "captions", "caption"):
-        finds = [div("find", g.who(item, "images"), *_each(g.image, item)) for g, item in answers]
+        finds = []
+        for g, item in answers:
+            shown = (g.image(place, found) for place, found in enumerate(item["found"], 1))
+            finds.append(div("find", g.who(item, "images"), *shown))
         thumbs = [g.thumb(item["right"], caption) for g, item in answers if str(item.get("right")) in g.thumbnails]
         own = div("answer", thumbs[0], tag("span", "its own image")) if thumbs and _tells_own(answers) else ""
         query = tag("div", caption, style="query clamp", title=caption)
@@ -92,16 +95,15 @@ def _images(galleries: Sequence[Gallery]) -> list[Markup]:
     """An <li> an image with the captions that were found for it."""
     items = []
     for name, answers in _by_query(galleries, "images", "image"):
-        finds = [tag("div", g.who(item, "captions"), tag("ol", *_each(_caption, item))) for g, item in answers]
+        finds = [
+            tag("div", g.who(item, "captions"), tag("ol", *(_caption(*found) for found in enumerate(item["found"], 1))))
+            for g, item in answers
+        ]
         (gallery, first), *_ = answers
         right = "; ".join(map(str, first.get("right", [])))
         own = paragraph("<b>Its own:</b> {}", right, style="answer clamp") if right and _tells_own(answers) else ""
         items.append(tag("li", gallery.thumb(name, right or "query"), div("answers", *finds), own, style="card"))
     return items
-
-
-def _each(show: Callable[[int, Mapping[str, Any]], Markup], item: Mapping[str, Any]) -> list[Markup]:
-    return [show(place, found) for place, found in enumerate(item.get("found", []), 1)]
 
 
 def _by_query(galleries: Sequence[Gallery], kind: str, key: str) -> list[tuple[str, _Answers]]:
@@ -118,4 +120,4 @@ def _by_query(galleries: Sequence[Gallery], kind: str, key: str) -> list[tuple[s
 
 def _tells_own(answers: _Answers) -> bool:
     """Beside several models always; beside one where it found nothing right."""
-    return any(gallery.model or not any(found["hit"] for found in item.get("found", [])) for gallery, item in answers)
+    return any(gallery.model or not any(found["hit"] for found in item["found"]) for gallery, item in answers)

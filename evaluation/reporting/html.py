@@ -15,10 +15,10 @@ Rows = Sequence[Markup | Sequence[Any]]
 
 
 class Section(NamedTuple):
-    """A section of a page, and its link in the head of the page."""
+    """A section of a page, with its title for the links in the head of the page."""
 
     id: str
-    link: str
+    title: str
     content: Markup
 
 
@@ -50,8 +50,8 @@ def tag(name: str, *content: Any, style: str = "", **attributes: Any) -> Markup:
     return Markup(f"<{name}{written}>{Markup('').join(content)}</{name}>")
 
 
-def section(id: str, title: str, *elements: str, link: str = "") -> Section:
-    return Section(id, link or title, tag("section", tag("h2", title), *elements, id=id))
+def section(id: str, title: str, *elements: str) -> Section:
+    return Section(id, title, tag("section", tag("h2", title), *elements, id=id))
 
 
 def div(style: str, *elements: str) -> Markup:

@@ -17,7 +17,6 @@ from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html, number_format
 from evaluation.reporting.chart import TINY, Series, figure, lines, score_range
 from evaluation.reporting.comparison import Comparison, number
-from evaluation.results import Result
 from evaluation.task_info import Measure, TaskInfo
 from evaluation.tasks.base import Scored, Task, classified
 from evaluation.tasks.zero_shot import ZeroShot
@@ -145,14 +144,10 @@ def _of_set(comparison: Comparison, dataset: str) -> Markup:
     for name, drawn in curves.items():
         about = f"Score on {dataset} against severity of {name}"
         figures.append(figure(lines(drawn, about, "severity", names=severities, limits=limits, size=TINY), name))
-    rows = [[html.named(model), *_kept(result)] for model, result in results.items()]
+    rows = []
+    for model, result in results.items():
+        clean, mean = number(result.details.get("clean")), number(result.scores.get("mean"))
+        kept = f"{number_format.value(100 * mean / clean)}\u00a0%" if clean and mean is not None else html.NDASH
+        rows.append([html.named(model), *(number_format.value(score) or html.NDASH for score in (clean, mean)), kept])
     scores = html.table(f"Corruptions of {dataset}", ("model", "clean", "mean", "kept"), rows, style="narrow")
-    return html.join(html.tag("h3", dataset), scores, html.div("charts tiny", *figures))
-
-
-def _kept(result: Result) -> list[str]:
-    """Clean score, mean over all corruptions and severities, and what share of the clean score that is."""
-    clean, mean = number(result.details.get("clean")), number(result.scores.get("mean"))
-    kept = 100 * mean / clean if clean and mean is not None else None
-    values = [number_format.value(value) or html.NDASH for value in (clean, mean, kept)]
-    return [*values[:2], values[2] + ("" if kept is None else "\u00a0%")]
+    return html.join(html.tag("h3", dataset), scores, html.div("charts small", *figures))

@@ -235,12 +235,10 @@ def _of_set(comparison: Comparison, dataset: str) -> Markup:
 
 
 def _gallery_of(result: Result, model: html.Model) -> gallery.Gallery:
-    first = next((score for score in result.sample_sizes if score.startswith("image_to_text_recall@")), "")
-    sizes = {
-        "images": result.sample_sizes.get(first),
-        "captions": result.sample_sizes.get(first.replace("image_to_text", "text_to_image")),
-    }
-    return gallery.Gallery(result.details.get("gallery") or {}, result.details.get("thumbnails") or {}, sizes, model)
+    sizes = result.sample_sizes
+    first = next((score for score in sizes if score.startswith("image_to_text_recall@")), "")
+    searched = {"images": sizes.get(first), "captions": sizes.get(first.replace("image_to_text", "text_to_image"))}
+    return gallery.Gallery(result.details.get("gallery") or {}, result.details.get("thumbnails") or {}, searched, model)
 
 
 def _median_ranks(comparison: Comparison, results: Mapping[html.Model, Result]) -> list[Row]:
@@ -257,8 +255,7 @@ def _median_ranks(comparison: Comparison, results: Mapping[html.Model, Result]) 
 def _geometry(comparison: Comparison, results: Mapping[html.Model, Result]) -> list[Row]:
     rows = []
     for key, (title, about) in _GEOMETRY.items():
-        values = {model: number((result.details.get("geometry") or {}).get(key)) for model, result in results.items()}
         # Two decimals: these have no unit, and all that matters of them lies within 1.
-        texts = {model: number_format.value(value, digits=2) for model, value in values.items() if value is not None}
-        rows += comparison.not_compared(title, texts, about)
+        values = {m: number_format.value((r.details.get("geometry") or {}).get(key), digits=2) for m, r in results.items()}
+        rows += comparison.not_compared(title, {model: text for model, text in values.items() if text}, about)
     return rows

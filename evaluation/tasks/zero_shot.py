@@ -107,21 +107,19 @@ class ZeroShot:
 
 def _sensitivity(comparison: Comparison, dataset: str, results: Mapping[html.Model, Result]) -> Markup:
     """Scores by each template alone: a strip of dots a model, and the spread in numbers. One template has no spread."""
-    rows, spread, metrics, templates = [], [], [], list[str]()
+    rows, spread = [], []
     for model, result in results.items():
         details = result.details.get("sensitivity") or {}
         scores = [float(value) for value in details.get("scores", []) if number(value) is not None]
         if len(scores) > 1:
-            metrics.append(str(details.get("metric", result.main)))
-            templates = templates or [str(template) for template in result.details.get("templates", [])]
-            rows.append((model, scores, number(result.scores.get(metrics[-1]))))
+            rows.append((model, scores, number(result.scores.get(result.main))))
             sd = number_format.value(details.get("sd"))
             spread.append(f"{model.name} {number_format.span(min(scores), max(scores))}" + (f", sd {sd}" if sd else ""))
     if not rows:
         return Markup("")
     count, spreads = max(len(scores) for _, scores, _ in rows), "; ".join(spread)
-    title = comparison.score_title("zeroshot_classification", metrics[0])
-    templates += [f"template {i + 1}" for i in range(len(templates), count)]
+    title = comparison.score_title("zeroshot_classification", results[rows[0][0]].main)
+    templates = max((result.details.get("templates", []) for result in results.values()), key=len)
     chart = _strip(rows, templates, f"{title} on {dataset} by each of {count} templates: {spreads}")
     note = f"{title.capitalize()} by each of {count} templates alone, a dot each; bar: all templates together, the score above."
     heading = html.tag("h4", "Sensitivity to the prompt template")
@@ -151,18 +149,16 @@ def _calibration(dataset: str, results: Mapping[html.Model, Result]) -> Markup:
     figures = []
     for model, result in results.items():
         details = result.details.get("calibration") or {}
-        bins = [[number(entry.get(key)) for key in ("confidence", "accuracy", "count")] for entry in details.get("bins", [])]
-        known = [(sure, right, int(count)) for sure, right, count in bins if sure is not None and right is not None and count]
-        error, confidence, accuracy = (number(details.get(key)) for key in ("error", "confidence", "accuracy"))
-        if not known or error is None:
+        bins = [(entry["confidence"], entry["accuracy"], entry["count"]) for entry in details.get("bins", []) if entry["count"]]
+        if not bins or number(details.get("error")) is None:
             continue
-        notes = [f"calibration error {number_format.value(error)} points"]
-        if confidence is not None and accuracy is not None and abs(confidence - accuracy) >= 0.05:
-            word = "too sure" if confidence > accuracy else "not sure enough"
-            notes.append(f"{number_format.value(abs(confidence - accuracy))} points {word} on average")
+        apart = details["confidence"] - details["accuracy"]
+        notes = [f"calibration error {number_format.value(details['error'])} points"]
+        if abs(apart) >= 0.05:
+            notes.append(f"{number_format.value(abs(apart))} points {'too sure' if apart > 0 else 'not sure enough'} on average")
         notes += [f"scale {scale}"] if (scale := number_format.parameter(details.get("scale"))) else []
         about = f"Accuracy against confidence of {model.name} on {dataset}: expected {notes[0]}"
-        figures.append(figure(_reliability(model, known, about), html.named(model), "; ".join(notes)))
+        figures.append(figure(_reliability(model, bins, about), html.named(model), "; ".join(notes)))
     about_all = html.soft(
         "Accuracy against confidence in bins; the larger a dot, the more images. On the diagonal the two are equal; below it the "
         "model is overconfident. Confidence depends on the scale that cosines are multiplied with; accuracy does not."

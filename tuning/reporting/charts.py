@@ -16,7 +16,7 @@ _FRACTION = "data.fraction"
 
 def scaling(sweep: Sweep) -> html.Section | None:
     """Score against training samples, a line for each of the other cells; None where fewer than two shares have results."""
-    shares = next((i for i, axis in enumerate(sweep.axes) if axis["key"] == _FRACTION and len(axis["labels"]) > 1), None)
+    shares = next((i for i, axis in enumerate(sweep.info["axes"]) if axis["key"] == _FRACTION and len(axis["labels"]) > 1), None)
     if shares is None:
         return None
     score, by_name = sweep.score, dict[str, list[dict[str, Any]]]()
@@ -32,16 +32,14 @@ def scaling(sweep: Sweep) -> html.Section | None:
         return None
     series, table, spans = [], [], []
     heads = {share: f"{places[share]:,.0f}" for share in sorted(places, key=lambda share: places[share])}
-    tooltip = "{}, {samples:,.0f} samples: {said}{}, n {n:.0f}"
     for i, (name, rows) in enumerate(by_name.items()):
         rows.sort(key=lambda row: row["samples"])
         line = {row["samples"]: row for row in rows}
         said = {row["share"]: row["said"] for row in rows}
         means = {at: row["mean"] for at, row in line.items()}
         spread = {at: (row["low"], row["high"]) for at, row in line.items() if number_format.is_number(row["low"])}
-        titles = {at: tooltip.format(name, score.unit, **row) for at, row in line.items()}
         aside = 3.0 * (i - (len(by_name) - 1) / 2)
-        series.append(Series(name, means, mark(i), "scaling", spread, aside=aside, titles=titles))
+        series.append(Series(name, means, mark(i), "scaling", spread, aside=aside))
         table.append([name, *(said.get(share, "") for share in heads)])
         spans.append(f"{name} from {rows[0]['said']} to {rows[-1]['said']}")
     first, *_, last = heads.values()
@@ -75,7 +73,6 @@ def scaling(sweep: Sweep) -> html.Section | None:
             f"; by chance {score.shown(score.chance)}" if known else "",
             sweep.info["budget"],
         ),
-        link="Data",
     )
 
 
@@ -112,7 +109,7 @@ def learning(sweep: Sweep) -> html.Section:
     )
     none = html.paragraph("No run has been evaluated during training{}.", sweep.yet)
     shown = [html.paragraph(words, **sweep.words), html.div("charts small", *figures)]
-    return html.section("curves", "Learning curves", *(shown if figures else [none]), link="Curves")
+    return html.section("curves", "Learning curves", *(shown if figures else [none]))
 
 
 def _by_epoch(scores: pd.Series) -> dict[float, float]:
@@ -138,7 +135,7 @@ def cost(sweep: Sweep) -> html.Section:
     rows = [row for row in rows if row["n"] and number_format.is_number(row["seconds"])]
     if not rows:
         none = html.paragraph("No final run is finished{}.", sweep.yet)
-        return html.section("cost", "Quality against cost", none, link="Cost")
+        return html.section("cost", "Quality against cost", none)
     (width, height), seconds = _COST, [row["seconds"] for row in rows]
     ends = [value for row in rows for value in (row["mean"], row["low"], row["high"])]
     least, most = score_range(seconds, margin=0.1)
@@ -175,5 +172,4 @@ def cost(sweep: Sweep) -> html.Section:
             figure(chart, "", f"{sweep.words['Score']} against seconds"),
             html.table("Cells that none beats in both", ("not beaten in both", *titles), unbeaten, style="front"),
         ),
-        link="Cost",
     )

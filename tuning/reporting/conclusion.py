@@ -20,7 +20,7 @@ def answer(sweep: Sweep) -> Markup:
     if verdict.leader is None:
         return _without_results(sweep)
     seeds, start = int(sweep.figures[verdict.leader, "score"]["n"]), "So far " if sweep.yet else ""
-    reached, leader = f"{_score(sweep, verdict.value)} over {counted(seeds, 'seed')}", _cell(verdict.leader)
+    reached, leader = f"{sweep.score.named(verdict.value)} over {counted(seeds, 'seed')}", _cell(verdict.leader)
     if len(sweep.cells) == 1:
         about = "the best point" if sweep.best_points and len(sweep.search) else "it"
         sentence = fill("{} reaches {}", f"{start}{about}" if start else about.capitalize(), reached)
@@ -55,7 +55,7 @@ def _without_results(sweep: Sweep) -> Markup:
         if len(scored):
             best = scored.sort_values("score", ascending=sweep.mode == "min").iloc[0]
             words = "; the best of the search, {}, has {} on the validation split"
-            sentence += fill(words, _cell(best["cell"]), _score(sweep, best["score"]))
+            sentence += fill(words, _cell(best["cell"]), sweep.score.named(best["score"]))
         return sentence
     if sweep.trials.empty:
         return Markup("No trial was run")
@@ -74,12 +74,6 @@ def _progress(sweep: Sweep) -> str:
         if planned and (ended or phase == "search" or not sweep.info["planned"]["search"]):
             return f"{ended:,} of {planned:,} {noun} are done"
     return "nothing planned"
-
-
-def _score(sweep: Sweep, value: float) -> str:
-    """22.3 % Average; 1.234 loss."""
-    unit = "\N{NO-BREAK SPACE}%" if sweep.score.percent else ""
-    return f"{sweep.score.shown(value)}{unit} {sweep.score.title}"
 
 
 def _cell(label: str) -> Markup:

@@ -15,7 +15,7 @@ _PAIR = ("difference", "sd", "seeds", "se of items", "p", "p Holm", "verdict")
 
 def grid(sweep: Sweep) -> html.Section | None:
     """A heat map of the score, and one of each metric beside it."""
-    if not sweep.axes:
+    if not sweep.info["axes"]:
         return None
     chosen = f", of the point of each cell that was best on the {sweep.words['validation']} split"
     if not sweep.parameters:
@@ -36,7 +36,7 @@ def grid(sweep: Sweep) -> html.Section | None:
 
 def _heat_map(sweep: Sweep, measure: Measure) -> Markup:
     """The first axis across and the others down, or the other way round where a grid is wide."""
-    first, rest = sweep.axes[0], sweep.axes[1:]
+    first, rest = sweep.info["axes"][0], sweep.info["axes"][1:]
     by_labels = {tuple(labels): cell for cell, labels in sweep.cells.items()}
     columns, rows = list(first["labels"]), list(product(*(axis["labels"] for axis in rest)))
     cells = [[_heat_cell(sweep, by_labels.get((label, *row)), measure) for label in columns] for row in rows]
@@ -75,7 +75,7 @@ def _heat_cell(sweep: Sweep, cell: str | None, measure: Measure) -> Markup:
 
 def cells(sweep: Sweep) -> html.Section:
     """A row a cell: its best point, mean and sd of every measure, n, rank and seconds."""
-    measures, axes = [*sweep.measures, sweep.score], sweep.axes or [{"title": "cell", "key": "cell"}]
+    measures, axes = [*sweep.measures, sweep.score], sweep.info["axes"] or [{"title": "cell", "key": "cell"}]
     titled = [(entry["title"], entry["key"]) for entry in (*axes, *sweep.parameters)]
     titled += [(measure.title, measure.path) for measure in measures]
     titles = [*(html.tag("span", title, title=key) for title, key in titled), "n", "rank", "time"]

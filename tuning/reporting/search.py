@@ -1,7 +1,7 @@
 """The search on a sweep's page: ranges to widen, sensitivity to each parameter, all trials at once, which parameters mattered."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -37,51 +37,42 @@ def search(sweep: Sweep) -> html.Section | None:
     )
 
 
-@dataclass(frozen=True)
-class _Range:
-    """In which a numeric parameter was searched in a cell: as the sweep's settings say (`known`), else what was tried."""
-
-    low: float
-    high: float
-    log: bool
-    known: bool = True
-
-    def edge(self, value: float) -> str:
-        """`lower` or `upper` where a value lies within 5 % of an end of a range that is known."""
-        if not self.known or self.low == self.high:
-            return ""
-        share = Scale(self.low, self.high, 0, 1, self.log)(value)
-        return "lower" if share <= _EDGE else "upper" if share >= 1 - _EDGE else ""
-
-
-def _range_of(sweep: Sweep, cell: str, parameter: Mapping[str, Any]) -> _Range | None:
-    """None where it was not searched, or is not numeric."""
-    values = sweep.search.loc[sweep.search["cell"] == cell, parameter["key"]]
-    tried, told = [value for value in values if number_format.is_number(value)], sweep.ranges[cell].get(parameter["key"])
+def _searched(sweep: Sweep, cell: str, parameter: Mapping[str, Any]) -> tuple[Scale | None, bool]:
+    """The range of a numeric parameter in a cell, onto 0 to 1, and whether it is that of the settings, else of what was tried."""
+    key = parameter["key"]
+    tried = [value for value in sweep.search.loc[sweep.search["cell"] == cell, key] if number_format.is_number(value)]
+    # Sweeps of earlier versions kept no ranges.
+    told = next(entry.get("ranges", {}).get(key) for entry in sweep.info["cells"] if entry["cell"] == cell)
     if tried and told is not None and told["low"] <= min(tried) <= max(tried) <= told["high"]:
-        return _Range(**told)
-    return _Range(min(tried), max(tried), bool(parameter.get("log")) and min(tried) > 0, False) if tried else None
+        return Scale(told["low"], told["high"], 0, 1, told["log"]), True
+    return (Scale(min(tried), max(tried), 0, 1, bool(parameter.get("log")) and min(tried) > 0) if tried else None), False
+
+
+def _edge(sweep: Sweep, cell: str, parameter: Mapping[str, Any], value: Any) -> str:
+    """`lower` or `upper` where a value lies within 5 % of an end of a range that the settings say."""
+    searched, known = _searched(sweep, cell, parameter)
+    if searched is None or not known or searched.low == searched.high or not number_format.is_number(value):
+        return ""
+    return "lower" if searched(value) <= _EDGE else "upper" if searched(value) >= 1 - _EDGE else ""
 
 
 def ranges_to_widen(sweep: Sweep) -> Markup:
     """Best points at the edge of the searched range."""
-    words, edges = '<span class="cell">{}</span>: {} {} is at the edge of its range (its {} end is {}): widen it.', []
+    words = '<span class="cell">{}</span>: {} {} is at the edge of its range (its {} end is {}): widen it.'
+    edges = []
     for cell in sweep.cells:
         for parameter in sweep.parameters:
-            value, searched = sweep.point(cell).get(parameter["key"]), _range_of(sweep, cell, parameter)
-            if searched and number_format.is_number(value) and (side := searched.edge(value)):
+            value, (searched, _) = sweep.point(cell).get(parameter["key"]), _searched(sweep, cell, parameter)
+            if searched and (side := _edge(sweep, cell, parameter, value)):
                 shown, end = map(number_format.parameter, (value, searched.low if side == "lower" else searched.high))
-                edges.append(
-                    html.tag(
-                        "li", html.fill(words, cell, parameter["title"], shown, side, end), " A better point may lie beyond."
-                    )
-                )
+                edge = html.fill(words, cell, parameter["title"], shown, side, end)
+                edges.append(html.tag("li", edge, " A better point may lie beyond."))
     return html.join(html.tag("h3", "Ranges to widen"), html.tag("ul", *edges)) if edges else Markup("")
 
 
 def _importances(sweep: Sweep) -> list[Markup]:
     """Of the whole search, the axes of the grid being parameters too, and of every cell with enough trials."""
-    axes = [axis for axis in sweep.axes if len(axis["labels"]) > 1]
+    axes = [axis for axis in sweep.info["axes"] if len(axis["labels"]) > 1]
     groups = [("whole search", sweep.search, [*axes, *sweep.parameters])] if len(sweep.cells) > 1 else []
     groups += [(cell, sweep.search[sweep.search["cell"] == cell], sweep.parameters) for cell in sweep.cells]
     words, figures = '<span>{}</span>{}<span class="number">{:.0f}&nbsp;%</span>', []
@@ -113,25 +104,24 @@ def _sensitivity(sweep: Sweep) -> list[Markup]:
     )
     for parameter in sweep.parameters:
         rows_of = {cell: ended[(ended["cell"] == cell) & ended[parameter["key"]].notna()] for cell in sweep.cells}
-        ranges = {cell: _range_of(sweep, cell, parameter) for cell, rows in rows_of.items() if len(rows)}
-        if ranges:
-            log = ", log scale" if any(searched and searched.log for searched in ranges.values()) else ""
+        tried = [cell for cell, rows in rows_of.items() if len(rows)]
+        ranges = [searched for cell in tried for searched, _ in [_searched(sweep, cell, parameter)] if searched]
+        if tried:
+            log = ", log scale" if any(searched.log for searched in ranges) else ""
             title = html.tag("span", f"Sensitivity to {parameter['title']}{log}", title=parameter["key"])
-            drawn = [_sensitivity_chart(sweep, parameter, rows_of[cell], limits, searched) for cell, searched in ranges.items()]
+            drawn = [_sensitivity_chart(sweep, cell, parameter, rows_of[cell], limits) for cell in tried]
             about = html.soft(words, parameter["title"], **sweep.words)
             elements += [html.tag("h3", title), about, html.div("charts small", *drawn)]
     return elements
 
 
 def _sensitivity_chart(
-    sweep: Sweep, parameter: Mapping[str, Any], rows: pd.DataFrame, limits: tuple[float, float], searched: _Range | None
+    sweep: Sweep, cell: str, parameter: Mapping[str, Any], rows: pd.DataFrame, limits: tuple[float, float]
 ) -> Markup:
-    """Of the trials of a cell."""
-    (width, height), cell, key = MULTIPLE, rows["cell"].iloc[0], parameter["key"]
-    if searched is None:
-        x = Scale(0, 0, 34, width - 8, choices=sorted(set(rows[key]), key=str))
-    else:
-        x = Scale(searched.low, searched.high, 42, width - 14, searched.log)
+    (width, height), key, (searched, _) = MULTIPLE, parameter["key"], _searched(sweep, cell, parameter)
+    x = Scale(0, 0, 34, width - 8, choices=sorted(set(rows[key]), key=str))
+    if searched is not None:
+        x = replace(searched, start=42, end=width - 14)
     plot = Plot(width, height, x, Scale(*limits, height - 26, 8))
     plot.frame("", 4, 4)
     note, edge, table = "none chosen", Markup(""), []
@@ -139,12 +129,14 @@ def _sensitivity_chart(
         shown, score = number_format.parameter(row[key]), sweep.score.shown(row["score"])
         title = f"{row['trial']}: {parameter['title']} {shown}"
         if row["status"] == "failed":
-            plot.cross(row[key], "failed", f"{title}, failed: {row['reason']}")
+            at, base = x(row[key]), plot.y.start
+            cross = [(at - 3, base - 3), (at + 3, base + 3), (at, base), (at + 3, base - 3), (at - 3, base + 3)]
+            plot.pixels(cross, "failed", f"{title}, failed: {row['reason']}")
         elif score:
             chosen = row["point"] == sweep.best_points.get(cell)
             plot.dot(row[key], row["score"], "m0" if chosen else "m0 point", f"{title}, {score}{sweep.score.unit}", chosen=chosen)
             note = f"chosen: {shown}" if chosen else note
-            if chosen and searched and (side := searched.edge(row[key])):
+            if chosen and (side := _edge(sweep, cell, parameter, row[key])):
                 edge = html.tag("b", f"at the {side} edge", style="flag")
         table.append((row["trial"], shown, score or row["status"]))
     trials, failed = number_format.count(len(rows), "trial"), (rows["status"] == "failed").sum()
@@ -156,7 +148,7 @@ def _sensitivity_chart(
 def _parallel_coordinates(sweep: Sweep) -> list[Markup]:
     """Every finished search trial as a line over the grid's axes, the searched parameters and the score."""
     rows = sweep.search[(sweep.search["status"] == "finished") & sweep.search["score"].notna()]
-    axes = [axis for axis in sweep.axes if len(axis["labels"]) > 1]
+    axes = [axis for axis in sweep.info["axes"] if len(axis["labels"]) > 1]
     axes += [parameter for parameter in sweep.parameters if rows[parameter["key"]].notna().any()]
     if rows.empty or not axes:
         return []

@@ -34,10 +34,14 @@ class Measure:
 
     @property
     def unit(self) -> str:
-        return " %" if self.percent else ""
+        return "\N{NO-BREAK SPACE}%" if self.percent else ""
 
     def shown(self, value: float) -> str:
         return number_format.value(value, self.percent)
+
+    def named(self, value: float) -> str:
+        """22.3 % Average; 1.234 loss."""
+        return f"{self.shown(value)}{self.unit} {self.title}"
 
     def mean_and_sd(self, row: Mapping[str, Any]) -> str:
         """Of a row of the summary: 22.3 (1.1)."""
@@ -85,15 +89,6 @@ class Sweep:
     def cells(self) -> dict[str, list[str]]:
         """Every planned cell, in the order of the grid -> its label on each axis."""
         return {cell["cell"]: cell["labels"] for cell in self.info["cells"]}
-
-    @cached_property
-    def ranges(self) -> dict[str, dict[str, Any]]:
-        """Cell -> parameter -> the range that its settings say; sweeps of earlier versions kept none."""
-        return {cell["cell"]: cell.get("ranges", {}) for cell in self.info["cells"]}
-
-    @property
-    def axes(self) -> list[dict[str, Any]]:
-        return self.info["axes"]
 
     @cached_property
     def parameters(self) -> list[dict[str, Any]]:
