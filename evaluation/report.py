@@ -143,10 +143,7 @@ def _scores(comparison: Comparison) -> html.Section:
 
 
 def _bars(comparison: Comparison) -> html.Section:
-    figures = []
-    for info, rows in _main_rows(comparison):
-        shown = [row for row in rows if any(cell.value is not None for cell in row.cells)]
-        figures += [figure(_bar_chart(shown, info.unit), info.title, info.unit)] if shown else []
+    figures = [figure(_bar_chart(rows, info.unit), info.title, info.unit) for info, rows in _main_rows(comparison)]
     about = html.paragraph(
         "The same scores, models in one order and colour throughout. Whiskers: 95&nbsp;% intervals. Dashed: chance."
     )
@@ -156,7 +153,7 @@ def _bars(comparison: Comparison) -> html.Section:
 def _bar_chart(rows: Sequence[Row], unit: str) -> Chart:
     """A group of bars a set, one a model, with whiskers for the interval and a tick across the group for chance."""
     ends = [end for row in rows for cell in row.cells for end in (cell.value, *(cell.interval or ())) if end is not None]
-    low, high = min(0.0, *ends), max(1.0, *ends, *(row.chance or 0.0 for row in rows))
+    low, high = min([0.0, *ends]), max([1.0, *ends, *(row.chance or 0.0 for row in rows)])
     high = min(100.0, 10 * math.ceil(high / 10)) if unit == "%" else high
     height = 22.0 + sum(21 + 12 * sum(cell.value is not None for cell in row.cells) for row in rows)
     x = Scale(low, high, 2, _BARS - 44)

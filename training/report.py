@@ -270,12 +270,9 @@ def _rewrite(options: argparse.Namespace) -> Path:
     try:
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
         config = yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        problem = f"no finished run, {Path(error.filename).name} is missing"
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problem = f"no finished run, as result.json or config.yaml is not readable: {' '.join(str(error).split())}"
         raise UserError(f"{run}", problem, "give the run's training command again, which finishes it") from None
-    except (ValueError, yaml.YAMLError) as error:
-        problem = f"result.json or config.yaml is not readable: {' '.join(str(error).split())}"
-        raise UserError(f"{run}", problem, "give the run's training command again, which writes them anew") from None
     if options.data is not None:
         result["dataset"]["path"] = str(options.data.absolute())
     prepared = Prepared.open(result["dataset"]["path"])

@@ -13,7 +13,8 @@ from pipelines.program.wilson import wilson
 
 def headline(result: dict[str, Any], data: HeldOut) -> Markup:
     """The mean recall at the smallest k beside chance, and directions that may be chance by their 95 % intervals."""
-    result, hollow, (k, first) = _reported(result), [], _first(data)
+    result, hollow, k = _reported(result), [], min(data.settings.recall_at)
+    first = f"retrieval/{data.dataset}/mean_recall@{k}"
     for direction, title in DIRECTIONS.items():
         path = first.replace("mean_", f"{direction}_")
         value, chance, n = result["metrics"][path], result["baselines"][path]["chance"], result["sample_sizes"][path]
@@ -65,7 +66,7 @@ def scores(result: dict[str, Any], data: HeldOut) -> html.Section:
     """Every score of the last step, with an interval of the first."""
     test, reported = result.get("test"), _reported(result)
     of_split = "Scores, images and curves below are of split {}, on which the checkpoint was chosen, and of the last step."
-    _, first = _first(data)
+    first = f"retrieval/{data.dataset}/mean_recall@{min(data.settings.recall_at)}"
     # Of one direction: the two are about the same pairs, so their mean is hardly surer than either.
     value, queries = reported["metrics"][first], reported["sample_sizes"][first.replace("mean_", "image_to_text_")]
     low, high = (100 * end for end in wilson(queries * value / 100, queries))
@@ -95,12 +96,6 @@ def scores(result: dict[str, Any], data: HeldOut) -> html.Section:
 def _reported(result: dict[str, Any]) -> dict[str, Any]:
     """With the scores on the test split, where the run has one."""
     return result | (result.get("test") or {})
-
-
-def _first(data: HeldOut) -> tuple[int, str]:
-    """The smallest k, and the path of the mean recall at it."""
-    k = min(data.settings.recall_at)
-    return k, f"retrieval/{data.dataset}/mean_recall@{k}"
 
 
 def _figures(result: dict[str, Any], path: str) -> tuple[float, float | None, str]:

@@ -16,7 +16,6 @@ from evaluation.reporting import html, number_format
 COLOURS = 8  # classes m0, m1, ... of the page's style
 SHADES = 6  # classes of the sequential scale, from worst to best
 SMALL, TINY, LARGE = (290.0, 190.0), (200.0, 150.0), (760.0, 400.0)
-_STEPS = (1, 2, 5, 10)
 _PERCENTS = (0.1, 0.3, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99)  # ticks of a logit axis
 _MOST_POINTS = 500  # of a line: a page does not grow with the length of a run
 _MOST_DOTS = 40
@@ -80,7 +79,7 @@ def _linear_ticks(low: float, high: float, count: int) -> list[float]:
         return [low]
     rough = (high - low) / count
     unit = 10 ** math.floor(math.log10(rough))
-    step = next(unit * s for s in _STEPS if unit * s >= rough * (1 - 1e-9))
+    step = next(unit * s for s in (1, 2, 5, 10) if unit * s >= rough * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
 
@@ -135,7 +134,7 @@ class Plot:
     def pixels(self, points: Iterable[tuple[float, float]], name: str, title: str = "", closed: bool = False) -> None:
         """A line through pixels, or the area within; `title` is its tooltip."""
         d = "M" + "L".join(f"{_n(x)} {_n(y)}" for x, y in points) + ("Z" if closed else "")
-        self.parts.append(html.tag("path", _title(title), style=name, d=d))
+        self.parts.append(html.tag("path", html.tag("title", title) if title else "", style=name, d=d))
 
     def line(self, points: Iterable[tuple[float, float]], name: str, title: str = "", closed: bool = False) -> None:
         """A line through the finite points."""
@@ -146,7 +145,8 @@ class Plot:
     def dot(self, x: float, y: float, name: str, title: str, radius: float = 2.6, chosen: bool = False) -> None:
         """One that is `chosen` is large, ringed, and says so."""
         name, title, radius = (f"{name} chosen", f"{title}, chosen", 4.5) if chosen else (name, title, radius)
-        self.parts.append(html.tag("circle", _title(title), style=f"dot {name}", cx=_n(self.x(x)), cy=_n(self.y(y)), r=radius))
+        place = {"cx": _n(self.x(x)), "cy": _n(self.y(y)), "r": radius}
+        self.parts.append(html.tag("circle", html.tag("title", title), style=f"dot {name}", **place))
 
     def end_labels(self, ends: Iterable[tuple[float, str, str]]) -> None:
         """Level, text and class: beside the right end, pushed apart where they would overlap."""
@@ -159,10 +159,6 @@ class Plot:
         """The whole chart; `about` is its text for screen readers."""
         box = f"0 0 {_n(self.width)} {_n(self.height)}"
         return html.tag("svg", *self.parts, style=name, role="img", aria_label=about, viewBox=box)
-
-
-def _title(content: str) -> str:
-    return html.tag("title", content) if content else ""
 
 
 def _n(number: float) -> str:
@@ -181,9 +177,8 @@ class Chart:
 
 def figure(chart: Chart, title: str = "", note: str = "") -> Markup:
     """A chart and, closed below it, its figures where it has them: of very many, some at even distances, and both ends."""
-    caption, shown, name = "", chart.rows, html.fill("{}", title or note).striptags()
-    if title or note:
-        caption = html.tag("figcaption", title, html.small(note))
+    caption = html.tag("figcaption", title, html.small(note)) if title or note else ""
+    shown, name = chart.rows, html.fill("{}", title or note).striptags()
     summary, last = "Figures", len(chart.rows) - 1
     if last >= _MOST_ROWS:
         shown = [chart.rows[round(i * last / (_MOST_ROWS - 1))] for i in range(_MOST_ROWS)]

@@ -1,7 +1,7 @@
 """Retrieved examples on a page: captions with the images that one model or several found, and images with captions."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,18 +45,20 @@ class Gallery:
             return tag("span", verdict, style="verdict")
         return div("who", fill('{}<span class="hidden">: {}</span>', named(self.model), verdict))
 
-    def image(self, place: int, found: Mapping[str, Any]) -> Markup:
-        """One that was found for a caption."""
-        thumb = self.thumb(found["image"], "right" if found["hit"] else "not right")
-        return tag("div", thumb, place, " \N{CHECK MARK} right" * found["hit"], style="slot" + " hit" * found["hit"])
+    def images(self, item: Mapping[str, Any]) -> Iterator[Markup]:
+        """Those that were found for a caption."""
+        for place, found in enumerate(item["found"], 1):
+            thumb = self.thumb(found["image"], "right" if found["hit"] else "not right")
+            yield tag("div", thumb, place, " \N{CHECK MARK} right" * found["hit"], style="slot" + " hit" * found["hit"])
 
 
-def _caption(place: int, found: Mapping[str, Any]) -> Markup:
-    """One that was found for an image."""
-    mark = tag("span", "\N{CHECK MARK}" if found["hit"] else place, style="place")
-    hidden = tag("span", "right: ", style="hidden") if found["hit"] else ""
-    text = tag("span", hidden, found["caption"], style="clamp", title=found["caption"])
-    return tag("li", mark, text, style="hit" * found["hit"])
+def _listed(item: Mapping[str, Any]) -> Iterator[Markup]:
+    """Captions that were found for an image."""
+    for place, found in enumerate(item["found"], 1):
+        mark = tag("span", "\N{CHECK MARK}" if found["hit"] else place, style="place")
+        hidden = tag("span", "right: ", style="hidden") if found["hit"] else ""
+        text = tag("span", hidden, found["caption"], style="clamp", title=found["caption"])
+        yield tag("li", mark, text, style="hit" * found["hit"])
 
 
 def examples(galleries: Sequence[Gallery], open: bool = True) -> list[Markup]:
@@ -80,10 +82,7 @@ def _captions(galleries: Sequence[Gallery]) -> list[Markup]:
     """An <li> a caption with the images that were found for it; the same caption of all models together."""
     items = []
     for caption, answers in _by_query(galleries, "captions", "caption"):
-        finds = []
-        for g, item in answers:
-            shown = (g.image(place, found) for place, found in enumerate(item["found"], 1))
-            finds.append(div("find", g.who(item, "images"), *shown))
+        finds = [div("find", g.who(item, "images"), *g.images(item)) for g, item in answers]
         thumbs = [g.thumb(item["right"], caption) for g, item in answers if str(item.get("right")) in g.thumbnails]
         own = div("answer", thumbs[0], tag("span", "its own image")) if thumbs and _tells_own(answers) else ""
         query = tag("div", caption, style="query clamp", title=caption)
@@ -95,10 +94,7 @@ def _images(galleries: Sequence[Gallery]) -> list[Markup]:
     """An <li> an image with the captions that were found for it."""
     items = []
     for name, answers in _by_query(galleries, "images", "image"):
-        finds = [
-            tag("div", g.who(item, "captions"), tag("ol", *(_caption(*found) for found in enumerate(item["found"], 1))))
-            for g, item in answers
-        ]
+        finds = [tag("div", g.who(item, "captions"), tag("ol", *_listed(item))) for g, item in answers]
         (gallery, first), *_ = answers
         right = "; ".join(map(str, first.get("right", [])))
         own = paragraph("<b>Its own:</b> {}", right, style="answer clamp") if right and _tells_own(answers) else ""

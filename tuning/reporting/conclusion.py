@@ -1,15 +1,14 @@
 """The answer of a sweep in a sentence or two, and its uncertainty."""
 
+import itertools
 import shlex
 from collections.abc import Sequence
-from itertools import count, islice
 from typing import Any
 
 from markupsafe import Markup
 
 from evaluation.reporting.html import fill
-from evaluation.reporting.number_format import count as counted
-from evaluation.reporting.number_format import duration
+from evaluation.reporting.number_format import count, duration
 from tuning import statistics
 from tuning.reporting.sweep_data import Sweep
 
@@ -20,7 +19,7 @@ def answer(sweep: Sweep) -> Markup:
     if verdict.leader is None:
         return _without_results(sweep)
     seeds, start = int(sweep.figures[verdict.leader, "score"]["n"]), "So far " if sweep.yet else ""
-    reached, leader = f"{sweep.score.named(verdict.value)} over {counted(seeds, 'seed')}", _cell(verdict.leader)
+    reached, leader = f"{sweep.score.named(verdict.value)} over {count(seeds, 'seed')}", _cell(verdict.leader)
     if len(sweep.cells) == 1:
         about = "the best point" if sweep.best_points and len(sweep.search) else "it"
         sentence = fill("{} reaches {}", f"{start}{about}" if start else about.capitalize(), reached)
@@ -63,7 +62,7 @@ def _without_results(sweep: Sweep) -> Markup:
         every = "The only trial" if len(failed) == 1 else f"All {len(failed):,} trials"
         return fill("{} failed: {}", every, str(failed.iloc[0]["reason"]).rstrip("."))
     words = "No cell has a result: of {}, {} failed and {} were stopped early"
-    return fill(words, counted(len(sweep.trials), "trial"), len(failed), (status == "stopped").sum())
+    return fill(words, count(len(sweep.trials), "trial"), len(failed), (status == "stopped").sum())
 
 
 def _progress(sweep: Sweep) -> str:
@@ -97,7 +96,7 @@ def certainty(sweep: Sweep) -> list[Markup]:
             "The leader is the best of {} on the {} split itself: comparisons are corrected for that, its own score is not, "
             "and is likelier too high than too low."
         )
-        told.append(fill(words, counted(1 + others, "cell"), sweep.words["test"]))
+        told.append(fill(words, count(1 + others, "cell"), sweep.words["test"]))
     return [*told, fill("More seeds, with finished trials kept: <code>{}</code>", more_seeds(sweep.info))]
 
 
@@ -118,7 +117,7 @@ def _test(sweep: Sweep, verdict: statistics.Verdict) -> Markup:
         " The probabilities are corrected for {comparisons} by Holm's method; a difference counts where the corrected "
         "probability is below {alpha:g}."
     )
-    runs, comparisons = counted(len(sweep.results), "final run"), counted(verdict.comparisons, "comparison")
+    runs, comparisons = count(len(sweep.results), "final run"), count(verdict.comparisons, "comparison")
     values = {"pooled": pooled, "missing": len(sweep.results) - len(sweep.items), "runs": runs, "comparisons": comparisons}
     return fill(words, **values, alpha=statistics.ALPHA, test=sweep.words["test"])
 
@@ -132,10 +131,10 @@ def _sensitivity(sweep: Sweep, verdict: statistics.Verdict, resolution: float) -
     return fill(
         "With {}{} and the usual (median) spread, a difference of less than about <b>{}</b> could not have been told from "
         "chance; with {} and the same spread that would be about {}.",
-        counted(verdict.n, "seed"),
+        count(verdict.n, "seed"),
         " and these test items" if verdict.over_items else "",
         now,
-        counted(more, "seed"),
+        count(more, "seed"),
         later,
     )
 
@@ -148,8 +147,8 @@ def more_seeds(info: dict[str, Any]) -> str:
 
 def _more(seeds: Sequence[int]) -> list[int]:
     """Twice as many, five at least: those there are, and the smallest others."""
-    unused = (seed for seed in count() if seed not in seeds)
-    return [*seeds, *islice(unused, max(5, 2 * len(seeds)) - len(seeds))]
+    unused = (seed for seed in itertools.count() if seed not in seeds)
+    return [*seeds, *itertools.islice(unused, max(5, 2 * len(seeds)) - len(seeds))]
 
 
 def facts(sweep: Sweep) -> list[tuple[str, str]]:
@@ -167,7 +166,7 @@ def facts(sweep: Sweep) -> list[tuple[str, str]]:
         selected = _split(sweep, "validation", "the best point of each cell, with one seed")
     return [
         *pairs,
-        ("Time", f"{duration(info['seconds'])} of wall time in {counted(info['sessions'], 'session')}"),
+        ("Time", f"{duration(info['seconds'])} of wall time in {count(info['sessions'], 'session')}"),
         ("Selected on", selected),
         ("Reported on", _split(sweep, "test", f"seeds {', '.join(map(str, info['seeds']))}")),
     ]
@@ -175,5 +174,5 @@ def facts(sweep: Sweep) -> list[tuple[str, str]]:
 
 def _split(sweep: Sweep, name: str, detail: str) -> str:
     pairs = {dataset["name"]: dataset.get(f"{name}_samples") for dataset in sweep.info["datasets"]}
-    sizes = ", ".join(f"{count:,} pairs of {dataset}" for dataset, count in pairs.items() if count)
+    sizes = ", ".join(f"{n:,} pairs of {dataset}" for dataset, n in pairs.items() if n)
     return f"the {sweep.words[name]} split{f' ({sizes})' if sizes else ''}; {detail}"

@@ -30,8 +30,8 @@ def grid(sweep: Sweep) -> html.Section | None:
         "" if sweep.verdict.over_items else " only where runs kept their items, which these did not",
         **sweep.words,
     )
-    others = [_heat_map(sweep, measure) for measure in sweep.measures]
-    return html.section("grid", "Grid", about, _heat_map(sweep, sweep.score), html.div("maps", *others))
+    main, *others = (_heat_map(sweep, measure) for measure in (sweep.score, *sweep.measures))
+    return html.section("grid", "Grid", about, main, html.div("maps", *others))
 
 
 def _heat_map(sweep: Sweep, measure: Measure) -> Markup:

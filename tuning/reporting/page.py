@@ -1,4 +1,4 @@
-"""report.html and report.md of a sweep: answer, tables, charts, failures and how to reproduce it."""
+"""The files of a sweep's report: answer, tables, charts, failures and how to reproduce it."""
 
 import shlex
 from collections.abc import Mapping
@@ -11,15 +11,20 @@ from evaluation.reporting import html, number_format, render
 from evaluation.reporting.markdown import markdown
 from pipelines.io.retry import shown
 from pipelines.program import yaml_text
-from tuning.reporting import charts, conclusion, grid
+from pipelines.program.csv_text import to_csv
+from tuning.reporting import charts, conclusion, grid, sweep_data
 from tuning.reporting.search import ranges_to_widen, search
 from tuning.reporting.sweep_data import Sweep, records
 
 _TILES = 4  # in a row
 
 
-def render_files(sweep: Sweep) -> dict[str, str]:
-    """Both files by name; the Markdown has the page's tables and no charts."""
+def write_report(folder: Path) -> str:
+    """Write the four files into a sweep's folder; the Markdown has the page's tables and no charts. Returns the answer.
+
+    Raises `UserError` where the folder, or a file that it should hold, is missing or not readable.
+    """
+    sweep = sweep_data.read(folder)
     name, versions = sweep.info["name"], sweep.info["versions"]
     answer, told = conclusion.answer(sweep), [html.fill("<p>{}</p>", said) for said in conclusion.certainty(sweep)]
     facts = html.facts(conclusion.facts(sweep))
@@ -38,9 +43,11 @@ def render_files(sweep: Sweep) -> dict[str, str]:
         "Charts, every trial and its command are in <code>report.html</code>; tables for programs are <code>summary.csv</code>, "
         "<code>pairwise.csv</code> and <code>trials.csv</code>."
     )
-    shown_tables = [table.content for table in tables if table]
-    rest = ranges_to_widen(sweep), failures.content, again.content
-    return {"report.html": page, "report.md": markdown(name, answer, *told, facts, files, *shown_tables, *rest)}
+    shown = [table.content for table in tables if table]
+    report = markdown(name, answer, *told, facts, files, *shown, ranges_to_widen(sweep), failures.content, again.content)
+    csv = {"summary.csv": to_csv(sweep.summary), "pairwise.csv": to_csv(sweep.comparisons)}
+    render.write_files(folder, csv | {"report.html": page, "report.md": report})
+    return f"{answer.striptags()}."
 
 
 def _tiles(sweep: Sweep) -> Markup:

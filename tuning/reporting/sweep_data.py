@@ -195,9 +195,7 @@ def read(folder: Path) -> Sweep:
 def _read(path: Path, parse: Callable[[Path], Any]) -> Any:
     try:
         return parse(path)
-    except FileNotFoundError:
-        problem = f"missing: {path.parent} is no sweep's folder, or its first trial has not begun"
-        raise UserError(f"{path}", problem, "give the folder of a sweep that has begun") from None
     except (OSError, ValueError) as error:  # pyarrow's errors are among them
         why = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}", f"not readable ({why})", "run the sweep's command again, which writes it anew") from None
+        remedy = "give the folder of a sweep whose first trial has begun, or run the sweep's command again, which writes it anew"
+        raise UserError(f"{path}", f"missing or not readable ({why})", remedy) from None
