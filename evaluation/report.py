@@ -44,6 +44,7 @@ def write_report(output: Path, own: Iterable[type[Task]] = ()) -> None:
     scored = [info.name for info in comparison.tasks()]
     others = [tasks[name] for name in scored if tasks.get(name, TASKS[0]) not in TASKS]
     arguments = [str(output), *(f"--task={task.__module__}:{task.__qualname__}" for task in others)]
+    counted = number_format.count(len(results), "result")
     page = render.page(
         name,
         html.fill("Evaluation <b>{}</b>", name),
@@ -55,10 +56,7 @@ def write_report(output: Path, own: Iterable[type[Task]] = ()) -> None:
             *(_block(comparison, name, tasks.get(name)) for name in scored),
             _about(comparison, arguments),
         ],
-        html.fill(
-            "Written by raylign from {}. Images and captions belong to their owners, named above.",
-            number_format.count(len(results), "result"),
-        ),
+        html.fill("Written by raylign from {}. Images and captions belong to their owners, named above.", counted),
     )
     report = markdown("Evaluation", headline, scores.content)
     render.write_files(output, {"results.csv": to_csv(to_table(results)), "report.md": report, "report.html": page})

@@ -57,7 +57,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
     Raises `UserError` where the run's folder or its data lack something.
     """
     about, config = result["dataset"], yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
-    prepared, credit = Prepared.open(about["path"]), html.credit(about)
+    prepared, credit, versions = Prepared.open(about["path"]), html.credit(about), result["versions"]
     # Why the scores may say less than they seem to.
     warmup = warmup_warning(config.get("schedule", {}).get("warmup_steps", 0), result["step"])
     warnings = [*([warmup] if warmup else []), *warnings_of(prepared.manifest)]
@@ -74,9 +74,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
             _data(prepared, result),
             _reproduce(run, result, config, prepared),
         ],
-        html.fill(
-            "Written by raylign {}. The images and captions of {}: {}", result["versions"]["raylign"], about["name"], credit
-        ),
+        html.fill("Written by raylign {}. The images and captions of {}: {}", versions["raylign"], about["name"], credit),
     )
     write_files(run, {"report.html": made})
 

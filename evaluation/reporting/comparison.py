@@ -118,8 +118,7 @@ def compare(cells: Sequence[Cell]) -> list[Cell]:
         low, high = cell.interval or (math.nan, math.nan)
         return cell.value != top and any(low <= other[1] and other[0] <= high for other in intervals)
 
-    marked = [replace(cell, best=cell.value == top, level=level(cell)) for cell in cells]
-    return list(cells) if top is None else marked
+    return list(cells) if top is None else [replace(cell, best=cell.value == top, level=level(cell)) for cell in cells]
 
 
 def first(values: Iterable[Any]) -> float | None:

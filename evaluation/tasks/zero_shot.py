@@ -122,8 +122,7 @@ def _sensitivity(comparison: Comparison, dataset: str, results: Mapping[html.Mod
     templates = max((result.details.get("templates", []) for result in results.values()), key=len)
     chart = _strip(rows, templates, f"{title} on {dataset} by each of {count} templates: {spreads}")
     note = f"{title.capitalize()} by each of {count} templates alone, a dot each; bar: all templates together, the score above."
-    heading = html.tag("h4", "Sensitivity to the prompt template")
-    return html.join(heading, figure(chart, "", note), html.soft("{}.", spreads))
+    return html.join(html.tag("h4", "Sensitivity to the prompt template"), figure(chart, "", note), html.soft("{}.", spreads))
 
 
 def _strip(rows: Sequence[tuple[html.Model, Sequence[float], float | None]], templates: Sequence[str], about: str) -> Chart:

@@ -10,7 +10,7 @@ from tuning import statistics
 from tuning.reporting.sweep_data import Sweep
 
 MULTIPLE = (230.0, 160.0)  # size of small multiples
-_COST = (480.0, 330.0)
+_COST = (400.0, 300.0)
 _FRACTION = "data.fraction"
 
 
@@ -134,8 +134,7 @@ def cost(sweep: Sweep) -> html.Section:
     score, rows = sweep.score, [sweep.figures[cell, "score"] for cell in sweep.cells]
     rows = [row for row in rows if row["n"] and number_format.is_number(row["seconds"])]
     if not rows:
-        none = html.paragraph("No final run is finished{}.", sweep.yet)
-        return html.section("cost", "Quality against cost", none)
+        return html.section("cost", "Quality against cost", html.paragraph("No final run is finished{}.", sweep.yet))
     (width, height), seconds = _COST, [row["seconds"] for row in rows]
     ends = [value for row in rows for value in (row["mean"], row["low"], row["high"])]
     least, most = score_range(seconds, margin=0.1)

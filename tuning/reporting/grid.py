@@ -132,8 +132,7 @@ def pairs(sweep: Sweep) -> html.Section:
         elif row["worse"] == verdict.leader:  # behind on the seeds that both have
             of_leader.append([row["better"], f"\N{MINUS SIGN}{difference}", *figures])
     if not every:
-        none = html.paragraph("There are no two cells with results to compare{}.", sweep.yet)
-        return html.section("pairs", "Pairs", none)
+        return html.section("pairs", "Pairs", html.paragraph("There are no two cells with results to compare{}.", sweep.yet))
     compared = number_format.count(verdict.comparisons, "comparison")
     se = '"Se of items" is the standard error of a difference over test items, each of which stands for its group. '
     p = f"p is of the test that the head of this page describes, p Holm corrected for {compared}. "

@@ -58,8 +58,8 @@ def _tiles(sweep: Sweep) -> Markup:
     for measure in [sweep.score, *sweep.measures][: max(_TILES, 1 + len(sweep.info["score"]["metrics"]))]:
         row = sweep.figures[sweep.verdict.leader, measure.key]
         spread = f"sd {measure.shown(row['sd'])} over {int(row['n'])} seeds" if row["n"] > 1 else "one seed"
-        beside = html.tag("p", spread)
-        tiles.append(html.tile(measure.title, measure.shown(row["mean"]), measure.unit.strip(), measure.path, beside))
+        shown, unit = measure.shown(row["mean"]), measure.unit.strip()
+        tiles.append(html.tile(measure.title, shown, unit, measure.path, html.tag("p", spread)))
     return html.div("tiles", *tiles)
 
 

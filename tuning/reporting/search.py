@@ -105,9 +105,9 @@ def _sensitivity(sweep: Sweep) -> list[Markup]:
     for parameter in sweep.parameters:
         rows_of = {cell: ended[(ended["cell"] == cell) & ended[parameter["key"]].notna()] for cell in sweep.cells}
         tried = [cell for cell, rows in rows_of.items() if len(rows)]
-        ranges = [searched for cell in tried for searched, _ in [_searched(sweep, cell, parameter)] if searched]
         if tried:
-            log = ", log scale" if any(searched.log for searched in ranges) else ""
+            scales = [_searched(sweep, cell, parameter)[0] for cell in tried]
+            log = ", log scale" if any(scale and scale.log for scale in scales) else ""
             title = html.tag("span", f"Sensitivity to {parameter['title']}{log}", title=parameter["key"])
             drawn = [_sensitivity_chart(sweep, cell, parameter, rows_of[cell], limits) for cell in tried]
             about = html.soft(words, parameter["title"], **sweep.words)
