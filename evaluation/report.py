@@ -42,7 +42,8 @@ def write_report(output: Path, own: Iterable[type[Task]] = ()) -> None:
     comparison = Comparison(results, [task.info for task in tasks.values()])
     headline, scores, name = _headline(comparison), _scores(comparison), output.name or str(output)
     scored = [info.name for info in comparison.tasks()]
-    others = [tasks[name] for name in scored if tasks.get(name, TASKS[0]) not in TASKS]
+    blocks = [_block(comparison, task, tasks.get(task)) for task in scored]
+    others = [tasks[task] for task in scored if tasks.get(task, TASKS[0]) not in TASKS]
     arguments = [str(output), *(f"--task={task.__module__}:{task.__qualname__}" for task in others)]
     counted = number_format.count(len(results), "result")
     page = render.page(
@@ -50,12 +51,7 @@ def write_report(output: Path, own: Iterable[type[Task]] = ()) -> None:
         html.fill("Evaluation <b>{}</b>", name),
         headline,
         [html.tag("ul", *(html.tag("li", html.named(model)) for model in comparison.models), style="legend")],
-        [
-            scores,
-            _bars(comparison),
-            *(_block(comparison, name, tasks.get(name)) for name in scored),
-            _about(comparison, arguments),
-        ],
+        [scores, _bars(comparison), *blocks, _about(comparison, arguments)],
         html.fill("Written by raylign from {}. Images and captions belong to their owners, named above.", counted),
     )
     report = markdown("Evaluation", headline, scores.content)
@@ -141,7 +137,10 @@ def _scores(comparison: Comparison) -> html.Section:
 
 
 def _bars(comparison: Comparison) -> html.Section:
-    figures = [figure(_bar_chart(rows, info.unit), info.title, info.unit) for info, rows in _main_rows(comparison)]
+    figures = []
+    for info, rows in _main_rows(comparison):
+        if any(cell.value is not None for row in rows for cell in row.cells):
+            figures.append(figure(_bar_chart(rows, info.unit), info.title, info.unit))
     about = html.paragraph(
         "The same scores, models in one order and colour throughout. Whiskers: 95&nbsp;% intervals. Dashed: chance."
     )

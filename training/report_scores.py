@@ -40,10 +40,10 @@ def tiles(result: dict[str, Any], data: HeldOut) -> Markup:
         shown.append((f"zero_shot/{data.dataset}_{label}/top1", f"Zero-shot {label}", about))
     for path, title, about in shown:
         value, chance, largest = _figures(result, path)
-        shown, least = map(number_format.value, (value, chance))
+        figure, least = map(number_format.value, (value, chance))
         naming = f", always the largest class {largest}\u00a0%" if largest else ""
         beside = html.bar(value, chance), html.tag("p", about), html.tag("p", f"chance {least}\u00a0%{naming}")
-        made.append(html.tile(title, shown, "%", path, *beside))
+        made.append(html.tile(title, figure, "%", path, *beside))
     return html.div("tiles", *made)
 
 

@@ -24,7 +24,6 @@ def class_sets(
     comparison: Comparison, info: TaskInfo, about: str, content: Callable[[str, _Results, Markup], Sequence[str]]
 ) -> html.Section:
     """A classification's block. `content`: what a set shows, of its name, its results and the table of their scores."""
-    few = len(comparison.datasets(info.name)) <= FEW
 
     def of_set(comparison: Comparison, dataset: str) -> Markup:
         results = comparison.of(info.name, dataset)
@@ -39,7 +38,7 @@ def class_sets(
         words = '<small title="{0}">{1}<span class="hidden">{0} </span>{2}</small>'
         cells = [cell for cell in comparison.main_row(info.name, dataset).cells if cell.value is not None]
         mains = (html.fill(words, c.model.name, html.chip(c.model), number_format.value(c.value)) for c in cells)
-        return html.more(html.join(dataset, *mains), *elements, open=few, style="set")
+        return html.more(html.join(dataset, *mains), *elements, open=len(comparison.datasets(info.name)) <= FEW, style="set")
 
     return comparison.section(info, about, of_set)
 

@@ -119,8 +119,10 @@ def _cell(value: float | None, sd: float | None) -> Markup:
 
 def _shots(result: Result) -> dict[int, tuple[float, float | None]]:
     """Number of shots -> mean, and sd over seeds where there are several."""
-    entries = [(entry["shots"], number(entry["mean"]), number(entry["sd"])) for entry in result.details.get("shots", [])]
-    return {shots: (mean, sd) for shots, mean, sd in entries if mean is not None}
+    spread = {int(entry["shots"]): number(entry.get("sd")) for entry in result.details.get("shots", [])}
+    prefix = f"{result.main.partition('@')[0]}@"
+    known = {score.removeprefix(prefix): number(value) for score, value in result.scores.items() if score.startswith(prefix)}
+    return {int(k): (mean, spread.get(int(k))) for k, mean in known.items() if mean is not None}
 
 
 def _flags(results: Mapping[html.Model, Result]) -> list[str]:

@@ -107,18 +107,19 @@ class ZeroShot:
 
 def _sensitivity(comparison: Comparison, dataset: str, results: Mapping[html.Model, Result]) -> Markup:
     """Scores by each template alone: a strip of dots a model, and the spread in numbers. One template has no spread."""
-    rows, spread = [], []
+    rows, spread, metrics = [], [], []
     for model, result in results.items():
         details = result.details.get("sensitivity") or {}
         scores = [float(value) for value in details.get("scores", []) if number(value) is not None]
         if len(scores) > 1:
-            rows.append((model, scores, number(result.scores.get(result.main))))
+            metrics.append(str(details.get("metric", result.main)))
+            rows.append((model, scores, number(result.scores.get(metrics[-1]))))
             sd = number_format.value(details.get("sd"))
             spread.append(f"{model.name} {number_format.span(min(scores), max(scores))}" + (f", sd {sd}" if sd else ""))
     if not rows:
         return Markup("")
     count, spreads = max(len(scores) for _, scores, _ in rows), "; ".join(spread)
-    title = comparison.score_title("zeroshot_classification", results[rows[0][0]].main)
+    title = comparison.score_title("zeroshot_classification", metrics[0])
     templates = max((result.details.get("templates", []) for result in results.values()), key=len)
     chart = _strip(rows, templates, f"{title} on {dataset} by each of {count} templates: {spreads}")
     note = f"{title.capitalize()} by each of {count} templates alone, a dot each; bar: all templates together, the score above."

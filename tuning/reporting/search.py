@@ -159,7 +159,7 @@ def _parallel_coordinates(sweep: Sweep) -> list[Markup]:
     plot, table = Plot(width, height, Scale(0, len(axes), 80, width - 90), Scale(0, height, 0, height)), []
     rows = rows.assign(best=rows["point"] == rows["cell"].map(sweep.best_points))
     # The best on top.
-    for row in records(rows.sort_values(["best", "score"], ascending=[True, sweep.mode == "max"])):
+    for row in records(rows.sort_values("score", ascending=sweep.mode == "max").sort_values("best", kind="stable")):
         values, score = [row[axis["key"]] for axis in axes], sweep.score.shown(row["score"])
         shade = min(SHADES - 1, int(Scale(worst, best, 0, SHADES)(row["score"])))
         heights = map(_height, ladders, [*values, row["score"]])
