@@ -64,6 +64,13 @@ def test_labels_at_the_ends_of_lines_do_not_cover_one_another() -> None:
     assert all(b - a >= 11 for a, b in pairwise(places))
 
 
+def test_an_axis_between_whole_numbers_says_its_fractions() -> None:
+    plot = Plot(100, 50, Scale(-0.5, 1.6, 0, 80), Scale(0, 50, 0, 50))
+    plot.columns(0, 40, 5)
+    numbers = [re.findall(">(.*)<", part)[0] for part in plot.parts if part.startswith("<text")]
+    assert numbers == ["\u22120.5", "0", "0.5", "1", "1.5"]
+
+
 def test_markdown_has_a_pages_words_and_tables_without_charts_and_what_is_closed() -> None:
     chart = lines([Series("a", {1.0: 1.0})], "drawn", "x")
     marked = html.row(["a|b", html.fill("<b>{}</b>{}", "1.0", html.small("0.5 to 1.5")), 2])
