@@ -3,6 +3,7 @@
 Made from the result files alone, without Ray and without embedding anything, at any time. Each task brings its own block.
 """
 
+import argparse
 import json
 import math
 import shlex
@@ -11,22 +12,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from markupsafe import Markup
 
-from evaluation.class_sets import ELEVEN, average_of_eleven
+from evaluation.class_sets import average_of_eleven
+from evaluation.plan import own_task
 from evaluation.reporting import html, number_format, render
 from evaluation.reporting.chart import Chart, Plot, Scale, figure
 from evaluation.reporting.comparison import Cell, Comparison, Row, compare, number, score_table
 from evaluation.reporting.markdown import markdown
-from evaluation.results import read_results
+from evaluation.results import read_results, to_table
+from evaluation.task_info import TaskInfo
 from evaluation.tasks import TASKS
 from evaluation.tasks.base import Task
+from pipelines.program.cli import Parser, run_page
 from pipelines.program.csv_text import to_csv
 
-_COLUMNS = ["model", "dataset", "task", "score", "main", "value", "low", "high", "chance", "largest_class", "n"]
 _AVERAGED = ("zeroshot_classification", "linear_probe")
-_AVERAGE = "average of eleven sets"
 _DIGITS = 12  # of a fingerprint
 _BARS = 360.0  # pixels wide
 
@@ -37,29 +38,24 @@ def write_report(output: Path, own: Iterable[type[Task]] = ()) -> None:
     Raises `UserError` where there is no result, or one is not readable.
     """
     tasks = {task.info.name: task for task in (*TASKS, *own)}
-    comparison = Comparison(read_results(output), [task.info for task in tasks.values()])
-    report = markdown("Evaluation", _headline(comparison), _scores(comparison).content)
-    files = {"results.csv": to_csv(_table(comparison)), "report.md": report}
-    render.write_files(output, files | {"report.html": _page(comparison, output, tasks)})
-
-
-def _page(comparison: Comparison, output: Path, tasks: dict[str, type[Task]]) -> str:
+    results = read_results(output)
+    comparison = Comparison(results, [task.info for task in tasks.values()])
+    headline, scores, name = _headline(comparison), _scores(comparison), output.name or str(output)
     scored = [info.name for info in comparison.tasks()]
-    blocks = [_block(comparison, name, tasks.get(name)) for name in scored]
-    own = [
-        f"--task={tasks[name].__module__}:{tasks[name].__qualname__}" for name in scored if tasks.get(name, TASKS[0]) not in TASKS
-    ]
-    command = shlex.join(["python", "-m", "evaluation.reporting", str(output), *own])
-    models = (html.tag("li", html.named(model)) for model in comparison.models)
-    results = number_format.count(len(comparison.results), "result")
-    return render.page(
-        output.name or str(output),
-        html.fill("Evaluation <b>{}</b>", output.name or str(output)),
-        _headline(comparison),
-        [html.tag("ul", *models, style="legend")],
-        [_scores(comparison), _bars(comparison), *blocks, _models_and_data(comparison, command)],
-        html.fill("Written by raylign from {}. Images and captions belong to their owners, named above.", results),
+    blocks = [_block(comparison, task, tasks.get(task)) for task in scored]
+    others = [tasks[task] for task in scored if tasks.get(task, TASKS[0]) not in TASKS]
+    arguments = [str(output), *(f"--task={task.__module__}:{task.__qualname__}" for task in others)]
+    counted = number_format.count(len(results), "result")
+    page = render.page(
+        name,
+        html.fill("Evaluation <b>{}</b>", name),
+        headline,
+        [html.tag("ul", *(html.tag("li", html.named(model)) for model in comparison.models), style="legend")],
+        [scores, _bars(comparison), *blocks, _about(comparison, arguments)],
+        html.fill("Written by raylign from {}. Images and captions belong to their owners, named above.", counted),
     )
+    report = markdown("Evaluation", headline, scores.content)
+    render.write_files(output, {"results.csv": to_csv(to_table(results)), "report.md": report, "report.html": page})
 
 
 def _block(comparison: Comparison, name: str, task: type[Task] | None) -> html.Section:
@@ -73,29 +69,25 @@ def _block(comparison: Comparison, name: str, task: type[Task] | None) -> html.S
     return html.section(name, comparison.info(name).title, score_table(comparison, groups))
 
 
-def _main_rows(comparison: Comparison) -> Iterator[tuple[str, str, list[Row]]]:
-    """Title, unit and rows of each task: its main score on each set."""
+def _main_rows(comparison: Comparison) -> Iterator[tuple[TaskInfo, list[Row]]]:
+    """Each task's main score on each set."""
     for info in comparison.tasks():
-        rows = [comparison.main_row(info.name, dataset) for dataset in comparison.datasets(info.name)]
-        if info.name in _AVERAGED and (average := _average(comparison, info.name)) is not None:
-            rows.append(average)
-        yield info.title, info.unit, rows
+        yield info, [comparison.main_row(info.name, dataset) for dataset in comparison.datasets(info.name)]
 
 
-def _average(comparison: Comparison, task: str) -> Row | None:
-    """The mean that papers report of their eleven sets, for models that have them all."""
+def _average(rows: Sequence[Row]) -> list[Row]:
+    """The mean that papers report of their eleven sets, for models that have them all; no row where none has."""
     cells = []
-    for model in comparison.models:
-        results = {dataset: comparison.of(task, dataset).get(model) for dataset in ELEVEN}
-        values = {name: number(result.scores.get(result.main)) for name, result in results.items() if result is not None}
-        cells.append(Cell(model, value=average_of_eleven({name: v for name, v in values.items() if v is not None})))
+    for of_model in zip(*(row.cells for row in rows), strict=True):
+        values = {row.title: cell.value for row, cell in zip(rows, of_model, strict=True) if cell.value is not None}
+        cells.append(Cell(of_model[0].model, value=average_of_eleven(values)))
     known = any(cell.value is not None for cell in cells)
-    return Row(_AVERAGE, compare(cells), about="main scores, unweighted") if known else None
+    return [Row("average of eleven sets", compare(cells), about="main scores, unweighted")] if known else []
 
 
 def _headline(comparison: Comparison) -> str:
     """Which model is ahead how often, and how often by more than noise."""
-    every = [row for *_, rows in _main_rows(comparison) for row in rows if row.title != _AVERAGE]
+    every = [row for _, rows in _main_rows(comparison) for row in rows]
     rows = [row for row in every if any(cell.best for cell in row.cells)]
     if len(comparison.models) == 1:
         sets = number_format.count(len({result.dataset for result in comparison.results}), "set")
@@ -132,38 +124,38 @@ def _scores(comparison: Comparison) -> html.Section:
             "&asymp; means that this rule cannot tell two models apart, not that they are equal; nothing is corrected for the "
             "number of comparisons."
         )
-    groups = {f"{title}, {unit}": rows for title, unit, rows in _main_rows(comparison)}
+    groups = {
+        f"{info.title}, {info.unit}": [*rows, *(_average(rows) if info.name in _AVERAGED else [])]
+        for info, rows in _main_rows(comparison)
+    }
     intervals = (
         "Intervals are over the items of a set (Wilson's of a share, else a bootstrap's): how far another draw of items would "
         "move a score. How far another training seed would is not in them. n: items."
     )
-    table = score_table(comparison, groups, first_column="set", style="main")
+    table = score_table(comparison, groups, first_column="set")
     return html.section("scores", "Scores", html.paragraph(about), table, html.soft(intervals + rule))
 
 
 def _bars(comparison: Comparison) -> html.Section:
     figures = []
-    for title, unit, rows in _main_rows(comparison):
-        # Averages are of other bars.
-        shown = [row for row in rows if row.title != _AVERAGE and any(cell.value is not None for cell in row.cells)]
-        figures += [figure(_bar_chart(shown, unit), title, unit, own=False)] if shown else []
+    for info, rows in _main_rows(comparison):
+        if any(cell.value is not None for row in rows for cell in row.cells):
+            figures.append(figure(_bar_chart(rows, info.unit), info.title, info.unit))
     about = html.paragraph(
         "The same scores, models in one order and colour throughout. Whiskers: 95&nbsp;% intervals. Dashed: chance."
     )
-    return html.section("bars", "Scores by task", about, html.div("stacks", *figures), link="Bars")
+    return html.section("bars", "Scores by task", about, html.div("charts", *figures))
 
 
 def _bar_chart(rows: Sequence[Row], unit: str) -> Chart:
     """A group of bars a set, one a model, with whiskers for the interval and a tick across the group for chance."""
-    ends = [end for row in rows for cell in row.cells for end in (cell.value, cell.low, cell.high) if end is not None]
-    low, high = min(0.0, *ends), max(1.0, *ends, *(row.chance or 0.0 for row in rows))
+    ends = [end for row in rows for cell in row.cells for end in (cell.value, *(cell.interval or ())) if end is not None]
+    low, high = min([0.0, *ends]), max([1.0, *ends, *(row.chance or 0.0 for row in rows)])
     high = min(100.0, 10 * math.ceil(high / 10)) if unit == "%" else high
     height = 22.0 + sum(21 + 12 * sum(cell.value is not None for cell in row.cells) for row in rows)
     x = Scale(low, high, 2, _BARS - 44)
     plot = Plot(_BARS, height, x, Scale(0, height, 0, height))
-    for value in x.ticks(4):
-        plot.line([(value, 0), (value, height - 18)], "grid")
-        plot.text(x(value), height - 5, number_format.value(value, digits=0))
+    plot.columns(0, height - 18, 4)
     y = 4.0
     for row in rows:
         plot.text(x.start - 2, y + 9, row.title, "start", "name")
@@ -171,15 +163,12 @@ def _bar_chart(rows: Sequence[Row], unit: str) -> Chart:
         for cell in row.cells:
             if cell.value is None:
                 continue
-            title = f"{cell.model.name}, {row.title}: {number_format.value(cell.value)} {unit}"
+            shown, whisker = number_format.value(cell.value), cell.interval or ()
+            title = f"{cell.model.name}, {row.title}: {shown} {unit}" + (f" ({number_format.span(*whisker)})" if whisker else "")
             corners = [(0.0, y), (cell.value, y), (cell.value, y + 9), (0.0, y + 9)]
-            if cell.interval:
-                title += f" ({number_format.value(cell.interval[0])} to {number_format.value(cell.interval[1])})"
             plot.line(corners, f"bar {cell.model.mark}", title, closed=True)
-            if cell.interval:
-                plot.line([(end, y + 4.5) for end in cell.interval], "whisker")
-            last = max(0.0, cell.value, *(cell.interval or ()))
-            plot.text(x(last) + 4, y + 8.5, number_format.value(cell.value), "start", "value")
+            plot.line([(end, y + 4.5) for end in whisker], "whisker")
+            plot.text(x(max(0.0, cell.value, *whisker)) + 4, y + 8.5, shown, "start", "value")
             y += 12
         if row.chance is not None:
             plot.line([(row.chance, top - 2), (row.chance, y - 1)], "chance", f"chance: {number_format.chance(row.chance)}")
@@ -189,7 +178,9 @@ def _bar_chart(rows: Sequence[Row], unit: str) -> Chart:
     return Chart(plot.svg(about))
 
 
-def _models_and_data(comparison: Comparison, command: str) -> html.Section:
+def _about(comparison: Comparison, arguments: Sequence[str]) -> html.Section:
+    """What made the models, whose the images are, and how to write the page again."""
+    again = "From the saved results alone, without embedding anything; <code>results.csv</code> beside it has every score:"
     return html.section(
         "scored",
         "Models and data",
@@ -198,43 +189,38 @@ def _models_and_data(comparison: Comparison, command: str) -> html.Section:
         html.tag("h3", "Data"),
         html.div("columns", *_data(comparison)),
         html.tag("h3", "Write this page again"),
-        html.paragraph(
-            "From the saved results alone, without embedding anything; <code>results.csv</code> beside it has every score:"
-        ),
-        html.tag("pre", command),
+        html.paragraph(again),
+        html.tag("pre", shlex.join(["python", "-m", "evaluation.reporting", *arguments])),
     )
 
 
-def _models(comparison: Comparison) -> list[Markup]:
+def _models(comparison: Comparison) -> Iterator[Markup]:
     """What made the models, and how long they took."""
-    blocks = []
     for model in comparison.models:
         mine = [result for result in comparison.results if result.model == model.name]
-        seconds = sum(result.about["seconds"] for result in mine if number_format.is_number(result.about.get("seconds")))
+        seconds = sum(number(result.about.get("seconds")) or 0.0 for result in mine)
         keys = ("embedder", "pretrained", "arguments", "fingerprint")
         pairs = [(key, _distinct([result.about.get(key) for result in mine])) for key in keys]
         pairs += [("time", number_format.duration(seconds) if seconds else ""), ("results", f"{len(mine):,}")]
-        blocks.append(html.tag("div", html.tag("h4", html.named(model)), html.facts(pairs)))
-    return blocks
+        yield html.tag("div", html.tag("h4", html.named(model)), html.facts(pairs))
 
 
-def _data(comparison: Comparison) -> list[Markup]:
+def _data(comparison: Comparison) -> Iterator[Markup]:
     """The sets: whose images they are, how much of them was found, and whether all models saw the same."""
-    blocks = []
     for dataset in sorted({result.dataset for result in comparison.results}):
         mine = [result for result in comparison.results if result.dataset == dataset]
         abouts = [(result.task, result.about["data"]) for result in mine if isinstance(result.about.get("data"), dict)]
-        # A task has a fingerprint of its own: each is of the rows that it needs.
-        known = [(task, str(about["fingerprint"])[:_DIGITS]) for task, about in abouts if about.get("fingerprint")]
-        prints = {task: list(dict.fromkeys(value for other, value in known if other == task)) for task, _ in known}
+        prints: dict[str, list[str]] = {}  # a task has a fingerprint of its own, of the rows that it needs
+        for task, about in abouts:
+            if about.get("fingerprint") and (value := str(about["fingerprint"])[:_DIGITS]) not in prints.setdefault(task, []):
+                prints[task].append(value)
         shown = "; ".join(f"{comparison.info(task).title} {' or '.join(values)}" for task, values in prints.items())
         if any(len(values) > 1 for values in prints.values()):
             shown = html.fill('{} <span class="flag">not the same for all models</span>', shown)
         pairs = [("tasks", ", ".join(dict.fromkeys(comparison.info(result.task).title for result in mine)))]
         for key in dict.fromkeys(key for _, about in abouts for key in about if key != "fingerprint"):
             pairs.append((str(key).replace("_", " "), _distinct([about.get(key) for _, about in abouts])))
-        blocks.append(html.tag("div", html.tag("h4", dataset), html.facts([*pairs, ("fingerprints", shown)])))
-    return blocks
+        yield html.tag("div", html.tag("h4", dataset), html.facts([*pairs, ("fingerprints", shown)]))
 
 
 def _distinct(values: list[Any]) -> str:
@@ -248,13 +234,17 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _table(comparison: Comparison) -> pd.DataFrame:
-    """A row for every model, set, task and score."""
-    rows = []
-    for result in comparison.results:
-        for score, value in result.scores.items():
-            baselines, ends = result.baselines.get(score, {}), result.intervals.get(score, (None, None))
-            figures = map(number, (value, *ends, baselines.get("chance"), baselines.get("largest_class")))
-            row = [result.model, result.dataset, result.task, score, score == result.main, *figures]
-            rows.append([*row, result.sample_sizes.get(score)])
-    return pd.DataFrame(rows, columns=_COLUMNS).astype({"n": "Int64"})
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page again. Exit code 0, or 2 with one line that says what is wrong."""
+    parser = Parser(
+        prog="python -m evaluation.reporting",
+        description="Write report.html, report.md and results.csv of a folder of results again, from the result files alone.",
+    )
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the output of python -m evaluation, such as runs/evaluation")
+    parser.add_argument("--task", action="append", default=[], metavar="MODULE:CLASS", help="a task of your own that has results")
+    return run_page(parser, _rewrite, arguments)
+
+
+def _rewrite(options: argparse.Namespace) -> Path:
+    write_report(options.output, [own_task(name, "--task") for name in options.task])
+    return options.output / "report.html"

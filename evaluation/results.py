@@ -6,13 +6,19 @@ names, as fractions), so that other tools can read it. It also has ours, in perc
 """
 
 import json
+import math
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from evaluation.task_info import TaskInfo
 from pipelines.program.errors import UserError
+
+_COLUMNS = ["model", "dataset", "task", "score", "main", "value", "low", "high", "chance", "largest_class", "n"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,18 @@ def read_results(output: Path) -> list[Result]:
     if not results:
         raise UserError("output", f"there is no result in {output}", "run python -m evaluation CONFIG.yaml first")
     return results
+
+
+def to_table(results: Iterable[Result]) -> pd.DataFrame:
+    """A row for every model, set, task and score."""
+    rows = []
+    for result in results:
+        for score, value in result.scores.items():
+            baselines, ends = result.baselines.get(score, {}), result.intervals.get(score, (None, None))
+            row = [result.model, result.dataset, result.task, score, score == result.main, value, *ends]
+            row += [baselines.get("chance"), baselines.get("largest_class"), result.sample_sizes.get(score)]
+            rows.append([None if isinstance(entry, float) and not math.isfinite(entry) else entry for entry in row])
+    return pd.DataFrame(rows, columns=_COLUMNS).astype({"n": "Int64"})
 
 
 def find_result(output: Path, model: str, dataset: str, task: str, identity: str) -> Result | None:

@@ -56,15 +56,16 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
 
     Raises `UserError` where the run's folder or its data lack something.
     """
-    prepared = Prepared.open(result["dataset"]["path"])
-    config = yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
-    about = result["dataset"]
-    credit = html.credit(about)
+    about, config = result["dataset"], yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
+    prepared, credit, versions = Prepared.open(about["path"]), html.credit(about), result["versions"]
+    # Why the scores may say less than they seem to.
+    warmup = warmup_warning(config.get("schedule", {}).get("warmup_steps", 0), result["step"])
+    warnings = [*([warmup] if warmup else []), *warnings_of(prepared.manifest)]
     made = page(
         result["name"],
         html.fill("Training run <b>{}</b>", result["name"]),
         report_scores.headline(result, data),
-        [*_warnings(result, config, prepared), _what_was_trained(result, config), report_scores.tiles(result, data)],
+        [*map(html.warning, warnings), _what_was_trained(result, config), report_scores.tiles(result, data)],
         [
             report_scores.test(result, data),
             report_scores.scores(result, data),
@@ -73,33 +74,28 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
             _data(prepared, result),
             _reproduce(run, result, config, prepared),
         ],
-        html.fill(
-            "Written by raylign {}. The images and captions of {}: {}", result["versions"]["raylign"], about["name"], credit
-        ),
+        html.fill("Written by raylign {}. The images and captions of {}: {}", versions["raylign"], about["name"], credit),
     )
     write_files(run, {"report.html": made})
 
 
 def _what_was_trained(result: dict[str, Any], config: dict[str, Any]) -> Markup:
     """In a sentence or two."""
-    about, test = result["dataset"], result.get("test")
-    unseen, skipped = "", ""
+    test, unseen, skipped = result.get("test"), "", ""
     if test:
         unseen = ": split {split}, once, by the checkpoint of step {step:,}, which split {chosen_on} chose".format(**test)
     if result.get("skipped"):
         skipped = f" ({result['skipped']:,} of them skipped, for their loss or gradient was no number)"
-    towers = ", ".join(f"{side.lower()} tower {_tower_name(tower)} ({tower['mode']})" for side, tower in _towers(config))
+    towers = ", ".join(f"{side} tower {_tower_name(tower)} ({tower['mode']})" for side, tower in _towers(config).items())
     return html.paragraph(
-        "A dual encoder trained with the <b>{config[objective][name]}</b> objective on <b>{about[train_samples]:,} image-text "
-        "pairs of {about[name]}</b> and scored on <b>{samples:,} held-out pairs</b> that it has not seen{unseen}. {towers}; "
-        "{epochs}, {result[step]:,} steps of {config[global_batch_size]:,} pairs{skipped}, {workers}, seed {result[seed]}, "
+        "A dual encoder trained with the <b>{config[objective][name]}</b> objective on <b>{result[dataset][train_samples]:,} "
+        "image-text pairs of {result[dataset][name]}</b> and scored on <b>{samples:,} held-out pairs</b> that it has not seen{}. "
+        "{towers}; {epochs}, {result[step]:,} steps of {config[global_batch_size]:,} pairs{}, {workers}, seed {result[seed]}, "
         "{time} in all.",
+        *(unseen, skipped),
         config=config,
-        about=about,
         result=result,
-        samples=test["samples"] if test else about["held_out_samples"],
-        unseen=unseen,
-        skipped=skipped,
+        samples=test["samples"] if test else result["dataset"]["held_out_samples"],
         towers=towers[0].upper() + towers[1:],
         epochs=number_format.count(result["epochs"], "epoch"),
         workers=f"{_worker_numbers(result['machine'])} {'worker' if result['machine']['workers'] == 1 else 'workers'}",
@@ -112,27 +108,18 @@ def _worker_numbers(machine: dict[str, Any]) -> str:
     return ", then ".join(map(str, machine.get("worker_history") or [machine["workers"]]))
 
 
-def _towers(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [("Image", config["image_tower"]), ("Text", config["text_tower"])]
+def _towers(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {"image": config["image_tower"], "text": config["text_tower"]}
 
 
 def _tower_name(tower: dict[str, Any]) -> str:
     """The model's name where it has one, the name of its weights, or what it is."""
-    weights = tower.get("weights")
-    if tower.get("model"):
-        return tower["model"] if weights else f"{tower['model']} from random weights"
-    if not weights:
-        return f"{tower['name']} from random weights"
+    model, weights = tower.get("model"), tower.get("weights")
+    if model or not weights:
+        return f"{model or tower['name']}{'' if weights else ' from random weights'}"
     if weights.startswith("package:"):
         return weights.removeprefix("package:").split("/")[0]
     return Path(weights).name if weights.startswith(("/", ".", "~")) else weights
-
-
-def _warnings(result: dict[str, Any], config: dict[str, Any], prepared: Prepared) -> list[Markup]:
-    """Why the scores may say less than they seem to."""
-    warmup = warmup_warning(config.get("schedule", {}).get("warmup_steps", 0), result["step"])
-    told = [*([warmup] if warmup else []), *warnings_of(prepared.manifest)]
-    return [html.warning(warning) for warning in told]
 
 
 def _retrieved(found: dict[str, Any], data: HeldOut, credit: str) -> html.Section:
@@ -144,8 +131,7 @@ def _retrieved(found: dict[str, Any], data: HeldOut, credit: str) -> html.Sectio
         "Held-out captions and images, at even distances through the split and not picked by hand. Framed and ticked: right; "
         "where nothing is, the right answer stands beside it, dashed."
     )
-    credits = html.paragraph("Images and captions: {}", credit, style="credit")
-    return html.section("images", "Retrieved examples", about, *examples([own]), credits)
+    return html.section("images", "Retrieved examples", about, *examples([own]), html.soft("Images and captions: {}", credit))
 
 
 def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut) -> html.Section:
@@ -159,11 +145,11 @@ def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut
             series += [Series(name or title, points, mark(i))] if points else []
         if not series:
             return []
-        ends = [(s.name if len(keys) > 1 else "", s.points[min(s.points)], s.points[max(s.points)]) for s in series]
+        labelled = 82.0 if len(keys) > 1 else 0.0
+        ends = [(s.name if labelled else "", s.points[min(s.points)], s.points[max(s.points)]) for s in series]
         spans = ", ".join(f"{name} from {first:.4g} to {last:.4g}".strip() for name, first, last in ends)
         note = note or f"{number_format.label(ends[0][2])}{' %' if percent else ''} at the end"
         about = f"{title} over {max(series[0].points):g} epochs: {spans}"
-        labelled = 82.0 if len(keys) > 1 else 0.0
         drawn = lines(series, about, "epoch", percent=percent, from_zero=True, labelled=labelled, **options)
         return [figure(drawn, title, note)]
 
@@ -203,33 +189,39 @@ def _data(prepared: Prepared, result: dict[str, Any]) -> html.Section:
     rejected = sorted(counts["rejected"].items(), key=lambda item: -item[1]) or [("", 0)]
     held_out = "the dataset's own split" if about["split_seed"] is None else f"split seed {about['split_seed']}"
     drawn = f"a share of {fraction:g} of the split's groups, drawn by seed {result['seed']}" if fraction < 1 else ""
-    rows = [("listed by the source", "", counts["listed"]), ("found", "", counts["found"])]
-    rows += [("rejected", reason.replace("_", " "), count) for reason, count in rejected]
-    rows += [("kept", "", counts["kept"])]
-    rows += [("of these unusable while training", reason.replace("_", " "), n) for reason, n in counts["unusable"].items()]
-    rows += [("trained on", drawn, about["train_samples"])]
-    rows += [("of these with another row's captions", "shuffled on purpose", shuffled)] if shuffled else []
-    rows += [("held out and scored", held_out, about["held_out_samples"])]
-    image = manifest["image"]
-    pairs = [
-        ("Dataset", about["name"]),
-        *((name.capitalize(), about[name]) for name in ("licence", "attribution")),
-        ("Images", f"{manifest['num_images']:,} different ones, shorter side {image['size']} pixels, {image['format']}"),
-        ("Captions", f"{manifest['num_texts']:,} different ones"),
-        ("Fingerprint", about["fingerprint"]),
-        ("Prepared", manifest["created"]),
+    rows = [
+        ("listed by the source", "", counts["listed"]),
+        ("found", "", counts["found"]),
+        *(("rejected", reason.replace("_", " "), n) for reason, n in rejected),
+        ("kept", "", counts["kept"]),
+        *(("of these unusable while training", reason.replace("_", " "), n) for reason, n in counts["unusable"].items()),
+        ("trained on", drawn, about["train_samples"]),
+        *([("of these with another row's captions", "shuffled on purpose", shuffled)] if shuffled else []),
+        ("held out and scored", held_out, about["held_out_samples"]),
     ]
+    image = manifest["image"]
+    facts = {
+        "Dataset": about["name"],
+        "Licence": about["licence"],
+        "Attribution": about["attribution"],
+        "Images": f"{manifest['num_images']:,} different ones, shorter side {image['size']} pixels, {image['format']}",
+        "Captions": f"{manifest['num_texts']:,} different ones",
+        "Fingerprint": about["fingerprint"],
+        "Prepared": manifest["created"],
+    }
     counted = [(html.fill("{} {}", name, html.small(why)), f"{n:,}") for name, why, n in rows]
-    return html.section(
-        "data", "Data", html.div("columns", html.facts(pairs), html.table("Rows of the dataset", ("rows", "count"), counted))
-    )
+    table = html.table("Rows of the dataset", ("rows", "count"), counted)
+    return html.section("data", "Data", html.div("columns", html.facts(facts.items()), table))
 
 
 def _reproduce(run: Path, result: dict[str, Any], config: dict[str, Any], prepared: Prepared) -> html.Section:
     """Commands, configs, machine and versions of this run."""
     folder, machine = f"{config['storage']}/{config['name']}", result["machine"]
     words = '{} ({})<br><span class="soft">{}</span>'
-    towers = [(side, html.fill(words, _tower_name(t), t["name"], _MODES[t["mode"]])) for side, t in _towers(config)]
+    towers = {
+        side.capitalize(): html.fill(words, _tower_name(tower), tower["name"], _MODES[tower["mode"]])
+        for side, tower in _towers(config).items()
+    }
     host = f"{machine['cpus']} CPUs, {machine['processor']}"
     of_machine = html.facts([("Device", machine["device"]), ("Workers", _worker_numbers(machine)), ("Host", host)])
     times = html.facts((phase, number_format.duration(seconds)) for phase, seconds in result["seconds"].items())
@@ -237,37 +229,31 @@ def _reproduce(run: Path, result: dict[str, Any], config: dict[str, Any], prepar
     about = html.soft("Workers were lost and training went on from the last checkpoint:")
     restarts = _restarts(run / "restarts.jsonl")
     lost = [html.tag("h3", "Restarts"), about, html.facts(restarts)] if restarts else []
-    train = f"python -m training {shlex.quote(f'{folder}/config.yaml')} name={config['name']}-again"
+    again = html.paragraph("It is written at the end of a run, and again from the run's folder by")
     return html.section(
         "again",
         "Reproduce",
         html.paragraph("With this run's folder and the prepared data in place:"),
-        html.tag("pre", train),
+        html.tag("pre", f"python -m training {shlex.quote(f'{folder}/config.yaml')} name={config['name']}-again"),
         html.div(
             "columns",
-            html.div("", html.tag("h3", "Towers"), html.facts(towers), html.tag("h3", "Machine"), of_machine),
+            html.div("", html.tag("h3", "Towers"), html.facts(towers.items()), html.tag("h3", "Machine"), of_machine),
             html.div("", html.tag("h3", "Wall time"), times, call, *lost),
             html.div("", html.tag("h3", "Versions"), html.facts(result["versions"].items())),
         ),
         html.more("Config of the run", html.tag("pre", shown(yaml_text.dump(config)))),
         html.more("Config of the data", html.tag("pre", yaml_text.dump(prepared.manifest["config"]))),
-        html.more(
-            "This page",
-            html.paragraph("It is written at the end of a run, and again from the run's folder by"),
-            html.tag("pre", f"python -m training.report {shlex.quote(folder)}"),
-        ),
+        html.more("This page", again, html.tag("pre", f"python -m training.report {shlex.quote(folder)}")),
     )
 
 
 def _restarts(path: Path) -> list[tuple[str, str]]:
     """When workers were lost, and why; an earlier version kept only what each of them said last."""
-    return [
-        (
-            time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(line["time"])),
-            line.get("cause") or "; ".join(f"worker {rank}: {error}" for rank, error in line["workers"].items()),
-        )
-        for line in read_metrics(path)
-    ]
+    restarts = []
+    for line in read_metrics(path):
+        cause = line.get("cause") or "; ".join(f"worker {rank}: {error}" for rank, error in line["workers"].items())
+        restarts.append((time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(line["time"])), cause))
+    return restarts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -288,12 +274,9 @@ def _rewrite(options: argparse.Namespace) -> Path:
     try:
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
         config = yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        problem = f"no finished run, {Path(error.filename).name} is missing"
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problem = f"no finished run, as result.json or config.yaml is not readable: {' '.join(str(error).split())}"
         raise UserError(f"{run}", problem, "give the run's training command again, which finishes it") from None
-    except (ValueError, yaml.YAMLError) as error:
-        problem = f"result.json or config.yaml is not readable: {' '.join(str(error).split())}"
-        raise UserError(f"{run}", problem, "give the run's training command again, which writes them anew") from None
     if options.data is not None:
         result["dataset"]["path"] = str(options.data.absolute())
     prepared = Prepared.open(result["dataset"]["path"])

@@ -13,17 +13,17 @@ from pipelines.program.wilson import wilson
 
 def headline(result: dict[str, Any], data: HeldOut) -> Markup:
     """The mean recall at the smallest k beside chance, and directions that may be chance by their 95 % intervals."""
-    result, hollow, (k, first) = _reported(result), [], _first(data)
+    result, hollow, k = _reported(result), [], min(data.settings.recall_at)
+    first = f"retrieval/{data.dataset}/mean_recall@{k}"
     for direction, title in DIRECTIONS.items():
         path = first.replace("mean_", f"{direction}_")
         value, chance, n = result["metrics"][path], result["baselines"][path]["chance"], result["sample_sizes"][path]
         if wilson(n * value / 100, n)[0] <= chance / 100:
             hollow.append(f"{title}, {value:.1f}\u00a0% by {chance:.1f}\u00a0%")
     return html.fill(
-        '{} in {:.1f}\u00a0% of <span class="whole">held-out</span> searches; by chance it would be in {}\u00a0%{}',
+        '{} in {}\u00a0% of <span class="whole">held-out</span> searches; by chance it would be in {}\u00a0%{}',
         "The right match comes first" if k == 1 else f"A right match is among the first {k}",
-        result["metrics"][first],
-        number_format.value(_chance(result, first)),
+        *map(number_format.value, _figures(result, first)[:2]),
         f"; not distinguishable from chance: {' and '.join(hollow)}" if hollow else "",
     )
 
@@ -31,17 +31,19 @@ def headline(result: dict[str, Any], data: HeldOut) -> Markup:
 def tiles(result: dict[str, Any], data: HeldOut) -> Markup:
     """R@k of both directions, and top-1 of the two labels with most classes."""
     result, ks, made = _reported(result), data.settings.recall_at, []
-    recalls = dict.fromkeys(f"retrieval/{data.dataset}/mean_recall@{k}" for k in (min(ks), max(ks)))
-    shown = [(path, title, f"{about}, mean of both directions") for path in recalls for title, about in [_titled(path, data)]]
+    shown = []
+    for path in dict.fromkeys(f"retrieval/{data.dataset}/mean_recall@{k}" for k in (min(ks), max(ks))):
+        title, about = _titled(path, data)
+        shown.append((path, title, f"{about}, mean of both directions"))
     for label, classes in sorted(data.classes.items(), key=lambda entry: -len(entry[1]))[:2]:
         about = f"right class of {len(classes)} on the first guess"
         shown.append((f"zero_shot/{data.dataset}_{label}/top1", f"Zero-shot {label}", about))
     for path, title, about in shown:
-        value, chance, largest = result["metrics"][path], _chance(result, path), _largest(result, path)
+        value, chance, largest = _figures(result, path)
+        figure, least = map(number_format.value, (value, chance))
         naming = f", always the largest class {largest}\u00a0%" if largest else ""
-        beside = html.paragraph("chance {}\u00a0%{}", number_format.value(chance), naming)
-        below = html.bar(value, chance), html.paragraph("{}", about), beside
-        made.append(html.tile(title, number_format.value(value), "%", path, *below))
+        beside = html.bar(value, chance), html.tag("p", about), html.tag("p", f"chance {least}\u00a0%{naming}")
+        made.append(html.tile(title, figure, "%", path, *beside))
     return html.div("tiles", *made)
 
 
@@ -57,14 +59,14 @@ def test(result: dict[str, Any], data: HeldOut) -> html.Section | None:
         t=test,
         last=result["metrics"][test["metric"]],
     )
-    return html.section("test", "Test of the chosen checkpoint", about, _table(test, data), link="Test")
+    return html.section("test", "Test of the chosen checkpoint", about, _table(test, data))
 
 
 def scores(result: dict[str, Any], data: HeldOut) -> html.Section:
     """Every score of the last step, with an interval of the first."""
     test, reported = result.get("test"), _reported(result)
     of_split = "Scores, images and curves below are of split {}, on which the checkpoint was chosen, and of the last step."
-    _, first = _first(data)
+    first = f"retrieval/{data.dataset}/mean_recall@{min(data.settings.recall_at)}"
     # Of one direction: the two are about the same pairs, so their mean is hardly surer than either.
     value, queries = reported["metrics"][first], reported["sample_sizes"][first.replace("mean_", "image_to_text_")]
     low, high = (100 * end for end in wilson(queries * value / 100, queries))
@@ -88,7 +90,6 @@ def scores(result: dict[str, Any], data: HeldOut) -> html.Section:
             "Chance: a random order, or a random class. Largest class: the best that naming the same class for every image can "
             "reach. A tie counts against the model."
         ),
-        link="Scores",
     )
 
 
@@ -97,49 +98,36 @@ def _reported(result: dict[str, Any]) -> dict[str, Any]:
     return result | (result.get("test") or {})
 
 
-def _first(data: HeldOut) -> tuple[int, str]:
-    """The smallest k, and the path of the mean recall at it."""
-    k = min(data.settings.recall_at)
-    return k, f"retrieval/{data.dataset}/mean_recall@{k}"
-
-
-def _chance(result: dict[str, Any], path: str) -> float | None:
-    return chances(result["baselines"]).get(path)
-
-
-def _largest(result: dict[str, Any], path: str) -> str:
-    """The score of always naming the largest class."""
-    return number_format.value(result["baselines"].get(path, {}).get("largest_class"))
+def _figures(result: dict[str, Any], path: str) -> tuple[float, float | None, str]:
+    """A score, what chance scores, and what always naming the largest class does."""
+    largest = result["baselines"].get(path, {}).get("largest_class")
+    return result["metrics"][path], chances(result["baselines"]).get(path), number_format.value(largest)
 
 
 def _table(result: dict[str, Any], data: HeldOut) -> Markup:
     """All scores by direction of retrieval and by label, recalls by k; unknown kinds of scores come last."""
     marked = Markup('<span class="hidden">value as a bar; </span>mark: chance')
-    titles = ("score", "value, %", marked, "chance", "largest class", "n")
-    retrieval, sentences = f"retrieval/{data.dataset}/", number_format.count(len(data.settings.templates), "sentence")
+    prefix, ways = f"retrieval/{data.dataset}/", list(DIRECTIONS)
     groups = {}
-    for way, title in DIRECTIONS.items():
-        query, answer, other = ("image", "caption", "text_to_image")
-        if way == "text_to_image":
-            query, answer, other = ("caption", "image", "image_to_text")
-        candidates = result["sample_sizes"][f"{retrieval}{other}_recall@{min(data.settings.recall_at)}"]
-        groups[retrieval + way] = (title.capitalize(), f"the {answer} of a held-out {query} among {candidates:,}")
-    groups[f"{retrieval}mean"] = ("Mean of both directions", "")
+    for way, other in zip(ways, ways[::-1], strict=True):
+        query, answer = (word.replace("text", "caption") for word in way.split("_to_"))
+        candidates = result["sample_sizes"][f"{prefix}{other}_recall@{min(data.settings.recall_at)}"]
+        about = f"the {answer} of a held-out {query} among {candidates:,}"
+        groups[prefix + way] = html.join(DIRECTIONS[way].capitalize(), html.small(about))
+    groups[f"{prefix}mean"] = Markup("Mean of both directions")
+    sentences = number_format.count(len(data.settings.templates), "sentence")
     for label, names in data.classes.items():
         about = f"the class of a held-out image among {len(names)}, by the classes' names in {sentences}"
-        groups[f"zero_shot/{data.dataset}_{label}/"] = (f"Zero-shot: {label}", about)
-    groups[""] = ("Other scores", "")
-    bodies: dict[str, list[Markup]] = {prefix: [] for prefix in groups}
+        groups[f"zero_shot/{data.dataset}_{label}/"] = html.join(f"Zero-shot: {label}", html.small(about))
+    groups[""] = Markup("Other scores")
+    bodies: dict[str, list[Markup]] = {heading: [] for heading in groups.values()}
     for path in sorted(result["metrics"], key=_k):
-        value, chance, (title, about) = result["metrics"][path], _chance(result, path), _titled(path, data)
-        cells = [html.cell(number_format.value(value), "number value"), html.cell(html.bar(value, chance))]
-        cells += map(html.cell, (number_format.value(chance), _largest(result, path), _size(result, path)))
-        line = html.row(html.join(title, html.small(about)), *cells, tooltip=path)
-        bodies[next(prefix for prefix in bodies if path.startswith(prefix))].append(line)
-    made = []
-    for prefix, (title, about) in groups.items():
-        made += [[html.group(html.join(title, html.small(about)), len(titles)), *bodies[prefix]]] if bodies[prefix] else []
-    return html.table("Scores", titles, *made, style="run")
+        (value, chance, largest), (title, about) = _figures(result, path), _titled(path, data)
+        shown, least = (number_format.value(number) for number in (value, chance))
+        line = [html.join(title, html.small(about)), html.tag("b", shown), html.bar(value, chance), least]
+        heading = next(heading for start, heading in groups.items() if path.startswith(start))
+        bodies[heading].append(html.row([*line, largest, _size(result, path)], tooltip=path))
+    return html.table("Scores", ("score", "value, %", marked, "chance", "largest class", "n"), bodies, style="run")
 
 
 def _k(path: str) -> float:

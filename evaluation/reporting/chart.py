@@ -16,7 +16,6 @@ from evaluation.reporting import html, number_format
 COLOURS = 8  # classes m0, m1, ... of the page's style
 SHADES = 6  # classes of the sequential scale, from worst to best
 SMALL, TINY, LARGE = (290.0, 190.0), (200.0, 150.0), (760.0, 400.0)
-_STEPS = (1, 2, 5, 10)
 _PERCENTS = (0.1, 0.3, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99)  # ticks of a logit axis
 _MOST_POINTS = 500  # of a line: a page does not grow with the length of a run
 _MOST_DOTS = 40
@@ -39,7 +38,6 @@ class Scale:
     end: float
     log: bool = False
     logit: bool = False  # of percentages; what is at or next to 0 and 100, which have no logit, is drawn as 0.1 and 99.9
-
     choices: Sequence[Any] = ()
 
     def __call__(self, value: Any) -> float:
@@ -81,7 +79,7 @@ def _linear_ticks(low: float, high: float, count: int) -> list[float]:
         return [low]
     rough = (high - low) / count
     unit = 10 ** math.floor(math.log10(rough))
-    step = next(unit * s for s in _STEPS if unit * s >= rough * (1 - 1e-9))
+    step = next(unit * s for s in (1, 2, 5, 10) if unit * s >= rough * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
 
@@ -110,7 +108,7 @@ class Plot:
         """Quiet axes: a base line, horizontal grid, few numbers; the x axis's title below its right end."""
         x, y = self.x, self.y
         for value in y.ticks(y_ticks):
-            self.level(value, "grid")
+            self.pixels([(x.start, y(value)), (x.end, y(value))], "grid")
             self.text(x.start - 5, y(value) + 3.5, number_format.parameter(value), "end")
         self.pixels([(x.start, y.start), (x.end, y.start)], "base")
         if not isinstance(x_ticks, Mapping):
@@ -123,6 +121,12 @@ class Plot:
             lines = 1 + max((label.count("\n") for label in x_ticks.values()), default=0)
             self.text(x.end, y.start + 17 + 13 * lines, x_title, "end")
 
+    def columns(self, top: float, bottom: float, count: int) -> None:
+        """The quiet axis of a chart of rows: a vertical grid between two pixels, with numbers below."""
+        for value in self.x.ticks(count):
+            self.pixels([(self.x(value), top), (self.x(value), bottom)], "grid")
+            self.text(self.x(value), bottom + 13, number_format.value(value, percent=False))
+
     def text(self, x: float, y: float, content: str, anchor: str = "middle", name: str = "") -> None:
         """Letters at a pixel."""
         self.parts.append(html.tag("text", content, style=name, x=_n(x), y=_n(y), text_anchor=anchor))
@@ -130,7 +134,7 @@ class Plot:
     def pixels(self, points: Iterable[tuple[float, float]], name: str, title: str = "", closed: bool = False) -> None:
         """A line through pixels, or the area within; `title` is its tooltip."""
         d = "M" + "L".join(f"{_n(x)} {_n(y)}" for x, y in points) + ("Z" if closed else "")
-        self.parts.append(html.tag("path", _title(title), style=name, d=d))
+        self.parts.append(html.tag("path", html.tag("title", title) if title else "", style=name, d=d))
 
     def line(self, points: Iterable[tuple[float, float]], name: str, title: str = "", closed: bool = False) -> None:
         """A line through the finite points."""
@@ -138,17 +142,11 @@ class Plot:
         if known:
             self.pixels(known, name, title, closed)
 
-    def level(self, value: float, name: str, title: str = "") -> None:
-        """A horizontal line through the whole chart."""
-        self.pixels([(self.x.start, self.y(value)), (self.x.end, self.y(value))], name, title)
-
-    def dot(self, x: float, y: float, radius: float, name: str, title: str = "") -> None:
-        self.parts.append(html.tag("circle", _title(title), style=name, cx=_n(self.x(x)), cy=_n(self.y(y)), r=radius))
-
-    def cross(self, x: float, name: str, title: str) -> None:
-        """On the base line, for a failed trial."""
-        d = f"M{_n(self.x(x) - 3)} {_n(self.y.start - 3)}l6 6m0 -6l-6 6"
-        self.parts.append(html.tag("path", _title(title), style=name, d=d))
+    def dot(self, x: float, y: float, name: str, title: str, radius: float = 2.6, chosen: bool = False) -> None:
+        """One that is `chosen` is large, ringed, and says so."""
+        name, title, radius = (f"{name} chosen", f"{title}, chosen", 4.5) if chosen else (name, title, radius)
+        place = {"cx": _n(self.x(x)), "cy": _n(self.y(y)), "r": radius}
+        self.parts.append(html.tag("circle", html.tag("title", title), style=f"dot {name}", **place))
 
     def end_labels(self, ends: Iterable[tuple[float, str, str]]) -> None:
         """Level, text and class: beside the right end, pushed apart where they would overlap."""
@@ -161,10 +159,6 @@ class Plot:
         """The whole chart; `about` is its text for screen readers."""
         box = f"0 0 {_n(self.width)} {_n(self.height)}"
         return html.tag("svg", *self.parts, style=name, role="img", aria_label=about, viewBox=box)
-
-
-def _title(content: str) -> str:
-    return html.tag("title", content) if content else ""
 
 
 def _n(number: float) -> str:
@@ -180,31 +174,23 @@ class Chart:
     head: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
 
-    @property
-    def shown(self) -> Sequence[Sequence[str]]:
-        """At most so many rows, at even distances, the first and the last always."""
-        last = len(self.rows) - 1
-        if last < _MOST_ROWS:
-            return self.rows
-        return [self.rows[round(i * last / (_MOST_ROWS - 1))] for i in range(_MOST_ROWS)]
 
-
-def figure(chart: Chart, title: str = "", note: str = "", own: bool = True) -> Markup:
-    """A chart and, closed below it, its figures; `own=False` where the table beside it has them."""
-    caption, figures = html.tag("figcaption", title, html.small(note)) if title or note else "", ""
-    if own:
-        shown, rows, name = chart.shown, chart.rows, html.fill("{}", title or note).striptags()
-        summary = f"{len(shown)} of {len(rows):,} rows" if len(shown) < len(rows) else "Figures"
-        hidden = html.tag("span", f"of {name}", style="hidden")
-        figures = html.more(
-            html.join(summary, hidden), html.table(f"Figures of {name}", chart.head, shown, style="narrow"), style="figures"
-        )
-    return html.tag("figure", caption, chart.svg, figures)
+def figure(chart: Chart, title: str = "", note: str = "") -> Markup:
+    """A chart and, closed below it, its figures where it has them: of very many, some at even distances, and both ends."""
+    caption = html.tag("figcaption", title, html.small(note)) if title or note else ""
+    shown, name = chart.rows, html.fill("{}", title or note).striptags()
+    summary, last = "Figures", len(chart.rows) - 1
+    if last >= _MOST_ROWS:
+        shown = [chart.rows[round(i * last / (_MOST_ROWS - 1))] for i in range(_MOST_ROWS)]
+        summary = f"{_MOST_ROWS} of {len(chart.rows):,} rows"
+    opened = html.join(summary, html.tag("span", f"of {name}", style="hidden"))
+    table = html.table(f"Figures of {name}", chart.head, shown, style="narrow")
+    return html.tag("figure", caption, chart.svg, html.more(opened, table, style="figures") if shown else "")
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: x -> y. `spread`: x -> ends of its whisker, or of a band. `chosen`: the x of a point with a ring."""
+    """A line: x -> y. `spread`: x -> ends of its whisker, or of a band. `chosen`: the x of a ringed point."""
 
     name: str
     points: Mapping[float, float]
@@ -214,7 +200,6 @@ class Series:
     chosen: float | None = None
     band: bool = False
     aside: float = 0.0  # pixels, so that the whiskers of two lines do not hide one another
-    titles: Mapping[float, str] = field(default_factory=dict)  # x -> tooltip of its point
     background: bool = False  # to compare with: neither dots nor a column of the table
 
     def draw(self, plot: Plot, at: Mapping[float, str], x_title: str, percent: bool) -> None:
@@ -224,20 +209,16 @@ class Series:
         stride = math.ceil(len(places) / _MOST_POINTS)
         places = [*places[:-1:stride], *places[-1:]]
         if self.band:
-            ends = [self.spread[x] for x in places]
-            outline = [(x, low) for x, (low, _) in zip(places, ends, strict=True)]
-            outline += [(x, high) for x, (_, high) in reversed(list(zip(places, ends, strict=True)))]
+            outline = [(x, self.spread[x][0]) for x in places] + [(x, self.spread[x][1]) for x in reversed(places)]
             plot.line(outline, f"band {self.style}", closed=True)
         plot.line([(x, self.points[x]) for x in places], f"line {self.style} {self.kind}".strip(), self.name)
-        for x in places if len(places) <= _MOST_DOTS and not self.background else []:
+        dotted = len(places) <= _MOST_DOTS and not self.background
+        for x in (x for x in places if math.isfinite(self.points[x]) and (dotted or x == self.chosen)):
             if x in self.spread and not self.band:
                 plot.line([(x, end) for end in self.spread[x]], f"error {self.style}")
-            if math.isfinite(self.points[x]):
-                title = f"{self.name}, {x_title} {at.get(x) or number_format.parameter(x)}: "
-                title = self.titles.get(x) or title + number_format.value(self.points[x], percent)
-                plot.dot(x, self.points[x], 2.6, f"dot {self.style}", title)
-        if self.chosen is not None and self.chosen in self.points:
-            plot.dot(self.chosen, self.points[self.chosen], 5.2, f"ring {self.style}", f"{self.name}: chosen")
+            place = (at.get(x) or number_format.parameter(x)).replace("\n", ", ")
+            title = f"{self.name}, {x_title} {place}: {number_format.value(self.points[x], percent)}"
+            plot.dot(x, self.points[x], self.style, title, chosen=x == self.chosen)
 
 
 def lines(
@@ -272,7 +253,7 @@ def lines(
     plot.frame(x_title, names or 4)
     for name, level in levels.items():
         if limits[0] <= level <= limits[1]:
-            plot.level(level, "chance", f"{name}: {number_format.value(level, percent)}")
+            plot.pixels([(x.start, y(level)), (x.end, y(level))], "chance", f"{name}: {number_format.value(level, percent)}")
     for s in series:
         s.draw(plot, names or {}, x_title, percent)
     if labelled:

@@ -1,12 +1,11 @@
 """Results side by side: which model is best at a score, and which are level with it because their intervals overlap.
 
-A model whose interval overlaps that of the best is `level` with it. That is a rule of thumb and errs on the side of caution:
-all models see the same items, so their scores move together, and an interval of the paired difference would be narrower. It
-takes scores item by item, which results do not hold.
+That is a rule of thumb and errs on the side of caution: all models see the same items, so their scores move together, and an
+interval of the paired difference would be narrower. It takes scores item by item, which results do not hold.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,14 +24,9 @@ class Cell:
     model: html.Model
     text: str = ""  # what is shown instead, of figures that are not compared
     value: float | None = None
-    low: float | None = None
-    high: float | None = None
+    interval: tuple[float, float] | None = None
     best: bool = False  # of two models or more
     level: bool = False  # not the best, and their intervals overlap
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        return None if self.low is None or self.high is None else (self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -63,8 +57,9 @@ class Comparison:
 
     def tasks(self) -> list[TaskInfo]:
         """Those that have results, in the order of the page."""
-        order, scored = list(self._infos), dict.fromkeys(result.task for result in self.results)
-        return [self.info(task) for task in sorted(scored, key=lambda task: order.index(task) if task in order else len(order))]
+        order = {name: place for place, name in enumerate(self._infos)}
+        scored = dict.fromkeys(result.task for result in self.results)
+        return [self.info(task) for task in sorted(scored, key=lambda task: order.get(task, len(order)))]
 
     def score_title(self, task: str, score: str) -> str:
         """top1 -> top-1, top1@4 -> top-1 at 4, mean_recall@1 -> mean R@1, replace_obj -> replace obj."""
@@ -82,11 +77,11 @@ class Comparison:
         """The score that stands for the task; a model's own where they differ, and then they are not compared."""
         results = self.of(task, dataset)
         mains = {model: result.main for model, result in results.items()}
-        titles = ", ".join(self.score_title(task, main) for main in dict.fromkeys(mains.values()))
+        about = ", ".join(self.score_title(task, main) for main in dict.fromkeys(mains.values()))
         if len(set(mains.values())) == 1:
-            return replace(self.row(task, dataset, next(iter(mains.values())), dataset), about=titles)
+            return replace(self.row(task, dataset, next(iter(mains.values())), dataset), about=about)
         cells = [_cell(model, results.get(model), mains.get(model, "")) for model in self.models]
-        return Row(dataset, cells, note=f"main scores differ: {titles}", about=titles)
+        return Row(dataset, cells, note=f"main scores differ: {about}", about=about)
 
     def row(self, task: str, dataset: str, score: str, title: str = "") -> Row:
         """One score of a set, under its usual name or `title`."""
@@ -101,6 +96,11 @@ class Comparison:
             sizes[0] if sizes and len(set(sizes)) == 1 else None,
             note,
         )
+
+    def section(self, info: TaskInfo, about: str, of_set: Callable[["Comparison", str], Markup]) -> html.Section:
+        """A task's block of the page: what it is about, and what there is of each set."""
+        blocks = [of_set(self, dataset) for dataset in self.datasets(info.name)]
+        return html.section(info.path.replace("_", "-"), info.title, html.paragraph(about), *blocks)
 
     def not_compared(self, title: str, texts: Mapping[html.Model, str], about: str) -> list[Row]:
         """A row of figures by model, none of which is better; no row where there is no figure."""
@@ -118,8 +118,7 @@ def compare(cells: Sequence[Cell]) -> list[Cell]:
         low, high = cell.interval or (math.nan, math.nan)
         return cell.value != top and any(low <= other[1] and other[0] <= high for other in intervals)
 
-    marked = [replace(cell, best=cell.value == top, level=level(cell)) for cell in cells]
-    return list(cells) if top is None else marked
+    return list(cells) if top is None else [replace(cell, best=cell.value == top, level=level(cell)) for cell in cells]
 
 
 def first(values: Iterable[Any]) -> float | None:
@@ -136,7 +135,7 @@ def _cell(model: html.Model, result: Result | None, score: str) -> Cell:
     if result is None or number(result.scores.get(score)) is None:
         return Cell(model)
     low, high = (number(end) for end in result.intervals.get(score, (None, None)))
-    return Cell(model, "", number(result.scores[score]), low, high)
+    return Cell(model, "", number(result.scores[score]), None if low is None or high is None else (low, high))
 
 
 def _difference(results: Sequence[Result], sizes: Sequence[int]) -> str:
@@ -151,26 +150,18 @@ def _difference(results: Sequence[Result], sizes: Sequence[int]) -> str:
 
 
 def score_table(
-    comparison: Comparison,
-    groups: Mapping[str, Sequence[Row]],
-    first_column: str = "score",
-    chance: bool = True,
-    style: str = "",
+    comparison: Comparison, groups: Mapping[str, Sequence[Row]], first_column: str = "score", chance: bool = True
 ) -> Markup:
     """Scores of all models, what chance scores, and the number of items. `groups`: rows by the heading above, "" for none."""
     titles = [first_column, *map(html.named, comparison.models), *(["chance", "n"] if chance else [])]
-    bodies = []
-    for heading, rows in groups.items():
-        above = [html.group(heading, len(titles))] if heading and rows else []
-        bodies.append([*above, *(_line(line, chance) for line in rows)])
-    return html.table("Scores", titles, *bodies, style=f"scores {style}".strip())
+    rows = {heading: [_texts(line, chance) for line in lines] for heading, lines in groups.items()}
+    return html.table("Scores", titles, rows, style="scores")
 
 
-def _line(line: Row, chance: bool) -> Markup:
-    first = html.join(line.title, html.small(line.about), html.small(line.note, "flag"))
+def _texts(line: Row, chance: bool) -> list[Markup]:
+    title = html.join(line.title, html.small(line.about), html.small(line.note, "flag"))
     known = "" if line.chance is None else number_format.chance(line.chance), "" if line.n is None else f"{line.n:,}"
-    scores = [html.cell(_score(cell), "number score") for cell in line.cells]
-    return html.row(first, *scores, *(html.cell(value, "number soft") for value in known * chance))
+    return [title, *map(_score, line.cells), *(html.tag("span", value, style="soft") for value in known * chance)]
 
 
 def _score(cell: Cell) -> Markup:

@@ -1,7 +1,7 @@
 """Retrieved examples on a page: captions with the images that one model or several found, and images with captions."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,18 +23,16 @@ class Gallery:
     sizes: Mapping[str, int | None]  # number of `captions` and `images` that were searched
     model: Model | None = None  # None on the page of a model alone, where what is right is only shown if it was not found
 
-    def thumb(self, name: Any, alt: str) -> Markup:
-        src = self.thumbnails.get(str(name))
+    def thumb(self, name: Any, otherwise: str) -> Markup:
+        """An image, with what it shows for screen readers: a caption of its own, or else these words."""
+        src, alt = self.thumbnails.get(str(name)), self.examples.get("alt", {}).get(str(name), otherwise)
         if not (isinstance(src, str) and src.startswith(_IMAGE)):
             return tag("span", "no image", style="thumb lost")
         return fill('<img class="thumb" src="{}" alt="{}" title="{}" loading="lazy">', src, alt, alt)
 
-    def alt(self, name: Any, otherwise: str) -> str:
-        return self.examples.get("alt", {}).get(str(name), otherwise)
-
     def who(self, item: Mapping[str, Any], searched: str) -> Markup:
         """The model, and where the right answer came: to be read on the page of a single model, else for screen readers."""
-        hits = [place for place, found in enumerate(item.get("found", []), 1) if found["hit"]]
+        hits = [place for place, found in enumerate(item["found"], 1) if found["hit"]]
         if hits:
             verdict = f"the right one found {'first' if hits[0] == 1 else ordinal(hits[0])}"
         elif "place" not in item:
@@ -47,20 +45,32 @@ class Gallery:
             return tag("span", verdict, style="verdict")
         return div("who", fill('{}<span class="hidden">: {}</span>', named(self.model), verdict))
 
+    def images(self, item: Mapping[str, Any]) -> Iterator[Markup]:
+        """Those that were found for a caption."""
+        for place, found in enumerate(item["found"], 1):
+            thumb = self.thumb(found["image"], "right" if found["hit"] else "not right")
+            yield tag("div", thumb, place, " \N{CHECK MARK} right" * found["hit"], style="slot" + " hit" * found["hit"])
+
+
+def _listed(item: Mapping[str, Any]) -> Iterator[Markup]:
+    """Captions that were found for an image."""
+    for place, found in enumerate(item["found"], 1):
+        mark = tag("span", "\N{CHECK MARK}" if found["hit"] else place, style="place")
+        hidden = tag("span", "right: ", style="hidden") if found["hit"] else ""
+        text = tag("span", hidden, found["caption"], style="clamp", title=found["caption"])
+        yield tag("li", mark, text, style="hit" * found["hit"])
+
 
 def examples(galleries: Sequence[Gallery], open: bool = True) -> list[Markup]:
     """Both ways: what the models found, and how often a right answer is among it."""
     elements = []
-    for kind, found, style, items in (
-        ("captions", "images", "searches", _captions(galleries)),
-        ("images", "captions", "cards", _images(galleries)),
-    ):
+    for kind, found, items in (("captions", "images", _captions(galleries)), ("images", "captions", _images(galleries))):
         if items:
             title = f"{count(len(items), kind[:-1])}, each with the nearest{_of(galleries[0].sizes[found])} {found}"
-            hits = [sum(any(f["hit"] for f in i.get("found", [])) for i in g.examples.get(kind, [])) for g in galleries]
+            hits = [sum(any(f["hit"] for f in i["found"]) for i in g.examples.get(kind, [])) for g in galleries]
             shown = (f"{hit:,}" + (f" ({g.model.name})" if g.model else "") for g, hit in zip(galleries, hits, strict=True))
             about = soft("A right {} is shown for {} of {:,}.", found[:-1], ", ".join(shown), len(items))
-            elements.append(more(title, about, tag("ol", *items, style=style), open=open))
+            elements.append(more(title, about, tag("ol", *items, style="cards" * (kind == "images")), open=open))
     return elements
 
 
@@ -72,18 +82,9 @@ def _captions(galleries: Sequence[Gallery]) -> list[Markup]:
     """An <li> a caption with the images that were found for it; the same caption of all models together."""
     items = []
     for caption, answers in _by_query(galleries, "captions", "caption"):
-        finds = []
-        for gallery, item in answers:
-            slots = []
-            for place, found in enumerate(item.get("found", []), 1):
-                alt = gallery.alt(found["image"], "right" if found["hit"] else "not right")
-                after = f"{place} \N{CHECK MARK} right" if found["hit"] else place
-                slots.append(tag("div", gallery.thumb(found["image"], alt), after, style="slot" + " hit" * found["hit"]))
-            finds.append(div("find", gallery.who(item, "images"), *slots))
-        known = (one.thumb(item["right"], caption) for one, item in answers if str(item.get("right")) in one.thumbnails)
-        thumb, own = next(known, None), Markup("")
-        if thumb and _tells_own(answers):
-            own = div("answer", thumb, tag("span", "its own image"))
+        finds = [div("find", g.who(item, "images"), *g.images(item)) for g, item in answers]
+        thumbs = [g.thumb(item["right"], caption) for g, item in answers if str(item.get("right")) in g.thumbnails]
+        own = div("answer", thumbs[0], tag("span", "its own image")) if thumbs and _tells_own(answers) else ""
         query = tag("div", caption, style="query clamp", title=caption)
         items.append(tag("li", tag("div", query, own), div("finds", *finds), style="search"))
     return items
@@ -93,20 +94,11 @@ def _images(galleries: Sequence[Gallery]) -> list[Markup]:
     """An <li> an image with the captions that were found for it."""
     items = []
     for name, answers in _by_query(galleries, "images", "image"):
-        (gallery, first), blocks = answers[0], []
-        for answering, item in answers:
-            lines = []
-            for place, found in enumerate(item.get("found", []), 1):
-                hidden = tag("span", "right: ", style="hidden") if found["hit"] else ""
-                mark = tag("span", "\N{CHECK MARK}" if found["hit"] else place, style="place")
-                text = tag("span", hidden, found["caption"], style="clamp", title=found["caption"])
-                lines.append(tag("li", mark, text, style="hit" * found["hit"]))
-            blocks.append(tag("div", answering.who(item, "captions"), tag("ol", *lines)))
+        finds = [tag("div", g.who(item, "captions"), tag("ol", *_listed(item))) for g, item in answers]
+        (gallery, first), *_ = answers
         right = "; ".join(map(str, first.get("right", [])))
         own = paragraph("<b>Its own:</b> {}", right, style="answer clamp") if right and _tells_own(answers) else ""
-        items.append(
-            tag("li", gallery.thumb(name, gallery.alt(name, right or "query")), div("answers", *blocks), own, style="card")
-        )
+        items.append(tag("li", gallery.thumb(name, right or "query"), div("answers", *finds), own, style="card"))
     return items
 
 
@@ -124,4 +116,4 @@ def _by_query(galleries: Sequence[Gallery], kind: str, key: str) -> list[tuple[s
 
 def _tells_own(answers: _Answers) -> bool:
     """Beside several models always; beside one where it found nothing right."""
-    return any(gallery.model or not any(found["hit"] for found in item.get("found", [])) for gallery, item in answers)
+    return any(gallery.model or not any(found["hit"] for found in item["found"]) for gallery, item in answers)

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 from markupsafe import Markup, escape
 
 NDASH = "\N{EN DASH}"
+Rows = Sequence[Markup | Sequence[Any]]
 
 
 class Section(NamedTuple):
-    """A section of a page, and its link in the head of the page."""
+    """A section of a page, with its title for the links in the head of the page."""
 
     id: str
-    link: str
+    title: str
     content: Markup
 
 
@@ -49,8 +50,8 @@ def tag(name: str, *content: Any, style: str = "", **attributes: Any) -> Markup:
     return Markup(f"<{name}{written}>{Markup('').join(content)}</{name}>")
 
 
-def section(id: str, title: str, *elements: str, link: str = "") -> Section:
-    return Section(id, link or title, tag("section", tag("h2", title), *elements, id=id))
+def section(id: str, title: str, *elements: str) -> Section:
+    return Section(id, title, tag("section", tag("h2", title), *elements, id=id))
 
 
 def div(style: str, *elements: str) -> Markup:
@@ -110,36 +111,28 @@ def scroll(about: str, content: str, style: str = "") -> Markup:
     return tag("div", content, style=f"scroll {style}".strip(), tabindex=0, role="region", aria_label=about)
 
 
-def row(first: str, *cells: str, style: str = "", tooltip: str = "") -> Markup:
-    """A row of a table: what it is about, and cells of `cell`."""
-    return tag("tr", tag("th", first, scope="row"), *cells, style=style, title=tooltip)
+def row(texts: Sequence[Any], text: int = 1, style: str = "", tooltip: str = "") -> Markup:
+    """A row of a table: what it is about, and its cells, which are numbers after the first `text` columns."""
+    cells = (tag("td", content, style="number" * (column >= text)) for column, content in enumerate(texts[1:], 1))
+    return tag("tr", tag("th", texts[0], scope="row"), *cells, style=style, title=tooltip)
 
 
-def cell(content: Any, style: str = "number") -> Markup:
-    return tag("td", content, style=style)
-
-
-def group(heading: str, columns: int) -> Markup:
-    """The first row of a body that has a heading of its own."""
-    return tag("tr", tag("th", heading, scope="rowgroup", colspan=columns), style="group")
-
-
-def table(about: str, titles: Sequence[str], *bodies: Sequence[Markup | Sequence[str]], text: int = 1, style: str = "") -> Markup:
+def table(about: str, titles: Sequence[str], rows: Rows | Mapping[str, Rows], text: int = 1, style: str = "") -> Markup:
     """A table that scrolls where it is wider than the page.
 
     Args:
-        titles: of the columns, or a whole <thead>; all but the first `text` are of numbers.
-        bodies: rows, each of `row` or `group`, or the texts of its cells.
+        titles: of the columns; all but the first `text` are of numbers. Or a whole <thead>.
+        rows: each the texts of its cells, or a whole <tr>; or groups of rows by the heading above them.
     """
-    kinds = [*[""] * text, *["number"] * len(titles)]
+    head, bodies = titles, []
     if not isinstance(titles, Markup):
-        heads = (tag("th", title, scope="col", style=kind) for title, kind in zip(titles, kinds, strict=False))
-        titles = tag("thead", tag("tr", *heads))
-
-    def line(texts: Markup | Sequence[str]) -> Markup:
-        return texts if isinstance(texts, Markup) else row(texts[0], *map(cell, texts[1:], kinds[1:]))
-
-    return scroll(about, tag("table", titles, *(tag("tbody", *map(line, body)) for body in bodies if body), style=style))
+        heads = (tag("th", title, scope="col", style="number" * (column >= text)) for column, title in enumerate(titles))
+        head = tag("thead", tag("tr", *heads))
+    for heading, group in rows.items() if isinstance(rows, Mapping) else [("", rows)]:
+        above = tag("tr", tag("th", heading, scope="rowgroup", colspan=len(titles)), style="group") if heading else ""
+        lines = [line if isinstance(line, Markup) else row(line, text) for line in group]
+        bodies += [tag("tbody", above, *lines)] if lines else []
+    return scroll(about, tag("table", head, *bodies, style=style))
 
 
 def named(model: Model) -> Markup:

@@ -6,7 +6,6 @@ from html.parser import HTMLParser
 from evaluation.reporting import html
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&])")
-_LEFT_OUT = ("svg", "details")
 _BLOCKS = {"h1": "# ", "h2": "## ", "h3": "### ", "h4": "#### ", "figcaption": "#### ", "p": ""}
 _INLINE = {"b": "**{}**", "code": "`{}`", "li": "\n- {}", "dt": "\n- {}: ", "dd": "{}", "small": " ({})"}
 
@@ -44,7 +43,7 @@ class _Reader(HTMLParser):
         _, attributes, parts, begun = self._open.pop()
         text, around = "".join(parts), self._open[-1][2]
         words = " ".join(text.split())
-        if tag in _LEFT_OUT or "aria-hidden" in attributes or attributes.get("class") == "hidden":
+        if tag in ("svg", "details") or "aria-hidden" in attributes or attributes.get("class") == "hidden":
             words = text = ""
             del self.blocks[begun:]
         if tag in ("td", "th"):

@@ -47,7 +47,7 @@ def page(name: str, over: str, headline: str, lead: Sequence[str], sections: Ite
         name: what the page is about; over: the line above the headline; lead: what follows it, before the links to the sections.
     """
     shown = [section for section in sections if section]
-    links = html.join(*(html.fill('<a href="#{}">{}</a>', section.id, section.link) for section in shown))
+    links = html.join(*(html.fill('<a href="#{}">{}</a>', section.id, section.title) for section in shown))
     colours = [f".m{i} {{ --c: var(--m{i}); }}" for i in range(COLOURS)]
     colours += [f"svg .shade-{i} {{ stroke: var(--shade-{i}); stroke-opacity: .65; }}" for i in range(SHADES)]
     style = Markup("\n".join([*colours, _STYLE.read_text(encoding="utf-8")]))

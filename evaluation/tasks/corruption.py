@@ -17,7 +17,6 @@ from evaluation.embeddings import Inputs, Rows
 from evaluation.reporting import html, number_format
 from evaluation.reporting.chart import TINY, Series, figure, lines, score_range
 from evaluation.reporting.comparison import Comparison, number
-from evaluation.results import Result
 from evaluation.task_info import Measure, TaskInfo
 from evaluation.tasks.base import Scored, Task, classified
 from evaluation.tasks.zero_shot import ZeroShot
@@ -119,15 +118,11 @@ class Corruption:
 
     @classmethod
     def block(cls, comparison: Comparison) -> html.Section:
-        return html.section(
-            "corruptions",
-            "Corruptions",
-            html.paragraph(
-                "The zero-shot score on corrupted images, from severity 0, the image as it is, to 5. Kept: the mean over all "
-                "corruptions and severities as a share of the score on clean images; it does not show how high that is."
-            ),
-            *(_of_set(comparison, dataset) for dataset in comparison.datasets(cls.info.name)),
+        about = (
+            "The zero-shot score on corrupted images, from severity 0, the image as it is, to 5. Kept: the mean over all "
+            "corruptions and severities as a share of the score on clean images; it does not show how high that is."
         )
+        return comparison.section(cls.info, about, _of_set)
 
 
 def _of_set(comparison: Comparison, dataset: str) -> Markup:
@@ -143,20 +138,16 @@ def _of_set(comparison: Comparison, dataset: str) -> Markup:
                 points.setdefault(name, {} if clean is None else {0.0: clean})[float(severity)] = value
         for name, values in points.items():
             curves.setdefault(name, []).append(Series(model.name, values, model.mark))
-    limits = score_range((y for drawn in curves.values() for s in drawn for y in s.points.values()), from_zero=True)
-    severities = {place: f"{place:g}" for drawn in curves.values() for s in drawn for place in s.points}
-    figures = []
+    shown = [point for drawn in curves.values() for s in drawn for point in s.points.items()]
+    limits = score_range((score for _, score in shown), from_zero=True)
+    severities, figures = {severity: f"{severity:g}" for severity, _ in shown}, []
     for name, drawn in curves.items():
         about = f"Score on {dataset} against severity of {name}"
         figures.append(figure(lines(drawn, about, "severity", names=severities, limits=limits, size=TINY), name))
-    rows = [[html.named(model), *_kept(result)] for model, result in results.items()]
+    rows = []
+    for model, result in results.items():
+        clean, mean = number(result.details.get("clean")), number(result.scores.get("mean"))
+        kept = f"{number_format.value(100 * mean / clean)}\u00a0%" if clean and mean is not None else html.NDASH
+        rows.append([html.named(model), *(number_format.value(score) or html.NDASH for score in (clean, mean)), kept])
     scores = html.table(f"Corruptions of {dataset}", ("model", "clean", "mean", "kept"), rows, style="narrow")
-    return html.join(html.tag("h3", dataset), scores, html.div("charts tiny", *figures))
-
-
-def _kept(result: Result) -> list[str]:
-    """Clean score, mean over all corruptions and severities, and what share of the clean score that is."""
-    clean, mean = number(result.details.get("clean")), number(result.scores.get("mean"))
-    kept = 100 * mean / clean if clean and mean is not None else None
-    values = [html.NDASH if value is None else number_format.value(value) for value in (clean, mean, kept)]
-    return [*values[:2], values[2] + ("" if kept is None else "\u00a0%")]
+    return html.join(html.tag("h3", dataset), scores, html.div("charts small", *figures))

@@ -11,7 +11,7 @@ from evaluation import linear_probe, zero_shot
 from evaluation.data.base import Classification, Content
 from evaluation.embeddings import Rows
 from evaluation.reporting import html, number_format
-from evaluation.reporting.chart import Series, figure, lines
+from evaluation.reporting.chart import Chart, Series, figure, lines
 from evaluation.reporting.comparison import Comparison, first, number
 from evaluation.results import Result
 from evaluation.task_info import TaskInfo
@@ -75,28 +75,20 @@ class FewShot(Probe):
 
     @classmethod
     def block(cls, comparison: Comparison) -> html.Section:
-        blocks = [_of_set(comparison, dataset) for dataset in comparison.datasets(cls.info.name)]
-        zero = " At 0: zero-shot." if any(with_zero for _, with_zero in blocks) else ""
-        return html.section(
-            "few-shot",
-            "Few-shot probe",
-            html.paragraph(
-                "The same probe on few images a class, drawn anew for each seed: mean over seeds, whiskers of one standard "
-                "deviation. They show how far the draw alone moves a score.{} Dashed: chance.",
-                zero,
-            ),
-            *(block for block, _ in blocks),
-            link="Few-shot",
+        about = (
+            "The same probe on few images a class, drawn anew for each seed: mean over seeds, whiskers of one standard "
+            "deviation. They show how far the draw alone moves a score. At 0: zero-shot, of models that have it. Dashed: chance."
         )
+        return comparison.section(cls.info, about, _of_set)
 
 
-def _of_set(comparison: Comparison, dataset: str) -> tuple[Markup, bool]:
-    """Score against images a class, with zero-shot of the same metric at 0 where a model has it; and whether one has."""
+def _of_set(comparison: Comparison, dataset: str) -> Markup:
+    """Score against images a class, with zero-shot of the same metric at 0 where a model has it."""
     task = FewShot.info.name
     results, zero = comparison.of(task, dataset), comparison.of("zeroshot_classification", dataset)
     by_model = {model: shots for model, result in results.items() if (shots := _shots(result))}
     if not by_model:
-        return Markup(""), False
+        return Markup("")
     metric = next(iter(results.values())).main.partition("@")[0]
     for model, shots in by_model.items():
         if model in zero and (value := number(zero[model].scores.get(metric))) is not None:
@@ -107,25 +99,22 @@ def _of_set(comparison: Comparison, dataset: str) -> tuple[Markup, bool]:
         points = {float(places.index(k)): mean for k, (mean, _) in shots.items()}
         spread = {float(places.index(k)): (mean - sd, mean + sd) for k, (mean, sd) in shots.items() if sd is not None}
         series.append(Series(model.name, points, model.mark, spread=spread))
-    names = {float(i): str(k) for i, k in enumerate(places)}
     seeds = max(len(result.details.get("seeds", [])) for result in results.values())
     counted, title = number_format.count(seeds, "seed"), comparison.score_title(task, metric)
     chance = first(r.baselines.get(f"{metric}@{places[-1]}", {}).get("chance") for r in results.values())
-    levels = {} if chance is None else {"chance": chance}
-    chart = lines(
-        series, f"{title} on {dataset} against images a class, mean of {counted}", "images a class", names=names, levels=levels
-    )
+    levels, names = ({} if chance is None else {"chance": chance}), {float(i): str(k) for i, k in enumerate(places)}
+    about = f"{title} on {dataset} against images a class, mean of {counted}"
+    chart = lines(series, about, "images a class", names=names, levels=levels)
     rows = [[str(k) if k else "0, zero-shot", *(_cell(*s.get(k, (None, None))) for s in by_model.values())] for k in places]
     scores = html.table(f"Few-shot scores on {dataset}", ["images a class", *map(html.named, by_model)], rows, style="scores")
     flags = [html.paragraph("{}", flag, style="flag") for flag in _flags(results)]
-    drawn = figure(chart, "", f"{title}, %" + (f"; {counted}" if seeds else ""), own=False)
-    return html.join(html.tag("h3", dataset), *flags, html.div("pair", drawn, scores)), 0 in places
+    drawn = figure(Chart(chart.svg), "", f"{title}, %" + (f"; {counted}" if seeds else ""))
+    return html.join(html.tag("h3", dataset), *flags, html.div("pair", drawn, scores))
 
 
-def _cell(value: float | None, sd: float | None) -> str:
-    if value is None:
-        return html.NDASH
-    return html.fill("{}{}", number_format.value(value), html.small("" if sd is None else f"sd {number_format.value(sd)}"))
+def _cell(value: float | None, sd: float | None) -> Markup:
+    spread = html.small("" if sd is None else f"sd {number_format.value(sd)}")
+    return html.fill("{}{}", number_format.value(value) or html.NDASH, spread)
 
 
 def _shots(result: Result) -> dict[int, tuple[float, float | None]]:

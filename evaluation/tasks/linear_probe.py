@@ -71,8 +71,13 @@ class LinearProbe(Probe):
 
     @classmethod
     def block(cls, comparison: Comparison) -> html.Section:
+        about = (
+            "Logistic regression on frozen features. The strength of its regularisation, lambda, is searched on validation data; "
+            "ring: the chosen value. If that lies at an end of the search, a better one may lie beyond."
+        )
+
         def of_set(dataset: str, results: Mapping[html.Model, Result], scores: Markup) -> list[str]:
-            series, rows = [], []
+            series, rows, search = [], [], Markup("")
             for model, result in results.items():
                 details = result.details
                 tried = {float(key): float(value) for key, value in details.get("tried", {}).items() if number(value) is not None}
@@ -80,28 +85,19 @@ class LinearProbe(Probe):
                 if tried:
                     chosen = min(tried, key=lambda key: abs(key - l2)) if l2 else None
                     series.append(Series(model.name, tried, model.mark, chosen=chosen))
-                sizes = [details.get(key) for key in ("width", "train", "validation")]
                 flags = html.join(*(html.small(flag, "flag") for flag in _flags(details, tried, l2)))
-                counts = [f"{size:,}" if number_format.is_number(size) else "" for size in sizes]
+                counts = [
+                    f"{size:,.0f}" if (size := number(details.get(key))) else "" for key in ("width", "train", "validation")
+                ]
                 rows.append([html.fill("{}{}", html.named(model), flags), number_format.parameter(l2), *counts])
-            search = Markup("")
             if series:
                 metric = comparison.score_title(cls.info.name, next(iter(results.values())).main)
-                about = f"Validation score on {dataset} against the strength of regularisation"
-                chart = lines(series, about, "lambda", log=True)
+                chart = lines(series, f"Validation score on {dataset} against the strength of regularisation", "lambda", log=True)
                 search = figure(chart, "Search of the regularisation", f"{metric} on validation data, %")
             titles = ("model", "lambda", "features", "training images", "validation images")
             return [html.div("pair", search, html.div("", scores)), html.table("Probes", titles, rows, style="narrow")]
 
-        return html.section(
-            "probe",
-            "Linear probe",
-            html.paragraph(
-                "Logistic regression on frozen features. The strength of its regularisation, lambda, is searched on validation "
-                "data; ring: the chosen value. If that lies at an end of the search, a better one may lie beyond."
-            ),
-            class_sets(comparison, cls.info.name, of_set),
-        )
+        return class_sets(comparison, cls.info, about, of_set)
 
 
 def _flags(details: Mapping[str, Any], tried: Mapping[float, float], l2: float | None) -> list[str]:

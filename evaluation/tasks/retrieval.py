@@ -186,16 +186,11 @@ class Retrieval:
 
     @classmethod
     def block(cls, comparison: Comparison) -> html.Section:
-        datasets = comparison.datasets(cls.info.name)
-        return html.section(
-            "retrieval",
-            "Retrieval",
-            html.paragraph(
-                "R@k: the percentage of queries with a right answer among the k nearest. The more candidates, the lower: compare "
-                "only on the same set."
-            ),
-            *(_of_set(comparison, dataset, dataset == datasets[0]) for dataset in datasets),
+        about = (
+            "R@k: the percentage of queries with a right answer among the k nearest. The more candidates, the lower: compare "
+            "only on the same set."
         )
+        return comparison.section(cls.info, about, _of_set)
 
     def _owners(self) -> np.ndarray:
         """int64 [T]: the image that each caption was written for."""
@@ -222,31 +217,28 @@ def _thumbnail(image: Image.Image) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _of_set(comparison: Comparison, dataset: str, open: bool) -> Markup:
+def _of_set(comparison: Comparison, dataset: str) -> Markup:
     """Recalls and median ranks, geometry of the embeddings, and what the models find, side by side."""
     task, ways = Retrieval.info.name, (*retrieval.DIRECTIONS, "mean")
     results = comparison.of(task, dataset)
     scores = {score.partition("_recall@")[::2]: score for result in results.values() for score in result.scores}
     recalls = sorted((ways.index(way), int(k), score) for (way, k), score in scores.items() if way in ways and k.isdigit())
-    rows = [comparison.row(task, dataset, score) for *_, score in recalls]
-    rows += _median_ranks(comparison, results)
+    rows = [comparison.row(task, dataset, score) for *_, score in recalls] + _median_ranks(comparison, results)
     about = html.small("no units, and no better or worse by themselves")
     groups = {"": rows, html.join("Geometry of the embeddings", about): _geometry(comparison, results)}
-    galleries = [_gallery_of(result, model) for model, result in results.items()]
     warnings = dict.fromkeys(warning for result in results.values() for warning in result.details.get("warnings", ()))
     told = "At even distances through the set, not picked by hand. Framed and ticked: right. Dashed: a caption's own image."
-    shown = gallery.examples(galleries, open)
+    galleries = [_gallery_of(result, model) for model, result in results.items()]
+    shown = gallery.examples(galleries, open=dataset == comparison.datasets(task)[0])
     elements = [html.tag("h3", dataset), *map(html.warning, warnings), score_table(comparison, groups)]
     return html.join(*elements, *([html.soft(told), *shown] if shown else []))
 
 
 def _gallery_of(result: Result, model: html.Model) -> gallery.Gallery:
-    first = next((score for score in result.sample_sizes if score.startswith("image_to_text_recall@")), "")
-    sizes = {
-        "images": result.sample_sizes.get(first),
-        "captions": result.sample_sizes.get(first.replace("image_to_text", "text_to_image")),
-    }
-    return gallery.Gallery(result.details.get("gallery") or {}, result.details.get("thumbnails") or {}, sizes, model)
+    sizes = result.sample_sizes
+    first = next((score for score in sizes if score.startswith("image_to_text_recall@")), "")
+    searched = {"images": sizes.get(first), "captions": sizes.get(first.replace("image_to_text", "text_to_image"))}
+    return gallery.Gallery(result.details.get("gallery") or {}, result.details.get("thumbnails") or {}, searched, model)
 
 
 def _median_ranks(comparison: Comparison, results: Mapping[html.Model, Result]) -> list[Row]:
@@ -263,8 +255,7 @@ def _median_ranks(comparison: Comparison, results: Mapping[html.Model, Result]) 
 def _geometry(comparison: Comparison, results: Mapping[html.Model, Result]) -> list[Row]:
     rows = []
     for key, (title, about) in _GEOMETRY.items():
-        values = {model: number((result.details.get("geometry") or {}).get(key)) for model, result in results.items()}
         # Two decimals: these have no unit, and all that matters of them lies within 1.
-        texts = {model: number_format.value(value, digits=2) for model, value in values.items() if value is not None}
-        rows += comparison.not_compared(title, texts, about)
+        values = {m: number_format.value((r.details.get("geometry") or {}).get(key), digits=2) for m, r in results.items()}
+        rows += comparison.not_compared(title, {model: text for model, text in values.items() if text}, about)
     return rows

@@ -100,17 +100,12 @@ class EffectiveRobustness:
 
     @classmethod
     def block(cls, comparison: Comparison) -> html.Section:
-        return html.section(
-            "robustness",
-            "Effective robustness",
-            html.paragraph(
-                "Better models score better under a shift too: for standard models both accuracies lie near a line, on the logit "
-                "scale. Effective robustness is how far a model is above that line, in percentage points: what its accuracy "
-                "without the shift does not explain."
-            ),
-            *(_of_shift(comparison, dataset) for dataset in comparison.datasets(cls.info.name)),
-            link="Robustness",
+        about = (
+            "Better models score better under a shift too: for standard models both accuracies lie near a line, on the logit "
+            "scale. Effective robustness is how far a model is above that line, in percentage points: what its accuracy without "
+            "the shift does not explain."
         )
+        return comparison.section(cls.info, about, _of_shift)
 
 
 def _only(name: str, contents: Mapping[str, Content], shift: str) -> ZeroShot:
@@ -161,27 +156,26 @@ def _of_shift(comparison: Comparison, dataset: str) -> Markup:
     fitted = {robustness.Line(**given) for result in results.values() if (given := result.details.get("line"))}
     line, about = (fitted.pop() if len(fitted) == 1 else None), next(iter(results.values())).details
     words = '<h3>{} <small class="soft">against {}</small></h3>'
-    elements = [html.fill(words, dataset, about.get("reference_set", "the reference set"))]
+    elements, flags, described = [html.fill(words, dataset, about.get("reference_set", "the reference set"))], [], ""
     if beyond := [model.name for model, result in results.items() if result.details.get("extrapolated")]:
-        words = "{}: accuracy without the shift is outside of what the line was fitted to; the prediction is extrapolated."
-        elements.append(html.paragraph(words, ", ".join(beyond), style="flag"))
+        words = "accuracy without the shift is outside of what the line was fitted to; the prediction is extrapolated."
+        flags.append(f"{', '.join(beyond)}: {words}")
     if fitted:
         words = "The models were compared with different lines: compare their effective robustness with care; no line is drawn."
-        elements.append(html.paragraph(words, style="flag"))
-    scatter, described = Markup(""), Markup("")
-    if points:
-        note = "both axes logit; whiskers: 95 % intervals" + ("; line: baselines, dashed where extended" if line else "")
-        scatter = figure(_scatter(points, line), "Accuracy under the shift, %", note, own=False)
+        flags.append(words)
     if line:
         words = "Line of {}{}{}, R\u00b2 {:.3f}, of reference accuracies from {}\u00a0%."
         left_out = f", {line.left_out} left out" if line.left_out else ""
         baselines = f" ({about['baselines']})" if about.get("baselines") else ""
         span = number_format.span(line.lowest, line.highest)
         described = html.soft(words, number_format.count(line.models, "model"), left_out, baselines, line.r2, span)
+    note = "both axes logit; whiskers: 95 % intervals" + ("; line: baselines, dashed where extended" if line else "")
+    scatter = figure(_scatter(points, line), "Accuracy under the shift, %", note) if points else ""
     # Without a best: the parts of effective robustness are not compared.
     rows = [replace(row, cells=[replace(cell, best=False, level=False) for cell in row.cells]) for row in facts] + [effective]
     rows = [row for row in rows if any(cell.value is not None for cell in row.cells)]
     scores = score_table(comparison, {"": rows}, first_column="%", chance=False)
+    elements += [html.paragraph("{}", flag, style="flag") for flag in flags]
     return html.join(*elements, html.div("pair", scatter, html.div("", scores, described)))
 
 
@@ -203,10 +197,10 @@ def _scatter(
                 plot.line(ends, name, "the line of the baselines")
     told = []
     for model, reference, shift, interval in points:
+        without, under = number_format.value(reference), number_format.value(shift)
         plot.line([(reference, end) for end in interval or ()], f"error {model.mark}")
-        title = f"{model.name}: {number_format.value(reference)} without the shift, {number_format.value(shift)} under it"
-        plot.dot(reference, shift, 4.4, f"dot {model.mark}", title)
-        told.append(f"{model.name} {number_format.value(shift)} against {number_format.value(reference)}")
+        plot.dot(reference, shift, model.mark, f"{model.name}: {without} without the shift, {under} under it", 4.4)
+        told.append(f"{model.name} {under} against {without}")
     return Chart(plot.svg("Accuracy under shift against accuracy without it: " + "; ".join(told)))
 
 

@@ -71,15 +71,11 @@ class SugarCrepe:
 
     @classmethod
     def block(cls, comparison: Comparison) -> html.Section:
-        return html.section(
-            "sugarcrepe",
-            "SugarCrepe",
-            html.paragraph(
-                "Is an image nearer to its caption than to one that says something else in nearly the same words? Chance is "
-                "50&nbsp;%, and a tie is wrong. Where only the order of words differs, a bag of words cannot score at all."
-            ),
-            *(_of_set(comparison, dataset) for dataset in comparison.datasets(cls.info.name)),
+        about = (
+            "Is an image nearer to its caption than to one that says something else in nearly the same words? Chance is "
+            "50&nbsp;%, and a tie is wrong. Where only the order of words differs, a bag of words cannot score at all."
         )
+        return comparison.section(cls.info, about, _of_set)
 
 
 def _of_set(comparison: Comparison, dataset: str) -> Markup:

@@ -88,69 +88,57 @@ class ZeroShot:
 
     @classmethod
     def block(cls, comparison: Comparison) -> html.Section:
+        about = (
+            "Each class is a sentence, or the mean of several, and an image is of the class whose sentence is nearest. Ties "
+            "count against the model. Always naming the largest class is a second baseline beside chance."
+        )
+
         def of_set(dataset: str, results: Mapping[html.Model, Result], scores: Markup) -> list[str]:
             metric = comparison.score_title(cls.info.name, next(iter(results.values())).main)
-            classes = next((r.details["num_classes"] for r in results.values() if r.details.get("num_classes")), None)
+            classes = first(result.details.get("num_classes") for result in results.values())
             largest = first(result.baselines.get(result.main, {}).get("largest_class") for result in results.values())
-            about = "" if classes is None else f"{classes:,} classes; "
+            counted = "" if classes is None else f"{classes:,.0f} classes; "
             largest_class = "" if largest is None else f"; always naming the largest class scores {largest:.1f}\u00a0%"
-            told = html.soft("{}main score: {}{}.", about, metric, largest_class)
+            told = html.soft("{}main score: {}{}.", counted, metric, largest_class)
             return [told, scores, _sensitivity(comparison, dataset, results), _calibration(dataset, results)]
 
-        return html.section(
-            "zero-shot",
-            "Zero-shot classification",
-            html.paragraph(
-                "Each class is a sentence, or the mean of several, and an image is of the class whose sentence is nearest. Ties "
-                "count against the model. Always naming the largest class is a second baseline beside chance."
-            ),
-            class_sets(comparison, cls.info.name, of_set),
-            link="Zero-shot",
-        )
+        return class_sets(comparison, cls.info, about, of_set)
 
 
 def _sensitivity(comparison: Comparison, dataset: str, results: Mapping[html.Model, Result]) -> Markup:
     """Scores by each template alone: a strip of dots a model, and the spread in numbers. One template has no spread."""
-    rows, spread, metrics, templates = [], [], [], list[str]()
+    rows, spread, metrics = [], [], []
     for model, result in results.items():
         details = result.details.get("sensitivity") or {}
         scores = [float(value) for value in details.get("scores", []) if number(value) is not None]
         if len(scores) > 1:
             metrics.append(str(details.get("metric", result.main)))
-            templates = templates or [str(template) for template in result.details.get("templates", [])]
             rows.append((model, scores, number(result.scores.get(metrics[-1]))))
-            sd = number(details.get("sd"))
-            ends = number_format.span(min(scores), max(scores))
-            spread.append(f"{model.name} {ends}" + (f", sd {number_format.value(sd)}" if sd is not None else ""))
+            sd = number_format.value(details.get("sd"))
+            spread.append(f"{model.name} {number_format.span(min(scores), max(scores))}" + (f", sd {sd}" if sd else ""))
     if not rows:
         return Markup("")
     count, spreads = max(len(scores) for _, scores, _ in rows), "; ".join(spread)
     title = comparison.score_title("zeroshot_classification", metrics[0])
-    templates += [f"template {i + 1}" for i in range(len(templates), count)]
+    templates = max((result.details.get("templates", []) for result in results.values()), key=len)
     chart = _strip(rows, templates, f"{title} on {dataset} by each of {count} templates: {spreads}")
     note = f"{title.capitalize()} by each of {count} templates alone, a dot each; bar: all templates together, the score above."
-    heading = html.tag("h4", "Sensitivity to the prompt template")
-    return html.join(heading, figure(chart, "", note), html.soft("{}.", spreads))
+    return html.join(html.tag("h4", "Sensitivity to the prompt template"), figure(chart, "", note), html.soft("{}.", spreads))
 
 
 def _strip(rows: Sequence[tuple[html.Model, Sequence[float], float | None]], templates: Sequence[str], about: str) -> Chart:
     """A row of dots a model, one a template, and a bar where all templates together are."""
     limits = score_range([value for _, scores, together in rows for value in (*scores, together) if value is not None])
-    x, bottom = Scale(*limits, 6, _STRIP - 6), 12.0 + 32 * len(rows)
-    plot = Plot(_STRIP, bottom + 12, x, Scale(0, bottom, 0, bottom))
-    for value in x.ticks(5):
-        plot.line([(value, 2), (value, bottom - 6)], "grid")
-        plot.text(x(value), bottom + 8, number_format.parameter(value))
-    for i, (model, scores, together) in enumerate(rows):
-        y = 12.0 + 32 * i
+    bottom = 12.0 + 32 * len(rows)
+    plot = Plot(_STRIP, bottom + 12, Scale(*limits, 6, _STRIP - 6), Scale(0, bottom, 0, bottom))
+    plot.columns(2, bottom - 6, 5)
+    for y, (model, scores, together) in zip(range(12, int(bottom), 32), rows, strict=True):
         plot.text(0, y, model.name, "start", "name halo")
         for template, score in zip(templates, scores, strict=False):
-            title = f"{model.name}, {template}: {number_format.value(score)}"
-            plot.dot(score, y + 11, 3.4, f"dot faint {model.mark}", title)
+            plot.dot(score, y + 11, f"point {model.mark}", f"{model.name}, {template}: {number_format.value(score)}", 3.4)
         if together is not None:
-            left, right = x(together) - 1.5, x(together) + 1.5
-            corners = [(left, y + 3), (right, y + 3), (right, y + 19), (left, y + 19)]
-            plot.pixels(corners, "together", f"{model.name}, all templates: {number_format.value(together)}", closed=True)
+            title = f"{model.name}, all templates: {number_format.value(together)}"
+            plot.line([(together, y + 3), (together, y + 19)], "together", title)
     columns = [map(number_format.value, scores) for _, scores, _ in rows]
     table = [[template, *values] for template, *values in zip_longest(templates, *columns, fillvalue="")]
     return Chart(plot.svg(about), ["template", *(model.name for model, *_ in rows)], table)
@@ -161,18 +149,16 @@ def _calibration(dataset: str, results: Mapping[html.Model, Result]) -> Markup:
     figures = []
     for model, result in results.items():
         details = result.details.get("calibration") or {}
-        bins = [(number(b.get("confidence")), number(b.get("accuracy")), b.get("count")) for b in details.get("bins", [])]
-        known = [(sure, right, count) for sure, right, count in bins if sure is not None and right is not None and count]
-        error, confidence, accuracy = (number(details.get(key)) for key in ("error", "confidence", "accuracy"))
-        if not known or error is None:
+        bins = [(entry["confidence"], entry["accuracy"], entry["count"]) for entry in details.get("bins", []) if entry["count"]]
+        if not bins or number(details.get("error")) is None:
             continue
-        notes = [f"calibration error {number_format.value(error)} points"]
-        if confidence is not None and accuracy is not None and abs(confidence - accuracy) >= 0.05:
-            word = "too sure" if confidence > accuracy else "not sure enough"
-            notes.append(f"{number_format.value(abs(confidence - accuracy))} points {word} on average")
+        apart = details["confidence"] - details["accuracy"]
+        notes = [f"calibration error {number_format.value(details['error'])} points"]
+        if abs(apart) >= 0.05:
+            notes.append(f"{number_format.value(abs(apart))} points {'too sure' if apart > 0 else 'not sure enough'} on average")
         notes += [f"scale {scale}"] if (scale := number_format.parameter(details.get("scale"))) else []
         about = f"Accuracy against confidence of {model.name} on {dataset}: expected {notes[0]}"
-        figures.append(figure(_reliability(model, known, about), html.named(model), "; ".join(notes)))
+        figures.append(figure(_reliability(model, bins, about), html.named(model), "; ".join(notes)))
     about_all = html.soft(
         "Accuracy against confidence in bins; the larger a dot, the more images. On the diagonal the two are equal; below it the "
         "model is overconfident. Confidence depends on the scale that cosines are multiplied with; accuracy does not."
@@ -191,5 +177,5 @@ def _reliability(model: html.Model, bins: Sequence[tuple[float, float, int]], ab
     for sure, right, count in bins:
         table.append((number_format.value(sure), number_format.value(right), f"{count:,}"))
         title = f"{number_format.count(count, 'image')}: confidence {table[-1][0]}, right {table[-1][1]}"
-        plot.dot(sure, right, round(1.8 + 4.2 * math.sqrt(count / most), 1), f"dot {model.mark}", title)
+        plot.dot(sure, right, model.mark, title, round(1.8 + 4.2 * math.sqrt(count / most), 1))
     return Chart(plot.svg(about), ("confidence, %", "right, %", "images"), table)

@@ -33,20 +33,21 @@ def test_a_chart_is_followed_by_the_figures_that_it_draws(tmp_path: Path) -> Non
 
 def test_sections_are_linked_and_wide_tables_scroll_with_the_keyboard(tmp_path: Path) -> None:
     chart = lines([Series("a", {1.0: 1.0})], "about", "x")
-    page = page_of(tmp_path, *(html.section(id, f"Part {id}", figure(chart, id), link=id.upper()) for id in "ab"))
-    assert [(a.attributes["href"], a.text) for a in page.all("nav")[0].all("a")] == [("#a", "A"), ("#b", "B")]
+    page = page_of(tmp_path, *(html.section(id, f"Part {id}", figure(chart, id)) for id in "ab"))
+    assert [(a.attributes["href"], a.text) for a in page.all("nav")[0].all("a")] == [("#a", "Part a"), ("#b", "Part b")]
     tables = [div for div in page.all("div", "scroll") if div.all("table")]
     assert len(tables) == 2 and all(div.attributes["tabindex"] == "0" and div.attributes["aria-label"] for div in tables)
 
 
 def test_the_table_of_a_long_line_keeps_both_ends_and_says_how_many_rows_there_are(tmp_path: Path) -> None:
     chart = lines([Series("loss", {float(x): 1000.0 - x for x in range(900)})], "about", "epoch")
-    shown = [int(row[0]) for row in chart.shown]
+    page = page_of(tmp_path, html.section("a", "A", figure(chart, "Loss")))
+    shown = [int(row.children[0].text) for row in page.all("tbody")[0].all("tr")]
     assert shown[0] == 0 and shown[-1] == 899 and len(shown) == len(set(shown)) <= 30 and len(chart.rows) == 900
     assert max(b - a for a, b in pairwise(shown)) <= 40
-    page = page_of(tmp_path, html.section("a", "A", figure(chart, "Loss")))
     assert f"{len(shown)} of 900 rows" in page.all("summary")[0].text
-    assert Chart(Markup(""), ["x"], [["1"], ["2"]]).shown == [["1"], ["2"]]
+    short = page_of(tmp_path, html.section("a", "A", figure(Chart(Markup(""), ["x"], [["1"], ["2"]]), "Loss")))
+    assert len(short.all("tbody")[0].all("tr")) == 2 and "rows" not in short.all("summary")[0].text
 
 
 @pytest.mark.parametrize("percent", [0.2, 30.0, 97.0])
@@ -63,14 +64,18 @@ def test_labels_at_the_ends_of_lines_do_not_cover_one_another() -> None:
     assert all(b - a >= 11 for a, b in pairwise(places))
 
 
+def test_an_axis_between_whole_numbers_says_its_fractions() -> None:
+    plot = Plot(100, 50, Scale(-0.5, 1.6, 0, 80), Scale(0, 50, 0, 50))
+    plot.columns(0, 40, 5)
+    numbers = [re.findall(">(.*)<", part)[0] for part in plot.parts if part.startswith("<text")]
+    assert numbers == ["\u22120.5", "0", "0.5", "1", "1.5"]
+
+
 def test_markdown_has_a_pages_words_and_tables_without_charts_and_what_is_closed() -> None:
     chart = lines([Series("a", {1.0: 1.0})], "drawn", "x")
-    marked = html.row("a|b", html.cell(html.fill("<b>{}</b>{}", "1.0", html.small("0.5 to 1.5"))), html.cell("2"))
-    every = html.table(
-        "All",
-        ["name", "first", "<i>second</i>"],
-        [html.group(html.join("Group", html.small("of rows")), 3), marked, ("c_d", "", "3")],
-    )
+    marked = html.row(["a|b", html.fill("<b>{}</b>{}", "1.0", html.small("0.5 to 1.5")), 2])
+    group = html.join("Group", html.small("of rows"))
+    every = html.table("All", ["name", "first", "<i>second</i>"], {group: [marked, ("c_d", "", "3")], "empty": []})
     shown = [figure(chart, "A chart"), html.more("Closed", every), every, html.facts([("Rows", "1 * 2"), ("Left out", "")])]
     text = markdown("name", html.fill("best {}", "x_y"), html.section("s", "Title", *shown, html.tag("pre", "a_b  *c*")).content)
     assert text.split("\n\n") == [

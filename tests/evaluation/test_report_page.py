@@ -98,7 +98,7 @@ def test_tasks_have_fingerprints_of_their_own(tmp_path: Path):
 
 def test_every_task_has_its_section_and_only_those_with_results(page: Element, tmp_path: Path):
     ids = [part.attributes["id"] for part in page.all("section")]
-    own = ["zero-shot", "probe", "few-shot", "retrieval", "sugarcrepe", "robustness", "corruptions"]
+    own = ["zero-shot", "linear-probe", "few-shot", "retrieval", "sugarcrepe", "robustness", "corruption"]
     assert ids == ["scores", "bars", *own, "scored"] and len(own) == len(TASKS)
     links = [link.attributes["href"] for link in page.all("nav")[0].all("a")]
     assert sorted(links) == sorted(f"#{name}" for name in ids)
@@ -134,7 +134,7 @@ def test_nothing_is_loaded_and_nothing_runs(page: Element):
 def test_models_keep_their_colour(page: Element):
     chips = [li.all("i", "chip")[0].attributes["class"] for li in page.all("ul", "legend")[0].all("li")]
     assert chips == ["chip m0", "chip m1", "chip m2"]
-    for part in ("bars", "zero-shot", "few-shot", "corruptions", "robustness"):
+    for part in ("bars", "zero-shot", "few-shot", "corruption", "robustness"):
         for shape in section(page, part).all("svg")[0].all():
             title = plain(shape)
             for i, name in enumerate(MODELS):
@@ -156,13 +156,13 @@ def test_zero_shot_tells_wording_and_confidence(page: Element):
 
 
 def test_probes_flag_what_makes_them_doubtful(page: Element):
-    flags = [plain(flag) for flag in section(page, "probe").all("small", "flag")]
+    flags = [plain(flag) for flag in section(page, "linear-probe").all("small", "flag")]
     assert flags[0] == "on embeddings: the model offers no features before the joint space"
     assert flags[1:3] == ["the last fit did not converge", "best at the high end of the search"]
     assert flags[3] == "1 fit of the search did not converge"
-    said = plain(section(page, "probe"))
+    said = plain(section(page, "linear-probe"))
     assert "Classes without a training image, whose test images are left out: yeti." in said
-    assert len(section(page, "probe").all("circle", "ring")) == len(MODELS)
+    assert len(section(page, "linear-probe").all("circle", "chosen")) == len(MODELS)
 
 
 def test_few_shot_begins_at_zero_shot_and_shows_the_spread(page: Element):
@@ -187,7 +187,7 @@ def test_retrieval_shows_the_same_caption_of_all_models(page: Element):
 
 
 def test_corruptions_begin_with_the_clean_score(page: Element):
-    part = section(page, "corruptions")
+    part = section(page, "corruption")
     assert [plain(figure.all("figcaption")[0]) for figure in part.all("figure")] == ["blur", "noise"]
     assert len(part.all("svg")[0].all("path", "line")[0].attributes["d"].split("L")) == 3  # 0, 1 and 5
     assert table_rows(part.all("table")[0])[0] == ["alpha", "60.0", "45.0", "75.0 %"]

@@ -144,7 +144,7 @@ def test_what_nothing_beats_in_quality_and_cost_is_joined_and_named(tmp_path: Pa
     )
     part = section(page_of(tmp_path, finals), "cost")  # clip takes 10.5 s, sogclr 20.5 s
     assert table_rows(part.all("table", "front")[0]) == [["clip, adamw", "10.5 s", "16.0"], ["sogclr, adamw", "20.5 s", "22.0"]]
-    assert [name.text for name in part.all("text", "name")] == ["clip, adamw", "sogclr, adamw"]
+    assert {name.text for name in part.all("text", "name")} == {"clip, adamw", "sogclr, adamw"}
     # Equal scores show no interval: clip with sgd has no bar.
     assert paths(part, "front")[0].count("L") == 1 and len(paths(part, "bar")) == 3
     assert len(part.all("circle", "chosen")) == 2 and len(part.all("circle", "point")) == 2

@@ -51,10 +51,10 @@ def test_score_is_charted_against_training_samples_on_a_logarithmic_axis(tmp_pat
     # Means of samples and of scores: 100 and 1000; 10 and 22, 11 and 30.
     dots = {dot.text: dot.attributes for dot in part.all("circle")}
     assert list(dots) == [
-        "clip, 100 samples: 10.0 (2.8) %, n 2",
-        "clip, 1,000 samples: 22.0 (2.8) %, n 2",
-        "psd, 100 samples: 11.0 (2.8) %, n 2",
-        "psd, 1,000 samples: 30.0 (0.0) %, n 2",
+        "clip, training samples 100, fraction 0.1: 10.0",
+        "clip, training samples 1,000, fraction 1: 22.0",
+        "psd, training samples 100, fraction 0.1: 11.0",
+        "psd, training samples 1,000, fraction 1: 30.0",
     ]
     # Lines, and bars of their intervals; equal scores have none.
     assert len(paths(part, "m0")) == 1 + 2 and len(paths(part, "m1")) == 1 + 1

@@ -2,6 +2,7 @@
 
 import math
 from itertools import product
+from typing import Any
 
 from markupsafe import Markup
 
@@ -14,11 +15,11 @@ _PAIR = ("difference", "sd", "seeds", "se of items", "p", "p Holm", "verdict")
 
 def grid(sweep: Sweep) -> html.Section | None:
     """A heat map of the score, and one of each metric beside it."""
-    if not sweep.axes:
+    if not sweep.info["axes"]:
         return None
-    chosen = "; no cell was searched, so nothing was selected before"
-    if sweep.parameters:
-        chosen = f", of the point of each cell that was best on the {sweep.validation_split} split"
+    chosen = f", of the point of each cell that was best on the {sweep.words['validation']} split"
+    if not sweep.parameters:
+        chosen = "; no cell was searched, so nothing was selected before"
     about = html.paragraph(
         "Mean over seeds on the {test} split{}. The stronger the colour, the better a cell is within its map. Small print: "
         "bootstrap interval of the mean <b>over seeds, on the same test items</b> (nominally 95 %; with three seeds it is the "
@@ -29,13 +30,13 @@ def grid(sweep: Sweep) -> html.Section | None:
         "" if sweep.verdict.over_items else " only where runs kept their items, which these did not",
         **sweep.words,
     )
-    others = [_heat_map(sweep, measure) for measure in sweep.measures]
-    return html.section("grid", "Grid", about, _heat_map(sweep, sweep.score), html.div("maps", *others))
+    main, *others = (_heat_map(sweep, measure) for measure in (sweep.score, *sweep.measures))
+    return html.section("grid", "Grid", about, main, html.div("maps", *others))
 
 
 def _heat_map(sweep: Sweep, measure: Measure) -> Markup:
     """The first axis across and the others down, or the other way round where a grid is wide."""
-    first, rest = sweep.axes[0], sweep.axes[1:]
+    first, rest = sweep.info["axes"][0], sweep.info["axes"][1:]
     by_labels = {tuple(labels): cell for cell, labels in sweep.cells.items()}
     columns, rows = list(first["labels"]), list(product(*(axis["labels"] for axis in rest)))
     cells = [[_heat_cell(sweep, by_labels.get((label, *row)), measure) for label in columns] for row in rows]
@@ -45,9 +46,8 @@ def _heat_map(sweep: Sweep, measure: Measure) -> Markup:
         columns, heads, across, down = heads, columns, down, across
     above = html.tag("th", across, style="axis", scope="colgroup", colspan=len(columns)) if across and len(columns) > 1 else ""
     titles = [html.tag("th", down, style="axis", scope="col")]
-    words = '<th scope="col" style="width:{:.1f}%">{}</th>'
-    titles += [html.fill(words, 85 / len(columns), column) for column in columns]
-    lines = [html.row(name, *line) for name, line in zip(heads, cells, strict=True)]
+    titles += [html.tag("th", column, scope="col", width=f"{85 / len(columns):.1f}%") for column in columns]
+    lines = [html.tag("tr", html.tag("th", name, scope="row"), *line) for name, line in zip(heads, cells, strict=True)]
     head = html.tag("thead", html.tag("tr", html.tag("td"), above) if above else "", html.tag("tr", *titles))
     table = html.table(f"{measure.title} over the grid", head, lines)
     caption = html.tag("figcaption", measure.title + (", %" if measure.percent else ""), title=measure.path)
@@ -75,27 +75,25 @@ def _heat_cell(sweep: Sweep, cell: str | None, measure: Measure) -> Markup:
 
 def cells(sweep: Sweep) -> html.Section:
     """A row a cell: its best point, mean and sd of every measure, n, rank and seconds."""
-    measures, axes = [*sweep.measures, sweep.score], sweep.axes or [{"title": "cell", "key": "cell"}]
+    measures, axes = [*sweep.measures, sweep.score], sweep.info["axes"] or [{"title": "cell", "key": "cell"}]
     titled = [(entry["title"], entry["key"]) for entry in (*axes, *sweep.parameters)]
     titled += [(measure.title, measure.path) for measure in measures]
-    titles = [html.tag("span", title, title=key) for title, key in titled]
+    titles = [*(html.tag("span", title, title=key) for title, key in titled), "n", "rank", "time"]
     lines = []
     for cell, labels in sweep.cells.items():
-        first, *others = labels or [cell]
         point, figures, state = sweep.point(cell), sweep.figures[cell, "score"], sweep.state(cell)
-        line = [html.tag("th", label, scope="row") for label in others]
-        line += [html.cell(number_format.parameter(point.get(parameter["key"]))) for parameter in sweep.parameters]
-        if state == "results":
-            line += [html.cell(_mean(sweep, measure, cell)) for measure in measures]
-        else:
-            line.append(html.tag("td", state, style="number word", colspan=len(measures)))
+        line: list[Any] = [
+            *(labels or [cell]),
+            *(number_format.parameter(point.get(parameter["key"])) for parameter in sweep.parameters),
+        ]
+        means = [html.tag("span", state, style="word"), *[""] * (len(measures) - 1)]
+        line += [_mean(sweep, measure, cell) for measure in measures] if state == "results" else means
         rank = int(figures["rank"]) if number_format.is_number(figures["rank"]) else ""
-        line += map(html.cell, (int(figures["n"]), rank, number_format.duration(figures["seconds"])))
-        lines.append(html.row(first, *line, style="leader" if cell == sweep.verdict.leader else ""))
-    foot, chances = [], [number_format.value(measure.chance) for measure in measures]
-    if any(chances):
-        before = html.tag("th", "chance", scope="row", colspan=len(axes) + len(sweep.parameters))
-        foot = [html.tag("tr", before, *map(html.cell, chances), html.tag("td", colspan=3), style="foot")]
+        line += [int(figures["n"]), rank, number_format.duration(figures["seconds"])]
+        lines.append(html.row(line, len(axes), "leader" if cell == sweep.verdict.leader else ""))
+    chances = [number_format.value(measure.chance) for measure in measures]
+    before = [""] * (len(titled) - len(measures) - 1)
+    lines += [html.row(["chance", *before, *chances, "", "", ""], len(axes), "foot")] if any(chances) else []
     sizes: dict[int, list[str]] = {}
     for path, size in sweep.info["sample_sizes"].items():
         if path in sweep.names:
@@ -108,15 +106,14 @@ def cells(sweep: Sweep) -> html.Section:
         **sweep.words,
     )
     items = html.soft("Items of the {test} split that a metric is of: {}.", counts, **sweep.words) if sizes else ""
-    table = html.table("Cells", [*titles, "n", "rank", "time"], lines, foot, text=len(axes), style="paper")
-    return html.section("cells", "Cells", about, table, items)
+    return html.section("cells", "Cells", about, html.table("Cells", titles, lines, len(axes), "paper"), items)
 
 
 def _mean(sweep: Sweep, measure: Measure, cell: str) -> Markup:
     row = sweep.figures[cell, measure.key]
     best = row["mean"] == measure.better(sweep.means(measure), default=math.nan)
-    mean = html.tag("b", measure.shown(row["mean"])) if best else measure.shown(row["mean"])
-    return html.join(mean, html.small(f"({spread})" if (spread := measure.shown(row["sd"])) else ""))
+    spread = measure.shown(row["sd"])
+    return html.join(html.tag("b" if best else "span", measure.shown(row["mean"])), html.small(f"({spread})" if spread else ""))
 
 
 def pairs(sweep: Sweep) -> html.Section:
@@ -134,12 +131,11 @@ def pairs(sweep: Sweep) -> html.Section:
             of_leader.append([row["worse"], difference, *figures])
         elif row["worse"] == verdict.leader:  # behind on the seeds that both have
             of_leader.append([row["better"], f"\N{MINUS SIGN}{difference}", *figures])
+    if not every:
+        return html.section("pairs", "Pairs", html.paragraph("There are no two cells with results to compare{}.", sweep.yet))
     compared = number_format.count(verdict.comparisons, "comparison")
     se = '"Se of items" is the standard error of a difference over test items, each of which stands for its group. '
     p = f"p is of the test that the head of this page describes, p Holm corrected for {compared}. "
-    if not every:
-        words = "There are no two cells with results to compare{}."
-        return html.section("pairs", "Pairs", html.paragraph(words, " yet" if sweep.running else ""))
     about = html.paragraph(
         "Differences are means over shared seeds of the difference seed by seed, in points of {score}; sd is their standard "
         'deviation. {}{}"Within noise" does not mean equal: {} cannot tell.',
@@ -148,8 +144,7 @@ def pairs(sweep: Sweep) -> html.Section:
         "these seeds and items" if verdict.over_items else "these seeds",
         **sweep.words,
     )
-    leading, others = html.table("Pairs with the leader", [f"{verdict.leader} against", *_PAIR], of_leader), Markup("")
-    if len(every) > len(of_leader):
-        table = html.table("All pairs", ["better mean", "than", *_PAIR], every, text=2)
-        others = html.more(f"All {number_format.count(len(every), 'pair')}", table)
+    leading = html.table("Pairs with the leader", [f"{verdict.leader} against", *_PAIR], of_leader)
+    table = html.table("All pairs", ["better mean", "than", *_PAIR], every, text=2)
+    others = html.more(f"All {number_format.count(len(every), 'pair')}", table) if len(every) > len(of_leader) else ""
     return html.section("pairs", "Pairs", about, leading, others)

@@ -1,4 +1,4 @@
-"""report.html and report.md of a sweep: answer, tables, charts, failures and how to reproduce it."""
+"""The files of a sweep's report: answer, tables, charts, failures and how to reproduce it."""
 
 import shlex
 from collections.abc import Mapping
@@ -11,15 +11,20 @@ from evaluation.reporting import html, number_format, render
 from evaluation.reporting.markdown import markdown
 from pipelines.io.retry import shown
 from pipelines.program import yaml_text
-from tuning.reporting import charts, conclusion, grid
+from pipelines.program.csv_text import to_csv
+from tuning.reporting import charts, conclusion, grid, sweep_data
 from tuning.reporting.search import ranges_to_widen, search
 from tuning.reporting.sweep_data import Sweep, records
 
 _TILES = 4  # in a row
 
 
-def render_files(sweep: Sweep) -> dict[str, str]:
-    """Both files by name; the Markdown has the page's tables and no charts."""
+def write_report(folder: Path) -> str:
+    """Write the four files into a sweep's folder; the Markdown has the page's tables and no charts. Returns the answer.
+
+    Raises `UserError` where the folder, or a file that it should hold, is missing or not readable.
+    """
+    sweep = sweep_data.read(folder)
     name, versions = sweep.info["name"], sweep.info["versions"]
     answer, told = conclusion.answer(sweep), [html.fill("<p>{}</p>", said) for said in conclusion.certainty(sweep)]
     facts = html.facts(conclusion.facts(sweep))
@@ -28,7 +33,7 @@ def render_files(sweep: Sweep) -> dict[str, str]:
     credits = [f" Images and captions of {dataset['name']}: {html.credit(dataset)}." for dataset in sweep.info["datasets"]]
     page = render.page(
         name,
-        html.fill("Sweep <b>{}</b>{}", name, ", still running" if sweep.running else ""),
+        html.fill("Sweep <b>{}</b>{}", name, ", still running" if sweep.yet else ""),
         answer,
         [_tiles(sweep), *told, facts],
         [charts.scaling(sweep), *tables, *drawn, failures, again],
@@ -38,34 +43,35 @@ def render_files(sweep: Sweep) -> dict[str, str]:
         "Charts, every trial and its command are in <code>report.html</code>; tables for programs are <code>summary.csv</code>, "
         "<code>pairwise.csv</code> and <code>trials.csv</code>."
     )
-    shown_tables = [table.content for table in tables if table]
-    rest = ranges_to_widen(sweep), failures.content, again.content
-    return {"report.html": page, "report.md": markdown(name, answer, *told, facts, files, *shown_tables, *rest)}
+    shown = [table.content for table in tables if table]
+    report = markdown(name, answer, *told, facts, files, *shown, ranges_to_widen(sweep), failures.content, again.content)
+    csv = {"summary.csv": to_csv(sweep.summary), "pairwise.csv": to_csv(sweep.comparisons)}
+    render.write_files(folder, csv | {"report.html": page, "report.md": report})
+    return f"{answer.striptags()}."
 
 
 def _tiles(sweep: Sweep) -> Markup:
     """The leader's figures: the score, what it is the mean of, and other metrics where there is room."""
-    leader, tiles = sweep.verdict.leader, []
-    if leader is None:
+    if sweep.verdict.leader is None:
         return Markup("")
+    tiles = []
     for measure in [sweep.score, *sweep.measures][: max(_TILES, 1 + len(sweep.info["score"]["metrics"]))]:
-        row = sweep.figures[leader, measure.key]
+        row = sweep.figures[sweep.verdict.leader, measure.key]
         spread = f"sd {measure.shown(row['sd'])} over {int(row['n'])} seeds" if row["n"] > 1 else "one seed"
-        beside = html.paragraph("{}", spread)
-        tiles.append(html.tile(measure.title, measure.shown(row["mean"]), measure.unit.strip(), measure.path, beside))
+        shown, unit = measure.shown(row["mean"]), measure.unit.strip()
+        tiles.append(html.tile(measure.title, shown, unit, measure.path, html.tag("p", spread)))
     return html.div("tiles", *tiles)
 
 
 def _failures(sweep: Sweep) -> html.Section:
     """Trials by the reason that they failed for, the most frequent first."""
-    failed = sweep.with_status("failed").groupby("reason", sort=False, dropna=False)["trial"].agg(list).to_dict()
+    status = sweep.trials["status"]
+    failed = sweep.trials[status == "failed"].groupby("reason", sort=False, dropna=False)["trial"].agg(list).to_dict()
     rows = [(str(why), f"{len(names)}: {', '.join(names)}") for why, names in sorted(failed.items(), key=lambda e: -len(e[1]))]
-    listed = html.table("Failures", ("reason", "trials"), rows, text=2, style="trials")
-    stopped, early = len(sweep.with_status("stopped")), ""
-    if stopped:
-        words = "{} ended early by the scheduler ({}); that is no failure."
-        early = html.paragraph(words, number_format.count(stopped, "search trial"), sweep.info["scheduler"])
-    return html.section("failures", "Failures", listed if rows else html.paragraph("No trial failed."), early)
+    shown = html.table("Failures", ("reason", "trials"), rows, 2, "trials") if rows else html.paragraph("No trial failed.")
+    stopped = number_format.count((status == "stopped").sum(), "search trial")
+    early = html.paragraph("{} ended early by the scheduler ({}); that is no failure.", stopped, sweep.info["scheduler"])
+    return html.section("failures", "Failures", shown, early if "stopped" in set(status) else "")
 
 
 def _reproduce(sweep: Sweep) -> html.Section:
@@ -74,15 +80,15 @@ def _reproduce(sweep: Sweep) -> html.Section:
     if folder.absolute().is_relative_to(here):  # no path of one machine
         folder = folder.absolute().relative_to(here)
     data = [_dataset(dataset) for dataset in info["datasets"]]
-    setup = [
-        ("Machine", f"{info['machine'].get('cpus', '?')} CPUs, {info['machine'].get('processor', '?')}"),
-        *((name.capitalize(), info[name]) for name in ("resources", "sampler", "scheduler", "budget")),
-        ("Seeds", f"{', '.join(map(str, info['seeds']))} ({', '.join(info['seed_keys'])})"),
-    ]
+    setup = {
+        "Machine": f"{info['machine'].get('cpus', '?')} CPUs, {info['machine'].get('processor', '?')}",
+        **{name.capitalize(): info[name] for name in ("resources", "sampler", "scheduler", "budget")},
+        "Seeds": f"{', '.join(map(str, info['seeds']))} ({', '.join(info['seed_keys'])})",
+    }
     return html.section(
         "again",
         "Reproduce",
-        html.paragraph("The same command resumes the sweep{}:", "" if sweep.running else ", or says that it is done"),
+        html.paragraph("The same command resumes the sweep{}:", "" if sweep.yet else ", or says that it is done"),
         html.tag("pre", info["command"]),
         html.paragraph("More seeds extend it; finished trials are kept:"),
         html.tag("pre", conclusion.more_seeds(info)),
@@ -91,7 +97,7 @@ def _reproduce(sweep: Sweep) -> html.Section:
         html.div(
             "columns",
             html.div("", *(data or [html.soft("The data is not known before the first trial ends.")])),
-            html.div("", html.tag("h3", "Setup"), html.facts(setup)),
+            html.div("", html.tag("h3", "Setup"), html.facts(setup.items())),
             html.div("", html.tag("h3", "Versions"), html.facts(info["versions"].items())),
         ),
         html.more("The sweep file, resolved", html.tag("pre", shown(yaml_text.dump(info["settings"])))),
@@ -101,17 +107,15 @@ def _reproduce(sweep: Sweep) -> html.Section:
 
 def _dataset(dataset: Mapping[str, Any]) -> Markup:
     counts = dataset["counts"]
-    rejected = ", ".join(f"{reason.replace('_', ' ')} {n:,}" for reason, n in counts["rejected"].items()) or "0"
-    sizes = [f"{split} {dataset[f'{split}_samples'] or 0:,}" for split in ("train", "validation", "test")]
-    shuffled = f"{dataset['shuffled']:,} training rows have another row's captions, on purpose" if dataset["shuffled"] else ""
-    pairs = [
-        ("Rows", f"{counts['listed']:,} listed, {counts['found']:,} found, {counts['kept']:,} kept"),
-        ("Rejected", rejected),
-        ("Splits", ", ".join(sizes)),
-        ("Shuffled", shuffled),
-        *((name.capitalize(), dataset[name]) for name in ("fingerprint", "licence", "attribution")),
-    ]
-    return html.join(html.tag("h3", f"Data: {dataset['name']}"), html.facts(pairs))
+    splits = ", ".join(f"{split} {dataset[f'{split}_samples'] or 0:,}" for split in ("train", "validation", "test"))
+    facts = {
+        "Rows": f"{counts['listed']:,} listed, {counts['found']:,} found, {counts['kept']:,} kept",
+        "Rejected": ", ".join(f"{why.replace('_', ' ')} {n:,}" for why, n in counts["rejected"].items()) or "0",
+        "Splits": splits,
+        "Shuffled": dataset["shuffled"] and f"{dataset['shuffled']:,} training rows have another row's captions, on purpose",
+        **{name.capitalize(): dataset[name] for name in ("fingerprint", "licence", "attribution")},
+    }
+    return html.join(html.tag("h3", f"Data: {dataset['name']}"), html.facts((k, v) for k, v in facts.items() if v))
 
 
 def _trials(sweep: Sweep) -> Markup:

@@ -33,16 +33,15 @@ class Measure:
     chance: float  # what guessing scores; NaN where it is not known
 
     @property
-    def heading(self) -> str:
-        """`title` at the start of a sentence."""
-        return self.title[:1].upper() + self.title[1:]
-
-    @property
     def unit(self) -> str:
-        return " %" if self.percent else ""
+        return "\N{NO-BREAK SPACE}%" if self.percent else ""
 
     def shown(self, value: float) -> str:
         return number_format.value(value, self.percent)
+
+    def named(self, value: float) -> str:
+        """22.3 % Average; 1.234 loss."""
+        return f"{self.shown(value)}{self.unit} {self.title}"
 
     def mean_and_sd(self, row: Mapping[str, Any]) -> str:
         """Of a row of the summary: 22.3 (1.1)."""
@@ -59,8 +58,9 @@ class Sweep:
     curves: pd.DataFrame
 
     @property
-    def running(self) -> bool:
-        return self.info["state"] == "running"
+    def yet(self) -> str:
+        """At the end of what is not there: " yet" while trials run."""
+        return " yet" if self.info["state"] == "running" else ""
 
     @property
     def mode(self) -> str:
@@ -89,15 +89,6 @@ class Sweep:
     def cells(self) -> dict[str, list[str]]:
         """Every planned cell, in the order of the grid -> its label on each axis."""
         return {cell["cell"]: cell["labels"] for cell in self.info["cells"]}
-
-    @cached_property
-    def ranges(self) -> dict[str, dict[str, Any]]:
-        """Cell -> parameter -> the range that its settings say; sweeps of earlier versions kept none."""
-        return {cell["cell"]: cell.get("ranges", {}) for cell in self.info["cells"]}
-
-    @property
-    def axes(self) -> list[dict[str, Any]]:
-        return self.info["axes"]
 
     @cached_property
     def parameters(self) -> list[dict[str, Any]]:
@@ -137,30 +128,15 @@ class Sweep:
     @cached_property
     def items(self) -> dict[str, Items]:
         """Of the results' trials, as far as they kept them."""
-        metrics = self.info["score"]["metrics"]
-        read = {trial: read_items(self.folder / "trials" / trial, metrics) for trial in self.results["trial"]}
-        return {trial: found for trial, found in read.items() if found is not None}
+        paths, trials = self.info["score"]["metrics"], self.results["trial"]
+        return {trial: kept for trial in trials if (kept := read_items(self.folder / "trials" / trial, paths)) is not None}
 
-    @property
-    def without_items(self) -> int:
-        """Results that kept none."""
-        return len(self.results) - len(self.items)
-
-    @property
-    def test_split(self) -> str:
-        """Where the seeds' runs are scored."""
-        return str(self.final["split"].iloc[0]) if len(self.final) else "test"
-
-    @property
-    def validation_split(self) -> str:
-        """Where points are chosen."""
-        return str(self.search["split"].iloc[0]) if len(self.search) else "validation"
-
-    @property
+    @cached_property
     def words(self) -> dict[str, str]:
-        """For sentences: the score, the score at the start of one, and the splits."""
-        score = self.score
-        return {"score": score.title, "Score": score.heading, "test": self.test_split, "validation": self.validation_split}
+        """For sentences: the score, the score at the start of one, and the splits of the search and of the final runs."""
+        title, rows = self.score.title, {"validation": self.search, "test": self.final}
+        splits = {name: str(of["split"].iloc[0]) if len(of) else name for name, of in rows.items()}
+        return {"score": title, "Score": title[:1].upper() + title[1:]} | splits
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:
@@ -190,16 +166,13 @@ class Sweep:
         if self.figures[cell, "score"]["n"]:
             return "results"
         rows = self.trials[self.trials["cell"] == cell]
-        if (rows["status"] == "running").any():
+        if "running" in set(rows["status"]):
             return "running"
         final = rows[rows["phase"] == "final"]
-        decided = final if len(final) else rows
-        if decided.empty or (decided["status"] == "finished").any():
-            return "not run yet" if self.running else "not run"
-        return "stopped early" if (decided["status"] == "stopped").any() else "failed"
-
-    def with_status(self, status: str) -> pd.DataFrame:
-        return self.trials[self.trials["status"] == status]
+        statuses = set((final if len(final) else rows)["status"])
+        if not statuses or "finished" in statuses:
+            return f"not run{self.yet}"
+        return "stopped early" if "stopped" in statuses else "failed"
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -212,9 +185,8 @@ def read(folder: Path) -> Sweep:
     if not folder.is_dir():
         raise UserError(f"{folder}", "no such folder", "give the folder of a sweep, such as runs/openmoji-grid")
     info = _read(folder / "sweep.json", lambda path: json.loads(path.read_text(encoding="utf-8")))
-    trials, curves = (
-        _read(folder / name, lambda path: storage.read_table(path).to_pandas()) for name in ("trials.parquet", "curves.parquet")
-    )
+    names = ("trials.parquet", "curves.parquet")
+    trials, curves = (_read(folder / name, lambda path: storage.read_table(path).to_pandas()) for name in names)
     # Before the first trial ends, and in sweeps of earlier versions.
     missing = {name: math.nan for name in ("train_samples", *info["score"]["metrics"]) if name not in trials}
     return Sweep(folder, info, trials.assign(**missing), curves)
@@ -223,9 +195,7 @@ def read(folder: Path) -> Sweep:
 def _read(path: Path, parse: Callable[[Path], Any]) -> Any:
     try:
         return parse(path)
-    except FileNotFoundError:
-        problem = f"missing: {path.parent} is no sweep's folder, or its first trial has not begun"
-        raise UserError(f"{path}", problem, "give the folder of a sweep that has begun") from None
     except (OSError, ValueError) as error:  # pyarrow's errors are among them
         why = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}", f"not readable ({why})", "run the sweep's command again, which writes it anew") from None
+        remedy = "give the folder of a sweep whose first trial has begun, or run the sweep's command again, which writes it anew"
+        raise UserError(f"{path}", f"missing or not readable ({why})", remedy) from None
