@@ -237,7 +237,7 @@ def test_code_comes_from_the_package(submit: Submit, session: Path) -> None:
     files = [path for path in unpacked.rglob("*") if path.is_file()]
     assert not [path for path in files if path.relative_to(unpacked).parts[0] in ("data", "runs", ".venv", ".git")]
     assert unpacked / "pipelines" / "openmoji" / "annotations.csv" in files
-    assert sum(path.stat().st_size for path in files) < 5e6
+    assert sum(path.stat().st_size for path in files) < 8e6, "sources, and small tables of names"
 
 
 @pytest.mark.e2e
