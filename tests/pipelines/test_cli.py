@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -155,8 +155,18 @@ def test_a_store_or_disk_that_fails_is_told_in_one_line_and_other_errors_are_not
         act(FileNotFoundError(errno.ENOENT, "No such file", "/d/x"))
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Ctrl-C is heard as at a terminal, even if the tests run in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_writing_a_page_again_stops_and_fails_as_the_programs_do(number: signal.Signals, capsys: pytest.CaptureFixture) -> None:
+def test_writing_a_page_again_stops_and_fails_as_the_programs_do(
+    number: signal.Signals, listening: None, capsys: pytest.CaptureFixture
+) -> None:
     def page(act: Callable[[], None]) -> int:
         def write(options: argparse.Namespace) -> Path:
             act()
