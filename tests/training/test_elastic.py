@@ -35,6 +35,7 @@ from tests.training.gloo import Gloo
 from tests.training.nodes import node_with
 from tests.training.squares import TRAIN, prepared_by_hand
 from training import distributed
+from training.checkpoint_registry import newest_step
 from training.config import TrainSettings
 from training.loop import train
 from training.plan import Plan, plan_of
@@ -199,7 +200,9 @@ def test_a_run_grows_and_shrinks_with_its_cluster(cluster: Cluster, squares: Pre
 
         wait_until(reached, program.text)
 
-    def lose(bundle: int) -> None:
+    def lose(bundle: int, saved: int) -> None:
+        """Once the checkpoint of step `saved` is registered, which is later than its report."""
+        wait_until(lambda: newest_step(run) == saved, program.text)
         cluster.remove_node(node_with(cluster, run, bundle), allow_graceful=False)
 
     try:
@@ -211,9 +214,9 @@ def test_a_run_grows_and_shrinks_with_its_cluster(cluster: Cluster, squares: Pre
         attempt(1, 0)
         (records / "go").unlink()
         attempt(1, WAIT)
-        lose(2)
+        lose(2, STARTS[2][0])
         attempt(2, WAIT)
-        lose(1)
+        lose(1, STARTS[3][0])
         attempt(3, WAIT)
         (records / "go").touch()
         assert program.wait() == 0, program.text()
