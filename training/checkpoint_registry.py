@@ -20,7 +20,9 @@ from pipelines.program.settings_base import digest
 
 DIGESTS = "digests.json"
 ABOUT = "checkpoint.json"
-FORMAT = 2  # in checkpoint.json; format 1 has neither this key nor digests
+STATE = "state"  # the name of the tree (tensor_tree.py)
+FORMAT = 3  # in checkpoint.json; formats 1 and 2 had the state in a pickle
+_OLD_STATE = "state.pt"
 NEWEST = "newest_checkpoint.json"  # in runs without Ray Train: names of all checkpoints, the newest last
 _KEPT = "checkpoint_manager_snapshot.kept.json"  # our copy of Ray Train's list, as of the last time it was complete
 _NAME = re.compile(r"checkpoint_[0-9]+")
@@ -41,14 +43,11 @@ def damage(folder: Path) -> str | None:
     if not folder.is_dir():
         return "is missing"
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        without_digests = about["config"] is not None and "format" not in about
+        json.loads((folder / ABOUT).read_text(encoding="utf-8"))["config"]
     except FileNotFoundError:
         return f"{ABOUT} is missing"
     except (OSError, ValueError, LookupError, TypeError) as error:
         return f"{ABOUT} is not what was saved ({type(error).__name__})"
-    if without_digests and not (folder / DIGESTS).exists():
-        return None if (folder / "state.pt").exists() else "state.pt is missing"
     return changed(folder)
 
 
@@ -72,6 +71,7 @@ def changed(folder: Path) -> str | None:
 
 def check(folder: Path) -> None:
     """Raises a `UserError` that names the damaged file of a checkpoint and, if the run has one, the newest intact checkpoint."""
+    _check_format(folder)
     what = damage(folder)
     if what is None:
         return
@@ -79,6 +79,14 @@ def check(folder: Path) -> None:
     intact = next((path for path in others if damage(path) is None), None)
     remedy = "copy it again" + ("" if intact is None else f", or give {intact}, the newest intact one")
     raise UserError("checkpoint", f"{folder} is damaged: {what}", remedy)
+
+
+def _check_format(folder: Path) -> None:
+    """Raises `UserError` for a checkpoint of an earlier version, whose state is a pickle: loading one can run code."""
+    if (folder / _OLD_STATE).exists():
+        problem = f"{folder} is of an earlier version of raylign, which saved {_OLD_STATE}, a pickle; this one loads none"
+        remedy = "train again, or export it with that version: raylign export RUN --to safetensors"
+        raise UserError("checkpoint", problem, remedy)
 
 
 def registered(run: Path) -> list[Path]:
@@ -117,11 +125,13 @@ def settle(run: Path, tell: Callable[[str], None]) -> Path | None:
 
     Newer damaged ones are reported and renamed to damaged-checkpoint_...; incomplete checkpoints are deleted. None if no
     checkpoint was ever finished: the run starts at step 0. Raises `UserError` if there are checkpoints, but none is intact, or no
-    list of them.
+    list of them, or of an earlier version.
     """
     for leftover in run.glob("*.json.partial-*"):
         leftover.unlink()
     checkpoints, damaged = registered(run), []
+    for path in checkpoints:
+        _check_format(path)
     while checkpoints and (what := damage(checkpoints[-1])) is not None:
         damaged.append((checkpoints.pop(), what))
     if damaged and not checkpoints:

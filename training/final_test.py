@@ -52,7 +52,7 @@ def score_chosen(plan: Plan, folder: Path, worker: Worker) -> dict[str, Any]:
     """Scores of `best/` on the test split, and how that checkpoint was chosen; the same on every worker."""
     assert plan.test is not None
     encoder, state = build_state(plan, worker, folder / "best")
-    load_checkpoint(folder / "best", state, plan, worker.device)
+    load_checkpoint(folder / "best", state, plan)
     rows = embed_held_out(encoder, plan, plan.test, worker)
     scores = score(plan.test.data, rows.images, rows.texts, rows.prompts)
     return {

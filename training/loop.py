@@ -96,7 +96,7 @@ def train(
     with checkpoint.as_directory() if checkpoint is not None else nullcontext() as folder:
         encoder, state = build_state(plan, worker, Path(folder) if folder else None)
         if folder:
-            load_checkpoint(Path(folder), state, plan, worker.device)
+            load_checkpoint(Path(folder), state, plan)
     clock = Clock(settings, state.seconds)
     cut = masks_to_cut(plan, encoder, state)
     encoder.train()

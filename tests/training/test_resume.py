@@ -23,6 +23,7 @@ from tests.in_process import run_command, succeed
 from tests.patience import PATIENCE, wait_until
 from tests.stopped import assert_stopped
 from training.checkpoint_registry import newest_checkpoint
+from training.tensor_tree import load_tree
 
 import psutil  # isort: skip  comes with ray
 
@@ -160,7 +161,7 @@ def assert_resumed(killed: Killed) -> None:
 
 def assert_same_weights(run: Path, other: Path) -> None:
     """The final weights are equal to the last bit."""
-    ours, theirs = (torch.load(r / f"checkpoint_{STEPS:08d}/state.pt", weights_only=True)["encoder"] for r in (run, other))
+    ours, theirs = (load_tree(r / f"checkpoint_{STEPS:08d}", "state")["encoder"] for r in (run, other))
     assert ours.keys() == theirs.keys()
     for name, weight in theirs.items():
         assert torch.equal(ours[name], weight), name
@@ -251,13 +252,13 @@ def test_damaged_checkpoint(config_of: ConfigOf, folder: Path, uninterrupted: li
     """A copy of a run, before its result, with one bit of its newest checkpoint flipped: the one before it is used."""
     run = Path(shutil.copytree(folder / "one", folder / "damaged"))
     (run / "result.json").unlink()
-    weights = run / f"checkpoint_{STEPS:08d}" / "state.pt"
+    weights = run / f"checkpoint_{STEPS:08d}" / "state.safetensors"
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
     began = time.time()
     printed = succeed("training", str(config_of("damaged")))
-    for name in (f"checkpoint_{STEPS:08d}", "state.pt", f"checkpoint_{STEPS - 1:08d}"):
+    for name in (f"checkpoint_{STEPS:08d}", "state.safetensors", f"checkpoint_{STEPS - 1:08d}"):
         assert name in printed
     assert [line["step"] for line in history(run) if line["time"] > began] == [STEPS], "one step is done again"
     assert_same_weights(run, folder / "one")
