@@ -18,6 +18,7 @@ from PIL import Image
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.dataset.views import eval_view
+from pipelines.io.retry import is_remote
 from pipelines.program.errors import UserError
 from pipelines.program.own_class import as_data
 from pipelines.program.settings import validate
@@ -27,6 +28,7 @@ from training.encoder import DualEncoder
 from training.fingerprint import fingerprint
 from training.objectives.base import ForeignObjective
 from training.plan import Plan
+from training.run_store import opened_run
 from training.saved_towers import locked_tower, tokenizer_of, towers_of, trained_tower
 from training.state import TrainState, unwrap
 from training.tensor_tree import files_of, load_tree, save_tree
@@ -96,8 +98,13 @@ class Trained(NamedTuple):
     bias: float | None  # added to the scaled cosines, if the objective has one that is ours
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The folder itself if it is a checkpoint, else the newest checkpoint of a run's folder. Raises `UserError` if neither."""
+def find_checkpoint(path: Path | str) -> Path:
+    """The folder itself if it is a checkpoint, else the newest checkpoint of a run's folder; of a URI, this node's copy.
+
+    Raises `UserError` if there is neither.
+    """
+    if isinstance(path, str):
+        return opened_run(path)
     if not path.is_dir():
         raise UserError("checkpoint", f"{path} is not a folder", "give a run such as runs/demo, or one of its checkpoints")
     return path if any((path / name).exists() for name in (ABOUT, DIGESTS, EXPORT)) else newest_checkpoint(path)
@@ -190,5 +197,5 @@ class CheckpointEmbedder:
 
 
 def load_embedder(checkpoint: str) -> CheckpointEmbedder:
-    """The embedder of a run's folder, or of one of its checkpoints; `embedder=training.checkpoint:load_embedder` in a config."""
-    return CheckpointEmbedder(find_checkpoint(Path(checkpoint)))
+    """The embedder of a run's folder or URI, or of one of its checkpoints; it is `embedder=training.checkpoint:load_embedder`."""
+    return CheckpointEmbedder(find_checkpoint(checkpoint if is_remote(checkpoint) else Path(checkpoint)))

@@ -24,7 +24,7 @@ STATE = "state"  # the name of the tree (tensor_tree.py)
 FORMAT = 3  # in checkpoint.json; formats 1 and 2 had the state in a pickle
 _OLD_STATE = "state.pt"
 NEWEST = "newest_checkpoint.json"  # in runs without Ray Train: names of all checkpoints, the newest last
-_KEPT = "checkpoint_manager_snapshot.kept.json"  # our copy of Ray Train's list, as of the last time it was complete
+KEPT_LIST = "checkpoint_manager_snapshot.kept.json"  # our copy of Ray Train's list, as of the last time it was complete
 _NAME = re.compile(r"checkpoint_[0-9]+")
 _BLOCK = 1 << 22  # bytes
 
@@ -96,7 +96,7 @@ def registered(run: Path) -> list[Path]:
         listed = _json(run / NEWEST)
         folders = [path.name for path in run.glob("checkpoint_*")]  # if the list is damaged: a folder is complete once renamed
         names = [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else folders
-    for tree in (_listed(run / _KEPT), _listed(run / SNAPSHOT)):
+    for tree in (_listed(run / KEPT_LIST), _listed(run / SNAPSHOT)):
         if tree is not None:
             names += snapshot_checkpoints(tree)
     unique = dict.fromkeys(name for name in names if isinstance(name, str) and _NAME.fullmatch(name))
@@ -162,8 +162,8 @@ def settle(run: Path, tell: Callable[[str], None]) -> Path | None:
 def _check_list(run: Path) -> None:
     """Raises `UserError` for several intact checkpoints without a list of them: the second is begun after the first list."""
     intact = [path for path in run.glob("checkpoint_*") if _NAME.fullmatch(path.name) and damage(path) is None]
-    if len(intact) > 1 and not any((run / name).exists() for name in (NEWEST, SNAPSHOT, _KEPT)):
-        problem = f"{run} holds {len(intact)} checkpoints, and no list of them ({NEWEST}, or {SNAPSHOT} and {_KEPT})"
+    if len(intact) > 1 and not any((run / name).exists() for name in (NEWEST, SNAPSHOT, KEPT_LIST)):
+        problem = f"{run} holds {len(intact)} checkpoints, and no list of them ({NEWEST}, or {SNAPSHOT} and {KEPT_LIST})"
         raise UserError("checkpoint", problem, "copy it too, give another name=, or pass overwrite=true")
 
 
@@ -175,7 +175,7 @@ def keep_snapshot(run: Path) -> bool:
     """
     tree = _listed(run / SNAPSHOT)
     if tree is not None:
-        put(run / _KEPT, json.dumps({"list": tree, "digest": digest(tree)}))
+        put(run / KEPT_LIST, json.dumps({"list": tree, "digest": digest(tree)}))
     return tree is not None
 
 
@@ -191,7 +191,7 @@ def _rewrite(run: Path, names: Sequence[str]) -> None:
 
     Our copy of the list is trusted first, because it has a digest; then Ray's, if a process died before it was copied.
     """
-    trees = [tree for file in (_KEPT, SNAPSHOT) if (tree := _listed(run / file)) is not None]
+    trees = [tree for file in (KEPT_LIST, SNAPSHOT) if (tree := _listed(run / file)) is not None]
     tree = next(tree for tree in trees if names[-1] in snapshot_checkpoints(tree))
     put(run / SNAPSHOT, json.dumps(snapshot_with(tree, names)))
     keep_snapshot(run)

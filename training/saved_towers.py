@@ -22,6 +22,7 @@ from pipelines.program.errors import UserError
 from pipelines.program.settings import difference
 from pipelines.program.settings_base import digest
 from training.checkpoint_registry import ABOUT, changed, seal
+from training.run_store import RunStore, kept, store_of
 from training.tensor_tree import load_tree, save_tree
 from training.towers.base import TowerSettings
 from training.towers.image import ImageTowerSettings
@@ -58,23 +59,28 @@ class Frozen:
     key: str  # in the config, such as image_tower
     folder: Path | None  # the run's copy; None: its weights are those that the settings name
     identity: dict[str, Any]  # what determines its features, as JSON values
+    store: RunStore | None = None  # of the run; `folder` is the driver's copy
 
     def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
         """The text tower's tokenizer."""
         assert isinstance(self.settings, TextTowerSettings)
         if self.folder is None:
             return self.settings.tokenizer(corpus, self.key)
-        saved = _read(self.folder)["tokenizer"]
+        saved = self._saved()["tokenizer"]
         return TextTokenizer(saved["json"], self.settings.max_tokens, **saved["reading"])
 
     def build(self, vocabulary_size: int = 0) -> Any:
         """The tower with its weights."""
         if self.folder is None:
             return build(self.settings, vocabulary_size, self.key)
-        saved = _read(self.folder)
+        saved = self._saved()
         tower = self.settings.rebuild(saved["about"], vocabulary_size)
         tower.load_state_dict(saved["state"])
         return tower.eval()
+
+    def _saved(self) -> dict[str, Any]:
+        assert self.folder is not None
+        return _read(self.folder if self.store is None else self.store.opened(f"{_TOWERS}/{self.key}"))
 
     def weights_name(self) -> str | None:
         """Where its weights come from."""
@@ -97,7 +103,7 @@ def frozen(settings: TowerSettings, key: str, run: Path | None) -> Frozen:
         return Frozen(settings, key, None, settings.identity(key))
     if (damage := changed(folder)) is not None:
         raise UserError(key, f"{folder} is damaged: {damage}", f"copy it again, or delete it, and {key}.weights is read again")
-    return Frozen(settings, key, folder, _read(folder)["identity"])
+    return Frozen(settings, key, folder, _read(folder)["identity"], store_of(folder.parent.parent))
 
 
 def trained_tower(settings: TowerSettings, key: str, about: About | None, vocabulary_size: int) -> Any:
@@ -142,6 +148,7 @@ def keep(towers: Iterable[Frozen], run: Path, cache: Path | None) -> None:
         else:
             _write(tower, aside)
         aside.rename(folder)
+        kept(run, f"{_TOWERS}/{tower.key}")
 
 
 def has_copy(tower: Frozen, cache: Path | None) -> bool:
