@@ -43,7 +43,9 @@ def load_tree(folder: Path, name: str) -> Any:
 
     weights, rest = files_of(name)
     try:
-        return decode(load_file(folder / weights), (folder / rest).read_text(encoding="utf-8"))
+        # Copies: the tensors are the file, mapped into memory, and an optimizer would keep them, also once it is deleted.
+        tensors = {key: tensor.clone() for key, tensor in load_file(folder / weights).items()}
+        return decode(tensors, (folder / rest).read_text(encoding="utf-8"))
     except SafetensorError as error:
         raise ValueError(f"{weights}: {error}") from None
 
