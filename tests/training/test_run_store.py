@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import pytest
 
 from pipelines.io import lease
+from pipelines.io.retry import Unreachable
 from pipelines.program.errors import UserError
 from tests.object_store import Store, object_store
+from tests.patience import PATIENCE, wait_until
 from tests.refusals import refused
 from training.checkpoint_registry import seal
 from training.metrics_file import read_metrics
@@ -208,3 +211,22 @@ def test_one_process_holds_a_run(store: Store, node: Any, tmp_path: Path, monkey
     told.clear()
     with working_copy(uri, told.append):
         assert told == [], "nobody waits for a process of this machine that is dead"
+
+
+def test_an_outage_is_waited_for(store: Store, node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than requests are retried for, but not for ever."""
+    monkeypatch.setattr("pipelines.io.retry._FIRST_WAIT", 0.001)
+    monkeypatch.setattr("pipelines.io.patient._WAIT", 0.01)
+    (tmp_path / "file").write_bytes(b"content")
+    there = RunStore(store.uri("runs", "out"))
+    store.forget()
+    with store.faulty(errors=1, resets=0, stalls=0), ThreadPoolExecutor(1) as pool:
+        put = pool.submit(there.put, tmp_path / "file", "file")
+        wait_until(lambda: put.done() or sum(store.faults().values()) > 60)  # a round has 24 at most
+        assert not put.done()
+        with store.faulty(errors=0, resets=0, stalls=0):
+            put.result(PATIENCE)
+    assert there.read("file") == b"content"
+    monkeypatch.setattr("pipelines.io.patient.OUTAGE", 0.0)
+    with store.faulty(errors=1, resets=0, stalls=0), pytest.raises(Unreachable):
+        there.read("file")
