@@ -11,7 +11,8 @@ from evaluation.model_settings import ModelSettings
 from evaluation.tasks import TASKS
 from evaluation.tasks.base import Positions, different
 from evaluation.tasks.robustness import RobustnessSettings
-from pipelines.program.path_keys import LocalPlace
+from pipelines.io import storage
+from pipelines.program.path_keys import LocalPlace, Place
 
 _NAMED = [kind.info for kind in TASKS if kind.info.needs]
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ class EvaluateSettings(_TaskSettings):
     output: LocalPlace = Field(
         description="folder for results and report.html; results of other models there stay, and are compared"
     )
-    cache: LocalPlace = Field(
+    cache: Place = Field(
         Path("data/embeddings"),
-        description="embeddings are kept here by model and data; on a cluster, one that every node shares",
+        description="embeddings are kept here by model and data: a folder of this machine, or a URI such as s3://bucket/embeddings",
     )
     actors: int = Field(1, ge=1, description="copies of the embedder")
     use_gpu: bool = Field(False, description="one GPU a copy")
@@ -100,8 +101,8 @@ class EvaluateSettings(_TaskSettings):
     def _default_name(self) -> str:
         path = self.checkpoint or self.embeddings
         if path is not None:
-            is_checkpoint = path.name.startswith(("checkpoint_", "best"))
-            return (f"{path.absolute().parent.name}-{path.name}" if is_checkpoint else path.name) or "model"
+            name, run = storage.name_of(path), storage.name_of(str(storage.absolute(path)).rpartition("/")[0])
+            return (f"{run}-{name}" if name.startswith(("checkpoint_", "best")) else name) or "model"
         model = self.embedder_arguments.get("model")
         return f"{model}".replace("/", "-") if model else self.embedder.partition(":")[2] or self.embedder
 

@@ -7,7 +7,6 @@ a model lacks; after a kill, the same command resumes. An embedder without a `fi
 nobody can tell whether it is still the same.
 """
 
-import shutil
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from evaluation.embedder import load_embedder
 from evaluation.embeddings import Inputs, Rows, check_finite
 from evaluation.model_settings import ModelSettings
 from pipelines.features import feature_store
+from pipelines.io import storage
 from pipelines.io.deadly import deadly
 from pipelines.program.cluster import say_if_full
 from pipelines.program.display import Display
@@ -59,7 +59,7 @@ def embed(
     key: str,
     settings: ModelSettings,
     every: Sequence[Inputs],
-    cache: Path,
+    cache: Path | str,
     pool: feature_store.Pool,
     display: Display,
 ) -> Rows:
@@ -71,7 +71,7 @@ def embed(
     if info.fingerprint is None:
         display.line(f"{name}: the embedder has no fingerprint, so everything is embedded again")
     rows = Rows(info.fingerprint or f"{_UNNAMED}{uuid.uuid4().hex}", settings.scale or info.scale)
-    folder = cache if info.fingerprint else cache / rows.fingerprint
+    folder = cache if info.fingerprint else storage.join(cache, rows.fingerprint)
     embedded = [inputs if info.has_features else inputs.fallback for inputs in every]
     encoder = {"model": settings.embedder, "fingerprint": rows.fingerprint}
     banks = [
@@ -95,7 +95,8 @@ def embed(
         problem = deadly(partial(_image, images), lambda row: f"the image {images.name(row)} of {inputs.name}", ids.tolist())
         return UserError("data", problem, "repair or remove the file") if problem else None
 
-    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
     arguments = settings, key, pool.threads
     feature_store.compute(banks, load, _Encoder, arguments, pool, display, title=f"embed {name}", culprit=culprit)
     for inputs, computed, bank in zip(every, embedded, banks, strict=True):
@@ -103,10 +104,10 @@ def embed(
     return rows
 
 
-def forget(rows: Rows, cache: Path) -> None:
+def forget(rows: Rows, cache: Path | str) -> None:
     """Delete the rows of an embedder without a fingerprint, which no later command could find."""
     if rows.fingerprint.startswith(_UNNAMED):
-        shutil.rmtree(cache / rows.fingerprint, ignore_errors=True)
+        storage.delete(storage.join(cache, rows.fingerprint))
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from pipelines.io import storage
+from pipelines.io.retry import shown_place
 from pipelines.program.config_keys import alike
 from pipelines.program.errors import UserError
 from pipelines.program.import_string import names_of
-from pipelines.program.path_keys import LocalPlace
+from pipelines.program.path_keys import LocalPlace, Place
 from pipelines.program.settings_base import Settings
 
 
@@ -20,8 +22,8 @@ class ModelSettings(Settings):
         description="module:function that returns an Embedder: a run of ours, training.embedders:open_clip, "
         "training.embedders:huggingface, or yours; the module is imported and the function called, with all your rights",
     )
-    checkpoint: LocalPlace | None = Field(
-        None, description="passed to the embedder: a run such as runs/demo, or one of its checkpoints"
+    checkpoint: Place | None = Field(
+        None, description="passed to the embedder: a run such as runs/demo or s3://bucket/runs/demo, or one of its checkpoints"
     )
     embedder_arguments: dict[str, Any] = Field(default_factory=dict, description="passed to the embedder as keywords")
     embeddings: LocalPlace | None = Field(
@@ -51,7 +53,7 @@ class ModelSettings(Settings):
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the embedder's function."""
-        checkpoint = {} if self.checkpoint is None else {"checkpoint": str(self.checkpoint.absolute())}
+        checkpoint = {} if self.checkpoint is None else {"checkpoint": str(storage.absolute(self.checkpoint))}
         return checkpoint | self.embedder_arguments
 
     def check(self) -> None:
@@ -75,6 +77,11 @@ class ModelSettings(Settings):
             raise UserError("embedder", f"{module} has no '{function}'", remedy)
         if self.checkpoint is None or self.embedder != self.embedder_default():
             return
+        if isinstance(self.checkpoint, str):
+            if not storage.data_below(self.checkpoint):
+                problem = f"{shown_place(self.checkpoint)} holds nothing"
+                raise UserError("checkpoint", problem, "give a run such as s3://bucket/runs/demo, or one of its checkpoints")
+            return
         if not any(self.checkpoint.glob("checkpoint_*")) and not (self.checkpoint / "checkpoint.json").exists():
             state = "holds no checkpoint" if self.checkpoint.is_dir() else "is not a folder"
             raise UserError("checkpoint", f"{self.checkpoint} {state}", "give a run such as runs/demo, or one of its checkpoints")
@@ -87,4 +94,6 @@ class ModelSettings(Settings):
     @property
     def pretrained(self) -> str:
         """Name of the weights, for tables."""
-        return str(self.checkpoint or self.embeddings or self.embedder_arguments.get("weights") or "")
+        if self.checkpoint is not None:
+            return shown_place(self.checkpoint)
+        return str(self.embeddings or self.embedder_arguments.get("weights") or "")

@@ -51,7 +51,7 @@ def train(
 
     Returns:
         The content of the run's `result.json`: `metrics` by path such as `retrieval/NAME/mean_recall`, in percent, and a
-        description of the run. The run is in the folder `storage/name`.
+        description of the run. The run is in the folder `storage/name`, which may be one in a store.
     """
     from training.config import TrainSettings
     from training.run import run

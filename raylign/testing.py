@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from training.config import TrainSettings
 from training.objectives.base import Embeddings, ObjectiveSettings, Task
 from training.state import TrainState
 from training.step import over_workers, train_step
+from training.tensor_tree import decode, encode
 
 _ROWS, _WIDTH, _DIM, _STEPS = 11, 7, 5, 3
 _TASK = Task(
@@ -52,7 +54,7 @@ class Outcome(NamedTuple):
     losses: list[Tensor]
     gradients: list[list[Tensor]]
     state: dict[str, Tensor]
-    saved: bytes
+    saved: tuple[bytes, str]
 
 
 def check_objective(settings: ObjectiveSettings, workers: int = 2) -> None:
@@ -209,12 +211,12 @@ def _state(settings: TrainSettings, seed: int = 0) -> TrainState:
     return TrainState(encoder, objective, teacher, optimizer, torch.amp.GradScaler("cpu", enabled=False))
 
 
-def _steps(objective: dict[str, Any], first: int, last: int, saved: bytes | None = None, parts: int = 1) -> Outcome:
+def _steps(objective: dict[str, Any], first: int, last: int, saved: tuple[bytes, str] | None = None, parts: int = 1) -> Outcome:
     """Train on this worker's rows of global batches, from a checkpoint if there is one."""
     settings = _run_settings(objective, parts)
     state = _state(settings, seed=0 if saved is None else 99)
     if saved is not None:
-        state.load_state_dict(torch.load(io.BytesIO(saved), weights_only=True))
+        state.load_state_dict(decode(safetensors.torch.load(saved[0]), saved[1]))
     wanted = columns(settings.objective.needs, True, True) | {"masked_text", "strong", "other_text", "image_id", "text_id"}
     losses, gradients = [], []
     for step in range(first, last):
@@ -225,9 +227,8 @@ def _steps(objective: dict[str, Any], first: int, last: int, saved: bytes | None
         gradients.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters])
     written = state.state_dict()
     tensors = {f"{part}.{name}": t.clone() for part in ("encoder", "objective", "teacher") for name, t in written[part].items()}
-    file = io.BytesIO()
-    torch.save(written, file)
-    return Outcome(losses, gradients, tensors, file.getvalue())
+    weights, rest = encode(written)
+    return Outcome(losses, gradients, tensors, (safetensors.torch.save(weights), rest))
 
 
 def _on(workers: int, objective: dict[str, Any]) -> list[Outcome]:
@@ -257,7 +258,7 @@ def _on(workers: int, objective: dict[str, Any]) -> list[Outcome]:
                     raise AssertionError(f"worker {rank} of {workers} died") from None
                 assert not isinstance(answer, str), f"worker {rank} of {workers} failed: {answer}"
                 losses, gradients, state = torch.load(io.BytesIO(answer), weights_only=True)
-                answers.append(Outcome(losses, gradients, state, b""))
+                answers.append(Outcome(losses, gradients, state, (b"", "")))
             return answers
         finally:
             for process in processes:

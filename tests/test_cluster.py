@@ -182,7 +182,12 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name and (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    for name in ("data/openmoji/shard.parquet", "runs/demo/state.pt", ".venv/lib/torch.so", "pipelines/__pycache__/a.pyc"):
+    for name in (
+        "data/openmoji/shard.parquet",
+        "runs/demo/state.safetensors",
+        ".venv/lib/torch.so",
+        "pipelines/__pycache__/a.pyc",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(os.urandom(2**20))
     return folder

@@ -58,7 +58,7 @@ def test_a_run_leaves_all_it_promises(home: Path) -> None:
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert manifest["attribution"] in (run / "report.html").read_text(encoding="utf-8")
     assert (run / "config.yaml").exists() and any((run / "tensorboard").iterdir())
-    assert len(list(run.glob("checkpoint_*/state.pt"))) == 2
+    assert len(list(run.glob("checkpoint_*/state.safetensors"))) == 2
 
 
 @pytest.mark.e2e

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -19,6 +20,10 @@ from pipelines.prepare.config import PrepareSettings
 from pipelines.program.display import Display
 from tests.in_process import Apart, succeed
 from tests.object_store import Store, object_store
+from tests.patience import wait_until
+from tests.training.program import Program
+from training.run_store import RunStore
+from training.tensor_tree import load_tree
 
 pytestmark = pytest.mark.e2e
 
@@ -59,9 +64,9 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def apart(store: Store) -> Iterator[Apart]:
+def apart(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
     """Where the environment names the store."""
-    apart = Apart(store.environment)
+    apart = Apart(store.environment | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))})
     yield apart
     apart.close()
 
@@ -96,26 +101,24 @@ def prepare(store: Store, apart: Apart, tmp_path_factory: pytest.TempPathFactory
     return make
 
 
-def train(run: Callable[..., str], folder: Path, name: str, data: str) -> list[float]:
-    """A short run with pixels in, two workers, on data in a store or on a disk. Returns its losses."""
+def config_of(folder: Path, name: str, data: str, storage: str) -> Path:
+    """A short run with pixels in, two workers, on data in a store or on a disk."""
     tree = {
         "name": name,
-        "storage": str(folder / "runs"),
+        "storage": storage,
         "data": {"path": data},
         "image_tower": {"name": "conv", "image_size": 24, "channels": [8, 16]},
         "text_tower": {"name": "bag", "width": 16, "max_tokens": 8},
         "embed_dim": 16,
         "epochs": 2,
-        "evaluation": {"every_epochs": 2},
         "global_batch_size": 20,
         "log_every": 1,
+        "checkpoint": {"every_steps": 2, "best": "loss"},
         "resources": {"num_workers": 2, "cpus_per_worker": 0.4},
         "tensorboard": False,
     }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
-    run("training", str(folder / f"{name}.yaml"))
-    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    return folder / f"{name}.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +146,62 @@ def test_preparing_through_faults_gives_what_a_disk_gives(store: Store, prepare:
         assert counts["rejected"] == {"truncated": len(BROKEN)}
 
 
-def test_training_through_faults_gives_what_a_disk_gives(
-    store: Store, apart: Apart, prepare: Prepare, on_disk: Callable, tmp_path: Path
+def test_a_run_in_a_store_outlives_its_node(
+    store: Store, apart: Apart, prepare: Prepare, on_disk: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Data, checkpoints and all: killed while it uploads one, it goes on on another node, through faults, as on a disk."""
     prepare("index")
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    config = config_of(tmp_path, "s3", store.uri("index"), store.uri("runs"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    with store.faulty(errors=0, stalls=0, resets=0, held="PUT .*checkpoint_00000008"):
+        first = Program(config)
+        try:
+            wait_until(lambda: store.held() > 0 or first.process.poll() is not None, first.text)
+            assert store.held(), first.text()
+        finally:
+            first.kill()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
     store.forget()
     with store.faulty(errors=0.05, stalls=0.02, resets=0.05):
-        losses = train(apart.succeed, tmp_path, "s3", store.uri("index"))
-    assert all(count > 0 for count in store.faults().values()), store.faults()
-    assert len(losses) >= 10 and losses == train(succeed, tmp_path, "disk", str(on_disk("index").path))
-    unusable = (tmp_path / "runs" / "s3" / "unusable.jsonl").read_text()
-    assert unusable == (tmp_path / "runs" / "disk" / "unusable.jsonl").read_text() and "truncated" in unusable
+        second = Program(config)
+        try:
+            assert second.wait() == 0, second.text()
+        finally:
+            second.kill()
+    assert "resuming from step 6" in second.text() and sum(store.faults().values()) > 3
+    succeed("training", str(config_of(tmp_path, "disk", str(on_disk("index").path), str(tmp_path / "runs"))))
+
+    def lines(data: bytes) -> list[dict[str, Any]]:
+        times = ("time", "seconds", "samples_per_second", "data_wait", "peak_memory_gib")
+        return [{name: value for name, value in json.loads(line).items() if name not in times} for line in data.splitlines()]
+
+    disk = tmp_path / "runs" / "disk"
+    for name in ("metrics.jsonl", "unusable.jsonl"):
+        found = store.get(f"runs/s3/{name}") or b""
+        assert lines(found) == lines((disk / name).read_bytes()) and found
+    there = RunStore(store.uri("runs", "s3"))
+    for folder in ("checkpoint_00000012", "best"):
+        ours, theirs = (load_tree(place, "state")["encoder"] for place in (there.opened(folder), disk / folder))
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    names = {name.partition("/")[0] for name in there.files()}
+    assert names == {path.name for path in disk.iterdir() if not path.name.startswith(".")} - {"placement_group"}
+    assert store.get("runs/s3/.lock") == b"{}"
+    result = json.loads(store.get("runs/s3/result.json") or b"")
+    assert result["step"] == 12 and result["metrics"] == json.loads((disk / "result.json").read_text())["metrics"]
+    # A third node scores it, and keeps the embeddings in the store.
+    scored = {
+        "checkpoint": there.uri,
+        "data": store.uri("index"),
+        "tasks": ["retrieval"],
+        "output": str(tmp_path / "out"),
+        "cache": store.uri("cache"),
+    }
+    (tmp_path / "scored.yaml").write_text(yaml.safe_dump(scored))
+    apart.succeed("evaluation", str(tmp_path / "scored.yaml"))
+    (file,) = (tmp_path / "out").glob("s3/*/retrieval/result.json")
+    scores = json.loads(file.read_text())["scores"]
+    recalls = {name.rpartition("/")[2]: value for name, value in result["metrics"].items() if name.endswith("_recall@1")}
+    assert recalls and all(scores[name] == value for name, value in recalls.items())
+    assert any(name.endswith("/bank.json") for name in RunStore(store.uri("cache")).files())

@@ -22,7 +22,7 @@ from tuning.sweep import sweep
 QUIET = Display(quiet=True)
 CONTENTS: dict[str, list[str]] = {
     "thesis": ["thesis.tex", "figures/a.png", "config.yaml"],
-    "run": [".lock", "config.yaml", "metrics.jsonl", "checkpoint_00000006/state.pt"],
+    "run": [".lock", "config.yaml", "metrics.jsonl", "checkpoint_00000006/state.safetensors"],
     "copied run": ["config.yaml", "result.json", "best/best.json"],
     "sweep": [".lock", "sweep.json", "trials/a/trial.json"],
     "dataset": ["manifest.json", "content/a.parquet"],

@@ -53,17 +53,15 @@ def test_no_key_makes_a_local_path_of_a_uri(uri: str) -> None:
         with pytest.raises(ValidationError):
             adapter.validate_python(Path(uri))  # from Python; it has lost a slash
     refused = {key for key, value in found.items() if value != uri}
-    assert {"TrainSettings.storage", "SweepSettings.storage", "EvaluateSettings.output", "RunImageSettings.path"} <= refused
+    assert {"SweepSettings.storage", "EvaluateSettings.output", "RunImageSettings.path"} <= refused
     assert found["PrepareSettings.output"] == found["DataSettings.path"] == uri
 
 
 @pytest.mark.parametrize(
     ("model", "file", "key"),
     [
-        (TrainSettings, "training/configs/openmoji.yaml", "storage"),
         (SweepSettings, "tuning/sweeps/smoke.yaml", "storage"),
         (EvaluateSettings, "evaluation/configs/openmoji.yaml", "output"),
-        (EvaluateSettings, "evaluation/configs/openmoji.yaml", "checkpoint"),
     ],
 )
 def test_the_error_names_the_key_and_no_secret(model: type[Any], file: str, key: str) -> None:

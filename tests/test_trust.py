@@ -181,7 +181,8 @@ def test_features(tmp_path: Path, touched: Path) -> None:
 
 def test_checkpoints_and_weights(tmp_path: Path, touched: Path) -> None:
     config = load(TrainSettings, ROOT / "training/configs/from-scratch.yaml").model_dump(mode="json")
-    torch.save(Exploit(touched), tmp_path / "state.pt")
+    torch.save(Exploit(touched), tmp_path / "state.safetensors")
+    (tmp_path / "state.json").write_text("{}")
     (tmp_path / "checkpoint.json").write_text(json.dumps({"config": config}))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.MonkeyPatch.context() as patch:
@@ -189,13 +190,17 @@ def test_checkpoints_and_weights(tmp_path: Path, touched: Path) -> None:
         patch.setattr("training.checkpoint.trained_tower", lambda *_: Tower().describe())
         patch.setattr(Tower, "width", 4, raising=False)
         patch.setattr("training.checkpoint.tokenizer_of", lambda *_: type("T", (), {"vocabulary_size": 1}))
-        assert "state.pt" in one_line(lambda: load_encoder(tmp_path))
+        seal(tmp_path)
+        assert "state.safetensors" in one_line(lambda: load_encoder(tmp_path))
     tower = tmp_path / "towers" / "text_tower"
     tower.mkdir(parents=True)
-    torch.save(Exploit(touched), tower / "tower.pt")
+    torch.save(Exploit(touched), tower / "tower.safetensors")
+    (tower / "tower.json").write_text("{}")
     seal(tower)
-    assert "tower.pt" in one_line(lambda: frozen(BagSettings(name="bag"), "text_tower", tmp_path))
-    assert "k: " in one_line(lambda: load_weights(torch.nn.Linear(1, 1), tmp_path / "state.pt", "k"))
+    assert "tower.safetensors" in one_line(lambda: frozen(BagSettings(name="bag"), "text_tower", tmp_path))
+    weights = tmp_path / "weights.pt"
+    torch.save(Exploit(touched), weights)
+    assert "k: " in one_line(lambda: load_weights(torch.nn.Linear(1, 1), weights, "k"))
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{}"])
@@ -243,12 +248,18 @@ def test_nothing_is_unpickled() -> None:
     for path, name, call in calls():
         options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         where = f"{path}:{call.lineno}: {name}"
-        if name == "torch.load":
-            assert options.get("weights_only") == "True", where
         if name.startswith("Auto") and name.endswith(".from_pretrained"):  # left open, it asks the terminal
             assert options.get("trust_remote_code") == "False", where
         assert options.get("allow_pickle", "False") == "False" and options.get("trust_remote_code", "False") == "False", where
-        unpickling = name in ("pickle.load", "pickle.loads", "cloudpickle.loads", "joblib.load", "yaml.load", "pd.read_pickle")
+        unpickling = name in (
+            "torch.load",
+            "pickle.load",
+            "pickle.loads",
+            "cloudpickle.loads",
+            "joblib.load",
+            "yaml.load",
+            "pd.read_pickle",
+        )
         # What a process and the child that it started say to each other; bytes of data go through it as bytes.
         assert not unpickling or path == "pipelines/io/child_process.py", where
         opens = name in ("pq.ParquetFile", "pq.read_table", "pa.ipc.open_stream", "pa.ipc.open_file", "pd.read_parquet")

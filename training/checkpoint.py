@@ -1,9 +1,9 @@
 """Saving and loading checkpoints, and embedding images and texts with one.
 
-state.pt         TrainState.state_dict()
-checkpoint.json  resolved config, dataset fingerprint, code version, step
-tokenizer.json   the text tower's
-digests.json     a digest of each of these files (checkpoint_registry.py)
+state.safetensors, state.json   TrainState.state_dict() (tensor_tree.py)
+checkpoint.json                 resolved config, dataset fingerprint, code version, step
+tokenizer.json                  the text tower's
+digests.json                    a digest of each of these files (checkpoint_registry.py)
 """
 
 import json
@@ -18,17 +18,20 @@ from PIL import Image
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.dataset.views import eval_view
+from pipelines.io.retry import is_remote
 from pipelines.program.errors import UserError
 from pipelines.program.own_class import as_data
 from pipelines.program.settings import validate
-from training.checkpoint_registry import ABOUT, DIGESTS, FORMAT, check, newest_checkpoint, seal
+from training.checkpoint_registry import ABOUT, DIGESTS, FORMAT, STATE, check, newest_checkpoint, seal
 from training.config import TrainSettings
 from training.encoder import DualEncoder
 from training.fingerprint import fingerprint
 from training.objectives.base import ForeignObjective
 from training.plan import Plan
+from training.run_store import opened_run
 from training.saved_towers import locked_tower, tokenizer_of, towers_of, trained_tower
 from training.state import TrainState, unwrap
+from training.tensor_tree import files_of, load_tree, save_tree
 from training.towers.padding import Padded
 
 EXPORT = "raylign.json"  # in an export to safetensors, which opens like a checkpoint
@@ -37,7 +40,7 @@ EXPORT = "raylign.json"  # in an export to safetensors, which opens like a check
 def save_checkpoint(folder: Path, state: TrainState, plan: Plan, metrics: dict[str, Any]) -> None:
     """Write all files of a checkpoint, and their digests, into a folder. The checkpoint is valid once it is registered."""
     encoder: Any = unwrap(state.encoder)
-    torch.save(state.state_dict(), folder / "state.pt")
+    save_tree(state.state_dict(), folder, STATE)
     (folder / "tokenizer.json").write_text(plan.tokenizer.json, encoding="utf-8")
     about = {
         "format": FORMAT,
@@ -57,14 +60,14 @@ def save_checkpoint(folder: Path, state: TrainState, plan: Plan, metrics: dict[s
     seal(folder)
 
 
-def load_checkpoint(folder: Path, state: TrainState, plan: Plan, device: torch.device) -> None:
+def load_checkpoint(folder: Path, state: TrainState, plan: Plan) -> None:
     """Load a checkpoint into the state. Raises `UserError` if it is damaged, or was trained on other data."""
     check(folder)
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     trained_on, data = about["dataset"]["fingerprint"], plan.stream.prepared
     if trained_on != data.fingerprint:
         raise other_data(folder, trained_on, data)
-    state.load_state_dict(_state(folder, device))
+    state.load_state_dict(_state(folder))
 
 
 def other_data(folder: Path, trained_on: str, data: Prepared) -> UserError:
@@ -76,12 +79,12 @@ def other_data(folder: Path, trained_on: str, data: Prepared) -> UserError:
     )
 
 
-def _state(folder: Path, device: torch.device) -> dict[str, Any]:
-    """Tensors and numbers of a checkpoint; no code in it is run. Raises `UserError` if torch cannot load the file."""
+def _state(folder: Path) -> dict[str, Any]:
+    """Tensors and values of a checkpoint, on the CPU. Raises `UserError` if its files hold something else."""
     try:
-        return torch.load(folder / "state.pt", map_location=device, weights_only=True)
-    except Exception as error:  # pickle, zip and torch each raise their own errors
-        problem = f"torch cannot load {folder / 'state.pt'} as a state ({type(error).__name__})"
+        return load_tree(folder, STATE)
+    except (OSError, ValueError) as error:
+        problem = f"{folder / files_of(STATE)[0]} and {files_of(STATE)[1]} hold no state ({' '.join(str(error).split())[:150]})"
         raise UserError("checkpoint", problem, "copy the checkpoint again, or give another one") from None
 
 
@@ -95,11 +98,16 @@ class Trained(NamedTuple):
     bias: float | None  # added to the scaled cosines, if the objective has one that is ours
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The folder itself if it is a checkpoint, else the newest checkpoint of a run's folder. Raises `UserError` if neither."""
+def find_checkpoint(path: Path | str) -> Path:
+    """The folder itself if it is a checkpoint, else the newest checkpoint of a run's folder; of a URI, this node's copy.
+
+    Raises `UserError` if there is neither.
+    """
+    if isinstance(path, str):
+        return opened_run(path)
     if not path.is_dir():
         raise UserError("checkpoint", f"{path} is not a folder", "give a run such as runs/demo, or one of its checkpoints")
-    return path if any((path / name).exists() for name in ("state.pt", ABOUT, DIGESTS, EXPORT)) else newest_checkpoint(path)
+    return path if any((path / name).exists() for name in (ABOUT, DIGESTS, EXPORT)) else newest_checkpoint(path)
 
 
 def load_encoder(folder: Path) -> Trained:
@@ -131,7 +139,7 @@ def load_encoder(folder: Path) -> Trained:
     ]
     heads = [head.build(tower.width, settings.embed_dim) for head, tower in zip(settings.heads, towers, strict=True)]
     encoder = DualEncoder(*towers, *heads).eval()
-    saved = _state(folder, torch.device("cpu"))
+    saved = _state(folder)
     locked = tuple(f"{key}." for key, tower in sides.items() if tower.mode == "locked")
     missing, unexpected = encoder.load_state_dict(saved["encoder"], strict=False)
     wrong = [name for name in missing if not name.startswith(locked)] + list(unexpected)
@@ -189,5 +197,5 @@ class CheckpointEmbedder:
 
 
 def load_embedder(checkpoint: str) -> CheckpointEmbedder:
-    """The embedder of a run's folder, or of one of its checkpoints; `embedder=training.checkpoint:load_embedder` in a config."""
-    return CheckpointEmbedder(find_checkpoint(Path(checkpoint)))
+    """The embedder of a run's folder or URI, or of one of its checkpoints; it is `embedder=training.checkpoint:load_embedder`."""
+    return CheckpointEmbedder(find_checkpoint(checkpoint if is_remote(checkpoint) else Path(checkpoint)))

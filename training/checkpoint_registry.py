@@ -20,9 +20,11 @@ from pipelines.program.settings_base import digest
 
 DIGESTS = "digests.json"
 ABOUT = "checkpoint.json"
-FORMAT = 2  # in checkpoint.json; format 1 has neither this key nor digests
+STATE = "state"  # the name of the tree (tensor_tree.py)
+FORMAT = 3  # in checkpoint.json; formats 1 and 2 had the state in a pickle
+_OLD_STATE = "state.pt"
 NEWEST = "newest_checkpoint.json"  # in runs without Ray Train: names of all checkpoints, the newest last
-_KEPT = "checkpoint_manager_snapshot.kept.json"  # our copy of Ray Train's list, as of the last time it was complete
+KEPT_LIST = "checkpoint_manager_snapshot.kept.json"  # our copy of Ray Train's list, as of the last time it was complete
 _NAME = re.compile(r"checkpoint_[0-9]+")
 _BLOCK = 1 << 22  # bytes
 
@@ -41,14 +43,11 @@ def damage(folder: Path) -> str | None:
     if not folder.is_dir():
         return "is missing"
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        without_digests = about["config"] is not None and "format" not in about
+        json.loads((folder / ABOUT).read_text(encoding="utf-8"))["config"]
     except FileNotFoundError:
         return f"{ABOUT} is missing"
     except (OSError, ValueError, LookupError, TypeError) as error:
         return f"{ABOUT} is not what was saved ({type(error).__name__})"
-    if without_digests and not (folder / DIGESTS).exists():
-        return None if (folder / "state.pt").exists() else "state.pt is missing"
     return changed(folder)
 
 
@@ -72,6 +71,7 @@ def changed(folder: Path) -> str | None:
 
 def check(folder: Path) -> None:
     """Raises a `UserError` that names the damaged file of a checkpoint and, if the run has one, the newest intact checkpoint."""
+    _check_format(folder)
     what = damage(folder)
     if what is None:
         return
@@ -81,6 +81,14 @@ def check(folder: Path) -> None:
     raise UserError("checkpoint", f"{folder} is damaged: {what}", remedy)
 
 
+def _check_format(folder: Path) -> None:
+    """Raises `UserError` for a checkpoint of an earlier version, whose state is a pickle: loading one can run code."""
+    if (folder / _OLD_STATE).exists():
+        problem = f"{folder} is of an earlier version of raylign, which saved {_OLD_STATE}, a pickle; this one loads none"
+        remedy = "train again, or export it with that version: raylign export RUN --to safetensors"
+        raise UserError("checkpoint", problem, remedy)
+
+
 def registered(run: Path) -> list[Path]:
     """The finished checkpoints in a run's folder according to its lists, the newest last; some may be damaged."""
     names: list[str] = []
@@ -88,7 +96,7 @@ def registered(run: Path) -> list[Path]:
         listed = _json(run / NEWEST)
         folders = [path.name for path in run.glob("checkpoint_*")]  # if the list is damaged: a folder is complete once renamed
         names = [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else folders
-    for tree in (_listed(run / _KEPT), _listed(run / SNAPSHOT)):
+    for tree in (_listed(run / KEPT_LIST), _listed(run / SNAPSHOT)):
         if tree is not None:
             names += snapshot_checkpoints(tree)
     unique = dict.fromkeys(name for name in names if isinstance(name, str) and _NAME.fullmatch(name))
@@ -117,11 +125,13 @@ def settle(run: Path, tell: Callable[[str], None]) -> Path | None:
 
     Newer damaged ones are reported and renamed to damaged-checkpoint_...; incomplete checkpoints are deleted. None if no
     checkpoint was ever finished: the run starts at step 0. Raises `UserError` if there are checkpoints, but none is intact, or no
-    list of them.
+    list of them, or of an earlier version.
     """
     for leftover in run.glob("*.json.partial-*"):
         leftover.unlink()
     checkpoints, damaged = registered(run), []
+    for path in checkpoints:
+        _check_format(path)
     while checkpoints and (what := damage(checkpoints[-1])) is not None:
         damaged.append((checkpoints.pop(), what))
     if damaged and not checkpoints:
@@ -152,8 +162,8 @@ def settle(run: Path, tell: Callable[[str], None]) -> Path | None:
 def _check_list(run: Path) -> None:
     """Raises `UserError` for several intact checkpoints without a list of them: the second is begun after the first list."""
     intact = [path for path in run.glob("checkpoint_*") if _NAME.fullmatch(path.name) and damage(path) is None]
-    if len(intact) > 1 and not any((run / name).exists() for name in (NEWEST, SNAPSHOT, _KEPT)):
-        problem = f"{run} holds {len(intact)} checkpoints, and no list of them ({NEWEST}, or {SNAPSHOT} and {_KEPT})"
+    if len(intact) > 1 and not any((run / name).exists() for name in (NEWEST, SNAPSHOT, KEPT_LIST)):
+        problem = f"{run} holds {len(intact)} checkpoints, and no list of them ({NEWEST}, or {SNAPSHOT} and {KEPT_LIST})"
         raise UserError("checkpoint", problem, "copy it too, give another name=, or pass overwrite=true")
 
 
@@ -165,7 +175,7 @@ def keep_snapshot(run: Path) -> bool:
     """
     tree = _listed(run / SNAPSHOT)
     if tree is not None:
-        put(run / _KEPT, json.dumps({"list": tree, "digest": digest(tree)}))
+        put(run / KEPT_LIST, json.dumps({"list": tree, "digest": digest(tree)}))
     return tree is not None
 
 
@@ -181,7 +191,7 @@ def _rewrite(run: Path, names: Sequence[str]) -> None:
 
     Our copy of the list is trusted first, because it has a digest; then Ray's, if a process died before it was copied.
     """
-    trees = [tree for file in (_KEPT, SNAPSHOT) if (tree := _listed(run / file)) is not None]
+    trees = [tree for file in (KEPT_LIST, SNAPSHOT) if (tree := _listed(run / file)) is not None]
     tree = next(tree for tree in trees if names[-1] in snapshot_checkpoints(tree))
     put(run / SNAPSHOT, json.dumps(snapshot_with(tree, names)))
     keep_snapshot(run)

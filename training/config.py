@@ -10,7 +10,7 @@ from evaluation.suite import Labels, Positions, SuiteSettings
 from pipelines.dataset.views import Augment
 from pipelines.features.frozen_encoders import Search
 from pipelines.program.config_errors import plain
-from pipelines.program.path_keys import LocalPlace, Place
+from pipelines.program.path_keys import Place
 from pipelines.program.settings_base import Settings
 from training.encoder import AugmentedHead, HeadSettings, HeadUnion, LinearHead
 from training.learning_rate import ScheduleSettings
@@ -140,7 +140,9 @@ class TrainSettings(Settings):
 
     renamed: ClassVar[dict[str, str]] = {"guides": "frozen_encoders"}
     name: str = Field(description="the run writes under storage/name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: LocalPlace = Field(Path("runs"), description="folder of all runs; on a cluster, one that all nodes share")
+    storage: Place = Field(
+        Path("runs"), description="folder of all runs, or a URI such as s3://bucket/runs; on a cluster, one that all nodes reach"
+    )
     data: DataSettings
     seed: int = Field(0, ge=0, description="seed of initial weights, order, views and dropout")
     image_tower: ImageTowerUnion = Field(description="the image half")

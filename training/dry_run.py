@@ -19,6 +19,7 @@ from training.plan import Plan
 from training.saved_towers import Frozen, has_copy
 from training.state import TrainState
 from training.step import gradients
+from training.tensor_tree import encode
 from training.towers.base import batch_statistics
 from training.towers.pretrained import first_line
 from training.towers.text import TextTowerSettings
@@ -70,6 +71,7 @@ def check_build(plan: Plan) -> None:
     optimizer = settings.optimizer.build([encoder, objective])
     _check_batch_statistics(plan, encoder.train())
     state = TrainState(encoder, objective, teacher, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    encode(state.state_dict())
     try:
         _rehearse(plan, state)
     except UserError:

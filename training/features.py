@@ -27,7 +27,7 @@ class BankSettings(Settings):
     """Which features of a prepared dataset's images and captions to compute."""
 
     dataset: Place = Field(
-        description="prepared dataset; features are stored in its folder, so it must be on a disk that all nodes share"
+        description="prepared dataset; features are stored in its folder, on a disk that all nodes share or in a store"
     )
     image_encoder: ImageTowerUnion | None = Field(None, description="encoder of all images; needs pretrained weights")
     text_encoder: TextTowerUnion | None = Field(None, description="encoder of all captions; needs pretrained weights")
@@ -47,7 +47,7 @@ class BankSettings(Settings):
         return self
 
 
-def compute_banks(settings: BankSettings, display: Display) -> list[Path]:
+def compute_banks(settings: BankSettings, display: Display) -> list[Path | str]:
     """Compute missing features, check existing ones, and return their folders. Raises `UserError`."""
     for key, encoder in (("image_encoder", settings.image_encoder), ("text_encoder", settings.text_encoder)):
         if encoder is not None:
@@ -63,7 +63,7 @@ def compute_banks(settings: BankSettings, display: Display) -> list[Path]:
     check_towers([tower for tower in (image, text) if tower is not None], None)
     cluster.start(display.verbose)
     pool = Pool(_actors(settings), settings.use_gpu)
-    banks: list[Path] = []
+    banks: list[Path | str] = []
     if image is not None:
         banks.append(image_bank(prepared, image, pool, display))
         display.line(f"bank of images: {banks[-1]}")

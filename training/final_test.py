@@ -21,6 +21,7 @@ from training.held_out import merged_scores
 from training.loop import this_worker
 from training.plan import Plan
 from training.ray_train import run_workers
+from training.run_store import RunStore, kept, store_of
 from training.validation import embed_held_out
 
 _FILE = "test.json"
@@ -35,24 +36,27 @@ def run_final_test(plan: Plan, folder: Path, data_cpus: float, display: Display)
         problem = f"'{metric}' never had a value in {folder}, so no checkpoint was chosen"
         raise UserError("checkpoint.best", problem, "name another metric, and another name= for the run")
     aside = folder / "testing"  # Ray Train's own files
-    config = {"plan": plan, "data_cpus": data_cpus, "folder": folder}
+    config = {"plan": plan, "data_cpus": data_cpus, "folder": folder, "store": store_of(folder)}
     content = run_workers(_test_worker, config, plan.settings.resources, aside, display)
     shutil.rmtree(aside, ignore_errors=True)
     put(place, json.dumps(content, indent=1))
+    kept(folder, _FILE)
     return content
 
 
 def _test_worker(config: dict[str, Any]) -> dict[str, Any]:
     """The function that each Ray Train worker runs."""
     configure_data()
-    return score_chosen(config["plan"], config["folder"], this_worker(config["data_cpus"]))
+    store: RunStore | None = config["store"]
+    folder = config["folder"] if store is None else store.opened("best").parent
+    return score_chosen(config["plan"], folder, this_worker(config["data_cpus"]))
 
 
 def score_chosen(plan: Plan, folder: Path, worker: Worker) -> dict[str, Any]:
     """Scores of `best/` on the test split, and how that checkpoint was chosen; the same on every worker."""
     assert plan.test is not None
     encoder, state = build_state(plan, worker, folder / "best")
-    load_checkpoint(folder / "best", state, plan, worker.device)
+    load_checkpoint(folder / "best", state, plan)
     rows = embed_held_out(encoder, plan, plan.test, worker)
     scores = score(plan.test.data, rows.images, rows.texts, rows.prompts)
     return {

@@ -7,9 +7,9 @@ The result, the page and sweeps read these files, and none of them needs Ray or 
 """
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ import numpy as np
 from evaluation.metrics import mean_recalls
 from evaluation.suite import HeldOut, Scores
 from evaluation.tasks.retrieval import Retrieval
+from pipelines.io import storage
+from pipelines.io.patient import outlast
 from pipelines.program.errors import UserError
-from training.checkpoint_registry import put
 
-_FILE = "held_out.json"
+HELD_OUT = "held_out.json"
 
 
 @dataclass(frozen=True)
@@ -33,29 +34,34 @@ class HeldOutEmbeddings:
     prompts: np.ndarray
 
 
-def keep_held_out(folder: Path, step: int, splits: Sequence[tuple[str, HeldOut, HeldOutEmbeddings, Scores]]) -> None:
+def keep_held_out(folder: Path | str, step: int, splits: Sequence[tuple[str, HeldOut, HeldOutEmbeddings, Scores]]) -> None:
     """Write both kinds of files. `splits`: of each its file name, data, embeddings and scores; the run's own split first.
 
-    They are written before the last checkpoint is registered, so a run that has that checkpoint has these files.
+    They are written before the last checkpoint is registered, so a run that has that checkpoint has these files. `folder`: may be
+    the run's URI in a store.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for name, _, rows, _ in splits:
-        aside = folder / f"{name}.partial-{os.getpid()}"
-        with aside.open("wb") as file:
-            np.savez(file, **asdict(rows))
-        aside.rename(folder / name)
+        _written(storage.join(folder, name), partial(np.savez, **asdict(rows)))
     _, data, own, _ = splits[0]
     content = {"step": step, **merged_scores([scores for *_, scores in splits]), "gallery": _gallery(data, own)}
-    put(folder / _FILE, json.dumps(content))
+    _written(storage.join(folder, HELD_OUT), lambda file: file.write(json.dumps(content).encode()))
+
+
+def _written(place: Path | str, write: Callable[[Any], object]) -> None:
+    def attempt() -> None:
+        with storage.written(place) as aside, aside.open("wb") as file:
+            write(file)
+
+    outlast(attempt)
 
 
 def read_held_out(folder: Path) -> dict[str, Any]:
     """step, metrics, baselines, sample_sizes, gallery. Raises `UserError` if the file is missing or not readable."""
     try:
-        return json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        return json.loads((folder / HELD_OUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(
-            str(folder / _FILE), "missing or not readable", "let the training command finish, or train again"
+            str(folder / HELD_OUT), "missing or not readable", "let the training command finish, or train again"
         ) from None
 
 

@@ -27,6 +27,7 @@ from training.distributed import total
 from training.held_out import keep_held_out
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS
 from training.plan import Plan
+from training.run_store import RunStore
 from training.state import TrainState
 from training.step import over_workers, train_step
 from training.stopping import Asked, Stopped
@@ -47,6 +48,7 @@ Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """The function that each Ray Train worker runs: `train`, from the newest checkpoint on."""
     plan: Plan = config["plan"]
+    store: RunStore | None = config["store"]
     configure_data()
     worker = this_worker(config["data_cpus"])
 
@@ -59,10 +61,16 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             if worker.rank == 0:
                 save(Path(folder))
                 saved = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=f"checkpoint_{metrics['step']:08d}")
+            place = f"checkpoint_{metrics['step']:08d}"
+            upload = None if store is None else store.upload
+            ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=place, checkpoint_upload_fn=upload)
 
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None and store is not None:
+        checkpoint = ray.train.Checkpoint.from_directory(store.opened(Path(checkpoint.path).name))
+    keep = partial(keep_held_out, config["folder"] if store is None else store.uri)
     with Asked(config["folder"]) if worker.rank == 0 else nullcontext(_never) as asked:
-        return train(plan, worker, report, ray.train.get_checkpoint(), asked, partial(keep_held_out, config["folder"]))
+        return train(plan, worker, report, checkpoint, asked, keep)
 
 
 def _never() -> bool:
@@ -96,7 +104,7 @@ def train(
     with checkpoint.as_directory() if checkpoint is not None else nullcontext() as folder:
         encoder, state = build_state(plan, worker, Path(folder) if folder else None)
         if folder:
-            load_checkpoint(Path(folder), state, plan, worker.device)
+            load_checkpoint(Path(folder), state, plan)
     clock = Clock(settings, state.seconds)
     cut = masks_to_cut(plan, encoder, state)
     encoder.train()

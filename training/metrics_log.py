@@ -19,8 +19,10 @@ import ray.train
 from evaluation.metrics import mean_recalls
 from pipelines.program.causes import cause_of, first_cause
 from pipelines.program.errors import UserError
-from training.checkpoint_registry import ABOUT, damage, keep_snapshot, newest_checkpoint, seal
+from pipelines.program.ray_internals import SNAPSHOT
+from training.checkpoint_registry import ABOUT, KEPT_LIST, damage, keep_snapshot, newest_checkpoint, seal
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, read_metrics
+from training.run_store import appended, fetched, kept, store_of
 
 _FIRST_WAIT = 2.0  # seconds before the second attempt; doubles with every further one
 _LONGEST_WAIT = 60.0
@@ -76,8 +78,13 @@ class Recorder(ray.train.UserCallback):
         """Called in the controller once all workers have reported."""
         line = self.write(*metrics)
         if checkpoint is not None:
-            self._retried("the list of checkpoints", lambda: keep_snapshot(self._run))
+            self._retried("the list of checkpoints", self._keep_list)
             self.keep_best(line, checkpoint)
+
+    def _keep_list(self) -> None:
+        fetched(self._run, SNAPSHOT)
+        keep_snapshot(self._run)
+        kept(self._run, KEPT_LIST)
 
     def _retried(self, what: str, work: Callable[[], Any]) -> None:
         """Call `work`, and again after an `OSError`; repeating it must not write anything twice."""
@@ -108,6 +115,7 @@ class Recorder(ray.train.UserCallback):
     def _append(self, line: dict[str, Any]) -> None:
         self._log = self._log or MetricsLog(self._run / "metrics.jsonl")
         self._log.append(line)
+        appended(self._run, "metrics.jsonl")
 
     def _add_events(self, line: dict[str, Any]) -> None:
         writer, self._writer = self._writer, None  # after an error, a new writer removes what was written for this step
@@ -130,6 +138,7 @@ class Recorder(ray.train.UserCallback):
         written, self._unusable = self._unusable, None  # after an error they are read again
         new = {sample_id: reason for sample_id, reason in rows if sample_id not in written}
         append_lines(path, [{"sample_id": sample_id, "reason": reason} for sample_id, reason in new.items()])
+        appended(self._run, UNUSABLE)
         self._unusable = written | new.keys()
 
     def catch_up(self) -> None:
@@ -163,16 +172,21 @@ class Recorder(ray.train.UserCallback):
         aside, old = self._run / "best.partial", self._run / "best.old"
         for leftover in (aside, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        checkpoint.to_directory(str(aside))
+        if (store := store_of(self._run)) is not None:
+            shutil.copytree(store.opened(Path(checkpoint.path).name), aside)
+        else:
+            checkpoint.to_directory(str(aside))
         (aside / "best.json").write_text(json.dumps({"metric": self._best, "value": value, "step": step}))
         seal(aside)
         if (self._run / "best").exists():
             (self._run / "best").rename(old)
         aside.rename(self._run / "best")
         shutil.rmtree(old, ignore_errors=True)
+        kept(self._run, "best")
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called in the controller before it restarts workers."""
         errors = {rank: cause_of(error) for rank, error in worker_exceptions.items()}
         line = {"time": round(time.time(), 3), "cause": first_cause(worker_exceptions), "workers": errors}
         self._retried("restarts.jsonl", lambda: append_lines(self._run / "restarts.jsonl", [line]))
+        appended(self._run, "restarts.jsonl")

@@ -14,6 +14,7 @@ from pipelines.program.errors import UserError
 from pipelines.program.import_string import call
 from pipelines.program.settings_base import Settings
 from training import timm_names
+from training.tensor_tree import encode
 
 _KEYS = ("optimizer.name", "optimizer.options", "mypackage.mymodule:MyOptimizer")  # for errors
 _USUAL = ("adamw", "sgd", "adam")  # accepted without importing timm, which takes a second
@@ -61,6 +62,7 @@ class OptimizerSettings(Settings):
             optimizer = self.build([toy])
             toy(torch.ones(1, 2)).sum().backward()
             optimizer.step()
+            encode(optimizer.state_dict())
         except UserError:
             raise
         except Exception as error:  # each optimizer raises its own errors

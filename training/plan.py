@@ -37,8 +37,8 @@ class Scored:
 
     data: HeldOut
     images: Stream
-    text_bank: Path | None  # features of all captions by text_id, if the text tower is locked
-    prompt_bank: Path | None  # features of all prompts, if the text tower is locked
+    text_bank: Path | str | None  # features of all captions by text_id, if the text tower is locked
+    prompt_bank: Path | str | None  # features of all prompts, if the text tower is locked
     file: str  # in the run's folder, for its embeddings: held_out.npz for the run's own split
 
 
@@ -214,7 +214,8 @@ def keep_towers(plan: Plan, run: Path) -> None:
 
 def tower_cache(prepared: Prepared) -> Path | None:
     """The folder of a dataset in which its runs share copies of towers; None if the dataset is not on a disk."""
-    return None if is_remote(prepared.path) else feature_store.folder_of(prepared)
+    folder = None if is_remote(prepared.path) else feature_store.folder_of(prepared)
+    return folder if isinstance(folder, Path) else None
 
 
 def frozen_towers(settings: TrainSettings, run: Path | None) -> dict[str, Frozen]:

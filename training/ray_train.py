@@ -21,6 +21,7 @@ from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
 from training.placement import Watch, bundles, most_that_fit, room
 from training.plan import Plan
+from training.run_store import RunStore, store_of
 from training.stopping import ask, forget
 
 
@@ -42,7 +43,7 @@ def fit(
         tensorboard = find_spec("tensorboard") is not None
     recorder = Recorder(folder, settings.checkpoint.best, settings.checkpoint.mode, tensorboard, wanted.max_failures)
     recorder.catch_up()
-    config = {"plan": plan, "data_cpus": data_cpus, "folder": folder}
+    config = {"plan": plan, "data_cpus": data_cpus, "folder": folder, "store": store_of(folder)}
     keep = ray.train.CheckpointConfig(num_to_keep=settings.checkpoint.keep)
     forget(folder)
     with _Follower(folder, plan, display), interrupts.asking(partial(_stop_workers, folder)):
@@ -84,8 +85,7 @@ def run_workers(
             num_workers=wanted.num_workers, use_gpu=wanted.use_gpu, resources_per_worker=worker
         ),
         run_config=ray.train.RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent),
+            **_place(folder),
             failure_config=ray.train.FailureConfig(max_failures=wanted.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="INFO" if display.verbose else "ERROR"),
             callbacks=[EndAtOnce(), *callbacks, room(data_cpus, folder)],
@@ -102,6 +102,15 @@ def run_workers(
         cause = first_cause(failures) if failures else cause_of(error)
         remedy = "--verbose shows all, the same command resumes from the last checkpoint"
         raise UserError("", f"training stopped: {cause}", remedy) from None
+
+
+def _place(folder: Path) -> dict[str, Any]:
+    """Where Ray Train keeps its files: in a folder that is a run's, or one inside a run's."""
+    if (store := store_of(folder)) is not None:
+        return store.ray_options()
+    if (store := store_of(folder.parent)) is not None:
+        return RunStore(store.at(folder.name)).ray_options()
+    return {"name": folder.name, "storage_path": str(folder.parent)}
 
 
 class _Follower:

@@ -26,6 +26,7 @@ from typing import Any
 from evaluation.suite import Scores
 from pipelines.dataset.prepared import Prepared
 from pipelines.features.feature_store import Pool
+from pipelines.io import storage
 from pipelines.program import cluster, interrupts, path_keys, yaml_text
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
@@ -36,7 +37,7 @@ from training.checkpoint_registry import ABOUT, newest_checkpoint, newest_step, 
 from training.config import TrainSettings
 from training.data import check_metric, open_data
 from training.dry_run import check_build, check_towers
-from training.held_out import read_held_out
+from training.held_out import HELD_OUT, read_held_out
 from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import (
     Plan,
@@ -47,13 +48,22 @@ from training.plan import (
     tower_cache,
 )
 from training.resources import Cluster, current_cluster, expected_cluster, plan_resources, range_in_words
+from training.run_store import emptied, fetched, finished, kept, place_of, settled, working_copy
 from training.warmup import warmup_warning
 from training.weight_sources import check_sources
 
 
 def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     """Train, or resume training, and return the content of `result.json`."""
-    folder = (settings.storage / settings.name).absolute()
+    place = storage.join(storage.absolute(settings.storage), settings.name)
+    if isinstance(place, Path):
+        return _run(settings, place, display)
+    with working_copy(place, display.line) as folder:
+        return _run(settings, folder, display)
+
+
+def _run(settings: TrainSettings, folder: Path, display: Display) -> dict[str, Any]:
+    """`folder`: the run's, or the working copy of one in a store."""
     path_keys.check_folder(folder, "storage")
     path_keys.check_kind(folder, "training run", "name")
     data = open_data(settings)  # checks the test split too, before the hours of training
@@ -61,7 +71,9 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     settings.optimizer.check()
     done = None if settings.overwrite else _earlier(folder, settings, data.prepared)
     if done is not None:
-        display.line(f"{folder}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again")
+        display.line(
+            f"{place_of(folder)}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again"
+        )
         _show(done, display, folder)
         return done
     # What costs seconds to ask comes after what does not: imports of Ray, then of timm.
@@ -81,7 +93,8 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         run_folder = None if replaces else folder
         checkpoint = None
         if not replaces:
-            checkpoint = settle(folder, display.line)
+            checkpoint = settle(folder, lambda text: display.line(text.replace(str(folder), str(place_of(folder)))))
+            settled(folder)
             if started_before:
                 _say_where(folder, data.order.steps_per_epoch * settings.epochs, display)
         phases = _Phases()
@@ -100,12 +113,15 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
             check_build(plan)
         if replaces:
             _empty(folder)
+            emptied(folder)
             replaces = False
         keep_towers(plan, folder)
         phases.end("features")
         put(folder / "config.yaml", yaml_text.dump(settings.model_dump(mode="json")))
+        kept(folder, "config.yaml")
         _announce(plan, display)
         returned = fit(plan, folder, data_cpus, display)
+        fetched(folder, HELD_OUT, *(scored.file for scored in plan.scored))
         phases.end("training")
         tested = {} if plan.test is None else {"test": run_final_test(plan, folder, data_cpus, display)}
         if tested:
@@ -113,10 +129,13 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
         result = result_of(plan, folder, returned, phases.seconds) | tested
         # The result first: if writing the page fails, the training is still finished.
         put(folder / "result.json", json.dumps(result, indent=1))
+        kept(folder, "result.json")
         write_report(folder, result, plan.held_out)
         phases.end("report")
         result["seconds"] = phases.seconds
         put(folder / "result.json", json.dumps(result, indent=1))
+        finished(folder)
+        kept(folder, "report.html", "tensorboard", "result.json")
     _show(result, display, folder)
     return result
 
@@ -211,18 +230,20 @@ def _pool(settings: TrainSettings, size: Cluster) -> Pool:
 def _kept(folder: Path, replaces: bool) -> str:
     """A message about what an interrupted run keeps; `replaces`: the earlier run is still there."""
     if replaces:
-        return f"the earlier run in {folder} was not replaced yet (with overwrite=true it would be)"
+        return f"the earlier run in {place_of(folder)} was not replaced yet (with overwrite=true it would be)"
     step = newest_step(folder)
-    return "no checkpoint was saved yet" if step is None else f"step {step:,} is kept in {newest_checkpoint(folder)}"
+    if step is None:
+        return "no checkpoint was saved yet"
+    return f"step {step:,} is kept in {storage.join(place_of(folder), newest_checkpoint(folder).name)}"
 
 
 def _say_where(folder: Path, steps: int, display: Display) -> None:
     """Show at which step a run that was started before resumes."""
     step = newest_step(folder)
     if step is None:
-        display.line(f"{folder}: started before, but there is no checkpoint to resume from; training begins at step 0")
+        display.line(f"{place_of(folder)}: started before, but there is no checkpoint to resume from; training begins at step 0")
     else:
-        display.line(f"{folder}: resuming from step {step:,} of {steps:,}")
+        display.line(f"{place_of(folder)}: resuming from step {step:,} of {steps:,}")
 
 
 def _announce(plan: Plan, display: Display) -> None:
@@ -311,4 +332,4 @@ def _show(result: dict[str, Any], display: Display, folder: Path) -> None:
         display.table(title, Scores.HEADER, tested.rows())
     if result.get("skipped"):
         display.line(f"{result['skipped']:,} of {result['step']:,} steps were skipped: their loss or gradient was not finite")
-    display.line(f"report: {folder / 'report.html'}")
+    display.line(f"report: {storage.join(place_of(folder), 'report.html')}")

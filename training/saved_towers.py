@@ -1,9 +1,9 @@
 """What a run saves of its towers, so that its folder opens on a machine without their packages, files or a hub.
 
-    RUN/checkpoint_.../checkpoint.json   the architecture of each tower in `state.pt`, without weights (`Tower.about`)
+    RUN/checkpoint_.../checkpoint.json   the architecture of each tower in `state`, without weights (`Tower.about`)
     RUN/checkpoint_.../tokenizer.json    the text tower's tokenizer
-    RUN/towers/KEY/tower.pt              of a tower that is not in checkpoints (a locked one or a frozen encoder): architecture,
-                                         weights, identity, and a text tower's tokenizer
+    RUN/towers/KEY/tower.safetensors     of a tower that is not in checkpoints (a locked one or a frozen encoder): its weights;
+               ... tower.json            its architecture, identity, and a text tower's tokenizer
     DATASET/banks/towers/DIGEST/         the same, if the dataset is on a disk: the hundreds of runs of a sweep link to it
 
 A resumed run reads its own copies and never the originals, which may be gone or different by now.
@@ -17,19 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.program.errors import UserError
 from pipelines.program.settings import difference
 from pipelines.program.settings_base import digest
 from training.checkpoint_registry import ABOUT, changed, seal
+from training.run_store import RunStore, kept, store_of
+from training.tensor_tree import load_tree, save_tree
 from training.towers.base import TowerSettings
 from training.towers.image import ImageTowerSettings
 from training.towers.text import TextTowerSettings
 
 _TOWERS = "towers"
-_FILE = "tower.pt"
+_TREE = "tower"  # the name of the tree (tensor_tree.py)
+_OLD_FILE = "tower.pt"
 About = dict[str, Any]
 
 
@@ -58,23 +59,28 @@ class Frozen:
     key: str  # in the config, such as image_tower
     folder: Path | None  # the run's copy; None: its weights are those that the settings name
     identity: dict[str, Any]  # what determines its features, as JSON values
+    store: RunStore | None = None  # of the run; `folder` is the driver's copy
 
     def tokenizer(self, corpus: Callable[[], list[str]]) -> TextTokenizer:
         """The text tower's tokenizer."""
         assert isinstance(self.settings, TextTowerSettings)
         if self.folder is None:
             return self.settings.tokenizer(corpus, self.key)
-        saved = _read(self.folder)["tokenizer"]
+        saved = self._saved()["tokenizer"]
         return TextTokenizer(saved["json"], self.settings.max_tokens, **saved["reading"])
 
     def build(self, vocabulary_size: int = 0) -> Any:
         """The tower with its weights."""
         if self.folder is None:
             return build(self.settings, vocabulary_size, self.key)
-        saved = _read(self.folder)
-        tower = self.settings.rebuild(json.loads(saved["about"]), vocabulary_size)
+        saved = self._saved()
+        tower = self.settings.rebuild(saved["about"], vocabulary_size)
         tower.load_state_dict(saved["state"])
         return tower.eval()
+
+    def _saved(self) -> dict[str, Any]:
+        assert self.folder is not None
+        return _read(self.folder if self.store is None else self.store.opened(f"{_TOWERS}/{self.key}"))
 
     def weights_name(self) -> str | None:
         """Where its weights come from."""
@@ -97,7 +103,7 @@ def frozen(settings: TowerSettings, key: str, run: Path | None) -> Frozen:
         return Frozen(settings, key, None, settings.identity(key))
     if (damage := changed(folder)) is not None:
         raise UserError(key, f"{folder} is damaged: {damage}", f"copy it again, or delete it, and {key}.weights is read again")
-    return Frozen(settings, key, folder, json.loads(_read(folder)["identity"]))
+    return Frozen(settings, key, folder, _read(folder)["identity"], store_of(folder.parent.parent))
 
 
 def trained_tower(settings: TowerSettings, key: str, about: About | None, vocabulary_size: int) -> Any:
@@ -142,6 +148,7 @@ def keep(towers: Iterable[Frozen], run: Path, cache: Path | None) -> None:
         else:
             _write(tower, aside)
         aside.rename(folder)
+        kept(run, f"{_TOWERS}/{tower.key}")
 
 
 def has_copy(tower: Frozen, cache: Path | None) -> bool:
@@ -150,7 +157,7 @@ def has_copy(tower: Frozen, cache: Path | None) -> bool:
 
 
 def _shared_copy(tower: Frozen, cache: Path) -> Path:
-    return cache / _TOWERS / digest([tower.identity, tower.settings.model_dump(mode="json")])
+    return cache / _TOWERS / digest([_TREE, tower.identity, tower.settings.model_dump(mode="json")])
 
 
 def _cached(tower: Frozen, source: Path) -> bool:
@@ -172,14 +179,14 @@ def _write(tower: Frozen, folder: Path) -> None:
     tokenizer = tower.tokenizer(list) if isinstance(tower.settings, TextTowerSettings) else None
     built = tower.build(0 if tokenizer is None else tokenizer.vocabulary_size)
     saved: dict[str, Any] = {
-        "identity": json.dumps(tower.identity),
-        "about": json.dumps(built.about),
+        "identity": json.loads(json.dumps(tower.identity)),
+        "about": json.loads(json.dumps(built.about)),
         "state": built.state_dict(),
     }
     if tokenizer is not None:
         saved["tokenizer"] = {"json": tokenizer.json, "reading": tokenizer.reading}
     folder.mkdir(parents=True)
-    torch.save(saved, folder / _FILE)
+    save_tree(saved, folder, _TREE)
     seal(folder)
 
 
@@ -193,7 +200,9 @@ def _link(source: str, target: str) -> None:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        return torch.load(folder / _FILE, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch each raise their own errors
-        problem = f"holds no tower that torch can load ({type(error).__name__})"
-        raise UserError(str(folder / _FILE), problem, "copy the folder again, or delete it") from None
+        return load_tree(folder, _TREE)
+    except (OSError, ValueError) as error:
+        problem = f"holds no tower ({' '.join(str(error).split())[:150]})"
+        if (folder / _OLD_FILE).exists():
+            problem = f"is of an earlier version of raylign, which saved {_OLD_FILE}, a pickle; this one loads none"
+        raise UserError(str(folder), problem, "delete it, and the weights are read again; or copy it again") from None

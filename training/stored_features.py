@@ -18,7 +18,7 @@ from training.saved_towers import Frozen
 from training.towers import ImageFeatures, ImageTowerSettings, TextFeatures
 
 
-def image_bank(prepared: Prepared, tower: Frozen, pool: Pool, display: Display) -> Path:
+def image_bank(prepared: Prepared, tower: Frozen, pool: Pool, display: Display) -> Path | str:
     """The features of all images. Raises `UserError` for a damaged bank."""
     settings = tower.settings
     assert isinstance(settings, ImageTowerSettings)
@@ -32,7 +32,7 @@ def text_banks(
     tokenizer: TextTokenizer,
     pool: Pool,
     display: Display,
-) -> list[Path]:
+) -> list[Path | str]:
     """The features of each list of texts. Raises `UserError` for a damaged bank."""
     identity = tower.identity | {"tokenizer": tokenizer.identity}
     return feature_store.text_banks(prepared, texts, TextFeatures, (tower, tokenizer), identity, pool, display)

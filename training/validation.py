@@ -35,7 +35,7 @@ def embed_held_out(encoder: DualEncoder, plan: Plan, scored: Scored, worker: Wor
     return HeldOutEmbeddings(np.concatenate(gathered), *texts)
 
 
-def _rows(bank: Path | None, ids: np.ndarray) -> np.ndarray | None:
+def _rows(bank: Path | str | None, ids: np.ndarray) -> np.ndarray | None:
     """Stored features, float32 [n, F]; None if none are needed: then there may be no bank."""
     return bank_rows(bank)[ids].astype(np.float32) if len(ids) else None
 

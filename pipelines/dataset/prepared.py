@@ -137,13 +137,6 @@ class Prepared:
         """Minimum number of rows that the sample order permutes together: as many as can be read in random order."""
         return _WINDOW_OF_TABLES if self.manifest["tables"] else _WINDOW
 
-    def local_folder(self, why: str) -> Path:
-        """The dataset's folder, for files that must be on a disk. Raises `UserError` if it is in an object store."""
-        if isinstance(self.path, str):
-            problem = f"{why} needs the dataset on a disk, not in {self.path}"
-            raise UserError("data.path", problem, "copy it to a folder that all nodes share, and give that")
-        return self.path
-
     def table(self, *columns: str) -> pa.Table:
         """Metadata columns of all samples, in the order of sample ids; they must fit into memory."""
         return pa.concat_tables(self._tables(columns))
@@ -268,7 +261,7 @@ class Prepared:
         return pa.chunked_array([whole.combine_chunks().take(pa.array(np.argsort(order)))])
 
     @cached_property
-    def bank(self) -> Callable[[Path], np.ndarray]:
+    def bank(self) -> Callable[[Path | str], np.ndarray]:
         """A function from a bank's folder to its rows, float16 [rows, F], mapped into memory."""
         return lru_cache(maxsize=_CACHED_BANKS)(bank_rows)
 

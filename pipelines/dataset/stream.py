@@ -91,8 +91,8 @@ class Stream:
     image_size: int = 0
     augment: Augment | None = None  # None: the centre crop and the first caption
     tokenizer: TextTokenizer | None = None
-    image_bank: Path | None = None
-    text_bank: Path | None = None
+    image_bank: Path | str | None = None
+    text_bank: Path | str | None = None
     strong: StrongViews | None = None  # of the column of that name
     guides: Guides | None = None  # of the columns guide_ids, guide_images, guide_texts
     guide_tokenizer: TextTokenizer | None = None  # of the columns guide_text, guide_mask

@@ -30,8 +30,10 @@ import pyarrow as pa
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.sample_images import deadly_image
 from pipelines.dataset.stream import Item, Stream
-from pipelines.features.rows_by_id import digest_of_rows
+from pipelines.features.rows_by_id import bank_copy, bank_folder, digest_of_rows, send_bank
 from pipelines.io import storage
+from pipelines.io.http import is_web
+from pipelines.io.retry import Missing, shown_place
 from pipelines.program import interrupts
 from pipelines.program.cluster import RETRIES, blocks, errors_as_blocks, own_machine
 from pipelines.program.display import Display
@@ -80,19 +82,30 @@ class Pool:
 class Bank:
     """A bank that exists or will be computed. `about`: everything that determines its rows, as JSON values."""
 
-    folder: Path
+    folder: Path | str
     rows: int
     about: dict[str, Any]
     dtype: type[np.generic] = np.float16
 
     @property
     def path(self) -> Path:
-        """Its folder, named by its identity."""
-        return self.folder / digest(self.about | {"format": _FORMAT})
+        """Its folder on this machine, named by its identity."""
+        return self.place if isinstance(self.place, Path) else bank_folder(self.place)
+
+    @property
+    def place(self) -> Path | str:
+        """The same, or its URI in a store."""
+        return storage.join(self.folder, digest(self.about | {"format": _FORMAT}))
 
     @property
     def exists(self) -> bool:
-        return (self.path / "bank.json").exists()
+        """Whether it was computed; of one in a store, a copy is made."""
+        if isinstance(self.place, Path):
+            return (self.path / "bank.json").exists()
+        try:
+            return bank_copy(self.place).exists()
+        except Missing:
+            return False
 
     def check(self) -> None:
         """Raises `UserError` if the folder holds features of another encoder or other data, or if rows are missing."""
@@ -115,7 +128,7 @@ class Bank:
 
     def _refusal(self, why: str) -> UserError:
         remedy = "delete the folder; the same command computes it again, as does python -m pipelines with a config for banks"
-        return UserError(str(self.path), f"the bank should hold {_summary(self.about)}, but {why}", remedy)
+        return UserError(shown_place(self.place), f"the bank should hold {_summary(self.about)}, but {why}", remedy)
 
 
 def _summary(about: dict[str, Any]) -> str:
@@ -135,7 +148,7 @@ def _missing(rows: np.ndarray) -> np.ndarray:
 
 def image_bank(
     prepared: Prepared, size: int, encoder: Callable, arguments: tuple, identity: Any, pool: Pool, display: Display
-) -> Path:
+) -> Path | str:
     """Features of every sample's centre crop of `size` pixels, rows by sample_id. `identity`: the encoder's, as JSON values.
 
     Raises `UserError` if the folder holds something else, or is damaged.
@@ -147,7 +160,7 @@ def image_bank(
     about = {"of": "images by sample_id", "size": size, "encoder": identity, "dataset": prepared.fingerprint}
     bank = Bank(folder_of(prepared), prepared.num_samples, about)
     compute([bank], load, encoder, arguments, pool, display, culprit=lambda _, ids: deadly_image(prepared, ids))
-    return bank.path
+    return bank.place
 
 
 def text_banks(
@@ -158,7 +171,7 @@ def text_banks(
     identity: Any,
     pool: Pool,
     display: Display,
-) -> list[Path]:
+) -> list[Path | str]:
     """A bank for each list of texts, rows in their order. Missing banks are computed in one pass, as actors start slowly.
 
     Texts are sent to actors as Arrow strings: millions of Python strings would take five times the memory in each.
@@ -178,7 +191,7 @@ def text_banks(
         return part.slice(int(ids[0]), len(ids)).to_numpy()  # `ids` are consecutive
 
     compute(banks, load, encoder, arguments, pool, display)
-    return [bank.path for bank in banks]
+    return [bank.place for bank in banks]
 
 
 def digest_of_texts(texts: pa.ChunkedArray) -> str:
@@ -191,9 +204,12 @@ def digest_of_texts(texts: pa.ChunkedArray) -> str:
     return hasher.hexdigest()
 
 
-def folder_of(prepared: Prepared) -> Path:
-    """The folder of a dataset's banks. Raises `UserError` if the dataset is in an object store."""
-    return prepared.local_folder("a bank of features") / "banks"
+def folder_of(prepared: Prepared) -> Path | str:
+    """The folder of a dataset's banks, in a store if the dataset is. Raises `UserError` if nothing can be written there."""
+    if is_web(prepared.path):
+        problem = f"a bank of features needs the dataset in a place that can be written to, not in {shown_place(prepared.path)}"
+        raise UserError("data.path", problem, "copy it to a folder or an object store, and give that")
+    return storage.join(prepared.path, "banks")
 
 
 def compute(
@@ -231,6 +247,8 @@ def compute(
             _fill(missing, load, encoder, arguments, pool, title, display, culprit)
     for bank in todo.values():
         _assemble(bank)
+        if isinstance(bank.place, str):
+            send_bank(bank.path, bank.place)
 
 
 @dataclass(frozen=True)
@@ -308,7 +326,7 @@ def _assemble(bank: Bank) -> None:
     aside = bank.path.with_name(f"{bank.path.name}.partial-{platform.node()}-{os.getpid()}")
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+        aside.mkdir(parents=True)
         parts = [np.load(_Part(0, bank, start).path, mmap_mode="r") for start in range(0, bank.rows, _PART)]
         width = parts[0].shape[1]
         shape = (bank.rows, width)
@@ -320,7 +338,7 @@ def _assemble(bank: Bank) -> None:
         (aside / "bank.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
         aside.rename(bank.path)
     except OSError:
-        if not bank.exists:  # otherwise another process was faster
+        if not (bank.path / "bank.json").exists():  # otherwise another process was faster
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -34,11 +34,11 @@ class Guides:
     """Two banks and the split whose samples may be neighbours. Pickled without its caches; the same on every worker."""
 
     order: Order
-    image_bank: Path  # rows by sample_id
-    text_bank: Path  # rows by text_id; a sample is represented by its first caption
+    image_bank: Path | str  # rows by sample_id
+    text_bank: Path | str  # rows by text_id; a sample is represented by its first caption
     support: int  # samples in the support set, at most those of the split
     search: Search = "exact"
-    neighbours: Path | None = None  # rows by sample_id: the result of a search in the whole split
+    neighbours: Path | str | None = None  # rows by sample_id: the result of a search in the whole split
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -74,7 +74,7 @@ class Guides:
         return {"guide_images": unit(images)[:, None], "guide_texts": unit(texts)[:, None]}
 
     @property
-    def _bank(self) -> Callable[[Path], np.ndarray]:
+    def _bank(self) -> Callable[[Path | str], np.ndarray]:
         return self.order.prepared.bank
 
     @property

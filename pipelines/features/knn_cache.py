@@ -12,17 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.dataset.prepared import Prepared
-from pipelines.features.feature_store import Bank, Pool, compute
+from pipelines.features.feature_store import Bank, Pool, compute, folder_of
 from pipelines.features.frozen_encoders import Guides
+from pipelines.io import storage
 from pipelines.program.display import Display
 
 
-def find_neighbours(guides: Guides, prepared: Prepared, pool: Pool, display: Display) -> Path:
+def find_neighbours(guides: Guides, prepared: Prepared, pool: Pool, display: Display) -> Path | str:
     """The exact neighbours of all samples in the guides' split, computed if missing. Raises `UserError`."""
     whole = replace(guides, support=len(guides.order.ids), search="exact", neighbours=None)
     bank = _bank(whole, prepared)
     compute([bank], lambda _, ids: ids, _Find, (whole, "cuda" if pool.use_gpu else "cpu"), pool, display)
-    return bank.path
+    return bank.place
 
 
 def with_neighbours(guides: Guides, prepared: Prepared) -> Guides:
@@ -33,20 +34,20 @@ def with_neighbours(guides: Guides, prepared: Prepared) -> Guides:
     if not bank.exists:
         return guides
     bank.check()
-    return replace(guides, neighbours=bank.path)
+    return replace(guides, neighbours=bank.place)
 
 
 def _bank(guides: Guides, prepared: Prepared) -> Bank:
     ids = hashlib.blake2b(guides.order.ids.astype("<i8").tobytes(), digest_size=16).hexdigest()
     about = {
         "of": "neighbours by sample_id",
-        "images": guides.image_bank.name,
-        "texts": guides.text_bank.name,
+        "images": storage.name_of(guides.image_bank),
+        "texts": storage.name_of(guides.text_bank),
         "dataset": prepared.fingerprint,
         "split": guides.order.split,
         "ids": ids,
     }
-    return Bank(guides.image_bank.parent, prepared.num_samples, about, np.int64)
+    return Bank(folder_of(prepared), prepared.num_samples, about, np.int64)
 
 
 class _Find:

@@ -2,15 +2,57 @@
 
 import functools
 import hashlib
+import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 
+from pipelines.io import node_cache, storage
+from pipelines.io.patient import outlast
+from pipelines.io.retry import shown_place
+from pipelines.program.errors import UserError
 
-def bank_rows(path: Path | None) -> np.ndarray:
-    """A bank's rows, float16 [rows, F], mapped into memory."""
-    assert path is not None
-    return np.load(path / "rows.npy", mmap_mode="r")
+ABOUT = "bank.json"
+ROWS = "rows.npy"
+
+
+def bank_rows(place: Path | str | None) -> np.ndarray:
+    """A bank's rows, float16 [rows, F], mapped into memory. Raises `UserError` for a damaged one in a store."""
+    assert place is not None
+    return np.load((place if isinstance(place, Path) else bank_copy(place)) / ROWS, mmap_mode="r")
+
+
+def bank_folder(uri: str) -> Path:
+    """Where this node has a copy of a bank in a store, if it has one."""
+    return node_cache.copy_of("banks", uri) / storage.name_of(uri)
+
+
+def bank_copy(uri: str) -> Path:
+    """This node's copy of a bank in a store, made if it is missing. Raises `Missing` if the store has none."""
+    folder = bank_folder(uri)
+    about = outlast(lambda: storage.read(f"{uri}/{ABOUT}"))
+    with node_cache.alone(folder.parent):
+        if not (folder / ABOUT).exists() or (folder / ABOUT).read_bytes() != about:
+            aside = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            outlast(lambda: storage.receive(f"{uri}/{ROWS}", aside / ROWS))
+            (aside / ABOUT).write_bytes(about)
+            if digest_of_rows(aside) != json.loads(about).get("digest"):
+                problem = f"{ROWS} does not hold what was computed"
+                raise UserError(shown_place(uri), problem, "delete the folder; the same command computes it again")
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+        os.utime(folder.parent)
+    return folder
+
+
+def send_bank(folder: Path, uri: str) -> None:
+    """Put a bank of this node into a store."""
+    for name in (ROWS, ABOUT):  # the second says that the first is complete
+        outlast(lambda name=name: storage.send(folder / name, f"{uri}/{name}"))  # type: ignore[misc]
 
 
 def digest_of_rows(path: Path) -> str:

@@ -63,12 +63,16 @@ def _in_package(location: str, key: str) -> Path:
     return _unpacked(path, key)
 
 
+def cache_folder() -> Path:
+    """Of raylign, in the user's cache on this machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raylign"
+
+
 def _unpacked(path: Path, key: str) -> Path:
     """The folder in the user's cache with a zip's content; any other path unchanged. Raises `UserError`."""
     if path.suffix != ".zip":
         return path
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raylign"
-    folder = cache / f"{path.stem}-{fingerprint(path)[:16]}"
+    folder = cache_folder() / f"{path.stem}-{fingerprint(path)[:16]}"
     if not folder.exists():
         aside = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
         try:

@@ -99,7 +99,7 @@ def _counted(first: str, last: str) -> list[str]:
 
 def exists(path: Path | str) -> bool:
     """Whether there is a file or folder."""
-    system, inside = _system(path)
+    system, inside = system_of(path)
     return retried(lambda: system.get_file_info(inside).type != pafs.FileType.NotFound)
 
 
@@ -110,7 +110,7 @@ def read(path: Path | str, start: int = 0, length: int = -1) -> bytes:
     if http.is_web(path):
         return http.fetch(str(path))[start : None if length < 0 else start + length]
     try:
-        system, inside = _system(path)
+        system, inside = system_of(path)
     except UserError as error:  # this is about one row's file; for a whole source, listing it has reported it
         raise Missing(str(error)) from None
     if isinstance(system, pafs.PyFileSystem):
@@ -143,7 +143,7 @@ def open_random(path: Path | str) -> pa.NativeFile:
         return pa.memory_map(str(path).removeprefix("file://"))
     if http.is_web(path):
         return pa.BufferReader(http.fetch(str(path)))
-    system, inside = _system(path)
+    system, inside = system_of(path)
     return system.open_input_file(inside)
 
 
@@ -175,12 +175,12 @@ def local_copy(path: Path | str) -> Iterator[Path]:
             with copy.open("wb") as target:
                 http.download(str(path), target)
         else:
-            retried(lambda: _receive(path, copy), path)
+            receive(path, copy)
         yield copy
 
 
 def _receive(path: Path | str, copy: Path) -> None:
-    system, inside = _system(path)
+    system, inside = system_of(path)
     with system.open_input_stream(inside) as source, copy.open("wb") as target:
         shutil.copyfileobj(source, target, 1 << 22)
     if copy.stat().st_size != system.get_file_info(inside).size:
@@ -206,13 +206,23 @@ def written(path: Path | str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="raylign-") as folder:
         aside = Path(folder) / name_of(path)
         yield aside
-        # Closing an upload makes a file of what was sent so far. An interrupt only affects the main thread, not this one.
-        with ThreadPoolExecutor(1) as sender:
-            sender.submit(retried, lambda: _send(aside, path)).result()
+        send(aside, path)
+
+
+def send(file: Path, path: Path | str) -> None:
+    """Upload a local file atomically. Raises `OSError`."""
+    # Closing an upload makes a file of what was sent so far. An interrupt only affects the main thread, not this one.
+    with ThreadPoolExecutor(1) as sender:
+        sender.submit(retried, lambda: _send(file, path)).result()
+
+
+def receive(path: Path | str, copy: Path) -> None:
+    """Download a file of a store. Raises `Missing`, and `Unreachable`."""
+    retried(lambda: _receive(path, copy), path)
 
 
 def _send(aside: Path, path: Path | str) -> None:
-    system, inside = _system(path)
+    system, inside = system_of(path)
     if isinstance(system, pafs.PyFileSystem):
         system.handler.fs.put_file(str(aside), inside)
     else:
@@ -229,7 +239,7 @@ def _send(aside: Path, path: Path | str) -> None:
 
 def delete(path: Path | str) -> None:
     """Delete a file, or a folder with its content, if it exists."""
-    system, inside = _system(path)
+    system, inside = system_of(path)
     kind = retried(lambda: system.get_file_info(inside).type)
     work = {pafs.FileType.Directory: system.delete_dir, pafs.FileType.File: system.delete_file}.get(kind)
     if work is not None:
@@ -250,7 +260,7 @@ def data_below(folder: Path | str) -> dict[str, File]:
 
 
 def _files(folder: Path | str, recursive: bool) -> list[File]:
-    system, inside = _system(folder)
+    system, inside = system_of(folder)
     if not is_remote(folder) and Path(inside).is_file():
         return []
     selector = pafs.FileSelector(inside, recursive=recursive, allow_not_found=True)
@@ -282,7 +292,7 @@ def _not_utf8(folder: str, recursive: bool) -> Iterator[File]:
 def _matching(pattern: str) -> list[File]:
     if http.is_web(pattern):
         return [File(pattern, -1, 0)]
-    system, inside = _system(pattern)
+    system, inside = system_of(pattern)
     info = retried(lambda: system.get_file_info(inside))  # a pattern, too, may be the literal name of a file
     if info.type == pafs.FileType.Directory:
         return list(data_below(pattern).values())
@@ -311,7 +321,7 @@ def _folder_of(pattern: str) -> str:
 
 
 def _is_folder(path: str) -> bool:
-    system, inside = _system(path)
+    system, inside = system_of(path)
     return retried(lambda: system.get_file_info(inside).type) == pafs.FileType.Directory
 
 
@@ -336,7 +346,7 @@ def _file(prefix: str, info: pafs.FileInfo) -> File:
     return File(prefix + info.path, -1 if info.size is None else info.size, info.mtime_ns or 0)
 
 
-def _system(path: Path | str) -> tuple[pafs.FileSystem, str]:
+def system_of(path: Path | str) -> tuple[pafs.FileSystem, str]:
     """The file system of a path, and the path inside it."""
     text = str(path)
     if not is_text(text):
@@ -379,5 +389,5 @@ def _remote_system(scheme: str, bucket: str) -> pafs.FileSystem:
 
 @functools.lru_cache(maxsize=_OPEN_FILES)
 def _opened(path: str) -> Any:
-    system, inside = _system(path)
+    system, inside = system_of(path)
     return system.open_input_file(inside)

@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,7 +76,11 @@ def check_kind(folder: Path, kind: str, key: str) -> None:
     Args:
         kind: what is made there, a key of the table above or another word, for a program that only adds files of its own.
     """
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    check_names(folder, sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [], kind, key)
+
+
+def check_names(folder: Place, names: Sequence[str], kind: str, key: str) -> None:
+    """`check_kind` of a folder that holds these names, which may be one in a store."""
     remedy = f"choose another {key}"
     for other, pattern in _KINDS.items():
         if other != kind and (mark := next(filter(pattern.fullmatch, names), None)):

@@ -24,6 +24,7 @@ from tests.chaos.schedule import EVERY, STEPS, Fault, Schedule
 from tests.training.undisturbed import broken_squares, leg, planned, tree_of
 from training.checkpoint_registry import newest_checkpoint
 from training.placement import HELD
+from training.tensor_tree import load_tree
 
 import psutil  # isort: skip  comes with ray
 
@@ -312,7 +313,7 @@ class Simulator:
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "state.pt", weights_only=True)
+    return load_tree(folder, "state")
 
 
 def _group_is_there(run: Path) -> bool:

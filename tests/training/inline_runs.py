@@ -9,6 +9,7 @@ import torch
 from training.in_process import fit_inline
 from training.metrics_file import read_metrics
 from training.plan import Plan
+from training.tensor_tree import load_tree
 
 TIMES = {"samples_per_second", "data_wait", "peak_memory_gib", "seconds", "time"}
 
@@ -48,7 +49,7 @@ def curve(folder: Path) -> list[dict[str, Any]]:
 def last(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, np.ndarray]]:
     """Equal weights in the last checkpoint, and equal held-out embeddings at the end."""
     place = max(folder.glob("checkpoint_*"))
-    return torch.load(place / "state.pt", weights_only=True)["encoder"], dict(np.load(folder / "held_out.npz"))
+    return load_tree(place, "state")["encoder"], dict(np.load(folder / "held_out.npz"))
 
 
 def assert_equal_runs(folder: Path, other: Path) -> None:

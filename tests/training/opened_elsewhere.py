@@ -42,7 +42,7 @@ def resumed(run: Path, tree: dict[str, Any]) -> dict[str, np.ndarray]:
     keep_towers(plan, run)
     _, state = build_state(plan, Worker(0, 1, torch.device("cpu"), 1.0), checkpoint)
     if checkpoint is not None:
-        load_checkpoint(find_checkpoint(run), state, plan, torch.device("cpu"))
+        load_checkpoint(find_checkpoint(run), state, plan)
     guides = plan.stream.guides
     banks = [plan.stream.image_bank, plan.stream.text_bank, *([guides.image_bank, guides.text_bank] if guides else [])]
     found = {f"bank {n}": np.asarray(bank_rows(bank)) for n, bank in enumerate(banks) if bank is not None}

@@ -24,6 +24,7 @@ from training.objectives.base import Objective
 from training.plan import plan_of
 from training.precision import unit
 from training.state import TrainState
+from training.tensor_tree import load_tree, save_tree
 
 TASK = task(states_width=16, vocabulary_size=50, guide_widths=(4, 4))
 
@@ -128,13 +129,13 @@ def test_the_fingerprint_is_what_decides_the_rows(stamps: Prepared, tmp_path: Pa
 
     # It depends neither on how the run was trained nor on the rest of the checkpoint.
     assert changed("seed", seed=7, global_batch_size=8, image_tower={"mode": "frozen"}) == first
-    saved = torch.load(run / "state.pt", weights_only=True)
-    torch.save(saved | {"step": 99}, run / "state.pt")
+    saved = load_tree(run, "state")
+    save_tree(saved | {"step": 99}, run, "state")
     assert CheckpointEmbedder(resealed(run)).fingerprint == first
 
     found = [changed("size", image_tower={"image_size": 16}), changed("tokens", text_tower={"max_tokens": 4})]
     saved["encoder"]["image_head.2.weight"][1, 2] += 1e-6
-    torch.save(saved, run / "state.pt")
+    save_tree(saved, run, "state")
     found.append(CheckpointEmbedder(resealed(run)).fingerprint)
     other = shutil.copytree(tmp_path / "copy", tmp_path / "other")
     words = json.loads((other / "tokenizer.json").read_text())
@@ -159,7 +160,7 @@ def test_a_locked_towers_weights_are_in_it(stamps: Prepared, tmp_path: Path) -> 
     (run / "checkpoint.json").write_text(json.dumps(about))
     saved = state.state_dict()
     saved["encoder"] = {name: value for name, value in saved["encoder"].items() if not name.startswith("image_tower.")}
-    torch.save(saved, run / "state.pt")
+    save_tree(saved, run, "state")
     first = CheckpointEmbedder(resealed(run)).fingerprint
     assert CheckpointEmbedder(run).fingerprint == first
     images = list(whole_images(stamps, np.arange(2)))

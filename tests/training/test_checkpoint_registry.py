@@ -13,7 +13,7 @@ from ray.train.v2._internal.execution.storage import StorageContext
 from tests.refusals import refused
 from training.checkpoint_registry import check, damage, keep_snapshot, newest_checkpoint, put, registered, seal, settle
 
-FILES = ["state.pt", "checkpoint.json", "tokenizer.json", "more.npz", "digests.json"]
+FILES = ["state.safetensors", "checkpoint.json", "tokenizer.json", "more.npz", "digests.json"]
 LISTS = ["checkpoint_manager_snapshot.json", "checkpoint_manager_snapshot.kept.json"]
 STEPS = [20, 40, 60]
 
@@ -40,8 +40,8 @@ def name_of(step: int) -> str:
 def checkpoint(folder: Path, step: int) -> None:
     """The files of a checkpoint, small."""
     folder.mkdir(parents=True)
-    (folder / "state.pt").write_bytes(bytes(range(200)) + str(step).encode())
-    (folder / "checkpoint.json").write_text(json.dumps({"format": 2, "step": step, "config": {"seed": 7}}, indent=1))
+    (folder / "state.safetensors").write_bytes(bytes(range(200)) + str(step).encode())
+    (folder / "checkpoint.json").write_text(json.dumps({"format": 3, "step": step, "config": {"seed": 7}}, indent=1))
     (folder / "tokenizer.json").write_text(json.dumps({"vocabulary": {"cat": 1}}))
     (folder / "more.npz").write_bytes(b"PK rows")
     seal(folder)
@@ -79,7 +79,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     for step in STEPS:
         checkpoint(place / name_of(step), step)
     (place / name_of(80)).mkdir()
-    (place / name_of(80) / "state.pt").write_bytes(b"a part")
+    (place / name_of(80) / "state.safetensors").write_bytes(b"a part")
     if request.param == "ray":
         ray_list(place, STEPS)
         assert keep_snapshot(place)
@@ -138,10 +138,10 @@ def test_a_deleted_checkpoint_is_reported(run: Path) -> None:
 
 def test_without_an_intact_checkpoint_each_damaged_file_is_named(run: Path) -> None:
     (run / name_of(20) / "tokenizer.json").unlink()
-    flipped(run / name_of(40) / "state.pt")
+    flipped(run / name_of(40) / "state.safetensors")
     shutil.rmtree(run / name_of(60))
     before = sorted(run.rglob("*"))
-    with refused("checkpoint", run, "tokenizer.json", "state.pt", *map(name_of, (20, 40, 60)), remedy="overwrite=true"):
+    with refused("checkpoint", run, "tokenizer.json", "state.safetensors", *map(name_of, (20, 40, 60)), remedy="overwrite=true"):
         settle(run, print)
     assert sorted(run.rglob("*")) == before, "nothing is touched"
 
@@ -192,11 +192,15 @@ def test_a_run_without_a_finished_checkpoint_begins(tmp_path: Path) -> None:
         newest_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_from_before_there_were_digests_counts(run: Path) -> None:
+def test_a_pickle_of_an_earlier_version_is_refused_and_kept(run: Path) -> None:
+    """It is not damaged: the version that wrote it still reads it."""
     newest = run / name_of(60)
-    (newest / "digests.json").unlink()
-    (newest / "checkpoint.json").write_text(json.dumps({"step": 60, "config": {}}))
-    assert damage(newest) is None and settle(run, print) == newest
+    (newest / "state.pt").write_bytes(b"a pickle")
+    (newest / "state.safetensors").unlink()
+    for use in (lambda: settle(run, print), lambda: check(newest)):
+        with refused("checkpoint", newest, "state.pt", remedy="raylign export"):
+            use()
+    assert newest.exists() and (run / name_of(80)).exists(), "nothing is touched"
 
 
 def test_ray_trains_list_is_copied_only_while_it_is_whole(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pipelines.dataset.tokenizer import train_tokenizer
 from pipelines.program.settings import load, parse_overrides
 from tests.training.one_step import one_step as take_one_step
 from training.config import TrainSettings
+from training.tensor_tree import load_tree
 
 PRESET = Path(__file__).parent.parent.parent / "training" / "configs" / "course.yaml"
 # The overrides that the comments of the preset suggest.
@@ -55,7 +56,7 @@ def one_step(toy: dict[str, Any], tiny_dataset: Prepared, tmp_path_factory: pyte
         folder = tmp_path_factory.mktemp("checkpoint")
         plan, metrics, _ = take_one_step(settings, folder)
         before = plan.build()[0].state_dict()
-        return settings, metrics, before, torch.load(folder / "state.pt", weights_only=True)["encoder"]
+        return settings, metrics, before, load_tree(folder, "state")["encoder"]
 
     return run
 

@@ -187,7 +187,7 @@ def replacing(
     monkeypatch.setattr("training.run.expected_cluster", lambda: Cluster(2, 0))
     monkeypatch.setattr("training.run.current_cluster", lambda: Cluster(2, 0))
     run = tmp_path / "runs" / "run"
-    for name in ("config.yaml", "result.json", "checkpoint_00000006/state.pt", "towers/image_tower/x", ".lock"):
+    for name in ("config.yaml", "result.json", "checkpoint_00000006/state.safetensors", "towers/image_tower/x", ".lock"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("old")
     tree = SMALL | {"name": "run", "storage": str(run.parent), "data": {"path": str(root / "squares")}, "embed_dim": 8}
@@ -219,7 +219,7 @@ def test_a_mistake_does_not_cost_the_run_that_was_to_be_replaced(
 ) -> None:
     code, printed, files = replacing(*overrides)
     assert code == 2 and printed.startswith(f"error: {named}") and "\n" not in printed
-    assert set(files) >= {"result.json", "checkpoint_00000006/state.pt", "towers/image_tower/x"}
+    assert set(files) >= {"result.json", "checkpoint_00000006/state.safetensors", "towers/image_tower/x"}
     assert {content for name, content in files.items() if name != ".lock"} == {"old"}
 
 

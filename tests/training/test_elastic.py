@@ -25,6 +25,7 @@ from tests.training.squares import TRAIN
 from tests.training.undisturbed import BATCH, BROKEN, EPOCHS, OBJECTIVES, broken_squares, leg, planned, tree_of
 from training.checkpoint_registry import newest_step
 from training.resources import range_in_words
+from training.tensor_tree import load_tree
 
 LEGS = ((1, 3), (3, 5), (2, 9), (1, TRAIN // BATCH * EPOCHS))  # workers, and the step at which they stop
 
@@ -70,7 +71,7 @@ def test_one_run_at_one_three_two_and_one_workers(gloo: Gloo, squares: Prepared,
     assert_same_course(lines, expected)
     assert lines[0]["loss"] != pytest.approx(lines[-1]["loss"], abs=1e-2), "training moves"
     folders = start, tmp_path / f"{plan.total_steps}-fixed"
-    ends = [torch.load(folder / "state.pt", weights_only=True) for folder in folders]
+    ends = [load_tree(folder, "state") for folder in folders]
     for part in ("encoder", "objective", "teacher"):
         torch.testing.assert_close(ends[0][part], ends[1][part], rtol=1e-3, atol=1e-4)
 

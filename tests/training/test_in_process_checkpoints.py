@@ -16,6 +16,7 @@ from training.checkpoint_registry import settle
 from training.held_out import read_held_out
 from training.in_process import fit_inline
 from training.plan import Plan
+from training.tensor_tree import load_tree
 
 
 @pytest.mark.parametrize("step", [2, 6, 12])
@@ -32,7 +33,7 @@ def test_an_incomplete_checkpoint_is_ignored(
     def half(folder: Path, state: Any, **rest: Any) -> None:
         whole(folder, state, **rest)
         if state.step == step:
-            (folder / "state.pt").write_bytes(b"half")
+            (folder / "state.safetensors").write_bytes(b"half")
             raise ProcessDiedError
 
     with monkeypatch.context() as patched:
@@ -49,14 +50,14 @@ def test_a_run_whose_newest_checkpoint_is_damaged_resumes_from_the_previous_one(
 ) -> None:
     """One bit of the weights is flipped: loaded as they are, they would be other weights without notice."""
     train(plan_of(), tmp_path, until=9)
-    weights = tmp_path / "checkpoint_00000008" / "state.pt"
+    weights = tmp_path / "checkpoint_00000008" / "state.safetensors"
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
-    with refused("checkpoint", tmp_path / "checkpoint_00000008", "state.pt", remedy=tmp_path / "checkpoint_00000006"):
+    with refused("checkpoint", tmp_path / "checkpoint_00000008", "state.safetensors", remedy=tmp_path / "checkpoint_00000006"):
         train(plan_of(), tmp_path)
     printed: list[str] = []
-    assert settle(tmp_path, printed.append) == tmp_path / "checkpoint_00000006" and "state.pt" in printed[0]
+    assert settle(tmp_path, printed.append) == tmp_path / "checkpoint_00000006" and "state.safetensors" in printed[0]
     result, reported = train(plan_of(), tmp_path)
     assert reported[0] == 7 and result == straight[1]
     assert_equal_runs(tmp_path, straight[0])
@@ -90,16 +91,14 @@ def test_the_best_checkpoint_outlives_the_newest(plan_of: Callable[..., Plan], t
 
     def report(line: dict[str, Any]) -> None:
         if line["step"] in steps(tmp_path):
-            states[line["step"]] = torch.load(tmp_path / f"checkpoint_{line['step']:08d}" / "state.pt", weights_only=True)[
-                "encoder"
-            ]
+            states[line["step"]] = load_tree(tmp_path / f"checkpoint_{line['step']:08d}", "state")["encoder"]
 
     fit_inline(plan, tmp_path, report)
     found = {line["step"]: line[metric] for line in curve(tmp_path) if line["step"] in states and metric in line}
     value = (max if mode == "max" else min)(found.values())
     step = next(step for step in found if found[step] == value)
     assert json.loads((tmp_path / "best" / "best.json").read_text()) == {"metric": metric, "value": value, "step": step}
-    best = torch.load(tmp_path / "best" / "state.pt", weights_only=True)["encoder"]
+    best = load_tree(tmp_path / "best", "state")["encoder"]
     assert all(torch.equal(tensor, states[step][name]) for name, tensor in best.items())
     left = {"metrics.jsonl", "best", "newest_checkpoint.json", f"checkpoint_{STEPS:08d}", "held_out.json", "held_out.npz"}
     assert {path.name for path in tmp_path.iterdir()} == left

@@ -66,8 +66,8 @@ def test_a_line_with_a_byte_that_is_no_text_costs_itself_only(tmp_path: Path) ->
 
 def checkpoint(folder: Path, content: str) -> ray.train.Checkpoint:
     folder.mkdir()
-    (folder / "state.pt").write_text(content)
-    (folder / "checkpoint.json").write_text(json.dumps({"format": 2, "config": {}}))
+    (folder / "state.safetensors").write_text(content)
+    (folder / "checkpoint.json").write_text(json.dumps({"format": 3, "config": {}}))
     seal(folder)
     return ray.train.Checkpoint.from_directory(str(folder))
 
@@ -83,7 +83,7 @@ def test_the_best_checkpoint_is_copied(tmp_path: Path, mode: str, values: list[f
         metrics = {"step": number, "loss": 1.0, "score": value}
         recorder.after_report(None, [metrics], checkpoint(tmp_path / f"checkpoint_{number}", f"weights {number}"))
         kept = number if number in best else kept
-        assert (tmp_path / "best" / "state.pt").read_text() == f"weights {kept}"
+        assert (tmp_path / "best" / "state.safetensors").read_text() == f"weights {kept}"
         assert json.loads((tmp_path / "best" / "best.json").read_text())["step"] == kept
     assert not list(tmp_path.glob("best.*"))
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
@@ -95,7 +95,7 @@ def test_the_best_of_an_earlier_process_counts(tmp_path: Path) -> None:
     second.after_report(None, [{"step": 2, "score": 8.0}], checkpoint(tmp_path / "b", "worse"))
     second.after_report(None, [{"step": 3, "loss": 8.0}], checkpoint(tmp_path / "c", "not scored"))
     second.after_report(None, [{"step": 4, "score": 10.0}], None)
-    assert (tmp_path / "best" / "state.pt").read_text() == "good"
+    assert (tmp_path / "best" / "state.safetensors").read_text() == "good"
 
 
 @pytest.mark.parametrize("left", ["best.partial", "best.old"])
@@ -103,9 +103,9 @@ def test_what_a_kill_left_behind_does_not_stop_the_next_copy(tmp_path: Path, lef
     recorder = Recorder(tmp_path, "score", "max", tensorboard=False)
     recorder.after_report(None, [{"step": 1, "score": 1.0}], checkpoint(tmp_path / "a", "one"))
     (tmp_path / left).mkdir()
-    (tmp_path / left / "state.pt").write_text("half")
+    (tmp_path / left / "state.safetensors").write_text("half")
     recorder.after_report(None, [{"step": 2, "score": 2.0}], checkpoint(tmp_path / "b", "two"))
-    assert (tmp_path / "best" / "state.pt").read_text() == "two" and not (tmp_path / left).exists()
+    assert (tmp_path / "best" / "state.safetensors").read_text() == "two" and not (tmp_path / left).exists()
 
 
 def test_tensorboard_receives_the_numbers(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_failed_writes_are_retried_as_often_as_max_failures(tmp_path: Path, monk
     assert [line["workers"]["0"] for line in read_metrics(tmp_path / "restarts.jsonl")] == [
         f"RuntimeError: lost {i}" for i in (1, 2, 3)
     ]
-    assert (tmp_path / "best" / "state.pt").read_text() == "weights 3"
+    assert (tmp_path / "best" / "state.safetensors").read_text() == "weights 3"
     assert newest_checkpoint(tmp_path).name == "checkpoint_00000003"
 
 
@@ -208,7 +208,7 @@ def test_half_a_line_of_a_full_disk_is_replaced(tmp_path: Path) -> None:
     assert path.read_text() == '{"n": 1}\n'
 
 
-@pytest.mark.parametrize("kind", ["state.pt", "best.json"])
+@pytest.mark.parametrize("kind", ["state.safetensors", "best.json"])
 def test_a_damaged_best_is_named_before_training(tmp_path: Path, kind: str) -> None:
     """The best checkpoint exists nowhere else, so only the user can decide to choose among the rest."""
     Recorder(tmp_path, "score", "max", False).after_report(None, [{"step": 1, "score": 9.0}], checkpoint(tmp_path / "a", "x"))

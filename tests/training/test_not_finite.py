@@ -16,6 +16,7 @@ from tests.training.squares import BATCH, STEPS, Poison
 from training import loop
 from training.loop import DivergenceError
 from training.plan import Plan
+from training.tensor_tree import load_tree
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_reason(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_a_run_whose_steps_keep_being_skipped_ends_with_the_reason(
         with refused("", "6 of 11", "step 11", "nan", remedy="optimizer.lr"):
             train(plan, tmp_path)
     assert steps(tmp_path) == [4, 6], "saved at 6, where it was scored, and not at 8"
-    saved = torch.load(tmp_path / "checkpoint_00000006" / "state.pt", weights_only=True)
+    saved = load_tree(tmp_path / "checkpoint_00000006", "state")
     assert saved["skipped"] == saved["failing"] == 1
     assert all(bool(value.isfinite().all()) for value in saved["encoder"].values())
 

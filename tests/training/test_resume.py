@@ -22,6 +22,7 @@ from tests.in_process import run_command, succeed
 from tests.patience import PATIENCE, wait_until
 from tests.stopped import assert_stopped
 from training.checkpoint_registry import newest_checkpoint
+from training.tensor_tree import load_tree
 
 import psutil  # isort: skip  comes with ray
 
@@ -159,7 +160,7 @@ def assert_resumed(killed: Killed) -> None:
 
 def assert_same_weights(run: Path, other: Path) -> None:
     """The final weights are equal to the last bit."""
-    ours, theirs = (torch.load(r / f"checkpoint_{STEPS:08d}/state.pt", weights_only=True)["encoder"] for r in (run, other))
+    ours, theirs = (load_tree(r / f"checkpoint_{STEPS:08d}", "state")["encoder"] for r in (run, other))
     assert ours.keys() == theirs.keys()
     for name, weight in theirs.items():
         assert torch.equal(ours[name], weight), name
@@ -265,13 +266,13 @@ def test_stopped_killed_and_damaged_the_same_command_ends_with_the_undisturbed_w
     kept_times = {line["step"]: line["time"] for line in lines(run)}
     assert all(time_ <= when for step, time_ in kept_times.items() if step <= asked + LEG - 4), "began from its last checkpoint"
 
-    weights = run / f"checkpoint_{newest:08d}" / "state.pt"
+    weights = run / f"checkpoint_{newest:08d}" / "state.safetensors"
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
     began, command = time.time(), ("training", str(folder / "again.yaml"), *options)
     printed = succeed(*command)
-    for name in (f"checkpoint_{newest:08d}", "state.pt", f"checkpoint_{newest - 1:08d}"):
+    for name in (f"checkpoint_{newest:08d}", "state.safetensors", f"checkpoint_{newest - 1:08d}"):
         assert name in printed
     assert [line["step"] for line in history(run) if line["time"] > began] == list(range(newest, STEPS + 1))
     assert_same_weights(run, two_undisturbed)

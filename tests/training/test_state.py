@@ -71,7 +71,7 @@ def test_a_run_resumes_from_a_checkpoint_as_if_nothing_had_happened(plan: Plan, 
     save_checkpoint(tmp_path, straight, plan, {"loss": 1.0})
     expected = advance(straight, plan, 3)
     resumed = state_of(plan, seed=99)
-    load_checkpoint(tmp_path, resumed, plan, CPU)
+    load_checkpoint(tmp_path, resumed, plan)
     assert (resumed.step, resumed.samples) == (3, 12)
     assert advance(resumed, plan, 3) == expected
     for part in ("encoder", "objective", "teacher"):
@@ -86,7 +86,7 @@ def test_a_checkpoint_of_other_data_is_refused(plan: Plan, tmp_path: Path) -> No
     other = replace(prepared, manifest=prepared.manifest | {"fingerprint": "f" * 32})
     changed = replace(plan, stream=replace(plan.stream, prepared=other))
     with refused("data.path", tmp_path, prepared.fingerprint[:12], "f" * 12, remedy="overwrite=true"):
-        load_checkpoint(tmp_path, state_of(plan), changed, CPU)
+        load_checkpoint(tmp_path, state_of(plan), changed)
 
 
 def test_a_missing_field_is_an_error_not_a_fresh_start(plan: Plan) -> None:

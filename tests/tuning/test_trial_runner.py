@@ -34,9 +34,9 @@ def test_a_trials_damaged_checkpoint_is_named_in_its_outcome(tmp_path: Path, mon
     place = folder.of(trial.name)
     assert folder.ended(trial.name) is None
     saved = [place / name for name in json.loads((place / NEWEST).read_text())]
-    weights = saved[-1] / "state.pt"
+    weights = saved[-1] / "state.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     run_trial(config)
     outcome = folder.ended(trial.name)
     assert outcome is not None and outcome.status == "finished" and outcome.samples == STEPS * BATCH
-    assert saved[-1].name in outcome.reason and "state.pt" in outcome.reason
+    assert saved[-1].name in outcome.reason and "state.safetensors" in outcome.reason

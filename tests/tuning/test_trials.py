@@ -203,7 +203,7 @@ def fill(folder: Folder, trial: Trial) -> set[str]:
     place = folder.of(trial.name)
     for name in ("checkpoint_00000010", "checkpoint_00000020", "partial-checkpoint_00000030-17"):
         (place / name).mkdir()
-        (place / name / "state.pt").write_bytes(b"weights")
+        (place / name / "state.safetensors").write_bytes(b"weights")
     text = "".join(json.dumps(entry) + "\n" for entry in (line(1, 10), line(2, 20)))
     (place / "metrics.jsonl").write_text(text + '{"step": 30, "ep')
     return {path.name for path in place.iterdir()}

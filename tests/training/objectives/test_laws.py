@@ -3,13 +3,13 @@
 In float64 with small networks, through `train_step`, in real processes.
 """
 
-import io
 from collections.abc import Iterator
 from functools import cache
 from itertools import product
 from typing import Any, NamedTuple, get_args
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from training.objectives import ObjectiveUnion
 from training.objectives.base import Embeddings, Objective, Task
 from training.state import TrainState
 from training.step import over_workers, train_step
+from training.tensor_tree import decode, encode
 
 ROWS, WIDTH, EMBED_DIM, STEPS = 12, 7, 5, 6
 UNEVEN = 7  # pairs that no number of workers but one shares equally
@@ -202,14 +203,14 @@ class Outcome(NamedTuple):
     losses: list[Tensor]  # of the global batch, each step
     gradients: list[list[Tensor]]  # of encoder and objective, each step
     state: dict[str, Tensor]  # of encoder, objective and teacher, at the end
-    saved: bytes  # a checkpoint
+    saved: tuple[bytes, str]  # a checkpoint
 
 
 def steps(
     objective: dict[str, Any],
     first: int,
     last: int,
-    saved: bytes | None = None,
+    saved: tuple[bytes, str] | None = None,
     accumulate: int = 1,
     shuffle: int = 0,
     rows: int = ROWS,
@@ -218,7 +219,7 @@ def steps(
     settings = settings_of(objective, accumulate, rows)
     state = state_of(settings, seed=0 if saved is None else 99)
     if saved is not None:
-        state.load_state_dict(torch.load(io.BytesIO(saved), weights_only=True))
+        state.load_state_dict(decode(safetensors.torch.load(saved[0]), saved[1]))
     assert state.step == first
     losses, gradients = [], []
     for step in range(first, last):
@@ -231,9 +232,8 @@ def steps(
     written = state.state_dict()
     tensors = {f"{part}.{name}": t.clone() for part in ("encoder", "objective", "teacher") for name, t in written[part].items()}
     assert {t.dtype for t in tensors.values()} <= {torch.float64, torch.int64}
-    file = io.BytesIO()
-    torch.save(written, file)
-    return Outcome(losses, gradients, tensors, file.getvalue())
+    weights, rest = encode(written)
+    return Outcome(losses, gradients, tensors, (safetensors.torch.save(weights), rest))
 
 
 @cache

@@ -18,6 +18,7 @@ from tests.training.one_step import one_step
 from training.checkpoint import load_embedder
 from training.config import TrainSettings
 from training.saved_towers import Frozen
+from training.tensor_tree import load_tree
 from training.towers.from_run import RunImageSettings, RunTextSettings
 from training.towers.image import HuggingFaceVisionSettings
 from training.towers.open_clip import OpenClipImageSettings, OpenClipTextSettings
@@ -260,7 +261,7 @@ def test_a_run_teaches_another(stamps: Prepared, trained: Path, case: str, tmp_p
     settings = run_settings(stamps, objective=GUIDED[case], frozen_encoders=guides, seed=1)
     plan, metrics, state = one_step(settings, tmp_path)
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
-    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    saved = load_tree(tmp_path, "state")
     assert sum(value.numel() for value in saved["teacher"].values() if isinstance(value, Tensor)) == 0
     if case == "distill":
         assert {"guide_images", "guide_texts"} <= plan.stream.columns and plan.stream.guides is not None

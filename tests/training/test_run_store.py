@@ -1,0 +1,232 @@
+"""A run in a store, from one node's side: what is put there comes back on another node, whole, and has one holder."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.io import lease
+from pipelines.io.retry import Unreachable
+from pipelines.program.errors import UserError
+from tests.object_store import Store, object_store
+from tests.patience import PATIENCE, wait_until
+from tests.refusals import refused
+from training.checkpoint_registry import seal
+from training.metrics_file import read_metrics
+from training.metrics_log import MetricsLog
+from training.run_store import RunStore, appended, finished, kept, place_of, store_of, working_copy
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with object_store() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        patch.setattr(lease, "_SETTLE", 0.0)
+        yield store
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that goes to another node: one with a cache of its own."""
+
+    def go(name: str) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+
+    go("first")
+    return go
+
+
+def folder_of(place: Path, content: str) -> Path:
+    """A folder with digests."""
+    place.mkdir(parents=True)
+    (place / "weights").write_text(content)
+    seal(place)
+    return place
+
+
+def test_what_one_node_put_there_another_finds(store: Store, node: Any) -> None:
+    uri = store.uri("runs", "there")
+    store.forget()
+    with store.faulty(errors=0.1, resets=0.1, stalls=0.03), working_copy(uri, print) as run:
+        assert store_of(run) == RunStore(uri) and place_of(run) == uri and list(run.iterdir()) == []
+        (run / "config.yaml").write_text("a: 1")
+        folder_of(run / "towers" / "image_tower", "locked")
+        folder_of(run / "best", "one")
+        kept(run, "config.yaml", "towers/image_tower", "best")
+        shutil.rmtree(run / "best")
+        folder_of(run / "best", "two")
+        kept(run, "best")
+    assert sum(store.faults().values()) > 3
+    node("second")
+    with working_copy(uri, print) as other:
+        assert other != run and (other / "config.yaml").read_text() == "a: 1"
+        assert (other / "towers/image_tower/weights").read_text() == "locked" and (other / "best/weights").read_text() == "two"
+    # What a node has is read again only if it is another one now, or damaged on its disk.
+    store.forget()
+    RunStore(uri).opened("best")
+    assert not [request for request in store.requests() if request.key.endswith("weights") and request.method == "GET"]
+    (other / "best" / "weights").write_text("too")
+    assert (RunStore(uri).opened("best") / "weights").read_text() == "two"
+    store.put("runs/there/best/weights", b"owt")
+    (other / "best" / "weights").write_text("too")
+    with refused("checkpoint", f"{uri}/best", "weights"):
+        RunStore(uri).opened("best")
+
+
+def until_killed(work: Callable[..., Any], left: list[int]) -> Callable[..., Any]:
+    def act(*arguments: Any) -> Any:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return work(*arguments)
+
+    return act
+
+
+def test_a_best_checkpoint_that_was_half_replaced(store: Store, node: Any) -> None:
+    """Killed after any of its writes and deletions, the next start finds the old one or the new one, whole."""
+    seen = set()
+    for kills in range(12):
+        uri = store.uri("runs", f"half-{kills}")
+        with working_copy(uri, print) as run:
+            folder_of(run / "best", "old")
+            kept(run, "best")
+            shutil.rmtree(run / "best")
+            folder_of(run / "best", "new")
+            with pytest.MonkeyPatch.context() as patch:
+                left = [kills]
+                for name in ("put", "drop"):
+                    patch.setattr(RunStore, name, until_killed(getattr(RunStore, name), left))
+                with suppress(KeyboardInterrupt):
+                    kept(run, "best")
+        node(f"other-{kills}")
+        with working_copy(uri, print) as other:
+            seen.add((other / "best" / "weights").read_text())
+            assert (RunStore(uri).opened("best") / "weights").read_text() in ("old", "new")
+            assert store.get(f"runs/half-{kills}/best.partial/digests.json") is None
+    assert seen == {"old", "new"}
+
+
+def test_metrics_grow_in_parts(store: Store, node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line costs one small part, however long the file; lines that are replaced, as after a restart, are replaced there."""
+    monkeypatch.setattr("training.run_store._PART", 200)
+    uri = store.uri("runs", "grown")
+
+    def lines() -> list[int]:
+        return [line["step"] for line in read_metrics(run / "metrics.jsonl")]
+
+    with working_copy(uri, print) as run:
+        log = MetricsLog(run / "metrics.jsonl")
+        for step in range(60):
+            log.append({"step": step, "loss": 0.5})
+            store.forget()
+            appended(run, "metrics.jsonl")
+            sent = [request for request in store.requests() if request.method == "PUT" and request.key]
+            assert step == 0 or len(sent) <= 2
+        log.append({"step": 7, "loss": 0.25})
+        appended(run, "metrics.jsonl")
+    for name in ("second", "third"):
+        node(name)
+        with working_copy(uri, print) as run:
+            assert lines() == list(range(8)) and store.get("runs/grown/metrics.jsonl") is None
+            appended(run, "metrics.jsonl")
+    with working_copy(uri, print) as run:
+        finished(run)
+    assert store.get("runs/grown/metrics.jsonl.parts/000000") is None
+    whole = (store.get("runs/grown/metrics.jsonl") or b"").decode().splitlines()
+    assert [json.loads(line)["step"] for line in whole] == list(range(8))
+    node("fourth")
+    with working_copy(uri, print) as run:
+        MetricsLog(run / "metrics.jsonl").append({"step": 3, "loss": 0.125})
+        appended(run, "metrics.jsonl")
+    node("fifth")
+    with working_copy(uri, print) as run:
+        assert lines() == [0, 1, 2, 3]
+
+
+def test_a_place_that_holds_something_else(store: Store, node: Any) -> None:
+    """It is neither copied nor touched; and a run that never began leaves nothing."""
+    store.put("runs/data/manifest.json", b"{}")
+    store.put("runs/own/notes.txt", b"mine")
+    for name, mark in {"data": "manifest.json", "own": "notes.txt"}.items():
+        with refused("name", store.uri("runs", name), mark, remedy="name"), working_copy(store.uri("runs", name), print):
+            pass
+        assert store.get(f"runs/{name}/.lock") is None
+    with refused("storage", "https://host/runs", remedy="s3://"), working_copy("https://host/runs/one", print):
+        pass
+    with suppress(UserError), working_copy(store.uri("runs", "never"), print):
+        raise UserError("data.path", "nothing there")
+    assert store.get("runs/never/.lock") is None
+    with working_copy(store.uri("runs", "begun"), print) as run:
+        (run / "config.yaml").write_text("a: 1")
+        kept(run, "config.yaml")
+    with working_copy(store.uri("runs", "begun"), print) as run:
+        assert (run / ".lock").exists()
+
+
+def _hold(uri: str, cache: str, told: Any) -> None:
+    os.environ["XDG_CACHE_HOME"] = cache
+    with working_copy(uri, print):
+        told.send("held")
+        told.recv()
+
+
+def test_one_process_holds_a_run(store: Store, node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one of this node hears it at once, one of another node once the lease is renewed; a dead holder's is taken over."""
+    for name, seconds in {"RENEWAL": 0.5, "EXPIRY": 6.0, "_POLL": 0.2}.items():
+        monkeypatch.setattr(lease, name, seconds)
+    uri = store.uri("runs", "one")
+    pipe, other = multiprocessing.get_context("fork").Pipe()
+    process = multiprocessing.get_context("fork").Process(target=_hold, args=(uri, str(tmp_path / "first"), other))
+    process.start()
+    assert pipe.recv() == "held"
+    with refused("name", uri, remedy="name="), working_copy(uri, print):
+        pass
+    node("second")
+    told: list[str] = []
+    with refused("name", uri, remedy="name="), working_copy(uri, told.append):
+        pass
+    assert uri in told[0]
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)  # it looks alive to this machine, and renews nothing
+    with working_copy(uri, told.append):
+        os.kill(process.pid, signal.SIGCONT)
+        process.join(60)
+        assert process.exitcode == 1, "who lost it ends"
+    assert store.get("runs/one/.lock") is None
+    process = multiprocessing.get_context("fork").Process(target=_hold, args=(uri, str(tmp_path / "first"), other))
+    process.start()
+    assert pipe.recv() == "held"
+    process.kill()
+    process.join()
+    told.clear()
+    with working_copy(uri, told.append):
+        assert told == [], "nobody waits for a process of this machine that is dead"
+
+
+def test_an_outage_is_waited_for(store: Store, node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than requests are retried for, but not for ever."""
+    monkeypatch.setattr("pipelines.io.retry._FIRST_WAIT", 0.001)
+    monkeypatch.setattr("pipelines.io.patient._WAIT", 0.01)
+    (tmp_path / "file").write_bytes(b"content")
+    there = RunStore(store.uri("runs", "out"))
+    store.forget()
+    with store.faulty(errors=1, resets=0, stalls=0), ThreadPoolExecutor(1) as pool:
+        put = pool.submit(there.put, tmp_path / "file", "file")
+        wait_until(lambda: put.done() or sum(store.faults().values()) > 60)  # a round has 24 at most
+        assert not put.done()
+        with store.faulty(errors=0, resets=0, stalls=0):
+            put.result(PATIENCE)
+    assert there.read("file") == b"content"
+    monkeypatch.setattr("pipelines.io.patient.OUTAGE", 0.0)
+    with store.faulty(errors=1, resets=0, stalls=0), pytest.raises(Unreachable):
+        there.read("file")
