@@ -20,9 +20,11 @@ import torch
 from pipelines.dataset.stream import Unusable, Worker
 from pipelines.program.cluster import configure_data
 from pipelines.program.errors import UserError
+from training import pulse
 from training.build import build_state, masks_to_cut
 from training.cadence import Clock
 from training.checkpoint import load_checkpoint, save_checkpoint
+from training.dashboard import shown_by_ray
 from training.distributed import total
 from training.held_out import keep_held_out
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS
@@ -49,19 +51,25 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     plan: Plan = config["plan"]
     configure_data()
     worker = this_worker(config["data_cpus"])
+    show = shown_by_ray(plan.settings.name, worker.rank)
 
     def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
+        show(metrics)
         if save is None:
+            pulse.at("report")
             ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as folder:
             saved = None
             if worker.rank == 0:
+                pulse.at("checkpoint")
                 save(Path(folder))
                 saved = ray.train.Checkpoint.from_directory(folder)
+            pulse.at("report" if saved is None else "upload")
             ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=f"checkpoint_{metrics['step']:08d}")
 
-    with Asked(config["folder"]) if worker.rank == 0 else nullcontext(_never) as asked:
+    asking = Asked(config["folder"]) if worker.rank == 0 else nullcontext(_never)
+    with pulse.Pulse(config["folder"], worker), asking as asked:
         return train(plan, worker, report, ray.train.get_checkpoint(), asked, partial(keep_held_out, config["folder"]))
 
 
@@ -103,9 +111,11 @@ def train(
     failed: list[Unusable] = []  # rows of this worker, since the last report
     batches = plan.stream.training(plan.order, state.step, plan.total_steps, worker, failed.append)
     while not state.ended:
+        pulse.at("read", state.step)
         waited = time.perf_counter()
         batch = shortened(next(batches), cut)
         clock.waited += time.perf_counter() - waited
+        pulse.at("step")
         lr = settings.schedule.lr_at(state.step, plan.order.steps_per_epoch, plan.total_steps, settings.optimizer.lr)
         skipped = state.skipped
         state.stopping = state.stopping or asked()

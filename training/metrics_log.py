@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from evaluation.metrics import mean_recalls
 from pipelines.program.causes import cause_of, first_cause
 from pipelines.program.errors import UserError
 from training.checkpoint_registry import ABOUT, damage, keep_snapshot, newest_checkpoint, seal
-from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, read_metrics
+from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, append_lines, read_metrics
+from training.sessions import RESTARTS
 
 _FIRST_WAIT = 2.0  # seconds before the second attempt; doubles with every further one
 _LONGEST_WAIT = 60.0
@@ -45,18 +46,6 @@ class MetricsLog:
         aside = self._path.with_name(f"{self._path.name}.partial-{os.getpid()}")
         aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         aside.rename(self._path)
-
-
-def append_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Append JSON lines to a file, replacing a last line that was truncated by a kill or a full disk."""
-    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    with path.open("a+b") as file:
-        end = file.tell()
-        file.seek(max(0, end - 1))
-        if end and file.read(1) != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(data)
 
 
 class Recorder(ray.train.UserCallback):
@@ -175,4 +164,4 @@ class Recorder(ray.train.UserCallback):
         """Called in the controller before it restarts workers."""
         errors = {rank: cause_of(error) for rank, error in worker_exceptions.items()}
         line = {"time": round(time.time(), 3), "cause": first_cause(worker_exceptions), "workers": errors}
-        self._retried("restarts.jsonl", lambda: append_lines(self._run / "restarts.jsonl", [line]))
+        self._retried(RESTARTS, lambda: append_lines(self._run / RESTARTS, [line]))

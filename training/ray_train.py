@@ -15,12 +15,14 @@ from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from training.checkpoint_registry import newest_step
 from training.config import ResourceSettings
+from training.doctor import Doctor
 from training.failures import EndAtOnce
 from training.loop import completed, train_worker
 from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
 from training.placement import Watch, bundles, most_that_fit, room
 from training.plan import Plan
+from training.sessions import RESTARTS
 from training.stopping import ask, forget
 
 
@@ -93,7 +95,7 @@ def run_workers(
         ),
     )
     try:
-        with Watch(folder, display):
+        with Watch(folder, display), Doctor(folder):
             return trainer.fit().return_value
     except (ray.train.TrainingFailedError, RuntimeError) as error:
         if display.verbose:
@@ -110,7 +112,7 @@ class _Follower:
     def __init__(self, folder: Path, plan: Plan, display: Display):
         self._path, self._plan, self._display = folder / "metrics.jsonl", plan, display
         self._first = newest_step(folder) or 0
-        self._restarts = folder / "restarts.jsonl"
+        self._restarts = folder / RESTARTS
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
