@@ -21,6 +21,7 @@ from pipelines.program.causes import cause_of, first_cause
 from pipelines.program.errors import UserError
 from training.checkpoint_registry import ABOUT, damage, keep_snapshot, newest_checkpoint, seal
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, append_lines, read_metrics
+from training.pulse import told_why
 from training.sessions import RESTARTS
 
 _FIRST_WAIT = 2.0  # seconds before the second attempt; doubles with every further one
@@ -163,5 +164,6 @@ class Recorder(ray.train.UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called in the controller before it restarts workers."""
         errors = {rank: cause_of(error) for rank, error in worker_exceptions.items()}
-        line = {"time": round(time.time(), 3), "cause": first_cause(worker_exceptions), "workers": errors}
+        cause = told_why(self._run) or first_cause(worker_exceptions)
+        line = {"time": round(time.time(), 3), "cause": cause, "workers": errors}
         self._retried(RESTARTS, lambda: append_lines(self._run / RESTARTS, [line]))

@@ -94,14 +94,16 @@ def run_workers(
             **options,
         ),
     )
+    patience = None if wanted.patience_minutes is None else 60 * wanted.patience_minutes
+    doctor = Doctor(folder, patience, display)
     try:
-        with Watch(folder, display), Doctor(folder):
+        with Watch(folder, display), doctor:
             return trainer.fit().return_value
     except (ray.train.TrainingFailedError, RuntimeError) as error:
         if display.verbose:
             raise
         failures = getattr(error, "worker_failures", None)
-        cause = first_cause(failures) if failures else cause_of(error)
+        cause = doctor.cause or (first_cause(failures) if failures else cause_of(error))
         remedy = "--verbose shows all, the same command resumes from the last checkpoint"
         raise UserError("", f"training stopped: {cause}", remedy) from None
 

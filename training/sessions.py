@@ -6,6 +6,7 @@ Each line has a `time` and an `event`; the driver writes it at once, so that als
     phase      `name` begins: start, features, training, test, report
     workers    they have begun to train at `step`, on `nodes`; so many steps, `redone`, had been done before
     waiting    `text` says what for; empty: no longer
+    stall      `text` says what hung (doctor.py)
     end        `state` finished, stopped or failed, and the `cause`
 """
 
@@ -90,7 +91,8 @@ def history(folder: Path, now: float | None = None) -> dict[str, Any]:
         now: a session that has no end goes on until then; None: it has been killed.
 
     Returns:
-        sessions: their number. seconds: wall time by phase. restarts: time and cause of each. redone_steps: done more than once.
+        sessions: their number. seconds: wall time by phase. restarts: time and cause of each. stalls: time and text of each.
+        redone_steps: done more than once.
         workers: for each start of workers `time`, `step`, `workers`, `gpus`, `nodes`. nodes: all that took part.
         worker_hours, gpu_hours: of training.
     """
@@ -112,6 +114,7 @@ def history(folder: Path, now: float | None = None) -> dict[str, Any]:
         "sessions": sum(event["event"] == "start" for event in events),
         "seconds": seconds,
         "restarts": restarts,
+        "stalls": [{"time": event["time"], "text": event["text"]} for event in events if event["event"] == "stall"],
         "redone_steps": sum(start["redone"] for start in starts),
         "workers": [{name: start[name] for name in ("time", "step", "workers", "gpus", "nodes")} for start in starts],
         "nodes": sorted({node for start in starts for node in start["nodes"]}),

@@ -23,6 +23,7 @@ from tests.in_process import run_command, succeed
 from tests.patience import PATIENCE, wait_until
 from tests.stopped import assert_stopped
 from training.checkpoint_registry import newest_checkpoint
+from training.status import status_of
 
 import psutil  # isort: skip  comes with ray
 
@@ -277,6 +278,13 @@ def test_killed_driver(start: Start, folder: Path, uninterrupted: list[dict[str,
     assert_resumed(killed)
     assert_same_curve(history(run), uninterrupted)
     assert_same_weights(folder / "driver", folder / "one")
+    costs = status_of(run).costs
+    first, again = costs["workers"]
+    assert (costs["sessions"], costs["restarts"]) == (2, []) and (first["step"], first["workers"]) == (0, 1)
+    assert costs["redone_steps"] == KILLED_AT - again["step"], "what was reported, and done again"
+    result = json.loads((run / "result.json").read_text())
+    assert result["history"]["redone_steps"] == costs["redone_steps"]
+    assert result["seconds"]["training"] > again["time"] - killed.when, "of both calls, without what lies between them"
 
     files = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert f"at step {STEPS}" in succeed(*command)
