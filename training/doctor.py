@@ -134,7 +134,7 @@ class Doctor:
         found, mute = examined(nodes, known)
         ours = [one for one in found if (one.node, one.pid) in known]
         stopped = [one for one in found if one.stopped]
-        parts = [_described(worker, found) for worker in blamed] or ["no worker has begun"]
+        parts = [_described(worker, found, worker["node"] in mute) for worker in blamed] or ["no worker has begun"]
         parts += [
             f"{one.title} (process {one.pid}) on {one.address} is stopped, by a signal" for one in stopped if one not in ours
         ]
@@ -160,16 +160,16 @@ def _blamed(still: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return silent or [worker for worker in still if place(worker) == min(map(place, still))]
 
 
-def _described(worker: dict[str, Any], found: list[Process]) -> str:
+def _described(worker: dict[str, Any], found: list[Process], unseen: bool) -> str:
+    """A worker in words; `unseen`: its node did not answer."""
     process = next((one for one in found if (one.node, one.pid) == (worker["node"], worker["pid"])), None)
     does = f"{_DOES[worker['stage']]}{', where it waits for the others,' if worker['waits'] else ''}"
     words = f"worker {worker['rank']} of {worker['size']} on {worker['address']} {does} after step {worker['step']:,}"
-    stack = worker["stack"]
     if process is None:
-        return f"{words}; its process has gone, and no other has started"
-    if process.stopped:
+        words += "" if unseen else "; its process has gone, and no other has started"
+    elif process.stopped:
         words += f", and its process {process.pid} is stopped, by a signal"
     elif worker["silent"]:
         words += f", and its process {process.pid} ({process.state}) does not answer"
-    stack = process.stack or stack
+    stack = (process and process.stack) or worker["stack"]
     return words + (f", in {' < '.join(stack[:_SHOWN])}" if stack else "")

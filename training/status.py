@@ -122,7 +122,8 @@ def described(status: Status, now: float) -> list[tuple[str, str]]:
         facts.append(("time left", duration(status.seconds_left)))
     facts += [("workers", _workers(start)) for start in costs["workers"]]
     facts += [("restart", f"{_clock(line['time'])}: {line['cause']}") for line in costs["restarts"]]
-    facts += [("hung", f"{_clock(line['time'])}: {line['text']}") for line in costs["stalls"]]
+    told = {line["cause"] for line in costs["restarts"]}
+    facts += [("hung", f"{_clock(line['time'])}: {line['text']}") for line in costs["stalls"] if line["text"] not in told]
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in costs["seconds"].items())
     facts.append(("sessions", f"{costs['sessions']:,}" + (f": {spent}" if spent else "")))
     facts.append(("steps done again", f"{costs['redone_steps']:,}"))
