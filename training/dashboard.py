@@ -1,6 +1,6 @@
 """A run's figures among Ray's own metrics: on its dashboard, and for Prometheus."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ray.util.metrics import Gauge
@@ -13,15 +13,15 @@ _SHOWN = {
 }
 
 
-def shown_by_ray(run: str, rank: int) -> Callable[[Mapping[str, Any]], None]:
-    """A function that sets `raylign_step` and so on, with the tag `run`, from a line of metrics; on rank 0."""
-    if rank:
-        return lambda _: None
-    gauges = {name: Gauge(f"raylign_{name}", about, ("run",)) for name, about in _SHOWN.items()}
+class Gauges:
+    """`raylign_step` and so on, with the tag `run`, which the process that makes them sets."""
 
-    def show(line: Mapping[str, Any]) -> None:
-        for name, gauge in gauges.items():
+    def __init__(self, run: str):
+        self._gauges = {name: Gauge(f"raylign_{name}", about, ("run",)) for name, about in _SHOWN.items()}
+        self._tags = {"run": run}
+
+    def show(self, line: Mapping[str, Any]) -> None:
+        """Set them from a line of metrics.jsonl."""
+        for name, gauge in self._gauges.items():
             if name in line:
-                gauge.set(line[name], {"run": run})
-
-    return show
+                gauge.set(line[name], self._tags)

@@ -24,7 +24,6 @@ from training import pulse
 from training.build import build_state, masks_to_cut
 from training.cadence import Clock
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.dashboard import shown_by_ray
 from training.distributed import total
 from training.held_out import keep_held_out
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS
@@ -51,12 +50,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     plan: Plan = config["plan"]
     configure_data()
     worker = this_worker(config["data_cpus"])
-    show = shown_by_ray(plan.settings.name, worker.rank)
 
     def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
-        show(metrics)
+        pulse.at("report")
         if save is None:
-            pulse.at("report")
             ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +62,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
                 pulse.at("checkpoint")
                 save(Path(folder))
                 saved = ray.train.Checkpoint.from_directory(folder)
-            pulse.at("report" if saved is None else "upload")
+                pulse.at("upload")
             ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=f"checkpoint_{metrics['step']:08d}")
 
     asking = Asked(config["folder"]) if worker.rank == 0 else nullcontext(_never)

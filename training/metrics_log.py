@@ -20,6 +20,7 @@ from evaluation.metrics import mean_recalls
 from pipelines.program.causes import cause_of, first_cause
 from pipelines.program.errors import UserError
 from training.checkpoint_registry import ABOUT, damage, keep_snapshot, newest_checkpoint, seal
+from training.dashboard import Gauges
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, append_lines, read_metrics
 from training.pulse import told_why
 from training.sessions import RESTARTS
@@ -61,10 +62,13 @@ class Recorder(ray.train.UserCallback):
         self._log: MetricsLog | None = None
         self._writer: Any = None
         self._unusable: set[int] | None = None
+        self._gauges: Gauges | None = None  # made in the controller
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Called in the controller once all workers have reported."""
         line = self.write(*metrics)
+        self._gauges = self._gauges or Gauges(self._run.name)
+        self._gauges.show(line)
         if checkpoint is not None:
             self._retried("the list of checkpoints", lambda: keep_snapshot(self._run))
             self.keep_best(line, checkpoint)
