@@ -1,4 +1,4 @@
-"""The command `raylign`: `prepare`, `train`, `evaluate` and `sweep`, each with a config and overrides, `init` and `export`.
+"""The command `raylign`: `prepare`, `train`, `evaluate` and `sweep`, each with a config and overrides, and others.
 
 The same programs as `python -m pipelines`, `training`, `evaluation` and `tuning`, which `ray job submit` calls.
 """
@@ -17,6 +17,7 @@ _USAGE = """usage: raylign COMMAND CONFIG.yaml [key=value ...]
   raylign evaluate CONFIG.yaml      any embedder -> scores
   raylign sweep CONFIG.yaml         grid x search x seeds -> one report; raylign sweep report SWEEP writes it again
   raylign export RUN --to TARGET    a run as a model of huggingface, open_clip, onnx or safetensors
+  raylign status RUN|STORAGE        what a run does, or all runs of a folder: state, speed, workers, restarts, time left
 
 CONFIG.yaml is a file, or the name of an included one, such as openmoji.yaml. raylign COMMAND --help lists those and all
 keys."""
@@ -36,9 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from training.export.__main__ import main as export
 
         return export(rest, "raylign export")
+    if verb == "status":
+        from training.status import main as status
+
+        return status(rest, "raylign status")
     package = {name: package for package, name in VERBS.items()}.get(verb)
     if package is None:
-        print(f"error: '{verb}' is not a command: init, {', '.join(VERBS.values())}, export; see raylign --help", file=sys.stderr)
+        print(
+            f"error: '{verb}' is not a command: init, {', '.join(VERBS.values())}, export, status; see raylign --help",
+            file=sys.stderr,
+        )
         return 2
     # As with `python -m`: the user's own modules, which a config names by import strings, are found in this folder. Ray's
     # workers look there too.

@@ -41,6 +41,8 @@ from pipelines.program import ray_elastic
 from pipelines.program import ray_internals as module
 from tests.patience import PATIENCE, wait_until
 
+import psutil  # isort: skip  comes with ray
+
 RAY = Path(ray.__file__).parent
 
 
@@ -681,6 +683,12 @@ def test_of_a_cluster_that_runs(ray_session: None) -> None:
     ray.util.remove_placement_group(small)
     state = ray.util.placement_group_table(group).get("state")
     holds(state in (None, "REMOVED"), f"a group that was given back is {state}", rests)
+
+    rests = "finding a run's processes that are stopped"
+    environment, daemon = ray.get(ray.remote(num_cpus=0)(lambda: (psutil.Process().environ(), os.getppid())).remote())
+    jobs = (ray.get_runtime_context().get_job_id(), module.NO_JOB)
+    holds(environment.get(module.JOB_VARIABLE) in jobs, "a worker's variables do not tell its job", rests)
+    holds(environment.get(module.NODE_VARIABLE) == str(daemon), "a worker's variables do not tell its node's daemon", rests)
 
     with pytest.warns(Warning, match=f"^{module.OPTIONS_WARNING}"):
         ray.data.range(1).map_batches(lambda batch: batch, max_retries=1)

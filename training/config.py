@@ -91,6 +91,9 @@ class ResourceSettings(Settings):
     )
     autoscale: bool = Field(False, description="wait for the cluster to grow instead of refusing what does not fit now")
     max_failures: int = Field(3, ge=-1, description="restarts from the last checkpoint after lost workers; -1: no limit")
+    patience_minutes: float | None = Field(
+        9, gt=0, description="after so long without progress, say which worker hangs and where, and restart it; null: never"
+    )
 
     @property
     def least_workers(self) -> int:

@@ -20,11 +20,13 @@ from training.checkpoint_registry import put
 from training.held_out import merged_scores
 from training.loop import this_worker
 from training.plan import Plan
+from training.pulse import Pulse
 from training.ray_train import run_workers
 from training.run_store import RunStore, kept, store_of
 from training.validation import embed_held_out
 
 _FILE = "test.json"
+_ASIDE = "testing"  # folder of Ray Train's own files
 
 
 def run_final_test(plan: Plan, folder: Path, data_cpus: float, display: Display) -> dict[str, Any]:
@@ -35,7 +37,7 @@ def run_final_test(plan: Plan, folder: Path, data_cpus: float, display: Display)
     if not (folder / "best").exists():
         problem = f"'{metric}' never had a value in {folder}, so no checkpoint was chosen"
         raise UserError("checkpoint.best", problem, "name another metric, and another name= for the run")
-    aside = folder / "testing"  # Ray Train's own files
+    aside = folder / _ASIDE
     config = {"plan": plan, "data_cpus": data_cpus, "folder": folder, "store": store_of(folder)}
     content = run_workers(_test_worker, config, plan.settings.resources, aside, display)
     shutil.rmtree(aside, ignore_errors=True)
@@ -49,7 +51,9 @@ def _test_worker(config: dict[str, Any]) -> dict[str, Any]:
     configure_data()
     store: RunStore | None = config["store"]
     folder = config["folder"] if store is None else store.opened("best").parent
-    return score_chosen(config["plan"], folder, this_worker(config["data_cpus"]))
+    worker = this_worker(config["data_cpus"])
+    with Pulse(config["folder"] / _ASIDE, worker):
+        return score_chosen(config["plan"], folder, worker)
 
 
 def score_chosen(plan: Plan, folder: Path, worker: Worker) -> dict[str, Any]:

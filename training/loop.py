@@ -20,6 +20,7 @@ import torch
 from pipelines.dataset.stream import Unusable, Worker
 from pipelines.program.cluster import configure_data
 from pipelines.program.errors import UserError
+from training import pulse
 from training.build import build_state, masks_to_cut
 from training.cadence import Clock
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -53,14 +54,17 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     worker = this_worker(config["data_cpus"])
 
     def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
+        pulse.at("report")
         if save is None:
             ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as folder:
             saved = None
             if worker.rank == 0:
+                pulse.at("checkpoint")
                 save(Path(folder))
                 saved = ray.train.Checkpoint.from_directory(folder)
+                pulse.at("upload")
             place = f"checkpoint_{metrics['step']:08d}"
             upload = None if store is None else store.upload
             ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=place, checkpoint_upload_fn=upload)
@@ -69,7 +73,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     if checkpoint is not None and store is not None:
         checkpoint = ray.train.Checkpoint.from_directory(store.opened(Path(checkpoint.path).name))
     keep = partial(keep_held_out, config["folder"] if store is None else store.uri)
-    with Asked(config["folder"]) if worker.rank == 0 else nullcontext(_never) as asked:
+    asking = Asked(config["folder"]) if worker.rank == 0 else nullcontext(_never)
+    with pulse.Pulse(config["folder"], worker), asking as asked:
         return train(plan, worker, report, checkpoint, asked, keep)
 
 
@@ -111,9 +116,11 @@ def train(
     failed: list[Unusable] = []  # rows of this worker, since the last report
     batches = plan.stream.training(plan.order, state.step, plan.total_steps, worker, failed.append)
     while not state.ended:
+        pulse.at("read", state.step)
         waited = time.perf_counter()
         batch = shortened(next(batches), cut)
         clock.waited += time.perf_counter() - waited
+        pulse.at("step")
         lr = settings.schedule.lr_at(state.step, plan.order.steps_per_epoch, plan.total_steps, settings.optimizer.lr)
         skipped = state.skipped
         state.stopping = state.stopping or asked()

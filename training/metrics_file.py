@@ -1,7 +1,8 @@
-"""Reads `metrics.jsonl` and similar files. Apart from the writer (metrics_log.py), so that the page needs no Ray."""
+"""Reads and extends `metrics.jsonl` and similar files. Apart from its writer (metrics_log.py), which needs Ray."""
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             except ValueError:  # not JSON, or not UTF-8
                 continue
     return lines
+
+
+def append_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """Append JSON lines to a file, replacing a last line that was truncated by a kill or a full disk."""
+    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    with path.open("a+b") as file:
+        end = file.tell()
+        file.seek(max(0, end - 1))
+        if end and file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(data)
 
 
 def unusable_reasons(run: Path) -> dict[str, int]:

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ from pipelines.program.causes import cause_of, first_cause
 from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import SNAPSHOT
 from training.checkpoint_registry import ABOUT, KEPT_LIST, damage, keep_snapshot, newest_checkpoint, seal
-from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, read_metrics
+from training.dashboard import Gauges
+from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, append_lines, read_metrics
+from training.pulse import told_why
 from training.run_store import appended, fetched, kept, store_of
+from training.sessions import RESTARTS
 
 _FIRST_WAIT = 2.0  # seconds before the second attempt; doubles with every further one
 _LONGEST_WAIT = 60.0
@@ -49,18 +52,6 @@ class MetricsLog:
         aside.rename(self._path)
 
 
-def append_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Append JSON lines to a file, replacing a last line that was truncated by a kill or a full disk."""
-    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    with path.open("a+b") as file:
-        end = file.tell()
-        file.seek(max(0, end - 1))
-        if end and file.read(1) != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(data)
-
-
 class Recorder(ray.train.UserCallback):
     """Writes what workers report: metrics.jsonl, TensorBoard events, restarts, and a copy of the best checkpoint.
 
@@ -73,10 +64,13 @@ class Recorder(ray.train.UserCallback):
         self._log: MetricsLog | None = None
         self._writer: Any = None
         self._unusable: set[int] | None = None
+        self._gauges: Gauges | None = None  # made in the controller
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Called in the controller once all workers have reported."""
         line = self.write(*metrics)
+        self._gauges = self._gauges or Gauges(self._run.name)
+        self._gauges.show(line)
         if checkpoint is not None:
             self._retried("the list of checkpoints", self._keep_list)
             self.keep_best(line, checkpoint)
@@ -187,6 +181,7 @@ class Recorder(ray.train.UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called in the controller before it restarts workers."""
         errors = {rank: cause_of(error) for rank, error in worker_exceptions.items()}
-        line = {"time": round(time.time(), 3), "cause": first_cause(worker_exceptions), "workers": errors}
-        self._retried("restarts.jsonl", lambda: append_lines(self._run / "restarts.jsonl", [line]))
-        appended(self._run, "restarts.jsonl")
+        cause = told_why(self._run) or first_cause(worker_exceptions)
+        line = {"time": round(time.time(), 3), "cause": cause, "workers": errors}
+        self._retried(RESTARTS, lambda: append_lines(self._run / RESTARTS, [line]))
+        appended(self._run, RESTARTS)

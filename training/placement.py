@@ -109,6 +109,14 @@ def waiting(folder: Path) -> str:
     return f"{waits_for(needed)}; or stop it, and start it again with fewer resources.num_workers or resources.data_cpus"
 
 
+def nodes_of(folder: Path) -> dict[str, str]:
+    """The addresses, by id, of the nodes on which a run has reserved resources."""
+    group = _group(folder)
+    ids = {} if group is None else _table(group).get("bundles_to_node_id", {})
+    alive = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    return {node: alive[node] for node in ids.values() if node in alive}
+
+
 class Watch:
     """A context in which a thread reports workers that wait for resources; the main thread is blocked by Ray Train.
 

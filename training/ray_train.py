@@ -15,6 +15,7 @@ from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from training.checkpoint_registry import newest_step
 from training.config import ResourceSettings
+from training.doctor import Doctor
 from training.failures import EndAtOnce
 from training.loop import completed, train_worker
 from training.metrics_file import read_metrics
@@ -22,6 +23,7 @@ from training.metrics_log import Recorder
 from training.placement import Watch, bundles, most_that_fit, room
 from training.plan import Plan
 from training.run_store import RunStore, store_of
+from training.sessions import RESTARTS
 from training.stopping import ask, forget
 
 
@@ -92,14 +94,16 @@ def run_workers(
             **options,
         ),
     )
+    patience = None if wanted.patience_minutes is None else 60 * wanted.patience_minutes
+    doctor = Doctor(folder, patience, display)
     try:
-        with Watch(folder, display):
+        with Watch(folder, display), doctor:
             return trainer.fit().return_value
     except (ray.train.TrainingFailedError, RuntimeError) as error:
         if display.verbose:
             raise
         failures = getattr(error, "worker_failures", None)
-        cause = first_cause(failures) if failures else cause_of(error)
+        cause = doctor.cause or (first_cause(failures) if failures else cause_of(error))
         remedy = "--verbose shows all, the same command resumes from the last checkpoint"
         raise UserError("", f"training stopped: {cause}", remedy) from None
 
@@ -119,7 +123,7 @@ class _Follower:
     def __init__(self, folder: Path, plan: Plan, display: Display):
         self._path, self._plan, self._display = folder / "metrics.jsonl", plan, display
         self._first = newest_step(folder) or 0
-        self._restarts = folder / "restarts.jsonl"
+        self._restarts = folder / RESTARTS
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 

@@ -225,7 +225,7 @@ def _reproduce(run: Path, result: dict[str, Any], config: dict[str, Any], prepar
     host = f"{machine['cpus']} CPUs, {machine['processor']}"
     of_machine = html.facts([("Device", machine["device"]), ("Workers", _worker_numbers(machine)), ("Host", host)])
     times = html.facts((phase, number_format.duration(seconds)) for phase, seconds in result["seconds"].items())
-    call = html.soft("Of the call that ended the run; the time of earlier, interrupted calls is not included.")
+    of_calls = html.facts(_of_all_sessions(result["history"])) if "history" in result else ""  # of an earlier version
     about = html.soft("Workers were lost and training went on from the last checkpoint:")
     restarts = _restarts(run / "restarts.jsonl")
     lost = [html.tag("h3", "Restarts"), about, html.facts(restarts)] if restarts else []
@@ -238,13 +238,23 @@ def _reproduce(run: Path, result: dict[str, Any], config: dict[str, Any], prepar
         html.div(
             "columns",
             html.div("", html.tag("h3", "Towers"), html.facts(towers.items()), html.tag("h3", "Machine"), of_machine),
-            html.div("", html.tag("h3", "Wall time"), times, call, *lost),
+            html.div("", html.tag("h3", "Wall time"), times, of_calls, *lost),
             html.div("", html.tag("h3", "Versions"), html.facts(result["versions"].items())),
         ),
         html.more("Config of the run", html.tag("pre", shown(yaml_text.dump(config)))),
         html.more("Config of the data", html.tag("pre", yaml_text.dump(prepared.manifest["config"]))),
         html.more("This page", again, html.tag("pre", f"python -m training.report {shlex.quote(folder)}")),
     )
+
+
+def _of_all_sessions(history: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a run took over all calls of its command."""
+    return [
+        ("Calls of the command", f"{history['sessions']:,}"),
+        ("Steps done again", f"{history['redone_steps']:,}"),
+        ("Workers' hours", number_format.label(history["worker_hours"])),
+        ("GPU hours", number_format.label(history["gpu_hours"])),
+    ]
 
 
 def _restarts(path: Path) -> list[tuple[str, str]]:

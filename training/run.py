@@ -4,6 +4,7 @@ A run's folder, `storage/name`:
 
     config.yaml      resolved          metrics.jsonl   one line per report
     result.json      at the end        report.html     at the end
+    sessions.jsonl   each call of the command: its phases, its workers, how it ended (sessions.py)
     test.json        scores of the best checkpoint on the test split, if there is one
     checkpoint_.../  newest k          best/           by a named metric, if one is named
     held_out.npz     embeddings of the held-out split at the end; held_out.json: their scores (held_out.py)
@@ -17,11 +18,11 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from evaluation.suite import Scores
 from pipelines.dataset.prepared import Prepared
@@ -49,6 +50,7 @@ from training.plan import (
 )
 from training.resources import Cluster, current_cluster, expected_cluster, plan_resources, range_in_words
 from training.run_store import emptied, fetched, finished, kept, place_of, settled, working_copy
+from training.sessions import SESSIONS, Session, history
 from training.warmup import warmup_warning
 from training.weight_sources import check_sources
 
@@ -88,7 +90,8 @@ def _run(settings: TrainSettings, folder: Path, display: Display) -> dict[str, A
 
     started_before = (folder / path_keys.LOCK).exists()
     replaces = settings.overwrite and folder.exists()  # an earlier run, which stays until all checks have passed
-    with only_one(folder), interrupts.keeping(lambda: _kept(folder, replaces)):
+    session = Session(folder, data.order.steps_per_epoch * settings.epochs, replaces)
+    with only_one(folder), session, interrupts.keeping(lambda: _kept(folder, replaces)):
         wait_for_earlier(folder, display)
         run_folder = None if replaces else folder
         checkpoint = None
@@ -97,7 +100,6 @@ def _run(settings: TrainSettings, folder: Path, display: Display) -> dict[str, A
             settled(folder)
             if started_before:
                 _say_where(folder, data.order.steps_per_epoch * settings.epochs, display)
-        phases = _Phases()
         plan = None
         if needs_banks(settings):
             check_towers(pretrained_towers(settings, run_folder, checkpoint).values(), tower_cache(data.prepared))
@@ -107,7 +109,7 @@ def _run(settings: TrainSettings, folder: Path, display: Display) -> dict[str, A
         cluster.start(display.verbose)
         size = current_cluster()
         data_cpus = _data_cpus(settings, size)
-        phases.end("start")
+        session.phase("features")
         if plan is None:
             plan = make_plan(data, _pool(settings, size), display, run_folder, checkpoint)
             check_build(plan)
@@ -115,27 +117,28 @@ def _run(settings: TrainSettings, folder: Path, display: Display) -> dict[str, A
             _empty(folder)
             emptied(folder)
             replaces = False
+            session.release()
         keep_towers(plan, folder)
-        phases.end("features")
+        session.phase("training")
         put(folder / "config.yaml", yaml_text.dump(settings.model_dump(mode="json")))
         kept(folder, "config.yaml")
         _announce(plan, display)
         returned = fit(plan, folder, data_cpus, display)
         fetched(folder, HELD_OUT, *(scored.file for scored in plan.scored))
-        phases.end("training")
+        if plan.test is not None:
+            session.phase("test")
         tested = {} if plan.test is None else {"test": run_final_test(plan, folder, data_cpus, display)}
-        if tested:
-            phases.end("test")
-        result = result_of(plan, folder, returned, phases.seconds) | tested
+        session.phase("report")
+        costs = history(folder, time.time())
+        result = result_of(plan, folder, returned, costs.pop("seconds")) | tested | {"history": costs}
         # The result first: if writing the page fails, the training is still finished.
         put(folder / "result.json", json.dumps(result, indent=1))
         kept(folder, "result.json")
         write_report(folder, result, plan.held_out)
-        phases.end("report")
-        result["seconds"] = phases.seconds
+        result["seconds"] = history(folder, time.time())["seconds"]
         put(folder / "result.json", json.dumps(result, indent=1))
-        finished(folder)
         kept(folder, "report.html", "tensorboard", "result.json")
+    finished(folder)
     _show(result, display, folder)
     return result
 
@@ -179,16 +182,22 @@ def only_one(folder: Path) -> Iterator[None]:
     """Lock the folder: one process per run. The lock ends with the process; a run that never began leaves no folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / path_keys.LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not (_lock(file) or _lock(file, 0.5)):  # `raylign status` holds it for an instant
             raise UserError("name", f"another process is training {folder}", "wait for it, or give another name=") from None
         try:
             yield
         except UserError:
-            if [path.name for path in folder.iterdir()] == [path_keys.LOCK]:
+            if {path.name for path in folder.iterdir()} <= {path_keys.LOCK, SESSIONS}:
                 shutil.rmtree(folder)
             raise
+
+
+def _lock(file: IO[str], after: float = 0) -> bool:
+    time.sleep(after)
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def _empty(folder: Path) -> None:
@@ -198,18 +207,6 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path)
         elif path.name != path_keys.LOCK:
             path.unlink()
-
-
-class _Phases:
-    """Wall time by phase, in seconds."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._start = time.monotonic()
-
-    def end(self, name: str) -> None:
-        now = time.monotonic()
-        self.seconds[name], self._start = round(now - self._start, 1), now
 
 
 def _data_cpus(settings: TrainSettings, size: Cluster) -> float:

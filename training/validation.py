@@ -8,6 +8,7 @@ import torch
 from evaluation.suite import Scores, score
 from pipelines.dataset.stream import Worker
 from pipelines.features.rows_by_id import bank_rows
+from training import pulse
 from training.distributed import gather_objects
 from training.encoder import DualEncoder
 from training.held_out import HeldOutEmbeddings
@@ -23,7 +24,10 @@ def embed_held_out(encoder: DualEncoder, plan: Plan, scored: Scored, worker: Wor
     mine = np.array_split(np.arange(len(data.sample_ids)), worker.world_size)[worker.rank]
     column = "image" if encoder.image_tower is not None else "image_features"
     batches = scored.images.evaluation(data.sample_ids[mine], size, worker)
-    images = [encoder.embed_images(batch[column]).cpu().numpy() for batch in batches]  # type: ignore[literal-required]
+    images = []
+    for batch in batches:
+        pulse.at("evaluate")
+        images.append(encoder.embed_images(batch[column]).cpu().numpy())  # type: ignore[literal-required]
     if encoder.text_tower is None:
         rows = [_rows(scored.text_bank, data.text_ids), _rows(scored.prompt_bank, np.arange(len(data.prompts)))]
         texts = [_embed_features(encoder, plan, worker, features) for features in rows]
@@ -50,6 +54,7 @@ def _embed_texts(encoder: DualEncoder, plan: Plan, worker: Worker, padded: Padde
     size = plan.settings.evaluation.batch_size
     rows = [np.zeros((0, plan.settings.embed_dim), dtype=np.float32)]
     for start in range(0, len(strings), size):
+        pulse.at("evaluate")
         ids, mask = padded(strings[start : start + size])
         rows.append(encoder.embed_texts(ids.to(worker.device), mask.to(worker.device)).cpu().numpy())
     return np.concatenate(rows)

@@ -86,6 +86,8 @@ def run_program(
 ) -> int:
     """Parse, load, act. Exit code 0: done; 2: a mistake that the user can fix, in one line; 128 + N: stopped by signal N.
 
+    A program whose cluster has lost its head ends with 3, wherever it is (cluster.py).
+
     Args:
         check: what --check does instead of `action`; exit code 1 if it returns False.
         prog: how the program was called, `python -m` or `raylign`.

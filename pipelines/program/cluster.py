@@ -37,6 +37,7 @@ _STARTS = 5  # attempts to start a local Ray before the machine counts as too bu
 _LOOK = 2.0  # seconds between two checks of the head
 _HEAD = 45.0  # seconds without it until it is gone: Ray ends drivers after 60
 _LOCAL_HEAD = 5.0  # for a local Ray, whose head is not restarted
+HEAD_LOST = 3  # exit code of a program that has lost it: whoever started the program may start the cluster again, and then it
 _FULL = 5.0  # seconds in which a cluster has no room until the program says that it waits; Ray counts with a delay
 
 ENVIRONMENT = {name: value for name, (value, _) in ray_internals.VARIABLES.items()} | {
@@ -183,7 +184,7 @@ def _watch_head(local: bool) -> None:
             interrupts.say(
                 f"error: Ray: the head at {address} is lost, with all that ran; {remedy}: it resumes from what is done"
             )
-            os._exit(2)
+            os._exit(HEAD_LOST)
 
     threading.Thread(target=watch, daemon=True).start()
 

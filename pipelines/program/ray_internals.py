@@ -78,6 +78,9 @@ def let_trials_wait(count: int) -> None:
 
 # The resource that every head node has, and no other (HEAD_NODE_RESOURCE_NAME in _common/constants.py).
 HEAD_NODE = "node:__internal_head__"
+# Variables of every process in which work runs: the job's id for which it was started, or this one for any job, and the number of
+# the process of its node's daemon (core/src/ray/raylet/worker_pool.cc).
+JOB_VARIABLE, NO_JOB, NODE_VARIABLE = "RAY_JOB_ID", "ffffffff", "RAY_RAYLET_PID"
 # What Ray's errors say, in lower case, about a local node that did not start in time: three have it, two without an exception
 # class of their own (_private/node.py, _private/services.py).
 NOT_UP_IN_TIME = "timed out"

@@ -184,7 +184,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
         clock["now"] += seconds
 
     def ended(code: int) -> None:
-        assert code == 2
+        assert code == 3
         raise Gone
 
     class Now:
@@ -285,5 +285,5 @@ def test_signals_while_ray_starts_and_the_loss_of_its_head_are_told_in_one_line(
     (head,) = heads(program)
     head.kill()
     _, told = program.communicate(timeout=PATIENCE)
-    assert program.returncode == 2 and told.startswith("error: Ray: ") and told.count("\n") == 1
+    assert program.returncode == 3 and told.startswith("error: Ray: ") and told.count("\n") == 1
     assert address in told and "same command" in told

@@ -138,7 +138,9 @@ def test_a_run_grows_and_shrinks_with_its_cluster(cluster: Cluster, squares: Pre
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert_same_course(lines, expected)
     assert [line["workers"] for line in lines] == [1] * 6 + [3] * 3 + [2] * 3 + [1] * 6
-    assert json.loads((run / "result.json").read_text())["machine"]["worker_history"] == [1, 3, 2, 1]
+    result = json.loads((run / "result.json").read_text())
+    assert result["machine"]["worker_history"] == [1, 3, 2, 1]
+    assert [(start["step"], start["workers"]) for start in result["history"]["workers"]] == [*STARTS]
     restarts = (run / "restarts.jsonl").read_text().splitlines()
     assert len(restarts) == 2, "growing is no failure"
     assert range_in_words(plan.settings.resources, 7) in program.text().replace("\n", " ")

@@ -13,6 +13,7 @@ from pipelines.dataset.prepared import Prepared
 from tests.patience import wait_until
 from tests.training.nodes import node_with
 from tests.training.squares import prepared_by_hand
+from training.status import status_of
 
 pytestmark = pytest.mark.e2e
 
@@ -59,8 +60,10 @@ def test_a_run_says_that_it_waits_for_a_lost_node(cluster: Cluster, squares: Pre
             lose(bundle)
             # The number that the cluster has is not asserted: its head may notice the loss later.
             wait_until(lambda losses=losses: program.text().count("waiting for 3 CPUs ") == losses, program.text)
+            wait_until(lambda: status_of(run).state == "waiting", program.text)
             before = steps()
             cluster.add_node(num_cpus=1)
             wait_until(lambda before=before: steps() > before + 10, program.text)
+            wait_until(lambda: status_of(run).state == "running", program.text)
     finally:
         program.kill()

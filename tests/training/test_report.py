@@ -481,9 +481,11 @@ def test_numbers_of_workers_are_told_where_there_were_several(made: Made, tmp_pa
     prepared = prepare_by_hand(tmp_path / "data", [["one"], ["two"]])
     result, data, _ = run_by_hand(tmp_path / "run", prepared)
     result["machine"] |= {"workers": 2, "worker_history": [1, 3, 2]}
+    result["history"] = {"sessions": 4321, "redone_steps": 8765, "worker_hours": 76.5, "gpu_hours": 54.3}
     write_report(tmp_path / "run", result, data)
     page = read(tmp_path / "run" / "report.html")
     assert page.text.count("1, then 3, then 2") == 2 and "Workers" in titles(page)
+    assert all(figure in page.text for figure in ("4,321", "8,765", "76.5", "54.3"))
 
 
 def test_restarts_are_told_where_there_were_some(made: Made, tmp_path: Path):

@@ -22,6 +22,7 @@ from tests.in_process import run_command, succeed
 from tests.patience import PATIENCE, wait_until
 from tests.stopped import assert_stopped
 from training.checkpoint_registry import newest_checkpoint
+from training.status import status_of
 from training.tensor_tree import load_tree
 
 import psutil  # isort: skip  comes with ray
@@ -259,6 +260,7 @@ def test_stopped_killed_and_damaged_the_same_command_ends_with_the_undisturbed_w
     asked = ask(signal.SIGINT, 0)
     program, _ = started(asked)
     program.family()
+    wait_until(lambda: len(status_of(run).costs["workers"]) == 2, program.text)
     program.process.kill()
     when = time.time()
     assert program.wait() == -signal.SIGKILL
@@ -276,6 +278,12 @@ def test_stopped_killed_and_damaged_the_same_command_ends_with_the_undisturbed_w
         assert name in printed
     assert [line["step"] for line in history(run) if line["time"] > began] == list(range(newest, STEPS + 1))
     assert_same_weights(run, two_undisturbed)
+    costs = status_of(run).costs
+    firsts = [begun["step"] for begun in costs["workers"]]
+    assert (costs["sessions"], costs["restarts"]) == (4, []) and [firsts[i] for i in (0, 1, 3)] == [0, asked, newest - 1]
+    assert costs["redone_steps"] == asked + LEG - firsts[2] + 1, "those since a checkpoint at the kill, and the damaged one's"
+    result = json.loads((run / "result.json").read_text())
+    assert result["history"] == {key: value for key, value in costs.items() if key != "seconds"}
 
     files = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert f"at step {STEPS}" in succeed(*command)
