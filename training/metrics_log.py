@@ -10,14 +10,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray.train
 
 from evaluation.metrics import mean_recalls
-from pipelines.program.causes import cause_of, first_cause
+from pipelines.program.causes import cause_of
 from pipelines.program.errors import UserError
 from training.checkpoint_registry import ABOUT, damage, keep_snapshot, newest_checkpoint, seal
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS, read_metrics
@@ -171,8 +171,8 @@ class Recorder(ray.train.UserCallback):
         aside.rename(self._run / "best")
         shutil.rmtree(old, ignore_errors=True)
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called in the controller before it restarts workers."""
-        errors = {rank: cause_of(error) for rank, error in worker_exceptions.items()}
-        line = {"time": round(time.time(), 3), "cause": first_cause(worker_exceptions), "workers": errors}
+    def note_restart(self, kind: str, cause: str, errors: Mapping[int, BaseException], step: int | None) -> None:
+        """Called in the controller before it restarts workers; `step`: the last one that was reported."""
+        line = {"time": round(time.time(), 3), "kind": kind, "cause": cause, "step": step}
+        line |= {"workers": {rank: cause_of(error) for rank, error in errors.items()}}
         self._retried("restarts.jsonl", lambda: append_lines(self._run / "restarts.jsonl", [line]))

@@ -10,18 +10,21 @@ from typing import Any
 import ray.train
 
 from pipelines.program import interrupts, ray_internals
-from pipelines.program.causes import cause_of, first_cause
+from pipelines.program.causes import cause_of, innermost
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
+from pipelines.program.ray_elastic import FAILURE, LOST_NODE, NOTICE, watch_nodes
 from training.checkpoint_registry import newest_step
 from training.config import ResourceSettings
-from training.failures import EndAtOnce
+from training.failures import NoRestartError, Restarts
 from training.loop import completed, train_worker
 from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
 from training.placement import Watch, bundles, most_that_fit, room
 from training.plan import Plan
 from training.stopping import ask, forget
+
+_INTERRUPTED = {NOTICE: "a node will be lost", LOST_NODE: "node lost", FAILURE: "worker lost"}
 
 
 def fit(
@@ -46,8 +49,9 @@ def fit(
     keep = ray.train.CheckpointConfig(num_to_keep=settings.checkpoint.keep)
     forget(folder)
     with _Follower(folder, plan, display), interrupts.asking(partial(_stop_workers, folder)):
+        restarts = Restarts(wanted.max_failures, recorder.note_restart)
         returned = run_workers(
-            train_worker, config, wanted, folder, display, callbacks=[recorder, *callbacks], checkpoint_config=keep
+            train_worker, config, wanted, folder, display, restarts, callbacks=[recorder, *callbacks], checkpoint_config=keep
         )
     return completed(returned)
 
@@ -64,14 +68,18 @@ def run_workers(
     wanted: ResourceSettings,
     folder: Path,
     display: Display,
+    restarts: Restarts | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
     **options: Any,
 ) -> dict[str, Any]:
     """Call a function on all workers of a run, and return its result; Ray Train keeps its state in `folder`.
 
-    `config`: the function's argument, with the run's `plan` and `data_cpus`, which are reserved if tasks read for the workers.
+    Args:
+        config: the function's argument, with the run's `plan` and `data_cpus`, which are reserved if tasks read for the workers.
+        restarts: None if nothing notes them.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    restarts = restarts or Restarts(wanted.max_failures)
     data_cpus = config["data_cpus"] if config["plan"].uses_tasks else 0.0
     beside = bundles(data_cpus)
     worker = {"CPU": round(wanted.cpus_per_worker, 4)} | ({"GPU": 1} if wanted.use_gpu else {})
@@ -86,9 +94,9 @@ def run_workers(
         run_config=ray.train.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            failure_config=ray.train.FailureConfig(max_failures=wanted.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # `restarts` counts
             logging_config=ray.train.LoggingConfig(log_level="INFO" if display.verbose else "ERROR"),
-            callbacks=[EndAtOnce(), *callbacks, room(data_cpus, folder)],
+            callbacks=[restarts, *callbacks, room(data_cpus, folder), watch_nodes(restarts)],
             **options,
         ),
     )
@@ -98,8 +106,7 @@ def run_workers(
     except (ray.train.TrainingFailedError, RuntimeError) as error:
         if display.verbose:
             raise
-        failures = getattr(error, "worker_failures", None)
-        cause = first_cause(failures) if failures else cause_of(error)
+        cause = str(root) if isinstance(root := innermost(error), NoRestartError) else cause_of(root)
         remedy = "--verbose shows all, the same command resumes from the last checkpoint"
         raise UserError("", f"training stopped: {cause}", remedy) from None
 
@@ -136,7 +143,8 @@ class _Follower:
                         return
                     continue
                 for line in losses[restarts:]:
-                    self._display.line(f"worker lost, resuming from the last checkpoint: {line['cause']}")
+                    what = _INTERRUPTED[line.get("kind", FAILURE)]
+                    self._display.line(f"{what}, resuming from the last checkpoint: {line['cause']}")
                 restarts = len(losses)
                 if lines and lines[-1:] != before and lines[-1]["step"] != shown:
                     line = lines[-1]

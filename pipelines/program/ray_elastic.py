@@ -1,6 +1,9 @@
-"""The part of `ray_internals` about a range of workers: Ray Train's policy for it is replaced by one of ours."""
+"""The part of `ray_internals` about nodes that come and go: a range of workers, for which Ray Train's policy is replaced by one
+of ours, and why a run's workers are started again."""
 
-from collections.abc import Callable, Mapping
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +12,10 @@ if TYPE_CHECKING:
 # Seconds until a run with a range of workers counts again how many fit, if those that it started are not placed: a node that had
 # just been lost was counted, or another job was faster.
 COUNT_AGAIN = 10.0
+# Why workers are started again: one of their nodes is about to be lost, or was lost, or anything else.
+NOTICE, LOST_NODE, FAILURE = "notice", "lost node", "failure"
+_REACH = 3.0  # seconds within which a live node accepts a connection
+_GOING = 2.0  # seconds for which a node that is shut down may still accept one when its workers have ended
 
 
 def free_resources(group: "PlacementGroup | None") -> list[dict[str, float]]:
@@ -96,3 +103,71 @@ def policy(scaling_config: Any, fitting: Callable[[list[dict[str, float]]], int]
                 return 0
 
     return Policy(scaling_config)
+
+
+def watch_nodes(restarting: Callable[[str, str | None, Mapping[int, BaseException]], object]) -> Any:
+    """A callback for Ray Train's `RunConfig` that knows on which nodes a run's workers are, and what is booked beside them.
+
+    Ray Train tells its own callbacks why it restarts workers, and users' callbacks only what the workers raised
+    (train/v2/_internal/execution: callback.py, controller/controller.py, controller/state.py).
+
+    Args:
+        restarting: called in the controller before workers are started again, with the kind, the cause where the workers do not
+            know it, and their errors by rank; what it raises ends the run.
+    """
+    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+    from ray.train.v2._internal.execution.controller.state import RestartingState
+
+    class Watch(ControllerCallback, WorkerGroupCallback):
+        _nodes: frozenset[str] = frozenset()  # of the workers that run, or ran last
+
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            self._nodes = _nodes_of(worker_group.get_worker_group_state().placement_group_handle.placement_group)
+
+        def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+            if not isinstance(current_state, RestartingState):
+                return
+            errors = getattr(current_state.training_failed_error, "worker_failures", {})
+            if lost := lost_nodes(self._nodes):
+                restarting(LOST_NODE, f"{_named(lost)} lost", errors)
+            else:
+                restarting(FAILURE, None, errors)
+
+    return Watch()
+
+
+def _nodes_of(group: "PlacementGroup") -> frozenset[str]:
+    from ray.util import placement_group_table
+
+    return frozenset(placement_group_table(group)["bundles_to_node_id"].values())
+
+
+def _named(addresses: list[str]) -> str:
+    """The beginning of a clause about nodes."""
+    return f"node {addresses[0]} was" if len(addresses) == 1 else f"nodes {', '.join(addresses)} were"
+
+
+def lost_nodes(nodes: Iterable[str]) -> list[str]:
+    """The addresses of those of these nodes that are lost, after their workers failed.
+
+    Workers on a lost node fail at once, and the head notices up to half a minute later; so the nodes are asked, too.
+    """
+    import ray
+
+    until = time.monotonic() + _GOING
+    while True:
+        table = {node["NodeID"]: node for node in ray.nodes()}
+        lost = sorted(table[node]["NodeManagerAddress"] for node in nodes if node in table and not _lives(table[node]))
+        if lost or time.monotonic() > until:
+            return lost
+        time.sleep(0.2)
+
+
+def _lives(node: Mapping[str, Any]) -> bool:
+    if not node["Alive"]:
+        return False
+    try:
+        with socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=_REACH):
+            return True
+    except OSError:
+        return False

@@ -13,6 +13,7 @@ from pipelines.dataset.prepared import Prepared
 from tests.patience import wait_until
 from tests.training.nodes import node_with
 from tests.training.squares import prepared_by_hand
+from training.metrics_file import read_metrics
 
 pytestmark = pytest.mark.e2e
 
@@ -26,7 +27,7 @@ CONFIG: dict[str, Any] = {
     "log_every": 1,
     "evaluation": {"every_epochs": 100_000},
     "checkpoint": {"every_steps": 5},
-    "resources": {"num_workers": 2, "max_failures": 1},
+    "resources": {"num_workers": 2, "max_failures": 0},
     "tensorboard": False,
 }
 
@@ -62,5 +63,6 @@ def test_a_run_says_that_it_waits_for_a_lost_node(cluster: Cluster, squares: Pre
             before = steps()
             cluster.add_node(num_cpus=1)
             wait_until(lambda before=before: steps() > before + 10, program.text)
+        assert [line["kind"] for line in read_metrics(run / "restarts.jsonl")] == ["lost node"], "which costs no max_failures"
     finally:
         program.kill()
