@@ -20,6 +20,7 @@ import jsonschema
 import pytest
 import yaml
 
+from pipelines.program import spot_notice
 from tests.patience import PATIENCE, wait_until
 from training.checkpoint import newest_checkpoint
 
@@ -56,6 +57,8 @@ def test_cluster_is_valid(config: dict[str, Any]) -> None:
     assert full["upscaling_speed"] > 0
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in " ".join(full["head_start_ray_commands"])
     assert "$RAY_HEAD_IP" in " ".join(full["worker_start_ray_commands"])
+    watcher = f"python -m {spot_notice.__name__} aws --address=$RAY_HEAD_IP:6379"
+    assert watcher in " ".join(full["worker_start_ray_commands"]), "Ray itself does not look for AWS's notices"
     for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
         assert "RAY_AUTH_MODE=token" in " ".join(full[commands]), "an open port of an open cluster runs anybody's code"
 

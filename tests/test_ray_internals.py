@@ -5,6 +5,7 @@ All but the last test start no Ray. One that fails says what Ray has changed, an
 
 import ast
 import asyncio
+import dataclasses
 import functools
 import inspect
 import json
@@ -77,9 +78,9 @@ def names_used(owner: type) -> set[str]:
 # --- variables, nodes ---
 
 
-@pytest.mark.parametrize("name", module.VARIABLES | module.LOCAL_VARIABLES)
+@pytest.mark.parametrize("name", module.VARIABLES)
 def test_ray_reads_the_variable(name: str) -> None:
-    _, file = (module.VARIABLES | module.LOCAL_VARIABLES)[name]
+    _, file = module.VARIABLES[name]
     holds((RAY / file).exists(), f"there is no file {file}", f"the variable {name}")
     known = name.encode() in (RAY / file).read_bytes() if file.endswith(".so") else name in texts(file)
     holds(known, f"{file} does not name the variable {name} any more", "what its comment says")
@@ -359,7 +360,7 @@ class Crew:
         self.workers = [SimpleNamespace() for _ in range(number)]
         self.polls: list[Any] = []
         self._handle = SimpleNamespace(placement_group=f"of {number}")
-        self._handlers = [callback for callback in callbacks if hasattr(callback, "set_required_ranks")]
+        self._handlers = [callback for callback in callbacks if isinstance(callback, train_callbacks.WorkerGroupCallback)]
         for handler in self._handlers:
             handler.after_worker_group_start(self)
 
@@ -396,27 +397,34 @@ class Crew:
         self.workers = []
 
 
-def test_ray_trains_controller_follows_our_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Ray's own controller, with workers that are none: from one to three after a checkpoint, to two after a loss, to the end."""
+def controller_of(patch: pytest.MonkeyPatch, folder: Path, scaling: Any, policy: Any, *callbacks: Any) -> TrainController:
+    """Ray's own controller in this process, of a run whose workers are a `Crew`."""
     from ray.train.backend import BackendConfig
     from ray.train.v2._internal.execution.context import TrainRunContext
     from ray.train.v2._internal.execution.failure_handling import create_failure_policy
+
+    patch.setenv(train_constants.ENABLE_PREEMPTION_WATCHER_ENV_VAR, "0")
+    patch.setenv(train_constants.ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR, "0")
+    patch.setenv(train_constants.HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0")
+    patch.setattr(TrainController, "worker_group_cls", Crew)
+    config = ray.train.RunConfig(name="run", storage_path=str(folder), failure_config=ray.train.FailureConfig(max_failures=-1))
+    context = TrainRunContext(config, None, scaling, BackendConfig(), ray.train.DataConfig())
+    failures = create_failure_policy(config.failure_config)
+    return TrainController(None, context, policy, failures, list(callbacks))  # type: ignore[arg-type]
+
+
+def test_ray_trains_controller_follows_our_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray's own controller, with workers that are none: from one to three after a checkpoint, to two after a loss, to the end."""
     from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 
     rests = "a run whose number of workers follows its cluster"
-    monkeypatch.setenv(train_constants.ENABLE_PREEMPTION_WATCHER_ENV_VAR, "0")
-    monkeypatch.setenv(train_constants.ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR, "0")
-    monkeypatch.setenv(train_constants.HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0")
-    monkeypatch.setattr(TrainController, "worker_group_cls", Crew)
     monkeypatch.setattr(ray_elastic, "free_resources", lambda group: [])
     room = [0]
     scaling = ray.train.ScalingConfig(num_workers=(1, 3))
     policy = ray_elastic.policy(scaling, lambda nodes: room[0], 2)
     policy.after_controller_start = lambda context: None
     policy._maybe_send_resource_request = lambda: None
-    config = ray.train.RunConfig(name="run", storage_path=str(tmp_path), failure_config=ray.train.FailureConfig(max_failures=1))
-    context = TrainRunContext(config, None, scaling, BackendConfig(), ray.train.DataConfig())
-    controller = TrainController(None, context, policy, create_failure_policy(config.failure_config))  # type: ignore[arg-type]
+    controller = controller_of(monkeypatch, tmp_path, scaling, policy)
 
     def turn(*statuses: WorkerStatus, times: int = 1) -> tuple[int, str]:
         """Workers and state after the controller has polled these, and has gone round so often."""
@@ -453,6 +461,114 @@ def test_ray_trains_controller_follows_our_policy(monkeypatch: pytest.MonkeyPatc
     ended = WorkerStatus(False, return_value="ended")
     assert turn(runs, ended)[1] == "RunningState"
     assert turn(ended, ended)[1] == "ShuttingDownState"
+
+
+def controller_of_two(patch: pytest.MonkeyPatch, folder: Path, watch: Any) -> TrainController:
+    """Of a run with two workers, on nodes "node of 2"."""
+    from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
+
+    patch.setattr(ray_elastic, "_nodes_of", lambda group: frozenset({f"node {group}"}))
+    scaling = ray.train.ScalingConfig(num_workers=2)
+    policy = create_scaling_policy(scaling)
+    policy._maybe_send_resource_request = policy._cancel_resource_request = lambda: None  # type: ignore[attr-defined]
+    policy.after_controller_start = lambda context: None
+    return controller_of(patch, folder, scaling, policy, watch)
+
+
+def test_ray_trains_controller_tells_of_each_restart_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray's own controller, with workers that are none: a lost node, a failure, and one that is not worth a restart."""
+    from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
+
+    rests = "what a restart costs"
+    told: list[tuple[Any, ...]] = []
+
+    def restarting(kind: str, cause: str | None, errors: Any) -> None:
+        told.append((kind, cause, dict(errors)))
+        if any(isinstance(error, ValueError) for error in errors.values()):
+            raise KeyError("enough")
+
+    lost: list[str] = []
+    monkeypatch.setattr(ray_elastic, "draining_nodes", dict)
+    monkeypatch.setattr(ray_elastic, "lost_nodes", lambda nodes: [f"{of}'s" for of in nodes if of in lost])
+    watch = ray.cloudpickle.loads(ray.cloudpickle.dumps(ray_elastic.watch_nodes(print)))  # as it is sent to the controller
+    assert isinstance(watch, train_callbacks.ControllerCallback | train_callbacks.WorkerGroupCallback)
+    controller = controller_of_two(monkeypatch, tmp_path, ray_elastic.watch_nodes(restarting))
+    died = train_exceptions.WorkerHealthCheckFailedError("lost", ray.exceptions.RayActorError())
+
+    def fail(error: Exception) -> str:
+        """The state after one of two workers has failed."""
+        for _ in range(2):
+            asyncio.run(controller._run_control_loop_iteration())
+        assert type(controller.get_state()).__name__ == "RunningState" and not told
+        controller.get_worker_group().polls.append((WorkerStatus(True), WorkerStatus(False, error=error)))
+        asyncio.run(controller._run_control_loop_iteration())
+        return type(controller.get_state()).__name__
+
+    lost.append("node of 2")
+    holds(fail(died) == "RestartingState", "a failure does not restart the workers", rests)
+    holds(told == [("lost node", "node node of 2's was lost", {1: died})], f"of a lost node is told {told}", rests)
+    told.clear()
+    lost.clear()
+    assert fail(died) == "RestartingState" and told == [("failure", None, {1: died})]
+    told.clear()
+    holds(fail(ValueError("it")) == "ShuttingDownState", "what is raised before a restart does not end the run", rests)
+    asyncio.run(controller._run_control_loop_iteration())
+    error = controller.get_training_failed_error()
+    assert isinstance(error, ControllerError) and isinstance(error.controller_failure, KeyError)
+
+
+def test_a_notice_reaches_rank_0_and_then_ray_train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray's own controller, with workers that are none: it learns of it from rank 0, and starts them again once that has left."""
+    from ray.train.v2._internal.execution import context as train_context
+    from ray.train.v2._internal.execution.preemption import PreemptionContext
+    from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker, Worker
+    from ray.train.v2.api.preemption import PreemptionInfo
+
+    rests = "a checkpoint before a node is taken away"
+    fields = {field.name for field in dataclasses.fields(PreemptionInfo)}
+    holds(fields == {"deadline_ms", "preempted_node_to_ranks"}, f"a notice has {fields}", rests)
+    holds(hasattr(Worker, "execute_async"), "a worker is told otherwise", rests)
+    draining, told = dict[str, int](), list[tuple[Any, ...]]()
+    monkeypatch.setattr(ray_elastic, "draining_nodes", lambda: draining)
+    monkeypatch.setattr(ray_elastic, "_addresses", lambda nodes: [f"{of}'s" for of in nodes])
+    controller = controller_of_two(monkeypatch, tmp_path, ray_elastic.watch_nodes(lambda *restart: told.append(restart)))
+
+    def turn(*statuses: WorkerStatus) -> str:
+        if statuses:
+            controller.get_worker_group().polls.append(statuses)  # type: ignore[union-attr]
+        asyncio.run(controller._run_control_loop_iteration())
+        return type(controller.get_state()).__name__
+
+    runs = WorkerStatus(True)
+    assert [turn(), turn()][-1] == "RunningState"
+    for rank, worker in enumerate(controller.get_worker_group().get_workers()):  # type: ignore[union-attr]
+        worker.distributed_context = SimpleNamespace(world_rank=rank)
+        worker.metadata = SimpleNamespace(node_id=f"node of {rank + 1}")
+        worker.execute_async = lambda function, info, rank=rank: told.append((rank, function, info))
+    draining |= {"another node": 5, "node of 2": 7}
+    assert turn(runs, runs) == "RunningState"
+    holds(turn(runs, runs) == "RunningState", "the controller knows of a notice otherwise", rests)
+    info = PreemptionInfo(7, {"node of 2": [1]})
+    assert told == [(0, ray_elastic._receive, info)], "once, and of the run's own nodes"
+    told.clear()
+
+    place = PreemptionContext()
+    monkeypatch.setattr(train_context, "_train_context", SimpleNamespace(preemption_context=place))
+    monkeypatch.setattr(ray_elastic, "_notice", None)
+    assert not ray_elastic.noticed()
+    RayTrainWorker.execute(None, ray_elastic._receive, info)  # type: ignore[arg-type]
+    assert ray_elastic.noticed()
+    ray_elastic.leave()
+    holds(place.preemption_info == info, "a worker keeps a notice elsewhere", rests)
+    holds("preemption_context" in names_used(RayTrainWorker), "a worker tells of a notice otherwise", rests)
+
+    state = turn(WorkerStatus(True, preemption_info=info), runs)
+    holds(state == "PreemptingState", "a notice takes another course", rests)
+    state = turn(WorkerStatus(False, error=OSError("left")), WorkerStatus(False))
+    holds(state == "RestartingState", "workers that have left are not started again", rests)
+    ((kind, cause, errors),) = told
+    assert (kind, cause, list(errors)) == ("notice", "node node of 2's was about to be taken away", [0])
 
 
 def test_a_run_starts_no_processes_that_it_does_not_use() -> None:

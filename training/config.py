@@ -90,7 +90,12 @@ class ResourceSettings(Settings):
         1, ge=1, description="CPUs reserved for reading and decoding; if the run starts its own Ray, all that are left"
     )
     autoscale: bool = Field(False, description="wait for the cluster to grow instead of refusing what does not fit now")
-    max_failures: int = Field(3, ge=-1, description="restarts from the last checkpoint after lost workers; -1: no limit")
+    max_failures: int = Field(
+        3,
+        ge=-1,
+        description="restarts from the last checkpoint after failures of workers; -1: no limit. A lost node does not count, and "
+        "the same failure three times at the same step ends the run",
+    )
     patience_minutes: float | None = Field(
         9, gt=0, description="after so long without progress, say which worker hangs and where, and restart it; null: never"
     )

@@ -10,14 +10,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray.train
 
 from evaluation.metrics import mean_recalls
-from pipelines.program.causes import cause_of, first_cause
+from pipelines.program.causes import cause_of
 from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import SNAPSHOT
 from training.checkpoint_registry import ABOUT, KEPT_LIST, damage, keep_snapshot, newest_checkpoint, seal
@@ -178,10 +178,9 @@ class Recorder(ray.train.UserCallback):
         shutil.rmtree(old, ignore_errors=True)
         kept(self._run, "best")
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called in the controller before it restarts workers."""
-        errors = {rank: cause_of(error) for rank, error in worker_exceptions.items()}
-        cause = told_why(self._run) or first_cause(worker_exceptions)
-        line = {"time": round(time.time(), 3), "cause": cause, "workers": errors}
+    def note_restart(self, kind: str, cause: str, errors: Mapping[int, BaseException], step: int | None) -> None:
+        """Called in the controller before it restarts workers; `step`: the last one that was reported."""
+        line = {"time": round(time.time(), 3), "kind": kind, "cause": told_why(self._run) or cause, "step": step}
+        line |= {"workers": {rank: cause_of(error) for rank, error in errors.items()}}
         self._retried(RESTARTS, lambda: append_lines(self._run / RESTARTS, [line]))
         appended(self._run, RESTARTS)

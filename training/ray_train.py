@@ -10,13 +10,14 @@ from typing import Any
 import ray.train
 
 from pipelines.program import interrupts, ray_internals
-from pipelines.program.causes import cause_of, first_cause
+from pipelines.program.causes import cause_of, innermost
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
+from pipelines.program.ray_elastic import FAILURE, LOST_NODE, NOTICE, watch_nodes
 from training.checkpoint_registry import newest_step
 from training.config import ResourceSettings
 from training.doctor import Doctor
-from training.failures import EndAtOnce
+from training.failures import NoRestartError, Restarts
 from training.loop import completed, train_worker
 from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
@@ -25,6 +26,9 @@ from training.plan import Plan
 from training.run_store import RunStore, store_of
 from training.sessions import RESTARTS
 from training.stopping import ask, forget
+
+_GRACE = 60.0  # seconds for which the workers that stay may go on with a checkpoint when a node was taken away
+_INTERRUPTED = {NOTICE: "a node will be lost", LOST_NODE: "node lost", FAILURE: "worker lost"}
 
 
 def fit(
@@ -49,8 +53,9 @@ def fit(
     keep = ray.train.CheckpointConfig(num_to_keep=settings.checkpoint.keep)
     forget(folder)
     with _Follower(folder, plan, display), interrupts.asking(partial(_stop_workers, folder)):
+        restarts = Restarts(wanted.max_failures, recorder.note_restart)
         returned = run_workers(
-            train_worker, config, wanted, folder, display, callbacks=[recorder, *callbacks], checkpoint_config=keep
+            train_worker, config, wanted, folder, display, restarts, callbacks=[recorder, *callbacks], checkpoint_config=keep
         )
     return completed(returned)
 
@@ -67,14 +72,18 @@ def run_workers(
     wanted: ResourceSettings,
     folder: Path,
     display: Display,
+    restarts: Restarts | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
     **options: Any,
 ) -> dict[str, Any]:
     """Call a function on all workers of a run, and return its result; Ray Train keeps its state in `folder`.
 
-    `config`: the function's argument, with the run's `plan` and `data_cpus`, which are reserved if tasks read for the workers.
+    Args:
+        config: the function's argument, with the run's `plan` and `data_cpus`, which are reserved if tasks read for the workers.
+        restarts: None if nothing notes them.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    restarts = restarts or Restarts(wanted.max_failures)
     data_cpus = config["data_cpus"] if config["plan"].uses_tasks else 0.0
     beside = bundles(data_cpus)
     worker = {"CPU": round(wanted.cpus_per_worker, 4)} | ({"GPU": 1} if wanted.use_gpu else {})
@@ -88,9 +97,12 @@ def run_workers(
         ),
         run_config=ray.train.RunConfig(
             **_place(folder),
-            failure_config=ray.train.FailureConfig(max_failures=wanted.max_failures),
+            # `restarts` counts. A checkpoint begun before a node is taken away is finished without it.
+            failure_config=ray.train.FailureConfig(
+                max_failures=-1, relax_collectives_on_preemption=True, preemption_grace_s=_GRACE
+            ),
             logging_config=ray.train.LoggingConfig(log_level="INFO" if display.verbose else "ERROR"),
-            callbacks=[EndAtOnce(), *callbacks, room(data_cpus, folder)],
+            callbacks=[restarts, *callbacks, room(data_cpus, folder), watch_nodes(restarts)],
             **options,
         ),
     )
@@ -102,8 +114,8 @@ def run_workers(
     except (ray.train.TrainingFailedError, RuntimeError) as error:
         if display.verbose:
             raise
-        failures = getattr(error, "worker_failures", None)
-        cause = doctor.cause or (first_cause(failures) if failures else cause_of(error))
+        root = innermost(error)
+        cause = doctor.cause or (str(root) if isinstance(root, NoRestartError) else cause_of(root))
         remedy = "--verbose shows all, the same command resumes from the last checkpoint"
         raise UserError("", f"training stopped: {cause}", remedy) from None
 
@@ -149,7 +161,8 @@ class _Follower:
                         return
                     continue
                 for line in losses[restarts:]:
-                    self._display.line(f"worker lost, resuming from the last checkpoint: {line['cause']}")
+                    what = _INTERRUPTED[line.get("kind", FAILURE)]
+                    self._display.line(f"{what}, resuming from the last checkpoint: {line['cause']}")
                 restarts = len(losses)
                 if lines and lines[-1:] != before and lines[-1]["step"] != shown:
                     line = lines[-1]

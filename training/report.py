@@ -226,7 +226,7 @@ def _reproduce(run: Path, result: dict[str, Any], config: dict[str, Any], prepar
     of_machine = html.facts([("Device", machine["device"]), ("Workers", _worker_numbers(machine)), ("Host", host)])
     times = html.facts((phase, number_format.duration(seconds)) for phase, seconds in result["seconds"].items())
     of_calls = html.facts(_of_all_sessions(result["history"])) if "history" in result else ""  # of an earlier version
-    about = html.soft("Workers were lost and training went on from the last checkpoint:")
+    about = html.soft("Training was interrupted, and went on from the last checkpoint:")
     restarts = _restarts(run / "restarts.jsonl")
     lost = [html.tag("h3", "Restarts"), about, html.facts(restarts)] if restarts else []
     again = html.paragraph("It is written at the end of a run, and again from the run's folder by")

@@ -13,6 +13,7 @@ from pipelines.dataset.prepared import Prepared
 from tests.patience import wait_until
 from tests.training.nodes import node_with
 from tests.training.squares import prepared_by_hand
+from training.metrics_file import read_metrics
 from training.status import status_of
 
 pytestmark = pytest.mark.e2e
@@ -27,7 +28,7 @@ CONFIG: dict[str, Any] = {
     "log_every": 1,
     "evaluation": {"every_epochs": 100_000},
     "checkpoint": {"every_steps": 5},
-    "resources": {"num_workers": 2, "max_failures": 1},
+    "resources": {"num_workers": 2, "max_failures": 0},
     "tensorboard": False,
 }
 
@@ -65,5 +66,6 @@ def test_a_run_says_that_it_waits_for_a_lost_node(cluster: Cluster, squares: Pre
             cluster.add_node(num_cpus=1)
             wait_until(lambda before=before: steps() > before + 10, program.text)
             wait_until(lambda: status_of(run).state == "running", program.text)
+        assert [line["kind"] for line in read_metrics(run / "restarts.jsonl")] == ["lost node"], "which costs no max_failures"
     finally:
         program.kill()

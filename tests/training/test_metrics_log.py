@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import ray.train
 
+from pipelines.program.ray_elastic import FAILURE, LOST_NODE
 from tests.refusals import refused
 from training import metrics_log
 from training.checkpoint_registry import newest_checkpoint, seal
+from training.failures import Restarts
 from training.metrics_log import MetricsLog, Recorder, append_lines, read_metrics
 
 
@@ -121,10 +123,16 @@ def test_tensorboard_receives_the_numbers(tmp_path: Path) -> None:
 def test_restarts_are_noted_with_their_causes(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, None, "max", tensorboard=False)
     closed = RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:46107\nGLHF!")
-    recorder.after_exception(None, {0: closed, 1: ValueError("what happened\nGLHF!")})
-    (line,) = read_metrics(tmp_path / "restarts.jsonl")
-    assert line["cause"] == "worker 1: ValueError: what happened GLHF! (1 other failed with it)"
-    assert line["workers"].keys() == {"0", "1"} and "Connection closed by peer" in line["workers"]["0"]
+    errors = {0: closed, 1: ConnectionError("what happened\nGLHF!")}
+    restarts = Restarts(1, recorder.note_restart)
+    restarts(LOST_NODE, "node 10.0.0.1 was lost", errors)
+    restarts.after_report(None, [{"step": 7}], None)
+    restarts(FAILURE, None, errors)
+    lost, failed = read_metrics(tmp_path / "restarts.jsonl")
+    assert (lost["kind"], lost["cause"], lost["step"]) == (LOST_NODE, "node 10.0.0.1 was lost", None)
+    assert (failed["kind"], failed["step"]) == (FAILURE, 7)
+    assert failed["cause"] == "worker 1: ConnectionError: what happened GLHF! (1 other failed with it)"
+    assert failed["workers"].keys() == {"0", "1"} and "Connection closed by peer" in failed["workers"]["0"]
 
 
 # Disk errors
@@ -164,7 +172,7 @@ def report(recorder: Recorder, tmp_path: Path, number: int) -> None:
     tree = {"checkpoint_results": [result], "checkpoint_report_indices": [0], "latest_checkpoint_result": result}
     (tmp_path / "checkpoint_manager_snapshot.json").write_text(json.dumps(tree | {"current_report_index": 1}))
     recorder.after_report(None, [metrics], checkpoint(tmp_path / name, f"weights {number}"))
-    recorder.after_exception(None, {0: RuntimeError(f"lost {number}")})
+    recorder.note_restart(FAILURE, "lost", {0: RuntimeError(f"lost {number}")}, number)
 
 
 @pytest.mark.parametrize("file", PLACES)

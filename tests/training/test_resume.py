@@ -204,6 +204,7 @@ def test_killed_worker(two_workers: Killed, uninterrupted: list[dict[str, Any]])
     assert len((two_workers.run / "restarts.jsonl").read_text().splitlines()) == 1
     assert "worker lost" in two_workers.program.text()
     (line,) = map(json.loads, (two_workers.run / "restarts.jsonl").read_text().splitlines())
+    assert line["kind"] == "failure", "its node lives"
     # Which of the two Ray saw first is chance, but the surviving worker is not blamed.
     assert (
         re.match("worker [01]: its process died|a worker was lost", line["cause"]) and line["cause"] in two_workers.program.text()

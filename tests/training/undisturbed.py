@@ -77,7 +77,7 @@ def tree_of(squares: Prepared, objective: str) -> dict[str, Any]:
         "log_every": 1,
         "evaluation": {"every_epochs": EPOCHS, "recall_at": [1], "templates": ["a {}"]},
         "checkpoint": {"every_minutes": None},
-        "resources": {"num_workers": [1, 3]},
+        "resources": {"num_workers": [1, 3], "max_failures": 0},
         "tensorboard": False,
     }
 
