@@ -9,7 +9,7 @@ from typing import Any
 
 import ray.train
 
-from pipelines.program import interrupts, ray_internals
+from pipelines.program import cluster, interrupts, ray_internals
 from pipelines.program.causes import cause_of, first_cause
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
@@ -19,8 +19,9 @@ from training.failures import EndAtOnce
 from training.loop import completed, train_worker
 from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
-from training.placement import Watch, bundles, most_that_fit, room
+from training.placement import Watch, most_that_fit, room
 from training.plan import Plan
+from training.resources import bundles
 from training.stopping import ask, forget
 
 
@@ -73,25 +74,28 @@ def run_workers(
     """
     folder.mkdir(parents=True, exist_ok=True)
     data_cpus = config["data_cpus"] if config["plan"].uses_tasks else 0.0
-    beside = bundles(data_cpus)
-    worker = {"CPU": round(wanted.cpus_per_worker, 4)} | ({"GPU": 1} if wanted.use_gpu else {})
+    beside, worker = bundles(data_cpus, wanted.data_labels), wanted.worker
     trainer = ray_internals.trainer(
         function,
         partial(most_that_fit, worker=worker, beside=beside, most=wanted.most_workers),
-        len(beside),
+        beside,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=wanted.num_workers, use_gpu=wanted.use_gpu, resources_per_worker=worker
+            num_workers=wanted.num_workers,
+            use_gpu=wanted.use_gpu,
+            resources_per_worker=dict(worker.resources),
+            label_selector=dict(worker.labels) or None,
         ),
         run_config=ray.train.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
             failure_config=ray.train.FailureConfig(max_failures=wanted.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="INFO" if display.verbose else "ERROR"),
-            callbacks=[EndAtOnce(), *callbacks, room(data_cpus, folder)],
+            callbacks=[EndAtOnce(), *callbacks, room(beside, folder)],
             **options,
         ),
     )
+    cluster.wait_for_head()
     try:
         with Watch(folder, display):
             return trainer.fit().return_value

@@ -46,7 +46,15 @@ from training.plan import (
     pretrained_towers,
     tower_cache,
 )
-from training.resources import Cluster, current_cluster, expected_cluster, plan_resources, range_in_words
+from training.resources import (
+    Cluster,
+    check_driver,
+    current_cluster,
+    expected_cluster,
+    plan_resources,
+    range_in_words,
+    waits_to_grow,
+)
 from training.warmup import warmup_warning
 from training.weight_sources import check_sources
 
@@ -92,6 +100,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
             plan = make_plan(data, Pool(0), display, run_folder, checkpoint)
             check_build(plan)
         cluster.start(display.verbose)
+        check_driver(settings.resources)
         size = current_cluster()
         data_cpus = _data_cpus(settings, size)
         phases.end("start")
@@ -203,9 +212,9 @@ def _pool(settings: TrainSettings, size: Cluster) -> Pool:
     """Actors for features of locked towers: one per GPU or per CPU, since all are free before training starts."""
     wanted = settings.resources
     actors = size.gpus if wanted.use_gpu else size.cpus
-    if wanted.autoscale:  # the size to which the cluster will grow is unknown
+    if waits_to_grow(wanted, size):  # the size to which the cluster will grow is unknown
         actors = max(actors, wanted.most_workers if wanted.use_gpu else wanted.data_cpus)
-    return Pool(max(1, int(actors)), wanted.use_gpu)
+    return Pool(max(1, int(actors)), wanted.use_gpu, labels=wanted.worker_labels if wanted.use_gpu else wanted.data_labels)
 
 
 def _kept(folder: Path, replaces: bool) -> str:
