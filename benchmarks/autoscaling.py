@@ -27,8 +27,6 @@ from typing import Any
 
 import yaml
 
-import psutil  # isort: skip  comes with ray
-
 ROOT = Path(__file__).parents[1]
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 HEAD = "f" * 51 + "00000"  # what the provider calls the head
@@ -222,6 +220,8 @@ class Program:
 def _reclaim(kind: str) -> None:
     """Kill a node's processes at once, as a machine that is taken away."""
     import ray
+
+    import psutil  # isort: skip  comes with ray
 
     node = next(node for node in ray.nodes() if node["Alive"] and node["Labels"].get("ray.io/node-group") == kind)
     raylets = [p for p in psutil.process_iter(["cmdline"]) if any(node["NodeID"] in word for word in p.info["cmdline"] or ())]

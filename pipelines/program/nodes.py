@@ -78,7 +78,7 @@ class Bundle(NamedTuple):
 
 def in_words(labels: Mapping[str, str]) -> str:
     """Labels or a selector as in YAML, on one line."""
-    return "{" + ", ".join(f"{key}: {value}" for key, value in labels.items()) + "}"
+    return "{" + ", ".join(f"{key}: {value}" for key, value in sorted(labels.items())) + "}"
 
 
 def all_nodes() -> list[Node]:
@@ -109,7 +109,7 @@ def shortage(bundles: Sequence[Bundle], free: Sequence[Node], every: Sequence[No
 
     Each kind is counted as if there were no other.
     """
-    kinds = Counter((tuple(bundle.resources.items()), tuple(bundle.labels.items())) for bundle in bundles)
+    kinds = Counter((tuple(sorted(bundle.resources.items())), tuple(sorted(bundle.labels.items()))) for bundle in bundles)
     parts = []
     for (resources, labels), count in kinds.items():
         bundle = Bundle(dict(resources), dict(labels))

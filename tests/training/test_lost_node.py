@@ -67,7 +67,7 @@ def test_a_run_says_that_it_waits_for_a_lost_node(cluster: Cluster, squares: Pre
             cluster.remove_node(node_with(cluster, run, bundle), allow_graceful=False)
 
         wait_until(lambda: steps() > 0, program.text)
-        for bundle, labels, other in ((2, data, train), (0, train, data)):
+        for bundle, labels, others in ((2, data, ()), (0, train, (data,))):
             assert [node_with(cluster, run, place)._ray_params.labels for place in range(3)] == [train, train, data]
             lose(bundle)
             selector = CONFIG["resources"]["data_labels" if labels == data else "worker_labels"]
@@ -75,8 +75,8 @@ def test_a_run_says_that_it_waits_for_a_lost_node(cluster: Cluster, squares: Pre
             missing = f"x {Bundle({'CPU': 1}, selector)}: "
             wait_until(lambda missing=missing: missing in " ".join(program.text().split()), program.text)
             before = steps()
-            cluster.add_node(num_cpus=1, labels=other)
-            cluster.add_node(num_cpus=1, labels=labels)
+            for added in (*others, labels):
+                cluster.add_node(num_cpus=1, labels=added)
             wait_until(lambda before=before: steps() > before + 10, program.text)
         # What Ray Data keeps for the whole cluster would hold a worker's node for ever.
         (head,) = (node["NodeID"] for node in ray.nodes() if node["Alive"] and HEAD_NODE in node["Resources"])
