@@ -30,7 +30,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 HEAD = "f" * 51 + "00000"  # what the provider calls the head
-PATIENCE = 900.0  # seconds for any step
+PATIENCE = 1800.0  # seconds for any step
 RESOURCES = {"head": {"CPU": 0}, "cpu_worker": {"CPU": 1}, "gpu_worker": {"CPU": 1, "GPU": 1}}
 STORE = 200 * 2**20  # bytes of each node's object store
 TRAIN = {
@@ -38,10 +38,10 @@ TRAIN = {
     "image_tower": {"name": "conv", "image_size": 32, "channels": [16, 32]},
     "text_tower": {"name": "bag", "width": 32, "max_tokens": 16},
     "embed_dim": 32,
-    "epochs": 40,
+    "epochs": 10,
     "global_batch_size": 16,
     "log_every": 1,
-    "evaluation": {"every_epochs": 40},
+    "evaluation": {"every_epochs": 10},
     "checkpoint": {"every_steps": 10},
     "resources": {"num_workers": 2, "data_cpus": 1, "worker_labels": {"role": "train"}, "data_labels": {"role": "data"}},
     "tensorboard": False,
@@ -54,49 +54,48 @@ PREPARE = {
 }
 
 
+def autoscaler(address: str, idle: float) -> dict[str, Any]:
+    """The config of Ray's autoscaler: that of `cluster.yaml`, on this machine; nodes go after `idle` seconds."""
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    types = config["available_node_types"]
+    for name, kind in types.items():
+        kind |= {"resources": RESOURCES[name] | {"object_store_memory": STORE}, "node_config": {}}
+    provider = {"type": "external", "module": PROVIDER, "gcs_address": address, "launch_multiple": True, "head_node_id": HEAD}
+    config |= {"provider": provider, "auth": {}, "idle_timeout_minutes": idle / 60, "file_mounts": {}}
+    lists = [key for key in config if key.endswith("_commands")]
+    lists += ["initialization_commands", "cluster_synced_files"]  # for other providers, Ray fills them in
+    return config | {key: [] for key in lists} | {"file_mounts_sync_continuously": False}
+
+
 class Cluster:
     """A head without CPUs and its autoscaler, in a session of their own, which is killed at the end."""
 
     def __init__(self, folder: Path, idle: float):
+        import ray.util
+
         port = _free_port()
-        self.address = f"127.0.0.1:{port}"
-        config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-        types = config["available_node_types"]
-        for name, kind in types.items():
-            kind |= {"resources": RESOURCES[name] | {"object_store_memory": STORE}, "node_config": {}}
-        config |= {
-            "provider": {
-                "type": "external",
-                "module": PROVIDER,
-                "gcs_address": self.address,
-                "launch_multiple": True,
-                "head_node_id": HEAD,
-            },
-            "auth": {},
-            "idle_timeout_minutes": idle / 60,
-            "file_mounts": {},
-        }
-        config |= {key: [] for key in config if key.endswith("_commands")}
+        self.address = f"{ray.util.get_node_ip_address()}:{port}"
+        config = autoscaler(self.address, idle)
         file = folder / "autoscaler.yaml"
         file.write_text(yaml.safe_dump(config))
-        own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name == "RAY_TMPDIR"}
-        self.environment = own | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex()}
-        autoscaler = {
+        self.environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        fake = {
             "RAY_enable_autoscaler_v2": "1",
             "RAY_FAKE_CLUSTER": "1",
             "RAY_CLOUD_INSTANCE_ID": HEAD,
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD,
             "RAY_NODE_TYPE_NAME": "head",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_raylet_start_wait_time_s": "300",  # where the machine is busy
         }
-        labels = ",".join(f"{key}={value}" for key, value in types["head"]["labels"].items())
+        labels = ",".join(f"{key}={value}" for key, value in config["available_node_types"]["head"]["labels"].items())
         command = ["ray", "start", "--head", "--block", f"--port={port}", f"--autoscaling-config={file}", "--num-cpus=0"]
         command += [f"--object-store-memory={STORE}", f"--labels={labels}", f"--temp-dir={folder}/r", "--include-dashboard=false"]
         command += [f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}"]
         self._log = folder / "head.txt"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                command, cwd=folder, env=self.environment | autoscaler, stdout=log, stderr=log, start_new_session=True
+                command, cwd=folder, env=self.environment | fake, stdout=log, stderr=log, start_new_session=True
             )
 
     def __enter__(self) -> "Cluster":
@@ -241,9 +240,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--idle", type=float, default=20, help="seconds after which an idle node goes")
     idle = parser.parse_args().idle
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex()}  # read when Ray is imported
     # Short: Ray puts sockets into it, whose paths may have some hundred bytes.
-    with tempfile.TemporaryDirectory(prefix="a-") as name, Cluster(folder := Path(name), idle) as cluster:
-        os.environ |= {name: cluster.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as name, Cluster(folder := Path(name), idle) as cluster:
         import ray
 
         def joined() -> bool:
