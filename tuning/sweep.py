@@ -203,8 +203,8 @@ def _tune(
             display.line(f"{trial}: its process died; resuming from its newest checkpoint")
 
         def placed(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-            resources, labels = config["actor"]
-            return tune.PlacementGroupFactory([resources], **({"bundle_label_selector": [labels]} if labels else {}))
+            labels = {"bundle_label_selector": [config["labels"]]} if config["labels"] else {}
+            return tune.PlacementGroupFactory([config["bundle"]], **labels)
 
         tuner = tune.Tuner(
             tune.with_resources(run_trial, placed),
