@@ -60,7 +60,7 @@ def evaluate(settings: EvaluateSettings, display: Display) -> list[Result]:
         if model.embeddings is None:
             with _keys_of(name, settings):
                 check_embedder(model.embedder, model.arguments())
-    pool = feature_store.Pool(settings.actors, settings.use_gpu, settings.cpus_per_actor)
+    pool = feature_store.Pool(settings.actors, settings.use_gpu, settings.cpus_per_actor, settings.node_labels)
     if any(model.embeddings is None for model in models.values()):
         pool.check()
         cluster.start(display.verbose)

@@ -12,6 +12,7 @@ from evaluation.tasks import TASKS
 from evaluation.tasks.base import Positions, different
 from evaluation.tasks.robustness import RobustnessSettings
 from pipelines.io import storage
+from pipelines.program.nodes import Selector
 from pipelines.program.path_keys import LocalPlace, Place
 
 _NAMED = [kind.info for kind in TASKS if kind.info.needs]
@@ -65,6 +66,7 @@ class EvaluateSettings(_TaskSettings):
     actors: int = Field(1, ge=1, description="copies of the embedder")
     use_gpu: bool = Field(False, description="one GPU a copy")
     cpus_per_actor: int = Field(1, ge=1, description="CPUs a copy; so many threads decode images for it")
+    node_labels: Selector = Field({}, description="Ray labels of the cluster's nodes on which copies run, such as {role: train}")
 
     @field_validator("data", mode="before")
     @classmethod

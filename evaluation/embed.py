@@ -8,7 +8,7 @@ nobody can tell whether it is still the same.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from evaluation.model_settings import ModelSettings
 from pipelines.features import feature_store
 from pipelines.io import storage
 from pipelines.io.deadly import deadly
-from pipelines.program.cluster import say_if_full
+from pipelines.program.cluster import ONE_CPU, wait_for_room
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 
@@ -40,17 +40,20 @@ class EmbedderInfo(NamedTuple):
     has_features: bool
 
 
-def describe(settings: ModelSettings) -> EmbedderInfo:
-    """Load an embedder in a Ray task and read its optional attributes. Raises `UserError` where it cannot be loaded."""
+def describe(settings: ModelSettings, labels: Mapping[str, str]) -> EmbedderInfo:
+    """Load an embedder in a Ray task and read its optional attributes. Raises `UserError` where it cannot be loaded.
+
+    `labels`: Ray's, of the nodes where it may run.
+    """
     import ray
 
-    @ray.remote(num_cpus=1, max_calls=1)
+    @ray.remote(num_cpus=1, max_calls=1, label_selector=dict(labels) or None)
     def load() -> EmbedderInfo:
         embedder = load_embedder(settings.embedder, settings.arguments())
         fingerprint, scale = getattr(embedder, "fingerprint", None), getattr(embedder, "scale", None)
         return EmbedderInfo(fingerprint, None if scale is None else float(scale), hasattr(embedder, "image_features"))
 
-    say_if_full()
+    wait_for_room(ONE_CPU._replace(labels=labels))
     return ray.get(load.remote())
 
 
@@ -67,7 +70,7 @@ def embed(
 
     An embedder without features gives embeddings in their place. Raises `UserError`, also for rows that are NaN or infinite.
     """
-    info = describe(settings)
+    info = describe(settings, pool.labels)
     if info.fingerprint is None:
         display.line(f"{name}: the embedder has no fingerprint, so everything is embedded again")
     rows = Rows(info.fingerprint or f"{_UNNAMED}{uuid.uuid4().hex}", settings.scale or info.scale)

@@ -156,6 +156,7 @@ def head(session: Path, environment: dict[str, str]) -> Iterator[str]:
         "num-cpus": 2,
         "temp-dir": session,
         "include-dashboard": "true",
+        "labels": "role=head,ray.io/market-type=on-demand",
     }
     command = ["ray", "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
     with (session / "head.txt").open("w") as log:
@@ -257,6 +258,8 @@ def test_training_as_a_job(submit: Submit, shared: Path) -> None:
         "epochs=1",
         "global_batch_size=32",
         "resources.cpus_per_worker=0.5",
+        "resources.worker_labels.role=head",
+        "resources.data_labels={role: '!train'}",
     ]
     job = submit("python", "-m", "training", "training/configs/from-scratch.yaml", *overrides)
     assert job.code == 0, job.output
@@ -290,6 +293,15 @@ def test_a_job_that_is_stopped_saves_a_checkpoint(
     for part in ("SIGTERM: ", f"step {int(kept.name.split('_')[1]):,} ", str(kept), ": python -m training"):
         assert part in told[-1]
     assert "Traceback" not in "".join(told)
+
+
+@pytest.mark.e2e
+def test_a_client_without_the_token_is_rejected(head: str, environment: dict[str, str]) -> None:
+    for mode, token in (("token", "fedcba9876543210" * 4), ("disabled", "")):
+        others = environment | {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token}
+        command = ["ray", "job", "list", "--address", head]
+        done = subprocess.run(command, env=others, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode != 0 and "uthenticat" in done.stdout + done.stderr
 
 
 @pytest.mark.e2e

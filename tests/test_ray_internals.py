@@ -40,7 +40,11 @@ from ray.util.placement_group import PlacementGroup
 
 from pipelines.program import ray_elastic
 from pipelines.program import ray_internals as module
+from pipelines.program.nodes import Bundle
 from tests.patience import PATIENCE, wait_until
+from tests.refusals import refused
+from training.config import ResourceSettings
+from training.resources import check_driver
 
 import psutil  # isort: skip  comes with ray
 
@@ -171,6 +175,25 @@ def test_the_heads_store_is_called_as_it_was() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("counts", "grows"),
+    [([], False), ([(0, 0), (2, 2)], False), ([(0, 0), (0, 3)], True), ([(1, -1)], True)],
+)
+def test_an_autoscaler_tells_that_the_cluster_can_grow(
+    monkeypatch: pytest.MonkeyPatch, counts: list[tuple[int, int]], grows: bool
+) -> None:
+    from ray._private.state import state
+    from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+
+    rests = "waiting for nodes where there will be some"
+    holds(hasattr(type(state), "get_cluster_config"), "the node types of a cluster are told otherwise", rests)
+    config = ClusterConfig(node_group_configs=[NodeGroupConfig(min_count=least, max_count=most) for least, most in counts])
+    monkeypatch.setattr(state, "get_cluster_config", lambda: config)
+    assert module.can_grow() == grows
+    monkeypatch.setattr(state, "get_cluster_config", lambda: None)
+    assert not module.can_grow(), "a cluster without one"
+
+
 # --- placement groups ---
 
 
@@ -191,7 +214,8 @@ def test_a_group_is_found_by_its_id() -> None:
 def test_ray_trains_group_of_workers_is_made_by_our_class(monkeypatch: pytest.MonkeyPatch) -> None:
     rests = "booking the CPUs of reading tasks beside the workers"
     told: list[str] = []
-    callback = ray.cloudpickle.loads(ray.cloudpickle.dumps(module.beside_workers([{"CPU": 1.0}, {"CPU": 0.5}], told.append)))
+    beside = [Bundle({"CPU": 1.0}, {"role": "data"}), Bundle({"CPU": 0.5})]
+    callback = ray.cloudpickle.loads(ray.cloudpickle.dumps(module.beside_workers(beside, told.append)))
     holds(isinstance(callback, train_callbacks.RayTrainCallback), "a ControllerCallback is no RayTrainCallback", rests)
     holds(not isinstance(callback, ray.train.UserCallback), "a ControllerCallback is a UserCallback", rests)
     assert ray.train.RunConfig(name="run", storage_path="/nowhere", callbacks=[callback]).callbacks == [callback]
@@ -204,29 +228,35 @@ def test_ray_trains_group_of_workers_is_made_by_our_class(monkeypatch: pytest.Mo
     taken = parameters(WorkerGroup._create_placement_group)
     holds(taken == ["self", "scaling_config", "worker_group_context"], f"_create_placement_group takes {taken}", rests)
     fields = set(parameters(WorkerGroupContext))
-    wanted = {"num_workers", "resources_per_worker", "placement_strategy"}
+    wanted = {"num_workers", "resources_per_worker", "placement_strategy", "label_selector"}
     holds(fields >= wanted, f"a WorkerGroupContext has no {wanted - fields}", rests)
 
-    booked: list[tuple[list, str]] = []
+    booked: list[tuple[list, str, list | None]] = []
     group = module.placement_group_of("ab" * 18)
 
-    def placement_group(bundles: list, strategy: str) -> PlacementGroup:
-        booked.append((bundles, strategy))
+    def placement_group(bundles: list, strategy: str, bundle_label_selector: list | None) -> PlacementGroup:
+        booked.append((bundles, strategy, bundle_label_selector))
         return group
 
     monkeypatch.setattr(sys.modules["ray.util.placement_group"], "placement_group", placement_group)
     monkeypatch.setattr(TrainController, "worker_group_cls", WorkerGroup)
     ids: list[str] = []
-    module.beside_workers([{"CPU": 1.0}, {"CPU": 0.5}], ids.append).after_controller_start(None)
+    module.beside_workers(beside, ids.append).after_controller_start(None)
     made = TrainController.worker_group_cls
     holds(issubclass(made, WorkerGroup) and made is not WorkerGroup, "the controller's class of groups cannot be set", rests)
-    context = SimpleNamespace(num_workers=2, resources_per_worker={"CPU": 2}, placement_strategy="PACK")
+    context = SimpleNamespace(
+        num_workers=2, resources_per_worker={"CPU": 2}, placement_strategy="PACK", label_selector=[{"role": "train"}] * 2
+    )
     workers = object.__new__(made)
     workers._worker_group_start_timeout_s = 600.0
     handle = made._create_placement_group(workers, ray.train.ScalingConfig(num_workers=2), context)
     holds(handle.placement_group is group, "a handle hands on another group", rests)
-    assert booked == [([{"CPU": 2}, {"CPU": 2}, {"CPU": 1.0}, {"CPU": 0.5}], "PACK")], "Ray takes the first for its workers"
-    assert ids == ["ab" * 18]
+    bundles, labels = [{"CPU": 2}, {"CPU": 2}, {"CPU": 1.0}, {"CPU": 0.5}], [{"role": "train"}] * 2 + [{"role": "data"}, {}]
+    assert booked == [(bundles, "PACK", labels)], "Ray takes the first for its workers"
+    context.label_selector = None
+    made._create_placement_group(workers, ray.train.ScalingConfig(num_workers=2), context)
+    assert booked[1] == (bundles, "PACK", [{}] * 2 + labels[2:])
+    assert ids == ["ab" * 18] * 2
 
     rests = "counting again where more workers than the least are not placed"
     patience = "_worker_group_start_timeout_s" in names_used(WorkerGroup)
@@ -242,7 +272,7 @@ def test_ray_trains_group_of_workers_is_made_by_our_class(monkeypatch: pytest.Mo
 
 def test_ray_train_registers_its_handler_where_ours_stands() -> None:
     rests = "ending with a checkpoint on Ctrl-C"
-    trainer = module.trainer(lambda config: None, len, 0, train_loop_config={})
+    trainer = module.trainer(lambda config: None, len, [], train_loop_config={})
     name = "_register_sigint_handler"
     owner = next((base for base in type(trainer).__mro__[1:] if name in vars(base)), None)
     assert owner is not None, f"Ray {ray.__version__}: no trainer has {name}; {rests} rests on it"
@@ -269,7 +299,8 @@ def test_ray_trains_policy_for_a_range_of_workers_is_ours(monkeypatch: pytest.Mo
     room = [5]
     for number in (2, (2, 4)):
         scaling = ray.train.ScalingConfig(num_workers=number)
-        trainer = module.trainer(lambda config: None, lambda nodes: room[0], 2, train_loop_config={}, scaling_config=scaling)
+        beside = [Bundle({"CPU": 1.0})] * 2
+        trainer = module.trainer(lambda config: None, lambda nodes: room[0], beside, train_loop_config={}, scaling_config=scaling)
         getattr(trainer, name)(scaling_policy="Ray's")
         assert (made["scaling_policy"] == "Ray's") == isinstance(number, int)
     names = ("make_decision_for_non_running_worker_group", "make_decision_for_running_worker_group", "_get_resize_decision")
@@ -331,22 +362,28 @@ def test_a_cluster_that_grows_is_asked_for_the_most_workers_and_what_is_beside_t
 ) -> None:
     from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client as client
 
-    asked: dict[str, list[dict[str, float]]] = {}
+    asked: dict[str, list[tuple[dict[str, float], dict[str, str]]]] = {}
+
+    def ask(requester_id: str, resources: list, label_selectors: list | None, **_: Any) -> None:
+        asked[requester_id] = list(zip(resources, label_selectors or [{}] * len(resources), strict=True))
 
     class Coordinator:
         """In the place of the actor that asks the autoscaler."""
 
-        request_resources = SimpleNamespace(remote=lambda requester_id, resources, **_: asked.update({requester_id: resources}))
+        request_resources = SimpleNamespace(remote=ask)
         cancel_request = SimpleNamespace(remote=lambda requester_id: asked.pop(requester_id))
 
     monkeypatch.setattr(client, "get_or_create_autoscaling_coordinator", Coordinator)
     monkeypatch.setattr(ray, "get", lambda reference, timeout: reference)
-    scaling = ray.train.ScalingConfig(num_workers=(1, 3), use_gpu=True, resources_per_worker={"CPU": 4, "GPU": 1})
-    policy = ray_elastic.policy(scaling, len, beside)
+    train, data = {"role": "train"}, {"role": "data"}
+    scaling = ray.train.ScalingConfig(
+        num_workers=(1, 3), use_gpu=True, resources_per_worker={"CPU": 4, "GPU": 1}, label_selector=train
+    )
+    policy = ray_elastic.policy(scaling, len, [Bundle({"CPU": 1.0}, data)] * beside)
     policy.after_controller_start(SimpleNamespace(run_id="run"))
     policy._maybe_send_resource_request()
     bundles = [bundle for one in asked.values() for bundle in one]
-    assert bundles == [{"CPU": 4, "GPU": 1}] * 3 + [{"CPU": 1}] * beside
+    assert bundles == [({"CPU": 4, "GPU": 1}, train)] * 3 + [({"CPU": 1}, data)] * beside
     asyncio.run(policy.before_controller_shutdown())
     assert asked == {}
 
@@ -421,7 +458,7 @@ def test_ray_trains_controller_follows_our_policy(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ray_elastic, "free_resources", lambda group: [])
     room = [0]
     scaling = ray.train.ScalingConfig(num_workers=(1, 3))
-    policy = ray_elastic.policy(scaling, lambda nodes: room[0], 2)
+    policy = ray_elastic.policy(scaling, lambda nodes: room[0], [Bundle({"CPU": 1.0})] * 2)
     policy.after_controller_start = lambda context: None
     policy._maybe_send_resource_request = lambda: None
     controller = controller_of(monkeypatch, tmp_path, scaling, policy)
@@ -780,13 +817,15 @@ def test_of_a_cluster_that_runs(ray_session: None) -> None:
     assert not store.has("key")
 
     rests = "what a run books, and saying what it waits for"
-    group = ray.util.placement_group([{"CPU": 1000}, {"CPU": 0.5}])  # more than there is
+    labels = [{"role": "!spot"}, {}]
+    group = ray.util.placement_group([{"CPU": 1000}, {"CPU": 0.5}], bundle_label_selector=labels)  # more than there is
     table = ray.util.placement_group_table(module.placement_group_of(group.id.hex()))
     holds(table.get("state") == "PENDING", f"a group that waits is {table.get('state')}", rests)
-    holds(sorted(bundle["CPU"] for bundle in table["bundles"].values()) == [0.5, 1000], "bundles are told otherwise", rests)
+    told = [(dict(bundle.resources), dict(bundle.labels), node) for bundle, node in module.bundles_of(group)]
+    holds(told == [({"CPU": 1000}, labels[0], None), ({"CPU": 0.5}, {}, None)], f"bundles are told as {told}", rests)
 
     def free(of: PlacementGroup | None) -> float:
-        return sum(node.get("CPU", 0) for node in ray_elastic.free_resources(of))
+        return sum(node.resources.get("CPU", 0) for node in ray_elastic.free_resources(of))
 
     before = free(None)
     holds(before >= 0.5, f"of free CPUs Ray tells {before}", "counting who fits")
@@ -796,6 +835,9 @@ def test_of_a_cluster_that_runs(ray_session: None) -> None:
     assert small.wait(PATIENCE)
     wait_until(lambda: free(None) == before - 0.5)
     assert free(small) == before, "what it holds is counted"
+    (here,) = (node["NodeID"] for node in ray.nodes() if node["Alive"])
+    holds([node for _, node in module.bundles_of(small)] == [here], "a bundle's node is told otherwise", rests)
+    assert module.bundles_of(module.placement_group_of("ab" * 18)) == []
     ray.util.remove_placement_group(small)
     state = ray.util.placement_group_table(group).get("state")
     holds(state in (None, "REMOVED"), f"a group that was given back is {state}", rests)
@@ -805,6 +847,10 @@ def test_of_a_cluster_that_runs(ray_session: None) -> None:
     jobs = (ray.get_runtime_context().get_job_id(), module.NO_JOB)
     holds(environment.get(module.JOB_VARIABLE) in jobs, "a worker's variables do not tell its job", rests)
     holds(environment.get(module.NODE_VARIABLE) == str(daemon), "a worker's variables do not tell its node's daemon", rests)
+    assert not module.can_grow()
+    check_driver(ResourceSettings())
+    with refused("resources.driver_labels", "{role: train}", remedy="--entrypoint-label-selector"):
+        check_driver(ResourceSettings(driver_labels={"role": "train"}))
 
     with pytest.warns(Warning, match=f"^{module.OPTIONS_WARNING}"):
         ray.data.range(1).map_batches(lambda batch: batch, max_retries=1)

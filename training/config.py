@@ -10,6 +10,7 @@ from evaluation.suite import Labels, Positions, SuiteSettings
 from pipelines.dataset.views import Augment
 from pipelines.features.frozen_encoders import Search
 from pipelines.program.config_errors import plain
+from pipelines.program.nodes import Bundle, Selector
 from pipelines.program.path_keys import Place
 from pipelines.program.settings_base import Settings
 from training.encoder import AugmentedHead, HeadSettings, HeadUnion, LinearHead
@@ -89,7 +90,18 @@ class ResourceSettings(Settings):
     data_cpus: float = Field(
         1, ge=1, description="CPUs reserved for reading and decoding; if the run starts its own Ray, all that are left"
     )
-    autoscale: bool = Field(False, description="wait for the cluster to grow instead of refusing what does not fit now")
+    worker_labels: Selector = Field(
+        {}, description="Ray labels of the nodes on which workers run, such as {role: train} or {ray.io/market-type: '!spot'}"
+    )
+    data_labels: Selector = Field({}, description="Ray labels of the nodes on which tasks read and decode, such as {role: data}")
+    driver_labels: Selector = Field(
+        {"ray.io/market-type": "!spot"},
+        description="Ray labels of the node on which the program itself runs; a job's --entrypoint-label-selector chooses it",
+    )
+    autoscale: bool | None = Field(
+        None,
+        description="wait for the cluster to grow instead of refusing what does not fit now; null: where it has an autoscaler",
+    )
     max_failures: int = Field(
         3,
         ge=-1,
@@ -99,6 +111,12 @@ class ResourceSettings(Settings):
     patience_minutes: float | None = Field(
         9, gt=0, description="after so long without progress, say which worker hangs and where, and restart it; null: never"
     )
+
+    @property
+    def worker(self) -> Bundle:
+        """What one worker needs."""
+        gpu = {"GPU": 1.0} if self.use_gpu else {}
+        return Bundle({"CPU": round(self.cpus_per_worker, 4)} | gpu, self.worker_labels)  # Ray's rounding
 
     @property
     def least_workers(self) -> int:

@@ -15,6 +15,7 @@ from pipelines.features.knn_cache import find_neighbours
 from pipelines.program import cluster
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
+from pipelines.program.nodes import Selector
 from pipelines.program.path_keys import Place
 from pipelines.program.settings_base import Settings
 from training.dry_run import check_towers
@@ -37,6 +38,7 @@ class BankSettings(Settings):
     )
     actors: int | None = Field(None, ge=1, description="copies of an encoder; null: one per CPU, or one per GPU")
     use_gpu: bool = Field(False, description="one GPU per copy")
+    node_labels: Selector = Field({}, description="Ray labels of the cluster's nodes on which copies run, such as {role: train}")
 
     @model_validator(mode="after")
     def _something_to_do(self) -> "BankSettings":
@@ -62,7 +64,7 @@ def compute_banks(settings: BankSettings, display: Display) -> list[Path | str]:
     Pool(settings.actors or 1, settings.use_gpu).check()
     check_towers([tower for tower in (image, text) if tower is not None], None)
     cluster.start(display.verbose)
-    pool = Pool(_actors(settings), settings.use_gpu)
+    pool = Pool(_actors(settings), settings.use_gpu, labels=settings.node_labels)
     banks: list[Path | str] = []
     if image is not None:
         banks.append(image_bank(prepared, image, pool, display))

@@ -7,8 +7,7 @@ the tasks that feed them; and a group that has to wait is reported.
 
 import fcntl
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -17,18 +16,18 @@ import ray
 import ray.util
 from ray.util.placement_group import PlacementGroup
 
-from pipelines.program.cluster import waits_for
 from pipelines.program.display import Display
-from pipelines.program.ray_internals import beside_workers, placement_group_of
+from pipelines.program.nodes import Bundle, Node, Notices, all_fit, all_nodes, shortage, waits_for
+from pipelines.program.ray_elastic import free_resources
+from pipelines.program.ray_internals import beside_workers, bundles_of, placement_group_of
 
 HELD = "placement_group"  # file in a run's folder with the placement group that it has reserved, or is waiting for
-_PATIENCE = 5.0  # seconds within which a group that fits is placed
 _INTERVAL = 1.0  # seconds between two checks
 
 
-def room(cpus: float, folder: Path) -> Any:
-    """A callback for Ray Train that makes its controller reserve `cpus` for reading tasks with the workers."""
-    return beside_workers(bundles(cpus), partial(_book, folder))
+def room(beside: Sequence[Bundle], folder: Path) -> Any:
+    """A callback for Ray Train that makes its controller reserve bundles for reading tasks with the workers."""
+    return beside_workers(beside, partial(_book, folder))
 
 
 _BOOKED: list[IO[str]] = []  # open, and locked, as long as the controller's process lives
@@ -58,33 +57,9 @@ def wait_for_earlier(folder: Path, display: Display) -> None:
         return
 
 
-def bundles(cpus: float) -> list[dict[str, float]]:
-    """The resources for reading tasks, in bundles of one CPU, which may lie on different nodes."""
-    whole, rest = int(cpus), cpus - int(cpus)
-    return [{"CPU": 1.0}] * whole + ([{"CPU": rest}] if rest >= 0.01 else [])
-
-
-def most_that_fit(
-    nodes: Sequence[Mapping[str, float]], worker: Mapping[str, float], beside: Sequence[Mapping[str, float]], most: int
-) -> int:
+def most_that_fit(nodes: Sequence[Node], worker: Bundle, beside: Sequence[Bundle], most: int) -> int:
     """How many workers, `most` or fewer, nodes with these free resources have room for, beside other bundles; 0 if for none."""
-    return next((count for count in range(most, 0, -1) if _fit(nodes, [worker] * count + [*beside])), 0)
-
-
-def _fit(nodes: Sequence[Mapping[str, float]], bundles: Sequence[Mapping[str, float]]) -> bool:
-    """Whether bundles fit, the largest first; those without a GPU go to nodes without one, if they have room."""
-
-    def size(resources: Mapping[str, float]) -> tuple[float, float]:
-        return resources.get("GPU", 0), resources.get("CPU", 0)
-
-    free = [dict(node) for node in sorted(nodes, key=size)]
-    for bundle in sorted(bundles, key=size, reverse=True):
-        home = next((node for node in free if all(node.get(kind, 0) >= amount - 1e-6 for kind, amount in bundle.items())), None)
-        if home is None:
-            return False
-        for kind, amount in bundle.items():
-            home[kind] = home.get(kind, 0) - amount
-    return True
+    return next((count for count in range(most, 0, -1) if all_fit([worker] * count + [*beside], nodes)), 0)
 
 
 def give_back(folder: Path) -> None:
@@ -105,8 +80,9 @@ def waiting(folder: Path) -> str:
     # RESCHEDULING: a node was lost with bundles of a group whose workers may still run.
     if table.get("state") not in ("PENDING", "RESCHEDULING"):
         return ""
-    needed = {kind: sum(bundle.get(kind, 0) for bundle in table["bundles"].values()) for kind in ("CPU", "GPU")}
-    return f"{waits_for(needed)}; or stop it, and start it again with fewer resources.num_workers or resources.data_cpus"
+    assert group is not None
+    waiting = [bundle for bundle, node in bundles_of(group) if node is None]
+    return shortage(waiting, free_resources(None), all_nodes()) if waiting else ""
 
 
 def nodes_of(folder: Path) -> dict[str, str]:
@@ -147,24 +123,20 @@ class Watch:
 
 
 class WaitNotice:
-    """Reports once that a run waits, and again if it waits after it had continued."""
+    """Reports that a run waits, again and again."""
 
     def __init__(self) -> None:
-        self._since: float | None = None
-        self._shown = False
+        self._notices = Notices()
 
     def due(self, folder: Path) -> str:
         """The message to show now; usually empty."""
-        text, now = waiting(folder), time.monotonic()
-        if not text:
-            self._since, self._shown = None, False
+        text = waiting(folder)
+        seconds = self._notices.due(bool(text))
+        if seconds is None:
             return ""
-        if self._since is None:
-            self._since = now
-        if self._shown or now - self._since < _PATIENCE:
-            return ""
-        self._shown = True
-        return text
+        return (
+            f"{waits_for(text, seconds)}; or stop it, and start it again with fewer resources.num_workers or resources.data_cpus"
+        )
 
 
 def _group(folder: Path) -> PlacementGroup | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray.train
 
-from pipelines.program import interrupts, ray_internals
+from pipelines.program import cluster, interrupts, ray_internals
 from pipelines.program.causes import cause_of, innermost
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
@@ -21,8 +21,9 @@ from training.failures import NoRestartError, Restarts
 from training.loop import completed, train_worker
 from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
-from training.placement import Watch, bundles, most_that_fit, room
+from training.placement import Watch, most_that_fit, room
 from training.plan import Plan
+from training.resources import bundles
 from training.run_store import RunStore, store_of
 from training.sessions import RESTARTS
 from training.stopping import ask, forget
@@ -85,15 +86,17 @@ def run_workers(
     folder.mkdir(parents=True, exist_ok=True)
     restarts = restarts or Restarts(wanted.max_failures)
     data_cpus = config["data_cpus"] if config["plan"].uses_tasks else 0.0
-    beside = bundles(data_cpus)
-    worker = {"CPU": round(wanted.cpus_per_worker, 4)} | ({"GPU": 1} if wanted.use_gpu else {})
+    beside, worker = bundles(data_cpus, wanted.data_labels), wanted.worker
     trainer = ray_internals.trainer(
         function,
         partial(most_that_fit, worker=worker, beside=beside, most=wanted.most_workers),
-        len(beside),
+        beside,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=wanted.num_workers, use_gpu=wanted.use_gpu, resources_per_worker=worker
+            num_workers=wanted.num_workers,
+            use_gpu=wanted.use_gpu,
+            resources_per_worker=dict(worker.resources),
+            label_selector=dict(worker.labels) or None,
         ),
         run_config=ray.train.RunConfig(
             **_place(folder),
@@ -102,10 +105,11 @@ def run_workers(
                 max_failures=-1, relax_collectives_on_preemption=True, preemption_grace_s=_GRACE
             ),
             logging_config=ray.train.LoggingConfig(log_level="INFO" if display.verbose else "ERROR"),
-            callbacks=[restarts, *callbacks, room(data_cpus, folder), watch_nodes(restarts)],
+            callbacks=[restarts, *callbacks, room(beside, folder), watch_nodes(restarts)],
             **options,
         ),
     )
+    cluster.wait_for_head()
     patience = None if wanted.patience_minutes is None else 60 * wanted.patience_minutes
     doctor = Doctor(folder, patience, display)
     try:

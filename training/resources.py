@@ -1,12 +1,16 @@
 """Checks before anything starts whether a run fits into the cluster: if it does not, Ray waits for ever without a message."""
 
+import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.dataset.shares import shares
 from pipelines.program.cluster import own_machine
 from pipelines.program.errors import UserError
+from pipelines.program.nodes import Bundle, Node, all_fit, all_nodes, in_words, matches, shortage
+from pipelines.program.ray_internals import can_grow
 from training.config import ResourceSettings
 
 
@@ -17,6 +21,8 @@ class Cluster:
     cpus: float
     gpus: float
     shared: bool = False  # with other jobs: a run then reserves what it requested, and no more
+    grows: bool = False  # has an autoscaler that may add nodes
+    nodes: tuple[Node, ...] = ()  # empty for one that has not started
 
 
 def expected_cluster() -> Cluster | None:
@@ -30,7 +36,13 @@ def current_cluster() -> Cluster:
     import ray
 
     total = ray.cluster_resources()
-    return Cluster(total.get("CPU", 0), total.get("GPU", 0), "RAY_ADDRESS" in os.environ)
+    shared = "RAY_ADDRESS" in os.environ
+    return Cluster(total.get("CPU", 0), total.get("GPU", 0), shared, shared and can_grow(), tuple(all_nodes()))
+
+
+def waits_to_grow(wanted: ResourceSettings, cluster: Cluster) -> bool:
+    """Whether what does not fit now waits for further nodes."""
+    return cluster.grows if wanted.autoscale is None else wanted.autoscale
 
 
 def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster, key: str = "resources") -> float:
@@ -51,7 +63,7 @@ def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster,
     workers = least * cpus_each
     rest = math.floor((cluster.cpus - max(least, min(fit, most)) * cpus_each + 1e-6) * 100) / 100
     reserved = data if cluster.shared or not uses_tasks else max(data, rest)
-    if wanted.autoscale:
+    if waits_to_grow(wanted, cluster):
         return reserved
 
     def number(count: int) -> str:
@@ -79,7 +91,52 @@ def plan_resources(wanted: ResourceSettings, uses_tasks: bool, cluster: Cluster,
             f"{at_least}{least} workers x 1 GPU = {least} GPUs, and the cluster has {cluster.gpus:g}",
             f"pass {key}.use_gpu=false, fewer {key}.num_workers, or {key}.autoscale=true on a cluster that grows",
         )
+    _check_nodes(wanted, data, cluster, key)
     return reserved
+
+
+def _check_nodes(wanted: ResourceSettings, data: float, cluster: Cluster, key: str) -> None:
+    """Raises `UserError` for labels that no node has, or if the nodes, each of its size, have no room for workers and `data`."""
+    if not cluster.nodes:
+        return
+    for name, labels in (("worker_labels", wanted.worker_labels), ("data_labels", wanted.data_labels if data else {})):
+        if labels and not any(matches(labels, node.labels) for node in cluster.nodes):
+            have = " and ".join(sorted({in_words(_own(node.labels)) for node in cluster.nodes}))
+            problem = f"no node of the cluster has {in_words(labels)}; they have {have}"
+            raise UserError(f"{key}.{name}", problem, f"name theirs, or pass {key}.autoscale=true on a cluster that grows")
+    needed = [wanted.worker] * wanted.least_workers + bundles(data, wanted.data_labels)
+    if not all_fit(needed, cluster.nodes):
+        raise UserError(
+            key,
+            f"the cluster's nodes have no room for {shortage(needed, cluster.nodes, cluster.nodes)} if nothing else runs",
+            f"pass fewer {key}.num_workers, {key}.cpus_per_worker or {key}.data_cpus, or {key}.autoscale=true on a cluster that "
+            "grows",
+        )
+
+
+def _own(labels: Mapping[str, str]) -> dict[str, str]:
+    """Labels without the one that differs on every node."""
+    return {key: value for key, value in labels.items() if key != "ray.io/node-id"}
+
+
+def check_driver(wanted: ResourceSettings, key: str = "resources") -> None:
+    """Raises `UserError` if the node on which this program runs is not one that `driver_labels` selects, such as a spot node."""
+    import ray
+
+    labels = ray.get_runtime_context().get_node_labels()
+    if not matches(wanted.driver_labels, labels):
+        chosen = json.dumps(wanted.driver_labels)
+        raise UserError(
+            f"{key}.driver_labels",
+            f"{in_words(wanted.driver_labels)}, and this program runs on a node with {in_words(_own(labels))}",
+            f"submit it with ray job submit --entrypoint-label-selector '{chosen}', or pass {key}.driver_labels={{}}",
+        )
+
+
+def bundles(cpus: float, labels: Mapping[str, str]) -> list[Bundle]:
+    """The resources for reading tasks, in bundles of one CPU, which may lie on different nodes that these labels select."""
+    whole, rest = int(cpus), cpus - int(cpus)
+    return [Bundle({"CPU": 1.0}, labels)] * whole + ([Bundle({"CPU": rest}, labels)] if rest >= 0.01 else [])
 
 
 def range_in_words(wanted: ResourceSettings, rows: int) -> str:

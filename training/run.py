@@ -48,7 +48,15 @@ from training.plan import (
     pretrained_towers,
     tower_cache,
 )
-from training.resources import Cluster, current_cluster, expected_cluster, plan_resources, range_in_words
+from training.resources import (
+    Cluster,
+    check_driver,
+    current_cluster,
+    expected_cluster,
+    plan_resources,
+    range_in_words,
+    waits_to_grow,
+)
 from training.run_store import emptied, fetched, finished, kept, place_of, settled, working_copy
 from training.sessions import SESSIONS, Session, history
 from training.warmup import warmup_warning
@@ -107,6 +115,7 @@ def _run(settings: TrainSettings, folder: Path, display: Display) -> dict[str, A
             plan = make_plan(data, Pool(0), display, run_folder, checkpoint)
             check_build(plan)
         cluster.start(display.verbose)
+        check_driver(settings.resources)
         size = current_cluster()
         data_cpus = _data_cpus(settings, size)
         session.phase("features")
@@ -219,9 +228,9 @@ def _pool(settings: TrainSettings, size: Cluster) -> Pool:
     """Actors for features of locked towers: one per GPU or per CPU, since all are free before training starts."""
     wanted = settings.resources
     actors = size.gpus if wanted.use_gpu else size.cpus
-    if wanted.autoscale:  # the size to which the cluster will grow is unknown
+    if waits_to_grow(wanted, size):  # the size to which the cluster will grow is unknown
         actors = max(actors, wanted.most_workers if wanted.use_gpu else wanted.data_cpus)
-    return Pool(max(1, int(actors)), wanted.use_gpu)
+    return Pool(max(1, int(actors)), wanted.use_gpu, labels=wanted.worker_labels if wanted.use_gpu else wanted.data_labels)
 
 
 def _kept(folder: Path, replaces: bool) -> str:

@@ -4,13 +4,14 @@ A small trial (both towers locked, one worker) trains in its Tune actor, which r
 Ray Train run: its Tune actor only waits, on the head node and without a CPU, and its workers and reading tasks are counted here.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pipelines.program.errors import UserError
+from pipelines.program.nodes import Bundle
 from pipelines.program.ray_internals import HEAD_NODE
 from training.config import TrainSettings
-from training.resources import Cluster, plan_resources
+from training.resources import Cluster, plan_resources, waits_to_grow
 
 # Tune rejects a trial that reserves nothing. A head node is never a spot node.
 WAITING = {HEAD_NODE: 0.001}
@@ -25,10 +26,13 @@ class Booking:
     cpus: float  # of all workers
     data_cpus: float  # of tasks that read and decode
     gpus: float
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)  # of the workers' nodes
 
-    def bundle(self) -> dict[str, float]:
-        """The resources that the trial's Tune actor reserves."""
-        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {}) if self.inline else WAITING
+    def actor(self) -> Bundle:
+        """What the trial's Tune actor reserves."""
+        if not self.inline:
+            return Bundle(WAITING)
+        return Bundle({"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {}), self.labels)
 
     def words(self) -> str:
         """A description such as: 2 workers x 1 CPU, 1 CPU for reading, 2 GPUs."""
@@ -51,6 +55,7 @@ def booking_of(settings: TrainSettings) -> Booking:
         cpus=workers * resources.cpus_per_worker,
         data_cpus=0 if locked else resources.data_cpus,
         gpus=workers if resources.use_gpu else 0,
+        labels=resources.worker_labels,
     )
 
 
@@ -65,7 +70,7 @@ def trials_at_a_time(trials: Sequence[TrainSettings], cluster: Cluster, wanted: 
         plan_resources(settings.resources, bool(booking.data_cpus), cluster, key="overrides.resources")
         fits = int((cluster.cpus + 1e-9) / (booking.cpus + booking.data_cpus))
         fits = min(fits, int(cluster.gpus / booking.gpus)) if booking.gpus else fits
-        if settings.resources.autoscale and wanted is not None:
+        if waits_to_grow(settings.resources, cluster) and wanted is not None:
             fits = wanted  # the number of nodes to come is unknown
         elif wanted is not None and wanted > fits:
             raise UserError(

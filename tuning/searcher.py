@@ -66,7 +66,8 @@ class ScheduleSearcher(Searcher):
             "tree": settings.model_dump(mode="json"),
             "inline": booking.inline,
             "data_cpus": max(1.0, booking.data_cpus),
-            "bundle": booking.bundle(),
+            "bundle": dict(booking.actor().resources),
+            "labels": dict(booking.actor().labels),
             "score": self._score,
             "items": trial.phase == "final",
             "storage": str(self._folder.path),
@@ -115,9 +116,12 @@ class ScheduleSearcher(Searcher):
 
 
 class Follow(TrialProgressCallback):
-    """Replaces Tune's own progress: calls `on_step` in every iteration of its loop, `on_death` with the name of a dead trial."""
+    """Replaces Tune's own progress: calls `on_step` in every iteration of its loop, `on_death` with the name of a dead trial.
 
-    def __init__(self, on_step: Callable[[], None], on_death: Callable[[str], None]):
+    `on_step` gets whether all trials that are under way wait for resources.
+    """
+
+    def __init__(self, on_step: Callable[[bool], None], on_death: Callable[[str], None]):
         super().__init__()
         self._on_step, self._on_death = on_step, on_death
 
@@ -126,7 +130,8 @@ class Follow(TrialProgressCallback):
         return {}
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
-        self._on_step()
+        under_way = [trial.status for trial in trials if not trial.is_finished()]
+        self._on_step(bool(under_way) and "RUNNING" not in under_way)
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._on_death(trial.config["name"])

@@ -101,10 +101,12 @@ def _check(plan: SweepPlan) -> list[TrainSettings]:
 def _start(plan: SweepPlan, examples: Sequence[TrainSettings], display: Display) -> "tuple[Cluster, int]":
     """Start Ray, once: the cluster, and how many trials it runs at a time. Raises `UserError` if it has no room for one."""
     from pipelines.program import cluster  # Ray is imported once the sweep is known to be right
-    from training.resources import current_cluster
+    from training.resources import check_driver, current_cluster
     from tuning.resources import trials_at_a_time
 
     cluster.start(display.verbose)
+    for example in examples:
+        check_driver(example.resources, "overrides.resources")
     size = current_cluster()
     return size, trials_at_a_time(examples, size, plan.settings.concurrency)
 
@@ -158,6 +160,8 @@ def _tune(
     """Run the schedule's trials with Ray Tune. `write`: writes the current tables and report."""
     from ray import tune
 
+    from pipelines.program.nodes import Notices, all_nodes, shortage, waits_for
+    from pipelines.program.ray_elastic import free_resources
     from training.placement import WaitNotice, give_back
     from tuning.early_stopping import SearchOnly, build_scheduler
     from tuning.progress import Board, Refresher
@@ -170,6 +174,7 @@ def _tune(
     all_inline = all(booking_of(e).inline for e in examples)
     errors: dict[str, str] = {}
     notices: dict[str, WaitNotice] = defaultdict(WaitNotice)  # by trial
+    wait, booking = Notices(), booking_of(examples[0])
     hyperband = settings.scheduler.name == "hyperband"
     limit = None if hyperband else at_once
     if hyperband:  # a bracket consists of the trials that Tune has: give it the whole search
@@ -184,7 +189,9 @@ def _tune(
 
     with Board(settings.name, schedule, at_once, display) as board, Refresher(write, display) as refresher:
 
-        def on_step() -> None:
+        def on_step(all_wait: bool) -> None:
+            if (waited := wait.due(all_wait)) is not None:
+                display.line(waits_for(shortage([booking.actor()], free_resources(None), all_nodes()), waited))
             board.update(list(searcher.out.values()), searcher.seconds)
             refresher.hear(len(schedule.outcomes))
             for trial in [] if all_inline else searcher.out.values():
@@ -195,8 +202,12 @@ def _tune(
             give_back(plan.folder.of(trial))
             display.line(f"{trial}: its process died; resuming from its newest checkpoint")
 
+        def placed(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+            labels = {"bundle_label_selector": [config["labels"]]} if config["labels"] else {}
+            return tune.PlacementGroupFactory([config["bundle"]], **labels)
+
         tuner = tune.Tuner(
-            tune.with_resources(run_trial, lambda config: tune.PlacementGroupFactory([config["bundle"]])),
+            tune.with_resources(run_trial, placed),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
@@ -225,7 +236,8 @@ def _cache_features(plan: SweepPlan, size: Any, display: Display) -> None:
 
     for config in plan.groups():
         gpu = config.resources.use_gpu
-        plan_of(config, Pool(max(1, int(size.gpus if gpu else size.cpus)), gpu), display)
+        labels = config.resources.worker_labels if gpu else config.resources.data_labels
+        plan_of(config, Pool(max(1, int(size.gpus if gpu else size.cpus)), gpu, labels=labels), display)
 
 
 def _write(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any]) -> str:

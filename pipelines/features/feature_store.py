@@ -19,8 +19,8 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from pipelines.program import interrupts
 from pipelines.program.cluster import RETRIES, blocks, errors_as_blocks, own_machine
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
+from pipelines.program.nodes import Bundle
 from pipelines.program.settings import difference
 from pipelines.program.settings_base import digest
 
@@ -57,6 +58,12 @@ class Pool:
     actors: int
     use_gpu: bool = False
     threads: int = 1
+    labels: Mapping[str, str] = field(default_factory=dict)  # Ray's, of the nodes with them
+
+    @property
+    def each(self) -> Bundle:
+        """What one actor needs."""
+        return Bundle({"CPU": self.threads} | ({"GPU": 1.0} if self.use_gpu else {}), self.labels)
 
     def check(self) -> None:
         """Raises `UserError` if actors would wait forever in the Ray that this process will start. A running cluster may grow.
@@ -380,6 +387,7 @@ def _computed(
         concurrency=min(pool.actors, math.ceil(len(items) / _EACH)),
         num_cpus=pool.threads,
         num_gpus=1 if pool.use_gpu else None,
+        label_selector=dict(pool.labels) or None,
         max_restarts=RETRIES,
         max_task_retries=RETRIES,
     )
@@ -389,6 +397,6 @@ def _computed(
         left = ((number, np.arange(start, end)) for number, start, end in batches[received : received + _SUSPECTS])
         return next(filter(None, (culprit(number, ids) for number, ids in left)), None) if culprit else None
 
-    for batch in blocks(dataset, culprit_of_rest, pool.threads, 1 if pool.use_gpu else 0):
+    for batch in blocks(dataset, culprit_of_rest, pool.each):
         received += 1
         yield batch["rows"]

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipelines.io.secrets import hidden
+
 T = TypeVar("T")
 
 _ATTEMPTS = 8
@@ -52,7 +54,8 @@ def is_text(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """A text that is safe to show and store: URLs in it lose their secrets (user, password, query with a signature).
+    """A text that is safe to show and store: URLs in it lose their secrets (user, password, query with a signature), and secrets
+    of the environment are replaced by their variables' names.
 
     Bytes of a file's name that are not UTF-8 become \\xff.
     """
@@ -62,6 +65,7 @@ def shown(text: str) -> str:
         except UnicodeEncodeError:  # surrogates that do not represent a byte, which JSON can contain
             data = text.encode("utf-8", "backslashreplace")
         text = data.decode("utf-8", "backslashreplace")
+    text = hidden(text)
     return _QUERY.sub(r"\1?...", _USER.sub(r"\1...@", text)) if "://" in text else text
 
 

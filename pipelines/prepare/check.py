@@ -69,9 +69,9 @@ def _scan(units: list[Unit], settings: PrepareSettings) -> Iterator[dict[str, An
 
     items = [{"unit": json.dumps(unit.data)} for unit in units]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        cluster.errors_as_blocks(work), batch_size=1, max_retries=cluster.RETRIES
+        cluster.errors_as_blocks(work), batch_size=1, max_retries=cluster.RETRIES, label_selector=settings.node_labels or None
     )
-    for block in cluster.blocks(dataset):
+    for block in cluster.blocks(dataset, task=cluster.ONE_CPU._replace(labels=settings.node_labels)):
         yield json.loads(block["scan"][0])
 
 

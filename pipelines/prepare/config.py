@@ -9,6 +9,7 @@ from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from pipelines.dataset.images import ImageFormat
 from pipelines.prepare.captions import CaptionSettings
+from pipelines.program.nodes import Selector
 from pipelines.program.path_keys import Place
 from pipelines.program.settings_base import Settings
 from pipelines.sources import SourceSettings
@@ -111,6 +112,7 @@ class PrepareSettings(Settings):
     max_rejected_rate: float = Field(0.1, ge=0, le=1, description="stop when a larger share of the rows is unusable")
     shard_rows: int = Field(2048, ge=1, description="rows per shard, unless a single file of the source has more")
     overwrite: bool = Field(False, description="replace a dataset prepared by another config")
+    node_labels: Selector = Field({}, description="Ray labels of the cluster's nodes on which tasks run, such as {role: data}")
 
     @field_validator("splits", mode="plain")  # a union's errors would name its members
     @classmethod
@@ -139,5 +141,5 @@ class PrepareSettings(Settings):
         return self
 
     def recipe(self) -> dict:
-        """The settings that decide the content: all except the output and whether it may be replaced."""
-        return self.model_dump(mode="json", exclude={"output", "overwrite", "max_rejected_rate"})
+        """The settings that decide the content: all except the output, whether it may be replaced, and where tasks run."""
+        return self.model_dump(mode="json", exclude={"output", "overwrite", "max_rejected_rate", "node_labels"})

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pipelines.io import child_process, storage
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.curate import ROW_SCHEMA, Row, curate, rejected
-from pipelines.program.cluster import RETRIES, blocks, errors_as_blocks
+from pipelines.program.cluster import ONE_CPU, RETRIES, blocks, errors_as_blocks
 from pipelines.program.errors import UserError
 from pipelines.program.path_keys import Place
 from pipelines.program.text_lines import in_one_line
@@ -110,9 +110,9 @@ def read_parts(parts: list[Part], content: Place, settings: PrepareSettings) -> 
     context.execution_options.preserve_order = False  # in the order in which they finish
     with ray.data.DataContext.current(context):
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            errors_as_blocks(work), batch_size=1, max_retries=RETRIES
+            errors_as_blocks(work), batch_size=1, max_retries=RETRIES, label_selector=settings.node_labels or None
         )
-        for block in blocks(dataset):
+        for block in blocks(dataset, task=ONE_CPU._replace(labels=settings.node_labels)):
             counts = Counter(json.loads(block["counts"][0]))
             yield counts.pop(""), counts
 

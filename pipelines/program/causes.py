@@ -8,7 +8,7 @@ import errno
 import re
 from collections.abc import Mapping
 
-from pipelines.io.retry import Unreachable
+from pipelines.io.retry import Unreachable, shown
 from pipelines.program import ray_internals
 from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import of_ray
@@ -104,8 +104,8 @@ def _text(error: BaseException) -> str:
 
 
 def _cut(text: str) -> str:
-    """One line, cut at the end: the beginning says what happened."""
-    text = " ".join(text.split())
+    """One line without secrets, cut at the end: the beginning says what happened."""
+    text = shown(" ".join(text.split()))
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,8 @@ import numpy as np
 from pipelines.program import interrupts, ray_internals
 from pipelines.program.causes import cause_of, of_storage
 from pipelines.program.errors import UserError
+from pipelines.program.nodes import Bundle, Notices, all_nodes, shortage, waits_for
+from pipelines.program.ray_elastic import free_resources
 
 if TYPE_CHECKING:  # the environment below has to be set first
     import ray.data
@@ -36,9 +38,10 @@ RETRIES = 5
 _STARTS = 5  # attempts to start a local Ray before the machine counts as too busy
 _LOOK = 2.0  # seconds between two checks of the head
 _HEAD = 45.0  # seconds without it until it is gone: Ray ends drivers after 60
+_ON_HEAD: list[Any] = []  # the task on the head, in a cluster that was joined
 _LOCAL_HEAD = 5.0  # for a local Ray, whose head is not restarted
 HEAD_LOST = 3  # exit code of a program that has lost it: whoever started the program may start the cluster again, and then it
-_FULL = 5.0  # seconds in which a cluster has no room until the program says that it waits; Ray counts with a delay
+ONE_CPU = Bundle({"CPU": 1.0})  # what a task of Ray Data needs by default
 
 ENVIRONMENT = {name: value for name, (value, _) in ray_internals.VARIABLES.items()} | {
     # Each task tokenizes on the one CPU it was given; no notice about forks.
@@ -85,6 +88,29 @@ def start(verbose: bool = False, cpus: int | None = None) -> None:
     if not verbose:
         _divert_native_errors(ray_internals.logs_folder() / "raylign-driver.err")
     configure_data(verbose)
+    if "RAY_ADDRESS" in os.environ:
+        task = ray.remote(num_cpus=0, resources={ray_internals.HEAD_NODE: 0.001}, max_retries=-1)(_first_dataset)
+        _ON_HEAD.append(task.remote())
+
+
+def _first_dataset() -> None:
+    """Execute a dataset, on the head node.
+
+    Ray Data keeps actors for the whole cluster, and makes them where the cluster's first dataset is executed: in a training
+    worker, they would hold its node for ever, which then never counts as idle, and take what they know along with a spot node.
+    """
+    import ray.data
+
+    configure_data()
+    list(ray.data.from_items([{"one": 1}]).iter_batches(batch_size=None))
+
+
+def wait_for_head() -> None:
+    """Wait until other processes may execute datasets."""
+    import ray
+
+    if _ON_HEAD:
+        ray.wait(_ON_HEAD)
 
 
 def _init(options: dict[str, Any]) -> None:
@@ -218,50 +244,40 @@ def errors_as_blocks(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[
     return run
 
 
-def say_if_full(cpus: float = 1, gpus: float = 0) -> None:
-    """Say in a cluster that others use too what the work that is submitted next waits for, if there is no room for it.
+def wait_for_room(task: Bundle) -> None:
+    """Wait, in a cluster that others use too, until there is room for one task of the work that is submitted next.
 
-    Asked before, when none of that work can be running: afterwards, the program itself may be what takes all CPUs.
-
-    Args:
-        cpus, gpus: of one of its tasks.
+    An empty task waits for it, and what it waits for is said again and again; afterwards, the program itself may be what takes
+    all CPUs. A cluster that grows does so for that task.
     """
     import ray
 
     if "RAY_ADDRESS" not in os.environ or not ray.is_initialized():
         return
-    needed = {kind: count for kind, count in (("CPU", cpus), ("GPU", gpus)) if count}
-    begun = time.monotonic()
-    while any(ray.available_resources().get(kind, 0) < count for kind, count in needed.items()):
-        if time.monotonic() - begun > _FULL:
-            interrupts.say(waits_for(needed))
-            return
-        time.sleep(0.2)
+    options = {"num_cpus": task.resources.get("CPU", 0), "num_gpus": task.resources.get("GPU", 0)}
+    waits = ray.remote(**options, label_selector=dict(task.labels) or None, max_retries=-1)(_nothing).remote()
+    notices = Notices()
+    while not ray.wait([waits], timeout=0.5)[0]:
+        seconds = notices.due(True)
+        if seconds is not None:
+            interrupts.say(waits_for(shortage([task], free_resources(None), all_nodes()), seconds))
+    ray.get(waits)
 
 
-def waits_for(needed: Mapping[str, float]) -> str:
-    """A line about resources, in Ray's names and units, for which the cluster has no room."""
-    import ray
-
-    total, free = ray.cluster_resources(), ray.available_resources()
-    parts = [
-        f"{count:g} {kind}{'' if count == 1 else 's'} (the cluster has {total.get(kind, 0):g}, {free.get(kind, 0):g} free)"
-        for kind, count in needed.items()
-        if count
-    ]
-    return f"waiting for {' and '.join(parts)}: it continues when a node joins or another job ends"
+def _nothing() -> None:
+    """A task."""
 
 
 def blocks(
-    dataset: "ray.data.Dataset", culprit: Callable[[], UserError | None] | None = None, cpus: float = 1, gpus: float = 0
+    dataset: "ray.data.Dataset", culprit: Callable[[], UserError | None] | None = None, task: Bundle = ONE_CPU
 ) -> Iterator[dict[str, np.ndarray]]:
     """The blocks of a dataset of `errors_as_blocks` tasks, as they arrive. Raises the `UserError` of the first that failed.
 
     Args:
         culprit: see `deaths_as_errors`.
-        cpus, gpus: of one of its tasks.
+        task: what one of its tasks needs.
     """
-    say_if_full(cpus, gpus)
+    wait_for_room(task)
     with deaths_as_errors("the same command resumes with what is missing", culprit):
         for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
             if _ERROR[0] in block:

@@ -3,9 +3,11 @@ of ours, and why a run's workers are started again."""
 
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from pipelines.program.nodes import Bundle, Node
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -20,8 +22,9 @@ _REACH = 3.0  # seconds within which a live node accepts a connection
 _GOING = 2.0  # seconds for which a node that is shut down may still accept one when its workers have ended
 
 
-def free_resources(group: "PlacementGroup | None") -> list[dict[str, float]]:
+def free_resources(group: "PlacementGroup | None") -> list[Node]:
     """What is free on each live node that stays, counting what `group` holds there (_private/state.py)."""
+    import ray
     from ray._private.state import available_resources_per_node
     from ray.util import placement_group_table
 
@@ -32,10 +35,11 @@ def free_resources(group: "PlacementGroup | None") -> list[dict[str, float]]:
         for index, node in table["bundles_to_node_id"].items():
             for kind, amount in table["bundles"][index].items() if node in nodes else ():
                 nodes[node][kind] = nodes[node].get(kind, 0) + amount
-    return list(nodes.values())
+    labels = {node["NodeID"]: node["Labels"] for node in ray.nodes()}
+    return [Node(resources, labels.get(node, {})) for node, resources in nodes.items()]
 
 
-def policy(scaling_config: Any, fitting: Callable[[list[dict[str, float]]], int], beside: int) -> Any:
+def policy(scaling_config: Any, fitting: Callable[[list[Node]], int], beside: Sequence[Bundle]) -> Any:
     """Decides about the number of workers in a range: as many as there is room for.
 
     Ray Train's own policy does not know what is booked beside the workers or by other jobs, is silent while too few fit, and
@@ -63,7 +67,8 @@ def policy(scaling_config: Any, fitting: Callable[[list[dict[str, float]]], int]
         def _maybe_send_resource_request(self) -> None:
             super()._maybe_send_resource_request()
             if self._beside is not None:  # else a cluster would grow until there was room for the workers alone
-                self._beside.maybe_send_resource_request(ScalingConfig(num_workers=beside), beside)
+                wanted = ScalingConfig(num_workers=len(beside), label_selector=dict(beside[0].labels) or None)
+                self._beside.maybe_send_resource_request(wanted, len(beside))
 
         def _cancel_resource_request(self) -> None:
             super()._cancel_resource_request()

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.program.nodes import Bundle, Node
 from pipelines.program.ray_elastic import COUNT_AGAIN, policy
 
 if TYPE_CHECKING:
@@ -103,6 +104,16 @@ def small_node(logs: bool) -> Iterator[None]:
         parameter.RayParams, services.start_api_server = params, api_server
 
 
+def can_grow() -> bool:
+    """Whether the cluster has an autoscaler that may add nodes: its second version tells the head of its node types, before or
+    soon after the first job comes (`get_cluster_config` in _private/state.py).
+    """
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    return config is not None and any(not 0 <= kind.max_count <= kind.min_count for kind in config.node_group_configs)
+
+
 def logs_folder() -> Path:
     """Folder of this session's logs, after `ray.init`; no public function returns it (`Node` in _private/node.py)."""
     import ray
@@ -161,7 +172,27 @@ def placement_group_of(group_id: str) -> "PlacementGroup":
     return PlacementGroup(PlacementGroupID(bytes.fromhex(group_id)))  # `from_hex` turns what is not an id into an empty one
 
 
-def beside_workers(bundles: list[dict[str, float]], booked: Callable[[str], object]) -> Any:
+def bundles_of(group: "PlacementGroup") -> list[tuple[Bundle, str | None]]:
+    """A group's bundles, each with the id of its live node, or None; Ray's public table of groups has no label selectors, and
+    after a loss it still names the lost node (_private/state.py, `Bundle` in core/generated/common_pb2).
+    """
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+    import ray  # isort: skip
+
+    held = state._connect_and_get_accessor().get_placement_group_info(group.id)
+    if held is None:
+        return []
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    found = [
+        (Bundle(dict(bundle.unit_resources), dict(bundle.label_selector)), bundle.node_id.hex())
+        for bundle in PlacementGroupTableData.FromString(held).bundles
+    ]
+    return [(bundle, node if node in alive else None) for bundle, node in found]
+
+
+def beside_workers(bundles: Sequence[Bundle], booked: Callable[[str], object]) -> Any:
     """A callback for Ray Train's `RunConfig`: a run's placement groups get these bundles after those of its workers.
 
     Ray Train reserves resources for workers only. Its controller creates their group with a class that is one of its attributes,
@@ -182,15 +213,21 @@ def beside_workers(bundles: list[dict[str, float]], booked: Callable[[str], obje
     return Beside()
 
 
-def _group_with(bundles: list[dict[str, float]], booked: Callable[[str], object]) -> type:
+def _group_with(bundles: Sequence[Bundle], booked: Callable[[str], object]) -> type:
     from ray.train.v2._internal.execution.worker_group import WorkerGroup
     from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
     from ray.util.placement_group import placement_group
 
     class Group(WorkerGroup):
         def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> DefaultPlacementGroupHandle:
-            workers = [worker_group_context.resources_per_worker] * worker_group_context.num_workers
-            group = placement_group(workers + bundles, strategy=worker_group_context.placement_strategy)
+            count = worker_group_context.num_workers
+            workers = [worker_group_context.resources_per_worker] * count
+            labels = [*(worker_group_context.label_selector or [{}] * count), *(dict(bundle.labels) for bundle in bundles)]
+            group = placement_group(
+                workers + [dict(bundle.resources) for bundle in bundles],
+                strategy=worker_group_context.placement_strategy,
+                bundle_label_selector=labels if any(labels) else None,
+            )
             booked(group.id.hex())
             if worker_group_context.num_workers > scaling_config.min_workers:
                 self._worker_group_start_timeout_s = COUNT_AGAIN
@@ -203,7 +240,7 @@ def _group_with(bundles: list[dict[str, float]], booked: Callable[[str], object]
 
 
 def trainer(
-    function: Callable[[dict[str, Any]], Any], fitting: Callable[[list[dict[str, float]]], int], beside: int, **options: Any
+    function: Callable[[dict[str, Any]], Any], fitting: Callable[[list[Node]], int], beside: Sequence[Bundle], **options: Any
 ) -> "ray.train.torch.TorchTrainer":
     """A `TorchTrainer` that leaves signals to the program, and starts no processes that our runs do not use.
 
@@ -215,7 +252,7 @@ def trainer(
 
     Args:
         fitting: how many workers fit on nodes with these free resources; for a range of workers.
-        beside: number of CPUs that are booked beside the workers, for which a cluster that grows is asked too.
+        beside: bundles of a CPU each that are booked beside the workers, for which a cluster that grows is asked too.
     """
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback

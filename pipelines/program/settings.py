@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from pipelines.io.secrets import secrets_in
 from pipelines.program import yaml_text
 from pipelines.program.config_errors import plain, user_error
 from pipelines.program.config_files import find_shipped, short_name
@@ -210,7 +211,9 @@ def load(model: type[S], path: str | Path, overrides: Mapping[str, Any] | None =
 
 
 def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
-    """Validate a parsed tree; `where` names it in errors. Raises `UserError` about the first key that is wrong."""
+    """Validate a parsed tree; `where` names it in errors. Raises `UserError` about a key that is wrong, or that has a secret."""
+    for key, problem, remedy in secrets_in(tree):
+        raise UserError(key, f"{problem} [{where}]", remedy)
     try:
         return model.model_validate(tree)
     except ValidationError as error:

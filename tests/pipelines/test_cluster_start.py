@@ -15,8 +15,9 @@ import ray
 import ray.data
 
 from pipelines.io.retry import Unreachable
-from pipelines.program import cluster
+from pipelines.program import cluster, nodes
 from pipelines.program.errors import UserError
+from pipelines.program.nodes import Bundle
 from tests.patience import PATIENCE, wait_until
 from tests.refusals import refused
 from tests.stopped import assert_stopped
@@ -126,22 +127,24 @@ def test_data_tasks_say_what_they_wait_for_while_other_jobs_have_all_cpus(
             return True
 
     monkeypatch.setenv("RAY_ADDRESS", "of a cluster")
-    monkeypatch.setattr(cluster, "_FULL", 0.5)
+    monkeypatch.setattr(nodes, "_FIRST", 0.5)
     other = Other.remote()
     assert ray.get(other.here.remote())
 
-    def end_when_told(line: str) -> None:
-        ray.kill(other)
+    def end_when_told_twice(line: str) -> None:
         lines.append(line)
+        if len(lines) == 2:
+            ray.kill(other)
 
     lines: list[str] = []
-    monkeypatch.setattr(cluster.interrupts, "say", end_when_told)
+    monkeypatch.setattr(cluster.interrupts, "say", end_when_told_twice)
     data = ray.data.from_items([{"x": 1}]).map_batches(cluster.errors_as_blocks(lambda batch: batch), batch_size=1)
-    assert [block["x"].tolist() for block in cluster.blocks(data)] == [[1]]
-    assert len(lines) == 1 and all(part in lines[0] for part in ("1 CPU ", "has 2", "0 free"))
+    task = Bundle({"CPU": 1.0}, {"market": "!spot"})
+    assert [block["x"].tolist() for block in cluster.blocks(data, task=task)] == [[1]]
+    assert len(lines) == 2 and all(f"1 x {task}: 0 free of 2; pending" in line for line in lines)
     # With room, nothing is said.
     assert [block["x"].tolist() for block in cluster.blocks(data)] == [[1]]
-    assert len(lines) == 1
+    assert len(lines) == 2
 
 
 def test_an_actor_that_could_not_be_set_up_is_told_by_its_cause_and_is_none_of_memory() -> None:

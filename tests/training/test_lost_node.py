@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from program import Program
 from ray.cluster_utils import Cluster
 
 from pipelines.dataset.prepared import Prepared
+from pipelines.program.nodes import Bundle
+from pipelines.program.ray_internals import HEAD_NODE
 from tests.patience import wait_until
 from tests.training.nodes import node_with
 from tests.training.squares import prepared_by_hand
@@ -28,7 +31,12 @@ CONFIG: dict[str, Any] = {
     "log_every": 1,
     "evaluation": {"every_epochs": 100_000},
     "checkpoint": {"every_steps": 5},
-    "resources": {"num_workers": 2, "max_failures": 0},
+    "resources": {
+        "num_workers": 2,
+        "max_failures": 0,
+        "worker_labels": {"role": "train", "market": "!spot"},
+        "data_labels": {"role": "in(data, other)"},
+    },
     "tensorboard": False,
 }
 
@@ -39,9 +47,13 @@ def squares(tmp_path: Path) -> Prepared:
 
 
 def test_a_run_says_that_it_waits_for_a_lost_node(cluster: Cluster, squares: Prepared, tmp_path: Path) -> None:
-    """First the node of the reading tasks, which the workers survive, then a worker's. Each time another node joins."""
-    for _ in range(3):
-        cluster.add_node(num_cpus=1)  # for two workers, and the tasks that read for them
+    """First the node of the reading tasks, which the workers survive, then a worker's. Each time other nodes join.
+
+    Each runs on nodes with its labels alone, and only such a node ends the wait.
+    """
+    train, data, spot = ({"role": "train"}, {"role": "data"}, {"role": "train", "market": "spot"})
+    for labels in (train, data, train, spot):  # for two workers, the tasks that read for them, and nobody
+        cluster.add_node(num_cpus=1, labels=labels)
     config, run = tmp_path / "run.yaml", tmp_path / "runs" / "run"
     config.write_text(yaml.safe_dump(CONFIG | {"storage": str(run.parent), "data": {"path": str(squares.path)}}))
     program = Program(config)
@@ -57,15 +69,23 @@ def test_a_run_says_that_it_waits_for_a_lost_node(cluster: Cluster, squares: Pre
             cluster.remove_node(node_with(cluster, run, bundle), allow_graceful=False)
 
         wait_until(lambda: steps() > 0, program.text)
-        for losses, bundle in enumerate((2, 0), 1):
+        for bundle, labels, others in ((2, data, ()), (0, train, (data,))):
+            assert [node_with(cluster, run, place)._ray_params.labels for place in range(3)] == [train, train, data]
             lose(bundle)
-            # The number that the cluster has is not asserted: its head may notice the loss later.
-            wait_until(lambda losses=losses: program.text().count("waiting for 3 CPUs ") == losses, program.text)
+            selector = CONFIG["resources"]["data_labels" if labels == data else "worker_labels"]
+            # How many are free is not asserted: the head may notice the loss later.
+            missing = f"x {Bundle({'CPU': 1}, selector)}: "
+            wait_until(lambda missing=missing: missing in " ".join(program.text().split()), program.text)
             wait_until(lambda: status_of(run).state == "waiting", program.text)
             before = steps()
-            cluster.add_node(num_cpus=1)
+            for added in (*others, labels):
+                cluster.add_node(num_cpus=1, labels=added)
             wait_until(lambda before=before: steps() > before + 10, program.text)
             wait_until(lambda: status_of(run).state == "running", program.text)
         assert [line["kind"] for line in read_metrics(run / "restarts.jsonl")] == ["lost node"], "which costs no max_failures"
+        # What Ray Data keeps for the whole cluster would hold a worker's node for ever.
+        (head,) = (node["NodeID"] for node in ray.nodes() if node["Alive"] and HEAD_NODE in node["Resources"])
+        kept = [actor for actor in ray._private.state.actors().values() if actor["IsDetached"] and actor["State"] == "ALIVE"]
+        assert {actor["Address"]["NodeID"] for actor in kept} == {head}
     finally:
         program.kill()

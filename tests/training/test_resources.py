@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from pipelines.program.display import Display
-from pipelines.program.settings import parse_overrides
+from pipelines.program.nodes import Bundle, Node
+from pipelines.program.settings import load, parse_overrides
 from tests.patience import PATIENCE, wait_until
 from tests.refusals import refused
 from training import placement
-from training.config import ResourceSettings
-from training.placement import bundles, most_that_fit
-from training.resources import Cluster, plan_resources, range_in_words
+from training.config import ResourceSettings, TrainSettings
+from training.placement import most_that_fit
+from training.resources import Cluster, bundles, plan_resources, range_in_words
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -113,8 +116,59 @@ ON_A_GPU = {"CPU": 1.0, "GPU": 1.0}
 )
 def test_how_many_workers_there_is_room_for(nodes: list, worker: dict, beside: list, most: int, count: int) -> None:
     before = [dict(node) for node in nodes]
-    assert most_that_fit(nodes, worker, beside, most) == count
+    assert most_that_fit([*map(Node, nodes)], Bundle(worker), [*map(Bundle, beside)], most) == count
     assert nodes == before
+
+
+GPU, BIG, SMALL = ({"role": role} for role in ("train", "data", "other"))
+
+
+@pytest.mark.parametrize(
+    ("worker", "beside", "count"),
+    [
+        ({}, {}, 5),
+        ({"role": "train"}, {}, 2),
+        ({"role": "train"}, {"role": "train"}, 1),
+        ({"role": "!train"}, {"role": "train"}, 4),
+        ({"role": "in(train, other)", "zone": "!a"}, {"role": "data"}, 1),
+        ({"role": "train"}, {"role": "nowhere"}, 0),
+    ],
+)
+def test_workers_and_tasks_have_room_on_nodes_with_their_labels_alone(worker: dict, beside: dict, count: int) -> None:
+    nodes = [Node({"CPU": 2.0}, GPU | {"zone": "a"}), Node({"CPU": 3.0}, BIG), Node({"CPU": 1.0}, SMALL)]
+    assert most_that_fit(nodes, Bundle(ONE, worker), [Bundle(ONE, beside)], 8) == count
+
+
+def test_labels_that_no_node_has_are_refused_unless_the_cluster_grows() -> None:
+    nodes = (Node({"CPU": 4.0}, GPU | {"ray.io/node-id": "1f"}), Node({"CPU": 4.0}, BIG))
+    cluster = Cluster(8, 0, shared=True, nodes=nodes)
+    wanted = {"num_workers": 2, "worker_labels": {"role": "trian"}, "data_labels": {"role": "dta"}}
+    with refused(
+        "resources.worker_labels", "{role: trian}", "{role: train}", "{role: data}", remedy="resources.autoscale"
+    ) as caught:
+        plan_resources(ResourceSettings(**wanted), True, cluster)
+    assert "1f" not in str(caught.value)
+    wanted["worker_labels"] = GPU
+    with refused("resources.data_labels", "{role: dta}"):
+        plan_resources(ResourceSettings(**wanted), True, cluster)
+    assert plan_resources(ResourceSettings(**wanted), False, cluster) == 0, "it reads nothing"
+    assert plan_resources(ResourceSettings(**wanted | {"data_labels": BIG}), True, cluster) == 1
+    with refused("resources", "5 x {CPU: 1} on nodes with {role: train}: 4 free of 4", remedy="resources.num_workers"):
+        plan_resources(ResourceSettings(num_workers=5, worker_labels=GPU), True, cluster)
+    for waits in ({"autoscale": True}, {}):
+        growing = Cluster(8, 0, shared=True, grows=not waits, nodes=nodes)
+        assert plan_resources(ResourceSettings(**wanted | {"num_workers": 9} | waits), True, growing) == 1
+    with refused("resources", "10 CPUs"):
+        plan_resources(ResourceSettings(num_workers=9, autoscale=False), True, Cluster(8, 0, grows=True))
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [({"a b": "x"}, "a b"), ({"role": "a b"}, "a b"), ({"role": True}, "role"), ({"role": "in()"}, "in()"), ("train", "train")],
+)
+def test_what_is_no_selector_is_refused(labels: object, named: str) -> None:
+    with refused("resources.worker_labels", named):
+        load(TrainSettings, ROOT / "training/configs/openmoji.yaml", {"resources.worker_labels": labels})
 
 
 def test_what_a_range_means_is_said_in_numbers() -> None:
@@ -128,7 +182,8 @@ def test_reservations_fit_as_ray_counts(wanted: dict) -> None:
     """Ray rounds to four digits; a group of bundles one ten-thousandth too large is never placed."""
     settings = ResourceSettings(**wanted)
     data = plan_resources(settings, True, Cluster(16, 0))
-    booked = [round(settings.cpus_per_worker, 4)] * settings.most_workers + [b["CPU"] for b in bundles(data)]
+    booked = [settings.worker.resources["CPU"]] * settings.most_workers
+    booked += [bundle.resources["CPU"] for bundle in bundles(data, {})]
     assert 15.98 < sum(booked) <= 16
 
 

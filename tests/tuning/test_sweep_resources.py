@@ -4,13 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial
 
+from pipelines.program.nodes import Bundle
 from pipelines.program.settings import load, parse_overrides
 from tests.refusals import refused
 from training.config import TrainSettings
 from training.resources import Cluster
 from tuning.config import SweepSettings
 from tuning.resources import WAITING, Booking, booking_of, trials_at_a_time
+from tuning.searcher import Follow
 from tuning.trials import cells_of
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +39,12 @@ def built(trials: list[dict]) -> list[TrainSettings]:
             {"CPU": 0.5},
             "1 worker x 0.5 CPU",
         ),
-        ({"use_gpu": True}, Booking(True, 1, 1, 0, 1), {"CPU": 1, "GPU": 1}, "1 worker x 1 CPU + 1 GPU"),
+        (
+            {"use_gpu": True, "worker_labels": {"role": "train"}},
+            Booking(True, 1, 1, 0, 1, {"role": "train"}),
+            {"CPU": 1, "GPU": 1},
+            "1 worker x 1 CPU + 1 GPU",
+        ),
         # Two workers need processes of their own, but still read nothing.
         ({"num_workers": 2}, Booking(False, 2, 2, 0, 0), WAITING, "2 workers x 1 CPU"),
         (STREAMED, Booking(False, 1, 1, 1, 0), WAITING, "1 worker x 1 CPU + 1 CPU for reading and decoding"),
@@ -58,7 +66,9 @@ def built(trials: list[dict]) -> list[TrainSettings]:
 )
 def test_what_a_trial_books(settings: dict, booking: Booking, bundle: dict[str, float], words: str) -> None:
     (actual,) = map(booking_of, built([settings]))
-    assert actual == booking and actual.bundle() == bundle and actual.words() == words
+    assert (
+        actual == booking and actual.actor() == Bundle(bundle, actual.labels if actual.inline else {}) and actual.words() == words
+    )
 
 
 def test_a_trial_books_a_number_of_workers_and_no_range() -> None:
@@ -180,3 +190,21 @@ def test_the_courses_sweep_keeps_eight_gpus_busy(course: list[TrainSettings]) ->
 def test_four_cpus_are_too_few_for_the_courses_sweep(course: list[TrainSettings]) -> None:
     with refused("overrides.resources", "1 workers x 2 CPU", "= 7 CPUs", "has 4"):
         trials_at_a_time(course, Cluster(4, 8), None)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "waits"),
+    [
+        ([], False),
+        (["PENDING"], True),
+        (["TERMINATED", "PENDING", "PENDING"], True),
+        (["PENDING", "RUNNING"], False),
+        (["ERROR"], False),
+    ],
+)
+def test_a_sweep_waits_while_none_of_its_trials_runs(statuses: list[str], waits: bool) -> None:
+    trials, told = [Trial("ended", stub=True) for _ in statuses], list[bool]()
+    for trial, status in zip(trials, statuses, strict=True):
+        trial.set_status(status)
+    Follow(told.append, lambda name: None).on_step_end(1, trials)
+    assert told == [waits]

@@ -27,6 +27,7 @@ from pipelines.dataset.tokenizer import train_tokenizer
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
 from pipelines.program.display import Display
+from pipelines.program.ray_internals import bundles_of, placement_group_of
 from pipelines.program.settings import load, parse_overrides
 from tests.in_process import succeed
 from tests.patience import PATIENCE, wait_until
@@ -184,8 +185,10 @@ def test_failures_are_rows_with_reasons_and_leave_nothing_behind(sweep_file: Cal
         {"name": "sgd", "lr": 1e30},
         {"name": "lion", "lr": 1e-4},
     ]
+    labels = {"market": "!spot"}  # of the nodes where trials run
+    overrides = {"clip_norm": None, "resources.worker_labels": labels}
     path = sweep_file(
-        "failures", grid={"optimizer": optimizers}, seeds=[0], retries=0, budget={"epochs": 60}, overrides={"clip_norm": None}
+        "failures", grid={"optimizer": optimizers}, seeds=[0], retries=0, budget={"epochs": 60}, overrides=overrides
     )
     settings = load(SweepSettings, path)
     victim = settings.storage / "failures" / "trials" / "lion-p0-seed0"
@@ -219,6 +222,8 @@ def test_failures_are_rows_with_reasons_and_leave_nothing_behind(sweep_file: Cal
     assert all(word in page for word in ("there is no third step", "a lower optimizer.lr", "its process died"))
     # The one that lived is as it would have been alone.
     assert trials.loc["adamw-p0-seed0", "epochs"] == 60 and trials.loc["adamw-p0-seed0", R1] > 0
+    booked = [bundle for group in ray.util.placement_group_table() for bundle, _ in bundles_of(placement_group_of(group))]
+    assert sum(bundle.labels == labels for bundle in booked) >= len(optimizers)
     _nothing_is_taken()
 
 
