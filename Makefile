@@ -56,14 +56,16 @@ lint: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# Without Ray: for the inner loop. A worker a core, each with one thread; a worker's tests stay together, for what they share.
+# A worker a core, which takes file after file: a file shares its datasets, runs and exports. Order: tests/conftest.py.
 WORKERS ?= 2
-check: install lint
-	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(PY) -m pytest -m "not ray" --numprocesses $(WORKERS) --dist worksteal --durations 15
+BY_FILE := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# All: those with Ray by file, as a file shares its datasets and runs, and in the order of tests/conftest.py.
+# Without Ray: for the inner loop, each worker with one thread.
+check: install lint
+	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(PY) -m pytest -m "not ray" $(BY_FILE) --durations 15
+
 test: check
-	$(PY) -m pytest -m ray --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 40
+	$(PY) -m pytest -m ray $(BY_FILE) --durations 40
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

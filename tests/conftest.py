@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -34,9 +35,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "ray_session" in getattr(item, "fixturenames", ()) or item.get_closest_marker("e2e"):
             item.add_marker("ray")
-    # Files that run whole programs first: they take longest, and of two workers none is to be left with one at the end.
-    long = {item.path for item in items if item.get_closest_marker("e2e")}
-    items.sort(key=lambda item: item.path not in long)
+    # Files that run whole programs first, then those with most tests: of two workers, none is left with a long one at the end.
+    long, tests = {item.path for item in items if item.get_closest_marker("e2e")}, Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in long, -tests[item.path], item.path))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,14 +1,12 @@
-"""The README's commands, run as a user would on a small part of the data, and the files that they must leave.
+"""The README's commands on a small part of the data, and the files that they must leave.
 
-Each program runs once in a process of its own, and again in this one.
+In this process; each program in one of its own: tests/raylign/test_wheel.py and the tests that stop or kill it.
 """
 
 import io
 import json
 import re
 import shlex
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -18,7 +16,6 @@ import pytest
 from PIL import Image
 
 from tests.in_process import succeed
-from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 LOCKED = ["image_tower.image_size=64", "epochs=3", "global_batch_size=32", "evaluation.every_epochs=1", "log_every=2"]
@@ -31,21 +28,13 @@ def readme_commands() -> dict[str, list[str]]:
     return {program: [program, *shlex.split(rest)] for program, rest in reversed(lines)}
 
 
-def succeed_apart(*arguments: str) -> str:
-    """The output of `python -m ...` in a process of its own, in the repository's root, without a terminal; it must succeed."""
-    command = [sys.executable, "-m", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared and trained by the README's first two commands."""
     home = tmp_path_factory.mktemp("home")
     commands = readme_commands()
-    succeed_apart(*commands["pipelines"], f"output={home}/data", "source.limit=240", "image.size=64")
-    succeed_apart(*commands["training"], "name=demo", f"storage={home}/runs", f"data.path={home}/data", *LOCKED)
+    succeed(*commands["pipelines"], f"output={home}/data", "source.limit=240", "image.size=64")
+    succeed(*commands["training"], "name=demo", f"storage={home}/runs", f"data.path={home}/data", *LOCKED)
     return home
 
 
@@ -73,7 +62,7 @@ def test_a_run_leaves_all_it_promises(home: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_the_same_commands_again_change_nothing(ray_session: None, home: Path) -> None:
+def test_the_same_commands_again_change_nothing(home: Path) -> None:
     commands = readme_commands()
     before = {path: path.stat().st_mtime_ns for path in home.rglob("*.json")}
     again = succeed(*commands["pipelines"], f"output={home}/data", "source.limit=240", "image.size=64")
@@ -84,11 +73,11 @@ def test_the_same_commands_again_change_nothing(ray_session: None, home: Path) -
 
 
 @pytest.mark.e2e
-def test_evaluation_from_pixels_gives_the_scores_of_the_run(ray_session: None, home: Path) -> None:
+def test_evaluation_from_pixels_gives_the_scores_of_the_run(home: Path) -> None:
     """Training scores cached float16 features; evaluation runs the towers on the images again."""
     output = home / "evaluation"
     overrides = [f"checkpoint={home}/runs/demo", f"data.openmoji.path={home}/data", f"output={output}", f"cache={home}/cache"]
-    table = succeed_apart(*readme_commands()["evaluation"], *overrides)
+    table = succeed(*readme_commands()["evaluation"], *overrides)
     assert "zero_shot/openmoji_group/top1" in table and "retrieval/openmoji/mean_recall@1" in table
     trained = json.loads((home / "runs" / "demo" / "result.json").read_text())["metrics"]
     compared = 0
@@ -112,14 +101,14 @@ def test_evaluation_from_pixels_gives_the_scores_of_the_run(ray_session: None, h
 
 
 @pytest.mark.e2e
-def test_a_sweep_tabulates_and_resumes(ray_session: None, home: Path) -> None:
+def test_a_sweep_tabulates_and_resumes(home: Path) -> None:
     sweep = home / "sweep.yaml"
     sweep.write_text(
         f"name: sweep\nstorage: {home}/sweeps\nbase: training/configs/openmoji.yaml\nseeds: [1]\n"
         f"overrides: {{data.path: {home}/data, image_tower.image_size: 64, global_batch_size: 32, epochs: 1}}\n"
         "grid: {objective.name: [clip, siglip]}\n"
     )
-    said = succeed_apart("tuning", str(sweep))
+    said = succeed("tuning", str(sweep))
     assert "2 at a time, each 1 worker x 1 CPU" in said and "one seed" in said
     trials = pd.read_csv(home / "sweeps" / "sweep" / "trials.csv").set_index("objective.name")
     assert (trials["status"] == "finished").all() and (trials["split"] == "test").all()
@@ -161,7 +150,7 @@ def test_own_shards_are_checked_and_prepared_with_their_bad_rows_listed(ray_sess
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("config", ["from-scratch", "finetune"])
-def test_towers_that_train_learn(ray_session: None, home: Path, config: str) -> None:
+def test_towers_that_train_learn(home: Path, config: str) -> None:
     """Pixels and tokens in, towers trained: one epoch, and the loss falls."""
     small = ["epochs=4", "image_tower.image_size=32"] if config == "from-scratch" else ["epochs=1", "image_tower.image_size=48"]
     overrides = [f"name={config}", f"storage={home}/runs", f"data.path={home}/data", "global_batch_size=16", "log_every=1"]

@@ -5,7 +5,6 @@ What is killed or stopped runs in a process of its own; what nobody disturbs, in
 
 import json
 import re
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -81,12 +80,12 @@ def config_of(data: Path, folder: Path) -> ConfigOf:
 
 @pytest.fixture(scope="module")
 def start(config_of: ConfigOf) -> Iterator[Start]:
-    """A function that starts a run which waits after KILLED_AT steps. The same name gives the same command."""
+    """A function that starts a run which waits after so many steps. The same name gives the same command."""
     programs = []
     holding = (str(Path(__file__).parent / "recording_run.py"),)
 
-    def start(name: str, *overrides: str) -> Program:
-        programs.append(Program(config_of(name), str(KILLED_AT), *overrides, run=holding))
+    def start(name: str, *overrides: str, steps: int = KILLED_AT) -> Program:
+        programs.append(Program(config_of(name), str(steps), *overrides, run=holding))
         return programs[-1]
 
     yield start
@@ -137,7 +136,7 @@ def wait_to_kill(program: Program, run: Path, step: int = KILLED_AT) -> None:
 
 
 def release(run: Path) -> None:
-    """Let the run that waits after KILLED_AT continue."""
+    """Let a run that waits continue."""
     (consumed_in(run.parent, run.name) / "go").touch()
 
 
@@ -222,62 +221,61 @@ def test_two_workers_end_with_the_weights_of_two_undisturbed_ones(two_workers: K
     assert_same_weights(two_workers.run, two_undisturbed)
 
 
-def test_asked_to_stop_all_workers_save_the_same_step_and_the_next_start_resumes_from_it(
+LEG = 6  # steps of each start; checkpoints are due at even steps, so not where a run is asked to stop
+
+
+def test_stopped_killed_and_damaged_the_same_command_ends_with_the_undisturbed_weights(
     start: Start, folder: Path, two_undisturbed: Path
 ) -> None:
-    """Ctrl-C, then SIGTERM, in the middle of epochs, with checkpoints that are never due."""
-    run, done = folder / "asked", 0
-    options = ("resources.num_workers=2", "checkpoint.every_steps=null")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        program = start("asked", *options)
-        wait_to_kill(program, run, done + KILLED_AT)
+    """Ctrl-C, kill -9 of the program and SIGTERM in the middle of epochs, then one bit of the newest checkpoint is flipped."""
+    run, options = folder / "again", ("resources.num_workers=2",)
+    again = f"python -m training {folder / 'again.yaml'} {options[0]}"
+
+    def started(done: int | None) -> tuple[Program, int]:
+        """A start that waits after LEG steps, and the step from which it resumed; `done`: where known before."""
+        program = start("again", *options, steps=LEG)
+        if done is None:
+            wait_until(lambda: bool(resumed_from(program)), program.text)
+        first = resumed_from(program) if done is None else done
+        wait_to_kill(program, run, first + LEG)
+        return program, first
+
+    def ask(number: signal.Signals, done: int | None) -> int:
+        """Ask it to stop; all workers save the same step, which is returned."""
+        program, first = started(done)
+        assert resumed_from(program) == first
         family = program.family()
         program.process.send_signal(number)
         assert program.wait() == 128 + number, program.text()
-        printed = program.text().splitlines()
-        assert (f"step {done} of {STEPS}" in program.text()) == bool(done)
-        done += KILLED_AT + 1  # they were asked in the step after
-        kept = run / f"checkpoint_{done:08d}"
-        assert newest_checkpoint(run) == kept and json.loads((kept / "checkpoint.json").read_text())["step"] == done
-        again = f"python -m training {folder / 'asked.yaml'} {' '.join(options)}"
-        assert_stopped(printed[-1], number, again, f"step {done} is kept in {kept}")
-        assert lines(run)[-1]["step"] == done and not (run / "result.json").exists()
+        step = first + LEG + 1  # they were asked in the step after
+        kept = run / f"checkpoint_{step:08d}"
+        assert newest_checkpoint(run) == kept and json.loads((kept / "checkpoint.json").read_text())["step"] == step
+        assert_stopped(program.text().splitlines()[-1], number, again, f"step {step} is kept in {kept}")
+        assert lines(run)[-1]["step"] == step and not (run / "result.json").exists()
         assert "Traceback" not in program.text() and not (run / "restarts.jsonl").exists()
         assert not psutil.wait_procs(family, timeout=PATIENCE)[1], "nothing of its Ray stays"
-    assert f"step {done} of {STEPS}" in succeed("training", str(folder / "asked.yaml"), *options)
-    assert_same_weights(run, two_undisturbed)
+        return step
 
+    asked = ask(signal.SIGINT, 0)
+    program, _ = started(asked)
+    program.family()
+    program.process.kill()
+    when = time.time()
+    assert program.wait() == -signal.SIGKILL
+    newest = ask(signal.SIGTERM, None)
+    kept_times = {line["step"]: line["time"] for line in lines(run)}
+    assert all(time_ <= when for step, time_ in kept_times.items() if step <= asked + LEG - 4), "began from its last checkpoint"
 
-def test_damaged_checkpoint(config_of: ConfigOf, folder: Path, uninterrupted: list[dict[str, Any]]) -> None:
-    """A copy of a run, before its result, with one bit of its newest checkpoint flipped: the one before it is used."""
-    run = Path(shutil.copytree(folder / "one", folder / "damaged"))
-    (run / "result.json").unlink()
-    weights = run / f"checkpoint_{STEPS:08d}" / "state.safetensors"
+    weights = run / f"checkpoint_{newest:08d}" / "state.safetensors"
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
-    began = time.time()
-    printed = succeed("training", str(config_of("damaged")))
-    for name in (f"checkpoint_{STEPS:08d}", "state.safetensors", f"checkpoint_{STEPS - 1:08d}"):
+    began, command = time.time(), ("training", str(folder / "again.yaml"), *options)
+    printed = succeed(*command)
+    for name in (f"checkpoint_{newest:08d}", "state.safetensors", f"checkpoint_{newest - 1:08d}"):
         assert name in printed
-    assert [line["step"] for line in history(run) if line["time"] > began] == [STEPS], "one step is done again"
-    assert_same_weights(run, folder / "one")
-
-
-def test_killed_driver(start: Start, folder: Path, uninterrupted: list[dict[str, Any]]) -> None:
-    """The program is killed in the middle of the second epoch: the same command resumes it, and then says that it is done."""
-    program, run = start("driver"), folder / "driver"
-    wait_to_kill(program, run)
-    program.family()
-    program.process.kill()
-    killed = Killed(program, run, time.time())
-    release(run)
-    assert program.wait() == -signal.SIGKILL
-    command = ("training", str(folder / "driver.yaml"))
-    succeed(*command)
-    assert_resumed(killed)
-    assert_same_curve(history(run), uninterrupted)
-    assert_same_weights(folder / "driver", folder / "one")
+    assert [line["step"] for line in history(run) if line["time"] > began] == list(range(newest, STEPS + 1))
+    assert_same_weights(run, two_undisturbed)
 
     files = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert f"at step {STEPS}" in succeed(*command)
@@ -285,3 +283,9 @@ def test_killed_driver(start: Start, folder: Path, uninterrupted: list[dict[str,
     assert code == 2 and len(printed.splitlines()) == 1
     assert "error: name: " in printed and "optimizer" in printed and "overwrite=true" in printed
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == files, "neither touches what is done"
+
+
+def resumed_from(program: Program) -> int:
+    """The step from which a start says that it resumes; 0 if it does not."""
+    said = re.search(rf"step (\d+) of {STEPS}", program.text())
+    return int(said[1]) if said else 0

@@ -23,8 +23,8 @@ from tests.patience import wait_until
 
 pytestmark = pytest.mark.e2e
 
-WORKERS = (2, 1, 2, 3)  # 2 -> 1, 1 -> 2, 2 -> 3, and again; 1 -> 1: test_resume.py
-KILLS = int(os.environ.get("RAYLIGN_KILLS", 3))
+WORKERS = (2, 1, 3)  # 2 -> 1, 1 -> 3, and again; 2 -> 2: test_resume.py
+KILLS = int(os.environ.get("RAYLIGN_KILLS", 2))
 PAIRS, BATCH = 100, 12
 BROKEN = (7, 31, 55, 79)
 LONGEST = 12  # steps that an attempt may do before it is killed
@@ -117,7 +117,7 @@ def test_broken_images_are_replaced_and_listed(folder: Path, undisturbed: Counte
 def test_any_number_of_kills_and_workers_consumes_the_same(folder: Path, undisturbed: Counter[tuple[int, int]]) -> None:
     random = np.random.default_rng(KILLS)
     plan = [WORKERS[i % len(WORKERS)] for i in range(KILLS + 1)]
-    assert {(1, 2), (2, 1), (2, 3)} <= set(pairwise(plan))
+    assert {(2, 1), (1, 3)} <= set(pairwise(plan))
     for kill, workers in enumerate(plan[:-1]):
         steps = int(random.integers(1, LONGEST))
         program = start(folder, "killed", workers, steps)
@@ -125,10 +125,10 @@ def test_any_number_of_kills_and_workers_consumes_the_same(folder: Path, undistu
             wait_for_steps(program, folder, kill, steps)
         finally:
             program.kill()
-        if kill in (1, 2):
+        if kill in (0, 1):
             # As if the kill had come while Ray Train wrote its list of checkpoints, in place.
             snapshot = folder / "killed" / "checkpoint_manager_snapshot.json"
-            snapshot.write_bytes(snapshot.read_bytes()[: 40 * (kill - 1)])
+            snapshot.write_bytes(snapshot.read_bytes()[: 40 * kill])
     program = start(folder, "killed", plan[-1])
     assert program.wait() == 0, program.text()
     tried = attempts(folder, "killed")

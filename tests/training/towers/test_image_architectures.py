@@ -288,7 +288,8 @@ def test_it_is_built_again_without_its_files(
     again = saved[name].model_copy(update=gone).rebuild(json.loads(json.dumps(tower.about)), 0)
     again.load_state_dict(tower.state_dict())
     size = saved[name].image_size
-    assert torch.equal(rows(again, size), rows(tower, size)) and again.width == tower.width  # type: ignore[arg-type]
+    torch.testing.assert_close(rows(again, size), rows(tower, size))  # the last bit depends on where the weights lie in memory
+    assert again.width == tower.width
     assert {n: p.requires_grad for n, p in again.named_parameters()} == {n: p.requires_grad for n, p in tower.named_parameters()}
 
 
