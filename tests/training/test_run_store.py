@@ -21,6 +21,7 @@ from tests.object_store import Store, object_store
 from tests.patience import PATIENCE, wait_until
 from tests.refusals import refused
 from training import placement, run_store
+from training.checkpoint import find_checkpoint
 from training.checkpoint_registry import seal
 from training.metrics_file import read_metrics
 from training.metrics_log import MetricsLog
@@ -256,3 +257,19 @@ def test_an_outage_is_waited_for(store: Store, node: Any, tmp_path: Path, monkey
     monkeypatch.setattr("pipelines.io.patient.OUTAGE", 0.0)
     with store.faulty(errors=1, resets=0, stalls=0), pytest.raises(Unreachable):
         there.read("file")
+
+
+def test_a_run_in_a_store_opens_as_one_on_a_disk(store: Store, node: Any, tmp_path: Path) -> None:
+    """Its newest checkpoint, or the one that is named, beside the towers that it needs."""
+    there = RunStore(store.uri("runs", "opened"))
+    for name in ("checkpoint_00000002", "checkpoint_00000004", "best", "towers/image_tower"):
+        there.put_folder(folder_of(tmp_path / "made" / name, name), name)
+    store.put("runs/opened/newest_checkpoint.json", json.dumps(["checkpoint_00000002", "checkpoint_00000004"]).encode())
+    store.put("runs/opened/checkpoint_00000006/weights", b"incomplete")
+    for given, name in {"": "checkpoint_00000004", "/checkpoint_00000002": "checkpoint_00000002", "/best": "best"}.items():
+        found = find_checkpoint(there.uri + given)
+        assert (found / "weights").read_text() == name == found.name
+        assert (found.parent / "towers" / "image_tower" / "weights").read_text() == "towers/image_tower"
+    for missing in (store.uri("runs", "nowhere"), f"{there.uri}/checkpoint_00000006"):
+        with refused("checkpoint", missing):
+            find_checkpoint(missing)
