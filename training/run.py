@@ -68,7 +68,7 @@ def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
     place = storage.join(storage.absolute(settings.storage), settings.name)
     if isinstance(place, Path):
         return _run(settings, place, display)
-    with working_copy(place, display.line) as folder:
+    with working_copy(place, display) as folder:
         return _run(settings, folder, display)
 
 

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +27,13 @@ from pipelines.io.lease import Lease, Taken
 from pipelines.io.patient import outlast, system_of
 from pipelines.io.retry import Missing, shown_place
 from pipelines.program import interrupts, path_keys
+from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import SNAPSHOT
 from training.checkpoint_registry import DIGESTS, KEPT_LIST, NEWEST, changed, newest_checkpoint, registered
 
 _CHECKPOINT = re.compile(r"checkpoint_[0-9]+|best")
+HELD = "placement_group"  # of `training.placement`, which imports Ray; it stays on this node
 _NOTE = ".raylign-place"  # beside a working copy: the URI
 _PART = 1 << 18  # bytes
 _PARTS = ".parts"
@@ -176,7 +178,7 @@ def opened_run(uri: str) -> Path:
 
 
 @contextmanager
-def working_copy(uri: str, tell: Callable[[str], None]) -> Iterator[Path]:
+def working_copy(uri: str, display: Display) -> Iterator[Path]:
     """Hold the run's lease, and bring the working copy up to date. Raises `UserError` if another process holds it."""
     if is_web(uri):
         raise UserError(
@@ -186,12 +188,13 @@ def working_copy(uri: str, tell: Callable[[str], None]) -> Iterator[Path]:
     taken = UserError("name", f"another process is training {shown_place(uri)}", "wait for it, or give another name=")
 
     def wait() -> None:
-        tell(f"{uri}: looking whether the process that trained it last still does, for up to a minute")
+        display.line(f"{uri}: looking whether the process that trained it last still does, for up to a minute")
 
     def lost() -> None:
         interrupts.say(f"{shown_place(uri)}: another process has taken this run over; this one ends")
         os._exit(1)
 
+    path_keys.check_folder(store.folder, "XDG_CACHE_HOME")
     store.folder.mkdir(parents=True, exist_ok=True)
     (store.folder.parent / _NOTE).write_text(uri)
     with ExitStack() as stack:
@@ -207,6 +210,10 @@ def working_copy(uri: str, tell: Callable[[str], None]) -> Iterator[Path]:
         try:
             with Lease(store.at(path_keys.LOCK), wait, lost):
                 try:
+                    if (store.folder / HELD).exists():  # else that costs the import of Ray
+                        from training.placement import wait_for_earlier
+
+                        wait_for_earlier(store.folder, display)
                     _pull(store, started=path_keys.LOCK in names)
                     yield store.folder
                 finally:
@@ -233,7 +240,7 @@ def _pull(store: RunStore, started: bool) -> None:
         files = store.files()
     top = {name.partition("/")[0] for name in files}
     for path in folder.iterdir():
-        if path.name not in top and not path.name.startswith("."):
+        if path.name not in (*top, HELD) and not path.name.startswith("."):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name in files:
         if "/" not in name:

@@ -15,14 +15,19 @@ import pytest
 
 from pipelines.io import lease
 from pipelines.io.retry import Unreachable
+from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from tests.object_store import Store, object_store
 from tests.patience import PATIENCE, wait_until
 from tests.refusals import refused
+from training import placement, run_store
+from training.checkpoint import find_checkpoint
 from training.checkpoint_registry import seal
 from training.metrics_file import read_metrics
 from training.metrics_log import MetricsLog
 from training.run_store import RunStore, appended, finished, kept, place_of, store_of, working_copy
+
+QUIET = Display(quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,7 @@ def folder_of(place: Path, content: str) -> Path:
 def test_what_one_node_put_there_another_finds(store: Store, node: Any) -> None:
     uri = store.uri("runs", "there")
     store.forget()
-    with store.faulty(errors=0.1, resets=0.1, stalls=0.03), working_copy(uri, print) as run:
+    with store.faulty(errors=0.1, resets=0.1, stalls=0.03), working_copy(uri, QUIET) as run:
         assert store_of(run) == RunStore(uri) and place_of(run) == uri and list(run.iterdir()) == []
         (run / "config.yaml").write_text("a: 1")
         folder_of(run / "towers" / "image_tower", "locked")
@@ -67,7 +72,7 @@ def test_what_one_node_put_there_another_finds(store: Store, node: Any) -> None:
         kept(run, "best")
     assert sum(store.faults().values()) > 3
     node("second")
-    with working_copy(uri, print) as other:
+    with working_copy(uri, QUIET) as other:
         assert other != run and (other / "config.yaml").read_text() == "a: 1"
         assert (other / "towers/image_tower/weights").read_text() == "locked" and (other / "best/weights").read_text() == "two"
     # What a node has is read again only if it is another one now, or damaged on its disk.
@@ -80,6 +85,17 @@ def test_what_one_node_put_there_another_finds(store: Store, node: Any) -> None:
     (other / "best" / "weights").write_text("too")
     with refused("checkpoint", f"{uri}/best", "weights"):
         RunStore(uri).opened("best")
+
+
+def test_what_an_earlier_start_has_booked_stays_on_this_node(store: Store, node: Any) -> None:
+    """Its controller may live on for some seconds, and what it booked longer."""
+    assert run_store.HELD == placement.HELD
+    for _ in range(2):
+        with working_copy(store.uri("runs", "held"), QUIET) as run:
+            kept(run, "config.yaml")
+            (run / run_store.HELD).touch()
+            (run / "config.yaml").write_text("a: 1")
+    assert (run / run_store.HELD).exists()
 
 
 def until_killed(work: Callable[..., Any], left: list[int]) -> Callable[..., Any]:
@@ -97,7 +113,7 @@ def test_a_best_checkpoint_that_was_half_replaced(store: Store, node: Any) -> No
     seen = set()
     for kills in range(12):
         uri = store.uri("runs", f"half-{kills}")
-        with working_copy(uri, print) as run:
+        with working_copy(uri, QUIET) as run:
             folder_of(run / "best", "old")
             kept(run, "best")
             shutil.rmtree(run / "best")
@@ -109,7 +125,7 @@ def test_a_best_checkpoint_that_was_half_replaced(store: Store, node: Any) -> No
                 with suppress(KeyboardInterrupt):
                     kept(run, "best")
         node(f"other-{kills}")
-        with working_copy(uri, print) as other:
+        with working_copy(uri, QUIET) as other:
             seen.add((other / "best" / "weights").read_text())
             assert (RunStore(uri).opened("best") / "weights").read_text() in ("old", "new")
             assert store.get(f"runs/half-{kills}/best.partial/digests.json") is None
@@ -124,7 +140,7 @@ def test_metrics_grow_in_parts(store: Store, node: Any, monkeypatch: pytest.Monk
     def lines() -> list[int]:
         return [line["step"] for line in read_metrics(run / "metrics.jsonl")]
 
-    with working_copy(uri, print) as run:
+    with working_copy(uri, QUIET) as run:
         log = MetricsLog(run / "metrics.jsonl")
         for step in range(60):
             log.append({"step": step, "loss": 0.5})
@@ -136,20 +152,20 @@ def test_metrics_grow_in_parts(store: Store, node: Any, monkeypatch: pytest.Monk
         appended(run, "metrics.jsonl")
     for name in ("second", "third"):
         node(name)
-        with working_copy(uri, print) as run:
+        with working_copy(uri, QUIET) as run:
             assert lines() == list(range(8)) and store.get("runs/grown/metrics.jsonl") is None
             appended(run, "metrics.jsonl")
-    with working_copy(uri, print) as run:
+    with working_copy(uri, QUIET) as run:
         finished(run)
     assert store.get("runs/grown/metrics.jsonl.parts/000000") is None
     whole = (store.get("runs/grown/metrics.jsonl") or b"").decode().splitlines()
     assert [json.loads(line)["step"] for line in whole] == list(range(8))
     node("fourth")
-    with working_copy(uri, print) as run:
+    with working_copy(uri, QUIET) as run:
         MetricsLog(run / "metrics.jsonl").append({"step": 3, "loss": 0.125})
         appended(run, "metrics.jsonl")
     node("fifth")
-    with working_copy(uri, print) as run:
+    with working_copy(uri, QUIET) as run:
         assert lines() == [0, 1, 2, 3]
 
 
@@ -158,24 +174,35 @@ def test_a_place_that_holds_something_else(store: Store, node: Any) -> None:
     store.put("runs/data/manifest.json", b"{}")
     store.put("runs/own/notes.txt", b"mine")
     for name, mark in {"data": "manifest.json", "own": "notes.txt"}.items():
-        with refused("name", store.uri("runs", name), mark, remedy="name"), working_copy(store.uri("runs", name), print):
+        with refused("name", store.uri("runs", name), mark, remedy="name"), working_copy(store.uri("runs", name), QUIET):
             pass
         assert store.get(f"runs/{name}/.lock") is None
-    with refused("storage", "https://host/runs", remedy="s3://"), working_copy("https://host/runs/one", print):
+    with refused("storage", "https://host/runs", remedy="s3://"), working_copy("https://host/runs/one", QUIET):
         pass
-    with suppress(UserError), working_copy(store.uri("runs", "never"), print):
+    with suppress(UserError), working_copy(store.uri("runs", "never"), QUIET):
         raise UserError("data.path", "nothing there")
     assert store.get("runs/never/.lock") is None
-    with working_copy(store.uri("runs", "begun"), print) as run:
+    with working_copy(store.uri("runs", "begun"), QUIET) as run:
         (run / "config.yaml").write_text("a: 1")
         kept(run, "config.yaml")
-    with working_copy(store.uri("runs", "begun"), print) as run:
+    with working_copy(store.uri("runs", "begun"), QUIET) as run:
         assert (run / ".lock").exists()
+
+
+class Told(Display):
+    """Keeps its lines."""
+
+    def __init__(self, lines: list[str]):
+        super().__init__(quiet=True)
+        self._lines = lines
+
+    def line(self, text: str) -> None:
+        self._lines.append(text)
 
 
 def _hold(uri: str, cache: str, told: Any) -> None:
     os.environ["XDG_CACHE_HOME"] = cache
-    with working_copy(uri, print):
+    with working_copy(uri, QUIET):
         told.send("held")
         told.recv()
 
@@ -189,16 +216,16 @@ def test_one_process_holds_a_run(store: Store, node: Any, tmp_path: Path, monkey
     process = multiprocessing.get_context("fork").Process(target=_hold, args=(uri, str(tmp_path / "first"), other))
     process.start()
     assert pipe.recv() == "held"
-    with refused("name", uri, remedy="name="), working_copy(uri, print):
+    with refused("name", uri, remedy="name="), working_copy(uri, QUIET):
         pass
     node("second")
     told: list[str] = []
-    with refused("name", uri, remedy="name="), working_copy(uri, told.append):
+    with refused("name", uri, remedy="name="), working_copy(uri, Told(told)):
         pass
     assert uri in told[0]
     assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)  # it looks alive to this machine, and renews nothing
-    with working_copy(uri, told.append):
+    with working_copy(uri, Told(told)):
         os.kill(process.pid, signal.SIGCONT)
         process.join(60)
         assert process.exitcode == 1, "who lost it ends"
@@ -209,7 +236,7 @@ def test_one_process_holds_a_run(store: Store, node: Any, tmp_path: Path, monkey
     process.kill()
     process.join()
     told.clear()
-    with working_copy(uri, told.append):
+    with working_copy(uri, Told(told)):
         assert told == [], "nobody waits for a process of this machine that is dead"
 
 
@@ -230,3 +257,19 @@ def test_an_outage_is_waited_for(store: Store, node: Any, tmp_path: Path, monkey
     monkeypatch.setattr("pipelines.io.patient.OUTAGE", 0.0)
     with store.faulty(errors=1, resets=0, stalls=0), pytest.raises(Unreachable):
         there.read("file")
+
+
+def test_a_run_in_a_store_opens_as_one_on_a_disk(store: Store, node: Any, tmp_path: Path) -> None:
+    """Its newest checkpoint, or the one that is named, beside the towers that it needs."""
+    there = RunStore(store.uri("runs", "opened"))
+    for name in ("checkpoint_00000002", "checkpoint_00000004", "best", "towers/image_tower"):
+        there.put_folder(folder_of(tmp_path / "made" / name, name), name)
+    store.put("runs/opened/newest_checkpoint.json", json.dumps(["checkpoint_00000002", "checkpoint_00000004"]).encode())
+    store.put("runs/opened/checkpoint_00000006/weights", b"incomplete")
+    for given, name in {"": "checkpoint_00000004", "/checkpoint_00000002": "checkpoint_00000002", "/best": "best"}.items():
+        found = find_checkpoint(there.uri + given)
+        assert (found / "weights").read_text() == name == found.name
+        assert (found.parent / "towers" / "image_tower" / "weights").read_text() == "towers/image_tower"
+    for missing in (store.uri("runs", "nowhere"), f"{there.uri}/checkpoint_00000006"):
+        with refused("checkpoint", missing):
+            find_checkpoint(missing)

@@ -192,11 +192,11 @@ def test_other_weights_under_the_old_name_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["missing", "cut", "flipped"])
 def test_a_damaged_copy_of_a_locked_tower_is_named(moved: tuple[Path, Any, Any], tmp_path: Path, kind: str) -> None:
     run = shutil.copytree(moved[0] / "locked", tmp_path / "run")
-    file = run / "towers" / "text_tower" / "tower.pt"
+    file = run / "towers" / "text_tower" / "tower.safetensors"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.unlink() if kind == "missing" else file.write_bytes(data if kind == "flipped" else data[:-9])
-    with refused("text_tower", run / "towers" / "text_tower", "tower.pt", remedy="text_tower.weights"):
+    with refused("text_tower", run / "towers" / "text_tower", "tower.safetensors", remedy="text_tower.weights"):
         load_embedder(str(run))
 
 
@@ -207,7 +207,7 @@ def test_sweeps_do_not_multiply_a_locked_tower(moved: tuple[Path, Any, Any], tmp
     prepared = prepared_by_hand(tmp_path / "squares", "squares")
     for seed in (0, 1):
         train(settings_of(prepared, {"image_tower": tower, "text_tower": BAG, "seed": seed}), prepared, tmp_path / f"run{seed}")
-    files = [tmp_path / f"run{seed}" / "towers" / "image_tower" / "tower.pt" for seed in (0, 1)]
+    files = [tmp_path / f"run{seed}" / "towers" / "image_tower" / "tower.safetensors" for seed in (0, 1)]
     assert files[0].samefile(files[1])
 
 
