@@ -14,7 +14,7 @@ import torch
 import training.plan
 from evaluation.metrics import mean_recalls
 from pipelines.dataset.stream import Worker
-from pipelines.features.feature_store import Pool
+from pipelines.features.pool import Pool
 from pipelines.program import cluster
 from pipelines.program.display import Display
 from pipelines.program.settings import load

@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
-from pipelines.features.feature_store import Pool
 from pipelines.features.frozen_encoders import Guides
 from pipelines.features.knn_cache import find_neighbours
+from pipelines.features.pool import Pool
 from pipelines.program import cluster
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError

@@ -18,10 +18,10 @@ from training.build import build_state
 from training.checkpoint import load_checkpoint
 from training.checkpoint_registry import put
 from training.held_out import merged_scores
-from training.loop import this_worker
 from training.plan import Plan
 from training.pulse import Pulse
 from training.ray_train import run_workers
+from training.ray_worker import this_worker
 from training.run_store import RunStore, kept, store_of
 from training.validation import embed_held_out
 

@@ -4,7 +4,6 @@
 except for checkpoints by the clock, which rank 0 decides for all, and for the last step of a run that is asked to stop.
 """
 
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,25 +13,20 @@ from typing import Any
 
 import numpy as np
 import ray.train
-import ray.train.torch
 import torch
 
 from pipelines.dataset.stream import Unusable, Worker
-from pipelines.program.cluster import configure_data
 from pipelines.program.errors import UserError
 from training import pulse
 from training.build import build_state, masks_to_cut
 from training.cadence import Clock
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.distributed import total
-from training.held_out import keep_held_out
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS
-from training.notices import Notice
 from training.plan import Plan
-from training.run_store import RunStore
 from training.state import TrainState
 from training.step import over_workers, train_step
-from training.stopping import Asked, Stopped
+from training.stopping import Stopped
 from training.towers.padding import shortened
 from training.validation import validate_held_out
 
@@ -47,44 +41,7 @@ _ENOUGH = 1000  # samples before the rate of unusable ones is meaningful
 Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
 
 
-def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """The function that each Ray Train worker runs: `train`, from the newest checkpoint on."""
-    plan: Plan = config["plan"]
-    store: RunStore | None = config["store"]
-    configure_data()
-    worker = this_worker(config["data_cpus"])
-
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None and store is not None:
-        checkpoint = ray.train.Checkpoint.from_directory(store.opened(Path(checkpoint.path).name))
-    keep = partial(keep_held_out, config["folder"] if store is None else store.uri)
-    asking = Asked(config["folder"]) if worker.rank == 0 else nullcontext(_never)
-    with pulse.Pulse(config["folder"], worker), asking as asked:
-        notice = Notice(asked)
-
-        def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
-            pulse.at("report")
-            if save is None:
-                ray.train.report(metrics)
-                return
-            with tempfile.TemporaryDirectory() as folder:
-                saved = None
-                if worker.rank == 0:
-                    pulse.at("checkpoint")
-                    save(Path(folder))
-                    saved = ray.train.Checkpoint.from_directory(folder)
-                    pulse.at("upload")
-                notice.before_last_report()
-                place = f"checkpoint_{metrics['step']:08d}"
-                upload = None if store is None else store.upload
-                ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=place, checkpoint_upload_fn=upload)
-
-        returned = train(plan, worker, report, checkpoint, notice, keep)
-        notice.after(returned.get("stopped"))
-        return returned
-
-
-def _never() -> bool:
+def never() -> bool:
     return False
 
 
@@ -97,7 +54,7 @@ def train(
     worker: Worker,
     report: Report,
     checkpoint: ray.train.Checkpoint | None = None,
-    asked: Callable[[], bool] = _never,
+    asked: Callable[[], bool] = never,
     keep: Callable[[int, list[Any]], Any] = _keep_nothing,
 ) -> dict[str, Any]:
     """Train to the last step. Needs no Ray if both towers are locked.
@@ -194,13 +151,6 @@ def _too_many_unusable(plan: Plan, state: TrainState) -> tuple[str, str, str]:
     problem = f"training stopped: {state.unusable:,} of {state.samples:,} rows could not be used, more than the rate {rate}"
     remedy = f"{UNUSABLE} in the run's folder lists the reasons; check the images of {data.path}, or allow a larger rate"
     return "data.max_unusable_rate", problem, remedy
-
-
-def this_worker(data_cpus: float) -> Worker:
-    """Rank, device and CPUs for reading of this process, according to Ray Train."""
-    context = ray.train.get_context()
-    size = context.get_world_size()
-    return Worker(context.get_world_rank(), size, ray.train.torch.get_device(), data_cpus / size)
 
 
 def _device_name(device: torch.device) -> str:

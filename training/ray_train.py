@@ -18,11 +18,12 @@ from training.checkpoint_registry import newest_step
 from training.config import ResourceSettings
 from training.doctor import Doctor
 from training.failures import NoRestartError, Restarts
-from training.loop import completed, train_worker
+from training.loop import completed
 from training.metrics_file import read_metrics
 from training.metrics_log import Recorder
 from training.placement import Watch, most_that_fit, room
 from training.plan import Plan
+from training.ray_worker import train_worker
 from training.resources import bundles
 from training.run_store import RunStore, store_of
 from training.sessions import RESTARTS

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from evaluation.suite import Scores
 from pipelines.dataset.prepared import Prepared
-from pipelines.features.feature_store import Pool
+from pipelines.features.pool import Pool
 from pipelines.io import storage
 from pipelines.program import cluster, interrupts, path_keys, yaml_text
 from pipelines.program.display import Display

@@ -9,9 +9,9 @@ from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.features import feature_store
-from pipelines.features.feature_store import Pool
 from pipelines.features.frozen_encoders import Guides
 from pipelines.features.knn_cache import with_neighbours
+from pipelines.features.pool import Pool
 from pipelines.program.display import Display
 from training.config import GuideSettings
 from training.saved_towers import Frozen

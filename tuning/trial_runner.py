@@ -17,7 +17,7 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from pipelines.features.feature_store import Pool
+from pipelines.features.pool import Pool
 from pipelines.program.causes import cause_of
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError

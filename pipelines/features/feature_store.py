@@ -19,8 +19,8 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,15 @@ import pyarrow as pa
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.sample_images import deadly_image
 from pipelines.dataset.stream import Item, Stream
+from pipelines.features.pool import Pool
 from pipelines.features.rows_by_id import bank_copy, bank_folder, digest_of_rows, send_bank
 from pipelines.io import storage
 from pipelines.io.http import is_web
 from pipelines.io.retry import Missing, shown_place
 from pipelines.program import interrupts
-from pipelines.program.cluster import RETRIES, blocks, errors_as_blocks, own_machine
+from pipelines.program.cluster import RETRIES, blocks, errors_as_blocks
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
-from pipelines.program.nodes import Bundle
 from pipelines.program.settings import difference
 from pipelines.program.settings_base import digest
 
@@ -49,40 +49,6 @@ _FORMAT = 2  # incremented to change all names
 _SUSPECTS = 64  # batches that are searched for the image that crashed an actor
 
 Culprit = Callable[[int, np.ndarray], UserError | None]
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Number of actors with a copy of an encoder, each with `threads` CPUs, and a GPU with `use_gpu`. 0: run in this process."""
-
-    actors: int
-    use_gpu: bool = False
-    threads: int = 1
-    labels: Mapping[str, str] = field(default_factory=dict)  # Ray's, of the nodes with them
-
-    @property
-    def each(self) -> Bundle:
-        """What one actor needs."""
-        return Bundle({"CPU": self.threads} | ({"GPU": 1.0} if self.use_gpu else {}), self.labels)
-
-    def check(self) -> None:
-        """Raises `UserError` if actors would wait forever in the Ray that this process will start. A running cluster may grow.
-
-        Errors name the keys of the programs' configs.
-        """
-        size = own_machine()
-        if size is None:
-            return
-        cpus, gpus = size
-        actors, each = self.actors, self.threads
-        if self.use_gpu and actors > gpus:
-            problem = f"{actors} x 1 GPU, and this machine has {gpus}"
-            raise UserError("use_gpu", problem, f"pass use_gpu=false{f' or actors={gpus}' if gpus else ''}")
-        if each > cpus:
-            raise UserError("cpus_per_actor", f"{each} CPUs, and this machine has {cpus}", f"pass cpus_per_actor={cpus} or less")
-        if actors * each > cpus:
-            problem = f"{actors} x {each} CPUs = {actors * each}, and this machine has {cpus}"
-            raise UserError("actors", problem, f"pass actors={cpus // each}")
 
 
 @dataclass(frozen=True)

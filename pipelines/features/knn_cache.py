@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.dataset.prepared import Prepared
-from pipelines.features.feature_store import Bank, Pool, compute, folder_of
+from pipelines.features.feature_store import Bank, compute, folder_of
 from pipelines.features.frozen_encoders import Guides
+from pipelines.features.pool import Pool
 from pipelines.io import storage
 from pipelines.program.display import Display
 

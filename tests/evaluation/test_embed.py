@@ -9,7 +9,7 @@ import pytest
 from evaluation.embed import embed, forget
 from evaluation.embeddings import Inputs, Rows
 from evaluation.model_settings import ModelSettings
-from pipelines.features.feature_store import Pool
+from pipelines.features.pool import Pool
 from pipelines.program.display import Display
 from tests.evaluation.lists import Plain
 from tests.refusals import refused

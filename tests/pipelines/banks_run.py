@@ -12,7 +12,8 @@ import numpy as np
 
 from pipelines.dataset.prepared import Prepared
 from pipelines.features import feature_store
-from pipelines.features.feature_store import Pool, text_banks
+from pipelines.features.feature_store import text_banks
+from pipelines.features.pool import Pool
 from pipelines.program import cluster
 from pipelines.program.display import Display
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pipelines.dataset.prepared import Prepared
-from pipelines.features.feature_store import Pool, image_bank
+from pipelines.features.feature_store import image_bank
+from pipelines.features.pool import Pool
 from pipelines.features.rows_by_id import bank_rows
 from pipelines.program.display import Display
 from tests.object_store import Store, object_store

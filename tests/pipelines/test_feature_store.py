@@ -16,7 +16,8 @@ from pipelines.dataset.images import decode
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.views import eval_view
 from pipelines.features import feature_store
-from pipelines.features.feature_store import _PART, Pool, digest_of_texts, image_bank, text_banks
+from pipelines.features.feature_store import _PART, digest_of_texts, image_bank, text_banks
+from pipelines.features.pool import Pool
 from pipelines.program.display import Display
 from pipelines.program.settings_base import digest
 from tests.patience import wait_until

@@ -13,10 +13,10 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import Item, Stream, Worker
 from pipelines.dataset.tokenizer import train_tokenizer
 from pipelines.dataset.views import Augment
-from pipelines.features.feature_store import Pool
 from pipelines.features.frozen_encoders import Guides
 from pipelines.features.knn import nearest
 from pipelines.features.knn_cache import find_neighbours, with_neighbours
+from pipelines.features.pool import Pool
 from pipelines.program.display import Display
 from tests.refusals import refused
 

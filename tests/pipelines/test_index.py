@@ -17,7 +17,8 @@ from pipelines.dataset.sample_images import whole_images
 from pipelines.dataset.stream import Stream, Unusable, Worker
 from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
 from pipelines.dataset.views import Augment, train_view
-from pipelines.features.feature_store import Pool, image_bank
+from pipelines.features.feature_store import image_bank
+from pipelines.features.pool import Pool
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
 from pipelines.program.display import Display

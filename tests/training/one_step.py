@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines.dataset.stream import Worker
-from pipelines.features.feature_store import Pool
+from pipelines.features.pool import Pool
 from pipelines.program.display import Display
 from training import loop
 from training.config import TrainSettings

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pipelines.dataset.stream import Worker
-from pipelines.features.feature_store import Pool
+from pipelines.features.pool import Pool
 from pipelines.features.rows_by_id import bank_rows
 from pipelines.program.display import Display
 from pipelines.program.settings import validate

@@ -12,7 +12,7 @@ import torch
 
 from pipelines.dataset.prepared import FORMAT_VERSION, Prepared
 from pipelines.dataset.tokenizer import train_tokenizer
-from pipelines.features.feature_store import Pool
+from pipelines.features.pool import Pool
 from pipelines.program.display import Display
 from pipelines.program.settings import apply_overrides, validate
 from tests.conftest import png

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.sample_images import whole_images
-from pipelines.features.feature_store import Pool
+from pipelines.features.pool import Pool
 from pipelines.program.display import Display
 from pipelines.program.settings import validate
 from tests.training.objectives.reference import task

@@ -186,6 +186,7 @@ def replacing(
     monkeypatch.setattr(cluster, "start", lambda *_: None)
     monkeypatch.setattr("training.run.expected_cluster", lambda: Cluster(2, 0))
     monkeypatch.setattr("training.run.current_cluster", lambda: Cluster(2, 0))
+    monkeypatch.setattr("training.run.check_driver", lambda *_: None)
     run = tmp_path / "runs" / "run"
     for name in ("config.yaml", "result.json", "checkpoint_00000006/state.safetensors", "towers/image_tower/x", ".lock"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
@@ -232,7 +233,7 @@ def test_nothing_of_a_run_that_is_replaced_is_left(
     monkeypatch.setattr("training.ray_train.fit", fit)
     code, printed, files = replacing()
     assert (code, printed) == (2, "error: training begins")
-    assert set(files) == {".lock", "config.yaml"} and files["config.yaml"] != "old"
+    assert set(files) == {".lock", "config.yaml", "sessions.jsonl"} and "old" not in files.values()
 
 
 def test_the_first_line_is_printed_before_torch_is_imported(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pipelines.__main__ import main
 from pipelines.dataset.images import decode
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.views import eval_view
-from pipelines.features.feature_store import Pool
+from pipelines.features.pool import Pool
 from pipelines.io import hub
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError

@@ -19,7 +19,7 @@ from transformers import SiglipImageProcessor
 
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import Worker
-from pipelines.features.feature_store import Pool
+from pipelines.features.pool import Pool
 from pipelines.program.display import Display
 from pipelines.program.settings import validate
 from tests.forked import in_a_process

@@ -13,7 +13,7 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.sample_images import whole_images
 from pipelines.dataset.stream import Item
 from pipelines.dataset.views import eval_view
-from pipelines.features.feature_store import Pool
+from pipelines.features.pool import Pool
 from pipelines.program.display import Display
 from pipelines.program.settings import validate
 from tests.refusals import refused

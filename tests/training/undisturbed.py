@@ -16,7 +16,7 @@ from pipelines.dataset.batch import Batch
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import Item, Stream, Worker
-from pipelines.features.feature_store import Pool
+from pipelines.features.pool import Pool
 from pipelines.program.display import Display
 from pipelines.program.settings import validate
 from tests.training.squares import prepared_by_hand

@@ -1,0 +1,67 @@
+"""What each Ray Train worker of a run does: the loop, with Ray Train's reports and checkpoints, requests to stop, notices that a
+node will be taken away, and a pulse by which the driver sees where the worker is.
+"""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+
+from pipelines.dataset.stream import Worker
+from pipelines.program.cluster import configure_data
+from training import pulse
+from training.held_out import keep_held_out
+from training.loop import never, train
+from training.notices import Notice
+from training.plan import Plan
+from training.run_store import RunStore
+from training.stopping import Asked
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """The function that each Ray Train worker runs: `train`, from the newest checkpoint on."""
+    plan: Plan = config["plan"]
+    store: RunStore | None = config["store"]
+    configure_data()
+    worker = this_worker(config["data_cpus"])
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None and store is not None:
+        checkpoint = ray.train.Checkpoint.from_directory(store.opened(Path(checkpoint.path).name))
+    keep = partial(keep_held_out, config["folder"] if store is None else store.uri)
+    asking = Asked(config["folder"]) if worker.rank == 0 else nullcontext(never)
+    with pulse.Pulse(config["folder"], worker), asking as asked:
+        notice = Notice(asked)
+
+        def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
+            pulse.at("report")
+            if save is None:
+                ray.train.report(metrics)
+                return
+            with tempfile.TemporaryDirectory() as folder:
+                saved = None
+                if worker.rank == 0:
+                    pulse.at("checkpoint")
+                    save(Path(folder))
+                    saved = ray.train.Checkpoint.from_directory(folder)
+                    pulse.at("upload")
+                notice.before_last_report()
+                place = f"checkpoint_{metrics['step']:08d}"
+                upload = None if store is None else store.upload
+                ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=place, checkpoint_upload_fn=upload)
+
+        returned = train(plan, worker, report, checkpoint, notice, keep)
+        notice.after(returned.get("stopped"))
+        return returned
+
+
+def this_worker(data_cpus: float) -> Worker:
+    """Rank, device and CPUs for reading of this process, according to Ray Train."""
+    context = ray.train.get_context()
+    size = context.get_world_size()
+    return Worker(context.get_world_rank(), size, ray.train.torch.get_device(), data_cpus / size)
