@@ -22,7 +22,7 @@ from training.metrics_file import append_lines, read_metrics
 from training.run_store import appended
 
 SESSIONS = "sessions.jsonl"
-RESTARTS = "restarts.jsonl"  # failures of workers, which the controller writes (metrics_log.py)
+RESTARTS = "restarts.jsonl"  # whenever workers are started again; the controller writes it (metrics_log.py)
 _lock = threading.Lock()  # the driver's threads write too
 
 
@@ -93,13 +93,16 @@ def history(folder: Path, now: float | None = None) -> dict[str, Any]:
         now: a session that has no end goes on until then; None: it has been killed.
 
     Returns:
-        sessions: their number. seconds: wall time by phase. restarts: time and cause of each. stalls: time and text of each.
+        sessions: their number. seconds: wall time by phase. restarts: time, kind and cause of each. stalls: time and text of each.
         redone_steps: done more than once.
         workers: for each start of workers `time`, `step`, `workers`, `gpus`, `nodes`. nodes: all that took part.
         worker_hours, gpu_hours: of training.
     """
     events = read_metrics(folder / SESSIONS)
-    restarts = [{"time": line["time"], "cause": line["cause"]} for line in read_metrics(folder / RESTARTS) if "cause" in line]
+    told = ("time", "kind", "cause")
+    restarts = [
+        {name: line[name] for name in told if name in line} for line in read_metrics(folder / RESTARTS) if "cause" in line
+    ]
     last = now or max([last_report(read_metrics(folder / "metrics.jsonl")) or 0, *(event["time"] for event in events[-1:])])
     seconds: dict[str, float] = {}
     for phase, until in _spans(events, ("phase",), last):

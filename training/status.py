@@ -121,7 +121,9 @@ def described(status: Status, now: float) -> list[tuple[str, str]]:
     if status.seconds_left is not None:
         facts.append(("time left", duration(status.seconds_left)))
     facts += [("workers", _workers(start)) for start in costs["workers"]]
-    facts += [("restart", f"{_clock(line['time'])}: {line['cause']}") for line in costs["restarts"]]
+    facts += [
+        ("restart", f"{_clock(line['time'])}, {line.get('kind', 'failure')}: {line['cause']}") for line in costs["restarts"]
+    ]
     told = {line["cause"] for line in costs["restarts"]}
     facts += [("hung", f"{_clock(line['time'])}: {line['text']}") for line in costs["stalls"] if line["text"] not in told]
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in costs["seconds"].items())
