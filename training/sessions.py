@@ -93,7 +93,8 @@ def history(folder: Path, now: float | None = None) -> dict[str, Any]:
         now: a session that has no end goes on until then; None: it has been killed.
 
     Returns:
-        sessions: their number. seconds: wall time by phase. restarts: time, kind and cause of each. stalls: time and text of each.
+        sessions: their number. seconds: wall time by phase.
+        restarts: time, kind and cause of each. stalls: time and text of each.
         redone_steps: done more than once.
         workers: for each start of workers `time`, `step`, `workers`, `gpus`, `nodes`. nodes: all that took part.
         worker_hours, gpu_hours: of training.
