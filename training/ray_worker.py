@@ -30,34 +30,32 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     configure_data()
     worker = this_worker(config["data_cpus"])
 
+    notice = Notice()
+
+    def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
+        pulse.at("report")
+        if save is None:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            saved = None
+            if worker.rank == 0:
+                notice.before_last_report()
+                pulse.at("checkpoint")
+                save(Path(folder))
+                saved = ray.train.Checkpoint.from_directory(folder)
+                pulse.at("upload")
+            place = f"checkpoint_{metrics['step']:08d}"
+            upload = None if store is None else store.upload
+            ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=place, checkpoint_upload_fn=upload)
+
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None and store is not None:
         checkpoint = ray.train.Checkpoint.from_directory(store.opened(Path(checkpoint.path).name))
-    keep = partial(keep_held_out, config["folder"] if store is None else store.uri)
     asking = Asked(config["folder"]) if worker.rank == 0 else nullcontext(never)
     with pulse.Pulse(config["folder"], worker), asking as asked:
-        notice = Notice(asked)
-
-        def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
-            pulse.at("report")
-            if save is None:
-                ray.train.report(metrics)
-                return
-            with tempfile.TemporaryDirectory() as folder:
-                saved = None
-                if worker.rank == 0:
-                    pulse.at("checkpoint")
-                    save(Path(folder))
-                    saved = ray.train.Checkpoint.from_directory(folder)
-                    pulse.at("upload")
-                notice.before_last_report()
-                place = f"checkpoint_{metrics['step']:08d}"
-                upload = None if store is None else store.upload
-                ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=place, checkpoint_upload_fn=upload)
-
-        returned = train(plan, worker, report, checkpoint, notice, keep)
-        notice.after(returned.get("stopped"))
-        return returned
+        stop, keep = notice.or_asked(asked), partial(keep_held_out, config["folder"] if store is None else store.uri)
+        return notice.after(train(plan, worker, report, checkpoint, stop, keep))
 
 
 def this_worker(data_cpus: float) -> Worker:

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -98,7 +98,7 @@ class LongRun:
     def __init__(self, cluster: Cluster, folder: Path, elastic: bool = False):
         self._cluster, self.run = cluster, folder / "run"
         for _ in range(WORKERS + 1 + (not elastic)):  # for the workers, the tasks that read for them, and to spare
-            cluster.add_node(num_cpus=1)
+            add_node(cluster)
         resources = {"num_workers": [1, WORKERS]} if elastic else {}
         squares = prepared_by_hand(folder / "squares", "squares")
         more = {"storage": str(folder), "data": {"path": str(squares.path)}}
@@ -133,8 +133,17 @@ class LongRun:
             self._cluster.remove_node(node, allow_graceful=False)
         wait_until(lambda: bool(self.reported()), self.program.text, every=0.1)
         first = self.reported()[0]
-        self._cluster.add_node(num_cpus=1)
+        add_node(self._cluster)
         return Outcome(loss, line["kind"], line["step"], saved or 0, first["step"] - 1, first["workers"], first["time"] - begun)
+
+
+def add_node(cluster: Cluster) -> None:
+    """Of one CPU. Ray gives a node half a minute to start, which is too short on a busy machine."""
+    for _ in range(4):
+        with suppress(Exception):
+            cluster.add_node(num_cpus=1)
+            return
+    cluster.add_node(num_cpus=1)
 
 
 class Announced(BaseHTTPRequestHandler):
