@@ -5,6 +5,7 @@ All but the last test start no Ray. One that fails says what Ray has changed, an
 
 import ast
 import asyncio
+import dataclasses
 import functools
 import inspect
 import json
@@ -75,9 +76,9 @@ def names_used(owner: type) -> set[str]:
 # --- variables, nodes ---
 
 
-@pytest.mark.parametrize("name", module.VARIABLES | module.LOCAL_VARIABLES)
+@pytest.mark.parametrize("name", module.VARIABLES)
 def test_ray_reads_the_variable(name: str) -> None:
-    _, file = (module.VARIABLES | module.LOCAL_VARIABLES)[name]
+    _, file = module.VARIABLES[name]
     holds((RAY / file).exists(), f"there is no file {file}", f"the variable {name}")
     known = name.encode() in (RAY / file).read_bytes() if file.endswith(".so") else name in texts(file)
     holds(known, f"{file} does not name the variable {name} any more", "what its comment says")
@@ -460,9 +461,20 @@ def test_ray_trains_controller_follows_our_policy(monkeypatch: pytest.MonkeyPatc
     assert turn(ended, ended)[1] == "ShuttingDownState"
 
 
+def controller_of_two(patch: pytest.MonkeyPatch, folder: Path, watch: Any) -> TrainController:
+    """Of a run with two workers, on nodes "node of 2"."""
+    from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
+
+    patch.setattr(ray_elastic, "_nodes_of", lambda group: frozenset({f"node {group}"}))
+    scaling = ray.train.ScalingConfig(num_workers=2)
+    policy = create_scaling_policy(scaling)
+    policy._maybe_send_resource_request = policy._cancel_resource_request = lambda: None  # type: ignore[attr-defined]
+    policy.after_controller_start = lambda context: None
+    return controller_of(patch, folder, scaling, policy, watch)
+
+
 def test_ray_trains_controller_tells_of_each_restart_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Ray's own controller, with workers that are none: a lost node, a failure, and one that is not worth a restart."""
-    from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
     from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 
     rests = "what a restart costs"
@@ -474,16 +486,11 @@ def test_ray_trains_controller_tells_of_each_restart_first(monkeypatch: pytest.M
             raise KeyError("enough")
 
     lost: list[str] = []
-    monkeypatch.setattr(ray_elastic, "_nodes_of", lambda group: {f"node {group}"})
+    monkeypatch.setattr(ray_elastic, "draining_nodes", dict)
     monkeypatch.setattr(ray_elastic, "lost_nodes", lambda nodes: [f"{of}'s" for of in nodes if of in lost])
     watch = ray.cloudpickle.loads(ray.cloudpickle.dumps(ray_elastic.watch_nodes(print)))  # as it is sent to the controller
     assert isinstance(watch, train_callbacks.ControllerCallback | train_callbacks.WorkerGroupCallback)
-    scaling = ray.train.ScalingConfig(num_workers=2)
-    watch = ray_elastic.watch_nodes(restarting)
-    policy = create_scaling_policy(scaling)
-    policy._maybe_send_resource_request = policy._cancel_resource_request = lambda: None  # type: ignore[attr-defined]
-    policy.after_controller_start = lambda context: None
-    controller = controller_of(monkeypatch, tmp_path, scaling, policy, watch)
+    controller = controller_of_two(monkeypatch, tmp_path, ray_elastic.watch_nodes(restarting))
     died = train_exceptions.WorkerHealthCheckFailedError("lost", ray.exceptions.RayActorError())
 
     def fail(error: Exception) -> str:
@@ -506,6 +513,60 @@ def test_ray_trains_controller_tells_of_each_restart_first(monkeypatch: pytest.M
     asyncio.run(controller._run_control_loop_iteration())
     error = controller.get_training_failed_error()
     assert isinstance(error, ControllerError) and isinstance(error.controller_failure, KeyError)
+
+
+def test_a_notice_reaches_rank_0_and_then_ray_train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray's own controller, with workers that are none: it learns of it from rank 0, and starts them again once that has left."""
+    from ray.train.v2._internal.execution import context as train_context
+    from ray.train.v2._internal.execution.preemption import PreemptionContext
+    from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker, Worker
+    from ray.train.v2.api.preemption import PreemptionInfo
+
+    rests = "a checkpoint before a node is taken away"
+    fields = {field.name for field in dataclasses.fields(PreemptionInfo)}
+    holds(fields == {"deadline_ms", "preempted_node_to_ranks"}, f"a notice has {fields}", rests)
+    holds(hasattr(Worker, "execute_async"), "a worker is told otherwise", rests)
+    draining, told = dict[str, int](), list[tuple[Any, ...]]()
+    monkeypatch.setattr(ray_elastic, "draining_nodes", lambda: draining)
+    monkeypatch.setattr(ray_elastic, "_addresses", lambda nodes: [f"{of}'s" for of in nodes])
+    controller = controller_of_two(monkeypatch, tmp_path, ray_elastic.watch_nodes(lambda *restart: told.append(restart)))
+
+    def turn(*statuses: WorkerStatus) -> str:
+        if statuses:
+            controller.get_worker_group().polls.append(statuses)  # type: ignore[union-attr]
+        asyncio.run(controller._run_control_loop_iteration())
+        return type(controller.get_state()).__name__
+
+    runs = WorkerStatus(True)
+    assert [turn(), turn()][-1] == "RunningState"
+    for rank, worker in enumerate(controller.get_worker_group().get_workers()):  # type: ignore[union-attr]
+        worker.distributed_context = SimpleNamespace(world_rank=rank)
+        worker.metadata = SimpleNamespace(node_id=f"node of {rank + 1}")
+        worker.execute_async = lambda function, info, rank=rank: told.append((rank, function, info))
+    draining |= {"another node": 5, "node of 2": 7}
+    assert turn(runs, runs) == "RunningState"
+    holds(turn(runs, runs) == "RunningState", "the controller knows of a notice otherwise", rests)
+    info = PreemptionInfo(7, {"node of 2": [1]})
+    assert told == [(0, ray_elastic._receive, info)], "once, and of the run's own nodes"
+    told.clear()
+
+    place = PreemptionContext()
+    monkeypatch.setattr(train_context, "_train_context", SimpleNamespace(preemption_context=place))
+    monkeypatch.setattr(ray_elastic, "_notice", None)
+    assert not ray_elastic.noticed()
+    RayTrainWorker.execute(None, ray_elastic._receive, info)  # type: ignore[arg-type]
+    assert ray_elastic.noticed()
+    ray_elastic.leave()
+    holds(place.preemption_info == info, "a worker keeps a notice elsewhere", rests)
+    holds("preemption_context" in names_used(RayTrainWorker), "a worker tells of a notice otherwise", rests)
+
+    state = turn(WorkerStatus(True, preemption_info=info), runs)
+    holds(state == "PreemptingState", "a notice takes another course", rests)
+    state = turn(WorkerStatus(False, error=OSError("left")), WorkerStatus(False))
+    holds(state == "RestartingState", "workers that have left are not started again", rests)
+    ((kind, cause, errors),) = told
+    assert (kind, cause, list(errors)) == ("notice", "node node of 2's was about to be taken away", [0])
 
 
 def test_a_run_starts_no_processes_that_it_does_not_use() -> None:

@@ -26,6 +26,7 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.distributed import total
 from training.held_out import keep_held_out
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS
+from training.notices import Notice
 from training.plan import Plan
 from training.state import TrainState
 from training.step import over_workers, train_step
@@ -50,19 +51,24 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     configure_data()
     worker = this_worker(config["data_cpus"])
 
-    def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
-        if save is None:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            saved = None
-            if worker.rank == 0:
-                save(Path(folder))
-                saved = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=f"checkpoint_{metrics['step']:08d}")
-
     with Asked(config["folder"]) if worker.rank == 0 else nullcontext(_never) as asked:
-        return train(plan, worker, report, ray.train.get_checkpoint(), asked, partial(keep_held_out, config["folder"]))
+        notice = Notice(asked)
+
+        def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
+            if save is None:
+                ray.train.report(metrics)
+                return
+            with tempfile.TemporaryDirectory() as folder:
+                saved = None
+                if worker.rank == 0:
+                    save(Path(folder))
+                    saved = ray.train.Checkpoint.from_directory(folder)
+                notice.before_last_report()
+                ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=f"checkpoint_{metrics['step']:08d}")
+
+        returned = train(plan, worker, report, ray.train.get_checkpoint(), notice, partial(keep_held_out, config["folder"]))
+        notice.after(returned.get("stopped"))
+        return returned
 
 
 def _never() -> bool:

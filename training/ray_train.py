@@ -24,6 +24,7 @@ from training.placement import Watch, bundles, most_that_fit, room
 from training.plan import Plan
 from training.stopping import ask, forget
 
+_GRACE = 60.0  # seconds for which the workers that stay may go on with a checkpoint when a node was taken away
 _INTERRUPTED = {NOTICE: "a node will be lost", LOST_NODE: "node lost", FAILURE: "worker lost"}
 
 
@@ -94,7 +95,10 @@ def run_workers(
         run_config=ray.train.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            failure_config=ray.train.FailureConfig(max_failures=-1),  # `restarts` counts
+            # `restarts` counts. A checkpoint begun before a node is taken away is finished without it.
+            failure_config=ray.train.FailureConfig(
+                max_failures=-1, relax_collectives_on_preemption=True, preemption_grace_s=_GRACE
+            ),
             logging_config=ray.train.LoggingConfig(log_level="INFO" if display.verbose else "ERROR"),
             callbacks=[restarts, *callbacks, room(data_cpus, folder), watch_nodes(restarts)],
             **options,

@@ -75,8 +75,6 @@ def start(verbose: bool = False, cpus: int | None = None) -> None:
         # The nodes' daemons were started elsewhere, so they need to be sent our environment.
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
     else:
-        for name, (value, _) in ray_internals.LOCAL_VARIABLES.items():
-            os.environ.setdefault(name, value)
         # Without an address Ray would attach to any cluster left running on this machine; the dashboard costs a second.
         options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus or os.cpu_count()}
         if not verbose:

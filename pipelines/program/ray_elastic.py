@@ -4,6 +4,7 @@ of ours, and why a run's workers are started again."""
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,16 +15,18 @@ if TYPE_CHECKING:
 COUNT_AGAIN = 10.0
 # Why workers are started again: one of their nodes is about to be lost, or was lost, or anything else.
 NOTICE, LOST_NODE, FAILURE = "notice", "lost node", "failure"
+_MOVED = 5.0  # seconds after which it is asked again on which nodes a run is
 _REACH = 3.0  # seconds within which a live node accepts a connection
 _GOING = 2.0  # seconds for which a node that is shut down may still accept one when its workers have ended
 
 
 def free_resources(group: "PlacementGroup | None") -> list[dict[str, float]]:
-    """What is free on each live node, counting what `group` holds there (_private/state.py)."""
+    """What is free on each live node that stays, counting what `group` holds there (_private/state.py)."""
     from ray._private.state import available_resources_per_node
     from ray.util import placement_group_table
 
-    nodes = available_resources_per_node()
+    leave = draining_nodes()
+    nodes = {node: free for node, free in available_resources_per_node().items() if node not in leave}
     table = {} if group is None else placement_group_table(group)
     if table.get("state") in ("CREATED", "RESCHEDULING"):
         for index, node in table["bundles_to_node_id"].items():
@@ -105,11 +108,24 @@ def policy(scaling_config: Any, fitting: Callable[[list[dict[str, float]]], int]
     return Policy(scaling_config)
 
 
+def draining_nodes() -> dict[str, int]:
+    """The nodes that will be taken away according to a notice, and when: in ms since 1970, 0 if unknown (_private/state.py)."""
+    from ray._private.state import state
+
+    return state.get_draining_nodes()
+
+
 def watch_nodes(restarting: Callable[[str, str | None, Mapping[int, BaseException]], object]) -> Any:
     """A callback for Ray Train's `RunConfig` that knows on which nodes a run's workers are, and what is booked beside them.
 
-    Ray Train tells its own callbacks why it restarts workers, and users' callbacks only what the workers raised
-    (train/v2/_internal/execution: callback.py, controller/controller.py, controller/state.py).
+    It tells rank 0 of a notice that such a node will be taken away; and it tells why workers are started again, which Ray Train
+    tells its own callbacks only (train/v2/_internal/execution: callback.py, controller/controller.py, controller/state.py).
+
+    Ray Train's own watcher would start a process for each group of workers, ask every 5 s, and not know what is beside them. It
+    would also tell the controller and the workers at the same time. The controller then no longer waits for the workers on that
+    node, which may come later to a report than the others, would wait there for ever, and with them the others at the next step.
+    Here the controller is told by `leave`, at the last report (train/v2/_internal: callbacks/preemption_callback.py,
+    execution/checkpoint/sync_actor.py, execution/worker_group/worker.py).
 
     Args:
         restarting: called in the controller before workers are started again, with the kind, the cause where the workers do not
@@ -117,18 +133,47 @@ def watch_nodes(restarting: Callable[[str, str | None, Mapping[int, BaseExceptio
     """
     from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
     from ray.train.v2._internal.execution.controller.state import RestartingState
+    from ray.train.v2.api.preemption import PreemptionInfo
 
     class Watch(ControllerCallback, WorkerGroupCallback):
-        _nodes: frozenset[str] = frozenset()  # of the workers that run, or ran last
+        _workers: list[Any]  # that run, or ran last
+        _group: Any  # of them and what is beside them
+        _nodes: frozenset[str]  # of both
+        _known: float  # when they were asked for: what is beside the workers moves if its node is lost, and the workers run on
+        _leave: dict[str, int]  # those of the nodes that will be taken away, and when
 
         def after_worker_group_start(self, worker_group: Any) -> None:
-            self._nodes = _nodes_of(worker_group.get_worker_group_state().placement_group_handle.placement_group)
+            self._workers, self._leave = worker_group.get_workers(), {}
+            self._group = worker_group.get_worker_group_state().placement_group_handle.placement_group
+            self._nodes, self._known = _nodes_of(self._group), time.monotonic()
+
+        def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+            with suppress(Exception):  # the head may not answer at the moment; raised, it would end the run
+                self._look()
+
+        def _look(self) -> None:
+            if time.monotonic() - self._known > _MOVED:
+                self._nodes, self._known = _nodes_of(self._group), time.monotonic()
+            new = {node: when for node, when in draining_nodes().items() if node in self._nodes - self._leave.keys()}
+            if not new:
+                return
+            self._leave |= new
+            ranks = {
+                node: [worker.distributed_context.world_rank for worker in self._workers if worker.metadata.node_id == node]
+                for node in self._leave
+            }
+            info = PreemptionInfo(min((when for when in self._leave.values() if when), default=None), ranks)
+            for worker in self._workers:
+                if worker.distributed_context.world_rank == 0:
+                    worker.execute_async(_receive, info)
 
         def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
             if not isinstance(current_state, RestartingState):
                 return
             errors = getattr(current_state.training_failed_error, "worker_failures", {})
-            if lost := lost_nodes(self._nodes):
+            if self._leave:
+                restarting(NOTICE, f"{_named(_addresses(self._leave))} about to be taken away", errors)
+            elif lost := lost_nodes(self._nodes):
                 restarting(LOST_NODE, f"{_named(lost)} lost", errors)
             else:
                 restarting(FAILURE, None, errors)
@@ -136,10 +181,39 @@ def watch_nodes(restarting: Callable[[str, str | None, Mapping[int, BaseExceptio
     return Watch()
 
 
+_notice: Any = None  # on rank 0, what Ray Train needs to know about the nodes that will be taken away
+
+
+def _receive(info: Any) -> None:
+    global _notice
+    _notice = info
+
+
+def noticed() -> bool:
+    """In a worker: whether it is rank 0, and one of the run's nodes will be taken away."""
+    return _notice is not None
+
+
+def leave() -> None:
+    """On rank 0, before the last report: let Ray Train register it even if the nodes are taken away meanwhile.
+
+    If rank 0 stays, it no longer waits for the workers that do not (train/v2/_internal/execution: context.py, preemption.py).
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    get_train_context().preemption_context.preemption_info = _notice
+
+
 def _nodes_of(group: "PlacementGroup") -> frozenset[str]:
     from ray.util import placement_group_table
 
     return frozenset(placement_group_table(group)["bundles_to_node_id"].values())
+
+
+def _addresses(nodes: Iterable[str]) -> list[str]:
+    import ray
+
+    return sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] in nodes)
 
 
 def _named(addresses: list[str]) -> str:
@@ -156,7 +230,10 @@ def lost_nodes(nodes: Iterable[str]) -> list[str]:
 
     until = time.monotonic() + _GOING
     while True:
-        table = {node["NodeID"]: node for node in ray.nodes()}
+        try:
+            table = {node["NodeID"]: node for node in ray.nodes()}
+        except Exception:  # the head does not answer; raised, it would end the run
+            return []
         lost = sorted(table[node]["NodeManagerAddress"] for node in nodes if node in table and not _lives(table[node]))
         if lost or time.monotonic() > until:
             return lost

@@ -60,10 +60,7 @@ VARIABLES = {
     # Inside a job Ray rejects a variable that the job's own runtime environment also sets, even to an equal value. We send the
     # values of this process, so those of the job's submission hold.
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": ("1", "_private/worker.py"),
-}
-# Of a local Ray, and of no cluster.
-LOCAL_VARIABLES = {
-    # Nobody reclaims its node: no process for each group of workers that watches for it.
+    # Ours takes its place (`watch_nodes` in ray_elastic.py), without a process for each group of workers.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": ("0", "train/v2/_internal/constants.py"),
 }
 _PENDING_TRIALS = "TUNE_MAX_PENDING_TRIALS_PG"  # tune/execution/tune_controller.py

@@ -11,7 +11,6 @@ from ray.cluster_utils import Cluster
 
 from pipelines.dataset.prepared import Prepared
 from pipelines.program.display import Display
-from pipelines.program.ray_internals import LOCAL_VARIABLES
 from pipelines.program.settings import validate
 from tests.training.inline_runs import train
 from tests.training.squares import STEPS, Poison, planner, write_root
@@ -86,8 +85,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}, connect=True)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    for name in LOCAL_VARIABLES:  # which a local Ray of this process has set
-        monkeypatch.delenv(name, raising=False)
     yield cluster
     ray.shutdown()
     cluster.shutdown()

@@ -1,0 +1,42 @@
+"""Nodes that are taken away from a run, with a notice and without one: which steps it repeats, and what that costs."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from tests.patience import wait_until
+from tests.training.lost_steps import EVERY, WORKERS, LongRun, Loss
+from training.metrics_file import read_metrics
+
+pytestmark = pytest.mark.e2e
+
+
+def test_no_step_is_lost_after_a_notice(cluster: Cluster, tmp_path: Path) -> None:
+    """First a worker's node, then that of the tasks that read, then a worker's at once; the run still stops when asked to."""
+    long = LongRun(cluster, tmp_path)
+    try:
+        worker, reading = long.lose(Loss(True, 0, 3)), long.lose(Loss(True, WORKERS, 1))
+        killed = long.lose(Loss(False, 1, EVERY + 1))
+        long.program.process.send_signal(signal.SIGINT)
+        assert long.program.wait() == 128 + signal.SIGINT, long.program.text()
+    finally:
+        long.program.kill()
+    for outcome in (worker, reading):
+        assert (outcome.kind, outcome.lost, outcome.workers) == ("notice", 0, WORKERS), outcome
+        assert outcome.saved < outcome.done, "a checkpoint was made for it"
+    assert killed.kind == "lost node" and reading.done < killed.saved <= killed.resumed <= killed.done, killed
+    steps = [line["step"] for line in read_metrics(long.run / "metrics.jsonl")]
+    assert steps == [*range(1, len(steps) + 1)]
+
+
+def test_a_range_of_workers_goes_on_with_fewer_after_a_notice(cluster: Cluster, tmp_path: Path) -> None:
+    """There is no node to spare, and the one that will be taken away is not counted as free."""
+    long = LongRun(cluster, tmp_path, elastic=True)
+    try:
+        outcome = long.lose(Loss(True, 1, 3))
+        wait_until(lambda: long.reported()[-1]["workers"] == WORKERS, every=0.1)
+    finally:
+        long.program.kill()
+    assert (outcome.kind, outcome.lost, outcome.workers) == ("notice", 0, WORKERS - 1), outcome
