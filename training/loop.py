@@ -50,25 +50,23 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     plan: Plan = config["plan"]
     configure_data()
     worker = this_worker(config["data_cpus"])
+    notice = Notice()
+
+    def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
+        if save is None:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            saved = None
+            if worker.rank == 0:
+                notice.before_last_report()
+                save(Path(folder))
+                saved = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=f"checkpoint_{metrics['step']:08d}")
 
     with Asked(config["folder"]) if worker.rank == 0 else nullcontext(_never) as asked:
-        notice = Notice(asked)
-
-        def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
-            if save is None:
-                ray.train.report(metrics)
-                return
-            with tempfile.TemporaryDirectory() as folder:
-                saved = None
-                if worker.rank == 0:
-                    save(Path(folder))
-                    saved = ray.train.Checkpoint.from_directory(folder)
-                notice.before_last_report()
-                ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=f"checkpoint_{metrics['step']:08d}")
-
-        returned = train(plan, worker, report, ray.train.get_checkpoint(), notice, partial(keep_held_out, config["folder"]))
-        notice.after(returned.get("stopped"))
-        return returned
+        stop, keep = notice.or_asked(asked), partial(keep_held_out, config["folder"])
+        return notice.after(train(plan, worker, report, ray.train.get_checkpoint(), stop, keep))
 
 
 def _never() -> bool:

@@ -5,6 +5,7 @@ on the nodes that stay. Ray Train learns of it only at that last report.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import ray.train
 
@@ -23,25 +24,29 @@ class Left(Exception):  # noqa: N818 - nothing went wrong
 
 
 class Notice:
-    """Called at each step: whether to stop, as the user asked, or to leave a node, of which only rank 0 knows."""
+    """In a worker: whether to leave a node, of which only rank 0 knows."""
 
-    def __init__(self, asked: Callable[[], bool]):
-        self._asked = asked
-        self.leaving = False  # whether the last call said to leave, and not to stop
+    leaving = False  # since the last call of what `or_asked` returned, and not because the user asked
 
-    def __call__(self) -> bool:
-        asked = self._asked()
-        self.leaving = not asked and ray_elastic.noticed()
-        return asked or self.leaving
+    def or_asked(self, asked: Callable[[], bool]) -> Callable[[], bool]:
+        """A function that is called at each step: whether to stop, as the user asked, or to leave a node."""
+
+        def stop() -> bool:
+            told = asked()
+            self.leaving = not told and ray_elastic.noticed()
+            return told or self.leaving
+
+        return stop
 
     def before_last_report(self) -> None:
-        """Called before a report with a checkpoint."""
+        """Called on rank 0 before a report with a checkpoint."""
         if self.leaving:
             ray_elastic.leave()
 
-    def after(self, stopped: int | None) -> None:
-        """Called when the loop has ended, with the step at which it `stopped` before its time. Raises `Left` if workers move."""
-        if self.leaving and stopped is not None:
+    def after(self, returned: dict[str, Any]) -> dict[str, Any]:
+        """What the loop `returned`. Raises `Left` if it stopped before its time to leave a node."""
+        if self.leaving and "stopped" in returned:
             # On rank 0 only, and once the checkpoint is registered: then all workers are ended, wherever they are.
             ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
-            raise Left(stopped)
+            raise Left(returned["stopped"])
+        return returned

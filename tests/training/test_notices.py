@@ -1,18 +1,38 @@
 """Nodes that are taken away from a run, with a notice and without one: which steps it repeats, and what that costs."""
 
+import pickle
 import signal
 from pathlib import Path
 
 import pytest
+import ray.train
 from ray.cluster_utils import Cluster
 
+from pipelines.program import ray_elastic
 from tests.patience import wait_until
 from tests.training.lost_steps import EVERY, WORKERS, LongRun, Loss
 from training.metrics_file import read_metrics
+from training.notices import Left, Notice
 
-pytestmark = pytest.mark.e2e
+
+def test_who_asks_to_stop_is_heard_before_a_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that both the user and a cloud interrupt ends; and one that ends by itself does not start again."""
+    monkeypatch.setattr(ray.train, "get_all_reported_checkpoints", lambda consistency_mode: [])
+    monkeypatch.setattr(ray_elastic, "_notice", None)
+    stopped, ended = {"stopped": 7}, {"step": 9}
+    notice, asked = Notice(), [False]
+    stop = notice.or_asked(lambda: asked[0])
+    assert not stop() and notice.after(stopped) is stopped
+    monkeypatch.setattr(ray_elastic, "_notice", "of a node")
+    assert stop() and notice.after(ended) is ended
+    with pytest.raises(Left) as left:
+        notice.after(stopped)
+    assert pickle.loads(pickle.dumps(left.value)).step == 7, "it passes through Ray"
+    asked[0] = True
+    assert stop() and notice.after(stopped) is stopped
 
 
+@pytest.mark.e2e
 def test_no_step_is_lost_after_a_notice(cluster: Cluster, tmp_path: Path) -> None:
     """First a worker's node, then that of the tasks that read, then a worker's at once; the run still stops when asked to."""
     long = LongRun(cluster, tmp_path)
@@ -31,6 +51,7 @@ def test_no_step_is_lost_after_a_notice(cluster: Cluster, tmp_path: Path) -> Non
     assert steps == [*range(1, len(steps) + 1)]
 
 
+@pytest.mark.e2e
 def test_a_range_of_workers_goes_on_with_fewer_after_a_notice(cluster: Cluster, tmp_path: Path) -> None:
     """There is no node to spare, and the one that will be taken away is not counted as free."""
     long = LongRun(cluster, tmp_path, elastic=True)
