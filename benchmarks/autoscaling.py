@@ -99,7 +99,8 @@ class Cluster:
         labels = ",".join(f"{key}={value}" for key, value in config["available_node_types"][HEAD_TYPE]["labels"].items())
         command = ["ray", "start", "--head", "--block", f"--port={port}", f"--autoscaling-config={file}", "--num-cpus=0"]
         command += [f"--object-store-memory={STORE}", f"--labels={labels}", f"--temp-dir={folder}/r", "--include-dashboard=false"]
-        command += [f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}"]
+        command += [f"--dashboard-port={_free_port()}", f"--dashboard-agent-listen-port={_free_port()}"]
+        command += [f"--ray-client-server-port={_free_port()}"]
         self._log = folder / "head.txt"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
