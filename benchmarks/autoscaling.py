@@ -29,8 +29,9 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
-HEAD = "f" * 51 + "00000"  # what the provider calls the head
+HEAD, HEAD_TYPE = "f" * 51 + "00000", "ray.head.default"  # what the provider calls the head, and its type
 PATIENCE = 1800.0  # seconds for any step
+TYPES = {"head": "head", "data": "cpu_worker", "train": "gpu_worker"}  # by their label; the provider mixes up other ones
 RESOURCES = {"head": {"CPU": 0}, "cpu_worker": {"CPU": 1}, "gpu_worker": {"CPU": 1, "GPU": 1}}
 STORE = 200 * 2**20  # bytes of each node's object store
 TRAIN = {
@@ -61,7 +62,14 @@ def autoscaler(address: str, idle: float) -> dict[str, Any]:
     for name, kind in types.items():
         kind |= {"resources": RESOURCES[name] | {"object_store_memory": STORE}, "node_config": {}}
     provider = {"type": "external", "module": PROVIDER, "gcs_address": address, "launch_multiple": True, "head_node_id": HEAD}
-    config |= {"provider": provider, "auth": {}, "idle_timeout_minutes": idle / 60, "file_mounts": {}}
+    types[HEAD_TYPE] = types.pop(config["head_node_type"])
+    config |= {
+        "head_node_type": HEAD_TYPE,
+        "provider": provider,
+        "auth": {},
+        "idle_timeout_minutes": idle / 60,
+        "file_mounts": {},
+    }
     lists = [key for key in config if key.endswith("_commands")]
     lists += ["initialization_commands", "cluster_synced_files"]  # for other providers, Ray fills them in
     return config | {key: [] for key in lists} | {"file_mounts_sync_continuously": False}
@@ -88,10 +96,11 @@ class Cluster:
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_raylet_start_wait_time_s": "300",  # where the machine is busy
         }
-        labels = ",".join(f"{key}={value}" for key, value in config["available_node_types"]["head"]["labels"].items())
+        labels = ",".join(f"{key}={value}" for key, value in config["available_node_types"][HEAD_TYPE]["labels"].items())
         command = ["ray", "start", "--head", "--block", f"--port={port}", f"--autoscaling-config={file}", "--num-cpus=0"]
         command += [f"--object-store-memory={STORE}", f"--labels={labels}", f"--temp-dir={folder}/r", "--include-dashboard=false"]
-        command += [f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}"]
+        command += [f"--dashboard-port={_free_port()}", f"--dashboard-agent-listen-port={_free_port()}"]
+        command += [f"--ray-client-server-port={_free_port()}"]
         self._log = folder / "head.txt"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
@@ -156,7 +165,7 @@ def _live_nodes() -> dict[str, int]:
     """The number of live nodes of each type."""
     import ray
 
-    return dict(Counter(node["Labels"].get("ray.io/node-group", "?") for node in ray.nodes() if node["Alive"]))
+    return dict(Counter(TYPES[node["Labels"]["role"]] for node in ray.nodes() if node["Alive"]))
 
 
 def _free_port() -> int:
@@ -222,7 +231,7 @@ def _reclaim(kind: str) -> None:
 
     import psutil  # isort: skip  comes with ray
 
-    node = next(node for node in ray.nodes() if node["Alive"] and node["Labels"].get("ray.io/node-group") == kind)
+    node = next(node for node in ray.nodes() if node["Alive"] and TYPES[node["Labels"]["role"]] == kind)
     raylets = [p for p in psutil.process_iter(["cmdline"]) if any(node["NodeID"] in word for word in p.info["cmdline"] or ())]
     if not raylets:
         raise RuntimeError(f"no process is the node {node['NodeID']}")

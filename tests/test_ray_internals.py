@@ -175,23 +175,19 @@ def test_the_heads_store_is_called_as_it_was() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("counts", "grows"),
-    [([], False), ([(0, 0), (2, 2)], False), ([(0, 0), (0, 3)], True), ([(1, -1)], True)],
-)
-def test_an_autoscaler_tells_that_the_cluster_can_grow(
-    monkeypatch: pytest.MonkeyPatch, counts: list[tuple[int, int]], grows: bool
-) -> None:
-    from ray._private.state import state
-    from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+def test_the_head_of_a_cluster_that_grows_has_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
     rests = "waiting for nodes where there will be some"
-    holds(hasattr(type(state), "get_cluster_config"), "the node types of a cluster are told otherwise", rests)
-    config = ClusterConfig(node_group_configs=[NodeGroupConfig(min_count=least, max_count=most) for least, most in counts])
-    monkeypatch.setattr(state, "get_cluster_config", lambda: config)
-    assert module.can_grow() == grows
-    monkeypatch.setattr(state, "get_cluster_config", lambda: None)
-    assert not module.can_grow(), "a cluster without one"
+    monkeypatch.setenv("RAY_NODE_TYPE_NAME", "head")
+    labels = ResourceAndLabelSpec._get_default_labels(None)
+    holds(labels.get(module.NODE_GROUP) == "head", f"the type of a node becomes the labels {labels}", rests)
+    holds("RAY_NODE_TYPE_NAME" in texts("autoscaler/_private/commands.py"), "`ray up` does not tell the head its type", rests)
+    head, worker = {"Alive": True, "Resources": {module.HEAD_NODE: 1.0}}, {"Alive": True, "Resources": {"CPU": 1.0}}
+    for own, others, grows in ((labels, {}, True), ({}, labels, False), ({}, {}, False)):
+        nodes = [head | {"Labels": own}, worker | {"Labels": others}, head | {"Labels": labels, "Alive": False}]
+        monkeypatch.setattr(ray, "nodes", lambda nodes=nodes: nodes)
+        assert module.can_grow() == grows
 
 
 # --- placement groups ---

@@ -100,7 +100,7 @@ class ResourceSettings(Settings):
     )
     autoscale: bool | None = Field(
         None,
-        description="wait for the cluster to grow instead of refusing what does not fit now; null: where it has an autoscaler",
+        description="wait for nodes instead of refusing what does not fit now; null: where ray up or KubeRay started the cluster",
     )
     max_failures: int = Field(
         3,

@@ -79,6 +79,7 @@ HEAD_NODE = "node:__internal_head__"
 # Variables of every process in which work runs: the job's id for which it was started, or this one for any job, and the number of
 # the process of its node's daemon (core/src/ray/raylet/worker_pool.cc).
 JOB_VARIABLE, NO_JOB, NODE_VARIABLE = "RAY_JOB_ID", "ffffffff", "RAY_RAYLET_PID"
+NODE_GROUP = "ray.io/node-group"  # the label with the node's type
 # What Ray's errors say, in lower case, about a local node that did not start in time: three have it, two without an exception
 # class of their own (_private/node.py, _private/services.py).
 NOT_UP_IN_TIME = "timed out"
@@ -105,13 +106,13 @@ def small_node(logs: bool) -> Iterator[None]:
 
 
 def can_grow() -> bool:
-    """Whether the cluster has an autoscaler that may add nodes: its second version tells the head of its node types, before or
-    soon after the first job comes (`get_cluster_config` in _private/state.py).
+    """Whether the cluster has an autoscaler that may add nodes: who starts one, `ray up` or KubeRay, names the head's node type
+    in its environment, which Ray makes a label. The autoscaler itself tells nobody what it could add (`get_cluster_config` in
+    _private/state.py is always empty; autoscaler/_private/commands.py, _private/resource_and_label_spec.py).
     """
-    from ray._private.state import state
+    import ray
 
-    config = state.get_cluster_config()
-    return config is not None and any(not 0 <= kind.max_count <= kind.min_count for kind in config.node_group_configs)
+    return any(node["Alive"] and HEAD_NODE in node["Resources"] and NODE_GROUP in node["Labels"] for node in ray.nodes())
 
 
 def logs_folder() -> Path:
