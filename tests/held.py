@@ -90,6 +90,7 @@ def _training(place: str | None, hold: Any) -> int:
     from training.resources import Cluster
 
     training.run.current_cluster = lambda: Cluster(2, 0)
+    training.run.check_driver = lambda *_: None
     training.run._pool = lambda *_: feature_store.Pool(0)
     if place == "start":
         cluster.start = hold  # type: ignore[assignment]
@@ -115,7 +116,7 @@ def _evaluation(place: str | None, hold: Any) -> int:
     from pipelines.features import feature_store
     from pipelines.program.cli import run_program
 
-    evaluation.embed.describe = lambda _: evaluation.embed.EmbedderInfo("known", 20.0, True)
+    evaluation.embed.describe = lambda *_: evaluation.embed.EmbedderInfo("known", 20.0, True)
     pool = feature_store.Pool
     feature_store.Pool = lambda *_: pool(0)  # type: ignore[assignment,misc]
     if place == "embedding":

@@ -14,6 +14,7 @@ from tests.tuning.trainer import SCORE, finished, schedule_of, settings
 from training.config import TrainSettings
 from tuning import searcher as module
 from tuning.early_stopping import _death
+from tuning.resources import Booking
 from tuning.searcher import ScheduleSearcher
 from tuning.trials import Folder
 
@@ -21,7 +22,7 @@ from tuning.trials import Folder
 @pytest.fixture
 def searcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScheduleSearcher:
     """With three trials out; what trials are configured to be is no matter here."""
-    monkeypatch.setattr(module, "booking_of", lambda _: SimpleNamespace(inline=True, data_cpus=1.0, bundle=dict))
+    monkeypatch.setattr(module, "booking_of", lambda _: Booking(inline=True, workers=1, cpus=1, data_cpus=1, gpus=0))
     monkeypatch.setattr(module, "give_back", lambda _: None)
     config = cast(TrainSettings, SimpleNamespace(model_dump=lambda mode: {}))
     sweep = settings()
