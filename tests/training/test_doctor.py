@@ -37,7 +37,7 @@ CONFIG: dict[str, Any] = {
     "log_every": 1,
     "evaluation": {"every_epochs": 1000},
     "checkpoint": {"every_steps": 2},
-    "resources": {"num_workers": 2, "cpus_per_worker": 0.5, "patience_minutes": 0.25, "max_failures": 9},
+    "resources": {"num_workers": 2, "cpus_per_worker": 0.5, "patience_minutes": 0.4, "max_failures": -1},
     "tensorboard": False,
 }
 
@@ -74,7 +74,7 @@ def test_stopped_processes_of_a_run_are_named_and_ended(squares: Prepared, tmp_p
         costs = status_of(run).costs
         (text,) = (stall["text"] for stall in costs["stalls"] if f"process {stopped[0].pid} is stopped" in stall["text"])
         assert reading and all(f"process {process.pid}" in text for process in stopped)
-        assert text.count("stopped") == len(stopped) and re.findall(r"worker (\d) of 2", text) == ["1"]
+        assert text.count("stopped") == len(stopped) and len(re.findall(r"worker \d of 2", text)) == 1
         assert "recording_run.py:" in text, "where its stack is"
         assert text in [restart["cause"] for restart in costs["restarts"]] and text in program.text()
         assert steps() == list(range(1, len(steps()) + 1))
