@@ -635,6 +635,14 @@ SNAPSHOT_FIELDS = {
 }
 
 
+def test_ray_trains_controller_is_on_the_drivers_node() -> None:
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    started = inspect.getsource(DataParallelTrainer._initialize_and_run_controller)
+    is_so = "ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()" in started
+    holds(is_so, "the controller is not bound to the driver's node", "training/run_store.py, where both use one working copy,")
+
+
 def test_ray_trains_list_of_checkpoints_is_read_and_mended(tmp_path: Path) -> None:
     """Written by Ray, read and changed by us, and read by Ray again."""
     rests = "resuming a run"

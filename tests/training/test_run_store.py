@@ -202,6 +202,7 @@ class Told(Display):
 
 def _hold(uri: str, cache: str, told: Any) -> None:
     os.environ["XDG_CACHE_HOME"] = cache
+    lease.RENEWAL = 0.5
     with working_copy(uri, QUIET):
         told.send("held")
         told.recv()
@@ -209,11 +210,11 @@ def _hold(uri: str, cache: str, told: Any) -> None:
 
 def test_one_process_holds_a_run(store: Store, node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one of this node hears it at once, one of another node once the lease is renewed; a dead holder's is taken over."""
-    for name, seconds in {"RENEWAL": 0.5, "EXPIRY": 6.0, "_POLL": 0.2}.items():
-        monkeypatch.setattr(lease, name, seconds)
+    monkeypatch.setattr(lease, "EXPIRY", PATIENCE)  # it returns as soon as the lease is renewed
+    spawn = multiprocessing.get_context("spawn")  # threads of a store's client do not live on in a fork
     uri = store.uri("runs", "one")
-    pipe, other = multiprocessing.get_context("fork").Pipe()
-    process = multiprocessing.get_context("fork").Process(target=_hold, args=(uri, str(tmp_path / "first"), other))
+    pipe, other = spawn.Pipe()
+    process = spawn.Process(target=_hold, args=(uri, str(tmp_path / "first"), other))
     process.start()
     assert pipe.recv() == "held"
     with refused("name", uri, remedy="name="), working_copy(uri, QUIET):
@@ -225,12 +226,13 @@ def test_one_process_holds_a_run(store: Store, node: Any, tmp_path: Path, monkey
     assert uri in told[0]
     assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)  # it looks alive to this machine, and renews nothing
+    monkeypatch.setattr(lease, "EXPIRY", 3.0)
     with working_copy(uri, Told(told)):
         os.kill(process.pid, signal.SIGCONT)
-        process.join(60)
+        process.join(PATIENCE)
         assert process.exitcode == 1, "who lost it ends"
     assert store.get("runs/one/.lock") is None
-    process = multiprocessing.get_context("fork").Process(target=_hold, args=(uri, str(tmp_path / "first"), other))
+    process = spawn.Process(target=_hold, args=(uri, str(tmp_path / "first"), other))
     process.start()
     assert pipe.recv() == "held"
     process.kill()
