@@ -206,8 +206,9 @@ class Program:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self.text += line
-            if any(word in line for word in ("waiting for", "lost", "error")):
-                self._record.add(f"`{line.strip()}`")
+            if line.startswith(("waiting for", "worker lost", "error", "training goes on")):
+                said = line.strip().split(": it continues")[0].split(": a worker")[0]
+                self._record.add(f"`{said}`")
 
     def ended(self) -> bool:
         """Whether it has ended. Raises where it failed."""
