@@ -19,7 +19,6 @@ import torch
 import yaml
 from ray.cluster_utils import Cluster
 
-from pipelines.program.ray_internals import LOCAL_VARIABLES
 from tests.chaos.schedule import EVERY, STEPS, Fault, Schedule
 from tests.training.undisturbed import broken_squares, leg, planned, tree_of
 from training.checkpoint_registry import newest_checkpoint
@@ -109,8 +108,6 @@ class Simulator:
         if self._cluster is None:
             os.environ.pop("RAY_ADDRESS", None)
             self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}, connect=True)
-            for name in LOCAL_VARIABLES:
-                os.environ.pop(name, None)
         while len(self._cluster.worker_nodes) < NODES:
             self._cluster.add_node(num_cpus=1)
         for node in sorted(self._cluster.worker_nodes, key=str)[NODES:]:
