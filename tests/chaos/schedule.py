@@ -29,6 +29,7 @@ KINDS = {
     "kill-worker": "kill -9 of a worker",
     "stop-worker": "a worker stands still for seconds (SIGSTOP, SIGCONT)",
     "kill-node": "kill -9 of a worker's raylet and all it runs; another node comes",
+    "notice": "a notice for a worker's node, which is killed a minute later or at the run's end; another node comes",
     "add-node": "a node comes",
     "kill-driver": "kill -9 of the program; the same command again",
     "kill-head": "kill -9 of the cluster's head; a new cluster, the same command again",

@@ -20,6 +20,7 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from tests.chaos.schedule import EVERY, STEPS, Fault, Schedule
+from tests.training.lost_steps import NOTICE, add_node, give_notice
 from tests.training.undisturbed import broken_squares, leg, planned, tree_of
 from training.checkpoint_registry import newest_checkpoint
 from training.placement import HELD
@@ -36,7 +37,7 @@ PATIENCE = 300.0  # seconds without any news of a run: it hangs
 # All that a finished run leaves, besides its checkpoints.
 LEFT = {"config.yaml", "metrics.jsonl", "result.json", "report.html", "held_out.npz", "held_out.json", "unusable.jsonl", "towers"}
 LEFT |= {"restarts.jsonl", ".lock", HELD, "newest_checkpoint.json", "checkpoint_manager_snapshot.json"}
-LEFT |= {"checkpoint_manager_snapshot.kept.json", ".validate_storage_marker"}
+LEFT |= {"checkpoint_manager_snapshot.kept.json", ".validate_storage_marker", "sessions.jsonl"}
 
 
 class Broken(Exception):  # noqa: N818 - what a simulation is for
@@ -74,6 +75,7 @@ class Simulator:
 
     def __init__(self, home: Path, small: Path | None = None):
         self._home, self._small, self._cluster = home, small, None
+        self._leaving: list[tuple[Any, float]] = []  # nodes under notice, and when they are taken away
         home.mkdir(parents=True, exist_ok=True)
         data = home / "squares"
         self._squares = broken_squares(data)
@@ -91,6 +93,7 @@ class Simulator:
         try:
             self._start()
             folder = self._run(schedule, name, outcome)
+            self._take_away(time.monotonic() + NOTICE)
             self._check(schedule, folder / name, outcome)
             self._nothing_is_taken()
             shutil.rmtree(self._home / name)
@@ -108,10 +111,18 @@ class Simulator:
         if self._cluster is None:
             os.environ.pop("RAY_ADDRESS", None)
             self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}, connect=True)
+        self._take_away(time.monotonic() + NOTICE)
         while len(self._cluster.worker_nodes) < NODES:
-            self._cluster.add_node(num_cpus=1)
+            add_node(self._cluster)
         for node in sorted(self._cluster.worker_nodes, key=str)[NODES:]:
             self._cluster.remove_node(node)
+
+    def _take_away(self, now: float) -> None:
+        """Kill the nodes whose notice has run out."""
+        for entry in [entry for entry in self._leaving if entry[1] <= now]:
+            self._leaving.remove(entry)
+            if self._cluster is not None and entry[0] in self._cluster.worker_nodes:
+                self._cluster.remove_node(entry[0], allow_graceful=False)
 
     def _stop(self) -> None:
         with suppress(Exception):
@@ -119,7 +130,7 @@ class Simulator:
         if self._cluster is not None:
             with suppress(Exception):
                 self._cluster.shutdown()
-        self._cluster = None
+        self._cluster, self._leaving = None, []
 
     def _nothing_is_taken(self) -> None:
         """The cluster is as it was: no placement group, no actor, all CPUs free."""
@@ -166,6 +177,7 @@ class Simulator:
                 if not outcome.injected:
                     raise Broken(f"ended with code {code} before any fault:\n{self._said(place)}")
                 program = None
+            self._take_away(time.monotonic())
             if (storage / name / "metrics.jsonl").exists():
                 changed = (storage / name / "metrics.jsonl").stat().st_mtime
                 news = max(news, time.monotonic() - (time.time() - changed))
@@ -215,13 +227,17 @@ class Simulator:
             os.kill(worker, signal.SIGSTOP)
             time.sleep(SECONDS)
             os.kill(worker, signal.SIGCONT)
-        elif fault.kind == "kill-node":
+        elif fault.kind in ("kill-node", "notice"):
             raylets = [parent.pid for parent in psutil.Process(worker).parents()]
-            nodes = [n for n in self._cluster.worker_nodes if n.all_processes["raylet"][0].process.pid in raylets]
-            self._cluster.remove_node(nodes[0], allow_graceful=False)
-            self._cluster.add_node(num_cpus=1)
+            (node,) = (n for n in self._cluster.worker_nodes if n.all_processes["raylet"][0].process.pid in raylets)
+            if fault.kind == "notice":
+                give_notice(self._cluster, node)
+                self._leaving.append((node, time.monotonic() + NOTICE))
+            else:
+                self._cluster.remove_node(node, allow_graceful=False)
+            add_node(self._cluster)
         elif fault.kind == "add-node":
-            self._cluster.add_node(num_cpus=1)
+            add_node(self._cluster)
         elif fault.kind == "full-disk":
             self._fill(run)
         elif fault.kind == "kill-head":
