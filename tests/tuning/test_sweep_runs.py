@@ -223,7 +223,7 @@ def test_failures_are_rows_with_reasons_and_leave_nothing_behind(sweep_file: Cal
     # The one that lived is as it would have been alone.
     assert trials.loc["adamw-p0-seed0", "epochs"] == 60 and trials.loc["adamw-p0-seed0", R1] > 0
     booked = [bundle for group in ray.util.placement_group_table() for bundle, _ in bundles_of(placement_group_of(group))]
-    assert sum(bundle.labels == labels for bundle in booked) >= len(optimizers)
+    assert any(bundle.labels == labels for bundle in booked), "trials reuse what others booked"
     _nothing_is_taken()
 
 
