@@ -200,7 +200,7 @@ def test_a_run_in_a_store_outlives_its_node(
     }
     (tmp_path / "scored.yaml").write_text(yaml.safe_dump(scored))
     apart.succeed("evaluation", str(tmp_path / "scored.yaml"))
-    (file,) = (tmp_path / "out").glob("s3/*/retrieval/result.json")
+    (file,) = (tmp_path / "out").glob("s3/*/zeroshot_retrieval/result.json")
     scores = json.loads(file.read_text())["scores"]
     recalls = {name.rpartition("/")[2]: value for name, value in result["metrics"].items() if name.endswith("_recall@1")}
     assert recalls and all(scores[name] == value for name, value in recalls.items())
