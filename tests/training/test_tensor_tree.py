@@ -70,17 +70,19 @@ def test_a_file_holds_shared_memory_once(tmp_path: Path) -> None:
     assert same(load_tree(tmp_path, "x"), dict(tree))
 
 
-@pytest.mark.parametrize("name", sorted(optimizers("adamw")))
+# Those of bitsandbytes and APEX need CUDA, and AdaHessian a gradient that has a graph.
+HERE = [name for name in sorted(optimizers("adamw")) if not name.startswith(("bnb", "fused")) and name != "adahessian"]
+
+
+@pytest.mark.parametrize("name", HERE)
 def test_every_optimizers_state_comes_back(name: str, tmp_path: Path) -> None:
     """Moments, counters and whatever else an optimizer keeps after two steps."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), nn.Flatten(), nn.Linear(4, 2))
-    try:
-        optimizer = OptimizerSettings(name=name).build([network])
+    optimizer = OptimizerSettings(name=name).build([network])
+    with torch.compiler.set_stance("force_eager"):  # some compile their step, for a minute
         for _ in range(2):
             network(torch.ones(2, 3, 3, 3)).square().sum().backward()
             optimizer.step()
-    except Exception as error:  # those that need a package that is missing, or a closure
-        pytest.skip(f"{name}: {error}")
     state = optimizer.state_dict()
     save_tree(state, tmp_path, "state")
     assert same(load_tree(tmp_path, "state"), state)
