@@ -251,7 +251,7 @@ def test_an_outage_is_waited_for(store: Store, node: Any, tmp_path: Path, monkey
     store.forget()
     with store.faulty(errors=1, resets=0, stalls=0), ThreadPoolExecutor(1) as pool:
         put = pool.submit(there.put, tmp_path / "file", "file")
-        wait_until(lambda: put.done() or sum(store.faults().values()) > 60)  # a round has 24 at most
+        wait_until(lambda: put.done() or sum(store.faults().values()) > 24)  # which a round has at most
         assert not put.done()
         with store.faulty(errors=0, resets=0, stalls=0):
             put.result(PATIENCE)
