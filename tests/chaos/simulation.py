@@ -133,11 +133,15 @@ class Simulator:
         self._cluster, self._leaving = None, []
 
     def _nothing_is_taken(self) -> None:
-        """The cluster is as it was: no placement group, no actor, all CPUs free."""
+        """The cluster is as it was: no placement group, all CPUs free, and no actor but what Ray Data keeps for the cluster."""
 
         def taken() -> list[Any]:
             groups = [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
-            actors = [actor["ActorClassName"] for actor in ray._private.state.actors().values() if actor["State"] == "ALIVE"]
+            actors = [
+                actor["ActorClassName"]
+                for actor in ray._private.state.actors().values()
+                if actor["State"] == "ALIVE" and not actor["IsDetached"]
+            ]
             free = ray.available_resources().get("CPU", 0), ray.cluster_resources().get("CPU", 0)
             return groups + actors + ([] if free[0] == free[1] else [free])
 
