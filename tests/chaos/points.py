@@ -58,7 +58,6 @@ def _patch() -> None:
     before(DualEncoder, "forward", "forward")
     before(loop, "validate_held_out", "evaluation")
     before(loop, "_device_name", "end")
-    torch.optim.Optimizer.__init__  # noqa: B018 - imported
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     register_optimizer_step_pre_hook(lambda *_: reach("optimizer"))
