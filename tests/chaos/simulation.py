@@ -99,8 +99,8 @@ class Simulator:
             shutil.rmtree(self._home / name)
             if folder != self._home / name:
                 shutil.rmtree(folder / name)
-        except Broken as broken:
-            outcome.broken = str(broken)
+        except Exception as error:  # Broken, or whatever a cluster did that the simulator does not expect
+            outcome.broken = str(error) if isinstance(error, Broken) else f"{type(error).__name__}: {error}"
             self._stop()  # whatever is left is gone before the next run
         outcome.seconds = time.monotonic() - began
         return outcome
@@ -219,7 +219,8 @@ class Simulator:
         return "\n".join(f"[start {p.stem}] {p.read_text()[-1500:]}" for p in sorted(place.glob("output-*.txt"))[-2:])
 
     def _kill(self, program: psutil.Popen) -> None:
-        program.kill()
+        with suppress(psutil.NoSuchProcess):  # it has ended already
+            program.kill()
         program.wait()
 
     def _inject(self, fault: Fault, worker: int, program: psutil.Popen, run: Path) -> bool:
