@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 NODES = 4  # of one CPU: for three workers, or two and a spare one, and for the tasks that read
 STARTS = 8  # of the command, at most
 SECONDS = 5.0  # that a worker stands still, or a disk is full
+OF_A_PROCESS = {"kill-worker", "stop-worker", "kill-node", "notice"}
 PATIENCE = 300.0  # seconds without any news of a run: it hangs
 
 # All that a finished run leaves, besides its checkpoints.
@@ -99,8 +101,8 @@ class Simulator:
             shutil.rmtree(self._home / name)
             if folder != self._home / name:
                 shutil.rmtree(folder / name)
-        except Broken as broken:
-            outcome.broken = str(broken)
+        except Exception as error:
+            outcome.broken = str(error) if isinstance(error, Broken) else f"the simulator failed: {traceback.format_exc()}"
             self._stop()  # whatever is left is gone before the next run
         outcome.seconds = time.monotonic() - began
         return outcome
@@ -169,8 +171,12 @@ class Simulator:
             for number, fault in enumerate(schedule.faults):
                 told, go = place / f"at-{number}", place / f"go-{number}"
                 if told.exists() and not go.exists():
+                    worker = int(told.read_text())
+                    if fault.kind in OF_A_PROCESS and not psutil.pid_exists(worker):
+                        go.touch()  # an earlier fault took it along
+                        continue
                     outcome.injected.append(Injected(fault, time.time()))
-                    alive = self._inject(fault, int(told.read_text()), program, storage / name)
+                    alive = self._inject(fault, worker, program, storage / name)
                     go.touch()
                     news = time.monotonic()
                     if not alive:
@@ -219,7 +225,8 @@ class Simulator:
         return "\n".join(f"[start {p.stem}] {p.read_text()[-1500:]}" for p in sorted(place.glob("output-*.txt"))[-2:])
 
     def _kill(self, program: psutil.Popen) -> None:
-        program.kill()
+        with suppress(psutil.NoSuchProcess):  # it may have ended by itself
+            program.kill()
         program.wait()
 
     def _inject(self, fault: Fault, worker: int, program: psutil.Popen, run: Path) -> bool:
