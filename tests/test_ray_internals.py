@@ -25,6 +25,7 @@ import ray.cloudpickle
 import ray.data
 import ray.exceptions
 import ray.train
+from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
 from ray.train.v2._internal import constants as train_constants
 from ray.train.v2._internal import exceptions as train_exceptions
 from ray.train.v2._internal.execution import callback as train_callbacks
@@ -833,6 +834,13 @@ def test_of_a_cluster_that_runs(ray_session: None) -> None:
 
     # What earlier tests gave back may become free at any time: only differences are certain.
     wait_until(lambda: free(group) == free(None) >= 0.5, lambda: "a group that waits holds something, or no CPU is free")
+    assert not ray_elastic.beyond_limits(group)
+    client = ray._private.worker.global_worker.gcs_client
+    seen = GetClusterStatusReply.FromString(client.get_cluster_status()).cluster_resource_state
+    (waits,) = (one for one in seen.pending_gang_resource_requests if group.id.hex() in one.details)
+    report = AutoscalingState(autoscaler_state_version=1 << 40, infeasible_gang_resource_requests=[waits])
+    client.report_autoscaling_state(report.SerializeToString())  # as an autoscaler does that cannot add what it waits for
+    holds(ray_elastic.beyond_limits(group), "what the autoscaler cannot add is not told", "saying why a run waits")
     ray.util.remove_placement_group(module.placement_group_of(group.id.hex()))
     small = ray.util.placement_group([{"CPU": 0.5}])
     assert small.wait(PATIENCE)

@@ -113,6 +113,19 @@ def policy(scaling_config: Any, fitting: Callable[[list[Node]], int], beside: Se
     return Policy(scaling_config)
 
 
+def beyond_limits(group: "PlacementGroup") -> bool:
+    """Whether the autoscaler found in its last round that it cannot add nodes for a group, by their types and limits.
+
+    It says the same of a cluster that never grows (autoscaler/v2: instance_manager/reconciler.py, schema.py).
+    """
+    from ray._private.worker import global_worker
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    reply = GetClusterStatusReply.FromString(global_worker.gcs_client.get_cluster_status())
+    refused = reply.autoscaling_state.infeasible_gang_resource_requests
+    return any(request.details.split(":")[0] == group.id.hex() for request in refused)
+
+
 def draining_nodes() -> dict[str, int]:
     """The nodes that will be taken away according to a notice, and when: in ms since 1970, 0 if unknown (_private/state.py)."""
     from ray._private.state import state
