@@ -240,7 +240,9 @@ def _pull(store: RunStore, started: bool) -> None:
         files = store.files()
     top = {name.partition("/")[0] for name in files}
     for path in folder.iterdir():
-        if path.name not in (*top, HELD) and not path.name.startswith("."):
+        own = path.name == HELD or path.name.startswith(".")
+        # Checkpoints are read again: workers on other nodes resume from what the store has, which may be damaged.
+        if not own and (path.name not in top or path.name.startswith("checkpoint_")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name in files:
         if "/" not in name:

@@ -22,10 +22,10 @@ from tests.patience import PATIENCE, wait_until
 from tests.refusals import refused
 from training import placement, run_store
 from training.checkpoint import find_checkpoint
-from training.checkpoint_registry import seal
+from training.checkpoint_registry import seal, settle
 from training.metrics_file import read_metrics
 from training.metrics_log import MetricsLog
-from training.run_store import RunStore, appended, finished, kept, place_of, store_of, working_copy
+from training.run_store import RunStore, appended, finished, kept, place_of, settled, store_of, working_copy
 
 QUIET = Display(quiet=True)
 
@@ -52,7 +52,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def folder_of(place: Path, content: str) -> Path:
     """A folder with digests."""
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     (place / "weights").write_text(content)
     seal(place)
     return place
@@ -96,6 +96,25 @@ def test_what_an_earlier_start_has_booked_stays_on_this_node(store: Store, node:
             (run / run_store.HELD).touch()
             (run / "config.yaml").write_text("a: 1")
     assert (run / run_store.HELD).exists()
+
+
+def test_a_checkpoint_that_is_damaged_in_the_store_alone(store: Store, node: Any) -> None:
+    """Workers on other nodes would read it, so the run resumes from the one before, though this node's copy is intact."""
+    uri, names = store.uri("runs", "damaged"), ["checkpoint_00000002", "checkpoint_00000004"]
+    with working_copy(uri, QUIET) as run:
+        for name in names:
+            (run / name).mkdir()
+            (run / name / "checkpoint.json").write_text('{"config": {}}')
+            folder_of(run / name, name)
+        (run / "newest_checkpoint.json").write_text(json.dumps(names))
+        kept(run, *names, "newest_checkpoint.json")
+    store.put(f"runs/damaged/{names[1]}/weights", b"damaged")
+    told: list[str] = []
+    with working_copy(uri, QUIET) as run:
+        assert settle(run, told.append) == run / names[0] and len(told) == 1 and "weights" in told[0]
+        settled(run)
+    assert store.get(f"runs/damaged/damaged-{names[1]}/weights") == b"damaged"
+    assert store.get(f"runs/damaged/{names[1]}/weights") is None
 
 
 def until_killed(work: Callable[..., Any], left: list[int]) -> Callable[..., Any]:
