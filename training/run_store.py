@@ -62,14 +62,6 @@ class RunStore:
         folder, _, name = inside.rpartition("/")
         return {"name": name, "storage_path": folder, "storage_filesystem": system}
 
-    def upload(self, checkpoint: Any, name: str) -> Any:
-        """Put a checkpoint from a worker's disk into the store, for `ray.train.report`."""
-        from ray.train import Checkpoint
-
-        self.put_folder(Path(checkpoint.path), name)
-        system, inside = system_of(self.at(name))
-        return Checkpoint(inside, filesystem=system)
-
     def files(self, name: str = "") -> dict[str, storage.File]:
         """The files below a folder of the run, or of all of it, by their relative paths, sorted; without hidden ones."""
         return outlast(lambda: storage.data_below(self.at(name) if name else self.uri))
