@@ -1,4 +1,4 @@
-"""One holder of a place in a store, or on a disk that machines share: an object or a file with its name, renewed as long as it lives.
+"""One holder of a place in a store, or on a disk that machines share: an object or a file with its name, renewed while it lives.
 
 Clocks of machines are not compared: whoever finds a lease watches whether it is renewed, and takes it over once it has not been
 for `EXPIRY` seconds; at once if its holder was a process of this machine that has ended. Stores that pyarrow writes to have no
