@@ -49,6 +49,7 @@ def _patch() -> None:
     from training import loop, step
     from training.checkpoint import Snapshot
     from training.encoder import DualEncoder
+    from training.saver import Saver
 
     def before(module: Any, name: str, phase: str) -> None:
         inner = getattr(module, name)
@@ -65,8 +66,6 @@ def _patch() -> None:
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     register_optimizer_step_pre_hook(lambda *_: reach("optimizer"))
-
-    from training.saver import Saver
 
     weighted, report, write, save = step.weighted, ray.train.report, Snapshot.write, Saver._save
 
