@@ -636,6 +636,14 @@ SNAPSHOT_FIELDS = {
 }
 
 
+def test_a_worker_knows_which_of_its_reports_wait() -> None:
+    from ray.train.v2._internal.execution.context import TrainContext
+
+    counts = names_used(TrainContext)
+    is_so = {"report_call_index", "current_report_index"} <= {*parameters(TrainContext)} & {*counts}
+    holds(is_so, "reports are counted otherwise", "saving checkpoints while training goes on (tests/training/test_saver.py)")
+
+
 def test_ray_trains_controller_is_on_the_drivers_node() -> None:
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
