@@ -55,7 +55,7 @@ class ScheduleSearcher(Searcher):
         if trial is None:
             return Searcher.FINISHED if self._schedule.done else None
         self._folder.begin(trial)
-        forget(self._folder.of(trial.name))
+        forget(self._folder.place(trial.name))
         self.out[trial_id], self._begun[trial_id] = trial, time.monotonic()
         settings = self._build(trial)
         booking = booking_of(settings)
@@ -70,15 +70,16 @@ class ScheduleSearcher(Searcher):
             "labels": dict(booking.actor().labels),
             "score": self._score,
             "items": trial.phase == "final",
-            "storage": str(self._folder.path),
+            "place": str(self._folder.place(trial.name)),
         }
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """A trial that ended by itself has written its outcome; otherwise it was stopped, or its process died."""
         trial = self.out.pop(trial_id)
+        self._folder.hear(trial.name)
         outcome = self._folder.ended(trial.name)
         if outcome is None:
-            give_back(self._folder.of(trial.name))
+            give_back(self._folder.place(trial.name))
             if self.stopping and not error:  # it resumes with the sweep
                 return
             so_far = self._folder.so_far(trial.name)
@@ -96,7 +97,7 @@ class ScheduleSearcher(Searcher):
         self.stopping, asked = True, set()
         while True:
             out = [trial.name for trial in list(self.out.values())]
-            asked |= {name for name in out if ask(self._folder.of(name))}
+            asked |= {name for name in out if ask(self._folder.place(name))}
             if not asked.intersection(out):
                 return
             time.sleep(0.2)

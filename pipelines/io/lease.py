@@ -21,7 +21,7 @@ from pipelines.io.retry import Missing, Unreachable
 RENEWAL = 10.0  # seconds
 EXPIRY = 60.0
 _POLL = 2.0
-_SETTLE = 2.0  # until the lease of another process that began at the same time has arrived
+SETTLE = 2.0  # until the lease of another process that began at the same time has arrived
 
 
 class Taken(Exception):  # noqa: N818 - nothing went wrong
@@ -34,10 +34,11 @@ class Lease:
     Args:
         wait: called once if there is a lease that may be one of a process that died.
         lost: called in a thread if another process has taken the lease over, as after this one stood still.
+        settle: seconds before the lease is read back; 0: nobody else can begin at the same time. None: `SETTLE`.
     """
 
-    def __init__(self, uri: str, wait: Callable[[], None], lost: Callable[[], None]):
-        self._uri, self._wait, self._lost = uri, wait, lost
+    def __init__(self, uri: str, wait: Callable[[], None], lost: Callable[[], None], settle: float | None = None):
+        self._uri, self._wait, self._lost, self._settle = uri, wait, lost, SETTLE if settle is None else settle
         self._own = {"holder": uuid.uuid4().hex, "machine": platform.node(), "process": os.getpid()}
         self._beat = 0
         self._over = threading.Event()
@@ -46,7 +47,7 @@ class Lease:
     def __enter__(self) -> "Lease":
         self._outlive(self._read())
         outlast(self._put)
-        time.sleep(_SETTLE)
+        time.sleep(self._settle)
         if not self._holds():
             raise Taken
         self._thread.start()
