@@ -25,6 +25,7 @@ class ScheduleSearcher(Searcher):
         at_once: maximum number of running trials; None: as many as Tune starts.
         errors: why trials died, by Tune's id.
         first: a trial that was already taken from the schedule.
+        owed: whether the next place belongs to another job.
     """
 
     def __init__(
@@ -37,11 +38,12 @@ class ScheduleSearcher(Searcher):
         at_once: int | None,
         errors: dict[str, str],
         first: Trial | None,
+        owed: Callable[[], bool] = lambda: False,
     ):
         super().__init__(metric="score", mode=settings.mode)
         self._settings, self._schedule, self._folder, self._build = settings, schedule, folder, build
         self._score, self._at_once, self._errors = list(score), at_once, errors
-        self._first = first
+        self._first, self._owed = first, owed
         self._begun: dict[str, float] = {}
         self.out: dict[str, Trial] = {}  # by Tune's id
         self.seconds: list[float] = []  # duration of each trial that ended in this session
@@ -50,6 +52,8 @@ class ScheduleSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config; None: not now."""
         if self.stopping or (self._at_once is not None and len(self.out) >= self._at_once):
+            return None
+        if self._owed():
             return None
         trial, self._first = self._first or self._schedule.next(), None
         if trial is None:

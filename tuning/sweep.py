@@ -176,10 +176,11 @@ def _tune(
     """Run the schedule's trials with Ray Tune. `write`: writes the current tables and report."""
     from ray import tune
 
-    from pipelines.program.nodes import Notices, all_nodes, shortage, waits_for
+    from pipelines.program.nodes import Bundle, Notices, all_nodes, shortage, waits_for
     from pipelines.program.ray_elastic import free_resources
     from training.placement import WaitNotice, give_back
     from tuning.early_stopping import SearchOnly, build_scheduler
+    from tuning.fair_share import Share
     from tuning.progress import Board, Refresher
     from tuning.resources import booking_of
     from tuning.searcher import Follow, ScheduleSearcher
@@ -191,12 +192,14 @@ def _tune(
     errors: dict[str, str] = {}
     notices: dict[str, WaitNotice] = defaultdict(WaitNotice)  # by trial
     wait, booking = Notices(), booking_of(examples[0])
+    share = Share(Bundle({"CPU": booking.cpus + booking.data_cpus, "GPU": booking.gpus}, booking.labels))
     hyperband = settings.scheduler.name == "hyperband"
     limit = None if hyperband else at_once
     if hyperband:  # a bracket consists of the trials that Tune has: give it the whole search
         let_trials_wait(schedule.planned["search"])
-    searcher = ScheduleSearcher(settings, schedule, plan.folder, plan.build, plan.score, limit, errors, first)
-    scheduler = SearchOnly(build_scheduler(settings.scheduler, settings.mode, max(e.epochs for e in examples)), errors)
+    searcher = ScheduleSearcher(settings, schedule, plan.folder, plan.build, plan.score, limit, errors, first, share.owed)
+    inner = build_scheduler(settings.scheduler, settings.mode, max(e.epochs for e in examples))
+    scheduler = SearchOnly(inner, errors, share.owed)
     ended = [name for name in schedule.outcomes if schedule.seen[name].phase == "search"]
     scheduler.remind({name: [c | {"score": score_of(c, plan.score)} for c in plan.folder.curve(name)] for name in ended})
 
