@@ -3,7 +3,7 @@
 A worker that has not moved for `resources.patience_minutes` is examined, together with all processes of the run that somebody has
 stopped: the report names the worker that the others wait for, its stage, its step and its stack, and stopped processes. These are
 then ended, or that worker is. Ray starts a reading task again; after a lost worker the run resumes from its last checkpoint, or
-ends: it counts as one of `resources.max_failures`.
+ends: it counts as one of `resources.max_failures`. Without Ray Train's controller it ends.
 
 A run that waits for resources does not hang: `placement` says what for.
 """
@@ -13,6 +13,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import ray
+import ray.util
 
 from pipelines.program.display import Display
 from training.metrics_file import read_metrics
@@ -130,6 +133,7 @@ class Doctor:
         """Say what hangs, and end it."""
         blamed = _blamed(still)
         nodes = {worker["node"]: worker["address"] for worker in still} | nodes_of(self._folder)
+        nodes[ray.get_runtime_context().get_node_id()] = ray.util.get_node_ip_address()  # where the controller is
         known = {(worker["node"], worker["pid"]) for worker in blamed}
         found, mute = examined(nodes, known)
         ours = [one for one in found if (one.node, one.pid) in known]
@@ -142,7 +146,7 @@ class Doctor:
         text = f"nothing has moved for {self._patience:.0f} s: {'; '.join(parts)}"
         note(self._folder, "stall", text=text)
         ended = [one for one in stopped if one.ours] or ours
-        if any(one in ours for one in ended):
+        if any(one in ours or one.controls for one in ended):
             self.cause = text
             say_why(self._folder, text)
         what = f"ending process {', '.join(str(one.pid) for one in ended)}" if ended else "nothing can be done about it from here"

@@ -176,8 +176,8 @@ def _tune(
     """Run the schedule's trials with Ray Tune. `write`: writes the current tables and report."""
     from ray import tune
 
-    from pipelines.program.nodes import Bundle, Notices, all_nodes, shortage, waits_for
-    from pipelines.program.ray_elastic import free_resources
+    from pipelines.program.nodes import Bundle, Notices, shortage, waits_for
+    from pipelines.program.ray_elastic import all_nodes, free_resources
     from training.placement import WaitNotice, give_back
     from tuning.early_stopping import SearchOnly, build_scheduler
     from tuning.fair_share import Share

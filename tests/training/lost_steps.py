@@ -137,13 +137,13 @@ class LongRun:
         return Outcome(loss, line["kind"], line["step"], saved or 0, first["step"] - 1, first["workers"], first["time"] - begun)
 
 
-def add_node(cluster: Cluster) -> None:
+def add_node(cluster: Cluster, **options: Any) -> None:
     """Of one CPU. Ray gives a node half a minute to start, which is too short on a busy machine."""
     for _ in range(4):
         with suppress(Exception):
-            cluster.add_node(num_cpus=1)
+            cluster.add_node(num_cpus=1, **options)
             return
-    cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1, **options)
 
 
 class Announced(BaseHTTPRequestHandler):

@@ -53,7 +53,10 @@ def stalls(run: Path) -> list[str]:
 
 
 def test_stopped_processes_of_a_run_are_named_and_ended(squares: Prepared, tmp_path: Path) -> None:
-    """A worker, and what reads for it: the run resumes from its last checkpoint, and all who tell of it tell the same."""
+    """A worker, and what reads for it: the run resumes from its last checkpoint, and all who tell of it tell the same.
+
+    Without Ray Train's controller it ends.
+    """
     config, run = tmp_path / "run.yaml", tmp_path / "runs" / "run"
     config.write_text(yaml.safe_dump(CONFIG | {"storage": str(run.parent), "data": {"path": str(squares.path)}}))
     program = Program(config, "4", run=(str(Path(__file__).parent / "recording_run.py"),))
@@ -78,6 +81,11 @@ def test_stopped_processes_of_a_run_are_named_and_ended(squares: Prepared, tmp_p
         assert "recording_run.py:" in text, "where its stack is"
         assert text in [restart["cause"] for restart in costs["restarts"]] and text in program.text()
         assert steps() == list(range(1, len(steps()) + 1))
+
+        (controller,) = (one for one in program.family() if _title(one).startswith(process_states._CONTROLLER))
+        controller.suspend()
+        assert program.process.wait(PATIENCE) == 2
+        assert f"process {controller.pid}) on" in stalls(run)[-1] and stalls(run)[-1] in program.text().splitlines()[-1]
     finally:
         program.kill()
 
