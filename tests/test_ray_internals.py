@@ -734,6 +734,25 @@ def test_a_trials_death_is_told(tmp_path: Path) -> None:
 # --- Ray Data ---
 
 
+def test_tune_keeps_idle_processes_until_they_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the last one, which holds its resources as long as the sweep runs; schedulers get a wrapper of the controller."""
+    from ray.tune.execution.tune_controller import TrialRunnerWrapper, TuneController
+    from ray.tune.utils.object_cache import _ObjectCache
+
+    dropped: list[str] = []
+    controller = TuneController.__new__(TuneController)
+    controller._actor_cache, controller._staged_trials = _ObjectCache(), set()
+    controller._search_alg = SimpleNamespace(is_finished=lambda: False)
+    monkeypatch.setattr(TuneController, "_remove_actor", lambda self, tracked_actor: dropped.append(tracked_actor.name))
+    idle = SimpleNamespace(name="idle", set_on_stop=lambda _: None, set_on_error=lambda _: None)
+    assert controller._actor_cache.cache_object("cpu", idle)
+    controller._cleanup_cached_actors()
+    holds(dropped == [], "Tune drops an idle process by itself: drop_idle_actors is not needed any more", "a sweep's fair share")
+    assert TrialRunnerWrapper.__name__ in TuneController._wrapped.__code__.co_names
+    module.drop_idle_actors(TrialRunnerWrapper(controller, None))
+    holds(dropped == ["idle"], "an idle process stays", "a sweep's fair share")
+
+
 def test_tasks_still_take_options_without_a_name() -> None:
     """Where this fails, `max_retries` and `scheduling_strategy` of dataset.stream, prepare and features need another way."""
     from ray._common.ray_option_utils import actor_options, task_options
@@ -861,6 +880,8 @@ def test_of_a_cluster_that_runs(ray_session: None, monkeypatch: pytest.MonkeyPat
         assert (current_cluster().cpus, current_cluster().nodes) == (0, ())
     assert current_cluster().cpus == ray.cluster_resources()["CPU"]
     assert module.bundles_of(module.placement_group_of("ab" * 18)) == []
+    told = [group for group in ray_elastic.groups() if group.bundles == module.bundles_of(small)]
+    holds(told and told[0].job == ray.get_runtime_context().get_job_id(), f"groups of all jobs are told as {told}", "sharing")
     ray.util.remove_placement_group(small)
     state = ray.util.placement_group_table(group).get("state")
     holds(state in (None, "REMOVED"), f"a group that was given back is {state}", rests)

@@ -338,6 +338,14 @@ def remind(scheduler: "TrialScheduler", name: str, results: Iterable[Mapping[str
         tell(None, trial, dict(result))
 
 
+def drop_idle_actors(controller: Any) -> None:
+    """End processes that Tune keeps for further trials, with what they hold: it would keep one even if none comes.
+
+    `controller`: as Tune gives it to a scheduler (tune/execution/tune_controller.py).
+    """
+    controller._tune_controller._cleanup_cached_actors(force_all=True)
+
+
 def failure_of(trial: "Trial") -> tuple[BaseException | None, int]:
     """A failed trial's error (None if its process died) and its number of failures: Tune gives a scheduler neither."""
     return trial.get_pickled_error(), trial.run_metadata.num_failures

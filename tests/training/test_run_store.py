@@ -27,7 +27,8 @@ from training.checkpoint_registry import seal, settle
 from training.metrics_file import read_metrics
 from training.metrics_log import MetricsLog
 from training.run import only_one
-from training.run_store import RunStore, appended, finished, kept, place_of, settled, store_of, working_copy
+from training.run_store import RunStore, appended, finished, kept, place_of, store_of
+from training.working_copy import settled, working_copy
 
 QUIET = Display(quiet=True)
 
@@ -37,7 +38,7 @@ def store() -> Iterator[Store]:
     with object_store() as store, pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment.items():
             patch.setenv(name, value)
-        patch.setattr(lease, "_SETTLE", 0.0)
+        patch.setattr(lease, "SETTLE", 0.0)
         yield store
 
 
