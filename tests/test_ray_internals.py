@@ -25,6 +25,7 @@ import ray.cloudpickle
 import ray.data
 import ray.exceptions
 import ray.train
+from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
 from ray.train.v2._internal import constants as train_constants
 from ray.train.v2._internal import exceptions as train_exceptions
 from ray.train.v2._internal.execution import callback as train_callbacks
@@ -44,7 +45,7 @@ from pipelines.program.nodes import Bundle
 from tests.patience import PATIENCE, wait_until
 from tests.refusals import refused
 from training.config import ResourceSettings
-from training.resources import check_driver
+from training.resources import check_driver, current_cluster
 
 import psutil  # isort: skip  comes with ray
 
@@ -635,6 +636,14 @@ SNAPSHOT_FIELDS = {
 }
 
 
+def test_a_worker_knows_which_of_its_reports_wait() -> None:
+    from ray.train.v2._internal.execution.context import TrainContext
+
+    counts = names_used(TrainContext)
+    is_so = {"report_call_index", "current_report_index"} <= {*parameters(TrainContext)} & {*counts}
+    holds(is_so, "reports are counted otherwise", "saving checkpoints while training goes on (tests/training/test_saver.py)")
+
+
 def test_ray_trains_controller_is_on_the_drivers_node() -> None:
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -804,7 +813,7 @@ def test_an_actor_whose_init_raised_is_told_from_one_that_died() -> None:
 # --- with Ray ---
 
 
-def test_of_a_cluster_that_runs(ray_session: None) -> None:
+def test_of_a_cluster_that_runs(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What only a running Ray shows."""
     folder = module.logs_folder()
     holds(folder.is_dir() and any(folder.glob("raylet*")), f"{folder} is not where the logs are", "keeping the terminal quiet")
@@ -833,12 +842,24 @@ def test_of_a_cluster_that_runs(ray_session: None) -> None:
 
     # What earlier tests gave back may become free at any time: only differences are certain.
     wait_until(lambda: free(group) == free(None) >= 0.5, lambda: "a group that waits holds something, or no CPU is free")
+    assert not ray_elastic.beyond_limits(group)
+    client = ray._private.worker.global_worker.gcs_client
+    seen = GetClusterStatusReply.FromString(client.get_cluster_status()).cluster_resource_state
+    (waits,) = (one for one in seen.pending_gang_resource_requests if group.id.hex() in one.details)
+    report = AutoscalingState(autoscaler_state_version=1 << 40, infeasible_gang_resource_requests=[waits])
+    client.report_autoscaling_state(report.SerializeToString())  # as an autoscaler does that cannot add what it waits for
+    holds(ray_elastic.beyond_limits(group), "what the autoscaler cannot add is not told", "saying why a run waits")
     ray.util.remove_placement_group(module.placement_group_of(group.id.hex()))
     small = ray.util.placement_group([{"CPU": 0.5}])
     assert small.wait(PATIENCE)
     wait_until(lambda: free(small) == free(None) + 0.5, lambda: "what a group holds is not counted")
     (here,) = (node["NodeID"] for node in ray.nodes() if node["Alive"])
     holds([node for _, node in module.bundles_of(small)] == [here], "a bundle's node is told otherwise", rests)
+    with monkeypatch.context() as patched:  # a notice would end this cluster
+        patched.setattr(ray_elastic, "draining_nodes", lambda: {here: 0})
+        assert ray_elastic.all_nodes() == ray_elastic.free_resources(None) == []
+        assert (current_cluster().cpus, current_cluster().nodes) == (0, ())
+    assert current_cluster().cpus == ray.cluster_resources()["CPU"]
     assert module.bundles_of(module.placement_group_of("ab" * 18)) == []
     ray.util.remove_placement_group(small)
     state = ray.util.placement_group_table(group).get("state")

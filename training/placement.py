@@ -17,12 +17,13 @@ import ray.util
 from ray.util.placement_group import PlacementGroup
 
 from pipelines.program.display import Display
-from pipelines.program.nodes import Bundle, Node, Notices, all_fit, all_nodes, shortage, waits_for
-from pipelines.program.ray_elastic import free_resources
-from pipelines.program.ray_internals import beside_workers, bundles_of, placement_group_of
+from pipelines.program.nodes import Bundle, Node, Notices, all_fit, shortage, waits_for
+from pipelines.program.ray_elastic import all_nodes, beyond_limits, free_resources
+from pipelines.program.ray_internals import beside_workers, bundles_of, can_grow, placement_group_of
 
 HELD = "placement_group"  # file in a run's folder with the placement group that it has reserved, or is waiting for
 _INTERVAL = 1.0  # seconds between two checks
+_BEYOND = "the cluster cannot grow enough for that, by its node types and their limits"
 
 
 def room(beside: Sequence[Bundle], folder: Path) -> Any:
@@ -82,7 +83,10 @@ def waiting(folder: Path) -> str:
         return ""
     assert group is not None
     waiting = [bundle for bundle, node in bundles_of(group) if node is None]
-    return shortage(waiting, free_resources(None), all_nodes()) if waiting else ""
+    if not waiting:
+        return ""
+    beyond = f"; {_BEYOND}" if can_grow() and beyond_limits(group) else ""
+    return shortage(waiting, free_resources(None), all_nodes()) + beyond
 
 
 def nodes_of(folder: Path) -> dict[str, str]:

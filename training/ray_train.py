@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import ray.exceptions
 import ray.train
 
 from pipelines.program import cluster, interrupts, ray_internals
@@ -30,6 +31,7 @@ from training.sessions import RESTARTS
 from training.stopping import ask, forget
 
 _GRACE = 60.0  # seconds for which the workers that stay may go on with a checkpoint when a node was taken away
+_RESUMES = "--verbose shows all, the same command resumes from the last checkpoint"
 _INTERRUPTED = {NOTICE: "a node will be lost", LOST_NODE: "node lost", FAILURE: "worker lost"}
 
 
@@ -116,13 +118,16 @@ def run_workers(
     try:
         with Watch(folder, display), doctor:
             return trainer.fit().return_value
+    except ray.exceptions.RayActorError:  # the controller
+        if display.verbose or not doctor.cause:
+            raise
+        raise UserError("", f"training stopped: {doctor.cause}", _RESUMES) from None
     except (ray.train.TrainingFailedError, RuntimeError) as error:
         if display.verbose:
             raise
         root = innermost(error)
         cause = doctor.cause or (str(root) if isinstance(root, NoRestartError) else cause_of(root))
-        remedy = "--verbose shows all, the same command resumes from the last checkpoint"
-        raise UserError("", f"training stopped: {cause}", remedy) from None
+        raise UserError("", f"training stopped: {cause}", _RESUMES) from None
 
 
 def _place(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,14 @@ _REACH = 3.0  # seconds within which a live node accepts a connection
 _GOING = 2.0  # seconds for which a node that is shut down may still accept one when its workers have ended
 
 
+def all_nodes() -> list[Node]:
+    """The live nodes that stay, with all their resources."""
+    import ray
+
+    leave = draining_nodes()
+    return [Node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leave]
+
+
 def free_resources(group: "PlacementGroup | None") -> list[Node]:
     """What is free on each live node that stays, counting what `group` holds there (_private/state.py)."""
     import ray
@@ -111,6 +119,19 @@ def policy(scaling_config: Any, fitting: Callable[[list[Node]], int], beside: Se
                 return 0
 
     return Policy(scaling_config)
+
+
+def beyond_limits(group: "PlacementGroup") -> bool:
+    """Whether the autoscaler found in its last round that it cannot add nodes for a group, by their types and limits.
+
+    It says the same of a cluster that never grows (autoscaler/v2: instance_manager/reconciler.py, schema.py).
+    """
+    from ray._private.worker import global_worker
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    reply = GetClusterStatusReply.FromString(global_worker.gcs_client.get_cluster_status())
+    refused = reply.autoscaling_state.infeasible_gang_resource_requests
+    return any(request.details.split(":")[0] == group.id.hex() for request in refused)
 
 
 def draining_nodes() -> dict[str, int]:
