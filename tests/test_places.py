@@ -53,8 +53,9 @@ def test_no_key_makes_a_local_path_of_a_uri(uri: str) -> None:
         with pytest.raises(ValidationError):
             adapter.validate_python(Path(uri))  # from Python; it has lost a slash
     refused = {key for key, value in found.items() if value != uri}
-    assert {"SweepSettings.base", "EvaluateSettings.output", "RunImageSettings.path"} <= refused
-    assert found["PrepareSettings.output"] == found["DataSettings.path"] == found["SweepSettings.storage"] == uri
+    assert {"SweepSettings.base", "EvaluateSettings.output"} <= refused
+    assert found["PrepareSettings.output"] == found["DataSettings.path"] == found["RunImageSettings.path"] == uri
+    assert found["SweepSettings.storage"] == uri
 
 
 @pytest.mark.parametrize(

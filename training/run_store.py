@@ -16,9 +16,11 @@ Of a folder with digests these are sent last, so one without them is incomplete.
 import os
 import re
 import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -26,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.io import node_cache, storage
+from pipelines.io.http import is_web
 from pipelines.io.patient import outlast, system_of
 from pipelines.io.retry import Missing, shown_place
 from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import SNAPSHOT
-from training.checkpoint_registry import DIGESTS, KEPT_LIST, NEWEST, changed, newest_checkpoint, registered
+from training.checkpoint_registry import DIGESTS, KEPT_LIST, NEWEST, TESTED, changed, newest_checkpoint, registered
 
 _CHECKPOINT = re.compile(r"checkpoint_[0-9]+|best")
 HELD = "placement_group"  # of `training.placement`, which imports Ray; it stays on this node
@@ -39,6 +42,8 @@ _DEPTH = 3  # folders above one that has this beside it: a trial's of a sweep, S
 _PART = 1 << 18  # bytes
 PARTS = ".parts"
 NEW = ".partial"
+_AT_ONCE = 16  # requests
+_LOOKS = 5  # at a store that changes meanwhile
 _UNUSED = 600.0  # seconds after which a copy of a checkpoint is deleted, once another one is read
 
 
@@ -179,10 +184,13 @@ def opened_run(uri: str) -> Path:
 
     Raises `UserError` if it is damaged, or not there.
     """
+    uri = uri.rstrip("/")
+    if is_web(uri):
+        raise UserError("checkpoint", f"{shown_place(uri)} is on the web, where files cannot be listed", "copy it to a disk")
     named = _CHECKPOINT.fullmatch(storage.name_of(uri))
     store = RunStore(uri.rpartition("/")[0] if named else uri)
     files = store.files()
-    for name in {NEWEST, KEPT_LIST, SNAPSHOT} & files.keys():
+    for name in {NEWEST, KEPT_LIST, SNAPSHOT, TESTED} & files.keys():
         store.get(name, store.folder / name)
     if not named and not registered(store.folder):
         remedy = "give a run, or one checkpoint_... or best inside it"
@@ -191,6 +199,50 @@ def opened_run(uri: str) -> Path:
         if name.startswith("towers/") and name.endswith(f"/{DIGESTS}"):
             store.opened(name.rpartition("/")[0])
     return store.opened(storage.name_of(uri) if named else newest_checkpoint(store.folder).name)
+
+
+@contextmanager
+def looked_at(uri: str, names: Collection[str]) -> Iterator[Path]:
+    """A temporary folder with files of a run, or in a folder each those of all runs below a URI, as the store has them now.
+
+    Args:
+        names: of the files. Growing ones are there as a whole, and all have the times of the store.
+    """
+    if is_web(uri):
+        raise UserError(shown_place(uri), "is on the web, where files cannot be listed", "copy it to a disk")
+    with tempfile.TemporaryDirectory(prefix="raylign-") as folder:
+        for left in reversed(range(_LOOKS)):
+            try:
+                _look(uri, names, Path(folder))
+                break
+            except Missing:  # replaced since it was listed
+                if not left:
+                    raise
+        yield Path(folder)
+
+
+def _look(uri: str, names: Collection[str], folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    parts: dict[str, list[storage.File]] = {}
+    wholes: dict[str, list[storage.File]] = {}
+    for file in storage.files_below(uri):
+        name = file.path[len(uri) :].lstrip("/")
+        above = name.rpartition("/")[0]
+        whole = above.removesuffix(PARTS) if above.endswith(PARTS) else name
+        run, _, own = whole.rpartition("/")
+        if own in names and "/" not in run and not run.startswith("."):
+            (wholes if whole == name else parts).setdefault(whole, []).append(file)
+
+    def get(name: str, files: list[storage.File]) -> None:
+        copy = folder / name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(b"".join(storage.read(file.path) for file in files))
+        os.utime(copy, ns=(files[-1].changed, files[-1].changed))
+
+    found = parts | wholes
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(get, found.keys(), found.values()))
 
 
 # --- the driver's and the controller's side ------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +83,9 @@ class Lease:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            return json.loads(outlast(lambda: storage.read(self._place)))
+            return _content(outlast(lambda: storage.read(self._place)))
         except Missing:
             return None
-        except ValueError:
-            return {}  # of nobody
 
     def _holds(self) -> bool:
         found = self._read()
@@ -119,6 +117,39 @@ class Lease:
                 self._put()
             except (Unreachable, OSError):  # nobody else can take it meanwhile
                 continue
+
+
+def held(copies: Mapping[str, Path]) -> set[str]:
+    """Those of these leases that a living process holds, for somebody who only looks.
+
+    One that was renewed a moment ago is not watched; the others are, all at once, for as long as two renewals take.
+
+    Args:
+        copies: of the lease at each URI, a file with its content and time.
+    """
+    found = {uri: lease for uri, copy in copies.items() if (lease := _content(copy.read_bytes())) and not _ended(lease)}
+    living = {uri for uri in found if abs(time.time() - copies[uri].stat().st_mtime) < EXPIRY}
+    until = time.monotonic() + 2 * RENEWAL
+    while (doubtful := found.keys() - living) and time.monotonic() < until:
+        time.sleep(min(_POLL, RENEWAL))
+        for uri in doubtful:
+            try:
+                now = _content(storage.read(uri))
+            except Missing:
+                now = {}
+            if not now:
+                del found[uri]
+            elif now != found[uri]:
+                living.add(uri)
+    return living
+
+
+def _content(data: bytes) -> dict[str, Any]:
+    """A lease; empty: of nobody."""
+    try:
+        return json.loads(data)
+    except ValueError:
+        return {}
 
 
 def _system() -> str:
