@@ -648,6 +648,9 @@ def test_ray_trains_controller_is_on_the_drivers_node() -> None:
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     started = inspect.getsource(DataParallelTrainer._initialize_and_run_controller)
+    holds("ray.remote(" in started and "label_selector=" in started, "the controller is started otherwise", "our start of it")
+    calls = ("controller_actor_cls.remote(**controller_init_kwargs)", "controller.run.remote()", "controller.get_result.remote()")
+    holds(all(call in started for call in calls), "the controller is called otherwise", "our start of it")
     is_so = "ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()" in started
     holds(is_so, "the controller is not bound to the driver's node", "training/run_store.py, where both use one working copy,")
 
