@@ -39,7 +39,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 from ray.util.placement_group import PlacementGroup
 
-from pipelines.program import ray_elastic
+from pipelines.program import ray_elastic, ray_errors
 from pipelines.program import ray_internals as module
 from pipelines.program.nodes import Bundle
 from tests.patience import PATIENCE, wait_until
@@ -799,37 +799,37 @@ def test_rays_wrappers_hold_what_they_wrap() -> None:
         ray.exceptions.RayTaskError("f", "Traceback", cause, "ray::f", 1, "10.0.0.1"),
     ]
     for wrapper in wrappers:
-        holds(module.inside(wrapper) is cause, f"{type(wrapper).__name__} keeps what it wraps elsewhere", "an error's cause")
-        holds(module.of_ray(wrapper), f"{type(wrapper).__name__} is of no module of Ray", "whether a run starts again")
-    holds(module.inside(WorkerGroupError("text", {1: cause})) == {1: cause}, "WorkerGroupError has another field", "causes")
-    assert module.inside(cause) is None and not module.of_ray(cause)
+        holds(ray_errors.inside(wrapper) is cause, f"{type(wrapper).__name__} keeps what it wraps elsewhere", "an error's cause")
+        holds(ray_errors.of_ray(wrapper), f"{type(wrapper).__name__} is of no module of Ray", "whether a run starts again")
+    holds(ray_errors.inside(WorkerGroupError("text", {1: cause})) == {1: cause}, "WorkerGroupError has another field", "causes")
+    assert ray_errors.inside(cause) is None and not ray_errors.of_ray(cause)
 
 
 def test_deaths_have_the_names_and_words_that_they_had() -> None:
     rests = "telling what a process died of"
-    for name in module._DEATHS:
+    for name in ray_errors._DEATHS:
         found = getattr(ray.exceptions, name, None)
         holds(found and issubclass(found, ray.exceptions.RayError), f"ray.exceptions has no error {name}", rests)
-        assert module.is_death(found.__new__(found)) and not module.is_death(type(name, (Exception,), {})())
+        assert ray_errors.is_death(found.__new__(found)) and not ray_errors.is_death(type(name, (Exception,), {})())
     raylet, head = ((RAY / "core/src/ray" / path).read_bytes() for path in ("raylet/raylet", "gcs/gcs_server"))
     for words, pattern, program in (
-        (b"killed due to the node running low on memory", module.LOW_MEMORY, raylet),
-        (b"The actor died because its node has died", module.NODE_LOST, head),
-        (b"the actor's node was terminated", module.NODE_LOST, head),
-        (b"its owner has died", module.OWNER_LOST, head),
+        (b"killed due to the node running low on memory", ray_errors.LOW_MEMORY, raylet),
+        (b"The actor died because its node has died", ray_errors.NODE_LOST, head),
+        (b"the actor's node was terminated", ray_errors.NODE_LOST, head),
+        (b"its owner has died", ray_errors.OWNER_LOST, head),
     ):
         holds(words in program, f"Ray's programs do not say '{words.decode()}' any more", rests)
         assert pattern.search(words.decode())
     gone = train_exceptions.BroadcastCollectiveTimeoutError(1.0, [1], 2.0)
-    named = type(gone).__name__ == module.BARRIER_BROKEN and module.BARRIER_TEXT in str(gone)
+    named = type(gone).__name__ == ray_errors.BARRIER_BROKEN and ray_errors.BARRIER_TEXT in str(gone)
     holds(named, "Ray Train's barrier breaks in other words", "whom a lost worker is blamed on")
 
 
 def test_an_actor_whose_init_raised_is_told_from_one_that_died() -> None:
     raised = ray.exceptions.RayTaskError("f", "Traceback\nValueError: no", ValueError("no"), "ray::f", 1, "10.0.0.1")
     rests = "saying that a process could not be set up"
-    holds(module.failed_at_start(ray.exceptions.ActorDiedError(raised)), "an actor's failed start is not marked", rests)
-    assert not module.failed_at_start(ray.exceptions.RayActorError("a", "killed"))
+    holds(ray_errors.failed_at_start(ray.exceptions.ActorDiedError(raised)), "an actor's failed start is not marked", rests)
+    assert not ray_errors.failed_at_start(ray.exceptions.RayActorError("a", "killed"))
 
 
 # --- with Ray ---

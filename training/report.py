@@ -35,8 +35,9 @@ from pipelines.program.settings import validate
 from training import report_scores
 from training.held_out import read_held_out, retrieval_of
 from training.metrics_file import read_metrics
-from training.run_store import kept, working_copy
+from training.run_store import kept
 from training.warmup import warmup_warning
+from training.working_copy import working_copy
 
 _PAGE = "report.html"
 _MODES = {
