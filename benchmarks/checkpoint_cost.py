@@ -40,7 +40,7 @@ from training.build import build_state
 from training.checkpoint import snapshot
 from training.config import TrainSettings
 from training.plan import plan_of
-from training.run_store import RunStore
+from training.run_store import RunStore, ray_options
 from training.saver import Saver
 from training.step import train_step
 
@@ -102,7 +102,7 @@ def run(folder: Path, place: str, checkpoints: int) -> dict[str, Any]:
         cluster.start(False)
         stack.callback(ray.shutdown)
         config = {"plan": plan, "folder": folder / place, "store": own, "checkpoints": checkpoints}
-        where = {"name": place, "storage_path": str(folder)} if own is None else own.ray_options()
+        where = ray_options(folder / place if own is None else own.uri)
         keep = ray.train.CheckpointConfig(num_to_keep=1)
         scaling = ray.train.ScalingConfig(num_workers=1)
         trainer = TorchTrainer(

@@ -58,10 +58,11 @@ from training.resources import (
     range_in_words,
     waits_to_grow,
 )
-from training.run_store import emptied, fetched, finished, kept, place_of, settled, working_copy
+from training.run_store import emptied, fetched, finished, kept, place_of
 from training.sessions import SESSIONS, Session, history
 from training.warmup import warmup_warning
 from training.weight_sources import check_sources
+from training.working_copy import settled, working_copy
 
 
 def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
