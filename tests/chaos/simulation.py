@@ -98,7 +98,9 @@ class Simulator:
         if self._cluster is None:
             os.environ.pop("RAY_ADDRESS", None)
             os.environ["XDG_CACHE_HOME"] = self._cache()
-            self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}, connect=True)
+            self._cluster = Cluster(
+                initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}, connect=True
+            )
         assert self._cluster is not None
         self._take_away(time.monotonic() + NOTICE)
         while len(self._cluster.worker_nodes) < NODES:
