@@ -45,7 +45,7 @@ from pipelines.program.nodes import Bundle
 from tests.patience import PATIENCE, wait_until
 from tests.refusals import refused
 from training.config import ResourceSettings
-from training.resources import check_driver
+from training.resources import check_driver, current_cluster
 
 import psutil  # isort: skip  comes with ray
 
@@ -636,6 +636,14 @@ SNAPSHOT_FIELDS = {
 }
 
 
+def test_a_worker_knows_which_of_its_reports_wait() -> None:
+    from ray.train.v2._internal.execution.context import TrainContext
+
+    counts = names_used(TrainContext)
+    is_so = {"report_call_index", "current_report_index"} <= {*parameters(TrainContext)} & {*counts}
+    holds(is_so, "reports are counted otherwise", "saving checkpoints while training goes on (tests/training/test_saver.py)")
+
+
 def test_ray_trains_controller_is_on_the_drivers_node() -> None:
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -805,7 +813,7 @@ def test_an_actor_whose_init_raised_is_told_from_one_that_died() -> None:
 # --- with Ray ---
 
 
-def test_of_a_cluster_that_runs(ray_session: None) -> None:
+def test_of_a_cluster_that_runs(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What only a running Ray shows."""
     folder = module.logs_folder()
     holds(folder.is_dir() and any(folder.glob("raylet*")), f"{folder} is not where the logs are", "keeping the terminal quiet")
@@ -847,6 +855,11 @@ def test_of_a_cluster_that_runs(ray_session: None) -> None:
     wait_until(lambda: free(small) == free(None) + 0.5, lambda: "what a group holds is not counted")
     (here,) = (node["NodeID"] for node in ray.nodes() if node["Alive"])
     holds([node for _, node in module.bundles_of(small)] == [here], "a bundle's node is told otherwise", rests)
+    with monkeypatch.context() as patched:  # a notice would end this cluster
+        patched.setattr(ray_elastic, "draining_nodes", lambda: {here: 0})
+        assert ray_elastic.all_nodes() == ray_elastic.free_resources(None) == []
+        assert (current_cluster().cpus, current_cluster().nodes) == (0, ())
+    assert current_cluster().cpus == ray.cluster_resources()["CPU"]
     assert module.bundles_of(module.placement_group_of("ab" * 18)) == []
     ray.util.remove_placement_group(small)
     state = ray.util.placement_group_table(group).get("state")

@@ -103,6 +103,11 @@ def registered(run: Path) -> list[Path]:
     return [run / name for name in sorted(unique, key=lambda name: int(name.removeprefix("checkpoint_")))]
 
 
+def is_checkpoint(name: str) -> bool:
+    """Whether this is the name of a checkpoint's folder."""
+    return _NAME.fullmatch(name) is not None
+
+
 def newest_checkpoint(run: Path) -> Path:
     """The newest finished checkpoint in a run's folder. Raises `UserError` if there is none."""
     checkpoints = registered(run)

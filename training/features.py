@@ -17,6 +17,7 @@ from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.nodes import Selector
 from pipelines.program.path_keys import Place
+from pipelines.program.ray_elastic import all_nodes
 from pipelines.program.settings_base import Settings
 from training.dry_run import check_towers
 from training.saved_towers import frozen
@@ -83,10 +84,8 @@ def _actors(settings: BankSettings) -> int:
     """As many as configured, else as many as fit into the cluster."""
     if settings.actors is not None:
         return settings.actors
-    import ray
-
     kind, key = ("GPU", "use_gpu") if settings.use_gpu else ("CPU", "actors")
-    fitting = int(ray.cluster_resources().get(kind, 0))
+    fitting = int(sum(node.resources.get(kind, 0) for node in all_nodes()))
     if fitting < 1:
         other = "use_gpu=false, or " if settings.use_gpu else ""
         raise UserError(key, f"the cluster has no {kind}", f"pass {other}actors=N on a cluster that grows")

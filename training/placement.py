@@ -17,8 +17,8 @@ import ray.util
 from ray.util.placement_group import PlacementGroup
 
 from pipelines.program.display import Display
-from pipelines.program.nodes import Bundle, Node, Notices, all_fit, all_nodes, shortage, waits_for
-from pipelines.program.ray_elastic import beyond_limits, free_resources
+from pipelines.program.nodes import Bundle, Node, Notices, all_fit, shortage, waits_for
+from pipelines.program.ray_elastic import all_nodes, beyond_limits, free_resources
 from pipelines.program.ray_internals import beside_workers, bundles_of, can_grow, placement_group_of
 
 HELD = "placement_group"  # file in a run's folder with the placement group that it has reserved, or is waiting for

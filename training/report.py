@@ -46,8 +46,10 @@ _DIAGNOSTICS = {
     "skipped": "Skipped steps",
     "samples_per_second": "Pairs per second",
     "data_wait": "Waiting for data",
+    "checkpoint_wait": "Waiting for checkpoints",
     "peak_memory_gib": "Peak memory, GiB",
 }
+_SHARES = {"data_wait", "checkpoint_wait"}
 _NO_CURVE = {"step", "epoch", "samples", "time", "loss", "workers"}
 
 
@@ -141,7 +143,7 @@ def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut
         """A line a key of the history, under its name, where the history has it."""
         series: list[Series] = []
         for i, (key, name) in enumerate(keys.items()):
-            points = {line["epoch"]: (100.0 if key == "data_wait" else 1.0) * line[key] for line in history if key in line}
+            points = {line["epoch"]: (100.0 if key in _SHARES else 1.0) * line[key] for line in history if key in line}
             series += [Series(name or title, points, mark(i))] if points else []
         if not series:
             return []
@@ -171,7 +173,7 @@ def _curves(history: list[dict[str, Any]], result: dict[str, Any], data: HeldOut
     diagnostics = []
     varied = {"workers": "Workers"} if len(result["machine"].get("worker_history", ())) > 1 else {}
     for key, title in (_DIAGNOSTICS | varied | {key: key for key in sorted(extra)}).items():
-        diagnostics += draw(title, {key: ""}, percent=key == "data_wait", size=TINY)
+        diagnostics += draw(title, {key: ""}, percent=key in _SHARES, size=TINY)
     return html.section(
         "curves",
         "Curves",

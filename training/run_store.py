@@ -23,14 +23,14 @@ from typing import Any
 
 from pipelines.io import node_cache, storage
 from pipelines.io.http import is_web
-from pipelines.io.lease import Lease, Taken
 from pipelines.io.patient import outlast, system_of
 from pipelines.io.retry import Missing, shown_place
-from pipelines.program import interrupts, path_keys
+from pipelines.program import path_keys
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import SNAPSHOT
 from training.checkpoint_registry import DIGESTS, KEPT_LIST, NEWEST, changed, newest_checkpoint, registered
+from training.lock import leased, taken
 
 _CHECKPOINT = re.compile(r"checkpoint_[0-9]+|best")
 HELD = "placement_group"  # of `training.placement`, which imports Ray; it stays on this node
@@ -61,14 +61,6 @@ class RunStore:
         system, inside = system_of(self.uri)
         folder, _, name = inside.rpartition("/")
         return {"name": name, "storage_path": folder, "storage_filesystem": system}
-
-    def upload(self, checkpoint: Any, name: str) -> Any:
-        """Put a checkpoint from a worker's disk into the store, for `ray.train.report`."""
-        from ray.train import Checkpoint
-
-        self.put_folder(Path(checkpoint.path), name)
-        system, inside = system_of(self.at(name))
-        return Checkpoint(inside, filesystem=system)
 
     def files(self, name: str = "") -> dict[str, storage.File]:
         """The files below a folder of the run, or of all of it, by their relative paths, sorted; without hidden ones."""
@@ -185,15 +177,6 @@ def working_copy(uri: str, display: Display) -> Iterator[Path]:
             "storage", f"nothing can be written to {shown_place(uri)}", "give a folder, or a store such as s3://bucket/runs"
         )
     store = RunStore(uri)
-    taken = UserError("name", f"another process is training {shown_place(uri)}", "wait for it, or give another name=")
-
-    def wait() -> None:
-        display.line(f"{uri}: looking whether the process that trained it last still does, for up to a minute")
-
-    def lost() -> None:
-        interrupts.say(f"{shown_place(uri)}: another process has taken this run over; this one ends")
-        os._exit(1)
-
     path_keys.check_folder(store.folder, "XDG_CACHE_HOME")
     store.folder.mkdir(parents=True, exist_ok=True)
     (store.folder.parent / _NOTE).write_text(uri)
@@ -201,14 +184,14 @@ def working_copy(uri: str, display: Display) -> Iterator[Path]:
         try:
             stack.enter_context(node_cache.used(store.folder.parent))
         except BlockingIOError:
-            raise taken from None
+            raise taken(uri) from None
         names = {name.partition("/")[0] for name in store.files()}
         if outlast(lambda: storage.exists(store.at(path_keys.LOCK))):
             names.add(path_keys.LOCK)
         path_keys.check_names(uri, sorted(names), "training run", "name")
         begun = True
         try:
-            with Lease(store.at(path_keys.LOCK), wait, lost):
+            with leased(uri, store.at(path_keys.LOCK), display):
                 try:
                     if (store.folder / HELD).exists():  # else that costs the import of Ray
                         from training.placement import wait_for_earlier
@@ -218,8 +201,6 @@ def working_copy(uri: str, display: Display) -> Iterator[Path]:
                     yield store.folder
                 finally:
                     begun = bool(store.files())
-        except Taken:
-            raise taken from None
         except UserError as error:  # what is said of the copy is meant of the store
             error.args = tuple(str(part).replace(str(store.folder), shown_place(uri)) for part in error.args)
             error.key, error.problem, error.remedy = error.args

@@ -38,7 +38,7 @@ def sweep(settings: SweepSettings, display: Display, command: str) -> None:
     path_keys.check_kind(place, "sweep", "name")
     if settings.overwrite and place.exists():
         _start(plan, _check(plan), display)  # neither a mistake nor a cluster that does not start may delete an existing sweep
-        with only_one(place):
+        with only_one(place, display):
             shutil.rmtree(place)
     before = read_json(place / "sweep.json")
     if before is not None:
@@ -57,7 +57,7 @@ def sweep(settings: SweepSettings, display: Display, command: str) -> None:
         return
     if (place / path_keys.LOCK).exists():
         display.line(f"{place}: resuming, {_ended(plan, schedule)}")
-    with only_one(place), interrupts.keeping(lambda: f"{_ended(plan, schedule)}, {_UNDER_WAY}"):
+    with only_one(place, display), interrupts.keeping(lambda: f"{_ended(plan, schedule)}, {_UNDER_WAY}"):
         _run(plan, schedule, first, before, command, display)
 
 
@@ -160,8 +160,8 @@ def _tune(
     """Run the schedule's trials with Ray Tune. `write`: writes the current tables and report."""
     from ray import tune
 
-    from pipelines.program.nodes import Notices, all_nodes, shortage, waits_for
-    from pipelines.program.ray_elastic import free_resources
+    from pipelines.program.nodes import Notices, shortage, waits_for
+    from pipelines.program.ray_elastic import all_nodes, free_resources
     from training.placement import WaitNotice, give_back
     from tuning.early_stopping import SearchOnly, build_scheduler
     from tuning.progress import Board, Refresher

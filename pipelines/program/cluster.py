@@ -26,8 +26,8 @@ import numpy as np
 from pipelines.program import interrupts, ray_internals
 from pipelines.program.causes import cause_of, of_storage
 from pipelines.program.errors import UserError
-from pipelines.program.nodes import Bundle, Notices, all_nodes, shortage, waits_for
-from pipelines.program.ray_elastic import free_resources
+from pipelines.program.nodes import Bundle, Notices, shortage, waits_for
+from pipelines.program.ray_elastic import all_nodes, free_resources
 
 if TYPE_CHECKING:  # the environment below has to be set first
     import ray.data

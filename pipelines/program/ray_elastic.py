@@ -22,6 +22,14 @@ _REACH = 3.0  # seconds within which a live node accepts a connection
 _GOING = 2.0  # seconds for which a node that is shut down may still accept one when its workers have ended
 
 
+def all_nodes() -> list[Node]:
+    """The live nodes that stay, with all their resources."""
+    import ray
+
+    leave = draining_nodes()
+    return [Node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leave]
+
+
 def free_resources(group: "PlacementGroup | None") -> list[Node]:
     """What is free on each live node that stays, counting what `group` holds there (_private/state.py)."""
     import ray

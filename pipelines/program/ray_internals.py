@@ -275,6 +275,17 @@ def trainer(
     return Trainer(function, **options)
 
 
+def unreported() -> int:
+    """In a worker: its calls of `ray.train.report` that have not reached the controller's queue yet, since a checkpoint that is
+    uploaded in another thread holds them up. Ray's API waits for all of them, and only once they are registered
+    (train/v2/_internal/execution/context.py).
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    context = get_train_context()
+    return context.report_call_index - context.current_report_index
+
+
 # Ray Train's list of a run's checkpoints, in the run's folder. Ray reads it when a run resumes and writes it in place, so it may
 # be truncated; we read and repair it (train/v2/_internal/constants.py, execution/checkpoint/checkpoint_manager.py). Its keys:
 SNAPSHOT = "checkpoint_manager_snapshot.json"

@@ -1,5 +1,6 @@
 """A run in a store, from one node's side: what is put there comes back on another node, whole, and has one holder."""
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from training.checkpoint import find_checkpoint
 from training.checkpoint_registry import seal, settle
 from training.metrics_file import read_metrics
 from training.metrics_log import MetricsLog
+from training.run import only_one
 from training.run_store import RunStore, appended, finished, kept, place_of, settled, store_of, working_copy
 
 QUIET = Display(quiet=True)
@@ -259,6 +261,57 @@ def test_one_process_holds_a_run(store: Store, node: Any, tmp_path: Path, monkey
     told.clear()
     with working_copy(uri, Told(told)):
         assert told == [], "nobody waits for a process of this machine that is dead"
+
+
+def _locks_of_its_own(system: str) -> None:
+    """As on another machine, if the disk that both share keeps locks to each."""
+    fcntl.flock = lambda *_: None  # type: ignore[assignment]
+    lease._system = lambda: system  # type: ignore[assignment]
+
+
+def _hold_on_disk(folder: Path, system: str | None, told: Any) -> None:
+    lease.RENEWAL = 0.5
+    if system is not None:
+        _locks_of_its_own(system)
+    with only_one(folder, QUIET):
+        told.send("held")
+        told.recv()
+
+
+def test_one_process_holds_a_run_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its lock, or where that is not seen by its lease; a dead one of this machine is not waited for."""
+    monkeypatch.setattr(lease, "EXPIRY", PATIENCE)  # it returns as soon as the lease is renewed
+    spawn, run, told = multiprocessing.get_context("spawn"), tmp_path / "run", list[str]()
+    pipe, other = spawn.Pipe()
+
+    def hold(system: str | None) -> Any:
+        process = spawn.Process(target=_hold_on_disk, args=(run, system, other))
+        process.start()
+        assert pipe.recv() == "held"
+        return process
+
+    process = hold(None)
+    with refused("name", run, remedy="name="), only_one(run, Told(told)):
+        pass
+    process.kill()
+    process.join()
+    with only_one(run, Told(told)):
+        assert told == []
+    process = hold("another")
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", lambda *_: None)
+        with refused("name", run, remedy="name="), only_one(run, Told(told)):
+            pass
+        assert str(run) in told[0] and process.is_alive()
+        os.kill(process.pid, signal.SIGSTOP)
+        patch.setattr(lease, "EXPIRY", 3.0)
+        with only_one(run, Told(told)):
+            os.kill(process.pid, signal.SIGCONT)
+            process.join(PATIENCE)
+            assert process.exitcode == 1, "who lost it ends"
+    told.clear()
+    with only_one(run, Told(told)):
+        assert told == [], "it was given back"
 
 
 def test_an_outage_is_waited_for(store: Store, node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
