@@ -183,10 +183,11 @@ def _account(faults: list[Injected], aside: Path) -> None:
     attempts = _attempts(aside)
     times = list(_begun(attempts))
     for fault, after in zip(faults, [*(other.when for other in faults[1:]), float("inf")], strict=True):
-        done = fault.fault.step - (fault.fault.phase not in ("report", "checkpoint", "upload", "evaluation", "end"))
+        begun = max((step for time, step in times if time < fault.when), default=-1)
+        # A checkpoint is written while training goes on.
+        done = max(begun, fault.fault.step - (fault.fault.phase not in ("report", "checkpoint", "upload", "evaluation", "end")))
         starts = [attempt.first for attempt in attempts if fault.when < attempt.when < after]
         fault.lost = max(0, done - starts[-1]) if starts else 0
-        begun = max((step for time, step in times if time < fault.when), default=-1)
         news = [time for time, step in times if fault.when < time < after and step > begun]
         fault.seconds = min(news) - fault.when if news else None
 
