@@ -13,7 +13,7 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import Stream
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.features import feature_store
-from pipelines.features.rows_by_id import bank_rows
+from pipelines.features.rows_by_id import feature_rows
 from pipelines.io.retry import is_remote
 from pipelines.program.code_version import code_version
 from pipelines.program.display import Display
@@ -23,7 +23,7 @@ from training.data import TrainData, open_data
 from training.encoder import DualEncoder, build_encoder
 from training.objectives.base import Objective, Task
 from training.saved_towers import About, Frozen, frozen, keep, tokenizer_of, towers_of
-from training.stored_features import guides_of, image_bank, text_banks
+from training.stored_features import guides_of, stored_image_features, stored_text_features
 from training.teacher import FrozenEncoders, Teacher
 from training.towers.base import TowerSettings
 
@@ -37,8 +37,8 @@ class Scored:
 
     data: HeldOut
     images: Stream
-    text_bank: Path | str | None  # features of all captions by text_id, if the text tower is locked
-    prompt_bank: Path | str | None  # features of all prompts, if the text tower is locked
+    text_features: Path | str | None  # features of all captions by text_id, if the text tower is locked
+    prompt_features: Path | str | None  # features of all prompts, if the text tower is locked
     file: str  # in the run's folder, for its embeddings: held_out.npz for the run's own split
 
 
@@ -75,7 +75,7 @@ class Plan:
     def task(self, encoder: DualEncoder, frozen: FrozenEncoders | None = None) -> Task:
         """What the objective and the teacher are told about the run."""
         manifest, settings, tower = self.stream.prepared.manifest, self.settings, encoder.image_tower
-        width = bank_rows(self.stream.image_bank).shape[1] if tower is None else tower.width
+        width = feature_rows(self.stream.image_features).shape[1] if tower is None else tower.width
         return Task(
             num_images=manifest["num_images"],
             num_texts=manifest["num_texts"],
@@ -99,8 +99,8 @@ class Plan:
             settings.heads,
             settings.embed_dim,
             (
-                bank_rows(self.stream.image_bank).shape[1] if self.stream.image_bank else None,
-                bank_rows(self.stream.text_bank).shape[1] if self.stream.text_bank else None,
+                feature_rows(self.stream.image_features).shape[1] if self.stream.image_features else None,
+                feature_rows(self.stream.text_features).shape[1] if self.stream.text_features else None,
             ),
             self.tokenizer.vocabulary_size,
             self.towers if checkpoint is None else towers_of(checkpoint),
@@ -131,7 +131,7 @@ def plan_of(
     return make_plan(open_data(settings), pool, display, run, checkpoint)
 
 
-def needs_banks(settings: TrainSettings) -> bool:
+def needs_features(settings: TrainSettings) -> bool:
     """Whether features are computed before training, by the cluster."""
     modes = settings.image_tower.mode, settings.text_tower.mode
     return "locked" in modes or settings.objective.needs.guides in ("own", "neighbours")
@@ -160,15 +160,15 @@ def make_plan(
         locked_image, locked_text = (towers.get(key) for key in ("image_tower", "text_tower"))
         images, texts, prompts = None, None, None
         if locked_image is not None:
-            images = image_bank(dataset, locked_image, pool, display)
+            images = stored_image_features(dataset, locked_image, pool, display)
         if locked_text is not None:
             lists = [dataset.texts() if split.texts else split.texts, split.prompts]
-            texts, prompts = text_banks(dataset, lists, locked_text, tokenizer, pool, display)
+            texts, prompts = stored_text_features(dataset, lists, locked_text, tokenizer, pool, display)
         stream = Stream(
             prepared=dataset,
             columns=frozenset({"image" if images is None else "image_features"}),
             image_size=settings.image_tower.image_size,
-            image_bank=images,
+            image_features=images,
         )
         return Scored(split, stream, texts, prompts, file)
 
@@ -183,7 +183,9 @@ def make_plan(
         guides = guides_of(settings.frozen_encoders or GuideSettings(), order, image, text, pool, display)
     stream = Stream(
         prepared=prepared,
-        columns=frozenset(columns(settings.objective.needs, own.images.image_bank is not None, own.text_bank is not None)),
+        columns=frozenset(
+            columns(settings.objective.needs, own.images.image_features is not None, own.text_features is not None)
+        ),
         seed=settings.seed,
         image_size=settings.image_tower.image_size,
         augment=settings.data.augment,
@@ -191,8 +193,8 @@ def make_plan(
         guides=guides,
         guide_tokenizer=_guide_tokenizer(settings, towers),
         tokenizer=tokenizer,
-        image_bank=own.images.image_bank,
-        text_bank=own.text_bank,
+        image_features=own.images.image_features,
+        text_features=own.text_features,
     )
     return Plan(
         settings=settings,

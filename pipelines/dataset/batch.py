@@ -90,7 +90,7 @@ class Needs:
         if self.guides == "live" and "locked" in (image_mode, text_mode):
             raise ValueError(
                 f"objective.name: {objective} runs frozen encoders on what the towers see, and a locked tower sees nothing; "
-                "choose trainable or frozen for both, or take features from banks: clip-ping, or objective.live=false"
+                "choose trainable or frozen for both, or look up stored features: clip-ping, or objective.live=false"
             )
         if self.codes and image_head != "augmented":
             raise ValueError(

@@ -8,7 +8,7 @@ step's content depends on the number of workers or on scheduling.
 An image that was only indexed may turn out to be unusable here. A substitute, chosen by the sample order, takes its row, so the
 batch keeps its size; the failed row is reported with its reason, to be counted and listed.
 
-Features of locked towers are not streamed: every worker maps the bank into memory and looks up rows by id. If both towers are
+Features of locked towers are not streamed: every worker maps them into memory and looks up rows by id. If both towers are
 locked there is nothing to decode, and no stream; otherwise the ids of images and captions are streamed, so that no worker holds
 those of all samples.
 """
@@ -91,8 +91,8 @@ class Stream:
     image_size: int = 0
     augment: Augment | None = None  # None: the centre crop and the first caption
     tokenizer: TextTokenizer | None = None
-    image_bank: Path | str | None = None
-    text_bank: Path | str | None = None
+    image_features: Path | str | None = None  # stored, for the column of that name
+    text_features: Path | str | None = None  # the same
     strong: StrongViews | None = None  # of the column of that name
     guides: Guides | None = None  # of the columns guide_ids, guide_images, guide_texts
     guide_tokenizer: TextTokenizer | None = None  # of the columns guide_text, guide_mask
@@ -218,7 +218,7 @@ class Stream:
     def look_up(
         self, sample_ids: np.ndarray, epoch: int, device: str = "cpu", text_ids: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """The columns that a worker looks up: rows of banks, and ids.
+        """The columns that a worker looks up: rows of stored features, and ids.
 
         Args:
             device: where neighbours are searched.
@@ -228,8 +228,8 @@ class Stream:
         if self.guides is not None and "guide_ids" in self.columns:
             result |= self.guides.columns(sample_ids, epoch, device)
         if "image_features" in self.columns:
-            assert self.image_bank is not None
-            result["image_features"] = self.prepared.bank(self.image_bank)[sample_ids].astype(np.float32)
+            assert self.image_features is not None
+            result["image_features"] = self.prepared.features(self.image_features)[sample_ids].astype(np.float32)
         if "sample_id" in self.columns:
             result["sample_id"] = sample_ids
         if self._wants_ids and text_ids is None:
@@ -240,13 +240,13 @@ class Stream:
             assert text_ids is not None
             result |= self.guides.own(sample_ids, text_ids)
         if "text_features" in self.columns:
-            assert self.text_bank is not None and text_ids is not None
-            result["text_features"] = self.prepared.bank(self.text_bank)[text_ids].astype(np.float32)
+            assert self.text_features is not None and text_ids is not None
+            result["text_features"] = self.prepared.features(self.text_features)[text_ids].astype(np.float32)
         return {name: column for name, column in result.items() if name in self.columns}
 
     @property
     def _wants_ids(self) -> bool:
-        """Whether ids of images and captions are columns, or needed to look up rows of a bank."""
+        """Whether ids of images and captions are columns, or needed to look up rows of stored features."""
         own = "guide_images" in self.columns and "guide_ids" not in self.columns
         return own or bool(self.columns & {*COLUMNS, "text_features"})
 

@@ -31,11 +31,14 @@ class _Support:
 
 @dataclass(frozen=True)
 class Guides:
-    """Two banks and the split whose samples may be neighbours. Pickled without its caches; the same on every worker."""
+    """The features of two frozen encoders, and the split whose samples may be neighbours.
+
+    Pickled without its caches; the same on every worker.
+    """
 
     order: Order
-    image_bank: Path | str  # rows by sample_id
-    text_bank: Path | str  # rows by text_id; a sample is represented by its first caption
+    image_features: Path | str  # rows by sample_id
+    text_features: Path | str  # rows by text_id; a sample is represented by its first caption
     support: int  # samples in the support set, at most those of the split
     search: Search = "exact"
     neighbours: Path | str | None = None  # rows by sample_id: the result of a search in the whole split
@@ -46,13 +49,13 @@ class Guides:
     @property
     def widths(self) -> tuple[int, int]:
         """Widths of the features of images and captions."""
-        return self._bank(self.image_bank).shape[1], self._bank(self.text_bank).shape[1]
+        return self._rows(self.image_features).shape[1], self._rows(self.text_features).shape[1]
 
     def columns(self, sample_ids: np.ndarray, epoch: int, device: str) -> dict[str, np.ndarray]:
         """`guide_ids` int64 [b, 3]: each sample, and those nearest to its image and to its caption (-1 for none); and the
         unit features of all three, `guide_images` [b, 3, F] and `guide_texts` [b, 3, G].
         """
-        near = self.near(sample_ids, epoch, device) if self.neighbours is None else self._bank(self.neighbours)[sample_ids]
+        near = self.near(sample_ids, epoch, device) if self.neighbours is None else self._rows(self.neighbours)[sample_ids]
         ids = np.concatenate([sample_ids[:, None], near], axis=1)
         filled = np.where(ids < 0, sample_ids[:, None], ids).ravel()
         shape = (len(sample_ids), 3, -1)
@@ -70,12 +73,12 @@ class Guides:
 
     def own(self, sample_ids: np.ndarray, text_ids: np.ndarray) -> dict[str, np.ndarray]:
         """Unit features of each sample's image and one of its captions: `guide_images` [b, 1, F], `guide_texts` [b, 1, G]."""
-        images, texts = self._bank(self.image_bank)[sample_ids], self._bank(self.text_bank)[text_ids]
+        images, texts = self._rows(self.image_features)[sample_ids], self._rows(self.text_features)[text_ids]
         return {"guide_images": unit(images)[:, None], "guide_texts": unit(texts)[:, None]}
 
     @property
-    def _bank(self) -> Callable[[Path | str], np.ndarray]:
-        return self.order.prepared.bank
+    def _rows(self) -> Callable[[Path | str], np.ndarray]:
+        return self.order.prepared.features
 
     @property
     def _ids(self) -> RowIds:
@@ -107,11 +110,11 @@ class Guides:
 
     def _image_rows(self, sample_ids: np.ndarray) -> np.ndarray:
         """Unit rows of images, float32 [n, F]."""
-        return unit(self._bank(self.image_bank)[sample_ids])
+        return unit(self._rows(self.image_features)[sample_ids])
 
     def _text_rows(self, sample_ids: np.ndarray) -> np.ndarray:
         """Unit rows of first captions, float32 [n, G]."""
-        return unit(self._bank(self.text_bank)[self._ids.text(sample_ids)])
+        return unit(self._rows(self.text_features)[self._ids.text(sample_ids)])
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

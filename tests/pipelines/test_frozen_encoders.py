@@ -25,7 +25,7 @@ from tests.refusals import refused
 def guides(stamps: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Guides:
     folders = []
     for rows, width in ((stamps.num_samples, 6), (stamps.num_texts, 4)):
-        folders.append(tmp_path_factory.mktemp("banks") / f"bank-{width}")
+        folders.append(tmp_path_factory.mktemp("features") / f"width-{width}")
         folders[-1].mkdir()
         np.save(folders[-1] / "rows.npy", np.random.default_rng(width).normal(size=(rows, width)).astype(np.float16))
     order = Order(stamps, "train", None, seed=2, global_batch_size=8)
@@ -35,10 +35,10 @@ def guides(stamps: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Guides
 def naive(stamps: Prepared, guides: Guides, sample: int, support: list[int]) -> tuple[int, int]:
     """The nearest of the support set by image and by first caption, by cosines one at a time."""
     table = stamps.table("image_id", "text_id").to_pylist()
-    banks = [np.load(bank / "rows.npy").astype(float) for bank in (guides.image_bank, guides.text_bank)]
+    features = [np.load(folder / "rows.npy").astype(float) for folder in (guides.image_features, guides.text_features)]
 
     def feature(side: int, row: int) -> np.ndarray:
-        found = banks[side][table[row]["text_id"][0] if side else row]
+        found = features[side][table[row]["text_id"][0] if side else row]
         return found / np.linalg.norm(found)
 
     others = [row for row in support if table[row]["image_id"] != table[sample]["image_id"]]
@@ -53,7 +53,7 @@ def test_each_sample_gets_the_nearest_of_the_training_split(stamps: Prepared, gu
     found = guides.columns(everybody, 0, "cpu")
     for sample in everybody.tolist():
         assert tuple(found["guide_ids"][sample]) == (sample, *naive(stamps, guides, sample, training))
-    images = np.load(guides.image_bank / "rows.npy").astype(np.float32)
+    images = np.load(guides.image_features / "rows.npy").astype(np.float32)
     expected = images[found["guide_ids"]]
     np.testing.assert_allclose(found["guide_images"], expected / np.linalg.norm(expected, axis=-1, keepdims=True), rtol=1e-5)
     assert found["guide_texts"].shape == (len(everybody), 3, 4) and found["guide_texts"].dtype == np.float32
@@ -108,7 +108,7 @@ def test_own_features_are_those_of_the_caption_that_is_shown(stamps: Prepared, g
     """A sample with several captions shows another one in another epoch, and its feature goes along."""
     wanted = columns(Needs(ids=True, sample_id=True, guides="own"), True, True) - {"image_features", "text_features"}
     stream = Stream(stamps, frozenset(wanted), seed=2, augment=Augment(), guides=guides)
-    images, texts = (np.load(bank / "rows.npy").astype(float) for bank in (guides.image_bank, guides.text_bank))
+    images, texts = (np.load(folder / "rows.npy").astype(float) for folder in (guides.image_features, guides.text_features))
     seen = set()
     for epoch in range(6):
         found = stream.look_up(np.arange(stamps.num_samples), epoch)
@@ -152,12 +152,12 @@ def test_neighbours_looked_up_beforehand_are_those_of_the_search(stamps: Prepare
     assert find_neighbours(replace(guides, support=9, search="approximate"), stamps, Pool(0), Display(quiet=True)) == path
 
 
-def test_neighbours_of_another_split_or_bank_are_not_taken(stamps: Prepared, guides: Guides) -> None:
+def test_neighbours_of_another_split_or_encoder_are_not_taken(stamps: Prepared, guides: Guides) -> None:
     """Whatever decides who is in the split: its name, the seed of the splits, the share of the validation split."""
     find_neighbours(guides, stamps, Pool(0), Display(quiet=True))
     order = guides.order
     others = [replace(order, split="test"), replace(order, split_seed=5), replace(order, validation=0.3)]
-    for other in [*(replace(guides, order=order) for order in others), replace(guides, image_bank=guides.text_bank)]:
+    for other in [*(replace(guides, order=order) for order in others), replace(guides, image_features=guides.text_features)]:
         assert with_neighbours(other, stamps).neighbours is None
     same = replace(guides, order=replace(order, seed=77, global_batch_size=4))
     assert with_neighbours(same, stamps).neighbours is not None, "the order of samples has no part in it"

@@ -108,7 +108,7 @@ def test_who_asks_together_and_another_index_of_the_same_rows_change_nothing(
 def test_rows_are_read_in_blocks(
     index: Approximate, rows_of_group: np.ndarray, groups: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As banks beyond memory must be."""
+    """As features beyond memory must be."""
     sizes = []
 
     def read(places: np.ndarray) -> np.ndarray:

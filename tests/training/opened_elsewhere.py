@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipelines.dataset.stream import Worker
 from pipelines.features.pool import Pool
-from pipelines.features.rows_by_id import bank_rows
+from pipelines.features.rows_by_id import feature_rows
 from pipelines.program.display import Display
 from pipelines.program.settings import validate
 from training.build import build_state
@@ -44,8 +44,12 @@ def resumed(run: Path, tree: dict[str, Any]) -> dict[str, np.ndarray]:
     if checkpoint is not None:
         load_checkpoint(find_checkpoint(run), state, plan)
     guides = plan.stream.guides
-    banks = [plan.stream.image_bank, plan.stream.text_bank, *([guides.image_bank, guides.text_bank] if guides else [])]
-    found = {f"bank {n}": np.asarray(bank_rows(bank)) for n, bank in enumerate(banks) if bank is not None}
+    stored = [
+        plan.stream.image_features,
+        plan.stream.text_features,
+        *([guides.image_features, guides.text_features] if guides else []),
+    ]
+    found = {f"features {n}": np.asarray(feature_rows(place)) for n, place in enumerate(stored) if place is not None}
     found["ids"] = plan.tokenizer(TEXTS)[0]
     if plan.stream.guide_tokenizer is not None:
         guide_ids, mask = map(torch.from_numpy, plan.stream.guide_tokenizer(TEXTS))

@@ -2,7 +2,7 @@
 
 Each kind of tower, trained, frozen and locked, and guides of both kinds: the folder gives the embeddings that it gave, and goes
 on with the same features, words and weights. Nothing is left of the files that the towers came from, of the packages' lists that
-named them, of the banks, and there is no network.
+named them, of the stored features, and there is no network.
 """
 
 import json
@@ -145,7 +145,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.
     for name in trees:
         shutil.move(here / "runs" / name, there / name)
     shutil.rmtree(here / "runs")
-    shutil.rmtree(prepared.path / "banks")
+    shutil.rmtree(prepared.path / "features")
     return there, before, in_a_process(opened, there, trees)
 
 

@@ -121,7 +121,7 @@ def test_open_clips_text_half_sees_the_length_that_it_knows(monkeypatch: pytest.
     torch.testing.assert_close(rows_of(tower, Padded(tower, words)(CAPTIONS)), right)
 
 
-def test_a_bank_is_what_it_was(tokenizer: TextTokenizer) -> None:
+def test_stored_features_are_what_they_were(tokenizer: TextTokenizer) -> None:
     """Of a frozen tower: rows of a batch, and each caption's alone, at the full length."""
     settings = TransformerSettings(name="transformer", width=16, layers=2, heads=2, max_tokens=FULL)
     torch.manual_seed(0)
