@@ -147,7 +147,7 @@ def write(machine: str) -> str:
     if len(locked):
         lines += [
             "",
-            "With both towers locked on the same encoders that guide (20 epochs of `openmoji.yaml`, only heads train):",
+            "With both towers locked on the same frozen encoders (20 epochs of `openmoji.yaml`, only heads train):",
             "",
         ]
         lines += differences(locked, ["clip-ping"])

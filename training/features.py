@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
-from pipelines.features.frozen_encoders import Guides
+from pipelines.features.frozen_encoders import FrozenFeatures
 from pipelines.features.knn_cache import find_neighbours
 from pipelines.features.pool import Pool
 from pipelines.program import cluster
@@ -75,7 +75,7 @@ def compute_features(settings: FeatureSettings, display: Display) -> list[Path |
         display.line(f"features of the captions: {stored[-1]}")
     if settings.neighbours:
         order = Order(prepared, "train", None, seed=0, global_batch_size=1)
-        stored.append(find_neighbours(Guides(order, stored[0], stored[1], 1), prepared, pool, display))
+        stored.append(find_neighbours(FrozenFeatures(order, stored[0], stored[1], 1), prepared, pool, display))
         display.line(f"neighbours: {stored[-1]}")
     return stored
 

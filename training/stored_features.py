@@ -9,11 +9,11 @@ from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.features import feature_store
-from pipelines.features.frozen_encoders import Guides
+from pipelines.features.frozen_encoders import FrozenFeatures
 from pipelines.features.knn_cache import with_neighbours
 from pipelines.features.pool import Pool
 from pipelines.program.display import Display
-from training.config import GuideSettings
+from training.config import FrozenEncoderSettings
 from training.saved_towers import Frozen
 from training.towers import ImageFeatures, ImageTowerSettings, TextFeatures
 
@@ -40,9 +40,11 @@ def stored_text_features(
     return feature_store.stored_text_features(prepared, texts, TextFeatures, (tower, tokenizer), identity, pool, display)
 
 
-def guides_of(settings: GuideSettings, order: Order, image: Frozen, text: Frozen, pool: Pool, display: Display) -> Guides:
+def frozen_features_of(
+    settings: FrozenEncoderSettings, order: Order, image: Frozen, text: Frozen, pool: Pool, display: Display
+) -> FrozenFeatures:
     """The features of a run's frozen encoders, with stored neighbours if there are any. Raises `UserError` for damaged ones."""
     prepared = order.prepared
     images = stored_image_features(prepared, image, pool, display)
     (texts,) = stored_text_features(prepared, [prepared.texts()], text, text.tokenizer(list), pool, display)
-    return with_neighbours(Guides(order, images, texts, settings.support, settings.search), prepared)
+    return with_neighbours(FrozenFeatures(order, images, texts, settings.support, settings.search), prepared)

@@ -34,7 +34,7 @@ from pipelines.dataset.sample_images import deadly_image, opened, unusable
 from pipelines.dataset.strong_views import StrongViews
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.dataset.views import UNCHANGED, Augment, Drawn, apply, draw, draw_strong, eval_view
-from pipelines.features.frozen_encoders import Guides
+from pipelines.features.frozen_encoders import FrozenFeatures
 from pipelines.io.storage import Missing
 from pipelines.program.cluster import RETRIES, configure_data, deaths_as_errors
 from pipelines.program.errors import UserError
@@ -94,8 +94,8 @@ class Stream:
     image_features: Path | str | None = None  # stored, for the column of that name
     text_features: Path | str | None = None  # the same
     strong: StrongViews | None = None  # of the column of that name
-    guides: Guides | None = None  # of the columns guide_ids, guide_images, guide_texts
-    guide_tokenizer: TextTokenizer | None = None  # of the columns guide_text, guide_mask
+    frozen_features: FrozenFeatures | None = None  # of the columns neighbour_ids, frozen_image_features, frozen_text_features
+    frozen_tokenizer: TextTokenizer | None = None  # of the columns frozen_text, frozen_mask
 
     @property
     def uses_tasks(self) -> bool:
@@ -178,8 +178,8 @@ class Stream:
                     other_words(t, generator("eda", self.seed, item.epoch, int(i))) for t, i in zip(texts, ids, strict=True)
                 ]
                 result["other_text"], result["other_mask"] = self.tokenizer(others)
-            if self.guide_tokenizer is not None:
-                result["guide_text"], result["guide_mask"] = self.guide_tokenizer(texts)
+            if self.frozen_tokenizer is not None:
+                result["frozen_text"], result["frozen_mask"] = self.frozen_tokenizer(texts)
         return result
 
     def _captions(self, sample_ids: np.ndarray, epoch: int) -> dict[str, pa.ChunkedArray]:
@@ -225,8 +225,8 @@ class Stream:
             text_ids: of the samples' captions in this epoch, if tasks have read them; the result has no ids then.
         """
         result: dict[str, np.ndarray] = {}
-        if self.guides is not None and "guide_ids" in self.columns:
-            result |= self.guides.columns(sample_ids, epoch, device)
+        if self.frozen_features is not None and "neighbour_ids" in self.columns:
+            result |= self.frozen_features.columns(sample_ids, epoch, device)
         if "image_features" in self.columns:
             assert self.image_features is not None
             result["image_features"] = self.prepared.features(self.image_features)[sample_ids].astype(np.float32)
@@ -236,9 +236,9 @@ class Stream:
             row_ids = self.prepared.row_ids
             text_ids = row_ids.text(sample_ids, self._choice(row_ids.counts(sample_ids), sample_ids, epoch))
             result |= {"image_id": row_ids.image(sample_ids), "text_id": text_ids}
-        if self.guides is not None and "guide_ids" not in self.columns:
+        if self.frozen_features is not None and "neighbour_ids" not in self.columns:
             assert text_ids is not None
-            result |= self.guides.own(sample_ids, text_ids)
+            result |= self.frozen_features.own(sample_ids, text_ids)
         if "text_features" in self.columns:
             assert self.text_features is not None and text_ids is not None
             result["text_features"] = self.prepared.features(self.text_features)[text_ids].astype(np.float32)
@@ -247,7 +247,7 @@ class Stream:
     @property
     def _wants_ids(self) -> bool:
         """Whether ids of images and captions are columns, or needed to look up rows of stored features."""
-        own = "guide_images" in self.columns and "guide_ids" not in self.columns
+        own = "frozen_image_features" in self.columns and "neighbour_ids" not in self.columns
         return own or bool(self.columns & {*COLUMNS, "text_features"})
 
     @property

@@ -1,4 +1,4 @@
-"""Guides: for every sample, its nearest neighbours according to two frozen encoders, and their features.
+"""Features of two frozen encoders: each sample's, and those of its nearest neighbours.
 
 The encoders' features are stored (`pipelines.features.feature_store`). Neighbours are searched in a support set: samples of the
 training split, drawn again every epoch, the same on every worker without communication. The search is exact, one product of a
@@ -30,7 +30,7 @@ class _Support:
 
 
 @dataclass(frozen=True)
-class Guides:
+class FrozenFeatures:
     """The features of two frozen encoders, and the split whose samples may be neighbours.
 
     Pickled without its caches; the same on every worker.
@@ -52,15 +52,15 @@ class Guides:
         return self._rows(self.image_features).shape[1], self._rows(self.text_features).shape[1]
 
     def columns(self, sample_ids: np.ndarray, epoch: int, device: str) -> dict[str, np.ndarray]:
-        """`guide_ids` int64 [b, 3]: each sample, and those nearest to its image and to its caption (-1 for none); and the
-        unit features of all three, `guide_images` [b, 3, F] and `guide_texts` [b, 3, G].
+        """`neighbour_ids` int64 [b, 3]: each sample, and those nearest to its image and to its caption (-1 for none); and the
+        unit features of all three, `frozen_image_features` [b, 3, F] and `frozen_text_features` [b, 3, G].
         """
         near = self.near(sample_ids, epoch, device) if self.neighbours is None else self._rows(self.neighbours)[sample_ids]
         ids = np.concatenate([sample_ids[:, None], near], axis=1)
         filled = np.where(ids < 0, sample_ids[:, None], ids).ravel()
         shape = (len(sample_ids), 3, -1)
         images, texts = self._image_rows(filled).reshape(shape), self._text_rows(filled).reshape(shape)
-        return {"guide_ids": ids, "guide_images": images, "guide_texts": texts}
+        return {"neighbour_ids": ids, "frozen_image_features": images, "frozen_text_features": texts}
 
     def near(self, sample_ids: np.ndarray, epoch: int, device: str) -> np.ndarray:
         """int64 [b, 2]: the samples of the epoch's support set nearest to each image and to each caption, -1 for none."""
@@ -72,9 +72,12 @@ class Guides:
         return np.stack([np.where(place < 0, -1, support.ids[place]) for place in places], axis=1)
 
     def own(self, sample_ids: np.ndarray, text_ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Unit features of each sample's image and one of its captions: `guide_images` [b, 1, F], `guide_texts` [b, 1, G]."""
+        """Unit features of each sample's image and of one of its captions.
+
+        `frozen_image_features` [b, 1, F] and `frozen_text_features` [b, 1, G].
+        """
         images, texts = self._rows(self.image_features)[sample_ids], self._rows(self.text_features)[text_ids]
-        return {"guide_images": unit(images)[:, None], "guide_texts": unit(texts)[:, None]}
+        return {"frozen_image_features": unit(images)[:, None], "frozen_text_features": unit(texts)[:, None]}
 
     @property
     def _rows(self) -> Callable[[Path | str], np.ndarray]:

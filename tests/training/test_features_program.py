@@ -58,7 +58,7 @@ def test_the_recipe_names_the_encoders_that_the_demo_has_by_default() -> None:
     """A run that names no frozen encoders uses its towers with the weights that they start from."""
     settings, demo = load(FeatureSettings, RECIPE), load(TrainSettings, ROOT / "training/configs/openmoji.yaml")
     assert demo.frozen_encoders is None
-    assert identities(settings.image_encoder, settings.text_encoder) == identities(*demo.guides)
+    assert identities(settings.image_encoder, settings.text_encoder) == identities(*demo.frozen_encoder_pair)
     assert settings.neighbours
 
 
@@ -91,18 +91,18 @@ def test_a_run_finds_the_features_and_computes_nothing(tiny_dataset: Prepared, c
         "global_batch_size": 8,
     }
     settings = validate(TrainSettings, tree, "run")
-    guides = plan_of(settings, Pool(0), Display(quiet=True)).stream.guides
-    assert guides is not None and guides.neighbours is not None
-    assert {guides.image_features, guides.text_features, guides.neighbours} <= computed
+    features = plan_of(settings, Pool(0), Display(quiet=True)).stream.frozen_features
+    assert features is not None and features.neighbours is not None
+    assert {features.image_features, features.text_features, features.neighbours} <= computed
     assert set((tiny_dataset.path / "features").iterdir()) == computed
 
     ids = np.asarray([0, 40, 95])
     views = np.stack([eval_view(decode(data), 192) for data in tiny_dataset.images(ids)])
     texts = tiny_dataset.texts().to_numpy()[ids]
-    image_encoder, text_encoder = settings.guides
+    image_encoder, text_encoder = settings.frozen_encoder_pair
     for path, direct in (
-        (guides.image_features, ImageFeatures(frozen(image_encoder, "k", None))(views)),
-        (guides.text_features, TextFeatures(frozen(text_encoder, "k", None), text_encoder.tokenizer(list))(texts)),
+        (features.image_features, ImageFeatures(frozen(image_encoder, "k", None))(views)),
+        (features.text_features, TextFeatures(frozen(text_encoder, "k", None), text_encoder.tokenizer(list))(texts)),
     ):
         np.testing.assert_allclose(np.load(path / "rows.npy")[ids], direct, atol=0.01)
 

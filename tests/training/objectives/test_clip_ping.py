@@ -48,7 +48,7 @@ def test_guidance_by_neighbours(rows: Tensor, features: Tensor, names: list[int]
 
 
 def naive(rows: list[list[float]], features: list[list[float]], names: list[int], temperature: float) -> float:
-    """Row by row, both ways, over rows that have a guide."""
+    """Row by row, both ways, over rows that have a neighbour."""
     there = [i for i, name in enumerate(names) if name >= 0]
     total = 0.0
     for i in there:
@@ -74,7 +74,7 @@ def test_one_neighbour_for_all_leaves_nothing_to_tell_apart() -> None:
 
 def ping(settings: ClipPingSettings, x: Tensor, y: Tensor) -> tuple[Loss, ClipPing]:
     """Of the batch above, with heads that give P_IMAGE and P_TEXT of projections that are axes."""
-    objective = build(settings, embed_dim=3, guide_widths=(2, 3))
+    objective = build(settings, embed_dim=3, frozen_widths=(2, 3))
     objective.neighbour_scale.log.data.fill_(-math.log(settings.neighbour_temperature))
     for name, weight in (("image_head", P_IMAGE), ("text_head", P_TEXT), ("image_cross", P_TEXT), ("text_cross", P_IMAGE)):
         if hasattr(objective, name):
@@ -82,9 +82,9 @@ def ping(settings: ClipPingSettings, x: Tensor, y: Tensor) -> tuple[Loss, ClipPi
             getattr(objective, name).bias.data.zero_()
     every = [BATCH, NEAR_IMAGE, NEAR_TEXT]
     batch = ids(3) | {
-        "guide_ids": torch.tensor(every).T,
-        "guide_images": torch.stack([IMAGE_FEATURES[i] for i in every], dim=1),
-        "guide_texts": torch.stack([TEXT_FEATURES[i] for i in every], dim=1),
+        "neighbour_ids": torch.tensor(every).T,
+        "frozen_image_features": torch.stack([IMAGE_FEATURES[i] for i in every], dim=1),
+        "frozen_text_features": torch.stack([TEXT_FEATURES[i] for i in every], dim=1),
     }
     axes = torch.eye(3, dtype=torch.float64)
     return objective(Embeddings(x, y, axes, axes), batch), objective  # type: ignore[arg-type]
