@@ -3,7 +3,9 @@
 import os
 import re
 import signal
+import threading
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -113,17 +115,20 @@ class Hanging:
             distributed.total(torch.ones(1))
 
     def in_an_upload(self, folder: Path, rank: int) -> None:
-        """The first uploads to a store that does not answer; the second is a step further, and waits."""
+        """The first uploads to a store that does not answer, while both train on."""
+
+        def upload() -> None:
+            with pulse.Beside(7) as beside:
+                beside.at("upload")
+                self._never_comes()
+
         with pulse.Pulse(folder, Worker(rank, 2, torch.device("cpu"), 1.0)):
-            pulse.at("read", 7)
-            pulse.at("step")
-            if rank:
-                pulse.at("report")
-                pulse.at("read", 8)
-                pulse.at("step")
-            else:
-                pulse.at("upload")
-            self._never_comes()
+            pulse.at("report", 7)
+            if not rank:
+                threading.Thread(target=upload, daemon=True).start()
+            for step in count(8):
+                pulse.at("read", step)
+                time.sleep(0.1)
 
     def in_a_read(self, folder: Path) -> str:
         """Its only task is stopped the first time."""

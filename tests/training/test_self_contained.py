@@ -29,7 +29,7 @@ from tests.training.squares import prepared_by_hand
 from tests.training.towers.text_models import DUAL, TEXT
 from tests.training.towers.text_models import save as save_text
 from training.build import build_state
-from training.checkpoint import load_embedder, save_checkpoint
+from training.checkpoint import load_embedder, snapshot
 from training.checkpoint_registry import put, seal
 from training.config import TrainSettings
 from training.plan import keep_towers, plan_of
@@ -111,7 +111,7 @@ def train(settings: TrainSettings, prepared: Prepared, run: Path) -> np.ndarray:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
     state.step = 1
     (run / "checkpoint_00000001").mkdir()
-    save_checkpoint(run / "checkpoint_00000001", state, plan, {})
+    snapshot(state, plan, {}).write(run / "checkpoint_00000001")
     put(run / "newest_checkpoint.json", json.dumps(["checkpoint_00000001"]))
     return np.asarray([p.requires_grad for p in encoder.parameters()])
 
