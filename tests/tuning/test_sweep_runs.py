@@ -22,6 +22,7 @@ import ray
 import torch
 import yaml
 from ray.cluster_utils import Cluster
+from ray.experimental import internal_kv
 from transformers import DistilBertConfig, DistilBertModel
 
 from pipelines.dataset.prepared import Prepared
@@ -104,7 +105,7 @@ def table(folder: Path | io.BytesIO) -> pd.DataFrame:
 
 
 @pytest.fixture
-def nodes(tmp_path: Path) -> Iterator["Nodes"]:
+def nodes(ray_session: None, tmp_path: Path) -> Iterator["Nodes"]:
     """A cluster whose nodes share a store and no cache, beside the session's Ray."""
     with object_store() as store:
         cluster = Nodes(store, tmp_path)
@@ -112,6 +113,8 @@ def nodes(tmp_path: Path) -> Iterator["Nodes"]:
             yield cluster
         finally:
             cluster.cluster.shutdown()
+            # It takes this away from the session's Ray too.
+            internal_kv._initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
 
 
 class Nodes:
