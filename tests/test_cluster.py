@@ -28,6 +28,7 @@ import yaml
 from pipelines.program import spot_notice
 from tests.object_store import Store, object_store
 from tests.patience import PATIENCE, wait_until
+from training.run_store import RunStore
 from training.status import status_of
 
 import psutil  # isort: skip  comes with ray
@@ -153,11 +154,10 @@ class Nodes:
                     yield node, process
 
     def cached(self, node: str) -> set[str]:
-        """What a node has copied: the URIs of runs, and `banks` if it has features."""
+        """What a node has copied: the URIs of runs, and `features` if it has any."""
         cache = self.folder / node / "cache" / "raylign"
-        return {note.read_text() for note in cache.glob("runs/*/.raylign-place")} | {
-            folder.parent.name for folder in cache.glob("banks/*")
-        }
+        runs = {note.read_text() for note in cache.glob("runs/*/.raylign-place")}
+        return runs | {"features" for folder in cache.glob("*/*") if folder.parent.name != "runs"}
 
 
 def free_port() -> int:
@@ -238,9 +238,31 @@ def nodes(environment: dict[str, str]) -> Iterator[Nodes]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def sweep_of(store: Store) -> dict[str, Any]:
+    """A sweep of two cells, a trial of the search and a final one of each, on the features of a run in the store."""
+    tower = {"name": "run", "path": store.uri("runs", "job"), "mode": "locked"}
+    return {
+        "name": "sweep",
+        "storage": store.uri("runs"),
+        "base": "training/configs/openmoji.yaml",
+        "overrides": {
+            "data": {"path": store.uri("tiny"), "validation": 0.3},
+            "image_tower": tower | {"image_size": 48},
+            "text_tower": tower,
+            "global_batch_size": 32,
+            "resources.worker_labels.role": "train",
+            "resources.data_labels.role": "data",
+        },
+        "grid": {"objective.name": ["clip", "cyclip"]},
+        "space": {"optimizer.lr": {"low": 1e-3, "high": 1e-2}},
+        "trials": 1,
+        "budget": {"epochs": 1},
+    }
+
+
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with what lies around in one after some work."""
+def package(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with what lies around in one after some work, and a config."""
     folder = tmp_path_factory.mktemp("package")
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     for name in subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"):
@@ -255,6 +277,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(os.urandom(2**20))
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep_of(store)))
     return folder
 
 
@@ -400,10 +423,21 @@ def test_a_job_that_is_stopped_saves_a_checkpoint(
     for part in ("SIGTERM: ", f"step {kept:,} ", store.uri("runs", "stopped", f"checkpoint_{kept:08d}"), ": python -m training"):
         assert part in told[-1]
     other, stopped = (store.uri("runs", name) for name in ("job", "stopped"))
-    assert nodes.cached("head") == {other, stopped, "banks"}, "the programs ran here"
+    assert nodes.cached("head") == {other, stopped, "features"}, "the programs ran here"
     assert nodes.cached("data") == {other}, "it computed features with the tower of the other run"
-    assert nodes.cached("first") == nodes.cached("second") == {"banks"}, "they train on them"
+    assert nodes.cached("first") == nodes.cached("second") == {"features"}, "they train on them"
     assert sorted(package.rglob("*")) == before
+
+
+@pytest.mark.e2e
+def test_a_sweep_as_a_job(trained: Job, submit: Submit, store: Store, nodes: Nodes) -> None:
+    job = submit("python", "-m", "tuning", "sweep.yaml")
+    assert job.code == 0, job.output
+    table = (store.get("runs/sweep/trials.csv") or b"").decode().splitlines()
+    assert len(table) == 1 + 4 and b"</html>" in (store.get("runs/sweep/report.html") or b"")
+    names = {name.split("/")[0] for name in RunStore(store.uri("runs", "sweep", "trials")).files()}
+    assert len(names) == 4
+    assert {status_of(store.uri("runs", "sweep", "trials", name)).state for name in names} == {"finished"}
 
 
 @pytest.mark.e2e

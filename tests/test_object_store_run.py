@@ -252,4 +252,4 @@ def test_a_run_in_a_store_outlives_its_node(
     scores = json.loads(file.read_text())["scores"]
     recalls = {name.rpartition("/")[2]: value for name, value in result["metrics"].items() if name.endswith("_recall@1")}
     assert recalls and all(scores[name] == value for name, value in recalls.items())
-    assert any(name.endswith("/bank.json") for name in RunStore(store.uri("cache")).files())
+    assert any(name.endswith("/features.json") for name in RunStore(store.uri("cache")).files())

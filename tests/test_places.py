@@ -15,11 +15,11 @@ from pipelines.program.path_keys import LocalPlace, Place
 from pipelines.program.settings import load
 from tests.refusals import refused
 from training.config import TrainSettings
-from training.features import BankSettings
+from training.features import FeatureSettings
 from tuning.config import SweepSettings
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS: list[type[BaseModel]] = [PrepareSettings, BankSettings, TrainSettings, EvaluateSettings, SweepSettings]
+PROGRAMS: list[type[BaseModel]] = [PrepareSettings, FeatureSettings, TrainSettings, EvaluateSettings, SweepSettings]
 
 
 def mentions_path(annotation: Any) -> bool:

@@ -45,7 +45,7 @@ from training.plan import (
     Plan,
     keep_towers,
     make_plan,
-    needs_banks,
+    needs_features,
     pretrained_towers,
     tower_cache,
 )
@@ -111,7 +111,7 @@ def _run(settings: TrainSettings, folder: Path, display: Display) -> dict[str, A
             if started_before:
                 _say_where(folder, data.order.steps_per_epoch * settings.epochs, display)
         plan = None
-        if needs_banks(settings):
+        if needs_features(settings):
             check_towers(pretrained_towers(settings, run_folder, checkpoint).values(), tower_cache(data.prepared))
         else:
             plan = make_plan(data, Pool(0), display, run_folder, checkpoint)

@@ -350,16 +350,21 @@ def remind(scheduler: "TrialScheduler", name: str, results: Iterable[Mapping[str
 
 
 def drop_idle_actors(controller: Any) -> None:
-    """End processes that Tune keeps for further trials, with what they hold: it would keep one even if none comes.
-
-    `controller`: as Tune gives it to a scheduler (tune/execution/tune_controller.py).
-    """
+    """End processes that Tune keeps for further trials, with what they hold: it would keep one even if none comes
+    (tune/execution/tune_controller.py). `controller`: as Tune gives it to a scheduler."""
     controller._tune_controller._cleanup_cached_actors(force_all=True)
 
 
 def failure_of(trial: "Trial") -> tuple[BaseException | None, int]:
-    """A failed trial's error (None if its process died) and its number of failures: Tune gives a scheduler neither."""
-    return trial.get_pickled_error(), trial.run_metadata.num_failures
+    """A failed trial's error (None if there is none) and its number of failures: Tune gives a scheduler neither.
+
+    The error is in a file that this process has just written. Tune's own method unpickles the copy of it in the sweep's storage,
+    where it arrives later, and where others may write (tune/experiment/trial.py).
+    """
+    from ray import cloudpickle
+
+    file = trial.pickled_error_file
+    return cloudpickle.loads(Path(file).read_bytes()) if file else None, trial.run_metadata.num_failures
 
 
 # --- Ray Data ------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """python -m tests.chaos [--seed S] [--schedules N] [--schedule TEXT] [--kinds K,K] [--record FILE.csv], or --table FILE.csv ...
 
-Runs N schedules, from a seed on, or the one that is given. If one fails, the shortest that still fails is printed as a command.
+Runs N schedules, from a seed on, or those that are given. If one fails, the shortest that still fails is printed as a command.
 With the same --record, schedules that have ended well before are left out, so many of them may be run over several sessions.
 """
 
@@ -26,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--schedules", type=int, default=1)
-    parser.add_argument("--schedule", help="one schedule, as a failing one is printed")
+    parser.add_argument("--schedule", nargs="+", help="schedules, as a failing one is printed")
     parser.add_argument("--kinds", default=",".join(KINDS), help=f"of faults, of {', '.join(KINDS)}")
     parser.add_argument("--record", type=Path, help="a CSV file to which a line is added for each fault")
     parser.add_argument("--no-shrinking", action="store_true", help="look for no shorter schedule that fails")
@@ -38,7 +38,7 @@ def main() -> int:
     kinds = given.kinds.split(",")
     schedules = {f"seed {given.seed + i}": drawn(given.seed + i, kinds) for i in range(given.schedules)}
     if given.schedule:
-        schedules = {"given": parsed(given.schedule)}
+        schedules = {f"given {number}": parsed(text) for number, text in enumerate(given.schedule)}
     elif given.record:
         done = records.done(given.record)
         schedules = {name: schedule for name, schedule in schedules.items() if str(schedule) not in done}

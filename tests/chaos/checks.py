@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,11 +181,25 @@ def _consumed(aside: Path) -> dict[int, list[int]]:
 def _account(faults: list[Injected], aside: Path) -> None:
     """Steps done again after a fault, and seconds until the run began a step that was new; both if before the next fault."""
     attempts = _attempts(aside)
+    times = list(_begun(attempts))
     for fault, after in zip(faults, [*(other.when for other in faults[1:]), float("inf")], strict=True):
-        done = fault.fault.step - (fault.fault.phase not in ("report", "checkpoint", "upload", "evaluation", "end"))
+        begun = max((step for time, step in times if time < fault.when), default=-1)
+        # A checkpoint is written while training goes on.
+        done = max(begun, fault.fault.step - (fault.fault.phase not in ("report", "checkpoint", "upload", "evaluation", "end")))
         starts = [attempt.first for attempt in attempts if fault.when < attempt.when < after]
         fault.lost = max(0, done - starts[-1]) if starts else 0
-        times = [(time, step) for attempt in attempts for step, time in attempt.times.items()]
-        begun = max((step for time, step in times if time < fault.when), default=-1)
         news = [time for time, step in times if fault.when < time < after and step > begun]
         fault.seconds = min(news) - fault.when if news else None
+
+
+def _begun(attempts: list[_Attempt]) -> Iterator[tuple[float, int]]:
+    """When the last worker of a start began a step, and which."""
+    together: dict[int, _Attempt] = {}  # by rank
+    for attempt in reversed(attempts):
+        if attempt.rank in together or any((a.first, a.workers) != (attempt.first, attempt.workers) for a in together.values()):
+            together = {}
+        together[attempt.rank] = attempt
+        if len(together) == attempt.workers:
+            for step in range(STEPS):
+                if all(step in one.times for one in together.values()):
+                    yield max(one.times[step] for one in together.values()), step
