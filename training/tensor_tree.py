@@ -9,6 +9,8 @@ tensor in memory. What JSON has no form for is an object with the key "$".
 
 import json
 import math
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from pipelines.program.errors import UserError
 
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in safetensors' errors
 _TAG = "$"  # what follows it: the kind of value
 _FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
@@ -33,11 +36,18 @@ def save_tree(tree: Any, folder: Path, name: str) -> None:
 
 
 def write_encoded(tensors: dict[str, Tensor], text: str, folder: Path, name: str) -> None:
-    """Write both files, of what `encode` returned."""
+    """Write both files, of what `encode` returned. Raises `OSError`."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     weights, rest = files_of(name)
-    save_file(tensors, folder / weights)
+    try:
+        save_file(tensors, folder / weights)
+    except SafetensorError as error:  # of a full disk, among others
+        if found := _OS_ERROR.search(str(error)):
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(folder / weights)) from error
+        raise
     (folder / rest).write_text(text, encoding="utf-8")
 
 

@@ -89,9 +89,10 @@ def drawn(seed: int, kinds: list[str]) -> Schedule:
     storage = chance.choice([storage for storage in STORAGES if possible[storage]])
     faults = []
     for _ in range(chance.randint(2, 4)):
-        phase = chance.choice(list(PHASES))
-        rank = 0 if phase in RANK_0 else chance.randrange(3)
-        faults.append(Fault(chance.choice(possible[storage]), phase, chance.choice(list(PHASES[phase])), rank))
+        kind = chance.choice(possible[storage])
+        phase = chance.choice(list(PHASES)) if kind != "freeze-task" else "read"
+        step = chance.choice(list(PHASES[phase])) if kind != "freeze-task" else 1  # later, all has been read ahead
+        faults.append(Fault(kind, phase, step, 0 if phase in RANK_0 else chance.randrange(3)))
     order = list(PHASES)
     faults.sort(key=lambda fault: (fault.step, order.index(fault.phase)))
     return Schedule(chance.choice(WORKERS), chance.choice(list(OBJECTIVES)), storage, tuple(faults))

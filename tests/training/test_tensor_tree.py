@@ -1,6 +1,8 @@
 """Trees of tensors and values come back bit for bit, of whatever they consist; and no file's content is trusted."""
 
+import errno
 import math
+import resource
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,18 @@ def test_a_file_holds_shared_memory_once(tmp_path: Path) -> None:
     assert torch.equal(load_tree(tmp_path, "gaps")["every"], whole[::2])
     save_tree(tree, tmp_path, "x")
     assert same(load_tree(tmp_path, "x"), dict(tree))
+
+
+def test_an_error_of_the_disk_is_one(tmp_path: Path) -> None:
+    """A run starts its workers again after such an error; after any other one of the tree it ends."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))  # as if the disk had no more room
+    try:
+        with pytest.raises(OSError) as caught:
+            save_tree({"a": torch.zeros(1000)}, tmp_path, "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG and "x.safetensors" in str(caught.value)
 
 
 # Those of bitsandbytes and APEX need CUDA, and AdaHessian a gradient that has a graph.
