@@ -22,7 +22,7 @@ class Clock:
 
     def restart(self) -> None:
         """Start a new measurement."""
-        self.waited = 0.0
+        self.waited = self.saving = 0.0
         self._start = time.perf_counter()
         self._steps = 0
 
@@ -60,11 +60,14 @@ class Clock:
         return due
 
     def read(self) -> dict[str, float]:
-        """Speed, and share of time spent waiting for data, since the last report; this worker's peak memory since its start."""
+        """Since the last report: speed, and the shares of time in which this worker waited for data, and for the checkpoint that
+        was due then, if any. Its peak memory since its start.
+        """
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         values = {
             "samples_per_second": self._steps * self._settings.global_batch_size / elapsed,
             "data_wait": min(1.0, self.waited / elapsed),
+            "checkpoint_wait": min(1.0, self.saving / elapsed),
             "peak_memory_gib": _peak_memory(),
         }
         self.restart()

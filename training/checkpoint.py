@@ -7,6 +7,7 @@ digests.json                    a digest of each of these files (checkpoint_regi
 """
 
 import json
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,17 +32,37 @@ from training.plan import Plan
 from training.run_store import opened_run
 from training.saved_towers import locked_tower, tokenizer_of, towers_of, trained_tower
 from training.state import TrainState, unwrap
-from training.tensor_tree import files_of, load_tree, save_tree
+from training.tensor_tree import encode, files_of, load_tree, write_encoded
 from training.towers.padding import Padded
 
 EXPORT = "raylign.json"  # in an export to safetensors, which opens like a checkpoint
 
 
-def save_checkpoint(folder: Path, state: TrainState, plan: Plan, metrics: dict[str, Any]) -> None:
-    """Write all files of a checkpoint, and their digests, into a folder. The checkpoint is valid once it is registered."""
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint in memory, which does not change when training goes on."""
+
+    about: dict[str, Any]
+    tokenizer: str
+    tensors: dict[str, torch.Tensor]
+    rest: str  # of the state, as JSON
+
+    @property
+    def step(self) -> int:
+        """Steps that were done."""
+        return self.about["step"]
+
+    def write(self, folder: Path) -> None:
+        """Write all files, and their digests, into a folder. The checkpoint is valid once it is registered."""
+        write_encoded(self.tensors, self.rest, folder, STATE)
+        (folder / "tokenizer.json").write_text(self.tokenizer, encoding="utf-8")
+        (folder / ABOUT).write_text(json.dumps(self.about, indent=1), encoding="utf-8")
+        seal(folder)
+
+
+def snapshot(state: TrainState, plan: Plan, metrics: dict[str, Any]) -> Snapshot:
+    """The state as it is now, copied."""
     encoder: Any = unwrap(state.encoder)
-    save_tree(state.state_dict(), folder, STATE)
-    (folder / "tokenizer.json").write_text(plan.tokenizer.json, encoding="utf-8")
     about = {
         "format": FORMAT,
         "config": plan.settings.model_dump(mode="json") | {"image_head": plan.settings.heads[0].model_dump(mode="json")},
@@ -56,8 +77,7 @@ def save_checkpoint(folder: Path, state: TrainState, plan: Plan, metrics: dict[s
         "total_steps": plan.total_steps,
         "metrics": metrics,
     }
-    (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
-    seal(folder)
+    return Snapshot(about, plan.tokenizer.json, *encode(state.state_dict(), copy=True))
 
 
 def load_checkpoint(folder: Path, state: TrainState, plan: Plan) -> None:

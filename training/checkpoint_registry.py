@@ -25,6 +25,7 @@ FORMAT = 3  # in checkpoint.json; formats 1 and 2 had the state in a pickle
 _OLD_STATE = "state.pt"
 NEWEST = "newest_checkpoint.json"  # in runs without Ray Train: names of all checkpoints, the newest last
 KEPT_LIST = "checkpoint_manager_snapshot.kept.json"  # our copy of Ray Train's list, as of the last time it was complete
+TESTED = "test.json"  # scores of the best checkpoint on the test split (final_test.py)
 _NAME = re.compile(r"checkpoint_[0-9]+")
 _BLOCK = 1 << 22  # bytes
 
@@ -101,6 +102,11 @@ def registered(run: Path) -> list[Path]:
             names += snapshot_checkpoints(tree)
     unique = dict.fromkeys(name for name in names if isinstance(name, str) and _NAME.fullmatch(name))
     return [run / name for name in sorted(unique, key=lambda name: int(name.removeprefix("checkpoint_")))]
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether this is the name of a checkpoint's folder."""
+    return _NAME.fullmatch(name) is not None
 
 
 def newest_checkpoint(run: Path) -> Path:

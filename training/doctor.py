@@ -3,7 +3,7 @@
 A worker that has not moved for `resources.patience_minutes` is examined, together with all processes of the run that somebody has
 stopped: the report names the worker that the others wait for, its stage, its step and its stack, and stopped processes. These are
 then ended, or that worker is. Ray starts a reading task again; after a lost worker the run resumes from its last checkpoint, or
-ends: it counts as one of `resources.max_failures`.
+ends: it counts as one of `resources.max_failures`. Without Ray Train's controller it ends.
 
 A run that waits for resources does not hang: `placement` says what for.
 """
@@ -13,6 +13,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import ray
+import ray.util
 
 from pipelines.program.display import Display
 from training.metrics_file import read_metrics
@@ -49,7 +52,8 @@ class Doctor:
         self._reached = max((line["step"] for line in read_metrics(folder / "metrics.jsonl")), default=0)
         self._waits: float | None = None  # since when, by this process's clock
         self._said = ""
-        self._moved: dict[int, tuple[Any, float, float]] = {}  # by rank: where it was seen, first when, its CPU time then
+        # By rank, and whether it is a thread beside the loop: where it was seen, first when, its CPU time then.
+        self._moved: dict[tuple[int, bool], tuple[Any, float, float]] = {}
         self._beaten: dict[int, tuple[Any, float]] = {}  # by rank: its last beat, and first when
         self._calm = time.monotonic()  # when a worker last beat, or something else was known to be the matter
         self.cause = ""
@@ -106,17 +110,19 @@ class Doctor:
             self._reached = max(self._reached, *(worker["step"] for worker in workers))
 
     def _still(self, workers: list[dict[str, Any]], now: float) -> list[dict[str, Any]]:
-        """The workers that have not moved for too long."""
+        """The workers that have not moved for too long, in their loop or beside it."""
         assert self._patience is not None
         still = []
-        for worker in workers:
-            rank, place, beat = worker["rank"], (worker["born"], worker["moves"]), (worker["born"], worker["beat"])
-            if self._moved.get(rank, (None,))[0] != place:
-                self._moved[rank] = place, now, worker["cpu"]
+        saving = [worker | worker["beside"] for worker in workers if worker["beside"] is not None]
+        for worker, beside in [*((worker, False) for worker in workers), *((worker, True) for worker in saving)]:
+            rank, beat = worker["rank"], (worker["born"], worker["beat"])
+            place = worker["born"], worker["moves"], worker["step"] if beside else None
+            if self._moved.get((rank, beside), (None,))[0] != place:
+                self._moved[rank, beside] = place, now, worker["cpu"]
             if self._beaten.get(rank, (None,))[0] != beat:
                 self._beaten[rank] = beat, now
                 self._calm = now
-            _, since, cpu = self._moved[rank]
+            _, since, cpu = self._moved[rank, beside]
             scores = worker["stage"] == "evaluate" and worker["cpu"] - cpu > (now - since) / 2  # which may take long
             if now - since > self._patience and worker["stage"] != "ended" and not scores:
                 still.append(worker | {"silent": now - self._beaten[rank][1] > _SILENT})
@@ -130,6 +136,7 @@ class Doctor:
         """Say what hangs, and end it."""
         blamed = _blamed(still)
         nodes = {worker["node"]: worker["address"] for worker in still} | nodes_of(self._folder)
+        nodes[ray.get_runtime_context().get_node_id()] = ray.util.get_node_ip_address()  # where the controller is
         known = {(worker["node"], worker["pid"]) for worker in blamed}
         found, mute = examined(nodes, known)
         ours = [one for one in found if (one.node, one.pid) in known]
@@ -142,7 +149,7 @@ class Doctor:
         text = f"nothing has moved for {self._patience:.0f} s: {'; '.join(parts)}"
         note(self._folder, "stall", text=text)
         ended = [one for one in stopped if one.ours] or ours
-        if any(one in ours for one in ended):
+        if any(one in ours or one.controls for one in ended):
             self.cause = text
             say_why(self._folder, text)
         what = f"ending process {', '.join(str(one.pid) for one in ended)}" if ended else "nothing can be done about it from here"
@@ -171,5 +178,5 @@ def _described(worker: dict[str, Any], found: list[Process], unseen: bool) -> st
         words += f", and its process {process.pid} is stopped, by a signal"
     elif worker["silent"]:
         words += f", and its process {process.pid} ({process.state}) does not answer"
-    stack = (process and process.stack) or worker["stack"]
+    stack = (worker["silent"] and process and process.stack) or worker["stack"] or (process and process.stack)
     return words + (f", in {' < '.join(stack[:_SHOWN])}" if stack else "")

@@ -18,9 +18,10 @@ import torch
 from pipelines.dataset.stream import Worker
 from training.checkpoint_registry import NEWEST, put, registered
 from training.held_out import keep_held_out
-from training.loop import completed, train
+from training.loop import Save, completed, train
 from training.metrics_log import Recorder
 from training.plan import Plan
+from training.run_store import dropped, kept, place_of
 from training.stopping import Asked
 
 
@@ -38,7 +39,7 @@ def fit_inline(plan: Plan, folder: Path, on_line: Callable[[dict[str, Any]], Non
     recorder = Recorder(folder, keep.best, keep.mode, bool(settings.tensorboard), tries)
     recorder.catch_up()
 
-    def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
+    def report(metrics: dict[str, Any], save: Save | None) -> None:
         # The line comes first: after a kill between the two, the step is repeated and its line replaced.
         line = recorder.write(metrics)
         if save is not None:
@@ -48,22 +49,25 @@ def fit_inline(plan: Plan, folder: Path, on_line: Callable[[dict[str, Any]], Non
     checkpoints = registered(folder)
     checkpoint = ray.train.Checkpoint.from_directory(checkpoints[-1]) if checkpoints else None
     device = torch.device("cuda" if settings.resources.use_gpu else "cpu")
-    with Asked(folder) as asked:
+    with Asked(place_of(folder)) as asked:
         worker = Worker(0, 1, device, settings.resources.data_cpus)
-        returned = train(plan, worker, report, checkpoint, asked, partial(keep_held_out, folder))
+        returned = train(plan, worker, report, checkpoint, asked, partial(keep_held_out, place_of(folder)))
     return completed(returned)
 
 
-def _put(folder: Path, step: int, save: Callable[[Path], None], keep: int) -> ray.train.Checkpoint:
+def _put(folder: Path, step: int, save: Save, keep: int) -> ray.train.Checkpoint:
     """Write a checkpoint under a temporary name, rename and register it, and delete all but the newest `keep`."""
     place = folder / f"checkpoint_{step:08d}"
     aside = folder / f"partial-{place.name}-{os.getpid()}"
     aside.mkdir()
-    save(aside)
+    save().write(aside)
     shutil.rmtree(place, ignore_errors=True)
     aside.rename(place)
     names = [path.name for path in registered(folder) if path != place] + [place.name]
     put(folder / NEWEST, json.dumps(names[-keep:]))
+    kept(folder, place.name)
+    kept(folder, NEWEST)
     for name in names[:-keep]:
         shutil.rmtree(folder / name, ignore_errors=True)
+    dropped(folder, *names[:-keep])
     return ray.train.Checkpoint.from_directory(place)

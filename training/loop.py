@@ -20,7 +20,7 @@ from pipelines.program.errors import UserError
 from training import pulse
 from training.build import build_state, masks_to_cut
 from training.cadence import Clock
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import Snapshot, load_checkpoint, snapshot
 from training.distributed import total
 from training.metrics_file import UNUSABLE, UNUSABLE_ROWS
 from training.plan import Plan
@@ -38,7 +38,8 @@ class DivergenceError(UserError):
 _PATIENCE = 20  # excess of skipped over counted steps, in a long run; fp16's scale of 65536 is below 1 after 17
 _REMEDY = "a lower optimizer.lr, a longer schedule.warmup_steps, clip_norm=1 or precision=bf16 may help"
 _ENOUGH = 1000  # samples before the rate of unusable ones is meaningful
-Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
+Save = Callable[[], Snapshot]
+Report = Callable[[dict[str, Any], Save | None], None]
 
 
 def never() -> bool:
@@ -60,7 +61,8 @@ def train(
     """Train to the last step. Needs no Ray if both towers are locked.
 
     Args:
-        report: `report(metrics, save)` is called on every worker at the same steps; `save(folder)` writes a checkpoint, if due.
+        report: `report(metrics, save)` is called on every worker at the same steps; `save()` copies the state, None if no
+            checkpoint is due.
         asked: once it is true on any worker, the next step that counts is the last, and every worker saves it.
         keep: called on rank 0 with the last evaluation, before its checkpoint is saved; arguments as of `keep_held_out`.
 
@@ -118,7 +120,9 @@ def train(
         failed.clear()
         state.seconds = clock.total()
         metrics["seconds"] = round(state.seconds, 3)
-        report(metrics, partial(save_checkpoint, state=state, plan=plan, metrics=metrics) if saves else None)
+        begun = time.perf_counter()
+        report(metrics, partial(snapshot, state, plan, metrics) if saves else None)
+        clock.saving += time.perf_counter() - begun if saves else 0.0
         if state.samples >= _ENOUGH and state.unusable > settings.data.max_unusable_rate * state.samples:
             return {"failed": _too_many_unusable(plan, state)}
         if stops and not state.ended:

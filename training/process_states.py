@@ -26,6 +26,7 @@ import psutil  # isort: skip  comes with ray
 _PATIENCE = 30.0  # seconds for a node to answer, which may have to start a process for it
 _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 _TASKS = ("ray::IDLE", "ray::MapBatches(")  # titles of processes that read, or will
+_CONTROLLER = "ray::TrainController"
 _FRAME = re.compile(r"^ {4}(.+)$")
 
 
@@ -46,6 +47,11 @@ class Process:
     def stopped(self) -> bool:
         """Whether a signal or a debugger has stopped it."""
         return self.state in _STOPPED
+
+    @property
+    def controls(self) -> bool:
+        """Whether it is Ray Train's controller, without which a run cannot go on."""
+        return self.title.startswith(_CONTROLLER)
 
 
 def examined(nodes: Mapping[str, str], known: Collection[tuple[str, int]]) -> tuple[list[Process], list[str]]:

@@ -33,6 +33,7 @@ class _Doing:
     """What this process does now. Other threads only read it."""
 
     stage, step, first, moves = "start", 0, -1, 0
+    beside: "Beside | None" = None
 
 
 def at(stage: str, step: int | None = None) -> None:
@@ -47,6 +48,28 @@ def at(stage: str, step: int | None = None) -> None:
         if _Doing.first < 0:
             _Doing.first = step
     _Doing.moves += 1
+
+
+class Beside:
+    """A context in which a thread beside the loop saves the checkpoint of a step."""
+
+    def __init__(self, step: int):
+        self._step, self._stage, self._thread = step, "", threading.get_ident()
+
+    def __enter__(self) -> "Beside":
+        _Doing.beside = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _Doing.beside = None
+
+    def at(self, stage: str) -> None:
+        """Note that this thread begins one of `STAGES`."""
+        self._stage = stage
+
+    def told(self) -> dict[str, Any]:
+        """What a pulse says of it: as of the worker, whose loop is elsewhere."""
+        return {"stage": self._stage, "step": self._step, "moves": self._stage, "stack": _stack(self._thread), "waits": False}
 
 
 class Pulse:
@@ -84,6 +107,7 @@ class Pulse:
                 "cpu": time.process_time(),
                 "stack": stack,
                 "waits": any(_waits(frame) for frame in stack),
+                "beside": None if (beside := _Doing.beside) is None else beside.told(),
             }
             with suppress(Exception):  # the head may not answer at the moment
                 _STORE.put(self._key, json.dumps(self._worker | doing).encode())
@@ -103,7 +127,9 @@ def _waits(frame: str) -> bool:
 
 
 def pulses(folder: Path) -> list[dict[str, Any]]:
-    """What the workers in this folder last said, by rank; a rank that has said nothing ends the list."""
+    """What the workers in this folder last said, by rank; a rank that has said nothing ends the list. `beside` is the same of a
+    thread that saves a checkpoint meanwhile; None if there is none.
+    """
     found: list[dict[str, Any]] = []
     while not found or len(found) < found[0]["size"]:
         value = _STORE.get(_key(folder, len(found)))

@@ -2,8 +2,6 @@
 node will be taken away, and a pulse by which the driver sees where the worker is.
 """
 
-import tempfile
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,10 +14,11 @@ from pipelines.dataset.stream import Worker
 from pipelines.program.cluster import configure_data
 from training import pulse
 from training.held_out import keep_held_out
-from training.loop import never, train
+from training.loop import Save, never, train
 from training.notices import Notice
 from training.plan import Plan
 from training.run_store import RunStore
+from training.saver import Saver
 from training.stopping import Asked
 
 
@@ -27,35 +26,28 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """The function that each Ray Train worker runs: `train`, from the newest checkpoint on."""
     plan: Plan = config["plan"]
     store: RunStore | None = config["store"]
+    place = config["folder"] if store is None else store.uri
     configure_data()
     worker = this_worker(config["data_cpus"])
+    notice, saver = Notice(), Saver(config["folder"], store)
 
-    notice = Notice()
-
-    def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
+    def report(metrics: dict[str, Any], save: Save | None) -> None:
         pulse.at("report")
-        if save is None:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            saved = None
-            if worker.rank == 0:
-                notice.before_last_report()
-                pulse.at("checkpoint")
-                save(Path(folder))
-                saved = ray.train.Checkpoint.from_directory(folder)
-                pulse.at("upload")
-            place = f"checkpoint_{metrics['step']:08d}"
-            upload = None if store is None else store.upload
-            ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=place, checkpoint_upload_fn=upload)
+        if save is not None and worker.rank == 0:
+            notice.before_last_report()
+        saver.report(metrics, save if worker.rank == 0 else None)
 
     checkpoint = ray.train.get_checkpoint()
+    if worker.rank == 0:
+        saver.clear("" if checkpoint is None else Path(checkpoint.path).name)
     if checkpoint is not None and store is not None:
         checkpoint = ray.train.Checkpoint.from_directory(store.opened(Path(checkpoint.path).name))
-    asking = Asked(config["folder"]) if worker.rank == 0 else nullcontext(never)
+    asking = Asked(place) if worker.rank == 0 else nullcontext(never)
     with pulse.Pulse(config["folder"], worker), asking as asked:
-        stop, keep = notice.or_asked(asked), partial(keep_held_out, config["folder"] if store is None else store.uri)
-        return notice.after(train(plan, worker, report, checkpoint, stop, keep))
+        stop, keep = notice.or_asked(asked), partial(keep_held_out, place)
+        with saver:
+            returned = train(plan, worker, report, checkpoint, stop, keep)
+        return notice.after(returned)
 
 
 def this_worker(data_cpus: float) -> Worker:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pipelines.dataset.shares import shares
 from pipelines.program.cluster import own_machine
 from pipelines.program.errors import UserError
-from pipelines.program.nodes import Bundle, Node, all_fit, all_nodes, in_words, matches, shortage
+from pipelines.program.nodes import Bundle, Node, all_fit, in_words, matches, shortage
+from pipelines.program.ray_elastic import all_nodes
 from pipelines.program.ray_internals import can_grow
 from training.config import ResourceSettings
 
@@ -32,12 +33,10 @@ def expected_cluster() -> Cluster | None:
 
 
 def current_cluster() -> Cluster:
-    """The cluster that this process is part of."""
-    import ray
-
-    total = ray.cluster_resources()
-    shared = "RAY_ADDRESS" in os.environ
-    return Cluster(total.get("CPU", 0), total.get("GPU", 0), shared, shared and can_grow(), tuple(all_nodes()))
+    """The cluster that this process is part of, without nodes that will be taken away according to a notice."""
+    nodes, shared = tuple(all_nodes()), "RAY_ADDRESS" in os.environ
+    cpus, gpus = (sum(node.resources.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    return Cluster(cpus, gpus, shared, shared and can_grow(), nodes)
 
 
 def waits_to_grow(wanted: ResourceSettings, cluster: Cluster) -> bool:

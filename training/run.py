@@ -39,12 +39,13 @@ from training.config import TrainSettings
 from training.data import check_metric, open_data
 from training.dry_run import check_build, check_towers
 from training.held_out import HELD_OUT, read_held_out
+from training.lock import leased, taken
 from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import (
     Plan,
     keep_towers,
     make_plan,
-    needs_banks,
+    needs_features,
     pretrained_towers,
     tower_cache,
 )
@@ -57,10 +58,11 @@ from training.resources import (
     range_in_words,
     waits_to_grow,
 )
-from training.run_store import emptied, fetched, finished, kept, place_of, settled, working_copy
+from training.run_store import emptied, fetched, finished, kept, place_of
 from training.sessions import SESSIONS, Session, history
 from training.warmup import warmup_warning
 from training.weight_sources import check_sources
+from training.working_copy import settled, working_copy
 
 
 def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def _run(settings: TrainSettings, folder: Path, display: Display) -> dict[str, A
     started_before = (folder / path_keys.LOCK).exists()
     replaces = settings.overwrite and folder.exists()  # an earlier run, which stays until all checks have passed
     session = Session(folder, data.order.steps_per_epoch * settings.epochs, replaces)
-    with only_one(folder), session, interrupts.keeping(lambda: _kept(folder, replaces)):
+    with only_one(folder, display), session, interrupts.keeping(lambda: _kept(folder, replaces)):
         wait_for_earlier(folder, display)
         run_folder = None if replaces else folder
         checkpoint = None
@@ -109,7 +111,7 @@ def _run(settings: TrainSettings, folder: Path, display: Display) -> dict[str, A
             if started_before:
                 _say_where(folder, data.order.steps_per_epoch * settings.epochs, display)
         plan = None
-        if needs_banks(settings):
+        if needs_features(settings):
             check_towers(pretrained_towers(settings, run_folder, checkpoint).values(), tower_cache(data.prepared))
         else:
             plan = make_plan(data, Pool(0), display, run_folder, checkpoint)
@@ -187,18 +189,23 @@ def _earlier(folder: Path, settings: TrainSettings, prepared: Prepared) -> dict[
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Lock the folder: one process per run. The lock ends with the process; a run that never began leaves no folder."""
+def only_one(folder: Path, display: Display) -> Iterator[None]:
+    """Lock the folder: one process per run. A run that never began leaves no folder. Raises `UserError` if another one has it.
+
+    The file's lock ends with the process, and is all on one machine; a disk that machines share may keep locks to each of them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / path_keys.LOCK).open("w") as file:
+    lock = folder / path_keys.LOCK
+    with lock.open("a") as file:
         if not (_lock(file) or _lock(file, 0.5)):  # `raylign status` holds it for an instant
-            raise UserError("name", f"another process is training {folder}", "wait for it, or give another name=") from None
-        try:
-            yield
-        except UserError:
-            if {path.name for path in folder.iterdir()} <= {path_keys.LOCK, SESSIONS}:
-                shutil.rmtree(folder)
-            raise
+            raise taken(folder)
+        with leased(folder, lock, display):
+            try:
+                yield
+            except UserError:
+                if {path.name for path in folder.iterdir()} <= {path_keys.LOCK, SESSIONS}:
+                    shutil.rmtree(folder)
+                raise
 
 
 def _lock(file: IO[str], after: float = 0) -> bool:

@@ -9,6 +9,7 @@ tensor in memory. What JSON has no form for is an object with the key "$".
 
 import json
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,14 @@ def files_of(name: str) -> tuple[str, str]:
 
 def save_tree(tree: Any, folder: Path, name: str) -> None:
     """Write both files. Raises `UserError` for a value that is neither a tensor nor plain."""
+    write_encoded(*encode(tree), folder, name)
+
+
+def write_encoded(tensors: dict[str, Tensor], text: str, folder: Path, name: str) -> None:
+    """Write both files, of what `encode` returned."""
     from safetensors.torch import save_file
 
     weights, rest = files_of(name)
-    tensors, text = encode(tree)
     save_file(tensors, folder / weights)
     (folder / rest).write_text(text, encoding="utf-8")
 
@@ -50,11 +55,14 @@ def load_tree(folder: Path, name: str) -> Any:
         raise ValueError(f"{weights}: {error}") from None
 
 
-def encode(tree: Any) -> tuple[dict[str, Tensor], str]:
-    """The contents of both files. Raises `UserError` for a value that is neither a tensor nor plain."""
-    tensors: dict[str, Tensor] = {}
-    text = json.dumps(_encode(tree, "", tensors, {}), allow_nan=False)
-    return tensors, text
+def encode(tree: Any, copy: bool = False) -> tuple[dict[str, Tensor], str]:
+    """The contents of both files. Raises `UserError` for a value that is neither a tensor nor plain.
+
+    `copy`: whether tensors on the CPU are copied as well, so that what is returned stays as it is when the tree's change.
+    """
+    found = _Found(copy)
+    text = json.dumps(_encode(tree, "", found), allow_nan=False)
+    return found.tensors, text
 
 
 def decode(tensors: dict[str, Tensor], text: str) -> Any:
@@ -65,16 +73,25 @@ def decode(tensors: dict[str, Tensor], text: str) -> Any:
         raise ValueError(f"not a tree of these tensors ({type(error).__name__})") from None
 
 
-def _encode(value: Any, path: str, tensors: dict[str, Tensor], known: dict[Any, Any]) -> Any:
-    """A value as JSON. `known`: the tensors so far, so that tied weights are saved once."""
+@dataclass
+class _Found:
+    """The tensors of a tree so far, also by their place in memory, so that tied weights are saved once."""
+
+    copy: bool = False
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    known: dict[Any, Any] = field(default_factory=dict)
+
+
+def _encode(value: Any, path: str, found: _Found) -> Any:
+    """A value as JSON."""
 
     def inside(key: Any, item: Any) -> Any:
-        return _encode(item, f"{path}.{key}" if path else str(key), tensors, known)
+        return _encode(item, f"{path}.{key}" if path else str(key), found)
 
     # Subclasses, such as numpy's float or torch.Size, would come back as another type.
     kind = type(value)
     if isinstance(value, Tensor) and value.layout == torch.strided:
-        return _tensor(value, path, tensors, known)
+        return _tensor(value, path, found)
     if value is None or kind in (bool, int, str):
         return value
     if kind is float:
@@ -89,13 +106,14 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor], known: dict[Any, 
         pairs = [(key, inside(key, item)) for key, item in value.items()]
         if all(type(key) is str and key != _TAG for key in value):
             return dict(pairs)
-        return {_TAG: "dict", "items": [[_encode(key, f"{path}, a key", {}, {}), item] for key, item in pairs]}
+        return {_TAG: "dict", "items": [[_encode(key, f"{path}, a key", _Found()), item] for key, item in pairs]}
     remedy = "keep tensors, numbers, strings, lists and dicts in the state_dict"
     raise UserError("checkpoint", f"the state's {path} is a {kind.__name__}, which a checkpoint cannot hold", remedy)
 
 
-def _tensor(value: Tensor, path: str, tensors: dict[str, Tensor], known: dict[Any, Any]) -> dict[str, Any]:
-    value = value.detach()
+def _tensor(value: Tensor, path: str, found: _Found) -> dict[str, Any]:
+    value, tensors, known = value.detach(), found.tensors, found.known
+    memory = value.untyped_storage().data_ptr()
     same = (value.data_ptr(), value.device, value.dtype, value.shape, value.stride())
     if same in known:
         return known[same]
@@ -109,7 +127,7 @@ def _tensor(value: Tensor, path: str, tensors: dict[str, Tensor], known: dict[An
         node["order"], value = order, value.permute(order)
     value = value.contiguous().cpu()
     storage = value.untyped_storage()
-    if storage.nbytes() != value.nbytes or storage.data_ptr() in known:
+    if storage.nbytes() != value.nbytes or storage.data_ptr() in known or (found.copy and storage.data_ptr() == memory):
         value = value.clone()  # of the memory that tensors share, each gets its part
     tensors[name], known[same], known[storage.data_ptr()] = value, node, True
     return node

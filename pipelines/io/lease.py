@@ -1,8 +1,11 @@
-"""One holder of a place in a store, where files cannot be locked: an object with the holder's name, renewed as long as it lives.
+"""One holder of a place in a store, or on a disk that machines share: an object or a file with its name, renewed while it lives.
 
 Clocks of machines are not compared: whoever finds a lease watches whether it is renewed, and takes it over once it has not been
 for `EXPIRY` seconds; at once if its holder was a process of this machine that has ended. Stores that pyarrow writes to have no
-"write if absent", so a new holder reads its lease back: of two that begin together the later one stays.
+"write if absent", so a new holder reads its lease back: of two that begin together the later one stays, and the other one ends.
+
+On a disk the file is locked too, by whoever holds the lease or wants it: on one machine that alone decides. It is written in
+place, at one go: another machine may see a new file late, and the new content of an old one as soon as it opens it.
 """
 
 import json
@@ -11,7 +14,8 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pipelines.io import storage
@@ -21,7 +25,9 @@ from pipelines.io.retry import Missing, Unreachable
 RENEWAL = 10.0  # seconds
 EXPIRY = 60.0
 _POLL = 2.0
-_SETTLE = 2.0  # until the lease of another process that began at the same time has arrived
+SETTLE = 2.0  # until the lease of another process that began at the same time has arrived
+_SIZE = 512  # bytes of a file
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Taken(Exception):  # noqa: N818 - nothing went wrong
@@ -29,16 +35,18 @@ class Taken(Exception):  # noqa: N818 - nothing went wrong
 
 
 class Lease:
-    """A context that holds the lease at `uri`, an object that stays, empty, when it is given back. Raises `Taken`.
+    """A context that holds the lease at `place`, an object or file that stays, empty, when it is given back. Raises `Taken`.
 
     Args:
+        place: a URI, or a file that this process has locked.
         wait: called once if there is a lease that may be one of a process that died.
         lost: called in a thread if another process has taken the lease over, as after this one stood still.
+        settle: seconds before the lease of an object is read back; 0: nobody else can begin at the same time. None: `SETTLE`.
     """
 
-    def __init__(self, uri: str, wait: Callable[[], None], lost: Callable[[], None]):
-        self._uri, self._wait, self._lost = uri, wait, lost
-        self._own = {"holder": uuid.uuid4().hex, "machine": platform.node(), "process": os.getpid()}
+    def __init__(self, place: Path | str, wait: Callable[[], None], lost: Callable[[], None], settle: float | None = None):
+        self._place, self._wait, self._lost, self._settle = place, wait, lost, SETTLE if settle is None else settle
+        self._own = {"holder": uuid.uuid4().hex, "machine": platform.node(), "process": os.getpid(), "system": _system()}
         self._beat = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
@@ -46,9 +54,10 @@ class Lease:
     def __enter__(self) -> "Lease":
         self._outlive(self._read())
         outlast(self._put)
-        time.sleep(_SETTLE)
-        if not self._holds():
-            raise Taken
+        if isinstance(self._place, str):
+            time.sleep(self._settle)
+            if not self._holds():
+                raise Taken
         self._thread.start()
         return self
 
@@ -60,7 +69,7 @@ class Lease:
 
     def _outlive(self, found: dict[str, Any] | None) -> None:
         """Return once a lease is gone, or its holder dead. Raises `Taken` as soon as it is renewed."""
-        if not found or _ended(found):
+        if not found or (_ended(found) if isinstance(self._place, str) else found.get("system") == _system()):
             return
         self._wait()
         until = time.monotonic() + EXPIRY
@@ -74,11 +83,9 @@ class Lease:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            return json.loads(outlast(lambda: storage.read(self._uri)))
+            return _content(outlast(lambda: storage.read(self._place)))
         except Missing:
             return None
-        except ValueError:
-            return {}  # of nobody
 
     def _holds(self) -> bool:
         found = self._read()
@@ -89,18 +96,65 @@ class Lease:
         self._write(self._own | {"beat": self._beat})
 
     def _write(self, content: dict[str, Any]) -> None:
-        with storage.written(self._uri) as file:
-            file.write_text(json.dumps(content))
+        text = json.dumps(content)
+        if isinstance(self._place, str):
+            with storage.written(self._place) as aside:
+                aside.write_text(text)
+            return
+        with self._place.open("r+b") as file:
+            file.write(text.encode().ljust(_SIZE))
 
     def _renew(self) -> None:
-        while not self._over.wait(RENEWAL):
+        pause = SETTLE
+        while not self._over.wait(pause):
+            pause = RENEWAL
             try:
+                if isinstance(self._place, Path) and not self._place.exists():
+                    continue  # its holder deletes the folder
                 if not self._holds():
                     self._lost()
                     return
                 self._put()
             except (Unreachable, OSError):  # nobody else can take it meanwhile
                 continue
+
+
+def held(copies: Mapping[str, Path]) -> set[str]:
+    """Those of these leases that a living process holds, for somebody who only looks.
+
+    One that was renewed a moment ago is not watched; the others are, all at once, for as long as two renewals take.
+
+    Args:
+        copies: of the lease at each URI, a file with its content and time.
+    """
+    found = {uri: lease for uri, copy in copies.items() if (lease := _content(copy.read_bytes())) and not _ended(lease)}
+    living = {uri for uri in found if abs(time.time() - copies[uri].stat().st_mtime) < EXPIRY}
+    until = time.monotonic() + 2 * RENEWAL
+    while (doubtful := found.keys() - living) and time.monotonic() < until:
+        time.sleep(min(_POLL, RENEWAL))
+        for uri in doubtful:
+            try:
+                now = _content(storage.read(uri))
+            except Missing:
+                now = {}
+            if not now:
+                del found[uri]
+            elif now != found[uri]:
+                living.add(uri)
+    return living
+
+
+def _content(data: bytes) -> dict[str, Any]:
+    """A lease; empty: of nobody."""
+    try:
+        return json.loads(data)
+    except ValueError:
+        return {}
+
+
+def _system() -> str:
+    """The running system, which all containers of a machine share, as they do locks of files; elsewhere the machine's name."""
+    return _BOOT.read_text().strip() if _BOOT.exists() else platform.node()
 
 
 def _ended(lease: dict[str, Any]) -> bool:

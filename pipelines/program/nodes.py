@@ -81,13 +81,6 @@ def in_words(labels: Mapping[str, str]) -> str:
     return "{" + ", ".join(f"{key}: {value}" for key, value in sorted(labels.items())) + "}"
 
 
-def all_nodes() -> list[Node]:
-    """The live nodes of the cluster that this process is part of, with all their resources."""
-    import ray
-
-    return [Node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]]
-
-
 def all_fit(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> bool:
     """Whether bundles fit, the largest first; those without a GPU go to nodes without one, if they have room."""
 

@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.program.nodes import Bundle, Node
 
@@ -22,21 +22,68 @@ _REACH = 3.0  # seconds within which a live node accepts a connection
 _GOING = 2.0  # seconds for which a node that is shut down may still accept one when its workers have ended
 
 
-def free_resources(group: "PlacementGroup | None") -> list[Node]:
-    """What is free on each live node that stays, counting what `group` holds there (_private/state.py)."""
+def all_nodes() -> list[Node]:
+    """The live nodes that stay, with all their resources."""
     import ray
-    from ray._private.state import available_resources_per_node
-    from ray.util import placement_group_table
 
     leave = draining_nodes()
-    nodes = {node: free for node, free in available_resources_per_node().items() if node not in leave}
+    return [Node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leave]
+
+
+def free_resources(group: "PlacementGroup | None") -> list[Node]:
+    """What is free on each live node that stays, counting what `group` holds there (_private/state.py)."""
+    from ray.util import placement_group_table
+
+    nodes = free_by_node()
     table = {} if group is None else placement_group_table(group)
     if table.get("state") in ("CREATED", "RESCHEDULING"):
         for index, node in table["bundles_to_node_id"].items():
             for kind, amount in table["bundles"][index].items() if node in nodes else ():
-                nodes[node][kind] = nodes[node].get(kind, 0) + amount
-    labels = {node["NodeID"]: node["Labels"] for node in ray.nodes()}
-    return [Node(resources, labels.get(node, {})) for node, resources in nodes.items()]
+                resources = nodes[node].resources
+                resources[kind] = resources.get(kind, 0) + amount  # type: ignore[index]
+    return list(nodes.values())
+
+
+def free_by_node() -> dict[str, Node]:
+    """What is free on each live node that stays, by the node's id (_private/state.py)."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    leave, labels = draining_nodes(), {node["NodeID"]: node["Labels"] for node in ray.nodes()}
+    free = available_resources_per_node()
+    return {node: Node(dict(resources), labels.get(node, {})) for node, resources in free.items() if node not in leave}
+
+
+class Group(NamedTuple):
+    """A placement group: the id of the job that made it, and its bundles, each with its node's id; None while it waits."""
+
+    job: str
+    bundles: list[tuple[Bundle, str | None]]
+
+
+def groups() -> list[Group]:
+    """All of the cluster that hold resources or wait for some; Ray's public table of groups names no jobs, and no label
+    selectors (_private/state.py, `PlacementGroupTableData` in core/generated/gcs_pb2).
+    """
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+    import ray  # isort: skip
+
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    found = map(PlacementGroupTableData.FromString, state._connect_and_get_accessor().get_placement_group_table())
+    return [
+        Group(
+            data.creator_job_id.hex(),
+            [
+                (Bundle(dict(bundle.unit_resources), dict(bundle.label_selector)), node if node in alive else None)
+                for bundle in data.bundles
+                for node in [bundle.node_id.hex()]
+            ],
+        )
+        for data in found
+        if data.state != PlacementGroupTableData.REMOVED
+    ]
 
 
 def policy(scaling_config: Any, fitting: Callable[[list[Node]], int], beside: Sequence[Bundle]) -> Any:
@@ -111,6 +158,19 @@ def policy(scaling_config: Any, fitting: Callable[[list[Node]], int], beside: Se
                 return 0
 
     return Policy(scaling_config)
+
+
+def beyond_limits(group: "PlacementGroup") -> bool:
+    """Whether the autoscaler found in its last round that it cannot add nodes for a group, by their types and limits.
+
+    It says the same of a cluster that never grows (autoscaler/v2: instance_manager/reconciler.py, schema.py).
+    """
+    from ray._private.worker import global_worker
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    reply = GetClusterStatusReply.FromString(global_worker.gcs_client.get_cluster_status())
+    refused = reply.autoscaling_state.infeasible_gang_resource_requests
+    return any(request.details.split(":")[0] == group.id.hex() for request in refused)
 
 
 def draining_nodes() -> dict[str, int]:

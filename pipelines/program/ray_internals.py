@@ -1,14 +1,13 @@
 """Everything used of Ray that is not part of its public API: private names, files, resources, variables and message texts.
 
-Only ray_elastic.py, a part of this, uses more of them (tests/test_architecture.py). Each item gives its reason and its place in
-Ray 2.60, as a path below `ray/`. tests/test_ray_internals.py checks each against the installed release, and says what has
-changed. To accept a new release: run that file, then the tests of cluster, placement, resuming and sweeps.
+Only ray_elastic.py and ray_errors.py, parts of this, use more of them (tests/test_architecture.py). Each item gives its reason
+and its place in Ray 2.60, as a path below `ray/`. tests/test_ray_internals.py checks each against the installed release, and
+says what has changed. To accept a new release: run that file, then the tests of cluster, placement, resuming and sweeps.
 
 Ray is not imported at the top: its variables have to be set first, and few programs need all of this.
 """
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -287,6 +286,17 @@ def trainer(
     return Trainer(function, **options)
 
 
+def unreported() -> int:
+    """In a worker: its calls of `ray.train.report` that have not reached the controller's queue yet, since a checkpoint that is
+    uploaded in another thread holds them up. Ray's API waits for all of them, and only once they are registered
+    (train/v2/_internal/execution/context.py).
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    context = get_train_context()
+    return context.report_call_index - context.current_report_index
+
+
 # Ray Train's list of a run's checkpoints, in the run's folder. Ray reads it when a run resumes and writes it in place, so it may
 # be truncated; we read and repair it (train/v2/_internal/constants.py, execution/checkpoint/checkpoint_manager.py). Its keys:
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -339,9 +349,22 @@ def remind(scheduler: "TrialScheduler", name: str, results: Iterable[Mapping[str
         tell(None, trial, dict(result))
 
 
+def drop_idle_actors(controller: Any) -> None:
+    """End processes that Tune keeps for further trials, with what they hold: it would keep one even if none comes
+    (tune/execution/tune_controller.py). `controller`: as Tune gives it to a scheduler."""
+    controller._tune_controller._cleanup_cached_actors(force_all=True)
+
+
 def failure_of(trial: "Trial") -> tuple[BaseException | None, int]:
-    """A failed trial's error (None if its process died) and its number of failures: Tune gives a scheduler neither."""
-    return trial.get_pickled_error(), trial.run_metadata.num_failures
+    """A failed trial's error (None if there is none) and its number of failures: Tune gives a scheduler neither.
+
+    The error is in a file that this process has just written. Tune's own method unpickles the copy of it in the sweep's storage,
+    where it arrives later, and where others may write (tune/experiment/trial.py).
+    """
+    from ray import cloudpickle
+
+    file = trial.pickled_error_file
+    return cloudpickle.loads(Path(file).read_bytes()) if file else None, trial.run_metadata.num_failures
 
 
 # --- Ray Data ------------------------------------------------------------------------------------------------------------------
@@ -352,47 +375,3 @@ OPTIONS_WARNING = "`ray_remote_args` is deprecated"
 # Its Arrow extension types that hold numbers only, with parameters in JSON; another one holds pickles
 # (data/_internal/tensor_extensions/arrow.py, data/_internal/object_extensions/arrow.py).
 TENSOR_TYPES = frozenset({"ray.data.arrow_tensor", "ray.data.arrow_tensor_v2", "ray.data.arrow_variable_shaped_tensor"})
-
-# --- errors --------------------------------------------------------------------------------------------------------------------
-
-# Attributes in which Ray's wrappers keep the wrapped exception, or one per worker (train/v2/_internal/exceptions.py,
-# train/v2/api/exceptions.py, exceptions.py).
-_INSIDE = ("_base_exc", "health_check_failure", "controller_failure", "cause", "worker_failures")
-# Exceptions, in exceptions.py, that mean that a process or node was lost.
-_DEATHS = {
-    "ActorDiedError",
-    "ActorUnavailableError",
-    "LocalRayletDiedError",
-    "NodeDiedError",
-    "OutOfMemoryError",
-    "OwnerDiedError",
-    "RayActorError",
-    "WorkerCrashedError",
-}
-# Its cause, by the exception's name or text, as none has a field for it (exceptions.py; core/src/ray: raylet/raylet,
-# gcs/gcs_server).
-LOW_MEMORY = re.compile(r"low on memory|OutOfMemoryError")
-NODE_LOST = re.compile(r"NodeDiedError|node (?:has )?(?:died|is dead)|[Nn]ode .{0,80}terminat")
-OWNER_LOST = re.compile(r"OwnerDiedError|owner has died|LocalRayletDiedError")
-# Ray Train's barrier, when another worker did not reach it (train/v2/_internal/exceptions.py).
-BARRIER_BROKEN, BARRIER_TEXT = "BroadcastCollectiveTimeoutError", "have not joined the collective"
-
-
-def of_ray(error: BaseException) -> bool:
-    """Whether Ray's own code created this exception, and not a user's."""
-    return type(error).__module__.startswith("ray.")
-
-
-def inside(error: BaseException) -> Any:
-    """What one of Ray's wrappers contains: an exception, or exceptions by worker rank; None if it is not a wrapper."""
-    return next((inner for field in _INSIDE if (inner := getattr(error, field, None))), None)
-
-
-def is_death(error: BaseException) -> bool:
-    """Whether it means that a process or node was lost."""
-    return type(error).__name__ in _DEATHS and of_ray(error)
-
-
-def failed_at_start(error: BaseException) -> bool:
-    """Whether an actor was lost because its own __init__ raised; the text of such an error is a traceback (exceptions.py)."""
-    return bool(getattr(error, "actor_init_failed", False))

@@ -3,6 +3,9 @@
 schedule.py    what happens: faults, each at a phase of a step; drawn by a seed, written as text, shrunk
 points.py      in the workers: waits at the points of a schedule
 program.py     `python -m training` with these points
-simulation.py  a cluster, one run under a schedule, and what must hold after it
-__main__.py    many schedules, their table, and the shortest schedule that fails
+places.py      where a run is stored: on a disk, or in an object store
+simulation.py  a cluster, and one run under a schedule
+checks.py      what must hold after it
+records.py     what many schedules came to: a CSV file, and tables of it
+__main__.py    many schedules, and the shortest one that fails
 """

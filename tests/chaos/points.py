@@ -24,9 +24,12 @@ def begin(step: int) -> None:
     _HERE["step"] = step
 
 
-def reach(phase: str) -> None:
-    """A point: if a fault is due here, tell so, once in all attempts, and wait until it has been injected."""
-    number = _HERE["mine"].get((phase, _HERE["step"]))
+def reach(phase: str, step: int | None = None) -> None:
+    """A point: if a fault is due here, tell so, once in all attempts, and wait until it has been injected.
+
+    `step`: of a checkpoint that is saved while training goes on.
+    """
+    number = _HERE["mine"].get((phase, step or _HERE["step"]))
     if number is None:
         return
     told, go = _HERE["folder"] / f"at-{number}", _HERE["folder"] / f"go-{number}"
@@ -44,7 +47,9 @@ def _patch() -> None:
     import torch
 
     from training import loop, step
+    from training.checkpoint import Snapshot
     from training.encoder import DualEncoder
+    from training.saver import Saver
 
     def before(module: Any, name: str, phase: str) -> None:
         inner = getattr(module, name)
@@ -62,7 +67,7 @@ def _patch() -> None:
 
     register_optimizer_step_pre_hook(lambda *_: reach("optimizer"))
 
-    weighted, report, save = step.weighted, ray.train.report, loop.save_checkpoint
+    weighted, report, write, save = step.weighted, ray.train.report, Snapshot.write, Saver._save
 
     def in_backward(loss: torch.Tensor) -> torch.Tensor:
         whole = weighted(loss)
@@ -70,16 +75,21 @@ def _patch() -> None:
             whole.register_hook(lambda _: reach("backward"))
         return whole
 
-    def reporting(metrics: dict[str, Any], checkpoint: Any = None, **keys: Any) -> None:
-        reach("report" if checkpoint is None else "upload")
-        report(metrics, checkpoint=checkpoint, **keys)
+    def reporting(metrics: dict[str, Any], **keys: Any) -> None:
+        reach("report")
+        report(metrics, **keys)
 
-    def saving(folder: Path, **keys: Any) -> None:
-        save(folder, **keys)
+    def saving(saver: Saver, snapshot: Snapshot, *rest: Any) -> None:
+        save(saver, snapshot, *rest)
+        reach("upload", snapshot.step)  # complete, and not reported yet
+
+    def writing(snapshot: Snapshot, folder: Path) -> None:
+        write(snapshot, folder)
         state = folder / "digests.json"
         whole = state.read_bytes()
         state.write_bytes(whole[: len(whole) // 2])  # a kill here leaves a file that is half written
-        reach("checkpoint")
+        reach("checkpoint", snapshot.step)
         state.write_bytes(whole)
 
-    step.weighted, ray.train.report, loop.save_checkpoint = in_backward, reporting, saving  # type: ignore[assignment]
+    step.weighted, ray.train.report = in_backward, reporting  # type: ignore[assignment]
+    Snapshot.write, Saver._save = writing, saving  # type: ignore[method-assign]

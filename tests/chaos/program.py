@@ -14,6 +14,7 @@ import training.plan
 from pipelines.dataset.batch import Batch
 from pipelines.dataset.order import Order
 from pipelines.dataset.stream import Stream, Unusable, Worker
+from pipelines.program import cluster
 from pipelines.program.cli import run_program
 from tests.chaos import points
 from training.__main__ import _run
@@ -21,7 +22,7 @@ from training.config import TrainSettings
 
 
 class PointedStream(Stream):
-    """Notes (step, sample ids) as the loop receives batches, one file per attempt and worker."""
+    """Notes each step's sample ids, and when, as the loop receives batches, one file per attempt and worker."""
 
     folder: Path
     started: int
@@ -38,7 +39,8 @@ class PointedStream(Stream):
                 points.reach("read")
                 batch = next(batches)
                 ids = cast(dict, batch).pop("sample_id").tolist()
-                file.write(json.dumps({"step": step, "epoch": order.epoch_of(step), "ids": ids}) + "\n")
+                line = {"step": step, "epoch": order.epoch_of(step), "ids": ids, "time": time.time()}
+                file.write(json.dumps(line) + "\n")
                 file.flush()
                 yield batch
 
@@ -47,9 +49,10 @@ def main(folder: str, config: str, *overrides: str) -> int:
     PointedStream.folder = Path(folder)
 
     def pointed(**keys: object) -> Stream:
-        return PointedStream(**keys | {"columns": keys["columns"] | {"sample_id"}})  # type: ignore[arg-type,operator]
+        return PointedStream(**keys | {"columns": keys["columns"] | {"sample_id"}})  # type: ignore[operator]
 
     training.plan.Stream = pointed  # type: ignore[assignment,misc]
+    cluster._HEAD = 10.0  # seconds that it waits for a lost head: enough here, where none comes back
     return run_program("training", "", TrainSettings, _run, [config, *overrides])
 
 

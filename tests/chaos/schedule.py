@@ -1,4 +1,4 @@
-"""What happens to a run: a mode, an objective, and faults, each at a phase of a step."""
+"""What happens to a run: its workers, objective and storage, and faults, each at a phase of a step."""
 
 import random
 import re
@@ -10,6 +10,7 @@ from tests.training.undisturbed import OBJECTIVES
 STEPS, STEPS_PER_EPOCH = 18, 3  # 22 usable pairs of squares in batches of 7, six epochs
 EVERY = 3  # steps between checkpoints
 EVALUATED = (6, 12, 18)
+WORKERS = ("2", "1-3")
 
 # Where a fault may come, and at which steps.
 PHASES = {
@@ -35,8 +36,14 @@ KINDS = {
     "kill-head": "kill -9 of the cluster's head; a new cluster, the same command again",
     "cut-checkpoint": "kill -9 of the program, and a file of the newest checkpoint is cut; the same command again",
     "flip-checkpoint": "the same, with one bit flipped",
+    "freeze-worker": "a worker stands still for ever (SIGSTOP)",
+    "freeze-task": "so do the processes that read",
     "full-disk": "the disk of the run's folder is full for seconds",
+    "store-fails": "for seconds, the store fails every request, or resets its connection",
+    "store-stalls": "for seconds, the store takes seconds for every answer",
+    "store-is-mute": "for half a minute, the store answers nothing",
 }
+STORAGES = {"disk": {"full-disk"}, "s3": {"store-fails", "store-stalls", "store-is-mute"}}  # and the kinds that only one can have
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,20 @@ class Fault:
 
 @dataclass(frozen=True)
 class Schedule:
-    """`workers/objective/fault,fault,...`; workers: 2, or 1-3 for a range."""
+    """`workers/objective/storage/fault,fault,...`, or without a storage for a disk; workers: 2, or 1-3 for a range."""
 
     workers: str
     objective: str
+    storage: str
     faults: tuple[Fault, ...]
 
     def __str__(self) -> str:
-        return f"{self.workers}/{self.objective}/{','.join(map(str, self.faults))}"
+        storage = "" if self.storage == "disk" else f"{self.storage}/"
+        return f"{self.workers}/{self.objective}/{storage}{','.join(map(str, self.faults))}"
+
+    def has(self, *kinds: str) -> bool:
+        """Whether one of its faults is of these kinds."""
+        return any(fault.kind in kinds for fault in self.faults)
 
     def shorter(self) -> Iterator["Schedule"]:
         """The schedules with one fault less."""
@@ -72,20 +85,28 @@ class Schedule:
 def drawn(seed: int, kinds: list[str]) -> Schedule:
     """Two to four faults in the order of their steps, of these kinds."""
     chance = random.Random(seed)
+    possible = {storage: [kind for kind in kinds if _possible(kind, storage)] for storage in STORAGES}
+    storage = chance.choice([storage for storage in STORAGES if possible[storage]])
     faults = []
     for _ in range(chance.randint(2, 4)):
         phase = chance.choice(list(PHASES))
         rank = 0 if phase in RANK_0 else chance.randrange(3)
-        faults.append(Fault(chance.choice(kinds), phase, chance.choice(list(PHASES[phase])), rank))
+        faults.append(Fault(chance.choice(possible[storage]), phase, chance.choice(list(PHASES[phase])), rank))
     order = list(PHASES)
     faults.sort(key=lambda fault: (fault.step, order.index(fault.phase)))
-    return Schedule(chance.choice(["2", "1-3"]), chance.choice(list(OBJECTIVES)), tuple(faults))
+    return Schedule(chance.choice(WORKERS), chance.choice(list(OBJECTIVES)), storage, tuple(faults))
+
+
+def _possible(kind: str, storage: str) -> bool:
+    return all(kind not in own for other, own in STORAGES.items() if other != storage)
 
 
 def parsed(text: str) -> Schedule:
     """A schedule from its text. Raises `ValueError` for another text."""
-    workers, objective, faults = text.split("/")
-    found = [re.fullmatch(r"([a-z-]+)@([a-z]+):(\d+):(\d+)", fault) for fault in faults.split(",") if fault]
-    if not all(match and match[1] in KINDS and match[2] in PHASES for match in found) or objective not in OBJECTIVES:
+    workers, objective, *of, faults = text.split("/")
+    storage = of[0] if len(of) == 1 else "disk"
+    found = [re.fullmatch(r"([a-z0-9-]+)@([a-z]+):(\d+):(\d+)", fault) for fault in faults.split(",") if fault]
+    known = workers in WORKERS and objective in OBJECTIVES and storage in STORAGES and len(of) < 2
+    if not known or not all(m and _possible(m[1], storage) and m[1] in KINDS and m[2] in PHASES for m in found):
         raise ValueError(f"{text} is no schedule")
-    return Schedule(workers, objective, tuple(Fault(m[1], m[2], int(m[3]), int(m[4])) for m in found if m))
+    return Schedule(workers, objective, storage, tuple(Fault(m[1], m[2], int(m[3]), int(m[4])) for m in found if m))

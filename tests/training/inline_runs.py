@@ -11,7 +11,7 @@ from training.metrics_file import read_metrics
 from training.plan import Plan
 from training.tensor_tree import load_tree
 
-TIMES = {"samples_per_second", "data_wait", "peak_memory_gib", "seconds", "time"}
+TIMES = {"samples_per_second", "data_wait", "checkpoint_wait", "peak_memory_gib", "seconds", "time"}
 
 
 class ProcessDiedError(Exception):

@@ -17,10 +17,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from tests.training.program import Program
 from tests.training.squares import prepared_by_hand
 from training.checkpoint_registry import newest_step
 from training.metrics_file import read_metrics
+from training.pulse import pulses
+from training.run_store import RunStore
 
 NOTICE = 60  # seconds between a notice and the loss of the node
 WORKERS = 2
@@ -95,13 +98,14 @@ def losses(notices: int, kills: int, seed: int) -> list[Loss]:
 class LongRun:
     """A run that goes on for as long as nodes are taken from it."""
 
-    def __init__(self, cluster: Cluster, folder: Path, elastic: bool = False):
-        self._cluster, self.run = cluster, folder / "run"
+    def __init__(self, cluster: Cluster, folder: Path, elastic: bool = False, storage: str = ""):
+        """`storage`: a store's URI, where the run is to be."""
+        self._cluster, self.run = cluster, RunStore(f"{storage}/run").folder if storage else folder / "run"
         for _ in range(WORKERS + 1 + (not elastic)):  # for the workers, the tasks that read for them, and to spare
             add_node(cluster)
         resources = {"num_workers": [1, WORKERS]} if elastic else {}
         squares = prepared_by_hand(folder / "squares", "squares")
-        more = {"storage": str(folder), "data": {"path": str(squares.path)}}
+        more = {"storage": storage or str(folder), "data": {"path": str(squares.path)}}
         config = folder / "run.yaml"
         config.write_text(yaml.safe_dump(CONFIG | more | {"resources": CONFIG["resources"] | resources}))
         self.program = Program(config)
@@ -116,34 +120,45 @@ class LongRun:
         since = max((line["time"] for line in self.restarts()), default=0.0)
         return [line for line in read_metrics(self.run / "metrics.jsonl") if line["time"] > since]
 
-    def lose(self, loss: Loss) -> Outcome:
-        """Take a node away once all workers have made enough steps."""
+    def bundle_of_rank_0(self) -> int:
+        """Where the worker is that saves."""
+        (place,) = (i for i in range(WORKERS) if node_with(self._cluster, self.run, i).node_id == pulses(self.run)[0]["node"])
+        return place
+
+    def lose(self, loss: Loss, too_late: Callable[[Callable[[], None]], None] | None = None) -> Outcome:
+        """Take a node away once all workers have made enough steps.
+
+        `too_late`: called after the notice, with the function that takes the node away, which else waits until the run has left.
+        """
         wait_until(
             lambda: sum(line["workers"] == WORKERS for line in self.reported()) >= loss.after, self.program.text, every=0.1
         )
         before, saved = len(self.restarts()), newest_step(self.run)
         node, begun = node_with(self._cluster, self.run, loss.bundle), time.time()
+        take = partial(self._cluster.remove_node, node, allow_graceful=False)
         if loss.notice:
             give_notice(self._cluster, node)
-        else:
-            self._cluster.remove_node(node, allow_graceful=False)
+        if too_late is not None:
+            too_late(take)
+        elif not loss.notice:
+            take()
         wait_until(lambda: len(self.restarts()) > before, self.program.text, every=0.1)
         (line,) = self.restarts()[before:]
-        if loss.notice:
-            self._cluster.remove_node(node, allow_graceful=False)
+        if loss.notice and too_late is None:
+            take()
         wait_until(lambda: bool(self.reported()), self.program.text, every=0.1)
         first = self.reported()[0]
         add_node(self._cluster)
         return Outcome(loss, line["kind"], line["step"], saved or 0, first["step"] - 1, first["workers"], first["time"] - begun)
 
 
-def add_node(cluster: Cluster) -> None:
+def add_node(cluster: Cluster, **options: Any) -> None:
     """Of one CPU. Ray gives a node half a minute to start, which is too short on a busy machine."""
     for _ in range(4):
         with suppress(Exception):
-            cluster.add_node(num_cpus=1)
+            cluster.add_node(num_cpus=1, **options)
             return
-    cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1, **options)
 
 
 class Announced(BaseHTTPRequestHandler):

@@ -16,7 +16,7 @@ from pipelines.features.pool import Pool
 from pipelines.program.display import Display
 from pipelines.program.settings import validate
 from tests.training.objectives.reference import task
-from training.checkpoint import CheckpointEmbedder, load_embedder, save_checkpoint
+from training.checkpoint import CheckpointEmbedder, load_embedder, snapshot
 from training.checkpoint_registry import seal
 from training.config import TrainSettings
 from training.objectives import ObjectiveUnion
@@ -26,7 +26,7 @@ from training.precision import unit
 from training.state import TrainState
 from training.tensor_tree import load_tree, save_tree
 
-TASK = task(states_width=16, vocabulary_size=50, guide_widths=(4, 4))
+TASK = task(states_width=16, vocabulary_size=50, frozen_widths=(4, 4))
 
 
 def save(prepared: Prepared, folder: Path, **changes: Any) -> TrainState:
@@ -47,7 +47,7 @@ def save(prepared: Prepared, folder: Path, **changes: Any) -> TrainState:
     optimizer = settings.optimizer.build([encoder, objective])
     state = TrainState(encoder, objective, teacher, optimizer, torch.amp.GradScaler("cpu", enabled=False))
     folder.mkdir()
-    save_checkpoint(folder, state, plan, {})
+    snapshot(state, plan, {}).write(folder)
     return state
 
 

@@ -3,7 +3,9 @@
 import os
 import re
 import signal
+import threading
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,10 @@ def stalls(run: Path) -> list[str]:
 
 
 def test_stopped_processes_of_a_run_are_named_and_ended(squares: Prepared, tmp_path: Path) -> None:
-    """A worker, and what reads for it: the run resumes from its last checkpoint, and all who tell of it tell the same."""
+    """A worker, and what reads for it: the run resumes from its last checkpoint, and all who tell of it tell the same.
+
+    Without Ray Train's controller it ends.
+    """
     config, run = tmp_path / "run.yaml", tmp_path / "runs" / "run"
     config.write_text(yaml.safe_dump(CONFIG | {"storage": str(run.parent), "data": {"path": str(squares.path)}}))
     program = Program(config, "4", run=(str(Path(__file__).parent / "recording_run.py"),))
@@ -78,6 +83,11 @@ def test_stopped_processes_of_a_run_are_named_and_ended(squares: Prepared, tmp_p
         assert "recording_run.py:" in text, "where its stack is"
         assert text in [restart["cause"] for restart in costs["restarts"]] and text in program.text()
         assert steps() == list(range(1, len(steps()) + 1))
+
+        (controller,) = (one for one in program.family() if _title(one).startswith(process_states._CONTROLLER))
+        controller.suspend()
+        assert program.process.wait(PATIENCE) == 2
+        assert f"process {controller.pid}) on" in stalls(run)[-1] and stalls(run)[-1] in program.text().splitlines()[-1]
     finally:
         program.kill()
 
@@ -105,17 +115,20 @@ class Hanging:
             distributed.total(torch.ones(1))
 
     def in_an_upload(self, folder: Path, rank: int) -> None:
-        """The first uploads to a store that does not answer; the second is a step further, and waits."""
+        """The first uploads to a store that does not answer, while both train on."""
+
+        def upload() -> None:
+            with pulse.Beside(7) as beside:
+                beside.at("upload")
+                self._never_comes()
+
         with pulse.Pulse(folder, Worker(rank, 2, torch.device("cpu"), 1.0)):
-            pulse.at("read", 7)
-            pulse.at("step")
-            if rank:
-                pulse.at("report")
-                pulse.at("read", 8)
-                pulse.at("step")
-            else:
-                pulse.at("upload")
-            self._never_comes()
+            pulse.at("report", 7)
+            if not rank:
+                threading.Thread(target=upload, daemon=True).start()
+            for step in count(8):
+                pulse.at("read", step)
+                time.sleep(0.1)
 
     def in_a_read(self, folder: Path) -> str:
         """Its only task is stopped the first time."""

@@ -11,7 +11,7 @@ import torch
 from tests.refusals import refused
 from tests.training.inline_runs import ProcessDiedError, assert_equal_runs, curve, steps, train
 from tests.training.squares import BEST, STEPS
-from training import loop
+from training.checkpoint import Snapshot
 from training.checkpoint_registry import settle
 from training.held_out import read_held_out
 from training.in_process import fit_inline
@@ -28,16 +28,16 @@ def test_an_incomplete_checkpoint_is_ignored(
     step: int,
 ) -> None:
     """The process dies while it writes a checkpoint, after the step's line: an incomplete folder is left, which is never read."""
-    whole = loop.save_checkpoint
+    whole = Snapshot.write
 
-    def half(folder: Path, state: Any, **rest: Any) -> None:
-        whole(folder, state, **rest)
-        if state.step == step:
+    def half(snapshot: Snapshot, folder: Path) -> None:
+        whole(snapshot, folder)
+        if snapshot.step == step:
             (folder / "state.safetensors").write_bytes(b"half")
             raise ProcessDiedError
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "save_checkpoint", half)
+        patched.setattr(Snapshot, "write", half)
         assert train(plan_of(), tmp_path)[0] is None
     assert len(curve(tmp_path)) == step and step not in steps(tmp_path) and len(list(tmp_path.glob("partial-*"))) == 1
     result, reported = train(plan_of(), tmp_path)

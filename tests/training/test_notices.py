@@ -2,6 +2,8 @@
 
 import pickle
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,14 @@ import ray.train
 from ray.cluster_utils import Cluster
 
 from pipelines.program import ray_elastic
+from tests.object_store import Store, object_store
 from tests.patience import wait_until
 from tests.training.lost_steps import EVERY, WORKERS, LongRun, Loss
+from training.checkpoint_registry import is_checkpoint, newest_step, registered
 from training.metrics_file import read_metrics
 from training.notices import Left, Notice
+from training.run_store import RunStore
+from training.status import status_of
 
 
 def test_who_asks_to_stop_is_heard_before_a_notice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,3 +67,40 @@ def test_a_range_of_workers_goes_on_with_fewer_after_a_notice(cluster: Cluster, 
     finally:
         long.program.kill()
     assert (outcome.kind, outcome.lost, outcome.workers) == ("notice", 0, WORKERS - 1), outcome
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    with object_store() as store:
+        for name, value in (store.environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")}).items():
+            monkeypatch.setenv(name, value)
+        yield store
+
+
+@pytest.mark.e2e
+def test_a_checkpoint_that_takes_longer_than_its_notice(store: Store, cluster: Cluster, tmp_path: Path) -> None:
+    """Its upload stalls until rank 0's node has gone: the run goes on from the one before, which costs steps and no failure."""
+    long, stalled = LongRun(cluster, tmp_path, storage=store.uri("runs")), ExitStack()
+
+    def too_late(take: Callable[[], None]) -> None:
+        wait_until(lambda: store.held() > 0, long.program.text)
+        take()
+        stalled.close()
+
+    try:
+        wait_until(lambda: newest_step(long.run) is not None, long.program.text)
+        stalled.enter_context(store.faulty(errors=0, stalls=0, resets=0, held="PUT .*checkpoint_0"))
+        outcome = long.lose(Loss(True, long.bundle_of_rank_0(), EVERY + 3), too_late)
+        long.program.process.send_signal(signal.SIGINT)
+        assert long.program.wait() == 128 + signal.SIGINT, long.program.text()
+    finally:
+        stalled.close()
+        long.program.kill()
+    assert (outcome.kind, outcome.resumed, outcome.workers) == ("notice", outcome.saved, WORKERS) and outcome.lost > 0, outcome
+    assert 0 <= status_of(long.run).costs["redone_steps"] - outcome.lost <= 1, "the last step was not reported"
+    steps = [line["step"] for line in read_metrics(long.run / "metrics.jsonl")]
+    assert steps == [*range(1, len(steps) + 1)]
+    there = RunStore(store.uri("runs", "run"))
+    names = {name.partition("/")[0] for name in there.files()}
+    assert {name for name in names if is_checkpoint(name)} == {path.name for path in registered(long.run)}
+    assert all(there.opened(path.name) for path in registered(long.run)), "what is listed is whole"

@@ -1,13 +1,15 @@
 """A run in a store, from one node's side: what is put there comes back on another node, whole, and has one holder."""
 
+import fcntl
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,13 @@ from tests.patience import PATIENCE, wait_until
 from tests.refusals import refused
 from training import placement, run_store
 from training.checkpoint import find_checkpoint
-from training.checkpoint_registry import seal
+from training.checkpoint_registry import seal, settle
 from training.metrics_file import read_metrics
 from training.metrics_log import MetricsLog
-from training.run_store import RunStore, appended, finished, kept, place_of, store_of, working_copy
+from training.run import only_one
+from training.run_store import RunStore, appended, finished, kept, place_of, store_of
+from training.status import main, status_of
+from training.working_copy import settled, working_copy
 
 QUIET = Display(quiet=True)
 
@@ -35,7 +40,7 @@ def store() -> Iterator[Store]:
     with object_store() as store, pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment.items():
             patch.setenv(name, value)
-        patch.setattr(lease, "_SETTLE", 0.0)
+        patch.setattr(lease, "SETTLE", 0.0)
         yield store
 
 
@@ -52,7 +57,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def folder_of(place: Path, content: str) -> Path:
     """A folder with digests."""
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     (place / "weights").write_text(content)
     seal(place)
     return place
@@ -96,6 +101,25 @@ def test_what_an_earlier_start_has_booked_stays_on_this_node(store: Store, node:
             (run / run_store.HELD).touch()
             (run / "config.yaml").write_text("a: 1")
     assert (run / run_store.HELD).exists()
+
+
+def test_a_checkpoint_that_is_damaged_in_the_store_alone(store: Store, node: Any) -> None:
+    """Workers on other nodes would read it, so the run resumes from the one before, though this node's copy is intact."""
+    uri, names = store.uri("runs", "damaged"), ["checkpoint_00000002", "checkpoint_00000004"]
+    with working_copy(uri, QUIET) as run:
+        for name in names:
+            (run / name).mkdir()
+            (run / name / "checkpoint.json").write_text('{"config": {}}')
+            folder_of(run / name, name)
+        (run / "newest_checkpoint.json").write_text(json.dumps(names))
+        kept(run, *names, "newest_checkpoint.json")
+    store.put(f"runs/damaged/{names[1]}/weights", b"damaged")
+    told: list[str] = []
+    with working_copy(uri, QUIET) as run:
+        assert settle(run, told.append) == run / names[0] and len(told) == 1 and "weights" in told[0]
+        settled(run)
+    assert store.get(f"runs/damaged/damaged-{names[1]}/weights") == b"damaged"
+    assert store.get(f"runs/damaged/{names[1]}/weights") is None
 
 
 def until_killed(work: Callable[..., Any], left: list[int]) -> Callable[..., Any]:
@@ -242,6 +266,57 @@ def test_one_process_holds_a_run(store: Store, node: Any, tmp_path: Path, monkey
         assert told == [], "nobody waits for a process of this machine that is dead"
 
 
+def _locks_of_its_own(system: str) -> None:
+    """As on another machine, if the disk that both share keeps locks to each."""
+    fcntl.flock = lambda *_: None  # type: ignore[assignment]
+    lease._system = lambda: system  # type: ignore[assignment]
+
+
+def _hold_on_disk(folder: Path, system: str | None, told: Any) -> None:
+    lease.RENEWAL = 0.5
+    if system is not None:
+        _locks_of_its_own(system)
+    with only_one(folder, QUIET):
+        told.send("held")
+        told.recv()
+
+
+def test_one_process_holds_a_run_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its lock, or where that is not seen by its lease; a dead one of this machine is not waited for."""
+    monkeypatch.setattr(lease, "EXPIRY", PATIENCE)  # it returns as soon as the lease is renewed
+    spawn, run, told = multiprocessing.get_context("spawn"), tmp_path / "run", list[str]()
+    pipe, other = spawn.Pipe()
+
+    def hold(system: str | None) -> Any:
+        process = spawn.Process(target=_hold_on_disk, args=(run, system, other))
+        process.start()
+        assert pipe.recv() == "held"
+        return process
+
+    process = hold(None)
+    with refused("name", run, remedy="name="), only_one(run, Told(told)):
+        pass
+    process.kill()
+    process.join()
+    with only_one(run, Told(told)):
+        assert told == []
+    process = hold("another")
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", lambda *_: None)
+        with refused("name", run, remedy="name="), only_one(run, Told(told)):
+            pass
+        assert str(run) in told[0] and process.is_alive()
+        os.kill(process.pid, signal.SIGSTOP)
+        patch.setattr(lease, "EXPIRY", 3.0)
+        with only_one(run, Told(told)):
+            os.kill(process.pid, signal.SIGCONT)
+            process.join(PATIENCE)
+            assert process.exitcode == 1, "who lost it ends"
+    told.clear()
+    with only_one(run, Told(told)):
+        assert told == [], "it was given back"
+
+
 def test_an_outage_is_waited_for(store: Store, node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than requests are retried for, but not for ever."""
     monkeypatch.setattr("pipelines.io.retry._FIRST_WAIT", 0.001)
@@ -275,3 +350,56 @@ def test_a_run_in_a_store_opens_as_one_on_a_disk(store: Store, node: Any, tmp_pa
     for missing in (store.uri("runs", "nowhere"), f"{there.uri}/checkpoint_00000006"):
         with refused("checkpoint", missing):
             find_checkpoint(missing)
+
+
+def lease_of(name: str, beat: int) -> bytes:
+    return json.dumps({"holder": name, "machine": "elsewhere", "process": 1, "beat": beat}).encode()
+
+
+@contextmanager
+def renewed(store: Store, name: str) -> Iterator[None]:
+    """A process of another machine renews this run's lease in the block."""
+    over = threading.Event()
+
+    def renew() -> None:
+        beat = 1
+        while not over.wait(0.02):
+            beat += 1
+            store.put(f"seen/{name}/.lock", lease_of(name, beat))
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
+def test_what_is_seen_of_runs_in_a_store(
+    store: Store, node: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Growing files count as a whole; a run is at work whose lease is renewed, whatever the clocks say."""
+    for name in ("dead", "living"):
+        store.put(f"seen/{name}/sessions.jsonl.parts/000000", b'{"time": 0, "event": "start", "total": 10, "seen": null}\n')
+        store.put(f"seen/{name}/metrics.jsonl.parts/000000", b'{"step": 1, "time": 5}\n{"ste')
+        store.put(f"seen/{name}/metrics.jsonl.parts/000001", b'p": 2, "time": 6}\n')
+        store.put(f"seen/{name}/.lock", lease_of(name, 1))
+    store.put("seen/over/result.json", b'{"step": 3}')
+    store.put("seen/over/metrics.jsonl", b'{"step": 3, "time": 6}\n')
+    store.put("seen/over/metrics.jsonl.parts/000000", b'{"step": 2, "time": 6}\n')
+    store.put("seen/over/.lock", b"{}")
+    store.put("seen/data/manifest.json", b"{}")
+    store.put("seen/.hidden/result.json", b'{"step": 3}')
+    assert (status_of(store.uri("seen", "dead")).state, status_of(store.uri("seen", "over")).step) == ("running", 3)
+    monkeypatch.setattr(lease, "EXPIRY", 0.0)  # as if they had been renewed long ago
+    monkeypatch.setattr(lease, "RENEWAL", 0.5)
+    with renewed(store, "living"):
+        assert main([store.uri("seen")]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(row[0], row[1], row[2]) for row in rows] == [
+        ("dead", "failed", "2"),
+        ("living", "running", "2"),
+        ("over", "finished", "3"),
+    ]
+    for place in (store.uri("nothing"), "https://host/runs"):
+        assert main([place]) == 2
+        assert place in capsys.readouterr().err

@@ -17,7 +17,8 @@ from pipelines.features.pool import Pool
 from pipelines.program.display import Display
 from pipelines.program.settings import validate
 from tests.refusals import refused
-from training.checkpoint import load_checkpoint, load_embedder, save_checkpoint
+from training.checkpoint import load_checkpoint, load_embedder, snapshot
+from training.checkpoint_registry import DIGESTS
 from training.config import TrainSettings
 from training.plan import Plan, plan_of
 from training.state import TrainState, unwrap
@@ -68,8 +69,12 @@ def test_a_run_resumes_from_a_checkpoint_as_if_nothing_had_happened(plan: Plan, 
     plan = replace(plan, settings=settings)
     straight = state_of(plan)
     advance(straight, plan, 3)
-    save_checkpoint(tmp_path, straight, plan, {"loss": 1.0})
+    at_once, later = (snapshot(straight, plan, {"loss": 1.0}) for _ in range(2))
+    at_once.write(tmp_path)
     expected = advance(straight, plan, 3)
+    (tmp_path / "later").mkdir()
+    later.write(tmp_path / "later")  # after training went on
+    assert (tmp_path / "later" / DIGESTS).read_text() == (tmp_path / DIGESTS).read_text()
     resumed = state_of(plan, seed=99)
     load_checkpoint(tmp_path, resumed, plan)
     assert (resumed.step, resumed.samples) == (3, 12)
@@ -81,7 +86,7 @@ def test_a_run_resumes_from_a_checkpoint_as_if_nothing_had_happened(plan: Plan, 
 
 
 def test_a_checkpoint_of_other_data_is_refused(plan: Plan, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, state_of(plan), plan, {})
+    snapshot(state_of(plan), plan, {}).write(tmp_path)
     prepared = plan.stream.prepared
     other = replace(prepared, manifest=prepared.manifest | {"fingerprint": "f" * 32})
     changed = replace(plan, stream=replace(plan.stream, prepared=other))
@@ -128,7 +133,7 @@ def test_wrappers_leave_no_trace_in_a_checkpoint(plan: Plan, tmp_path: Path) -> 
 def test_the_embedder_of_a_checkpoint_gives_the_encoders_rows(plan: Plan, stamps: Prepared, tmp_path: Path) -> None:
     state = state_of(plan)
     advance(state, plan, 2)
-    save_checkpoint(tmp_path, state, plan, {})
+    snapshot(state, plan, {}).write(tmp_path)
     embedder = load_embedder(str(tmp_path))
     images = list(whole_images(stamps, np.arange(3)))
     pixels = torch.from_numpy(np.stack([eval_view(p, 12) for p in images]))

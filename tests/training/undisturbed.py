@@ -107,7 +107,7 @@ def leg(plan: Plan, start: Path | None, end: int, place: Path) -> tuple[list[dic
         lines.append(metrics)
         if save is not None and worker.rank == 0:
             place.mkdir(exist_ok=True)
-            save(place)
+            save().write(place)
 
     checkpoint = None if start is None else ray.train.Checkpoint.from_directory(start)
     result = train(plan, worker, report, checkpoint, lambda: first + len(Here.consumed) == end)
