@@ -1,6 +1,7 @@
 """One run under a schedule on a cluster of this machine: its faults come when it reaches their points."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -84,6 +85,8 @@ class Simulator:
             self._take_away(time.monotonic() + NOTICE)
             self._checks.all_hold(schedule, place.brought(), aside, outcome, DOCTORS)
             self._nothing_is_taken()
+            for injected in outcome.injected:
+                self._stand_up(injected.pids)
             place.delete()
             shutil.rmtree(aside, ignore_errors=True)
         except Exception as error:
@@ -98,9 +101,8 @@ class Simulator:
         if self._cluster is None:
             os.environ.pop("RAY_ADDRESS", None)
             os.environ["XDG_CACHE_HOME"] = self._cache()
-            self._cluster = Cluster(
-                initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}, connect=True
-            )
+            self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+            ray.init(self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         assert self._cluster is not None
         self._take_away(time.monotonic() + NOTICE)
         while len(self._cluster.worker_nodes) < NODES:
@@ -297,6 +299,13 @@ class Simulator:
         each(signal.SIGSTOP)
         if not for_ever:
             self._lasting.append((time.monotonic() + SECONDS, lambda: each(signal.SIGCONT)))
+
+    def _stand_up(self, pids: list[int]) -> None:
+        """End processes that stand still and that nobody needed: Ray cannot end one when its job has ended."""
+        for pid in pids:
+            with suppress(psutil.Error):
+                if (process := psutil.Process(pid)).status() == psutil.STATUS_STOPPED:
+                    process.kill()
 
     def _take_node_of(self, worker: int, notice: bool) -> None:
         assert self._cluster is not None
