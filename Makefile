@@ -4,6 +4,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
+# Compiled files are kept, whatever the shell says: the tests start hundreds of processes, and pytest rewrites all their modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check docs lint install seeds tuxpaint icons clean
 
 # Everything pinned by constraints.txt. APART: MiniLM's package asks for sentence-transformers; lightly, which a test holds SimSiam

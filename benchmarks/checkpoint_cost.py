@@ -3,9 +3,9 @@
     python -m benchmarks.checkpoint_cost          # about 15 minutes on 2 cores
 
 One Ray Train worker with one thread trains timm's vit_small (64 pixels) and a small text tower by AdamW, and saves with
-`training.saver` as a run does. The store is the tests' S3 server, on the same machine. Each checkpoint comes after a stretch of
-steps without one. Its cost is the time for which training stood still, and by how much longer than the stretch's median the steps
-took that were made until it was listed.
+`training.saver` as a run does. The store is the tests' S3 server, on the same machine and its CPUs. Before and after each
+checkpoint there is a stretch of steps without one. Its cost is the time for which training stood still, and by how much longer
+than those steps' median the steps took that were made until it was listed.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from training.build import build_state
 from training.checkpoint import snapshot
 from training.config import TrainSettings
 from training.plan import plan_of
-from training.run_store import RunStore
+from training.run_store import RunStore, ray_options
 from training.saver import Saver
 from training.step import train_step
 
@@ -50,6 +51,7 @@ TREE: dict[str, Any] = {
     "image_tower": {"name": "timm", "model": "vit_small_patch16_224", "image_size": 64},
     "text_tower": {"name": "transformer", "width": 256, "layers": 2, "max_tokens": 16},
     "embed_dim": 256,
+    "epochs": 1000,
     "global_batch_size": BATCH,
     "optimizer": {"name": "adamw", "lr": 1e-4},
 }
@@ -63,7 +65,7 @@ def measured(config: dict[str, Any]) -> dict[str, Any]:
     ids = plan.order.batch(0)
     found = plan.stream.compute(Item(ids, 0)) | plan.stream.look_up(ids, 0)
     batch: Any = {name: torch.from_numpy(np.asarray(column)) for name, column in found.items()}
-    saver, rows = Saver(config["folder"], config["store"]), []
+    saver, stretches, saved = Saver(config["folder"], config["store"]), [], []
 
     def step() -> float:
         begun = time.perf_counter()
@@ -73,7 +75,7 @@ def measured(config: dict[str, Any]) -> dict[str, Any]:
     [step() for _ in range(3)]
     with pulse.Pulse(config["folder"], worker), saver:
         for way in WAYS * config["checkpoints"]:
-            usual = statistics.median(step() for _ in range(STEPS))
+            stretches.append([step() for _ in range(STEPS)])
             begun = time.perf_counter()
             saver.report({"step": state.step}, partial(snapshot, state, plan, {}))
             while way == WAYS[0] and unreported():
@@ -81,7 +83,13 @@ def measured(config: dict[str, Any]) -> dict[str, Any]:
             still, during = time.perf_counter() - begun, []
             while unreported():
                 during.append(step())
-            rows.append((way, still, still + sum(during) - usual * len(during), time.perf_counter() - begun, usual))
+            saved.append((way, still, during, time.perf_counter() - begun))
+    stretches.append([step() for _ in range(STEPS)])
+    usual = [statistics.median(before + after) for before, after in pairwise(stretches)]
+    rows = [
+        (way, still, still + sum(during) - middle * len(during), whole, middle)
+        for (way, still, during, whole), middle in zip(saved, usual, strict=True)
+    ]
     return {"rows": rows, "bytes": sum(tensor.nbytes for tensor in snapshot(state, plan, {}).tensors.values())}
 
 
@@ -102,7 +110,7 @@ def run(folder: Path, place: str, checkpoints: int) -> dict[str, Any]:
         cluster.start(False)
         stack.callback(ray.shutdown)
         config = {"plan": plan, "folder": folder / place, "store": own, "checkpoints": checkpoints}
-        where = {"name": place, "storage_path": str(folder)} if own is None else own.ray_options()
+        where = ray_options(folder / place if own is None else own.uri)
         keep = ray.train.CheckpointConfig(num_to_keep=1)
         scaling = ray.train.ScalingConfig(num_workers=1)
         trainer = TorchTrainer(

@@ -39,7 +39,7 @@ LIMIT = 13 << 29  # bytes that a part may have: 6.5 GiB
 
 
 def write(folder: Path, rows: int) -> Prepared:
-    """A dataset of so many rows, of which every fourth has two captions, and banks of zeros."""
+    """A dataset of so many rows, of which every fourth has two captions, and stored features of zeros."""
     (folder / "content").mkdir()
     shards, texts = [], 0
     for first in range(0, rows, SHARD):
@@ -80,8 +80,8 @@ def stream_of(folder: Path, columns: set[str]) -> tuple[Stream, Order]:
     """What a driver sends to its workers and tasks."""
     prepared = Prepared.open(folder)
     tokenizer = train_tokenizer(["number 0 a photograph of something that nobody has seen before"], 200, 16)
-    banks = folder / "images", folder / "texts"
-    stream = Stream(prepared, frozenset(columns), 0, 8, Augment(), tokenizer, *banks)
+    features = folder / "images", folder / "texts"
+    stream = Stream(prepared, frozenset(columns), 0, 8, Augment(), tokenizer, *features)
     return stream, Order(prepared, "train", None, 0, BATCH)
 
 

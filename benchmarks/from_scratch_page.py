@@ -103,7 +103,7 @@ def write(machine: str) -> str:
         f" too little to rank them. Chance is {chance('openmoji')} and {chance('tuxpaint')} of R@10, where some still are"
         " ([settings for small data](../objectives.md#settings-for-small-data)). Step time and memory relative to CLIP's"
         f" ({time}, {memory} of tensors at the peak, beyond weights and state) on OpenMoji; forwards are rows through a tower for"
-        " each pair, counted by hooks, and of them those of a teacher, without gradient. clip-ping finds its features in banks;"
+        " each pair, counted by hooks, and of them those of a teacher, without gradient. clip-ping looks up stored features;"
         " distill learns from a run with locked EfficientNet-Lite0 and MiniLM on the same split."
     ]
     head = ["OpenMoji R@10", "OpenMoji zero-shot", "Tux Paint R@10", "Tux Paint zero-shot", "step time", "step memory"]
@@ -133,7 +133,7 @@ def write(machine: str) -> str:
     ping = last(runs, "ping")
     lines += ["", "## CLIP-PING", ""]
     lines += [
-        f"OpenMoji, {PING_EPOCHS} epochs, {ping['seed'].nunique()} seeds, as above. Banks and live encoders are"
+        f"OpenMoji, {PING_EPOCHS} epochs, {ping['seed'].nunique()} seeds, as above. The frozen encoders, stored or live, are"
         " EfficientNet-Lite0 and MiniLM; live ones see the student's view of 48 pixels enlarged to 64, and 24 tokens.",
         "",
     ]
@@ -147,7 +147,7 @@ def write(machine: str) -> str:
     if len(locked):
         lines += [
             "",
-            "With both towers locked on the same encoders that guide (20 epochs of `openmoji.yaml`, only heads train):",
+            "With both towers locked on the same frozen encoders (20 epochs of `openmoji.yaml`, only heads train):",
             "",
         ]
         lines += differences(locked, ["clip-ping"])

@@ -3,7 +3,7 @@
     python -m benchmarks.neighbours            # some 5 minutes on 2 cores, 2 GiB of memory
 
 Rows: 100,000 random unit rows about 2,000 centres, tight and loose, and, where it was prepared, the images and captions of
-OpenMoji (pipelines/configs/openmoji-banks.yaml). Queries are rows themselves, and each leaves its own group out. Recall@1: the
+OpenMoji (pipelines/configs/openmoji-features.yaml). Queries are rows themselves, and each leaves its own group out. Recall@1: the
 share of the queries for which the index finds the very row that the exact search finds. Cosine lost: by how much less alike the
 rows are that it finds, over all queries. Seconds are of all threads together: other programs on the machine count little.
 """
@@ -20,13 +20,13 @@ from benchmarks.runs import machine
 from pipelines.dataset.prepared import Prepared
 from pipelines.features.frozen_encoders import unit
 from pipelines.features.knn import Approximate, nearest
-from pipelines.features.rows_by_id import bank_rows
+from pipelines.features.rows_by_id import feature_rows
 from pipelines.program.display import Display
 from pipelines.program.settings import load
-from training.features import BankSettings, compute_banks
+from training.features import FeatureSettings, compute_features
 
 ROWS, WIDTH, CENTRES = 100_000, 384, 2000
-RECIPE = Path("pipelines/configs/openmoji-banks.yaml")
+RECIPE = Path("pipelines/configs/openmoji-features.yaml")
 RESULT = Path("docs/benchmarks/neighbours.md")
 
 
@@ -39,16 +39,16 @@ def clusters(spread: float) -> np.ndarray:
 
 
 def openmoji() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(name, unit rows, groups) of both banks, computed where they are not there; nothing without the dataset."""
-    settings = load(BankSettings, RECIPE)
+    """(name, unit rows, groups) of images and captions, computed where they are missing; nothing without the dataset."""
+    settings = load(FeatureSettings, RECIPE)
     if not (Path(settings.dataset) / "manifest.json").exists():
         return
-    images, texts, _ = compute_banks(settings, Display())
+    images, texts, _ = compute_features(settings, Display())
     prepared = Prepared.open(settings.dataset)
     everybody = np.arange(prepared.num_samples)
     image_ids, firsts = prepared.row_ids.image(everybody), prepared.row_ids.text(everybody)
-    yield "OpenMoji's images, EfficientNet-Lite0", unit(bank_rows(images)[:]), image_ids
-    yield "OpenMoji's captions, MiniLM", unit(bank_rows(texts)[firsts]), image_ids
+    yield "OpenMoji's images, EfficientNet-Lite0", unit(feature_rows(images)[:]), image_ids
+    yield "OpenMoji's captions, MiniLM", unit(feature_rows(texts)[firsts]), image_ids
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:

@@ -52,7 +52,7 @@ CHANGED: dict[str, dict[str, Any]] = {
 
 
 def members() -> dict[str, type[ObjectiveSettings]]:
-    """Of the registry, by name, those that see one view of an image and no bank."""
+    """Of the registry, by name, those that see one view of an image and no stored features."""
     everything = {member.model_fields["name"].default: member for member in get_args(get_args(ObjectiveUnion)[0])}
     return {name: member for name, member in everything.items() if member().needs in (Needs(), Needs(ids=True))}
 

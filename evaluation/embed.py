@@ -77,8 +77,8 @@ def embed(
     folder = cache if info.fingerprint else storage.join(cache, rows.fingerprint)
     embedded = [inputs if info.has_features else inputs.fallback for inputs in every]
     encoder = {"model": settings.embedder, "fingerprint": rows.fingerprint}
-    banks = [
-        feature_store.Bank(
+    stored = [
+        feature_store.StoredFeatures(
             folder,
             len(inputs.items),
             {"of": f"{inputs.kind} in order", "encoder": encoder, "data": inputs.fingerprint},
@@ -101,9 +101,9 @@ def embed(
     if isinstance(folder, Path):
         folder.mkdir(parents=True, exist_ok=True)
     arguments = settings, key, pool.threads
-    feature_store.compute(banks, load, _Encoder, arguments, pool, display, title=f"embed {name}", culprit=culprit)
-    for inputs, computed, bank in zip(every, embedded, banks, strict=True):
-        rows.add(inputs, bank.path / "rows.npy", fallback=inputs.kind != computed.kind)
+    feature_store.compute(stored, load, _Encoder, arguments, pool, display, title=f"embed {name}", culprit=culprit)
+    for inputs, computed, features in zip(every, embedded, stored, strict=True):
+        rows.add(inputs, features.path / "rows.npy", fallback=inputs.kind != computed.kind)
     return rows
 
 

@@ -16,12 +16,12 @@ PURPOSE = """Prepare a dataset: read image-text pairs from a source with Ray Dat
 shards (or only record where each image is), number the rows, and list the rejected ones. After an interruption the same command
 resumes; if everything is done, it says so and returns.
 
-A config with the key dataset instead of source computes stored features (banks) of that prepared dataset: frozen encoders'
+A config with the key dataset instead of source computes stored features of that prepared dataset: frozen encoders'
 features of all images and captions, once, for runs with locked towers or frozen encoders. After an interruption the same
 command resumes. Its keys:
-python -m pipelines pipelines/configs/openmoji-banks.yaml --help"""
+python -m pipelines pipelines/configs/openmoji-features.yaml --help"""
 
-BANKS = """Compute stored features (banks): a frozen encoder's features of all images or captions of a prepared dataset, with Ray
+FEATURES = """Compute stored features: a frozen encoder's features of all images or captions of a prepared dataset, with Ray
 Data actors, and the nearest neighbours that they give. Runs with the same encoders use them. After an interruption the same
 command resumes; existing features are checked."""
 
@@ -30,7 +30,7 @@ def _run(settings: PrepareSettings, display: Display) -> None:
     prepare(settings, display)
 
 
-def _of_banks(arguments: Sequence[str]) -> bool:
+def _of_features(arguments: Sequence[str]) -> bool:
     """Whether the config has the key `dataset`, and not `source`."""
     config, *overrides = [argument for argument in arguments if not argument.startswith("-")] or [""]
     try:
@@ -43,14 +43,14 @@ def _of_banks(arguments: Sequence[str]) -> bool:
 
 def main(arguments: Sequence[str], prog: str = "python -m") -> int:
     """The exit code."""
-    if not _of_banks(arguments):
+    if not _of_features(arguments):
         return run_program("pipelines", PURPOSE, PrepareSettings, _run, arguments, check, prog)
-    from training.features import BankSettings, compute_banks  # imports torch and all encoders
+    from training.features import FeatureSettings, compute_features  # imports torch and all encoders
 
-    def run(settings: BankSettings, display: Display) -> None:
-        compute_banks(settings, display)
+    def run(settings: FeatureSettings, display: Display) -> None:
+        compute_features(settings, display)
 
-    return run_program("pipelines", BANKS, BankSettings, run, arguments, prog=prog)
+    return run_program("pipelines", FEATURES, FeatureSettings, run, arguments, prog=prog)
 
 
 if __name__ == "__main__":

@@ -73,18 +73,21 @@ def evaluate(
     return evaluate(_settings(EvaluateSettings, config, overrides), _display(quiet, verbose))
 
 
-def sweep(config: Config, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False, verbose: bool = False) -> Path:
+def sweep(
+    config: Config, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False, verbose: bool = False
+) -> Path | str:
     """Run a sweep, or what is left of one, as `raylign sweep` does; for the arguments see `prepare`.
 
     Returns:
-        The sweep's folder, with `trials.csv`, `summary.csv`, `pairwise.csv` and `report.html`.
+        The sweep's folder, or its URI in a store, with `trials.csv`, `summary.csv`, `pairwise.csv` and `report.html`.
     """
+    from pipelines.io import storage
     from tuning.config import SweepSettings
     from tuning.sweep import sweep
 
     settings = _settings(SweepSettings, config, overrides)
     sweep(settings, _display(quiet, verbose), f"raylign.sweep({str(config)!r})")
-    return settings.storage / settings.name
+    return storage.join(settings.storage, settings.name)
 
 
 def open_dataset(path: str | Path) -> Prepared:

@@ -40,7 +40,7 @@ _TASK = Task(
     seed=3,
     states_width=_DIM,
     vocabulary_size=11,
-    guide_widths=(_DIM, _DIM),
+    frozen_widths=(_DIM, _DIM),
 )
 # The pairs' images and captions: with an image twice, a caption twice, and a pair twice.
 _IMAGES = torch.tensor([0, 0, 0, 1, 2, 3, 3, 4, 5, 7, 7])
@@ -175,7 +175,7 @@ def _batch(step: int) -> Batch:
     words = torch.randint(_TASK.vocabulary_size, (_ROWS, 5), generator=own)
     hidden = torch.rand(_ROWS, 5, generator=own) < 0.4
     near = torch.stack([image_id, (image_id + 3) % _TASK.num_images, (image_id + 7) % _TASK.num_images], dim=1)
-    guides = F.normalize(rows(2, _TASK.num_texts, _DIM, random=fixed), dim=-1)
+    frozen = F.normalize(rows(2, _TASK.num_texts, _DIM, random=fixed), dim=-1)
     features = images[image_id]
     return Batch(
         image_features=features,
@@ -188,9 +188,9 @@ def _batch(step: int) -> Batch:
         other_text=texts[text_id].flip(1),
         masked_text=words.masked_fill(hidden, 1),
         masked_labels=words.masked_fill(~hidden, -100),
-        guide_ids=near,
-        guide_images=guides[0][near],
-        guide_texts=guides[1][near],
+        neighbour_ids=near,
+        frozen_image_features=frozen[0][near],
+        frozen_text_features=frozen[1][near],
     )
 
 

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ["pipelines", "evaluation", "training", "tuning", "raylign"]  # each may import those before it, and itself
-# `python -m pipelines` computes banks too, and encoders are training's towers. It is a program, which nobody imports; it does so
-# only where a config asks for banks.
+# `python -m pipelines` stores features too, and encoders are training's towers. It is a program, which nobody imports; it does so
+# only where a config asks for that.
 EXCEPTION = ("pipelines/__main__.py", "training.features")
 MODULES = sorted(path.relative_to(ROOT) for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 

@@ -47,9 +47,9 @@ def batch_of(settings: ObjectiveSettings) -> Batch:
         **dict.fromkeys(("text", "other_text", "masked_text", "masked_labels"), words),
         **dict.fromkeys(("text_mask", "other_mask"), torch.ones_like(words)),
         **dict.fromkeys(("sample_id", "image_id", "text_id"), counted),
-        **dict.fromkeys(("guide_text", "guide_mask"), torch.ones_like(words)),
-        "guide_ids": counted[:, None].expand(-1, 3),
-        **dict.fromkeys(("guide_images", "guide_texts"), torch.rand(PAIRS, 3, 8)),
+        **dict.fromkeys(("frozen_text", "frozen_mask"), torch.ones_like(words)),
+        "neighbour_ids": counted[:, None].expand(-1, 3),
+        **dict.fromkeys(("frozen_image_features", "frozen_text_features"), torch.rand(PAIRS, 3, 8)),
     }
     return {name: every[name] for name in columns(needs, False, False)}  # type: ignore[return-value]
 
@@ -59,9 +59,9 @@ def built(settings: ObjectiveSettings) -> tuple[Any, Any, Any]:
     run = _run(settings.name)
     towers = ConvSettings(name="conv", image_size=SIZE, channels=(8,)), BagSettings(name="bag", width=8, max_tokens=WORDS)
     encoder = build_encoder(*towers, run.heads, 8, (None, None), 64)
-    widths: Any = {"embed_dim": 8, "image_width": 8, "states_width": 8, "guide_widths": (8, 8)}
+    widths: Any = {"embed_dim": 8, "image_width": 8, "states_width": 8, "frozen_widths": (8, 8)}
     task = Task(num_images=10, num_texts=10, steps_per_epoch=10, total_steps=100, seed=0, vocabulary_size=64, **widths)
-    if settings.needs.guides == "live":
+    if settings.needs.frozen_encoders == "live":
         image, text = towers[0].build(), towers[1].build(64)
         return encoder, settings.build(task), FrozenEncoders(image, text, (8, 8), SIZE, "small")
     return encoder, settings.build(task), settings.build_teacher(encoder, task)

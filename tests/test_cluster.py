@@ -1,4 +1,7 @@
-"""cluster.yaml is what Ray expects, and `ray job submit --working-dir .` works from the packaged directory alone."""
+"""cluster.yaml is what Ray expects, and `ray job submit --working-dir .` works from the packaged directory alone.
+
+No disk is shared: each node has a session folder, a home, a cache and a temporary folder of its own, and the rest is in a store.
+"""
 
 import copy
 import json
@@ -10,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,11 +22,16 @@ from typing import Any
 
 import jsonschema
 import pytest
+import ray  # noqa: F401  brings psutil along
 import yaml
 
 from pipelines.program import spot_notice
+from tests.object_store import Store, object_store
 from tests.patience import PATIENCE, wait_until
-from training.checkpoint import newest_checkpoint
+from training.run_store import RunStore
+from training.status import status_of
+
+import psutil  # isort: skip  comes with ray
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,7 +113,12 @@ def test_a_mistake_is_found(config: dict[str, Any], path: tuple[str, ...], value
         checked(broken)
 
 
-# --- jobs on a local head node
+# --- jobs on a head and three nodes that share nothing but a store
+
+
+# Nodes by name: the label `role`, and CPUs. A worker takes one CPU, so two of them are on two nodes.
+NODES = {"head": ("head", 0), "data": ("data", 2), "first": ("train", 1), "second": ("train", 1)}
+ON_LABELS = ["resources.worker_labels.role=train", "resources.data_labels.role=data"]
 
 
 @dataclass
@@ -118,6 +132,34 @@ class Job:
 Submit = Callable[..., Job]
 
 
+@dataclass(frozen=True)
+class Nodes:
+    """A running cluster. `folder`: a folder of each node, in which all of its own is."""
+
+    folder: Path
+    address: str  # of the job server
+    metrics: int  # port of the head's own metrics
+
+    def of(self, path: str | Path) -> str | None:
+        """The node in whose folder a path is."""
+        inside = Path(path).is_relative_to(self.folder)
+        return Path(path).relative_to(self.folder).parts[0] if inside and Path(path) != self.folder else None
+
+    def processes(self) -> Iterator[tuple[str, psutil.Process]]:
+        """Those of each node: their environment has its folder."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                node = self.of(process.environ().get("XDG_CACHE_HOME", "/"))
+                if node is not None:
+                    yield node, process
+
+    def cached(self, node: str) -> set[str]:
+        """What a node has copied: the URIs of runs, and `features` if it has any."""
+        cache = self.folder / node / "cache" / "raylign"
+        runs = {note.read_text() for note in cache.glob("runs/*/.raylign-place")}
+        return runs | {"features" for folder in cache.glob("*/*") if folder.parent.name != "runs"}
+
+
 def free_port() -> int:
     """One that no system gives to somebody who does not name it, so that nobody's connection takes it before Ray does."""
     for port in random.sample(range(20_000, 32_000), 100):
@@ -128,58 +170,99 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def session() -> Iterator[Path]:
-    """Ray's folder. Short: Ray puts sockets into it, whose paths may have some hundred bytes."""
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+def store() -> Iterator[Store]:
+    with object_store() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        yield store
 
 
 @pytest.fixture(scope="module")
-def environment(session: Path) -> dict[str, str]:
+def environment(store: Store) -> dict[str, str]:
     """As on the cluster: a token is asked for, and `python` is the one that Ray runs on. Nothing points at the checkout."""
     kept = ("RAY_memory_monitor_refresh_ms", "RAY_worker_niceness", "RAY_worker_register_timeout_seconds")  # see conftest.py
     own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON")) or k in kept}
     path = f"{Path(sys.executable).parent}{os.pathsep}{own['PATH']}"
-    return own | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RAY_TMPDIR": str(session)}
+    return own | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 
 
 @pytest.fixture(scope="module")
-def head(session: Path, environment: dict[str, str]) -> Iterator[str]:
-    """A head node of two CPUs, started somewhere else than in the checkout; its job address."""
-    address = f"http://127.0.0.1:{(dashboard := free_port())}"
-    options = {
-        "port": free_port(),
-        "dashboard-port": dashboard,
-        "ray-client-server-port": free_port(),
-        "dashboard-agent-listen-port": free_port(),
-        "num-cpus": 2,
-        "temp-dir": session,
-        "include-dashboard": "true",
-        "labels": "role=head,ray.io/market-type=on-demand",
-    }
-    command = ["ray", "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
-    with (session / "head.txt").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=session, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+def nodes(environment: dict[str, str]) -> Iterator[Nodes]:
+    """Started somewhere else than in the checkout."""
+    folder = Path(
+        tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    )  # short: of the sockets in it paths have some hundred bytes at most
+    port, dashboard, metrics, processes = free_port(), free_port(), free_port(), list[subprocess.Popen]()
+
+    def start(name: str, *options: str) -> None:
+        role, cpus = NODES[name]
+        home = folder / name
+        own = {"HOME": home / "home", "XDG_CACHE_HOME": home / "cache", "TMPDIR": home / "tmp", "RAY_TMPDIR": home / "ray"}
+        for place in own.values():
+            place.mkdir(parents=True)
+        command = ["ray", "start", "--block", f"--num-cpus={cpus}", f"--temp-dir={home / 'ray'}", *options]
+        command += [f"--dashboard-agent-listen-port={free_port()}", f"--labels=role={role},ray.io/market-type=on-demand"]
+        with (home / "log.txt").open("w") as log:
+            processes.append(
+                subprocess.Popen(
+                    command,
+                    cwd=home,
+                    env=environment
+                    | {key: str(place) for key, place in own.items()}
+                    | {"RAY_metrics_report_interval_ms": "1000"},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
+
+    def told() -> str:
+        return "\n".join(log.read_text() for log in folder.glob("*/log.txt"))
+
+    def running() -> int:
+        assert all(process.poll() is None for process in processes), told()
+        return told().count("Ray runtime started")
+
     try:
-        command = ["ray", "job", "list", "--address", address]
-
-        def answers() -> bool:
-            assert process.poll() is None, (session / "head.txt").read_text()
-            return subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE).returncode == 0
-
-        wait_until(answers, (session / "head.txt").read_text)
-        yield address
+        ports = [f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}", f"--metrics-export-port={metrics}"]
+        start("head", "--head", f"--port={port}", "--include-dashboard=true", *ports)
+        wait_until(lambda: running() == 1, told)
+        for name in list(NODES)[1:]:
+            start(name, f"--address=127.0.0.1:{port}")
+        wait_until(lambda: running() == len(NODES), told)
+        yield Nodes(folder, f"http://127.0.0.1:{dashboard}", metrics)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # its own session, nobody else's; a polite end takes half a minute
-        process.wait()
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)  # its own session, nobody else's; a polite end takes half a minute
+            process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_of(store: Store) -> dict[str, Any]:
+    """A sweep of two cells, a trial of the search and a final one of each, on the features of a run in the store."""
+    tower = {"name": "run", "path": store.uri("runs", "job"), "mode": "locked"}
+    return {
+        "name": "sweep",
+        "storage": store.uri("runs"),
+        "base": "training/configs/openmoji.yaml",
+        "overrides": {
+            "data": {"path": store.uri("tiny"), "validation": 0.3},
+            "image_tower": tower | {"image_size": 48},
+            "text_tower": tower,
+            "global_batch_size": 32,
+            "resources.worker_labels.role": "train",
+            "resources.data_labels.role": "data",
+        },
+        "grid": {"objective.name": ["clip", "cyclip"]},
+        "space": {"optimizer.lr": {"low": 1e-3, "high": 1e-2}},
+        "trials": 1,
+        "budget": {"epochs": 1},
+    }
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with what lies around in one after some work."""
+def package(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with what lies around in one after some work, and a config."""
     folder = tmp_path_factory.mktemp("package")
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     for name in subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"):
@@ -194,15 +277,16 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(os.urandom(2**20))
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep_of(store)))
     return folder
 
 
 @pytest.fixture(scope="module")
-def submit(head: str, package: Path, environment: dict[str, str]) -> Submit:
+def submit(nodes: Nodes, package: Path, environment: dict[str, str]) -> Submit:
     """`ray job submit --working-dir . -- COMMAND`, in the checkout."""
 
     def submit(*command: str, options: tuple[str, ...] = ()) -> Job:
-        whole = ["ray", "job", "submit", "--address", head, "--working-dir", ".", *options, "--", *command]
+        whole = ["ray", "job", "submit", "--address", nodes.address, "--working-dir", ".", *options, "--", *command]
         done = subprocess.run(
             whole, cwd=package, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE
         )
@@ -212,13 +296,20 @@ def submit(head: str, package: Path, environment: dict[str, str]) -> Submit:
 
 
 @pytest.fixture(scope="module")
-def shared(submit: Submit, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The disk that nodes share, with a small dataset that a job has prepared."""
-    folder = tmp_path_factory.mktemp("shared")
-    overrides = ["source.limit=160", "image.size=48", f"output={folder}/tiny"]
+def prepared(submit: Submit, store: Store) -> str:
+    """A small dataset in the store, which a job has prepared."""
+    overrides = ["source.limit=160", "image.size=48", f"output={store.uri('tiny')}", "node_labels.role=data"]
     job = submit("python", "-m", "pipelines", "pipelines/configs/openmoji.yaml", *overrides)
     assert job.code == 0, job.output
-    return folder
+    return store.uri("tiny")
+
+
+@pytest.fixture(scope="module")
+def trained(submit: Submit, store: Store, prepared: str) -> Job:
+    """The run `job` in the store, by two workers on two nodes."""
+    overrides = [f"data.path={prepared}", f"storage={store.uri('runs')}", "name=job", "epochs=1", "global_batch_size=32"]
+    overrides += ["resources.num_workers=2", *ON_LABELS]
+    return submit("python", "-m", "training", "training/configs/from-scratch.yaml", *overrides)
 
 
 WHERE = """
@@ -232,7 +323,7 @@ print('FOUND', json.dumps([pipelines.__file__, *ray.get(ray.remote(found).remote
 
 
 @pytest.mark.e2e
-def test_code_comes_from_the_package(submit: Submit, session: Path) -> None:
+def test_code_comes_from_the_package(submit: Submit, nodes: Nodes) -> None:
     """In the job's process and in its tasks; and the package holds no data. A job may set variables that we set, too."""
     env = json.dumps({"env_vars": {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3"}})
     job = submit("python", "-c", WHERE, options=("--runtime-env-json", env))
@@ -240,9 +331,9 @@ def test_code_comes_from_the_package(submit: Submit, session: Path) -> None:
     (line,) = [line for line in job.output.splitlines() if line.startswith("FOUND")]
     driver, task, reader, interval = json.loads(line.removeprefix("FOUND"))
     assert (reader, interval) == ("0", "0.3"), "our environment reaches tasks; what the job sets stays"
-    unpacked = Path(driver).parents[1]
-    assert session in unpacked.parents and "working_dir_files" in unpacked.parts
-    assert Path(task) == unpacked / "training" / "__init__.py"
+    unpacked, elsewhere = Path(driver).parents[1], Path(task).parents[1]
+    assert nodes.of(unpacked) == "head" and nodes.of(elsewhere) in ("data", "first", "second")
+    assert "working_dir_files" in unpacked.parts and unpacked.name == elsewhere.name
     files = [path for path in unpacked.rglob("*") if path.is_file()]
     assert not [path for path in files if path.relative_to(unpacked).parts[0] in ("data", "runs", ".venv", ".git")]
     assert unpacked / "pipelines" / "openmoji" / "annotations.csv" in files
@@ -250,56 +341,110 @@ def test_code_comes_from_the_package(submit: Submit, session: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_training_as_a_job(submit: Submit, shared: Path) -> None:
-    overrides = [
-        f"data.path={shared}/tiny",
-        f"storage={shared}/runs",
-        "name=job",
-        "epochs=1",
-        "global_batch_size=32",
-        "resources.cpus_per_worker=0.5",
-        "resources.worker_labels.role=head",
-        "resources.data_labels={role: '!train'}",
-    ]
-    job = submit("python", "-m", "training", "training/configs/from-scratch.yaml", *overrides)
-    assert job.code == 0, job.output
-    assert "Traceback" not in job.output
-    run = shared / "runs" / "job"
-    result = json.loads((run / "result.json").read_text())
+def test_training_as_a_job(trained: Job, store: Store) -> None:
+    assert trained.code == 0, trained.output
+    assert "Traceback" not in trained.output
+    result = json.loads(store.get("runs/job/result.json") or b"")
     assert result["step"] == result["dataset"]["train_samples"] // 32
-    assert (run / "report.html").exists()
+    assert b"</html>" in (store.get("runs/job/report.html") or b"")
+    (start,) = result["history"]["workers"]
+    assert start["workers"] == 2 and "s3://" in trained.output
+
+
+@pytest.mark.e2e
+def test_evaluation_as_a_job(trained: Job, submit: Submit, store: Store, nodes: Nodes, prepared: str) -> None:
+    """It gives the scores that the run had at its end."""
+    out = nodes.folder / "head" / "scores"
+    settings = {"checkpoint": store.uri("runs", "job"), "data.openmoji.path": prepared, "cache": store.uri("embeddings")}
+    overrides = [f"{key}={value}" for key, value in settings.items()] + [f"output={out}"]
+    job = submit(
+        "python", "-m", "evaluation", "evaluation/configs/openmoji.yaml", *overrides, "tasks=[retrieval]", "node_labels.role=data"
+    )
+    assert job.code == 0, job.output
+    (file,) = out.glob("*/*/zeroshot_retrieval/result.json")
+    scores = json.loads(file.read_text())["scores"]
+    metrics = json.loads(store.get("runs/job/result.json") or b"")["metrics"]
+    recalls = {name.rpartition("/")[2]: value for name, value in metrics.items() if name.endswith("_recall@1")}
+    assert recalls and all(scores[name] == pytest.approx(value) for name, value in recalls.items())
+    assert (out / "report.html").exists()
 
 
 @pytest.mark.e2e
 def test_a_job_that_is_stopped_saves_a_checkpoint(
-    submit: Submit, shared: Path, head: str, package: Path, environment: dict[str, str]
+    trained: Job, submit: Submit, store: Store, nodes: Nodes, package: Path, environment: dict[str, str], prepared: str
 ) -> None:
-    """`ray job stop` sends SIGTERM, and leaves as long as the job asks for."""
-    run = shared / "runs" / "stopped"
-    overrides = [f"data.path={shared}/tiny", f"storage={run.parent}", "name=stopped", "epochs=100000", "global_batch_size=32"]
-    overrides += ["resources.cpus_per_worker=0.5", "log_every=1", "checkpoint.every_minutes=null", "tensorboard=false"]
+    """`ray job stop` sends SIGTERM, and leaves as long as the job asks for. While it runs: what each node has, and only it.
+
+    Its image tower is the other run's, locked, so that nodes also read a tower and stored features.
+    """
+    before = sorted(package.rglob("*"))
+    tower = {"name": "run", "path": store.uri("runs", "job"), "image_size": 48, "mode": "locked"}
+    overrides = [f"data.path={prepared}", f"storage={store.uri('runs')}", "name=stopped", "epochs=100000", "global_batch_size=32"]
+    overrides += ["log_every=1", "checkpoint.every_minutes=null", "tensorboard=false", "resources.num_workers=2", *ON_LABELS]
+    overrides += [f"image_tower={json.dumps(tower)}"]
     long = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(PATIENCE)}})
     options = ("--no-wait", "--submission-id", "stopped", "--runtime-env-json", long)
-    assert submit("python", "-m", "training", "training/configs/from-scratch.yaml", *overrides, options=options).code == 0
-    wait_until((run / "metrics.jsonl").exists)
+    job = submit("python", "-m", "training", "training/configs/from-scratch.yaml", *overrides, options=options)
+    assert job.code == 0, job.output
 
     def ray_job(what: str) -> str:
-        command = ["ray", "job", what, "--address", head, "stopped"]
+        command = ["ray", "job", what, "--address", nodes.address, "stopped"]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
 
+    wait_until(lambda: store.get("runs/stopped/metrics.jsonl.parts/000000") is not None, lambda: ray_job("logs"), every=0.5)
+
+    def scraped() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{nodes.metrics}/metrics") as answer:
+            return answer.read().decode()
+
+    def gauges() -> set[str]:
+        shown = (line for line in scraped().splitlines() if 'run="stopped"' in line)
+        return {line.partition("{")[0] for line in shown}
+
+    names = {f"ray_raylign_{name}" for name in ("step", "samples_per_second", "data_wait", "loss")}
+    wait_until(lambda: gauges() >= names, scraped, every=0.5)
+    workers, writers = set(), set()
+    for node, process in nodes.processes():
+        with suppress(psutil.Error):
+            title, opened = " ".join(process.cmdline()), process.open_files()
+            for path in (process.cwd(), *(file.path for file in opened)):
+                assert nodes.of(path) in (None, node), f"{title} of {node} uses {path}"
+            written = [file.path for file in opened if file.mode != "r" and not file.path.startswith("/dev/")]
+            assert all(nodes.of(path) == node for path in written), f"{title} of {node} writes to {written}"
+            writers |= {node} if written else set()
+            if title.startswith("ray::RayTrainWorker"):
+                workers.add(node)
+                assert "working_dir_files" in process.cwd()
+    assert workers == {"first", "second"} and writers == NODES.keys()
     ray_job("stop")
     told = ray_job("logs").strip().splitlines()
-    kept = newest_checkpoint(run)
-    for part in ("SIGTERM: ", f"step {int(kept.name.split('_')[1]):,} ", str(kept), ": python -m training"):
-        assert part in told[-1]
     assert "Traceback" not in "".join(told)
+    kept = status_of(store.uri("runs", "stopped")).kept
+    for part in ("SIGTERM: ", f"step {kept:,} ", store.uri("runs", "stopped", f"checkpoint_{kept:08d}"), ": python -m training"):
+        assert part in told[-1]
+    other, stopped = (store.uri("runs", name) for name in ("job", "stopped"))
+    assert nodes.cached("head") == {other, stopped, "features"}, "the programs ran here"
+    assert nodes.cached("data") == {other}, "it computed features with the tower of the other run"
+    assert nodes.cached("first") == nodes.cached("second") == {"features"}, "they train on them"
+    assert sorted(package.rglob("*")) == before
 
 
 @pytest.mark.e2e
-def test_a_client_without_the_token_is_rejected(head: str, environment: dict[str, str]) -> None:
+def test_a_sweep_as_a_job(trained: Job, submit: Submit, store: Store, nodes: Nodes) -> None:
+    job = submit("python", "-m", "tuning", "sweep.yaml")
+    assert job.code == 0, job.output
+    table = (store.get("runs/sweep/trials.csv") or b"").decode().splitlines()
+    assert len(table) == 1 + 4 and b"</html>" in (store.get("runs/sweep/report.html") or b"")
+    names = {name.split("/")[0] for name in RunStore(store.uri("runs", "sweep", "trials")).files()}
+    assert len(names) == 4
+    assert {status_of(store.uri("runs", "sweep", "trials", name)).state for name in names} == {"finished"}
+
+
+@pytest.mark.e2e
+def test_a_client_without_the_token_is_rejected(nodes: Nodes, environment: dict[str, str]) -> None:
     for mode, token in (("token", "fedcba9876543210" * 4), ("disabled", "")):
         others = environment | {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token}
-        command = ["ray", "job", "list", "--address", head]
+        command = ["ray", "job", "list", "--address", nodes.address]
         done = subprocess.run(command, env=others, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode != 0 and "uthenticat" in done.stdout + done.stderr
 

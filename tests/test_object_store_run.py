@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,23 @@ import yaml
 from PIL import Image
 
 import pipelines.prepare.prepare
+import raylign.__main__
+import training.report
 from pipelines.dataset.prepared import Prepared
 from pipelines.prepare.config import PrepareSettings
 from pipelines.program.display import Display
+from pipelines.program.settings import load
 from tests.in_process import Apart, succeed
 from tests.object_store import Store, object_store
 from tests.patience import wait_until
 from tests.training.program import Program
+from training.config import TrainSettings
+from training.plan import frozen_towers
+from training.precision import unit
 from training.run_store import RunStore
+from training.status import status_of
 from training.tensor_tree import load_tree
+from training.weight_sources import check_sources
 
 pytestmark = pytest.mark.e2e
 
@@ -146,6 +155,40 @@ def test_preparing_through_faults_gives_what_a_disk_gives(store: Store, prepare:
         assert counts["rejected"] == {"truncated": len(BROKEN)}
 
 
+def asked_from_outside(there: RunStore, disk: Path, folder: Path) -> None:
+    """What else reads a run: its status, Python, configs that name it as a tower, exports, and who writes its page again."""
+    ours, theirs = status_of(there.uri), status_of(disk)
+    assert (ours.state, ours.step, ours.kept, ours.costs["sessions"]) == ("finished", theirs.step, theirs.kept, 2)
+    with redirect_stdout(io.StringIO()) as told:
+        assert raylign.__main__.main(["status", there.uri.rpartition("/")[0] + "/"]) == 0
+    (row,) = told.getvalue().splitlines()[2:]
+    assert row.split()[:2] == ["s3", "finished"]
+    embedder, texts = raylign.load_run(there.uri), ["thing 3 of 1", "a thing"]
+    images = [Image.fromarray(np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)) for seed in range(3)]
+    rows = embedder.embed_images(images), embedder.embed_texts(texts)
+
+    half = {"name": "run", "path": there.uri, "mode": "locked"}
+    towers = {"image_tower": half | {"image_size": 24}, "text_tower": half | {"max_tokens": 8}}
+    settings = load(TrainSettings, folder / "s3.yaml", towers)
+    check_sources(settings)
+    image, text = frozen_towers(settings, None).values()
+    tokenizer = text.tokenizer(list)
+    pixels = torch.from_numpy(np.stack([np.asarray(image).transpose(2, 0, 1) for image in images]))
+    with torch.no_grad():
+        again = image.build()(pixels), text.build(tokenizer.vocabulary_size)(*map(torch.from_numpy, tokenizer(texts)))
+    for found, wanted in zip(again, rows, strict=True):
+        assert np.allclose(unit(found).numpy(), wanted, atol=1e-6)
+
+    with pytest.raises(SystemExit):
+        raylign.__main__.main(["export", there.uri, "--to", "safetensors", "--output", there.uri])
+    assert raylign.__main__.main(["export", there.uri, "--to", "safetensors", "--output", str(folder / "exported")]) == 0
+    assert np.allclose(raylign.load_run(folder / "exported").embed_texts(texts), rows[1], atol=1e-6)
+    before = there.read("report.html")
+    there.drop("report.html")
+    assert training.report.main([there.uri]) == 0
+    assert there.read("report.html") == before
+
+
 def test_a_run_in_a_store_outlives_its_node(
     store: Store, apart: Apart, prepare: Prepare, on_disk: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,13 +198,17 @@ def test_a_run_in_a_store_outlives_its_node(
         monkeypatch.setenv(name, value)
     config = config_of(tmp_path, "s3", store.uri("index"), store.uri("runs"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    there = RunStore(store.uri("runs", "s3"))
     with store.faulty(errors=0, stalls=0, resets=0, held="PUT .*checkpoint_00000008"):
         first = Program(config)
         try:
             wait_until(lambda: store.held() > 0 or first.process.poll() is not None, first.text)
             assert store.held(), first.text()
+            seen = status_of(there.uri)
+            assert (seen.state, seen.total, seen.kept) == ("running", 12, 6) and seen.step >= 6
         finally:
             first.kill()
+    assert status_of(there.uri).state == "failed"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
     store.forget()
     with store.faulty(errors=0.05, stalls=0.02, resets=0.05):
@@ -181,7 +228,6 @@ def test_a_run_in_a_store_outlives_its_node(
     for name in ("metrics.jsonl", "unusable.jsonl"):
         found = store.get(f"runs/s3/{name}") or b""
         assert lines(found) == lines((disk / name).read_bytes()) and found
-    there = RunStore(store.uri("runs", "s3"))
     for folder in ("checkpoint_00000012", "best"):
         ours, theirs = (load_tree(place, "state")["encoder"] for place in (there.opened(folder), disk / folder))
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
@@ -190,7 +236,9 @@ def test_a_run_in_a_store_outlives_its_node(
     assert store.get("runs/s3/.lock") == b"{}"
     result = json.loads(store.get("runs/s3/result.json") or b"")
     assert result["step"] == 12 and result["metrics"] == json.loads((disk / "result.json").read_text())["metrics"]
-    # A third node scores it, and keeps the embeddings in the store.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "third"))
+    asked_from_outside(there, disk, tmp_path)
+    # A node scores it, and keeps the embeddings in the store.
     scored = {
         "checkpoint": there.uri,
         "data": store.uri("index"),
@@ -204,4 +252,4 @@ def test_a_run_in_a_store_outlives_its_node(
     scores = json.loads(file.read_text())["scores"]
     recalls = {name.rpartition("/")[2]: value for name, value in result["metrics"].items() if name.endswith("_recall@1")}
     assert recalls and all(scores[name] == value for name, value in recalls.items())
-    assert any(name.endswith("/bank.json") for name in RunStore(store.uri("cache")).files())
+    assert any(name.endswith("/features.json") for name in RunStore(store.uri("cache")).files())

@@ -15,11 +15,11 @@ from pipelines.program.path_keys import LocalPlace, Place
 from pipelines.program.settings import load
 from tests.refusals import refused
 from training.config import TrainSettings
-from training.features import BankSettings
+from training.features import FeatureSettings
 from tuning.config import SweepSettings
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS: list[type[BaseModel]] = [PrepareSettings, BankSettings, TrainSettings, EvaluateSettings, SweepSettings]
+PROGRAMS: list[type[BaseModel]] = [PrepareSettings, FeatureSettings, TrainSettings, EvaluateSettings, SweepSettings]
 
 
 def mentions_path(annotation: Any) -> bool:
@@ -53,14 +53,15 @@ def test_no_key_makes_a_local_path_of_a_uri(uri: str) -> None:
         with pytest.raises(ValidationError):
             adapter.validate_python(Path(uri))  # from Python; it has lost a slash
     refused = {key for key, value in found.items() if value != uri}
-    assert {"SweepSettings.storage", "EvaluateSettings.output", "RunImageSettings.path"} <= refused
-    assert found["PrepareSettings.output"] == found["DataSettings.path"] == uri
+    assert {"SweepSettings.base", "EvaluateSettings.output"} <= refused
+    assert found["PrepareSettings.output"] == found["DataSettings.path"] == found["RunImageSettings.path"] == uri
+    assert found["SweepSettings.storage"] == uri
 
 
 @pytest.mark.parametrize(
     ("model", "file", "key"),
     [
-        (SweepSettings, "tuning/sweeps/smoke.yaml", "storage"),
+        (SweepSettings, "tuning/sweeps/smoke.yaml", "base"),
         (EvaluateSettings, "evaluation/configs/openmoji.yaml", "output"),
     ],
 )

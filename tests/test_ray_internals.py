@@ -39,7 +39,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 from ray.util.placement_group import PlacementGroup
 
-from pipelines.program import ray_elastic
+from pipelines.program import ray_elastic, ray_errors
 from pipelines.program import ray_internals as module
 from pipelines.program.nodes import Bundle
 from tests.patience import PATIENCE, wait_until
@@ -648,6 +648,9 @@ def test_ray_trains_controller_is_on_the_drivers_node() -> None:
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     started = inspect.getsource(DataParallelTrainer._initialize_and_run_controller)
+    holds("ray.remote(" in started and "label_selector=" in started, "the controller is started otherwise", "our start of it")
+    calls = ("controller_actor_cls.remote(**controller_init_kwargs)", "controller.run.remote()", "controller.get_result.remote()")
+    holds(all(call in started for call in calls), "the controller is called otherwise", "our start of it")
     is_so = "ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()" in started
     holds(is_so, "the controller is not bound to the driver's node", "training/run_store.py, where both use one working copy,")
 
@@ -720,18 +723,35 @@ def test_a_scheduler_that_is_reminded_stops_what_is_worse(name: str) -> None:
 
 def test_a_trials_death_is_told(tmp_path: Path) -> None:
     trial = Trial("dead", stub=True, trial_id="dead")
+    trial.storage = SimpleNamespace(trial_driver_staging_path=str(tmp_path))
     assert module.failure_of(trial) == (None, 0)
-    files = pa.fs.LocalFileSystem()
-    trial.storage = SimpleNamespace(trial_driver_staging_path="", trial_fs_path=str(tmp_path), storage_filesystem=files)
-    for _ in range(2):
-        trial.handle_error(ray.exceptions.RayActorError())
-    trial.run_metadata.pickled_error_filename = "error.pkl"
-    (tmp_path / "error.pkl").write_bytes(ray.cloudpickle.dumps(ValueError("no")))
+    for reason in ("yes", "no"):
+        trial.handle_error(ray.exceptions.RayActorError("a", reason))
     error, times = module.failure_of(trial)
-    holds(times == 2 and str(error) == "no", f"of a trial that died twice Tune tells {error!r}, {times}", "a sweep's reasons")
+    told = times == 2 and "no" in str(error) and "yes" not in str(error)
+    holds(told, f"of a trial that died twice Tune tells {error!r}, {times}", "a sweep's reasons")
 
 
 # --- Ray Data ---
+
+
+def test_tune_keeps_idle_processes_until_they_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the last one, which holds its resources as long as the sweep runs; schedulers get a wrapper of the controller."""
+    from ray.tune.execution.tune_controller import TrialRunnerWrapper, TuneController
+    from ray.tune.utils.object_cache import _ObjectCache
+
+    dropped: list[str] = []
+    controller = TuneController.__new__(TuneController)
+    controller._actor_cache, controller._staged_trials = _ObjectCache(), set()
+    controller._search_alg = SimpleNamespace(is_finished=lambda: False)
+    monkeypatch.setattr(TuneController, "_remove_actor", lambda self, tracked_actor: dropped.append(tracked_actor.name))
+    idle = SimpleNamespace(name="idle", set_on_stop=lambda _: None, set_on_error=lambda _: None)
+    assert controller._actor_cache.cache_object("cpu", idle)
+    controller._cleanup_cached_actors()
+    holds(dropped == [], "Tune drops an idle process by itself: drop_idle_actors is not needed any more", "a sweep's fair share")
+    assert TrialRunnerWrapper.__name__ in TuneController._wrapped.__code__.co_names
+    module.drop_idle_actors(TrialRunnerWrapper(controller, None))
+    holds(dropped == ["idle"], "an idle process stays", "a sweep's fair share")
 
 
 def test_tasks_still_take_options_without_a_name() -> None:
@@ -777,37 +797,37 @@ def test_rays_wrappers_hold_what_they_wrap() -> None:
         ray.exceptions.RayTaskError("f", "Traceback", cause, "ray::f", 1, "10.0.0.1"),
     ]
     for wrapper in wrappers:
-        holds(module.inside(wrapper) is cause, f"{type(wrapper).__name__} keeps what it wraps elsewhere", "an error's cause")
-        holds(module.of_ray(wrapper), f"{type(wrapper).__name__} is of no module of Ray", "whether a run starts again")
-    holds(module.inside(WorkerGroupError("text", {1: cause})) == {1: cause}, "WorkerGroupError has another field", "causes")
-    assert module.inside(cause) is None and not module.of_ray(cause)
+        holds(ray_errors.inside(wrapper) is cause, f"{type(wrapper).__name__} keeps what it wraps elsewhere", "an error's cause")
+        holds(ray_errors.of_ray(wrapper), f"{type(wrapper).__name__} is of no module of Ray", "whether a run starts again")
+    holds(ray_errors.inside(WorkerGroupError("text", {1: cause})) == {1: cause}, "WorkerGroupError has another field", "causes")
+    assert ray_errors.inside(cause) is None and not ray_errors.of_ray(cause)
 
 
 def test_deaths_have_the_names_and_words_that_they_had() -> None:
     rests = "telling what a process died of"
-    for name in module._DEATHS:
+    for name in ray_errors._DEATHS:
         found = getattr(ray.exceptions, name, None)
         holds(found and issubclass(found, ray.exceptions.RayError), f"ray.exceptions has no error {name}", rests)
-        assert module.is_death(found.__new__(found)) and not module.is_death(type(name, (Exception,), {})())
+        assert ray_errors.is_death(found.__new__(found)) and not ray_errors.is_death(type(name, (Exception,), {})())
     raylet, head = ((RAY / "core/src/ray" / path).read_bytes() for path in ("raylet/raylet", "gcs/gcs_server"))
     for words, pattern, program in (
-        (b"killed due to the node running low on memory", module.LOW_MEMORY, raylet),
-        (b"The actor died because its node has died", module.NODE_LOST, head),
-        (b"the actor's node was terminated", module.NODE_LOST, head),
-        (b"its owner has died", module.OWNER_LOST, head),
+        (b"killed due to the node running low on memory", ray_errors.LOW_MEMORY, raylet),
+        (b"The actor died because its node has died", ray_errors.NODE_LOST, head),
+        (b"the actor's node was terminated", ray_errors.NODE_LOST, head),
+        (b"its owner has died", ray_errors.OWNER_LOST, head),
     ):
         holds(words in program, f"Ray's programs do not say '{words.decode()}' any more", rests)
         assert pattern.search(words.decode())
     gone = train_exceptions.BroadcastCollectiveTimeoutError(1.0, [1], 2.0)
-    named = type(gone).__name__ == module.BARRIER_BROKEN and module.BARRIER_TEXT in str(gone)
+    named = type(gone).__name__ == ray_errors.BARRIER_BROKEN and ray_errors.BARRIER_TEXT in str(gone)
     holds(named, "Ray Train's barrier breaks in other words", "whom a lost worker is blamed on")
 
 
 def test_an_actor_whose_init_raised_is_told_from_one_that_died() -> None:
     raised = ray.exceptions.RayTaskError("f", "Traceback\nValueError: no", ValueError("no"), "ray::f", 1, "10.0.0.1")
     rests = "saying that a process could not be set up"
-    holds(module.failed_at_start(ray.exceptions.ActorDiedError(raised)), "an actor's failed start is not marked", rests)
-    assert not module.failed_at_start(ray.exceptions.RayActorError("a", "killed"))
+    holds(ray_errors.failed_at_start(ray.exceptions.ActorDiedError(raised)), "an actor's failed start is not marked", rests)
+    assert not ray_errors.failed_at_start(ray.exceptions.RayActorError("a", "killed"))
 
 
 # --- with Ray ---
@@ -861,6 +881,8 @@ def test_of_a_cluster_that_runs(ray_session: None, monkeypatch: pytest.MonkeyPat
         assert (current_cluster().cpus, current_cluster().nodes) == (0, ())
     assert current_cluster().cpus == ray.cluster_resources()["CPU"]
     assert module.bundles_of(module.placement_group_of("ab" * 18)) == []
+    told = [group for group in ray_elastic.groups() if group.bundles == module.bundles_of(small)]
+    holds(told and told[0].job == ray.get_runtime_context().get_job_id(), f"groups of all jobs are told as {told}", "sharing")
     ray.util.remove_placement_group(small)
     state = ray.util.placement_group_table(group).get("state")
     holds(state in (None, "REMOVED"), f"a group that was given back is {state}", rests)

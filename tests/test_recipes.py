@@ -11,7 +11,7 @@ from pipelines.program.settings import apply_overrides, load, read_config, read_
 ROOT = Path(__file__).parent.parent
 MODELS = {
     "pipelines": "pipelines.prepare.config:PrepareSettings",
-    "banks": "training.features:BankSettings",
+    "features": "training.features:FeatureSettings",
     "training": "training.config:TrainSettings",
     "evaluation": "evaluation.config:EvaluateSettings",
     "tuning": "tuning.config:SweepSettings",
@@ -25,8 +25,8 @@ RECIPES = sorted(
 
 
 def kind(path: Path) -> str:
-    """What a recipe is for: its package, or banks."""
-    return "banks" if path.parts[0] == "pipelines" and "dataset" in read_yaml(ROOT / path) else path.parts[0]
+    """What a recipe is for: its package, or stored features."""
+    return "features" if path.parts[0] == "pipelines" and "dataset" in read_yaml(ROOT / path) else path.parts[0]
 
 
 def test_every_program_has_a_recipe() -> None:
@@ -73,13 +73,13 @@ def test_what_training_reads_is_what_preparing_writes() -> None:
     """Each training recipe's dataset is the output of a recipe that comes along."""
     from pipelines.prepare.config import PrepareSettings
     from training.config import TrainSettings
-    from training.features import BankSettings
+    from training.features import FeatureSettings
     from tuning.config import SweepSettings
 
     outputs = {load(PrepareSettings, ROOT / p).output for p in RECIPES if kind(p) == "pipelines"}
     for path in RECIPES:
-        if kind(path) == "banks":
-            assert load(BankSettings, ROOT / path).dataset in outputs, path
+        if kind(path) == "features":
+            assert load(FeatureSettings, ROOT / path).dataset in outputs, path
         if path.parts[0] == "training":
             assert load(TrainSettings, ROOT / path).data.path in outputs, path
         if path.parts[0] == "tuning":

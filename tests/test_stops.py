@@ -41,7 +41,7 @@ def resumes_at_0(line: str, run: Path) -> bool:
 
 
 def resumes_features(line: str) -> bool:
-    return line.startswith("bank of images: ") and "2 of 3 parts" in line
+    return line.startswith("features of the images: ") and "2 of 3 parts" in line
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -61,13 +61,13 @@ def test_at_the_start_in_the_features_and_before_the_first_step(
     if number == signal.SIGINT:  # the others find its features
         code, printed = held("training", "features", [str(config)], number)
         assert code == code_of(number) and resumes_at_0(printed[0], run)
-        assert_stopped(printed[-1], number, f"python -m training {config}", "bank of images: 2 of 3 parts")
+        assert_stopped(printed[-1], number, f"python -m training {config}", "features of the images: 2 of 3 parts")
         code, printed = held("training", "features", [str(config)], KILL)
         assert code == -KILL and resumes_at_0(printed[0], run) and resumes_features(printed[1])
         assert not any(str(config) in line for line in printed), "a killed program prints nothing about its end"
         code, printed = held("training", "features", [str(config)], signal.SIGTERM)
         assert code == 143 and resumes_at_0(printed[0], run) and resumes_features(printed[1])
-        assert_stopped(printed[-1], signal.SIGTERM, f"python -m training {config}", "bank of images: 2 of 3 parts")
+        assert_stopped(printed[-1], signal.SIGTERM, f"python -m training {config}", "features of the images: 2 of 3 parts")
 
     code, printed = held("training", "fit", [str(config)], number)
     assert code == code_of(number) and resumes_at_0(printed[0], run)

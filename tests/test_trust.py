@@ -21,7 +21,7 @@ from evaluation.embeddings import Inputs
 from evaluation.model_settings import ModelSettings
 from evaluation.precomputed import precomputed
 from pipelines.dataset.prepared import FORMAT_VERSION, Prepared
-from pipelines.features.feature_store import Bank
+from pipelines.features.feature_store import StoredFeatures
 from pipelines.io import storage
 from pipelines.io.image_bytes import Location, read_location
 from pipelines.io.storage import Missing
@@ -165,14 +165,14 @@ def test_arrow_of_a_source_and_of_an_index(tmp_path: Path, touched: Path, kind: 
 
 
 def test_features(tmp_path: Path, touched: Path) -> None:
-    """A bank, and embeddings that somebody computed."""
+    """Stored features, and embeddings that somebody computed."""
     cells = np.empty((1, 1), dtype=object)
     cells[0, 0] = Exploit(touched)
-    bank = Bank(tmp_path, 1, {"of": "images"})
-    bank.path.mkdir()
-    np.save(bank.path / "rows.npy", cells, allow_pickle=True)
-    (bank.path / "bank.json").write_text(json.dumps(bank.about | {"width": 1, "rows": 1, "digest": ""}))
-    assert "rows.npy" in one_line(bank.check)
+    stored = StoredFeatures(tmp_path, 1, {"of": "images"})
+    stored.path.mkdir()
+    np.save(stored.path / "rows.npy", cells, allow_pickle=True)
+    (stored.path / "features.json").write_text(json.dumps(stored.about | {"width": 1, "rows": 1, "digest": ""}))
+    assert "rows.npy" in one_line(stored.check)
     np.save(tmp_path / "set.texts.npy", cells, allow_pickle=True)
     inputs = Inputs("texts", ("a",), "set")
     settings = ModelSettings(embeddings=tmp_path)

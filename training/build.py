@@ -42,7 +42,7 @@ def masks_to_cut(plan: Plan, encoder: Any, state: TrainState) -> set[str]:
     if encoder.text_tower is not None and not plan.settings.compile and may_cut(encoder.text_tower, plan.tokenizer):
         masks |= {"text_mask", "other_mask"}
     if isinstance(state.teacher, FrozenEncoders):
-        assert plan.stream.guide_tokenizer is not None
-        if may_cut(state.teacher.text, plan.stream.guide_tokenizer):
-            masks |= {"guide_mask"}
+        assert plan.stream.frozen_tokenizer is not None
+        if may_cut(state.teacher.text, plan.stream.frozen_tokenizer):
+            masks |= {"frozen_mask"}
     return masks

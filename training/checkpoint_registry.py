@@ -25,6 +25,7 @@ FORMAT = 3  # in checkpoint.json; formats 1 and 2 had the state in a pickle
 _OLD_STATE = "state.pt"
 NEWEST = "newest_checkpoint.json"  # in runs without Ray Train: names of all checkpoints, the newest last
 KEPT_LIST = "checkpoint_manager_snapshot.kept.json"  # our copy of Ray Train's list, as of the last time it was complete
+TESTED = "test.json"  # scores of the best checkpoint on the test split (final_test.py)
 _NAME = re.compile(r"checkpoint_[0-9]+")
 _BLOCK = 1 << 22  # bytes
 

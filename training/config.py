@@ -43,7 +43,7 @@ class DataSettings(Settings):
     augment: Augment | None = Field(Augment(), description="random views of training images; null: the centre crop")
 
 
-class GuideSettings(Settings):
+class FrozenEncoderSettings(Settings):
     """Frozen encoders whose features an objective learns from, and where their nearest neighbours are searched."""
 
     image_encoder: ImageTowerUnion | None = Field(
@@ -182,7 +182,7 @@ class TrainSettings(Settings):
     objective: ObjectiveUnion = Field(
         ClipSettings(), description="what training minimizes: one of these, or module:Class of your own"
     )
-    frozen_encoders: GuideSettings | None = Field(
+    frozen_encoders: FrozenEncoderSettings | None = Field(
         None, description="frozen encoders for an objective that learns from some; null: both towers as they start"
     )
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -255,9 +255,9 @@ class TrainSettings(Settings):
         return self.image_head or image, self.text_head
 
     @property
-    def guides(self) -> tuple[ImageTowerSettings, TextTowerSettings]:
+    def frozen_encoder_pair(self) -> tuple[ImageTowerSettings, TextTowerSettings]:
         """The frozen encoders of images and captions: those named in the config, else the towers with their initial weights."""
-        named = self.frozen_encoders or GuideSettings()
+        named = self.frozen_encoders or FrozenEncoderSettings()
         image = named.image_encoder or self.image_tower.model_copy(update={"mode": "locked"})
         return image, named.text_encoder or self.text_tower.model_copy(update={"mode": "locked"})
 

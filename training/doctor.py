@@ -178,5 +178,5 @@ def _described(worker: dict[str, Any], found: list[Process], unseen: bool) -> st
         words += f", and its process {process.pid} is stopped, by a signal"
     elif worker["silent"]:
         words += f", and its process {process.pid} ({process.state}) does not answer"
-    stack = (process and process.stack) or worker["stack"]
+    stack = (worker["silent"] and process and process.stack) or worker["stack"] or (process and process.stack)
     return words + (f", in {' < '.join(stack[:_SHOWN])}" if stack else "")

@@ -68,7 +68,8 @@ def check_build(plan: Plan) -> None:
         raise UserError("", problem, "--verbose shows where") from error
     if encoder.text_tower is not None:
         _check_texts(encoder.text_tower, plan.tokenizer, "text_tower", "this model")
-    optimizer = settings.optimizer.build([encoder, objective])
+    # To build one imports torch's compiler, which takes over a second.
+    optimizer: Any = None if settings.optimizer.usual else settings.optimizer.build([encoder, objective])
     _check_batch_statistics(plan, encoder.train())
     state = TrainState(encoder, objective, teacher, optimizer, torch.amp.GradScaler("cpu", enabled=False))
     encode(state.state_dict())

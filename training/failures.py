@@ -16,7 +16,7 @@ import torch
 
 from pipelines.program.causes import first_cause, innermost
 from pipelines.program.ray_elastic import FAILURE
-from pipelines.program.ray_internals import of_ray
+from pipelines.program.ray_errors import of_ray
 from training.distributed import PeerLost
 
 # gloo raises a bare RuntimeError if a peer is gone, with a text such as "[../gloo/transport/tcp/pair.cc:534] Connection closed by

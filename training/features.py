@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
-from pipelines.features.frozen_encoders import Guides
+from pipelines.features.frozen_encoders import FrozenFeatures
 from pipelines.features.knn_cache import find_neighbours
 from pipelines.features.pool import Pool
 from pipelines.program import cluster
@@ -21,11 +21,11 @@ from pipelines.program.ray_elastic import all_nodes
 from pipelines.program.settings_base import Settings
 from training.dry_run import check_towers
 from training.saved_towers import frozen
-from training.stored_features import image_bank, text_banks
+from training.stored_features import stored_image_features, stored_text_features
 from training.towers import ImageTowerUnion, TextTowerUnion
 
 
-class BankSettings(Settings):
+class FeatureSettings(Settings):
     """Which features of a prepared dataset's images and captions to compute."""
 
     dataset: Place = Field(
@@ -42,7 +42,7 @@ class BankSettings(Settings):
     node_labels: Selector = Field({}, description="Ray labels of the cluster's nodes on which copies run, such as {role: train}")
 
     @model_validator(mode="after")
-    def _something_to_do(self) -> "BankSettings":
+    def _something_to_do(self) -> "FeatureSettings":
         if self.image_encoder is None and self.text_encoder is None:
             raise ValueError("image_encoder: neither it nor text_encoder is named; name one of them, or both")
         if self.neighbours and (self.image_encoder is None or self.text_encoder is None):
@@ -50,7 +50,7 @@ class BankSettings(Settings):
         return self
 
 
-def compute_banks(settings: BankSettings, display: Display) -> list[Path | str]:
+def compute_features(settings: FeatureSettings, display: Display) -> list[Path | str]:
     """Compute missing features, check existing ones, and return their folders. Raises `UserError`."""
     for key, encoder in (("image_encoder", settings.image_encoder), ("text_encoder", settings.text_encoder)):
         if encoder is not None:
@@ -66,21 +66,21 @@ def compute_banks(settings: BankSettings, display: Display) -> list[Path | str]:
     check_towers([tower for tower in (image, text) if tower is not None], None)
     cluster.start(display.verbose)
     pool = Pool(_actors(settings), settings.use_gpu, labels=settings.node_labels)
-    banks: list[Path | str] = []
+    stored: list[Path | str] = []
     if image is not None:
-        banks.append(image_bank(prepared, image, pool, display))
-        display.line(f"bank of images: {banks[-1]}")
+        stored.append(stored_image_features(prepared, image, pool, display))
+        display.line(f"features of the images: {stored[-1]}")
     if text is not None:
-        banks += text_banks(prepared, [prepared.texts()], text, text.tokenizer(list), pool, display)
-        display.line(f"bank of captions: {banks[-1]}")
+        stored += stored_text_features(prepared, [prepared.texts()], text, text.tokenizer(list), pool, display)
+        display.line(f"features of the captions: {stored[-1]}")
     if settings.neighbours:
         order = Order(prepared, "train", None, seed=0, global_batch_size=1)
-        banks.append(find_neighbours(Guides(order, banks[0], banks[1], 1), prepared, pool, display))
-        display.line(f"bank of neighbours: {banks[-1]}")
-    return banks
+        stored.append(find_neighbours(FrozenFeatures(order, stored[0], stored[1], 1), prepared, pool, display))
+        display.line(f"neighbours: {stored[-1]}")
+    return stored
 
 
-def _actors(settings: BankSettings) -> int:
+def _actors(settings: FeatureSettings) -> int:
     """As many as configured, else as many as fit into the cluster."""
     if settings.actors is not None:
         return settings.actors

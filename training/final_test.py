@@ -16,7 +16,7 @@ from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from training.build import build_state
 from training.checkpoint import load_checkpoint
-from training.checkpoint_registry import put
+from training.checkpoint_registry import TESTED, put
 from training.held_out import merged_scores
 from training.plan import Plan
 from training.pulse import Pulse
@@ -25,13 +25,12 @@ from training.ray_worker import this_worker
 from training.run_store import RunStore, kept, store_of
 from training.validation import embed_held_out
 
-_FILE = "test.json"
 _ASIDE = "testing"  # folder of Ray Train's own files
 
 
 def run_final_test(plan: Plan, folder: Path, data_cpus: float, display: Display) -> dict[str, Any]:
     """The content of `test.json`: from an earlier call, or computed by the run's workers now. Raises `UserError`."""
-    place, metric = folder / _FILE, plan.settings.checkpoint.best
+    place, metric = folder / TESTED, plan.settings.checkpoint.best
     if place.exists():
         return json.loads(place.read_text(encoding="utf-8"))
     if not (folder / "best").exists():
@@ -42,7 +41,7 @@ def run_final_test(plan: Plan, folder: Path, data_cpus: float, display: Display)
     content = run_workers(_test_worker, config, plan.settings.resources, aside, display)
     shutil.rmtree(aside, ignore_errors=True)
     put(place, json.dumps(content, indent=1))
-    kept(folder, _FILE)
+    kept(folder, TESTED)
     return content
 
 

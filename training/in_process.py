@@ -21,6 +21,7 @@ from training.held_out import keep_held_out
 from training.loop import Save, completed, train
 from training.metrics_log import Recorder
 from training.plan import Plan
+from training.run_store import dropped, kept, place_of
 from training.stopping import Asked
 
 
@@ -48,9 +49,9 @@ def fit_inline(plan: Plan, folder: Path, on_line: Callable[[dict[str, Any]], Non
     checkpoints = registered(folder)
     checkpoint = ray.train.Checkpoint.from_directory(checkpoints[-1]) if checkpoints else None
     device = torch.device("cuda" if settings.resources.use_gpu else "cpu")
-    with Asked(folder) as asked:
+    with Asked(place_of(folder)) as asked:
         worker = Worker(0, 1, device, settings.resources.data_cpus)
-        returned = train(plan, worker, report, checkpoint, asked, partial(keep_held_out, folder))
+        returned = train(plan, worker, report, checkpoint, asked, partial(keep_held_out, place_of(folder)))
     return completed(returned)
 
 
@@ -64,6 +65,9 @@ def _put(folder: Path, step: int, save: Save, keep: int) -> ray.train.Checkpoint
     aside.rename(place)
     names = [path.name for path in registered(folder) if path != place] + [place.name]
     put(folder / NEWEST, json.dumps(names[-keep:]))
+    kept(folder, place.name)
+    kept(folder, NEWEST)
     for name in names[:-keep]:
         shutil.rmtree(folder / name, ignore_errors=True)
+    dropped(folder, *names[:-keep])
     return ray.train.Checkpoint.from_directory(place)

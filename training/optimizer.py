@@ -17,7 +17,8 @@ from training import timm_names
 from training.tensor_tree import encode
 
 _KEYS = ("optimizer.name", "optimizer.options", "mypackage.mymodule:MyOptimizer")  # for errors
-_USUAL = ("adamw", "sgd", "adam")  # accepted without importing timm, which takes a second
+# What timm's names stand for, built without importing timm and torchvision, which takes a second in each process.
+USUAL: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 
 class OptimizerSettings(Settings):
@@ -32,11 +33,11 @@ class OptimizerSettings(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value in _USUAL or ":" in value:
+        if value in USUAL or ":" in value:
             return value
         names = timm_names.optimizers(value)
         if value not in names:
-            near = difflib.get_close_matches(value, sorted(names), n=3) or list(_USUAL)
+            near = difflib.get_close_matches(value, sorted(names), n=3) or list(USUAL)
             raise ValueError(f"unknown optimizer '{value}'; did you mean {' or '.join(near)}?")
         return value
 
@@ -53,10 +54,15 @@ class OptimizerSettings(Settings):
 
         return {name: number(option) for name, option in value.items()}
 
+    @property
+    def usual(self) -> bool:
+        """Whether it takes any parameters: nothing about it could fail."""
+        return self.name in USUAL and not self.options
+
     def check(self) -> None:
         """Take a step on a toy: what fails there fails in every run. Raises `UserError`."""
-        if self.name in _USUAL and not self.options:
-            return  # nothing that could fail is worth the import of timm
+        if self.usual:
+            return
         toy = nn.Linear(2, 2)
         try:
             optimizer = self.build([toy])
@@ -70,9 +76,12 @@ class OptimizerSettings(Settings):
 
     def _check_names(self) -> None:
         """Raises `UserError` for an unknown option: timm silently drops `eps` and `betas` if an optimizer has none."""
-        from timm.optim import get_optimizer_class
+        kind = USUAL.get(self.name)
+        if kind is None:
+            from timm.optim import get_optimizer_class
 
-        arguments = inspect.signature(get_optimizer_class(self.name, bind_defaults=False)).parameters
+            kind = get_optimizer_class(self.name, bind_defaults=False)
+        arguments = inspect.signature(kind).parameters
         names = [name for name in arguments if name not in ("params", "lr", "weight_decay", "momentum")]
         for name in self.options:
             if name not in names:
@@ -93,25 +102,22 @@ class OptimizerSettings(Settings):
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
+        arguments: dict[str, Any] = {"params": [group for group in groups if group["params"]]}
+        arguments |= {"lr": self.lr, "weight_decay": self.weight_decay}
         if ":" in self.name:
-            arguments: dict[str, Any] = {"params": [group for group in groups if group["params"]]}
-            arguments |= {"lr": self.lr, "weight_decay": self.weight_decay} | self.options
-            optimizer = call(self.name, arguments, *_KEYS)
+            optimizer = call(self.name, arguments | self.options, *_KEYS)
             if not isinstance(optimizer, torch.optim.Optimizer):
                 problem = f"{self.name} returned a {type(optimizer).__name__}"
                 raise UserError("optimizer.name", problem, "return a torch.optim.Optimizer")
             return optimizer
-        from timm.optim import create_optimizer_v2
-
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in self.options.items()}
         try:
-            return create_optimizer_v2(
-                [group for group in groups if group["params"]],
-                # timm's sgd is Nesterov's, which has no meaning without momentum; its plain SGD is called momentum.
-                opt="momentum" if self.name == "sgd" and self.momentum == 0 else self.name,
-                lr=self.lr,
-                weight_decay=self.weight_decay,
-                momentum=self.momentum,
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in self.options.items()},
-            )
+            if self.name in USUAL:
+                # As timm's sgd, Nesterov's, which has no meaning without momentum.
+                sgd = {"momentum": self.momentum, "nesterov": self.momentum > 0} if self.name == "sgd" else {}
+                return USUAL[self.name](**arguments | sgd | options)
+            from timm.optim import create_optimizer_v2
+
+            return create_optimizer_v2(arguments.pop("params"), opt=self.name, momentum=self.momentum, **arguments | options)
         except (TypeError, ValueError) as error:
             raise self._refusal(error) from None

@@ -19,10 +19,12 @@ from ray.util.placement_group import PlacementGroup
 from pipelines.program.display import Display
 from pipelines.program.nodes import Bundle, Node, Notices, all_fit, shortage, waits_for
 from pipelines.program.ray_elastic import all_nodes, beyond_limits, free_resources
-from pipelines.program.ray_internals import beside_workers, bundles_of, can_grow, placement_group_of
+from pipelines.program.ray_internals import Store, beside_workers, bundles_of, can_grow, placement_group_of
+from training.run_store import place_of
 
 HELD = "placement_group"  # file in a run's folder with the placement group that it has reserved, or is waiting for
 _INTERVAL = 1.0  # seconds between two checks
+_STORE = Store("raylign-groups")  # the same of runs in a store, by their URIs: other nodes do not see the file
 _BEYOND = "the cluster cannot grow enough for that, by its node types and their limits"
 
 
@@ -40,6 +42,8 @@ def _book(folder: Path, group: str) -> None:
     file.write(group)
     file.flush()
     _BOOKED.append(file)
+    if isinstance(place := place_of(folder), str):
+        _STORE.put(place, group.encode())
 
 
 def wait_for_earlier(folder: Path, display: Display) -> None:
@@ -63,20 +67,23 @@ def most_that_fit(nodes: Sequence[Node], worker: Bundle, beside: Sequence[Bundle
     return next((count for count in range(most, 0, -1) if all_fit([worker] * count + [*beside], nodes)), 0)
 
 
-def give_back(folder: Path) -> None:
-    """Free the resources of a run that lost its driver or its controller, if it has any.
+def give_back(place: Path | str) -> None:
+    """Free the resources of a run that lost its driver or its controller, if it has any. `place`: its folder, or URI in a store.
 
     The controller has reserved them, and Ray frees them only when the whole job has ended too.
     """
-    group = _group(folder)
+    group = _group(place)
     if group is not None and _table(group).get("state") not in (None, "REMOVED"):
         ray.util.remove_placement_group(group)
-    (folder / HELD).unlink(missing_ok=True)
+    if isinstance(place, str):
+        _STORE.delete(place)
+    else:
+        (place / HELD).unlink(missing_ok=True)
 
 
-def waiting(folder: Path) -> str:
+def waiting(place: Path | str) -> str:
     """What a run is waiting for before it starts or resumes; empty if it is not waiting."""
-    group = _group(folder)
+    group = _group(place)
     table = {} if group is None else _table(group)
     # RESCHEDULING: a node was lost with bundles of a group whose workers may still run.
     if table.get("state") not in ("PENDING", "RESCHEDULING"):
@@ -132,9 +139,9 @@ class WaitNotice:
     def __init__(self) -> None:
         self._notices = Notices()
 
-    def due(self, folder: Path) -> str:
+    def due(self, place: Path | str) -> str:
         """The message to show now; usually empty."""
-        text = waiting(folder)
+        text = waiting(place)
         seconds = self._notices.due(bool(text))
         if seconds is None:
             return ""
@@ -143,10 +150,11 @@ class WaitNotice:
         )
 
 
-def _group(folder: Path) -> PlacementGroup | None:
+def _group(place: Path | str) -> PlacementGroup | None:
     try:
-        return placement_group_of((folder / HELD).read_text())
-    except (OSError, ValueError):  # the file is missing, or being written
+        held = (_STORE.get(place) or b"").decode() if isinstance(place, str) else (place / HELD).read_text()
+        return placement_group_of(held)
+    except (OSError, ValueError):  # there is none, or it is being written
         return None
 
 

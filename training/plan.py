@@ -13,17 +13,17 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import Stream
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.features import feature_store
-from pipelines.features.rows_by_id import bank_rows
+from pipelines.features.rows_by_id import feature_rows
 from pipelines.io.retry import is_remote
 from pipelines.program.code_version import code_version
 from pipelines.program.display import Display
 from pipelines.program.settings_base import digest
-from training.config import GuideSettings, TrainSettings
+from training.config import FrozenEncoderSettings, TrainSettings
 from training.data import TrainData, open_data
 from training.encoder import DualEncoder, build_encoder
 from training.objectives.base import Objective, Task
 from training.saved_towers import About, Frozen, frozen, keep, tokenizer_of, towers_of
-from training.stored_features import guides_of, image_bank, text_banks
+from training.stored_features import frozen_features_of, stored_image_features, stored_text_features
 from training.teacher import FrozenEncoders, Teacher
 from training.towers.base import TowerSettings
 
@@ -37,8 +37,8 @@ class Scored:
 
     data: HeldOut
     images: Stream
-    text_bank: Path | str | None  # features of all captions by text_id, if the text tower is locked
-    prompt_bank: Path | str | None  # features of all prompts, if the text tower is locked
+    text_features: Path | str | None  # features of all captions by text_id, if the text tower is locked
+    prompt_features: Path | str | None  # features of all prompts, if the text tower is locked
     file: str  # in the run's folder, for its embeddings: held_out.npz for the run's own split
 
 
@@ -75,7 +75,8 @@ class Plan:
     def task(self, encoder: DualEncoder, frozen: FrozenEncoders | None = None) -> Task:
         """What the objective and the teacher are told about the run."""
         manifest, settings, tower = self.stream.prepared.manifest, self.settings, encoder.image_tower
-        width = bank_rows(self.stream.image_bank).shape[1] if tower is None else tower.width
+        width = feature_rows(self.stream.image_features).shape[1] if tower is None else tower.width
+        encoders = frozen or self.stream.frozen_features
         return Task(
             num_images=manifest["num_images"],
             num_texts=manifest["num_texts"],
@@ -86,7 +87,7 @@ class Plan:
             seed=settings.seed,
             states_width=encoder.text_tower.states_width if encoder.text_tower else 0,
             vocabulary_size=self.tokenizer.vocabulary_size,
-            guide_widths=frozen.widths if frozen else self.stream.guides.widths if self.stream.guides else (0, 0),
+            frozen_widths=encoders.widths if encoders else (0, 0),
         )
 
     def build(self, checkpoint: Path | None = None) -> tuple[DualEncoder, Objective, Teacher]:
@@ -99,24 +100,24 @@ class Plan:
             settings.heads,
             settings.embed_dim,
             (
-                bank_rows(self.stream.image_bank).shape[1] if self.stream.image_bank else None,
-                bank_rows(self.stream.text_bank).shape[1] if self.stream.text_bank else None,
+                feature_rows(self.stream.image_features).shape[1] if self.stream.image_features else None,
+                feature_rows(self.stream.text_features).shape[1] if self.stream.text_features else None,
             ),
             self.tokenizer.vocabulary_size,
             self.towers if checkpoint is None else towers_of(checkpoint),
         )
-        live = self._live() if settings.objective.needs.guides == "live" else None
+        live = self._live() if settings.objective.needs.frozen_encoders == "live" else None
         task = self.task(encoder, live)
         return encoder, settings.objective.build(task), live or settings.objective.build_teacher(encoder, task)
 
     def _live(self) -> FrozenEncoders:
         """Frozen encoders that run in the step."""
-        tokenizer = self.stream.guide_tokenizer
+        tokenizer = self.stream.frozen_tokenizer
         assert tokenizer is not None
         towers = {tower.key: tower for tower in self.frozen}
         first, second = (towers[key] for key in _ENCODERS)
         image, text = first.build(), second.build(tokenizer.vocabulary_size)
-        widths, size = (image.width, text.width), self.settings.guides[0].image_size
+        widths, size = (image.width, text.width), self.settings.frozen_encoder_pair[0].image_size
         return FrozenEncoders(image, text, widths, size, digest([first.identity, second.identity]))
 
 
@@ -131,10 +132,10 @@ def plan_of(
     return make_plan(open_data(settings), pool, display, run, checkpoint)
 
 
-def needs_banks(settings: TrainSettings) -> bool:
+def needs_features(settings: TrainSettings) -> bool:
     """Whether features are computed before training, by the cluster."""
     modes = settings.image_tower.mode, settings.text_tower.mode
-    return "locked" in modes or settings.objective.needs.guides in ("own", "neighbours")
+    return "locked" in modes or settings.objective.needs.frozen_encoders in ("own", "neighbours")
 
 
 def make_plan(
@@ -151,24 +152,25 @@ def make_plan(
         checkpoint: from which the run resumes.
     """
     settings, prepared, order = data.settings, data.prepared, data.order
+    needs = settings.objective.needs
     towers = frozen_towers(settings, run)
     tokenizer = _tokenizer(settings, prepared, order, towers.get("text_tower"), checkpoint)
-    if settings.objective.needs.masked != "no":
+    if needs.masked != "no":
         tokenizer.mask_id  # noqa: B018  raises if there is none, before any features are computed
 
     def scored_of(dataset: Prepared, split: HeldOut, file: str) -> Scored:
         locked_image, locked_text = (towers.get(key) for key in ("image_tower", "text_tower"))
         images, texts, prompts = None, None, None
         if locked_image is not None:
-            images = image_bank(dataset, locked_image, pool, display)
+            images = stored_image_features(dataset, locked_image, pool, display)
         if locked_text is not None:
             lists = [dataset.texts() if split.texts else split.texts, split.prompts]
-            texts, prompts = text_banks(dataset, lists, locked_text, tokenizer, pool, display)
+            texts, prompts = stored_text_features(dataset, lists, locked_text, tokenizer, pool, display)
         stream = Stream(
             prepared=dataset,
             columns=frozenset({"image" if images is None else "image_features"}),
             image_size=settings.image_tower.image_size,
-            image_bank=images,
+            image_features=images,
         )
         return Scored(split, stream, texts, prompts, file)
 
@@ -177,22 +179,23 @@ def make_plan(
         for i, (dataset, split) in enumerate(data.held_out)
     ]
     own = scored[0]
-    guides = None
-    if settings.objective.needs.guides in ("own", "neighbours"):
+    frozen_features = None
+    if needs.frozen_encoders in ("own", "neighbours"):
         image, text = (towers[key] for key in _ENCODERS)
-        guides = guides_of(settings.frozen_encoders or GuideSettings(), order, image, text, pool, display)
+        encoders = settings.frozen_encoders or FrozenEncoderSettings()
+        frozen_features = frozen_features_of(encoders, order, image, text, pool, display)
     stream = Stream(
         prepared=prepared,
-        columns=frozenset(columns(settings.objective.needs, own.images.image_bank is not None, own.text_bank is not None)),
+        columns=frozenset(columns(needs, own.images.image_features is not None, own.text_features is not None)),
         seed=settings.seed,
         image_size=settings.image_tower.image_size,
         augment=settings.data.augment,
-        strong=settings.objective.needs.strong,
-        guides=guides,
-        guide_tokenizer=_guide_tokenizer(settings, towers),
+        strong=needs.strong,
+        frozen_features=frozen_features,
+        frozen_tokenizer=_frozen_tokenizer(settings, towers),
         tokenizer=tokenizer,
-        image_bank=own.images.image_bank,
-        text_bank=own.text_bank,
+        image_features=own.images.image_features,
+        text_features=own.text_features,
     )
     return Plan(
         settings=settings,
@@ -222,8 +225,8 @@ def frozen_towers(settings: TrainSettings, run: Path | None) -> dict[str, Frozen
     """Towers that are not in checkpoints, by their keys. Raises `UserError` for one without pretrained weights."""
     sides = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
     towers: dict[str, TowerSettings] = {key: tower for key, tower in sides.items() if tower.mode == "locked"}
-    if settings.objective.needs.guides != "no":
-        towers |= dict(zip(_ENCODERS, settings.guides, strict=True))
+    if settings.objective.needs.frozen_encoders != "no":
+        towers |= dict(zip(_ENCODERS, settings.frozen_encoder_pair, strict=True))
     return {key: frozen(tower, key, run) for key, tower in towers.items()}
 
 
@@ -234,9 +237,9 @@ def pretrained_towers(settings: TrainSettings, run: Path | None = None, checkpoi
     return trained | frozen_towers(settings, run)
 
 
-def _guide_tokenizer(settings: TrainSettings, towers: dict[str, Frozen]) -> TextTokenizer | None:
+def _frozen_tokenizer(settings: TrainSettings, towers: dict[str, Frozen]) -> TextTokenizer | None:
     """The tokenizer of a frozen text encoder that runs in the step."""
-    return towers[_ENCODERS[1]].tokenizer(list) if settings.objective.needs.guides == "live" else None
+    return towers[_ENCODERS[1]].tokenizer(list) if settings.objective.needs.frozen_encoders == "live" else None
 
 
 def _tokenizer(

@@ -26,7 +26,7 @@ from training.placement import Watch, most_that_fit, room
 from training.plan import Plan
 from training.ray_worker import train_worker
 from training.resources import bundles
-from training.run_store import RunStore, store_of
+from training.run_store import place_of, ray_options, store_of
 from training.sessions import RESTARTS
 from training.stopping import ask, forget
 
@@ -55,7 +55,7 @@ def fit(
     recorder.catch_up()
     config = {"plan": plan, "data_cpus": data_cpus, "folder": folder, "store": store_of(folder)}
     keep = ray.train.CheckpointConfig(num_to_keep=settings.checkpoint.keep)
-    forget(folder)
+    forget(place_of(folder))
     with _Follower(folder, plan, display), interrupts.asking(partial(_stop_workers, folder)):
         restarts = Restarts(wanted.max_failures, recorder.note_restart)
         returned = run_workers(
@@ -66,7 +66,7 @@ def fit(
 
 def _stop_workers(folder: Path) -> None:
     """Ask the workers to stop, and wait until they have; return at once if no step is running, since nothing would be lost."""
-    if ask(folder):
+    if ask(place_of(folder)):
         threading.Event().wait()
 
 
@@ -102,7 +102,7 @@ def run_workers(
             label_selector=dict(worker.labels) or None,
         ),
         run_config=ray.train.RunConfig(
-            **_place(folder),
+            **ray_options(place_of(folder)),
             # `restarts` counts. A checkpoint begun before a node is taken away is finished without it.
             failure_config=ray.train.FailureConfig(
                 max_failures=-1, relax_collectives_on_preemption=True, preemption_grace_s=_GRACE
@@ -128,15 +128,6 @@ def run_workers(
         root = innermost(error)
         cause = doctor.cause or (str(root) if isinstance(root, NoRestartError) else cause_of(root))
         raise UserError("", f"training stopped: {cause}", _RESUMES) from None
-
-
-def _place(folder: Path) -> dict[str, Any]:
-    """Where Ray Train keeps its files: in a folder that is a run's, or one inside a run's."""
-    if (store := store_of(folder)) is not None:
-        return store.ray_options()
-    if (store := store_of(folder.parent)) is not None:
-        return RunStore(store.at(folder.name)).ray_options()
-    return {"name": folder.name, "storage_path": str(folder.parent)}
 
 
 class _Follower:

@@ -26,6 +26,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """The function that each Ray Train worker runs: `train`, from the newest checkpoint on."""
     plan: Plan = config["plan"]
     store: RunStore | None = config["store"]
+    place = config["folder"] if store is None else store.uri
     configure_data()
     worker = this_worker(config["data_cpus"])
     notice, saver = Notice(), Saver(config["folder"], store)
@@ -41,9 +42,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         saver.clear("" if checkpoint is None else Path(checkpoint.path).name)
     if checkpoint is not None and store is not None:
         checkpoint = ray.train.Checkpoint.from_directory(store.opened(Path(checkpoint.path).name))
-    asking = Asked(config["folder"]) if worker.rank == 0 else nullcontext(never)
+    asking = Asked(place) if worker.rank == 0 else nullcontext(never)
     with pulse.Pulse(config["folder"], worker), asking as asked:
-        stop, keep = notice.or_asked(asked), partial(keep_held_out, config["folder"] if store is None else store.uri)
+        stop, keep = notice.or_asked(asked), partial(keep_held_out, place)
         with saver:
             returned = train(plan, worker, report, checkpoint, stop, keep)
         return notice.after(returned)

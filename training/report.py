@@ -1,6 +1,6 @@
 """`report.html`: what a run trained on what, its scores, and retrieved images; one file that needs nothing else.
 
-`python -m training.report RUN` writes it again from what the run left on disk, without Ray and without training.
+`python -m training.report RUN` writes it again from what the run left on disk or in a store, without Ray and without training.
 """
 
 import argparse
@@ -23,17 +23,23 @@ from evaluation.reporting.gallery import Gallery, examples
 from evaluation.reporting.render import page, write_files
 from evaluation.suite import HeldOut, SuiteSettings, held_out
 from pipelines.dataset.prepared import Prepared
+from pipelines.io import storage
 from pipelines.io.retry import shown
 from pipelines.prepare.repeated_captions import warnings_of
 from pipelines.program import yaml_text
 from pipelines.program.cli import Parser, run_page
+from pipelines.program.display import Display
 from pipelines.program.errors import UserError
+from pipelines.program.path_keys import place_argument
 from pipelines.program.settings import validate
 from training import report_scores
 from training.held_out import read_held_out, retrieval_of
 from training.metrics_file import read_metrics
+from training.run_store import kept
 from training.warmup import warmup_warning
+from training.working_copy import working_copy
 
+_PAGE = "report.html"
 _MODES = {
     "trainable": "trained",
     "frozen": "frozen: it runs in every step, and only its head is trained",
@@ -78,7 +84,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
         ],
         html.fill("Written by raylign {}. The images and captions of {}: {}", versions["raylign"], about["name"], credit),
     )
-    write_files(run, {"report.html": made})
+    write_files(run, {_PAGE: made})
 
 
 def _what_was_trained(result: dict[str, Any], config: dict[str, Any]) -> Markup:
@@ -271,26 +277,37 @@ def _restarts(path: Path) -> list[tuple[str, str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page of a finished run again. Exit code 0, or 2 with one line that says what is wrong."""
     parser = Parser(
-        prog="python -m training.report", description="Write report.html of a finished run again, from what the run left on disk."
+        prog="python -m training.report", description="Write report.html of a finished run again, from what the run left."
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, such as runs/demo")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="the prepared dataset, where it is no longer where it was")
+    parser.add_argument("run", type=place_argument, metavar="RUN", help="a run, such as runs/demo or s3://bucket/runs/demo")
+    data = "the prepared dataset, where it is no longer where it was"
+    parser.add_argument("--data", type=place_argument, metavar="FOLDER", help=data)
     return run_page(parser, _rewrite, arguments)
 
 
-def _rewrite(options: argparse.Namespace) -> Path:
-    """`write_report` with everything read from disk."""
-    run: Path = options.run
-    if not run.is_dir():
-        raise UserError(f"{run}", "no such folder", "give a finished run, such as runs/demo")
+def _rewrite(options: argparse.Namespace) -> Path | str:
+    """`write_report` with everything read from disk, or from a store. Returns where the page is."""
+    place: Path | str = options.run
+    if isinstance(place, Path):
+        if not place.is_dir():
+            raise UserError(f"{place}", "no such folder", "give a finished run, such as runs/demo")
+        _write_again(place, options.data)
+    else:
+        with working_copy(place, Display()) as run:
+            _write_again(run, options.data)
+            kept(run, _PAGE)
+    return storage.join(place, _PAGE)
+
+
+def _write_again(run: Path, data: Path | str | None) -> None:
     try:
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
         config = yaml_text.parse((run / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         problem = f"no finished run, as result.json or config.yaml is not readable: {' '.join(str(error).split())}"
         raise UserError(f"{run}", problem, "give the run's training command again, which finishes it") from None
-    if options.data is not None:
-        result["dataset"]["path"] = str(options.data.absolute())
+    if data is not None:
+        result["dataset"]["path"] = str(storage.absolute(data))
     prepared = Prepared.open(result["dataset"]["path"])
     if prepared.fingerprint != result["dataset"]["fingerprint"]:
         raise UserError(
@@ -303,7 +320,6 @@ def _rewrite(options: argparse.Namespace) -> Path:
     settings = validate(SuiteSettings, suite, str(run / "config.yaml"))
     splits = result["dataset"]["split_seed"], result["dataset"].get("validation")  # not in results of earlier versions
     write_report(run, result, held_out(prepared, settings, *splits))
-    return run / "report.html"
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from training.plan import (
     Plan,
     keep_towers,
     make_plan,
-    needs_banks,
+    needs_features,
     pretrained_towers,
     tower_cache,
 )
@@ -58,10 +58,11 @@ from training.resources import (
     range_in_words,
     waits_to_grow,
 )
-from training.run_store import emptied, fetched, finished, kept, place_of, settled, working_copy
+from training.run_store import emptied, fetched, finished, kept, place_of
 from training.sessions import SESSIONS, Session, history
 from training.warmup import warmup_warning
 from training.weight_sources import check_sources
+from training.working_copy import settled, working_copy
 
 
 def run(settings: TrainSettings, display: Display) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def _run(settings: TrainSettings, folder: Path, display: Display) -> dict[str, A
             if started_before:
                 _say_where(folder, data.order.steps_per_epoch * settings.epochs, display)
         plan = None
-        if needs_banks(settings):
+        if needs_features(settings):
             check_towers(pretrained_towers(settings, run_folder, checkpoint).values(), tower_cache(data.prepared))
         else:
             plan = make_plan(data, Pool(0), display, run_folder, checkpoint)

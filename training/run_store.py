@@ -7,6 +7,8 @@ The store has what a run's folder on a disk has, under the same names. Each node
 - Ray Train keeps its list of checkpoints in the store, and the worker that saves puts the checkpoint there.
 - Other nodes copy what they read, `opened`, and check it by its digests.
 
+A sweep is kept in the same way (`tuning.trials`), and each of its trials is a run whose working copy is where it trains.
+
 Objects cannot be appended to, so a growing file X is stored as X.parts/000000 and so on, and as a whole once the run has ended.
 Of a folder with digests these are sent last, so one without them is incomplete.
 """
@@ -14,10 +16,14 @@ Of a folder with digests these are sent last, so one without them is incomplete.
 import os
 import re
 import shutil
+import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +31,19 @@ from pipelines.io import node_cache, storage
 from pipelines.io.http import is_web
 from pipelines.io.patient import outlast, system_of
 from pipelines.io.retry import Missing, shown_place
-from pipelines.program import path_keys
-from pipelines.program.display import Display
 from pipelines.program.errors import UserError
 from pipelines.program.ray_internals import SNAPSHOT
-from training.checkpoint_registry import DIGESTS, KEPT_LIST, NEWEST, changed, newest_checkpoint, registered
-from training.lock import leased, taken
+from training.checkpoint_registry import DIGESTS, KEPT_LIST, NEWEST, TESTED, changed, newest_checkpoint, registered
 
 _CHECKPOINT = re.compile(r"checkpoint_[0-9]+|best")
 HELD = "placement_group"  # of `training.placement`, which imports Ray; it stays on this node
-_NOTE = ".raylign-place"  # beside a working copy: the URI
+NOTE = ".raylign-place"  # beside a working copy: the URI
+_DEPTH = 3  # folders above one that has this beside it: a trial's of a sweep, SWEEP/trials/NAME
 _PART = 1 << 18  # bytes
-_PARTS = ".parts"
-_NEW = ".partial"
+PARTS = ".parts"
+NEW = ".partial"
+_AT_ONCE = 16  # requests
+_LOOKS = 5  # at a store that changes meanwhile
 _UNUSED = 600.0  # seconds after which a copy of a checkpoint is deleted, once another one is read
 
 
@@ -52,15 +58,14 @@ class RunStore:
         """This node's working copy."""
         return node_cache.copy_of("runs", self.uri) / storage.name_of(self.uri)
 
+    def make(self) -> None:
+        """Create the working copy's folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder.parent / NOTE).write_text(self.uri)
+
     def at(self, name: str) -> str:
         """The URI of a file or folder of the run."""
         return f"{self.uri}/{name}"
-
-    def ray_options(self) -> dict[str, Any]:
-        """Where Ray Train keeps its files, for its `RunConfig`."""
-        system, inside = system_of(self.uri)
-        folder, _, name = inside.rpartition("/")
-        return {"name": name, "storage_path": folder, "storage_filesystem": system}
 
     def files(self, name: str = "") -> dict[str, storage.File]:
         """The files below a folder of the run, or of all of it, by their relative paths, sorted; without hidden ones."""
@@ -86,10 +91,22 @@ class RunStore:
 
     def get(self, name: str, to: Path) -> None:
         """Download a file. Raises `Missing`."""
-        aside = to.with_name(f"{to.name}.partial-{os.getpid()}")
+        aside = _aside(to)
         aside.parent.mkdir(parents=True, exist_ok=True)
         outlast(lambda: storage.receive(self.at(name), aside))
         aside.replace(to)
+
+    def get_grown(self, name: str, files: Mapping[str, storage.File], to: Path) -> None:
+        """Download a file, also one that grows, with its time; nothing if it is not among `files`. Raises `Missing`."""
+        parts = [part for part in files if part.startswith(f"{name}{PARTS}/")]
+        if name in files:
+            self.get(name, to)
+            if (time_of := files[name].changed) > 0:  # 0: unknown
+                os.utime(to, ns=(time_of, time_of))
+        elif parts:
+            aside = _aside(to)
+            aside.write_bytes(b"".join(self.read(part) for part in parts))
+            aside.replace(to)
 
     def get_folder(self, name: str) -> Path:
         """Download a folder into the working copy, unless that has it as the store has it; it may be damaged there."""
@@ -127,24 +144,39 @@ class RunStore:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One process of a node at a time."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder.parent / _NOTE).write_text(self.uri)
+        self.make()
         with node_cache.alone(self.folder.parent):
             yield
 
 
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial-{os.getpid()}-{threading.get_ident()}")
+
+
 def store_of(folder: Path) -> RunStore | None:
-    """The store of which a folder is this node's working copy; None for a run on a disk."""
-    try:  # not by its path: a process that Ray started may have another cache
-        return RunStore((folder.parent / _NOTE).read_text())
-    except FileNotFoundError:
-        return None
+    """The place in a store of which a folder is this node's working copy, or a part of it; None for one on a disk."""
+    for above in folder.parents[:_DEPTH]:
+        try:  # not by its path: a process that Ray started may have another cache
+            uri = (above / NOTE).read_text()
+        except FileNotFoundError:
+            continue
+        return RunStore("/".join([uri, *folder.relative_to(above).parts[1:]]))
+    return None
 
 
 def place_of(folder: Path) -> Path | str:
-    """Where a run is: its URI, or its folder."""
+    """Where a run or a sweep is: its URI, or its folder."""
     store = store_of(folder)
     return folder if store is None else store.uri
+
+
+def ray_options(place: Path | str) -> dict[str, Any]:
+    """Where Ray Train or Tune keeps its files, for its `RunConfig`: in a folder, or a URI in a store."""
+    if isinstance(place, Path):
+        return {"name": place.name, "storage_path": str(place.parent)}
+    system, inside = system_of(place)
+    folder, _, name = inside.rpartition("/")
+    return {"name": name, "storage_path": folder, "storage_filesystem": system}
 
 
 def opened_run(uri: str) -> Path:
@@ -152,10 +184,13 @@ def opened_run(uri: str) -> Path:
 
     Raises `UserError` if it is damaged, or not there.
     """
+    uri = uri.rstrip("/")
+    if is_web(uri):
+        raise UserError("checkpoint", f"{shown_place(uri)} is on the web, where files cannot be listed", "copy it to a disk")
     named = _CHECKPOINT.fullmatch(storage.name_of(uri))
     store = RunStore(uri.rpartition("/")[0] if named else uri)
     files = store.files()
-    for name in {NEWEST, KEPT_LIST, SNAPSHOT} & files.keys():
+    for name in {NEWEST, KEPT_LIST, SNAPSHOT, TESTED} & files.keys():
         store.get(name, store.folder / name)
     if not named and not registered(store.folder):
         remedy = "give a run, or one checkpoint_... or best inside it"
@@ -166,97 +201,51 @@ def opened_run(uri: str) -> Path:
     return store.opened(storage.name_of(uri) if named else newest_checkpoint(store.folder).name)
 
 
-# --- the driver's and the controller's side ------------------------------------------------------------------------------------
-
-
 @contextmanager
-def working_copy(uri: str, display: Display) -> Iterator[Path]:
-    """Hold the run's lease, and bring the working copy up to date. Raises `UserError` if another process holds it."""
+def looked_at(uri: str, names: Collection[str]) -> Iterator[Path]:
+    """A temporary folder with files of a run, or in a folder each those of all runs below a URI, as the store has them now.
+
+    Args:
+        names: of the files. Growing ones are there as a whole, and all have the times of the store.
+    """
     if is_web(uri):
-        raise UserError(
-            "storage", f"nothing can be written to {shown_place(uri)}", "give a folder, or a store such as s3://bucket/runs"
-        )
-    store = RunStore(uri)
-    path_keys.check_folder(store.folder, "XDG_CACHE_HOME")
-    store.folder.mkdir(parents=True, exist_ok=True)
-    (store.folder.parent / _NOTE).write_text(uri)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(node_cache.used(store.folder.parent))
-        except BlockingIOError:
-            raise taken(uri) from None
-        names = {name.partition("/")[0] for name in store.files()}
-        if outlast(lambda: storage.exists(store.at(path_keys.LOCK))):
-            names.add(path_keys.LOCK)
-        path_keys.check_names(uri, sorted(names), "training run", "name")
-        begun = True
-        try:
-            with leased(uri, store.at(path_keys.LOCK), display):
-                try:
-                    if (store.folder / HELD).exists():  # else that costs the import of Ray
-                        from training.placement import wait_for_earlier
-
-                        wait_for_earlier(store.folder, display)
-                    _pull(store, started=path_keys.LOCK in names)
-                    yield store.folder
-                finally:
-                    begun = bool(store.files())
-        except UserError as error:  # what is said of the copy is meant of the store
-            error.args = tuple(str(part).replace(str(store.folder), shown_place(uri)) for part in error.args)
-            error.key, error.problem, error.remedy = error.args
-            raise
-        finally:
-            if not begun:
-                store.drop(path_keys.LOCK)  # a run that never began leaves nothing
+        raise UserError(shown_place(uri), "is on the web, where files cannot be listed", "copy it to a disk")
+    with tempfile.TemporaryDirectory(prefix="raylign-") as folder:
+        for left in reversed(range(_LOOKS)):
+            try:
+                _look(uri, names, Path(folder))
+                break
+            except Missing:  # replaced since it was listed
+                if not left:
+                    raise
+        yield Path(folder)
 
 
-def _pull(store: RunStore, started: bool) -> None:
-    """Make the working copy what the store has, without TensorBoard's events and incomplete checkpoints."""
-    folder, files = store.folder, store.files()
-    if f"best{_NEW}/{DIGESTS}" in files:  # a process died while it put a complete one in its place
-        store.get_folder(f"best{_NEW}")
-        shutil.rmtree(folder / "best", ignore_errors=True)
-        (folder / f"best{_NEW}").rename(folder / "best")
-        _place_best(store, folder / "best")
-        files = store.files()
-    top = {name.partition("/")[0] for name in files}
+def _look(uri: str, names: Collection[str], folder: Path) -> None:
     for path in folder.iterdir():
-        own = path.name == HELD or path.name.startswith(".")
-        # Checkpoints are read again: workers on other nodes resume from what the store has, which may be damaged.
-        if not own and (path.name not in top or path.name.startswith("checkpoint_")):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for name in files:
-        if "/" not in name:
-            store.get(name, folder / name)
-    for grown in sorted({name.partition("/")[0] for name in files if name.partition("/")[0].endswith(_PARTS)}):
-        whole = grown.removesuffix(_PARTS)
-        if whole not in files:
-            parts = [store.read(name) for name in files if name.startswith(f"{grown}/")]
-            (folder / whole).write_bytes(b"".join(parts))
-    whole_folders = {name.rpartition("/")[0] for name in files if name.endswith(f"/{DIGESTS}")}
-    for name in sorted(whole_folders | {path.name for path in registered(folder)}):
-        if not name.startswith("damaged-") and any(file.startswith(f"{name}/") for file in files):
-            store.get_folder(name)
-    if started:
-        (folder / path_keys.LOCK).touch()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    parts: dict[str, list[storage.File]] = {}
+    wholes: dict[str, list[storage.File]] = {}
+    for file in storage.files_below(uri):
+        name = file.path[len(uri) :].lstrip("/")
+        above = name.rpartition("/")[0]
+        whole = above.removesuffix(PARTS) if above.endswith(PARTS) else name
+        run, _, own = whole.rpartition("/")
+        if own in names and "/" not in run and not run.startswith("."):
+            (wholes if whole == name else parts).setdefault(whole, []).append(file)
+
+    def get(name: str, files: list[storage.File]) -> None:
+        copy = folder / name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(b"".join(storage.read(file.path) for file in files))
+        os.utime(copy, ns=(files[-1].changed, files[-1].changed))
+
+    found = parts | wholes
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(get, found.keys(), found.values()))
 
 
-def settled(folder: Path) -> None:
-    """After `checkpoint_registry.settle` on the working copy: the same in the store."""
-    store = store_of(folder)
-    if store is None:
-        return
-    there = {name.partition("/")[0] for name in store.files()}
-    for path in folder.glob("checkpoint_manager_snapshot*.json"):
-        store.put(path, path.name)
-    for path in folder.glob("damaged-*"):
-        if path.name not in there:
-            for file in sorted(path.iterdir()):
-                store.put(file, f"{path.name}/{file.name}")
-    for name in there:
-        gone = name.startswith("checkpoint_") and not (folder / name).exists()
-        if gone or name == f"best{_NEW}":
-            store.drop(name)
+# --- the driver's and the controller's side ------------------------------------------------------------------------------------
 
 
 def kept(folder: Path, *names: str) -> None:
@@ -267,7 +256,7 @@ def kept(folder: Path, *names: str) -> None:
     for name in names:
         path = folder / name
         if path.is_dir() and name == "best":
-            _place_best(store, path)
+            place_best(store, path)
         elif path.is_dir() and (path / DIGESTS).exists():
             store.put_folder(path, name)
         elif path.is_dir():
@@ -278,9 +267,9 @@ def kept(folder: Path, *names: str) -> None:
             store.put(path, name)
 
 
-def _place_best(store: RunStore, local: Path) -> None:
+def place_best(store: RunStore, local: Path) -> None:
     """Replace `best`: the new one is complete beside it before it goes."""
-    new = f"best{_NEW}"
+    new = f"best{NEW}"
     store.drop(new)
     store.put_folder(local, new)
     store.drop("best")
@@ -290,14 +279,26 @@ def _place_best(store: RunStore, local: Path) -> None:
 
 
 def fetched(folder: Path, *names: str) -> None:
-    """Get files that other nodes have put into the store; a missing one is left out."""
+    """Get files that other nodes have put into the store, also growing ones; a missing one is left out."""
     store = store_of(folder)
-    for name in names if store is not None else ():
-        assert store is not None
-        try:
-            store.get(name, folder / name)
-        except Missing:
-            continue
+    if store is None:
+        return
+    files = store.files()
+    try:
+        for name in names:
+            store.get_grown(name, files, folder / name)
+    except Missing:  # the parts of a file that has become whole
+        fetched(folder, *names)
+
+
+def dropped(folder: Path, *patterns: str) -> None:
+    """Delete from the store the files and folders of a run whose names match one of these."""
+    store = store_of(folder)
+    if store is None:
+        return
+    for name in {name.partition("/")[0] for name in store.files()}:
+        if any(fnmatch(name, pattern) for pattern in patterns):
+            store.drop(name)
 
 
 def emptied(folder: Path) -> None:
@@ -324,12 +325,12 @@ def appended(folder: Path, name: str) -> None:
         for number in range(first, (status.st_size + _PART - 1) // _PART):
             file.seek(number * _PART)
             data = file.read(_PART)
-            _put_bytes(store.at(f"{name}{_PARTS}/{number:06d}"), data)
+            _put_bytes(store.at(f"{name}{PARTS}/{number:06d}"), data)
     if inode != status.st_ino or done > status.st_size:
         last = (status.st_size + _PART - 1) // _PART
-        for old in store.files(f"{name}{_PARTS}"):
+        for old in store.files(f"{name}{PARTS}"):
             if int(old) >= last:
-                store.drop(f"{name}{_PARTS}/{old}")
+                store.drop(f"{name}{PARTS}/{old}")
         store.drop(name)
     _sent[path] = status.st_ino, status.st_size
 
@@ -348,6 +349,6 @@ def finished(folder: Path) -> None:
     if store is None:
         return
     names = {name.partition("/")[0] for name in store.files()}
-    for parts in sorted(name for name in names if name.endswith(_PARTS)):
-        kept(folder, parts.removesuffix(_PARTS))
+    for parts in sorted(name for name in names if name.endswith(PARTS)):
+        kept(folder, parts.removesuffix(PARTS))
         store.drop(parts)

@@ -4,7 +4,7 @@
     RUN/checkpoint_.../tokenizer.json    the text tower's tokenizer
     RUN/towers/KEY/tower.safetensors     of a tower that is not in checkpoints (a locked one or a frozen encoder): its weights;
                ... tower.json            its architecture, identity, and a text tower's tokenizer
-    DATASET/banks/towers/DIGEST/         the same, if the dataset is on a disk: the hundreds of runs of a sweep link to it
+    DATASET/features/towers/DIGEST/      the same, if the dataset is on a disk: the hundreds of runs of a sweep link to it
 
 A resumed run reads its own copies and never the originals, which may be gone or different by now.
 """

@@ -1,34 +1,44 @@
-"""`raylign status RUN|STORAGE`: what a run does, or all runs of a folder, from the files alone, on any machine that sees them."""
+"""`raylign status RUN|STORAGE`: what a run does, or all runs of a folder, from the files alone, on any machine that sees them.
+
+Of what is in a store it reads copies; whether a process works on a run is then told by its lease.
+"""
 
 import argparse
 import fcntl
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from evaluation.reporting.number_format import count, duration
+from pipelines.io import lease, storage
+from pipelines.io.retry import shown_place
 from pipelines.program import interrupts
+from pipelines.program.causes import of_storage
 from pipelines.program.cli import Parser, refused
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
-from pipelines.program.path_keys import LOCK
-from training.checkpoint_registry import newest_step
+from pipelines.program.path_keys import LOCK, place_argument
+from pipelines.program.ray_internals import SNAPSHOT
+from training.checkpoint_registry import KEPT_LIST, NEWEST, newest_step
 from training.metrics_file import read_metrics
-from training.sessions import SESSIONS, history, last_report
+from training.run_store import looked_at
+from training.sessions import RESTARTS, SESSIONS, history, last_report
 
 _RECENT = 20  # lines of metrics.jsonl from which the speed is taken
+_METRICS, _RESULT, _SWEEP = "metrics.jsonl", "result.json", "sweep.json"
+_READ = {SESSIONS, RESTARTS, _METRICS, _RESULT, _SWEEP, NEWEST, KEPT_LIST, SNAPSHOT, LOCK}
 
 
 @dataclass(frozen=True)
 class Status:
     """A run as its files show it. What is not known is None."""
 
-    folder: Path
     state: str  # running, waiting, stopped, failed, finished
     why: str  # it waits or has failed
     step: int  # of the last report
@@ -41,12 +51,18 @@ class Status:
     costs: dict[str, Any]  # see training.sessions.history
 
 
-def status_of(folder: Path) -> Status:
-    """A run's status. Raises `UserError` if the folder holds no run."""
-    if not is_run(folder):
-        raise UserError(str(folder), "no run" if folder.is_dir() else "no such folder", "give a run's folder, or one with runs")
-    lines, events = read_metrics(folder / "metrics.jsonl"), read_metrics(folder / SESSIONS)
-    finished, works = (folder / "result.json").exists(), _locked(folder)
+def status_of(place: Path | str) -> Status:
+    """A run's status. Raises `UserError` if there is no run."""
+    with _files_of(place) as (folder, at_work):
+        if not is_run(folder):
+            problem = "no such folder" if isinstance(place, Path) and not place.is_dir() else "no run"
+            raise UserError(shown_place(place), problem, "give a run's folder, or one with runs")
+        return _status(folder, folder in at_work([folder]))
+
+
+def _status(folder: Path, works: bool) -> Status:
+    lines, events = read_metrics(folder / _METRICS), read_metrics(folder / SESSIONS)
+    finished = (folder / _RESULT).exists()
     state, why = _state(events, finished, works)
     last = lines[-1] if lines else {}
     total = next((event["total"] for event in reversed(events) if event["event"] == "start"), None)
@@ -54,11 +70,10 @@ def status_of(folder: Path) -> Status:
     rate = _seconds_a_step(lines)
     left = None if rate is None or total is None or finished else max(0, total - last["step"]) * rate
     return Status(
-        folder,
         state,
         why,
         last.get("step", 0),
-        json.loads((folder / "result.json").read_text())["step"] if finished else total,
+        json.loads((folder / _RESULT).read_text())["step"] if finished else total,
         newest_step(folder),
         last.get("samples_per_second"),
         last.get("data_wait"),
@@ -70,11 +85,11 @@ def status_of(folder: Path) -> Status:
 
 def is_run(folder: Path) -> bool:
     """Whether this is the folder of a run that has begun."""
-    return any((folder / name).exists() for name in (SESSIONS, "metrics.jsonl", "result.json")) and not _is_sweep(folder)
+    return any((folder / name).exists() for name in (SESSIONS, _METRICS, _RESULT)) and not _is_sweep(folder)
 
 
 def _is_sweep(folder: Path) -> bool:
-    return (folder / "sweep.json").exists()
+    return (folder / _SWEEP).exists()
 
 
 def _state(events: list[dict[str, Any]], finished: bool, works: bool) -> tuple[str, str]:
@@ -88,6 +103,24 @@ def _state(events: list[dict[str, Any]], finished: bool, works: bool) -> tuple[s
     if last.get("event") == "end":
         return last["state"], last.get("cause", "")
     return "failed", "its process ended without a word: killed, or with its machine"
+
+
+_AtWork = Callable[[Sequence[Path]], Collection[Path]]
+
+
+@contextmanager
+def _files_of(place: Path | str) -> Iterator[tuple[Path, _AtWork]]:
+    """A folder with the files of a run or of runs, and a function that says on which of them a process works."""
+    if isinstance(place, Path):
+        yield place, lambda runs: [run for run in runs if _locked(run)]
+        return
+    with looked_at(place, _READ) as folder:
+
+        def at_work(runs: Sequence[Path]) -> list[Path]:
+            leases = {f"{place}/{(run / LOCK).relative_to(folder)}": run for run in runs if (run / LOCK).exists()}
+            return [leases[uri] for uri in lease.held({uri: run / LOCK for uri, run in leases.items()})]
+
+        yield folder, at_work
 
 
 def _locked(folder: Path) -> bool:
@@ -146,18 +179,23 @@ def _clock(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
-def _row(status: Status) -> list[str]:
+def _row(name: str, status: Status) -> list[str]:
     numbers = [str(number) for number, _ in groupby(start["workers"] for start in status.costs["workers"])]
     speed = "" if status.samples_per_second is None else f"{status.samples_per_second:,.0f}"
     left = "" if status.seconds_left is None or status.state == "finished" else duration(status.seconds_left)
     restarts, hours = f"{len(status.costs['restarts'])}", f"{status.costs['gpu_hours']:.2f}"
-    return [status.folder.name, status.state, _steps(status), speed, left, " ".join(numbers[-4:]), restarts, hours]
+    return [name, status.state, _steps(status), speed, left, " ".join(numbers[-4:]), restarts, hours]
 
 
 def main(arguments: Sequence[str], prog: str = "python -m training.status") -> int:
     """Print the status of a run, or of all runs in a folder. Exit code 0, or 2 with one line that says what is wrong."""
     parser = Parser(prog=prog, description="What a run does, or all runs of a folder, from their files alone.")
-    parser.add_argument("place", type=Path, metavar="RUN|STORAGE", help="a run's folder, such as runs/demo, or one with runs")
+    parser.add_argument(
+        "place",
+        type=place_argument,
+        metavar="RUN|STORAGE",
+        help="a run, such as runs/demo or s3://bucket/runs/demo, or a folder with runs",
+    )
     options: argparse.Namespace = parser.parse_args(arguments)
     display = Display()
     with interrupts.handled():
@@ -165,21 +203,33 @@ def main(arguments: Sequence[str], prog: str = "python -m training.status") -> i
             _show(options.place, display)
         except UserError as error:
             return refused(error)
+        except OSError as error:
+            if (told := of_storage(error)) is None:
+                raise
+            return refused(told)
     return 0
 
 
-def _show(place: Path, display: Display) -> None:
-    runs = [place] if is_run(place) or not place.is_dir() else sorted(path for path in place.iterdir() if is_run(path))
-    if not runs:
-        remedy = f"give {place / 'trials'}, which has its trials" if _is_sweep(place) else "give a run's folder, or one with runs"
-        raise UserError(str(place), "holds no run", remedy)
-    if runs == [place]:
-        display.line(str(place))
-        for name, value in described(status_of(place), time.time()):
+def _show(place: Path | str, display: Display) -> None:
+    with _files_of(place) as (folder, at_work):
+        _show_files(place, folder, at_work, display)
+
+
+def _show_files(place: Path | str, folder: Path, at_work: _AtWork, display: Display) -> None:
+    if is_run(folder):
+        display.line(shown_place(place))
+        for name, value in described(_status(folder, bool(at_work([folder]))), time.time()):
             display.line(f"  {name:<16} {value}")
-    else:
-        header = ["run", "state", "step", "samples/s", "left", "workers", "restarts", "GPU hours"]
-        display.table(str(place), header, [_row(status_of(run)) for run in runs])
+        return
+    runs = sorted(path for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
+    if not runs:
+        known = isinstance(place, str) or place.is_dir()
+        trials = shown_place(storage.join(place, "trials"))
+        remedy = f"give {trials}, which has its trials" if _is_sweep(folder) else "give a run's folder, or one with runs"
+        raise UserError(shown_place(place), "holds no run" if known else "no such folder", remedy)
+    busy = at_work(runs)
+    header = ["run", "state", "step", "samples/s", "left", "workers", "restarts", "GPU hours"]
+    display.table(shown_place(place), header, [_row(run.name, _status(run, run in busy)) for run in runs])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Asks a run to stop: the driver sets a key in Ray's internal store, and the run's rank 0 polls it.
 
 A file in the run's folder would not do: on a network disk, another machine may see a new file half a minute late. The workers
-agree on the step at which they stop in the exchange that every step has anyway (`training.step`).
+agree on the step at which they stop in the exchange that every step has anyway (`training.step`). The key is the run's place: its
+folder, or its URI in a store, which is the same on every node.
 """
 
 import threading
@@ -29,8 +30,8 @@ class Asked:
     A thread polls, so that no step waits for the cluster's head.
     """
 
-    def __init__(self, folder: Path):
-        self._key, self._asked, self._over = _key(folder), False, threading.Event()
+    def __init__(self, place: Path | str):
+        self._key, self._asked, self._over = _key(place), False, threading.Event()
         self._thread: threading.Thread | None = None
 
     def __call__(self) -> bool:
@@ -47,7 +48,7 @@ class Asked:
         if self._thread is not None:
             self._thread.join(5)
         if error is None:  # after an error the request stays, and the restarted workers stop
-            forget(Path(self._key))
+            forget(self._key)
 
     def _look(self) -> None:
         while _STORE.ready:
@@ -60,25 +61,25 @@ class Asked:
                 return
 
 
-def ask(folder: Path) -> bool:
+def ask(place: Path | str) -> bool:
     """Ask the run in this folder to stop. False if no process trains there, or not yet."""
-    if not trains(folder):
+    if not trains(place):
         return False
-    _STORE.put(_key(folder), _STOP)
+    _STORE.put(_key(place), _STOP)
     return True
 
 
-def trains(folder: Path) -> bool:
+def trains(place: Path | str) -> bool:
     """Whether a process is training in this folder."""
-    return _STORE.has(_key(folder))
+    return _STORE.has(_key(place))
 
 
-def forget(folder: Path) -> None:
+def forget(place: Path | str) -> None:
     """Delete the key: no process trains here, and a request to an earlier run does not apply to the next."""
     if _STORE.ready:
         with suppress(Exception):
-            _STORE.delete(_key(folder))
+            _STORE.delete(_key(place))
 
 
-def _key(folder: Path) -> str:
-    return str(folder)
+def _key(place: Path | str) -> str:
+    return str(place)

@@ -9,23 +9,25 @@ from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.features import feature_store
-from pipelines.features.frozen_encoders import Guides
+from pipelines.features.frozen_encoders import FrozenFeatures
 from pipelines.features.knn_cache import with_neighbours
 from pipelines.features.pool import Pool
 from pipelines.program.display import Display
-from training.config import GuideSettings
+from training.config import FrozenEncoderSettings
 from training.saved_towers import Frozen
 from training.towers import ImageFeatures, ImageTowerSettings, TextFeatures
 
 
-def image_bank(prepared: Prepared, tower: Frozen, pool: Pool, display: Display) -> Path | str:
-    """The features of all images. Raises `UserError` for a damaged bank."""
+def stored_image_features(prepared: Prepared, tower: Frozen, pool: Pool, display: Display) -> Path | str:
+    """The features of all images. Raises `UserError` for damaged ones."""
     settings = tower.settings
     assert isinstance(settings, ImageTowerSettings)
-    return feature_store.image_bank(prepared, settings.image_size, ImageFeatures, (tower,), tower.identity, pool, display)
+    return feature_store.stored_image_features(
+        prepared, settings.image_size, ImageFeatures, (tower,), tower.identity, pool, display
+    )
 
 
-def text_banks(
+def stored_text_features(
     prepared: Prepared,
     texts: Sequence[Sequence[str] | pa.ChunkedArray],
     tower: Frozen,
@@ -33,14 +35,16 @@ def text_banks(
     pool: Pool,
     display: Display,
 ) -> list[Path | str]:
-    """The features of each list of texts. Raises `UserError` for a damaged bank."""
+    """The features of each list of texts. Raises `UserError` for damaged ones."""
     identity = tower.identity | {"tokenizer": tokenizer.identity}
-    return feature_store.text_banks(prepared, texts, TextFeatures, (tower, tokenizer), identity, pool, display)
+    return feature_store.stored_text_features(prepared, texts, TextFeatures, (tower, tokenizer), identity, pool, display)
 
 
-def guides_of(settings: GuideSettings, order: Order, image: Frozen, text: Frozen, pool: Pool, display: Display) -> Guides:
-    """The features of a run's frozen encoders, with stored neighbours if there are any. Raises `UserError` for a damaged bank."""
+def frozen_features_of(
+    settings: FrozenEncoderSettings, order: Order, image: Frozen, text: Frozen, pool: Pool, display: Display
+) -> FrozenFeatures:
+    """The features of a run's frozen encoders, with stored neighbours if there are any. Raises `UserError` for damaged ones."""
     prepared = order.prepared
-    images = image_bank(prepared, image, pool, display)
-    (texts,) = text_banks(prepared, [prepared.texts()], text, text.tokenizer(list), pool, display)
-    return with_neighbours(Guides(order, images, texts, settings.support, settings.search), prepared)
+    images = stored_image_features(prepared, image, pool, display)
+    (texts,) = stored_text_features(prepared, [prepared.texts()], text, text.tokenizer(list), pool, display)
+    return with_neighbours(FrozenFeatures(order, images, texts, settings.support, settings.search), prepared)

@@ -94,8 +94,9 @@ class EmaTeacher(Teacher):
 
 
 class FrozenEncoders(Teacher):
-    """Two frozen encoders, run on the student's inputs: `guide_images` [b, 1, F] and `guide_texts` [b, 1, G], unit rows.
+    """Two frozen encoders, run on the student's inputs, to unit rows.
 
+    `frozen_image_features` [b, 1, F] and `frozen_text_features` [b, 1, G] join the batch.
     Checkpoints hold their identity, but not their weights, of which the run keeps a copy (saved_towers.py).
     """
 
@@ -116,8 +117,8 @@ class FrozenEncoders(Teacher):
             size = (self._image_size, self._image_size)
             pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
         image, text = self._networks
-        images, texts = unit(image(pixels)), unit(text(batch["guide_text"], batch["guide_mask"]))
-        return {**batch, "guide_images": images[:, None], "guide_texts": texts[:, None]}
+        images, texts = unit(image(pixels)), unit(text(batch["frozen_text"], batch["frozen_mask"]))
+        return {**batch, "frozen_image_features": images[:, None], "frozen_text_features": texts[:, None]}
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FrozenEncoders":
         for network in self._networks:

@@ -7,7 +7,7 @@ import torch
 
 from evaluation.suite import Scores, score
 from pipelines.dataset.stream import Worker
-from pipelines.features.rows_by_id import bank_rows
+from pipelines.features.rows_by_id import feature_rows
 from training import pulse
 from training.distributed import gather_objects
 from training.encoder import DualEncoder
@@ -29,7 +29,7 @@ def embed_held_out(encoder: DualEncoder, plan: Plan, scored: Scored, worker: Wor
         pulse.at("evaluate")
         images.append(encoder.embed_images(batch[column]).cpu().numpy())  # type: ignore[literal-required]
     if encoder.text_tower is None:
-        rows = [_rows(scored.text_bank, data.text_ids), _rows(scored.prompt_bank, np.arange(len(data.prompts)))]
+        rows = [_rows(scored.text_features, data.text_ids), _rows(scored.prompt_features, np.arange(len(data.prompts)))]
         texts = [_embed_features(encoder, plan, worker, features) for features in rows]
     else:
         padded = Padded(encoder.text_tower, plan.tokenizer)
@@ -39,9 +39,9 @@ def embed_held_out(encoder: DualEncoder, plan: Plan, scored: Scored, worker: Wor
     return HeldOutEmbeddings(np.concatenate(gathered), *texts)
 
 
-def _rows(bank: Path | str | None, ids: np.ndarray) -> np.ndarray | None:
-    """Stored features, float32 [n, F]; None if none are needed: then there may be no bank."""
-    return bank_rows(bank)[ids].astype(np.float32) if len(ids) else None
+def _rows(stored: Path | str | None, ids: np.ndarray) -> np.ndarray | None:
+    """Stored features, float32 [n, F]; None if none are needed: then they may be missing."""
+    return feature_rows(stored)[ids].astype(np.float32) if len(ids) else None
 
 
 def _embed_features(encoder: DualEncoder, plan: Plan, worker: Worker, features: np.ndarray | None) -> np.ndarray:

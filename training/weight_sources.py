@@ -7,8 +7,9 @@ from training.towers.base import TowerSettings
 def check_sources(settings: TrainSettings) -> None:
     """Raises `UserError` if pretrained weights are neither on this machine nor available for download."""
     towers: dict[str, TowerSettings] = {"image_tower": settings.image_tower, "text_tower": settings.text_tower}
-    if settings.objective.needs.guides != "no":
-        towers |= dict(zip(("frozen_encoders.image_encoder", "frozen_encoders.text_encoder"), settings.guides, strict=True))
+    if settings.objective.needs.frozen_encoders != "no":
+        keys = ("frozen_encoders.image_encoder", "frozen_encoders.text_encoder")
+        towers |= dict(zip(keys, settings.frozen_encoder_pair, strict=True))
     for key, tower in towers.items():
         tower.check_source(key)
         if tower.mode == "locked":

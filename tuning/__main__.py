@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from pipelines.io.retry import is_remote
 from pipelines.program.cli import Parser, begin, command_of, run_page, run_program
 from pipelines.program.display import Display
 from tuning.config import SweepSettings
@@ -28,14 +29,26 @@ def report(arguments: Sequence[str], prog: str = "python -m") -> int:
     """Write the report of a sweep again, from its tables alone. Exit code 0, or 2 with one line that says what is wrong."""
     from tuning.reporting import write_report
 
-    def write(options: argparse.Namespace) -> Path:
-        print(write_report(options.sweep))
-        return options.sweep / "report.html"
+    def write(options: argparse.Namespace) -> Path | str:
+        if not isinstance(options.sweep, str):
+            print(write_report(options.sweep))
+            return options.sweep / "report.html"
+        from training.working_copy import working_copy
+        from tuning.trials import Folder, pull
+
+        with working_copy(options.sweep, Display(), "sweep", pull) as copy:
+            print(write_report(copy))
+            Folder(options.sweep).keep()
+        return f"{options.sweep}/report.html"
 
     command = f"{command_of(prog, 'tuning')} report"
     parser = Parser(prog=command, description="Write a sweep's report again, from its tables.")
-    parser.add_argument("sweep", type=Path, metavar="SWEEP", help="the sweep's folder, such as runs/smoke-sweep")
+    parser.add_argument("sweep", type=_place, metavar="SWEEP", help="the sweep's folder, such as runs/smoke-sweep, or its URI")
     return run_page(parser, write, arguments)
+
+
+def _place(text: str) -> Path | str:
+    return text.rstrip("/") if is_remote(text) else Path(text)
 
 
 def main(arguments: Sequence[str], prog: str = "python -m") -> int:

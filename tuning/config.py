@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.program.path_keys import LocalPlace
+from pipelines.program.path_keys import LocalPlace, Place
 from pipelines.program.settings_base import Settings
 
 
@@ -157,7 +157,9 @@ class SweepSettings(Settings):
     """For every cell of a grid: search good hyperparameters on a validation split, train the best with several seeds, test."""
 
     name: str = Field(description="the sweep writes under storage/name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: LocalPlace = Field(Path("runs"), description="folder of all runs and sweeps; on a cluster, one shared by all nodes")
+    storage: Place = Field(
+        Path("runs"), description="folder of all runs and sweeps: on a cluster one that all nodes share, or s3://bucket/runs"
+    )
     base: LocalPlace = Field(description="training config that every trial starts from")
     overrides: dict[str, Any] = Field(default_factory=dict, description="for all trials: key of the training config -> value")
     grid: dict[str, list[Any]] = Field(default_factory=dict, description="key of the training config -> values to cross")
@@ -231,6 +233,12 @@ class SweepSettings(Settings):
                 problem = f"'{name}' needs the package {packages[name]}, which is not installed"
                 raise ValueError(f"{problem}; pip install 'raylign[{name}]', or leave it out")
         return value
+
+    @model_validator(mode="after")
+    def _database_on_a_disk(self) -> "SweepSettings":
+        if "mlflow" in self.loggers and isinstance(self.storage, str):
+            raise ValueError("loggers: 'mlflow' writes into a database on a disk; leave it out, or give a folder as storage")
+        return self
 
     @field_validator("seeds", "seed_keys", "score", "metrics", "loggers")
     @classmethod

@@ -3,7 +3,7 @@
 A scheduler compares all trials of the search, whatever their cell, so all trials of a cell may be stopped.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -32,9 +32,10 @@ def build_scheduler(
 class SearchOnly(TrialScheduler):
     """Applies a scheduler to search trials only. A trial's last result does not stop it: the trial is complete."""
 
-    def __init__(self, inner: TrialScheduler, errors: dict[str, str]):
+    def __init__(self, inner: TrialScheduler, errors: dict[str, str], owed: Callable[[], bool] = lambda: False):
+        """`owed`: whether the place of a trial that ends belongs to another job (`tuning.fair_share`)."""
         super().__init__()
-        self._inner, self._errors = inner, errors
+        self._inner, self._errors, self._owed = inner, errors, owed
 
     def remind(self, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         """Pass on the results of trials that ended before a restart, by name, so that later trials are compared with them too.
@@ -73,6 +74,8 @@ class SearchOnly(TrialScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Final runs first: they complete a cell."""
+        if self._owed():
+            ray_internals.drop_idle_actors(tune_controller)
         waiting = [t for t in tune_controller.get_trials() if t.status == Trial.PENDING and not _searched(t)]
         return waiting[0] if waiting else self._inner.choose_trial_to_run(tune_controller)
 

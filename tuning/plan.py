@@ -36,7 +36,8 @@ class SweepPlan:
     def __init__(self, settings: SweepSettings):
         self.settings = settings = resolve(settings)
         self.cells = cells_of(settings)
-        self.folder = Folder((settings.storage / settings.name).absolute())
+        self.place = storage.join(storage.absolute(settings.storage), settings.name)
+        self.folder = Folder(self.place)
         self.base = _read_base(settings.base)
         self._epochs: dict[tuple[str, int], int] = {}  # (cell, seed) -> epochs, if the budget is in samples
         self.prepared: dict[str, Prepared] = {}
@@ -82,7 +83,7 @@ class SweepPlan:
         return self._build(trial, trial.overrides(self.settings, self._cell(trial.cell), {}))
 
     def _build(self, trial: Trial, overrides: Mapping[str, Any]) -> TrainSettings:
-        own = {"name": trial.name, "storage": str(self.folder.path / "trials")}
+        own = {"name": trial.name, "storage": str(storage.join(self.place, "trials"))}
         settings = validate(
             TrainSettings,
             apply_overrides(self.base, dict(overrides) | own, TrainSettings),

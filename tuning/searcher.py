@@ -25,6 +25,7 @@ class ScheduleSearcher(Searcher):
         at_once: maximum number of running trials; None: as many as Tune starts.
         errors: why trials died, by Tune's id.
         first: a trial that was already taken from the schedule.
+        owed: whether the next place belongs to another job.
     """
 
     def __init__(
@@ -37,11 +38,12 @@ class ScheduleSearcher(Searcher):
         at_once: int | None,
         errors: dict[str, str],
         first: Trial | None,
+        owed: Callable[[], bool] = lambda: False,
     ):
         super().__init__(metric="score", mode=settings.mode)
         self._settings, self._schedule, self._folder, self._build = settings, schedule, folder, build
         self._score, self._at_once, self._errors = list(score), at_once, errors
-        self._first = first
+        self._first, self._owed = first, owed
         self._begun: dict[str, float] = {}
         self.out: dict[str, Trial] = {}  # by Tune's id
         self.seconds: list[float] = []  # duration of each trial that ended in this session
@@ -51,11 +53,13 @@ class ScheduleSearcher(Searcher):
         """The next trial's config; None: not now."""
         if self.stopping or (self._at_once is not None and len(self.out) >= self._at_once):
             return None
+        if self._owed():
+            return None
         trial, self._first = self._first or self._schedule.next(), None
         if trial is None:
             return Searcher.FINISHED if self._schedule.done else None
         self._folder.begin(trial)
-        forget(self._folder.of(trial.name))
+        forget(self._folder.place(trial.name))
         self.out[trial_id], self._begun[trial_id] = trial, time.monotonic()
         settings = self._build(trial)
         booking = booking_of(settings)
@@ -70,15 +74,16 @@ class ScheduleSearcher(Searcher):
             "labels": dict(booking.actor().labels),
             "score": self._score,
             "items": trial.phase == "final",
-            "storage": str(self._folder.path),
+            "place": str(self._folder.place(trial.name)),
         }
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """A trial that ended by itself has written its outcome; otherwise it was stopped, or its process died."""
         trial = self.out.pop(trial_id)
+        self._folder.hear(trial.name)
         outcome = self._folder.ended(trial.name)
         if outcome is None:
-            give_back(self._folder.of(trial.name))
+            give_back(self._folder.place(trial.name))
             if self.stopping and not error:  # it resumes with the sweep
                 return
             so_far = self._folder.so_far(trial.name)
@@ -96,7 +101,7 @@ class ScheduleSearcher(Searcher):
         self.stopping, asked = True, set()
         while True:
             out = [trial.name for trial in list(self.out.values())]
-            asked |= {name for name in out if ask(self._folder.of(name))}
+            asked |= {name for name in out if ask(self._folder.place(name))}
             if not asked.intersection(out):
                 return
             time.sleep(0.2)

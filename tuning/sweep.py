@@ -9,8 +9,10 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.io import storage
 from pipelines.program import interrupts, path_keys
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
@@ -18,11 +20,13 @@ from pipelines.program.ray_internals import let_trials_wait
 from pipelines.program.settings import difference
 from training.config import TrainSettings
 from training.run import only_one
+from training.run_store import emptied, ray_options
+from training.working_copy import working_copy
 from tuning.config import SweepSettings
 from tuning.plan import SweepPlan
 from tuning.results import about_of, baselines_and_sizes, write_about, write_tables
 from tuning.search_order import Schedule
-from tuning.trials import Trial, read_json, score_of
+from tuning.trials import Trial, pull, read_json, score_of
 
 if TYPE_CHECKING:
     from training.resources import Cluster
@@ -33,12 +37,21 @@ _UNDER_WAY = "those under way are kept at their newest checkpoints"
 def sweep(settings: SweepSettings, display: Display, command: str) -> None:
     """Run what is left of a sweep, and write its tables and report. `command`: the command that resumes it, for the report."""
     plan = SweepPlan(settings)
+    if isinstance(plan.place, Path):
+        _sweep(plan, command, display)
+        return
+    with working_copy(plan.place, display, "sweep", pull):
+        _sweep(plan, command, display)
+
+
+def _sweep(plan: SweepPlan, command: str, display: Display) -> None:
     settings, place = plan.settings, plan.folder.path
     path_keys.check_folder(place, "storage")
     path_keys.check_kind(place, "sweep", "name")
     if settings.overwrite and place.exists():
         _start(plan, _check(plan), display)  # neither a mistake nor a cluster that does not start may delete an existing sweep
         with only_one(place, display):
+            emptied(place)
             shutil.rmtree(place)
     before = read_json(place / "sweep.json")
     if before is not None:
@@ -52,11 +65,13 @@ def sweep(settings: SweepSettings, display: Display, command: str) -> None:
     schedule = Schedule(settings, plan.cells, plan.trees(), plan.score, plan.folder)
     first = schedule.next()
     if first is None and before is not None:
-        display.line(f"{place}: finished before; add seeds, trials or cells, or start again with another name= or overwrite=true")
+        display.line(
+            f"{plan.place}: finished before; add seeds, trials or cells, or start again with another name= or overwrite=true"
+        )
         _conclude(plan, schedule, before, display)
         return
     if (place / path_keys.LOCK).exists():
-        display.line(f"{place}: resuming, {_ended(plan, schedule)}")
+        display.line(f"{plan.place}: resuming, {_ended(plan, schedule)}")
     with only_one(place, display), interrupts.keeping(lambda: f"{_ended(plan, schedule)}, {_UNDER_WAY}"):
         _run(plan, schedule, first, before, command, display)
 
@@ -146,10 +161,11 @@ def _run(
         return about | {"state": state, "seconds": round(spent + time.monotonic() - started, 1)}
 
     write_about(plan.folder, standing("running") | baselines_and_sizes(plan.folder, []))
+    plan.folder.keep()
     _tune(plan, schedule, first, at_once, callbacks, lambda: _write(plan, schedule, standing("running")), display)
     if not schedule.done:
         raise UserError(
-            str(plan.folder.path), "Ray Tune stopped before all trials ended", "the same command resumes, --verbose shows more"
+            str(plan.place), "Ray Tune stopped before all trials ended", "the same command resumes, --verbose shows more"
         )
     _conclude(plan, schedule, standing("finished"), display)
 
@@ -160,10 +176,11 @@ def _tune(
     """Run the schedule's trials with Ray Tune. `write`: writes the current tables and report."""
     from ray import tune
 
-    from pipelines.program.nodes import Notices, shortage, waits_for
+    from pipelines.program.nodes import Bundle, Notices, shortage, waits_for
     from pipelines.program.ray_elastic import all_nodes, free_resources
     from training.placement import WaitNotice, give_back
     from tuning.early_stopping import SearchOnly, build_scheduler
+    from tuning.fair_share import Share
     from tuning.progress import Board, Refresher
     from tuning.resources import booking_of
     from tuning.searcher import Follow, ScheduleSearcher
@@ -175,12 +192,14 @@ def _tune(
     errors: dict[str, str] = {}
     notices: dict[str, WaitNotice] = defaultdict(WaitNotice)  # by trial
     wait, booking = Notices(), booking_of(examples[0])
+    share = Share(Bundle({"CPU": booking.cpus + booking.data_cpus, "GPU": booking.gpus}, booking.labels))
     hyperband = settings.scheduler.name == "hyperband"
     limit = None if hyperband else at_once
     if hyperband:  # a bracket consists of the trials that Tune has: give it the whole search
         let_trials_wait(schedule.planned["search"])
-    searcher = ScheduleSearcher(settings, schedule, plan.folder, plan.build, plan.score, limit, errors, first)
-    scheduler = SearchOnly(build_scheduler(settings.scheduler, settings.mode, max(e.epochs for e in examples)), errors)
+    searcher = ScheduleSearcher(settings, schedule, plan.folder, plan.build, plan.score, limit, errors, first, share.owed)
+    inner = build_scheduler(settings.scheduler, settings.mode, max(e.epochs for e in examples))
+    scheduler = SearchOnly(inner, errors, share.owed)
     ended = [name for name in schedule.outcomes if schedule.seen[name].phase == "search"]
     scheduler.remind({name: [c | {"score": score_of(c, plan.score)} for c in plan.folder.curve(name)] for name in ended})
 
@@ -195,11 +214,11 @@ def _tune(
             board.update(list(searcher.out.values()), searcher.seconds)
             refresher.hear(len(schedule.outcomes))
             for trial in [] if all_inline else searcher.out.values():
-                if notice := notices[trial.name].due(plan.folder.of(trial.name)):
+                if notice := notices[trial.name].due(plan.folder.place(trial.name)):
                     display.line(f"{trial.name}: {notice}")
 
         def on_death(trial: str) -> None:
-            give_back(plan.folder.of(trial))
+            give_back(plan.folder.place(trial))
             display.line(f"{trial}: its process died; resuming from its newest checkpoint")
 
         def placed(config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -218,8 +237,7 @@ def _tune(
                 trial_dirname_creator=name,
             ),
             run_config=tune.RunConfig(
-                name=f"session-{time.strftime('%Y%m%d-%H%M%S')}",
-                storage_path=str(plan.folder.path / "tune"),
+                **ray_options(storage.join(plan.place, "tune", f"session-{time.strftime('%Y%m%d-%H%M%S')}")),
                 verbose=0,
                 callbacks=[Follow(on_step, on_death), *callbacks],
                 failure_config=tune.FailureConfig(max_failures=settings.retries),
@@ -245,11 +263,16 @@ def _write(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any]) -> str
     from tuning.reporting import write_report  # imports scipy
 
     trials = list(schedule.seen.values())
+    for trial in trials:
+        if trial.name not in schedule.outcomes:
+            plan.folder.hear(trial.name)
     write_tables(
         plan.folder, plan.settings, plan.cells, trials, {t.name: plan.overrides(t) for t in trials}, plan.score, plan.test_split
     )
     write_about(plan.folder, dict(about) | baselines_and_sizes(plan.folder, trials))
-    return write_report(plan.folder.path)
+    answer = write_report(plan.folder.path)
+    plan.folder.keep()
+    return answer
 
 
 def _conclude(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any], display: Display) -> None:
@@ -273,8 +296,8 @@ def _conclude(plan: SweepPlan, schedule: Schedule, about: Mapping[str, Any], dis
     for name, reason in list(failed.items())[:5]:
         display.line(f"failed: {name}: {reason}")
     if len(failed) > 5:
-        display.line(f"failed: {len(failed) - 5} more, see {place / 'trials.csv'}")
-    display.line(f"report: {place / 'report.html'}")
+        display.line(f"failed: {len(failed) - 5} more, see {storage.join(plan.place, 'trials.csv')}")
+    display.line(f"report: {storage.join(plan.place, 'report.html')}")
     if failed and not any(o.status == "finished" for o in schedule.outcomes.values()):
         raise UserError(
             str(place),

@@ -8,6 +8,7 @@ import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipelines.features.pool import Pool
+from pipelines.io.retry import is_remote
 from pipelines.program.causes import cause_of
 from pipelines.program.display import Display
 from pipelines.program.errors import UserError
@@ -25,55 +27,61 @@ from pipelines.program.settings import validate
 from training.checkpoint_registry import settle
 from training.config import TrainSettings
 from training.dry_run import check_build
+from training.held_out import HELD_OUT
 from training.in_process import fit_inline
 from training.loop import DivergenceError
 from training.metrics_file import read_metrics
 from training.plan import keep_towers, plan_of
 from training.ray_train import fit
 from training.run import result_of
+from training.run_store import fetched, finished, kept
 from training.stopping import Stopped
-from tuning.held_out_items import write_items
-from tuning.trials import Folder, Outcome, evaluations, outcome_of, score_of, write_result
+from training.working_copy import settled, trials_copy
+from tuning.held_out_items import FILE, write_items
+from tuning.trials import Outcome, end, ended, evaluations, outcome_of, score_of, write_result
 
 QUIET = Display(quiet=True)
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """Run a trial. `config`: name, tree (a whole training config), inline, data_cpus, score, items, storage."""
-    folder = Folder(Path(config["storage"]))
-    name = config["name"]
-    with _alone(folder.of(name)):
-        if folder.ended(name) is not None:  # the previous process finished it after all
+    """Run a trial. `config`: name, tree (a whole training config), inline, data_cpus, score, items, place (its folder or URI)."""
+    place = config["place"]
+    with trials_copy(place) if is_remote(place) else _alone(Path(place)) as folder:
+        if ended(folder) is not None:  # the previous process finished it after all
             return
         try:
             outcome = _train(config, folder)
         except Stopped:  # the whole sweep stops; without an outcome the trial resumes with it
             return
         except Exception as error:
-            outcome = _failure(error, read_metrics(folder.of(name) / "metrics.jsonl"))
+            outcome = _failure(error, read_metrics(folder / "metrics.jsonl"))
+            outcome = replace(outcome, reason=outcome.reason.replace(str(folder), place))
+        finished(folder)
         # A run that was stopped from outside may fail after the sweep has recorded the stop.
-        if folder.ended(name) is None:
-            folder.end(name, outcome)
+        fetched(folder, "outcome.json")
+        if ended(folder) is None:
+            end(folder, outcome)
 
 
 @contextmanager
-def _alone(place: Path) -> Iterator[None]:
+def _alone(folder: Path) -> Iterator[Path]:
     """Lock the trial: after a driver is killed, its trials run for some more seconds, and the next driver restarts them."""
-    with (place / ".lock").open("w") as file:
+    with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        yield folder
 
 
-def _train(config: dict[str, Any], folder: Folder) -> Outcome:
+def _train(config: dict[str, Any], place: Path) -> Outcome:
     settings = validate(TrainSettings, config["tree"], config["name"])
-    place = folder.of(config["name"])
     damaged: list[str] = []
     checkpoint = settle(place, damaged.append)
+    settled(place)
     # Features that the sweep has cached are found; others in this process: the cluster's CPUs belong to the trials that run.
     plan = plan_of(settings, Pool(0, settings.resources.use_gpu), QUIET, place, checkpoint)
-    keep_towers(plan, place)
+    if config["items"]:  # a final run, which stays
+        keep_towers(plan, place)
 
     def report(line: dict[str, Any]) -> None:
         if values := _values_for_tune(line, config["score"], settings.epochs):
@@ -84,12 +92,14 @@ def _train(config: dict[str, Any], folder: Folder) -> Outcome:
     else:
         check_build(plan)
         returned = fit(plan, place, config["data_cpus"], QUIET, [_Report(config["score"], settings.epochs)])
+    fetched(place, HELD_OUT, *(scored.file for scored in plan.scored))
     lines = read_metrics(place / "metrics.jsonl")
     outcome = outcome_of("finished", "; ".join(damaged), lines)
     result = result_of(plan, place, returned, {"training": outcome.seconds})
     write_result(place, result)
     if config["items"]:
         write_items(place, [(scored.images.prepared, scored.data, np.load(place / scored.file)) for scored in plan.scored])
+    kept(place, "tensorboard", FILE)
     # The stored result, not the last line of metrics.jsonl: that can be lost if a driver dies.
     return Outcome(**vars(outcome) | {"metrics": result["metrics"], "train_samples": result["dataset"]["train_samples"]})
 

@@ -5,6 +5,9 @@ SWEEP/trials/NAME/trial.json     cell, phase, point, seed, overrides; written be
                   outcome.json   how it ended; written last, so that a trial without one resumes with the sweep
                   items.npz      of final runs: results on each test item (`tuning.held_out_items`)
                   checkpoint_... of final runs and of running trials
+
+A sweep in an object store has the same there. Its driver has a working copy of all but checkpoints, and each trial's process
+has one of its trial (`training.run_store`).
 """
 
 import json
@@ -12,22 +15,30 @@ import math
 import os
 import shlex
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from evaluation.metrics import mean_recalls
+from pipelines.io import storage
 from pipelines.program import yaml_text
 from pipelines.program.errors import UserError
 from pipelines.program.settings import parse_overrides
 from pipelines.program.settings_base import digest
 from training.metrics_file import read_metrics
+from training.run_store import RunStore, dropped, fetched, kept
 from tuning.config import SweepSettings, label
 from tuning.optuna_points import Result
 
 Phase = Literal["search", "final"]
+_BEGUN, _ENDED, _CURVE = "trial.json", "outcome.json", "metrics.jsonl"
+_RECORDS = (_BEGUN, _ENDED, _CURVE, "result.json", "items.npz")
+_WEIGHTS = ("*checkpoint*", "partial-*", "best", "towers", "held_out*")  # of a trial: also the list of checkpoints
+_AT_ONCE = 16  # trials whose records are read at a time
 
 
 @dataclass(frozen=True)
@@ -117,48 +128,91 @@ class Outcome:
 
 
 class Folder:
-    """A sweep's folder, with the records of its trials."""
+    """A sweep's folder, with the records of its trials; the driver's working copy, if its place is a URI."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, place: Path | str):
+        self.path = RunStore(place).folder if isinstance(place, str) else place
+        self._place, self._lock = place, threading.Lock()
 
     def of(self, name: str) -> Path:
         """A trial's folder."""
         return self.path / "trials" / name
 
+    def place(self, name: str) -> Path | str:
+        """Where the trial is as a run: its folder, or its URI."""
+        return storage.join(self._place, "trials", name)
+
     def begin(self, trial: Trial) -> None:
         """Record the trial, before it starts."""
         self.of(trial.name).mkdir(parents=True, exist_ok=True)
-        write(self.of(trial.name) / "trial.json", json.dumps(asdict(trial), indent=1))
+        write(self.of(trial.name) / _BEGUN, json.dumps(asdict(trial), indent=1))
+        kept(self.of(trial.name), _BEGUN)
 
     def begun(self, name: str) -> dict[str, Any] | None:
         """What `begin` recorded, if it was called."""
-        return read_json(self.of(name) / "trial.json")
+        return read_json(self.of(name) / _BEGUN)
 
     def end(self, name: str, outcome: Outcome) -> None:
-        """Record how it ended. Checkpoints of search trials are deleted: the trial's command makes them again."""
-        write(self.of(name) / "outcome.json", json.dumps(asdict(outcome), indent=1))
-        begun = self.begun(name)
-        if begun is None or begun["phase"] == "search" or outcome.status != "finished":
-            kinds = ("*checkpoint*", "partial-*", "best", "towers", "held_out*")
-            for path in [path for kind in kinds for path in self.of(name).glob(kind)]:
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:  # the registry of checkpoints, the embeddings of the held-out split
-                    path.unlink(missing_ok=True)
+        """Record how it ended; see the function."""
+        end(self.of(name), outcome)
 
     def ended(self, name: str) -> Outcome | None:
         """What `end` recorded, if it was called."""
-        outcome = read_json(self.of(name) / "outcome.json")
-        return None if outcome is None else Outcome(**outcome)
+        return ended(self.of(name))
 
     def so_far(self, name: str) -> Outcome:
         """The results so far of a trial without an outcome, as for a stopped one."""
-        return outcome_of("stopped", "", read_metrics(self.of(name) / "metrics.jsonl"))
+        return outcome_of("stopped", "", read_metrics(self.of(name) / _CURVE))
 
     def curve(self, name: str) -> list[dict[str, Any]]:
         """Its evaluations."""
-        return evaluations(read_metrics(self.of(name) / "metrics.jsonl"))
+        return evaluations(read_metrics(self.of(name) / _CURVE))
+
+    def hear(self, name: str) -> None:
+        """Get what a trial's process has recorded, if the sweep is in a store."""
+        with self._lock:  # the later of two threads has the newer files
+            fetched(self.of(name), *_RECORDS)
+
+    def keep(self) -> None:
+        """Put the sweep's own files, such as its tables and its page, into the store, if it is in one."""
+        own = (path for path in self.path.iterdir() if path.is_file() and not path.name.startswith("."))
+        kept(self.path, *sorted(path.name for path in own if ".partial-" not in path.name))
+
+
+def pull(store: RunStore) -> None:
+    """Make a driver's working copy what the store has of a sweep."""
+    names = store.files()
+    trials = {name.split("/")[1] for name in names if name.startswith("trials/")}
+    shutil.rmtree(store.folder / "trials", ignore_errors=True)
+    for path in store.folder.iterdir():
+        if path.name not in names and path.is_file() and not path.name.startswith("."):
+            path.unlink()
+    fetched(store.folder, *(name for name in names if "/" not in name))
+    folder = Folder(store.uri)
+    for trial in trials:
+        folder.of(trial).mkdir(parents=True)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(lambda trial: fetched(folder.of(trial), *_RECORDS), trials))
+
+
+def end(trial: Path, outcome: Outcome) -> None:
+    """Record how the trial of a folder ended. Checkpoints of search trials are deleted: the trial's command makes them again."""
+    write(trial / _ENDED, json.dumps(asdict(outcome), indent=1))
+    kept(trial, _ENDED)
+    begun = read_json(trial / _BEGUN)
+    if begun is None or begun["phase"] == "search" or outcome.status != "finished":
+        for path in [path for kind in _WEIGHTS for path in trial.glob(kind)]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:  # the registry of checkpoints, the embeddings of the held-out split
+                path.unlink(missing_ok=True)
+        dropped(trial, *_WEIGHTS)
+
+
+def ended(trial: Path) -> Outcome | None:
+    """How the trial of a folder ended, if that was recorded."""
+    outcome = read_json(trial / _ENDED)
+    return None if outcome is None else Outcome(**outcome)
 
 
 def evaluations(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -202,6 +256,7 @@ def result_of_point(outcome: Outcome, curve: Sequence[dict[str, Any]], names: Se
 def write_result(place: Path, result: dict[str, Any]) -> None:
     """`result.json` of a trial, as for any other run."""
     write(place / "result.json", json.dumps(result, indent=1))
+    kept(place, "result.json")
 
 
 def write(path: Path, text: str) -> None:

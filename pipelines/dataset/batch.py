@@ -32,11 +32,11 @@ class Batch(TypedDict, total=False):
     sample_id: Tensor  # [b] int64 in [0, num_samples)
     image_id: Tensor  # [b] int64, equal for equal images
     text_id: Tensor  # [b] int64, equal for equal captions
-    guide_ids: Tensor  # [b, 3] int64: the sample itself, and those nearest to its image and to its caption, -1 for none
-    guide_images: Tensor  # [b, 1 or 3, F] float32 unit rows of a frozen encoder, of the sample's image, or of all three
-    guide_texts: Tensor  # [b, 1 or 3, G] float32 unit rows of another, of captions
-    guide_text: Tensor  # [b, L'] int64 token ids of the frozen text encoder, where it runs in the step
-    guide_mask: Tensor  # [b, L'] int64
+    neighbour_ids: Tensor  # [b, 3] int64: the sample itself, and those nearest to its image and to its caption, -1 for none
+    frozen_image_features: Tensor  # [b, 1 or 3, F] float32 unit rows of a frozen encoder, of the sample's image, or of all three
+    frozen_text_features: Tensor  # [b, 1 or 3, G] float32 unit rows of another, of captions
+    frozen_text: Tensor  # [b, L'] int64 token ids of the frozen text encoder, where it runs in the step
+    frozen_mask: Tensor  # [b, L'] int64
     teacher_image: Tensor  # [b, D] float32 unit rows, from the teacher
     teacher_text: Tensor  # [b, D] float32 unit rows, from the teacher
     teacher_strong: Tensor  # [b, V, D] float32 unit rows, from the teacher, of strong views
@@ -51,7 +51,7 @@ class Needs:
     strong: StrongViews | None = None
     codes: bool = False  # of all views
     # Frozen encoders' features: the sample's, stored; its neighbours' too; or computed in the step from the student's view.
-    guides: Literal["no", "own", "neighbours", "live"] = "no"
+    frozen_encoders: Literal["no", "own", "neighbours", "live"] = "no"
     one_space: bool = False  # the frozen encoders are a dual encoder
     masked: Literal["no", "apart", "shared"] = "no"  # masked words: in a copy of the caption, or in the caption itself
     other_words: bool = False
@@ -87,10 +87,10 @@ class Needs:
                 "frozen_encoders.image_encoder and frozen_encoders.text_encoder, such as {name: run, path: runs/demo} or "
                 "{name: open_clip, model: ViT-B-32, weights: TAG}"
             )
-        if self.guides == "live" and "locked" in (image_mode, text_mode):
+        if self.frozen_encoders == "live" and "locked" in (image_mode, text_mode):
             raise ValueError(
                 f"objective.name: {objective} runs frozen encoders on what the towers see, and a locked tower sees nothing; "
-                "choose trainable or frozen for both, or take features from banks: clip-ping, or objective.live=false"
+                "choose trainable or frozen for both, or look up stored features: clip-ping, or objective.live=false"
             )
         if self.codes and image_head != "augmented":
             raise ValueError(
@@ -120,8 +120,10 @@ def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
         names |= {"masked_labels"} | ({"masked_text"} if needs.masked == "apart" else set())
     if needs.other_words:
         names |= {"other_text", "other_mask"}
-    if needs.guides == "live":
-        names |= {"guide_text", "guide_mask"}
-    elif needs.guides != "no":
-        names |= {"guide_images", "guide_texts"} | ({"guide_ids"} if needs.guides == "neighbours" else set())
+    if needs.frozen_encoders == "live":
+        names |= {"frozen_text", "frozen_mask"}
+    elif needs.frozen_encoders != "no":
+        names |= {"frozen_image_features", "frozen_text_features"}
+    if needs.frozen_encoders == "neighbours":
+        names.add("neighbour_ids")
     return names

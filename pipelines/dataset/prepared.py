@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from pipelines.dataset import row_ids
 from pipelines.dataset.row_ids import RowIds
-from pipelines.features.rows_by_id import bank_rows
+from pipelines.features.rows_by_id import feature_rows
 from pipelines.io import storage
 from pipelines.io.image_bytes import Location, read_locations
 from pipelines.io.storage import Missing
@@ -37,7 +37,7 @@ _AGAIN = "prepare it again with overwrite=true"
 FORMAT_VERSION = 3  # incremented when the same source would be prepared differently: ids, pixels, rejected rows
 MANIFEST = "manifest.json"
 _CACHED_SHARDS = 40  # shards whose columns are kept in memory; 2,048 rows are some 400 kB
-_CACHED_BANKS = 8
+_CACHED_FEATURES = 8
 _CACHED_OBJECTS = 8  # datasets and orders that a process keeps
 _PLACE = ("file", "start", "length", "column")
 _WINDOW = 65536  # minimum rows that are permuted together
@@ -261,9 +261,9 @@ class Prepared:
         return pa.chunked_array([whole.combine_chunks().take(pa.array(np.argsort(order)))])
 
     @cached_property
-    def bank(self) -> Callable[[Path | str], np.ndarray]:
-        """A function from a bank's folder to its rows, float16 [rows, F], mapped into memory."""
-        return lru_cache(maxsize=_CACHED_BANKS)(bank_rows)
+    def features(self) -> Callable[[Path | str], np.ndarray]:
+        """A function from the folder of stored features to their rows, float16 [rows, F], mapped into memory."""
+        return lru_cache(maxsize=_CACHED_FEATURES)(feature_rows)
 
     @cached_property
     def _shard(self) -> Callable[[int, tuple[str, ...]], pa.Table]:

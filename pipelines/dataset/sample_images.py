@@ -43,4 +43,6 @@ def opened(prepared: Prepared, data: bytes | Missing) -> Opened:
 def unusable(prepared: Prepared, sample_id: int, why: str) -> UserError:
     """The error about an unusable image where every image is needed."""
     problem = f"{prepared.name_of_image(sample_id)} cannot be used: {why}"
-    return UserError("data.path", problem, "scores and banks need every image: prepare again with verify=all, or mode=copy")
+    return UserError(
+        "data.path", problem, "scores and stored features need every image: prepare again with verify=all, or mode=copy"
+    )

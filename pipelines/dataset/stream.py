@@ -8,7 +8,7 @@ step's content depends on the number of workers or on scheduling.
 An image that was only indexed may turn out to be unusable here. A substitute, chosen by the sample order, takes its row, so the
 batch keeps its size; the failed row is reported with its reason, to be counted and listed.
 
-Features of locked towers are not streamed: every worker maps the bank into memory and looks up rows by id. If both towers are
+Features of locked towers are not streamed: every worker maps them into memory and looks up rows by id. If both towers are
 locked there is nothing to decode, and no stream; otherwise the ids of images and captions are streamed, so that no worker holds
 those of all samples.
 """
@@ -34,7 +34,7 @@ from pipelines.dataset.sample_images import deadly_image, opened, unusable
 from pipelines.dataset.strong_views import StrongViews
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.dataset.views import UNCHANGED, Augment, Drawn, apply, draw, draw_strong, eval_view
-from pipelines.features.frozen_encoders import Guides
+from pipelines.features.frozen_encoders import FrozenFeatures
 from pipelines.io.storage import Missing
 from pipelines.program.cluster import RETRIES, configure_data, deaths_as_errors
 from pipelines.program.errors import UserError
@@ -91,11 +91,11 @@ class Stream:
     image_size: int = 0
     augment: Augment | None = None  # None: the centre crop and the first caption
     tokenizer: TextTokenizer | None = None
-    image_bank: Path | str | None = None
-    text_bank: Path | str | None = None
+    image_features: Path | str | None = None  # stored, for the column of that name
+    text_features: Path | str | None = None  # the same
     strong: StrongViews | None = None  # of the column of that name
-    guides: Guides | None = None  # of the columns guide_ids, guide_images, guide_texts
-    guide_tokenizer: TextTokenizer | None = None  # of the columns guide_text, guide_mask
+    frozen_features: FrozenFeatures | None = None  # of the columns neighbour_ids, frozen_image_features, frozen_text_features
+    frozen_tokenizer: TextTokenizer | None = None  # of the columns frozen_text, frozen_mask
 
     @property
     def uses_tasks(self) -> bool:
@@ -178,8 +178,8 @@ class Stream:
                     other_words(t, generator("eda", self.seed, item.epoch, int(i))) for t, i in zip(texts, ids, strict=True)
                 ]
                 result["other_text"], result["other_mask"] = self.tokenizer(others)
-            if self.guide_tokenizer is not None:
-                result["guide_text"], result["guide_mask"] = self.guide_tokenizer(texts)
+            if self.frozen_tokenizer is not None:
+                result["frozen_text"], result["frozen_mask"] = self.frozen_tokenizer(texts)
         return result
 
     def _captions(self, sample_ids: np.ndarray, epoch: int) -> dict[str, pa.ChunkedArray]:
@@ -218,36 +218,36 @@ class Stream:
     def look_up(
         self, sample_ids: np.ndarray, epoch: int, device: str = "cpu", text_ids: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """The columns that a worker looks up: rows of banks, and ids.
+        """The columns that a worker looks up: rows of stored features, and ids.
 
         Args:
             device: where neighbours are searched.
             text_ids: of the samples' captions in this epoch, if tasks have read them; the result has no ids then.
         """
         result: dict[str, np.ndarray] = {}
-        if self.guides is not None and "guide_ids" in self.columns:
-            result |= self.guides.columns(sample_ids, epoch, device)
+        if self.frozen_features is not None and "neighbour_ids" in self.columns:
+            result |= self.frozen_features.columns(sample_ids, epoch, device)
         if "image_features" in self.columns:
-            assert self.image_bank is not None
-            result["image_features"] = self.prepared.bank(self.image_bank)[sample_ids].astype(np.float32)
+            assert self.image_features is not None
+            result["image_features"] = self.prepared.features(self.image_features)[sample_ids].astype(np.float32)
         if "sample_id" in self.columns:
             result["sample_id"] = sample_ids
         if self._wants_ids and text_ids is None:
             row_ids = self.prepared.row_ids
             text_ids = row_ids.text(sample_ids, self._choice(row_ids.counts(sample_ids), sample_ids, epoch))
             result |= {"image_id": row_ids.image(sample_ids), "text_id": text_ids}
-        if self.guides is not None and "guide_ids" not in self.columns:
+        if self.frozen_features is not None and "neighbour_ids" not in self.columns:
             assert text_ids is not None
-            result |= self.guides.own(sample_ids, text_ids)
+            result |= self.frozen_features.own(sample_ids, text_ids)
         if "text_features" in self.columns:
-            assert self.text_bank is not None and text_ids is not None
-            result["text_features"] = self.prepared.bank(self.text_bank)[text_ids].astype(np.float32)
+            assert self.text_features is not None and text_ids is not None
+            result["text_features"] = self.prepared.features(self.text_features)[text_ids].astype(np.float32)
         return {name: column for name, column in result.items() if name in self.columns}
 
     @property
     def _wants_ids(self) -> bool:
-        """Whether ids of images and captions are columns, or needed to look up rows of a bank."""
-        own = "guide_images" in self.columns and "guide_ids" not in self.columns
+        """Whether ids of images and captions are columns, or needed to look up rows of stored features."""
+        own = "frozen_image_features" in self.columns and "neighbour_ids" not in self.columns
         return own or bool(self.columns & {*COLUMNS, "text_features"})
 
     @property

@@ -1,16 +1,16 @@
-"""Stored features (banks): a frozen encoder's features of every image or caption, computed once in the cluster, and mapped into
+"""Stored features: a frozen encoder's features of every image or caption, computed once in the cluster, and mapped into
 memory by workers.
 
-    DATASET/banks/IDENTITY/rows.npy            float16 [rows, F]; images by sample_id, captions by text_id, other texts in order
-    DATASET/banks/IDENTITY/bank.json           what the rows were computed from, and their digest
-    DATASET/banks/IDENTITY.parts/00012.npy     during computation: a complete part of the rows
+    DATASET/features/IDENTITY/rows.npy           float16 [rows, F]; images by sample_id, captions by text_id, other texts in order
+    DATASET/features/IDENTITY/features.json      what the rows were computed from, and their digest
+    DATASET/features/IDENTITY.parts/00012.npy    during computation: a complete part of the rows
 
 The identity is a digest of the encoder, its weights and its input, so features of anything else have another name.
 The encoder is a class that an actor builds once: `encoder(*arguments)`, then `encoder(column) -> [n, F]`.
 
 Actors compute batches; this process stores each part as soon as it is complete, so a killed computation resumes with the missing
 parts. A part consists of whole batches, so the rows that an encoder sees together, and hence every bit, do not depend on earlier
-attempts. Two processes may compute the same bank: they write equal files, and the later one finds it done.
+attempts. Two processes may compute the same features: they write equal files, and the later one finds them done.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.sample_images import deadly_image
 from pipelines.dataset.stream import Item, Stream
 from pipelines.features.pool import Pool
-from pipelines.features.rows_by_id import bank_copy, bank_folder, digest_of_rows, send_bank
+from pipelines.features.rows_by_id import digest_of_rows, feature_copy, feature_folder, send_features
 from pipelines.io import storage
 from pipelines.io.http import is_web
 from pipelines.io.retry import Missing, shown_place
@@ -52,8 +52,8 @@ Culprit = Callable[[int, np.ndarray], UserError | None]
 
 
 @dataclass(frozen=True)
-class Bank:
-    """A bank that exists or will be computed. `about`: everything that determines its rows, as JSON values."""
+class StoredFeatures:
+    """Features of one encoder that exist or will be computed. `about`: everything that determines the rows, as JSON values."""
 
     folder: Path | str
     rows: int
@@ -62,8 +62,8 @@ class Bank:
 
     @property
     def path(self) -> Path:
-        """Its folder on this machine, named by its identity."""
-        return self.place if isinstance(self.place, Path) else bank_folder(self.place)
+        """The folder on this machine, named by the identity."""
+        return self.place if isinstance(self.place, Path) else feature_folder(self.place)
 
     @property
     def place(self) -> Path | str:
@@ -72,17 +72,17 @@ class Bank:
 
     @property
     def exists(self) -> bool:
-        """Whether it was computed; of one in a store, a copy is made."""
+        """Whether they were computed; of those in a store, a copy is made."""
         if isinstance(self.place, Path):
-            return (self.path / "bank.json").exists()
+            return (self.path / "features.json").exists()
         try:
-            return bank_copy(self.place).exists()
+            return feature_copy(self.place).exists()
         except Missing:
             return False
 
     def check(self) -> None:
         """Raises `UserError` if the folder holds features of another encoder or other data, or if rows are missing."""
-        stored = json.loads((self.path / "bank.json").read_text(encoding="utf-8"))
+        stored = json.loads((self.path / "features.json").read_text(encoding="utf-8"))
         about = {name: value for name, value in stored.items() if name not in ("rows", "width", "digest")}
         changed = difference(about, self.about)
         if changed:
@@ -100,12 +100,12 @@ class Bank:
             raise self._refusal(f"rows.npy does not hold what was computed: {what}")
 
     def _refusal(self, why: str) -> UserError:
-        remedy = "delete the folder; the same command computes it again, as does python -m pipelines with a config for banks"
-        return UserError(shown_place(self.place), f"the bank should hold {_summary(self.about)}, but {why}", remedy)
+        remedy = "delete the folder; the same command computes it again, as does python -m pipelines with a config for features"
+        return UserError(shown_place(self.place), f"the folder should hold {_summary(self.about)}, but {why}", remedy)
 
 
 def _summary(about: dict[str, Any]) -> str:
-    """A clause that describes a bank's content."""
+    """A clause that describes the content of stored features."""
     encoder, of = about.get("encoder"), f"{about.get('of')}"
     if isinstance(encoder, dict) and encoder:
         of += f" by {encoder.get('model') or encoder.get('weights') or digest(encoder)[:12]}"
@@ -119,7 +119,7 @@ def _missing(rows: np.ndarray) -> np.ndarray:
     return np.concatenate([start + np.flatnonzero(~(np.isfinite(b) & (b != 0)).any(axis=1)) for start, b in blocks])
 
 
-def image_bank(
+def stored_image_features(
     prepared: Prepared, size: int, encoder: Callable, arguments: tuple, identity: Any, pool: Pool, display: Display
 ) -> Path | str:
     """Features of every sample's centre crop of `size` pixels, rows by sample_id. `identity`: the encoder's, as JSON values.
@@ -131,12 +131,12 @@ def image_bank(
         return Stream(prepared, frozenset({"image"}), image_size=size).compute(Item(ids, 0))["image"]
 
     about = {"of": "images by sample_id", "size": size, "encoder": identity, "dataset": prepared.fingerprint}
-    bank = Bank(folder_of(prepared), prepared.num_samples, about)
-    compute([bank], load, encoder, arguments, pool, display, culprit=lambda _, ids: deadly_image(prepared, ids))
-    return bank.place
+    stored = StoredFeatures(folder_of(prepared), prepared.num_samples, about)
+    compute([stored], load, encoder, arguments, pool, display, culprit=lambda _, ids: deadly_image(prepared, ids))
+    return stored.place
 
 
-def text_banks(
+def stored_text_features(
     prepared: Prepared,
     texts: Sequence[Sequence[str] | pa.ChunkedArray],
     encoder: Callable,
@@ -145,7 +145,7 @@ def text_banks(
     pool: Pool,
     display: Display,
 ) -> list[Path | str]:
-    """A bank for each list of texts, rows in their order. Missing banks are computed in one pass, as actors start slowly.
+    """Features of each list of texts, rows in their order. Missing ones are computed in one pass, as actors start slowly.
 
     Texts are sent to actors as Arrow strings: millions of Python strings would take five times the memory in each.
 
@@ -153,18 +153,19 @@ def text_banks(
     """
     parts = [part if isinstance(part, pa.ChunkedArray) else pa.chunked_array([part], pa.large_string()) for part in texts]
     folder = folder_of(prepared)
-    banks = [
-        Bank(folder, len(part), {"of": "texts in order", "encoder": identity, "texts": digest_of_texts(part)}) for part in parts
+    features = [
+        StoredFeatures(folder, len(part), {"of": "texts in order", "encoder": identity, "texts": digest_of_texts(part)})
+        for part in parts
     ]
-    missing = [part if not bank.exists else None for bank, part in zip(banks, parts, strict=True)]  # to be sent
+    missing = [part if not stored.exists else None for stored, part in zip(features, parts, strict=True)]  # to be sent
 
     def load(number: int, ids: np.ndarray) -> np.ndarray:
         part = missing[number]
         assert part is not None
         return part.slice(int(ids[0]), len(ids)).to_numpy()  # `ids` are consecutive
 
-    compute(banks, load, encoder, arguments, pool, display)
-    return [bank.place for bank in banks]
+    compute(features, load, encoder, arguments, pool, display)
+    return [stored.place for stored in features]
 
 
 def digest_of_texts(texts: pa.ChunkedArray) -> str:
@@ -178,15 +179,15 @@ def digest_of_texts(texts: pa.ChunkedArray) -> str:
 
 
 def folder_of(prepared: Prepared) -> Path | str:
-    """The folder of a dataset's banks, in a store if the dataset is. Raises `UserError` if nothing can be written there."""
+    """The folder of a dataset's features, in a store if the dataset is. Raises `UserError` if nothing can be written there."""
     if is_web(prepared.path):
-        problem = f"a bank of features needs the dataset in a place that can be written to, not in {shown_place(prepared.path)}"
+        problem = f"stored features need the dataset in a place that can be written to, not in {shown_place(prepared.path)}"
         raise UserError("data.path", problem, "copy it to a folder or an object store, and give that")
-    return storage.join(prepared.path, "banks")
+    return storage.join(prepared.path, "features")
 
 
 def compute(
-    banks: Sequence[Bank],
+    features: Sequence[StoredFeatures],
     load: Callable[[int, np.ndarray], Any],
     encoder: Callable,
     arguments: tuple,
@@ -195,50 +196,50 @@ def compute(
     title: str | None = None,
     culprit: Culprit | None = None,
 ) -> None:
-    """Compute missing parts of one encoder's banks, and check existing ones.
+    """Compute missing parts of one encoder's features, and check those that exist.
 
     Args:
-        load: from a bank's number and row ids [n] to the encoder's input.
-        culprit: from a bank's number and row ids [n] to an error about the image that crashed a process; None if none did.
-        title: of the progress line; by default from the first bank's content.
+        load: from an index in `features` and row ids [n] to the encoder's input.
+        culprit: from the same to an error about the image that crashed a process; None if none did.
+        title: of the progress line; by default from the content of the first.
     """
-    first = {bank.path: number for number, bank in reversed(list(enumerate(banks)))}  # equal lists have the same bank
-    todo = {number: banks[number] for number in sorted(first.values()) if banks[number].rows and not banks[number].exists}
-    for bank in banks:
-        if bank.exists:
-            bank.check()
-    for bank in todo.values():
-        if bank.path.exists():
-            raise UserError(str(bank.path), "has no bank.json, so it is not a bank", "delete the folder")
-    parts = [_Part(number, bank, start) for number, bank in todo.items() for start in range(0, bank.rows, _PART)]
+    first = {stored.path: number for number, stored in reversed(list(enumerate(features)))}  # equal lists have the same folder
+    todo = {n: features[n] for n in sorted(first.values()) if features[n].rows and not features[n].exists}
+    for stored in features:
+        if stored.exists:
+            stored.check()
+    for stored in todo.values():
+        if stored.path.exists():
+            raise UserError(str(stored.path), "has no features.json, so it holds no stored features", "delete the folder")
+    parts = [_Part(number, stored, start) for number, stored in todo.items() for start in range(0, stored.rows, _PART)]
     missing = [part for part in parts if not part.done]
-    title = title or (f"bank of {banks[0].about['of'].split()[0]}" if banks else "")
+    title = title or (f"features of the {features[0].about['of'].split()[0]}" if features else "")
     if len(missing) < len(parts):
         display.line(f"{title}: resuming, {len(parts) - len(missing)} of {len(parts)} parts are done")
     if missing:
         with interrupts.keeping(lambda: f"{title}: {sum(part.done for part in parts)} of {len(parts)} parts are kept"):
             _fill(missing, load, encoder, arguments, pool, title, display, culprit)
-    for bank in todo.values():
-        _assemble(bank)
-        if isinstance(bank.place, str):
-            send_bank(bank.path, bank.place)
+    for stored in todo.values():
+        _assemble(stored)
+        if isinstance(stored.place, str):
+            send_features(stored.path, stored.place)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows [start, end) of a bank."""
+    """Rows [start, end) of `features`."""
 
     number: int
-    bank: Bank
+    features: StoredFeatures
     start: int
 
     @property
     def end(self) -> int:
-        return min(self.start + _PART, self.bank.rows)
+        return min(self.start + _PART, self.features.rows)
 
     @property
     def path(self) -> Path:
-        return self.bank.path.with_name(f"{self.bank.path.name}.parts") / f"{self.start // _PART:05d}.npy"
+        return self.features.path.with_name(f"{self.features.path.name}.parts") / f"{self.start // _PART:05d}.npy"
 
     @property
     def done(self) -> bool:
@@ -261,12 +262,12 @@ def _fill(
     """Compute parts and store each as soon as its last batch has arrived; batches arrive in order."""
     batches = [(part, at, min(at + _BATCH, part.end)) for part in parts for at in range(part.start, part.end, _BATCH)]
     results = _computed([(part.number, start, end) for part, start, end in batches], load, encoder, arguments, pool, culprit)
-    total = sum({part.number: part.bank.rows for part in parts}.values())
+    total = sum({part.number: part.features.rows for part in parts}.values())
     done = total - sum(part.end - part.start for part in parts)
     with display.task(title, total) as task:
         waiting: list[np.ndarray] = []
         for (part, start, end), rows in zip(batches, results, strict=True):
-            waiting.append(_checked(rows, part.bank.dtype, start, end))
+            waiting.append(_checked(rows, part.features.dtype, start, end))
             done += end - start
             task.update(done)
             if end == part.end:
@@ -277,11 +278,11 @@ def _fill(
 def _checked(rows: np.ndarray, dtype: type[np.generic], start: int, end: int) -> np.ndarray:
     """Rows [start, end) as they are stored. Raises `ValueError` for another number of rows, or values that are not finite."""
     if len(rows) != end - start:
-        raise ValueError(f"bank: the encoder gave {len(rows)} rows for {start} to {end - 1}")
+        raise ValueError(f"stored features: the encoder gave {len(rows)} rows for {start} to {end - 1}")
     with np.errstate(over="ignore"):
         rows = rows.astype(dtype)
     if not np.isfinite(rows).all():
-        raise ValueError(f"bank: rows {start} to {end - 1} have a value that is not finite in {rows.dtype}")
+        raise ValueError(f"stored features: rows {start} to {end - 1} have a value that is not finite in {rows.dtype}")
     return rows
 
 
@@ -290,32 +291,32 @@ def _write(part: _Part, rows: np.ndarray) -> None:
         with storage.written(part.path) as path, path.open("wb") as file:
             np.save(file, rows)
     except OSError:
-        if not part.bank.exists:  # otherwise another process was faster, and has deleted the parts
+        if not part.features.exists:  # otherwise another process was faster, and has deleted the parts
             raise
 
 
-def _assemble(bank: Bank) -> None:
+def _assemble(stored: StoredFeatures) -> None:
     """Join the parts into one file, rename the complete folder into place, and delete the parts."""
-    aside = bank.path.with_name(f"{bank.path.name}.partial-{platform.node()}-{os.getpid()}")
+    aside = stored.path.with_name(f"{stored.path.name}.partial-{platform.node()}-{os.getpid()}")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        parts = [np.load(_Part(0, bank, start).path, mmap_mode="r") for start in range(0, bank.rows, _PART)]
+        parts = [np.load(_Part(0, stored, start).path, mmap_mode="r") for start in range(0, stored.rows, _PART)]
         width = parts[0].shape[1]
-        shape = (bank.rows, width)
-        rows = np.lib.format.open_memmap(aside / "rows.npy", mode="w+", dtype=bank.dtype, shape=shape)
+        shape = (stored.rows, width)
+        rows = np.lib.format.open_memmap(aside / "rows.npy", mode="w+", dtype=stored.dtype, shape=shape)
         for number, part in enumerate(parts):
             rows[number * _PART : number * _PART + len(part)] = part
         rows.flush()
-        about = bank.about | {"rows": bank.rows, "width": width, "digest": digest_of_rows(aside)}
-        (aside / "bank.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-        aside.rename(bank.path)
+        about = stored.about | {"rows": stored.rows, "width": width, "digest": digest_of_rows(aside)}
+        (aside / "features.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        aside.rename(stored.path)
     except OSError:
-        if not (bank.path / "bank.json").exists():  # otherwise another process was faster
+        if not (stored.path / "features.json").exists():  # otherwise another process was faster
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    for left in bank.path.parent.glob(f"{bank.path.name}.*"):
+    for left in stored.path.parent.glob(f"{stored.path.name}.*"):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -327,7 +328,7 @@ def _computed(
     pool: Pool,
     culprit: Culprit | None,
 ) -> Iterator[np.ndarray]:
-    """Rows of each (bank, start, end) in order, computed by a pool of actors or in this process."""
+    """Rows of each (number, start, end) in order, computed by a pool of actors or in this process."""
     if not pool.actors:
         encode = encoder(*arguments)
         for number, start, end in batches:
@@ -341,11 +342,11 @@ def _computed(
 
         @errors_as_blocks
         def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            number, start, end = (int(batch[name][0]) for name in ("bank", "start", "end"))
+            number, start, end = (int(batch[name][0]) for name in ("number", "start", "end"))
             return {"rows": np.asarray(self.encode(load(number, np.arange(start, end))))}
 
     # Items, not `range`: reading them takes no CPU, so actors may use all CPUs without a deadlock.
-    items = [{"bank": number, "start": start, "end": end} for number, start, end in batches]
+    items = [{"number": number, "start": start, "end": end} for number, start, end in batches]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset = dataset.map_batches(
         Encode,

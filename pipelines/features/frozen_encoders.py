@@ -1,4 +1,4 @@
-"""Guides: for every sample, its nearest neighbours according to two frozen encoders, and their features.
+"""Features of two frozen encoders: each sample's, and those of its nearest neighbours.
 
 The encoders' features are stored (`pipelines.features.feature_store`). Neighbours are searched in a support set: samples of the
 training split, drawn again every epoch, the same on every worker without communication. The search is exact, one product of a
@@ -30,12 +30,15 @@ class _Support:
 
 
 @dataclass(frozen=True)
-class Guides:
-    """Two banks and the split whose samples may be neighbours. Pickled without its caches; the same on every worker."""
+class FrozenFeatures:
+    """The features of two frozen encoders, and the split whose samples may be neighbours.
+
+    Pickled without its caches; the same on every worker.
+    """
 
     order: Order
-    image_bank: Path | str  # rows by sample_id
-    text_bank: Path | str  # rows by text_id; a sample is represented by its first caption
+    image_features: Path | str  # rows by sample_id
+    text_features: Path | str  # rows by text_id; a sample is represented by its first caption
     support: int  # samples in the support set, at most those of the split
     search: Search = "exact"
     neighbours: Path | str | None = None  # rows by sample_id: the result of a search in the whole split
@@ -46,18 +49,18 @@ class Guides:
     @property
     def widths(self) -> tuple[int, int]:
         """Widths of the features of images and captions."""
-        return self._bank(self.image_bank).shape[1], self._bank(self.text_bank).shape[1]
+        return self._rows(self.image_features).shape[1], self._rows(self.text_features).shape[1]
 
     def columns(self, sample_ids: np.ndarray, epoch: int, device: str) -> dict[str, np.ndarray]:
-        """`guide_ids` int64 [b, 3]: each sample, and those nearest to its image and to its caption (-1 for none); and the
-        unit features of all three, `guide_images` [b, 3, F] and `guide_texts` [b, 3, G].
+        """`neighbour_ids` int64 [b, 3]: each sample, and those nearest to its image and to its caption (-1 for none); and the
+        unit features of all three, `frozen_image_features` [b, 3, F] and `frozen_text_features` [b, 3, G].
         """
-        near = self.near(sample_ids, epoch, device) if self.neighbours is None else self._bank(self.neighbours)[sample_ids]
+        near = self.near(sample_ids, epoch, device) if self.neighbours is None else self._rows(self.neighbours)[sample_ids]
         ids = np.concatenate([sample_ids[:, None], near], axis=1)
         filled = np.where(ids < 0, sample_ids[:, None], ids).ravel()
         shape = (len(sample_ids), 3, -1)
         images, texts = self._image_rows(filled).reshape(shape), self._text_rows(filled).reshape(shape)
-        return {"guide_ids": ids, "guide_images": images, "guide_texts": texts}
+        return {"neighbour_ids": ids, "frozen_image_features": images, "frozen_text_features": texts}
 
     def near(self, sample_ids: np.ndarray, epoch: int, device: str) -> np.ndarray:
         """int64 [b, 2]: the samples of the epoch's support set nearest to each image and to each caption, -1 for none."""
@@ -69,13 +72,16 @@ class Guides:
         return np.stack([np.where(place < 0, -1, support.ids[place]) for place in places], axis=1)
 
     def own(self, sample_ids: np.ndarray, text_ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Unit features of each sample's image and one of its captions: `guide_images` [b, 1, F], `guide_texts` [b, 1, G]."""
-        images, texts = self._bank(self.image_bank)[sample_ids], self._bank(self.text_bank)[text_ids]
-        return {"guide_images": unit(images)[:, None], "guide_texts": unit(texts)[:, None]}
+        """Unit features of each sample's image and of one of its captions.
+
+        `frozen_image_features` [b, 1, F] and `frozen_text_features` [b, 1, G].
+        """
+        images, texts = self._rows(self.image_features)[sample_ids], self._rows(self.text_features)[text_ids]
+        return {"frozen_image_features": unit(images)[:, None], "frozen_text_features": unit(texts)[:, None]}
 
     @property
-    def _bank(self) -> Callable[[Path | str], np.ndarray]:
-        return self.order.prepared.bank
+    def _rows(self) -> Callable[[Path | str], np.ndarray]:
+        return self.order.prepared.features
 
     @property
     def _ids(self) -> RowIds:
@@ -107,11 +113,11 @@ class Guides:
 
     def _image_rows(self, sample_ids: np.ndarray) -> np.ndarray:
         """Unit rows of images, float32 [n, F]."""
-        return unit(self._bank(self.image_bank)[sample_ids])
+        return unit(self._rows(self.image_features)[sample_ids])
 
     def _text_rows(self, sample_ids: np.ndarray) -> np.ndarray:
         """Unit rows of first captions, float32 [n, G]."""
-        return unit(self._bank(self.text_bank)[self._ids.text(sample_ids)])
+        return unit(self._rows(self.text_features)[self._ids.text(sample_ids)])
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

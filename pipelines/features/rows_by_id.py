@@ -1,4 +1,4 @@
-"""Rows of banks by id, and digests of their files."""
+"""Rows of stored features by id, and digests of their files."""
 
 import functools
 import hashlib
@@ -14,24 +14,24 @@ from pipelines.io.patient import outlast
 from pipelines.io.retry import shown_place
 from pipelines.program.errors import UserError
 
-ABOUT = "bank.json"
+ABOUT = "features.json"
 ROWS = "rows.npy"
 
 
-def bank_rows(place: Path | str | None) -> np.ndarray:
-    """A bank's rows, float16 [rows, F], mapped into memory. Raises `UserError` for a damaged one in a store."""
+def feature_rows(place: Path | str | None) -> np.ndarray:
+    """Rows of stored features, float16 [rows, F], mapped into memory. Raises `UserError` for damaged ones in a store."""
     assert place is not None
-    return np.load((place if isinstance(place, Path) else bank_copy(place)) / ROWS, mmap_mode="r")
+    return np.load((place if isinstance(place, Path) else feature_copy(place)) / ROWS, mmap_mode="r")
 
 
-def bank_folder(uri: str) -> Path:
-    """Where this node has a copy of a bank in a store, if it has one."""
-    return node_cache.copy_of("banks", uri) / storage.name_of(uri)
+def feature_folder(uri: str) -> Path:
+    """Where this node has a copy of features in a store, if it has one."""
+    return node_cache.copy_of("features", uri) / storage.name_of(uri)
 
 
-def bank_copy(uri: str) -> Path:
-    """This node's copy of a bank in a store, made if it is missing. Raises `Missing` if the store has none."""
-    folder = bank_folder(uri)
+def feature_copy(uri: str) -> Path:
+    """This node's copy of features in a store, made if it is missing. Raises `Missing` if the store has none."""
+    folder = feature_folder(uri)
     about = outlast(lambda: storage.read(f"{uri}/{ABOUT}"))
     with node_cache.alone(folder.parent):
         if not (folder / ABOUT).exists() or (folder / ABOUT).read_bytes() != about:
@@ -49,19 +49,19 @@ def bank_copy(uri: str) -> Path:
     return folder
 
 
-def send_bank(folder: Path, uri: str) -> None:
-    """Put a bank of this node into a store."""
+def send_features(folder: Path, uri: str) -> None:
+    """Put features of this node into a store."""
     for name in (ROWS, ABOUT):  # the second says that the first is complete
         outlast(lambda name=name: storage.send(folder / name, f"{uri}/{name}"))  # type: ignore[misc]
 
 
 def digest_of_rows(path: Path) -> str:
-    """Hex digest of a bank's rows.npy."""
+    """Hex digest of the rows.npy of stored features."""
     return digest_of_file(path / "rows.npy")
 
 
 def digest_of_file(path: Path) -> str:
-    """Hex digest of a file, read once while the file is unchanged: the trials of a sweep share banks."""
+    """Hex digest of a file, read once while the file is unchanged: the trials of a sweep share stored features."""
     stat = path.stat()
     return _digest(path, stat.st_ino, stat.st_mtime_ns)
 

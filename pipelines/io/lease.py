@@ -14,7 +14,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pipelines.io.retry import Missing, Unreachable
 RENEWAL = 10.0  # seconds
 EXPIRY = 60.0
 _POLL = 2.0
-_SETTLE = 2.0  # until the lease of another process that began at the same time has arrived
+SETTLE = 2.0  # until the lease of another process that began at the same time has arrived
 _SIZE = 512  # bytes of a file
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -41,10 +41,11 @@ class Lease:
         place: a URI, or a file that this process has locked.
         wait: called once if there is a lease that may be one of a process that died.
         lost: called in a thread if another process has taken the lease over, as after this one stood still.
+        settle: seconds before the lease of an object is read back; 0: nobody else can begin at the same time. None: `SETTLE`.
     """
 
-    def __init__(self, place: Path | str, wait: Callable[[], None], lost: Callable[[], None]):
-        self._place, self._wait, self._lost = place, wait, lost
+    def __init__(self, place: Path | str, wait: Callable[[], None], lost: Callable[[], None], settle: float | None = None):
+        self._place, self._wait, self._lost, self._settle = place, wait, lost, SETTLE if settle is None else settle
         self._own = {"holder": uuid.uuid4().hex, "machine": platform.node(), "process": os.getpid(), "system": _system()}
         self._beat = 0
         self._over = threading.Event()
@@ -54,7 +55,7 @@ class Lease:
         self._outlive(self._read())
         outlast(self._put)
         if isinstance(self._place, str):
-            time.sleep(_SETTLE)
+            time.sleep(self._settle)
             if not self._holds():
                 raise Taken
         self._thread.start()
@@ -82,11 +83,9 @@ class Lease:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            return json.loads(outlast(lambda: storage.read(self._place)))
+            return _content(outlast(lambda: storage.read(self._place)))
         except Missing:
             return None
-        except ValueError:
-            return {}  # of nobody
 
     def _holds(self) -> bool:
         found = self._read()
@@ -106,7 +105,7 @@ class Lease:
             file.write(text.encode().ljust(_SIZE))
 
     def _renew(self) -> None:
-        pause = _SETTLE
+        pause = SETTLE
         while not self._over.wait(pause):
             pause = RENEWAL
             try:
@@ -118,6 +117,39 @@ class Lease:
                 self._put()
             except (Unreachable, OSError):  # nobody else can take it meanwhile
                 continue
+
+
+def held(copies: Mapping[str, Path]) -> set[str]:
+    """Those of these leases that a living process holds, for somebody who only looks.
+
+    One that was renewed a moment ago is not watched; the others are, all at once, for as long as two renewals take.
+
+    Args:
+        copies: of the lease at each URI, a file with its content and time.
+    """
+    found = {uri: lease for uri, copy in copies.items() if (lease := _content(copy.read_bytes())) and not _ended(lease)}
+    living = {uri for uri in found if abs(time.time() - copies[uri].stat().st_mtime) < EXPIRY}
+    until = time.monotonic() + 2 * RENEWAL
+    while (doubtful := found.keys() - living) and time.monotonic() < until:
+        time.sleep(min(_POLL, RENEWAL))
+        for uri in doubtful:
+            try:
+                now = _content(storage.read(uri))
+            except Missing:
+                now = {}
+            if not now:
+                del found[uri]
+            elif now != found[uri]:
+                living.add(uri)
+    return living
+
+
+def _content(data: bytes) -> dict[str, Any]:
+    """A lease; empty: of nobody."""
+    try:
+        return json.loads(data)
+    except ValueError:
+        return {}
 
 
 def _system() -> str:

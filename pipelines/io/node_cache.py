@@ -1,4 +1,4 @@
-"""What a node keeps of stores on its own disk: copies of runs and banks, in the user's cache, bounded."""
+"""What a node keeps of stores on its own disk: copies of runs and stored features, in the user's cache, bounded."""
 
 import fcntl
 import shutil

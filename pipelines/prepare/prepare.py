@@ -64,7 +64,7 @@ def prepare(settings: PrepareSettings, display: Display) -> Prepared:
     manifest = _manifest(settings, recipe, units, counts, totals)
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
     if _fingerprint(settings.output) != totals.fingerprint:
-        storage.delete(storage.join(settings.output, "banks"))  # features of the content that is replaced
+        storage.delete(storage.join(settings.output, "features"))  # features of the content that is replaced
     with storage.written(storage.join(settings.output, MANIFEST)) as path:
         path.write_text(text, encoding="utf-8")
     _tidy(settings.output, content)

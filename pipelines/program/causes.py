@@ -9,24 +9,24 @@ import re
 from collections.abc import Mapping
 
 from pipelines.io.retry import Unreachable, shown
-from pipelines.program import ray_internals
+from pipelines.program import ray_errors
 from pipelines.program.errors import UserError
-from pipelines.program.ray_internals import of_ray
+from pipelines.program.ray_errors import of_ray
 
 _LONGEST = 400  # characters of an exception's message
 # What torch's gloo and NCCL, and Ray Train's barrier, say when another worker was lost.
 _BROKEN = re.compile(
     r"Connection (?:closed|reset) by peer|Broken pipe|Connection refused|GLHF|NCCL|ProcessGroup"
-    rf"|{ray_internals.BARRIER_TEXT}|Socket (?:closed|Timeout)|pair closure|remote process exited",
+    rf"|{ray_errors.BARRIER_TEXT}|Socket (?:closed|Timeout)|pair closure|remote process exited",
     re.IGNORECASE,
 )
-_BROKEN_TYPES = {"DistBackendError", "DistNetworkError", "DistStoreError", ray_internals.BARRIER_BROKEN}
+_BROKEN_TYPES = {"DistBackendError", "DistNetworkError", "DistStoreError", ray_errors.BARRIER_BROKEN}
 _DIED = "its process died: killed from outside, or by the system for lack of memory, or it crashed"
 # Reasons for a death; the first that matches is reported.
 _DEATHS = (
-    (ray_internals.LOW_MEMORY, "the node ran low on memory, and Ray ended its process"),
-    (ray_internals.NODE_LOST, "its node was lost"),
-    (ray_internals.OWNER_LOST, "the process or node that had started it was lost"),
+    (ray_errors.LOW_MEMORY, "the node ran low on memory, and Ray ended its process"),
+    (ray_errors.NODE_LOST, "its node was lost"),
+    (ray_errors.OWNER_LOST, "the process or node that had started it was lost"),
 )
 
 # What is wrong with a disk, and neither with the code nor with the data.
@@ -52,10 +52,10 @@ def cause_of(error: BaseException) -> str:
         return " ".join(str(error).split())
     if name == "RuntimeEnvSetupError":
         return f"its process could not be set up: {text}"
-    if ray_internals.failed_at_start(error):
+    if ray_errors.failed_at_start(error):
         # The text is a traceback, which ends with the exception that the actor's own __init__ raised.
         return f"its process could not be set up: {_cut(_last_line(str(error)))}"
-    if ray_internals.is_death(error):
+    if ray_errors.is_death(error):
         return next((words for pattern, words in _DEATHS if pattern.search(f"{name} {text}")), _DIED)
     if isinstance(error, MemoryError) or name == "OutOfMemoryError":  # Python's or torch's, which says how much was asked for
         return "out of memory" + (f": {text}" if text else "")
@@ -90,7 +90,7 @@ def innermost(error: BaseException) -> BaseException:
     seen = [error]
     while True:
         last = seen[-1]
-        inner = ray_internals.inside(last)
+        inner = ray_errors.inside(last)
         if isinstance(inner, Mapping):  # of workers
             own = {rank: failure for rank, failure in inner.items() if not is_broken_connection(failure)}
             inner = next(iter((own or inner).values()))

@@ -143,7 +143,7 @@ def run_program(
     return 0
 
 
-def run_page(parser: Parser, write: Callable[[argparse.Namespace], Path], arguments: Sequence[str] | None = None) -> int:
+def run_page(parser: Parser, write: Callable[[argparse.Namespace], Path | str], arguments: Sequence[str] | None = None) -> int:
     """A program that writes a page again, from files alone: parse, write, print where it is. Exit codes as of `run_program`."""
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)

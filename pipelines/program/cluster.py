@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.program import interrupts, ray_internals
+from pipelines.program import interrupts, ray_errors, ray_internals
 from pipelines.program.causes import cause_of, of_storage
 from pipelines.program.errors import UserError
 from pipelines.program.nodes import Bundle, Notices, shortage, waits_for
@@ -299,7 +299,7 @@ def deaths_as_errors(remedy: str, culprit: Callable[[], UserError | None] | None
         yield
     except (NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError) as error:
         _release(error)
-        if ray_internals.failed_at_start(error):  # an exception, of an encoder for example, and no death
+        if ray_errors.failed_at_start(error):  # an exception, of an encoder for example, and no death
             raise UserError("Ray", f"a task failed: {cause_of(error)}", f"correct that; {remedy}") from None
         if image_error := culprit() if culprit else None:
             raise image_error from None

@@ -1,8 +1,9 @@
 """Types of keys that hold a path: a local one, or also a URI where object stores are supported. A mistyped one is an error."""
 
+import argparse
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,23 @@ Place = Annotated[Path | str, BeforeValidator(_place)]
 
 LocalPlace = Annotated[Path, BeforeValidator(_local_place)]
 """A local path; a URI is an error."""
+
+
+def place_argument(text: str) -> Path | str:
+    """A `Place` on a command line."""
+    return _argument(_place, text)
+
+
+def local_argument(text: str) -> Path:
+    """A `LocalPlace` on a command line."""
+    return _argument(_local_place, text)
+
+
+def _argument(read: Callable[[str], Any], text: str) -> Any:
+    try:
+        return read(text)
+    except ValueError as error:  # of which argparse would not show the text
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def check_folder(place: Place, key: str) -> None:

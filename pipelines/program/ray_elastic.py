@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.program.nodes import Bundle, Node
 
@@ -32,19 +32,58 @@ def all_nodes() -> list[Node]:
 
 def free_resources(group: "PlacementGroup | None") -> list[Node]:
     """What is free on each live node that stays, counting what `group` holds there (_private/state.py)."""
-    import ray
-    from ray._private.state import available_resources_per_node
     from ray.util import placement_group_table
 
-    leave = draining_nodes()
-    nodes = {node: free for node, free in available_resources_per_node().items() if node not in leave}
+    nodes = free_by_node()
     table = {} if group is None else placement_group_table(group)
     if table.get("state") in ("CREATED", "RESCHEDULING"):
         for index, node in table["bundles_to_node_id"].items():
             for kind, amount in table["bundles"][index].items() if node in nodes else ():
-                nodes[node][kind] = nodes[node].get(kind, 0) + amount
-    labels = {node["NodeID"]: node["Labels"] for node in ray.nodes()}
-    return [Node(resources, labels.get(node, {})) for node, resources in nodes.items()]
+                resources = nodes[node].resources
+                resources[kind] = resources.get(kind, 0) + amount  # type: ignore[index]
+    return list(nodes.values())
+
+
+def free_by_node() -> dict[str, Node]:
+    """What is free on each live node that stays, by the node's id (_private/state.py)."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    leave, labels = draining_nodes(), {node["NodeID"]: node["Labels"] for node in ray.nodes()}
+    free = available_resources_per_node()
+    return {node: Node(dict(resources), labels.get(node, {})) for node, resources in free.items() if node not in leave}
+
+
+class Group(NamedTuple):
+    """A placement group: the id of the job that made it, and its bundles, each with its node's id; None while it waits."""
+
+    job: str
+    bundles: list[tuple[Bundle, str | None]]
+
+
+def groups() -> list[Group]:
+    """All of the cluster that hold resources or wait for some; Ray's public table of groups names no jobs, and no label
+    selectors (_private/state.py, `PlacementGroupTableData` in core/generated/gcs_pb2).
+    """
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+    import ray  # isort: skip
+
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    found = map(PlacementGroupTableData.FromString, state._connect_and_get_accessor().get_placement_group_table())
+    return [
+        Group(
+            data.creator_job_id.hex(),
+            [
+                (Bundle(dict(bundle.unit_resources), dict(bundle.label_selector)), node if node in alive else None)
+                for bundle in data.bundles
+                for node in [bundle.node_id.hex()]
+            ],
+        )
+        for data in found
+        if data.state != PlacementGroupTableData.REMOVED
+    ]
 
 
 def policy(scaling_config: Any, fitting: Callable[[list[Node]], int], beside: Sequence[Bundle]) -> Any:

@@ -1,14 +1,13 @@
 """Everything used of Ray that is not part of its public API: private names, files, resources, variables and message texts.
 
-Only ray_elastic.py, a part of this, uses more of them (tests/test_architecture.py). Each item gives its reason and its place in
-Ray 2.60, as a path below `ray/`. tests/test_ray_internals.py checks each against the installed release, and says what has
-changed. To accept a new release: run that file, then the tests of cluster, placement, resuming and sweeps.
+Only ray_elastic.py and ray_errors.py, parts of this, use more of them (tests/test_architecture.py). Each item gives its reason
+and its place in Ray 2.60, as a path below `ray/`. tests/test_ray_internals.py checks each against the installed release, and
+says what has changed. To accept a new release: run that file, then the tests of cluster, placement, resuming and sweeps.
 
 Ray is not imported at the top: its variables have to be set first, and few programs need all of this.
 """
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -61,6 +60,10 @@ VARIABLES = {
     # Inside a job Ray rejects a variable that the job's own runtime environment also sets, even to an equal value. We send the
     # values of this process, so those of the job's submission hold.
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": ("1", "_private/worker.py"),
+    # Ray Train's controller does, and sets this in a runtime environment (`trainer`).
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": ("0", "_common/constants.py"),
+    # Processes that wait for work are kept for a minute, not for a second: the next epoch's tasks would start them again.
+    "RAY_idle_worker_killing_time_threshold_ms": ("60000", "_raylet.so"),
     # Ours takes its place (`watch_nodes` in ray_elastic.py), without a process for each group of workers.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": ("0", "train/v2/_internal/constants.py"),
 }
@@ -123,10 +126,7 @@ def logs_folder() -> Path:
 
 
 class Store:
-    """A key-value store in the cluster's head, the one that Ray's libraries use (experimental/internal_kv.py).
-
-    A named actor would need a process, which may be lost. `namespace`: of the keys.
-    """
+    """A store of values by `namespace` and key in the cluster's head (experimental/internal_kv.py): a named actor may be lost."""
 
     def __init__(self, namespace: str):
         self._space = namespace
@@ -198,23 +198,23 @@ def beside_workers(bundles: Sequence[Bundle], booked: Callable[[str], object]) -
 
     Ray Train reserves resources for workers only. Its controller creates their group with a class that is one of its attributes,
     which we replace in the controller's process before the first group is created (train/v2/_internal/execution: callback.py,
-    controller/controller.py, worker_group/worker_group.py, worker_group/placement_group_handle.py).
-
-    Args:
-        booked: called in that process with the id of each group, in hexadecimal, before its resources are reserved.
+    controller/controller.py, worker_group/worker_group.py, worker_group/placement_group_handle.py). `booked` is called there
+    with the id of each group, in hexadecimal, before its resources are reserved.
     """
     from ray.train.v2._internal.execution.callback import ControllerCallback
 
     class Beside(ControllerCallback):
+        _local = "RAY_ADDRESS" not in os.environ
+
         def after_controller_start(self, train_run_context: Any) -> None:
             from ray.train.v2._internal.execution.controller import TrainController
 
-            TrainController.worker_group_cls = _group_with(bundles, booked)
+            TrainController.worker_group_cls = _group_with(bundles, booked, self._local)
 
     return Beside()
 
 
-def _group_with(bundles: Sequence[Bundle], booked: Callable[[str], object]) -> type:
+def _group_with(bundles: Sequence[Bundle], booked: Callable[[str], object], local: bool) -> type:
     from ray.train.v2._internal.execution.worker_group import WorkerGroup
     from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
     from ray.util.placement_group import placement_group
@@ -234,6 +234,9 @@ def _group_with(bundles: Sequence[Bundle], booked: Callable[[str], object]) -> t
                 self._worker_group_start_timeout_s = COUNT_AGAIN
             return DefaultPlacementGroupHandle(group)
 
+        if local:
+            _get_worker_runtime_env: Any = staticmethod(dict)  # see `trainer`
+
     return Group
 
 
@@ -248,16 +251,19 @@ def trainer(
     Ray Train's own handler of Ctrl-C would end the run at once, and no setting turns it off
     (train/v2/api/data_parallel_trainer.py). Two of its callbacks start a process for each run: one hands out datasets, of which
     we pass none; the other frees the resources of a run whose controller died, as `training.placement` does, and asks for that a
-    service that a local Ray does not start (train/v2/_internal/callbacks: datasets.py, placement_group_callback.py). A range of
-    workers follows the cluster by our own policy.
+    service that a local Ray does not start (train/v2/_internal/callbacks: datasets.py, placement_group_callback.py).
+    It hands on variables in a runtime environment, whose processes start Python twice (_private/workers/setup_worker.py), and
+    none of which has been started before. A local Ray has this process's variables, and needs none.
 
     Args:
         fitting: how many workers fit on nodes with these free resources; for a range of workers.
         beside: bundles of a CPU each that are booked beside the workers, for which a cluster that grows is asked too.
     """
+    import ray
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.controller import TrainController
 
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
@@ -266,7 +272,12 @@ def trainer(
         def _initialize_and_run_controller(self, **arguments: Any) -> Any:
             if self.scaling_config.elasticity_enabled:
                 arguments["scaling_policy"] = policy(self.scaling_config, fitting, beside)
-            return super()._initialize_and_run_controller(**arguments)
+            if "RAY_ADDRESS" in os.environ:
+                return super()._initialize_and_run_controller(**arguments)
+            here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+            controller = ray.remote(num_cpus=0, label_selector=here)(TrainController).remote(**arguments)
+            ray.get(controller.run.remote())
+            return ray.get(controller.get_result.remote())
 
         def _create_default_callbacks(self) -> list[Any]:
             unused = (DatasetsCallback, PlacementGroupCleanerCallback)
@@ -338,9 +349,22 @@ def remind(scheduler: "TrialScheduler", name: str, results: Iterable[Mapping[str
         tell(None, trial, dict(result))
 
 
+def drop_idle_actors(controller: Any) -> None:
+    """End processes that Tune keeps for further trials, with what they hold: it would keep one even if none comes
+    (tune/execution/tune_controller.py). `controller`: as Tune gives it to a scheduler."""
+    controller._tune_controller._cleanup_cached_actors(force_all=True)
+
+
 def failure_of(trial: "Trial") -> tuple[BaseException | None, int]:
-    """A failed trial's error (None if its process died) and its number of failures: Tune gives a scheduler neither."""
-    return trial.get_pickled_error(), trial.run_metadata.num_failures
+    """A failed trial's error (None if there is none) and its number of failures: Tune gives a scheduler neither.
+
+    The error is in a file that this process has just written. Tune's own method unpickles the copy of it in the sweep's storage,
+    where it arrives later, and where others may write (tune/experiment/trial.py).
+    """
+    from ray import cloudpickle
+
+    file = trial.pickled_error_file
+    return cloudpickle.loads(Path(file).read_bytes()) if file else None, trial.run_metadata.num_failures
 
 
 # --- Ray Data ------------------------------------------------------------------------------------------------------------------
@@ -351,47 +375,3 @@ OPTIONS_WARNING = "`ray_remote_args` is deprecated"
 # Its Arrow extension types that hold numbers only, with parameters in JSON; another one holds pickles
 # (data/_internal/tensor_extensions/arrow.py, data/_internal/object_extensions/arrow.py).
 TENSOR_TYPES = frozenset({"ray.data.arrow_tensor", "ray.data.arrow_tensor_v2", "ray.data.arrow_variable_shaped_tensor"})
-
-# --- errors --------------------------------------------------------------------------------------------------------------------
-
-# Attributes in which Ray's wrappers keep the wrapped exception, or one per worker (train/v2/_internal/exceptions.py,
-# train/v2/api/exceptions.py, exceptions.py).
-_INSIDE = ("_base_exc", "health_check_failure", "controller_failure", "cause", "worker_failures")
-# Exceptions, in exceptions.py, that mean that a process or node was lost.
-_DEATHS = {
-    "ActorDiedError",
-    "ActorUnavailableError",
-    "LocalRayletDiedError",
-    "NodeDiedError",
-    "OutOfMemoryError",
-    "OwnerDiedError",
-    "RayActorError",
-    "WorkerCrashedError",
-}
-# Its cause, by the exception's name or text, as none has a field for it (exceptions.py; core/src/ray: raylet/raylet,
-# gcs/gcs_server).
-LOW_MEMORY = re.compile(r"low on memory|OutOfMemoryError")
-NODE_LOST = re.compile(r"NodeDiedError|node (?:has )?(?:died|is dead)|[Nn]ode .{0,80}terminat")
-OWNER_LOST = re.compile(r"OwnerDiedError|owner has died|LocalRayletDiedError")
-# Ray Train's barrier, when another worker did not reach it (train/v2/_internal/exceptions.py).
-BARRIER_BROKEN, BARRIER_TEXT = "BroadcastCollectiveTimeoutError", "have not joined the collective"
-
-
-def of_ray(error: BaseException) -> bool:
-    """Whether Ray's own code created this exception, and not a user's."""
-    return type(error).__module__.startswith("ray.")
-
-
-def inside(error: BaseException) -> Any:
-    """What one of Ray's wrappers contains: an exception, or exceptions by worker rank; None if it is not a wrapper."""
-    return next((inner for field in _INSIDE if (inner := getattr(error, field, None))), None)
-
-
-def is_death(error: BaseException) -> bool:
-    """Whether it means that a process or node was lost."""
-    return type(error).__name__ in _DEATHS and of_ray(error)
-
-
-def failed_at_start(error: BaseException) -> bool:
-    """Whether an actor was lost because its own __init__ raised; the text of such an error is a traceback (exceptions.py)."""
-    return bool(getattr(error, "actor_init_failed", False))

@@ -139,7 +139,7 @@ def test_memory_is_limited_even_where_the_machine_has_it() -> None:
 
 
 def test_a_drawing_harms_nobody_who_decodes_it() -> None:
-    """Training from originals, evaluation and banks of features decode in processes of their own."""
+    """Training from originals, evaluation and stored features decode in processes of their own."""
     with pytest.raises(BadImage) as caught:
         decode(svg_of(MEMORY), svg_size=16)
     assert caught.value.reason == "decompression_bomb" and "memory allocation" in caught.value.detail

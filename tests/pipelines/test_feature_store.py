@@ -1,4 +1,4 @@
-"""Banks: the features of a frozen encoder, row by row what it gives directly, and nothing half-done or wrong is kept."""
+"""Stored features: those of a frozen encoder, row by row what it gives directly, and nothing half-done or wrong is kept."""
 
 import gc
 import logging
@@ -16,7 +16,7 @@ from pipelines.dataset.images import decode
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.views import eval_view
 from pipelines.features import feature_store
-from pipelines.features.feature_store import _PART, digest_of_texts, image_bank, text_banks
+from pipelines.features.feature_store import _PART, digest_of_texts, stored_image_features, stored_text_features
 from pipelines.features.pool import Pool
 from pipelines.program.display import Display
 from pipelines.program.settings_base import digest
@@ -67,14 +67,14 @@ def words() -> Callable:
 
 
 def folders(prepared: Prepared) -> set[str]:
-    path = prepared.path / "banks"
+    path = prepared.path / "features"
     return {p.name for p in path.iterdir()} if path.exists() else set()
 
 
 @pytest.fixture(scope="module")
 def colours(tiny_dataset: Prepared, images: Callable) -> Path:
     """Features of 96 images, in two batches over two actors."""
-    return image_bank(tiny_dataset, 24, images, (0.5,), {"weights": "abc"}, Pool(2), QUIET)
+    return stored_image_features(tiny_dataset, 24, images, (0.5,), {"weights": "abc"}, Pool(2), QUIET)
 
 
 def test_rows_are_what_the_encoder_gives_for_each_centre_view(tiny_dataset: Prepared, colours: Path) -> None:
@@ -83,7 +83,7 @@ def test_rows_are_what_the_encoder_gives_for_each_centre_view(tiny_dataset: Prep
     views = [eval_view(decode(data), 24).astype(np.float64) * 0.5 for data in tiny_dataset.images(np.arange(96))]
     direct = np.stack([np.concatenate([v.mean(axis=(1, 2)), v.std(axis=(1, 2))]) for v in views])
     assert np.abs(rows - direct).max() < 0.1  # float16 steps by 0.0625 near 100
-    assert colours.parent == tiny_dataset.path / "banks" and (colours / "bank.json").exists()
+    assert colours.parent == tiny_dataset.path / "features" and (colours / "features.json").exists()
 
 
 @pytest.fixture(scope="module")
@@ -96,18 +96,18 @@ def crashing() -> Callable:
 
 
 def test_what_is_there_is_not_computed_again(tiny_dataset: Prepared, colours: Path, crashing: Callable) -> None:
-    assert image_bank(tiny_dataset, 24, crashing, (), {"weights": "abc"}, Pool(1), QUIET) == colours
+    assert stored_image_features(tiny_dataset, 24, crashing, (), {"weights": "abc"}, Pool(1), QUIET) == colours
 
 
 @pytest.mark.parametrize(("size", "weights"), [(24, "abd"), (16, "abc")])
-def test_other_weights_or_pixels_are_another_bank_and_a_crash_leaves_nothing(
+def test_other_weights_or_pixels_are_other_features_and_a_crash_leaves_nothing(
     tiny_dataset: Prepared, colours: Path, crashing: Callable, size: int, weights: str
 ) -> None:
     before = folders(tiny_dataset)
     logging.disable()  # pytest keeps what is logged, and with it the frames of Ray's threads
     try:
         with pytest.raises(Exception, match="asked to compute") as caught:
-            image_bank(tiny_dataset, size, crashing, (), {"weights": weights}, Pool(2), QUIET)
+            stored_image_features(tiny_dataset, size, crashing, (), {"weights": weights}, Pool(2), QUIET)
     finally:
         logging.disable(logging.NOTSET)
     assert folders(tiny_dataset) == before
@@ -118,23 +118,25 @@ def test_other_weights_or_pixels_are_another_bank_and_a_crash_leaves_nothing(
 def test_texts_are_embedded_in_one_pass_and_only_what_is_missing(stamps: Prepared, words: Callable, tmp_path: Path) -> None:
     log = tmp_path / "seen"
 
-    def banks(parts: list[list[str]]) -> list[Path]:
-        return text_banks(stamps, parts, words, (log,), {"weights": str(tmp_path)}, Pool(1), QUIET)
+    def stored(parts: list[list[str]]) -> list[Path]:
+        return stored_text_features(stamps, parts, words, (log,), {"weights": str(tmp_path)}, Pool(1), QUIET)
 
-    paths = banks(TEXTS[:2])
+    paths = stored(TEXTS[:2])
     assert sorted(log.read_text().splitlines()) == sorted(TEXTS[0] + TEXTS[1])
     for path, part in zip(paths, TEXTS, strict=False):
         direct = [[len(t), sum(t.count(v) for v in "aeiou")] for t in part]
         assert np.array_equal(np.load(path / "rows.npy"), np.asarray(direct, dtype=np.float16))
     log.unlink()
-    assert banks([TEXTS[1], TEXTS[2], TEXTS[0]])[::2] == [paths[1], paths[0]]
+    assert stored([TEXTS[1], TEXTS[2], TEXTS[0]])[::2] == [paths[1], paths[0]]
     assert log.read_text().splitlines() == TEXTS[2]
     log.unlink()
-    assert banks(TEXTS)[:2] == paths and not log.exists()
+    assert stored(TEXTS)[:2] == paths and not log.exists()
 
 
-def test_equal_lists_share_a_bank(stamps: Prepared, words: Callable, tmp_path: Path) -> None:
-    one, two = text_banks(stamps, [["x", "y"], ["x", "y"]], words, (tmp_path / "log",), {"id": str(tmp_path)}, Pool(1), QUIET)
+def test_equal_lists_share_a_folder(stamps: Prepared, words: Callable, tmp_path: Path) -> None:
+    one, two = stored_text_features(
+        stamps, [["x", "y"], ["x", "y"]], words, (tmp_path / "log",), {"id": str(tmp_path)}, Pool(1), QUIET
+    )
     assert one == two and np.load(one / "rows.npy").shape == (2, 2)
 
 
@@ -150,132 +152,133 @@ def test_values_that_cannot_be_kept_are_refused_and_leave_nothing(stamps: Prepar
 
     before = folders(stamps)
     with pytest.raises(ValueError, match=r"not finite|float16"):
-        image_bank(stamps, 12, Odd, (), {"odd": str(value)}, Pool(1), QUIET)
+        stored_image_features(stamps, 12, Odd, (), {"odd": str(value)}, Pool(1), QUIET)
     assert folders(stamps) == before
 
 
 def test_a_pool_of_nobody_computes_the_same_in_this_process(
     tiny_dataset: Prepared, colours: Path, images: Callable, words: Callable, stamps: Prepared, tmp_path: Path
 ) -> None:
-    """The same name, the same rows to the last bit, and no actor: a bank does not tell who computed it."""
+    """The same name, the same rows to the last bit, and no actor: stored features do not tell who computed them."""
     (tmp_path / "own").mkdir()
     for content in tiny_dataset.path.glob("content-*"):
         (tmp_path / "own" / content.name).symlink_to(content)
     moved = replace(tiny_dataset, path=tmp_path / "own")
-    alone = image_bank(moved, 24, images, (0.5,), {"weights": "abc"}, Pool(0), QUIET)
-    assert alone.name == colours.name and alone.parent == tmp_path / "own" / "banks"
+    alone = stored_image_features(moved, 24, images, (0.5,), {"weights": "abc"}, Pool(0), QUIET)
+    assert alone.name == colours.name and alone.parent == tmp_path / "own" / "features"
     assert np.array_equal(np.load(alone / "rows.npy"), np.load(colours / "rows.npy"))
-    assert (alone / "bank.json").read_text() == (colours / "bank.json").read_text()
+    assert (alone / "features.json").read_text() == (colours / "features.json").read_text()
     log = tmp_path / "seen"
     with_actors, without = (
-        text_banks(stamps, TEXTS, words, (log,), {"pool": f"{tmp_path}{actors}"}, Pool(actors), QUIET) for actors in (2, 0)
+        stored_text_features(stamps, TEXTS, words, (log,), {"pool": f"{tmp_path}{actors}"}, Pool(actors), QUIET)
+        for actors in (2, 0)
     )
     for one, other in zip(with_actors, without, strict=True):
         assert one != other and np.array_equal(np.load(one / "rows.npy"), np.load(other / "rows.npy"))
 
 
-def test_two_that_write_one_bank_at_once_end_with_one_whole_bank(stamps: Prepared, tmp_path: Path) -> None:
+def test_two_that_write_the_same_features_at_once_end_with_one_whole_folder(stamps: Prepared, tmp_path: Path) -> None:
     """Two trials may miss the same features. Here the second begins and ends while the first is under way."""
     identity, calls = {"race": str(tmp_path)}, []
 
-    def bank() -> Path:
-        return image_bank(stamps, 12, Counts, (), identity, Pool(0), Display(quiet=True))
+    def computed() -> Path:
+        return stored_image_features(stamps, 12, Counts, (), identity, Pool(0), Display(quiet=True))
 
     class Counts:
         def __call__(self, images: np.ndarray) -> np.ndarray:
             calls.append(len(images))
             if len(calls) == 1:
-                calls.append(bank())
+                calls.append(computed())
             return images.reshape(len(images), -1)[:, :3].astype(np.float32)
 
     before = folders(stamps)
-    path = bank()
+    path = computed()
     assert calls == [40, 40, path] and folders(stamps) == before | {path.name}
     assert np.load(path / "rows.npy").shape == (40, 3)
-    assert bank() == path and len(calls) == 3
+    assert computed() == path and len(calls) == 3
 
 
-def test_a_folder_that_is_no_bank_is_refused_before_anything_is_computed(
+def test_a_folder_without_stored_features_is_refused_before_anything_is_computed(
     stamps: Prepared, images: Callable, crashing: Callable, tmp_path: Path
 ) -> None:
     """Something else lies where it belongs: training on it would read nonsense."""
-    where = image_bank(stamps, 12, images, (1.0,), {"blocked": str(tmp_path)}, Pool(0), QUIET)
-    (where / "bank.json").unlink()
+    where = stored_image_features(stamps, 12, images, (1.0,), {"blocked": str(tmp_path)}, Pool(0), QUIET)
+    (where / "features.json").unlink()
     before = folders(stamps)
-    with refused(str(where), "bank.json", remedy="delete"):
-        image_bank(stamps, 12, crashing, (), {"blocked": str(tmp_path)}, Pool(0), QUIET)
+    with refused(str(where), "features.json", remedy="delete"):
+        stored_image_features(stamps, 12, crashing, (), {"blocked": str(tmp_path)}, Pool(0), QUIET)
     assert folders(stamps) == before
     shutil.rmtree(where)
-    assert image_bank(stamps, 12, images, (1.0,), {"blocked": str(tmp_path)}, Pool(0), QUIET) == where
+    assert stored_image_features(stamps, 12, images, (1.0,), {"blocked": str(tmp_path)}, Pool(0), QUIET) == where
 
 
 @pytest.fixture
-def bank(stamps: Prepared, images: Callable, tmp_path: Path) -> Iterator[Callable[[], Path]]:
-    """A function that opens a bank, which is there and has no part in other tests."""
+def features(stamps: Prepared, images: Callable, tmp_path: Path) -> Iterator[Callable[[], Path]]:
+    """A function that opens stored features, which are there and have no part in other tests."""
 
     def open_it() -> Path:
-        return image_bank(stamps, 12, images, (1.0,), {"weights": str(tmp_path)}, Pool(0), QUIET)
+        return stored_image_features(stamps, 12, images, (1.0,), {"weights": str(tmp_path)}, Pool(0), QUIET)
 
     path = open_it()
     yield open_it
     shutil.rmtree(path)
 
 
-def check_refused(bank: Callable[[], Path], path: Path, *named: object) -> None:
+def check_refused(features: Callable[[], Path], path: Path, *named: object) -> None:
     with refused(str(path), *named, remedy="delete") as caught:
-        bank()
+        features()
     assert "python -m pipelines" in caught.value.remedy
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
-def test_a_missing_row_is_refused_by_name(bank: Callable[[], Path], value: float) -> None:
-    path = bank()
+def test_a_missing_row_is_refused_by_name(features: Callable[[], Path], value: float) -> None:
+    path = features()
     rows = np.load(path / "rows.npy", mmap_mode="r+")
     rows[[17, 30]] = value
     rows.flush()
-    check_refused(bank, path, "rows.npy", "row 17", 2, "images by sample_id")
+    check_refused(features, path, "rows.npy", "row 17", 2, "images by sample_id")
 
 
-def test_fewer_rows_half_a_file_and_changed_rows_are_refused(bank: Callable[[], Path]) -> None:
-    file = bank() / "rows.npy"
+def test_fewer_rows_half_a_file_and_changed_rows_are_refused(features: Callable[[], Path]) -> None:
+    file = features() / "rows.npy"
     rows, whole = np.load(file), file.read_bytes()
     np.save(file, rows[:-1])
-    check_refused(bank, file.parent, "rows.npy", "float16 [39, 6]", "float16 [40, 6]")
+    check_refused(features, file.parent, "rows.npy", "float16 [39, 6]", "float16 [40, 6]")
     file.write_bytes(whole[:-100])
-    check_refused(bank, file.parent, "rows.npy")
+    check_refused(features, file.parent, "rows.npy")
     np.save(file, rows[::-1])
-    check_refused(bank, file.parent, "rows.npy")
+    check_refused(features, file.parent, "rows.npy")
     np.save(file, rows)
-    assert bank() == file.parent
+    assert features() == file.parent
 
 
-def test_a_bank_of_another_encoder_or_of_other_data_is_refused_by_name(
-    bank: Callable[[], Path], stamps: Prepared, tiny_dataset: Prepared, images: Callable, words: Callable, tmp_path: Path
+def test_features_of_another_encoder_or_of_other_data_are_refused_by_name(
+    features: Callable[[], Path], stamps: Prepared, tiny_dataset: Prepared, images: Callable, words: Callable, tmp_path: Path
 ) -> None:
-    """If one bank's files are put in the place of another, the error names both."""
-    path = bank()
+    """If the files of one folder are put in the place of another's, the error names both."""
+    path = features()
 
     def check_put(other: Path, *named: str) -> None:
         shutil.rmtree(path)
         shutil.copytree(other, path)
-        check_refused(bank, path, *named)
+        check_refused(features, path, *named)
 
-    other = image_bank(stamps, 12, images, (1.0,), {"weights": "other weights"}, Pool(0), QUIET)
+    other = stored_image_features(stamps, 12, images, (1.0,), {"weights": "other weights"}, Pool(0), QUIET)
     check_put(other, "encoder.weights", "'other weights'", f"'{tmp_path}'")
-    other = image_bank(tiny_dataset, 12, images, (1.0,), {"weights": str(tmp_path)}, Pool(0), QUIET)
+    other = stored_image_features(tiny_dataset, 12, images, (1.0,), {"weights": str(tmp_path)}, Pool(0), QUIET)
     check_put(other, "dataset", tiny_dataset.fingerprint, stamps.fingerprint)
-    (texts,) = text_banks(stamps, [TEXTS[1]], words, (tmp_path / "log",), {"weights": str(tmp_path)}, Pool(0), QUIET)
+    (texts,) = stored_text_features(stamps, [TEXTS[1]], words, (tmp_path / "log",), {"weights": str(tmp_path)}, Pool(0), QUIET)
     check_put(texts, "texts in order", "images by sample_id")
-    (others,) = text_banks(stamps, [TEXTS[2]], words, (tmp_path / "log",), {"weights": str(tmp_path)}, Pool(0), QUIET)
+    (others,) = stored_text_features(stamps, [TEXTS[2]], words, (tmp_path / "log",), {"weights": str(tmp_path)}, Pool(0), QUIET)
     shutil.copy(others / "rows.npy", texts / "rows.npy")
     with refused(str(texts), "float16 [1, 2]", "float16 [2, 2]", remedy="delete"):
-        text_banks(stamps, [TEXTS[1]], words, (tmp_path / "log",), {"weights": str(tmp_path)}, Pool(0), QUIET)
+        stored_text_features(stamps, [TEXTS[1]], words, (tmp_path / "log",), {"weights": str(tmp_path)}, Pool(0), QUIET)
     shutil.rmtree(texts)
 
 
 @pytest.mark.parametrize("count", [0, 1, _PART, 2 * _PART + 1])
 def test_texts_have_the_digest_of_their_list(count: int) -> None:
-    """Banks are named by it, and those of earlier versions are to be found."""
+    """Folders are named by it: with another one, all features would be computed again."""
     texts = [f'{i} "quoted", \\ \n caf\u00e9 \U0001f431' for i in range(count)]
     chunks = [texts[: count // 3], texts[count // 3 :]]
     assert digest_of_texts(pa.chunked_array(chunks, pa.large_string())) == digest(texts)

@@ -1,6 +1,7 @@
-"""A bank of 100,000 rows that is killed, in processes of its own: it resumes, and ends the same to the last bit."""
+"""Features of 100,000 texts, killed in processes of their own: computing them resumes, and ends the same to the last bit."""
 
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -12,12 +13,12 @@ import pytest
 from pipelines.dataset.prepared import Prepared
 from pipelines.program.display import Display
 from tests.patience import wait_until
-from tests.pipelines.banks_run import ROWS, TEXTS, WIDTH, Letters, bank
+from tests.pipelines.features_run import ROWS, TEXTS, WIDTH, Letters, features
 from tests.training.program import Program
 
 pytestmark = pytest.mark.e2e
 
-RUN = ("-m", "tests.pipelines.banks_run")
+RUN = ("-m", "tests.pipelines.features_run")
 PARTS = 25
 Start = Callable[..., Program]
 
@@ -25,13 +26,13 @@ Start = Callable[..., Program]
 @pytest.fixture(scope="module")
 def undisturbed(stamps: Prepared) -> Path:
     """In this process, without actors."""
-    return bank(stamps, 0, Display(quiet=True))
+    return features(stamps, 0, Display(quiet=True))
 
 
 @pytest.fixture
 def dataset(stamps: Prepared, tmp_path: Path) -> Path:
-    """A copy of the dataset, without banks."""
-    shutil.copytree(stamps.path, tmp_path / "dataset", ignore=shutil.ignore_patterns("banks"))
+    """A copy of the dataset, without stored features."""
+    shutil.copytree(stamps.path, tmp_path / "dataset", ignore=shutil.ignore_patterns("features"))
     return tmp_path / "dataset"
 
 
@@ -50,7 +51,7 @@ def start() -> Iterator[Start]:
 
 def parts(dataset: Path) -> dict[str, tuple[int, int]]:
     """The parts that are done, and which file each is."""
-    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in dataset.glob("banks/*.parts/*.npy")}
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in dataset.glob("features/*.parts/*.npy")}
 
 
 def wait_for(program: Program, dataset: Path, wanted: int) -> None:
@@ -59,7 +60,7 @@ def wait_for(program: Program, dataset: Path, wanted: int) -> None:
 
 
 def same(one: Path, other: Path) -> bool:
-    return all((one / name).read_bytes() == (other / name).read_bytes() for name in ("rows.npy", "bank.json"))
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in ("rows.npy", "features.json"))
 
 
 def test_the_undisturbed_one_holds_what_the_encoder_gives_to_batches_of_64(undisturbed: Path) -> None:
@@ -77,7 +78,7 @@ def test_killed_twice_it_resumes_and_ends_bit_identical(start: Start, undisturbe
         wait_for(program, dataset, wanted)
         time.sleep(choose.uniform(0, 0.3))
         program.kill()
-        assert program.process.returncode == -9 and not list(dataset.glob("banks/*/bank.json"))
+        assert program.process.returncode == -9 and not list(dataset.glob("features/*/features.json"))
         assert f" {done} of {PARTS} parts " in program.text() or not done
         after = parts(dataset)
         assert len(before) < len(after) < PARTS and before.items() <= after.items(), "what was done is not done again"
@@ -85,23 +86,23 @@ def test_killed_twice_it_resumes_and_ends_bit_identical(start: Start, undisturbe
     program = start(dataset, 2)
     assert program.wait() == 0, program.text()
     assert f" {done} of {PARTS} parts " in program.text()
-    shown = [int(line.split()[3].split("/")[0]) for line in program.text().splitlines() if f"/{ROWS}" in line]
+    shown = [int(done) for done in re.findall(rf"(\d+)/{ROWS}", program.text())]
     assert shown[0] > done * 4096 and shown[-1] == ROWS, "only the missing parts are computed"
-    (found,) = dataset.glob("banks/*")
+    (found,) = dataset.glob("features/*")
     assert found.name == undisturbed.name and same(found, undisturbed)
 
 
-def test_two_processes_at_once_end_with_the_same_bank(start: Start, undisturbed: Path, dataset: Path) -> None:
+def test_two_processes_at_once_end_with_the_same_features(start: Start, undisturbed: Path, dataset: Path) -> None:
     programs = [start(dataset, 0), start(dataset, 0)]
     for program in programs:
         assert program.wait() == 0, program.text()
-    (found,) = dataset.glob("banks/*")
+    (found,) = dataset.glob("features/*")
     assert same(found, undisturbed)
 
 
 def test_half_a_part_is_computed_anew(start: Start, undisturbed: Path, dataset: Path) -> None:
     """A machine that goes down may leave a file without its content."""
-    folder = dataset / "banks" / f"{undisturbed.name}.parts"
+    folder = dataset / "features" / f"{undisturbed.name}.parts"
     folder.mkdir(parents=True)
     rows = np.load(undisturbed / "rows.npy")
     for number in range(PARTS):
@@ -110,4 +111,4 @@ def test_half_a_part_is_computed_anew(start: Start, undisturbed: Path, dataset: 
     (folder / "00004.npy").write_bytes(b"")
     program = start(dataset, 0)
     assert program.wait() == 0 and f" 23 of {PARTS} parts " in program.text()
-    assert same(dataset / "banks" / undisturbed.name, undisturbed)
+    assert same(dataset / "features" / undisturbed.name, undisturbed)

@@ -1,4 +1,4 @@
-"""Guides: the neighbours that a plain search finds, the same whoever asks, and never of another split."""
+"""Frozen encoders: the neighbours that a plain search finds, the same whoever asks, and never of another split."""
 
 import pickle
 from dataclasses import replace
@@ -13,7 +13,7 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import Item, Stream, Worker
 from pipelines.dataset.tokenizer import train_tokenizer
 from pipelines.dataset.views import Augment
-from pipelines.features.frozen_encoders import Guides
+from pipelines.features.frozen_encoders import FrozenFeatures
 from pipelines.features.knn import nearest
 from pipelines.features.knn_cache import find_neighbours, with_neighbours
 from pipelines.features.pool import Pool
@@ -22,23 +22,23 @@ from tests.refusals import refused
 
 
 @pytest.fixture(scope="module")
-def guides(stamps: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Guides:
+def frozen(stamps: Prepared, tmp_path_factory: pytest.TempPathFactory) -> FrozenFeatures:
     folders = []
     for rows, width in ((stamps.num_samples, 6), (stamps.num_texts, 4)):
-        folders.append(tmp_path_factory.mktemp("banks") / f"bank-{width}")
+        folders.append(tmp_path_factory.mktemp("features") / f"width-{width}")
         folders[-1].mkdir()
         np.save(folders[-1] / "rows.npy", np.random.default_rng(width).normal(size=(rows, width)).astype(np.float16))
     order = Order(stamps, "train", None, seed=2, global_batch_size=8)
-    return Guides(order, folders[0], folders[1], support=10_000)
+    return FrozenFeatures(order, folders[0], folders[1], support=10_000)
 
 
-def naive(stamps: Prepared, guides: Guides, sample: int, support: list[int]) -> tuple[int, int]:
+def naive(stamps: Prepared, frozen: FrozenFeatures, sample: int, support: list[int]) -> tuple[int, int]:
     """The nearest of the support set by image and by first caption, by cosines one at a time."""
     table = stamps.table("image_id", "text_id").to_pylist()
-    banks = [np.load(bank / "rows.npy").astype(float) for bank in (guides.image_bank, guides.text_bank)]
+    features = [np.load(folder / "rows.npy").astype(float) for folder in (frozen.image_features, frozen.text_features)]
 
     def feature(side: int, row: int) -> np.ndarray:
-        found = banks[side][table[row]["text_id"][0] if side else row]
+        found = features[side][table[row]["text_id"][0] if side else row]
         return found / np.linalg.norm(found)
 
     others = [row for row in support if table[row]["image_id"] != table[sample]["image_id"]]
@@ -46,30 +46,31 @@ def naive(stamps: Prepared, guides: Guides, sample: int, support: list[int]) -> 
     return one, other
 
 
-def test_each_sample_gets_the_nearest_of_the_training_split(stamps: Prepared, guides: Guides) -> None:
+def test_each_sample_gets_the_nearest_of_the_training_split(stamps: Prepared, frozen: FrozenFeatures) -> None:
     everybody = np.arange(stamps.num_samples)
-    training = guides.order.ids.tolist()
+    training = frozen.order.ids.tolist()
     assert len(training) < stamps.num_samples
-    found = guides.columns(everybody, 0, "cpu")
+    found = frozen.columns(everybody, 0, "cpu")
     for sample in everybody.tolist():
-        assert tuple(found["guide_ids"][sample]) == (sample, *naive(stamps, guides, sample, training))
-    images = np.load(guides.image_bank / "rows.npy").astype(np.float32)
-    expected = images[found["guide_ids"]]
-    np.testing.assert_allclose(found["guide_images"], expected / np.linalg.norm(expected, axis=-1, keepdims=True), rtol=1e-5)
-    assert found["guide_texts"].shape == (len(everybody), 3, 4) and found["guide_texts"].dtype == np.float32
-    assert all(np.array_equal(found[name], column) for name, column in guides.columns(everybody, 1, "cpu").items())
+        assert tuple(found["neighbour_ids"][sample]) == (sample, *naive(stamps, frozen, sample, training))
+    images = np.load(frozen.image_features / "rows.npy").astype(np.float32)
+    expected, texts = images[found["neighbour_ids"]], found["frozen_text_features"]
+    expected = expected / np.linalg.norm(expected, axis=-1, keepdims=True)
+    np.testing.assert_allclose(found["frozen_image_features"], expected, rtol=1e-5)
+    assert texts.shape == (len(everybody), 3, 4) and texts.dtype == np.float32
+    assert all(np.array_equal(found[name], column) for name, column in frozen.columns(everybody, 1, "cpu").items())
 
 
-def test_a_smaller_support_set_is_drawn_anew_in_every_epoch(stamps: Prepared, guides: Guides) -> None:
-    few, everybody = replace(guides, support=9), np.arange(stamps.num_samples)
+def test_a_smaller_support_set_is_drawn_anew_in_every_epoch(stamps: Prepared, frozen: FrozenFeatures) -> None:
+    few, everybody = replace(frozen, support=9), np.arange(stamps.num_samples)
     sets = []
     for epoch in range(3):
-        found = few.columns(everybody, epoch, "cpu")["guide_ids"]
+        found = few.columns(everybody, epoch, "cpu")["neighbour_ids"]
         used = sorted(set(found[:, 1:].ravel().tolist()))
-        assert len(used) <= 9 and set(used) <= set(guides.order.ids.tolist())
+        assert len(used) <= 9 and set(used) <= set(frozen.order.ids.tolist())
         sets.append(used)
     assert sets[0] != sets[1] != sets[2]
-    alone = few.columns(everybody[5:6], 2, "cpu")["guide_ids"]
+    alone = few.columns(everybody[5:6], 2, "cpu")["neighbour_ids"]
     assert np.array_equal(alone, found[5:6]), "whoever else is in the batch"
 
 
@@ -90,32 +91,32 @@ def test_the_first_of_equal_neighbours_in_blocks_or_at_once(monkeypatch: pytest.
     assert np.array_equal(nearest(queries, keys, groups, key_groups), found)
 
 
-def test_a_stream_hands_them_on_whatever_the_workers(stamps: Prepared, guides: Guides) -> None:
+def test_a_stream_hands_them_on_whatever_the_workers(stamps: Prepared, frozen: FrozenFeatures) -> None:
     """Nothing has to be computed in the cluster for them."""
-    wanted = columns(Needs(sample_id=True, guides="neighbours"), True, True) - {"image_features", "text_features"}
-    stream = Stream(stamps, frozenset(wanted), seed=2, guides=guides)
+    wanted = columns(Needs(sample_id=True, frozen_encoders="neighbours"), True, True) - {"image_features", "text_features"}
+    stream = Stream(stamps, frozenset(wanted), seed=2, frozen_features=frozen)
     assert not stream.uses_tasks
-    whole = list(stream.training(guides.order, 0, 4, Worker(0, 1, torch.device("cpu"), 1)))
-    halves = [list(stream.training(guides.order, 2, 4, Worker(rank, 2, torch.device("cpu"), 1))) for rank in range(2)]
+    whole = list(stream.training(frozen.order, 0, 4, Worker(0, 1, torch.device("cpu"), 1)))
+    halves = [list(stream.training(frozen.order, 2, 4, Worker(rank, 2, torch.device("cpu"), 1))) for rank in range(2)]
     for batch, left, right in zip(whole[2:], *halves, strict=True):
         assert set(batch) == wanted
-        assert torch.equal(batch["guide_ids"][:, 0], batch["sample_id"])
+        assert torch.equal(batch["neighbour_ids"][:, 0], batch["sample_id"])
         for name in wanted:
             assert torch.equal(batch[name], torch.cat([left[name], right[name]]))  # type: ignore[literal-required]
 
 
-def test_own_features_are_those_of_the_caption_that_is_shown(stamps: Prepared, guides: Guides) -> None:
+def test_own_features_are_those_of_the_caption_that_is_shown(stamps: Prepared, frozen: FrozenFeatures) -> None:
     """A sample with several captions shows another one in another epoch, and its feature goes along."""
-    wanted = columns(Needs(ids=True, sample_id=True, guides="own"), True, True) - {"image_features", "text_features"}
-    stream = Stream(stamps, frozenset(wanted), seed=2, augment=Augment(), guides=guides)
-    images, texts = (np.load(bank / "rows.npy").astype(float) for bank in (guides.image_bank, guides.text_bank))
+    wanted = columns(Needs(ids=True, sample_id=True, frozen_encoders="own"), True, True) - {"image_features", "text_features"}
+    stream = Stream(stamps, frozenset(wanted), seed=2, augment=Augment(), frozen_features=frozen)
+    images, texts = (np.load(folder / "rows.npy").astype(float) for folder in (frozen.image_features, frozen.text_features))
     seen = set()
     for epoch in range(6):
         found = stream.look_up(np.arange(stamps.num_samples), epoch)
         assert set(found) == wanted
         for sample, text in enumerate(found["text_id"]):
             seen.add((sample, int(text)))
-            for rows, row, name in ((images, sample, "guide_images"), (texts, text, "guide_texts")):
+            for rows, row, name in ((images, sample, "frozen_image_features"), (texts, text, "frozen_text_features")):
                 np.testing.assert_allclose(found[name][sample, 0], rows[row] / np.linalg.norm(rows[row]), atol=1e-6)
     assert len(seen) > stamps.num_samples, "some samples have shown more than one caption"
 
@@ -123,62 +124,62 @@ def test_own_features_are_those_of_the_caption_that_is_shown(stamps: Prepared, g
 def test_a_second_tokenizer_reads_the_same_captions(stamps: Prepared) -> None:
     """The student's and the frozen encoder's tokens are of one text."""
     first, second = (train_tokenizer(stamps.texts().to_pylist(), size, 16) for size in (90, 300))
-    wanted = columns(Needs(guides="live"), False, False)
-    assert wanted == {"image", "text", "text_mask", "guide_text", "guide_mask"}
-    stream = Stream(stamps, frozenset(wanted), 2, 8, Augment(), first, guide_tokenizer=second)
+    wanted = columns(Needs(frozen_encoders="live"), False, False)
+    assert wanted == {"image", "text", "text_mask", "frozen_text", "frozen_mask"}
+    stream = Stream(stamps, frozenset(wanted), 2, 8, Augment(), first, frozen_tokenizer=second)
     captions = stamps.table("captions")["captions"].to_pylist()
     several = next(sample for sample, texts in enumerate(captions) if len(texts) > 1)
     shown = set()
     for epoch in range(8):
         found = stream.compute(Item(np.asarray([several]), epoch))
         matches = [t for t in captions[several] if np.array_equal(first([t])[0], found["text"])]
-        assert np.array_equal(second(matches[:1])[0], found["guide_text"])
-        assert np.array_equal(second(matches[:1])[1], found["guide_mask"])
+        assert np.array_equal(second(matches[:1])[0], found["frozen_text"])
+        assert np.array_equal(second(matches[:1])[1], found["frozen_mask"])
         shown.add(matches[0])
     assert len(shown) > 1
 
 
-def test_neighbours_looked_up_beforehand_are_those_of_the_search(stamps: Prepared, guides: Guides) -> None:
-    assert with_neighbours(guides, stamps) is guides, "nobody has looked yet"
-    path = find_neighbours(guides, stamps, Pool(2), Display(quiet=True))
-    found, everybody = with_neighbours(guides, stamps), np.arange(stamps.num_samples)
+def test_neighbours_looked_up_beforehand_are_those_of_the_search(stamps: Prepared, frozen: FrozenFeatures) -> None:
+    assert with_neighbours(frozen, stamps) is frozen, "nobody has looked yet"
+    path = find_neighbours(frozen, stamps, Pool(2), Display(quiet=True))
+    found, everybody = with_neighbours(frozen, stamps), np.arange(stamps.num_samples)
     assert found.neighbours == path and np.load(path / "rows.npy").dtype == np.int64
     for part, epoch in ((everybody, 0), (everybody[::-3], 4)):
-        searched, stored = guides.columns(part, epoch, "cpu"), pickle.loads(pickle.dumps(found)).columns(part, epoch, "cpu")
+        searched, stored = frozen.columns(part, epoch, "cpu"), pickle.loads(pickle.dumps(found)).columns(part, epoch, "cpu")
         assert searched.keys() == stored.keys()
         for name, column in searched.items():
             assert np.array_equal(stored[name], column) and stored[name].dtype == column.dtype, name
-    assert with_neighbours(replace(guides, support=9), stamps).neighbours is None, "a part of the split has others"
-    assert find_neighbours(replace(guides, support=9, search="approximate"), stamps, Pool(0), Display(quiet=True)) == path
+    assert with_neighbours(replace(frozen, support=9), stamps).neighbours is None, "a part of the split has others"
+    assert find_neighbours(replace(frozen, support=9, search="approximate"), stamps, Pool(0), Display(quiet=True)) == path
 
 
-def test_neighbours_of_another_split_or_bank_are_not_taken(stamps: Prepared, guides: Guides) -> None:
+def test_neighbours_of_another_split_or_encoder_are_not_taken(stamps: Prepared, frozen: FrozenFeatures) -> None:
     """Whatever decides who is in the split: its name, the seed of the splits, the share of the validation split."""
-    find_neighbours(guides, stamps, Pool(0), Display(quiet=True))
-    order = guides.order
+    find_neighbours(frozen, stamps, Pool(0), Display(quiet=True))
+    order = frozen.order
     others = [replace(order, split="test"), replace(order, split_seed=5), replace(order, validation=0.3)]
-    for other in [*(replace(guides, order=order) for order in others), replace(guides, image_bank=guides.text_bank)]:
+    for other in [*(replace(frozen, order=order) for order in others), replace(frozen, image_features=frozen.text_features)]:
         assert with_neighbours(other, stamps).neighbours is None
-    same = replace(guides, order=replace(order, seed=77, global_batch_size=4))
+    same = replace(frozen, order=replace(order, seed=77, global_batch_size=4))
     assert with_neighbours(same, stamps).neighbours is not None, "the order of samples has no part in it"
 
 
-def test_damaged_neighbours_are_refused(stamps: Prepared, guides: Guides) -> None:
-    file = find_neighbours(guides, stamps, Pool(0), Display(quiet=True)) / "rows.npy"
+def test_damaged_neighbours_are_refused(stamps: Prepared, frozen: FrozenFeatures) -> None:
+    file = find_neighbours(frozen, stamps, Pool(0), Display(quiet=True)) / "rows.npy"
     rows = np.load(file)
     np.save(file, rows[::-1])
     with refused(str(file.parent), "rows.npy", remedy="delete"):
-        with_neighbours(guides, stamps)
+        with_neighbours(frozen, stamps)
     np.save(file, rows)
 
 
-def test_an_index_is_asked_where_the_config_says_so(stamps: Prepared, guides: Guides) -> None:
+def test_an_index_is_asked_where_the_config_says_so(stamps: Prepared, frozen: FrozenFeatures) -> None:
     """So few are all looked at: it must find the very same, in every epoch and on every worker."""
     pytest.importorskip("faiss")
     everybody = np.arange(stamps.num_samples)
     for support in (10_000, 9):
-        exact = replace(guides, support=support)
+        exact = replace(frozen, support=support)
         quick = replace(exact, search="approximate")
         for epoch in (0, 1):
-            searched = exact.columns(everybody, epoch, "cpu")["guide_ids"]
-            assert np.array_equal(quick.columns(everybody, epoch, "cpu")["guide_ids"], searched)
+            searched = exact.columns(everybody, epoch, "cpu")["neighbour_ids"]
+            assert np.array_equal(quick.columns(everybody, epoch, "cpu")["neighbour_ids"], searched)

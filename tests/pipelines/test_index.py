@@ -17,7 +17,7 @@ from pipelines.dataset.sample_images import whole_images
 from pipelines.dataset.stream import Stream, Unusable, Worker
 from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
 from pipelines.dataset.views import Augment, train_view
-from pipelines.features.feature_store import image_bank
+from pipelines.features.feature_store import stored_image_features
 from pipelines.features.pool import Pool
 from pipelines.prepare.config import PrepareSettings
 from pipelines.prepare.prepare import prepare
@@ -173,7 +173,7 @@ def test_a_resumed_run_gets_the_same_stand_ins(indexed: Prepared) -> None:
 
 
 def test_scores_are_of_every_image_or_of_none(indexed: Prepared, tmp_path: Path) -> None:
-    """Somebody else's image in an evaluation, or in a bank, would be a lie."""
+    """Somebody else's image in an evaluation, or in stored features, would be a lie."""
     ids = indexed.split_ids()["test"]
     victim = int(ids[3])
     path = Path(indexed.places(np.asarray([victim]))[0].file)
@@ -181,7 +181,7 @@ def test_scores_are_of_every_image_or_of_none(indexed: Prepared, tmp_path: Path)
     for use in (
         lambda: list(stream_of(indexed).evaluation(ids, 4, ALONE)),
         lambda: list(whole_images(indexed, ids)),
-        lambda: image_bank(indexed, SIZE, Means, (), {"weights": str(tmp_path)}, Pool(0), QUIET),
+        lambda: stored_image_features(indexed, SIZE, Means, (), {"weights": str(tmp_path)}, Pool(0), QUIET),
     ):
         with pytest.raises(UserError) as caught:
             use()
@@ -191,7 +191,7 @@ def test_scores_are_of_every_image_or_of_none(indexed: Prepared, tmp_path: Path)
 
 
 def test_an_image_that_ends_the_process_that_reads_it_is_named(indexed: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In training and in a bank: Ray says that a task's process died, and not of what."""
+    """In training and while features are computed: Ray says that a task's process died, and not of what."""
     monkeypatch.setattr("pipelines.dataset.stream.RETRIES", 0)
     monkeypatch.setattr("pipelines.features.feature_store.RETRIES", 0)
     deadly = DeadlyPrepared(indexed.path, indexed.manifest)
@@ -199,7 +199,7 @@ def test_an_image_that_ends_the_process_that_reads_it_is_named(indexed: Prepared
     ids = np.arange(16)
     for use in (
         lambda: list(stream_of(deadly).evaluation(ids, 4, ALONE)),
-        lambda: image_bank(deadly, SIZE, Means, (), {"weights": "deadly"}, Pool(1), QUIET),
+        lambda: stored_image_features(deadly, SIZE, Means, (), {"weights": "deadly"}, Pool(1), QUIET),
     ):
         with pytest.raises(UserError) as caught:
             use()

@@ -12,7 +12,7 @@ from pipelines.features.knn import Approximate, nearest
 from pipelines.program.settings import validate
 from tests.patience import PATIENCE
 from tests.refusals import refused
-from training.config import GuideSettings
+from training.config import FrozenEncoderSettings
 
 ROWS, WIDTH = 6000, 64
 
@@ -108,7 +108,7 @@ def test_who_asks_together_and_another_index_of_the_same_rows_change_nothing(
 def test_rows_are_read_in_blocks(
     index: Approximate, rows_of_group: np.ndarray, groups: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As banks beyond memory must be."""
+    """As features beyond memory must be."""
     sizes = []
 
     def read(places: np.ndarray) -> np.ndarray:
@@ -137,11 +137,11 @@ def test_without_the_package_the_config_says_what_to_install() -> None:
     code = (
         "import importlib.util as u; real = u.find_spec\n"
         "u.find_spec = lambda name, *more: None if name == 'faiss' else real(name, *more)\n"
-        "from pipelines.program.settings import validate; from training.config import GuideSettings\n"
-        "validate(GuideSettings, {'search': 'approximate'}, 'c.yaml')\n"
+        "from pipelines.program.settings import validate; from training.config import FrozenEncoderSettings\n"
+        "validate(FrozenEncoderSettings, {'search': 'approximate'}, 'c.yaml')\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert all(part in ended.stderr for part in ("search: ", "faiss", "raylign[ann]", "frozen_encoders.search"))
-    assert validate(GuideSettings, {}, "c.yaml").search == "exact"
+    assert validate(FrozenEncoderSettings, {}, "c.yaml").search == "exact"
     with refused("search", "'quick'", "'exact' or 'approximate'"):
-        validate(GuideSettings, {"search": "quick"}, "c.yaml")
+        validate(FrozenEncoderSettings, {"search": "quick"}, "c.yaml")

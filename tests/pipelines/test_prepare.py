@@ -68,7 +68,7 @@ def test_counts_add_up_and_ids_are_dense(stamps: Prepared) -> None:
     # Images lie apart: whoever needs captions or labels reads no pixel.
     light = {"sample_id", "image_id", "text_id", "key", "group", "split", "captions", "file", "start", "length", "column"}
     assert set(table.column_names) == light | {"label_kind"}
-    assert files(stamps.path) - {f for f in files(stamps.path) if f.startswith("banks/")} == shard_files(stamps)
+    assert files(stamps.path) - {f for f in files(stamps.path) if f.startswith("features/")} == shard_files(stamps)
 
 
 def test_rows_keep_the_sources_order_and_content(stamps: Prepared, stamps_folder: Path) -> None:

@@ -248,7 +248,7 @@ class Slow(Settings):
     """Sure."""
 
     name: Literal["slow"] = "slow"
-    guide: Annotated[Quick | Red, Field(discriminator="name")] = Quick()
+    extra: Annotated[Quick | Red, Field(discriminator="name")] = Quick()
     fixed: Quick = Quick(steps=7)
 
 
@@ -260,7 +260,7 @@ class Nested(Settings):
 
 def test_help_shows_choices_within_choices_and_the_defaults_that_hold() -> None:
     text = describe(Nested)
-    assert "pace: default name: slow" in text and "guide: default name: quick" in text
+    assert "pace: default name: slow" in text and "extra: default name: quick" in text
     assert text.count("name: quick - Fast.") == 2 and "name: red" in text
     # The class says 3, but where it stands alone its owner says 7.
     assert text.count("steps: default 3") == 2 and text.count("steps: default 7") == 1

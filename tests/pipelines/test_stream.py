@@ -31,11 +31,11 @@ def order(stamps: Prepared) -> Order:
 
 
 @pytest.fixture(scope="module")
-def banks(stamps: Prepared, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def features(stamps: Prepared, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Made-up features whose first number is the row."""
     folders = []
     for name, rows in (("image", stamps.num_samples), ("text", stamps.num_texts)):
-        folder = tmp_path_factory.mktemp(f"bank-{name}")
+        folder = tmp_path_factory.mktemp(f"features-{name}")
         features = np.random.default_rng(0).normal(size=(rows, 3))
         features[:, 0] = np.arange(rows)
         np.save(folder / "rows.npy", features.astype(np.float16))
@@ -43,7 +43,7 @@ def banks(stamps: Prepared, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return folders[0], folders[1]
 
 
-def stream_of(stamps: Prepared, tokenizer: TextTokenizer, banks: tuple[Path, Path], wanted: set[str]) -> Stream:
+def stream_of(stamps: Prepared, tokenizer: TextTokenizer, features: tuple[Path, Path], wanted: set[str]) -> Stream:
     return Stream(
         prepared=stamps,
         columns=frozenset(wanted),
@@ -51,8 +51,8 @@ def stream_of(stamps: Prepared, tokenizer: TextTokenizer, banks: tuple[Path, Pat
         image_size=12,
         augment=Augment(),
         tokenizer=tokenizer,
-        image_bank=banks[0],
-        text_bank=banks[1],
+        image_features=features[0],
+        text_features=features[1],
     )
 
 
@@ -68,7 +68,7 @@ def equal(one: list[Batch], two: list[Batch]) -> bool:
 def test_a_batch_holds_exactly_the_columns_needed(
     stamps: Prepared,
     tokenizer: TextTokenizer,
-    banks: tuple[Path, Path],
+    features: tuple[Path, Path],
     order: Order,
     image_locked: bool,
     text_locked: bool,
@@ -76,7 +76,7 @@ def test_a_batch_holds_exactly_the_columns_needed(
     sample_id: bool,
 ) -> None:
     wanted = columns(Needs(ids, sample_id), image_locked, text_locked)
-    stream = stream_of(stamps, tokenizer, banks, wanted)
+    stream = stream_of(stamps, tokenizer, features, wanted)
     assert stream.uses_tasks == (not (image_locked and text_locked))
     (batch,) = stream.training(order, 1, 2, ALONE)
     expected = {"image_features"} if image_locked else {"image"}
@@ -101,18 +101,20 @@ def test_a_batch_holds_exactly_the_columns_needed(
 
 
 @pytest.fixture(scope="module")
-def whole(stamps: Prepared, tokenizer: TextTokenizer, banks: tuple[Path, Path], order: Order) -> tuple[Stream, list[Batch], int]:
+def whole(
+    stamps: Prepared, tokenizer: TextTokenizer, features: tuple[Path, Path], order: Order
+) -> tuple[Stream, list[Batch], int]:
     """A stream of images and words, all its batches over two epochs for one worker, and their number."""
-    stream = stream_of(stamps, tokenizer, banks, columns(Needs(ids=True, sample_id=True), False, False))
+    stream = stream_of(stamps, tokenizer, features, columns(Needs(ids=True, sample_id=True), False, False))
     steps = 2 * order.steps_per_epoch
     return stream, list(stream.training(order, 0, steps, ALONE)), steps
 
 
 def test_hidden_words_are_those_of_sample_and_epoch(
-    stamps: Prepared, tokenizer: TextTokenizer, banks: tuple[Path, Path], order: Order, whole: tuple[Stream, list[Batch], int]
+    stamps: Prepared, tokenizer: TextTokenizer, features: tuple[Path, Path], order: Order, whole: tuple[Stream, list[Batch], int]
 ) -> None:
     """On any number of workers; the captions themselves stay."""
-    stream = stream_of(stamps, tokenizer, banks, columns(Needs(ids=True, sample_id=True, masked="apart"), False, False))
+    stream = stream_of(stamps, tokenizer, features, columns(Needs(ids=True, sample_id=True, masked="apart"), False, False))
     _, plain, steps = whole
     found = list(stream.training(order, 0, steps, ALONE))
     half = list(stream.training(order, 3, steps, Worker(1, 2, torch.device("cpu"), 1)))
@@ -127,14 +129,14 @@ def test_hidden_words_are_those_of_sample_and_epoch(
 
 
 def test_hidden_words_may_be_those_of_the_caption_itself_and_it_may_be_said_otherwise(
-    stamps: Prepared, tokenizer: TextTokenizer, banks: tuple[Path, Path], order: Order, whole: tuple[Stream, list[Batch], int]
+    stamps: Prepared, tokenizer: TextTokenizer, features: tuple[Path, Path], order: Order, whole: tuple[Stream, list[Batch], int]
 ) -> None:
     """Other words are made of the whole caption, by a key of their own."""
     wanted = columns(Needs(ids=True, sample_id=True, masked="shared", other_words=True), False, False)
     assert "masked_text" not in wanted
     captions = stamps.table("captions")["captions"].to_pylist()
     text_ids = stamps.table("text_id")["text_id"].to_pylist()
-    found = list(stream_of(stamps, tokenizer, banks, wanted).training(order, 0, whole[2], ALONE))
+    found = list(stream_of(stamps, tokenizer, features, wanted).training(order, 0, whole[2], ALONE))
     for step, (batch, without) in enumerate(zip(found, whole[1], strict=True)):
         ids, epoch = batch["sample_id"].tolist(), step // order.steps_per_epoch
         hidden, labels = tokenizer.mask(without["text"].numpy(), [generator("mask", 2, epoch, i) for i in ids])
@@ -162,15 +164,17 @@ def test_batches_follow_the_order_and_describe_their_samples(
         assert np.array_equal(batch["text"].numpy(), tokens) and np.array_equal(batch["text_mask"].numpy(), mask)
 
 
-def test_tasks_and_workers_choose_the_same_caption(stamps: Prepared, tokenizer: TextTokenizer, banks: tuple[Path, Path]) -> None:
+def test_tasks_and_workers_choose_the_same_caption(
+    stamps: Prepared, tokenizer: TextTokenizer, features: tuple[Path, Path]
+) -> None:
     """Where tasks read captions they hand on the ids; where nothing is read, the worker looks the ids of all samples up."""
     ids, read = {"image_id", "text_id", "text_features"}, {"text", "text_mask"}
     texts, several = stamps.texts().to_pylist(), 0
     for epoch in range(4):
         item = Item(np.arange(40)[::-1].copy(), epoch)
         tasks, looked_up = Prepared.open(stamps.path), Prepared.open(stamps.path)
-        found = stream_of(tasks, tokenizer, banks, ids | read).here(item)
-        expected = stream_of(looked_up, tokenizer, banks, ids).here(item)
+        found = stream_of(tasks, tokenizer, features, ids | read).here(item)
+        expected = stream_of(looked_up, tokenizer, features, ids).here(item)
         assert set(found) == ids | read and set(expected) == ids
         assert all(torch.equal(column, found[name]) for name, column in expected.items())  # type: ignore[literal-required]
         assert np.array_equal(found["text"].numpy(), tokenizer([texts[i] for i in found["text_id"].tolist()])[0])

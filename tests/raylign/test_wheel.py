@@ -11,6 +11,8 @@ import pytest
 
 from tests.patience import PATIENCE
 
+pytestmark = pytest.mark.e2e  # all, so that one half of the tests builds the wheel, and the other does not
+
 ROOT = Path(__file__).parents[2]
 PARTS = ("raylign", "pipelines", "training", "evaluation", "tuning", "pyproject.toml", "README.md", "LICENSE")
 SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
@@ -56,7 +58,6 @@ def test_the_command_finds_its_configs_and_writes_yours(installed: Path, tmp_pat
     assert "raylign sweep report SWEEP" in run(installed / "raylign", cwd=tmp_path)
 
 
-@pytest.mark.e2e
 def test_all_programs_run_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     """Embedded data and a folder of images with captions; an objective of one's own beside them; ten lines of Python."""
     run(installed / "raylign", "init", "mine", cwd=tmp_path)

@@ -98,14 +98,15 @@ def losses(notices: int, kills: int, seed: int) -> list[Loss]:
 class LongRun:
     """A run that goes on for as long as nodes are taken from it."""
 
-    def __init__(self, cluster: Cluster, folder: Path, elastic: bool = False, storage: str = ""):
-        """`storage`: a store's URI, where the run is to be."""
+    def __init__(self, cluster: Cluster, folder: Path, elastic: bool = False, storage: str = "", every: int = EVERY):
+        """`storage`: a store's URI, where the run is to be; `every`: steps between two checkpoints."""
         self._cluster, self.run = cluster, RunStore(f"{storage}/run").folder if storage else folder / "run"
         for _ in range(WORKERS + 1 + (not elastic)):  # for the workers, the tasks that read for them, and to spare
             add_node(cluster)
         resources = {"num_workers": [1, WORKERS]} if elastic else {}
         squares = prepared_by_hand(folder / "squares", "squares")
         more = {"storage": storage or str(folder), "data": {"path": str(squares.path)}}
+        more |= {"checkpoint": CONFIG["checkpoint"] | {"every_steps": every}}
         config = folder / "run.yaml"
         config.write_text(yaml.safe_dump(CONFIG | more | {"resources": CONFIG["resources"] | resources}))
         self.program = Program(config)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipelines.dataset.stream import Worker
 from pipelines.features.pool import Pool
-from pipelines.features.rows_by_id import bank_rows
+from pipelines.features.rows_by_id import feature_rows
 from pipelines.program.display import Display
 from pipelines.program.settings import validate
 from training.build import build_state
@@ -43,15 +43,19 @@ def resumed(run: Path, tree: dict[str, Any]) -> dict[str, np.ndarray]:
     _, state = build_state(plan, Worker(0, 1, torch.device("cpu"), 1.0), checkpoint)
     if checkpoint is not None:
         load_checkpoint(find_checkpoint(run), state, plan)
-    guides = plan.stream.guides
-    banks = [plan.stream.image_bank, plan.stream.text_bank, *([guides.image_bank, guides.text_bank] if guides else [])]
-    found = {f"bank {n}": np.asarray(bank_rows(bank)) for n, bank in enumerate(banks) if bank is not None}
+    frozen = plan.stream.frozen_features
+    stored = [
+        plan.stream.image_features,
+        plan.stream.text_features,
+        *([frozen.image_features, frozen.text_features] if frozen else []),
+    ]
+    found = {f"features {n}": np.asarray(feature_rows(place)) for n, place in enumerate(stored) if place is not None}
     found["ids"] = plan.tokenizer(TEXTS)[0]
-    if plan.stream.guide_tokenizer is not None:
-        guide_ids, mask = map(torch.from_numpy, plan.stream.guide_tokenizer(TEXTS))
-        batch: Any = {"image": torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "guide_text": guide_ids, "guide_mask": mask}
+    if plan.stream.frozen_tokenizer is not None:
+        neighbour_ids, mask = map(torch.from_numpy, plan.stream.frozen_tokenizer(TEXTS))
+        batch: Any = {"image": torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "frozen_text": neighbour_ids, "frozen_mask": mask}
         with torch.no_grad():
-            found["guide"] = state.teacher(batch)["guide_texts"].numpy()
+            found["frozen encoder"] = state.teacher(batch)["frozen_text_features"].numpy()
     if checkpoint is not None:
         weights = [p.detach().reshape(-1) for p in state.encoder.parameters()]
         found["weights"] = torch.cat(weights).numpy()

@@ -26,7 +26,7 @@ from training.precision import unit
 from training.state import TrainState
 from training.tensor_tree import load_tree, save_tree
 
-TASK = task(states_width=16, vocabulary_size=50, guide_widths=(4, 4))
+TASK = task(states_width=16, vocabulary_size=50, frozen_widths=(4, 4))
 
 
 def save(prepared: Prepared, folder: Path, **changes: Any) -> TrainState:

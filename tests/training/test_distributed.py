@@ -25,7 +25,7 @@ from training.step import _agreed, train_step
 
 ROWS, TOKENS, VOCABULARY, STEPS = 12, 5, 50, 3
 TASK = task(
-    **{"num_images": 30, "num_texts": 40, "embed_dim": 6, "image_width": 24, "states_width": 8, "guide_widths": (7, 7)},
+    **{"num_images": 30, "num_texts": 40, "embed_dim": 6, "image_width": 24, "states_width": 8, "frozen_widths": (7, 7)},
     **{"vocabulary_size": VOCABULARY, "steps_per_epoch": 2, "total_steps": 6},
 )
 
@@ -94,9 +94,9 @@ def global_batch(step: int) -> dict[str, Tensor]:
         "other_text": texts[text_id - 20].flip(1),
         "other_mask": torch.ones(ROWS, TOKENS, dtype=torch.int64),
         "sample_id": 50 + torch.arange(ROWS),
-        "guide_ids": torch.stack([image_id, image_id // 2, text_id // 2], dim=1),
-        "guide_images": torch.nn.functional.normalize(torch.randn(ROWS, 3, 7, generator=random), dim=-1),
-        "guide_texts": torch.nn.functional.normalize(torch.randn(ROWS, 3, 7, generator=random), dim=-1),
+        "neighbour_ids": torch.stack([image_id, image_id // 2, text_id // 2], dim=1),
+        "frozen_image_features": torch.nn.functional.normalize(torch.randn(ROWS, 3, 7, generator=random), dim=-1),
+        "frozen_text_features": torch.nn.functional.normalize(torch.randn(ROWS, 3, 7, generator=random), dim=-1),
     }
 
 

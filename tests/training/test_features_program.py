@@ -1,4 +1,4 @@
-"""`python -m pipelines` for a config with the key dataset: banks of real frozen encoders, which a run finds."""
+"""`python -m pipelines` for a config with the key dataset: features of real frozen encoders, which a run finds."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ from tests.patience import PATIENCE
 from tests.refusals import refused
 from tests.training.squares import write_root
 from training.config import TrainSettings
-from training.features import BankSettings, compute_banks
+from training.features import FeatureSettings, compute_features
 from training.plan import plan_of
 from training.saved_towers import frozen
 from training.towers import ImageFeatures, TextFeatures
@@ -30,18 +30,18 @@ from training.towers.base import TowerSettings
 from training.weight_sources import check_sources
 
 ROOT = Path(__file__).parents[2]
-RECIPE = ROOT / "pipelines" / "configs" / "openmoji-banks.yaml"
+RECIPE = ROOT / "pipelines" / "configs" / "openmoji-features.yaml"
 
 
 @pytest.fixture(scope="module")
 def computed(tiny_dataset: Prepared) -> set[Path]:
-    """The banks that the recipe computes of the tiny dataset, actors and all."""
+    """The features that the recipe computes of the tiny dataset, actors and all."""
     assert main([str(RECIPE), f"dataset={tiny_dataset.path}", "actors=1", "--quiet"]) == 0
-    return set((tiny_dataset.path / "banks").iterdir())
+    return set((tiny_dataset.path / "features").iterdir())
 
 
 def identities(image: TowerSettings | None, text: TowerSettings | None) -> list[dict[str, Any]]:
-    """What names the banks of two encoders."""
+    """What names the features of two encoders."""
     assert image is not None and text is not None
     return [image.identity("image_encoder"), text.identity("text_encoder")]
 
@@ -49,16 +49,16 @@ def identities(image: TowerSettings | None, text: TowerSettings | None) -> list[
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Datasets of squares and weights of small towers."""
-    root = tmp_path_factory.mktemp("banks")
+    root = tmp_path_factory.mktemp("features")
     write_root(root)
     return root
 
 
 def test_the_recipe_names_the_encoders_that_the_demo_has_by_default() -> None:
     """A run that names no frozen encoders uses its towers with the weights that they start from."""
-    settings, demo = load(BankSettings, RECIPE), load(TrainSettings, ROOT / "training/configs/openmoji.yaml")
+    settings, demo = load(FeatureSettings, RECIPE), load(TrainSettings, ROOT / "training/configs/openmoji.yaml")
     assert demo.frozen_encoders is None
-    assert identities(settings.image_encoder, settings.text_encoder) == identities(*demo.guides)
+    assert identities(settings.image_encoder, settings.text_encoder) == identities(*demo.frozen_encoder_pair)
     assert settings.neighbours
 
 
@@ -72,13 +72,13 @@ def test_towers_without_weights_are_no_frozen_encoders() -> None:
 def test_weights_that_no_hub_provides_are_told_first(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As by a run, and before the dataset is opened: the library would ask the hub for minutes."""
     encoder = {"name": "huggingface", "weights": "somebody/small"}
-    settings = validate(BankSettings, {"dataset": "nowhere", "neighbours": False, key: encoder}, "banks")
+    settings = validate(FeatureSettings, {"dataset": "nowhere", "neighbours": False, key: encoder}, "features")
     monkeypatch.setattr(hub, "_hub_failure", lambda repository: "cannot be reached")
     with refused(f"{key}.weights", "somebody/small", remedy="hf download somebody/small"):
-        compute_banks(settings, Display(quiet=True))
+        compute_features(settings, Display(quiet=True))
 
 
-def test_a_run_finds_the_banks_and_computes_nothing(tiny_dataset: Prepared, computed: set[Path], tmp_path: Path) -> None:
+def test_a_run_finds_the_features_and_computes_nothing(tiny_dataset: Prepared, computed: set[Path], tmp_path: Path) -> None:
     tree: dict[str, Any] = {
         "name": "run",
         "storage": str(tmp_path),
@@ -91,18 +91,18 @@ def test_a_run_finds_the_banks_and_computes_nothing(tiny_dataset: Prepared, comp
         "global_batch_size": 8,
     }
     settings = validate(TrainSettings, tree, "run")
-    guides = plan_of(settings, Pool(0), Display(quiet=True)).stream.guides
-    assert guides is not None and guides.neighbours is not None
-    assert {guides.image_bank, guides.text_bank, guides.neighbours} <= computed
-    assert set((tiny_dataset.path / "banks").iterdir()) == computed
+    features = plan_of(settings, Pool(0), Display(quiet=True)).stream.frozen_features
+    assert features is not None and features.neighbours is not None
+    assert {features.image_features, features.text_features, features.neighbours} <= computed
+    assert set((tiny_dataset.path / "features").iterdir()) == computed
 
     ids = np.asarray([0, 40, 95])
     views = np.stack([eval_view(decode(data), 192) for data in tiny_dataset.images(ids)])
     texts = tiny_dataset.texts().to_numpy()[ids]
-    image_encoder, text_encoder = settings.guides
+    image_encoder, text_encoder = settings.frozen_encoder_pair
     for path, direct in (
-        (guides.image_bank, ImageFeatures(frozen(image_encoder, "k", None))(views)),
-        (guides.text_bank, TextFeatures(frozen(text_encoder, "k", None), text_encoder.tokenizer(list))(texts)),
+        (features.image_features, ImageFeatures(frozen(image_encoder, "k", None))(views)),
+        (features.text_features, TextFeatures(frozen(text_encoder, "k", None), text_encoder.tokenizer(list))(texts)),
     ):
         np.testing.assert_allclose(np.load(path / "rows.npy")[ids], direct, atol=0.01)
 
@@ -110,16 +110,16 @@ def test_a_run_finds_the_banks_and_computes_nothing(tiny_dataset: Prepared, comp
 def test_the_same_command_again_computes_nothing_and_names_them(
     tiny_dataset: Prepared, computed: set[Path], capsys: pytest.CaptureFixture
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (tiny_dataset.path / "banks").rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in (tiny_dataset.path / "features").rglob("*")}
     assert main([str(RECIPE), f"dataset={tiny_dataset.path}"]) == 0
-    assert {path: path.stat().st_mtime_ns for path in (tiny_dataset.path / "banks").rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (tiny_dataset.path / "features").rglob("*")} == before
     shown = capsys.readouterr().out
     assert all(str(path) in shown for path in computed if np.load(path / "rows.npy").dtype == np.int64)
-    for kind in ("images", "captions", "neighbours"):
-        assert f"bank of {kind}: {tiny_dataset.path}" in shown
+    for title in ("features of the images", "features of the captions", "neighbours"):
+        assert f"{title}: {tiny_dataset.path}" in shown
 
 
-def test_a_damaged_bank_is_one_line_and_exit_code_2(
+def test_damaged_features_are_one_line_and_exit_code_2(
     tiny_dataset: Prepared, computed: set[Path], capsys: pytest.CaptureFixture
 ) -> None:
     (path,) = (path for path in computed if np.load(path / "rows.npy", mmap_mode="r").shape[1] == 1280)
@@ -143,7 +143,7 @@ def test_a_damaged_bank_is_one_line_and_exit_code_2(
 )
 def test_configs_that_ask_for_nothing_or_too_much(change: dict, named: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        validate(BankSettings, yaml.safe_load(RECIPE.read_text()) | change, "c.yaml")
+        validate(FeatureSettings, yaml.safe_load(RECIPE.read_text()) | change, "c.yaml")
     assert all(part in str(caught.value) for part in named), caught.value
 
 
@@ -202,12 +202,15 @@ def test_the_keys_decide_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixt
     both.write_text("image_encoder: {name: timm, model: resnet18, weights: hub}\n")
     assert main([str(both), "dataset=data/x", "--show"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
-    assert list(shown) == list(BankSettings.model_fields) and shown["image_encoder"]["image_size"] == 224
+    assert list(shown) == list(FeatureSettings.model_fields) and shown["image_encoder"]["image_size"] == 224
     assert main([str(ROOT / "pipelines" / "configs" / "openmoji.yaml"), "--show"]) == 0
     assert "max_rejected_rate" in yaml.safe_load(capsys.readouterr().out)
     assert main([str(ROOT / "pipelines" / "configs" / "openmoji.yaml"), "dataset=x"]) == 2
     assert "dataset: unknown key" in capsys.readouterr().err
-    for arguments, told in (([], ["source:", "openmoji-banks.yaml --help", "key dataset"]), ([str(RECIPE)], ["text_encoder:"])):
+    for arguments, told in (
+        ([], ["source:", "openmoji-features.yaml --help", "key dataset"]),
+        ([str(RECIPE)], ["text_encoder:"]),
+    ):
         with pytest.raises(SystemExit):
             main([*arguments, "--help"])
         help_text = capsys.readouterr().out

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from evaluation.metrics import mean_recalls
 from evaluation.suite import score
 from pipelines.dataset.stream import Worker
-from pipelines.features.rows_by_id import bank_rows
+from pipelines.features.rows_by_id import feature_rows
 from pipelines.program.display import Display
 from pipelines.program.settings import difference
 from tests.refusals import refused
@@ -95,9 +95,9 @@ def test_of(plan: Plan, checkpoint: Path) -> dict[str, float]:
     """Test scores of a checkpoint's heads on the locked towers' features."""
     encoder = load_encoder(checkpoint).encoder
     ids = plan.stream.prepared.split_ids()["test"]
-    assert plan.test is not None and plan.test.images.image_bank is not None and plan.test.text_bank is not None
-    rows = [bank_rows(plan.test.images.image_bank)[ids], bank_rows(plan.test.text_bank)[ids]]
-    rows.append(bank_rows(plan.test.prompt_bank))
+    assert plan.test is not None and plan.test.images.image_features is not None and plan.test.text_features is not None
+    rows = [feature_rows(plan.test.images.image_features)[ids], feature_rows(plan.test.text_features)[ids]]
+    rows.append(feature_rows(plan.test.prompt_features))
     heads = [encoder.image_head, encoder.text_head, encoder.text_head]
     with torch.inference_mode():
         made = [F.normalize(h(torch.from_numpy(r.astype(np.float32))), dim=1).numpy() for h, r in zip(heads, rows, strict=True)]

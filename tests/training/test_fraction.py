@@ -12,7 +12,7 @@ import torch
 from pipelines.dataset.batch import columns
 from pipelines.dataset.stream import Worker
 from pipelines.dataset.tokenizer import train_tokenizer
-from pipelines.features.frozen_encoders import Guides
+from pipelines.features.frozen_encoders import FrozenFeatures
 from pipelines.program.errors import UserError
 from pipelines.program.settings import difference
 from tests.refusals import refused
@@ -51,9 +51,9 @@ def test_a_tokenizer_is_trained_on_the_captions_of_the_fraction(plan_of: Callabl
 
 def test_neighbours_are_searched_in_the_fraction(plan_of: Callable[..., Plan]) -> None:
     plan = plan_of(**FEW)
-    assert plan.stream.image_bank and plan.stream.text_bank
-    guides = Guides(plan.order, plan.stream.image_bank, plan.stream.text_bank, support=65536)
-    found = guides.near(np.arange(TRAIN), 0, "cpu")
+    assert plan.stream.image_features and plan.stream.text_features
+    frozen = FrozenFeatures(plan.order, plan.stream.image_features, plan.stream.text_features, support=65536)
+    found = frozen.near(np.arange(TRAIN), 0, "cpu")
     assert set(found.ravel().tolist()) <= set(plan.order.ids.tolist())
 
 

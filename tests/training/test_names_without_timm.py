@@ -5,15 +5,24 @@ import sys
 
 import pytest
 import timm
-from timm.optim import list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers
+from torch import nn
 
 from tests.patience import PATIENCE
 from training import timm_names
-from training.optimizer import _USUAL
+from training.optimizer import OptimizerSettings
 
 
-def test_usual_optimizers_are_timms() -> None:
-    assert set(_USUAL) <= set(list_optimizers())
+@pytest.mark.parametrize(
+    ("name", "momentum", "timms"), [("adamw", 0.9, "adamw"), ("adam", 0.9, "adam"), ("sgd", 0.8, "sgd"), ("sgd", 0.0, "momentum")]
+)
+def test_usual_optimizers_are_timms(name: str, momentum: float, timms: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Linear(2, 2, bias=False)
+    theirs = create_optimizer_v2(layer.parameters(), opt=timms, lr=0.1, weight_decay=0.2, momentum=momentum)
+    monkeypatch.setitem(sys.modules, "timm.optim", None)
+    ours = OptimizerSettings(name=name, momentum=momentum, lr=0.1, weight_decay=0.2).build([layer])
+    assert type(ours) is type(theirs)
+    assert ours.state_dict() == theirs.state_dict(), "all options are in the groups"
 
 
 def test_names_are_timms(monkeypatch: pytest.MonkeyPatch) -> None:

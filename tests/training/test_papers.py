@@ -103,12 +103,12 @@ _SMALL = {
 
 
 @pytest.fixture(scope="module")
-def guides(tiny_dataset: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def encoders(tiny_dataset: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Frozen encoders from disk: no hub."""
     import timm
     from transformers import DistilBertConfig, DistilBertModel
 
-    folder = tmp_path_factory.mktemp("guides")
+    folder = tmp_path_factory.mktemp("encoders")
     torch.manual_seed(0)
     torch.save(timm.create_model("test_resnet").state_dict(), folder / "image.pth")
     tokenizer = train_tokenizer(tiny_dataset.texts().to_pylist(), 100, 8)
@@ -121,9 +121,9 @@ def guides(tiny_dataset: Prepared, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @every_preset
 def test_one_step_at_toy_size(
-    path: Path, toy: dict[str, Any], guides: dict[str, Any], tiny_dataset: Prepared, tmp_path: Path
+    path: Path, toy: dict[str, Any], encoders: dict[str, Any], tiny_dataset: Prepared, tmp_path: Path
 ) -> None:
-    step_at_toy_size(path, [], toy, guides, tiny_dataset, tmp_path)
+    step_at_toy_size(path, [], toy, encoders, tiny_dataset, tmp_path)
 
 
 ABLATION = dict(re.findall(r"^#   ([a-e]): (.*)$", (FOLDER / "mcd-yfcc15m.yaml").read_text(encoding="utf-8"), flags=re.MULTILINE))
@@ -147,17 +147,17 @@ def test_the_five_rows_of_mcds_ablation_differ_by_one_part_after_another() -> No
 
 @pytest.mark.parametrize("row", ABLATION)
 def test_a_row_of_the_ablation_takes_a_step_at_toy_size(
-    row: str, toy: dict[str, Any], guides: dict[str, Any], tiny_dataset: Prepared, tmp_path: Path
+    row: str, toy: dict[str, Any], encoders: dict[str, Any], tiny_dataset: Prepared, tmp_path: Path
 ) -> None:
-    step_at_toy_size(FOLDER / "mcd-yfcc15m.yaml", shlex.split(ABLATION[row]), toy, guides, tiny_dataset, tmp_path)
+    step_at_toy_size(FOLDER / "mcd-yfcc15m.yaml", shlex.split(ABLATION[row]), toy, encoders, tiny_dataset, tmp_path)
 
 
 def test_uniclip_with_a_plain_head_takes_a_step_at_toy_size(
-    toy: dict[str, Any], guides: dict[str, Any], tiny_dataset: Prepared, tmp_path: Path
+    toy: dict[str, Any], encoders: dict[str, Any], tiny_dataset: Prepared, tmp_path: Path
 ) -> None:
     overrides = ["objective.codes=false"]
     assert load(TrainSettings, FOLDER / "uniclip-yfcc15m.yaml", parse_overrides(overrides)).heads[0].name == "linear"
-    step_at_toy_size(FOLDER / "uniclip-yfcc15m.yaml", overrides, toy, guides, tiny_dataset, tmp_path)
+    step_at_toy_size(FOLDER / "uniclip-yfcc15m.yaml", overrides, toy, encoders, tiny_dataset, tmp_path)
 
 
 def test_slips_own_baseline_is_its_towers_and_length() -> None:
@@ -172,7 +172,7 @@ def test_slips_own_baseline_is_its_towers_and_length() -> None:
 
 
 def step_at_toy_size(
-    path: Path, given: list[str], toy: dict[str, Any], guides: dict[str, Any], tiny_dataset: Prepared, tmp_path: Path
+    path: Path, given: list[str], toy: dict[str, Any], encoders: dict[str, Any], tiny_dataset: Prepared, tmp_path: Path
 ) -> None:
     """A real optimizer step, whose gradient reaches every parameter that trains. `given`: overrides of the preset."""
     full = load(TrainSettings, path, parse_overrides(given))
@@ -181,7 +181,7 @@ def step_at_toy_size(
     options = {"embed_dim": 16, "depth": 1, "num_heads": 2} if vit else {"zero_init_last": False}
     overrides = toy | {"image_tower.options": options} | _SMALL.get(full.objective.name, {})
     if full.frozen_encoders is not None:
-        overrides["frozen_encoders"] = guides
+        overrides["frozen_encoders"] = encoders
     settings = load(TrainSettings, path, parse_overrides(given) | overrides)
     _, metrics, state = one_step(settings, tmp_path)
     assert metrics["loss"] == pytest.approx(metrics["loss"]) and 0 < metrics["grad_norm"] < float("inf")

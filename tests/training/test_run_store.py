@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from training.checkpoint_registry import seal, settle
 from training.metrics_file import read_metrics
 from training.metrics_log import MetricsLog
 from training.run import only_one
-from training.run_store import RunStore, appended, finished, kept, place_of, settled, store_of, working_copy
+from training.run_store import RunStore, appended, finished, kept, place_of, store_of
+from training.status import main, status_of
+from training.working_copy import settled, working_copy
 
 QUIET = Display(quiet=True)
 
@@ -37,7 +40,7 @@ def store() -> Iterator[Store]:
     with object_store() as store, pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment.items():
             patch.setenv(name, value)
-        patch.setattr(lease, "_SETTLE", 0.0)
+        patch.setattr(lease, "SETTLE", 0.0)
         yield store
 
 
@@ -347,3 +350,56 @@ def test_a_run_in_a_store_opens_as_one_on_a_disk(store: Store, node: Any, tmp_pa
     for missing in (store.uri("runs", "nowhere"), f"{there.uri}/checkpoint_00000006"):
         with refused("checkpoint", missing):
             find_checkpoint(missing)
+
+
+def lease_of(name: str, beat: int) -> bytes:
+    return json.dumps({"holder": name, "machine": "elsewhere", "process": 1, "beat": beat}).encode()
+
+
+@contextmanager
+def renewed(store: Store, name: str) -> Iterator[None]:
+    """A process of another machine renews this run's lease in the block."""
+    over = threading.Event()
+
+    def renew() -> None:
+        beat = 1
+        while not over.wait(0.02):
+            beat += 1
+            store.put(f"seen/{name}/.lock", lease_of(name, beat))
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
+def test_what_is_seen_of_runs_in_a_store(
+    store: Store, node: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Growing files count as a whole; a run is at work whose lease is renewed, whatever the clocks say."""
+    for name in ("dead", "living"):
+        store.put(f"seen/{name}/sessions.jsonl.parts/000000", b'{"time": 0, "event": "start", "total": 10, "seen": null}\n')
+        store.put(f"seen/{name}/metrics.jsonl.parts/000000", b'{"step": 1, "time": 5}\n{"ste')
+        store.put(f"seen/{name}/metrics.jsonl.parts/000001", b'p": 2, "time": 6}\n')
+        store.put(f"seen/{name}/.lock", lease_of(name, 1))
+    store.put("seen/over/result.json", b'{"step": 3}')
+    store.put("seen/over/metrics.jsonl", b'{"step": 3, "time": 6}\n')
+    store.put("seen/over/metrics.jsonl.parts/000000", b'{"step": 2, "time": 6}\n')
+    store.put("seen/over/.lock", b"{}")
+    store.put("seen/data/manifest.json", b"{}")
+    store.put("seen/.hidden/result.json", b'{"step": 3}')
+    assert (status_of(store.uri("seen", "dead")).state, status_of(store.uri("seen", "over")).step) == ("running", 3)
+    monkeypatch.setattr(lease, "EXPIRY", 0.0)  # as if they had been renewed long ago
+    monkeypatch.setattr(lease, "RENEWAL", 0.5)
+    with renewed(store, "living"):
+        assert main([store.uri("seen")]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(row[0], row[1], row[2]) for row in rows] == [
+        ("dead", "failed", "2"),
+        ("living", "running", "2"),
+        ("over", "finished", "3"),
+    ]
+    for place in (store.uri("nothing"), "https://host/runs"):
+        assert main([place]) == 2
+        assert place in capsys.readouterr().err

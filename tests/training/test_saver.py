@@ -85,35 +85,41 @@ def polled(worker: train_context.TrainContext) -> Iterator[list[Any]]:
 
 
 def test_training_goes_on_while_a_checkpoint_is_saved(run: Path, polled: list[Any]) -> None:
-    (run / "checkpoint_00000002").mkdir()
-    (run / "checkpoint_manager_snapshot.json").touch()
-    release, saver = threading.Event(), Saver(run, None)
-    saver.clear("")
-    assert [path.name for path in run.glob("checkpoint*")] == ["checkpoint_manager_snapshot.json"]
+    for name in ("checkpoint_00000001", "checkpoint_00000002", "towers"):
+        (run / name).mkdir()
+    saver = Saver(run, None)
+    saver.clear("checkpoint_00000001")
+    assert not (run / "checkpoint_00000002").exists() and (run / "checkpoint_00000001").exists() and (run / "towers").exists()
+    captured, first, last = threading.Event(), threading.Event(), threading.Event()
 
     def second() -> Held:
         assert changed(run / "checkpoint_00000002") is None and not unreported(), "one at a time"
-        return held(4, bool)
+        captured.set()
+        return held(4, last.wait)
 
     def let_go() -> None:
         wait_until(lambda: pulse._Doing.stage == "upload")
-        release.set()
+        first.set()
+        captured.wait()
+        wait_until(lambda: pulse._Doing.stage == "upload")
+        last.set()
 
     with saver:
         pulse.at("step")
         saver.report({"step": 1}, None)
-        saver.report({"step": 2}, lambda: held(2, release.wait))
+        saver.report({"step": 2}, lambda: held(2, first.wait))
         saver.report({"step": 3}, None)
         assert unreported() == 2 and [report.metrics["step"] for report in polled] in ([], [1])
         thread = threading.Thread(target=let_go)
         thread.start()
         saver.report({"step": 4}, second)
-        thread.join()
+    assert not unreported(), "the end waits for the last"
+    thread.join()
     wait_until(lambda: len(polled) == 4)
     assert [report.metrics["step"] for report in polled] == [1, 2, 3, 4]
     places = [report.checkpoint and Path(report.checkpoint.path) for report in polled]
     assert places == [None, run / "checkpoint_00000002", None, run / "checkpoint_00000004"]
-    assert changed(run / "checkpoint_00000004") is None, "the end waits for the last"
+    assert changed(run / "checkpoint_00000004") is None
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_worker(

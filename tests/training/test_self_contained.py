@@ -1,8 +1,8 @@
 """A run's folder opens anywhere: moved, in another process, without the weights and tokenizers that it was trained from.
 
-Each kind of tower, trained, frozen and locked, and guides of both kinds: the folder gives the embeddings that it gave, and goes
-on with the same features, words and weights. Nothing is left of the files that the towers came from, of the packages' lists that
-named them, of the banks, and there is no network.
+Each kind of tower, trained, frozen and locked, and frozen encoders, stored and live: the folder gives the embeddings that it
+gave, and goes on with the same features, words and weights. Nothing is left of the files that the towers came from, of the
+packages' lists that named them, of the stored features, and there is no network.
 """
 
 import json
@@ -86,8 +86,8 @@ def cases(folder: Path) -> dict[str, dict[str, Any]]:
         "vision": {"image_tower": towers["vision"], "text_tower": {"name": "transformer", "width": 16, "max_tokens": 9}},
         "chained": {"image_tower": first, "text_tower": words},
         "chained-locked": {"image_tower": first | locked, "text_tower": words | locked},
-        "guided": {"image_tower": CONV, "text_tower": BAG, "objective": {"name": "clip-ping"}, "frozen_encoders": both},
-        "guided-live": {"image_tower": CONV, "text_tower": BAG, "objective": {"name": "a-clip-ping"}, "frozen_encoders": both},
+        "stored": {"image_tower": CONV, "text_tower": BAG, "objective": {"name": "clip-ping"}, "frozen_encoders": both},
+        "live": {"image_tower": CONV, "text_tower": BAG, "objective": {"name": "a-clip-ping"}, "frozen_encoders": both},
     }
 
 
@@ -128,7 +128,7 @@ def from_originals(checkpoint: Path, place: Path) -> dict[str, np.ndarray]:
 
 
 NAMES = ["small", "locked", "trained", "halves", "halves-locked", "open_clip", "open_clip-locked", "vision"]
-NAMES += ["chained", "chained-locked", "guided", "guided-live"]
+NAMES += ["chained", "chained-locked", "stored", "live"]
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.
     for name in trees:
         shutil.move(here / "runs" / name, there / name)
     shutil.rmtree(here / "runs")
-    shutil.rmtree(prepared.path / "banks")
+    shutil.rmtree(prepared.path / "features")
     return there, before, in_a_process(opened, there, trees)
 
 

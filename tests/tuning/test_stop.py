@@ -80,8 +80,10 @@ def test_trials_that_train_are_waited_for_and_resume_with_the_next_start(
         (None, "its process died"),
     ],
 )
-def test_a_trial_without_a_word_of_its_own_is_told_by_its_first_cause(error: Exception | None, told: str) -> None:
-    trial = SimpleNamespace(get_pickled_error=lambda: error, run_metadata=SimpleNamespace(num_failures=2))
+def test_a_trial_without_a_word_of_its_own_is_told_by_its_first_cause(error: Exception | None, told: str, tmp_path: Path) -> None:
+    (tmp_path / "error").write_bytes(ray.cloudpickle.dumps(error))
+    file = None if error is None else str(tmp_path / "error")
+    trial = SimpleNamespace(pickled_error_file=file, run_metadata=SimpleNamespace(num_failures=2))
     reason = _death(cast(TuneTrial, trial))
     assert reason.startswith(told) and reason.endswith("(2 times)")
     assert "memory" not in reason or "memory" in str(error), "a mistake of setting up is none of memory"

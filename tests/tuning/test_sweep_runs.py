@@ -1,5 +1,6 @@
 """Whole sweeps through Ray Tune on real, small data: killed drivers, failing trials, early stopping, small and large trials."""
 
+import io
 import json
 import os
 import random
@@ -20,6 +21,8 @@ import pytest
 import ray
 import torch
 import yaml
+from ray.cluster_utils import Cluster
+from ray.experimental import internal_kv
 from transformers import DistilBertConfig, DistilBertModel
 
 from pipelines.dataset.prepared import Prepared
@@ -29,17 +32,20 @@ from pipelines.prepare.prepare import prepare
 from pipelines.program.display import Display
 from pipelines.program.ray_internals import bundles_of, placement_group_of
 from pipelines.program.settings import load, parse_overrides
-from tests.in_process import succeed
+from tests.object_store import Store, object_store
 from tests.patience import PATIENCE, wait_until
 from tests.stopped import assert_stopped
 from tests.training.program import listen
 from training.config import TrainSettings
 from training.placement import HELD
 from training.run import run
+from training.run_store import RunStore
 from tuning.config import SweepSettings
 from tuning.held_out_items import read_items
 from tuning.sweep import sweep
 from tuning.trials import Folder
+
+import psutil  # isort: skip  # which Ray brings along
 
 ROOT = Path(__file__).parent.parent.parent
 QUIET = Display(quiet=True)
@@ -93,55 +99,136 @@ def undisturbed(sweep_file: Callable[..., Path]) -> Path:
     return settings.storage / settings.name
 
 
-def table(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "trials.csv").set_index("trial").sort_index()
+def table(folder: Path | io.BytesIO) -> pd.DataFrame:
+    """`trials.csv`: of a folder, or its content."""
+    return pd.read_csv(folder / "trials.csv" if isinstance(folder, Path) else folder).set_index("trial").sort_index()
+
+
+@pytest.fixture
+def nodes(ray_session: None, tmp_path: Path) -> Iterator["Nodes"]:
+    """A cluster whose nodes share a store and no cache, beside the session's Ray."""
+    with object_store() as store:
+        cluster = Nodes(store, tmp_path)
+        try:
+            yield cluster
+        finally:
+            cluster.cluster.shutdown()
+            # It takes this away from the session's Ray too.
+            internal_kv._initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
+
+
+class Nodes:
+    """A head without CPUs, and two nodes with one each."""
+
+    def __init__(self, store: Store, home: Path):
+        self.store, self._home, self._count = store, home, 0
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "env_vars": self.environment()})
+        for _ in range(2):
+            self.add()
+
+    def environment(self) -> dict[str, str]:
+        """Of a process on a new machine: its own cache."""
+        self._count += 1
+        return self.store.environment | {"XDG_CACHE_HOME": str(self._home / f"machine-{self._count}")}
+
+    def add(self) -> None:
+        self.cluster.add_node(num_cpus=1, env_vars=self.environment())
+
+    def lose_that_of(self, process: int) -> None:
+        """Kill the node on which a process runs, and what it started."""
+        above = {parent.pid for parent in psutil.Process(process).parents()}
+        (node,) = (node for node in self.cluster.worker_nodes if _raylet(node) in above)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+
+def _raylet(node: Any) -> int:
+    (started,) = node.all_processes["raylet"]
+    return started.process.pid
 
 
 @pytest.mark.e2e
-def test_a_driver_stopped_and_killed_three_times_ends_with_the_trials_of_one_that_was_not(
-    undisturbed: Path, sweep_file: Callable[..., Path]
+def test_a_sweep_in_a_store_that_loses_its_driver_three_times_and_a_node_ends_as_one_that_was_not_disturbed(
+    undisturbed: Path, emojis: Path, sweep_file: Callable[..., Path], nodes: "Nodes", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = sweep_file("killed", **TWELVE)
-    folder = path.parent / "killed"
-    moments = random.Random(4)
+    """Stopped, killed while checkpoints are uploaded, stopped: each start is on a new machine; then a node of a trial is lost."""
+    store = nodes.store
+    for file in emojis.rglob("*"):
+        if file.is_file():
+            store.put(f"data/{file.relative_to(emojis)}", file.read_bytes())
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    there = RunStore(store.uri("runs", "killed"))
+    path = sweep_file("killed", **TWELVE, storage=store.uri("runs"), overrides={"data.path": store.uri("data")})
     command = [sys.executable, "-m", "tuning", str(path)]
-    seen: dict[Path, int] = {}  # outcomes and when they were written
+    moments = random.Random(4)
 
-    def ended() -> list[Path]:
-        return list(folder.glob("trials/*/outcome.json"))
-
-    for turn, number in enumerate((signal.SIGINT, signal.SIGKILL, signal.SIGTERM)):
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=listen
+    def start() -> subprocess.Popen[str]:
+        environment = os.environ | nodes.environment() | {"RAY_ADDRESS": nodes.cluster.address}
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, preexec_fn=listen
         )
-        goal, later = len(seen) + moments.randint(1, 3), moments.uniform(0, 1.5)
-        wait_until(lambda: len(ended()) >= goal or process.poll() is not None)  # noqa: B023 - asked at once
-        moment = time.monotonic() + later
-        wait_until(lambda: time.monotonic() >= moment or len(ended()) >= 5 + 2 * turn)  # noqa: B023  there is more to be killed
+
+    def ended() -> dict[str, int]:
+        """Outcomes and when they were written."""
+        return {name: file.changed for name, file in there.files("trials").items() if name.endswith("/outcome.json")}
+
+    def uploading(process: subprocess.Popen[str]) -> list[int]:
+        """The processes of trials that are held in the upload of a checkpoint."""
+        wait_until(lambda: store.held() > 0 or process.poll() is not None)
         assert process.poll() is None, process.communicate()[0]
-        process.send_signal(number)
+        trials = {name.partition("/")[0] for name in there.files("trials")}
+        leases = [json.loads(store.get(f"runs/killed/trials/{trial}/.lock") or b"{}") for trial in trials]
+        return [lease["process"] for lease in leases if lease and psutil.pid_exists(lease["process"])]
+
+    held = {"errors": 0.0, "stalls": 0.0, "resets": 0.0, "held": "PUT .*/trials/.*/checkpoint_.*/state"}
+    seen: dict[str, int] = {}
+    for number in (signal.SIGINT, signal.SIGKILL, signal.SIGTERM):
+        process = start()
+        goal, later = len(seen) + moments.randint(1, 2), moments.uniform(0, 1.5)
+        wait_until(lambda: len(ended()) >= goal or process.poll() is not None)  # noqa: B023 - asked at once
+        assert process.poll() is None, process.communicate()[0]
+        if number == signal.SIGKILL:
+            with store.faulty(**held):
+                assert uploading(process)
+                process.kill()
+        else:
+            time.sleep(later)
+            process.send_signal(number)
         output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), output
         if number != signal.SIGKILL:
             assert_stopped(output.splitlines()[-1], number, shlex.join(["python", *command[1:]]), " of 12 trials ")
-        assert (folder / "sweep.json").exists()
-        for outcome, written in seen.items():
-            assert outcome.stat().st_mtime_ns == written, "a trial that had ended ran again"
+        assert seen.items() <= ended().items(), "a trial that had ended ran again"
         # Trials live on for some seconds after their driver; what they still bring to its end counts.
-        seen = {outcome: outcome.stat().st_mtime_ns for outcome in ended()}
-    succeed("tuning", str(path))
-    assert all(outcome.stat().st_mtime_ns == written for outcome, written in seen.items()), "a trial that had ended ran again"
-    ours, theirs = table(folder), table(undisturbed)
+        seen = ended()
+    process = start()
+    with store.faulty(**held):
+        nodes.lose_that_of(uploading(process)[0])
+    nodes.add()
+    with store.faulty(errors=0.03, resets=0.03, stalls=0.02):
+        output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0 and "its process died; resuming" in output, output
+    assert seen.items() <= ended().items(), "a trial that had ended ran again"
+    ours, theirs = table(io.BytesIO(there.read("trials.csv"))), table(undisturbed)
     assert list(ours.index) == list(theirs.index) and len(ours) == 12
     assert (ours["status"] == "finished").all()
     same = ["cell", "phase", "point", "seed", "optimizer.lr", "objective.temperature", "score", "loss", "epochs", "samples"]
     pd.testing.assert_frame_equal(ours[same], theirs[same], rtol=1e-9)
-    assert json.loads((folder / "sweep.json").read_text())["sessions"] == 4
-    for outcome in folder.glob("trials/*/metrics.jsonl"):
-        steps = [json.loads(line)["step"] for line in outcome.read_text().splitlines()]
+    assert json.loads(there.read("sweep.json"))["sessions"] == 4
+    files = there.files()
+    for trial in ours.index:
+        steps = [json.loads(line)["step"] for line in there.read(f"trials/{trial}/metrics.jsonl").splitlines()]
         assert steps == sorted(set(steps)), "every step once"
     # The sampler resumed with its history: the points are not those of a sampler that begins anew.
     assert ours[ours["phase"] == "search"]["optimizer.lr"].nunique() == 8
+    # What there is, is whole, and is what a sweep on a disk has.
+    assert not [name for name in files if ".parts/" in name or "partial" in name]
+    on_disk = {str(file.relative_to(undisturbed)) for file in undisturbed.rglob("*") if file.is_file()}
+    hidden = {name for name in on_disk if Path(name).name.startswith(".")}
+    assert {name for name in files if not name.startswith("tune/")} == {
+        name for name in on_disk - hidden if not name.startswith("tune/")
+    }
+    assert any(name.startswith("tune/session-") for name in files)
 
 
 @pytest.mark.e2e

@@ -6,9 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.io import storage
 from pipelines.program import interrupts
+from pipelines.program.causes import of_storage
 from pipelines.program.cli import refused
 from pipelines.program.errors import UserError
+from pipelines.program.path_keys import local_argument, place_argument
 
 _TARGETS = ("huggingface", "open_clip", "onnx", "safetensors")
 _PURPOSE = """Write a run's newest checkpoint as a model of another library, with its image processing, its tokenizer and a model
@@ -18,13 +21,17 @@ card. The export is loaded with that library and compared with the run on the he
 def main(arguments: Sequence[str], prog: str = "python -m training.export") -> int:
     """Exit code 0; 2 with one line that says what is wrong; 128 + N: stopped by signal N."""
     parser = argparse.ArgumentParser(prog=prog, description=_PURPOSE, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, such as runs/demo, or one of its checkpoints")
+    run = "a run, such as runs/demo or s3://bucket/runs/demo, or one of its checkpoints"
+    parser.add_argument("run", type=place_argument, metavar="RUN", help=run)
     parser.add_argument("--to", required=True, choices=_TARGETS, help="the library that is to load it")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="a new folder; RUN-TARGET by default")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="the prepared dataset, where it is no longer where it was")
+    new = "a new folder on a disk; by default RUN-TARGET, of a run in a store in this folder"
+    parser.add_argument("--output", type=local_argument, metavar="FOLDER", help=new)
+    data = "the prepared dataset, where it is no longer where it was"
+    parser.add_argument("--data", type=place_argument, metavar="FOLDER", help=data)
     parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of the rows from the run's; 1e-4")
     options = parser.parse_args(arguments)
-    output = options.output or options.run.with_name(f"{options.run.name}-{options.to}")
+    name = f"{storage.name_of(options.run)}-{options.to}"
+    output = options.output or (Path(name) if isinstance(options.run, str) else options.run.with_name(name))
     if output.exists():  # before the seconds that imports take
         return refused(UserError("--output", f"{output} exists", "give another folder, or delete it"))
     print("export: loading", flush=True)
@@ -36,6 +43,10 @@ def main(arguments: Sequence[str], prog: str = "python -m training.export") -> i
             export(options.run, options.to, output, options.data, options.tolerance)
         except UserError as error:
             return refused(error)
+        except OSError as error:
+            if (told := of_storage(error)) is None:
+                raise
+            return refused(told)
         except KeyboardInterrupt:
             number = interrupts.received()
             print(f"{number.name}: stopped; nothing is left of {output}", file=sys.stderr)

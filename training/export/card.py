@@ -14,6 +14,7 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.io.retry import shown
 from pipelines.program import yaml_text
 from pipelines.program.wilson import wilson
+from training.checkpoint_registry import TESTED
 from training.export.model import Model
 from training.export.parity import Parity
 from training.export.target import Target
@@ -27,7 +28,7 @@ _PACKAGES = {
 }
 
 
-def card(model: Model, prepared: Prepared, parity: Parity, target: Target, network: Any, run: Path, output: Path) -> str:
+def card(model: Model, prepared: Prepared, parity: Parity, target: Target, network: Any, run: Path | str, output: Path) -> str:
     """The whole file, in Markdown."""
     settings, about = model.settings, model.about
     sections = [
@@ -79,7 +80,7 @@ def _logits(model: Model) -> str:
 
 def _chosen(model: Model) -> str:
     """That the scores are of the split that chose the checkpoint, and what it scored on the test split."""
-    file, test = model.checkpoint / "best.json", model.checkpoint.parent / "test.json"
+    file, test = model.checkpoint / "best.json", model.checkpoint.parent / TESTED
     if not file.exists():
         return ""
     best = json.loads(file.read_text(encoding="utf-8"))

@@ -18,16 +18,17 @@ TOLERANCE = 1e-4  # of numbers in unit rows
 
 
 def export(
-    run: Path,
+    run: Path | str,
     target: str,
     output: Path,
-    data: Path | None = None,
+    data: Path | str | None = None,
     tolerance: float = TOLERANCE,
     tell: Callable[[str], None] = print,
 ) -> Parity:
     """Export the newest checkpoint of a run, or the checkpoint at `run`, into a new folder.
 
     Args:
+        run: a folder, or a URI.
         target: a name of `TARGETS`.
         data: the prepared dataset, where it is no longer where the run was trained.
         tolerance: largest difference of the rows of the export from those of the run.
@@ -61,7 +62,7 @@ def export(
     return parity
 
 
-def _data(model: Model, data: Path | None) -> Prepared:
+def _data(model: Model, data: Path | str | None) -> Prepared:
     """The dataset that the run was trained on. Raises `UserError` if it is not there, or other data are."""
     about = model.about["dataset"]
     try:

@@ -101,7 +101,7 @@ class Model:
         return Side(key, *innermost(settings, tower, head), self.settings.embed_dim)
 
 
-def open_model(run: Path) -> Model:
+def open_model(run: Path | str) -> Model:
     """A run's newest checkpoint, or the checkpoint at `run`. Raises `UserError` if there is none, or it is damaged."""
     checkpoint = find_checkpoint(run)
     trained = load_encoder(checkpoint)

@@ -33,7 +33,7 @@ class AClipPingSettings(ClipPingSettings):
 
     @property
     def needs(self) -> Needs:
-        return replace(super().needs, ids=True, sample_id=True, guides="live")
+        return replace(super().needs, ids=True, sample_id=True, frozen_encoders="live")
 
     def build(self, task: Task) -> "AClipPing":
         return AClipPing(self, task)
@@ -50,7 +50,7 @@ class AClipPing(ClipPing):
     def __init__(self, settings: AClipPingSettings, task: Task):
         super().__init__(settings, task)
         size = min(settings.queue, task.num_images)
-        for name, width in zip(("images", "texts"), task.guide_widths, strict=True):
+        for name, width in zip(("images", "texts"), task.frozen_widths, strict=True):
             self.register_buffer(name, torch.zeros(size, width, dtype=torch.float16))
         self.register_buffer("ids", torch.zeros(size, 2, dtype=torch.int64))
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
@@ -58,15 +58,15 @@ class AClipPing(ClipPing):
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
         filled = min(int(self.pushed), len(self.ids))
         ids, queues = self.ids[:filled], (self.images[:filled], self.texts[:filled])
-        own = batch["guide_images"][:, 0], batch["guide_texts"][:, 0]
+        own = batch["frozen_image_features"][:, 0], batch["frozen_text_features"][:, 0]
         places = [nearest(rows, queue, batch["image_id"][:, None], ids[:, 1:]) for rows, queue in zip(own, queues, strict=True)]
-        guided = batch.copy()
-        for name, rows, queue in zip(("guide_images", "guide_texts"), own, queues, strict=True):
+        extended = batch.copy()
+        for name, rows, queue in zip(("frozen_image_features", "frozen_text_features"), own, queues, strict=True):
             neighbours = [at(queue, place).to(rows.dtype) for place in places]
-            guided[name] = torch.stack([rows, *neighbours], dim=1)  # type: ignore[literal-required]
+            extended[name] = torch.stack([rows, *neighbours], dim=1)  # type: ignore[literal-required]
         neighbour_ids = [torch.where(place < 0, -1, at(ids[:, 0], place)) for place in places]
-        guided["guide_ids"] = torch.stack([batch["sample_id"], *neighbour_ids], dim=1)
-        loss = super().forward(embeddings, guided)
+        extended["neighbour_ids"] = torch.stack([batch["sample_id"], *neighbour_ids], dim=1)
+        loss = super().forward(embeddings, extended)
         new = all_gather(torch.stack([batch["sample_id"], batch["image_id"]], dim=1)), *map(all_gather, own)
         state = dict(zip(("ids", "images", "texts"), new, strict=True))
         return Loss(loss.total, loss.metrics | {"queue": loss.total.new_tensor(filled)}, state)

@@ -60,7 +60,7 @@ class Task:
     seed: int
     states_width: int = 0  # S, of the text tower's state of a token
     vocabulary_size: int = 0
-    guide_widths: tuple[int, int] = (0, 0)  # of the columns guide_images and guide_texts
+    frozen_widths: tuple[int, int] = (0, 0)  # of the columns frozen_image_features and frozen_text_features
 
 
 class Objective(nn.Module, ABC):

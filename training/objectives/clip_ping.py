@@ -28,7 +28,8 @@ from training.objectives.ops.contrast import contrast, find_candidates
 from training.objectives.ops.temperature import LogitScale
 from training.precision import unit
 
-_OWN, _BY_IMAGE, _BY_TEXT = range(3)  # index in the guide columns: the sample, its image's neighbour n, its caption's neighbour m
+# Index in the frozen encoders' columns: the sample, its image's neighbour n, its caption's neighbour m.
+_OWN, _BY_IMAGE, _BY_TEXT = range(3)
 
 
 class ClipPingSettings(ContrastiveSettings):
@@ -48,7 +49,7 @@ class ClipPingSettings(ContrastiveSettings):
 
     @property
     def needs(self) -> Needs:
-        return replace(super().needs, guides="neighbours")
+        return replace(super().needs, frozen_encoders="neighbours")
 
     def build(self, task: Task) -> "ClipPing":
         return ClipPing(self, task)
@@ -61,33 +62,33 @@ class ClipPing(Clip):
         super().__init__(settings)
         self._settings = settings
         self.neighbour_scale = LogitScale(settings.model_copy(update={"temperature": settings.neighbour_temperature}))
-        image_width, text_width = task.guide_widths
+        image_width, text_width = task.frozen_widths
         self.image_head, self.text_head = nn.Linear(task.embed_dim, image_width), nn.Linear(task.embed_dim, text_width)
         if settings.cross == "other_modality":
             self.image_cross, self.text_cross = nn.Linear(task.embed_dim, text_width), nn.Linear(task.embed_dim, image_width)
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
         settings, clip = self._settings, super().forward(embeddings, batch)
-        ids, images, texts = (batch[name] for name in ("guide_ids", "guide_images", "guide_texts"))
+        ids, images, texts = (batch[name] for name in ("neighbour_ids", "frozen_image_features", "frozen_text_features"))
         projections = embeddings.image_projection, embeddings.text_projection
         image, text = unit(self.image_head(projections[0])), unit(self.text_head(projections[1]))
 
-        def guide(rows: Tensor, features: Tensor, which: int) -> Tensor:
+        def term(rows: Tensor, features: Tensor, which: int) -> Tensor:
             return guidance(rows, features[:, which], ids[:, which], self.neighbour_scale())
 
         total, metrics = clip.total, {"clip": clip.total.detach()}
         if settings.nearest:
-            nearest = (guide(image, images, _BY_IMAGE) + guide(text, texts, _BY_TEXT)) / 2
+            nearest = (term(image, images, _BY_IMAGE) + term(text, texts, _BY_TEXT)) / 2
             total, metrics["nearest"] = total + settings.nearest * nearest, nearest.detach()
         if settings.cross_nearest:
             if settings.cross == "same_modality":
-                cross = (guide(image, images, _BY_TEXT) + guide(text, texts, _BY_IMAGE)) / 2
+                cross = (term(image, images, _BY_TEXT) + term(text, texts, _BY_IMAGE)) / 2
             else:
                 image_too, text_too = unit(self.image_cross(projections[0])), unit(self.text_cross(projections[1]))
-                cross = (guide(image_too, texts, _BY_IMAGE) + guide(text_too, images, _BY_TEXT)) / 2
+                cross = (term(image_too, texts, _BY_IMAGE) + term(text_too, images, _BY_TEXT)) / 2
             total, metrics["cross_nearest"] = total + settings.cross_nearest * cross, cross.detach()
         if settings.own_features:
-            own = (guide(image, images, _OWN) + guide(text, texts, _OWN)) / 2
+            own = (term(image, images, _OWN) + term(text, texts, _OWN)) / 2
             total, metrics["own_features"] = total + settings.own_features * own, own.detach()
         return Loss(total, clip.metrics | metrics)
 

@@ -54,7 +54,7 @@ class DistillSettings(ContrastiveSettings):
 
     @property
     def needs(self) -> Needs:
-        return replace(super().needs, guides="live" if self.live else "own", one_space=True)
+        return replace(super().needs, frozen_encoders="live" if self.live else "own", one_space=True)
 
     def build(self, task: Task) -> "Distill":
         return Distill(self, task)
@@ -65,7 +65,7 @@ class Distill(Clip):
 
     def __init__(self, settings: DistillSettings, task: Task):
         super().__init__(settings)
-        self._settings, (width, text_width) = settings, task.guide_widths
+        self._settings, (width, text_width) = settings, task.frozen_widths
         if width != text_width:
             problem = f"distill needs the halves of one dual encoder, and these have widths {width} and {text_width}"
             raise UserError("frozen_encoders", problem, "name both halves of one model, such as name: run with the same path")
@@ -73,7 +73,7 @@ class Distill(Clip):
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
         settings, scale = self._settings, self.scale()
-        u, v = exact(batch["guide_images"][:, 0]), exact(batch["guide_texts"][:, 0])
+        u, v = exact(batch["frozen_image_features"][:, 0]), exact(batch["frozen_text_features"][:, 0])
         everywhere = all_gather(u), all_gather(v)
         candidates = find_candidates(embeddings, batch, self._mask)
         clip, losses = super().forward(embeddings, batch), {}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.program.errors import UserError
-from pipelines.program.path_keys import LocalPlace
+from pipelines.program.path_keys import Place
 from training.towers.base import Tower, TowerSettings
 from training.towers.image import ImageTower, ImageTowerSettings
 from training.towers.text import TextTower, TextTowerSettings
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 class _RunSettings(TowerSettings):
     name: Literal["run"]
-    path: LocalPlace = Field(description="folder of a run, or one of its checkpoints")
+    path: Place = Field(description="a run such as runs/demo or s3://bucket/runs/demo, or one of its checkpoints")
 
     def weights_name(self) -> str | None:
         from training.checkpoint import find_checkpoint  # imported here, since it imports all towers

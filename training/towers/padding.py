@@ -23,7 +23,7 @@ _PROBES = ("a", "a red apple on the table")
 _COVERED = {
     "text_mask": ("text", "text_mask", "masked_text", "masked_labels"),
     "other_mask": ("other_text", "other_mask"),
-    "guide_mask": ("guide_text", "guide_mask"),
+    "frozen_mask": ("frozen_text", "frozen_mask"),
 }
 
 

@@ -12,6 +12,7 @@ from evaluation.reporting.markdown import markdown
 from pipelines.io.retry import shown
 from pipelines.program import yaml_text
 from pipelines.program.csv_text import to_csv
+from training.run_store import place_of
 from tuning.reporting import charts, conclusion, grid, sweep_data
 from tuning.reporting.search import ranges_to_widen, search
 from tuning.reporting.sweep_data import Sweep, records
@@ -76,8 +77,8 @@ def _failures(sweep: Sweep) -> html.Section:
 
 def _reproduce(sweep: Sweep) -> html.Section:
     """Commands as somebody in this folder would type them, data, machine, versions, and every trial."""
-    info, here, folder = sweep.info, Path.cwd(), sweep.folder
-    if folder.absolute().is_relative_to(here):  # no path of one machine
+    info, here, folder = sweep.info, Path.cwd(), place_of(sweep.folder)
+    if isinstance(folder, Path) and folder.absolute().is_relative_to(here):  # no path of one machine
         folder = folder.absolute().relative_to(here)
     data = [_dataset(dataset) for dataset in info["datasets"]]
     setup = {

@@ -3,7 +3,7 @@
 import torch
 
 from tests.training.objectives.reference import X, Y, assert_near, build, clip_loss, random_pairs
-from tests.training.objectives.test_clip_ping import BATCH, HALF, IMAGE_BANK, P_IMAGE, P_TEXT, TEXT_BANK, naive
+from tests.training.objectives.test_clip_ping import BATCH, HALF, IMAGE_FEATURES, P_IMAGE, P_TEXT, TEXT_FEATURES, naive
 from training.objectives.a_clip_ping import AClipPing, AClipPingSettings
 from training.objectives.base import Embeddings
 
@@ -12,7 +12,7 @@ AXES = torch.eye(3, dtype=torch.float64)
 
 def with_heads(settings: AClipPingSettings) -> AClipPing:
     """Heads that give P_IMAGE and P_TEXT of projections that are axes."""
-    objective = build(settings, embed_dim=3, guide_widths=(2, 3))
+    objective = build(settings, embed_dim=3, frozen_widths=(2, 3))
     objective.neighbour_scale.log.data.copy_(objective.scale.log.data)
     for head, rows in ((objective.image_head, P_IMAGE), (objective.text_head, P_TEXT)):
         head.weight.data = rows.T.contiguous()
@@ -20,14 +20,14 @@ def with_heads(settings: AClipPingSettings) -> AClipPing:
     return objective
 
 
-def test_with_the_banks_in_its_queue_it_is_clip_ping() -> None:
+def test_with_the_stored_features_in_its_queue_it_is_clip_ping() -> None:
     """The same neighbours, and the same sum of all."""
     objective = with_heads(AClipPingSettings(**HALF, queue=5))
-    objective.images[:5], objective.texts[:5] = IMAGE_BANK, TEXT_BANK
+    objective.images[:5], objective.texts[:5] = IMAGE_FEATURES, TEXT_FEATURES
     objective.ids[:5] = torch.arange(5)[:, None]
     objective.pushed.fill_(5)
     batch = {name: torch.tensor(BATCH) for name in ("sample_id", "image_id", "text_id")}
-    batch |= {"guide_images": IMAGE_BANK[BATCH][:, None], "guide_texts": TEXT_BANK[BATCH][:, None]}
+    batch |= {"frozen_image_features": IMAGE_FEATURES[BATCH][:, None], "frozen_text_features": TEXT_FEATURES[BATCH][:, None]}
     assert_near(objective(Embeddings(X, Y, AXES, AXES), batch).total, 3.298149)  # type: ignore[arg-type]
 
 
@@ -48,7 +48,7 @@ def test_against_a_queue_in_a_list() -> None:
         sample_id = [10 * step + i for i in range(3)]
         f, g = (random_pairs(3, 20 + step, width)[side] for side, width in ((0, 2), (1, 3)))
         batch = {"sample_id": torch.tensor(sample_id), "image_id": torch.tensor(image_id), "text_id": torch.tensor(sample_id)}
-        batch |= {"guide_images": f[:, None], "guide_texts": g[:, None]}
+        batch |= {"frozen_image_features": f[:, None], "frozen_text_features": g[:, None]}
         loss = objective(Embeddings(X, Y, AXES, AXES), batch)  # type: ignore[arg-type]
 
         near = []
@@ -84,10 +84,10 @@ def test_against_a_queue_in_a_list() -> None:
 def test_the_first_step_has_no_neighbours_and_is_clip() -> None:
     objective = with_heads(AClipPingSettings(**HALF))
     batch = {name: torch.arange(3) for name in ("sample_id", "image_id", "text_id")}
-    batch |= {"guide_images": IMAGE_BANK[:3, None], "guide_texts": TEXT_BANK[:3, None]}
+    batch |= {"frozen_image_features": IMAGE_FEATURES[:3, None], "frozen_text_features": TEXT_FEATURES[:3, None]}
     loss = objective(Embeddings(X, Y, AXES, AXES), batch)  # type: ignore[arg-type]
     assert_near(loss.total, clip_loss(X.tolist(), Y.tolist(), 2.0, [0, 1, 2], [0, 1, 2]), 1e-10)
 
 
 def test_the_queue_is_no_longer_than_the_data() -> None:
-    assert len(build(AClipPingSettings(), num_images=10, guide_widths=(2, 3)).images) == 10
+    assert len(build(AClipPingSettings(), num_images=10, frozen_widths=(2, 3)).images) == 10

@@ -29,11 +29,12 @@ OWN = {"temperature": 0.3, "teacher_temperature": 0.2}
 
 def distill(settings: DistillSettings, x: Tensor, y: Tensor, u: Tensor, v: Tensor, pair_ids: Any = None) -> tuple[Loss, Distill]:
     """With heads that hand everything on."""
-    objective = build(settings, guide_widths=(5, 5))
+    objective = build(settings, frozen_widths=(5, 5))
     for head in (objective.image_head, objective.text_head):
         torch.nn.init.eye_(head.weight)
         head.bias.data.zero_()
-    batch = (ids(len(x)) if pair_ids is None else ids(*pair_ids)) | {"guide_images": u[:, None], "guide_texts": v[:, None]}
+    batch = ids(len(x)) if pair_ids is None else ids(*pair_ids)
+    batch |= {"frozen_image_features": u[:, None], "frozen_text_features": v[:, None]}
     return objective(Embeddings(x, y, 2 * x, 3 * y), batch), objective
 
 
@@ -104,4 +105,4 @@ def test_the_teachers_length_and_direction_are_what_features_follow() -> None:
 
 def test_encoders_of_two_spaces_are_no_teacher() -> None:
     with refused("frozen_encoders", "distill", 1280, 384):
-        build(DistillSettings(), guide_widths=(1280, 384))
+        build(DistillSettings(), frozen_widths=(1280, 384))

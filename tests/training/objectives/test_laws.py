@@ -39,7 +39,7 @@ TASK = Task(
     seed=3,
     states_width=EMBED_DIM,
     vocabulary_size=11,
-    guide_widths=(6, 6),
+    frozen_widths=(6, 6),
 )
 
 # Pairs of a batch by image and by caption: the same image twice, the same caption twice, and one pair twice.
@@ -147,13 +147,13 @@ class Linear(nn.Module):
         return self.image(batch["image_features"]), strong, strong
 
 
-def guides_of(ids: Tensor, image_width: int, text_width: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def frozen_columns(ids: Tensor, image_width: int, text_width: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """Made-up neighbours, the same ones for several samples, and features that belong to their ids."""
     found = torch.stack([ids, (ids + 1) // 2 * 3 % 20, (ids + 5) // 2], dim=1)
     random = torch.Generator().manual_seed(300)
-    widths = {"guide_images": image_width, "guide_texts": text_width}
+    widths = {"frozen_image_features": image_width, "frozen_text_features": text_width}
     tables = {name: torch.randn(100, width, generator=random, dtype=torch.float64) for name, width in widths.items()}
-    return {"guide_ids": found} | {name: F.normalize(table[found], dim=-1).to(dtype) for name, table in tables.items()}
+    return {"neighbour_ids": found} | {name: F.normalize(table[found], dim=-1).to(dtype) for name, table in tables.items()}
 
 
 def hidden_words(step: int) -> dict[str, Tensor]:
@@ -172,8 +172,8 @@ def batch_of(step: int, shuffle: int = 0, rows: int = ROWS) -> Batch:
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(1000 * shuffle + step))
     batch = {"image_features": images[image_id], "text_features": texts[text_id], "image_id": image_id, "text_id": text_id}
     shifts = torch.randn(ROWS, 2, WIDTH, generator=torch.Generator().manual_seed(200 + step), dtype=torch.float64)
-    batch |= guides_of(image_id, *TASK.guide_widths, torch.float64) | {"sample_id": image_id + 40}
-    batch["guide_ids"][step % ROWS, 1] = -1  # an image that nothing is near to
+    batch |= frozen_columns(image_id, *TASK.frozen_widths, torch.float64) | {"sample_id": image_id + 40}
+    batch["neighbour_ids"][step % ROWS, 1] = -1  # an image that nothing is near to
     batch |= hidden_words(step) | {"other_text": texts[text_id].flip(1)}
     batch["strong"] = batch["image_features"][:, None] + 0.5 * shifts
     return Batch(**{name: column[order] for name, column in batch.items()})  # type: ignore[typeddict-item]
@@ -443,16 +443,16 @@ def test_it_asks_for_what_it_reads_and_no_more(variant: str) -> None:
         "other_mask",
     }
     wanted |= set(batch) - set(batch_of(3))
-    if needs.guides == "live":
-        wanted = wanted - {"guide_text", "guide_mask"} | {"guide_images", "guide_texts"}
-    own = {"image_id", "text_id", "sample_id", "masked_labels", "guide_ids", "guide_images", "guide_texts"}
+    if needs.frozen_encoders == "live":
+        wanted = wanted - {"frozen_text", "frozen_mask"} | {"frozen_image_features", "frozen_text_features"}
+    own = {"image_id", "text_id", "sample_id", "masked_labels", "neighbour_ids", "frozen_image_features", "frozen_text_features"}
     assert wanted <= own | {"teacher_image", "teacher_text", "teacher_strong"}
     recorded: Any = Recorded({name: batch[name] for name in wanted})  # type: ignore[literal-required]
     embeddings = Embeddings(*(part.clone().requires_grad_() for part in rows))
     state.objective.update(recorded, state.objective(embeddings, recorded))
     unmasked = VARIANTS[variant].get("mask_false_negatives") is False
     if variant.startswith("a-clip-ping"):  # which pairs show one image it must always know
-        assert recorded.read | {"text_id"} == wanted | {"guide_ids"}
+        assert recorded.read | {"text_id"} == wanted | {"neighbour_ids"}
     else:
         assert recorded.read == wanted
         assert not (unmasked and needs.ids) or variant.startswith("declip")  # whose captions must not find themselves
@@ -473,7 +473,7 @@ def test_a_batch_without_negatives_is_finite_or_refused(name: str) -> None:
     batch: Any = {"image_id": torch.full((ROWS,), 3), "text_id": torch.arange(ROWS)}
     batch |= {"teacher_image": embeddings.image.detach(), "teacher_text": embeddings.text.detach()}
     batch |= {"teacher_strong": F.normalize(strong, dim=-1)} | hidden_words(0)
-    batch |= guides_of(batch["image_id"], *TASK.guide_widths, torch.float32) | {"sample_id": torch.arange(ROWS)}
+    batch |= frozen_columns(batch["image_id"], *TASK.frozen_widths, torch.float32) | {"sample_id": torch.arange(ROWS)}
     objective = objective_of(name)
     if name == "onlineclr":
         with pytest.raises(ValueError, match="onlineclr"):
@@ -531,7 +531,7 @@ def test_it_descends(name: str) -> None:
     """Twenty-four free pairs in batches of twelve: after some dozen steps pairs find one another, measured by itself."""
     torch.manual_seed(1)
     size, batches = 2 * ROWS, 60
-    widths: Any = {"embed_dim": 16, "image_width": 16, "guide_widths": (16, 16)}
+    widths: Any = {"embed_dim": 16, "image_width": 16, "frozen_widths": (16, 16)}
     task = Task(num_images=size, num_texts=size, steps_per_epoch=2, total_steps=batches, seed=0, **widths)
     settings = settings_of(DESCENT[name])
     encoder = Free(size, 16)
@@ -544,7 +544,7 @@ def test_it_descends(name: str) -> None:
     losses = []
     for step in range(batches):
         chosen = torch.randperm(size, generator=torch.Generator().manual_seed(step // 2))[step % 2 :: 2]
-        batch: Any = {"image_id": chosen, "text_id": chosen, "sample_id": chosen} | guides_of(chosen, 16, 16, torch.float32)
+        batch: Any = {"image_id": chosen, "text_id": chosen, "sample_id": chosen} | frozen_columns(chosen, 16, 16, torch.float32)
         loss, _ = train_step(state, batch, settings, 0.05)
         losses.append(float(loss.total.detach()))
     with torch.no_grad():

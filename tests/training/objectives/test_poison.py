@@ -73,7 +73,7 @@ def poisoned(batch: Batch, state: TrainState, kind: str) -> Batch:
     """A row of the global batch becomes NaN: in this worker's part, or in what the teacher will say of it."""
     columns = {"image": ("image_features", "strong"), "text": ("text_features", "other_text"), "teacher": ()}[kind]
     if kind == "teacher" and isinstance(state.teacher, NoTeacher):
-        columns = ("guide_images", "guide_texts")
+        columns = ("frozen_image_features", "frozen_text_features")
     row = POISONED - distributed.rank() * len(batch["image_id"])
     if not 0 <= row < len(batch["image_id"]):
         return batch
@@ -147,7 +147,7 @@ def poison(objective: dict[str, Any], scaled: bool, accumulate: int) -> None:
     saved = through_a_file(state.state_dict())
     assert saved["skipped"] == saved["failing"] == 0
     assert all(bool(p.grad is not None and p.grad.any()) for p in state.encoder.parameters())
-    taught = settings.objective.needs.guides != "no" or not isinstance(state.teacher, NoTeacher)
+    taught = settings.objective.needs.frozen_encoders != "no" or not isinstance(state.teacher, NoTeacher)
     for kind in ("image", "text", "teacher") if taught else ("image", "text"):
         state = state_of(settings, scaled, seed=99)
         state.load_state_dict(through_a_file(saved))

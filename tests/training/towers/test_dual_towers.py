@@ -246,27 +246,28 @@ def test_what_does_not_fit_a_run_is_named(trained: Path, tmp_path: Path) -> None
         RunImageSettings(name="run", path=tmp_path / "nothing").identity("k")
 
 
-GUIDED = {
+WITH_FROZEN_ENCODERS = {
     "distill": {"name": "distill"},
     "distill-live": {"name": "distill", "live": True},
     "a-clip-ping": {"name": "a-clip-ping"},
 }
 
 
-@pytest.mark.parametrize("case", GUIDED)
+@pytest.mark.parametrize("case", WITH_FROZEN_ENCODERS)
 def test_a_run_teaches_another(stamps: Prepared, trained: Path, case: str, tmp_path: Path) -> None:
     """A real step from pixels, with the halves of the run as frozen encoders; these are no part of the checkpoint."""
     image, text = (half.model_dump(mode="json") for half in halves(trained))
-    guides = {"image_encoder": image, "text_encoder": text}
-    settings = run_settings(stamps, objective=GUIDED[case], frozen_encoders=guides, seed=1)
+    encoders = {"image_encoder": image, "text_encoder": text}
+    settings = run_settings(stamps, objective=WITH_FROZEN_ENCODERS[case], frozen_encoders=encoders, seed=1)
     plan, metrics, state = one_step(settings, tmp_path)
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     saved = load_tree(tmp_path, "state")
     assert sum(value.numel() for value in saved["teacher"].values() if isinstance(value, Tensor)) == 0
     if case == "distill":
-        assert {"guide_images", "guide_texts"} <= plan.stream.columns and plan.stream.guides is not None
+        assert {"frozen_image_features", "frozen_text_features"} <= plan.stream.columns
+        assert plan.stream.frozen_features is not None
         return
-    assert {"guide_text", "guide_mask"} <= plan.stream.columns and plan.stream.guides is None
+    assert {"frozen_text", "frozen_mask"} <= plan.stream.columns and plan.stream.frozen_features is None
     with torch.no_grad():
         saved["teacher"]["_extra_state"] = "another"
         with refused("frozen_encoders"):
@@ -276,21 +277,21 @@ def test_a_run_teaches_another(stamps: Prepared, trained: Path, case: str, tmp_p
 def test_a_live_teacher_sees_what_the_student_sees(stamps: Prepared, trained: Path, tmp_path: Path) -> None:
     """The view resized to its pixels, and the caption in its tokens."""
     image, text = halves(trained)
-    guides = {"image_encoder": image.model_dump(mode="json"), "text_encoder": text.model_dump(mode="json")}
+    encoders = {"image_encoder": image.model_dump(mode="json"), "text_encoder": text.model_dump(mode="json")}
     tower = {"name": "conv", "image_size": 24, "channels": [8, 16]}
-    settings = run_settings(stamps, objective={"name": "a-clip-ping"}, frozen_encoders=guides, image_tower=tower)
+    settings = run_settings(stamps, objective={"name": "a-clip-ping"}, frozen_encoders=encoders, image_tower=tower)
     plan, _, state = one_step(settings, tmp_path)
     views = images(24)
-    tokens = plan.stream.guide_tokenizer
+    tokens = plan.stream.frozen_tokenizer
     assert tokens is not None
     ids, mask = (torch.from_numpy(a) for a in tokens(["a thing of kind 3"] * 3))
     with torch.no_grad():
-        found = state.teacher({"image": views, "guide_text": ids, "guide_mask": mask})
+        found = state.teacher({"image": views, "frozen_text": ids, "frozen_mask": mask})
         smaller = torch.nn.functional.interpolate(views.float(), (16, 16), mode="bilinear", antialias=True)
         direct = torch.nn.functional.normalize(image.build().eval()(smaller))
-    torch.testing.assert_close(found["guide_images"][:, 0], direct)
+    torch.testing.assert_close(found["frozen_image_features"][:, 0], direct)
     rows = load_embedder(str(trained)).embed_texts(["a thing of kind 3"])
-    np.testing.assert_allclose(found["guide_texts"][:1, 0].numpy(), rows, atol=1e-6)
+    np.testing.assert_allclose(found["frozen_text_features"][:1, 0].numpy(), rows, atol=1e-6)
 
 
 @pytest.mark.parametrize(

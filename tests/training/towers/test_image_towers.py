@@ -183,7 +183,7 @@ def test_the_actor_of_a_locked_tower_gives_the_towers_features() -> None:
 
 
 def test_what_a_locked_towers_features_depend_on(vit: Path, tmp_path: Path) -> None:
-    """The name of a bank: weights by content, not by place; size; but not the mode that asked for it."""
+    """What stored features are named by: weights by content, not by place; size; but not the mode that asked for it."""
     torch.save({"a": torch.zeros(1)}, tmp_path / "one.pth")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "one.pth").write_bytes((tmp_path / "one.pth").read_bytes())

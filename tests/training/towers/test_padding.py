@@ -121,7 +121,7 @@ def test_open_clips_text_half_sees_the_length_that_it_knows(monkeypatch: pytest.
     torch.testing.assert_close(rows_of(tower, Padded(tower, words)(CAPTIONS)), right)
 
 
-def test_a_bank_is_what_it_was(tokenizer: TextTokenizer) -> None:
+def test_stored_features_are_what_they_were(tokenizer: TextTokenizer) -> None:
     """Of a frozen tower: rows of a batch, and each caption's alone, at the full length."""
     settings = TransformerSettings(name="transformer", width=16, layers=2, heads=2, max_tokens=FULL)
     torch.manual_seed(0)
@@ -135,12 +135,12 @@ def test_columns_of_a_batch_are_cut_with_their_own_mask() -> None:
     mask[0, :9], mask[1, :3], mask[2, :1] = 1, 1, 1
     places = torch.arange(60).reshape(3, 20)
     columns: Any = {"text": places, "text_mask": mask, "masked_text": places, "masked_labels": places, "image": torch.zeros(3, 1)}
-    columns |= {"other_text": places, "other_mask": mask.flip(1), "guide_text": places, "guide_mask": mask}
+    columns |= {"other_text": places, "other_mask": mask.flip(1), "frozen_text": places, "frozen_mask": mask}
     batch = Batch(**columns)
     found: Any = shortened(batch, {"text_mask", "other_mask"})
     for name in ("text", "text_mask", "masked_text", "masked_labels"):
         assert torch.equal(found[name], columns[name][:, :16])
-    for name in ("other_text", "other_mask", "guide_text", "guide_mask", "image"):  # padded on the left; not asked for
+    for name in ("other_text", "other_mask", "frozen_text", "frozen_mask", "image"):  # padded on the left; not asked for
         assert torch.equal(found[name], columns[name])
     assert batch["text"].shape == (3, 20), "the batch is as it was"
 
@@ -150,10 +150,10 @@ def test_a_compiled_encoder_keeps_one_length(tokenizer: TextTokenizer) -> None:
     tower = BagSettings(name="bag", width=16, max_tokens=FULL).build(tokenizer.vocabulary_size)
     frozen = FrozenEncoders(nn.Identity(), tower, (1, 16), 8, "")
     plan: Any = SimpleNamespace(
-        tokenizer=tokenizer, stream=SimpleNamespace(guide_tokenizer=tokenizer), settings=SimpleNamespace()
+        tokenizer=tokenizer, stream=SimpleNamespace(frozen_tokenizer=tokenizer), settings=SimpleNamespace()
     )
     encoder, state = SimpleNamespace(text_tower=tower), SimpleNamespace(teacher=frozen)
-    for plan.settings.compile, expected in [(True, {"guide_mask"}), (False, {"text_mask", "other_mask", "guide_mask"})]:
+    for plan.settings.compile, expected in [(True, {"frozen_mask"}), (False, {"text_mask", "other_mask", "frozen_mask"})]:
         assert masks_to_cut(plan, encoder, state) == expected  # type: ignore[arg-type]
 
 

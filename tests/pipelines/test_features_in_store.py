@@ -1,4 +1,4 @@
-"""A bank of features beside a dataset in a store: computed once, read on every node from a copy that was checked."""
+"""Stored features of a dataset in a store: computed once, read on every node from a copy that was checked."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipelines.dataset.prepared import Prepared
-from pipelines.features.feature_store import image_bank
+from pipelines.features.feature_store import stored_image_features
 from pipelines.features.pool import Pool
-from pipelines.features.rows_by_id import bank_rows
+from pipelines.features.rows_by_id import feature_rows
 from pipelines.program.display import Display
 from tests.object_store import Store, object_store
 from tests.refusals import refused
@@ -29,8 +29,8 @@ class Absent:
         raise AssertionError("nothing was left to compute")
 
 
-def bank_of(prepared: Prepared, encoder: Any = Encoder) -> Path | str:
-    return image_bank(prepared, 16, encoder, (), {"model": "colours"}, Pool(0), Display(quiet=True))
+def features_of(prepared: Prepared, encoder: Any = Encoder) -> Path | str:
+    return stored_image_features(prepared, 16, encoder, (), {"model": "colours"}, Pool(0), Display(quiet=True))
 
 
 @pytest.fixture
@@ -41,21 +41,21 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         yield store
 
 
-def test_a_bank_in_a_store(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_in_a_store(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = prepared_by_hand(tmp_path / "squares", "squares")
     for file in (path for path in (tmp_path / "squares").rglob("*") if path.is_file()):
         store.put(f"squares/{file.relative_to(tmp_path / 'squares')}", file.read_bytes())
     there = Prepared.open(store.uri("squares"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
     with store.faulty(errors=0.1, resets=0.1, stalls=0.0):
-        place = bank_of(there)
-    assert isinstance(place, str) and place.startswith(store.uri("squares", "banks"))
-    rows = bank_rows(bank_of(disk))
+        place = features_of(there)
+    assert isinstance(place, str) and place.startswith(store.uri("squares", "features"))
+    rows = feature_rows(features_of(disk))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
-    assert bank_of(there, Absent) == place
+    assert features_of(there, Absent) == place
     store.forget()
     for _ in range(2):
-        assert np.array_equal(bank_rows(place), rows)
+        assert np.array_equal(feature_rows(place), rows)
     assert not any(request.key.endswith("rows.npy") for request in store.requests()), "it is on this node"
     name = place.removeprefix(store.uri("")) + "/rows.npy"
     data = bytearray(store.get(name) or b"")
@@ -63,4 +63,4 @@ def test_a_bank_in_a_store(store: Store, tmp_path: Path, monkeypatch: pytest.Mon
     store.put(name, bytes(data))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "third"))
     with refused(place, "rows.npy", remedy="delete"):
-        bank_of(there)
+        features_of(there)

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.dataset.prepared import Prepared
 from pipelines.features import feature_store
-from pipelines.features.feature_store import text_banks
+from pipelines.features.feature_store import stored_text_features
 from pipelines.features.pool import Pool
 from pipelines.program import cluster
 from pipelines.program.display import Display
@@ -32,9 +32,9 @@ class Letters:
         return np.einsum("tl,lw->tw", counts / counts.sum(axis=1).max(), self._projection)
 
 
-def bank(prepared: Prepared, actors: int, display: Display) -> Path:
-    """Where it is, when it is there."""
-    (path,) = text_banks(prepared, [TEXTS], Letters, (7,), {"weights": "letters"}, Pool(actors), display)
+def features(prepared: Prepared, actors: int, display: Display) -> Path:
+    """Where they are, once they are there."""
+    (path,) = stored_text_features(prepared, [TEXTS], Letters, (7,), {"weights": "letters"}, Pool(actors), display)
     return path
 
 
@@ -55,4 +55,4 @@ if __name__ == "__main__":
         stop_before(int(sys.argv[3]))
     if int(sys.argv[2]):
         cluster.start(cpus=2)
-    bank(Prepared.open(sys.argv[1]), int(sys.argv[2]), Display())
+    features(Prepared.open(sys.argv[1]), int(sys.argv[2]), Display())
