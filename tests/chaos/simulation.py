@@ -255,8 +255,14 @@ class Simulator:
             injected.pids = [*self._readers()] if kind == "freeze-task" else [worker]
             self._stand_still(injected.pids, for_ever=kind in FREEZES)
         elif kind in ("kill-node", "notice"):
-            self._take_node_of(worker, kind == "notice")
+            node = self._node_of(worker)
+            if kind == "notice":
+                give_notice(self._cluster, node)
+            else:
+                self._cluster.remove_node(node, allow_graceful=False)
             self._add_node()
+            if kind == "notice":  # from now on the run goes on
+                self._leaving.append((node, time.monotonic() + NOTICE))
         elif kind == "add-node":
             self._add_node()
         elif kind == "full-disk":
@@ -307,15 +313,11 @@ class Simulator:
                 if (process := psutil.Process(pid)).status() == psutil.STATUS_STOPPED:
                     process.kill()
 
-    def _take_node_of(self, worker: int, notice: bool) -> None:
+    def _node_of(self, worker: int) -> Any:
         assert self._cluster is not None
         raylets = [parent.pid for parent in psutil.Process(worker).parents()]
         (node,) = (n for n in self._cluster.worker_nodes if n.all_processes["raylet"][0].process.pid in raylets)
-        if notice:
-            give_notice(self._cluster, node)
-            self._leaving.append((node, time.monotonic() + NOTICE))
-        else:
-            self._cluster.remove_node(node, allow_graceful=False)
+        return node
 
     def _fill(self, folder: Path) -> None:
         """Leave no byte on a disk for some seconds."""
