@@ -21,9 +21,10 @@ from ray.cluster_utils import Cluster
 
 from tests.chaos.checks import Broken, Checks, Injected, Outcome
 from tests.chaos.places import InStore, OnDisk, Place
-from tests.chaos.schedule import EVERY, Fault, Schedule
+from tests.chaos.schedule import BATCH, BATCHES, EVALUATED, EVERY, STEPS, Fault, Schedule
 from tests.object_store import Store
 from tests.training.lost_steps import NOTICE, add_node, give_notice
+from tests.training.squares import TRAIN
 from tests.training.undisturbed import broken_squares, tree_of
 from training.checkpoint_registry import registered
 from training.placement import HELD
@@ -213,12 +214,14 @@ class Simulator:
         self._end_lasting(float("inf"))
 
     def _tree(self, schedule: Schedule) -> dict[str, Any]:
-        tree = tree_of(self._squares, schedule.objective)
+        tree, batch = tree_of(self._squares, schedule.objective), BATCHES.get(schedule.objective, BATCH)
+        epoch = TRAIN // batch  # steps
         workers: Any = [1, 3] if schedule.workers == "1-3" else int(schedule.workers)
         resources = {"num_workers": workers, "max_failures": 20}
         return tree | {
-            "global_batch_size": 7,
-            "evaluation": tree["evaluation"] | {"every_epochs": 2},
+            "global_batch_size": batch,
+            "epochs": STEPS // epoch,
+            "evaluation": tree["evaluation"] | {"every_epochs": EVALUATED[0] // epoch},
             "checkpoint": {"every_steps": EVERY},
             "resources": resources | ({"patience_minutes": DOCTORS / 60} if schedule.has(*FREEZES) else {}),
         }
