@@ -14,7 +14,7 @@ from tests.chaos.simulation import Simulator
 from tests.object_store import object_store
 
 SCHEDULES = [
-    "1-3/declip/full-disk@report:2:0,cut-checkpoint@forward:8:1,kill-head@read:11:0",
+    "1-3/declip/full-disk@report:2:0,cut-checkpoint@forward:11:1,kill-head@read:14:0",
     "2/clip/s3/store-is-mute@checkpoint:3:0,kill-driver@upload:9:0,flip-checkpoint@backward:14:1",
 ]
 

@@ -255,6 +255,12 @@ def test_ray_trains_group_of_workers_is_made_by_our_class(monkeypatch: pytest.Mo
     assert booked[1] == (bundles, "PACK", [{}] * 2 + labels[2:])
     assert ids == ["ab" * 18] * 2
 
+    rests = "workers of a local Ray that start Python once"
+    given = parameters(WorkerGroup._get_worker_runtime_env) == ["custom_runtime_env"]
+    holds(given and "_get_worker_runtime_env" in names_used(WorkerGroup), "workers get their variables otherwise", rests)
+    assert made._get_worker_runtime_env(custom_runtime_env={})["env_vars"], "this process is told of a cluster"
+    assert module._group_with(beside, ids.append, True)._get_worker_runtime_env(custom_runtime_env={}) == {}
+
     rests = "counting again where more workers than the least are not placed"
     patience = "_worker_group_start_timeout_s" in names_used(WorkerGroup)
     holds(patience, "a group waits for its placement otherwise", rests)

@@ -234,8 +234,10 @@ def _group_with(bundles: Sequence[Bundle], booked: Callable[[str], object], loca
                 self._worker_group_start_timeout_s = COUNT_AGAIN
             return DefaultPlacementGroupHandle(group)
 
-        if local:
-            _get_worker_runtime_env: Any = staticmethod(dict)  # see `trainer`
+        @staticmethod
+        def _get_worker_runtime_env(custom_runtime_env: Any) -> Any:
+            """None of Ray Train's on a local Ray; see `trainer`."""
+            return {} if local else WorkerGroup._get_worker_runtime_env(custom_runtime_env)
 
     return Group
 

@@ -92,4 +92,4 @@ def _patch() -> None:
         state.write_bytes(whole)
 
     step.weighted, ray.train.report = in_backward, reporting  # type: ignore[assignment]
-    Snapshot.write, Saver._save = writing, saving  # type: ignore[method-assign]
+    Snapshot.write, Saver._save = writing, saving  # type: ignore[method-assign,assignment]

@@ -1,6 +1,7 @@
 """One run under a schedule on a cluster of this machine: its faults come when it reaches their points."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -20,9 +21,10 @@ from ray.cluster_utils import Cluster
 
 from tests.chaos.checks import Broken, Checks, Injected, Outcome
 from tests.chaos.places import InStore, OnDisk, Place
-from tests.chaos.schedule import EVERY, Fault, Schedule
+from tests.chaos.schedule import BATCH, BATCHES, EVALUATED, EVERY, STEPS, Fault, Schedule
 from tests.object_store import Store
 from tests.training.lost_steps import NOTICE, add_node, give_notice
+from tests.training.squares import TRAIN
 from tests.training.undisturbed import broken_squares, tree_of
 from training.checkpoint_registry import registered
 from training.placement import HELD
@@ -84,6 +86,8 @@ class Simulator:
             self._take_away(time.monotonic() + NOTICE)
             self._checks.all_hold(schedule, place.brought(), aside, outcome, DOCTORS)
             self._nothing_is_taken()
+            for injected in outcome.injected:
+                self._stand_up(injected.pids)
             place.delete()
             shutil.rmtree(aside, ignore_errors=True)
         except Exception as error:
@@ -98,9 +102,8 @@ class Simulator:
         if self._cluster is None:
             os.environ.pop("RAY_ADDRESS", None)
             os.environ["XDG_CACHE_HOME"] = self._cache()
-            self._cluster = Cluster(
-                initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}, connect=True
-            )
+            self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+            ray.init(self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         assert self._cluster is not None
         self._take_away(time.monotonic() + NOTICE)
         while len(self._cluster.worker_nodes) < NODES:
@@ -211,12 +214,14 @@ class Simulator:
         self._end_lasting(float("inf"))
 
     def _tree(self, schedule: Schedule) -> dict[str, Any]:
-        tree = tree_of(self._squares, schedule.objective)
+        tree, batch = tree_of(self._squares, schedule.objective), BATCHES.get(schedule.objective, BATCH)
+        epoch = TRAIN // batch  # steps
         workers: Any = [1, 3] if schedule.workers == "1-3" else int(schedule.workers)
         resources = {"num_workers": workers, "max_failures": 20}
         return tree | {
-            "global_batch_size": 7,
-            "evaluation": tree["evaluation"] | {"every_epochs": 2},
+            "global_batch_size": batch,
+            "epochs": STEPS // epoch,
+            "evaluation": tree["evaluation"] | {"every_epochs": EVALUATED[0] // epoch},
             "checkpoint": {"every_steps": EVERY},
             "resources": resources | ({"patience_minutes": DOCTORS / 60} if schedule.has(*FREEZES) else {}),
         }
@@ -253,8 +258,14 @@ class Simulator:
             injected.pids = [*self._readers()] if kind == "freeze-task" else [worker]
             self._stand_still(injected.pids, for_ever=kind in FREEZES)
         elif kind in ("kill-node", "notice"):
-            self._take_node_of(worker, kind == "notice")
+            node = self._node_of(worker)
+            if kind == "notice":
+                give_notice(self._cluster, node)
+            else:
+                self._cluster.remove_node(node, allow_graceful=False)
             self._add_node()
+            if kind == "notice":  # from now on the run goes on
+                self._leaving.append((node, time.monotonic() + NOTICE))
         elif kind == "add-node":
             self._add_node()
         elif kind == "full-disk":
@@ -298,15 +309,18 @@ class Simulator:
         if not for_ever:
             self._lasting.append((time.monotonic() + SECONDS, lambda: each(signal.SIGCONT)))
 
-    def _take_node_of(self, worker: int, notice: bool) -> None:
+    def _stand_up(self, pids: list[int]) -> None:
+        """End processes that stand still and that nobody needed: Ray cannot end one when its job has ended."""
+        for pid in pids:
+            with suppress(psutil.Error):
+                if (process := psutil.Process(pid)).status() == psutil.STATUS_STOPPED:
+                    process.kill()
+
+    def _node_of(self, worker: int) -> Any:
         assert self._cluster is not None
         raylets = [parent.pid for parent in psutil.Process(worker).parents()]
         (node,) = (n for n in self._cluster.worker_nodes if n.all_processes["raylet"][0].process.pid in raylets)
-        if notice:
-            give_notice(self._cluster, node)
-            self._leaving.append((node, time.monotonic() + NOTICE))
-        else:
-            self._cluster.remove_node(node, allow_graceful=False)
+        return node
 
     def _fill(self, folder: Path) -> None:
         """Leave no byte on a disk for some seconds."""

@@ -1,4 +1,4 @@
-"""Memory does not grow with the dataset: ten times the data, decoded through an object store that holds less than the first.
+"""Memory does not grow with the dataset: five times the data, decoded through an object store that holds less than the first.
 
 Each process is measured for itself, and its own memory alone: how many of them there are at a time, and who is charged with the
 pages that they share, depends on what else runs on the machine.
@@ -45,15 +45,15 @@ def peak_of(folder: Path, rows: int) -> dict[str, float]:
     return json.loads(ended.stdout.splitlines()[-1])
 
 
-def test_memory_is_flat_from_one_to_ten_times_the_data(ray_session: None, tmp_path: Path) -> None:
+def test_memory_is_flat_from_one_to_five_times_the_data(ray_session: None, tmp_path: Path) -> None:
     for i in range(40):
         pixels = np.random.default_rng(i).integers(0, 256, (75, 100, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.jpg")
-    small, large = peak_of(tmp_path, ROWS), peak_of(tmp_path, 10 * ROWS)
+    small, large = peak_of(tmp_path, ROWS), peak_of(tmp_path, 5 * ROWS)
     print(small, large)
-    assert large["rows"] == 10 * small["rows"]
+    assert large["rows"] == 5 * small["rows"]
     more = large["decoded"] - small["decoded"]
-    assert small["decoded"] > 2 * small["capacity"] and more > 20 * small["capacity"], "more than the object store holds"
+    assert small["decoded"] > 2 * small["capacity"] and more > 10 * small["capacity"], "more than the object store holds"
     assert small["spilled"] == large["spilled"] == 0 < large["store"] < large["capacity"], (small, large)
     assert large["consumer"] - small["consumer"] < 0.02 * more, (small, large)
-    assert large["task"] - small["task"] < 0.01 * more, (small, large)
+    assert large["task"] - small["task"] < 0.02 * more, (small, large)

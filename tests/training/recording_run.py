@@ -55,14 +55,16 @@ def consumed_in(storage: Path, name: str) -> Path:
 
 def main(config: str, wait_after: str, *overrides: str) -> int:
     settings = load(TrainSettings, config, parse_overrides(overrides))
-    RecordingStream.attempt = time.time_ns()
-    RecordingStream.wait_after = int(wait_after)
-    RecordingStream.folder = consumed_in(settings.storage, settings.name)
-    RecordingStream.folder.mkdir(parents=True, exist_ok=True)
-    (RecordingStream.folder / "go").unlink(missing_ok=True)
+    folder = consumed_in(settings.storage, settings.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "go").unlink(missing_ok=True)
+    attempt = time.time_ns()
 
     def recording(**keys: object) -> Stream:
-        return RecordingStream(**keys | {"columns": keys["columns"] | {"sample_id"}})  # type: ignore[arg-type,operator]
+        stream = RecordingStream(**keys | {"columns": keys["columns"] | {"sample_id"}})  # type: ignore[arg-type,operator]
+        # Of the object, which reaches a worker as it is, where the class may be imported.
+        vars(stream).update(folder=folder, attempt=attempt, wait_after=int(wait_after))
+        return stream
 
     training.plan.Stream = recording  # type: ignore[assignment,misc]
     return run_program("training", "", TrainSettings, _run, [config, *overrides])

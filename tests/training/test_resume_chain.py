@@ -16,10 +16,12 @@ import pytest
 import yaml
 from PIL import Image
 from program import Program
-from recording_run import consumed_in
 
+import training.plan
 from tests.in_process import succeed
 from tests.patience import wait_until
+from tests.training import recording_run
+from tests.training.recording_run import consumed_in
 
 pytestmark = pytest.mark.e2e
 
@@ -62,13 +64,23 @@ def folder(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def start(folder: Path, name: str, workers: int, steps: int = 0) -> Program:
-    """`steps`: after which the workers wait to be killed."""
+def config_of(folder: Path, name: str) -> Path:
     config = folder / f"{name}.yaml"
-    if not config.exists():
-        tree = CONFIG | {"name": name, "storage": str(folder), "data": {"path": str(folder / "data")}}
-        config.write_text(yaml.safe_dump(tree))
-    return Program(config, str(steps), f"resources.num_workers={workers}", run=(str(Path(__file__).parent / "recording_run.py"),))
+    tree = CONFIG | {"name": name, "storage": str(folder), "data": {"path": str(folder / "data")}}
+    config.write_text(yaml.safe_dump(tree))
+    return config
+
+
+def start(folder: Path, workers: int, steps: int = 0) -> Program:
+    """`steps`: after which the workers wait to be killed."""
+    return Program(config_of(folder, "killed"), str(steps), f"resources.num_workers={workers}", run=(recording_run.__file__,))
+
+
+def finish(folder: Path, name: str, workers: int) -> None:
+    """Run to the end in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.plan, "Stream", training.plan.Stream)  # the program puts its own there
+        assert recording_run.main(str(config_of(folder, name)), "0", f"resources.num_workers={workers}") == 0
 
 
 def attempts(folder: Path, name: str) -> list[list[tuple[int, dict[str, Any]]]]:
@@ -95,8 +107,7 @@ def consumed(folder: Path, name: str) -> Counter[tuple[int, int]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path) -> Counter[tuple[int, int]]:
-    program = start(folder, "undisturbed", 1)
-    assert program.wait() == 0, program.text()
+    finish(folder, "undisturbed", 1)
     return consumed(folder, "undisturbed")
 
 
@@ -120,7 +131,7 @@ def test_any_number_of_kills_and_workers_consumes_the_same(folder: Path, undistu
     assert {(2, 1), (1, 3)} <= set(pairwise(plan))
     for kill, workers in enumerate(plan[:-1]):
         steps = int(random.integers(1, LONGEST))
-        program = start(folder, "killed", workers, steps)
+        program = start(folder, workers, steps)
         try:
             wait_for_steps(program, folder, kill, steps)
         finally:
@@ -129,8 +140,7 @@ def test_any_number_of_kills_and_workers_consumes_the_same(folder: Path, undistu
             # As if the kill had come while Ray Train wrote its list of checkpoints, in place.
             snapshot = folder / "killed" / "checkpoint_manager_snapshot.json"
             snapshot.write_bytes(snapshot.read_bytes()[: 40 * kill])
-    program = start(folder, "killed", plan[-1])
-    assert program.wait() == 0, program.text()
+    finish(folder, "killed", plan[-1])
     tried = attempts(folder, "killed")
     assert len(tried) == KILLS + 1
     starts = [min(first for first, _ in records) for records in tried]
