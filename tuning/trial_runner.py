@@ -84,7 +84,7 @@ def _train(config: dict[str, Any], place: Path) -> Outcome:
         keep_towers(plan, place)
 
     def report(line: dict[str, Any]) -> None:
-        if values := _values_for_tune(line, config["score"], settings.epochs):
+        if values := values_for_tune(line, config["score"], settings.epochs):
             tune.report(values)
 
     if config["inline"]:
@@ -112,11 +112,11 @@ class _Report(TuneReportCallback):
         self._score, self._epochs = score, epochs
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: ray.train.Checkpoint | None) -> None:
-        if values := _values_for_tune(metrics[0], self._score, self._epochs):
+        if values := values_for_tune(metrics[0], self._score, self._epochs):
             super().after_report(run_context, [values], None)
 
 
-def _values_for_tune(line: dict[str, Any], score: Sequence[str], epochs: int) -> dict[str, Any]:
+def values_for_tune(line: dict[str, Any], score: Sequence[str], epochs: int) -> dict[str, Any]:
     """The values of an evaluation for Tune, its schedulers and loggers; empty for other lines."""
     scored = evaluations([line])
     if not scored:
