@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 
 from tests.chaos import records
 from tests.chaos.__main__ import small_disk
@@ -21,9 +22,16 @@ SCHEDULES = [
 
 @pytest.fixture(scope="module")
 def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    """One cluster for all schedules."""
+    """One cluster for all schedules, in the place of the session's Ray."""
+    ray.shutdown()
     home = tmp_path_factory.mktemp("chaos")
-    with small_disk(home / "small") as small, object_store() as store, Simulator(home / "runs", small, store) as simulator:
+    with (
+        pytest.MonkeyPatch.context() as environment,
+        small_disk(home / "small") as small,
+        object_store() as store,
+        Simulator(home / "runs", small, store) as simulator,
+    ):
+        environment.setenv("XDG_CACHE_HOME", str(home))  # the simulator sets it
         yield simulator
 
 
