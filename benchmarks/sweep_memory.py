@@ -50,7 +50,7 @@ def report_only(config: dict[str, Any]) -> None:
     for step in range(1, REPORTS + 1):
         line = {"step": step, "epoch": step, "samples": 32 * step, "seconds": 0.1 * step, "loss": 1.0, "peak_memory_gib": 0.1}
         append_lines(folder / "metrics.jsonl", [line | scores])
-        values = values_for_tune(line | scores, config["score"], REPORTS)
+        values = values_for_tune(line | scores, config, REPORTS)
         tune.report(values)
     (folder / "result.json").write_text(json.dumps({"baselines": {}, "sample_sizes": {}}))
     end(folder, Outcome("finished", metrics=scores, epochs=REPORTS, samples=32.0 * REPORTS, seconds=0.3, loss=1.0))

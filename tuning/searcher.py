@@ -73,6 +73,7 @@ class ScheduleSearcher(Searcher):
             "bundle": dict(booking.actor().resources),
             "labels": dict(booking.actor().labels),
             "score": self._score,
+            "logged": bool(self._settings.loggers),
             "items": trial.phase == "final",
             "place": str(self._folder.place(trial.name)),
         }

@@ -6,7 +6,7 @@ starts it again, and it resumes from its newest checkpoint.
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +44,10 @@ QUIET = Display(quiet=True)
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """Run a trial. `config`: name, tree (a whole training config), inline, data_cpus, score, items, place (its folder or URI)."""
+    """Run a trial.
+
+    `config`: name, tree (a whole training config), inline, data_cpus, score, logged, items, place (its folder or URI).
+    """
     place = config["place"]
     with trials_copy(place) if is_remote(place) else _alone(Path(place)) as folder:
         if ended(folder) is not None:  # the previous process finished it after all
@@ -84,14 +87,14 @@ def _train(config: dict[str, Any], place: Path) -> Outcome:
         keep_towers(plan, place)
 
     def report(line: dict[str, Any]) -> None:
-        if values := values_for_tune(line, config["score"], settings.epochs):
+        if values := values_for_tune(line, config, settings.epochs):
             tune.report(values)
 
     if config["inline"]:
         returned = fit_inline(plan, place, report)
     else:
         check_build(plan)
-        returned = fit(plan, place, config["data_cpus"], QUIET, [_Report(config["score"], settings.epochs)])
+        returned = fit(plan, place, config["data_cpus"], QUIET, [_Report(config, settings.epochs)])
     fetched(place, HELD_OUT, *(scored.file for scored in plan.scored))
     lines = read_metrics(place / "metrics.jsonl")
     outcome = outcome_of("finished", "; ".join(damaged), lines)
@@ -107,23 +110,26 @@ def _train(config: dict[str, Any], place: Path) -> Outcome:
 class _Report(TuneReportCallback):
     """Passes evaluations of a Ray Train run from its controller to the trial that started it."""
 
-    def __init__(self, score: Sequence[str], epochs: int):
+    def __init__(self, config: dict[str, Any], epochs: int):
         super().__init__()
-        self._score, self._epochs = score, epochs
+        self._config, self._epochs = {name: config[name] for name in ("score", "logged")}, epochs
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: ray.train.Checkpoint | None) -> None:
-        if values := values_for_tune(metrics[0], self._score, self._epochs):
+        if values := values_for_tune(metrics[0], self._config, self._epochs):
             super().after_report(run_context, [values], None)
 
 
-def values_for_tune(line: dict[str, Any], score: Sequence[str], epochs: int) -> dict[str, Any]:
-    """The values of an evaluation for Tune, its schedulers and loggers; empty for other lines."""
+def values_for_tune(line: dict[str, Any], config: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """The values of an evaluation for Tune, its schedulers and loggers; empty for other lines.
+
+    Tune's driver keeps statistics of all that it hears, of every trial, so without loggers it hears only what schedulers need.
+    """
     scored = evaluations([line])
     if not scored:
         return {}
     # MLflow does not allow @ in names.
-    values = {name.replace("@", "_at_"): value for name, value in scored[0].items()}
-    return values | {"score": score_of(scored[0], score), "last": line["epoch"] >= epochs}
+    values = {name.replace("@", "_at_"): value for name, value in scored[0].items() if config["logged"] or name == "epoch"}
+    return values | {"score": score_of(scored[0], config["score"]), "last": line["epoch"] >= epochs}
 
 
 def _failure(error: Exception, lines: list[dict[str, Any]]) -> Outcome:

@@ -51,7 +51,7 @@ def config_of(root: Path, folder: Folder, trial: Trial) -> dict[str, Any]:
     """As the searcher gives it to a trial."""
     tree = tree_of(root) | {"name": trial.name, "storage": str(folder.place(trial.name)).rpartition("/")[0]}
     config = {"name": trial.name, "tree": tree, "place": str(folder.place(trial.name)), "items": trial.phase == "final"}
-    return config | {"inline": True, "data_cpus": 1, "score": [BEST]}
+    return config | {"inline": True, "data_cpus": 1, "score": [BEST], "logged": False}
 
 
 def test_a_trials_damaged_checkpoint_is_named_in_its_outcome(root: Path, tmp_path: Path, interrupt: Interrupt) -> None:
