@@ -26,6 +26,7 @@ hypothesis.settings.register_profile("patient", deadline=None, suppress_health_c
 hypothesis.settings.load_profile("patient")
 os.environ.pop("RAY_ADDRESS", None)
 _NO_RAY = "a-test-not-marked-ray"  # no address: Ray refuses it at once, and names it
+os.environ |= {"RAY_ENABLE_AUTO_CONNECT": "0"}  # nor joins one that another process of tests has started
 os.environ |= {"RAY_memory_monitor_refresh_ms": "0", "RAY_worker_niceness": "0", "RAY_worker_register_timeout_seconds": "600"}
 
 
@@ -42,9 +43,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Other tests find no Ray, neither here nor in processes of theirs: to start one fails."""
+    """Other tests find no Ray, neither here nor in processes of theirs: to start one fails.
+
+    The session's Ray is started again where a test with a cluster of its own has stopped it.
+    """
     if not item.get_closest_marker("ray"):
         os.environ["RAY_ADDRESS"] = _NO_RAY
+    elif "ray_session" in getattr(item, "fixturenames", ()):
+        import ray
+
+        if not ray.is_initialized():
+            cluster.start(verbose=False, cpus=2)
     try:
         return (yield)
     finally:

@@ -98,7 +98,7 @@ def _look(node: str, address: str, job: str, pids: list[int]) -> list[Process]:
             if environment.get(NODE_VARIABLE) == os.environ.get(NODE_VARIABLE) and process.pid != os.getpid():
                 title = " ".join(process.cmdline()).strip()
                 of = environment.get(JOB_VARIABLE)
-                ours = process.pid in pids or of == job or (of == NO_JOB and title.startswith(_TASKS))
+                ours = process.pid in pids or of == job or (of == NO_JOB and title.startswith((*_TASKS, _CONTROLLER)))
                 if process.pid in pids or (state in _STOPPED and of in (job, NO_JOB)):
                     stack = _stack(process.pid, state)
                     found.append(Process(node, address, process.pid, process.create_time(), state, title, ours, stack))

@@ -1,6 +1,5 @@
 """A preset's one optimizer step at toy size, by the loop that a run's workers run, in this process."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from pipelines.features.pool import Pool
 from pipelines.program.display import Display
 from training import loop
 from training.config import TrainSettings
+from training.loop import Save
 from training.plan import Plan, plan_of
 from training.state import TrainState
 
@@ -28,11 +28,11 @@ def one_step(settings: TrainSettings, folder: Path) -> tuple[Plan, dict[str, Any
         states.append(state)
         return step(state, *rest)
 
-    def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
+    def report(metrics: dict[str, Any], save: Save | None) -> None:
         reported.append(metrics)
         assert save is not None
         folder.mkdir(exist_ok=True)
-        save(folder)
+        save().write(folder)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", remember)

@@ -87,7 +87,8 @@ def test_stopped_processes_of_a_run_are_named_and_ended(squares: Prepared, tmp_p
         (controller,) = (one for one in program.family() if _title(one).startswith(process_states._CONTROLLER))
         controller.suspend()
         assert program.process.wait(PATIENCE) == 2
-        assert f"process {controller.pid}) on" in stalls(run)[-1] and stalls(run)[-1] in program.text().splitlines()[-1]
+        said = stalls(run)[-1]
+        assert f"process {controller.pid}) on" in said and f"training stopped: {said}" in program.text()
     finally:
         program.kill()
 
@@ -167,8 +168,10 @@ def test_the_worker_that_the_others_wait_for_is_named_and_ended(
 def test_a_stopped_reading_task_is_ended_and_no_worker(ray_session: None, tmp_path: Path) -> None:
     """Ray starts it again, and nothing is lost."""
     worker = Hanging.remote()
-    with doctor.Doctor(tmp_path, 5.0, Display(quiet=True)) as watching:
-        assert ray.get(worker.in_a_read.remote(tmp_path), timeout=PATIENCE) == "read"
+    read = worker.in_a_read.remote(tmp_path)
+    wait_until(lambda: (tmp_path / "stopped").exists())
+    with doctor.Doctor(tmp_path, 20.0, Display(quiet=True)) as watching:  # in which its process starts again
+        assert ray.get(read, timeout=PATIENCE) == "read"
         said = stalls(tmp_path)[-1]
         assert not watching.cause and not pulse.told_why(tmp_path)
     pid = (tmp_path / "stopped").read_text()
