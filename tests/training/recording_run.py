@@ -39,6 +39,7 @@ class RecordingStream(Stream):
         with (self.folder / name).open("w") as file:
             for step, batch in enumerate(super().training(order, first, last, worker, failed), first):
                 while self.wait_after and step - first >= self.wait_after and not (self.folder / "go").exists():
+                    (self.folder / f"waits-{worker.rank}").touch()
                     if any(request() for request in asked):
                         (self.folder / "go").touch()
                     time.sleep(0.02)

@@ -68,7 +68,8 @@ def test_stopped_processes_of_a_run_are_named_and_ended(squares: Prepared, tmp_p
         return [line["step"] for line in read_metrics(run / "metrics.jsonl")]
 
     try:
-        wait_until(lambda: newest_step(run) == 4, program.text)  # where it waits
+        waits = consumed_in(run.parent, run.name) / "waits-1"
+        wait_until(lambda: newest_step(run) == 4 and waits.exists(), program.text)  # where it waits
         reading = [child for child in program.family() if _title(child).startswith(process_states._TASKS)]
         stopped = [program.workers()[1], *reading]
         for process in stopped:
