@@ -81,7 +81,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 @pytest.mark.e2e
 def test_a_checkpoint_that_takes_longer_than_its_notice(store: Store, cluster: Cluster, tmp_path: Path) -> None:
     """Its upload stalls until rank 0's node has gone: the run goes on from the one before, which costs steps and no failure."""
-    every = 8 * EVERY  # so that none is due by itself while the notice comes
+    every = 3 * EVERY  # so that none is due by itself while the notice comes
     long, stalled = LongRun(cluster, tmp_path, storage=store.uri("runs"), every=every), ExitStack()
 
     def too_late(take: Callable[[], None]) -> None:
