@@ -26,7 +26,6 @@ hypothesis.settings.register_profile("patient", deadline=None, suppress_health_c
 hypothesis.settings.load_profile("patient")
 os.environ.pop("RAY_ADDRESS", None)
 _NO_RAY = "a-test-not-marked-ray"  # no address: Ray refuses it at once, and names it
-os.environ |= {"RAY_ENABLE_AUTO_CONNECT": "0"}  # nor joins one that another process of tests has started
 os.environ |= {"RAY_memory_monitor_refresh_ms": "0", "RAY_worker_niceness": "0", "RAY_worker_register_timeout_seconds": "600"}
 
 
