@@ -83,7 +83,6 @@ def small_disk(folder: Path) -> Iterator[Path | None]:
         command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
         mounted = subprocess.run(command, capture_output=True).returncode == 0
     if not mounted:
-        print("no small disk can be mounted here: full-disk does nothing")
         yield None
         return
     try:

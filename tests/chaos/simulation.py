@@ -48,7 +48,7 @@ class Simulator:
 
     Args:
         home: a folder for all that the runs need and leave; those of runs that ended well are deleted.
-        small: a folder of a small file system, which can be filled; None: no disk gets full.
+        small: a folder of a small file system, which can be filled; None: a schedule with `full-disk` is broken.
         store: for runs in a store; None: there are none.
     """
 
@@ -161,7 +161,11 @@ class Simulator:
         if schedule.storage == "s3":
             assert self._store is not None
             return InStore(self._store, name, aside / "brought")
-        return OnDisk(self._small if schedule.has("full-disk") and self._small is not None else aside, name)
+        if not schedule.has("full-disk"):
+            return OnDisk(aside, name)
+        if self._small is None:
+            raise Broken("full-disk needs a small file system, which this user may not mount")
+        return OnDisk(self._small, name)
 
     def _run(self, schedule: Schedule, name: str, aside: Path, place: Place, outcome: Outcome) -> None:
         """Start the run, inject its faults, start it again until it has ended."""
