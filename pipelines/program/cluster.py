@@ -30,6 +30,7 @@ from pipelines.program.nodes import Bundle, Notices, shortage, waits_for
 from pipelines.program.ray_elastic import all_nodes, free_resources
 
 if TYPE_CHECKING:  # the environment below has to be set first
+    import psutil
     import ray.data
 
 _ERROR = ("error_key", "error_problem", "error_remedy")  # columns of a block that holds a `UserError`
@@ -39,6 +40,7 @@ _STARTS = 5  # attempts to start a local Ray before the machine counts as too bu
 _LOOK = 2.0  # seconds between two checks of the head
 _HEAD = 45.0  # seconds without it until it is gone: Ray ends drivers after 60
 _ON_HEAD: list[Any] = []  # the task on the head, in a cluster that was joined
+_NODE: set["psutil.Process"] = set()  # the local Ray's processes that are children of this one
 _LOCAL_HEAD = 5.0  # for a local Ray, whose head is not restarted
 HEAD_LOST = 3  # exit code of a program that has lost it: whoever started the program may start the cluster again, and then it
 ONE_CPU = Bundle({"CPU": 1.0})  # what a task of Ray Data needs by default
@@ -122,12 +124,13 @@ def _init(options: dict[str, Any]) -> None:
 
     import psutil  # isort: skip  comes with ray
 
-    before = set(psutil.Process().children())
+    before, ready = set(psutil.Process().children()), False
     for _ in range(_STARTS):
         try:
             joins = "RAY_ADDRESS" in os.environ
             with nullcontext() if joins else ray_internals.small_node(logs=options.get("log_to_driver", False)):
                 ray.init(**options)
+            ready = True
         except SystemExit as ended:  # Ray's own handler of SIGTERM, which it sets first of all
             if ended.code != signal.SIGTERM:
                 raise
@@ -136,13 +139,16 @@ def _init(options: dict[str, Any]) -> None:
             if "RAY_ADDRESS" in os.environ:
                 problem = f"the cluster at {os.environ['RAY_ADDRESS']} cannot be joined: {cause_of(error)}"
                 raise UserError("RAY_ADDRESS", problem, "start it, or unset RAY_ADDRESS to start a local Ray") from error
-            for left in set(psutil.Process().children()) - before:
-                left.kill()
-                left.wait()
             if ray_internals.NOT_UP_IN_TIME not in str(error).lower():
                 problem = f"did not start on this machine: {cause_of(error)}"
                 raise UserError("Ray", problem, "run with --verbose to see more") from error
             continue
+        finally:
+            begun = set(psutil.Process().children()) - before
+            if ready:
+                _NODE.update(begun)
+            else:
+                _kill(begun)
         interrupts.retake()
         return
     problem = f"its processes did not start in time on this machine, {_STARTS} times"
@@ -168,18 +174,35 @@ def _end() -> None:
 
 
 def stop() -> None:
-    """Leave the cluster; a local Ray, or one that was still starting, is stopped completely."""
+    """Leave the cluster; a local Ray is stopped completely. Other child processes of this one stay."""
     ray = sys.modules.get("ray")
     if ray is None:
         return
-    import psutil  # isort: skip  comes with ray
-
-    ours = psutil.Process().children(recursive=True)
+    ours = _with_children(_NODE)
     if ray.is_initialized():
         ray.shutdown()
-    for left in ours:
+    _kill(ours)
+    _NODE.clear()
+
+
+def _with_children(processes: set["psutil.Process"]) -> set["psutil.Process"]:
+    import psutil  # isort: skip  comes with ray
+
+    family = set(processes)
+    for process in processes:
+        with suppress(psutil.Error):  # it has ended
+            family.update(process.children(recursive=True))
+    return family
+
+
+def _kill(processes: set["psutil.Process"]) -> None:
+    import psutil  # isort: skip  comes with ray
+
+    for process in _with_children(processes):
         with suppress(psutil.Error):
-            left.kill()
+            process.kill()
+    for process in processes:
+        process.wait()
 
 
 def _watch_head(local: bool) -> None:

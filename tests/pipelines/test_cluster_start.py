@@ -88,6 +88,13 @@ def test_every_words_of_a_start_that_took_too_long_are_tried_again(monkeypatch: 
         assert len(slow.left) == 1
 
 
+def test_who_stops_ray_leaves_other_processes_alone() -> None:
+    """`cat` answers as long as it lives."""
+    other = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    cluster.stop()
+    assert other.communicate("alive") == ("alive", None)
+
+
 # --- errors of tasks ---
 
 
