@@ -205,7 +205,7 @@ class CheckpointEmbedder:
     def fingerprint(self) -> str:
         # Covers locked towers too: their weights are loaded like the others, so the mode makes no difference.
         towers = [
-            tower.model_dump(mode="json", exclude={"mode", "weights"})
+            {name: value for name, value in tower.of_features().items() if name != "weights"}
             for tower in (self._settings.image_tower, self._settings.text_tower)
         ]
         heads = [head.model_dump(mode="json") for head in self._settings.heads]

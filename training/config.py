@@ -258,8 +258,7 @@ class TrainSettings(Settings):
     def frozen_encoder_pair(self) -> tuple[ImageTowerSettings, TextTowerSettings]:
         """The frozen encoders of images and captions: those named in the config, else the towers with their initial weights."""
         named = self.frozen_encoders or FrozenEncoderSettings()
-        image = named.image_encoder or self.image_tower.model_copy(update={"mode": "locked"})
-        return image, named.text_encoder or self.text_tower.model_copy(update={"mode": "locked"})
+        return named.image_encoder or self.image_tower.locked(), named.text_encoder or self.text_tower.locked()
 
     def identity(self) -> dict:
         """The settings that identify a run. The others (resources, log, checkpoints) may change when it resumes."""

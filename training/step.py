@@ -48,7 +48,6 @@ def _train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: fl
     encoder = unwrap(state.encoder)
     before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     for group in state.optimizer.param_groups:
-        # timm's layer-wise groups have a scale of their own.
         group["lr"] = lr * group.get("lr_scale", 1.0)
     state.optimizer.zero_grad(set_to_none=True)
     batch, loss = gradients(state, batch, settings)
