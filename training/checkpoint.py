@@ -161,7 +161,7 @@ def load_encoder(folder: Path) -> Trained:
     encoder = DualEncoder(*towers, *heads).eval()
     saved = _state(folder)
     locked = tuple(f"{key}." for key, tower in sides.items() if tower.mode == "locked")
-    missing, unexpected = encoder.load_state_dict(saved["encoder"], strict=False)
+    missing, unexpected = encoder.load_state_dict(saved.get("average", saved["encoder"]), strict=False)
     wrong = [name for name in missing if not name.startswith(locked)] + list(unexpected)
     if wrong:
         problem = f"the weights in {folder} do not fit its config: {', '.join(wrong[:4])}"

@@ -24,6 +24,7 @@ from pipelines.dataset.shares import shares
 from pipelines.program.randomness import torch_seed
 from training.config import TrainSettings
 from training.distributed import average_gradients, global_batch, mean, rank, total, weighted
+from training.moving_average import follow
 from training.objectives.base import Embeddings, Loss
 from training.state import TrainState, unwrap
 
@@ -60,6 +61,8 @@ def _train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: fl
         state.optimizer.step()  # not through the scaler: gradients are unscaled already, and finite
         state.objective.update(batch, loss)
         state.teacher.update(encoder, state.step)
+        if settings.ema is not None:
+            follow(state.average, encoder, settings.ema.momentum(settings.global_batch_size))
         state.failing = max(0, state.failing - 1)
     else:
         _restore(encoder, before)
