@@ -46,7 +46,7 @@ class Tower(nn.Module):
 class TowerSettings(Settings):
     """Settings of all towers. `how_it_trains`: the keys that do not decide its features."""
 
-    how_it_trains: ClassVar[tuple[str, ...]] = ("mode", "lr_scale", "layer_decay", "frozen_blocks")
+    how_it_trains: ClassVar[tuple[str, ...]] = ("mode", "lr_scale", "layer_decay", "frozen_blocks", "recompute")
     mode: Mode = Field(
         "trainable",
         description="trainable; frozen: runs, not trained; locked: features are computed once and stored, only heads train",
@@ -59,7 +59,12 @@ class TowerSettings(Settings):
         None, ge=0, description="train neither the first N blocks nor what comes before them; 0: only the latter; null: train all"
     )
 
-    @field_validator("lr_scale", "layer_decay", "frozen_blocks")
+    recompute: bool = Field(
+        False,
+        description="activation checkpointing: run each block again in the backward pass instead of keeping its activations",
+    )
+
+    @field_validator("lr_scale", "layer_decay", "frozen_blocks", "recompute")
     @classmethod
     def _trains(cls, value: Any, info: ValidationInfo) -> Any:
         assert info.field_name is not None
@@ -100,6 +105,10 @@ class TowerSettings(Settings):
             parameter.requires_grad_(name not in fixed)
         tower.about = about
         return tower
+
+    def sets(self, name: str) -> bool:
+        """Whether a key has another value than its default."""
+        return getattr(self, name) != type(self).model_fields[name].default
 
     def of_features(self) -> dict[str, Any]:
         """The settings that decide its features, as JSON values."""

@@ -1,6 +1,12 @@
-"""How a tower trains: which of its parameters, and at what share of the learning rate."""
+"""How a tower trains: which of its parameters, at what share of the learning rate, and what it keeps for the backward pass."""
 
-from torch import Tensor
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pipelines.program.errors import UserError
 from training.towers.base import Tower, TowerSettings
@@ -8,7 +14,7 @@ from training.towers.depth import Depth, depth_of
 
 
 def prepare(tower: Tower, settings: TowerSettings, inputs: tuple[Tensor, ...], key: str) -> None:
-    """Freeze what does not train, and record the learning rates of the rest.
+    """Freeze what does not train, record the learning rates of the rest, and let blocks be recomputed.
 
     Args:
         inputs: what the tower takes, of one sample.
@@ -16,15 +22,15 @@ def prepare(tower: Tower, settings: TowerSettings, inputs: tuple[Tensor, ...], k
     """
     if settings.mode == "frozen":
         tower.requires_grad_(False)
-    if settings.layer_decay == 1 and settings.frozen_blocks is None:
+    by_depth = [name for name in ("layer_decay", "frozen_blocks", "recompute") if settings.sets(name)]
+    if not by_depth:
         trained = [name for name, p in tower.named_parameters() if p.requires_grad]
         tower.lr_scales = dict.fromkeys(trained, settings.lr_scale)
         return
     depth = depth_of(tower, inputs)
     if not depth.blocks:
-        named = "layer_decay" if settings.frozen_blocks is None else "frozen_blocks"
         problem = f"{getattr(settings, 'name', 'this tower')} has no blocks that follow one another"
-        raise UserError(f"{key}.{named}", problem, f"leave it out, or pass {key}.lr_scale")
+        raise UserError(f"{key}.{by_depth[0]}", problem, f"leave out {key}.{f' and {key}.'.join(by_depth)}")
     _freeze(tower, settings, depth, key)
     deepest = len(depth.blocks) + 1
     tower.lr_scales = {
@@ -32,6 +38,20 @@ def prepare(tower: Tower, settings: TowerSettings, inputs: tuple[Tensor, ...], k
         for name, p in tower.named_parameters()
         if p.requires_grad
     }
+    if settings.recompute:
+        for block in depth.blocks:
+            recomputed(block)
+
+
+def recomputed(block: nn.Module) -> None:
+    """Keep only a block's inputs for the backward pass, which runs the block again under the same random numbers."""
+    block.forward = partial(_run, block.forward)  # names of parameters stay, as those of a wrapper would not
+
+
+def _run(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*arguments, **named)
+    return checkpoint(forward, *arguments, use_reentrant=False, **named)
 
 
 def _freeze(tower: Tower, settings: TowerSettings, depth: Depth, key: str) -> None:

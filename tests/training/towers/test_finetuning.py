@@ -200,3 +200,28 @@ def test_a_tower_that_does_not_train_has_no_learning_rate(mode: str, changes: di
     with pytest.raises(UserError) as caught:
         validate(TrainSettings, tree | {"image_tower": tower | changes}, "c.yaml")
     assert key in str(caught.value) and mode in str(caught.value) and "mode=trainable" in str(caught.value)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gradients_are_the_same_bit_for_bit_if_activations_are_recomputed(batch: Any, parts: int) -> None:  # noqa: F811
+    """With dropout, several parts, a teacher that copies the encoder, and frozen blocks; and each block does run twice."""
+    text = {"name": "transformer", "width": 16, "layers": 3, "max_tokens": TOKENS, "dropout": 0.3, "frozen_blocks": 1}
+    image = {"name": "timm", "model": "test_vit", "image_size": 160, "options": {"proj_drop_rate": 0.2}}
+    batch["image"] = torch.randint(0, 256, (ROWS, 3, 160, 160), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found, runs = [], []
+    for recompute in (False, True):
+        towers = {"image_tower": image | {"recompute": recompute}, "text_tower": text | {"recompute": recompute}}
+        settings = settings_of(**towers, accumulate=parts, objective={"name": "psd"}, image_head={"name": "linear"})
+        state = state_of(settings)
+        encoder: Any = state.encoder
+        counts = {"image": 0, "text": 0}
+        blocks = {"image": encoder.image_tower.network.blocks[2], "text": encoder.text_tower.blocks.layers[2]}
+        for side, block in blocks.items():
+            block.norm1.register_forward_hook(lambda *_, side=side, counts=counts: counts.update({side: counts[side] + 1}))
+        train_step(state, batch, settings, 0.1)
+        found.append({name: p.grad for name, p in encoder.named_parameters()})
+        runs.append(counts)
+    assert found[0].keys() == found[1].keys() and sum(g is not None for g in found[0].values()) > 40
+    for name, gradient in found[0].items():
+        assert (gradient is None and found[1][name] is None) or torch.equal(gradient, found[1][name]), name
+    assert all(runs[1][side] == count + parts for side, count in runs[0].items()), runs
