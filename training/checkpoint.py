@@ -34,6 +34,7 @@ from training.saved_towers import locked_tower, tokenizer_of, towers_of, trained
 from training.state import TrainState, unwrap
 from training.tensor_tree import encode, files_of, load_tree, write_encoded
 from training.towers.padding import Padded
+from training.wise_ft import mixed
 
 EXPORT = "raylign.json"  # in an export to safetensors, which opens like a checkpoint
 
@@ -174,8 +175,9 @@ def load_encoder(folder: Path) -> Trained:
 class CheckpointEmbedder:
     """A trained dual encoder as an embedder; evaluation/embedder.py explains its optional attributes."""
 
-    def __init__(self, folder: Path):
-        trained = load_encoder(folder)
+    def __init__(self, folder: Path, wise_ft: float | None = None):
+        """`wise_ft`: alpha of weights between those that the run started from and its own (wise_ft.py)."""
+        trained = load_encoder(folder) if wise_ft is None else mixed(load_encoder(folder), wise_ft)
         self._encoder, self._settings, self._tokenizer = trained.encoder, trained.settings, trained.tokenizer
         if trained.scale is not None:
             self.scale = trained.scale
@@ -216,6 +218,6 @@ class CheckpointEmbedder:
         return torch.from_numpy(np.stack([eval_view(image, size) for image in images])).to(self._device)
 
 
-def load_embedder(checkpoint: str) -> CheckpointEmbedder:
+def load_embedder(checkpoint: str, wise_ft: float | None = None) -> CheckpointEmbedder:
     """The embedder of a run's folder or URI, or of one of its checkpoints; it is `embedder=training.checkpoint:load_embedder`."""
-    return CheckpointEmbedder(find_checkpoint(checkpoint if is_remote(checkpoint) else Path(checkpoint)))
+    return CheckpointEmbedder(find_checkpoint(checkpoint if is_remote(checkpoint) else Path(checkpoint)), wise_ft)
