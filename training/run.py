@@ -131,7 +131,7 @@ def _run(settings: TrainSettings, folder: Path, display: Display) -> dict[str, A
             session.release()
         keep_towers(plan, folder)
         session.phase("training")
-        put(folder / "config.yaml", yaml_text.dump(settings.model_dump(mode="json")))
+        put(folder / "config.yaml", yaml_text.dump(plan.settings.model_dump(mode="json")))
         kept(folder, "config.yaml")
         _announce(plan, display)
         returned = fit(plan, folder, data_cpus, display)
@@ -269,6 +269,10 @@ def _announce(plan: Plan, display: Display) -> None:
         f"{settings.epochs} epochs x {order.steps_per_epoch} steps of {settings.global_batch_size}"
         + (f" ({left} pairs left over in each epoch, others each time)" if left else "")
     )
+    if settings.start is not None:
+        names = [name for name in ("temperature", "bias") if settings.start.temperature and hasattr(settings.objective, name)]
+        values = ", ".join(f"{name} {getattr(settings.objective, name):.4g}" for name in names)
+        display.line(f"{settings.name}: started from {settings.start.label()}{f' with {values}' if values else ''}")
     if words := range_in_words(settings.resources, settings.global_batch_size):
         display.line(f"{settings.name}: {words}")
     if warning := warmup_warning(settings.schedule.warmup_steps, plan.total_steps):

@@ -95,6 +95,7 @@ class _OpenClipSettings(TowerSettings):
                 self.model,
                 pretrained=str(path or self.weights),
                 force_preprocess_cfg=None if path is None else self._preprocessing(path, published, key),
+                **({"init_logit_bias": 0.0} if path is not None and _has_bias(path) else {}),
             )
         except UserError:
             raise
@@ -145,6 +146,23 @@ class _OpenClipSettings(TowerSettings):
                 f"put open_clip_config.json beside it, or pass one of the tags {', '.join(published)}",
             )
         return configs[0] if configs else None
+
+
+def _has_bias(path: Path) -> bool:
+    """Whether a file of weights has SigLIP's bias, which open_clip loads only into a model that is built with one."""
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            return "logit_bias" in file.keys()  # noqa: SIM118  it is no mapping
+    if path.suffix in (".npz", ".npy"):  # big_vision's
+        return False
+    try:
+        weights = torch.load(path, mmap=True, weights_only=True)
+    except Exception:  # an archive of TorchScript, or none that torch reads, of which open_clip tells
+        return False
+    names = weights.get("state_dict", weights) if isinstance(weights, dict) else {}
+    return "logit_bias" in names or "module.logit_bias" in names
 
 
 class OpenClipImageSettings(_OpenClipSettings, ImageTowerSettings):
@@ -204,7 +222,7 @@ class OpenClipTextSettings(_OpenClipSettings, TextTowerSettings):
 class _OpenClipText(TextTower):
     def __init__(self, model: Any, width: int, context: int):
         super().__init__()
-        model.visual = None
+        model.visual = model.logit_bias = None
         self.model, self.width, self.states_width, self._context = model, width, 0, context
         # CoCa's decoder, which writes captions, does not run.
         ids = torch.ones(1, context, dtype=torch.int64)
