@@ -160,7 +160,9 @@ class Simulator:
     def _place(self, schedule: Schedule, name: str, aside: Path) -> Place:
         if schedule.storage == "s3":
             assert self._store is not None
-            return InStore(self._store, name, aside / "brought")
+            place = InStore(self._store, name, aside / "brought")
+            place.delete()  # what a broken run has left
+            return place
         if not schedule.has("full-disk"):
             return OnDisk(aside, name)
         if self._small is None:
