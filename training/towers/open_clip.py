@@ -95,7 +95,7 @@ class _OpenClipSettings(TowerSettings):
                 self.model,
                 pretrained=str(path or self.weights),
                 force_preprocess_cfg=None if path is None else self._preprocessing(path, published, key),
-                **({"init_logit_bias": 0.0} if path is not None and _has_bias(path) else {}),
+                **({"init_logit_bias": 0.0} if path is not None and has_bias(path) else {}),
             )
         except UserError:
             raise
@@ -148,7 +148,7 @@ class _OpenClipSettings(TowerSettings):
         return configs[0] if configs else None
 
 
-def _has_bias(path: Path) -> bool:
+def has_bias(path: Path) -> bool:
     """Whether a file of weights has SigLIP's bias, which open_clip loads only into a model that is built with one."""
     if path.suffix == ".safetensors":
         from safetensors import safe_open
