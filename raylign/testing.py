@@ -152,15 +152,13 @@ class _Encoder(nn.Module):
 
     def forward(self, batch: Any) -> Embeddings:
         image, text = self.image(batch["image_features"]), self.text(batch["text_features"])
-        _, strong, _ = self.images(batch)
-        states = self.text(self.words[batch["masked_text"]])
-        other = self.text(batch["other_text"])
-        return Embeddings(F.normalize(image), F.normalize(text), image, text, strong, strong, states, other)
+        others = {"text_states": self.text(self.words[batch["masked_text"]]), "other_projection": self.text(batch["other_text"])}
+        return Embeddings(F.normalize(image), F.normalize(text), text_projection=text, **self.images(batch), **others)
 
-    def images(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def images(self, batch: Any) -> dict[str, Tensor]:
         """Like that of `DualEncoder`, for teachers that embed strong views."""
         strong = self.image(batch["strong"])
-        return self.image(batch["image_features"]), strong, strong
+        return {"image_projection": self.image(batch["image_features"]), "strong_features": strong, "strong_projection": strong}
 
 
 def _batch(step: int) -> Batch:

@@ -15,6 +15,7 @@ from pipelines.program.path_keys import Place
 from pipelines.program.settings_base import Settings
 from training.encoder import AugmentedHead, HeadSettings, HeadUnion, LinearHead
 from training.learning_rate import ScheduleSettings
+from training.moving_average import AverageSettings
 from training.objectives import ObjectiveUnion
 from training.objectives.clip import ClipSettings
 from training.optimizer import OptimizerSettings
@@ -197,6 +198,9 @@ class TrainSettings(Settings):
     accumulate: int = Field(1, ge=1, description="micro-batches per step; the loss still sees the whole batch")
     clip_norm: float | None = Field(None, gt=0, description="maximum norm of the gradient")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the encoder; losses are always fp32")
+    ema: AverageSettings | None = Field(
+        None, description="a moving average of the weights, which is what is evaluated, exported and opened; null: the weights"
+    )
     compile: bool = Field(False, description="torch.compile the encoder")
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -285,8 +289,7 @@ class TrainSettings(Settings):
     def frozen_encoder_pair(self) -> tuple[ImageTowerSettings, TextTowerSettings]:
         """The frozen encoders of images and captions: those named in the config, else the towers with their initial weights."""
         named = self.frozen_encoders or FrozenEncoderSettings()
-        image = named.image_encoder or self.image_tower.model_copy(update={"mode": "locked"})
-        return image, named.text_encoder or self.text_tower.model_copy(update={"mode": "locked"})
+        return named.image_encoder or self.image_tower.locked(), named.text_encoder or self.text_tower.locked()
 
     def identity(self) -> dict:
         """The settings that identify a run. The others (resources, log, checkpoints) may change when it resumes."""

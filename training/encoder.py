@@ -17,7 +17,9 @@ from training.objectives.base import Embeddings
 from training.precision import unit
 from training.towers import ImageTowerSettings, TextTowerSettings
 from training.towers.base import Tower
+from training.towers.finetuning import prepare
 from training.towers.text import TextTower
+from training.towers.text_reading import any_tokens
 
 
 class LinearHead(Settings):
@@ -112,47 +114,40 @@ class DualEncoder(nn.Module):
 
     def forward(self, batch: Batch) -> Embeddings:
         """Both embeddings of a batch, and the outputs for its other inputs: strong views, reworded and masked captions."""
-        image, strong_features, strong = self.images(batch)
-        text, states = self._texts(batch)
-        text, other = self.text_head(text).float(), None
-        if "other_text" in batch:
-            assert self.text_tower is not None
-            other = self.text_head(self.text_tower(batch["other_text"], batch["other_mask"])).float()
-        return Embeddings(
-            image=unit(image),
-            text=unit(text),
-            image_projection=image,
-            text_projection=text,
-            strong_features=strong_features,
-            strong_projection=strong,
-            text_states=states,
-            other_projection=other,
-        )
+        columns = self.images(batch) | self.texts(batch)
+        return Embeddings(image=unit(columns["image_projection"]), text=unit(columns["text_projection"]), **columns)
 
-    def _texts(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Features [b, G] of captions and, if words are masked, states [b, L, S] of the masked captions."""
+    def texts(self, batch: Batch) -> dict[str, Tensor]:
+        """The columns of captions: `text_projection`; `text_states` if words are masked; `other_projection` of reworded ones."""
         if self.text_tower is None:
-            return batch["text_features"], None
-        text, mask = batch["text"], batch["text_mask"]
-        if "masked_labels" not in batch:
-            return self.text_tower(text, mask), None
+            return {"text_projection": self.text_head(batch["text_features"]).float()}
+        text, mask, states = batch["text"], batch["text_mask"], None
+        if "masked_labels" in batch and "masked_text" not in batch:
+            features, states = self.text_tower.with_states(text, mask)
+        else:
+            features = self.text_tower(text, mask)
         if "masked_text" in batch:
-            return self.text_tower(text, mask), self.text_tower.with_states(batch["masked_text"], mask)[1].float()
-        features, states = self.text_tower.with_states(text, mask)
-        return features, states.float()
+            states = self.text_tower.with_states(batch["masked_text"], mask)[1]
+        columns = {"text_projection": self.text_head(features).float()}
+        if states is not None:
+            columns["text_states"] = states.float()
+        if "other_text" in batch:
+            columns["other_projection"] = self.text_head(self.text_tower(batch["other_text"], batch["other_mask"])).float()
+        return columns
 
-    def images(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Projections [b, D] of images; features [b, V, F] and projections [b, V, D] of strong views, if there are any."""
+    def images(self, batch: Batch) -> dict[str, Tensor]:
+        """The columns of images: `image_projection`; `strong_features` and `strong_projection` if there are strong views."""
         codes = batch.get("codes")
         image = batch["image_features"] if self.image_tower is None else self.image_tower(batch["image"])
-        image = self._project(image, None if codes is None else codes[:, 0])
-        if "strong" not in batch:
-            return image, None, None
-        assert self.image_tower is not None
-        views = batch["strong"]
-        features = self.image_tower(views.flatten(0, 1))
-        projection = self._project(features, None if codes is None else codes[:, 1:].flatten(0, 1))
-        return image, features.float().unflatten(0, views.shape[:2]), projection.unflatten(0, views.shape[:2])
+        columns = {"image_projection": self._project(image, None if codes is None else codes[:, 0])}
+        if "strong" in batch:
+            assert self.image_tower is not None
+            views = batch["strong"]
+            features = self.image_tower(views.flatten(0, 1))
+            projection = self._project(features, None if codes is None else codes[:, 1:].flatten(0, 1))
+            columns["strong_features"] = features.float().unflatten(0, views.shape[:2])
+            columns["strong_projection"] = projection.unflatten(0, views.shape[:2])
+        return columns
 
     def _project(self, features: Tensor, codes: Tensor | None) -> Tensor:
         return (self.image_head(features) if codes is None else self.image_head(features, codes)).float()
@@ -166,11 +161,13 @@ class DualEncoder(nn.Module):
         return unit(self.text_head(ids if self.text_tower is None else self.text_tower(ids, mask)))
 
     def train(self, mode: bool = True) -> "DualEncoder":
-        """Frozen towers stay in eval mode: no dropout, and BatchNorm with its trained statistics."""
+        """Frozen parts of towers stay in eval mode: no dropout, and BatchNorm with its trained statistics."""
         super().train(mode)
         for tower in (self.image_tower, self.text_tower):
-            if tower is not None and not any(p.requires_grad for p in tower.parameters()):
-                tower.eval()
+            for module in () if tower is None else tower.modules():
+                trains = [parameter.requires_grad for parameter in module.parameters()]
+                if trains and not any(trains):
+                    module.eval()
         return self
 
 
@@ -195,9 +192,12 @@ def build_encoder(
         image_tower = image.build() if abouts[0] is None else image.rebuild(abouts[0], vocabulary_size)
     if widths[1] is None:
         text_tower = text.build(vocabulary_size) if abouts[1] is None else text.rebuild(abouts[1], vocabulary_size)
-    for tower, settings in ((image_tower, image), (text_tower, text)):
-        if tower is not None and settings.mode == "frozen":
-            tower.requires_grad_(False)
+    if image_tower is not None:
+        pixels = torch.zeros(1, 3, image.image_size, image.image_size, dtype=torch.uint8)
+        prepare(image_tower, image, (pixels,), "image_tower")
+    if text_tower is not None:
+        ids = any_tokens(vocabulary_size, text.max_tokens)
+        prepare(text_tower, text, (ids, torch.ones_like(ids)), "text_tower")
     image_width = widths[0] if image_tower is None else image_tower.width
     text_width = widths[1] if text_tower is None else text_tower.width
     assert image_width is not None and text_width is not None

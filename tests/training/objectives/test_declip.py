@@ -29,7 +29,7 @@ from training.objectives.base import Embeddings, Loss
 from training.objectives.declip import Declip, DeclipSettings, simsiam
 from training.objectives.ops.contrast import find_candidates
 from training.objectives.ops.neighbour_contrast import neighbours
-from training.objectives.ops.queue import push
+from training.objectives.ops.queue import nearest, push
 
 N = unit([[2, 1, 1], [0, 3, 1], [1, 0, 3]])  # captions in other words, and projections of the second view
 QUEUE = torch.tensor([[1, 2, 0], [0, 1, 1], [1, 0, 2], [2, 1, 1]], dtype=torch.float64)
@@ -43,7 +43,7 @@ def declip(x: Tensor, a: Tensor, y: Tensor, z: Tensor, settings: DeclipSettings 
     objective.queue[: len(QUEUE), : QUEUE.shape[1]] = QUEUE
     objective.ids[: len(QUEUE)] = torch.arange(len(QUEUE))[:, None] + 100
     objective.pushed.fill_(len(QUEUE))
-    embeddings = Embeddings(x, y, x, y, a[:, None], 2 * a[:, None], None, 3 * z)
+    embeddings = Embeddings(x, y, x, y, strong_projection=2 * a[:, None], other_projection=3 * z)
     return objective(embeddings, ids(len(x)) | batch), objective
 
 
@@ -53,6 +53,17 @@ def test_neighbours_in_the_queue() -> None:
     own, others = torch.zeros(3, 2, dtype=torch.int64), torch.ones(4, 2, dtype=torch.int64)
     for rows, places in ((Y, [2, 0, 3]), (N, [3, 1, 2])):
         assert neighbours(rows, QUEUE * lengths, own, others).tolist() == places
+
+
+def test_rounding_does_not_choose_a_neighbour() -> None:
+    """Captions that augmentation has made equal: whichever row rounding makes larger, it is the first caption's."""
+    entries, own = unit([[1, 2, 0], [1, 2, 0], [1, 2, 0], [0, 0, 1]]).float(), torch.zeros(1, 2, dtype=torch.int64)
+    their_ids = torch.tensor([[6, 9], [7, 5], [5, 8], [4, 4]])
+    for larger in range(3):
+        changed = entries.clone()
+        changed[larger] *= 1 + 1e-6
+        assert nearest(entries[:1], changed, own, their_ids, their_ids.flip(1)).tolist() == [1]
+        assert nearest(entries[:1], changed, own, their_ids).tolist() == [2]
 
 
 def test_a_neighbour_is_of_another_image_and_another_caption() -> None:
@@ -186,7 +197,7 @@ def test_a_run_whose_queue_outlasts_the_data_never_finds_a_caption_itself(size: 
         a, other_noise = random_pairs(6, seed=100 + at)
         y, z = (nn.functional.normalize(captions[pair_ids[1]] + 0.05 * part) for part in (noise, other_noise))
         batch = ids(*pair_ids)
-        found = objective(Embeddings(x, y, x, y, a[:, None], a[:, None], None, z), batch)
+        found = objective(Embeddings(x, y, x, y, strong_projection=a[:, None], other_projection=z), batch)
         entries = list(queue)
         expected = naive_term([x.tolist(), a.tolist()], [y.tolist(), z.tolist()], pair_ids, entries, mask)
         assert_near(found.metrics["neighbours"], expected, 1e-10)
@@ -213,12 +224,12 @@ def test_without_a_neighbour_there_is_no_term_and_no_gradient() -> None:
     for _ in range(2):
         x = X.clone().requires_grad_()
         batch = ids([4, 4, 4])
-        found = objective(Embeddings(x, Y, x, Y, A[:, None], A[:, None], None, N), batch)
+        found = objective(Embeddings(x, Y, x, Y, strong_projection=A[:, None], other_projection=N), batch)
         assert float(found.metrics["neighbours"]) == 0.0
         alone = build(SETTINGS.model_copy(update={"neighbours": 0.0}), embed_dim=3)
         alone.load_state_dict(objective.state_dict())
         other = X.clone().requires_grad_()
-        alone(Embeddings(other, Y, other, Y, A[:, None], A[:, None], None, N), batch).total.backward()
+        alone(Embeddings(other, Y, other, Y, strong_projection=A[:, None], other_projection=N), batch).total.backward()
         found.total.backward()
         assert x.grad is not None and bool(x.grad.any()) and torch.equal(x.grad, other.grad)
         objective.update(batch, found)

@@ -136,15 +136,12 @@ class Linear(nn.Module):
 
     def forward(self, batch: Batch) -> Embeddings:
         image, text = self.image(batch["image_features"]), self.text(batch["text_features"])
-        _, strong, _ = self.images(batch)
-        states = self.text(WORDS[batch["masked_text"]])
-        return Embeddings(
-            F.normalize(image), F.normalize(text), image, text, strong, strong, states, self.text(batch["other_text"])
-        )
+        others = {"text_states": self.text(WORDS[batch["masked_text"]]), "other_projection": self.text(batch["other_text"])}
+        return Embeddings(F.normalize(image), F.normalize(text), text_projection=text, **self.images(batch), **others)
 
-    def images(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def images(self, batch: Batch) -> dict[str, Tensor]:
         strong = self.image(batch["strong"])
-        return self.image(batch["image_features"]), strong, strong
+        return {"image_projection": self.image(batch["image_features"]), "strong_features": strong, "strong_projection": strong}
 
 
 def frozen_columns(ids: Tensor, image_width: int, text_width: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -380,6 +377,11 @@ def trained(objective: dict[str, Any]) -> tuple[TrainState, Batch, Embeddings]:
         return state, batch, state.encoder(batch)
 
 
+def leaves(rows: Embeddings) -> Embeddings:
+    """Copies that take a gradient."""
+    return Embeddings(**{name: part.clone().requires_grad_() for name, part in rows.items()})
+
+
 @every_variant
 def test_forward_can_be_replayed(variant: str) -> None:
     """Twice the same loss, metrics and gradient, and nothing has changed: no parameter, no state, no batch."""
@@ -389,10 +391,10 @@ def test_forward_can_be_replayed(variant: str) -> None:
     found = []
     for _ in range(2):
         objective.zero_grad()
-        embeddings = Embeddings(*(part.clone().requires_grad_() for part in rows))
+        embeddings = leaves(rows)
         loss = objective(embeddings, batch)
         loss.total.backward()
-        inputs = [*embeddings, *objective.parameters()]
+        inputs = [*embeddings.values(), *objective.parameters()]
         found.append((loss, [torch.zeros(()) if p.grad is None else p.grad.clone() for p in inputs]))
         assert any(bool(gradient.any()) for gradient in found[-1][1])
     (first, first_gradients), (second, second_gradients) = found
@@ -448,7 +450,7 @@ def test_it_asks_for_what_it_reads_and_no_more(variant: str) -> None:
     own = {"image_id", "text_id", "sample_id", "masked_labels", "neighbour_ids", "frozen_image_features", "frozen_text_features"}
     assert wanted <= own | {"teacher_image", "teacher_text", "teacher_strong"}
     recorded: Any = Recorded({name: batch[name] for name in wanted})  # type: ignore[literal-required]
-    embeddings = Embeddings(*(part.clone().requires_grad_() for part in rows))
+    embeddings = leaves(rows)
     state.objective.update(recorded, state.objective(embeddings, recorded))
     unmasked = VARIANTS[variant].get("mask_false_negatives") is False
     if variant.startswith("a-clip-ping"):  # which pairs show one image it must always know
@@ -465,11 +467,11 @@ def objective_of(name: str, **changes: Any) -> Objective:
 @every_objective
 def test_a_batch_without_negatives_is_finite_or_refused(name: str) -> None:
     """One image twelve times."""
-    rows = Embeddings(*(torch.randn(ROWS, EMBED_DIM, generator=torch.Generator().manual_seed(i)) for i in range(4)))
+    rows = [torch.randn(ROWS, EMBED_DIM, generator=torch.Generator().manual_seed(i)) for i in range(4)]
     strong = torch.randn(ROWS, 2, EMBED_DIM, generator=torch.Generator().manual_seed(9))
     states = torch.randn(ROWS, 5, EMBED_DIM, generator=torch.Generator().manual_seed(10))
-    parts = [*(F.normalize(part) for part in rows[:2]), *rows[2:4], strong, strong.clone(), states, rows[3].clone()]
-    embeddings = Embeddings(*(part.requires_grad_() for part in parts))
+    others = {"strong_features": strong, "strong_projection": strong, "text_states": states, "other_projection": rows[3]}
+    embeddings = leaves(Embeddings(F.normalize(rows[0]), F.normalize(rows[1]), rows[2], rows[3], **others))
     batch: Any = {"image_id": torch.full((ROWS,), 3), "text_id": torch.arange(ROWS)}
     batch |= {"teacher_image": embeddings.image.detach(), "teacher_text": embeddings.text.detach()}
     batch |= {"teacher_strong": F.normalize(strong, dim=-1)} | hidden_words(0)
@@ -481,7 +483,7 @@ def test_a_batch_without_negatives_is_finite_or_refused(name: str) -> None:
         return
     loss = objective(embeddings, batch)
     loss.total.backward()
-    gradients = [part.grad for part in (*embeddings, *objective.parameters()) if part.grad is not None]
+    gradients = [part.grad for part in (*embeddings.values(), *objective.parameters()) if part.grad is not None]
     assert gradients and all(bool(value.isfinite().all()) for value in (loss.total, *gradients))
     before = {key: value.clone() for key, value in objective.state_dict().items() if "log_u" in key or "velocity" in key}
     objective.update(batch, loss)
@@ -497,14 +499,14 @@ class Free(nn.Module):
         self.shifts = nn.Buffer(0.1 * torch.randn(size, 2, width))
 
     def forward(self, batch: Batch) -> Embeddings:
-        (image, strong, _), text = self.images(batch), self.text(batch["text_id"])
-        other = text + 0.1 * text.detach().flip(1)
-        return Embeddings(F.normalize(image), F.normalize(text), image, text, strong, strong, None, other)
+        images, text = self.images(batch), self.text(batch["text_id"])
+        other, image = text + 0.1 * text.detach().flip(1), images["image_projection"]
+        return Embeddings(F.normalize(image), F.normalize(text), text_projection=text, **images, other_projection=other)
 
-    def images(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def images(self, batch: Batch) -> dict[str, Tensor]:
         image = self.image(batch["image_id"])
         strong = image[:, None] + self.shifts[batch["image_id"]]
-        return image, strong, strong
+        return {"image_projection": image, "strong_features": strong, "strong_projection": strong}
 
 
 def _margin(rows: Embeddings) -> float:
