@@ -207,7 +207,17 @@ class TrainSettings(Settings):
     resources: ResourceSettings = ResourceSettings()
     log_every: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
     tensorboard: bool | None = Field(None, description="write event files; null: where tensorboard is installed")
+    loggers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = Field(
+        (), description="also send metrics.jsonl to these while the run goes on; each needs its package: docs/trackers.md"
+    )
     overwrite: bool = Field(False, description="delete an earlier run of this name")
+
+    @field_validator("loggers")
+    @classmethod
+    def _different(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := next((name for name in value if value.count(name) > 1), None):
+            raise ValueError(f"{twice!r} is listed twice; remove one of them")
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -283,7 +293,7 @@ class TrainSettings(Settings):
 
     def identity(self) -> dict:
         """The settings that identify a run. The others (resources, log, checkpoints) may change when it resumes."""
-        free = {"name", "storage", "resources", "checkpoint", "log_every", "tensorboard", "overwrite"}
+        free = {"name", "storage", "resources", "checkpoint", "log_every", "tensorboard", "loggers", "overwrite"}
         chosen_by = [self.checkpoint.best, self.checkpoint.mode] if self.evaluation.test_split else None
         tree = self.model_dump(mode="json", exclude=free) | {"chosen by": chosen_by}
         if self.start is not None and self.start.temperature:  # which the plan reads from the start

@@ -118,9 +118,13 @@ class DualEncoder(nn.Module):
         return Embeddings(image=unit(columns["image_projection"]), text=unit(columns["text_projection"]), **columns)
 
     def texts(self, batch: Batch) -> dict[str, Tensor]:
-        """The columns of captions: `text_projection`; `text_states` if words are masked; `other_projection` of reworded ones."""
+        """The columns of captions: `text_projection`; `text_states` if words are masked; `other_projection` of reworded ones;
+        `more_projection` of other captions, and `label_projection` of label columns."""
         if self.text_tower is None:
-            return {"text_projection": self.text_head(batch["text_features"]).float()}
+            given = {"text_projection": batch["text_features"]}
+            if "more_features" in batch:
+                given["more_projection"] = batch["more_features"]
+            return {name: self.text_head(features).float() for name, features in given.items()}
         text, mask, states = batch["text"], batch["text_mask"], None
         if "masked_labels" in batch and "masked_text" not in batch:
             features, states = self.text_tower.with_states(text, mask)
@@ -133,7 +137,17 @@ class DualEncoder(nn.Module):
             columns["text_states"] = states.float()
         if "other_text" in batch:
             columns["other_projection"] = self.text_head(self.text_tower(batch["other_text"], batch["other_mask"])).float()
+        if "more_text" in batch:
+            columns["more_projection"] = self._several(batch["more_text"], batch["more_mask"])
+        if "label_text" in batch:
+            columns["label_projection"] = self._several(batch["label_text"], batch["label_mask"])
         return columns
+
+    def _several(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Projections [b, K, D] of K texts of each row: ids and mask [b, K, L]."""
+        assert self.text_tower is not None
+        rows = self.text_head(self.text_tower(ids.flatten(0, 1), mask.flatten(0, 1))).float()
+        return rows.unflatten(0, ids.shape[:2])
 
     def images(self, batch: Batch) -> dict[str, Tensor]:
         """The columns of images: `image_projection`; `strong_features` and `strong_projection` if there are strong views."""

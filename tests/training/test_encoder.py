@@ -1,7 +1,10 @@
 """The dual encoder: unit rows, heads, and what frozen and locked towers leave out."""
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from pipelines.dataset.batch import Batch
 from pipelines.dataset.views import UNCHANGED
@@ -9,6 +12,7 @@ from tests.refusals import refused
 from training.encoder import AugmentedHead, DualEncoder, IdentityHead, LinearHead, MlpHead, build_encoder
 from training.precision import unit
 from training.towers.image import ConvSettings, ImageTowerSettings, TimmSettings
+from training.towers.padding import shortened
 from training.towers.text import BagSettings, TextTowerSettings, TransformerSettings
 
 VOCABULARY, TOKENS, ROWS = 70, 6, 5
@@ -109,6 +113,25 @@ def test_a_caption_in_other_words_goes_through_the_same_tower_and_head() -> None
     found = encoder({**batch, "other_text": batch["text"].flip(0), "other_mask": batch["text_mask"].flip(0)})
     torch.testing.assert_close(found.other_projection, found.text_projection.flip(0))
     assert "other_projection" not in encoder(batch)
+
+
+def test_several_texts_of_a_row_go_through_the_same_tower_and_head() -> None:
+    """Also where padding is cut to the longest; a locked tower's features go through the head."""
+    encoder, batch = encoder_of().eval(), batch_of()
+    ids = torch.stack([batch["text"].flip(0), batch["text"]], dim=1)
+    mask = torch.stack([batch["text_mask"].flip(0), batch["text_mask"]], dim=1)
+    found = encoder({**batch, "more_text": ids, "more_mask": mask, "label_text": ids.flip(1), "label_mask": mask.flip(1)})
+    torch.testing.assert_close(found.more_projection[:, 0], found.text_projection.flip(0))
+    torch.testing.assert_close(found.more_projection[:, 1], found.text_projection)
+    torch.testing.assert_close(found.label_projection, found.more_projection.flip(1))
+    padded = {"more_text": F.pad(ids, (0, 40), value=3), "more_mask": F.pad(mask, (0, 40))}
+    cut: Any = shortened({**batch, **padded}, {"more_mask"})
+    assert cut["more_text"].shape == cut["more_mask"].shape and cut["more_text"].shape[2] < 40
+    torch.testing.assert_close(encoder(cut).more_projection, found.more_projection)
+    locked = encoder_of(widths=(9, 7))
+    features = torch.stack([batch["text_features"]] * 3, dim=1)
+    found = locked({**batch, "more_features": features})
+    torch.testing.assert_close(found.more_projection[:, 2], found.text_projection)
 
 
 def test_an_augmented_head_reads_what_was_done_and_infers_as_if_nothing_was() -> None:

@@ -36,6 +36,8 @@ class Embeddings(dict[str, Tensor]):
     strong_projection: Tensor  # [b, V, D]
     text_states: Tensor  # [b, L, S] of the text tower, of captions with masked words
     other_projection: Tensor  # [b, D], of reworded captions
+    more_projection: Tensor  # [b, K, D], of other captions of the sample
+    label_projection: Tensor  # [b, K, D], of label columns
 
     def __init__(self, image: Tensor, text: Tensor, image_projection: Tensor, text_projection: Tensor, **others: Tensor):
         super().__init__(image=image, text=text, image_projection=image_projection, text_projection=text_projection, **others)

@@ -3,6 +3,7 @@
 import difflib
 import json
 import tempfile
+import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
@@ -95,7 +96,7 @@ class _OpenClipSettings(TowerSettings):
                 self.model,
                 pretrained=str(path or self.weights),
                 force_preprocess_cfg=None if path is None else self._preprocessing(path, published, key),
-                **({"init_logit_bias": 0.0} if path is not None and _has_bias(path) else {}),
+                **({"init_logit_bias": 0.0} if path is not None and has_bias(path) else {}),
             )
         except UserError:
             raise
@@ -148,21 +149,19 @@ class _OpenClipSettings(TowerSettings):
         return configs[0] if configs else None
 
 
-def _has_bias(path: Path) -> bool:
+def has_bias(path: Path) -> bool:
     """Whether a file of weights has SigLIP's bias, which open_clip loads only into a model that is built with one."""
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
             return "logit_bias" in file.keys()  # noqa: SIM118  it is no mapping
-    if path.suffix in (".npz", ".npy"):  # big_vision's
-        return False
+    # The names are in it as they are; to unpickle them could run code.
     try:
-        weights = torch.load(path, mmap=True, weights_only=True)
-    except Exception:  # an archive of TorchScript, or none that torch reads, of which open_clip tells
+        with zipfile.ZipFile(path) as archive:
+            return any(b"logit_bias" in archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
+    except zipfile.BadZipFile:  # of which open_clip tells, if it cannot read it either
         return False
-    names = weights.get("state_dict", weights) if isinstance(weights, dict) else {}
-    return "logit_bias" in names or "module.logit_bias" in names
 
 
 class OpenClipImageSettings(_OpenClipSettings, ImageTowerSettings):
