@@ -1,7 +1,7 @@
 """The tables of docs/objectives.md that can be computed: every key with its default, and what was measured of each objective. And
 the table of docs/open_clip.md.
 
-    python -m benchmarks.docs            # `make docs`: writes them; the words around them, and beside each key, stay
+    python -m benchmarks.docs            # `make tables`: writes them; the words around them, and beside each key, stay
 
 A section's table has each key of its objective once. A row whose keys are gone goes, and a key that has no row gets one, with
 its description; the figures of a section's cost are those of docs/benchmarks/objectives.md.
