@@ -88,7 +88,8 @@ def _keys_of(name: str, settings: EvaluateSettings) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise (error.under(f"models.{name}") if settings.models else error) from None
+        key = "wise_ft" if settings.wise_ft else f"models.{name}" if settings.models else ""
+        raise (error.under(key) if key else error) from None
 
 
 def _score(

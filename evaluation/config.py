@@ -11,6 +11,7 @@ from evaluation.model_settings import ModelSettings
 from evaluation.tasks import TASKS
 from evaluation.tasks.base import Positions, different
 from evaluation.tasks.robustness import RobustnessSettings
+from evaluation.wise_ft import WiseFtSettings
 from pipelines.io import storage
 from pipelines.program.nodes import Selector
 from pipelines.program.path_keys import LocalPlace, Place
@@ -44,6 +45,9 @@ class EvaluateSettings(_TaskSettings):
         None, pattern=_NAME, description="what results call the one model; null: the run's name, or the embedder's function"
     )
     models: dict[str, ModelSettings] = Field(default_factory=dict, description="several models, by what results call them")
+    wise_ft: WiseFtSettings | None = Field(
+        None, description="instead of models: the weights between those that a fine-tuned run started from and its own"
+    )
     data: dict[str, DataUnion] = Field(
         min_length=1, description="sets by what results call them; a folder that python -m pipelines made stands for itself"
     )
@@ -82,7 +86,11 @@ class EvaluateSettings(_TaskSettings):
             raise ValueError(
                 "models: a model is also named at the top; remove it there, or move it into models with models.NAME.embedder=..."
             )
-        if not self.names_model and not self.models:
+        if self.wise_ft is not None and (self.names_model or self.models):
+            raise ValueError(
+                "wise_ft: it names all models; remove the others, or score them in a run of their own with this output"
+            )
+        if not self.names_model and not self.models and self.wise_ft is None:
             raise ValueError("embedder: no model is named; pass checkpoint=RUN, embedder=module:function, or embeddings=FOLDER")
         for key, names in (("models", self.models), ("data", self.data)):
             for name in names:
@@ -96,6 +104,8 @@ class EvaluateSettings(_TaskSettings):
 
     def all_models(self) -> dict[str, ModelSettings]:
         """Models by name."""
+        if self.wise_ft is not None:
+            return self.wise_ft.models()
         if self.models:
             return self.models
         return {self.name or self._default_name(): self}
@@ -110,5 +120,7 @@ class EvaluateSettings(_TaskSettings):
 
     def key_of(self, name: str) -> str:
         """Where the config names a model's embedder, or its embeddings, for errors."""
+        if self.wise_ft is not None:
+            return "wise_ft"
         part = "embedder" if self.all_models()[name].embeddings is None else "embeddings"
         return f"models.{name}.{part}" if self.models else part

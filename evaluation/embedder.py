@@ -41,8 +41,8 @@ def check_embedder(name: str, arguments: dict[str, Any]) -> None:
     none, and is not imported here, because that takes seconds.
     """
     if name == _EXAMPLE:
-        if arguments.keys() != {"checkpoint"}:
-            problem = f"{name} takes a checkpoint and nothing else, not {', '.join(map(repr, arguments))}"
+        if arguments.keys() - {"wise_ft"} != {"checkpoint"}:
+            problem = f"{name} takes a checkpoint, wise_ft and nothing else, not {', '.join(map(repr, arguments))}"
             raise UserError("embedder_arguments", problem, "pass checkpoint=RUN, such as runs/demo")
     else:
         getattr(find(name, arguments, "embedder", "embedder_arguments", _EXAMPLE), "check", lambda **_: None)(**arguments)

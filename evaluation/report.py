@@ -14,6 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from evaluation import wise_ft
 from evaluation.class_sets import average_of_eleven
 from evaluation.plan import own_task
 from evaluation.reporting import html, number_format, render
@@ -51,7 +52,7 @@ def write_report(output: Path, own: Iterable[type[Task]] = ()) -> None:
         html.fill("Evaluation <b>{}</b>", name),
         headline,
         [html.tag("ul", *(html.tag("li", html.named(model)) for model in comparison.models), style="legend")],
-        [scores, _bars(comparison), *blocks, _about(comparison, arguments)],
+        [scores, *wise_ft.blocks(comparison), _bars(comparison), *blocks, _about(comparison, arguments)],
         html.fill("Written by raylign from {}. Images and captions belong to their owners, named above.", counted),
     )
     report = markdown("Evaluation", headline, scores.content)

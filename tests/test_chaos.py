@@ -15,8 +15,11 @@ from tests.chaos.simulation import Simulator
 from tests.object_store import object_store
 
 SCHEDULES = [
-    "1-3/siglip/full-disk@report:2:0,cut-checkpoint@forward:11:1,kill-head@read:14:0",
-    "2/clip/s3/store-is-mute@checkpoint:3:0,kill-driver@upload:9:0,flip-checkpoint@backward:14:1",
+    "1-3/declip/full-disk@report:2:0,cut-checkpoint@forward:11:1",
+    "2/isogclr/kill-head@read:14:0",
+    "1-3/mcd/kill-node@backward:8:1",
+    "2/clip/s3/store-is-mute@checkpoint:3:0,kill-driver@upload:9:0",
+    "1-3/siglip/s3/flip-checkpoint@backward:14:1",
 ]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pipelines.dataset.stream import Worker
+from training.moving_average import follower
 from training.plan import Plan
 from training.state import TrainState
 from training.teacher import FrozenEncoders
@@ -23,6 +24,7 @@ def build_state(plan: Plan, worker: Worker, checkpoint: Path | None = None) -> t
     encoder.to(worker.device)
     if worker.world_size > 1 and worker.device.type == "cuda":
         encoder = synchronised(encoder)
+    average = None if settings.ema is None else follower(encoder)
     distributed: nn.Module = encoder
     if worker.world_size > 1 and any(p.requires_grad for p in encoder.parameters()):
         # Our objectives keep their state equal by gathering, so broadcasting buffers in every forward pass would be waste.
@@ -33,7 +35,7 @@ def build_state(plan: Plan, worker: Worker, checkpoint: Path | None = None) -> t
     teacher.to(worker.device)
     optimizer = settings.optimizer.build([encoder, objective])
     scaler = torch.amp.GradScaler(worker.device.type, enabled=settings.precision == "fp16")
-    return encoder, TrainState(distributed, objective, teacher, optimizer, scaler)
+    return encoder, TrainState(distributed, objective, teacher, optimizer, scaler, average)
 
 
 def masks_to_cut(plan: Plan, encoder: Any, state: TrainState) -> set[str]:

@@ -34,6 +34,7 @@ from training.saved_towers import locked_tower, tokenizer_of, towers_of, trained
 from training.state import TrainState, unwrap
 from training.tensor_tree import encode, files_of, load_tree, write_encoded
 from training.towers.padding import Padded
+from training.wise_ft import mixed
 
 EXPORT = "raylign.json"  # in an export to safetensors, which opens like a checkpoint
 
@@ -161,7 +162,7 @@ def load_encoder(folder: Path) -> Trained:
     encoder = DualEncoder(*towers, *heads).eval()
     saved = _state(folder)
     locked = tuple(f"{key}." for key, tower in sides.items() if tower.mode == "locked")
-    missing, unexpected = encoder.load_state_dict(saved["encoder"], strict=False)
+    missing, unexpected = encoder.load_state_dict(saved.get("average", saved["encoder"]), strict=False)
     wrong = [name for name in missing if not name.startswith(locked)] + list(unexpected)
     if wrong:
         problem = f"the weights in {folder} do not fit its config: {', '.join(wrong[:4])}"
@@ -174,8 +175,9 @@ def load_encoder(folder: Path) -> Trained:
 class CheckpointEmbedder:
     """A trained dual encoder as an embedder; evaluation/embedder.py explains its optional attributes."""
 
-    def __init__(self, folder: Path):
-        trained = load_encoder(folder)
+    def __init__(self, folder: Path, wise_ft: float | None = None):
+        """`wise_ft`: alpha of weights between those that the run started from and its own (wise_ft.py)."""
+        trained = load_encoder(folder) if wise_ft is None else mixed(load_encoder(folder), wise_ft)
         self._encoder, self._settings, self._tokenizer = trained.encoder, trained.settings, trained.tokenizer
         if trained.scale is not None:
             self.scale = trained.scale
@@ -205,7 +207,7 @@ class CheckpointEmbedder:
     def fingerprint(self) -> str:
         # Covers locked towers too: their weights are loaded like the others, so the mode makes no difference.
         towers = [
-            tower.model_dump(mode="json", exclude={"mode", "weights"})
+            {name: value for name, value in tower.of_features().items() if name != "weights"}
             for tower in (self._settings.image_tower, self._settings.text_tower)
         ]
         heads = [head.model_dump(mode="json") for head in self._settings.heads]
@@ -216,6 +218,6 @@ class CheckpointEmbedder:
         return torch.from_numpy(np.stack([eval_view(image, size) for image in images])).to(self._device)
 
 
-def load_embedder(checkpoint: str) -> CheckpointEmbedder:
+def load_embedder(checkpoint: str, wise_ft: float | None = None) -> CheckpointEmbedder:
     """The embedder of a run's folder or URI, or of one of its checkpoints; it is `embedder=training.checkpoint:load_embedder`."""
-    return CheckpointEmbedder(find_checkpoint(checkpoint if is_remote(checkpoint) else Path(checkpoint)))
+    return CheckpointEmbedder(find_checkpoint(checkpoint if is_remote(checkpoint) else Path(checkpoint)), wise_ft)

@@ -113,7 +113,8 @@ def _check_batch_statistics(plan: Plan, encoder: DualEncoder) -> None:
     """Raises `UserError` if a tower would compute batch statistics on a part of the batch only."""
     settings = plan.settings
     workers, parts = settings.resources.most_workers, settings.accumulate
-    if workers == parts == 1:
+    recomputes = {key: getattr(settings, key).recompute for key in ("image_tower", "text_tower")}
+    if workers == parts == 1 and not any(recomputes.values()):
         return
     size = settings.image_tower.image_size
     pixels, (ids, mask) = torch.randint(256, (2, 3, size, size), dtype=torch.uint8), plan.tokenizer(["a", "b"])
@@ -124,6 +125,11 @@ def _check_batch_statistics(plan: Plan, encoder: DualEncoder) -> None:
             batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
             what = f"{key}'s {name} ({type(module).__name__}) would compute its statistics on one of"
             freeze = "image_tower.batch_norm=frozen, " if batch_norm and key == "image_tower" else ""
+            if recomputes[key]:
+                problem = f"{key}'s {name} ({type(module).__name__}) would update its statistics twice, also when it runs again"
+                raise UserError(f"{key}.recompute", problem, f"pass {freeze}{key}.recompute=false, or choose another {key}")
+            if workers == parts == 1:
+                continue
             if parts > 1:
                 remedy = f"pass {freeze}accumulate=1, or choose another {key}"
                 raise UserError("accumulate", f"{what} the {parts} parts of a step", remedy)

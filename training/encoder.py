@@ -17,7 +17,9 @@ from training.objectives.base import Embeddings
 from training.precision import unit
 from training.towers import ImageTowerSettings, TextTowerSettings
 from training.towers.base import Tower
+from training.towers.finetuning import prepare
 from training.towers.text import TextTower
+from training.towers.text_reading import any_tokens
 
 
 class LinearHead(Settings):
@@ -173,11 +175,13 @@ class DualEncoder(nn.Module):
         return unit(self.text_head(ids if self.text_tower is None else self.text_tower(ids, mask)))
 
     def train(self, mode: bool = True) -> "DualEncoder":
-        """Frozen towers stay in eval mode: no dropout, and BatchNorm with its trained statistics."""
+        """Frozen parts of towers stay in eval mode: no dropout, and BatchNorm with its trained statistics."""
         super().train(mode)
         for tower in (self.image_tower, self.text_tower):
-            if tower is not None and not any(p.requires_grad for p in tower.parameters()):
-                tower.eval()
+            for module in () if tower is None else tower.modules():
+                trains = [parameter.requires_grad for parameter in module.parameters()]
+                if trains and not any(trains):
+                    module.eval()
         return self
 
 
@@ -202,9 +206,12 @@ def build_encoder(
         image_tower = image.build() if abouts[0] is None else image.rebuild(abouts[0], vocabulary_size)
     if widths[1] is None:
         text_tower = text.build(vocabulary_size) if abouts[1] is None else text.rebuild(abouts[1], vocabulary_size)
-    for tower, settings in ((image_tower, image), (text_tower, text)):
-        if tower is not None and settings.mode == "frozen":
-            tower.requires_grad_(False)
+    if image_tower is not None:
+        pixels = torch.zeros(1, 3, image.image_size, image.image_size, dtype=torch.uint8)
+        prepare(image_tower, image, (pixels,), "image_tower")
+    if text_tower is not None:
+        ids = any_tokens(vocabulary_size, text.max_tokens)
+        prepare(text_tower, text, (ids, torch.ones_like(ids)), "text_tower")
     image_width = widths[0] if image_tower is None else image_tower.width
     text_width = widths[1] if text_tower is None else text_tower.width
     assert image_width is not None and text_width is not None

@@ -58,9 +58,9 @@ def _test_worker(config: dict[str, Any]) -> dict[str, Any]:
 def score_chosen(plan: Plan, folder: Path, worker: Worker) -> dict[str, Any]:
     """Scores of `best/` on the test split, and how that checkpoint was chosen; the same on every worker."""
     assert plan.test is not None
-    encoder, state = build_state(plan, worker, folder / "best")
+    _, state = build_state(plan, worker, folder / "best")
     load_checkpoint(folder / "best", state, plan)
-    rows = embed_held_out(encoder, plan, plan.test, worker)
+    rows = embed_held_out(state.evaluated, plan, plan.test, worker)
     scores = score(plan.test.data, rows.images, rows.texts, rows.prompts)
     return {
         "split": plan.settings.evaluation.test_split,

@@ -107,7 +107,7 @@ def train(
         if saves and not state.finite():
             return {"diverged": f"the weights are no longer finite at step {state.step}"}
         if evaluate:
-            scores, rows = validate_held_out(encoder, plan, worker)
+            scores, rows = validate_held_out(state.evaluated, plan, worker)
             if not all(np.isfinite(part).all() for split in rows for part in (split.images, split.texts, split.prompts)):
                 return {"diverged": f"the embeddings are no longer finite at step {state.step}"}
             metrics |= {name: value for split in scores for name, value in split.metrics.items()}

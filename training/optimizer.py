@@ -15,6 +15,7 @@ from pipelines.program.import_string import call
 from pipelines.program.settings_base import Settings
 from training import timm_names
 from training.tensor_tree import encode
+from training.towers.base import Tower
 
 _KEYS = ("optimizer.name", "optimizer.options", "mypackage.mymodule:MyOptimizer")  # for errors
 # What timm's names stand for, built without importing timm and torchvision, which takes a second in each process.
@@ -94,15 +95,23 @@ class OptimizerSettings(Settings):
         return UserError("optimizer.options", problem, "change or remove the option")
 
     def build(self, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
-        """Two groups of parameters: weights, with decay; those below two dimensions, such as biases and norms, without."""
+        """Two groups of parameters: weights, with decay; those below two dimensions, such as biases and norms, without.
+
+        For each factor of the learning rate that towers in the modules have, there are two more, with it as `lr_scale`.
+        """
         if ":" not in self.name:
             self._check_names()
+        modules = list(modules)
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        arguments: dict[str, Any] = {"params": [group for group in groups if group["params"]]}
+        towers = [tower for module in modules for tower in module.modules() if isinstance(tower, Tower)]
+        scales = {tower.get_parameter(name): scale for tower in towers for name, scale in tower.lr_scales.items()}
+        groups: dict[tuple[float, bool], dict[str, Any]] = {}
+        for parameter in sorted(parameters, key=lambda p: p.ndim < 2):
+            scale, weight = scales.get(parameter, 1.0), parameter.ndim >= 2
+            decay = {"weight_decay": self.weight_decay if weight else 0.0}
+            group = groups.setdefault((scale, weight), {"params": []} | decay | ({} if scale == 1 else {"lr_scale": scale}))
+            group["params"].append(parameter)
+        arguments: dict[str, Any] = {"params": list(groups.values())}
         arguments |= {"lr": self.lr, "weight_decay": self.weight_decay}
         if ":" in self.name:
             optimizer = call(self.name, arguments | self.options, *_KEYS)

@@ -26,6 +26,7 @@ class TrainState:
     teacher: Teacher
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    average: Any = None  # of the encoder's weights: another encoder, or None
     step: int = 0  # steps done, including skipped ones; also the number of the next step, from 0
     samples: int = 0  # pairs seen, over all workers
     skipped: int = 0  # steps that did not count, because their loss or gradient was not finite
@@ -36,9 +37,14 @@ class TrainState:
     stopping: bool = field(default=False, metadata=_TRANSIENT)  # asked to stop; after a step: equal on all workers
 
     def state_dict(self) -> dict[str, Any]:
-        """All fields: the state dicts of those that have one, and plain numbers."""
-        values = {name: unwrap(getattr(self, name)) for name in _kept()}
+        """All fields that are not None: the state dicts of those that have one, and plain numbers."""
+        values = {name: unwrap(getattr(self, name)) for name in _kept() if getattr(self, name) is not None}
         return {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
+
+    @property
+    def evaluated(self) -> Any:
+        """The plain encoder that is evaluated: the average if there is one."""
+        return unwrap(self.encoder) if self.average is None else self.average
 
     def finite(self) -> bool:
         """Whether everything that was learned is finite. Among buffers, only statistics are checked: masks may hold -inf."""
@@ -50,6 +56,8 @@ class TrainState:
         """Raises `KeyError` if a field is missing."""
         for name in _kept():
             value = unwrap(getattr(self, name))
+            if value is None:  # no average is kept
+                continue
             if hasattr(value, "load_state_dict"):
                 value.load_state_dict(saved[name])
             else:

@@ -24,6 +24,7 @@ from pipelines.dataset.shares import shares
 from pipelines.program.randomness import torch_seed
 from training.config import TrainSettings
 from training.distributed import average_gradients, global_batch, mean, rank, total, weighted
+from training.moving_average import follow
 from training.objectives.base import Embeddings, Loss
 from training.state import TrainState, unwrap
 
@@ -48,7 +49,6 @@ def _train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: fl
     encoder = unwrap(state.encoder)
     before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     for group in state.optimizer.param_groups:
-        # timm's layer-wise groups have a scale of their own.
         group["lr"] = lr * group.get("lr_scale", 1.0)
     state.optimizer.zero_grad(set_to_none=True)
     batch, loss = gradients(state, batch, settings)
@@ -61,6 +61,8 @@ def _train_step(state: TrainState, batch: Batch, settings: TrainSettings, lr: fl
         state.optimizer.step()  # not through the scaler: gradients are unscaled already, and finite
         state.objective.update(batch, loss)
         state.teacher.update(encoder, state.step)
+        if settings.ema is not None:
+            follow(state.average, encoder, settings.ema.momentum(settings.global_batch_size))
         state.failing = max(0, state.failing - 1)
     else:
         _restore(encoder, before)

@@ -4,11 +4,9 @@ A teacher only adds columns, `batch = teacher(batch)`: `teacher_image` and `teac
 features of frozen encoders. It is part of TrainState, and is updated once after each optimizer step.
 """
 
-import copy
 from abc import ABC, abstractmethod
 from typing import Any, Literal, cast
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -17,6 +15,7 @@ from pipelines.dataset.batch import Batch
 from pipelines.program.errors import UserError
 from pipelines.program.settings_base import Settings
 from training.half_cosine import half_cosine
+from training.moving_average import follow, follower
 from training.precision import unit
 
 
@@ -56,16 +55,11 @@ class EmaSettings(Settings):
 
 
 class EmaTeacher(Teacher):
-    """theta' <- m theta' + (1 - m) theta over parameters (Tarvainen and Valpola, arXiv 1703.01780); buffers are copied.
-
-    It is equal on every worker without communication, since the student's parameters are equal everywhere.
-    """
+    """A moving average of the student (moving_average.py)."""
 
     def __init__(self, settings: EmaSettings, student: nn.Module, total_steps: int, images_only: bool = False):
         super().__init__()
-        # Parameters that never change are shared with the student, not copied.
-        shared = {id(p): p for p in student.parameters() if not p.requires_grad}
-        self.encoder = copy.deepcopy(student, shared).requires_grad_(False)
+        self.encoder = follower(student)
         self._settings, self._total_steps, self._images_only = settings, total_steps, images_only
         self.train(False)
 
@@ -84,14 +78,8 @@ class EmaTeacher(Teacher):
             first = min(0.996, max(0.0, 1 - 4 / self._total_steps))
         return half_cosine(first, self._settings.final_momentum, step / self._total_steps)
 
-    @torch.no_grad()
     def update(self, student: nn.Module, step: int) -> None:
-        keep = self.momentum(step)
-        for own, new in zip(self.encoder.parameters(), student.parameters(), strict=True):
-            if own is not new:
-                own.lerp_(new, 1 - keep)
-        for copied, buffer in zip(self.encoder.buffers(), student.buffers(), strict=True):
-            copied.copy_(buffer)
+        follow(self.encoder, student, self.momentum(step))
 
 
 class FrozenEncoders(Teacher):

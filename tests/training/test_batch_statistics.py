@@ -42,17 +42,23 @@ def test_a_tower_with_batch_norm_that_trains_is_refused(
         check_build(plan_of(**overrides))
 
 
+def test_a_block_that_runs_again_would_update_statistics_twice(plan_of: Callable[..., Plan]) -> None:
+    with refused("image_tower.recompute", "image_tower's network.", "BatchNorm", remedy="image_tower.batch_norm=frozen"):
+        check_build(plan_of(image_tower__recompute=True))
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
         {},
+        {"image_tower__recompute": True, "image_tower__batch_norm": "frozen"},
         {"accumulate": 2, "image_tower__batch_norm": "frozen"},
         {"accumulate": 2, "image_tower__mode": "frozen"},
         {"accumulate": 2, "resources__num_workers": 2, "image_tower__mode": "locked"},
         {"accumulate": 2, "resources__num_workers": 2, "image_tower": {"name": "conv", "image_size": 16, "channels": [8, 16]}},
         {"resources__num_workers": 2, "resources__use_gpu": True},
     ],
-    ids=["whole", "statistics-kept", "frozen", "locked", "group-norm", "synchronised"],
+    ids=["whole", "recomputed", "statistics-kept", "frozen", "locked", "group-norm", "synchronised"],
 )
 def test_what_is_exact_is_not_refused(plan_of: Callable[..., Plan], overrides: dict[str, Any]) -> None:
     if "image_tower" in overrides:

@@ -29,6 +29,8 @@ def main(arguments: Sequence[str], prog: str = "python -m training.export") -> i
     data = "the prepared dataset, where it is no longer where it was"
     parser.add_argument("--data", type=place_argument, metavar="FOLDER", help=data)
     parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of the rows from the run's; 1e-4")
+    between = "weights between those that the run started from (0) and its own (1): WiSE-FT"
+    parser.add_argument("--wise-ft", type=float, metavar="ALPHA", help=between)
     options = parser.parse_args(arguments)
     name = f"{storage.name_of(options.run)}-{options.to}"
     output = options.output or (Path(name) if isinstance(options.run, str) else options.run.with_name(name))
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str], prog: str = "python -m training.export") -> i
     _quiet()
     with interrupts.handled():
         try:
-            export(options.run, options.to, output, options.data, options.tolerance)
+            export(options.run, options.to, output, options.data, options.tolerance, wise_ft=options.wise_ft)
         except UserError as error:
             return refused(error)
         except OSError as error:

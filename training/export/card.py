@@ -39,6 +39,10 @@ def card(model: Model, prepared: Prepared, parity: Parity, target: Target, netwo
         f"A dual encoder of images and texts, trained by raylign {about['code_version']} with the {settings.objective.name} "
         f"objective on {prepared.name}: rows of {settings.embed_dim} numbers, images of {settings.image_tower.image_size} "
         f"pixels, texts of at most {settings.text_tower.max_tokens} tokens. Step {about['step']:,} of {about['total_steps']:,}.",
+        ""
+        if model.wise_ft is None
+        else f"Its weights lie between those that the run started from and its own: {1 - model.wise_ft:g} "
+        f"of the former and {model.wise_ft:g} of the latter (WiSE-FT).",
         "## Use",
         f"```python\n{_usage(target)}\n\n\nloaded = load({output.name!r})\n"
         'image, text = embed_images(loaded, ["photo.jpg"]), embed_texts(loaded, ["a photo of a cat"])\n'
@@ -59,7 +63,8 @@ def card(model: Model, prepared: Prepared, parity: Parity, target: Target, netwo
             [(key, _short(getattr(settings, key))) for key in ("image_tower", "text_tower", "objective", "optimizer", "schedule")]
             + [("epochs", f"{settings.epochs}, of {settings.global_batch_size} pairs a step"), ("seed", str(settings.seed))],
         ),
-        f"```\nraylign train CONFIG.yaml    # the config below\nraylign export {shown(str(run))} --to {target.NAME}\n```",
+        f"```\nraylign train CONFIG.yaml    # the config below\nraylign export {shown(str(run))} --to {target.NAME}"
+        f"{'' if model.wise_ft is None else f' --wise-ft {model.wise_ft:g}'}\n```",
         f"<details><summary>Config</summary>\n\n```yaml\n{shown(yaml_text.dump(about['config']))}```\n\n</details>",
         "## Limits",
         _list(_limits(model, prepared)),

@@ -24,6 +24,7 @@ def export(
     data: Path | str | None = None,
     tolerance: float = TOLERANCE,
     tell: Callable[[str], None] = print,
+    wise_ft: float | None = None,
 ) -> Parity:
     """Export the newest checkpoint of a run, or the checkpoint at `run`, into a new folder.
 
@@ -32,13 +33,14 @@ def export(
         target: a name of `TARGETS`.
         data: the prepared dataset, where it is no longer where the run was trained.
         tolerance: largest difference of the rows of the export from those of the run.
+        wise_ft: alpha of weights between those that the run started from, 0, and its own, 1; None: its own.
 
     Raises: `UserError`, and leaves nothing behind, if the target cannot hold the run or gives other rows.
     """
     if output.exists():
         raise UserError("--output", f"{output} exists", "give another folder, or delete it")
     path_keys.check_folder(output, "--output")
-    model, to = open_model(run), TARGETS[target]
+    model, to = open_model(run, wise_ft), TARGETS[target]
     to.check_library()
     prepared = _data(model, data)
     held = held_out_of(model, prepared)

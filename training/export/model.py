@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.dataset.tokenizer import TextTokenizer
+from pipelines.program.errors import UserError
 from pipelines.program.settings_base import Settings
 from training.checkpoint import Trained, find_checkpoint, load_encoder
 from training.checkpoint_registry import ABOUT
 from training.config import TrainSettings
 from training.towers.from_run import innermost
+from training.wise_ft import KEY, mixed
 
 
 class CannotHoldError(Exception):
@@ -65,11 +67,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Model:
-    """What is exported. `about`: the content of checkpoint.json."""
+    """What is exported. `about`: the content of checkpoint.json. `wise_ft`: alpha, if the weights are between start and end."""
 
     checkpoint: Path
     about: dict[str, Any]
     trained: Trained
+    wise_ft: float | None = None
 
     @property
     def settings(self) -> TrainSettings:
@@ -101,8 +104,13 @@ class Model:
         return Side(key, *innermost(settings, tower, head), self.settings.embed_dim)
 
 
-def open_model(run: Path | str) -> Model:
+def open_model(run: Path | str, wise_ft: float | None = None) -> Model:
     """A run's newest checkpoint, or the checkpoint at `run`. Raises `UserError` if there is none, or it is damaged."""
     checkpoint = find_checkpoint(run)
     trained = load_encoder(checkpoint)
-    return Model(checkpoint, json.loads((checkpoint / ABOUT).read_text(encoding="utf-8")), trained)
+    if wise_ft is not None:
+        try:
+            trained = mixed(trained, wise_ft)
+        except UserError as error:
+            raise UserError("--wise-ft" if error.key == KEY else error.key, error.problem, error.remedy) from None
+    return Model(checkpoint, json.loads((checkpoint / ABOUT).read_text(encoding="utf-8")), trained, wise_ft)

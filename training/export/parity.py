@@ -57,7 +57,7 @@ def compare(model: Model, data: HeldOut, prepared: Prepared, usage: Any, folder:
 
     Raises `UserError` for an image that cannot be used.
     """
-    run, loaded = load_embedder(str(model.checkpoint)), usage.load(str(folder))
+    run, loaded = load_embedder(str(model.checkpoint), model.wise_ft), usage.load(str(folder))
     ours, theirs, images, squares = [], [], 0.0, 0.0
     size = model.settings.image_tower.image_size
     for ids in _batches(data.sample_ids):

@@ -59,7 +59,8 @@ class AClipPing(ClipPing):
         filled = min(int(self.pushed), len(self.ids))
         ids, queues = self.ids[:filled], (self.images[:filled], self.texts[:filled])
         own = batch["frozen_image_features"][:, 0], batch["frozen_text_features"][:, 0]
-        places = [nearest(rows, queue, batch["image_id"][:, None], ids[:, 1:]) for rows, queue in zip(own, queues, strict=True)]
+        images, queue_images = batch["image_id"][:, None], ids[:, 1:]
+        places = [nearest(rows, queue, images, queue_images, ids) for rows, queue in zip(own, queues, strict=True)]
         extended = batch.copy()
         for name, rows, queue in zip(("frozen_image_features", "frozen_text_features"), own, queues, strict=True):
             neighbours = [at(queue, place).to(rows.dtype) for place in places]

@@ -6,12 +6,13 @@ settings build it. Where they take a `key`, it is the tower's place in the confi
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from pipelines.io import hub
@@ -26,10 +27,14 @@ _FEATURES_VERSION = 2
 
 
 class Tower(nn.Module):
-    """`width`: features per row. `about`: JSON values from which `TowerSettings.rebuild` builds the tower without its weights."""
+    """`width`: features per row. `about`: JSON values from which `TowerSettings.rebuild` builds the tower without its weights.
+
+    `lr_scales`: factors of the learning rate by name of trained parameters (finetuning.py).
+    """
 
     width: int
     about: dict[str, Any]
+    lr_scales: Mapping[str, float] = MappingProxyType({})
 
     def describe(self, **about: Any) -> Self:
         """Record `about`, and which parameters are not trained. Builders call this last."""
@@ -39,12 +44,34 @@ class Tower(nn.Module):
 
 
 class TowerSettings(Settings):
-    """Settings of all towers."""
+    """Settings of all towers. `how_it_trains`: the keys that do not decide its features."""
 
+    how_it_trains: ClassVar[tuple[str, ...]] = ("mode", "lr_scale", "layer_decay", "frozen_blocks", "recompute")
     mode: Mode = Field(
         "trainable",
         description="trainable; frozen: runs, not trained; locked: features are computed once and stored, only heads train",
     )
+    lr_scale: float = Field(1.0, gt=0, description="factor of optimizer.lr for this tower; heads and the temperature have none")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor of the learning rate from each block to the one before; 1 for what follows the last"
+    )
+    frozen_blocks: int | None = Field(
+        None, ge=0, description="train neither the first N blocks nor what comes before them; 0: only the latter; null: train all"
+    )
+
+    recompute: bool = Field(
+        False,
+        description="activation checkpointing: run each block again in the backward pass instead of keeping its activations",
+    )
+
+    @field_validator("lr_scale", "layer_decay", "frozen_blocks", "recompute")
+    @classmethod
+    def _trains(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None
+        mode = info.data.get("mode", "trainable")
+        if mode != "trainable" and value != cls.model_fields[info.field_name].default:
+            raise ValueError(f"a tower that is {mode} does not train; leave it out, or pass mode=trainable for this tower")
+        return value
 
     @abstractmethod
     def weights_name(self) -> str | None:
@@ -79,6 +106,19 @@ class TowerSettings(Settings):
         tower.about = about
         return tower
 
+    def sets(self, name: str) -> bool:
+        """Whether a key has another value than its default."""
+        return getattr(self, name) != type(self).model_fields[name].default
+
+    def of_features(self) -> dict[str, Any]:
+        """The settings that decide its features, as JSON values."""
+        return self.model_dump(mode="json", exclude=set(self.how_it_trains))
+
+    def locked(self) -> Self:
+        """The same tower, as one whose features are computed once."""
+        defaults = {name: type(self).model_fields[name].default for name in self.how_it_trains}
+        return self.model_copy(update=defaults | {"mode": "locked"})
+
     def identity(self, key: str) -> dict[str, Any]:
         """What determines a locked tower's features: the name of their folder is its digest."""
         name = self.weights_name()
@@ -88,8 +128,7 @@ class TowerSettings(Settings):
             source = "weights" if "weights" in type(self).model_fields else "name to a tower that has them"
             raise UserError(key, f"{what} needs pretrained weights", f"set {key}.{source}{other}")
         path = resolve(name, f"{key}.weights")
-        settings = self.model_dump(mode="json", exclude={"mode"})
-        return settings | {"weights": fingerprint(path) if path else name, "version": _FEATURES_VERSION}
+        return self.of_features() | {"weights": fingerprint(path) if path else name, "version": _FEATURES_VERSION}
 
 
 def load_weights(module: nn.Module, path: Path, key: str, spare: tuple[str, ...] = ()) -> None:
@@ -159,14 +198,14 @@ def _in_order(names: list[str], file_names: list[str]) -> bool:
     return True
 
 
-def reached(rows: Tensor) -> set[int]:
-    """The `id`s of the parameters that rows depend on."""
+def reached(rows: Tensor, seen: set[Any] | None = None) -> set[int]:
+    """The `id`s of the parameters that rows depend on. `seen`: nodes of the graph to leave out, to which all others are added."""
     parameters: set[int] = set()
-    seen: set[Any] = {None}
+    seen = set() if seen is None else seen
     todo: list[Any] = [rows.grad_fn]
     while todo:
         node = todo.pop()
-        if node in seen:
+        if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):

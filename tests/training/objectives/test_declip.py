@@ -29,7 +29,7 @@ from training.objectives.base import Embeddings, Loss
 from training.objectives.declip import Declip, DeclipSettings, simsiam
 from training.objectives.ops.contrast import find_candidates
 from training.objectives.ops.neighbour_contrast import neighbours
-from training.objectives.ops.queue import push
+from training.objectives.ops.queue import nearest, push
 
 N = unit([[2, 1, 1], [0, 3, 1], [1, 0, 3]])  # captions in other words, and projections of the second view
 QUEUE = torch.tensor([[1, 2, 0], [0, 1, 1], [1, 0, 2], [2, 1, 1]], dtype=torch.float64)
@@ -53,6 +53,17 @@ def test_neighbours_in_the_queue() -> None:
     own, others = torch.zeros(3, 2, dtype=torch.int64), torch.ones(4, 2, dtype=torch.int64)
     for rows, places in ((Y, [2, 0, 3]), (N, [3, 1, 2])):
         assert neighbours(rows, QUEUE * lengths, own, others).tolist() == places
+
+
+def test_rounding_does_not_choose_a_neighbour() -> None:
+    """Captions that augmentation has made equal: whichever row rounding makes larger, it is the first caption's."""
+    entries, own = unit([[1, 2, 0], [1, 2, 0], [1, 2, 0], [0, 0, 1]]).float(), torch.zeros(1, 2, dtype=torch.int64)
+    their_ids = torch.tensor([[6, 9], [7, 5], [5, 8], [4, 4]])
+    for larger in range(3):
+        changed = entries.clone()
+        changed[larger] *= 1 + 1e-6
+        assert nearest(entries[:1], changed, own, their_ids, their_ids.flip(1)).tolist() == [1]
+        assert nearest(entries[:1], changed, own, their_ids).tolist() == [2]
 
 
 def test_a_neighbour_is_of_another_image_and_another_caption() -> None:

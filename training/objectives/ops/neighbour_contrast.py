@@ -23,7 +23,7 @@ def neighbours(rows: Tensor, queue: Tensor, ids: Tensor, queue_ids: Tensor) -> T
 def ids_of(places: Tensor, ids: Tensor, queue_ids: Tensor) -> Tensor:
     """int64 [b, 2]: the ids of the queue's entries at `places`; of a caption of several images, the smallest eligible image id.
 
-    Equal captions have equal rows, so rounding decides which is nearest, and rounding differs with the number of workers.
+    Equal captions have equal rows, so any of them may be the nearest.
     """
     captions, images = at(queue_ids, places)[:, 1], []
     for own, caption in zip(ids.split(1024), captions.split(1024), strict=True):

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from training.objectives.ops.blocks import same
 
+_ROUNDING = 1e-5  # of products of unit rows in float32, with what training adds to it
+
 
 def push(pushed: Tensor, new: int, size: int) -> tuple[slice, Tensor]:
     """Which of `new` rows are kept, and their places in a queue of `size`, after `pushed` earlier rows; adds them to `pushed`.
@@ -17,21 +19,28 @@ def push(pushed: Tensor, new: int, size: int) -> tuple[slice, Tensor]:
     return kept, places
 
 
-def nearest(rows: Tensor, queue: Tensor, ids: Tensor, queue_ids: Tensor) -> Tensor:
+def nearest(rows: Tensor, queue: Tensor, ids: Tensor, queue_ids: Tensor, order: Tensor | None = None) -> Tensor:
     """int64 [n]: the entry of the queue with the largest product that is not the row's own, -1 if there is none.
+
+    Of entries whose products are equal to rounding, which differs with the number of workers, it is the first in `order`.
 
     Args:
         rows, queue: unit rows [n, F] and [Q, F].
         ids, queue_ids: int64 [n, k] and [Q, k]; an entry that agrees with a row in any of the k is the row's own.
+        order: int64 [Q, m], compared by its columns; `queue_ids` by default.
     """
     if not len(queue):
         return rows.new_full((len(rows),), -1, dtype=torch.int64)
-    places, entries = [], queue.to(rows.dtype)
+    places, entries, order = [], queue.to(rows.dtype), queue_ids if order is None else order
     for start in range(0, len(rows), 1024):
         block = slice(start, start + 1024)
         products = (rows[block] @ entries.T).masked_fill_(same(ids[block], queue_ids), -torch.inf)
-        best, place = products.max(1)
-        places.append(torch.where(best.isinf(), -1, place))
+        best = products.amax(1, keepdim=True)
+        tied = products >= best - _ROUNDING
+        for column in order.T:
+            ranks = column.expand_as(tied).masked_fill(~tied, torch.iinfo(torch.int64).max)
+            tied &= ranks == ranks.amin(1, keepdim=True)
+        places.append(torch.where(best[:, 0].isinf(), -1, tied.int().argmax(1)))
     return torch.cat(places)
 
 
