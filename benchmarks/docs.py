@@ -1,6 +1,7 @@
-"""The tables of docs/objectives.md that can be computed: every key with its default, and what was measured of each objective.
+"""The tables of docs/objectives.md that can be computed: every key with its default, and what was measured of each objective. And
+the table of docs/open_clip.md.
 
-    python -m benchmarks.docs            # `make docs`: writes them; the words around them, and beside each key, stay
+    python -m benchmarks.docs            # `make tables`: writes them; the words around them, and beside each key, stay
 
 A section's table has each key of its objective once. A row whose keys are gone goes, and a key that has no row gets one, with
 its description; the figures of a section's cost are those of docs/benchmarks/objectives.md.
@@ -14,12 +15,14 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from pipelines.dataset.strong_views import StrongAugment
+from training.importing.arguments import table
 from training.objectives import ObjectiveUnion
 from training.objectives.base import ObjectiveSettings
 from training.towers.base import TowerSettings
 
 PAGE = Path("docs/objectives.md")
 MEASURED = Path("docs/benchmarks/objectives.md")
+OPEN_CLIP = Path("docs/open_clip.md")
 MEMBERS: dict[str, type[ObjectiveSettings]] = {
     member.model_fields["name"].default: member for member in get_args(get_args(ObjectiveUnion)[0])
 }
@@ -101,5 +104,12 @@ def _description(settings: BaseModel, key: str) -> str:
     return type(settings).model_fields[first].description or ""
 
 
+def with_arguments(page: str) -> str:
+    """The page about open_clip, whose last part is the table of its arguments."""
+    lines = table().splitlines()
+    return page[: page.index(lines[0])] + "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
+    OPEN_CLIP.write_text(with_arguments(OPEN_CLIP.read_text(encoding="utf-8")), encoding="utf-8")
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), MEASURED.read_text(encoding="utf-8")), encoding="utf-8")

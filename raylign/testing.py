@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.dataset.batch import Batch, columns
+from pipelines.dataset.batch import Batch, Needs, columns
 from pipelines.dataset.shares import shares
 from pipelines.program.settings import validate
 from training import distributed
@@ -45,6 +45,7 @@ _TASK = Task(
 # The pairs' images and captions: with an image twice, a caption twice, and a pair twice.
 _IMAGES = torch.tensor([0, 0, 0, 1, 2, 3, 3, 4, 5, 7, 7])
 _TEXTS = torch.tensor([0, 1, 2, 2, 3, 4, 5, 5, 5, 8, 8])
+_SEVERAL = {"more": "more_features", "label": "label_text"}  # columns of several texts of a pair
 _PATIENCE = 300  # seconds for a process to start and train
 
 
@@ -93,7 +94,7 @@ def check_objective(settings: ObjectiveSettings, workers: int = 2) -> None:
 
 def _check_forward(settings: ObjectiveSettings, prefix: str) -> None:
     state = _state(_run_settings(settings.model_dump(mode="json")))
-    batch: Any = _batch(0)
+    batch: Any = _batch(0, settings.needs)
     with torch.no_grad():
         batch = state.teacher(batch)
         rows = state.encoder(batch)
@@ -152,18 +153,17 @@ class _Encoder(nn.Module):
 
     def forward(self, batch: Any) -> Embeddings:
         image, text = self.image(batch["image_features"]), self.text(batch["text_features"])
-        _, strong, _ = self.images(batch)
-        states = self.text(self.words[batch["masked_text"]])
-        other = self.text(batch["other_text"])
-        return Embeddings(F.normalize(image), F.normalize(text), image, text, strong, strong, states, other)
+        others = {"text_states": self.text(self.words[batch["masked_text"]]), "other_projection": self.text(batch["other_text"])}
+        others |= {f"{name}_projection": self.text(batch[column]) for name, column in _SEVERAL.items() if column in batch}
+        return Embeddings(F.normalize(image), F.normalize(text), text_projection=text, **self.images(batch), **others)
 
-    def images(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def images(self, batch: Any) -> dict[str, Tensor]:
         """Like that of `DualEncoder`, for teachers that embed strong views."""
         strong = self.image(batch["strong"])
-        return self.image(batch["image_features"]), strong, strong
+        return {"image_projection": self.image(batch["image_features"]), "strong_features": strong, "strong_projection": strong}
 
 
-def _batch(step: int) -> Batch:
+def _batch(step: int, needs: Needs) -> Batch:
     """A step's global batch, with every column that an objective can read."""
     image_id, text_id = (_IMAGES + 5 * step) % _TASK.num_images, (_TEXTS + 5 * step) % _TASK.num_texts
     fixed, own = torch.Generator().manual_seed(1), torch.Generator().manual_seed(100 + step)
@@ -177,6 +177,8 @@ def _batch(step: int) -> Batch:
     near = torch.stack([image_id, (image_id + 3) % _TASK.num_images, (image_id + 7) % _TASK.num_images], dim=1)
     frozen = F.normalize(rows(2, _TASK.num_texts, _DIM, random=fixed), dim=-1)
     features = images[image_id]
+    more_id = torch.randint(_TASK.num_texts, (_ROWS, needs.captions - 1), generator=own)
+    label_id = torch.randint(_TASK.num_texts, (_ROWS, len(needs.texts)), generator=own)
     return Batch(
         image_features=features,
         text_features=texts[text_id],
@@ -186,6 +188,11 @@ def _batch(step: int) -> Batch:
         strong=features[:, None] + 0.5 * rows(_ROWS, 2, _WIDTH, random=own),
         codes=rows(_ROWS, 3, 13, random=own),
         other_text=texts[text_id].flip(1),
+        more_id=more_id,
+        more_features=texts[more_id],
+        label_text=texts[label_id],
+        label_there=torch.rand(_ROWS, len(needs.texts), generator=own) < 0.7,
+        numbers=torch.rand(_ROWS, len(needs.numbers), generator=own, dtype=torch.float64),
         masked_text=words.masked_fill(hidden, 1),
         masked_labels=words.masked_fill(~hidden, -100),
         neighbour_ids=near,
@@ -217,10 +224,11 @@ def _steps(objective: dict[str, Any], first: int, last: int, saved: tuple[bytes,
     state = _state(settings, seed=0 if saved is None else 99)
     if saved is not None:
         state.load_state_dict(decode(safetensors.torch.load(saved[0]), saved[1]))
-    wanted = columns(settings.objective.needs, True, True) | {"masked_text", "strong", "other_text", "image_id", "text_id"}
+    needs = settings.objective.needs
+    wanted = columns(needs, True, True) | {"masked_text", "strong", "other_text", "image_id", "text_id"}
     losses, gradients = [], []
     for step in range(first, last):
-        batch = {name: column for name, column in _own_rows(_batch(step)).items() if name in wanted}
+        batch = {name: column for name, column in _own_rows(_batch(step, needs)).items() if name in wanted}
         loss, _ = train_step(state, batch, settings, settings.optimizer.lr)  # type: ignore[arg-type]
         losses.append(torch.tensor(over_workers(loss, settings)["loss"], dtype=torch.float64))
         parameters = [p for module in (state.encoder, state.objective) for p in module.parameters() if p.requires_grad]

@@ -48,6 +48,9 @@ def batch_of(settings: ObjectiveSettings) -> Batch:
         **dict.fromkeys(("text_mask", "other_mask"), torch.ones_like(words)),
         **dict.fromkeys(("sample_id", "image_id", "text_id"), counted),
         **dict.fromkeys(("frozen_text", "frozen_mask"), torch.ones_like(words)),
+        **dict.fromkeys(("more_text", "label_text"), words[:, None]),
+        **dict.fromkeys(("more_mask", "label_mask"), torch.ones_like(words)[:, None]),
+        **{"more_id": counted[:, None], "label_there": counted[:, None] > 1, "numbers": torch.rand(PAIRS, 1)},
         "neighbour_ids": counted[:, None].expand(-1, 3),
         **dict.fromkeys(("frozen_image_features", "frozen_text_features"), torch.rand(PAIRS, 3, 8)),
     }

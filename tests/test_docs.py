@@ -1,4 +1,4 @@
-"""The tables of the docs that can be computed are those that `make docs` writes. Their words are read by people only."""
+"""The tables of the docs that can be computed are those that `make tables` writes. Their words are read by people only."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ WRITTEN, COSTS = ((ROOT / page).read_text(encoding="utf-8") for page in (PAGE, M
 
 
 def test_every_objective_has_its_keys_defaults_and_measured_costs() -> None:
-    assert filled(WRITTEN, COSTS) == WRITTEN, "run make docs"
+    assert filled(WRITTEN, COSTS) == WRITTEN, "run make tables"
 
 
 @pytest.mark.parametrize(

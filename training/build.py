@@ -42,7 +42,7 @@ def masks_to_cut(plan: Plan, encoder: Any, state: TrainState) -> set[str]:
     """Names of the token masks whose padding may be cut to a batch's longest text. A compiled encoder keeps its fixed length."""
     masks: set[str] = set()
     if encoder.text_tower is not None and not plan.settings.compile and may_cut(encoder.text_tower, plan.tokenizer):
-        masks |= {"text_mask", "other_mask"}
+        masks |= {"text_mask", "other_mask", "more_mask", "label_mask"}
     if isinstance(state.teacher, FrozenEncoders):
         assert plan.stream.frozen_tokenizer is not None
         if may_cut(state.teacher.text, plan.stream.frozen_tokenizer):

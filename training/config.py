@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -19,6 +19,7 @@ from training.moving_average import AverageSettings
 from training.objectives import ObjectiveUnion
 from training.objectives.clip import ClipSettings
 from training.optimizer import OptimizerSettings
+from training.start import StartUnion, filled
 from training.towers import ImageTowerSettings, ImageTowerUnion, TextTowerSettings, TextTowerUnion
 
 
@@ -172,6 +173,9 @@ class TrainSettings(Settings):
     )
     data: DataSettings
     seed: int = Field(0, ge=0, description="seed of initial weights, order, views and dropout")
+    start: StartUnion | None = Field(
+        None, description="a whole dual encoder to begin from: fills in towers, heads and embed_dim where absent"
+    )
     image_tower: ImageTowerUnion = Field(description="the image half")
     text_tower: TextTowerUnion = Field(description="the text half")
     image_head: HeadUnion | None = Field(
@@ -203,7 +207,30 @@ class TrainSettings(Settings):
     resources: ResourceSettings = ResourceSettings()
     log_every: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
     tensorboard: bool | None = Field(None, description="write event files; null: where tensorboard is installed")
+    loggers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = Field(
+        (), description="also send metrics.jsonl to these while the run goes on; each needs its package: docs/trackers.md"
+    )
     overwrite: bool = Field(False, description="delete an earlier run of this name")
+
+    @field_validator("loggers")
+    @classmethod
+    def _different(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := next((name for name in value if value.count(name) > 1), None):
+            raise ValueError(f"{twice!r} is listed twice; remove one of them")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_by_start(cls, value: Any) -> Any:
+        return filled(value)
+
+    @model_validator(mode="after")
+    def _start_gives_what_the_objective_takes(self) -> "TrainSettings":
+        if self.start is not None and self.start.temperature and "temperature" not in type(self.objective).model_fields:
+            raise ValueError(
+                f"start.temperature: objective.name={self.objective.name} has no temperature; pass start.temperature=false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_fills_all_parts(self) -> "TrainSettings":
@@ -272,6 +299,9 @@ class TrainSettings(Settings):
 
     def identity(self) -> dict:
         """The settings that identify a run. The others (resources, log, checkpoints) may change when it resumes."""
-        free = {"name", "storage", "resources", "checkpoint", "log_every", "tensorboard", "overwrite"}
+        free = {"name", "storage", "resources", "checkpoint", "log_every", "tensorboard", "loggers", "overwrite"}
         chosen_by = [self.checkpoint.best, self.checkpoint.mode] if self.evaluation.test_split else None
-        return self.model_dump(mode="json", exclude=free) | {"chosen by": chosen_by}
+        tree = self.model_dump(mode="json", exclude=free) | {"chosen by": chosen_by}
+        if self.start is not None and self.start.temperature:  # which the plan reads from the start
+            tree["objective"] = {k: v for k, v in tree["objective"].items() if k not in ("temperature", "bias")}
+        return tree

@@ -3,6 +3,7 @@
 `open_data` opens and checks all of it from settings alone: no network is built and no feature computed.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from evaluation.suite import HeldOut, SuiteSettings, held_out, metric_names
 from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
 from pipelines.program.errors import UserError
-from training.config import TrainSettings
+from training.config import EvaluationSettings, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,35 @@ class TrainData:
 def open_data(settings: TrainSettings) -> TrainData:
     """Open the run's datasets. Raises `UserError` for mistakes in data, splits, labels and batch size."""
     prepared = Prepared.open(settings.data.path)
+    check_labels(settings, prepared)
     held_out = held_out_data(settings, prepared)
     return TrainData(settings, prepared, make_order(settings, prepared), held_out, final_test_data(settings, prepared))
+
+
+def check_labels(settings: TrainSettings, prepared: Prepared) -> None:
+    """Raises `UserError` if the dataset lacks a label column that the objective reads, or a row's number."""
+    needs, labels = settings.objective.needs, prepared.manifest["labels"]
+    for name in (*needs.texts, *needs.numbers):
+        if name not in labels:
+            have = f"it has {', '.join(labels)}" if labels else "it has none"
+            problem = f"{settings.objective.name} reads the label column '{name}', which {prepared.path} does not have; {have}"
+            raise UserError("objective", problem, "name another column, or prepare again with source.label=NAME")
+    for name in needs.numbers:
+        wrong = next((value for value in labels[name] if not _is_weight(value)), None)
+        if wrong is not None:
+            problem = f"the label column '{name}' of {prepared.path} has {wrong!r}, which is not a finite number of at least 0"
+            raise UserError("objective", problem, "correct it at the source, and prepare again")
+        lacking = prepared.num_samples - sum(labels[name].values())
+        if lacking:
+            problem = f"{lacking} rows of {prepared.path} have no number in the label column '{name}'"
+            raise UserError("objective", problem, "give every row one at the source, such as 1, and prepare again")
+
+
+def _is_weight(value: str) -> bool:
+    try:
+        return 0 <= float(value) < math.inf
+    except ValueError:
+        return False
 
 
 def make_order(settings: TrainSettings, prepared: Prepared) -> Order:
@@ -59,7 +87,7 @@ def held_out_data(settings: TrainSettings, prepared: Prepared) -> list[tuple[Pre
 
     Raises `UserError` for a missing dataset, an unknown split or label, or two datasets with the same name.
     """
-    suite = settings.evaluation
+    suite = _suite(settings, prepared)
     splits = [(prepared, held_out(prepared, suite, settings.data.split_seed, settings.data.validation))]
     for number, extra in enumerate(suite.extra_datasets):
         key = f"evaluation.extra_datasets[{number}]"
@@ -76,6 +104,14 @@ def held_out_data(settings: TrainSettings, prepared: Prepared) -> list[tuple[Pre
     return splits
 
 
+def _suite(settings: TrainSettings, prepared: Prepared) -> EvaluationSettings:
+    """What is scored: by default not the label columns that the objective reads, which name no classes."""
+    suite, read = settings.evaluation, {*settings.objective.needs.texts, *settings.objective.needs.numbers}
+    if suite.labels is not None or not read:
+        return suite
+    return suite.model_copy(update={"labels": tuple(name for name in prepared.manifest["labels"] if name not in read)})
+
+
 @contextmanager
 def _keyed(key: str, instead_of: str) -> Iterator[None]:
     """Errors about the key `instead_of` are about `key` here."""
@@ -89,7 +125,7 @@ def final_test_data(settings: TrainSettings, prepared: Prepared) -> HeldOut | No
     """The split on which the best checkpoint is scored. Raises `UserError` if it is unknown or empty."""
     if settings.evaluation.test_split is None:
         return None
-    suite = settings.evaluation.model_copy(update={"split": settings.evaluation.test_split})
+    suite = _suite(settings, prepared).model_copy(update={"split": settings.evaluation.test_split})
     with _keyed("evaluation.test_split", "evaluation.split"):
         return held_out(prepared, suite, settings.data.split_seed, settings.data.validation)
 

@@ -206,10 +206,10 @@ def mean_over_workers(sums: Tensor, counts: Tensor) -> Tensor:
     the total count, or 0 if nothing was counted.
 
     Args:
-        sums, counts: [n] of this worker; `sums` with gradient.
+        sums, counts: [n] of this worker; `sums` with gradient. Counts may be weights.
     """
     everywhere = stacked(counts.detach().sum()).sum()
-    return sums.sum() * (world_size() / weight()) / everywhere.clamp(min=1)
+    return sums.sum() * (world_size() / weight()) / torch.where(everywhere > 0, everywhere, 1)
 
 
 def average_gradients(module: nn.Module) -> None:

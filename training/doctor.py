@@ -20,13 +20,14 @@ import ray.util
 from pipelines.program.display import Display
 from training.metrics_file import read_metrics
 from training.placement import nodes_of, waiting
-from training.process_states import Process, end, examined
+from training.process_states import PATIENCE, Process, end, examined
 from training.pulse import STAGES, forget, pulses, say_why
 from training.sessions import note
 
 _INTERVAL = 1.0  # seconds between two looks
 _SILENT = 5.0  # seconds without a beat, which comes every second
 _PATIENCE = 5.0  # seconds within which a group that fits is placed
+_LONGEST = 8 * PATIENCE  # seconds for nodes to answer, where that took too long before: their machines may be busy
 _SHOWN = 3  # frames of a stack
 
 _DOES = {
@@ -55,6 +56,7 @@ class Doctor:
         # By rank, and whether it is a thread beside the loop: where it was seen, first when, its CPU time then.
         self._moved: dict[tuple[int, bool], tuple[Any, float, float]] = {}
         self._beaten: dict[int, tuple[Any, float]] = {}  # by rank: its last beat, and first when
+        self._answer = PATIENCE  # seconds for nodes to answer
         self._calm = time.monotonic()  # when a worker last beat, or something else was known to be the matter
         self.cause = ""
 
@@ -138,7 +140,8 @@ class Doctor:
         nodes = {worker["node"]: worker["address"] for worker in still} | nodes_of(self._folder)
         nodes[ray.get_runtime_context().get_node_id()] = ray.util.get_node_ip_address()  # where the controller is
         known = {(worker["node"], worker["pid"]) for worker in blamed}
-        found, mute = examined(nodes, known)
+        found, mute = examined(nodes, known, self._answer)
+        self._answer = min(2 * self._answer, _LONGEST) if mute else PATIENCE
         ours = [one for one in found if (one.node, one.pid) in known]
         stopped = [one for one in found if one.stopped]
         parts = [_described(worker, found, worker["node"] in mute) for worker in blamed] or ["no worker has begun"]

@@ -114,47 +114,54 @@ class DualEncoder(nn.Module):
 
     def forward(self, batch: Batch) -> Embeddings:
         """Both embeddings of a batch, and the outputs for its other inputs: strong views, reworded and masked captions."""
-        image, strong_features, strong = self.images(batch)
-        text, states = self._texts(batch)
-        text, other = self.text_head(text).float(), None
-        if "other_text" in batch:
-            assert self.text_tower is not None
-            other = self.text_head(self.text_tower(batch["other_text"], batch["other_mask"])).float()
-        return Embeddings(
-            image=unit(image),
-            text=unit(text),
-            image_projection=image,
-            text_projection=text,
-            strong_features=strong_features,
-            strong_projection=strong,
-            text_states=states,
-            other_projection=other,
-        )
+        columns = self.images(batch) | self.texts(batch)
+        return Embeddings(image=unit(columns["image_projection"]), text=unit(columns["text_projection"]), **columns)
 
-    def _texts(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Features [b, G] of captions and, if words are masked, states [b, L, S] of the masked captions."""
+    def texts(self, batch: Batch) -> dict[str, Tensor]:
+        """The columns of captions: `text_projection`; `text_states` if words are masked; `other_projection` of reworded ones;
+        `more_projection` of other captions, and `label_projection` of label columns."""
         if self.text_tower is None:
-            return batch["text_features"], None
-        text, mask = batch["text"], batch["text_mask"]
-        if "masked_labels" not in batch:
-            return self.text_tower(text, mask), None
+            given = {"text_projection": batch["text_features"]}
+            if "more_features" in batch:
+                given["more_projection"] = batch["more_features"]
+            return {name: self.text_head(features).float() for name, features in given.items()}
+        text, mask, states = batch["text"], batch["text_mask"], None
+        if "masked_labels" in batch and "masked_text" not in batch:
+            features, states = self.text_tower.with_states(text, mask)
+        else:
+            features = self.text_tower(text, mask)
         if "masked_text" in batch:
-            return self.text_tower(text, mask), self.text_tower.with_states(batch["masked_text"], mask)[1].float()
-        features, states = self.text_tower.with_states(text, mask)
-        return features, states.float()
+            states = self.text_tower.with_states(batch["masked_text"], mask)[1]
+        columns = {"text_projection": self.text_head(features).float()}
+        if states is not None:
+            columns["text_states"] = states.float()
+        if "other_text" in batch:
+            columns["other_projection"] = self.text_head(self.text_tower(batch["other_text"], batch["other_mask"])).float()
+        if "more_text" in batch:
+            columns["more_projection"] = self._several(batch["more_text"], batch["more_mask"])
+        if "label_text" in batch:
+            columns["label_projection"] = self._several(batch["label_text"], batch["label_mask"])
+        return columns
 
-    def images(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Projections [b, D] of images; features [b, V, F] and projections [b, V, D] of strong views, if there are any."""
+    def _several(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Projections [b, K, D] of K texts of each row: ids and mask [b, K, L]."""
+        assert self.text_tower is not None
+        rows = self.text_head(self.text_tower(ids.flatten(0, 1), mask.flatten(0, 1))).float()
+        return rows.unflatten(0, ids.shape[:2])
+
+    def images(self, batch: Batch) -> dict[str, Tensor]:
+        """The columns of images: `image_projection`; `strong_features` and `strong_projection` if there are strong views."""
         codes = batch.get("codes")
         image = batch["image_features"] if self.image_tower is None else self.image_tower(batch["image"])
-        image = self._project(image, None if codes is None else codes[:, 0])
-        if "strong" not in batch:
-            return image, None, None
-        assert self.image_tower is not None
-        views = batch["strong"]
-        features = self.image_tower(views.flatten(0, 1))
-        projection = self._project(features, None if codes is None else codes[:, 1:].flatten(0, 1))
-        return image, features.float().unflatten(0, views.shape[:2]), projection.unflatten(0, views.shape[:2])
+        columns = {"image_projection": self._project(image, None if codes is None else codes[:, 0])}
+        if "strong" in batch:
+            assert self.image_tower is not None
+            views = batch["strong"]
+            features = self.image_tower(views.flatten(0, 1))
+            projection = self._project(features, None if codes is None else codes[:, 1:].flatten(0, 1))
+            columns["strong_features"] = features.float().unflatten(0, views.shape[:2])
+            columns["strong_projection"] = projection.unflatten(0, views.shape[:2])
+        return columns
 
     def _project(self, features: Tensor, codes: Tensor | None) -> Tensor:
         return (self.image_head(features) if codes is None else self.image_head(features, codes)).float()

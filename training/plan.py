@@ -23,6 +23,7 @@ from training.data import TrainData, open_data
 from training.encoder import DualEncoder, build_encoder
 from training.objectives.base import Objective, Task
 from training.saved_towers import About, Frozen, frozen, keep, tokenizer_of, towers_of
+from training.start import with_temperature
 from training.stored_features import frozen_features_of, stored_image_features, stored_text_features
 from training.teacher import FrozenEncoders, Teacher
 from training.towers.base import TowerSettings
@@ -151,7 +152,7 @@ def make_plan(
         run: the run's folder, whose copies of towers are read instead of the weights that the settings name.
         checkpoint: from which the run resumes.
     """
-    settings, prepared, order = data.settings, data.prepared, data.order
+    settings, prepared, order = with_temperature(data.settings, checkpoint), data.prepared, data.order
     needs = settings.objective.needs
     towers = frozen_towers(settings, run)
     tokenizer = _tokenizer(settings, prepared, order, towers.get("text_tower"), checkpoint)
@@ -191,6 +192,9 @@ def make_plan(
         image_size=settings.image_tower.image_size,
         augment=settings.data.augment,
         strong=needs.strong,
+        captions=needs.captions,
+        texts=needs.texts,
+        numbers=needs.numbers,
         frozen_features=frozen_features,
         frozen_tokenizer=_frozen_tokenizer(settings, towers),
         tokenizer=tokenizer,

@@ -23,7 +23,7 @@ from pipelines.program.ray_internals import JOB_VARIABLE, NO_JOB, NODE_VARIABLE
 
 import psutil  # isort: skip  comes with ray
 
-_PATIENCE = 30.0  # seconds for a node to answer, which may have to start a process for it
+PATIENCE = 30.0  # seconds for a node to answer, which has to start a process for it
 _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 _TASKS = ("ray::IDLE", "ray::MapBatches(")  # titles of processes that read, or will
 _CONTROLLER = "ray::TrainController"
@@ -54,18 +54,19 @@ class Process:
         return self.title.startswith(_CONTROLLER)
 
 
-def examined(nodes: Mapping[str, str], known: Collection[tuple[str, int]]) -> tuple[list[Process], list[str]]:
+def examined(nodes: Mapping[str, str], known: Collection[tuple[str, int]], patience: float) -> tuple[list[Process], list[str]]:
     """Of this job's processes on these nodes those that are stopped, and the known ones; and nodes that do not answer.
 
     Args:
         nodes: addresses by id.
         known: nodes and numbers of processes.
+        patience: seconds for nodes to answer.
     """
     job = ray.get_runtime_context().get_job_id()
     tasks = {}
     for node, address in nodes.items():
         tasks[_on(node, _look).remote(node, address, job, [pid for at, pid in known if at == node])] = node
-    done, left = ray.wait([*tasks], num_returns=len(tasks), timeout=_PATIENCE) if tasks else ([], [])
+    done, left = ray.wait([*tasks], num_returns=len(tasks), timeout=patience) if tasks else ([], [])
     found: list[Process] = []
     mute = [tasks[task] for task in left]
     for task in done:
@@ -80,7 +81,7 @@ def examined(nodes: Mapping[str, str], known: Collection[tuple[str, int]]) -> tu
 
 def end(processes: Sequence[Process]) -> None:
     """Kill processes: Ray starts tasks again, and Ray Train the workers."""
-    ray.wait([_on(one.node, _kill).remote(one) for one in processes], num_returns=len(processes), timeout=_PATIENCE)
+    ray.wait([_on(one.node, _kill).remote(one) for one in processes], num_returns=len(processes), timeout=PATIENCE)
 
 
 def _on(node: str, work: Any) -> Any:

@@ -8,6 +8,7 @@ A run's folder, `storage/name`:
     test.json        scores of the best checkpoint on the test split, if there is one
     checkpoint_.../  newest k          best/           by a named metric, if one is named
     held_out.npz     embeddings of the held-out split at the end; held_out.json: their scores (held_out.py)
+    trackers.json    the run's id in W&B and others, if there are any (trackers.py)
     towers/          locked towers, so that the folder opens without the weights that they came from (saved_towers.py)
 """
 
@@ -60,6 +61,7 @@ from training.resources import (
 )
 from training.run_store import emptied, fetched, finished, kept, place_of
 from training.sessions import SESSIONS, Session, history
+from training.trackers import check_trackers, tracked
 from training.warmup import warmup_warning
 from training.weight_sources import check_sources
 from training.working_copy import settled, working_copy
@@ -78,11 +80,14 @@ def _run(settings: TrainSettings, folder: Path, display: Display) -> dict[str, A
     """`folder`: the run's, or the working copy of one in a store."""
     path_keys.check_folder(folder, "storage")
     path_keys.check_kind(folder, "training run", "name")
+    check_trackers(settings)
     data = open_data(settings)  # checks the test split too, before the hours of training
     check_metric(settings, [split for _, split in data.held_out])
     settings.optimizer.check()
     done = None if settings.overwrite else _earlier(folder, settings, data.prepared)
     if done is not None:
+        with tracked(settings, folder, display, over=True):
+            pass
         display.line(
             f"{place_of(folder)}: finished before, at step {done['step']}; give another name=, or overwrite=true to train again"
         )
@@ -131,10 +136,11 @@ def _run(settings: TrainSettings, folder: Path, display: Display) -> dict[str, A
             session.release()
         keep_towers(plan, folder)
         session.phase("training")
-        put(folder / "config.yaml", yaml_text.dump(settings.model_dump(mode="json")))
+        put(folder / "config.yaml", yaml_text.dump(plan.settings.model_dump(mode="json")))
         kept(folder, "config.yaml")
         _announce(plan, display)
-        returned = fit(plan, folder, data_cpus, display)
+        with tracked(plan.settings, folder, display):
+            returned = fit(plan, folder, data_cpus, display)
         fetched(folder, HELD_OUT, *(scored.file for scored in plan.scored))
         if plan.test is not None:
             session.phase("test")
@@ -269,6 +275,10 @@ def _announce(plan: Plan, display: Display) -> None:
         f"{settings.epochs} epochs x {order.steps_per_epoch} steps of {settings.global_batch_size}"
         + (f" ({left} pairs left over in each epoch, others each time)" if left else "")
     )
+    if settings.start is not None:
+        names = [name for name in ("temperature", "bias") if settings.start.temperature and hasattr(settings.objective, name)]
+        values = ", ".join(f"{name} {getattr(settings.objective, name):.4g}" for name in names)
+        display.line(f"{settings.name}: started from {settings.start.label()}{f' with {values}' if values else ''}")
     if words := range_in_words(settings.resources, settings.global_batch_size):
         display.line(f"{settings.name}: {words}")
     if warning := warmup_warning(settings.schedule.warmup_steps, plan.total_steps):

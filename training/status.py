@@ -112,19 +112,29 @@ _AtWork = Callable[[Sequence[Path]], Collection[Path]]
 def _files_of(place: Path | str) -> Iterator[tuple[Path, _AtWork]]:
     """A folder with the files of a run or of runs, and a function that says on which of them a process works."""
     if isinstance(place, Path):
-        yield place, lambda runs: [run for run in runs if _locked(run)]
+        yield place, _working
         return
     with looked_at(place, _READ) as folder:
 
         def at_work(runs: Sequence[Path]) -> list[Path]:
-            leases = {f"{place}/{(run / LOCK).relative_to(folder)}": run for run in runs if (run / LOCK).exists()}
+            leases: dict[Path | str, Path] = {
+                f"{place}/{(run / LOCK).relative_to(folder)}": run for run in runs if (run / LOCK).exists()
+            }
             return [leases[uri] for uri in lease.held({uri: run / LOCK for uri, run in leases.items()})]
 
         yield folder, at_work
 
 
+def _working(runs: Sequence[Path]) -> list[Path]:
+    """On a disk, which other machines may share: their locks need not be seen here, but their leases are."""
+    locked = {run for run in runs if _locked(run)}
+    others: dict[Path | str, Path] = {run / LOCK: run / LOCK for run in runs if run not in locked and (run / LOCK).exists()}
+    leases = lease.held(others)
+    return [run for run in runs if run in locked or run / LOCK in leases]
+
+
 def _locked(folder: Path) -> bool:
-    """Whether a process works on the run."""
+    """Whether a process of this machine works on the run."""
     try:
         with (folder / LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -142,8 +152,8 @@ def _seconds_a_step(lines: list[dict[str, Any]]) -> float | None:
     return (recent[-1]["seconds"] - recent[0]["seconds"]) / steps if steps > 0 else None
 
 
-def described(status: Status, now: float) -> list[tuple[str, str]]:
-    """Names and values for people."""
+def described(status: Status, now: float, price: float | None = None) -> list[tuple[str, str]]:
+    """Names and values for people. `price`: of an hour of one worker."""
     costs = status.costs
     facts = [("state", status.state + (f": {status.why}" if status.why else ""))]
     if status.said is not None and status.state != "finished":
@@ -162,7 +172,8 @@ def described(status: Status, now: float) -> list[tuple[str, str]]:
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in costs["seconds"].items())
     facts.append(("sessions", f"{costs['sessions']:,}" + (f": {spent}" if spent else "")))
     facts.append(("steps done again", f"{costs['redone_steps']:,}"))
-    facts.append(("cost", f"{costs['gpu_hours']:.2f} GPU hours, {costs['worker_hours']:.2f} hours of workers"))
+    paid = "" if price is None else f", {costs['worker_hours'] * price:,.2f} at {price:g} each"
+    facts.append(("cost", f"{costs['gpu_hours']:.2f} GPU hours, {costs['worker_hours']:.2f} hours of workers{paid}"))
     return facts
 
 
@@ -179,12 +190,13 @@ def _clock(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
-def _row(name: str, status: Status) -> list[str]:
+def _row(name: str, status: Status, price: float | None) -> list[str]:
     numbers = [str(number) for number, _ in groupby(start["workers"] for start in status.costs["workers"])]
     speed = "" if status.samples_per_second is None else f"{status.samples_per_second:,.0f}"
     left = "" if status.seconds_left is None or status.state == "finished" else duration(status.seconds_left)
     restarts, hours = f"{len(status.costs['restarts'])}", f"{status.costs['gpu_hours']:.2f}"
-    return [name, status.state, _steps(status), speed, left, " ".join(numbers[-4:]), restarts, hours]
+    paid = [] if price is None else [f"{status.costs['worker_hours'] * price:,.2f}"]
+    return [name, status.state, _steps(status), speed, left, " ".join(numbers[-4:]), restarts, hours, *paid]
 
 
 def main(arguments: Sequence[str], prog: str = "python -m training.status") -> int:
@@ -196,11 +208,12 @@ def main(arguments: Sequence[str], prog: str = "python -m training.status") -> i
         metavar="RUN|STORAGE",
         help="a run, such as runs/demo or s3://bucket/runs/demo, or a folder with runs",
     )
+    parser.add_argument("--price", type=float, metavar="PRICE", help="of an hour of one worker, for the cost in money")
     options: argparse.Namespace = parser.parse_args(arguments)
     display = Display()
     with interrupts.handled():
         try:
-            _show(options.place, display)
+            _show(options.place, options.price, display)
         except UserError as error:
             return refused(error)
         except OSError as error:
@@ -210,15 +223,15 @@ def main(arguments: Sequence[str], prog: str = "python -m training.status") -> i
     return 0
 
 
-def _show(place: Path | str, display: Display) -> None:
+def _show(place: Path | str, price: float | None, display: Display) -> None:
     with _files_of(place) as (folder, at_work):
-        _show_files(place, folder, at_work, display)
+        _show_files(place, folder, at_work, price, display)
 
 
-def _show_files(place: Path | str, folder: Path, at_work: _AtWork, display: Display) -> None:
+def _show_files(place: Path | str, folder: Path, at_work: _AtWork, price: float | None, display: Display) -> None:
     if is_run(folder):
         display.line(shown_place(place))
-        for name, value in described(_status(folder, bool(at_work([folder]))), time.time()):
+        for name, value in described(_status(folder, bool(at_work([folder]))), time.time(), price):
             display.line(f"  {name:<16} {value}")
         return
     runs = sorted(path for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
@@ -228,8 +241,18 @@ def _show_files(place: Path | str, folder: Path, at_work: _AtWork, display: Disp
         remedy = f"give {trials}, which has its trials" if _is_sweep(folder) else "give a run's folder, or one with runs"
         raise UserError(shown_place(place), "holds no run" if known else "no such folder", remedy)
     busy = at_work(runs)
-    header = ["run", "state", "step", "samples/s", "left", "workers", "restarts", "GPU hours"]
-    display.table(shown_place(place), header, [_row(run.name, _status(run, run in busy)) for run in runs])
+    header = [
+        "run",
+        "state",
+        "step",
+        "samples/s",
+        "left",
+        "workers",
+        "restarts",
+        "GPU hours",
+        *([] if price is None else ["cost"]),
+    ]
+    display.table(shown_place(place), header, [_row(run.name, _status(run, run in busy), price) for run in runs])
 
 
 if __name__ == "__main__":

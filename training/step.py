@@ -13,7 +13,7 @@ scale.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -140,20 +140,17 @@ def _accumulate(state: TrainState, batch: Batch, settings: TrainSettings, seed: 
     for index, part in enumerate(parts):
         torch.manual_seed(seed + index)
         with _without_exchange(state.encoder):
-            rows: Any = _embed(state.encoder, part, settings)
-        outputs.append([None if column is None else column.detach() for column in rows])
-    whole: Any = Embeddings._make(
-        None if columns[0] is None else torch.cat(columns).requires_grad_() for columns in zip(*outputs, strict=True)
-    )
+            rows = _embed(state.encoder, part, settings)
+        outputs.append({name: column.detach() for name, column in rows.items()})
+    whole = Embeddings(**{name: torch.cat([rows[name] for rows in outputs]).requires_grad_() for name in outputs[0]})
     loss = state.objective(whole, batch)
     state.scaler.scale(weighted(loss.total)).backward()
-    used = [index for index, rows in enumerate(whole) if rows is not None and rows.grad is not None]
-    gradients = [_cut(whole[index].grad, len(parts)) for index in used]
+    gradients = {name: _cut(rows.grad, len(parts)) for name, rows in whole.items() if rows.grad is not None}
     for index, part in enumerate(parts):
         torch.manual_seed(seed + index)
         with nullcontext() if index == len(parts) - 1 else _without_exchange(state.encoder):
             rows = _embed(state.encoder, part, settings)
-            torch.autograd.backward([rows[i] for i in used], [gradient[index] for gradient in gradients])
+            torch.autograd.backward([rows[name] for name in gradients], [cut[index] for cut in gradients.values()])
     return loss
 
 

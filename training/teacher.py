@@ -65,7 +65,8 @@ class EmaTeacher(Teacher):
 
     def forward(self, batch: Batch) -> Batch:
         if self._images_only:
-            image, _, strong = cast(Any, self.encoder).images(batch)
+            columns = cast(Any, self.encoder).images(batch)
+            image, strong = columns["image_projection"], columns["strong_projection"]
             return {**batch, "teacher_image": unit(image), "teacher_strong": unit(strong)}
         embeddings = self.encoder(batch)
         return {**batch, "teacher_image": embeddings.image, "teacher_text": embeddings.text}

@@ -27,8 +27,16 @@ class Batch(TypedDict, total=False):
     other_mask: Tensor  # [b, L] int64
     masked_text: Tensor  # [b, L] int64 token ids, some of them masked
     masked_labels: Tensor  # [b, L] int64, the masked tokens, -100 elsewhere
+    more_text: Tensor  # [b, K, L] int64 token ids, K other captions of the sample
+    more_mask: Tensor  # [b, K, L] int64
+    more_id: Tensor  # [b, K] int64, as text_id
+    label_text: Tensor  # [b, K, L] int64 token ids of K label columns; of the caption, where the sample has no such label
+    label_mask: Tensor  # [b, K, L] int64
+    label_there: Tensor  # [b, K] bool, whether the sample has such a label
+    numbers: Tensor  # [b, K] float32, of K label columns
     image_features: Tensor  # [b, F] float32, output of a locked image tower
     text_features: Tensor  # [b, F] float32, output of a locked text tower
+    more_features: Tensor  # [b, K, F] float32, the same for other captions of the sample
     sample_id: Tensor  # [b] int64 in [0, num_samples)
     image_id: Tensor  # [b] int64, equal for equal images
     text_id: Tensor  # [b] int64, equal for equal captions
@@ -55,6 +63,9 @@ class Needs:
     one_space: bool = False  # the frozen encoders are a dual encoder
     masked: Literal["no", "apart", "shared"] = "no"  # masked words: in a copy of the caption, or in the caption itself
     other_words: bool = False
+    captions: int = 1  # of a sample at once; the others are `more`
+    texts: tuple[str, ...] = ()  # label columns of the dataset that are read as captions
+    numbers: tuple[str, ...] = ()  # label columns of the dataset that are read as numbers, not below 0
 
     def check(
         self, objective: str, *, image_mode: str, text_mode: str, image_head: str, encoders_named: bool, rand_augment: bool
@@ -80,6 +91,11 @@ class Needs:
             raise ValueError(
                 f"objective.name: {objective} shows the text tower captions in other words, whose features text_tower.mode="
                 "locked does not have; choose trainable, or another objective"
+            )
+        if self.texts and text_mode == "locked":
+            raise ValueError(
+                f"objective.name: {objective} shows the text tower texts of label columns, whose features text_tower.mode="
+                "locked does not have; choose trainable or frozen, or another objective"
             )
         if self.one_space and not encoders_named:
             raise ValueError(
@@ -120,6 +136,13 @@ def columns(needs: Needs, image_locked: bool, text_locked: bool) -> set[str]:
         names |= {"masked_labels"} | ({"masked_text"} if needs.masked == "apart" else set())
     if needs.other_words:
         names |= {"other_text", "other_mask"}
+    if needs.captions > 1:
+        names |= {"more_features"} if text_locked else {"more_text", "more_mask"}
+        names |= {"more_id"} if needs.ids else set()
+    if needs.texts:
+        names |= {"label_text", "label_mask", "label_there"}
+    if needs.numbers:
+        names.add("numbers")
     if needs.frozen_encoders == "live":
         names |= {"frozen_text", "frozen_mask"}
     elif needs.frozen_encoders != "no":

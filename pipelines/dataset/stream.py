@@ -14,7 +14,7 @@ those of all samples.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -51,6 +51,7 @@ _TASK_ROWS = 512
 _TASK_BYTES = 80 << 20  # at most, unless one step alone is more
 _SPARES = 32  # substitutes that are tried
 _ROW_COLUMNS = ("sample_id", "failed", "reason")  # columns about rows, in addition to those of a batch
+_READ: tuple[str, ...] = ("text_id", "more_id", "numbers")  # what a worker looks up itself where no task has read it
 _REASONS = ("", "missing_image", *REASONS)  # in a batch, the reason of a failed row is an index into this
 
 
@@ -96,6 +97,9 @@ class Stream:
     strong: StrongViews | None = None  # of the column of that name
     frozen_features: FrozenFeatures | None = None  # of the columns neighbour_ids, frozen_image_features, frozen_text_features
     frozen_tokenizer: TextTokenizer | None = None  # of the columns frozen_text, frozen_mask
+    captions: int = 1  # of a sample; all but the first are in the columns more_*
+    texts: tuple[str, ...] = ()  # labels, of the columns label_*
+    numbers: tuple[str, ...] = ()  # labels, of the column of that name
 
     @property
     def uses_tasks(self) -> bool:
@@ -135,7 +139,7 @@ class Stream:
         import torch
 
         computed = self.compute(item) if self.uses_tasks else {"sample_id": item.sample_ids}
-        rows = self.look_up(computed["sample_id"], item.epoch, text_ids=computed.get("text_id"))
+        rows = self.look_up(computed["sample_id"], item.epoch, computed=computed)
         batch = rows | {name: column for name, column in computed.items() if name in self.columns}
         return cast(Batch, {name: torch.from_numpy(np.require(column, requirements="W")) for name, column in batch.items()})
 
@@ -164,11 +168,22 @@ class Stream:
                 result["codes"] = codes
         captions = self._captions(ids, item.epoch)
         if self._wants_ids:
-            result |= {name: np.array(captions[name].to_numpy()) for name in COLUMNS}
+            result |= {name: captions[name] for name in COLUMNS}
+            if self.captions > 1:
+                result["more_id"] = captions["more_id"]
+        if "numbers" in self.columns:
+            result["numbers"] = self._numbers(ids)
         if "text" in self.columns:
             assert self.tokenizer is not None
-            texts = captions["captions"].to_pylist()
+            texts = captions["captions"]
             result["text"], result["text_mask"] = self.tokenizer(texts)
+            if "more_text" in self.columns:
+                result |= self._tokens("more", captions["more"])
+            if "label_text" in self.columns:
+                labels = self._label_texts(ids)
+                result["label_there"] = np.asarray([[text is not None for text in row] for row in labels])
+                filled = [[own if text is None else text for text in row] for own, row in zip(texts, labels, strict=True)]
+                result |= self._tokens("label", filled)
             if "masked_labels" in self.columns:
                 randoms = [generator("mask", self.seed, item.epoch, int(i)) for i in ids]
                 hidden = "masked_text" if "masked_text" in self.columns else "text"
@@ -182,15 +197,49 @@ class Stream:
                 result["frozen_text"], result["frozen_mask"] = self.frozen_tokenizer(texts)
         return result
 
-    def _captions(self, sample_ids: np.ndarray, epoch: int) -> dict[str, pa.ChunkedArray]:
-        """The samples' captions in this epoch, and the ids of images and of those captions; only columns that are needed."""
+    def _tokens(self, kind: str, texts: list[list[str]]) -> dict[str, np.ndarray]:
+        """The columns KIND_text and KIND_mask, int64 [b, K, L], of K texts of each row."""
+        assert self.tokenizer is not None
+        flat = self.tokenizer([text for row in texts for text in row])
+        return {
+            f"{kind}_{name}": part.reshape(len(texts), -1, part.shape[1])
+            for name, part in zip(("text", "mask"), flat, strict=True)
+        }
+
+    def _captions(self, sample_ids: np.ndarray, epoch: int) -> dict[str, Any]:
+        """The samples' captions in this epoch, and the ids of images and of those captions; only columns that are needed.
+
+        Other captions of the samples are in `more` and `more_id`.
+        """
         lists = [*(["captions"] if "text" in self.columns else []), *(["text_id"] if self._wants_ids else [])]
         if not lists:
             return {}
         rows = self.prepared.rows(sample_ids, (*lists, *(["image_id"] if self._wants_ids else [])))
         counts = pc.list_value_length(rows[lists[0]]).to_numpy().astype(np.int64)
-        places = pa.array(np.cumsum(counts) - counts + self._choice(counts, sample_ids, epoch))
-        return {name: pc.list_flatten(rows[name]).take(places) if name in lists else rows[name] for name in rows.column_names}
+        places = (np.cumsum(counts) - counts)[:, None] + self._choices(counts, sample_ids, epoch)  # [b, captions]
+        result: dict[str, Any] = {}
+        if "captions" in lists:
+            texts = pc.list_flatten(rows["captions"]).take(pa.array(places.ravel())).to_pylist()
+            chosen = [texts[start : start + self.captions] for start in range(0, len(texts), self.captions)]
+            result |= {"captions": [row[0] for row in chosen], "more": [row[1:] for row in chosen]}
+        if "text_id" in lists:
+            ids = pc.list_flatten(rows["text_id"]).to_numpy()[places]
+            result |= {
+                "text_id": ids[:, 0].copy(),
+                "more_id": ids[:, 1:].copy(),
+                "image_id": np.array(rows["image_id"].to_numpy()),
+            }
+        return result
+
+    def _label_texts(self, sample_ids: np.ndarray) -> list[tuple[str | None, ...]]:
+        """The samples' values of `texts`."""
+        table = self.prepared.rows(sample_ids, tuple(f"label_{name}" for name in self.texts))
+        return [*zip(*(column.to_pylist() for column in table.columns), strict=True)]
+
+    def _numbers(self, sample_ids: np.ndarray) -> np.ndarray:
+        """The samples' values of `numbers`, float32 [b, K]."""
+        table = self.prepared.rows(sample_ids, tuple(f"label_{name}" for name in self.numbers))
+        return np.stack([np.asarray(column.to_pylist(), dtype=np.float32) for column in table.columns], axis=1)
 
     def _stand_in(self, views: np.ndarray, codes: np.ndarray, item: Item, row: int) -> int:
         """Write the views of the first usable substitute, and return its id; the sample's own id if there is none."""
@@ -216,15 +265,18 @@ class Stream:
             )
 
     def look_up(
-        self, sample_ids: np.ndarray, epoch: int, device: str = "cpu", text_ids: np.ndarray | None = None
+        self, sample_ids: np.ndarray, epoch: int, device: str = "cpu", computed: Mapping[str, np.ndarray] | None = None
     ) -> dict[str, np.ndarray]:
-        """The columns that a worker looks up: rows of stored features, and ids.
+        """The columns that a worker looks up: rows of stored features, ids and numbers.
 
         Args:
             device: where neighbours are searched.
-            text_ids: of the samples' captions in this epoch, if tasks have read them; the result has no ids then.
+            computed: what tasks have read of the samples, if they have; the result has no ids and numbers then.
         """
         result: dict[str, np.ndarray] = {}
+        text_ids, more_ids = (None if computed is None else computed.get(name) for name in ("text_id", "more_id"))
+        if "numbers" in self.columns and (computed is None or "numbers" not in computed):
+            result["numbers"] = self._numbers(sample_ids)
         if self.frozen_features is not None and "neighbour_ids" in self.columns:
             result |= self.frozen_features.columns(sample_ids, epoch, device)
         if "image_features" in self.columns:
@@ -234,21 +286,28 @@ class Stream:
             result["sample_id"] = sample_ids
         if self._wants_ids and text_ids is None:
             row_ids = self.prepared.row_ids
-            text_ids = row_ids.text(sample_ids, self._choice(row_ids.counts(sample_ids), sample_ids, epoch))
+            chosen = self._choices(row_ids.counts(sample_ids), sample_ids, epoch)
+            text_ids, *others = (row_ids.text(sample_ids, which) for which in chosen.T)
+            more_ids = np.stack(others, axis=1) if others else None
             result |= {"image_id": row_ids.image(sample_ids), "text_id": text_ids}
+            if more_ids is not None:
+                result["more_id"] = more_ids
         if self.frozen_features is not None and "neighbour_ids" not in self.columns:
             assert text_ids is not None
             result |= self.frozen_features.own(sample_ids, text_ids)
         if "text_features" in self.columns:
             assert self.text_features is not None and text_ids is not None
             result["text_features"] = self.prepared.features(self.text_features)[text_ids].astype(np.float32)
+        if "more_features" in self.columns:
+            assert self.text_features is not None and more_ids is not None
+            result["more_features"] = self.prepared.features(self.text_features)[more_ids].astype(np.float32)
         return {name: column for name, column in result.items() if name in self.columns}
 
     @property
     def _wants_ids(self) -> bool:
         """Whether ids of images and captions are columns, or needed to look up rows of stored features."""
         own = "frozen_image_features" in self.columns and "neighbour_ids" not in self.columns
-        return own or bool(self.columns & {*COLUMNS, "text_features"})
+        return own or bool(self.columns & {*COLUMNS, "text_features", "more_features", "more_id"})
 
     @property
     def _strong_count(self) -> int:
@@ -277,11 +336,20 @@ class Stream:
             return draw_strong(size, self.strong.augment, generator("strong", *key, self.strong.count))
         return draw(size, self.augment, generator("view", *key, 0))
 
-    def _choice(self, counts: np.ndarray, sample_ids: np.ndarray, epoch: int) -> np.ndarray:
-        """The index of each sample's caption in this epoch, int64 [b]. `counts`: how many captions each sample has."""
-        which = np.zeros(len(sample_ids), dtype=np.int64)
-        for row in np.flatnonzero(counts > 1) if self.augment is not None else ():
-            which[row] = generator("caption", self.seed, epoch, int(sample_ids[row])).integers(counts[row])
+    def _choices(self, counts: np.ndarray, sample_ids: np.ndarray, epoch: int) -> np.ndarray:
+        """The indices of each sample's captions in this epoch, int64 [b, captions]. `counts`: how many captions each sample has.
+
+        They are all different, unless a sample has too few: then it repeats them in the same order.
+        """
+        which = np.zeros((len(sample_ids), self.captions), dtype=np.int64)
+        for row in np.flatnonzero(counts > 1):
+            random = None if self.augment is None else generator("caption", self.seed, epoch, int(sample_ids[row]))
+            first = 0 if random is None else random.integers(counts[row])
+            if self.captions > 1:
+                others = np.delete(np.arange(counts[row]), first)
+                which[row] = np.resize([first, *(others if random is None else random.permutation(others))], self.captions)
+            else:
+                which[row] = first
         return which
 
     def _batches(
@@ -313,8 +381,8 @@ class Stream:
                 for row in np.flatnonzero(missed >= 0):
                     if failed is not None:
                         failed(Unusable(int(missed[row]), _REASONS[reasons[row]]))
-                text_ids = computed["text_id"].cpu().numpy() if self._wants_ids else None
-                rows = self.look_up(ids, item.epoch, str(worker.device), text_ids)
+                read = {name: computed[name].cpu().numpy() for name in _READ if name in computed}
+                rows = self.look_up(ids, item.epoch, str(worker.device), read)
                 rest = {name: torch.from_numpy(column).to(worker.device) for name, column in rows.items()}
                 yield cast(Batch, {name: column for name, column in computed.items() if name in self.columns} | rest)
 

@@ -69,7 +69,7 @@ class Lease:
 
     def _outlive(self, found: dict[str, Any] | None) -> None:
         """Return once a lease is gone, or its holder dead. Raises `Taken` as soon as it is renewed."""
-        if not found or (_ended(found) if isinstance(self._place, str) else found.get("system") == _system()):
+        if not found or _over(self._place, found):
             return
         self._wait()
         until = time.monotonic() + EXPIRY
@@ -119,29 +119,35 @@ class Lease:
                 continue
 
 
-def held(copies: Mapping[str, Path]) -> set[str]:
+def held(copies: Mapping[Path | str, Path]) -> set[Path | str]:
     """Those of these leases that a living process holds, for somebody who only looks.
 
     One that was renewed a moment ago is not watched; the others are, all at once, for as long as two renewals take.
 
     Args:
-        copies: of the lease at each URI, a file with its content and time.
+        copies: of the lease at each place, a file with its content and time. Files in their own place are not locked.
     """
-    found = {uri: lease for uri, copy in copies.items() if (lease := _content(copy.read_bytes())) and not _ended(lease)}
-    living = {uri for uri in found if abs(time.time() - copies[uri].stat().st_mtime) < EXPIRY}
+    read = {place: _content(copy.read_bytes()) for place, copy in copies.items()}
+    found = {place: lease for place, lease in read.items() if lease and not _over(place, lease)}
+    living = {place for place in found if abs(time.time() - copies[place].stat().st_mtime) < EXPIRY}
     until = time.monotonic() + 2 * RENEWAL
     while (doubtful := found.keys() - living) and time.monotonic() < until:
         time.sleep(min(_POLL, RENEWAL))
-        for uri in doubtful:
+        for place in doubtful:
             try:
-                now = _content(storage.read(uri))
+                now = _content(storage.read(place))
             except Missing:
                 now = {}
             if not now:
-                del found[uri]
-            elif now != found[uri]:
-                living.add(uri)
+                del found[place]
+            elif now != found[place]:
+                living.add(place)
     return living
+
+
+def _over(place: Path | str, lease: dict[str, Any]) -> bool:
+    """Whether the holder has ended for sure: on this machine, or, of a file that is not locked, under this system."""
+    return _ended(lease) if isinstance(place, str) else lease.get("system") == _system()
 
 
 def _content(data: bytes) -> dict[str, Any]:

@@ -24,7 +24,7 @@ _MOST_NAMES = 10  # configs listed in one error
 # Keys by which a config belongs to a program: only its configs have all of them.
 _OWN = {
     "pipelines": {"source", "output"},
-    "training": {"image_tower", "text_tower"},
+    "training": {"data", "global_batch_size"},
     "evaluation": {"data", "output"},
     "tuning": {"base"},
 }

@@ -102,7 +102,7 @@ class Simulator:
         if self._cluster is None:
             os.environ.pop("RAY_ADDRESS", None)
             os.environ["XDG_CACHE_HOME"] = self._cache()
-            self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+            self._cluster = _head()
             ray.init(self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         assert self._cluster is not None
         self._take_away(time.monotonic() + NOTICE)
@@ -160,7 +160,9 @@ class Simulator:
     def _place(self, schedule: Schedule, name: str, aside: Path) -> Place:
         if schedule.storage == "s3":
             assert self._store is not None
-            return InStore(self._store, name, aside / "brought")
+            place = InStore(self._store, name, aside / "brought")
+            place.delete()  # what a broken run has left
+            return place
         if not schedule.has("full-disk"):
             return OnDisk(aside, name)
         if self._small is None:
@@ -367,6 +369,15 @@ class Simulator:
             if time.monotonic() > end:
                 raise Broken(told())
             time.sleep(0.1)
+
+
+def _head() -> Cluster:
+    """A cluster of its head alone, which on a busy machine may not start in time, as other nodes."""
+    options = {"num_cpus": 0, "include_dashboard": False}
+    for _ in range(4):
+        with suppress(Exception):
+            return Cluster(initialize_head=True, head_node_args=options)
+    return Cluster(initialize_head=True, head_node_args=options)
 
 
 def _group_is_there(run: Path) -> bool:

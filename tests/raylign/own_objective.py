@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.dataset.batch import Batch
+from pipelines.dataset.batch import Batch, Needs
 from training.distributed import all_gather, first_row, rank
 from training.objectives.base import Embeddings, Loss, Objective, ObjectiveSettings, Task
 
@@ -46,6 +46,28 @@ class PlainLoss(Objective):
 
     def update(self, batch: Batch, loss: Loss) -> None:
         self.mean.lerp_(all_gather(loss.state["text"]).mean(0), 0.5)
+
+
+class Many(Plain):
+    """With several captions of an image and three label columns, of which two are texts."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(captions=3, texts=("a", "b"), numbers=("c",))
+
+    def build(self, task: Task) -> Objective:
+        class Manifold(PlainLoss):
+            def texts(self, embeddings: Embeddings) -> Tensor:
+                return all_gather(embeddings.text + embeddings.more_projection.sum(1) / 9)
+
+            def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
+                loss = super().forward(embeddings, batch)
+                wrong = embeddings.label_projection * batch["label_there"][..., None] * batch["numbers"][..., None]
+                cosines = (embeddings.image[:, None] * wrong).sum(-1)
+                assert cosines.shape == (len(embeddings.image), 2) and embeddings.more_projection.shape[1] == 2
+                return loss._replace(total=loss.total + cosines.mean())
+
+        return Manifold(self, task)
 
 
 class OwnRowsOnly(Plain):

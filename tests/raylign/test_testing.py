@@ -7,7 +7,11 @@ from tests.raylign import own_objective
 from training.objectives.psd import PsdSettings
 
 
-@pytest.mark.parametrize("settings", [own_objective.Plain(scale=3), PsdSettings(temperature=0.2)], ids=["own", "psd"])
+@pytest.mark.parametrize(
+    "settings",
+    [own_objective.Plain(scale=3), PsdSettings(temperature=0.2), own_objective.Many(scale=3)],
+    ids=["own", "psd", "many"],
+)
 def test_what_keeps_the_laws_passes(settings: own_objective.Plain) -> None:
     check_objective(settings)
 

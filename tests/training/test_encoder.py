@@ -1,7 +1,10 @@
 """The dual encoder: unit rows, heads, and what frozen and locked towers leave out."""
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from pipelines.dataset.batch import Batch
 from pipelines.dataset.views import UNCHANGED
@@ -9,6 +12,7 @@ from tests.refusals import refused
 from training.encoder import AugmentedHead, DualEncoder, IdentityHead, LinearHead, MlpHead, build_encoder
 from training.precision import unit
 from training.towers.image import ConvSettings, ImageTowerSettings, TimmSettings
+from training.towers.padding import shortened
 from training.towers.text import BagSettings, TextTowerSettings, TransformerSettings
 
 VOCABULARY, TOKENS, ROWS = 70, 6, 5
@@ -53,9 +57,9 @@ def test_rows_are_unit_vectors_in_single_precision(autocast: bool) -> None:
 
 def test_the_same_rows_whether_a_batch_or_one_side_is_asked_for() -> None:
     encoder, batch = encoder_of().eval(), batch_of()
-    image, text, *_ = encoder(batch)
-    torch.testing.assert_close(encoder.embed_images(batch["image"]), image)
-    torch.testing.assert_close(encoder.embed_texts(batch["text"], batch["text_mask"]), text)
+    found = encoder(batch)
+    torch.testing.assert_close(encoder.embed_images(batch["image"]), found.image)
+    torch.testing.assert_close(encoder.embed_texts(batch["text"], batch["text_mask"]), found.text)
 
 
 def test_a_row_of_zeros_stays_finite() -> None:
@@ -69,10 +73,10 @@ def test_locked_towers_are_not_there_and_their_features_are_used() -> None:
     encoder, batch = encoder_of(widths=(9, 7)), batch_of()
     assert encoder.image_tower is None and encoder.text_tower is None
     assert set(encoder.state_dict()) == {"image_head.weight", "text_head.weight"}
-    image, text, image_projection, *_ = encoder(batch)
-    torch.testing.assert_close(image_projection, batch["image_features"] @ encoder.image_head.weight.T)
-    torch.testing.assert_close(image, unit(batch["image_features"] @ encoder.image_head.weight.T))
-    torch.testing.assert_close(text, encoder.embed_texts(batch["text_features"]))
+    found = encoder(batch)
+    torch.testing.assert_close(found.image_projection, batch["image_features"] @ encoder.image_head.weight.T)
+    torch.testing.assert_close(found.image, unit(batch["image_features"] @ encoder.image_head.weight.T))
+    torch.testing.assert_close(found.text, encoder.embed_texts(batch["text_features"]))
     half = encoder_of(widths=(None, 7))
     assert not any(name.startswith("text_tower") for name in half.state_dict())
     assert any(name.startswith("image_tower") for name in half.state_dict())
@@ -86,7 +90,7 @@ def test_strong_views_go_through_the_same_tower_and_head() -> None:
     assert found.strong_features.shape == (ROWS, 2, 16) and found.strong_projection.shape == (ROWS, 2, 12)
     torch.testing.assert_close(found.strong_projection[:, 0], found.image_projection.flip(0))
     torch.testing.assert_close(found.strong_projection[:, 1], encoder.image_head(found.strong_features[:, 1]))
-    assert encoder(batch).strong_features is None
+    assert "strong_features" not in encoder(batch)
 
 
 @pytest.mark.parametrize("text", [None, TransformerSettings(name="transformer", width=16, layers=1, heads=2, max_tokens=TOKENS)])
@@ -96,7 +100,7 @@ def test_captions_with_hidden_words_leave_their_states(text: TextTowerSettings |
     masked = batch["text"].roll(1, dims=1)
     labels = torch.full_like(masked, -100)
     found = encoder({**batch, "masked_text": masked, "masked_labels": labels})
-    assert found.text_states.shape == (ROWS, TOKENS, 16) and encoder(batch).text_states is None
+    assert found.text_states.shape == (ROWS, TOKENS, 16) and "text_states" not in encoder(batch)
     torch.testing.assert_close(found.text, encoder(batch).text)
     shared = encoder({**batch, "text": masked, "masked_labels": labels})
     torch.testing.assert_close(shared.text_states, found.text_states)
@@ -108,7 +112,26 @@ def test_a_caption_in_other_words_goes_through_the_same_tower_and_head() -> None
     encoder, batch = encoder_of().eval(), batch_of()
     found = encoder({**batch, "other_text": batch["text"].flip(0), "other_mask": batch["text_mask"].flip(0)})
     torch.testing.assert_close(found.other_projection, found.text_projection.flip(0))
-    assert encoder(batch).other_projection is None
+    assert "other_projection" not in encoder(batch)
+
+
+def test_several_texts_of_a_row_go_through_the_same_tower_and_head() -> None:
+    """Also where padding is cut to the longest; a locked tower's features go through the head."""
+    encoder, batch = encoder_of().eval(), batch_of()
+    ids = torch.stack([batch["text"].flip(0), batch["text"]], dim=1)
+    mask = torch.stack([batch["text_mask"].flip(0), batch["text_mask"]], dim=1)
+    found = encoder({**batch, "more_text": ids, "more_mask": mask, "label_text": ids.flip(1), "label_mask": mask.flip(1)})
+    torch.testing.assert_close(found.more_projection[:, 0], found.text_projection.flip(0))
+    torch.testing.assert_close(found.more_projection[:, 1], found.text_projection)
+    torch.testing.assert_close(found.label_projection, found.more_projection.flip(1))
+    padded = {"more_text": F.pad(ids, (0, 40), value=3), "more_mask": F.pad(mask, (0, 40))}
+    cut: Any = shortened({**batch, **padded}, {"more_mask"})
+    assert cut["more_text"].shape == cut["more_mask"].shape and cut["more_text"].shape[2] < 40
+    torch.testing.assert_close(encoder(cut).more_projection, found.more_projection)
+    locked = encoder_of(widths=(9, 7))
+    features = torch.stack([batch["text_features"]] * 3, dim=1)
+    found = locked({**batch, "more_features": features})
+    torch.testing.assert_close(found.more_projection[:, 2], found.text_projection)
 
 
 def test_an_augmented_head_reads_what_was_done_and_infers_as_if_nothing_was() -> None:
@@ -145,8 +168,8 @@ def test_frozen_towers_get_no_gradient_and_never_change() -> None:
 
 def test_trainable_towers_get_gradients_everywhere() -> None:
     encoder = encoder_of(text=TransformerSettings(name="transformer", width=16, layers=1, max_tokens=TOKENS))
-    image, text, *_ = encoder(batch_of())
-    (image[:, 0].sum() + text[:, 0].sum()).backward()
+    found = encoder(batch_of())
+    (found.image[:, 0].sum() + found.text[:, 0].sum()).backward()
     assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
 
 

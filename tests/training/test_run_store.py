@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -25,10 +26,11 @@ from tests.refusals import refused
 from training import placement, run_store
 from training.checkpoint import find_checkpoint
 from training.checkpoint_registry import seal, settle
-from training.metrics_file import read_metrics
+from training.metrics_file import append_lines, read_metrics
 from training.metrics_log import MetricsLog
 from training.run import only_one
 from training.run_store import RunStore, appended, finished, kept, place_of, store_of
+from training.sessions import SESSIONS
 from training.status import main, status_of
 from training.working_copy import settled, working_copy
 
@@ -300,7 +302,10 @@ def test_one_process_holds_a_run_on_a_disk(tmp_path: Path, monkeypatch: pytest.M
     process.join()
     with only_one(run, Told(told)):
         assert told == []
+    append_lines(run / SESSIONS, [{"event": "start", "time": time.time(), "total": 3, "seen": None}])
+    assert status_of(run).state == "failed"
     process = hold("another")
+    assert status_of(run).state == "running", "whose lock is not seen here"
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", lambda *_: None)
         with refused("name", run, remedy="name="), only_one(run, Told(told)):

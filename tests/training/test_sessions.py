@@ -144,6 +144,11 @@ def test_the_command_tells_of_one_run_and_of_all(tmp_path: Path, eventful: Path,
     assert main(["status", str(eventful)]) == 0
     told = capsys.readouterr().out
     assert all(part in told for part in ("worker 1 died", "10 of 10", "0.07 GPU hours", "a, b"))
+    hours = status_of(eventful).costs["worker_hours"]
+    assert main(["status", str(eventful), "--price", "1000"]) == 0
+    assert f"{hours * 1000:,.2f} at 1000" in capsys.readouterr().out
+    assert main(["status", str(tmp_path), "--price", "1000"]) == 0
+    assert f" {hours * 1000:,.2f}" in capsys.readouterr().out
     assert main(["status", str(tmp_path)]) == 0
     table = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[2:]}
     assert "failed" in table["other"] and "1,234" in table["other"] and "2 1" in table["eventful"]

@@ -132,13 +132,18 @@ def test_with_dropout_the_gradient_is_that_of_the_loss_that_was_reported(batch: 
         torch.manual_seed(seed + part)
         rows = slice(part * size, (part + 1) * size)
         found.append(by_hand.encoder({name: column[rows] for name, column in batch.items()}))  # type: ignore[index]
-    embeddings = Embeddings(*(torch.cat(rows) for rows in zip(*(part[:4] for part in found), strict=True)))
+    embeddings = joined(found)
     total = by_hand.objective(embeddings, batch).total
     total.backward()
     assert float(loss.total.detach()) == pytest.approx(float(total.detach()), rel=1e-6)
     expected = gradients(by_hand)
     for name, gradient in gradients(state).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def joined(parts: list[Embeddings]) -> Embeddings:
+    """The rows of all parts."""
+    return Embeddings(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
 class Dropped(nn.Module):
@@ -174,8 +179,8 @@ def test_parts_of_a_compiled_encoder_see_the_masks_of_the_loss(batch: Batch, mon
     found = []
     for part in range(2):
         torch.manual_seed(seed + part)
-        found.append(compiled({name: column.chunk(2)[part] for name, column in batch.items()})[:4])  # type: ignore[attr-defined]
-    objective(Embeddings(*map(torch.cat, zip(*found, strict=True))), batch).total.backward()
+        found.append(compiled({name: column.chunk(2)[part] for name, column in batch.items()}))  # type: ignore[attr-defined]
+    objective(joined(found), batch).total.backward()
     for parameter, gradient in zip(encoder.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
 

@@ -91,8 +91,9 @@ def test_a_teacher_of_images_runs_no_texts() -> None:
             super().__init__()
             self.layer = nn.Linear(3, 2)
 
-        def images(self, batch: Batch) -> tuple[torch.Tensor, None, torch.Tensor]:
-            return self.layer(batch["image_features"]), None, self.layer(batch["strong"])
+        def images(self, batch: Batch) -> dict[str, torch.Tensor]:
+            strong = self.layer(batch["strong"])
+            return {"image_projection": self.layer(batch["image_features"]), "strong_projection": strong}
 
     student = Images()
     teacher = EmaSettings(momentum=0.5, final_momentum=0.5).build(student, 10, images_only=True)

@@ -11,14 +11,18 @@ from pipelines.program.own_class import OrOwn
 from training.objectives.a_clip_ping import AClipPingSettings
 from training.objectives.albef import AlbefSettings
 from training.objectives.base import ForeignObjective, ObjectiveSettings
+from training.objectives.captions import CaptionsSettings
 from training.objectives.clip import ClipSettings
 from training.objectives.clip_ping import ClipPingSettings
 from training.objectives.cyclip import CyClipSettings
+from training.objectives.dcl import DclSettings
 from training.objectives.declip import DeclipSettings
 from training.objectives.distill import DistillSettings
 from training.objectives.fastclip import FastClipSettings
 from training.objectives.isogclr import ISogClrSettings
+from training.objectives.matryoshka import MatryoshkaSettings
 from training.objectives.mcd import McdSettings
+from training.objectives.negclip import NegClipSettings
 from training.objectives.onlineclr import OnlineClrSettings
 from training.objectives.psd import PsdSettings
 from training.objectives.siglip import SigLipSettings
@@ -26,6 +30,7 @@ from training.objectives.slip import SlipSettings
 from training.objectives.sogclr import SogClrSettings
 from training.objectives.uniclip import UniClipSettings
 from training.objectives.vicreg import VicRegSettings
+from training.objectives.weighted import WeightedSettings
 
 ObjectiveUnion = Annotated[
     ClipSettings
@@ -44,7 +49,12 @@ ObjectiveUnion = Annotated[
     | AClipPingSettings
     | McdSettings
     | DeclipSettings
-    | DistillSettings,
+    | DistillSettings
+    | DclSettings
+    | MatryoshkaSettings
+    | NegClipSettings
+    | WeightedSettings
+    | CaptionsSettings,
     Field(discriminator="name"),
     OrOwn(ObjectiveSettings, ForeignObjective),
 ]

@@ -90,7 +90,6 @@ class Declip(Clip):
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
         settings, scale = self._settings, self.scale()
-        assert embeddings.strong_projection is not None and embeddings.other_projection is not None
         candidates = find_candidates(embeddings, batch, self._mask)
         views = [embeddings.image, unit(embeddings.strong_projection[:, 0])]
         texts = [embeddings.text, unit(embeddings.other_projection)]
@@ -107,7 +106,6 @@ class Declip(Clip):
         past = self.queue[:filled], self.ids[:filled]
         losses["neighbours"] = neighbour_contrast(views, texts, pair_ids(batch), past, candidates.targets, scale, self._mask)
         if settings.mlm:
-            assert embeddings.text_states is not None
             losses["mlm"] = masked_loss(self.words, embeddings.text_states, batch["masked_labels"])
         total = torch.stack([getattr(settings, name) * value for name, value in losses.items()]).sum()
         metrics = {"temperature": 1 / scale.detach()} | {name: value.detach() for name, value in losses.items()}

@@ -82,7 +82,6 @@ class Mcd(Clip):
             self.words = nn.Linear(task.states_width, task.vocabulary_size)
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
-        assert embeddings.strong_projection is not None
         scale, candidates = self.scale(), find_candidates(embeddings, batch, self._mask)
         grown = self.progress(int(self.step))
         strong = unit(embeddings.strong_projection[:, 0])
@@ -98,7 +97,6 @@ class Mcd(Clip):
             distil = settings.positive * positive + settings.negative * negative + settings.noisy * noisy
             total, metrics["distil"] = total + grown * distil, distil.detach()
         if settings.mlm:
-            assert embeddings.text_states is not None
             words = masked_loss(self.words, embeddings.text_states, batch["masked_labels"])
             total, metrics["mlm"] = total + settings.mlm * words, words.detach()
         return Loss(total, metrics)

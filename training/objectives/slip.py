@@ -61,7 +61,6 @@ class Slip(Clip):
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
         clip = super().forward(embeddings, batch)
-        assert embeddings.strong_features is not None
         views = torch.stack([self.head(view) for view in embeddings.strong_features.unbind(1)], dim=1)
         views_loss = nt_xent(unit(views), self._scale, batch["image_id"] if self._mask else None).mean()
         metrics = {"clip": clip.total.detach(), "views": views_loss.detach()}

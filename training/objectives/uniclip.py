@@ -62,7 +62,6 @@ class UniClip(Objective):
         self.offsets = nn.Parameter(torch.zeros(3))
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
-        assert embeddings.strong_projection is not None
         strong = unit(embeddings.strong_projection).unbind(1)
         rows = [embeddings.image, *strong, embeddings.text]
         # For each pair of rows, which of the three applies.

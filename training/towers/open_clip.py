@@ -3,6 +3,7 @@
 import difflib
 import json
 import tempfile
+import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
@@ -95,6 +96,7 @@ class _OpenClipSettings(TowerSettings):
                 self.model,
                 pretrained=str(path or self.weights),
                 force_preprocess_cfg=None if path is None else self._preprocessing(path, published, key),
+                **({"init_logit_bias": 0.0} if path is not None and has_bias(path) else {}),
             )
         except UserError:
             raise
@@ -145,6 +147,21 @@ class _OpenClipSettings(TowerSettings):
                 f"put open_clip_config.json beside it, or pass one of the tags {', '.join(published)}",
             )
         return configs[0] if configs else None
+
+
+def has_bias(path: Path) -> bool:
+    """Whether a file of weights has SigLIP's bias, which open_clip loads only into a model that is built with one."""
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            return "logit_bias" in file.keys()  # noqa: SIM118  it is no mapping
+    # The names are in it as they are; to unpickle them could run code.
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(b"logit_bias" in archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
+    except zipfile.BadZipFile:  # of which open_clip tells, if it cannot read it either
+        return False
 
 
 class OpenClipImageSettings(_OpenClipSettings, ImageTowerSettings):
@@ -204,7 +221,7 @@ class OpenClipTextSettings(_OpenClipSettings, TextTowerSettings):
 class _OpenClipText(TextTower):
     def __init__(self, model: Any, width: int, context: int):
         super().__init__()
-        model.visual = None
+        model.visual = model.logit_bias = None
         self.model, self.width, self.states_width, self._context = model, width, 0, context
         # CoCa's decoder, which writes captions, does not run.
         ids = torch.ones(1, context, dtype=torch.int64)

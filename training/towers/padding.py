@@ -23,6 +23,8 @@ _PROBES = ("a", "a red apple on the table")
 _COVERED = {
     "text_mask": ("text", "text_mask", "masked_text", "masked_labels"),
     "other_mask": ("other_text", "other_mask"),
+    "more_mask": ("more_text", "more_mask"),
+    "label_mask": ("label_text", "label_mask"),
     "frozen_mask": ("frozen_text", "frozen_mask"),
 }
 
@@ -45,7 +47,7 @@ def shortened(batch: Batch, masks: Collection[str]) -> Batch:
     for mask in masks:
         if mask in columns:
             length = _length(columns[mask])
-            columns = columns | {name: columns[name][:, :length] for name in _COVERED[mask] if name in columns}
+            columns = columns | {name: columns[name][..., :length] for name in _COVERED[mask] if name in columns}
     return cast(Batch, columns)
 
 
@@ -82,7 +84,7 @@ def _close(rows: Tensor, full: Tensor) -> bool:
 
 
 def _length(mask: Tensor) -> int:
-    """Positions up to the last that any row of a mask [n, L] uses, rounded up."""
-    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    last = max(1, int((mask.any(0) * positions).max()))
-    return min(-(-last // _MULTIPLE) * _MULTIPLE, mask.shape[1])
+    """Positions up to the last that any row of a mask [n, L] or [n, K, L] uses, rounded up."""
+    positions = torch.arange(1, mask.shape[-1] + 1, device=mask.device)
+    last = max(1, int((mask.flatten(0, -2).any(0) * positions).max()))
+    return min(-(-last // _MULTIPLE) * _MULTIPLE, mask.shape[-1])

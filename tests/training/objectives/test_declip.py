@@ -43,7 +43,7 @@ def declip(x: Tensor, a: Tensor, y: Tensor, z: Tensor, settings: DeclipSettings 
     objective.queue[: len(QUEUE), : QUEUE.shape[1]] = QUEUE
     objective.ids[: len(QUEUE)] = torch.arange(len(QUEUE))[:, None] + 100
     objective.pushed.fill_(len(QUEUE))
-    embeddings = Embeddings(x, y, x, y, a[:, None], 2 * a[:, None], None, 3 * z)
+    embeddings = Embeddings(x, y, x, y, strong_projection=2 * a[:, None], other_projection=3 * z)
     return objective(embeddings, ids(len(x)) | batch), objective
 
 
@@ -197,7 +197,7 @@ def test_a_run_whose_queue_outlasts_the_data_never_finds_a_caption_itself(size: 
         a, other_noise = random_pairs(6, seed=100 + at)
         y, z = (nn.functional.normalize(captions[pair_ids[1]] + 0.05 * part) for part in (noise, other_noise))
         batch = ids(*pair_ids)
-        found = objective(Embeddings(x, y, x, y, a[:, None], a[:, None], None, z), batch)
+        found = objective(Embeddings(x, y, x, y, strong_projection=a[:, None], other_projection=z), batch)
         entries = list(queue)
         expected = naive_term([x.tolist(), a.tolist()], [y.tolist(), z.tolist()], pair_ids, entries, mask)
         assert_near(found.metrics["neighbours"], expected, 1e-10)
@@ -224,12 +224,12 @@ def test_without_a_neighbour_there_is_no_term_and_no_gradient() -> None:
     for _ in range(2):
         x = X.clone().requires_grad_()
         batch = ids([4, 4, 4])
-        found = objective(Embeddings(x, Y, x, Y, A[:, None], A[:, None], None, N), batch)
+        found = objective(Embeddings(x, Y, x, Y, strong_projection=A[:, None], other_projection=N), batch)
         assert float(found.metrics["neighbours"]) == 0.0
         alone = build(SETTINGS.model_copy(update={"neighbours": 0.0}), embed_dim=3)
         alone.load_state_dict(objective.state_dict())
         other = X.clone().requires_grad_()
-        alone(Embeddings(other, Y, other, Y, A[:, None], A[:, None], None, N), batch).total.backward()
+        alone(Embeddings(other, Y, other, Y, strong_projection=A[:, None], other_projection=N), batch).total.backward()
         found.total.backward()
         assert x.grad is not None and bool(x.grad.any()) and torch.equal(x.grad, other.grad)
         objective.update(batch, found)

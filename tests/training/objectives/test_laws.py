@@ -61,6 +61,10 @@ SOFT: dict[str, dict[str, Any]] = {name: {"name": name, "temperature": 0.2} for 
     "clip-ping": {"name": "clip-ping", "temperature": 0.2, "neighbour_temperature": 0.3},
     "a-clip-ping": {"name": "a-clip-ping", "temperature": 0.2, "neighbour_temperature": 0.3, "queue": 31},
     "distill": {"name": "distill", "temperature": 0.2, "teacher_temperature": 0.3, "feature": 0.5},
+    "dcl": {"name": "dcl", "temperature": 0.2, "learn_temperature": True},
+    "negclip": {"name": "negclip", "temperature": 0.2, "negatives": ["swapped", "other"]},
+    "captions": {"name": "captions", "temperature": 0.2, "captions": 3},
+    "matryoshka": {"name": "matryoshka", "temperature": 0.2, "widths": [2, 3]},
     "uniclip": {"name": "uniclip", "temperature": 0.2, "image_temperature": 0.3, "text_temperature": 0.4},
 }
 VARIANTS = SOFT | {
@@ -92,6 +96,9 @@ VARIANTS = SOFT | {
     "mcd-weighted": SOFT["mcd"] | {"positive": 0.5, "negative": 2.0, "noisy": 0.0, "progress": 0.7},
     "declip-short": SOFT["declip"] | {"queue": 7, "mlm": 0},
     "declip-unmasked": SOFT["declip"] | {"mask_false_negatives": False, "queue": 200},
+    "dcl-weighted": SOFT["dcl"] | {"sigma": 0.5, "mask_false_negatives": False},
+    "captions-unmasked": SOFT["captions"] | {"mask_false_negatives": False},
+    "weighted-unmasked": SOFT["weighted"] | {"mask_false_negatives": False},
     "uniclip-plain": SOFT["uniclip"] | {"codes": False},
     "uniclip-unmasked": SOFT["uniclip"] | {"mask_false_negatives": False},
 }
@@ -127,6 +134,9 @@ def settings_of(objective: dict[str, Any], accumulate: int = 1, rows: int = ROWS
 WORDS = torch.randn(TASK.vocabulary_size, WIDTH, generator=torch.Generator().manual_seed(400), dtype=torch.float64)
 
 
+SEVERAL: dict[str, Any] = {"more": "more_features", "label": "label_text"}  # columns of several texts of a pair
+
+
 class Linear(nn.Module):
     """Two linear maps in float64, which `DualEncoder` never is."""
 
@@ -136,15 +146,13 @@ class Linear(nn.Module):
 
     def forward(self, batch: Batch) -> Embeddings:
         image, text = self.image(batch["image_features"]), self.text(batch["text_features"])
-        _, strong, _ = self.images(batch)
-        states = self.text(WORDS[batch["masked_text"]])
-        return Embeddings(
-            F.normalize(image), F.normalize(text), image, text, strong, strong, states, self.text(batch["other_text"])
-        )
+        others = {"text_states": self.text(WORDS[batch["masked_text"]]), "other_projection": self.text(batch["other_text"])}
+        others |= {f"{kind}_projection": self.text(batch[column]) for kind, column in SEVERAL.items()}
+        return Embeddings(F.normalize(image), F.normalize(text), text_projection=text, **self.images(batch), **others)
 
-    def images(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def images(self, batch: Batch) -> dict[str, Tensor]:
         strong = self.image(batch["strong"])
-        return self.image(batch["image_features"]), strong, strong
+        return {"image_projection": self.image(batch["image_features"]), "strong_features": strong, "strong_projection": strong}
 
 
 def frozen_columns(ids: Tensor, image_width: int, text_width: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -164,6 +172,19 @@ def hidden_words(step: int) -> dict[str, Tensor]:
     return {"masked_text": texts.masked_fill(hidden, 1), "masked_labels": texts.masked_fill(~hidden, -100)}
 
 
+def several_texts(step: int) -> dict[str, Tensor]:
+    """Ids of two other captions of every pair, of which some are the pair's own or another's; and what is there of two labels:
+    of some pairs nothing, and of the first worker of three nothing at all. Weights, of which some are 0."""
+    random = torch.Generator().manual_seed(600 + step)
+    own = (TEXTS + 5 * step) % TASK.num_texts
+    ids = torch.where(
+        torch.rand(ROWS, 2, generator=random) < 0.3, own[:, None], torch.randint(TASK.num_texts, (ROWS, 2), generator=random)
+    )
+    there = (torch.rand(ROWS, 2, generator=random) < 0.7) & (torch.arange(ROWS)[:, None] >= 4)
+    weights = 0.02 * torch.rand(ROWS, 1, generator=random, dtype=torch.float64)
+    return {"more_id": ids, "label_there": there, "numbers": weights * (torch.arange(ROWS)[:, None] % 4 > 0)}
+
+
 def batch_of(step: int, shuffle: int = 0, rows: int = ROWS) -> Batch:
     """A step's global batch. Samples come back in later steps, on other workers; `shuffle` deals them out in another way."""
     image_id, text_id = (IMAGES + 5 * step) % TASK.num_images, (TEXTS + 5 * step) % TASK.num_texts
@@ -175,6 +196,8 @@ def batch_of(step: int, shuffle: int = 0, rows: int = ROWS) -> Batch:
     batch |= frozen_columns(image_id, *TASK.frozen_widths, torch.float64) | {"sample_id": image_id + 40}
     batch["neighbour_ids"][step % ROWS, 1] = -1  # an image that nothing is near to
     batch |= hidden_words(step) | {"other_text": texts[text_id].flip(1)}
+    batch |= several_texts(step)
+    batch |= {"more_features": texts[batch["more_id"]], "label_text": texts[batch["more_id"].flip(0)]}
     batch["strong"] = batch["image_features"][:, None] + 0.5 * shifts
     return Batch(**{name: column[order] for name, column in batch.items()})  # type: ignore[typeddict-item]
 
@@ -380,6 +403,11 @@ def trained(objective: dict[str, Any]) -> tuple[TrainState, Batch, Embeddings]:
         return state, batch, state.encoder(batch)
 
 
+def leaves(rows: Embeddings) -> Embeddings:
+    """Copies that take a gradient."""
+    return Embeddings(**{name: part.clone().requires_grad_() for name, part in rows.items()})
+
+
 @every_variant
 def test_forward_can_be_replayed(variant: str) -> None:
     """Twice the same loss, metrics and gradient, and nothing has changed: no parameter, no state, no batch."""
@@ -389,10 +417,10 @@ def test_forward_can_be_replayed(variant: str) -> None:
     found = []
     for _ in range(2):
         objective.zero_grad()
-        embeddings = Embeddings(*(part.clone().requires_grad_() for part in rows))
+        embeddings = leaves(rows)
         loss = objective(embeddings, batch)
         loss.total.backward()
-        inputs = [*embeddings, *objective.parameters()]
+        inputs = [*embeddings.values(), *objective.parameters()]
         found.append((loss, [torch.zeros(()) if p.grad is None else p.grad.clone() for p in inputs]))
         assert any(bool(gradient.any()) for gradient in found[-1][1])
     (first, first_gradients), (second, second_gradients) = found
@@ -441,14 +469,18 @@ def test_it_asks_for_what_it_reads_and_no_more(variant: str) -> None:
         "masked_text",
         "other_text",
         "other_mask",
+        "more_features",
+        "label_text",
+        "label_mask",
     }
     wanted |= set(batch) - set(batch_of(3))
     if needs.frozen_encoders == "live":
         wanted = wanted - {"frozen_text", "frozen_mask"} | {"frozen_image_features", "frozen_text_features"}
     own = {"image_id", "text_id", "sample_id", "masked_labels", "neighbour_ids", "frozen_image_features", "frozen_text_features"}
+    own |= {"more_id", "label_there", "numbers"}
     assert wanted <= own | {"teacher_image", "teacher_text", "teacher_strong"}
     recorded: Any = Recorded({name: batch[name] for name in wanted})  # type: ignore[literal-required]
-    embeddings = Embeddings(*(part.clone().requires_grad_() for part in rows))
+    embeddings = leaves(rows)
     state.objective.update(recorded, state.objective(embeddings, recorded))
     unmasked = VARIANTS[variant].get("mask_false_negatives") is False
     if variant.startswith("a-clip-ping"):  # which pairs show one image it must always know
@@ -465,14 +497,15 @@ def objective_of(name: str, **changes: Any) -> Objective:
 @every_objective
 def test_a_batch_without_negatives_is_finite_or_refused(name: str) -> None:
     """One image twelve times."""
-    rows = Embeddings(*(torch.randn(ROWS, EMBED_DIM, generator=torch.Generator().manual_seed(i)) for i in range(4)))
+    rows = [torch.randn(ROWS, EMBED_DIM, generator=torch.Generator().manual_seed(i)) for i in range(4)]
     strong = torch.randn(ROWS, 2, EMBED_DIM, generator=torch.Generator().manual_seed(9))
     states = torch.randn(ROWS, 5, EMBED_DIM, generator=torch.Generator().manual_seed(10))
-    parts = [*(F.normalize(part) for part in rows[:2]), *rows[2:4], strong, strong.clone(), states, rows[3].clone()]
-    embeddings = Embeddings(*(part.requires_grad_() for part in parts))
+    others = {"strong_features": strong, "strong_projection": strong, "text_states": states, "other_projection": rows[3]}
+    others |= {f"{kind}_projection": strong for kind in SEVERAL}
+    embeddings = leaves(Embeddings(F.normalize(rows[0]), F.normalize(rows[1]), rows[2], rows[3], **others))
     batch: Any = {"image_id": torch.full((ROWS,), 3), "text_id": torch.arange(ROWS)}
     batch |= {"teacher_image": embeddings.image.detach(), "teacher_text": embeddings.text.detach()}
-    batch |= {"teacher_strong": F.normalize(strong, dim=-1)} | hidden_words(0)
+    batch |= {"teacher_strong": F.normalize(strong, dim=-1)} | hidden_words(0) | several_texts(0)
     batch |= frozen_columns(batch["image_id"], *TASK.frozen_widths, torch.float32) | {"sample_id": torch.arange(ROWS)}
     objective = objective_of(name)
     if name == "onlineclr":
@@ -481,7 +514,7 @@ def test_a_batch_without_negatives_is_finite_or_refused(name: str) -> None:
         return
     loss = objective(embeddings, batch)
     loss.total.backward()
-    gradients = [part.grad for part in (*embeddings, *objective.parameters()) if part.grad is not None]
+    gradients = [part.grad for part in (*embeddings.values(), *objective.parameters()) if part.grad is not None]
     assert gradients and all(bool(value.isfinite().all()) for value in (loss.total, *gradients))
     before = {key: value.clone() for key, value in objective.state_dict().items() if "log_u" in key or "velocity" in key}
     objective.update(batch, loss)
@@ -497,14 +530,16 @@ class Free(nn.Module):
         self.shifts = nn.Buffer(0.1 * torch.randn(size, 2, width))
 
     def forward(self, batch: Batch) -> Embeddings:
-        (image, strong, _), text = self.images(batch), self.text(batch["text_id"])
-        other = text + 0.1 * text.detach().flip(1)
-        return Embeddings(F.normalize(image), F.normalize(text), image, text, strong, strong, None, other)
+        images, text = self.images(batch), self.text(batch["text_id"])
+        other, image = text + 0.1 * text.detach().flip(1), images["image_projection"]
+        others = {"other_projection": other, "more_projection": other[:, None].expand(-1, 2, -1)}
+        others["label_projection"] = text.detach().flip(0)[:, None]  # another pair's caption
+        return Embeddings(F.normalize(image), F.normalize(text), text_projection=text, **images, **others)
 
-    def images(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def images(self, batch: Batch) -> dict[str, Tensor]:
         image = self.image(batch["image_id"])
         strong = image[:, None] + self.shifts[batch["image_id"]]
-        return image, strong, strong
+        return {"image_projection": image, "strong_features": strong, "strong_projection": strong}
 
 
 def _margin(rows: Embeddings) -> float:
@@ -545,6 +580,8 @@ def test_it_descends(name: str) -> None:
     for step in range(batches):
         chosen = torch.randperm(size, generator=torch.Generator().manual_seed(step // 2))[step % 2 :: 2]
         batch: Any = {"image_id": chosen, "text_id": chosen, "sample_id": chosen} | frozen_columns(chosen, 16, 16, torch.float32)
+        batch |= {"more_id": chosen[:, None].expand(-1, 2), "numbers": 1.0 + chosen[:, None] % 2}
+        batch["label_there"] = torch.ones(ROWS, 1, dtype=torch.bool)
         loss, _ = train_step(state, batch, settings, 0.05)
         losses.append(float(loss.total.detach()))
     with torch.no_grad():

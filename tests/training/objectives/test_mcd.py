@@ -28,7 +28,7 @@ def mcd(
     objective.step.fill_(step)
     columns: Any = (ids(len(x)) | batch) | {"teacher_image": taught[0], "teacher_strong": taught[1][:, None]}
     strong = (2 * a)[:, None]
-    return objective(Embeddings(x, y, x, y, strong, strong), columns), objective
+    return objective(Embeddings(x, y, x, y, strong_projection=strong), columns), objective
 
 
 def parts(x: Tensor, y: Tensor, a: Tensor, taught: tuple[Tensor, Tensor], distance: Any = "square") -> list[float]:
@@ -159,7 +159,7 @@ def test_without_distillation_it_is_mp_nce_and_runs_no_teacher(keys: dict[str, f
     settings = McdSettings(temperature=0.5, mlm=0, **keys)
     assert isinstance(settings.build_teacher(nn.Linear(2, 2), task()), NoTeacher)
     strong = (2 * A)[:, None]
-    found = build(settings, total_steps=4)(Embeddings(X, Y, X, Y, strong, strong), ids(3))
+    found = build(settings, total_steps=4)(Embeddings(X, Y, X, Y, strong_projection=strong), ids(3))
     assert_near(found.total, 1.446417, 2e-6)
     assert isinstance(McdSettings().build_teacher(nn.Linear(2, 2), task()), EmaTeacher)
 
@@ -234,7 +234,7 @@ def test_hidden_words_add_to_the_total() -> None:
     labels = torch.tensor([[1, -100, -100]] * 6)
     strong = a[:, None]
     batch: Any = ids(6) | {"teacher_image": taught[0], "teacher_strong": taught[1][:, None], "masked_labels": labels}
-    found = objective(Embeddings(x, y, x, y, strong, strong, states), batch)
+    found = objective(Embeddings(x, y, x, y, strong_projection=strong, text_states=states), batch)
     without, _ = mcd(x, y, a, taught)
     words = float(masked_loss(objective.words, states, labels).detach())
     assert_near(found.total - without.total, 0.2 * words, 1e-10)

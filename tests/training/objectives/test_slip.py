@@ -38,7 +38,7 @@ def slip(x: Tensor, y: Tensor, views: Tensor, settings: SlipSettings = SETTINGS,
     objective = build(settings)
     objective.head = nn.Identity()
     columns = ids(batch["image_id"], batch["text_id"]) if batch else ids(len(x))
-    return objective, objective(Embeddings(x, y, x, y, views, views), columns).total
+    return objective, objective(Embeddings(x, y, x, y, strong_features=views), columns).total
 
 
 @pytest.mark.parametrize(("temperature", "expected"), [(0.5, 1.047169), (0.1, 0.377774)])
@@ -121,7 +121,7 @@ def test_the_head_is_the_one_of_the_paper() -> None:
     x, y = random_pairs(9)
     views = torch.randn(9, 2, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     shown = [F.normalize(objective.head(views[:, view])) for view in range(2)]
-    found = objective(Embeddings(x, y, x, y, views, views), ids(9)).metrics["views"]
+    found = objective(Embeddings(x, y, x, y, strong_features=views), ids(9)).metrics["views"]
     assert_near(found, naive(shown[0], shown[1], 0.1, list(range(9))))
 
 

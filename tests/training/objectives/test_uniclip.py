@@ -113,7 +113,7 @@ def forward(x: Tensor, y: Tensor, a: Tensor, **settings: float) -> tuple[Loss, t
     for scale, temperature in zip(objective.scales, temperatures, strict=True):
         scale.log.data.fill_(-math.log(temperature))
     strong = (3 * a)[:, None]
-    return objective(Embeddings(x, y, x, y, strong, strong), ids(len(x))), objective
+    return objective(Embeddings(x, y, x, y, strong_projection=strong), ids(len(x))), objective
 
 
 def test_the_objective_compares_images_texts_and_views_at_temperatures_of_their_own() -> None:
@@ -123,7 +123,7 @@ def test_the_objective_compares_images_texts_and_views_at_temperatures_of_their_
     found, objective = forward(X, Y, A, temperature=0.4, image_temperature=0.5, text_temperature=0.6)
     objective.offsets.data.copy_(torch.tensor([0.0, 0.1, -0.1]))
     strong = A[:, None]
-    assert_near(objective(Embeddings(X, Y, X, Y, strong, strong), ids(3)).total, 1.467147)
+    assert_near(objective(Embeddings(X, Y, X, Y, strong_projection=strong), ids(3)).total, 1.467147)
     assert float(found.metrics["temperature"]) == pytest.approx(0.4, abs=PRINTED)
 
 

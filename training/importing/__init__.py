@@ -1,0 +1,1 @@
+"""Configs from the command lines of other libraries."""
