@@ -17,6 +17,7 @@ from training.encoder import AugmentedHead, HeadSettings, HeadUnion, LinearHead
 from training.learning_rate import ScheduleSettings
 from training.moving_average import AverageSettings
 from training.objectives import ObjectiveUnion
+from training.objectives.base import ForeignObjective
 from training.objectives.clip import ClipSettings
 from training.optimizer import OptimizerSettings
 from training.start import StartUnion, filled
@@ -226,7 +227,9 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _start_gives_what_the_objective_takes(self) -> "TrainSettings":
-        if self.start is not None and self.start.temperature and "temperature" not in type(self.objective).model_fields:
+        objective = type(self.objective)
+        takes = "temperature" in objective.model_fields or issubclass(objective, ForeignObjective)  # read as data
+        if self.start is not None and self.start.temperature and not takes:
             raise ValueError(
                 f"start.temperature: objective.name={self.objective.name} has no temperature; pass start.temperature=false"
             )

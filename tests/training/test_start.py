@@ -18,6 +18,7 @@ from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.stream import Worker
 from pipelines.features.pool import Pool
 from pipelines.program.display import Display
+from pipelines.program.own_class import as_data
 from pipelines.program.settings import validate
 from tests.refusals import refused
 from tests.training.hub import hub
@@ -165,6 +166,13 @@ def test_what_stands_beside_a_start_is_kept_or_refused(squares: Prepared, source
         settings_of(squares, start, image_tower={"name": "conv"})
     with refused("start.name", "openclip", remedy="open_clip"):
         settings_of(squares, {"name": "openclip"})
+
+
+def test_a_started_run_of_somebodys_own_objective_opens_as_data(squares: Prepared, sources: Any) -> None:
+    start, _ = sources["clip"]
+    with as_data():
+        own = settings_of(squares, start, objective={"name": "somebody.elses:Objective", "temperature": 0.1})
+    assert own.objective.name == "somebody.elses:Objective"
 
 
 def test_what_cannot_be_a_start_is_named(squares: Prepared, tmp_path: Path) -> None:
