@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-STEPS = [line.split(None, 1) for line in re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", TEXT, flags=re.MULTILINE)).splitlines() if line]
+JOINED = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", TEXT, flags=re.MULTILINE))
+STEPS = [line.split(None, 1) for line in JOINED.splitlines() if line]
 IGNORED = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
 
 
@@ -21,7 +22,8 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
     assert "." in sources  # after which all that pip needs is there
     for path in {*sources, "pyproject.toml", "README.md", "LICENSE", "raylign/__init__.py", "training/configs/openmoji.yaml"}:
         assert (ROOT / path).exists()
-        assert path == "." or not any(fnmatch.fnmatch(part, rule.removeprefix("**/")) for rule in IGNORED for part in path.split("/"))
+        parts = [] if path == "." else path.split("/")
+        assert not any(fnmatch.fnmatch(part, rule.removeprefix("**/")) for rule in IGNORED for part in parts)
 
 
 def test_its_commands_are_shell_and_use_declared_arguments() -> None:
@@ -32,8 +34,9 @@ def test_its_commands_are_shell_and_use_declared_arguments() -> None:
         assert set(re.findall(r"\$\{?([A-Z_]+)", command)) <= declared
     said = []  # what pip is asked for, with an index and without
     for index in ("", "https://example.org/cpu"):
-        script = f"pip() {{ echo \"$@\"; }}; {commands[0]}"
-        said.append(subprocess.check_output(["sh", "-c", script], cwd=ROOT, env={"TORCH_INDEX": index, "PATH": "/usr/bin:/bin"}, text=True))
+        script = f'pip() {{ echo "$@"; }}; {commands[0]}'
+        env = {"TORCH_INDEX": index, "PATH": "/usr/bin:/bin"}
+        said.append(subprocess.check_output(["sh", "-c", script], cwd=ROOT, env=env, text=True))
     pins = re.findall(r"^(torch(?:vision)?==\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
     assert said[0].split() == ["install", *pins] and len(pins) == 2
     assert said[1].split() == ["install", "--index-url", "https://example.org/cpu", *pins]
