@@ -7,8 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-JOINED = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", TEXT, flags=re.MULTILINE))
-STEPS = [line.split(None, 1) for line in JOINED.splitlines() if line]
+_LINES = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", TEXT, flags=re.MULTILINE)).splitlines()
+STEPS = [line.split(None, 1) for line in _LINES if line]
 IGNORED = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
 
 
@@ -22,8 +22,8 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
     assert "." in sources  # after which all that pip needs is there
     for path in {*sources, "pyproject.toml", "README.md", "LICENSE", "raylign/__init__.py", "training/configs/openmoji.yaml"}:
         assert (ROOT / path).exists()
-        parts = [] if path == "." else path.split("/")
-        assert not any(fnmatch.fnmatch(part, rule.removeprefix("**/")) for rule in IGNORED for part in parts)
+        rules = [rule.removeprefix("**/") for rule in IGNORED]
+        assert path == "." or not any(fnmatch.fnmatch(part, rule) for rule in rules for part in path.split("/"))
 
 
 def test_its_commands_are_shell_and_use_declared_arguments() -> None:
@@ -35,8 +35,8 @@ def test_its_commands_are_shell_and_use_declared_arguments() -> None:
     said = []  # what pip is asked for, with an index and without
     for index in ("", "https://example.org/cpu"):
         script = f'pip() {{ echo "$@"; }}; {commands[0]}'
-        env = {"TORCH_INDEX": index, "PATH": "/usr/bin:/bin"}
-        said.append(subprocess.check_output(["sh", "-c", script], cwd=ROOT, env=env, text=True))
+        environment = {"TORCH_INDEX": index, "PATH": "/usr/bin:/bin"}
+        said.append(subprocess.check_output(["sh", "-c", script], cwd=ROOT, env=environment, text=True))
     pins = re.findall(r"^(torch(?:vision)?==\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
     assert said[0].split() == ["install", *pins] and len(pins) == 2
     assert said[1].split() == ["install", "--index-url", "https://example.org/cpu", *pins]

@@ -255,7 +255,7 @@ class TrainSettings(Settings):
             image_mode=self.image_tower.mode,
             text_mode=self.text_tower.mode,
             image_head=self.heads[0].name,
-            encoders_named=self.frozen_encoders is not None,
+            encoders_named=self.frozen_encoders is not None or self.starts_trained,
             rand_augment=augment is not None and augment.rand_augment is not None,
         )
         return self
@@ -284,6 +284,12 @@ class TrainSettings(Settings):
         """The image head and the text head."""
         image = AugmentedHead(name="augmented") if self.objective.needs.codes else LinearHead(name="linear")
         return self.image_head or image, self.text_head
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether it starts from a dual encoder: pretrained towers, and heads that add nothing."""
+        towers = self.image_tower.pretrained and self.text_tower.pretrained
+        return towers and all(head.name == "identity" for head in self.heads)
 
     @property
     def frozen_encoder_pair(self) -> tuple[ImageTowerSettings, TextTowerSettings]:

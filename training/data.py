@@ -41,7 +41,7 @@ def check_labels(settings: TrainSettings, prepared: Prepared) -> None:
         if name not in labels:
             have = f"it has {', '.join(labels)}" if labels else "it has none"
             problem = f"{settings.objective.name} reads the label column '{name}', which {prepared.path} does not have; {have}"
-            raise UserError("objective", problem, "name another column, or prepare again with source.label=NAME")
+            raise UserError("objective", problem, "name another column, or prepare again with source.columns")
     for name in needs.numbers:
         wrong = next((value for value in labels[name] if not _is_weight(value)), None)
         if wrong is not None:

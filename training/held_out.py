@@ -7,7 +7,7 @@ The result, the page and sweeps read these files, and none of them needs Ray or 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -73,6 +73,13 @@ def merged_scores(scores: Sequence[Scores]) -> dict[str, Any]:
         "baselines": {path: baseline for part in scores for path, baseline in part.baselines.items()},
         "sample_sizes": {path: size for part in scores for path, size in part.sample_sizes.items()},
     }
+
+
+def scores_at_start(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """`start`: what a run that started from a dual encoder scored before its first step, from its lines of metrics."""
+    first = next((line for line in lines if line["step"] == 0), {})
+    metrics = {path: value for path, value in first.items() if "/" in path}
+    return {"start": metrics | mean_recalls(metrics)} if metrics else {}
 
 
 def retrieval_of(data: HeldOut) -> Retrieval | None:

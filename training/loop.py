@@ -78,6 +78,11 @@ def train(
     clock = Clock(settings, state.seconds)
     cut = masks_to_cut(plan, encoder, state)
     encoder.train()
+    if state.step == 0 and settings.starts_trained:
+        scores, _ = validate_held_out(state.evaluated, plan, worker)
+        begun_with = {name: value for split in scores for name, value in split.metrics.items()}
+        report({"step": 0, "epoch": 0.0, "samples": 0, "workers": worker.world_size} | begun_with, None)
+        clock.restart()
     failed: list[Unusable] = []  # rows of this worker, since the last report
     batches = plan.stream.training(plan.order, state.step, plan.total_steps, worker, failed.append)
     while not state.ended:

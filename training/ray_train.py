@@ -130,6 +130,15 @@ def run_workers(
         raise UserError("", f"training stopped: {cause}", _RESUMES) from None
 
 
+def _progress(line: dict[str, Any]) -> str:
+    """A line of metrics.jsonl, for the display."""
+    if line["step"] == 0:
+        return "scored before the first step"
+    loss = f"loss {line['loss']:.3f}" if "loss" in line else "step skipped"
+    skipped = f"  {line['skipped']:,} skipped" if line.get("skipped") else ""
+    return f"{loss}  {line['samples_per_second']:,.0f} samples/s  data wait {line['data_wait']:.0%}{skipped}"
+
+
 class _Follower:
     """A context in which a thread shows progress from metrics.jsonl, while Ray Train blocks the main thread."""
 
@@ -171,11 +180,6 @@ class _Follower:
                     if workers not in (None, line.get("workers")):
                         self._display.line(f"training goes on with {line['workers']} instead of {workers} workers")
                     workers = line.get("workers")
-                    loss = f"loss {line['loss']:.3f}" if "loss" in line else "step skipped"
-                    skipped = f"  {line['skipped']:,} skipped" if line.get("skipped") else ""
-                    task.update(
-                        shown,
-                        f"{loss}  {line['samples_per_second']:,.0f} samples/s  data wait {line['data_wait']:.0%}{skipped}",
-                    )
+                    task.update(shown, _progress(line))
                 if ended:
                     return

@@ -76,6 +76,7 @@ def write_report(run: Path, result: dict[str, Any], data: HeldOut) -> None:
         [*map(html.warning, warnings), _what_was_trained(result, config), report_scores.tiles(result, data)],
         [
             report_scores.test(result, data),
+            report_scores.gained_and_lost(result),
             report_scores.scores(result, data),
             _retrieved(read_held_out(run)["gallery"], data, credit),
             _curves(read_metrics(run / "metrics.jsonl"), result, data),

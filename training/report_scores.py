@@ -93,6 +93,39 @@ def scores(result: dict[str, Any], data: HeldOut) -> html.Section:
     )
 
 
+def gained_and_lost(result: dict[str, Any]) -> html.Section | None:
+    """Scores before the first step and at the end, of a run that started from a dual encoder, on every set that it scores."""
+    start: dict[str, float] = result.get("start") or {}  # not in results of earlier versions
+    rows = []
+    for path in result["metrics"]:
+        if path not in start or not path.endswith(("/top1", "/mean_recall@1")):
+            continue
+        task, dataset, _ = path.split("/")
+        size = result["sample_sizes"].get(path) or result["sample_sizes"][path.replace("mean_", "image_to_text_")]
+        ends = [tuple(100 * end for end in wilson(size * value / 100, size)) for value in (start[path], result["metrics"][path])]
+        change = result["metrics"][path] - start[path]
+        word = "gained" if change > 0 else "lost" if change < 0 else "the same"
+        noise = ", within noise" if change and ends[0][0] <= ends[1][1] and ends[1][0] <= ends[0][1] else ""
+        figures = [
+            html.join(number_format.value(value), html.small(number_format.span(*of)))
+            for value, of in zip((start[path], result["metrics"][path]), ends, strict=True)
+        ]
+        title = html.join(dataset, html.small("R@1, mean of both directions" if task == "retrieval" else "zero-shot, top-1"))
+        rows.append(html.row([title, *figures, f"{change:+.1f}: {word}{noise}", f"{size:,}"], tooltip=path))
+    if not rows:
+        return None
+    return html.section(
+        "gained-and-lost",
+        "What was gained, what was lost",
+        html.paragraph(
+            "The run started from a dual encoder. Its scores before the first step and after the last, on the held-out split and "
+            "on every set of <code>evaluation.extra_datasets</code>, with 95&nbsp;% intervals (Wilson's); within noise: the two "
+            "overlap. <code>wise_ft</code> in an evaluation scores the weights in between."
+        ),
+        html.table("Gained and lost", ("score, %", "start", "end", "change", "n"), rows),
+    )
+
+
 def _reported(result: dict[str, Any]) -> dict[str, Any]:
     """With the scores on the test split, where the run has one."""
     return result | (result.get("test") or {})

@@ -39,7 +39,7 @@ from training.checkpoint_registry import ABOUT, newest_checkpoint, newest_step, 
 from training.config import TrainSettings
 from training.data import check_metric, open_data
 from training.dry_run import check_build, check_towers
-from training.held_out import HELD_OUT, read_held_out
+from training.held_out import HELD_OUT, read_held_out, scores_at_start
 from training.lock import leased, taken
 from training.metrics_file import read_metrics, unusable_reasons
 from training.plan import (
@@ -301,6 +301,7 @@ def result_of(plan: Plan, folder: Path, returned: dict[str, Any], seconds: dict[
         "loss": next((line["loss"] for line in reversed(history) if "loss" in line), None),
         "skipped": returned["skipped"],
         **{name: held_out[name] for name in ("metrics", "baselines", "sample_sizes")},
+        **scores_at_start(history),
         "dataset": {
             "name": prepared.name,
             "path": str(prepared.path),

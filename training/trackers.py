@@ -3,7 +3,7 @@
 Each tracker has a thread of the program's own process, which has the user's environment and reads the file that the run writes
 anyway. So whatever a tracker does, the run goes on: one that fails or hangs is told once, and tried again; what it missed is sent
 then, or by the next start. `trackers.json` in the run's folder has the run's id, the same at each start and on each machine, and
-the last step that each tracker has. A step that is done again after a restart is not sent again.
+the last step that was sent to each tracker. A killed process may not have sent what it noted, so each start asks the tracker.
 
 TensorBoard's events are written by the run itself (metrics_log.py), and a sweep's trials are tracked by Ray Tune's callbacks.
 """
@@ -56,8 +56,8 @@ class Tracker(ABC):
         self.run = run
 
     @abstractmethod
-    def open(self) -> str:
-        """Find the run by its id, or create it. Returns where it is, for people."""
+    def open(self) -> tuple[str, int]:
+        """Find the run by its id, or create it. Returns where it is, for people, and its last step; -1 if it has none."""
 
     @abstractmethod
     def log(self, numbers: dict[str, float], step: int, seconds: float) -> None:
@@ -71,7 +71,7 @@ class Tracker(ABC):
 class Wandb(Tracker):
     """WANDB_PROJECT, WANDB_MODE, WANDB_ENTITY and W&B's other variables are its own to read."""
 
-    def open(self) -> str:
+    def open(self) -> tuple[str, int]:
         import wandb
 
         self._run = wandb.init(
@@ -83,7 +83,10 @@ class Wandb(Tracker):
             resume="allow",
             settings=wandb.Settings(silent=True, console="off"),
         )
-        return f"offline, in {self.run.folder / 'wandb'}" if self._run.offline else str(self._run.url)
+        # Offline, what it had is in folders of earlier starts, the last of it perhaps lost by a kill: this one gets all of it.
+        if self._run.offline:
+            return f"offline, in {self._run.dir.removesuffix('/files')}", -1
+        return str(self._run.url), self._run.step - 1
 
     def log(self, numbers: dict[str, float], step: int, seconds: float) -> None:
         self._run.log(numbers, step=step)
@@ -95,7 +98,7 @@ class Wandb(Tracker):
 class MLflow(Tracker):
     """At MLFLOW_TRACKING_URI, else in a database beside the runs; in the experiment MLFLOW_EXPERIMENT_NAME."""
 
-    def open(self) -> str:
+    def open(self) -> tuple[str, int]:
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
@@ -105,16 +108,19 @@ class MLflow(Tracker):
         experiment = client.get_experiment_by_name(name)
         number = client.create_experiment(name) if experiment is None else experiment.experiment_id
         found = client.search_runs([number], f"tags.`raylign.id` = '{self.run.id}'")
+        last = -1
         if found:
             self._id = found[0].info.run_id
             client.update_run(self._id, status="RUNNING")
+            # Each line has it.
+            last = max((metric.step for metric in client.get_metric_history(self._id, "samples_per_second")), default=-1)
         else:
             made = client.create_run(number, run_name=self.run.name, tags={"raylign.id": self.run.id})
             self._id = made.info.run_id
             params = [Param(key, value[:500]) for key, value in _flat(self.run.config).items()]
             for start in range(0, len(params), 100):  # as many as MLflow takes at a time
                 client.log_batch(self._id, params=params[start : start + 100])
-        return f"{place}, run {self._id}"
+        return f"{place}, run {self._id}", last
 
     def log(self, numbers: dict[str, float], step: int, seconds: float) -> None:
         from mlflow.entities import Metric
@@ -130,13 +136,15 @@ class MLflow(Tracker):
 class Trackio(Tracker):
     """TRACKIO_PROJECT, TRACKIO_SPACE_ID, TRACKIO_DIR and trackio's other variables are its own to read."""
 
-    def open(self) -> str:
+    def open(self) -> tuple[str, int]:
         import trackio
 
         project, name = os.environ.get("TRACKIO_PROJECT", _PROJECT), f"{self.run.name}-{self.run.id}"
         quiet: dict[str, Any] = {"auto_log_gpu": False, "auto_log_cpu": False, "embed": False}
         self._run = trackio.init(project, name=name, config=_flat(self.run.config), resume="allow", **quiet)
-        return f"trackio show --project {project}"
+        # It buffers for half a second, which a kill loses, and looks up the last step that it has. Not documented: its default
+        # for a step that is not given.
+        return f"trackio show --project {project}", getattr(self._run, "_next_step", 0) - 1
 
     def log(self, numbers: dict[str, float], step: int, seconds: float) -> None:
         self._run.log(numbers, step=step)
@@ -272,8 +280,9 @@ class _Follower(threading.Thread):
 
     def _send(self) -> None:
         if not self._open:
-            place = self._tracker.open()
+            place, last = self._tracker.open()
             self._open = True
+            self._state.note(self._called, last)
             self._display.line(f"{self._called}: {place}")
         before = after = self._state.sent.get(self._called, -1)
         try:

@@ -47,7 +47,7 @@ def mixed(trained: "Trained", alpha: float) -> "Trained":
 def _start(settings: TowerSettings, key: str, trained: "Trained") -> dict[str, Tensor]:
     """A tower's weights as the run began, by name."""
     name, head = settings.name, trained.settings.heads[key == "text_tower"]  # type: ignore[attr-defined]
-    if settings.weights_name() is None:
+    if not settings.pretrained:
         problem = f"{trained.settings.name} trained its {key} ({name}) from random weights, which had no skill"
         raise UserError(KEY, problem, "give a run that started from a dual encoder")
     if not isinstance(head, IdentityHead):

@@ -124,12 +124,13 @@ class ScheduleSearcher(Searcher):
 class Follow(TrialProgressCallback):
     """Replaces Tune's own progress: calls `on_step` in every iteration of its loop, `on_death` with the name of a dead trial.
 
-    `on_step` gets whether all trials that are under way wait for resources.
+    `on_step` gets whether all trials that are under way wait for resources. `keep`: whether loggers need the settings of a trial
+    that has ended. Tune keeps every trial, and its state as text, until the sweep ends, and most of both are its settings.
     """
 
-    def __init__(self, on_step: Callable[[bool], None], on_death: Callable[[str], None]):
+    def __init__(self, on_step: Callable[[bool], None], on_death: Callable[[str], None], keep: bool = False):
         super().__init__()
-        self._on_step, self._on_death = on_step, on_death
+        self._on_step, self._on_death, self._keep = on_step, on_death, keep
 
     def __getstate__(self) -> dict[str, Any]:
         """Empty, as the searcher's."""
@@ -145,11 +146,16 @@ class Follow(TrialProgressCallback):
     def on_trial_result(self, *_: Any, **info: Any) -> None:
         """Nothing to print."""
 
-    def on_trial_error(self, *_: Any, **info: Any) -> None:
-        """Nothing to print."""
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._let_go(trial)
 
-    def on_trial_complete(self, *_: Any, **info: Any) -> None:
-        """Nothing to print."""
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._let_go(trial)
+
+    def _let_go(self, trial: Any) -> None:
+        if not self._keep:
+            trial.config.pop("tree", None)
+            trial.evaluated_params.clear()
 
 
 def loggers(settings: SweepSettings, folder: Path) -> list[Any]:

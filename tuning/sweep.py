@@ -239,7 +239,7 @@ def _tune(
             run_config=tune.RunConfig(
                 **ray_options(storage.join(plan.place, "tune", f"session-{time.strftime('%Y%m%d-%H%M%S')}")),
                 verbose=0,
-                callbacks=[Follow(on_step, on_death), *callbacks],
+                callbacks=[Follow(on_step, on_death, keep=bool(settings.loggers)), *callbacks],
                 failure_config=tune.FailureConfig(max_failures=settings.retries),
             ),
         )

@@ -74,7 +74,7 @@ class Needs:
 
         Args:
             image_mode, text_mode: modes of the run's towers.
-            encoders_named: whether the config names its frozen encoders.
+            encoders_named: whether the config names its frozen encoders, or the run starts from a dual encoder.
         """
         untrained = ("locked", "frozen")
         if self.strong is not None and image_mode in untrained:
@@ -101,7 +101,7 @@ class Needs:
             raise ValueError(
                 f"frozen_encoders: objective.name={objective} learns from a teacher; name its halves as "
                 "frozen_encoders.image_encoder and frozen_encoders.text_encoder, such as {name: run, path: runs/demo} or "
-                "{name: open_clip, model: ViT-B-32, weights: TAG}"
+                "{name: open_clip, model: ViT-B-32, weights: TAG}, or start from a dual encoder"
             )
         if self.frozen_encoders == "live" and "locked" in (image_mode, text_mode):
             raise ValueError(

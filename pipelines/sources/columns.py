@@ -34,7 +34,7 @@ class Layout:
 
     encoded: tuple[str, ...] | None  # the image's bytes: a column, or a column and the field of its struct
     path: tuple[str, ...] | None  # the image's path or URL, likewise
-    columns: dict[str, str]  # the columns of caption, label, group, key and error, of those that exist
+    columns: dict[str, str]  # the columns of caption, label, group, key and error, of those that exist; of columns:NAME, NAME
     label_names: tuple[str, ...] | None  # the names that numeric labels stand for
 
     def dotted(self, encoded: bool) -> list[str]:
@@ -72,6 +72,9 @@ class ColumnsSource(Source):
     )
     caption: str | None = Field(None, description=f"column of captions, one or a list; null: {', '.join(CAPTIONS)}")
     label: str | None = Field(None, description="column of a label")
+    columns: tuple[str, ...] = Field(
+        (), description="further columns, kept as labels too: hard negatives, weights, or more classes"
+    )
     group: str | None = Field(None, description="column of groups, which stay in one split; null: the first caption")
     key: str | None = Field(None, description="column of unique names of the rows; null: FILE:ROW")
     root: Place | None = Field(None, description="where relative paths of images start; null: the file's folder")
@@ -83,10 +86,11 @@ class ColumnsSource(Source):
         image = self.image or rows.usual_name("image", IMAGES, names)
         wanted = {"caption": self.caption or rows.usual_name("caption", CAPTIONS, names)}
         wanted |= {key: name for key in ("label", "group", "key") if (name := getattr(self, key)) is not None}
+        wanted |= {f"columns:{name}": name for name in self.columns}
         for key, name in {"image": image, **wanted}.items():
             if names.count(name) != 1:
                 problem = f"has {'no column' if name not in names else 'several columns'} '{name}'"
-                raise Unreadable(problem, key, f"its columns are: {', '.join(map(repr, names))}")
+                raise Unreadable(problem, key.partition(":")[0], f"its columns are: {', '.join(map(repr, names))}")
         caption = schema.field(wanted["caption"])
         if not (_is_text(caption.type) or (_is_list(caption.type) and _is_text(caption.type.value_type))):
             problem = f"has no captions in column '{caption.name}': its type is {caption.type}, not text"
@@ -94,8 +98,9 @@ class ColumnsSource(Source):
         for key in wanted.keys() - {"caption"}:
             kind = schema.field(wanted[key]).type
             if pa.types.is_nested(kind) or _is_binary(kind):
-                problem = f"has no {key} in column '{wanted[key]}': its type is {kind}, not text or a number"
-                raise Unreadable(problem, key, f"pass source.{key}=NAME")
+                setting, _, further = key.partition(":")
+                problem = f"has no {setting} in column '{wanted[key]}': its type is {kind}, not text or a number"
+                raise Unreadable(problem, setting, f"leave '{further}' out" if further else f"pass source.{key}=NAME")
         if names.count(_ERROR) == 1 and _is_text(schema.field(_ERROR).type):
             wanted["error"] = _ERROR
         return Layout(*_image_leaves(schema.field(image)), wanted, _label_names(schema, self.label))
@@ -115,6 +120,7 @@ class ColumnsSource(Source):
             )
         ):
             captions, label, group, key, error = values
+            labels = {self.label: _name(label, layout.label_names)} if self.label else {}
             if not has_bytes[index] and path is None:
                 yield start.lost(index, "missing_image", str(error or "no image"))
                 continue
@@ -126,7 +132,7 @@ class ColumnsSource(Source):
                 captions=captions,
                 key=key,
                 group=group,
-                labels={self.label: _name(label, layout.label_names)} if self.label else {},
+                labels=labels | {name: cells[f"columns:{name}"][index] for name in self.columns},
                 outside=self.outside or has_bytes[index],
             )
             if isinstance(row, Pair) and has_bytes[index] and layout.encoded:

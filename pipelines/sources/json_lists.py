@@ -47,6 +47,9 @@ class JsonSource(Source):
     root: Place | None = Field(None, description="where relative paths of images start; null: the JSON file's folder")
     outside: Outside = False
     label: str | None = Field(None, description="field of a label")
+    columns: tuple[str, ...] = Field(
+        (), description="further fields, kept as labels too: hard negatives, weights, or more classes"
+    )
     group: str | None = Field(None, description="field of groups, which stay in one split; null: the first caption")
     key: str | None = Field(
         None,
@@ -76,6 +79,7 @@ class JsonSource(Source):
             return Rejected(key, origin, *row["rejected"])
         values = {name: row.get(name) for name in ("image", "captions", "key", "group")}
         labels = {self.label: row["label"]} if self.label else {}
+        labels |= {name: row.get(f"columns:{name}") for name in self.columns}
         return rows.pair_of(key, origin, self.root or rows.folder_of(unit["file"]), labels=labels, outside=self.outside, **values)
 
     def units_of(self, file: File, prefix: str) -> list[Unit]:
@@ -143,6 +147,7 @@ class JsonSource(Source):
         if items and not names:
             raise Unreadable(f"holds no objects in its first {len(items)} rows", remedy="check source.layout")
         wanted = {"image": self.image, "caption": self.caption, "label": self.label, "group": self.group, "key": self.key}
+        wanted |= {f"columns:{name}": name for name in self.columns}
         fields = {}
         for key, name in wanted.items():
             if key == "caption" and layout == "coco":
@@ -150,7 +155,9 @@ class JsonSource(Source):
             if name is None and key in _USUAL and items:
                 name = rows.usual_name(key, _USUAL_OF_LAYOUT[key].get(layout, _USUAL[key]), names)
             elif name is not None and items and name not in names:
-                raise Unreadable(f"has no field '{name}'", key, f"its fields are: {', '.join(map(repr, names[:20]))}")
+                raise Unreadable(
+                    f"has no field '{name}'", key.partition(":")[0], f"its fields are: {', '.join(map(repr, names[:20]))}"
+                )
             if name is not None:
                 fields["captions" if key == "caption" else key] = name
         return fields

@@ -47,10 +47,13 @@ class TableSource(Source):
     root: Place | None = Field(None, description="where relative paths of images start; null: the table's folder")
     outside: Outside = False
     label: Column | None = Field(None, description="column of a label")
+    columns: tuple[Column, ...] = Field(
+        (), description="further columns, kept as labels too: hard negatives, weights, or more classes"
+    )
     group: Column | None = Field(None, description="column of groups, which stay in one split; null: the first caption")
     key: Column | None = Field(None, description="column of unique names of the rows; null: FILE:ROW")
 
-    @field_validator("image", "caption", "label", "group", "key")
+    @field_validator("image", "caption", "label", "columns", "group", "key")
     @classmethod
     def _positions_count_from_0(cls, value: Any) -> Any:
         for column in value if isinstance(value, tuple) else (value,):
@@ -117,6 +120,8 @@ class TableSource(Source):
         }
         captions = [record.fields[column] for column in columns["caption"]]
         label = self.label if isinstance(self.label, str) else "label"
+        names = [name if isinstance(name, str) else f"column_{name}" for name in self.columns]
+        further = {name: record.fields[column] for name, column in zip(names, columns["columns"], strict=True)}
         return rows.pair_of(
             key,
             origin,
@@ -125,7 +130,7 @@ class TableSource(Source):
             captions=captions,
             key=cells["key"],
             group=cells["group"],
-            labels={label: cells["label"]},
+            labels={label: cells["label"]} | further,
             outside=self.outside,
         )
 
@@ -138,7 +143,8 @@ class TableSource(Source):
         """(setting, column) of every setting that names a column."""
         captions = self.caption if isinstance(self.caption, tuple) else (self.caption,)
         pairs = [("image", self.image), ("label", self.label), ("group", self.group), ("key", self.key)]
-        return [(key, column) for key, column in [*pairs, *(("caption", c) for c in captions)] if column is not None]
+        pairs += [*(("columns", column) for column in self.columns), *(("caption", column) for column in captions)]
+        return [(key, column) for key, column in pairs if column is not None]
 
     def _has_header(self) -> bool:
         return not any(isinstance(column, int) for _, column in self._columns()) if self.header is None else self.header
@@ -160,7 +166,9 @@ class TableSource(Source):
                 wanted.append((key, _usual_name(key, usual, names)))
         positions = [(key, _position(key, column, names, width)) for key, column in wanted]
         layout: dict[str, Any] = {"width": width, "label": None, "group": None, "key": None, **dict(positions)}
-        return layout | {"caption": [position for key, position in positions if key == "caption"]}
+        return layout | {
+            several: [position for key, position in positions if key == several] for several in ("caption", "columns")
+        }
 
 
 def _usual_name(key: str, usual: Sequence[str], names: list[str]) -> str:

@@ -53,6 +53,9 @@ class WebDatasetSource(Source):
         None, description="field of the json member that holds the caption, or a list; null: the member named by `caption` does"
     )
     label: str | None = Field(None, description="field of the json member that is a label; cls: the member of that extension")
+    columns: tuple[str, ...] = Field(
+        (), description="further fields of it, kept as labels too: hard negatives, weights, or more classes"
+    )
     group: str | None = Field(
         None, description="field of the json member that holds groups, which stay in one split; null: the first caption"
     )
@@ -123,14 +126,14 @@ class WebDatasetSource(Source):
             image=tar.file,
             captions=captions,
             group=fields.get(self.group) if self.group else None,
-            labels={self.label: label} if self.label else {},
+            labels=({self.label: label} if self.label else {}) | {name: fields.get(name) for name in self.columns},
             outside=True,  # it is in the tar
         )
         return tar.placed(row, image, images) if isinstance(row, Pair) else row
 
     def _fields(self, tar: "_Tar", sample: Sample) -> dict[str, Any]:
         """The fields of the json member, if a setting needs them. Raises `ValueError`."""
-        needed = self.caption_field or self.group or (self.label and self.label != "cls")
+        needed = self.caption_field or self.group or self.columns or (self.label and self.label != "cls")
         if not needed or "json" not in sample.members:
             return {}
         try:

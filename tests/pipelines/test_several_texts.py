@@ -1,4 +1,4 @@
-"""Several captions of a sample, and label columns as texts and numbers, in a batch. A dataset written by hand: no Ray."""
+"""Several captions of a sample, and label columns as texts and numbers, in a batch. A dataset written by hand."""
 
 import json
 from pathlib import Path
@@ -7,16 +7,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from pipelines.dataset.batch import Needs, columns
+from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import FORMAT_VERSION, Prepared
-from pipelines.dataset.stream import Item, Stream
+from pipelines.dataset.stream import Item, Stream, Worker
 from pipelines.dataset.tokenizer import TextTokenizer, train_tokenizer
 from pipelines.dataset.views import Augment
+from pipelines.features.pool import Pool
 from pipelines.program.settings import validate
+from tests.conftest import QUIET, png
 from tests.refusals import refused
 from training.config import TrainSettings
 from training.data import check_labels, final_test_data, held_out_data
+from training.dry_run import check_build
+from training.plan import plan_of
 
 CAPTIONS = [["a red cube"], ["a ball", "a blue ball"], ["one tree", "two trees", "three trees", "four trees"], ["a ball"]] * 4
 SWAPPED = ["a cube red", None, "tree one", "ball a"] * 4
@@ -38,6 +44,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         "label_weight": [str(i / 8) for i in IDS],
         "label_kind": ["a", "b"] * 8,
         "image_id": IDS,
+        "file": [f"{i}.png" for i in IDS],
+        "start": np.zeros(16, dtype=np.int64),
+        "length": np.full(16, -1),
+        "column": [""] * 16,
         "text_id": [[texts.index(text) for text in row] for row in CAPTIONS],
     }
     pq.write_table(pa.table(rows), folder / "0.parquet")
@@ -47,9 +57,21 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         "kind": {"a": 8, "b": 8},
     }
     manifest = {"format_version": FORMAT_VERSION, "name": "pairs", "fingerprint": "f", "num_samples": 16, "num_images": 16}
-    manifest |= {"num_texts": len(texts), "shards": [{"file": "0.parquet", "rows": 16}], "labels": labels, "tables": False}
-    manifest |= {"split_shares": {"test": 0.25}, "captions": {"shuffled": 0}, "config": {"split_seed": 0}}
+    manifest |= {
+        "num_texts": len(texts),
+        "shards": [{"file": "0.parquet", "rows": 16, "splits": {"train": 12, "test": 4}}],
+        "labels": labels,
+        "tables": False,
+    }
+    manifest |= {
+        "image": {"background": "white", "size": 16},
+        "split_shares": {"test": 0.25},
+        "captions": {"shuffled": 0},
+        "config": {"split_seed": 0},
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    for i in IDS:
+        (folder / f"{i}.png").write_bytes(png(np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)))
     for name, count in (("images", 16), ("texts", len(texts))):
         (folder / name).mkdir()
         np.save(folder / name / "rows.npy", np.stack([np.arange(count), np.ones(count)], axis=1).astype(np.float16))
@@ -120,7 +142,8 @@ def test_labels_are_texts_and_numbers(pairs: Prepared) -> None:
 
 
 def run_of(pairs: Prepared, objective: dict) -> TrainSettings:
-    tree = {"name": "r", "data": {"path": str(pairs.path)}, "image_tower": {"name": "conv"}, "text_tower": {"name": "bag"}}
+    tree = {"name": "r", "data": {"path": str(pairs.path)}, "text_tower": {"name": "bag", "width": 16}}
+    tree |= {"image_tower": {"name": "conv", "image_size": 16, "channels": [8, 16]}}
     tree |= {"objective": objective, "epochs": 1, "global_batch_size": 8, "evaluation": {"test_split": None}}
     return validate(TrainSettings, tree, "c.yaml")
 
@@ -142,6 +165,18 @@ def test_a_column_that_is_not_there_or_has_no_numbers_is_named(pairs: Prepared, 
         return
     with refused("objective", *named):
         check_labels(settings, pairs)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [{"name": "negclip", "negatives": ["swapped", "kind"]}, {"name": "weighted"}, {"name": "captions", "captions": 3}],
+)
+def test_a_run_takes_a_step_with_them(pairs: Prepared, objective: dict) -> None:
+    """From the plan to gradients, of images, captions and labels as they are stored."""
+    plan = plan_of(run_of(pairs, objective), Pool(0), QUIET)
+    check_build(plan)
+    batch = plan.stream.here(Item(plan.order.batch(0), 0))
+    assert {"more_text", "label_text", "numbers"} & set(batch) and batch["image"].shape == (8, 3, 16, 16)
 
 
 def test_a_row_without_a_weight_is_counted(pairs: Prepared) -> None:
@@ -167,3 +202,17 @@ def test_what_the_objective_reads_is_no_class(pairs: Prepared) -> None:
         scored = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"test_split": "test"})})
         test = final_test_data(scored, pairs)
         assert test is not None and list(test.classes) == labels
+
+
+def test_through_ray_data_they_are_the_same(ray_session: None, pairs: Prepared) -> None:
+    """Columns of three axes and of truth values, from tasks to two workers."""
+    needs = Needs(ids=True, captions=3, texts=("swapped", "kind"), numbers=("weight",))
+    stream, _ = stream_of(pairs, needs, False)
+    order = Order(pairs, "train", None, seed=1, global_batch_size=6)
+    whole = stream.here(Item(order.batch(1), 0))
+    assert whole["label_there"].dtype == torch.bool and {"more_text", "label_text", "numbers"} < set(whole)
+    for rank in range(2):
+        (part,) = stream.training(order, 1, 2, Worker(rank, 2, torch.device("cpu"), 1))
+        assert part.keys() == whole.keys()
+        for name, column in part.items():
+            assert torch.equal(column, whole[name][3 * rank : 3 * rank + 3]), name  # type: ignore[literal-required]

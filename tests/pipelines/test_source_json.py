@@ -180,6 +180,12 @@ def test_labels_groups_and_keys_may_be_numbers(tmp_path: Path) -> None:
     rows = [
         {"image": "a", "caption": "x", "k": k, "g": 0, "l": label} for k, label in ((1, False), (2.5, 12), (None, ""), ("", None))
     ]
+    further = read(source_of(file(tmp_path / "a.json", rows), key="k", columns=["g", "l"]))
+    assert [row.labels for row in further if isinstance(row, Pair)][:3] == [
+        {"g": "0", "l": "false"},
+        {"g": "0", "l": "12"},
+        {"g": "0"},
+    ]
     found = read(source_of(file(tmp_path / "a.json", rows), key="k", group="g", label="l"))
     assert [(row.key, row.group, row.labels) for row in found if isinstance(row, Pair)] == [
         ("1", "0", {"l": "false"}),

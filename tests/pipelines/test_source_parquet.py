@@ -210,6 +210,10 @@ def test_labels_groups_and_keys(tmp_path: Path) -> None:
         ("k2", "y", {}),
         ("x:3", "c", {"kind": "5"}),
     ]
+    found = pairs(read(source_of(file, label="kind", columns=["sku", "owner"])))
+    assert [pair.labels for pair in found][:2] == [{"kind": "3", "sku": "k1", "owner": "x"}, {"sku": "k2", "owner": "y"}]
+    with refused("source.columns", "'skus'", "'sku'"):
+        source_of(file, columns=["skus"]).units()
 
 
 def test_labels_have_the_names_that_hugging_face_gives_them(tmp_path: Path) -> None:

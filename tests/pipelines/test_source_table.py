@@ -127,6 +127,15 @@ def test_columns_can_be_named_and_several_can_hold_captions(tmp_path: Path) -> N
         ("x8", ["Hund"], {}, "hund"),
         ("a:3", [""], {"kind": "wild"}, "bob"),
     ]
+    further = source_of(table, image="pic", caption=["en"], label="kind", columns=["who", "de"])
+    assert [p.labels for p in pairs(further)][::2] == [
+        {"kind": "pet", "who": "ann", "de": "Katze"},
+        {"kind": "wild", "who": "bob"},
+    ]
+    (first, *_) = pairs(source_of(table, header=True, image=1, caption=[3], columns=[5]))
+    assert first.labels == {"column_5": "ann"}
+    with refused("source.columns", "'whom'", "'who'"):
+        source_of(table, image="pic", caption=["en"], columns=["whom"]).units()
     (first, *_) = pairs(source_of(table, header=True, image=1, caption=[3, 2], label=4))
     assert (first.captions, first.labels) == (["Katze", "cat"], {"label": "pet"})
 

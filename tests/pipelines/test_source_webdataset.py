@@ -82,6 +82,8 @@ def test_what_shard_writer_writes(tmp_path: Path) -> None:
     assert [pair.captions for pair in found] == [[f"text {i}"] for i in range(7)]
     assert [pair.labels for pair in found] == [{"cls": str(i % 3)} for i in range(7)]
     assert [pair.group for pair in found] == [f"u{i // 2}" for i in range(7)]
+    further = pairs(read(source_of(tmp_path, label="cls", columns=["user"])))
+    assert [pair.labels for pair in further] == [{"cls": str(i % 3), "user": f"u{i // 2}"} for i in range(7)]
     by_field = pairs(read(source_of(tmp_path, caption_field="caption", label="user")))
     assert [(pair.captions, pair.labels["user"]) for pair in by_field] == [([f"Caption {i}"], f"u{i // 2}") for i in range(7)]
 

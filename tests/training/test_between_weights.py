@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.dataset.stream import Worker
+from pipelines.program.errors import UserError
 from tests.refusals import refused
-from tests.training.test_state import advance
+from tests.training.test_state import advance, batch_of
 from training.build import build_state
 from training.checkpoint import load_embedder, load_encoder, snapshot
 from training.export.export import export
 from training.plan import Plan
+from training.step import train_step
 from training.tensor_tree import load_tree
-
-from pipelines.dataset.stream import Worker  # isort: skip
 
 SIZE = 16
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
@@ -99,3 +100,17 @@ def test_what_has_no_start_is_refused(plan_of: Callable[..., Plan], runs: tuple[
     with refused("wise_ft", "linear", "image_tower", remedy="identity"):
         rows(third, 0.5)
     assert load_encoder(third).settings.name == "run"
+
+
+def test_the_start_teaches_by_one_key(plan_of: Callable[..., Plan], runs: tuple[Path, Path]) -> None:
+    """Before the first step student and teacher agree, as BatchNorm is frozen; after it only the student has moved."""
+    keys = halves(runs[0])
+    keys["image_tower"] |= {"batch_norm": "frozen"}
+    keys |= {"objective": {"name": "distill", "live": True, "heads": False, "temperature": 0.1}}
+    plan = plan_of(**keys)
+    encoder, state = build_state(plan, Worker(0, 1, torch.device("cpu"), 1.0))
+    encoder.train()
+    distances = [float(train_step(state, batch_of(plan, 0), plan.settings, 1e-2)[0].metrics["feature"]) for _ in range(2)]
+    assert distances[0] < 1e-8 < 1e-4 < distances[1]
+    with pytest.raises(UserError, match="frozen_encoders"):
+        plan_of(objective={"name": "distill"})

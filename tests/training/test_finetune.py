@@ -1,9 +1,11 @@
 """The recipe for fine-tuned retrieval: its settings, and runs of it at toy size."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from pipelines.dataset.prepared import Prepared
 from pipelines.prepare.config import PrepareSettings
@@ -12,6 +14,8 @@ from pipelines.program.display import Display
 from pipelines.program.settings import load
 from tests.pipelines.rows import write_karpathy
 from tests.training.conftest import SMALL
+from tests.training.test_report import read
+from tests.tuning.pages import section
 from training.config import TrainSettings
 from training.run import run
 
@@ -55,6 +59,15 @@ def test_one_command_starts_from_pretrained_halves(chosen: TrainSettings, tiny_d
         },
     )
     result = run(settings, Display(quiet=True))
+    # What it scored before the first step is what the start scores, and the page says so beside the end.
+    page = read(start.parent / settings.name / "report.html")
+    names = {path for path in result["start"] if path.endswith(("/mean_recall@1", "/top1"))}
+    lines = [line for body in section(page, "gained-and-lost").all("tbody") for line in body.all("tr")]
+    assert len(lines) == len(names) > 1
+    chosen_on = json.loads((start / "held_out.json").read_text())["metrics"]
+    assert all(result["start"][path] == pytest.approx(result["metrics"][path], abs=1e-6) for path in result["start"])
+    assert result["start"].keys() == result["metrics"].keys()
+    assert result["start"][settings.checkpoint.best] == pytest.approx(chosen_on[settings.checkpoint.best], abs=1e-6)
     before, after = (np.load(run_ / "held_out.npz") for run_ in (start, start.parent / settings.name))
     for name in ("images", "texts"):
         np.testing.assert_allclose(after[name], before[name], atol=1e-4)

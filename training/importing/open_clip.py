@@ -11,31 +11,19 @@ from importlib.util import find_spec
 from typing import Any
 
 from pipelines.io.artifacts import resolve
-from pipelines.prepare.config import PrepareSettings
-from pipelines.program import yaml_text
 from pipelines.program.errors import UserError
-from pipelines.program.settings import validate
-from training.config import TrainSettings
-from training.importing.arguments import ARGUMENTS
+from training.importing.collected import Collected
 from training.importing.command_line import given_in, split, workers_of
 from training.importing.sources import kind_of, source_of
 from training.start import OpenClipStart
 from training.towers.open_clip import has_bias
 
 _KEY = "ARGUMENTS"  # for errors
-_BY_NAME = {argument.name: argument for argument in ARGUMENTS}
 _HELD_OUT = 0.01
 _PRECISIONS = {
     **{"amp": "fp16", "fp16": "fp16", "pure_fp16": "fp16", "fp32": "fp32"},
     **{"amp_bf16": "bf16", "amp_bfloat16": "bf16", "bf16": "bf16", "pure_bf16": "bf16"},
 }
-_DIFFERENT = (
-    "open_clip trains on all rows; here a share is held out (splits in prepare.yaml), on which the page's scores are",
-    "the rows left over at the end of an epoch are left out, others each time; open_clip shows some twice instead",
-    "evaluation crops the centre before it resizes; open_clip resizes before it crops",
-    "objective.mask_false_negatives: true would leave out pairs with equal captions or images, which open_clip contrasts",
-)
-_BATCH_NORM = "BatchNorm, of networks that have it (RN50), is over the rows of all workers, as with --use-bn-sync"
 
 
 def imported(command: str, gpus: int | None = None) -> dict[str, str]:
@@ -53,37 +41,8 @@ def imported(command: str, gpus: int | None = None) -> dict[str, str]:
     return _Import(given_in(words), workers_of(launcher) if gpus is None else gpus).files()
 
 
-class _Import:
-    """Collects keys with the arguments that they come from."""
-
-    def __init__(self, given: dict[str, Any], workers: int):
-        self.given, self.workers = given, workers
-        self.tree: dict[str, Any] = {}
-        self.sources: dict[str, list[str]] = {}  # of each top-level key
-        self.same: dict[str, str] = {}
-        self.none: dict[str, str] = {}
-        for name in given:
-            argument = _BY_NAME[name]
-            if argument.becomes != "keys":
-                getattr(self, argument.becomes)[name] = argument.about
-
-    def get(self, name: str) -> Any:
-        """An argument's value, or open_clip's default."""
-        return self.given.get(name, _BY_NAME[name].default)
-
-    def put(self, key: str, value: Any, *names: str) -> None:
-        """Set a dotted key, which comes from the arguments of these names; one that is not given by its default."""
-        first, *rest = key.split(".")
-        node, last = self.tree, first
-        for part in rest:
-            node, last = node.setdefault(last, {}), part
-        node[last] = value
-        notes = self.sources.setdefault(first, [])
-        notes += [note for name in names if (note := name if name in self.given else f"{name}'s default") not in notes]
-
-    def _lacks(self, name: str, what: str) -> None:
-        """Note something of an argument that has no equal, beside what is noted of it."""
-        self.none[name] = "; ".join([*([self.none[name]] if name in self.none else []), what])
+class _Import(Collected):
+    """The conversion, part by part."""
 
     def files(self) -> dict[str, str]:
         """The configs' texts."""
@@ -96,8 +55,8 @@ class _Import:
         self._optimizer()
         self._steps()
         self._outside()
-        texts = {file: self._checked(tree, note, file) for file, (tree, note) in prepare.items()}
-        return texts | {"train.yaml": self._text()}
+        texts = {file: self.prepare_text(tree, note, file) for file, (tree, note) in prepare.items()}
+        return texts | {"train.yaml": self.train_text()}
 
     def _name(self) -> str:
         name = self.get("--name") or f"{self.get('--model')}{'-siglip' if self.get('--siglip') else ''}"
@@ -168,7 +127,7 @@ class _Import:
             self.none["--resume"] = "only its weights are taken; optimizer, step and epoch begin anew"
         model = self._quick(model, weights)
         if "coca" in model.lower():
-            self._lacks("--model", f"{model}'s captioning loss; its two halves are trained")
+            self.lacks("--model", f"{model}'s captioning loss; its two halves are trained")
         self.put("start.name", "open_clip", *names)
         self.put("start.model", model)
         if weights is not None:
@@ -178,10 +137,8 @@ class _Import:
         half_of_texts = (open_clip.get_model_config(model) or {}).get("text_cfg", {})
         if words := half_of_texts.get("hf_tokenizer_name") or half_of_texts.get("hf_model_name"):
             other = "start: {name: huggingface, weights: ...} takes SigLIP's published weights"
-            self._lacks("--model", f"{model} reads texts with {words}, which towers of open_clip do not; {other}")
-        for half in ("image", "text"):
-            if self.get(f"--lock-{half}"):
-                self.put(f"{half}_tower.mode", "frozen", f"--lock-{half}")
+            self.lacks("--model", f"{model} reads texts with {words}, which towers of open_clip do not; {other}")
+        self._lock(open_clip.get_model_config(model) or {})
         self._sizes(OpenClipStart(name="open_clip", model=model, weights=weights))
         scale, ratio = [0.9, 1.0], None
         names = ["--aug-cfg"]
@@ -199,6 +156,29 @@ class _Import:
             self.put("data.augment.crop_ratio", ratio)
         self.put("data.augment.flip", False)
 
+    def _lock(self, config: Mapping[str, Any]) -> None:
+        """What of both halves trains, and what they keep for the backward pass."""
+        for half, last, part in (("image", "groups", "vision_cfg"), ("text", "layers", "text_cfg")):
+            lock, unlocked = f"--lock-{half}", f"--lock-{half}-unlocked-{last}"
+            # open_clip's groups: what comes before the blocks, each block, and the projection; a norm belongs to the last block.
+            groups = self.get(unlocked)
+            trained, blocks = groups - 1, config.get(part, {}).get("layers", 12 if half == "text" else None)
+            if self.get(lock) and groups > 0 and isinstance(blocks, int) and "timm_model_name" not in config.get(part, {}):
+                if trained <= blocks:
+                    self.put(f"{half}_tower.frozen_blocks", blocks - trained, lock, unlocked)
+                if trained == 0:
+                    self.none[unlocked] = "the norm before the projection trains too"
+            elif self.get(lock):
+                self.put(f"{half}_tower.mode", "frozen", lock)
+                if groups > 0:
+                    self.none[unlocked] = f"{half}_tower.frozen_blocks: N would train what comes after the first N blocks"
+            elif unlocked in self.given:
+                self.none[unlocked] = f"open_clip reads it with {lock} only"
+            if self.get("--grad-checkpointing") and self.tree.get(f"{half}_tower", {}).get("mode") != "frozen":
+                self.put(f"{half}_tower.recompute", True, "--grad-checkpointing")
+        if self.get("--grad-checkpointing") and self.get("--lock-image") and self.get("--lock-text"):
+            self.same.setdefault("--grad-checkpointing", "a frozen tower keeps no activations")
+
     def _quick(self, model: str, weights: str | None) -> str:
         """The model with the activation of its weights, or the one asked for."""
         import open_clip
@@ -214,7 +194,7 @@ class _Import:
         tags = open_clip.list_pretrained_tags_by_model(quick) if known else []
         if weights in tags and open_clip.get_pretrained_cfg(quick, weights).get("quick_gelu"):
             note = f"{weights} was trained with QuickGELU, so start.model is {quick}; open_clip warns, and computes without it"
-            self._lacks("--model", note)
+            self.lacks("--model", note)
             return quick
         return model
 
@@ -354,36 +334,6 @@ class _Import:
             self.put("tensorboard", "tensorboard" in report or "all" in report, "--report-to")
             if "wandb" in report or "all" in report:
                 self.put("loggers", ["wandb"], "--report-to")
-
-    # Text.
-
-    def _text(self) -> str:
-        comments = [
-            "Imported from an open_clip command line. The same command resumes the run: raylign train FILE",
-            *_block("The same here, without a key:", self.same),
-            *_block("No equal here:", self.none),
-            "Different in any case:",
-            *(f"  - {line}" for line in _DIFFERENT),
-            *(["  - " + _BATCH_NORM] if self.workers > 1 and not self.get("--use-bn-sync") else []),
-        ]
-        lines = [f"# {line}".rstrip() for line in comments]
-        for key, value in self.tree.items():
-            notes = f"  # {', '.join(self.sources[key])}" if self.sources[key] else ""
-            lines.append(f"{key}: {yaml_text.line(value)}{notes}")
-        text = "\n".join(lines) + "\n"
-        validate(TrainSettings, yaml_text.parse(text), "train.yaml")
-        return text
-
-    def _checked(self, tree: dict[str, Any], note: str, file: str) -> str:
-        lines = [f"# From {note}. To see first what would be left out, and why: raylign prepare {file} --check"]
-        lines += [f"{key}: {yaml_text.line(value)}" for key, value in tree.items()]
-        text = "\n".join(lines) + "\n"
-        validate(PrepareSettings, yaml_text.parse(text), file)
-        return text
-
-
-def _block(title: str, arguments: Mapping[str, str]) -> list[str]:
-    return [title, *(f"  {name}: {about}" for name, about in arguments.items())] if arguments else []
 
 
 def _literal(text: str) -> Any:

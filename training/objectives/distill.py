@@ -11,10 +11,11 @@ into the teacher's space, p^I and p^T:
 
 L_CRD is the paper's Kullback-Leibler divergence without the teacher's entropy, which does not depend on the student. The public
 scripts use a weight of 2,000 for L_FD as a mean over entries, which is about 4 times the sum at a width of 512. Paper and scripts
-have heads only if the widths differ; here there are always heads (ours).
+have heads only if the widths differ; here there are heads (ours) unless `heads` is false: then p is the student's embedding.
 
-The teacher is `frozen_encoders`: both halves of an open_clip or Hugging Face model, or of an earlier run. Its embeddings of
-images and captions are computed once and looked up; with `live`, it runs in the step on the student's views.
+The teacher is `frozen_encoders`: both halves of an open_clip or Hugging Face model, or of an earlier run; of a run that starts
+from a dual encoder, that start, unless they name another. Its embeddings of images and captions are computed once and looked up;
+with `live`, it runs in the step on the student's views.
 """
 
 from dataclasses import replace
@@ -35,7 +36,7 @@ from training.precision import exact, unit
 
 
 class DistillSettings(ContrastiveSettings):
-    """Distillation from a stronger dual encoder, named in `frozen_encoders`."""
+    """Distillation from a stronger dual encoder, named in `frozen_encoders`, or from the one that the run starts from."""
 
     renamed: ClassVar[dict[str, str]] = {"plain": "contrastive"}
     name: Literal["distill"] = "distill"
@@ -47,6 +48,10 @@ class DistillSettings(ContrastiveSettings):
     )
     teacher_temperature: float = Field(
         0.01, gt=0, description="temperature of the teacher's similarities; 0.01 is that of released CLIP models"
+    )
+    heads: bool = Field(
+        True,
+        description="learn a map into the teacher's space; false: embeddings are in it, as when the start teaches",
     )
     live: bool = Field(
         False, description="run the teacher in the step on the student's views; false: look up its stored embeddings"
@@ -69,7 +74,12 @@ class Distill(Clip):
         if width != text_width:
             problem = f"distill needs the halves of one dual encoder, and these have widths {width} and {text_width}"
             raise UserError("frozen_encoders", problem, "name both halves of one model, such as name: run with the same path")
-        self.image_head, self.text_head = nn.Linear(task.embed_dim, width), nn.Linear(task.embed_dim, width)
+        if not settings.heads and width != task.embed_dim:
+            problem = f"false, but the teacher's embeddings have width {width} and the student's {task.embed_dim}"
+            raise UserError("objective.heads", problem, f"pass objective.heads=true, or embed_dim={width}")
+        self.image_head, self.text_head = (
+            nn.Linear(task.embed_dim, width) if settings.heads else nn.Identity() for _ in range(2)
+        )
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Loss:
         settings, scale = self._settings, self.scale()

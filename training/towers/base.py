@@ -77,6 +77,11 @@ class TowerSettings(Settings):
     def weights_name(self) -> str | None:
         """Where pretrained weights come from; None for random ones."""
 
+    @property
+    def pretrained(self) -> bool:
+        """Whether it has weights to start from, which need not be there any more."""
+        return getattr(self, "weights", None) is not None
+
     def check_source(self, key: str) -> None:
         """Raises `UserError` if the weights are neither on this machine nor available for download. Loads nothing."""
         name = self.weights_name()

@@ -26,6 +26,10 @@ class _RunSettings(TowerSettings):
 
         return str(find_checkpoint(self.path).absolute())
 
+    @property
+    def pretrained(self) -> bool:
+        return True
+
     def load(self) -> "Trained":
         """The whole dual encoder."""
         from training.checkpoint import find_checkpoint, load_encoder
@@ -44,7 +48,7 @@ class RunImageSettings(_RunSettings, ImageTowerSettings):
             raise UserError(f"{key}.image_size", problem, f"pass {key}.image_size={size}")
         assert isinstance(run.encoder.image_tower, ImageTower)
         settings = run.settings.image_tower.model_dump(mode="json")
-        tower = _RunImage(run.encoder.image_tower, run.encoder.image_head, run.settings.embed_dim)
+        tower = self._half(run.encoder.image_tower, run.encoder.image_head, run.settings.embed_dim)
         head = run.settings.heads[0].model_dump(mode="json")
         return tower.describe(settings=settings, tower=run.encoder.image_tower.about, head=head, width=tower.width)
 
@@ -54,7 +58,10 @@ class RunImageSettings(_RunSettings, ImageTowerSettings):
         settings: ImageTowerSettings = TypeAdapter(ImageTowerUnion).validate_python(about["settings"])
         tower = settings.rebuild(about["tower"], 0)
         assert isinstance(tower, ImageTower)
-        return _RunImage(tower, _head(about, tower.width), about["width"]).eval()
+        return self._half(tower, _head(about, tower.width), about["width"]).eval()
+
+    def _half(self, tower: ImageTower, head: nn.Module, width: int) -> "_RunImage":
+        return _RunImage(tower, head, width, self.batch_norm == "frozen")
 
 
 class RunTextSettings(_RunSettings, TextTowerSettings):
@@ -109,9 +116,9 @@ def _head(about: dict[str, Any], width: int) -> nn.Module:
 
 
 class _RunImage(ImageTower):
-    def __init__(self, tower: ImageTower, head: nn.Module, width: int):
+    def __init__(self, tower: ImageTower, head: nn.Module, width: int, freeze_batch_norm: bool):
         nn.Module.__init__(self)
-        self.tower, self.head, self.width, self._freeze_batch_norm = tower, head, width, False
+        self.tower, self.head, self.width, self._freeze_batch_norm = tower, head, width, freeze_batch_norm
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.tower(images))

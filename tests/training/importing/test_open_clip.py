@@ -129,6 +129,23 @@ def test_numbers_become_keys(files: Path) -> None:
     assert "--aug-cfg re_prob=0.3" in imported(command)["train.yaml"]
 
 
+def test_what_is_locked_is_frozen_by_blocks() -> None:
+    """open_clip's last N groups are the projection, the last block with its norm, and the blocks before that."""
+    given = "--train-data a.tar --model ViT-B-32 --grad-checkpointing --lock-text "
+    tree = trees(imported(given + "--lock-image --lock-image-unlocked-groups 3"))["train.yaml"]
+    settings = validate(TrainSettings, tree, "locked")
+    assert (settings.image_tower.frozen_blocks, settings.image_tower.mode, settings.image_tower.recompute) == (
+        10,
+        "trainable",
+        True,
+    )
+    assert (settings.text_tower.mode, settings.text_tower.recompute) == ("frozen", False)
+    tree = trees(imported(given + "--lock-text-unlocked-layers 13"))["train.yaml"]
+    assert tree["text_tower"] == {"frozen_blocks": 0, "recompute": True} and tree["image_tower"] == {"recompute": True}
+    tree = trees(imported(given.replace("ViT-B-32", "RN50") + "--lock-image --lock-image-unlocked-groups 1"))["train.yaml"]
+    assert tree["image_tower"] == {"mode": "frozen"}
+
+
 def test_several_sources_and_scored_data(files: Path) -> None:
     given = f"--train-data 'pipe:aws s3 cp s3://b/{{0..3}}.tar -::{files}/0.tar' --dataset-resampled "
     given += f"--train-data-upsampling-factors 2::1 --val-data {files}/pairs.csv --imagenet-val /in --model ViT-B-32"

@@ -106,3 +106,15 @@ def test_the_teachers_length_and_direction_are_what_features_follow() -> None:
 def test_encoders_of_two_spaces_are_no_teacher() -> None:
     with refused("frozen_encoders", "distill", 1280, 384):
         build(DistillSettings(), frozen_widths=(1280, 384))
+
+
+def test_without_heads_embeddings_are_compared_as_they_are() -> None:
+    (x, y), (u, v) = random_pairs(6), random_pairs(6, seed=1)
+    settings = DistillSettings(**OWN, heads=False, contrastive=0, relation=0, interactive=0)
+    objective = build(settings, frozen_widths=(5, 5))
+    assert {name for name, _ in objective.named_parameters()} == {"scale.log"}
+    batch = ids(6) | {"frozen_image_features": u[:, None], "frozen_text_features": v[:, None]}
+    found = objective(Embeddings(x, y, 2 * x, 3 * y), batch)
+    assert_near(found.metrics["feature"], float(((x - u).square().sum(1) + (y - v).square().sum(1)).mean()), 1e-9)
+    with refused("objective.heads", 7, 5, remedy="embed_dim=7"):
+        build(settings, frozen_widths=(7, 7))
