@@ -1,7 +1,4 @@
-"""What the documentation tells readers to write and to call exists: keys, values, files, programs, options, messages.
-
-Blocks that are marked `<!-- run -->` run, in tests/test_tutorials.py.
-"""
+"""What the documentation tells readers to write and to call exists: keys, values, files, programs, options, messages."""
 
 import importlib.util
 import re
