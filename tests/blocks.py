@@ -14,7 +14,7 @@ _PROGRAMS = ("raylign", "make")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. `mark`, in a comment on the line before: `file: NAME` says where a reader saves it; `run` that it can run."""
+    """A fenced block. `mark`, a comment on the line before: `file: NAME` is where a reader saves it; `run` that it can run."""
 
     page: str
     line: int
