@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from pipelines.program.display import Display
+from tests.patience import wait_until
 from tests.refusals import refused
 from tests.training.inline_runs import train
 from tests.training.squares import STEPS, planner
@@ -50,10 +51,13 @@ def in_wandb(runs: list[Path]) -> Steps:
 
     (run,) = runs
     files = sorted(run.glob("wandb/offline-run-*/*.wandb"))  # of each start
+
+    def newest() -> list[Any]:
+        return [wandb_internal_pb2.Record.FromString(data) for data in records(files[-1].read_bytes())]
+
+    wait_until(lambda: any(record.HasField("exit") for record in newest()), every=0.5)  # a process of W&B's own writes it
     found: Steps = {file.stem.removeprefix("run-"): [] for file in files}
-    for data in records(files[-1].read_bytes()):
-        record: Any = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in newest():
         if record.HasField("history"):
             items = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             found[files[-1].stem.removeprefix("run-")].append(int(items["_step"]))
