@@ -84,3 +84,8 @@ def test_records_of_several_sessions(tmp_path: Path) -> None:
         ("store-fails", "did not come"),
     ]
     assert "| kill-worker | 2 | 2 | 2 | 3 | 0 | 0 | 30 | 40 |" in records.table(lines)
+
+
+def test_the_table_in_the_docs_is_that_of_the_record() -> None:
+    folder = Path(__file__).parents[1] / "docs" / "benchmarks"
+    assert records.table(records.read(folder / "faults.csv")) in (folder / "faults.md").read_text(encoding="utf-8")
