@@ -13,7 +13,6 @@ locked there is nothing to decode, and no stream; otherwise the ids of images an
 those of all samples.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -31,12 +30,12 @@ from pipelines.dataset.order import Order
 from pipelines.dataset.prepared import Prepared
 from pipelines.dataset.row_ids import COLUMNS
 from pipelines.dataset.sample_images import deadly_image, opened, unusable
+from pipelines.dataset.stream_tasks import in_tasks
 from pipelines.dataset.strong_views import StrongViews
 from pipelines.dataset.tokenizer import TextTokenizer
 from pipelines.dataset.views import UNCHANGED, Augment, Drawn, apply, draw, draw_strong, eval_view
 from pipelines.features.frozen_encoders import FrozenFeatures
 from pipelines.io.storage import Missing
-from pipelines.program.cluster import RETRIES, configure_data, deaths_as_errors
 from pipelines.program.errors import UserError
 from pipelines.program.randomness import generator
 
@@ -44,11 +43,6 @@ if TYPE_CHECKING:
     import torch
 
 _SEGMENT = 2000  # steps of one Ray Data execution, so that planning stays small in a long run
-_PREFETCH = 3  # batches that are ready on the worker
-# A task makes several steps: Ray Data polls its tasks ten times a second and needs two polls to reuse a slot, so a task of one
-# small batch would leave its CPU idle most of the time.
-_TASK_ROWS = 512
-_TASK_BYTES = 80 << 20  # at most, unless one step alone is more
 _SPARES = 32  # substitutes that are tried
 _ROW_COLUMNS = ("sample_id", "failed", "reason")  # columns about rows, in addition to those of a batch
 _READ: tuple[str, ...] = ("text_id", "more_id", "numbers")  # what a worker looks up itself where no task has read it
@@ -388,56 +382,10 @@ class Stream:
 
     def _computed(self, pick: Callable[[int], Item], start: int, end: int, size: int, worker: Worker) -> Iterator[dict[str, Any]]:
         """The columns of items [start, end) that Ray Data computes."""
-        import ray.data
 
-        configure_data()
-        context = ray.data.DataContext.get_current()
-        # Every worker runs its own execution, with its share of the CPUs that are left for data. The object store holds only as
-        # many batches as keep those CPUs busy.
-        cpus = max(1.0, worker.data_cpus)
-        at_once = int(cpus) + 1  # one more than CPUs: it runs while the slot of another is being released
-        batch_bytes = size * ((1 + self._strong_count) * 3 * self.image_size**2 + 1024)
-        together = max(1, min(_TASK_ROWS // size, _TASK_BYTES // batch_bytes))
-        context.execution_options.resource_limits = ray.data.ExecutionResources(
-            cpu=cpus, object_store_memory=(2 * at_once + 2) * together * batch_bytes
-        )
-
-        def make(parts: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-            for index in range(int(parts["start"][0]), int(parts["end"][0])):
-                yield self._attempt(pick(index))
-
-        # Not `from_arrow`, which runs tasks to inspect its tables, on CPUs that are not reserved.
-        parts = [{"start": first, "end": last} for first, last in _parts(start, end, together, at_once)]
-        items = ray.data.from_items(parts, override_num_blocks=len(parts))
-        share = math.floor(100 * cpus / at_once) / 100  # rounded down: if the sum exceeded `cpus`, one task would not run
-        dataset = items.map_batches(make, batch_size=1, num_cpus=share, max_retries=RETRIES, **_booked(worker))
-        received = start
-
-        def culprit() -> UserError | None:
-            ids = [pick(index).sample_ids for index in range(received, end)]
+        def culprit(first: int) -> UserError | None:
+            ids = [pick(index).sample_ids for index in range(first, end)]
             return deadly_image(self.prepared, np.concatenate(ids) if "image" in self.columns and ids else np.empty(0, np.int64))
 
-        with deaths_as_errors("prepare with verify=all to find images that crash their decoder", culprit):
-            for batch in dataset.iter_torch_batches(batch_size=size, prefetch_batches=_PREFETCH, device=worker.device):
-                received += 1
-                yield batch
-
-
-def _booked(worker: Worker) -> dict[str, Any]:
-    """Options that make Ray run tasks on the CPUs reserved for them next to the workers, if there are any."""
-    import ray.util
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    group = ray.util.get_current_placement_group()
-    if group is None or group.bundle_count <= worker.world_size:
-        return {}
-    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group)}
-
-
-def _parts(start: int, end: int, together: int, at_once: int) -> Iterator[tuple[int, int]]:
-    """The items [first, last) of each task: one item at first, so that the first batch comes soon, then up to `together`."""
-    number = 0
-    while start < end:
-        count = min(together, 2 ** (number // at_once), end - start)
-        yield start, start + count
-        start, number = start + count, number + 1
+        row_bytes = (1 + self._strong_count) * 3 * self.image_size**2 + 1024
+        return in_tasks(lambda index: self._attempt(pick(index)), start, end, size, row_bytes, worker, culprit)

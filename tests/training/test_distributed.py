@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.dataset.batch import Batch
+from pipelines.dataset.batch import Batch, Needs
 from tests.training.gloo import Gloo
 from tests.training.objectives.reference import task
 from training import distributed
@@ -71,7 +71,20 @@ def settings(objective: str, **changes: Any) -> TrainSettings:
     return TrainSettings.model_validate(tree | changes)
 
 
-def global_batch(step: int) -> dict[str, Tensor]:
+def several_texts(random: torch.Generator, needs: Needs) -> dict[str, Tensor]:
+    """The columns of other captions and of label columns, of which not every pair has each; weights, of which some are 0."""
+    more, label = ((ROWS, count) for count in (needs.captions - 1, len(needs.texts)))
+    texts = {
+        name: torch.randint(VOCABULARY, (*shape, TOKENS), generator=random) for name, shape in (("more", more), ("label", label))
+    }
+    columns = {f"{name}_text": ids for name, ids in texts.items()} | {f"{n}_mask": torch.ones_like(i) for n, i in texts.items()}
+    columns |= {"more_id": torch.randint(40, more, generator=random), "label_there": torch.rand(label, generator=random) < 0.7}
+    weights = torch.rand(ROWS, len(needs.numbers), generator=random) * (torch.arange(ROWS)[:, None] % 4 > 0)
+    kept = {"more": more[1], "label": label[1]}
+    return {name: column for name, column in columns.items() if kept[name.partition("_")[0]]} | {"numbers": weights}
+
+
+def global_batch(step: int, needs: Needs) -> dict[str, Tensor]:
     """All columns that an objective may need. Captions and images repeat, within a worker's part and across parts."""
     random = torch.Generator().manual_seed(step)
     image_id = torch.arange(ROWS) + 10
@@ -93,6 +106,7 @@ def global_batch(step: int) -> dict[str, Tensor]:
         "masked_labels": texts[text_id - 20].masked_fill(~hidden, -100),
         "other_text": texts[text_id - 20].flip(1),
         "other_mask": torch.ones(ROWS, TOKENS, dtype=torch.int64),
+        **several_texts(random, needs),
         "sample_id": 50 + torch.arange(ROWS),
         "neighbour_ids": torch.stack([image_id, image_id // 2, text_id // 2], dim=1),
         "frozen_image_features": torch.nn.functional.normalize(torch.randn(ROWS, 3, 7, generator=random), dim=-1),
@@ -130,7 +144,7 @@ def train(settings: TrainSettings) -> Outcome:
         used = {"strong": needs.strong, "codes": needs.codes, "masked_text": needs.masked == "apart"}
         used |= {"masked_labels": needs.masked != "no", "other_text": needs.other_words}
         unused = {name for name, need in used.items() if not need}
-        part: Any = {name: column[own] for name, column in global_batch(step).items() if name not in unused}
+        part: Any = {name: column[own] for name, column in global_batch(step, needs).items() if name not in unused}
         loss, norm = train_step(state, Batch(**part), settings, settings.optimizer.lr)
         losses.append(float(distributed.mean(loss.total)))
         norms.append(float(norm))

@@ -153,7 +153,8 @@ def test_a_compiled_encoder_keeps_one_length(tokenizer: TextTokenizer) -> None:
         tokenizer=tokenizer, stream=SimpleNamespace(frozen_tokenizer=tokenizer), settings=SimpleNamespace()
     )
     encoder, state = SimpleNamespace(text_tower=tower), SimpleNamespace(teacher=frozen)
-    for plan.settings.compile, expected in [(True, {"frozen_mask"}), (False, {"text_mask", "other_mask", "frozen_mask"})]:
+    masks = {"text_mask", "other_mask", "more_mask", "label_mask"}
+    for plan.settings.compile, expected in [(True, {"frozen_mask"}), (False, {*masks, "frozen_mask"})]:
         assert masks_to_cut(plan, encoder, state) == expected  # type: ignore[arg-type]
 
 
