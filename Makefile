@@ -72,12 +72,12 @@ lint: install
 WORKERS ?= 2
 BY_FILE := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# Without Ray: for the inner loop, each worker with one thread.
+# For the inner loop: without Ray and without tests that take seconds, each worker with one thread.
 check: install lint
-	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(PY) -m pytest -m "not ray" $(BY_FILE) --durations 15
+	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(PY) -m pytest -m "not ray and not slow" $(BY_FILE) --durations 15
 
 test: check
-	$(PY) -m pytest -m ray $(BY_FILE) --durations 40
+	TORCHINDUCTOR_COMPILE_THREADS=1 $(PY) -m pytest -m "ray or slow" $(BY_FILE) --durations 40
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

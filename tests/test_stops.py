@@ -44,6 +44,7 @@ def resumes_features(line: str) -> bool:
     return line.startswith("features of the images: ") and "2 of 3 parts" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_at_the_start_in_the_features_and_before_the_first_step(
     held: Held, root: Path, tmp_path: Path, number: signal.Signals

@@ -1,4 +1,4 @@
-"""`make check` leaves out tests with Ray, which their fixtures tell; the others cannot start a Ray unnoticed."""
+"""`make check` leaves out slow tests and those with Ray, which their fixtures tell; others cannot start a Ray unnoticed."""
 
 import subprocess
 import sys

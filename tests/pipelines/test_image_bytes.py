@@ -239,6 +239,7 @@ def test_a_group_that_failed_is_asked_for_again(tmp_path: Path) -> None:
     assert read_location(location) == ROWS[1]
 
 
+@pytest.mark.slow
 def test_nobody_notices_faults(bucket: Folder) -> None:
     path = bucket.put("t.parquet", table_file("parquet", ROWS * 8))
     tar = bucket.put("a.tar", b"".join(ROWS))

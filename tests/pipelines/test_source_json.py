@@ -235,6 +235,7 @@ def test_documents_are_cut_into_units_too(tmp_path: Path) -> None:
     assert told(read(source)) == [(f"a:{i}", [str(i)]) for i in range(600)]
 
 
+@pytest.mark.slow
 def test_compressed_files_are_read_and_kept_as_far_as_they_go(tmp_path: Path) -> None:
     lines = [json.dumps({"image": f"{i}.jpg", "caption": f"c {i * 7919 % 10007}"}) for i in range(20_000)]
     whole = tmp_path / "a.jsonl.gz"

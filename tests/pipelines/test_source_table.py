@@ -234,6 +234,7 @@ def test_any_bytes_give_the_same_rows_in_small_units_as_in_one(
     assert [row.key for row in read(source_of(zipped))] == [row.key for row in whole]
 
 
+@pytest.mark.slow
 def test_compressed_tables_are_read_in_one_piece_and_kept_as_far_as_they_go(tmp_path: Path) -> None:
     text = "caption\turl\n" + "".join(f"c{i * 7919 % 10007}\thttp://h/{i}\n" for i in range(20_000))
     whole = tmp_path / "a.tsv.gz"

@@ -137,6 +137,7 @@ def test_a_delete_whose_answer_is_lost_is_done(bucket: Folder, impatient: None, 
     assert storage.files_below(bucket.uri()) == []
 
 
+@pytest.mark.slow
 def test_nobody_notices_faults(bucket: Folder) -> None:
     data = noise(3 << 20)
     path = bucket.put("a.bin", data)
@@ -157,6 +158,7 @@ def test_nobody_notices_faults(bucket: Folder) -> None:
     assert all(count >= 3 for count in bucket.store.faults().values()), bucket.store.faults()
 
 
+@pytest.mark.slow
 def test_an_answer_that_never_goes_on_is_asked_for_again(bucket: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_TIMEOUT", 3)
     data = noise(100_000)

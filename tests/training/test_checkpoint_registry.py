@@ -159,6 +159,7 @@ def test_a_damaged_list_costs_no_checkpoint(run: Path, kind: str) -> None:
         (run / name).write_bytes(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["ray"], indirect=True)
 def test_a_bit_that_was_flipped_anywhere_in_rays_list(run: Path) -> None:
     for name in LISTS:

@@ -173,6 +173,7 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
             torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-4 * scale, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.slow
 @every_objective
 @pytest.mark.parametrize("accumulate", [1, 2])
 @world_sizes

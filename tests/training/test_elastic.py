@@ -49,6 +49,7 @@ def assert_same_course(lines: list[dict[str, Any]], expected: list[dict[str, Any
         assert (found["lr"], found["epoch"], found["samples"]) == (fixed["lr"], fixed["epoch"], fixed["samples"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_one_run_at_one_three_two_and_one_workers(gloo: Gloo, squares: Prepared, tmp_path: Path, objective: str) -> None:
     """Each step consumes the same samples, and the losses, the weights and the objective's state are the fixed run's."""

@@ -65,6 +65,7 @@ def folder_of(place: Path, content: str) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_what_one_node_put_there_another_finds(store: Store, node: Any) -> None:
     uri = store.uri("runs", "there")
     store.forget()
@@ -134,6 +135,7 @@ def until_killed(work: Callable[..., Any], left: list[int]) -> Callable[..., Any
     return act
 
 
+@pytest.mark.slow
 def test_a_best_checkpoint_that_was_half_replaced(store: Store, node: Any) -> None:
     """Killed after any of its writes and deletions, the next start finds the old one or the new one, whole."""
     seen = set()
@@ -234,6 +236,7 @@ def _hold(uri: str, cache: str, told: Any) -> None:
         told.recv()
 
 
+@pytest.mark.slow
 def test_one_process_holds_a_run(store: Store, node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one of this node hears it at once, one of another node once the lease is renewed; a dead holder's is taken over."""
     monkeypatch.setattr(lease, "EXPIRY", PATIENCE)  # it returns as soon as the lease is renewed
@@ -283,6 +286,7 @@ def _hold_on_disk(folder: Path, system: str | None, told: Any) -> None:
         told.recv()
 
 
+@pytest.mark.slow
 def test_one_process_holds_a_run_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its lock, or where that is not seen by its lease; a dead one of this machine is not waited for."""
     monkeypatch.setattr(lease, "EXPIRY", PATIENCE)  # it returns as soon as the lease is renewed
@@ -322,6 +326,7 @@ def test_one_process_holds_a_run_on_a_disk(tmp_path: Path, monkeypatch: pytest.M
         assert told == [], "it was given back"
 
 
+@pytest.mark.slow
 def test_an_outage_is_waited_for(store: Store, node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than requests are retried for, but not for ever."""
     monkeypatch.setattr("pipelines.io.retry._FIRST_WAIT", 0.001)

@@ -118,6 +118,7 @@ def embedded(plan: Plan) -> Rows:
         return images.numpy(), encoder.embed_texts(ids, mask).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dual", "open_clip", "run"])
 def test_a_run_begins_as_what_it_starts_from(squares: Prepared, sources: Any, kind: str) -> None:
     """Rows, temperature and bias are the library's own: nothing begins at random."""

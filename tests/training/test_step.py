@@ -159,6 +159,7 @@ class Dropped(nn.Module):
         return Embeddings(F.normalize(image), F.normalize(text), image, text)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_parts_of_a_compiled_encoder_see_the_masks_of_the_loss(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled code draws its own masks: those of the first pass must be those of the second."""

@@ -424,6 +424,7 @@ def test_every_shipped_training_config_can_be_a_base(monkeypatch: pytest.MonkeyP
             SweepPlan(settings(base=base, overrides={"data.path": "nowhere"}))
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_grid_is_told_without_the_imports_that_trials_and_report_need() -> None:
     """Those take seconds. In a process of its own: this one has imported everything."""
     code = (

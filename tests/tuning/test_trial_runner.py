@@ -79,6 +79,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         yield store
 
 
+@pytest.mark.slow
 def test_a_trial_in_a_store_goes_on_on_another_node(
     root: Path, tmp_path: Path, interrupt: Interrupt, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -229,6 +229,7 @@ def test_an_export_that_differs_is_refused_and_leaves_nothing(runs: Path, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_images_that_are_not_square_are_told_from_wrong_weights(towers: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     """No processor of transformers crops half pixels: the refusal says so, and a tolerance accepts it."""
     case = cases(towers, tmp_path)["heads"]

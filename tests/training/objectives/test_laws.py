@@ -308,6 +308,7 @@ def test_training_moves_all_there_is(variant: str) -> None:
     assert all(float(gradient.abs().max()) > 1e-4 for gradient in gradients)
 
 
+@pytest.mark.slow
 @every_variant
 def test_any_number_of_workers_is_one(gloo: Gloo, variant: str) -> None:
     """Of three: loss and gradients at every step, weights and state at the end, on every worker. Two: below."""
@@ -320,6 +321,7 @@ def test_any_number_of_parts_is_one(variant: str) -> None:
     assert_same(steps(VARIANTS[variant], 0, STEPS, None, 3), expected_of(variant))
 
 
+@pytest.mark.slow
 @every_variant
 def test_a_run_may_resume_with_other_workers(gloo: Gloo, variant: str) -> None:
     """Two workers, then three, then one, by checkpoints: as one worker all along, at every step and on every worker."""
@@ -337,6 +339,7 @@ def uneven_expected_of(variant: str) -> Outcome:
     return steps(VARIANTS[variant], 0, STEPS, rows=UNEVEN)
 
 
+@pytest.mark.slow
 @every_variant
 def test_workers_with_unequal_shares_are_one(gloo: Gloo, variant: str) -> None:
     """Seven pairs on four workers, then three, then two with three parts each, by checkpoints: as one worker all along."""
@@ -363,6 +366,7 @@ def test_a_checkpoint_holds_all_of_it(variant: str) -> None:
     assert all(torch.equal(value, expected.state[name]) for name, value in after.state.items())
 
 
+@pytest.mark.slow
 @every_variant
 def test_samples_may_be_dealt_out_in_any_order(gloo: Gloo, variant: str) -> None:
     """Two workers and batches in another order: the same loss, gradients and state, sample by sample.

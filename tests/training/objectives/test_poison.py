@@ -179,6 +179,7 @@ def test_one_poisoned_step_is_a_skipped_one(variant: str) -> None:
     poison(VARIANTS[variant], scaled=True, accumulate=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_poisoned_row_of_one_worker_is_skipped_by_both(gloo: Gloo, name: str) -> None:
     gloo(2, poison, SOFT[name], True, 1)

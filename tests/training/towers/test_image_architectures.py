@@ -301,6 +301,7 @@ def rows_elsewhere(folder: Path, trees: dict[str, Any]) -> dict[str, np.ndarray]
     return {name: rows(settings.build().eval(), settings.image_size).numpy() for name, settings in built.items()}
 
 
+@pytest.mark.slow
 def test_a_tower_is_the_same_in_another_process(
     saved: dict[str, ImageTowerSettings], towers: Callable[[str], ImageTower]
 ) -> None:
