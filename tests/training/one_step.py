@@ -29,6 +29,8 @@ def one_step(settings: TrainSettings, folder: Path) -> tuple[Plan, dict[str, Any
         return step(state, *rest)
 
     def report(metrics: dict[str, Any], save: Save | None) -> None:
+        if not metrics["step"]:  # of the start
+            return
         reported.append(metrics)
         assert save is not None
         folder.mkdir(exist_ok=True)

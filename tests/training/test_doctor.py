@@ -155,6 +155,7 @@ def test_the_worker_that_the_others_wait_for_is_named_and_ended(
 ) -> None:
     workers = [Hanging.remote() for _ in range(2)]
     hanging = [getattr(worker, where).remote(tmp_path, i) for i, worker in enumerate(workers)]
+    wait_until(lambda: [one["stage"] != "start" for one in pulse.pulses(tmp_path)] == [True, True])  # a start may take longer
     with doctor.Doctor(tmp_path, 5.0, Display(quiet=True)) as watching:
         with pytest.raises(ray.exceptions.ActorDiedError):
             ray.get(hanging[rank], timeout=PATIENCE)
