@@ -192,7 +192,7 @@ def test_scores_are_of_every_image_or_of_none(indexed: Prepared, tmp_path: Path)
 
 def test_an_image_that_ends_the_process_that_reads_it_is_named(indexed: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     """In training and while features are computed: Ray says that a task's process died, and not of what."""
-    monkeypatch.setattr("pipelines.dataset.stream.RETRIES", 0)
+    monkeypatch.setattr("pipelines.dataset.stream_tasks.RETRIES", 0)
     monkeypatch.setattr("pipelines.features.feature_store.RETRIES", 0)
     deadly = DeadlyPrepared(indexed.path, indexed.manifest)
     file = indexed.places(np.asarray([7]))[0].file
