@@ -191,6 +191,7 @@ def make_plan(
         seed=settings.seed,
         image_size=settings.image_tower.image_size,
         augment=settings.data.augment,
+        sentences=settings.data.sentences,
         strong=needs.strong,
         captions=needs.captions,
         texts=needs.texts,
