@@ -56,6 +56,7 @@ class Needs:
 
     ids: bool = False  # image_id, text_id
     sample_id: bool = False
+    image_states: bool = False  # the image tower's states of places, for the plain view
     strong: StrongViews | None = None
     codes: bool = False  # of all views
     # Frozen encoders' features: the sample's, stored; its neighbours' too; or computed in the step from the student's view.
@@ -81,6 +82,11 @@ class Needs:
             raise ValueError(
                 f"objective.name: {objective} teaches the image tower by strong views of images, and "
                 f"image_tower.mode={image_mode} does not train it; choose trainable, or another objective"
+            )
+        if self.image_states and image_mode == "locked":
+            raise ValueError(
+                f"objective.name: {objective} reads what the image tower tells of each place of an image, and image_tower.mode="
+                "locked stores one row of features of an image; choose trainable or frozen, or another objective"
             )
         if self.masked != "no" and text_mode in untrained:
             raise ValueError(
